@@ -46,9 +46,7 @@ impl Comments {
 
     fn document(&self, full_name: &str) -> Customize {
         match self.0.get(full_name) {
-            Some(text) if !text.is_empty() => {
-                Customize::default().before(&format!("#[doc = {text:?}]"))
-            }
+            Some(text) if !text.is_empty() => Customize::default().before(&format!("#[doc = {text:?}]")),
             _ => panic!("nri.proto says nothing about {full_name}; add a comment above it"),
         }
     }
@@ -91,10 +89,7 @@ fn regenerating_from_nri_proto_gives_the_code_that_is_checked_in() {
                 .lite_runtime(true),
         )
         .rust_protobuf_customize_callback(Comments::parse(&proto))
-        .customize(ttrpc_codegen::Customize {
-            async_all: true,
-            ..Default::default()
-        })
+        .customize(ttrpc_codegen::Customize { async_all: true, ..Default::default() })
         .run()
         .expect("nri.proto generates");
 

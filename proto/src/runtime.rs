@@ -1,0 +1,500 @@
+//! The runtime's side of the protocol, to drive a plugin in tests and benchmarks.
+//!
+//! Behaves as containerd and CRI-O do where a plugin can tell: it calls only what the plugin subscribed to, drops the
+//! plugin when a deadline passes, splits a synchronisation that is too large for one message, and wraps events in
+//! StateChange for versions before 0.12. Unlike them it sends events concurrently when asked to.
+//!
+//! ```
+//! # async fn example(trunk: tokio::net::UnixStream) -> Result<(), Box<dyn std::error::Error>> {
+//! use nri::runtime::{Connection, Options};
+//!
+//! let (plugin, _updates) = Connection::accept(trunk, Options::default()).await?;
+//! plugin.synchronize(Vec::new(), Vec::new()).await?;
+//! let reply = plugin.create_container(Default::default(), Default::default()).await?;
+//! println!("{} wants {:?}", plugin.identity(), reply.adjust);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
+use protobuf::{Message as _, MessageField};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use ttrpc::r#async::transport::{Listener, Socket};
+use ttrpc::r#async::{Client, Server, TtrpcContext};
+use ttrpc::context::Context;
+
+use crate::api::*;
+use crate::event::EventMask;
+use crate::generated::nri_ttrpc::{self as wire, PluginClient, create_runtime};
+use crate::mux::{Closed, Mux};
+use crate::stub::Identity;
+use crate::version::NriVersion;
+
+/// Bytes of pods and containers in one part of a synchronisation. A ttrpc message holds 4 MiB.
+const SYNCHRONIZE_PART: u64 = 3 << 20;
+
+/// What kind of runtime to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the runtime.
+    pub name: String,
+    /// Version of the runtime.
+    pub version: String,
+    /// Version of NRI. From 0.12 on it is told to the plugin.
+    pub nri_version: NriVersion,
+    /// The plugin's drop-in file.
+    pub config: String,
+    /// How long to wait for a registration.
+    pub registration_timeout: Duration,
+    /// How long to wait for a reply.
+    pub request_timeout: Duration,
+}
+
+impl Default for Options {
+    /// containerd 2.1.9 with NRI 0.8.0 and its default timeouts.
+    fn default() -> Self {
+        Self {
+            name: "containerd".into(),
+            version: "2.1.9".into(),
+            nri_version: NriVersion(0, 8, 0),
+            config: String::new(),
+            registration_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Why a request to a plugin failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The plugin refused it.
+    #[error("refused by the plugin: {0}")]
+    Refused(String),
+    /// No reply came in time. The plugin is dropped.
+    #[error("no reply from the plugin within {0:?}")]
+    Deadline(Duration),
+    /// The connection is gone.
+    #[error("connection to the plugin: {0}")]
+    Closed(String),
+    /// The plugin did something that runtimes drop it for.
+    #[error("{0}")]
+    Misbehaved(String),
+}
+
+/// A plugin's request to update containers. Answer it, or the plugin waits.
+#[derive(Debug)]
+pub struct UpdateRequest {
+    /// The updates.
+    pub update: Vec<ContainerUpdate>,
+    reply: oneshot::Sender<Result<Vec<ContainerUpdate>, String>>,
+}
+
+impl UpdateRequest {
+    /// Reports success, but for these.
+    pub fn succeed(self, failed: Vec<ContainerUpdate>) {
+        // The plugin may have given up, or be gone.
+        let _ = self.reply.send(Ok(failed));
+    }
+
+    /// Reports failure of the whole.
+    pub fn fail(self, message: impl Into<String>) {
+        let _ = self.reply.send(Err(message.into()));
+    }
+}
+
+struct RuntimeService {
+    registered: mpsc::Sender<RegisterPluginRequest>,
+    updates: mpsc::UnboundedSender<UpdateRequest>,
+}
+
+fn status(message: impl ToString) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNKNOWN, message))
+}
+
+#[async_trait]
+impl wire::Runtime for RuntimeService {
+    async fn register_plugin(&self, _: &TtrpcContext, request: RegisterPluginRequest) -> ttrpc::Result<Empty> {
+        self.registered.send(request).await.map_err(|_| status("registration came too late"))?;
+        Ok(Empty::default())
+    }
+
+    async fn update_containers(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainersRequest,
+    ) -> ttrpc::Result<UpdateContainersResponse> {
+        let (reply, answer) = oneshot::channel();
+        let gone = "the test does not handle updates";
+        self.updates.send(UpdateRequest { update: request.update, reply }).map_err(|_| status(gone))?;
+        let failed = answer.await.map_err(|_| status(gone))?.map_err(status)?;
+        Ok(UpdateContainersResponse { failed, ..Default::default() })
+    }
+}
+
+/// A registered and configured plugin.
+pub struct Connection {
+    identity: Identity,
+    events: EventMask,
+    options: Options,
+    client: PluginClient,
+    mux: Mux,
+    /// Serves for as long as it exists. The lock is never taken, it makes the connection Sync.
+    _server: std::sync::Mutex<Server>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("identity", &self.identity).field("events", &self.events).finish()
+    }
+}
+
+macro_rules! request {
+    ($self:ident, $event:ident, $method:ident, $request:expr) => {{
+        if $self.events.contains(EventMask::$event) {
+            $self.call(|client, context| async move { client.$method(context, &$request).await }).await
+        } else {
+            Ok(Default::default())
+        }
+    }};
+}
+
+impl Connection {
+    /// Waits for a plugin to register over `trunk`, and configures it. The plugin's requests to update containers come out
+    /// of the receiver.
+    ///
+    /// # Errors
+    ///
+    /// When the plugin does not register in time or with an identity that no runtime accepts, or fails Configure.
+    pub async fn accept<T>(
+        trunk: T,
+        options: Options,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<UpdateRequest>), RequestError>
+    where
+        T: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (mux, plugin_conn, runtime_conn) = Mux::new(trunk);
+        let (registered, mut registration) = mpsc::channel(1);
+        let (updates, requested) = mpsc::unbounded_channel();
+        let connections = stream::iter([io::Result::Ok(runtime_conn)]).chain(stream::pending());
+        let mut server = Server::new()
+            .register_service(create_runtime(Arc::new(RuntimeService { registered, updates })))
+            .add_listener(Listener::new(connections));
+        server.start().await.map_err(|error| RequestError::Closed(error.to_string()))?;
+        let client = PluginClient::new(Client::new(Socket::new(plugin_conn)));
+
+        let registration = tokio::select! {
+            registration = timeout(options.registration_timeout, registration.recv()) => registration,
+            reason = mux.closed() => return Err(RequestError::Closed(reason.to_string())),
+        };
+        let registration = match registration {
+            Ok(Some(registration)) => registration,
+            Ok(None) => return Err(RequestError::Closed("the server ended".into())),
+            Err(_) => return Err(RequestError::Deadline(options.registration_timeout)),
+        };
+        let identity = Identity::new(registration.plugin_idx, registration.plugin_name)
+            .map_err(|error| RequestError::Misbehaved(error.to_string()))?;
+        let mut connection = Self { identity, events: EventMask::NONE, options, client, mux, _server: server.into() };
+
+        let configure = ConfigureRequest {
+            config: connection.options.config.clone(),
+            runtime_name: connection.options.name.clone(),
+            runtime_version: connection.options.version.clone(),
+            registration_timeout: millis(connection.options.registration_timeout),
+            request_timeout: millis(connection.options.request_timeout),
+            NRI_version: if connection.speaks(NriVersion::RPC_PER_EVENT) {
+                connection.options.nri_version.to_string()
+            } else {
+                String::new()
+            },
+            ..Default::default()
+        };
+        let response =
+            connection.call(|client, context| async move { client.configure(context, &configure).await }).await?;
+        let known = connection.options.nri_version.events();
+        connection.events = match EventMask::from_bits(response.events) {
+            EventMask::NONE => known,
+            events if known.contains(events) => events,
+            events => {
+                connection.close();
+                return Err(RequestError::Misbehaved(format!(
+                    "subscribed to unknown events {}",
+                    events.without(known)
+                )));
+            }
+        };
+        Ok((connection, requested))
+    }
+
+    /// Who the plugin is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What the plugin subscribed to.
+    pub fn events(&self) -> EventMask {
+        self.events
+    }
+
+    /// Drops the plugin.
+    pub fn close(&self) {
+        self.mux.close();
+    }
+
+    /// Waits until the connection is closed.
+    pub async fn closed(&self) -> Closed {
+        self.mux.closed().await
+    }
+
+    /// Tells the plugin all pods and containers, in as many parts as needed and the version allows.
+    ///
+    /// # Errors
+    ///
+    /// When one part fails, or the plugin does not handle parts.
+    pub async fn synchronize(
+        &self,
+        pods: Vec<PodSandbox>,
+        containers: Vec<Container>,
+    ) -> Result<Vec<ContainerUpdate>, RequestError> {
+        let part = if self.speaks(NriVersion::SPLITS_SYNCHRONIZE) { SYNCHRONIZE_PART } else { u64::MAX };
+        let mut parts = vec![SynchronizeRequest::default()];
+        let mut size = 0;
+        let mut next = |bytes: u64, parts: &mut Vec<SynchronizeRequest>| {
+            if size > 0 && size + bytes > part {
+                parts.push(SynchronizeRequest::default());
+                size = 0;
+            }
+            size += bytes;
+        };
+        for pod in pods {
+            next(pod.compute_size(), &mut parts);
+            parts.last_mut().expect("there is a part").pods.push(pod);
+        }
+        for container in containers {
+            next(container.compute_size(), &mut parts);
+            parts.last_mut().expect("there is a part").containers.push(container);
+        }
+        let count = parts.len();
+        let whole = async {
+            for (i, mut request) in parts.into_iter().enumerate() {
+                request.more = i + 1 < count;
+                let more = request.more;
+                let response =
+                    self.call(|client, context| async move { client.synchronize(context, &request).await }).await?;
+                if !more {
+                    return Ok(response.update);
+                }
+                if !response.more || !response.update.is_empty() {
+                    self.close();
+                    return Err(RequestError::Misbehaved("the plugin does not handle split synchronizations".into()));
+                }
+            }
+            Ok(Vec::new())
+        };
+        // All parts share one deadline.
+        timeout(self.options.request_timeout, whole).await.unwrap_or_else(|_| {
+            self.close();
+            Err(RequestError::Deadline(self.options.request_timeout))
+        })
+    }
+
+    /// A container is about to be created.
+    ///
+    /// # Errors
+    ///
+    /// When the plugin refuses, does not reply in time or is gone.
+    pub async fn create_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<CreateContainerResponse, RequestError> {
+        let request = CreateContainerRequest {
+            pod: MessageField::some(pod),
+            container: MessageField::some(container),
+            ..Default::default()
+        };
+        request!(self, CREATE_CONTAINER, create_container, request)
+    }
+
+    /// The resources of a container are about to change.
+    ///
+    /// # Errors
+    ///
+    /// When the plugin refuses, does not reply in time or is gone.
+    pub async fn update_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+        resources: LinuxResources,
+    ) -> Result<UpdateContainerResponse, RequestError> {
+        let request = UpdateContainerRequest {
+            pod: MessageField::some(pod),
+            container: MessageField::some(container),
+            linux_resources: MessageField::some(resources),
+            ..Default::default()
+        };
+        request!(self, UPDATE_CONTAINER, update_container, request)
+    }
+
+    /// A container has stopped.
+    ///
+    /// # Errors
+    ///
+    /// When the plugin refuses, does not reply in time or is gone.
+    pub async fn stop_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<StopContainerResponse, RequestError> {
+        let request = StopContainerRequest {
+            pod: MessageField::some(pod),
+            container: MessageField::some(container),
+            ..Default::default()
+        };
+        request!(self, STOP_CONTAINER, stop_container, request)
+    }
+
+    /// The resources of a pod are about to change.
+    ///
+    /// # Errors
+    ///
+    /// When the plugin refuses, does not reply in time or is gone.
+    pub async fn update_pod_sandbox(
+        &self,
+        pod: PodSandbox,
+        overhead: LinuxResources,
+        resources: LinuxResources,
+    ) -> Result<(), RequestError> {
+        let request = UpdatePodSandboxRequest {
+            pod: MessageField::some(pod),
+            overhead_linux_resources: MessageField::some(overhead),
+            linux_resources: MessageField::some(resources),
+            ..Default::default()
+        };
+        let reply: Result<UpdatePodSandboxResponse, _> =
+            request!(self, UPDATE_POD_SANDBOX, update_pod_sandbox, request);
+        reply.map(drop)
+    }
+
+    /// The adjustments of all plugins are to be judged.
+    ///
+    /// # Errors
+    ///
+    /// When the plugin does not reply in time or is gone.
+    pub async fn validate_container_adjustment(
+        &self,
+        request: ValidateContainerAdjustmentRequest,
+    ) -> Result<ValidateContainerAdjustmentResponse, RequestError> {
+        request!(self, VALIDATE_CONTAINER_ADJUSTMENT, validate_container_adjustment, request)
+    }
+
+    /// An event without a reply: as a StateChange before 0.12, then as the event's own RPC.
+    ///
+    /// # Errors
+    ///
+    /// When the plugin refuses, does not reply in time or is gone.
+    ///
+    /// # Panics
+    ///
+    /// For an event that has a method of its own here.
+    pub async fn event(&self, event: Event, pod: PodSandbox, container: Container) -> Result<(), RequestError> {
+        if !self.events.contains(event.into()) {
+            return Ok(());
+        }
+        let pod = MessageField::some(pod);
+        let is_of_pod = matches!(
+            event,
+            Event::RUN_POD_SANDBOX
+                | Event::STOP_POD_SANDBOX
+                | Event::REMOVE_POD_SANDBOX
+                | Event::POST_UPDATE_POD_SANDBOX
+        );
+        let container = if is_of_pod { MessageField::none() } else { MessageField::some(container) };
+        if !self.speaks(NriVersion::RPC_PER_EVENT) {
+            let request = StateChangeEvent { event: event.into(), pod, container, ..Default::default() };
+            return self
+                .call(|client, context| async move { client.state_change(context, &request).await.map(drop) })
+                .await;
+        }
+        macro_rules! of_pod {
+            ($method:ident, $request:ident) => {{
+                let request = $request { pod, ..Default::default() };
+                self.call(|client, context| async move { client.$method(context, &request).await.map(drop) }).await
+            }};
+        }
+        macro_rules! of_container {
+            ($method:ident, $request:ident) => {{
+                let request = $request { pod, container, ..Default::default() };
+                self.call(|client, context| async move { client.$method(context, &request).await.map(drop) }).await
+            }};
+        }
+        match event {
+            Event::RUN_POD_SANDBOX => of_pod!(run_pod_sandbox, RunPodSandboxRequest),
+            Event::STOP_POD_SANDBOX => of_pod!(stop_pod_sandbox, StopPodSandboxRequest),
+            Event::REMOVE_POD_SANDBOX => of_pod!(remove_pod_sandbox, RemovePodSandboxRequest),
+            Event::POST_UPDATE_POD_SANDBOX => of_pod!(post_update_pod_sandbox, PostUpdatePodSandboxRequest),
+            Event::POST_CREATE_CONTAINER => of_container!(post_create_container, PostCreateContainerRequest),
+            Event::START_CONTAINER => of_container!(start_container, StartContainerRequest),
+            Event::POST_START_CONTAINER => of_container!(post_start_container, PostStartContainerRequest),
+            Event::POST_UPDATE_CONTAINER => of_container!(post_update_container, PostUpdateContainerRequest),
+            Event::REMOVE_CONTAINER => of_container!(remove_container, RemoveContainerRequest),
+            other => panic!("{other:?} is not an event without a reply"),
+        }
+    }
+
+    /// The runtime goes down.
+    ///
+    /// # Errors
+    ///
+    /// When the plugin does not reply in time or is gone.
+    pub async fn shutdown(&self) -> Result<(), RequestError> {
+        self.call(|client, context| async move { client.shutdown(context, &Empty::default()).await.map(drop) }).await
+    }
+
+    fn speaks(&self, version: NriVersion) -> bool {
+        self.options.nri_version >= version
+    }
+
+    async fn call<T, F>(&self, request: impl FnOnce(PluginClient, Context) -> F) -> Result<T, RequestError>
+    where
+        F: Future<Output = ttrpc::Result<T>>,
+    {
+        let deadline = self.options.request_timeout;
+        let context = ttrpc::context::with_duration(deadline);
+        let reply = tokio::select! {
+            // A reply that is there counts, even if the connection has closed since.
+            biased;
+            reply = timeout(deadline, request(self.client.clone(), context)) => reply,
+            reason = self.mux.closed() => return Err(RequestError::Closed(reason.to_string())),
+        };
+        match reply {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() == ttrpc::Code::UNKNOWN => {
+                Err(RequestError::Refused(status.message))
+            }
+            Ok(Err(error)) => {
+                // The ttrpc client times the deadline too, and may notice it first.
+                self.close();
+                match error {
+                    ttrpc::Error::Others(text) if text.contains("deadline") => Err(RequestError::Deadline(deadline)),
+                    error => Err(RequestError::Closed(error.to_string())),
+                }
+            }
+            Err(_) => {
+                self.close();
+                Err(RequestError::Deadline(deadline))
+            }
+        }
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,150 @@
+//! Which NRI version a runtime speaks, and what that version knows.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::event::EventMask;
+
+/// A version of NRI: major, minor, patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NriVersion(pub u32, pub u32, pub u32);
+
+impl NriVersion {
+    /// The newest version that this crate speaks.
+    pub const NEWEST: Self = Self(0, 12, 2);
+
+    /// Synchronises plugins that it launched itself. 0.6.1 does so for external plugins only.
+    pub(crate) const SYNCHRONIZES_LAUNCHED: Self = Self(0, 7, 0);
+
+    /// Has RPCs of their own for the events that were a StateChange before.
+    #[cfg(feature = "runtime")]
+    pub(crate) const RPC_PER_EVENT: Self = Self(0, 12, 0);
+
+    /// Splits Synchronize when it does not fit one message.
+    #[cfg(feature = "runtime")]
+    pub(crate) const SPLITS_SYNCHRONIZE: Self = Self(0, 8, 0);
+
+    /// The events that a runtime with this version accepts a subscription for. One unknown event fails the registration.
+    pub fn events(self) -> EventMask {
+        // 0.9.1 was never released, but CRI-O 1.33 ships a snapshot on the way to it.
+        EventMask::first(match self {
+            v if v >= Self(0, 10, 0) => 14,
+            v if v >= Self(0, 9, 1) => 13,
+            _ => 11,
+        })
+    }
+
+    /// The version of NRI in a runtime that does not tell it (before 0.12). `None` for an unknown runtime.
+    ///
+    /// A runtime newer than the table counts as the newest one in it, which is right to within what NRI adds.
+    /// Source: the go.mod files of containerd and CRI-O, as collected in containerd/nri `pkg/api/version.go`.
+    pub fn infer(runtime: &str, version: &str) -> Option<Self> {
+        let table: &[(NriVersion, NriVersion)] = match runtime {
+            "containerd" => &CONTAINERD,
+            "cri-o" => &CRI_O,
+            _ => return None,
+        };
+        let version: Self = version.parse().ok()?;
+        table.iter().rev().find(|(first, _)| version >= *first).map(|(_, nri)| *nri)
+    }
+}
+
+/// First version of the runtime, and the version of NRI in it and in those that follow.
+const CONTAINERD: [(NriVersion, NriVersion); 9] = [
+    (NriVersion(1, 7, 0), NriVersion(0, 3, 0)),
+    (NriVersion(1, 7, 7), NriVersion(0, 4, 0)),
+    (NriVersion(1, 7, 14), NriVersion(0, 6, 0)),
+    (NriVersion(1, 7, 16), NriVersion(0, 6, 1)),
+    (NriVersion(1, 7, 26), NriVersion(0, 8, 0)),
+    (NriVersion(2, 0, 0), NriVersion(0, 8, 0)),
+    (NriVersion(2, 2, 0), NriVersion(0, 10, 0)),
+    (NriVersion(2, 2, 1), NriVersion(0, 11, 0)),
+    (NriVersion(2, 3, 0), NriVersion(0, 12, 0)),
+];
+
+const CRI_O: [(NriVersion, NriVersion); 10] = [
+    (NriVersion(1, 26, 0), NriVersion(0, 2, 0)),
+    (NriVersion(1, 26, 2), NriVersion(0, 3, 0)),
+    (NriVersion(1, 29, 0), NriVersion(0, 5, 0)),
+    (NriVersion(1, 29, 2), NriVersion(0, 6, 0)),
+    (NriVersion(1, 31, 0), NriVersion(0, 6, 1)),
+    (NriVersion(1, 32, 0), NriVersion(0, 9, 0)),
+    (NriVersion(1, 33, 0), NriVersion(0, 9, 1)),
+    (NriVersion(1, 34, 0), NriVersion(0, 10, 0)),
+    (NriVersion(1, 35, 0), NriVersion(0, 11, 0)),
+    (NriVersion(1, 36, 0), NriVersion(0, 11, 0)),
+];
+
+impl fmt::Display for NriVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// A version that does not begin with `MAJOR.MINOR.PATCH`, with or without a leading `v`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a version, expected MAJOR.MINOR.PATCH")]
+pub struct InvalidVersion(String);
+
+impl FromStr for NriVersion {
+    type Err = InvalidVersion;
+
+    /// Takes what distributions make of versions, as `2.1.9~ds1` and `v1.7.24-rc.1+unknown`. A missing patch is 0.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let mut parts = text.strip_prefix('v').unwrap_or(text).splitn(3, '.');
+            let major = parts.next()?.parse().ok()?;
+            let minor = leading_number(parts.next()?)?;
+            let patch = parts.next().map_or(Some(0), leading_number)?;
+            Some(Self(major, minor, patch))
+        };
+        parse().ok_or_else(|| InvalidVersion(text.to_owned()))
+    }
+}
+
+fn leading_number(text: &str) -> Option<u32> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    text[..end].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_distributions_are_understood() {
+        assert_eq!("1.7.24~ds1".parse(), Ok(NriVersion(1, 7, 24)));
+        assert_eq!("v2.1.9-rc.1+unknown".parse(), Ok(NriVersion(2, 1, 9)));
+        assert_eq!("2.3".parse(), Ok(NriVersion(2, 3, 0)));
+        for bad in ["", "v", "unknown", "2", "2.", ".1.2", "1.x.2", "99999999999.1.1"] {
+            assert!(bad.parse::<NriVersion>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_version_of_nri_follows_from_the_runtime() {
+        let infer = NriVersion::infer;
+        assert_eq!(infer("containerd", "1.7.24~ds1"), Some(NriVersion(0, 6, 1)));
+        assert_eq!(infer("containerd", "v1.7.30"), Some(NriVersion(0, 8, 0)));
+        assert_eq!(infer("containerd", "2.1.9"), Some(NriVersion(0, 8, 0)));
+        assert_eq!(infer("containerd", "2.9.0"), Some(NriVersion(0, 12, 0)));
+        assert_eq!(infer("cri-o", "1.33.4"), Some(NriVersion(0, 9, 1)));
+        assert_eq!(infer("cri-o", "1.20.0"), None);
+        assert_eq!(infer("frobnicator", "1.0.0"), None);
+        assert_eq!(infer("containerd", "unknown"), None);
+    }
+
+    #[test]
+    fn tables_are_in_ascending_order() {
+        assert!(CONTAINERD.is_sorted());
+        assert!(CRI_O.is_sorted());
+    }
+
+    #[test]
+    fn events_are_cut_to_what_the_version_knows() {
+        assert_eq!(NriVersion(0, 6, 1).events(), EventMask::first(11));
+        assert_eq!(NriVersion(0, 9, 0).events(), EventMask::first(11));
+        assert_eq!(NriVersion(0, 9, 1).events(), EventMask::first(13));
+        assert_eq!(NriVersion(0, 12, 2).events(), EventMask::first(14));
+    }
+}
