@@ -1,0 +1,12 @@
+//! A kubelet checkpoint: the bytes as the file, and as the data inside a good envelope.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use plimsoll::requests::checkpoint;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = checkpoint::parse(bytes.to_vec());
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = checkpoint::parse(format!("{{\"data\":{text:?}}}").into_bytes());
+    }
+});

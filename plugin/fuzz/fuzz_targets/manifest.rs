@@ -1,0 +1,18 @@
+//! A manifest for `plimsoll explain`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use plimsoll::explain::{Basis, explain};
+use plimsoll::policy::{Node, Policy};
+use plimsoll::units::{Bytes, PageSize};
+
+fuzz_target!(|text: &str| {
+    let basis = Basis {
+        policy: Policy::default(),
+        node: Node { allocatable: Some(Bytes::new(8 << 30)), page_size: PageSize::KIB4 },
+        allocatable_source: String::new(),
+    };
+    if let Ok(explanation) = explain(text, &basis) {
+        let _ = explanation.to_string();
+    }
+});

@@ -1,0 +1,16 @@
+//! The files that node allocatable comes from.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use plimsoll::node::{KubeletReservations, MemInfo};
+use plimsoll::units::{Bytes, Limit};
+
+fuzz_target!(|text: &str| {
+    let _ = MemInfo::parse(text);
+    if let Ok(reservations) = KubeletReservations::parse(text) {
+        let _ = reservations.eviction.of(Bytes::MAX);
+    }
+    if let Ok(limit) = text.parse::<Limit>() {
+        assert_eq!(limit.to_string().parse(), Ok(limit));
+    }
+});

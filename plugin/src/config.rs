@@ -1,0 +1,654 @@
+//! The configuration file: YAML, with the names of `KubeletConfiguration` where it is the same thing.
+//!
+//! ```yaml
+//! memoryThrottlingFactor: 0.9              # above 0, at most 1; null: never set memory.high
+//! memoryReservationPolicy: HardReservation # None, TieredReservation or HardReservation
+//! nodeAllocatable: auto                    # auto or a quantity, such as 60Gi
+//! logLevel: info                           # error, warn, info, debug or trace
+//! ```
+//!
+//! Every field may be left out, and an empty file is a valid one. [`Config::parse`] reports every mistake at once.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
+use serde_saphyr::{Deserializer, Options, Spanned};
+use thiserror::Error;
+
+use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
+use crate::units::{Bytes, excerpt};
+
+/// The largest configuration that is read, in bytes.
+pub const LARGEST: usize = 1 << 20;
+
+/// A configuration that can be acted on: it cannot be made from a mistaken file.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Throttling and reservation.
+    pub policy: Policy,
+    /// Where node allocatable comes from.
+    pub node_allocatable: NodeAllocatable,
+    /// What is logged.
+    pub log_level: LogLevel,
+}
+
+/// Where node allocatable memory comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeAllocatable {
+    /// From the node itself: [`crate::node::NodeMemory::discover`].
+    #[default]
+    Auto,
+    /// This amount, more than 0.
+    Fixed(Bytes),
+}
+
+/// The least important message that is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Failures.
+    Error,
+    /// And what may need attention.
+    Warn,
+    /// And changes.
+    #[default]
+    Info,
+    /// And every decision.
+    Debug,
+    /// And every message exchanged.
+    Trace,
+}
+
+impl LogLevel {
+    const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
+
+    /// The name used in the configuration, which is also that of the `tracing` crate.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// The effective configuration as a file that says the same.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.policy.throttling {
+            // Always with a decimal point, as in the documentation.
+            Some(factor) => writeln!(f, "{THROTTLING}: {:?}", factor.get())?,
+            None => writeln!(f, "{THROTTLING}: null")?,
+        }
+        writeln!(f, "{RESERVATION}: {}", self.policy.reservation)?;
+        match self.node_allocatable {
+            NodeAllocatable::Auto => writeln!(f, "{ALLOCATABLE}: auto")?,
+            NodeAllocatable::Fixed(bytes) => writeln!(f, "{ALLOCATABLE}: {}", bytes.quantity())?,
+        }
+        writeln!(f, "{LOG_LEVEL}: {}", self.log_level.as_str())
+    }
+}
+
+const THROTTLING: &str = "memoryThrottlingFactor";
+const RESERVATION: &str = "memoryReservationPolicy";
+const ALLOCATABLE: &str = "nodeAllocatable";
+const LOG_LEVEL: &str = "logLevel";
+const FIELDS: [&str; 4] = [THROTTLING, RESERVATION, ALLOCATABLE, LOG_LEVEL];
+
+impl Config {
+    /// Reads a configuration. `source` names it in messages, usually by its path.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, in the order of the lines: unknown and repeated fields, values of the wrong type or
+    /// out of range, what is not YAML, not UTF-8 or larger than [`LARGEST`].
+    pub fn parse(text: &[u8], source: &str) -> Result<Self, ConfigErrors> {
+        let errors = |errors| ConfigErrors { source_name: source.to_owned(), errors };
+        if text.len() > LARGEST {
+            return Err(errors(vec![FieldError {
+                line: 1,
+                field: None,
+                expected: format!("at most {LARGEST} bytes"),
+                found: format!("{} bytes", text.len()),
+            }]));
+        }
+        let text = std::str::from_utf8(text).map_err(|error| {
+            let line = 1 + text[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+            errors(vec![FieldError {
+                line: line as u64,
+                field: None,
+                expected: "UTF-8 text".to_owned(),
+                found: format!("byte 0x{:02x}", text[error.valid_up_to()]),
+            }])
+        })?;
+        let (raw, syntax) = RawConfig::read(text);
+        let (config, mut found) = raw.validate();
+        found.extend(syntax);
+        if found.is_empty() {
+            Ok(config)
+        } else {
+            // A syntax error ends the reading, so it is already the last.
+            Err(errors(found))
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration. `Display` gives one line for each.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub struct ConfigErrors {
+    /// The name of the configuration, as given to [`Config::parse`].
+    pub source_name: String,
+    /// The mistakes, in the order of their lines. Never empty.
+    pub errors: Vec<FieldError>,
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.errors.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{}:{error}", self.source_name)?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing that is wrong with a configuration. `Display` gives `LINE: field: expected …, found …`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// The line, from 1.
+    pub line: u64,
+    /// The field, if the mistake is within one.
+    pub field: Option<String>,
+    /// The expected form.
+    pub expected: String,
+    /// What is there instead.
+    pub found: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.line)?;
+        if let Some(field) = &self.field {
+            write!(f, "{field}: ")?;
+        }
+        write!(f, "expected {}, found {}", self.expected, self.found)
+    }
+}
+
+/// A configuration as it was typed: any fields with any values, in order, repeated or not.
+#[derive(Default)]
+struct RawConfig(Vec<(Spanned<String>, Spanned<RawValue>)>);
+
+impl RawConfig {
+    /// Reads as far as the text is YAML; the error is what ended the reading.
+    fn read(text: &str) -> (Self, Option<FieldError>) {
+        let mut raw = Self::default();
+        let result = serde_saphyr::with_deserializer_from_str_with_options(
+            text,
+            options(),
+            |deserializer: Deserializer<'_, '_>| (&mut raw).deserialize(deserializer),
+        );
+        let error = result.err().map(|error| {
+            let error = error.without_snippet();
+            FieldError {
+                line: error.location().map_or(1, |location| location.line().max(1)),
+                field: None,
+                expected: "one 'field: value' a line, in YAML".to_owned(),
+                found: complaint(&error.to_string()),
+            }
+        });
+        (raw, error)
+    }
+
+    /// Turns what was typed into a configuration; mistaken fields keep their default and are reported.
+    fn validate(self) -> (Config, Vec<FieldError>) {
+        let mut config = Config::default();
+        let mut errors = Vec::new();
+        let mut seen: Vec<(String, u64)> = Vec::new();
+        for (key, value) in self.0 {
+            let (field, line) = (key.value, key.referenced.line().max(1));
+            let mut wrong = |expected: String, found: String| {
+                errors.push(FieldError { line, field: Some(excerpt(&field)), expected, found });
+            };
+            if let Some((_, first)) = seen.iter().find(|(name, _)| *name == field) {
+                wrong("each field once".to_owned(), format!("it again after line {first}"));
+                continue;
+            }
+            let value = value.value;
+            match field.as_str() {
+                THROTTLING => match value.throttling() {
+                    Some(throttling) => config.policy.throttling = throttling,
+                    None => wrong("a number above 0 and at most 1, or null".to_owned(), value.to_string()),
+                },
+                RESERVATION => match value.one_of(ReservationPolicy::ALL) {
+                    Some(reservation) => config.policy.reservation = reservation,
+                    None => wrong("None, TieredReservation or HardReservation".to_owned(), value.to_string()),
+                },
+                ALLOCATABLE => match value.node_allocatable() {
+                    Some(allocatable) => config.node_allocatable = allocatable,
+                    None => wrong("auto, or a quantity above 0 such as 60Gi".to_owned(), value.to_string()),
+                },
+                LOG_LEVEL => match value.one_of(LogLevel::ALL) {
+                    Some(level) => config.log_level = level,
+                    None => wrong("error, warn, info, debug or trace".to_owned(), value.to_string()),
+                },
+                unknown => {
+                    let expected = match nearest_field(unknown) {
+                        Some(nearest) => format!("{nearest} (did you mean that?)"),
+                        None => format!("one of {}", FIELDS.join(", ")),
+                    };
+                    wrong(expected, "an unknown field".to_owned());
+                }
+            }
+            seen.push((field, line));
+        }
+        (config, errors)
+    }
+}
+
+fn options() -> Options {
+    serde_saphyr::options! {
+        // Repeated fields arrive one by one, to be reported with all else.
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        merge_keys: MergeKeyPolicy::AsOrdinary,
+        // "no", "on" and the like are words.
+        strict_booleans: true,
+        with_snippet: false,
+        // .nan and .inf are numbers out of range, not broken YAML.
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
+    }
+}
+
+fn nearest_field(unknown: &str) -> Option<&'static str> {
+    FIELDS
+        .into_iter()
+        .map(|field| (strsim::damerau_levenshtein(&field.to_lowercase(), &excerpt(unknown).to_lowercase()), field))
+        .filter(|(distance, _)| *distance <= 4)
+        .min()
+        .map(|(_, field)| field)
+}
+
+/// What a message of the YAML library says is wrong, without its position and its advice.
+fn complaint(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    let end = [" at line ", ", expected ", ";"].iter().filter_map(|end| line.find(end)).min().unwrap_or(line.len());
+    excerpt(line[..end].trim())
+}
+
+/// Collects the fields into the caller's list, so that those before a syntax error are not lost.
+impl<'de> DeserializeSeed<'de> for &mut RawConfig {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut RawConfig {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("fields")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key()? {
+            let value = map.next_value()?;
+            self.0.push((key, value));
+        }
+        Ok(())
+    }
+}
+
+/// A value as it was typed.
+#[derive(Clone, Debug, PartialEq)]
+enum RawValue {
+    Null,
+    Bool(bool),
+    Number { text: String, value: f64 },
+    Text(String),
+    List,
+    Map,
+}
+
+impl RawValue {
+    fn throttling(&self) -> Option<Option<ThrottlingFactor>> {
+        match self {
+            Self::Null => Some(None),
+            Self::Number { value, .. } => ThrottlingFactor::new(*value).map(Some),
+            _ => None,
+        }
+    }
+
+    fn node_allocatable(&self) -> Option<NodeAllocatable> {
+        let text = match self {
+            Self::Text(text) if text == "auto" => return Some(NodeAllocatable::Auto),
+            Self::Text(text) | Self::Number { text, .. } => text,
+            _ => return None,
+        };
+        let bytes = Bytes::from_quantity(text).ok()?;
+        (bytes > Bytes::ZERO).then_some(NodeAllocatable::Fixed(bytes))
+    }
+
+    fn one_of<T: fmt::Display + Copy, const N: usize>(&self, choices: [T; N]) -> Option<T> {
+        let Self::Text(text) = self else { return None };
+        choices.into_iter().find(|choice| choice.to_string() == *text)
+    }
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What to call the value in a message.
+impl fmt::Display for RawValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("nothing (null)"),
+            Self::Bool(value) => value.fmt(f),
+            Self::Number { text, .. } => write!(f, "the number {text}"),
+            Self::Text(text) => write!(f, "'{}'", excerpt(text)),
+            Self::List => f.write_str("a list"),
+            Self::Map => f.write_str("a mapping"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RawValue {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyValue;
+
+        impl<'de> Visitor<'de> for AnyValue {
+            type Value = RawValue;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_unit<E>(self) -> Result<RawValue, E> {
+                Ok(RawValue::Null)
+            }
+
+            fn visit_none<E>(self) -> Result<RawValue, E> {
+                Ok(RawValue::Null)
+            }
+
+            fn visit_some<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<RawValue, D::Error> {
+                deserializer.deserialize_any(self)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<RawValue, E> {
+                Ok(RawValue::Bool(value))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<RawValue, E> {
+                Ok(RawValue::Number { text: value.to_string(), value: value as f64 })
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<RawValue, E> {
+                Ok(RawValue::Number { text: value.to_string(), value: value as f64 })
+            }
+
+            fn visit_i128<E>(self, value: i128) -> Result<RawValue, E> {
+                Ok(RawValue::Number { text: value.to_string(), value: value as f64 })
+            }
+
+            fn visit_u128<E>(self, value: u128) -> Result<RawValue, E> {
+                Ok(RawValue::Number { text: value.to_string(), value: value as f64 })
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<RawValue, E> {
+                Ok(RawValue::Number { text: value.to_string(), value })
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<RawValue, E> {
+                Ok(RawValue::Text(value.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RawValue, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(RawValue::List)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawValue, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(RawValue::Map)
+            }
+        }
+
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text.as_bytes(), "f.yaml").map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn an_empty_configuration_is_the_default() {
+        for text in ["", "\n\n", "# nothing\n", "---\n", "{}", "null", "---\n# x\n...\n"] {
+            assert_eq!(parse(text), Ok(Config::default()), "{text:?}");
+        }
+        let config = Config::default();
+        assert_eq!(config.policy.throttling, ThrottlingFactor::new(0.9));
+        assert_eq!(config.policy.reservation, ReservationPolicy::HardReservation);
+        assert_eq!(config.node_allocatable, NodeAllocatable::Auto);
+        assert_eq!(config.log_level, LogLevel::Info);
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        assert_eq!(
+            parse(
+                "memoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nnodeAllocatable: 60Gi\nlogLevel: debug\n"
+            ),
+            Ok(Config {
+                policy: Policy {
+                    throttling: ThrottlingFactor::new(0.5),
+                    reservation: ReservationPolicy::TieredReservation,
+                },
+                node_allocatable: NodeAllocatable::Fixed(Bytes::new(60 << 30)),
+                log_level: LogLevel::Debug,
+            })
+        );
+    }
+
+    #[test]
+    fn null_means_never_to_throttle_and_none_is_a_policy() {
+        for null in ["null", "~", ""] {
+            let config = parse(&format!("memoryThrottlingFactor: {null}\nmemoryReservationPolicy: None")).unwrap();
+            assert_eq!(config.policy, Policy { throttling: None, reservation: ReservationPolicy::None });
+        }
+    }
+
+    #[test]
+    fn an_amount_may_be_a_number() {
+        for (text, bytes) in
+            [("4294967296", 4_294_967_296), ("1e9", 1_000_000_000), ("'512Mi'", 512 << 20), ("0x100000", 1 << 20)]
+        {
+            let config = parse(&format!("nodeAllocatable: {text}"));
+            assert_eq!(
+                config.map(|config| config.node_allocatable),
+                Ok(NodeAllocatable::Fixed(Bytes::new(bytes))),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_error_is_reported_with_line_field_and_form() {
+        let text = "\
+# comment
+memoryThrottlingFactor: 1.5
+memoryReservationPolicy: hard
+
+nodeAllocatable: 60GB
+logLevel: [debug]
+logLevel: debug
+memoryThrottlingfactor: 0.9
+color: red
+";
+        assert_eq!(
+            parse(text).unwrap_err(),
+            "\
+f.yaml:2: memoryThrottlingFactor: expected a number above 0 and at most 1, or null, found the number 1.5
+f.yaml:3: memoryReservationPolicy: expected None, TieredReservation or HardReservation, found 'hard'
+f.yaml:5: nodeAllocatable: expected auto, or a quantity above 0 such as 60Gi, found '60GB'
+f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
+f.yaml:7: logLevel: expected each field once, found it again after line 6
+f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
+f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, nodeAllocatable, logLevel, found an unknown field"
+        );
+    }
+
+    #[test]
+    fn values_of_the_wrong_type_or_range_are_errors() {
+        for line in [
+            "memoryThrottlingFactor: 0",
+            "memoryThrottlingFactor: -0.5",
+            "memoryThrottlingFactor: .nan",
+            "memoryThrottlingFactor: .inf",
+            "memoryThrottlingFactor: '0.9'",
+            "memoryThrottlingFactor: none",
+            "memoryThrottlingFactor: true",
+            "memoryThrottlingFactor: [0.9]",
+            "memoryThrottlingFactor: {a: 1}",
+            "memoryReservationPolicy: null",
+            "memoryReservationPolicy: none",
+            "memoryReservationPolicy: 1",
+            "nodeAllocatable: null",
+            "nodeAllocatable: 0",
+            "nodeAllocatable: -1Gi",
+            "nodeAllocatable: 16Ei",
+            "nodeAllocatable: Auto",
+            "nodeAllocatable: true",
+            "nodeAllocatable: 99999999999999999999999999999999",
+            "logLevel: INFO",
+            "logLevel: 3",
+            "logLevel: off",
+            "logLevel:",
+        ] {
+            let error = parse(line).unwrap_err();
+            let field = line.split(':').next().unwrap();
+            assert!(error.starts_with(&format!("f.yaml:1: {field}: expected ")), "{line}: {error}");
+            assert_eq!(error.lines().count(), 1, "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_mapping_is_an_error_with_a_line() {
+        for text in [
+            "- a\n- b",
+            "text",
+            "3",
+            "\"",
+            "a: b: c",
+            "a: [",
+            "{",
+            "a: 1\n---\na: 2",
+            "\tlogLevel: x",
+            "a: *b",
+            "? [a]\n: b",
+            "<<: {a: b}",
+            "%YAML 9",
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.lines().all(|line| line.starts_with("f.yaml:")), "{text:?}: {error}");
+            assert!(error.contains("expected "), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn mistakes_before_a_syntax_error_are_reported_too() {
+        let error = parse("logLevel: loud\nnodeAllocatable: [1\nmemoryThrottlingFactor: 2\n").unwrap_err();
+        assert!(error.starts_with("f.yaml:1: logLevel: expected error, warn"), "{error}");
+        assert!(error.contains("\nf.yaml:"), "{error}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_found_on_their_line() {
+        let errors = Config::parse(b"logLevel: info\n\xff", "f.yaml").unwrap_err();
+        assert_eq!(errors.to_string(), "f.yaml:2: expected UTF-8 text, found byte 0xff");
+    }
+
+    #[test]
+    fn oversized_and_exploding_input_is_refused() {
+        let error = Config::parse(&vec![b'#'; LARGEST + 1], "f.yaml").unwrap_err();
+        assert_eq!(error.to_string(), "f.yaml:1: expected at most 1048576 bytes, found 1048577 bytes");
+        let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for level in 1..12 {
+            let previous = format!("*a{},", level - 1).repeat(10);
+            bomb.push_str(&format!("a{level}: &a{level} [{previous}]\n"));
+        }
+        assert!(parse(&bomb).is_err());
+        assert!(parse(&"[".repeat(100_000)).is_err());
+    }
+
+    #[test]
+    fn foreign_text_in_messages_stays_on_one_line() {
+        let error = parse("\"a\\nb\": \"c\\nd\"\nlogLevel: \"e\\nf\"").unwrap_err();
+        assert_eq!(error.lines().count(), 2, "{error}");
+    }
+
+    fn configs() -> impl Strategy<Value = Config> {
+        (
+            proptest::option::of(1u32..=1000),
+            proptest::sample::select(&ReservationPolicy::ALL[..]),
+            proptest::option::of(1..=Bytes::MAX.get()),
+            proptest::sample::select(&LogLevel::ALL[..]),
+        )
+            .prop_map(|(thousandths, reservation, allocatable, log_level)| Config {
+                policy: Policy {
+                    throttling: thousandths
+                        .and_then(|thousandths| ThrottlingFactor::new(f64::from(thousandths) / 1000.0)),
+                    reservation,
+                },
+                node_allocatable: allocatable
+                    .map_or(NodeAllocatable::Auto, |bytes| NodeAllocatable::Fixed(Bytes::new(bytes))),
+                log_level,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn printing_then_parsing_is_identity(config in configs()) {
+            prop_assert_eq!(parse(&config.to_string()), Ok(config));
+        }
+
+        #[test]
+        fn any_bytes_are_a_configuration_or_errors(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            if let Err(errors) = Config::parse(&bytes, "f.yaml") {
+                prop_assert!(!errors.errors.is_empty());
+            }
+        }
+
+        #[test]
+        fn anything_like_yaml_is_a_configuration_or_errors(text in "((memoryThrottlingFactor|logLevel|nodeAllocatable|x): ?|[-\\[\\]{}&*!|>'\"%@`,?:#~]|[0-9a-z.]{0,3}| |\n){0,20}") {
+            if let Err(errors) = Config::parse(text.as_bytes(), "f.yaml") {
+                prop_assert!(errors.to_string().lines().count() == errors.errors.len());
+            }
+        }
+    }
+}

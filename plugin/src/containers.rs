@@ -1,0 +1,186 @@
+//! The containers of the node: what is known of each, and what it should have.
+//!
+//! Events and the reconcile task come to the same values by the same way: [`Containers::decide`].
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::cgroup::{CgroupPath, Knob};
+use crate::config::{Config, NodeAllocatable};
+use crate::node::NodeMemory;
+use crate::pod::{PodUid, QosClass, Request, Resources};
+use crate::policy::{self, Desired, Node};
+use crate::requests::annotation::Overrides;
+use crate::requests::checkpoint::{CheckpointError, Checkpoints, Moment, Record};
+use crate::requests::{self, Known, Notice};
+use crate::units::{Bytes, Limit, PageSize};
+
+/// A container as the runtime told of it.
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// Its id in the runtime.
+    pub id: String,
+    /// Its name in its pod.
+    pub name: String,
+    /// Namespace and name of its pod, as `namespace/name`.
+    pub pod: String,
+    /// Its pod's uid.
+    pub uid: PodUid,
+    /// The kubelet's QoS class; `None` where no kubelet made the pod's cgroup.
+    pub class: Option<QosClass>,
+    /// Its limit: asked for at create or by the last update.
+    pub limit: Limit,
+    /// The unified map that the CRI client sent with the create or the last update.
+    pub unified: HashMap<String, String>,
+    /// What its pod's annotations ask for.
+    pub overrides: Overrides,
+    /// Its `oom_score_adj`.
+    pub oom_score_adj: Option<i64>,
+    /// The last thing that the kubelet did to it, which decides what record is right: after an update it takes the kubelet
+    /// a moment to write down that it has acted on it.
+    pub moment: Moment,
+    /// Its cgroup; `None` if the runtime gave none, or none that can be used.
+    pub cgroup: Option<CgroupPath>,
+}
+
+/// What a container should have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decided {
+    /// Its QoS class.
+    pub class: QosClass,
+    /// Its request; `None` is unknown.
+    pub request: Option<Request>,
+    /// The values.
+    pub desired: Desired,
+    /// What somebody should hear of.
+    pub notices: Vec<Notice>,
+}
+
+impl Decided {
+    /// The value that a file should have; `None` is to be left alone.
+    pub fn value(&self, knob: Knob) -> Option<Limit> {
+        match knob {
+            Knob::Min => self.desired.min_value(),
+            Knob::Low => self.desired.low_value(),
+            Knob::High => self.desired.high_value(),
+            Knob::Max => None,
+        }
+    }
+}
+
+/// The files that this plugin sets.
+pub const KNOBS: [Knob; 3] = [Knob::Min, Knob::Low, Knob::High];
+
+/// The node's side of a decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The configuration in force.
+    pub config: Config,
+    /// What pods may use altogether, and the page size.
+    pub node: Node,
+    /// All memory.
+    pub mem_total: Option<Bytes>,
+}
+
+impl Settings {
+    /// Takes the node whose file system is at `host`, and tells what was chosen for the log.
+    pub fn discover(config: Config, host: &Path) -> (Self, NodeMemory) {
+        let page_size = PageSize::new(rustix::param::page_size() as u64).unwrap_or(PageSize::KIB4);
+        let memory = NodeMemory::discover(host, page_size);
+        let allocatable = match config.node_allocatable {
+            NodeAllocatable::Auto => memory.allocatable,
+            NodeAllocatable::Fixed(bytes) => Some(bytes),
+        };
+        (Self { config, node: Node { allocatable, page_size }, mem_total: memory.mem_total }, memory)
+    }
+}
+
+/// All containers, and what decides about them.
+#[derive(Debug)]
+pub struct Containers {
+    known: Mutex<HashMap<String, Arc<Container>>>,
+    settings: RwLock<Settings>,
+    checkpoints: Mutex<Checkpoints>,
+}
+
+// Nothing that can panic runs while one of the locks is held, so a poisoned one holds good data.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Containers {
+    /// No containers yet.
+    pub fn new(settings: Settings, checkpoints: Checkpoints) -> Self {
+        Self { known: Mutex::default(), settings: RwLock::new(settings), checkpoints: Mutex::new(checkpoints) }
+    }
+
+    /// What decides at the moment.
+    pub fn settings(&self) -> Settings {
+        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides by other settings from now on.
+    pub fn set_settings(&self, settings: Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// Remembers a container, or what has changed about it.
+    pub fn insert(&self, container: Container) -> Arc<Container> {
+        let container = Arc::new(container);
+        lock(&self.known).insert(container.id.clone(), container.clone());
+        container
+    }
+
+    /// Remembers these and forgets all others.
+    pub fn replace(&self, containers: impl IntoIterator<Item = Container>) {
+        let known = containers.into_iter().map(|container| (container.id.clone(), Arc::new(container))).collect();
+        *lock(&self.known) = known;
+    }
+
+    /// Forgets a container.
+    pub fn remove(&self, id: &str) {
+        lock(&self.known).remove(id);
+    }
+
+    /// The container with this id.
+    pub fn get(&self, id: &str) -> Option<Arc<Container>> {
+        lock(&self.known).get(id).cloned()
+    }
+
+    /// The ids of all containers.
+    pub fn ids(&self) -> Vec<String> {
+        lock(&self.known).keys().cloned().collect()
+    }
+
+    /// The kubelet's record of a container. Reads files, though rarely: only when they have changed.
+    pub fn record(&self, uid: &PodUid, name: &str, moment: Moment) -> (Option<Record>, Vec<CheckpointError>) {
+        let lookup = lock(&self.checkpoints).lookup(uid, name, moment);
+        (lookup.record, lookup.problems)
+    }
+
+    /// What a container should have, given the kubelet's record of it.
+    pub fn decide(&self, container: &Container, record: Option<&Record>) -> Decided {
+        let settings = self.settings();
+        let resolution = requests::resolve(&Known {
+            class: container.class,
+            limit: container.limit,
+            unified: &container.unified,
+            overrides: &container.overrides,
+            oom_score_adj: container.oom_score_adj,
+            mem_total: settings.mem_total,
+            allocatable: settings.node.allocatable,
+            record,
+        });
+        let (policy, notice) = requests::overridden(&settings.config.policy, &container.overrides);
+        let resources = Resources { request: resolution.request, limit: container.limit };
+        let mut notices = resolution.notices;
+        notices.extend(notice);
+        Decided {
+            class: resolution.class,
+            request: resolution.request,
+            desired: policy::desired(&resources, resolution.class, &settings.node, &policy),
+            notices,
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The core of Plimsoll: from memory requests and limits to cgroup v2 values, with a reason for each.
+//!
+//! Everything here is values in, values out, except [`node`] and [`requests::checkpoint`], which read files and
+//! take the paths as parameters. Numbers are whole bytes unless a type says otherwise.
+//!
+//! The way of a container through this crate:
+//!
+//! 1. [`pod::PodCgroup::parse`] finds the kubelet's QoS class in the cgroup parent.
+//! 2. [`requests::checkpoint::Checkpoints::lookup`] finds what the kubelet recorded, and
+//!    [`requests::annotation::Overrides::read`] what the pod asks for by annotation.
+//! 3. [`requests::resolve`] chooses the best source for the request.
+//! 4. [`policy::desired`] turns that into values for `memory.min`, `memory.low` and `memory.high`.
+//! 5. [`service`] answers the runtime with them, and [`reconcile`] brings running containers to them and reads back.
+
+pub mod cgroup;
+pub mod config;
+pub mod containers;
+pub mod explain;
+pub mod node;
+pub mod pod;
+pub mod policy;
+pub mod reconcile;
+pub mod requests;
+pub mod service;
+pub mod units;

@@ -1,0 +1,246 @@
+//! The `plimsoll` program.
+
+mod run;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Parser, Subcommand};
+use plimsoll::config::{self, Config, NodeAllocatable};
+use plimsoll::explain::{self, Basis};
+use plimsoll::node::NodeMemory;
+use plimsoll::policy::Node;
+use plimsoll::units::{Bytes, PageSize};
+
+/// Draws the line how deep each container may be loaded with memory.
+#[derive(Parser)]
+#[command(
+    version,
+    about,
+    long_about = "\
+Plimsoll is a plugin for containerd and CRI-O (NRI) that turns memory requests and limits into cgroup v2 values:
+
+  memory.min   the request, which the kernel then never reclaims
+  memory.low   the request, which the kernel reclaims last
+  memory.high  request + factor x (limit - request), where throttling starts
+  memory.max   the limit, which the runtime sets itself",
+    after_help = "\
+Exit codes: 0 fine, 1 something failed, 2 bad usage, configuration or manifest."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(Run),
+    Check(Check),
+    Explain(Explain),
+}
+
+/// Run the plugin; also without any argument when a container runtime launches it.
+#[derive(Args)]
+#[command(
+    long_about = "\
+Run the plugin. It connects to the container runtime, sets the values of containers that are created or updated, brings \
+those that run to theirs, and reconnects when the runtime restarts. Stop it with SIGTERM or SIGINT; containers keep \
+their values.
+
+Configuration comes from --config, or else from the runtime's drop-in: /etc/nri/conf.d/90-plimsoll.conf or plimsoll.conf. \
+Changes of the file take effect at once. See plimsoll check --help for the fields.
+
+A container runtime launches what it finds in /opt/nri/plugins by the name 90-plimsoll, hands over the drop-in, and needs no \
+arguments; messages then go to the journal.",
+    after_long_help = "\
+Examples:
+  plimsoll run
+  plimsoll run --config /etc/plimsoll.yaml --socket /run/nri/nri.sock"
+)]
+struct Run {
+    /// The configuration file; without it, the runtime's drop-in, if there is one
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// The container runtime's NRI socket
+    #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
+    socket: PathBuf,
+
+    /// Where the node's file system is: its /proc, /sys/fs/cgroup and /var/lib/kubelet
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    host: PathBuf,
+}
+
+/// Validate a configuration file.
+#[derive(Args)]
+#[command(
+    long_about = "\
+Validate a configuration file and print what it amounts to, defaults included. Every mistake is reported at once, as \
+FILE:LINE: field: expected ..., found ...
+
+All fields, with their defaults:
+
+  memoryThrottlingFactor: 0.9               # above 0, at most 1; null: never set memory.high
+  memoryReservationPolicy: HardReservation  # None, TieredReservation or HardReservation
+  nodeAllocatable: auto                     # auto, or a quantity such as 60Gi
+  logLevel: info                            # error, warn, info, debug or trace",
+    after_long_help = "\
+Examples:
+  plimsoll check /etc/nri/conf.d/90-plimsoll.conf
+  echo 'memoryThrottlingFactor: 0.8' | plimsoll check -"
+)]
+struct Check {
+    /// The file; - is standard input
+    file: PathBuf,
+}
+
+/// Show what a pod's containers would get, and why.
+#[derive(Args)]
+#[command(
+    long_about = "\
+Show for each container of a pod the values of memory.min, memory.low and memory.high, with the reason for each, and \
+draw them to scale. Needs no node and changes nothing.
+
+The manifest may hold several documents, lists, and objects with a pod template such as Deployments. Annotations are \
+honoured (<what>.plimsoll.nri.io, then nothing, /pod or /container.<name>):
+
+  throttling-factor  a number above 0 and at most 1, or none
+  reservation        none, tiered or hard, but not more than the node's policy
+  memory-request     a quantity, used only where the kubelet has no record; so not here
+
+Containers without a limit are measured against node allocatable. It comes from --node-allocatable, or the \
+configuration, or else from this machine.",
+    after_long_help = "\
+Examples:
+  plimsoll explain -f pod.yaml --node-allocatable 60Gi
+  plimsoll explain -f pod.yaml --config /etc/nri/conf.d/90-plimsoll.conf
+  kubectl get pod web -o yaml | plimsoll explain -f - --json"
+)]
+struct Explain {
+    /// The manifest, YAML or JSON; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+
+    /// The node's configuration file; without it, the defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Memory that pods may use altogether on the node, such as 60Gi
+    #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
+    node_allocatable: Option<Bytes>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn quantity(text: &str) -> Result<Bytes, String> {
+    match Bytes::from_quantity(text) {
+        Ok(Bytes::ZERO) => Err("expected a quantity above 0".to_owned()),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What went wrong, by exit code.
+enum Failure {
+    /// Something failed that is not the caller's doing: 1.
+    Runtime(anyhow::Error),
+    /// What the caller gave is no good: 2.
+    Usage(anyhow::Error),
+}
+
+fn main() -> ExitCode {
+    // A runtime gives no arguments to what it launches.
+    let launched = std::env::args_os().len() < 2 && std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
+    let cli = if launched { Cli::parse_from(["plimsoll", "run"]) } else { Cli::parse() };
+    let result = match cli.command {
+        Command::Run(run) => run.run(),
+        Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),
+        Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),
+    };
+    let (error, code) = match result {
+        Ok(code) => return code,
+        Err(Failure::Runtime(error)) => (error, 1),
+        Err(Failure::Usage(error)) => (error, 2),
+    };
+    // Alternate form: with its causes, on one line.
+    eprintln!("{error:#}");
+    ExitCode::from(code)
+}
+
+impl Check {
+    fn run(self) -> Result<(), Failure> {
+        let config = load_config(&self.file)?;
+        print(format_args!("# {} is valid and amounts to:\n{config}", shown(&self.file)))
+    }
+}
+
+impl Explain {
+    fn run(self) -> Result<(), Failure> {
+        let config = match &self.config {
+            Some(path) => load_config(path)?,
+            None => Config::default(),
+        };
+        let page_size = PageSize::new(rustix::param::page_size() as u64).unwrap_or(PageSize::KIB4);
+        let (allocatable, allocatable_source) = match (self.node_allocatable, config.node_allocatable) {
+            (Some(bytes), _) => (Some(bytes), "given by --node-allocatable".to_owned()),
+            (None, NodeAllocatable::Fixed(bytes)) => (Some(bytes), "given by the configuration".to_owned()),
+            (None, NodeAllocatable::Auto) => {
+                let memory = NodeMemory::discover(Path::new("/"), page_size);
+                for problem in &memory.problems {
+                    eprintln!("note: {problem}");
+                }
+                (memory.allocatable, format!("that of this machine, from {}", memory.source))
+            }
+        };
+        let basis = Basis { policy: config.policy, node: Node { allocatable, page_size }, allocatable_source };
+
+        let manifest = read(&self.file, explain::LARGEST)?;
+        let refused = |error: anyhow::Error| Failure::Usage(error.context(shown(&self.file)));
+        let manifest = String::from_utf8(manifest).map_err(|error| refused(anyhow!("expected UTF-8 text: {error}")))?;
+        let explanation = explain::explain(&manifest, &basis).map_err(|error| refused(error.into()))?;
+        if self.json {
+            let json = serde_json::to_string_pretty(&explanation).map_err(|error| Failure::Runtime(error.into()))?;
+            print(format_args!("{json}\n"))
+        } else {
+            print(format_args!("{explanation}"))
+        }
+    }
+}
+
+fn load_config(path: &Path) -> Result<Config, Failure> {
+    let text = read(path, config::LARGEST)?;
+    Config::parse(&text, &shown(path)).map_err(|errors| Failure::Usage(errors.into()))
+}
+
+/// Reads a file or standard input, at most one byte further than `most`: enough to see that it is too large.
+fn read(path: &Path, most: usize) -> Result<Vec<u8>, Failure> {
+    read_file(path, most).with_context(|| format!("cannot read {}", shown(path))).map_err(Failure::Usage)
+}
+
+fn read_file(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let source: Box<dyn Read> =
+        if path == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(path)?) };
+    source.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What to call a file in messages.
+fn shown(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+/// Writes to standard output. A reader that has gone away has seen enough.
+fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    match io::stdout().lock().write_fmt(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Runtime(anyhow::Error::new(error).context("cannot write to standard output")))
+        }
+        _ => Ok(()),
+    }
+}

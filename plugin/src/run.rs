@@ -1,0 +1,234 @@
+//! `plimsoll run`: the plugin as a process.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use futures::StreamExt as _;
+use inotify::{Inotify, WatchMask};
+use nri::{Identity, Launched, Stub};
+use plimsoll::cgroup::CgroupRoot;
+use plimsoll::config::{self, Config, LogLevel};
+use plimsoll::containers::{Containers, Settings};
+use plimsoll::reconcile::Reconciler;
+use plimsoll::requests::checkpoint::Checkpoints;
+use plimsoll::service::Service;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use tracing::level_filters::LevelFilter;
+use tracing::{error, info, warn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::{Failure, Run, load_config, read_file};
+
+/// Where runtimes look for the configuration of plugins.
+const DROP_INS: &str = "/etc/nri/conf.d";
+
+type Level = reload::Handle<LevelFilter, Registry>;
+
+impl Run {
+    /// Runs the plugin until it is told to stop, or the runtime that launched it ends.
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let launched = match Launched::from_env().context("launched by a runtime").map_err(Failure::Runtime)? {
+            None => None,
+            // The runtime kills the process that it launched when it drops the plugin, and never launches it again.
+            Some(launched) => match launched.detach().map_err(|error| Failure::Runtime(error.into()))? {
+                Ok(launched) => Some(launched),
+                Err(status) => {
+                    let code = status.code().and_then(|code| u8::try_from(code).ok());
+                    return Ok(ExitCode::from(code.unwrap_or(1)));
+                }
+            },
+        };
+        let (level, to_journal) = log();
+        let result = self.plugin(launched, level);
+        if let Err(Failure::Runtime(error) | Failure::Usage(error)) = &result
+            && to_journal
+        {
+            // main prints it, too, but to nowhere.
+            error!("{error:#}");
+        }
+        result
+    }
+
+    fn plugin(self, launched: Option<Launched>, level: Level) -> Result<ExitCode, Failure> {
+        let identity = match &launched {
+            Some(launched) => launched.identity().clone(),
+            None => Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?,
+        };
+        let files = match &self.config {
+            Some(path) => vec![path.clone()],
+            None => drop_ins(&identity),
+        };
+        let config = match (&launched, &self.config) {
+            // The runtime hands it over.
+            (Some(_), None) => Config::default(),
+            (_, Some(path)) => load_config(path)?,
+            (None, None) => match files.iter().find(|path| path.exists()) {
+                Some(path) => load_config(path)?,
+                None => Config::default(),
+            },
+        };
+        set_level(&level, config.log_level);
+
+        let root =
+            CgroupRoot::open(&self.host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
+        let root = Arc::new(root);
+        let (settings, _) = Settings::discover(config, &self.host);
+        let checkpoints = Checkpoints::new(self.host.join("var/lib/kubelet"));
+        let containers = Arc::new(Containers::new(settings, checkpoints));
+        let configured = Arc::new(Notify::new());
+        let on_config = {
+            let (level, configured) = (level, configured.clone());
+            Box::new(move |config: &Config| {
+                set_level(&level, config.log_level);
+                configured.notify_one();
+            })
+        };
+
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build()
+            .context("start the asynchronous runtime")
+            .map_err(Failure::Runtime)?;
+        runtime.block_on(async move {
+            let (work, todo) = mpsc::unbounded_channel();
+            let service = Service::new(containers.clone(), root.clone(), work, self.host, on_config);
+            let stub = match launched {
+                Some(launched) => Stub::launched(launched, service),
+                None => Stub::external(identity, service),
+            };
+            let stub = stub.socket(self.socket);
+            tokio::spawn(Reconciler::new(containers.clone(), root, stub.runtime(), todo).run());
+            let service = stub.plugin().clone();
+            tokio::spawn(async move {
+                configured.notified().await;
+                if let Err(error) = watch(&files, &service, &containers).await {
+                    let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+                    warn!("changes of {} take effect only with a restart: {error:#}", files.join(" and "));
+                }
+            });
+            tokio::select! {
+                result = stub.run() => match result {
+                    Ok(()) => Ok(ExitCode::SUCCESS),
+                    Err(nri::Error::Configure(refusal)) => Err(Failure::Usage(refusal.into())),
+                    Err(error) => Err(Failure::Runtime(error.into())),
+                },
+                result = terminated() => {
+                    let signal = result.context("wait for signals").map_err(Failure::Runtime)?;
+                    info!(signal, "stopping; containers keep their values");
+                    Ok(ExitCode::SUCCESS)
+                }
+            }
+        })
+    }
+}
+
+/// The files that a runtime takes the configuration of a plugin from, best first.
+/// Source: containerd/nri `pkg/adaptation/plugin.go`.
+fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
+    let full = identity.to_string();
+    // An index is two digits and a dash.
+    let name = full.get(3..).unwrap_or_default().to_owned();
+    [full, name].map(|name| Path::new(DROP_INS).join(format!("{name}.conf"))).into()
+}
+
+/// Logs to standard error, or to the journal when that leads nowhere, as it does when a runtime launched this. Tells which.
+fn log() -> (Level, bool) {
+    let (filter, level) = reload::Layer::new(LevelFilter::INFO);
+    let journal = if leads_nowhere(io::stderr()) { tracing_journald::layer().ok() } else { None };
+    let to_journal = journal.is_some();
+    let output = match journal {
+        Some(journal) => journal.boxed(),
+        None => {
+            // Whoever reads a pipe or a journal adds the time and does not want colours.
+            let terminal = rustix::termios::isatty(io::stderr());
+            let text = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(terminal).with_target(false);
+            if terminal { text.boxed() } else { text.without_time().boxed() }
+        }
+    };
+    tracing_subscriber::registry().with(output.with_filter(filter)).init();
+    (level, to_journal)
+}
+
+/// True for /dev/null, which runtimes give to what they launch, and for what is closed.
+fn leads_nowhere(stream: impl AsFd) -> bool {
+    let null = rustix::fs::stat("/dev/null").map(|null| null.st_rdev);
+    match rustix::fs::fstat(stream) {
+        Ok(stat) => null == Ok(stat.st_rdev),
+        Err(_) => true,
+    }
+}
+
+fn set_level(level: &Level, wanted: LogLevel) {
+    let filter = match wanted {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    // Fails only when the subscriber is gone, and then nothing is logged anyway.
+    let _ = level.reload(filter);
+}
+
+async fn terminated() -> io::Result<&'static str> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => Ok("SIGINT"),
+        _ = terminate.recv() => Ok("SIGTERM"),
+    }
+}
+
+/// Takes over the first of `files` that exists whenever it has changed. Returns only when it cannot watch any longer.
+async fn watch(files: &[PathBuf], service: &Service, containers: &Containers) -> anyhow::Result<()> {
+    // Files are replaced by renaming, and the ConfigMaps of Kubernetes by renaming a directory beside them: so it is the
+    // directory that is watched.
+    let directory = files.first().and_then(|file| file.parent()).context("no file to watch")?;
+    let inotify = Inotify::init().context("start inotify")?;
+    let events = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
+    inotify.watches().add(directory, events).with_context(|| format!("watch {}", directory.display()))?;
+    let mut changes = inotify.into_event_stream([0; 4096]).context("read inotify")?;
+
+    let mut seen = None;
+    loop {
+        let now = files.iter().find_map(|file| match read_file(file, config::LARGEST) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            result => Some((file, result)),
+        });
+        match now {
+            None if seen.is_some() => {
+                warn!("the configuration file was removed; the configuration before stays in force");
+                seen = None;
+            }
+            None => {}
+            Some((file, Err(error))) => {
+                error!("cannot read {}: {error}; the configuration before stays in force", file.display());
+            }
+            Some((file, Ok(text))) if seen.as_ref() != Some(&text) => {
+                match Config::parse(&text, &file.display().to_string()) {
+                    Ok(config) if config == containers.settings().config => {}
+                    Ok(config) => {
+                        info!(file = %file.display(), "configuration changed");
+                        service.reconfigure(config);
+                    }
+                    Err(errors) => error!("{errors}\nthe configuration before stays in force"),
+                }
+                seen = Some(text);
+            }
+            Some(_) => {}
+        }
+        match changes.next().await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(error).context("read inotify"),
+            None => return Err(anyhow!("inotify ended")),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The plugin as the runtime sees it: translate, delegate, reply.
+//!
+//! Events are answered from memory, but for the kubelet's checkpoint, which is read anew when it has changed, for as long
+//! as a tenth of the runtime's request timeout. Nothing here fails a request: what cannot be understood is
+//! reported and left out.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nri::api::{
+    self, ContainerAdjustment, ContainerState, ContainerUpdate, LinuxContainerAdjustment, LinuxResources, PodSandbox,
+};
+use nri::{Configuration, Creation, EventMask, Plugin, Refusal};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use crate::cgroup::{CgroupPath, CgroupRoot, Knob};
+use crate::config::Config;
+use crate::containers::{Container, Containers, Decided, KNOBS, Settings};
+use crate::pod::{PodCgroup, PodUid};
+use crate::policy::Setting;
+use crate::reconcile::{Work, update};
+use crate::requests::annotation::{self, Overrides};
+use crate::requests::checkpoint::{Moment, Record};
+use crate::units::{Limit, PageSize};
+
+/// Part of the runtime's request timeout within which an event is answered.
+const BUDGET: u32 = 10;
+
+/// What the plugin does about a configuration that came into force.
+pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
+
+/// The plugin.
+pub struct Service {
+    containers: Arc<Containers>,
+    root: Arc<CgroupRoot>,
+    work: mpsc::UnboundedSender<Work>,
+    host: PathBuf,
+    on_config: OnConfig,
+    budget: Mutex<Duration>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("containers", &self.containers).finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// A plugin on the node whose file system is at `host`, usually `/`. Work for the reconcile task goes to `work`;
+    /// `on_config` is called with each configuration that comes into force.
+    pub fn new(
+        containers: Arc<Containers>,
+        root: Arc<CgroupRoot>,
+        work: mpsc::UnboundedSender<Work>,
+        host: impl Into<PathBuf>,
+        on_config: OnConfig,
+    ) -> Self {
+        let budget = Mutex::new(Duration::from_millis(200));
+        Self { containers, root, work, host: host.into(), on_config, budget }
+    }
+
+    /// Goes on with another configuration, and brings all containers to it.
+    pub fn reconfigure(&self, config: Config) {
+        let (settings, memory) = Settings::discover(config, &self.host);
+        for problem in &memory.problems {
+            warn!(%problem, "node memory");
+        }
+        match config.node_allocatable {
+            crate::config::NodeAllocatable::Auto => info!("{memory}"),
+            crate::config::NodeAllocatable::Fixed(bytes) => info!("node allocatable is {bytes} bytes, as configured"),
+        }
+        (self.on_config)(&config);
+        self.containers.set_settings(settings);
+        self.enqueue(Work::All);
+    }
+
+    fn enqueue(&self, work: Work) {
+        // The task ends only with the program.
+        let _ = self.work.send(work);
+    }
+
+    fn page_size(&self) -> PageSize {
+        self.containers.settings().node.page_size
+    }
+
+    /// The kubelet's record of a container, if it can be had in time.
+    async fn record(&self, container: &Container) -> Option<Record> {
+        let moment = container.moment;
+        let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let (containers, uid, name) = (self.containers.clone(), container.uid.clone(), container.name.clone());
+        let lookup = tokio::task::spawn_blocking(move || {
+            let (record, problems) = containers.record(&uid, &name, moment);
+            for problem in problems {
+                warn!(%problem, "kubelet checkpoint");
+            }
+            record
+        });
+        match timeout(budget, lookup).await {
+            Ok(Ok(record)) => record,
+            Ok(Err(error)) => {
+                warn!(pod = container.pod, container = container.name, %error, "looking up the kubelet's record failed");
+                None
+            }
+            Err(_) => {
+                // The task looks again after the start or update.
+                warn!(
+                    pod = container.pod,
+                    container = container.name,
+                    "the kubelet's checkpoint could not be read within {budget:?}, going on without it"
+                );
+                None
+            }
+        }
+    }
+
+    /// Remembers a container and decides about it.
+    async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
+        let record = self.record(&container).await;
+        let container = self.containers.insert(container);
+        let decided = self.containers.decide(&container, record.as_ref());
+        for notice in &decided.notices {
+            warn!(pod = container.pod, container = container.name, "{notice}");
+        }
+        (container, decided)
+    }
+}
+
+impl Plugin for Service {
+    fn events(&self) -> EventMask {
+        EventMask::CREATE_CONTAINER
+            | EventMask::START_CONTAINER
+            | EventMask::UPDATE_CONTAINER
+            | EventMask::POST_UPDATE_CONTAINER
+            | EventMask::STOP_CONTAINER
+            | EventMask::REMOVE_CONTAINER
+    }
+
+    async fn configure(&self, configuration: Configuration) -> Result<(), Refusal> {
+        *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = configuration.request_timeout / BUDGET;
+        // A plugin that was not launched has read its configuration itself.
+        let config = match &configuration.config {
+            Some(text) => Config::parse(text.as_bytes(), "configuration from the runtime")
+                .map_err(|errors| Refusal::new(errors.to_string()))?,
+            None => self.containers.settings().config,
+        };
+        self.reconfigure(config);
+        Ok(())
+    }
+
+    async fn synchronize(
+        &self,
+        pods: Vec<PodSandbox>,
+        containers: Vec<api::Container>,
+    ) -> Result<Vec<ContainerUpdate>, Refusal> {
+        let page = self.page_size();
+        let pods: HashMap<&str, &PodSandbox> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
+        let alive = containers
+            .into_iter()
+            .filter(|container| !matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED)));
+        let known = alive.filter_map(|container| {
+            let Some(pod) = pods.get(container.pod_sandbox_id.as_str()) else {
+                warn!(container = container.id, pod = container.pod_sandbox_id, "the runtime told of no such pod");
+                return None;
+            };
+            // What it holds beside the kubelet's words are this plugin's own, from before.
+            Some(Container { unified: HashMap::new(), ..translate(pod, &container, page) })
+        });
+        self.containers.replace(known);
+        // In the reply it would keep the runtime locked until the last container is updated.
+        self.enqueue(Work::All);
+        Ok(Vec::new())
+    }
+
+    async fn create_container(&self, pod: PodSandbox, container: api::Container) -> Result<Creation, Refusal> {
+        for notice in annotation::unknown(&pod.annotations) {
+            warn!(pod = pod.name, "{notice}");
+        }
+        if container.linux.is_none() {
+            warn!(
+                pod = pod.name,
+                container = container.name,
+                "the container has no linux section, it is left as it is"
+            );
+            return Ok(Creation::default());
+        }
+        let (container, decided) = self.resolve(translate(&pod, &container, self.page_size())).await;
+        // The kernel's defaults need not be set, unless the runtime's client wants something else.
+        let wanted = KNOBS.into_iter().filter_map(|knob| {
+            let value = decided.value(knob)?;
+            let is_default = setting(&decided, knob) == Setting::Default;
+            (!is_default || container.unified.contains_key(knob.file_name())).then_some((knob, value))
+        });
+        let unified: HashMap<_, _> =
+            wanted.map(|(knob, value)| (knob.file_name().to_owned(), value.to_string())).collect();
+        info!(
+            pod = container.pod,
+            container = container.name,
+            class = %decided.class,
+            request = decided.request.map(tracing::field::display),
+            limit = %container.limit,
+            ?unified,
+            "create"
+        );
+        let mut adjust = ContainerAdjustment::new();
+        if !unified.is_empty() {
+            let resources = LinuxResources { unified, ..Default::default() };
+            let linux = LinuxContainerAdjustment { resources: Some(resources).into(), ..Default::default() };
+            adjust.linux = Some(linux).into();
+        }
+        Ok(Creation { adjust, update: Vec::new() })
+    }
+
+    async fn start_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+        self.enqueue(Work::Container(container.id));
+        Ok(())
+    }
+
+    async fn update_container(
+        &self,
+        pod: PodSandbox,
+        container: api::Container,
+        resources: LinuxResources,
+    ) -> Result<Vec<ContainerUpdate>, Refusal> {
+        let page = self.page_size();
+        let mut updated = match self.containers.get(&container.id) {
+            Some(known) => (*known).clone(),
+            None => translate(&pod, &container, page),
+        };
+        updated.moment = Moment::Update;
+        let asked = resources.memory.limit.as_ref().map_or(0, |limit| limit.value);
+        if asked != 0 {
+            updated.limit = limit(asked, page, &updated);
+        }
+        if !resources.unified.is_empty() {
+            updated.unified = resources.unified;
+        }
+        let (container, decided) = self.resolve(updated).await;
+        // The runtime keeps what was set before and sets it again with every update. So all that is wanted is said, and of
+        // the defaults those that the kernel does not have.
+        let cgroup = container.cgroup.as_ref().and_then(|path| self.root.cgroup(path).ok());
+        let values: Vec<(Knob, Limit)> = KNOBS
+            .into_iter()
+            .filter_map(|knob| Some((knob, decided.value(knob)?)))
+            .filter(|(knob, value)| {
+                let in_force = || cgroup.as_ref().and_then(|cgroup| cgroup.read(*knob).ok());
+                setting(&decided, *knob) != Setting::Default || in_force() != Some(*value)
+            })
+            .collect();
+        info!(
+            pod = container.pod,
+            container = container.name,
+            class = %decided.class,
+            request = decided.request.map(tracing::field::display),
+            limit = %container.limit,
+            ?values,
+            "update"
+        );
+        if values.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(vec![ContainerUpdate { ignore_failure: false, ..update(&container.id, values) }])
+    }
+
+    async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+        self.enqueue(Work::Container(container.id));
+        Ok(())
+    }
+
+    async fn stop_container(&self, _: PodSandbox, container: api::Container) -> Result<Vec<ContainerUpdate>, Refusal> {
+        debug!(container = container.id, "stopped");
+        self.containers.remove(&container.id);
+        Ok(Vec::new())
+    }
+
+    async fn remove_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+        self.containers.remove(&container.id);
+        Ok(())
+    }
+}
+
+fn setting(decided: &Decided, knob: Knob) -> Setting {
+    match knob {
+        Knob::Min => decided.desired.min.setting,
+        Knob::Low => decided.desired.low.setting,
+        Knob::High => decided.desired.high.setting,
+        Knob::Max => Setting::LeaveAlone,
+    }
+}
+
+/// Takes what matters here from what the runtime tells. What makes no sense is reported and left out.
+fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Container {
+    let linux = container.linux.get_or_default();
+    let resources = linux.resources.get_or_default();
+    let parent = PodCgroup::parse(&pod.linux.get_or_default().cgroup_parent);
+    let (overrides, notices) = Overrides::read(&pod.annotations, &container.name);
+    let uid = match &parent {
+        Some(parent) if pod.uid.is_empty() => parent.uid.clone(),
+        _ => PodUid::new(pod.uid.clone()),
+    };
+    let mut translated = Container {
+        id: container.id.clone(),
+        name: container.name.clone(),
+        pod: format!("{}/{}", pod.namespace, pod.name),
+        uid,
+        class: parent.map(|parent| parent.class),
+        limit: Limit::Max,
+        unified: resources.unified.clone(),
+        overrides,
+        oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
+        moment: Moment::Create,
+        cgroup: None,
+    };
+    for notice in notices {
+        warn!(pod = translated.pod, container = translated.name, "{notice}");
+    }
+    let asked = resources.memory.get_or_default().limit.get_or_default().value;
+    translated.limit = limit(asked, page, &translated);
+    if !linux.cgroups_path.is_empty() {
+        match CgroupPath::parse(&linux.cgroups_path) {
+            Ok(path) => translated.cgroup = Some(path),
+            Err(error) => warn!(
+                pod = translated.pod,
+                container = translated.name,
+                %error,
+                "the container's values cannot be verified"
+            ),
+        }
+    }
+    translated
+}
+
+fn limit(asked: i64, page: PageSize, container: &Container) -> Limit {
+    Limit::from_cri(asked, page).unwrap_or_else(|error| {
+        warn!(pod = container.pod, container = container.name, "{error}");
+        Limit::Max
+    })
+}

@@ -1,0 +1,205 @@
+//! Black-box tests of the program: arguments, output and exit codes.
+
+// Clippy spares only the test functions themselves.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn plimsoll(args: &[&str], stdin: &str) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The program may have ended without reading.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    Ran {
+        code: status.code().expect("not killed"),
+        stdout: String::from_utf8(stdout).unwrap(),
+        stderr: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+fn file(dir: &TempDir, name: &str, text: &str) -> PathBuf {
+    let path = dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn as_str(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+const POD: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  containers:
+  - name: app
+    resources: {requests: {memory: 128Mi}, limits: {memory: 1Gi}}
+";
+
+#[test]
+fn a_valid_configuration_is_shown_with_its_defaults() {
+    let dir = TempDir::new().unwrap();
+    let path = file(&dir, "p.conf", "memoryThrottlingFactor: 0.8\n");
+    let ran = plimsoll(&["check", as_str(&path)], "");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert_eq!(
+        ran.stdout,
+        format!(
+            "# {} is valid and amounts to:\nmemoryThrottlingFactor: 0.8\nmemoryReservationPolicy: HardReservation\n\
+             nodeAllocatable: auto\nlogLevel: info\n",
+            path.display()
+        )
+    );
+}
+
+#[test]
+fn every_mistake_in_a_configuration_is_reported_and_the_code_is_2() {
+    let dir = TempDir::new().unwrap();
+    let path = file(&dir, "p.conf", "memoryThrottlingFactor: 2\n\nlogLevel: loud\n");
+    let ran = plimsoll(&["check", as_str(&path)], "");
+    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
+    assert_eq!(
+        ran.stderr.replace(as_str(&path), "F"),
+        "F:1: memoryThrottlingFactor: expected a number above 0 and at most 1, or null, found the number 2\n\
+         F:3: logLevel: expected error, warn, info, debug or trace, found 'loud'\n"
+    );
+}
+
+#[test]
+fn a_configuration_may_come_from_standard_input() {
+    let ran = plimsoll(&["check", "-"], "a: 1");
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.starts_with("standard input:1: a: expected one of memoryThrottlingFactor, "), "{}", ran.stderr);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let ran = plimsoll(&["check", "/nonexistent/p.conf"], "");
+    assert_eq!(ran.code, 2);
+    assert_eq!(ran.stderr, "cannot read /nonexistent/p.conf: No such file or directory (os error 2)\n");
+    let ran = plimsoll(&["explain", "-f", "/"], "");
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.starts_with("cannot read /: "), "{}", ran.stderr);
+}
+
+#[test]
+fn bad_usage_is_code_2_and_help_is_code_0() {
+    for args in [
+        &[][..],
+        &["sail"],
+        &["check"],
+        &["explain"],
+        &["explain", "-f", "-", "--node-allocatable", "lots"],
+        &["explain", "-f", "-", "--node-allocatable", "0"],
+    ] {
+        assert_eq!(plimsoll(args, POD).code, 2, "{args:?}");
+    }
+    for args in [&["--help"][..], &["check", "--help"], &["explain", "--help"], &["--version"]] {
+        let ran = plimsoll(args, "");
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{args:?}");
+    }
+    assert!(plimsoll(&["explain", "--help"], "").stdout.contains("Examples:"));
+}
+
+#[test]
+fn a_pod_is_explained_with_values_reasons_and_a_drawing() {
+    let ran = plimsoll(&["explain", "-f", "-", "--node-allocatable", "8Gi"], POD);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert_eq!(
+        ran.stdout,
+        "\
+Node allocatable 8Gi (8589934592 bytes): given by --node-allocatable.
+Throttling factor 0.9, reservation policy HardReservation, pages of 4096 bytes.
+
+Pod web: Burstable
+  container app: request 128Mi, limit 1Gi
+    memory.min   134217728 (128Mi)
+                 it is the request, 128Mi (pod-spec)
+    memory.low   0 (default)
+                 HardReservation protects by memory.min instead
+    memory.high  979787776 (934.4Mi)
+                 request 128Mi (pod-spec) + 0.9 x (the limit 1Gi - request) is
+                 979787776 in whole pages of 4096
+    0 ========m----------------------------------------------H~~~~M 1Gi
+
+Drawn to scale: m memory.min, l memory.low, H memory.high, M memory.max, A node
+allocatable where there is no limit. = is protected, ~ is throttled.
+"
+    );
+}
+
+#[test]
+fn an_explanation_follows_the_configuration() {
+    let dir = TempDir::new().unwrap();
+    let config = "memoryThrottlingFactor: null\nmemoryReservationPolicy: TieredReservation\nnodeAllocatable: 4Gi\n";
+    let config = file(&dir, "p.conf", config);
+    let pod = file(&dir, "pod.yaml", POD);
+    let ran = plimsoll(&["explain", "-f", as_str(&pod), "--config", as_str(&config), "--json"], "");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["nodeAllocatable"], 4_294_967_296u64);
+    assert_eq!(json["memoryThrottlingFactor"], serde_json::Value::Null);
+    let container = &json["pods"][0]["containers"][0];
+    assert_eq!((&json["pods"][0]["qosClass"], &container["name"]), (&"Burstable".into(), &"app".into()));
+    for (knob, value, setting) in
+        [("memoryMin", "0", "default"), ("memoryLow", "134217728", "set"), ("memoryHigh", "max", "default")]
+    {
+        assert_eq!(
+            (&container[knob]["value"], &container[knob]["setting"]),
+            (&value.into(), &setting.into()),
+            "{knob}"
+        );
+        assert!(container[knob]["reason"].is_string(), "{knob}");
+    }
+}
+
+#[test]
+fn without_a_given_allocatable_this_machine_is_asked_and_named() {
+    let ran = plimsoll(&["explain", "-f", "-"], POD);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("that of this machine, from"), "{}", ran.stdout);
+}
+
+#[test]
+fn a_manifest_that_is_no_good_is_code_2_and_names_the_place() {
+    let dir = TempDir::new().unwrap();
+    let path = file(&dir, "pod.yaml", &POD.replace("1Gi", "1GB"));
+    let ran = plimsoll(&["explain", "-f", as_str(&path)], "");
+    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
+    assert!(ran.stderr.ends_with(
+        "pod.yaml: Pod web, container app: resources.limits.memory: expected a quantity such as 128Mi, 1.5Gi, 500M or \
+         1e9, found '1GB'\n"
+    ), "{}", ran.stderr);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .args(["check", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    drop(child.stdin.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}

@@ -1,0 +1,824 @@
+//! The program against the runtime's side of the protocol and a temporary tree that stands for the node.
+//!
+//! The fake runtime does what containerd and runc do with a unified map: it writes it into the container's files.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nri::NriVersion;
+use nri::api::{
+    self, ContainerState, ContainerUpdate, Event, LinuxContainer, LinuxMemory, LinuxPodSandbox, LinuxResources,
+    OptionalInt, OptionalInt64, PodSandbox,
+};
+use nri::runtime::{Connection, Options, UpdateRequest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+const MIB: i64 = 1 << 20;
+
+/// Hands its standard input over as descriptor 3, as a runtime hands over a connection. Outlives a plugin that is killed.
+const LAUNCHER: &str = r#"
+exec 3<&0 0</dev/null
+"$0" "$@" &
+exec 3<&-
+wait $!
+code=$?
+[ $code -le 128 ] || exec tail -f /dev/null
+exit $code
+"#;
+
+/// A directory that looks like a node's file system, and the socket of its runtime.
+struct Node {
+    directory: tempfile::TempDir,
+    listener: UnixListener,
+}
+
+impl Node {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for path in ["host/sys/fs/cgroup", "host/proc", "host/var/lib/kubelet", "run"] {
+            fs::create_dir_all(directory.path().join(path)).unwrap();
+        }
+        let listener = UnixListener::bind(directory.path().join("run/nri.sock")).unwrap();
+        let node = Self { directory, listener };
+        node.write("host/sys/fs/cgroup/cgroup.controllers", "memory\n");
+        node.write("host/proc/meminfo", "MemTotal:        8388608 kB\nHugetlb:               0 kB\n");
+        node.write("plimsoll.yaml", "nodeAllocatable: 4Gi\nlogLevel: debug\n");
+        node
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.directory.path().join(path)
+    }
+
+    fn write(&self, path: &str, content: &str) {
+        fs::write(self.path(path), content).unwrap();
+    }
+
+    /// Replaces a file as the kubelet and editors do.
+    fn replace(&self, path: &str, content: &str) {
+        self.write("new", content);
+        fs::rename(self.path("new"), self.path(path)).unwrap();
+    }
+
+    /// The kubelet's checkpoint: requests in bytes by pod and container.
+    fn checkpoint(&self, file: &str, requests: &[(&str, &str, i64)]) {
+        let mut entries = serde_json::Map::new();
+        for (uid, container, request) in requests {
+            let resources = serde_json::json!({ "requests": { "memory": request.to_string() } });
+            let entry = serde_json::json!({ "ContainerResources": { *container: resources } });
+            entries.insert((*uid).to_owned(), entry);
+        }
+        let data = serde_json::json!({ "entries": entries }).to_string();
+        let checkpoint = serde_json::json!({ "data": data, "checksum": 1 }).to_string();
+        self.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
+    }
+
+    fn start(&self) -> Daemon {
+        self.start_with(&["--config", self.path("plimsoll.yaml").to_str().unwrap()])
+    }
+
+    fn start_with(&self, arguments: &[&str]) -> Daemon {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        command.args(self.arguments()).args(arguments);
+        Daemon::spawn(command)
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let path = |path| self.path(path).to_str().unwrap().to_owned();
+        ["run".into(), "--host".into(), path("host"), "--socket".into(), path("run/nri.sock")].into()
+    }
+
+    /// Launches the plugin as a runtime does, from a process that stands for the runtime.
+    fn launch(&self) -> (Daemon, UnixStream) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", LAUNCHER])
+            .arg(env!("CARGO_BIN_EXE_plimsoll"))
+            .args(self.arguments())
+            .env_clear()
+            .env("NRI_PLUGIN_NAME", "plimsoll")
+            .env("NRI_PLUGIN_IDX", "90")
+            .env("NRI_PLUGIN_SOCKET", "3")
+            // So that messages come to the test instead of the journal, if there is one.
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .stdin(Stdio::from(OwnedFd::from(theirs)));
+        let daemon = Daemon::spawn(command);
+        ours.set_nonblocking(true).unwrap();
+        (daemon, UnixStream::from_std(ours).unwrap())
+    }
+
+    async fn trunk(&self) -> UnixStream {
+        self.listener.accept().await.unwrap().0
+    }
+
+    /// Accepts the plugin's connection, without telling it of any container yet.
+    async fn accept(&self) -> Runtime {
+        self.serve(self.trunk().await, Options::default()).await
+    }
+
+    async fn serve(&self, trunk: UnixStream, options: Options) -> Runtime {
+        let (connection, updates) = Connection::accept(trunk, options).await.unwrap();
+        Runtime { connection, updates, root: self.path("host/sys/fs/cgroup") }
+    }
+}
+
+/// The program.
+struct Daemon {
+    child: Child,
+    messages: mpsc::UnboundedReceiver<String>,
+}
+
+impl Daemon {
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, messages) = mpsc::unbounded_channel();
+        let stderr = child.stderr.take().unwrap();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // The test may have ended.
+                let _ = sender.send(line);
+            }
+        });
+        Self { child, messages }
+    }
+
+    /// Waits for a message with this text.
+    async fn says(&mut self, text: &str) -> String {
+        let mut before = Vec::new();
+        let found = tokio::time::timeout(Duration::from_secs(60), async {
+            while let Some(line) = self.messages.recv().await {
+                if line.contains(text) {
+                    return Some(line);
+                }
+                before.push(line);
+            }
+            None
+        });
+        match found.await {
+            Ok(Some(line)) => line,
+            _ => panic!("the program did not say {text:?}, but:\n{}", before.join("\n")),
+        }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    async fn ends(mut self) -> ExitStatus {
+        let mut rest = Vec::new();
+        while let Some(line) = self.messages.recv().await {
+            rest.push(line);
+        }
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The runtime, with files for its containers.
+struct Runtime {
+    connection: Connection,
+    updates: mpsc::UnboundedReceiver<UpdateRequest>,
+    root: PathBuf,
+}
+
+/// A pod with one container.
+#[derive(Clone)]
+struct Pod {
+    sandbox: PodSandbox,
+    container: api::Container,
+}
+
+impl Pod {
+    fn new(class: &str, uid: &str, limit: i64) -> Self {
+        let parent = match class {
+            "guaranteed" => format!("/kubepods/pod{uid}"),
+            class => format!("/kubepods/{class}/pod{uid}"),
+        };
+        let mut sandbox =
+            PodSandbox { id: format!("sandbox-{uid}"), uid: uid.into(), name: uid.into(), ..Default::default() };
+        sandbox.namespace = "default".into();
+        let linux = LinuxPodSandbox { cgroup_parent: parent.clone(), ..Default::default() };
+        sandbox.linux = Some(linux).into();
+        let mut container = api::Container { id: format!("id-{uid}"), name: "app".into(), ..Default::default() };
+        container.pod_sandbox_id = sandbox.id.clone();
+        container.state = ContainerState::CONTAINER_RUNNING.into();
+        let linux = LinuxContainer {
+            resources: Some(memory_limit(limit)).into(),
+            oom_score_adj: Some(OptionalInt { value: 999, ..Default::default() }).into(),
+            cgroups_path: format!("{parent}/{}", container.id),
+            ..Default::default()
+        };
+        container.linux = Some(linux).into();
+        Self { sandbox, container }
+    }
+
+    fn annotate(mut self, key: &str, value: &str) -> Self {
+        self.sandbox.annotations.insert(key.into(), value.into());
+        self
+    }
+
+    fn linux(&mut self) -> &mut LinuxContainer {
+        self.container.linux.as_mut().unwrap()
+    }
+}
+
+fn memory_limit(limit: i64) -> LinuxResources {
+    let limit = Some(OptionalInt64 { value: limit, ..Default::default() }).into();
+    LinuxResources { memory: Some(LinuxMemory { limit, ..Default::default() }).into(), ..Default::default() }
+}
+
+fn unified(pairs: &[(&str, i64)]) -> HashMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect()
+}
+
+impl Runtime {
+    async fn create(&self, pod: &Pod) -> HashMap<String, String> {
+        let reply = self.connection.create_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+        reply.adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().unified
+    }
+
+    async fn update(&self, pod: &Pod, resources: LinuxResources) -> HashMap<String, String> {
+        let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+        let reply = self.connection.update_container(sandbox, container, resources).await.unwrap();
+        let [update] = <[ContainerUpdate; 1]>::try_from(reply.update).expect("one container is updated");
+        assert_eq!(update.container_id, pod.container.id);
+        update.linux.unwrap_or_default().resources.unwrap_or_default().unified
+    }
+
+    async fn synchronize(&self, pods: &[&Pod]) {
+        let sandboxes = pods.iter().map(|pod| pod.sandbox.clone()).collect();
+        let containers = pods.iter().map(|pod| pod.container.clone()).collect();
+        let updates = self.connection.synchronize(sandboxes, containers).await.unwrap();
+        assert_eq!(updates, [], "the runtime would keep its lock while it updates them all");
+    }
+
+    async fn started(&self, pod: &Pod) {
+        let event = Event::START_CONTAINER;
+        self.connection.event(event, pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+    }
+
+    async fn updated(&self, pod: &Pod) {
+        let event = Event::POST_UPDATE_CONTAINER;
+        self.connection.event(event, pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+    }
+
+    fn cgroup(&self, pod: &Pod) -> PathBuf {
+        self.root.join(pod.container.linux.cgroups_path.trim_start_matches('/'))
+    }
+
+    /// Makes the container's cgroup with the kernel's defaults.
+    fn make_cgroup(&self, pod: &Pod) {
+        let cgroup = self.cgroup(pod);
+        fs::create_dir_all(&cgroup).unwrap();
+        let limit = pod.container.linux.resources.memory.limit.value;
+        let max = if limit > 0 { limit.to_string() } else { "max".into() };
+        for (name, value) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max"), ("memory.max", &max)] {
+            fs::write(cgroup.join(name), format!("{value}\n")).unwrap();
+        }
+    }
+
+    fn apply(&self, pod: &Pod, unified: &HashMap<String, String>) {
+        for (name, value) in unified {
+            fs::write(self.cgroup(pod).join(name), format!("{value}\n")).unwrap();
+        }
+    }
+
+    fn read(&self, pod: &Pod, name: &str) -> String {
+        fs::read_to_string(self.cgroup(pod).join(name)).unwrap().trim_end().to_owned()
+    }
+
+    /// Waits for the plugin's next request and does what it asks for these pods. Tells what was asked, by container.
+    async fn serve_update(&mut self, pods: &[&Pod]) -> HashMap<String, HashMap<String, String>> {
+        let request = tokio::time::timeout(Duration::from_secs(60), self.updates.recv()).await;
+        let request = request.expect("the plugin updates containers").expect("the plugin is connected");
+        let mut asked = HashMap::new();
+        for update in &request.update {
+            let unified = update.linux.resources.unified.clone();
+            if let Some(pod) = pods.iter().find(|pod| pod.container.id == update.container_id) {
+                self.apply(pod, &unified);
+            }
+            asked.insert(update.container_id.clone(), unified);
+        }
+        request.succeed(Vec::new());
+        asked
+    }
+}
+
+#[tokio::test]
+async fn containers_of_each_class_get_their_values_at_create() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    daemon.says("synchronized").await;
+    node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB), ("n", "app", 64 * MIB)]);
+
+    let guaranteed = Pod::new("guaranteed", "g", 200 * MIB);
+    assert_eq!(runtime.create(&guaranteed).await, unified(&[("memory.min", 200 * MIB)]));
+    // 100 + 0.9 x (200 - 100) MiB
+    let burstable = Pod::new("burstable", "b", 200 * MIB);
+    let expected = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
+    assert_eq!(runtime.create(&burstable).await, expected);
+    // Without a limit: 64 MiB + 0.9 x (4 GiB - 64 MiB), in whole pages.
+    let unlimited = Pod::new("burstable", "n", 0);
+    let high = (64 * MIB * 10 + 9 * (4096 - 64) * MIB) / 10 / 4096 * 4096;
+    assert_eq!(runtime.create(&unlimited).await, unified(&[("memory.min", 64 * MIB), ("memory.high", high)]));
+    let best_effort = Pod::new("besteffort", "e", 0);
+    let high = 4096 * MIB * 9 / 10 / 4096 * 4096;
+    assert_eq!(runtime.create(&best_effort).await, unified(&[("memory.high", high)]));
+}
+
+#[tokio::test]
+async fn values_are_read_back_after_the_start_and_repaired_once() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let pod = Pod::new("guaranteed", "g", 200 * MIB);
+    let wanted = runtime.create(&pod).await;
+    runtime.make_cgroup(&pod);
+    runtime.apply(&pod, &wanted);
+    runtime.started(&pod).await;
+    assert!(daemon.says("outcome=unchanged").await.contains("min=\"209715200\""));
+
+    // A runtime that did not do as it was told.
+    runtime.make_cgroup(&pod);
+    runtime.started(&pod).await;
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-g"], unified(&[("memory.min", 200 * MIB)]));
+    daemon.says("outcome=applied").await;
+    assert_eq!(runtime.read(&pod, "memory.min"), (200 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn a_value_that_does_not_stay_is_left_after_some_attempts() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    let pod = Pod::new("guaranteed", "g", 200 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.synchronize(&[&pod]).await;
+    for _ in 0..5 {
+        // Says yes and does nothing.
+        runtime.serve_update(&[]).await;
+    }
+    let line = daemon.says("outcome=contended").await;
+    assert!(line.contains("memory.min") && line.contains("desired=209715200") && line.contains("observed=0"), "{line}");
+}
+
+#[tokio::test]
+async fn a_refused_update_of_one_container_does_not_keep_the_others_from_theirs() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    let (bad, good) = (Pod::new("guaranteed", "bad", 100 * MIB), Pod::new("guaranteed", "good", 100 * MIB));
+    runtime.make_cgroup(&bad);
+    runtime.make_cgroup(&good);
+    runtime.synchronize(&[&bad, &good]).await;
+    let min = runtime.cgroup(&good).join("memory.min");
+    let serve = async {
+        while let Some(request) = runtime.updates.recv().await {
+            if request.update.iter().any(|update| update.container_id == bad.container.id) {
+                request.fail("this container is not there");
+            } else {
+                fs::write(&min, "104857600\n").unwrap();
+                request.succeed(Vec::new());
+            }
+        }
+    };
+    let (mut rejected, mut applied) = (false, false);
+    let read = async {
+        while !(rejected && applied) {
+            let line = daemon.says("outcome=").await;
+            rejected |= line.contains("default/bad") && line.contains("outcome=rejected") && line.contains("not there");
+            applied |= line.contains("default/good") && line.contains("outcome=applied");
+        }
+    };
+    tokio::select! { () = serve => panic!("the connection ended"), () = read => {} }
+}
+
+#[tokio::test]
+async fn an_update_follows_the_new_limit_and_the_new_request() {
+    let node = Node::new();
+    let _daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB)]);
+    node.checkpoint("allocated_pods_state", &[("b", "app", 100 * MIB)]);
+    let pod = Pod::new("burstable", "b", 200 * MIB);
+    let created = runtime.create(&pod).await;
+    runtime.make_cgroup(&pod);
+    runtime.apply(&pod, &created);
+
+    // The limit alone.
+    let expected = unified(&[("memory.min", 100 * MIB), ("memory.high", 280 * MIB)]);
+    assert_eq!(runtime.update(&pod, memory_limit(300 * MIB)).await, expected);
+    // The request alone: the update says nothing of memory.
+    node.checkpoint("allocated_pods_state", &[("b", "app", 200 * MIB)]);
+    let expected = unified(&[("memory.min", 200 * MIB), ("memory.high", 290 * MIB)]);
+    assert_eq!(runtime.update(&pod, LinuxResources::default()).await, expected);
+}
+
+#[tokio::test]
+async fn keys_that_are_no_longer_wanted_are_put_back_to_their_default() {
+    let node = Node::new();
+    let _daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.checkpoint(file, &[("b", "app", 100 * MIB)]);
+    }
+    let pod = Pod::new("burstable", "b", 200 * MIB);
+    let created = runtime.create(&pod).await;
+    runtime.make_cgroup(&pod);
+    runtime.apply(&pod, &created);
+    // Request equal to the limit: nothing to throttle.
+    let updated = runtime.update(&pod, memory_limit(100 * MIB)).await;
+    let mut expected = unified(&[("memory.min", 100 * MIB)]);
+    expected.insert("memory.high".into(), "max".into());
+    assert_eq!(updated, expected);
+    // No request: nothing to protect.
+    node.checkpoint("allocated_pods_state", &[("b", "app", 0)]);
+    let updated = runtime.update(&pod, memory_limit(100 * MIB)).await;
+    assert_eq!(updated["memory.min"], "0");
+}
+
+#[tokio::test]
+async fn the_old_record_does_not_undo_an_update_that_the_kubelet_has_yet_to_write_down() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB)]);
+    node.checkpoint("allocated_pods_state", &[("b", "app", 150 * MIB)]);
+    let pod = Pod::new("burstable", "b", 200 * MIB);
+    let created = runtime.create(&pod).await;
+    assert_eq!(created["memory.min"], (100 * MIB).to_string());
+    runtime.make_cgroup(&pod);
+    runtime.apply(&pod, &created);
+    let updated = runtime.update(&pod, LinuxResources::default()).await;
+    assert_eq!(updated["memory.min"], (150 * MIB).to_string());
+    runtime.apply(&pod, &updated);
+    runtime.updated(&pod).await;
+    assert!(daemon.says("outcome=").await.contains("outcome=unchanged"));
+}
+
+#[tokio::test]
+async fn the_kernels_limit_counts_when_an_update_did_not_come_about() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.checkpoint(file, &[("b", "app", 100 * MIB)]);
+    }
+    let pod = Pod::new("burstable", "b", 200 * MIB);
+    let created = runtime.create(&pod).await;
+    runtime.make_cgroup(&pod);
+    runtime.apply(&pod, &created);
+    // Told to the plugin, and then failed for another reason.
+    runtime.update(&pod, memory_limit(300 * MIB)).await;
+    runtime.started(&pod).await;
+    assert!(daemon.says("outcome=").await.contains("outcome=unchanged"));
+}
+
+#[tokio::test]
+async fn running_containers_are_brought_to_their_values_after_a_restart() {
+    let node = Node::new();
+    node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB)]);
+    let pods =
+        [Pod::new("guaranteed", "g", 200 * MIB), Pod::new("burstable", "b", 200 * MIB), Pod::new("besteffort", "e", 0)];
+    let pods: Vec<&Pod> = pods.iter().collect();
+    for round in 0..2 {
+        let mut daemon = node.start();
+        let mut runtime = node.accept().await;
+        if round == 0 {
+            pods.iter().for_each(|pod| runtime.make_cgroup(pod));
+        }
+        runtime.synchronize(&pods).await;
+        if round == 0 {
+            let asked = runtime.serve_update(&pods).await;
+            assert_eq!(asked.len(), 3);
+            for _ in 0..3 {
+                daemon.says("outcome=applied").await;
+            }
+        } else {
+            for _ in 0..3 {
+                daemon.says("outcome=unchanged").await;
+            }
+        }
+        assert_eq!(runtime.read(pods[0], "memory.min"), (200 * MIB).to_string());
+        assert_eq!(runtime.read(pods[1], "memory.high"), (190 * MIB).to_string());
+        assert_ne!(runtime.read(pods[2], "memory.high"), "max");
+        daemon.signal(rustix::process::Signal::KILL);
+        runtime.connection.closed().await;
+    }
+}
+
+#[tokio::test]
+async fn annotations_are_honoured_and_bad_ones_reported() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let pod = Pod::new("burstable", "b", 200 * MIB)
+        .annotate("memory-request.plimsoll.nri.io/container.app", "100Mi")
+        .annotate("memory-request.plimsoll.nri.io/pod", "50Mi")
+        .annotate("throttling-factor.plimsoll.nri.io", "0.5")
+        .annotate("reservation.plimsoll.nri.io/pod", "tiered");
+    let expected = unified(&[("memory.low", 100 * MIB), ("memory.high", 150 * MIB)]);
+    assert_eq!(runtime.create(&pod).await, expected);
+    let bad = Pod::new("burstable", "c", 200 * MIB)
+        .annotate("memory-request.plimsoll.nri.io", "100Mi")
+        .annotate("throttling-factor.plimsoll.nri.io", "75%");
+    let expected = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
+    assert_eq!(runtime.create(&bad).await, expected);
+    let line = daemon.says("75%").await;
+    assert!(line.contains("default/c") && line.contains("ignored"), "{line}");
+}
+
+#[tokio::test]
+async fn nonsense_from_the_runtime_is_named_and_the_container_still_created() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+
+    let mut without_linux = Pod::new("burstable", "a", 0);
+    without_linux.container.linux = None.into();
+    assert_eq!(runtime.create(&without_linux).await, HashMap::new());
+    daemon.says("has no linux section").await;
+
+    for (limit, message) in [(-1, None), (0, None), (i64::MAX, None), (-5, Some("memory limit -5 is negative"))] {
+        let pod = Pod::new("besteffort", "l", limit);
+        assert_eq!(
+            runtime.create(&pod).await,
+            unified(&[("memory.high", 4096 * MIB * 9 / 10 / 4096 * 4096)]),
+            "{limit}"
+        );
+        if let Some(message) = message {
+            daemon.says(message).await;
+        }
+    }
+    let above = Pod::new("burstable", "r", 100 * MIB).annotate("memory-request.plimsoll.nri.io", "200Mi");
+    assert_eq!(runtime.create(&above).await, unified(&[("memory.min", 100 * MIB)]));
+    daemon.says("exceeds the limit").await;
+
+    for path in ["/kubepods/../../etc", "..", "a-.slice:x:y"] {
+        let mut outside = Pod::new("guaranteed", "o", 100 * MIB);
+        outside.linux().cgroups_path = path.into();
+        assert_eq!(runtime.create(&outside).await, unified(&[("memory.min", 100 * MIB)]));
+        assert!(daemon.says("the container's values cannot be verified").await.contains(path));
+        runtime.started(&outside).await;
+    }
+
+    let mut annotated = Pod::new("guaranteed", "m", 100 * MIB);
+    for i in 0..10_000 {
+        annotated = annotated.annotate(&format!("a{i}.plimsoll.nri.io"), &"x".repeat(50));
+    }
+    assert_eq!(runtime.create(&annotated).await, unified(&[("memory.min", 100 * MIB)]));
+    daemon.says("9995 more annotations").await;
+
+    // Nothing else was lost.
+    assert_eq!(runtime.create(&Pod::new("guaranteed", "g", MIB)).await, unified(&[("memory.min", MIB)]));
+}
+
+#[tokio::test]
+async fn a_cgroup_that_vanishes_is_no_failure() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let pod = Pod::new("guaranteed", "g", 100 * MIB);
+    runtime.create(&pod).await;
+    runtime.started(&pod).await;
+    assert!(daemon.says("outcome=gone").await.contains("/kubepods/podg/id-g is gone"));
+    runtime.update(&pod, memory_limit(200 * MIB)).await;
+}
+
+#[tokio::test]
+async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let pod = Pod::new("burstable", "b", 200 * MIB).annotate("memory-request.plimsoll.nri.io", "50Mi");
+    let from_annotation = unified(&[("memory.min", 50 * MIB), ("memory.high", 185 * MIB)]);
+    let from_checkpoint = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
+
+    assert_eq!(runtime.create(&pod).await, from_annotation);
+    node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB)]);
+    assert_eq!(runtime.create(&pod).await, from_checkpoint);
+
+    let good = fs::read_to_string(node.path("host/var/lib/kubelet/actuated_pods_state")).unwrap();
+    node.replace("host/var/lib/kubelet/actuated_pods_state", &good[..good.len() / 2]);
+    assert_eq!(runtime.create(&pod).await, from_annotation);
+    daemon.says("actuated_pods_state").await;
+
+    let newer = good.replacen('{', r#"{"version":"v9","somethingNew":[1,2,{}],"#, 1);
+    node.replace("host/var/lib/kubelet/actuated_pods_state", &newer);
+    assert_eq!(runtime.create(&pod).await, from_checkpoint);
+
+    let huge = good.replacen('{', &format!(r#"{{"padding":"{}","#, "x".repeat(10 << 20)), 1);
+    node.replace("host/var/lib/kubelet/actuated_pods_state", &huge);
+    // It is read in time or else with the start; either way the container is created with what is known.
+    let created = runtime.create(&pod).await;
+    assert!(created == from_checkpoint || created == from_annotation, "{created:?}");
+
+    fs::remove_file(node.path("host/var/lib/kubelet/actuated_pods_state")).unwrap();
+    assert_eq!(runtime.create(&pod).await, from_annotation);
+}
+
+#[tokio::test]
+async fn a_changed_configuration_takes_effect_without_a_restart() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB)]);
+    let pod = Pod::new("burstable", "b", 200 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.synchronize(&[&pod]).await;
+    runtime.serve_update(&[&pod]).await;
+    daemon.says("outcome=applied").await;
+
+    node.replace(
+        "plimsoll.yaml",
+        "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: 0.5\n",
+    );
+    let asked = runtime.serve_update(&[&pod]).await;
+    let expected = unified(&[("memory.min", 0), ("memory.low", 100 * MIB), ("memory.high", 150 * MIB)]);
+    assert_eq!(asked["id-b"], expected);
+    daemon.says("outcome=applied").await;
+
+    // In place, and with two mistakes: the configuration before stays.
+    node.write("plimsoll.yaml", "memoryThrottlingFactor: 2\nmemoryReservationPolcy: None\n");
+    let first = daemon.says("plimsoll.yaml:1: memoryThrottlingFactor").await;
+    assert!(first.contains("found the number 2"), "{first}");
+    daemon.says("plimsoll.yaml:2: memoryReservationPolcy").await;
+    daemon.says("stays in force").await;
+    assert_eq!(runtime.create(&pod).await["memory.high"], (150 * MIB).to_string());
+
+    // Switched off: everything as if the plugin were not there.
+    node.replace("plimsoll.yaml", "memoryThrottlingFactor: null\nmemoryReservationPolicy: None\n");
+    let asked = runtime.serve_update(&[&pod]).await;
+    assert_eq!(asked["id-b"]["memory.high"], "max");
+    assert_eq!(asked["id-b"]["memory.low"], "0");
+
+    fs::remove_file(node.path("plimsoll.yaml")).unwrap();
+    daemon.says("was removed; the configuration before stays in force").await;
+    assert_eq!(runtime.create(&pod).await, HashMap::new());
+}
+
+#[tokio::test]
+async fn a_bad_configuration_at_the_start_is_exit_code_2_and_names_every_mistake() {
+    let node = Node::new();
+    node.write("plimsoll.yaml", "memoryThrottlingFactor: 0\nnodeAllocatable: lots\n");
+    let mut daemon = node.start();
+    daemon.says("plimsoll.yaml:1: memoryThrottlingFactor").await;
+    daemon.says("plimsoll.yaml:2: nodeAllocatable").await;
+    assert_eq!(daemon.ends().await.code(), Some(2));
+
+    let mut daemon = node.start_with(&["--config", "/no/such/file"]);
+    daemon.says("/no/such/file").await;
+    assert_eq!(daemon.ends().await.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_termination_signal_ends_it_with_exit_code_0() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    daemon.says("synchronized").await;
+    daemon.signal(rustix::process::Signal::TERM);
+    runtime.connection.closed().await;
+    assert_eq!(daemon.ends().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_launched_plugin_takes_its_configuration_from_the_runtime() {
+    let node = Node::new();
+    let (_daemon, trunk) = node.launch();
+    let config = "memoryThrottlingFactor: 0.5\nnodeAllocatable: 4Gi\n".to_owned();
+    let runtime = node.serve(trunk, Options { config, ..Options::default() }).await;
+    runtime.synchronize(&[]).await;
+    let high = 4096 * MIB / 2;
+    assert_eq!(runtime.create(&Pod::new("besteffort", "e", 0)).await, unified(&[("memory.high", high)]));
+}
+
+#[tokio::test]
+async fn a_launched_plugin_with_a_broken_configuration_registers_and_exits_with_2() {
+    let node = Node::new();
+    let (daemon, trunk) = node.launch();
+    let config = "memoryThrottlingFactor: [\n".to_owned();
+    // NRI 0.6.1 would not start if the plugin failed.
+    let runtime = node.serve(trunk, Options { config, nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;
+    runtime.connection.closed().await;
+    assert_eq!(daemon.ends().await.code(), Some(2));
+}
+
+/// The process that the runtime launched, which is not the one that works.
+fn launched_process(of: &Daemon) -> rustix::process::Pid {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", of.child.id())).unwrap();
+    rustix::process::Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket() {
+    let node = Node::new();
+    let (mut daemon, trunk) = node.launch();
+    let config = "nodeAllocatable: 4Gi\nmemoryThrottlingFactor: 0.5\n".to_owned();
+    let runtime = node.serve(trunk, Options { config, ..Options::default() }).await;
+    runtime.synchronize(&[]).await;
+    // What runtimes do when a reply comes too late.
+    runtime.connection.close();
+    rustix::process::kill_process(launched_process(&daemon), rustix::process::Signal::KILL).unwrap();
+
+    let runtime = node.accept().await;
+    let pod = Pod::new("besteffort", "e", 0);
+    runtime.make_cgroup(&pod);
+    runtime.synchronize(&[&pod]).await;
+    // With the configuration that it was launched with.
+    let mut runtime = runtime;
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-e"], unified(&[("memory.high", 2048 * MIB)]));
+
+    // The runtime dies.
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    runtime.connection.closed().await;
+    tokio::select! {
+        biased;
+        _ = node.trunk() => panic!("the plugin outlived the runtime that launched it"),
+        _ = async { while daemon.messages.recv().await.is_some() {} } => {}
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_launched_by_nri_0_6_comes_over_the_socket_to_be_synchronized() {
+    let node = Node::new();
+    let (_daemon, trunk) = node.launch();
+    let options = Options {
+        version: "1.7.24".into(),
+        nri_version: NriVersion(0, 6, 1),
+        config: "nodeAllocatable: 4Gi\n".into(),
+        ..Options::default()
+    };
+    let launched = node.serve(trunk, options.clone()).await;
+    let trunk = node.trunk().await;
+    launched.connection.closed().await;
+    let mut runtime = node.serve(trunk, options).await;
+    let pod = Pod::new("guaranteed", "g", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.synchronize(&[&pod]).await;
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-g"], unified(&[("memory.min", 100 * MIB)]));
+}
+
+#[tokio::test]
+async fn a_launched_plugin_waits_while_another_instance_runs() {
+    let node = Node::new();
+    let mut external = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    external.says("synchronized").await;
+
+    let (mut daemon, trunk) = node.launch();
+    // It answers, so that the runtime starts, and goes.
+    let second = node.serve(trunk, Options::default()).await;
+    second.connection.closed().await;
+    daemon.says("another instance of this plugin is running").await;
+
+    external.signal(rustix::process::Signal::TERM);
+    runtime.connection.closed().await;
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    drop(daemon);
+    runtime.connection.closed().await;
+}
+
+#[test]
+fn a_node_without_cgroup_v2_is_exit_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .args(["run", "--host", directory.path().to_str().unwrap()])
+        .args(["--config", "/dev/null"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains(&Path::new("sys/fs/cgroup").display().to_string()), "{message}");
+}
