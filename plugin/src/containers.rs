@@ -159,6 +159,13 @@ impl Containers {
         (lookup.record, lookup.problems)
     }
 
+    /// The kubelet's record of a container, if no file need be read for it: quick enough for an event.
+    pub fn fresh_record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Option<Record>> {
+        // Somebody else may be reading a large file meanwhile.
+        let mut checkpoints = self.checkpoints.try_lock().ok()?;
+        checkpoints.are_fresh().then(|| checkpoints.lookup(uid, name, moment).record)
+    }
+
     /// What a container should have, given the kubelet's record of it.
     pub fn decide(&self, container: &Container, record: Option<&Record>) -> Decided {
         let settings = self.settings();

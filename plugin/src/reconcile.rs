@@ -181,9 +181,10 @@ impl Reconciler {
         loop {
             let due = self.retries.first_key_value().map(|(due, _)| *due);
             let mut todo: Vec<(String, usize)> = Vec::new();
+            let mut all = false;
             tokio::select! {
                 work = self.work.recv() => match work {
-                    Some(work) => self.add(work, &mut todo),
+                    Some(work) => all |= self.add(work, &mut todo),
                     None => return,
                 },
                 () = async { match due { Some(due) => sleep_until(due).await, None => std::future::pending().await } } => {
@@ -193,7 +194,7 @@ impl Reconciler {
                 }
             }
             while let Ok(work) = self.work.try_recv() {
-                self.add(work, &mut todo);
+                all |= self.add(work, &mut todo);
             }
             // The same container may be due for several reasons.
             let mut seen = HashSet::new();
@@ -201,13 +202,23 @@ impl Reconciler {
             for batch in todo.chunks(BATCH * 16) {
                 self.look_at(batch).await;
             }
+            if all {
+                give_memory_back();
+            }
         }
     }
 
-    fn add(&self, work: Work, todo: &mut Vec<(String, usize)>) {
+    /// Tells whether it is about all containers.
+    fn add(&self, work: Work, todo: &mut Vec<(String, usize)>) -> bool {
         match work {
-            Work::Container(id) => todo.push((id, 0)),
-            Work::All => todo.extend(self.containers.ids().into_iter().map(|id| (id, 0))),
+            Work::Container(id) => {
+                todo.push((id, 0));
+                false
+            }
+            Work::All => {
+                todo.extend(self.containers.ids().into_iter().map(|id| (id, 0)));
+                true
+            }
         }
     }
 
@@ -290,6 +301,16 @@ impl Reconciler {
 impl Pending {
     fn update(&self) -> ContainerUpdate {
         update(&self.container.id, self.writes.iter().map(|write| (write.knob, write.desired)))
+    }
+}
+
+/// A synchronisation brings every container of the node at once, with all that the runtime knows of it; a fraction stays.
+fn give_memory_back() {
+    // SAFETY: malloc_trim has no preconditions, and takes the allocator's own locks.
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -90,6 +90,9 @@ impl Service {
     /// The kubelet's record of a container, if it can be had in time.
     async fn record(&self, container: &Container) -> Option<Record> {
         let moment = container.moment;
+        if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment) {
+            return record;
+        }
         let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let (containers, uid, name) = (self.containers.clone(), container.uid.clone(), container.name.clone());
         let lookup = tokio::task::spawn_blocking(move || {
