@@ -120,7 +120,8 @@ impl Bench {
             let resources = serde_json::json!({
                 "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "1", "memory": "256Mi" }
             });
-            entries.insert(pod.uid.clone(), serde_json::json!({ "ContainerResources": { &container.name: resources } }));
+            entries
+                .insert(pod.uid.clone(), serde_json::json!({ "ContainerResources": { &container.name: resources } }));
         }
         let data = serde_json::json!({ "entries": entries }).to_string();
         let checkpoint = serde_json::json!({ "data": data, "checksum": 1 }).to_string();

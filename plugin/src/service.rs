@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::cgroup::{CgroupPath, CgroupRoot, Knob};
-use crate::config::Config;
+use crate::config::{Config, NodeAllocatable};
 use crate::containers::{Container, Containers, Decided, KNOBS, Settings};
 use crate::pod::{PodCgroup, PodUid};
 use crate::policy::Setting;
@@ -70,12 +70,27 @@ impl Service {
             warn!(%problem, "node memory");
         }
         match config.node_allocatable {
-            crate::config::NodeAllocatable::Auto => info!("{memory}"),
-            crate::config::NodeAllocatable::Fixed(bytes) => info!("node allocatable is {bytes} bytes, as configured"),
+            NodeAllocatable::Auto => info!("{memory}"),
+            NodeAllocatable::Fixed(bytes) => info!("node allocatable is {bytes} bytes, as configured"),
         }
         (self.on_config)(&config);
         self.containers.set_settings(settings);
         self.enqueue(Work::All);
+    }
+
+    /// Looks again at what pods may use altogether, which stands in for the limit of a container without one. A runtime
+    /// starts its plugins before the kubelet, which makes up its mind later, and may do so anew.
+    fn refresh_node(&self) {
+        let before = self.containers.settings();
+        if before.config.node_allocatable != NodeAllocatable::Auto {
+            return;
+        }
+        let (settings, memory) = Settings::discover(before.config, &self.host);
+        if settings.node != before.node {
+            info!("{memory}");
+            self.containers.set_settings(settings);
+            self.enqueue(Work::All);
+        }
     }
 
     fn enqueue(&self, work: Work) {
@@ -122,6 +137,9 @@ impl Service {
 
     /// Remembers a container and decides about it.
     async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
+        if container.limit == Limit::Max {
+            self.refresh_node();
+        }
         let record = self.record(&container).await;
         let container = self.containers.insert(container);
         let decided = self.containers.decide(&container, record.as_ref());

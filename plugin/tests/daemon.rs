@@ -685,6 +685,29 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
 }
 
 #[tokio::test]
+async fn node_allocatable_follows_a_kubelet_that_starts_later() {
+    let node = Node::new();
+    node.write("plimsoll.yaml", "nodeAllocatable: auto\n");
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    daemon.says("no sign of a kubelet").await;
+    let pod = Pod::new("besteffort", "e", 0);
+    let created = runtime.create(&pod).await;
+    assert_eq!(created, unified(&[("memory.high", 8192 * MIB * 9 / 10 / 4096 * 4096)]));
+    runtime.make_cgroup(&pod);
+    runtime.apply(&pod, &created);
+
+    fs::create_dir_all(node.path("host/sys/fs/cgroup/kubepods")).unwrap();
+    node.write("host/sys/fs/cgroup/kubepods/memory.max", &format!("{}\n", 4196 * MIB));
+    let later = unified(&[("memory.high", 4096 * MIB * 9 / 10 / 4096 * 4096)]);
+    assert_eq!(runtime.create(&Pod::new("besteffort", "f", 0)).await, later);
+    // Those that run follow.
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-e"], later);
+    daemon.says("outcome=applied").await;
+}
+
+#[tokio::test]
 async fn a_bad_configuration_at_the_start_is_exit_code_2_and_names_every_mistake() {
     let node = Node::new();
     node.write("plimsoll.yaml", "memoryThrottlingFactor: 0\nnodeAllocatable: lots\n");

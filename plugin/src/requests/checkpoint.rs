@@ -211,7 +211,8 @@ impl Checkpoints {
     pub fn are_fresh(&self) -> bool {
         let files = [CheckpointFile::Actuated, CheckpointFile::Allocated, CheckpointFile::StatusManager];
         files.into_iter().all(|file| {
-            let version = self.dir.join(file.file_name()).symlink_metadata().map(|metadata| Version::of(&metadata)).ok();
+            let version =
+                self.dir.join(file.file_name()).symlink_metadata().map(|metadata| Version::of(&metadata)).ok();
             version == self.cached[Self::slot(file)].version
         })
     }

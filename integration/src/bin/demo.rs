@@ -1,0 +1,196 @@
+//! The main job, seen on a real node: pods of each class, and what the kernel holds for them, without and with the plugin.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Parser;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use integration::cache::progress;
+use integration::cgroup::{self, MAX, Memory};
+use integration::image::{Distro, Image};
+use integration::kubelet::{self, ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
+use integration::node::Node;
+use integration::placement::{self, Mode};
+
+/// The plugin's configuration in the demo, spelled out: these are its defaults.
+const CONFIG: &str = "memoryThrottlingFactor: 0.9\nmemoryReservationPolicy: HardReservation\nnodeAllocatable: auto\n";
+const FACTOR: f64 = 0.9;
+const PAGE: u64 = 4096;
+
+/// Boots a throwaway node, runs pods of each class on it, and shows the memory values that the kernel holds for them:
+/// first without the plugin, then with it, each value marked right (=) or wrong against the formula.
+#[derive(Parser)]
+struct Arguments {
+    /// Leave the node up at the end, with pods and plugin, and say how to get in.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Where the kubelet double leaves a container's request to be found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Checkpoint,
+    Class,
+    Annotation,
+    OomScoreAdj,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Source::Checkpoint => "kubelet checkpoint",
+            Source::Class => "QoS class",
+            Source::Annotation => "annotation",
+            Source::OomScoreAdj => "oom_score_adj",
+        }
+    }
+}
+
+struct Case {
+    pod: PodSpec,
+    source: Source,
+}
+
+/// A request in the CRI's unified map is not among the sources: containerd 2.1 does not show it to plugins.
+fn cases() -> Vec<Case> {
+    let app = || ContainerSpec::new("app");
+    let case = |pod, source| Case { pod, source };
+    vec![
+        case(PodSpec::new("database").container(app().limit(128 * MIB).cpu(100)), Source::Checkpoint),
+        case(PodSpec::new("web").container(app().request(64 * MIB).limit(128 * MIB)), Source::Checkpoint),
+        case(PodSpec::new("cache").container(app().request(96 * MIB)), Source::Checkpoint),
+        case(PodSpec::new("batch").container(app()), Source::Class),
+        case(
+            PodSpec::new("annotated")
+                .annotation("memory-request.plimsoll.nri.io/container.app", &kubelet::quantity(40 * MIB))
+                .container(app().request(40 * MIB).limit(80 * MIB)),
+            Source::Annotation,
+        ),
+        case(PodSpec::new("legacy").container(app().request(100 * MIB).limit(200 * MIB)), Source::OomScoreAdj),
+    ]
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let started = Instant::now();
+    progress("building the plugin");
+    placement::build()?;
+    let node = if arguments.keep { Node::start_kept(Distro::Forky)? } else { Node::start(Distro::Forky)? };
+    let versions = Image::obtain(Distro::Forky)?.versions()?;
+    println!("\nThe node, a virtual machine:\n{}", indent(&versions));
+
+    println!("\nWithout the plugin:\n");
+    kubelet::clear(&node)?;
+    let (table, _) = run(&node, |_, _| None)?;
+    println!("{table}");
+
+    progress("installing the plugin, to be launched by containerd");
+    kubelet::clear(&node)?;
+    placement::install(&node, Mode::Launched, CONFIG)?;
+    println!("\nWith the plugin, launched by containerd and configured so:\n{}\n", indent(CONFIG));
+    let (table, wrong) = run(&node, |kubelet, case| Some(expected(kubelet, case)))?;
+    println!("{table}");
+    println!("Values in bytes. = as the formula says; anything else is marked WRONG with the value expected.");
+    println!(
+        "{} in {:.0} s.",
+        if wrong == 0 { "All values are right".to_owned() } else { format!("{wrong} values are WRONG") },
+        started.elapsed().as_secs_f64()
+    );
+    if arguments.keep {
+        println!("\nThe node is up. To get in:\n    {}\nTo end it:\n    kill {}", node.way_in(), node.process_id());
+    }
+    Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// Runs all pods, reads the kernel's values and compares them with what `expected` says, if it says anything.
+fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) -> Result<(Table, usize)> {
+    let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
+    let mut pods: Vec<(Case, Pod)> = Vec::new();
+    for case in cases() {
+        progress(&format!("running pod {} ({})", case.pod.name, case.pod.qos().name()));
+        kubelet.checkpoints = case.source == Source::Checkpoint;
+        let pod = kubelet.run_pod(case.pod.clone())?;
+        pods.push((case, pod));
+    }
+    let paths: Vec<&str> = pods.iter().map(|(_, pod)| pod.containers[0].cgroup.as_str()).collect();
+    let values = cgroup::memory(node, &paths)?;
+
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED);
+    table.set_header([
+        "pod",
+        "class",
+        "request",
+        "from",
+        "limit",
+        "memory.min",
+        "memory.low",
+        "memory.high",
+        "memory.max",
+    ]);
+    let mut wrong = 0;
+    for ((case, _), value) in pods.iter().zip(&values) {
+        let want = expected(&kubelet, case);
+        let mut cell = |read: u64, want: Option<u64>| match want {
+            None => show(read),
+            Some(want) if want == read => format!("{} =", show(read)),
+            Some(want) => {
+                wrong += 1;
+                format!("{} WRONG: {}", show(read), show(want))
+            }
+        };
+        let container = &case.pod.containers[0];
+        let quantity = |bytes: Option<u64>| bytes.map_or("none".to_owned(), kubelet::quantity);
+        table.add_row([
+            case.pod.name.clone(),
+            format!("{:?}", case.pod.qos()),
+            quantity(container.effective_request()),
+            case.source.name().to_owned(),
+            quantity(container.memory_limit),
+            cell(value.min, want.map(|want| want.min)),
+            cell(value.low, want.map(|want| want.low)),
+            cell(value.high, want.map(|want| want.high)),
+            cell(value.max, want.map(|want| want.max)),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(4) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    Ok((table, wrong))
+}
+
+fn show(bytes: u64) -> String {
+    if bytes == MAX { "max".to_owned() } else { bytes.to_string() }
+}
+
+/// What Kubernetes' formula gives, worked out here and not by the plugin's code.
+fn expected(kubelet: &Kubelet<'_>, case: &Case) -> Memory {
+    let container = &case.pod.containers[0];
+    let request = match case.source {
+        // Known to a thousandth of the node's memory; the lower end is what may be reserved.
+        Source::OomScoreAdj => {
+            let thousandths = 1000 - kubelet.oom_score_adj(Qos::Burstable, container);
+            (thousandths.unsigned_abs() * kubelet.capacity()).div_ceil(1000)
+        }
+        _ => container.effective_request().unwrap_or(0),
+    };
+    let ceiling = container.memory_limit.unwrap_or(kubelet.allocatable());
+    let throttled = request as f64 + FACTOR * (ceiling as f64 - request as f64);
+    let high = match case.pod.qos() {
+        Qos::Guaranteed => MAX,
+        _ => (throttled / PAGE as f64).floor() as u64 * PAGE,
+    };
+    Memory {
+        min: request / PAGE * PAGE,
+        low: 0,
+        high,
+        max: container.memory_limit.unwrap_or(MAX),
+        swap_max: 0, // not shown
+    }
+}

@@ -1,0 +1,46 @@
+//! crictl on the node: what a person or the kubelet asks of the runtime, one command a call.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::node::{Node, Output};
+
+/// `crictl inspect`: status, stored specification and more.
+pub fn inspect(node: &Node, container: &str) -> Result<Value> {
+    json(node, &format!("crictl inspect {container}"))
+}
+
+/// `crictl inspectp`: the same for a pod sandbox.
+pub fn inspect_pod(node: &Node, sandbox: &str) -> Result<Value> {
+    json(node, &format!("crictl inspectp {sandbox}"))
+}
+
+/// The unified map in the stored specification of a container: what the runtime writes again on every update.
+pub fn stored_unified(inspected: &Value) -> &Value {
+    &inspected["info"]["runtimeSpec"]["linux"]["resources"]["unified"]
+}
+
+/// `crictl update --memory`; any exit status is an answer.
+pub fn try_update_memory(node: &Node, container: &str, limit: u64) -> Result<Output> {
+    node.try_run(&format!("crictl update --memory {limit} {container}"))
+}
+
+/// `crictl update --memory`.
+pub fn update_memory(node: &Node, container: &str, limit: u64) -> Result<()> {
+    node.run(&format!("crictl update --memory {limit} {container}")).map(|_| ())
+}
+
+/// `crictl exec`.
+pub fn exec(node: &Node, container: &str, command: &str) -> Result<Output> {
+    node.try_run(&format!("crictl exec {container} {command}"))
+}
+
+/// `crictl stop` without a grace period, then `crictl rm`.
+pub fn remove(node: &Node, container: &str) -> Result<()> {
+    node.run(&format!("crictl stop --timeout 0 {container} >/dev/null; crictl rm {container} >/dev/null")).map(|_| ())
+}
+
+fn json(node: &Node, command: &str) -> Result<Value> {
+    let output = node.run(command)?;
+    serde_json::from_str(&output.stdout).with_context(|| format!("reading the answer of {command}"))
+}

@@ -1,0 +1,194 @@
+//! The nodes of a test binary: started when first needed, shared by its tests, each used by one test at a time.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Result, anyhow};
+
+use crate::cache::progress;
+use crate::image::Distro;
+use crate::kubelet;
+use crate::node::Node;
+use crate::placement::{self, Mode};
+
+/// How many nodes are up at a time: each wants two processors to itself, so more of them gain nothing.
+const MOST_NODES: usize = 2;
+
+/// What a test finds on its node besides the runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plugin {
+    /// No plugin: the control group.
+    Absent,
+    /// The plugin with this configuration.
+    Installed(Mode, String),
+}
+
+struct Member {
+    node: Node,
+    plugin: Plugin,
+}
+
+struct Fleet {
+    idle: Vec<Member>,
+    in_use: usize,
+}
+
+static FLEET: Mutex<Fleet> = Mutex::new(Fleet { idle: Vec::new(), in_use: 0 });
+static RETURNED: Condvar = Condvar::new();
+
+/// Runs a test's case on a node of `distro` without pods and with `plugin` in place.
+///
+/// A guest that dies is the emulator's fault, not a verdict: the reason is printed and the case runs once more on a new
+/// node. Every other failure panics, and takes the node away, so that the next case finds a fresh one. A case that changes
+/// the plugin's configuration or placement has to undo that before it ends.
+pub fn on_node(distro: Distro, plugin: &Plugin, case: impl Fn(&Node) -> Result<()>) {
+    for last in [false, true] {
+        let place = Place::take(distro, plugin);
+        let (fate, error) = match attempt(place, distro, plugin, &case) {
+            Ok(()) => return,
+            Err(failed) => failed,
+        };
+        match fate {
+            Some(fate) if !last => progress(&format!(
+                "the {distro} node died during a case, which runs once more: {fate}\nthe case had failed with: {error:#}"
+            )),
+            _ => panic!("on the {distro} node: {error:?}"),
+        }
+    }
+}
+
+/// The right to use one node, and the node, if there is one already.
+struct Place {
+    member: Option<Member>,
+}
+
+impl Place {
+    /// Waits until a node may be used; prefers one that is as the case needs it.
+    fn take(distro: Distro, plugin: &Plugin) -> Place {
+        let mut fleet =
+            RETURNED.wait_while(fleet(), |fleet| fleet.in_use >= MOST_NODES).unwrap_or_else(PoisonError::into_inner);
+        fleet.in_use += 1;
+        let of_distro = |member: &Member| member.node.distro() == distro;
+        let found = fleet
+            .idle
+            .iter()
+            .position(|member| of_distro(member) && member.plugin == *plugin)
+            .or_else(|| fleet.idle.iter().position(of_distro));
+        let member = found.map(|index| fleet.idle.swap_remove(index));
+        if member.is_none() && fleet.idle.len() + fleet.in_use > MOST_NODES {
+            fleet.idle.pop(); // makes room for the one to be started
+        }
+        Place { member }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut fleet = fleet();
+        fleet.in_use -= 1;
+        fleet.idle.extend(self.member.take());
+        RETURNED.notify_one();
+    }
+}
+
+/// The state behind the lock is whole at any time, so a panic of another holder does not matter.
+fn fleet() -> MutexGuard<'static, Fleet> {
+    FLEET.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs the case once. After a failure, which comes with the machine's fate, the node does not go back to the fleet.
+fn attempt(
+    mut place: Place,
+    distro: Distro,
+    plugin: &Plugin,
+    case: &impl Fn(&Node) -> Result<()>,
+) -> Result<(), (Option<String>, anyhow::Error)> {
+    let mut member = match place.member.take() {
+        Some(member) => member,
+        None => match Node::start(distro) {
+            Ok(node) => Member { node, plugin: Plugin::Absent },
+            Err(error) => return Err((None, error)),
+        },
+    };
+    match prepare(&mut member, plugin).and_then(|()| guarded(case, &member.node)) {
+        Ok(()) => {
+            place.member = Some(member);
+            Ok(())
+        }
+        Err(error) => Err((member.node.fate(), error)),
+    }
+}
+
+fn prepare(member: &mut Member, plugin: &Plugin) -> Result<()> {
+    kubelet::clear(&member.node)?;
+    if member.plugin != *plugin {
+        match plugin {
+            Plugin::Absent => placement::remove(&member.node)?,
+            Plugin::Installed(mode, config) => placement::install(&member.node, *mode, config)?,
+        }
+        member.plugin = plugin.clone();
+    }
+    Ok(())
+}
+
+/// Turns a failed assertion into an error, since the node's death may be behind it; the panic hook has printed it.
+fn guarded(case: &impl Fn(&Node) -> Result<()>, node: &Node) -> Result<()> {
+    panic::catch_unwind(AssertUnwindSafe(|| case(node))).unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(payload.downcast_ref::<&str>().copied());
+        Err(anyhow!("the case panicked: {}", text.unwrap_or("without a message")))
+    })
+}
+
+/// Declares tests for every combination of node, cgroup driver and placement, named after these:
+/// `forky::systemd::launched::a_sentence`.
+///
+/// `node_tests!(control: { a_sentence, .. })` and `node_tests!(plugin: { .. })` take the names of functions
+/// `fn(&Node, Driver) -> Result<()>` in the calling module; the latter need `fn config() -> String` beside them.
+#[macro_export]
+macro_rules! node_tests {
+    (control: { $($name:ident),* $(,)? }) => {
+        $crate::node_tests!(@distro forky Forky control [$($name)*]);
+        $crate::node_tests!(@distro trixie Trixie control [$($name)*]);
+    };
+    (plugin: { $($name:ident),* $(,)? }) => {
+        $crate::node_tests!(@distro forky Forky plugin [$($name)*]);
+        $crate::node_tests!(@distro trixie Trixie plugin [$($name)*]);
+    };
+    (@distro $module:ident $distro:ident $group:ident $names:tt) => {
+        mod $module {
+            $crate::node_tests!(@driver $distro systemd Systemd $group $names);
+            $crate::node_tests!(@driver $distro cgroupfs Cgroupfs $group $names);
+        }
+    };
+    (@driver $distro:ident $module:ident $driver:ident control $names:tt) => {
+        mod $module {
+            $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Absent) [super::super] $names);
+        }
+    };
+    (@driver $distro:ident $module:ident $driver:ident plugin $names:tt) => {
+        mod $module {
+            mod launched {
+                $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Installed(
+                    $crate::placement::Mode::Launched, super::super::super::config()
+                )) [super::super::super] $names);
+            }
+            mod external {
+                $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Installed(
+                    $crate::placement::Mode::External, super::super::super::config()
+                )) [super::super::super] $names);
+            }
+        }
+    };
+    (@cases $distro:ident $driver:ident $plugin:tt $up:tt [$($name:ident)*]) => {
+        $( $crate::node_tests!(@case $distro $driver $plugin $up $name); )*
+    };
+    (@case $distro:ident $driver:ident $plugin:tt [$($up:tt)*] $name:ident) => {
+        #[test]
+        fn $name() {
+            $crate::fleet::on_node($crate::image::Distro::$distro, &$plugin, |node| {
+                $($up)*::$name(node, $crate::kubelet::Driver::$driver)
+            });
+        }
+    };
+}

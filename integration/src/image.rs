@@ -1,0 +1,457 @@
+//! The disk, kernel and initial RAM file system of a node, made of Debian packages.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fmt};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cache::{self, Key, progress};
+use crate::oci;
+
+/// The version of crictl on the nodes. Another one needs no other change here.
+const CRICTL: &str = "v1.36.0";
+
+const PACKAGES: &[&str] = &[
+    // What mmdebstrap's custom variant leaves to us: dpkg's own needs and the essential tools that the node uses.
+    "base-files",
+    "base-passwd",
+    "bash",
+    "coreutils",
+    "dash",
+    "debianutils",
+    "diffutils",
+    "dpkg",
+    "findutils",
+    "grep",
+    "gzip",
+    "hostname",
+    "init-system-helpers",
+    "libc-bin",
+    "login",
+    "mount",
+    "passwd",
+    "sed",
+    "tar",
+    "util-linux",
+    // The node.
+    "busybox-static",
+    "containerd",
+    "dbus",
+    "iproute2",
+    "kmod",
+    "openssh-server",
+    "procps",
+    "runc",
+    "systemd",
+    "systemd-sysv",
+];
+
+/// Units that a target pulls in on the node; all others that the packages enable are left out.
+const WANTED_UNITS: &[(&str, &str)] = &[
+    ("sysinit.target", "systemd-journald.service"),
+    ("sockets.target", "systemd-journald.socket"),
+    ("sockets.target", "systemd-journald-dev-log.socket"),
+    ("sockets.target", "dbus.socket"),
+];
+
+/// Paths of the installed packages that nothing on the node reads.
+const UNREAD: &[&str] = &["doc", "man", "locale", "info", "i18n", "zoneinfo", "bash-completion", "lintian"];
+
+/// Which Debian the node runs, and with it which containerd, runc, systemd and kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Distro {
+    /// Debian 14 as it is coming to be: containerd 2.1, NRI on by default.
+    Forky,
+    /// Debian 13: containerd 1.7, NRI switched on by our configuration.
+    Trixie,
+}
+
+impl Distro {
+    /// The suite's name in the Debian archive.
+    pub fn suite(self) -> &'static str {
+        match self {
+            Distro::Forky => "forky",
+            Distro::Trixie => "trixie",
+        }
+    }
+}
+
+impl fmt::Display for Distro {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.suite())
+    }
+}
+
+/// The files a node boots from; they are never written to once made.
+#[derive(Clone, Debug)]
+pub struct Image {
+    dir: PathBuf,
+}
+
+impl Image {
+    /// The image for `distro` from the cache, made first if it is not there.
+    pub fn obtain(distro: Distro) -> Result<Image> {
+        let program = workload()?;
+        let crictl = crictl()?;
+        let mut key = Key::default();
+        key.add("recipe", include_str!("image.rs"))
+            .add("archive", include_str!("oci.rs"))
+            .add("suite", distro.suite())
+            .add("program", &program);
+        let node = Path::new(env!("CARGO_MANIFEST_DIR")).join("node");
+        key.add_tree(&node)?;
+        let name = format!("image-{distro}");
+        let dir = cache::entry(&name, &key, |dir| build(distro, &node, &program, &crictl, dir))?;
+        Ok(Image { dir })
+    }
+
+    /// The raw ext4 disk.
+    pub fn disk(&self) -> PathBuf {
+        self.dir.join("disk.img")
+    }
+
+    /// The uncompressed kernel.
+    pub fn kernel(&self) -> PathBuf {
+        self.dir.join("vmlinux")
+    }
+
+    /// The initial RAM file system: it loads the disk's driver and hands over to systemd.
+    pub fn initrd(&self) -> PathBuf {
+        self.dir.join("initrd")
+    }
+
+    /// The private key that the node lets in as root.
+    pub fn ssh_key(&self) -> PathBuf {
+        self.dir.join("ssh_key")
+    }
+
+    /// Versions of the packages that matter, one `name version` a line.
+    pub fn versions(&self) -> Result<String> {
+        let path = self.dir.join("versions");
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// Identifies the image's content.
+    pub(crate) fn id(&self) -> String {
+        self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+fn build(distro: Distro, node: &Path, program: &[u8], crictl: &Path, dir: &Path) -> Result<()> {
+    let root = dir.join("root");
+    bootstrap(distro, node, &root)?;
+    record_versions(&root, &dir.join("versions"))?;
+    let kernel = find_kernel(&root)?;
+    extract_vmlinux(&kernel, &dir.join("vmlinux"))?;
+    write_initrd(&root, &dir.join("initrd"))?;
+
+    for tree in ["common", distro.suite()] {
+        run(Command::new("cp")
+            .args(["--recursive", "--no-preserve=ownership"])
+            .arg(node.join(tree).join("."))
+            .arg(&root))?;
+    }
+    wire_units(&root)?;
+    // The package made a host key of its own while it was installed.
+    let host_key = root.join("etc/ssh/ssh_host_ed25519_key");
+    if host_key.exists() {
+        fs::remove_file(&host_key).context("removing the package's host key")?;
+    }
+    for key in [&dir.join("ssh_key"), &host_key] {
+        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "node", "-f"]).arg(key))?;
+    }
+    let login = root.join("root/.ssh");
+    fs::create_dir_all(&login).context("creating /root/.ssh on the node")?;
+    fs::copy(dir.join("ssh_key.pub"), login.join("authorized_keys")).context("copying the ssh key into the node")?;
+    fs::copy(crictl, root.join("usr/local/bin/crictl")).context("copying crictl into the node")?;
+    let workload = root.join("usr/local/bin/workload");
+    fs::write(&workload, program).context("copying the workload into the node")?;
+    fs::set_permissions(&workload, PermissionsExt::from_mode(0o755)).context("making the workload executable")?;
+    oci::write_archive(program, &root.join("usr/share/node-images.tar"))?;
+    for unread in UNREAD {
+        let path = root.join("usr/share").join(unread);
+        if path.exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+
+    // No journal: a node's disk is thrown away, never recovered. The size is sparse.
+    run(Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum"])
+        .args(["-E", "lazy_itable_init=1,root_owner=0:0", "-d"])
+        .arg(&root)
+        .arg(dir.join("disk.img"))
+        .arg("4G"))?;
+    fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))
+}
+
+fn bootstrap(distro: Distro, node: &Path, root: &Path) -> Result<()> {
+    let mirror = debian_mirror();
+    let hook = node.join("kernel-hook.sh");
+    let hook = hook.to_str().context("the path of integration/node is not UTF-8")?;
+    ensure!(!hook.contains('\''), "the path of integration/node must not contain a quote: {hook}");
+    let suite = distro.suite();
+    // Mirrors hiccup, above all on a testing suite in motion; a second and third try cost little.
+    const TRIES: u32 = 3;
+    for attempt in 1..=TRIES {
+        progress(&format!("installing Debian {suite} from {mirror}"));
+        let mut command = Command::new("mmdebstrap");
+        command
+            .args(["--quiet", "--mode=root", "--variant=custom", "--format=directory"])
+            .arg(format!("--include={}", PACKAGES.join(",")))
+            // A frozen or cached mirror serves a release file past its date. Signatures are verified all the same.
+            .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
+            .arg("--aptopt=Acquire::Retries \"5\"")
+            .arg("--aptopt=APT::Install-Recommends \"false\"")
+            .args(UNREAD.iter().map(|dir| format!("--dpkgopt=path-exclude=/usr/share/{dir}/*")))
+            .arg(format!("--customize-hook=sh '{hook}' \"$1\""))
+            .arg(suite)
+            .arg(root)
+            .arg(&mirror);
+        match run(&mut command) {
+            Ok(_) => return Ok(()),
+            Err(error) if attempt < TRIES => {
+                progress(&format!("attempt {attempt} of {TRIES} failed: {error:#}"));
+                if root.exists() {
+                    fs::remove_dir_all(root).with_context(|| format!("removing {}", root.display()))?;
+                }
+            }
+            Err(error) => {
+                return Err(error.context(format!(
+                    "installing Debian {suite} from {mirror}; it needs root, the network, and a debian-archive-keyring \
+                     that knows the suite's keys (apt-get install debian-archive-keyring)"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The mirror this machine's own apt uses for Debian, else the default one.
+fn debian_mirror() -> String {
+    let targets = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Identifier: Packages"])
+        .output();
+    targets
+        .ok()
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+        .and_then(|lines| {
+            let mirror = lines.lines().find_map(|line| line.strip_prefix("Debian|Debian|"))?;
+            Some(mirror.trim_end_matches('/').to_owned())
+        })
+        .unwrap_or_else(|| "http://deb.debian.org/debian".to_owned())
+}
+
+fn record_versions(root: &Path, path: &Path) -> Result<()> {
+    let listing = run(Command::new("dpkg-query")
+        .arg(format!("--admindir={}", root.join("var/lib/dpkg").display()))
+        .args(["--show", "--showformat=${Package} ${Version}\\n"])
+        .args(["containerd", "runc", "systemd", "openssh-server"]))?;
+    let kernel = find_kernel(root)?;
+    let kernel = kernel.strip_prefix(root).unwrap_or(&kernel).display();
+    fs::write(path, format!("{listing}kernel {kernel}\n")).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The compressed kernel: in /boot, or in newer suites beside its modules.
+fn find_kernel(root: &Path) -> Result<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root.join("boot")).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("vmlinuz-") {
+            found.push(entry.path());
+        }
+    }
+    let beside = modules(root)?.join("vmlinuz");
+    if beside.exists() {
+        found.push(beside);
+    }
+    match found.as_slice() {
+        [kernel] => Ok(kernel.clone()),
+        _ => bail!("expected one kernel image in the new root, found {found:?}"),
+    }
+}
+
+fn modules(root: &Path) -> Result<PathBuf> {
+    let dir = root.join("usr/lib/modules");
+    let mut versions = fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))?;
+    match (versions.next(), versions.next()) {
+        (Some(Ok(only)), None) => Ok(only.path()),
+        _ => bail!("expected the modules of exactly one kernel in {}", dir.display()),
+    }
+}
+
+/// Takes the ELF kernel out of a bzImage: QEMU starts that directly (PVH), without the decompressor running emulated.
+fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
+    let image = fs::read(bzimage).with_context(|| format!("reading {}", bzimage.display()))?;
+    // Offsets of the x86 boot protocol's header.
+    let word = |at: usize| -> Result<usize> {
+        let bytes = image.get(at..at + 4).context("the kernel image ends inside its header")?;
+        Ok(u32::from_le_bytes(bytes.try_into().context("reading the kernel's header")?) as usize)
+    };
+    let setup_sectors = match image.get(0x1f1) {
+        Some(0) | None => 4,
+        Some(sectors) => usize::from(*sectors),
+    };
+    let start = (setup_sectors + 1) * 512 + word(0x248)?;
+    let payload = image
+        .get(start..start + word(0x24c)?)
+        .with_context(|| format!("{} has no payload where its header says", bzimage.display()))?;
+    // The build appends the uncompressed size as four more bytes, which the decompressors take for garbage.
+    let payload = &payload[..payload.len() - 4];
+    let decompressor = match payload {
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
+        [0x1f, 0x8b, ..] => "gzip",
+        _ => bail!("{}: unknown compression {:x?}", bzimage.display(), &payload[..4]),
+    };
+    let output = File::create(vmlinux).with_context(|| format!("creating {}", vmlinux.display()))?;
+    let mut child = Command::new(decompressor)
+        .args(["-d", "-c"])
+        .stdin(Stdio::piped())
+        .stdout(output)
+        .spawn()
+        .with_context(|| format!("starting {decompressor}: is it installed?"))?;
+    child
+        .stdin
+        .take()
+        .context("no pipe to the decompressor")?
+        .write_all(payload)
+        .with_context(|| format!("feeding {decompressor}"))?;
+    let status = child.wait().with_context(|| format!("waiting for {decompressor}"))?;
+    ensure!(status.success(), "{decompressor} could not unpack {}", bzimage.display());
+    Ok(())
+}
+
+/// The disk is virtio, a module in Debian's cloud kernels, because the built-in NVMe driver's device cannot be
+/// snapshotted: so something has to load that module first.
+fn write_initrd(root: &Path, initrd: &Path) -> Result<()> {
+    const INIT: &str = "#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox insmod /virtio_blk.ko
+/bin/busybox mount -t ext4 -o rw /dev/vda /root
+exec /bin/busybox switch_root /root /usr/lib/systemd/systemd
+";
+    let busybox = ["usr/bin/busybox", "bin/busybox"].map(|path| root.join(path));
+    let busybox = busybox.iter().find(|path| path.exists()).context("no busybox in the new root")?;
+    let module = modules(root)?.join("kernel/drivers/block/virtio_blk.ko.xz");
+    let module = Command::new("xz")
+        .args(["-d", "-c"])
+        .arg(&module)
+        .output()
+        .with_context(|| format!("unpacking {}", module.display()))?;
+    ensure!(module.status.success(), "xz could not unpack the virtio_blk module");
+    const DIRECTORY: u32 = 0o40755;
+    const EXECUTABLE: u32 = 0o100755;
+    let busybox = fs::read(busybox).context("reading busybox")?;
+    let mut archive = Vec::new();
+    for dir in ["bin", "dev", "root"] {
+        append_cpio(&mut archive, dir, DIRECTORY, &[]);
+    }
+    append_cpio(&mut archive, "bin/busybox", EXECUTABLE, &busybox);
+    append_cpio(&mut archive, "virtio_blk.ko", EXECUTABLE, &module.stdout);
+    append_cpio(&mut archive, "init", EXECUTABLE, INIT.as_bytes());
+    append_cpio(&mut archive, "TRAILER!!!", 0, &[]);
+    fs::write(initrd, archive).with_context(|| format!("writing {}", initrd.display()))
+}
+
+/// One member in cpio's "newc" form: thirteen hexadecimal fields, the name, the data, each padded to four bytes.
+fn append_cpio(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
+    let inode = archive.len();
+    let (size, name_size) = (data.len(), name.len() + 1);
+    archive.extend(
+        format!(
+            "070701{inode:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{size:08x}{:08x}{:08x}{:08x}{:08x}{name_size:08x}{:08x}",
+            0, 0, 1, 0, 0, 0, 0, 0, 0
+        )
+        .bytes(),
+    );
+    archive.extend(name.bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(data);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+/// Leaves of the packages' units only those that the node needs: what is not started costs no emulated time.
+fn wire_units(root: &Path) -> Result<()> {
+    let units = root.join("etc/systemd/system");
+    for dir in [&root.join("usr/lib/systemd/system"), &units] {
+        for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+            let path = entry.with_context(|| format!("listing {}", dir.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "wants") {
+                fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+    }
+    for (target, unit) in WANTED_UNITS {
+        let wants = units.join(format!("{target}.wants"));
+        fs::create_dir_all(&wants).with_context(|| format!("creating {}", wants.display()))?;
+        symlink(format!("/usr/lib/systemd/system/{unit}"), wants.join(unit))
+            .with_context(|| format!("enabling {unit}"))?;
+    }
+    let default = units.join("default.target");
+    if default.is_symlink() {
+        fs::remove_file(&default).context("removing the default target")?;
+    }
+    symlink("node.target", &default).context("setting the default target")
+}
+
+/// The static program of the containers, from `src/bin/workload.rs`.
+fn workload() -> Result<Vec<u8>> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let version = run(Command::new(&rustc).arg("-vV"))?;
+    let mut key = Key::default();
+    key.add("source", include_str!("bin/workload.rs")).add("compiler", version);
+    let dir = cache::entry("workload", &key, |dir| {
+        run(Command::new(&rustc)
+            .args(["--edition", "2024", "-C", "opt-level=2", "-C", "strip=symbols"])
+            .args(["-C", "panic=abort", "-C", "target-feature=+crt-static"])
+            .args(["--target", "x86_64-unknown-linux-gnu", "-o"])
+            .arg(dir.join("workload"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/workload.rs")))
+        .map(|_| ())
+    })?;
+    fs::read(dir.join("workload")).context("reading the workload's binary")
+}
+
+/// The real crictl, built from its Go module.
+fn crictl() -> Result<PathBuf> {
+    let mut key = Key::default();
+    key.add("version", CRICTL).add("recipe", "trimpath, no cgo, stripped");
+    let dir = cache::entry("crictl", &key, |dir| {
+        // As `go install ...@version` does, but in the module's own directory: that takes its locked dependencies, and
+        // asks the proxy for this one version only and not for a list of all, which not every proxy has.
+        let module = format!("sigs.k8s.io/cri-tools@{CRICTL}");
+        let described = run(Command::new("go").args(["mod", "download", "-json", &module]))?;
+        let described: serde_json::Value =
+            serde_json::from_str(&described).context("reading what `go mod download` said")?;
+        let source = described["Dir"].as_str().with_context(|| format!("no source for {module}"))?;
+        run(Command::new("go")
+            .current_dir(source)
+            .env("CGO_ENABLED", "0")
+            .args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
+            .arg(dir.join("crictl"))
+            .arg("./cmd/crictl"))
+        .map(|_| ())
+    })?;
+    Ok(dir.join("crictl"))
+}
+
+/// Runs a command of this machine to its end and returns its output, or an error with what it said.
+fn run(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {name}: is it installed? (hack/prepare installs what is needed)"))?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        let tail: Vec<&str> = stderr.lines().rev().take(20).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        bail!("{name} failed ({}):\n{}", output.status, tail.join("\n"));
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{name} printed something that is not UTF-8"))
+}

@@ -1,0 +1,11 @@
+//! Throwaway nodes for Plimsoll: a real kernel, systemd, containerd and crictl in QEMU, and a double of the kubelet.
+
+pub mod cache;
+pub mod cgroup;
+pub mod crictl;
+pub mod fleet;
+pub mod image;
+pub mod kubelet;
+pub mod node;
+pub mod oci;
+pub mod placement;

@@ -1,0 +1,674 @@
+//! A throwaway machine in QEMU, emulated in software, and the way in.
+//!
+//! The first start of an image boots it and stores a snapshot of the ready node in the cache; later starts load that.
+//! A guest that dies while it boots is booted again a bounded number of times: rare faults of emulated multiprocessing
+//! are the machine's, not a verdict on what is tested. One that dies later is reported by every call: [`Node::fate`].
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::cache::{self, Key, progress};
+use crate::image::{Distro, Image};
+
+/// Guest memory in MiB. What a node's pods may use is about 300 MiB less.
+pub const MEMORY_MIB: u64 = 1400;
+
+const PROCESSORS: &str = "2";
+/// How often a start is tried before it counts as failed.
+const STARTS: u32 = 4;
+/// From power-on to ready; takes some 20 s on an idle machine of two cores.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+/// For one command on the node, unless said otherwise.
+const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+/// Name of the snapshot inside the disk.
+const SNAPSHOT: &str = "ready";
+const READY_MARK: &str = "NODE-READY";
+
+const KERNEL_ARGUMENTS: &str = "rw console=ttyS0 quiet loglevel=4 panic=-1 oops=panic net.ifnames=0 mitigations=off \
+    random.trust_cpu=on no_timer_check nowatchdog audit=0 apparmor=0 systemd.show_status=0 systemd.ssh_auto=no";
+
+/// What a command on the node printed and how it ended.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// How the command ended.
+    pub status: ExitStatus,
+}
+
+/// A running node. Dropping it, or the end of this process, ends it.
+pub struct Node {
+    distro: Distro,
+    machine: Machine,
+    shell: Shell,
+}
+
+impl Node {
+    /// Starts a node: from the snapshot in the cache, which is made first if need be.
+    pub fn start(distro: Distro) -> Result<Node> {
+        Node::start_in(distro, Lifetime::Process)
+    }
+
+    /// Like [`Node::start`], for a node that stays up when it is dropped and when this process ends. [`Node::way_in`] says
+    /// how to reach it.
+    pub fn start_kept(distro: Distro) -> Result<Node> {
+        let mut node = Node::start_in(distro, Lifetime::Kept)?;
+        node.machine.kept = true;
+        node.machine.dir.kept = true;
+        Ok(node)
+    }
+
+    fn start_in(distro: Distro, lifetime: Lifetime) -> Result<Node> {
+        let image = Image::obtain(distro)?;
+        let snapshot = snapshot(distro, &image)?;
+        persevere(&format!("starting the {distro} node"), |attempt| {
+            let started = Instant::now();
+            // A snapshot that failed once may be at fault itself: after that, boot.
+            let start = if attempt == 1 { Start::Load(&snapshot) } else { Start::Boot };
+            let node = Node::launch(distro, &image, start, lifetime)?;
+            progress(&format!("{distro} node ready after {:.1} s", started.elapsed().as_secs_f64()));
+            Ok(node)
+        })
+    }
+
+    fn launch(distro: Distro, image: &Image, start: Start<'_>, lifetime: Lifetime) -> Result<Node> {
+        let dir = RunDir::create()?;
+        let disk = dir.path.join("disk.qcow2");
+        match start {
+            Start::Load(snapshot) => {
+                fs::copy(snapshot, &disk)
+                    .with_context(|| format!("copying {} to {}", snapshot.display(), disk.display()))?;
+            }
+            Start::Boot => create_overlay(image, &disk)?,
+        }
+        let machine = Machine::power_on(image, &disk, dir, &start, lifetime)?;
+        let node = Node::connect(distro, image, machine)?;
+        match start {
+            // The clock stood still since the snapshot was taken.
+            Start::Load(_) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                node.run(&format!("date --set=@{} >/dev/null", now.as_secs()))?;
+            }
+            Start::Boot => node.settle()?,
+        }
+        Ok(node)
+    }
+
+    fn connect(distro: Distro, image: &Image, machine: Machine) -> Result<Node> {
+        let shell = Shell::open(image, &machine)
+            .map_err(|error| machine.blame(error))
+            .with_context(|| format!("opening a shell on the {distro} node"))?;
+        Ok(Node { distro, machine, shell })
+    }
+
+    /// What a freshly booted node still lacks.
+    fn settle(&self) -> Result<()> {
+        self.run(
+            "ctr --namespace k8s.io images import --local /usr/share/node-images.tar >/dev/null 2>&1 ||
+                 ctr --namespace k8s.io images import /usr/share/node-images.tar >/dev/null
+             crictl images >/dev/null
+             sync",
+        )
+        .context("importing the container images")?;
+        Ok(())
+    }
+
+    /// Which Debian the node runs.
+    pub fn distro(&self) -> Distro {
+        self.distro
+    }
+
+    /// How the machine ended, if it did.
+    pub fn fate(&self) -> Option<String> {
+        self.machine.fate()
+    }
+
+    /// Runs a bash script (`set -euo pipefail`) as root on the node. An exit status other than 0 is an error.
+    pub fn run(&self, script: &str) -> Result<Output> {
+        let output = self.try_run(script)?;
+        if !output.status.success() {
+            bail!(
+                "on the {} node, {}:\n{}\nstdout: {}\nstderr: {}",
+                self.distro,
+                output.status,
+                excerpt(script),
+                output.stdout.trim_end(),
+                output.stderr.trim_end()
+            );
+        }
+        Ok(output)
+    }
+
+    /// Like [`Node::run`], but every exit status is an answer. Only a command that could not be run, or did not end within
+    /// two minutes, is an error.
+    pub fn try_run(&self, script: &str) -> Result<Output> {
+        self.try_run_within(COMMAND_LIMIT, script, Vec::new())
+    }
+
+    /// Like [`Node::try_run`] with another limit and something for the script to read from standard input.
+    pub fn try_run_within(&self, limit: Duration, script: &str, input: Vec<u8>) -> Result<Output> {
+        let answer = self.shell.run(limit, script, input).map_err(|error| self.machine.blame(error))?;
+        // 255 is also ssh's own word for a lost connection.
+        if answer.status.code() == Some(255)
+            && let Some(fate) = self.fate_soon()
+        {
+            bail!("the {} node died: {fate}", self.distro);
+        }
+        Ok(answer)
+    }
+
+    /// The machine's end may be seen a moment later than that of the connection into it.
+    fn fate_soon(&self) -> Option<String> {
+        self.machine.wait_for_end(Duration::from_secs(2));
+        self.fate()
+    }
+
+    /// Writes a file with its parent directories, by rename: readers see the old content or the new.
+    pub fn write_file(&self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Result<()> {
+        let script = format!(
+            "set -euo pipefail; mkdir -p \"$(dirname {path})\"; cat > {path}.new; chmod {mode:o} {path}.new; mv {path}.new {path}"
+        );
+        let output = self.try_run_within(COMMAND_LIMIT, &script, content.into())?;
+        ensure!(output.status.success(), "writing {path} on the {} node: {}", self.distro, output.stderr.trim_end());
+        Ok(())
+    }
+
+    /// Reads a file as text.
+    pub fn read(&self, path: &str) -> Result<String> {
+        Ok(self.run(&format!("cat {path}"))?.stdout)
+    }
+
+    /// The command that opens a shell on the node.
+    pub fn way_in(&self) -> String {
+        format!(
+            "ssh -i {} -p {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1",
+            self.shell.key.display(),
+            self.machine.port
+        )
+    }
+
+    /// The process id of the node's QEMU.
+    pub fn process_id(&self) -> u32 {
+        self.machine.process_id
+    }
+}
+
+/// How long a node lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lifetime {
+    /// At most as long as this process.
+    Process,
+    /// Until somebody ends it.
+    Kept,
+}
+
+enum Start<'a> {
+    Boot,
+    Load(&'a Path),
+}
+
+/// Tries to start something a bounded number of times and prints why it has to be done again.
+fn persevere<T>(what: &str, mut start: impl FnMut(u32) -> Result<T>) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match start(attempt) {
+            Err(error) if attempt < STARTS => {
+                progress(&format!("{what}: attempt {attempt} of {STARTS} failed: {error:#}"));
+                attempt += 1;
+            }
+            other => return other.with_context(|| what.to_owned()),
+        }
+    }
+}
+
+/// The disk with a snapshot of the ready node, made by booting it if the cache has none for this QEMU and processor.
+fn snapshot(distro: Distro, image: &Image) -> Result<PathBuf> {
+    let version = Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .context("starting qemu-system-x86_64: is qemu-system-x86 installed? (hack/prepare does it)")?;
+    let processors = fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
+    let model = processors.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
+    let mut key = Key::default();
+    key.add("image", image.id())
+        .add("recipe", include_str!("node.rs"))
+        .add("qemu", version.stdout)
+        .add("processor", model);
+    let dir = cache::entry(&format!("snapshot-{distro}"), &key, |dir| {
+        persevere(&format!("booting the {distro} node"), |_| {
+            progress(&format!("booting the {distro} node, to keep a snapshot of it"));
+            let node = Node::launch(distro, image, Start::Boot, Lifetime::Process)?;
+            node.close_and_save(&dir.join("disk.qcow2"))
+        })
+    })?;
+    Ok(dir.join("disk.qcow2"))
+}
+
+fn create_overlay(image: &Image, overlay: &Path) -> Result<()> {
+    let status = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .arg(image.disk())
+        .arg(overlay)
+        .status()
+        .context("starting qemu-img: is qemu-utils installed? (hack/prepare does it)")?;
+    ensure!(status.success(), "qemu-img could not create {}", overlay.display());
+    Ok(())
+}
+
+impl Node {
+    fn close_and_save(self, saved: &Path) -> Result<()> {
+        let Node { mut machine, shell, .. } = self;
+        drop(shell);
+        let disk = machine.dir.path.join("disk.qcow2");
+        let said = machine
+            .monitor
+            .execute("human-monitor-command", &json!({ "command-line": format!("savevm {SNAPSHOT}") }))?;
+        ensure!(said == json!(""), "QEMU could not save the machine: {said}");
+        machine.monitor.execute("quit", &json!({}))?;
+        machine.wait_for_end(Duration::from_secs(30));
+        fs::copy(&disk, saved).with_context(|| format!("copying {} to {}", disk.display(), saved.display()))?;
+        Ok(())
+    }
+}
+
+/// QEMU's control socket.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    /// Waits for QEMU to connect, and then until it obeys: when it does, a saved machine is loaded and its ports are open.
+    fn accept(listener: &UnixListener) -> Result<Monitor> {
+        let (stream, _) = listener.accept().context("waiting for QEMU's monitor")?;
+        // Saving or loading a machine moves a few hundred megabytes.
+        stream.set_read_timeout(Some(Duration::from_secs(120))).context("setting a timeout")?;
+        let mut monitor = Monitor(BufReader::new(stream));
+        monitor.execute("qmp_capabilities", &json!({}))?;
+        Ok(monitor)
+    }
+
+    fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.0.get_mut(), "{request}").with_context(|| format!("telling QEMU to {command}"))?;
+        loop {
+            let mut line = String::new();
+            let read = self.0.read_line(&mut line).with_context(|| format!("QEMU's answer to {command}"))?;
+            ensure!(read > 0, "QEMU closed its monitor instead of answering {command}");
+            let mut answer: Value = serde_json::from_str(&line).with_context(|| format!("QEMU's answer {line:?}"))?;
+            if let Some(error) = answer.get("error") {
+                bail!("QEMU refused {command}: {error}");
+            }
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take()); // greetings and events come in between
+            }
+        }
+    }
+}
+
+/// What one machine writes: its disk in the cache, its sockets in a short path (their names are limited to 108 bytes).
+struct RunDir {
+    path: PathBuf,
+    sockets: TempDir,
+    /// Held by us and by QEMU, so for as long as one of both lives; see `sweep`.
+    lock: File,
+    kept: bool,
+}
+
+impl RunDir {
+    fn create() -> Result<RunDir> {
+        let parent = cache::directory()?.join("run");
+        fs::create_dir_all(&parent).with_context(|| format!("creating {}", parent.display()))?;
+        sweep(&parent)?;
+        let sockets = tempfile::Builder::new().prefix("node-").tempdir().context("creating a directory for sockets")?;
+        // The directory appears with its lock held, or a sweep of another process could take it for abandoned.
+        let work = tempfile::Builder::new().prefix(".new-").tempdir_in(&parent);
+        let work = work.with_context(|| format!("creating a directory in {}", parent.display()))?;
+        let lock = File::create_new(work.path().join("lock")).context("creating a run lock")?;
+        lock.lock().context("locking a run directory")?;
+        symlink(sockets.path(), work.path().join("sockets")).context("linking a socket directory")?;
+        let name = work.path().file_name().unwrap_or_default().to_string_lossy().replace(".new-", "node-");
+        let path = parent.join(name);
+        fs::rename(work.keep(), &path).with_context(|| format!("creating {}", path.display()))?;
+        Ok(RunDir { path, sockets, lock, kept: false })
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Nothing to be done about a failure here; a later start sweeps it.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Removes the disks of machines that ended without us: their locks are free.
+fn sweep(parent: &Path) -> Result<()> {
+    for entry in fs::read_dir(parent).with_context(|| format!("listing {}", parent.display()))? {
+        let path = entry.with_context(|| format!("listing {}", parent.display()))?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if let Ok(lock) = File::open(path.join("lock"))
+            && !hidden
+            && lock.try_lock().is_ok()
+        {
+            // Another process may be sweeping the same directory: that it is gone is all that counts.
+            if let Ok(sockets) = fs::read_link(path.join("sockets")) {
+                let _ = fs::remove_dir_all(sockets);
+            }
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+    Ok(())
+}
+
+/// A QEMU process.
+struct Machine {
+    child: Arc<Mutex<Child>>,
+    process_id: u32,
+    /// Set when QEMU has ended.
+    fate: Arc<Mutex<Option<String>>>,
+    /// Disconnected when QEMU has ended.
+    ended: Mutex<Receiver<()>>,
+    port: u16,
+    monitor: Monitor,
+    dir: RunDir,
+    kept: bool,
+}
+
+impl Machine {
+    /// Starts QEMU; on a boot, returns when the node is ready.
+    fn power_on(image: &Image, disk: &Path, dir: RunDir, start: &Start<'_>, lifetime: Lifetime) -> Result<Machine> {
+        let port = free_port()?;
+        let qemu_log = dir.path.join("qemu.log");
+        let monitor_path = dir.sockets.path().join("qmp");
+        let listener =
+            UnixListener::bind(&monitor_path).with_context(|| format!("listening on {}", monitor_path.display()))?;
+        let mut command = match lifetime {
+            // Without this, a killed test run would leave QEMU behind.
+            Lifetime::Process => {
+                let mut command = Command::new("setpriv");
+                command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+                command
+            }
+            Lifetime::Kept => Command::new("qemu-system-x86_64"),
+        };
+        command
+            .args(["-accel", "tcg,thread=multi,tb-size=256"])
+            // cx16: Linux 6.12 double-faults under QEMU 7.2 with it. la57: five-level page tables cost emulated time.
+            .args(["-cpu", "max,la57=off,cx16=off"])
+            .args(["-machine", "q35,usb=off,smbus=off,sata=off"])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            .args(["-m", &MEMORY_MIB.to_string(), "-smp", PROCESSORS])
+            .arg("-kernel")
+            .arg(image.kernel())
+            .arg("-initrd")
+            .arg(image.initrd())
+            .args(["-append", KERNEL_ARGUMENTS])
+            // Thrown away after use, so never flushed to the machine's own disk.
+            .args(["-drive", &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display())])
+            .args(["-device", "virtio-blk-pci,drive=disk"])
+            .args(["-netdev", &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22")])
+            .args(["-device", "virtio-net-pci,netdev=net,romfile="])
+            .args(["-device", "virtio-rng-pci"])
+            .args(["-serial", "stdio"])
+            .arg("-qmp")
+            .arg(format!("unix:{}", monitor_path.display()))
+            // An empty file, and with it the lock.
+            .stdin(dir.lock.try_clone().context("sharing a run lock with QEMU")?)
+            .stdout(Stdio::piped())
+            .stderr(File::create(&qemu_log).with_context(|| format!("creating {}", qemu_log.display()))?)
+            // A Ctrl-C is for us; we take the machine down, or leave it.
+            .process_group(0);
+        if let Start::Load(_) = start {
+            command.args(["-loadvm", SNAPSHOT]);
+        }
+
+        let (lines, console) = mpsc::channel();
+        let (started, child) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        let fate = Arc::new(Mutex::new(None));
+        let console_log = dir.path.join("console.log");
+        let log = File::create(&console_log).with_context(|| format!("creating {}", console_log.display()))?;
+        let told = Arc::clone(&fate);
+        // One thread for the machine's whole life: the kernel ends QEMU together with the *thread* that started it, so
+        // that must not be one of a single test.
+        thread::spawn(move || {
+            let _end = end;
+            tend(command, log, &qemu_log, &started, &lines, &told);
+            // If QEMU ended before it connected to its monitor, somebody waits there still.
+            let _ = UnixStream::connect(&monitor_path);
+        });
+        let child = child
+            .recv()
+            .context("the thread that starts QEMU ended early")?
+            .context("starting qemu-system-x86_64: are qemu-system-x86 and util-linux installed?")?;
+        let process_id = lock(&child).id();
+        let monitor = Monitor::accept(&listener).map_err(|error| {
+            let _ = lock(&child).kill();
+            let _ = ended.recv_timeout(Duration::from_secs(5));
+            error.context(lock(&fate).clone().unwrap_or_default())
+        })?;
+        let ended = Mutex::new(ended);
+        let machine = Machine { child, process_id, fate, ended, port, monitor, dir, kept: false };
+        if let Start::Boot = start {
+            machine.wait_until_ready(&console)?;
+        }
+        Ok(machine)
+    }
+
+    fn wait_until_ready(&self, console: &Receiver<String>) -> Result<()> {
+        let deadline = Instant::now() + BOOT_LIMIT;
+        let mut last = String::new();
+        loop {
+            match console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains(READY_MARK) => return Ok(()),
+                Ok(line) => last = line,
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the node was not ready within {BOOT_LIMIT:?}; its last console line: {last:?}")
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.wait_for_end(Duration::from_secs(5));
+                    bail!("the machine ended while booting: {}", self.fate().unwrap_or_default())
+                }
+            }
+        }
+    }
+
+    fn fate(&self) -> Option<String> {
+        lock(&self.fate).clone()
+    }
+
+    fn wait_for_end(&self, limit: Duration) {
+        // Nothing is ever sent: this returns when the other side is dropped, or at the limit.
+        let _ = lock(&self.ended).recv_timeout(limit);
+    }
+
+    /// Puts the machine's death, if it died, before an error that came of it.
+    fn blame(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.fate() {
+            Some(fate) => error.context(format!("the machine died: {fate}")),
+            None => error,
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = lock(&self.child).kill(); // it may have ended by itself
+            self.wait_for_end(Duration::from_secs(5));
+        }
+    }
+}
+
+/// Starts QEMU, passes on its console, and says how it ended.
+fn tend(
+    mut command: Command,
+    mut log: File,
+    qemu_log: &Path,
+    started: &mpsc::Sender<std::io::Result<Arc<Mutex<Child>>>>,
+    lines: &mpsc::Sender<String>,
+    fate: &Mutex<Option<String>>,
+) {
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            let _ = started.send(Err(error));
+            return;
+        }
+    };
+    let console = child.stdout.take();
+    let child = Arc::new(Mutex::new(child));
+    let _ = started.send(Ok(Arc::clone(&child)));
+    let mut tail = Vec::new();
+    for line in BufReader::new(console.expect("stdout is piped")).split(b'\n') {
+        let Ok(line) = line else { break };
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let _ = writeln!(log, "{line}");
+        if tail.len() == 30 {
+            tail.remove(0);
+        }
+        tail.push(line.clone());
+        let _ = lines.send(line);
+    }
+    // The console is closed: QEMU has ended, or is about to.
+    let status = lock(&child).wait();
+    let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+    let said = fs::read_to_string(qemu_log).unwrap_or_default();
+    *lock(fate) = Some(format!("QEMU ended ({status}) {}\nconsole: {}", said.trim_end(), tail.join("\n")));
+}
+
+/// The state behind these locks is whole at any time, so a panic of another holder does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn free_port() -> Result<u16> {
+    // Another process may take it before QEMU does: QEMU then ends at once, and the start is tried again.
+    let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
+    Ok(listener.local_addr().context("looking for a free port")?.port())
+}
+
+/// One multiplexed ssh connection: a command over it costs a tenth of a second, a connection of its own ten times that.
+struct Shell {
+    control: PathBuf,
+    port: u16,
+    key: PathBuf,
+}
+
+impl Shell {
+    fn open(image: &Image, machine: &Machine) -> Result<Shell> {
+        let shell = Shell { control: machine.dir.sockets.path().join("ssh"), port: machine.port, key: image.ssh_key() };
+        let log = machine.dir.path.join("ssh.log");
+        // -f: the command returns when the connection stands. It goes on in the background for as long as the machine
+        // lives; its output must not be our pipes, which would never close.
+        let status = Command::new("timeout")
+            .args(["--kill-after=5", "120"])
+            .args(["ssh", "-f", "-N", "-M"])
+            .args(shell.options())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).with_context(|| format!("creating {}", log.display()))?)
+            .status()
+            .context("starting ssh: is openssh-client installed?")?;
+        if !status.success() {
+            machine.wait_for_end(Duration::from_secs(2));
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            bail!("ssh could not connect ({status}): {}", said.trim_end());
+        }
+        Ok(shell)
+    }
+
+    fn options(&self) -> Vec<String> {
+        let mut options = vec!["-F".to_owned(), "none".to_owned()];
+        options.extend(["-S".to_owned(), self.control.display().to_string()]);
+        options.extend(["-i".to_owned(), self.key.display().to_string()]);
+        options.extend(["-p".to_owned(), self.port.to_string()]);
+        for option in [
+            "BatchMode=yes",
+            "IdentitiesOnly=yes",
+            "IdentityAgent=none",
+            "StrictHostKeyChecking=no", // the host key is as new as the image, and the port is on this machine
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "ConnectTimeout=100",
+            "KexAlgorithms=curve25519-sha256", // the cheapest to emulate
+        ] {
+            options.extend(["-o".to_owned(), option.to_owned()]);
+        }
+        options.push("root@127.0.0.1".to_owned());
+        options
+    }
+
+    fn run(&self, limit: Duration, script: &str, input: Vec<u8>) -> Result<Output> {
+        let started = Instant::now();
+        let mut child = Command::new("timeout")
+            .args(["--kill-after=5", &limit.as_secs().max(1).to_string(), "ssh"])
+            .args(self.options())
+            .arg(format!("set -euo pipefail\n{script}"))
+            .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting ssh: is openssh-client installed?")?;
+        let feeder = child.stdin.take().map(|mut stdin| {
+            // A command that does not read all of its input has its reasons: its exit status tells.
+            thread::spawn(move || drop(stdin.write_all(&input)))
+        });
+        let output = child.wait_with_output().context("waiting for a command on the node")?;
+        if let Some(feeder) = feeder {
+            feeder.join().map_err(|_| anyhow!("feeding a command on the node failed"))?;
+        }
+        let output = Output {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            status: output.status,
+        };
+        if started.elapsed() >= limit {
+            bail!(
+                "a command on the node did not end within {limit:?}:\n{}\nstdout: {}\nstderr: {}",
+                excerpt(script),
+                output.stdout,
+                output.stderr
+            );
+        }
+        Ok(output)
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        // Fails when the machine is gone already, and with it the connection.
+        let _ = Command::new("ssh")
+            .args(["-O", "exit"])
+            .args(self.options())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+/// A script's first lines, for messages.
+fn excerpt(script: &str) -> String {
+    const LINES: usize = 25;
+    let mut shown: Vec<&str> = script.lines().take(LINES).collect();
+    if script.lines().count() > LINES {
+        shown.push("...");
+    }
+    shown.join("\n")
+}

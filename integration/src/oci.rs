@@ -1,0 +1,80 @@
+//! Container images made here: an OCI image archive with the sandbox's image and the workload's, both of one static file.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// The image of the sandbox container, as named in the runtime's configuration.
+pub const PAUSE: &str = "plimsoll.test/pause:1";
+/// The image of the program in `src/bin/workload.rs`.
+pub const WORKLOAD: &str = "plimsoll.test/workload:1";
+
+/// Writes an archive for `ctr images import` with both images; `program` is the static workload binary.
+pub fn write_archive(program: &[u8], archive: &Path) -> Result<()> {
+    let file = File::create(archive).with_context(|| format!("creating {}", archive.display()))?;
+    let mut tar = tar::Builder::new(file);
+    let mut layer = tar::Builder::new(Vec::new());
+    append(&mut layer, "workload", 0o755, program)?;
+    let layer = layer.into_inner().context("finishing the image layer")?;
+    let layer_digest = append_blob(&mut tar, &layer)?;
+
+    let mut manifests = Vec::new();
+    for (name, command) in [(PAUSE, &["pause"][..]), (WORKLOAD, &["serve", "/control"])] {
+        let config = serde_json::to_vec(&json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {
+                "Entrypoint": ["/workload"],
+                "Cmd": command,
+                // As process 1 of its namespace it would never see a SIGTERM that it has no handler for.
+                "StopSignal": "SIGKILL",
+            },
+            "rootfs": { "type": "layers", "diff_ids": [&layer_digest] },
+        }))?;
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        }))?;
+        append_blob(&mut tar, &config)?;
+        append_blob(&mut tar, &manifest)?;
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+        entry["annotations"] = json!({ "io.containerd.image.name": name });
+        manifests.push(entry);
+    }
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": manifests,
+    });
+    append(&mut tar, "index.json", 0o644, &serde_json::to_vec(&index)?)?;
+    append(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    tar.finish().with_context(|| format!("finishing {}", archive.display()))
+}
+
+fn digest(content: &[u8]) -> String {
+    let hex: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+fn descriptor(media_type: &str, content: &[u8]) -> Value {
+    json!({ "mediaType": media_type, "digest": digest(content), "size": content.len() })
+}
+
+fn append_blob<W: Write>(tar: &mut tar::Builder<W>, content: &[u8]) -> Result<String> {
+    let digest = digest(content);
+    append(tar, &format!("blobs/{}", digest.replace(':', "/")), 0o644, content)?;
+    Ok(digest)
+}
+
+fn append<W: Write>(tar: &mut tar::Builder<W>, path: &str, mode: u32, content: &[u8]) -> Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(mode);
+    tar.append_data(&mut header, path, content).with_context(|| format!("adding {path} to the image archive"))
+}

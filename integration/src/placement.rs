@@ -1,0 +1,173 @@
+//! Where the plugin runs on a node: launched by the runtime, or on its own under systemd.
+//!
+//! Every step here waits for the runtime to log that it has synchronised with the plugin.
+
+use std::env;
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::node::Node;
+
+/// The configuration file of a launched plugin.
+pub const LAUNCHED_CONFIG: &str = "/etc/nri/conf.d/90-plimsoll.conf";
+/// The configuration file of an external plugin.
+pub const EXTERNAL_CONFIG: &str = "/etc/plimsoll/config.yaml";
+
+const LAUNCHED_BINARY: &str = "/opt/nri/plugins/90-plimsoll";
+const EXTERNAL_BINARY: &str = "/usr/local/bin/plimsoll";
+const UNIT: &str = "/etc/systemd/system/plimsoll.service";
+const UNIT_TEXT: &str = "[Unit]
+Description=Plimsoll
+After=containerd.service
+
+[Service]
+ExecStart=/usr/local/bin/plimsoll run --config /etc/plimsoll/config.yaml
+Restart=on-failure
+";
+
+/// What the runtime logs of a plugin, launched or external, that it has synchronised with and calls from now on: a line of
+/// the list of its plugins, in every version from NRI 0.6.
+const SYNCHRONISED: &str = "#[0-9]+: .*90-plimsoll";
+
+/// Who starts the plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// The runtime, from its plugin directory.
+    Launched,
+    /// systemd.
+    External,
+}
+
+impl Mode {
+    /// Where the plugin's configuration is on the node.
+    pub fn config_path(self) -> &'static str {
+        match self {
+            Mode::Launched => LAUNCHED_CONFIG,
+            Mode::External => EXTERNAL_CONFIG,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Launched => "launched",
+            Mode::External => "external",
+        })
+    }
+}
+
+/// Builds the plugin as it is released, once for each process, and returns the binary's path.
+pub fn build() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build_once().map_err(|error| format!("{error:#}")));
+    built.clone().map_err(|error| anyhow!(error))
+}
+
+fn build_once() -> Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--quiet", "--release", "--package", "plimsoll", "--bin", "plimsoll"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .output()
+        .context("starting cargo to build the plugin")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the plugin does not build:\n{said}");
+    // The last artifact with an executable is the binary that was asked for.
+    let executable = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back();
+    executable.context("cargo built the plugin but named no executable")
+}
+
+/// Puts the plugin on the node with `config`, in place of any that is there, and waits until the runtime knows it.
+pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
+    remove(node)?;
+    let binary = upload(node)?;
+    node.write_file(mode.config_path(), config, 0o644)?;
+    let start = match mode {
+        Mode::Launched => {
+            format!("install -D -m 755 {binary} {LAUNCHED_BINARY}\nsystemctl restart containerd")
+        }
+        Mode::External => {
+            node.write_file(UNIT, UNIT_TEXT, 0o644)?;
+            format!("install -D -m 755 {binary} {EXTERNAL_BINARY}\nsystemctl daemon-reload\nsystemctl start plimsoll")
+        }
+    };
+    until_synchronised(node, &start).with_context(|| format!("installing the plugin, {mode}"))
+}
+
+/// Takes the plugin off the node, if it is there.
+pub fn remove(node: &Node) -> Result<()> {
+    node.run(&format!(
+        "if [ -e {UNIT} ]; then
+             systemctl stop plimsoll; rm -rf {UNIT} {EXTERNAL_BINARY} {EXTERNAL_CONFIG}; systemctl daemon-reload
+         fi
+         if [ -e {LAUNCHED_BINARY} ]; then
+             rm -f {LAUNCHED_BINARY} {LAUNCHED_CONFIG}; systemctl restart containerd
+             crictl version >/dev/null
+         fi"
+    ))
+    .context("removing the plugin")?;
+    Ok(())
+}
+
+/// Restarts containerd below running containers, and waits for the plugin to be back.
+pub fn restart_runtime(node: &Node) -> Result<()> {
+    until_synchronised(node, "systemctl restart containerd").context("restarting containerd")
+}
+
+/// Restarts the external plugin, and waits for it to be back.
+pub fn restart_plugin(node: &Node) -> Result<()> {
+    until_synchronised(node, "systemctl restart plimsoll").context("restarting the plugin")
+}
+
+/// Runs a script on the node that has to lead to a new synchronisation with the plugin, and waits for that.
+pub fn until_synchronised(node: &Node, script: &str) -> Result<()> {
+    wait_for_journal(node, "containerd", SYNCHRONISED, script)
+}
+
+/// Runs a script on the node, then waits until the journal of `unit` has a line, written since, that matches the
+/// extended regular expression `pattern`.
+pub fn wait_for_journal(node: &Node, unit: &str, pattern: &str, script: &str) -> Result<()> {
+    const SECONDS: u32 = 60;
+    let output = node.try_run(&format!(
+        "cursor=$(journalctl --quiet --lines 1 --show-cursor --output cat | sed -n 's/^-- cursor: //p')
+         {script}
+         exec 3< <(exec journalctl --unit {unit} --after-cursor \"$cursor\" --output cat --no-tail --follow 2>/dev/null)
+         follower=$!
+         status=0
+         timeout {SECONDS} grep -E -q -m 1 '{pattern}' <&3 || status=$?
+         kill $follower
+         if [ $status != 0 ]; then
+             echo 'no line matched {pattern} within {SECONDS} s; the journal since:'
+             journalctl --after-cursor \"$cursor\" --output cat | tail -n 40
+         fi >&2
+         exit $status"
+    ))?;
+    if !output.status.success() {
+        bail!("waiting for {unit} ({}): {}", output.status, output.stderr.trim_end());
+    }
+    Ok(())
+}
+
+/// The release binary's place on the node; it is sent only once.
+fn upload(node: &Node) -> Result<String> {
+    let local = build()?;
+    let binary = fs::read(&local).with_context(|| format!("reading {}", local.display()))?;
+    let digest: String = Sha256::digest(&binary)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = format!("/var/cache/plimsoll-{digest}");
+    if !node.try_run(&format!("test -e {path}"))?.status.success() {
+        node.write_file(&path, binary, 0o755)?;
+    }
+    Ok(path)
+}

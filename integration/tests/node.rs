@@ -1,0 +1,133 @@
+//! The control group: nodes as they are without the plugin. What the other tests see must come of it, and not be there anyway.
+
+use anyhow::{Context, Result};
+use integration::cgroup::{self, MAX, Memory};
+use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec, Qos, SYSTEM_RESERVED};
+use integration::node::Node;
+use integration::{crictl, node_tests};
+
+node_tests!(control: {
+    the_runtime_answers_and_offers_nri,
+    every_class_gets_its_limit_and_nothing_else,
+    a_pod_is_limited_only_if_all_its_containers_are,
+    unified_values_of_the_request_reach_the_kernel,
+    a_resize_in_place_changes_limits_and_checkpoints,
+    the_workload_is_charged_for_what_it_does,
+});
+
+fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {
+    let version = node.run("crictl version; crictl --version; test -S /var/run/nri/nri.sock")?;
+    assert!(version.stdout.contains("RuntimeName:  containerd"), "{}", version.stdout);
+    let controllers = node.read("/sys/fs/cgroup/cgroup.controllers")?;
+    assert!(controllers.split_whitespace().any(|name| name == "memory"), "{controllers}");
+    Ok(())
+}
+
+fn every_class_gets_its_limit_and_nothing_else(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let top = match driver {
+        Driver::Systemd => "kubepods.slice",
+        Driver::Cgroupfs => "kubepods",
+    };
+    let [kubepods] = cgroup::memory(node, &[top])?[..] else { unreachable!("one was asked for") };
+    assert_eq!(kubepods.max, (kubelet.capacity() - SYSTEM_RESERVED) / 4096 * 4096);
+
+    let guaranteed = ContainerSpec::new("c").limit(64 * MIB).cpu(100);
+    let burstable = ContainerSpec::new("c").request(32 * MIB).limit(96 * MIB);
+    let best_effort = ContainerSpec::new("c");
+    for (class, container, limit) in [
+        (Qos::Guaranteed, guaranteed, Some(64 * MIB)),
+        (Qos::Burstable, burstable, Some(96 * MIB)),
+        (Qos::BestEffort, best_effort, None),
+    ] {
+        let oom_score_adj = kubelet.oom_score_adj(class, &container);
+        let pod = kubelet.run_pod(PodSpec::new(class.name()).container(container))?;
+        assert_eq!(pod.spec.qos(), class);
+        let container = pod.container("c")?;
+        let [of_pod, of_container] = cgroup::memory(node, &[&pod.cgroup, &container.cgroup])?[..] else {
+            unreachable!("two were asked for")
+        };
+        let max = limit.unwrap_or(MAX);
+        // The pod's swap is not the kubelet's to limit; a container's is, when its memory is.
+        assert_eq!(of_pod, Memory { min: 0, low: 0, high: MAX, max, swap_max: MAX }, "{class:?} pod");
+        let swap_max = limit.map_or(MAX, |_| 0);
+        assert_eq!(of_container, Memory { min: 0, low: 0, high: MAX, max, swap_max }, "{class:?}");
+
+        let inspected = crictl::inspect(node, &container.id)?;
+        let unified = crictl::stored_unified(&inspected).as_object();
+        let keys: Vec<&String> = unified.context("no unified map")?.keys().collect();
+        assert_eq!(keys, ["memory.oom.group"], "{class:?}");
+        let score = &inspected["info"]["runtimeSpec"]["process"]["oomScoreAdj"];
+        assert_eq!(score.as_i64(), Some(oom_score_adj), "{class:?}");
+    }
+    Ok(())
+}
+
+fn a_pod_is_limited_only_if_all_its_containers_are(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pod = kubelet.run_pod(
+        PodSpec::new("mixed")
+            .container(ContainerSpec::new("limited").limit(64 * MIB))
+            .container(ContainerSpec::new("free").request(32 * MIB)),
+    )?;
+    let (limited, free) = (pod.container("limited")?, pod.container("free")?);
+    let memory = cgroup::memory(node, &[&pod.cgroup, &limited.cgroup, &free.cgroup])?;
+    let limits: Vec<u64> = memory.iter().map(|memory| memory.max).collect();
+    assert_eq!(limits, [MAX, 64 * MIB, MAX]);
+    Ok(())
+}
+
+fn unified_values_of_the_request_reach_the_kernel(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let container = ContainerSpec::new("c")
+        .request(32 * MIB)
+        .limit(64 * MIB)
+        .unified("memory.min", 32 * MIB)
+        .unified("memory.high", 60 * MIB);
+    let pod = kubelet.run_pod(PodSpec::new("unified").container(container))?;
+    let memory = cgroup::memory(node, &[&pod.container("c")?.cgroup])?;
+    assert_eq!((memory[0].min, memory[0].high), (32 * MIB, 60 * MIB));
+    Ok(())
+}
+
+fn a_resize_in_place_changes_limits_and_checkpoints(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let container = ContainerSpec::new("c").request(32 * MIB).limit(64 * MIB);
+    let mut pod = kubelet.run_pod(PodSpec::new("resized").container(container))?;
+    for limit in [128 * MIB, 96 * MIB] {
+        kubelet.resize(&mut pod, "c", Some(48 * MIB), Some(limit))?;
+        let memory = cgroup::memory(node, &[&pod.cgroup, &pod.container("c")?.cgroup])?;
+        assert_eq!((memory[0].max, memory[1].max), (limit, limit));
+    }
+    for state in ["allocated_pods_state", "actuated_pods_state"] {
+        let file = node.read(&format!("/var/lib/kubelet/{state}"))?;
+        let file: serde_json::Value = serde_json::from_str(&file)?;
+        let data: serde_json::Value = serde_json::from_str(file["data"].as_str().context("no data")?)?;
+        let resources = &data["entries"][&pod.uid]["ContainerResources"]["c"];
+        assert_eq!(resources["requests"]["memory"], "48Mi", "{state}");
+        assert_eq!(resources["limits"]["memory"], "96Mi", "{state}");
+    }
+    kubelet.remove_pod(&pod)?;
+    assert!(!node.try_run(&format!("test -e /sys/fs/cgroup/{}", pod.cgroup))?.status.success());
+    Ok(())
+}
+
+fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pod = kubelet.run_pod(PodSpec::new("busy").container(ContainerSpec::new("c").limit(96 * MIB)))?;
+    let container = pod.container("c")?;
+    let charged = |field: &str| -> Result<u64> {
+        let script = format!("awk '$1 == \"{field}\" {{print $2}}' /sys/fs/cgroup/{}/memory.stat", container.cgroup);
+        node.run(&script)?.stdout.trim().parse().context("reading memory.stat")
+    };
+    let idle = charged("anon")?;
+    assert_eq!(container.call(node, &format!("alloc {}", 20 * MIB))?, format!("ok {}", 20 * MIB));
+    // The kernel's statistics lag by up to 2 s in the worst case, but a read of the file flushes what is large.
+    assert!(charged("anon")? >= idle + 19 * MIB);
+    container.call(node, "free")?;
+    assert!(charged("anon")? < idle + 5 * MIB);
+    container.call(node, &format!("write /cache {}", 20 * MIB))?;
+    assert!(charged("file")? >= 19 * MIB);
+    assert_eq!(container.call(node, &format!("alloc {}", 200 * MIB))?, "gone", "beyond its limit");
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! The main job on real nodes: what the plugin makes of requests and limits, as the kernel and crictl show it.
+//!
+//! What a container has without the plugin is shown by the control group in `node.rs`.
+
+use anyhow::{Context, Result};
+use integration::cgroup::{self, MAX, Memory};
+use integration::crictl;
+use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec};
+use integration::node::Node;
+use integration::node_tests;
+use integration::placement::{self, Mode};
+
+node_tests!(plugin: {
+    every_class_gets_its_values,
+    requests_come_from_wherever_they_are_known,
+    annotations_override_the_configuration_and_bad_ones_do_not,
+    a_resize_brings_the_values_that_go_with_it,
+    a_changed_configuration_reaches_running_containers,
+    running_containers_are_brought_back_after_a_restart,
+});
+
+/// The defaults.
+fn config() -> String {
+    String::new()
+}
+
+const FACTOR: f64 = 0.9;
+const PAGE: u64 = 4096;
+
+/// KEP-2570: floor((request + factor * (limit - request)) / page) * page.
+fn high(request: u64, ceiling: u64, factor: f64) -> u64 {
+    ((request as f64 + factor * (ceiling as f64 - request as f64)) / PAGE as f64).floor() as u64 * PAGE
+}
+
+fn app() -> ContainerSpec {
+    ContainerSpec::new("app")
+}
+
+/// How the plugin is placed, since a case does not know.
+fn mode(node: &Node) -> Result<Mode> {
+    let external = node.try_run("systemctl --quiet is-active plimsoll")?.status.success();
+    Ok(if external { Mode::External } else { Mode::Launched })
+}
+
+fn values(node: &Node, pod: &Pod) -> Result<(u64, u64, u64, u64)> {
+    let memory = cgroup::memory(node, &[&pod.container("app")?.cgroup])?;
+    let [Memory { min, low, high, max, .. }] = memory[..] else { unreachable!("one was asked for") };
+    Ok((min, low, high, max))
+}
+
+/// What the runtime has stored, and would set again: the values of the keys that are there.
+fn stored(node: &Node, pod: &Pod) -> Result<Vec<(String, String)>> {
+    let inspected = crictl::inspect(node, &pod.container("app")?.id)?;
+    let unified = crictl::stored_unified(&inspected).as_object().cloned().unwrap_or_default();
+    let ours =
+        unified.into_iter().filter(|(key, _)| ["memory.min", "memory.low", "memory.high"].contains(&key.as_str()));
+    ours.map(|(key, value)| Ok((key, value.as_str().context("a text")?.to_owned()))).collect()
+}
+
+fn pairs(pairs: &[(&str, u64)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect()
+}
+
+fn every_class_gets_its_values(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let allocatable = kubelet.allocatable();
+
+    let guaranteed = kubelet.run_pod(PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100)))?;
+    assert_eq!(values(node, &guaranteed)?, (64 * MIB, 0, MAX, 64 * MIB), "Guaranteed");
+    assert_eq!(stored(node, &guaranteed)?, pairs(&[("memory.min", 64 * MIB)]), "Guaranteed");
+
+    // Not whole pages: the file holds them, the runtime stores the request as it is.
+    let request = 33_333_333;
+    let burstable = kubelet.run_pod(PodSpec::new("burstable").container(app().request(request).limit(96 * MIB)))?;
+    let throttled = high(request, 96 * MIB, FACTOR);
+    assert_eq!(values(node, &burstable)?, (request / PAGE * PAGE, 0, throttled, 96 * MIB), "Burstable");
+    assert_eq!(stored(node, &burstable)?, pairs(&[("memory.high", throttled), ("memory.min", request)]), "Burstable");
+
+    let unlimited = kubelet.run_pod(PodSpec::new("unlimited").container(app().request(32 * MIB)))?;
+    let expected = (32 * MIB, 0, high(32 * MIB, allocatable, FACTOR), MAX);
+    assert_eq!(values(node, &unlimited)?, expected, "Burstable without a limit");
+
+    let best_effort = kubelet.run_pod(PodSpec::new("besteffort").container(app()))?;
+    assert_eq!(values(node, &best_effort)?, (0, 0, high(0, allocatable, FACTOR), MAX), "BestEffort");
+    Ok(())
+}
+
+fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let spec = |name: &str| PodSpec::new(name).container(app().request(40 * MIB).limit(80 * MIB));
+    let annotation = "memory-request.plimsoll.nri.io/container.app";
+
+    // The kubelet's word counts more than the pod's author's.
+    let pod = kubelet.run_pod(spec("recorded").annotation(annotation, "20Mi"))?;
+    assert_eq!(values(node, &pod)?.0, 40 * MIB, "checkpoint");
+
+    kubelet.checkpoints = false;
+    kubelet.remove_checkpoints()?;
+    let pod = kubelet.run_pod(spec("annotated").annotation(annotation, "20Mi"))?;
+    assert_eq!(values(node, &pod)?, (20 * MIB, 0, high(20 * MIB, 80 * MIB, FACTOR), 80 * MIB), "annotation");
+
+    // From the OOM score the request is known to within a thousandth of the node's memory, and its lower end is taken.
+    let pod = kubelet.run_pod(spec("scored"))?;
+    let score = kubelet.oom_score_adj(pod.spec.qos(), &pod.spec.containers[0]);
+    let lowest = ((1000 - score).unsigned_abs() * kubelet.capacity()).div_ceil(1000);
+    assert!(lowest <= 40 * MIB && 40 * MIB - lowest <= kubelet.capacity() / 1000, "{lowest}");
+    assert_eq!(values(node, &pod)?.0, lowest / PAGE * PAGE, "oom_score_adj");
+
+    let pod = kubelet.run_pod(PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100)))?;
+    assert_eq!(values(node, &pod)?.0, 64 * MIB, "QoS class");
+    Ok(())
+}
+
+fn annotations_override_the_configuration_and_bad_ones_do_not(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let spec = |name: &str| PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB));
+    let pod = kubelet.run_pod(
+        spec("soft")
+            .annotation("reservation.plimsoll.nri.io/pod", "tiered")
+            .annotation("throttling-factor.plimsoll.nri.io/container.app", "0.5"),
+    )?;
+    assert_eq!(values(node, &pod)?, (0, 32 * MIB, 64 * MIB, 96 * MIB), "tiered, half");
+    let pod = kubelet.run_pod(
+        spec("bad")
+            .annotation("reservation.plimsoll.nri.io", "lots")
+            .annotation("throttling-factor.plimsoll.nri.io", "none"),
+    )?;
+    assert_eq!(values(node, &pod)?, (32 * MIB, 0, MAX, 96 * MIB), "ignored, none");
+    Ok(())
+}
+
+fn a_resize_brings_the_values_that_go_with_it(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let mut pod = kubelet.run_pod(PodSpec::new("resized").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    for (request, limit) in [(48 * MIB, 128 * MIB), (40 * MIB, 80 * MIB)] {
+        kubelet.resize(&mut pod, "app", Some(request), Some(limit))?;
+        assert_eq!(values(node, &pod)?, (request, 0, high(request, limit, FACTOR), limit), "{request} {limit}");
+    }
+    // Request equal to the limit: nothing between them to throttle, so the old memory.high must go.
+    kubelet.resize(&mut pod, "app", Some(80 * MIB), Some(80 * MIB))?;
+    assert_eq!(values(node, &pod)?, (80 * MIB, 0, MAX, 80 * MIB));
+    let stored = stored(node, &pod)?;
+    assert!(stored.contains(&("memory.high".to_owned(), "max".to_owned())), "{stored:?}");
+    Ok(())
+}
+
+fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pod = kubelet.run_pod(PodSpec::new("running").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    let mode = mode(node)?;
+    let file = mode.config_path();
+    let change = |config: &str, said: &str| {
+        // Replaced by renaming, as editors and ConfigMaps do.
+        let script = format!("printf '{config}' >{file}.new && mv {file}.new {file}");
+        placement::wait_for_journal(node, unit(mode), said, &script)
+    };
+    change("memoryReservationPolicy: TieredReservation\\nmemoryThrottlingFactor: 0.5\\n", "verified")?;
+    assert_eq!(values(node, &pod)?, (0, 32 * MIB, 64 * MIB, 96 * MIB));
+    change("memoryThrottlingFactor: 7\\n", "stays in force")?;
+    assert_eq!(values(node, &pod)?, (0, 32 * MIB, 64 * MIB, 96 * MIB));
+    change("memoryReservationPolicy: None\\nmemoryThrottlingFactor: null\\n", "verified")?;
+    assert_eq!(values(node, &pod)?, (0, 0, MAX, 96 * MIB), "as without the plugin");
+    change("", "verified")?;
+    assert_eq!(values(node, &pod)?, (32 * MIB, 0, high(32 * MIB, 96 * MIB, FACTOR), 96 * MIB));
+    Ok(())
+}
+
+fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pod = kubelet.run_pod(PodSpec::new("running").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    let expected = (32 * MIB, 0, high(32 * MIB, 96 * MIB, FACTOR), 96 * MIB);
+    assert_eq!(values(node, &pod)?, expected);
+    let mode = mode(node)?;
+    let restarts: &[&str] = match mode {
+        Mode::Launched => &["systemctl restart containerd"],
+        Mode::External => {
+            &["systemctl kill --signal KILL plimsoll; systemctl restart plimsoll", "systemctl restart containerd"]
+        }
+    };
+    for restart in restarts {
+        let cgroup = format!("{}/{}", cgroup::ROOT, pod.container("app")?.cgroup);
+        let script = format!("echo 0 >{cgroup}/memory.min; echo max >{cgroup}/memory.high; {restart}");
+        placement::wait_for_journal(node, unit(mode), "verified", &script)?;
+        assert_eq!(values(node, &pod)?, expected, "{restart}");
+    }
+    // Restarted and connected: new containers get theirs.
+    let pod = kubelet.run_pod(PodSpec::new("new").container(app().limit(64 * MIB).cpu(100)))?;
+    assert_eq!(values(node, &pod)?.0, 64 * MIB);
+    Ok(())
+}
+
+/// Whose journal has the plugin's messages.
+fn unit(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Launched => "containerd",
+        Mode::External => "plimsoll",
+    }
+}
