@@ -183,6 +183,14 @@ fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driv
         placement::wait_for_journal(node, unit(mode), "verified", &script)?;
         assert_eq!(values(node, &pod)?, expected, "{restart}");
     }
+    // Those of before the restart have ended: one that connects over the socket, or two that a runtime launched, the one that
+    // it knows of and the one that outlives being dropped.
+    let processes = node.run("for exe in /proc/[0-9]*/exe; do readlink $exe; done | grep -c plimsoll || true")?.stdout;
+    let expected_processes = match mode {
+        Mode::Launched => "2",
+        Mode::External => "1",
+    };
+    assert_eq!(processes.trim(), expected_processes);
     // Restarted and connected: new containers get theirs.
     let pod = kubelet.run_pod(PodSpec::new("new").container(app().limit(64 * MIB).cpu(100)))?;
     assert_eq!(values(node, &pod)?.0, 64 * MIB);

@@ -24,7 +24,7 @@ const KNOWN: usize = 1000;
 const SAMPLES: usize = 3000;
 const MIB: i64 = 1 << 20;
 
-/// Subscribes to what Plimsoll subscribes to, and does nothing.
+/// Subscribes to the events that are measured, and does nothing.
 struct Empty;
 
 impl Plugin for Empty {
@@ -138,29 +138,21 @@ impl Bench {
         adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().unified
     }
 
-    async fn creates(&self, pods: &[(PodSandbox, Container)], rewrite: bool) -> Latencies {
-        let mut latencies = Vec::new();
-        let samples = if rewrite { SAMPLES / 10 } else { SAMPLES };
-        for (pod, container) in pods.iter().cycle().take(samples) {
-            if rewrite {
-                self.write_checkpoint(pods);
-            }
-            let start = Instant::now();
-            self.connection.create_container(pod.clone(), container.clone()).await.unwrap();
-            latencies.push(start.elapsed());
-        }
-        Latencies::of(latencies)
+    /// One CreateContainer.
+    async fn time_create(&self, (pod, container): &(PodSandbox, Container)) -> Duration {
+        let (pod, container) = (pod.clone(), container.clone());
+        let start = Instant::now();
+        self.connection.create_container(pod, container).await.unwrap();
+        start.elapsed()
     }
 
-    async fn updates(&self, pods: &[(PodSandbox, Container)]) -> Latencies {
-        let mut latencies = Vec::new();
-        for (pod, container) in pods.iter().cycle().take(SAMPLES) {
-            let resources = container.linux.resources.clone().unwrap();
-            let start = Instant::now();
-            self.connection.update_container(pod.clone(), container.clone(), resources).await.unwrap();
-            latencies.push(start.elapsed());
-        }
-        Latencies::of(latencies)
+    /// One UpdateContainer.
+    async fn time_update(&self, (pod, container): &(PodSandbox, Container)) -> Duration {
+        let (pod, container) = (pod.clone(), container.clone());
+        let resources = container.linux.resources.clone().unwrap();
+        let start = Instant::now();
+        self.connection.update_container(pod, container, resources).await.unwrap();
+        start.elapsed()
     }
 }
 
@@ -190,29 +182,25 @@ fn pod(i: usize) -> (PodSandbox, Container) {
     (pod, container)
 }
 
-#[derive(Clone, Copy)]
-struct Latencies {
-    p50: Duration,
-    p99: Duration,
+/// The same, asked of Plimsoll and of the plugin that does nothing.
+#[derive(Default)]
+struct Pair {
+    ours: Vec<Duration>,
+    empty: Vec<Duration>,
 }
 
-impl Latencies {
-    fn of(mut samples: Vec<Duration>) -> Self {
-        samples.sort_unstable();
-        let at = |percent: usize| samples[samples.len() * percent / 100];
-        Self { p50: at(50), p99: at(99) }
+impl Pair {
+    fn print(mut self, what: &str) {
+        let mut line = format!("{what:<44}");
+        for percent in [50, 99] {
+            let [ours, empty] = [&mut self.ours, &mut self.empty].map(|samples| {
+                samples.sort_unstable();
+                samples[samples.len() * percent / 100].as_secs_f64() * 1e6
+            });
+            line += &format!(" p{percent} {ours:>7.1} us to {empty:>6.1} us, {:.2} x;", ours / empty);
+        }
+        println!("{}", line.trim_end_matches(';'));
     }
-}
-
-fn compare(what: &str, ours: Latencies, empty: Latencies) {
-    let ratio = |ours: Duration, empty: Duration| ours.as_secs_f64() / empty.as_secs_f64();
-    println!(
-        "{what:<44} p50 {:>6.1} us, {:.2} x   p99 {:>6.1} us, {:.2} x",
-        ours.p50.as_secs_f64() * 1e6,
-        ratio(ours.p50, empty.p50),
-        ours.p99.as_secs_f64() * 1e6,
-        ratio(ours.p99, empty.p99),
-    );
 }
 
 async fn synchronization(count: usize) -> Duration {
@@ -225,8 +213,9 @@ async fn synchronization(count: usize) -> Duration {
     start.elapsed()
 }
 
-/// Resident memory in kB with this many containers, after each was looked at, and all of it that is not the program's file.
-async fn resident(count: usize) -> (u64, u64) {
+/// Until every one of this many containers was looked at after a synchronisation, and what is then resident: in kB, all of
+/// it and what is not of the program's file.
+async fn looked_at(count: usize) -> (Duration, u64, u64) {
     let mut read = None;
     let mut bench = Bench::start(|directory| {
         fs::write(directory.join("config"), "nodeAllocatable: 60Gi\nlogLevel: debug\n").unwrap();
@@ -247,10 +236,14 @@ async fn resident(count: usize) -> (u64, u64) {
     });
     let pods = bench.make(count).await;
     let (sandboxes, containers) = pods.into_iter().unzip();
+    let start = Instant::now();
     bench.connection.synchronize(sandboxes, containers).await.unwrap();
     for _ in 0..count {
         looked_at.recv().await.unwrap();
     }
+    let took = start.elapsed();
+    // Its answer comes after what is done once all were looked at.
+    bench.connection.synchronize(Vec::new(), Vec::new()).await.unwrap();
     let status = fs::read_to_string(format!("/proc/{}/status", bench.plugin.id())).unwrap();
     for line in status.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -260,7 +253,8 @@ async fn resident(count: usize) -> (u64, u64) {
             _ => {}
         }
     }
-    read.unwrap()
+    let (all, anonymous) = read.unwrap();
+    (took, all, anonymous)
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -278,24 +272,27 @@ async fn main() {
     let known = ours.make(KNOWN).await;
     empty.make(KNOWN).await;
     // In turns, so that whatever else the machine does meets both.
-    let (mut creates, mut updates) = (Vec::new(), Vec::new());
-    for _ in 0..3 {
-        creates.push((ours.creates(&known, false).await, empty.creates(&known, false).await));
-        updates.push((ours.updates(&known).await, empty.updates(&known).await));
+    let (mut create, mut update, mut rewritten) = (Pair::default(), Pair::default(), Pair::default());
+    for pod in known.iter().cycle().take(SAMPLES) {
+        create.ours.push(ours.time_create(pod).await);
+        create.empty.push(empty.time_create(pod).await);
+        update.ours.push(ours.time_update(pod).await);
+        update.empty.push(empty.time_update(pod).await);
     }
-    let best = |rounds: &[(Latencies, Latencies)]| {
-        rounds.iter().copied().min_by_key(|(ours, empty)| ours.p99 + empty.p99).unwrap()
-    };
-    let (create, nothing) = best(&creates);
-    compare("CreateContainer", create, nothing);
-    let rewritten = ours.creates(&known, true).await;
-    compare("CreateContainer, checkpoint just rewritten", rewritten, nothing);
-    let (update, nothing) = best(&updates);
-    compare("UpdateContainer", update, nothing);
-    println!("empty handler: create p50 {:?} p99 {:?}", best(&creates).1.p50, best(&creates).1.p99);
+    // As a kubelet does before every create: the file of all containers is read anew.
+    for pod in known.iter().take(SAMPLES / 10) {
+        ours.write_checkpoint(&known);
+        rewritten.ours.push(ours.time_create(pod).await);
+        rewritten.empty.push(empty.time_create(pod).await);
+    }
+    create.print("CreateContainer");
+    rewritten.print("CreateContainer, checkpoint just rewritten");
+    update.print("UpdateContainer");
 
     let synchronized = synchronization(2000).await;
-    println!("Synchronize of 2000 containers {:.1} ms", synchronized.as_secs_f64() * 1e3);
-    let (resident, anonymous) = resident(500).await;
+    println!("Synchronize of 2000 containers, until the reply {:.1} ms", synchronized.as_secs_f64() * 1e3);
+    let (took, _, _) = looked_at(2000).await;
+    println!("until each of the 2000 was looked at {:.1} ms", took.as_secs_f64() * 1e3);
+    let (_, resident, anonymous) = looked_at(500).await;
     println!("resident memory with 500 containers {resident} kB, of which {anonymous} kB anonymous");
 }

@@ -40,6 +40,8 @@ pub struct Container {
     /// The last thing that the kubelet did to it, which decides what record is right: after an update it takes the kubelet
     /// a moment to write down that it has acted on it.
     pub moment: Moment,
+    /// It was started, so it has a cgroup.
+    pub started: bool,
     /// Its cgroup; `None` if the runtime gave none, or none that can be used.
     pub cgroup: Option<CgroupPath>,
 }
@@ -138,6 +140,13 @@ impl Containers {
         *lock(&self.known) = known;
     }
 
+    /// A container was started.
+    pub fn started(&self, id: &str) {
+        if let Some(container) = lock(&self.known).get_mut(id) {
+            Arc::make_mut(container).started = true;
+        }
+    }
+
     /// Forgets a container.
     pub fn remove(&self, id: &str) {
         lock(&self.known).remove(id);
@@ -162,8 +171,7 @@ impl Containers {
     /// The kubelet's record of a container, if no file need be read for it: quick enough for an event.
     pub fn fresh_record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Option<Record>> {
         // Somebody else may be reading a large file meanwhile.
-        let mut checkpoints = self.checkpoints.try_lock().ok()?;
-        checkpoints.are_fresh().then(|| checkpoints.lookup(uid, name, moment).record)
+        self.checkpoints.try_lock().ok()?.lookup_unchanged(uid, name, moment)
     }
 
     /// What a container should have, given the kubelet's record of it.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use nri::UpdateError;
 use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxResources};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -25,6 +26,9 @@ const BATCH: usize = 8;
 /// How long a runtime may take for one request.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// After how long to look at a container that was to be updated. The kubelet tries an update again after 10 s.
+const LATER: Duration = Duration::from_secs(5);
+
 /// How often a container's values are written before they are left as they are.
 const ATTEMPTS: usize = 5;
 
@@ -33,6 +37,8 @@ const ATTEMPTS: usize = 5;
 pub enum Work {
     /// One container.
     Container(String),
+    /// One container, after a while: see that an update came about.
+    Later(String),
     /// Every container.
     All,
 }
@@ -135,13 +141,7 @@ pub fn update(id: &str, values: impl IntoIterator<Item = (Knob, Limit)>) -> Cont
     let unified = values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string())).collect();
     let resources = LinuxResources { unified, ..Default::default() };
     let linux = LinuxContainerUpdate { resources: Some(resources).into(), ..Default::default() };
-    ContainerUpdate {
-        container_id: id.to_owned(),
-        linux: Some(linux).into(),
-        // One that fails must not keep the others of its batch from being updated.
-        ignore_failure: true,
-        ..Default::default()
-    }
+    ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
 }
 
 /// The task.
@@ -180,6 +180,7 @@ impl Reconciler {
     pub async fn run(mut self) {
         loop {
             let due = self.retries.first_key_value().map(|(due, _)| *due);
+            // What is new comes first, and with it a new count of attempts.
             let mut todo: Vec<(String, usize)> = Vec::new();
             let mut all = false;
             tokio::select! {
@@ -187,14 +188,13 @@ impl Reconciler {
                     Some(work) => all |= self.add(work, &mut todo),
                     None => return,
                 },
-                () = async { match due { Some(due) => sleep_until(due).await, None => std::future::pending().await } } => {
-                    if let Some((_, retries)) = self.retries.pop_first() {
-                        todo.extend(retries);
-                    }
-                }
+                () = async { match due { Some(due) => sleep_until(due).await, None => std::future::pending().await } } => {}
             }
             while let Ok(work) = self.work.try_recv() {
                 all |= self.add(work, &mut todo);
+            }
+            while let Some(retries) = self.retries.first_entry().filter(|entry| *entry.key() <= Instant::now()) {
+                todo.extend(retries.remove());
             }
             // The same container may be due for several reasons.
             let mut seen = HashSet::new();
@@ -209,16 +209,27 @@ impl Reconciler {
     }
 
     /// Tells whether it is about all containers.
-    fn add(&self, work: Work, todo: &mut Vec<(String, usize)>) -> bool {
+    fn add(&mut self, work: Work, todo: &mut Vec<(String, usize)>) -> bool {
         match work {
-            Work::Container(id) => {
-                todo.push((id, 0));
-                false
-            }
+            Work::Container(id) => todo.push((id, 0)),
+            Work::Later(id) => self.again(LATER, id, 0),
             Work::All => {
                 todo.extend(self.containers.ids().into_iter().map(|id| (id, 0)));
-                true
+                return true;
             }
+        }
+        false
+    }
+
+    fn again(&mut self, delay: Duration, id: String, attempt: usize) {
+        self.retries.entry(Instant::now() + delay).or_default().push((id, attempt));
+    }
+
+    /// Before the second look at once, to read back; before later ones longer and longer.
+    fn delay(&self, attempt: usize) -> Duration {
+        match attempt {
+            0 => Duration::ZERO,
+            n => self.delays.get(n - 1).copied().unwrap_or(LATER),
         }
     }
 
@@ -244,6 +255,10 @@ impl Reconciler {
                 Ok((decided, writes)) if writes.is_empty() => settled(&container, &decided, attempt),
                 Ok((_, writes)) if attempt == ATTEMPTS => gave_up(&container, &writes),
                 Ok((_, writes)) => pending.push(Pending { container, attempt, writes }),
+                // Its cgroup goes a little before the runtime tells.
+                Err(CgroupError::Gone(_)) if container.started && attempt < ATTEMPTS => {
+                    self.again(self.delay(attempt + 1), container.id.clone(), attempt + 1);
+                }
                 Err(error) => unreadable(&container, &error),
             }
         }
@@ -254,17 +269,23 @@ impl Reconciler {
 
     /// Writes by way of the runtime, which stores the values, so that later updates do not undo them.
     async fn write(&mut self, batch: &[Pending]) {
-        let updates = batch.iter().map(Pending::update).collect();
-        match self.send(updates).await {
-            Ok(()) => {}
-            Err(error) if batch.len() == 1 => rejected(&batch[0].container, &error),
-            // It does not say whose fault it was.
-            Err(_) => {
-                for pending in batch {
-                    if let Err(error) = self.send(vec![pending.update()]).await {
-                        rejected(&pending.container, &error);
-                    }
-                }
+        let (first, repeated): (Vec<_>, Vec<_>) = batch.iter().partition(|pending| pending.attempt == 0);
+        let mut single: Vec<&Pending> = repeated;
+        if !first.is_empty() {
+            match self.send(first.iter().map(|pending| pending.update(true)).collect()).await {
+                Ok(()) => {}
+                // All are brought up with the next synchronisation.
+                Err(Unsent::NotConnected) => return,
+                // It does not say whose fault it was.
+                Err(Unsent::Failed(_)) => single.extend(first),
+            }
+        }
+        for pending in single {
+            // Only so does containerd tell why.
+            match self.send(vec![pending.update(false)]).await {
+                Ok(()) => {}
+                Err(Unsent::NotConnected) => return,
+                Err(Unsent::Failed(error)) => rejected(&pending.container, &error),
             }
         }
         for Pending { container, attempt, writes } in batch {
@@ -279,28 +300,31 @@ impl Reconciler {
                     "changing a running container"
                 );
             }
-            // At once to read back, later to try again.
-            let delay = match attempt {
-                0 => Duration::ZERO,
-                n => self.delays.get(n - 1).copied().unwrap_or(UPDATE_TIMEOUT),
-            };
-            self.retries.entry(Instant::now() + delay).or_default().push((container.id.clone(), attempt + 1));
+            self.again(self.delay(*attempt), container.id.clone(), attempt + 1);
         }
     }
 
-    async fn send(&self, updates: Vec<ContainerUpdate>) -> Result<(), String> {
+    async fn send(&self, updates: Vec<ContainerUpdate>) -> Result<(), Unsent> {
         match timeout(UPDATE_TIMEOUT, self.runtime.update_containers(updates)).await {
             Ok(Ok(failed)) if failed.is_empty() => Ok(()),
-            Ok(Ok(failed)) => Err(format!("the runtime failed to update {} containers", failed.len())),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}")),
+            Ok(Ok(failed)) => Err(Unsent::Failed(format!("the runtime failed to update {} containers", failed.len()))),
+            Ok(Err(UpdateError::NotConnected)) => Err(Unsent::NotConnected),
+            Ok(Err(error)) => Err(Unsent::Failed(error.to_string())),
+            Err(_) => Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}"))),
         }
     }
 }
 
+/// Why an update was not made.
+enum Unsent {
+    NotConnected,
+    Failed(String),
+}
+
 impl Pending {
-    fn update(&self) -> ContainerUpdate {
-        update(&self.container.id, self.writes.iter().map(|write| (write.knob, write.desired)))
+    fn update(&self, ignore_failure: bool) -> ContainerUpdate {
+        let values = self.writes.iter().map(|write| (write.knob, write.desired));
+        ContainerUpdate { ignore_failure, ..update(&self.container.id, values) }
     }
 }
 
@@ -338,7 +362,7 @@ fn gave_up(container: &Container, writes: &[Write]) {
             %desired,
             %observed,
             outcome = %Outcome::Contended,
-            "the value does not stay as it should be after {ATTEMPTS} attempts, leaving it; see who else sets it"
+            "the value is not what it was set to after {ATTEMPTS} attempts, leaving it; see above what the runtime said, or who else sets it"
         );
     }
 }
@@ -359,7 +383,7 @@ fn unreadable(container: &Container, error: &CgroupError) {
         CgroupError::Unsupported { .. } => Outcome::Unsupported,
         CgroupError::Malformed { .. } | CgroupError::Io { .. } => Outcome::Failed,
     };
-    if outcome == Outcome::Gone {
+    if outcome == Outcome::Gone && !container.started {
         debug!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");
     } else {
         warn!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use futures::StreamExt as _;
@@ -16,8 +17,10 @@ use plimsoll::containers::{Containers, Settings};
 use plimsoll::reconcile::Reconciler;
 use plimsoll::requests::checkpoint::Checkpoints;
 use plimsoll::service::Service;
+use syslog_tracing::{Facility, Syslog};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 use tracing::{error, info, warn};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -29,24 +32,27 @@ use crate::{Failure, Run, load_config, read_file};
 /// Where runtimes look for the configuration of plugins.
 const DROP_INS: &str = "/etc/nri/conf.d";
 
+/// How long nothing must have happened in the configuration's directory for its file to be read.
+const QUIET: Duration = Duration::from_millis(200);
+
 type Level = reload::Handle<LevelFilter, Registry>;
 
 impl Run {
     /// Runs the plugin until it is told to stop, or the runtime that launched it ends.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let launched = match Launched::from_env().context("launched by a runtime").map_err(Failure::Runtime)? {
-            None => None,
+        let (level, to_journal) = log();
+        let result = match Launched::from_env() {
+            Ok(None) => self.plugin(None, level),
             // The runtime kills the process that it launched when it drops the plugin, and never launches it again.
-            Some(launched) => match launched.detach().map_err(|error| Failure::Runtime(error.into()))? {
-                Ok(launched) => Some(launched),
+            Ok(Some(launched)) => match launched.detach() {
+                Ok(launched) => self.plugin(Some(launched), level),
                 Err(status) => {
                     let code = status.code().and_then(|code| u8::try_from(code).ok());
                     return Ok(ExitCode::from(code.unwrap_or(1)));
                 }
             },
+            Err(error) => Err(Failure::Runtime(anyhow::Error::new(error).context("launched by a runtime"))),
         };
-        let (level, to_journal) = log();
-        let result = self.plugin(launched, level);
         if let Err(Failure::Runtime(error) | Failure::Usage(error)) = &result
             && to_journal
         {
@@ -76,9 +82,21 @@ impl Run {
         };
         set_level(&level, config.log_level);
 
-        let root =
-            CgroupRoot::open(&self.host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
-        let root = Arc::new(root);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build()
+            .context("start the asynchronous runtime")
+            .map_err(Failure::Runtime)?;
+        let root = match CgroupRoot::open(&self.host.join("sys/fs/cgroup")) {
+            Ok(root) => Arc::new(root),
+            Err(error) => {
+                if let Some(launched) = launched {
+                    runtime.block_on(launched.decline());
+                }
+                return Err(Failure::Runtime(error.into()));
+            }
+        };
         let (settings, _) = Settings::discover(config, &self.host);
         let checkpoints = Checkpoints::new(self.host.join("var/lib/kubelet"));
         let containers = Arc::new(Containers::new(settings, checkpoints));
@@ -91,12 +109,6 @@ impl Run {
             })
         };
 
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(2)
-            .build()
-            .context("start the asynchronous runtime")
-            .map_err(Failure::Runtime)?;
         runtime.block_on(async move {
             let (work, todo) = mpsc::unbounded_channel();
             let service = Service::new(containers.clone(), root.clone(), work, self.host, on_config);
@@ -105,7 +117,7 @@ impl Run {
                 None => Stub::external(identity, service),
             };
             let stub = stub.socket(self.socket);
-            tokio::spawn(Reconciler::new(containers.clone(), root, stub.runtime(), todo).run());
+            let reconciler = tokio::spawn(Reconciler::new(containers.clone(), root, stub.runtime(), todo).run());
             let service = stub.plugin().clone();
             tokio::spawn(async move {
                 configured.notified().await;
@@ -120,6 +132,10 @@ impl Run {
                     Err(nri::Error::Configure(refusal)) => Err(Failure::Usage(refusal.into())),
                     Err(error) => Err(Failure::Runtime(error.into())),
                 },
+                result = reconciler => {
+                    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
+                    Err(Failure::Runtime(error.context("the task that repairs values failed")))
+                }
                 result = terminated() => {
                     let signal = result.context("wait for signals").map_err(Failure::Runtime)?;
                     info!(signal, "stopping; containers keep their values");
@@ -140,18 +156,23 @@ fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
 }
 
 /// Logs to standard error, or to the journal when that leads nowhere, as it does when a runtime launched this. Tells which.
+///
+/// By way of syslog, so that a reader of the journal sees the fields in the line, and not only with `--output verbose`.
 fn log() -> (Level, bool) {
     let (filter, level) = reload::Layer::new(LevelFilter::INFO);
-    let journal = if leads_nowhere(io::stderr()) { tracing_journald::layer().ok() } else { None };
+    let text = || tracing_subscriber::fmt::layer().with_target(false);
+    let journal = if leads_nowhere(io::stderr()) {
+        Syslog::new(c"plimsoll", syslog_tracing::Options::LOG_PID, Facility::Daemon)
+    } else {
+        None
+    };
     let to_journal = journal.is_some();
+    let terminal = rustix::termios::isatty(io::stderr());
+    // Whoever reads a pipe or a journal adds the time and does not want colours.
     let output = match journal {
-        Some(journal) => journal.boxed(),
-        None => {
-            // Whoever reads a pipe or a journal adds the time and does not want colours.
-            let terminal = rustix::termios::isatty(io::stderr());
-            let text = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(terminal).with_target(false);
-            if terminal { text.boxed() } else { text.without_time().boxed() }
-        }
+        Some(journal) => text().with_writer(journal).with_ansi(false).with_level(false).without_time().boxed(),
+        None if terminal => text().with_writer(io::stderr).with_ansi(true).boxed(),
+        None => text().with_writer(io::stderr).with_ansi(false).without_time().boxed(),
     };
     tracing_subscriber::registry().with(output.with_filter(filter)).init();
     (level, to_journal)
@@ -191,7 +212,10 @@ async fn terminated() -> io::Result<&'static str> {
 async fn watch(files: &[PathBuf], service: &Service, containers: &Containers) -> anyhow::Result<()> {
     // Files are replaced by renaming, and the ConfigMaps of Kubernetes by renaming a directory beside them: so it is the
     // directory that is watched.
-    let directory = files.first().and_then(|file| file.parent()).context("no file to watch")?;
+    let directory = match files.first().and_then(|file| file.parent()) {
+        Some(directory) if directory != Path::new("") => directory,
+        _ => Path::new("."),
+    };
     let inotify = Inotify::init().context("start inotify")?;
     let events = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
     inotify.watches().add(directory, events).with_context(|| format!("watch {}", directory.display()))?;
@@ -225,7 +249,15 @@ async fn watch(files: &[PathBuf], service: &Service, containers: &Containers) ->
             }
             Some(_) => {}
         }
-        match changes.next().await {
+        let mut next = changes.next().await;
+        // A file may be made empty and filled then, and an empty one stands for the defaults: wait for quiet.
+        while let Some(Ok(_)) = &next {
+            match timeout(QUIET, changes.next()).await {
+                Ok(event) => next = event,
+                Err(_) => break,
+            }
+        }
+        match next {
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(error).context("read inotify"),
             None => return Err(anyhow!("inotify ended")),

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,10 @@ use crate::units::{Limit, PageSize};
 /// Part of the runtime's request timeout within which an event is answered.
 const BUDGET: u32 = 10;
 
+/// Whether the kubelet has a record of a container could not be found out.
+#[derive(Debug)]
+struct Inconclusive;
+
 /// What the plugin does about a configuration that came into force.
 pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
 
@@ -41,6 +46,8 @@ pub struct Service {
     host: PathBuf,
     on_config: OnConfig,
     budget: Mutex<Duration>,
+    /// The runtime's text was taken over.
+    configured: AtomicBool,
 }
 
 impl std::fmt::Debug for Service {
@@ -60,11 +67,16 @@ impl Service {
         on_config: OnConfig,
     ) -> Self {
         let budget = Mutex::new(Duration::from_millis(200));
-        Self { containers, root, work, host: host.into(), on_config, budget }
+        Self { containers, root, work, host: host.into(), on_config, budget, configured: AtomicBool::new(false) }
     }
 
     /// Goes on with another configuration, and brings all containers to it.
     pub fn reconfigure(&self, config: Config) {
+        self.take_over(config);
+        self.enqueue(Work::All);
+    }
+
+    fn take_over(&self, config: Config) {
         let (settings, memory) = Settings::discover(config, &self.host);
         for problem in &memory.problems {
             warn!(%problem, "node memory");
@@ -75,7 +87,6 @@ impl Service {
         }
         (self.on_config)(&config);
         self.containers.set_settings(settings);
-        self.enqueue(Work::All);
     }
 
     /// Looks again at what pods may use altogether, which stands in for the limit of a container without one. A runtime
@@ -102,11 +113,15 @@ impl Service {
         self.containers.settings().node.page_size
     }
 
-    /// The kubelet's record of a container, if it can be had in time.
-    async fn record(&self, container: &Container) -> Option<Record> {
+    /// The kubelet's record of a container.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be told in time whether there is one.
+    async fn record(&self, container: &Container) -> Result<Option<Record>, Inconclusive> {
         let moment = container.moment;
         if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment) {
-            return record;
+            return Ok(record);
         }
         let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let (containers, uid, name) = (self.containers.clone(), container.uid.clone(), container.name.clone());
@@ -118,10 +133,10 @@ impl Service {
             record
         });
         match timeout(budget, lookup).await {
-            Ok(Ok(record)) => record,
+            Ok(Ok(record)) => Ok(record),
             Ok(Err(error)) => {
                 warn!(pod = container.pod, container = container.name, %error, "looking up the kubelet's record failed");
-                None
+                Err(Inconclusive)
             }
             Err(_) => {
                 // The task looks again after the start or update.
@@ -130,7 +145,7 @@ impl Service {
                     container = container.name,
                     "the kubelet's checkpoint could not be read within {budget:?}, going on without it"
                 );
-                None
+                Err(Inconclusive)
             }
         }
     }
@@ -142,7 +157,14 @@ impl Service {
         }
         let record = self.record(&container).await;
         let container = self.containers.insert(container);
-        let decided = self.containers.decide(&container, record.as_ref());
+        let decided = match record {
+            Ok(record) => self.containers.decide(&container, record.as_ref()),
+            // The pod's author has a say only where the kubelet has none.
+            Err(Inconclusive) => {
+                let overrides = Overrides { memory_request: None, ..container.overrides };
+                self.containers.decide(&Container { overrides, ..(*container).clone() }, None)
+            }
+        };
         for notice in &decided.notices {
             warn!(pod = container.pod, container = container.name, "{notice}");
         }
@@ -162,13 +184,17 @@ impl Plugin for Service {
 
     async fn configure(&self, configuration: Configuration) -> Result<(), Refusal> {
         *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = configuration.request_timeout / BUDGET;
-        // A plugin that was not launched has read its configuration itself.
-        let config = match &configuration.config {
-            Some(text) => Config::parse(text.as_bytes(), "configuration from the runtime")
-                .map_err(|errors| Refusal::new(errors.to_string()))?,
-            None => self.containers.settings().config,
+        // What was launched gets the same text on every connection, and watches the file for anything newer. What was not
+        // has read the file itself.
+        let config = match &configuration.drop_in {
+            Some(text) if !self.configured.swap(true, Ordering::Relaxed) => {
+                Config::parse(text.as_bytes(), "configuration from the runtime")
+                    .map_err(|errors| Refusal::new(errors.to_string()))?
+            }
+            _ => self.containers.settings().config,
         };
-        self.reconfigure(config);
+        // All containers follow with the synchronisation.
+        self.take_over(config);
         Ok(())
     }
 
@@ -236,6 +262,7 @@ impl Plugin for Service {
     }
 
     async fn start_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+        self.containers.started(&container.id);
         self.enqueue(Work::Container(container.id));
         Ok(())
     }
@@ -249,10 +276,12 @@ impl Plugin for Service {
         let page = self.page_size();
         let mut updated = match self.containers.get(&container.id) {
             Some(known) => (*known).clone(),
-            None => translate(&pod, &container, page),
+            // Its unified map may hold what this plugin set before it was restarted.
+            None => Container { unified: HashMap::new(), ..translate(&pod, &container, page) },
         };
         updated.moment = Moment::Update;
         let asked = resources.memory.limit.as_ref().map_or(0, |limit| limit.value);
+        let before = updated.limit;
         if asked != 0 {
             updated.limit = limit(asked, page, &updated);
         }
@@ -280,10 +309,14 @@ impl Plugin for Service {
             ?values,
             "update"
         );
+        if container.limit != before {
+            // There is no event for an update that fails, and then the kernel has values that do not go with its limit.
+            self.enqueue(Work::Later(container.id.clone()));
+        }
         if values.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(vec![ContainerUpdate { ignore_failure: false, ..update(&container.id, values) }])
+        Ok(vec![update(&container.id, values)])
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
@@ -333,6 +366,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         overrides,
         oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
         moment: Moment::Create,
+        started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
         cgroup: None,
     };
     for notice in notices {

@@ -491,10 +491,11 @@ async fn the_kernels_limit_counts_when_an_update_did_not_come_about() {
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
-    // Told to the plugin, and then failed for another reason.
-    runtime.update(&pod, memory_limit(300 * MIB)).await;
-    runtime.started(&pod).await;
-    assert!(daemon.says("outcome=").await.contains("outcome=unchanged"));
+    // Told to the plugin, and then failed for another reason: there is no event for that.
+    let updated = runtime.update(&pod, memory_limit(300 * MIB)).await;
+    assert_eq!(updated["memory.high"], (280 * MIB).to_string());
+    let line = daemon.says("outcome=unchanged").await;
+    assert!(line.contains(&format!("high=\"{}\"", 190 * MIB)), "{line}");
 }
 
 #[tokio::test]
@@ -528,6 +529,26 @@ async fn running_containers_are_brought_to_their_values_after_a_restart() {
         daemon.signal(rustix::process::Signal::KILL);
         runtime.connection.closed().await;
     }
+}
+
+#[tokio::test]
+async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled() {
+    let node = Node::new();
+    node.write("plimsoll.yaml", "memoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: null\n");
+    let _daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let mut pod = Pod::new("burstable", "b", 200 * MIB);
+    // As a kubelet with its own MemoryQoS does, where the runtime lets plugins see it.
+    let sent = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
+    pod.linux().resources.as_mut().unwrap().unified = sent;
+    let mut expected = unified(&[("memory.min", 0), ("memory.low", 100 * MIB)]);
+    expected.insert("memory.high".into(), "max".into());
+    assert_eq!(runtime.create(&pod).await, expected);
+    // And with an update, in which there is a new one.
+    let mut resources = memory_limit(300 * MIB);
+    resources.unified = unified(&[("memory.min", 150 * MIB)]);
+    assert_eq!(runtime.update(&pod, resources).await["memory.low"], (150 * MIB).to_string());
 }
 
 #[tokio::test]
@@ -607,7 +628,8 @@ async fn a_cgroup_that_vanishes_is_no_failure() {
     let pod = Pod::new("guaranteed", "g", 100 * MIB);
     runtime.create(&pod).await;
     runtime.started(&pod).await;
-    assert!(daemon.says("outcome=gone").await.contains("/kubepods/podg/id-g is gone"));
+    let line = daemon.says("outcome=gone").await;
+    assert!(line.contains("WARN") && line.contains("/kubepods/podg/id-g is gone"), "{line}");
     runtime.update(&pod, memory_limit(200 * MIB)).await;
 }
 
@@ -664,6 +686,14 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     let expected = unified(&[("memory.min", 0), ("memory.low", 100 * MIB), ("memory.high", 150 * MIB)]);
     assert_eq!(asked["id-b"], expected);
     daemon.says("outcome=applied").await;
+
+    // Made anew and filled then, as install and some editors do: empty would mean the defaults.
+    fs::remove_file(node.path("plimsoll.yaml")).unwrap();
+    let text = "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: 0.5\n";
+    let mut file = fs::File::create(node.path("plimsoll.yaml")).unwrap();
+    assert_eq!(runtime.create(&pod).await["memory.high"], (150 * MIB).to_string());
+    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    drop(file);
 
     // In place, and with two mistakes: the configuration before stays.
     node.write("plimsoll.yaml", "memoryThrottlingFactor: 2\nmemoryReservationPolcy: None\n");
@@ -753,6 +783,18 @@ async fn a_launched_plugin_with_a_broken_configuration_registers_and_exits_with_
     let runtime = node.serve(trunk, Options { config, nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;
     runtime.connection.closed().await;
     assert_eq!(daemon.ends().await.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_up() {
+    let node = Node::new();
+    fs::remove_file(node.path("host/sys/fs/cgroup/cgroup.controllers")).unwrap();
+    let (mut daemon, trunk) = node.launch();
+    // A plugin that goes without an answer would keep NRI 0.6.1, and containerd with it, from starting.
+    let runtime = node.serve(trunk, Options { nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;
+    runtime.connection.closed().await;
+    daemon.says("expected a cgroup v2 hierarchy").await;
+    assert_eq!(daemon.ends().await.code(), Some(1));
 }
 
 /// The process that the runtime launched, which is not the one that works.

@@ -13,7 +13,7 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
-use crate::stub::{Identity, InvalidIdentity};
+use crate::stub::Identity;
 
 /// Number of the file descriptor of the connected socket.
 const SOCKET: &str = "NRI_PLUGIN_SOCKET";
@@ -29,13 +29,14 @@ const RUNTIME: &str = "NRI_PLUGIN_RUNTIME_PIDFD";
 pub struct Launched {
     pub(crate) connection: OwnedFd,
     pub(crate) identity: Identity,
-    /// The process of the runtime. Readable when it has ended.
-    pub(crate) runtime: OwnedFd,
+    /// The process of the runtime, if it can be watched. Readable when it has ended.
+    pub(crate) runtime: Option<OwnedFd>,
     detached: bool,
 }
 
 /// What is wrong with the environment of a plugin that a runtime launched.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LaunchError {
     /// The variable that names the socket is not the number of an open file descriptor.
     #[error("{variable} is {value:?}, expected the number of an open file descriptor")]
@@ -45,20 +46,6 @@ pub enum LaunchError {
         /// Its value.
         value: OsString,
     },
-    /// Name or index are missing or malformed.
-    #[error("{NAME} and {INDEX}: {0}")]
-    Identity(#[from] InvalidIdentity),
-    /// The runtime's process cannot be watched.
-    #[error("cannot watch the runtime, process {pid}: {error}")]
-    Runtime {
-        /// The process id of the parent.
-        pid: i32,
-        /// What the operating system says.
-        error: io::Error,
-    },
-    /// The second process cannot be started.
-    #[error("cannot start a process of its own for the plugin: {0}")]
-    Detach(io::Error),
 }
 
 impl Launched {
@@ -75,10 +62,10 @@ impl Launched {
         };
         let connection = adopt(SOCKET, socket)?;
         let text = |variable| std::env::var(variable).unwrap_or_default();
-        let identity = Identity::new(text(INDEX), text(NAME))?;
+        let identity = Identity::given_by_runtime(text(INDEX), text(NAME));
         let (runtime, detached) = match std::env::var_os(RUNTIME) {
-            Some(pidfd) => (adopt(RUNTIME, pidfd)?, true),
-            None => (watch_parent()?, false),
+            Some(pidfd) => (adopt(RUNTIME, pidfd).ok(), true),
+            None => (watch_parent(), false),
         };
         Ok(Some(Self { connection, identity, runtime, detached }))
     }
@@ -92,45 +79,42 @@ impl Launched {
     ///
     /// From NRI 0.7 on, a runtime kills the process that it launched as soon as it drops the plugin, which a single late
     /// reply is enough for, and never launches it again. So the plugin runs in a second process, and the one that the
-    /// runtime knows of only waits for it: returns `Err` with the second one's status in the first process, to exit with, and `Ok` in
-    /// the second.
+    /// runtime knows of only waits for it: the result is `Err` with the second one's status in the first process, to exit
+    /// with, and `Ok` in the second, or when there can be none.
     ///
     /// Call it before any thread is started.
-    ///
-    /// # Errors
-    ///
-    /// The inner error when the second process cannot be started.
-    pub fn detach(self) -> Result<Result<Self, ExitStatus>, LaunchError> {
+    pub fn detach(self) -> Result<Self, ExitStatus> {
         if self.detached {
-            return Ok(Ok(self));
+            return Ok(self);
         }
-        let inherit = || -> io::Result<_> {
-            for fd in [&self.connection, &self.runtime] {
-                fcntl_setfd(fd, FdFlags::empty())?;
+        let spawn = || -> io::Result<_> {
+            let mut command = Command::new(std::env::current_exe()?);
+            fcntl_setfd(&self.connection, FdFlags::empty())?;
+            command.args(std::env::args_os().skip(1)).env(SOCKET, self.connection.as_raw_fd().to_string());
+            // -1 is not taken for a descriptor, but tells that this is the second process.
+            let mut pidfd = -1;
+            if let Some(runtime) = &self.runtime {
+                fcntl_setfd(runtime, FdFlags::empty())?;
+                pidfd = runtime.as_raw_fd();
             }
-            Command::new(std::env::current_exe()?)
-                .args(std::env::args_os().skip(1))
-                .env(SOCKET, self.connection.as_raw_fd().to_string())
-                .env(RUNTIME, self.runtime.as_raw_fd().to_string())
-                .spawn()
+            command.env(RUNTIME, pidfd.to_string()).spawn()
         };
-        let mut child = inherit().map_err(LaunchError::Detach)?;
+        let Ok(mut child) = spawn() else {
+            // Better a plugin that can be killed than none: without an answer NRI 0.6.1 would not start.
+            return Ok(self);
+        };
         // Else the runtime would not notice when the second process ends.
         drop(self.connection);
-        Ok(Err(child.wait().map_err(LaunchError::Detach)?))
+        // Waiting for a child that was not waited for before does not fail.
+        Err(child.wait().unwrap_or_default())
     }
 }
 
-fn watch_parent() -> Result<OwnedFd, LaunchError> {
-    let failed = |pid, error| LaunchError::Runtime { pid, error };
-    let parent = getppid().ok_or_else(|| failed(0, io::ErrorKind::NotFound.into()))?;
-    let pid = parent.as_raw_nonzero().get();
-    let pidfd = pidfd_open(parent, PidfdFlags::empty()).map_err(|error| failed(pid, error.into()))?;
+fn watch_parent() -> Option<OwnedFd> {
+    let parent = getppid()?;
+    let pidfd = pidfd_open(parent, PidfdFlags::empty()).ok()?;
     // Had the runtime ended before pidfd_open, the descriptor might stand for another process.
-    if getppid() != Some(parent) {
-        return Err(failed(pid, io::ErrorKind::NotFound.into()));
-    }
-    Ok(pidfd)
+    (getppid() == Some(parent)).then_some(pidfd)
 }
 
 /// Takes over the open descriptor whose number an environment variable gives.

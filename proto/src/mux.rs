@@ -66,6 +66,7 @@ pub enum ConnId {
 
 /// Why a trunk is closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Closed {
     /// This side closed it.
     #[error("closed by this side")]

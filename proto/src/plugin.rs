@@ -12,9 +12,10 @@ use crate::version::NriVersion;
 
 /// Why a plugin says no to a request.
 ///
-/// What it refuses depends on the request: a refused CreateContainer or UpdateContainer fails the container's creation
-/// or update, and the text reaches who asked for it (as `NRI container update failed: …` with containerd). In all other
-/// events runtimes only log it.
+/// It fails what the event is about: the creation, start or update of a container, or the start of a pod, and the text
+/// reaches who asked for it (as `NRI container update failed: …` with containerd). Plugins after this one do not get the
+/// event. For what is about to end or has happened already, runtimes only log it. A plugin that merely has trouble of its
+/// own should not refuse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(String);
 
@@ -35,9 +36,11 @@ impl std::error::Error for Refusal {}
 
 /// The runtime at the other end, and what it wants the plugin to know about the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Configuration {
-    /// Content of the plugin's drop-in file. `None` for a plugin that the runtime did not launch: it gets none.
-    pub config: Option<String>,
+    /// Content of the plugin's drop-in file, as the runtime had it when it launched the plugin: the same on every connection.
+    /// `None` for a plugin that the runtime did not launch: it gets none.
+    pub drop_in: Option<String>,
     /// Name of the runtime: `containerd`, `cri-o`.
     pub runtime_name: String,
     /// Version of the runtime, as it prints it.
@@ -64,10 +67,11 @@ pub struct Creation {
 ///
 /// # Time
 ///
-/// The runtime waits for each reply while it holds a lock that every other pod and container event needs, and drops the
-/// plugin when the request timeout (2 s by default) passes. A method is cancelled at an await when that happens or the
-/// connection is lost. So answer from memory and leave work to a task; [`Runtime::update_containers`] in particular
-/// cannot be called from within an event, since the runtime would wait for itself.
+/// The runtime waits for each reply while it holds a lock that every other pod and container event needs, 2 s by default, and
+/// would then drop the plugin. So a method is cancelled at an await after nine tenths of that, or when the connection is
+/// lost, and the event is answered as if the plugin had nothing to say. Answer from memory and leave work to a task;
+/// [`Runtime::update_containers`] in particular cannot be called from within an event, since the runtime would wait for
+/// itself.
 ///
 /// # Order
 ///
@@ -91,11 +95,11 @@ pub trait Plugin: Send + Sync + 'static {
     }
 
     /// All pods and containers that exist, whole. Called after every (re)connection, before any event. The reply changes
-    /// containers.
+    /// containers; failures of these are ignored, since they would make the runtime forget the plugin, or not start.
     ///
     /// # Errors
     ///
-    /// A refusal makes the runtime drop the plugin.
+    /// A refusal makes the runtime drop the plugin, which then connects again.
     fn synchronize(
         &self,
         pods: Vec<PodSandbox>,
@@ -110,7 +114,8 @@ pub trait Plugin: Send + Sync + 'static {
         async {}
     }
 
-    /// The connection is gone. Called after every connection that was configured, before the next one is tried.
+    /// The connection is gone. Called after every connection that was configured, before the next one is tried; not when
+    /// [`Stub::run`](crate::Stub::run) ends.
     fn disconnected(&self) -> impl Future<Output = ()> + Send {
         async {}
     }

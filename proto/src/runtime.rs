@@ -74,6 +74,7 @@ impl Default for Options {
 
 /// Why a request to a plugin failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RequestError {
     /// The plugin refused it.
     #[error("refused by the plugin: {0}")]
@@ -478,6 +479,10 @@ impl Connection {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() == ttrpc::Code::UNKNOWN => {
                 Err(RequestError::Refused(status.message))
+            }
+            Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => {
+                self.close();
+                Err(RequestError::Deadline(deadline))
             }
             Ok(Err(error)) => {
                 // The ttrpc client times the deadline too, and may notice it first.

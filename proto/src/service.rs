@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -48,14 +48,21 @@ pub(crate) enum Progress {
 pub(crate) struct Service<P> {
     plugin: Arc<P>,
     launched: bool,
+    /// The drop-in file that the runtime handed over with the connection of a plugin that it launched.
+    drop_in: Arc<OnceLock<String>>,
     progress: watch::Sender<Progress>,
     /// Parts of a split synchronisation.
     parts: Mutex<(Vec<PodSandbox>, Vec<Container>)>,
 }
 
 impl<P: Plugin> Service<P> {
-    pub(crate) fn new(plugin: Arc<P>, launched: bool, progress: watch::Sender<Progress>) -> Self {
-        Self { plugin, launched, progress, parts: Mutex::default() }
+    pub(crate) fn new(
+        plugin: Arc<P>,
+        launched: bool,
+        drop_in: Arc<OnceLock<String>>,
+        progress: watch::Sender<Progress>,
+    ) -> Self {
+        Self { plugin, launched, drop_in, progress, parts: Mutex::default() }
     }
 
     fn collect(&self, pods: Vec<PodSandbox>, containers: Vec<Container>) {
@@ -66,20 +73,57 @@ impl<P: Plugin> Service<P> {
     }
 }
 
-/// Runs a plugin's handler. A panic is answered like an event that the plugin had nothing to say to: without an answer
-/// the runtime would stall until its deadline and drop the plugin.
+/// Part of the runtime's deadline after which an answer is given without the plugin, in percent.
+const PATIENCE: u32 = 90;
+
+/// How a handler ended, when it did not answer.
+enum Failure {
+    Refused(Refusal),
+    Panicked,
+    TooSlow(Duration),
+}
+
+/// Runs a plugin's handler, for at most a part of the time that the runtime waits. Give it an async block around the call,
+/// so that a panic before the first await is caught, too.
+async fn run<T>(context: &TtrpcContext, handler: impl Future<Output = Result<T, Refusal>>) -> Result<T, Failure> {
+    let guarded = AssertUnwindSafe(IN_EVENT.scope((), handler)).catch_unwind();
+    // The runtime tells how long it waits, but need not.
+    let deadline = match u64::try_from(context.timeout_nano) {
+        Ok(nanos) if nanos > 0 => Duration::from_nanos(nanos) * PATIENCE / 100,
+        _ => Duration::MAX,
+    };
+    match tokio::time::timeout(deadline, guarded).await {
+        Ok(Ok(Ok(reply))) => Ok(reply),
+        Ok(Ok(Err(refusal))) => Err(Failure::Refused(refusal)),
+        Ok(Err(_)) => Err(Failure::Panicked),
+        Err(_) => Err(Failure::TooSlow(deadline)),
+    }
+}
+
+/// Answers an event. A handler that panics or takes too long is answered for as if it had nothing to say: left to its
+/// deadline, the runtime would stall until then, drop the plugin and kill what it launched, and if it is late itself, may
+/// even take the missing answer for a refusal.
 async fn answer<T: Default>(
     event: &'static str,
+    context: &TtrpcContext,
     handler: impl Future<Output = Result<T, Refusal>>,
 ) -> ttrpc::Result<T> {
-    match AssertUnwindSafe(IN_EVENT.scope((), handler)).catch_unwind().await {
-        Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(refusal)) => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNKNOWN, refusal))),
-        Err(_) => {
+    match run(context, handler).await {
+        Ok(reply) => Ok(reply),
+        Err(Failure::Refused(refusal)) => Err(status(refusal)),
+        Err(Failure::Panicked) => {
             error!(event, "the plugin panicked; the event is answered as if it had nothing to say");
             Ok(T::default())
         }
+        Err(Failure::TooSlow(deadline)) => {
+            error!(event, ?deadline, "the plugin took too long; the event is answered as if it had nothing to say");
+            Ok(T::default())
+        }
     }
+}
+
+fn status(message: impl ToString) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNKNOWN, message))
 }
 
 fn owned<T: Default>(field: MessageField<T>) -> T {
@@ -88,7 +132,7 @@ fn owned<T: Default>(field: MessageField<T>) -> T {
 
 #[async_trait]
 impl<P: Plugin> wire::Plugin for Service<P> {
-    async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<ConfigureResponse> {
+    async fn configure(&self, context: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<ConfigureResponse> {
         let told = request.NRI_version.parse().ok();
         let nri_version = told.or_else(|| NriVersion::infer(&request.runtime_name, &request.runtime_version));
         let request_timeout = match u64::try_from(request.request_timeout) {
@@ -103,22 +147,33 @@ impl<P: Plugin> wire::Plugin for Service<P> {
             "configured by the runtime"
         );
         let known = nri_version.unwrap_or(NriVersion(0, 0, 0)).events();
-        let mut events = self.plugin.events() & known;
+        if self.launched {
+            // Only the first connection brings it.
+            let _ = self.drop_in.set(request.config);
+        }
         let configuration = Configuration {
-            config: self.launched.then_some(request.config),
+            drop_in: self.drop_in.get().cloned(),
             runtime_name: request.runtime_name,
             runtime_version: request.runtime_version,
             nri_version,
             request_timeout,
         };
-        let configured =
-            AssertUnwindSafe(IN_EVENT.scope((), self.plugin.configure(configuration))).catch_unwind().await;
-        let progress = match configured {
-            Ok(Ok(())) => Progress::Configured(nri_version),
-            Ok(Err(refusal)) => Progress::Refused(refusal),
-            Err(_) => Progress::Refused(Refusal::new("the plugin panicked while it was configured")),
+        let configured = run(context, async {
+            self.plugin.configure(configuration).await?;
+            Ok(self.plugin.events() & known)
+        });
+        let (mut events, progress) = match configured.await {
+            Ok(events) => (events, Progress::Configured(nri_version)),
+            Err(failure) => {
+                let refusal = match failure {
+                    Failure::Refused(refusal) => refusal,
+                    Failure::Panicked => Refusal::new("the plugin panicked while it was configured"),
+                    Failure::TooSlow(after) => Refusal::new(format!("the plugin was not configured within {after:?}")),
+                };
+                (EventMask::NONE, Progress::Refused(refusal))
+            }
         };
-        if matches!(progress, Progress::Refused(_)) || events.is_empty() {
+        if events.is_empty() {
             // An error would keep the whole of NRI 0.6.1 from starting, and 0 would subscribe to everything: so ask for the
             // event that costs least.
             events = EventMask::REMOVE_POD_SANDBOX;
@@ -128,7 +183,11 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         Ok(ConfigureResponse { events: events.bits(), ..Default::default() })
     }
 
-    async fn synchronize(&self, _: &TtrpcContext, request: SynchronizeRequest) -> ttrpc::Result<SynchronizeResponse> {
+    async fn synchronize(
+        &self,
+        context: &TtrpcContext,
+        request: SynchronizeRequest,
+    ) -> ttrpc::Result<SynchronizeResponse> {
         self.collect(request.pods, request.containers);
         if request.more {
             return Ok(SynchronizeResponse { more: true, ..Default::default() });
@@ -139,154 +198,208 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         let (pods, containers) = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
         debug!(pods = pods.len(), containers = containers.len(), "synchronizing");
 
-        // The runtime may pass its deadline meanwhile, which drops this future.
+        // Dropped when the runtime passes its deadline meanwhile.
         let mut unfinished = Unfinished { progress: &self.progress, outcome: None };
-        let reply = answer("Synchronize", self.plugin.synchronize(pods, containers)).await;
-        unfinished.outcome = Some(match &reply {
+        let result = run(context, async { self.plugin.synchronize(pods, containers).await }).await;
+        let result = result.map_err(|failure| match failure {
+            Failure::Refused(refusal) => refusal.to_string(),
+            Failure::Panicked => "the plugin panicked".to_owned(),
+            Failure::TooSlow(after) => format!("the plugin took longer than {after:?}"),
+        });
+        unfinished.outcome = Some(match &result {
             Ok(_) => Progress::Synchronized,
-            Err(error) => Progress::Forgotten(error.to_string()),
+            Err(error) => Progress::Forgotten(error.clone()),
         });
         drop(unfinished);
-        Ok(SynchronizeResponse { update: reply?, ..Default::default() })
+        let mut update = result.map_err(status)?;
+        for update in &mut update {
+            // One that fails would make the runtime forget the plugin, or not start at all when it launched it.
+            update.ignore_failure = true;
+        }
+        Ok(SynchronizeResponse { update, ..Default::default() })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
-        answer("Shutdown", self.plugin.shutdown().map(Ok)).await?;
+    async fn shutdown(&self, context: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        answer("Shutdown", context, async { Ok(self.plugin.shutdown().await) }).await?;
         Ok(Empty::default())
     }
 
-    async fn run_pod_sandbox(&self, _: &TtrpcContext, r: RunPodSandboxRequest) -> ttrpc::Result<RunPodSandboxResponse> {
-        answer("RunPodSandbox", self.plugin.run_pod_sandbox(owned(r.pod))).await?;
+    async fn run_pod_sandbox(
+        &self,
+        context: &TtrpcContext,
+        r: RunPodSandboxRequest,
+    ) -> ttrpc::Result<RunPodSandboxResponse> {
+        answer("RunPodSandbox", context, async { self.plugin.run_pod_sandbox(owned(r.pod)).await }).await?;
         Ok(RunPodSandboxResponse::default())
     }
 
     async fn update_pod_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: UpdatePodSandboxRequest,
     ) -> ttrpc::Result<UpdatePodSandboxResponse> {
         let (overhead, resources) = (owned(r.overhead_linux_resources), owned(r.linux_resources));
-        answer("UpdatePodSandbox", self.plugin.update_pod_sandbox(owned(r.pod), overhead, resources)).await?;
+        answer("UpdatePodSandbox", context, async {
+            self.plugin.update_pod_sandbox(owned(r.pod), overhead, resources).await
+        })
+        .await?;
         Ok(UpdatePodSandboxResponse::default())
     }
 
     async fn post_update_pod_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: PostUpdatePodSandboxRequest,
     ) -> ttrpc::Result<PostUpdatePodSandboxResponse> {
-        answer("PostUpdatePodSandbox", self.plugin.post_update_pod_sandbox(owned(r.pod))).await?;
+        answer("PostUpdatePodSandbox", context, async { self.plugin.post_update_pod_sandbox(owned(r.pod)).await })
+            .await?;
         Ok(PostUpdatePodSandboxResponse::default())
     }
 
     async fn stop_pod_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: StopPodSandboxRequest,
     ) -> ttrpc::Result<StopPodSandboxResponse> {
-        answer("StopPodSandbox", self.plugin.stop_pod_sandbox(owned(r.pod))).await?;
+        answer("StopPodSandbox", context, async { self.plugin.stop_pod_sandbox(owned(r.pod)).await }).await?;
         Ok(StopPodSandboxResponse::default())
     }
 
     async fn remove_pod_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: RemovePodSandboxRequest,
     ) -> ttrpc::Result<RemovePodSandboxResponse> {
-        answer("RemovePodSandbox", self.plugin.remove_pod_sandbox(owned(r.pod))).await?;
+        answer("RemovePodSandbox", context, async { self.plugin.remove_pod_sandbox(owned(r.pod)).await }).await?;
         Ok(RemovePodSandboxResponse::default())
     }
 
     async fn create_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let handler = self.plugin.create_container(owned(r.pod), owned(r.container));
-        let Creation { adjust, update } = answer("CreateContainer", handler).await?;
+        let handler = async { self.plugin.create_container(owned(r.pod), owned(r.container)).await };
+        let Creation { adjust, update } = answer("CreateContainer", context, handler).await?;
         Ok(CreateContainerResponse { adjust: Some(adjust).into(), update, ..Default::default() })
     }
 
     async fn post_create_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: PostCreateContainerRequest,
     ) -> ttrpc::Result<PostCreateContainerResponse> {
-        answer("PostCreateContainer", self.plugin.post_create_container(owned(r.pod), owned(r.container))).await?;
+        answer("PostCreateContainer", context, async {
+            self.plugin.post_create_container(owned(r.pod), owned(r.container)).await
+        })
+        .await?;
         Ok(PostCreateContainerResponse::default())
     }
 
     async fn start_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: StartContainerRequest,
     ) -> ttrpc::Result<StartContainerResponse> {
-        answer("StartContainer", self.plugin.start_container(owned(r.pod), owned(r.container))).await?;
+        answer("StartContainer", context, async {
+            self.plugin.start_container(owned(r.pod), owned(r.container)).await
+        })
+        .await?;
         Ok(StartContainerResponse::default())
     }
 
     async fn post_start_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: PostStartContainerRequest,
     ) -> ttrpc::Result<PostStartContainerResponse> {
-        answer("PostStartContainer", self.plugin.post_start_container(owned(r.pod), owned(r.container))).await?;
+        answer("PostStartContainer", context, async {
+            self.plugin.post_start_container(owned(r.pod), owned(r.container)).await
+        })
+        .await?;
         Ok(PostStartContainerResponse::default())
     }
 
     async fn update_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: UpdateContainerRequest,
     ) -> ttrpc::Result<UpdateContainerResponse> {
-        let handler = self.plugin.update_container(owned(r.pod), owned(r.container), owned(r.linux_resources));
-        let update = answer("UpdateContainer", handler).await?;
+        let handler =
+            async { self.plugin.update_container(owned(r.pod), owned(r.container), owned(r.linux_resources)).await };
+        let update = answer("UpdateContainer", context, handler).await?;
         Ok(UpdateContainerResponse { update, ..Default::default() })
     }
 
     async fn post_update_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: PostUpdateContainerRequest,
     ) -> ttrpc::Result<PostUpdateContainerResponse> {
-        answer("PostUpdateContainer", self.plugin.post_update_container(owned(r.pod), owned(r.container))).await?;
+        answer("PostUpdateContainer", context, async {
+            self.plugin.post_update_container(owned(r.pod), owned(r.container)).await
+        })
+        .await?;
         Ok(PostUpdateContainerResponse::default())
     }
 
-    async fn stop_container(&self, _: &TtrpcContext, r: StopContainerRequest) -> ttrpc::Result<StopContainerResponse> {
-        let update = answer("StopContainer", self.plugin.stop_container(owned(r.pod), owned(r.container))).await?;
+    async fn stop_container(
+        &self,
+        context: &TtrpcContext,
+        r: StopContainerRequest,
+    ) -> ttrpc::Result<StopContainerResponse> {
+        let update = answer("StopContainer", context, async {
+            self.plugin.stop_container(owned(r.pod), owned(r.container)).await
+        })
+        .await?;
         Ok(StopContainerResponse { update, ..Default::default() })
     }
 
     async fn remove_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         r: RemoveContainerRequest,
     ) -> ttrpc::Result<RemoveContainerResponse> {
-        answer("RemoveContainer", self.plugin.remove_container(owned(r.pod), owned(r.container))).await?;
+        answer("RemoveContainer", context, async {
+            self.plugin.remove_container(owned(r.pod), owned(r.container)).await
+        })
+        .await?;
         Ok(RemoveContainerResponse::default())
     }
 
-    async fn state_change(&self, _: &TtrpcContext, r: StateChangeEvent) -> ttrpc::Result<Empty> {
+    async fn state_change(&self, context: &TtrpcContext, r: StateChangeEvent) -> ttrpc::Result<Empty> {
         let (plugin, pod, container) = (&self.plugin, owned(r.pod), owned(r.container));
         match r.event.enum_value() {
-            Ok(Event::RUN_POD_SANDBOX) => answer("RunPodSandbox", plugin.run_pod_sandbox(pod)).await?,
+            Ok(Event::RUN_POD_SANDBOX) => {
+                answer("RunPodSandbox", context, async { plugin.run_pod_sandbox(pod).await }).await?
+            }
             Ok(Event::POST_UPDATE_POD_SANDBOX) => {
-                answer("PostUpdatePodSandbox", plugin.post_update_pod_sandbox(pod)).await?;
+                answer("PostUpdatePodSandbox", context, async { plugin.post_update_pod_sandbox(pod).await }).await?;
             }
-            Ok(Event::STOP_POD_SANDBOX) => answer("StopPodSandbox", plugin.stop_pod_sandbox(pod)).await?,
-            Ok(Event::REMOVE_POD_SANDBOX) => answer("RemovePodSandbox", plugin.remove_pod_sandbox(pod)).await?,
+            Ok(Event::STOP_POD_SANDBOX) => {
+                answer("StopPodSandbox", context, async { plugin.stop_pod_sandbox(pod).await }).await?
+            }
+            Ok(Event::REMOVE_POD_SANDBOX) => {
+                answer("RemovePodSandbox", context, async { plugin.remove_pod_sandbox(pod).await }).await?
+            }
             Ok(Event::POST_CREATE_CONTAINER) => {
-                answer("PostCreateContainer", plugin.post_create_container(pod, container)).await?;
+                answer("PostCreateContainer", context, async { plugin.post_create_container(pod, container).await })
+                    .await?;
             }
-            Ok(Event::START_CONTAINER) => answer("StartContainer", plugin.start_container(pod, container)).await?,
+            Ok(Event::START_CONTAINER) => {
+                answer("StartContainer", context, async { plugin.start_container(pod, container).await }).await?
+            }
             Ok(Event::POST_START_CONTAINER) => {
-                answer("PostStartContainer", plugin.post_start_container(pod, container)).await?;
+                answer("PostStartContainer", context, async { plugin.post_start_container(pod, container).await })
+                    .await?;
             }
             Ok(Event::POST_UPDATE_CONTAINER) => {
-                answer("PostUpdateContainer", plugin.post_update_container(pod, container)).await?;
+                answer("PostUpdateContainer", context, async { plugin.post_update_container(pod, container).await })
+                    .await?;
             }
-            Ok(Event::REMOVE_CONTAINER) => answer("RemoveContainer", plugin.remove_container(pod, container)).await?,
+            Ok(Event::REMOVE_CONTAINER) => {
+                answer("RemoveContainer", context, async { plugin.remove_container(pod, container).await }).await?
+            }
             // The rest are requests of their own in every version, or newer than this crate.
             other => debug!(event = ?other, "ignoring a state change"),
         }
@@ -295,11 +408,11 @@ impl<P: Plugin> wire::Plugin for Service<P> {
 
     async fn validate_container_adjustment(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: ValidateContainerAdjustmentRequest,
     ) -> ttrpc::Result<ValidateContainerAdjustmentResponse> {
-        let handler = self.plugin.validate_container_adjustment(request);
-        let verdict = answer("ValidateContainerAdjustment", handler.map(|verdict| Ok(verdict.err()))).await?;
+        let handler = async { self.plugin.validate_container_adjustment(request).await };
+        let verdict = answer("ValidateContainerAdjustment", context, handler.map(|verdict| Ok(verdict.err()))).await?;
         Ok(match verdict {
             None => ValidateContainerAdjustmentResponse::default(),
             Some(refusal) => {

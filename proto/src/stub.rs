@@ -1,12 +1,13 @@
 //! Connect, register, serve, reconnect.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -16,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
@@ -39,8 +40,17 @@ const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5);
 /// leaves the connection open, but never sends an event over it.
 const SYNCHRONIZE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a plugin that was launched waits for another instance to go before it tells the runtime, which waits for it
+/// and for nothing else meanwhile.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a connection has to last for the next one to be tried without delay. A plugin that is dropped for being slow
+/// would else stall its node again at once.
+const LASTING: Duration = Duration::from_secs(60);
+
 /// Why a plugin cannot run.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The plugin refused its configuration.
     #[error("{0}")]
@@ -60,6 +70,7 @@ pub enum Error {
 
 /// Why containers could not be updated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UpdateError {
     /// There is no runtime at the moment.
     #[error("not connected to a runtime")]
@@ -81,6 +92,7 @@ pub struct Identity {
 
 /// Index or name of a plugin that no runtime accepts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidIdentity {
     /// The index is not two digits.
     #[error("{0:?} is not a plugin index, expected two digits as in 90")]
@@ -109,6 +121,23 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// What a runtime calls a plugin that it launched, whatever that is: it insists on that itself.
+    pub(crate) fn given_by_runtime(index: String, name: String) -> Self {
+        Self { index, name }
+    }
+
+    /// The two digits.
+    pub fn index(&self) -> &str {
+        &self.index
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.index, self.name)
@@ -132,7 +161,11 @@ impl fmt::Debug for RuntimeClient {
 }
 
 impl Runtime {
-    /// Changes running containers. Returns the updates that failed and had `ignore_failure` set.
+    /// Changes running containers. Returns the updates that the runtime reports as failed, beside success of the rest.
+    ///
+    /// Success need not mean that all was applied: containerd does not report a failure of an update that has
+    /// `ignore_failure`, and fails the whole for one that has not, after which the rest is not tried. Look at what the
+    /// kernel has.
     ///
     /// Waits for as long as the runtime takes, which includes its waiting for events under way; drop the future to give up.
     /// No plugin gets an UpdateContainer event for these.
@@ -164,6 +197,24 @@ impl Runtime {
     }
 }
 
+impl Launched {
+    /// Answers the runtime on behalf of a plugin that cannot run, and goes. To be called before giving up: NRI before 0.7
+    /// does not start, and containerd with it, when a plugin that it launched ends without having registered.
+    pub async fn decline(self) {
+        struct Nothing;
+        impl Plugin for Nothing {
+            fn events(&self) -> crate::EventMask {
+                crate::EventMask::NONE
+            }
+        }
+        let connection = std::os::unix::net::UnixStream::from(self.connection);
+        if connection.set_nonblocking(true).is_ok() {
+            let stub = Stub::external(self.identity, Nothing);
+            stub.decline(UnixStream::from_std(connection).ok()).await;
+        }
+    }
+}
+
 /// Keeps a plugin connected to its runtime.
 ///
 /// See the [crate documentation](crate) for an example.
@@ -174,6 +225,7 @@ pub struct Stub<P> {
     launched: Option<Launched>,
     socket: PathBuf,
     runtime: Runtime,
+    drop_in: Arc<OnceLock<String>>,
 }
 
 /// How a connection ended.
@@ -184,6 +236,8 @@ enum End {
         reason: String,
         was_synchronized: bool,
     },
+    /// There was none.
+    Unreachable(io::Error),
     /// A better connection is there.
     Replaced(UnixStream),
 }
@@ -197,6 +251,7 @@ impl<P: Plugin> Stub<P> {
             launched: None,
             socket: DEFAULT_SOCKET.into(),
             runtime: Runtime::default(),
+            drop_in: Arc::default(),
         }
     }
 
@@ -224,11 +279,13 @@ impl<P: Plugin> Stub<P> {
 
     /// Runs the plugin. Drop the future to stop it.
     ///
-    /// A connection that is lost or cannot be made is tried again after a while: 100 ms at first, doubled each time up to
-    /// 30 s, and varied at random so that the plugins of a node do not come all at once.
+    /// A connection that is lost is made again after a while: 100 ms at first, doubled each time up to 15 s, and up to twice
+    /// that at random so that the plugins of a node do not come all at once. A socket that is not there is looked for
+    /// every second or two.
     ///
     /// Two instances of a plugin on a node would fail every creation of a container, since both set the same values. So an
-    /// instance locks a file beside the runtime's socket, and while another one holds it, waits: as long as that takes.
+    /// instance locks a file beside the runtime's socket, `NAME.lock`, and while another one holds it, waits: as long as
+    /// that takes. The index plays no part in it.
     ///
     /// Returns `Ok` only for a plugin that was launched, when the runtime that launched it has ended: the next one
     /// launches its own.
@@ -241,27 +298,34 @@ impl<P: Plugin> Stub<P> {
             let _lock = self.lock_instance()?.wait().await?;
             return self.serve(None).await;
         };
-        // SAFETY: the AsyncFd owns the descriptor, and nothing takes it out or replaces it.
-        #[allow(unsafe_code)]
-        let runtime = unsafe { AsyncFd::register_with_interest(launched.runtime, Interest::READABLE) }
-            .map_err(|error| Error::Connection(error.into()))?;
+        let runtime = launched.runtime.and_then(watch);
         let connection = std::os::unix::net::UnixStream::from(launched.connection);
         connection.set_nonblocking(true).map_err(Error::Connection)?;
         let connection = UnixStream::from_std(connection).map_err(Error::Connection)?;
         let serve = async {
-            let mut lock = self.lock_instance()?;
             let mut connection = Some(connection);
-            if !lock.held() {
-                // The runtime, which may not start without an answer, gets one, but no second instance.
-                let _ = self.decline(connection.take()).await;
-                lock = lock.wait().await?;
-            }
-            let _lock = lock;
+            let lock = match self.lock_instance() {
+                Ok(lock) => lock,
+                Err(error) => {
+                    self.decline(connection.take()).await;
+                    return Err(error);
+                }
+            };
+            let mut lock = pin!(lock.wait());
+            // The instance of a runtime that has just ended is about to go.
+            let held = match timeout(LOCK_PATIENCE, &mut lock).await {
+                Ok(held) => held,
+                Err(_) => {
+                    self.decline(connection.take()).await;
+                    lock.await
+                }
+            };
+            let _lock = held?;
             self.serve(connection).await
         };
         tokio::select! {
             result = serve => result,
-            _ = runtime.readable() => {
+            () = ended(runtime) => {
                 info!(plugin = %self.identity, "the runtime that launched this plugin has ended");
                 Ok(())
             }
@@ -269,15 +333,13 @@ impl<P: Plugin> Stub<P> {
     }
 
     async fn serve(&self, mut launched: Option<UnixStream>) -> Result<(), Error> {
-        let policy = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(30))
-            .with_jitter()
-            .without_max_times();
-        let mut delays = policy.build();
+        let mut delays = delays(Duration::from_secs(15));
+        // A socket at which nobody listens costs the runtime nothing.
+        let mut knocks = self::delays(Duration::from_secs(1));
         let mut replacement = None;
         let mut told = false;
         loop {
+            let began = Instant::now();
             let end = if let Some(connection) = launched.take() {
                 self.session(connection, true, self.replacement_for_unsynchronized()).await
             } else {
@@ -287,23 +349,31 @@ impl<P: Plugin> Stub<P> {
                 };
                 match connection {
                     Ok(connection) => self.session(connection, false, std::future::pending()).await,
-                    Err(error) => End::Closed { reason: format!("cannot connect: {error}"), was_synchronized: false },
+                    Err(error) => End::Unreachable(error),
                 }
             };
             match end {
                 End::Refused(refusal) => return Err(Error::Configure(refusal)),
                 End::Replaced(connection) => replacement = Some(connection),
+                End::Unreachable(error) => {
+                    // One line for a loss, not one for each try.
+                    if !told {
+                        warn!(socket = %self.socket.display(), %error, "cannot connect to the runtime, trying again");
+                        told = true;
+                    }
+                    tokio::time::sleep(knocks.next().unwrap_or(LASTING)).await;
+                }
                 End::Closed { reason, was_synchronized } => {
-                    if was_synchronized {
-                        delays = policy.build();
+                    if was_synchronized && began.elapsed() >= LASTING {
+                        delays = self::delays(Duration::from_secs(15));
                         told = false;
                     }
-                    let delay = delays.next().unwrap_or(Duration::from_secs(30));
-                    // One line for a loss, not one for each try.
-                    if told {
-                        debug!(socket = %self.socket.display(), reason, ?delay, "still not connected to the runtime");
+                    knocks = self::delays(Duration::from_secs(1));
+                    let delay = delays.next().unwrap_or(LASTING);
+                    if told && !was_synchronized {
+                        debug!(reason, ?delay, "still not connected to the runtime");
                     } else {
-                        warn!(socket = %self.socket.display(), reason, "not connected to the runtime, trying again");
+                        warn!(reason, ?delay, "connection to the runtime lost, trying again");
                         told = true;
                     }
                     tokio::time::sleep(delay).await;
@@ -319,7 +389,7 @@ impl<P: Plugin> Stub<P> {
     {
         let (mux, plugin_conn, runtime_conn) = Mux::new(trunk);
         let (progress, watched) = watch::channel(Progress::Connected);
-        let service = Service::new(self.plugin.clone(), launched, progress);
+        let service = Service::new(self.plugin.clone(), launched, self.drop_in.clone(), progress);
         // A listener that has ended would make the server panic when it is shut down.
         let connections = stream::iter([io::Result::Ok(plugin_conn)]).chain(stream::pending());
         let mut server =
@@ -416,13 +486,7 @@ impl<P: Plugin> Stub<P> {
     /// NRI before 0.7 does not tell a plugin that it launched which pods and containers exist, but one that comes over the
     /// socket. It listens there only after all launched plugins are up.
     async fn replacement_for_unsynchronized(&self) -> UnixStream {
-        let delays = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_millis(20))
-            .with_max_delay(Duration::from_secs(30))
-            .with_jitter()
-            .without_max_times()
-            .build();
-        for delay in delays {
+        for delay in delays(Duration::from_secs(1)) {
             match UnixStream::connect(&self.socket).await {
                 Ok(connection) => return connection,
                 Err(error) => debug!(socket = %self.socket.display(), %error, "not there yet, trying again"),
@@ -432,27 +496,30 @@ impl<P: Plugin> Stub<P> {
         std::future::pending().await
     }
 
-    /// Registers and goes, without a word to the plugin.
-    async fn decline(&self, connection: Option<UnixStream>) -> Option<End> {
+    /// Registers and goes, without a word to the plugin. NRI before 0.7 does not start when a plugin that it launched does
+    /// not register.
+    async fn decline(&self, connection: Option<UnixStream>) {
         struct Absent;
         impl Plugin for Absent {
             fn events(&self) -> crate::EventMask {
                 crate::EventMask::NONE
             }
             async fn configure(&self, _: crate::Configuration) -> Result<(), Refusal> {
-                Err(Refusal::new("another instance is connected"))
+                Err(Refusal::new("declined"))
             }
         }
-        let absent = Stub::external(self.identity.clone(), Absent);
+        let Some(connection) = connection else { return };
+        let absent = Stub { drop_in: self.drop_in.clone(), ..Stub::external(self.identity.clone(), Absent) };
         // Boxed, since a future cannot contain itself.
-        Some(Box::pin(absent.session(connection?, true, std::future::pending())).await)
+        Box::pin(absent.session(connection, true, std::future::pending())).await;
     }
 
     fn lock_instance(&self) -> Result<InstanceLock, Error> {
         let directory = self.socket.parent().unwrap_or(Path::new("/"));
-        let path = directory.join(format!("{}.lock", self.identity));
+        let path = directory.join(format!("{}.lock", self.identity.name));
         let failed = |error: io::Error| Error::Lock { path: path.clone(), error };
-        std::fs::create_dir_all(directory).map_err(failed)?;
+        // As the runtime makes it.
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|error| failed(error.into()))?;
         let file = File::from(file);
@@ -463,6 +530,29 @@ impl<P: Plugin> Stub<P> {
         };
         Ok(InstanceLock { path, file, held })
     }
+}
+
+/// A growing and randomly varied delay, without end.
+fn delays(longest: Duration) -> impl Iterator<Item = Duration> {
+    let delays = ExponentialBuilder::new().with_min_delay(Duration::from_millis(100)).with_max_delay(longest);
+    delays.with_jitter().without_max_times().build()
+}
+
+/// A descriptor of a process, if it can be waited for.
+fn watch(process: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
+    // SAFETY: the AsyncFd owns the descriptor, and nothing takes it out or replaces it.
+    #[allow(unsafe_code)]
+    unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.ok()
+}
+
+/// Waits until a process has ended, for ever if it is not known which.
+async fn ended(process: Option<AsyncFd<OwnedFd>>) {
+    if let Some(process) = process
+        && process.readable().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 fn closed(reason: String) -> End {
@@ -478,10 +568,6 @@ struct InstanceLock {
 }
 
 impl InstanceLock {
-    fn held(&self) -> bool {
-        self.held
-    }
-
     async fn wait(mut self) -> Result<Self, Error> {
         if self.held {
             return Ok(self);

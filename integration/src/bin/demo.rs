@@ -38,12 +38,13 @@ enum Source {
 }
 
 impl Source {
-    fn name(self) -> &'static str {
+    /// What the plugin calls it in its log.
+    fn label(self) -> &'static str {
         match self {
-            Source::Checkpoint => "kubelet checkpoint",
-            Source::Class => "QoS class",
+            Source::Checkpoint => "checkpoint-actuated",
+            Source::Class => "qos-class",
             Source::Annotation => "annotation",
-            Source::OomScoreAdj => "oom_score_adj",
+            Source::OomScoreAdj => "oom-score-adj",
         }
     }
 }
@@ -120,6 +121,7 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
     }
     let paths: Vec<&str> = pods.iter().map(|(_, pod)| pod.containers[0].cgroup.as_str()).collect();
     let values = cgroup::memory(node, &paths)?;
+    let log = node.run("journalctl --identifier plimsoll --output cat")?.stdout;
 
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
@@ -137,6 +139,14 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
     let mut wrong = 0;
     for ((case, _), value) in pods.iter().zip(&values) {
         let want = expected(&kubelet, case);
+        let from = match (want, source_in_log(&log, &case.pod.name)) {
+            (None, _) => "-".to_owned(),
+            (Some(_), Some(label)) if label == case.source.label() => format!("{label} ="),
+            (Some(_), label) => {
+                wrong += 1;
+                format!("{} WRONG: {}", label.unwrap_or("nowhere"), case.source.label())
+            }
+        };
         let mut cell = |read: u64, want: Option<u64>| match want {
             None => show(read),
             Some(want) if want == read => format!("{} =", show(read)),
@@ -151,7 +161,7 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
             case.pod.name.clone(),
             format!("{:?}", case.pod.qos()),
             quantity(container.effective_request()),
-            case.source.name().to_owned(),
+            from,
             quantity(container.memory_limit),
             cell(value.min, want.map(|want| want.min)),
             cell(value.low, want.map(|want| want.low)),
@@ -163,6 +173,14 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
         column.set_cell_alignment(CellAlignment::Right);
     }
     Ok((table, wrong))
+}
+
+/// Where the plugin says that it found the request of the pod's container: `... request=64Mi (checkpoint-actuated) ...`.
+fn source_in_log<'l>(log: &'l str, pod: &str) -> Option<&'l str> {
+    let of_pod = format!("/{pod}\"");
+    let line = log.lines().rfind(|line| line.contains("create ") && line.contains(&of_pod))?;
+    let (_, request) = line.split_once("request=")?;
+    request.split_once('(')?.1.split_once(')').map(|(label, _)| label)
 }
 
 fn show(bytes: u64) -> String {

@@ -7,6 +7,7 @@ use plimsoll::requests::checkpoint;
 fuzz_target!(|bytes: &[u8]| {
     let _ = checkpoint::parse(bytes.to_vec());
     if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = checkpoint::parse(format!("{{\"data\":{text:?}}}").into_bytes());
+        let envelope = serde_json::json!({ "data": text });
+        let _ = checkpoint::parse(envelope.to_string().into_bytes());
     }
 });

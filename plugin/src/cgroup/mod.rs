@@ -223,13 +223,8 @@ impl Cgroup {
             Err(error) => return Err(failed(error)),
         };
         let mut buffer = [0; 32];
-        let mut length = 0;
-        while length < buffer.len() {
-            match rustix::io::read(&file, &mut buffer[length..]).map_err(failed)? {
-                0 => break,
-                count => length += count,
-            }
-        }
+        // The kernel gives such a file whole or not at all. A number of 20 digits is the longest content.
+        let length = rustix::io::read(&file, &mut buffer).map_err(failed)?;
         let text = String::from_utf8_lossy(&buffer[..length]);
         let malformed = |error| CgroupError::Malformed { path: self.path.clone(), knob, error };
         text.trim_end_matches('\n').parse().map_err(malformed)

@@ -198,23 +198,25 @@ impl Checkpoints {
     /// Finds the record of a container. Missing files are normal (older kubelets have none) and no problem.
     pub fn lookup(&mut self, uid: &PodUid, container: &str, moment: Moment) -> Lookup {
         let mut problems = Vec::new();
-        let record = moment.files().into_iter().find_map(|file| {
-            let pod = self.records(file, &mut problems).pods.get(uid)?;
-            let &(_, memory) = pod.containers.iter().find(|(name, _)| **name == *container)?;
-            Some(Record { file, request: memory.request, limit: memory.limit })
-        });
+        let record =
+            moment.files().into_iter().find_map(|file| self.records(file, &mut problems).find(uid, container, file));
         Lookup { record, problems }
     }
 
-    /// True when [`lookup`](Self::lookup) would read no file: none has changed since it was read last. Costs one look at the
-    /// metadata of each.
-    pub fn are_fresh(&self) -> bool {
-        let files = [CheckpointFile::Actuated, CheckpointFile::Allocated, CheckpointFile::StatusManager];
-        files.into_iter().all(|file| {
-            let version =
-                self.dir.join(file.file_name()).symlink_metadata().map(|metadata| Version::of(&metadata)).ok();
-            version == self.cached[Self::slot(file)].version
-        })
+    /// Does what [`lookup`](Self::lookup) does if no file need be read for it, else `None`. Costs a look at the metadata of
+    /// the files that it asks, usually one.
+    pub fn lookup_unchanged(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<Option<Record>> {
+        for file in moment.files() {
+            let cached = &self.cached[Self::slot(file)];
+            let metadata = self.dir.join(file.file_name()).symlink_metadata();
+            if metadata.ok().map(|metadata| Version::of(&metadata)) != cached.version {
+                return None;
+            }
+            if let Some(record) = cached.records.find(uid, container, file) {
+                return Some(Some(record));
+            }
+        }
+        Some(None)
     }
 
     /// Finds the record of a pod's own resources (`spec.resources`), if it has any.
@@ -327,6 +329,12 @@ impl Records {
     /// Whether no container has a record.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn find(&self, uid: &PodUid, container: &str, file: CheckpointFile) -> Option<Record> {
+        let pod = self.pods.get(uid)?;
+        let &(_, memory) = pod.containers.iter().find(|(name, _)| **name == *container)?;
+        Some(Record { file, request: memory.request, limit: memory.limit })
     }
 
     /// Keeps what `raw` says of memory. A quantity that is none makes that record count as missing: reported, never 0.
@@ -763,5 +771,26 @@ mod tests {
             let records = parse(json!({"data": data}).to_string().into_bytes()).unwrap();
             prop_assert_eq!(records.len() + records.unreadable, 1);
         }
+    }
+
+    #[test]
+    fn what_has_not_changed_is_found_without_reading_and_what_has_is_not() {
+        let mut node = Node::new();
+        let unchanged = |node: &Node, container| {
+            let found = node.checkpoints.lookup_unchanged(&PodUid::new("uid-1"), container, Moment::Create);
+            found.map(|record| record.map(|record| record.effective_request().get()))
+        };
+        assert_eq!(unchanged(&node, "web"), Some(None), "no files");
+        node.write(CheckpointFile::Actuated, &envelope(&entries("128Mi"), None));
+        assert_eq!(unchanged(&node, "web"), None, "a new file");
+        node.lookup(Moment::Create);
+        assert_eq!(unchanged(&node, "web"), Some(Some(128 * MIB)));
+        assert_eq!(unchanged(&node, "other"), Some(None));
+        node.write(CheckpointFile::Actuated, &envelope(&entries("64Mi"), None));
+        assert_eq!(unchanged(&node, "web"), None, "a replaced file");
+        node.lookup(Moment::Create);
+        assert_eq!(unchanged(&node, "web"), Some(Some(64 * MIB)));
+        fs::remove_file(node.path(CheckpointFile::Actuated)).unwrap();
+        assert_eq!(unchanged(&node, "web"), None, "a removed file");
     }
 }

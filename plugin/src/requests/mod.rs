@@ -45,7 +45,7 @@ pub struct Known<'a> {
     pub oom_score_adj: Option<i64>,
     /// The node's memory (MemTotal), to which the kubelet relates `oom_score_adj`.
     pub mem_total: Option<Bytes>,
-    /// Node allocatable, which bounds what an annotation may claim for a container without a limit.
+    /// Node allocatable, which bounds what an annotation may claim: a limit does not, nobody accounts for it.
     pub allocatable: Option<Bytes>,
     /// The kubelet's record, if it has one: [`checkpoint::Checkpoints::lookup`].
     pub record: Option<&'a Record>,
@@ -113,7 +113,7 @@ fn find(known: &Known<'_>, notices: &mut Vec<Notice>) -> Option<Request> {
     }
     if let Some(bytes) = known.overrides.memory_request {
         let bytes = match known.allocatable {
-            Some(allocatable) if bytes > allocatable && known.limit == Limit::Max => {
+            Some(allocatable) if bytes > allocatable => {
                 notices.push(Notice::AnnotationAboveAllocatable { requested: bytes, allocatable });
                 allocatable
             }
