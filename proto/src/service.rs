@@ -220,7 +220,11 @@ impl<P: Plugin> wire::Plugin for Service<P> {
     }
 
     async fn shutdown(&self, context: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
-        answer("Shutdown", context, async { Ok(self.plugin.shutdown().await) }).await?;
+        let handler = async {
+            self.plugin.shutdown().await;
+            Ok(())
+        };
+        answer("Shutdown", context, handler).await?;
         Ok(Empty::default())
     }
 
