@@ -14,22 +14,14 @@ use sha2::{Digest, Sha256};
 
 use crate::node::Node;
 
-/// The configuration file of a launched plugin.
-pub const LAUNCHED_CONFIG: &str = "/etc/nri/conf.d/90-plimsoll.conf";
-/// The configuration file of an external plugin.
-pub const EXTERNAL_CONFIG: &str = "/etc/plimsoll/config.yaml";
+/// The configuration file: the runtime's drop-in, which the plugin reads itself when it is external.
+pub const CONFIG: &str = "/etc/nri/conf.d/90-plimsoll.conf";
 
 const LAUNCHED_BINARY: &str = "/opt/nri/plugins/90-plimsoll";
 const EXTERNAL_BINARY: &str = "/usr/local/bin/plimsoll";
 const UNIT: &str = "/etc/systemd/system/plimsoll.service";
-const UNIT_TEXT: &str = "[Unit]
-Description=Plimsoll
-After=containerd.service
-
-[Service]
-ExecStart=/usr/local/bin/plimsoll run --config /etc/plimsoll/config.yaml
-Restart=on-failure
-";
+/// The unit as it is shipped.
+const UNIT_TEXT: &str = include_str!("../../deploy/plimsoll.service");
 
 /// What the runtime logs of a plugin, launched or external, that it has synchronised with and calls from now on: a line of
 /// the list of its plugins, in every version from NRI 0.6.
@@ -42,16 +34,6 @@ pub enum Mode {
     Launched,
     /// systemd.
     External,
-}
-
-impl Mode {
-    /// Where the plugin's configuration is on the node.
-    pub fn config_path(self) -> &'static str {
-        match self {
-            Mode::Launched => LAUNCHED_CONFIG,
-            Mode::External => EXTERNAL_CONFIG,
-        }
-    }
 }
 
 impl fmt::Display for Mode {
@@ -93,7 +75,7 @@ fn build_once() -> Result<PathBuf> {
 pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     remove(node)?;
     let binary = upload(node)?;
-    node.write_file(mode.config_path(), config, 0o644)?;
+    node.write_file(CONFIG, config, 0o644)?;
     let start = match mode {
         Mode::Launched => {
             format!("install -D -m 755 {binary} {LAUNCHED_BINARY}\nsystemctl restart containerd")
@@ -110,10 +92,10 @@ pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
 pub fn remove(node: &Node) -> Result<()> {
     node.run(&format!(
         "if [ -e {UNIT} ]; then
-             systemctl stop plimsoll; rm -rf {UNIT} {EXTERNAL_BINARY} {EXTERNAL_CONFIG}; systemctl daemon-reload
+             systemctl stop plimsoll; rm -f {UNIT} {EXTERNAL_BINARY} {CONFIG}; systemctl daemon-reload
          fi
          if [ -e {LAUNCHED_BINARY} ]; then
-             rm -f {LAUNCHED_BINARY} {LAUNCHED_CONFIG}; systemctl restart containerd
+             rm -f {LAUNCHED_BINARY} {CONFIG}; systemctl restart containerd
              crictl version >/dev/null
          fi"
     ))

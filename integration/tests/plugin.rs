@@ -148,7 +148,7 @@ fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Drive
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod = kubelet.run_pod(PodSpec::new("running").container(app().request(32 * MIB).limit(96 * MIB)))?;
     let mode = mode(node)?;
-    let file = mode.config_path();
+    let file = placement::CONFIG;
     let change = |config: &str, said: &str| {
         // Replaced by renaming, as editors and ConfigMaps do.
         let script = format!("printf '{config}' >{file}.new && mv {file}.new {file}");
