@@ -108,6 +108,14 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
 
     let pod = kubelet.run_pod(PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100)))?;
     assert_eq!(values(node, &pod)?.0, 64 * MIB, "QoS class");
+
+    // What a kubelet with its own MemoryQoS sends. The plugin's answer overrules it all the same.
+    let sent = app().request(40 * MIB).limit(80 * MIB).unified("memory.min", 40 * MIB).unified("memory.high", 44 * MIB);
+    let pod = kubelet.run_pod(PodSpec::new("sent").container(sent))?;
+    let (min, _, throttled, _) = values(node, &pod)?;
+    // containerd 1.7 and 2.1 do not show plugins the unified map of a create, so that the next best source counts.
+    assert_eq!(min, lowest / PAGE * PAGE, "unified, unseen");
+    assert_ne!(throttled, 44 * MIB);
     Ok(())
 }
 
