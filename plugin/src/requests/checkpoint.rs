@@ -219,16 +219,6 @@ impl Checkpoints {
         Some(None)
     }
 
-    /// Finds the record of a pod's own resources (`spec.resources`), if it has any.
-    pub fn lookup_pod(&mut self, uid: &PodUid, moment: Moment) -> Lookup {
-        let mut problems = Vec::new();
-        let record = moment.files().into_iter().find_map(|file| {
-            let memory = self.records(file, &mut problems).pods.get(uid)?.pod_level?;
-            Some(Record { file, request: memory.request, limit: memory.limit })
-        });
-        Lookup { record, problems }
-    }
-
     fn records(&mut self, file: CheckpointFile, problems: &mut Vec<CheckpointError>) -> &Records {
         let path = self.dir.join(file.file_name());
         let cached = &mut self.cached[Self::slot(file)];
@@ -323,7 +313,7 @@ pub struct Records {
 impl Records {
     /// How many containers have a record.
     pub fn len(&self) -> usize {
-        self.pods.values().map(|pod| pod.containers.len()).sum()
+        self.pods.values().map(|containers| containers.len()).sum()
     }
 
     /// Whether no container has a record.
@@ -333,7 +323,7 @@ impl Records {
 
     fn find(&self, uid: &PodUid, container: &str, file: CheckpointFile) -> Option<Record> {
         let pod = self.pods.get(uid)?;
-        let &(_, memory) = pod.containers.iter().find(|(name, _)| **name == *container)?;
+        let &(_, memory) = pod.iter().find(|(name, _)| **name == *container)?;
         Some(Record { file, request: memory.request, limit: memory.limit })
     }
 
@@ -359,12 +349,8 @@ impl Records {
     }
 }
 
-#[derive(Debug)]
-struct PodRecord {
-    /// A pod has few containers: a list is smaller than a map, and as quick.
-    containers: Box<[(Box<str>, Memory)]>,
-    pod_level: Option<Memory>,
-}
+/// By name. A pod has few containers: a list is smaller than a map, and as quick.
+type PodRecord = Box<[(Box<str>, Memory)]>;
 
 #[derive(Clone, Copy, Debug)]
 struct Memory {
@@ -413,7 +399,7 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
         .allocation_entries
         .into_iter()
         .flatten()
-        .map(|(uid, containers)| (uid, RawPod { container_resources: containers, pod_level_resources: None }));
+        .map(|(uid, containers)| (uid, RawPod { container_resources: containers }));
     for (uid, raw) in entries.chain(older) {
         let containers = raw
             .container_resources
@@ -425,9 +411,7 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
                 Some((name.into_boxed_str(), memory))
             })
             .collect();
-        let pod_level =
-            raw.pod_level_resources.and_then(|resources| records.read(resources, || format!("pod {}", excerpt(&uid))));
-        records.pods.insert(PodUid::new(uid), PodRecord { containers, pod_level });
+        records.pods.insert(PodUid::new(uid), containers);
     }
     Ok(records)
 }
@@ -475,8 +459,6 @@ impl<V> IntoIterator for Pairs<V> {
 struct RawPod {
     #[serde(rename = "ContainerResources")]
     container_resources: Option<RawContainers>,
-    #[serde(rename = "PodLevelResources")]
-    pod_level_resources: Option<RawResources>,
 }
 
 #[derive(Default, Deserialize)]
@@ -625,16 +607,6 @@ mod tests {
             node.write(CheckpointFile::Actuated, &envelope(&data, None));
             assert_eq!(node.lookup(Moment::Create).0, Some((request, CheckpointFile::Actuated)), "{data}");
         }
-    }
-
-    #[test]
-    fn pod_level_resources_are_kept() {
-        let mut node = Node::new();
-        let data = json!({"entries": {"uid-1": {"ContainerResources": {}, "PodLevelResources": {"requests": {"memory": "1Gi"}}}}});
-        node.write(CheckpointFile::Allocated, &envelope(&data, None));
-        let found = node.checkpoints.lookup_pod(&PodUid::new("uid-1"), Moment::Create);
-        assert_eq!(found.record.map(|record| record.effective_request()), Some(Bytes::new(1 << 30)));
-        assert_eq!(node.lookup(Moment::Create).0, None);
     }
 
     #[test]
