@@ -6,13 +6,15 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use tracing::warn;
+
 use crate::cgroup::{CgroupPath, Knob};
 use crate::config::{Config, NodeAllocatable};
 use crate::node::NodeMemory;
 use crate::pod::{PodUid, QosClass, Request, Resources};
-use crate::policy::{self, Desired, Node};
+use crate::policy::{self, Desired, Node, Setting};
 use crate::requests::annotation::Overrides;
-use crate::requests::checkpoint::{CheckpointError, Checkpoints, Moment, Record};
+use crate::requests::checkpoint::{Checkpoints, Moment, Record};
 use crate::requests::{self, Known, Notice};
 use crate::units::{Bytes, Limit, PageSize};
 
@@ -67,6 +69,16 @@ impl Decided {
             Knob::Low => self.desired.low_value(),
             Knob::High => self.desired.high_value(),
             Knob::Max => None,
+        }
+    }
+
+    /// What to do with a file.
+    pub fn setting(&self, knob: Knob) -> Setting {
+        match knob {
+            Knob::Min => self.desired.min.setting,
+            Knob::Low => self.desired.low.setting,
+            Knob::High => self.desired.high.setting,
+            Knob::Max => Setting::LeaveAlone,
         }
     }
 }
@@ -162,10 +174,14 @@ impl Containers {
         lock(&self.known).keys().cloned().collect()
     }
 
-    /// The kubelet's record of a container. Reads files, though rarely: only when they have changed.
-    pub fn record(&self, uid: &PodUid, name: &str, moment: Moment) -> (Option<Record>, Vec<CheckpointError>) {
+    /// The kubelet's record of a container. Reads files, though rarely: only when they have changed. Logs what is wrong with
+    /// them.
+    pub fn record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Record> {
         let lookup = lock(&self.checkpoints).lookup(uid, name, moment);
-        (lookup.record, lookup.problems)
+        for problem in lookup.problems {
+            warn!(%problem, "kubelet checkpoint");
+        }
+        lookup.record
     }
 
     /// The kubelet's record of a container, if no file need be read for it: quick enough for an event.

@@ -101,10 +101,7 @@ pub fn compare(
     container: &Container,
 ) -> Result<(Decided, Vec<Write>), CgroupError> {
     let page = containers.settings().node.page_size;
-    let (record, problems) = containers.record(&container.uid, &container.name, container.moment);
-    for problem in problems {
-        warn!(%problem, "kubelet checkpoint");
-    }
+    let record = containers.record(&container.uid, &container.name, container.moment);
     let Some(path) = &container.cgroup else {
         return Ok((containers.decide(container, record.as_ref()), Vec::new()));
     };

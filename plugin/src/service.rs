@@ -125,13 +125,7 @@ impl Service {
         }
         let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let (containers, uid, name) = (self.containers.clone(), container.uid.clone(), container.name.clone());
-        let lookup = tokio::task::spawn_blocking(move || {
-            let (record, problems) = containers.record(&uid, &name, moment);
-            for problem in problems {
-                warn!(%problem, "kubelet checkpoint");
-            }
-            record
-        });
+        let lookup = tokio::task::spawn_blocking(move || containers.record(&uid, &name, moment));
         match timeout(budget, lookup).await {
             Ok(Ok(record)) => Ok(record),
             Ok(Err(error)) => {
@@ -238,7 +232,7 @@ impl Plugin for Service {
         // The kernel's defaults need not be set, unless the runtime's client wants something else.
         let wanted = KNOBS.into_iter().filter_map(|knob| {
             let value = decided.value(knob)?;
-            let is_default = setting(&decided, knob) == Setting::Default;
+            let is_default = decided.setting(knob) == Setting::Default;
             (!is_default || container.unified.contains_key(knob.file_name())).then_some((knob, value))
         });
         let unified: HashMap<_, _> =
@@ -297,7 +291,7 @@ impl Plugin for Service {
             .filter_map(|knob| Some((knob, decided.value(knob)?)))
             .filter(|(knob, value)| {
                 let in_force = || cgroup.as_ref().and_then(|cgroup| cgroup.read(*knob).ok());
-                setting(&decided, *knob) != Setting::Default || in_force() != Some(*value)
+                decided.setting(*knob) != Setting::Default || in_force() != Some(*value)
             })
             .collect();
         info!(
@@ -333,15 +327,6 @@ impl Plugin for Service {
     async fn remove_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
         self.containers.remove(&container.id);
         Ok(())
-    }
-}
-
-fn setting(decided: &Decided, knob: Knob) -> Setting {
-    match knob {
-        Knob::Min => decided.desired.min.setting,
-        Knob::Low => decided.desired.low.setting,
-        Knob::High => decided.desired.high.setting,
-        Knob::Max => Setting::LeaveAlone,
     }
 }
 

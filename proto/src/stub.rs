@@ -201,18 +201,35 @@ impl Launched {
     /// Answers the runtime on behalf of a plugin that cannot run, and goes. To be called before giving up: NRI before 0.7
     /// does not start, and containerd with it, when a plugin that it launched ends without having registered.
     pub async fn decline(self) {
-        struct Nothing;
-        impl Plugin for Nothing {
-            fn events(&self) -> crate::EventMask {
-                crate::EventMask::NONE
-            }
-        }
-        let connection = std::os::unix::net::UnixStream::from(self.connection);
-        if connection.set_nonblocking(true).is_ok() {
-            let stub = Stub::external(self.identity, Nothing);
-            stub.decline(UnixStream::from_std(connection).ok()).await;
+        let identity = self.identity.clone();
+        if let Ok(connection) = connection(self.connection) {
+            decline(identity, Arc::default(), Some(connection)).await;
         }
     }
+}
+
+/// The connection that a runtime handed over.
+fn connection(descriptor: OwnedFd) -> io::Result<UnixStream> {
+    let connection = std::os::unix::net::UnixStream::from(descriptor);
+    connection.set_nonblocking(true)?;
+    UnixStream::from_std(connection)
+}
+
+/// Registers and goes, without a word to any plugin; keeps the drop-in file that comes with the answer. NRI before 0.7 does
+/// not start when a plugin that it launched does not register.
+async fn decline(identity: Identity, drop_in: Arc<OnceLock<String>>, connection: Option<UnixStream>) {
+    struct Absent;
+    impl Plugin for Absent {
+        fn events(&self) -> crate::EventMask {
+            crate::EventMask::NONE
+        }
+        async fn configure(&self, _: crate::Configuration) -> Result<(), Refusal> {
+            Err(Refusal::new("declined"))
+        }
+    }
+    let Some(connection) = connection else { return };
+    let absent = Stub { drop_in, ..Stub::external(identity, Absent) };
+    absent.session(connection, true, std::future::pending()).await;
 }
 
 /// Keeps a plugin connected to its runtime.
@@ -299,15 +316,13 @@ impl<P: Plugin> Stub<P> {
             return self.serve(None).await;
         };
         let runtime = launched.runtime.and_then(watch);
-        let connection = std::os::unix::net::UnixStream::from(launched.connection);
-        connection.set_nonblocking(true).map_err(Error::Connection)?;
-        let connection = UnixStream::from_std(connection).map_err(Error::Connection)?;
+        let connection = connection(launched.connection).map_err(Error::Connection)?;
         let serve = async {
             let mut connection = Some(connection);
             let lock = match self.lock_instance() {
                 Ok(lock) => lock,
                 Err(error) => {
-                    self.decline(connection.take()).await;
+                    decline(self.identity.clone(), self.drop_in.clone(), connection.take()).await;
                     return Err(error);
                 }
             };
@@ -316,7 +331,7 @@ impl<P: Plugin> Stub<P> {
             let held = match timeout(LOCK_PATIENCE, &mut lock).await {
                 Ok(held) => held,
                 Err(_) => {
-                    self.decline(connection.take()).await;
+                    decline(self.identity.clone(), self.drop_in.clone(), connection.take()).await;
                     lock.await
                 }
             };
@@ -494,24 +509,6 @@ impl<P: Plugin> Stub<P> {
             tokio::time::sleep(delay).await;
         }
         std::future::pending().await
-    }
-
-    /// Registers and goes, without a word to the plugin. NRI before 0.7 does not start when a plugin that it launched does
-    /// not register.
-    async fn decline(&self, connection: Option<UnixStream>) {
-        struct Absent;
-        impl Plugin for Absent {
-            fn events(&self) -> crate::EventMask {
-                crate::EventMask::NONE
-            }
-            async fn configure(&self, _: crate::Configuration) -> Result<(), Refusal> {
-                Err(Refusal::new("declined"))
-            }
-        }
-        let Some(connection) = connection else { return };
-        let absent = Stub { drop_in: self.drop_in.clone(), ..Stub::external(self.identity.clone(), Absent) };
-        // Boxed, since a future cannot contain itself.
-        Box::pin(absent.session(connection, true, std::future::pending())).await;
     }
 
     fn lock_instance(&self) -> Result<InstanceLock, Error> {
