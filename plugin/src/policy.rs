@@ -103,6 +103,15 @@ pub struct Node {
     pub page_size: PageSize,
 }
 
+/// How much is protected: of a container, or of all below a cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Protection {
+    /// By `memory.min`.
+    pub min: Bytes,
+    /// By `memory.low`.
+    pub low: Bytes,
+}
+
 /// What to do with one cgroup v2 file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {

@@ -5,6 +5,8 @@
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 
+mod path;
+
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
+pub use self::path::{CgroupPath, InvalidPath};
 use crate::units::{Limit, LimitError};
 
 /// A file of the memory controller.
@@ -44,65 +47,6 @@ impl fmt::Display for Knob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.file_name())
     }
-}
-
-/// The path of a cgroup beneath the root: relative, without `.` or `..`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct CgroupPath(String);
-
-/// What a runtime gives as a cgroup is not one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cgroup path {0:?}: expected SLICE.slice:PREFIX:NAME, or a path beneath the cgroup root without . or ..")]
-pub struct InvalidPath(String);
-
-impl CgroupPath {
-    /// Reads `linux.cgroupsPath` of OCI, in both of its forms:
-    ///
-    /// - with the systemd driver `SLICE:PREFIX:NAME`, which stands for the scope `PREFIX-NAME.scope` in that slice;
-    /// - else a path, in which a leading `/` means the root of the hierarchy.
-    ///
-    /// # Errors
-    ///
-    /// When it is neither, or would leave the root.
-    ///
-    /// Source: runc `libcontainer/cgroups/systemd/common.go` (`ExpandSlice`, `getUnitName`).
-    pub fn parse(cgroups_path: &str) -> Result<Self, InvalidPath> {
-        let invalid = || InvalidPath(crate::units::excerpt(cgroups_path));
-        let path = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
-            [slice, prefix, name] if slice.ends_with(".slice") && !slice.contains('/') => {
-                let unit = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
-                format!("{}/{unit}", expand_slice(slice).ok_or_else(invalid)?)
-            }
-            _ => cgroups_path.trim_matches('/').to_owned(),
-        };
-        let fine = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
-        if path.split('/').all(fine) { Ok(Self(path)) } else { Err(invalid()) }
-    }
-
-    /// The path, relative to the root.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for CgroupPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/{}", self.0)
-    }
-}
-
-/// `a-b.slice` lies in `a.slice`: its path is `a.slice/a-b.slice`.
-fn expand_slice(slice: &str) -> Option<String> {
-    let stem = slice.strip_suffix(".slice")?;
-    if stem == "-" {
-        return Some(String::new());
-    }
-    if stem.split('-').any(str::is_empty) {
-        return None;
-    }
-    let ends = stem.match_indices('-').map(|(end, _)| end).chain([stem.len()]);
-    let parts: Vec<String> = ends.map(|end| format!("{}.slice", &stem[..end])).collect();
-    Some(parts.join("/"))
 }
 
 /// Why a cgroup could not be opened or read.
@@ -240,44 +184,8 @@ impl Cgroup {
 mod tests {
     use std::fs;
 
-    use proptest::prelude::*;
-
     use super::*;
     use crate::units::Bytes;
-
-    fn parsed(path: &str) -> Option<String> {
-        CgroupPath::parse(path).ok().map(|path| path.to_string())
-    }
-
-    #[test]
-    fn both_forms_of_a_cgroup_path_are_read() {
-        let scope = "kubepods-burstable-pod1_2.slice:cri-containerd:abc";
-        let expected =
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope";
-        assert_eq!(parsed(scope).as_deref(), Some(expected));
-        assert_eq!(parsed("system.slice:crio:abc").as_deref(), Some("/system.slice/crio-abc.scope"));
-        assert_eq!(parsed("/kubepods/burstable/pod1/abc").as_deref(), Some("/kubepods/burstable/pod1/abc"));
-        assert_eq!(parsed("kubepods/pod1/abc/").as_deref(), Some("/kubepods/pod1/abc"));
-    }
-
-    #[test]
-    fn a_path_that_leaves_the_root_is_refused() {
-        for path in
-            ["", "/", "..", "/../etc", "a/../../b", "a//b", "./a", "a/.", "a\0b", "a--b.slice:x:y", "-a.slice:x:y"]
-        {
-            assert_eq!(parsed(path), None, "{path:?}");
-        }
-        assert_eq!(parsed("a.slice:x:../../y"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_a_path_with_dots_or_an_absolute_one(text in "[a./:-]{0,30}|.*") {
-            if let Ok(path) = CgroupPath::parse(&text) {
-                prop_assert!(path.as_str().split('/').all(|part| !matches!(part, "" | "." | "..")));
-            }
-        }
-    }
 
     /// A temporary tree that looks like a hierarchy.
     struct Tree(tempfile::TempDir);

@@ -1,0 +1,159 @@
+//! Where a cgroup is.
+
+use std::fmt;
+
+/// The path of a cgroup beneath the root: relative, without `.` or `..`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CgroupPath(String);
+
+/// What a runtime gives as a cgroup is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cgroup path {0:?}: expected SLICE.slice:PREFIX:NAME, or a path beneath the cgroup root without . or ..")]
+pub struct InvalidPath(String);
+
+impl CgroupPath {
+    /// Reads `linux.cgroupsPath` of OCI, in both of its forms:
+    ///
+    /// - with the systemd driver `SLICE:PREFIX:NAME`, which stands for the scope `PREFIX-NAME.scope` in that slice;
+    /// - else a path, in which a leading `/` means the root of the hierarchy.
+    ///
+    /// # Errors
+    ///
+    /// When it is neither, or would leave the root.
+    ///
+    /// Source: runc `libcontainer/cgroups/systemd/common.go` (`ExpandSlice`, `getUnitName`).
+    pub fn parse(cgroups_path: &str) -> Result<Self, InvalidPath> {
+        let invalid = || InvalidPath(crate::units::excerpt(cgroups_path));
+        let path = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
+            [slice, prefix, name] if slice.ends_with(".slice") && !slice.contains('/') => {
+                let unit = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
+                format!("{}/{unit}", expand_slice(slice).ok_or_else(invalid)?)
+            }
+            _ => cgroups_path.trim_matches('/').to_owned(),
+        };
+        if path.split('/').all(is_part) { Ok(Self(path)) } else { Err(invalid()) }
+    }
+
+    /// Reads the cgroup parent of a pod (`pod.linux.cgroup_parent` in NRI): with the systemd driver the name of a slice or
+    /// its path, else a path.
+    ///
+    /// # Errors
+    ///
+    /// When it is neither, or would leave the root.
+    pub fn of_parent(cgroup_parent: &str) -> Result<Self, InvalidPath> {
+        if cgroup_parent.contains('/') || !cgroup_parent.ends_with(".slice") {
+            return Self::parse(cgroup_parent);
+        }
+        let invalid = || InvalidPath(crate::units::excerpt(cgroup_parent));
+        Self::parse(&expand_slice(cgroup_parent).ok_or_else(invalid)?)
+    }
+
+    /// Its last part.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The cgroup that it lies in; `None` where that is the root.
+    pub fn parent(&self) -> Option<Self> {
+        Some(Self(self.0.rsplit_once('/')?.0.to_owned()))
+    }
+
+    /// The cgroup of this name in it; `None` if no cgroup can have this name.
+    pub fn join(&self, name: &str) -> Option<Self> {
+        is_part(name).then(|| Self(format!("{}/{name}", self.0)))
+    }
+
+    /// The path, relative to the root.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CgroupPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", self.0)
+    }
+}
+
+fn is_part(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+/// `a-b.slice` lies in `a.slice`: its path is `a.slice/a-b.slice`.
+fn expand_slice(slice: &str) -> Option<String> {
+    let stem = slice.strip_suffix(".slice")?;
+    if stem == "-" {
+        return Some(String::new());
+    }
+    if stem.split('-').any(str::is_empty) {
+        return None;
+    }
+    let ends = stem.match_indices('-').map(|(end, _)| end).chain([stem.len()]);
+    let parts: Vec<String> = ends.map(|end| format!("{}.slice", &stem[..end])).collect();
+    Some(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parsed(path: &str) -> Option<String> {
+        CgroupPath::parse(path).ok().map(|path| path.to_string())
+    }
+
+    #[test]
+    fn both_forms_of_a_cgroup_path_are_read() {
+        let scope = "kubepods-burstable-pod1_2.slice:cri-containerd:abc";
+        let expected =
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope";
+        assert_eq!(parsed(scope).as_deref(), Some(expected));
+        assert_eq!(parsed("system.slice:crio:abc").as_deref(), Some("/system.slice/crio-abc.scope"));
+        assert_eq!(parsed("/kubepods/burstable/pod1/abc").as_deref(), Some("/kubepods/burstable/pod1/abc"));
+        assert_eq!(parsed("kubepods/pod1/abc/").as_deref(), Some("/kubepods/pod1/abc"));
+    }
+
+    #[test]
+    fn a_path_that_leaves_the_root_is_refused() {
+        for path in
+            ["", "/", "..", "/../etc", "a/../../b", "a//b", "./a", "a/.", "a\0b", "a--b.slice:x:y", "-a.slice:x:y"]
+        {
+            assert_eq!(parsed(path), None, "{path:?}");
+        }
+        assert_eq!(parsed("a.slice:x:../../y"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_path_with_dots_or_an_absolute_one(text in "[a./:-]{0,30}|.*") {
+            if let Ok(path) = CgroupPath::parse(&text) {
+                prop_assert!(path.as_str().split('/').all(|part| !matches!(part, "" | "." | "..")));
+            }
+        }
+    }
+
+    #[test]
+    fn a_pods_parent_is_a_path_or_the_name_of_a_slice() {
+        let parent = |text| CgroupPath::of_parent(text).ok().map(|path| path.to_string());
+        let pod = "/kubepods.slice/kubepods-pod1_2.slice";
+        assert_eq!(parent("kubepods-pod1_2.slice").as_deref(), Some(pod));
+        assert_eq!(parent(pod).as_deref(), Some(pod));
+        assert_eq!(parent("/kubepods/burstable/pod1").as_deref(), Some("/kubepods/burstable/pod1"));
+        for bad in ["", "/", "-.slice", "a--b.slice", "/a/../b"] {
+            assert_eq!(parent(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_leads_up_and_down() {
+        let pod = CgroupPath::parse("kubepods/burstable/pod1").unwrap();
+        assert_eq!(pod.name(), "pod1");
+        assert_eq!(pod.parent(), CgroupPath::parse("kubepods/burstable").ok());
+        assert_eq!(CgroupPath::parse("kubepods").unwrap().parent(), None);
+        assert_eq!(pod.join("abc"), CgroupPath::parse("kubepods/burstable/pod1/abc").ok());
+        for bad in ["", ".", "..", "a/b", "/"] {
+            assert_eq!(pod.join(bad), None, "{bad:?}");
+        }
+    }
+}
