@@ -3,7 +3,12 @@
 //! ```yaml
 //! memoryThrottlingFactor: 0.9              # above 0, at most 1; null: never set memory.high
 //! memoryReservationPolicy: HardReservation # None, TieredReservation or HardReservation
+//! memoryMinHeadroom: 2Mi                   # how far memory.min stays below the limit; 0: as Kubernetes has it
 //! nodeAllocatable: auto                    # auto or a quantity, such as 60Gi
+//! systemReservedCgroup: /system.slice      # with the amount, memory.min of that cgroup; not set by default
+//! systemReserved: {memory: 500Mi}
+//! kubeReservedCgroup: /kubelet.slice       # likewise
+//! kubeReserved: {memory: 500Mi}
 //! logLevel: info                           # error, warn, info, debug or trace
 //! ```
 //!
@@ -17,6 +22,7 @@ use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPo
 use serde_saphyr::{Deserializer, Options, Spanned};
 use thiserror::Error;
 
+use crate::cgroup::CgroupPath;
 use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
 use crate::units::{Bytes, excerpt};
 
@@ -24,14 +30,48 @@ use crate::units::{Bytes, excerpt};
 pub const LARGEST: usize = 1 << 20;
 
 /// A configuration that can be acted on: it cannot be made from a mistaken file.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     /// Throttling and reservation.
     pub policy: Policy,
     /// Where node allocatable comes from.
     pub node_allocatable: NodeAllocatable,
+    /// Cgroups beside the pods that are protected by `memory.min`: the system's, Kubernetes' own.
+    pub reserved: Vec<Reserved>,
     /// What is logged.
     pub log_level: LogLevel,
+}
+
+/// A cgroup beside the pods, and how much of it is protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// Who it is for.
+    pub owner: Owner,
+    /// The cgroup.
+    pub cgroup: CgroupPath,
+    /// Its `memory.min`, more than 0.
+    pub memory: Bytes,
+}
+
+/// Who a reservation beside the pods is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The operating system (`systemReserved`).
+    System,
+    /// The kubelet and the container runtime (`kubeReserved`).
+    Kube,
+}
+
+impl Owner {
+    const ALL: [Self; 2] = [Self::System, Self::Kube];
+
+    /// The fields for the cgroup and for the amount, as the kubelet names them.
+    const fn fields(self) -> (&'static str, &'static str) {
+        match self {
+            Self::System => (SYSTEM_CGROUP, SYSTEM_RESERVED),
+            Self::Kube => (KUBE_CGROUP, KUBE_RESERVED),
+        }
+    }
 }
 
 /// Where node allocatable memory comes from.
@@ -84,9 +124,16 @@ impl fmt::Display for Config {
             None => writeln!(f, "{THROTTLING}: null")?,
         }
         writeln!(f, "{RESERVATION}: {}", self.policy.reservation)?;
+        writeln!(f, "{HEADROOM}: {}", self.policy.headroom.quantity())?;
         match self.node_allocatable {
             NodeAllocatable::Auto => writeln!(f, "{ALLOCATABLE}: auto")?,
             NodeAllocatable::Fixed(bytes) => writeln!(f, "{ALLOCATABLE}: {}", bytes.quantity())?,
+        }
+        for Reserved { owner, cgroup, memory } in &self.reserved {
+            let (cgroup_field, memory_field) = owner.fields();
+            // Quoted as JSON, which YAML is a superset of: a cgroup's name may hold anything.
+            writeln!(f, "{cgroup_field}: {}", serde_json::Value::from(cgroup.to_string()))?;
+            writeln!(f, "{memory_field}: {{memory: {}}}", memory.quantity())?;
         }
         writeln!(f, "{LOG_LEVEL}: {}", self.log_level.as_str())
     }
@@ -95,8 +142,23 @@ impl fmt::Display for Config {
 const THROTTLING: &str = "memoryThrottlingFactor";
 const RESERVATION: &str = "memoryReservationPolicy";
 const ALLOCATABLE: &str = "nodeAllocatable";
+const HEADROOM: &str = "memoryMinHeadroom";
+const SYSTEM_CGROUP: &str = "systemReservedCgroup";
+const SYSTEM_RESERVED: &str = "systemReserved";
+const KUBE_CGROUP: &str = "kubeReservedCgroup";
+const KUBE_RESERVED: &str = "kubeReserved";
 const LOG_LEVEL: &str = "logLevel";
-const FIELDS: [&str; 4] = [THROTTLING, RESERVATION, ALLOCATABLE, LOG_LEVEL];
+const FIELDS: [&str; 9] = [
+    THROTTLING,
+    RESERVATION,
+    HEADROOM,
+    ALLOCATABLE,
+    SYSTEM_CGROUP,
+    SYSTEM_RESERVED,
+    KUBE_CGROUP,
+    KUBE_RESERVED,
+    LOG_LEVEL,
+];
 
 impl Config {
     /// Reads a configuration. `source` names it in messages, usually by its path.
@@ -208,6 +270,8 @@ impl RawConfig {
         let mut config = Config::default();
         let mut errors = Vec::new();
         let mut seen: Vec<(String, u64)> = Vec::new();
+        let mut cgroups: Vec<(&str, CgroupPath)> = Vec::new();
+        let mut amounts: Vec<(&str, Bytes)> = Vec::new();
         for (key, value) in self.0 {
             let (field, line) = (key.value, key.referenced.line().max(1));
             let mut wrong = |expected: String, found: String| {
@@ -231,6 +295,28 @@ impl RawConfig {
                     Some(allocatable) => config.node_allocatable = allocatable,
                     None => wrong("auto, or a quantity above 0 such as 60Gi".to_owned(), value.to_string()),
                 },
+                HEADROOM => match value.quantity() {
+                    Some(headroom) => config.policy.headroom = headroom,
+                    None => wrong("a quantity such as 2Mi, or 0".to_owned(), value.to_string()),
+                },
+                SYSTEM_CGROUP | KUBE_CGROUP => match value.cgroup() {
+                    Some(cgroup) => {
+                        cgroups.push((if field == KUBE_CGROUP { KUBE_CGROUP } else { SYSTEM_CGROUP }, cgroup))
+                    }
+                    None => wrong(
+                        "the path of a cgroup, such as /system.slice, beneath the root and without . or ..".to_owned(),
+                        value.to_string(),
+                    ),
+                },
+                SYSTEM_RESERVED | KUBE_RESERVED => match value.memory() {
+                    Some(amount) => {
+                        amounts.push((if field == KUBE_RESERVED { KUBE_RESERVED } else { SYSTEM_RESERVED }, amount));
+                    }
+                    None => wrong(
+                        "a mapping with a quantity above 0, such as {memory: 500Mi}".to_owned(),
+                        value.to_string(),
+                    ),
+                },
                 LOG_LEVEL => match value.one_of(LogLevel::ALL) {
                     Some(level) => config.log_level = level,
                     None => wrong("error, warn, info, debug or trace".to_owned(), value.to_string()),
@@ -245,6 +331,28 @@ impl RawConfig {
             }
             seen.push((field, line));
         }
+        for owner in Owner::ALL {
+            let (cgroup_field, memory_field) = owner.fields();
+            let cgroup = cgroups.iter().find(|(field, _)| *field == cgroup_field);
+            let memory = amounts.iter().find(|(field, _)| *field == memory_field);
+            let line = |field: &str| seen.iter().find(|(name, _)| name == field).map(|(_, line)| *line);
+            let mut alone = |field: &str, other: &str| {
+                // Where the other one is there, it was complained of.
+                if let (Some(line), None) = (line(field), line(other)) {
+                    let (field, found) = (Some(field.to_owned()), "none".to_owned());
+                    errors.push(FieldError { line, field, expected: format!("{other} beside it"), found });
+                }
+            };
+            match (cgroup, memory) {
+                (Some((_, cgroup)), Some((_, memory))) => {
+                    config.reserved.push(Reserved { owner, cgroup: cgroup.clone(), memory: *memory });
+                }
+                (Some(_), None) => alone(cgroup_field, memory_field),
+                (None, Some(_)) => alone(memory_field, cgroup_field),
+                (None, None) => {}
+            }
+        }
+        errors.sort_by_key(|error| error.line);
         (config, errors)
     }
 }
@@ -323,7 +431,7 @@ enum RawValue {
     Number { text: String, value: f64 },
     Text(String),
     List,
-    Map,
+    Map(Vec<(String, RawValue)>),
 }
 
 impl RawValue {
@@ -335,14 +443,35 @@ impl RawValue {
         }
     }
 
+    fn quantity(&self) -> Option<Bytes> {
+        match self {
+            Self::Text(text) | Self::Number { text, .. } => Bytes::from_quantity(text).ok(),
+            _ => None,
+        }
+    }
+
     fn node_allocatable(&self) -> Option<NodeAllocatable> {
-        let text = match self {
-            Self::Text(text) if text == "auto" => return Some(NodeAllocatable::Auto),
-            Self::Text(text) | Self::Number { text, .. } => text,
-            _ => return None,
-        };
-        let bytes = Bytes::from_quantity(text).ok()?;
-        (bytes > Bytes::ZERO).then_some(NodeAllocatable::Fixed(bytes))
+        match self {
+            Self::Text(text) if text == "auto" => Some(NodeAllocatable::Auto),
+            _ => self.quantity().filter(|bytes| *bytes > Bytes::ZERO).map(NodeAllocatable::Fixed),
+        }
+    }
+
+    fn cgroup(&self) -> Option<CgroupPath> {
+        let Self::Text(text) = self else { return None };
+        if text.contains(':') {
+            return None;
+        }
+        CgroupPath::of_parent(text).ok()
+    }
+
+    /// The amount in a resource list of Kubernetes that has nothing else in it.
+    fn memory(&self) -> Option<Bytes> {
+        let Self::Map(fields) = self else { return None };
+        match &fields[..] {
+            [(name, value)] if name == "memory" => value.quantity().filter(|bytes| *bytes > Bytes::ZERO),
+            _ => None,
+        }
     }
 
     fn one_of<T: fmt::Display + Copy, const N: usize>(&self, choices: [T; N]) -> Option<T> {
@@ -366,7 +495,7 @@ impl fmt::Display for RawValue {
             Self::Number { text, .. } => write!(f, "the number {text}"),
             Self::Text(text) => write!(f, "'{}'", excerpt(text)),
             Self::List => f.write_str("a list"),
-            Self::Map => f.write_str("a mapping"),
+            Self::Map(_) => f.write_str("a mapping"),
         }
     }
 }
@@ -428,8 +557,12 @@ impl<'de> Deserialize<'de> for RawValue {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawValue, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(RawValue::Map)
+                let mut fields = Vec::new();
+                while let Some((key, value)) = map.next_entry::<RawValue, RawValue>()? {
+                    let key = if let RawValue::Text(text) = key { text } else { key.to_string() };
+                    fields.push((key, value));
+                }
+                Ok(RawValue::Map(fields))
             }
         }
 
@@ -458,18 +591,41 @@ mod tests {
         assert_eq!(config.log_level, LogLevel::Info);
     }
 
+    fn reserved(owner: Owner, cgroup: &str, memory: u64) -> Reserved {
+        Reserved { owner, cgroup: CgroupPath::parse(cgroup).unwrap(), memory: Bytes::new(memory) }
+    }
+
+    #[test]
+    fn a_reserved_cgroup_without_its_amount_is_a_mistake_and_so_is_the_reverse() {
+        assert_eq!(
+            parse("systemReservedCgroup: /system.slice\nkubeReserved: {memory: 1Gi}").unwrap_err(),
+            "f.yaml:1: systemReservedCgroup: expected systemReserved beside it, found none\n\
+             f.yaml:2: kubeReserved: expected kubeReservedCgroup beside it, found none"
+        );
+        // What is wrong with the amount is said once.
+        let error = parse("systemReservedCgroup: /system.slice\nsystemReserved: {memory: 0}").unwrap_err();
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+
     #[test]
     fn every_field_is_read() {
         assert_eq!(
             parse(
-                "memoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nnodeAllocatable: 60Gi\nlogLevel: debug\n"
+                "memoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 1Mi\n\
+                 nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: {memory: 500Mi}\n\
+                 kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\nlogLevel: debug\n"
             ),
             Ok(Config {
                 policy: Policy {
                     throttling: ThrottlingFactor::new(0.5),
                     reservation: ReservationPolicy::TieredReservation,
+                    headroom: Bytes::new(1 << 20),
                 },
                 node_allocatable: NodeAllocatable::Fixed(Bytes::new(60 << 30)),
+                reserved: vec![
+                    reserved(Owner::System, "/system.slice", 500 << 20),
+                    reserved(Owner::Kube, "/kubelet.slice/kubelet.service", 1 << 30),
+                ],
                 log_level: LogLevel::Debug,
             })
         );
@@ -479,7 +635,7 @@ mod tests {
     fn null_means_never_to_throttle_and_none_is_a_policy() {
         for null in ["null", "~", ""] {
             let config = parse(&format!("memoryThrottlingFactor: {null}\nmemoryReservationPolicy: None")).unwrap();
-            assert_eq!(config.policy, Policy { throttling: None, reservation: ReservationPolicy::None });
+            assert_eq!(config.policy, Policy { headroom: Policy::DEFAULT_HEADROOM, ..Policy::OFF });
         }
     }
 
@@ -519,7 +675,8 @@ f.yaml:5: nodeAllocatable: expected auto, or a quantity above 0 such as 60Gi, fo
 f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
 f.yaml:7: logLevel: expected each field once, found it again after line 6
 f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
-f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, nodeAllocatable, logLevel, found an unknown field"
+f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
+             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, logLevel, found an unknown field"
         );
     }
 
@@ -545,6 +702,20 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             "nodeAllocatable: Auto",
             "nodeAllocatable: true",
             "nodeAllocatable: 99999999999999999999999999999999",
+            "memoryMinHeadroom: -1",
+            "memoryMinHeadroom: null",
+            "memoryMinHeadroom: 2%",
+            "systemReservedCgroup: /",
+            "systemReservedCgroup: /system.slice/../..",
+            "systemReservedCgroup: a.slice:b:c",
+            "systemReservedCgroup: 1",
+            "kubeReservedCgroup: [a]",
+            "systemReserved: 500Mi",
+            "systemReserved: {}",
+            "systemReserved: {memory: 0}",
+            "systemReserved: {memory: 1Gi, cpu: 1}",
+            "kubeReserved: {cpu: 1}",
+            "kubeReserved: {memory: {a: b}}",
             "logLevel: INFO",
             "logLevel: 3",
             "logLevel: off",
@@ -617,14 +788,25 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             proptest::option::of(1u32..=1000),
             proptest::sample::select(&ReservationPolicy::ALL[..]),
             proptest::option::of(1..=Bytes::MAX.get()),
+            0..=Bytes::MAX.get(),
+            proptest::option::of(("[ -~]{1,20}", 1..=Bytes::MAX.get())),
             proptest::sample::select(&LogLevel::ALL[..]),
         )
-            .prop_map(|(thousandths, reservation, allocatable, log_level)| Config {
+            .prop_map(|(thousandths, reservation, allocatable, headroom, system, log_level)| Config {
                 policy: Policy {
                     throttling: thousandths
                         .and_then(|thousandths| ThrottlingFactor::new(f64::from(thousandths) / 1000.0)),
                     reservation,
+                    headroom: Bytes::new(headroom),
                 },
+                reserved: system
+                    .and_then(|(name, memory)| {
+                        let cgroup = CgroupPath::parse(&format!("/x/{name}")).ok()?;
+                        let fine = !cgroup.as_str().contains(':');
+                        fine.then_some(Reserved { owner: Owner::System, cgroup, memory: Bytes::new(memory) })
+                    })
+                    .into_iter()
+                    .collect(),
                 node_allocatable: allocatable
                     .map_or(NodeAllocatable::Auto, |bytes| NodeAllocatable::Fixed(Bytes::new(bytes))),
                 log_level,

@@ -6,13 +6,15 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::cgroup::{CgroupPath, Knob};
-use crate::config::{Config, NodeAllocatable};
+use crate::config::{Config, NodeAllocatable, Reserved};
+use crate::hierarchy::PodPlace;
 use crate::node::NodeMemory;
+use crate::originals::{Originals, Target, Values};
 use crate::pod::{PodUid, QosClass, Request, Resources};
-use crate::policy::{self, Desired, Node, Setting};
+use crate::policy::{self, Desired, Node, Policy, Reason, Setting};
 use crate::requests::annotation::Overrides;
 use crate::requests::checkpoint::{Checkpoints, Moment, Record};
 use crate::requests::{self, Known, Notice};
@@ -29,8 +31,8 @@ pub struct Container {
     pub pod: String,
     /// Its pod's uid.
     pub uid: PodUid,
-    /// The kubelet's QoS class; `None` where no kubelet made the pod's cgroup.
-    pub class: Option<QosClass>,
+    /// The id of its pod's sandbox.
+    pub sandbox: String,
     /// Its limit: asked for at create or by the last update.
     pub limit: Limit,
     /// The unified map that the CRI client sent with the create or the last update.
@@ -44,8 +46,12 @@ pub struct Container {
     pub moment: Moment,
     /// It was started, so it has a cgroup.
     pub started: bool,
+    /// The runtime is about to update it, so that its files are neither as before nor as after.
+    pub updating: bool,
     /// Its cgroup; `None` if the runtime gave none, or none that can be used.
     pub cgroup: Option<CgroupPath>,
+    /// Where its pod is; `None` where no kubelet made the pod's cgroup.
+    pub place: Option<PodPlace>,
 }
 
 /// What a container should have.
@@ -59,16 +65,31 @@ pub struct Decided {
     pub desired: Desired,
     /// What somebody should hear of.
     pub notices: Vec<Notice>,
+    /// What the files held before this plugin changed them; `None` if it never has.
+    pub before: Option<Values>,
+}
+
+impl Container {
+    /// The kubelet's QoS class; `None` where no kubelet made the pod's cgroup.
+    pub fn class(&self) -> Option<QosClass> {
+        self.place.as_ref().map(PodPlace::class)
+    }
 }
 
 impl Decided {
     /// The value that a file should have; `None` is to be left alone.
+    ///
+    /// Where the policy has no say in a file, that is what it held before this plugin changed it, if it did.
     pub fn value(&self, knob: Knob) -> Option<Limit> {
-        match knob {
-            Knob::Min => self.desired.min_value(),
-            Knob::Low => self.desired.low_value(),
-            Knob::High => self.desired.high_value(),
-            Knob::Max => None,
+        let (decision, value) = match knob {
+            Knob::Min => (&self.desired.min, self.desired.min_value()),
+            Knob::Low => (&self.desired.low, self.desired.low_value()),
+            Knob::High => (&self.desired.high, self.desired.high_value()),
+            Knob::Max => return None,
+        };
+        match decision.reason {
+            Reason::NothingReserved | Reason::NoThrottling => self.before?.get(knob).or(value),
+            _ => value,
         }
     }
 
@@ -86,8 +107,12 @@ impl Decided {
 /// The files that this plugin sets.
 pub const KNOBS: [Knob; 3] = [Knob::Min, Knob::Low, Knob::High];
 
+/// A file whose being there, beneath the node's file system, means that nothing is wanted of anybody: `plimsoll restore` was
+/// called.
+pub const STAND_ASIDE: &str = "run/plimsoll/restored";
+
 /// The node's side of a decision.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// The configuration in force.
     pub config: Config,
@@ -95,9 +120,21 @@ pub struct Settings {
     pub node: Node,
     /// All memory.
     pub mem_total: Option<Bytes>,
+    /// `plimsoll restore` was called: nothing is wanted of anybody.
+    pub stand_aside: bool,
 }
 
 impl Settings {
+    /// The node's policy, as it is in force.
+    pub fn policy(&self) -> Policy {
+        if self.stand_aside { Policy::OFF } else { self.config.policy }
+    }
+
+    /// The cgroups to protect beside the pods.
+    pub fn reserved(&self) -> Vec<Reserved> {
+        if self.stand_aside { Vec::new() } else { self.config.reserved.clone() }
+    }
+
     /// Takes the node whose file system is at `host`, and tells what was chosen for the log.
     pub fn discover(config: Config, host: &Path) -> (Self, NodeMemory) {
         let page_size = PageSize::new(rustix::param::page_size() as u64).unwrap_or(PageSize::KIB4);
@@ -106,7 +143,8 @@ impl Settings {
             NodeAllocatable::Auto => memory.allocatable,
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
-        (Self { config, node: Node { allocatable, page_size }, mem_total: memory.mem_total }, memory)
+        let stand_aside = host.join(STAND_ASIDE).exists();
+        (Self { config, node: Node { allocatable, page_size }, mem_total: memory.mem_total, stand_aside }, memory)
     }
 }
 
@@ -114,8 +152,9 @@ impl Settings {
 #[derive(Debug)]
 pub struct Containers {
     known: Mutex<HashMap<String, Arc<Container>>>,
-    settings: RwLock<Settings>,
+    settings: RwLock<Arc<Settings>>,
     checkpoints: Mutex<Checkpoints>,
+    originals: Arc<Mutex<Originals>>,
 }
 
 // Nothing that can panic runs while one of the locks is held, so a poisoned one holds good data.
@@ -125,18 +164,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Containers {
     /// No containers yet.
-    pub fn new(settings: Settings, checkpoints: Checkpoints) -> Self {
-        Self { known: Mutex::default(), settings: RwLock::new(settings), checkpoints: Mutex::new(checkpoints) }
+    pub fn new(settings: Settings, checkpoints: Checkpoints, originals: Arc<Mutex<Originals>>) -> Self {
+        let (settings, checkpoints) = (RwLock::new(Arc::new(settings)), Mutex::new(checkpoints));
+        Self { known: Mutex::default(), settings, checkpoints, originals }
     }
 
     /// What decides at the moment.
-    pub fn settings(&self) -> Settings {
-        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Decides by other settings from now on.
     pub fn set_settings(&self, settings: Settings) {
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
     }
 
     /// Remembers a container, or what has changed about it.
@@ -159,6 +199,15 @@ impl Containers {
         }
     }
 
+    /// An update of a container has come to its end, or has not come about.
+    pub fn updated(&self, id: &str) {
+        if let Some(container) = lock(&self.known).get_mut(id)
+            && container.updating
+        {
+            Arc::make_mut(container).updating = false;
+        }
+    }
+
     /// Forgets a container.
     pub fn remove(&self, id: &str) {
         lock(&self.known).remove(id);
@@ -169,9 +218,26 @@ impl Containers {
         lock(&self.known).get(id).cloned()
     }
 
+    /// What a container's files held before this plugin changed them; `None` if it never has.
+    pub fn before(&self, id: &str) -> Option<Values> {
+        lock(&self.originals).get(&Target::Container(id.to_owned()))
+    }
+
+    /// This plugin is about to change a container's files, which hold this. Only the first time counts.
+    pub fn remember(&self, container: &Container, before: Values) {
+        if let Err(error) = lock(&self.originals).remember(Target::Container(container.id.clone()), before) {
+            debug!(pod = container.pod, container = container.name, %error, "cannot write down what it had before");
+        }
+    }
+
     /// The ids of all containers.
     pub fn ids(&self) -> Vec<String> {
         lock(&self.known).keys().cloned().collect()
+    }
+
+    /// All containers.
+    pub fn all(&self) -> Vec<Arc<Container>> {
+        lock(&self.known).values().cloned().collect()
     }
 
     /// The kubelet's record of a container. Reads files, though rarely: only when they have changed. Logs what is wrong with
@@ -194,7 +260,7 @@ impl Containers {
     pub fn decide(&self, container: &Container, record: Option<&Record>) -> Decided {
         let settings = self.settings();
         let resolution = requests::resolve(&Known {
-            class: container.class,
+            class: container.class(),
             limit: container.limit,
             unified: &container.unified,
             overrides: &container.overrides,
@@ -203,7 +269,11 @@ impl Containers {
             allocatable: settings.node.allocatable,
             record,
         });
-        let (policy, notice) = requests::overridden(&settings.config.policy, &container.overrides);
+        let (policy, notice) = if settings.stand_aside {
+            (Policy::OFF, None)
+        } else {
+            requests::overridden(&settings.config.policy, &container.overrides)
+        };
         let resources = Resources { request: resolution.request, limit: container.limit };
         let mut notices = resolution.notices;
         notices.extend(notice);
@@ -212,6 +282,7 @@ impl Containers {
             request: resolution.request,
             desired: policy::desired(&resources, resolution.class, &settings.node, &policy),
             notices,
+            before: self.before(&container.id),
         }
     }
 }

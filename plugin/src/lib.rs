@@ -12,11 +12,16 @@
 //! 4. [`policy::desired`] turns that into values for `memory.min`, `memory.low` and `memory.high`.
 //! 5. [`service`] answers the runtime with them, and [`reconcile`] brings running containers to them and reads back.
 
+pub mod ancestors;
 pub mod cgroup;
 pub mod config;
 pub mod containers;
+pub mod contention;
 pub mod explain;
+pub mod hierarchy;
 pub mod node;
+pub mod originals;
+pub mod outcome;
 pub mod pod;
 pub mod policy;
 pub mod reconcile;

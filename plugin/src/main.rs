@@ -1,5 +1,6 @@
 //! The `plimsoll` program.
 
+mod restore;
 mod run;
 
 use std::fs::File;
@@ -38,6 +39,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(Run),
+    Restore(Restore),
     Check(Check),
     Explain(Explain),
 }
@@ -69,7 +71,36 @@ struct Run {
     #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
     socket: PathBuf,
 
-    /// Where the node's file system is: its /proc, /sys/fs/cgroup and /var/lib/kubelet
+    /// Where the node's file system is: its /proc, /run, /sys/fs/cgroup and /var/lib/kubelet
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    host: PathBuf,
+}
+
+/// Put everything back to what it would be without the plugin.
+#[derive(Args)]
+#[command(
+    long_about = "\
+Give every running container, and every cgroup above the containers or beside the pods, back what it held before the plugin \
+changed it; the container runtime's stored values, too. Processor values and memory.max are not touched, and no container is \
+restarted. Prints what was changed, as CGROUP FILE: BEFORE -> NOW.
+
+Works with the plugin running or not. From then on the plugin sets nothing, also after a restart, until --undo or the next \
+boot. To uninstall, call this, then stop and remove the plugin. Calling it again does no harm.",
+    after_long_help = "\
+Examples:
+  plimsoll restore
+  plimsoll restore --undo"
+)]
+struct Restore {
+    /// Let the plugin set values again
+    #[arg(long)]
+    undo: bool,
+
+    /// The container runtime's NRI socket
+    #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
+    socket: PathBuf,
+
+    /// Where the node's file system is: its /proc, /run, /sys/fs/cgroup and /var/lib/kubelet
     #[arg(long, value_name = "DIR", default_value = "/")]
     host: PathBuf,
 }
@@ -85,7 +116,12 @@ All fields, with their defaults:
 
   memoryThrottlingFactor: 0.9               # above 0, at most 1; null: never set memory.high
   memoryReservationPolicy: HardReservation  # None, TieredReservation or HardReservation
+  memoryMinHeadroom: 2Mi                    # how far memory.min stays below the limit; 0: as Kubernetes has it
   nodeAllocatable: auto                     # auto, or a quantity such as 60Gi
+  systemReservedCgroup: /system.slice       # with the amount: memory.min of that cgroup; not set by default
+  systemReserved: {memory: 500Mi}
+  kubeReservedCgroup: /kubelet.slice        # likewise
+  kubeReserved: {memory: 500Mi}
   logLevel: info                            # error, warn, info, debug or trace",
     after_long_help = "\
 Examples:
@@ -159,6 +195,7 @@ fn main() -> ExitCode {
     let cli = if launched { Cli::parse_from(["plimsoll", "run"]) } else { Cli::parse() };
     let result = match cli.command {
         Command::Run(run) => run.run(),
+        Command::Restore(restore) => restore.run(),
         Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),
         Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),
     };

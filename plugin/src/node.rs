@@ -43,6 +43,27 @@ pub struct NodeMemory {
     pub source: AllocatableSource,
     /// What could not be read and had to be done without.
     pub problems: Vec<NodeError>,
+    /// Where the kubelet sets the same files, by its configuration, and how to settle it.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// The kubelet sets files that this plugin sets, too. `Display` says which, and how to settle it.
+///
+/// Source: `pkg/kubelet/cm/qos_container_manager_linux.go` and `helpers_linux.go` of Kubernetes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Conflict {
+    /// Its feature gate `MemoryQoS` is on, and it reserves.
+    #[error(
+        "has its own MemoryQoS on (featureGates), which sets memory.min, memory.low and memory.high of the same cgroups by its \
+         own rules, and those of kubepods and the classes every minute; set featureGates.MemoryQoS to false and restart it"
+    )]
+    MemoryQos,
+    /// The same, with its policy `None`.
+    #[error(
+        "has its own MemoryQoS on with memoryReservationPolicy None: every minute it sets memory.min of kubepods and memory.low \
+         of the classes to 0, without which nothing below is protected; set featureGates.MemoryQoS to false and restart it"
+    )]
+    MemoryQosNone,
 }
 
 /// Where node allocatable came from. `Display` is the middle of a sentence.
@@ -158,7 +179,8 @@ impl NodeMemory {
             }
         });
         let (allocatable, source) = choose(meminfo, config.as_ref(), kubepods, page);
-        Self { mem_total: meminfo.map(|meminfo| meminfo.total), allocatable, source, problems }
+        let conflicts = config.and_then(|config| config.conflict).into_iter().collect();
+        Self { mem_total: meminfo.map(|meminfo| meminfo.total), allocatable, source, problems, conflicts }
     }
 }
 
@@ -264,6 +286,8 @@ pub struct KubeletReservations {
     pub eviction: Threshold,
     /// Whether `enforceNodeAllocatable` contains `pods`, as it does by default.
     pub enforced_for_pods: bool,
+    /// Its own MemoryQoS.
+    pub conflict: Option<Conflict>,
 }
 
 /// An eviction threshold.
@@ -310,6 +334,8 @@ impl KubeletReservations {
             eviction_hard: Option<BTreeMap<String, Option<String>>>,
             merge_default_eviction_settings: Option<bool>,
             enforce_node_allocatable: Option<Vec<String>>,
+            feature_gates: Option<BTreeMap<String, Option<bool>>>,
+            memory_reservation_policy: Option<String>,
         }
 
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
@@ -334,6 +360,12 @@ impl KubeletReservations {
             },
             None => Threshold::Bytes(DEFAULT_EVICTION),
         };
+        let is_on = raw.feature_gates.is_some_and(|gates| gates.get("MemoryQoS") == Some(&Some(true)));
+        let conflict = match raw.memory_reservation_policy.as_deref() {
+            _ if !is_on => None,
+            Some("None") => Some(Conflict::MemoryQosNone),
+            _ => Some(Conflict::MemoryQos),
+        };
         Ok(Self {
             system: reserved("systemReserved", raw.system_reserved)?,
             kube: reserved("kubeReserved", raw.kube_reserved)?,
@@ -341,6 +373,7 @@ impl KubeletReservations {
             enforced_for_pods: raw
                 .enforce_node_allocatable
                 .is_none_or(|list| list.iter().any(|target| target == "pods")),
+            conflict,
         })
     }
 }
@@ -545,6 +578,7 @@ evictionHard:
             let meminfo = MemInfo { total: Bytes::new(total), hugepages: Bytes::new(hugepages) };
             let config = reserved.map(|reserved| KubeletReservations {
                 system: Bytes::new(reserved), kube: Bytes::ZERO, eviction: Threshold::Share(0.05), enforced_for_pods: true,
+                conflict: None,
             });
             let max = max.map(|max| Limit::Bytes(Bytes::new(max)));
             let (allocatable, _) = choose(Some(meminfo), config.as_ref(), max, PageSize::KIB4);

@@ -86,11 +86,25 @@ pub struct Policy {
     pub throttling: Option<ThrottlingFactor>,
     /// What is protected.
     pub reservation: ReservationPolicy,
+    /// How far below its limit a container's `memory.min` stays (`memoryMinHeadroom`).
+    pub headroom: Bytes,
+}
+
+impl Policy {
+    /// Twice what was measured to be enough.
+    pub const DEFAULT_HEADROOM: Bytes = Bytes::new(2 << 20);
+
+    /// Nothing is wanted of any file.
+    pub const OFF: Self = Self { throttling: None, reservation: ReservationPolicy::None, headroom: Bytes::ZERO };
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { throttling: Some(ThrottlingFactor::DEFAULT), reservation: ReservationPolicy::default() }
+        Self {
+            throttling: Some(ThrottlingFactor::DEFAULT),
+            reservation: ReservationPolicy::default(),
+            headroom: Self::DEFAULT_HEADROOM,
+        }
     }
 }
 
@@ -156,6 +170,8 @@ pub struct Desired {
     pub low: Decision,
     /// `memory.high`: throttled and reclaimed above this. Whole pages.
     pub high: Decision,
+    /// What the cgroups above have to protect for it: the request to the byte, without headroom. `None` is unknown.
+    pub claim: Option<Protection>,
 }
 
 impl Desired {
@@ -224,6 +240,15 @@ pub enum Reason {
         /// The limit.
         limit: Bytes,
     },
+    /// The request leaves less than the headroom below the limit.
+    Headroom {
+        /// The request.
+        request: Request,
+        /// The limit.
+        limit: Bytes,
+        /// What is kept free below it.
+        headroom: Bytes,
+    },
     /// The request is 0.
     RequestIsZero(Request),
     /// The request is not known.
@@ -279,6 +304,13 @@ impl fmt::Display for Reason {
             Self::CappedAtLimit { request, limit } => {
                 write!(f, "the request {request} exceeds the limit, so it is the limit, {}", limit.quantity())
             }
+            Self::Headroom { request, limit, headroom } => write!(
+                f,
+                "the request is {request}, and {} below the limit {} stay unprotected, so that page cache can be \
+                 reclaimed before the limit kills",
+                headroom.quantity(),
+                limit.quantity()
+            ),
             Self::RequestIsZero(request) => write!(f, "the request is {request}, so there is nothing to protect"),
             Self::RequestUnknown => f.write_str("the request is not known, so the value is left as it is"),
             Self::OtherTier(QosClass::Guaranteed) => {
@@ -313,27 +345,60 @@ impl fmt::Display for Reason {
 /// - Where the request is unknown, whatever depends on it is left alone.
 /// - Without a limit, node allocatable stands in for it, also for a Burstable container without any request
 ///   (kubernetes/kubernetes treats it so since BestEffort pods were fixed; until then it set nothing).
+/// - `memory.min` stays [`Policy::headroom`] below the limit. This is the one deliberate difference from Kubernetes: a pod's
+///   `memory.max` is the sum of its containers' limits, so when a container is protected up to its limit, the pod's limit
+///   finds nothing in it to reclaim, and the container is killed for its own page cache (measured: with 4 KiB of headroom
+///   it dies, with 1 MiB it lives). What it takes is what else is charged to the pod, such as the sandbox's pause process,
+///   which does not grow with the limit; so it is an amount and not a share.
 pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Policy) -> Desired {
-    let (min, low) = protection(resources, class, policy.reservation);
-    Desired { min, low, high: throttling(resources, class, node, policy.throttling) }
+    let exact = reservation(resources);
+    let claim = value(exact.setting, Limit::Bytes(Bytes::ZERO)).and_then(Limit::bytes);
+    let hard = |bytes| Protection { min: bytes, low: Bytes::ZERO };
+    let soft = |bytes| Protection { min: Bytes::ZERO, low: bytes };
+    let other = Decision::default(Reason::OtherTier(class));
+    let (min, low, claim) = match (policy.reservation, class) {
+        (ReservationPolicy::None, _) => {
+            let nothing = Decision::default(Reason::NothingReserved);
+            (nothing, nothing, Some(Protection::default()))
+        }
+        (ReservationPolicy::HardReservation, _) => {
+            let low = Decision::default(Reason::HardUsesMin);
+            (below_limit(exact, resources, policy.headroom), low, claim.map(hard))
+        }
+        (ReservationPolicy::TieredReservation, QosClass::Guaranteed) => {
+            (below_limit(exact, resources, policy.headroom), other, claim.map(hard))
+        }
+        (ReservationPolicy::TieredReservation, QosClass::Burstable | QosClass::BestEffort) => {
+            (other, exact, claim.map(soft))
+        }
+    };
+    Desired { min, low, high: throttling(resources, class, node, policy.throttling), claim }
 }
 
-/// `memory.min` and `memory.low`.
-fn protection(resources: &Resources, class: QosClass, policy: ReservationPolicy) -> (Decision, Decision) {
-    match policy {
-        ReservationPolicy::None => {
-            let nothing = Decision::default(Reason::NothingReserved);
-            (nothing, nothing)
+/// What a pod's overhead adds to what its containers claim: by the same file as they.
+pub fn overhead(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
+    match (policy.reservation, class) {
+        (ReservationPolicy::None, _) => Protection::default(),
+        (ReservationPolicy::HardReservation, _) | (ReservationPolicy::TieredReservation, QosClass::Guaranteed) => {
+            Protection { min: bytes, low: Bytes::ZERO }
         }
-        ReservationPolicy::HardReservation => (reservation(resources), Decision::default(Reason::HardUsesMin)),
-        ReservationPolicy::TieredReservation => {
-            let other = Decision::default(Reason::OtherTier(class));
-            match class {
-                QosClass::Guaranteed => (reservation(resources), other),
-                QosClass::Burstable | QosClass::BestEffort => (other, reservation(resources)),
-            }
-        }
+        (ReservationPolicy::TieredReservation, _) => Protection { min: Bytes::ZERO, low: bytes },
     }
+}
+
+/// Brings a value for `memory.min` down to what leaves the headroom below the limit.
+fn below_limit(exact: Decision, resources: &Resources, headroom: Bytes) -> Decision {
+    let (Setting::Set(Limit::Bytes(wanted)), Limit::Bytes(limit), Some(request)) =
+        (exact.setting, resources.limit, resources.request)
+    else {
+        return exact;
+    };
+    let most = limit.saturating_sub(headroom);
+    if wanted <= most {
+        return exact;
+    }
+    let reason = Reason::Headroom { request, limit, headroom };
+    if most == Bytes::ZERO { Decision::default(reason) } else { Decision::set(most, reason) }
 }
 
 /// The value that protects the request.
@@ -468,8 +533,8 @@ mod tests {
     #[test]
     fn a_guaranteed_container_is_protected_and_not_throttled() {
         for (policy, min, low) in [
-            (ReservationPolicy::HardReservation, set(mib(64)), Setting::Default),
-            (ReservationPolicy::TieredReservation, set(mib(64)), Setting::Default),
+            (ReservationPolicy::HardReservation, set(mib(62)), Setting::Default),
+            (ReservationPolicy::TieredReservation, set(mib(62)), Setting::Default),
             (ReservationPolicy::None, Setting::Default, Setting::Default),
         ] {
             let policy = Policy { reservation: policy, ..Policy::default() };
@@ -477,6 +542,51 @@ mod tests {
             let wanted = desired(&resources, QosClass::Guaranteed, &node(None), &policy);
             assert_eq!((wanted.min.setting, wanted.low.setting), (min, low));
             assert_eq!(wanted.high, Decision::default(Reason::GuaranteedNotThrottled));
+        }
+    }
+
+    #[test]
+    fn min_stays_a_headroom_below_the_limit_and_the_claim_does_not() {
+        let wanted = |request: u64, limit: u64, headroom: u64| {
+            let policy = Policy { headroom: mib(headroom), ..Policy::default() };
+            let wanted =
+                desired(&container(request * MIB, Some(limit * MIB)), QosClass::Burstable, &node(None), &policy);
+            assert_eq!(wanted.claim, Some(Protection { min: mib(request), low: Bytes::ZERO }));
+            wanted.min
+        };
+        assert_eq!(wanted(64, 64, 2).setting, set(mib(62)));
+        assert_eq!(
+            wanted(64, 64, 2).reason.to_string(),
+            "the request is 64Mi (pod-spec), and 2Mi below the limit 64Mi stay unprotected, so that page cache can be \
+             reclaimed before the limit kills"
+        );
+        assert_eq!(wanted(63, 64, 2).setting, set(mib(62)));
+        assert_eq!(wanted(62, 64, 2).setting, set(mib(62)));
+        assert!(matches!(wanted(62, 64, 2).reason, Reason::IsRequest(_)));
+        assert_eq!(wanted(64, 64, 0).setting, set(mib(64)));
+        assert_eq!(wanted(2, 2, 2).setting, Setting::Default);
+    }
+
+    #[test]
+    fn soft_protection_needs_no_headroom() {
+        let policy = Policy { reservation: ReservationPolicy::TieredReservation, ..Policy::default() };
+        let wanted = desired(&container(64 * MIB, Some(64 * MIB)), QosClass::Burstable, &node(None), &policy);
+        assert_eq!(wanted.low.setting, set(mib(64)));
+        assert_eq!(wanted.claim, Some(Protection { min: Bytes::ZERO, low: mib(64) }));
+    }
+
+    #[test]
+    fn overhead_counts_by_the_file_of_its_class() {
+        let policy = |reservation| Policy { reservation, ..Policy::default() };
+        let hard = Protection { min: mib(8), low: Bytes::ZERO };
+        let soft = Protection { min: Bytes::ZERO, low: mib(8) };
+        for (reservation, class, expected) in [
+            (ReservationPolicy::HardReservation, QosClass::BestEffort, hard),
+            (ReservationPolicy::TieredReservation, QosClass::Guaranteed, hard),
+            (ReservationPolicy::TieredReservation, QosClass::Burstable, soft),
+            (ReservationPolicy::None, QosClass::Guaranteed, Protection::default()),
+        ] {
+            assert_eq!(overhead(mib(8), class, &policy(reservation)), expected, "{reservation} {class}");
         }
     }
 
@@ -525,7 +635,7 @@ mod tests {
         assert_eq!(hard.low_value(), Some(Limit::Bytes(Bytes::ZERO)));
         let tiered = wanted(Policy { reservation: ReservationPolicy::TieredReservation, ..Policy::default() });
         assert_eq!((tiered.min_value(), tiered.low_value()), (Some(Limit::Bytes(Bytes::ZERO)), None));
-        let off = wanted(Policy { throttling: None, reservation: ReservationPolicy::None });
+        let off = wanted(Policy::OFF);
         assert_eq!(off.min_value(), Some(Limit::Bytes(Bytes::ZERO)));
         assert_eq!(off.low_value(), Some(Limit::Bytes(Bytes::ZERO)));
         assert_eq!(off.high_value(), Some(Limit::Max));
@@ -539,8 +649,10 @@ mod tests {
 
     #[test]
     fn a_request_above_the_limit_counts_as_the_limit() {
-        let wanted = desired(&container(2 * MIB, Some(MIB)), QosClass::Burstable, &node(None), &Policy::default());
+        let policy = Policy { headroom: Bytes::ZERO, ..Policy::default() };
+        let wanted = desired(&container(2 * MIB, Some(MIB)), QosClass::Burstable, &node(None), &policy);
         assert_eq!(wanted.min.setting, set(mib(1)));
+        assert_eq!(wanted.claim, Some(Protection { min: mib(1), low: Bytes::ZERO }));
         assert_eq!(
             wanted.min.reason.to_string(),
             "the request 2Mi (pod-spec) exceeds the limit, so it is the limit, 1Mi"
@@ -579,7 +691,7 @@ mod tests {
     #[test]
     fn absurd_amounts_are_decided_without_overflow() {
         let wanted = |request, limit| {
-            let policy = Policy { throttling: Some(factor(1.0)), ..Policy::default() };
+            let policy = Policy { throttling: Some(factor(1.0)), headroom: Bytes::ZERO, ..Policy::default() };
             desired(&container(request, limit), QosClass::Burstable, &node(Some(Bytes::MAX)), &policy)
         };
         let most = Bytes::MAX.get();
@@ -617,6 +729,7 @@ mod tests {
     fn policies() -> impl Strategy<Value = Policy> {
         (proptest::option::of(1u32..=1000), proptest::sample::select(&ReservationPolicy::ALL[..])).prop_map(
             |(thousandths, reservation)| Policy {
+                headroom: Bytes::ZERO,
                 throttling: thousandths.map(|thousandths| factor(f64::from(thousandths) / 1000.0)),
                 reservation,
             },

@@ -1,24 +1,32 @@
-//! Compare what running containers should have with what the kernel holds, and make it so.
+//! Compare what containers and the cgroups above them should have with what the kernel holds, and make it so.
 //!
 //! One task does this, apart from the events: a runtime cannot update containers while it waits for an event's answer. It
-//! looks at a container after each start and update, and at all of them after a synchronisation or a change of the
-//! configuration. A value counts as applied when it was read back.
+//! looks at a container after each start and update, at whatever somebody writes to or removes (by inotify), at everything
+//! after a synchronisation or a change of the configuration, and now and then. A value counts as applied when it was read
+//! back.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::FutureExt as _;
 use nri::UpdateError;
 use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxResources};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::cgroup::{CgroupError, CgroupRoot, Knob};
+use crate::ancestors::{Ancestors, Checked};
+use crate::cgroup::watch::{Change, Watch};
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Decided, KNOBS};
-use crate::units::{Limit, PageSize};
+use crate::contention::{Contention, REPAIRS, Verdict};
+use crate::hierarchy::{self, Observed, Standing};
+use crate::originals::Values;
+use crate::outcome::Outcome;
+use crate::pod::PodCgroup;
+use crate::policy::Protection;
+use crate::units::{Bytes, Limit, PageSize};
 
 /// Containers in one request to the runtime, which takes some tenths of a second for each and holds its lock meanwhile.
 const BATCH: usize = 8;
@@ -29,8 +37,12 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// After how long to look at a container that was to be updated. The kubelet tries an update again after 10 s.
 const LATER: Duration = Duration::from_secs(5);
 
-/// How often a container's values are written before they are left as they are.
-const ATTEMPTS: usize = 5;
+/// How often everything is looked at without any reason: a file that somebody keeps open, a lost event.
+const TICK: Duration = Duration::from_secs(600);
+
+/// After how long a cgroup that the runtime has not told of is missed. A container's cgroup goes a little later than the
+/// runtime tells, and one that is made while the runtime synchronises may be told of a little later.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,44 +51,14 @@ pub enum Work {
     Container(String),
     /// One container, after a while: see that an update came about.
     Later(String),
-    /// Every container.
+    /// One container, of which an update should have come about by now.
+    Updated(String),
+    /// A cgroup above the containers.
+    Cgroup(CgroupPath),
+    /// A cgroup of which the runtime may not have told.
+    Stranger(CgroupPath),
+    /// Every container and every cgroup above.
     All,
-}
-
-/// What became of one container's values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// They were changed, and read back as they should be.
-    Applied,
-    /// They were as they should be.
-    Unchanged,
-    /// What they should be is not known.
-    Unresolved,
-    /// The container is gone.
-    Gone,
-    /// The kernel or the cgroup lacks the file.
-    Unsupported,
-    /// Somebody else keeps changing them.
-    Contended,
-    /// The runtime refused to change them.
-    Rejected,
-    /// They could not be read.
-    Failed,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Applied => "applied",
-            Self::Unchanged => "unchanged",
-            Self::Unresolved => "unresolved",
-            Self::Gone => "gone",
-            Self::Unsupported => "unsupported",
-            Self::Contended => "contended",
-            Self::Rejected => "rejected",
-            Self::Failed => "failed",
-        })
-    }
 }
 
 /// One file of a container that is not as it should be.
@@ -90,20 +72,31 @@ pub struct Write {
     pub desired: Limit,
 }
 
+/// A container beside the kernel.
+#[derive(Debug)]
+pub struct Compared {
+    /// What it should have.
+    pub decided: Decided,
+    /// What differs.
+    pub writes: Vec<Write>,
+    /// What the cgroups above have to protect for it.
+    pub claim: Protection,
+    /// What its files hold.
+    pub held: Values,
+}
+
 /// Compares one container with the kernel.
 ///
 /// # Errors
 ///
 /// When its cgroup cannot be read.
-pub fn compare(
-    containers: &Containers,
-    root: &CgroupRoot,
-    container: &Container,
-) -> Result<(Decided, Vec<Write>), CgroupError> {
+pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container) -> Result<Compared, CgroupError> {
     let page = containers.settings().node.page_size;
     let record = containers.record(&container.uid, &container.name, container.moment);
     let Some(path) = &container.cgroup else {
-        return Ok((containers.decide(container, record.as_ref()), Vec::new()));
+        let decided = containers.decide(container, record.as_ref());
+        let claim = decided.desired.claim.unwrap_or_default();
+        return Ok(Compared { decided, writes: Vec::new(), claim, held: Values::default() });
     };
     let cgroup = root.cgroup(path)?;
     let in_force = cgroup.read(Knob::Max)?;
@@ -114,15 +107,18 @@ pub fn compare(
         containers.decide(&Container { limit: in_force, ..container.clone() }, record.as_ref())
     };
     let mut writes = Vec::new();
+    let held = Values::read(&cgroup)?;
     for knob in KNOBS {
-        if let Some(desired) = decided.value(knob) {
-            let observed = cgroup.read(knob)?;
-            if !same(observed, desired, page) {
-                writes.push(Write { knob, observed, desired });
-            }
+        if let (Some(observed), Some(desired)) = (held.get(knob), decided.value(knob))
+            && !same(observed, desired, page)
+        {
+            writes.push(Write { knob, observed, desired });
         }
     }
-    Ok((decided, writes))
+    // What is left alone protects all the same.
+    let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
+    let claim = decided.desired.claim.unwrap_or(Protection { min: bytes(held.min), low: bytes(held.low) });
+    Ok(Compared { decided, writes, claim, held })
 }
 
 /// The kernel keeps whole pages, rounded down.
@@ -145,100 +141,219 @@ pub fn update(id: &str, values: impl IntoIterator<Item = (Knob, Limit)>) -> Cont
 #[derive(Debug)]
 pub struct Reconciler {
     containers: Arc<Containers>,
+    ancestors: Arc<Ancestors>,
     root: Arc<CgroupRoot>,
     runtime: nri::Runtime,
     work: mpsc::UnboundedReceiver<Work>,
-    /// Containers to look at again, and how often they were written already.
-    retries: BTreeMap<Instant, Vec<(String, usize)>>,
-    /// Delays before the second and each later attempt.
-    delays: Vec<Duration>,
+    watch: Option<Watch>,
+    /// Who has a cgroup that is watched.
+    by_cgroup: HashMap<CgroupPath, String>,
+    /// What to look at again.
+    again: BTreeMap<Instant, Vec<Work>>,
+    /// When everything is looked at next.
+    tick: Instant,
+    contention: Contention<String, Vec<(Knob, Limit)>>,
+    /// Containers that were written and not read back yet.
+    unverified: HashSet<String>,
+    /// What the runtime has to do, one request after the other.
+    updater: mpsc::UnboundedSender<Vec<Pending>>,
+    /// What it has done.
+    done: mpsc::UnboundedReceiver<Vec<Pending>>,
+    /// Containers that wait for the runtime.
+    waiting: HashSet<String>,
+    /// Cgroups about which the runtime was asked.
+    strangers: HashSet<CgroupPath>,
+    /// What was said last of whether protection helps.
+    standings: HashMap<CgroupPath, Standing>,
+}
+
+/// What is due.
+#[derive(Debug, Default)]
+struct Due {
+    /// By id, and whether somebody wrote to it.
+    containers: BTreeMap<String, bool>,
+    cgroups: BTreeMap<CgroupPath, bool>,
+    removed: Vec<CgroupPath>,
+    all: bool,
 }
 
 /// What to do about one container.
+#[derive(Debug)]
 struct Pending {
     container: Arc<Container>,
-    attempt: usize,
     writes: Vec<Write>,
+    attempt: u32,
 }
 
 impl Reconciler {
     /// A task that takes its work from `work`.
     pub fn new(
         containers: Arc<Containers>,
+        ancestors: Arc<Ancestors>,
         root: Arc<CgroupRoot>,
         runtime: nri::Runtime,
         work: mpsc::UnboundedReceiver<Work>,
     ) -> Self {
-        let backoff = ExponentialBuilder::new().with_min_delay(Duration::from_millis(200)).with_max_times(ATTEMPTS - 1);
-        Self { containers, root, runtime, work, retries: BTreeMap::new(), delays: backoff.build().collect() }
+        let watch = Watch::new()
+            .inspect_err(|error| {
+                warn!(%error, "cannot watch cgroups; what others change is found only every {TICK:?}");
+            })
+            .ok();
+        let (updater, updates) = mpsc::unbounded_channel();
+        let (tell, done) = mpsc::unbounded_channel();
+        tokio::spawn(Updater { runtime: runtime.clone(), updates, done: tell }.run());
+        Self {
+            updater,
+            done,
+            waiting: HashSet::new(),
+            containers,
+            ancestors,
+            root,
+            runtime,
+            work,
+            watch,
+            by_cgroup: HashMap::new(),
+            again: BTreeMap::new(),
+            tick: Instant::now() + TICK,
+            contention: Contention::default(),
+            unverified: HashSet::new(),
+            strangers: HashSet::new(),
+            standings: HashMap::new(),
+        }
     }
 
     /// Works until nobody can give it work any more.
     pub async fn run(mut self) {
         loop {
-            let due = self.retries.first_key_value().map(|(due, _)| *due);
-            // What is new comes first, and with it a new count of attempts.
-            let mut todo: Vec<(String, usize)> = Vec::new();
-            let mut all = false;
+            let mut due = Due::default();
+            let next = self.again.first_key_value().map_or(self.tick, |(at, _)| self.tick.min(*at));
             tokio::select! {
                 work = self.work.recv() => match work {
-                    Some(work) => all |= self.add(work, &mut todo),
+                    Some(work) => self.add(work, &mut due),
                     None => return,
                 },
-                () = async { match due { Some(due) => sleep_until(due).await, None => std::future::pending().await } } => {}
+                change = changed(&mut self.watch) => self.notice(change, &mut due),
+                Some(done) = self.done.recv() => self.written(done, &mut due),
+                () = sleep_until(next) => {}
             }
+            // What has come meanwhile is looked at together, and once.
             while let Ok(work) = self.work.try_recv() {
-                all |= self.add(work, &mut todo);
+                self.add(work, &mut due);
             }
-            while let Some(retries) = self.retries.first_entry().filter(|entry| *entry.key() <= Instant::now()) {
-                todo.extend(retries.remove());
+            while let Some(change) = changed(&mut self.watch).now_or_never() {
+                self.notice(change, &mut due);
             }
-            // The same container may be due for several reasons.
-            let mut seen = HashSet::new();
-            todo.retain(|(id, _)| seen.insert(id.clone()));
-            for batch in todo.chunks(BATCH * 16) {
-                self.look_at(batch).await;
+            let now = Instant::now();
+            while let Some(entry) = self.again.first_entry().filter(|entry| *entry.key() <= now) {
+                for work in entry.remove() {
+                    self.add(work, &mut due);
+                }
             }
-            if all {
-                give_memory_back();
+            let tick = now >= self.tick;
+            if tick {
+                self.everything(&mut due);
+            }
+            let all = due.all;
+            self.look(due).await;
+            if tick || all {
+                self.tick = Instant::now() + TICK;
+                self.take_census();
+                self.survey();
             }
         }
     }
 
-    /// Tells whether it is about all containers.
-    fn add(&mut self, work: Work, todo: &mut Vec<(String, usize)>) -> bool {
+    fn add(&mut self, work: Work, due: &mut Due) {
         match work {
-            Work::Container(id) => todo.push((id, 0)),
-            Work::Later(id) => self.again(LATER, id, 0),
-            Work::All => {
-                todo.extend(self.containers.ids().into_iter().map(|id| (id, 0)));
-                return true;
+            Work::Container(id) => _ = due.containers.entry(id).or_default(),
+            Work::Later(id) => self.again(LATER, Work::Updated(id)),
+            Work::Updated(id) => {
+                self.containers.updated(&id);
+                due.containers.entry(id).or_default();
+            }
+            Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
+            Work::Stranger(path) => self.meet(path),
+            Work::All => due.all = true,
+        }
+    }
+
+    fn notice(&mut self, change: Option<Change>, due: &mut Due) {
+        match change {
+            Some(Change::Written(path, _)) => {
+                if let Some(id) = self.by_cgroup.get(&path) {
+                    due.containers.insert(id.clone(), true);
+                } else if self.ancestors.contains(&path) {
+                    due.cgroups.insert(path, true);
+                }
+            }
+            Some(Change::Removed(path)) => due.removed.push(path),
+            // Usually the runtime tells of it, too.
+            Some(Change::Made(path)) => self.again(PATIENCE, Work::Stranger(path)),
+            Some(Change::Overflow) => self.everything(due),
+            None => {
+                warn!("cannot watch cgroups any longer; what others change is found only every {TICK:?}");
+                self.watch = None;
             }
         }
-        false
     }
 
-    fn again(&mut self, delay: Duration, id: String, attempt: usize) {
-        self.retries.entry(Instant::now() + delay).or_default().push((id, attempt));
-    }
-
-    /// Before the second look at once, to read back; before later ones longer and longer.
-    fn delay(&self, attempt: usize) -> Duration {
-        match attempt {
-            0 => Duration::ZERO,
-            n => self.delays.get(n - 1).copied().unwrap_or(LATER),
+    /// Compares everything, without bringing levels above to new values out of turn.
+    fn everything(&mut self, due: &mut Due) {
+        for id in self.containers.ids() {
+            due.containers.entry(id).or_default();
+        }
+        for cgroup in self.ancestors.cgroups() {
+            due.cgroups.entry(cgroup).or_default();
         }
     }
 
-    async fn look_at(&mut self, batch: &[(String, usize)]) {
+    fn again(&mut self, delay: Duration, work: Work) {
+        self.again.entry(Instant::now() + delay).or_default().push(work);
+    }
+
+    async fn look(&mut self, mut due: Due) {
+        for path in std::mem::take(&mut due.removed) {
+            self.removed(&path);
+        }
+        if due.all {
+            self.ancestors.hold();
+            for id in self.containers.ids() {
+                due.containers.entry(id).or_default();
+            }
+        }
+        let containers: Vec<_> = due.containers.into_iter().collect();
+        for batch in containers.chunks(BATCH * 16) {
+            self.look_at(batch).await;
+        }
+        if due.all {
+            let policy = self.containers.settings().policy();
+            self.ancestors.settle(&self.containers.ids().into_iter().collect(), &policy);
+            for cgroup in self.ancestors.cgroups() {
+                self.watch_cgroup(&cgroup);
+            }
+            give_memory_back();
+        }
+        for (cgroup, touched) in due.cgroups {
+            self.watch_cgroup(&cgroup);
+            match self.ancestors.check(&cgroup, touched) {
+                Checked::Settled => {}
+                Checked::Again(wait) => self.again(wait, Work::Cgroup(cgroup)),
+                Checked::Gone => self.unwatch(&cgroup),
+            }
+        }
+    }
+
+    async fn look_at(&mut self, batch: &[(String, bool)]) {
+        // What is being changed is looked at when that is done.
+        let known = batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
         let known: Vec<_> =
-            batch.iter().filter_map(|(id, attempt)| Some((self.containers.get(id)?, *attempt))).collect();
+            known.filter(|(container, _)| !container.updating && !self.waiting.contains(&container.id)).collect();
         let (containers, root) = (self.containers.clone(), self.root.clone());
         // The kubelet's checkpoint may be large.
         let looked = tokio::task::spawn_blocking(move || {
-            let compared = known.into_iter().map(|(container, attempt)| {
+            let compared = known.into_iter().map(|(container, touched)| {
                 let result = compare(&containers, &root, &container);
-                (container, attempt, result)
+                (container, touched, result)
             });
             compared.collect::<Vec<_>>()
         });
@@ -247,27 +362,263 @@ impl Reconciler {
             return;
         };
         let mut pending = Vec::new();
-        for (container, attempt, result) in looked {
-            match result {
-                Ok((decided, writes)) if writes.is_empty() => settled(&container, &decided, attempt),
-                Ok((_, writes)) if attempt == ATTEMPTS => gave_up(&container, &writes),
-                Ok((_, writes)) => pending.push(Pending { container, attempt, writes }),
-                // Its cgroup goes a little before the runtime tells.
-                Err(CgroupError::Gone(_)) if container.started && attempt < ATTEMPTS => {
-                    self.again(self.delay(attempt + 1), container.id.clone(), attempt + 1);
+        for (container, touched, result) in looked {
+            match self.containers.get(&container.id) {
+                Some(now) if Arc::ptr_eq(&now, &container) => {}
+                // An event came meanwhile, which knows better.
+                Some(_) => {
+                    self.again(Duration::ZERO, Work::Container(container.id.clone()));
+                    continue;
                 }
+                None => continue,
+            }
+            match result {
+                Ok(compared) => {
+                    self.watch_container(&container);
+                    if compared.writes.is_empty() {
+                        if let Some(place) = &container.place {
+                            self.ancestors.claim(place, &container.id, compared.claim);
+                        }
+                        self.settled(&container, &compared.decided);
+                    } else if let Some(writes) = self.repair(&container, compared, touched) {
+                        let attempt = self.contention.repairs(&container.id);
+                        self.waiting.insert(container.id.clone());
+                        pending.push(Pending { container, writes, attempt });
+                    }
+                }
+                Err(CgroupError::Gone(_)) if container.started => self.ended(&container),
+                Err(CgroupError::Gone(_)) => self.not_yet_started(&container),
                 Err(error) => unreadable(&container, &error),
             }
         }
-        for batch in pending.chunks(BATCH) {
-            self.write(batch).await;
+        while !pending.is_empty() {
+            let batch = pending.drain(..BATCH.min(pending.len())).collect();
+            // It ends only with this task.
+            let _ = self.updater.send(batch);
         }
     }
 
-    /// Writes by way of the runtime, which stores the values, so that later updates do not undo them.
-    async fn write(&mut self, batch: &[Pending]) {
-        let (first, repeated): (Vec<_>, Vec<_>) = batch.iter().partition(|pending| pending.attempt == 0);
-        let mut single: Vec<&Pending> = repeated;
+    /// Its values come with its start.
+    fn not_yet_started(&self, container: &Container) {
+        let record = self.containers.record(&container.uid, &container.name, container.moment);
+        let decided = self.containers.decide(container, record.as_ref());
+        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
+            self.ancestors.claim(place, &container.id, claim);
+        }
+    }
+
+    /// What to write, if it is to be written now.
+    fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<Vec<Write>> {
+        let Compared { decided, writes, claim, held } = compared;
+        let desired = KNOBS.into_iter().filter_map(|knob| Some((knob, decided.value(knob)?))).collect();
+        match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
+            Verdict::Repair => {
+                if let Some(place) = &container.place {
+                    // What it has counts until it has something else.
+                    let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
+                    let held = Protection { min: bytes(held.min), low: bytes(held.low) };
+                    let claim = Protection { min: claim.min.max(held.min), low: claim.low.max(held.low) };
+                    self.ancestors.claim_at_least(place, &container.id, claim);
+                }
+                self.containers.remember(container, held);
+                return Some(writes);
+            }
+            Verdict::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
+            Verdict::GiveUp => {
+                self.unverified.remove(&container.id);
+                gave_up(container, &writes);
+            }
+            Verdict::Leave => {}
+        }
+        None
+    }
+
+    /// The runtime has done, or tried to do, what it was asked: see what came of it.
+    fn written(&mut self, done: Vec<Pending>, due: &mut Due) {
+        for Pending { container, .. } in done {
+            self.waiting.remove(&container.id);
+            self.unverified.insert(container.id.clone());
+            due.containers.entry(container.id.clone()).or_default();
+        }
+    }
+
+    fn settled(&mut self, container: &Container, decided: &Decided) {
+        let outcome = match self.unverified.remove(&container.id) {
+            _ if container.cgroup.is_none() => Outcome::Unresolved,
+            false => Outcome::Unchanged,
+            true => Outcome::Applied,
+        };
+        let values = KNOBS.map(|knob| decided.value(knob).map(|value| value.to_string()));
+        let [min, low, high] = values.map(|value| value.unwrap_or_else(|| "unknown".to_owned()));
+        if outcome == Outcome::Applied {
+            info!(pod = container.pod, container = container.name, min, low, high, %outcome, "verified");
+        } else {
+            debug!(pod = container.pod, container = container.name, min, low, high, %outcome, "verified");
+        }
+    }
+
+    /// Its cgroup is gone, which the runtime may tell later, or never.
+    fn ended(&mut self, container: &Container) {
+        debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the container has ended");
+        self.ancestors.release(&container.id);
+        self.contention.forget(&container.id);
+        self.unverified.remove(&container.id);
+        if let Some(cgroup) = &container.cgroup {
+            self.unwatch(cgroup);
+        }
+    }
+
+    fn removed(&mut self, cgroup: &CgroupPath) {
+        let id = self.by_cgroup.get(cgroup).cloned();
+        self.unwatch(cgroup);
+        self.strangers.remove(cgroup);
+        self.standings.remove(cgroup);
+        // Another one of its path may have been made since.
+        match id.and_then(|id| self.containers.get(&id)) {
+            Some(container) if self.root.cgroup(cgroup).is_err() => self.ended(&container),
+            Some(container) => self.again(Duration::ZERO, Work::Container(container.id.clone())),
+            None if self.ancestors.contains(cgroup) => self.again(Duration::ZERO, Work::Cgroup(cgroup.clone())),
+            None => {}
+        }
+    }
+
+    fn watch_container(&mut self, container: &Container) {
+        if let Some(place) = &container.place {
+            for cgroup in [Some(place.kubepods()), place.class_cgroup(), Some(place.cgroup())].into_iter().flatten() {
+                self.watch_cgroup(cgroup);
+            }
+        }
+        if let Some(cgroup) = &container.cgroup
+            && self.by_cgroup.get(cgroup) != Some(&container.id)
+        {
+            self.watch_cgroup(cgroup);
+            self.by_cgroup.insert(cgroup.clone(), container.id.clone());
+        }
+    }
+
+    fn watch_cgroup(&mut self, cgroup: &CgroupPath) {
+        let Some(watch) = &mut self.watch else { return };
+        if let Err(error) = watch.add(&self.root, cgroup) {
+            debug!(%cgroup, %error, "cannot watch the cgroup; what others change in it is found only every {TICK:?}");
+        }
+    }
+
+    fn unwatch(&mut self, cgroup: &CgroupPath) {
+        self.by_cgroup.remove(cgroup);
+        if let Some(watch) = &mut self.watch {
+            watch.remove(cgroup);
+        }
+    }
+
+    /// Looks at the tree for containers of which the runtime has not told. What is found may be about to be told of, or to
+    /// go, so it is looked at again.
+    fn take_census(&mut self) {
+        for (_, cgroup) in container_cgroups(&self.root) {
+            if !self.is_known(&cgroup) {
+                self.again(PATIENCE, Work::Stranger(cgroup));
+            }
+        }
+    }
+
+    /// Asks the runtime for everything anew if it has not told of what is in a cgroup; once about each.
+    fn meet(&mut self, cgroup: CgroupPath) {
+        if PodCgroup::parse(cgroup.as_str()).is_some() {
+            // A pod's, which was not watched until now.
+            for child in self.root.cgroup(&cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default() {
+                self.meet(child);
+            }
+            return;
+        }
+        let of_pod = cgroup.parent().is_some_and(|pod| PodCgroup::parse(pod.as_str()).is_some());
+        if !of_pod || self.is_known(&cgroup) || !self.is_in_use(&cgroup) || !self.strangers.insert(cgroup.clone()) {
+            return;
+        }
+        warn!(%cgroup, "the runtime has not told of what is in this cgroup; asking it for everything anew");
+        self.runtime.reconnect();
+    }
+
+    fn is_known(&self, cgroup: &CgroupPath) -> bool {
+        let id = id_in(cgroup.name());
+        self.containers.get(id).is_some() || self.ancestors.is_sandbox(id) || self.by_cgroup.contains_key(cgroup)
+    }
+
+    fn is_in_use(&self, cgroup: &CgroupPath) -> bool {
+        self.root.cgroup(cgroup).and_then(|cgroup| cgroup.usage()).is_ok_and(|usage| usage > Bytes::ZERO)
+    }
+
+    /// Finds out whether what is written protects, by the kernel's rule, and says when that changes for the worse.
+    fn survey(&mut self) {
+        let mut observed = BTreeMap::new();
+        let mut names = HashMap::new();
+        for container in self.containers.all() {
+            if let Some(cgroup) = &container.cgroup {
+                names.insert(cgroup.clone(), (container.pod.clone(), container.name.clone()));
+                if let Ok(found) = observe(&self.root, cgroup) {
+                    observed.insert(cgroup.clone(), found);
+                }
+            }
+        }
+        for mut cgroup in self.ancestors.cgroups() {
+            // Also what lies above kubepods, which is nobody's here to set.
+            loop {
+                if !observed.contains_key(&cgroup)
+                    && let Ok(found) = observe(&self.root, &cgroup)
+                {
+                    observed.insert(cgroup.clone(), found);
+                }
+                match cgroup.parent() {
+                    Some(parent) => cgroup = parent,
+                    None => break,
+                }
+            }
+        }
+        let effective = hierarchy::effective_tree(None, &observed, self.root.recursive_protection());
+        for (cgroup, protection) in effective {
+            let Some(Observed { setting, usage }) = observed.get(&cgroup) else { continue };
+            let standing = Standing::of(*setting, *usage, protection);
+            let before = self.standings.insert(cgroup.clone(), standing);
+            let Some((pod, container)) = names.get(&cgroup) else { continue };
+            if standing == Standing::Inert && before != Some(Standing::Inert) {
+                warn!(
+                    pod,
+                    container,
+                    %cgroup,
+                    usage = usage.quantity(),
+                    min = setting.min.quantity(),
+                    low = setting.low.quantity(),
+                    effective_min = protection.min.quantity(),
+                    effective_low = protection.low.quantity(),
+                    %standing,
+                    "what is written does not protect: a cgroup above has less"
+                );
+            } else if before.is_some_and(|before| before != standing) {
+                debug!(pod, container, %cgroup, %standing, "standing");
+            }
+        }
+    }
+}
+
+/// Writes by way of the runtime, which stores the values, so that later updates do not undo them. A task of its own, since a
+/// runtime takes its time.
+struct Updater {
+    runtime: nri::Runtime,
+    updates: mpsc::UnboundedReceiver<Vec<Pending>>,
+    done: mpsc::UnboundedSender<Vec<Pending>>,
+}
+
+impl Updater {
+    async fn run(mut self) {
+        while let Some(batch) = self.updates.recv().await {
+            self.write(&batch).await;
+            if self.done.send(batch).is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn write(&self, batch: &[Pending]) {
+        let (first, mut single): (Vec<&Pending>, Vec<&Pending>) =
+            batch.iter().partition(|pending| pending.attempt == 1);
         if !first.is_empty() {
             match self.send(first.iter().map(|pending| pending.update(true)).collect()).await {
                 Ok(()) => {}
@@ -285,7 +636,7 @@ impl Reconciler {
                 Err(Unsent::Failed(error)) => rejected(&pending.container, &error),
             }
         }
-        for Pending { container, attempt, writes } in batch {
+        for Pending { container, writes, attempt } in batch {
             for Write { knob, observed, desired } in writes {
                 info!(
                     pod = container.pod,
@@ -293,11 +644,10 @@ impl Reconciler {
                     knob = knob.file_name(),
                     %desired,
                     %observed,
-                    attempt = attempt + 1,
+                    attempt,
                     "changing a running container"
                 );
             }
-            self.again(self.delay(*attempt), container.id.clone(), attempt + 1);
         }
     }
 
@@ -310,6 +660,51 @@ impl Reconciler {
             Err(_) => Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}"))),
         }
     }
+}
+
+/// Tells what happens to a cgroup; `None` when that cannot be told any more. Waits for ever without a watch.
+async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
+    match watch {
+        Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),
+        None => std::future::pending().await,
+    }
+}
+
+fn observe(root: &CgroupRoot, path: &CgroupPath) -> Result<Observed, CgroupError> {
+    let cgroup = root.cgroup(path)?;
+    let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
+    let setting = Protection { min: bytes(cgroup.read(Knob::Min)?), low: bytes(cgroup.read(Knob::Low)?) };
+    Ok(Observed { setting, usage: cgroup.usage()? })
+}
+
+/// The cgroups of pods that are there, wherever the kubelet may have put them.
+fn pods(root: &CgroupRoot) -> Vec<CgroupPath> {
+    let children = |cgroup: &CgroupPath| root.cgroup(cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default();
+    let mut pods = Vec::new();
+    for kubepods in ["kubepods.slice", "kubepods"] {
+        let Ok(kubepods) = CgroupPath::parse(kubepods) else { continue };
+        for child in children(&kubepods) {
+            if PodCgroup::parse(child.as_str()).is_some() {
+                pods.push(child);
+            } else {
+                pods.extend(children(&child).into_iter().filter(|pod| PodCgroup::parse(pod.as_str()).is_some()));
+            }
+        }
+    }
+    pods
+}
+
+/// The cgroups that are in pods' cgroups, with the id in their name.
+pub fn container_cgroups(root: &CgroupRoot) -> Vec<(String, CgroupPath)> {
+    let children = |pod: &CgroupPath| root.cgroup(pod).and_then(|cgroup| cgroup.children()).unwrap_or_default();
+    let containers = pods(root).into_iter().flat_map(|pod| children(&pod));
+    containers.map(|cgroup| (id_in(cgroup.name()).to_owned(), cgroup)).collect()
+}
+
+/// The id in the name that a runtime gives to a container's or sandbox's cgroup: `ID`, or `PREFIX-ID.scope`.
+fn id_in(name: &str) -> &str {
+    let of_scope = name.strip_suffix(".scope").and_then(|name| Some(name.rsplit_once('-')?.1));
+    of_scope.unwrap_or(name)
 }
 
 /// Why an update was not made.
@@ -335,21 +730,6 @@ fn give_memory_back() {
     }
 }
 
-fn settled(container: &Container, decided: &Decided, attempt: usize) {
-    let outcome = match attempt {
-        _ if container.cgroup.is_none() => Outcome::Unresolved,
-        0 => Outcome::Unchanged,
-        _ => Outcome::Applied,
-    };
-    let values = KNOBS.map(|knob| decided.value(knob).map(|value| value.to_string()));
-    let [min, low, high] = values.map(|value| value.unwrap_or_else(|| "unknown".to_owned()));
-    if outcome == Outcome::Applied {
-        info!(pod = container.pod, container = container.name, min, low, high, %outcome, "verified");
-    } else {
-        debug!(pod = container.pod, container = container.name, min, low, high, %outcome, "verified");
-    }
-}
-
 fn gave_up(container: &Container, writes: &[Write]) {
     for Write { knob, observed, desired } in writes {
         warn!(
@@ -358,8 +738,9 @@ fn gave_up(container: &Container, writes: &[Write]) {
             knob = knob.file_name(),
             %desired,
             %observed,
+            repairs = REPAIRS,
             outcome = %Outcome::Contended,
-            "the value is not what it was set to after {ATTEMPTS} attempts, leaving it; see above what the runtime said, or who else sets it"
+            "the value does not stay what it was set to, leaving it; see above what the runtime said, or find out who else sets it"
         );
     }
 }
@@ -375,12 +756,8 @@ fn rejected(container: &Container, error: &str) {
 }
 
 fn unreadable(container: &Container, error: &CgroupError) {
-    let outcome = match error {
-        CgroupError::Gone(_) => Outcome::Gone,
-        CgroupError::Unsupported { .. } => Outcome::Unsupported,
-        CgroupError::Malformed { .. } | CgroupError::Io { .. } => Outcome::Failed,
-    };
-    if outcome == Outcome::Gone && !container.started {
+    let outcome = Outcome::of(error);
+    if outcome == Outcome::Gone {
         debug!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");
     } else {
         warn!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");

@@ -1,25 +1,30 @@
 //! `plimsoll run`: the plugin as a process.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use futures::StreamExt as _;
 use inotify::{Inotify, WatchMask};
 use nri::{Identity, Launched, Stub};
+use plimsoll::ancestors::Ancestors;
 use plimsoll::cgroup::CgroupRoot;
+use plimsoll::cgroup::systemd::Systemd;
 use plimsoll::config::{self, Config, LogLevel};
 use plimsoll::containers::{Containers, Settings};
-use plimsoll::reconcile::Reconciler;
+use plimsoll::originals::{self, Originals};
+use plimsoll::reconcile::{Reconciler, Work};
 use plimsoll::requests::checkpoint::Checkpoints;
-use plimsoll::service::Service;
+use plimsoll::service::{OnConfig, Service};
 use syslog_tracing::{Facility, Syslog};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 use tracing::{error, info, warn};
@@ -88,18 +93,15 @@ impl Run {
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
-        let root = match CgroupRoot::open(&self.host.join("sys/fs/cgroup")) {
-            Ok(root) => Arc::new(root),
+        let node = match Node::open(&self.host, config) {
+            Ok(node) => node,
             Err(error) => {
                 if let Some(launched) = launched {
                     runtime.block_on(launched.decline());
                 }
-                return Err(Failure::Runtime(error.into()));
+                return Err(error);
             }
         };
-        let (settings, _) = Settings::discover(config, &self.host);
-        let checkpoints = Checkpoints::new(self.host.join("var/lib/kubelet"));
-        let containers = Arc::new(Containers::new(settings, checkpoints));
         let configured = Arc::new(Notify::new());
         let on_config = {
             let (level, configured) = (level, configured.clone());
@@ -110,18 +112,19 @@ impl Run {
         };
 
         runtime.block_on(async move {
-            let (work, todo) = mpsc::unbounded_channel();
-            let service = Service::new(containers.clone(), root.clone(), work, self.host, on_config);
+            let containers = node.containers.clone();
+            let (service, tasks) = node.into_service(on_config);
             let stub = match launched {
                 Some(launched) => Stub::launched(launched, service),
                 None => Stub::external(identity, service),
             };
             let stub = stub.socket(self.socket);
-            let reconciler = tokio::spawn(Reconciler::new(containers.clone(), root, stub.runtime(), todo).run());
+            let reconciler = tasks.spawn(stub.runtime());
             let service = stub.plugin().clone();
             tokio::spawn(async move {
                 configured.notified().await;
-                if let Err(error) = watch(&files, &service, &containers).await {
+                let (config, restored) = (watch(&files, &service, &containers), watch_restored(&self.host, &service));
+                if let Err(error) = tokio::try_join!(config, restored) {
                     let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
                     warn!("changes of {} take effect only with a restart: {error:#}", files.join(" and "));
                 }
@@ -143,6 +146,55 @@ impl Run {
                 }
             }
         })
+    }
+}
+
+/// What the plugin works with.
+pub(crate) struct Node {
+    host: PathBuf,
+    root: Arc<CgroupRoot>,
+    ancestors: Arc<Ancestors>,
+    pub(crate) containers: Arc<Containers>,
+}
+
+/// What the plugin does beside answering events.
+pub(crate) struct Tasks {
+    node: Node,
+    todo: mpsc::UnboundedReceiver<Work>,
+}
+
+impl Node {
+    /// The node whose file system is at `host`.
+    pub(crate) fn open(host: &Path, config: Config) -> Result<Self, Failure> {
+        let root = CgroupRoot::open(&host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
+        let root = Arc::new(root);
+        let (settings, _) = Settings::discover(config, host);
+        let originals = Originals::load(host).unwrap_or_else(|error| {
+            warn!(%error, "cannot read what cgroups held before; 'plimsoll restore' will not know it");
+            Originals::none(host)
+        });
+        let originals = Arc::new(Mutex::new(originals));
+        let ancestors = Arc::new(Ancestors::new(root.clone(), settings.node.page_size, originals.clone()));
+        let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
+        let containers = Arc::new(Containers::new(settings, checkpoints, originals));
+        Ok(Self { host: host.to_owned(), root, ancestors, containers })
+    }
+
+    /// The plugin, and its tasks, which start when it is known how to reach the runtime.
+    pub(crate) fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
+        let (work, todo) = mpsc::unbounded_channel();
+        let (containers, ancestors) = (self.containers.clone(), self.ancestors.clone());
+        let service = Service::new(containers, ancestors, self.root.clone(), work, &self.host, on_config);
+        (service, Tasks { node: self, todo })
+    }
+}
+
+impl Tasks {
+    /// Starts them. The handle is of the one whose end is a failure.
+    pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
+        let Node { host, root, ancestors, containers } = self.node;
+        tokio::spawn(ancestors.clone().make_last(Systemd::new(&host)));
+        tokio::spawn(Reconciler::new(containers, ancestors, root, runtime, self.todo).run())
     }
 }
 
@@ -205,6 +257,20 @@ async fn terminated() -> io::Result<&'static str> {
     tokio::select! {
         _ = interrupt.recv() => Ok("SIGINT"),
         _ = terminate.recv() => Ok("SIGTERM"),
+    }
+}
+
+/// Looks whether to stand aside whenever that may have changed. Returns only when it cannot watch any longer.
+async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
+    let directory = host.join(originals::DIRECTORY);
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let inotify = Inotify::init().context("start inotify")?;
+    let watched = inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
+    watched.with_context(|| format!("watch {}", directory.display()))?;
+    let mut changes = inotify.into_event_stream([0; 4096]).context("read inotify")?;
+    loop {
+        service.look_whether_to_stand_aside();
+        changes.next().await.context("inotify ended")?.context("read inotify")?;
     }
 }
 

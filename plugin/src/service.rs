@@ -18,15 +18,18 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use crate::ancestors::{Ancestors, Sandbox};
 use crate::cgroup::{CgroupPath, CgroupRoot, Knob};
 use crate::config::{Config, NodeAllocatable};
 use crate::containers::{Container, Containers, Decided, KNOBS, Settings};
+use crate::hierarchy::PodPlace;
+use crate::originals::Values;
 use crate::pod::{PodCgroup, PodUid};
 use crate::policy::Setting;
 use crate::reconcile::{Work, update};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
-use crate::units::{Limit, PageSize};
+use crate::units::{Bytes, Limit, PageSize, excerpt};
 
 /// Part of the runtime's request timeout within which an event is answered.
 const BUDGET: u32 = 10;
@@ -41,6 +44,7 @@ pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
 /// The plugin.
 pub struct Service {
     containers: Arc<Containers>,
+    ancestors: Arc<Ancestors>,
     root: Arc<CgroupRoot>,
     work: mpsc::UnboundedSender<Work>,
     host: PathBuf,
@@ -61,13 +65,15 @@ impl Service {
     /// `on_config` is called with each configuration that comes into force.
     pub fn new(
         containers: Arc<Containers>,
+        ancestors: Arc<Ancestors>,
         root: Arc<CgroupRoot>,
         work: mpsc::UnboundedSender<Work>,
         host: impl Into<PathBuf>,
         on_config: OnConfig,
     ) -> Self {
         let budget = Mutex::new(Duration::from_millis(200));
-        Self { containers, root, work, host: host.into(), on_config, budget, configured: AtomicBool::new(false) }
+        let (host, configured) = (host.into(), AtomicBool::new(false));
+        Self { containers, ancestors, root, work, host, on_config, budget, configured }
     }
 
     /// Goes on with another configuration, and brings all containers to it.
@@ -76,8 +82,33 @@ impl Service {
         self.enqueue(Work::All);
     }
 
+    /// Looks again whether `plimsoll restore` was called, and brings all containers to what follows.
+    pub fn look_whether_to_stand_aside(&self) {
+        let before = self.containers.settings();
+        let (settings, _) = Settings::discover(before.config.clone(), &self.host);
+        if settings.stand_aside != before.stand_aside {
+            self.tell_whether_it_stands_aside(&settings);
+            self.set(settings);
+            self.enqueue(Work::All);
+        }
+    }
+
+    fn tell_whether_it_stands_aside(&self, settings: &Settings) {
+        if settings.stand_aside {
+            warn!("'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'");
+        } else {
+            info!("'plimsoll restore' was undone");
+        }
+    }
+
+    fn set(&self, settings: Settings) {
+        self.ancestors.set_node(settings.node.allocatable, settings.reserved(), settings.mem_total);
+        self.containers.set_settings(settings);
+    }
+
     fn take_over(&self, config: Config) {
         let (settings, memory) = Settings::discover(config, &self.host);
+        let config = &settings.config;
         for problem in &memory.problems {
             warn!(%problem, "node memory");
         }
@@ -85,8 +116,14 @@ impl Service {
             NodeAllocatable::Auto => info!("{memory}"),
             NodeAllocatable::Fixed(bytes) => info!("node allocatable is {bytes} bytes, as configured"),
         }
-        (self.on_config)(&config);
-        self.containers.set_settings(settings);
+        if settings.stand_aside {
+            self.tell_whether_it_stands_aside(&settings);
+        }
+        for conflict in &memory.conflicts {
+            warn!(%conflict, "the kubelet");
+        }
+        (self.on_config)(config);
+        self.set(settings);
     }
 
     /// Looks again at what pods may use altogether, which stands in for the limit of a container without one. A runtime
@@ -96,10 +133,10 @@ impl Service {
         if before.config.node_allocatable != NodeAllocatable::Auto {
             return;
         }
-        let (settings, memory) = Settings::discover(before.config, &self.host);
+        let (settings, memory) = Settings::discover(before.config.clone(), &self.host);
         if settings.node != before.node {
             info!("{memory}");
-            self.containers.set_settings(settings);
+            self.set(settings);
             self.enqueue(Work::All);
         }
     }
@@ -162,13 +199,48 @@ impl Service {
         for notice in &decided.notices {
             warn!(pod = container.pod, container = container.name, "{notice}");
         }
+        // Before the container has it, and what it had before counts until it is known to have it.
+        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
+            self.ancestors.claim_at_least(place, &container.id, claim);
+        }
         (container, decided)
     }
+
+    fn meet_sandbox(&self, pod: &PodSandbox) {
+        if let Some(sandbox) = sandbox(pod)
+            && !self.ancestors.is_sandbox(&sandbox.id)
+        {
+            self.ancestors.sandbox(sandbox, &self.containers.settings().policy());
+        }
+    }
+
+    fn forget(&self, id: &str) {
+        self.containers.remove(id);
+        self.ancestors.release(id);
+    }
+}
+
+/// The sandbox of a pod of the kubelet; `None` for any other.
+fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
+    let linux = pod.linux.get_or_default();
+    let place = place(&linux.cgroup_parent)?;
+    let overhead = linux.pod_overhead.get_or_default().memory.get_or_default().limit.get_or_default().value;
+    let overhead = Bytes::new(u64::try_from(overhead).unwrap_or(0));
+    let (overrides, _) = Overrides::read(&pod.annotations, "");
+    Some(Sandbox { id: pod.id.clone(), place, overhead, overrides })
+}
+
+fn place(cgroup_parent: &str) -> Option<PodPlace> {
+    let class = PodCgroup::parse(cgroup_parent)?.class;
+    PodPlace::new(CgroupPath::of_parent(cgroup_parent).ok()?, class)
 }
 
 impl Plugin for Service {
     fn events(&self) -> EventMask {
-        EventMask::CREATE_CONTAINER
+        EventMask::RUN_POD_SANDBOX
+            | EventMask::STOP_POD_SANDBOX
+            | EventMask::REMOVE_POD_SANDBOX
+            | EventMask::CREATE_CONTAINER
             | EventMask::START_CONTAINER
             | EventMask::UPDATE_CONTAINER
             | EventMask::POST_UPDATE_CONTAINER
@@ -185,7 +257,7 @@ impl Plugin for Service {
                 Config::parse(text.as_bytes(), "configuration from the runtime")
                     .map_err(|errors| Refusal::new(errors.to_string()))?
             }
-            _ => self.containers.settings().config,
+            _ => self.containers.settings().config.clone(),
         };
         // All containers follow with the synchronisation.
         self.take_over(config);
@@ -197,23 +269,38 @@ impl Plugin for Service {
         pods: Vec<PodSandbox>,
         containers: Vec<api::Container>,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
+        self.ancestors.synchronize(pods.iter().filter_map(sandbox).collect());
         let page = self.page_size();
         let pods: HashMap<&str, &PodSandbox> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
-        let alive = containers
-            .into_iter()
-            .filter(|container| !matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED)));
+        let alive = containers.into_iter().filter(|container| !has_ended(container));
         let known = alive.filter_map(|container| {
             let Some(pod) = pods.get(container.pod_sandbox_id.as_str()) else {
                 warn!(container = container.id, pod = container.pod_sandbox_id, "the runtime told of no such pod");
                 return None;
             };
-            // What it holds beside the kubelet's words are this plugin's own, from before.
-            Some(Container { unified: HashMap::new(), ..translate(pod, &container, page) })
+            // What it holds beside the client's words are this plugin's own, from before.
+            let unified = self.containers.before(&container.id).map(Values::to_unified).unwrap_or_default();
+            Some(Container { unified, ..translate(pod, &container, page) })
         });
         self.containers.replace(known);
         // In the reply it would keep the runtime locked until the last container is updated.
         self.enqueue(Work::All);
         Ok(Vec::new())
+    }
+
+    async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
+        self.meet_sandbox(&pod);
+        Ok(())
+    }
+
+    async fn stop_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
+        self.ancestors.sandbox_ended(&pod.id);
+        Ok(())
+    }
+
+    async fn remove_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
+        self.ancestors.sandbox_ended(&pod.id);
+        Ok(())
     }
 
     async fn create_container(&self, pod: PodSandbox, container: api::Container) -> Result<Creation, Refusal> {
@@ -228,12 +315,29 @@ impl Plugin for Service {
             );
             return Ok(Creation::default());
         }
-        let (container, decided) = self.resolve(translate(&pod, &container, self.page_size())).await;
-        // The kernel's defaults need not be set, unless the runtime's client wants something else.
+        self.meet_sandbox(&pod);
+        // Whatever the runtime says of its state.
+        let container = Container { started: false, ..translate(&pod, &container, self.page_size()) };
+        let (container, decided) = self.resolve(container).await;
+        // The kernel's defaults need not be set. What is set already may be the client's or another plugin's, in which case
+        // the runtime would refuse to create the container: it is brought to its value once it runs.
         let wanted = KNOBS.into_iter().filter_map(|knob| {
             let value = decided.value(knob)?;
-            let is_default = decided.setting(knob) == Setting::Default;
-            (!is_default || container.unified.contains_key(knob.file_name())).then_some((knob, value))
+            match container.unified.get(knob.file_name()) {
+                Some(claimed) if claimed.parse() != Ok(value) => {
+                    warn!(
+                        pod = container.pod,
+                        container = container.name,
+                        knob = knob.file_name(),
+                        desired = %value,
+                        observed = excerpt(claimed),
+                        "the runtime's client or another plugin has set this; it is changed once the container runs"
+                    );
+                    None
+                }
+                Some(_) => None,
+                None => (decided.setting(knob) != Setting::Default).then_some((knob, value)),
+            }
         });
         let unified: HashMap<_, _> =
             wanted.map(|(knob, value)| (knob.file_name().to_owned(), value.to_string())).collect();
@@ -248,6 +352,7 @@ impl Plugin for Service {
         );
         let mut adjust = ContainerAdjustment::new();
         if !unified.is_empty() {
+            self.containers.remember(&container, Values::of_unified(&container.unified));
             let resources = LinuxResources { unified, ..Default::default() };
             let linux = LinuxContainerAdjustment { resources: Some(resources).into(), ..Default::default() };
             adjust.linux = Some(linux).into();
@@ -270,17 +375,22 @@ impl Plugin for Service {
         let page = self.page_size();
         let mut updated = match self.containers.get(&container.id) {
             Some(known) => (*known).clone(),
+            None if has_ended(&container) => return Ok(Vec::new()),
             // Its unified map may hold what this plugin set before it was restarted.
-            None => Container { unified: HashMap::new(), ..translate(&pod, &container, page) },
+            None => {
+                let unified = self.containers.before(&container.id).map(Values::to_unified).unwrap_or_default();
+                Container { unified, ..translate(&pod, &container, page) }
+            }
         };
         updated.moment = Moment::Update;
+        updated.updating = true;
         let asked = resources.memory.limit.as_ref().map_or(0, |limit| limit.value);
-        let before = updated.limit;
         if asked != 0 {
             updated.limit = limit(asked, page, &updated);
         }
-        if !resources.unified.is_empty() {
-            updated.unified = resources.unified;
+        let claimed = resources.unified;
+        if !claimed.is_empty() {
+            updated.unified.clone_from(&claimed);
         }
         let (container, decided) = self.resolve(updated).await;
         // The runtime keeps what was set before and sets it again with every update. So all that is wanted is said, and of
@@ -289,6 +399,8 @@ impl Plugin for Service {
         let values: Vec<(Knob, Limit)> = KNOBS
             .into_iter()
             .filter_map(|knob| Some((knob, decided.value(knob)?)))
+            // As at create; it is looked at when the update is done.
+            .filter(|(knob, _)| !claimed.contains_key(knob.file_name()))
             .filter(|(knob, value)| {
                 let in_force = || cgroup.as_ref().and_then(|cgroup| cgroup.read(*knob).ok());
                 decided.setting(*knob) != Setting::Default || in_force() != Some(*value)
@@ -303,38 +415,45 @@ impl Plugin for Service {
             ?values,
             "update"
         );
-        if container.limit != before {
-            // There is no event for an update that fails, and then the kernel has values that do not go with its limit.
-            self.enqueue(Work::Later(container.id.clone()));
-        }
+        // There is no event for an update that fails, and then the kernel has values that do not go with its limit.
+        self.enqueue(Work::Later(container.id.clone()));
         if values.is_empty() {
             return Ok(Vec::new());
         }
+        let unknown = || Values::of_unified(&container.unified);
+        let before = cgroup.and_then(|cgroup| Values::read(&cgroup).ok()).unwrap_or_else(unknown);
+        self.containers.remember(&container, before);
         Ok(vec![update(&container.id, values)])
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+        self.containers.updated(&container.id);
         self.enqueue(Work::Container(container.id));
         Ok(())
     }
 
     async fn stop_container(&self, _: PodSandbox, container: api::Container) -> Result<Vec<ContainerUpdate>, Refusal> {
         debug!(container = container.id, "stopped");
-        self.containers.remove(&container.id);
+        self.forget(&container.id);
         Ok(Vec::new())
     }
 
     async fn remove_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
-        self.containers.remove(&container.id);
+        self.forget(&container.id);
         Ok(())
     }
+}
+
+fn has_ended(container: &api::Container) -> bool {
+    matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED))
 }
 
 /// Takes what matters here from what the runtime tells. What makes no sense is reported and left out.
 fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Container {
     let linux = container.linux.get_or_default();
     let resources = linux.resources.get_or_default();
-    let parent = PodCgroup::parse(&pod.linux.get_or_default().cgroup_parent);
+    let cgroup_parent = &pod.linux.get_or_default().cgroup_parent;
+    let parent = PodCgroup::parse(cgroup_parent);
     let (overrides, notices) = Overrides::read(&pod.annotations, &container.name);
     let uid = match &parent {
         Some(parent) if pod.uid.is_empty() => parent.uid.clone(),
@@ -345,14 +464,16 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         name: container.name.clone(),
         pod: format!("{}/{}", pod.namespace, pod.name),
         uid,
-        class: parent.map(|parent| parent.class),
+        sandbox: pod.id.clone(),
         limit: Limit::Max,
         unified: resources.unified.clone(),
         overrides,
         oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
         moment: Moment::Create,
+        updating: false,
         started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
         cgroup: None,
+        place: place(cgroup_parent),
     };
     for notice in notices {
         warn!(pod = translated.pod, container = translated.name, "{notice}");

@@ -1,324 +1,18 @@
 //! The program against the runtime's side of the protocol and a temporary tree that stands for the node.
-//!
-//! The fake runtime does what containerd and runc do with a unified map: it writes it into the container's files.
 
 #![allow(clippy::unwrap_used)]
 
+mod harness;
+
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
 
+use harness::{Daemon, MIB, Node, Pod, memory_limit, unified};
 use nri::NriVersion;
-use nri::api::{
-    self, ContainerState, ContainerUpdate, Event, LinuxContainer, LinuxMemory, LinuxPodSandbox, LinuxResources,
-    OptionalInt, OptionalInt64, PodSandbox,
-};
-use nri::runtime::{Connection, Options, UpdateRequest};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
-
-const MIB: i64 = 1 << 20;
-
-/// Hands its standard input over as descriptor 3, as a runtime hands over a connection. Outlives a plugin that is killed.
-const LAUNCHER: &str = r#"
-exec 3<&0 0</dev/null
-"$0" "$@" &
-exec 3<&-
-wait $!
-code=$?
-[ $code -le 128 ] || exec tail -f /dev/null
-exit $code
-"#;
-
-/// A directory that looks like a node's file system, and the socket of its runtime.
-struct Node {
-    directory: tempfile::TempDir,
-    listener: UnixListener,
-}
-
-impl Node {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        for path in ["host/sys/fs/cgroup", "host/proc", "host/var/lib/kubelet", "run"] {
-            fs::create_dir_all(directory.path().join(path)).unwrap();
-        }
-        let listener = UnixListener::bind(directory.path().join("run/nri.sock")).unwrap();
-        let node = Self { directory, listener };
-        node.write("host/sys/fs/cgroup/cgroup.controllers", "memory\n");
-        node.write("host/proc/meminfo", "MemTotal:        8388608 kB\nHugetlb:               0 kB\n");
-        node.write("plimsoll.yaml", "nodeAllocatable: 4Gi\nlogLevel: debug\n");
-        node
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.directory.path().join(path)
-    }
-
-    fn write(&self, path: &str, content: &str) {
-        fs::write(self.path(path), content).unwrap();
-    }
-
-    /// Replaces a file as the kubelet and editors do.
-    fn replace(&self, path: &str, content: &str) {
-        self.write("new", content);
-        fs::rename(self.path("new"), self.path(path)).unwrap();
-    }
-
-    /// The kubelet's checkpoint: requests in bytes by pod and container.
-    fn checkpoint(&self, file: &str, requests: &[(&str, &str, i64)]) {
-        let mut entries = serde_json::Map::new();
-        for (uid, container, request) in requests {
-            let resources = serde_json::json!({ "requests": { "memory": request.to_string() } });
-            let entry = serde_json::json!({ "ContainerResources": { *container: resources } });
-            entries.insert((*uid).to_owned(), entry);
-        }
-        let data = serde_json::json!({ "entries": entries }).to_string();
-        let checkpoint = serde_json::json!({ "data": data, "checksum": 1 }).to_string();
-        self.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
-    }
-
-    fn start(&self) -> Daemon {
-        self.start_with(&["--config", self.path("plimsoll.yaml").to_str().unwrap()])
-    }
-
-    fn start_with(&self, arguments: &[&str]) -> Daemon {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-        command.args(self.arguments()).args(arguments);
-        Daemon::spawn(command)
-    }
-
-    fn arguments(&self) -> Vec<String> {
-        let path = |path| self.path(path).to_str().unwrap().to_owned();
-        ["run".into(), "--host".into(), path("host"), "--socket".into(), path("run/nri.sock")].into()
-    }
-
-    /// Launches the plugin as a runtime does, from a process that stands for the runtime.
-    fn launch(&self) -> (Daemon, UnixStream) {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", LAUNCHER])
-            .arg(env!("CARGO_BIN_EXE_plimsoll"))
-            .args(self.arguments())
-            .env_clear()
-            .env("NRI_PLUGIN_NAME", "plimsoll")
-            .env("NRI_PLUGIN_IDX", "90")
-            .env("NRI_PLUGIN_SOCKET", "3")
-            // So that messages come to the test instead of the journal, if there is one.
-            .env("PATH", std::env::var_os("PATH").unwrap())
-            .stdin(Stdio::from(OwnedFd::from(theirs)));
-        let daemon = Daemon::spawn(command);
-        ours.set_nonblocking(true).unwrap();
-        (daemon, UnixStream::from_std(ours).unwrap())
-    }
-
-    async fn trunk(&self) -> UnixStream {
-        self.listener.accept().await.unwrap().0
-    }
-
-    /// Accepts the plugin's connection, without telling it of any container yet.
-    async fn accept(&self) -> Runtime {
-        self.serve(self.trunk().await, Options::default()).await
-    }
-
-    async fn serve(&self, trunk: UnixStream, options: Options) -> Runtime {
-        let (connection, updates) = Connection::accept(trunk, options).await.unwrap();
-        Runtime { connection, updates, root: self.path("host/sys/fs/cgroup") }
-    }
-}
-
-/// The program.
-struct Daemon {
-    child: Child,
-    messages: mpsc::UnboundedReceiver<String>,
-}
-
-impl Daemon {
-    fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let (sender, messages) = mpsc::unbounded_channel();
-        let stderr = child.stderr.take().unwrap();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                // The test may have ended.
-                let _ = sender.send(line);
-            }
-        });
-        Self { child, messages }
-    }
-
-    /// Waits for a message with this text.
-    async fn says(&mut self, text: &str) -> String {
-        let mut before = Vec::new();
-        let found = tokio::time::timeout(Duration::from_secs(60), async {
-            while let Some(line) = self.messages.recv().await {
-                if line.contains(text) {
-                    return Some(line);
-                }
-                before.push(line);
-            }
-            None
-        });
-        match found.await {
-            Ok(Some(line)) => line,
-            _ => panic!("the program did not say {text:?}, but:\n{}", before.join("\n")),
-        }
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    async fn ends(mut self) -> ExitStatus {
-        let mut rest = Vec::new();
-        while let Some(line) = self.messages.recv().await {
-            rest.push(line);
-        }
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The runtime, with files for its containers.
-struct Runtime {
-    connection: Connection,
-    updates: mpsc::UnboundedReceiver<UpdateRequest>,
-    root: PathBuf,
-}
-
-/// A pod with one container.
-#[derive(Clone)]
-struct Pod {
-    sandbox: PodSandbox,
-    container: api::Container,
-}
-
-impl Pod {
-    fn new(class: &str, uid: &str, limit: i64) -> Self {
-        let parent = match class {
-            "guaranteed" => format!("/kubepods/pod{uid}"),
-            class => format!("/kubepods/{class}/pod{uid}"),
-        };
-        let mut sandbox =
-            PodSandbox { id: format!("sandbox-{uid}"), uid: uid.into(), name: uid.into(), ..Default::default() };
-        sandbox.namespace = "default".into();
-        let linux = LinuxPodSandbox { cgroup_parent: parent.clone(), ..Default::default() };
-        sandbox.linux = Some(linux).into();
-        let mut container = api::Container { id: format!("id-{uid}"), name: "app".into(), ..Default::default() };
-        container.pod_sandbox_id = sandbox.id.clone();
-        container.state = ContainerState::CONTAINER_RUNNING.into();
-        let linux = LinuxContainer {
-            resources: Some(memory_limit(limit)).into(),
-            oom_score_adj: Some(OptionalInt { value: 999, ..Default::default() }).into(),
-            cgroups_path: format!("{parent}/{}", container.id),
-            ..Default::default()
-        };
-        container.linux = Some(linux).into();
-        Self { sandbox, container }
-    }
-
-    fn annotate(mut self, key: &str, value: &str) -> Self {
-        self.sandbox.annotations.insert(key.into(), value.into());
-        self
-    }
-
-    fn linux(&mut self) -> &mut LinuxContainer {
-        self.container.linux.as_mut().unwrap()
-    }
-}
-
-fn memory_limit(limit: i64) -> LinuxResources {
-    let limit = Some(OptionalInt64 { value: limit, ..Default::default() }).into();
-    LinuxResources { memory: Some(LinuxMemory { limit, ..Default::default() }).into(), ..Default::default() }
-}
-
-fn unified(pairs: &[(&str, i64)]) -> HashMap<String, String> {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect()
-}
-
-impl Runtime {
-    async fn create(&self, pod: &Pod) -> HashMap<String, String> {
-        let reply = self.connection.create_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
-        reply.adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().unified
-    }
-
-    async fn update(&self, pod: &Pod, resources: LinuxResources) -> HashMap<String, String> {
-        let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
-        let reply = self.connection.update_container(sandbox, container, resources).await.unwrap();
-        let [update] = <[ContainerUpdate; 1]>::try_from(reply.update).expect("one container is updated");
-        assert_eq!(update.container_id, pod.container.id);
-        update.linux.unwrap_or_default().resources.unwrap_or_default().unified
-    }
-
-    async fn synchronize(&self, pods: &[&Pod]) {
-        let sandboxes = pods.iter().map(|pod| pod.sandbox.clone()).collect();
-        let containers = pods.iter().map(|pod| pod.container.clone()).collect();
-        let updates = self.connection.synchronize(sandboxes, containers).await.unwrap();
-        assert_eq!(updates, [], "the runtime would keep its lock while it updates them all");
-    }
-
-    async fn started(&self, pod: &Pod) {
-        let event = Event::START_CONTAINER;
-        self.connection.event(event, pod.sandbox.clone(), pod.container.clone()).await.unwrap();
-    }
-
-    async fn updated(&self, pod: &Pod) {
-        let event = Event::POST_UPDATE_CONTAINER;
-        self.connection.event(event, pod.sandbox.clone(), pod.container.clone()).await.unwrap();
-    }
-
-    fn cgroup(&self, pod: &Pod) -> PathBuf {
-        self.root.join(pod.container.linux.cgroups_path.trim_start_matches('/'))
-    }
-
-    /// Makes the container's cgroup with the kernel's defaults.
-    fn make_cgroup(&self, pod: &Pod) {
-        let cgroup = self.cgroup(pod);
-        fs::create_dir_all(&cgroup).unwrap();
-        let limit = pod.container.linux.resources.memory.limit.value;
-        let max = if limit > 0 { limit.to_string() } else { "max".into() };
-        for (name, value) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max"), ("memory.max", &max)] {
-            fs::write(cgroup.join(name), format!("{value}\n")).unwrap();
-        }
-    }
-
-    fn apply(&self, pod: &Pod, unified: &HashMap<String, String>) {
-        for (name, value) in unified {
-            fs::write(self.cgroup(pod).join(name), format!("{value}\n")).unwrap();
-        }
-    }
-
-    fn read(&self, pod: &Pod, name: &str) -> String {
-        fs::read_to_string(self.cgroup(pod).join(name)).unwrap().trim_end().to_owned()
-    }
-
-    /// Waits for the plugin's next request and does what it asks for these pods. Tells what was asked, by container.
-    async fn serve_update(&mut self, pods: &[&Pod]) -> HashMap<String, HashMap<String, String>> {
-        let request = tokio::time::timeout(Duration::from_secs(60), self.updates.recv()).await;
-        let request = request.expect("the plugin updates containers").expect("the plugin is connected");
-        let mut asked = HashMap::new();
-        for update in &request.update {
-            let unified = update.linux.resources.unified.clone();
-            if let Some(pod) = pods.iter().find(|pod| pod.container.id == update.container_id) {
-                self.apply(pod, &unified);
-            }
-            asked.insert(update.container_id.clone(), unified);
-        }
-        request.succeed(Vec::new());
-        asked
-    }
-}
+use nri::api::LinuxResources;
+use nri::runtime::Options;
 
 #[tokio::test]
 async fn containers_of_each_class_get_their_values_at_create() {
@@ -532,19 +226,26 @@ async fn running_containers_are_brought_to_their_values_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled() {
+async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled_once_the_container_runs() {
     let node = Node::new();
     node.write("plimsoll.yaml", "memoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: null\n");
-    let _daemon = node.start();
-    let runtime = node.accept().await;
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     let mut pod = Pod::new("burstable", "b", 200 * MIB);
     // As a kubelet with its own MemoryQoS does, where the runtime lets plugins see it.
     let sent = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
     pod.linux().resources.as_mut().unwrap().unified = sent;
-    let mut expected = unified(&[("memory.min", 0), ("memory.low", 100 * MIB)]);
-    expected.insert("memory.high".into(), "max".into());
-    assert_eq!(runtime.create(&pod).await, expected);
+    // What is claimed already may be another plugin's, and then the runtime would refuse to create the container.
+    let created = runtime.create(&pod).await;
+    assert_eq!(created, unified(&[("memory.low", 100 * MIB)]));
+    assert!(daemon.says("once the container runs").await.contains("memory.min"));
+    runtime.make_cgroup(&pod);
+    runtime.apply(&pod, &unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]));
+    runtime.apply(&pod, &created);
+    runtime.started(&pod).await;
+    // Without a throttling factor memory.high is not this plugin's to set.
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-b"], unified(&[("memory.min", 0)]));
     // And with an update, in which there is a new one.
     let mut resources = memory_limit(300 * MIB);
     resources.unified = unified(&[("memory.min", 150 * MIB)]);
@@ -629,7 +330,7 @@ async fn a_cgroup_that_vanishes_is_no_failure() {
     runtime.create(&pod).await;
     runtime.started(&pod).await;
     let line = daemon.says("outcome=gone").await;
-    assert!(line.contains("WARN") && line.contains("/kubepods/podg/id-g is gone"), "{line}");
+    assert!(line.contains("default/g") && line.contains("has ended"), "{line}");
     runtime.update(&pod, memory_limit(200 * MIB)).await;
 }
 
@@ -850,7 +551,7 @@ async fn a_plugin_launched_by_nri_0_6_comes_over_the_socket_to_be_synchronized()
     let options = Options {
         version: "1.7.24".into(),
         nri_version: NriVersion(0, 6, 1),
-        config: "nodeAllocatable: 4Gi\n".into(),
+        config: "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n".into(),
         ..Options::default()
     };
     let launched = node.serve(trunk, options.clone()).await;

@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 use ttrpc::r#async::transport::{Listener, Socket};
@@ -152,6 +152,7 @@ pub struct Runtime {
     client: Arc<Mutex<Option<RuntimeClient>>>,
     /// Go's ttrpc closes a connection on which requests arrive out of order, so there is one at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
+    renewal: Arc<Notify>,
 }
 
 impl fmt::Debug for RuntimeClient {
@@ -186,6 +187,12 @@ impl Runtime {
             Err(ttrpc::Error::RpcStatus(status)) => Err(UpdateError::Runtime(status.message)),
             Err(error) => Err(UpdateError::Runtime(error.to_string())),
         }
+    }
+
+    /// Gives up the connection and makes a new one, over which the runtime tells of all pods and containers anew. For a plugin
+    /// that finds that it has missed something. Without a connection nothing happens, as one is being made anyway.
+    pub fn reconnect(&self) {
+        self.renewal.notify_waiters();
     }
 
     fn client(&self) -> Option<RuntimeClient> {
@@ -418,6 +425,7 @@ impl<P: Plugin> Stub<P> {
             Ok(()) => tokio::select! {
                 biased;
                 reason = mux.closed() => closed(reason.to_string()),
+                () = self.runtime.renewal.notified() => closed("the plugin wants to be told of everything anew".to_owned()),
                 end = self.converse(&mux, &client, watched, launched, replacement) => end,
             },
         };

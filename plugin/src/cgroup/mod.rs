@@ -1,22 +1,25 @@
 //! The only code that touches cgroupfs.
 //!
 //! A cgroup is an open directory: its path may be taken by another cgroup once it is removed, the open directory never
-//! is. Everything is opened beneath one root, and only the files that [`Knob`] names are read.
+//! is. Everything is opened beneath one root, only the files that [`Knob`] names and `memory.current` are read, and only
+//! those that [`Knob`] names are written.
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 
 mod path;
+pub mod systemd;
+pub mod watch;
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 pub use self::path::{CgroupPath, InvalidPath};
-use crate::units::{Limit, LimitError};
+use crate::units::{Bytes, Limit, LimitError};
 
 /// A file of the memory controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +35,17 @@ pub enum Knob {
 }
 
 impl Knob {
+    /// Every file.
+    pub const ALL: [Self; 4] = [Self::Min, Self::Low, Self::High, Self::Max];
+
+    /// What a new cgroup has.
+    pub const fn default_value(self) -> Limit {
+        match self {
+            Self::Min | Self::Low => Limit::Bytes(Bytes::ZERO),
+            Self::High | Self::Max => Limit::Max,
+        }
+    }
+
     /// The file's name, which is also the key in the unified map of OCI.
     pub const fn file_name(self) -> &'static str {
         match self {
@@ -56,20 +70,20 @@ pub enum CgroupError {
     #[error("cgroup {0} is gone")]
     Gone(CgroupPath),
     /// The cgroup has no such file: the memory controller is not enabled for it, or the kernel is older than the file.
-    #[error("cgroup {path} has no {knob}; enable the memory controller in its parent's cgroup.subtree_control")]
+    #[error("cgroup {path} has no {file}; enable the memory controller in its parent's cgroup.subtree_control")]
     Unsupported {
         /// The cgroup.
         path: CgroupPath,
         /// The file.
-        knob: Knob,
+        file: &'static str,
     },
     /// The file holds something else than a number of bytes or `max`.
-    #[error("cgroup {path}: {knob}: {error}")]
+    #[error("cgroup {path}: {file}: {error}")]
     Malformed {
         /// The cgroup.
         path: CgroupPath,
         /// The file.
-        knob: Knob,
+        file: &'static str,
         /// What is wrong.
         error: LimitError,
     },
@@ -84,6 +98,15 @@ pub enum CgroupError {
         error: io::Error,
     },
 }
+
+/// A file that every cgroup of version 2 has.
+const CONTROLLERS: &str = "cgroup.controllers";
+
+/// The type of file system that cgroups of version 2 are.
+const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
+
+/// What a cgroup uses, with everything below it.
+const USAGE: &str = "memory.current";
 
 /// The root of a cgroup v2 hierarchy.
 #[derive(Debug)]
@@ -110,7 +133,7 @@ impl CgroupRoot {
         let failed = |error: io::Error| RootError { path: path.to_owned(), error };
         let directory = rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|error| failed(error.into()))?;
         // Only version 2 has it.
-        rustix::fs::statat(&directory, "cgroup.controllers", rustix::fs::AtFlags::empty())
+        rustix::fs::statat(&directory, CONTROLLERS, AtFlags::empty())
             .map_err(|error| failed(io::Error::new(io::Error::from(error).kind(), "it has no cgroup.controllers")))?;
         Ok(Self { directory, path: path.to_owned() })
     }
@@ -118,6 +141,19 @@ impl CgroupRoot {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether what protects a cgroup, and no child of it lays claim to, protects its children too: the mount option
+    /// `memory_recursiveprot`.
+    pub fn recursive_protection(&self) -> bool {
+        let Some(host) = self.path.ancestors().nth(3) else { return false };
+        let mounts = std::fs::read_to_string(host.join("proc/self/mounts")).unwrap_or_default();
+        let is_cgroup2 = |line: &&str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
+        let mut cgroup2 = mounts.lines().filter(is_cgroup2);
+        cgroup2.any(|line| {
+            let options = line.split_ascii_whitespace().nth(3).unwrap_or_default();
+            options.split(',').any(|option| option == "memory_recursiveprot")
+        })
     }
 
     /// Opens a cgroup.
@@ -149,34 +185,100 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
+    /// Where it is.
+    pub fn path(&self) -> &CgroupPath {
+        &self.path
+    }
+
+    /// What tells it from another cgroup that has its path at another time.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system does not say.
+    pub fn inode(&self) -> Result<u64, CgroupError> {
+        rustix::fs::fstat(&self.directory).map(|stat| stat.st_ino).map_err(|error| self.failed("look at it", error))
+    }
+
     /// Reads one of its files.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
     pub fn read(&self, knob: Knob) -> Result<Limit, CgroupError> {
-        let failed = |error: Errno| match error {
-            Errno::NODEV => CgroupError::Gone(self.path.clone()),
-            error => CgroupError::Io { path: self.path.clone(), operation: "read it", error: error.into() },
-        };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = match open_beneath(&self.directory, knob.file_name(), flags) {
-            Ok(file) => file,
-            Err(Errno::NOENT) if self.is_removed() => return Err(CgroupError::Gone(self.path.clone())),
-            Err(Errno::NOENT) => return Err(CgroupError::Unsupported { path: self.path.clone(), knob }),
-            Err(error) => return Err(failed(error)),
-        };
+        self.read_amount(knob.file_name())
+    }
+
+    /// Reads `memory.current`: what it uses, with everything below it.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    pub fn usage(&self) -> Result<Bytes, CgroupError> {
+        Ok(self.read_amount(USAGE)?.bytes().unwrap_or(Bytes::new(u64::MAX)))
+    }
+
+    fn read_amount(&self, name: &'static str) -> Result<Limit, CgroupError> {
+        let file = self.open(name, OFlags::RDONLY)?;
         let mut buffer = [0; 32];
         // The kernel gives such a file whole or not at all. A number of 20 digits is the longest content.
-        let length = rustix::io::read(&file, &mut buffer).map_err(failed)?;
+        let length = rustix::io::read(&file, &mut buffer).map_err(|error| self.failed("read it", error))?;
         let text = String::from_utf8_lossy(&buffer[..length]);
-        let malformed = |error| CgroupError::Malformed { path: self.path.clone(), knob, error };
+        let malformed = |error| CgroupError::Malformed { path: self.path.clone(), file: name, error };
         text.trim_end_matches('\n').parse().map_err(malformed)
     }
 
-    /// A directory that is removed while it is open has no links left.
+    /// Writes one of its files. The kernel keeps whole pages, rounded down.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile; what the kernel says otherwise.
+    pub fn write(&self, knob: Knob, value: Limit) -> Result<(), CgroupError> {
+        // Truncation means nothing to the kernel here.
+        let file = self.open(knob.file_name(), OFlags::WRONLY | OFlags::TRUNC)?;
+        rustix::io::write(&file, value.to_string().as_bytes()).map_err(|error| self.failed("write it", error))?;
+        Ok(())
+    }
+
+    /// The cgroups in it.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    pub fn children(&self) -> Result<Vec<CgroupPath>, CgroupError> {
+        let entries = Dir::read_from(&self.directory).map_err(|error| self.failed("list it", error))?;
+        let mut children = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| self.failed("list it", error))?;
+            if entry.file_type() == FileType::Directory
+                && let Some(path) = entry.file_name().to_str().ok().and_then(|name| self.path.join(name))
+            {
+                children.push(path);
+            }
+        }
+        Ok(children)
+    }
+
+    fn open(&self, name: &'static str, flags: OFlags) -> Result<OwnedFd, CgroupError> {
+        match open_beneath(&self.directory, name, flags | OFlags::CLOEXEC) {
+            Err(Errno::NOENT) if self.is_removed() => Err(CgroupError::Gone(self.path.clone())),
+            Err(Errno::NOENT) => Err(CgroupError::Unsupported { path: self.path.clone(), file: name }),
+            result => result.map_err(|error| self.failed("open one of its files", error)),
+        }
+    }
+
+    fn failed(&self, operation: &'static str, error: Errno) -> CgroupError {
+        match error {
+            Errno::NODEV => CgroupError::Gone(self.path.clone()),
+            Errno::NOENT if self.is_removed() => CgroupError::Gone(self.path.clone()),
+            error => CgroupError::Io { path: self.path.clone(), operation, error: error.into() },
+        }
+    }
+
     fn is_removed(&self) -> bool {
+        // A directory that is removed while it is open has no links left, and in cgroupfs no files.
         rustix::fs::fstat(&self.directory).is_ok_and(|stat| stat.st_nlink == 0)
+            || (rustix::fs::fstatfs(&self.directory).is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC)
+                && rustix::fs::statat(&self.directory, CONTROLLERS, AtFlags::empty()).err() == Some(Errno::NOENT))
     }
 }
 
@@ -228,12 +330,42 @@ mod tests {
         let tree = Tree::new();
         tree.make("a", &[("memory.min", "many\n"), ("memory.low", &"9".repeat(100))]);
         let cgroup = tree.cgroup("a").unwrap();
-        assert!(matches!(cgroup.read(Knob::Min), Err(CgroupError::Malformed { knob: Knob::Min, .. })));
+        assert!(matches!(cgroup.read(Knob::Min), Err(CgroupError::Malformed { file: "memory.min", .. })));
         assert!(matches!(cgroup.read(Knob::Low), Err(CgroupError::Malformed { .. })));
-        assert!(matches!(cgroup.read(Knob::High), Err(CgroupError::Unsupported { knob: Knob::High, .. })));
+        assert!(matches!(cgroup.read(Knob::High), Err(CgroupError::Unsupported { file: "memory.high", .. })));
         assert!(matches!(tree.cgroup("b"), Err(CgroupError::Gone(_))));
         fs::remove_dir_all(tree.0.path().join("a")).unwrap();
         assert!(matches!(cgroup.read(Knob::High), Err(CgroupError::Gone(_))));
+    }
+
+    #[test]
+    fn a_written_file_is_read_back_and_nothing_is_made_by_writing() {
+        let tree = Tree::new();
+        tree.make("a", &[("memory.min", "1048576\n"), ("memory.current", "8192\n")]);
+        let cgroup = tree.cgroup("a").unwrap();
+        cgroup.write(Knob::Min, Limit::Bytes(Bytes::new(4096))).unwrap();
+        assert_eq!(cgroup.read(Knob::Min).unwrap(), Limit::Bytes(Bytes::new(4096)));
+        assert_eq!(cgroup.usage().unwrap(), Bytes::new(8192));
+        assert!(matches!(cgroup.write(Knob::Low, Limit::Max), Err(CgroupError::Unsupported { .. })));
+        assert!(!tree.0.path().join("a/memory.low").exists());
+        fs::remove_dir_all(tree.0.path().join("a")).unwrap();
+        assert!(matches!(cgroup.write(Knob::Min, Limit::Max), Err(CgroupError::Gone(_))));
+    }
+
+    #[test]
+    fn children_are_the_directories_in_it() {
+        let tree = Tree::new();
+        tree.make("a/b", &[]);
+        tree.make("a/c/d", &[]);
+        tree.make("a", &[("memory.min", "0\n")]);
+        let cgroup = tree.cgroup("a").unwrap();
+        let mut children: Vec<_> = cgroup.children().unwrap().iter().map(ToString::to_string).collect();
+        children.sort();
+        assert_eq!(children, ["/a/b", "/a/c"]);
+        assert_ne!(cgroup.inode().unwrap(), tree.cgroup("a/b").unwrap().inode().unwrap());
+        fs::remove_dir_all(tree.0.path().join("a")).unwrap();
+        // What is open still has its entries, of which there are none.
+        assert!(!matches!(cgroup.children(), Ok(children) if !children.is_empty()));
     }
 
     #[test]

@@ -152,7 +152,7 @@ pub fn overridden(node: &Policy, overrides: &Overrides) -> (Policy, Option<Notic
         Some(asked) => asked,
         None => node.reservation,
     };
-    (Policy { throttling: overrides.throttling.unwrap_or(node.throttling), reservation }, notice)
+    (Policy { throttling: overrides.throttling.unwrap_or(node.throttling), reservation, ..*node }, notice)
 }
 
 /// Something that does not stop the work, but that somebody should hear of. `Display` is one sentence for the log,

@@ -1,0 +1,585 @@
+//! The cgroups above the containers, and those beside the pods that are protected: what each should have, and writing it.
+//!
+//! [`Tree`] says what a level should have. Here it is written: to the file at once, which takes microseconds, so that an
+//! event is in every ancestor before it is answered; and, where systemd owns the cgroup, it is handed on to be made to
+//! last ([`Ancestors::make_last`]).
+//!
+//! Parents are raised before, and lowered after, what lies in them, so that no child's protection is lost meanwhile.
+//!
+//! What a cgroup held before its first change is remembered ([`Originals`]), and is what it gets back when nothing below it
+//! is to be protected any more.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use tokio::sync::Notify;
+use tracing::{debug, info, warn};
+
+use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::config::Reserved;
+use crate::contention::{Contention, Verdict};
+use crate::hierarchy::{Level, PodPlace, Tree};
+use crate::originals::{Originals, Target, Values};
+use crate::outcome::Outcome;
+use crate::policy::{self, Policy, Protection};
+use crate::requests;
+use crate::requests::annotation::Overrides;
+use crate::units::{Bytes, Limit, PageSize};
+
+/// How many calls to systemd are under way at a time.
+const CALLS: usize = 8;
+
+/// The files that are set above containers.
+const KNOBS: [Knob; 2] = [Knob::Min, Knob::Low];
+
+/// The levels above the containers.
+#[derive(Debug)]
+pub struct Ancestors {
+    root: Arc<CgroupRoot>,
+    page_size: PageSize,
+    originals: Arc<Mutex<Originals>>,
+    state: Mutex<State>,
+    /// What systemd has to be told, by cgroup: only the last value counts.
+    lasting: Mutex<BTreeMap<CgroupPath, Protection>>,
+    lasting_changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tree: Tree,
+    /// The pods' sandboxes, by id.
+    sandboxes: HashMap<String, Sandbox>,
+    reserved: Vec<Reserved>,
+    /// What the files hold, as far as it is known.
+    in_force: HashMap<CgroupPath, InForce>,
+    /// Nothing is lowered: not all that is on the node is in the tree yet.
+    hold: bool,
+    contention: Contention<(CgroupPath, Knob), Limit>,
+    /// Cgroups that could not be written, so that it is said only once.
+    failing: HashSet<CgroupPath>,
+    /// Pods of which it was said that they get less than they ask for.
+    short: HashMap<CgroupPath, Protection>,
+    originals_failing: bool,
+}
+
+/// A pod, for as long as the runtime has a sandbox for it.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    /// Its id in the runtime.
+    pub id: String,
+    /// Where its pod is.
+    pub place: PodPlace,
+    /// What the pod takes beyond its containers, by its runtime class.
+    pub overhead: Bytes,
+    /// What the pod's annotations ask for.
+    pub overrides: Overrides,
+}
+
+impl Sandbox {
+    fn protection(&self, node: &Policy) -> Protection {
+        let (policy, _) = requests::overridden(node, &self.overrides);
+        policy::overhead(self.overhead, self.place.class(), &policy)
+    }
+}
+
+/// What the files of a cgroup hold.
+#[derive(Clone, Copy, Debug)]
+struct InForce {
+    inode: u64,
+    min: Limit,
+    low: Limit,
+}
+
+impl InForce {
+    fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
+        Ok(Self { inode: cgroup.inode()?, min: cgroup.read(Knob::Min)?, low: cgroup.read(Knob::Low)? })
+    }
+
+    fn get(&self, knob: Knob) -> Limit {
+        if knob == Knob::Low { self.low } else { self.min }
+    }
+
+    fn set(&mut self, knob: Knob, value: Limit) {
+        *(if knob == Knob::Low { &mut self.low } else { &mut self.min }) = value;
+    }
+}
+
+/// A change of one file.
+#[derive(Clone, Debug)]
+struct Change {
+    cgroup: CgroupPath,
+    knob: Knob,
+    from: Limit,
+    to: Limit,
+}
+
+impl Change {
+    fn raises(&self) -> bool {
+        self.to > self.from
+    }
+}
+
+/// What [`Ancestors::check`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// All is as it should be, or is left as it is.
+    Settled,
+    /// To be looked at again after this time.
+    Again(Duration),
+    /// There is no such cgroup any more.
+    Gone,
+}
+
+impl Ancestors {
+    /// No pods yet.
+    pub fn new(root: Arc<CgroupRoot>, page_size: PageSize, originals: Arc<Mutex<Originals>>) -> Self {
+        Self {
+            root,
+            page_size,
+            originals,
+            state: Mutex::default(),
+            lasting: Mutex::default(),
+            lasting_changed: Notify::new(),
+        }
+    }
+
+    /// Bounds the sum of all protection, and protects cgroups beside the pods. `mem_total` is all memory: what is reserved is
+    /// not promised to pods a second time.
+    pub fn set_node(&self, allocatable: Option<Bytes>, reserved: Vec<Reserved>, mem_total: Option<Bytes>) {
+        let sum = reserved.iter().fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory));
+        let left = mem_total.map(|total| total.saturating_sub(sum));
+        let budget = match (allocatable, left) {
+            (Some(allocatable), Some(left)) => Some(allocatable.min(left)),
+            (allocatable, _) => allocatable,
+        };
+        if let (Some(allocatable), Some(budget)) = (allocatable, budget)
+            && budget < allocatable
+        {
+            warn!(
+                "systemReserved and kubeReserved leave {} of all memory, which is less than node allocatable, {}; that much \
+                 at most is protected for pods",
+                budget.quantity(),
+                allocatable.quantity()
+            );
+        }
+        let mut state = lock(&self.state);
+        let former = std::mem::replace(&mut state.reserved, reserved);
+        let mut levels: Vec<_> = former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
+        levels.extend(state.tree.set_budget(budget).into_iter().map(|level| level.cgroup));
+        self.apply(&mut state, levels);
+    }
+
+    /// A pod's sandbox is there.
+    pub fn sandbox(&self, sandbox: Sandbox, policy: &Policy) {
+        let mut state = lock(&self.state);
+        let levels = state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
+        // It is the first of a new pod, whose cgroups may be new, too.
+        for level in &levels {
+            state.in_force.remove(&level.cgroup);
+        }
+        state.sandboxes.insert(sandbox.id.clone(), sandbox);
+        self.apply_levels(&mut state, levels);
+    }
+
+    /// These are all sandboxes that there are. Nothing is lowered from now on until [`Ancestors::settle`]: what is known of
+    /// containers is not all.
+    pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
+        let mut state = lock(&self.state);
+        state.hold = true;
+        state.sandboxes = sandboxes.into_iter().map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
+    }
+
+    /// Whether there is a sandbox with this id.
+    pub fn is_sandbox(&self, id: &str) -> bool {
+        lock(&self.state).sandboxes.contains_key(id)
+    }
+
+    /// A pod's sandbox has ended. A pod may get another one.
+    pub fn sandbox_ended(&self, id: &str) {
+        let mut state = lock(&self.state);
+        let Some(Sandbox { place, .. }) = state.sandboxes.remove(id) else { return };
+        if state.sandboxes.values().any(|other| other.place.cgroup() == place.cgroup()) {
+            return;
+        }
+        let mut levels = state.tree.set_overhead(&place, Protection::default());
+        levels.extend(state.tree.remove_pod(place.cgroup()));
+        let mut cgroups: Vec<_> = levels.into_iter().map(|level| level.cgroup).collect();
+        cgroups.push(place.cgroup().clone());
+        self.apply(&mut state, cgroups);
+    }
+
+    /// A container is to have this much.
+    pub fn claim(&self, place: &PodPlace, id: &str, claim: Protection) {
+        let mut state = lock(&self.state);
+        let levels = state.tree.claim(place, id, claim);
+        self.apply_levels(&mut state, levels);
+    }
+
+    /// A container is about to have this much: what it has now counts until it is known that it has.
+    pub fn claim_at_least(&self, place: &PodPlace, id: &str, claim: Protection) {
+        let mut state = lock(&self.state);
+        let now = state.tree.claim_of(id).unwrap_or_default();
+        let claim = Protection { min: claim.min.max(now.min), low: claim.low.max(now.low) };
+        let levels = state.tree.claim(place, id, claim);
+        self.apply_levels(&mut state, levels);
+    }
+
+    /// A container has ended.
+    pub fn release(&self, id: &str) {
+        let mut state = lock(&self.state);
+        let levels = state.tree.release(id);
+        self.apply_levels(&mut state, levels);
+    }
+
+    /// From now on nothing is lowered, until [`Ancestors::settle`]: much is going to be learnt, and what is known is not all.
+    pub fn hold(&self) {
+        lock(&self.state).hold = true;
+    }
+
+    /// All is known: brings every level to what it should have, and what is no level any more to what it had.
+    ///
+    /// Containers that are not among the given ones are forgotten.
+    pub fn settle(&self, containers: &HashSet<String>, policy: &Policy) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let gone: Vec<_> = state.tree.containers().filter(|id| !containers.contains(*id)).map(str::to_owned).collect();
+        for id in gone {
+            state.tree.release(&id);
+        }
+        let mut pods: HashSet<_> = state.tree.pods().cloned().collect();
+        for sandbox in state.sandboxes.values() {
+            state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
+            pods.remove(sandbox.place.cgroup());
+        }
+        for pod in pods {
+            state.tree.remove_pod(&pod);
+        }
+        state.hold = false;
+        // What is believed may be wrong by now.
+        state.in_force.clear();
+        let mut cgroups: Vec<_> = state.tree.levels().into_iter().map(|level| level.cgroup).collect();
+        cgroups.extend(state.reserved.iter().map(|reserved| reserved.cgroup.clone()));
+        let known: HashSet<_> = cgroups.iter().cloned().collect();
+        let changed_once = {
+            let originals = lock(&self.originals);
+            let cgroups = originals.targets().filter_map(|target| match target {
+                Target::Cgroup(path, _) if !known.contains(path) => Some(path.clone()),
+                _ => None,
+            });
+            cgroups.collect::<Vec<_>>()
+        };
+        cgroups.extend(changed_once);
+        self.apply(state, cgroups);
+        self.report_shortfalls(state);
+        state.contention.forget_quiet(Instant::now());
+        let (root, in_force) = (&self.root, &state.in_force);
+        let kept = lock(&self.originals).retain(|target| match target {
+            Target::Container(id) => containers.contains(id),
+            Target::Cgroup(path, inode) => match in_force.get(path) {
+                Some(in_force) => in_force.inode == *inode,
+                None => root.cgroup(path).and_then(|cgroup| cgroup.inode()).is_ok_and(|now| now == *inode),
+            },
+        });
+        self.complain(state, kept);
+    }
+
+    /// The cgroups that should have something.
+    pub fn cgroups(&self) -> Vec<CgroupPath> {
+        let state = lock(&self.state);
+        let levels = state.tree.levels().into_iter().map(|level| level.cgroup);
+        levels.chain(state.reserved.iter().map(|reserved| reserved.cgroup.clone())).collect()
+    }
+
+    /// Whether this is one of the cgroups that should have something.
+    pub fn contains(&self, cgroup: &CgroupPath) -> bool {
+        let state = lock(&self.state);
+        state.tree.desired(cgroup).is_some() || state.reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
+    }
+
+    /// Compares a level with the kernel and repairs it. `touched`: somebody has written to it.
+    pub fn check(&self, cgroup: &CgroupPath, touched: bool) -> Checked {
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        let observed = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open));
+        let observed = match observed {
+            Ok(observed) => observed,
+            Err(error) => {
+                state.in_force.remove(cgroup);
+                return match error {
+                    CgroupError::Gone(_) => Checked::Gone,
+                    error => {
+                        failed(state, cgroup, &error);
+                        Checked::Settled
+                    }
+                };
+            }
+        };
+        state.in_force.insert(cgroup.clone(), observed);
+        let mut checked = Checked::Settled;
+        let mut changes = Vec::new();
+        for change in self.changes(state, cgroup, &observed) {
+            let key = (cgroup.clone(), change.knob);
+            if state.hold && !change.raises() {
+                continue;
+            }
+            match state.contention.judge(key.clone(), change.to, touched, Instant::now()) {
+                Verdict::Repair => changes.push(change),
+                Verdict::Wait(wait) => checked = Checked::Again(wait),
+                Verdict::GiveUp => warn!(
+                    %cgroup,
+                    knob = change.knob.file_name(),
+                    desired = %change.to,
+                    observed = %change.from,
+                    repairs = state.contention.repairs(&key),
+                    outcome = %Outcome::Contended,
+                    "somebody else keeps setting this file; it is left to them until they stop. Find out who, and let one of \
+                     both set it"
+                ),
+                Verdict::Leave => {}
+            }
+        }
+        for change in &changes {
+            info!(
+                %cgroup,
+                knob = change.knob.file_name(),
+                desired = %change.to,
+                observed = %change.from,
+                outcome = %Outcome::Applied,
+                "repaired what somebody else changed"
+            );
+        }
+        self.write(state, changes);
+        checked
+    }
+
+    /// What the files of a cgroup hold.
+    pub fn in_force(&self, cgroup: &CgroupPath) -> Option<[Limit; 2]> {
+        lock(&self.state).in_force.get(cgroup).map(|in_force| [in_force.min, in_force.low])
+    }
+
+    /// Makes the values of cgroups that systemd owns last; a task of its own, as systemd takes its time.
+    ///
+    /// The files hold them already, so nothing is lost by that, unless systemd cannot be reached: then files are all there
+    /// is, and are repaired when they are seen to change.
+    pub async fn make_last(self: Arc<Self>, systemd: Systemd) {
+        let mut said = None;
+        loop {
+            let lasting = self.next_lasting().await;
+            let calls = lasting.into_iter().map(|(cgroup, protection)| {
+                let open = self.root.cgroup(&cgroup);
+                let systemd = &systemd;
+                async move {
+                    let result = match open {
+                        Ok(open) => systemd.set(&open, protection).await,
+                        Err(_) => Ok(Lasting::NoUnit),
+                    };
+                    (cgroup, protection, result)
+                }
+            });
+            let done: Vec<_> = futures::stream::iter(calls).buffer_unordered(CALLS).collect().await;
+            let mut pause = None;
+            for (cgroup, protection, result) in done {
+                match result {
+                    Ok(lasting) => {
+                        debug!(%cgroup, ?lasting, "systemd");
+                        if said.take_if(|_| lasting != Lasting::NoUnit).is_some() {
+                            info!("systemd keeps the values of its cgroups again");
+                        }
+                    }
+                    Err(error) => {
+                        let message = error.to_string();
+                        if said.is_none() {
+                            warn!(
+                                %cgroup,
+                                error = message,
+                                "systemd does not keep the values of its cgroups; they are written to the files alone, and \
+                                 repaired when they change. Said once"
+                            );
+                            said = Some(());
+                        }
+                        if let Some(again) = again(&error) {
+                            // Unless there is something newer.
+                            lock(&self.lasting).entry(cgroup).or_insert(protection);
+                            pause = pause.max(Some(again));
+                        }
+                    }
+                }
+            }
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+                self.lasting_changed.notify_one();
+            }
+        }
+    }
+
+    async fn next_lasting(&self) -> BTreeMap<CgroupPath, Protection> {
+        loop {
+            let changed = self.lasting_changed.notified();
+            let lasting = std::mem::take(&mut *lock(&self.lasting));
+            if !lasting.is_empty() {
+                return lasting;
+            }
+            changed.await;
+        }
+    }
+
+    fn apply_levels(&self, state: &mut State, levels: Vec<Level>) {
+        self.apply(state, levels.into_iter().map(|level| level.cgroup).collect());
+        if !state.hold && !state.short.is_empty() | state.tree.is_short() {
+            self.report_shortfalls(state);
+        }
+    }
+
+    /// Brings cgroups, given parents first, to what they should have.
+    fn apply(&self, state: &mut State, cgroups: Vec<CgroupPath>) {
+        let mut changes = Vec::new();
+        for cgroup in cgroups {
+            let observed = match state.in_force.get(&cgroup) {
+                Some(observed) => *observed,
+                None => match self.root.cgroup(&cgroup).and_then(|open| InForce::read(&open)) {
+                    Ok(observed) => {
+                        state.in_force.insert(cgroup.clone(), observed);
+                        observed
+                    }
+                    Err(error) => {
+                        failed(state, &cgroup, &error);
+                        continue;
+                    }
+                },
+            };
+            let wanted = self.changes(state, &cgroup, &observed);
+            changes.extend(wanted.into_iter().filter(|change| !state.hold || change.raises()));
+        }
+        self.write(state, changes);
+    }
+
+    /// What has to change for a cgroup to have what it should.
+    fn changes(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> Vec<Change> {
+        let reserved =
+            state.reserved.iter().find(|reserved| reserved.cgroup == *cgroup).map(|reserved| reserved.memory);
+        let desired = state.tree.desired(cgroup).unwrap_or_default();
+        let wanted = [reserved.unwrap_or_default().max(desired.min), desired.low];
+        let mut changes = Vec::new();
+        for (knob, wanted) in KNOBS.into_iter().zip(wanted) {
+            let from = observed.get(knob);
+            let to = if wanted > Bytes::ZERO {
+                Limit::Bytes(wanted.floor_to(self.page_size))
+            } else {
+                let target = Target::Cgroup(cgroup.clone(), observed.inode);
+                match lock(&self.originals).get(&target) {
+                    Some(values) => values.get(knob).unwrap_or(Limit::Bytes(Bytes::ZERO)),
+                    // It was never changed.
+                    None => from,
+                }
+            };
+            if from != to {
+                changes.push(Change { cgroup: cgroup.clone(), knob, from, to });
+            }
+        }
+        changes
+    }
+
+    /// Writes changes that were found parents first, in the order that loses no child's protection.
+    fn write(&self, state: &mut State, changes: Vec<Change>) {
+        let (raising, mut lowering): (Vec<_>, Vec<_>) = changes.into_iter().partition(Change::raises);
+        lowering.reverse();
+        for change in raising.into_iter().chain(lowering) {
+            let Change { cgroup, knob, from, to } = &change;
+            match self.write_one(state, &change) {
+                Ok(()) => {
+                    state.failing.remove(cgroup);
+                    debug!(%cgroup, knob = knob.file_name(), desired = %to, observed = %from, "written");
+                }
+                Err(error) => {
+                    state.in_force.remove(cgroup);
+                    failed(state, cgroup, &error);
+                }
+            }
+        }
+    }
+
+    fn write_one(&self, state: &mut State, change: &Change) -> Result<(), CgroupError> {
+        let cgroup = self.root.cgroup(&change.cgroup)?;
+        let inode = cgroup.inode()?;
+        let in_force = match state.in_force.get(&change.cgroup) {
+            Some(in_force) if in_force.inode == inode => *in_force,
+            // Another one with its path.
+            _ => InForce::read(&cgroup)?,
+        };
+        let target = Target::Cgroup(change.cgroup.clone(), inode);
+        let values = Values { min: Some(in_force.min), low: Some(in_force.low), high: None };
+        let remembered = lock(&self.originals).remember(target, values);
+        self.complain(state, remembered);
+        cgroup.write(change.knob, change.to)?;
+        let mut in_force = in_force;
+        in_force.set(change.knob, change.to);
+        state.in_force.insert(change.cgroup.clone(), in_force);
+        if [".slice", ".scope", ".service"].iter().any(|suffix| change.cgroup.name().ends_with(suffix)) {
+            let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
+            let protection = Protection { min: bytes(in_force.min), low: bytes(in_force.low) };
+            lock(&self.lasting).insert(change.cgroup.clone(), protection);
+            self.lasting_changed.notify_one();
+        }
+        Ok(())
+    }
+
+    fn complain(&self, state: &mut State, result: io::Result<()>) {
+        if let Err(error) = &result
+            && !state.originals_failing
+        {
+            warn!(%error, "cannot write down what cgroups held before; 'plimsoll restore' will not know it after a restart");
+        }
+        state.originals_failing = result.is_err();
+    }
+
+    fn report_shortfalls(&self, state: &mut State) {
+        let shortfalls = state.tree.shortfalls();
+        let mut short = HashMap::new();
+        for shortfall in shortfalls {
+            if state.short.get(&shortfall.pod) != Some(&shortfall.gets) {
+                warn!(
+                    cgroup = %shortfall.pod,
+                    asked_min = shortfall.asked.min.quantity(),
+                    gets_min = shortfall.gets.min.quantity(),
+                    asked_low = shortfall.asked.low.quantity(),
+                    gets_low = shortfall.gets.low.quantity(),
+                    "pods ask for more protection than node allocatable; this one gets less than it asks for"
+                );
+            }
+            short.insert(shortfall.pod, shortfall.gets);
+        }
+        for pod in state.short.keys().filter(|pod| !short.contains_key(*pod)) {
+            info!(cgroup = %pod, "the pod gets all that it asks for again, or is gone");
+        }
+        state.short = short;
+    }
+}
+
+/// When to try again what failed; `None` where that is no use.
+fn again(error: &SystemdError) -> Option<Duration> {
+    match error {
+        SystemdError::Paused { pause, .. } => Some(*pause),
+        SystemdError::Connect { .. } | SystemdError::Timeout { .. } | SystemdError::Lost { .. } => {
+            Some(Duration::from_secs(1))
+        }
+        SystemdError::Denied { .. } | SystemdError::Failed { .. } => None,
+    }
+}
+
+fn failed(state: &mut State, cgroup: &CgroupPath, error: &CgroupError) {
+    if let CgroupError::Gone(_) = error {
+        // A pod's cgroup may be made with its first container, and goes before the runtime tells.
+        debug!(%cgroup, "no such cgroup");
+    } else if state.failing.insert(cgroup.clone()) {
+        warn!(%cgroup, %error, outcome = %Outcome::of(error), "what lies in this cgroup may not be protected; said once");
+    }
+}
+
+// Nothing that can panic runs while one of the locks is held, so a poisoned one holds good data.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

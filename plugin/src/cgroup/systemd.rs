@@ -1,0 +1,860 @@
+//! Makes the protection of a cgroup last where systemd owns it.
+//!
+//! What is written to the files of a systemd unit's cgroup is gone when systemd next applies the unit's properties: on
+//! daemon-reload and daemon-reexec, and whenever somebody sets any property of the unit. What lasts are properties, set
+//! with `SetUnitProperties(runtime=true)`.
+//!
+//! To set one property makes systemd (257 and 262, seen) write nearly every file of the unit's memory, cpu and pids
+//! controllers anew from its own state. So where such a file holds another value than the property, because somebody
+//! wrote the file only, the value in force is set along, and nothing but the protection changes. Not carried along, for
+//! want of a property or of anybody who sets them for a slice: `memory.oom.group`, `memory.zswap.writeback`,
+//! `cpuset.*` and `io.weight`.
+//!
+//! The connection is to the system bus. systemd's private socket is no substitute: zbus takes no message from there, as
+//! its sender has no unique name, and systemd sends every signal to everybody there. Nothing is subscribed to: the
+//! signal `Reloading` would say when files lose their values, and properties do not lose theirs.
+//!
+//! Source: systemd's org.freedesktop.systemd1(5), systemd.resource-control(5), and `src/core/cgroup.c`.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode};
+use rustix::io::Errno;
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+use zbus::{Connection, Message, Variant, connection::Builder, fdo};
+
+use super::{Cgroup, CgroupError, CgroupPath, CgroupRoot, DIRECTORY, open_beneath};
+use crate::policy::Protection;
+
+/// How long one call may take. systemd answers within a second even in an emulated machine; it may be busy reloading.
+const LIMIT: Duration = Duration::from_secs(5);
+
+const BUS: &str = "run/dbus/system_bus_socket";
+const NAME: &str = "org.freedesktop.systemd1";
+const DROP_INS: &str = "run/systemd/system.control";
+const OURS: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
+
+/// Files that systemd writes anew together with the protection, and the properties that it takes the values from.
+/// `cpu.max` is made of two properties.
+const CARRIED: [(&str, &str); 6] = [
+    ("memory.high", "MemoryHigh"),
+    ("memory.max", "MemoryMax"),
+    ("memory.swap.max", "MemorySwapMax"),
+    ("memory.zswap.max", "MemoryZSwapMax"),
+    ("cpu.weight", "CPUWeight"),
+    ("pids.max", "TasksMax"),
+];
+
+/// systemd's word for "none" and "not set"; `max` in files.
+const INFINITY: u64 = u64::MAX;
+/// In microseconds, as everything about `cpu.max`.
+const A_SECOND: u64 = 1_000_000;
+
+/// How long a cgroup's protection lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// No unit owns exactly this cgroup, or it is gone: the file is all there is.
+    NoUnit,
+    /// The unit that owns it had these properties already.
+    Unchanged,
+    /// The unit that owns it was given these properties.
+    Set,
+}
+
+/// Why a cgroup's protection does not last.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemdError {
+    /// There is no way to systemd.
+    #[error("cannot reach systemd at {}: {error}; expected a bus: is the host's /run there, is dbus up?", socket.display())]
+    Connect {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// What went wrong.
+        error: zbus::Error,
+    },
+    /// A call took too long.
+    #[error("unit {unit}: systemd did not answer {call} within {} s; see whether systemctl does", LIMIT.as_secs())]
+    Timeout {
+        /// The unit.
+        unit: String,
+        /// What was called.
+        call: &'static str,
+    },
+    /// The connection broke, or systemd left the bus.
+    #[error("unit {unit}: lost systemd in {call}: {error}; expected it back soon")]
+    Lost {
+        /// The unit.
+        unit: String,
+        /// What was called.
+        call: &'static str,
+        /// What went wrong.
+        error: zbus::Error,
+    },
+    /// We may not do that.
+    #[error("unit {unit}: systemd denied {call}: {error}; expected to be root on the host: check who runs this")]
+    Denied {
+        /// The unit.
+        unit: String,
+        /// What was called.
+        call: &'static str,
+        /// What systemd said.
+        error: zbus::Error,
+    },
+    /// systemd answered with another error, or with what it should not.
+    #[error("unit {unit}: {call} failed: {error}; expected systemd 242 or later: see its journal")]
+    Failed {
+        /// The unit.
+        unit: String,
+        /// What was called.
+        call: &'static str,
+        /// What went wrong.
+        error: zbus::Error,
+    },
+    /// It failed a moment ago.
+    #[error("systemd is left alone for another {} s, since: {cause}", pause.as_secs())]
+    Paused {
+        /// For how long.
+        pause: Duration,
+        /// The last failure.
+        cause: String,
+    },
+}
+
+/// The way to the host's systemd: one connection, made when it is first needed and anew when it is lost.
+#[derive(Debug)]
+pub struct Systemd {
+    host: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bus: Option<Arc<Connection>>,
+    /// Failures in a row, and what came of the last.
+    failures: u32,
+    pause: Option<(Instant, String)>,
+}
+
+impl Systemd {
+    /// The systemd of the host whose root directory is `host`. Does nothing yet.
+    pub fn new(host: &Path) -> Self {
+        Self { host: host.to_owned(), state: Mutex::default() }
+    }
+
+    /// Makes `memory.min` and `memory.low` of a cgroup last, if a systemd unit owns exactly it. The files should hold
+    /// them already: systemd takes its time.
+    ///
+    /// May be called for several cgroups at once. Who owns a cgroup is asked each time, in the call that is needed
+    /// anyway, so there is nothing to become stale when a path is used again.
+    ///
+    /// # Errors
+    ///
+    /// When systemd refuses, cannot be reached, or does not answer in time. After the latter two it is left alone for a
+    /// while that grows with each failure in a row, from a second to a minute.
+    pub async fn set(&self, cgroup: &Cgroup, protection: Protection) -> Result<Lasting, SystemdError> {
+        let Some(unit) = Unit::of(&cgroup.path) else { return Ok(Lasting::NoUnit) };
+        let bus = self.bus(None).await?;
+        let mut result = unit.set(&bus, cgroup, protection).await;
+        if matches!(result, Err(SystemdError::Lost { .. })) {
+            // daemon-reexec or a restart of dbus. To set the same once more does no harm.
+            result = unit.set(&*self.bus(Some(&bus)).await?, cgroup, protection).await;
+        }
+        let mut state = self.state.lock().await;
+        match &result {
+            // Nothing is wrong with systemd.
+            Ok(_) | Err(SystemdError::Denied { .. } | SystemdError::Failed { .. }) => state.failures = 0,
+            Err(error) => state.fail(error),
+        }
+        result
+    }
+
+    /// The connection, but not one that was found to be lost.
+    async fn bus(&self, lost: Option<&Arc<Connection>>) -> Result<Arc<Connection>, SystemdError> {
+        // Held while connecting: others that need the connection wait for this attempt, not for one each.
+        let mut state = self.state.lock().await;
+        if let Some((until, cause)) = &state.pause {
+            let pause = until.saturating_duration_since(Instant::now());
+            if !pause.is_zero() {
+                return Err(SystemdError::Paused { pause, cause: cause.clone() });
+            }
+        }
+        if let Some(bus) = &state.bus
+            && !bus.is_closed()
+            && !lost.is_some_and(|lost| Arc::ptr_eq(bus, lost))
+        {
+            return Ok(Arc::clone(bus));
+        }
+        let bus = connect(&self.host).await.inspect_err(|error| state.fail(error))?;
+        Ok(Arc::clone(state.bus.insert(Arc::new(bus))))
+    }
+}
+
+impl State {
+    fn fail(&mut self, error: &SystemdError) {
+        // Several calls that were under way fail together: that is one failure.
+        let now = Instant::now();
+        if self.pause.as_ref().is_none_or(|(until, _)| *until <= now) {
+            let pause = Duration::from_secs(1 << self.failures.min(6));
+            self.failures += 1;
+            self.pause = Some((now + pause, error.to_string()));
+        }
+        self.bus = None;
+    }
+}
+
+async fn connect(host: &Path) -> Result<Connection, SystemdError> {
+    let socket = host.join(BUS);
+    let connect = async {
+        let stream = UnixStream::connect(&socket).await?.into_std()?;
+        Builder::unix_stream(stream).build().await
+    };
+    let error = match timeout(LIMIT, connect).await {
+        Ok(Ok(connection)) => return Ok(connection),
+        Ok(Err(error)) => error,
+        Err(_) => io::Error::from(io::ErrorKind::TimedOut).into(),
+    };
+    Err(SystemdError::Connect { socket, error })
+}
+
+struct Unit<'a> {
+    name: &'a str,
+    /// The D-Bus interface of its kind.
+    interface: &'static str,
+}
+
+impl<'a> Unit<'a> {
+    /// The unit that may own a cgroup, by its name.
+    fn of(cgroup: &'a CgroupPath) -> Option<Self> {
+        let name = cgroup.name();
+        let interface = match name.rsplit_once('.')?.1 {
+            "slice" => "org.freedesktop.systemd1.Slice",
+            "scope" => "org.freedesktop.systemd1.Scope",
+            "service" => "org.freedesktop.systemd1.Service",
+            _ => return None,
+        };
+        Some(Self { name, interface })
+    }
+
+    async fn set(&self, bus: &Connection, cgroup: &Cgroup, protection: Protection) -> Result<Lasting, SystemdError> {
+        let path = format!("/org/freedesktop/systemd1/unit/{}", bus_label(self.name));
+        let call = "Properties.GetAll";
+        // systemd loads a unit that it does not know; that one has no cgroup.
+        let get = bus.call_method(
+            Some(NAME),
+            path.as_str(),
+            Some("org.freedesktop.DBus.Properties"),
+            "GetAll",
+            &self.interface,
+        );
+        let reply = match self.answer(call, get).await {
+            Err(SystemdError::Failed { error, .. }) if is_unknown(&error) => return Ok(Lasting::NoUnit),
+            reply => reply?,
+        };
+        let body = reply.body();
+        let properties: HashMap<&str, Variant<'_>> =
+            body.deserialize().map_err(|error| SystemdError::Failed { unit: self.name.to_owned(), call, error })?;
+        match properties.get("ControlGroup") {
+            Some(Variant::Str(path)) if path.as_str() == cgroup.path.to_string() => {}
+            _ => return Ok(Lasting::NoUnit),
+        }
+        let numbers: HashMap<&str, u64> = properties
+            .iter()
+            .filter_map(|(name, value)| if let Variant::U64(number) = value { Some((*name, *number)) } else { None })
+            .collect();
+
+        let wanted = [("MemoryMin", protection.min.get()), ("MemoryLow", protection.low.get())];
+        if wanted.iter().all(|(name, value)| numbers.get(name) == Some(value)) {
+            return Ok(Lasting::Unchanged);
+        }
+        // Files are read after the properties: somebody who sets a property meanwhile (the kubelet) is not mistaken for
+        // one who wrote the file, since systemd writes the file before it reads the next message.
+        let mut settings = wanted.to_vec();
+        settings.extend(carried(&numbers, |file| read(cgroup, file)));
+        if cgroup.is_removed() {
+            return Ok(Lasting::NoUnit);
+        }
+        let settings: Vec<(&str, Variant<'_>)> =
+            settings.into_iter().map(|(name, value)| (name, Variant::U64(value))).collect();
+        let body = (self.name, true, settings);
+        let set = bus.call_method(
+            Some(NAME),
+            "/org/freedesktop/systemd1",
+            Some("org.freedesktop.systemd1.Manager"),
+            "SetUnitProperties",
+            &body,
+        );
+        self.answer("SetUnitProperties", set).await?;
+        Ok(Lasting::Set)
+    }
+
+    async fn answer(
+        &self,
+        call: &'static str,
+        answer: impl Future<Output = zbus::Result<Message>>,
+    ) -> Result<Message, SystemdError> {
+        use fdo::Error::{AccessDenied, AuthFailed, Disconnected, InteractiveAuthorizationRequired};
+        use fdo::Error::{NameHasNoOwner, NoReply, ServiceUnknown};
+        let unit = self.name.to_owned();
+        let error = match timeout(LIMIT, answer).await {
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(error)) => error,
+            Err(_) => return Err(SystemdError::Timeout { unit, call }),
+        };
+        Err(match &error {
+            zbus::Error::InputOutput(_) => SystemdError::Lost { unit, call, error },
+            zbus::Error::FDO(answer) => match **answer {
+                // systemd is not on the bus for a moment.
+                ServiceUnknown(_) | NameHasNoOwner(_) | NoReply(_) | Disconnected(_) => {
+                    SystemdError::Lost { unit, call, error }
+                }
+                AccessDenied(_) | AuthFailed(_) | InteractiveAuthorizationRequired(_) => {
+                    SystemdError::Denied { unit, call, error }
+                }
+                _ => SystemdError::Failed { unit, call, error },
+            },
+            _ => SystemdError::Failed { unit, call, error },
+        })
+    }
+}
+
+/// Whether an error of `GetAll` means that there is no such unit, or that none can have this name.
+fn is_unknown(error: &zbus::Error) -> bool {
+    use fdo::Error::{InvalidArgs, UnknownInterface, UnknownObject};
+    match error {
+        zbus::Error::FDO(error) => matches!(**error, InvalidArgs(_) | UnknownObject(_) | UnknownInterface(_)),
+        zbus::Error::MethodError(name, ..) => name.as_str() == "org.freedesktop.systemd1.NoSuchUnit",
+        _ => false,
+    }
+}
+
+/// Escapes a unit's name for its object path, as systemd's `bus_label_escape`.
+fn bus_label(name: &str) -> String {
+    use std::fmt::Write as _;
+    let mut label = String::with_capacity(name.len() + 8);
+    for (index, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || index > 0 && byte.is_ascii_digit() {
+            label.push(char::from(byte));
+        } else {
+            let _ = write!(label, "_{byte:02x}");
+        }
+    }
+    label
+}
+
+/// The properties whose files hold another value, with that value.
+fn carried(properties: &HashMap<&str, u64>, read: impl Fn(&str) -> Option<String>) -> Vec<(&'static str, u64)> {
+    let mut carried = Vec::new();
+    for (file, property) in CARRIED {
+        // Without the file the controller is off; without the property systemd is older than it and leaves it alone.
+        if let Some(text) = read(file)
+            && let Some(in_force) = number(&text)
+            && let Some(&value) = properties.get(property)
+            && in_force != in_file(file, value)
+        {
+            // systemd takes no 0 for these; 1 byte is no whole page, so it makes a 0 of it.
+            let least = u64::from(matches!(property, "MemoryHigh" | "MemoryMax"));
+            carried.push((property, in_force.max(least)));
+        }
+    }
+    let (quota, period) = ("CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec");
+    if let Some(text) = read("cpu.max")
+        && let Some((file_quota, file_period)) = text.split_once(' ')
+        && let (Some(file_quota), Some(file_period)) = (number(file_quota), number(file_period))
+        && let (Some(&property_quota), Some(&property_period)) = (properties.get(quota), properties.get(period))
+    {
+        let property_period = if property_period == INFINITY { 100_000 } else { property_period };
+        if file_quota == INFINITY {
+            // Its period means nothing.
+            if property_quota != INFINITY {
+                carried.push((quota, INFINITY));
+            }
+        } else if property_quota == INFINITY
+            || file_period != property_period
+            || file_quota != property_quota.saturating_mul(property_period) / A_SECOND
+        {
+            // Rounded up, as systemd rounds down on the way back.
+            carried.push((quota, file_quota.saturating_mul(A_SECOND).div_ceil(file_period.max(1))));
+            if file_period != property_period {
+                carried.push((period, file_period));
+            }
+        }
+    }
+    carried
+}
+
+/// What the file holds when systemd writes this value of its property.
+fn in_file(file: &str, value: u64) -> u64 {
+    let whole_pages = |value: u64| value & !(rustix::param::page_size() as u64 - 1);
+    match file {
+        "cpu.weight" if value == INFINITY => 100,
+        "cpu.weight" | "pids.max" => value,
+        _ if value >= whole_pages(i64::MAX.unsigned_abs()) => INFINITY,
+        _ => whole_pages(value),
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.trim_end() {
+        "max" => Some(INFINITY),
+        number => number.parse().ok(),
+    }
+}
+
+fn read(cgroup: &Cgroup, file: &str) -> Option<String> {
+    let file = open_beneath(&cgroup.directory, file, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC).ok()?;
+    let mut buffer = [0; 64];
+    let length = rustix::io::read(&file, &mut buffer).ok()?;
+    String::from_utf8(buffer[..length].to_vec()).ok()
+}
+
+/// The cgroups of pods for which there may be drop-ins of [`Systemd::set`]. They outlive a unit that systemd made by
+/// itself, like a slice that only a container's scope asked for. Those of a unit that somebody made over D-Bus, as the
+/// kubelet does, are elsewhere, and systemd removes them.
+///
+/// # Errors
+///
+/// When the directory cannot be listed. That there is none is fine.
+pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
+    let Some(directory) = drop_in_directory(host)? else { return Ok(Vec::new()) };
+    let mut cgroups = Vec::new();
+    for entry in Dir::read_from(&directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(unit) = name.strip_suffix(".d")
+            && unit.starts_with("kubepods")
+            && unit.contains("-pod")
+            && unit.ends_with(".slice")
+            && let Ok(cgroup) = CgroupPath::of_parent(unit)
+        {
+            cgroups.push(cgroup);
+        }
+    }
+    Ok(cgroups)
+}
+
+/// Removes the drop-ins that [`Systemd::set`] left for a cgroup, if that is gone. Whether there were any.
+///
+/// They may be the kubelet's own, too: of a unit that is gone, nobody needs them. A later unit of that name would start
+/// with them. Nothing else in the directory is touched, and no symbolic link is followed or removed.
+///
+/// # Errors
+///
+/// When they cannot be removed. That there are none is fine.
+pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> io::Result<bool> {
+    if !matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_))) {
+        return Ok(false);
+    }
+    let Some(parent) = drop_in_directory(host)? else { return Ok(false) };
+    let name = format!("{}.d", cgroup.name());
+    let directory = match open_beneath(&parent, &name, DIRECTORY) {
+        Err(Errno::NOENT) => return Ok(false),
+        directory => directory?,
+    };
+    let mut removed = false;
+    for file in OURS {
+        match rustix::fs::statat(&directory, file, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                rustix::fs::unlinkat(&directory, file, AtFlags::empty())?;
+                removed = true;
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOTEMPTY | Errno::NOENT) => Ok(removed),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn drop_in_directory(host: &Path) -> io::Result<Option<OwnedFd>> {
+    let host = rustix::fs::open(host, DIRECTORY, Mode::empty())?;
+    match open_beneath(&host, DROP_INS, DIRECTORY) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::sync::Mutex;
+
+    use futures::StreamExt as _;
+    use tokio::net::UnixListener;
+    use tokio::time::advance;
+    use zbus::Guid;
+    use zbus::message::Type;
+
+    use super::*;
+    use crate::units::Bytes;
+
+    const POD: &str = "kubepods.slice/kubepods-pod1_2.slice";
+    const UNIT: &str = "kubepods-pod1_2.slice";
+
+    /// How the fake answers.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mood {
+        Well,
+        Never,
+        /// Closes the connection once instead of answering.
+        HangsUp,
+        Error(&'static str),
+    }
+
+    /// Unit, runtime, settings.
+    type Call = (String, bool, Vec<(String, u64)>);
+
+    struct Fake {
+        mood: Mood,
+        control_group: &'static str,
+        properties: HashMap<&'static str, u64>,
+        connections: usize,
+        /// What SetUnitProperties was called with.
+        set: Vec<Call>,
+    }
+
+    /// A host with a bus that has only systemd on it, and a cgroup hierarchy.
+    struct Host {
+        directory: tempfile::TempDir,
+        fake: Arc<Mutex<Fake>>,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            fs::create_dir_all(directory.path().join("cgroup")).unwrap();
+            fs::write(directory.path().join("cgroup/cgroup.controllers"), "memory\n").unwrap();
+            let names = CARRIED.map(|(_, property)| property);
+            let names = names.into_iter().chain(["CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec"]);
+            let properties = names.map(|name| (name, INFINITY)).chain([("MemoryMin", 0), ("MemoryLow", 0)]).collect();
+            let control_group = "/kubepods.slice/kubepods-pod1_2.slice";
+            let fake = Fake { mood: Mood::Well, control_group, properties, connections: 0, set: Vec::new() };
+            let host = Self { directory, fake: Arc::new(Mutex::new(fake)) };
+            host.cgroup(POD, &[]);
+            host
+        }
+
+        fn with_bus(self) -> Self {
+            let socket = self.directory.path().join(BUS);
+            fs::create_dir_all(socket.parent().unwrap()).unwrap();
+            let listener = UnixListener::bind(socket).unwrap();
+            let fake = Arc::clone(&self.fake);
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    fake.lock().unwrap().connections += 1;
+                    tokio::spawn(serve(stream, Arc::clone(&fake)));
+                }
+            });
+            self
+        }
+
+        fn root(&self) -> CgroupRoot {
+            CgroupRoot::open(&self.directory.path().join("cgroup")).unwrap()
+        }
+
+        fn cgroup(&self, path: &str, files: &[(&str, &str)]) -> Cgroup {
+            let directory = self.directory.path().join("cgroup").join(path);
+            fs::create_dir_all(&directory).unwrap();
+            for (name, content) in files {
+                fs::write(directory.join(name), content).unwrap();
+            }
+            self.root().cgroup(&CgroupPath::parse(path).unwrap()).unwrap()
+        }
+
+        fn systemd(&self) -> Systemd {
+            Systemd::new(self.directory.path())
+        }
+
+        fn fake(&self) -> std::sync::MutexGuard<'_, Fake> {
+            self.fake.lock().unwrap()
+        }
+
+        fn drop_in(&self, unit: &str, file: &str) -> PathBuf {
+            let directory = self.directory.path().join(DROP_INS).join(format!("{unit}.d"));
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join(file), "[Slice]\n").unwrap();
+            directory.join(file)
+        }
+
+        fn remove_drop_ins(&self) -> io::Result<bool> {
+            remove_drop_ins(self.directory.path(), &self.root(), &CgroupPath::parse(POD).unwrap())
+        }
+    }
+
+    async fn serve(stream: UnixStream, fake: Arc<Mutex<Fake>>) {
+        let builder = Builder::unix_stream(stream.into_std().unwrap()).server(Guid::generate()).p2p();
+        let mut messages = builder.build_message_stream().await.unwrap();
+        let connection = Connection::from(&messages);
+        while let Some(Ok(message)) = messages.next().await {
+            if message.message_type() == Type::MethodCall && answer(&connection, &message, &fake).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// `None` is the end of the connection.
+    async fn answer(connection: &Connection, message: &Message, fake: &Mutex<Fake>) -> Option<()> {
+        let header = message.header();
+        let member = header.member()?.to_string();
+        if member == "Hello" {
+            return connection.reply(&header, &":1.7").await.ok();
+        }
+        assert_eq!(header.destination()?.as_str(), NAME);
+        let mood = fake.lock().unwrap().mood;
+        match mood {
+            Mood::Well => {}
+            Mood::Never => return Some(()),
+            Mood::HangsUp => {
+                fake.lock().unwrap().mood = Mood::Well;
+                return None;
+            }
+            Mood::Error(name) => return connection.reply_error(&header, name, &"so it is").await.ok(),
+        }
+        let body = message.body();
+        if member == "GetAll" {
+            assert_eq!(header.path()?.as_str(), "/org/freedesktop/systemd1/unit/kubepods_2dpod1_5f2_2eslice");
+            assert_eq!(body.deserialize::<&str>().unwrap(), "org.freedesktop.systemd1.Slice");
+            let mut properties: HashMap<&str, Variant<'_>> = HashMap::new();
+            {
+                let fake = fake.lock().unwrap();
+                properties.extend(fake.properties.iter().map(|(name, value)| (*name, Variant::U64(*value))));
+                properties.insert("ControlGroup", Variant::from(fake.control_group));
+            }
+            return connection.reply(&header, &properties).await.ok();
+        }
+        assert_eq!(member, "SetUnitProperties");
+        let (unit, runtime, settings): (String, bool, Vec<(String, Variant<'_>)>) = body.deserialize().unwrap();
+        let number = |value| if let Variant::U64(number) = value { number } else { panic!("{value:?}") };
+        let settings = settings.into_iter().map(|(name, value)| (name, number(value))).collect();
+        fake.lock().unwrap().set.push((unit, runtime, settings));
+        connection.reply(&header, &()).await.ok()
+    }
+
+    fn protection(min: u64, low: u64) -> Protection {
+        Protection { min: Bytes::new(min), low: Bytes::new(low) }
+    }
+
+    fn settings(settings: &[(&str, u64)]) -> Vec<(String, u64)> {
+        settings.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()
+    }
+
+    #[tokio::test]
+    async fn the_protection_of_a_unit_is_set_at_runtime_in_one_call() {
+        let host = Host::new().with_bus();
+        let set = host.systemd().set(&host.cgroup(POD, &[]), protection(4096, 8192)).await.unwrap();
+        assert_eq!(set, Lasting::Set);
+        let expected = (UNIT.to_owned(), true, settings(&[("MemoryMin", 4096), ("MemoryLow", 8192)]));
+        assert_eq!(host.fake().set, [expected]);
+    }
+
+    #[tokio::test]
+    async fn what_the_unit_has_already_is_not_set_again() {
+        let host = Host::new().with_bus();
+        let systemd = host.systemd();
+        // Files that disagree are none of our business then.
+        let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
+        assert_eq!(systemd.set(&cgroup, protection(0, 0)).await.unwrap(), Lasting::Unchanged);
+        host.fake().properties.insert("MemoryLow", 8192);
+        assert_eq!(systemd.set(&cgroup, protection(0, 8192)).await.unwrap(), Lasting::Unchanged);
+        assert_eq!(systemd.set(&cgroup, protection(4096, 8192)).await.unwrap(), Lasting::Set);
+        assert_eq!(host.fake().set.len(), 1);
+        assert_eq!(host.fake().connections, 1);
+    }
+
+    #[tokio::test]
+    async fn values_that_only_files_have_are_set_along_and_no_others() {
+        let host = Host::new().with_bus();
+        let fresh = [
+            ("memory.max", "max\n"),
+            ("memory.swap.max", "max\n"),
+            ("cpu.weight", "100\n"),
+            ("cpu.max", "max 100000\n"),
+            ("pids.max", "max\n"),
+        ];
+        let systemd = host.systemd();
+        systemd.set(&host.cgroup(POD, &fresh), protection(0, 8192)).await.unwrap();
+        assert_eq!(host.fake().set.pop().unwrap().2, settings(&[("MemoryMin", 0), ("MemoryLow", 8192)]));
+        let written = [("memory.swap.max", "0\n"), ("cpu.weight", "77\n"), ("cpu.max", "50500 100000\n")];
+        // As the property, in whole pages.
+        host.fake().properties.insert("MemoryMax", 1_000_000);
+        let cgroup = host.cgroup(POD, &[written.as_slice(), &[("memory.max", "999424\n")]].concat());
+        systemd.set(&cgroup, protection(0, 8192)).await.unwrap();
+        let carried = [("MemorySwapMax", 0), ("CPUWeight", 77), ("CPUQuotaPerSecUSec", 505_000)];
+        assert_eq!(host.fake().set.pop().unwrap().2[2..], settings(&carried));
+    }
+
+    #[test]
+    fn the_cpu_quota_comes_back_to_the_file_as_it_was() {
+        let carried = |file: &str, quota: u64, period: u64| {
+            let properties = HashMap::from([("CPUQuotaPerSecUSec", quota), ("CPUQuotaPeriodUSec", period)]);
+            carried(&properties, |name| (name == "cpu.max").then(|| file.to_owned()))
+        };
+        let (quota, period) = ("CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec");
+        assert_eq!(carried("max 50000\n", INFINITY, INFINITY), []);
+        assert_eq!(carried("50000 100000\n", 500_000, INFINITY), []);
+        assert_eq!(carried("50000 100000\n", 500_000, 100_000), []);
+        assert_eq!(carried("max 100000\n", 500_000, INFINITY), [(quota, INFINITY)]);
+        // What runc makes of 0.505 processors: it rounds the property up to 1 %.
+        assert_eq!(carried("50500 100000\n", 510_000, INFINITY), [(quota, 505_000)]);
+        assert_eq!(carried("6250 50000\n", INFINITY, INFINITY), [(quota, 125_000), (period, 50_000)]);
+        // A third of 99999 us is no whole number of us a second.
+        assert_eq!(carried("33333 99999\n", INFINITY, 99_999), [(quota, 333_334)]);
+        assert_eq!(carried("33333 99999\n", 333_334, 99_999), []);
+        for broken in ["", "max", "a b", "1 0"] {
+            let _ = carried(broken, 1, 0);
+        }
+    }
+
+    #[test]
+    fn the_largest_amounts_of_memory_are_no_limit() {
+        assert_eq!(in_file("memory.max", INFINITY), INFINITY);
+        assert_eq!(in_file("memory.max", i64::MAX.unsigned_abs()), INFINITY);
+        assert_eq!(in_file("memory.max", 0), 0);
+        assert_eq!(in_file("pids.max", 1001), 1001);
+    }
+
+    #[tokio::test]
+    async fn a_cgroup_that_no_unit_owns_is_told() {
+        let host = Host::new().with_bus();
+        let systemd = host.systemd();
+        let plain = host.cgroup("kubepods/pod1", &[]);
+        assert_eq!(systemd.set(&plain, protection(0, 1)).await.unwrap(), Lasting::NoUnit);
+        assert_eq!(host.fake().connections, 0);
+        let pod = host.cgroup(POD, &[]);
+        for control_group in ["", "/elsewhere.slice/kubepods-pod1_2.slice", "/kubepods.slice"] {
+            host.fake().control_group = control_group;
+            assert_eq!(systemd.set(&pod, protection(0, 1)).await.unwrap(), Lasting::NoUnit, "{control_group}");
+        }
+        for error in ["org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.DBus.Error.UnknownObject"] {
+            host.fake().mood = Mood::Error(error);
+            assert_eq!(systemd.set(&pod, protection(0, 1)).await.unwrap(), Lasting::NoUnit, "{error}");
+        }
+        assert_eq!(host.fake().set, []);
+    }
+
+    #[tokio::test]
+    async fn a_cgroup_that_was_removed_is_not_taken_for_its_successor() {
+        let host = Host::new().with_bus();
+        let cgroup = host.cgroup(POD, &[]);
+        fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
+        host.cgroup(POD, &[]);
+        assert_eq!(host.systemd().set(&cgroup, protection(0, 1)).await.unwrap(), Lasting::NoUnit);
+        assert_eq!(host.fake().set, []);
+    }
+
+    #[tokio::test]
+    async fn a_bus_that_never_answers_is_given_up_and_left_alone_for_a_while() {
+        let host = Host::new().with_bus();
+        let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
+        systemd.set(&cgroup, protection(0, 1)).await.unwrap();
+        host.fake().mood = Mood::Never;
+        tokio::time::pause();
+        let start = Instant::now();
+        let error = systemd.set(&cgroup, protection(0, 1)).await.unwrap_err();
+        assert!(matches!(error, SystemdError::Timeout { call: "Properties.GetAll", .. }), "{error}");
+        assert!(start.elapsed() < LIMIT + Duration::from_secs(1));
+        for pause in [1, 2, 4] {
+            let error = systemd.set(&cgroup, protection(0, 1)).await.unwrap_err();
+            assert!(matches!(error, SystemdError::Paused { .. }), "{error}");
+            assert!(error.to_string().contains(UNIT), "{error}");
+            advance(Duration::from_secs(pause)).await;
+            let error = systemd.set(&cgroup, protection(0, 1)).await.unwrap_err();
+            assert!(matches!(error, SystemdError::Timeout { .. }), "{error}");
+        }
+        host.fake().mood = Mood::Well;
+        advance(Duration::from_secs(8)).await;
+        assert_eq!(systemd.set(&cgroup, protection(0, 1)).await.unwrap(), Lasting::Set);
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_is_made_anew() {
+        let host = Host::new().with_bus();
+        let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
+        systemd.set(&cgroup, protection(0, 1)).await.unwrap();
+        for connections in [2, 3] {
+            host.fake().mood = Mood::HangsUp;
+            assert_eq!(systemd.set(&cgroup, protection(0, 1)).await.unwrap(), Lasting::Set);
+            assert_eq!(host.fake().connections, connections);
+        }
+    }
+
+    #[tokio::test]
+    async fn several_cgroups_share_a_connection() {
+        let host = Host::new().with_bus();
+        let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
+        let all = futures::future::join_all((1..=8).map(|low| systemd.set(&cgroup, protection(0, low)))).await;
+        assert!(all.iter().all(|set| matches!(set, Ok(Lasting::Set))), "{all:?}");
+        assert_eq!(host.fake().set.len(), 8);
+        assert_eq!(host.fake().connections, 1);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_and_a_missing_bus_are_told() {
+        let host = Host::new();
+        let cgroup = host.cgroup(POD, &[]);
+        let error = host.systemd().set(&cgroup, protection(0, 1)).await.unwrap_err().to_string();
+        assert!(error.contains(BUS) && error.contains("is the host's /run there"), "{error}");
+        let host = host.with_bus();
+        for name in ["AccessDenied", "InteractiveAuthorizationRequired"] {
+            let name = format!("org.freedesktop.DBus.Error.{name}");
+            host.fake().mood = Mood::Error(name.leak());
+            let error = host.systemd().set(&cgroup, protection(0, 1)).await.unwrap_err();
+            assert!(matches!(error, SystemdError::Denied { .. }), "{error}");
+            assert!(error.to_string().contains("so it is"), "{error}");
+        }
+        host.fake().mood = Mood::Error("org.freedesktop.systemd1.BadUnitSetting");
+        let error = host.systemd().set(&cgroup, protection(0, 1)).await.unwrap_err();
+        assert!(matches!(error, SystemdError::Failed { .. }), "{error}");
+    }
+
+    #[test]
+    fn drop_ins_of_ours_are_removed_when_the_cgroup_is_gone() {
+        let host = Host::new();
+        assert_eq!(drop_ins(host.directory.path()).unwrap(), []);
+        assert!(!host.remove_drop_ins().unwrap());
+        let (min, low) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, OURS[1]));
+        for other in ["kubepods.slice", "system.slice", "kubepods-burstable.slice", "kubepods-podx.scope"] {
+            host.drop_in(other, OURS[0]);
+        }
+        assert_eq!(drop_ins(host.directory.path()).unwrap(), [CgroupPath::parse(POD).unwrap()]);
+        assert!(!host.remove_drop_ins().unwrap());
+        assert!(min.exists() && low.exists());
+        fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
+        assert!(host.remove_drop_ins().unwrap());
+        assert!(!min.parent().unwrap().exists());
+        assert!(!host.remove_drop_ins().unwrap());
+        assert_eq!(fs::read_dir(host.directory.path().join(DROP_INS)).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn drop_ins_of_others_and_symbolic_links_are_left() {
+        let host = Host::new();
+        fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join(OURS[0]), "").unwrap();
+        let (min, other) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, "50-CPUWeight.conf"));
+        symlink(outside.path().join(OURS[0]), min.with_file_name(OURS[1])).unwrap();
+        assert!(host.remove_drop_ins().unwrap());
+        assert!(!min.exists() && other.exists() && min.with_file_name(OURS[1]).is_symlink());
+        fs::remove_dir_all(min.parent().unwrap()).unwrap();
+        symlink(outside.path(), min.parent().unwrap()).unwrap();
+        assert!(host.remove_drop_ins().is_err());
+        assert!(outside.path().join(OURS[0]).exists());
+    }
+
+    #[test]
+    fn names_are_escaped_as_systemd_does() {
+        assert_eq!(bus_label("kubepods-pod1_2.slice"), "kubepods_2dpod1_5f2_2eslice");
+        assert_eq!(bus_label("1a.slice"), "_31a_2eslice");
+    }
+}

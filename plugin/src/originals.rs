@@ -1,0 +1,333 @@
+//! What files held before this plugin changed them, kept where a crash of the plugin cannot lose it.
+//!
+//! One line of JSON for each container or cgroup, appended before its first change to a file under `/run`, which lives as
+//! long as the cgroups do:
+//!
+//! ```json
+//! {"cgroup":"kubepods.slice","inode":4242,"memory.min":"0","memory.low":"0"}
+//! {"container":"3f0c…","memory.high":"50331648"}
+//! ```
+//!
+//! A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
+//! torn or foreign is skipped. Who is not in it was never changed.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Knob};
+use crate::units::Limit;
+
+/// Where the plugin keeps state, beneath the node's file system.
+pub const DIRECTORY: &str = "run/plimsoll";
+
+/// The file's name.
+const FILE: &str = "originals";
+
+/// How many lines the file may have beyond twice those that are needed, before it is written anew.
+const SLACK: usize = 1000;
+
+/// Who something was changed of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A container, by its id, which is never used again.
+    Container(String),
+    /// A cgroup, by its path and the inode that tells it from another one of that path.
+    Cgroup(CgroupPath, u64),
+}
+
+/// Values from before. `None` is the kernel's default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Values {
+    /// `memory.min`.
+    pub min: Option<Limit>,
+    /// `memory.low`.
+    pub low: Option<Limit>,
+    /// `memory.high`.
+    pub high: Option<Limit>,
+}
+
+impl Values {
+    /// The values that a unified map of OCI asks for; what the kernel would not take is left out.
+    pub fn of_unified(unified: &HashMap<String, String>) -> Self {
+        let value = |knob: Knob| unified.get(knob.file_name())?.parse().ok();
+        Self { min: value(Knob::Min), low: value(Knob::Low), high: value(Knob::High) }
+    }
+
+    /// What a cgroup's files hold.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    pub fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
+        let read = |knob| cgroup.read(knob).map(Some);
+        Ok(Self { min: read(Knob::Min)?, low: read(Knob::Low)?, high: read(Knob::High)? })
+    }
+
+    /// A unified map of OCI that asks for them.
+    pub fn to_unified(self) -> HashMap<String, String> {
+        let value = |knob: Knob| Some((knob.file_name().to_owned(), self.get(knob)?.to_string()));
+        Knob::ALL.into_iter().filter_map(value).collect()
+    }
+
+    /// The value of a file that this plugin sets.
+    pub fn get(&self, knob: Knob) -> Option<Limit> {
+        match knob {
+            Knob::Min => self.min,
+            Knob::Low => self.low,
+            Knob::High => self.high,
+            Knob::Max => None,
+        }
+    }
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inode: Option<u64>,
+    #[serde(rename = "memory.min", skip_serializing_if = "Option::is_none")]
+    min: Option<String>,
+    #[serde(rename = "memory.low", skip_serializing_if = "Option::is_none")]
+    low: Option<String>,
+    #[serde(rename = "memory.high", skip_serializing_if = "Option::is_none")]
+    high: Option<String>,
+}
+
+impl Line {
+    fn new(target: &Target, values: &Values) -> Self {
+        let (container, cgroup, inode) = match target {
+            Target::Container(id) => (Some(id.clone()), None, None),
+            Target::Cgroup(path, inode) => (None, Some(path.as_str().to_owned()), Some(*inode)),
+        };
+        let [min, low, high] = [values.min, values.low, values.high].map(|value| value.map(|value| value.to_string()));
+        Self { container, cgroup, inode, min, low, high }
+    }
+
+    fn read(self) -> Option<(Target, Values)> {
+        let target = match (self.container, self.cgroup, self.inode) {
+            (Some(id), None, None) => Target::Container(id),
+            (None, Some(path), Some(inode)) => Target::Cgroup(CgroupPath::parse(&path).ok()?, inode),
+            _ => return None,
+        };
+        let value = |text: Option<String>| text.map(|text| text.parse()).transpose().ok();
+        Some((target, Values { min: value(self.min)?, low: value(self.low)?, high: value(self.high)? }))
+    }
+}
+
+/// All that is remembered.
+#[derive(Debug)]
+pub struct Originals {
+    path: PathBuf,
+    known: HashMap<Target, Values>,
+    file: Option<File>,
+    lines: usize,
+}
+
+impl Originals {
+    /// Reads what is remembered on the node whose file system is at `host`. Nothing is written until something is to be
+    /// remembered.
+    ///
+    /// # Errors
+    ///
+    /// When there is a file that cannot be read.
+    pub fn load(host: &Path) -> io::Result<Self> {
+        let mut originals = Self::none(host);
+        let file = match File::open(&originals.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(originals),
+            Err(error) => return Err(error),
+        };
+        for line in BufReader::new(file).split(b'\n') {
+            originals.lines += 1;
+            if let Some((target, values)) = serde_json::from_slice(&line?).ok().and_then(Line::read) {
+                // What was there first is what counts.
+                originals.known.entry(target).or_insert(values);
+            }
+        }
+        Ok(originals)
+    }
+
+    /// Nothing is remembered yet.
+    pub fn none(host: &Path) -> Self {
+        Self { path: host.join(DIRECTORY).join(FILE), known: HashMap::new(), file: None, lines: 0 }
+    }
+
+    /// What a target had before; `None` if it was never changed.
+    pub fn get(&self, target: &Target) -> Option<Values> {
+        self.known.get(target).copied()
+    }
+
+    /// All targets that were changed.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.known.keys()
+    }
+
+    /// Remembers what a target has before it is changed for the first time.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down. It is remembered nevertheless, as long as the program runs.
+    pub fn remember(&mut self, target: Target, values: Values) -> io::Result<()> {
+        if self.known.contains_key(&target) {
+            return Ok(());
+        }
+        let line = json(&Line::new(&target, &values))?;
+        self.known.insert(target, values);
+        self.lines += 1;
+        let result = self.append(&line);
+        if result.is_err() {
+            // It may hold a part of the line, or be on a file system that has been mounted over.
+            self.file = None;
+        }
+        result
+    }
+
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                if let Some(directory) = self.path.parent() {
+                    fs::create_dir_all(directory)?;
+                }
+                let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+                // The line before may be torn.
+                file.write_all(b"\n")?;
+                self.file.insert(file)
+            }
+        };
+        file.write_all(line)
+    }
+
+    /// Forgets those who are gone. The file is written anew when most of it is about them.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written; it stays as it is then.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Target) -> bool) -> io::Result<()> {
+        self.known.retain(|target, _| keep(target));
+        if self.lines <= 2 * self.known.len() + SLACK {
+            return Ok(());
+        }
+        let mut text = Vec::new();
+        for (target, values) in &self.known {
+            text.extend(json(&Line::new(target, values))?);
+        }
+        let new = self.path.with_extension("new");
+        fs::write(&new, text)?;
+        fs::rename(&new, &self.path)?;
+        self.file = None;
+        self.lines = self.known.len();
+        Ok(())
+    }
+}
+
+fn json(line: &Line) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Bytes;
+
+    fn container(id: &str) -> Target {
+        Target::Container(id.to_owned())
+    }
+
+    fn cgroup(path: &str, inode: u64) -> Target {
+        Target::Cgroup(CgroupPath::parse(path).unwrap(), inode)
+    }
+
+    fn min(bytes: u64) -> Values {
+        Values { min: Some(Limit::Bytes(Bytes::new(bytes))), ..Values::default() }
+    }
+
+    #[test]
+    fn what_was_there_first_is_found_again() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.get(&container("a")), None);
+        originals.remember(container("a"), Values { high: Some(Limit::Max), ..Values::default() }).unwrap();
+        originals.remember(cgroup("kubepods", 7), min(4096)).unwrap();
+        originals.remember(cgroup("kubepods", 7), min(8192)).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.get(&container("a")).unwrap().high, Some(Limit::Max));
+        assert_eq!(originals.get(&cgroup("kubepods", 7)), Some(min(4096)));
+        assert_eq!(originals.get(&cgroup("kubepods", 8)), None, "another cgroup of that path");
+        assert_eq!(originals.targets().count(), 2);
+    }
+
+    #[test]
+    fn a_torn_line_loses_nothing_else() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        originals.remember(container("a"), min(1)).unwrap();
+        let path = originals.path.clone();
+        let mut text = fs::read(&path).unwrap();
+        text.extend(b"{\"container\":\"b\",\"memory.mi");
+        fs::write(&path, &text).unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        originals.remember(container("c"), min(3)).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.get(&container("a")), Some(min(1)));
+        assert_eq!(originals.get(&container("b")), None);
+        assert_eq!(originals.get(&container("c")), Some(min(3)));
+    }
+
+    #[test]
+    fn foreign_lines_are_skipped() {
+        let host = tempfile::tempdir().unwrap();
+        fs::create_dir_all(host.path().join(DIRECTORY)).unwrap();
+        let lines = [
+            "",
+            "\u{0}",
+            "[]",
+            "{}",
+            r#"{"container":"a","cgroup":"b","inode":1}"#,
+            r#"{"cgroup":"../b","inode":1}"#,
+            r#"{"cgroup":"b"}"#,
+            r#"{"container":"a","memory.min":"many"}"#,
+            r#"{"container":"good","memory.min":"4096","since":"another version"}"#,
+        ];
+        fs::write(host.path().join(DIRECTORY).join(FILE), lines.join("\n")).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.targets().collect::<Vec<_>>(), [&container("good")]);
+    }
+
+    #[test]
+    fn those_who_are_gone_leave_the_file_in_the_end() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        for id in 0..3 * SLACK {
+            originals.remember(container(&id.to_string()), min(1)).unwrap();
+        }
+        let size = |originals: &Originals| fs::metadata(&originals.path).unwrap().len();
+        let before = size(&originals);
+        originals.retain(|target| *target == container("7")).unwrap();
+        assert!(size(&originals) < before / 1000);
+        originals.remember(container("new"), min(2)).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.targets().count(), 2);
+        assert_eq!(originals.get(&container("7")), Some(min(1)));
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_is_said_and_remembered() {
+        let host = tempfile::tempdir().unwrap();
+        // A file where the directory should be.
+        fs::write(host.path().join("run"), "").unwrap();
+        let mut originals = Originals::none(host.path());
+        assert!(originals.remember(container("a"), min(1)).is_err());
+        assert_eq!(originals.get(&container("a")), Some(min(1)));
+    }
+}

@@ -1,0 +1,397 @@
+//! A temporary tree that stands for a node, the program on it, and a runtime that does what containerd and runc do with a
+//! unified map: it writes it into the container's files.
+
+// Not every program of tests needs all of it.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nri::api::{
+    self, ContainerState, ContainerUpdate, Event, LinuxContainer, LinuxMemory, LinuxPodSandbox, LinuxResources,
+    OptionalInt, OptionalInt64, PodSandbox,
+};
+use nri::runtime::{Connection, Options, UpdateRequest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+pub const MIB: i64 = 1 << 20;
+
+/// Hands its standard input over as descriptor 3, as a runtime hands over a connection. Outlives a plugin that is killed.
+pub const LAUNCHER: &str = r#"
+exec 3<&0 0</dev/null
+"$0" "$@" &
+exec 3<&-
+wait $!
+code=$?
+[ $code -le 128 ] || exec tail -f /dev/null
+exit $code
+"#;
+
+/// A directory that looks like a node's file system, and the socket of its runtime.
+pub struct Node {
+    pub directory: tempfile::TempDir,
+    pub listener: UnixListener,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for path in ["host/sys/fs/cgroup", "host/proc", "host/var/lib/kubelet", "run"] {
+            fs::create_dir_all(directory.path().join(path)).unwrap();
+        }
+        let listener = UnixListener::bind(directory.path().join("run/nri.sock")).unwrap();
+        let node = Self { directory, listener };
+        node.write("host/sys/fs/cgroup/cgroup.controllers", "memory\n");
+        node.write("host/proc/meminfo", "MemTotal:        8388608 kB\nHugetlb:               0 kB\n");
+        node.write("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n");
+        node
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.directory.path().join(path)
+    }
+
+    pub fn write(&self, path: &str, content: &str) {
+        fs::write(self.path(path), content).unwrap();
+    }
+
+    /// Replaces a file as the kubelet and editors do.
+    pub fn replace(&self, path: &str, content: &str) {
+        self.write("new", content);
+        fs::rename(self.path("new"), self.path(path)).unwrap();
+    }
+
+    /// The kubelet's checkpoint: requests in bytes by pod and container.
+    pub fn checkpoint(&self, file: &str, requests: &[(&str, &str, i64)]) {
+        let mut entries = serde_json::Map::new();
+        for (uid, container, request) in requests {
+            let resources = serde_json::json!({ "requests": { "memory": request.to_string() } });
+            let entry = serde_json::json!({ "ContainerResources": { *container: resources } });
+            entries.insert((*uid).to_owned(), entry);
+        }
+        let data = serde_json::json!({ "entries": entries }).to_string();
+        let checkpoint = serde_json::json!({ "data": data, "checksum": 1 }).to_string();
+        self.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
+    }
+
+    pub fn start(&self) -> Daemon {
+        self.start_with(&["--config", self.path("plimsoll.yaml").to_str().unwrap()])
+    }
+
+    pub fn start_with(&self, arguments: &[&str]) -> Daemon {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        command.args(self.arguments()).args(arguments);
+        Daemon::spawn(command)
+    }
+
+    pub fn arguments(&self) -> Vec<String> {
+        let path = |path| self.path(path).to_str().unwrap().to_owned();
+        ["run".into(), "--host".into(), path("host"), "--socket".into(), path("run/nri.sock")].into()
+    }
+
+    /// Launches the plugin as a runtime does, from a process that stands for the runtime.
+    pub fn launch(&self) -> (Daemon, UnixStream) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", LAUNCHER])
+            .arg(env!("CARGO_BIN_EXE_plimsoll"))
+            .args(self.arguments())
+            .env_clear()
+            .env("NRI_PLUGIN_NAME", "plimsoll")
+            .env("NRI_PLUGIN_IDX", "90")
+            .env("NRI_PLUGIN_SOCKET", "3")
+            // So that messages come to the test instead of the journal, if there is one.
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .stdin(Stdio::from(OwnedFd::from(theirs)));
+        let daemon = Daemon::spawn(command);
+        ours.set_nonblocking(true).unwrap();
+        (daemon, UnixStream::from_std(ours).unwrap())
+    }
+
+    pub async fn trunk(&self) -> UnixStream {
+        self.listener.accept().await.unwrap().0
+    }
+
+    /// Accepts the plugin's connection, without telling it of any container yet.
+    pub async fn accept(&self) -> Runtime {
+        self.serve(self.trunk().await, Options::default()).await
+    }
+
+    pub async fn serve(&self, trunk: UnixStream, options: Options) -> Runtime {
+        let (connection, updates) = Connection::accept(trunk, options).await.unwrap();
+        Runtime { connection, updates, root: self.path("host/sys/fs/cgroup") }
+    }
+}
+
+/// The program.
+pub struct Daemon {
+    pub child: Child,
+    pub messages: mpsc::UnboundedReceiver<String>,
+}
+
+impl Daemon {
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, messages) = mpsc::unbounded_channel();
+        let stderr = child.stderr.take().unwrap();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // The test may have ended.
+                let _ = sender.send(line);
+            }
+        });
+        Self { child, messages }
+    }
+
+    /// Waits for a message with this text.
+    pub async fn says(&mut self, text: &str) -> String {
+        let mut before = Vec::new();
+        let found = tokio::time::timeout(Duration::from_secs(60), async {
+            while let Some(line) = self.messages.recv().await {
+                if line.contains(text) {
+                    return Some(line);
+                }
+                before.push(line);
+            }
+            None
+        });
+        match found.await {
+            Ok(Some(line)) => line,
+            _ => panic!("the program did not say {text:?}, but:\n{}", before.join("\n")),
+        }
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    pub async fn ends(mut self) -> ExitStatus {
+        let mut rest = Vec::new();
+        while let Some(line) = self.messages.recv().await {
+            rest.push(line);
+        }
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The runtime, with files for its containers.
+pub struct Runtime {
+    pub connection: Connection,
+    pub updates: mpsc::UnboundedReceiver<UpdateRequest>,
+    pub root: PathBuf,
+}
+
+/// A pod with one container.
+#[derive(Clone)]
+pub struct Pod {
+    pub sandbox: PodSandbox,
+    pub container: api::Container,
+}
+
+impl Pod {
+    pub fn new(class: &str, uid: &str, limit: i64) -> Self {
+        let parent = match class {
+            "guaranteed" => format!("/kubepods/pod{uid}"),
+            class => format!("/kubepods/{class}/pod{uid}"),
+        };
+        let mut sandbox =
+            PodSandbox { id: format!("sandbox-{uid}"), uid: uid.into(), name: uid.into(), ..Default::default() };
+        sandbox.namespace = "default".into();
+        let linux = LinuxPodSandbox { cgroup_parent: parent.clone(), ..Default::default() };
+        sandbox.linux = Some(linux).into();
+        let mut container = api::Container { id: format!("id-{uid}"), name: "app".into(), ..Default::default() };
+        container.pod_sandbox_id = sandbox.id.clone();
+        container.state = ContainerState::CONTAINER_RUNNING.into();
+        let linux = LinuxContainer {
+            resources: Some(memory_limit(limit)).into(),
+            oom_score_adj: Some(OptionalInt { value: 999, ..Default::default() }).into(),
+            cgroups_path: format!("{parent}/{}", container.id),
+            ..Default::default()
+        };
+        container.linux = Some(linux).into();
+        Self { sandbox, container }
+    }
+
+    pub fn annotate(mut self, key: &str, value: &str) -> Self {
+        self.sandbox.annotations.insert(key.into(), value.into());
+        self
+    }
+
+    pub fn cgroup(&self) -> String {
+        self.sandbox.linux.cgroup_parent.trim_start_matches('/').to_owned()
+    }
+
+    pub fn overhead(mut self, bytes: i64) -> Self {
+        self.sandbox.linux.as_mut().unwrap().pod_overhead = Some(memory_limit(bytes)).into();
+        self
+    }
+
+    pub fn linux(&mut self) -> &mut LinuxContainer {
+        self.container.linux.as_mut().unwrap()
+    }
+}
+
+pub fn memory_limit(limit: i64) -> LinuxResources {
+    let limit = Some(OptionalInt64 { value: limit, ..Default::default() }).into();
+    LinuxResources { memory: Some(LinuxMemory { limit, ..Default::default() }).into(), ..Default::default() }
+}
+
+pub fn unified(pairs: &[(&str, i64)]) -> HashMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect()
+}
+
+pub fn make_files(cgroup: &Path, max: &str) {
+    fs::create_dir_all(cgroup).unwrap();
+    let files = [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max"), ("memory.current", "4096")];
+    for (name, value) in files.into_iter().chain([("memory.max", max)]) {
+        fs::write(cgroup.join(name), format!("{value}\n")).unwrap();
+    }
+}
+
+impl Runtime {
+    pub async fn create(&self, pod: &Pod) -> HashMap<String, String> {
+        let reply = self.connection.create_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+        reply.adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().unified
+    }
+
+    pub async fn update(&self, pod: &Pod, resources: LinuxResources) -> HashMap<String, String> {
+        let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+        let reply = self.connection.update_container(sandbox, container, resources).await.unwrap();
+        let [update] = <[ContainerUpdate; 1]>::try_from(reply.update).expect("one container is updated");
+        assert_eq!(update.container_id, pod.container.id);
+        update.linux.unwrap_or_default().resources.unwrap_or_default().unified
+    }
+
+    pub async fn synchronize(&self, pods: &[&Pod]) {
+        let sandboxes = pods.iter().map(|pod| pod.sandbox.clone()).collect();
+        let containers = pods.iter().map(|pod| pod.container.clone()).collect();
+        let updates = self.connection.synchronize(sandboxes, containers).await.unwrap();
+        assert_eq!(updates, [], "the runtime would keep its lock while it updates them all");
+    }
+
+    pub async fn started(&self, pod: &Pod) {
+        let event = Event::START_CONTAINER;
+        self.connection.event(event, pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+    }
+
+    pub async fn updated(&self, pod: &Pod) {
+        let event = Event::POST_UPDATE_CONTAINER;
+        self.connection.event(event, pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+    }
+
+    pub fn cgroup(&self, pod: &Pod) -> PathBuf {
+        self.root.join(pod.container.linux.cgroups_path.trim_start_matches('/'))
+    }
+
+    /// Makes the container's cgroup, and those above it, with the kernel's defaults.
+    pub fn make_cgroup(&self, pod: &Pod) {
+        let cgroup = self.cgroup(pod);
+        for above in cgroup.ancestors().skip(1).take_while(|above| **above != *self.root) {
+            if !above.join("memory.min").exists() {
+                make_files(above, "max");
+            }
+        }
+        let limit = pod.container.linux.resources.memory.limit.value;
+        make_files(&cgroup, &if limit > 0 { limit.to_string() } else { "max".into() });
+    }
+
+    pub fn apply(&self, pod: &Pod, unified: &HashMap<String, String>) {
+        for (name, value) in unified {
+            fs::write(self.cgroup(pod).join(name), format!("{value}\n")).unwrap();
+        }
+    }
+
+    /// What a cgroup's file holds; empty while it is being written.
+    pub fn file(&self, cgroup: &str, name: &str) -> String {
+        let path = self.root.join(cgroup).join(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim_end().to_owned()
+    }
+
+    pub fn set_file(&self, cgroup: &str, name: &str, value: &str) {
+        fs::write(self.root.join(cgroup).join(name), value).unwrap();
+    }
+
+    /// Waits until a cgroup's file holds this.
+    pub async fn holds(&self, cgroup: &str, name: &str, value: i64) {
+        let wanted = value.to_string();
+        let looks = async {
+            while self.file(cgroup, name) != wanted {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(30), looks).await.is_err() {
+            panic!("{cgroup}/{name} is {}, expected {wanted}", self.file(cgroup, name));
+        }
+    }
+
+    /// Makes a pod with its container as a runtime does, and gives it its values.
+    pub async fn run(&self, pod: &Pod) {
+        self.pod_event(Event::RUN_POD_SANDBOX, pod).await;
+        let wanted = self.create(pod).await;
+        self.make_cgroup(pod);
+        self.apply(pod, &wanted);
+        self.started(pod).await;
+    }
+
+    /// Gives a container's cgroup the look of one that is in use, without telling the plugin.
+    pub fn run_unseen(&self, pod: &Pod) {
+        fs::write(self.cgroup(pod).join("memory.current"), "4096\n").unwrap();
+    }
+
+    /// Makes a cgroup that is no container's.
+    pub fn make_cgroup_at(&self, cgroup: &str) {
+        make_files(&self.root.join(cgroup), "max");
+    }
+
+    /// Ends a pod as a runtime and the kubelet do.
+    pub async fn end(&self, pod: &Pod) {
+        fs::remove_dir_all(self.cgroup(pod)).unwrap();
+        self.stop(pod).await;
+        self.pod_event(Event::STOP_POD_SANDBOX, pod).await;
+        self.pod_event(Event::REMOVE_POD_SANDBOX, pod).await;
+        fs::remove_dir_all(self.cgroup(pod).parent().unwrap()).unwrap();
+    }
+
+    pub async fn stop(&self, pod: &Pod) {
+        self.connection.stop_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+    }
+
+    pub async fn pod_event(&self, event: Event, pod: &Pod) {
+        self.connection.event(event, pod.sandbox.clone(), api::Container::default()).await.unwrap();
+    }
+
+    pub fn read(&self, pod: &Pod, name: &str) -> String {
+        fs::read_to_string(self.cgroup(pod).join(name)).unwrap().trim_end().to_owned()
+    }
+
+    /// Waits for the plugin's next request and does what it asks for these pods. Tells what was asked, by container.
+    pub async fn serve_update(&mut self, pods: &[&Pod]) -> HashMap<String, HashMap<String, String>> {
+        let request = tokio::time::timeout(Duration::from_secs(60), self.updates.recv()).await;
+        let request = request.expect("the plugin updates containers").expect("the plugin is connected");
+        let mut asked = HashMap::new();
+        for update in &request.update {
+            let unified = update.linux.resources.unified.clone();
+            if let Some(pod) = pods.iter().find(|pod| pod.container.id == update.container_id) {
+                self.apply(pod, &unified);
+            }
+            asked.insert(update.container_id.clone(), unified);
+        }
+        request.succeed(Vec::new());
+        asked
+    }
+}

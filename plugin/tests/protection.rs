@@ -1,0 +1,486 @@
+//! The levels above containers: that they follow, stay, and go back.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::collections::HashMap;
+use std::fs;
+use std::process::Command;
+
+use harness::{Daemon, MIB, Node, Pod, Runtime, unified};
+use nri::api::Event;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use rustix::process::Signal;
+
+const KUBEPODS: &str = "kubepods";
+const BURSTABLE: &str = "kubepods/burstable";
+
+/// A node whose classes have their cgroups, as the kubelet makes them, and the plugin on it.
+async fn start() -> (Node, Daemon, Runtime) {
+    let node = Node::new();
+    let daemon = node.start();
+    let runtime = node.accept().await;
+    for class in ["guaranteed", "burstable", "besteffort"] {
+        runtime.make_cgroup(&Pod::new(class, "first", 0));
+        fs::remove_dir_all(runtime.cgroup(&Pod::new(class, "first", 0)).parent().unwrap()).unwrap();
+    }
+    runtime.synchronize(&[]).await;
+    (node, daemon, runtime)
+}
+
+fn burstable(node: &Node, uid: &str, request: i64) -> Pod {
+    node.checkpoint("actuated_pods_state", &[(uid, "app", request)]);
+    node.checkpoint("allocated_pods_state", &[(uid, "app", request)]);
+    Pod::new("burstable", uid, 2 * request)
+}
+
+/// What is read is what is there when the runtime gets its answer: nothing is waited for.
+#[tokio::test]
+async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_it_has_ended() {
+    let (node, _daemon, runtime) = start().await;
+    let low = burstable(&node, "b", 100 * MIB).overhead(10 * MIB);
+    runtime.make_cgroup(&low);
+    runtime.pod_event(Event::RUN_POD_SANDBOX, &low).await;
+    assert_eq!(runtime.file(&low.cgroup(), "memory.min"), (10 * MIB).to_string());
+    runtime.create(&low).await;
+    let high = Pod::new("guaranteed", "g", 200 * MIB);
+    runtime.make_cgroup(&high);
+    runtime.pod_event(Event::RUN_POD_SANDBOX, &high).await;
+    runtime.create(&high).await;
+    let read = |cgroup: &str| runtime.file(cgroup, "memory.min").parse::<i64>().unwrap() / MIB;
+    assert_eq!([&low.cgroup(), BURSTABLE, &high.cgroup(), KUBEPODS].map(read), [110, 110, 200, 310]);
+
+    fs::remove_dir_all(runtime.cgroup(&low)).unwrap();
+    runtime.stop(&low).await;
+    assert_eq!([&low.cgroup(), BURSTABLE, &high.cgroup(), KUBEPODS].map(read), [10, 10, 200, 210]);
+    runtime.pod_event(Event::STOP_POD_SANDBOX, &low).await;
+    assert_eq!([&low.cgroup(), BURSTABLE, &high.cgroup(), KUBEPODS].map(read), [0, 0, 200, 200]);
+    for (cgroup, name) in [(KUBEPODS, "memory.high"), (BURSTABLE, "memory.high"), (KUBEPODS, "memory.max")] {
+        assert_eq!(runtime.file(cgroup, name), "max", "never set above containers");
+    }
+}
+
+#[tokio::test]
+async fn the_tiered_policy_protects_softly_below_and_firmly_at_the_top() {
+    let (node, mut daemon, runtime) = start().await;
+    node.replace("plimsoll.yaml", "memoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 0\n");
+    daemon.says("configuration changed").await;
+    let (low, high) = (burstable(&node, "b", 100 * MIB), Pod::new("guaranteed", "g", 200 * MIB));
+    runtime.make_cgroup(&low);
+    runtime.make_cgroup(&high);
+    runtime.run(&low).await;
+    runtime.run(&high).await;
+    for (cgroup, min, soft) in
+        [(KUBEPODS, 300, 100), (BURSTABLE, 0, 100), (&low.cgroup(), 0, 100), (&high.cgroup(), 200, 0)]
+    {
+        assert_eq!(runtime.file(cgroup, "memory.min"), (min * MIB).to_string(), "{cgroup}");
+        assert_eq!(runtime.file(cgroup, "memory.low"), (soft * MIB).to_string(), "{cgroup}");
+    }
+}
+
+#[tokio::test]
+async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
+    let (node, _daemon, runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    for (request, before) in [(150, 150), (50, 150)] {
+        node.checkpoint("allocated_pods_state", &[("b", "app", request * MIB)]);
+        let updated = runtime.update(&pod, harness::memory_limit(300 * MIB)).await;
+        assert_eq!(updated["memory.min"], (request * MIB).to_string());
+        // The container does not have it yet.
+        for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
+            assert_eq!(runtime.file(cgroup, "memory.min"), (before * MIB).to_string(), "{cgroup} {request}");
+        }
+        runtime.apply(&pod, &updated);
+        runtime.set_file(&format!("{}/id-b", pod.cgroup()), "memory.max", &(300 * MIB).to_string());
+        runtime.updated(&pod).await;
+        for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
+            runtime.holds(cgroup, "memory.min", request * MIB).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
+    let (_node, mut daemon, runtime) = start().await;
+    // Of 4 GiB.
+    let pods = ["a", "b", "c"].map(|uid| Pod::new("guaranteed", uid, 2048 * MIB));
+    for pod in &pods {
+        runtime.make_cgroup(pod);
+        runtime.run(pod).await;
+    }
+    // Thirds of a byte are lost, and then the rest of a page.
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (4096 * MIB - 4096).to_string());
+    for pod in &pods {
+        assert_eq!(runtime.file(&pod.cgroup(), "memory.min"), (4096 * MIB / 3 / 4096 * 4096).to_string());
+        assert_eq!(runtime.read(pod, "memory.min"), (2048 * MIB).to_string(), "the kernel divides");
+    }
+    assert!(daemon.says("gets less than it asks for").await.contains("asked_min=\"2Gi\""));
+    runtime.end(&pods[2]).await;
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (4096 * MIB).to_string());
+    daemon.says("gets all that it asks for again").await;
+}
+
+#[tokio::test]
+async fn what_somebody_else_writes_is_repaired_at_every_level() {
+    let (node, mut daemon, mut runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    for cgroup in [KUBEPODS, BURSTABLE, &pod.cgroup()] {
+        runtime.set_file(cgroup, "memory.min", "0");
+        runtime.holds(cgroup, "memory.min", 100 * MIB).await;
+        let line = daemon.says("repaired what somebody else changed").await;
+        assert!(line.contains(&format!("cgroup=/{cgroup} ")) && line.contains("observed=0"), "{line}");
+    }
+    let container = format!("{}/id-b", pod.cgroup());
+    runtime.set_file(&container, "memory.high", "max");
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-b"], unified(&[("memory.high", 190 * MIB)]));
+    // A cgroup that was removed and made again has nothing of it.
+    fs::remove_dir_all(runtime.cgroup(&pod).parent().unwrap()).unwrap();
+    runtime.holds(KUBEPODS, "memory.min", 0).await;
+}
+
+#[tokio::test]
+async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    for _ in 0..5 {
+        runtime.set_file(KUBEPODS, "memory.min", "4096");
+        runtime.holds(KUBEPODS, "memory.min", 100 * MIB).await;
+    }
+    runtime.set_file(KUBEPODS, "memory.min", "4096");
+    let line = daemon.says("outcome=contended").await;
+    for part in ["cgroup=/kubepods", "memory.min", "desired=104857600", "observed=4096", "repairs=5"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    // It stays theirs, and new pods come all the same.
+    runtime.set_file(KUBEPODS, "memory.min", "8192");
+    let other = Pod::new("guaranteed", "g", 200 * MIB);
+    runtime.make_cgroup(&other);
+    runtime.run(&other).await;
+    assert_eq!(runtime.file(&other.cgroup(), "memory.min"), (200 * MIB).to_string());
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (300 * MIB).to_string(), "a new value is written once");
+}
+
+#[tokio::test]
+async fn a_container_that_ends_unannounced_is_no_longer_counted() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+    for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
+        runtime.holds(cgroup, "memory.min", 0).await;
+    }
+    // An update of what has ended does not bring it back.
+    let mut ended = pod.clone();
+    ended.container.state = nri::api::ContainerState::CONTAINER_STOPPED.into();
+    runtime.stop(&ended).await;
+    let (sandbox, container) = (ended.sandbox.clone(), ended.container.clone());
+    let reply = runtime.connection.update_container(sandbox, container, harness::memory_limit(300 * MIB)).await;
+    assert_eq!(reply.unwrap().update, []);
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), "0");
+}
+
+#[tokio::test]
+async fn a_container_that_the_runtime_did_not_tell_of_is_asked_for() {
+    let (node, mut daemon, runtime) = start().await;
+    let lost = Pod::new("guaranteed", "lost", 200 * MIB);
+    let known = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&known);
+    runtime.run(&known).await;
+    daemon.says("outcome=unchanged").await;
+    runtime.make_cgroup(&lost);
+    runtime.run_unseen(&lost);
+    let line = daemon.says("has not told of").await;
+    assert!(line.contains("/kubepods/podlost/id-lost"), "{line}");
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[&known, &lost]).await;
+    assert_eq!(runtime.serve_update(&[&lost]).await["id-lost"], unified(&[("memory.min", 200 * MIB)]));
+    runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
+}
+
+#[tokio::test]
+async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memory() {
+    let (node, mut daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    // All memory is 8 GiB.
+    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nsystemReservedCgroup: /system.slice\n";
+    node.replace("plimsoll.yaml", &format!("{config}systemReserved: {{memory: 5Gi}}\nlogLevel: debug\n"));
+    daemon.says("less than node allocatable").await;
+    runtime.holds("system.slice", "memory.min", 5120 * MIB).await;
+    runtime.set_file("system.slice", "memory.min", "0");
+    runtime.holds("system.slice", "memory.min", 5120 * MIB).await;
+    let pod = Pod::new("guaranteed", "g", 4096 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (3072 * MIB).to_string());
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n");
+    runtime.holds("system.slice", "memory.min", 0).await;
+    runtime.holds(KUBEPODS, "memory.min", 4096 * MIB).await;
+}
+
+#[tokio::test]
+async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
+    let (node, daemon, runtime) = start().await;
+    let pods = [burstable(&node, "a", 100 * MIB), Pod::new("guaranteed", "g", 200 * MIB)];
+    for pod in &pods {
+        runtime.make_cgroup(pod);
+        runtime.run(pod).await;
+    }
+    node.checkpoint("actuated_pods_state", &[("a", "app", 100 * MIB)]);
+    let levels = [KUBEPODS.to_owned(), BURSTABLE.to_owned(), pods[0].cgroup(), pods[1].cgroup()];
+    let expected = [300, 100, 100, 200];
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    drop(runtime);
+    // A pod that ended while nobody looked has left its sum in the levels above it; one that came has none in them.
+    for half_done in 0..1 << levels.len() {
+        let mut daemon = node.start();
+        let runtime = node.accept().await;
+        for (index, level) in levels.iter().enumerate() {
+            let wrong = if half_done >> index & 1 == 0 { 0 } else { 700 * MIB };
+            runtime.set_file(level, "memory.min", &wrong.to_string());
+        }
+        runtime.synchronize(&[&pods[0], &pods[1]]).await;
+        for (level, expected) in levels.iter().zip(expected) {
+            runtime.holds(level, "memory.min", expected * MIB).await;
+        }
+        daemon.says("connected to the runtime").await;
+        daemon.signal(Signal::KILL);
+        daemon.ends().await;
+    }
+}
+
+#[tokio::test]
+async fn while_the_runtime_is_asked_for_everything_no_level_is_lowered() {
+    let (node, daemon, runtime) = start().await;
+    let pods: Vec<_> = (0..40).map(|index| Pod::new("guaranteed", &format!("g{index}"), 10 * MIB)).collect();
+    for pod in &pods {
+        runtime.make_cgroup(pod);
+        runtime.run(pod).await;
+    }
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    drop(runtime);
+    let mut inotify = inotify::Inotify::init().unwrap();
+    let _daemon = node.start();
+    let runtime = node.accept().await;
+    inotify.watches().add(runtime.root.join(KUBEPODS).join("memory.min"), inotify::WatchMask::CLOSE_WRITE).unwrap();
+    runtime.synchronize(&pods.iter().collect::<Vec<_>>()).await;
+    let other = Pod::new("guaranteed", "other", 10 * MIB);
+    runtime.make_cgroup(&other);
+    runtime.run(&other).await;
+    runtime.holds(KUBEPODS, "memory.min", 410 * MIB).await;
+    let mut buffer = [0; 4096];
+    assert_eq!(inotify.read_events(&mut buffer).unwrap().count(), 1, "it was 400 MiB, and becomes 410 MiB");
+}
+
+/// Pods come, change and go at random; at the end every level is what a fresh sum over what lives gives.
+#[tokio::test]
+async fn two_hundred_pods_come_and_go_and_every_sum_is_exact() {
+    let (node, mut daemon, mut runtime) = start().await;
+    let mut runner = TestRunner::deterministic();
+    let mut random = move |below: usize| (0..below).new_tree(&mut runner).unwrap().current();
+    let mut alive: Vec<(Pod, i64)> = Vec::new();
+    let mut requests: HashMap<String, i64> = HashMap::new();
+    for number in 0..200 {
+        let uid = format!("p{number}");
+        let request = (1 + random(20) as i64) * MIB;
+        let class = ["guaranteed", "burstable", "besteffort"][random(3)];
+        if class != "besteffort" {
+            requests.insert(uid.clone(), request);
+        }
+        let entries: Vec<_> = requests.iter().map(|(uid, request)| (uid.as_str(), "app", *request)).collect();
+        node.checkpoint("actuated_pods_state", &entries);
+        node.checkpoint("allocated_pods_state", &entries);
+        let (pod, request) = match class {
+            "guaranteed" => (Pod::new(class, &uid, request), request),
+            "burstable" => (Pod::new(class, &uid, 2 * request), request),
+            _ => (Pod::new(class, &uid, 0), 0),
+        };
+        let overhead = random(3) as i64 * MIB;
+        let pod = pod.overhead(overhead);
+        runtime.make_cgroup(&pod);
+        runtime.run(&pod).await;
+        alive.push((pod, request + overhead));
+        while alive.len() > 30 || (!alive.is_empty() && random(3) == 0) {
+            let (pod, _) = alive.swap_remove(random(alive.len()));
+            requests.remove(&pod.sandbox.uid);
+            runtime.end(&pod).await;
+        }
+        if number == 100 {
+            daemon.signal(Signal::KILL);
+            daemon.ends().await;
+            daemon = node.start();
+            runtime = node.accept().await;
+            runtime.synchronize(&alive.iter().map(|(pod, _)| pod).collect::<Vec<_>>()).await;
+        }
+    }
+    assert!(alive.len() > 3, "{}", alive.len());
+    let sum = |within: &str| {
+        alive.iter().filter(|(pod, _)| pod.cgroup().starts_with(within)).map(|(_, claim)| claim).sum::<i64>()
+    };
+    for level in [KUBEPODS, BURSTABLE, "kubepods/besteffort"] {
+        runtime.holds(level, "memory.min", sum(level)).await;
+    }
+    for (pod, claim) in &alive {
+        runtime.holds(&pod.cgroup(), "memory.min", *claim).await;
+    }
+}
+
+async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.arg("restore").args(node.arguments().into_iter().skip(1)).args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    (output.status.code(), said)
+}
+
+fn defaults() -> HashMap<String, String> {
+    HashMap::from([("memory.min", "0"), ("memory.high", "max")].map(|(key, value)| (key.into(), value.into())))
+}
+
+#[tokio::test]
+async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again() {
+    let (node, mut daemon, mut runtime) = start().await;
+    // Somebody had a use for it before.
+    runtime.set_file(KUBEPODS, "memory.min", &(7 * MIB).to_string());
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    let container = format!("{}/id-b", pod.cgroup());
+
+    let served = [&pod];
+    let (update, (code, said)) = tokio::join!(runtime.serve_update(&served), restore(&node, &[]));
+    assert_eq!(update["id-b"], defaults());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("/kubepods memory.min: 104857600 -> 7340032\n"), "{said}");
+    assert!(said.contains(&format!("/{container} memory.high: 199229440 -> max\n")), "{said}");
+    assert_eq!(runtime.file(BURSTABLE, "memory.min"), "0");
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (7 * MIB).to_string());
+
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(0));
+    assert!(said.contains("nothing had to be changed"), "{said}");
+
+    // Nothing is set meanwhile, also not for who is new.
+    let other = Pod::new("guaranteed", "g", 200 * MIB);
+    runtime.make_cgroup(&other);
+    assert_eq!(runtime.create(&other).await, HashMap::new());
+    assert_eq!(runtime.file(&other.cgroup(), "memory.min"), "0");
+
+    let (code, said) = restore(&node, &["--undo"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    runtime.serve_update(&[&pod, &other]).await;
+    runtime.holds(&container, "memory.min", 100 * MIB).await;
+    runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
+}
+
+#[tokio::test]
+async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    drop(runtime);
+    // Of somebody else, never touched: stays.
+    let foreign = Pod::new("guaranteed", "foreign", 200 * MIB);
+    let serve = async {
+        let mut runtime = node.accept().await;
+        runtime.make_cgroup(&foreign);
+        runtime.apply(&foreign, &unified(&[("memory.min", 50 * MIB)]));
+        runtime.synchronize(&[&pod, &foreign]).await;
+        let update = runtime.serve_update(&[&pod]).await;
+        (runtime, update)
+    };
+    let ((runtime, update), (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    assert_eq!(update, HashMap::from([("id-b".to_owned(), defaults())]));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), "0");
+    assert_eq!(runtime.read(&foreign, "memory.min"), (50 * MIB).to_string());
+    drop(runtime);
+
+    // A plugin that starts stands aside, until that is undone.
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[&pod]).await;
+    daemon.says("'plimsoll restore' was called").await;
+    assert_eq!(runtime.create(&Pod::new("guaranteed", "g", 200 * MIB)).await, HashMap::new());
+    restore(&node, &["--undo"]).await;
+    runtime.serve_update(&[&pod]).await;
+    runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
+}
+
+#[tokio::test]
+async fn restore_says_what_it_could_not_take_back() {
+    let (code, said) = restore(&Node::new(), &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("nothing had to be changed"), "{said}");
+    let (code, said) = restore(&Node::new(), &["--undo"]).await;
+    assert_eq!(code, Some(0));
+    assert!(said.contains("nothing to undo"), "{said}");
+}
+
+#[tokio::test]
+async fn a_policy_that_is_switched_off_gives_everything_back() {
+    let (node, mut daemon, mut runtime) = start().await;
+    runtime.set_file(KUBEPODS, "memory.low", &(7 * MIB).to_string());
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    node.replace("plimsoll.yaml", "memoryReservationPolicy: None\nmemoryThrottlingFactor: null\n");
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-b"], defaults());
+    for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
+        runtime.holds(cgroup, "memory.min", 0).await;
+    }
+    assert_eq!(runtime.file(KUBEPODS, "memory.low"), (7 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_named_once_and_nobody_is_refused() {
+    let (node, mut daemon, runtime) = start().await;
+    let pods = [burstable(&node, "b", 100 * MIB), Pod::new("guaranteed", "g", 200 * MIB)];
+    fs::write(runtime.root.join(BURSTABLE).join("memory.min"), "garbage").unwrap();
+    fs::remove_file(runtime.root.join(KUBEPODS).join("memory.low")).unwrap();
+    for pod in &pods {
+        runtime.make_cgroup(pod);
+        runtime.run(pod).await;
+    }
+    let line = daemon.says("what lies in this cgroup may not be protected").await;
+    assert!(line.contains("cgroup=/kubepods ") && line.contains("outcome=unsupported"), "{line}");
+    let line = daemon.says("what lies in this cgroup may not be protected").await;
+    assert!(line.contains("cgroup=/kubepods/burstable ") && line.contains("outcome=failed"), "{line}");
+    assert_eq!(runtime.file(&pods[0].cgroup(), "memory.min"), (100 * MIB).to_string());
+    assert_eq!(runtime.file(&pods[1].cgroup(), "memory.min"), (200 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn a_kubelet_with_its_own_memory_qos_is_named_at_the_start() {
+    let node = Node::new();
+    let config = "featureGates:\n  MemoryQoS: true\nmemoryReservationPolicy: None\n";
+    node.write("host/var/lib/kubelet/config.yaml", config);
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let line = daemon.says("MemoryQoS").await;
+    assert!(
+        line.contains("WARN") && line.contains("every minute") && line.contains("set featureGates.MemoryQoS"),
+        "{line}"
+    );
+}
