@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::ancestors::{Ancestors, Checked};
+use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Decided, KNOBS};
@@ -158,7 +159,7 @@ pub struct Reconciler {
     /// What the runtime has to do, one request after the other.
     updater: mpsc::UnboundedSender<Vec<Pending>>,
     /// What it has done.
-    done: mpsc::UnboundedReceiver<Vec<Pending>>,
+    done: mpsc::UnboundedReceiver<Done>,
     /// Containers that wait for the runtime.
     waiting: HashSet<String>,
     /// Cgroups about which the runtime was asked.
@@ -175,6 +176,14 @@ struct Due {
     cgroups: BTreeMap<CgroupPath, bool>,
     removed: Vec<CgroupPath>,
     all: bool,
+}
+
+/// What was asked of the runtime.
+#[derive(Debug)]
+struct Done {
+    batch: Vec<Pending>,
+    /// There was a runtime to ask.
+    connected: bool,
 }
 
 /// What to do about one container.
@@ -316,6 +325,8 @@ impl Reconciler {
             self.removed(&path);
         }
         if due.all {
+            // Whoever set what it should not may be gone, and there may be another runtime.
+            self.contention = Contention::default();
             self.ancestors.hold();
             for id in self.containers.ids() {
                 due.containers.entry(id).or_default();
@@ -330,6 +341,11 @@ impl Reconciler {
             self.ancestors.settle(&self.containers.ids().into_iter().collect(), &policy);
             for cgroup in self.ancestors.cgroups() {
                 self.watch_cgroup(&cgroup);
+            }
+            // Of pods that ended while nobody looked.
+            match systemd::drop_ins(self.root.host()) {
+                Ok(left) => left.iter().for_each(|cgroup| self.remove_drop_ins(cgroup)),
+                Err(error) => debug!(%error, "cannot look for drop-ins of pods that are gone"),
             }
             give_memory_back();
         }
@@ -434,11 +450,16 @@ impl Reconciler {
     }
 
     /// The runtime has done, or tried to do, what it was asked: see what came of it.
-    fn written(&mut self, done: Vec<Pending>, due: &mut Due) {
-        for Pending { container, .. } in done {
+    fn written(&mut self, done: Done, due: &mut Due) {
+        for Pending { container, .. } in done.batch {
             self.waiting.remove(&container.id);
-            self.unverified.insert(container.id.clone());
-            due.containers.entry(container.id.clone()).or_default();
+            if done.connected {
+                self.unverified.insert(container.id.clone());
+                due.containers.entry(container.id.clone()).or_default();
+            } else {
+                // All are looked at with the next synchronisation.
+                self.contention.forget(&container.id);
+            }
         }
     }
 
@@ -468,7 +489,17 @@ impl Reconciler {
         }
     }
 
+    /// What systemd keeps of a unit, the next one of that name would inherit.
+    fn remove_drop_ins(&self, cgroup: &CgroupPath) {
+        match systemd::remove_drop_ins(self.root.host(), &self.root, cgroup) {
+            Ok(false) => {}
+            Ok(true) => debug!(%cgroup, "removed the drop-ins of a unit that is gone"),
+            Err(error) => warn!(%cgroup, %error, "cannot remove the drop-ins of a unit that is gone"),
+        }
+    }
+
     fn removed(&mut self, cgroup: &CgroupPath) {
+        self.remove_drop_ins(cgroup);
         let id = self.by_cgroup.get(cgroup).cloned();
         self.unwatch(cgroup);
         self.strangers.remove(cgroup);
@@ -603,27 +634,27 @@ impl Reconciler {
 struct Updater {
     runtime: nri::Runtime,
     updates: mpsc::UnboundedReceiver<Vec<Pending>>,
-    done: mpsc::UnboundedSender<Vec<Pending>>,
+    done: mpsc::UnboundedSender<Done>,
 }
 
 impl Updater {
     async fn run(mut self) {
         while let Some(batch) = self.updates.recv().await {
-            self.write(&batch).await;
-            if self.done.send(batch).is_err() {
+            let connected = self.write(&batch).await;
+            if self.done.send(Done { batch, connected }).is_err() {
                 return;
             }
         }
     }
 
-    async fn write(&self, batch: &[Pending]) {
+    /// Tells whether there was a runtime.
+    async fn write(&self, batch: &[Pending]) -> bool {
         let (first, mut single): (Vec<&Pending>, Vec<&Pending>) =
             batch.iter().partition(|pending| pending.attempt == 1);
         if !first.is_empty() {
             match self.send(first.iter().map(|pending| pending.update(true)).collect()).await {
                 Ok(()) => {}
-                // All are brought up with the next synchronisation.
-                Err(Unsent::NotConnected) => return,
+                Err(Unsent::NotConnected) => return false,
                 // It does not say whose fault it was.
                 Err(Unsent::Failed(_)) => single.extend(first),
             }
@@ -632,7 +663,7 @@ impl Updater {
             // Only so does containerd tell why.
             match self.send(vec![pending.update(false)]).await {
                 Ok(()) => {}
-                Err(Unsent::NotConnected) => return,
+                Err(Unsent::NotConnected) => return false,
                 Err(Unsent::Failed(error)) => rejected(&pending.container, &error),
             }
         }
@@ -649,6 +680,7 @@ impl Updater {
                 );
             }
         }
+        true
     }
 
     async fn send(&self, updates: Vec<ContainerUpdate>) -> Result<(), Unsent> {

@@ -143,11 +143,15 @@ impl CgroupRoot {
         &self.path
     }
 
+    /// The node's file system, in which this is `/sys/fs/cgroup`.
+    pub fn host(&self) -> &Path {
+        self.path.ancestors().nth(3).unwrap_or(Path::new("/"))
+    }
+
     /// Whether what protects a cgroup, and no child of it lays claim to, protects its children too: the mount option
     /// `memory_recursiveprot`.
     pub fn recursive_protection(&self) -> bool {
-        let Some(host) = self.path.ancestors().nth(3) else { return false };
-        let mounts = std::fs::read_to_string(host.join("proc/self/mounts")).unwrap_or_default();
+        let mounts = std::fs::read_to_string(self.host().join("proc/self/mounts")).unwrap_or_default();
         let is_cgroup2 = |line: &&str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
         let mut cgroup2 = mounts.lines().filter(is_cgroup2);
         cgroup2.any(|line| {
