@@ -58,8 +58,8 @@ impl Bench {
             fs::create_dir_all(directory.path().join(path)).unwrap();
         }
         fs::write(directory.path().join("sys/fs/cgroup/cgroup.controllers"), "memory\n").unwrap();
-        fs::write(directory.path().join("proc/meminfo"), "MemTotal:       65536000 kB\n").unwrap();
-        fs::write(directory.path().join("config"), "nodeAllocatable: 60Gi\nlogLevel: warn\n").unwrap();
+        fs::write(directory.path().join("proc/meminfo"), "MemTotal:     1073741824 kB\n").unwrap();
+        fs::write(directory.path().join("config"), "nodeAllocatable: 1Ti\nlogLevel: warn\n").unwrap();
         let listener = UnixListener::bind(directory.path().join("nri.sock")).unwrap();
         let plugin = command(directory.path()).stdin(Stdio::null()).spawn().unwrap();
         let (trunk, _) = listener.accept().await.unwrap();
@@ -96,18 +96,42 @@ impl Bench {
     async fn make(&self, count: usize) -> Vec<(PodSandbox, Container)> {
         let pods: Vec<_> = (0..count).map(pod).collect();
         self.write_checkpoint(&pods);
+        for (_, container) in &pods {
+            self.make_cgroup(container);
+        }
         self.connection.synchronize(Vec::new(), Vec::new()).await.unwrap();
         for (pod, container) in &pods {
             let unified = self.create(pod, container).await;
-            let cgroup = self.cgroup(container);
-            fs::create_dir_all(&cgroup).unwrap();
-            for (name, value) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")] {
-                let value = unified.get(name).map_or(value, String::as_str);
-                fs::write(cgroup.join(name), format!("{value}\n")).unwrap();
+            for (name, value) in unified {
+                fs::write(self.cgroup(container).join(name), format!("{value}\n")).unwrap();
             }
-            fs::write(cgroup.join("memory.max"), format!("{}\n", 256 * MIB)).unwrap();
         }
         pods
+    }
+
+    /// The container's cgroup and those above it, as they are without the plugin.
+    fn make_cgroup(&self, container: &Container) {
+        let (root, cgroup) = (self.directory.path().join("sys/fs/cgroup"), self.cgroup(container));
+        fs::create_dir_all(&cgroup).unwrap();
+        for cgroup in cgroup.ancestors().take_while(|cgroup| **cgroup != *root) {
+            if cgroup.join("memory.current").exists() {
+                break;
+            }
+            for (name, value) in [("min", "0"), ("low", "0"), ("high", "max"), ("max", "268435456"), ("current", "0")] {
+                fs::write(cgroup.join(format!("memory.{name}")), format!("{value}\n")).unwrap();
+            }
+        }
+    }
+
+    /// What the plugin's process has used of a processor.
+    fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.plugin.id())).unwrap();
+        // All its threads.
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.plugin.id())).unwrap();
+        let on_cpu = |text: String| text.split(' ').next().and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+        let threads: u64 =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("schedstat")).ok()).map(on_cpu).sum();
+        Duration::from_nanos(threads.max(on_cpu(stat)))
     }
 
     fn cgroup(&self, container: &Container) -> PathBuf {
@@ -213,12 +237,74 @@ async fn synchronization(count: usize) -> Duration {
     start.elapsed()
 }
 
+/// What a container that comes and goes costs beside many others, until it is in, and out of, every cgroup above it.
+async fn beside(counts: &[usize]) {
+    let mut benches = Vec::new();
+    for &count in counts {
+        let bench = Bench::plimsoll().await;
+        let pods = bench.make(count).await;
+        let (sandboxes, containers) = pods.into_iter().unzip();
+        bench.connection.synchronize(sandboxes, containers).await.unwrap();
+        bench.make_cgroup(&pod(count).1);
+        benches.push((count, bench, Vec::new()));
+    }
+    for _ in 0..SAMPLES / 3 {
+        // In turns, so that whatever else the machine does meets all.
+        for (count, bench, samples) in &mut benches {
+            let (sandbox, container) = pod(*count);
+            let (again, ended) = (sandbox.clone(), container.clone());
+            let start = Instant::now();
+            bench.connection.create_container(sandbox, container).await.unwrap();
+            bench.connection.stop_container(again, ended).await.unwrap();
+            samples.push(start.elapsed());
+        }
+    }
+    let mut first = None;
+    for (count, _, mut samples) in benches {
+        samples.sort_unstable();
+        let [p50, p99] = [50, 99].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e6);
+        let (first50, first99) = *first.get_or_insert((p50, p99));
+        let ratios = format!("{:.2} x and {:.2} x", p50 / first50, p99 / first99);
+        println!("a container comes and goes beside {count:>5}: p50 {p50:>6.1} us, p99 {p99:>6.1} us, {ratios}");
+    }
+}
+
+/// What the plugin uses of a processor while nothing happens, and for looking at everything.
+async fn at_rest(count: usize) {
+    let bench = Bench::plimsoll().await;
+    let pods = bench.make(count).await;
+    let (sandboxes, containers): (Vec<_>, Vec<_>) = pods.into_iter().unzip();
+    let before = bench.cpu();
+    bench.connection.synchronize(sandboxes, containers).await.unwrap();
+    // Looking at all is done when it no longer uses anything.
+    let mut now = bench.cpu();
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let then = std::mem::replace(&mut now, bench.cpu());
+        if now == then {
+            break;
+        }
+    }
+    let look = now - before;
+    let rest = Duration::from_secs(20);
+    tokio::time::sleep(rest).await;
+    let share = (bench.cpu() - now).as_secs_f64() / rest.as_secs_f64();
+    let every = Duration::from_secs(600);
+    println!(
+        "at rest with {count} containers {:.4} % of a processor, and {:.1} ms every {} s to look at all: {:.4} %",
+        share * 100.0,
+        look.as_secs_f64() * 1e3,
+        every.as_secs(),
+        (share + look.as_secs_f64() / every.as_secs_f64()) * 100.0
+    );
+}
+
 /// Until every one of this many containers was looked at after a synchronisation, and what is then resident: in kB, all of
 /// it and what is not of the program's file.
 async fn looked_at(count: usize) -> (Duration, u64, u64) {
     let mut read = None;
     let mut bench = Bench::start(|directory| {
-        fs::write(directory.join("config"), "nodeAllocatable: 60Gi\nlogLevel: debug\n").unwrap();
+        fs::write(directory.join("config"), "nodeAllocatable: 1Ti\nlogLevel: debug\n").unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
         command.arg("run").arg("--host").arg(directory).arg("--socket").arg(directory.join("nri.sock"));
         command.arg("--config").arg(directory.join("config")).stderr(Stdio::piped());
@@ -289,6 +375,8 @@ async fn main() {
     rewritten.print("CreateContainer, checkpoint just rewritten");
     update.print("UpdateContainer");
 
+    beside(&[100, 1000, 5000]).await;
+    at_rest(500).await;
     let synchronized = synchronization(2000).await;
     println!("Synchronize of 2000 containers, until the reply {:.1} ms", synchronized.as_secs_f64() * 1e3);
     let (took, _, _) = looked_at(2000).await;

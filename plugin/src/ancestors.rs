@@ -33,6 +33,13 @@ use crate::units::{Bytes, Limit, PageSize};
 /// How many calls to systemd are under way at a time.
 const CALLS: usize = 8;
 
+/// How many levels are brought to their values within an event. Where pods share what is not enough, each one that comes or
+/// goes changes the share of all others, which is left to a task.
+const AT_ONCE: usize = 8;
+
+/// How many pods that get less than they ask for are named at a time.
+const NAMED: usize = 20;
+
 /// The files that are set above containers.
 const KNOBS: [Knob; 2] = [Knob::Min, Knob::Low];
 
@@ -46,6 +53,8 @@ pub struct Ancestors {
     /// What systemd has to be told, by cgroup: only the last value counts.
     lasting: Mutex<BTreeMap<CgroupPath, Protection>>,
     lasting_changed: Notify,
+    /// The shares of pods have changed.
+    shares_changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +71,7 @@ struct State {
     /// Cgroups that could not be written, so that it is said only once.
     failing: HashSet<CgroupPath>,
     /// Pods of which it was said that they get less than they ask for.
-    short: HashMap<CgroupPath, Protection>,
+    short: HashSet<CgroupPath>,
     originals_failing: bool,
 }
 
@@ -144,6 +153,7 @@ impl Ancestors {
             state: Mutex::default(),
             lasting: Mutex::default(),
             lasting_changed: Notify::new(),
+            shares_changed: Notify::new(),
         }
     }
 
@@ -177,12 +187,13 @@ impl Ancestors {
     pub fn sandbox(&self, sandbox: Sandbox, policy: &Policy) {
         let mut state = lock(&self.state);
         let levels = state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
+        let pod = sandbox.place.cgroup().clone();
         // It is the first of a new pod, whose cgroups may be new, too.
         for level in &levels {
             state.in_force.remove(&level.cgroup);
         }
         state.sandboxes.insert(sandbox.id.clone(), sandbox);
-        self.apply_levels(&mut state, levels);
+        self.apply_levels(&mut state, levels, Some(&pod));
     }
 
     /// These are all sandboxes that there are. Nothing is lowered from now on until [`Ancestors::settle`]: what is known of
@@ -205,18 +216,17 @@ impl Ancestors {
         if state.sandboxes.values().any(|other| other.place.cgroup() == place.cgroup()) {
             return;
         }
-        let mut levels = state.tree.set_overhead(&place, Protection::default());
-        levels.extend(state.tree.remove_pod(place.cgroup()));
-        let mut cgroups: Vec<_> = levels.into_iter().map(|level| level.cgroup).collect();
-        cgroups.push(place.cgroup().clone());
-        self.apply(&mut state, cgroups);
+        let levels = state.tree.remove_pod(place.cgroup());
+        // Below the levels that change, and so first to be lowered.
+        self.apply(&mut state, vec![place.cgroup().clone()]);
+        self.apply_levels(&mut state, levels, None);
     }
 
     /// A container is to have this much.
     pub fn claim(&self, place: &PodPlace, id: &str, claim: Protection) {
         let mut state = lock(&self.state);
         let levels = state.tree.claim(place, id, claim);
-        self.apply_levels(&mut state, levels);
+        self.apply_levels(&mut state, levels, Some(place.cgroup()));
     }
 
     /// A container is about to have this much: what it has now counts until it is known that it has.
@@ -225,14 +235,15 @@ impl Ancestors {
         let now = state.tree.claim_of(id).unwrap_or_default();
         let claim = Protection { min: claim.min.max(now.min), low: claim.low.max(now.low) };
         let levels = state.tree.claim(place, id, claim);
-        self.apply_levels(&mut state, levels);
+        self.apply_levels(&mut state, levels, Some(place.cgroup()));
     }
 
     /// A container has ended.
     pub fn release(&self, id: &str) {
         let mut state = lock(&self.state);
+        let pod = state.tree.pod_of(id).cloned();
         let levels = state.tree.release(id);
-        self.apply_levels(&mut state, levels);
+        self.apply_levels(&mut state, levels, pod.as_ref());
     }
 
     /// From now on nothing is lowered, until [`Ancestors::settle`]: much is going to be learnt, and what is known is not all.
@@ -427,10 +438,32 @@ impl Ancestors {
         }
     }
 
-    fn apply_levels(&self, state: &mut State, levels: Vec<Level>) {
-        self.apply(state, levels.into_iter().map(|level| level.cgroup).collect());
-        if !state.hold && !state.short.is_empty() | state.tree.is_short() {
-            self.report_shortfalls(state);
+    /// Brings what an event has changed to its values: the levels above the event's pod now, the shares of other pods soon.
+    fn apply_levels(&self, state: &mut State, levels: Vec<Level>, pod: Option<&CgroupPath>) {
+        let mut cgroups: Vec<_> = levels.into_iter().map(|level| level.cgroup).collect();
+        if cgroups.len() > AT_ONCE {
+            cgroups.retain(|cgroup| Some(cgroup) == pod || !state.tree.is_pod(cgroup));
+            self.shares_changed.notify_one();
+        } else if state.tree.is_short() || !state.short.is_empty() {
+            self.shares_changed.notify_one();
+        }
+        self.apply(state, cgroups);
+    }
+
+    /// Waits until the shares of pods have changed.
+    pub async fn shares_changed(&self) {
+        self.shares_changed.notified().await;
+    }
+
+    /// Brings all pods to their shares, some at a time, and reports whose have changed.
+    pub fn share(&self) {
+        let pods: Vec<_> = lock(&self.state).tree.levels().into_iter().map(|level| level.cgroup).collect();
+        for pods in pods.chunks(AT_ONCE) {
+            self.apply(&mut lock(&self.state), pods.to_vec());
+        }
+        let mut state = lock(&self.state);
+        if !state.hold {
+            self.report_shortfalls(&mut state);
         }
     }
 
@@ -538,21 +571,23 @@ impl Ancestors {
 
     fn report_shortfalls(&self, state: &mut State) {
         let shortfalls = state.tree.shortfalls();
-        let mut short = HashMap::new();
-        for shortfall in shortfalls {
-            if state.short.get(&shortfall.pod) != Some(&shortfall.gets) {
-                warn!(
-                    cgroup = %shortfall.pod,
-                    asked_min = shortfall.asked.min.quantity(),
-                    gets_min = shortfall.gets.min.quantity(),
-                    asked_low = shortfall.asked.low.quantity(),
-                    gets_low = shortfall.gets.low.quantity(),
-                    "pods ask for more protection than node allocatable; this one gets less than it asks for"
-                );
-            }
-            short.insert(shortfall.pod, shortfall.gets);
+        let (old, new): (Vec<_>, Vec<_>) =
+            shortfalls.into_iter().partition(|shortfall| state.short.contains(&shortfall.pod));
+        for shortfall in new.iter().take(NAMED) {
+            warn!(
+                cgroup = %shortfall.pod,
+                asked_min = shortfall.asked.min.quantity(),
+                gets_min = shortfall.gets.min.quantity(),
+                asked_low = shortfall.asked.low.quantity(),
+                gets_low = shortfall.gets.low.quantity(),
+                "pods ask for more protection than node allocatable; this one gets less than it asks for"
+            );
         }
-        for pod in state.short.keys().filter(|pod| !short.contains_key(*pod)) {
+        if new.len() > NAMED {
+            warn!("and {} more pods get less protection than they ask for", new.len() - NAMED);
+        }
+        let short: HashSet<_> = old.into_iter().chain(new).map(|shortfall| shortfall.pod).collect();
+        for pod in state.short.difference(&short).take(NAMED) {
             info!(cgroup = %pod, "the pod gets all that it asks for again, or is gone");
         }
         state.short = short;

@@ -188,9 +188,14 @@ impl Tree {
         self.pods.keys()
     }
 
-    /// Whether a container of this pod has a claim.
-    pub fn has_containers(&self, pod: &CgroupPath) -> bool {
-        self.pods.get(pod).is_some_and(|pod| !pod.containers.is_empty())
+    /// The pod that a container's claim counts in.
+    pub fn pod_of(&self, container: &str) -> Option<&CgroupPath> {
+        self.containers.get(container)
+    }
+
+    /// Whether this is a known pod's cgroup.
+    pub fn is_pod(&self, cgroup: &CgroupPath) -> bool {
+        self.pods.contains_key(cgroup)
     }
 
     /// Drops a container's claim. Nothing happens if it has none.
@@ -1006,8 +1011,6 @@ mod tests {
                 prop_assert!(known.iter().eq(model.containers.keys()));
                 for (pod, place) in places().iter().enumerate() {
                     prop_assert_eq!(tree.pods().any(|known| known == place.cgroup()), model.overheads.contains_key(&pod));
-                    let has_containers = model.containers.values().any(|(of, _)| *of == pod);
-                    prop_assert_eq!(tree.has_containers(place.cgroup()), has_containers);
                 }
                 for container in 0..10u8 {
                     let container = container.to_string();

@@ -45,6 +45,9 @@ const TICK: Duration = Duration::from_secs(600);
 /// runtime tells, and one that is made while the runtime synchronises may be told of a little later.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long changes of pods' shares are gathered: each one is about all pods.
+const SHARE: Duration = Duration::from_millis(500);
+
 /// What to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
@@ -58,6 +61,8 @@ pub enum Work {
     Cgroup(CgroupPath),
     /// A cgroup of which the runtime may not have told.
     Stranger(CgroupPath),
+    /// The shares of pods that ask for more than there is.
+    Share,
     /// Every container and every cgroup above.
     All,
 }
@@ -164,6 +169,7 @@ pub struct Reconciler {
     waiting: HashSet<String>,
     /// Cgroups about which the runtime was asked.
     strangers: HashSet<CgroupPath>,
+    share_is_due: bool,
     /// What was said last of whether protection helps.
     standings: HashMap<CgroupPath, Standing>,
 }
@@ -227,6 +233,7 @@ impl Reconciler {
             contention: Contention::default(),
             unverified: HashSet::new(),
             strangers: HashSet::new(),
+            share_is_due: false,
             standings: HashMap::new(),
         }
     }
@@ -243,6 +250,10 @@ impl Reconciler {
                 },
                 change = changed(&mut self.watch) => self.notice(change, &mut due),
                 Some(done) = self.done.recv() => self.written(done, &mut due),
+                () = self.ancestors.shares_changed(), if !self.share_is_due => {
+                    self.share_is_due = true;
+                    self.again(SHARE, Work::Share);
+                }
                 () = sleep_until(next) => {}
             }
             // What has come meanwhile is looked at together, and once.
@@ -282,6 +293,10 @@ impl Reconciler {
             }
             Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
             Work::Stranger(path) => self.meet(path),
+            Work::Share => {
+                self.share_is_due = false;
+                self.ancestors.share();
+            }
             Work::All => due.all = true,
         }
     }
