@@ -2,6 +2,8 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
@@ -44,7 +46,10 @@ static RETURNED: Condvar = Condvar::new();
 pub fn on_node(distro: Distro, plugin: &Plugin, case: impl Fn(&Node) -> Result<()>) {
     for last in [false, true] {
         let place = Place::take(distro, plugin);
-        let (fate, error) = match attempt(place, distro, plugin, &case) {
+        let started = Instant::now();
+        let outcome = attempt(place, distro, plugin, &case);
+        progress(&format!("{} took {:.1} s", case_name(), started.elapsed().as_secs_f64()));
+        let (fate, error) = match outcome {
             Ok(()) => return,
             Err(failed) => failed,
         };
@@ -55,6 +60,11 @@ pub fn on_node(distro: Distro, plugin: &Plugin, case: impl Fn(&Node) -> Result<(
             _ => panic!("on the {distro} node: {error:?}"),
         }
     }
+}
+
+/// The test runner names a thread after its test, unless it has only one.
+fn case_name() -> String {
+    thread::current().name().unwrap_or("a case").to_owned()
 }
 
 /// The right to use one node, and the node, if there is one already.
@@ -143,8 +153,9 @@ fn guarded(case: &impl Fn(&Node) -> Result<()>, node: &Node) -> Result<()> {
 /// Declares tests for every combination of node, cgroup driver and placement, named after these:
 /// `forky::systemd::launched::a_sentence`.
 ///
-/// `node_tests!(control: { a_sentence, .. })` and `node_tests!(plugin: { .. })` take the names of functions
-/// `fn(&Node, Driver) -> Result<()>` in the calling module; the latter need `fn config() -> String` beside them.
+/// `node_tests!(control: { a_sentence, .. })`, `node_tests!(plugin: { .. })` and `node_tests!(external: { .. })` take the
+/// names of functions `fn(&Node, Driver) -> Result<()>` in the calling module; the latter two need `fn config() -> String`
+/// beside them. `external` leaves out the plugin that the runtime launches, for what does not depend on it.
 #[macro_export]
 macro_rules! node_tests {
     (control: { $($name:ident),* $(,)? }) => {
@@ -154,6 +165,10 @@ macro_rules! node_tests {
     (plugin: { $($name:ident),* $(,)? }) => {
         $crate::node_tests!(@distro forky Forky plugin [$($name)*]);
         $crate::node_tests!(@distro trixie Trixie plugin [$($name)*]);
+    };
+    (external: { $($name:ident),* $(,)? }) => {
+        $crate::node_tests!(@distro forky Forky external [$($name)*]);
+        $crate::node_tests!(@distro trixie Trixie external [$($name)*]);
     };
     (@distro $module:ident $distro:ident $group:ident $names:tt) => {
         mod $module {
@@ -173,11 +188,19 @@ macro_rules! node_tests {
                     $crate::placement::Mode::Launched, super::super::super::config()
                 )) [super::super::super] $names);
             }
-            mod external {
-                $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Installed(
-                    $crate::placement::Mode::External, super::super::super::config()
-                )) [super::super::super] $names);
-            }
+            $crate::node_tests!(@external $distro $driver $names);
+        }
+    };
+    (@driver $distro:ident $module:ident $driver:ident external $names:tt) => {
+        mod $module {
+            $crate::node_tests!(@external $distro $driver $names);
+        }
+    };
+    (@external $distro:ident $driver:ident $names:tt) => {
+        mod external {
+            $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Installed(
+                $crate::placement::Mode::External, super::super::super::config()
+            )) [super::super::super] $names);
         }
     };
     (@cases $distro:ident $driver:ident $plugin:tt $up:tt [$($name:ident)*]) => {

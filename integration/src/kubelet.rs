@@ -3,15 +3,19 @@
 //! For a pod: its cgroup, the checkpoint of what is allocated, the sandbox; for each container the checkpoint of what is
 //! actuated, then create and start. For an in-place resize: allocated, the pod's cgroup if it grows, the runtime's update,
 //! the pod's cgroup if it shrinks, actuated. Whatever a test has to do without can be switched off or replaced.
+//!
+//! What it writes without being asked, each minute, is [`Kubelet::update_qos_classes`].
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cgroup;
+use crate::crictl;
 use crate::node::Node;
 use crate::oci;
 
@@ -25,6 +29,10 @@ pub const STATE: &str = "/var/lib/kubelet";
 const MESSAGES: &str = "/run/kubelet-double";
 /// Directories shared with the workloads, on the node.
 const CONTROL: &str = "/run/workload";
+/// How many pods of a batch are made at a time: the node has two processors.
+const AT_A_TIME: u32 = 3;
+/// For a batch of pods.
+const BATCH_LIMIT: Duration = Duration::from_secs(300);
 /// oom_score_adj of containers in guaranteed pods.
 const GUARANTEED_OOM_SCORE_ADJ: i64 = -997;
 
@@ -155,6 +163,8 @@ pub struct PodSpec {
     pub name: String,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+    /// The memory that its runtime class takes beside the containers, in bytes.
+    pub overhead: u64,
     /// Its containers.
     pub containers: Vec<ContainerSpec>,
 }
@@ -162,12 +172,18 @@ pub struct PodSpec {
 impl PodSpec {
     /// A pod without containers.
     pub fn new(name: &str) -> PodSpec {
-        PodSpec { name: name.to_owned(), annotations: BTreeMap::new(), containers: Vec::new() }
+        PodSpec { name: name.to_owned(), annotations: BTreeMap::new(), overhead: 0, containers: Vec::new() }
     }
 
     /// With an annotation.
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With a memory overhead, which counts as requested and, where the pod is limited, as allowed.
+    pub fn overhead(mut self, bytes: u64) -> Self {
+        self.overhead = bytes;
         self
     }
 
@@ -195,9 +211,10 @@ impl PodSpec {
         }
     }
 
-    /// The pod's memory limit: there is one only if every container has one.
+    /// The pod's memory limit, overhead included: there is one only if every container has one.
     pub fn memory_limit(&self) -> Option<u64> {
-        self.containers.iter().map(|container| container.memory_limit).sum()
+        let limits: Option<u64> = self.containers.iter().map(|container| container.memory_limit).sum();
+        limits.map(|limits| limits + self.overhead)
     }
 }
 
@@ -221,6 +238,13 @@ impl Pod {
     pub fn container(&self, name: &str) -> Result<&Container> {
         let found = self.containers.iter().find(|container| container.name == name);
         found.with_context(|| format!("pod {} has no container {name}", self.spec.name))
+    }
+
+    /// The requests of the containers that run, as the specification has them, and the overhead.
+    pub fn live_request(&self) -> u64 {
+        let runs = |spec: &&ContainerSpec| self.containers.iter().any(|container| container.name == spec.name);
+        let requests = self.spec.containers.iter().filter(runs).filter_map(ContainerSpec::effective_request);
+        requests.sum::<u64>() + self.spec.overhead
     }
 }
 
@@ -262,6 +286,7 @@ pub struct Kubelet<'n> {
     pub checkpoints: bool,
     /// Whether all processes of a container are killed together (the kubelet's default on cgroup v2).
     pub group_kill: bool,
+    memory_qos: bool,
     capacity: u64,
     allocated: Map<String, Value>,
     actuated: Map<String, Value>,
@@ -306,6 +331,7 @@ impl<'n> Kubelet<'n> {
             driver,
             checkpoints: true,
             group_kill: true,
+            memory_qos: false,
             capacity,
             allocated: Map::new(),
             actuated: Map::new(),
@@ -328,53 +354,214 @@ impl<'n> Kubelet<'n> {
         self.capacity - SYSTEM_RESERVED - EVICTION_HARD
     }
 
+    /// The cgroup of all pods.
+    pub fn top_cgroup(&self) -> &'static str {
+        match self.driver {
+            Driver::Systemd => "kubepods.slice",
+            Driver::Cgroupfs => "kubepods",
+        }
+    }
+
+    /// The cgroup of a class's pods. Guaranteed pods lie in the one of all pods.
+    pub fn class_cgroup(&self, class: Qos) -> String {
+        let top = self.top_cgroup();
+        match (self.driver, class) {
+            (_, Qos::Guaranteed) => top.to_owned(),
+            (Driver::Systemd, class) => format!("{top}/kubepods-{}.slice", class.name()),
+            (Driver::Cgroupfs, class) => format!("{top}/{}", class.name()),
+        }
+    }
+
+    /// Switches the kubelet's own MemoryQoS on, with the policy None: in its configuration on the node, and in what it
+    /// writes each minute.
+    pub fn enable_memory_qos(&mut self) -> Result<()> {
+        self.memory_qos = true;
+        let script = format!("printf 'featureGates:\\n  MemoryQoS: true\\n' >> {STATE}/config.yaml");
+        self.node.run(&script).context("switching MemoryQoS on")?;
+        Ok(())
+    }
+
+    /// Does what the kubelet does each minute.
+    pub fn update_qos_classes(&self) -> Result<()> {
+        self.node.run(&self.qos_update()).context("updating the cgroups of the classes")?;
+        Ok(())
+    }
+
+    /// The script of [`Kubelet::update_qos_classes`]: it sets the weights of all pods and of the classes, the limit of all
+    /// pods, and with MemoryQoS takes away their protection. With the systemd driver these become properties first, as
+    /// runc's library does it, so that systemd sets anew whatever else it knows of the unit.
+    pub fn qos_update(&self) -> String {
+        let root = cgroup::ROOT;
+        let top = self.top_cgroup();
+        let limit = self.capacity - SYSTEM_RESERVED;
+        let mut script = String::new();
+        for (group, weight, limit, protection) in [
+            (top.to_owned(), 79, Some(limit), Some("Min")),
+            (self.class_cgroup(Qos::Burstable), 20, None, Some("Low")),
+            (self.class_cgroup(Qos::BestEffort), 1, None, None),
+        ] {
+            let protection = protection.filter(|_| self.memory_qos);
+            if self.driver == Driver::Systemd {
+                let _ = write!(script, "systemctl set-property --runtime {} CPUWeight={weight}", base_name(&group));
+                if let Some(limit) = limit {
+                    let _ = write!(script, " MemoryMax={limit}");
+                }
+                if let Some(kind) = protection {
+                    let _ = write!(script, " Memory{kind}=0");
+                }
+                script.push('\n');
+            }
+            let _ = writeln!(script, "echo {weight} > {root}/{group}/cpu.weight");
+            if let Some(limit) = limit {
+                let _ = writeln!(script, "echo {limit} > {root}/{group}/memory.max");
+            }
+            if let Some(kind) = protection {
+                let _ = writeln!(script, "echo 0 > {root}/{group}/memory.{}", kind.to_lowercase());
+            }
+        }
+        script
+    }
+
     /// Runs a pod and waits until its workloads answer.
     pub fn run_pod(&mut self, spec: PodSpec) -> Result<Pod> {
-        self.pods_made += 1;
-        let uid = uid(&spec.name, self.pods_made);
-        let pod_cgroup = self.pod_cgroup(spec.qos(), &uid);
         let handler = self.driver;
-        let mut script = self.make_pod_cgroup(&spec, &pod_cgroup);
-
-        let all: Map<String, Value> = spec.containers.iter().map(|c| (c.name.clone(), c.resources())).collect();
-        self.allocated.insert(uid.clone(), json!({ "ContainerResources": all }));
+        let (uid, pod_cgroup, mut script) = self.admit(&spec);
         self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
-
-        let config = format!("{MESSAGES}/{uid}");
-        let _ = writeln!(script, "mkdir -p {config}");
-        put(&mut script, &format!("{config}/pod.json"), &sandbox_message(&spec, &uid, &pod_cgroup));
-        let _ = writeln!(script, "pod=$(crictl runp --runtime {handler} {config}/pod.json)\necho $pod");
-        let mut started = Map::new();
+        let sandbox = self.put_sandbox_message(&mut script, &spec, &uid, &pod_cgroup);
+        let _ = writeln!(script, "pod=$(crictl runp --runtime {handler} {sandbox})\necho $pod");
         for container in &spec.containers {
-            let name = &container.name;
-            let control = format!("{CONTROL}/{uid}/{name}");
-            let _ = writeln!(script, "mkdir -p {control}; mkfifo {control}/started");
-            let message = format!("{config}/{name}.json");
-            put(&mut script, &message, &self.container_message(&spec, &uid, container, &control));
-            started.insert(name.clone(), container.resources());
-            self.actuated.insert(uid.clone(), json!({ "ContainerResources": started }));
-            self.write_checkpoint(&mut script, "actuated_pods_state", &self.actuated)?;
-            let _ = writeln!(
-                script,
-                "id=$(crictl create $pod {message} {config}/pod.json)\ncrictl start $id >/dev/null\n\
-                 workload call {control} ping >/dev/null\necho $id"
-            );
+            self.start_container(&mut script, &spec, &uid, container)?;
         }
         let output = self.node.run(&script).with_context(|| format!("running pod {}", spec.name))?;
-        let mut ids = output.stdout.lines().map(str::to_owned);
-        let sandbox = ids.next().context("crictl runp printed no id")?;
-        let containers = spec
+        let mut ids = output.stdout.lines();
+        let sandbox = ids.next().context("crictl runp printed no id")?.to_owned();
+        let containers: Vec<Container> = spec
             .containers
             .iter()
             .zip(ids)
-            .map(|(container, id)| Container {
-                name: container.name.clone(),
-                cgroup: self.container_cgroup(&pod_cgroup, &id),
-                control: format!("{CONTROL}/{uid}/{}", container.name),
-                id,
-            })
+            .map(|(spec, id)| self.container(&uid, &pod_cgroup, &spec.name, id))
             .collect();
         Ok(Pod { spec, uid, sandbox, cgroup: pod_cgroup, containers })
+    }
+
+    /// Runs one more container in a pod, as init and ephemeral containers run: the pod's class, limit and specification stay.
+    pub fn run_container(&mut self, pod: &mut Pod, spec: &ContainerSpec) -> Result<()> {
+        let mut script = format!("pod={}\n", pod.sandbox);
+        self.allocated[&pod.uid]["ContainerResources"][&spec.name] = spec.resources();
+        self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
+        self.start_container(&mut script, &pod.spec, &pod.uid, spec)?;
+        let output = self.node.run(&script);
+        let output = output.with_context(|| format!("running container {} in pod {}", spec.name, pod.spec.name))?;
+        pod.containers.push(self.container(&pod.uid, &pod.cgroup, &spec.name, output.stdout.trim()));
+        Ok(())
+    }
+
+    /// Stops and removes one container of a pod; the pod goes on, and its specification stays.
+    pub fn remove_container(&mut self, pod: &mut Pod, name: &str) -> Result<()> {
+        crictl::remove(self.node, &pod.container(name)?.id)
+            .with_context(|| format!("removing container {name} of pod {}", pod.spec.name))?;
+        pod.containers.retain(|container| container.name != name);
+        Ok(())
+    }
+
+    /// Runs many pods at once, with as few steps as can be: some at a time, checkpoints written once before the first, and
+    /// without waiting for the workloads.
+    pub fn run_pods(&mut self, specs: Vec<PodSpec>) -> Result<Vec<Pod>> {
+        let handler = self.driver;
+        let mut script = String::new();
+        let mut admitted = Vec::new();
+        for spec in specs {
+            let (uid, cgroup, commands) = self.admit(&spec);
+            script.push_str(&commands);
+            let all: Map<String, Value> = spec.containers.iter().map(|c| (c.name.clone(), c.resources())).collect();
+            self.actuated.insert(uid.clone(), json!({ "ContainerResources": all }));
+            let sandbox = self.put_sandbox_message(&mut script, &spec, &uid, &cgroup);
+            for container in &spec.containers {
+                self.put_container_message(&mut script, &spec, &uid, container);
+            }
+            admitted.push((spec, uid, cgroup, sandbox));
+        }
+        self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
+        self.write_checkpoint(&mut script, "actuated_pods_state", &self.actuated)?;
+        for (spec, uid, _, sandbox) in &admitted {
+            let message = |container: &ContainerSpec| format!("{MESSAGES}/{uid}/{}.json", container.name);
+            let commands = match spec.containers.as_slice() {
+                [only] => format!("crictl run --no-pull --runtime {handler} {} {sandbox} >/dev/null", message(only)),
+                several => {
+                    let mut commands = format!("pod=$(crictl runp --runtime {handler} {sandbox})");
+                    for container in several {
+                        let message = message(container);
+                        let _ = write!(
+                            commands,
+                            " && id=$(crictl create $pod {message} {sandbox}) && crictl start $id >/dev/null"
+                        );
+                    }
+                    commands
+                }
+            };
+            // Each in a process of its own; the script fails if one does.
+            let _ = writeln!(
+                script,
+                "{{ {commands}; }} &\nif [ $((++jobs)) -ge {AT_A_TIME} ]; then wait -n; jobs=$((jobs - 1)); fi"
+            );
+        }
+        script.push_str("while [ $((jobs--)) -gt 0 ]; do wait -n; done\ncrictl pods --output json\n");
+        script.push_str("echo END-OF-PODS\ncrictl ps --output json\n");
+        // Too long for an argument.
+        let file = format!("{MESSAGES}/batch");
+        let run = format!("cat > {file}; jobs=0; . {file}");
+        let output = self.node.try_run_within(BATCH_LIMIT, &run, script.into_bytes()).context("running pods")?;
+        ensure!(output.status.success(), "running pods ({}): {}", output.status, output.stderr.trim_end());
+        let (sandboxes, containers) = output.stdout.split_once("END-OF-PODS").context("no list of pods")?;
+        let sandboxes: Value = serde_json::from_str(sandboxes).context("reading the list of pods")?;
+        let containers: Value = serde_json::from_str(containers).context("reading the list of containers")?;
+        let find = |list: &Value, matches: &dyn Fn(&Value) -> bool| -> Result<String> {
+            let found = list.as_array().into_iter().flatten().find(|entry| matches(entry));
+            let id = found.and_then(|entry| entry["id"].as_str());
+            id.map(str::to_owned).context("the runtime does not list what was just made")
+        };
+        let mut pods = Vec::new();
+        for (spec, uid, cgroup, _) in admitted {
+            let sandbox = find(&sandboxes["items"], &|entry| entry["metadata"]["uid"] == uid.as_str())?;
+            let mut running = Vec::new();
+            for container in &spec.containers {
+                let id = find(&containers["containers"], &|entry| {
+                    entry["podSandboxId"] == sandbox.as_str() && entry["metadata"]["name"] == container.name.as_str()
+                })?;
+                running.push(self.container(&uid, &cgroup, &container.name, &id));
+            }
+            pods.push(Pod { spec, uid, sandbox, cgroup, containers: running });
+        }
+        Ok(pods)
+    }
+
+    /// Removes many pods and their cgroups with as few steps as can be.
+    pub fn remove_pods(&mut self, pods: &[Pod]) -> Result<()> {
+        if pods.is_empty() {
+            return Ok(());
+        }
+        for pod in pods {
+            self.allocated.remove(&pod.uid);
+            self.actuated.remove(&pod.uid);
+        }
+        let sandboxes: Vec<&str> = pods.iter().map(|pod| pod.sandbox.as_str()).collect();
+        let mut script = remove_sandboxes(&sandboxes.join(" "));
+        script.push('\n');
+        match self.driver {
+            Driver::Systemd => {
+                let slices: Vec<&str> = pods.iter().map(|pod| base_name(&pod.cgroup)).collect();
+                let _ = writeln!(script, "systemctl stop {}", slices.join(" "));
+            }
+            Driver::Cgroupfs => {
+                let groups: Vec<String> = pods.iter().map(|pod| format!("{}/{}", cgroup::ROOT, pod.cgroup)).collect();
+                let _ = writeln!(script, "rmdir {}", groups.join(" "));
+            }
+        }
+        self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
+        self.write_checkpoint(&mut script, "actuated_pods_state", &self.actuated)?;
+        let output = self.node.try_run_within(BATCH_LIMIT, &script, Vec::new()).context("removing pods")?;
+        ensure!(output.status.success(), "removing pods ({}): {}", output.status, output.stderr.trim_end());
+        Ok(())
     }
 
     /// Resizes the memory of one container in place, in the kubelet's order. An error of the runtime's update is returned
@@ -396,7 +583,7 @@ impl<'n> Kubelet<'n> {
         let mut script = String::new();
         self.allocated[&pod.uid]["ContainerResources"][container] = resources.clone();
         self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
-        let pod_limit = self.set_pod_limit(&pod.cgroup, after);
+        let pod_limit = self.pod_limit(&pod.cgroup, after);
         let grows = after.unwrap_or(cgroup::MAX) > before.unwrap_or(cgroup::MAX);
         if grows {
             script.push_str(&pod_limit);
@@ -413,24 +600,21 @@ impl<'n> Kubelet<'n> {
         Ok(())
     }
 
+    /// Gives a pod's cgroup another memory limit than the sum of its containers', or none.
+    pub fn limit_pod(&self, pod: &Pod, limit: Option<u64>) -> Result<()> {
+        self.node.run(&self.pod_limit(&pod.cgroup, limit)).context("changing a pod's limit")?;
+        Ok(())
+    }
+
+    /// Gives the cgroup of all pods another memory limit; [`Kubelet::update_qos_classes`] takes it back.
+    pub fn limit_pods(&self, limit: u64) -> Result<()> {
+        self.node.run(&self.pod_limit(self.top_cgroup(), Some(limit))).context("changing the limit of all pods")?;
+        Ok(())
+    }
+
     /// Stops and removes a pod and its cgroup.
     pub fn remove_pod(&mut self, pod: &Pod) -> Result<()> {
-        self.allocated.remove(&pod.uid);
-        self.actuated.remove(&pod.uid);
-        let mut script = remove_sandboxes(&pod.sandbox);
-        script.push('\n');
-        match self.driver {
-            Driver::Systemd => {
-                let _ = writeln!(script, "systemctl stop {}", base_name(&pod.cgroup));
-            }
-            Driver::Cgroupfs => {
-                let _ = writeln!(script, "rmdir {}/{}", cgroup::ROOT, pod.cgroup);
-            }
-        }
-        self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
-        self.write_checkpoint(&mut script, "actuated_pods_state", &self.actuated)?;
-        self.node.run(&script).with_context(|| format!("removing pod {}", pod.spec.name))?;
-        Ok(())
+        self.remove_pods(std::slice::from_ref(pod)).with_context(|| format!("removing pod {}", pod.spec.name))
     }
 
     /// Removes the checkpoint files; with [`Kubelet::checkpoints`] off they stay away.
@@ -451,17 +635,65 @@ impl<'n> Kubelet<'n> {
         }
     }
 
+    /// Gives the pod a uid and the script that makes its cgroup, and enters it into what is allocated.
+    fn admit(&mut self, spec: &PodSpec) -> (String, String, String) {
+        self.pods_made += 1;
+        let uid = uid(&spec.name, self.pods_made);
+        let cgroup = self.pod_cgroup(spec.qos(), &uid);
+        let all: Map<String, Value> = spec.containers.iter().map(|c| (c.name.clone(), c.resources())).collect();
+        self.allocated.insert(uid.clone(), json!({ "ContainerResources": all }));
+        let script = self.make_pod_cgroup(spec, &cgroup);
+        (uid, cgroup, script)
+    }
+
+    /// Puts the sandbox's message into a file on the node, whose path it returns.
+    fn put_sandbox_message(&self, script: &mut String, spec: &PodSpec, uid: &str, cgroup: &str) -> String {
+        let directory = format!("{MESSAGES}/{uid}");
+        let _ = writeln!(script, "mkdir -p {directory}");
+        let message = format!("{directory}/pod.json");
+        put(script, &message, &sandbox_message(spec, uid, cgroup));
+        message
+    }
+
+    /// The same for a container, and the directory for its commands.
+    fn put_container_message(&self, script: &mut String, pod: &PodSpec, uid: &str, spec: &ContainerSpec) -> String {
+        let control = format!("{CONTROL}/{uid}/{}", spec.name);
+        let _ = writeln!(script, "mkdir -p {control}; mkfifo {control}/started");
+        let message = format!("{MESSAGES}/{uid}/{}.json", spec.name);
+        put(script, &message, &self.container_message(pod, uid, spec, &control));
+        message
+    }
+
+    /// Actuates, creates and starts a container in the sandbox `$pod`, waits for its workload and prints its id.
+    fn start_container(&mut self, script: &mut String, pod: &PodSpec, uid: &str, spec: &ContainerSpec) -> Result<()> {
+        let message = self.put_container_message(script, pod, uid, spec);
+        let entry = self.actuated.entry(uid).or_insert_with(|| json!({ "ContainerResources": {} }));
+        entry["ContainerResources"][&spec.name] = spec.resources();
+        self.write_checkpoint(script, "actuated_pods_state", &self.actuated)?;
+        let _ = writeln!(
+            script,
+            "id=$(crictl create $pod {message} {MESSAGES}/{uid}/pod.json)\ncrictl start $id >/dev/null\n\
+             workload call {CONTROL}/{uid}/{} ping >/dev/null\necho $id",
+            spec.name
+        );
+        Ok(())
+    }
+
+    fn container(&self, uid: &str, pod_cgroup: &str, name: &str, id: &str) -> Container {
+        Container {
+            name: name.to_owned(),
+            cgroup: self.container_cgroup(pod_cgroup, id),
+            control: format!("{CONTROL}/{uid}/{name}"),
+            id: id.to_owned(),
+        }
+    }
+
     fn pod_cgroup(&self, qos: Qos, uid: &str) -> String {
+        let class = self.class_cgroup(qos);
         match (self.driver, qos) {
-            (Driver::Systemd, Qos::Guaranteed) => {
-                format!("kubepods.slice/kubepods-pod{}.slice", uid.replace('-', "_"))
-            }
-            (Driver::Systemd, qos) => {
-                let (class, uid) = (qos.name(), uid.replace('-', "_"));
-                format!("kubepods.slice/kubepods-{class}.slice/kubepods-{class}-pod{uid}.slice")
-            }
-            (Driver::Cgroupfs, Qos::Guaranteed) => format!("kubepods/pod{uid}"),
-            (Driver::Cgroupfs, qos) => format!("kubepods/{}/pod{uid}", qos.name()),
+            (Driver::Systemd, Qos::Guaranteed) => format!("{class}/kubepods-pod{}.slice", uid.replace('-', "_")),
+            (Driver::Systemd, qos) => format!("{class}/kubepods-{}-pod{}.slice", qos.name(), uid.replace('-', "_")),
+            (Driver::Cgroupfs, _) => format!("{class}/pod{uid}"),
         }
     }
 
@@ -483,14 +715,14 @@ impl<'n> Kubelet<'n> {
             Driver::Cgroupfs => {
                 let mut script = make_group(&format!("{}/{pod_cgroup}", cgroup::ROOT));
                 if limit.is_some() {
-                    script.push_str(&self.set_pod_limit(pod_cgroup, limit));
+                    script.push_str(&self.pod_limit(pod_cgroup, limit));
                 }
                 script
             }
         }
     }
 
-    fn set_pod_limit(&self, pod_cgroup: &str, limit: Option<u64>) -> String {
+    fn pod_limit(&self, pod_cgroup: &str, limit: Option<u64>) -> String {
         match self.driver {
             Driver::Systemd => {
                 let limit = limit.map_or("infinity".to_owned(), |limit| limit.to_string());
@@ -618,6 +850,10 @@ fn sandbox_message(spec: &PodSpec, uid: &str, pod_cgroup: &str) -> Value {
     let mut annotations: Map<String, Value> =
         spec.annotations.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
     annotations.insert("kubernetes.io/config.source".to_owned(), json!("api"));
+    let overhead = match spec.overhead {
+        0 => json!({}),
+        bytes => json!({ "memory_limit_in_bytes": bytes }),
+    };
     json!({
         "metadata": { "name": spec.name, "namespace": "default", "uid": uid, "attempt": 0 },
         "labels": {
@@ -629,6 +865,7 @@ fn sandbox_message(spec: &PodSpec, uid: &str, pod_cgroup: &str) -> Value {
         "log_directory": format!("/var/log/pods/default_{}_{uid}", spec.name),
         "linux": {
             "cgroup_parent": format!("/{pod_cgroup}"),
+            "overhead": overhead,
             "security_context": { "namespace_options": namespaces() },
         },
     })

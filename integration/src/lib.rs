@@ -9,3 +9,4 @@ pub mod kubelet;
 pub mod node;
 pub mod oci;
 pub mod placement;
+pub mod pressure;

@@ -5,7 +5,7 @@
 use std::env;
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -17,8 +17,10 @@ use crate::node::Node;
 /// The configuration file: the runtime's drop-in, which the plugin reads itself when it is external.
 pub const CONFIG: &str = "/etc/nri/conf.d/90-plimsoll.conf";
 
+/// Where the external plugin's program is on the node, which is also the command line.
+pub const EXTERNAL_BINARY: &str = "/usr/local/bin/plimsoll";
 const LAUNCHED_BINARY: &str = "/opt/nri/plugins/90-plimsoll";
-const EXTERNAL_BINARY: &str = "/usr/local/bin/plimsoll";
+const CLAIMER_UNIT: &str = "claimer";
 const UNIT: &str = "/etc/systemd/system/plimsoll.service";
 /// The unit as it is shipped.
 const UNIT_TEXT: &str = include_str!("../../deploy/plimsoll.service");
@@ -26,6 +28,8 @@ const UNIT_TEXT: &str = include_str!("../../deploy/plimsoll.service");
 /// What the runtime logs of a plugin, launched or external, that it has synchronised with and calls from now on: a line of
 /// the list of its plugins, in every version from NRI 0.6.
 const SYNCHRONISED: &str = "#[0-9]+: .*90-plimsoll";
+/// The same for a second plugin.
+const CLAIMER_SYNCHRONISED: &str = "#[0-9]+: .*10-claimer";
 
 /// Who starts the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,7 +78,7 @@ fn build_once() -> Result<PathBuf> {
 /// Puts the plugin on the node with `config`, in place of any that is there, and waits until the runtime knows it.
 pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     remove(node)?;
-    let binary = upload(node)?;
+    let binary = upload(node, &build()?)?;
     node.write_file(CONFIG, config, 0o644)?;
     let start = match mode {
         Mode::Launched => {
@@ -142,12 +146,33 @@ pub fn wait_for_journal(node: &Node, unit: &str, pattern: &str, script: &str) ->
     Ok(())
 }
 
-/// The release binary's place on the node; it is sent only once.
-fn upload(node: &Node) -> Result<String> {
-    let local = build()?;
-    let binary = fs::read(&local).with_context(|| format!("reading {}", local.display()))?;
+/// Puts a second plugin on the node, which sets `key` of every container created from now on to `value`, and is asked before
+/// ours (its index is 10). [`unclaim`] takes it off again. `program` is that of `src/bin/claimer.rs`, which cargo has built
+/// for the test: `env!("CARGO_BIN_EXE_claimer")`.
+pub fn claim(node: &Node, program: &Path, key: &str, value: &str) -> Result<()> {
+    // What debuggers want is most of it, and would take long to send.
+    let stripped = tempfile::tempdir().context("creating a directory")?;
+    let small = stripped.path().join("claimer");
+    let status = Command::new("strip").arg("--strip-debug").arg("-o").args([&small, program]).status();
+    let status = status.context("starting strip: are binutils installed?")?;
+    ensure!(status.success(), "strip could not read {}", program.display());
+    let binary = upload(node, &small)?;
+    let start = format!("systemd-run --quiet --collect --unit {CLAIMER_UNIT} {binary} --key {key} --value {value}");
+    wait_for_journal(node, "containerd", CLAIMER_SYNCHRONISED, &start).context("starting a second plugin")
+}
+
+/// Ends the second plugin.
+pub fn unclaim(node: &Node) -> Result<()> {
+    node.run(&format!("systemctl stop {CLAIMER_UNIT}")).context("ending the second plugin")?;
+    Ok(())
+}
+
+/// A program's place on the node; it is sent only once.
+fn upload(node: &Node, local: &Path) -> Result<String> {
+    let binary = fs::read(local).with_context(|| format!("reading {}", local.display()))?;
     let digest: String = Sha256::digest(&binary)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = format!("/var/cache/plimsoll-{digest}");
+    let name = local.file_name().unwrap_or_default().to_string_lossy();
+    let path = format!("/var/cache/{name}-{digest}");
     if !node.try_run(&format!("test -e {path}"))?.status.success() {
         node.write_file(&path, binary, 0o755)?;
     }

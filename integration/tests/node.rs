@@ -1,9 +1,12 @@
 //! The control group: nodes as they are without the plugin. What the other tests see must come of it, and not be there anyway.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
-use integration::cgroup::{self, MAX, Memory};
+use integration::cgroup::{self, Expected, MAX, Memory};
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec, Qos, SYSTEM_RESERVED};
 use integration::node::Node;
+use integration::pressure::{self, Contest};
 use integration::{crictl, node_tests};
 
 node_tests!(control: {
@@ -13,6 +16,10 @@ node_tests!(control: {
     unified_values_of_the_request_reach_the_kernel,
     a_resize_in_place_changes_limits_and_checkpoints,
     the_workload_is_charged_for_what_it_does,
+    protection_needs_every_level,
+    a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache,
+    systemd_takes_back_what_was_written_to_a_file,
+    many_pods_are_made_and_removed_at_once,
 });
 
 fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {
@@ -129,5 +136,94 @@ fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Resu
     container.call(node, &format!("write /cache {}", 20 * MIB))?;
     assert!(charged("file")? >= 19 * MIB);
     assert_eq!(container.call(node, &format!("alloc {}", 200 * MIB))?, "gone", "beyond its limit");
+    Ok(())
+}
+
+/// Writes memory.min of several cgroups by hand.
+fn write_min(node: &Node, values: &[(&str, u64)]) -> Result<()> {
+    let commands = values.iter().map(|(group, bytes)| format!("echo {bytes} > {}/{group}/memory.min\n", cgroup::ROOT));
+    node.run(&commands.collect::<String>()).map(|_| ())
+}
+
+fn protection_needs_every_level(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let contest = Contest::run(node, &mut kubelet)?;
+    let chain = cgroup::chain(&contest.protected.container("app")?.cgroup);
+    let [top, class, pod, container] = chain[..] else { unreachable!("four levels") };
+    let values = [top, class, pod, container].map(|group| (group, pressure::REQUEST));
+
+    let left = contest.below_the_limit_of_all_pods()?;
+    assert!(left.is_shared(), "without protection: {left:?}");
+    write_min(node, &values)?;
+    let left = contest.below_the_limit_of_all_pods()?;
+    assert!(left.is_protected(), "below the limit of all pods: {left:?}");
+    let left = contest.on_a_full_node()?;
+    assert!(left.is_protected(), "on a full node: {left:?}");
+
+    write_min(node, &[(class, 0)])?;
+    let left = contest.below_the_limit_of_all_pods()?;
+    assert!(left.is_shared(), "without the class's: {left:?}");
+    write_min(node, &[(class, pressure::REQUEST), (top, 0)])?;
+    let left = contest.on_a_full_node()?;
+    assert!(left.is_shared(), "without that of all pods: {left:?}");
+    Ok(())
+}
+
+fn a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    for (below, lives) in [(0, false), (2 * MIB, true)] {
+        let container = pressure::small_container().unified("memory.min", pressure::SMALL_LIMIT - below);
+        let pod = kubelet.run_pod(PodSpec::new("small").container(container))?;
+        let answer = pressure::read_more_than_fits(&kubelet, node, &pod)?;
+        let expected = if lives { pressure::read_it_all() } else { "gone".to_owned() };
+        assert_eq!(answer, expected, "memory.min {below} below the limit");
+        kubelet.remove_pod(&pod)?;
+    }
+    Ok(())
+}
+
+fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) -> Result<()> {
+    let kubelet = Kubelet::start(node, driver)?;
+    let (top, value) = (kubelet.top_cgroup(), 64 * MIB);
+    let becomes = |script: &str, left| {
+        let expected = [Expected::new(top, "memory.min", left)];
+        cgroup::settle(node, script, &expected, Duration::from_millis(300), Duration::from_secs(10)).map(|_| ())
+    };
+    let (reload, left) = match driver {
+        // systemd 257 does what a reload entails only when it has to do with the unit again.
+        Driver::Systemd => ("systemctl daemon-reload; systemctl set-property --runtime kubepods.slice CPUWeight=50", 0),
+        Driver::Cgroupfs => ("systemctl daemon-reload", value),
+    };
+    for writer in [reload, &kubelet.qos_update()] {
+        write_min(node, &[(top, value)])?;
+        becomes(writer, left)?;
+    }
+    if driver == Driver::Systemd {
+        // What was set as a property stays.
+        let set = format!("systemctl set-property --runtime {top} MemoryMin={value}");
+        becomes(&format!("{set}; systemctl daemon-reload; {}", kubelet.qos_update()), value)?;
+    }
+    Ok(())
+}
+
+fn many_pods_are_made_and_removed_at_once(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let two = PodSpec::new("two").container(ContainerSpec::new("a").limit(32 * MIB)).container(ContainerSpec::new("b"));
+    let one = PodSpec::new("one").overhead(8 * MIB).container(ContainerSpec::new("a").limit(32 * MIB).cpu(100));
+    let mut pods = kubelet.run_pods(vec![two, one])?;
+    let (a, b, only) = (pods[0].container("a")?, pods[0].container("b")?, pods[1].container("a")?);
+    let paths = [&a.cgroup, &b.cgroup, &only.cgroup, &pods[1].cgroup].map(String::as_str);
+    let limits: Vec<u64> = cgroup::memory(node, &paths)?.iter().map(|memory| memory.max).collect();
+    assert_eq!(limits, [32 * MIB, MAX, 32 * MIB, 40 * MIB]);
+
+    // A container that lives only for a while, in a pod that goes on.
+    kubelet.run_container(&mut pods[1], &ContainerSpec::new("init").limit(16 * MIB))?;
+    let init = pods[1].container("init")?.cgroup.clone();
+    assert_eq!(cgroup::memory(node, &[&init])?[0].max, 16 * MIB);
+    kubelet.remove_container(&mut pods[1], "init")?;
+    kubelet.remove_pods(&pods)?;
+    for pod in &pods {
+        assert!(!node.try_run(&format!("test -e {}/{}", cgroup::ROOT, pod.cgroup))?.status.success(), "{}", pod.cgroup);
+    }
     Ok(())
 }

@@ -67,7 +67,10 @@ struct State {
     in_force: HashMap<CgroupPath, InForce>,
     /// Nothing is lowered: not all that is on the node is in the tree yet.
     hold: bool,
-    contention: Contention<(CgroupPath, Knob), Limit>,
+    /// By file, whatever it should hold: that changes with every pod.
+    contention: Contention<(CgroupPath, Knob), ()>,
+    /// How often the runtime has told of everything.
+    synchronized: u64,
     /// Cgroups that could not be written, so that it is said only once.
     failing: HashSet<CgroupPath>,
     /// Pods of which it was said that they get less than they ask for.
@@ -106,6 +109,11 @@ struct InForce {
 impl InForce {
     fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
         Ok(Self { inode: cgroup.inode()?, min: cgroup.read(Knob::Min)?, low: cgroup.read(Knob::Low)? })
+    }
+
+    fn protection(&self) -> Protection {
+        let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
+        Protection { min: bytes(self.min), low: bytes(self.low) }
     }
 
     fn get(&self, knob: Knob) -> Limit {
@@ -200,6 +208,7 @@ impl Ancestors {
     /// containers is not all.
     pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
         let mut state = lock(&self.state);
+        state.synchronized += 1;
         state.hold = true;
         state.sandboxes = sandboxes.into_iter().map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
     }
@@ -246,17 +255,21 @@ impl Ancestors {
         self.apply_levels(&mut state, levels, pod.as_ref());
     }
 
-    /// From now on nothing is lowered, until [`Ancestors::settle`]: much is going to be learnt, and what is known is not all.
-    pub fn hold(&self) {
-        lock(&self.state).hold = true;
+    /// How often the runtime has told of everything.
+    pub fn synchronized(&self) -> u64 {
+        lock(&self.state).synchronized
     }
 
     /// All is known: brings every level to what it should have, and what is no level any more to what it had.
     ///
-    /// Containers that are not among the given ones are forgotten.
-    pub fn settle(&self, containers: &HashSet<String>, policy: &Policy) {
+    /// Containers that are not among the given ones are forgotten. `synchronized` is what [`Ancestors::synchronized`] said
+    /// before they were looked at: if the runtime has never told of anything, or has done so again since, all is not known.
+    pub fn settle(&self, containers: &HashSet<String>, policy: &Policy, synchronized: u64) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
+        if synchronized == 0 || state.synchronized != synchronized {
+            return;
+        }
         let gone: Vec<_> = state.tree.containers().filter(|id| !containers.contains(*id)).map(str::to_owned).collect();
         for id in gone {
             state.tree.release(&id);
@@ -286,13 +299,31 @@ impl Ancestors {
         cgroups.extend(changed_once);
         self.apply(state, cgroups);
         self.report_shortfalls(state);
+        drop(guard);
+        self.prune(containers);
+    }
+
+    /// Forgets what is about containers other than these, and about cgroups that are gone.
+    pub fn prune(&self, containers: &HashSet<String>) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if state.synchronized == 0 {
+            return;
+        }
         state.contention.forget_quiet(Instant::now());
-        let (root, in_force) = (&self.root, &state.in_force);
+        let State { tree, in_force, failing, reserved, .. } = state;
+        let is_ours = |cgroup: &CgroupPath| {
+            tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
+        };
+        in_force.retain(|cgroup, _| is_ours(cgroup));
+        failing.retain(is_ours);
+        let root = &self.root;
         let kept = lock(&self.originals).retain(|target| match target {
             Target::Container(id) => containers.contains(id),
-            Target::Cgroup(path, inode) => match in_force.get(path) {
-                Some(in_force) => in_force.inode == *inode,
-                None => root.cgroup(path).and_then(|cgroup| cgroup.inode()).is_ok_and(|now| now == *inode),
+            // In doubt it is kept.
+            Target::Cgroup(path, inode) => match root.cgroup(path).and_then(|cgroup| cgroup.inode()) {
+                Ok(now) => now == *inode,
+                Err(error) => !matches!(error, CgroupError::Gone(_)),
             },
         });
         self.complain(state, kept);
@@ -311,8 +342,8 @@ impl Ancestors {
         state.tree.desired(cgroup).is_some() || state.reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
     }
 
-    /// Compares a level with the kernel and repairs it. `touched`: somebody has written to it.
-    pub fn check(&self, cgroup: &CgroupPath, touched: bool) -> Checked {
+    /// Compares a level with the kernel and repairs it. `touched`: the files that somebody has written to.
+    pub fn check(&self, cgroup: &CgroupPath, touched: &[Knob]) -> Checked {
         let mut state = lock(&self.state);
         let state = &mut *state;
         let observed = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open));
@@ -337,7 +368,7 @@ impl Ancestors {
             if state.hold && !change.raises() {
                 continue;
             }
-            match state.contention.judge(key.clone(), change.to, touched, Instant::now()) {
+            match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now()) {
                 Verdict::Repair => changes.push(change),
                 Verdict::Wait(wait) => checked = Checked::Again(wait),
                 Verdict::GiveUp => warn!(
@@ -367,27 +398,27 @@ impl Ancestors {
         checked
     }
 
-    /// What the files of a cgroup hold.
-    pub fn in_force(&self, cgroup: &CgroupPath) -> Option<[Limit; 2]> {
-        lock(&self.state).in_force.get(cgroup).map(|in_force| [in_force.min, in_force.low])
-    }
-
     /// Makes the values of cgroups that systemd owns last; a task of its own, as systemd takes its time.
     ///
     /// The files hold them already, so nothing is lost by that, unless systemd cannot be reached: then files are all there
     /// is, and are repaired when they are seen to change.
     pub async fn make_last(self: Arc<Self>, systemd: Systemd) {
-        let mut said = None;
+        let mut failing = HashSet::new();
         loop {
             let lasting = self.next_lasting().await;
             let calls = lasting.into_iter().map(|(cgroup, protection)| {
-                let open = self.root.cgroup(&cgroup);
-                let systemd = &systemd;
+                let (ancestors, systemd) = (&self, &systemd);
                 async move {
-                    let result = match open {
+                    // By now there may be something newer.
+                    let protection = ancestors.held(&cgroup).unwrap_or(protection);
+                    let result = match ancestors.root.cgroup(&cgroup) {
                         Ok(open) => systemd.set(&open, protection).await,
                         Err(_) => Ok(Lasting::NoUnit),
                     };
+                    if matches!(result, Ok(Lasting::Set)) && ancestors.held(&cgroup) != Some(protection) {
+                        // There was while systemd set this, and it may have come too late.
+                        ancestors.write_again(&cgroup);
+                    }
                     (cgroup, protection, result)
                 }
             });
@@ -397,21 +428,20 @@ impl Ancestors {
                 match result {
                     Ok(lasting) => {
                         debug!(%cgroup, ?lasting, "systemd");
-                        if said.take_if(|_| lasting != Lasting::NoUnit).is_some() {
+                        if failing.remove(&cgroup) && failing.is_empty() {
                             info!("systemd keeps the values of its cgroups again");
                         }
                     }
                     Err(error) => {
-                        let message = error.to_string();
-                        if said.is_none() {
+                        if failing.is_empty() {
                             warn!(
                                 %cgroup,
-                                error = message,
+                                %error,
                                 "systemd does not keep the values of its cgroups; they are written to the files alone, and \
                                  repaired when they change. Said once"
                             );
-                            said = Some(());
                         }
+                        failing.insert(cgroup.clone());
                         if let Some(again) = again(&error) {
                             // Unless there is something newer.
                             lock(&self.lasting).entry(cgroup).or_insert(protection);
@@ -425,6 +455,17 @@ impl Ancestors {
                 self.lasting_changed.notify_one();
             }
         }
+    }
+
+    /// What the files of a cgroup hold, as far as it is known.
+    fn held(&self, cgroup: &CgroupPath) -> Option<Protection> {
+        lock(&self.state).in_force.get(cgroup).map(InForce::protection)
+    }
+
+    fn write_again(&self, cgroup: &CgroupPath) {
+        let mut state = lock(&self.state);
+        state.in_force.remove(cgroup);
+        self.apply(&mut state, vec![cgroup.clone()]);
     }
 
     async fn next_lasting(&self) -> BTreeMap<CgroupPath, Protection> {
@@ -455,11 +496,13 @@ impl Ancestors {
         self.shares_changed.notified().await;
     }
 
-    /// Brings all pods to their shares, some at a time, and reports whose have changed.
-    pub fn share(&self) {
-        let pods: Vec<_> = lock(&self.state).tree.levels().into_iter().map(|level| level.cgroup).collect();
-        for pods in pods.chunks(AT_ONCE) {
-            self.apply(&mut lock(&self.state), pods.to_vec());
+    /// Brings all levels to what they should have, some at a time, and reports whose shares have changed.
+    pub async fn share(&self) {
+        let levels: Vec<_> = lock(&self.state).tree.levels().into_iter().map(|level| level.cgroup).collect();
+        for levels in levels.chunks(AT_ONCE) {
+            self.apply(&mut lock(&self.state), levels.to_vec());
+            // Events do not wait for all of it.
+            tokio::task::yield_now().await;
         }
         let mut state = lock(&self.state);
         if !state.hold {
@@ -490,12 +533,32 @@ impl Ancestors {
         self.write(state, changes);
     }
 
+    /// What nothing is wanted of, and has back what it had, is left alone from then on.
+    fn let_go(&self, state: &mut State, cgroup: &CgroupPath) {
+        let Some(in_force) = state.in_force.get(cgroup).copied() else { return };
+        if self.wanted(state, cgroup) != [Bytes::ZERO; 2] {
+            return;
+        }
+        let target = Target::Cgroup(cgroup.clone(), in_force.inode);
+        let mut originals = lock(&self.originals);
+        let is_back = |values: Values| KNOBS.into_iter().all(|knob| values.get(knob) == Some(in_force.get(knob)));
+        if originals.get(&target).is_some_and(is_back) {
+            let result = originals.restored(&target);
+            drop(originals);
+            self.complain(state, result);
+        }
+    }
+
+    fn wanted(&self, state: &State, cgroup: &CgroupPath) -> [Bytes; 2] {
+        let reserved = state.reserved.iter().filter(|reserved| reserved.cgroup == *cgroup);
+        let reserved = reserved.fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory));
+        let desired = state.tree.desired(cgroup).unwrap_or_default();
+        [reserved.max(desired.min), desired.low]
+    }
+
     /// What has to change for a cgroup to have what it should.
     fn changes(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> Vec<Change> {
-        let reserved =
-            state.reserved.iter().find(|reserved| reserved.cgroup == *cgroup).map(|reserved| reserved.memory);
-        let desired = state.tree.desired(cgroup).unwrap_or_default();
-        let wanted = [reserved.unwrap_or_default().max(desired.min), desired.low];
+        let wanted = self.wanted(state, cgroup);
         let mut changes = Vec::new();
         for (knob, wanted) in KNOBS.into_iter().zip(wanted) {
             let from = observed.get(knob);
@@ -524,11 +587,16 @@ impl Ancestors {
             let Change { cgroup, knob, from, to } = &change;
             match self.write_one(state, &change) {
                 Ok(()) => {
+                    self.let_go(state, cgroup);
                     state.failing.remove(cgroup);
                     debug!(%cgroup, knob = knob.file_name(), desired = %to, observed = %from, "written");
                 }
                 Err(error) => {
                     state.in_force.remove(cgroup);
+                    if !matches!(error, CgroupError::Gone(_)) && !state.failing.contains(cgroup) {
+                        // Once more, soon.
+                        self.shares_changed.notify_one();
+                    }
                     failed(state, cgroup, &error);
                 }
             }
@@ -552,9 +620,7 @@ impl Ancestors {
         in_force.set(change.knob, change.to);
         state.in_force.insert(change.cgroup.clone(), in_force);
         if [".slice", ".scope", ".service"].iter().any(|suffix| change.cgroup.name().ends_with(suffix)) {
-            let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
-            let protection = Protection { min: bytes(in_force.min), low: bytes(in_force.low) };
-            lock(&self.lasting).insert(change.cgroup.clone(), protection);
+            lock(&self.lasting).insert(change.cgroup.clone(), in_force.protection());
             self.lasting_changed.notify_one();
         }
         Ok(())

@@ -14,7 +14,7 @@ use crate::hierarchy::PodPlace;
 use crate::node::NodeMemory;
 use crate::originals::{Originals, Target, Values};
 use crate::pod::{PodUid, QosClass, Request, Resources};
-use crate::policy::{self, Desired, Node, Policy, Reason, Setting};
+use crate::policy::{self, Decision, Desired, Node, Policy, Reason, Setting};
 use crate::requests::annotation::Overrides;
 use crate::requests::checkpoint::{Checkpoints, Moment, Record};
 use crate::requests::{self, Known, Notice};
@@ -91,6 +91,14 @@ impl Decided {
             Reason::NothingReserved | Reason::NoThrottling => self.before?.get(knob).or(value),
             _ => value,
         }
+    }
+
+    /// Nothing is wanted of the container, which this plugin has changed before.
+    pub fn is_let_go(&self) -> bool {
+        let Desired { min, low, high, .. } = &self.desired;
+        let has_no_say =
+            |decision: &Decision| matches!(decision.reason, Reason::NothingReserved | Reason::NoThrottling);
+        self.before.is_some() && [min, low, high].into_iter().all(has_no_say)
     }
 
     /// What to do with a file.
@@ -228,6 +236,24 @@ impl Containers {
         if let Err(error) = lock(&self.originals).remember(Target::Container(container.id.clone()), before) {
             debug!(pod = container.pod, container = container.name, %error, "cannot write down what it had before");
         }
+    }
+
+    /// A container has back what it had, and is left alone.
+    pub fn restored(&self, container: &Container) {
+        if let Err(error) = lock(&self.originals).restored(&Target::Container(container.id.clone())) {
+            debug!(pod = container.pod, container = container.name, %error, "cannot write down that it has back what it had");
+        }
+    }
+
+    /// Forgets the containers of a sandbox, and tells which.
+    pub fn remove_sandbox(&self, sandbox: &str) -> Vec<String> {
+        let mut known = lock(&self.known);
+        let ended = known.values().filter(|container| container.sandbox == sandbox);
+        let ended: Vec<_> = ended.map(|container| container.id.clone()).collect();
+        for id in &ended {
+            known.remove(id);
+        }
+        ended
     }
 
     /// The ids of all containers.

@@ -8,7 +8,7 @@
 //! {"container":"3f0c…","memory.high":"50331648"}
 //! ```
 //!
-//! A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
+//! A line with `"restored":true` takes back those before it. A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
 //! torn or foreign is skipped. Who is not in it was never changed.
 
 use std::collections::HashMap;
@@ -99,6 +99,9 @@ struct Line {
     low: Option<String>,
     #[serde(rename = "memory.high", skip_serializing_if = "Option::is_none")]
     high: Option<String>,
+    /// It has back what it had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    restored: bool,
 }
 
 impl Line {
@@ -108,7 +111,7 @@ impl Line {
             Target::Cgroup(path, inode) => (None, Some(path.as_str().to_owned()), Some(*inode)),
         };
         let [min, low, high] = [values.min, values.low, values.high].map(|value| value.map(|value| value.to_string()));
-        Self { container, cgroup, inode, min, low, high }
+        Self { container, cgroup, inode, min, low, high, restored: false }
     }
 
     fn read(self) -> Option<(Target, Values)> {
@@ -147,9 +150,13 @@ impl Originals {
         };
         for line in BufReader::new(file).split(b'\n') {
             originals.lines += 1;
-            if let Some((target, values)) = serde_json::from_slice(&line?).ok().and_then(Line::read) {
+            let Ok(line) = serde_json::from_slice::<Line>(&line?) else { continue };
+            let restored = line.restored;
+            match line.read() {
+                Some((target, _)) if restored => _ = originals.known.remove(&target),
                 // What was there first is what counts.
-                originals.known.entry(target).or_insert(values);
+                Some((target, values)) => _ = originals.known.entry(target).or_insert(values),
+                None => {}
             }
         }
         Ok(originals)
@@ -181,8 +188,25 @@ impl Originals {
         }
         let line = json(&Line::new(&target, &values))?;
         self.known.insert(target, values);
+        self.append(&line)
+    }
+
+    /// A target has back what it had: it counts as never changed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down. It is forgotten nevertheless, as long as the program runs.
+    pub fn restored(&mut self, target: &Target) -> io::Result<()> {
+        if self.known.remove(target).is_none() {
+            return Ok(());
+        }
+        let line = json(&Line { restored: true, ..Line::new(target, &Values::default()) })?;
+        self.append(&line)
+    }
+
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
         self.lines += 1;
-        let result = self.append(&line);
+        let result = self.write(line);
         if result.is_err() {
             // It may hold a part of the line, or be on a file system that has been mounted over.
             self.file = None;
@@ -190,7 +214,7 @@ impl Originals {
         result
     }
 
-    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
@@ -265,6 +289,19 @@ mod tests {
         assert_eq!(originals.get(&cgroup("kubepods", 7)), Some(min(4096)));
         assert_eq!(originals.get(&cgroup("kubepods", 8)), None, "another cgroup of that path");
         assert_eq!(originals.targets().count(), 2);
+    }
+
+    #[test]
+    fn what_was_restored_counts_as_never_changed() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        originals.remember(container("a"), min(1)).unwrap();
+        originals.restored(&container("a")).unwrap();
+        originals.restored(&container("b")).unwrap();
+        assert_eq!(originals.get(&container("a")), None);
+        assert_eq!(Originals::load(host.path()).unwrap().targets().count(), 0);
+        originals.remember(container("a"), min(2)).unwrap();
+        assert_eq!(Originals::load(host.path()).unwrap().get(&container("a")), Some(min(2)));
     }
 
     #[test]

@@ -127,8 +127,8 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     Ok(Compared { decided, writes, claim, held })
 }
 
-/// The kernel keeps whole pages, rounded down.
-fn same(observed: Limit, desired: Limit, page: PageSize) -> bool {
+/// Whether a file that was given a value holds it: the kernel keeps whole pages, rounded down.
+pub fn same(observed: Limit, desired: Limit, page: PageSize) -> bool {
     match (observed, desired) {
         (Limit::Bytes(observed), Limit::Bytes(desired)) => observed.floor_to(page) == desired.floor_to(page),
         (observed, desired) => observed == desired,
@@ -167,6 +167,8 @@ pub struct Reconciler {
     done: mpsc::UnboundedReceiver<Done>,
     /// Containers that wait for the runtime.
     waiting: HashSet<String>,
+    /// Containers of which nothing is wanted any more and the runtime was told so.
+    released: HashSet<String>,
     /// Cgroups about which the runtime was asked.
     strangers: HashSet<CgroupPath>,
     share_is_due: bool,
@@ -179,8 +181,10 @@ pub struct Reconciler {
 struct Due {
     /// By id, and whether somebody wrote to it.
     containers: BTreeMap<String, bool>,
-    cgroups: BTreeMap<CgroupPath, bool>,
+    /// And the files that somebody wrote.
+    cgroups: BTreeMap<CgroupPath, Vec<Knob>>,
     removed: Vec<CgroupPath>,
+    share: bool,
     all: bool,
 }
 
@@ -221,6 +225,7 @@ impl Reconciler {
             updater,
             done,
             waiting: HashSet::new(),
+            released: HashSet::new(),
             containers,
             ancestors,
             root,
@@ -277,8 +282,9 @@ impl Reconciler {
             self.look(due).await;
             if tick || all {
                 self.tick = Instant::now() + TICK;
+                self.forget_who_is_gone();
                 self.take_census();
-                self.survey();
+                self.survey().await;
             }
         }
     }
@@ -293,25 +299,23 @@ impl Reconciler {
             }
             Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
             Work::Stranger(path) => self.meet(path),
-            Work::Share => {
-                self.share_is_due = false;
-                self.ancestors.share();
-            }
+            Work::Share => due.share = true,
             Work::All => due.all = true,
         }
     }
 
     fn notice(&mut self, change: Option<Change>, due: &mut Due) {
         match change {
-            Some(Change::Written(path, _)) => {
+            Some(Change::Written(path, knob)) => {
                 if let Some(id) = self.by_cgroup.get(&path) {
                     due.containers.insert(id.clone(), true);
                 } else if self.ancestors.contains(&path) {
-                    due.cgroups.insert(path, true);
+                    due.cgroups.entry(path).or_default().push(knob);
                 }
             }
             Some(Change::Removed(path)) => due.removed.push(path),
             // Usually the runtime tells of it, too.
+            Some(Change::Made(path)) if self.ancestors.contains(&path) => _ = due.cgroups.entry(path).or_default(),
             Some(Change::Made(path)) => self.again(PATIENCE, Work::Stranger(path)),
             Some(Change::Overflow) => self.everything(due),
             None => {
@@ -342,18 +346,18 @@ impl Reconciler {
         if due.all {
             // Whoever set what it should not may be gone, and there may be another runtime.
             self.contention = Contention::default();
-            self.ancestors.hold();
             for id in self.containers.ids() {
                 due.containers.entry(id).or_default();
             }
         }
+        let synchronized = self.ancestors.synchronized();
         let containers: Vec<_> = due.containers.into_iter().collect();
         for batch in containers.chunks(BATCH * 16) {
             self.look_at(batch).await;
         }
         if due.all {
             let policy = self.containers.settings().policy();
-            self.ancestors.settle(&self.containers.ids().into_iter().collect(), &policy);
+            self.ancestors.settle(&self.containers.ids().into_iter().collect(), &policy, synchronized);
             for cgroup in self.ancestors.cgroups() {
                 self.watch_cgroup(&cgroup);
             }
@@ -364,9 +368,13 @@ impl Reconciler {
             }
             give_memory_back();
         }
+        if due.share {
+            self.share_is_due = false;
+            self.ancestors.share().await;
+        }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
-            match self.ancestors.check(&cgroup, touched) {
+            match self.ancestors.check(&cgroup, &touched) {
                 Checked::Settled => {}
                 Checked::Again(wait) => self.again(wait, Work::Cgroup(cgroup)),
                 Checked::Gone => self.unwatch(&cgroup),
@@ -407,6 +415,9 @@ impl Reconciler {
                 Ok(compared) => {
                     self.watch_container(&container);
                     if compared.writes.is_empty() {
+                        if compared.decided.is_let_go() {
+                            pending.extend(self.let_go(&container, &compared));
+                        }
                         if let Some(place) = &container.place {
                             self.ancestors.claim(place, &container.id, compared.claim);
                         }
@@ -429,6 +440,19 @@ impl Reconciler {
         }
     }
 
+    /// Nothing is wanted of a container any more, and its files hold what they held before. What the runtime has stored may not:
+    /// it is told once. Then the container is left alone.
+    fn let_go(&mut self, container: &Arc<Container>, compared: &Compared) -> Option<Pending> {
+        if self.released.remove(&container.id) {
+            self.containers.restored(container);
+            return None;
+        }
+        self.released.insert(container.id.clone());
+        let writes = all_writes(&compared.decided).collect();
+        self.waiting.insert(container.id.clone());
+        Some(Pending { container: container.clone(), writes, attempt: 1 })
+    }
+
     /// Its values come with its start.
     fn not_yet_started(&self, container: &Container) {
         let record = self.containers.record(&container.uid, &container.name, container.moment);
@@ -440,7 +464,7 @@ impl Reconciler {
 
     /// What to write, if it is to be written now.
     fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<Vec<Write>> {
-        let Compared { decided, writes, claim, held } = compared;
+        let Compared { decided, mut writes, claim, held } = compared;
         let desired = KNOBS.into_iter().filter_map(|knob| Some((knob, decided.value(knob)?))).collect();
         match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
             Verdict::Repair => {
@@ -450,6 +474,11 @@ impl Reconciler {
                     let held = Protection { min: bytes(held.min), low: bytes(held.low) };
                     let claim = Protection { min: claim.min.max(held.min), low: claim.low.max(held.low) };
                     self.ancestors.claim_at_least(place, &container.id, claim);
+                }
+                if decided.is_let_go() {
+                    // All of it, for what the runtime has stored.
+                    self.released.insert(container.id.clone());
+                    writes = all_writes(&decided).collect();
                 }
                 self.containers.remember(container, held);
                 return Some(writes);
@@ -556,6 +585,14 @@ impl Reconciler {
         }
     }
 
+    fn forget_who_is_gone(&mut self) {
+        let known: HashSet<_> = self.containers.ids().into_iter().collect();
+        self.ancestors.prune(&known);
+        self.unverified.retain(|id| known.contains(id));
+        self.released.retain(|id| known.contains(id));
+        self.contention.forget_quiet(std::time::Instant::now());
+    }
+
     /// Looks at the tree for containers of which the runtime has not told. What is found may be about to be told of, or to
     /// go, so it is looked at again.
     fn take_census(&mut self) {
@@ -593,32 +630,20 @@ impl Reconciler {
     }
 
     /// Finds out whether what is written protects, by the kernel's rule, and says when that changes for the worse.
-    fn survey(&mut self) {
-        let mut observed = BTreeMap::new();
-        let mut names = HashMap::new();
-        for container in self.containers.all() {
-            if let Some(cgroup) = &container.cgroup {
-                names.insert(cgroup.clone(), (container.pod.clone(), container.name.clone()));
-                if let Ok(found) = observe(&self.root, cgroup) {
-                    observed.insert(cgroup.clone(), found);
-                }
-            }
-        }
-        for mut cgroup in self.ancestors.cgroups() {
-            // Also what lies above kubepods, which is nobody's here to set.
-            loop {
-                if !observed.contains_key(&cgroup)
-                    && let Ok(found) = observe(&self.root, &cgroup)
-                {
-                    observed.insert(cgroup.clone(), found);
-                }
-                match cgroup.parent() {
-                    Some(parent) => cgroup = parent,
-                    None => break,
-                }
-            }
-        }
-        let effective = hierarchy::effective_tree(None, &observed, self.root.recursive_protection());
+    async fn survey(&mut self) {
+        let containers = self.containers.all();
+        let (root, cgroups) = (self.root.clone(), self.ancestors.cgroups());
+        let names: HashMap<_, _> = containers
+            .iter()
+            .filter_map(|container| Some((container.cgroup.clone()?, (container.pod.clone(), container.name.clone()))))
+            .collect();
+        let surveyed = tokio::task::spawn_blocking(move || {
+            let containers = containers.iter().filter_map(|container| container.cgroup.clone());
+            let observed = observe_all(&root, containers.chain(cgroups));
+            let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
+            (observed, effective)
+        });
+        let Ok((observed, effective)) = surveyed.await else { return };
         for (cgroup, protection) in effective {
             let Some(Observed { setting, usage }) = observed.get(&cgroup) else { continue };
             let standing = Standing::of(*setting, *usage, protection);
@@ -683,7 +708,7 @@ impl Updater {
             }
         }
         for Pending { container, writes, attempt } in batch {
-            for Write { knob, observed, desired } in writes {
+            for Write { knob, observed, desired } in writes.iter().filter(|write| write.observed != write.desired) {
                 info!(
                     pod = container.pod,
                     container = container.name,
@@ -709,12 +734,35 @@ impl Updater {
     }
 }
 
+/// Every value that a container should have, whatever its files hold.
+fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
+    let values = KNOBS.into_iter().filter_map(|knob| Some((knob, decided.value(knob)?)));
+    values.map(|(knob, value)| Write { knob, observed: value, desired: value })
+}
+
 /// Tells what happens to a cgroup; `None` when that cannot be told any more. Waits for ever without a watch.
 async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
     match watch {
         Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),
         None => std::future::pending().await,
     }
+}
+
+/// These cgroups with all that lies above them, which above kubepods is nobody's here to set.
+fn observe_all(root: &CgroupRoot, cgroups: impl Iterator<Item = CgroupPath>) -> BTreeMap<CgroupPath, Observed> {
+    let mut observed = BTreeMap::new();
+    for mut cgroup in cgroups {
+        while !observed.contains_key(&cgroup) {
+            if let Ok(found) = observe(root, &cgroup) {
+                observed.insert(cgroup.clone(), found);
+            }
+            match cgroup.parent() {
+                Some(parent) => cgroup = parent,
+                None => break,
+            }
+        }
+    }
+    observed
 }
 
 fn observe(root: &CgroupRoot, path: &CgroupPath) -> Result<Observed, CgroupError> {
@@ -748,10 +796,12 @@ pub fn container_cgroups(root: &CgroupRoot) -> Vec<(String, CgroupPath)> {
     containers.map(|cgroup| (id_in(cgroup.name()).to_owned(), cgroup)).collect()
 }
 
-/// The id in the name that a runtime gives to a container's or sandbox's cgroup: `ID`, or `PREFIX-ID.scope`.
+/// The id in the name that a runtime gives to a container's or sandbox's cgroup: `ID`, `PREFIX-ID.scope`, or for CRI-O with
+/// the cgroupfs driver `crio-ID` and `crio-conmon-ID`.
 fn id_in(name: &str) -> &str {
-    let of_scope = name.strip_suffix(".scope").and_then(|name| Some(name.rsplit_once('-')?.1));
-    of_scope.unwrap_or(name)
+    let scope = name.strip_suffix(".scope");
+    let prefixed = scope.or_else(|| name.starts_with("crio-").then_some(name));
+    prefixed.and_then(|name| Some(name.rsplit_once('-')?.1)).unwrap_or(name)
 }
 
 /// Why an update was not made.

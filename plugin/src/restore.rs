@@ -21,8 +21,8 @@ use plimsoll::config::Config;
 use plimsoll::containers::{KNOBS, STAND_ASIDE};
 use plimsoll::originals::{Originals, Target, Values};
 use plimsoll::policy::Protection;
-use plimsoll::reconcile::container_cgroups;
-use plimsoll::units::{Bytes, Limit};
+use plimsoll::reconcile::{container_cgroups, same};
+use plimsoll::units::{Bytes, Limit, PageSize};
 use tokio::time::{Instant, timeout};
 
 use crate::run::Node;
@@ -118,7 +118,6 @@ impl Restore {
                 && let Err(error) = systemd.set(&cgroup, protection).await
             {
                 eprintln!("note: {error}");
-                break;
             }
         }
         plugin.abort();
@@ -163,11 +162,15 @@ impl Changed {
             Err(CgroupError::Gone(_)) => return true,
             Err(_) => return false,
         };
+        let page = PageSize::new(rustix::param::page_size() as u64).unwrap_or(PageSize::KIB4);
         KNOBS.into_iter().all(|knob| {
             let default = Some(knob.default_value());
             // Above containers memory.high is nobody's here.
             (!self.is_container && self.original.get(knob).is_none())
-                || held.get(knob) == self.original.get(knob).or(default)
+                || match (held.get(knob), self.original.get(knob).or(default)) {
+                    (Some(held), Some(original)) => same(held, original, page),
+                    _ => false,
+                }
         })
     }
 }

@@ -123,11 +123,18 @@ impl Run {
             let service = stub.plugin().clone();
             tokio::spawn(async move {
                 configured.notified().await;
-                let (config, restored) = (watch(&files, &service, &containers), watch_restored(&self.host, &service));
-                if let Err(error) = tokio::try_join!(config, restored) {
-                    let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-                    warn!("changes of {} take effect only with a restart: {error:#}", files.join(" and "));
-                }
+                let config = async {
+                    if let Err(error) = watch(&files, &service, &containers).await {
+                        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+                        warn!("changes of {} take effect only with a restart: {error:#}", files.join(" and "));
+                    }
+                };
+                let restored = async {
+                    if let Err(error) = watch_restored(&self.host, &service).await {
+                        warn!("'plimsoll restore' takes effect only with a restart: {error:#}");
+                    }
+                };
+                tokio::join!(config, restored);
             });
             tokio::select! {
                 result = stub.run() => match result {

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::ancestors::{Ancestors, Sandbox};
-use crate::cgroup::{CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::{Config, NodeAllocatable};
 use crate::containers::{Container, Containers, Decided, KNOBS, Settings};
 use crate::hierarchy::PodPlace;
@@ -214,6 +214,13 @@ impl Service {
         }
     }
 
+    fn sandbox_ended(&self, id: &str) {
+        for container in self.containers.remove_sandbox(id) {
+            self.ancestors.release(&container);
+        }
+        self.ancestors.sandbox_ended(id);
+    }
+
     fn forget(&self, id: &str) {
         self.containers.remove(id);
         self.ancestors.release(id);
@@ -269,7 +276,12 @@ impl Plugin for Service {
         pods: Vec<PodSandbox>,
         containers: Vec<api::Container>,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
-        self.ancestors.synchronize(pods.iter().filter_map(sandbox).collect());
+        // Runtimes also tell of sandboxes that have ended and were not removed yet.
+        let is_over = |pod: &PodSandbox| {
+            let cgroup = CgroupPath::parse(&pod.linux.get_or_default().cgroups_path).ok();
+            cgroup.is_some_and(|cgroup| matches!(self.root.cgroup(&cgroup), Err(CgroupError::Gone(_))))
+        };
+        self.ancestors.synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
         let page = self.page_size();
         let pods: HashMap<&str, &PodSandbox> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
         let alive = containers.into_iter().filter(|container| !has_ended(container));
@@ -294,12 +306,12 @@ impl Plugin for Service {
     }
 
     async fn stop_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
-        self.ancestors.sandbox_ended(&pod.id);
+        self.sandbox_ended(&pod.id);
         Ok(())
     }
 
     async fn remove_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
-        self.ancestors.sandbox_ended(&pod.id);
+        self.sandbox_ended(&pod.id);
         Ok(())
     }
 

@@ -348,7 +348,8 @@ async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 fn defaults() -> HashMap<String, String> {
-    HashMap::from([("memory.min", "0"), ("memory.high", "max")].map(|(key, value)| (key.into(), value.into())))
+    let defaults = [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")];
+    HashMap::from(defaults.map(|(key, value)| (key.into(), value.into())))
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ use integration::placement::{self, Mode};
 const CONFIG: &str = "memoryThrottlingFactor: 0.9\nmemoryReservationPolicy: HardReservation\nnodeAllocatable: auto\n";
 const FACTOR: f64 = 0.9;
 const PAGE: u64 = 4096;
+/// How far memory.min stays below the limit.
+const HEADROOM: u64 = 2 * MIB;
 
 /// Boots a throwaway node, runs pods of each class on it, and shows the memory values that the kernel holds for them:
 /// first without the plugin, then with it, each value marked right (=) or wrong against the formula.
@@ -169,6 +171,27 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
             cell(value.max, want.map(|want| want.max)),
         ]);
     }
+    // Without the cgroups above nothing of it protects.
+    for (name, class) in
+        [(kubelet.top_cgroup().to_owned(), None), (kubelet.class_cgroup(Qos::Burstable), Some(Qos::Burstable))]
+    {
+        let below = pods.iter().filter(|(case, _)| class.is_none_or(|class| case.pod.qos() == class));
+        let sum: u64 = below.map(|(case, _)| request(&kubelet, case)).sum();
+        let value = cgroup::memory(node, &[&name])?[0];
+        let unchecked = pods.first().is_some_and(|(case, _)| expected(&kubelet, case).is_none());
+        let want = sum / PAGE * PAGE;
+        let min = match value.min {
+            min if unchecked => show(min),
+            min if min == want => format!("{} =", show(min)),
+            min => {
+                wrong += 1;
+                format!("{} WRONG: {}", show(min), show(want))
+            }
+        };
+        let name = name.rsplit('/').next().unwrap_or_default().to_owned();
+        let sums = ["sum of below", "", "", "", &min, &show(value.low), &show(value.high), &show(value.max)];
+        table.add_row([&name].into_iter().map(String::as_str).chain(sums));
+    }
     for column in table.column_iter_mut().skip(4) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -187,25 +210,32 @@ fn show(bytes: u64) -> String {
     if bytes == MAX { "max".to_owned() } else { bytes.to_string() }
 }
 
-/// What Kubernetes' formula gives, worked out here and not by the plugin's code.
-fn expected(kubelet: &Kubelet<'_>, case: &Case) -> Memory {
+/// What is known of the request, worked out here and not by the plugin's code.
+fn request(kubelet: &Kubelet<'_>, case: &Case) -> u64 {
     let container = &case.pod.containers[0];
-    let request = match case.source {
+    match case.source {
         // Known to a thousandth of the node's memory; the lower end is what may be reserved.
         Source::OomScoreAdj => {
             let thousandths = 1000 - kubelet.oom_score_adj(Qos::Burstable, container);
             (thousandths.unsigned_abs() * kubelet.capacity()).div_ceil(1000)
         }
         _ => container.effective_request().unwrap_or(0),
-    };
+    }
+}
+
+/// What Kubernetes' formula gives, less the headroom below the limit.
+fn expected(kubelet: &Kubelet<'_>, case: &Case) -> Memory {
+    let container = &case.pod.containers[0];
+    let request = request(kubelet, case);
     let ceiling = container.memory_limit.unwrap_or(kubelet.allocatable());
     let throttled = request as f64 + FACTOR * (ceiling as f64 - request as f64);
     let high = match case.pod.qos() {
         Qos::Guaranteed => MAX,
         _ => (throttled / PAGE as f64).floor() as u64 * PAGE,
     };
+    let most = container.memory_limit.map_or(MAX, |limit| limit - HEADROOM);
     Memory {
-        min: request / PAGE * PAGE,
+        min: request.min(most) / PAGE * PAGE,
         low: 0,
         high,
         max: container.memory_limit.unwrap_or(MAX),

@@ -1,0 +1,53 @@
+//! A second plugin for the tests: it claims one unified key of every container that is created.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+use nri::api::{Container, ContainerAdjustment, LinuxContainerAdjustment, LinuxResources, PodSandbox};
+use nri::{Creation, EventMask, Identity, Plugin, Refusal, Stub};
+
+/// Connects to the runtime's NRI socket and sets one unified cgroup value of every container that is created.
+#[derive(Parser)]
+struct Claimer {
+    /// Its place among the plugins: the lower, the earlier it is asked
+    #[arg(long, default_value = "10")]
+    index: String,
+
+    /// The unified key, such as memory.high
+    #[arg(long)]
+    key: String,
+
+    /// Its value
+    #[arg(long)]
+    value: String,
+
+    /// The runtime's NRI socket
+    #[arg(long, default_value = nri::DEFAULT_SOCKET)]
+    socket: PathBuf,
+}
+
+impl Plugin for Claimer {
+    fn events(&self) -> EventMask {
+        EventMask::CREATE_CONTAINER
+    }
+
+    async fn create_container(&self, _: PodSandbox, container: Container) -> Result<Creation, Refusal> {
+        println!("create {}: {}={}", container.name, self.key, self.value);
+        let unified = HashMap::from([(self.key.clone(), self.value.clone())]);
+        let resources = LinuxResources { unified, ..LinuxResources::default() };
+        let linux =
+            LinuxContainerAdjustment { resources: Some(resources).into(), ..LinuxContainerAdjustment::default() };
+        let adjust = ContainerAdjustment { linux: Some(linux).into(), ..ContainerAdjustment::default() };
+        Ok(Creation { adjust, ..Creation::default() })
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let claimer = Claimer::parse();
+    let identity = Identity::new(claimer.index.clone(), "claimer")?;
+    let socket = claimer.socket.clone();
+    Ok(Stub::external(identity, claimer).socket(socket).run().await?)
+}

@@ -1,0 +1,571 @@
+//! Protection on real nodes: the whole hierarchy, kept against other writers, and taken back.
+//!
+//! That the arrangements here tell something is shown by the control group in `node.rs`. Every time is by the node's clock,
+//! from the end of what was done to the last moment at which a file was wrong, and printed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::cgroup::{self, Expected, MAX};
+use integration::crictl;
+use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
+use integration::node::Node;
+use integration::node_tests;
+use integration::placement::{self, CONFIG, EXTERNAL_BINARY};
+use integration::pressure::{self, Contest};
+
+node_tests!(external: {
+    every_ancestor_carries_the_sum_of_what_lives_below_it,
+    protection_never_exceeds_what_the_node_has,
+    a_protected_container_keeps_its_working_set_under_pressure,
+    a_guaranteed_container_survives_its_own_page_cache,
+    values_outlast_systemd_and_other_writers,
+    nothing_else_of_a_cgroup_changes_with_its_protection,
+    a_writer_that_never_stops_is_reported_and_left_alone,
+    another_plugin_may_claim_the_same_key,
+    many_pods_come_and_go_and_every_sum_is_exact,
+    a_plugin_that_is_killed_again_and_again_converges,
+    restore_takes_everything_back,
+    reserved_cgroups_are_protected_where_the_operator_names_them,
+});
+
+/// The defaults.
+fn config() -> String {
+    String::new()
+}
+
+const TIERED: &str = "memoryReservationPolicy: TieredReservation\n";
+
+/// How far memory.min of a container stays below its limit.
+const HEADROOM: u64 = 2 * MIB;
+/// What is promised after a foreign write, and after an event beyond what the runtime takes for it.
+const SOON: Duration = Duration::from_secs(1);
+/// How long values must stay right.
+const HOLD: Duration = Duration::from_millis(400);
+/// When waiting is given up.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// The policy in force.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Policy {
+    Hard,
+    Tiered,
+}
+
+/// memory.min and memory.low together.
+#[derive(Clone, Copy, Default)]
+struct Protection {
+    min: u64,
+    low: u64,
+}
+
+impl Protection {
+    fn files(self, cgroup: &str) -> [Expected; 2] {
+        [Expected::new(cgroup, "memory.min", self.min), Expected::new(cgroup, "memory.low", self.low)]
+    }
+}
+
+/// What every cgroup is to hold, worked out from nothing but the pods. Requests in these tests are whole pages.
+fn expected<'p>(kubelet: &Kubelet<'_>, policy: Policy, pods: impl IntoIterator<Item = &'p Pod>) -> Vec<Expected> {
+    let mut files = Vec::new();
+    let (mut top, mut burstable) = (Protection::default(), Protection::default());
+    for pod in pods {
+        let soft = policy == Policy::Tiered && pod.spec.qos() == Qos::Burstable;
+        let protect = |bytes| if soft { Protection { min: 0, low: bytes } } else { Protection { min: bytes, low: 0 } };
+        for container in &pod.containers {
+            let Some(spec) = pod.spec.containers.iter().find(|spec| spec.name == container.name) else { continue };
+            let request = spec.effective_request().unwrap_or(0);
+            let mut own = protect(request);
+            own.min = own.min.min(spec.memory_limit.map_or(MAX, |limit| limit - HEADROOM));
+            files.extend(own.files(&container.cgroup));
+        }
+        let own = protect(pod.live_request());
+        files.extend(own.files(&pod.cgroup));
+        if pod.spec.qos() == Qos::Burstable {
+            burstable = Protection { min: burstable.min + own.min, low: burstable.low + own.low };
+        }
+        top = Protection { min: top.min + own.min + own.low, low: top.low + own.low };
+    }
+    files.extend(burstable.files(&kubelet.class_cgroup(Qos::Burstable)));
+    files.extend(Protection::default().files(&kubelet.class_cgroup(Qos::BestEffort)));
+    files.extend(top.files(kubelet.top_cgroup()));
+    files
+}
+
+/// Runs a script and waits until the files are as expected, which has to be soon.
+fn settled(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<()> {
+    let took = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
+    println!("{}: {what}: right after {:.1} ms", node.distro(), took.as_secs_f64() * 1000.0);
+    ensure!(took <= SOON, "{what}: right only after {took:?}");
+    Ok(())
+}
+
+/// Waits until the files are as expected, for what the runtime has to do for each container.
+fn reached(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<()> {
+    let took = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
+    println!("{}: {what}: right after {:.1} ms", node.distro(), took.as_secs_f64() * 1000.0);
+    Ok(())
+}
+
+fn app() -> ContainerSpec {
+    ContainerSpec::new("app")
+}
+
+fn guaranteed() -> PodSpec {
+    PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100))
+}
+
+fn burstable() -> PodSpec {
+    PodSpec::new("burstable").container(app().request(32 * MIB).limit(96 * MIB))
+}
+
+/// A guaranteed and a burstable pod.
+fn two_pods(kubelet: &mut Kubelet<'_>) -> Result<[Pod; 2]> {
+    kubelet.run_pods(vec![guaranteed(), burstable()])?.try_into().ok().context("two pods were asked for")
+}
+
+fn file(cgroup: &str, name: &str) -> String {
+    format!("{}/{cgroup}/{name}", cgroup::ROOT)
+}
+
+/// The plugin's messages. A node's journal goes on from case to case: `skip` as many as there were before.
+fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
+    let output = node.run("journalctl --unit plimsoll --output cat")?.stdout;
+    Ok(output.lines().skip(skip).map(str::to_owned).collect())
+}
+
+fn every_ancestor_carries_the_sum_of_what_lives_below_it(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let check = |kubelet: &Kubelet<'_>, what: &str, policy, pods: &[Pod]| {
+        settled(node, &format!("{driver}: {what}"), "", &expected(kubelet, policy, pods))
+    };
+    let several = PodSpec::new("several")
+        .overhead(8 * MIB)
+        .container(app().request(32 * MIB).limit(96 * MIB))
+        .container(ContainerSpec::new("side").request(16 * MIB));
+    let mut pods =
+        kubelet.run_pods(vec![guaranteed().overhead(16 * MIB), several, PodSpec::new("best").container(app())])?;
+    check(&kubelet, "pods of every class", Policy::Hard, &pods)?;
+
+    // A container that lives only for a while counts only then, and not after it ended by itself.
+    let mut for_a_while = pods[1].clone();
+    let init = ContainerSpec::new("init").request(24 * MIB);
+    kubelet.run_container(&mut for_a_while, &init)?;
+    for_a_while.spec.containers.push(init);
+    let with_init = [pods[0].clone(), for_a_while.clone(), pods[2].clone()];
+    check(&kubelet, "one more container", Policy::Hard, &with_init)?;
+    let end = format!("workload call {} exit 0 || true", for_a_while.container("init")?.control);
+    settled(node, &format!("{driver}: a container ended"), &end, &expected(&kubelet, Policy::Hard, &pods))?;
+
+    kubelet.remove_container(&mut pods[1], "side")?;
+    check(&kubelet, "a container removed", Policy::Hard, &pods)?;
+    for (request, limit) in [(48 * MIB, 128 * MIB), (20 * MIB, 80 * MIB)] {
+        kubelet.resize(&mut pods[1], "app", Some(request), Some(limit))?;
+        check(&kubelet, "a container resized", Policy::Hard, &pods)?;
+    }
+
+    node.write_file(CONFIG, TIERED, 0o644)?;
+    reached(node, &format!("{driver}: tiered by configuration"), "", &expected(&kubelet, Policy::Tiered, &pods))?;
+    kubelet.remove_pod(&pods.remove(0))?;
+    check(&kubelet, "a pod removed", Policy::Tiered, &pods)?;
+    node.write_file(CONFIG, config(), 0o644)?;
+    reached(node, &format!("{driver}: hard again"), "", &expected(&kubelet, Policy::Hard, &pods))?;
+
+    // One pod may be softer than the node's policy.
+    let soft = kubelet.run_pod(
+        PodSpec::new("soft")
+            .annotation("reservation.plimsoll.nri.io/pod", "tiered")
+            .container(app().request(40 * MIB).limit(80 * MIB)),
+    )?;
+    let hard = pods[0].live_request();
+    let class = Protection { min: hard, low: 40 * MIB };
+    let top = Protection { min: hard + 40 * MIB, low: 40 * MIB };
+    let files = [
+        &Protection { min: 0, low: 40 * MIB }.files(&soft.container("app")?.cgroup)[..],
+        &Protection { min: 0, low: 40 * MIB }.files(&soft.cgroup),
+        &class.files(&kubelet.class_cgroup(Qos::Burstable)),
+        &top.files(kubelet.top_cgroup()),
+    ];
+    settled(node, &format!("{driver}: tiered by annotation"), "", &files.concat())
+}
+
+fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let allocatable = kubelet.allocatable();
+    let (first, second) = (800 * MIB, 400 * MIB);
+    let so_far = journal(node, 0)?.len();
+    let pods = kubelet.run_pods(vec![
+        PodSpec::new("guaranteed").container(app().limit(256 * MIB).cpu(100)),
+        PodSpec::new("first").container(app().request(first)),
+        PodSpec::new("second").container(app().request(second)),
+    ])?;
+    ensure!(allocatable > 300 * MIB && allocatable < 256 * MIB + first + second, "allocatable is {allocatable}");
+    // The guaranteed pod in full, and what a container asks for in the container's own file.
+    let exact = [
+        Expected::new(&pods[0].cgroup, "memory.min", 256 * MIB),
+        Expected::new(&pods[0].container("app")?.cgroup, "memory.min", 256 * MIB - HEADROOM),
+        Expected::new(&pods[1].container("app")?.cgroup, "memory.min", first),
+        Expected::new(&pods[2].container("app")?.cgroup, "memory.min", second),
+    ];
+    settled(node, &format!("{driver}: more requested than there is"), "", &exact)?;
+    let class = kubelet.class_cgroup(Qos::Burstable);
+    let levels = cgroup::memory(node, &[kubelet.top_cgroup(), &class, &pods[1].cgroup, &pods[2].cgroup])?;
+    let [top, class, of_first, of_second] = levels[..] else { unreachable!("four were asked for") };
+    // Each may be rounded down by a page, and the rest is shared as 2 to 1.
+    let near = |value: u64, wanted: u64| value <= wanted && wanted - value <= 4 * 4096;
+    let rest = allocatable - 256 * MIB;
+    assert!(near(top.min, allocatable), "{top:?} of {allocatable}");
+    assert!(near(class.min, rest), "{class:?} of {rest}");
+    assert!(near(of_first.min, rest / 3 * 2) && near(of_second.min, rest / 3), "{of_first:?} {of_second:?} of {rest}");
+    assert!(of_first.min + of_second.min <= class.min && class.min + 256 * MIB <= top.min);
+    let said = journal(node, so_far)?;
+    assert!(said.iter().any(|line| line.contains("allocatable")), "who lost how much is said: {said:#?}");
+    kubelet.remove_pod(&pods[1])?;
+    settled(node, &format!("{driver}: enough again"), "", &expected(&kubelet, Policy::Hard, [&pods[0], &pods[2]]))
+}
+
+fn a_protected_container_keeps_its_working_set_under_pressure(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let contest = Contest::run(node, &mut kubelet)?;
+    let files = expected(&kubelet, Policy::Hard, [&contest.protected, &contest.other]);
+    settled(node, &format!("{driver}: pods of the contest"), "", &files)?;
+    let left = contest.below_the_limit_of_all_pods()?;
+    assert!(left.is_protected(), "below the limit of all pods: {left:?}");
+    let left = contest.on_a_full_node()?;
+    assert!(left.is_protected(), "on a full node: {left:?}");
+
+    // What the protection is worth without the class's part in it, while nobody repairs it.
+    let class = kubelet.class_cgroup(Qos::Burstable);
+    node.run(&format!("systemctl stop plimsoll; echo 0 > {}", file(&class, "memory.min")))?;
+    let left = contest.below_the_limit_of_all_pods()?;
+    assert!(left.is_shared(), "without the class's: {left:?}");
+    placement::until_synchronised(node, "systemctl start plimsoll")?;
+    settled(node, &format!("{driver}: the plugin started again"), "", &files)?;
+    let left = contest.below_the_limit_of_all_pods()?;
+    assert!(left.is_protected(), "repaired: {left:?}");
+    Ok(())
+}
+
+fn a_guaranteed_container_survives_its_own_page_cache(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pod = kubelet.run_pod(pressure::small_pod())?;
+    settled(node, &format!("{driver}: headroom"), "", &expected(&kubelet, Policy::Hard, [&pod]))?;
+    assert_eq!(pressure::read_more_than_fits(&kubelet, node, &pod)?, pressure::read_it_all());
+    assert_eq!(cgroup::events(node, &pod.cgroup)?["oom_kill"], 0);
+    kubelet.remove_pod(&pod)?;
+
+    // Without it the same is fatal.
+    node.write_file(CONFIG, "memoryMinHeadroom: 0\n", 0o644)?;
+    let pod = kubelet.run_pod(pressure::small_pod())?;
+    let container = &pod.container("app")?.cgroup;
+    let full = [Expected::new(container, "memory.min", pressure::SMALL_LIMIT)];
+    settled(node, &format!("{driver}: no headroom"), "", &full)?;
+    assert_eq!(pressure::read_more_than_fits(&kubelet, node, &pod)?, "gone");
+    node.write_file(CONFIG, config(), 0o644)
+}
+
+fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pods = two_pods(&mut kubelet)?;
+    let pod = &pods[1];
+    let container = pod.container("app")?;
+    let mut files = expected(&kubelet, Policy::Hard, &pods);
+    let [values] = cgroup::memory(node, &[&container.cgroup])?[..] else { unreachable!("one was asked for") };
+    assert!(values.high < 96 * MIB, "{values:?}");
+    files.push(Expected::new(&container.cgroup, "memory.high", values.high));
+    settled(node, &format!("{driver}: two pods"), "", &files)?;
+
+    let (top, class) = (kubelet.top_cgroup(), kubelet.class_cgroup(Qos::Burstable));
+    let mut writers = vec![
+        ("the kubelet's update of the classes", kubelet.qos_update()),
+        ("crictl update", format!("crictl update --memory {} {} >/dev/null", 96 * MIB, container.id)),
+        ("memory.min of all pods", format!("echo 0 > {}", file(top, "memory.min"))),
+        ("memory.min of the class", format!("echo 0 > {}", file(&class, "memory.min"))),
+        ("memory.min of the pod", format!("echo 0 > {}", file(&pod.cgroup, "memory.min"))),
+        ("memory.min of the container", format!("echo 0 > {}", file(&container.cgroup, "memory.min"))),
+        ("memory.low of the class", format!("echo 1M > {}", file(&class, "memory.low"))),
+        ("memory.low of the container", format!("echo 1M > {}", file(&container.cgroup, "memory.low"))),
+        ("memory.high of the container", format!("echo max > {}", file(&container.cgroup, "memory.high"))),
+        ("daemon-reload", "systemctl daemon-reload".to_owned()),
+    ];
+    if driver == Driver::Systemd {
+        let unit = |cgroup: &str| cgroup.rsplit('/').next().unwrap_or_default().to_owned();
+        writers.push(("daemon-reexec", "systemctl daemon-reexec".to_owned()));
+        writers.push((
+            "a property of all pods",
+            "systemctl set-property --runtime kubepods.slice CPUWeight=77".to_owned(),
+        ));
+        for cgroup in [&class, &pod.cgroup] {
+            let command = format!("systemctl set-property --runtime {} CPUWeight=33", unit(cgroup));
+            writers.push(("a property of a slice", command));
+        }
+    }
+    for (what, script) in writers {
+        settled(node, &format!("{driver}: {what}"), &script, &files)?;
+    }
+
+    // A kubelet with a MemoryQoS of its own is named, since it writes every minute.
+    kubelet.enable_memory_qos()?;
+    placement::wait_for_journal(node, "plimsoll", "MemoryQoS", "systemctl restart plimsoll")?;
+    settled(node, &format!("{driver}: the kubelet's MemoryQoS"), &kubelet.qos_update(), &files)
+}
+
+fn nothing_else_of_a_cgroup_changes_with_its_protection(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    node.run("systemctl stop plimsoll")?;
+    let pods = two_pods(&mut kubelet)?;
+    // What systemd could get wrong: swap forbidden, and processor time limited.
+    for pod in &pods {
+        let script = match driver {
+            Driver::Systemd => {
+                let unit = pod.cgroup.rsplit('/').next().unwrap_or_default();
+                format!("systemctl set-property --runtime {unit} MemorySwapMax=0 CPUQuota=50% CPUWeight=40")
+            }
+            Driver::Cgroupfs => {
+                let set = [("memory.swap.max", "0"), ("cpu.max", "50000 100000"), ("cpu.weight", "40")];
+                set.map(|(name, value)| format!("echo {value} > {}; ", file(&pod.cgroup, name))).concat()
+            }
+        };
+        node.run(&script)?;
+    }
+    let mut cgroups = vec![kubelet.top_cgroup().to_owned(), kubelet.class_cgroup(Qos::Burstable)];
+    cgroups.extend(pods.iter().map(|pod| pod.cgroup.clone()));
+    let others = || -> Result<String> {
+        let files: String =
+            cgroups.iter().flat_map(|group| OTHERS.map(|name| format!(" {}", file(group, name)))).collect();
+        Ok(node.run(&format!("grep . {files}"))?.stdout)
+    };
+    let before = others()?;
+    placement::until_synchronised(node, "systemctl start plimsoll")?;
+    reached(node, &format!("{driver}: protection"), "", &expected(&kubelet, Policy::Hard, &pods))?;
+    // Also after systemd had to do with all of it again.
+    let reloaded = expected(&kubelet, Policy::Hard, &pods);
+    settled(node, &format!("{driver}: daemon-reload"), "systemctl daemon-reload", &reloaded)?;
+    assert_eq!(others()?, before);
+    Ok(())
+}
+
+/// Files beside those for protection.
+const OTHERS: [&str; 6] = ["memory.high", "memory.max", "memory.swap.max", "cpu.max", "cpu.weight", "pids.max"];
+
+fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pods = two_pods(&mut kubelet)?;
+    let sum: u64 = pods.iter().map(Pod::live_request).sum();
+    let contended = file(kubelet.top_cgroup(), "memory.min");
+    settled(node, &format!("{driver}: two pods"), "", &expected(&kubelet, Policy::Hard, &pods))?;
+    // Every repair that it undoes is a line in its journal.
+    let writer = format!(
+        "systemd-run --quiet --collect --unit writer bash -c 'while sleep 0.3; do
+             read -r value <{contended}; [ $value = 0 ] || {{ echo repaired; echo 0 >{contended}; }}
+         done'"
+    );
+    let so_far = journal(node, 0)?.len();
+    placement::wait_for_journal(node, "plimsoll", "outcome=contended", &writer)?;
+    let repairs = || -> Result<usize> {
+        Ok(node.run("journalctl --unit writer --output cat")?.stdout.lines().filter(|line| *line == "repaired").count())
+    };
+    let mut lines = journal(node, so_far)?;
+    lines.retain(|line| line.contains("outcome=contended"));
+    let [line] = &lines[..] else { anyhow::bail!("one line expected, got {lines:#?}") };
+    for part in [kubelet.top_cgroup(), "memory.min", &format!("desired={sum}"), "observed=0", "repairs="] {
+        assert!(line.contains(part), "{part:?} is missing in {line:?}");
+    }
+    let repaired = repairs()?;
+    assert!((1..=10).contains(&repaired), "repaired {repaired} times");
+    // It goes on, unanswered and at no cost.
+    let spent = node.run(
+        "spent() { awk '$1 == \"usage_usec\" {print $2}' /sys/fs/cgroup/system.slice/plimsoll.service/cpu.stat; }
+         before=$(spent); sleep 3; echo $(($(spent) - before))",
+    )?;
+    let spent: u64 = spent.stdout.trim().parse().context("reading cpu.stat")?;
+    println!("{} {driver}: {repaired} repairs, then {spent} us of processor time in 3 s", node.distro());
+    assert!(spent < 150_000, "{spent} us in 3 s");
+    assert_eq!(repairs()?, repaired);
+    // Other levels are looked after as before.
+    let class = file(&kubelet.class_cgroup(Qos::Burstable), "memory.min");
+    let others = expected(&kubelet, Policy::Hard, &pods);
+    let others: Vec<Expected> = others.into_iter().filter(|file| file.cgroup != kubelet.top_cgroup()).collect();
+    settled(node, &format!("{driver}: beside the contention"), &format!("echo 0 > {class}"), &others)?;
+    node.run("systemctl stop writer")?;
+    placement::restart_plugin(node)?;
+    settled(node, &format!("{driver}: after it"), "", &expected(&kubelet, Policy::Hard, &pods))
+}
+
+fn another_plugin_may_claim_the_same_key(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let theirs = 50 * MIB;
+    for (key, name) in [("memory.high", "high"), ("memory.min", "min")] {
+        let so_far = journal(node, 0)?.len();
+        placement::claim(node, Path::new(env!("CARGO_BIN_EXE_claimer")), key, &theirs.to_string())?;
+        let pod = kubelet.run_pod(PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB)))?;
+        placement::unclaim(node)?;
+        let container = pod.container("app")?;
+        let [memory] = cgroup::memory(node, &[&container.cgroup])?[..] else { unreachable!("one was asked for") };
+        let value = if key == "memory.high" { memory.high } else { memory.min };
+        let said = journal(node, so_far)?.iter().any(|line| line.contains(key) && line.contains("contended"));
+        println!("{} {driver}: {key} is {value}, contended in the journal: {said}", node.distro());
+        assert!(value != theirs || said, "{key} is another plugin's, and nothing was said");
+        // What nobody else claims is ours.
+        let other = if key == "memory.high" { memory.min == 32 * MIB } else { memory.high < 96 * MIB };
+        assert!(other, "{memory:?}");
+        settled(node, &format!("{driver}: the pod's sum"), "", &[Expected::new(&pod.cgroup, "memory.min", 32 * MIB)])?;
+        kubelet.remove_pod(&pod)?;
+    }
+    Ok(())
+}
+
+/// Numbers that are random enough, and the same every time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        // Knuth's MMIX.
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    /// A pod of any class, which with its like stays within what the node has.
+    fn pod(&mut self, turn: u64) -> PodSpec {
+        let mut spec = PodSpec::new(&format!("pod-{turn}"));
+        let request = (1 + self.below(16)) * 64 * 4096;
+        let class = self.below(4);
+        if class > 0 && self.below(3) == 0 {
+            spec = spec.overhead((1 + self.below(8)) * 4096);
+        }
+        match class {
+            0 => spec.container(app()),
+            1 => spec.container(app().limit(16 * MIB + request).cpu(100)),
+            2 => spec.container(app().request(request).limit(request + 16 * MIB)),
+            _ => spec.container(app().request(request)),
+        }
+    }
+}
+
+/// Random pods: made in batches, some of each batch removed again, one resized. At the end all that were not removed.
+fn churn(kubelet: &mut Kubelet<'_>, random: &mut Random, batches: u64, batch: u64) -> Result<Vec<Pod>> {
+    let mut pods: Vec<Pod> = Vec::new();
+    for turn in 0..batches {
+        let specs = (0..batch).map(|index| random.pod(turn * batch + index)).collect();
+        pods.extend(kubelet.run_pods(specs)?);
+        let resized = random.below(pods.len() as u64) as usize;
+        let pod = &mut pods[resized];
+        if pod.spec.qos() == Qos::Burstable && pod.spec.memory_limit().is_some() {
+            kubelet.resize(pod, "app", Some(5 * MIB), Some(30 * MIB))?;
+        }
+        let mut gone = Vec::new();
+        for _ in 0..batch - 1 {
+            gone.push(pods.swap_remove(random.below(pods.len() as u64) as usize));
+        }
+        kubelet.remove_pods(&gone)?;
+    }
+    Ok(pods)
+}
+
+/// Units of pods that are gone, for which systemd keeps memory.min or memory.low.
+fn leftovers(node: &Node) -> Result<String> {
+    let script = "[ -d /run/systemd/system.control ] || exit 0
+         { grep -lrE 'Memory(Min|Low)=' /run/systemd/system.control || true; } | while read -r file; do
+             unit=$(basename $(dirname $file) .d)
+             if [ \"$(systemctl show $unit --property ActiveState --value)\" != active ]; then echo $file; fi
+         done";
+    Ok(node.run(script)?.stdout)
+}
+
+fn many_pods_come_and_go_and_every_sum_is_exact(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let seed = 20_260_000 + driver as u64;
+    let pods = churn(&mut kubelet, &mut Random(seed), 5, 5).with_context(|| format!("seed {seed}"))?;
+    settled(node, &format!("{driver}: churn, seed {seed}"), "", &expected(&kubelet, Policy::Hard, &pods))?;
+    assert_eq!(leftovers(node)?, "");
+    kubelet.remove_pods(&pods)?;
+    settled(node, &format!("{driver}: all gone"), "", &expected(&kubelet, Policy::Hard, []))?;
+    assert_eq!(leftovers(node)?, "");
+    Ok(())
+}
+
+fn a_plugin_that_is_killed_again_and_again_converges(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    // systemd starts it again after a second.
+    node.run(
+        "systemd-run --quiet --collect --unit killer \
+         bash -c 'while sleep 1.$((RANDOM % 10)); do systemctl kill --signal KILL plimsoll; done'",
+    )?;
+    let pods = churn(&mut kubelet, &mut Random(7), 2, 3);
+    placement::until_synchronised(node, "systemctl stop killer; systemctl restart plimsoll")?;
+    settled(node, &format!("{driver}: killed during churn"), "", &expected(&kubelet, Policy::Hard, &pods?))?;
+    assert_eq!(leftovers(node)?, "");
+    Ok(())
+}
+
+fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pods = two_pods(&mut kubelet)?;
+    let ours = expected(&kubelet, Policy::Hard, &pods);
+    settled(node, &format!("{driver}: two pods"), "", &ours)?;
+    // As in the control group: nothing is protected, nothing throttled.
+    let mut default = ours.clone();
+    for pod in &pods {
+        default.push(Expected::new(&pod.container("app")?.cgroup, "memory.high", MAX));
+    }
+    for file in default.iter_mut().filter(|file| file.file != "memory.high") {
+        file.value = 0;
+    }
+    let lives = || -> Result<String> {
+        let groups: Vec<String> = pods.iter().map(|pod| file(&pod.containers[0].cgroup, "")).collect();
+        let files = ["cgroup.procs", "memory.max", "memory.swap.max", "cpu.max", "cpu.weight"];
+        let files = groups.iter().flat_map(|group| files.map(|name| format!(" {group}{name}"))).collect::<String>();
+        Ok(node.run(&format!("grep . {files}"))?.stdout)
+    };
+    let before = lives()?;
+    let changed = |output: &str| output.lines().filter(|line| line.contains("memory.")).count();
+
+    // Beside the running plugin.
+    let said = node.run("plimsoll restore")?.stdout;
+    println!("{said}");
+    for group in [kubelet.top_cgroup(), &pods[0].cgroup, &pods[1].containers[0].cgroup] {
+        assert!(said.lines().any(|line| line.contains(group)), "{group} is missing in\n{said}");
+    }
+    settled(node, &format!("{driver}: restored beside the plugin"), "", &default)?;
+    for pod in &pods {
+        let inspected = crictl::inspect(node, &pod.container("app")?.id)?;
+        for (key, default) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")] {
+            let stored = crictl::stored_unified(&inspected)[key].as_str().unwrap_or(default).to_owned();
+            assert_eq!(stored, default, "{key} of {}", pod.spec.name);
+        }
+    }
+    assert_eq!(changed(&node.run("plimsoll restore")?.stdout), 0, "the second time there is nothing to do");
+    // It stands aside after a restart, too, and an update brings nothing back.
+    placement::restart_plugin(node)?;
+    let update = format!("crictl update --memory {} {} >/dev/null", 96 * MIB, pods[1].container("app")?.id);
+    settled(node, &format!("{driver}: the plugin stands aside"), &update, &default)?;
+    reached(node, &format!("{driver}: restore undone"), "plimsoll restore --undo", &ours)?;
+
+    // Without it, and by a program that was replaced meanwhile.
+    let replace = format!("cp {EXTERNAL_BINARY} {EXTERNAL_BINARY}.new; mv {EXTERNAL_BINARY}.new {EXTERNAL_BINARY}");
+    let said = node.run(&format!("{replace}; systemctl stop plimsoll; plimsoll restore"))?.stdout;
+    assert!(changed(&said) > 0, "{said}");
+    let reload = if driver == Driver::Systemd { "systemctl daemon-reload" } else { "" };
+    settled(node, &format!("{driver}: restored without the plugin"), reload, &default)?;
+    assert_eq!(leftovers(node)?, "");
+    assert_eq!(lives()?, before, "what was not ours to change");
+    placement::until_synchronised(node, "systemctl start plimsoll")?;
+    settled(node, &format!("{driver}: started after restore"), "", &default)?;
+    reached(node, &format!("{driver}: restore undone again"), "plimsoll restore --undo", &ours)
+}
+
+fn reserved_cgroups_are_protected_where_the_operator_names_them(node: &Node, driver: Driver) -> Result<()> {
+    let _kubelet = Kubelet::start(node, driver)?;
+    let reserved = |bytes| [Expected::new("system.slice", "memory.min", bytes)];
+    let configure = "systemReservedCgroup: /system.slice\nsystemReserved: {memory: 100Mi}\n";
+    node.write_file(CONFIG, configure, 0o644)?;
+    settled(node, &format!("{driver}: reserved"), "", &reserved(100 * MIB))?;
+    for writer in ["systemctl daemon-reload", "echo 0 > /sys/fs/cgroup/system.slice/memory.min"] {
+        settled(node, &format!("{driver}: reserved, {writer}"), writer, &reserved(100 * MIB))?;
+    }
+    settled(node, &format!("{driver}: restored"), "plimsoll restore", &reserved(0))?;
+    settled(node, &format!("{driver}: undone"), "plimsoll restore --undo", &reserved(100 * MIB))?;
+    node.write_file(CONFIG, config(), 0o644)?;
+    settled(node, &format!("{driver}: no longer reserved"), "systemctl daemon-reload", &reserved(0))
+}
