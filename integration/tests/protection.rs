@@ -302,7 +302,13 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
         }
     }
     for (what, script) in writers {
-        settled(node, &format!("{driver}: {what}"), &script, &files)?;
+        let named = format!("{driver}: {what}");
+        if what.ends_with("of the container") {
+            // By way of the runtime, which takes a second here, in emulation.
+            reached(node, &named, &script, &files)?;
+        } else {
+            settled(node, &named, &script, &files)?;
+        }
     }
 
     // A kubelet with a MemoryQoS of its own is named, since it writes every minute.
@@ -494,7 +500,7 @@ fn a_plugin_that_is_killed_again_and_again_converges(node: &Node, driver: Driver
     )?;
     let pods = churn(&mut kubelet, &mut Random(7), 2, 3);
     placement::until_synchronised(node, "systemctl stop killer; systemctl restart plimsoll")?;
-    settled(node, &format!("{driver}: killed during churn"), "", &expected(&kubelet, Policy::Hard, &pods?))?;
+    reached(node, &format!("{driver}: killed during churn"), "", &expected(&kubelet, Policy::Hard, &pods?))?;
     assert_eq!(leftovers(node)?, "");
     Ok(())
 }
