@@ -93,6 +93,11 @@ impl Decided {
         }
     }
 
+    /// The values that its files should have; those that are to be left alone are not among them.
+    pub fn values(&self) -> Vec<(Knob, Limit)> {
+        KNOBS.into_iter().filter_map(|knob| Some((knob, self.value(knob)?))).collect()
+    }
+
     /// Nothing is wanted of the container, which this plugin has changed before.
     pub fn is_let_go(&self) -> bool {
         let Desired { min, low, high, .. } = &self.desired;

@@ -45,6 +45,9 @@ const TICK: Duration = Duration::from_secs(600);
 /// runtime tells, and one that is made while the runtime synchronises may be told of a little later.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// After how long a file that was repaired is looked at again, if it is not seen to change before.
+const REPAIRED: Duration = Duration::from_millis(500);
+
 /// How long changes of pods' shares are gathered: each one is about all pods.
 const SHARE: Duration = Duration::from_millis(500);
 
@@ -165,6 +168,8 @@ pub struct Reconciler {
     updater: mpsc::UnboundedSender<Vec<Pending>>,
     /// What it has done.
     done: mpsc::UnboundedReceiver<Done>,
+    /// What containers were last found to have as they should.
+    verified: HashMap<String, Vec<(Knob, Limit)>>,
     /// Containers that wait for the runtime.
     waiting: HashSet<String>,
     /// Containers of which nothing is wanted any more and the runtime was told so.
@@ -226,6 +231,7 @@ impl Reconciler {
             done,
             waiting: HashSet::new(),
             released: HashSet::new(),
+            verified: HashMap::new(),
             containers,
             ancestors,
             root,
@@ -465,8 +471,14 @@ impl Reconciler {
     /// What to write, if it is to be written now.
     fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<Vec<Write>> {
         let Compared { decided, mut writes, claim, held } = compared;
-        let desired = KNOBS.into_iter().filter_map(|knob| Some((knob, decided.value(knob)?))).collect();
+        let desired = decided.values();
+        let is_stored = self.verified.get(&container.id) == Some(&desired);
         match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
+            // The runtime has the values already, and systemd from it: the files are all that somebody else has changed.
+            Verdict::Repair if is_stored && self.contention.repairs(&container.id) == 1 => {
+                self.write_files(container, writes);
+                return None;
+            }
             Verdict::Repair => {
                 if let Some(place) = &container.place {
                     // What it has counts until it has something else.
@@ -493,6 +505,32 @@ impl Reconciler {
         None
     }
 
+    /// Writes a container's files, without the runtime. To lower memory.high takes as long as there is memory to reclaim.
+    fn write_files(&mut self, container: &Container, writes: Vec<Write>) {
+        let Some(path) = container.cgroup.clone() else { return };
+        for Write { knob, observed, desired } in &writes {
+            info!(
+                pod = container.pod,
+                container = container.name,
+                knob = knob.file_name(),
+                %desired,
+                %observed,
+                "repairing what somebody else changed"
+            );
+        }
+        let root = self.root.clone();
+        // What comes of it is seen by watching the files.
+        tokio::task::spawn_blocking(move || {
+            for Write { knob, desired, .. } in writes {
+                if let Err(error) = root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
+                    debug!(cgroup = %path, %error, "cannot repair the file");
+                }
+            }
+        });
+        self.unverified.insert(container.id.clone());
+        self.again(REPAIRED, Work::Container(container.id.clone()));
+    }
+
     /// The runtime has done, or tried to do, what it was asked: see what came of it.
     fn written(&mut self, done: Done, due: &mut Due) {
         for Pending { container, .. } in done.batch {
@@ -508,6 +546,7 @@ impl Reconciler {
     }
 
     fn settled(&mut self, container: &Container, decided: &Decided) {
+        self.verified.insert(container.id.clone(), decided.values());
         let outcome = match self.unverified.remove(&container.id) {
             _ if container.cgroup.is_none() => Outcome::Unresolved,
             false => Outcome::Unchanged,
@@ -528,6 +567,7 @@ impl Reconciler {
         self.ancestors.release(&container.id);
         self.contention.forget(&container.id);
         self.unverified.remove(&container.id);
+        self.verified.remove(&container.id);
         if let Some(cgroup) = &container.cgroup {
             self.unwatch(cgroup);
         }
@@ -590,6 +630,7 @@ impl Reconciler {
         self.ancestors.prune(&known);
         self.unverified.retain(|id| known.contains(id));
         self.released.retain(|id| known.contains(id));
+        self.verified.retain(|id, _| known.contains(id));
         self.contention.forget_quiet(std::time::Instant::now());
     }
 
@@ -736,8 +777,7 @@ impl Updater {
 
 /// Every value that a container should have, whatever its files hold.
 fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
-    let values = KNOBS.into_iter().filter_map(|knob| Some((knob, decided.value(knob)?)));
-    values.map(|(knob, value)| Write { knob, observed: value, desired: value })
+    decided.values().into_iter().map(|(knob, value)| Write { knob, observed: value, desired: value })
 }
 
 /// Tells what happens to a cgroup; `None` when that cannot be told any more. Waits for ever without a watch.

@@ -52,9 +52,11 @@ async fn values_are_read_back_after_the_start_and_repaired_once() {
     assert!(daemon.says("outcome=unchanged").await.contains("min=\"209715200\""));
 
     // A runtime that did not do as it was told.
+    let pod = Pod::new("guaranteed", "h", 200 * MIB);
+    runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.started(&pod).await;
-    assert_eq!(runtime.serve_update(&[&pod]).await["id-g"], unified(&[("memory.min", 200 * MIB)]));
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-h"], unified(&[("memory.min", 200 * MIB)]));
     daemon.says("outcome=applied").await;
     assert_eq!(runtime.read(&pod, "memory.min"), (200 * MIB).to_string());
 }
