@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 
 use futures::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
@@ -30,7 +31,8 @@ pub struct Watch {
     watches: Watches,
     events: EventStream<Vec<u8>>,
     paths: HashMap<WatchDescriptor, CgroupPath>,
-    descriptors: HashMap<CgroupPath, WatchDescriptor>,
+    /// With the inode: the path may be another cgroup's by now, and not every kernel tells that one is gone.
+    descriptors: HashMap<CgroupPath, (WatchDescriptor, u64)>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -58,14 +60,22 @@ impl Watch {
     ///
     /// When the kernel cannot watch any more (`fs.inotify.max_user_watches`).
     pub fn add(&mut self, root: &CgroupRoot, path: &CgroupPath) -> io::Result<()> {
-        if self.descriptors.contains_key(path) {
-            return Ok(());
+        let directory = root.path().join(path.as_str());
+        let inode = match std::fs::metadata(&directory) {
+            Ok(metadata) => metadata.ino(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match self.descriptors.get(path) {
+            Some((_, watched)) if *watched == inode => return Ok(()),
+            Some(_) => self.remove(path),
+            None => {}
         }
         let mask = WatchMask::CLOSE_WRITE | WatchMask::CREATE | WatchMask::DELETE | WatchMask::ONLYDIR;
-        match self.watches.add(root.path().join(path.as_str()), mask) {
+        match self.watches.add(directory, mask) {
             Ok(descriptor) => {
                 self.paths.insert(descriptor.clone(), path.clone());
-                self.descriptors.insert(path.clone(), descriptor);
+                self.descriptors.insert(path.clone(), (descriptor, inode));
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -75,7 +85,7 @@ impl Watch {
 
     /// Watches a cgroup no longer. A removed cgroup's watch does not always end by itself.
     pub fn remove(&mut self, path: &CgroupPath) {
-        if let Some(descriptor) = self.descriptors.remove(path) {
+        if let Some((descriptor, _)) = self.descriptors.remove(path) {
             self.paths.remove(&descriptor);
             // It may have ended.
             let _ = self.watches.remove(descriptor);
