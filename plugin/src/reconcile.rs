@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use crate::ancestors::{Ancestors, Checked};
 use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
 use crate::containers::{Container, Containers, Decided, KNOBS};
 use crate::contention::{Contention, REPAIRS, Verdict};
 use crate::hierarchy::{self, Observed, Standing};
@@ -92,6 +92,8 @@ pub struct Compared {
     pub claim: Protection,
     /// What its files hold.
     pub held: Values,
+    /// How much swap it may use, if that is limited.
+    pub swap_max: Option<Bytes>,
 }
 
 /// Compares one container with the kernel.
@@ -105,7 +107,7 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let Some(path) = &container.cgroup else {
         let decided = containers.decide(container, record.as_ref());
         let claim = decided.desired.claim.unwrap_or_default();
-        return Ok(Compared { decided, writes: Vec::new(), claim, held: Values::default() });
+        return Ok(Compared { decided, writes: Vec::new(), claim, held: Values::default(), swap_max: None });
     };
     let cgroup = root.cgroup(path)?;
     let in_force = cgroup.read(Knob::Max)?;
@@ -127,7 +129,9 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     // What is left alone protects all the same.
     let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
     let claim = decided.desired.claim.unwrap_or(Protection { min: bytes(held.min), low: bytes(held.low) });
-    Ok(Compared { decided, writes, claim, held })
+    // Where swap is not accounted for, there is nothing to lose.
+    let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
+    Ok(Compared { decided, writes, claim, held, swap_max })
 }
 
 /// Whether a file that was given a value holds it: the kernel keeps whole pages, rounded down.
@@ -207,6 +211,9 @@ struct Pending {
     container: Arc<Container>,
     writes: Vec<Write>,
     attempt: u32,
+    /// How much swap it may use. A runtime that is asked for an update without swap lifts that limit (containerd and runc), so
+    /// it is asked for what is in force.
+    swap_max: Option<Bytes>,
 }
 
 impl Reconciler {
@@ -428,10 +435,12 @@ impl Reconciler {
                             self.ancestors.claim(place, &container.id, compared.claim);
                         }
                         self.settled(&container, &compared.decided);
-                    } else if let Some(writes) = self.repair(&container, compared, touched) {
+                    } else {
+                        let swap_max = compared.swap_max;
+                        let Some(writes) = self.repair(&container, compared, touched) else { continue };
                         let attempt = self.contention.repairs(&container.id);
                         self.waiting.insert(container.id.clone());
-                        pending.push(Pending { container, writes, attempt });
+                        pending.push(Pending { container, writes, attempt, swap_max });
                     }
                 }
                 Err(CgroupError::Gone(_)) if container.started => self.ended(&container),
@@ -456,7 +465,7 @@ impl Reconciler {
         self.released.insert(container.id.clone());
         let writes = all_writes(&compared.decided).collect();
         self.waiting.insert(container.id.clone());
-        Some(Pending { container: container.clone(), writes, attempt: 1 })
+        Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max })
     }
 
     /// Its values come with its start.
@@ -470,7 +479,7 @@ impl Reconciler {
 
     /// What to write, if it is to be written now.
     fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<Vec<Write>> {
-        let Compared { decided, mut writes, claim, held } = compared;
+        let Compared { decided, mut writes, claim, held, .. } = compared;
         let desired = decided.values();
         let is_stored = self.verified.get(&container.id) == Some(&desired);
         match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
@@ -748,7 +757,7 @@ impl Updater {
                 Err(Unsent::Failed(error)) => rejected(&pending.container, &error),
             }
         }
-        for Pending { container, writes, attempt } in batch {
+        for Pending { container, writes, attempt, .. } in batch {
             for Write { knob, observed, desired } in writes.iter().filter(|write| write.observed != write.desired) {
                 info!(
                     pod = container.pod,
@@ -853,7 +862,11 @@ enum Unsent {
 impl Pending {
     fn update(&self, ignore_failure: bool) -> ContainerUpdate {
         let values = self.writes.iter().map(|write| (write.knob, write.desired));
-        ContainerUpdate { ignore_failure, ..update(&self.container.id, values) }
+        let mut update = ContainerUpdate { ignore_failure, ..update(&self.container.id, values) };
+        if let (Some(swap_max), Some(linux)) = (self.swap_max, update.linux.as_mut()) {
+            linux.resources.mut_or_insert_default().unified.insert(SWAP_MAX.to_owned(), swap_max.get().to_string());
+        }
+        update
     }
 }
 

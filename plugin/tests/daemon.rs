@@ -55,8 +55,11 @@ async fn values_are_read_back_after_the_start_and_repaired_once() {
     let pod = Pod::new("guaranteed", "h", 200 * MIB);
     runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
+    fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     runtime.started(&pod).await;
-    assert_eq!(runtime.serve_update(&[&pod]).await["id-h"], unified(&[("memory.min", 200 * MIB)]));
+    // An update without swap would lift its limit.
+    let expected = unified(&[("memory.min", 200 * MIB), ("memory.swap.max", 0)]);
+    assert_eq!(runtime.serve_update(&[&pod]).await["id-h"], expected);
     daemon.says("outcome=applied").await;
     assert_eq!(runtime.read(&pod, "memory.min"), (200 * MIB).to_string());
 }

@@ -1,7 +1,8 @@
 //! The only code that touches cgroupfs.
 //!
 //! A cgroup is an open directory: its path may be taken by another cgroup once it is removed, the open directory never
-//! is. Everything is opened beneath one root, only the files that [`Knob`] names and `memory.current` are read, and only
+//! is. Everything is opened beneath one root, only the files that [`Knob`] names, `memory.current` and
+//! `memory.swap.max` are read, and only
 //! those that [`Knob`] names are written.
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
@@ -104,6 +105,9 @@ const CONTROLLERS: &str = "cgroup.controllers";
 
 /// The type of file system that cgroups of version 2 are.
 const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
+
+/// How much swap a cgroup may use.
+pub const SWAP_MAX: &str = "memory.swap.max";
 
 /// What a cgroup uses, with everything below it.
 const USAGE: &str = "memory.current";
@@ -219,6 +223,15 @@ impl Cgroup {
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
     pub fn usage(&self) -> Result<Bytes, CgroupError> {
         Ok(self.read_amount(USAGE)?.bytes().unwrap_or(Bytes::new(u64::MAX)))
+    }
+
+    /// Reads `memory.swap.max`: how much swap it may use.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Unsupported`] where swap is not accounted for; [`CgroupError::Gone`].
+    pub fn swap_max(&self) -> Result<Limit, CgroupError> {
+        self.read_amount(SWAP_MAX)
     }
 
     fn read_amount(&self, name: &'static str) -> Result<Limit, CgroupError> {
