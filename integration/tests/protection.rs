@@ -94,7 +94,11 @@ fn expected<'p>(kubelet: &Kubelet<'_>, policy: Policy, pods: impl IntoIterator<I
 }
 
 fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<Duration> {
-    let took = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
+    let took = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| {
+        let said =
+            node.run("journalctl --unit plimsoll --output short-precise | tail -n 60").map(|output| output.stdout);
+        format!("{what}; the plugin's journal ends with:\n{}", said.unwrap_or_default())
+    })?;
     println!("{}: {what}: right after {:.1} ms", node.distro(), took.as_secs_f64() * 1000.0);
     Ok(took)
 }
@@ -494,7 +498,7 @@ fn leftovers(node: &Node) -> Result<String> {
 fn many_pods_come_and_go_and_every_sum_is_exact(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let seed = 20_260_000 + driver as u64;
-    let pods = churn(&mut kubelet, &mut Random(seed), 5, 5).with_context(|| format!("seed {seed}"))?;
+    let pods = churn(&mut kubelet, &mut Random(seed), 3, 4).with_context(|| format!("seed {seed}"))?;
     settled(node, &format!("{driver}: churn, seed {seed}"), "", &expected(&kubelet, Policy::Hard, &pods))?;
     assert_eq!(leftovers(node)?, "");
     kubelet.remove_pods(&pods)?;
