@@ -366,6 +366,20 @@ async fn a_lost_connection_is_made_again_and_synchronized_again() {
 }
 
 #[tokio::test]
+async fn a_plugin_may_ask_to_be_told_of_everything_anew() {
+    let node = Node::new();
+    let mut plugin = node.start();
+    for _ in 0..2 {
+        let (runtime, _updates) = node.accept(Options::default()).await;
+        assert!(plugin.next().await.starts_with("configure"));
+        runtime.synchronize(vec![pod("p")], vec![]).await.expect("a reply");
+        assert_eq!(plugin.next().await, "synchronize 1 0");
+        plugin.runtime.reconnect();
+        assert_eq!(plugin.next().await, "disconnected");
+    }
+}
+
+#[tokio::test]
 async fn a_runtime_that_comes_later_is_found() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let socket = directory.path().join("run/nri/nri.sock");

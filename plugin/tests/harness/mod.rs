@@ -121,7 +121,9 @@ impl Node {
 
     /// Accepts the plugin's connection, without telling it of any container yet.
     pub async fn accept(&self) -> Runtime {
-        self.serve(self.trunk().await, Options::default()).await
+        // Machines are shared: nothing here is about being in time.
+        let options = Options { request_timeout: Duration::from_secs(30), ..Options::default() };
+        self.serve(self.trunk().await, options).await
     }
 
     pub async fn serve(&self, trunk: UnixStream, options: Options) -> Runtime {
