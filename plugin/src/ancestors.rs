@@ -71,6 +71,8 @@ struct State {
     contention: Contention<(CgroupPath, Knob), ()>,
     /// How often the runtime has told of everything.
     synchronized: u64,
+    /// What systemd was told last. It writes that to the files in its own time, when there may be something newer.
+    told: HashMap<CgroupPath, Protection>,
     /// Cgroups that could not be written, so that it is said only once.
     failing: HashSet<CgroupPath>,
     /// Pods of which it was said that they get less than they ask for.
@@ -311,11 +313,12 @@ impl Ancestors {
             return;
         }
         state.contention.forget_quiet(Instant::now());
-        let State { tree, in_force, failing, reserved, .. } = state;
+        let State { tree, in_force, failing, reserved, told, .. } = state;
         let is_ours = |cgroup: &CgroupPath| {
             tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
         };
         in_force.retain(|cgroup, _| is_ours(cgroup));
+        told.retain(|cgroup, _| is_ours(cgroup));
         failing.retain(is_ours);
         let root = &self.root;
         let kept = lock(&self.originals).retain(|target| match target {
@@ -368,6 +371,15 @@ impl Ancestors {
             if state.hold && !change.raises() {
                 continue;
             }
+            let late = |told: &Protection| {
+                let told = if change.knob == Knob::Low { told.low } else { told.min };
+                change.from == Limit::Bytes(told)
+            };
+            if state.told.get(cgroup).is_some_and(late) {
+                debug!(%cgroup, knob = change.knob.file_name(), "systemd was late with an earlier value");
+                changes.push(change);
+                continue;
+            }
             match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now()) {
                 Verdict::Repair => changes.push(change),
                 Verdict::Wait(wait) => checked = Checked::Again(wait),
@@ -411,6 +423,7 @@ impl Ancestors {
                 async move {
                     // By now there may be something newer.
                     let protection = ancestors.held(&cgroup).unwrap_or(protection);
+                    lock(&ancestors.state).told.insert(cgroup.clone(), protection);
                     let result = match ancestors.root.cgroup(&cgroup) {
                         Ok(open) => systemd.set(&open, protection).await,
                         Err(_) => Ok(Lasting::NoUnit),
