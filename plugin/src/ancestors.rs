@@ -80,6 +80,19 @@ struct State {
     originals_failing: bool,
 }
 
+impl State {
+    /// The cgroups that should have something, parents first among those of pods.
+    fn cgroups(&self) -> Vec<CgroupPath> {
+        let levels = self.tree.levels().into_iter().map(|level| level.cgroup);
+        levels.chain(self.reserved.iter().map(|reserved| reserved.cgroup.clone())).collect()
+    }
+}
+
+/// Whether this is one of the cgroups that should have something.
+fn is_ours(tree: &Tree, reserved: &[Reserved], cgroup: &CgroupPath) -> bool {
+    tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
+}
+
 /// A pod, for as long as the runtime has a sandbox for it.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
@@ -244,8 +257,7 @@ impl Ancestors {
     pub fn claim_at_least(&self, place: &PodPlace, id: &str, claim: Protection) {
         let mut state = lock(&self.state);
         let now = state.tree.claim_of(id).unwrap_or_default();
-        let claim = Protection { min: claim.min.max(now.min), low: claim.low.max(now.low) };
-        let levels = state.tree.claim(place, id, claim);
+        let levels = state.tree.claim(place, id, claim.max(now));
         self.apply_levels(&mut state, levels, Some(place.cgroup()));
     }
 
@@ -287,8 +299,7 @@ impl Ancestors {
         state.hold = false;
         // What is believed may be wrong by now.
         state.in_force.clear();
-        let mut cgroups: Vec<_> = state.tree.levels().into_iter().map(|level| level.cgroup).collect();
-        cgroups.extend(state.reserved.iter().map(|reserved| reserved.cgroup.clone()));
+        let mut cgroups = state.cgroups();
         let known: HashSet<_> = cgroups.iter().cloned().collect();
         let changed_once = {
             let originals = lock(&self.originals);
@@ -301,8 +312,6 @@ impl Ancestors {
         cgroups.extend(changed_once);
         self.apply(state, cgroups);
         self.report_shortfalls(state);
-        drop(guard);
-        self.prune(containers);
     }
 
     /// Forgets what is about containers other than these, and about cgroups that are gone.
@@ -314,9 +323,7 @@ impl Ancestors {
         }
         state.contention.forget_quiet(Instant::now());
         let State { tree, in_force, failing, reserved, told, .. } = state;
-        let is_ours = |cgroup: &CgroupPath| {
-            tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
-        };
+        let is_ours = |cgroup: &CgroupPath| is_ours(tree, reserved, cgroup);
         in_force.retain(|cgroup, _| is_ours(cgroup));
         told.retain(|cgroup, _| is_ours(cgroup));
         failing.retain(is_ours);
@@ -334,15 +341,13 @@ impl Ancestors {
 
     /// The cgroups that should have something.
     pub fn cgroups(&self) -> Vec<CgroupPath> {
-        let state = lock(&self.state);
-        let levels = state.tree.levels().into_iter().map(|level| level.cgroup);
-        levels.chain(state.reserved.iter().map(|reserved| reserved.cgroup.clone())).collect()
+        lock(&self.state).cgroups()
     }
 
     /// Whether this is one of the cgroups that should have something.
     pub fn contains(&self, cgroup: &CgroupPath) -> bool {
         let state = lock(&self.state);
-        state.tree.desired(cgroup).is_some() || state.reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
+        is_ours(&state.tree, &state.reserved, cgroup)
     }
 
     /// Compares a level with the kernel and repairs it. `touched`: the files that somebody has written to.
@@ -381,7 +386,17 @@ impl Ancestors {
                 continue;
             }
             match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now()) {
-                Verdict::Repair => changes.push(change),
+                Verdict::Repair => {
+                    info!(
+                        %cgroup,
+                        knob = change.knob.file_name(),
+                        desired = %change.to,
+                        observed = %change.from,
+                        outcome = %Outcome::Applied,
+                        "repaired what somebody else changed"
+                    );
+                    changes.push(change);
+                }
                 Verdict::Wait(wait) => checked = Checked::Again(wait),
                 Verdict::GiveUp => warn!(
                     %cgroup,
@@ -395,16 +410,6 @@ impl Ancestors {
                 ),
                 Verdict::Leave => {}
             }
-        }
-        for change in &changes {
-            info!(
-                %cgroup,
-                knob = change.knob.file_name(),
-                desired = %change.to,
-                observed = %change.from,
-                outcome = %Outcome::Applied,
-                "repaired what somebody else changed"
-            );
         }
         self.write(state, changes);
         checked

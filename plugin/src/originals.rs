@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Knob};
+use crate::policy::Protection;
 use crate::units::Limit;
 
 /// Where the plugin keeps state, beneath the node's file system.
@@ -71,6 +72,12 @@ impl Values {
     pub fn to_unified(self) -> HashMap<String, String> {
         let value = |knob: Knob| Some((knob.file_name().to_owned(), self.get(knob)?.to_string()));
         Knob::ALL.into_iter().filter_map(value).collect()
+    }
+
+    /// What they protect; a limit of `max` protects nothing that could be added up.
+    pub fn protection(&self) -> Protection {
+        let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
+        Protection { min: bytes(self.min), low: bytes(self.low) }
     }
 
     /// The value of a file that this plugin sets.

@@ -126,6 +126,14 @@ pub struct Protection {
     pub low: Bytes,
 }
 
+impl Protection {
+    /// The more of both, by each file.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { min: self.min.max(other.min), low: self.low.max(other.low) }
+    }
+}
+
 /// What to do with one cgroup v2 file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {

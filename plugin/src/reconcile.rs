@@ -127,8 +127,7 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
         }
     }
     // What is left alone protects all the same.
-    let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
-    let claim = decided.desired.claim.unwrap_or(Protection { min: bytes(held.min), low: bytes(held.low) });
+    let claim = decided.desired.claim.unwrap_or(held.protection());
     // Where swap is not accounted for, there is nothing to lose.
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
     Ok(Compared { decided, writes, claim, held, swap_max })
@@ -491,10 +490,7 @@ impl Reconciler {
             Verdict::Repair => {
                 if let Some(place) = &container.place {
                     // What it has counts until it has something else.
-                    let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
-                    let held = Protection { min: bytes(held.min), low: bytes(held.low) };
-                    let claim = Protection { min: claim.min.max(held.min), low: claim.low.max(held.low) };
-                    self.ancestors.claim_at_least(place, &container.id, claim);
+                    self.ancestors.claim_at_least(place, &container.id, claim.max(held.protection()));
                 }
                 if decided.is_let_go() {
                     // All of it, for what the runtime has stored.
@@ -657,7 +653,7 @@ impl Reconciler {
     fn meet(&mut self, cgroup: CgroupPath) {
         if PodCgroup::parse(cgroup.as_str()).is_some() {
             // A pod's, which was not watched until now.
-            for child in self.root.cgroup(&cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default() {
+            for child in children(&self.root, &cgroup) {
                 self.meet(child);
             }
             return;
@@ -821,17 +817,21 @@ fn observe(root: &CgroupRoot, path: &CgroupPath) -> Result<Observed, CgroupError
     Ok(Observed { setting, usage: cgroup.usage()? })
 }
 
+/// The cgroups in a cgroup; none if it cannot be looked into.
+fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
+    root.cgroup(cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default()
+}
+
 /// The cgroups of pods that are there, wherever the kubelet may have put them.
 fn pods(root: &CgroupRoot) -> Vec<CgroupPath> {
-    let children = |cgroup: &CgroupPath| root.cgroup(cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default();
     let mut pods = Vec::new();
     for kubepods in ["kubepods.slice", "kubepods"] {
         let Ok(kubepods) = CgroupPath::parse(kubepods) else { continue };
-        for child in children(&kubepods) {
+        for child in children(root, &kubepods) {
             if PodCgroup::parse(child.as_str()).is_some() {
                 pods.push(child);
             } else {
-                pods.extend(children(&child).into_iter().filter(|pod| PodCgroup::parse(pod.as_str()).is_some()));
+                pods.extend(children(root, &child).into_iter().filter(|pod| PodCgroup::parse(pod.as_str()).is_some()));
             }
         }
     }
@@ -840,8 +840,7 @@ fn pods(root: &CgroupRoot) -> Vec<CgroupPath> {
 
 /// The cgroups that are in pods' cgroups, with the id in their name.
 pub fn container_cgroups(root: &CgroupRoot) -> Vec<(String, CgroupPath)> {
-    let children = |pod: &CgroupPath| root.cgroup(pod).and_then(|cgroup| cgroup.children()).unwrap_or_default();
-    let containers = pods(root).into_iter().flat_map(|pod| children(&pod));
+    let containers = pods(root).into_iter().flat_map(|pod| children(root, &pod));
     containers.map(|cgroup| (id_in(cgroup.name()).to_owned(), cgroup)).collect()
 }
 
