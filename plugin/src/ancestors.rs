@@ -71,8 +71,9 @@ struct State {
     contention: Contention<(CgroupPath, Knob), ()>,
     /// How often the runtime has told of everything.
     synchronized: u64,
-    /// What systemd was told last. It writes that to the files in its own time, when there may be something newer.
-    told: HashMap<CgroupPath, Protection>,
+    /// What systemd was told last, and what it is being told. It writes that to the files in its own time, when there may be
+    /// something newer.
+    told: HashMap<CgroupPath, Vec<Protection>>,
     /// Cgroups that could not be written, so that it is said only once.
     failing: HashSet<CgroupPath>,
     /// Pods of which it was said that they get less than they ask for.
@@ -373,14 +374,11 @@ impl Ancestors {
         let mut changes = Vec::new();
         for change in self.changes(state, cgroup, &observed) {
             let key = (cgroup.clone(), change.knob);
-            if state.hold && !change.raises() {
-                continue;
-            }
             let late = |told: &Protection| {
                 let told = if change.knob == Knob::Low { told.low } else { told.min };
                 change.from == Limit::Bytes(told)
             };
-            if state.told.get(cgroup).is_some_and(late) {
+            if state.told.get(cgroup).is_some_and(|told| told.iter().any(late)) {
                 debug!(%cgroup, knob = change.knob.file_name(), "systemd was late with an earlier value");
                 changes.push(change);
                 continue;
@@ -427,16 +425,13 @@ impl Ancestors {
                 let (ancestors, systemd) = (&self, &systemd);
                 async move {
                     // By now there may be something newer.
-                    let protection = ancestors.held(&cgroup).unwrap_or(protection);
-                    lock(&ancestors.state).told.insert(cgroup.clone(), protection);
+                    let protection = lock(&ancestors.lasting).remove(&cgroup).unwrap_or(protection);
+                    lock(&ancestors.state).told.entry(cgroup.clone()).or_default().push(protection);
                     let result = match ancestors.root.cgroup(&cgroup) {
                         Ok(open) => systemd.set(&open, protection).await,
                         Err(_) => Ok(Lasting::NoUnit),
                     };
-                    if matches!(result, Ok(Lasting::Set)) && ancestors.held(&cgroup) != Some(protection) {
-                        // There was while systemd set this, and it may have come too late.
-                        ancestors.write_again(&cgroup);
-                    }
+                    ancestors.told(&cgroup, protection, &result);
                     (cgroup, protection, result)
                 }
             });
@@ -475,15 +470,20 @@ impl Ancestors {
         }
     }
 
-    /// What the files of a cgroup hold, as far as it is known.
-    fn held(&self, cgroup: &CgroupPath) -> Option<Protection> {
-        lock(&self.state).in_force.get(cgroup).map(InForce::protection)
-    }
-
-    fn write_again(&self, cgroup: &CgroupPath) {
+    /// systemd has taken, or not taken, what it was told.
+    fn told(&self, cgroup: &CgroupPath, protection: Protection, result: &Result<Lasting, SystemdError>) {
         let mut state = lock(&self.state);
-        state.in_force.remove(cgroup);
-        self.apply(&mut state, vec![cgroup.clone()]);
+        match result {
+            Ok(Lasting::Set) => {
+                state.told.insert(cgroup.clone(), vec![protection]);
+                // It has written this to the files, where there may have been something newer.
+                state.in_force.remove(cgroup);
+                self.apply(&mut state, vec![cgroup.clone()]);
+            }
+            Ok(Lasting::Unchanged) => _ = state.told.insert(cgroup.clone(), vec![protection]),
+            // What the files hold does not come from there.
+            Ok(Lasting::NoUnit) | Err(_) => _ = state.told.remove(cgroup),
+        }
     }
 
     async fn next_lasting(&self) -> BTreeMap<CgroupPath, Protection> {
@@ -545,8 +545,7 @@ impl Ancestors {
                     }
                 },
             };
-            let wanted = self.changes(state, &cgroup, &observed);
-            changes.extend(wanted.into_iter().filter(|change| !state.hold || change.raises()));
+            changes.extend(self.changes(state, &cgroup, &observed));
         }
         self.write(state, changes);
     }
@@ -576,25 +575,25 @@ impl Ancestors {
 
     /// What has to change for a cgroup to have what it should.
     fn changes(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> Vec<Change> {
+        let targets = KNOBS.into_iter().zip(self.targets(state, cgroup, observed));
+        let changes = targets.map(|(knob, to)| Change { cgroup: cgroup.clone(), knob, from: observed.get(knob), to });
+        changes.filter(|change| change.from != change.to && (change.raises() || !state.hold)).collect()
+    }
+
+    /// What the files of a cgroup should hold.
+    fn targets(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> [Limit; 2] {
         let wanted = self.wanted(state, cgroup);
-        let mut changes = Vec::new();
-        for (knob, wanted) in KNOBS.into_iter().zip(wanted) {
-            let from = observed.get(knob);
-            let to = if wanted > Bytes::ZERO {
-                Limit::Bytes(wanted.floor_to(self.page_size))
-            } else {
-                let target = Target::Cgroup(cgroup.clone(), observed.inode);
-                match lock(&self.originals).get(&target) {
-                    Some(values) => values.get(knob).unwrap_or(Limit::Bytes(Bytes::ZERO)),
-                    // It was never changed.
-                    None => from,
-                }
-            };
-            if from != to {
-                changes.push(Change { cgroup: cgroup.clone(), knob, from, to });
+        [0, 1].map(|index| {
+            if wanted[index] > Bytes::ZERO {
+                return Limit::Bytes(wanted[index].floor_to(self.page_size));
             }
-        }
-        changes
+            let target = Target::Cgroup(cgroup.clone(), observed.inode);
+            match lock(&self.originals).get(&target) {
+                Some(values) => values.get(KNOBS[index]).unwrap_or(Limit::Bytes(Bytes::ZERO)),
+                // It was never changed.
+                None => observed.get(KNOBS[index]),
+            }
+        })
     }
 
     /// Writes changes that were found parents first, in the order that loses no child's protection.
@@ -638,7 +637,11 @@ impl Ancestors {
         in_force.set(change.knob, change.to);
         state.in_force.insert(change.cgroup.clone(), in_force);
         if [".slice", ".scope", ".service"].iter().any(|suffix| change.cgroup.name().ends_with(suffix)) {
-            lock(&self.lasting).insert(change.cgroup.clone(), in_force.protection());
+            // Not what they hold: one of them may be about to be repaired.
+            let targets = self.targets(state, &change.cgroup, &in_force);
+            let [min, low] =
+                if state.hold { [targets[0].max(in_force.min), targets[1].max(in_force.low)] } else { targets };
+            lock(&self.lasting).insert(change.cgroup.clone(), InForce { inode, min, low }.protection());
             self.lasting_changed.notify_one();
         }
         Ok(())
@@ -701,4 +704,139 @@ fn failed(state: &mut State, cgroup: &CgroupPath, error: &CgroupError) {
 // Nothing that can panic runs while one of the locks is held, so a poisoned one holds good data.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::systemd::fake::{Host, Mood, POD};
+    use crate::pod::QosClass;
+
+    const KUBEPODS: &str = "kubepods.slice";
+
+    /// A guaranteed pod, whose slice is a unit, on a host with a systemd.
+    struct Arranged {
+        host: Host,
+        place: PodPlace,
+        ancestors: Arc<Ancestors>,
+    }
+
+    impl Arranged {
+        fn new() -> Self {
+            let host = Host::new().with_bus();
+            for cgroup in [KUBEPODS, POD] {
+                host.cgroup(cgroup, &[("memory.min", "0"), ("memory.low", "0")]);
+            }
+            let originals = Arc::new(Mutex::new(Originals::none(host.directory.path())));
+            let place = PodPlace::new(path(POD), QosClass::Guaranteed).unwrap();
+            let ancestors = Arc::new(Ancestors::new(Arc::new(host.root()), PageSize::KIB4, originals));
+            Self { host, place, ancestors }
+        }
+
+        fn make_last(&self) {
+            tokio::spawn(self.ancestors.clone().make_last(self.host.systemd()));
+        }
+
+        fn claim(&self, min: u64) {
+            self.ancestors.claim(&self.place, "app", Protection { min: Bytes::new(min), low: Bytes::ZERO });
+        }
+
+        fn write(&self, min: u64) {
+            self.host.cgroup(POD, &[("memory.min", &min.to_string())]);
+        }
+
+        fn check(&self) -> Checked {
+            self.ancestors.check(&path(POD), &[Knob::Min])
+        }
+
+        fn min(&self) -> Limit {
+            self.host.root().cgroup(&path(POD)).unwrap().read(Knob::Min).unwrap()
+        }
+
+        /// What systemd was told of memory.min, one after the other.
+        fn told(&self) -> Vec<u64> {
+            let settings = |call: &(_, _, Vec<(String, u64)>)| {
+                call.2.iter().find(|(name, _)| name == "MemoryMin").map(|(_, value)| *value)
+            };
+            self.host.fake().set.iter().filter_map(settings).collect()
+        }
+
+        async fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+            let looks = async {
+                while !is_so() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let looked = tokio::time::timeout(Duration::from_secs(30), looks).await;
+            assert!(looked.is_ok(), "{what}: memory.min is {}, systemd was told {:?}", self.min(), self.told());
+        }
+    }
+
+    fn path(path: &str) -> CgroupPath {
+        CgroupPath::parse(path).unwrap()
+    }
+
+    fn bytes(bytes: u64) -> Limit {
+        Limit::Bytes(Bytes::new(bytes))
+    }
+
+    #[tokio::test]
+    async fn systemd_is_never_told_what_somebody_else_wrote() {
+        let arranged = Arranged::new();
+        arranged.claim(8192);
+        for _ in 0..2 {
+            arranged.write(4096);
+            assert_eq!(arranged.check(), Checked::Settled);
+            assert_eq!(arranged.min(), bytes(8192));
+        }
+        // Left for a while.
+        arranged.write(4096);
+        assert!(matches!(arranged.check(), Checked::Again(_)));
+        arranged.make_last();
+        arranged.until("told", || !arranged.told().is_empty()).await;
+        assert_eq!(arranged.told(), [8192]);
+    }
+
+    #[tokio::test]
+    async fn a_foreign_write_counts_while_systemd_is_told() {
+        let arranged = Arranged::new();
+        arranged.host.fake().mood = Mood::Late;
+        arranged.make_last();
+        arranged.claim(8192);
+        arranged.until("told", || !arranged.told().is_empty()).await;
+        for repairs in 1..=2 {
+            arranged.write(0);
+            arranged.check();
+            assert_eq!(lock(&arranged.ancestors.state).contention.repairs(&(path(POD), Knob::Min)), repairs);
+        }
+        arranged.write(0);
+        assert!(matches!(arranged.check(), Checked::Again(_)));
+    }
+
+    #[tokio::test]
+    async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_elses() {
+        let arranged = Arranged::new();
+        arranged.host.fake().mood = Mood::Late;
+        let writes = arranged.host.fake().writes.clone();
+        arranged.make_last();
+        let values = [8192, 4096, 16384, 12288];
+        arranged.claim(values[0]);
+        for (index, newer) in values.into_iter().enumerate().skip(1) {
+            arranged.until("told", || arranged.told().len() == index).await;
+            arranged.claim(newer);
+            assert_eq!(arranged.min(), bytes(newer));
+            writes.add_permits(1);
+            // Nobody checks it, or the watch does, before or after systemd is known to be done.
+            if index == 2 {
+                arranged.until("late", || arranged.min() != bytes(newer)).await;
+                assert_eq!(arranged.check(), Checked::Settled);
+            }
+            arranged.until("newer", || arranged.told().last() == Some(&newer)).await;
+            assert_eq!(arranged.min(), bytes(newer));
+        }
+        writes.add_permits(1);
+        arranged.until("told all", || writes.available_permits() == 0).await;
+        assert_eq!(arranged.told(), values);
+        assert_eq!(lock(&arranged.ancestors.state).contention.repairs(&(path(POD), Knob::Min)), 0);
+    }
 }

@@ -150,7 +150,7 @@ impl Settings {
 
     /// Takes the node whose file system is at `host`, and tells what was chosen for the log.
     pub fn discover(config: Config, host: &Path) -> (Self, NodeMemory) {
-        let page_size = PageSize::new(rustix::param::page_size() as u64).unwrap_or(PageSize::KIB4);
+        let page_size = PageSize::of_this_machine();
         let memory = NodeMemory::discover(host, page_size);
         let allocatable = match config.node_allocatable {
             NodeAllocatable::Auto => memory.allocatable,

@@ -222,7 +222,7 @@ impl Explain {
             Some(path) => load_config(path)?,
             None => Config::default(),
         };
-        let page_size = PageSize::new(rustix::param::page_size() as u64).unwrap_or(PageSize::KIB4);
+        let page_size = PageSize::of_this_machine();
         let (allocatable, allocatable_source) = match (self.node_allocatable, config.node_allocatable) {
             (Some(bytes), _) => (Some(bytes), "given by --node-allocatable".to_owned()),
             (None, NodeAllocatable::Fixed(bytes)) => (Some(bytes), "given by the configuration".to_owned()),

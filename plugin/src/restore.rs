@@ -162,7 +162,7 @@ impl Changed {
             Err(CgroupError::Gone(_)) => return true,
             Err(_) => return false,
         };
-        let page = PageSize::new(rustix::param::page_size() as u64).unwrap_or(PageSize::KIB4);
+        let page = PageSize::of_this_machine();
         KNOBS.into_iter().all(|knob| {
             let default = Some(knob.default_value());
             // Above containers memory.high is nobody's here.

@@ -204,6 +204,11 @@ impl PageSize {
         if bytes.is_power_of_two() && bytes <= 1 << 30 { Some(Self(bytes)) } else { None }
     }
 
+    /// That of the kernel that runs this program.
+    pub fn of_this_machine() -> Self {
+        Self::new(rustix::param::page_size() as u64).unwrap_or(Self::KIB4)
+    }
+
     /// The size in bytes.
     pub const fn get(self) -> u64 {
         self.0

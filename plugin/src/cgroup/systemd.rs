@@ -292,6 +292,10 @@ impl<'a> Unit<'a> {
             &body,
         );
         self.answer("SetUnitProperties", set).await?;
+        // It answers before it writes the files, and writes them before it takes the next message.
+        let ping =
+            bus.call_method(Some(NAME), "/org/freedesktop/systemd1", Some("org.freedesktop.DBus.Peer"), "Ping", &());
+        self.answer("Peer.Ping", ping).await?;
         Ok(Lasting::Set)
     }
 
@@ -484,161 +488,18 @@ fn drop_in_directory(host: &Path) -> io::Result<Option<OwnedFd>> {
 }
 
 #[cfg(test)]
+pub(crate) mod fake;
+
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
-    use std::sync::Mutex;
 
-    use futures::StreamExt as _;
-    use tokio::net::UnixListener;
     use tokio::time::advance;
-    use zbus::Guid;
-    use zbus::message::Type;
 
+    use super::fake::{Host, Mood, POD, UNIT};
     use super::*;
     use crate::units::Bytes;
-
-    const POD: &str = "kubepods.slice/kubepods-pod1_2.slice";
-    const UNIT: &str = "kubepods-pod1_2.slice";
-
-    /// How the fake answers.
-    #[derive(Clone, Copy, PartialEq)]
-    enum Mood {
-        Well,
-        Never,
-        /// Closes the connection once instead of answering.
-        HangsUp,
-        Error(&'static str),
-    }
-
-    /// Unit, runtime, settings.
-    type Call = (String, bool, Vec<(String, u64)>);
-
-    struct Fake {
-        mood: Mood,
-        control_group: &'static str,
-        properties: HashMap<&'static str, u64>,
-        connections: usize,
-        /// What SetUnitProperties was called with.
-        set: Vec<Call>,
-    }
-
-    /// A host with a bus that has only systemd on it, and a cgroup hierarchy.
-    struct Host {
-        directory: tempfile::TempDir,
-        fake: Arc<Mutex<Fake>>,
-    }
-
-    impl Host {
-        fn new() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            fs::create_dir_all(directory.path().join("cgroup")).unwrap();
-            fs::write(directory.path().join("cgroup/cgroup.controllers"), "memory\n").unwrap();
-            let names = CARRIED.map(|(_, property)| property);
-            let names = names.into_iter().chain(["CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec"]);
-            let properties = names.map(|name| (name, INFINITY)).chain([("MemoryMin", 0), ("MemoryLow", 0)]).collect();
-            let control_group = "/kubepods.slice/kubepods-pod1_2.slice";
-            let fake = Fake { mood: Mood::Well, control_group, properties, connections: 0, set: Vec::new() };
-            let host = Self { directory, fake: Arc::new(Mutex::new(fake)) };
-            host.cgroup(POD, &[]);
-            host
-        }
-
-        fn with_bus(self) -> Self {
-            let socket = self.directory.path().join(BUS);
-            fs::create_dir_all(socket.parent().unwrap()).unwrap();
-            let listener = UnixListener::bind(socket).unwrap();
-            let fake = Arc::clone(&self.fake);
-            tokio::spawn(async move {
-                while let Ok((stream, _)) = listener.accept().await {
-                    fake.lock().unwrap().connections += 1;
-                    tokio::spawn(serve(stream, Arc::clone(&fake)));
-                }
-            });
-            self
-        }
-
-        fn root(&self) -> CgroupRoot {
-            CgroupRoot::open(&self.directory.path().join("cgroup")).unwrap()
-        }
-
-        fn cgroup(&self, path: &str, files: &[(&str, &str)]) -> Cgroup {
-            let directory = self.directory.path().join("cgroup").join(path);
-            fs::create_dir_all(&directory).unwrap();
-            for (name, content) in files {
-                fs::write(directory.join(name), content).unwrap();
-            }
-            self.root().cgroup(&CgroupPath::parse(path).unwrap()).unwrap()
-        }
-
-        fn systemd(&self) -> Systemd {
-            Systemd::new(self.directory.path())
-        }
-
-        fn fake(&self) -> std::sync::MutexGuard<'_, Fake> {
-            self.fake.lock().unwrap()
-        }
-
-        fn drop_in(&self, unit: &str, file: &str) -> PathBuf {
-            let directory = self.directory.path().join(DROP_INS).join(format!("{unit}.d"));
-            fs::create_dir_all(&directory).unwrap();
-            fs::write(directory.join(file), "[Slice]\n").unwrap();
-            directory.join(file)
-        }
-
-        fn remove_drop_ins(&self) -> io::Result<bool> {
-            remove_drop_ins(self.directory.path(), &self.root(), &CgroupPath::parse(POD).unwrap())
-        }
-    }
-
-    async fn serve(stream: UnixStream, fake: Arc<Mutex<Fake>>) {
-        let builder = Builder::unix_stream(stream.into_std().unwrap()).server(Guid::generate()).p2p();
-        let mut messages = builder.build_message_stream().await.unwrap();
-        let connection = Connection::from(&messages);
-        while let Some(Ok(message)) = messages.next().await {
-            if message.message_type() == Type::MethodCall && answer(&connection, &message, &fake).await.is_none() {
-                return;
-            }
-        }
-    }
-
-    /// `None` is the end of the connection.
-    async fn answer(connection: &Connection, message: &Message, fake: &Mutex<Fake>) -> Option<()> {
-        let header = message.header();
-        let member = header.member()?.to_string();
-        if member == "Hello" {
-            return connection.reply(&header, &":1.7").await.ok();
-        }
-        assert_eq!(header.destination()?.as_str(), NAME);
-        let mood = fake.lock().unwrap().mood;
-        match mood {
-            Mood::Well => {}
-            Mood::Never => return Some(()),
-            Mood::HangsUp => {
-                fake.lock().unwrap().mood = Mood::Well;
-                return None;
-            }
-            Mood::Error(name) => return connection.reply_error(&header, name, &"so it is").await.ok(),
-        }
-        let body = message.body();
-        if member == "GetAll" {
-            assert_eq!(header.path()?.as_str(), "/org/freedesktop/systemd1/unit/kubepods_2dpod1_5f2_2eslice");
-            assert_eq!(body.deserialize::<&str>().unwrap(), "org.freedesktop.systemd1.Slice");
-            let mut properties: HashMap<&str, Variant<'_>> = HashMap::new();
-            {
-                let fake = fake.lock().unwrap();
-                properties.extend(fake.properties.iter().map(|(name, value)| (*name, Variant::U64(*value))));
-                properties.insert("ControlGroup", Variant::from(fake.control_group));
-            }
-            return connection.reply(&header, &properties).await.ok();
-        }
-        assert_eq!(member, "SetUnitProperties");
-        let (unit, runtime, settings): (String, bool, Vec<(String, Variant<'_>)>) = body.deserialize().unwrap();
-        let number = |value| if let Variant::U64(number) = value { number } else { panic!("{value:?}") };
-        let settings = settings.into_iter().map(|(name, value)| (name, number(value))).collect();
-        fake.lock().unwrap().set.push((unit, runtime, settings));
-        connection.reply(&header, &()).await.ok()
-    }
 
     fn protection(min: u64, low: u64) -> Protection {
         Protection { min: Bytes::new(min), low: Bytes::new(low) }
@@ -664,7 +525,7 @@ mod tests {
         // Files that disagree are none of our business then.
         let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
         assert_eq!(systemd.set(&cgroup, protection(0, 0)).await.unwrap(), Lasting::Unchanged);
-        host.fake().properties.insert("MemoryLow", 8192);
+        host.fake().properties.insert("MemoryLow".to_owned(), 8192);
         assert_eq!(systemd.set(&cgroup, protection(0, 8192)).await.unwrap(), Lasting::Unchanged);
         assert_eq!(systemd.set(&cgroup, protection(4096, 8192)).await.unwrap(), Lasting::Set);
         assert_eq!(host.fake().set.len(), 1);
@@ -686,9 +547,9 @@ mod tests {
         assert_eq!(host.fake().set.pop().unwrap().2, settings(&[("MemoryMin", 0), ("MemoryLow", 8192)]));
         let written = [("memory.swap.max", "0\n"), ("cpu.weight", "77\n"), ("cpu.max", "50500 100000\n")];
         // As the property, in whole pages.
-        host.fake().properties.insert("MemoryMax", 1_000_000);
+        host.fake().properties.insert("MemoryMax".to_owned(), 1_000_000);
         let cgroup = host.cgroup(POD, &[written.as_slice(), &[("memory.max", "999424\n")]].concat());
-        systemd.set(&cgroup, protection(0, 8192)).await.unwrap();
+        systemd.set(&cgroup, protection(0, 4096)).await.unwrap();
         let carried = [("MemorySwapMax", 0), ("CPUWeight", 77), ("CPUQuotaPerSecUSec", 505_000)];
         assert_eq!(host.fake().set.pop().unwrap().2[2..], settings(&carried));
     }
@@ -773,7 +634,7 @@ mod tests {
         }
         host.fake().mood = Mood::Well;
         advance(Duration::from_secs(8)).await;
-        assert_eq!(systemd.set(&cgroup, protection(0, 1)).await.unwrap(), Lasting::Set);
+        assert_eq!(systemd.set(&cgroup, protection(0, 2)).await.unwrap(), Lasting::Set);
     }
 
     #[tokio::test]
@@ -783,7 +644,8 @@ mod tests {
         systemd.set(&cgroup, protection(0, 1)).await.unwrap();
         for connections in [2, 3] {
             host.fake().mood = Mood::HangsUp;
-            assert_eq!(systemd.set(&cgroup, protection(0, 1)).await.unwrap(), Lasting::Set);
+            let set = systemd.set(&cgroup, protection(0, connections as u64)).await;
+            assert_eq!(set.unwrap(), Lasting::Set);
             assert_eq!(host.fake().connections, connections);
         }
     }
