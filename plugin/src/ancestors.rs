@@ -128,8 +128,7 @@ impl InForce {
     }
 
     fn protection(&self) -> Protection {
-        let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
-        Protection { min: bytes(self.min), low: bytes(self.low) }
+        Protection::of_files(self.min, self.low)
     }
 
     fn get(&self, knob: Knob) -> Limit {
@@ -349,6 +348,11 @@ impl Ancestors {
     pub fn contains(&self, cgroup: &CgroupPath) -> bool {
         let state = lock(&self.state);
         is_ours(&state.tree, &state.reserved, cgroup)
+    }
+
+    /// Whether this is one of the cgroups that the operator names.
+    pub fn is_reserved(&self, cgroup: &CgroupPath) -> bool {
+        lock(&self.state).reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
     }
 
     /// Compares a level with the kernel and repairs it. `touched`: the files that somebody has written to.

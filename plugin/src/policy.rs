@@ -127,6 +127,12 @@ pub struct Protection {
 }
 
 impl Protection {
+    /// What files that hold this protect: `max` is more than there can be.
+    pub fn of_files(min: Limit, low: Limit) -> Self {
+        let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
+        Self { min: bytes(min), low: bytes(low) }
+    }
+
     /// The more of both, by each file.
     #[must_use]
     pub fn max(self, other: Self) -> Self {

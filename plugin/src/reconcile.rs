@@ -165,23 +165,30 @@ pub struct Reconciler {
     /// When everything is looked at next.
     tick: Instant,
     contention: Contention<String, Vec<(Knob, Limit)>>,
-    /// Containers that were written and not read back yet.
-    unverified: HashSet<String>,
+    /// By container.
+    progress: HashMap<String, Progress>,
     /// What the runtime has to do, one request after the other.
     updater: mpsc::UnboundedSender<Vec<Pending>>,
     /// What it has done.
     done: mpsc::UnboundedReceiver<Done>,
-    /// What containers were last found to have as they should.
-    verified: HashMap<String, Vec<(Knob, Limit)>>,
-    /// Containers that wait for the runtime.
-    waiting: HashSet<String>,
-    /// Containers of which nothing is wanted any more and the runtime was told so.
-    released: HashSet<String>,
     /// Cgroups about which the runtime was asked.
     strangers: HashSet<CgroupPath>,
     share_is_due: bool,
     /// What was said last of whether protection helps.
     standings: HashMap<CgroupPath, Standing>,
+}
+
+/// How far a container has come.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The runtime was asked to update it, and has not answered yet.
+    is_waiting: bool,
+    /// It was written, and not read back yet.
+    is_unverified: bool,
+    /// Nothing is wanted of it any more, and the runtime was told so.
+    is_released: bool,
+    /// What it was last found to have, as it should.
+    verified: Option<Vec<(Knob, Limit)>>,
 }
 
 /// What is due.
@@ -235,9 +242,6 @@ impl Reconciler {
         Self {
             updater,
             done,
-            waiting: HashSet::new(),
-            released: HashSet::new(),
-            verified: HashMap::new(),
             containers,
             ancestors,
             root,
@@ -248,7 +252,7 @@ impl Reconciler {
             again: BTreeMap::new(),
             tick: Instant::now() + TICK,
             contention: Contention::default(),
-            unverified: HashSet::new(),
+            progress: HashMap::new(),
             strangers: HashSet::new(),
             share_is_due: false,
             standings: HashMap::new(),
@@ -347,6 +351,14 @@ impl Reconciler {
         }
     }
 
+    fn progress(&mut self, id: &str) -> &mut Progress {
+        self.progress.entry(id.to_owned()).or_default()
+    }
+
+    fn is_waiting(&self, id: &str) -> bool {
+        self.progress.get(id).is_some_and(|progress| progress.is_waiting)
+    }
+
     fn again(&mut self, delay: Duration, work: Work) {
         self.again.entry(Instant::now() + delay).or_default().push(work);
     }
@@ -398,7 +410,7 @@ impl Reconciler {
         // What is being changed is looked at when that is done.
         let known = batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
         let known: Vec<_> =
-            known.filter(|(container, _)| !container.updating && !self.waiting.contains(&container.id)).collect();
+            known.filter(|(container, _)| !container.updating && !self.is_waiting(&container.id)).collect();
         let (containers, root) = (self.containers.clone(), self.root.clone());
         // The kubelet's checkpoint may be large.
         let looked = tokio::task::spawn_blocking(move || {
@@ -438,7 +450,7 @@ impl Reconciler {
                         let swap_max = compared.swap_max;
                         let Some(writes) = self.repair(&container, compared, touched) else { continue };
                         let attempt = self.contention.repairs(&container.id);
-                        self.waiting.insert(container.id.clone());
+                        self.progress(&container.id).is_waiting = true;
                         pending.push(Pending { container, writes, attempt, swap_max });
                     }
                 }
@@ -457,13 +469,14 @@ impl Reconciler {
     /// Nothing is wanted of a container any more, and its files hold what they held before. What the runtime has stored may not:
     /// it is told once. Then the container is left alone.
     fn let_go(&mut self, container: &Arc<Container>, compared: &Compared) -> Option<Pending> {
-        if self.released.remove(&container.id) {
+        let progress = self.progress(&container.id);
+        if std::mem::take(&mut progress.is_released) {
             self.containers.restored(container);
             return None;
         }
-        self.released.insert(container.id.clone());
+        progress.is_released = true;
+        progress.is_waiting = true;
         let writes = all_writes(&compared.decided).collect();
-        self.waiting.insert(container.id.clone());
         Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max })
     }
 
@@ -480,7 +493,7 @@ impl Reconciler {
     fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<Vec<Write>> {
         let Compared { decided, mut writes, claim, held, .. } = compared;
         let desired = decided.values();
-        let is_stored = self.verified.get(&container.id) == Some(&desired);
+        let is_stored = self.progress(&container.id).verified.as_ref() == Some(&desired);
         match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
             // The runtime has the values already, and systemd from it: the files are all that somebody else has changed.
             Verdict::Repair if is_stored && self.contention.repairs(&container.id) == 1 => {
@@ -494,7 +507,7 @@ impl Reconciler {
                 }
                 if decided.is_let_go() {
                     // All of it, for what the runtime has stored.
-                    self.released.insert(container.id.clone());
+                    self.progress(&container.id).is_released = true;
                     writes = all_writes(&decided).collect();
                 }
                 self.containers.remember(container, held);
@@ -502,7 +515,7 @@ impl Reconciler {
             }
             Verdict::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
             Verdict::GiveUp => {
-                self.unverified.remove(&container.id);
+                self.progress(&container.id).is_unverified = false;
                 gave_up(container, &writes);
             }
             Verdict::Leave => {}
@@ -532,16 +545,17 @@ impl Reconciler {
                 }
             }
         });
-        self.unverified.insert(container.id.clone());
+        self.progress(&container.id).is_unverified = true;
         self.again(REPAIRED, Work::Container(container.id.clone()));
     }
 
     /// The runtime has done, or tried to do, what it was asked: see what came of it.
     fn written(&mut self, done: Done, due: &mut Due) {
         for Pending { container, .. } in done.batch {
-            self.waiting.remove(&container.id);
+            let progress = self.progress(&container.id);
+            progress.is_waiting = false;
             if done.connected {
-                self.unverified.insert(container.id.clone());
+                progress.is_unverified = true;
                 due.containers.entry(container.id.clone()).or_default();
             } else {
                 // All are looked at with the next synchronisation.
@@ -551,8 +565,9 @@ impl Reconciler {
     }
 
     fn settled(&mut self, container: &Container, decided: &Decided) {
-        self.verified.insert(container.id.clone(), decided.values());
-        let outcome = match self.unverified.remove(&container.id) {
+        let progress = self.progress(&container.id);
+        progress.verified = Some(decided.values());
+        let outcome = match std::mem::take(&mut progress.is_unverified) {
             _ if container.cgroup.is_none() => Outcome::Unresolved,
             false => Outcome::Unchanged,
             true => Outcome::Applied,
@@ -571,8 +586,7 @@ impl Reconciler {
         debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the container has ended");
         self.ancestors.release(&container.id);
         self.contention.forget(&container.id);
-        self.unverified.remove(&container.id);
-        self.verified.remove(&container.id);
+        self.progress.remove(&container.id);
         if let Some(cgroup) = &container.cgroup {
             self.unwatch(cgroup);
         }
@@ -633,9 +647,7 @@ impl Reconciler {
     fn forget_who_is_gone(&mut self) {
         let known: HashSet<_> = self.containers.ids().into_iter().collect();
         self.ancestors.prune(&known);
-        self.unverified.retain(|id| known.contains(id));
-        self.released.retain(|id| known.contains(id));
-        self.verified.retain(|id, _| known.contains(id));
+        self.progress.retain(|id, _| known.contains(id));
         self.contention.forget_quiet(std::time::Instant::now());
     }
 
@@ -694,7 +706,11 @@ impl Reconciler {
             let Some(Observed { setting, usage }) = observed.get(&cgroup) else { continue };
             let standing = Standing::of(*setting, *usage, protection);
             let before = self.standings.insert(cgroup.clone(), standing);
-            let Some((pod, container)) = names.get(&cgroup) else { continue };
+            let of = names.get(&cgroup);
+            if of.is_none() && !self.ancestors.is_reserved(&cgroup) {
+                continue;
+            }
+            let (pod, container) = of.map(|(pod, container)| (pod.as_str(), container.as_str())).unzip();
             if standing == Standing::Inert && before != Some(Standing::Inert) {
                 warn!(
                     pod,
@@ -812,8 +828,7 @@ fn observe_all(root: &CgroupRoot, cgroups: impl Iterator<Item = CgroupPath>) -> 
 
 fn observe(root: &CgroupRoot, path: &CgroupPath) -> Result<Observed, CgroupError> {
     let cgroup = root.cgroup(path)?;
-    let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
-    let setting = Protection { min: bytes(cgroup.read(Knob::Min)?), low: bytes(cgroup.read(Knob::Low)?) };
+    let setting = Protection::of_files(cgroup.read(Knob::Min)?, cgroup.read(Knob::Low)?);
     Ok(Observed { setting, usage: cgroup.usage()? })
 }
 

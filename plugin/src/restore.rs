@@ -22,7 +22,7 @@ use plimsoll::containers::{KNOBS, STAND_ASIDE};
 use plimsoll::originals::{Originals, Target, Values};
 use plimsoll::policy::Protection;
 use plimsoll::reconcile::{container_cgroups, same};
-use plimsoll::units::{Bytes, Limit, PageSize};
+use plimsoll::units::{Bytes, PageSize};
 use tokio::time::{Instant, timeout};
 
 use crate::run::Node;
@@ -108,12 +108,8 @@ impl Restore {
         // So that what systemd keeps does not come back.
         let systemd = Systemd::new(&self.host);
         for changed in changed.iter().filter(|changed| !changed.is_container) {
-            let bytes = |limit: Option<Limit>| match limit {
-                Some(Limit::Bytes(bytes)) => bytes,
-                Some(Limit::Max) => Bytes::new(u64::MAX),
-                None => Bytes::ZERO,
-            };
-            let protection = Protection { min: bytes(changed.original.min), low: bytes(changed.original.low) };
+            let [min, low] = [changed.original.min, changed.original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
+            let protection = Protection::of_files(min, low);
             if let Ok(cgroup) = root.cgroup(&changed.cgroup)
                 && let Err(error) = systemd.set(&cgroup, protection).await
             {

@@ -236,6 +236,30 @@ async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memor
 }
 
 #[tokio::test]
+async fn what_is_written_and_protects_nothing_is_reported() {
+    let (node, mut daemon, runtime) = start().await;
+    let mut pod = Pod::new("guaranteed", "g", 200 * MIB);
+    // What lies above kubepods is the operator's.
+    let parent = format!("/outer{}", pod.sandbox.linux.cgroup_parent);
+    pod.linux().cgroups_path = format!("{parent}/{}", pod.container.id);
+    pod.sandbox.linux.as_mut().unwrap().cgroup_parent = parent;
+    runtime.make_cgroup(&pod);
+    runtime.make_cgroup_at("outer/inner");
+    runtime.run(&pod).await;
+    assert_eq!(runtime.file("outer/kubepods", "memory.min"), (200 * MIB).to_string());
+    let config = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /outer/inner\nsystemReserved: {memory: 100Mi}\n";
+    node.replace("plimsoll.yaml", config);
+    let line = daemon.says("what is written does not protect").await;
+    assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
+    let line = daemon.says("what is written does not protect").await;
+    assert!(line.contains("container=\"app\"") && line.contains("effective_min=\"0\""), "{line}");
+    // It does once the level above has it, and nothing more is said.
+    runtime.set_file("outer", "memory.min", &(300 * MIB).to_string());
+    node.replace("plimsoll.yaml", &format!("{config}logLevel: debug\n"));
+    daemon.says("standing=protected").await;
+}
+
+#[tokio::test]
 async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
     let (node, daemon, runtime) = start().await;
     let pods = [burstable(&node, "a", 100 * MIB), Pod::new("guaranteed", "g", 200 * MIB)];
