@@ -108,7 +108,8 @@ impl Restore {
         // So that what systemd keeps does not come back.
         let systemd = Systemd::new(&self.host);
         for changed in changed.iter().filter(|changed| !changed.is_container) {
-            let [min, low] = [changed.original.min, changed.original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
+            let [min, low] =
+                [changed.original.min, changed.original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
             let protection = Protection::of_files(min, low);
             if let Ok(cgroup) = root.cgroup(&changed.cgroup)
                 && let Err(error) = systemd.set(&cgroup, protection).await

@@ -432,9 +432,11 @@ impl Plugin for Service {
         if values.is_empty() {
             return Ok(Vec::new());
         }
-        let unknown = || Values::of_unified(&container.unified);
-        let before = cgroup.and_then(|cgroup| Values::read(&cgroup).ok()).unwrap_or_else(unknown);
-        self.containers.remember(&container, before);
+        if decided.before.is_none() {
+            let unknown = || Values::of_unified(&container.unified);
+            let before = cgroup.and_then(|cgroup| Values::read(&cgroup).ok()).unwrap_or_else(unknown);
+            self.containers.remember(&container, before);
+        }
         Ok(vec![update(&container.id, values)])
     }
 
