@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Reserved;
+use crate::containers::Container;
 use crate::contention::{Contention, Verdict};
 use crate::hierarchy::{Level, PodPlace, Tree};
 use crate::originals::{Originals, Target, Values};
@@ -28,6 +29,7 @@ use crate::outcome::Outcome;
 use crate::policy::{self, Policy, Protection};
 use crate::requests;
 use crate::requests::annotation::Overrides;
+use crate::resize::Limits;
 use crate::units::{Bytes, Limit, PageSize};
 
 /// How many calls to systemd are under way at a time.
@@ -51,10 +53,18 @@ pub struct Ancestors {
     originals: Arc<Mutex<Originals>>,
     state: Mutex<State>,
     /// What systemd has to be told, by cgroup: only the last value counts.
-    lasting: Mutex<BTreeMap<CgroupPath, Protection>>,
+    lasting: Mutex<BTreeMap<CgroupPath, Last>>,
     lasting_changed: Notify,
     /// The shares of pods have changed.
     shares_changed: Notify,
+}
+
+/// What systemd has to be told of a cgroup.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    protection: Protection,
+    /// And what its limits are, by its files.
+    limits: bool,
 }
 
 #[derive(Debug, Default)]
@@ -125,10 +135,6 @@ struct InForce {
 impl InForce {
     fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
         Ok(Self { inode: cgroup.inode()?, min: cgroup.read(Knob::Min)?, low: cgroup.read(Knob::Low)? })
-    }
-
-    fn protection(&self) -> Protection {
-        Protection::of_files(self.min, self.low)
     }
 
     fn get(&self, knob: Knob) -> Limit {
@@ -259,6 +265,63 @@ impl Ancestors {
         let now = state.tree.claim_of(id).unwrap_or_default();
         let levels = state.tree.claim(place, id, claim.max(now));
         self.apply_levels(&mut state, levels, Some(place.cgroup()));
+    }
+
+    /// A container is about to have its limits: those of its pod are raised to what its containers may use, `containers`, where
+    /// it has any. They are never lowered: that is the kubelet's.
+    pub fn raise_limits(&self, container: &Container, containers: impl IntoIterator<Item = Limits>) {
+        let Some(place) = &container.place else { return };
+        let mut state = lock(&self.state);
+        let overhead = state.sandboxes.get(&container.sandbox).map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
+        let needed = Limits::sum(containers, overhead);
+        match self.raise(place.cgroup(), &needed) {
+            Ok(raised) if raised.is_empty() => {}
+            Ok(raised) => {
+                for (file, observed, desired) in raised {
+                    info!(
+                        pod = container.pod,
+                        container = container.name,
+                        cgroup = %place.cgroup(),
+                        knob = file,
+                        desired,
+                        observed,
+                        outcome = %Outcome::Applied,
+                        "raised the pod's limit to what its containers may use"
+                    );
+                }
+                if let Ok(in_force) = self.root.cgroup(place.cgroup()).and_then(|open| InForce::read(&open)) {
+                    self.tell_systemd(&state, place.cgroup(), &in_force, true);
+                }
+            }
+            // It is made with its first container.
+            Err(CgroupError::Gone(_)) => {}
+            Err(error) => failed(&mut state, place.cgroup(), &error),
+        }
+    }
+
+    /// Tells which files were raised, from what, and to what they were read back.
+    fn raise(&self, pod: &CgroupPath, needed: &Limits) -> Result<Vec<(&'static str, String, String)>, CgroupError> {
+        let cgroup = self.root.cgroup(pod)?;
+        let mut raised = Vec::new();
+        let memory = match needed.memory {
+            Limit::Bytes(bytes) => Limit::Bytes(bytes.floor_to(self.page_size)),
+            Limit::Max => Limit::Max,
+        };
+        let observed = cgroup.read(Knob::Max)?;
+        if observed < memory {
+            cgroup.write(Knob::Max, memory)?;
+            raised.push((Knob::Max.file_name(), observed.to_string(), cgroup.read(Knob::Max)?.to_string()));
+        }
+        let observed = match cgroup.cpu_max() {
+            // There is no such limit then.
+            Err(CgroupError::Unsupported { .. }) => return Ok(raised),
+            observed => observed?,
+        };
+        if observed.rate().is_some_and(|rate| needed.cpu.is_none_or(|needed| rate < needed)) {
+            cgroup.set_cpu_max(observed.with_rate(needed.cpu))?;
+            raised.push(("cpu.max", observed.to_string(), cgroup.cpu_max()?.to_string()));
+        }
+        Ok(raised)
     }
 
     /// A container has ended.
@@ -425,23 +488,24 @@ impl Ancestors {
         let mut failing = HashSet::new();
         loop {
             let lasting = self.next_lasting().await;
-            let calls = lasting.into_iter().map(|(cgroup, protection)| {
+            let calls = lasting.into_iter().map(|(cgroup, last)| {
                 let (ancestors, systemd) = (&self, &systemd);
                 async move {
                     // By now there may be something newer.
-                    let protection = lock(&ancestors.lasting).remove(&cgroup).unwrap_or(protection);
-                    lock(&ancestors.state).told.entry(cgroup.clone()).or_default().push(protection);
+                    let newer = lock(&ancestors.lasting).remove(&cgroup);
+                    let last = newer.map_or(last, |newer| Last { limits: newer.limits || last.limits, ..newer });
+                    lock(&ancestors.state).told.entry(cgroup.clone()).or_default().push(last.protection);
                     let result = match ancestors.root.cgroup(&cgroup) {
-                        Ok(open) => systemd.set(&open, protection).await,
+                        Ok(open) => systemd.set(&open, last.protection, last.limits).await,
                         Err(_) => Ok(Lasting::NoUnit),
                     };
-                    ancestors.told(&cgroup, protection, &result);
-                    (cgroup, protection, result)
+                    ancestors.told(&cgroup, last.protection, &result);
+                    (cgroup, last, result)
                 }
             });
             let done: Vec<_> = futures::stream::iter(calls).buffer_unordered(CALLS).collect().await;
             let mut pause = None;
-            for (cgroup, protection, result) in done {
+            for (cgroup, last, result) in done {
                 match result {
                     Ok(lasting) => {
                         debug!(%cgroup, ?lasting, "systemd");
@@ -461,7 +525,10 @@ impl Ancestors {
                         failing.insert(cgroup.clone());
                         if let Some(again) = again(&error) {
                             // Unless there is something newer.
-                            lock(&self.lasting).entry(cgroup).or_insert(protection);
+                            lock(&self.lasting)
+                                .entry(cgroup)
+                                .and_modify(|newer| newer.limits |= last.limits)
+                                .or_insert(last);
                             pause = pause.max(Some(again));
                         }
                     }
@@ -490,7 +557,7 @@ impl Ancestors {
         }
     }
 
-    async fn next_lasting(&self) -> BTreeMap<CgroupPath, Protection> {
+    async fn next_lasting(&self) -> BTreeMap<CgroupPath, Last> {
         loop {
             let changed = self.lasting_changed.notified();
             let lasting = std::mem::take(&mut *lock(&self.lasting));
@@ -640,15 +707,25 @@ impl Ancestors {
         let mut in_force = in_force;
         in_force.set(change.knob, change.to);
         state.in_force.insert(change.cgroup.clone(), in_force);
-        if [".slice", ".scope", ".service"].iter().any(|suffix| change.cgroup.name().ends_with(suffix)) {
-            // Not what they hold: one of them may be about to be repaired.
-            let targets = self.targets(state, &change.cgroup, &in_force);
-            let [min, low] =
-                if state.hold { [targets[0].max(in_force.min), targets[1].max(in_force.low)] } else { targets };
-            lock(&self.lasting).insert(change.cgroup.clone(), InForce { inode, min, low }.protection());
-            self.lasting_changed.notify_one();
-        }
+        self.tell_systemd(state, &change.cgroup, &in_force, false);
         Ok(())
+    }
+
+    /// systemd is to be told of a cgroup, if it may be its own: not of what the files hold, since one of them may be about to
+    /// be repaired.
+    fn tell_systemd(&self, state: &State, cgroup: &CgroupPath, in_force: &InForce, limits: bool) {
+        if ![".slice", ".scope", ".service"].iter().any(|suffix| cgroup.name().ends_with(suffix)) {
+            return;
+        }
+        let [mut min, mut low] = self.targets(state, cgroup, in_force);
+        if state.hold {
+            (min, low) = (min.max(in_force.min), low.max(in_force.low));
+        }
+        let protection = Protection::of_files(min, low);
+        let mut lasting = lock(&self.lasting);
+        let last = lasting.entry(cgroup.clone()).or_insert(Last { protection, limits });
+        *last = Last { protection, limits: last.limits || limits };
+        self.lasting_changed.notify_one();
     }
 
     fn complain(&self, state: &mut State, result: io::Result<()>) {

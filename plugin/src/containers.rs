@@ -18,7 +18,8 @@ use crate::policy::{self, Decision, Desired, Node, Policy, Reason, Setting};
 use crate::requests::annotation::Overrides;
 use crate::requests::checkpoint::{Checkpoints, Moment, Record};
 use crate::requests::{self, Known, Notice};
-use crate::units::{Bytes, Limit, PageSize};
+use crate::resize::Limits;
+use crate::units::{Bytes, CpuMax, Limit, PageSize};
 
 /// A container as the runtime told of it.
 #[derive(Clone, Debug)]
@@ -35,6 +36,8 @@ pub struct Container {
     pub sandbox: String,
     /// Its limit: asked for at create or by the last update.
     pub limit: Limit,
+    /// How much processor time it may use: asked for at create or by the last update.
+    pub cpu: CpuMax,
     /// The unified map that the CRI client sent with the create or the last update.
     pub unified: HashMap<String, String>,
     /// What its pod's annotations ask for.
@@ -73,6 +76,11 @@ impl Container {
     /// The kubelet's QoS class; `None` where no kubelet made the pod's cgroup.
     pub fn class(&self) -> Option<QosClass> {
         self.place.as_ref().map(PodPlace::class)
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> Limits {
+        Limits { memory: self.limit, cpu: self.cpu.rate() }
     }
 }
 
@@ -164,10 +172,38 @@ impl Settings {
 /// All containers, and what decides about them.
 #[derive(Debug)]
 pub struct Containers {
-    known: Mutex<HashMap<String, Arc<Container>>>,
+    known: Mutex<Index>,
     settings: RwLock<Arc<Settings>>,
     checkpoints: Mutex<Checkpoints>,
     originals: Arc<Mutex<Originals>>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    by_id: HashMap<String, Arc<Container>>,
+    /// The ids of a pod's containers, by that of its sandbox.
+    by_sandbox: HashMap<String, Vec<String>>,
+}
+
+impl Index {
+    fn insert(&mut self, container: Arc<Container>) {
+        if let Some(before) = self.by_id.insert(container.id.clone(), container.clone())
+            && before.sandbox == container.sandbox
+        {
+            return;
+        }
+        self.by_sandbox.entry(container.sandbox.clone()).or_default().push(container.id.clone());
+    }
+
+    fn remove(&mut self, id: &str) {
+        let Some(container) = self.by_id.remove(id) else { return };
+        if let Some(ids) = self.by_sandbox.get_mut(&container.sandbox) {
+            ids.retain(|other| other != id);
+            if ids.is_empty() {
+                self.by_sandbox.remove(&container.sandbox);
+            }
+        }
+    }
 }
 
 // Nothing that can panic runs while one of the locks is held, so a poisoned one holds good data.
@@ -195,26 +231,27 @@ impl Containers {
     /// Remembers a container, or what has changed about it.
     pub fn insert(&self, container: Container) -> Arc<Container> {
         let container = Arc::new(container);
-        lock(&self.known).insert(container.id.clone(), container.clone());
+        lock(&self.known).insert(container.clone());
         container
     }
 
     /// Remembers these and forgets all others.
     pub fn replace(&self, containers: impl IntoIterator<Item = Container>) {
-        let known = containers.into_iter().map(|container| (container.id.clone(), Arc::new(container))).collect();
+        let mut known = Index::default();
+        containers.into_iter().for_each(|container| known.insert(Arc::new(container)));
         *lock(&self.known) = known;
     }
 
     /// A container was started.
     pub fn started(&self, id: &str) {
-        if let Some(container) = lock(&self.known).get_mut(id) {
+        if let Some(container) = lock(&self.known).by_id.get_mut(id) {
             Arc::make_mut(container).started = true;
         }
     }
 
     /// An update of a container has come to its end, or has not come about.
     pub fn updated(&self, id: &str) {
-        if let Some(container) = lock(&self.known).get_mut(id)
+        if let Some(container) = lock(&self.known).by_id.get_mut(id)
             && container.updating
         {
             Arc::make_mut(container).updating = false;
@@ -228,7 +265,7 @@ impl Containers {
 
     /// The container with this id.
     pub fn get(&self, id: &str) -> Option<Arc<Container>> {
-        lock(&self.known).get(id).cloned()
+        lock(&self.known).by_id.get(id).cloned()
     }
 
     /// What a container's files held before this plugin changed them; `None` if it never has.
@@ -253,22 +290,28 @@ impl Containers {
     /// Forgets the containers of a sandbox, and tells which.
     pub fn remove_sandbox(&self, sandbox: &str) -> Vec<String> {
         let mut known = lock(&self.known);
-        let ended = known.values().filter(|container| container.sandbox == sandbox);
-        let ended: Vec<_> = ended.map(|container| container.id.clone()).collect();
+        let ended = known.by_sandbox.remove(sandbox).unwrap_or_default();
         for id in &ended {
-            known.remove(id);
+            known.by_id.remove(id);
         }
         ended
     }
 
+    /// The containers of a sandbox.
+    pub fn in_sandbox(&self, sandbox: &str) -> Vec<Arc<Container>> {
+        let known = lock(&self.known);
+        let ids = known.by_sandbox.get(sandbox).into_iter().flatten();
+        ids.filter_map(|id| known.by_id.get(id).cloned()).collect()
+    }
+
     /// The ids of all containers.
     pub fn ids(&self) -> Vec<String> {
-        lock(&self.known).keys().cloned().collect()
+        lock(&self.known).by_id.keys().cloned().collect()
     }
 
     /// All containers.
     pub fn all(&self) -> Vec<Arc<Container>> {
-        lock(&self.known).values().cloned().collect()
+        lock(&self.known).by_id.values().cloned().collect()
     }
 
     /// The kubelet's record of a container. Reads files, though rarely: only when they have changed. Logs what is wrong with

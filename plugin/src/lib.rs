@@ -26,5 +26,6 @@ pub mod pod;
 pub mod policy;
 pub mod reconcile;
 pub mod requests;
+pub mod resize;
 pub mod service;
 pub mod units;

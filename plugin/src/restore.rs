@@ -112,7 +112,7 @@ impl Restore {
                 [changed.original.min, changed.original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
             let protection = Protection::of_files(min, low);
             if let Ok(cgroup) = root.cgroup(&changed.cgroup)
-                && let Err(error) = systemd.set(&cgroup, protection).await
+                && let Err(error) = systemd.set(&cgroup, protection, false).await
             {
                 eprintln!("note: {error}");
             }

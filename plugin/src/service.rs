@@ -29,7 +29,7 @@ use crate::policy::Setting;
 use crate::reconcile::{Work, update};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
-use crate::units::{Bytes, Limit, PageSize, excerpt};
+use crate::units::{Bytes, CpuMax, Limit, PageSize, excerpt};
 
 /// Part of the runtime's request timeout within which an event is answered.
 const BUDGET: u32 = 10;
@@ -199,11 +199,29 @@ impl Service {
         for notice in &decided.notices {
             warn!(pod = container.pod, container = container.name, "{notice}");
         }
+        self.raise_pod(&container);
         // Before the container has it, and what it had before counts until it is known to have it.
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
             self.ancestors.claim_at_least(place, &container.id, claim);
         }
         (container, decided)
+    }
+
+    /// A container's limits are worth nothing where its pod's are tighter.
+    fn raise_pod(&self, container: &Container) {
+        if self.containers.settings().stand_aside {
+            return;
+        }
+        let others = self.containers.in_sandbox(&container.sandbox);
+        let others = others.iter().filter(|other| other.name != container.name && self.is_alive(other));
+        let limits = others.map(|other| other.limits()).chain([container.limits()]);
+        self.ancestors.raise_limits(container, limits);
+    }
+
+    /// It has not started yet, or not ended.
+    fn is_alive(&self, container: &Container) -> bool {
+        let ended = |cgroup: &CgroupPath| matches!(self.root.cgroup(cgroup), Err(CgroupError::Gone(_)));
+        !(container.started && container.cgroup.as_ref().is_some_and(ended))
     }
 
     fn meet_sandbox(&self, pod: &PodSandbox) {
@@ -400,6 +418,9 @@ impl Plugin for Service {
         if asked != 0 {
             updated.limit = limit(asked, page, &updated);
         }
+        if let Some(cpu) = cpu(&resources) {
+            updated.cpu = cpu;
+        }
         let claimed = resources.unified;
         if !claimed.is_empty() {
             updated.unified.clone_from(&claimed);
@@ -480,6 +501,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         uid,
         sandbox: pod.id.clone(),
         limit: Limit::Max,
+        cpu: CpuMax::NONE,
         unified: resources.unified.clone(),
         overrides,
         oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
@@ -494,6 +516,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
     }
     let asked = resources.memory.get_or_default().limit.get_or_default().value;
     translated.limit = limit(asked, page, &translated);
+    translated.cpu = cpu(resources).unwrap_or(CpuMax::NONE);
     if !linux.cgroups_path.is_empty() {
         match CgroupPath::parse(&linux.cgroups_path) {
             Ok(path) => translated.cgroup = Some(path),
@@ -506,6 +529,13 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         }
     }
     translated
+}
+
+/// How much processor time is asked for; `None` if nothing is said of it.
+fn cpu(resources: &LinuxResources) -> Option<CpuMax> {
+    let cpu = resources.cpu.as_ref()?;
+    let quota = cpu.quota.as_ref()?.value;
+    Some(CpuMax::from_cri(quota, cpu.period.get_or_default().value))
 }
 
 fn limit(asked: i64, page: PageSize, container: &Container) -> Limit {

@@ -221,6 +221,68 @@ impl fmt::Display for PageSize {
     }
 }
 
+/// What `cpu.max` holds: how much processor time may be used in each period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuMax {
+    /// In microseconds; `None` is no limit, the kernel's `max`.
+    pub quota: Option<u64>,
+    /// In microseconds, above 0.
+    pub period: u64,
+}
+
+impl CpuMax {
+    /// The kernel's default period, which is also the kubelet's.
+    pub const PERIOD: u64 = 100_000;
+
+    /// No limit.
+    pub const NONE: Self = Self { quota: None, period: Self::PERIOD };
+
+    /// Reads quota and period as CRI and NRI deliver them: a quota of 0 or less is none, and a period of 0 the default.
+    pub fn from_cri(quota: i64, period: u64) -> Self {
+        let quota = u64::try_from(quota).ok().filter(|quota| *quota > 0);
+        Self { quota, period: if period == 0 { Self::PERIOD } else { period } }
+    }
+
+    /// Processor time per second in microseconds, rounded up: a million is one processor. `None` is no limit.
+    pub fn rate(self) -> Option<u64> {
+        let rate = (u128::from(self.quota?) * 1_000_000).div_ceil(u128::from(self.period.max(1)));
+        Some(u64::try_from(rate).unwrap_or(u64::MAX))
+    }
+
+    /// As much processor time as `rate` allows, in periods of the same length.
+    #[must_use]
+    pub fn with_rate(self, rate: Option<u64>) -> Self {
+        let quota = |rate| (u128::from(rate) * u128::from(self.period)).div_ceil(1_000_000);
+        Self { quota: rate.map(|rate: u64| u64::try_from(quota(rate)).unwrap_or(u64::MAX)), ..self }
+    }
+}
+
+impl fmt::Display for CpuMax {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.quota {
+            Some(quota) => write!(f, "{quota} {}", self.period),
+            None => write!(f, "max {}", self.period),
+        }
+    }
+}
+
+impl FromStr for CpuMax {
+    type Err = CpuMaxError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || CpuMaxError(excerpt(text));
+        let (quota, period) = text.split_once(' ').ok_or_else(error)?;
+        let quota = if quota == "max" { None } else { Some(quota.parse().map_err(|_| error())?) };
+        let period = period.parse().ok().filter(|period| *period > 0).ok_or_else(error)?;
+        Ok(Self { quota, period })
+    }
+}
+
+/// The text is not what `cpu.max` holds.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("expected microseconds or 'max', and the period in microseconds, found '{0}'")]
+pub struct CpuMaxError(String);
+
 /// An amount of processor time in thousandths of a core. Needed only to tell a pod's QoS class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MilliCpu(u64);

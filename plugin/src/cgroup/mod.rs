@@ -1,9 +1,8 @@
 //! The only code that touches cgroupfs.
 //!
 //! A cgroup is an open directory: its path may be taken by another cgroup once it is removed, the open directory never
-//! is. Everything is opened beneath one root, only the files that [`Knob`] names, `memory.current` and
-//! `memory.swap.max` are read, and only
-//! those that [`Knob`] names are written.
+//! is. Everything is opened beneath one root. Only the files that [`Knob`] names, `cpu.max` and `memory.reclaim` are written,
+//! and besides these only those named here are read.
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 
@@ -20,7 +19,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 pub use self::path::{CgroupPath, InvalidPath};
-use crate::units::{Bytes, Limit, LimitError};
+use crate::resize::Usage;
+use crate::units::{Bytes, CpuMax, CpuMaxError, Limit, LimitError};
 
 /// A file of the memory controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,7 +78,7 @@ pub enum CgroupError {
         /// The file.
         file: &'static str,
     },
-    /// The file holds something else than a number of bytes or `max`.
+    /// The file holds something else than it should.
     #[error("cgroup {path}: {file}: {error}")]
     Malformed {
         /// The cgroup.
@@ -86,7 +86,7 @@ pub enum CgroupError {
         /// The file.
         file: &'static str,
         /// What is wrong.
-        error: LimitError,
+        error: String,
     },
     /// Anything else that went wrong.
     #[error("cgroup {path}: cannot {operation}: {error}")]
@@ -111,6 +111,18 @@ pub const SWAP_MAX: &str = "memory.swap.max";
 
 /// What a cgroup uses, with everything below it.
 const USAGE: &str = "memory.current";
+
+/// What that is, in parts.
+const STAT: &str = "memory.stat";
+
+/// How much swap a cgroup uses.
+const SWAP_USAGE: &str = "memory.swap.current";
+
+/// Reclaims as much as is written to it. From kernel 5.19 on.
+const RECLAIM: &str = "memory.reclaim";
+
+/// How much processor time a cgroup may use.
+const CPU_MAX: &str = "cpu.max";
 
 /// The root of a cgroup v2 hierarchy.
 #[derive(Debug)]
@@ -235,13 +247,25 @@ impl Cgroup {
     }
 
     fn read_amount(&self, name: &'static str) -> Result<Limit, CgroupError> {
+        // A number of 20 digits is the longest content.
+        let text = self.read_text(name, 32)?;
+        text.trim_end_matches('\n').parse().map_err(|error: LimitError| self.malformed(name, error))
+    }
+
+    /// Reads a file of which no more than `most` bytes matter.
+    fn read_text(&self, name: &'static str, most: usize) -> Result<String, CgroupError> {
         let file = self.open(name, OFlags::RDONLY)?;
-        let mut buffer = [0; 32];
-        // The kernel gives such a file whole or not at all. A number of 20 digits is the longest content.
+        let mut buffer = vec![0; most];
+        // The kernel gives such a file whole or not at all.
         let length = rustix::io::read(&file, &mut buffer).map_err(|error| self.failed("read it", error))?;
-        let text = String::from_utf8_lossy(&buffer[..length]);
-        let malformed = |error| CgroupError::Malformed { path: self.path.clone(), file: name, error };
-        text.trim_end_matches('\n').parse().map_err(malformed)
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
+    fn write_text(&self, name: &'static str, text: &str) -> Result<(), CgroupError> {
+        // Truncation means nothing to the kernel here.
+        let file = self.open(name, OFlags::WRONLY | OFlags::TRUNC)?;
+        rustix::io::write(&file, text.as_bytes()).map_err(|error| self.failed("write it", error))?;
+        Ok(())
     }
 
     /// Writes one of its files. The kernel keeps whole pages, rounded down.
@@ -250,10 +274,67 @@ impl Cgroup {
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile; what the kernel says otherwise.
     pub fn write(&self, knob: Knob, value: Limit) -> Result<(), CgroupError> {
-        // Truncation means nothing to the kernel here.
-        let file = self.open(knob.file_name(), OFlags::WRONLY | OFlags::TRUNC)?;
-        rustix::io::write(&file, value.to_string().as_bytes()).map_err(|error| self.failed("write it", error))?;
-        Ok(())
+        self.write_text(knob.file_name(), &value.to_string())
+    }
+
+    /// Reads `cpu.max`.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Unsupported`] where the processor controller is off; [`CgroupError::Gone`].
+    pub fn cpu_max(&self) -> Result<CpuMax, CgroupError> {
+        let text = self.read_text(CPU_MAX, 64)?;
+        text.trim_end().parse().map_err(|error: CpuMaxError| self.malformed(CPU_MAX, error))
+    }
+
+    /// Writes `cpu.max`.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile; what the kernel says otherwise.
+    pub fn set_cpu_max(&self, value: CpuMax) -> Result<(), CgroupError> {
+        self.write_text(CPU_MAX, &value.to_string())
+    }
+
+    /// What it uses, and what of that could be reclaimed.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    pub fn usage_in_parts(&self) -> Result<Usage, CgroupError> {
+        let stat = self.read_text(STAT, 16 << 10)?;
+        let fields = stat.lines().filter_map(|line| line.split_once(' '));
+        let fields: Vec<(&str, u64)> = fields.filter_map(|(name, value)| Some((name, value.parse().ok()?))).collect();
+        let sum = |names: &[&str]| {
+            let values = fields.iter().filter(|(name, _)| names.contains(name)).map(|(_, value)| *value);
+            Bytes::new(values.fold(0, u64::saturating_add))
+        };
+        // Without swap accounting, or without swap, there is nothing to swap to.
+        let swap_left = match (self.swap_max(), self.read_amount(SWAP_USAGE)) {
+            (Ok(Limit::Bytes(max)), Ok(Limit::Bytes(used))) => max.saturating_sub(used),
+            // What the node has left is not known here.
+            _ => Bytes::ZERO,
+        };
+        Ok(Usage {
+            current: self.usage()?,
+            // The lists of what can be evicted: shared memory is on those of anonymous memory.
+            cache: sum(&["inactive_file", "active_file", "slab_reclaimable"]),
+            swappable: sum(&["inactive_anon", "active_anon"]),
+            swap_left,
+        })
+    }
+
+    /// Reclaims memory by `memory.reclaim`, which never kills. Whether all of it was reclaimed; what could be is in any case.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Unsupported`] before kernel 5.19; [`CgroupError::Gone`].
+    pub fn reclaim(&self, amount: Bytes) -> Result<bool, CgroupError> {
+        match self.write_text(RECLAIM, &amount.to_string()) {
+            Ok(()) => Ok(true),
+            Err(CgroupError::Io { error, .. }) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The cgroups in it.
@@ -281,6 +362,10 @@ impl Cgroup {
             Err(Errno::NOENT) => Err(CgroupError::Unsupported { path: self.path.clone(), file: name }),
             result => result.map_err(|error| self.failed("open one of its files", error)),
         }
+    }
+
+    fn malformed(&self, file: &'static str, error: impl ToString) -> CgroupError {
+        CgroupError::Malformed { path: self.path.clone(), file, error: error.to_string() }
     }
 
     fn failed(&self, operation: &'static str, error: Errno) -> CgroupError {

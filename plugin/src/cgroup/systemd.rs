@@ -53,6 +53,9 @@ const CARRIED: [(&str, &str); 6] = [
     ("pids.max", "TasksMax"),
 ];
 
+/// The properties of limits.
+const LIMITS: [&str; 2] = ["MemoryMax", "CPUQuotaPerSecUSec"];
+
 /// systemd's word for "none" and "not set"; `max` in files.
 const INFINITY: u64 = u64::MAX;
 /// In microseconds, as everything about `cpu.max`.
@@ -149,8 +152,8 @@ impl Systemd {
         Self { host: host.to_owned(), state: Mutex::default() }
     }
 
-    /// Makes `memory.min` and `memory.low` of a cgroup last, if a systemd unit owns exactly it. The files should hold
-    /// them already: systemd takes its time.
+    /// Makes `memory.min` and `memory.low` of a cgroup last, if a systemd unit owns exactly it; with `limits`, also what
+    /// `memory.max` and `cpu.max` hold. The files should hold all of it already: systemd takes its time.
     ///
     /// May be called for several cgroups at once. Who owns a cgroup is asked each time, in the call that is needed
     /// anyway, so there is nothing to become stale when a path is used again.
@@ -159,13 +162,13 @@ impl Systemd {
     ///
     /// When systemd refuses, cannot be reached, or does not answer in time. After the latter two it is left alone for a
     /// while that grows with each failure in a row, from a second to a minute.
-    pub async fn set(&self, cgroup: &Cgroup, protection: Protection) -> Result<Lasting, SystemdError> {
+    pub async fn set(&self, cgroup: &Cgroup, protection: Protection, limits: bool) -> Result<Lasting, SystemdError> {
         let Some(unit) = Unit::of(&cgroup.path) else { return Ok(Lasting::NoUnit) };
         let bus = self.bus(None).await?;
-        let mut result = unit.set(&bus, cgroup, protection).await;
+        let mut result = unit.set(&bus, cgroup, protection, limits).await;
         if matches!(result, Err(SystemdError::Lost { .. })) {
             // daemon-reexec or a restart of dbus. To set the same once more does no harm.
-            result = unit.set(&*self.bus(Some(&bus)).await?, cgroup, protection).await;
+            result = unit.set(&*self.bus(Some(&bus)).await?, cgroup, protection, limits).await;
         }
         let mut state = self.state.lock().await;
         match &result {
@@ -243,7 +246,13 @@ impl<'a> Unit<'a> {
         Some(Self { name, interface })
     }
 
-    async fn set(&self, bus: &Connection, cgroup: &Cgroup, protection: Protection) -> Result<Lasting, SystemdError> {
+    async fn set(
+        &self,
+        bus: &Connection,
+        cgroup: &Cgroup,
+        protection: Protection,
+        limits: bool,
+    ) -> Result<Lasting, SystemdError> {
         let path = format!("/org/freedesktop/systemd1/unit/{}", bus_label(self.name));
         let call = "Properties.GetAll";
         // systemd loads a unit that it does not know; that one has no cgroup.
@@ -271,13 +280,18 @@ impl<'a> Unit<'a> {
             .collect();
 
         let wanted = [("MemoryMin", protection.min.get()), ("MemoryLow", protection.low.get())];
-        if wanted.iter().all(|(name, value)| numbers.get(name) == Some(value)) {
+        let is_set = wanted.iter().all(|(name, value)| numbers.get(name) == Some(value));
+        if is_set && !limits {
             return Ok(Lasting::Unchanged);
         }
         // Files are read after the properties: somebody who sets a property meanwhile (the kubelet) is not mistaken for
         // one who wrote the file, since systemd writes the file before it reads the next message.
+        let carried = carried(&numbers, |file| read(cgroup, file));
+        if is_set && !carried.iter().any(|(property, _)| LIMITS.contains(property)) {
+            return Ok(Lasting::Unchanged);
+        }
         let mut settings = wanted.to_vec();
-        settings.extend(carried(&numbers, |file| read(cgroup, file)));
+        settings.extend(carried);
         if cgroup.is_removed() {
             return Ok(Lasting::NoUnit);
         }
@@ -367,6 +381,13 @@ fn carried(properties: &HashMap<&str, u64>, read: impl Fn(&str) -> Option<String
             let least = u64::from(matches!(property, "MemoryHigh" | "MemoryMax"));
             carried.push((property, in_force.max(least)));
         }
+    }
+    // Who sets MemoryMax without it makes "max" of an amount of swap that is 0 (seen with systemd 257 and 262).
+    if carried.iter().any(|(property, _)| *property == "MemoryMax")
+        && !carried.iter().any(|(property, _)| *property == "MemorySwapMax")
+        && let Some(in_force) = read("memory.swap.max").and_then(|text| number(&text))
+    {
+        carried.push(("MemorySwapMax", in_force));
     }
     let (quota, period) = ("CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec");
     if let Some(text) = read("cpu.max")
@@ -512,7 +533,7 @@ mod tests {
     #[tokio::test]
     async fn the_protection_of_a_unit_is_set_at_runtime_in_one_call() {
         let host = Host::new().with_bus();
-        let set = host.systemd().set(&host.cgroup(POD, &[]), protection(4096, 8192)).await.unwrap();
+        let set = host.systemd().set(&host.cgroup(POD, &[]), protection(4096, 8192), false).await.unwrap();
         assert_eq!(set, Lasting::Set);
         let expected = (UNIT.to_owned(), true, settings(&[("MemoryMin", 4096), ("MemoryLow", 8192)]));
         assert_eq!(host.fake().set, [expected]);
@@ -524,10 +545,10 @@ mod tests {
         let systemd = host.systemd();
         // Files that disagree are none of our business then.
         let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
-        assert_eq!(systemd.set(&cgroup, protection(0, 0)).await.unwrap(), Lasting::Unchanged);
+        assert_eq!(systemd.set(&cgroup, protection(0, 0), false).await.unwrap(), Lasting::Unchanged);
         host.fake().properties.insert("MemoryLow".to_owned(), 8192);
-        assert_eq!(systemd.set(&cgroup, protection(0, 8192)).await.unwrap(), Lasting::Unchanged);
-        assert_eq!(systemd.set(&cgroup, protection(4096, 8192)).await.unwrap(), Lasting::Set);
+        assert_eq!(systemd.set(&cgroup, protection(0, 8192), false).await.unwrap(), Lasting::Unchanged);
+        assert_eq!(systemd.set(&cgroup, protection(4096, 8192), false).await.unwrap(), Lasting::Set);
         assert_eq!(host.fake().set.len(), 1);
         assert_eq!(host.fake().connections, 1);
     }
@@ -543,13 +564,13 @@ mod tests {
             ("pids.max", "max\n"),
         ];
         let systemd = host.systemd();
-        systemd.set(&host.cgroup(POD, &fresh), protection(0, 8192)).await.unwrap();
+        systemd.set(&host.cgroup(POD, &fresh), protection(0, 8192), false).await.unwrap();
         assert_eq!(host.fake().set.pop().unwrap().2, settings(&[("MemoryMin", 0), ("MemoryLow", 8192)]));
         let written = [("memory.swap.max", "0\n"), ("cpu.weight", "77\n"), ("cpu.max", "50500 100000\n")];
         // As the property, in whole pages.
         host.fake().properties.insert("MemoryMax".to_owned(), 1_000_000);
         let cgroup = host.cgroup(POD, &[written.as_slice(), &[("memory.max", "999424\n")]].concat());
-        systemd.set(&cgroup, protection(0, 4096)).await.unwrap();
+        systemd.set(&cgroup, protection(0, 4096), false).await.unwrap();
         let carried = [("MemorySwapMax", 0), ("CPUWeight", 77), ("CPUQuotaPerSecUSec", 505_000)];
         assert_eq!(host.fake().set.pop().unwrap().2[2..], settings(&carried));
     }
@@ -589,16 +610,16 @@ mod tests {
         let host = Host::new().with_bus();
         let systemd = host.systemd();
         let plain = host.cgroup("kubepods/pod1", &[]);
-        assert_eq!(systemd.set(&plain, protection(0, 1)).await.unwrap(), Lasting::NoUnit);
+        assert_eq!(systemd.set(&plain, protection(0, 1), false).await.unwrap(), Lasting::NoUnit);
         assert_eq!(host.fake().connections, 0);
         let pod = host.cgroup(POD, &[]);
         for control_group in ["", "/elsewhere.slice/kubepods-pod1_2.slice", "/kubepods.slice"] {
             host.fake().control_group = control_group;
-            assert_eq!(systemd.set(&pod, protection(0, 1)).await.unwrap(), Lasting::NoUnit, "{control_group}");
+            assert_eq!(systemd.set(&pod, protection(0, 1), false).await.unwrap(), Lasting::NoUnit, "{control_group}");
         }
         for error in ["org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.DBus.Error.UnknownObject"] {
             host.fake().mood = Mood::Error(error);
-            assert_eq!(systemd.set(&pod, protection(0, 1)).await.unwrap(), Lasting::NoUnit, "{error}");
+            assert_eq!(systemd.set(&pod, protection(0, 1), false).await.unwrap(), Lasting::NoUnit, "{error}");
         }
         assert_eq!(host.fake().set, []);
     }
@@ -609,7 +630,7 @@ mod tests {
         let cgroup = host.cgroup(POD, &[]);
         fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
         host.cgroup(POD, &[]);
-        assert_eq!(host.systemd().set(&cgroup, protection(0, 1)).await.unwrap(), Lasting::NoUnit);
+        assert_eq!(host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap(), Lasting::NoUnit);
         assert_eq!(host.fake().set, []);
     }
 
@@ -617,34 +638,34 @@ mod tests {
     async fn a_bus_that_never_answers_is_given_up_and_left_alone_for_a_while() {
         let host = Host::new().with_bus();
         let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
-        systemd.set(&cgroup, protection(0, 1)).await.unwrap();
+        systemd.set(&cgroup, protection(0, 1), false).await.unwrap();
         host.fake().mood = Mood::Never;
         tokio::time::pause();
         let start = Instant::now();
-        let error = systemd.set(&cgroup, protection(0, 1)).await.unwrap_err();
+        let error = systemd.set(&cgroup, protection(0, 1), false).await.unwrap_err();
         assert!(matches!(error, SystemdError::Timeout { call: "Properties.GetAll", .. }), "{error}");
         assert!(start.elapsed() < LIMIT + Duration::from_secs(1));
         for pause in [1, 2, 4] {
-            let error = systemd.set(&cgroup, protection(0, 1)).await.unwrap_err();
+            let error = systemd.set(&cgroup, protection(0, 1), false).await.unwrap_err();
             assert!(matches!(error, SystemdError::Paused { .. }), "{error}");
             assert!(error.to_string().contains(UNIT), "{error}");
             advance(Duration::from_secs(pause)).await;
-            let error = systemd.set(&cgroup, protection(0, 1)).await.unwrap_err();
+            let error = systemd.set(&cgroup, protection(0, 1), false).await.unwrap_err();
             assert!(matches!(error, SystemdError::Timeout { .. }), "{error}");
         }
         host.fake().mood = Mood::Well;
         advance(Duration::from_secs(8)).await;
-        assert_eq!(systemd.set(&cgroup, protection(0, 2)).await.unwrap(), Lasting::Set);
+        assert_eq!(systemd.set(&cgroup, protection(0, 2), false).await.unwrap(), Lasting::Set);
     }
 
     #[tokio::test]
     async fn a_lost_connection_is_made_anew() {
         let host = Host::new().with_bus();
         let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
-        systemd.set(&cgroup, protection(0, 1)).await.unwrap();
+        systemd.set(&cgroup, protection(0, 1), false).await.unwrap();
         for connections in [2, 3] {
             host.fake().mood = Mood::HangsUp;
-            let set = systemd.set(&cgroup, protection(0, connections as u64)).await;
+            let set = systemd.set(&cgroup, protection(0, connections as u64), false).await;
             assert_eq!(set.unwrap(), Lasting::Set);
             assert_eq!(host.fake().connections, connections);
         }
@@ -654,7 +675,7 @@ mod tests {
     async fn several_cgroups_share_a_connection() {
         let host = Host::new().with_bus();
         let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
-        let all = futures::future::join_all((1..=8).map(|low| systemd.set(&cgroup, protection(0, low)))).await;
+        let all = futures::future::join_all((1..=8).map(|low| systemd.set(&cgroup, protection(0, low), false))).await;
         assert!(all.iter().all(|set| matches!(set, Ok(Lasting::Set))), "{all:?}");
         assert_eq!(host.fake().set.len(), 8);
         assert_eq!(host.fake().connections, 1);
@@ -664,18 +685,18 @@ mod tests {
     async fn a_refusal_and_a_missing_bus_are_told() {
         let host = Host::new();
         let cgroup = host.cgroup(POD, &[]);
-        let error = host.systemd().set(&cgroup, protection(0, 1)).await.unwrap_err().to_string();
+        let error = host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap_err().to_string();
         assert!(error.contains(BUS) && error.contains("is the host's /run there"), "{error}");
         let host = host.with_bus();
         for name in ["AccessDenied", "InteractiveAuthorizationRequired"] {
             let name = format!("org.freedesktop.DBus.Error.{name}");
             host.fake().mood = Mood::Error(name.leak());
-            let error = host.systemd().set(&cgroup, protection(0, 1)).await.unwrap_err();
+            let error = host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap_err();
             assert!(matches!(error, SystemdError::Denied { .. }), "{error}");
             assert!(error.to_string().contains("so it is"), "{error}");
         }
         host.fake().mood = Mood::Error("org.freedesktop.systemd1.BadUnitSetting");
-        let error = host.systemd().set(&cgroup, protection(0, 1)).await.unwrap_err();
+        let error = host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap_err();
         assert!(matches!(error, SystemdError::Failed { .. }), "{error}");
     }
 

@@ -1,0 +1,153 @@
+//! Decisions on resizes: what a pod needs for its containers' limits, and whether a lower limit can be reached without a kill.
+//!
+//! Pure: no files, no clock.
+
+use crate::units::{Bytes, Limit};
+
+/// How much a limit has to leave free at least: for the pause process in the pod's own limit, and for what is charged between
+/// the last look and the runtime's write while `memory.high` slows the container down.
+const LEAST_MARGIN: Bytes = Bytes::new(2 << 20);
+
+/// The part of a limit that has to stay free.
+const MARGIN_PART: u64 = 100;
+
+/// What a container, or a pod, may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory.
+    pub memory: Limit,
+    /// Processor time per second in microseconds; `None` is no limit.
+    pub cpu: Option<u64>,
+}
+
+impl Limits {
+    /// What a pod has to allow for its containers: the sums, and no limit where one of them has none. `overhead` is memory that
+    /// the pod takes beyond them.
+    pub fn sum(containers: impl IntoIterator<Item = Self>, overhead: Bytes) -> Self {
+        let none = Self { memory: Limit::Bytes(overhead), cpu: Some(0) };
+        containers.into_iter().fold(none, |sum, container| Self {
+            memory: match (sum.memory, container.memory) {
+                (Limit::Bytes(sum), Limit::Bytes(limit)) => Limit::Bytes(sum.saturating_add(limit)),
+                _ => Limit::Max,
+            },
+            cpu: sum.cpu.zip(container.cpu).map(|(sum, limit)| sum.saturating_add(limit)),
+        })
+    }
+}
+
+/// What a cgroup uses, and what of that can be had back without a kill.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// `memory.current`.
+    pub current: Bytes,
+    /// Page cache that is not shared memory, and reclaimable kernel memory.
+    pub cache: Bytes,
+    /// Memory that could be swapped out.
+    pub swappable: Bytes,
+    /// How much more swap may be used.
+    pub swap_left: Bytes,
+}
+
+impl Usage {
+    /// What can be reclaimed at most.
+    pub fn reclaimable(&self) -> Bytes {
+        self.cache.saturating_add(self.swappable.min(self.swap_left)).min(self.current)
+    }
+}
+
+/// Whether a container can have a lower limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// It uses no more than that.
+    Fits,
+    /// If as much is reclaimed as can be.
+    Reclaim,
+    /// Whatever is reclaimed, it would be killed.
+    Kills,
+}
+
+/// How much has to stay free below a limit when it is set: 1 %, at least 2 MiB.
+pub fn margin(limit: Bytes) -> Bytes {
+    Bytes::new(limit.get() / MARGIN_PART).max(LEAST_MARGIN)
+}
+
+/// Judges a cut to `limit`.
+pub fn cut(limit: Bytes, usage: &Usage) -> Cut {
+    let most = limit.saturating_sub(margin(limit));
+    if usage.current <= most {
+        Cut::Fits
+    } else if usage.current.saturating_sub(usage.reclaimable()) <= most {
+        Cut::Reclaim
+    } else {
+        Cut::Kills
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mib(mib: u64) -> Bytes {
+        Bytes::new(mib << 20)
+    }
+
+    fn limits(memory: u64, cpu: u64) -> Limits {
+        Limits { memory: mib(memory).into(), cpu: Some(cpu) }
+    }
+
+    #[test]
+    fn a_pod_needs_the_sum_of_its_containers_and_its_overhead() {
+        let sum = Limits::sum([limits(100, 200_000), limits(50, 1)], mib(8));
+        assert_eq!(sum, limits(158, 200_001));
+        assert_eq!(Limits::sum([], Bytes::ZERO), limits(0, 0));
+    }
+
+    #[test]
+    fn one_container_without_a_limit_leaves_the_pod_without_that_one() {
+        let sum = Limits::sum([limits(100, 1), Limits { memory: Limit::Max, cpu: Some(1) }], mib(8));
+        assert_eq!(sum, Limits { memory: Limit::Max, cpu: Some(2) });
+        let sum = Limits::sum([Limits { cpu: None, ..limits(100, 1) }, limits(1, 1)], Bytes::ZERO);
+        assert_eq!(sum, Limits { memory: mib(101).into(), cpu: None });
+    }
+
+    fn usage(current: u64, cache: u64) -> Usage {
+        Usage { current: mib(current), cache: mib(cache), ..Usage::default() }
+    }
+
+    #[test]
+    fn a_cut_passes_is_made_room_for_or_would_kill() {
+        for (limit, current, cache, expected) in [
+            (100, 98, 0, Cut::Fits),
+            (100, 99, 0, Cut::Kills),
+            (100, 99, 1, Cut::Reclaim),
+            (100, 128, 29, Cut::Kills),
+            (100, 128, 30, Cut::Reclaim),
+            // 1 % of it.
+            (1000, 990, 0, Cut::Fits),
+            (1000, 991, 0, Cut::Kills),
+            (1, 0, 0, Cut::Fits),
+            (1, 1, 0, Cut::Kills),
+        ] {
+            assert_eq!(cut(mib(limit), &usage(current, cache)), expected, "{limit} {current} {cache}");
+        }
+    }
+
+    #[test]
+    fn memory_counts_as_reclaimable_as_far_as_there_is_swap() {
+        let usage = Usage { swappable: mib(60), swap_left: mib(20), ..usage(100, 10) };
+        assert_eq!(usage.reclaimable(), mib(30));
+        assert_eq!(cut(mib(72), &usage), Cut::Reclaim);
+        assert_eq!(cut(mib(71), &usage), Cut::Kills);
+    }
+
+    proptest! {
+        #[test]
+        fn what_fits_fits_below_any_higher_limit(limit in 0..1000u64, more in 0..1000u64, current in 0..1000u64) {
+            let usage = usage(current, 0);
+            if cut(mib(limit), &usage) == Cut::Fits {
+                prop_assert_eq!(cut(mib(limit + more), &usage), Cut::Fits);
+            }
+        }
+    }
+}
