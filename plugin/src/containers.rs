@@ -249,6 +249,13 @@ impl Containers {
         }
     }
 
+    /// A container is about to be updated.
+    pub fn updating(&self, id: &str) {
+        if let Some(container) = lock(&self.known).by_id.get_mut(id) {
+            Arc::make_mut(container).updating = true;
+        }
+    }
+
     /// An update of a container has come to its end, or has not come about.
     pub fn updated(&self, id: &str) {
         if let Some(container) = lock(&self.known).by_id.get_mut(id)

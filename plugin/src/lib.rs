@@ -17,6 +17,7 @@ pub mod cgroup;
 pub mod config;
 pub mod containers;
 pub mod contention;
+pub mod cut;
 pub mod explain;
 pub mod hierarchy;
 pub mod node;

@@ -142,8 +142,12 @@ pub fn same(observed: Limit, desired: Limit, page: PageSize) -> bool {
 }
 
 /// The update that brings a container's files to their values.
-pub fn update(id: &str, values: impl IntoIterator<Item = (Knob, Limit)>) -> ContainerUpdate {
-    let unified = values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string())).collect();
+///
+/// `swap_max` is how much swap it may use, if that is limited: a runtime that is asked for an update without swap lifts that
+/// limit (containerd and runc), so it is asked for what is in force.
+pub fn update(id: &str, values: impl IntoIterator<Item = (Knob, Limit)>, swap_max: Option<Bytes>) -> ContainerUpdate {
+    let values = values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()));
+    let unified = values.chain(swap_max.map(|swap_max| (SWAP_MAX.to_owned(), swap_max.to_string()))).collect();
     let resources = LinuxResources { unified, ..Default::default() };
     let linux = LinuxContainerUpdate { resources: Some(resources).into(), ..Default::default() };
     ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
@@ -217,8 +221,7 @@ struct Pending {
     container: Arc<Container>,
     writes: Vec<Write>,
     attempt: u32,
-    /// How much swap it may use. A runtime that is asked for an update without swap lifts that limit (containerd and runc), so
-    /// it is asked for what is in force.
+    /// How much swap it may use, if that is limited.
     swap_max: Option<Bytes>,
 }
 
@@ -876,11 +879,7 @@ enum Unsent {
 impl Pending {
     fn update(&self, ignore_failure: bool) -> ContainerUpdate {
         let values = self.writes.iter().map(|write| (write.knob, write.desired));
-        let mut update = ContainerUpdate { ignore_failure, ..update(&self.container.id, values) };
-        if let (Some(swap_max), Some(linux)) = (self.swap_max, update.linux.as_mut()) {
-            linux.resources.mut_or_insert_default().unified.insert(SWAP_MAX.to_owned(), swap_max.get().to_string());
-        }
-        update
+        ContainerUpdate { ignore_failure, ..update(&self.container.id, values, self.swap_max) }
     }
 }
 

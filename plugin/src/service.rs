@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nri::api::{
     self, ContainerAdjustment, ContainerState, ContainerUpdate, LinuxContainerAdjustment, LinuxResources, PodSandbox,
@@ -22,8 +22,10 @@ use crate::ancestors::{Ancestors, Sandbox};
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::{Config, NodeAllocatable};
 use crate::containers::{Container, Containers, Decided, KNOBS, Settings};
+use crate::cut::{self, Room};
 use crate::hierarchy::PodPlace;
 use crate::originals::Values;
+use crate::outcome::Outcome;
 use crate::pod::{PodCgroup, PodUid};
 use crate::policy::Setting;
 use crate::reconcile::{Work, update};
@@ -33,6 +35,13 @@ use crate::units::{Bytes, CpuMax, Limit, PageSize, excerpt};
 
 /// Part of the runtime's request timeout within which an event is answered.
 const BUDGET: u32 = 10;
+
+/// How many times as long a cut may take that is reclaiming: up to half of the timeout, with what comes after it.
+const CUT_BUDGET: u32 = 4;
+
+/// Why a cut is refused. Constant, since the kubelet makes an Event of each new text and tries again every 10 to 15 s.
+const WOULD_KILL: &str = "memory limit not lowered: the container uses more than that and would be killed; it has to free memory \
+                          first, or the limit to be higher (plimsoll's log has the numbers)";
 
 /// Whether the kubelet has a record of a container could not be found out.
 #[derive(Debug)]
@@ -222,6 +231,53 @@ impl Service {
     fn is_alive(&self, container: &Container) -> bool {
         let ended = |cgroup: &CgroupPath| matches!(self.root.cgroup(cgroup), Err(CgroupError::Gone(_)));
         !(container.started && container.cgroup.as_ref().is_some_and(ended))
+    }
+
+    /// Makes room for a limit that is lower than the one in force, and tells what `memory.high` was before if that was lowered.
+    ///
+    /// # Errors
+    ///
+    /// When the container would be killed.
+    async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
+        let (Limit::Bytes(limit), Some(path)) = (container.limit, &container.cgroup) else { return Ok(None) };
+        if self.containers.settings().stand_aside {
+            return Ok(None);
+        }
+        // One that is not running has nothing to lose.
+        let Ok(cgroup) = self.root.cgroup(path) else { return Ok(None) };
+        let in_force = match cgroup.read(Knob::Max) {
+            Ok(in_force) if in_force > container.limit => in_force,
+            _ => return Ok(None),
+        };
+        if let Ok(before) = Values::read(&cgroup) {
+            self.containers.remember(container, before);
+        }
+        let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner) * CUT_BUDGET;
+        // Nobody is to repair memory.high meanwhile.
+        self.containers.updating(&container.id);
+        match cut::make_room(cgroup, limit, Instant::now() + budget).await {
+            Ok(Room::Made { high }) => Ok(Some(high)),
+            Ok(Room::NotMade(usage)) => {
+                warn!(
+                    pod = container.pod,
+                    container = container.name,
+                    knob = Knob::Max.file_name(),
+                    desired = %limit,
+                    observed = %in_force,
+                    usage = %usage.current,
+                    reclaimable = %usage.reclaimable(),
+                    outcome = %Outcome::Rejected,
+                    "refused to lower the limit, which would kill the container: it has to use less before, or the limit to be higher"
+                );
+                self.containers.updated(&container.id);
+                Err(Refusal::new(WOULD_KILL))
+            }
+            Err(error) => {
+                // Whoever asks for it may do so.
+                debug!(pod = container.pod, container = container.name, %error, "cannot make room for a lower limit");
+                Ok(None)
+            }
+        }
     }
 
     fn meet_sandbox(&self, pod: &PodSandbox) {
@@ -425,6 +481,8 @@ impl Plugin for Service {
         if !claimed.is_empty() {
             updated.unified.clone_from(&claimed);
         }
+        // Nothing of a cut that is refused is remembered.
+        let high_before = if asked == 0 { None } else { self.make_room(&updated).await? };
         let (container, decided) = self.resolve(updated).await;
         // The runtime keeps what was set before and sets it again with every update. So all that is wanted is said, and of
         // the defaults those that the kernel does not have.
@@ -439,6 +497,13 @@ impl Plugin for Service {
                 decided.setting(*knob) != Setting::Default || in_force() != Some(*value)
             })
             .collect();
+        let mut values = values;
+        if let Some(high) = high_before
+            && decided.value(Knob::High).is_none()
+            && !claimed.contains_key(Knob::High.file_name())
+        {
+            values.push((Knob::High, high));
+        }
         info!(
             pod = container.pod,
             container = container.name,
@@ -455,10 +520,11 @@ impl Plugin for Service {
         }
         if decided.before.is_none() {
             let unknown = || Values::of_unified(&container.unified);
-            let before = cgroup.and_then(|cgroup| Values::read(&cgroup).ok()).unwrap_or_else(unknown);
+            let before = cgroup.as_ref().and_then(|cgroup| Values::read(cgroup).ok()).unwrap_or_else(unknown);
             self.containers.remember(&container, before);
         }
-        Ok(vec![update(&container.id, values)])
+        let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
+        Ok(vec![update(&container.id, values, swap_max)])
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {

@@ -4,10 +4,14 @@
 
 mod harness;
 
+use std::collections::HashMap;
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
 use nri::api::{LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
+use nri::runtime::Options;
 
 /// A node, the plugin on it, and a runtime that has told of everything.
 async fn start() -> (Node, Daemon, Runtime) {
@@ -103,4 +107,155 @@ async fn a_pod_without_a_cgroup_yet_refuses_nobody() {
     let pod = Pod::new("burstable", "b", 100 * MIB);
     let adjusted = runtime.create(&pod).await;
     assert!(!adjusted.is_empty());
+}
+
+/// A container that uses this much, of which `cache` can be reclaimed.
+fn uses(runtime: &Runtime, pod: &Pod, current: i64, cache: i64) {
+    let cgroup = runtime.cgroup(pod);
+    let stat =
+        format!("anon {}\nfile {cache}\ninactive_anon {}\ninactive_file {cache}\n", current - cache, current - cache);
+    fs::write(cgroup.join("new"), stat).unwrap();
+    fs::rename(cgroup.join("new"), cgroup.join("memory.stat")).unwrap();
+    fs::write(cgroup.join("new"), format!("{current}\n")).unwrap();
+    fs::rename(cgroup.join("new"), cgroup.join("memory.current")).unwrap();
+}
+
+/// Stands for the kernel: whatever is written to `memory.reclaim` makes the usage less by that.
+fn reclaims(cgroup: PathBuf, mut current: i64, mut cache: i64) {
+    fs::write(cgroup.join("memory.reclaim"), "").unwrap();
+    let mut inotify = inotify::Inotify::init().unwrap();
+    inotify.watches().add(cgroup.join("memory.reclaim"), inotify::WatchMask::CLOSE_WRITE).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while inotify.read_events_blocking(&mut buffer).is_ok() {
+            let Ok(asked) = fs::read_to_string(cgroup.join("memory.reclaim")) else { return };
+            let less = asked.trim().parse().unwrap_or(0).min(cache);
+            (current, cache) = (current - less, cache - less);
+            let replace = |name: &str, text: String| {
+                fs::write(cgroup.join("new"), text).unwrap();
+                fs::rename(cgroup.join("new"), cgroup.join(name)).unwrap();
+            };
+            replace("memory.current", format!("{current}\n"));
+            replace("memory.stat", format!("inactive_anon {}\ninactive_file {cache}\n", current - cache));
+        }
+    });
+}
+
+/// A container with a limit of 250 MiB, that runs.
+async fn runs(runtime: &Runtime, daemon: &mut Daemon) -> Pod {
+    let pod = Pod::new("burstable", "b", 250 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    pod
+}
+
+async fn cut(runtime: &Runtime, pod: &Pod, limit: i64) -> Result<HashMap<String, String>, String> {
+    let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+    let reply = runtime.connection.update_container(sandbox, container, memory_limit(limit)).await;
+    let mut reply = reply.map_err(|error| error.to_string())?;
+    Ok(reply.update.remove(0).linux.unwrap_or_default().resources.unwrap_or_default().unified)
+}
+
+fn files(cgroup: &Path) -> Vec<String> {
+    ["memory.min", "memory.low", "memory.high", "memory.max"]
+        .map(|name| fs::read_to_string(cgroup.join(name)).unwrap())
+        .into()
+}
+
+#[tokio::test]
+async fn a_cut_that_would_kill_is_refused_with_a_constant_text_and_changes_nothing() {
+    let (_node, mut daemon, runtime) = start().await;
+    let pod = runs(&runtime, &mut daemon).await;
+    uses(&runtime, &pod, 128 * MIB, 10 * MIB);
+    let before = files(&runtime.cgroup(&pod));
+    let first = cut(&runtime, &pod, 100 * MIB).await.unwrap_err();
+    assert!(first.contains("would be killed"), "{first}");
+    let line = daemon.says("refused to lower the limit").await;
+    for part in
+        ["desired=104857600", "observed=262144000", "usage=134217728", "reclaimable=10485760", "outcome=rejected"]
+    {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    uses(&runtime, &pod, 129 * MIB, 10 * MIB);
+    assert_eq!(cut(&runtime, &pod, 99 * MIB).await.unwrap_err(), first);
+    assert_eq!(files(&runtime.cgroup(&pod)), before);
+    assert_eq!(runtime.file("kubepods/burstable", "memory.min"), "0", "a request is not known of it");
+    // Once it has freed memory, the same passes.
+    uses(&runtime, &pod, 60 * MIB, 0);
+    let unified = cut(&runtime, &pod, 100 * MIB).await.unwrap();
+    assert!(unified.contains_key("memory.high"), "{unified:?}");
+    // And a limit that is not lower is none to be refused.
+    uses(&runtime, &pod, 249 * MIB, 0);
+    for limit in [250 * MIB, 300 * MIB, 0, -1] {
+        cut(&runtime, &pod, limit).await.unwrap();
+    }
+    for limit in [1, 4096] {
+        assert_eq!(cut(&runtime, &pod, limit).await.unwrap_err(), first, "{limit}");
+    }
+}
+
+#[tokio::test]
+async fn page_cache_is_reclaimed_for_a_cut_and_memory_high_closes_the_gap_until_the_runtime_has_written() {
+    let (_node, mut daemon, runtime) = start().await;
+    let pod = runs(&runtime, &mut daemon).await;
+    uses(&runtime, &pod, 128 * MIB, 120 * MIB);
+    reclaims(runtime.cgroup(&pod), 128 * MIB, 120 * MIB);
+    let unified = cut(&runtime, &pod, 60 * MIB).await.unwrap();
+    let current: i64 = runtime.read(&pod, "memory.current").parse().unwrap();
+    assert!(current <= 58 * MIB, "{current}");
+    assert_eq!(runtime.read(&pod, "memory.high"), (58 * MIB).to_string());
+    // What the runtime writes after the limit.
+    let high: i64 = unified["memory.high"].parse().unwrap();
+    assert!(high <= 60 * MIB, "{high}");
+    fs::write(runtime.cgroup(&pod).join("memory.max"), (60 * MIB).to_string()).unwrap();
+    runtime.apply(&pod, &unified);
+    runtime.updated(&pod).await;
+    daemon.says("outcome=unchanged").await;
+}
+
+#[tokio::test]
+async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be() {
+    let (_node, mut daemon, runtime) = start().await;
+    let mut pod = Pod::new("guaranteed", "g", 250 * MIB);
+    pod.linux().oom_score_adj.as_mut().unwrap().value = -997;
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    uses(&runtime, &pod, 20 * MIB, 0);
+    cut(&runtime, &pod, 60 * MIB).await.unwrap();
+    assert_eq!(runtime.read(&pod, "memory.high"), (58 * MIB).to_string());
+    // No word of it, and the limit is as before.
+    daemon.says("outcome=applied").await;
+    assert_eq!(runtime.read(&pod, "memory.high"), "max");
+}
+
+#[tokio::test]
+async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let options = Options { request_timeout: Duration::from_secs(4), ..Options::default() };
+    let runtime = node.serve(node.trunk().await, options).await;
+    runtime.synchronize(&[]).await;
+    let pod = runs(&runtime, &mut daemon).await;
+    uses(&runtime, &pod, 128 * MIB, 120 * MIB);
+    let before = files(&runtime.cgroup(&pod));
+    // To open it takes until somebody reads it.
+    let fifo = runtime.cgroup(&pod).join("memory.reclaim");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let start = Instant::now();
+    assert!(cut(&runtime, &pod, 60 * MIB).await.unwrap_err().contains("would be killed"));
+    assert!(start.elapsed() < Duration::from_secs(2), "half of the timeout: {:?}", start.elapsed());
+    assert!(!fs::read_to_string(fifo).unwrap().is_empty());
+    assert_eq!(files(&runtime.cgroup(&pod)), before);
+}
+
+#[tokio::test]
+async fn a_limit_of_swap_is_asked_for_with_every_update() {
+    let (_node, mut daemon, runtime) = start().await;
+    let pod = runs(&runtime, &mut daemon).await;
+    fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
+    assert_eq!(cut(&runtime, &pod, 300 * MIB).await.unwrap()["memory.swap.max"], "0");
+    fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "max\n").unwrap();
+    assert!(!cut(&runtime, &pod, 310 * MIB).await.unwrap().contains_key("memory.swap.max"));
 }
