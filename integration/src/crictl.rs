@@ -35,9 +35,17 @@ pub fn exec(node: &Node, container: &str, command: &str) -> Result<Output> {
     node.try_run(&format!("crictl exec {container} {command}"))
 }
 
-/// `crictl stop` without a grace period, then `crictl rm`.
+/// `crictl stop` without a grace period, then `crictl rm`. To stop a container that is just ending fails for a moment: it is tried
+/// again, as by the kubelet.
 pub fn remove(node: &Node, container: &str) -> Result<()> {
-    node.run(&format!("crictl stop --timeout 0 {container} >/dev/null; crictl rm {container} >/dev/null")).map(|_| ())
+    let script = format!(
+        "for again in 1 1 1 1 0; do
+             if crictl stop --timeout 0 {container} >/dev/null; then break; fi
+             [ $again = 1 ]
+         done
+         crictl rm {container} >/dev/null"
+    );
+    node.run(&script).map(|_| ())
 }
 
 fn json(node: &Node, command: &str) -> Result<Value> {

@@ -658,7 +658,7 @@ impl<'n> Kubelet<'n> {
     /// The same for a container, and the directory for its commands.
     fn put_container_message(&self, script: &mut String, pod: &PodSpec, uid: &str, spec: &ContainerSpec) -> String {
         let control = format!("{CONTROL}/{uid}/{}", spec.name);
-        let _ = writeln!(script, "mkdir -p {control}; mkfifo {control}/started");
+        let _ = writeln!(script, "rm -rf {control}; mkdir -p {control}; mkfifo {control}/started");
         let message = format!("{MESSAGES}/{uid}/{}.json", spec.name);
         put(script, &message, &self.container_message(pod, uid, spec, &control));
         message

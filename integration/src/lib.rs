@@ -10,3 +10,4 @@ pub mod node;
 pub mod oci;
 pub mod placement;
 pub mod pressure;
+pub mod stories;

@@ -7,7 +7,7 @@ use integration::cgroup::{self, Expected, MAX, Memory};
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec, Qos, SYSTEM_RESERVED};
 use integration::node::Node;
 use integration::pressure::{self, Contest};
-use integration::{crictl, node_tests};
+use integration::{crictl, node_tests, stories};
 
 node_tests!(control: {
     the_runtime_answers_and_offers_nri,
@@ -20,6 +20,7 @@ node_tests!(control: {
     a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache,
     systemd_takes_back_what_was_written_to_a_file,
     many_pods_are_made_and_removed_at_once,
+    a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help,
 });
 
 fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {
@@ -226,4 +227,19 @@ fn many_pods_are_made_and_removed_at_once(node: &Node, driver: Driver) -> Result
         assert!(!node.try_run(&format!("test -e {}/{}", cgroup::ROOT, pod.cgroup))?.status.success(), "{}", pod.cgroup);
     }
     Ok(())
+}
+
+fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let mut pod = stories::satisfied(&mut kubelet, node)?;
+    // The runtime reports success, or what it stumbles over when the container is gone.
+    let cut = stories::cut(&mut kubelet, &mut pod);
+    println!("{} {driver}: the runtime says of the cut: {cut:?}", node.distro());
+    let (lives, kills) = stories::fate(node, &pod)?;
+    assert!(!lives && kills > 0, "lives: {lives}, kills: {kills}");
+    kubelet.remove_pod(&pod)?;
+
+    let (pod, answer) = stories::hungry(&mut kubelet, node)?;
+    assert_eq!(answer, "gone", "the container has 200 MiB, its pod 100");
+    kubelet.remove_pod(&pod)
 }

@@ -49,12 +49,23 @@ pub struct Container {
     pub moment: Moment,
     /// It was started, so it has a cgroup.
     pub started: bool,
-    /// The runtime is about to update it, so that its files are neither as before nor as after.
-    pub updating: bool,
+    /// What has come of its last update.
+    pub update: Update,
     /// Its cgroup; `None` if the runtime gave none, or none that can be used.
     pub cgroup: Option<CgroupPath>,
     /// Where its pod is; `None` where no kubelet made the pod's cgroup.
     pub place: Option<PodPlace>,
+}
+
+/// What has come of a container's last update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// There was none, or it was read back, or has not come about.
+    Over,
+    /// The runtime is about to make it, so that the container's files are neither as before nor as after.
+    UnderWay,
+    /// The runtime says that it has made it.
+    Made,
 }
 
 /// What a container should have.
@@ -249,19 +260,12 @@ impl Containers {
         }
     }
 
-    /// A container is about to be updated.
-    pub fn updating(&self, id: &str) {
-        if let Some(container) = lock(&self.known).by_id.get_mut(id) {
-            Arc::make_mut(container).updating = true;
-        }
-    }
-
-    /// An update of a container has come to its end, or has not come about.
-    pub fn updated(&self, id: &str) {
+    /// A container's update has come so far.
+    pub fn set_update(&self, id: &str, update: Update) {
         if let Some(container) = lock(&self.known).by_id.get_mut(id)
-            && container.updating
+            && container.update != update
         {
-            Arc::make_mut(container).updating = false;
+            Arc::make_mut(container).update = update;
         }
     }
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use nri::UpdateError;
-use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxResources};
+use nri::api::{
+    ContainerUpdate, LinuxCPU, LinuxContainerUpdate, LinuxMemory, LinuxResources, OptionalInt64, OptionalUInt64,
+};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -19,14 +21,15 @@ use tracing::{debug, info, warn};
 use crate::ancestors::{Ancestors, Checked};
 use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
-use crate::containers::{Container, Containers, Decided, KNOBS};
+use crate::cgroup::{CPU_MAX, Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
+use crate::containers::{Container, Containers, Decided, KNOBS, Update};
 use crate::contention::{Contention, REPAIRS, Verdict};
 use crate::hierarchy::{self, Observed, Standing};
 use crate::originals::Values;
 use crate::outcome::Outcome;
 use crate::pod::PodCgroup;
 use crate::policy::Protection;
+use crate::resize::{self, Cut};
 use crate::units::{Bytes, Limit, PageSize};
 
 /// Containers in one request to the runtime, which takes some tenths of a second for each and holds its lock meanwhile.
@@ -94,6 +97,21 @@ pub struct Compared {
     pub held: Values,
     /// How much swap it may use, if that is limited.
     pub swap_max: Option<Bytes>,
+    /// What the runtime says that it has set, and has not.
+    pub unapplied: Vec<Unapplied>,
+}
+
+/// A limit that an update has not brought about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unapplied {
+    /// The file.
+    pub file: &'static str,
+    /// What it holds.
+    pub observed: String,
+    /// What was asked for.
+    pub desired: String,
+    /// To set it now would kill.
+    pub kills: bool,
 }
 
 /// Compares one container with the kernel.
@@ -107,7 +125,14 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let Some(path) = &container.cgroup else {
         let decided = containers.decide(container, record.as_ref());
         let claim = decided.desired.claim.unwrap_or_default();
-        return Ok(Compared { decided, writes: Vec::new(), claim, held: Values::default(), swap_max: None });
+        return Ok(Compared {
+            decided,
+            writes: Vec::new(),
+            claim,
+            held: Values::default(),
+            swap_max: None,
+            unapplied: Vec::new(),
+        });
     };
     let cgroup = root.cgroup(path)?;
     let in_force = cgroup.read(Knob::Max)?;
@@ -130,7 +155,38 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let claim = decided.desired.claim.unwrap_or(held.protection());
     // Where swap is not accounted for, there is nothing to lose.
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
-    Ok(Compared { decided, writes, claim, held, swap_max })
+    let unapplied =
+        if container.update == Update::Made { unapplied(&cgroup, container, in_force, page)? } else { Vec::new() };
+    Ok(Compared { decided, writes, claim, held, swap_max, unapplied })
+}
+
+/// What of an update that the runtime says it has made is not in the files.
+fn unapplied(
+    cgroup: &Cgroup,
+    container: &Container,
+    in_force: Limit,
+    page: PageSize,
+) -> Result<Vec<Unapplied>, CgroupError> {
+    let mut unapplied = Vec::new();
+    if !same(in_force, container.limit, page) {
+        let kills = match container.limit {
+            Limit::Bytes(limit) if container.limit < in_force => {
+                resize::cut(limit, &cgroup.usage_in_parts()?) != Cut::Fits
+            }
+            _ => false,
+        };
+        let (observed, desired) = (in_force.to_string(), container.limit.to_string());
+        unapplied.push(Unapplied { file: Knob::Max.file_name(), observed, desired, kills });
+    }
+    match cgroup.cpu_max() {
+        Ok(observed) if !observed.is(container.cpu) => {
+            let (observed, desired) = (observed.to_string(), container.cpu.to_string());
+            unapplied.push(Unapplied { file: CPU_MAX, observed, desired, kills: false });
+        }
+        Ok(_) | Err(CgroupError::Unsupported { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(unapplied)
 }
 
 /// Whether a file that was given a value holds it: the kernel keeps whole pages, rounded down.
@@ -143,12 +199,17 @@ pub fn same(observed: Limit, desired: Limit, page: PageSize) -> bool {
 
 /// The update that brings a container's files to their values.
 ///
-/// `swap_max` is how much swap it may use, if that is limited: a runtime that is asked for an update without swap lifts that
+/// `limits` is what else it should have. `swap_max` is how much swap it may use, if that is limited: a runtime that is asked for an update without swap lifts that
 /// limit (containerd and runc), so it is asked for what is in force.
-pub fn update(id: &str, values: impl IntoIterator<Item = (Knob, Limit)>, swap_max: Option<Bytes>) -> ContainerUpdate {
+pub fn update(
+    id: &str,
+    values: impl IntoIterator<Item = (Knob, Limit)>,
+    swap_max: Option<Bytes>,
+    limits: LinuxResources,
+) -> ContainerUpdate {
     let values = values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()));
     let unified = values.chain(swap_max.map(|swap_max| (SWAP_MAX.to_owned(), swap_max.to_string()))).collect();
-    let resources = LinuxResources { unified, ..Default::default() };
+    let resources = LinuxResources { unified, ..limits };
     let linux = LinuxContainerUpdate { resources: Some(resources).into(), ..Default::default() };
     ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
 }
@@ -191,6 +252,8 @@ struct Progress {
     is_unverified: bool,
     /// Nothing is wanted of it any more, and the runtime was told so.
     is_released: bool,
+    /// How often the runtime was asked again for an update that it says it has made.
+    follow_ups: u32,
     /// What it was last found to have, as it should.
     verified: Option<Vec<(Knob, Limit)>>,
 }
@@ -223,6 +286,8 @@ struct Pending {
     attempt: u32,
     /// How much swap it may use, if that is limited.
     swap_max: Option<Bytes>,
+    /// Limits that an update has not brought about.
+    limits: LinuxResources,
 }
 
 impl Reconciler {
@@ -313,7 +378,10 @@ impl Reconciler {
             Work::Container(id) => _ = due.containers.entry(id).or_default(),
             Work::Later(id) => self.again(LATER, Work::Updated(id)),
             Work::Updated(id) => {
-                self.containers.updated(&id);
+                // There is no word of an update that fails.
+                if self.containers.get(&id).is_some_and(|container| container.update == Update::UnderWay) {
+                    self.containers.set_update(&id, Update::Over);
+                }
                 due.containers.entry(id).or_default();
             }
             Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
@@ -412,8 +480,9 @@ impl Reconciler {
     async fn look_at(&mut self, batch: &[(String, bool)]) {
         // What is being changed is looked at when that is done.
         let known = batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
-        let known: Vec<_> =
-            known.filter(|(container, _)| !container.updating && !self.is_waiting(&container.id)).collect();
+        let known: Vec<_> = known
+            .filter(|(container, _)| container.update != Update::UnderWay && !self.is_waiting(&container.id))
+            .collect();
         let (containers, root) = (self.containers.clone(), self.root.clone());
         // The kubelet's checkpoint may be large.
         let looked = tokio::task::spawn_blocking(move || {
@@ -441,6 +510,15 @@ impl Reconciler {
             match result {
                 Ok(compared) => {
                     self.watch_container(&container);
+                    if container.update == Update::Made {
+                        match self.follow_up(&container, &compared) {
+                            Some(again) => {
+                                pending.push(again);
+                                continue;
+                            }
+                            None => self.containers.set_update(&container.id, Update::Over),
+                        }
+                    }
                     if compared.writes.is_empty() {
                         if compared.decided.is_let_go() {
                             pending.extend(self.let_go(&container, &compared));
@@ -454,7 +532,8 @@ impl Reconciler {
                         let Some(writes) = self.repair(&container, compared, touched) else { continue };
                         let attempt = self.contention.repairs(&container.id);
                         self.progress(&container.id).is_waiting = true;
-                        pending.push(Pending { container, writes, attempt, swap_max });
+                        let limits = LinuxResources::default();
+                        pending.push(Pending { container, writes, attempt, swap_max, limits });
                     }
                 }
                 Err(CgroupError::Gone(_)) if container.started => self.ended(&container),
@@ -469,6 +548,57 @@ impl Reconciler {
         }
     }
 
+    /// The runtime says that it has made an update: sees whether it has, and what to ask of it if not. What it does not bring about
+    /// then is reported, and what the kernel has counts.
+    fn follow_up(&mut self, container: &Arc<Container>, compared: &Compared) -> Option<Pending> {
+        let progress = self.progress(&container.id);
+        // What it has stored now came with the update.
+        progress.verified = None;
+        let attempts = &mut progress.follow_ups;
+        if compared.unapplied.is_empty() {
+            *attempts = 0;
+            return None;
+        }
+        let is_tried = std::mem::replace(attempts, 1) > 0;
+        let is_last = is_tried || compared.unapplied.iter().any(|unapplied| unapplied.kills);
+        for Unapplied { file, observed, desired, .. } in &compared.unapplied {
+            if is_last {
+                warn!(
+                    pod = container.pod,
+                    container = container.name,
+                    knob = file,
+                    desired,
+                    observed,
+                    outcome = %Outcome::Failed,
+                    "the runtime says that it has resized the container, and has not; what the kernel has counts. See whether the \
+                     container was created with a unified value of this file, which the runtime prefers"
+                );
+            } else {
+                info!(
+                    pod = container.pod,
+                    container = container.name,
+                    knob = file,
+                    desired,
+                    observed,
+                    "a resize did not reach the container, asking the runtime again"
+                );
+            }
+        }
+        if is_last {
+            self.progress(&container.id).follow_ups = 0;
+            return None;
+        }
+        self.progress(&container.id).is_waiting = true;
+        let limits = limits(container);
+        Some(Pending {
+            container: container.clone(),
+            writes: Vec::new(),
+            attempt: 1,
+            swap_max: compared.swap_max,
+            limits,
+        })
+    }
+
     /// Nothing is wanted of a container any more, and its files hold what they held before. What the runtime has stored may not:
     /// it is told once. Then the container is left alone.
     fn let_go(&mut self, container: &Arc<Container>, compared: &Compared) -> Option<Pending> {
@@ -480,7 +610,8 @@ impl Reconciler {
         progress.is_released = true;
         progress.is_waiting = true;
         let writes = all_writes(&compared.decided).collect();
-        Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max })
+        let limits = LinuxResources::default();
+        Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max, limits })
     }
 
     /// Its values come with its start.
@@ -799,6 +930,20 @@ impl Updater {
     }
 }
 
+/// A container's limits, as they are asked of the runtime.
+fn limits(container: &Container) -> LinuxResources {
+    let number = |value| Some(OptionalInt64 { value, ..Default::default() }).into();
+    // -1 is no limit, in both.
+    let limit = container.limit.bytes().and_then(|limit| i64::try_from(limit.get()).ok()).unwrap_or(-1);
+    let quota = container.cpu.quota.and_then(|quota| i64::try_from(quota).ok()).unwrap_or(-1);
+    let period = Some(OptionalUInt64 { value: container.cpu.period, ..Default::default() }).into();
+    LinuxResources {
+        memory: Some(LinuxMemory { limit: number(limit), ..Default::default() }).into(),
+        cpu: Some(LinuxCPU { quota: number(quota), period, ..Default::default() }).into(),
+        ..Default::default()
+    }
+}
+
 /// Every value that a container should have, whatever its files hold.
 fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
     decided.values().into_iter().map(|(knob, value)| Write { knob, observed: value, desired: value })
@@ -879,7 +1024,7 @@ enum Unsent {
 impl Pending {
     fn update(&self, ignore_failure: bool) -> ContainerUpdate {
         let values = self.writes.iter().map(|write| (write.knob, write.desired));
-        ContainerUpdate { ignore_failure, ..update(&self.container.id, values, self.swap_max) }
+        ContainerUpdate { ignore_failure, ..update(&self.container.id, values, self.swap_max, self.limits.clone()) }
     }
 }
 

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::ancestors::{Ancestors, Sandbox};
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::{Config, NodeAllocatable};
-use crate::containers::{Container, Containers, Decided, KNOBS, Settings};
+use crate::containers::{Container, Containers, Decided, KNOBS, Settings, Update};
 use crate::cut::{self, Room};
 use crate::hierarchy::PodPlace;
 use crate::originals::Values;
@@ -254,7 +254,7 @@ impl Service {
         }
         let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner) * CUT_BUDGET;
         // Nobody is to repair memory.high meanwhile.
-        self.containers.updating(&container.id);
+        self.containers.set_update(&container.id, Update::UnderWay);
         match cut::make_room(cgroup, limit, Instant::now() + budget).await {
             Ok(Room::Made { high }) => Ok(Some(high)),
             Ok(Room::NotMade(usage)) => {
@@ -269,7 +269,7 @@ impl Service {
                     outcome = %Outcome::Rejected,
                     "refused to lower the limit, which would kill the container: it has to use less before, or the limit to be higher"
                 );
-                self.containers.updated(&container.id);
+                self.containers.set_update(&container.id, Update::Over);
                 Err(Refusal::new(WOULD_KILL))
             }
             Err(error) => {
@@ -469,7 +469,7 @@ impl Plugin for Service {
             }
         };
         updated.moment = Moment::Update;
-        updated.updating = true;
+        updated.update = Update::UnderWay;
         let asked = resources.memory.limit.as_ref().map_or(0, |limit| limit.value);
         if asked != 0 {
             updated.limit = limit(asked, page, &updated);
@@ -524,11 +524,11 @@ impl Plugin for Service {
             self.containers.remember(&container, before);
         }
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
-        Ok(vec![update(&container.id, values, swap_max)])
+        Ok(vec![update(&container.id, values, swap_max, LinuxResources::default())])
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
-        self.containers.updated(&container.id);
+        self.containers.set_update(&container.id, Update::Made);
         self.enqueue(Work::Container(container.id));
         Ok(())
     }
@@ -572,7 +572,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         overrides,
         oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
         moment: Moment::Create,
-        updating: false,
+        update: Update::Over,
         started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
         cgroup: None,
         place: place(cgroup_parent),

@@ -249,6 +249,16 @@ impl CpuMax {
         Some(u64::try_from(rate).unwrap_or(u64::MAX))
     }
 
+    /// Whether a file that was given `asked` may hold this: systemd keeps a rate in whole hundredths of a processor, rounded up.
+    pub fn is(self, asked: Self) -> bool {
+        match (self.rate(), asked.rate()) {
+            (Some(observed), Some(asked)) => {
+                (asked.saturating_sub(1)..asked.saturating_add(10_000)).contains(&observed)
+            }
+            (observed, asked) => observed == asked,
+        }
+    }
+
     /// As much processor time as `rate` allows, in periods of the same length.
     #[must_use]
     pub fn with_rate(self, rate: Option<u64>) -> Self {

@@ -259,3 +259,46 @@ async fn a_limit_of_swap_is_asked_for_with_every_update() {
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "max\n").unwrap();
     assert!(!cut(&runtime, &pod, 310 * MIB).await.unwrap().contains_key("memory.swap.max"));
 }
+
+#[tokio::test]
+async fn an_update_counts_when_it_was_read_back_and_is_asked_for_once_more() {
+    let (_node, mut daemon, mut runtime) = start().await;
+    let pod = runs(&runtime, &mut daemon).await;
+    fs::write(runtime.cgroup(&pod).join("cpu.max"), "max 100000\n").unwrap();
+    uses(&runtime, &pod, 20 * MIB, 0);
+    // The runtime says that it has set both.
+    let asked = runtime.update(&pod, cpu(memory_limit(300 * MIB), 20_000)).await;
+    runtime.apply(&pod, &asked);
+    runtime.updated(&pod).await;
+    for (knob, desired) in [("memory.max", "314572800"), ("cpu.max", "20000 100000")] {
+        let line = daemon.says("a resize did not reach the container").await;
+        assert!(line.contains(knob) && line.contains(&format!("desired=\"{desired}\"")), "{line}");
+    }
+    let request = runtime.updates.recv().await.unwrap();
+    let resources = &request.update[0].linux.resources;
+    assert_eq!((resources.memory.limit.value, resources.cpu.quota.value), (300 * MIB, 20_000));
+    // It does half of it.
+    fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 300 * MIB)).unwrap();
+    request.succeed(Vec::new());
+    let line = daemon.says("says that it has resized the container, and has not").await;
+    assert!(line.contains("cpu.max") && line.contains("outcome=failed"), "{line}");
+    // What the kernel has counts.
+    daemon.says("outcome=").await;
+}
+
+#[tokio::test]
+async fn a_cut_that_was_not_made_is_not_made_later_if_it_would_kill() {
+    let (_node, mut daemon, mut runtime) = start().await;
+    let pod = runs(&runtime, &mut daemon).await;
+    uses(&runtime, &pod, 20 * MIB, 0);
+    let asked = cut(&runtime, &pod, 100 * MIB).await.unwrap();
+    runtime.apply(&pod, &asked);
+    uses(&runtime, &pod, 120 * MIB, 0);
+    runtime.updated(&pod).await;
+    let line = daemon.says("says that it has resized the container, and has not").await;
+    assert!(line.contains("desired=\"104857600\"") && line.contains("observed=\"262144000\""), "{line}");
+    // Only what goes with the limit that is there is asked for.
+    let asked = runtime.serve_update(&[&pod]).await;
+    let high: i64 = asked[&pod.container.id]["memory.high"].parse().unwrap();
+    assert!(high > 200 * MIB, "{high}");
+}

@@ -122,7 +122,7 @@ const SWAP_USAGE: &str = "memory.swap.current";
 const RECLAIM: &str = "memory.reclaim";
 
 /// How much processor time a cgroup may use.
-const CPU_MAX: &str = "cpu.max";
+pub const CPU_MAX: &str = "cpu.max";
 
 /// The root of a cgroup v2 hierarchy.
 #[derive(Debug)]

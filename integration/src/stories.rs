@@ -1,0 +1,55 @@
+//! What users of resizing in place have met: the same steps for nodes with the plugin and without.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cgroup::{self, Memory};
+use crate::kubelet::{ContainerSpec, Kubelet, MIB, Pod, PodSpec};
+use crate::node::Node;
+
+/// What a hungry container needs.
+const NEEDS: u64 = 128 * MIB;
+
+/// A container that allocates.
+pub fn alloc(node: &Node, pod: &Pod, bytes: u64) -> Result<String> {
+    pod.container("app")?.call(node, &format!("alloc {bytes}"))
+}
+
+/// Memory of a pod and its container.
+pub fn memory(node: &Node, pod: &Pod) -> Result<[Memory; 2]> {
+    let found = cgroup::memory(node, &[&pod.cgroup, &pod.container("app")?.cgroup])?;
+    found.try_into().ok().context("two were asked for")
+}
+
+/// "hungry": a container that needs more than its limit is killed. While it is down its limit is raised, and it is made anew
+/// in the pod's cgroup as that is, as the kubelet of Kubernetes 1.27 to 1.36 does (kubernetes#138760). Returns the pod and what
+/// became of the second one: the workload's answer to the same wish.
+pub fn hungry(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
+    let spec = |limit: u64| ContainerSpec::new("app").request(32 * MIB).limit(limit);
+    let mut pod = kubelet.run_pod(PodSpec::new("hungry").container(spec(100 * MIB)))?;
+    let answer = alloc(node, &pod, NEEDS)?;
+    ensure!(answer == "gone", "100 MiB are not enough, but the workload says {answer:?}");
+    kubelet.remove_container(&mut pod, "app")?;
+    kubelet.run_container(&mut pod, &spec(200 * MIB))?;
+    let answer = alloc(node, &pod, NEEDS)?;
+    Ok((pod, answer))
+}
+
+/// A container with 128 MiB in use and a limit of 250 MiB.
+pub fn satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
+    let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
+    let pod = kubelet.run_pod(PodSpec::new("satisfied").container(app))?;
+    let answer = alloc(node, &pod, NEEDS)?;
+    ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
+    Ok(pod)
+}
+
+/// Cuts its limit to less than it uses.
+pub fn cut(kubelet: &mut Kubelet<'_>, pod: &mut Pod) -> Result<()> {
+    kubelet.resize(pod, "app", Some(64 * MIB), Some(100 * MIB))
+}
+
+/// Whether the container lives, and how many processes of its pod were killed.
+pub fn fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
+    let lives = pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));
+    Ok((lives, cgroup::events(node, &pod.cgroup)?["oom_kill"]))
+}
