@@ -53,3 +53,18 @@ pub fn fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
     let lives = pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));
     Ok((lives, cgroup::events(node, &pod.cgroup)?["oom_kill"]))
 }
+
+/// What a container that stands at its memory.high asks for: 60 MiB beyond that, and well within its limit of 200 MiB.
+const BEYOND: u64 = 150 * MIB;
+
+/// memory.high of that container.
+pub const LINE: u64 = 90 * MIB;
+
+/// Lets a container go beyond its memory.high, which makes it stand still, and tells whether it has what it asks for within this
+/// many seconds.
+pub fn goes_beyond(node: &Node, pod: &Pod, seconds: u32) -> Result<bool> {
+    let control = &pod.container("app")?.control;
+    let output = node.try_run(&format!("timeout {seconds} workload call {control} alloc {BEYOND}"))?;
+    ensure!(output.status.success() || output.status.code() == Some(124), "{}: {}", output.status, output.stderr);
+    Ok(output.status.success())
+}

@@ -21,6 +21,7 @@ node_tests!(control: {
     systemd_takes_back_what_was_written_to_a_file,
     many_pods_are_made_and_removed_at_once,
     a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help,
+    a_container_stands_at_memory_high_for_good,
 });
 
 fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {
@@ -242,4 +243,17 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node
     let (pod, answer) = stories::hungry(&mut kubelet, node)?;
     assert_eq!(answer, "gone", "the container has 200 MiB, its pod 100");
     kubelet.remove_pod(&pod)
+}
+
+fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB).unified("memory.high", stories::LINE);
+    let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
+    assert!(!stories::goes_beyond(node, &pod, 40)?, "memory.high does not hold it back");
+    // The node has memory to spare, and it is its own limit that is far.
+    let [memory] = cgroup::memory(node, &[&pod.container("app")?.cgroup])?[..] else {
+        unreachable!("one was asked for")
+    };
+    assert_eq!((memory.high, memory.max), (stories::LINE, 200 * MIB));
+    Ok(())
 }

@@ -6,12 +6,14 @@ use anyhow::{Result, ensure};
 use integration::cgroup;
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
 use integration::node::Node;
+use integration::placement::{self, CONFIG};
 use integration::{node_tests, stories};
 
 node_tests!(external: {
     a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused,
     a_limit_that_was_raised_while_the_container_was_down_saves_it,
     page_cache_makes_room_for_a_cut,
+    a_container_that_stands_at_memory_high_is_released,
 });
 
 /// The defaults.
@@ -99,4 +101,32 @@ fn page_cache_makes_room_for_a_cut(node: &Node, driver: Driver) -> Result<()> {
     assert_eq!(cgroup::events(node, &pod.cgroup)?["oom_kill"], 0);
     assert_eq!(container.call(node, "ping")?, "ok");
     Ok(())
+}
+
+fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    // The factor puts memory.high where the control group has it.
+    let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
+    node.write_file(CONFIG, format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"), 0o644)?;
+    let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
+    let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
+    let [_, of_container] = stories::memory(node, &pod)?;
+    assert_eq!(of_container.high, stories::LINE);
+    let so_far = journal(node, 0)?.len();
+    assert!(stories::goes_beyond(node, &pod, 180)?, "it stands there: {:#?}", journal(node, so_far)?);
+    let said = journal(node, so_far)?;
+    assert!(said.iter().any(|line| line.contains("released a container")), "{said:#?}");
+    let [_, of_container] = stories::memory(node, &pod)?;
+    assert!(of_container.high > stories::LINE && of_container.max == 200 * MIB, "{of_container:?}");
+    // Back below, it is as before.
+    let free = format!("workload call {} free", pod.container("app")?.control);
+    placement::wait_for_journal(node, "plimsoll", "which is put back", &free)?;
+    cgroup::settle(
+        node,
+        "",
+        &[cgroup::Expected::new(&pod.container("app")?.cgroup, "memory.high", stories::LINE)],
+        std::time::Duration::from_millis(400),
+        std::time::Duration::from_secs(60),
+    )?;
+    node.write_file(CONFIG, config(), 0o644)
 }

@@ -9,12 +9,14 @@
 //! systemReserved: {memory: 500Mi}
 //! kubeReservedCgroup: /kubelet.slice       # likewise
 //! kubeReserved: {memory: 500Mi}
+//! throttleDeadline: 30s                    # how long a container may stand at memory.high; null: for ever
 //! logLevel: info                           # error, warn, info, debug or trace
 //! ```
 //!
 //! Every field may be left out, and an empty file is a valid one. [`Config::parse`] reports every mistake at once.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -30,7 +32,7 @@ use crate::units::{Bytes, excerpt};
 pub const LARGEST: usize = 1 << 20;
 
 /// A configuration that can be acted on: it cannot be made from a mistaken file.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Throttling and reservation.
     pub policy: Policy,
@@ -38,8 +40,22 @@ pub struct Config {
     pub node_allocatable: NodeAllocatable,
     /// Cgroups beside the pods that are protected by `memory.min`: the system's, Kubernetes' own.
     pub reserved: Vec<Reserved>,
+    /// How long a container may stand at `memory.high` while the node has memory to spare; `None` is for ever.
+    pub throttle_deadline: Option<Duration>,
     /// What is logged.
     pub log_level: LogLevel,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            node_allocatable: NodeAllocatable::default(),
+            reserved: Vec::new(),
+            throttle_deadline: Some(Self::THROTTLE_DEADLINE),
+            log_level: LogLevel::default(),
+        }
+    }
 }
 
 /// A cgroup beside the pods, and how much of it is protected.
@@ -135,6 +151,10 @@ impl fmt::Display for Config {
             writeln!(f, "{cgroup_field}: {}", serde_json::Value::from(cgroup.to_string()))?;
             writeln!(f, "{memory_field}: {{memory: {}}}", memory.quantity())?;
         }
+        match self.throttle_deadline {
+            Some(deadline) => writeln!(f, "{DEADLINE}: {}", humantime::format_duration(deadline))?,
+            None => writeln!(f, "{DEADLINE}: null")?,
+        }
         writeln!(f, "{LOG_LEVEL}: {}", self.log_level.as_str())
     }
 }
@@ -147,8 +167,9 @@ const SYSTEM_CGROUP: &str = "systemReservedCgroup";
 const SYSTEM_RESERVED: &str = "systemReserved";
 const KUBE_CGROUP: &str = "kubeReservedCgroup";
 const KUBE_RESERVED: &str = "kubeReserved";
+const DEADLINE: &str = "throttleDeadline";
 const LOG_LEVEL: &str = "logLevel";
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 10] = [
     THROTTLING,
     RESERVATION,
     HEADROOM,
@@ -157,10 +178,14 @@ const FIELDS: [&str; 9] = [
     SYSTEM_RESERVED,
     KUBE_CGROUP,
     KUBE_RESERVED,
+    DEADLINE,
     LOG_LEVEL,
 ];
 
 impl Config {
+    /// How long a container may stand at `memory.high` if nothing else is configured.
+    pub const THROTTLE_DEADLINE: Duration = Duration::from_secs(30);
+
     /// Reads a configuration. `source` names it in messages, usually by its path.
     ///
     /// # Errors
@@ -317,6 +342,10 @@ impl RawConfig {
                         value.to_string(),
                     ),
                 },
+                DEADLINE => match value.duration() {
+                    Some(deadline) => config.throttle_deadline = deadline,
+                    None => wrong("a time above 0 such as 30s or 2m, or null".to_owned(), value.to_string()),
+                },
                 LOG_LEVEL => match value.one_of(LogLevel::ALL) {
                     Some(level) => config.log_level = level,
                     None => wrong("error, warn, info, debug or trace".to_owned(), value.to_string()),
@@ -439,6 +468,14 @@ impl RawValue {
         match self {
             Self::Null => Some(None),
             Self::Number { value, .. } => ThrottlingFactor::new(*value).map(Some),
+            _ => None,
+        }
+    }
+
+    fn duration(&self) -> Option<Option<Duration>> {
+        match self {
+            Self::Null => Some(None),
+            Self::Text(text) => humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()).map(Some),
             _ => None,
         }
     }
@@ -613,7 +650,8 @@ mod tests {
             parse(
                 "memoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 1Mi\n\
                  nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: {memory: 500Mi}\n\
-                 kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\nlogLevel: debug\n"
+                 kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
+                 throttleDeadline: 2m 5s\nlogLevel: debug\n"
             ),
             Ok(Config {
                 policy: Policy {
@@ -626,6 +664,7 @@ mod tests {
                     reserved(Owner::System, "/system.slice", 500 << 20),
                     reserved(Owner::Kube, "/kubelet.slice/kubelet.service", 1 << 30),
                 ],
+                throttle_deadline: Some(Duration::from_secs(125)),
                 log_level: LogLevel::Debug,
             })
         );
@@ -676,7 +715,8 @@ f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
 f.yaml:7: logLevel: expected each field once, found it again after line 6
 f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
 f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
-             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, logLevel, found an unknown field"
+             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, throttleDeadline, logLevel, found an \
+             unknown field"
         );
     }
 
@@ -692,6 +732,10 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             "memoryThrottlingFactor: true",
             "memoryThrottlingFactor: [0.9]",
             "memoryThrottlingFactor: {a: 1}",
+            "throttleDeadline: 0s",
+            "throttleDeadline: 30",
+            "throttleDeadline: soon",
+            "throttleDeadline: -1s",
             "memoryReservationPolicy: null",
             "memoryReservationPolicy: none",
             "memoryReservationPolicy: 1",
@@ -790,26 +834,30 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             proptest::option::of(1..=Bytes::MAX.get()),
             0..=Bytes::MAX.get(),
             proptest::option::of(("[ -~]{1,20}", 1..=Bytes::MAX.get())),
+            proptest::option::of(1..=1_000_000u64),
             proptest::sample::select(&LogLevel::ALL[..]),
         )
-            .prop_map(|(thousandths, reservation, allocatable, headroom, system, log_level)| Config {
-                policy: Policy {
-                    throttling: thousandths
-                        .and_then(|thousandths| ThrottlingFactor::new(f64::from(thousandths) / 1000.0)),
-                    reservation,
-                    headroom: Bytes::new(headroom),
-                },
-                reserved: system
-                    .and_then(|(name, memory)| {
-                        let cgroup = CgroupPath::parse(&format!("/x/{name}")).ok()?;
-                        let fine = !cgroup.as_str().contains(':');
-                        fine.then_some(Reserved { owner: Owner::System, cgroup, memory: Bytes::new(memory) })
-                    })
-                    .into_iter()
-                    .collect(),
-                node_allocatable: allocatable
-                    .map_or(NodeAllocatable::Auto, |bytes| NodeAllocatable::Fixed(Bytes::new(bytes))),
-                log_level,
+            .prop_map(|(thousandths, reservation, allocatable, headroom, system, deadline, log_level)| {
+                Config {
+                    throttle_deadline: deadline.map(Duration::from_millis),
+                    policy: Policy {
+                        throttling: thousandths
+                            .and_then(|thousandths| ThrottlingFactor::new(f64::from(thousandths) / 1000.0)),
+                        reservation,
+                        headroom: Bytes::new(headroom),
+                    },
+                    reserved: system
+                        .and_then(|(name, memory)| {
+                            let cgroup = CgroupPath::parse(&format!("/x/{name}")).ok()?;
+                            let fine = !cgroup.as_str().contains(':');
+                            fine.then_some(Reserved { owner: Owner::System, cgroup, memory: Bytes::new(memory) })
+                        })
+                        .into_iter()
+                        .collect(),
+                    node_allocatable: allocatable
+                        .map_or(NodeAllocatable::Auto, |bytes| NodeAllocatable::Fixed(Bytes::new(bytes))),
+                    log_level,
+                }
             })
     }
 

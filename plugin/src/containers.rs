@@ -51,6 +51,8 @@ pub struct Container {
     pub started: bool,
     /// What has come of its last update.
     pub update: Update,
+    /// `memory.high` while it is released from where the policy has it.
+    pub released: Option<Limit>,
     /// Its cgroup; `None` if the runtime gave none, or none that can be used.
     pub cgroup: Option<CgroupPath>,
     /// Where its pod is; `None` where no kubelet made the pod's cgroup.
@@ -81,6 +83,8 @@ pub struct Decided {
     pub notices: Vec<Notice>,
     /// What the files held before this plugin changed them; `None` if it never has.
     pub before: Option<Values>,
+    /// `memory.high` while it is released from where the policy has it.
+    pub released: Option<Limit>,
 }
 
 impl Container {
@@ -108,6 +112,7 @@ impl Decided {
         };
         match decision.reason {
             Reason::NothingReserved | Reason::NoThrottling => self.before?.get(knob).or(value),
+            _ if knob == Knob::High => value.max(self.released),
             _ => value,
         }
     }
@@ -269,6 +274,13 @@ impl Containers {
         }
     }
 
+    /// Releases a container from `memory.high` as far as this, or no longer.
+    pub fn release(&self, id: &str, released: Option<Limit>) {
+        if let Some(container) = lock(&self.known).by_id.get_mut(id) {
+            Arc::make_mut(container).released = released;
+        }
+    }
+
     /// Forgets a container.
     pub fn remove(&self, id: &str) {
         lock(&self.known).remove(id);
@@ -368,6 +380,7 @@ impl Containers {
             desired: policy::desired(&resources, resolution.class, &settings.node, &policy),
             notices,
             before: self.before(&container.id),
+            released: container.released,
         }
     }
 }

@@ -29,4 +29,5 @@ pub mod reconcile;
 pub mod requests;
 pub mod resize;
 pub mod service;
+pub mod stalls;
 pub mod units;

@@ -249,6 +249,8 @@ pub struct MemInfo {
     pub total: Bytes,
     /// Memory set aside as hugepages of any size (`Hugetlb`, or the default size alone on kernels before 4.19).
     pub hugepages: Bytes,
+    /// `MemAvailable`: what could be used without swapping. 0 where it is missing.
+    pub available: Bytes,
 }
 
 impl MemInfo {
@@ -269,7 +271,11 @@ impl MemInfo {
             field("HugePages_Total").map(|pages| kib(pages.saturating_mul(size)))
         });
         match total {
-            Some(total) => Ok(Self { total, hugepages: hugepages.unwrap_or(Bytes::ZERO) }),
+            Some(total) => Ok(Self {
+                total,
+                hugepages: hugepages.unwrap_or(Bytes::ZERO),
+                available: field("MemAvailable").map_or(Bytes::ZERO, kib),
+            }),
             None => Err("expected a line such as 'MemTotal: 16303428 kB'".to_owned()),
         }
     }
@@ -556,7 +562,7 @@ evictionHard:
     #[test]
     fn old_kernels_have_hugepages_of_one_size() {
         let meminfo = MemInfo::parse("MemTotal: 1024 kB\nHugePages_Total: 2\nHugepagesize: 128 kB\n");
-        assert_eq!(meminfo, Ok(MemInfo { total: mib(1), hugepages: Bytes::new(256 << 10) }));
+        assert_eq!(meminfo, Ok(MemInfo { total: mib(1), hugepages: Bytes::new(256 << 10), available: Bytes::ZERO }));
     }
 
     proptest! {
@@ -575,7 +581,7 @@ evictionHard:
             total in 1u64..1 << 40, hugepages in 0u64..1 << 40, max in proptest::option::of(0u64..1 << 40),
             reserved in proptest::option::of(0u64..1 << 40),
         ) {
-            let meminfo = MemInfo { total: Bytes::new(total), hugepages: Bytes::new(hugepages) };
+            let meminfo = MemInfo { total: Bytes::new(total), hugepages: Bytes::new(hugepages), available: Bytes::ZERO };
             let config = reserved.map(|reserved| KubeletReservations {
                 system: Bytes::new(reserved), kube: Bytes::ZERO, eviction: Threshold::Share(0.05), enforced_for_pods: true,
                 conflict: None,

@@ -83,6 +83,61 @@ pub fn cut(limit: Bytes, usage: &Usage) -> Cut {
     }
 }
 
+/// A container of which `memory.high` may be holding too much back.
+#[derive(Clone, Copy, Debug)]
+pub struct Throttled {
+    /// What it uses.
+    pub usage: Bytes,
+    /// `memory.high` as it should be.
+    pub line: Bytes,
+    /// `memory.high` as it is.
+    pub high: Limit,
+    /// Its limit, or what stands in for one.
+    pub max: Bytes,
+    /// How much of the last ten seconds all of it waited for memory, in percent (`memory.pressure`, full).
+    pub stalled: f64,
+}
+
+impl Throttled {
+    /// It stands at `memory.high`, and does nothing else.
+    pub fn is_pinned(&self) -> bool {
+        let near = |high: Bytes| self.usage >= high.saturating_sub(Bytes::new(high.get() / NEAR));
+        self.stalled >= STALLED && self.high.bytes().is_some_and(near)
+    }
+
+    /// It would not be throttled if `memory.high` were as it should be.
+    pub fn is_well_below(&self) -> bool {
+        self.usage < self.line.saturating_sub(Bytes::new(self.line.get() / WELL_BELOW))
+    }
+
+    /// The next value for `memory.high`, while the node has `free` memory to spare: a quarter of the way to the limit on, as far
+    /// as the node has that, and none at all at the end. `None` if there is no room.
+    pub fn release(&self, free: Bytes) -> Option<Limit> {
+        let high = self.high.bytes()?;
+        let step = Bytes::new(self.max.saturating_sub(self.line).get().div_ceil(STEPS)).max(LEAST_STEP);
+        if step > free {
+            return None;
+        }
+        let next = high.saturating_add(step);
+        Some(if next >= self.max { Limit::Max } else { Limit::Bytes(next) })
+    }
+}
+
+/// What part of `memory.high` usage may be below it and still be held back by it.
+const NEAR: u64 = 32;
+
+/// From what part of ten seconds on a container counts as standing still, in percent.
+const STALLED: f64 = 10.0;
+
+/// What part of the line usage has to be below it for the line to be put back.
+const WELL_BELOW: u64 = 10;
+
+/// In how many steps a container is released.
+const STEPS: u64 = 4;
+
+/// The least step.
+const LEAST_STEP: Bytes = Bytes::new(4 << 20);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,5 +204,37 @@ mod tests {
                 prop_assert_eq!(cut(mib(limit + more), &usage), Cut::Fits);
             }
         }
+    }
+
+    fn throttled(usage: u64, high: u64, stalled: f64) -> Throttled {
+        Throttled { usage: mib(usage), line: mib(100), high: mib(high).into(), max: mib(200), stalled }
+    }
+
+    #[test]
+    fn who_stands_at_the_line_and_does_nothing_else_is_pinned() {
+        assert!(throttled(98, 100, 90.0).is_pinned());
+        assert!(throttled(101, 100, 10.0).is_pinned());
+        assert!(!throttled(98, 100, 9.9).is_pinned(), "it is merely slowed down");
+        assert!(!throttled(90, 100, 90.0).is_pinned(), "it waits for something else");
+        assert!(!Throttled { high: Limit::Max, ..throttled(98, 100, 90.0) }.is_pinned());
+    }
+
+    #[test]
+    fn a_container_is_released_in_steps_as_far_as_the_node_has_memory() {
+        let mut container = throttled(100, 100, 90.0);
+        for expected in [mib(125).into(), mib(150).into(), mib(175).into(), Limit::Max] {
+            assert_eq!(container.release(mib(25)), Some(expected));
+            container.high = expected;
+        }
+        assert_eq!(container.release(mib(1000)), None);
+        assert_eq!(throttled(100, 100, 90.0).release(mib(24)), None);
+        let narrow = Throttled { max: mib(101), ..throttled(100, 100, 90.0) };
+        assert_eq!(narrow.release(mib(4)), Some(Limit::Max));
+    }
+
+    #[test]
+    fn the_line_is_put_back_only_where_it_would_not_throttle_again_at_once() {
+        assert!(!throttled(90, 150, 0.0).is_well_below());
+        assert!(throttled(89, 150, 0.0).is_well_below());
     }
 }

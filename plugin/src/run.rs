@@ -21,6 +21,7 @@ use plimsoll::originals::{self, Originals};
 use plimsoll::reconcile::{Reconciler, Work};
 use plimsoll::requests::checkpoint::Checkpoints;
 use plimsoll::service::{OnConfig, Service};
+use plimsoll::stalls::Stalls;
 use syslog_tracing::{Facility, Syslog};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -167,6 +168,7 @@ pub(crate) struct Node {
 /// What the plugin does beside answering events.
 pub(crate) struct Tasks {
     node: Node,
+    work: mpsc::UnboundedSender<Work>,
     todo: mpsc::UnboundedReceiver<Work>,
 }
 
@@ -191,8 +193,8 @@ impl Node {
     pub(crate) fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
         let (work, todo) = mpsc::unbounded_channel();
         let (containers, ancestors) = (self.containers.clone(), self.ancestors.clone());
-        let service = Service::new(containers, ancestors, self.root.clone(), work, &self.host, on_config);
-        (service, Tasks { node: self, todo })
+        let service = Service::new(containers, ancestors, self.root.clone(), work.clone(), &self.host, on_config);
+        (service, Tasks { node: self, work, todo })
     }
 }
 
@@ -201,6 +203,7 @@ impl Tasks {
     pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
         let Node { host, root, ancestors, containers } = self.node;
         tokio::spawn(ancestors.clone().make_last(Systemd::new(&host)));
+        tokio::spawn(Stalls::new(containers.clone(), root.clone(), self.work).run());
         tokio::spawn(Reconciler::new(containers, ancestors, root, runtime, self.todo).run())
     }
 }

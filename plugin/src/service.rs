@@ -470,6 +470,8 @@ impl Plugin for Service {
         };
         updated.moment = Moment::Update;
         updated.update = Update::UnderWay;
+        // With other limits it may do.
+        updated.released = None;
         let asked = resources.memory.limit.as_ref().map_or(0, |limit| limit.value);
         if asked != 0 {
             updated.limit = limit(asked, page, &updated);
@@ -573,6 +575,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
         moment: Moment::Create,
         update: Update::Over,
+        released: None,
         started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
         cgroup: None,
         place: place(cgroup_parent),

@@ -302,3 +302,59 @@ async fn a_cut_that_was_not_made_is_not_made_later_if_it_would_kill() {
     let high: i64 = asked[&pod.container.id]["memory.high"].parse().unwrap();
     assert!(high > 200 * MIB, "{high}");
 }
+
+#[tokio::test]
+async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_memory_to_spare() {
+    let node = Node::new();
+    let config = |deadline: &str| format!("nodeAllocatable: 4Gi\nlogLevel: debug\nthrottleDeadline: {deadline}\n");
+    node.replace("plimsoll.yaml", &config("1s"));
+    let meminfo = |available| format!("MemTotal: 8388608 kB\nMemAvailable: {available} kB\n");
+    node.write("host/proc/meminfo", &meminfo(400_000));
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB)]);
+    node.checkpoint("allocated_pods_state", &[("b", "app", 100 * MIB)]);
+    let pod = Pod::new("burstable", "b", 300 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    assert_eq!(runtime.read(&pod, "memory.high"), (280 * MIB).to_string());
+    let container = runtime.cgroup(&pod);
+    let pressure = |full: &str| {
+        let text = format!(
+            "some avg10=95.00 avg60=0.00 avg300=0.00 total=1\nfull avg10={full} avg60=0.00 avg300=0.00 total=1\n"
+        );
+        fs::write(container.join("memory.pressure"), text).unwrap();
+    };
+    uses(&runtime, &pod, 280 * MIB, 0);
+    pressure("90.00");
+    // It goes on being held back, though the node has less than a twentieth left.
+    let held_back = {
+        let events = runtime.root.join("kubepods/memory.events");
+        move |count: u64| fs::write(&events, format!("low 0\nhigh {count}\nmax 0\noom 0\noom_kill 0\n")).unwrap()
+    };
+    held_back(0);
+    let counting = tokio::spawn(async move {
+        for count in 1.. {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            held_back(count);
+        }
+    });
+    assert!(tokio::time::timeout(Duration::from_secs(12), runtime.updates.recv()).await.is_err());
+    node.write("host/proc/meminfo", &meminfo(4_000_000));
+    let line = daemon.says("released a container that stood at memory.high").await;
+    for part in ["container=\"app\"", "memory.high", "observed=293601280", "desired=298844160", "usage=293601280"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let asked = runtime.serve_update(&[&pod]).await;
+    assert_eq!(asked["id-b"]["memory.high"], (285 * MIB).to_string());
+    daemon.says("outcome=applied").await;
+    // It needs no more of it.
+    counting.abort();
+    pressure("0.00");
+    uses(&runtime, &pod, 100 * MIB, 0);
+    daemon.says("which is put back").await;
+    let asked = runtime.serve_update(&[&pod]).await;
+    assert_eq!(asked["id-b"]["memory.high"], (280 * MIB).to_string());
+}

@@ -121,6 +121,12 @@ const SWAP_USAGE: &str = "memory.swap.current";
 /// Reclaims as much as is written to it. From kernel 5.19 on.
 const RECLAIM: &str = "memory.reclaim";
 
+/// What has happened to a cgroup and everything below it, counted.
+const EVENTS: &str = "memory.events";
+
+/// How long it has waited for memory.
+const PRESSURE: &str = "memory.pressure";
+
 /// How much processor time a cgroup may use.
 pub const CPU_MAX: &str = "cpu.max";
 
@@ -322,6 +328,29 @@ impl Cgroup {
             swappable: sum(&["inactive_anon", "active_anon"]),
             swap_left,
         })
+    }
+
+    /// Reads how often it, or anything below it, was held back at `memory.high`, from `memory.events`.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    pub fn high_events(&self) -> Result<u64, CgroupError> {
+        let events = self.read_text(EVENTS, 1 << 10)?;
+        let high = events.lines().find_map(|line| line.strip_prefix("high ")?.parse().ok());
+        high.ok_or_else(|| self.malformed(EVENTS, "expected a line 'high' with a number"))
+    }
+
+    /// Reads how much of the last ten seconds all of it waited for memory, in percent, from `memory.pressure`.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Unsupported`] where the kernel does not keep account of that (`psi=1`); [`CgroupError::Gone`].
+    pub fn stalled(&self) -> Result<f64, CgroupError> {
+        let pressure = self.read_text(PRESSURE, 512)?;
+        let full = pressure.lines().find_map(|line| line.strip_prefix("full avg10="));
+        let full = full.and_then(|full| full.split(' ').next()?.parse().ok());
+        full.ok_or_else(|| self.malformed(PRESSURE, "expected a line 'full avg10=' with a number"))
     }
 
     /// Reclaims memory by `memory.reclaim`, which never kills. Whether all of it was reclaimed; what could be is in any case.

@@ -1,0 +1,172 @@
+//! Containers that stand at `memory.high` for good while the node has memory to spare are released, in steps.
+//!
+//! What costs something is done only while somebody is held back: that is seen in one file for all pods.
+
+use std::collections::HashMap;
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::info;
+
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::containers::{Container, Containers};
+use crate::node::MemInfo;
+use crate::reconcile::Work;
+use crate::resize::Throttled;
+use crate::units::{Bytes, Limit};
+
+/// How often to look whether anybody is held back.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// How long a released container may stand at its new line before the next step.
+const NEXT_STEP: Duration = Duration::from_secs(10);
+
+/// How many times as long as the deadline a released container has to be well below its line for that to be put back.
+const QUIET: u32 = 2;
+
+/// What part of all memory has to stay available.
+const SPARE: u64 = 20;
+
+/// The task.
+#[derive(Debug)]
+pub struct Stalls {
+    containers: Arc<Containers>,
+    root: Arc<CgroupRoot>,
+    work: mpsc::UnboundedSender<Work>,
+    /// How often pods were held back, by kubepods.
+    events: HashMap<CgroupPath, u64>,
+    watched: HashMap<String, Watched>,
+}
+
+/// A container that stands at its line, or was released from it.
+#[derive(Debug, Default)]
+struct Watched {
+    pinned_since: Option<Instant>,
+    well_below_since: Option<Instant>,
+    is_released: bool,
+}
+
+impl Stalls {
+    /// Nobody is watched yet. What is released is brought to its new value by the reconcile task, through `work`.
+    pub fn new(containers: Arc<Containers>, root: Arc<CgroupRoot>, work: mpsc::UnboundedSender<Work>) -> Self {
+        Self { containers, root, work, events: HashMap::new(), watched: HashMap::new() }
+    }
+
+    /// Works for ever.
+    pub async fn run(mut self) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let settings = self.containers.settings();
+            let Some(deadline) = settings.config.throttle_deadline.filter(|_| !settings.stand_aside) else {
+                self.put_all_back();
+                continue;
+            };
+            let containers = self.containers.all();
+            if self.is_somebody_held_back(&containers) || !self.watched.is_empty() {
+                self.look(&containers, deadline);
+            }
+        }
+    }
+
+    fn is_somebody_held_back(&mut self, containers: &[Arc<Container>]) -> bool {
+        let mut tops: Vec<_> =
+            containers.iter().filter_map(|container| Some(container.place.as_ref()?.kubepods())).collect();
+        tops.sort_unstable();
+        tops.dedup();
+        let mut is_held_back = false;
+        for top in tops {
+            if let Ok(events) = self.root.cgroup(top).and_then(|cgroup| cgroup.high_events()) {
+                is_held_back |= self.events.insert(top.clone(), events).is_some_and(|before| before != events);
+            }
+        }
+        is_held_back
+    }
+
+    fn look(&mut self, containers: &[Arc<Container>], deadline: Duration) {
+        let now = Instant::now();
+        let mut watched = std::mem::take(&mut self.watched);
+        for container in containers {
+            let mut state = watched.remove(&container.id).unwrap_or_default();
+            if state.is_released && container.released.is_none() {
+                // It was updated, and is as any other.
+                state = Watched::default();
+            }
+            let Ok(Some(throttled)) = self.throttled(container) else { continue };
+            let since = |since: Option<Instant>, is_so: bool| if is_so { since.or(Some(now)) } else { None };
+            state.pinned_since = since(state.pinned_since, throttled.is_pinned());
+            state.well_below_since = since(state.well_below_since, state.is_released && throttled.is_well_below());
+            let patience = if state.is_released { NEXT_STEP } else { deadline };
+            let is_over =
+                |since: Option<Instant>, patience| since.is_some_and(|since| now.duration_since(since) >= patience);
+            if is_over(state.pinned_since, patience)
+                && let Some(high) = throttled.release(self.spare())
+            {
+                self.set(container, &throttled, Some(high), "released a container that stood at memory.high");
+                state = Watched { is_released: true, ..Watched::default() };
+            } else if is_over(state.well_below_since, deadline * QUIET) {
+                self.set(
+                    container,
+                    &throttled,
+                    None,
+                    "a released container has been well below its memory.high, which is put back",
+                );
+                continue;
+            }
+            if state.is_released || state.pinned_since.is_some() {
+                self.watched.insert(container.id.clone(), state);
+            }
+        }
+    }
+
+    /// `None` if it has no line to stand at.
+    fn throttled(&self, container: &Container) -> Result<Option<Throttled>, CgroupError> {
+        let Some(path) = &container.cgroup else { return Ok(None) };
+        let cgroup = self.root.cgroup(path)?;
+        let high = cgroup.read(Knob::High)?;
+        if high == Limit::Max && container.released.is_none() {
+            return Ok(None);
+        }
+        // Only what the policy has set is this plugin's to raise.
+        let record = self.containers.fresh_record(&container.uid, &container.name, container.moment).flatten();
+        let decided = self.containers.decide(&Container { released: None, ..container.clone() }, record.as_ref());
+        let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
+        let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
+        let max = max.unwrap_or(Bytes::MAX);
+        Ok(Some(Throttled { usage: cgroup.usage()?, line, high, max, stalled: cgroup.stalled()? }))
+    }
+
+    /// How much memory the node could do without.
+    fn spare(&self) -> Bytes {
+        let meminfo = fs::read_to_string(self.root.host().join("proc/meminfo")).unwrap_or_default();
+        let spare = |meminfo: MemInfo| meminfo.available.saturating_sub(Bytes::new(meminfo.total.get() / SPARE));
+        MemInfo::parse(&meminfo).map_or(Bytes::ZERO, spare)
+    }
+
+    fn put_all_back(&mut self) {
+        for (id, _) in self.watched.drain().filter(|(_, watched)| watched.is_released) {
+            self.containers.release(&id, None);
+            let _ = self.work.send(Work::Container(id));
+        }
+    }
+
+    fn set(&self, container: &Container, throttled: &Throttled, released: Option<Limit>, what: &str) {
+        info!(
+            pod = container.pod,
+            container = container.name,
+            knob = Knob::High.file_name(),
+            desired = %released.unwrap_or(throttled.line.into()),
+            observed = %throttled.high,
+            usage = %throttled.usage,
+            stalled = throttled.stalled,
+            "{what}"
+        );
+        self.containers.release(&container.id, released);
+        // The task ends only with the program.
+        let _ = self.work.send(Work::Container(container.id.clone()));
+    }
+}
