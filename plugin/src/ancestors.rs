@@ -39,6 +39,9 @@ const CALLS: usize = 8;
 /// goes changes the share of all others, which is left to a task.
 const AT_ONCE: usize = 8;
 
+/// How often a file that cannot be used is tried again within seconds. After that it waits for the next event.
+const TRIES: u32 = 10;
+
 /// How many pods that get less than they ask for are named at a time.
 const NAMED: usize = 20;
 
@@ -84,8 +87,8 @@ struct State {
     /// What systemd was told last, and what it is being told. It writes that to the files in its own time, when there may be
     /// something newer.
     told: HashMap<CgroupPath, Vec<Protection>>,
-    /// Cgroups that could not be written, so that it is said only once.
-    failing: HashSet<CgroupPath>,
+    /// How often a file could not be written, or a cgroup not be read. It is said only once.
+    failing: HashMap<(CgroupPath, Option<Knob>), u32>,
     /// Pods of which it was said that they get less than they ask for.
     short: HashSet<CgroupPath>,
     originals_failing: bool,
@@ -295,7 +298,7 @@ impl Ancestors {
             }
             // It is made with its first container.
             Err(CgroupError::Gone(_)) => {}
-            Err(error) => failed(&mut state, place.cgroup(), &error),
+            Err(error) => self.failed(&mut state, place.cgroup(), None, &error),
         }
     }
 
@@ -389,7 +392,7 @@ impl Ancestors {
         let is_ours = |cgroup: &CgroupPath| is_ours(tree, reserved, cgroup);
         in_force.retain(|cgroup, _| is_ours(cgroup));
         told.retain(|cgroup, _| is_ours(cgroup));
-        failing.retain(is_ours);
+        failing.retain(|(cgroup, _), _| is_ours(cgroup));
         let root = &self.root;
         let kept = lock(&self.originals).retain(|target| match target {
             Target::Container(id) => containers.contains(id),
@@ -430,7 +433,7 @@ impl Ancestors {
                 return match error {
                     CgroupError::Gone(_) => Checked::Gone,
                     error => {
-                        failed(state, cgroup, &error);
+                        self.failed(state, cgroup, None, &error);
                         Checked::Settled
                     }
                 };
@@ -438,8 +441,16 @@ impl Ancestors {
         };
         state.in_force.insert(cgroup.clone(), observed);
         let mut checked = Checked::Settled;
-        let mut changes = Vec::new();
+        state.failing.remove(&(cgroup.clone(), None));
+        let (mut changes, mut repairs) = (Vec::new(), Vec::new());
         for change in self.changes(state, cgroup, &observed) {
+            if state.failing.contains_key(&(cgroup.clone(), Some(change.knob))) {
+                // An attempt that fails is a write, too, to whoever watches.
+                if !touched.contains(&change.knob) {
+                    changes.push(change);
+                }
+                continue;
+            }
             let key = (cgroup.clone(), change.knob);
             let late = |told: &Protection| {
                 let told = if change.knob == Knob::Low { told.low } else { told.min };
@@ -452,14 +463,7 @@ impl Ancestors {
             }
             match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now()) {
                 Verdict::Repair => {
-                    info!(
-                        %cgroup,
-                        knob = change.knob.file_name(),
-                        desired = %change.to,
-                        observed = %change.from,
-                        outcome = %Outcome::Applied,
-                        "repaired what somebody else changed"
-                    );
+                    repairs.push(change.clone());
                     changes.push(change);
                 }
                 Verdict::Wait(wait) => checked = Checked::Again(wait),
@@ -477,6 +481,18 @@ impl Ancestors {
             }
         }
         self.write(state, changes);
+        for Change { cgroup, knob, from, to } in repairs {
+            if state.in_force.get(&cgroup).is_some_and(|in_force| in_force.get(knob) == to) {
+                info!(
+                    %cgroup,
+                    knob = knob.file_name(),
+                    desired = %to,
+                    observed = %from,
+                    outcome = %Outcome::Applied,
+                    "repaired what somebody else changed"
+                );
+            }
+        }
         checked
     }
 
@@ -585,11 +601,10 @@ impl Ancestors {
         self.shares_changed.notified().await;
     }
 
-    /// Brings all levels to what they should have, some at a time, and reports whose shares have changed.
+    /// Brings all cgroups to what they should have, some at a time, and reports whose shares have changed.
     pub async fn share(&self) {
-        let levels: Vec<_> = lock(&self.state).tree.levels().into_iter().map(|level| level.cgroup).collect();
-        for levels in levels.chunks(AT_ONCE) {
-            self.apply(&mut lock(&self.state), levels.to_vec());
+        for cgroups in self.cgroups().chunks(AT_ONCE) {
+            self.apply(&mut lock(&self.state), cgroups.to_vec());
             // Events do not wait for all of it.
             tokio::task::yield_now().await;
         }
@@ -607,11 +622,12 @@ impl Ancestors {
                 Some(observed) => *observed,
                 None => match self.root.cgroup(&cgroup).and_then(|open| InForce::read(&open)) {
                     Ok(observed) => {
+                        state.failing.remove(&(cgroup.clone(), None));
                         state.in_force.insert(cgroup.clone(), observed);
                         observed
                     }
                     Err(error) => {
-                        failed(state, &cgroup, &error);
+                        self.failed(state, &cgroup, None, &error);
                         continue;
                     }
                 },
@@ -676,16 +692,12 @@ impl Ancestors {
             match self.write_one(state, &change) {
                 Ok(()) => {
                     self.let_go(state, cgroup);
-                    state.failing.remove(cgroup);
+                    state.failing.remove(&(cgroup.clone(), Some(*knob)));
                     debug!(%cgroup, knob = knob.file_name(), desired = %to, observed = %from, "written");
                 }
                 Err(error) => {
                     state.in_force.remove(cgroup);
-                    if !matches!(error, CgroupError::Gone(_)) && !state.failing.contains(cgroup) {
-                        // Once more, soon.
-                        self.shares_changed.notify_one();
-                    }
-                    failed(state, cgroup, &error);
+                    self.failed(state, cgroup, Some(&change), &error);
                 }
             }
         }
@@ -726,6 +738,32 @@ impl Ancestors {
         let last = lasting.entry(cgroup.clone()).or_insert(Last { protection, limits });
         *last = Last { protection, limits: last.limits || limits };
         self.lasting_changed.notify_one();
+    }
+
+    /// Something of a cgroup cannot be read or written: it is said once, and tried again soon.
+    fn failed(&self, state: &mut State, cgroup: &CgroupPath, change: Option<&Change>, error: &CgroupError) {
+        if let CgroupError::Gone(_) = error {
+            // A pod's cgroup may be made with its first container, and goes before the runtime tells.
+            debug!(%cgroup, "no such cgroup");
+            return;
+        }
+        let failures = state.failing.entry((cgroup.clone(), change.map(|change| change.knob))).or_default();
+        *failures += 1;
+        if *failures <= TRIES {
+            self.shares_changed.notify_one();
+        }
+        if *failures == 1 {
+            warn!(
+                %cgroup,
+                knob = change.map(|change| change.knob.file_name()),
+                desired = change.map(|change| tracing::field::display(change.to)),
+                observed = change.map(|change| tracing::field::display(change.from)),
+                %error,
+                outcome = %Outcome::of(error),
+                "what lies in this cgroup may not be protected; it is tried again soon, and then with every event. If that \
+                 does not help, see whether cgroupfs is mounted read-write here, and the plugin runs as root. Said once"
+            );
+        }
     }
 
     fn complain(&self, state: &mut State, result: io::Result<()>) {
@@ -770,15 +808,6 @@ fn again(error: &SystemdError) -> Option<Duration> {
             Some(Duration::from_secs(1))
         }
         SystemdError::Denied { .. } | SystemdError::Failed { .. } => None,
-    }
-}
-
-fn failed(state: &mut State, cgroup: &CgroupPath, error: &CgroupError) {
-    if let CgroupError::Gone(_) = error {
-        // A pod's cgroup may be made with its first container, and goes before the runtime tells.
-        debug!(%cgroup, "no such cgroup");
-    } else if state.failing.insert(cgroup.clone()) {
-        warn!(%cgroup, %error, outcome = %Outcome::of(error), "what lies in this cgroup may not be protected; said once");
     }
 }
 

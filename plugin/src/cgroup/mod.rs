@@ -94,7 +94,7 @@ pub enum CgroupError {
         /// The cgroup.
         path: CgroupPath,
         /// What was tried.
-        operation: &'static str,
+        operation: String,
         /// What the operating system says.
         error: io::Error,
     },
@@ -191,7 +191,9 @@ impl CgroupRoot {
         match open_beneath(&self.directory, path.as_str(), DIRECTORY) {
             Ok(directory) => Ok(Cgroup { directory, path: path.clone() }),
             Err(Errno::NOENT | Errno::NODEV) => Err(CgroupError::Gone(path.clone())),
-            Err(error) => Err(CgroupError::Io { path: path.clone(), operation: "open it", error: error.into() }),
+            Err(error) => {
+                Err(CgroupError::Io { path: path.clone(), operation: "open it".to_owned(), error: error.into() })
+            }
         }
     }
 }
@@ -263,14 +265,15 @@ impl Cgroup {
         let file = self.open(name, OFlags::RDONLY)?;
         let mut buffer = vec![0; most];
         // The kernel gives such a file whole or not at all.
-        let length = rustix::io::read(&file, &mut buffer).map_err(|error| self.failed("read it", error))?;
+        let length =
+            rustix::io::read(&file, &mut buffer).map_err(|error| self.failed(format!("read {name}"), error))?;
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 
     fn write_text(&self, name: &'static str, text: &str) -> Result<(), CgroupError> {
         // Truncation means nothing to the kernel here.
         let file = self.open(name, OFlags::WRONLY | OFlags::TRUNC)?;
-        rustix::io::write(&file, text.as_bytes()).map_err(|error| self.failed("write it", error))?;
+        rustix::io::write(&file, text.as_bytes()).map_err(|error| self.failed(format!("write {name}"), error))?;
         Ok(())
     }
 
@@ -389,7 +392,7 @@ impl Cgroup {
         match open_beneath(&self.directory, name, flags | OFlags::CLOEXEC) {
             Err(Errno::NOENT) if self.is_removed() => Err(CgroupError::Gone(self.path.clone())),
             Err(Errno::NOENT) => Err(CgroupError::Unsupported { path: self.path.clone(), file: name }),
-            result => result.map_err(|error| self.failed("open one of its files", error)),
+            result => result.map_err(|error| self.failed(format!("open {name}"), error)),
         }
     }
 
@@ -397,11 +400,11 @@ impl Cgroup {
         CgroupError::Malformed { path: self.path.clone(), file, error: error.to_string() }
     }
 
-    fn failed(&self, operation: &'static str, error: Errno) -> CgroupError {
+    fn failed(&self, operation: impl Into<String>, error: Errno) -> CgroupError {
         match error {
             Errno::NODEV => CgroupError::Gone(self.path.clone()),
             Errno::NOENT if self.is_removed() => CgroupError::Gone(self.path.clone()),
-            error => CgroupError::Io { path: self.path.clone(), operation, error: error.into() },
+            error => CgroupError::Io { path: self.path.clone(), operation: operation.into(), error: error.into() },
         }
     }
 

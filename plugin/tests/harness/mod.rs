@@ -16,7 +16,7 @@ use nri::api::{
     self, ContainerState, ContainerUpdate, Event, LinuxContainer, LinuxMemory, LinuxPodSandbox, LinuxResources,
     OptionalInt, OptionalInt64, PodSandbox,
 };
-use nri::runtime::{Connection, Options, UpdateRequest};
+use nri::runtime::{Connection, Options, RequestError, UpdateRequest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
@@ -128,7 +128,7 @@ impl Node {
 
     pub async fn serve(&self, trunk: UnixStream, options: Options) -> Runtime {
         let (connection, updates) = Connection::accept(trunk, options).await.unwrap();
-        Runtime { connection, updates, root: self.path("host/sys/fs/cgroup") }
+        Runtime { connection, updates, root: self.path("host/sys/fs/cgroup"), outlives_plugin: false }
     }
 }
 
@@ -196,6 +196,8 @@ pub struct Runtime {
     pub connection: Connection,
     pub updates: mpsc::UnboundedReceiver<UpdateRequest>,
     pub root: PathBuf,
+    /// The plugin is about to be killed: an answer that it does not give any more is waited for, for ever.
+    pub outlives_plugin: bool,
 }
 
 /// A pod with one container.
@@ -266,14 +268,22 @@ pub fn make_files(cgroup: &Path, max: &str) {
 }
 
 impl Runtime {
+    async fn answer<T>(&self, call: impl Future<Output = Result<T, RequestError>>) -> T {
+        match call.await {
+            Err(_) if self.outlives_plugin => std::future::pending().await,
+            answer => answer.unwrap(),
+        }
+    }
+
     pub async fn create(&self, pod: &Pod) -> HashMap<String, String> {
-        let reply = self.connection.create_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+        let call = self.connection.create_container(pod.sandbox.clone(), pod.container.clone());
+        let reply = self.answer(call).await;
         reply.adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().unified
     }
 
     pub async fn update(&self, pod: &Pod, resources: LinuxResources) -> HashMap<String, String> {
         let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
-        let reply = self.connection.update_container(sandbox, container, resources).await.unwrap();
+        let reply = self.answer(self.connection.update_container(sandbox, container, resources)).await;
         let [update] = <[ContainerUpdate; 1]>::try_from(reply.update).expect("one container is updated");
         assert_eq!(update.container_id, pod.container.id);
         update.linux.unwrap_or_default().resources.unwrap_or_default().unified
@@ -288,12 +298,12 @@ impl Runtime {
 
     pub async fn started(&self, pod: &Pod) {
         let event = Event::START_CONTAINER;
-        self.connection.event(event, pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+        self.answer(self.connection.event(event, pod.sandbox.clone(), pod.container.clone())).await;
     }
 
     pub async fn updated(&self, pod: &Pod) {
         let event = Event::POST_UPDATE_CONTAINER;
-        self.connection.event(event, pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+        self.answer(self.connection.event(event, pod.sandbox.clone(), pod.container.clone())).await;
     }
 
     pub fn cgroup(&self, pod: &Pod) -> PathBuf {
@@ -370,11 +380,11 @@ impl Runtime {
     }
 
     pub async fn stop(&self, pod: &Pod) {
-        self.connection.stop_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+        self.answer(self.connection.stop_container(pod.sandbox.clone(), pod.container.clone())).await;
     }
 
     pub async fn pod_event(&self, event: Event, pod: &Pod) {
-        self.connection.event(event, pod.sandbox.clone(), api::Container::default()).await.unwrap();
+        self.answer(self.connection.event(event, pod.sandbox.clone(), api::Container::default())).await;
     }
 
     pub fn read(&self, pod: &Pod, name: &str) -> String {
@@ -384,7 +394,21 @@ impl Runtime {
     /// Waits for the plugin's next request and does what it asks for these pods. Tells what was asked, by container.
     pub async fn serve_update(&mut self, pods: &[&Pod]) -> HashMap<String, HashMap<String, String>> {
         let request = tokio::time::timeout(Duration::from_secs(60), self.updates.recv()).await;
-        let request = request.expect("the plugin updates containers").expect("the plugin is connected");
+        self.serve(request.expect("the plugin updates containers").expect("the plugin is connected"), pods)
+    }
+
+    /// Does what the plugin asks for these pods until something else has happened.
+    pub async fn serve_until<T>(&mut self, pods: &[&Pod], done: impl Future<Output = T>) -> T {
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                done = &mut done => return done,
+                Some(request) = self.updates.recv() => drop(self.serve(request, pods)),
+            }
+        }
+    }
+
+    fn serve(&self, request: UpdateRequest, pods: &[&Pod]) -> HashMap<String, HashMap<String, String>> {
         let mut asked = HashMap::new();
         for update in &request.update {
             let unified = update.linux.resources.unified.clone();

@@ -1,0 +1,306 @@
+//! Faults that a temporary tree does not have by itself: strace kills the plugin at its writes and makes calls fail, and
+//! cgroups come and go while they are walked.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use harness::{Daemon, MIB, Node, Pod, Runtime};
+use inotify::{Inotify, WatchMask};
+use nri::api::Event;
+use rustix::process::Signal;
+
+const KUBEPODS: &str = "kubepods";
+const BURSTABLE: &str = "kubepods/burstable";
+const KNOBS: [&str; 2] = ["memory.min", "memory.low"];
+
+/// A pod, and what it asks for.
+type Asking = (Pod, i64);
+
+/// A node with a policy that needs both files of kubepods, one of which somebody had a use for before.
+fn node() -> (Node, PathBuf) {
+    let node = Node::new();
+    node.write("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\n");
+    let root = node.path("host/sys/fs/cgroup");
+    harness::make_files(&root.join(BURSTABLE), "max");
+    harness::make_files(&root.join(KUBEPODS), "max");
+    let low = root.join(KUBEPODS).join("memory.low");
+    fs::write(&low, before(&low)).unwrap();
+    (node, root)
+}
+
+/// What a file holds before the plugin comes.
+fn before(file: &Path) -> String {
+    if file.ends_with("cgroup/kubepods/memory.low") { (7 * MIB).to_string() } else { "0".to_owned() }
+}
+
+fn held(file: &Path) -> String {
+    fs::read_to_string(file).unwrap().trim_end().to_owned()
+}
+
+/// The plugin, with a fault where it touches one of these files: `CALL:FAULT`, in the words of strace.
+fn start_with_fault(node: &Node, files: &[PathBuf], fault: &str) -> Daemon {
+    let (call, _) = fault.split_once(':').unwrap();
+    let mut command = Command::new("strace");
+    // -D: not strace is the child, but the plugin.
+    command.args(["-D", "-f", "-y", "-e", &format!("trace={call}"), "-e", &format!("inject={fault}")]);
+    command.args(files.iter().flat_map(|file| ["-P".as_ref(), file.as_os_str()])).arg("-o").arg(node.path("strace"));
+    command.arg(env!("CARGO_BIN_EXE_plimsoll")).args(node.arguments()).arg("--config").arg(node.path("plimsoll.yaml"));
+    Daemon::spawn(command)
+}
+
+fn pods(pods: &[Asking]) -> Vec<&Pod> {
+    pods.iter().map(|(pod, _)| pod).collect()
+}
+
+/// The kubelet writes down what pods ask for.
+fn record(node: &Node, pods: &[Asking]) {
+    let entries: Vec<_> = pods.iter().map(|(pod, request)| (pod.sandbox.uid.as_str(), "app", *request)).collect();
+    node.checkpoint("actuated_pods_state", &entries);
+    node.checkpoint("allocated_pods_state", &entries);
+}
+
+async fn run_pods(node: &Node, runtime: &Runtime, alive: &mut Vec<Asking>) {
+    for (class, uid, request, limit) in
+        [("burstable", "a", 100, 400), ("burstable", "b", 60, 400), ("guaranteed", "g", 200, 200)]
+    {
+        let pod = Pod::new(class, uid, limit * MIB);
+        alive.push((pod.clone(), request * MIB));
+        record(node, alive);
+        runtime.make_cgroup(&pod);
+        runtime.run(&pod).await;
+    }
+}
+
+/// Raises every level, and lowers it. `alive` are the pods that there are at any time.
+async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Asking>) {
+    run_pods(node, runtime, alive).await;
+    for (index, request) in [(0, 150), (1, 20)] {
+        alive[index].1 = request * MIB;
+        record(node, alive);
+        let pod = &alive[index].0;
+        let updated = runtime.update(pod, harness::memory_limit(400 * MIB)).await;
+        runtime.apply(pod, &updated);
+        runtime.updated(pod).await;
+        until_right(runtime, alive).await;
+    }
+    let (pod, _) = alive.remove(0);
+    runtime.end(&pod).await;
+}
+
+/// The levels' files that do not hold what these pods add up to.
+fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
+    let sum = |level: &str| {
+        alive.iter().filter(|(pod, _)| pod.cgroup().starts_with(level)).map(|(_, request)| request).sum::<i64>()
+    };
+    let soft = sum(BURSTABLE);
+    let mut levels = vec![(KUBEPODS.to_owned(), [sum(KUBEPODS), soft]), (BURSTABLE.to_owned(), [0, soft])];
+    levels.extend(alive.iter().map(|(pod, request)| {
+        let cgroup = pod.cgroup();
+        let sums = if cgroup.starts_with(BURSTABLE) { [0, *request] } else { [*request, 0] };
+        (cgroup, sums)
+    }));
+    let files =
+        levels.iter().flat_map(|(level, sums)| KNOBS.map(|knob| root.join(level).join(knob)).into_iter().zip(sums));
+    files.filter(|(file, sum)| held(file) != sum.to_string()).map(|(file, _)| file).collect()
+}
+
+/// Waits until every level is right, and does meanwhile what the plugin asks for.
+async fn until_right(runtime: &mut Runtime, alive: &[Asking]) {
+    let root = runtime.root.clone();
+    let looks = async {
+        while !wrong(&root, alive).is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let looks = tokio::time::timeout(Duration::from_secs(30), looks);
+    let looked = runtime.serve_until(&pods(alive), looks).await;
+    assert!(looked.is_ok(), "{:?}", wrong(&root, alive).iter().map(|file| (file, held(file))).collect::<Vec<_>>());
+}
+
+/// No cgroup protects less than those in it do together.
+fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
+    let children = fs::read_dir(cgroup).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let sums = children.map(|child| assert_nothing_is_lost(&child));
+    let [min, low] = sums.fold([0, 0], |sum, child| [sum[0] + child[0], sum[1] + child[1]]);
+    let own = KNOBS.map(|knob| held(&cgroup.join(knob)).parse::<i64>().unwrap());
+    assert!(own[0] >= min && own[1] >= low, "{} has {own:?}, what is in it {:?}", cgroup.display(), [min, low]);
+    own
+}
+
+/// In cgroupfs a file keeps what it held when a write does not come about; here it was truncated before. In the file of
+/// originals a part of a write may come about.
+fn finish_last_write(node: &Node) {
+    let log = fs::read_to_string(node.path("strace")).unwrap();
+    // 4711 write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
+    let mut writes: Vec<_> = log.lines().filter_map(|line| line.split_once(" write(")?.1.split_once('<')).collect();
+    let (file, _) = writes.pop().unwrap().1.split_once('>').unwrap();
+    let held = writes.into_iter().rev().find_map(|(_, write)| write.strip_prefix(file)?.split('"').nth(1));
+    if file.ends_with("originals") {
+        let mut originals = OpenOptions::new().append(true).open(file).unwrap();
+        originals.write_all(br#"{"cgroup":"kubepods","inod"#).unwrap();
+    } else {
+        fs::write(file, held.map_or_else(|| before(Path::new(file)), str::to_owned)).unwrap();
+    }
+}
+
+/// Kills the plugin at its nth write, and starts it again. False if there are not so many.
+async fn is_killed_at_write(nth: usize) -> bool {
+    let (node, root) = node();
+    let levels = [KUBEPODS, BURSTABLE, "kubepods/burstable/poda", "kubepods/burstable/podb", "kubepods/podg"];
+    let levels = levels.iter().flat_map(|level| KNOBS.map(|knob| root.join(level).join(knob)));
+    let files: Vec<_> = levels.chain([node.path("host/run/plimsoll/originals")]).collect();
+    let daemon = start_with_fault(&node, &files, &format!("write:signal=KILL:when={nth}"));
+    let mut runtime = node.accept().await;
+    runtime.outlives_plugin = true;
+    runtime.synchronize(&[]).await;
+    let mut alive = Vec::new();
+    let status = tokio::select! {
+        status = daemon.ends() => status,
+        () = raise_and_lower(&node, &mut runtime, &mut alive) => return false,
+    };
+    assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{status}");
+    finish_last_write(&node);
+    assert_nothing_is_lost(&root.join(KUBEPODS));
+
+    let _daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&pods(&alive)).await;
+    until_right(&mut runtime, &alive).await;
+    assert_nothing_is_lost(&root.join(KUBEPODS));
+
+    let mut restore = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    restore.arg("restore").args(node.arguments().into_iter().skip(1));
+    let restored = tokio::task::spawn_blocking(move || restore.output());
+    let output = runtime.serve_until(&pods(&alive), restored).await.unwrap().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let containers = alive.iter().flat_map(|(pod, _)| KNOBS.map(|knob| runtime.cgroup(pod).join(knob)));
+    for file in files.into_iter().chain(containers).filter(|file| file.exists() && !file.ends_with("originals")) {
+        assert_eq!(held(&file), before(&file), "killed at write {nth}: {}", file.display());
+    }
+    true
+}
+
+#[tokio::test]
+async fn killed_at_any_write_the_plugin_loses_no_protection_finds_the_sums_and_gives_back_what_was() {
+    let next = AtomicUsize::new(1);
+    let rounds = async || while is_killed_at_write(next.fetch_add(1, Ordering::Relaxed)).await {};
+    tokio::join!(rounds(), rounds(), rounds());
+    let writes = next.into_inner() - 4;
+    assert!(writes > 20, "only {writes}");
+}
+
+/// In cgroupfs a file keeps what it held when a write fails; here it was truncated before, and gets that back.
+fn keep(file: &Path, failures: usize) {
+    let held = held(file);
+    let mut inotify = Inotify::init().unwrap();
+    inotify.watches().add(file, WatchMask::MODIFY).unwrap();
+    // The plugin hears of files that are closed.
+    let file = OpenOptions::new().write(true).open(file).unwrap();
+    std::thread::spawn(move || {
+        for _ in 0..failures {
+            while file.metadata().unwrap().len() > 0 {
+                inotify.read_events_blocking(&mut [0; 4096]).unwrap();
+            }
+            file.write_all_at(held.as_bytes(), 0).unwrap();
+        }
+    });
+}
+
+/// Pods come while a call fails for a file above them, and goes on to fail for a while. Gives the plugin's warnings.
+async fn passing_fault(level: &str, knob: &str, call: &str, error: &str, failures: usize) -> Vec<String> {
+    let (node, root) = node();
+    let file = root.join(level).join(knob);
+    if call == "write" {
+        keep(&file, failures);
+    }
+    // The delay is time to give the file back what it held.
+    let fault = format!("{call}:error={error}:delay_exit=200000:when=1..{failures}");
+    let mut daemon = start_with_fault(&node, std::slice::from_ref(&file), &fault);
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let mut alive = Vec::new();
+    run_pods(&node, &runtime, &mut alive).await;
+    let mut unset = wrong(&root, &alive);
+    // A cgroup that cannot be read is not written.
+    unset.retain(|unset| *unset != file && (call == "write" || unset.parent() != file.parent()));
+    assert!(unset.is_empty(), "{error} is no reason not to set {unset:?}");
+    until_right(&mut runtime, &alive).await;
+    daemon.signal(Signal::TERM);
+    let mut warnings = Vec::new();
+    while let Some(line) = daemon.messages.recv().await {
+        assert!(!line.contains("somebody else"), "{error}: {line}");
+        warnings.extend(Some(line).filter(|line| line.contains("WARN")));
+    }
+    assert_eq!(held(&node.path("strace")).matches("(INJECTED)").count(), failures, "{error}");
+    warnings
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_used_for_a_while_is_named_once_and_has_its_value_soon_after() {
+    let cases = [
+        (KUBEPODS, "memory.min", "write", "EBUSY", "Device or resource busy"),
+        (BURSTABLE, "memory.low", "write", "EINVAL", "Invalid argument"),
+        (KUBEPODS, "memory.low", "write", "EROFS", "Read-only file system"),
+        (BURSTABLE, "memory.low", "write", "EACCES", "Permission denied"),
+        (KUBEPODS, "memory.min", "read", "EIO", "Input/output error"),
+    ];
+    let cases = cases.map(|(level, knob, call, error, text)| async move {
+        let warnings = passing_fault(level, knob, call, error, 5).await;
+        let [line] = &warnings[..] else { panic!("{error}: {warnings:#?}") };
+        let cgroup = format!("cgroup=/{level} ");
+        for part in [&cgroup, knob, text, "outcome=failed", "see whether"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(call == "read" || line.contains("desired=104857600"), "{line}");
+    });
+    futures::future::join_all(cases).await;
+    // So the kernel says that a cgroup has just been removed.
+    assert!(passing_fault(KUBEPODS, "memory.min", "write", "ENODEV", 1).await.is_empty());
+}
+
+#[tokio::test]
+async fn cgroups_that_go_and_come_while_they_are_walked_do_no_harm() {
+    let (node, _) = node();
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let mut alive = Vec::new();
+    run_pods(&node, &runtime, &mut alive).await;
+    let containers = pods(&alive).into_iter().map(|pod| (runtime.cgroup(pod), runtime.read(pod, "memory.max")));
+    let containers: Vec<_> = containers.collect();
+    let restless = std::thread::spawn(move || {
+        for (container, max) in containers.iter().cycle().take(500) {
+            let pod = container.parent().unwrap();
+            fs::remove_dir_all(pod).unwrap();
+            harness::make_files(pod, "max");
+            harness::make_files(container, max);
+        }
+    });
+    let mut walks = 0;
+    while walks < 100 || !restless.is_finished() {
+        runtime.synchronize(&pods(&alive)).await;
+        for pod in pods(&alive) {
+            runtime.pod_event(Event::RUN_POD_SANDBOX, pod).await;
+            runtime.create(pod).await;
+            runtime.started(pod).await;
+        }
+        walks += 1;
+    }
+    restless.join().unwrap();
+    runtime.synchronize(&pods(&alive)).await;
+    until_right(&mut runtime, &alive).await;
+    daemon.signal(Signal::TERM);
+    while let Some(line) = daemon.messages.recv().await {
+        assert!(!line.contains("panicked"), "{line}");
+    }
+}
