@@ -196,6 +196,8 @@ impl Service {
             self.refresh_node();
         }
         let record = self.record(&container).await;
+        // What a pod is allowed altogether is its author's word then.
+        let pod_limits = matches!(&record, Ok(Some(record)) if record.pod_limits);
         let container = self.containers.insert(container);
         let decided = match record {
             Ok(record) => self.containers.decide(&container, record.as_ref()),
@@ -208,7 +210,9 @@ impl Service {
         for notice in &decided.notices {
             warn!(pod = container.pod, container = container.name, "{notice}");
         }
-        self.raise_pod(&container);
+        if !pod_limits {
+            self.raise_pod(&container);
+        }
         // Before the container has it, and what it had before counts until it is known to have it.
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
             self.ancestors.claim_at_least(place, &container.id, claim);

@@ -358,3 +358,22 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked["id-b"]["memory.high"], (280 * MIB).to_string());
 }
+
+#[tokio::test]
+async fn a_pod_with_limits_of_its_own_keeps_them() {
+    let (node, _daemon, runtime) = start().await;
+    let pod = Pod::new("burstable", "b", 200 * MIB);
+    let entry = serde_json::json!({ "entries": { "b": {
+        "ContainerResources": { "app": { "requests": { "memory": "100Mi" }, "limits": { "memory": "200Mi" } } },
+        "PodLevelResources": { "limits": { "memory": "150Mi" } },
+    } } });
+    let checkpoint = serde_json::json!({ "data": entry.to_string(), "checksum": 1 }).to_string();
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
+    }
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(150 * MIB).to_string());
+    runtime.run(&pod).await;
+    runtime.update(&pod, memory_limit(300 * MIB)).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
+}

@@ -46,6 +46,8 @@ pub struct Record {
     pub request: Option<Bytes>,
     /// The limit; `None` is not given.
     pub limit: Option<Bytes>,
+    /// The pod has limits of its own (`PodLevelResources`, Kubernetes 1.34), which are not the sum of its containers'.
+    pub pod_limits: bool,
 }
 
 impl Record {
@@ -313,7 +315,7 @@ pub struct Records {
 impl Records {
     /// How many containers have a record.
     pub fn len(&self) -> usize {
-        self.pods.values().map(|containers| containers.len()).sum()
+        self.pods.values().map(|pod| pod.containers.len()).sum()
     }
 
     /// Whether no container has a record.
@@ -323,8 +325,8 @@ impl Records {
 
     fn find(&self, uid: &PodUid, container: &str, file: CheckpointFile) -> Option<Record> {
         let pod = self.pods.get(uid)?;
-        let &(_, memory) = pod.iter().find(|(name, _)| **name == *container)?;
-        Some(Record { file, request: memory.request, limit: memory.limit })
+        let &(_, Memory { request, limit }) = pod.containers.iter().find(|(name, _)| **name == *container)?;
+        Some(Record { file, request, limit, pod_limits: pod.has_limits })
     }
 
     /// Keeps what `raw` says of memory. A quantity that is none makes that record count as missing: reported, never 0.
@@ -349,8 +351,13 @@ impl Records {
     }
 }
 
-/// By name. A pod has few containers: a list is smaller than a map, and as quick.
-type PodRecord = Box<[(Box<str>, Memory)]>;
+#[derive(Debug)]
+struct PodRecord {
+    /// By name. A pod has few: a list is smaller than a map, and as quick.
+    containers: Box<[(Box<str>, Memory)]>,
+    /// Beside those of its containers.
+    has_limits: bool,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Memory {
@@ -399,7 +406,7 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
         .allocation_entries
         .into_iter()
         .flatten()
-        .map(|(uid, containers)| (uid, RawPod { container_resources: containers }));
+        .map(|(uid, containers)| (uid, RawPod { container_resources: containers, pod_level_resources: None }));
     for (uid, raw) in entries.chain(older) {
         let containers = raw
             .container_resources
@@ -411,7 +418,9 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
                 Some((name.into_boxed_str(), memory))
             })
             .collect();
-        records.pods.insert(PodUid::new(uid), containers);
+        let own = raw.pod_level_resources.and_then(|own| own.limits);
+        let has_limits = own.is_some_and(|limits| !limits.0.is_empty());
+        records.pods.insert(PodUid::new(uid), PodRecord { containers, has_limits });
     }
     Ok(records)
 }
@@ -459,6 +468,13 @@ impl<V> IntoIterator for Pairs<V> {
 struct RawPod {
     #[serde(rename = "ContainerResources")]
     container_resources: Option<RawContainers>,
+    #[serde(rename = "PodLevelResources")]
+    pod_level_resources: Option<RawPodLevel>,
+}
+
+#[derive(Deserialize)]
+struct RawPodLevel {
+    limits: Option<Pairs<IgnoredAny>>,
 }
 
 #[derive(Default, Deserialize)]

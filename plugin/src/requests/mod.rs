@@ -309,7 +309,7 @@ mod tests {
     }
 
     fn record(request: Option<u64>, limit: Option<u64>) -> Record {
-        Record { file: CheckpointFile::Actuated, request: request.map(mib), limit: limit.map(mib) }
+        Record { file: CheckpointFile::Actuated, request: request.map(mib), limit: limit.map(mib), pod_limits: false }
     }
 
     #[test]
