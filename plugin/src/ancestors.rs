@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
-use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{CPU_MAX, Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Reserved;
 use crate::containers::Container;
 use crate::contention::{Contention, Verdict};
@@ -29,7 +29,7 @@ use crate::outcome::Outcome;
 use crate::policy::{self, Policy, Protection};
 use crate::requests;
 use crate::requests::annotation::Overrides;
-use crate::resize::Limits;
+use crate::resize::{self, Limits, Raise};
 use crate::units::{Bytes, Limit, PageSize};
 
 /// How many calls to systemd are under way at a time.
@@ -41,6 +41,9 @@ const AT_ONCE: usize = 8;
 
 /// How often a file that cannot be used is tried again within seconds. After that it waits for the next event.
 const TRIES: u32 = 10;
+
+/// How many values that systemd was told in vain may still come.
+const LATE: usize = 4;
 
 /// How many pods that get less than they ask for are named at a time.
 const NAMED: usize = 20;
@@ -66,8 +69,8 @@ pub struct Ancestors {
 #[derive(Clone, Copy, Debug)]
 struct Last {
     protection: Protection,
-    /// And what its limits are, by its files.
-    limits: bool,
+    /// And that its limits were raised.
+    raise: Option<Raise>,
 }
 
 #[derive(Debug, Default)]
@@ -270,61 +273,87 @@ impl Ancestors {
         self.apply_levels(&mut state, levels, Some(place.cgroup()));
     }
 
-    /// A container is about to have its limits: those of its pod are raised to what its containers may use, `containers`, where
-    /// it has any. They are never lowered: that is the kubelet's.
-    pub fn raise_limits(&self, container: &Container, containers: impl IntoIterator<Item = Limits>) {
+    /// A container is about to have its limits: those of its pod are raised to `needed`, what its containers may then use
+    /// together, where it has any and they were not tighter than `former`, what its containers were last to use. They are never
+    /// lowered: that is the kubelet's.
+    pub fn raise_limits(
+        &self,
+        container: &Container,
+        needed: impl IntoIterator<Item = Limits>,
+        former: Option<impl IntoIterator<Item = Limits>>,
+    ) {
         let Some(place) = &container.place else { return };
-        let mut state = lock(&self.state);
+        let state = lock(&self.state);
         let overhead = state.sandboxes.get(&container.sandbox).map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
-        let needed = Limits::sum(containers, overhead);
-        match self.raise(place.cgroup(), &needed) {
-            Ok(raised) if raised.is_empty() => {}
-            Ok(raised) => {
-                for (file, observed, desired) in raised {
-                    info!(
-                        pod = container.pod,
-                        container = container.name,
-                        cgroup = %place.cgroup(),
-                        knob = file,
-                        desired,
-                        observed,
-                        outcome = %Outcome::Applied,
-                        "raised the pod's limit to what its containers may use"
-                    );
-                }
-                if let Ok(in_force) = self.root.cgroup(place.cgroup()).and_then(|open| InForce::read(&open)) {
-                    self.tell_systemd(&state, place.cgroup(), &in_force, true);
-                }
-            }
-            // It is made with its first container.
-            Err(CgroupError::Gone(_)) => {}
-            Err(error) => self.failed(&mut state, place.cgroup(), None, &error),
+        let needed = Limits::sum(needed, overhead);
+        let former = former.map(|former| Limits::sum(former, overhead));
+        let raise = resize::raise(&needed, former.as_ref());
+        let mut raised = Vec::new();
+        let result = self.raise(place.cgroup(), &raise, &mut raised);
+        for (file, observed, desired) in &raised {
+            info!(
+                pod = container.pod,
+                container = container.name,
+                cgroup = %place.cgroup(),
+                knob = file,
+                desired,
+                observed,
+                outcome = %Outcome::Applied,
+                "raised the pod's limit to what its containers may use"
+            );
         }
+        if !raised.is_empty()
+            && let Ok(in_force) = self.root.cgroup(place.cgroup()).and_then(|open| InForce::read(&open))
+        {
+            self.tell_systemd(&state, place.cgroup(), &in_force, Some(raise));
+        }
+        match result {
+            // It is made with its first container.
+            Ok(()) | Err(CgroupError::Gone(_)) => {}
+            Err(error) => {
+                let outcome = Outcome::of(&error);
+                warn!(
+                    pod = container.pod,
+                    container = container.name,
+                    cgroup = %place.cgroup(),
+                    %error,
+                    %outcome,
+                    "cannot raise the pod's limits, which may be tighter than what its containers may use"
+                );
+            }
+        }
+        drop(state);
     }
 
-    /// Tells which files were raised, from what, and to what they were read back.
-    fn raise(&self, pod: &CgroupPath, needed: &Limits) -> Result<Vec<(&'static str, String, String)>, CgroupError> {
+    /// Adds the files that were raised, from what, and to what they were read back.
+    fn raise(
+        &self,
+        pod: &CgroupPath,
+        raise: &Raise,
+        raised: &mut Vec<(&'static str, String, String)>,
+    ) -> Result<(), CgroupError> {
         let cgroup = self.root.cgroup(pod)?;
-        let mut raised = Vec::new();
-        let memory = match needed.memory {
-            Limit::Bytes(bytes) => Limit::Bytes(bytes.floor_to(self.page_size)),
-            Limit::Max => Limit::Max,
-        };
-        let observed = cgroup.read(Knob::Max)?;
-        if observed < memory {
-            cgroup.write(Knob::Max, memory)?;
+        if let Some(memory) = raise.memory
+            && let Limit::Bytes(observed) = cgroup.read(Knob::Max)?
+            && memory.is_for(observed, |bytes| bytes.floor_to(self.page_size))
+        {
+            cgroup.write(Knob::Max, memory.to.into())?;
             raised.push((Knob::Max.file_name(), observed.to_string(), cgroup.read(Knob::Max)?.to_string()));
         }
-        let observed = match cgroup.cpu_max() {
-            // There is no such limit then.
-            Err(CgroupError::Unsupported { .. }) => return Ok(raised),
-            observed => observed?,
-        };
-        if observed.rate().is_some_and(|rate| needed.cpu.is_none_or(|needed| rate < needed)) {
-            cgroup.set_cpu_max(observed.with_rate(needed.cpu))?;
-            raised.push(("cpu.max", observed.to_string(), cgroup.cpu_max()?.to_string()));
+        if let Some(cpu) = raise.cpu {
+            let observed = match cgroup.cpu_max() {
+                // There is no such limit then.
+                Err(CgroupError::Unsupported { .. }) => return Ok(()),
+                observed => observed?,
+            };
+            if let Some(rate) = observed.rate()
+                && cpu.is_for(rate, |rate| rate)
+            {
+                cgroup.set_cpu_max(observed.with_rate(Some(cpu.to)))?;
+                raised.push((CPU_MAX, observed.to_string(), cgroup.cpu_max()?.to_string()));
+            }
         }
-        Ok(raised)
+        Ok(())
     }
 
     /// A container has ended.
@@ -442,8 +471,15 @@ impl Ancestors {
         state.in_force.insert(cgroup.clone(), observed);
         let mut checked = Checked::Settled;
         state.failing.remove(&(cgroup.clone(), None));
+        let wanted = self.changes(state, cgroup, &observed);
+        for knob in KNOBS {
+            // What is as it should be does not fail any more.
+            if !wanted.iter().any(|change| change.knob == knob) {
+                state.failing.remove(&(cgroup.clone(), Some(knob)));
+            }
+        }
         let (mut changes, mut repairs) = (Vec::new(), Vec::new());
-        for change in self.changes(state, cgroup, &observed) {
+        for change in wanted {
             if state.failing.contains_key(&(cgroup.clone(), Some(change.knob))) {
                 // An attempt that fails is a write, too, to whoever watches.
                 if !touched.contains(&change.knob) {
@@ -509,13 +545,13 @@ impl Ancestors {
                 async move {
                     // By now there may be something newer.
                     let newer = lock(&ancestors.lasting).remove(&cgroup);
-                    let last = newer.map_or(last, |newer| Last { limits: newer.limits || last.limits, ..newer });
+                    let last = newer.map_or(last, |newer| Last { raise: newer.raise.or(last.raise), ..newer });
                     lock(&ancestors.state).told.entry(cgroup.clone()).or_default().push(last.protection);
                     let result = match ancestors.root.cgroup(&cgroup) {
-                        Ok(open) => systemd.set(&open, last.protection, last.limits).await,
+                        Ok(open) => systemd.set(&open, last.protection, last.raise.is_some()).await,
                         Err(_) => Ok(Lasting::NoUnit),
                     };
-                    ancestors.told(&cgroup, last.protection, &result);
+                    ancestors.told(&cgroup, last, &result);
                     (cgroup, last, result)
                 }
             });
@@ -543,7 +579,7 @@ impl Ancestors {
                             // Unless there is something newer.
                             lock(&self.lasting)
                                 .entry(cgroup)
-                                .and_modify(|newer| newer.limits |= last.limits)
+                                .and_modify(|newer| newer.raise = newer.raise.or(last.raise))
                                 .or_insert(last);
                             pause = pause.max(Some(again));
                         }
@@ -558,16 +594,33 @@ impl Ancestors {
     }
 
     /// systemd has taken, or not taken, what it was told.
-    fn told(&self, cgroup: &CgroupPath, protection: Protection, result: &Result<Lasting, SystemdError>) {
+    fn told(&self, cgroup: &CgroupPath, last: Last, result: &Result<Lasting, SystemdError>) {
         let mut state = lock(&self.state);
         match result {
-            Ok(Lasting::Set) => {
-                state.told.insert(cgroup.clone(), vec![protection]);
-                // It has written this to the files, where there may have been something newer.
-                state.in_force.remove(cgroup);
-                self.apply(&mut state, vec![cgroup.clone()]);
+            Ok(set @ (Lasting::Set | Lasting::Unchanged)) => {
+                state.told.insert(cgroup.clone(), vec![last.protection]);
+                if *set == Lasting::Set {
+                    // It has written this to the files, where there may have been something newer.
+                    state.in_force.remove(cgroup);
+                    self.apply(&mut state, vec![cgroup.clone()]);
+                }
+                // It may have written former limits before it knew of these.
+                let mut raised = Vec::new();
+                if let Some(raise) = last.raise
+                    && self.raise(cgroup, &Raise::again(&raise), &mut raised).is_ok()
+                    && !raised.is_empty()
+                    && let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open))
+                {
+                    self.tell_systemd(&state, cgroup, &in_force, last.raise);
+                }
             }
-            Ok(Lasting::Unchanged) => _ = state.told.insert(cgroup.clone(), vec![protection]),
+            // It may do so yet.
+            Err(SystemdError::Timeout { .. } | SystemdError::Lost { .. }) => {
+                if let Some(told) = state.told.get_mut(cgroup) {
+                    let surplus = told.len().saturating_sub(LATE);
+                    told.drain(..surplus);
+                }
+            }
             // What the files hold does not come from there.
             Ok(Lasting::NoUnit) | Err(_) => _ = state.told.remove(cgroup),
         }
@@ -719,13 +772,13 @@ impl Ancestors {
         let mut in_force = in_force;
         in_force.set(change.knob, change.to);
         state.in_force.insert(change.cgroup.clone(), in_force);
-        self.tell_systemd(state, &change.cgroup, &in_force, false);
+        self.tell_systemd(state, &change.cgroup, &in_force, None);
         Ok(())
     }
 
     /// systemd is to be told of a cgroup, if it may be its own: not of what the files hold, since one of them may be about to
     /// be repaired.
-    fn tell_systemd(&self, state: &State, cgroup: &CgroupPath, in_force: &InForce, limits: bool) {
+    fn tell_systemd(&self, state: &State, cgroup: &CgroupPath, in_force: &InForce, raise: Option<Raise>) {
         if ![".slice", ".scope", ".service"].iter().any(|suffix| cgroup.name().ends_with(suffix)) {
             return;
         }
@@ -735,8 +788,8 @@ impl Ancestors {
         }
         let protection = Protection::of_files(min, low);
         let mut lasting = lock(&self.lasting);
-        let last = lasting.entry(cgroup.clone()).or_insert(Last { protection, limits });
-        *last = Last { protection, limits: last.limits || limits };
+        let last = lasting.entry(cgroup.clone()).or_insert(Last { protection, raise });
+        *last = Last { protection, raise: raise.or(last.raise) };
         self.lasting_changed.notify_one();
     }
 

@@ -22,7 +22,7 @@ use crate::resize::Limits;
 use crate::units::{Bytes, CpuMax, Limit, PageSize};
 
 /// A container as the runtime told of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Container {
     /// Its id in the runtime.
     pub id: String,
@@ -57,6 +57,8 @@ pub struct Container {
     pub cgroup: Option<CgroupPath>,
     /// Where its pod is; `None` where no kubelet made the pod's cgroup.
     pub place: Option<PodPlace>,
+    /// `memory.high` before it was lowered for a cut, until it was read back. What it is to have where the policy leaves it alone.
+    pub high_before: Option<Limit>,
 }
 
 /// What has come of a container's last update.
@@ -64,8 +66,8 @@ pub struct Container {
 pub enum Update {
     /// There was none, or it was read back, or has not come about.
     Over,
-    /// The runtime is about to make it, so that the container's files are neither as before nor as after.
-    UnderWay,
+    /// The runtime is about to make the one with this number, so that the container's files are neither as before nor as after.
+    UnderWay(u64),
     /// The runtime says that it has made it.
     Made,
 }
@@ -85,6 +87,8 @@ pub struct Decided {
     pub before: Option<Values>,
     /// `memory.high` while it is released from where the policy has it.
     pub released: Option<Limit>,
+    /// `memory.high` before it was lowered for a cut, until it was read back. What it is to have where the policy leaves it alone.
+    pub high_before: Option<Limit>,
 }
 
 impl Container {
@@ -112,7 +116,7 @@ impl Decided {
         };
         match decision.reason {
             Reason::NothingReserved | Reason::NoThrottling => self.before?.get(knob).or(value),
-            _ if knob == Knob::High => value.max(self.released),
+            _ if knob == Knob::High => value.max(self.released).or(self.high_before),
             _ => value,
         }
     }
@@ -199,10 +203,14 @@ struct Index {
     by_id: HashMap<String, Arc<Container>>,
     /// The ids of a pod's containers, by that of its sandbox.
     by_sandbox: HashMap<String, Vec<String>>,
+    /// What containers of a sandbox were last to have, by name, also those that have ended.
+    last_limits: HashMap<String, HashMap<String, Limits>>,
 }
 
 impl Index {
     fn insert(&mut self, container: Arc<Container>) {
+        let last = self.last_limits.entry(container.sandbox.clone()).or_default();
+        last.insert(container.name.clone(), container.limits());
         if let Some(before) = self.by_id.insert(container.id.clone(), container.clone())
             && before.sandbox == container.sandbox
         {
@@ -253,9 +261,12 @@ impl Containers {
 
     /// Remembers these and forgets all others.
     pub fn replace(&self, containers: impl IntoIterator<Item = Container>) {
-        let mut known = Index::default();
+        let mut guard = lock(&self.known);
+        // What is down at the moment comes again.
+        let last_limits = std::mem::take(&mut guard.last_limits);
+        let mut known = Index { last_limits, ..Index::default() };
         containers.into_iter().for_each(|container| known.insert(Arc::new(container)));
-        *lock(&self.known) = known;
+        *guard = known;
     }
 
     /// A container was started.
@@ -267,18 +278,47 @@ impl Containers {
 
     /// A container's update has come so far.
     pub fn set_update(&self, id: &str, update: Update) {
-        if let Some(container) = lock(&self.known).by_id.get_mut(id)
-            && container.update != update
-        {
-            Arc::make_mut(container).update = update;
+        self.change(id, |container| container.update = update);
+    }
+
+    /// If this update is still under way, it has not come about.
+    pub fn not_made(&self, id: &str, number: u64) {
+        self.change(id, |container| {
+            if container.update == Update::UnderWay(number) {
+                container.update = Update::Over;
+            }
+        });
+    }
+
+    /// `memory.high` of a container is about to be lowered from this for a cut, or is as it should be again.
+    pub fn set_high_before(&self, id: &str, high: Option<Limit>) {
+        self.change(id, |container| container.high_before = high);
+    }
+
+    /// A container's limits were read back, and are others than those known. Unless there was another event meanwhile.
+    pub fn read_back(&self, container: &Container, memory: Option<Limit>, cpu: Option<CpuMax>) {
+        self.change(&container.id, |now| {
+            if now.update == container.update && !matches!(now.update, Update::UnderWay(_)) {
+                now.update = Update::Over;
+                now.limit = memory.unwrap_or(now.limit);
+                now.cpu = cpu.unwrap_or(now.cpu);
+            }
+        });
+    }
+
+    fn change(&self, id: &str, change: impl FnOnce(&mut Container)) {
+        if let Some(known) = lock(&self.known).by_id.get_mut(id) {
+            let mut changed = (**known).clone();
+            change(&mut changed);
+            if changed != **known {
+                *known = Arc::new(changed);
+            }
         }
     }
 
     /// Releases a container from `memory.high` as far as this, or no longer.
     pub fn release(&self, id: &str, released: Option<Limit>) {
-        if let Some(container) = lock(&self.known).by_id.get_mut(id) {
-            Arc::make_mut(container).released = released;
-        }
+        self.change(id, |container| container.released = released);
     }
 
     /// Forgets a container.
@@ -313,6 +353,7 @@ impl Containers {
     /// Forgets the containers of a sandbox, and tells which.
     pub fn remove_sandbox(&self, sandbox: &str) -> Vec<String> {
         let mut known = lock(&self.known);
+        known.last_limits.remove(sandbox);
         let ended = known.by_sandbox.remove(sandbox).unwrap_or_default();
         for id in &ended {
             known.by_id.remove(id);
@@ -325,6 +366,11 @@ impl Containers {
         let known = lock(&self.known);
         let ids = known.by_sandbox.get(sandbox).into_iter().flatten();
         ids.filter_map(|id| known.by_id.get(id).cloned()).collect()
+    }
+
+    /// What the container of this name was last to have in this sandbox.
+    pub fn last_limits(&self, sandbox: &str, name: &str) -> Option<Limits> {
+        lock(&self.known).last_limits.get(sandbox)?.get(name).copied()
     }
 
     /// The ids of all containers.
@@ -381,6 +427,7 @@ impl Containers {
             notices,
             before: self.before(&container.id),
             released: container.released,
+            high_before: container.high_before,
         }
     }
 }

@@ -4,7 +4,8 @@
 //! runtime's write is slowed down, then the look. None of these kills, whatever comes of it. Setting `memory.max` below usage
 //! does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"), and neither runc nor containerd looks before.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -22,38 +23,60 @@ const LAST_LOOK: Duration = Duration::from_millis(50);
 /// What became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// The limit may be set. `memory.high` is a margin below it, and was this before.
-    Made {
-        /// `memory.high` before.
-        high: Limit,
-    },
+    /// The limit may be set. `memory.high` is at most a margin below it.
+    Made,
     /// The limit would kill. `memory.high` is as before.
     NotMade(Usage),
 }
 
-/// Makes room in `cgroup` for `limit`, until `deadline` at the latest: a reclaim that takes longer is left to itself, and puts
-/// `memory.high` back when it comes to an end.
+/// Room being made in a container, by one at a time, until the kernel has come to an end with it.
+#[derive(Debug)]
+pub struct Attempt {
+    under_way: Arc<Mutex<HashSet<String>>>,
+    id: String,
+}
+
+impl Attempt {
+    /// `None` while there is another in this container.
+    pub fn begin(under_way: &Arc<Mutex<HashSet<String>>>, id: &str) -> Option<Self> {
+        let is_first = under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
+        is_first.then(|| Self { under_way: under_way.clone(), id: id.to_owned() })
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+/// Makes room in `cgroup`, whose `memory.high` should be `high`, for `limit`, until `deadline` at the latest: a reclaim that takes
+/// longer is left to itself, and `memory.high` put back when it comes to an end.
 ///
 /// # Errors
 ///
 /// When the cgroup cannot be read, or `memory.high` not be written.
-pub async fn make_room(cgroup: Cgroup, limit: Bytes, deadline: Instant) -> Result<Room, CgroupError> {
+pub async fn make_room(
+    cgroup: Cgroup,
+    limit: Bytes,
+    high: Limit,
+    deadline: Instant,
+    attempt: Attempt,
+) -> Result<Room, CgroupError> {
     let cgroup = Arc::new(cgroup);
     let (tell, mut told) = oneshot::channel();
     let working = cgroup.clone();
-    tokio::task::spawn_blocking(move || {
-        let room = working.read(Knob::High).and_then(|high| {
-            let room = attempt(&working, limit, high, deadline);
-            if !matches!(room, Ok(Room::Made { .. })) {
-                put_back(&working, high)?;
-            }
-            room
-        });
-        // Nobody waits any longer: there is no limit that this room would be for.
-        if let Err(Ok(Room::Made { high })) = tell.send(room) {
-            // The cgroup may be gone.
-            let _ = put_back(&working, high);
+    // Of its own: there are few threads for what blocks, and the kernel may take its time.
+    std::thread::spawn(move || {
+        let room = try_to(&working, limit, high, deadline);
+        if !matches!(room, Ok(Room::Made)) {
+            put_back(&working, high);
         }
+        // Nobody waits any longer: there is no limit that this room would be for.
+        if let Err(Ok(Room::Made)) = tell.send(room) {
+            put_back(&working, high);
+        }
+        drop(attempt);
     });
     // A little more than the deadline, for the last look.
     let patience = deadline.saturating_duration_since(Instant::now()) + LAST_LOOK;
@@ -65,7 +88,7 @@ pub async fn make_room(cgroup: Cgroup, limit: Bytes, deadline: Instant) -> Resul
     }
 }
 
-fn attempt(cgroup: &Cgroup, limit: Bytes, high: Limit, deadline: Instant) -> Result<Room, CgroupError> {
+fn try_to(cgroup: &Cgroup, limit: Bytes, high: Limit, deadline: Instant) -> Result<Room, CgroupError> {
     let most = limit.saturating_sub(resize::margin(limit));
     loop {
         let usage = cgroup.usage_in_parts()?;
@@ -91,17 +114,13 @@ fn attempt(cgroup: &Cgroup, limit: Bytes, high: Limit, deadline: Instant) -> Res
     let usage = cgroup.usage_in_parts()?;
     // Each processor may have charged a little beyond memory.high.
     let slack = Bytes::new(resize::margin(limit).get() / 2);
-    if usage.current <= most.saturating_add(slack) { Ok(Room::Made { high }) } else { Ok(Room::NotMade(usage)) }
+    if usage.current <= most.saturating_add(slack) { Ok(Room::Made) } else { Ok(Room::NotMade(usage)) }
 }
 
 /// Lets a container go on as before.
-///
-/// # Errors
-///
-/// When `memory.high` cannot be written.
-pub fn put_back(cgroup: &Cgroup, high: Limit) -> Result<(), CgroupError> {
-    if cgroup.read(Knob::High)? == high {
-        return Ok(());
+fn put_back(cgroup: &Cgroup, high: Limit) {
+    // The cgroup may be gone; else it is found when the container is looked at next.
+    if cgroup.read(Knob::High).is_ok_and(|now| now != high) {
+        let _ = cgroup.write(Knob::High, high);
     }
-    cgroup.write(Knob::High, high)
 }

@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use nri::UpdateError;
-use nri::api::{
-    ContainerUpdate, LinuxCPU, LinuxContainerUpdate, LinuxMemory, LinuxResources, OptionalInt64, OptionalUInt64,
-};
+use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxResources};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -21,7 +19,7 @@ use tracing::{debug, info, warn};
 use crate::ancestors::{Ancestors, Checked};
 use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
-use crate::cgroup::{CPU_MAX, Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
+use crate::cgroup::{CPU_MAX, CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
 use crate::containers::{Container, Containers, Decided, KNOBS, Update};
 use crate::contention::{Contention, REPAIRS, Verdict};
 use crate::hierarchy::{self, Observed, Standing};
@@ -29,8 +27,7 @@ use crate::originals::Values;
 use crate::outcome::Outcome;
 use crate::pod::PodCgroup;
 use crate::policy::Protection;
-use crate::resize::{self, Cut};
-use crate::units::{Bytes, Limit, PageSize};
+use crate::units::{Bytes, CpuMax, Limit, PageSize};
 
 /// Containers in one request to the runtime, which takes some tenths of a second for each and holds its lock meanwhile.
 const BATCH: usize = 8;
@@ -59,10 +56,10 @@ const SHARE: Duration = Duration::from_millis(500);
 pub enum Work {
     /// One container.
     Container(String),
-    /// One container, after a while: see that an update came about.
-    Later(String),
-    /// One container, of which an update should have come about by now.
-    Updated(String),
+    /// One container, after a while: see that the update with this number came about.
+    Later(String, u64),
+    /// One container, of which the update with this number should have come about by now.
+    Updated(String, u64),
     /// A cgroup above the containers.
     Cgroup(CgroupPath),
     /// A cgroup of which the runtime may not have told.
@@ -97,21 +94,8 @@ pub struct Compared {
     pub held: Values,
     /// How much swap it may use, if that is limited.
     pub swap_max: Option<Bytes>,
-    /// What the runtime says that it has set, and has not.
-    pub unapplied: Vec<Unapplied>,
-}
-
-/// A limit that an update has not brought about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unapplied {
-    /// The file.
-    pub file: &'static str,
-    /// What it holds.
-    pub observed: String,
-    /// What was asked for.
-    pub desired: String,
-    /// To set it now would kill.
-    pub kills: bool,
+    /// Its limits, as its files hold them; `None` without a cgroup.
+    pub in_force: Option<(Limit, CpuMax)>,
 }
 
 /// Compares one container with the kernel.
@@ -131,7 +115,7 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
             claim,
             held: Values::default(),
             swap_max: None,
-            unapplied: Vec::new(),
+            in_force: None,
         });
     };
     let cgroup = root.cgroup(path)?;
@@ -155,38 +139,9 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let claim = decided.desired.claim.unwrap_or(held.protection());
     // Where swap is not accounted for, there is nothing to lose.
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
-    let unapplied =
-        if container.update == Update::Made { unapplied(&cgroup, container, in_force, page)? } else { Vec::new() };
-    Ok(Compared { decided, writes, claim, held, swap_max, unapplied })
-}
-
-/// What of an update that the runtime says it has made is not in the files.
-fn unapplied(
-    cgroup: &Cgroup,
-    container: &Container,
-    in_force: Limit,
-    page: PageSize,
-) -> Result<Vec<Unapplied>, CgroupError> {
-    let mut unapplied = Vec::new();
-    if !same(in_force, container.limit, page) {
-        let kills = match container.limit {
-            Limit::Bytes(limit) if container.limit < in_force => {
-                resize::cut(limit, &cgroup.usage_in_parts()?) != Cut::Fits
-            }
-            _ => false,
-        };
-        let (observed, desired) = (in_force.to_string(), container.limit.to_string());
-        unapplied.push(Unapplied { file: Knob::Max.file_name(), observed, desired, kills });
-    }
-    match cgroup.cpu_max() {
-        Ok(observed) if !observed.is(container.cpu) => {
-            let (observed, desired) = (observed.to_string(), container.cpu.to_string());
-            unapplied.push(Unapplied { file: CPU_MAX, observed, desired, kills: false });
-        }
-        Ok(_) | Err(CgroupError::Unsupported { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(unapplied)
+    // Without the processor controller there is no such limit.
+    let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
+    Ok(Compared { decided, writes, claim, held, swap_max, in_force: Some((in_force, cpu)) })
 }
 
 /// Whether a file that was given a value holds it: the kernel keeps whole pages, rounded down.
@@ -199,17 +154,12 @@ pub fn same(observed: Limit, desired: Limit, page: PageSize) -> bool {
 
 /// The update that brings a container's files to their values.
 ///
-/// `limits` is what else it should have. `swap_max` is how much swap it may use, if that is limited: a runtime that is asked for an update without swap lifts that
+/// `swap_max` is how much swap it may use, if that is limited: a runtime that is asked for an update without swap lifts that
 /// limit (containerd and runc), so it is asked for what is in force.
-pub fn update(
-    id: &str,
-    values: impl IntoIterator<Item = (Knob, Limit)>,
-    swap_max: Option<Bytes>,
-    limits: LinuxResources,
-) -> ContainerUpdate {
+pub fn update(id: &str, values: impl IntoIterator<Item = (Knob, Limit)>, swap_max: Option<Bytes>) -> ContainerUpdate {
     let values = values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()));
     let unified = values.chain(swap_max.map(|swap_max| (SWAP_MAX.to_owned(), swap_max.to_string()))).collect();
-    let resources = LinuxResources { unified, ..limits };
+    let resources = LinuxResources { unified, ..Default::default() };
     let linux = LinuxContainerUpdate { resources: Some(resources).into(), ..Default::default() };
     ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
 }
@@ -252,8 +202,6 @@ struct Progress {
     is_unverified: bool,
     /// Nothing is wanted of it any more, and the runtime was told so.
     is_released: bool,
-    /// How often the runtime was asked again for an update that it says it has made.
-    follow_ups: u32,
     /// What it was last found to have, as it should.
     verified: Option<Vec<(Knob, Limit)>>,
 }
@@ -286,8 +234,6 @@ struct Pending {
     attempt: u32,
     /// How much swap it may use, if that is limited.
     swap_max: Option<Bytes>,
-    /// Limits that an update has not brought about.
-    limits: LinuxResources,
 }
 
 impl Reconciler {
@@ -376,12 +322,10 @@ impl Reconciler {
     fn add(&mut self, work: Work, due: &mut Due) {
         match work {
             Work::Container(id) => _ = due.containers.entry(id).or_default(),
-            Work::Later(id) => self.again(LATER, Work::Updated(id)),
-            Work::Updated(id) => {
+            Work::Later(id, number) => self.again(LATER, Work::Updated(id, number)),
+            Work::Updated(id, number) => {
                 // There is no word of an update that fails.
-                if self.containers.get(&id).is_some_and(|container| container.update == Update::UnderWay) {
-                    self.containers.set_update(&id, Update::Over);
-                }
+                self.containers.not_made(&id, number);
                 due.containers.entry(id).or_default();
             }
             Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
@@ -481,7 +425,9 @@ impl Reconciler {
         // What is being changed is looked at when that is done.
         let known = batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
         let known: Vec<_> = known
-            .filter(|(container, _)| container.update != Update::UnderWay && !self.is_waiting(&container.id))
+            .filter(|(container, _)| {
+                !matches!(container.update, Update::UnderWay(_)) && !self.is_waiting(&container.id)
+            })
             .collect();
         let (containers, root) = (self.containers.clone(), self.root.clone());
         // The kubelet's checkpoint may be large.
@@ -510,14 +456,8 @@ impl Reconciler {
             match result {
                 Ok(compared) => {
                     self.watch_container(&container);
-                    if container.update == Update::Made {
-                        match self.follow_up(&container, &compared) {
-                            Some(again) => {
-                                pending.push(again);
-                                continue;
-                            }
-                            None => self.containers.set_update(&container.id, Update::Over),
-                        }
+                    if let Some(in_force) = compared.in_force {
+                        self.limits_read_back(&container, in_force);
                     }
                     if compared.writes.is_empty() {
                         if compared.decided.is_let_go() {
@@ -532,8 +472,7 @@ impl Reconciler {
                         let Some(writes) = self.repair(&container, compared, touched) else { continue };
                         let attempt = self.contention.repairs(&container.id);
                         self.progress(&container.id).is_waiting = true;
-                        let limits = LinuxResources::default();
-                        pending.push(Pending { container, writes, attempt, swap_max, limits });
+                        pending.push(Pending { container, writes, attempt, swap_max });
                     }
                 }
                 Err(CgroupError::Gone(_)) if container.started => self.ended(&container),
@@ -548,55 +487,34 @@ impl Reconciler {
         }
     }
 
-    /// The runtime says that it has made an update: sees whether it has, and what to ask of it if not. What it does not bring about
-    /// then is reported, and what the kernel has counts.
-    fn follow_up(&mut self, container: &Arc<Container>, compared: &Compared) -> Option<Pending> {
-        let progress = self.progress(&container.id);
-        // What it has stored now came with the update.
-        progress.verified = None;
-        let attempts = &mut progress.follow_ups;
-        if compared.unapplied.is_empty() {
-            *attempts = 0;
-            return None;
+    /// Sees whether an update has come about that the runtime says it has made. Of one that has not, or of which there was no
+    /// word, what the kernel has counts from now on: it is not asked for again, since to lower a limit late may kill.
+    fn limits_read_back(&mut self, container: &Container, (memory, cpu): (Limit, CpuMax)) {
+        let page = self.containers.settings().node.page_size;
+        let is_memory = same(memory, container.limit, page);
+        let is_cpu = cpu.is(container.cpu);
+        if is_memory && is_cpu && container.update == Update::Over {
+            return;
         }
-        let is_tried = std::mem::replace(attempts, 1) > 0;
-        let is_last = is_tried || compared.unapplied.iter().any(|unapplied| unapplied.kills);
-        for Unapplied { file, observed, desired, .. } in &compared.unapplied {
-            if is_last {
+        if container.update == Update::Made {
+            // What the runtime has stored now came with the update.
+            self.progress(&container.id).verified = None;
+            let memory = (Knob::Max.file_name(), container.limit.to_string(), memory.to_string(), is_memory);
+            let cpu = (CPU_MAX, container.cpu.to_string(), cpu.to_string(), is_cpu);
+            for (knob, desired, observed, _) in [memory, cpu].into_iter().filter(|(.., is_so)| !is_so) {
                 warn!(
                     pod = container.pod,
                     container = container.name,
-                    knob = file,
+                    knob,
                     desired,
                     observed,
                     outcome = %Outcome::Failed,
                     "the runtime says that it has resized the container, and has not; what the kernel has counts. See whether the \
-                     container was created with a unified value of this file, which the runtime prefers"
-                );
-            } else {
-                info!(
-                    pod = container.pod,
-                    container = container.name,
-                    knob = file,
-                    desired,
-                    observed,
-                    "a resize did not reach the container, asking the runtime again"
+                     container was created with a unified value of this file, which the runtime prefers, and resize it again"
                 );
             }
         }
-        if is_last {
-            self.progress(&container.id).follow_ups = 0;
-            return None;
-        }
-        self.progress(&container.id).is_waiting = true;
-        let limits = limits(container);
-        Some(Pending {
-            container: container.clone(),
-            writes: Vec::new(),
-            attempt: 1,
-            swap_max: compared.swap_max,
-            limits,
-        })
+        self.containers.read_back(container, (!is_memory).then_some(memory), (!is_cpu).then_some(cpu));
     }
 
     /// Nothing is wanted of a container any more, and its files hold what they held before. What the runtime has stored may not:
@@ -610,8 +528,7 @@ impl Reconciler {
         progress.is_released = true;
         progress.is_waiting = true;
         let writes = all_writes(&compared.decided).collect();
-        let limits = LinuxResources::default();
-        Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max, limits })
+        Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max })
     }
 
     /// Its values come with its start.
@@ -688,6 +605,7 @@ impl Reconciler {
         for Pending { container, .. } in done.batch {
             let progress = self.progress(&container.id);
             progress.is_waiting = false;
+            progress.is_released &= done.connected;
             if done.connected {
                 progress.is_unverified = true;
                 due.containers.entry(container.id.clone()).or_default();
@@ -699,6 +617,9 @@ impl Reconciler {
     }
 
     fn settled(&mut self, container: &Container, decided: &Decided) {
+        if container.high_before.is_some() {
+            self.containers.set_high_before(&container.id, None);
+        }
         let progress = self.progress(&container.id);
         progress.verified = Some(decided.values());
         let outcome = match std::mem::take(&mut progress.is_unverified) {
@@ -930,20 +851,6 @@ impl Updater {
     }
 }
 
-/// A container's limits, as they are asked of the runtime.
-fn limits(container: &Container) -> LinuxResources {
-    let number = |value| Some(OptionalInt64 { value, ..Default::default() }).into();
-    // -1 is no limit, in both.
-    let limit = container.limit.bytes().and_then(|limit| i64::try_from(limit.get()).ok()).unwrap_or(-1);
-    let quota = container.cpu.quota.and_then(|quota| i64::try_from(quota).ok()).unwrap_or(-1);
-    let period = Some(OptionalUInt64 { value: container.cpu.period, ..Default::default() }).into();
-    LinuxResources {
-        memory: Some(LinuxMemory { limit: number(limit), ..Default::default() }).into(),
-        cpu: Some(LinuxCPU { quota: number(quota), period, ..Default::default() }).into(),
-        ..Default::default()
-    }
-}
-
 /// Every value that a container should have, whatever its files hold.
 fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
     decided.values().into_iter().map(|(knob, value)| Write { knob, observed: value, desired: value })
@@ -1024,7 +931,7 @@ enum Unsent {
 impl Pending {
     fn update(&self, ignore_failure: bool) -> ContainerUpdate {
         let values = self.writes.iter().map(|write| (write.knob, write.desired));
-        ContainerUpdate { ignore_failure, ..update(&self.container.id, values, self.swap_max, self.limits.clone()) }
+        ContainerUpdate { ignore_failure, ..update(&self.container.id, values, self.swap_max) }
     }
 }
 

@@ -35,6 +35,57 @@ impl Limits {
     }
 }
 
+/// How far a pod's limits are to be raised; `None` is not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raise {
+    /// `memory.max`, in bytes.
+    pub memory: Option<Step<Bytes>>,
+    /// `cpu.max`, as processor time per second in microseconds.
+    pub cpu: Option<Step<u64>>,
+}
+
+/// How far one limit is to be raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step<T> {
+    /// One that is tighter than this was meant so.
+    pub from: T,
+    /// What is needed.
+    pub to: T,
+}
+
+impl<T: Copy + Ord> Step<T> {
+    /// Whether a file that holds `observed` is to be raised. `floor` gives what the kernel makes of a value.
+    pub fn is_for(&self, observed: T, floor: impl Fn(T) -> T) -> bool {
+        observed >= floor(self.from) && observed < floor(self.to)
+    }
+}
+
+impl Raise {
+    /// The same, whatever has become of the limit since.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let memory = self.memory.map(|step| Step { from: Bytes::ZERO, ..step });
+        Self { memory, cpu: self.cpu.map(|step| Step { from: 0, ..step }) }
+    }
+}
+
+/// How far a pod's limits are to be raised for what its containers need, where they could use `former` before; `None` is not known.
+///
+/// A pod whose containers do not all have a limit has none that follows from theirs, so it is left alone.
+pub fn raise(needed: &Limits, former: Option<&Limits>) -> Raise {
+    let memory = match (needed.memory, former.map(|former| former.memory)) {
+        (Limit::Bytes(to), Some(Limit::Bytes(from))) => Some(Step { from, to }),
+        (Limit::Bytes(to), None) => Some(Step { from: Bytes::ZERO, to }),
+        _ => None,
+    };
+    let cpu = match (needed.cpu, former.map(|former| former.cpu)) {
+        (Some(to), Some(Some(from))) => Some(Step { from, to }),
+        (Some(to), None) => Some(Step { from: 0, to }),
+        _ => None,
+    };
+    Raise { memory, cpu }
+}
+
 /// What a cgroup uses, and what of that can be had back without a kill.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -111,15 +162,15 @@ impl Throttled {
     }
 
     /// The next value for `memory.high`, while the node has `free` memory to spare: a quarter of the way to the limit on, as far
-    /// as the node has that, and none at all at the end. `None` if there is no room.
-    pub fn release(&self, free: Bytes) -> Option<Limit> {
+    /// as the node has that, and none at all at the end; and how far that is. `None` if there is no room.
+    pub fn release(&self, free: Bytes) -> Option<(Limit, Bytes)> {
         let high = self.high.bytes()?;
         let step = Bytes::new(self.max.saturating_sub(self.line).get().div_ceil(STEPS)).max(LEAST_STEP);
         if step > free {
             return None;
         }
         let next = high.saturating_add(step);
-        Some(if next >= self.max { Limit::Max } else { Limit::Bytes(next) })
+        Some((if next >= self.max { Limit::Max } else { Limit::Bytes(next) }, step))
     }
 }
 
@@ -223,18 +274,33 @@ mod tests {
     fn a_container_is_released_in_steps_as_far_as_the_node_has_memory() {
         let mut container = throttled(100, 100, 90.0);
         for expected in [mib(125).into(), mib(150).into(), mib(175).into(), Limit::Max] {
-            assert_eq!(container.release(mib(25)), Some(expected));
+            assert_eq!(container.release(mib(25)), Some((expected, mib(25))));
             container.high = expected;
         }
         assert_eq!(container.release(mib(1000)), None);
         assert_eq!(throttled(100, 100, 90.0).release(mib(24)), None);
         let narrow = Throttled { max: mib(101), ..throttled(100, 100, 90.0) };
-        assert_eq!(narrow.release(mib(4)), Some(Limit::Max));
+        assert_eq!(narrow.release(mib(4)), Some((Limit::Max, mib(4))));
     }
 
     #[test]
     fn the_line_is_put_back_only_where_it_would_not_throttle_again_at_once() {
         assert!(!throttled(90, 150, 0.0).is_well_below());
         assert!(throttled(89, 150, 0.0).is_well_below());
+    }
+
+    #[test]
+    fn a_pod_is_raised_only_from_what_its_containers_could_use_before() {
+        let step = raise(&limits(200, 2), Some(&limits(100, 1)));
+        let memory = step.memory.unwrap();
+        assert!(memory.is_for(mib(100), |bytes| bytes));
+        assert!(memory.is_for(mib(150), |bytes| bytes), "somebody was on the way");
+        assert!(!memory.is_for(mib(99), |bytes| bytes), "it was meant to be tighter");
+        assert!(!memory.is_for(mib(200), |bytes| bytes));
+        assert!(step.again().memory.unwrap().is_for(mib(99), |bytes| bytes));
+        assert!(raise(&limits(200, 2), None).cpu.unwrap().is_for(1, |rate| rate));
+        let unlimited = Limits { memory: Limit::Max, cpu: None };
+        assert_eq!(raise(&unlimited, Some(&limits(1, 1))), Raise { memory: None, cpu: None });
+        assert_eq!(raise(&limits(1, 1), Some(&unlimited)), Raise { memory: None, cpu: None });
     }
 }

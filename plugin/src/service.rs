@@ -4,9 +4,9 @@
 //! as a tenth of the runtime's request timeout. Nothing here fails a request: what cannot be understood is
 //! reported and left out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,10 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::ancestors::{Ancestors, Sandbox};
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
 use crate::config::{Config, NodeAllocatable};
 use crate::containers::{Container, Containers, Decided, KNOBS, Settings, Update};
-use crate::cut::{self, Room};
+use crate::cut::{self, Attempt, Room};
 use crate::hierarchy::PodPlace;
 use crate::originals::Values;
 use crate::outcome::Outcome;
@@ -31,13 +31,14 @@ use crate::policy::Setting;
 use crate::reconcile::{Work, update};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
+use crate::resize::Limits;
 use crate::units::{Bytes, CpuMax, Limit, PageSize, excerpt};
 
 /// Part of the runtime's request timeout within which an event is answered.
 const BUDGET: u32 = 10;
 
 /// How many times as long a cut may take that is reclaiming: up to half of the timeout, with what comes after it.
-const CUT_BUDGET: u32 = 4;
+const CUT_BUDGET: u32 = 3;
 
 /// Why a cut is refused. Constant, since the kubelet makes an Event of each new text and tries again every 10 to 15 s.
 const WOULD_KILL: &str = "memory limit not lowered: the container uses more than that and would be killed; it has to free memory \
@@ -61,6 +62,10 @@ pub struct Service {
     budget: Mutex<Duration>,
     /// The runtime's text was taken over.
     configured: AtomicBool,
+    /// How many updates there were.
+    updates: AtomicU64,
+    /// Containers in which room is being made.
+    cuts: Arc<Mutex<HashSet<String>>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -82,7 +87,8 @@ impl Service {
     ) -> Self {
         let budget = Mutex::new(Duration::from_millis(200));
         let (host, configured) = (host.into(), AtomicBool::new(false));
-        Self { containers, ancestors, root, work, host, on_config, budget, configured }
+        let (updates, cuts) = (AtomicU64::new(0), Arc::default());
+        Self { containers, ancestors, root, work, host, on_config, budget, configured, updates, cuts }
     }
 
     /// Goes on with another configuration, and brings all containers to it.
@@ -196,8 +202,11 @@ impl Service {
             self.refresh_node();
         }
         let record = self.record(&container).await;
-        // What a pod is allowed altogether is its author's word then.
-        let pod_limits = matches!(&record, Ok(Some(record)) if record.pod_limits);
+        let former = self.containers.last_limits(&container.sandbox, &container.name);
+        let (is_recorded, pod_limits) = match &record {
+            Ok(Some(record)) => (true, record.pod_limits),
+            _ => (false, false),
+        };
         let container = self.containers.insert(container);
         let decided = match record {
             Ok(record) => self.containers.decide(&container, record.as_ref()),
@@ -211,7 +220,7 @@ impl Service {
             warn!(pod = container.pod, container = container.name, "{notice}");
         }
         if !pod_limits {
-            self.raise_pod(&container);
+            self.raise_pod(&container, former, is_recorded);
         }
         // Before the container has it, and what it had before counts until it is known to have it.
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
@@ -220,15 +229,19 @@ impl Service {
         (container, decided)
     }
 
-    /// A container's limits are worth nothing where its pod's are tighter.
-    fn raise_pod(&self, container: &Container) {
-        if self.containers.settings().stand_aside {
+    /// A container's limits are worth nothing where its pod's are tighter. `former` are those that it, or one of its name before
+    /// it, was last to have: where the pod's were tighter than what those add up to, that is its author's word
+    /// (`PodLevelResources`), and stays.
+    fn raise_pod(&self, container: &Container, former: Option<Limits>, is_recorded: bool) {
+        // Of the first container of its name the pod's cgroup knows, unless this plugin has come after it.
+        if self.containers.settings().stand_aside || (former.is_none() && !is_recorded) {
             return;
         }
         let others = self.containers.in_sandbox(&container.sandbox);
         let others = others.iter().filter(|other| other.name != container.name && self.is_alive(other));
-        let limits = others.map(|other| other.limits()).chain([container.limits()]);
-        self.ancestors.raise_limits(container, limits);
+        let others: Vec<_> = others.map(|other| other.limits()).collect();
+        let sum = |limits| others.iter().copied().chain([limits]);
+        self.ancestors.raise_limits(container, sum(container.limits()), former.map(sum));
     }
 
     /// It has not started yet, or not ended.
@@ -237,7 +250,7 @@ impl Service {
         !(container.started && container.cgroup.as_ref().is_some_and(ended))
     }
 
-    /// Makes room for a limit that is lower than the one in force, and tells what `memory.high` was before if that was lowered.
+    /// Makes room for a limit that is lower than the one in force, and tells what `memory.high` was before, if it is lower now.
     ///
     /// # Errors
     ///
@@ -249,18 +262,21 @@ impl Service {
         }
         // One that is not running has nothing to lose.
         let Ok(cgroup) = self.root.cgroup(path) else { return Ok(None) };
-        let in_force = match cgroup.read(Knob::Max) {
-            Ok(in_force) if in_force > container.limit => in_force,
+        let (in_force, held) = match (cgroup.read(Knob::Max), Values::read(&cgroup)) {
+            (Ok(in_force), Ok(held)) if in_force > container.limit => (in_force, held),
             _ => return Ok(None),
         };
-        if let Ok(before) = Values::read(&cgroup) {
-            self.containers.remember(container, before);
-        }
+        // The kubelet tries again, perhaps before the kernel has come to an end with the last attempt.
+        let Some(attempt) = Attempt::begin(&self.cuts, &container.id) else { return Err(Refusal::new(WOULD_KILL)) };
+        self.containers.remember(container, held);
+        let before = self.containers.get(&container.id).map_or(Update::Over, |container| container.update);
+        // Nobody is to repair memory.high meanwhile, or take what it is lowered to for what it was.
+        let high = container.high_before.or(held.high).unwrap_or(Limit::Max);
+        self.containers.set_update(&container.id, container.update);
+        self.containers.set_high_before(&container.id, Some(high));
         let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner) * CUT_BUDGET;
-        // Nobody is to repair memory.high meanwhile.
-        self.containers.set_update(&container.id, Update::UnderWay);
-        match cut::make_room(cgroup, limit, Instant::now() + budget).await {
-            Ok(Room::Made { high }) => Ok(Some(high)),
+        match cut::make_room(cgroup, limit, high, Instant::now() + budget, attempt).await {
+            Ok(Room::Made) => Ok(Some(high)),
             Ok(Room::NotMade(usage)) => {
                 warn!(
                     pod = container.pod,
@@ -273,13 +289,15 @@ impl Service {
                     outcome = %Outcome::Rejected,
                     "refused to lower the limit, which would kill the container: it has to use less before, or the limit to be higher"
                 );
-                self.containers.set_update(&container.id, Update::Over);
+                // What happened to it meanwhile was passed over.
+                self.containers.set_update(&container.id, before);
+                self.enqueue(Work::Container(container.id.clone()));
                 Err(Refusal::new(WOULD_KILL))
             }
             Err(error) => {
                 // Whoever asks for it may do so.
                 debug!(pod = container.pod, container = container.name, %error, "cannot make room for a lower limit");
-                Ok(None)
+                Ok(Some(high))
             }
         }
     }
@@ -473,22 +491,23 @@ impl Plugin for Service {
             }
         };
         updated.moment = Moment::Update;
-        updated.update = Update::UnderWay;
+        let number = self.updates.fetch_add(1, Ordering::Relaxed);
+        updated.update = Update::UnderWay(number);
         // With other limits it may do.
         updated.released = None;
         let asked = resources.memory.limit.as_ref().map_or(0, |limit| limit.value);
         if asked != 0 {
             updated.limit = limit(asked, page, &updated);
         }
-        if let Some(cpu) = cpu(&resources) {
-            updated.cpu = cpu;
-        }
+        updated.cpu = cpu(&resources, updated.cpu);
         let claimed = resources.unified;
         if !claimed.is_empty() {
             updated.unified.clone_from(&claimed);
         }
         // Nothing of a cut that is refused is remembered.
-        let high_before = if asked == 0 { None } else { self.make_room(&updated).await? };
+        if asked != 0 {
+            updated.high_before = self.make_room(&updated).await?;
+        }
         let (container, decided) = self.resolve(updated).await;
         // The runtime keeps what was set before and sets it again with every update. So all that is wanted is said, and of
         // the defaults those that the kernel does not have.
@@ -503,13 +522,6 @@ impl Plugin for Service {
                 decided.setting(*knob) != Setting::Default || in_force() != Some(*value)
             })
             .collect();
-        let mut values = values;
-        if let Some(high) = high_before
-            && decided.value(Knob::High).is_none()
-            && !claimed.contains_key(Knob::High.file_name())
-        {
-            values.push((Knob::High, high));
-        }
         info!(
             pod = container.pod,
             container = container.name,
@@ -520,7 +532,7 @@ impl Plugin for Service {
             "update"
         );
         // There is no event for an update that fails, and then the kernel has values that do not go with its limit.
-        self.enqueue(Work::Later(container.id.clone()));
+        self.enqueue(Work::Later(container.id.clone(), number));
         if values.is_empty() {
             return Ok(Vec::new());
         }
@@ -529,8 +541,12 @@ impl Plugin for Service {
             let before = cgroup.as_ref().and_then(|cgroup| Values::read(cgroup).ok()).unwrap_or_else(unknown);
             self.containers.remember(&container, before);
         }
-        let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
-        Ok(vec![update(&container.id, values, swap_max, LinuxResources::default())])
+        let swap_max = match claimed.contains_key(SWAP_MAX) {
+            // The client has a word on it.
+            true => None,
+            false => cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes),
+        };
+        Ok(vec![update(&container.id, values, swap_max)])
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
@@ -580,6 +596,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         moment: Moment::Create,
         update: Update::Over,
         released: None,
+        high_before: None,
         started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
         cgroup: None,
         place: place(cgroup_parent),
@@ -589,7 +606,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
     }
     let asked = resources.memory.get_or_default().limit.get_or_default().value;
     translated.limit = limit(asked, page, &translated);
-    translated.cpu = cpu(resources).unwrap_or(CpuMax::NONE);
+    translated.cpu = cpu(resources, CpuMax::NONE);
     if !linux.cgroups_path.is_empty() {
         match CgroupPath::parse(&linux.cgroups_path) {
             Ok(path) => translated.cgroup = Some(path),
@@ -604,11 +621,17 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
     translated
 }
 
-/// How much processor time is asked for; `None` if nothing is said of it.
-fn cpu(resources: &LinuxResources) -> Option<CpuMax> {
-    let cpu = resources.cpu.as_ref()?;
-    let quota = cpu.quota.as_ref()?.value;
-    Some(CpuMax::from_cri(quota, cpu.period.get_or_default().value))
+/// How much processor time is asked for. CRI's word for "as it is" is 0, which containerd also puts for what was left out.
+fn cpu(resources: &LinuxResources, known: CpuMax) -> CpuMax {
+    let cpu = resources.cpu.get_or_default();
+    let period = match cpu.period.get_or_default().value {
+        0 => known.period,
+        period => period,
+    };
+    match cpu.quota.get_or_default().value {
+        0 => CpuMax { period, ..known },
+        quota => CpuMax::from_cri(quota, period),
+    }
 }
 
 fn limit(asked: i64, page: PageSize, container: &Container) -> Limit {

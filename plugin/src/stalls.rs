@@ -2,17 +2,18 @@
 //!
 //! What costs something is done only while somebody is held back: that is seen in one file for all pods.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing::info;
+use tracing::{error, info, warn};
 
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Container, Containers};
+use crate::hierarchy::PodPlace;
 use crate::node::MemInfo;
 use crate::reconcile::Work;
 use crate::resize::Throttled;
@@ -36,9 +37,11 @@ pub struct Stalls {
     containers: Arc<Containers>,
     root: Arc<CgroupRoot>,
     work: mpsc::UnboundedSender<Work>,
-    /// How often pods were held back, by kubepods.
+    /// How often kubepods and pods were held back.
     events: HashMap<CgroupPath, u64>,
     watched: HashMap<String, Watched>,
+    /// The kernel keeps no account of pressure.
+    is_blind: bool,
 }
 
 /// A container that stands at its line, or was released from it.
@@ -52,7 +55,7 @@ struct Watched {
 impl Stalls {
     /// Nobody is watched yet. What is released is brought to its new value by the reconcile task, through `work`.
     pub fn new(containers: Arc<Containers>, root: Arc<CgroupRoot>, work: mpsc::UnboundedSender<Work>) -> Self {
-        Self { containers, root, work, events: HashMap::new(), watched: HashMap::new() }
+        Self { containers, root, work, events: HashMap::new(), watched: HashMap::new(), is_blind: false }
     }
 
     /// Works for ever.
@@ -66,37 +69,72 @@ impl Stalls {
                 self.put_all_back();
                 continue;
             };
-            let containers = self.containers.all();
-            if self.is_somebody_held_back(&containers) || !self.watched.is_empty() {
-                self.look(&containers, deadline);
+            // The kubelet's checkpoint may be large, and the files many.
+            let looked = tokio::task::spawn_blocking(move || {
+                let held_back = self.held_back();
+                if !held_back.is_empty() || !self.watched.is_empty() {
+                    self.look(&held_back, deadline);
+                }
+                self
+            });
+            match looked.await {
+                Ok(looked) => self = looked,
+                Err(error) => {
+                    error!(%error, "looking for containers that stand at memory.high failed; it is not done any more");
+                    return;
+                }
             }
         }
     }
 
-    fn is_somebody_held_back(&mut self, containers: &[Arc<Container>]) -> bool {
-        let mut tops: Vec<_> =
-            containers.iter().filter_map(|container| Some(container.place.as_ref()?.kubepods())).collect();
-        tops.sort_unstable();
-        tops.dedup();
-        let mut is_held_back = false;
-        for top in tops {
-            if let Ok(events) = self.root.cgroup(top).and_then(|cgroup| cgroup.high_events()) {
-                is_held_back |= self.events.insert(top.clone(), events).is_some_and(|before| before != events);
-            }
-        }
-        is_held_back
+    /// The pods that were held back since the last look.
+    fn held_back(&mut self) -> HashSet<CgroupPath> {
+        let containers = self.containers.all();
+        let places: Vec<_> = containers.iter().filter_map(|container| container.place.as_ref()).collect();
+        let tops: HashSet<_> = places.iter().map(|place| place.kubepods().clone()).collect();
+        let tops: HashSet<_> = tops.into_iter().filter(|top| self.has_more_events(top)).collect();
+        let pods: HashSet<_> =
+            places.into_iter().filter(|place| tops.contains(place.kubepods())).map(PodPlace::cgroup).collect();
+        let held_back = pods.into_iter().filter(|pod| self.has_more_events(pod)).cloned().collect();
+        self.events.retain(|cgroup, _| self.root.cgroup(cgroup).is_ok());
+        held_back
     }
 
-    fn look(&mut self, containers: &[Arc<Container>], deadline: Duration) {
+    /// Whether what lies in a cgroup was held back since the last look; not so at the first one.
+    fn has_more_events(&mut self, cgroup: &CgroupPath) -> bool {
+        let events = self.root.cgroup(cgroup).and_then(|cgroup| cgroup.high_events());
+        let Ok(events) = events else { return false };
+        self.events.insert(cgroup.clone(), events).map_or(events > 0, |before| before != events)
+    }
+
+    fn look(&mut self, held_back: &HashSet<CgroupPath>, deadline: Duration) {
         let now = Instant::now();
+        let mut spare = self.spare();
         let mut watched = std::mem::take(&mut self.watched);
-        for container in containers {
-            let mut state = watched.remove(&container.id).unwrap_or_default();
-            if state.is_released && container.released.is_none() {
+        for container in self.containers.all() {
+            let is_held_back = container.place.as_ref().is_some_and(|place| held_back.contains(place.cgroup()));
+            let mut state = match watched.remove(&container.id) {
+                Some(state) if state.is_released == container.released.is_some() => state,
                 // It was updated, and is as any other.
-                state = Watched::default();
-            }
-            let Ok(Some(throttled)) = self.throttled(container) else { continue };
+                Some(_) => Watched::default(),
+                None if is_held_back => Watched::default(),
+                None => continue,
+            };
+            let throttled = match self.throttled(&container) {
+                Ok(Some(throttled)) => throttled,
+                Ok(None) | Err(CgroupError::Gone(_)) => continue,
+                Err(error) => {
+                    if let CgroupError::Unsupported { file: "memory.pressure", .. } = error
+                        && !std::mem::replace(&mut self.is_blind, true)
+                    {
+                        warn!(
+                            "the kernel does not tell of memory.pressure, so nobody is released from memory.high; boot with psi=1"
+                        );
+                    }
+                    self.watched.insert(container.id.clone(), state);
+                    continue;
+                }
+            };
             let since = |since: Option<Instant>, is_so: bool| if is_so { since.or(Some(now)) } else { None };
             state.pinned_since = since(state.pinned_since, throttled.is_pinned());
             state.well_below_since = since(state.well_below_since, state.is_released && throttled.is_well_below());
@@ -104,13 +142,14 @@ impl Stalls {
             let is_over =
                 |since: Option<Instant>, patience| since.is_some_and(|since| now.duration_since(since) >= patience);
             if is_over(state.pinned_since, patience)
-                && let Some(high) = throttled.release(self.spare())
+                && let Some((high, step)) = throttled.release(spare)
             {
-                self.set(container, &throttled, Some(high), "released a container that stood at memory.high");
+                spare = spare.saturating_sub(step);
+                self.set(&container, &throttled, Some(high), "released a container that stood at memory.high");
                 state = Watched { is_released: true, ..Watched::default() };
-            } else if is_over(state.well_below_since, deadline * QUIET) {
+            } else if is_over(state.well_below_since, deadline.saturating_mul(QUIET)) {
                 self.set(
-                    container,
+                    &container,
                     &throttled,
                     None,
                     "a released container has been well below its memory.high, which is put back",
@@ -132,7 +171,7 @@ impl Stalls {
             return Ok(None);
         }
         // Only what the policy has set is this plugin's to raise.
-        let record = self.containers.fresh_record(&container.uid, &container.name, container.moment).flatten();
+        let record = self.containers.record(&container.uid, &container.name, container.moment);
         let decided = self.containers.decide(&Container { released: None, ..container.clone() }, record.as_ref());
         let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);

@@ -40,7 +40,16 @@ const LIMIT: Duration = Duration::from_secs(5);
 const BUS: &str = "run/dbus/system_bus_socket";
 const NAME: &str = "org.freedesktop.systemd1";
 const DROP_INS: &str = "run/systemd/system.control";
-const OURS: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
+/// Of what is set, and set along.
+const OURS: [&str; 7] = [
+    "50-MemoryMin.conf",
+    "50-MemoryLow.conf",
+    "50-MemoryHigh.conf",
+    "50-MemoryMax.conf",
+    "50-MemorySwapMax.conf",
+    "50-CPUQuota.conf",
+    "50-CPUQuotaPeriodSec.conf",
+];
 
 /// Files that systemd writes anew together with the protection, and the properties that it takes the values from.
 /// `cpu.max` is made of two properties.

@@ -143,8 +143,20 @@ impl Daemon {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, messages) = mpsc::unbounded_channel();
         let stderr = child.stderr.take().unwrap();
+        let pid = child.id();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                {
+                    use std::io::Write;
+                    static S: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+                    let t = S.get_or_init(std::time::Instant::now).elapsed().as_secs_f64();
+                    let mut f = fs::OpenOptions::new()
+                        .create(true)
+                        .append(true)
+                        .open(format!("/tmp/diag/{}-{pid}", std::process::id()))
+                        .unwrap();
+                    let _ = writeln!(f, "{t:.3} {line}");
+                }
                 // The test may have ended.
                 let _ = sender.send(line);
             }
@@ -196,7 +208,7 @@ pub struct Runtime {
     pub connection: Connection,
     pub updates: mpsc::UnboundedReceiver<UpdateRequest>,
     pub root: PathBuf,
-    /// The plugin is about to be killed: an answer that it does not give any more is waited for, for ever.
+    /// The plugin is about to be killed: whoever waits for its answer then has time to notice.
     pub outlives_plugin: bool,
 }
 
@@ -269,10 +281,12 @@ pub fn make_files(cgroup: &Path, max: &str) {
 
 impl Runtime {
     async fn answer<T>(&self, call: impl Future<Output = Result<T, RequestError>>) -> T {
-        match call.await {
-            Err(_) if self.outlives_plugin => std::future::pending().await,
-            answer => answer.unwrap(),
+        let answer = call.await;
+        if answer.is_err() && self.outlives_plugin {
+            eprintln!("LOST {:?} {}", answer.as_ref().err(), self.root.display());
+            tokio::time::sleep(Duration::from_secs(60)).await;
         }
+        answer.unwrap()
     }
 
     pub async fn create(&self, pod: &Pod) -> HashMap<String, String> {
