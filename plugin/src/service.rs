@@ -234,7 +234,8 @@ impl Service {
     /// (`PodLevelResources`), and stays.
     fn raise_pod(&self, container: &Container, former: Option<Limits>, is_recorded: bool) {
         // Of the first container of its name the pod's cgroup knows, unless this plugin has come after it.
-        if self.containers.settings().stand_aside || (former.is_none() && !is_recorded) {
+        let is_new = if former.is_none() { is_recorded } else { former != Some(container.limits()) };
+        if !is_new || self.containers.settings().stand_aside {
             return;
         }
         let others = self.containers.in_sandbox(&container.sandbox);
@@ -262,10 +263,11 @@ impl Service {
         }
         // One that is not running has nothing to lose.
         let Ok(cgroup) = self.root.cgroup(path) else { return Ok(None) };
-        let (in_force, held) = match (cgroup.read(Knob::Max), Values::read(&cgroup)) {
-            (Ok(in_force), Ok(held)) if in_force > container.limit => (in_force, held),
+        let in_force = match cgroup.read(Knob::Max) {
+            Ok(in_force) if in_force > container.limit => in_force,
             _ => return Ok(None),
         };
+        let Ok(held) = Values::read(&cgroup) else { return Ok(None) };
         // The kubelet tries again, perhaps before the kernel has come to an end with the last attempt.
         let Some(attempt) = Attempt::begin(&self.cuts, &container.id) else { return Err(Refusal::new(WOULD_KILL)) };
         self.containers.remember(container, held);
