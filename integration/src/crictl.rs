@@ -35,15 +35,14 @@ pub fn exec(node: &Node, container: &str, command: &str) -> Result<Output> {
     node.try_run(&format!("crictl exec {container} {command}"))
 }
 
-/// `crictl stop` without a grace period, then `crictl rm`. To stop a container that is just ending fails for a moment: it is tried
+/// `crictl stop` without a grace period, then `crictl rm`. While a container is just ending either fails for a moment: they are tried
 /// again, as by the kubelet.
 pub fn remove(node: &Node, container: &str) -> Result<()> {
     let script = format!(
-        "for again in 1 1 1 1 0; do
-             if crictl stop --timeout 0 {container} >/dev/null; then break; fi
+        "for again in 1 1 1 1 1 1 1 0; do
+             if crictl stop --timeout 0 {container} >/dev/null && crictl rm {container} >/dev/null; then break; fi
              [ $again = 1 ]
-         done
-         crictl rm {container} >/dev/null"
+         done"
     );
     node.run(&script).map(|_| ())
 }

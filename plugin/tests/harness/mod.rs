@@ -122,7 +122,8 @@ impl Node {
     /// Accepts the plugin's connection, without telling it of any container yet.
     pub async fn accept(&self) -> Runtime {
         // Machines are shared: nothing here is about being in time.
-        let options = Options { request_timeout: Duration::from_secs(30), ..Options::default() };
+        let patience = Duration::from_secs(30);
+        let options = Options { request_timeout: patience, registration_timeout: patience, ..Options::default() };
         self.serve(self.trunk().await, options).await
     }
 
@@ -143,20 +144,8 @@ impl Daemon {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, messages) = mpsc::unbounded_channel();
         let stderr = child.stderr.take().unwrap();
-        let pid = child.id();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                {
-                    use std::io::Write;
-                    static S: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-                    let t = S.get_or_init(std::time::Instant::now).elapsed().as_secs_f64();
-                    let mut f = fs::OpenOptions::new()
-                        .create(true)
-                        .append(true)
-                        .open(format!("/tmp/diag/{}-{pid}", std::process::id()))
-                        .unwrap();
-                    let _ = writeln!(f, "{t:.3} {line}");
-                }
                 // The test may have ended.
                 let _ = sender.send(line);
             }
@@ -208,7 +197,7 @@ pub struct Runtime {
     pub connection: Connection,
     pub updates: mpsc::UnboundedReceiver<UpdateRequest>,
     pub root: PathBuf,
-    /// The plugin is about to be killed: whoever waits for its answer then has time to notice.
+    /// The plugin is about to be killed: whoever gets no answer any more is given the time to notice.
     pub outlives_plugin: bool,
 }
 
@@ -283,7 +272,6 @@ impl Runtime {
     async fn answer<T>(&self, call: impl Future<Output = Result<T, RequestError>>) -> T {
         let answer = call.await;
         if answer.is_err() && self.outlives_plugin {
-            eprintln!("LOST {:?} {}", answer.as_ref().err(), self.root.display());
             tokio::time::sleep(Duration::from_secs(60)).await;
         }
         answer.unwrap()
