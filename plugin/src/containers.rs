@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
@@ -196,6 +197,26 @@ pub struct Containers {
     settings: RwLock<Arc<Settings>>,
     checkpoints: Mutex<Checkpoints>,
     originals: Arc<Mutex<Originals>>,
+    traffic: Arc<Mutex<Traffic>>,
+}
+
+/// The runtime's events, as far as they reach this plugin.
+#[derive(Debug, Default)]
+struct Traffic {
+    under_way: usize,
+    last: Option<Instant>,
+}
+
+/// An event that is being answered.
+#[derive(Debug)]
+pub struct Event(Arc<Mutex<Traffic>>);
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let mut traffic = lock(&self.0);
+        traffic.under_way -= 1;
+        traffic.last = Some(Instant::now());
+    }
 }
 
 #[derive(Debug, Default)]
@@ -239,7 +260,22 @@ impl Containers {
     /// No containers yet.
     pub fn new(settings: Settings, checkpoints: Checkpoints, originals: Arc<Mutex<Originals>>) -> Self {
         let (settings, checkpoints) = (RwLock::new(Arc::new(settings)), Mutex::new(checkpoints));
-        Self { known: Mutex::default(), settings, checkpoints, originals }
+        Self { known: Mutex::default(), settings, checkpoints, originals, traffic: Arc::default() }
+    }
+
+    /// The runtime has sent an event, which is being answered for as long as what is returned is kept.
+    pub fn event(&self) -> Event {
+        lock(&self.traffic).under_way += 1;
+        Event(self.traffic.clone())
+    }
+
+    /// How long it will be, at least, until the runtime has been quiet for `quiet`.
+    pub fn until_quiet(&self, quiet: Duration) -> Duration {
+        let traffic = lock(&self.traffic);
+        if traffic.under_way > 0 {
+            return quiet;
+        }
+        traffic.last.map_or(Duration::ZERO, |last| quiet.saturating_sub(last.elapsed()))
     }
 
     /// What decides at the moment.

@@ -35,6 +35,11 @@ const BATCH: usize = 8;
 /// How long a runtime may take for one request.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long the runtime has to be quiet before it is asked to update containers. Without containerd/nri#301 it takes its two locks in one order
+/// for events and in the other for what plugins ask for: with one event being answered, and another one waiting, such a request
+/// stops it for ever (containerd/containerd#13733).
+const QUIET: Duration = Duration::from_millis(500);
+
 /// After how long to look at a container that was to be updated. The kubelet tries an update again after 10 s.
 const LATER: Duration = Duration::from_secs(5);
 
@@ -43,7 +48,7 @@ const TICK: Duration = Duration::from_secs(600);
 
 /// After how long a cgroup that the runtime has not told of is missed. A container's cgroup goes a little later than the
 /// runtime tells, and one that is made while the runtime synchronises may be told of a little later.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// After how long a file that was repaired is looked at again, if it is not seen to change before.
 const REPAIRED: Duration = Duration::from_millis(500);
@@ -252,7 +257,7 @@ impl Reconciler {
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
         let (tell, done) = mpsc::unbounded_channel();
-        tokio::spawn(Updater { runtime: runtime.clone(), updates, done: tell }.run());
+        tokio::spawn(Updater { containers: containers.clone(), runtime: runtime.clone(), updates, done: tell }.run());
         Self {
             updater,
             done,
@@ -789,6 +794,7 @@ impl Reconciler {
 /// Writes by way of the runtime, which stores the values, so that later updates do not undo them. A task of its own, since a
 /// runtime takes its time.
 struct Updater {
+    containers: Arc<Containers>,
     runtime: nri::Runtime,
     updates: mpsc::UnboundedReceiver<Vec<Pending>>,
     done: mpsc::UnboundedSender<Done>,
@@ -841,6 +847,13 @@ impl Updater {
     }
 
     async fn send(&self, updates: Vec<ContainerUpdate>) -> Result<(), Unsent> {
+        loop {
+            let wait = self.containers.until_quiet(QUIET);
+            if wait.is_zero() {
+                break;
+            }
+            tokio::time::sleep(wait).await;
+        }
         match timeout(UPDATE_TIMEOUT, self.runtime.update_containers(updates)).await {
             Ok(Ok(failed)) if failed.is_empty() => Ok(()),
             Ok(Ok(failed)) => Err(Unsent::Failed(format!("the runtime failed to update {} containers", failed.len()))),

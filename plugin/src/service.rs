@@ -399,21 +399,25 @@ impl Plugin for Service {
     }
 
     async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
+        let _event = self.containers.event();
         self.meet_sandbox(&pod);
         Ok(())
     }
 
     async fn stop_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
+        let _event = self.containers.event();
         self.sandbox_ended(&pod.id);
         Ok(())
     }
 
     async fn remove_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
+        let _event = self.containers.event();
         self.sandbox_ended(&pod.id);
         Ok(())
     }
 
     async fn create_container(&self, pod: PodSandbox, container: api::Container) -> Result<Creation, Refusal> {
+        let _event = self.containers.event();
         for notice in annotation::unknown(&pod.annotations) {
             warn!(pod = pod.name, "{notice}");
         }
@@ -471,6 +475,7 @@ impl Plugin for Service {
     }
 
     async fn start_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+        let _event = self.containers.event();
         self.containers.started(&container.id);
         self.enqueue(Work::Container(container.id));
         Ok(())
@@ -482,6 +487,7 @@ impl Plugin for Service {
         container: api::Container,
         resources: LinuxResources,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
+        let _event = self.containers.event();
         let page = self.page_size();
         let mut updated = match self.containers.get(&container.id) {
             Some(known) => (*known).clone(),
@@ -552,18 +558,21 @@ impl Plugin for Service {
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+        let _event = self.containers.event();
         self.containers.set_update(&container.id, Update::Made);
         self.enqueue(Work::Container(container.id));
         Ok(())
     }
 
     async fn stop_container(&self, _: PodSandbox, container: api::Container) -> Result<Vec<ContainerUpdate>, Refusal> {
+        let _event = self.containers.event();
         debug!(container = container.id, "stopped");
         self.forget(&container.id);
         Ok(Vec::new())
     }
 
     async fn remove_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+        let _event = self.containers.event();
         self.forget(&container.id);
         Ok(())
     }
