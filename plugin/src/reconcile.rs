@@ -48,7 +48,7 @@ const TICK: Duration = Duration::from_secs(600);
 
 /// After how long a cgroup that the runtime has not told of is missed. A container's cgroup goes a little later than the
 /// runtime tells, and one that is made while the runtime synchronises may be told of a little later.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// After how long a file that was repaired is looked at again, if it is not seen to change before.
 const REPAIRED: Duration = Duration::from_millis(500);
@@ -191,8 +191,8 @@ pub struct Reconciler {
     updater: mpsc::UnboundedSender<Vec<Pending>>,
     /// What it has done.
     done: mpsc::UnboundedReceiver<Done>,
-    /// Cgroups about which the runtime was asked.
-    strangers: HashSet<CgroupPath>,
+    /// Cgroups of which the runtime has not told, and whether it was asked about them.
+    strangers: HashMap<CgroupPath, bool>,
     share_is_due: bool,
     /// What was said last of whether protection helps.
     standings: HashMap<CgroupPath, Standing>,
@@ -272,7 +272,7 @@ impl Reconciler {
             tick: Instant::now() + TICK,
             contention: Contention::default(),
             progress: HashMap::new(),
-            strangers: HashSet::new(),
+            strangers: HashMap::new(),
             share_is_due: false,
             standings: HashMap::new(),
         }
@@ -731,8 +731,18 @@ impl Reconciler {
             return;
         }
         let of_pod = cgroup.parent().is_some_and(|pod| PodCgroup::parse(pod.as_str()).is_some());
-        if !of_pod || self.is_known(&cgroup) || !self.is_in_use(&cgroup) || !self.strangers.insert(cgroup.clone()) {
+        if !of_pod || self.is_known(&cgroup) || !self.is_in_use(&cgroup) {
             return;
+        }
+        // It may be about to go, of which the runtime has told already.
+        match self.strangers.get(&cgroup) {
+            None => {
+                self.strangers.insert(cgroup.clone(), false);
+                self.again(PATIENCE, Work::Stranger(cgroup));
+                return;
+            }
+            Some(true) => return,
+            Some(false) => _ = self.strangers.insert(cgroup.clone(), true),
         }
         warn!(%cgroup, "the runtime has not told of what is in this cgroup; asking it for everything anew");
         self.runtime.reconnect();

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -337,7 +338,11 @@ impl Runtime {
     }
 
     pub fn set_file(&self, cgroup: &str, name: &str, value: &str) {
-        fs::write(self.root.join(cgroup).join(name), value).unwrap();
+        let path = self.root.join(cgroup).join(name);
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+        // In one go, as the kernel takes it: an empty file would be a mistake to whoever reads it meanwhile.
+        let length = usize::try_from(file.metadata().unwrap().len()).unwrap().max(value.len() + 1);
+        file.write_all_at(format!("{value:\n<length$}").as_bytes(), 0).unwrap();
     }
 
     /// Waits until a cgroup's file holds this.
