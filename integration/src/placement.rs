@@ -122,6 +122,12 @@ pub fn until_synchronised(node: &Node, script: &str) -> Result<()> {
     wait_for_journal(node, "containerd", SYNCHRONISED, script)
 }
 
+/// The external plugin's messages. A node's journal goes on from case to case: `skip` as many as there were before.
+pub fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
+    let output = node.run("journalctl --unit plimsoll --output cat")?.stdout;
+    Ok(output.lines().skip(skip).map(str::to_owned).collect())
+}
+
 /// Runs a script on the node, then waits until the journal of `unit` has a line, written since, that matches the
 /// extended regular expression `pattern`.
 pub fn wait_for_journal(node: &Node, unit: &str, pattern: &str, script: &str) -> Result<()> {

@@ -12,7 +12,7 @@ use integration::crictl;
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
 use integration::node::Node;
 use integration::node_tests;
-use integration::placement::{self, CONFIG, EXTERNAL_BINARY};
+use integration::placement::{self, CONFIG, EXTERNAL_BINARY, journal};
 use integration::pressure::{self, Contest};
 
 node_tests!(external: {
@@ -134,12 +134,6 @@ fn two_pods(kubelet: &mut Kubelet<'_>) -> Result<[Pod; 2]> {
 
 fn file(cgroup: &str, name: &str) -> String {
     format!("{}/{cgroup}/{name}", cgroup::ROOT)
-}
-
-/// The plugin's messages. A node's journal goes on from case to case: `skip` as many as there were before.
-fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
-    let output = node.run("journalctl --unit plimsoll --output cat")?.stdout;
-    Ok(output.lines().skip(skip).map(str::to_owned).collect())
 }
 
 fn every_ancestor_carries_the_sum_of_what_lives_below_it(node: &Node, driver: Driver) -> Result<()> {

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use integration::cgroup;
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
 use integration::node::Node;
-use integration::placement::{self, CONFIG};
+use integration::placement::{self, CONFIG, journal};
 use integration::{node_tests, stories};
 
 node_tests!(external: {
@@ -19,12 +19,6 @@ node_tests!(external: {
 /// The defaults.
 fn config() -> String {
     String::new()
-}
-
-/// The plugin's messages from now on.
-fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
-    let output = node.run("journalctl --unit plimsoll --output cat")?.stdout;
-    Ok(output.lines().skip(skip).map(str::to_owned).collect())
 }
 
 fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node: &Node, driver: Driver) -> Result<()> {

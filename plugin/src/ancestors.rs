@@ -167,6 +167,9 @@ impl Change {
     }
 }
 
+/// A limit that was raised: its file, what that held, and what it was read back to hold.
+type Raised = (&'static str, String, String);
+
 /// What [`Ancestors::check`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checked {
@@ -288,8 +291,7 @@ impl Ancestors {
         let needed = Limits::sum(needed, overhead);
         let former = former.map(|former| Limits::sum(former, overhead));
         let raise = resize::raise(&needed, former.as_ref());
-        let mut raised = Vec::new();
-        let result = self.raise(place.cgroup(), &raise, &mut raised);
+        let (raised, result) = self.raise(&state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
             info!(
                 pod = container.pod,
@@ -301,11 +303,6 @@ impl Ancestors {
                 outcome = %Outcome::Applied,
                 "raised the pod's limit to what its containers may use"
             );
-        }
-        if !raised.is_empty()
-            && let Ok(in_force) = self.root.cgroup(place.cgroup()).and_then(|open| InForce::read(&open))
-        {
-            self.tell_systemd(&state, place.cgroup(), &in_force, Some(raise));
         }
         match result {
             // It is made with its first container.
@@ -322,16 +319,21 @@ impl Ancestors {
                 );
             }
         }
-        drop(state);
     }
 
-    /// Adds the files that were raised, from what, and to what they were read back.
-    fn raise(
-        &self,
-        pod: &CgroupPath,
-        raise: &Raise,
-        raised: &mut Vec<(&'static str, String, String)>,
-    ) -> Result<(), CgroupError> {
+    /// Raises a pod's limits, and tells which files were, also where another one could not be.
+    fn raise(&self, state: &State, pod: &CgroupPath, raise: Raise) -> (Vec<Raised>, Result<(), CgroupError>) {
+        let mut raised = Vec::new();
+        let result = self.raise_files(pod, &raise, &mut raised);
+        if !raised.is_empty()
+            && let Ok(in_force) = self.root.cgroup(pod).and_then(|open| InForce::read(&open))
+        {
+            self.tell_systemd(state, pod, &in_force, Some(raise));
+        }
+        (raised, result)
+    }
+
+    fn raise_files(&self, pod: &CgroupPath, raise: &Raise, raised: &mut Vec<Raised>) -> Result<(), CgroupError> {
         let cgroup = self.root.cgroup(pod)?;
         if let Some(memory) = raise.memory
             && let Limit::Bytes(observed) = cgroup.read(Knob::Max)?
@@ -349,7 +351,7 @@ impl Ancestors {
             if let Some(rate) = observed.rate()
                 && cpu.is_for(rate, |rate| rate)
             {
-                cgroup.set_cpu_max(observed.with_rate(Some(cpu.to)))?;
+                cgroup.set_cpu_max(observed.with_rate(cpu.to))?;
                 raised.push((CPU_MAX, observed.to_string(), cgroup.cpu_max()?.to_string()));
             }
         }
@@ -605,13 +607,9 @@ impl Ancestors {
                     self.apply(&mut state, vec![cgroup.clone()]);
                 }
                 // It may have written former limits before it knew of these.
-                let mut raised = Vec::new();
-                if let Some(raise) = last.raise
-                    && self.raise(cgroup, &Raise::again(&raise), &mut raised).is_ok()
-                    && !raised.is_empty()
-                    && let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open))
-                {
-                    self.tell_systemd(&state, cgroup, &in_force, last.raise);
+                // Whoever asked for it was told already.
+                if let Some(raise) = last.raise {
+                    let _ = self.raise(&state, cgroup, raise.again());
                 }
             }
             // It may do so yet.

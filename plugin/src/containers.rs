@@ -307,9 +307,7 @@ impl Containers {
 
     /// A container was started.
     pub fn started(&self, id: &str) {
-        if let Some(container) = lock(&self.known).by_id.get_mut(id) {
-            Arc::make_mut(container).started = true;
-        }
+        self.change(id, |container| container.started = true);
     }
 
     /// A container's update has come so far.

@@ -549,11 +549,9 @@ impl Plugin for Service {
             let before = cgroup.as_ref().and_then(|cgroup| Values::read(cgroup).ok()).unwrap_or_else(unknown);
             self.containers.remember(&container, before);
         }
-        let swap_max = match claimed.contains_key(SWAP_MAX) {
-            // The client has a word on it.
-            true => None,
-            false => cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes),
-        };
+        // Unless the client has a word on it.
+        let cgroup = cgroup.filter(|_| !claimed.contains_key(SWAP_MAX));
+        let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
         Ok(vec![update(&container.id, values, swap_max)])
     }
 
@@ -632,17 +630,10 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
     translated
 }
 
-/// How much processor time is asked for. CRI's word for "as it is" is 0, which containerd also puts for what was left out.
+/// How much processor time is asked for.
 fn cpu(resources: &LinuxResources, known: CpuMax) -> CpuMax {
     let cpu = resources.cpu.get_or_default();
-    let period = match cpu.period.get_or_default().value {
-        0 => known.period,
-        period => period,
-    };
-    match cpu.quota.get_or_default().value {
-        0 => CpuMax { period, ..known },
-        quota => CpuMax::from_cri(quota, period),
-    }
+    known.updated(cpu.quota.get_or_default().value, cpu.period.get_or_default().value)
 }
 
 fn limit(asked: i64, page: PageSize, container: &Container) -> Limit {

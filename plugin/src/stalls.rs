@@ -91,8 +91,11 @@ impl Stalls {
     fn held_back(&mut self) -> HashSet<CgroupPath> {
         let containers = self.containers.all();
         let places: Vec<_> = containers.iter().filter_map(|container| container.place.as_ref()).collect();
-        let tops: HashSet<_> = places.iter().map(|place| place.kubepods().clone()).collect();
+        let tops: HashSet<_> = places.iter().map(|place| place.kubepods()).collect();
         let tops: HashSet<_> = tops.into_iter().filter(|top| self.has_more_events(top)).collect();
+        if tops.is_empty() {
+            return HashSet::new();
+        }
         let pods: HashSet<_> =
             places.into_iter().filter(|place| tops.contains(place.kubepods())).map(PodPlace::cgroup).collect();
         let held_back = pods.into_iter().filter(|pod| self.has_more_events(pod)).cloned().collect();
@@ -100,7 +103,7 @@ impl Stalls {
         held_back
     }
 
-    /// Whether what lies in a cgroup was held back since the last look; not so at the first one.
+    /// Whether what lies in a cgroup was held back since the last look, or ever at the first one.
     fn has_more_events(&mut self, cgroup: &CgroupPath) -> bool {
         let events = self.root.cgroup(cgroup).and_then(|cgroup| cgroup.high_events());
         let Ok(events) = events else { return false };

@@ -237,10 +237,14 @@ impl CpuMax {
     /// No limit.
     pub const NONE: Self = Self { quota: None, period: Self::PERIOD };
 
-    /// Reads quota and period as CRI and NRI deliver them: a quota of 0 or less is none, and a period of 0 the default.
-    pub fn from_cri(quota: i64, period: u64) -> Self {
-        let quota = u64::try_from(quota).ok().filter(|quota| *quota > 0);
-        Self { quota, period: if period == 0 { Self::PERIOD } else { period } }
+    /// What it becomes by an update as CRI and NRI deliver it: 0 is "as it is", which containerd also puts for what was left out,
+    /// and a quota below that is none.
+    #[must_use]
+    pub fn updated(self, quota: i64, period: u64) -> Self {
+        Self {
+            quota: if quota == 0 { self.quota } else { u64::try_from(quota).ok() },
+            period: if period == 0 { self.period } else { period },
+        }
     }
 
     /// Processor time per second in microseconds, rounded up: a million is one processor. `None` is no limit.
@@ -261,9 +265,9 @@ impl CpuMax {
 
     /// As much processor time as `rate` allows, in periods of the same length.
     #[must_use]
-    pub fn with_rate(self, rate: Option<u64>) -> Self {
-        let quota = |rate| (u128::from(rate) * u128::from(self.period)).div_ceil(1_000_000);
-        Self { quota: rate.map(|rate: u64| u64::try_from(quota(rate)).unwrap_or(u64::MAX)), ..self }
+    pub fn with_rate(self, rate: u64) -> Self {
+        let quota = (u128::from(rate) * u128::from(self.period)).div_ceil(1_000_000);
+        Self { quota: Some(u64::try_from(quota).unwrap_or(u64::MAX)), ..self }
     }
 }
 
