@@ -125,7 +125,13 @@ fn attempt(
             place.member = Some(member);
             Ok(())
         }
-        Err(error) => Err((member.node.fate(), error)),
+        Err(error) => {
+            let said = member.node.run("journalctl --unit plimsoll --output short-precise | tail -n 60");
+            if let Ok(said) = said {
+                println!("the plugin's journal ends with:\n{}", said.stdout);
+            }
+            Err((member.node.fate(), error))
+        }
     }
 }
 

@@ -94,11 +94,7 @@ fn expected<'p>(kubelet: &Kubelet<'_>, policy: Policy, pods: impl IntoIterator<I
 }
 
 fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<Duration> {
-    let took = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| {
-        let said =
-            node.run("journalctl --unit plimsoll --output short-precise | tail -n 60").map(|output| output.stdout);
-        format!("{what}; the plugin's journal ends with:\n{}", said.unwrap_or_default())
-    })?;
+    let took = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
     println!("{}: {what}: right after {:.1} ms", node.distro(), took.as_secs_f64() * 1000.0);
     Ok(took)
 }
@@ -372,16 +368,22 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     let sum: u64 = pods.iter().map(Pod::live_request).sum();
     let contended = file(kubelet.top_cgroup(), "memory.min");
     settled(node, &format!("{driver}: two pods"), "", &expected(&kubelet, Policy::Hard, &pods))?;
-    // Every repair that it undoes is a line in its journal.
+    // Every repair that it undoes is a line in its journal. The node may have had another writer, in an earlier case.
+    let unit = format!("writer-{driver}");
     let writer = format!(
-        "systemd-run --quiet --collect --unit writer bash -c 'while sleep 0.3; do
+        "systemd-run --quiet --collect --unit {unit} bash -c 'while sleep 0.3; do
              read -r value <{contended}; [ $value = 0 ] || {{ echo repaired; echo 0 >{contended}; }}
          done'"
     );
     let so_far = journal(node, 0)?.len();
     placement::wait_for_journal(node, "plimsoll", "outcome=contended", &writer)?;
     let repairs = || -> Result<usize> {
-        Ok(node.run("journalctl --unit writer --output cat")?.stdout.lines().filter(|line| *line == "repaired").count())
+        Ok(node
+            .run(&format!("journalctl --unit {unit} --output cat"))?
+            .stdout
+            .lines()
+            .filter(|line| *line == "repaired")
+            .count())
     };
     let mut lines = journal(node, so_far)?;
     lines.retain(|line| line.contains("outcome=contended"));
@@ -405,7 +407,7 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     let others = expected(&kubelet, Policy::Hard, &pods);
     let others: Vec<Expected> = others.into_iter().filter(|file| file.cgroup != kubelet.top_cgroup()).collect();
     settled(node, &format!("{driver}: beside the contention"), &format!("echo 0 > {class}"), &others)?;
-    node.run("systemctl stop writer")?;
+    node.run(&format!("systemctl stop {unit}"))?;
     placement::restart_plugin(node)?;
     reached(node, &format!("{driver}: after it"), "", &expected(&kubelet, Policy::Hard, &pods))
 }
@@ -413,20 +415,23 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
 fn another_plugin_may_claim_the_same_key(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let theirs = 50 * MIB;
+    // By the throttling factor of 0.9, in whole pages.
+    let high = (32 * MIB + 9 * (96 - 32) * MIB / 10) / 4096 * 4096;
     for (key, name) in [("memory.high", "high"), ("memory.min", "min")] {
         let so_far = journal(node, 0)?.len();
         placement::claim(node, Path::new(env!("CARGO_BIN_EXE_claimer")), key, &theirs.to_string())?;
         let pod = kubelet.run_pod(PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB)))?;
         placement::unclaim(node)?;
         let container = pod.container("app")?;
-        let [memory] = cgroup::memory(node, &[&container.cgroup])?[..] else { unreachable!("one was asked for") };
-        let value = if key == "memory.high" { memory.high } else { memory.min };
-        let said = journal(node, so_far)?.iter().any(|line| line.contains(key) && line.contains("contended"));
-        println!("{} {driver}: {key} is {value}, contended in the journal: {said}", node.distro());
-        assert!(value != theirs || said, "{key} is another plugin's, and nothing was said");
-        // What nobody else claims is ours.
-        let other = if key == "memory.high" { memory.min == 32 * MIB } else { memory.high < 96 * MIB };
-        assert!(other, "{memory:?}");
+        let said = journal(node, so_far)?;
+        assert!(
+            said.iter().any(|line| line.contains("WARN") && line.contains(key)),
+            "nothing is said of {key}: {said:#?}"
+        );
+        // The runtime refuses a container of which two plugins set the same; once it runs, it gets what it should have.
+        let own = [("memory.min", 32 * MIB), ("memory.high", high)];
+        let own = own.map(|(key, value)| Expected::new(&container.cgroup, key, value));
+        reached(node, &format!("{driver}: {key} is claimed"), "", &own)?;
         settled(node, &format!("{driver}: the pod's sum"), "", &[Expected::new(&pod.cgroup, "memory.min", 32 * MIB)])?;
         kubelet.remove_pod(&pod)?;
     }
