@@ -276,20 +276,17 @@ impl Ancestors {
         self.apply_levels(&mut state, levels, Some(place.cgroup()));
     }
 
-    /// A container is about to have its limits: those of its pod are raised to `needed`, what its containers may then use
-    /// together, where it has any and they were not tighter than `former`, what its containers were last to use. They are never
-    /// lowered: that is the kubelet's.
-    pub fn raise_limits(
-        &self,
-        container: &Container,
-        needed: impl IntoIterator<Item = Limits>,
-        former: Option<impl IntoIterator<Item = Limits>>,
-    ) {
+    /// A container is about to have its limits: those of its pod are raised to what its containers, `siblings` and this one, may
+    /// then use together, where it has any and they were not tighter than with `former`, which are those that this container was
+    /// last to have. They are never lowered: that is the kubelet's.
+    pub fn raise_limits(&self, container: &Container, former: Option<Limits>, siblings: &[Arc<Container>]) {
         let Some(place) = &container.place else { return };
+        let others = siblings.iter().filter(|other| other.name != container.name && self.is_alive(other));
+        let others: Vec<_> = others.map(|other| other.limits()).collect();
         let state = lock(&self.state);
         let overhead = state.sandboxes.get(&container.sandbox).map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
-        let needed = Limits::sum(needed, overhead);
-        let former = former.map(|former| Limits::sum(former, overhead));
+        let sum = |limits| Limits::sum(others.iter().copied().chain([limits]), overhead);
+        let (needed, former) = (sum(container.limits()), former.map(sum));
         let raise = resize::raise(&needed, former.as_ref());
         let (raised, result) = self.raise(&state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
@@ -319,6 +316,12 @@ impl Ancestors {
                 );
             }
         }
+    }
+
+    /// It has not started yet, or not ended.
+    fn is_alive(&self, container: &Container) -> bool {
+        let ended = |cgroup: &CgroupPath| matches!(self.root.cgroup(cgroup), Err(CgroupError::Gone(_)));
+        !(container.started && container.cgroup.as_ref().is_some_and(ended))
     }
 
     /// Raises a pod's limits, and tells which files were, also where another one could not be.

@@ -10,6 +10,14 @@
 //! kubeReservedCgroup: /kubelet.slice       # likewise
 //! kubeReserved: {memory: 500Mi}
 //! throttleDeadline: 30s                    # how long a container may stand at memory.high; null: for ever
+//! shrink: reject                           # of a memory limit that would kill: reject, or defer
+//! shrinkDeadline: 10m                      # how long a deferred one is tried
+//! oomRescue: null                          # null: off; a mapping with any of the following, or {}: on
+//! # kills: 3                               #   how often a container is killed
+//! # window: 10m                            #   within this time for its limit to be raised
+//! # factor: 1.2                            #   to so many times what it was, from 1 to 10,
+//! # minimum: 100Mi                         #   and by no less than this
+//! # ceiling: 10%                           #   up to a quantity, or by so much of what node allocatable leaves free
 //! logLevel: info                           # error, warn, info, debug or trace
 //! ```
 //!
@@ -26,6 +34,7 @@ use thiserror::Error;
 
 use crate::cgroup::CgroupPath;
 use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
+use crate::rescue::{Ceiling, OomRescue};
 use crate::units::{Bytes, excerpt};
 
 /// The largest configuration that is read, in bytes.
@@ -42,6 +51,12 @@ pub struct Config {
     pub reserved: Vec<Reserved>,
     /// How long a container may stand at `memory.high` while the node has memory to spare; `None` is for ever.
     pub throttle_deadline: Option<Duration>,
+    /// What to do about a memory limit that would kill.
+    pub shrink: Shrink,
+    /// How long such a limit is tried if it is deferred.
+    pub shrink_deadline: Duration,
+    /// Whether and how containers that are killed again and again get more memory.
+    pub oom_rescue: Option<OomRescue>,
     /// What is logged.
     pub log_level: LogLevel,
 }
@@ -53,8 +68,34 @@ impl Default for Config {
             node_allocatable: NodeAllocatable::default(),
             reserved: Vec::new(),
             throttle_deadline: Some(Self::THROTTLE_DEADLINE),
+            shrink: Shrink::default(),
+            shrink_deadline: Self::SHRINK_DEADLINE,
+            oom_rescue: None,
             log_level: LogLevel::default(),
         }
+    }
+}
+
+/// What to do about a memory limit that is lower than what a container uses, and cannot be reached by reclaiming at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shrink {
+    /// Whoever asks for it gets an error.
+    #[default]
+    Reject,
+    /// The rest of the update is made, and the limit set when the container has come to use less.
+    Defer,
+}
+
+impl Shrink {
+    const ALL: [Self; 2] = [Self::Reject, Self::Defer];
+}
+
+impl fmt::Display for Shrink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reject => "reject",
+            Self::Defer => "defer",
+        })
     }
 }
 
@@ -155,6 +196,19 @@ impl fmt::Display for Config {
             Some(deadline) => writeln!(f, "{DEADLINE}: {}", humantime::format_duration(deadline))?,
             None => writeln!(f, "{DEADLINE}: null")?,
         }
+        writeln!(f, "{SHRINK}: {}", self.shrink)?;
+        writeln!(f, "{SHRINK_DEADLINE}: {}", humantime::format_duration(self.shrink_deadline))?;
+        match &self.oom_rescue {
+            Some(OomRescue { kills, window, factor, minimum, ceiling }) => {
+                let (window, minimum) = (humantime::format_duration(*window), minimum.quantity());
+                writeln!(
+                    f,
+                    "{RESCUE}: {{{KILLS}: {kills}, {WINDOW}: {window}, {FACTOR}: {factor:?}, {MINIMUM}: {minimum}, \
+                     {CEILING}: {ceiling}}}"
+                )?;
+            }
+            None => writeln!(f, "{RESCUE}: null")?,
+        }
         writeln!(f, "{LOG_LEVEL}: {}", self.log_level.as_str())
     }
 }
@@ -168,8 +222,11 @@ const SYSTEM_RESERVED: &str = "systemReserved";
 const KUBE_CGROUP: &str = "kubeReservedCgroup";
 const KUBE_RESERVED: &str = "kubeReserved";
 const DEADLINE: &str = "throttleDeadline";
+const SHRINK: &str = "shrink";
+const SHRINK_DEADLINE: &str = "shrinkDeadline";
+const RESCUE: &str = "oomRescue";
 const LOG_LEVEL: &str = "logLevel";
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 13] = [
     THROTTLING,
     RESERVATION,
     HEADROOM,
@@ -179,12 +236,25 @@ const FIELDS: [&str; 10] = [
     KUBE_CGROUP,
     KUBE_RESERVED,
     DEADLINE,
+    SHRINK,
+    SHRINK_DEADLINE,
+    RESCUE,
     LOG_LEVEL,
 ];
+
+/// The fields of `oomRescue`.
+const KILLS: &str = "kills";
+const WINDOW: &str = "window";
+const FACTOR: &str = "factor";
+const MINIMUM: &str = "minimum";
+const CEILING: &str = "ceiling";
 
 impl Config {
     /// How long a container may stand at `memory.high` if nothing else is configured.
     pub const THROTTLE_DEADLINE: Duration = Duration::from_secs(30);
+
+    /// How long a deferred limit is tried if nothing else is configured.
+    pub const SHRINK_DEADLINE: Duration = Duration::from_secs(600);
 
     /// Reads a configuration. `source` names it in messages, usually by its path.
     ///
@@ -345,6 +415,18 @@ impl RawConfig {
                 DEADLINE => match value.duration() {
                     Some(deadline) => config.throttle_deadline = deadline,
                     None => wrong("a time above 0 such as 30s or 2m, or null".to_owned(), value.to_string()),
+                },
+                SHRINK => match value.one_of(Shrink::ALL) {
+                    Some(shrink) => config.shrink = shrink,
+                    None => wrong("reject or defer".to_owned(), value.to_string()),
+                },
+                SHRINK_DEADLINE => match value.duration() {
+                    Some(Some(deadline)) => config.shrink_deadline = deadline,
+                    _ => wrong("a time above 0 such as 10m".to_owned(), value.to_string()),
+                },
+                RESCUE => match value.oom_rescue() {
+                    Ok(rescue) => config.oom_rescue = rescue,
+                    Err((expected, found)) => wrong(expected, found),
                 },
                 LOG_LEVEL => match value.one_of(LogLevel::ALL) {
                     Some(level) => config.log_level = level,
@@ -511,6 +593,65 @@ impl RawValue {
         }
     }
 
+    /// What is expected instead, and what is there, if it is none.
+    fn oom_rescue(&self) -> Result<Option<OomRescue>, (String, String)> {
+        let fields = match self {
+            Self::Null => return Ok(None),
+            Self::Map(fields) => fields,
+            other => return Err(("null, or a mapping such as {kills: 3, ceiling: 1Gi}".to_owned(), other.to_string())),
+        };
+        let mut rescue = OomRescue::default();
+        for (index, (field, value)) in fields.iter().enumerate() {
+            let wrong = |expected: &str| Err((format!("{field}: {expected}"), value.to_string()));
+            if fields[..index].iter().any(|(other, _)| other == field) {
+                return Err(("each field once".to_owned(), format!("'{}' again", excerpt(field))));
+            }
+            match (field.as_str(), value) {
+                (KILLS, Self::Number { value: kills, .. })
+                    if kills.fract() == 0.0 && (1.0..=1000.0).contains(kills) =>
+                {
+                    rescue.kills = *kills as u32;
+                }
+                (KILLS, _) => return wrong("a number from 1 to 1000"),
+                (WINDOW, value) => match value.duration() {
+                    Some(Some(window)) => rescue.window = window,
+                    _ => return wrong("a time above 0 such as 10m"),
+                },
+                (FACTOR, Self::Number { value: factor, .. }) if (1.0..=10.0).contains(factor) => {
+                    rescue.factor = *factor
+                }
+                (FACTOR, _) => return wrong("a number from 1 to 10"),
+                (MINIMUM, value) => match value.quantity() {
+                    Some(minimum) => rescue.minimum = minimum,
+                    None => return wrong("a quantity such as 100Mi, or 0"),
+                },
+                (CEILING, value) => match value.ceiling() {
+                    Some(ceiling) => rescue.ceiling = ceiling,
+                    None => return wrong("a quantity above 0 such as 1Gi, or a share from 1% to 100%"),
+                },
+                (unknown, _) => {
+                    let known = [KILLS, WINDOW, FACTOR, MINIMUM, CEILING].join(", ");
+                    return Err((format!("no other fields than {known}"), format!("'{}'", excerpt(unknown))));
+                }
+            }
+        }
+        if rescue.factor <= 1.0 && rescue.minimum == Bytes::ZERO {
+            return Err(("a factor above 1, or a minimum above 0".to_owned(), "neither".to_owned()));
+        }
+        Ok(Some(rescue))
+    }
+
+    fn ceiling(&self) -> Option<Ceiling> {
+        let share = match self {
+            Self::Text(text) => text.strip_suffix('%'),
+            _ => None,
+        };
+        match share {
+            Some(share) => share.parse().ok().filter(|share| (1..=100).contains(share)).map(Ceiling::Share),
+            None => self.quantity().filter(|bytes| *bytes > Bytes::ZERO).map(Ceiling::Limit),
+        }
+    }
+
     fn one_of<T: fmt::Display + Copy, const N: usize>(&self, choices: [T; N]) -> Option<T> {
         let Self::Text(text) = self else { return None };
         choices.into_iter().find(|choice| choice.to_string() == *text)
@@ -651,7 +792,8 @@ mod tests {
                 "memoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 1Mi\n\
                  nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: {memory: 500Mi}\n\
                  kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
-                 throttleDeadline: 2m 5s\nlogLevel: debug\n"
+                 throttleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
+                 oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nlogLevel: debug\n"
             ),
             Ok(Config {
                 policy: Policy {
@@ -665,8 +807,52 @@ mod tests {
                     reserved(Owner::Kube, "/kubelet.slice/kubelet.service", 1 << 30),
                 ],
                 throttle_deadline: Some(Duration::from_secs(125)),
+                shrink: Shrink::Defer,
+                shrink_deadline: Duration::from_secs(3600),
+                oom_rescue: Some(OomRescue {
+                    kills: 5,
+                    window: Duration::from_secs(60),
+                    factor: 2.0,
+                    minimum: Bytes::new(1 << 20),
+                    ceiling: Ceiling::Limit(Bytes::new(1 << 30)),
+                }),
                 log_level: LogLevel::Debug,
             })
+        );
+    }
+
+    #[test]
+    fn a_rescue_is_off_unless_there_is_a_mapping() {
+        assert_eq!(parse("oomRescue: null").unwrap().oom_rescue, None);
+        assert_eq!(parse("oomRescue: {}").unwrap().oom_rescue, Some(OomRescue::default()));
+        let share = parse("oomRescue: {ceiling: 25%}").unwrap().oom_rescue.unwrap();
+        assert_eq!(share.ceiling, Ceiling::Share(25));
+        for (text, complaint) in [
+            ("on", "expected null, or a mapping such as {kills: 3, ceiling: 1Gi}, found 'on'"),
+            ("{kills: 0}", "expected kills: a number from 1 to 1000, found the number 0"),
+            ("{kills: 1.5}", "expected kills: a number from 1 to 1000, found the number 1.5"),
+            ("{window: 0s}", "expected window: a time above 0 such as 10m, found '0s'"),
+            ("{factor: 0.9}", "expected factor: a number from 1 to 10, found the number 0.9"),
+            ("{minimum: -1}", "expected minimum: a quantity such as 100Mi, or 0, found the number -1"),
+            (
+                "{ceiling: 0%}",
+                "expected ceiling: a quantity above 0 such as 1Gi, or a share from 1% to 100%, found '0%'",
+            ),
+            (
+                "{ceiling: 101%}",
+                "expected ceiling: a quantity above 0 such as 1Gi, or a share from 1% to 100%, found '101%'",
+            ),
+            ("{factor: 1, minimum: 0}", "expected a factor above 1, or a minimum above 0, found neither"),
+            ("{kill: 3}", "expected no other fields than kills, window, factor, minimum, ceiling, found 'kill'"),
+            ("{kills: 3, kills: 4}", "expected each field once, found 'kills' again"),
+        ] {
+            let error = parse(&format!("oomRescue: {text}")).unwrap_err();
+            assert_eq!(error, format!("f.yaml:1: oomRescue: {complaint}"), "{text}");
+        }
+        assert!(
+            parse("shrink: never\nshrinkDeadline: null")
+                .unwrap_err()
+                .contains("f.yaml:2: shrinkDeadline: expected a time")
         );
     }
 
@@ -715,7 +901,8 @@ f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
 f.yaml:7: logLevel: expected each field once, found it again after line 6
 f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
 f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
-             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, throttleDeadline, logLevel, found an \
+             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, throttleDeadline, shrink, \
+             shrinkDeadline, oomRescue, logLevel, found an \
              unknown field"
         );
     }
@@ -827,6 +1014,22 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
         assert_eq!(error.lines().count(), 2, "{error}");
     }
 
+    fn rescues() -> impl Strategy<Value = OomRescue> {
+        let ceilings = prop_oneof![
+            (1..=Bytes::MAX.get()).prop_map(|bytes| Ceiling::Limit(Bytes::new(bytes))),
+            (1..=100u64).prop_map(Ceiling::Share),
+        ];
+        (1..=1000u32, 1..=1_000_000u64, 101..=1000u32, 0..=Bytes::MAX.get(), ceilings).prop_map(
+            |(kills, window, hundredths, minimum, ceiling)| OomRescue {
+                kills,
+                window: Duration::from_millis(window),
+                factor: f64::from(hundredths) / 100.0,
+                minimum: Bytes::new(minimum),
+                ceiling,
+            },
+        )
+    }
+
     fn configs() -> impl Strategy<Value = Config> {
         (
             proptest::option::of(1u32..=1000),
@@ -835,11 +1038,15 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             0..=Bytes::MAX.get(),
             proptest::option::of(("[ -~]{1,20}", 1..=Bytes::MAX.get())),
             proptest::option::of(1..=1_000_000u64),
+            (proptest::sample::select(&Shrink::ALL[..]), 1..=1_000_000u64, proptest::option::of(rescues())),
             proptest::sample::select(&LogLevel::ALL[..]),
         )
-            .prop_map(|(thousandths, reservation, allocatable, headroom, system, deadline, log_level)| {
-                Config {
+            .prop_map(
+                |(thousandths, reservation, allocatable, headroom, system, deadline, shrink, log_level)| Config {
                     throttle_deadline: deadline.map(Duration::from_millis),
+                    shrink: shrink.0,
+                    shrink_deadline: Duration::from_millis(shrink.1),
+                    oom_rescue: shrink.2,
                     policy: Policy {
                         throttling: thousandths
                             .and_then(|thousandths| ThrottlingFactor::new(f64::from(thousandths) / 1000.0)),
@@ -857,8 +1064,8 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
                     node_allocatable: allocatable
                         .map_or(NodeAllocatable::Auto, |bytes| NodeAllocatable::Fixed(Bytes::new(bytes))),
                     log_level,
-                }
-            })
+                },
+            )
     }
 
     proptest! {

@@ -73,6 +73,11 @@ pub enum Update {
     Made,
 }
 
+impl Update {
+    /// One that this plugin is about to ask the runtime for.
+    pub const OURS: Self = Self::UnderWay(u64::MAX);
+}
+
 /// What a container should have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decided {

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::cgroup::{Cgroup, CgroupError, Knob};
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot, Knob};
+use crate::containers::{Container, Containers, Update};
+use crate::originals::Values;
 use crate::resize::{self, Cut, Usage};
 use crate::units::{Bytes, Limit};
 
@@ -20,25 +22,97 @@ const STEP: Bytes = Bytes::new(16 << 20);
 /// How long after the deadline an attempt is waited for.
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
-/// What became of it.
+/// What became of a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
+enum Room {
     /// The limit may be set. `memory.high` is at most a margin below it.
     Made,
     /// The limit would kill. `memory.high` is as before.
     NotMade(Usage),
 }
 
-/// Room being made in a container, by one at a time, until the kernel has come to an end with it.
+/// What became of a container's limit.
 #[derive(Debug)]
-pub struct Attempt {
+pub enum Attempted {
+    /// It is not lower than the one in force, or nothing is known of that.
+    NoCut,
+    /// It may be set; `memory.high` may be lower now.
+    Made,
+    /// It would kill. All is as before.
+    NotMade {
+        /// The limit in force.
+        in_force: Limit,
+        /// What the container uses; `None` while the kernel has not come to an end with another attempt.
+        usage: Option<Usage>,
+    },
+}
+
+/// Makes room in containers, in each by one at a time.
+#[derive(Debug)]
+pub struct Cuts {
+    root: Arc<CgroupRoot>,
+    containers: Arc<Containers>,
+    under_way: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Cuts {
+    /// No room was asked for yet.
+    pub fn new(root: Arc<CgroupRoot>, containers: Arc<Containers>) -> Self {
+        Self { root, containers, under_way: Arc::default() }
+    }
+
+    /// Makes room in a container for the limit that it is to have, within about `budget`. Until its values are looked at again,
+    /// which is for the caller to see to, `update` is under way: nobody is to repair `memory.high`.
+    ///
+    /// # Errors
+    ///
+    /// When its cgroup cannot be read, or `memory.high` not be written.
+    pub async fn make_room(
+        &self,
+        container: &Container,
+        update: Update,
+        budget: Duration,
+    ) -> Result<Attempted, CgroupError> {
+        let (Limit::Bytes(limit), Some(path)) = (container.limit, &container.cgroup) else {
+            return Ok(Attempted::NoCut);
+        };
+        // One that is not running has nothing to lose.
+        let Ok(cgroup) = self.root.cgroup(path) else { return Ok(Attempted::NoCut) };
+        let in_force = match cgroup.read(Knob::Max) {
+            Ok(in_force) if in_force > container.limit => in_force,
+            _ => return Ok(Attempted::NoCut),
+        };
+        let Ok(held) = Values::read(&cgroup) else { return Ok(Attempted::NoCut) };
+        // Whoever asked tries again, perhaps before the kernel has come to an end with the last attempt.
+        let Some(attempt) = Attempt::begin(&self.under_way, &container.id) else {
+            return Ok(Attempted::NotMade { in_force, usage: None });
+        };
+        self.containers.remember(container, held);
+        let before = self.containers.get(&container.id).map_or(Update::Over, |container| container.update);
+        // Nor is anybody to take what it is lowered to for what it was.
+        let high = container.high_before.or(held.high).unwrap_or(Limit::Max);
+        self.containers.set_update(&container.id, update);
+        self.containers.set_high_before(&container.id, Some(high));
+        match make_room(cgroup, limit, high, Instant::now() + budget, attempt).await? {
+            Room::Made => Ok(Attempted::Made),
+            Room::NotMade(usage) => {
+                self.containers.set_update(&container.id, before);
+                Ok(Attempted::NotMade { in_force, usage: Some(usage) })
+            }
+        }
+    }
+}
+
+/// Room being made in a container, until the kernel has come to an end with it.
+#[derive(Debug)]
+struct Attempt {
     under_way: Arc<Mutex<HashSet<String>>>,
     id: String,
 }
 
 impl Attempt {
     /// `None` while there is another in this container.
-    pub fn begin(under_way: &Arc<Mutex<HashSet<String>>>, id: &str) -> Option<Self> {
+    fn begin(under_way: &Arc<Mutex<HashSet<String>>>, id: &str) -> Option<Self> {
         let is_first = under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
         is_first.then(|| Self { under_way: under_way.clone(), id: id.to_owned() })
     }
@@ -52,11 +126,7 @@ impl Drop for Attempt {
 
 /// Makes room in `cgroup`, whose `memory.high` should be `high`, for `limit`, until `deadline` at the latest: a reclaim that takes
 /// longer is left to itself, and `memory.high` put back when it comes to an end.
-///
-/// # Errors
-///
-/// When the cgroup cannot be read, or `memory.high` not be written.
-pub async fn make_room(
+async fn make_room(
     cgroup: Cgroup,
     limit: Bytes,
     high: Limit,

@@ -19,8 +19,10 @@ pub enum Outcome {
     Unsupported,
     /// Somebody else keeps changing them.
     Contended,
-    /// The runtime refused to change them.
+    /// Somebody refused to change them.
     Rejected,
+    /// They are changed later.
+    Deferred,
     /// They could not be read or written.
     Failed,
 }
@@ -46,6 +48,7 @@ impl fmt::Display for Outcome {
             Self::Unsupported => "unsupported",
             Self::Contended => "contended",
             Self::Rejected => "rejected",
+            Self::Deferred => "deferred",
             Self::Failed => "failed",
         })
     }

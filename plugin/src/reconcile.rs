@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use nri::UpdateError;
-use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxResources};
+use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxMemory, LinuxResources, OptionalInt64};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -43,6 +43,9 @@ const QUIET: Duration = Duration::from_millis(500);
 /// After how long to look at a container that was to be updated. The kubelet tries an update again after 10 s.
 const LATER: Duration = Duration::from_secs(5);
 
+/// After how long to ask for a container's limit that is being changed.
+const BUSY: Duration = Duration::from_secs(1);
+
 /// How often everything is looked at without any reason: a file that somebody keeps open, a lost event.
 const TICK: Duration = Duration::from_secs(600);
 
@@ -65,6 +68,8 @@ pub enum Work {
     Later(String, u64),
     /// One container, of which the update with this number should have come about by now.
     Updated(String, u64),
+    /// One container, whose limit is to be this, which does not kill it.
+    Limit(String, Bytes),
     /// A cgroup above the containers.
     Cgroup(CgroupPath),
     /// A cgroup of which the runtime may not have told.
@@ -157,16 +162,34 @@ pub fn same(observed: Limit, desired: Limit, page: PageSize) -> bool {
     }
 }
 
-/// The update that brings a container's files to their values.
+/// The update that brings a container's files to their values; `memory.max` by its limit, which the runtime keeps an account of.
 ///
 /// `swap_max` is how much swap it may use, if that is limited: a runtime that is asked for an update without swap lifts that
 /// limit (containerd and runc), so it is asked for what is in force.
 pub fn update(id: &str, values: impl IntoIterator<Item = (Knob, Limit)>, swap_max: Option<Bytes>) -> ContainerUpdate {
+    let (limit, values): (Vec<_>, Vec<_>) = values.into_iter().partition(|(knob, _)| *knob == Knob::Max);
+    let memory = limit.first().map(|(_, limit)| memory_limit(*limit, None));
     let values = values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()));
     let unified = values.chain(swap_max.map(|swap_max| (SWAP_MAX.to_owned(), swap_max.to_string()))).collect();
-    let resources = LinuxResources { unified, ..Default::default() };
+    let resources = LinuxResources { unified, memory: memory.into(), ..Default::default() };
     let linux = LinuxContainerUpdate { resources: Some(resources).into(), ..Default::default() };
     ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
+}
+
+/// A limit as a runtime takes it. Where its client has asked for another one, `asked`, together with one of swap, which counts
+/// memory too, that goes with it.
+pub fn memory_limit(limit: Limit, asked: Option<&LinuxMemory>) -> LinuxMemory {
+    let number = |value| Some(OptionalInt64 { value, ..Default::default() }).into();
+    // 2^63-1 is the most that there is.
+    let limit = limit.bytes().map_or(-1, |bytes| i64::try_from(bytes.get()).unwrap_or(i64::MAX));
+    let [asked_limit, asked_swap] = asked
+        .map_or([0, 0], |asked| [&asked.limit, &asked.swap].map(|value| value.as_ref().map_or(0, |value| value.value)));
+    let swap = match asked_swap {
+        1.. if limit < 0 => number(-1),
+        1.. => number(limit.saturating_add(asked_swap.saturating_sub(asked_limit).max(0))),
+        _ => None.into(),
+    };
+    LinuxMemory { limit: number(limit), swap, ..Default::default() }
 }
 
 /// The task.
@@ -333,6 +356,7 @@ impl Reconciler {
                 self.containers.not_made(&id, number);
                 due.containers.entry(id).or_default();
             }
+            Work::Limit(id, limit) => self.ask_for_limit(id, limit),
             Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
             Work::Stranger(path) => self.meet(path),
             Work::Share => due.share = true,
@@ -381,6 +405,23 @@ impl Reconciler {
 
     fn again(&mut self, delay: Duration, work: Work) {
         self.again.entry(Instant::now() + delay).or_default().push(work);
+    }
+
+    /// Asks the runtime for another limit of a container that runs.
+    fn ask_for_limit(&mut self, id: String, limit: Bytes) {
+        let Some(container) = self.containers.get(&id) else { return };
+        let is_changing = matches!(container.update, Update::UnderWay(_)) && container.update != Update::OURS;
+        if is_changing || self.is_waiting(&id) {
+            return self.again(BUSY, Work::Limit(id, limit));
+        }
+        self.containers.set_update(&id, Update::Over);
+        let Some(container) = self.containers.get(&id) else { return };
+        let swap_max = container.cgroup.as_ref().and_then(|cgroup| self.root.cgroup(cgroup).ok()?.swap_max().ok());
+        let write = Write { knob: Knob::Max, observed: container.limit, desired: Limit::Bytes(limit) };
+        self.progress(&id).is_waiting = true;
+        // Alone, so that the runtime tells why if it does not.
+        let pending = Pending { container, writes: vec![write], attempt: 2, swap_max: swap_max.and_then(Limit::bytes) };
+        let _ = self.updater.send(vec![pending]);
     }
 
     async fn look(&mut self, mut due: Due) {
@@ -825,7 +866,7 @@ impl Updater {
         let (first, mut single): (Vec<&Pending>, Vec<&Pending>) =
             batch.iter().partition(|pending| pending.attempt == 1);
         if !first.is_empty() {
-            match self.send(first.iter().map(|pending| pending.update(true)).collect()).await {
+            match self.send(&first, true).await {
                 Ok(()) => {}
                 Err(Unsent::NotConnected) => return false,
                 // It does not say whose fault it was.
@@ -834,7 +875,7 @@ impl Updater {
         }
         for pending in single {
             // Only so does containerd tell why.
-            match self.send(vec![pending.update(false)]).await {
+            match self.send(&[pending], false).await {
                 Ok(()) => {}
                 Err(Unsent::NotConnected) => return false,
                 Err(Unsent::Failed(error)) => rejected(&pending.container, &error),
@@ -856,13 +897,18 @@ impl Updater {
         true
     }
 
-    async fn send(&self, updates: Vec<ContainerUpdate>) -> Result<(), Unsent> {
+    async fn send(&self, pending: &[&Pending], ignore_failure: bool) -> Result<(), Unsent> {
         loop {
             let wait = self.containers.until_quiet(QUIET);
             if wait.is_zero() {
                 break;
             }
             tokio::time::sleep(wait).await;
+        }
+        let current = pending.iter().filter(|pending| !self.is_superseded(pending));
+        let updates: Vec<_> = current.map(|pending| pending.update(ignore_failure)).collect();
+        if updates.is_empty() {
+            return Ok(());
         }
         match timeout(UPDATE_TIMEOUT, self.runtime.update_containers(updates)).await {
             Ok(Ok(failed)) if failed.is_empty() => Ok(()),
@@ -871,6 +917,14 @@ impl Updater {
             Ok(Err(error)) => Err(Unsent::Failed(error.to_string())),
             Err(_) => Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}"))),
         }
+    }
+}
+
+impl Updater {
+    /// A limit that is to be set, and by now its user has asked for another one, or the container is gone.
+    fn is_superseded(&self, pending: &Pending) -> bool {
+        pending.writes.iter().any(|write| write.knob == Knob::Max)
+            && self.containers.get(&pending.container.id).is_none_or(|now| now.limit != pending.container.limit)
     }
 }
 

@@ -178,7 +178,7 @@ impl Throttled {
 const NEAR: u64 = 32;
 
 /// From what part of ten seconds on a container counts as standing still, in percent.
-const STALLED: f64 = 10.0;
+pub const STALLED: f64 = 10.0;
 
 /// What part of the line usage has to be below it for the line to be put back.
 const WELL_BELOW: u64 = 10;

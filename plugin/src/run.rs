@@ -17,10 +17,13 @@ use plimsoll::cgroup::CgroupRoot;
 use plimsoll::cgroup::systemd::Systemd;
 use plimsoll::config::{self, Config, LogLevel};
 use plimsoll::containers::{Containers, Settings};
+use plimsoll::cut::Cuts;
+use plimsoll::defer::Deferrals;
+use plimsoll::kills::{Kills, Watcher};
 use plimsoll::originals::{self, Originals};
 use plimsoll::reconcile::{Reconciler, Work};
 use plimsoll::requests::checkpoint::Checkpoints;
-use plimsoll::service::{OnConfig, Service};
+use plimsoll::service::{OnConfig, Parts, Service};
 use plimsoll::stalls::Stalls;
 use syslog_tracing::{Facility, Syslog};
 use tokio::signal::unix::{SignalKind, signal};
@@ -113,7 +116,7 @@ impl Run {
         };
 
         runtime.block_on(async move {
-            let containers = node.containers.clone();
+            let containers = node.containers().clone();
             let (service, tasks) = node.into_service(on_config);
             let stub = match launched {
                 Some(launched) => Stub::launched(launched, service),
@@ -160,17 +163,13 @@ impl Run {
 /// What the plugin works with.
 pub(crate) struct Node {
     host: PathBuf,
-    root: Arc<CgroupRoot>,
-    ancestors: Arc<Ancestors>,
-    pub(crate) containers: Arc<Containers>,
+    parts: Parts,
+    watcher: Watcher,
+    todo: mpsc::UnboundedReceiver<Work>,
 }
 
 /// What the plugin does beside answering events.
-pub(crate) struct Tasks {
-    node: Node,
-    work: mpsc::UnboundedSender<Work>,
-    todo: mpsc::UnboundedReceiver<Work>,
-}
+pub(crate) struct Tasks(Node);
 
 impl Node {
     /// The node whose file system is at `host`.
@@ -186,25 +185,35 @@ impl Node {
         let ancestors = Arc::new(Ancestors::new(root.clone(), settings.node.page_size, originals.clone()));
         let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
         let containers = Arc::new(Containers::new(settings, checkpoints, originals));
-        Ok(Self { host: host.to_owned(), root, ancestors, containers })
+        let (work, todo) = mpsc::unbounded_channel();
+        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
+        let deferrals = Arc::new(Deferrals::new(root.clone(), containers.clone(), cuts.clone(), work.clone()));
+        let (kills, watcher) = Kills::load(host, root.clone(), containers.clone(), ancestors.clone(), work.clone());
+        let parts = Parts { containers, ancestors, root, cuts, deferrals, kills, work };
+        Ok(Self { host: host.to_owned(), parts, watcher, todo })
+    }
+
+    /// The containers.
+    pub(crate) fn containers(&self) -> &Arc<Containers> {
+        &self.parts.containers
     }
 
     /// The plugin, and its tasks, which start when it is known how to reach the runtime.
     pub(crate) fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
-        let (work, todo) = mpsc::unbounded_channel();
-        let (containers, ancestors) = (self.containers.clone(), self.ancestors.clone());
-        let service = Service::new(containers, ancestors, self.root.clone(), work.clone(), &self.host, on_config);
-        (service, Tasks { node: self, work, todo })
+        (Service::new(self.parts.clone(), &self.host, on_config), Tasks(self))
     }
 }
 
 impl Tasks {
     /// Starts them. The handle is of the one whose end is a failure.
     pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
-        let Node { host, root, ancestors, containers } = self.node;
+        let Node { host, parts, watcher, todo } = self.0;
+        let Parts { containers, ancestors, root, deferrals, work, .. } = parts;
         tokio::spawn(ancestors.clone().make_last(Systemd::new(&host)));
-        tokio::spawn(Stalls::new(containers.clone(), root.clone(), self.work).run());
-        tokio::spawn(Reconciler::new(containers, ancestors, root, runtime, self.todo).run())
+        tokio::spawn(Stalls::new(containers.clone(), root.clone(), work).run());
+        tokio::spawn(deferrals.run());
+        tokio::spawn(watcher.run());
+        tokio::spawn(Reconciler::new(containers, ancestors, root, runtime, todo).run())
     }
 }
 

@@ -4,11 +4,11 @@
 //! as a tenth of the runtime's request timeout. Nothing here fails a request: what cannot be understood is
 //! reported and left out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nri::api::{
     self, ContainerAdjustment, ContainerState, ContainerUpdate, LinuxContainerAdjustment, LinuxResources, PodSandbox,
@@ -20,15 +20,17 @@ use tracing::{debug, info, warn};
 
 use crate::ancestors::{Ancestors, Sandbox};
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
-use crate::config::{Config, NodeAllocatable};
+use crate::config::{Config, NodeAllocatable, Shrink};
 use crate::containers::{Container, Containers, Decided, KNOBS, Settings, Update};
-use crate::cut::{self, Attempt, Room};
+use crate::cut::{Attempted, Cuts};
+use crate::defer::Deferrals;
 use crate::hierarchy::PodPlace;
+use crate::kills::Kills;
 use crate::originals::Values;
 use crate::outcome::Outcome;
 use crate::pod::{PodCgroup, PodUid};
 use crate::policy::Setting;
-use crate::reconcile::{Work, update};
+use crate::reconcile::{Work, memory_limit, update};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
 use crate::resize::Limits;
@@ -64,8 +66,28 @@ pub struct Service {
     configured: AtomicBool,
     /// How many updates there were.
     updates: AtomicU64,
-    /// Containers in which room is being made.
-    cuts: Arc<Mutex<HashSet<String>>>,
+    cuts: Arc<Cuts>,
+    deferrals: Arc<Deferrals>,
+    kills: Arc<Kills>,
+}
+
+/// What the plugin consists of besides the events.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The containers.
+    pub containers: Arc<Containers>,
+    /// The levels above them.
+    pub ancestors: Arc<Ancestors>,
+    /// The node's cgroups.
+    pub root: Arc<CgroupRoot>,
+    /// Room for lower limits.
+    pub cuts: Arc<Cuts>,
+    /// Limits that wait for room.
+    pub deferrals: Arc<Deferrals>,
+    /// Containers that are killed.
+    pub kills: Arc<Kills>,
+    /// Work for the reconcile task.
+    pub work: mpsc::UnboundedSender<Work>,
 }
 
 impl std::fmt::Debug for Service {
@@ -75,20 +97,13 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// A plugin on the node whose file system is at `host`, usually `/`. Work for the reconcile task goes to `work`;
-    /// `on_config` is called with each configuration that comes into force.
-    pub fn new(
-        containers: Arc<Containers>,
-        ancestors: Arc<Ancestors>,
-        root: Arc<CgroupRoot>,
-        work: mpsc::UnboundedSender<Work>,
-        host: impl Into<PathBuf>,
-        on_config: OnConfig,
-    ) -> Self {
+    /// A plugin on the node whose file system is at `host`, usually `/`. `on_config` is called with each configuration that comes
+    /// into force.
+    pub fn new(parts: Parts, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
+        let Parts { containers, ancestors, root, cuts, deferrals, kills, work } = parts;
         let budget = Mutex::new(Duration::from_millis(200));
-        let (host, configured) = (host.into(), AtomicBool::new(false));
-        let (updates, cuts) = (AtomicU64::new(0), Arc::default());
-        Self { containers, ancestors, root, work, host, on_config, budget, configured, updates, cuts }
+        let (host, configured, updates) = (host.into(), AtomicBool::new(false), AtomicU64::new(0));
+        Self { containers, ancestors, root, work, host, on_config, budget, configured, updates, cuts, deferrals, kills }
     }
 
     /// Goes on with another configuration, and brings all containers to it.
@@ -238,70 +253,67 @@ impl Service {
         if !is_new || self.containers.settings().stand_aside {
             return;
         }
-        let others = self.containers.in_sandbox(&container.sandbox);
-        let others = others.iter().filter(|other| other.name != container.name && self.is_alive(other));
-        let others: Vec<_> = others.map(|other| other.limits()).collect();
-        let sum = |limits| others.iter().copied().chain([limits]);
-        self.ancestors.raise_limits(container, sum(container.limits()), former.map(sum));
+        self.ancestors.raise_limits(container, former, &self.containers.in_sandbox(&container.sandbox));
     }
 
-    /// It has not started yet, or not ended.
-    fn is_alive(&self, container: &Container) -> bool {
-        let ended = |cgroup: &CgroupPath| matches!(self.root.cgroup(cgroup), Err(CgroupError::Gone(_)));
-        !(container.started && container.cgroup.as_ref().is_some_and(ended))
-    }
-
-    /// Makes room for a limit that is lower than the one in force, and tells what `memory.high` was before, if it is lower now.
+    /// Makes room for a limit that is lower than the one in force, and tells which one is to stay for now, if it is.
     ///
     /// # Errors
     ///
-    /// When the container would be killed.
+    /// When the container would be killed, and that is to be said.
     async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
-        let (Limit::Bytes(limit), Some(path)) = (container.limit, &container.cgroup) else { return Ok(None) };
-        if self.containers.settings().stand_aside {
+        let settings = self.containers.settings();
+        if settings.stand_aside {
             return Ok(None);
         }
-        // One that is not running has nothing to lose.
-        let Ok(cgroup) = self.root.cgroup(path) else { return Ok(None) };
-        let in_force = match cgroup.read(Knob::Max) {
-            Ok(in_force) if in_force > container.limit => in_force,
-            _ => return Ok(None),
-        };
-        let Ok(held) = Values::read(&cgroup) else { return Ok(None) };
-        // The kubelet tries again, perhaps before the kernel has come to an end with the last attempt.
-        let Some(attempt) = Attempt::begin(&self.cuts, &container.id) else { return Err(Refusal::new(WOULD_KILL)) };
-        self.containers.remember(container, held);
-        let before = self.containers.get(&container.id).map_or(Update::Over, |container| container.update);
-        // Nobody is to repair memory.high meanwhile, or take what it is lowered to for what it was.
-        let high = container.high_before.or(held.high).unwrap_or(Limit::Max);
-        self.containers.set_update(&container.id, container.update);
-        self.containers.set_high_before(&container.id, Some(high));
         let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner) * CUT_BUDGET;
-        match cut::make_room(cgroup, limit, high, Instant::now() + budget, attempt).await {
-            Ok(Room::Made) => Ok(Some(high)),
-            Ok(Room::NotMade(usage)) => {
-                warn!(
-                    pod = container.pod,
-                    container = container.name,
-                    knob = Knob::Max.file_name(),
-                    desired = %limit,
-                    observed = %in_force,
-                    usage = %usage.current,
-                    reclaimable = %usage.reclaimable(),
-                    outcome = %Outcome::Rejected,
-                    "refused to lower the limit, which would kill the container: it has to use less before, or the limit to be higher"
-                );
-                // What happened to it meanwhile was passed over.
-                self.containers.set_update(&container.id, before);
-                self.enqueue(Work::Container(container.id.clone()));
-                Err(Refusal::new(WOULD_KILL))
-            }
+        let (in_force, usage) = match self.cuts.make_room(container, container.update, budget).await {
+            Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
+            Ok(Attempted::NotMade { in_force, usage }) => (in_force, usage),
             Err(error) => {
                 // Whoever asks for it may do so.
                 debug!(pod = container.pod, container = container.name, %error, "cannot make room for a lower limit");
-                Ok(Some(high))
+                return Ok(None);
             }
+        };
+        let is_deferred = settings.config.shrink == Shrink::Defer;
+        if let Some(usage) = usage {
+            let what = if is_deferred {
+                "deferred a lower limit, which would kill the container until it uses less"
+            } else {
+                "refused to lower the limit, which would kill the container: it has to use less before, or the limit to be higher"
+            };
+            warn!(
+                pod = container.pod,
+                container = container.name,
+                knob = Knob::Max.file_name(),
+                desired = %container.limit,
+                observed = %in_force,
+                usage = %usage.current,
+                reclaimable = %usage.reclaimable(),
+                outcome = %if is_deferred { Outcome::Deferred } else { Outcome::Rejected },
+                "{what}"
+            );
+            // What happened to it meanwhile was passed over.
+            self.enqueue(Work::Container(container.id.clone()));
         }
+        if !is_deferred {
+            return Err(Refusal::new(WOULD_KILL));
+        }
+        if let Limit::Bytes(limit) = container.limit {
+            self.deferrals.put(&container.id, limit, settings.config.shrink_deadline);
+        }
+        Ok(Some(in_force))
+    }
+
+    /// The limit of a container instead of what is asked for, if it was killed too often with that.
+    async fn rescued(&self, container: &Container) -> Option<Limit> {
+        let asked = container.limit.bytes().filter(|_| self.kills.may_have_history(container))?;
+        let (kills, container) = (self.kills.clone(), container.clone());
+        let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let raised = tokio::task::spawn_blocking(move || kills.limit_for(&container, asked));
+        // Without an answer in time it is decided after its next kill.
+        timeout(budget, raised).await.ok()?.ok()?.map(Limit::Bytes)
     }
 
     fn meet_sandbox(&self, pod: &PodSandbox) {
@@ -320,6 +332,9 @@ impl Service {
     }
 
     fn forget(&self, id: &str) {
+        if let Some(container) = self.containers.get(id) {
+            self.kills.ended(&container);
+        }
         self.containers.remove(id);
         self.ancestors.release(id);
     }
@@ -393,6 +408,8 @@ impl Plugin for Service {
             Some(Container { unified, ..translate(pod, &container, page) })
         });
         self.containers.replace(known);
+        let running: Vec<_> = self.containers.all().into_iter().filter(|container| container.started).collect();
+        self.kills.synchronize(&running);
         // In the reply it would keep the runtime locked until the last container is updated.
         self.enqueue(Work::All);
         Ok(Vec::new())
@@ -430,8 +447,11 @@ impl Plugin for Service {
             return Ok(Creation::default());
         }
         self.meet_sandbox(&pod);
+        let asked = container.linux.get_or_default().resources.get_or_default().memory.clone();
         // Whatever the runtime says of its state.
-        let container = Container { started: false, ..translate(&pod, &container, self.page_size()) };
+        let mut container = Container { started: false, ..translate(&pod, &container, self.page_size()) };
+        let rescued = self.rescued(&container).await;
+        container.limit = rescued.unwrap_or(container.limit);
         let (container, decided) = self.resolve(container).await;
         // The kernel's defaults need not be set. What is set already may be the client's or another plugin's, in which case
         // the runtime would refuse to create the container: it is brought to its value once it runs.
@@ -465,9 +485,10 @@ impl Plugin for Service {
             "create"
         );
         let mut adjust = ContainerAdjustment::new();
-        if !unified.is_empty() {
+        let memory = rescued.map(|limit| memory_limit(limit, asked.as_ref()));
+        if !unified.is_empty() || memory.is_some() {
             self.containers.remember(&container, Values::of_unified(&container.unified));
-            let resources = LinuxResources { unified, ..Default::default() };
+            let resources = LinuxResources { unified, memory: memory.into(), ..Default::default() };
             let linux = LinuxContainerAdjustment { resources: Some(resources).into(), ..Default::default() };
             adjust.linux = Some(linux).into();
         }
@@ -477,6 +498,9 @@ impl Plugin for Service {
     async fn start_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
         let _event = self.containers.event();
         self.containers.started(&container.id);
+        if let Some(container) = self.containers.get(&container.id) {
+            self.kills.started(&container);
+        }
         self.enqueue(Work::Container(container.id));
         Ok(())
     }
@@ -508,13 +532,21 @@ impl Plugin for Service {
             updated.limit = limit(asked, page, &updated);
         }
         updated.cpu = cpu(&resources, updated.cpu);
-        let claimed = resources.unified;
+        let claimed = resources.unified.clone();
         if !claimed.is_empty() {
             updated.unified.clone_from(&claimed);
         }
-        // Nothing of a cut that is refused is remembered.
+        let mut instead = None;
         if asked != 0 {
-            updated.high_before = self.make_room(&updated).await?;
+            instead = self.rescued(&updated).await;
+            updated.limit = instead.unwrap_or(updated.limit);
+            self.deferrals.forget(&updated.id);
+            // Nothing of a cut that is refused is remembered.
+            if let Some(in_force) = self.make_room(&updated).await? {
+                instead = Some(in_force);
+                updated.limit = in_force;
+            }
+            updated.high_before = self.containers.get(&updated.id).and_then(|known| known.high_before);
         }
         let (container, decided) = self.resolve(updated).await;
         // The runtime keeps what was set before and sets it again with every update. So all that is wanted is said, and of
@@ -541,7 +573,7 @@ impl Plugin for Service {
         );
         // There is no event for an update that fails, and then the kernel has values that do not go with its limit.
         self.enqueue(Work::Later(container.id.clone(), number));
-        if values.is_empty() {
+        if values.is_empty() && instead.is_none() {
             return Ok(Vec::new());
         }
         if decided.before.is_none() {
@@ -552,7 +584,12 @@ impl Plugin for Service {
         // Unless the client has a word on it.
         let cgroup = cgroup.filter(|_| !claimed.contains_key(SWAP_MAX));
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
-        Ok(vec![update(&container.id, values, swap_max)])
+        let mut update = update(&container.id, values, swap_max);
+        if let (Some(limit), Some(linux)) = (instead, update.linux.as_mut()) {
+            linux.resources.mut_or_insert_default().memory =
+                Some(memory_limit(limit, resources.memory.as_ref())).into();
+        }
+        Ok(vec![update])
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {

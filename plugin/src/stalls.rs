@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Events, Knob};
 use crate::containers::{Container, Containers};
 use crate::hierarchy::PodPlace;
 use crate::node::MemInfo;
@@ -105,9 +105,9 @@ impl Stalls {
 
     /// Whether what lies in a cgroup was held back since the last look, or ever at the first one.
     fn has_more_events(&mut self, cgroup: &CgroupPath) -> bool {
-        let events = self.root.cgroup(cgroup).and_then(|cgroup| cgroup.high_events());
-        let Ok(events) = events else { return false };
-        self.events.insert(cgroup.clone(), events).map_or(events > 0, |before| before != events)
+        let events = self.root.cgroup(cgroup).and_then(|cgroup| cgroup.events());
+        let Ok(Events { high, .. }) = events else { return false };
+        self.events.insert(cgroup.clone(), high).map_or(high > 0, |before| before != high)
     }
 
     fn look(&mut self, held_back: &HashSet<CgroupPath>, deadline: Duration) {

@@ -431,3 +431,78 @@ async fn a_pod_with_limits_of_its_own_keeps_them() {
     runtime.update(&pod, memory_limit(300 * MIB)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
 }
+
+/// A node that defers, and a container on it with a limit of 250 MiB that uses 128 MiB.
+async fn deferring(deadline: &str) -> (Node, Daemon, Runtime, Pod) {
+    let node = Node::new();
+    let config = format!("nodeAllocatable: 4Gi\nlogLevel: debug\nshrink: defer\nshrinkDeadline: {deadline}\n");
+    node.replace("plimsoll.yaml", &config);
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let pod = runs(&runtime, &mut daemon).await;
+    uses(&runtime, &pod, 128 * MIB, 10 * MIB);
+    (node, daemon, runtime, pod)
+}
+
+/// Asks for a limit, with as much swap, and tells what limits the plugin has the runtime set instead.
+async fn limits(runtime: &Runtime, pod: &Pod, limit: i64) -> (i64, i64) {
+    let mut resources = memory_limit(limit);
+    resources.memory.as_mut().unwrap().swap = Some(OptionalInt64 { value: limit, ..Default::default() }).into();
+    let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+    let reply = runtime.connection.update_container(sandbox, container, cpu(resources, 20_000)).await.unwrap();
+    let memory = reply.update[0].linux.resources.memory.get_or_default();
+    (memory.limit.get_or_default().value, memory.swap.get_or_default().value)
+}
+
+#[tokio::test]
+async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
+    let (_node, mut daemon, mut runtime, pod) = deferring("10m").await;
+    let before = files(&runtime.cgroup(&pod));
+    assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
+    let line = daemon.says("deferred a lower limit").await;
+    for part in
+        ["desired=104857600", "observed=262144000", "usage=134217728", "reclaimable=10485760", "outcome=deferred"]
+    {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    runtime.updated(&pod).await;
+    assert_eq!(files(&runtime.cgroup(&pod)), before);
+    uses(&runtime, &pod, 60 * MIB, 0);
+    let request = runtime.updates.recv().await.unwrap();
+    let resources = request.update[0].linux.resources.get_or_default();
+    assert_eq!(resources.memory.limit.value, 100 * MIB);
+    assert_eq!(runtime.read(&pod, "memory.high"), (98 * MIB).to_string(), "the gap is closed");
+    fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 100 * MIB)).unwrap();
+    request.succeed(Vec::new());
+    // What goes with the limit follows.
+    let asked = runtime.serve_update(&[&pod]).await;
+    let high: i64 = asked["id-b"]["memory.high"].parse().unwrap();
+    assert!(high < 100 * MIB, "{high}");
+    let line = daemon.says("the deferred limit is in force").await;
+    assert!(line.contains("observed=104857600"), "{line}");
+}
+
+#[tokio::test]
+async fn a_cut_that_is_deferred_too_long_is_given_up_and_another_update_takes_its_place() {
+    let (_node, mut daemon, mut runtime, pod) = deferring("2s").await;
+    let before = files(&runtime.cgroup(&pod));
+    assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
+    let line = daemon.says("gave up the deferred limit").await;
+    for part in ["desired=104857600", "observed=262144000", "usage=134217728", "outcome=rejected"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert_eq!(files(&runtime.cgroup(&pod)), before);
+    // Deferred again, and then its user wants to have more after all.
+    limits(&runtime, &pod, 100 * MIB).await;
+    assert_eq!(limits(&runtime, &pod, 300 * MIB).await, (0, 0));
+    uses(&runtime, &pod, 60 * MIB, 0);
+    let asked = tokio::time::timeout(Duration::from_secs(4), async {
+        while let Some(request) = runtime.updates.recv().await {
+            let memory = request.update[0].linux.resources.memory.clone();
+            assert!(memory.is_none(), "{memory:?}");
+            request.succeed(Vec::new());
+        }
+    });
+    assert!(asked.await.is_err());
+}

@@ -121,8 +121,8 @@ const SWAP_USAGE: &str = "memory.swap.current";
 /// Reclaims as much as is written to it. From kernel 5.19 on.
 const RECLAIM: &str = "memory.reclaim";
 
-/// What has happened to a cgroup and everything below it, counted.
-const EVENTS: &str = "memory.events";
+/// What has happened to a cgroup and everything below it, counted. The kernel wakes up who watches it.
+pub const EVENTS: &str = "memory.events";
 
 /// How long it has waited for memory.
 const PRESSURE: &str = "memory.pressure";
@@ -196,6 +196,17 @@ impl CgroupRoot {
             }
         }
     }
+}
+
+/// What has happened to a cgroup and everything below it, counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// How often somebody was held back at `memory.high`.
+    pub high: u64,
+    /// How many processes were killed for want of memory.
+    pub oom_kill: u64,
+    /// How often all processes of a cgroup with `memory.oom.group` were killed together; always 0 before kernel 5.17.
+    pub oom_group_kill: u64,
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -333,15 +344,22 @@ impl Cgroup {
         })
     }
 
-    /// Reads how often it, or anything below it, was held back at `memory.high`, from `memory.events`.
+    /// Reads `memory.events`: what has happened to it and everything below it.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
-    pub fn high_events(&self) -> Result<u64, CgroupError> {
+    pub fn events(&self) -> Result<Events, CgroupError> {
         let events = self.read_text(EVENTS, 1 << 10)?;
-        let high = events.lines().find_map(|line| line.strip_prefix("high ")?.parse().ok());
-        high.ok_or_else(|| self.malformed(EVENTS, "expected a line 'high' with a number"))
+        let count =
+            |name: &str| events.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        let expected = |name: &str| self.malformed(EVENTS, format!("expected a line '{name}' with a number"));
+        Ok(Events {
+            high: count("high").ok_or_else(|| expected("high"))?,
+            oom_kill: count("oom_kill").ok_or_else(|| expected("oom_kill"))?,
+            // From kernel 5.17 on.
+            oom_group_kill: count("oom_group_kill").unwrap_or_default(),
+        })
     }
 
     /// Reads how much of the last ten seconds all of it waited for memory, in percent, from `memory.pressure`.

@@ -10,6 +10,7 @@
 //! | `memory-request` | a quantity, such as `128Mi`; used only where the kubelet has no record |
 //! | `throttling-factor` | a number above 0 and at most 1, or `none` for no throttling |
 //! | `reservation` | `none`, `tiered` or `hard`; not more than the node's own policy |
+//! | `oom-rescue` | `off`, or how far a limit may be raised, such as `512Mi`; not more than the node's own ceiling |
 
 use std::collections::HashMap;
 
@@ -23,6 +24,7 @@ pub const DOMAIN: &str = "plimsoll.nri.io";
 const MEMORY_REQUEST: &str = "memory-request.plimsoll.nri.io";
 const THROTTLING_FACTOR: &str = "throttling-factor.plimsoll.nri.io";
 const RESERVATION: &str = "reservation.plimsoll.nri.io";
+const OOM_RESCUE: &str = "oom-rescue.plimsoll.nri.io";
 
 /// How many unknown keys are named before the rest is only counted.
 const UNKNOWN_NAMED: usize = 5;
@@ -36,12 +38,14 @@ pub struct Overrides {
     pub throttling: Option<Option<ThrottlingFactor>>,
     /// The reservation policy.
     pub reservation: Option<ReservationPolicy>,
+    /// How far its limit may be raised when it is killed again and again; `Some(None)` asks for it to be left.
+    pub oom_rescue: Option<Option<Bytes>>,
 }
 
 impl Overrides {
     /// Reads a pod's annotations for the container of this name.
     ///
-    /// Takes nine look-ups, whatever the number of annotations.
+    /// Takes twelve look-ups, whatever the number of annotations.
     pub fn read(annotations: &HashMap<String, String>, container: &str) -> (Self, Vec<Notice>) {
         let mut notices = Vec::new();
         let overrides = Self {
@@ -59,6 +63,10 @@ impl Overrides {
                 "tiered" => Ok(ReservationPolicy::TieredReservation),
                 "hard" => Ok(ReservationPolicy::HardReservation),
                 other => Err(format!("expected none, tiered or hard, found '{}'", excerpt(other))),
+            }),
+            oom_rescue: most_specific(annotations, container, OOM_RESCUE, &mut notices, |value| match value {
+                "off" => Ok(None),
+                ceiling => Bytes::from_quantity(ceiling).map(Some).map_err(|error| error.to_string()),
             }),
         };
         (overrides, notices)
@@ -103,7 +111,7 @@ fn is_unknown(key: &str) -> bool {
         None => (key, None),
     };
     let ours = what.strip_suffix(DOMAIN).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    let known = [MEMORY_REQUEST, THROTTLING_FACTOR, RESERVATION].contains(&what)
+    let known = [MEMORY_REQUEST, THROTTLING_FACTOR, RESERVATION, OOM_RESCUE].contains(&what)
         && match target {
             None | Some("pod") => true,
             Some(target) => target.strip_prefix("container.").is_some_and(|name| !name.is_empty()),
@@ -129,6 +137,8 @@ mod tests {
             ("throttling-factor.plimsoll.nri.io/pod", "0.5"),
             ("throttling-factor.plimsoll.nri.io/container.web", "none"),
             ("reservation.plimsoll.nri.io", "tiered"),
+            ("oom-rescue.plimsoll.nri.io/pod", "off"),
+            ("oom-rescue.plimsoll.nri.io/container.web", "512Mi"),
         ]);
         let (web, notices) = Overrides::read(&annotations, "web");
         assert_eq!(notices, []);
@@ -138,11 +148,13 @@ mod tests {
                 memory_request: Some(Bytes::new(3 << 20)),
                 throttling: Some(None),
                 reservation: Some(ReservationPolicy::TieredReservation),
+                oom_rescue: Some(Some(Bytes::new(512 << 20))),
             }
         );
         let (other, _) = Overrides::read(&annotations, "other");
         assert_eq!(other.memory_request, Some(Bytes::new(2 << 20)));
         assert_eq!(other.throttling, Some(ThrottlingFactor::new(0.5)));
+        assert_eq!(other.oom_rescue, Some(None));
     }
 
     #[test]

@@ -1,0 +1,194 @@
+//! Limits that could not be set without a kill, tried again in the background (`shrink: defer`).
+//!
+//! A container is left alone as long as nothing can be had of it, or it waits for memory already. What can be reclaimed is, a
+//! little each second. Once the limit fits, the runtime is asked for it, and it counts when it is read back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use crate::cgroup::{CgroupError, CgroupRoot, Knob};
+use crate::containers::{Container, Containers, Update};
+use crate::cut::{Attempted, Cuts};
+use crate::outcome::Outcome;
+use crate::reconcile::Work;
+use crate::resize::{self, Cut, STALLED, Usage};
+use crate::units::{Bytes, Limit};
+
+/// How often limits are tried.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How much is reclaimed of a container at a time.
+const STEP: Bytes = Bytes::new(16 << 20);
+
+/// How long the last step may take.
+const BUDGET: Duration = Duration::from_millis(500);
+
+/// How long the runtime has for what it was asked.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Limits that wait.
+#[derive(Debug)]
+pub struct Deferrals {
+    root: Arc<CgroupRoot>,
+    containers: Arc<Containers>,
+    cuts: Arc<Cuts>,
+    work: mpsc::UnboundedSender<Work>,
+    /// By container.
+    waiting: Mutex<HashMap<String, Deferral>>,
+    changed: Notify,
+}
+
+/// A limit that waits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Deferral {
+    limit: Bytes,
+    until: Instant,
+    /// When the runtime was last asked for it.
+    asked: Option<Instant>,
+}
+
+impl Deferrals {
+    /// Nothing waits. What is due is done by the reconcile task, through `work`.
+    pub fn new(
+        root: Arc<CgroupRoot>,
+        containers: Arc<Containers>,
+        cuts: Arc<Cuts>,
+        work: mpsc::UnboundedSender<Work>,
+    ) -> Self {
+        Self { root, containers, cuts, work, waiting: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// A container is to have this limit, once it can, or never after this time.
+    pub fn put(&self, id: &str, limit: Bytes, patience: Duration) {
+        let now = Instant::now();
+        let until = now.checked_add(patience).unwrap_or_else(|| now + Duration::from_secs(u64::from(u32::MAX)));
+        self.lock().insert(id.to_owned(), Deferral { limit, until, asked: None });
+        self.changed.notify_one();
+    }
+
+    /// A container's limit does not wait any more.
+    pub fn forget(&self, id: &str) {
+        self.lock().remove(id);
+    }
+
+    /// Works for ever.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let waiting: Vec<_> = self.lock().iter().map(|(id, deferral)| (id.clone(), *deferral)).collect();
+            if waiting.is_empty() {
+                self.changed.notified().await;
+                continue;
+            }
+            for (id, deferral) in waiting {
+                self.attend(&id, deferral).await;
+            }
+            sleep(EVERY).await;
+        }
+    }
+
+    async fn attend(&self, id: &str, deferral: Deferral) {
+        let container = self.containers.get(id);
+        let settled = match &container {
+            Some(container) => match self.try_once(container, deferral).await {
+                Ok(settled) => settled,
+                Err(CgroupError::Gone(_)) => true,
+                Err(error) => {
+                    debug!(pod = container.pod, container = container.name, %error, "cannot try the deferred limit");
+                    false
+                }
+            },
+            None => true,
+        };
+        let mut waiting = self.lock();
+        // Unless there was another update meanwhile.
+        let same = waiting.get(id).is_some_and(|now| now.limit == deferral.limit && now.until == deferral.until);
+        if same && settled {
+            waiting.remove(id);
+        }
+    }
+
+    /// Whether nothing is left to do.
+    async fn try_once(&self, container: &Container, deferral: Deferral) -> Result<bool, CgroupError> {
+        let Some(path) = &container.cgroup else { return Ok(true) };
+        let cgroup = self.root.cgroup(path)?;
+        let Deferral { limit, until, asked } = deferral;
+        let page = self.containers.settings().node.page_size;
+        let in_force = cgroup.read(Knob::Max)?;
+        if in_force <= Limit::Bytes(limit.floor_to(page)) {
+            info!(
+                pod = container.pod,
+                container = container.name,
+                knob = Knob::Max.file_name(),
+                desired = %limit,
+                observed = %in_force,
+                outcome = %Outcome::Applied,
+                "the deferred limit is in force"
+            );
+            return Ok(true);
+        }
+        let now = Instant::now();
+        if asked.is_some_and(|asked| now.duration_since(asked) < PATIENCE) {
+            return Ok(false);
+        }
+        let usage = cgroup.usage_in_parts()?;
+        if now >= until || self.containers.settings().stand_aside {
+            gave_up(container, limit, in_force, &usage);
+            return Ok(true);
+        }
+        match resize::cut(limit, &usage) {
+            Cut::Kills => {}
+            Cut::Reclaim => {
+                // Where the kernel does not tell, it is little at a time in any case.
+                if cgroup.stalled().unwrap_or_default() < STALLED {
+                    let too_much = usage.current.saturating_sub(limit.saturating_sub(resize::margin(limit)));
+                    // It may wait for what is written back.
+                    let reclaimed = tokio::task::spawn_blocking(move || cgroup.reclaim(too_much.min(STEP))).await;
+                    debug!(
+                        pod = container.pod,
+                        container = container.name,
+                        ?reclaimed,
+                        "reclaiming for the deferred limit"
+                    );
+                }
+            }
+            Cut::Fits => {
+                let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
+                if let Attempted::Made = self.cuts.make_room(&lowered, Update::OURS, BUDGET).await? {
+                    if let Some(deferral) = self.lock().get_mut(&container.id) {
+                        deferral.asked = Some(now);
+                    }
+                    // The task ends only with the program.
+                    let _ = self.work.send(Work::Limit(container.id.clone(), limit));
+                } else {
+                    let _ = self.work.send(Work::Container(container.id.clone()));
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Deferral>> {
+        // Nothing that can panic runs while it is held, so a poisoned one holds good data.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn gave_up(container: &Container, limit: Bytes, in_force: Limit, usage: &Usage) {
+    warn!(
+        pod = container.pod,
+        container = container.name,
+        knob = Knob::Max.file_name(),
+        desired = %limit,
+        observed = %in_force,
+        usage = %usage.current,
+        reclaimable = %usage.reclaimable(),
+        outcome = %Outcome::Rejected,
+        "gave up the deferred limit, which would still kill the container: it has to use less, or the limit to be higher; then \
+         resize it again"
+    );
+}

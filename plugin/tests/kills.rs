@@ -1,0 +1,247 @@
+//! Containers that are killed for want of memory: seen, counted, and given more where that is wanted.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::fs;
+
+use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use nri::api::{LinuxMemory, OptionalInt64};
+
+const RESCUE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 3, ceiling: 250Mi}\n";
+
+/// A plugin with this configuration.
+async fn start(config: &str) -> (Node, Daemon, Runtime) {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", config);
+    let daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    (node, daemon, runtime)
+}
+
+/// Gives a cgroup a new count of kills, as the kernel does.
+fn count(runtime: &Runtime, cgroup: &str, processes: u64, groups: u64) {
+    let text = format!("low 0\nhigh 0\nmax 7\noom 3\noom_kill {processes:04}\noom_group_kill {groups:04}");
+    runtime.set_file(cgroup, "memory.events", &text);
+}
+
+fn container(pod: &Pod) -> String {
+    format!("{}/{}", pod.cgroup(), pod.container.id)
+}
+
+/// A pod of the kubelet with a limit of its own, as large as its container's, that runs.
+async fn run(runtime: &Runtime, pod: &Pod, limit: i64) {
+    runtime.make_cgroup(pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &limit.to_string());
+    for cgroup in ["kubepods".to_owned(), pod.cgroup(), container(pod)] {
+        count(runtime, &cgroup, 0, 0);
+    }
+    runtime.run(pod).await;
+}
+
+/// The same container, made anew by the kubelet with the next id. Tells the limit that it gets, if it is another.
+async fn again(runtime: &Runtime, pod: &mut Pod, limit: i64) -> Option<LinuxMemory> {
+    let _ = fs::remove_dir_all(runtime.cgroup(pod));
+    runtime.stop(pod).await;
+    pod.container.id.push('x');
+    let path = format!("/{}", container(pod));
+    pod.linux().cgroups_path = path;
+    pod.linux().resources = Some(memory_limit(limit)).into();
+    let swap = Some(OptionalInt64 { value: limit, ..Default::default() });
+    pod.linux().resources.as_mut().unwrap().memory.as_mut().unwrap().swap = swap.into();
+    let reply = runtime.connection.create_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
+    let memory = reply.adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().memory;
+    runtime.make_cgroup(pod);
+    count(runtime, &container(pod), 0, 0);
+    runtime.started(pod).await;
+    memory.into_option()
+}
+
+fn limits(memory: &LinuxMemory) -> (i64, i64) {
+    (memory.limit.value, memory.swap.get_or_default().value)
+}
+
+/// The limit that the plugin asks the runtime for.
+async fn asked(runtime: &mut Runtime, pod: &Pod) -> i64 {
+    let request = tokio::time::timeout(std::time::Duration::from_secs(60), runtime.updates.recv()).await;
+    let request = request.expect("the plugin updates containers").expect("the plugin is connected");
+    let [update] = &request.update[..] else { panic!("one container is updated: {:?}", request.update) };
+    assert_eq!(update.container_id, pod.container.id);
+    let limit = update.linux.resources.memory.limit.value;
+    runtime.set_file(&container(pod), "memory.max", &limit.to_string());
+    request.succeed(Vec::new());
+    limit
+}
+
+#[tokio::test]
+async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
+    let (node, mut daemon, runtime) = start("logLevel: debug\n").await;
+    let mut pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    let mut side = pod.clone();
+    side.container.id = "id-side".into();
+    side.container.name = "side".into();
+    side.linux().cgroups_path = format!("/{}/id-side", pod.cgroup());
+    runtime.make_cgroup(&side);
+    count(&runtime, &container(&side), 0, 0);
+    runtime.run(&side).await;
+
+    // The kernel counts at the container first, and wakes up who watches the pod.
+    count(&runtime, &container(&side), 1, 0);
+    count(&runtime, &pod.cgroup(), 1, 0);
+    let line = daemon.says("the kernel killed processes of the container").await;
+    for part in ["container=\"side\"", "pod=\"default/b\"", "kills=1", "limit=104857600", "podb"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    // The runtime was quicker, and nothing is left of the container but the pod's count: all its processes at once are one kill.
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+    count(&runtime, &pod.cgroup(), 4, 1);
+    let line = daemon.says("the kernel killed processes of the container").await;
+    assert!(line.contains("container=\"app\"") && line.contains("kills=1"), "{line}");
+
+    // While the plugin is away it is made anew, and killed again.
+    daemon.signal(rustix::process::Signal::KILL);
+    daemon.ends().await;
+    pod.container.id.push('x');
+    let path = format!("/{}", container(&pod));
+    pod.linux().cgroups_path = path;
+    runtime.make_cgroup(&pod);
+    count(&runtime, &container(&pod), 2, 1);
+    count(&runtime, &pod.cgroup(), 6, 2);
+    let mut daemon = node.start_with(&["--config", node.path("plimsoll.yaml").to_str().unwrap()]);
+    let runtime = node.accept().await;
+    runtime.synchronize(&[&pod, &side]).await;
+    let line = daemon.says("the kernel killed processes of the container").await;
+    assert!(line.contains("container=\"app\"") && line.contains("kills=2"), "{line}");
+    // Nobody asked for more than to be told.
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn what_was_counted_before_the_plugin_first_came_is_nobodys_news() {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", RESCUE);
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    for cgroup in ["kubepods".to_owned(), pod.cgroup(), container(&pod)] {
+        count(&runtime, &cgroup, 70, 0);
+    }
+    runtime.synchronize(&[&pod]).await;
+    count(&runtime, &container(&pod), 71, 0);
+    count(&runtime, &pod.cgroup(), 71, 0);
+    let line = daemon.says("the kernel killed processes of the container").await;
+    assert!(line.contains("kills=1"), "{line}");
+}
+
+#[tokio::test]
+async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_ceiling() {
+    let (node, mut daemon, runtime) = start(RESCUE).await;
+    let mut pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    for kills in 1..=3 {
+        // Once more: its cgroup is gone before anybody could look.
+        fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+        count(&runtime, &pod.cgroup(), 2 * kills, kills);
+        let memory = again(&runtime, &mut pod, 100 * MIB).await;
+        // The limit of memory and swap goes with it.
+        assert_eq!(memory.as_ref().map(limits), (kills == 3).then_some((200 * MIB, 200 * MIB)), "{kills}");
+    }
+    let line = daemon.says("raising the limit of a container that is killed again and again").await;
+    for part in ["desired=209715200", "observed=104857600", "asked=104857600", "kills=3", "container=\"app\""] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string(), "the pod's cgroup first");
+    // It stays so over restarts of the container and of the plugin.
+    assert_eq!(again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits), Some((200 * MIB, 200 * MIB)));
+    daemon.signal(rustix::process::Signal::KILL);
+    daemon.ends().await;
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    pod.linux().resources = Some(memory_limit(200 * MIB)).into();
+    runtime.synchronize(&[&pod]).await;
+    for (kills, expected) in [(4, 200), (5, 200), (6, 250), (7, 250), (8, 250), (9, 250)] {
+        fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+        count(&runtime, &pod.cgroup(), 2 * kills, kills);
+        let memory = again(&runtime, &mut pod, 100 * MIB).await;
+        assert_eq!(memory.as_ref().map(limits), Some((expected * MIB, expected * MIB)), "{kills}");
+    }
+    let line = daemon.says("may not get more memory").await;
+    assert!(line.contains("ceiling=262144000") && line.contains("observed=262144000"), "{line}");
+    // Its user says something else: that counts, and what was before is forgotten.
+    assert_eq!(again(&runtime, &mut pod, 120 * MIB).await, None);
+    assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
+}
+
+#[tokio::test]
+async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
+    let (_node, mut daemon, mut runtime) = start(RESCUE).await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    count(&runtime, &container(&pod), 3, 0);
+    count(&runtime, &pod.cgroup(), 3, 0);
+    let limit = asked(&mut runtime, &pod).await;
+    assert_eq!(limit, 200 * MIB);
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
+    daemon.says("raised the pod's limit").await;
+    // What goes with the limit comes when that is read back.
+    let asked = runtime.serve_update(&[&pod]).await;
+    let high: i64 = asked["id-b"]["memory.high"].parse().unwrap();
+    assert!((170 * MIB..=180 * MIB).contains(&high), "{high}");
+    // An update of the kubelet with the limit as it was asked for does not undo it,
+    let (sandbox, updated) = (pod.sandbox.clone(), pod.container.clone());
+    let reply = runtime.connection.update_container(sandbox, updated, memory_limit(100 * MIB)).await.unwrap();
+    let resources = reply.update[0].linux.resources.get_or_default();
+    assert_eq!(resources.memory.limit.value, 200 * MIB);
+    // but another one is what its user wants.
+    let (sandbox, updated) = (pod.sandbox.clone(), pod.container.clone());
+    let reply = runtime.connection.update_container(sandbox, updated, memory_limit(150 * MIB)).await.unwrap();
+    assert!(reply.update[0].linux.resources.get_or_default().memory.is_none());
+}
+
+#[tokio::test]
+async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
+    let (node, mut daemon, runtime) = start(RESCUE).await;
+    let off = Pod::new("burstable", "off", 100 * MIB).annotate("oom-rescue.plimsoll.nri.io", "off");
+    let less = Pod::new("burstable", "less", 100 * MIB).annotate("oom-rescue.plimsoll.nri.io/container.app", "120Mi");
+    let own = Pod::new("burstable", "own", 100 * MIB);
+    let entry = serde_json::json!({ "entries": { "own": {
+        "ContainerResources": { "app": { "requests": { "memory": "100Mi" }, "limits": { "memory": "100Mi" } } },
+        "PodLevelResources": { "limits": { "memory": "150Mi" } },
+    } } });
+    let checkpoint = serde_json::json!({ "data": entry.to_string(), "checksum": 1 }).to_string();
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
+    }
+    for (pod, expected) in [(off, None), (own, None), (less, Some(120 * MIB))] {
+        let mut pod = pod;
+        run(&runtime, &pod, 100 * MIB).await;
+        fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+        count(&runtime, &pod.cgroup(), 3, 3);
+        daemon.says("the kernel killed processes of the container").await;
+        let memory = again(&runtime, &mut pod, 100 * MIB).await;
+        assert_eq!(memory.map(|memory| memory.limit.value), expected, "{}", pod.sandbox.name);
+    }
+}
+
+#[tokio::test]
+async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
+    let config = "nodeAllocatable: 1Gi\nlogLevel: debug\noomRescue: {kills: 1, ceiling: 10%}\n";
+    let (node, mut daemon, runtime) = start(config).await;
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.checkpoint(file, &[("b", "app", 24 * MIB), ("other", "app", 500 * MIB)]);
+    }
+    let other = Pod::new("burstable", "other", 600 * MIB);
+    run(&runtime, &other, 600 * MIB).await;
+    let mut pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+    count(&runtime, &pod.cgroup(), 1, 1);
+    daemon.says("the kernel killed processes of the container").await;
+    let memory = again(&runtime, &mut pod, 100 * MIB).await.unwrap();
+    // A tenth of 500 MiB; its own request counts while it is made.
+    assert_eq!(memory.limit.value, 150 * MIB);
+}
