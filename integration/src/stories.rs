@@ -68,3 +68,14 @@ pub fn goes_beyond(node: &Node, pod: &Pod, seconds: u32) -> Result<bool> {
     ensure!(output.status.success() || output.status.code() == Some(124), "{}: {}", output.status, output.stderr);
     Ok(output.status.success())
 }
+
+/// A container that grows from 60 to 130 MiB while its limit of 250 MiB is cut to 100, at a pace that lets the runtime's write fall
+/// into that. Tells what the runtime says, and how many processes were killed by then.
+pub fn grows_while_it_is_cut(node: &Node, pod: &Pod, milliseconds_per_mib: u64) -> Result<(bool, u64)> {
+    let container = pod.container("app")?;
+    let answer = alloc(node, pod, 60 * MIB)?;
+    ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
+    let grow = format!("workload call {} grow {} {milliseconds_per_mib}", container.control, 70 * MIB);
+    let output = node.try_run(&format!("{grow} && crictl update --memory {} {}", 100 * MIB, container.id))?;
+    Ok((output.status.success(), cgroup::events(node, &pod.cgroup)?["oom_kill"]))
+}

@@ -240,6 +240,15 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node
     assert!(!lives && kills > 0, "lives: {lives}, kills: {kills}");
     kubelet.remove_pod(&pod)?;
 
+    let mut killed = 0;
+    for pace in [4, 8, 16] {
+        let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
+        let pod = kubelet.run_pod(PodSpec::new(&format!("growing-{pace}")).container(app))?;
+        killed += stories::grows_while_it_is_cut(node, &pod, pace)?.1;
+        kubelet.remove_pod(&pod)?;
+    }
+    assert!(killed > 0, "it does not grow into the cut");
+
     let (pod, answer) = stories::hungry(&mut kubelet, node)?;
     assert_eq!(answer, "gone", "the container has 200 MiB, its pod 100");
     kubelet.remove_pod(&pod)

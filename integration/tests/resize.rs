@@ -2,8 +2,12 @@
 //!
 //! That the stories here end otherwise without the plugin is shown by the control group in `node.rs`.
 
-use anyhow::{Result, ensure};
-use integration::cgroup;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::cgroup::{self, Expected};
+use integration::crictl;
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
 use integration::node::Node;
 use integration::placement::{self, CONFIG, journal};
@@ -14,7 +18,17 @@ node_tests!(external: {
     a_limit_that_was_raised_while_the_container_was_down_saves_it,
     page_cache_makes_room_for_a_cut,
     a_container_that_stands_at_memory_high_is_released,
+    a_container_that_grows_while_it_is_cut_lives,
+    a_cut_that_would_kill_may_be_deferred_until_it_fits,
+    a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling,
+    resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end,
+    an_update_that_makes_no_sense_harms_nobody,
 });
+
+/// How long values must stay right.
+const HOLD: Duration = Duration::from_millis(400);
+/// When waiting is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The defaults.
 fn config() -> String {
@@ -118,9 +132,191 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
     cgroup::settle(
         node,
         "",
-        &[cgroup::Expected::new(&pod.container("app")?.cgroup, "memory.high", stories::LINE)],
-        std::time::Duration::from_millis(400),
-        std::time::Duration::from_secs(60),
+        &[Expected::new(&pod.container("app")?.cgroup, "memory.high", stories::LINE)],
+        HOLD,
+        PATIENCE,
     )?;
     node.write_file(CONFIG, config(), 0o644)
+}
+
+fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    for pace in [4, 8, 16] {
+        let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
+        let pod = kubelet.run_pod(PodSpec::new(&format!("growing-{pace}")).container(app))?;
+        let (made, killed) = stories::grows_while_it_is_cut(node, &pod, pace)?;
+        println!("{} {driver}: {pace} ms for each MiB: made: {made}, killed: {killed}", node.distro());
+        assert_eq!(killed, 0);
+        let [_, memory] = stories::memory(node, &pod)?;
+        assert_eq!(memory.max, if made { 100 * MIB } else { 250 * MIB });
+        // What it goes on to allocate then is its own affair.
+        let answer = pod.container("app")?.call(node, "free")?;
+        assert_eq!(answer, "ok 0");
+        kubelet.remove_pod(&pod)?;
+    }
+    Ok(())
+}
+
+fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    node.write_file(CONFIG, "shrink: defer\n", 0o644)?;
+    let pod = stories::satisfied(&mut kubelet, node)?;
+    let container = pod.container("app")?.clone();
+    let cut = format!("crictl update --memory {} --cpu-period 100000 --cpu-quota 30000 {}", 100 * MIB, container.id);
+    placement::wait_for_journal(node, "plimsoll", "outcome=deferred", &cut)?;
+    let [_, memory] = stories::memory(node, &pod)?;
+    assert_eq!(memory.max, 250 * MIB);
+    assert_eq!(node.read(&format!("/sys/fs/cgroup/{}/cpu.max", container.cgroup))?.trim_end(), "30000 100000");
+    assert_eq!(stories::fate(node, &pod)?, (true, 0));
+    let free = format!("workload call {} free", container.control);
+    placement::wait_for_journal(node, "plimsoll", "the deferred limit is in force", &free)?;
+    let high = (64 * MIB + 9 * 36 * MIB / 10) / 4096 * 4096;
+    let expected = [("memory.max", 100 * MIB), ("memory.high", high)];
+    let expected = expected.map(|(name, value)| Expected::new(&container.cgroup, name, value));
+    cgroup::settle(node, "", &expected, HOLD, PATIENCE)?;
+    assert_eq!(stored_limit(node, &container.id)?, 100 * MIB);
+    assert_eq!(stories::memory(node, &pod)?[1].swap_max, 0, "what the kubelet said of swap stays");
+    assert_eq!(stories::fate(node, &pod)?, (true, 0));
+    node.write_file(CONFIG, config(), 0o644)
+}
+
+/// The limit that the runtime has stored.
+fn stored_limit(node: &Node, container: &str) -> Result<u64> {
+    let inspected = crictl::inspect(node, container)?;
+    let limit = &inspected["info"]["runtimeSpec"]["linux"]["resources"]["memory"]["limit"];
+    limit.as_u64().with_context(|| format!("the stored limit is {limit}"))
+}
+
+fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let rescue = format!("oomRescue: {{kills: 2, factor: 1.2, minimum: 20Mi, ceiling: {}}}\n", 110 * MIB);
+    node.write_file(CONFIG, rescue, 0o644)?;
+    let app = ContainerSpec::new("app").request(32 * MIB).limit(60 * MIB);
+    let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
+    // What each next container of the name gets, and whether 70 MiB fit into that.
+    for (limit, fits) in [(60, false), (60, false), (80, true)] {
+        let memory = stories::memory(node, &pod)?;
+        assert_eq!(memory[1].max, limit * MIB);
+        assert_eq!(memory[0].max, limit * MIB, "of the pod");
+        let answer = stories::alloc(node, &pod, 70 * MIB)?;
+        assert_eq!(answer.starts_with("ok"), fits, "{limit} MiB: {answer}");
+        if !fits {
+            kubelet.remove_container(&mut pod, "app")?;
+            kubelet.run_container(&mut pod, &app)?;
+        }
+    }
+    // A child of it is killed, and it lives on: its limit is raised in place, by as much as the ceiling leaves.
+    pod.container("app")?.call(node, "free")?;
+    let child = format!("workload call {} child {}", pod.container("app")?.control, 120 * MIB);
+    let limits = |limit: u64| {
+        [&pod.cgroup, &pod.container("app").map(|container| container.cgroup.clone()).unwrap_or_default()]
+            .map(|cgroup| Expected::new(cgroup, "memory.max", limit))
+    };
+    let cgroups = limits(100 * MIB);
+    cgroup::settle(node, &format!("{child}; {child}"), &cgroups, HOLD, PATIENCE)?;
+    cgroup::settle(node, &format!("{child}; {child}"), &limits(110 * MIB), HOLD, PATIENCE)?;
+    assert_eq!(stored_limit(node, &pod.container("app")?.id)?, 110 * MIB);
+    // And no further.
+    placement::wait_for_journal(node, "plimsoll", "may not get more memory", &format!("{child}; {child}"))?;
+    cgroup::settle(node, "", &limits(110 * MIB), HOLD, PATIENCE)?;
+    assert_eq!(pod.container("app")?.call(node, "ping")?, "ok");
+    node.write_file(CONFIG, config(), 0o644)
+}
+
+fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node: &Node, driver: Driver) -> Result<()> {
+    const CONTAINERS: usize = 10;
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let name = |index: usize| format!("app-{index}");
+    let container = |index| ContainerSpec::new(&name(index)).request(16 * MIB).limit(20 * MIB);
+    let pod =
+        kubelet.run_pod((0..CONTAINERS).fold(PodSpec::new("ten"), |pod, index| pod.container(container(index))))?;
+    let ids: Vec<&str> =
+        (0..CONTAINERS).map(|index| Ok(pod.container(&name(index))?.id.as_str())).collect::<Result<_>>()?;
+    let mut limits = [30 * MIB; CONTAINERS];
+    let expected = |limits: &[u64]| -> Result<Vec<Expected>> {
+        let of_container = |(index, limit): (usize, &u64)| {
+            let cgroup = &pod.container(&name(index))?.cgroup;
+            let high = (16 * MIB + 9 * (limit - 16 * MIB) / 10) / 4096 * 4096;
+            Ok([Expected::new(cgroup, "memory.max", *limit), Expected::new(cgroup, "memory.high", high)])
+        };
+        let of_containers: Vec<_> = limits.iter().enumerate().map(of_container).collect::<Result<_>>()?;
+        Ok(of_containers.into_iter().flatten().collect())
+    };
+    // The kubelet says nothing to the pod's cgroup here.
+    let at_once: String =
+        ids.iter().map(|id| format!("crictl update --memory {} {id} >/dev/null & ", 30 * MIB)).collect();
+    cgroup::settle(node, &format!("{at_once} wait"), &expected(&limits)?, HOLD, PATIENCE)?;
+    let sum = [Expected::new(&pod.cgroup, "memory.max", limits.iter().sum())];
+    cgroup::settle(node, "", &sum, HOLD, PATIENCE)?;
+
+    // Always the same.
+    let mut random = 20_260_000_u64;
+    for part in 0..5 {
+        let mut script = String::new();
+        for _ in 0..20 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let index = (random >> 33) as usize % CONTAINERS;
+            limits[index] = (20 + (random >> 40) % 40) * MIB;
+            let _ = writeln!(script, "crictl update --memory {} {} >/dev/null", limits[index], ids[index]);
+        }
+        // In the middle of it the plugin is killed, which systemd starts again, or the runtime is restarted.
+        if part % 2 == 0 {
+            let middle = script.len() / 2;
+            let line = middle + script[middle..].find('\n').unwrap_or_default() + 1;
+            script.insert_str(line, "systemctl kill --signal KILL plimsoll\n");
+            placement::until_synchronised(node, &script)?;
+        } else {
+            node.run(&script)?;
+            placement::restart_runtime(node)?;
+        }
+    }
+    cgroup::settle(node, "", &expected(&limits)?, HOLD, PATIENCE)?;
+    for (id, limit) in ids.iter().zip(limits) {
+        let inspected = crictl::inspect(node, id)?;
+        let high = (16 * MIB + 9 * (limit - 16 * MIB) / 10) / 4096 * 4096;
+        assert_eq!(stored_limit(node, id)?, limit);
+        assert_eq!(crictl::stored_unified(&inspected)["memory.high"], high.to_string());
+    }
+    let [of_pod] = cgroup::memory(node, &[&pod.cgroup])?[..] else { unreachable!("one was asked for") };
+    assert!(of_pod.max >= limits.iter().sum(), "{of_pod:?} {limits:?}");
+    assert_eq!(cgroup::events(node, &pod.cgroup)?["oom_kill"], 0);
+    Ok(())
+}
+
+fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let app = ContainerSpec::new("app").request(32 * MIB).limit(100 * MIB);
+    let mut pod = kubelet.run_pod(PodSpec::new("odd").container(app.clone()))?;
+    let id = pod.container("app")?.id.clone();
+    let before = stories::memory(node, &pod)?;
+    for limit in ["4096", "1"] {
+        let output = node.try_run(&format!("crictl update --memory {limit} {id}"))?;
+        ensure!(!output.status.success(), "a limit of {limit} passed");
+        assert_eq!(stories::memory(node, &pod)?, before, "{limit}");
+    }
+    // 0 is no word on it.
+    node.run(&format!("crictl update --memory 0 --cpu-shares 77 {id}"))?;
+    assert_eq!(stories::memory(node, &pod)?, before);
+    // No limit, and one beyond what there is.
+    for limit in ["9223372036854775807", "-1"] {
+        let output = node.try_run(&format!("crictl update --memory={limit} {id}"))?;
+        println!("{} {driver}: --memory={limit}: {} {}", node.distro(), output.status, output.stderr.trim_end());
+        let [_, memory] = stories::memory(node, &pod)?;
+        assert!(memory.max == cgroup::MAX || memory.max >= 100 * MIB, "{memory:?}");
+        assert_eq!(stories::fate(node, &pod)?, (true, 0));
+    }
+    // One that is gone, one that was never there, and one that has ended and is still known.
+    kubelet.remove_container(&mut pod, "app")?;
+    for id in [id.as_str(), "0123456789abcdef"] {
+        ensure!(!node.try_run(&format!("crictl update --memory {} {id}", 200 * MIB))?.status.success());
+    }
+    kubelet.run_container(&mut pod, &app)?;
+    let id = pod.container("app")?.id.clone();
+    node.run(&format!("crictl stop --timeout 0 {id} >/dev/null"))?;
+    let output = node.try_run(&format!("crictl update --memory {} {id}", 200 * MIB))?;
+    println!("{} {driver}: of one that has ended: {} {}", node.distro(), output.status, output.stderr.trim_end());
+    kubelet.remove_container(&mut pod, "app")?;
+    kubelet.run_container(&mut pod, &app)?;
+    assert_eq!(stories::memory(node, &pod)?[1], before[1]);
+    Ok(())
 }

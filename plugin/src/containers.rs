@@ -20,7 +20,7 @@ use crate::requests::annotation::Overrides;
 use crate::requests::checkpoint::{Checkpoints, Moment, Record};
 use crate::requests::{self, Known, Notice};
 use crate::resize::Limits;
-use crate::units::{Bytes, CpuMax, Limit, PageSize};
+use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize};
 
 /// A container as the runtime told of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,10 @@ pub struct Container {
     pub limit: Limit,
     /// How much processor time it may use: asked for at create or by the last update.
     pub cpu: CpuMax,
+    /// Its part of the processor time that is contended for: asked for at create or by the last update.
+    pub cpu_shares: CpuShares,
+    /// How much swap the last update was to leave it with; `None` is whatever there is.
+    pub swap_max: Option<Bytes>,
     /// The unified map that the CRI client sent with the create or the last update.
     pub unified: HashMap<String, String>,
     /// What its pod's annotations ask for.
@@ -318,6 +322,11 @@ impl Containers {
     /// A container's update has come so far.
     pub fn set_update(&self, id: &str, update: Update) {
         self.change(id, |container| container.update = update);
+    }
+
+    /// A container's update is to leave it with so much swap.
+    pub fn set_swap_max(&self, id: &str, swap_max: Option<Bytes>) {
+        self.change(id, |container| container.swap_max = swap_max);
     }
 
     /// If this update is still under way, it has not come about.

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use crate::ancestors::{Ancestors, Checked};
 use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
-use crate::cgroup::{CPU_MAX, CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
+use crate::cgroup::{CPU_MAX, CPU_WEIGHT, CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
 use crate::containers::{Container, Containers, Decided, KNOBS, Update};
 use crate::contention::{Contention, REPAIRS, Verdict};
 use crate::hierarchy::{self, Observed, Standing};
@@ -105,7 +105,20 @@ pub struct Compared {
     /// How much swap it may use, if that is limited.
     pub swap_max: Option<Bytes>,
     /// Its limits, as its files hold them; `None` without a cgroup.
-    pub in_force: Option<(Limit, CpuMax)>,
+    pub in_force: Option<InForce>,
+}
+
+/// What a container's files hold of what its user asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct InForce {
+    /// `memory.max`.
+    pub memory: Limit,
+    /// `cpu.max`.
+    pub cpu: CpuMax,
+    /// `cpu.weight`; `None` without the processor controller.
+    pub weight: Option<u64>,
+    /// `memory.swap.max`, if that is limited.
+    pub swap_max: Option<Bytes>,
 }
 
 /// Compares one container with the kernel.
@@ -151,7 +164,8 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
     // Without the processor controller there is no such limit.
     let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
-    Ok(Compared { decided, writes, claim, held, swap_max, in_force: Some((in_force, cpu)) })
+    let in_force = InForce { memory: in_force, cpu, weight: cgroup.cpu_weight().ok(), swap_max };
+    Ok(Compared { decided, writes, claim, held, swap_max, in_force: Some(in_force) })
 }
 
 /// Whether a file that was given a value holds it: the kernel keeps whole pages, rounded down.
@@ -535,8 +549,9 @@ impl Reconciler {
 
     /// Sees whether an update has come about that the runtime says it has made. Of one that has not, or of which there was no
     /// word, what the kernel has counts from now on: it is not asked for again, since to lower a limit late may kill.
-    fn limits_read_back(&mut self, container: &Container, (memory, cpu): (Limit, CpuMax)) {
+    fn limits_read_back(&mut self, container: &Container, in_force: InForce) {
         let page = self.containers.settings().node.page_size;
+        let InForce { memory, cpu, weight, swap_max } = in_force;
         let is_memory = same(memory, container.limit, page);
         let is_cpu = cpu.is(container.cpu);
         if is_memory && is_cpu && container.update == Update::Over {
@@ -545,9 +560,18 @@ impl Reconciler {
         if container.update == Update::Made {
             // What the runtime has stored now came with the update.
             self.progress(&container.id).verified = None;
-            let memory = (Knob::Max.file_name(), container.limit.to_string(), memory.to_string(), is_memory);
-            let cpu = (CPU_MAX, container.cpu.to_string(), cpu.to_string(), is_cpu);
-            for (knob, desired, observed, _) in [memory, cpu].into_iter().filter(|(.., is_so)| !is_so) {
+            let is_weight = weight.is_none_or(|weight| container.cpu_shares.is(weight));
+            let is_swap = container.swap_max.is_none_or(|wanted| swap_max == Some(wanted));
+            let text = |swap_max: Option<Bytes>| swap_max.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
+            for (knob, desired, observed, is_so) in [
+                (Knob::Max.file_name(), container.limit.to_string(), memory.to_string(), is_memory),
+                (CPU_MAX, container.cpu.to_string(), cpu.to_string(), is_cpu),
+                (CPU_WEIGHT, container.cpu_shares.to_string(), weight.unwrap_or_default().to_string(), is_weight),
+                (SWAP_MAX, text(container.swap_max), text(swap_max), is_swap),
+            ] {
+                if is_so {
+                    continue;
+                }
                 warn!(
                     pod = container.pod,
                     container = container.name,

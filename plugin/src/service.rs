@@ -34,7 +34,7 @@ use crate::reconcile::{Work, memory_limit, update};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
 use crate::resize::Limits;
-use crate::units::{Bytes, CpuMax, Limit, PageSize, excerpt};
+use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize, excerpt};
 
 /// Part of the runtime's request timeout within which an event is answered.
 const BUDGET: u32 = 10;
@@ -532,6 +532,8 @@ impl Plugin for Service {
             updated.limit = limit(asked, page, &updated);
         }
         updated.cpu = cpu(&resources, updated.cpu);
+        updated.cpu_shares = shares(&resources, updated.cpu_shares);
+        updated.swap_max = None;
         let claimed = resources.unified.clone();
         if !claimed.is_empty() {
             updated.unified.clone_from(&claimed);
@@ -584,6 +586,7 @@ impl Plugin for Service {
         // Unless the client has a word on it.
         let cgroup = cgroup.filter(|_| !claimed.contains_key(SWAP_MAX));
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
+        self.containers.set_swap_max(&container.id, swap_max);
         let mut update = update(&container.id, values, swap_max);
         if let (Some(limit), Some(linux)) = (instead, update.linux.as_mut()) {
             linux.resources.mut_or_insert_default().memory =
@@ -636,6 +639,8 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         sandbox: pod.id.clone(),
         limit: Limit::Max,
         cpu: CpuMax::NONE,
+        cpu_shares: shares(resources, CpuShares::default()),
+        swap_max: None,
         unified: resources.unified.clone(),
         overrides,
         oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
@@ -665,6 +670,14 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         }
     }
     translated
+}
+
+/// What part of the processor time is asked for.
+fn shares(resources: &LinuxResources, known: CpuShares) -> CpuShares {
+    match resources.cpu.get_or_default().shares.get_or_default().value {
+        0 => known,
+        shares => CpuShares(shares),
+    }
 }
 
 /// How much processor time is asked for.

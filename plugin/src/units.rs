@@ -271,6 +271,37 @@ impl CpuMax {
     }
 }
 
+/// Processor shares as OCI and CRI have them, 2 to 262144; 0 is not set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuShares(pub u64);
+
+impl CpuShares {
+    /// Whether `weight` of `cpu.weight` is what a runtime makes of them: to scale, as runtimes did until 2025, or by the curve that
+    /// keeps the default a default (runc 1.4, crun 1.23 and newer). Of shares that are not set any is.
+    ///
+    /// Source: opencontainers/cgroups `utils.go`, `ConvertCPUSharesToCgroupV2Value`, before and since version 0.0.3.
+    pub fn is(self, weight: u64) -> bool {
+        if self.0 == 0 {
+            return true;
+        }
+        let shares = self.0.clamp(2, 262_144);
+        let to_scale = 1 + (shares - 2) * 9999 / 262_142;
+        let log = (shares as f64).log2();
+        let by_curve = match shares {
+            2 => 1,
+            262_144 => 10_000,
+            _ => 10_f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0).ceil() as u64,
+        };
+        [to_scale, by_curve].contains(&weight)
+    }
+}
+
+impl fmt::Display for CpuShares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} shares", self.0)
+    }
+}
+
 impl fmt::Display for CpuMax {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.quota {
@@ -620,6 +651,15 @@ mod tests {
     fn excerpts_of_foreign_text_stay_short_and_on_one_line() {
         assert_eq!(excerpt("a\nb"), "a\\nb");
         assert_eq!(excerpt(&"x".repeat(1000)).chars().count(), 65);
+    }
+
+    #[test]
+    fn shares_are_a_weight_by_either_way_of_the_runtimes() {
+        for (shares, weights) in [(2, [1, 1]), (1024, [39, 100]), (262_144, [10_000, 10_000]), (102, [4, 17])] {
+            assert!(weights.iter().all(|weight| CpuShares(shares).is(*weight)), "{shares}");
+            assert!(!CpuShares(shares).is(weights[0] + 1) || weights[1] == weights[0] + 1, "{shares}");
+        }
+        assert!(CpuShares::default().is(7));
     }
 
     proptest! {

@@ -319,11 +319,21 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
     let pod = runs(&runtime, &mut daemon).await;
     fs::write(runtime.cgroup(&pod).join("cpu.max"), "max 100000\n").unwrap();
     uses(&runtime, &pod, 20 * MIB, 0);
-    // The runtime says that it has set both.
-    let asked = runtime.update(&pod, cpu(memory_limit(100 * MIB), 20_000)).await;
+    fs::write(runtime.cgroup(&pod).join("cpu.weight"), "50\n").unwrap();
+    fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
+    // The runtime says that it has set all of it.
+    let mut resources = cpu(memory_limit(100 * MIB), 20_000);
+    resources.cpu.as_mut().unwrap().shares = Some(OptionalUInt64 { value: 1024, ..Default::default() }).into();
+    let asked = runtime.update(&pod, resources).await;
     runtime.apply(&pod, &asked);
+    fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "max\n").unwrap();
     runtime.updated(&pod).await;
-    for (knob, desired) in [("memory.max", "104857600"), ("cpu.max", "20000 100000")] {
+    for (knob, desired) in [
+        ("memory.max", "104857600"),
+        ("cpu.max", "20000 100000"),
+        ("cpu.weight", "1024 shares"),
+        ("memory.swap.max", "0"),
+    ] {
         let line = daemon.says("says that it has resized the container, and has not").await;
         assert!(line.contains(knob) && line.contains(&format!("desired=\"{desired}\"")), "{line}");
     }

@@ -6,7 +6,8 @@
 //!
 //! Commands: `ping`, `alloc BYTES` (anonymous memory, touched), `touch` (all of it again), `free` (all of it),
 //! `read PATH` (into page cache), `write PATH BYTES` (dirty page cache), `child BYTES` (a child that allocates; the
-//! answer says how it ended), `exit CODE`.
+//! answer says how it ended), `grow BYTES MILLISECONDS` (the same as `alloc`, but from now on, so long for each MiB, until
+//! `free`), `exit CODE`.
 //!
 //! It is linked statically and uses the standard library only: the image is this one file.
 
@@ -15,10 +16,15 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use std::{env, thread};
 
 const PAGE: usize = 4096;
 const CHUNK: usize = 1 << 20;
+
+/// Whether what was told to grow goes on.
+static GROWING: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -111,7 +117,22 @@ fn obey(held: &mut Held, line: &str) -> io::Result<String> {
             held.0.iter_mut().for_each(|block| touch(block));
             Ok(format!("ok {}", held.total()))
         }
+        ["grow", bytes, pause] => {
+            let (bytes, pause) = (number(bytes)?, Duration::from_millis(number(pause)? as u64));
+            GROWING.store(true, Ordering::Relaxed);
+            thread::spawn(move || {
+                let mut held = Held::default();
+                while GROWING.load(Ordering::Relaxed) {
+                    if held.total() < bytes {
+                        held.alloc(CHUNK);
+                    }
+                    thread::sleep(pause);
+                }
+            });
+            Ok("ok".into())
+        }
         ["free"] => {
+            GROWING.store(false, Ordering::Relaxed);
             held.0.clear();
             Ok("ok 0".into())
         }

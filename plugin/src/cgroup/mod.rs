@@ -130,6 +130,9 @@ const PRESSURE: &str = "memory.pressure";
 /// How much processor time a cgroup may use.
 pub const CPU_MAX: &str = "cpu.max";
 
+/// Its part of the processor time that is contended for.
+pub const CPU_WEIGHT: &str = "cpu.weight";
+
 /// The root of a cgroup v2 hierarchy.
 #[derive(Debug)]
 pub struct CgroupRoot {
@@ -305,6 +308,16 @@ impl Cgroup {
     pub fn cpu_max(&self) -> Result<CpuMax, CgroupError> {
         let text = self.read_text(CPU_MAX, 64)?;
         text.trim_end().parse().map_err(|error: CpuMaxError| self.malformed(CPU_MAX, error))
+    }
+
+    /// Reads `cpu.weight`.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Unsupported`] where the processor controller is off; [`CgroupError::Gone`].
+    pub fn cpu_weight(&self) -> Result<u64, CgroupError> {
+        let text = self.read_text(CPU_WEIGHT, 32)?;
+        text.trim_end().parse().map_err(|error: std::num::ParseIntError| self.malformed(CPU_WEIGHT, error))
     }
 
     /// Writes `cpu.max`.
