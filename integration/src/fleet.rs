@@ -161,7 +161,8 @@ fn guarded(case: &impl Fn(&Node) -> Result<()>, node: &Node) -> Result<()> {
 ///
 /// `node_tests!(control: { a_sentence, .. })`, `node_tests!(plugin: { .. })` and `node_tests!(external: { .. })` take the
 /// names of functions `fn(&Node, Driver) -> Result<()>` in the calling module; the latter two need `fn config() -> String`
-/// beside them. `external` leaves out the plugin that the runtime launches, for what does not depend on it.
+/// beside them. `external` leaves out the plugin that the runtime launches, for what does not depend on it; `plugin` has it with one
+/// of the cgroup drivers, as it does not depend on that.
 #[macro_export]
 macro_rules! node_tests {
     (control: { $($name:ident),* $(,)? }) => {
@@ -187,15 +188,18 @@ macro_rules! node_tests {
             $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Absent) [super::super] $names);
         }
     };
-    (@driver $distro:ident $module:ident $driver:ident plugin $names:tt) => {
-        mod $module {
+    (@driver $distro:ident systemd Systemd plugin $names:tt) => {
+        mod systemd {
             mod launched {
-                $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Installed(
+                $crate::node_tests!(@cases $distro Systemd ($crate::fleet::Plugin::Installed(
                     $crate::placement::Mode::Launched, super::super::super::config()
                 )) [super::super::super] $names);
             }
-            $crate::node_tests!(@external $distro $driver $names);
+            $crate::node_tests!(@external $distro Systemd $names);
         }
+    };
+    (@driver $distro:ident $module:ident $driver:ident plugin $names:tt) => {
+        $crate::node_tests!(@driver $distro $module $driver external $names);
     };
     (@driver $distro:ident $module:ident $driver:ident external $names:tt) => {
         mod $module {

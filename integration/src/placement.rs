@@ -92,6 +92,16 @@ pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     until_synchronised(node, &start).with_context(|| format!("installing the plugin, {mode}"))
 }
 
+/// Gives the plugin, launched or external, another configuration, and waits until it is in force.
+pub fn configure(node: &Node, config: &str) -> Result<()> {
+    let new = format!("{CONFIG}.new");
+    node.write_file(&new, config, 0o644)?;
+    let script = format!("mv {new} {CONFIG}");
+    // A launched one has none of its own.
+    wait_for_journal(node, "plimsoll --unit containerd", "configuration changed", &script)
+        .context("changing the configuration")
+}
+
 /// Takes the plugin off the node, if it is there.
 pub fn remove(node: &Node) -> Result<()> {
     node.run(&format!(

@@ -48,6 +48,19 @@ pub fn cut(kubelet: &mut Kubelet<'_>, pod: &mut Pod) -> Result<()> {
     kubelet.resize(pod, "app", Some(64 * MIB), Some(100 * MIB))
 }
 
+/// A container with 120 MiB of page cache and a limit of 150 MiB, which is cut to 60. Returns the pod and what the runtime says.
+pub fn cached(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, Result<()>)> {
+    let app = ContainerSpec::new("app").limit(150 * MIB).cpu(2000);
+    let mut pod = kubelet.run_pod(PodSpec::new("cached").container(app))?;
+    let container = pod.container("app")?;
+    let answer = container.call(node, &format!("write /cache {}", 120 * MIB))?;
+    ensure!(answer.starts_with("ok"), "writing says {answer:?}");
+    let [usage] = cgroup::usage(node, &[&container.cgroup])?[..] else { unreachable!("one was asked for") };
+    ensure!(usage.file > 100 * MIB, "{usage:?}");
+    let cut = kubelet.resize(&mut pod, "app", Some(60 * MIB), Some(60 * MIB));
+    Ok((pod, cut))
+}
+
 /// Whether the container lives, and how many processes of its pod were killed.
 pub fn fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
     let lives = pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));

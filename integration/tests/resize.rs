@@ -10,7 +10,7 @@ use integration::cgroup::{self, Expected};
 use integration::crictl;
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
 use integration::node::Node;
-use integration::placement::{self, CONFIG, journal};
+use integration::placement::{self, journal};
 use integration::{node_tests, stories};
 
 node_tests!(external: {
@@ -97,17 +97,11 @@ fn a_limit_that_was_raised_while_the_container_was_down_saves_it(node: &Node, dr
 
 fn page_cache_makes_room_for_a_cut(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let app = ContainerSpec::new("app").limit(150 * MIB).cpu(2000);
-    let mut pod = kubelet.run_pod(PodSpec::new("cached").container(app))?;
-    let container = pod.container("app")?.clone();
-    assert_eq!(container.call(node, &format!("write /cache {}", 120 * MIB))?, format!("ok {}", 120 * MIB));
-    let [usage] = cgroup::usage(node, &[&container.cgroup])?[..] else { unreachable!("one was asked for") };
-    assert!(usage.file > 100 * MIB, "{usage:?}");
-    kubelet.resize(&mut pod, "app", Some(60 * MIB), Some(60 * MIB))?;
+    let (pod, cut) = stories::cached(&mut kubelet, node)?;
+    cut?;
     let [of_pod, of_container] = stories::memory(node, &pod)?;
     assert_eq!((of_pod.max, of_container.max, of_container.high), (60 * MIB, 60 * MIB, cgroup::MAX));
-    assert_eq!(cgroup::events(node, &pod.cgroup)?["oom_kill"], 0);
-    assert_eq!(container.call(node, "ping")?, "ok");
+    assert_eq!(stories::fate(node, &pod)?, (true, 0));
     Ok(())
 }
 
@@ -115,7 +109,7 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
     let mut kubelet = Kubelet::start(node, driver)?;
     // The factor puts memory.high where the control group has it.
     let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
-    node.write_file(CONFIG, format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"), 0o644)?;
+    placement::configure(node, &format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"))?;
     let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
     let [_, of_container] = stories::memory(node, &pod)?;
@@ -136,7 +130,7 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
         HOLD,
         PATIENCE,
     )?;
-    node.write_file(CONFIG, config(), 0o644)
+    placement::configure(node, &config())
 }
 
 fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> Result<()> {
@@ -159,7 +153,7 @@ fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> 
 
 fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    node.write_file(CONFIG, "shrink: defer\n", 0o644)?;
+    placement::configure(node, "shrink: defer\n")?;
     let pod = stories::satisfied(&mut kubelet, node)?;
     let container = pod.container("app")?.clone();
     let cut = format!("crictl update --memory {} --cpu-period 100000 --cpu-quota 30000 {}", 100 * MIB, container.id);
@@ -177,7 +171,7 @@ fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driv
     assert_eq!(stored_limit(node, &container.id)?, 100 * MIB);
     assert_eq!(stories::memory(node, &pod)?[1].swap_max, 0, "what the kubelet said of swap stays");
     assert_eq!(stories::fate(node, &pod)?, (true, 0));
-    node.write_file(CONFIG, config(), 0o644)
+    placement::configure(node, &config())
 }
 
 /// The limit that the runtime has stored.
@@ -190,7 +184,7 @@ fn stored_limit(node: &Node, container: &str) -> Result<u64> {
 fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let rescue = format!("oomRescue: {{kills: 2, factor: 1.2, minimum: 20Mi, ceiling: {}}}\n", 110 * MIB);
-    node.write_file(CONFIG, rescue, 0o644)?;
+    placement::configure(node, &rescue)?;
     let app = ContainerSpec::new("app").request(32 * MIB).limit(60 * MIB);
     let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
     // What each next container of the name gets, and whether 70 MiB fit into that.
@@ -205,22 +199,25 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(node: &Node, drive
             kubelet.run_container(&mut pod, &app)?;
         }
     }
+    kubelet.remove_pod(&pod)?;
+
     // A child of it is killed, and it lives on: its limit is raised in place, by as much as the ceiling leaves.
-    pod.container("app")?.call(node, "free")?;
-    let child = format!("workload call {} child {}", pod.container("app")?.control, 120 * MIB);
+    kubelet.group_kill = false;
+    let pod = kubelet.run_pod(PodSpec::new("forking").container(app))?;
+    let container = pod.container("app")?;
     let limits = |limit: u64| {
-        [&pod.cgroup, &pod.container("app").map(|container| container.cgroup.clone()).unwrap_or_default()]
-            .map(|cgroup| Expected::new(cgroup, "memory.max", limit))
+        [&pod.cgroup, &container.cgroup].map(|cgroup| Expected::new(cgroup, "memory.max", limit * MIB)).to_vec()
     };
-    let cgroups = limits(100 * MIB);
-    cgroup::settle(node, &format!("{child}; {child}"), &cgroups, HOLD, PATIENCE)?;
-    cgroup::settle(node, &format!("{child}; {child}"), &limits(110 * MIB), HOLD, PATIENCE)?;
-    assert_eq!(stored_limit(node, &pod.container("app")?.id)?, 110 * MIB);
+    let twice = format!("for _ in 1 2; do workload call {} child {}; done", container.control, 150 * MIB);
+    for limit in [80, 100, 110] {
+        cgroup::settle(node, &twice, &limits(limit), HOLD, PATIENCE)?;
+    }
+    assert_eq!(stored_limit(node, &container.id)?, 110 * MIB);
     // And no further.
-    placement::wait_for_journal(node, "plimsoll", "may not get more memory", &format!("{child}; {child}"))?;
-    cgroup::settle(node, "", &limits(110 * MIB), HOLD, PATIENCE)?;
-    assert_eq!(pod.container("app")?.call(node, "ping")?, "ok");
-    node.write_file(CONFIG, config(), 0o644)
+    placement::wait_for_journal(node, "plimsoll", "may not get more memory", &twice)?;
+    cgroup::settle(node, "", &limits(110), HOLD, PATIENCE)?;
+    assert_eq!(container.call(node, "ping")?, "ok");
+    placement::configure(node, &config())
 }
 
 fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node: &Node, driver: Driver) -> Result<()> {

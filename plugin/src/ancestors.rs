@@ -281,12 +281,14 @@ impl Ancestors {
     /// last to have. They are never lowered: that is the kubelet's.
     pub fn raise_limits(&self, container: &Container, former: Option<Limits>, siblings: &[Arc<Container>]) {
         let Some(place) = &container.place else { return };
-        let others = siblings.iter().filter(|other| other.name != container.name && self.is_alive(other));
-        let others: Vec<_> = others.map(|other| other.limits()).collect();
+        let others: Vec<_> =
+            siblings.iter().filter(|other| other.name != container.name && self.is_alive(other)).collect();
         let state = lock(&self.state);
         let overhead = state.sandboxes.get(&container.sandbox).map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
-        let sum = |limits| Limits::sum(others.iter().copied().chain([limits]), overhead);
-        let (needed, former) = (sum(container.limits()), former.map(sum));
+        let needed = Limits::sum(others.iter().map(|other| other.limits()).chain([container.limits()]), overhead);
+        // Of those that were raised the kubelet does not know.
+        let asked = others.iter().map(|other| other.asked_limits());
+        let former = former.map(|former| Limits::sum(asked.chain([former]), overhead));
         let raise = resize::raise(&needed, former.as_ref());
         let (raised, result) = self.raise(&state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {

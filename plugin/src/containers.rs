@@ -35,8 +35,12 @@ pub struct Container {
     pub uid: PodUid,
     /// The id of its pod's sandbox.
     pub sandbox: String,
-    /// Its limit: asked for at create or by the last update.
+    /// Its limit: asked for at create or by the last update, or what it is to have instead.
     pub limit: Limit,
+    /// What its user asks for.
+    pub asked: Limit,
+    /// Which update its limit came with.
+    pub revision: u64,
     /// How much processor time it may use: asked for at create or by the last update.
     pub cpu: CpuMax,
     /// Its part of the processor time that is contended for: asked for at create or by the last update.
@@ -110,6 +114,11 @@ impl Container {
     /// What it may use.
     pub fn limits(&self) -> Limits {
         Limits { memory: self.limit, cpu: self.cpu.rate() }
+    }
+
+    /// What it could use if it had what its user asks for.
+    pub fn asked_limits(&self) -> Limits {
+        Limits { memory: self.asked, ..self.limits() }
     }
 }
 
@@ -324,18 +333,18 @@ impl Containers {
         self.change(id, |container| container.update = update);
     }
 
+    /// The same, unless it has come further than `from`.
+    pub fn swap_update(&self, id: &str, from: Update, to: Update) {
+        self.change(id, |container| {
+            if container.update == from {
+                container.update = to;
+            }
+        });
+    }
+
     /// A container's update is to leave it with so much swap.
     pub fn set_swap_max(&self, id: &str, swap_max: Option<Bytes>) {
         self.change(id, |container| container.swap_max = swap_max);
-    }
-
-    /// If this update is still under way, it has not come about.
-    pub fn not_made(&self, id: &str, number: u64) {
-        self.change(id, |container| {
-            if container.update == Update::UnderWay(number) {
-                container.update = Update::Over;
-            }
-        });
     }
 
     /// `memory.high` of a container is about to be lowered from this for a cut, or is as it should be again.

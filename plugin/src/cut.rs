@@ -61,8 +61,8 @@ impl Cuts {
         Self { root, containers, under_way: Arc::default() }
     }
 
-    /// Makes room in a container for the limit that it is to have, within about `budget`. Until its values are looked at again,
-    /// which is for the caller to see to, `update` is under way: nobody is to repair `memory.high`.
+    /// Makes room in a container for the limit that it is to have, within about `budget`. Where it is made, `update` is under way from
+    /// then on, so that nobody repairs `memory.high`; it is for the caller to see that the container's values are looked at again.
     ///
     /// # Errors
     ///
@@ -87,19 +87,24 @@ impl Cuts {
         let Some(attempt) = Attempt::begin(&self.under_way, &container.id) else {
             return Ok(Attempted::NotMade { in_force, usage: None });
         };
-        self.containers.remember(container, held);
         let before = self.containers.get(&container.id).map_or(Update::Over, |container| container.update);
+        if update == Update::OURS && before != Update::Over {
+            return Ok(Attempted::NotMade { in_force, usage: None });
+        }
+        self.containers.remember(container, held);
         // Nor is anybody to take what it is lowered to for what it was.
         let high = container.high_before.or(held.high).unwrap_or(Limit::Max);
-        self.containers.set_update(&container.id, update);
+        self.containers.swap_update(&container.id, before, update);
         self.containers.set_high_before(&container.id, Some(high));
-        match make_room(cgroup, limit, high, Instant::now() + budget, attempt).await? {
-            Room::Made => Ok(Attempted::Made),
-            Room::NotMade(usage) => {
-                self.containers.set_update(&container.id, before);
-                Ok(Attempted::NotMade { in_force, usage: Some(usage) })
-            }
+        let room = make_room(cgroup, limit, high, Instant::now() + budget, attempt).await;
+        if !matches!(room, Ok(Room::Made)) {
+            // Unless there was another one meanwhile.
+            self.containers.swap_update(&container.id, update, before);
         }
+        Ok(match room? {
+            Room::Made => Attempted::Made,
+            Room::NotMade(usage) => Attempted::NotMade { in_force, usage: Some(usage) },
+        })
     }
 }
 

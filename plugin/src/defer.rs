@@ -1,7 +1,7 @@
 //! Limits that could not be set without a kill, tried again in the background (`shrink: defer`).
 //!
-//! A container is left alone as long as nothing can be had of it, or it waits for memory already. What can be reclaimed is, a
-//! little each second. Once the limit fits, the runtime is asked for it, and it counts when it is read back.
+//! A container is left alone as long as the limit cannot be reached, or it waits for memory already. What can be reclaimed is, for
+//! three tenths of each second. Once the limit fits, the runtime is asked for it, and it counts when it is read back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,11 +22,8 @@ use crate::units::{Bytes, Limit};
 /// How often limits are tried.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How much is reclaimed of a container at a time.
-const STEP: Bytes = Bytes::new(16 << 20);
-
-/// How long the last step may take.
-const BUDGET: Duration = Duration::from_millis(500);
+/// How long room is made for one at a time.
+const BUDGET: Duration = Duration::from_millis(300);
 
 /// How long the runtime has for what it was asked.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -136,37 +133,31 @@ impl Deferrals {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        if now >= until || self.containers.settings().stand_aside {
+        if self.containers.settings().stand_aside {
+            return Ok(true);
+        }
+        if now >= until {
             gave_up(container, limit, in_force, &usage);
             return Ok(true);
         }
-        match resize::cut(limit, &usage) {
-            Cut::Kills => {}
-            Cut::Reclaim => {
-                // Where the kernel does not tell, it is little at a time in any case.
-                if cgroup.stalled().unwrap_or_default() < STALLED {
-                    let too_much = usage.current.saturating_sub(limit.saturating_sub(resize::margin(limit)));
-                    // It may wait for what is written back.
-                    let reclaimed = tokio::task::spawn_blocking(move || cgroup.reclaim(too_much.min(STEP))).await;
-                    debug!(
-                        pod = container.pod,
-                        container = container.name,
-                        ?reclaimed,
-                        "reclaiming for the deferred limit"
-                    );
-                }
-            }
-            Cut::Fits => {
-                let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
-                if let Attempted::Made = self.cuts.make_room(&lowered, Update::OURS, BUDGET).await? {
+        // Where the kernel does not tell of pressure, it is little at a time in any case.
+        let is_of_use = match resize::cut(limit, &usage) {
+            Cut::Kills => false,
+            Cut::Reclaim => cgroup.stalled().unwrap_or_default() < STALLED,
+            Cut::Fits => true,
+        };
+        if is_of_use {
+            let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
+            match self.cuts.make_room(&lowered, Update::OURS, BUDGET).await? {
+                Attempted::Made => {
                     if let Some(deferral) = self.lock().get_mut(&container.id) {
                         deferral.asked = Some(now);
                     }
                     // The task ends only with the program.
-                    let _ = self.work.send(Work::Limit(container.id.clone(), limit));
-                } else {
-                    let _ = self.work.send(Work::Container(container.id.clone()));
+                    let _ = self.work.send(Work::limit(container, limit));
                 }
+                Attempted::NotMade { .. } => _ = self.work.send(Work::Container(container.id.clone())),
+                Attempted::NoCut => {}
             }
         }
         Ok(false)

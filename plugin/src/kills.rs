@@ -3,9 +3,11 @@
 //!
 //! A pod's `memory.events` counts what happens to its containers, outlives them, and wakes up who watches it. Whose kill it was,
 //! the containers' own files tell, as long as they are there: that is until the runtime has cleaned up behind a process that
-//! has ended, so they are looked at when the kernel wakes, and before a container is forgotten.
+//! has ended, so they are looked at when the kernel wakes, and before a container is forgotten. The kernel counts in the
+//! container first and then upwards, and with `memory.oom.group` the processes one by one, so what is seen may be half of it.
 //!
-//! What is counted is written down under `/run`, which lives as long as the cgroups do.
+//! All of that is one task's. Events find in memory what they need. What is counted is written down under `/run`, which lives as
+//! long as the cgroups do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -28,7 +30,7 @@ use crate::containers::{Container, Containers};
 use crate::originals;
 use crate::outcome::Outcome;
 use crate::reconcile::Work;
-use crate::rescue::{History, Verdict};
+use crate::rescue::{History, Rescued, Verdict};
 use crate::units::{Bytes, Limit};
 
 /// The file that it is written down in.
@@ -38,55 +40,105 @@ const FILE: &str = "kills";
 const EVERY: Duration = Duration::from_secs(10);
 
 /// The least time between two looks: a container that is held back at `memory.high` wakes up as often as one that is killed.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(40);
 
 /// How often a container's kills are told of, in seconds.
 const TELL_EVERY: u64 = 10;
 
-/// Kills on this node.
+/// What events have to know of kills.
 #[derive(Debug)]
 pub struct Kills {
-    root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
-    ancestors: Arc<Ancestors>,
-    work: mpsc::UnboundedSender<Work>,
-    path: PathBuf,
-    state: Mutex<State>,
+    /// Limits that were raised, by pod and name of the container.
+    rescued: Mutex<HashMap<(CgroupPath, String), Rescued>>,
     changes: mpsc::UnboundedSender<Change>,
 }
 
-/// A container has come or gone.
+/// Something that happened to a container.
 #[derive(Debug)]
 enum Change {
-    Started(CgroupPath),
+    /// It was started, or its user has asked for a limit.
+    Runs(Arc<Container>),
+    /// It has ended.
     Ended(CgroupPath, String),
+    /// The runtime has told of all that run.
+    All(Vec<Arc<Container>>),
 }
 
-/// What is known, and written down.
+impl Kills {
+    /// These are all containers that run.
+    pub fn synchronize(&self, containers: Vec<Arc<Container>>) {
+        // The task ends only with the program.
+        let _ = self.changes.send(Change::All(containers));
+    }
+
+    /// A container was started, or its user has asked for a limit.
+    pub fn runs(&self, container: &Arc<Container>) {
+        let _ = self.changes.send(Change::Runs(container.clone()));
+    }
+
+    /// A container has ended.
+    pub fn ended(&self, container: &Container) {
+        if let Some(place) = &container.place {
+            let _ = self.changes.send(Change::Ended(place.cgroup().clone(), container.id.clone()));
+        }
+    }
+
+    /// The limit of a container instead of what its user asks for, if it was killed too often with that: of one that runs also when
+    /// that is not wanted any more, since to take it away may kill.
+    pub fn limit_for(&self, container: &Container) -> Option<Limit> {
+        let rescued = self.rescued(container)?;
+        let page = self.containers.settings().node.page_size;
+        let is_the_same = container.asked.floor_to(page) == Limit::Bytes(Bytes::new(rescued.asked)).floor_to(page);
+        (is_the_same && (container.started || is_wanted(&self.containers, container)))
+            .then_some(Limit::Bytes(Bytes::new(rescued.limit)))
+    }
+
+    /// What the user of a container asks for, of which only the limit is known that the runtime has stored.
+    pub fn asked(&self, container: &Container) -> Limit {
+        let rescued =
+            self.rescued(container).filter(|rescued| Limit::Bytes(Bytes::new(rescued.limit)) == container.limit);
+        rescued.map_or(container.limit, |rescued| Limit::Bytes(Bytes::new(rescued.asked)))
+    }
+
+    fn rescued(&self, container: &Container) -> Option<Rescued> {
+        let pod = container.place.as_ref()?.cgroup().clone();
+        self.lock().get(&(pod, container.name.clone())).copied()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(CgroupPath, String), Rescued>> {
+        // Nothing that can panic runs while it is held, so a poisoned one holds good data.
+        self.rescued.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_wanted(containers: &Containers, container: &Container) -> bool {
+    let settings = containers.settings();
+    settings.config.oom_rescue.is_some() && !settings.stand_aside && container.overrides.oom_rescue != Some(None)
+}
+
+/// What is counted, as it is written down.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct State {
+struct Counted {
     pods: BTreeMap<String, Pod>,
-    /// What all pods lie in.
-    #[serde(skip)]
-    tops: BTreeSet<CgroupPath>,
-    /// Nothing was ever written down: what was counted before is not known to have happened lately.
-    #[serde(skip)]
-    is_first: bool,
-    #[serde(skip)]
-    is_failing: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Pod {
     inode: u64,
-    counted: Counts,
+    /// What has become of somebody's kills.
+    accounted: Counts,
+    /// How often the pod or a container had reached its limit when there was a kill last.
+    limits_reached: u64,
     /// Its containers that run, by id.
     running: BTreeMap<String, Running>,
     /// What has happened to its containers, by name.
     histories: BTreeMap<String, History>,
-    /// When a kill of a container was last told of.
     #[serde(skip)]
-    told: HashMap<String, u64>,
+    unexplained: Counts,
+    /// When kills of a container were last told of, and that it may not have more.
+    #[serde(skip)]
+    told: HashMap<String, [Option<u64>; 2]>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -94,6 +146,9 @@ struct Running {
     name: String,
     cgroup: String,
     counted: Counts,
+    /// As it was last told of.
+    #[serde(skip)]
+    container: Option<Arc<Container>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,134 +164,339 @@ impl From<Events> for Counts {
 }
 
 impl Counts {
+    fn plus(self, other: Self) -> Self {
+        Self { processes: self.processes + other.processes, groups: self.groups + other.groups }
+    }
+
     fn since(self, before: Self) -> Self {
         let Self { processes, groups } = before;
         Self { processes: self.processes.saturating_sub(processes), groups: self.groups.saturating_sub(groups) }
     }
 
-    /// How often somebody was killed: all processes of a container together are one kill.
+    /// How often somebody was killed: all processes of a container together are one kill, whose processes may be counted before.
     fn kills(self) -> u64 {
         if self.groups > 0 { self.groups } else { self.processes }
     }
 }
 
 /// A container that was killed.
+#[derive(Debug)]
 struct Killed {
-    id: String,
     name: String,
     times: u64,
-    /// It lives on, or is not cleaned up yet.
-    lives: bool,
+    container: Option<Arc<Container>>,
 }
 
-impl Kills {
-    /// Goes on from what is written down on the node whose file system is at `host`. Nobody is watched until [`Kills::run`], which
-    /// takes the second value.
+/// The task that watches and counts.
+#[derive(Debug)]
+pub struct Watcher {
+    root: Arc<CgroupRoot>,
+    containers: Arc<Containers>,
+    ancestors: Arc<Ancestors>,
+    kills: Arc<Kills>,
+    work: mpsc::UnboundedSender<Work>,
+    changed: mpsc::UnboundedReceiver<Change>,
+    path: PathBuf,
+    counted: Counted,
+    /// Nothing was ever written down: what was counted before is not known to have happened lately.
+    is_first: bool,
+    is_failing: bool,
+    /// Kills below each kubepods.
+    totals: BTreeMap<CgroupPath, Counts>,
+    /// To be looked at with the next tick.
+    again: BTreeSet<CgroupPath>,
+}
+
+/// What to look at: pods, and which of their containers have ended.
+type Due = BTreeMap<CgroupPath, BTreeSet<String>>;
+
+impl Watcher {
+    /// Goes on from what is written down on the node whose file system is at `host`. Nobody is watched until [`Watcher::run`].
     pub fn load(
         host: &Path,
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
         ancestors: Arc<Ancestors>,
         work: mpsc::UnboundedSender<Work>,
-    ) -> (Arc<Self>, Watcher) {
+    ) -> (Arc<Kills>, Self) {
         let path = host.join(originals::DIRECTORY).join(FILE);
-        let state = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                warn!(file = %path.display(), %error, "cannot make sense of the kills that were counted before");
-                State::default()
-            }),
+        let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Counted>(&text)?));
+        let (counted, is_first) = match read {
+            Ok(counted) => (counted, false),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    warn!(file = %path.display(), %error, "cannot read the kills that were counted before");
+                    warn!(file = %path.display(), %error, "cannot read the kills that were counted before; counting anew");
                 }
-                State { is_first: true, ..State::default() }
+                (Counted::default(), true)
             }
         };
+        let rescued = counted.pods.iter().flat_map(|(path, pod)| {
+            let path = CgroupPath::parse(path).ok();
+            pod.histories
+                .iter()
+                .filter_map(move |(name, history)| Some(((path.clone()?, name.clone()), history.rescued()?)))
+        });
         let (changes, changed) = mpsc::unbounded_channel();
-        let kills = Arc::new(Self { root, containers, ancestors, work, path, state: Mutex::new(state), changes });
-        (kills.clone(), Watcher { kills, changed })
+        let rescued = Mutex::new(rescued.collect());
+        let kills = Arc::new(Kills { containers: containers.clone(), rescued, changes });
+        let (totals, again) = (BTreeMap::new(), BTreeSet::new());
+        let (watched, is_failing) = (kills.clone(), false);
+        let watcher = Self {
+            root,
+            containers,
+            ancestors,
+            kills,
+            work,
+            changed,
+            path,
+            counted,
+            is_first,
+            is_failing,
+            totals,
+            again,
+        };
+        (watched, watcher)
     }
 
-    /// These are all containers that run.
-    pub fn synchronize(&self, containers: &[Arc<Container>]) {
-        for container in containers {
-            self.started(container);
-        }
-        let mut state = self.lock();
-        if std::mem::take(&mut state.is_first) {
-            self.write_down(&mut state);
+    /// Works for ever.
+    pub async fn run(mut self) {
+        let mut wakes = Wakes::new()
+            .inspect_err(|error| warn!(%error, "cannot watch for kills; they are found only every {EVERY:?}"))
+            .ok();
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let (mut changes, mut woken, mut is_tick) = (Vec::new(), BTreeSet::new(), false);
+            tokio::select! {
+                Some(change) = self.changed.recv() => changes.push(change),
+                pod = next(&mut wakes) => { woken.insert(pod); }
+                _ = ticks.tick() => is_tick = true,
+            }
+            while let Ok(change) = self.changed.try_recv() {
+                changes.push(change);
+            }
+            while let Some(pod) = next(&mut wakes).now_or_never() {
+                woken.insert(pod);
+            }
+            // The kubelet's checkpoint may be large, and the files many.
+            let worked = tokio::task::spawn_blocking(move || {
+                self.work(changes, woken, is_tick, &mut wakes);
+                (self, wakes)
+            });
+            match worked.await {
+                Ok(worked) => (self, wakes) = worked,
+                Err(error) => {
+                    error!(%error, "looking for containers that were killed failed; they are not counted any more");
+                    return;
+                }
+            }
+            sleep(PAUSE).await;
         }
     }
 
-    /// A container was started.
-    pub fn started(&self, container: &Container) {
+    fn work(&mut self, changes: Vec<Change>, woken: BTreeSet<CgroupPath>, is_tick: bool, wakes: &mut Option<Wakes>) {
+        let mut due: Due = woken.into_iter().map(|pod| (pod, BTreeSet::new())).collect();
+        for change in changes {
+            match change {
+                Change::Runs(container) => self.runs(&container, wakes, &mut due),
+                Change::Ended(pod, id) => _ = due.entry(pod).or_default().insert(id),
+                Change::All(containers) => {
+                    containers.iter().for_each(|container| self.runs(container, wakes, &mut due));
+                    let known: BTreeSet<_> = containers.iter().map(|container| &container.id).collect();
+                    for (pod, counted) in &self.counted.pods {
+                        let gone = counted.running.keys().filter(|id| !known.contains(id)).cloned();
+                        if let Ok(pod) = CgroupPath::parse(pod) {
+                            due.entry(pod).or_default().extend(gone);
+                        }
+                    }
+                    if std::mem::take(&mut self.is_first) {
+                        self.write_down();
+                    }
+                }
+            }
+        }
+        if is_tick {
+            let again = std::mem::take(&mut self.again);
+            due.extend(again.into_iter().chain(self.suspects()).map(|pod| (pod, BTreeSet::new())));
+        }
+        for (pod, ended) in due {
+            if !self.look(&pod, &ended) {
+                if let Some(wakes) = wakes {
+                    wakes.remove(&pod);
+                }
+                self.forget(&pod);
+            }
+        }
+    }
+
+    /// A container runs, with a limit that its user may just have asked for.
+    fn runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
         let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
         let path = place.cgroup();
-        let Ok(inode) = self.root.cgroup(path).and_then(|pod| pod.inode()) else { return };
-        let mut state = self.lock();
-        let counted = |cgroup| if state.is_first { self.count(cgroup).unwrap_or_default() } else { Counts::default() };
-        let (of_pod, of_container) = (counted(path), counted(cgroup));
-        state.tops.insert(place.kubepods().clone());
-        let pod = state.pods.entry(path.as_str().to_owned()).or_default();
-        if pod.inode != inode {
-            *pod = Pod { inode, counted: of_pod, ..Pod::default() };
+        let Ok(open) = self.root.cgroup(path) else { return };
+        let (Ok(inode), Ok(events)) = (open.inode(), open.events()) else { return };
+        if let Some(wakes) = wakes
+            && let Err(error) = wakes.add(&self.root, path)
+        {
+            warn!(cgroup = %path, %error, "cannot watch for kills, which are found only every {EVERY:?}");
         }
-        pod.running.entry(container.id.clone()).or_insert_with(|| Running {
+        self.totals.entry(place.kubepods().clone()).or_default();
+        let is_first = self.is_first;
+        let pod = self.counted.pods.entry(path.as_str().to_owned()).or_default();
+        if pod.inode != inode {
+            *pod = Pod { inode, ..Pod::default() };
+            if is_first {
+                (pod.accounted, pod.limits_reached) = (events.into(), events.oom);
+            }
+        }
+        let counted =
+            || self.root.cgroup(cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from).unwrap_or_default();
+        let running = pod.running.entry(container.id.clone()).or_insert_with(|| Running {
             name: container.name.clone(),
             cgroup: cgroup.as_str().to_owned(),
-            counted: of_container,
+            counted: if is_first { counted() } else { Counts::default() },
+            container: None,
         });
-        // The task ends only with the program.
-        let _ = self.changes.send(Change::Started(path.clone()));
-    }
-
-    /// A container has ended.
-    pub fn ended(&self, container: &Container) {
-        if let Some(place) = &container.place {
-            let _ = self.changes.send(Change::Ended(place.cgroup().clone(), container.id.clone()));
+        running.container = Some(container.clone());
+        let page = self.containers.settings().node.page_size;
+        let is_forgotten =
+            pod.histories.get_mut(&container.name).is_some_and(|history| history.asks_for(container.asked, page));
+        if is_forgotten {
+            self.publish(path, &container.name);
+            self.write_down();
         }
+        due.entry(path.clone()).or_default();
     }
 
-    /// Whether a container is in a pod in which another one has run, so that it may have been killed.
-    pub fn may_have_history(&self, container: &Container) -> bool {
-        container.place.as_ref().is_some_and(|place| self.lock().pods.contains_key(place.cgroup().as_str()))
-    }
-
-    /// The limit of a container that is about to be made, or updated, instead of what its user asks for, if it was killed too often
-    /// with that. May take as long as to read the kubelet's checkpoint.
-    pub fn limit_for(&self, container: &Container, asked: Bytes) -> Option<Bytes> {
-        let path = container.place.as_ref()?.cgroup();
-        // The last kill may be news.
-        self.look(path, &BTreeSet::new());
-        let mut state = self.lock();
-        let history = state.pods.get_mut(path.as_str())?.histories.get_mut(&container.name)?;
-        let before = history.clone();
-        let standing = history.limit_for(asked);
-        let is_forgotten = *history != before;
-        let limit = standing.unwrap_or(asked);
-        let raised = self.judge(container, history, limit);
-        if raised.is_some() || is_forgotten {
-            self.write_down(&mut state);
+    /// The pods to look at when the kernel has not woken anybody: all, once there was another kill below a kubepods.
+    fn suspects(&mut self) -> Vec<CgroupPath> {
+        let mut has_more = false;
+        for (top, total) in &mut self.totals {
+            let count = self.root.cgroup(top).and_then(|top| top.events()).map(Counts::from).unwrap_or_default();
+            has_more |= std::mem::replace(total, count) != count;
         }
-        // Switched off since, or in a pod that does not want it.
-        self.is_wanted(container).then(|| raised.or(standing))?
+        let pods = self.counted.pods.keys().filter(|_| has_more);
+        pods.filter_map(|pod| CgroupPath::parse(pod).ok()).collect()
     }
 
-    fn is_wanted(&self, container: &Container) -> bool {
+    /// Looks whether there were kills in a pod, and forgets containers of it that have `ended`. `false` if the pod is gone.
+    fn look(&mut self, path: &CgroupPath, ended: &BTreeSet<String>) -> bool {
+        let Some(pod) = self.counted.pods.get_mut(path.as_str()) else { return self.root.cgroup(path).is_ok() };
+        let before = (pod.accounted, pod.limits_reached);
+        // Before the pod's own count: the kernel goes upwards.
+        let (mut killed, gone) = look_at_containers(&self.root, pod);
+        let events = match self.root.cgroup(path).and_then(|pod| pod.events()) {
+            Ok(events) => events,
+            Err(CgroupError::Gone(_)) => return false,
+            Err(error) => {
+                debug!(cgroup = %path, %error, "cannot tell whether anybody was killed");
+                return true;
+            }
+        };
+        let rest = Counts::from(events).since(pod.accounted);
+        if rest.kills() > 0 {
+            let names: BTreeSet<_> = gone.iter().filter_map(|id| Some(&pod.running.get(id)?.name)).collect();
+            match (names.len(), gone.last().and_then(|id| pod.running.get(id))) {
+                (1, Some(last)) => {
+                    // Half of it may have been counted before it was gone.
+                    let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
+                    killed.push(Killed { name: last.name.clone(), times, container: last.container.clone() });
+                    pod.accounted = events.into();
+                }
+                (0, _) if pod.unexplained != rest => {
+                    pod.unexplained = rest;
+                    self.again.insert(path.clone());
+                }
+                _ => {
+                    let might_be = names.into_iter().map(String::as_str).collect::<Vec<_>>().join(" or ");
+                    warn!(
+                        cgroup = %path,
+                        processes = rest.processes,
+                        might_be,
+                        "the kernel killed processes of the pod for want of memory; whose they were cannot be told"
+                    );
+                    pod.accounted = events.into();
+                }
+            }
+        }
+        gone.iter().chain(ended).for_each(|id| _ = pod.running.remove(id));
+        if pod.running.is_empty() {
+            // It may be about to go.
+            self.again.insert(path.clone());
+        }
+        killed.retain(|killed| killed.times > 0);
+        let is_by_its_limit = events.oom > pod.limits_reached;
+        if !killed.is_empty() {
+            pod.limits_reached = events.oom;
+            let now = now();
+            for Killed { name, times, container } in killed.iter().filter(|_| is_by_its_limit) {
+                let history = pod.histories.entry(name.clone()).or_default();
+                if let Some(container) = container {
+                    history.asks_for(container.asked, self.containers.settings().node.page_size);
+                }
+                history.killed(*times, now);
+            }
+        }
+        if (pod.accounted, pod.limits_reached) != before {
+            // Before anybody hears of it.
+            self.write_down();
+        }
+        for killed in killed {
+            self.killed(path, &killed, is_by_its_limit);
+        }
+        true
+    }
+
+    /// Tells of a container's kills, and gives it more if that is due: its pod now, and itself now, if it lives, and when it is made
+    /// anew.
+    fn killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
+        let Some(pod) = self.counted.pods.get_mut(path.as_str()) else { return };
         let settings = self.containers.settings();
-        settings.config.oom_rescue.is_some() && !settings.stand_aside && container.overrides.oom_rescue != Some(None)
+        let rescue = settings.config.oom_rescue.unwrap_or_default();
+        let now = now();
+        let kills = pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
+        let [told, _] = pod.told.entry(killed.name.clone()).or_default();
+        if told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY) {
+            *told = Some(now);
+            let by =
+                if is_by_its_limit { "its own limit or its pod's" } else { "the node or kubepods, not its own limit" };
+            warn!(
+                pod = killed.container.as_ref().map(|container| &container.pod),
+                container = killed.name,
+                cgroup = %path,
+                limit = killed.container.as_ref().map(|container| tracing::field::display(container.limit)),
+                by,
+                kills,
+                window = ?rescue.window,
+                "the kernel killed processes of the container for want of memory"
+            );
+        }
+        let Some(container) = &killed.container else { return };
+        // It may have been made anew.
+        let latest = self.containers.in_sandbox(&container.sandbox).into_iter().find(|other| other.name == killed.name);
+        let container = latest.as_ref().unwrap_or(container);
+        let Some(limit) = self.judge(path, container, now) else { return };
+        let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
+        let siblings = self.containers.in_sandbox(&container.sandbox);
+        self.ancestors.raise_limits(&raised, Some(container.asked_limits()), &siblings);
+        if latest.is_some() {
+            // The task ends only with the program.
+            let _ = self.work.send(Work::limit(container, limit));
+        }
     }
 
     /// A higher limit, if it is due.
-    fn judge(&self, container: &Container, history: &mut History, limit: Bytes) -> Option<Bytes> {
-        if !self.is_wanted(container) {
+    fn judge(&mut self, path: &CgroupPath, container: &Container, now: u64) -> Option<Bytes> {
+        if !is_wanted(&self.containers, container) {
             return None;
         }
         let settings = self.containers.settings();
         let rescue = settings.config.oom_rescue.as_ref()?;
-        let now = now();
-        let kills = history.kills(rescue.window, now);
-        if kills < rescue.kills as usize {
+        let asked = container.asked.bytes()?;
+        let pod = self.counted.pods.get(path.as_str())?;
+        let kills = pod.histories.get(&container.name)?.kills(rescue.window, now);
+        let [_, told] = pod.told.get(&container.name).copied().unwrap_or_default();
+        if kills < rescue.kills as usize || told.is_some_and(|told| now.saturating_sub(told) < TELL_EVERY) {
             return None;
         }
         let record = self.containers.record(&container.uid, &container.name, container.moment);
@@ -246,17 +506,25 @@ impl Kills {
         }
         let free = self.free(container);
         let own_ceiling = container.overrides.oom_rescue.flatten();
-        let verdict = history.judge(rescue, limit, own_ceiling, free, settings.node.page_size, now);
-        match verdict {
-            Verdict::NotYet => None,
+        let history = self.counted.pods.get_mut(path.as_str())?.histories.get_mut(&container.name)?;
+        let limit = history.rescued().map_or(asked, |rescued| Bytes::new(rescued.limit));
+        let page = settings.node.page_size;
+        // What it was raised to last is not in force yet, or what its user asks for is deferred.
+        if container.limit.floor_to(page) != Limit::Bytes(limit).floor_to(page) {
+            return None;
+        }
+        let verdict = history.judge(rescue, asked, own_ceiling, free, page, now);
+        let raised = match verdict {
+            Verdict::NotYet => return None,
             Verdict::Raise(raised) => {
+                self.publish(path, &container.name);
                 warn!(
                     pod = container.pod,
                     container = container.name,
                     knob = Knob::Max.file_name(),
                     desired = %raised,
                     observed = %limit,
-                    asked = %history.asked(raised),
+                    asked = %asked,
                     kills,
                     window = ?rescue.window,
                     "raising the limit of a container that is killed again and again; set it to what the container needs"
@@ -277,12 +545,18 @@ impl Kills {
                     "the container is killed again and again, and may not get more memory: that is its ceiling, or all that node \
                      allocatable leaves free; set its limit to what it needs"
                 );
+                if let Some(pod) = self.counted.pods.get_mut(path.as_str()) {
+                    pod.told.entry(container.name.clone()).or_default()[1] = Some(now);
+                }
                 None
             }
-        }
+        };
+        self.write_down();
+        raised
     }
 
-    /// What nobody has requested of node allocatable, this container included; nothing if that is not known.
+    /// What neither requests, this container's included, nor other raised limits leave of node allocatable; nothing if that is not
+    /// known.
     fn free(&self, container: &Container) -> Bytes {
         let Some(allocatable) = self.containers.settings().node.allocatable else { return Bytes::ZERO };
         let request = |container: &Container| {
@@ -292,219 +566,67 @@ impl Kills {
         let all = self.containers.all();
         let others = all.iter().filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));
         let requests = others.map(|other| request(other)).fold(request(container), Bytes::saturating_add);
-        allocatable.saturating_sub(requests)
+        let own = container.place.as_ref().map(|place| (place.cgroup().clone(), container.name.clone()));
+        let raised = self.kills.lock();
+        let others = raised.iter().filter(|(whose, _)| Some(*whose) != own.as_ref());
+        let raised = others.map(|(_, rescued)| Bytes::new(rescued.limit.saturating_sub(rescued.asked)));
+        allocatable.saturating_sub(requests).saturating_sub(raised.fold(Bytes::ZERO, Bytes::saturating_add))
     }
 
-    fn count(&self, cgroup: &CgroupPath) -> Result<Counts, CgroupError> {
-        self.root.cgroup(cgroup)?.events().map(Counts::from)
-    }
-
-    /// The pods to look at when the kernel has not woken anybody: all, once there was another kill below a kubepods.
-    fn suspects(&self, totals: &mut HashMap<CgroupPath, Counts>) -> Vec<CgroupPath> {
-        let state = self.lock();
-        let mut has_more = |top: &CgroupPath| {
-            let count = self.count(top).unwrap_or_default();
-            totals.insert(top.clone(), count) != Some(count)
+    /// Lets events know what has come of a container's limit.
+    fn publish(&self, path: &CgroupPath, name: &str) {
+        let rescued = self.counted.pods.get(path.as_str()).and_then(|pod| pod.histories.get(name)?.rescued());
+        let key = (path.clone(), name.to_owned());
+        match rescued {
+            Some(rescued) => self.kills.lock().insert(key, rescued),
+            None => self.kills.lock().remove(&key),
         };
-        // All of them, not only the first that has.
-        if state.tops.iter().filter(|top| has_more(top)).count() == 0 {
-            return Vec::new();
-        }
-        state.pods.keys().filter_map(|pod| CgroupPath::parse(pod).ok()).collect()
     }
 
-    /// Looks whether there were kills in a pod, and forgets containers of it that have `ended`.
-    fn look(&self, path: &CgroupPath, ended: &BTreeSet<String>) {
-        let counts = self.count(path);
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let counts = match counts {
-            Ok(counts) => counts,
-            Err(CgroupError::Gone(_)) => {
-                if state.pods.remove(path.as_str()).is_some_and(|pod| !pod.histories.is_empty()) {
-                    self.write_down(state);
-                }
-                return;
+    /// A pod is gone.
+    fn forget(&mut self, path: &CgroupPath) {
+        self.kills.lock().retain(|(pod, _), _| pod != path);
+        if self.counted.pods.remove(path.as_str()).is_some_and(|pod| pod.accounted != Counts::default()) {
+            self.write_down();
+        }
+    }
+
+    fn write_down(&mut self) {
+        let save = || {
+            if let Some(directory) = self.path.parent() {
+                fs::create_dir_all(directory)?;
             }
-            Err(error) => return debug!(cgroup = %path, %error, "cannot tell whether anybody was killed"),
+            let new = self.path.with_extension("new");
+            fs::write(&new, serde_json::to_vec(&self.counted)?)?;
+            fs::rename(&new, &self.path)
         };
-        let Some(pod) = state.pods.get_mut(path.as_str()) else { return };
-        let new = counts.since(pod.counted);
-        pod.counted = counts;
-        let killed = if new.kills() > 0 { self.whose(path, pod, new) } else { Vec::new() };
-        pod.running.retain(|id, _| !ended.contains(id));
-        if killed.is_empty() {
-            return;
-        }
-        let now = now();
-        for Killed { name, times, .. } in &killed {
-            pod.histories.entry(name.clone()).or_default().killed(*times, now);
-        }
-        // Before anybody hears of them.
-        self.write_down(state);
-        let Some(pod) = state.pods.get_mut(path.as_str()) else { return };
-        let raised: Vec<_> = killed.iter().filter_map(|killed| self.killed(path, pod, killed, now)).collect();
-        if !raised.is_empty() {
-            self.write_down(state);
-        }
-        drop(guard);
-        for (container, limit) in raised {
-            self.raise(&container, limit);
-        }
-    }
-
-    /// Whose the kills are that a pod has counted.
-    fn whose(&self, path: &CgroupPath, pod: &mut Pod, counted: Counts) -> Vec<Killed> {
-        let mut rest = counted;
-        let (mut killed, mut gone) = (Vec::new(), Vec::new());
-        for (id, running) in &mut pod.running {
-            let Ok(cgroup) = CgroupPath::parse(&running.cgroup) else { continue };
-            let of = |times, lives| Killed { id: id.clone(), name: running.name.clone(), times, lives };
-            match self.count(&cgroup) {
-                Ok(counts) => {
-                    let new = counts.since(running.counted);
-                    rest = rest.since(new);
-                    if new.kills() > 0 {
-                        killed.push(of(new.kills(), true));
-                    }
-                    running.counted = counts;
-                }
-                Err(CgroupError::Gone(_)) => gone.push(of(0, false)),
-                Err(error) => debug!(%cgroup, %error, "cannot tell whether it was killed"),
-            }
-        }
-        gone.iter().for_each(|gone| _ = pod.running.remove(&gone.id));
-        match &mut gone[..] {
-            _ if rest.kills() == 0 => {}
-            [one] => {
-                one.times = rest.kills();
-                killed.append(&mut gone);
-            }
-            several => warn!(
-                cgroup = %path,
-                processes = rest.processes,
-                might_be = ?several.iter().map(|gone| &gone.name).collect::<Vec<_>>(),
-                "the kernel killed processes of the pod for want of memory; whose they were can no longer be told"
-            ),
-        }
-        killed
-    }
-
-    /// Tells of a container's kills, and decides about a container that lives on.
-    fn killed(&self, path: &CgroupPath, pod: &mut Pod, killed: &Killed, now: u64) -> Option<(Arc<Container>, Bytes)> {
-        let history = pod.histories.get_mut(&killed.name)?;
-        let container = self.containers.get(&killed.id);
-        if pod.told.get(&killed.name).is_none_or(|told| now.saturating_sub(*told) >= TELL_EVERY) {
-            pod.told.insert(killed.name.clone(), now);
-            let window = self.containers.settings().config.oom_rescue.unwrap_or_default().window;
-            warn!(
-                pod = container.as_ref().map(|container| &container.pod),
-                container = killed.name,
-                cgroup = %path,
-                limit = container.as_ref().map(|container| tracing::field::display(container.limit)),
-                kills = history.kills(window, now),
-                ?window,
-                "the kernel killed processes of the container for want of memory"
-            );
-        }
-        // Of one that is gone it is decided when it is made anew.
-        let container = container.filter(|_| killed.lives)?;
-        let raised = self.judge(&container, history, container.limit.bytes()?)?;
-        Some((container, raised))
-    }
-
-    /// Gives a container that lives on its higher limit, its pod first.
-    fn raise(&self, container: &Container, limit: Bytes) {
-        let raised = Container { limit: Limit::Bytes(limit), ..container.clone() };
-        let siblings = self.containers.in_sandbox(&container.sandbox);
-        self.ancestors.raise_limits(&raised, Some(container.limits()), &siblings);
-        let _ = self.work.send(Work::Limit(container.id.clone(), limit));
-    }
-
-    fn write_down(&self, state: &mut State) {
-        let result = self.save(state);
+        let result: io::Result<()> = save();
         if let Err(error) = &result
-            && !state.is_failing
+            && !self.is_failing
         {
             warn!(file = %self.path.display(), %error, "cannot write down kills; after a restart they are not known any more");
         }
-        state.is_failing = result.is_err();
-    }
-
-    fn save(&self, state: &State) -> io::Result<()> {
-        if let Some(directory) = self.path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let new = self.path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(state)?)?;
-        fs::rename(&new, &self.path)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic runs while it is held, so a poisoned one holds good data.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.is_failing = result.is_err();
     }
 }
 
-/// The task that watches.
-#[derive(Debug)]
-pub struct Watcher {
-    kills: Arc<Kills>,
-    changed: mpsc::UnboundedReceiver<Change>,
-}
-
-/// What to look at: pods, and which of their containers have ended.
-type Due = BTreeMap<CgroupPath, BTreeSet<String>>;
-
-impl Watcher {
-    /// Works for ever.
-    pub async fn run(mut self) {
-        let mut wakes = Wakes::new()
-            .inspect_err(|error| warn!(%error, "cannot watch for kills; they are found only every {EVERY:?}"))
-            .ok();
-        let mut totals = HashMap::new();
-        let mut ticks = interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let mut due = Due::new();
-            tokio::select! {
-                Some(change) = self.changed.recv() => self.add(change, &mut wakes, &mut due),
-                pod = next(&mut wakes) => { due.entry(pod).or_default(); }
-                _ = ticks.tick() => {
-                    due.extend(self.kills.suspects(&mut totals).into_iter().map(|pod| (pod, BTreeSet::new())));
-                }
+/// What the files of a pod's containers tell, which then is accounted for; and the ids of those that have none any more.
+fn look_at_containers(root: &CgroupRoot, pod: &mut Pod) -> (Vec<Killed>, Vec<String>) {
+    let (mut killed, mut gone) = (Vec::new(), Vec::new());
+    for (id, running) in &mut pod.running {
+        let Ok(cgroup) = CgroupPath::parse(&running.cgroup) else { continue };
+        match root.cgroup(&cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from) {
+            Ok(counts) => {
+                let times = counts.kills().saturating_sub(running.counted.kills());
+                killed.push(Killed { name: running.name.clone(), times, container: running.container.clone() });
+                pod.accounted = pod.accounted.plus(counts.since(running.counted));
+                running.counted = counts;
             }
-            while let Ok(change) = self.changed.try_recv() {
-                self.add(change, &mut wakes, &mut due);
-            }
-            while let Some(pod) = next(&mut wakes).now_or_never() {
-                due.entry(pod).or_default();
-            }
-            let kills = self.kills.clone();
-            // The kubelet's checkpoint may be large, and the files many.
-            let looked =
-                tokio::task::spawn_blocking(move || due.iter().for_each(|(pod, ended)| kills.look(pod, ended)));
-            if let Err(error) = looked.await {
-                error!(%error, "looking for containers that were killed failed; they are not counted any more");
-                return;
-            }
-            sleep(PAUSE).await;
+            Err(CgroupError::Gone(_)) => gone.push(id.clone()),
+            Err(error) => debug!(%cgroup, %error, "cannot tell whether it was killed"),
         }
     }
-
-    fn add(&self, change: Change, wakes: &mut Option<Wakes>, due: &mut Due) {
-        match change {
-            Change::Started(pod) => {
-                if let Some(wakes) = wakes
-                    && let Err(error) = wakes.add(&self.kills.root, &pod)
-                {
-                    debug!(cgroup = %pod, %error, "cannot watch for kills, which are found only every {EVERY:?}");
-                }
-                due.entry(pod).or_default();
-            }
-            Change::Ended(pod, id) => _ = due.entry(pod).or_default().insert(id),
-        }
-    }
+    (killed, gone)
 }
 
 /// Pods whose `memory.events` has changed.
@@ -531,13 +653,28 @@ impl Wakes {
         Ok(())
     }
 
+    /// A removed cgroup's watch does not always end by itself.
+    fn remove(&mut self, pod: &CgroupPath) {
+        let watches = &mut self.watches;
+        self.pods.retain(|descriptor, path| {
+            let is_it = path == pod;
+            if is_it {
+                // It may have ended.
+                let _ = watches.remove(descriptor.clone());
+            }
+            !is_it
+        });
+    }
+
     async fn next(&mut self) -> io::Result<CgroupPath> {
         loop {
             let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
-            if event.mask.contains(EventMask::IGNORED) {
-                self.pods.remove(&event.wd);
-            } else if let Some(pod) = self.pods.get(&event.wd) {
-                return Ok(pod.clone());
+            // Also that a pod is gone.
+            if let Some(pod) = self.pods.get(&event.wd).cloned() {
+                if event.mask.contains(EventMask::IGNORED) {
+                    self.pods.remove(&event.wd);
+                }
+                return Ok(pod);
             }
         }
     }

@@ -38,7 +38,7 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the runtime has to be quiet before it is asked to update containers. Without containerd/nri#301 it takes its two locks in one order
 /// for events and in the other for what plugins ask for: with one event being answered, and another one waiting, such a request
 /// stops it for ever (containerd/containerd#13733).
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_secs(1);
 
 /// After how long to look at a container that was to be updated. The kubelet tries an update again after 10 s.
 const LATER: Duration = Duration::from_secs(5);
@@ -68,8 +68,15 @@ pub enum Work {
     Later(String, u64),
     /// One container, of which the update with this number should have come about by now.
     Updated(String, u64),
-    /// One container, whose limit is to be this, which does not kill it.
-    Limit(String, Bytes),
+    /// One container, whose limit is to be another.
+    Limit {
+        /// Its id.
+        id: String,
+        /// The limit, which does not kill it.
+        limit: Bytes,
+        /// The update that its limit came with when that was decided: nothing of it counts after another.
+        revision: u64,
+    },
     /// A cgroup above the containers.
     Cgroup(CgroupPath),
     /// A cgroup of which the runtime may not have told.
@@ -78,6 +85,13 @@ pub enum Work {
     Share,
     /// Every container and every cgroup above.
     All,
+}
+
+impl Work {
+    /// A container is to have another limit, unless its user asks for one before.
+    pub fn limit(container: &Container, limit: Bytes) -> Self {
+        Self::Limit { id: container.id.clone(), limit, revision: container.revision }
+    }
 }
 
 /// One file of a container that is not as it should be.
@@ -170,10 +184,7 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
 
 /// Whether a file that was given a value holds it: the kernel keeps whole pages, rounded down.
 pub fn same(observed: Limit, desired: Limit, page: PageSize) -> bool {
-    match (observed, desired) {
-        (Limit::Bytes(observed), Limit::Bytes(desired)) => observed.floor_to(page) == desired.floor_to(page),
-        (observed, desired) => observed == desired,
-    }
+    observed.floor_to(page) == desired.floor_to(page)
 }
 
 /// The update that brings a container's files to their values; `memory.max` by its limit, which the runtime keeps an account of.
@@ -367,10 +378,10 @@ impl Reconciler {
             Work::Later(id, number) => self.again(LATER, Work::Updated(id, number)),
             Work::Updated(id, number) => {
                 // There is no word of an update that fails.
-                self.containers.not_made(&id, number);
+                self.containers.swap_update(&id, Update::UnderWay(number), Update::Over);
                 due.containers.entry(id).or_default();
             }
-            Work::Limit(id, limit) => self.ask_for_limit(id, limit),
+            Work::Limit { id, limit, revision } => self.ask_for_limit(id, limit, revision),
             Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
             Work::Stranger(path) => self.meet(path),
             Work::Share => due.share = true,
@@ -422,14 +433,14 @@ impl Reconciler {
     }
 
     /// Asks the runtime for another limit of a container that runs.
-    fn ask_for_limit(&mut self, id: String, limit: Bytes) {
-        let Some(container) = self.containers.get(&id) else { return };
+    fn ask_for_limit(&mut self, id: String, limit: Bytes, revision: u64) {
+        let known = self.containers.get(&id).filter(|container| container.revision == revision);
+        let Some(container) = known else { return };
         let is_changing = matches!(container.update, Update::UnderWay(_)) && container.update != Update::OURS;
         if is_changing || self.is_waiting(&id) {
-            return self.again(BUSY, Work::Limit(id, limit));
+            return self.again(BUSY, Work::Limit { id, limit, revision });
         }
-        self.containers.set_update(&id, Update::Over);
-        let Some(container) = self.containers.get(&id) else { return };
+        self.containers.swap_update(&id, Update::OURS, Update::Over);
         let swap_max = container.cgroup.as_ref().and_then(|cgroup| self.root.cgroup(cgroup).ok()?.swap_max().ok());
         let write = Write { knob: Knob::Max, observed: container.limit, desired: Limit::Bytes(limit) };
         self.progress(&id).is_waiting = true;
@@ -473,11 +484,23 @@ impl Reconciler {
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
+            if touched.contains(&Knob::Max) {
+                self.raise_again(&cgroup);
+            }
             match self.ancestors.check(&cgroup, &touched) {
                 Checked::Settled => {}
                 Checked::Again(wait) => self.again(wait, Work::Cgroup(cgroup)),
                 Checked::Gone => self.unwatch(&cgroup),
             }
+        }
+    }
+
+    /// Somebody has set a pod's limit. The kubelet adds up what users ask for, which is too little where limits were raised.
+    fn raise_again(&self, pod: &CgroupPath) {
+        let of_pod = |container: &Arc<Container>| container.place.as_ref().is_some_and(|place| place.cgroup() == pod);
+        let containers: Vec<_> = self.containers.all().into_iter().filter(of_pod).collect();
+        if let Some(raised) = containers.iter().find(|container| container.limit > container.asked) {
+            self.ancestors.raise_limits(raised, Some(raised.asked_limits()), &containers);
         }
     }
 
@@ -929,7 +952,15 @@ impl Updater {
             }
             tokio::time::sleep(wait).await;
         }
-        let current = pending.iter().filter(|pending| !self.is_superseded(pending));
+        // A limit that was decided on before another update is not what is wanted any more.
+        let is_current = |pending: &&&Pending| {
+            pending.writes.iter().all(|write| write.knob != Knob::Max)
+                || self
+                    .containers
+                    .get(&pending.container.id)
+                    .is_some_and(|now| now.revision == pending.container.revision)
+        };
+        let current = pending.iter().filter(is_current);
         let updates: Vec<_> = current.map(|pending| pending.update(ignore_failure)).collect();
         if updates.is_empty() {
             return Ok(());
@@ -941,14 +972,6 @@ impl Updater {
             Ok(Err(error)) => Err(Unsent::Failed(error.to_string())),
             Err(_) => Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}"))),
         }
-    }
-}
-
-impl Updater {
-    /// A limit that is to be set, and by now its user has asked for another one, or the container is gone.
-    fn is_superseded(&self, pending: &Pending) -> bool {
-        pending.writes.iter().any(|write| write.knob == Knob::Max)
-            && self.containers.get(&pending.container.id).is_none_or(|now| now.limit != pending.container.limit)
     }
 }
 

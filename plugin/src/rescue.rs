@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Bytes, PageSize};
+use crate::units::{Bytes, Limit, PageSize};
 
 /// How many kills of one container are remembered at most: more than can be asked for.
 const REMEMBERED: usize = 1000;
@@ -72,9 +72,11 @@ impl Ceiling {
     }
 }
 
-/// What is remembered of a container, whatever ids it has had.
+/// What is remembered of a container, whatever ids it has had, for as long as its user asks for the same limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
+    /// What its user asks for, in bytes, if that is known.
+    asked: Option<u64>,
     /// When it was killed.
     kills: Vec<u64>,
     /// What it was raised to.
@@ -83,11 +85,11 @@ pub struct History {
 
 /// A limit that was raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Rescued {
+pub struct Rescued {
     /// What its user asks for, in bytes.
-    asked: u64,
+    pub asked: u64,
     /// What it has instead, in bytes.
-    limit: u64,
+    pub limit: u64,
 }
 
 /// What to do about a container that was killed.
@@ -95,9 +97,9 @@ struct Rescued {
 pub enum Verdict {
     /// Nothing yet.
     NotYet,
-    /// It gets this limit, with which it was killed no longer than now.
+    /// It gets this limit. Kills are counted anew.
     Raise(Bytes),
-    /// It may not have more than it has.
+    /// It may not have more than it has. Kills are counted anew.
     AtCeiling(Bytes),
 }
 
@@ -115,28 +117,28 @@ impl History {
         self.kills.iter().filter(|kill| now.saturating_sub(**kill) <= window.as_secs()).count()
     }
 
-    /// The limit that it has instead of what its user asks for; `None` is just that. Forgets a former one when the user asks for
-    /// something else.
-    pub fn limit_for(&mut self, asked: Bytes) -> Option<Bytes> {
-        let rescued = self.rescued?;
-        if rescued.asked != asked.get() {
+    /// What it was raised to.
+    pub fn rescued(&self) -> Option<Rescued> {
+        self.rescued
+    }
+
+    /// Its user asks for this limit. Whether that is another one than before, with which nothing of what was has to do.
+    pub fn asks_for(&mut self, asked: Limit, page: PageSize) -> bool {
+        let is_other = |before| Limit::Bytes(Bytes::new(before)).floor_to(page) != asked.floor_to(page);
+        let is_new = self.asked.is_some_and(is_other);
+        if is_new {
             *self = Self::default();
-            return None;
         }
-        Some(Bytes::new(rescued.limit))
+        self.asked = asked.bytes().map(Bytes::get);
+        is_new
     }
 
-    /// What its user asks for, where it has `limit`.
-    pub fn asked(&self, limit: Bytes) -> Bytes {
-        self.rescued.filter(|rescued| rescued.limit == limit.get()).map_or(limit, |rescued| Bytes::new(rescued.asked))
-    }
-
-    /// Whether it is to have a higher limit than `limit`, which it has. `own_ceiling` is its pod's word on it. After a raise, kills
-    /// are counted anew.
+    /// Whether it is to have a higher limit than it has, when its user asks for `asked`. `own_ceiling` is its pod's word on it, `free`
+    /// what the node has left.
     pub fn judge(
         &mut self,
         rescue: &OomRescue,
-        limit: Bytes,
+        asked: Bytes,
         own_ceiling: Option<Bytes>,
         free: Bytes,
         page: PageSize,
@@ -145,25 +147,18 @@ impl History {
         if self.kills(rescue.window, now) < rescue.kills as usize {
             return Verdict::NotYet;
         }
-        let asked = self.asked(limit);
+        self.kills.clear();
+        let limit = self.rescued.map_or(asked, |rescued| Bytes::new(rescued.limit));
         let most = own_ceiling.unwrap_or(Bytes::MAX).min(rescue.ceiling.most(asked, free)).floor_to(page);
-        if most <= limit {
-            self.kills.clear();
+        let next_page = limit.saturating_add(Bytes::new(page.get())).floor_to(page);
+        if most < next_page {
             return Verdict::AtCeiling(most);
         }
-        let by_factor = (limit.get() as f64 * rescue.factor) as u64;
-        let wanted = Bytes::new(by_factor).max(limit.saturating_add(rescue.minimum));
-        // At least one page, however small the step.
-        let raised = wanted.min(most).floor_to(page).max(limit.saturating_add(Bytes::new(page.get())).floor_to(page));
-        self.kills.clear();
+        let by_factor = Bytes::new((limit.get() as f64 * rescue.factor) as u64);
+        let wanted = by_factor.max(limit.saturating_add(rescue.minimum));
+        let raised = wanted.min(most).floor_to(page).max(next_page);
         self.rescued = Some(Rescued { asked: asked.get(), limit: raised.get() });
         Verdict::Raise(raised)
-    }
-
-    /// Nothing of it matters any more.
-    pub fn is_over(&self, now: u64) -> bool {
-        const LONG: u64 = 24 * 3600;
-        self.rescued.is_none() && self.kills.iter().all(|kill| now.saturating_sub(*kill) > LONG)
     }
 }
 
@@ -189,8 +184,8 @@ mod tests {
         history
     }
 
-    fn judge(history: &mut History, ceiling: Ceiling, limit: Bytes) -> Verdict {
-        history.judge(&rescue(ceiling), limit, None, mib(1000), PageSize::KIB4, NOW)
+    fn judge(history: &mut History, ceiling: Ceiling, asked: Bytes) -> Verdict {
+        history.judge(&rescue(ceiling), asked, None, mib(1000), PageSize::KIB4, NOW)
     }
 
     #[test]
@@ -202,7 +197,7 @@ mod tests {
         assert_eq!(judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)), Verdict::NotYet);
         history.killed(1, NOW);
         assert_eq!(judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)), Verdict::Raise(mib(200)));
-        assert_eq!(judge(&mut history, Ceiling::Limit(mib(2000)), mib(200)), Verdict::NotYet, "counted anew");
+        assert_eq!(judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)), Verdict::NotYet, "counted anew");
     }
 
     #[test]
@@ -215,7 +210,8 @@ mod tests {
         // 5 % of 1000 MiB.
         assert_eq!(judge(&mut killed(), Ceiling::Share(5), mib(100)), Verdict::Raise(mib(150)));
         // Whatever the ceiling, the node has no more.
-        assert_eq!(judge(&mut killed(), Ceiling::Limit(mib(5000)), mib(4950)), Verdict::Raise(mib(5000)));
+        assert_eq!(judge(&mut killed(), Ceiling::Limit(mib(5000)), mib(3950)), Verdict::Raise(mib(4740)));
+        assert_eq!(judge(&mut killed(), Ceiling::Limit(mib(50_000)), mib(6000)), Verdict::Raise(mib(7000)));
         let none = killed().judge(&rescue(limit), mib(100), None, Bytes::ZERO, PageSize::KIB4, NOW);
         assert_eq!(none, Verdict::AtCeiling(mib(100)));
         let own = killed().judge(&rescue(limit), mib(100), Some(mib(120)), mib(1000), PageSize::KIB4, NOW);
@@ -226,26 +222,28 @@ mod tests {
     fn the_share_counts_from_what_the_user_asks_for_however_often_it_is_raised() {
         let mut history = killed();
         let small = OomRescue { minimum: mib(30), ceiling: Ceiling::Share(5), ..OomRescue::default() };
-        let mut limit = mib(100);
         for expected in [Verdict::Raise(mib(130)), Verdict::Raise(mib(150)), Verdict::AtCeiling(mib(150))] {
-            assert_eq!(history.judge(&small, limit, None, mib(1000), PageSize::KIB4, NOW), expected);
-            if let Verdict::Raise(raised) = expected {
-                limit = raised;
-            }
+            assert_eq!(history.judge(&small, mib(100), None, mib(1000), PageSize::KIB4, NOW), expected);
             history.killed(3, NOW);
         }
+        assert_eq!(history.rescued(), Some(Rescued { asked: mib(100).get(), limit: mib(150).get() }));
     }
 
     #[test]
-    fn a_raised_limit_stays_until_the_user_asks_for_another() {
+    fn all_of_it_is_forgotten_when_the_user_asks_for_another_limit() {
+        let asks_for = |history: &mut History, limit| history.asks_for(limit, PageSize::KIB4);
         let mut history = killed();
-        assert_eq!(history.limit_for(mib(100)), None);
+        assert!(!asks_for(&mut history, mib(100).into()));
         judge(&mut history, Ceiling::Limit(mib(2000)), mib(100));
-        assert_eq!(history.limit_for(mib(100)), Some(mib(200)));
-        assert_eq!(history.asked(mib(200)), mib(100));
-        assert!(!history.is_over(u64::MAX));
-        assert_eq!(history.limit_for(mib(150)), None);
-        assert_eq!(history, History::default());
+        // The same in whole pages, as the kernel has it.
+        assert!(!asks_for(&mut history, Limit::Bytes(Bytes::new(mib(100).get() + 4095))));
+        assert!(history.rescued().is_some());
+        for other in [mib(150).into(), Limit::Max] {
+            let mut history = history.clone();
+            history.killed(2, NOW);
+            assert!(asks_for(&mut history, other));
+            assert_eq!((history.rescued(), history.kills(Duration::MAX, NOW)), (None, 0));
+        }
     }
 
     proptest! {

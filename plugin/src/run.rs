@@ -16,10 +16,10 @@ use plimsoll::ancestors::Ancestors;
 use plimsoll::cgroup::CgroupRoot;
 use plimsoll::cgroup::systemd::Systemd;
 use plimsoll::config::{self, Config, LogLevel};
-use plimsoll::containers::{Containers, Settings};
+use plimsoll::containers::{Containers, STAND_ASIDE, Settings};
 use plimsoll::cut::Cuts;
 use plimsoll::defer::Deferrals;
-use plimsoll::kills::{Kills, Watcher};
+use plimsoll::kills::Watcher;
 use plimsoll::originals::{self, Originals};
 use plimsoll::reconcile::{Reconciler, Work};
 use plimsoll::requests::checkpoint::Checkpoints;
@@ -188,7 +188,7 @@ impl Node {
         let (work, todo) = mpsc::unbounded_channel();
         let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
         let deferrals = Arc::new(Deferrals::new(root.clone(), containers.clone(), cuts.clone(), work.clone()));
-        let (kills, watcher) = Kills::load(host, root.clone(), containers.clone(), ancestors.clone(), work.clone());
+        let (kills, watcher) = Watcher::load(host, root.clone(), containers.clone(), ancestors.clone(), work.clone());
         let parts = Parts { containers, ancestors, root, cuts, deferrals, kills, work };
         Ok(Self { host: host.to_owned(), parts, watcher, todo })
     }
@@ -287,9 +287,13 @@ async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     let watched = inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
     watched.with_context(|| format!("watch {}", directory.display()))?;
     let mut changes = inotify.into_event_stream([0; 4096]).context("read inotify")?;
+    service.look_whether_to_stand_aside();
     loop {
-        service.look_whether_to_stand_aside();
-        changes.next().await.context("inotify ended")?.context("read inotify")?;
+        let change = changes.next().await.context("inotify ended")?.context("read inotify")?;
+        // What else is kept there is the plugin's own, and changes often. Without a name: there may have been too many.
+        if change.name.is_none_or(|name| Path::new(STAND_ASIDE).file_name() == Some(name.as_os_str())) {
+            service.look_whether_to_stand_aside();
+        }
     }
 }
 

@@ -217,7 +217,12 @@ impl Service {
             self.refresh_node();
         }
         let record = self.record(&container).await;
-        let former = self.containers.last_limits(&container.sandbox, &container.name);
+        let is_raised = container.limit != container.asked;
+        let former = match self.containers.last_limits(&container.sandbox, &container.name) {
+            // Of what it was raised to the kubelet does not know, whatever the pod's limit was before.
+            _ if is_raised => Some(container.asked_limits()),
+            former => former,
+        };
         let (is_recorded, pod_limits) = match &record {
             Ok(Some(record)) => (true, record.pod_limits),
             _ => (false, false),
@@ -234,6 +239,9 @@ impl Service {
         for notice in &decided.notices {
             warn!(pod = container.pod, container = container.name, "{notice}");
         }
+        if former != Some(container.limits()) {
+            self.say_if_beyond_the_node(&container);
+        }
         if !pod_limits {
             self.raise_pod(&container, former, is_recorded);
         }
@@ -242,6 +250,21 @@ impl Service {
             self.ancestors.claim_at_least(place, &container.id, claim);
         }
         (container, decided)
+    }
+
+    /// A limit that the node cannot keep is set all the same. Of requests the sums of their protection tell.
+    fn say_if_beyond_the_node(&self, container: &Container) {
+        if let (Limit::Bytes(limit), Some(allocatable)) = (container.limit, self.containers.settings().node.allocatable)
+            && limit > allocatable
+        {
+            warn!(
+                pod = container.pod,
+                container = container.name,
+                limit = limit.quantity(),
+                allocatable = allocatable.quantity(),
+                "the container may use more than the node has for all pods; set as asked, but the node may run out of memory before"
+            );
+        }
     }
 
     /// A container's limits are worth nothing where its pod's are tighter. `former` are those that it, or one of its name before
@@ -304,16 +327,6 @@ impl Service {
             self.deferrals.put(&container.id, limit, settings.config.shrink_deadline);
         }
         Ok(Some(in_force))
-    }
-
-    /// The limit of a container instead of what is asked for, if it was killed too often with that.
-    async fn rescued(&self, container: &Container) -> Option<Limit> {
-        let asked = container.limit.bytes().filter(|_| self.kills.may_have_history(container))?;
-        let (kills, container) = (self.kills.clone(), container.clone());
-        let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-        let raised = tokio::task::spawn_blocking(move || kills.limit_for(&container, asked));
-        // Without an answer in time it is decided after its next kill.
-        timeout(budget, raised).await.ok()?.ok()?.map(Limit::Bytes)
     }
 
     fn meet_sandbox(&self, pod: &PodSandbox) {
@@ -389,6 +402,8 @@ impl Plugin for Service {
         pods: Vec<PodSandbox>,
         containers: Vec<api::Container>,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
+        // What else the runtime is at is not known yet: it is not to be asked for anything at once.
+        let _event = self.containers.event();
         // Runtimes also tell of sandboxes that have ended and were not removed yet.
         let is_over = |pod: &PodSandbox| {
             let cgroup = CgroupPath::parse(&pod.linux.get_or_default().cgroups_path).ok();
@@ -407,9 +422,10 @@ impl Plugin for Service {
             let unified = self.containers.before(&container.id).map(Values::to_unified).unwrap_or_default();
             Some(Container { unified, ..translate(pod, &container, page) })
         });
+        let known = known.map(|container| Container { asked: self.kills.asked(&container), ..container });
         self.containers.replace(known);
-        let running: Vec<_> = self.containers.all().into_iter().filter(|container| container.started).collect();
-        self.kills.synchronize(&running);
+        let running = self.containers.all().into_iter().filter(|container| container.started);
+        self.kills.synchronize(running.collect());
         // In the reply it would keep the runtime locked until the last container is updated.
         self.enqueue(Work::All);
         Ok(Vec::new())
@@ -450,7 +466,7 @@ impl Plugin for Service {
         let asked = container.linux.get_or_default().resources.get_or_default().memory.clone();
         // Whatever the runtime says of its state.
         let mut container = Container { started: false, ..translate(&pod, &container, self.page_size()) };
-        let rescued = self.rescued(&container).await;
+        let rescued = self.kills.limit_for(&container);
         container.limit = rescued.unwrap_or(container.limit);
         let (container, decided) = self.resolve(container).await;
         // The kernel's defaults need not be set. What is set already may be the client's or another plugin's, in which case
@@ -499,7 +515,7 @@ impl Plugin for Service {
         let _event = self.containers.event();
         self.containers.started(&container.id);
         if let Some(container) = self.containers.get(&container.id) {
-            self.kills.started(&container);
+            self.kills.runs(&container);
         }
         self.enqueue(Work::Container(container.id));
         Ok(())
@@ -540,17 +556,23 @@ impl Plugin for Service {
         }
         let mut instead = None;
         if asked != 0 {
-            instead = self.rescued(&updated).await;
+            (updated.asked, updated.revision) = (updated.limit, number + 1);
+            instead = self.kills.limit_for(&updated);
             updated.limit = instead.unwrap_or(updated.limit);
-            self.deferrals.forget(&updated.id);
             // Nothing of a cut that is refused is remembered.
-            if let Some(in_force) = self.make_room(&updated).await? {
-                instead = Some(in_force);
-                updated.limit = in_force;
+            match self.make_room(&updated).await? {
+                Some(in_force) => {
+                    instead = Some(in_force);
+                    updated.limit = in_force;
+                }
+                None => self.deferrals.forget(&updated.id),
             }
             updated.high_before = self.containers.get(&updated.id).and_then(|known| known.high_before);
         }
         let (container, decided) = self.resolve(updated).await;
+        if asked != 0 && container.started {
+            self.kills.runs(&container);
+        }
         // The runtime keeps what was set before and sets it again with every update. So all that is wanted is said, and of
         // the defaults those that the kernel does not have.
         let cgroup = container.cgroup.as_ref().and_then(|path| self.root.cgroup(path).ok());
@@ -638,6 +660,8 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         uid,
         sandbox: pod.id.clone(),
         limit: Limit::Max,
+        asked: Limit::Max,
+        revision: 0,
         cpu: CpuMax::NONE,
         cpu_shares: shares(resources, CpuShares::default()),
         swap_max: None,
@@ -657,6 +681,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
     }
     let asked = resources.memory.get_or_default().limit.get_or_default().value;
     translated.limit = limit(asked, page, &translated);
+    translated.asked = translated.limit;
     translated.cpu = cpu(resources, CpuMax::NONE);
     if !linux.cgroups_path.is_empty() {
         match CgroupPath::parse(&linux.cgroups_path) {

@@ -144,6 +144,15 @@ impl Limit {
         if bytes.0 >= Bytes::MAX.floor_to(page).0 { Ok(Self::Max) } else { Ok(Self::Bytes(bytes)) }
     }
 
+    /// What the kernel makes of it: whole pages, rounded down.
+    #[must_use]
+    pub const fn floor_to(self, page: PageSize) -> Self {
+        match self {
+            Self::Bytes(bytes) => Self::Bytes(bytes.floor_to(page)),
+            Self::Max => Self::Max,
+        }
+    }
+
     /// The number of bytes, if there is a limit.
     pub const fn bytes(self) -> Option<Bytes> {
         match self {

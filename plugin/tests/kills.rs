@@ -21,10 +21,41 @@ async fn start(config: &str) -> (Node, Daemon, Runtime) {
     (node, daemon, runtime)
 }
 
-/// Gives a cgroup a new count of kills, as the kernel does.
+/// Gives a cgroup a new count of kills, as the kernel does, by its own limit or one in it.
 fn count(runtime: &Runtime, cgroup: &str, processes: u64, groups: u64) {
-    let text = format!("low 0\nhigh 0\nmax 7\noom 3\noom_kill {processes:04}\noom_group_kill {groups:04}");
+    count_by(runtime, cgroup, processes, processes, groups);
+}
+
+/// The same with how often a limit was reached.
+fn count_by(runtime: &Runtime, cgroup: &str, limits: u64, processes: u64, groups: u64) {
+    let text = format!("low 0\nhigh 0\nmax 7\noom {limits:04}\noom_kill {processes:04}\noom_group_kill {groups:04}");
     runtime.set_file(cgroup, "memory.events", &text);
+}
+
+/// What the plugin has written down of the container `app` of a pod.
+fn history(node: &Node, uid: &str) -> serde_json::Value {
+    let text = fs::read_to_string(node.path("host/run/plimsoll/kills")).unwrap_or_default();
+    let counted: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    counted["pods"][format!("kubepods/burstable/pod{uid}")]["histories"]["app"].clone()
+}
+
+/// Waits until so many kills of it count.
+async fn counts(node: &Node, uid: &str, kills: u64) {
+    until(&format!("{kills} kills"), || history(node, uid)["kills"].as_array().map_or(0, Vec::len) as u64 == kills)
+        .await;
+}
+
+async fn forgotten(node: &Node, uid: &str) {
+    until("forgotten", || history(node, uid)["rescued"].is_null()).await;
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let looks = async {
+        while !is_so() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(std::time::Duration::from_secs(30), looks).await.is_ok(), "{what}");
 }
 
 fn container(pod: &Pod) -> String {
@@ -54,6 +85,9 @@ async fn again(runtime: &Runtime, pod: &mut Pod, limit: i64) -> Option<LinuxMemo
     let reply = runtime.connection.create_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
     let memory = reply.adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().memory;
     runtime.make_cgroup(pod);
+    if let Some(memory) = memory.as_ref() {
+        runtime.set_file(&container(pod), "memory.max", &memory.limit.value.to_string());
+    }
     count(runtime, &container(pod), 0, 0);
     runtime.started(pod).await;
     memory.into_option()
@@ -131,6 +165,7 @@ async fn what_was_counted_before_the_plugin_first_came_is_nobodys_news() {
         count(&runtime, &cgroup, 70, 0);
     }
     runtime.synchronize(&[&pod]).await;
+    until("written down", || node.path("host/run/plimsoll/kills").exists()).await;
     count(&runtime, &container(&pod), 71, 0);
     count(&runtime, &pod.cgroup(), 71, 0);
     let line = daemon.says("the kernel killed processes of the container").await;
@@ -143,17 +178,21 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     let mut pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
     for kills in 1..=3 {
+        assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
         // Once more: its cgroup is gone before anybody could look.
         fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
         count(&runtime, &pod.cgroup(), 2 * kills, kills);
-        let memory = again(&runtime, &mut pod, 100 * MIB).await;
-        // The limit of memory and swap goes with it.
-        assert_eq!(memory.as_ref().map(limits), (kills == 3).then_some((200 * MIB, 200 * MIB)), "{kills}");
+        // Each is looked at.
+        if kills < 3 {
+            counts(&node, "b", kills).await;
+        }
     }
     let line = daemon.says("raising the limit of a container that is killed again and again").await;
     for part in ["desired=209715200", "observed=104857600", "asked=104857600", "kills=3", "container=\"app\""] {
         assert!(line.contains(part), "{part}: {line}");
     }
+    // The limit of memory and swap goes with it.
+    assert_eq!(again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits), Some((200 * MIB, 200 * MIB)));
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string(), "the pod's cgroup first");
     // It stays so over restarts of the container and of the plugin.
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits), Some((200 * MIB, 200 * MIB)));
@@ -163,16 +202,28 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     let runtime = node.accept().await;
     pod.linux().resources = Some(memory_limit(200 * MIB)).into();
     runtime.synchronize(&[&pod]).await;
-    for (kills, expected) in [(4, 200), (5, 200), (6, 250), (7, 250), (8, 250), (9, 250)] {
+    for (kills, expected, said) in [
+        (4, 200, ""),
+        (5, 200, ""),
+        (6, 250, "raising the limit"),
+        (7, 250, ""),
+        (8, 250, ""),
+        (9, 250, "may not get more memory"),
+    ] {
         fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
         count(&runtime, &pod.cgroup(), 2 * kills, kills);
+        if said.is_empty() {
+            counts(&node, "b", kills % 3).await;
+        } else {
+            let line = daemon.says(said).await;
+            assert!(kills == 6 || line.contains("ceiling=262144000") && line.contains("observed=262144000"), "{line}");
+        }
         let memory = again(&runtime, &mut pod, 100 * MIB).await;
         assert_eq!(memory.as_ref().map(limits), Some((expected * MIB, expected * MIB)), "{kills}");
     }
-    let line = daemon.says("may not get more memory").await;
-    assert!(line.contains("ceiling=262144000") && line.contains("observed=262144000"), "{line}");
     // Its user says something else: that counts, and what was before is forgotten.
     assert_eq!(again(&runtime, &mut pod, 120 * MIB).await, None);
+    forgotten(&node, "b").await;
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
 }
 
@@ -216,12 +267,16 @@ async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
     for file in ["actuated_pods_state", "allocated_pods_state"] {
         node.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
     }
-    for (pod, expected) in [(off, None), (own, None), (less, Some(120 * MIB))] {
+    for (pod, expected, said) in [
+        (off, None, "the kernel killed processes of the container"),
+        (own, None, "its pod has limits of its own, which stay"),
+        (less, Some(120 * MIB), "raising the limit"),
+    ] {
         let mut pod = pod;
         run(&runtime, &pod, 100 * MIB).await;
         fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
         count(&runtime, &pod.cgroup(), 3, 3);
-        daemon.says("the kernel killed processes of the container").await;
+        daemon.says(said).await;
         let memory = again(&runtime, &mut pod, 100 * MIB).await;
         assert_eq!(memory.map(|memory| memory.limit.value), expected, "{}", pod.sandbox.name);
     }
@@ -240,8 +295,83 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     run(&runtime, &pod, 100 * MIB).await;
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     count(&runtime, &pod.cgroup(), 1, 1);
-    daemon.says("the kernel killed processes of the container").await;
+    daemon.says("raising the limit").await;
     let memory = again(&runtime, &mut pod, 100 * MIB).await.unwrap();
     // A tenth of 500 MiB; its own request counts while it is made.
     assert_eq!(memory.limit.value, 150 * MIB);
+}
+
+#[tokio::test]
+async fn a_kill_that_is_seen_half_counts_once() {
+    let (node, _daemon, runtime) = start(RESCUE).await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    // The kernel counts one process, then all of them as a group, then the others, each in the container before its pod.
+    for (processes, groups) in [(1, 0), (1, 1), (5, 1)] {
+        count(&runtime, &container(&pod), processes, groups);
+        count(&runtime, &pod.cgroup(), processes, groups);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        counts(&node, "b", 1).await;
+    }
+    // The next one is seen in the container while it is there, and as a whole in the pod when it is gone.
+    count(&runtime, &container(&pod), 6, 1);
+    count(&runtime, &pod.cgroup(), 6, 1);
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+    count(&runtime, &pod.cgroup(), 9, 2);
+    counts(&node, "b", 2).await;
+}
+
+#[tokio::test]
+async fn who_is_killed_for_the_nodes_sake_does_not_get_more_for_it() {
+    let (node, mut daemon, runtime) = start("nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 1}\n").await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    count_by(&runtime, &container(&pod), 0, 3, 0);
+    count_by(&runtime, &pod.cgroup(), 0, 3, 0);
+    let line = daemon.says("the kernel killed processes of the container").await;
+    assert!(line.contains("by=\"the node or kubepods") && line.contains("kills=0"), "{line}");
+    assert!(history(&node, "b").is_null());
+    // By its own limit it counts.
+    count_by(&runtime, &container(&pod), 1, 4, 0);
+    count_by(&runtime, &pod.cgroup(), 1, 4, 0);
+    daemon.says("raising the limit").await;
+}
+
+#[tokio::test]
+async fn what_the_user_asks_for_meanwhile_counts() {
+    let (_node, mut daemon, mut runtime) = start(RESCUE).await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    count(&runtime, &container(&pod), 3, 0);
+    count(&runtime, &pod.cgroup(), 3, 0);
+    daemon.says("raising the limit").await;
+    // The runtime is asked only when it has been quiet for half a second.
+    runtime.update(&pod, memory_limit(220 * MIB)).await;
+    fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 220 * MIB)).unwrap();
+    runtime.updated(&pod).await;
+    let asked = tokio::time::timeout(std::time::Duration::from_secs(3), async {
+        while let Some(request) = runtime.updates.recv().await {
+            let memory = request.update[0].linux.resources.memory.clone();
+            assert!(memory.is_none(), "{memory:?}");
+            request.succeed(Vec::new());
+        }
+    });
+    assert!(asked.await.is_err());
+}
+
+#[tokio::test]
+async fn the_pods_limit_follows_a_raised_one_whatever_the_kubelet_adds_up() {
+    let (_node, mut daemon, mut runtime) = start(RESCUE).await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    count(&runtime, &container(&pod), 3, 0);
+    count(&runtime, &pod.cgroup(), 3, 0);
+    asked(&mut runtime, &pod).await;
+    runtime.serve_update(&[&pod]).await;
+    daemon.says("outcome=applied").await;
+    for _ in 0..2 {
+        runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+        runtime.holds(&pod.cgroup(), "memory.max", 200 * MIB).await;
+    }
 }

@@ -424,6 +424,23 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
 }
 
 #[tokio::test]
+async fn more_than_the_node_has_is_set_as_asked_and_said_once() {
+    let (_node, mut daemon, runtime) = start().await;
+    let pod = runs(&runtime, &mut daemon).await;
+    for _ in 0..2 {
+        runtime.update(&pod, memory_limit(5 << 30)).await;
+    }
+    runtime.update(&pod, memory_limit(300 * MIB)).await;
+    daemon.signal(rustix::process::Signal::TERM);
+    let mut said = Vec::new();
+    while let Some(line) = daemon.messages.recv().await {
+        said.extend(line.contains("more than the node has").then_some(line));
+    }
+    let [line] = &said[..] else { panic!("{said:?}") };
+    assert!(line.contains("limit=\"5Gi\"") && line.contains("allocatable=\"4Gi\""), "{line}");
+}
+
+#[tokio::test]
 async fn a_pod_with_limits_of_its_own_keeps_them() {
     let (node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 200 * MIB);

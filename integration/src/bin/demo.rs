@@ -1,7 +1,8 @@
-//! The main job, seen on a real node: pods of each class, and what the kernel holds for them, without and with the plugin.
+//! The main job, seen on a real node, without and with the plugin: pods of each class, and what the kernel holds for them; then
+//! what users of resizing in place have met.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
@@ -13,6 +14,7 @@ use integration::image::{Distro, Image};
 use integration::kubelet::{self, ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
 use integration::node::Node;
 use integration::placement::{self, Mode};
+use integration::stories;
 
 /// The plugin's configuration in the demo, spelled out: these are its defaults.
 const CONFIG: &str = "memoryThrottlingFactor: 0.9\nmemoryReservationPolicy: HardReservation\nnodeAllocatable: auto\n";
@@ -22,7 +24,8 @@ const PAGE: u64 = 4096;
 const HEADROOM: u64 = 2 * MIB;
 
 /// Boots a throwaway node, runs pods of each class on it, and shows the memory values that the kernel holds for them:
-/// first without the plugin, then with it, each value marked right (=) or wrong against the formula.
+/// first without the plugin, then with it, each value marked right (=) or wrong against the formula. Then it tells what becomes
+/// of containers that are resized, likewise.
 #[derive(Parser)]
 struct Arguments {
     /// Leave the node up at the end, with pods and plugin, and say how to get in.
@@ -88,6 +91,8 @@ fn main() -> Result<ExitCode> {
     kubelet::clear(&node)?;
     let (table, _) = run(&node, |_, _| None)?;
     println!("{table}");
+    println!("\nResizes without the plugin:\n");
+    resizes(&node, None)?;
 
     progress("installing the plugin, to be launched by containerd");
     kubelet::clear(&node)?;
@@ -96,9 +101,13 @@ fn main() -> Result<ExitCode> {
     let (table, wrong) = run(&node, |kubelet, case| Some(expected(kubelet, case)))?;
     println!("{table}");
     println!("Values in bytes. = as the formula says; anything else is marked WRONG with the value expected.");
+    println!("\nResizes with the plugin:\n");
+    let mut stories_wrong = 0;
+    resizes(&node, Some(&mut stories_wrong))?;
+    let wrong = wrong + stories_wrong;
     println!(
         "{} in {:.0} s.",
-        if wrong == 0 { "All values are right".to_owned() } else { format!("{wrong} values are WRONG") },
+        if wrong == 0 { "All of it is right".to_owned() } else { format!("{wrong} of it are WRONG") },
         started.elapsed().as_secs_f64()
     );
     if arguments.keep {
@@ -196,6 +205,105 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
         column.set_cell_alignment(CellAlignment::Right);
     }
     Ok((table, wrong))
+}
+
+/// What becomes of containers that are resized, a few lines each. With the plugin, which has to be there then, counts what is not
+/// as it promises.
+fn resizes(node: &Node, mut wrong: Option<&mut usize>) -> Result<()> {
+    kubelet::clear(node)?;
+    let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
+    let has_plugin = wrong.is_some();
+    let mut tell = |what: &str, became: &str, is_right: bool| {
+        let mark = match &mut wrong {
+            None => "-",
+            Some(_) if is_right => "=",
+            Some(wrong) => {
+                **wrong += 1;
+                "WRONG"
+            }
+        };
+        println!("  {what}\n    {mark} {became}");
+    };
+    let says = |result: &Result<()>| match result {
+        Ok(()) => "the runtime says that it did so".to_owned(),
+        Err(error) => {
+            let error = format!("{error:#}");
+            let reason = error.split("desc = ").last().and_then(|text| text.lines().next()).unwrap_or_default();
+            format!("the runtime says: {}", reason.trim_end_matches('"'))
+        }
+    };
+    let lives = |(lives, killed): (bool, u64)| match (lives, killed) {
+        (true, 0) => "it lives".to_owned(),
+        (_, killed) => format!("{killed} of its processes were killed"),
+    };
+
+    let mut pod = stories::satisfied(&mut kubelet, node)?;
+    let cut = stories::cut(&mut kubelet, &mut pod);
+    let fate = stories::fate(node, &pod)?;
+    tell(
+        "A container uses 128 of its 250 MiB, and its limit is cut to 100 MiB:",
+        &format!("{}; {}", says(&cut), lives(fate)),
+        cut.is_err() && fate == (true, 0),
+    );
+    kubelet.remove_pod(&pod)?;
+
+    let (pod, cut) = stories::cached(&mut kubelet, node)?;
+    let fate = stories::fate(node, &pod)?;
+    tell(
+        "A container has 120 MiB of page cache, and its limit is cut from 150 to 60 MiB:",
+        &format!("{}; {}", says(&cut), lives(fate)),
+        cut.is_ok() && fate == (true, 0),
+    );
+    kubelet.remove_pod(&pod)?;
+
+    let (pod, answer) = stories::hungry(&mut kubelet, node)?;
+    let fits = answer.starts_with("ok");
+    tell(
+        "A container needs 128 MiB and is killed at its limit of 100; while it is down that is raised to 200 MiB:",
+        if fits { "it starts and has what it needs" } else { "it is killed again, by the limit of its pod" },
+        fits,
+    );
+    kubelet.remove_pod(&pod)?;
+    if !has_plugin {
+        return Ok(());
+    }
+
+    placement::configure(node, "shrink: defer\noomRescue: {kills: 1, minimum: 20Mi, ceiling: 1Gi}\n")?;
+    let pod = stories::satisfied(&mut kubelet, node)?;
+    let container = pod.container("app")?.clone();
+    node.run(&format!("crictl update --memory {} {}", 100 * MIB, container.id))?;
+    let before = stories::memory(node, &pod)?[1].max;
+    container.call(node, "free")?;
+    let expected = [cgroup::Expected::new(&container.cgroup, "memory.max", 100 * MIB)];
+    let took = cgroup::settle(node, "", &expected, Duration::ZERO, Duration::from_secs(60))?;
+    tell(
+        "The first one again, with 'shrink: defer'; then it frees its memory:",
+        &format!(
+            "its limit stays {}, and becomes 100Mi {:.1} s after that",
+            kubelet::quantity(before),
+            took.as_secs_f64()
+        ),
+        before == 250 * MIB,
+    );
+    kubelet.remove_pod(&pod)?;
+
+    let app = ContainerSpec::new("app").request(32 * MIB).limit(60 * MIB);
+    let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
+    let first = stories::alloc(node, &pod, 70 * MIB)?;
+    kubelet.remove_container(&mut pod, "app")?;
+    kubelet.run_container(&mut pod, &app)?;
+    let limit = stories::memory(node, &pod)?[1].max;
+    let second = stories::alloc(node, &pod, 70 * MIB)?;
+    tell(
+        "A container needs 70 MiB and is killed at its limit of 60, with 'oomRescue' after one kill:",
+        &format!(
+            "it is made anew with {}, and has what it needs: {}",
+            kubelet::quantity(limit),
+            second.starts_with("ok")
+        ),
+        first == "gone" && second.starts_with("ok"),
+    );
+    kubelet.remove_pod(&pod)
 }
 
 /// Where the plugin says that it found the request of the pod's container: `... request=64Mi (checkpoint-actuated) ...`.

@@ -206,7 +206,9 @@ impl CgroupRoot {
 pub struct Events {
     /// How often somebody was held back at `memory.high`.
     pub high: u64,
-    /// How many processes were killed for want of memory.
+    /// How often somebody had reached its limit, and nothing could be reclaimed.
+    pub oom: u64,
+    /// How many processes were killed for want of memory, by whatever limit, or the node's.
     pub oom_kill: u64,
     /// How often all processes of a cgroup with `memory.oom.group` were killed together; always 0 before kernel 5.17.
     pub oom_group_kill: u64,
@@ -369,6 +371,7 @@ impl Cgroup {
         let expected = |name: &str| self.malformed(EVENTS, format!("expected a line '{name}' with a number"));
         Ok(Events {
             high: count("high").ok_or_else(|| expected("high"))?,
+            oom: count("oom").ok_or_else(|| expected("oom"))?,
             oom_kill: count("oom_kill").ok_or_else(|| expected("oom_kill"))?,
             // From kernel 5.17 on.
             oom_group_kill: count("oom_group_kill").unwrap_or_default(),
