@@ -141,11 +141,6 @@ fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> 
         let (made, killed) = stories::grows_while_it_is_cut(node, &pod, pace)?;
         println!("{} {driver}: {pace} ms for each MiB: made: {made}, killed: {killed}", node.distro());
         assert_eq!(killed, 0);
-        let [_, memory] = stories::memory(node, &pod)?;
-        assert_eq!(memory.max, if made { 100 * MIB } else { 250 * MIB });
-        // What it goes on to allocate then is its own affair.
-        let answer = pod.container("app")?.call(node, "free")?;
-        assert_eq!(answer, "ok 0");
         kubelet.remove_pod(&pod)?;
     }
     Ok(())
@@ -183,7 +178,10 @@ fn stored_limit(node: &Node, container: &str) -> Result<u64> {
 
 fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let rescue = format!("oomRescue: {{kills: 2, factor: 1.2, minimum: 20Mi, ceiling: {}}}\n", 110 * MIB);
+    let rescue = format!(
+        "memoryThrottlingFactor: null\noomRescue: {{kills: 2, factor: 1.2, minimum: 20Mi, ceiling: {}}}\n",
+        110 * MIB
+    );
     placement::configure(node, &rescue)?;
     let app = ContainerSpec::new("app").request(32 * MIB).limit(60 * MIB);
     let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
@@ -292,7 +290,7 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
         assert_eq!(stories::memory(node, &pod)?, before, "{limit}");
     }
     // 0 is no word on it.
-    node.run(&format!("crictl update --memory 0 --cpu-shares 77 {id}"))?;
+    node.run(&format!("crictl update --memory 0 --cpu-share 77 {id}"))?;
     assert_eq!(stories::memory(node, &pod)?, before);
     // No limit, and one beyond what there is.
     for limit in ["9223372036854775807", "-1"] {

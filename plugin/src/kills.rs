@@ -455,26 +455,28 @@ impl Watcher {
         let rescue = settings.config.oom_rescue.unwrap_or_default();
         let now = now();
         let kills = pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
+        // It may have been made anew, and there may have been events of which this task has not heard.
+        let latest = killed.container.as_ref().and_then(|container| {
+            self.containers.in_sandbox(&container.sandbox).into_iter().find(|other| other.name == killed.name)
+        });
+        let container = latest.as_ref().or(killed.container.as_ref());
         let [told, _] = pod.told.entry(killed.name.clone()).or_default();
         if told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY) {
             *told = Some(now);
             let by =
                 if is_by_its_limit { "its own limit or its pod's" } else { "the node or kubepods, not its own limit" };
             warn!(
-                pod = killed.container.as_ref().map(|container| &container.pod),
+                pod = container.map(|container| &container.pod),
                 container = killed.name,
                 cgroup = %path,
-                limit = killed.container.as_ref().map(|container| tracing::field::display(container.limit)),
+                limit = container.map(|container| tracing::field::display(container.limit)),
                 by,
                 kills,
                 window = ?rescue.window,
                 "the kernel killed processes of the container for want of memory"
             );
         }
-        let Some(container) = &killed.container else { return };
-        // It may have been made anew.
-        let latest = self.containers.in_sandbox(&container.sandbox).into_iter().find(|other| other.name == killed.name);
-        let container = latest.as_ref().unwrap_or(container);
+        let Some(container) = container else { return };
         let Some(limit) = self.judge(path, container, now) else { return };
         let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
         let siblings = self.containers.in_sandbox(&container.sandbox);
