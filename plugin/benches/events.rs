@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -121,6 +122,7 @@ impl Bench {
             for (name, value) in [("min", "0"), ("low", "0"), ("high", "max"), ("max", "268435456"), ("current", "0")] {
                 fs::write(cgroup.join(format!("memory.{name}")), format!("{value}\n")).unwrap();
             }
+            fs::write(cgroup.join("memory.events"), killed(0)).unwrap();
         }
     }
 
@@ -271,6 +273,45 @@ async fn beside(counts: &[usize]) {
     }
 }
 
+/// What `memory.events` says after so many kills.
+fn killed(times: u64) -> String {
+    format!("low 0\nhigh 0\nmax 0\noom {times:04}\noom_kill {times:04}\noom_group_kill 0\n")
+}
+
+/// From the kernel's count of a kill until the pod's limit is raised, one after the other.
+async fn rescues(count: usize) {
+    let bench = Bench::plimsoll().await;
+    let pods = bench.make(count).await;
+    let config = "nodeAllocatable: 1Ti\nlogLevel: error\noomRescue: {kills: 1, ceiling: 1Ti}\n";
+    fs::write(bench.directory.path().join("config"), config).unwrap();
+    let (sandboxes, containers): (Vec<_>, Vec<_>) = pods.iter().cloned().unzip();
+    bench.connection.synchronize(sandboxes, containers).await.unwrap();
+    // What is counted is written down when all are watched.
+    while !bench.directory.path().join("run/plimsoll/kills").exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // And the configuration is taken over when the directory has been quiet for a while.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut samples = Vec::new();
+    for (_, container) in &pods {
+        let container = bench.cgroup(container);
+        let pod = container.parent().unwrap();
+        for cgroup in [&container, pod] {
+            let file = fs::OpenOptions::new().write(true).open(cgroup.join("memory.events")).unwrap();
+            file.write_all_at(killed(1).as_bytes(), 0).unwrap();
+        }
+        let start = Instant::now();
+        let limit = || fs::read_to_string(pod.join("memory.max")).unwrap_or_default();
+        while limit().trim_end().parse().is_ok_and(|limit: i64| limit <= 256 * MIB) && start.elapsed().as_secs() < 60 {
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+        samples.push(start.elapsed());
+    }
+    samples.sort_unstable();
+    let [p50, p99] = [50, 99].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e3);
+    println!("from a kill to the raised limit of the pod, one of {count}: p50 {p50:.1} ms, p99 {p99:.1} ms");
+}
+
 /// What the plugin uses of a processor while nothing happens, and for looking at everything.
 async fn at_rest(count: usize) {
     let bench = Bench::plimsoll().await;
@@ -378,6 +419,7 @@ async fn main() {
     update.print("UpdateContainer");
 
     beside(&[100, 1000, 5000]).await;
+    rescues(500).await;
     at_rest(500).await;
     let synchronized = synchronization(2000).await;
     println!("Synchronize of 2000 containers, until the reply {:.1} ms", synchronized.as_secs_f64() * 1e3);

@@ -1,7 +1,7 @@
 //! Making room below a lower limit, so that setting it kills nobody.
 //!
-//! First `memory.reclaim`, then `memory.high` a margin below the limit, so that what grows between the last look and the
-//! runtime's write is slowed down, then the look. None of these kills, whatever comes of it. Setting `memory.max` below usage
+//! First `memory.reclaim`, then `memory.high` at what is used, a margin below the limit at most, so that what grows between the last
+//! look and the runtime's write is slowed down, then the look. None of these kills, whatever comes of it. Setting `memory.max` below usage
 //! does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"), and neither runc nor containerd looks before.
 
 use std::collections::HashSet;
@@ -183,8 +183,10 @@ fn try_to(cgroup: &Cgroup, limit: Bytes, high: Limit, deadline: Instant) -> Resu
             Err(error) => return Err(error),
         }
     }
-    if high > Limit::Bytes(most) {
-        cgroup.write(Knob::High, Limit::Bytes(most))?;
+    // As low as it goes without throttling what does not grow: the runtime takes its time.
+    let line = Limit::Bytes(cgroup.usage()?.max(resize::margin(limit)).min(most));
+    if high > line {
+        cgroup.write(Knob::High, line)?;
     }
     let usage = cgroup.usage_in_parts()?;
     // Each processor may have charged a little beyond memory.high.

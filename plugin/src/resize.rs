@@ -8,8 +8,9 @@ use crate::units::{Bytes, Limit};
 /// the last look and the runtime's write while `memory.high` slows the container down.
 const LEAST_MARGIN: Bytes = Bytes::new(2 << 20);
 
-/// The part of a limit that has to stay free.
-const MARGIN_PART: u64 = 100;
+/// The part of a limit that has to stay free. By how much `memory.high` slows down depends on how far it is exceeded, in parts: by 1 %
+/// not at all, by 4 % a tenth of a second for every 64 pages (kernel: `calculate_high_delay` in `mm/memcontrol.c`).
+const MARGIN_PART: u64 = 25;
 
 /// What a container, or a pod, may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +118,7 @@ pub enum Cut {
     Kills,
 }
 
-/// How much has to stay free below a limit when it is set: 1 %, at least 2 MiB.
+/// How much has to stay free below a limit when it is set: 4 %, at least 2 MiB.
 pub fn margin(limit: Bytes) -> Bytes {
     Bytes::new(limit.get() / MARGIN_PART).max(LEAST_MARGIN)
 }
@@ -224,14 +225,16 @@ mod tests {
     #[test]
     fn a_cut_passes_is_made_room_for_or_would_kill() {
         for (limit, current, cache, expected) in [
-            (100, 98, 0, Cut::Fits),
-            (100, 99, 0, Cut::Kills),
-            (100, 99, 1, Cut::Reclaim),
-            (100, 128, 29, Cut::Kills),
-            (100, 128, 30, Cut::Reclaim),
-            // 1 % of it.
-            (1000, 990, 0, Cut::Fits),
-            (1000, 991, 0, Cut::Kills),
+            (100, 96, 0, Cut::Fits),
+            (100, 97, 0, Cut::Kills),
+            (100, 97, 1, Cut::Reclaim),
+            (100, 128, 31, Cut::Kills),
+            (100, 128, 32, Cut::Reclaim),
+            // 4 % of it, and 2 MiB.
+            (1000, 960, 0, Cut::Fits),
+            (1000, 961, 0, Cut::Kills),
+            (20, 18, 0, Cut::Fits),
+            (20, 19, 0, Cut::Kills),
             (1, 0, 0, Cut::Fits),
             (1, 1, 0, Cut::Kills),
         ] {
@@ -243,8 +246,8 @@ mod tests {
     fn memory_counts_as_reclaimable_as_far_as_there_is_swap() {
         let usage = Usage { swappable: mib(60), swap_left: mib(20), ..usage(100, 10) };
         assert_eq!(usage.reclaimable(), mib(30));
-        assert_eq!(cut(mib(72), &usage), Cut::Reclaim);
-        assert_eq!(cut(mib(71), &usage), Cut::Kills);
+        assert_eq!(cut(mib(73), &usage), Cut::Reclaim);
+        assert_eq!(cut(mib(72), &usage), Cut::Kills);
     }
 
     proptest! {
