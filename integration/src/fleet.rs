@@ -40,8 +40,8 @@ static RETURNED: Condvar = Condvar::new();
 
 /// Runs a test's case on a node of `distro` without pods and with `plugin` in place.
 ///
-/// A guest that dies is the emulator's fault, not a verdict: the reason is printed and the case runs once more on a new
-/// node. Every other failure panics, and takes the node away, so that the next case finds a fresh one. A case that changes
+/// A guest that dies is the emulator's fault, and a containerd that stands still in what containerd/nri#301 mends is its own, not a
+/// verdict: the reason is printed and the case runs once more on a new node. Every other failure panics, and takes the node away, so that the next case finds a fresh one. A case that changes
 /// the plugin's configuration or placement has to undo that before it ends.
 pub fn on_node(distro: Distro, plugin: &Plugin, case: impl Fn(&Node) -> Result<()>) {
     for last in [false, true] {
@@ -55,7 +55,7 @@ pub fn on_node(distro: Distro, plugin: &Plugin, case: impl Fn(&Node) -> Result<(
         };
         match fate {
             Some(fate) if !last => progress(&format!(
-                "the {distro} node died during a case, which runs once more: {fate}\nthe case had failed with: {error:#}"
+                "the {distro} node did not last for a case, which runs once more: {fate}\nthe case had failed with: {error:#}"
             )),
             _ => panic!("on the {distro} node: {error:?}"),
         }
@@ -130,7 +130,8 @@ fn attempt(
             if let Ok(said) = said {
                 println!("the plugin's journal ends with:\n{}", said.stdout);
             }
-            Err((member.node.fate(), error))
+            let fate = member.node.fate().or_else(|| placement::is_stuck(&member.node));
+            Err((fate, error))
         }
     }
 }

@@ -162,6 +162,24 @@ pub fn wait_for_journal(node: &Node, unit: &str, pattern: &str, script: &str) ->
     Ok(())
 }
 
+/// Tells if containerd stands still in a request of a plugin to update containers (containerd/containerd#13733), which without
+/// containerd/nri#301 it may do for ever: its stacks have that in them, and still have some seconds later.
+pub fn is_stuck(node: &Node) -> Option<String> {
+    const REQUEST: &str = "adaptation.(*Adaptation).updateContainers";
+    let dump = "systemctl kill --kill-whom main --signal USR1 containerd";
+    // Each of them is one line.
+    let found = || -> Option<u64> {
+        let count = format!("journalctl --unit containerd --output cat | grep -cF '{REQUEST}' || true");
+        node.run(&count).ok()?.stdout.trim().parse().ok()
+    };
+    let dumped = |script: &str| {
+        wait_for_journal(node, "containerd", "END goroutine stack dump", script).ok()?;
+        found()
+    };
+    let (before, first, second) = (found()?, dumped(dump)?, dumped(&format!("sleep 5; {dump}"))?);
+    (before < first && first < second).then(|| format!("containerd stands still in {REQUEST}"))
+}
+
 /// Puts a second plugin on the node, which sets `key` of every container created from now on to `value`, and is asked before
 /// ours (its index is 10). [`unclaim`] takes it off again. `program` is that of `src/bin/claimer.rs`, which cargo has built
 /// for the test: `env!("CARGO_BIN_EXE_claimer")`.
