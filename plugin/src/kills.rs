@@ -29,7 +29,7 @@ use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, EVENTS, Events, Knob};
 use crate::containers::{Container, Containers};
 use crate::originals;
 use crate::outcome::Outcome;
-use crate::reconcile::Work;
+use crate::reconcile::{Work, give_memory_back};
 use crate::rescue::{History, Rescued, Verdict};
 use crate::units::{Bytes, Limit};
 
@@ -278,9 +278,17 @@ impl Watcher {
             while let Some(pod) = next(&mut wakes).now_or_never() {
                 woken.insert(pod);
             }
+            if is_tick {
+                woken.extend(std::mem::take(&mut self.again));
+                // One file, as a rule.
+                woken.extend(self.suspects());
+                if woken.is_empty() && changes.is_empty() {
+                    continue;
+                }
+            }
             // The kubelet's checkpoint may be large, and the files many.
             let worked = tokio::task::spawn_blocking(move || {
-                self.work(changes, woken, is_tick, &mut wakes);
+                self.work(changes, woken, &mut wakes);
                 (self, wakes)
             });
             match worked.await {
@@ -294,7 +302,8 @@ impl Watcher {
         }
     }
 
-    fn work(&mut self, changes: Vec<Change>, woken: BTreeSet<CgroupPath>, is_tick: bool, wakes: &mut Option<Wakes>) {
+    fn work(&mut self, changes: Vec<Change>, woken: BTreeSet<CgroupPath>, wakes: &mut Option<Wakes>) {
+        let is_about_all = changes.iter().any(|change| matches!(change, Change::All(_)));
         let mut due: Due = woken.into_iter().map(|pod| (pod, BTreeSet::new())).collect();
         for change in changes {
             match change {
@@ -315,10 +324,6 @@ impl Watcher {
                 }
             }
         }
-        if is_tick {
-            let again = std::mem::take(&mut self.again);
-            due.extend(again.into_iter().chain(self.suspects()).map(|pod| (pod, BTreeSet::new())));
-        }
         for (pod, ended) in due {
             if !self.look(&pod, &ended) {
                 if let Some(wakes) = wakes {
@@ -326,6 +331,9 @@ impl Watcher {
                 }
                 self.forget(&pod);
             }
+        }
+        if is_about_all {
+            give_memory_back();
         }
     }
 

@@ -1060,7 +1060,7 @@ impl Pending {
 }
 
 /// A synchronisation brings every container of the node at once, with all that the runtime knows of it; a fraction stays.
-fn give_memory_back() {
+pub(crate) fn give_memory_back() {
     // SAFETY: malloc_trim has no preconditions, and takes the allocator's own locks.
     #[cfg(target_env = "gnu")]
     #[allow(unsafe_code)]
