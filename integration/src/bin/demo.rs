@@ -273,9 +273,9 @@ fn resizes(node: &Node, mut wrong: Option<&mut usize>) -> Result<()> {
     let container = pod.container("app")?.clone();
     node.run(&format!("crictl update --memory {} {}", 100 * MIB, container.id))?;
     let before = stories::memory(node, &pod)?[1].max;
-    container.call(node, "free")?;
+    let free = format!("workload call {} free", container.control);
     let expected = [cgroup::Expected::new(&container.cgroup, "memory.max", 100 * MIB)];
-    let took = cgroup::settle(node, "", &expected, Duration::ZERO, Duration::from_secs(60))?;
+    let took = cgroup::settle(node, &free, &expected, Duration::ZERO, Duration::from_secs(60))?;
     tell(
         "The first one again, with 'shrink: defer'; then it frees its memory:",
         &format!(
