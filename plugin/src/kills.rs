@@ -146,9 +146,6 @@ struct Running {
     name: String,
     cgroup: String,
     counted: Counts,
-    /// As it was last told of.
-    #[serde(skip)]
-    container: Option<Arc<Container>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,9 +179,9 @@ impl Counts {
 /// A container that was killed.
 #[derive(Debug)]
 struct Killed {
+    id: String,
     name: String,
     times: u64,
-    container: Option<Arc<Container>>,
 }
 
 /// The task that watches and counts.
@@ -359,13 +356,11 @@ impl Watcher {
         }
         let counted =
             || self.root.cgroup(cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from).unwrap_or_default();
-        let running = pod.running.entry(container.id.clone()).or_insert_with(|| Running {
+        pod.running.entry(container.id.clone()).or_insert_with(|| Running {
             name: container.name.clone(),
             cgroup: cgroup.as_str().to_owned(),
             counted: if is_first { counted() } else { Counts::default() },
-            container: None,
         });
-        running.container = Some(container.clone());
         let page = self.containers.settings().node.page_size;
         let is_forgotten =
             pod.histories.get_mut(&container.name).is_some_and(|history| history.asks_for(container.asked, page));
@@ -374,6 +369,8 @@ impl Watcher {
             self.write_down();
         }
         due.entry(path.clone()).or_default();
+        // The one before it may have been forgotten before its last kill was seen.
+        self.consider(path, container);
     }
 
     /// The pods to look at when the kernel has not woken anybody: all, once there was another kill below a kubepods.
@@ -404,11 +401,11 @@ impl Watcher {
         let rest = Counts::from(events).since(pod.accounted);
         if rest.kills() > 0 {
             let names: BTreeSet<_> = gone.iter().filter_map(|id| Some(&pod.running.get(id)?.name)).collect();
-            match (names.len(), gone.last().and_then(|id| pod.running.get(id))) {
-                (1, Some(last)) => {
+            match (names.len(), gone.last().and_then(|id| Some((id, pod.running.get(id)?)))) {
+                (1, Some((id, last))) => {
                     // Half of it may have been counted before it was gone.
                     let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
-                    killed.push(Killed { name: last.name.clone(), times, container: last.container.clone() });
+                    killed.push(Killed { id: id.clone(), name: last.name.clone(), times });
                     pod.accounted = events.into();
                 }
                 (0, _) if pod.unexplained != rest => {
@@ -437,9 +434,9 @@ impl Watcher {
         if !killed.is_empty() {
             pod.limits_reached = events.oom;
             let now = now();
-            for Killed { name, times, container } in killed.iter().filter(|_| is_by_its_limit) {
+            for Killed { id, name, times } in killed.iter().filter(|_| is_by_its_limit) {
                 let history = pod.histories.entry(name.clone()).or_default();
-                if let Some(container) = container {
+                if let Some(container) = self.containers.get(id) {
                     history.asks_for(container.asked, self.containers.settings().node.page_size);
                 }
                 history.killed(*times, now);
@@ -455,44 +452,48 @@ impl Watcher {
         true
     }
 
-    /// Tells of a container's kills, and gives it more if that is due: its pod now, and itself now, if it lives, and when it is made
-    /// anew.
+    /// Tells of a container's kills, and gives it more if that is due.
     fn killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
         let Some(pod) = self.counted.pods.get_mut(path.as_str()) else { return };
         let settings = self.containers.settings();
         let rescue = settings.config.oom_rescue.unwrap_or_default();
         let now = now();
         let kills = pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
-        // It may have been made anew, and there may have been events of which this task has not heard.
-        let latest = killed.container.as_ref().and_then(|container| {
-            self.containers.in_sandbox(&container.sandbox).into_iter().find(|other| other.name == killed.name)
-        });
-        let container = latest.as_ref().or(killed.container.as_ref());
+        // It may have been made anew, or its end have been told of.
+        let is_it = |container: &Arc<Container>| {
+            container.name == killed.name && container.place.as_ref().is_some_and(|place| place.cgroup() == path)
+        };
+        let container =
+            self.containers.all().into_iter().filter(is_it).max_by_key(|container| container.id != killed.id);
         let [told, _] = pod.told.entry(killed.name.clone()).or_default();
         if told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY) {
             *told = Some(now);
             let by =
                 if is_by_its_limit { "its own limit or its pod's" } else { "the node or kubepods, not its own limit" };
             warn!(
-                pod = container.map(|container| &container.pod),
+                pod = container.as_ref().map(|container| &container.pod),
                 container = killed.name,
                 cgroup = %path,
-                limit = container.map(|container| tracing::field::display(container.limit)),
+                limit = container.as_ref().map(|container| tracing::field::display(container.limit)),
                 by,
                 kills,
                 window = ?rescue.window,
                 "the kernel killed processes of the container for want of memory"
             );
         }
-        let Some(container) = container else { return };
-        let Some(limit) = self.judge(path, container, now) else { return };
+        if let Some(container) = container {
+            self.consider(path, &container);
+        }
+    }
+
+    /// Gives a container a higher limit, if that is due: its pod first, and what is made anew of it from then on.
+    fn consider(&mut self, path: &CgroupPath, container: &Arc<Container>) {
+        let Some(limit) = self.judge(path, container, now()) else { return };
         let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
         let siblings = self.containers.in_sandbox(&container.sandbox);
         self.ancestors.raise_limits(&raised, Some(container.asked_limits()), &siblings);
-        if latest.is_some() {
-            // The task ends only with the program.
-            let _ = self.work.send(Work::limit(container, limit));
-        }
+        // The task ends only with the program.
+        let _ = self.work.send(Work::limit(container, limit));
     }
 
     /// A higher limit, if it is due.
@@ -628,7 +629,7 @@ fn look_at_containers(root: &CgroupRoot, pod: &mut Pod) -> (Vec<Killed>, Vec<Str
         match root.cgroup(&cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from) {
             Ok(counts) => {
                 let times = counts.kills().saturating_sub(running.counted.kills());
-                killed.push(Killed { name: running.name.clone(), times, container: running.container.clone() });
+                killed.push(Killed { id: id.clone(), name: running.name.clone(), times });
                 pod.accounted = pod.accounted.plus(counts.since(running.counted));
                 running.counted = counts;
             }
