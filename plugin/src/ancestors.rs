@@ -60,6 +60,8 @@ pub struct Ancestors {
     state: Mutex<State>,
     /// What systemd has to be told, by cgroup: only the last value counts.
     lasting: Mutex<BTreeMap<CgroupPath, Last>>,
+    /// Of which limits were raised that systemd does not know yet: it may write former ones.
+    raising: Mutex<HashSet<CgroupPath>>,
     lasting_changed: Notify,
     /// The shares of pods have changed.
     shares_changed: Notify,
@@ -190,6 +192,7 @@ impl Ancestors {
             originals,
             state: Mutex::default(),
             lasting: Mutex::default(),
+            raising: Mutex::default(),
             lasting_changed: Notify::new(),
             shares_changed: Notify::new(),
         }
@@ -290,6 +293,8 @@ impl Ancestors {
         let asked = others.iter().map(|other| other.asked_limits());
         let former = former.map(|former| Limits::sum(asked.chain([former]), overhead));
         let raise = resize::raise(&needed, former.as_ref());
+        // What is tighter just now need not be meant so.
+        let raise = if lock(&self.raising).contains(place.cgroup()) { raise.again() } else { raise };
         let (raised, result) = self.raise(&state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
             info!(
@@ -334,6 +339,9 @@ impl Ancestors {
             && let Ok(in_force) = self.root.cgroup(pod).and_then(|open| InForce::read(&open))
         {
             self.tell_systemd(state, pod, &in_force, Some(raise));
+            if lock(&self.lasting).contains_key(pod) {
+                lock(&self.raising).insert(pod.clone());
+            }
         }
         (raised, result)
     }
@@ -603,6 +611,9 @@ impl Ancestors {
     /// systemd has taken, or not taken, what it was told.
     fn told(&self, cgroup: &CgroupPath, last: Last, result: &Result<Lasting, SystemdError>) {
         let mut state = lock(&self.state);
+        if last.raise.is_some() && !lock(&self.lasting).contains_key(cgroup) {
+            lock(&self.raising).remove(cgroup);
+        }
         match result {
             Ok(set @ (Lasting::Set | Lasting::Unchanged)) => {
                 state.told.insert(cgroup.clone(), vec![last.protection]);

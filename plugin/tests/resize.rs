@@ -242,7 +242,8 @@ async fn page_cache_is_reclaimed_for_a_cut_and_memory_high_closes_the_gap_until_
     let unified = cut(&runtime, &pod, 60 * MIB).await.unwrap();
     let current: i64 = runtime.read(&pod, "memory.current").parse().unwrap();
     assert!(current <= 58 * MIB, "{current}");
-    assert_eq!(runtime.read(&pod, "memory.high"), current.to_string());
+    let line: i64 = runtime.read(&pod, "memory.high").parse().unwrap();
+    assert!((current..=58 * MIB).contains(&line), "{line}, with {current} in use");
     // What the runtime writes after the limit.
     let high: i64 = unified["memory.high"].parse().unwrap();
     assert!(high <= 60 * MIB, "{high}");
