@@ -9,6 +9,29 @@ use crate::node::Node;
 /// What a hungry container needs.
 const NEEDS: u64 = 128 * MIB;
 
+/// Numbers that are random enough, and the same every time.
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The numbers that follow from this one.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next one, below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        // Knuth's MMIX.
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// memory.high by the default throttling factor, 0.9.
+pub fn memory_high(request: u64, limit: u64) -> u64 {
+    (request + 9 * (limit - request) / 10) / 4096 * 4096
+}
+
 /// A container that allocates.
 pub fn alloc(node: &Node, pod: &Pod, bytes: u64) -> Result<String> {
     pod.container("app")?.call(node, &format!("alloc {bytes}"))

@@ -14,6 +14,7 @@ use integration::node::Node;
 use integration::node_tests;
 use integration::placement::{self, CONFIG, EXTERNAL_BINARY, journal};
 use integration::pressure::{self, Contest};
+use integration::stories::{self, Random};
 
 node_tests!(external: {
     every_ancestor_carries_the_sum_of_what_lives_below_it,
@@ -415,8 +416,7 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
 fn another_plugin_may_claim_the_same_key(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let theirs = 50 * MIB;
-    // By the throttling factor of 0.9, in whole pages.
-    let high = (32 * MIB + 9 * (96 - 32) * MIB / 10) / 4096 * 4096;
+    let high = stories::memory_high(32 * MIB, 96 * MIB);
     for (key, name) in [("memory.high", "high"), ("memory.min", "min")] {
         let so_far = journal(node, 0)?.len();
         placement::claim(node, Path::new(env!("CARGO_BIN_EXE_claimer")), key, &theirs.to_string())?;
@@ -438,30 +438,19 @@ fn another_plugin_may_claim_the_same_key(node: &Node, driver: Driver) -> Result<
     Ok(())
 }
 
-/// Numbers that are random enough, and the same every time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        // Knuth's MMIX.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
+/// A pod of any class, which with its like stays within what the node has.
+fn random_pod(random: &mut Random, turn: u64) -> PodSpec {
+    let mut spec = PodSpec::new(&format!("pod-{turn}"));
+    let request = (1 + random.below(16)) * 64 * 4096;
+    let class = random.below(4);
+    if class > 0 && random.below(3) == 0 {
+        spec = spec.overhead((1 + random.below(8)) * 4096);
     }
-
-    /// A pod of any class, which with its like stays within what the node has.
-    fn pod(&mut self, turn: u64) -> PodSpec {
-        let mut spec = PodSpec::new(&format!("pod-{turn}"));
-        let request = (1 + self.below(16)) * 64 * 4096;
-        let class = self.below(4);
-        if class > 0 && self.below(3) == 0 {
-            spec = spec.overhead((1 + self.below(8)) * 4096);
-        }
-        match class {
-            0 => spec.container(app()),
-            1 => spec.container(app().limit(16 * MIB + request).cpu(100)),
-            2 => spec.container(app().request(request).limit(request + 16 * MIB)),
-            _ => spec.container(app().request(request)),
-        }
+    match class {
+        0 => spec.container(app()),
+        1 => spec.container(app().limit(16 * MIB + request).cpu(100)),
+        2 => spec.container(app().request(request).limit(request + 16 * MIB)),
+        _ => spec.container(app().request(request)),
     }
 }
 
@@ -469,7 +458,7 @@ impl Random {
 fn churn(kubelet: &mut Kubelet<'_>, random: &mut Random, batches: u64, batch: u64) -> Result<Vec<Pod>> {
     let mut pods: Vec<Pod> = Vec::new();
     for turn in 0..batches {
-        let specs = (0..batch).map(|index| random.pod(turn * batch + index)).collect();
+        let specs = (0..batch).map(|index| random_pod(random, turn * batch + index)).collect();
         pods.extend(kubelet.run_pods(specs)?);
         let resized = random.below(pods.len() as u64) as usize;
         let pod = &mut pods[resized];
@@ -498,7 +487,7 @@ fn leftovers(node: &Node) -> Result<String> {
 fn many_pods_come_and_go_and_every_sum_is_exact(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let seed = 20_260_000 + driver as u64;
-    let pods = churn(&mut kubelet, &mut Random(seed), 3, 4).with_context(|| format!("seed {seed}"))?;
+    let pods = churn(&mut kubelet, &mut Random::new(seed), 3, 4).with_context(|| format!("seed {seed}"))?;
     settled(node, &format!("{driver}: churn, seed {seed}"), "", &expected(&kubelet, Policy::Hard, &pods))?;
     assert_eq!(leftovers(node)?, "");
     // However many there are: a runtime that stops them all at once is late with each.
@@ -515,7 +504,7 @@ fn a_plugin_that_is_killed_again_and_again_converges(node: &Node, driver: Driver
         "systemd-run --quiet --collect --unit killer \
          bash -c 'while sleep 1.$((RANDOM % 10)); do systemctl kill --signal KILL plimsoll; done'",
     )?;
-    let pods = churn(&mut kubelet, &mut Random(7), 2, 3);
+    let pods = churn(&mut kubelet, &mut Random::new(7), 2, 3);
     placement::until_synchronised(node, "systemctl stop killer; systemctl restart plimsoll")?;
     reached(node, &format!("{driver}: killed during churn"), "", &expected(&kubelet, Policy::Hard, &pods?))?;
     assert_eq!(leftovers(node)?, "");

@@ -10,8 +10,9 @@ use integration::cgroup::{self, Expected};
 use integration::crictl;
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
 use integration::node::Node;
+use integration::node_tests;
 use integration::placement::{self, journal};
-use integration::{node_tests, stories};
+use integration::stories::{self, Random};
 
 node_tests!(external: {
     a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused,
@@ -72,9 +73,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node:
     let [of_pod, of_container] = stories::memory(node, &pod)?;
     assert_eq!((of_pod.max, of_container.max), (100 * MIB, 100 * MIB));
     assert_eq!(stories::fate(node, &pod)?, (true, 0));
-    let spec = &pod.spec.containers[0];
-    let high = (64 * MIB) as f64 + 0.9 * (spec.memory_limit.unwrap_or(0) - 64 * MIB) as f64;
-    assert_eq!(of_container.high, high as u64 / 4096 * 4096);
+    assert_eq!(of_container.high, stories::memory_high(64 * MIB, 100 * MIB));
     Ok(())
 }
 
@@ -159,8 +158,7 @@ fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driv
     assert_eq!(stories::fate(node, &pod)?, (true, 0));
     let free = format!("workload call {} free", container.control);
     placement::wait_for_journal(node, "plimsoll", "the deferred limit is in force", &free)?;
-    let high = (64 * MIB + 9 * 36 * MIB / 10) / 4096 * 4096;
-    let expected = [("memory.max", 100 * MIB), ("memory.high", high)];
+    let expected = [("memory.max", 100 * MIB), ("memory.high", stories::memory_high(64 * MIB, 100 * MIB))];
     let expected = expected.map(|(name, value)| Expected::new(&container.cgroup, name, value));
     cgroup::settle(node, "", &expected, HOLD, PATIENCE)?;
     assert_eq!(stored_limit(node, &container.id)?, 100 * MIB);
@@ -231,7 +229,7 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node:
     let expected = |limits: &[u64]| -> Result<Vec<Expected>> {
         let of_container = |(index, limit): (usize, &u64)| {
             let cgroup = &pod.container(&name(index))?.cgroup;
-            let high = (16 * MIB + 9 * (limit - 16 * MIB) / 10) / 4096 * 4096;
+            let high = stories::memory_high(16 * MIB, *limit);
             Ok([Expected::new(cgroup, "memory.max", *limit), Expected::new(cgroup, "memory.high", high)])
         };
         let of_containers: Vec<_> = limits.iter().enumerate().map(of_container).collect::<Result<_>>()?;
@@ -244,14 +242,12 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node:
     let sum = [Expected::new(&pod.cgroup, "memory.max", limits.iter().sum())];
     cgroup::settle(node, "", &sum, HOLD, PATIENCE)?;
 
-    // Always the same.
-    let mut random = 20_260_000_u64;
+    let mut random = Random::new(20_260_000);
     for part in 0..5 {
         let mut script = String::new();
         for _ in 0..20 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let index = (random >> 33) as usize % CONTAINERS;
-            limits[index] = (20 + (random >> 40) % 40) * MIB;
+            let index = random.below(CONTAINERS as u64) as usize;
+            limits[index] = (20 + random.below(40)) * MIB;
             let _ = writeln!(script, "crictl update --memory {} {} >/dev/null", limits[index], ids[index]);
         }
         // In the middle of it the plugin is killed, which systemd starts again, or the runtime is restarted.
@@ -268,7 +264,7 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node:
     cgroup::settle(node, "", &expected(&limits)?, HOLD, PATIENCE)?;
     for (id, limit) in ids.iter().zip(limits) {
         let inspected = crictl::inspect(node, id)?;
-        let high = (16 * MIB + 9 * (limit - 16 * MIB) / 10) / 4096 * 4096;
+        let high = stories::memory_high(16 * MIB, limit);
         assert_eq!(stored_limit(node, id)?, limit);
         assert_eq!(crictl::stored_unified(&inspected)["memory.high"], high.to_string());
     }

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -24,6 +24,7 @@ use crate::config::Reserved;
 use crate::containers::Container;
 use crate::contention::{Contention, Verdict};
 use crate::hierarchy::{Level, PodPlace, Tree};
+use crate::lock;
 use crate::originals::{Originals, Target, Values};
 use crate::outcome::Outcome;
 use crate::policy::{self, Policy, Protection};
@@ -60,8 +61,6 @@ pub struct Ancestors {
     state: Mutex<State>,
     /// What systemd has to be told, by cgroup: only the last value counts.
     lasting: Mutex<BTreeMap<CgroupPath, Last>>,
-    /// Of which limits were raised that systemd does not know yet: it may write former ones.
-    raising: Mutex<HashSet<CgroupPath>>,
     lasting_changed: Notify,
     /// The shares of pods have changed.
     shares_changed: Notify,
@@ -92,6 +91,8 @@ struct State {
     /// What systemd was told last, and what it is being told. It writes that to the files in its own time, when there may be
     /// something newer.
     told: HashMap<CgroupPath, Vec<Protection>>,
+    /// Of which limits were raised that systemd does not know yet: it may write former ones.
+    raising: HashSet<CgroupPath>,
     /// How often a file could not be written, or a cgroup not be read. It is said only once.
     failing: HashMap<(CgroupPath, Option<Knob>), u32>,
     /// Pods of which it was said that they get less than they ask for.
@@ -192,7 +193,6 @@ impl Ancestors {
             originals,
             state: Mutex::default(),
             lasting: Mutex::default(),
-            raising: Mutex::default(),
             lasting_changed: Notify::new(),
             shares_changed: Notify::new(),
         }
@@ -286,7 +286,7 @@ impl Ancestors {
         let Some(place) = &container.place else { return };
         let others: Vec<_> =
             siblings.iter().filter(|other| other.name != container.name && self.is_alive(other)).collect();
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         let overhead = state.sandboxes.get(&container.sandbox).map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
         let needed = Limits::sum(others.iter().map(|other| other.limits()).chain([container.limits()]), overhead);
         // Of those that were raised the kubelet does not know.
@@ -294,8 +294,8 @@ impl Ancestors {
         let former = former.map(|former| Limits::sum(asked.chain([former]), overhead));
         let raise = resize::raise(&needed, former.as_ref());
         // What is tighter just now need not be meant so.
-        let raise = if lock(&self.raising).contains(place.cgroup()) { raise.again() } else { raise };
-        let (raised, result) = self.raise(&state, place.cgroup(), raise);
+        let raise = if state.raising.contains(place.cgroup()) { raise.again() } else { raise };
+        let (raised, result) = self.raise(&mut state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
             info!(
                 pod = container.pod,
@@ -332,7 +332,7 @@ impl Ancestors {
     }
 
     /// Raises a pod's limits, and tells which files were, also where another one could not be.
-    fn raise(&self, state: &State, pod: &CgroupPath, raise: Raise) -> (Vec<Raised>, Result<(), CgroupError>) {
+    fn raise(&self, state: &mut State, pod: &CgroupPath, raise: Raise) -> (Vec<Raised>, Result<(), CgroupError>) {
         let mut raised = Vec::new();
         let result = self.raise_files(pod, &raise, &mut raised);
         if !raised.is_empty()
@@ -340,7 +340,7 @@ impl Ancestors {
         {
             self.tell_systemd(state, pod, &in_force, Some(raise));
             if lock(&self.lasting).contains_key(pod) {
-                lock(&self.raising).insert(pod.clone());
+                state.raising.insert(pod.clone());
             }
         }
         (raised, result)
@@ -612,7 +612,7 @@ impl Ancestors {
     fn told(&self, cgroup: &CgroupPath, last: Last, result: &Result<Lasting, SystemdError>) {
         let mut state = lock(&self.state);
         if last.raise.is_some() && !lock(&self.lasting).contains_key(cgroup) {
-            lock(&self.raising).remove(cgroup);
+            state.raising.remove(cgroup);
         }
         match result {
             Ok(set @ (Lasting::Set | Lasting::Unchanged)) => {
@@ -625,7 +625,7 @@ impl Ancestors {
                 // It may have written former limits before it knew of these.
                 // Whoever asked for it was told already.
                 if let Some(raise) = last.raise {
-                    let _ = self.raise(&state, cgroup, raise.again());
+                    let _ = self.raise(&mut state, cgroup, raise.again());
                 }
             }
             // It may do so yet.
@@ -876,11 +876,6 @@ fn again(error: &SystemdError) -> Option<Duration> {
         }
         SystemdError::Denied { .. } | SystemdError::Failed { .. } => None,
     }
-}
-
-// Nothing that can panic runs while one of the locks is held, so a poisoned one holds good data.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

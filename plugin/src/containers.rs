@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 use crate::cgroup::{CgroupPath, Knob};
 use crate::config::{Config, NodeAllocatable, Reserved};
 use crate::hierarchy::PodPlace;
+use crate::lock;
 use crate::node::NodeMemory;
 use crate::originals::{Originals, Target, Values};
 use crate::pod::{PodUid, QosClass, Request, Resources};
@@ -267,11 +268,6 @@ impl Index {
             }
         }
     }
-}
-
-// Nothing that can panic runs while one of the locks is held, so a poisoned one holds good data.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Containers {

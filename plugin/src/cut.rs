@@ -5,13 +5,14 @@
 //! does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"), and neither runc nor containerd looks before.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Update};
+use crate::lock;
 use crate::originals::Values;
 use crate::resize::{self, Cut, Usage};
 use crate::units::{Bytes, Limit};
@@ -118,14 +119,14 @@ struct Attempt {
 impl Attempt {
     /// `None` while there is another in this container.
     fn begin(under_way: &Arc<Mutex<HashSet<String>>>, id: &str) -> Option<Self> {
-        let is_first = under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
+        let is_first = lock(under_way).insert(id.to_owned());
         is_first.then(|| Self { under_way: under_way.clone(), id: id.to_owned() })
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        lock(&self.under_way).remove(&self.id);
     }
 }
 

@@ -4,7 +4,7 @@
 //! three tenths of each second. Once the limit fits, the runtime is asked for it, and it counts when it is read back.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use crate::cgroup::{CgroupError, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Update};
 use crate::cut::{Attempted, Cuts};
+use crate::lock;
 use crate::outcome::Outcome;
 use crate::reconcile::Work;
 use crate::resize::{self, Cut, STALLED, Usage};
@@ -44,7 +45,8 @@ pub struct Deferrals {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Deferral {
     limit: Bytes,
-    until: Instant,
+    since: Instant,
+    patience: Duration,
     /// When the runtime was last asked for it.
     asked: Option<Instant>,
 }
@@ -60,23 +62,22 @@ impl Deferrals {
         Self { root, containers, cuts, work, waiting: Mutex::default(), changed: Notify::new() }
     }
 
-    /// A container is to have this limit, once it can, or never after this time.
+    /// A container is to have this limit, once it can, or never after so long.
     pub fn put(&self, id: &str, limit: Bytes, patience: Duration) {
-        let now = Instant::now();
-        let until = now.checked_add(patience).unwrap_or_else(|| now + Duration::from_secs(u64::from(u32::MAX)));
-        self.lock().insert(id.to_owned(), Deferral { limit, until, asked: None });
+        let deferral = Deferral { limit, since: Instant::now(), patience, asked: None };
+        lock(&self.waiting).insert(id.to_owned(), deferral);
         self.changed.notify_one();
     }
 
     /// A container's limit does not wait any more.
     pub fn forget(&self, id: &str) {
-        self.lock().remove(id);
+        lock(&self.waiting).remove(id);
     }
 
     /// Works for ever.
     pub async fn run(self: Arc<Self>) {
         loop {
-            let waiting: Vec<_> = self.lock().iter().map(|(id, deferral)| (id.clone(), *deferral)).collect();
+            let waiting: Vec<_> = lock(&self.waiting).iter().map(|(id, deferral)| (id.clone(), *deferral)).collect();
             if waiting.is_empty() {
                 self.changed.notified().await;
                 continue;
@@ -101,9 +102,9 @@ impl Deferrals {
             },
             None => true,
         };
-        let mut waiting = self.lock();
+        let mut waiting = lock(&self.waiting);
         // Unless there was another update meanwhile.
-        let same = waiting.get(id).is_some_and(|now| now.limit == deferral.limit && now.until == deferral.until);
+        let same = waiting.get(id).is_some_and(|now| now.limit == deferral.limit && now.since == deferral.since);
         if same && settled {
             waiting.remove(id);
         }
@@ -113,10 +114,10 @@ impl Deferrals {
     async fn try_once(&self, container: &Container, deferral: Deferral) -> Result<bool, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(true) };
         let cgroup = self.root.cgroup(path)?;
-        let Deferral { limit, until, asked } = deferral;
+        let Deferral { limit, since, patience, asked } = deferral;
         let page = self.containers.settings().node.page_size;
         let in_force = cgroup.read(Knob::Max)?;
-        if in_force <= Limit::Bytes(limit.floor_to(page)) {
+        if in_force <= Limit::Bytes(limit).floor_to(page) {
             info!(
                 pod = container.pod,
                 container = container.name,
@@ -136,7 +137,7 @@ impl Deferrals {
         if self.containers.settings().stand_aside {
             return Ok(true);
         }
-        if now >= until {
+        if now.duration_since(since) >= patience {
             gave_up(container, limit, in_force, &usage);
             return Ok(true);
         }
@@ -150,7 +151,7 @@ impl Deferrals {
             let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
             match self.cuts.make_room(&lowered, Update::OURS, BUDGET).await? {
                 Attempted::Made => {
-                    if let Some(deferral) = self.lock().get_mut(&container.id) {
+                    if let Some(deferral) = lock(&self.waiting).get_mut(&container.id) {
                         deferral.asked = Some(now);
                     }
                     // The task ends only with the program.
@@ -161,11 +162,6 @@ impl Deferrals {
             }
         }
         Ok(false)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Deferral>> {
-        // Nothing that can panic runs while it is held, so a poisoned one holds good data.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
@@ -27,6 +27,7 @@ use tracing::{debug, error, warn};
 use crate::ancestors::Ancestors;
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, EVENTS, Events, Knob};
 use crate::containers::{Container, Containers};
+use crate::lock;
 use crate::originals;
 use crate::outcome::Outcome;
 use crate::reconcile::{Work, give_memory_back};
@@ -89,26 +90,19 @@ impl Kills {
     pub fn limit_for(&self, container: &Container) -> Option<Limit> {
         let rescued = self.rescued(container)?;
         let page = self.containers.settings().node.page_size;
-        let is_the_same = container.asked.floor_to(page) == Limit::Bytes(Bytes::new(rescued.asked)).floor_to(page);
-        (is_the_same && (container.started || is_wanted(&self.containers, container)))
-            .then_some(Limit::Bytes(Bytes::new(rescued.limit)))
+        let is_the_same = container.asked.is_same(rescued.asked.into(), page);
+        (is_the_same && (container.started || is_wanted(&self.containers, container))).then_some(rescued.limit.into())
     }
 
     /// What the user of a container asks for, of which only the limit is known that the runtime has stored.
     pub fn asked(&self, container: &Container) -> Limit {
-        let rescued =
-            self.rescued(container).filter(|rescued| Limit::Bytes(Bytes::new(rescued.limit)) == container.limit);
-        rescued.map_or(container.limit, |rescued| Limit::Bytes(Bytes::new(rescued.asked)))
+        let rescued = self.rescued(container).filter(|rescued| container.limit == rescued.limit.into());
+        rescued.map_or(container.limit, |rescued| rescued.asked.into())
     }
 
     fn rescued(&self, container: &Container) -> Option<Rescued> {
         let pod = container.place.as_ref()?.cgroup().clone();
-        self.lock().get(&(pod, container.name.clone())).copied()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<(CgroupPath, String), Rescued>> {
-        // Nothing that can panic runs while it is held, so a poisoned one holds good data.
-        self.rescued.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.rescued).get(&(pod, container.name.clone())).copied()
     }
 }
 
@@ -120,7 +114,7 @@ fn is_wanted(containers: &Containers, container: &Container) -> bool {
 /// What is counted, as it is written down.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Counted {
-    pods: BTreeMap<String, Pod>,
+    pods: BTreeMap<CgroupPath, Pod>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -136,15 +130,28 @@ struct Pod {
     histories: BTreeMap<String, History>,
     #[serde(skip)]
     unexplained: Counts,
-    /// When kills of a container were last told of, and that it may not have more.
     #[serde(skip)]
-    told: HashMap<String, [Option<u64>; 2]>,
+    told: HashMap<String, Told>,
+}
+
+/// When something was last told of a container, in seconds since the machine was started.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// That it was killed.
+    kills: Option<u64>,
+    /// That it may not have more.
+    ceiling: Option<u64>,
+}
+
+/// It is time to tell of something again.
+fn is_due(told: Option<u64>, now: u64) -> bool {
+    told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Running {
     name: String,
-    cgroup: String,
+    cgroup: CgroupPath,
     counted: Counts,
 }
 
@@ -228,31 +235,28 @@ impl Watcher {
             }
         };
         let rescued = counted.pods.iter().flat_map(|(path, pod)| {
-            let path = CgroupPath::parse(path).ok();
             pod.histories
                 .iter()
-                .filter_map(move |(name, history)| Some(((path.clone()?, name.clone()), history.rescued()?)))
+                .filter_map(move |(name, history)| Some(((path.clone(), name.clone()), history.rescued()?)))
         });
         let (changes, changed) = mpsc::unbounded_channel();
         let rescued = Mutex::new(rescued.collect());
         let kills = Arc::new(Kills { containers: containers.clone(), rescued, changes });
-        let (totals, again) = (BTreeMap::new(), BTreeSet::new());
-        let (watched, is_failing) = (kills.clone(), false);
         let watcher = Self {
             root,
             containers,
             ancestors,
-            kills,
+            kills: kills.clone(),
             work,
             changed,
             path,
             counted,
             is_first,
-            is_failing,
-            totals,
-            again,
+            is_failing: false,
+            totals: BTreeMap::new(),
+            again: BTreeSet::new(),
         };
-        (watched, watcher)
+        (kills, watcher)
     }
 
     /// Works for ever.
@@ -311,9 +315,7 @@ impl Watcher {
                     let known: BTreeSet<_> = containers.iter().map(|container| &container.id).collect();
                     for (pod, counted) in &self.counted.pods {
                         let gone = counted.running.keys().filter(|id| !known.contains(id)).cloned();
-                        if let Ok(pod) = CgroupPath::parse(pod) {
-                            due.entry(pod).or_default().extend(gone);
-                        }
+                        due.entry(pod.clone()).or_default().extend(gone);
                     }
                     if std::mem::take(&mut self.is_first) {
                         self.write_down();
@@ -347,7 +349,7 @@ impl Watcher {
         }
         self.totals.entry(place.kubepods().clone()).or_default();
         let is_first = self.is_first;
-        let pod = self.counted.pods.entry(path.as_str().to_owned()).or_default();
+        let pod = self.counted.pods.entry(path.clone()).or_default();
         if pod.inode != inode {
             *pod = Pod { inode, ..Pod::default() };
             if is_first {
@@ -358,7 +360,7 @@ impl Watcher {
             || self.root.cgroup(cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from).unwrap_or_default();
         pod.running.entry(container.id.clone()).or_insert_with(|| Running {
             name: container.name.clone(),
-            cgroup: cgroup.as_str().to_owned(),
+            cgroup: cgroup.clone(),
             counted: if is_first { counted() } else { Counts::default() },
         });
         let page = self.containers.settings().node.page_size;
@@ -380,13 +382,12 @@ impl Watcher {
             let count = self.root.cgroup(top).and_then(|top| top.events()).map(Counts::from).unwrap_or_default();
             has_more |= std::mem::replace(total, count) != count;
         }
-        let pods = self.counted.pods.keys().filter(|_| has_more);
-        pods.filter_map(|pod| CgroupPath::parse(pod).ok()).collect()
+        if has_more { self.counted.pods.keys().cloned().collect() } else { Vec::new() }
     }
 
     /// Looks whether there were kills in a pod, and forgets containers of it that have `ended`. `false` if the pod is gone.
     fn look(&mut self, path: &CgroupPath, ended: &BTreeSet<String>) -> bool {
-        let Some(pod) = self.counted.pods.get_mut(path.as_str()) else { return self.root.cgroup(path).is_ok() };
+        let Some(pod) = self.counted.pods.get_mut(path) else { return self.root.cgroup(path).is_ok() };
         let before = (pod.accounted, pod.limits_reached);
         // Before the pod's own count: the kernel goes upwards.
         let (mut killed, gone) = look_at_containers(&self.root, pod);
@@ -454,7 +455,7 @@ impl Watcher {
 
     /// Tells of a container's kills, and gives it more if that is due.
     fn killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
-        let Some(pod) = self.counted.pods.get_mut(path.as_str()) else { return };
+        let Some(pod) = self.counted.pods.get_mut(path) else { return };
         let settings = self.containers.settings();
         let rescue = settings.config.oom_rescue.unwrap_or_default();
         let now = now();
@@ -465,9 +466,9 @@ impl Watcher {
         };
         let container =
             self.containers.all().into_iter().filter(is_it).max_by_key(|container| container.id != killed.id);
-        let [told, _] = pod.told.entry(killed.name.clone()).or_default();
-        if told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY) {
-            *told = Some(now);
+        let told = pod.told.entry(killed.name.clone()).or_default();
+        if is_due(told.kills, now) {
+            told.kills = Some(now);
             let by =
                 if is_by_its_limit { "its own limit or its pod's" } else { "the node or kubepods, not its own limit" };
             warn!(
@@ -504,10 +505,10 @@ impl Watcher {
         let settings = self.containers.settings();
         let rescue = settings.config.oom_rescue.as_ref()?;
         let asked = container.asked.bytes()?;
-        let pod = self.counted.pods.get(path.as_str())?;
+        let pod = self.counted.pods.get(path)?;
         let kills = pod.histories.get(&container.name)?.kills(rescue.window, now);
-        let [_, told] = pod.told.get(&container.name).copied().unwrap_or_default();
-        if kills < rescue.kills as usize || told.is_some_and(|told| now.saturating_sub(told) < TELL_EVERY) {
+        let told = pod.told.get(&container.name).copied().unwrap_or_default();
+        if kills < rescue.kills as usize || !is_due(told.ceiling, now) {
             return None;
         }
         let record = self.containers.record(&container.uid, &container.name, container.moment);
@@ -517,11 +518,11 @@ impl Watcher {
         }
         let free = self.free(container);
         let own_ceiling = container.overrides.oom_rescue.flatten();
-        let history = self.counted.pods.get_mut(path.as_str())?.histories.get_mut(&container.name)?;
-        let limit = history.rescued().map_or(asked, |rescued| Bytes::new(rescued.limit));
+        let history = self.counted.pods.get_mut(path)?.histories.get_mut(&container.name)?;
+        let limit = history.rescued().map_or(asked, |rescued| rescued.limit);
         let page = settings.node.page_size;
         // What it was raised to last is not in force yet, or what its user asks for is deferred.
-        if container.limit.floor_to(page) != Limit::Bytes(limit).floor_to(page) {
+        if !container.limit.is_same(limit.into(), page) {
             return None;
         }
         let verdict = history.judge(rescue, asked, own_ceiling, free, page, now);
@@ -556,8 +557,8 @@ impl Watcher {
                     "the container is killed again and again, and may not get more memory: that is its ceiling, or all that node \
                      allocatable leaves free; set its limit to what it needs"
                 );
-                if let Some(pod) = self.counted.pods.get_mut(path.as_str()) {
-                    pod.told.entry(container.name.clone()).or_default()[1] = Some(now);
+                if let Some(pod) = self.counted.pods.get_mut(path) {
+                    pod.told.entry(container.name.clone()).or_default().ceiling = Some(now);
                 }
                 None
             }
@@ -578,26 +579,26 @@ impl Watcher {
         let others = all.iter().filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));
         let requests = others.map(|other| request(other)).fold(request(container), Bytes::saturating_add);
         let own = container.place.as_ref().map(|place| (place.cgroup().clone(), container.name.clone()));
-        let raised = self.kills.lock();
+        let raised = lock(&self.kills.rescued);
         let others = raised.iter().filter(|(whose, _)| Some(*whose) != own.as_ref());
-        let raised = others.map(|(_, rescued)| Bytes::new(rescued.limit.saturating_sub(rescued.asked)));
+        let raised = others.map(|(_, rescued)| rescued.limit.saturating_sub(rescued.asked));
         allocatable.saturating_sub(requests).saturating_sub(raised.fold(Bytes::ZERO, Bytes::saturating_add))
     }
 
     /// Lets events know what has come of a container's limit.
     fn publish(&self, path: &CgroupPath, name: &str) {
-        let rescued = self.counted.pods.get(path.as_str()).and_then(|pod| pod.histories.get(name)?.rescued());
+        let rescued = self.counted.pods.get(path).and_then(|pod| pod.histories.get(name)?.rescued());
         let key = (path.clone(), name.to_owned());
         match rescued {
-            Some(rescued) => self.kills.lock().insert(key, rescued),
-            None => self.kills.lock().remove(&key),
+            Some(rescued) => lock(&self.kills.rescued).insert(key, rescued),
+            None => lock(&self.kills.rescued).remove(&key),
         };
     }
 
     /// A pod is gone.
     fn forget(&mut self, path: &CgroupPath) {
-        self.kills.lock().retain(|(pod, _), _| pod != path);
-        if self.counted.pods.remove(path.as_str()).is_some_and(|pod| pod.accounted != Counts::default()) {
+        lock(&self.kills.rescued).retain(|(pod, _), _| pod != path);
+        if self.counted.pods.remove(path).is_some_and(|pod| pod.accounted != Counts::default()) {
             self.write_down();
         }
     }
@@ -625,8 +626,7 @@ impl Watcher {
 fn look_at_containers(root: &CgroupRoot, pod: &mut Pod) -> (Vec<Killed>, Vec<String>) {
     let (mut killed, mut gone) = (Vec::new(), Vec::new());
     for (id, running) in &mut pod.running {
-        let Ok(cgroup) = CgroupPath::parse(&running.cgroup) else { continue };
-        match root.cgroup(&cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from) {
+        match root.cgroup(&running.cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from) {
             Ok(counts) => {
                 let times = counts.kills().saturating_sub(running.counted.kills());
                 killed.push(Killed { id: id.clone(), name: running.name.clone(), times });
@@ -634,7 +634,7 @@ fn look_at_containers(root: &CgroupRoot, pod: &mut Pod) -> (Vec<Killed>, Vec<Str
                 running.counted = counts;
             }
             Err(CgroupError::Gone(_)) => gone.push(id.clone()),
-            Err(error) => debug!(%cgroup, %error, "cannot tell whether it was killed"),
+            Err(error) => debug!(cgroup = %running.cgroup, %error, "cannot tell whether it was killed"),
         }
     }
     (killed, gone)

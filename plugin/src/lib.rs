@@ -34,3 +34,10 @@ pub mod resize;
 pub mod service;
 pub mod stalls;
 pub mod units;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Nothing in this crate that can panic runs while a lock is held, so a poisoned one holds good data.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -27,7 +27,7 @@ use crate::originals::Values;
 use crate::outcome::Outcome;
 use crate::pod::PodCgroup;
 use crate::policy::Protection;
-use crate::units::{Bytes, CpuMax, Limit, PageSize};
+use crate::units::{Bytes, CpuMax, Limit};
 
 /// Containers in one request to the runtime, which takes some tenths of a second for each and holds its lock meanwhile.
 const BATCH: usize = 8;
@@ -129,7 +129,7 @@ pub struct InForce {
     pub memory: Limit,
     /// `cpu.max`.
     pub cpu: CpuMax,
-    /// `cpu.weight`; `None` without the processor controller.
+    /// `cpu.weight`, after an update; `None` without the processor controller.
     pub weight: Option<u64>,
     /// `memory.swap.max`, if that is limited.
     pub swap_max: Option<Bytes>,
@@ -157,7 +157,7 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     };
     let cgroup = root.cgroup(path)?;
     let in_force = cgroup.read(Knob::Max)?;
-    let decided = if same(in_force, container.limit, page) {
+    let decided = if in_force.is_same(container.limit, page) {
         containers.decide(container, record.as_ref())
     } else {
         // An update that failed after it was told of, or one that nobody told of: the kernel is right.
@@ -167,7 +167,7 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let held = Values::read(&cgroup)?;
     for knob in KNOBS {
         if let (Some(observed), Some(desired)) = (held.get(knob), decided.value(knob))
-            && !same(observed, desired, page)
+            && !observed.is_same(desired, page)
         {
             writes.push(Write { knob, observed, desired });
         }
@@ -178,13 +178,10 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
     // Without the processor controller there is no such limit.
     let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
-    let in_force = InForce { memory: in_force, cpu, weight: cgroup.cpu_weight().ok(), swap_max };
+    // Only an update is compared with it.
+    let weight = if container.update == Update::Made { cgroup.cpu_weight().ok() } else { None };
+    let in_force = InForce { memory: in_force, cpu, weight, swap_max };
     Ok(Compared { decided, writes, claim, held, swap_max, in_force: Some(in_force) })
-}
-
-/// Whether a file that was given a value holds it: the kernel keeps whole pages, rounded down.
-pub fn same(observed: Limit, desired: Limit, page: PageSize) -> bool {
-    observed.floor_to(page) == desired.floor_to(page)
 }
 
 /// The update that brings a container's files to their values; `memory.max` by its limit, which the runtime keeps an account of.
@@ -575,7 +572,7 @@ impl Reconciler {
     fn limits_read_back(&mut self, container: &Container, in_force: InForce) {
         let page = self.containers.settings().node.page_size;
         let InForce { memory, cpu, weight, swap_max } = in_force;
-        let is_memory = same(memory, container.limit, page);
+        let is_memory = memory.is_same(container.limit, page);
         let is_cpu = cpu.is(container.cpu);
         if is_memory && is_cpu && container.update == Update::Over {
             return;

@@ -75,8 +75,8 @@ impl Ceiling {
 /// What is remembered of a container, whatever ids it has had, for as long as its user asks for the same limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// What its user asks for, in bytes, if that is known.
-    asked: Option<u64>,
+    /// What its user asks for, if that is known.
+    asked: Option<Bytes>,
     /// When it was killed.
     kills: Vec<u64>,
     /// What it was raised to.
@@ -86,10 +86,10 @@ pub struct History {
 /// A limit that was raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rescued {
-    /// What its user asks for, in bytes.
-    pub asked: u64,
-    /// What it has instead, in bytes.
-    pub limit: u64,
+    /// What its user asks for.
+    pub asked: Bytes,
+    /// What it has instead.
+    pub limit: Bytes,
 }
 
 /// What to do about a container that was killed.
@@ -124,12 +124,11 @@ impl History {
 
     /// Its user asks for this limit. Whether that is another one than before, with which nothing of what was has to do.
     pub fn asks_for(&mut self, asked: Limit, page: PageSize) -> bool {
-        let is_other = |before| Limit::Bytes(Bytes::new(before)).floor_to(page) != asked.floor_to(page);
-        let is_new = self.asked.is_some_and(is_other);
+        let is_new = self.asked.is_some_and(|before| !asked.is_same(before.into(), page));
         if is_new {
             *self = Self::default();
         }
-        self.asked = asked.bytes().map(Bytes::get);
+        self.asked = asked.bytes();
         is_new
     }
 
@@ -148,7 +147,7 @@ impl History {
             return Verdict::NotYet;
         }
         self.kills.clear();
-        let limit = self.rescued.map_or(asked, |rescued| Bytes::new(rescued.limit));
+        let limit = self.rescued.map_or(asked, |rescued| rescued.limit);
         let most = own_ceiling.unwrap_or(Bytes::MAX).min(rescue.ceiling.most(asked, free)).floor_to(page);
         let next_page = limit.saturating_add(Bytes::new(page.get())).floor_to(page);
         if most < next_page {
@@ -157,7 +156,7 @@ impl History {
         let by_factor = Bytes::new((limit.get() as f64 * rescue.factor) as u64);
         let wanted = by_factor.max(limit.saturating_add(rescue.minimum));
         let raised = wanted.min(most).floor_to(page).max(next_page);
-        self.rescued = Some(Rescued { asked: asked.get(), limit: raised.get() });
+        self.rescued = Some(Rescued { asked, limit: raised });
         Verdict::Raise(raised)
     }
 }
@@ -226,7 +225,7 @@ mod tests {
             assert_eq!(history.judge(&small, mib(100), None, mib(1000), PageSize::KIB4, NOW), expected);
             history.killed(3, NOW);
         }
-        assert_eq!(history.rescued(), Some(Rescued { asked: mib(100).get(), limit: mib(150).get() }));
+        assert_eq!(history.rescued(), Some(Rescued { asked: mib(100), limit: mib(150) }));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use plimsoll::config::Config;
 use plimsoll::containers::{KNOBS, STAND_ASIDE};
 use plimsoll::originals::{Originals, Target, Values};
 use plimsoll::policy::Protection;
-use plimsoll::reconcile::{container_cgroups, same};
+use plimsoll::reconcile::container_cgroups;
 use plimsoll::units::{Bytes, PageSize};
 use tokio::time::{Instant, timeout};
 
@@ -165,7 +165,7 @@ impl Changed {
             // Above containers memory.high is nobody's here.
             (!self.is_container && self.original.get(knob).is_none())
                 || match (held.get(knob), self.original.get(knob).or(default)) {
-                    (Some(held), Some(original)) => same(held, original, page),
+                    (Some(held), Some(original)) => held.is_same(original, page),
                     _ => false,
                 }
         })

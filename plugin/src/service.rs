@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nri::api::{
@@ -26,6 +26,7 @@ use crate::cut::{Attempted, Cuts};
 use crate::defer::Deferrals;
 use crate::hierarchy::PodPlace;
 use crate::kills::Kills;
+use crate::lock;
 use crate::originals::Values;
 use crate::outcome::Outcome;
 use crate::pod::{PodCgroup, PodUid};
@@ -190,7 +191,7 @@ impl Service {
         if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment) {
             return Ok(record);
         }
-        let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let budget = *lock(&self.budget);
         let (containers, uid, name) = (self.containers.clone(), container.uid.clone(), container.name.clone());
         let lookup = tokio::task::spawn_blocking(move || containers.record(&uid, &name, moment));
         match timeout(budget, lookup).await {
@@ -289,7 +290,7 @@ impl Service {
         if settings.stand_aside {
             return Ok(None);
         }
-        let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner) * CUT_BUDGET;
+        let budget = *lock(&self.budget) * CUT_BUDGET;
         let (in_force, usage) = match self.cuts.make_room(container, container.update, budget).await {
             Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
             Ok(Attempted::NotMade { in_force, usage }) => (in_force, usage),
@@ -382,7 +383,7 @@ impl Plugin for Service {
     }
 
     async fn configure(&self, configuration: Configuration) -> Result<(), Refusal> {
-        *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = configuration.request_timeout / BUDGET;
+        *lock(&self.budget) = configuration.request_timeout / BUDGET;
         // What was launched gets the same text on every connection, and watches the file for anything newer. What was not
         // has read the file itself.
         let config = match &configuration.drop_in {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 /// An amount of memory in bytes. Zero is a value like any other, never "unset".
@@ -13,6 +13,12 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Bytes(u64);
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer).map(Self::new)
+    }
+}
 
 impl Bytes {
     /// No bytes at all.
@@ -151,6 +157,11 @@ impl Limit {
             Self::Bytes(bytes) => Self::Bytes(bytes.floor_to(page)),
             Self::Max => Self::Max,
         }
+    }
+
+    /// Whether the kernel makes the same of both.
+    pub fn is_same(self, other: Self, page: PageSize) -> bool {
+        self.floor_to(page) == other.floor_to(page)
     }
 
     /// The number of bytes, if there is a limit.

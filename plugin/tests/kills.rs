@@ -32,6 +32,12 @@ fn count_by(runtime: &Runtime, cgroup: &str, limits: u64, processes: u64, groups
     runtime.set_file(cgroup, "memory.events", &text);
 }
 
+/// Counts in a container and then in its pod, as the kernel does.
+fn count_up(runtime: &Runtime, pod: &Pod, processes: u64, groups: u64) {
+    count(runtime, &container(pod), processes, groups);
+    count(runtime, &pod.cgroup(), processes, groups);
+}
+
 /// What the plugin has written down of the container `app` of a pod.
 fn history(node: &Node, uid: &str) -> serde_json::Value {
     let text = fs::read_to_string(node.path("host/run/plimsoll/kills")).unwrap_or_default();
@@ -123,8 +129,7 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
     runtime.run(&side).await;
 
     // The kernel counts at the container first, and wakes up who watches the pod.
-    count(&runtime, &container(&side), 1, 0);
-    count(&runtime, &pod.cgroup(), 1, 0);
+    count_up(&runtime, &side, 1, 0);
     let line = daemon.says("the kernel killed processes of the container").await;
     for part in ["container=\"side\"", "pod=\"default/b\"", "kills=1", "limit=104857600", "podb"] {
         assert!(line.contains(part), "{part}: {line}");
@@ -166,8 +171,7 @@ async fn what_was_counted_before_the_plugin_first_came_is_nobodys_news() {
     }
     runtime.synchronize(&[&pod]).await;
     until("written down", || node.path("host/run/plimsoll/kills").exists()).await;
-    count(&runtime, &container(&pod), 71, 0);
-    count(&runtime, &pod.cgroup(), 71, 0);
+    count_up(&runtime, &pod, 71, 0);
     let line = daemon.says("the kernel killed processes of the container").await;
     assert!(line.contains("kills=1"), "{line}");
 }
@@ -232,8 +236,7 @@ async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
     let (_node, mut daemon, mut runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
-    count(&runtime, &container(&pod), 3, 0);
-    count(&runtime, &pod.cgroup(), 3, 0);
+    count_up(&runtime, &pod, 3, 0);
     let limit = asked(&mut runtime, &pod).await;
     assert_eq!(limit, 200 * MIB);
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
@@ -259,14 +262,7 @@ async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
     let off = Pod::new("burstable", "off", 100 * MIB).annotate("oom-rescue.plimsoll.nri.io", "off");
     let less = Pod::new("burstable", "less", 100 * MIB).annotate("oom-rescue.plimsoll.nri.io/container.app", "120Mi");
     let own = Pod::new("burstable", "own", 100 * MIB);
-    let entry = serde_json::json!({ "entries": { "own": {
-        "ContainerResources": { "app": { "requests": { "memory": "100Mi" }, "limits": { "memory": "100Mi" } } },
-        "PodLevelResources": { "limits": { "memory": "150Mi" } },
-    } } });
-    let checkpoint = serde_json::json!({ "data": entry.to_string(), "checksum": 1 }).to_string();
-    for file in ["actuated_pods_state", "allocated_pods_state"] {
-        node.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
-    }
+    node.checkpoint_with_pod_limit("own", "100Mi", "100Mi", "150Mi");
     for (pod, expected, said) in [
         (off, None, "the kernel killed processes of the container"),
         (own, None, "its pod has limits of its own, which stay"),
@@ -308,14 +304,12 @@ async fn a_kill_that_is_seen_half_counts_once() {
     run(&runtime, &pod, 100 * MIB).await;
     // The kernel counts one process, then all of them as a group, then the others, each in the container before its pod.
     for (processes, groups) in [(1, 0), (1, 1), (5, 1)] {
-        count(&runtime, &container(&pod), processes, groups);
-        count(&runtime, &pod.cgroup(), processes, groups);
+        count_up(&runtime, &pod, processes, groups);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         counts(&node, "b", 1).await;
     }
     // The next one is seen in the container while it is there, and as a whole in the pod when it is gone.
-    count(&runtime, &container(&pod), 6, 1);
-    count(&runtime, &pod.cgroup(), 6, 1);
+    count_up(&runtime, &pod, 6, 1);
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     count(&runtime, &pod.cgroup(), 9, 2);
@@ -343,21 +337,13 @@ async fn what_the_user_asks_for_meanwhile_counts() {
     let (_node, mut daemon, mut runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
-    count(&runtime, &container(&pod), 3, 0);
-    count(&runtime, &pod.cgroup(), 3, 0);
+    count_up(&runtime, &pod, 3, 0);
     daemon.says("raising the limit").await;
     // The runtime is asked only when it has been quiet for half a second.
     runtime.update(&pod, memory_limit(220 * MIB)).await;
     fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 220 * MIB)).unwrap();
     runtime.updated(&pod).await;
-    let asked = tokio::time::timeout(std::time::Duration::from_secs(3), async {
-        while let Some(request) = runtime.updates.recv().await {
-            let memory = request.update[0].linux.resources.memory.clone();
-            assert!(memory.is_none(), "{memory:?}");
-            request.succeed(Vec::new());
-        }
-    });
-    assert!(asked.await.is_err());
+    runtime.asks_for_no_limit(std::time::Duration::from_secs(3)).await;
 }
 
 #[tokio::test]
@@ -365,8 +351,7 @@ async fn the_pods_limit_follows_a_raised_one_whatever_the_kubelet_adds_up() {
     let (_node, mut daemon, mut runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
-    count(&runtime, &container(&pod), 3, 0);
-    count(&runtime, &pod.cgroup(), 3, 0);
+    count_up(&runtime, &pod, 3, 0);
     asked(&mut runtime, &pod).await;
     runtime.serve_update(&[&pod]).await;
     daemon.says("outcome=applied").await;

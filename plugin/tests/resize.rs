@@ -445,14 +445,7 @@ async fn more_than_the_node_has_is_set_as_asked_and_said_once() {
 async fn a_pod_with_limits_of_its_own_keeps_them() {
     let (node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 200 * MIB);
-    let entry = serde_json::json!({ "entries": { "b": {
-        "ContainerResources": { "app": { "requests": { "memory": "100Mi" }, "limits": { "memory": "200Mi" } } },
-        "PodLevelResources": { "limits": { "memory": "150Mi" } },
-    } } });
-    let checkpoint = serde_json::json!({ "data": entry.to_string(), "checksum": 1 }).to_string();
-    for file in ["actuated_pods_state", "allocated_pods_state"] {
-        node.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
-    }
+    node.checkpoint_with_pod_limit("b", "100Mi", "200Mi", "150Mi");
     runtime.make_cgroup(&pod);
     runtime.set_file(&pod.cgroup(), "memory.max", &(150 * MIB).to_string());
     runtime.run(&pod).await;
@@ -525,12 +518,5 @@ async fn a_cut_that_is_deferred_too_long_is_given_up_and_another_update_takes_it
     limits(&runtime, &pod, 100 * MIB).await;
     assert_eq!(limits(&runtime, &pod, 300 * MIB).await, (0, 0));
     uses(&runtime, &pod, 60 * MIB, 0);
-    let asked = tokio::time::timeout(Duration::from_secs(4), async {
-        while let Some(request) = runtime.updates.recv().await {
-            let memory = request.update[0].linux.resources.memory.clone();
-            assert!(memory.is_none(), "{memory:?}");
-            request.succeed(Vec::new());
-        }
-    });
-    assert!(asked.await.is_err());
+    runtime.asks_for_no_limit(Duration::from_secs(4)).await;
 }

@@ -2,9 +2,20 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The path of a cgroup beneath the root: relative, without `.` or `..`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct CgroupPath(String);
+
+impl TryFrom<String> for CgroupPath {
+    type Error = InvalidPath;
+
+    fn try_from(path: String) -> Result<Self, InvalidPath> {
+        Self::parse(&path)
+    }
+}
 
 /// What a runtime gives as a cgroup is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -81,6 +81,18 @@ impl Node {
         self.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
     }
 
+    /// The kubelet's checkpoint of a pod whose limit is its own, below that of its container.
+    pub fn checkpoint_with_pod_limit(&self, uid: &str, request: &str, limit: &str, pod_limit: &str) {
+        let entry = serde_json::json!({ "entries": { uid: {
+            "ContainerResources": { "app": { "requests": { "memory": request }, "limits": { "memory": limit } } },
+            "PodLevelResources": { "limits": { "memory": pod_limit } },
+        } } });
+        let checkpoint = serde_json::json!({ "data": entry.to_string(), "checksum": 1 }).to_string();
+        for file in ["actuated_pods_state", "allocated_pods_state"] {
+            self.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
+        }
+    }
+
     pub fn start(&self) -> Daemon {
         self.start_with(&["--config", self.path("plimsoll.yaml").to_str().unwrap()])
     }
@@ -402,6 +414,18 @@ impl Runtime {
     pub async fn serve_update(&mut self, pods: &[&Pod]) -> HashMap<String, HashMap<String, String>> {
         let request = tokio::time::timeout(Duration::from_secs(60), self.updates.recv()).await;
         self.serve(request.expect("the plugin updates containers").expect("the plugin is connected"), pods)
+    }
+
+    /// The plugin asks for no limit of any container within this time, whatever else it asks for.
+    pub async fn asks_for_no_limit(&mut self, time: Duration) {
+        let asked = tokio::time::timeout(time, async {
+            while let Some(request) = self.updates.recv().await {
+                let memory = request.update[0].linux.resources.memory.clone();
+                assert!(memory.is_none(), "{memory:?}");
+                request.succeed(Vec::new());
+            }
+        });
+        assert!(asked.await.is_err(), "the plugin is gone");
     }
 
     /// Does what the plugin asks for these pods until something else has happened.
