@@ -240,12 +240,18 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node
     assert!(!lives && kills > 0, "lives: {lives}, kills: {kills}");
     kubelet.remove_pod(&pod)?;
 
+    // Which pace lets the runtime's write fall into the growth depends on the machine; the fastest has grown before it.
     let mut killed = 0;
-    for pace in [4, 8, 16] {
+    for pace in [4, 8, 16, 2, 1, 0, 0] {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
-        let pod = kubelet.run_pod(PodSpec::new(&format!("growing-{pace}")).container(app))?;
-        killed += stories::grows_while_it_is_cut(node, &pod, pace)?.1;
+        let pod = kubelet.run_pod(PodSpec::new("growing").container(app))?;
+        let (made, kills) = stories::grows_while_it_is_cut(node, &pod, pace)?;
+        println!("{} {driver}: {pace} ms for each MiB: made: {made}, killed: {kills}", node.distro());
         kubelet.remove_pod(&pod)?;
+        killed += kills;
+        if killed > 0 {
+            break;
+        }
     }
     assert!(killed > 0, "it does not grow into the cut");
 
