@@ -20,6 +20,7 @@ node_tests!(external: {
     page_cache_makes_room_for_a_cut,
     a_container_that_stands_at_memory_high_is_released,
     a_container_that_grows_while_it_is_cut_lives,
+    containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be,
     a_cut_that_would_kill_may_be_deferred_until_it_fits,
     a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling,
     resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end,
@@ -50,6 +51,17 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node:
         let [of_pod, of_container] = stories::memory(node, &pod)?;
         assert_eq!((of_pod.max, of_container.max), (limit, limit));
         assert_eq!(of_container.swap_max, 0, "what the kubelet said of swap stays");
+    }
+    // Only the request: what it protects moves, in the pod too, and where it is throttled.
+    for request in [96 * MIB, 64 * MIB] {
+        kubelet.resize(&mut pod, "app", Some(request), Some(150 * MIB))?;
+        let cgroup = &pod.container("app")?.cgroup;
+        let expected = [
+            Expected::new(cgroup, "memory.min", request),
+            Expected::new(cgroup, "memory.high", stories::memory_high(request, 150 * MIB)),
+            Expected::new(&pod.cgroup, "memory.min", request),
+        ];
+        cgroup::settle(node, "", &expected, HOLD, PATIENCE)?;
     }
 
     let before = stories::memory(node, &pod)?;
@@ -142,6 +154,47 @@ fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> 
         assert_eq!(killed, 0);
         kubelet.remove_pod(&pod)?;
     }
+    Ok(())
+}
+
+fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let names = ["idle", "busy", "cached"];
+    let container = |name| ContainerSpec::new(name).limit(150 * MIB).cpu(1000);
+    let pod = kubelet.run_pod(names.iter().fold(PodSpec::new("three"), |pod, name| pod.container(container(name))))?;
+    let containers = [pod.container("idle")?, pod.container("busy")?, pod.container("cached")?];
+    for (container, work) in [(containers[1], "alloc"), (containers[2], "write /cache")] {
+        let answer = container.call(node, &format!("{work} {}", 110 * MIB))?;
+        ensure!(answer.starts_with("ok"), "{work} says {answer:?}");
+    }
+    let cut_all: String = containers
+        .iter()
+        .map(|container| {
+            format!(
+                "(crictl update --memory {} {} >/dev/null 2>&1; echo $?) >/tmp/{} & ",
+                60 * MIB,
+                container.id,
+                container.id
+            )
+        })
+        .collect();
+    let told = |script: &str| -> Result<String> {
+        let ids: String = containers.iter().map(|container| format!("/tmp/{} ", container.id)).collect();
+        Ok(node.run(&format!("{script} wait; cat {ids}"))?.stdout.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let limits = || -> Result<Vec<u64>> {
+        let cgroups: Vec<_> = containers.iter().map(|container| container.cgroup.as_str()).collect();
+        Ok(cgroup::memory(node, &cgroups)?.iter().map(|memory| memory.max / MIB).collect())
+    };
+    assert_eq!(told(&cut_all)?, "0 1 0");
+    assert_eq!(limits()?, [60, 150, 60]);
+    containers[1].call(node, "free")?;
+    assert_eq!(told(&cut_all)?, "0 0 0");
+    assert_eq!(limits()?, [60, 60, 60]);
+    // Then the kubelet lowers the pod's, and nobody raises that again.
+    kubelet.limit_pod(&pod, Some(180 * MIB))?;
+    cgroup::settle(node, "", &[Expected::new(&pod.cgroup, "memory.max", 180 * MIB)], HOLD, PATIENCE)?;
+    assert_eq!(cgroup::events(node, &pod.cgroup)?["oom_kill"], 0);
     Ok(())
 }
 

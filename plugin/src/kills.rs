@@ -134,6 +134,17 @@ struct Pod {
     told: HashMap<String, Told>,
 }
 
+impl Pod {
+    /// A container's file has these counts, which then are accounted for.
+    fn account(&mut self, id: String, counts: Counts) -> Option<Killed> {
+        let running = self.running.get_mut(&id)?;
+        let times = counts.kills().saturating_sub(running.counted.kills());
+        self.accounted = self.accounted.plus(counts.since(running.counted));
+        running.counted = counts;
+        Some(Killed { id, name: running.name.clone(), times })
+    }
+}
+
 /// When something was last told of a container, in seconds since the machine was started.
 #[derive(Clone, Copy, Debug, Default)]
 struct Told {
@@ -390,7 +401,7 @@ impl Watcher {
         let Some(pod) = self.counted.pods.get_mut(path) else { return self.root.cgroup(path).is_ok() };
         let before = (pod.accounted, pod.limits_reached);
         // Before the pod's own count: the kernel goes upwards.
-        let (mut killed, gone) = look_at_containers(&self.root, pod);
+        let (counts, gone) = look_at_containers(&self.root, pod);
         let events = match self.root.cgroup(path).and_then(|pod| pod.events()) {
             Ok(events) => events,
             Err(CgroupError::Gone(_)) => return false,
@@ -399,6 +410,7 @@ impl Watcher {
                 return true;
             }
         };
+        let mut killed: Vec<_> = counts.into_iter().filter_map(|(id, counts)| pod.account(id, counts)).collect();
         let rest = Counts::from(events).since(pod.accounted);
         if rest.kills() > 0 {
             let names: BTreeSet<_> = gone.iter().filter_map(|id| Some(&pod.running.get(id)?.name)).collect();
@@ -432,18 +444,23 @@ impl Watcher {
         }
         killed.retain(|killed| killed.times > 0);
         let is_by_its_limit = events.oom > pod.limits_reached;
+        let mut forgotten = Vec::new();
         if !killed.is_empty() {
             pod.limits_reached = events.oom;
             let now = now();
             for Killed { id, name, times } in killed.iter().filter(|_| is_by_its_limit) {
                 let history = pod.histories.entry(name.clone()).or_default();
-                if let Some(container) = self.containers.get(id) {
-                    history.asks_for(container.asked, self.containers.settings().node.page_size);
+                if let Some(container) = self.containers.get(id)
+                    && history.asks_for(container.asked, self.containers.settings().node.page_size)
+                {
+                    forgotten.push(name.clone());
                 }
                 history.killed(*times, now);
             }
         }
-        if (pod.accounted, pod.limits_reached) != before {
+        let has_changed = (pod.accounted, pod.limits_reached) != before;
+        forgotten.iter().for_each(|name| self.publish(path, name));
+        if has_changed {
             // Before anybody hears of it.
             self.write_down();
         }
@@ -622,22 +639,17 @@ impl Watcher {
     }
 }
 
-/// What the files of a pod's containers tell, which then is accounted for; and the ids of those that have none any more.
-fn look_at_containers(root: &CgroupRoot, pod: &mut Pod) -> (Vec<Killed>, Vec<String>) {
-    let (mut killed, mut gone) = (Vec::new(), Vec::new());
-    for (id, running) in &mut pod.running {
-        match root.cgroup(&running.cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from) {
-            Ok(counts) => {
-                let times = counts.kills().saturating_sub(running.counted.kills());
-                killed.push(Killed { id: id.clone(), name: running.name.clone(), times });
-                pod.accounted = pod.accounted.plus(counts.since(running.counted));
-                running.counted = counts;
-            }
+/// What the files of a pod's containers tell, and the ids of those that have none any more.
+fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<String>) {
+    let (mut counts, mut gone) = (Vec::new(), Vec::new());
+    for (id, running) in &pod.running {
+        match root.cgroup(&running.cgroup).and_then(|cgroup| cgroup.events()) {
+            Ok(events) => counts.push((id.clone(), events.into())),
             Err(CgroupError::Gone(_)) => gone.push(id.clone()),
             Err(error) => debug!(cgroup = %running.cgroup, %error, "cannot tell whether it was killed"),
         }
     }
-    (killed, gone)
+    (counts, gone)
 }
 
 /// Pods whose `memory.events` has changed.

@@ -295,6 +295,13 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     let memory = again(&runtime, &mut pod, 100 * MIB).await.unwrap();
     // A tenth of 500 MiB; its own request counts while it is made.
     assert_eq!(memory.limit.value, 150 * MIB);
+    // What one was given the next one cannot have.
+    let mut other = other;
+    fs::remove_dir_all(runtime.cgroup(&other)).unwrap();
+    count(&runtime, &other.cgroup(), 1, 1);
+    daemon.says("raising the limit").await;
+    let memory = again(&runtime, &mut other, 600 * MIB).await.unwrap();
+    assert_eq!(memory.limit.value, 645 * MIB);
 }
 
 #[tokio::test]
@@ -314,6 +321,34 @@ async fn a_kill_that_is_seen_half_counts_once() {
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     count(&runtime, &pod.cgroup(), 9, 2);
     counts(&node, "b", 2).await;
+}
+
+#[tokio::test]
+async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
+    let (node, mut daemon, runtime) = start("logLevel: debug\n").await;
+    let mut pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    count_up(&runtime, &pod, 1, 0);
+    counts(&node, "b", 1).await;
+    // The pod's is not to be read: what its container's tells meanwhile is counted when it is.
+    let events = runtime.cgroup(&pod).parent().unwrap().join("memory.events");
+    let away = events.with_extension("away");
+    fs::rename(&events, &away).unwrap();
+    fs::create_dir(&events).unwrap();
+    count(&runtime, &container(&pod), 2, 0);
+    fs::write(&away, "to be woken up by").unwrap();
+    daemon.says("cannot tell whether anybody was killed").await;
+    fs::remove_dir(&events).unwrap();
+    fs::rename(&away, &events).unwrap();
+    count(&runtime, &pod.cgroup(), 2, 0);
+    counts(&node, "b", 2).await;
+    // Gone, and there again with the next container.
+    fs::remove_file(&events).unwrap();
+    count(&runtime, &pod.cgroup(), 2, 0);
+    assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
+    count(&runtime, &container(&pod), 1, 0);
+    count(&runtime, &pod.cgroup(), 3, 0);
+    counts(&node, "b", 3).await;
 }
 
 #[tokio::test]

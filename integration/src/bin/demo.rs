@@ -264,6 +264,24 @@ fn resizes(node: &Node, mut wrong: Option<&mut usize>) -> Result<()> {
         fits,
     );
     kubelet.remove_pod(&pod)?;
+
+    let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
+    let app = if has_plugin {
+        // The factor puts memory.high to the same place.
+        let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
+        placement::configure(node, &format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"))?;
+        app
+    } else {
+        app.unified("memory.high", stories::LINE)
+    };
+    let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
+    let goes_beyond = stories::goes_beyond(node, &pod, if has_plugin { 180 } else { 30 })?;
+    tell(
+        "A container with a limit of 200 MiB needs 150, and stands at its memory.high of 90 (with 'throttleDeadline: 5s'):",
+        if goes_beyond { "it is released, and has what it needs" } else { "it stands there, also after 30 s" },
+        goes_beyond,
+    );
+    kubelet.remove_pod(&pod)?;
     if !has_plugin {
         return Ok(());
     }
