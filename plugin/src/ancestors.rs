@@ -28,6 +28,7 @@ use crate::lock;
 use crate::originals::{Originals, Target, Values};
 use crate::outcome::Outcome;
 use crate::policy::{self, Policy, Protection};
+use crate::report::{Reports, What, status};
 use crate::requests;
 use crate::requests::annotation::Overrides;
 use crate::resize::{self, Limits, Raise};
@@ -58,6 +59,7 @@ pub struct Ancestors {
     root: Arc<CgroupRoot>,
     page_size: PageSize,
     originals: Arc<Mutex<Originals>>,
+    reports: Arc<Reports>,
     state: Mutex<State>,
     /// What systemd has to be told, by cgroup: only the last value counts.
     lasting: Mutex<BTreeMap<CgroupPath, Last>>,
@@ -186,11 +188,17 @@ pub enum Checked {
 
 impl Ancestors {
     /// No pods yet.
-    pub fn new(root: Arc<CgroupRoot>, page_size: PageSize, originals: Arc<Mutex<Originals>>) -> Self {
+    pub fn new(
+        root: Arc<CgroupRoot>,
+        page_size: PageSize,
+        originals: Arc<Mutex<Originals>>,
+        reports: Arc<Reports>,
+    ) -> Self {
         Self {
             root,
             page_size,
             originals,
+            reports,
             state: Mutex::default(),
             lasting: Mutex::default(),
             lasting_changed: Notify::new(),
@@ -297,16 +305,8 @@ impl Ancestors {
         let raise = if state.raising.contains(place.cgroup()) { raise.again() } else { raise };
         let (raised, result) = self.raise(&mut state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
-            info!(
-                pod = container.pod,
-                container = container.name,
-                cgroup = %place.cgroup(),
-                knob = file,
-                desired,
-                observed,
-                outcome = %Outcome::Applied,
-                "raised the pod's limit to what its containers may use"
-            );
+            let (desired, observed) = (desired.clone(), observed.clone());
+            self.reports.tell(&container.into(), &What::PodRaised { knob: file, desired, observed });
         }
         match result {
             // It is made with its first container.
@@ -454,6 +454,24 @@ impl Ancestors {
         lock(&self.state).cgroups()
     }
 
+    /// The cgroups that should have something, with what each is; parents first among those of pods.
+    pub fn levels(&self) -> Vec<(Level, status::Level)> {
+        let state = lock(&self.state);
+        let of_pods = state.tree.levels().into_iter().map(|level| {
+            let kind = match level.cgroup.parent().filter(|parent| state.tree.desired(parent).is_some()) {
+                _ if state.tree.is_pod(&level.cgroup) => status::Level::Pod,
+                Some(_) => status::Level::Class,
+                None => status::Level::Kubepods,
+            };
+            (level, kind)
+        });
+        let reserved = state.reserved.iter().map(|reserved| {
+            let protection = Protection { min: reserved.memory, low: Bytes::ZERO };
+            (Level { cgroup: reserved.cgroup.clone(), protection }, status::Level::Reserved)
+        });
+        of_pods.chain(reserved).collect()
+    }
+
     /// Whether this is one of the cgroups that should have something.
     pub fn contains(&self, cgroup: &CgroupPath) -> bool {
         let state = lock(&self.state);
@@ -518,30 +536,19 @@ impl Ancestors {
                     changes.push(change);
                 }
                 Verdict::Wait(wait) => checked = Checked::Again(wait),
-                Verdict::GiveUp => warn!(
-                    %cgroup,
-                    knob = change.knob.file_name(),
-                    desired = %change.to,
-                    observed = %change.from,
-                    repairs = state.contention.repairs(&key),
-                    outcome = %Outcome::Contended,
-                    "somebody else keeps setting this file; it is left to them until they stop. Find out who, and let one of \
-                     both set it"
-                ),
+                Verdict::GiveUp => {
+                    let Change { to: desired, from: observed, .. } = change;
+                    let repairs = state.contention.repairs(&key);
+                    self.reports
+                        .tell(&cgroup.into(), &What::Contended { knob: change.knob, desired, observed, repairs });
+                }
                 Verdict::Leave => {}
             }
         }
         self.write(state, changes);
         for Change { cgroup, knob, from, to } in repairs {
             if state.in_force.get(&cgroup).is_some_and(|in_force| in_force.get(knob) == to) {
-                info!(
-                    %cgroup,
-                    knob = knob.file_name(),
-                    desired = %to,
-                    observed = %from,
-                    outcome = %Outcome::Applied,
-                    "repaired what somebody else changed"
-                );
+                self.reports.tell(&(&cgroup).into(), &What::Repaired { knob, desired: to, observed: from });
             }
         }
         checked
@@ -901,7 +908,7 @@ mod tests {
             }
             let originals = Arc::new(Mutex::new(Originals::none(host.directory.path())));
             let place = PodPlace::new(path(POD), QosClass::Guaranteed).unwrap();
-            let ancestors = Arc::new(Ancestors::new(Arc::new(host.root()), PageSize::KIB4, originals));
+            let ancestors = Arc::new(Ancestors::new(Arc::new(host.root()), PageSize::KIB4, originals, Arc::default()));
             Self { host, place, ancestors }
         }
 

@@ -18,12 +18,16 @@
 //! # factor: 1.2                            #   to so many times what it was, from 1 to 10,
 //! # minimum: 100Mi                         #   and by no less than this
 //! # ceiling: 10%                           #   up to a quantity, or by so much of what node allocatable leaves free
+//! maxLimitRequestRatio: 4                  # of which limit to request a pod's owner is warned, at least 1; null: of none
+//! metricsAddress: null                     # where metrics are served by TCP, such as 127.0.0.1:9477; null: nowhere
+//! containerMetrics: false                  # whether there are metrics of each container
 //! logLevel: info                           # error, warn, info, debug or trace
 //! ```
 //!
 //! Every field may be left out, and an empty file is a valid one. [`Config::parse`] reports every mistake at once.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -57,6 +61,12 @@ pub struct Config {
     pub shrink_deadline: Duration,
     /// Whether and how containers that are killed again and again get more memory.
     pub oom_rescue: Option<OomRescue>,
+    /// Of which ratio of limit to request a pod's owner is warned; `None` is of none.
+    pub max_limit_request_ratio: Option<f64>,
+    /// Where metrics are served by TCP; `None` is nowhere.
+    pub metrics_address: Option<SocketAddr>,
+    /// Whether there are metrics of each container.
+    pub container_metrics: bool,
     /// What is logged.
     pub log_level: LogLevel,
 }
@@ -71,6 +81,9 @@ impl Default for Config {
             shrink: Shrink::default(),
             shrink_deadline: Self::SHRINK_DEADLINE,
             oom_rescue: None,
+            max_limit_request_ratio: Some(Self::MAX_LIMIT_REQUEST_RATIO),
+            metrics_address: None,
+            container_metrics: false,
             log_level: LogLevel::default(),
         }
     }
@@ -209,6 +222,16 @@ impl fmt::Display for Config {
             }
             None => writeln!(f, "{RESCUE}: null")?,
         }
+        match self.max_limit_request_ratio {
+            Some(ratio) => writeln!(f, "{RATIO}: {ratio:?}")?,
+            None => writeln!(f, "{RATIO}: null")?,
+        }
+        match self.metrics_address {
+            // In quotes, for the brackets of IPv6.
+            Some(address) => writeln!(f, "{METRICS_ADDRESS}: \"{address}\"")?,
+            None => writeln!(f, "{METRICS_ADDRESS}: null")?,
+        }
+        writeln!(f, "{CONTAINER_METRICS}: {}", self.container_metrics)?;
         writeln!(f, "{LOG_LEVEL}: {}", self.log_level.as_str())
     }
 }
@@ -225,8 +248,11 @@ const DEADLINE: &str = "throttleDeadline";
 const SHRINK: &str = "shrink";
 const SHRINK_DEADLINE: &str = "shrinkDeadline";
 const RESCUE: &str = "oomRescue";
+const RATIO: &str = "maxLimitRequestRatio";
+const METRICS_ADDRESS: &str = "metricsAddress";
+const CONTAINER_METRICS: &str = "containerMetrics";
 const LOG_LEVEL: &str = "logLevel";
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 16] = [
     THROTTLING,
     RESERVATION,
     HEADROOM,
@@ -239,6 +265,9 @@ const FIELDS: [&str; 13] = [
     SHRINK,
     SHRINK_DEADLINE,
     RESCUE,
+    RATIO,
+    METRICS_ADDRESS,
+    CONTAINER_METRICS,
     LOG_LEVEL,
 ];
 
@@ -255,6 +284,9 @@ impl Config {
 
     /// How long a deferred limit is tried if nothing else is configured.
     pub const SHRINK_DEADLINE: Duration = Duration::from_secs(600);
+
+    /// Of which ratio of limit to request a pod's owner is warned if nothing else is configured.
+    pub const MAX_LIMIT_REQUEST_RATIO: f64 = 4.0;
 
     /// Reads a configuration. `source` names it in messages, usually by its path.
     ///
@@ -427,6 +459,26 @@ impl RawConfig {
                 RESCUE => match value.oom_rescue() {
                     Ok(rescue) => config.oom_rescue = rescue,
                     Err((expected, found)) => wrong(expected, found),
+                },
+                RATIO => match value {
+                    RawValue::Null => config.max_limit_request_ratio = None,
+                    RawValue::Number { value: ratio, .. } if (1.0..=1e9).contains(&ratio) => {
+                        config.max_limit_request_ratio = Some(ratio);
+                    }
+                    value => wrong("a number of at least 1, or null".to_owned(), value.to_string()),
+                },
+                METRICS_ADDRESS => match &value {
+                    RawValue::Null => config.metrics_address = None,
+                    RawValue::Text(text) if text.parse::<SocketAddr>().is_ok() => {
+                        config.metrics_address = text.parse().ok();
+                    }
+                    value => {
+                        wrong("an address and a port such as 127.0.0.1:9477, or null".to_owned(), value.to_string())
+                    }
+                },
+                CONTAINER_METRICS => match value {
+                    RawValue::Bool(is_so) => config.container_metrics = is_so,
+                    value => wrong("true or false".to_owned(), value.to_string()),
                 },
                 LOG_LEVEL => match value.one_of(LogLevel::ALL) {
                     Some(level) => config.log_level = level,
@@ -793,7 +845,8 @@ mod tests {
                  nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: {memory: 500Mi}\n\
                  kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
                  throttleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
-                 oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nlogLevel: debug\n"
+                 oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nmaxLimitRequestRatio: 2.5\n\
+                 metricsAddress: 127.0.0.1:9477\ncontainerMetrics: true\nlogLevel: debug\n"
             ),
             Ok(Config {
                 policy: Policy {
@@ -816,6 +869,9 @@ mod tests {
                     minimum: Bytes::new(1 << 20),
                     ceiling: Ceiling::Limit(Bytes::new(1 << 30)),
                 }),
+                max_limit_request_ratio: Some(2.5),
+                metrics_address: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
+                container_metrics: true,
                 log_level: LogLevel::Debug,
             })
         );
@@ -902,7 +958,7 @@ f.yaml:7: logLevel: expected each field once, found it again after line 6
 f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
 f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
              systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, throttleDeadline, shrink, \
-             shrinkDeadline, oomRescue, logLevel, found an \
+             shrinkDeadline, oomRescue, maxLimitRequestRatio, metricsAddress, containerMetrics, logLevel, found an \
              unknown field"
         );
     }
@@ -920,6 +976,11 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             "memoryThrottlingFactor: [0.9]",
             "memoryThrottlingFactor: {a: 1}",
             "throttleDeadline: 0s",
+            "maxLimitRequestRatio: 0.5",
+            "maxLimitRequestRatio: many",
+            "metricsAddress: 9477",
+            "metricsAddress: localhost:9477",
+            "containerMetrics: yes",
             "throttleDeadline: 30",
             "throttleDeadline: soon",
             "throttleDeadline: -1s",
@@ -1039,10 +1100,18 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             proptest::option::of(("[ -~]{1,20}", 1..=Bytes::MAX.get())),
             proptest::option::of(1..=1_000_000u64),
             (proptest::sample::select(&Shrink::ALL[..]), 1..=1_000_000u64, proptest::option::of(rescues())),
+            (
+                proptest::option::of(1.0..1e9),
+                proptest::option::of(any::<std::net::IpAddr>().prop_map(|ip| SocketAddr::new(ip, 9477))),
+                any::<bool>(),
+            ),
             proptest::sample::select(&LogLevel::ALL[..]),
         )
             .prop_map(
-                |(thousandths, reservation, allocatable, headroom, system, deadline, shrink, log_level)| Config {
+                |(thousandths, reservation, allocatable, headroom, system, deadline, shrink, seen, log_level)| Config {
+                    max_limit_request_ratio: seen.0,
+                    metrics_address: seen.1,
+                    container_metrics: seen.2,
                     throttle_deadline: deadline.map(Duration::from_millis),
                     shrink: shrink.0,
                     shrink_deadline: Duration::from_millis(shrink.1),

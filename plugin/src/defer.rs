@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::cgroup::{CgroupError, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Update};
 use crate::cut::{Attempted, Cuts};
 use crate::lock;
-use crate::outcome::Outcome;
 use crate::reconcile::Work;
-use crate::resize::{self, Cut, STALLED, Usage};
+use crate::report::{LowerLimit, Reports, What};
+use crate::resize::{self, Cut, STALLED};
 use crate::units::{Bytes, Limit};
 
 /// How often limits are tried.
@@ -35,6 +35,7 @@ pub struct Deferrals {
     root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
     cuts: Arc<Cuts>,
+    reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
     /// By container.
     waiting: Mutex<HashMap<String, Deferral>>,
@@ -57,9 +58,10 @@ impl Deferrals {
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
         cuts: Arc<Cuts>,
+        reports: Arc<Reports>,
         work: mpsc::UnboundedSender<Work>,
     ) -> Self {
-        Self { root, containers, cuts, work, waiting: Mutex::default(), changed: Notify::new() }
+        Self { root, containers, cuts, reports, work, waiting: Mutex::default(), changed: Notify::new() }
     }
 
     /// A container is to have this limit, once it can, or never after so long.
@@ -118,15 +120,7 @@ impl Deferrals {
         let page = self.containers.settings().node.page_size;
         let in_force = cgroup.read(Knob::Max)?;
         if in_force <= Limit::Bytes(limit).floor_to(page) {
-            info!(
-                pod = container.pod,
-                container = container.name,
-                knob = Knob::Max.file_name(),
-                desired = %limit,
-                observed = %in_force,
-                outcome = %Outcome::Applied,
-                "the deferred limit is in force"
-            );
+            self.reports.tell(&container.into(), &What::CutApplied { desired: limit, observed: in_force });
             return Ok(true);
         }
         let now = Instant::now();
@@ -138,13 +132,14 @@ impl Deferrals {
             return Ok(true);
         }
         if now.duration_since(since) >= patience {
-            gave_up(container, limit, in_force, &usage);
+            self.reports
+                .tell(&container.into(), &What::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }));
             return Ok(true);
         }
         // Where the kernel does not tell of pressure, it is little at a time in any case.
         let is_of_use = match resize::cut(limit, &usage) {
             Cut::Kills => false,
-            Cut::Reclaim => cgroup.stalled().unwrap_or_default() < STALLED,
+            Cut::Reclaim => cgroup.pressure().map_or(0.0, |pressure| pressure.percent) < STALLED,
             Cut::Fits => true,
         };
         if is_of_use {
@@ -163,19 +158,4 @@ impl Deferrals {
         }
         Ok(false)
     }
-}
-
-fn gave_up(container: &Container, limit: Bytes, in_force: Limit, usage: &Usage) {
-    warn!(
-        pod = container.pod,
-        container = container.name,
-        knob = Knob::Max.file_name(),
-        desired = %limit,
-        observed = %in_force,
-        usage = %usage.current,
-        reclaimable = %usage.reclaimable(),
-        outcome = %Outcome::Rejected,
-        "gave up the deferred limit, which would still kill the container: it has to use less, or the limit to be higher; then \
-         resize it again"
-    );
 }

@@ -44,6 +44,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::cgroup::CgroupPath;
 use crate::pod::QosClass;
 use crate::policy::Protection;
@@ -549,7 +551,8 @@ pub fn effective_tree(
 /// Whether what is written in a cgroup's files helps it.
 ///
 /// `Display` gives one lowercase word, fit for logs and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Standing {
     /// Nothing is written.
     Unclaimed,

@@ -25,12 +25,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, warn};
 
 use crate::ancestors::Ancestors;
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, EVENTS, Events, Knob};
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, EVENTS, Events};
 use crate::containers::{Container, Containers};
 use crate::lock;
 use crate::originals;
-use crate::outcome::Outcome;
 use crate::reconcile::{Work, give_memory_back};
+use crate::report::metrics::{By, OfKill};
+use crate::report::{Reports, Subject, What};
 use crate::rescue::{History, Rescued, Verdict};
 use crate::units::{Bytes, Limit};
 
@@ -209,6 +210,7 @@ pub struct Watcher {
     containers: Arc<Containers>,
     ancestors: Arc<Ancestors>,
     kills: Arc<Kills>,
+    reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
     changed: mpsc::UnboundedReceiver<Change>,
     path: PathBuf,
@@ -232,6 +234,7 @@ impl Watcher {
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
         ancestors: Arc<Ancestors>,
+        reports: Arc<Reports>,
         work: mpsc::UnboundedSender<Work>,
     ) -> (Arc<Kills>, Self) {
         let path = host.join(originals::DIRECTORY).join(FILE);
@@ -258,6 +261,7 @@ impl Watcher {
             containers,
             ancestors,
             kills: kills.clone(),
+            reports,
             work,
             changed,
             path,
@@ -484,20 +488,17 @@ impl Watcher {
         let container =
             self.containers.all().into_iter().filter(is_it).max_by_key(|container| container.id != killed.id);
         let told = pod.told.entry(killed.name.clone()).or_default();
+        let by = if is_by_its_limit { By::limit } else { By::node };
+        self.reports.metrics.oom_kills.get_or_create(&OfKill { by }).inc_by(killed.times);
         if is_due(told.kills, now) {
             told.kills = Some(now);
-            let by =
-                if is_by_its_limit { "its own limit or its pod's" } else { "the node or kubepods, not its own limit" };
-            warn!(
-                pod = container.as_ref().map(|container| &container.pod),
-                container = killed.name,
-                cgroup = %path,
-                limit = container.as_ref().map(|container| tracing::field::display(container.limit)),
-                by,
-                kills,
-                window = ?rescue.window,
-                "the kernel killed processes of the container for want of memory"
-            );
+            let subject = match &container {
+                Some(container) => container.as_ref().into(),
+                None => Subject { container: Some(killed.name.clone()), ..Subject::default() },
+            };
+            let limit = container.as_ref().map(|container| container.limit);
+            let what = What::Killed { limit, by_own_limit: is_by_its_limit, kills, window: rescue.window };
+            self.reports.tell(&Subject { cgroup: Some(path.clone()), ..subject }, &what);
         }
         if let Some(container) = container {
             self.consider(path, &container);
@@ -547,33 +548,14 @@ impl Watcher {
             Verdict::NotYet => return None,
             Verdict::Raise(raised) => {
                 self.publish(path, &container.name);
-                warn!(
-                    pod = container.pod,
-                    container = container.name,
-                    knob = Knob::Max.file_name(),
-                    desired = %raised,
-                    observed = %limit,
-                    asked = %asked,
-                    kills,
-                    window = ?rescue.window,
-                    "raising the limit of a container that is killed again and again; set it to what the container needs"
-                );
+                let window = rescue.window;
+                let what = What::Rescued { asked, observed: limit, desired: raised, kills, window };
+                self.reports.tell(&container.into(), &what);
                 Some(raised)
             }
             Verdict::AtCeiling(most) => {
-                warn!(
-                    pod = container.pod,
-                    container = container.name,
-                    knob = Knob::Max.file_name(),
-                    observed = %limit,
-                    ceiling = %most,
-                    free = %free,
-                    kills,
-                    window = ?rescue.window,
-                    outcome = %Outcome::Rejected,
-                    "the container is killed again and again, and may not get more memory: that is its ceiling, or all that node \
-                     allocatable leaves free; set its limit to what it needs"
-                );
+                let what = What::AtCeiling { observed: limit, ceiling: most, free, kills, window: rescue.window };
+                self.reports.tell(&container.into(), &what);
                 if let Some(pod) = self.counted.pods.get_mut(path) {
                     pod.told.entry(container.name.clone()).or_default().ceiling = Some(now);
                 }

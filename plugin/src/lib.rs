@@ -28,6 +28,7 @@ pub mod outcome;
 pub mod pod;
 pub mod policy;
 pub mod reconcile;
+pub mod report;
 pub mod requests;
 pub mod rescue;
 pub mod resize;

@@ -2,6 +2,7 @@
 
 mod restore;
 mod run;
+mod status;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,6 +16,8 @@ use plimsoll::explain::{self, Basis};
 use plimsoll::node::NodeMemory;
 use plimsoll::policy::Node;
 use plimsoll::units::{Bytes, PageSize};
+
+use crate::status::StatusCommand;
 
 /// Draws the line how deep each container may be loaded with memory.
 #[derive(Parser)]
@@ -39,6 +42,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(Run),
+    Status(StatusCommand),
     Restore(Restore),
     Check(Check),
     Explain(Explain),
@@ -195,6 +199,7 @@ fn main() -> ExitCode {
     let cli = if launched { Cli::parse_from(["plimsoll", "run"]) } else { Cli::parse() };
     let result = match cli.command {
         Command::Run(run) => run.run(),
+        Command::Status(status) => status.run(),
         Command::Restore(restore) => restore.run(),
         Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),
         Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),

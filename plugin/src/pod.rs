@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Limit, MilliCpu};
 
@@ -38,7 +38,7 @@ impl fmt::Display for PodUid {
 /// A pod's quality of service class, in the sense of Kubernetes.
 ///
 /// `Display` gives the name that the Kubernetes API uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum QosClass {
     /// Every container has a processor and a memory limit, and requests equal to them.
     Guaranteed,

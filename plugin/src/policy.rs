@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::pod::{QosClass, Request, Resources};
@@ -118,7 +119,7 @@ pub struct Node {
 }
 
 /// How much is protected: of a container, or of all below a cgroup.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protection {
     /// By `memory.min`.
     pub min: Bytes,

@@ -27,6 +27,8 @@ use crate::originals::Values;
 use crate::outcome::Outcome;
 use crate::pod::PodCgroup;
 use crate::policy::Protection;
+use crate::report::metrics::OfOutcome;
+use crate::report::{Reports, What};
 use crate::units::{Bytes, CpuMax, Limit};
 
 /// Containers in one request to the runtime, which takes some tenths of a second for each and holds its lock meanwhile.
@@ -220,6 +222,7 @@ pub struct Reconciler {
     containers: Arc<Containers>,
     ancestors: Arc<Ancestors>,
     root: Arc<CgroupRoot>,
+    reports: Arc<Reports>,
     runtime: nri::Runtime,
     work: mpsc::UnboundedReceiver<Work>,
     watch: Option<Watch>,
@@ -292,6 +295,7 @@ impl Reconciler {
         containers: Arc<Containers>,
         ancestors: Arc<Ancestors>,
         root: Arc<CgroupRoot>,
+        reports: Arc<Reports>,
         runtime: nri::Runtime,
         work: mpsc::UnboundedReceiver<Work>,
     ) -> Self {
@@ -309,6 +313,7 @@ impl Reconciler {
             containers,
             ancestors,
             root,
+            reports,
             runtime,
             work,
             watch,
@@ -582,6 +587,7 @@ impl Reconciler {
             self.progress(&container.id).verified = None;
             let is_weight = weight.is_none_or(|weight| container.cpu_shares.is(weight));
             let is_swap = container.swap_max.is_none_or(|wanted| swap_max == Some(wanted));
+            let mut is_made = true;
             let text = |swap_max: Option<Bytes>| swap_max.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
             for (knob, desired, observed, is_so) in [
                 (Knob::Max.file_name(), container.limit.to_string(), memory.to_string(), is_memory),
@@ -592,16 +598,12 @@ impl Reconciler {
                 if is_so {
                     continue;
                 }
-                warn!(
-                    pod = container.pod,
-                    container = container.name,
-                    knob,
-                    desired,
-                    observed,
-                    outcome = %Outcome::Failed,
-                    "the runtime says that it has resized the container, and has not; what the kernel has counts. See whether the \
-                     container was created with a unified value of this file, which the runtime prefers, and resize it again"
-                );
+                is_made = false;
+                self.reports.tell(&container.into(), &What::NotResized { knob, desired, observed });
+            }
+            if is_made {
+                let outcome = Outcome::Applied;
+                self.reports.metrics.resizes.get_or_create(&OfOutcome { outcome }).inc();
             }
         }
         self.containers.read_back(container, (!is_memory).then_some(memory), (!is_cpu).then_some(cpu));
@@ -657,7 +659,10 @@ impl Reconciler {
             Verdict::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
             Verdict::GiveUp => {
                 self.progress(&container.id).is_unverified = false;
-                gave_up(container, &writes);
+                for Write { knob, observed, desired } in writes {
+                    let what = What::Contended { knob, desired, observed, repairs: REPAIRS };
+                    self.reports.tell(&container.into(), &what);
+                }
             }
             Verdict::Leave => {}
         }
@@ -667,15 +672,8 @@ impl Reconciler {
     /// Writes a container's files, without the runtime. To lower memory.high takes as long as there is memory to reclaim.
     fn write_files(&mut self, container: &Container, writes: Vec<Write>) {
         let Some(path) = container.cgroup.clone() else { return };
-        for Write { knob, observed, desired } in &writes {
-            info!(
-                pod = container.pod,
-                container = container.name,
-                knob = knob.file_name(),
-                %desired,
-                %observed,
-                "repairing what somebody else changed"
-            );
+        for &Write { knob, observed, desired } in &writes {
+            self.reports.tell(&container.into(), &What::Repaired { knob, desired, observed });
         }
         let root = self.root.clone();
         // What comes of it is seen by watching the files.
@@ -793,6 +791,8 @@ impl Reconciler {
         let known: HashSet<_> = self.containers.ids().into_iter().collect();
         self.ancestors.prune(&known);
         self.progress.retain(|id, _| known.contains(id));
+        let uids: HashSet<_> = self.containers.all().iter().map(|container| container.uid.clone()).collect();
+        self.reports.retain(|uid| uids.contains(uid), |cgroup| self.ancestors.contains(cgroup));
         self.contention.forget_quiet(std::time::Instant::now());
     }
 
@@ -852,7 +852,8 @@ impl Reconciler {
             .collect();
         let surveyed = tokio::task::spawn_blocking(move || {
             let containers = containers.iter().filter_map(|container| container.cgroup.clone());
-            let observed = observe_all(&root, containers.chain(cgroups));
+            let mut observed = BTreeMap::new();
+            root.observe_all(containers.chain(cgroups), &mut observed);
             let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
             (observed, effective)
         });
@@ -985,29 +986,6 @@ async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
     }
 }
 
-/// These cgroups with all that lies above them, which above kubepods is nobody's here to set.
-fn observe_all(root: &CgroupRoot, cgroups: impl Iterator<Item = CgroupPath>) -> BTreeMap<CgroupPath, Observed> {
-    let mut observed = BTreeMap::new();
-    for mut cgroup in cgroups {
-        while !observed.contains_key(&cgroup) {
-            if let Ok(found) = observe(root, &cgroup) {
-                observed.insert(cgroup.clone(), found);
-            }
-            match cgroup.parent() {
-                Some(parent) => cgroup = parent,
-                None => break,
-            }
-        }
-    }
-    observed
-}
-
-fn observe(root: &CgroupRoot, path: &CgroupPath) -> Result<Observed, CgroupError> {
-    let cgroup = root.cgroup(path)?;
-    let setting = Protection::of_files(cgroup.read(Knob::Min)?, cgroup.read(Knob::Low)?);
-    Ok(Observed { setting, usage: cgroup.usage()? })
-}
-
 /// The cgroups in a cgroup; none if it cannot be looked into.
 fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default()
@@ -1063,21 +1041,6 @@ pub(crate) fn give_memory_back() {
     #[allow(unsafe_code)]
     unsafe {
         libc::malloc_trim(0);
-    }
-}
-
-fn gave_up(container: &Container, writes: &[Write]) {
-    for Write { knob, observed, desired } in writes {
-        warn!(
-            pod = container.pod,
-            container = container.name,
-            knob = knob.file_name(),
-            %desired,
-            %observed,
-            repairs = REPAIRS,
-            outcome = %Outcome::Contended,
-            "the value does not stay what it was set to, leaving it; see above what the runtime said, or find out who else sets it"
-        );
     }
 }
 

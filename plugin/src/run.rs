@@ -22,6 +22,8 @@ use plimsoll::defer::Deferrals;
 use plimsoll::kills::Watcher;
 use plimsoll::originals::{self, Originals};
 use plimsoll::reconcile::{Reconciler, Work};
+use plimsoll::report::Reports;
+use plimsoll::report::serve::Server;
 use plimsoll::requests::checkpoint::Checkpoints;
 use plimsoll::service::{OnConfig, Parts, Service};
 use plimsoll::stalls::Stalls;
@@ -107,11 +109,13 @@ impl Run {
             }
         };
         let configured = Arc::new(Notify::new());
+        let metrics_changed = Arc::new(Notify::new());
         let on_config = {
-            let (level, configured) = (level, configured.clone());
+            let (level, configured, metrics_changed) = (level, configured.clone(), metrics_changed.clone());
             Box::new(move |config: &Config| {
                 set_level(&level, config.log_level);
                 configured.notify_one();
+                metrics_changed.notify_one();
             })
         };
 
@@ -123,6 +127,9 @@ impl Run {
                 None => Stub::external(identity, service),
             };
             let stub = stub.socket(self.socket);
+            let server = tasks.server();
+            tokio::spawn(server.clone().run(self.host.clone()));
+            tokio::spawn(server.run_metrics(metrics_changed));
             let reconciler = tasks.spawn(stub.runtime());
             let service = stub.plugin().clone();
             tokio::spawn(async move {
@@ -182,14 +189,18 @@ impl Node {
             Originals::none(host)
         });
         let originals = Arc::new(Mutex::new(originals));
-        let ancestors = Arc::new(Ancestors::new(root.clone(), settings.node.page_size, originals.clone()));
+        let reports = Arc::<Reports>::default();
+        let page_size = settings.node.page_size;
+        let ancestors = Arc::new(Ancestors::new(root.clone(), page_size, originals.clone(), reports.clone()));
         let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
         let containers = Arc::new(Containers::new(settings, checkpoints, originals));
         let (work, todo) = mpsc::unbounded_channel();
         let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
-        let deferrals = Arc::new(Deferrals::new(root.clone(), containers.clone(), cuts.clone(), work.clone()));
-        let (kills, watcher) = Watcher::load(host, root.clone(), containers.clone(), ancestors.clone(), work.clone());
-        let parts = Parts { containers, ancestors, root, cuts, deferrals, kills, work };
+        let deferrals =
+            Arc::new(Deferrals::new(root.clone(), containers.clone(), cuts.clone(), reports.clone(), work.clone()));
+        let (kills, watcher) =
+            Watcher::load(host, root.clone(), containers.clone(), ancestors.clone(), reports.clone(), work.clone());
+        let parts = Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work };
         Ok(Self { host: host.to_owned(), parts, watcher, todo })
     }
 
@@ -205,15 +216,20 @@ impl Node {
 }
 
 impl Tasks {
+    /// Answers who asks.
+    pub(crate) fn server(&self) -> Server {
+        Server::new(self.0.parts.clone())
+    }
+
     /// Starts them. The handle is of the one whose end is a failure.
     pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
         let Node { host, parts, watcher, todo } = self.0;
-        let Parts { containers, ancestors, root, deferrals, work, .. } = parts;
+        let Parts { containers, ancestors, root, deferrals, reports, work, .. } = parts;
         tokio::spawn(ancestors.clone().make_last(Systemd::new(&host)));
-        tokio::spawn(Stalls::new(containers.clone(), root.clone(), work).run());
+        tokio::spawn(Stalls::new(containers.clone(), root.clone(), reports.clone(), work).run());
         tokio::spawn(deferrals.run());
         tokio::spawn(watcher.run());
-        tokio::spawn(Reconciler::new(containers, ancestors, root, runtime, todo).run())
+        tokio::spawn(Reconciler::new(containers, ancestors, root, reports, runtime, todo).run())
     }
 }
 

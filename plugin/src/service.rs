@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nri::api::{
     self, ContainerAdjustment, ContainerState, ContainerUpdate, LinuxContainerAdjustment, LinuxResources, PodSandbox,
@@ -21,17 +21,17 @@ use tracing::{debug, info, warn};
 use crate::ancestors::{Ancestors, Sandbox};
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
 use crate::config::{Config, NodeAllocatable, Shrink};
-use crate::containers::{Container, Containers, Decided, KNOBS, Settings, Update};
+use crate::containers::{Container, Containers, Decided, Event, KNOBS, Settings, Update};
 use crate::cut::{Attempted, Cuts};
 use crate::defer::Deferrals;
 use crate::hierarchy::PodPlace;
 use crate::kills::Kills;
 use crate::lock;
 use crate::originals::Values;
-use crate::outcome::Outcome;
 use crate::pod::{PodCgroup, PodUid};
 use crate::policy::Setting;
 use crate::reconcile::{Work, memory_limit, update};
+use crate::report::{LowerLimit, Reports, What};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
 use crate::resize::Limits;
@@ -70,6 +70,7 @@ pub struct Service {
     cuts: Arc<Cuts>,
     deferrals: Arc<Deferrals>,
     kills: Arc<Kills>,
+    reports: Arc<Reports>,
 }
 
 /// What the plugin consists of besides the events.
@@ -87,6 +88,8 @@ pub struct Parts {
     pub deferrals: Arc<Deferrals>,
     /// Containers that are killed.
     pub kills: Arc<Kills>,
+    /// What people are told.
+    pub reports: Arc<Reports>,
     /// Work for the reconcile task.
     pub work: mpsc::UnboundedSender<Work>,
 }
@@ -101,10 +104,24 @@ impl Service {
     /// A plugin on the node whose file system is at `host`, usually `/`. `on_config` is called with each configuration that comes
     /// into force.
     pub fn new(parts: Parts, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
-        let Parts { containers, ancestors, root, cuts, deferrals, kills, work } = parts;
+        let Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work } = parts;
         let budget = Mutex::new(Duration::from_millis(200));
         let (host, configured, updates) = (host.into(), AtomicBool::new(false), AtomicU64::new(0));
-        Self { containers, ancestors, root, work, host, on_config, budget, configured, updates, cuts, deferrals, kills }
+        Self {
+            containers,
+            ancestors,
+            root,
+            work,
+            host,
+            on_config,
+            budget,
+            configured,
+            updates,
+            cuts,
+            deferrals,
+            kills,
+            reports,
+        }
     }
 
     /// Goes on with another configuration, and brings all containers to it.
@@ -175,6 +192,11 @@ impl Service {
     fn enqueue(&self, work: Work) {
         // The task ends only with the program.
         let _ = self.work.send(work);
+    }
+
+    /// An event by NRI's name is answered for as long as what is returned is kept.
+    fn event(&self, name: &'static str) -> Answering {
+        Answering { _event: self.containers.event(), reports: self.reports.clone(), name, since: Instant::now() }
     }
 
     fn page_size(&self) -> PageSize {
@@ -258,13 +280,7 @@ impl Service {
         if let (Limit::Bytes(limit), Some(allocatable)) = (container.limit, self.containers.settings().node.allocatable)
             && limit > allocatable
         {
-            warn!(
-                pod = container.pod,
-                container = container.name,
-                limit = limit.quantity(),
-                allocatable = allocatable.quantity(),
-                "the container may use more than the node has for all pods; set as asked, but the node may run out of memory before"
-            );
+            self.reports.tell(&container.into(), &What::BeyondNode { limit, allocatable });
         }
     }
 
@@ -302,22 +318,9 @@ impl Service {
         };
         let is_deferred = settings.config.shrink == Shrink::Defer;
         if let Some(usage) = usage {
-            let what = if is_deferred {
-                "deferred a lower limit, which would kill the container until it uses less"
-            } else {
-                "refused to lower the limit, which would kill the container: it has to use less before, or the limit to be higher"
-            };
-            warn!(
-                pod = container.pod,
-                container = container.name,
-                knob = Knob::Max.file_name(),
-                desired = %container.limit,
-                observed = %in_force,
-                usage = %usage.current,
-                reclaimable = %usage.reclaimable(),
-                outcome = %if is_deferred { Outcome::Deferred } else { Outcome::Rejected },
-                "{what}"
-            );
+            let cut = LowerLimit { limit: container.limit, in_force, usage };
+            let what = if is_deferred { What::CutDeferred(cut) } else { What::CutRejected(cut) };
+            self.reports.tell(&container.into(), &what);
             // What happened to it meanwhile was passed over.
             self.enqueue(Work::Container(container.id.clone()));
         }
@@ -354,6 +357,20 @@ impl Service {
     }
 }
 
+/// An event that is being answered.
+struct Answering {
+    _event: Event,
+    reports: Arc<Reports>,
+    name: &'static str,
+    since: Instant,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.reports.metrics.answered(self.name, self.since.elapsed());
+    }
+}
+
 /// The sandbox of a pod of the kubelet; `None` for any other.
 fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
     let linux = pod.linux.get_or_default();
@@ -383,6 +400,7 @@ impl Plugin for Service {
     }
 
     async fn configure(&self, configuration: Configuration) -> Result<(), Refusal> {
+        self.reports.metrics.connections.inc();
         *lock(&self.budget) = configuration.request_timeout / BUDGET;
         // What was launched gets the same text on every connection, and watches the file for anything newer. What was not
         // has read the file itself.
@@ -404,7 +422,7 @@ impl Plugin for Service {
         containers: Vec<api::Container>,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
         // What else the runtime is at is not known yet: it is not to be asked for anything at once.
-        let _event = self.containers.event();
+        let _event = self.event("Synchronize");
         // Runtimes also tell of sandboxes that have ended and were not removed yet.
         let is_over = |pod: &PodSandbox| {
             let cgroup = CgroupPath::parse(&pod.linux.get_or_default().cgroups_path).ok();
@@ -433,25 +451,25 @@ impl Plugin for Service {
     }
 
     async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("RunPodSandbox");
         self.meet_sandbox(&pod);
         Ok(())
     }
 
     async fn stop_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("StopPodSandbox");
         self.sandbox_ended(&pod.id);
         Ok(())
     }
 
     async fn remove_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("RemovePodSandbox");
         self.sandbox_ended(&pod.id);
         Ok(())
     }
 
     async fn create_container(&self, pod: PodSandbox, container: api::Container) -> Result<Creation, Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("CreateContainer");
         for notice in annotation::unknown(&pod.annotations) {
             warn!(pod = pod.name, "{notice}");
         }
@@ -513,7 +531,7 @@ impl Plugin for Service {
     }
 
     async fn start_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("StartContainer");
         self.containers.started(&container.id);
         if let Some(container) = self.containers.get(&container.id) {
             self.kills.runs(&container);
@@ -528,7 +546,7 @@ impl Plugin for Service {
         container: api::Container,
         resources: LinuxResources,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("UpdateContainer");
         let page = self.page_size();
         let mut updated = match self.containers.get(&container.id) {
             Some(known) => (*known).clone(),
@@ -619,21 +637,21 @@ impl Plugin for Service {
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("PostUpdateContainer");
         self.containers.set_update(&container.id, Update::Made);
         self.enqueue(Work::Container(container.id));
         Ok(())
     }
 
     async fn stop_container(&self, _: PodSandbox, container: api::Container) -> Result<Vec<ContainerUpdate>, Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("StopContainer");
         debug!(container = container.id, "stopped");
         self.forget(&container.id);
         Ok(Vec::new())
     }
 
     async fn remove_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
-        let _event = self.containers.event();
+        let _event = self.event("RemoveContainer");
         self.forget(&container.id);
         Ok(())
     }

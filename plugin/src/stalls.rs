@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Events, Knob};
 use crate::containers::{Container, Containers};
 use crate::hierarchy::PodPlace;
 use crate::node::MemInfo;
 use crate::reconcile::Work;
+use crate::report::{Line, Reports, What};
 use crate::resize::Throttled;
 use crate::units::{Bytes, Limit};
 
@@ -36,6 +37,7 @@ const SPARE: u64 = 20;
 pub struct Stalls {
     containers: Arc<Containers>,
     root: Arc<CgroupRoot>,
+    reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
     /// How often kubepods and pods were held back.
     events: HashMap<CgroupPath, u64>,
@@ -54,8 +56,13 @@ struct Watched {
 
 impl Stalls {
     /// Nobody is watched yet. What is released is brought to its new value by the reconcile task, through `work`.
-    pub fn new(containers: Arc<Containers>, root: Arc<CgroupRoot>, work: mpsc::UnboundedSender<Work>) -> Self {
-        Self { containers, root, work, events: HashMap::new(), watched: HashMap::new(), is_blind: false }
+    pub fn new(
+        containers: Arc<Containers>,
+        root: Arc<CgroupRoot>,
+        reports: Arc<Reports>,
+        work: mpsc::UnboundedSender<Work>,
+    ) -> Self {
+        Self { containers, root, reports, work, events: HashMap::new(), watched: HashMap::new(), is_blind: false }
     }
 
     /// Works for ever.
@@ -148,15 +155,10 @@ impl Stalls {
                 && let Some((high, step)) = throttled.release(spare)
             {
                 spare = spare.saturating_sub(step);
-                self.set(&container, &throttled, Some(high), "released a container that stood at memory.high");
+                self.set(&container, &throttled, Some(high));
                 state = Watched { is_released: true, ..Watched::default() };
             } else if is_over(state.well_below_since, deadline.saturating_mul(QUIET)) {
-                self.set(
-                    &container,
-                    &throttled,
-                    None,
-                    "a released container has been well below its memory.high, which is put back",
-                );
+                self.set(&container, &throttled, None);
                 continue;
             }
             if state.is_released || state.pinned_since.is_some() {
@@ -179,7 +181,7 @@ impl Stalls {
         let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
         let max = max.unwrap_or(Bytes::MAX);
-        Ok(Some(Throttled { usage: cgroup.usage()?, line, high, max, stalled: cgroup.stalled()? }))
+        Ok(Some(Throttled { usage: cgroup.usage()?, line, high, max, stalled: cgroup.pressure()?.percent }))
     }
 
     /// How much memory the node could do without.
@@ -196,17 +198,12 @@ impl Stalls {
         }
     }
 
-    fn set(&self, container: &Container, throttled: &Throttled, released: Option<Limit>, what: &str) {
-        info!(
-            pod = container.pod,
-            container = container.name,
-            knob = Knob::High.file_name(),
-            desired = %released.unwrap_or(throttled.line.into()),
-            observed = %throttled.high,
-            usage = %throttled.usage,
-            stalled = throttled.stalled,
-            "{what}"
-        );
+    fn set(&self, container: &Container, throttled: &Throttled, released: Option<Limit>) {
+        let &Throttled { line, high: observed, usage, stalled, .. } = throttled;
+        let desired = released.unwrap_or(line.into());
+        let line = Line { desired, observed, usage, stalled };
+        let what = if released.is_some() { What::Released(line) } else { What::PutBack(line) };
+        self.reports.tell(&container.into(), &what);
         self.containers.release(&container.id, released);
         // The task ends only with the program.
         let _ = self.work.send(Work::Container(container.id.clone()));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 /// An amount of memory in bytes. Zero is a value like any other, never "unset".
@@ -128,6 +128,31 @@ pub enum Limit {
     Bytes(Bytes),
     /// No limit.
     Max,
+}
+
+/// A number, or `"max"`.
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Bytes(bytes) => bytes.serialize(serializer),
+            Self::Max => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(Bytes),
+            Word(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Number(bytes) => Ok(Self::Bytes(bytes)),
+            Either::Word(word) => word.parse().map_err(serde::de::Error::custom),
+        }
+    }
 }
 
 impl Limit {
@@ -482,7 +507,7 @@ fn suffix_exponents(suffix: &str) -> Option<(u32, i64)> {
 }
 
 /// Foreign text for a message: short, on one line, without control characters.
-pub(crate) fn excerpt(text: &str) -> String {
+pub fn excerpt(text: &str) -> String {
     const LONGEST: usize = 64;
     let mut short: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if text.chars().nth(LONGEST).is_some() {

@@ -10,15 +10,19 @@ mod path;
 pub mod systemd;
 pub mod watch;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 pub use self::path::{CgroupPath, InvalidPath};
+use crate::hierarchy::Observed;
+use crate::policy::Protection;
 use crate::resize::Usage;
 use crate::units::{Bytes, CpuMax, CpuMaxError, Limit, LimitError};
 
@@ -121,6 +125,32 @@ const SWAP_USAGE: &str = "memory.swap.current";
 /// Reclaims as much as is written to it. From kernel 5.19 on.
 const RECLAIM: &str = "memory.reclaim";
 
+impl CgroupRoot {
+    /// Adds to `observed` these cgroups with all that lies above them. Those that cannot be read are left out.
+    pub fn observe_all(
+        &self,
+        cgroups: impl Iterator<Item = CgroupPath>,
+        observed: &mut BTreeMap<CgroupPath, Observed>,
+    ) {
+        let observe = |path: &CgroupPath| {
+            let cgroup = self.cgroup(path)?;
+            let setting = Protection::of_files(cgroup.read(Knob::Min)?, cgroup.read(Knob::Low)?);
+            Ok::<_, CgroupError>(Observed { setting, usage: cgroup.usage()? })
+        };
+        for mut cgroup in cgroups {
+            while !observed.contains_key(&cgroup) {
+                if let Ok(found) = observe(&cgroup) {
+                    observed.insert(cgroup.clone(), found);
+                }
+                match cgroup.parent() {
+                    Some(parent) => cgroup = parent,
+                    None => break,
+                }
+            }
+        }
+    }
+}
+
 /// What has happened to a cgroup and everything below it, counted. The kernel wakes up who watches it.
 pub const EVENTS: &str = "memory.events";
 
@@ -212,6 +242,15 @@ pub struct Events {
     pub oom_kill: u64,
     /// How often all processes of a cgroup with `memory.oom.group` were killed together; always 0 before kernel 5.17.
     pub oom_group_kill: u64,
+}
+
+/// How long a cgroup, all of it together, waited for memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// How much of the last ten seconds, in percent.
+    pub percent: f64,
+    /// How long since it was made.
+    pub total: Duration,
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -378,16 +417,32 @@ impl Cgroup {
         })
     }
 
-    /// Reads how much of the last ten seconds all of it waited for memory, in percent, from `memory.pressure`.
+    /// Reads how long all of it waited for memory (`full`) from `memory.pressure`.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Unsupported`] where the kernel does not keep account of that (`psi=1`); [`CgroupError::Gone`].
-    pub fn stalled(&self) -> Result<f64, CgroupError> {
+    pub fn pressure(&self) -> Result<Pressure, CgroupError> {
         let pressure = self.read_text(PRESSURE, 512)?;
-        let full = pressure.lines().find_map(|line| line.strip_prefix("full avg10="));
-        let full = full.and_then(|full| full.split(' ').next()?.parse().ok());
-        full.ok_or_else(|| self.malformed(PRESSURE, "expected a line 'full avg10=' with a number"))
+        let parse = || {
+            let full = pressure.lines().find_map(|line| line.strip_prefix("full avg10="))?;
+            let percent = full.split(' ').next()?.parse().ok()?;
+            let total = full.split(' ').find_map(|part| part.strip_prefix("total="))?.parse().ok()?;
+            Some(Pressure { percent, total: Duration::from_micros(total) })
+        };
+        parse().ok_or_else(|| self.malformed(PRESSURE, "expected a line 'full avg10=' with numbers"))
+    }
+
+    /// What it uses without page cache that was not used lately (`inactive_file`), which the kubelet calls the working set.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    pub fn working_set(&self) -> Result<Bytes, CgroupError> {
+        let stat = self.read_text(STAT, 16 << 10)?;
+        let inactive = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
+        let inactive = inactive.ok_or_else(|| self.malformed(STAT, "expected a line 'inactive_file' with a number"))?;
+        Ok(self.usage()?.saturating_sub(Bytes::new(inactive)))
     }
 
     /// Reclaims memory by `memory.reclaim`, which never kills. Whether all of it was reclaimed; what could be is in any case.

@@ -337,6 +337,28 @@ impl Runtime {
         make_files(&cgroup, &if limit > 0 { limit.to_string() } else { "max".into() });
     }
 
+    /// A container that uses this much, of which `cache` can be reclaimed.
+    pub fn uses(&self, pod: &Pod, current: i64, cache: i64) {
+        let cgroup = self.cgroup(pod);
+        let stat = format!(
+            "anon {}\nfile {cache}\ninactive_anon {}\ninactive_file {cache}\n",
+            current - cache,
+            current - cache
+        );
+        fs::write(cgroup.join("new"), stat).unwrap();
+        fs::rename(cgroup.join("new"), cgroup.join("memory.stat")).unwrap();
+        fs::write(cgroup.join("new"), format!("{current}\n")).unwrap();
+        fs::rename(cgroup.join("new"), cgroup.join("memory.current")).unwrap();
+        // Those above use what lies in them.
+        for above in cgroup.ancestors().skip(1).take_while(|above| **above != *self.root) {
+            let children = fs::read_dir(above).unwrap().map(|entry| entry.unwrap().path());
+            let usage =
+                |child: PathBuf| fs::read_to_string(child.join("memory.current")).ok()?.trim().parse::<i64>().ok();
+            let sum: i64 = children.filter_map(usage).sum();
+            fs::write(above.join("memory.current"), format!("{sum}\n")).unwrap();
+        }
+    }
+
     pub fn apply(&self, pod: &Pod, unified: &HashMap<String, String>) {
         for (name, value) in unified {
             fs::write(self.cgroup(pod).join(name), format!("{value}\n")).unwrap();
@@ -358,7 +380,7 @@ impl Runtime {
     }
 
     /// Waits until a cgroup's file holds this.
-    pub async fn holds(&self, cgroup: &str, name: &str, value: i64) {
+    pub async fn holds(&self, cgroup: &str, name: &str, value: impl ToString) {
         let wanted = value.to_string();
         let looks = async {
             while self.file(cgroup, name) != wanted {

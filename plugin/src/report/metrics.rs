@@ -1,0 +1,419 @@
+//! What is counted and measured, in the form of OpenMetrics.
+//!
+//! No series names a pod or a container, so there are as many with 10,000 of them as with one; unless the configuration asks for
+//! those of containers (`containerMetrics`), which are called and labelled as cAdvisor's where it has the same, after our prefix.
+
+use std::fmt::Write;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::cgroup::Knob;
+use crate::outcome::Outcome;
+use crate::policy::Protection;
+use crate::report::status::{State, Status, Values};
+use crate::units::{Bytes, Limit, PageSize};
+
+/// Up to what an event's answer takes, in seconds. The last but two is a tenth of the runtime's default timeout.
+const LATENCIES: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
+
+/// Everything that is counted.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Resizes, by outcome.
+    pub resizes: Family<OfOutcome, Counter>,
+    /// How much lower refused limits would have been.
+    pub rejected_bytes: Counter,
+    /// Deferred limits that were given up.
+    pub deferrals_given_up: Counter,
+    /// Pods whose limits were raised to what their containers may use.
+    pub pod_limits_raised: Counter,
+    /// Files that somebody else had changed.
+    pub repairs: Family<OfLevel, Counter>,
+    /// Files that are left to somebody else.
+    pub contended: Family<OfLevel, Counter>,
+    /// How often containers were killed for want of memory.
+    pub oom_kills: Family<OfKill, Counter>,
+    /// Containers whose limits were to be raised for that.
+    pub rescues: Family<OfOutcome, Counter>,
+    /// Releases from `memory.high`.
+    pub stalls_released: Counter,
+    /// How long events took to be answered.
+    pub events: Events,
+    /// How often a runtime was connected to.
+    pub connections: Counter,
+}
+
+/// Labels of what can go one way or another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OfOutcome {
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Labels of kills.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OfKill {
+    /// Whose limit it was.
+    pub by: By,
+}
+
+/// Whose limit a container was killed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "as it is written")]
+pub enum By {
+    /// Its own, or its pod's.
+    limit,
+    /// One above, or the node's memory.
+    node,
+}
+
+/// Labels of what concerns one file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OfLevel {
+    /// Where it is.
+    pub level: Level,
+    /// Which it is.
+    pub knob: File,
+}
+
+/// Where a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// In a container.
+    Container,
+    /// Above, or beside the pods.
+    Ancestor,
+}
+
+impl EncodeLabelValue for Level {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::Container => "container",
+            Self::Ancestor => "ancestor",
+        })
+    }
+}
+
+/// A file's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct File(Knob);
+
+impl From<Knob> for File {
+    fn from(knob: Knob) -> Self {
+        Self(knob)
+    }
+}
+
+impl EncodeLabelValue for File {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.0.file_name())
+    }
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        write!(encoder, "{self}")
+    }
+}
+
+/// Labels of events.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OfEvent {
+    /// NRI's name of it.
+    pub event: &'static str,
+}
+
+/// A histogram for each event.
+#[derive(Clone, Debug)]
+pub struct Events(Family<OfEvent, Histogram, fn() -> Histogram>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(LATENCIES)))
+    }
+}
+
+impl Metrics {
+    /// An event was answered.
+    pub fn answered(&self, event: &'static str, took: Duration) {
+        self.events.0.get_or_create(&OfEvent { event }).observe(took.as_secs_f64());
+    }
+
+    /// Gives all of them their names.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("resizes", "Resizes of containers, by what became of them", self.resizes.clone());
+        registry.register_with_unit(
+            "resize_rejected",
+            "How much lower than those in force the limits were that would have killed and were refused",
+            Unit::Bytes,
+            self.rejected_bytes.clone(),
+        );
+        registry.register(
+            "resizes_given_up",
+            "Deferred memory limits that were given up",
+            self.deferrals_given_up.clone(),
+        );
+        registry.register(
+            "pod_limits_raised",
+            "Limits of pods that were raised to what their containers may use",
+            self.pod_limits_raised.clone(),
+        );
+        registry.register(
+            "repairs",
+            "Files that somebody else had changed and that were repaired",
+            self.repairs.clone(),
+        );
+        registry.register(
+            "contended",
+            "Files that somebody else keeps changing and that were left to them",
+            self.contended.clone(),
+        );
+        registry.register(
+            "oom_kills",
+            "How often containers were killed for want of memory, by whose limit it was: that of container or pod, or the node's",
+            self.oom_kills.clone(),
+        );
+        registry.register(
+            "oom_rescues",
+            "Limits that were raised, or would have been but for their ceiling, of containers killed again and again",
+            self.rescues.clone(),
+        );
+        registry.register(
+            "stalls_released",
+            "Releases of containers that stood at memory.high",
+            self.stalls_released.clone(),
+        );
+        registry.register_with_unit(
+            "nri_request_duration",
+            "How long the runtime's events took to be answered",
+            Unit::Seconds,
+            self.events.0.clone(),
+        );
+        registry.register("nri_connections", "How often a runtime was connected to", self.connections.clone());
+    }
+}
+
+/// Labels of protection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfProtection {
+    level: &'static str,
+    knob: File,
+    value: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfState {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfProvenance {
+    provenance: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDifference {
+    level: Level,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfVersion {
+    version: String,
+}
+
+/// As cAdvisor has them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfContainer {
+    namespace: String,
+    pod: String,
+    container: String,
+}
+
+type Bytewise<S> = Family<S, Gauge>;
+type Ratio = Gauge<f64, AtomicU64>;
+
+/// Everything, as text in the form of OpenMetrics 1.0.
+///
+/// # Errors
+///
+/// Never, as text can always be made longer.
+pub fn encode(metrics: &Metrics, status: &Status, of_containers: bool) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("plimsoll");
+    let build = Family::<OfVersion, Gauge>::default();
+    build.get_or_create(&OfVersion { version: status.plimsoll.clone() }).set(1);
+    registry.register("build_info", "The program's version", build);
+    metrics.register(&mut registry);
+    register_node(status, &mut registry);
+    register_levels(status, &mut registry);
+    if of_containers {
+        register_containers(status, &mut registry);
+    }
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn gauge(bytes: Bytes) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(number(bytes));
+    gauge
+}
+
+fn number(bytes: Bytes) -> i64 {
+    i64::try_from(bytes.get()).unwrap_or(i64::MAX)
+}
+
+fn register_node(status: &Status, registry: &mut Registry) {
+    let node = &status.node;
+    let ratio = |part: Bytes, whole: Bytes| {
+        let ratio = Ratio::default();
+        ratio.set(part.get() as f64 / whole.get() as f64);
+        ratio
+    };
+    if let Some(allocatable) = node.allocatable {
+        registry.register_with_unit(
+            "node_allocatable",
+            "What pods may use altogether",
+            Unit::Bytes,
+            gauge(allocatable),
+        );
+        if allocatable > Bytes::ZERO {
+            registry.register(
+                "limits_to_allocatable_ratio",
+                "The sum of all containers' memory limits, by node allocatable; containers without one do not count",
+                ratio(node.limits, allocatable),
+            );
+            registry.register(
+                "requests_to_allocatable_ratio",
+                "The sum of all containers' memory requests, by node allocatable",
+                ratio(node.requests, allocatable),
+            );
+        }
+    }
+    if node.requests > Bytes::ZERO {
+        registry.register(
+            "usage_to_requests_ratio",
+            "What all containers use, by the sum of their memory requests",
+            ratio(node.usage, node.requests),
+        );
+    }
+    let stands_aside = Gauge::<i64>::default();
+    stands_aside.set(i64::from(node.stands_aside));
+    registry.register("stands_aside", "1 after 'plimsoll restore', when nothing is set", stands_aside);
+    let over = status.containers.iter().map(|container| container.over_request);
+    registry.register_with_unit(
+        "over_request",
+        "How much more than their requests containers use, without page cache that was not used lately",
+        Unit::Bytes,
+        gauge(over.fold(Bytes::ZERO, Bytes::saturating_add)),
+    );
+    let states = Family::<OfState, Gauge>::default();
+    for state in State::ALL {
+        let count = status.containers.iter().filter(|container| container.state == state).count();
+        let state = state.word();
+        states.get_or_create(&OfState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    registry.register("containers", "Containers, by what plimsoll status says of them", states);
+    let provenances = Family::<OfProvenance, Gauge>::default();
+    for container in &status.containers {
+        let provenance = container.request.as_ref().map_or("unknown", |request| &request.provenance).to_owned();
+        provenances.get_or_create(&OfProvenance { provenance }).inc();
+    }
+    registry.register("container_requests", "Containers, by where their memory requests were learnt", provenances);
+}
+
+/// What is protected by level, and how many files are not as they should be.
+fn register_levels(status: &Status, registry: &mut Registry) {
+    let protection = Bytewise::<OfProtection>::default();
+    let add = |level, value, of: Protection| {
+        for (knob, bytes) in [(Knob::Min, of.min), (Knob::Low, of.low)] {
+            protection.get_or_create(&OfProtection { level, knob: File(knob), value }).inc_by(number(bytes));
+        }
+    };
+    let differences = Family::<OfDifference, Gauge>::default();
+    for level in [Level::Container, Level::Ancestor] {
+        differences.get_or_create(&OfDifference { level }).set(0);
+    }
+    let page = PageSize::of_this_machine();
+    for cgroup in &status.cgroups {
+        let level = cgroup.level.word();
+        add(level, "desired", cgroup.desired);
+        add(level, "observed", cgroup.observed.unwrap_or_default());
+        add(level, "effective", cgroup.effective.unwrap_or_default());
+        let observed = cgroup.observed.unwrap_or(cgroup.desired);
+        let pairs = [(cgroup.desired.min, observed.min), (cgroup.desired.low, observed.low)];
+        let differing = pairs.iter().filter(|(desired, observed)| desired.floor_to(page) != observed.floor_to(page));
+        let count = i64::try_from(differing.count()).unwrap_or(i64::MAX);
+        differences.get_or_create(&OfDifference { level: Level::Ancestor }).inc_by(count);
+    }
+    let amount = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
+    for container in &status.containers {
+        let of = |values: Values| Protection { min: amount(values.min), low: amount(values.low) };
+        add("container", "desired", of(container.desired));
+        let observed = container.observed.unwrap_or_default();
+        add("container", "observed", of(observed));
+        add("container", "effective", container.effective.unwrap_or_default());
+        let differing = container.observed.map_or(0, |observed| container.desired.differs_from(observed));
+        let count = i64::try_from(differing).unwrap_or(i64::MAX);
+        differences.get_or_create(&OfDifference { level: Level::Container }).inc_by(count);
+    }
+    registry.register_with_unit(
+        "protection",
+        "What memory.min and memory.low of all cgroups of a level add up to: as it should be, as it was read, and as far as it is \
+         effective by the kernel's rule",
+        Unit::Bytes,
+        protection,
+    );
+    registry.register("differing_files", "Files that are not as they should be", differences);
+}
+
+fn register_containers(status: &Status, registry: &mut Registry) {
+    type Series = Bytewise<OfContainer>;
+    let [usage, working_set, limit, min, low, high, over] = std::array::from_fn(|_| Series::default());
+    let kills = Family::<OfContainer, Counter>::default();
+    for container in &status.containers {
+        // A name of Kubernetes has 253 characters at most, and none that need escaping.
+        let label = |name: &str| name.chars().take(253).flat_map(char::escape_debug).collect();
+        let labels = OfContainer {
+            namespace: label(&container.namespace),
+            pod: label(&container.pod),
+            container: label(&container.container),
+        };
+        let observed = container.observed.unwrap_or_default();
+        for (series, value) in [
+            (&usage, container.usage),
+            (&working_set, container.working_set),
+            (&limit, observed.max.and_then(Limit::bytes)),
+            (&min, observed.min.and_then(Limit::bytes)),
+            (&low, observed.low.and_then(Limit::bytes)),
+            (&high, observed.high.and_then(Limit::bytes)),
+            (&over, Some(container.over_request)),
+        ] {
+            if let Some(value) = value {
+                series.get_or_create(&labels).set(number(value));
+            }
+        }
+        if let Some(count) = container.oom_kills {
+            kills.get_or_create(&labels).inc_by(count);
+        }
+    }
+    for (name, help, series) in [
+        ("container_memory_usage", "What the container uses (memory.current)", usage),
+        ("container_memory_working_set", "The same without page cache that was not used lately", working_set),
+        ("container_spec_memory_limit", "Its memory.max, if that is a number", limit),
+        ("container_memory_min", "Its memory.min", min),
+        ("container_memory_low", "Its memory.low", low),
+        ("container_memory_high", "Its memory.high, if that is a number", high),
+        ("container_over_request", "How much more than its request it uses", over),
+    ] {
+        registry.register_with_unit(name, help, Unit::Bytes, series);
+    }
+    registry.register("container_oom_events", "Processes of the container that were killed for want of memory", kills);
+}

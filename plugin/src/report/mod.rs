@@ -1,0 +1,618 @@
+//! What is told to people: each thing once, from here to the log, the metrics and `plimsoll status`; and what there is to see on demand ([`status`], served by [`serve`]).
+//!
+//! Whoever finds something out calls [`Reports::tell`] with a [`What`], and knows nothing of where that goes.
+
+pub mod metrics;
+pub mod serve;
+pub mod status;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::cgroup::{CgroupPath, Knob};
+use crate::containers::Container;
+use crate::lock;
+use crate::outcome::Outcome;
+use crate::pod::PodUid;
+use crate::report::metrics::{Level, Metrics, OfLevel, OfOutcome};
+use crate::resize::Usage;
+use crate::units::{Bytes, Limit};
+
+/// How many different things are remembered of one container or cgroup.
+const REMEMBERED: usize = 16;
+
+/// Whom something is about.
+#[derive(Clone, Debug, Default)]
+pub struct Subject {
+    /// Namespace and name of the pod, as `namespace/name`.
+    pub pod: Option<String>,
+    /// The pod's uid.
+    pub uid: Option<PodUid>,
+    /// The container's name.
+    pub container: Option<String>,
+    /// The cgroup.
+    pub cgroup: Option<CgroupPath>,
+}
+
+impl From<&Container> for Subject {
+    fn from(container: &Container) -> Self {
+        Self {
+            pod: Some(container.pod.clone()),
+            uid: Some(container.uid.clone()),
+            container: Some(container.name.clone()),
+            cgroup: container.cgroup.clone(),
+        }
+    }
+}
+
+impl From<&CgroupPath> for Subject {
+    fn from(cgroup: &CgroupPath) -> Self {
+        Self { cgroup: Some(cgroup.clone()), ..Self::default() }
+    }
+}
+
+/// A memory limit that is lower than what a container uses.
+#[derive(Clone, Copy, Debug)]
+pub struct LowerLimit {
+    /// The limit wanted.
+    pub limit: Limit,
+    /// The limit in force.
+    pub in_force: Limit,
+    /// What the container uses.
+    pub usage: Usage,
+}
+
+/// Something worth telling.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// A lower limit would kill, and was refused.
+    CutRejected(LowerLimit),
+    /// A lower limit would kill, and waits until it does not.
+    CutDeferred(LowerLimit),
+    /// It has waited for too long.
+    CutGivenUp(LowerLimit),
+    /// It does not wait any longer.
+    CutApplied {
+        /// The limit that was deferred.
+        desired: Bytes,
+        /// What is in force.
+        observed: Limit,
+    },
+    /// The runtime says that it has made an update, and has not.
+    NotResized {
+        /// The file.
+        knob: &'static str,
+        /// What it should hold.
+        desired: String,
+        /// What it holds.
+        observed: String,
+    },
+    /// A pod's limit was tighter than what its containers may use.
+    PodRaised {
+        /// The file.
+        knob: &'static str,
+        /// What it holds now.
+        desired: String,
+        /// What it held.
+        observed: String,
+    },
+    /// Somebody else had changed a file.
+    Repaired {
+        /// The file.
+        knob: Knob,
+        /// What it should hold.
+        desired: Limit,
+        /// What it held.
+        observed: Limit,
+    },
+    /// Somebody else keeps changing a file.
+    Contended {
+        /// The file.
+        knob: Knob,
+        /// What it should hold.
+        desired: Limit,
+        /// What it holds.
+        observed: Limit,
+        /// How often it was repaired.
+        repairs: u32,
+    },
+    /// The kernel killed processes for want of memory.
+    Killed {
+        /// The container's limit.
+        limit: Option<Limit>,
+        /// By that, or the pod's, and not by a limit above or for want of memory on the node.
+        by_own_limit: bool,
+        /// How often lately.
+        kills: usize,
+        /// How long that is.
+        window: Duration,
+    },
+    /// Its limit was raised, since it is killed again and again.
+    Rescued {
+        /// What its user asks for.
+        asked: Bytes,
+        /// What it had.
+        observed: Bytes,
+        /// What it gets.
+        desired: Bytes,
+        /// How often it was killed,
+        kills: usize,
+        /// and within what time.
+        window: Duration,
+    },
+    /// It is killed again and again, and may not have more.
+    AtCeiling {
+        /// What it has.
+        observed: Bytes,
+        /// What it may have.
+        ceiling: Bytes,
+        /// What nobody has requested on the node.
+        free: Bytes,
+        /// How often it was killed,
+        kills: usize,
+        /// and within what time.
+        window: Duration,
+    },
+    /// Its limit is more than the node has.
+    BeyondNode {
+        /// The limit.
+        limit: Bytes,
+        /// What pods may use altogether.
+        allocatable: Bytes,
+    },
+    /// It stood at `memory.high`, which was raised.
+    Released(Line),
+    /// It was released before, and has its `memory.high` again.
+    PutBack(Line),
+}
+
+/// Where a container stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// `memory.high` from now on.
+    pub desired: Limit,
+    /// `memory.high` until now.
+    pub observed: Limit,
+    /// What it uses.
+    pub usage: Bytes,
+    /// How much of the last ten seconds all of it waited for memory, in percent.
+    pub stalled: f64,
+}
+
+/// What kind of thing was told: in `plimsoll status`, and the reason of Events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "each is a `What` without its numbers")]
+pub enum Kind {
+    CutRejected,
+    CutDeferred,
+    CutGivenUp,
+    CutApplied,
+    NotResized,
+    PodRaised,
+    Repaired,
+    Contended,
+    Killed,
+    Rescued,
+    AtCeiling,
+    BeyondNode,
+    Released,
+    PutBack,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// The fields of a line in the log.
+#[derive(Debug, Default)]
+struct Fields {
+    knob: Option<&'static str>,
+    desired: Option<String>,
+    observed: Option<String>,
+    asked: Option<Bytes>,
+    usage: Option<Bytes>,
+    reclaimable: Option<Bytes>,
+    limit: Option<String>,
+    allocatable: Option<String>,
+    stalled: Option<f64>,
+    repairs: Option<u32>,
+    by: Option<&'static str>,
+    ceiling: Option<Bytes>,
+    free: Option<Bytes>,
+    kills: Option<usize>,
+    window: Option<Duration>,
+    outcome: Option<Outcome>,
+}
+
+impl What {
+    /// The kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::CutRejected(_) => Kind::CutRejected,
+            Self::CutDeferred(_) => Kind::CutDeferred,
+            Self::CutGivenUp(_) => Kind::CutGivenUp,
+            Self::CutApplied { .. } => Kind::CutApplied,
+            Self::NotResized { .. } => Kind::NotResized,
+            Self::PodRaised { .. } => Kind::PodRaised,
+            Self::Repaired { .. } => Kind::Repaired,
+            Self::Contended { .. } => Kind::Contended,
+            Self::Killed { .. } => Kind::Killed,
+            Self::Rescued { .. } => Kind::Rescued,
+            Self::AtCeiling { .. } => Kind::AtCeiling,
+            Self::BeyondNode { .. } => Kind::BeyondNode,
+            Self::Released(_) => Kind::Released,
+            Self::PutBack(_) => Kind::PutBack,
+        }
+    }
+
+    /// Somebody has to do something about it.
+    const fn is_warning(&self) -> bool {
+        !matches!(
+            self,
+            Self::CutApplied { .. }
+                | Self::PodRaised { .. }
+                | Self::Repaired { .. }
+                | Self::Released(_)
+                | Self::PutBack(_)
+        )
+    }
+
+    /// What happened, and what to do. Without numbers: the same each time.
+    const fn text(&self) -> &'static str {
+        match self {
+            Self::CutRejected(_) => {
+                "refused to lower the limit, which would kill the container: it has to use less before, or the limit to be higher"
+            }
+            Self::CutDeferred(_) => "deferred a lower limit, which would kill the container until it uses less",
+            Self::CutGivenUp(_) => {
+                "gave up the deferred limit, which would still kill the container: it has to use less, or the limit to be higher; \
+                 then resize it again"
+            }
+            Self::CutApplied { .. } => "the deferred limit is in force",
+            Self::NotResized { .. } => {
+                "the runtime says that it has resized the container, and has not; what the kernel has counts. See whether the \
+                 container was created with a unified value of this file, which the runtime prefers, and resize it again"
+            }
+            Self::PodRaised { .. } => "raised the pod's limit to what its containers may use",
+            Self::Repaired { .. } => "repaired what somebody else changed",
+            Self::Contended { .. } => {
+                "the value does not stay what it was set to, and is left to whoever else sets it; see above what the runtime said, or find out \
+                 who it is, and let one of both set it"
+            }
+            Self::Killed { .. } => "the kernel killed processes of the container for want of memory",
+            Self::Rescued { .. } => {
+                "raising the limit of a container that is killed again and again; set it to what the container needs"
+            }
+            Self::AtCeiling { .. } => {
+                "the container is killed again and again, and may not get more memory: that is its ceiling, or all that node \
+                 allocatable leaves free; set its limit to what it needs"
+            }
+            Self::BeyondNode { .. } => {
+                "the container may use more than the node has for all pods; set as asked, but the node may run out of memory before"
+            }
+            Self::Released(_) => "released a container that stood at memory.high",
+            Self::PutBack(_) => "a released container has been well below its memory.high, which is put back",
+        }
+    }
+
+    fn fields(&self) -> Fields {
+        let max = Knob::Max.file_name();
+        let cut = |cut: &LowerLimit, outcome| Fields {
+            knob: Some(max),
+            desired: Some(cut.limit.to_string()),
+            observed: Some(cut.in_force.to_string()),
+            usage: Some(cut.usage.current),
+            reclaimable: Some(cut.usage.reclaimable()),
+            outcome: Some(outcome),
+            ..Fields::default()
+        };
+        let line = |line: &Line| Fields {
+            knob: Some(Knob::High.file_name()),
+            desired: Some(line.desired.to_string()),
+            observed: Some(line.observed.to_string()),
+            usage: Some(line.usage),
+            stalled: Some(line.stalled),
+            ..Fields::default()
+        };
+        // In quotes only what has a space in it.
+        let text = |value: &dyn fmt::Display| {
+            let text = value.to_string();
+            if text.contains(' ') { format!("{text:?}") } else { text }
+        };
+        let pair = |knob, desired: &dyn fmt::Display, observed: &dyn fmt::Display, outcome| Fields {
+            knob: Some(knob),
+            desired: Some(text(desired)),
+            observed: Some(text(observed)),
+            outcome: Some(outcome),
+            ..Fields::default()
+        };
+        match self {
+            Self::CutRejected(of) | Self::CutGivenUp(of) => cut(of, Outcome::Rejected),
+            Self::CutDeferred(of) => cut(of, Outcome::Deferred),
+            Self::CutApplied { desired, observed } => pair(max, desired, observed, Outcome::Applied),
+            Self::NotResized { knob, desired, observed } => pair(knob, desired, observed, Outcome::Failed),
+            Self::PodRaised { knob, desired, observed } => pair(knob, desired, observed, Outcome::Applied),
+            Self::Repaired { knob, desired, observed } => pair(knob.file_name(), desired, observed, Outcome::Applied),
+            Self::Contended { knob, desired, observed, repairs } => {
+                Fields { repairs: Some(*repairs), ..pair(knob.file_name(), desired, observed, Outcome::Contended) }
+            }
+            Self::Killed { limit, by_own_limit, kills, window } => Fields {
+                limit: limit.map(|limit| limit.to_string()),
+                by: Some(if *by_own_limit {
+                    "its own limit or its pod's"
+                } else {
+                    "the node or kubepods, not its own limit"
+                }),
+                kills: Some(*kills),
+                window: Some(*window),
+                ..Fields::default()
+            },
+            Self::Rescued { asked, observed, desired, kills, window } => Fields {
+                asked: Some(*asked),
+                kills: Some(*kills),
+                window: Some(*window),
+                outcome: None,
+                ..pair(max, desired, observed, Outcome::Applied)
+            },
+            Self::AtCeiling { observed, ceiling, free, kills, window } => Fields {
+                knob: Some(max),
+                observed: Some(observed.to_string()),
+                ceiling: Some(*ceiling),
+                free: Some(*free),
+                kills: Some(*kills),
+                window: Some(*window),
+                outcome: Some(Outcome::Rejected),
+                ..Fields::default()
+            },
+            Self::BeyondNode { limit, allocatable } => {
+                Fields { limit: Some(limit.quantity()), allocatable: Some(allocatable.quantity()), ..Fields::default() }
+            }
+            Self::Released(of) | Self::PutBack(of) => line(of),
+        }
+    }
+}
+
+/// For people: numbers as quantities, and no fields.
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quantity = |limit: &Limit| limit.bytes().map_or_else(|| "max".to_owned(), Bytes::quantity);
+        match self {
+            Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => {
+                let verb = match self {
+                    Self::CutRejected(_) => "refused",
+                    Self::CutDeferred(_) => "deferred",
+                    _ => "gave up",
+                };
+                write!(
+                    f,
+                    "{verb} to lower the memory limit from {} to {}, which would kill: {} in use, of which {} can be reclaimed",
+                    quantity(&cut.in_force),
+                    quantity(&cut.limit),
+                    cut.usage.current.approx(),
+                    cut.usage.reclaimable().approx()
+                )
+            }
+            Self::CutApplied { desired, .. } => {
+                write!(f, "the deferred memory limit of {} is in force", desired.quantity())
+            }
+            Self::NotResized { knob, desired, observed } => {
+                write!(f, "the runtime says that it has set {knob} to {desired}, and it is {observed}")
+            }
+            Self::PodRaised { knob, desired, observed } => write!(
+                f,
+                "raised the pod's {knob} from {observed} to {desired}, since it was tighter than what its containers may use"
+            ),
+            Self::Repaired { knob, desired, observed } => {
+                let [desired, observed] = [desired, observed].map(quantity);
+                write!(f, "{} was set to {observed} by somebody else, and is {desired} again", knob.file_name())
+            }
+            Self::Contended { knob, desired, observed, repairs } => {
+                let ([desired, observed], knob) = ([desired, observed].map(quantity), knob.file_name());
+                write!(f, "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs")
+            }
+            Self::Killed { limit, by_own_limit, kills, window } => write!(
+                f,
+                "killed for want of memory, by {}{}: {kills} times within {}",
+                if *by_own_limit { "its own limit or its pod's" } else { "the node" },
+                limit.map(|limit| format!(" (limit {})", quantity(&limit))).unwrap_or_default(),
+                humantime::format_duration(*window)
+            ),
+            Self::Rescued { asked, observed, desired, kills, .. } => write!(
+                f,
+                "raised the memory limit from {} to {} (asked for: {}), since it was killed {kills} times",
+                observed.quantity(),
+                desired.quantity(),
+                asked.quantity()
+            ),
+            Self::AtCeiling { observed, ceiling, free, kills, .. } => write!(
+                f,
+                "killed {kills} times, and may not get more memory than {}: the ceiling is {}, and {} are free",
+                observed.quantity(),
+                ceiling.quantity(),
+                free.approx()
+            ),
+            Self::BeyondNode { limit, allocatable } => write!(
+                f,
+                "the memory limit of {} is more than the node has for all pods, {}",
+                limit.quantity(),
+                allocatable.approx()
+            ),
+            Self::Released(line) => write!(
+                f,
+                "stood still at memory.high for {:.0} % of the time; raised that from {} to {}",
+                line.stalled,
+                quantity(&line.observed),
+                quantity(&line.desired)
+            ),
+            Self::PutBack(line) => write!(f, "memory.high is {} again", quantity(&line.desired)),
+        }
+    }
+}
+
+/// Something that was told, perhaps several times.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// What it was the last time; for this program alone.
+    #[serde(skip)]
+    pub what: Option<What>,
+    /// The kind.
+    pub kind: Kind,
+    /// For people.
+    pub message: String,
+    /// When it was told first, in seconds since 1970,
+    pub first: u64,
+    /// and last.
+    pub last: u64,
+    /// How often.
+    pub count: u64,
+}
+
+/// Whose reports they are: a pod's uid and a container's name, or a cgroup's path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Whose {
+    Container(PodUid, String),
+    Cgroup(CgroupPath),
+}
+
+/// Where all that is told goes.
+#[derive(Debug, Default)]
+pub struct Reports {
+    /// What is counted.
+    pub metrics: Metrics,
+    recent: Mutex<HashMap<Whose, VecDeque<Report>>>,
+}
+
+impl Reports {
+    /// Tells of something.
+    pub fn tell(&self, subject: &Subject, what: &What) {
+        say(subject, what);
+        self.count(subject, what);
+        self.remember(subject, what);
+    }
+
+    fn count(&self, subject: &Subject, what: &What) {
+        let metrics = &self.metrics;
+        let level = if subject.container.is_some() { Level::Container } else { Level::Ancestor };
+        match what {
+            What::CutRejected(cut) => {
+                metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Rejected }).inc();
+                if let (Limit::Bytes(limit), Limit::Bytes(in_force)) = (cut.limit, cut.in_force) {
+                    metrics.rejected_bytes.inc_by(in_force.saturating_sub(limit).get());
+                }
+            }
+            What::CutDeferred(_) => _ = metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Deferred }).inc(),
+            What::CutGivenUp(_) => _ = metrics.deferrals_given_up.inc(),
+            What::NotResized { .. } => _ = metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Failed }).inc(),
+            What::PodRaised { .. } => _ = metrics.pod_limits_raised.inc(),
+            What::Repaired { knob, .. } => {
+                _ = metrics.repairs.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc()
+            }
+            What::Contended { knob, .. } => {
+                _ = metrics.contended.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc();
+            }
+            What::Rescued { .. } => {
+                _ = metrics.rescues.get_or_create(&OfOutcome { outcome: Outcome::Applied }).inc();
+            }
+            What::AtCeiling { .. } => {
+                _ = metrics.rescues.get_or_create(&OfOutcome { outcome: Outcome::Rejected }).inc();
+            }
+            What::Released(_) => _ = metrics.stalls_released.inc(),
+            What::Killed { .. } | What::CutApplied { .. } | What::BeyondNode { .. } | What::PutBack(_) => {}
+        }
+    }
+
+    fn remember(&self, subject: &Subject, what: &What) {
+        let Some(whose) = Whose::of(subject) else { return };
+        let now = now();
+        let (kind, message) = (what.kind(), what.to_string());
+        let mut recent = lock(&self.recent);
+        let reports = recent.entry(whose).or_default();
+        let before = reports.iter().position(|report| report.kind == kind && report.message == message);
+        let report = match before.and_then(|at| reports.remove(at)) {
+            Some(before) => Report { what: Some(what.clone()), last: now, count: before.count + 1, ..before },
+            None => Report { what: Some(what.clone()), kind, message, first: now, last: now, count: 1 },
+        };
+        reports.truncate(REMEMBERED - 1);
+        reports.push_front(report);
+    }
+
+    /// What was told of a container, whatever ids it has had; the latest first.
+    pub fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
+        self.of(&Whose::Container(uid.clone(), name.to_owned()))
+    }
+
+    /// What was told of a cgroup above the containers; the latest first.
+    pub fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
+        self.of(&Whose::Cgroup(cgroup.clone()))
+    }
+
+    fn of(&self, whose: &Whose) -> Vec<Report> {
+        lock(&self.recent).get(whose).map(|reports| reports.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Forgets what was told of pods and cgroups other than these.
+    pub fn retain(&self, is_there: impl Fn(&PodUid) -> bool, is_level: impl Fn(&CgroupPath) -> bool) {
+        lock(&self.recent).retain(|whose, _| match whose {
+            Whose::Container(uid, _) => is_there(uid),
+            Whose::Cgroup(cgroup) => is_level(cgroup),
+        });
+    }
+}
+
+impl Whose {
+    fn of(subject: &Subject) -> Option<Self> {
+        match (&subject.uid, &subject.container, &subject.cgroup) {
+            (Some(uid), Some(name), _) => Some(Self::Container(uid.clone(), name.clone())),
+            (_, _, Some(cgroup)) => Some(Self::Cgroup(cgroup.clone())),
+            _ => None,
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// One line in the log.
+fn say(subject: &Subject, what: &What) {
+    let fields = what.fields();
+    // Of a container its pod and name are enough.
+    let cgroup = subject.cgroup.as_ref().filter(|_| subject.container.is_none() || matches!(what, What::Killed { .. }));
+    macro_rules! say {
+        ($say:ident) => {
+            $say!(
+                pod = subject.pod,
+                container = subject.container,
+                cgroup = cgroup.map(tracing::field::display),
+                knob = fields.knob,
+                desired = fields.desired.as_deref().map(tracing::field::display),
+                observed = fields.observed.as_deref().map(tracing::field::display),
+                asked = fields.asked.map(tracing::field::display),
+                usage = fields.usage.map(tracing::field::display),
+                reclaimable = fields.reclaimable.map(tracing::field::display),
+                limit = fields.limit.as_deref().map(tracing::field::display),
+                allocatable = fields.allocatable.as_deref().map(tracing::field::display),
+                stalled = fields.stalled,
+                repairs = fields.repairs,
+                by = fields.by,
+                ceiling = fields.ceiling.map(tracing::field::display),
+                free = fields.free.map(tracing::field::display),
+                kills = fields.kills,
+                window = fields.window.map(tracing::field::debug),
+                outcome = fields.outcome.map(tracing::field::display),
+                "{}",
+                what.text()
+            )
+        };
+    }
+    if what.is_warning() { say!(warn) } else { say!(info) }
+}

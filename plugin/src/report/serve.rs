@@ -1,0 +1,212 @@
+//! Who asks is answered: `/status` (JSON) and `/metrics` (OpenMetrics) by HTTP over a unix socket that only root can use, and
+//! `/metrics` alone over TCP where the configuration has it so (`metricsAddress`).
+//!
+//! Somebody who asks slowly, or too often, keeps nobody from anything but other askers: few are served at a time, each for a while
+//! at most, and no event waits for them.
+
+use std::convert::Infallible;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::originals;
+use crate::report::metrics;
+use crate::report::status::Status;
+use crate::service::Parts;
+
+/// The socket's name in the plugin's directory.
+const SOCKET: &str = "plimsoll.sock";
+
+/// How many are served at a time.
+const AT_A_TIME: usize = 8;
+
+/// How long somebody may take to ask.
+const ASKING: Duration = Duration::from_secs(1);
+
+/// How long somebody is served.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// After how long to try again to listen.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// The socket of the plugin on the node whose file system is at `host`.
+pub fn socket(host: &Path) -> PathBuf {
+    host.join(originals::DIRECTORY).join(SOCKET)
+}
+
+/// What is served.
+#[derive(Clone, Debug)]
+pub struct Server {
+    parts: Parts,
+    served: Arc<Semaphore>,
+}
+
+/// What somebody may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Offer {
+    Everything,
+    Metrics,
+}
+
+impl Server {
+    /// Serves what these know.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, served: Arc::new(Semaphore::new(AT_A_TIME)) }
+    }
+
+    /// Serves by the socket of the node whose file system is at `host`, for ever.
+    pub async fn run(self, host: PathBuf) {
+        let path = socket(&host);
+        let mut is_failing = false;
+        loop {
+            match listen(&path).await {
+                Ok(listener) => {
+                    is_failing = false;
+                    loop {
+                        match listener.accept().await {
+                            Ok((stream, _)) => self.serve(stream, Offer::Everything).await,
+                            Err(error) => {
+                                warn!(socket = %path.display(), %error, "cannot accept connections");
+                                break;
+                            }
+                        }
+                    }
+                }
+                Err(error) if !is_failing => {
+                    is_failing = true;
+                    warn!(socket = %path.display(), %error, "'plimsoll status' cannot reach this; trying again every {AGAIN:?}");
+                }
+                Err(_) => {}
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Serves metrics by TCP, at whatever address the configuration has, for ever. `changed` tells of another configuration.
+    pub async fn run_metrics(self, changed: Arc<Notify>) {
+        let mut told = None;
+        loop {
+            let address = self.parts.containers.settings().config.metrics_address;
+            let is_other = || self.parts.containers.settings().config.metrics_address != address;
+            let Some(address) = address else {
+                changed.notified().await;
+                continue;
+            };
+            match TcpListener::bind(address).await {
+                Ok(listener) => {
+                    info!(%address, "serving metrics");
+                    told = None;
+                    while !is_other() {
+                        tokio::select! {
+                            Ok((stream, _)) = listener.accept() => self.serve(stream, Offer::Metrics).await,
+                            () = changed.notified() => {}
+                        }
+                    }
+                }
+                Err(error) => {
+                    if told.replace(address) != Some(address) {
+                        warn!(%address, %error, "cannot serve metrics; trying again every {AGAIN:?}");
+                    }
+                    tokio::select! {
+                        () = sleep(AGAIN) => {}
+                        () = changed.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, offer: Offer) {
+        // It is never closed.
+        let Ok(permit) = self.served.clone().acquire_owned().await else { return };
+        let server = self.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| server.answer(request, offer));
+            let mut builder = http1::Builder::new();
+            builder.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(ASKING);
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            match timeout(PATIENCE, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "a connection for status or metrics failed"),
+                Err(_) => debug!("a connection for status or metrics took more than {PATIENCE:?}"),
+            }
+            drop(permit);
+        });
+    }
+
+    async fn answer(&self, request: Request<Incoming>, offer: Offer) -> Result<Response<Full<Bytes>>, Infallible> {
+        if request.method() != Method::GET {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
+            response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
+            return Ok(response);
+        }
+        let is_status = match (request.uri().path(), offer) {
+            ("/metrics", _) => false,
+            ("/status", Offer::Everything) => true,
+            (_, Offer::Everything) => return Ok(plain(StatusCode::NOT_FOUND, "there are /status and /metrics\n")),
+            (_, Offer::Metrics) => return Ok(plain(StatusCode::NOT_FOUND, "there is /metrics\n")),
+        };
+        let parts = self.parts.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let status = Status::read(&parts);
+            if is_status {
+                serde_json::to_string(&status).map_err(|error| error.to_string())
+            } else {
+                let of_containers = parts.containers.settings().config.container_metrics;
+                metrics::encode(&parts.reports.metrics, &status, of_containers).map_err(|error| error.to_string())
+            }
+        });
+        let text = read.await.map_err(|error| error.to_string()).flatten();
+        let content_type = if is_status { "application/json" } else { OPEN_METRICS };
+        Ok(match text {
+            Ok(text) => response(StatusCode::OK, content_type, text),
+            Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+        })
+    }
+}
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", text.to_owned())
+}
+
+fn response(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+}
+
+/// Listens where only root can connect.
+async fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        // Nobody else can get at the socket, whatever its own mode is until that is set.
+        fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another instance is there, which answers")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}

@@ -1,0 +1,532 @@
+//! What the plugin knows of the node at this moment: every container and every cgroup above, what each should have, what the
+//! kernel holds, and a word for what that amounts to.
+//!
+//! The form is that of `plimsoll status --json`, which stays: fields may be added, none goes or changes its meaning without
+//! another [`VERSION`]. Amounts are bytes, or `"max"`; what is not known is `null`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::containers::{Container, Containers, Update};
+use crate::hierarchy::{self, Observed, Standing};
+use crate::node::MemInfo;
+use crate::pod::QosClass;
+use crate::policy::Protection;
+use crate::report::{Kind, Report, What};
+use crate::resize::Throttled;
+use crate::service::Parts;
+use crate::units::{Bytes, Limit};
+
+/// The version of this form.
+pub const VERSION: u32 = 1;
+
+/// How long something that was told counts for a container's state, in seconds.
+const LATELY: u64 = 600;
+
+/// The node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The program's version.
+    pub plimsoll: String,
+    /// The node as a whole.
+    pub node: NodeStatus,
+    /// The cgroups above the containers, and those beside the pods that are protected; parents before children.
+    pub cgroups: Vec<CgroupStatus>,
+    /// The containers, trouble first.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// The node as a whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// All memory.
+    pub memory: Option<Bytes>,
+    /// What is available of it, by the kernel's estimate.
+    pub available: Option<Bytes>,
+    /// What pods may use altogether.
+    pub allocatable: Option<Bytes>,
+    /// `plimsoll restore` was called: nothing is set.
+    pub stands_aside: bool,
+    /// The sum of all containers' requests, as far as they are known.
+    pub requests: Bytes,
+    /// The sum of all containers' limits.
+    pub limits: Bytes,
+    /// How many containers have no limit.
+    pub unlimited: usize,
+    /// What all containers use.
+    pub usage: Bytes,
+}
+
+/// A cgroup above the containers, or one beside the pods that is protected.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CgroupStatus {
+    /// Its path.
+    pub cgroup: CgroupPath,
+    /// What it is.
+    pub level: Level,
+    /// What its files should hold.
+    pub desired: Protection,
+    /// What they hold; `null` if there is no such cgroup, or it cannot be read.
+    pub observed: Option<Protection>,
+    /// How much of what it uses is protected, by the kernel's rule.
+    pub effective: Option<Protection>,
+    /// Whether what is written helps.
+    pub standing: Option<Standing>,
+    /// What it uses.
+    pub usage: Option<Bytes>,
+    /// Its limit.
+    pub max: Option<Limit>,
+    /// What was told of it lately, the latest first.
+    pub reports: Vec<Report>,
+}
+
+/// Which level a cgroup is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// All pods.
+    Kubepods,
+    /// All pods of a class.
+    Class,
+    /// A pod.
+    Pod,
+    /// Beside the pods, and named by the operator.
+    Reserved,
+}
+
+impl Level {
+    /// The word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Kubepods => "kubepods",
+            Self::Class => "class",
+            Self::Pod => "pod",
+            Self::Reserved => "reserved",
+        }
+    }
+}
+
+/// A container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerStatus {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// Name of its pod.
+    pub pod: String,
+    /// Its pod's uid.
+    pub uid: String,
+    /// Its name.
+    pub container: String,
+    /// Its id in the runtime.
+    pub id: String,
+    /// Its cgroup.
+    pub cgroup: Option<CgroupPath>,
+    /// What all this amounts to.
+    pub state: State,
+    /// Its QoS class.
+    pub class: QosClass,
+    /// Its request.
+    pub request: Option<RequestStatus>,
+    /// The limit that its user asks for.
+    pub asked: Limit,
+    /// What it uses (`memory.current`).
+    pub usage: Option<Bytes>,
+    /// The same without page cache that was not used lately, as the kubelet counts it.
+    pub working_set: Option<Bytes>,
+    /// How much more than its request that is.
+    pub over_request: Bytes,
+    /// What its files should hold; `max` is its limit.
+    pub desired: Values,
+    /// Why.
+    pub reasons: Reasons,
+    /// What they hold.
+    pub observed: Option<Values>,
+    /// How much of what it uses is protected, by the kernel's rule.
+    pub effective: Option<Protection>,
+    /// Whether what is written helps.
+    pub standing: Option<Standing>,
+    /// How long all of it has waited for memory, in seconds, since it was started (`memory.pressure`, full).
+    pub stalled_seconds: Option<f64>,
+    /// How much of the last ten seconds that was, in percent.
+    pub stalled_percent: Option<f64>,
+    /// How many of its processes the kernel has killed for want of memory.
+    pub oom_kills: Option<u64>,
+    /// What was told of it lately, whatever ids it has had, the latest first.
+    pub reports: Vec<Report>,
+}
+
+/// A request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestStatus {
+    /// The request, or the least that it can be.
+    pub bytes: Bytes,
+    /// The most that it can be.
+    pub at_most: Bytes,
+    /// Where it was learnt.
+    pub provenance: String,
+}
+
+/// What a container's files hold, or should.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Values {
+    /// `memory.min`; `null` is to be left alone.
+    pub min: Option<Limit>,
+    /// `memory.low`.
+    pub low: Option<Limit>,
+    /// `memory.high`.
+    pub high: Option<Limit>,
+    /// `memory.max`.
+    pub max: Option<Limit>,
+}
+
+impl Values {
+    /// How many files hold something else than they should, which is these values.
+    pub fn differs_from(self, observed: Self) -> usize {
+        let all = |values: Self| [values.min, values.low, values.high, values.max];
+        all(self).into_iter().zip(all(observed)).filter(|(desired, held)| desired.is_some() && desired != held).count()
+    }
+}
+
+/// Why files should hold what they should.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reasons {
+    /// `memory.min`.
+    pub min: String,
+    /// `memory.low`.
+    pub low: String,
+    /// `memory.high`.
+    pub high: String,
+}
+
+/// What all that is known of a container amounts to, in a word. What is worse comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// The kernel killed processes of it within the last ten minutes.
+    Killed,
+    /// A lower limit was refused, or given up, since it uses more.
+    Refused,
+    /// A lower limit waits until it uses less.
+    Deferred,
+    /// Somebody else keeps setting its files.
+    Contended,
+    /// Its files are not as they should be.
+    Drifted,
+    /// It stands at `memory.high`, waiting for memory.
+    Throttled,
+    /// Its limit was raised since it was killed again and again.
+    Rescued,
+    /// It uses more than it requested, which may be taken from it.
+    OverRequest,
+    /// What is written for it does not protect: a cgroup above has less.
+    Inert,
+    /// It has not started yet, or its cgroup cannot be read.
+    Unread,
+    /// Nothing is protected for it.
+    Unprotected,
+    /// Its request is protected.
+    Protected,
+}
+
+impl State {
+    /// All of them, the worst first.
+    pub const ALL: [Self; 12] = [
+        Self::Killed,
+        Self::Refused,
+        Self::Deferred,
+        Self::Contended,
+        Self::Drifted,
+        Self::Throttled,
+        Self::Rescued,
+        Self::OverRequest,
+        Self::Inert,
+        Self::Unread,
+        Self::Unprotected,
+        Self::Protected,
+    ];
+
+    /// The word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Refused => "refused",
+            Self::Deferred => "deferred",
+            Self::Contended => "contended",
+            Self::Drifted => "drifted",
+            Self::Throttled => "throttled",
+            Self::Rescued => "rescued",
+            Self::OverRequest => "over-request",
+            Self::Inert => "inert",
+            Self::Unread => "unread",
+            Self::Unprotected => "unprotected",
+            Self::Protected => "protected",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+/// What was read of a container.
+#[derive(Clone, Copy, Debug, Default)]
+struct Read {
+    values: Values,
+    usage: Bytes,
+    working_set: Option<Bytes>,
+    stalled: Option<(f64, f64)>,
+    oom_kills: Option<u64>,
+}
+
+impl Read {
+    fn of(cgroup: &Cgroup) -> Result<Self, CgroupError> {
+        let [min, low, high, max] = [Knob::Min, Knob::Low, Knob::High, Knob::Max].map(|knob| cgroup.read(knob));
+        let values = Values { min: Some(min?), low: Some(low?), high: high.ok(), max: Some(max?) };
+        Ok(Self {
+            values,
+            usage: cgroup.usage()?,
+            working_set: cgroup.working_set().ok(),
+            stalled: cgroup.pressure().ok().map(|pressure| (pressure.percent, pressure.total.as_secs_f64())),
+            oom_kills: cgroup.events().ok().map(|events| events.oom_kill),
+        })
+    }
+
+    fn observed(&self) -> Observed {
+        let zero = Limit::Bytes(Bytes::ZERO);
+        let setting = Protection::of_files(self.values.min.unwrap_or(zero), self.values.low.unwrap_or(zero));
+        Observed { setting, usage: self.usage }
+    }
+}
+
+impl Status {
+    /// Reads all of it. Takes some tens of microseconds for each container.
+    pub fn read(parts: &Parts) -> Self {
+        let Parts { containers, ancestors, root, reports, .. } = parts;
+        let mut observed = BTreeMap::new();
+        let known = containers.all();
+        let read: HashMap<&str, Read> = known
+            .iter()
+            .filter_map(|container| {
+                let path = container.cgroup.as_ref()?;
+                let read = root.cgroup(path).and_then(|cgroup| Read::of(&cgroup)).ok()?;
+                observed.insert(path.clone(), read.observed());
+                Some((container.id.as_str(), read))
+            })
+            .collect();
+        let levels = ancestors.levels();
+        let above = known.iter().filter_map(|container| container.cgroup.as_ref()?.parent());
+        root.observe_all(levels.iter().map(|(level, _)| level.cgroup.clone()).chain(above), &mut observed);
+        let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
+
+        let page = containers.settings().node.page_size;
+        let mut rows: Vec<_> = known
+            .iter()
+            .map(|container| {
+                let read = read.get(container.id.as_str());
+                let effective = container.cgroup.as_ref().and_then(|cgroup| effective.get(cgroup)).copied();
+                let reports = reports.of_container(&container.uid, &container.name);
+                container_status(containers, container, read, effective, reports, page)
+            })
+            .collect();
+        // The worst first; among those the one that uses most beyond its request.
+        rows.sort_by(|a, b| {
+            let key = |row: &ContainerStatus| (row.state, std::cmp::Reverse(row.over_request));
+            key(a).cmp(&key(b)).then_with(|| {
+                (&a.namespace, &a.pod, &a.container, &a.id).cmp(&(&b.namespace, &b.pod, &b.container, &b.id))
+            })
+        });
+        let cgroups = levels.into_iter().map(|(level, kind)| {
+            let seen = observed.get(&level.cgroup);
+            let effective = effective.get(&level.cgroup).copied();
+            let standing =
+                seen.zip(effective).map(|(seen, effective)| Standing::of(seen.setting, seen.usage, effective));
+            CgroupStatus {
+                level: kind,
+                desired: level.protection,
+                observed: seen.map(|seen| seen.setting),
+                effective,
+                standing,
+                usage: seen.map(|seen| seen.usage),
+                max: root.cgroup(&level.cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok(),
+                reports: reports.of_cgroup(&level.cgroup),
+                cgroup: level.cgroup,
+            }
+        });
+        Self {
+            version: VERSION,
+            plimsoll: env!("CARGO_PKG_VERSION").to_owned(),
+            node: NodeStatus::read(containers, root, &rows),
+            cgroups: cgroups.collect(),
+            containers: rows,
+        }
+    }
+}
+
+impl NodeStatus {
+    fn read(containers: &Containers, root: &CgroupRoot, rows: &[ContainerStatus]) -> Self {
+        let settings = containers.settings();
+        let meminfo = fs::read_to_string(root.host().join("proc/meminfo")).unwrap_or_default();
+        let meminfo = MemInfo::parse(&meminfo).ok();
+        let sum = |of: &dyn Fn(&ContainerStatus) -> Option<Bytes>| {
+            rows.iter().filter_map(of).fold(Bytes::ZERO, Bytes::saturating_add)
+        };
+        Self {
+            memory: settings.mem_total,
+            available: meminfo.map(|meminfo| meminfo.available),
+            allocatable: settings.node.allocatable,
+            stands_aside: settings.stand_aside,
+            requests: sum(&|row| row.request.as_ref().map(|request| request.bytes)),
+            limits: sum(&|row| row.desired.max.and_then(Limit::bytes)),
+            unlimited: rows.iter().filter(|row| row.desired.max == Some(Limit::Max)).count(),
+            usage: sum(&|row| row.usage),
+        }
+    }
+}
+
+fn container_status(
+    containers: &Containers,
+    container: &Container,
+    read: Option<&Read>,
+    effective: Option<Protection>,
+    reports: Vec<Report>,
+    page: crate::units::PageSize,
+) -> ContainerStatus {
+    let record = containers.record(&container.uid, &container.name, container.moment);
+    let decided = containers.decide(container, record.as_ref());
+    let value = |knob| decided.value(knob).map(|value: Limit| value.floor_to(page));
+    let desired = Values {
+        min: value(Knob::Min),
+        low: value(Knob::Low),
+        high: value(Knob::High),
+        max: Some(container.limit.floor_to(page)),
+    };
+    let observed = read.map(|read| read.values);
+    let standing = read.zip(effective).map(|(read, effective)| {
+        let Observed { setting, usage } = read.observed();
+        Standing::of(setting, usage, effective)
+    });
+    let at_most = decided.request.map(|request| request.at_most);
+    let working_set = read.and_then(|read| read.working_set);
+    let over_request = match (working_set, at_most) {
+        (Some(used), Some(request)) => used.saturating_sub(request),
+        _ => Bytes::ZERO,
+    };
+    let (namespace, pod) = container.pod.split_once('/').unwrap_or(("", &container.pod));
+    let facts = Facts {
+        is_read: read.is_some(),
+        is_changing: matches!(container.update, Update::UnderWay(_)),
+        desired,
+        observed: observed.unwrap_or_default(),
+        asked: container.asked.floor_to(page),
+        throttled: read.and_then(|read| {
+            let (stalled, _) = read.stalled?;
+            let high = read.values.high?;
+            Some(Throttled { usage: read.usage, line: high.bytes()?, high, max: Bytes::MAX, stalled })
+        }),
+        is_over: over_request > Bytes::ZERO && at_most > Some(Bytes::ZERO),
+        standing,
+        reports: &reports,
+        now: super::now(),
+    };
+    ContainerStatus {
+        namespace: namespace.to_owned(),
+        pod: pod.to_owned(),
+        uid: container.uid.as_str().to_owned(),
+        container: container.name.clone(),
+        id: container.id.clone(),
+        cgroup: container.cgroup.clone(),
+        state: facts.state(),
+        class: decided.class,
+        request: decided.request.map(|request| RequestStatus {
+            bytes: request.bytes,
+            at_most: request.at_most,
+            provenance: request.provenance.to_string(),
+        }),
+        asked: container.asked,
+        usage: read.map(|read| read.usage),
+        working_set,
+        over_request,
+        desired,
+        reasons: Reasons {
+            min: decided.desired.min.reason.to_string(),
+            low: decided.desired.low.reason.to_string(),
+            high: decided.desired.high.reason.to_string(),
+        },
+        observed,
+        effective,
+        standing,
+        stalled_seconds: read.and_then(|read| read.stalled).map(|(_, seconds)| seconds),
+        stalled_percent: read.and_then(|read| read.stalled).map(|(percent, _)| percent),
+        oom_kills: read.and_then(|read| read.oom_kills),
+        reports,
+    }
+}
+
+/// What a container's state is judged by.
+#[derive(Clone, Copy, Debug)]
+struct Facts<'r> {
+    is_read: bool,
+    is_changing: bool,
+    desired: Values,
+    observed: Values,
+    asked: Limit,
+    throttled: Option<Throttled>,
+    is_over: bool,
+    standing: Option<Standing>,
+    /// The latest first.
+    reports: &'r [Report],
+    now: u64,
+}
+
+impl Facts<'_> {
+    fn state(&self) -> State {
+        let is_late = |report: &&Report| self.now.saturating_sub(report.last) <= LATELY;
+        let was = |kind: Kind| self.reports.iter().filter(is_late).any(|report| report.kind == kind);
+        if was(Kind::Killed) {
+            return State::Killed;
+        }
+        if !self.is_read {
+            return State::Unread;
+        }
+        // The last word on a lower limit counts, as long as the limit is what it was then.
+        let of_cut = self.reports.iter().filter(is_late).find_map(|report| match &report.what {
+            Some(What::CutRejected(cut) | What::CutGivenUp(cut)) => Some((State::Refused, cut.in_force)),
+            Some(What::CutDeferred(cut)) => Some((State::Deferred, cut.in_force)),
+            Some(What::CutApplied { .. }) => Some((State::Protected, Limit::Max)),
+            _ => None,
+        });
+        if let Some((state, in_force)) = of_cut
+            && Some(in_force) == self.observed.max
+        {
+            return state;
+        }
+        if self.desired.differs_from(self.observed) > 0 && !self.is_changing {
+            return if was(Kind::Contended) { State::Contended } else { State::Drifted };
+        }
+        if self.throttled.is_some_and(|throttled| throttled.is_pinned()) {
+            return State::Throttled;
+        }
+        if self.desired.max > Some(self.asked) {
+            return State::Rescued;
+        }
+        match self.standing {
+            _ if self.is_over => State::OverRequest,
+            Some(Standing::Inert | Standing::Partly) => State::Inert,
+            Some(Standing::Protected) => State::Protected,
+            Some(Standing::Unclaimed) | None => State::Unprotected,
+        }
+    }
+}

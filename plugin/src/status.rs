@@ -1,0 +1,549 @@
+//! `plimsoll status`: asks the plugin, and draws what it says.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes as Body;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use plimsoll::cgroup::CgroupPath;
+use plimsoll::pod::QosClass;
+use plimsoll::policy::Protection;
+use plimsoll::report::Report;
+use plimsoll::report::serve;
+use plimsoll::report::status::{CgroupStatus, ContainerStatus, State, Status, VERSION};
+use plimsoll::units::{Bytes, Limit, excerpt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::{Failure, print};
+
+/// How long the plugin has to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often `--watch` asks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Where output leads to no terminal, there is room for every column.
+const WIDEST: usize = 1000;
+
+/// Show what the plugin knows of the node's containers.
+#[derive(Args)]
+#[command(
+    long_about = "\
+Show what the plugin knows of the node's containers: trouble first, in as many columns as the terminal is wide.
+
+  state      killed         the kernel killed processes of it within the last ten minutes
+             refused        a lower limit was refused, since it uses more
+             deferred       a lower limit waits until it uses less
+             contended      somebody else keeps setting its files
+             drifted        its files are not as they should be
+             throttled      it stands at memory.high, waiting for memory
+             rescued        its limit was raised since it was killed again and again
+             over-request   it uses more than it requested, which may be taken from it
+             inert          what is written for it does not protect: a cgroup above has less
+             unread         it has not started yet, or its cgroup cannot be read
+             unprotected    nothing is protected for it
+             protected      its request is protected
+  usage      memory.current
+  load       that, drawn to scale: # in use, m memory.min, l memory.low, H memory.high, M memory.max, A node allocatable
+             where there is no limit
+  min..max   what the files should hold; where they hold something else, that follows after !=
+  effective  how much of what it uses is protected by the kernel's rule, all cgroups above considered
+  over       how much more than its request it uses, without page cache that was not used lately
+  stalled    how long all of it has waited for memory since it was started
+  kills      how many of its processes the kernel has killed for want of memory
+  request    and where it was learnt
+
+With the name of a pod, the whole story of that: why each value is what it is, the cgroups above, and what happened lately.",
+    after_long_help = "\
+Examples:
+  plimsoll status
+  plimsoll status --watch --namespace shop
+  plimsoll status --state refused,throttled
+  plimsoll status shop/web-6d4cf56db6-x2x8h
+  plimsoll status --json | jq '.containers[] | select(.state == \"killed\")'"
+)]
+pub(crate) struct StatusCommand {
+    /// A pod, as NAME or NAMESPACE/NAME: the whole story of it
+    pod: Option<String>,
+
+    /// Only containers of this namespace
+    #[arg(short, long)]
+    namespace: Option<String>,
+
+    /// Only containers in these states
+    #[arg(long, value_name = "STATE,...", value_delimiter = ',', value_parser = state)]
+    state: Vec<State>,
+
+    /// Only containers of this QoS class
+    #[arg(long, value_parser = class)]
+    class: Option<QosClass>,
+
+    /// All columns, whatever the terminal's width
+    #[arg(long)]
+    wide: bool,
+
+    /// Draw it anew every second
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Where the node's file system is, in which the plugin's socket lies at run/plimsoll
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    host: PathBuf,
+}
+
+fn state(text: &str) -> Result<State, String> {
+    State::ALL
+        .into_iter()
+        .find(|state| state.word() == text)
+        .ok_or_else(|| format!("expected one of {}", State::ALL.map(State::word).join(", ")))
+}
+
+fn class(text: &str) -> Result<QosClass, String> {
+    [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort]
+        .into_iter()
+        .find(|class| class.to_string().eq_ignore_ascii_case(text))
+        .ok_or_else(|| "expected Guaranteed, Burstable or BestEffort".to_owned())
+}
+
+impl StatusCommand {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the asynchronous runtime")
+            .map_err(Failure::Runtime)?;
+        loop {
+            let mut status = runtime.block_on(ask(&self.host)).map_err(Failure::Runtime)?;
+            if let Some(pod) = &self.pod
+                && !status.containers.iter().any(|container| is_pod(container, pod))
+            {
+                let error = anyhow!("no containers of a pod '{}' are known on this node", excerpt(pod));
+                return Err(Failure::Runtime(error));
+            }
+            status.containers.retain(|container| self.is_wanted(container));
+            if self.json {
+                let json = serde_json::to_string_pretty(&status).map_err(|error| Failure::Runtime(error.into()))?;
+                print(format_args!("{json}\n"))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let screen = Screen::of_stdout(self.wide);
+            let text = if self.pod.is_some() { story(&status, now()) } else { overview(&status, &screen) };
+            if !self.watch {
+                print(format_args!("{text}"))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            // Home, and clear what is left of each line and below.
+            let lines: Vec<_> = text.lines().take(screen.rows.saturating_sub(1)).collect();
+            print(format_args!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n")))?;
+            std::thread::sleep(EVERY);
+        }
+    }
+
+    fn is_wanted(&self, container: &ContainerStatus) -> bool {
+        self.pod.as_ref().is_none_or(|pod| is_pod(container, pod))
+            && self.namespace.as_ref().is_none_or(|namespace| container.namespace == *namespace)
+            && (self.state.is_empty() || self.state.contains(&container.state))
+            && self.class.is_none_or(|class| container.class == class)
+    }
+}
+
+fn is_pod(container: &ContainerStatus, pod: &str) -> bool {
+    match pod.split_once('/') {
+        Some((namespace, pod)) => container.namespace == namespace && container.pod == pod,
+        None => container.pod == pod,
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Asks the plugin of the node whose file system is at `host`.
+async fn ask(host: &Path) -> anyhow::Result<Status> {
+    let socket = serve::socket(host);
+    let asked = async {
+        let stream = UnixStream::connect(&socket).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::get("/status").header("host", "plimsoll").body(Empty::<Body>::new())?;
+        let response = sender.send_request(request).await?;
+        let code = response.status();
+        let text = response.into_body().collect().await?.to_bytes();
+        if code != StatusCode::OK {
+            bail!("{code}: {}", excerpt(&String::from_utf8_lossy(&text)));
+        }
+        let status: Status = serde_json::from_slice(&text).context("expected what this version of plimsoll says")?;
+        if status.version != VERSION {
+            bail!("the plugin is of version {}, which this one does not understand", excerpt(&status.plimsoll));
+        }
+        Ok(status)
+    };
+    let result = match timeout(PATIENCE, asked).await {
+        Ok(result) => result,
+        Err(_) => Err(anyhow!("no answer within {PATIENCE:?}")),
+    };
+    result.with_context(|| {
+        format!(
+            "cannot ask the plugin by {} (does it run, and is this user root? see plimsoll doctor)",
+            socket.display()
+        )
+    })
+}
+
+/// Where it is drawn.
+struct Screen {
+    columns: usize,
+    rows: usize,
+    has_colours: bool,
+}
+
+impl Screen {
+    fn of_stdout(wide: bool) -> Self {
+        let is_terminal = io::stdout().is_terminal();
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|size| is_terminal && size.ws_col > 0);
+        let columns = size.filter(|_| !wide).map_or(WIDEST, |size| size.ws_col.into());
+        let rows = size.map_or(usize::MAX, |size| size.ws_row.into());
+        // https://no-color.org
+        let has_colours = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self { columns, rows, has_colours }
+    }
+}
+
+/// A column of the table, with the least width that its like needs.
+struct Column {
+    title: &'static str,
+    is_number: bool,
+    text: fn(&ContainerStatus, &Status) -> String,
+    /// The last to go is what is first here.
+    rank: usize,
+}
+
+/// How many cells a load is drawn in.
+const CELLS: usize = 20;
+
+/// In the order of the table.
+const COLUMNS: [Column; 14] = [
+    Column { title: "STATE", is_number: false, text: |row, _| row.state.to_string(), rank: 0 },
+    Column { title: "CONTAINER", is_number: false, text: |row, _| full_name(row), rank: 1 },
+    Column { title: "CLASS", is_number: false, text: |row, _| row.class.to_string(), rank: 9 },
+    Column { title: "USAGE", is_number: true, text: |row, _| row.usage.map_or_else(unknown, Bytes::approx), rank: 2 },
+    Column { title: "LOAD", is_number: false, text: load, rank: 3 },
+    Column { title: "MIN", is_number: true, text: |row, _| pair(row, |values| values.min), rank: 6 },
+    Column { title: "LOW", is_number: true, text: |row, _| pair(row, |values| values.low), rank: 12 },
+    Column { title: "HIGH", is_number: true, text: |row, _| pair(row, |values| values.high), rank: 5 },
+    Column { title: "MAX", is_number: true, text: |row, _| pair(row, |values| values.max), rank: 4 },
+    Column {
+        title: "EFFECTIVE",
+        is_number: true,
+        text: |row, _| row.effective.map_or_else(unknown, |effective| effective.min.max(effective.low).approx()),
+        rank: 10,
+    },
+    Column { title: "OVER", is_number: true, text: |row, _| row.over_request.approx(), rank: 7 },
+    Column {
+        title: "STALLED",
+        is_number: true,
+        text: |row, _| row.stalled_seconds.map_or_else(unknown, |seconds| format!("{seconds:.1}s")),
+        rank: 11,
+    },
+    Column {
+        title: "KILLS",
+        is_number: true,
+        text: |row, _| row.oom_kills.map_or_else(unknown, |kills| kills.to_string()),
+        rank: 8,
+    },
+    Column { title: "REQUEST", is_number: false, text: |row, _| request(row), rank: 13 },
+];
+
+fn unknown() -> String {
+    "?".to_owned()
+}
+
+fn full_name(row: &ContainerStatus) -> String {
+    [&row.namespace, &row.pod, &row.container].map(|part| excerpt(part)).join("/")
+}
+
+fn show(limit: Limit) -> String {
+    limit.bytes().map_or_else(|| "max".to_owned(), Bytes::approx)
+}
+
+/// What a file should hold, and what it holds if that is something else.
+fn pair(row: &ContainerStatus, of: fn(&plimsoll::report::status::Values) -> Option<Limit>) -> String {
+    match (of(&row.desired), row.observed.as_ref().map(of)) {
+        (Some(desired), Some(Some(observed))) if desired != observed => {
+            format!("{}!={}", show(desired), show(observed))
+        }
+        (Some(desired), _) => show(desired),
+        (None, Some(Some(observed))) => show(observed),
+        (None, _) => unknown(),
+    }
+}
+
+fn request(row: &ContainerStatus) -> String {
+    match &row.request {
+        Some(request) if request.bytes == request.at_most => {
+            format!("{} {}", request.bytes.approx(), excerpt(&request.provenance))
+        }
+        Some(request) => {
+            format!("{}..{} {}", request.bytes.approx(), request.at_most.approx(), excerpt(&request.provenance))
+        }
+        None => unknown(),
+    }
+}
+
+/// The load, to scale: usage against the lines.
+fn load(row: &ContainerStatus, status: &Status) -> String {
+    let values = row.observed.unwrap_or(row.desired);
+    let limit = values.max.and_then(Limit::bytes);
+    let scale = limit.or(status.node.allocatable).filter(|scale| *scale > Bytes::ZERO);
+    let (Some(scale), Some(usage)) = (scale, row.usage) else { return unknown() };
+    let cell = |bytes: Bytes| {
+        let share = u128::from(bytes.get()) * CELLS as u128 / u128::from(scale.get());
+        usize::try_from(share).unwrap_or(CELLS).min(CELLS)
+    };
+    // Something in use is seen.
+    let filled = if usage > Bytes::ZERO { cell(usage).max(1) } else { 0 };
+    let mut line: Vec<char> = (0..=CELLS).map(|at| if at < filled { '#' } else { '-' }).collect();
+    line[CELLS] = if limit.is_some() { 'M' } else { 'A' };
+    let amount = |limit: Option<Limit>| limit.and_then(Limit::bytes).filter(|bytes| *bytes > Bytes::ZERO);
+    let (min, low) = (amount(values.min), amount(values.low));
+    // Marks on one cell would hide each other: the end stays where it is, the others give way to the left.
+    let mut free = CELLS - 1;
+    for (mark, bytes) in [('H', amount(values.high)), if min >= low { ('m', min) } else { ('l', low) }] {
+        if let Some(bytes) = bytes {
+            free = cell(bytes).min(free);
+            line[free] = mark;
+            free = free.saturating_sub(1);
+        }
+    }
+    line.into_iter().collect()
+}
+
+fn percent(part: Bytes, whole: Option<Bytes>) -> String {
+    match whole.filter(|whole| *whole > Bytes::ZERO) {
+        Some(whole) => format!("{} ({:.0} %)", part.approx(), part.get() as f64 * 100.0 / whole.get() as f64),
+        None => part.approx(),
+    }
+}
+
+/// The node in a line, and a line for each container.
+fn overview(status: &Status, screen: &Screen) -> String {
+    let node = &status.node;
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "{} for pods; requested {}, in use {}, limits {}{}",
+        node.allocatable.map_or_else(|| "unknown memory".to_owned(), Bytes::approx),
+        percent(node.requests, node.allocatable),
+        percent(node.usage, node.allocatable),
+        percent(node.limits, node.allocatable),
+        if node.unlimited > 0 { format!(", {} without limit", node.unlimited) } else { String::new() },
+    );
+    if node.stands_aside {
+        text.push_str("'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'\n");
+    }
+    for cgroup in &status.cgroups {
+        if let Some(report) = cgroup.reports.first() {
+            let _ = writeln!(text, "{}: {}", excerpt(cgroup.cgroup.as_str()), report.message);
+        }
+    }
+    text.push('\n');
+    let rows: Vec<Vec<String>> =
+        status.containers.iter().map(|row| COLUMNS.iter().map(|column| (column.text)(row, status)).collect()).collect();
+    let widths: Vec<usize> = (0..COLUMNS.len())
+        .map(|at| {
+            let cells = rows.iter().map(|row| row[at].chars().count());
+            cells.max().unwrap_or(0).max(COLUMNS[at].title.len())
+        })
+        .collect();
+    let shown = columns_that_fit(&widths, screen.columns);
+    // What is left for names, which are cut in the middle: their ends tell them apart.
+    let others: usize = shown.iter().filter(|at| **at != NAME).map(|at| widths[*at] + GAP).sum();
+    let name_width = screen.columns.saturating_sub(others).max(LEAST_NAME);
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(shown.iter().map(|at| COLUMNS[*at].title));
+    for row in rows {
+        let name = shortened(&row[NAME], name_width);
+        table.add_row(shown.iter().map(|at| if *at == NAME { &name } else { &row[*at] }));
+    }
+    for (place, at) in shown.iter().enumerate() {
+        if let Some(column) = table.column_mut(place) {
+            let is_last = place + 1 == shown.len();
+            column.set_padding((0, if is_last { 0 } else { GAP as u16 }));
+            if COLUMNS[*at].is_number {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    // A line for each, after that of the titles.
+    let states = std::iter::once(None).chain(status.containers.iter().map(|row| Some(row.state)));
+    for (line, state) in table.to_string().lines().zip(states) {
+        let line = line.trim_end();
+        let style = state.and_then(style).filter(|_| screen.has_colours);
+        let _ = match (style, line.split_once(' ')) {
+            (Some(style), Some((word, rest))) => writeln!(text, "{style}{word}{style:#} {rest}"),
+            _ => writeln!(text, "{line}"),
+        };
+    }
+    text
+}
+
+const NAME: usize = 1;
+/// Between columns.
+const GAP: usize = 2;
+/// A name is not cut shorter than this.
+const LEAST_NAME: usize = 20;
+
+/// The columns that a terminal is wide enough for, in the order of the table.
+fn columns_that_fit(widths: &[usize], columns: usize) -> Vec<usize> {
+    let mut by_rank: Vec<usize> = (0..COLUMNS.len()).collect();
+    by_rank.sort_by_key(|at| COLUMNS[*at].rank);
+    let mut left = columns + GAP;
+    let mut shown: Vec<usize> = by_rank
+        .into_iter()
+        .take_while(|at| {
+            let width = if *at == NAME { widths[*at].min(LEAST_NAME) } else { widths[*at] } + GAP;
+            let fits = left >= width;
+            left = left.saturating_sub(width);
+            fits
+        })
+        .collect();
+    shown.sort_unstable();
+    shown
+}
+
+fn shortened(name: &str, width: usize) -> String {
+    let characters: Vec<char> = name.chars().collect();
+    if characters.len() <= width {
+        return name.to_owned();
+    }
+    let tail = (width - 1) * 2 / 3;
+    let head = width - 1 - tail;
+    let (head, tail) = (&characters[..head], &characters[characters.len() - tail..]);
+    head.iter().chain(&['~']).chain(tail).collect()
+}
+
+fn style(state: State) -> Option<Style> {
+    let colour = match state {
+        State::Killed | State::Refused | State::Contended | State::Drifted => AnsiColor::Red,
+        State::Deferred | State::Throttled | State::Rescued | State::OverRequest | State::Inert => AnsiColor::Yellow,
+        State::Unread | State::Unprotected | State::Protected => return None,
+    };
+    Some(colour.on_default())
+}
+
+/// All there is to say of the containers of a pod, or of several pods of a name.
+fn story(status: &Status, now: u64) -> String {
+    let mut text = String::new();
+    let mut told: Vec<&CgroupPath> = Vec::new();
+    for row in &status.containers {
+        let _ = writeln!(
+            text,
+            "{}: {} ({}, {})\n  {}",
+            full_name(row),
+            row.state,
+            row.class,
+            excerpt(&row.id),
+            load(row, status)
+        );
+        let working_set = row.working_set.map_or_else(unknown, Bytes::approx);
+        let _ = writeln!(
+            text,
+            "  usage {}, of which {working_set} in active use; request {}; over that {}",
+            row.usage.map_or_else(unknown, Bytes::approx),
+            request(row),
+            row.over_request.approx()
+        );
+        let reasons = &row.reasons;
+        for (file, value, reason) in [
+            ("memory.min ", pair(row, |values| values.min), &reasons.min),
+            ("memory.low ", pair(row, |values| values.low), &reasons.low),
+            ("memory.high", pair(row, |values| values.high), &reasons.high),
+        ] {
+            let _ = writeln!(text, "  {file}  {value:>10}  {reason}");
+        }
+        let asked = if Some(row.asked) == row.desired.max {
+            String::new()
+        } else {
+            format!("  asked for: {}", show(row.asked))
+        };
+        let _ = writeln!(text, "  memory.max   {:>10}{asked}", pair(row, |values| values.max));
+        if let (Some(effective), Some(standing)) = (row.effective, row.standing) {
+            let _ = writeln!(text, "  effective    {}: {standing}", protection(effective));
+        }
+        if let (Some(seconds), Some(percent), Some(kills)) = (row.stalled_seconds, row.stalled_percent, row.oom_kills) {
+            let _ = writeln!(
+                text,
+                "  waited for memory for {seconds:.1} s, {percent:.0} % of the last ten seconds; {kills} processes killed"
+            );
+        }
+        tell(&mut text, &row.reports, now);
+        text.push('\n');
+        // Those above, from the pod upwards.
+        let mut above = row.cgroup.as_ref().and_then(CgroupPath::parent);
+        while let Some(path) = above {
+            if let Some(cgroup) = status.cgroups.iter().find(|cgroup| cgroup.cgroup == path)
+                && !told.contains(&&cgroup.cgroup)
+            {
+                told.push(&cgroup.cgroup);
+            }
+            above = path.parent();
+        }
+    }
+    for path in told {
+        if let Some(cgroup) = status.cgroups.iter().find(|cgroup| cgroup.cgroup == *path) {
+            tell_cgroup(&mut text, cgroup, now);
+        }
+    }
+    text
+}
+
+fn protection(of: Protection) -> String {
+    match (of.min, of.low) {
+        (min, Bytes::ZERO) => min.approx(),
+        (min, low) => format!("min {}, low {}", min.approx(), low.approx()),
+    }
+}
+
+fn tell_cgroup(text: &mut String, cgroup: &CgroupStatus, now: u64) {
+    let _ = writeln!(text, "{} {}", cgroup.level.word(), excerpt(cgroup.cgroup.as_str()));
+    let or_unknown = |value: Option<Protection>| value.map_or_else(unknown, protection);
+    let _ = writeln!(
+        text,
+        "  usage {}, limit {}; protection {}, read back {}, effective {}{}",
+        cgroup.usage.map_or_else(unknown, Bytes::approx),
+        cgroup.max.map_or_else(unknown, show),
+        protection(cgroup.desired),
+        or_unknown(cgroup.observed),
+        or_unknown(cgroup.effective),
+        cgroup.standing.map(|standing| format!(": {standing}")).unwrap_or_default()
+    );
+    tell(text, &cgroup.reports, now);
+}
+
+fn tell(text: &mut String, reports: &[Report], now: u64) {
+    for report in reports {
+        let ago = |then: u64| humantime::format_duration(Duration::from_secs(now.saturating_sub(then))).to_string();
+        let times = if report.count > 1 {
+            format!(", {} times since {} ago", report.count, ago(report.first))
+        } else {
+            String::new()
+        };
+        let _ = writeln!(text, "  {} ago{times}: {}: {}", ago(report.last), report.kind, report.message);
+    }
+}

@@ -1,0 +1,282 @@
+//! What is to be seen of the plugin: `plimsoll status`, and metrics.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use serde_json::Value;
+
+/// A plugin with this configuration.
+async fn start(config: &str) -> (Node, Daemon, Runtime) {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", config);
+    let daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    (node, daemon, runtime)
+}
+
+const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
+
+/// What `plimsoll status` prints, and its exit code.
+async fn status(node: &Node, arguments: &[&str]) -> (String, i32) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.arg("status").arg("--host").arg(node.path("host")).args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    (text, output.status.code().unwrap())
+}
+
+async fn json(node: &Node) -> Value {
+    let (text, code) = status(node, &["--json"]).await;
+    assert_eq!(code, 0, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The rows of the table, by their words.
+fn rows(text: &str) -> Vec<Vec<&str>> {
+    let table = text.lines().skip_while(|line| !line.starts_with("STATE"));
+    table.map(|line| line.split_whitespace().collect()).collect()
+}
+
+fn get(mut stream: impl Read + Write, path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// The metrics by the socket, without HTTP's part.
+async fn metrics(node: &Node) -> String {
+    let socket = node.path("host/run/plimsoll/plimsoll.sock");
+    let answer = tokio::task::spawn_blocking(move || get(UnixStream::connect(socket).unwrap(), "/metrics"));
+    let answer = answer.await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
+    body.to_owned()
+}
+
+/// A pod whose container of 250 MiB requests 64.
+async fn run(node: &Node, runtime: &Runtime, uid: &str) -> Pod {
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.checkpoint(file, &[("b", "app", 64 * MIB), ("other", "app", 64 * MIB)]);
+    }
+    let pod = Pod::new("burstable", uid, 250 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    pod
+}
+
+#[tokio::test]
+async fn status_shows_what_each_container_should_have_and_has_and_a_word_for_it() {
+    let (node, mut daemon, runtime) = start(CONFIG).await;
+    let pod = run(&node, &runtime, "b").await;
+    daemon.says("outcome=unchanged").await;
+    runtime.uses(&pod, 50 * MIB, 10 * MIB);
+    fs::write(runtime.cgroup(&pod).join("memory.pressure"), "full avg10=1.50 avg60=0.00 avg300=0.00 total=2500000\n")
+        .unwrap();
+
+    let (text, code) = status(&node, &[]).await;
+    assert_eq!(code, 0, "{text}");
+    let [titles, row] = &rows(&text)[..] else { panic!("{text}") };
+    let of = |title: &str| row[titles.iter().position(|other| *other == title).unwrap()];
+    for (title, expected) in [
+        ("STATE", "protected"),
+        ("CONTAINER", "default/b/app"),
+        ("CLASS", "Burstable"),
+        ("USAGE", "50Mi"),
+        ("LOAD", "####-m------------H-M"),
+        ("MIN", "64Mi"),
+        ("LOW", "0"),
+        ("HIGH", "231.4Mi"),
+        ("MAX", "250Mi"),
+        ("EFFECTIVE", "50Mi"),
+        ("OVER", "0"),
+        ("STALLED", "2.5s"),
+        ("REQUEST", "64Mi"),
+    ] {
+        assert_eq!(of(title), expected, "{title}\n{text}");
+    }
+    let all = json(&node).await;
+    let container = &all["containers"][0];
+    assert_eq!(container["desired"], container["observed"]);
+    assert_eq!(container["desired"]["min"], 64 * MIB);
+    assert_eq!(container["desired"]["max"], 250 * MIB);
+    assert_eq!(container["request"]["provenance"], "checkpoint-actuated");
+    assert_eq!(container["workingSet"], 40 * MIB);
+    assert_eq!(all["node"]["allocatable"], 4096 * MIB);
+    assert_eq!(all["node"]["requests"], 64 * MIB);
+    let levels: Vec<_> = all["cgroups"].as_array().unwrap().iter().map(|level| level["level"].clone()).collect();
+    assert_eq!(levels, ["kubepods", "class", "pod"]);
+    assert_eq!(all["cgroups"][2]["desired"]["min"], 64 * MIB);
+    assert_eq!(all["cgroups"][2]["observed"]["min"], 64 * MIB);
+
+    // In use beyond the request; and then what somebody else writes.
+    runtime.uses(&pod, 150 * MIB, 20 * MIB);
+    let (text, _) = status(&node, &[]).await;
+    assert_eq!(rows(&text)[1][0], "over-request", "{text}");
+    assert_eq!(json(&node).await["containers"][0]["overRequest"], 66 * MIB);
+    let file = format!("{}/{}", pod.cgroup(), pod.container.id);
+    fs::remove_file(runtime.cgroup(&pod).join("memory.max")).unwrap();
+    let (text, _) = status(&node, &[]).await;
+    assert_eq!(rows(&text)[1][0], "unread", "{text}");
+    runtime.set_file(&file, "memory.max", &(200 * MIB).to_string());
+    let (text, _) = status(&node, &[]).await;
+    assert_eq!(rows(&text)[1][0], "drifted", "{text}");
+    assert!(text.contains("!="), "{text}");
+}
+
+#[tokio::test]
+async fn what_happened_is_told_of_the_pod_and_counted() {
+    let (node, mut daemon, runtime) = start(CONFIG).await;
+    let pod = run(&node, &runtime, "b").await;
+    let other = run(&node, &runtime, "other").await;
+    runtime.uses(&pod, 150 * MIB, 20 * MIB);
+    runtime.uses(&other, 10 * MIB, 0);
+    for _ in 0..3 {
+        let call =
+            runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), memory_limit(100 * MIB));
+        assert!(call.await.is_err());
+    }
+    runtime.set_file(&pod.cgroup(), "memory.min", "0");
+    daemon.says("repaired what somebody else changed").await;
+
+    let (text, _) = status(&node, &[]).await;
+    assert_eq!(rows(&text)[1][..2], ["refused", "default/b/app"], "trouble first: {text}");
+    assert_eq!(rows(&text).len(), 3, "{text}");
+    let (text, _) = status(&node, &["--state", "refused,killed"]).await;
+    assert_eq!(rows(&text).len(), 2, "{text}");
+    let (text, _) = status(&node, &["--namespace", "elsewhere"]).await;
+    assert_eq!(rows(&text).len(), 1, "{text}");
+    for name in ["b", "default/b"] {
+        let (text, code) = status(&node, &[name]).await;
+        assert_eq!(code, 0);
+        for part in [
+            "default/b/app: refused (Burstable, id-b)",
+            "memory.min         64Mi  it is the request",
+            "pod kubepods/burstable/podb",
+            "class kubepods/burstable",
+            "kubepods kubepods",
+            "CutRejected: refused to lower the memory limit from 250Mi to 100Mi, which would kill: 150Mi in use, of which 20Mi",
+            "3 times since",
+            "Repaired: memory.min was set to 0 by somebody else",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("default/other"), "{text}");
+    }
+    let (text, code) = status(&node, &["nobody"]).await;
+    assert_eq!((code, text.trim()), (1, "no containers of a pod 'nobody' are known on this node"));
+
+    let text = metrics(&node).await;
+    for line in [
+        "plimsoll_resizes_total{outcome=\"rejected\"} 3",
+        &format!("plimsoll_resize_rejected_bytes_total {}", 3 * 150 * MIB),
+        "plimsoll_repairs_total{level=\"ancestor\",knob=\"memory.min\"} 1",
+        "plimsoll_nri_connections_total 1",
+        "plimsoll_nri_request_duration_seconds_count{event=\"UpdateContainer\"} 3",
+        "plimsoll_containers{state=\"refused\"} 1",
+        "plimsoll_containers{state=\"protected\"} 1",
+        "plimsoll_container_requests{provenance=\"checkpoint-actuated\"} 2",
+        &format!("plimsoll_node_allocatable_bytes {}", 4096 * MIB),
+        &format!("plimsoll_protection_bytes{{level=\"kubepods\",knob=\"memory.min\",value=\"desired\"}} {}", 128 * MIB),
+        &format!(
+            "plimsoll_protection_bytes{{level=\"kubepods\",knob=\"memory.min\",value=\"observed\"}} {}",
+            128 * MIB
+        ),
+        &format!("plimsoll_over_request_bytes {}", 66 * MIB),
+        "plimsoll_differing_files{level=\"container\"} 0",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+    }
+    assert!(!text.contains("default") && !text.contains("app"), "no names: {text}");
+    // After another update the refusal is not the last word any more.
+    runtime.uses(&pod, 50 * MIB, 20 * MIB);
+    runtime
+        .connection
+        .update_container(pod.sandbox.clone(), pod.container.clone(), memory_limit(200 * MIB))
+        .await
+        .unwrap();
+    runtime.set_file(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.max", &(200 * MIB).to_string());
+    assert_ne!(json(&node).await["containers"][0]["state"], "refused");
+}
+
+#[tokio::test]
+async fn metrics_are_served_by_tcp_where_the_configuration_has_it_so_and_of_containers_if_asked_for() {
+    let (node, mut daemon, runtime) = start(CONFIG).await;
+    run(&node, &runtime, "b").await;
+    // Free a moment ago, and nobody else's yet.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert!(TcpStream::connect(address).is_err());
+    node.replace("plimsoll.yaml", &format!("{CONFIG}metricsAddress: {address}\ncontainerMetrics: true\n"));
+    daemon.says("serving metrics").await;
+    let ask = |path: &'static str| tokio::task::spawn_blocking(move || get(TcpStream::connect(address).unwrap(), path));
+    let text = ask("/metrics").await.unwrap();
+    let labels = "{namespace=\"default\",pod=\"b\",container=\"app\"}";
+    assert!(text.contains(&format!("plimsoll_container_spec_memory_limit_bytes{labels} {}", 250 * MIB)), "{text}");
+    // Names and reasons are for root alone.
+    assert!(ask("/status").await.unwrap().starts_with("HTTP/1.1 404"));
+    node.replace("plimsoll.yaml", CONFIG);
+    daemon.says("configuration changed").await;
+    for _ in 0..500 {
+        if TcpStream::connect(address).is_err() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("still served");
+}
+
+#[tokio::test]
+async fn only_root_may_ask_and_who_asks_slowly_keeps_nobody_from_anything() {
+    let (node, daemon, runtime) = start(CONFIG).await;
+    let socket = node.path("host/run/plimsoll/plimsoll.sock");
+    status(&node, &[]).await;
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&socket), mode(socket.parent().unwrap())), (0o600, 0o700));
+    let stuck: Vec<_> = (0..20).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    run(&node, &runtime, "b").await;
+    let (text, code) = status(&node, &[]).await;
+    assert_eq!(code, 0, "{text}");
+    drop(stuck);
+    // What it leaves behind is in nobody's way.
+    drop((daemon, runtime));
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let (text, code) = status(&node, &[]).await;
+    assert_eq!(code, 0, "{text}");
+    daemon.signal(rustix::process::Signal::TERM);
+    while daemon.messages.recv().await.is_some() {}
+    let (text, code) = status(&node, &[]).await;
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("plimsoll.sock") && text.contains("does it run"), "{text}");
+}
+
+#[tokio::test]
+async fn hostile_names_do_no_harm() {
+    let (node, _daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
+    let mut pod = Pod::new("burstable", "b", 250 * MIB);
+    pod.sandbox.name = format!("\x1b[2J\"evil\"\\\n{}", "x".repeat(1 << 20));
+    pod.container.name = "a\r\nb\x07".into();
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    for arguments in [&[][..], &["--json"]] {
+        let (text, code) = status(&node, arguments).await;
+        assert_eq!(code, 0);
+        let is_harmful = |character: char| character.is_control() && character != '\n';
+        assert!(!text.contains(is_harmful), "{arguments:?}");
+    }
+    let text = metrics(&node).await;
+    assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("plimsoll_")), "a line is broken");
+    assert!(!text.contains('\x1b') && !text.contains('\r'), "raw");
+}
