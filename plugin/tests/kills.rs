@@ -38,6 +38,14 @@ fn count_up(runtime: &Runtime, pod: &Pod, processes: u64, groups: u64) {
     count(runtime, &pod.cgroup(), processes, groups);
 }
 
+/// A container is killed and its cgroup removed before the plugin can look: its pod's count is all that is left.
+fn dies_unseen(daemon: &Daemon, runtime: &Runtime, pod: &Pod, processes: u64, groups: u64) {
+    daemon.while_it_is_stopped(|| {
+        fs::remove_dir_all(runtime.cgroup(pod)).unwrap();
+        count(runtime, &pod.cgroup(), processes, groups);
+    });
+}
+
 /// What the plugin has written down of the container `app` of a pod.
 fn history(node: &Node, uid: &str) -> serde_json::Value {
     let text = fs::read_to_string(node.path("host/run/plimsoll/kills")).unwrap_or_default();
@@ -135,8 +143,7 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
         assert!(line.contains(part), "{part}: {line}");
     }
     // The runtime was quicker, and nothing is left of the container but the pod's count: all its processes at once are one kill.
-    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
-    count(&runtime, &pod.cgroup(), 4, 1);
+    dies_unseen(&daemon, &runtime, &pod, 4, 1);
     let line = daemon.says("the kernel killed processes of the container").await;
     assert!(line.contains("container=\"app\"") && line.contains("kills=1"), "{line}");
 
@@ -184,8 +191,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     for kills in 1..=3 {
         assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
         // Once more: its cgroup is gone before anybody could look.
-        fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
-        count(&runtime, &pod.cgroup(), 2 * kills, kills);
+        dies_unseen(&daemon, &runtime, &pod, 2 * kills, kills);
         // Each is looked at.
         if kills < 3 {
             counts(&node, "b", kills).await;
@@ -214,8 +220,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
         (8, 250, ""),
         (9, 250, "may not get more memory"),
     ] {
-        fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
-        count(&runtime, &pod.cgroup(), 2 * kills, kills);
+        dies_unseen(&daemon, &runtime, &pod, 2 * kills, kills);
         if said.is_empty() {
             counts(&node, "b", kills % 3).await;
         } else {
@@ -270,8 +275,7 @@ async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
     ] {
         let mut pod = pod;
         run(&runtime, &pod, 100 * MIB).await;
-        fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
-        count(&runtime, &pod.cgroup(), 3, 3);
+        dies_unseen(&daemon, &runtime, &pod, 3, 3);
         daemon.says(said).await;
         let memory = again(&runtime, &mut pod, 100 * MIB).await;
         assert_eq!(memory.map(|memory| memory.limit.value), expected, "{}", pod.sandbox.name);
@@ -289,16 +293,14 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     run(&runtime, &other, 600 * MIB).await;
     let mut pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
-    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
-    count(&runtime, &pod.cgroup(), 1, 1);
+    dies_unseen(&daemon, &runtime, &pod, 1, 1);
     daemon.says("raising the limit").await;
     let memory = again(&runtime, &mut pod, 100 * MIB).await.unwrap();
     // A tenth of 500 MiB; its own request counts while it is made.
     assert_eq!(memory.limit.value, 150 * MIB);
     // What one was given the next one cannot have.
     let mut other = other;
-    fs::remove_dir_all(runtime.cgroup(&other)).unwrap();
-    count(&runtime, &other.cgroup(), 1, 1);
+    dies_unseen(&daemon, &runtime, &other, 1, 1);
     daemon.says("raising the limit").await;
     let memory = again(&runtime, &mut other, 600 * MIB).await.unwrap();
     assert_eq!(memory.limit.value, 645 * MIB);
@@ -306,7 +308,7 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
 
 #[tokio::test]
 async fn a_kill_that_is_seen_half_counts_once() {
-    let (node, _daemon, runtime) = start(RESCUE).await;
+    let (node, daemon, runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
     // The kernel counts one process, then all of them as a group, then the others, each in the container before its pod.
@@ -318,8 +320,7 @@ async fn a_kill_that_is_seen_half_counts_once() {
     // The next one is seen in the container while it is there, and as a whole in the pod when it is gone.
     count_up(&runtime, &pod, 6, 1);
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
-    count(&runtime, &pod.cgroup(), 9, 2);
+    dies_unseen(&daemon, &runtime, &pod, 9, 2);
     counts(&node, "b", 2).await;
 }
 

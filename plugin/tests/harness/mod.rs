@@ -189,6 +189,15 @@ impl Daemon {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Does something that the program sees only as a whole.
+    pub fn while_it_is_stopped(&self, act: impl FnOnce()) {
+        use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+        self.signal(Signal::STOP);
+        waitid(WaitId::Pid(Pid::from_child(&self.child)), WaitIdOptions::STOPPED).unwrap();
+        act();
+        self.signal(Signal::CONT);
+    }
+
     pub async fn ends(mut self) -> ExitStatus {
         let mut rest = Vec::new();
         while let Some(line) = self.messages.recv().await {
