@@ -78,6 +78,12 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node:
     for part in ["memory.max", "desired=104857600", "observed=157286400", "usage=", "reclaimable="] {
         assert!(said[0].contains(part), "{part}: {}", said[0]);
     }
+    let status = node.run("plimsoll status")?.stdout;
+    println!("{} {driver}:\n{status}", node.distro());
+    let row = status.lines().find(|line| line.contains("/app")).context("no row of the container")?;
+    assert!(row.starts_with("refused ") && row.contains("128"), "{status}");
+    let story = node.run(&format!("plimsoll status {}", pod.spec.name))?.stdout;
+    assert!(story.contains("CutRejected: refused to lower the memory limit from 150Mi to 100Mi"), "{story}");
 
     // Once it has freed memory, the same cut passes.
     pod.container("app")?.call(node, "free")?;

@@ -126,6 +126,13 @@ All fields, with their defaults:
   systemReserved: {memory: 500Mi}
   kubeReservedCgroup: /kubelet.slice        # likewise
   kubeReserved: {memory: 500Mi}
+  throttleDeadline: 30s                     # how long a container may stand at memory.high; null: for ever
+  shrink: reject                            # of a memory limit that would kill: reject, or defer
+  shrinkDeadline: 10m                       # how long a deferred one is tried
+  oomRescue: null                           # null: off; or {kills: 3, window: 10m, factor: 1.2, minimum: 100Mi, ceiling: 10%}
+  maxLimitRequestRatio: 4                   # of which limit to request a pod's owner is warned, at least 1; null: of none
+  metricsAddress: null                      # where metrics are served by TCP, such as 127.0.0.1:9477; null: nowhere
+  containerMetrics: false                   # whether there are metrics of each container
   logLevel: info                            # error, warn, info, debug or trace",
     after_long_help = "\
 Examples:
