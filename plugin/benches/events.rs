@@ -123,6 +123,10 @@ impl Bench {
                 fs::write(cgroup.join(format!("memory.{name}")), format!("{value}\n")).unwrap();
             }
             fs::write(cgroup.join("memory.events"), killed(0)).unwrap();
+            let stat: String = (0..60).map(|field| format!("some_field_{field} 123456789\n")).collect();
+            fs::write(cgroup.join("memory.stat"), format!("{stat}inactive_file 0\n")).unwrap();
+            let pressure = "avg10=0.00 avg60=0.00 avg300=0.00 total=0";
+            fs::write(cgroup.join("memory.pressure"), format!("some {pressure}\nfull {pressure}\n")).unwrap();
         }
     }
 
@@ -312,6 +316,25 @@ async fn rescues(count: usize) {
     println!("from a kill to the raised limit of the pod, one of {count}: p50 {p50:.1} ms, p99 {p99:.1} ms");
 }
 
+/// How long somebody waits for `plimsoll status`, from the call to the end of the table.
+async fn status(count: usize) {
+    let bench = Bench::plimsoll().await;
+    bench.make(count).await;
+    let mut samples = Vec::new();
+    for _ in 0..50 {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        command.args(["status", "--wide", "--host"]).arg(bench.directory.path());
+        let start = Instant::now();
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        samples.push(start.elapsed());
+        let lines = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+        assert!(lines > count, "{lines} lines: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    samples.sort_unstable();
+    let [p50, p90] = [50, 90].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e3);
+    println!("plimsoll status of {count} containers: p50 {p50:.1} ms, p90 {p90:.1} ms");
+}
+
 /// What the plugin uses of a processor while nothing happens, and for looking at everything.
 async fn at_rest(count: usize) {
     let bench = Bench::plimsoll().await;
@@ -420,6 +443,7 @@ async fn main() {
 
     beside(&[100, 1000, 5000]).await;
     rescues(500).await;
+    status(1000).await;
     at_rest(500).await;
     let synchronized = synchronization(2000).await;
     println!("Synchronize of 2000 containers, until the reply {:.1} ms", synchronized.as_secs_f64() * 1e3);
