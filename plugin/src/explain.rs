@@ -502,7 +502,7 @@ impl ContainerExplanation {
 }
 
 /// Writes text in lines of at most [`COLUMNS`], all indented; a longer word is left whole.
-fn wrap(f: &mut fmt::Formatter<'_>, indent: usize, text: &str) -> fmt::Result {
+pub(crate) fn wrap(f: &mut fmt::Formatter<'_>, indent: usize, text: &str) -> fmt::Result {
     let mut used = 0;
     for word in text.split(' ') {
         let width = word.chars().count();

@@ -19,6 +19,7 @@ pub mod containers;
 pub mod contention;
 pub mod cut;
 pub mod defer;
+pub mod doctor;
 pub mod explain;
 pub mod hierarchy;
 pub mod kills;

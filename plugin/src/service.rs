@@ -38,10 +38,10 @@ use crate::resize::Limits;
 use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize, excerpt};
 
 /// Part of the runtime's request timeout within which an event is answered.
-const BUDGET: u32 = 10;
+pub(crate) const BUDGET: u32 = 10;
 
 /// How many times as long a cut may take that is reclaiming: up to half of the timeout, with what comes after it.
-const CUT_BUDGET: u32 = 3;
+pub(crate) const CUT_BUDGET: u32 = 3;
 
 /// Why a cut is refused. Constant, since the kubelet makes an Event of each new text and tries again every 10 to 15 s.
 const WOULD_KILL: &str = "memory limit not lowered: the container uses more than that and would be killed; it has to free memory \

@@ -204,3 +204,47 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
 }
+
+#[test]
+fn a_node_that_cannot_run_the_plugin_is_code_1_and_told_what_to_do() {
+    let host = TempDir::new().unwrap();
+    let socket = host.path().join("nri.sock");
+    let args = ["doctor", "--host", as_str(host.path()), "--socket", as_str(&socket)];
+    let ran = plimsoll(&args, "");
+    assert_eq!((ran.code, ran.stderr.as_str()), (1, ""));
+    assert!(ran.stdout.contains("failed   cgroup-v2: no cgroups at /sys/fs/cgroup\n         do: mount cgroup2 there"));
+    assert!(ran.stdout.contains("Plimsoll cannot work on this node: 2 failed, "), "{}", ran.stdout);
+}
+
+#[test]
+fn a_node_that_can_run_the_plugin_is_code_0_also_with_warnings_and_as_json() {
+    let host = TempDir::new().unwrap();
+    std::fs::create_dir_all(host.path().join("sys/fs/cgroup")).unwrap();
+    file(&host, "sys/fs/cgroup/cgroup.controllers", "memory\n");
+    let socket = host.path().join("nri.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let args = ["doctor", "--host", as_str(host.path()), "--socket", as_str(&socket), "--json"];
+    let ran = plimsoll(&args, "");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stdout);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["able"], true);
+    let check =
+        |name: &str| json["checks"].as_array().unwrap().iter().find(|check| check["check"] == name).unwrap().clone();
+    assert_eq!(
+        check("cgroup-v2"),
+        serde_json::json!({"check": "cgroup-v2", "mark": "ok", "found": "version 2 at /sys/fs/cgroup"})
+    );
+    assert_eq!(check("runtime")["mark"], "warning");
+    assert!(check("runtime")["do"].as_str().unwrap().starts_with("start containerd or CRI-O"));
+
+    drop(listener);
+    let ran = plimsoll(&args, "");
+    assert_eq!(ran.code, 1, "{}", ran.stdout);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["able"], false);
+    // Every check is in the help.
+    let help = plimsoll(&["doctor", "--help"], "").stdout;
+    for check in json["checks"].as_array().unwrap() {
+        assert!(help.contains(&format!("  {} ", check["check"].as_str().unwrap())), "{check}");
+    }
+}
