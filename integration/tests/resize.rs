@@ -176,12 +176,8 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(node: &Node, dr
     let cut_all: String = containers
         .iter()
         .map(|container| {
-            format!(
-                "(crictl update --memory {} {} >/dev/null 2>&1; echo $?) >/tmp/{} & ",
-                60 * MIB,
-                container.id,
-                container.id
-            )
+            let id = &container.id;
+            format!("(crictl update --memory {} {id} >/dev/null 2>&1 && echo 0 || echo 1) >/tmp/{id} & ", 60 * MIB)
         })
         .collect();
     let told = |script: &str| -> Result<String> {
