@@ -75,6 +75,14 @@ fn build_once() -> Result<PathBuf> {
     executable.context("cargo built the plugin but named no executable")
 }
 
+/// The program of a plugin that is placed so.
+pub const fn binary(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Launched => LAUNCHED_BINARY,
+        Mode::External => EXTERNAL_BINARY,
+    }
+}
+
 /// Puts the plugin on the node with `config`, in place of any that is there, and waits until the runtime knows it.
 pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     remove(node)?;

@@ -17,6 +17,7 @@ node_tests!(plugin: {
     a_resize_brings_the_values_that_go_with_it,
     a_changed_configuration_reaches_running_containers,
     running_containers_are_brought_back_after_a_restart,
+    the_node_is_found_able_and_shown_with_its_containers,
 });
 
 /// The defaults.
@@ -215,4 +216,29 @@ fn unit(mode: Mode) -> &'static str {
         Mode::Launched => "containerd",
         Mode::External => "plimsoll",
     }
+}
+
+fn the_node_is_found_able_and_shown_with_its_containers(node: &Node, driver: Driver) -> Result<()> {
+    let program = placement::binary(mode(node)?);
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pod = kubelet.run_pod(PodSpec::new("shown").container(app().request(32 * MIB).limit(64 * MIB)))?;
+    let doctor = node.try_run(&format!("{program} doctor"))?;
+    println!("{} {driver}:\n{}", node.distro(), doctor.stdout);
+    assert!(doctor.status.success(), "{}", doctor.stdout);
+    // What is read is what is there, by the words of the kernel.
+    let status: serde_json::Value = serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?;
+    let [container] = &status["containers"].as_array().context("containers")?[..] else {
+        anyhow::bail!("one container is expected: {status:#}")
+    };
+    let (min, low, high, max) = values(node, &pod)?;
+    let observed = serde_json::json!({ "min": min, "low": low, "high": high, "max": max });
+    assert_eq!((&container["observed"], &container["desired"]), (&observed, &observed));
+    assert_eq!(container["cgroup"], format!("/{}", pod.container("app")?.cgroup));
+    assert_eq!(container["state"], "protected");
+    assert!(container["usage"].as_u64() > Some(0) && container["stalledSeconds"].is_number(), "{container:#}");
+    let levels = status["cgroups"].as_array().context("cgroups")?;
+    let of_pod = levels.iter().find(|level| level["level"] == "pod").context("no pod")?;
+    assert_eq!((&of_pod["observed"]["min"], &of_pod["standing"]), (&(32 * MIB).into(), &"protected".into()));
+    println!("{}", node.run(&format!("{program} status"))?.stdout);
+    Ok(())
 }
