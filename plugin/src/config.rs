@@ -386,7 +386,7 @@ impl RawConfig {
                 line: error.location().map_or(1, |location| location.line().max(1)),
                 field: None,
                 expected: "one 'field: value' a line, in YAML".to_owned(),
-                found: complaint(&error.to_string()),
+                found: excerpt(complaint(&error.to_string())),
             }
         });
         (raw, error)
@@ -543,10 +543,10 @@ fn nearest_field(unknown: &str) -> Option<&'static str> {
 }
 
 /// What a message of the YAML library says is wrong, without its position and its advice.
-fn complaint(message: &str) -> String {
+pub(crate) fn complaint(message: &str) -> &str {
     let line = message.lines().next().unwrap_or_default();
     let end = [" at line ", ", expected ", ";"].iter().filter_map(|end| line.find(end)).min().unwrap_or(line.len());
-    excerpt(line[..end].trim())
+    line[..end].trim()
 }
 
 /// Collects the fields into the caller's list, so that those before a syntax error are not lost.

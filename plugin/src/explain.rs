@@ -5,8 +5,9 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_path_to_error::Segment;
 use thiserror::Error;
 
 use crate::pod::{Provenance, QosClass, Request, Resources, Stated};
@@ -80,6 +81,12 @@ pub struct PodExplanation {
     pub notes: Vec<String>,
     /// The containers, init containers first.
     pub containers: Vec<ContainerExplanation>,
+    /// The pod's own requests and limits, as they were typed.
+    #[serde(skip)]
+    pub(crate) typed: Stated,
+    /// Those of the notes that tell of annotations without effect.
+    #[serde(skip)]
+    pub(crate) without_effect: Vec<String>,
 }
 
 /// The answer for one container.
@@ -108,6 +115,15 @@ pub struct ContainerExplanation {
     /// What the drawing ends at: the limit, or else node allocatable.
     #[serde(skip)]
     scale: Option<Bytes>,
+    /// Where it is in the pod, as a JSON pointer.
+    #[serde(skip)]
+    pub(crate) pointer: String,
+    /// Its requests and limits, as they were typed.
+    #[serde(skip)]
+    pub(crate) typed: Stated,
+    /// Those of the notes that tell of annotations without effect.
+    #[serde(skip)]
+    pub(crate) without_effect: Vec<String>,
 }
 
 /// The kinds of containers in a pod's specification.
@@ -175,21 +191,23 @@ pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainErro
     let mut pods = Vec::new();
     let mut skipped = Vec::new();
     let mut errors = Vec::new();
-    for document in documents.into_iter().flat_map(opened) {
+    for (_, document) in documents.into_iter().flat_map(opened) {
         if document.is_null() {
             continue;
         }
         let object = object_name(&document);
-        let Some(template) = pod_template(document) else {
+        let Some((_, template)) = pod_template(document) else {
             skipped.push(object);
             continue;
         };
-        match serde_json::from_value::<Pod>(template) {
-            Ok(pod) => match explain_pod(object, &pod, basis) {
-                Ok(pod) => pods.push(pod),
-                Err(mistakes) => errors.extend(mistakes),
-            },
-            Err(error) => errors.push(format!("{object}: expected a pod: {error}")),
+        match explain_template(&object, &template, basis) {
+            Ok(pod) => pods.push(pod),
+            Err(mistakes) => {
+                errors.extend(mistakes.into_iter().map(|mistake| match mistake.container {
+                    Some((kind, name)) => format!("{object}, {kind} {name}: {}", mistake.problem),
+                    None => format!("{object}: {}", mistake.problem),
+                }));
+            }
         }
     }
     if !errors.is_empty() {
@@ -210,20 +228,32 @@ pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainErro
     })
 }
 
-/// A list's items, or the document itself.
-fn opened(document: Value) -> Vec<Value> {
+/// Something in a pod that is not as it has to be.
+pub(crate) struct Mistake {
+    /// Where it is in the pod, as a JSON pointer. Not all of it need exist.
+    pub(crate) pointer: String,
+    /// Kind and name of the container that it concerns, if it is one alone.
+    pub(crate) container: Option<(ContainerKind, String)>,
+    /// What was expected and found.
+    pub(crate) problem: String,
+}
+
+/// A list's items, or the document itself, each with its JSON pointer in the document.
+pub(crate) fn opened(document: Value) -> Vec<(String, Value)> {
     match document {
         Value::Object(mut object) if object.get("kind").is_some_and(|kind| kind == "List") => {
             match object.remove("items") {
-                Some(Value::Array(items)) => items,
+                Some(Value::Array(items)) => {
+                    items.into_iter().enumerate().map(|(index, item)| (format!("/items/{index}"), item)).collect()
+                }
                 _ => Vec::new(),
             }
         }
-        document => vec![document],
+        document => vec![(String::new(), document)],
     }
 }
 
-fn object_name(document: &Value) -> String {
+pub(crate) fn object_name(document: &Value) -> String {
     let text = |pointer: &str, otherwise: &str| {
         excerpt(document.pointer(pointer).and_then(Value::as_str).unwrap_or(otherwise))
     };
@@ -237,77 +267,108 @@ fn object_name(document: &Value) -> String {
     }
 }
 
-/// The pod in an object: itself, or what a controller would make.
-fn pod_template(mut document: Value) -> Option<Value> {
+/// The pod in an object, with its JSON pointer there: the object itself, or what a controller would make.
+pub(crate) fn pod_template(mut document: Value) -> Option<(&'static str, Value)> {
     let kind = document.get("kind")?.as_str()?;
     if kind == "Pod" {
-        return Some(document);
+        return Some(("", document));
     }
     ["/spec/template", "/spec/jobTemplate/spec/template"].into_iter().find_map(|pointer| {
-        document.pointer_mut(pointer).filter(|template| template.get("spec").is_some()).map(Value::take)
+        let template = document.pointer_mut(pointer).filter(|template| template.get("spec").is_some())?;
+        Some((pointer, template.take()))
     })
 }
 
-fn explain_pod(object: String, pod: &Pod, basis: &Basis) -> Result<PodExplanation, Vec<String>> {
+/// Explains one pod, or says all that is wrong with it.
+pub(crate) fn explain_template(object: &str, template: &Value, basis: &Basis) -> Result<PodExplanation, Vec<Mistake>> {
+    let of_pod = |pointer: &str, problem: String| Mistake { pointer: pointer.to_owned(), container: None, problem };
+    // Where a mistake is costs time to know, so it is asked for only once there is one.
+    let pod = Pod::deserialize(template).or_else(|_| serde_path_to_error::deserialize(template)).map_err(
+        |error: serde_path_to_error::Error<serde_json::Error>| {
+            vec![of_pod(&pointer(error.path()), format!("expected a pod: {}", error.inner()))]
+        },
+    )?;
     let Some(spec) = &pod.spec else {
-        return Err(vec![format!("{object}: expected a spec with containers, found none")]);
+        return Err(vec![of_pod("/spec", "expected a spec with containers, found none".to_owned())]);
     };
-    let init = spec.init_containers.iter().flatten().map(|container| {
+    let init = spec.init_containers.iter().flatten().enumerate().map(|(index, container)| {
         let sidecar = container.restart_policy.as_deref() == Some("Always");
-        (if sidecar { ContainerKind::Sidecar } else { ContainerKind::Init }, container)
+        let kind = if sidecar { ContainerKind::Sidecar } else { ContainerKind::Init };
+        (kind, container, format!("/spec/initContainers/{index}"))
     });
-    let ordinary = spec.containers.iter().map(|container| (ContainerKind::Container, container));
-    let containers: Vec<(ContainerKind, &Container)> = init.chain(ordinary).collect();
-    let mut errors = Vec::new();
+    let ordinary = spec
+        .containers
+        .iter()
+        .enumerate()
+        .map(|(index, container)| (ContainerKind::Container, container, format!("/spec/containers/{index}")));
+    let containers: Vec<(ContainerKind, &Container, String)> = init.chain(ordinary).collect();
+    let mut mistakes = Vec::new();
     if spec.containers.is_empty() {
-        errors.push(format!("{object}: expected at least one container, found none"));
+        mistakes.push(of_pod("/spec/containers", "expected at least one container, found none".to_owned()));
     }
 
+    let mut stated =
+        |resources: Option<&ResourceRequirements>, pointer: &str, container: Option<(ContainerKind, &str)>| {
+            let mut problems = Vec::new();
+            let stated = stated(resources, &mut problems);
+            mistakes.extend(problems.into_iter().map(|(field, problem)| Mistake {
+                pointer: format!("{pointer}/{}", field.replace('.', "/")),
+                container: container.map(|(kind, name)| (kind, excerpt(name))),
+                problem: format!("{field}: {problem}"),
+            }));
+            stated
+        };
     let as_typed: Vec<Stated> = containers
         .iter()
-        .map(|(kind, container)| {
-            let whose = format!("{object}, {kind} {}", excerpt(&container.name));
-            stated(container.resources.as_ref(), &whose, &mut errors)
-        })
+        .map(|(kind, container, pointer)| stated(container.resources.as_ref(), pointer, Some((*kind, &container.name))))
         .collect();
-    let of_pod = stated(spec.resources.as_ref(), &object, &mut errors).with_defaults();
-    if !errors.is_empty() {
-        return Err(errors);
+    let typed = stated(spec.resources.as_ref(), "/spec", None);
+    if !mistakes.is_empty() {
+        return Err(mistakes);
     }
     let defaulted: Vec<Stated> = as_typed.iter().map(|stated| stated.with_defaults()).collect();
 
     let annotations: HashMap<String, String> =
         pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
-    let mut notes: Vec<String> = annotation::unknown(&annotations).iter().map(ToString::to_string).collect();
-    notes.extend(without_container(&annotations, &containers));
-    let class = if of_pod == Stated::default() {
+    let mut without_effect: Vec<String> = annotation::unknown(&annotations).iter().map(ToString::to_string).collect();
+    without_effect.extend(without_container(&annotations, &containers));
+    let mut notes = without_effect.clone();
+    let class = if typed == Stated::default() {
         QosClass::from_resources(&defaulted)
     } else {
         notes.push("the pod has resources of its own, which decide its class".to_owned());
-        QosClass::from_resources([&of_pod])
+        QosClass::from_resources([&typed.with_defaults()])
     };
 
     let containers = containers
-        .iter()
+        .into_iter()
         .zip(as_typed)
-        .zip(defaulted)
-        .map(|((&(kind, container), typed), stated)| {
-            let defaulted = typed.memory_request != stated.memory_request;
-            explain_container(kind, &container.name, stated, defaulted, class, &annotations, basis)
+        .map(|((kind, container, pointer), typed)| ContainerExplanation {
+            pointer,
+            ..explain_container(kind, &container.name, typed, class, &annotations, basis)
         })
         .collect();
-    Ok(PodExplanation { object, qos_class: class, notes, containers })
+    Ok(PodExplanation { object: object.to_owned(), qos_class: class, notes, containers, typed, without_effect })
+}
+
+/// The same as a JSON pointer.
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    path.iter().fold(String::new(), |pointer, segment| match segment {
+        Segment::Seq { index } => format!("{pointer}/{index}"),
+        Segment::Map { key } => format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Enum { .. } | Segment::Unknown => pointer,
+    })
 }
 
 fn explain_container(
     kind: ContainerKind,
     name: &str,
-    stated: Stated,
-    request_defaulted_to_limit: bool,
+    typed: Stated,
     class: QosClass,
     annotations: &HashMap<String, String>,
     basis: &Basis,
 ) -> ContainerExplanation {
+    let stated = typed.with_defaults();
     let (overrides, mut notices) = Overrides::read(annotations, name);
     let (policy, notice) = overridden(&basis.policy, &overrides);
     notices.extend(notice);
@@ -322,6 +383,11 @@ fn explain_container(
     {
         notices.push(Notice::RequestAboveLimit { request, limit });
     }
+    let without_effect = notices
+        .iter()
+        .filter(|notice| matches!(notice, Notice::InvalidAnnotation { .. } | Notice::ReservationAboveNode { .. }))
+        .map(ToString::to_string)
+        .collect();
     let mut notes: Vec<String> = notices.iter().map(ToString::to_string).collect();
     if let Some(throttling) = overrides.throttling {
         let factor = throttling.map_or("none".to_owned(), |factor| factor.to_string());
@@ -336,18 +402,24 @@ fn explain_container(
         name: excerpt(name),
         kind,
         request: request.bytes,
-        request_defaulted_to_limit,
+        request_defaulted_to_limit: typed.memory_request != stated.memory_request,
         limit,
         memory_min: KnobExplanation::new(wanted.min, wanted.min_value()),
         memory_low: KnobExplanation::new(wanted.low, wanted.low_value()),
         memory_high: KnobExplanation::new(wanted.high, wanted.high_value()),
         notes,
         scale: limit.or(basis.node.allocatable),
+        pointer: String::new(),
+        typed,
+        without_effect,
     }
 }
 
 /// Annotations for containers that the pod does not have.
-fn without_container(annotations: &HashMap<String, String>, containers: &[(ContainerKind, &Container)]) -> Vec<String> {
+fn without_container(
+    annotations: &HashMap<String, String>,
+    containers: &[(ContainerKind, &Container, String)],
+) -> Vec<String> {
     let mut keys: Vec<&String> = annotations
         .keys()
         .filter(|key| {
@@ -355,7 +427,7 @@ fn without_container(annotations: &HashMap<String, String>, containers: &[(Conta
                 what.ends_with(annotation::DOMAIN)
                     && target
                         .strip_prefix("container.")
-                        .is_some_and(|name| containers.iter().all(|(_, container)| container.name != name))
+                        .is_some_and(|name| containers.iter().all(|(_, container, _)| container.name != name))
             })
         })
         .collect();
@@ -363,27 +435,25 @@ fn without_container(annotations: &HashMap<String, String>, containers: &[(Conta
     keys.into_iter().map(|key| format!("annotation {}: the pod has no such container", excerpt(key))).collect()
 }
 
-fn stated(resources: Option<&ResourceRequirements>, whose: &str, errors: &mut Vec<String>) -> Stated {
+/// Requests and limits, and for each that is none its field and what is wrong.
+fn stated(resources: Option<&ResourceRequirements>, problems: &mut Vec<(&'static str, QuantityError)>) -> Stated {
     fn read<T>(
         list: Option<&BTreeMap<String, Quantity>>,
-        field: &str,
+        field: &'static str,
         parse: impl Fn(&str) -> Result<T, QuantityError>,
-        errors: &mut Vec<String>,
+        problems: &mut Vec<(&'static str, QuantityError)>,
     ) -> Option<T> {
         let quantity = list?.get(field.rsplit('.').next()?)?;
-        parse(&quantity.0).map_err(|error| errors.push(format!("{field}: {error}"))).ok()
+        parse(&quantity.0).map_err(|error| problems.push((field, error))).ok()
     }
     let (requests, limits) =
         resources.map_or((None, None), |resources| (resources.requests.as_ref(), resources.limits.as_ref()));
-    let mut mistakes = Vec::new();
-    let stated = Stated {
-        cpu_request: read(requests, "resources.requests.cpu", MilliCpu::from_quantity, &mut mistakes),
-        cpu_limit: read(limits, "resources.limits.cpu", MilliCpu::from_quantity, &mut mistakes),
-        memory_request: read(requests, "resources.requests.memory", Bytes::from_quantity, &mut mistakes),
-        memory_limit: read(limits, "resources.limits.memory", Bytes::from_quantity, &mut mistakes),
-    };
-    errors.extend(mistakes.into_iter().map(|mistake| format!("{whose}: {mistake}")));
-    stated
+    Stated {
+        cpu_request: read(requests, "resources.requests.cpu", MilliCpu::from_quantity, problems),
+        cpu_limit: read(limits, "resources.limits.cpu", MilliCpu::from_quantity, problems),
+        memory_request: read(requests, "resources.requests.memory", Bytes::from_quantity, problems),
+        memory_limit: read(limits, "resources.limits.memory", Bytes::from_quantity, problems),
+    }
 }
 
 /// The width that the text is laid out for.
@@ -645,7 +715,7 @@ spec:
                 ..Stated::default()
             };
             let class = QosClass::Burstable;
-            explain_container(ContainerKind::Container, "a", stated, false, class, &HashMap::new(), &basis).drawing()
+            explain_container(ContainerKind::Container, "a", stated, class, &HashMap::new(), &basis).drawing()
         };
         let expect = |left: &str, fill: char, right: &str, end: &str| {
             let fill = fill.to_string().repeat(61 - left.len() - right.len());

@@ -23,6 +23,7 @@ pub mod doctor;
 pub mod explain;
 pub mod hierarchy;
 pub mod kills;
+pub mod lint;
 pub mod node;
 pub mod originals;
 pub mod outcome;

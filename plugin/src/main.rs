@@ -1,5 +1,6 @@
 //! The `plimsoll` program.
 
+mod lint_files;
 mod restore;
 mod run;
 mod status;
@@ -48,6 +49,7 @@ enum Command {
     Doctor(Doctor),
     Check(Check),
     Explain(Explain),
+    Lint(lint_files::Lint),
 }
 
 /// Run the plugin; also without any argument when a container runtime launches it.
@@ -263,6 +265,7 @@ fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor.run(),
         Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),
         Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),
+        Command::Lint(lint) => lint.run(),
     };
     let (error, code) = match result {
         Ok(code) => return code,

@@ -248,3 +248,113 @@ fn a_node_that_can_run_the_plugin_is_code_0_also_with_warnings_and_as_json() {
         assert!(help.contains(&format!("  {} ", check["check"].as_str().unwrap())), "{check}");
     }
 }
+
+#[test]
+fn manifests_are_checked_wherever_they_are_and_warnings_are_no_failure() {
+    let dir = TempDir::new().unwrap();
+    std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+    file(&dir, "a/b/pod.yml", POD);
+    file(&dir, "a/service.json", "{\"kind\": \"Service\"}");
+    file(&dir, "a/readme.md", "[");
+    file(&dir, "z.yaml", &POD.replace("128Mi", "512Mi"));
+    // Neither a loop nor a link to nowhere is followed.
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("a/loop")).unwrap();
+    std::os::unix::fs::symlink("/nonexistent", dir.path().join("a/gone.yaml")).unwrap();
+    let ran = plimsoll(&["lint", as_str(dir.path())], "");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert_eq!(
+        ran.stdout.replace(as_str(dir.path()), "D"),
+        "D/a/b/pod.yml:7: warning: Pod web, container app: memory limit 1Gi is 8 times the request 128Mi, expected at \
+         most 4 times [limit-request-ratio]\n3 files, 2 pods, 2 containers: 1 warning\n"
+    );
+    assert_eq!(plimsoll(&["lint", as_str(dir.path()), "--max-ratio", "8"], "").stdout.lines().count(), 1);
+    for (level, code) in [("note", 1), ("warning", 1), ("error", 0)] {
+        assert_eq!(plimsoll(&["lint", as_str(dir.path()), "--fail-on", level], "").code, code, "{level}");
+    }
+}
+
+#[test]
+fn a_manifest_that_is_broken_fails_and_hides_nothing_of_the_others() {
+    let dir = TempDir::new().unwrap();
+    let broken = file(&dir, "broken.yaml", "kind: [\n");
+    let pod = file(&dir, "pod.yaml", POD);
+    let ran = plimsoll(&["lint", as_str(&broken), "/nonexistent.yaml", as_str(&pod), "-"], "kind: Pod");
+    assert_eq!((ran.code, ran.stderr.as_str()), (2, ""));
+    let starts = [
+        &format!("{}:1: error: expected YAML or JSON, found: ", broken.display()),
+        "/nonexistent.yaml:1: error: cannot read it: No such file or directory (os error 2) [unreadable]",
+        &format!("{}:7: warning: Pod web, container app: ", pod.display()),
+        "standard input:1: error: Pod without a name: expected a spec with containers, found none [invalid]",
+        "4 files, 2 pods, 1 container: 3 errors, 1 warning",
+    ];
+    assert_eq!(ran.stdout.lines().count(), starts.len(), "{}", ran.stdout);
+    for (line, start) in ran.stdout.lines().zip(starts) {
+        assert!(line.starts_with(start), "{line}");
+    }
+}
+
+#[test]
+fn a_check_of_manifests_without_any_is_bad_usage() {
+    let dir = TempDir::new().unwrap();
+    let ran = plimsoll(&["lint", as_str(dir.path())], "");
+    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
+    assert!(
+        ran.stderr.ends_with(": expected *.yaml, *.yml or *.json in the directory, found none\n"),
+        "{}",
+        ran.stderr
+    );
+    for args in [&["lint"][..], &["lint", "-", "--max-ratio", "0.5"], &["lint", "-", "--max-ratio", "nan"]] {
+        assert_eq!(plimsoll(args, POD).code, 2, "{args:?}");
+    }
+}
+
+#[test]
+fn findings_come_as_json_and_as_sarif_with_paths_from_here() {
+    let dir = TempDir::new().unwrap();
+    file(&dir, "pod.yaml", POD);
+    let lint = |path: &str, format: &str| -> serde_json::Value {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        let output = command.args(["lint", path, "--format", format]).current_dir(&dir).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    // What the current directory is called may be a link.
+    let absolute = dir.path().canonicalize().unwrap();
+    for path in [".", "pod.yaml", as_str(&absolute)] {
+        let sarif = lint(path, "sarif");
+        let result = &sarif["runs"][0]["results"][0];
+        let place = &result["locations"][0]["physicalLocation"];
+        assert_eq!((&result["ruleId"], &result["level"]), (&"limit-request-ratio".into(), &"warning".into()));
+        assert_eq!((&place["artifactLocation"]["uri"], &place["region"]["startLine"]), (&"pod.yaml".into(), &7.into()));
+        let json = lint(path, "json");
+        assert_eq!((&json["findings"][0]["file"], &json["maxRatio"]), (&"pod.yaml".into(), &4.0.into()));
+        assert_eq!(json["containers"][0]["memoryHigh"]["value"], "979787776");
+    }
+}
+
+#[test]
+fn a_check_of_manifests_follows_the_configuration_and_not_this_machine() {
+    let dir = TempDir::new().unwrap();
+    let config = file(&dir, "p.conf", "memoryThrottlingFactor: 0.5\nnodeAllocatable: 4Gi\n");
+    let pod = POD.replace(", limits: {memory: 1Gi}", "");
+    let values = |args: &[&str]| plimsoll(&[&["lint", "-", "--values"], args].concat(), &pod).stdout;
+    assert!(values(&[]).contains("  Burstable; min 128Mi, low 0, high unknown, max max\n"), "{}", values(&[]));
+    assert!(
+        values(&["--config", as_str(&config)]).contains(" high 2.1Gi,"),
+        "{}",
+        values(&["--config", as_str(&config)])
+    );
+    assert!(values(&["--node-allocatable", "1Gi"]).contains(" high 934.4Mi,"));
+}
+
+#[test]
+fn the_help_of_lint_names_every_rule() {
+    let help = plimsoll(&["lint", "--help"], "").stdout;
+    for rule in plimsoll::lint::Rule::ALL {
+        let lines = help.lines().filter(|line| {
+            line.split_whitespace().collect::<Vec<_>>().starts_with(&[&rule.level().to_string(), rule.id()])
+                && line.ends_with(rule.summary())
+        });
+        assert_eq!(lines.count(), 1, "{}: {help}", rule.id());
+    }
+}
