@@ -3,7 +3,7 @@
 //! Text in, findings out: [`Report::lint`] takes one file after the other. Each document in a file is read on its own, so
 //! that a broken one hides nothing of the others. What a pod is and what it would get is decided by [`crate::explain`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -398,18 +398,18 @@ impl Report {
     fn pod(&mut self, file: &File, pod: PodExplanation, at: impl Fn(&str) -> Place) {
         let PodExplanation { object, qos_class, containers, typed: of_pod, without_effect, .. } = pod;
         let owner = Owner { object: object.clone(), container: None };
-        for message in without_effect {
-            self.find(file, at("/metadata/annotations"), Rule::AnnotationIgnored, Some(owner.clone()), message);
+        // One for the whole pod is found with each container.
+        let of_containers = containers.iter().flat_map(|container| &container.without_effect);
+        let messages: BTreeSet<&String> = without_effect.iter().chain(of_containers).collect();
+        for message in messages {
+            let place = at("/metadata/annotations");
+            self.find(file, place, Rule::AnnotationIgnored, Some(owner.clone()), message.clone());
         }
         self.amounts(file, &owner, of_pod, |field| at(&format!("/spec/resources/{field}/memory")));
         let of_pod = of_pod.with_defaults();
         for container in containers {
             let place = at(&format!("{}/name", container.pointer));
             let owner = Owner { object: object.clone(), container: Some((container.kind, container.name.clone())) };
-            for message in &container.without_effect {
-                let place = at("/metadata/annotations");
-                self.find(file, place, Rule::AnnotationIgnored, Some(owner.clone()), message.clone());
-            }
             let typed = container.typed;
             let field = |field: &str| at(&format!("{}/resources/{field}/memory", container.pointer));
             self.amounts(file, &owner, typed, field);
@@ -887,9 +887,7 @@ spec:
         assert_eq!(
             found(&text),
             [
-                format!("f.yaml:13: warning: Deployment shop/web, init container setup: {effect}"),
-                format!("f.yaml:13: warning: Deployment shop/web, sidecar mesh: {effect}"),
-                format!("f.yaml:13: warning: Deployment shop/web, container app: {effect}"),
+                format!("f.yaml:13: warning: Deployment shop/web: {effect}"),
                 "f.yaml:17: warning: Deployment shop/web, init container setup: expected a memory request, found none \
                  [memory-request-missing]"
                     .to_owned(),
@@ -1016,7 +1014,7 @@ spec:
         assert_eq!((&app["ratio"], &app["memoryMin"]["value"]), (&json!(8.0), &json!("134217728")));
         assert_eq!(json["containers"][1]["kind"], "sidecar");
         assert_eq!(json["containers"][0]["ratio"], Value::Null);
-        let finding = &json["findings"][6];
+        let finding = &json["findings"][4];
         assert_eq!((&finding["rule"], &finding["level"]), (&json!("limit-request-ratio"), &json!("warning")));
         assert_eq!(
             (&finding["file"], &finding["line"], &finding["column"]),
@@ -1027,7 +1025,7 @@ spec:
         assert!(
             text.ends_with(
                 "f.yaml:20: Deployment shop/web, container app:\n  Burstable, limit 8 times the request; min 128Mi, low 0, \
-                 high 934.4Mi, max 1Gi\n1 file, 1 pod, 3 containers: 6 warnings, 1 note\n"
+                 high 934.4Mi, max 1Gi\n1 file, 1 pod, 3 containers: 4 warnings, 1 note\n"
             ),
             "{text}"
         );
@@ -1061,15 +1059,15 @@ spec:
             assert!(place["region"]["startLine"].as_u64().unwrap() >= 1);
             assert!(place["region"]["startColumn"].as_u64().unwrap() >= 1);
         }
-        let uris: Vec<&str> = results[6..]
+        let uris: Vec<&str> = results[4..]
             .iter()
             .map(|result| result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].as_str().unwrap())
             .collect();
         assert_eq!(uris, ["f.yaml", "a%20b/%C3%A9%23.yaml", "stdin", "file:///x.yaml"]);
         assert!(
-            results[9]["message"]["text"].as_str().unwrap().starts_with(r"Pod \[a\](b): expected"),
+            results[7]["message"]["text"].as_str().unwrap().starts_with(r"Pod \[a\](b): expected"),
             "{}",
-            results[9]
+            results[7]
         );
     }
 
