@@ -27,9 +27,6 @@ use crate::units::{Bytes, Limit};
 /// The largest file that is read, in bytes.
 pub const LARGEST: usize = 64 << 20;
 
-/// How many times its request a container's limit may be if nothing else is asked for.
-pub const MAX_RATIO: f64 = 4.0;
-
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -787,6 +784,7 @@ impl<'de> Deserialize<'de> for Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::policy::{Node, Policy};
     use crate::units::PageSize;
     use proptest::prelude::*;
@@ -794,7 +792,7 @@ mod tests {
     fn report(text: &str) -> Report {
         let node = Node { allocatable: Some(Bytes::new(8 << 30)), page_size: PageSize::KIB4 };
         let basis = Basis { policy: Policy::default(), node, allocatable_source: "given".to_owned() };
-        let mut report = Report::new(basis, MAX_RATIO);
+        let mut report = Report::new(basis, Config::MAX_LIMIT_REQUEST_RATIO);
         report.lint(Path::new("f.yaml"), text.as_bytes());
         report
     }

@@ -48,9 +48,9 @@ pub(crate) struct Lint {
     #[arg(required = true, value_name = "FILE|DIR")]
     paths: Vec<PathBuf>,
 
-    /// How many times its memory request a container's limit may be
-    #[arg(long, value_name = "NUMBER", default_value_t = lint::MAX_RATIO, value_parser = ratio)]
-    max_ratio: f64,
+    /// How many times its memory request a container's limit may be; without it, the configuration's maxLimitRequestRatio
+    #[arg(long, value_name = "NUMBER", value_parser = ratio)]
+    max_ratio: Option<f64>,
 
     /// The lowest level of findings to fail for
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Level::Error)]
@@ -64,7 +64,7 @@ pub(crate) struct Lint {
     #[arg(long)]
     values: bool,
 
-    /// The nodes' configuration file, for the values; without it, the defaults
+    /// The nodes' configuration file; without it, the defaults
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -89,7 +89,12 @@ fn ratio(text: &str) -> Result<f64, String> {
 
 impl Lint {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let mut report = Report::new(self.basis()?, self.max_ratio);
+        let config = match &self.config {
+            Some(path) => load_config(path)?,
+            None => Config::default(),
+        };
+        let max_ratio = self.max_ratio.or(config.max_limit_request_ratio).unwrap_or(f64::INFINITY);
+        let mut report = Report::new(self.basis(&config), max_ratio);
         let here = std::env::current_dir().unwrap_or_default();
         for path in &self.paths {
             let mut found = false;
@@ -127,17 +132,13 @@ impl Lint {
     }
 
     /// What is the same wherever it runs: this machine is not the node.
-    fn basis(&self) -> Result<Basis, Failure> {
-        let config = match &self.config {
-            Some(path) => load_config(path)?,
-            None => Config::default(),
-        };
+    fn basis(&self, config: &Config) -> Basis {
         let configured = match config.node_allocatable {
             NodeAllocatable::Fixed(bytes) => Some(bytes),
             NodeAllocatable::Auto => None,
         };
         let node = Node { allocatable: self.node_allocatable.or(configured), page_size: PageSize::KIB4 };
-        Ok(Basis { policy: config.policy, node, allocatable_source: "given".to_owned() })
+        Basis { policy: config.policy, node, allocatable_source: "given".to_owned() }
     }
 }
 

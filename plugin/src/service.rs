@@ -28,7 +28,7 @@ use crate::hierarchy::PodPlace;
 use crate::kills::Kills;
 use crate::lock;
 use crate::originals::Values;
-use crate::pod::{PodCgroup, PodUid};
+use crate::pod::{PodCgroup, PodUid, Request};
 use crate::policy::Setting;
 use crate::reconcile::{Work, memory_limit, update};
 use crate::report::{LowerLimit, Reports, What};
@@ -264,6 +264,7 @@ impl Service {
         }
         if former != Some(container.limits()) {
             self.say_if_beyond_the_node(&container);
+            self.say_if_overcommitted(&container, decided.request.as_ref());
         }
         if !pod_limits {
             self.raise_pod(&container, former, is_recorded);
@@ -281,6 +282,18 @@ impl Service {
             && limit > allocatable
         {
             self.reports.tell(&container.into(), &What::BeyondNode { limit, allocatable });
+        }
+    }
+
+    /// Nobody is kept from anything by that.
+    fn say_if_overcommitted(&self, container: &Container, request: Option<&Request>) {
+        if let (Limit::Bytes(limit), Some(request), Some(most)) =
+            (container.limit, request, self.containers.settings().config.max_limit_request_ratio)
+            && request.bytes > Bytes::ZERO
+            && limit.get() as f64 > request.at_most.get() as f64 * most
+        {
+            let what = What::Overcommitted { request: request.at_most, limit, most };
+            self.reports.tell(&container.into(), &what);
         }
     }
 

@@ -431,6 +431,27 @@ async fn more_than_the_node_has_is_set_as_asked_and_said_once() {
 }
 
 #[tokio::test]
+async fn a_limit_of_many_times_the_request_is_said_once_and_keeps_nobody_from_anything() {
+    let (node, mut daemon, runtime) = start().await;
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.checkpoint(file, &[("b", "app", 64 * MIB)]);
+    }
+    let pod = Pod::new("burstable", "b", 256 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    for limit in [257 * MIB, 257 * MIB, 200 * MIB] {
+        runtime.update(&pod, memory_limit(limit)).await;
+    }
+    daemon.signal(rustix::process::Signal::TERM);
+    let mut said = Vec::new();
+    while let Some(line) = daemon.messages.recv().await {
+        said.extend(line.contains("many times its request").then_some(line));
+    }
+    let [line] = &said[..] else { panic!("{said:?}") };
+    assert!(line.contains("request=64Mi") && line.contains("limit=257Mi") && line.contains("most=4.0"), "{line}");
+}
+
+#[tokio::test]
 async fn a_pod_with_limits_of_its_own_keeps_them() {
     let (node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 200 * MIB);

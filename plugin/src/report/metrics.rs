@@ -44,6 +44,8 @@ pub struct Metrics {
     pub rescues: Family<OfOutcome, Counter>,
     /// Releases from `memory.high`.
     pub stalls_released: Counter,
+    /// Containers whose limit is too many times their request.
+    pub overcommitted: Counter,
     /// How long events took to be answered.
     pub events: Events,
     /// How often a runtime was connected to.
@@ -189,6 +191,11 @@ impl Metrics {
             "stalls_released",
             "Releases of containers that stood at memory.high",
             self.stalls_released.clone(),
+        );
+        registry.register(
+            "overcommitted",
+            "Creates and resizes of containers with a limit of more than maxLimitRequestRatio times their request",
+            self.overcommitted.clone(),
         );
         registry.register_with_unit(
             "nri_request_duration",

@@ -165,6 +165,15 @@ pub enum What {
         /// What pods may use altogether.
         allocatable: Bytes,
     },
+    /// Its limit is too many times its request.
+    Overcommitted {
+        /// The request, or the most that it can be.
+        request: Bytes,
+        /// The limit.
+        limit: Bytes,
+        /// How many times its request it may be.
+        most: f64,
+    },
     /// It stood at `memory.high`, which was raised.
     Released(Line),
     /// It was released before, and has its `memory.high` again.
@@ -200,6 +209,7 @@ pub enum Kind {
     Rescued,
     AtCeiling,
     BeyondNode,
+    Overcommitted,
     Released,
     PutBack,
 }
@@ -219,7 +229,9 @@ struct Fields {
     asked: Option<Bytes>,
     usage: Option<Bytes>,
     reclaimable: Option<Bytes>,
+    request: Option<String>,
     limit: Option<String>,
+    most: Option<f64>,
     allocatable: Option<String>,
     stalled: Option<f64>,
     repairs: Option<u32>,
@@ -247,6 +259,7 @@ impl What {
             Self::Rescued { .. } => Kind::Rescued,
             Self::AtCeiling { .. } => Kind::AtCeiling,
             Self::BeyondNode { .. } => Kind::BeyondNode,
+            Self::Overcommitted { .. } => Kind::Overcommitted,
             Self::Released(_) => Kind::Released,
             Self::PutBack(_) => Kind::PutBack,
         }
@@ -296,6 +309,10 @@ impl What {
             }
             Self::BeyondNode { .. } => {
                 "the container may use more than the node has for all pods; set as asked, but the node may run out of memory before"
+            }
+            Self::Overcommitted { .. } => {
+                "the container's limit is many times its request: what it uses beyond that may be taken from it, or not be there; \
+                 raise the request to what it needs"
             }
             Self::Released(_) => "released a container that stood at memory.high",
             Self::PutBack(_) => "a released container has been well below its memory.high, which is put back",
@@ -374,6 +391,12 @@ impl What {
             Self::BeyondNode { limit, allocatable } => {
                 Fields { limit: Some(limit.quantity()), allocatable: Some(allocatable.quantity()), ..Fields::default() }
             }
+            Self::Overcommitted { request, limit, most } => Fields {
+                request: Some(request.quantity()),
+                limit: Some(limit.quantity()),
+                most: Some(*most),
+                ..Fields::default()
+            },
             Self::Released(of) | Self::PutBack(of) => line(of),
         }
     }
@@ -443,6 +466,13 @@ impl fmt::Display for What {
                 "the memory limit of {} is more than the node has for all pods, {}",
                 limit.quantity(),
                 allocatable.approx()
+            ),
+            Self::Overcommitted { request, limit, most } => write!(
+                f,
+                "the memory limit of {} is {:.1} times the request of {}, expected at most {most} times",
+                limit.quantity(),
+                limit.get() as f64 / request.get() as f64,
+                request.quantity()
             ),
             Self::Released(line) => write!(
                 f,
@@ -525,6 +555,7 @@ impl Reports {
                 _ = metrics.rescues.get_or_create(&OfOutcome { outcome: Outcome::Rejected }).inc();
             }
             What::Released(_) => _ = metrics.stalls_released.inc(),
+            What::Overcommitted { .. } => _ = metrics.overcommitted.inc(),
             What::Killed { .. } | What::CutApplied { .. } | What::BeyondNode { .. } | What::PutBack(_) => {}
         }
     }
@@ -599,6 +630,8 @@ fn say(subject: &Subject, what: &What) {
                 asked = fields.asked.map(tracing::field::display),
                 usage = fields.usage.map(tracing::field::display),
                 reclaimable = fields.reclaimable.map(tracing::field::display),
+                request = fields.request.as_deref().map(tracing::field::display),
+                most = fields.most,
                 limit = fields.limit.as_deref().map(tracing::field::display),
                 allocatable = fields.allocatable.as_deref().map(tracing::field::display),
                 stalled = fields.stalled,
