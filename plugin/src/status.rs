@@ -21,7 +21,7 @@ use plimsoll::policy::Protection;
 use plimsoll::report::Report;
 use plimsoll::report::serve;
 use plimsoll::report::status::{CgroupStatus, ContainerStatus, State, Status, VERSION};
-use plimsoll::units::{Bytes, Limit, excerpt};
+use plimsoll::units::{Bytes, Limit, excerpt, printable};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -274,7 +274,7 @@ fn unknown() -> String {
 }
 
 fn full_name(row: &ContainerStatus) -> String {
-    [&row.namespace, &row.pod, &row.container].map(|part| excerpt(part)).join("/")
+    [&row.namespace, &row.pod, &row.container].map(|part| printable(part)).join("/")
 }
 
 fn show(limit: Limit) -> String {
@@ -545,5 +545,58 @@ fn tell(text: &mut String, reports: &[Report], now: u64) {
             String::new()
         };
         let _ = writeln!(text, "  {} ago{times}: {}: {}", ago(report.last), report.kind, report.message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(containers: &str) -> Status {
+        let text = format!(
+            r#"{{"version": 1, "plimsoll": "0", "node": {{"memory": null, "available": null, "allocatable": 1000, "standsAside": false,
+            "requests": 64, "limits": 250, "unlimited": 0, "usage": 50}}, "cgroups": [], "containers": [{containers}]}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Amounts are those of a limit of 100.
+    fn container(name: &str, usage: u64, min: u64, high: &str, max: &str) -> String {
+        let values = format!(r#"{{"min": {min}, "low": 0, "high": {high}, "max": {max}}}"#);
+        format!(
+            r#"{{"namespace": "default", "pod": "{name}", "uid": "u", "container": "app", "id": "i", "cgroup": null, "state": "killed",
+            "class": "Burstable", "request": null, "asked": {max}, "usage": {usage}, "workingSet": null, "overRequest": 0,
+            "desired": {values}, "reasons": {{"min": "", "low": "", "high": ""}}, "observed": {values}, "effective": null,
+            "standing": null, "stalledSeconds": null, "stalledPercent": null, "oomKills": null, "reports": []}}"#
+        )
+    }
+
+    #[test]
+    fn the_load_is_drawn_to_scale_and_its_marks_stay_apart() {
+        let drawn = |usage, min, high, max| {
+            let status = status(&container("a", usage, min, high, max));
+            load(&status.containers[0], &status)
+        };
+        assert_eq!(drawn(50, 0, "\"max\"", "100"), "##########----------M");
+        assert_eq!(drawn(1, 50, "90", "100"), "#---------m-------H-M");
+        assert_eq!(drawn(100, 100, "100", "100"), "##################mHM");
+        assert_eq!(drawn(500, 0, "\"max\"", "\"max\""), "##########----------A");
+        assert_eq!(drawn(0, 1, "\"max\"", "100"), "m-------------------M");
+    }
+
+    #[test]
+    fn a_table_is_no_wider_than_the_terminal_and_says_most_in_what_there_is() {
+        let long = container("a-very-long-name-of-a-pod-that-nobody-would-type-6d4cf56db6-x2x8h", 50, 0, "90", "100");
+        let status = status(&format!("{long}, {}", container("short", 50, 0, "90", "100")));
+        for columns in [80, 100, 120, 200] {
+            let text = overview(&status, &Screen { columns, rows: 24, has_colours: false });
+            assert!(text.lines().skip(1).all(|line| line.chars().count() <= columns), "{columns}:\n{text}");
+            for part in ["STATE", "CONTAINER", "USAGE", "LOAD", "MAX", "killed", "x2x8h/app"] {
+                assert!(text.contains(part), "{columns}: {part}:\n{text}");
+            }
+            assert_eq!(text.contains("REQUEST"), columns == 200, "{text}");
+        }
+        let text = overview(&status, &Screen { columns: 80, rows: 24, has_colours: true });
+        assert!(text.contains("\x1b[31mkilled\x1b[0m "), "{text:?}");
     }
 }

@@ -506,6 +506,11 @@ fn suffix_exponents(suffix: &str) -> Option<(u32, i64)> {
     })
 }
 
+/// A foreign name, whole as far as it can be one of Kubernetes (253 characters), on one line and without control characters.
+pub fn printable(name: &str) -> String {
+    name.chars().take(253).flat_map(char::escape_debug).collect()
+}
+
 /// Foreign text for a message: short, on one line, without control characters.
 pub fn excerpt(text: &str) -> String {
     const LONGEST: usize = 64;

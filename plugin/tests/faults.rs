@@ -29,7 +29,8 @@ type Asking = (Pod, i64);
 /// A node with a policy that needs both files of kubepods, one of which somebody had a use for before.
 fn node() -> (Node, PathBuf) {
     let node = Node::new();
-    node.write("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\n");
+    let config = "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmaxLimitRequestRatio: null\n";
+    node.write("plimsoll.yaml", config);
     let root = node.path("host/sys/fs/cgroup");
     harness::make_files(&root.join(BURSTABLE), "max");
     harness::make_files(&root.join(KUBEPODS), "max");

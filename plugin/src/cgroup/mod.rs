@@ -132,14 +132,9 @@ impl CgroupRoot {
         cgroups: impl Iterator<Item = CgroupPath>,
         observed: &mut BTreeMap<CgroupPath, Observed>,
     ) {
-        let observe = |path: &CgroupPath| {
-            let cgroup = self.cgroup(path)?;
-            let setting = Protection::of_files(cgroup.read(Knob::Min)?, cgroup.read(Knob::Low)?);
-            Ok::<_, CgroupError>(Observed { setting, usage: cgroup.usage()? })
-        };
         for mut cgroup in cgroups {
             while !observed.contains_key(&cgroup) {
-                if let Ok(found) = observe(&cgroup) {
+                if let Ok(found) = self.cgroup(&cgroup).and_then(|open| open.observe()) {
                     observed.insert(cgroup.clone(), found);
                 }
                 match cgroup.parent() {
@@ -433,16 +428,26 @@ impl Cgroup {
         parse().ok_or_else(|| self.malformed(PRESSURE, "expected a line 'full avg10=' with numbers"))
     }
 
-    /// What it uses without page cache that was not used lately (`inactive_file`), which the kubelet calls the working set.
+    /// Reads what decides about its protection.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
-    pub fn working_set(&self) -> Result<Bytes, CgroupError> {
+    pub fn observe(&self) -> Result<Observed, CgroupError> {
+        let setting = Protection::of_files(self.read(Knob::Min)?, self.read(Knob::Low)?);
+        Ok(Observed { setting, usage: self.usage()? })
+    }
+
+    /// How much page cache was not used lately. The kubelet calls what else is in use the working set.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    pub fn inactive_file(&self) -> Result<Bytes, CgroupError> {
         let stat = self.read_text(STAT, 16 << 10)?;
         let inactive = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
         let inactive = inactive.ok_or_else(|| self.malformed(STAT, "expected a line 'inactive_file' with a number"))?;
-        Ok(self.usage()?.saturating_sub(Bytes::new(inactive)))
+        Ok(Bytes::new(inactive))
     }
 
     /// Reclaims memory by `memory.reclaim`, which never kills. Whether all of it was reclaimed; what could be is in any case.

@@ -18,7 +18,7 @@ use crate::cgroup::Knob;
 use crate::outcome::Outcome;
 use crate::policy::Protection;
 use crate::report::status::{State, Status, Values};
-use crate::units::{Bytes, Limit, PageSize};
+use crate::units::{Bytes, Limit, PageSize, printable};
 
 /// Up to what an event's answer takes, in seconds. The last but two is a tenth of the runtime's default timeout.
 const LATENCIES: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
@@ -386,12 +386,10 @@ fn register_containers(status: &Status, registry: &mut Registry) {
     let [usage, working_set, limit, min, low, high, over] = std::array::from_fn(|_| Series::default());
     let kills = Family::<OfContainer, Counter>::default();
     for container in &status.containers {
-        // A name of Kubernetes has 253 characters at most, and none that need escaping.
-        let label = |name: &str| name.chars().take(253).flat_map(char::escape_debug).collect();
         let labels = OfContainer {
-            namespace: label(&container.namespace),
-            pod: label(&container.pod),
-            container: label(&container.container),
+            namespace: printable(&container.namespace),
+            pod: printable(&container.pod),
+            container: printable(&container.container),
         };
         let observed = container.observed.unwrap_or_default();
         for (series, value) in [

@@ -4,9 +4,11 @@
 //! The form is that of `plimsoll status --json`, which stays: fields may be added, none goes or changes its meaning without
 //! another [`VERSION`]. Amounts are bytes, or `"max"`; what is not known is `null`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs;
+use std::panic;
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,10 @@ use crate::units::{Bytes, Limit};
 
 /// The version of this form.
 pub const VERSION: u32 = 1;
+
+/// How many threads read files, and how many things are not worth another one.
+const MOST_THREADS: usize = 4;
+const FEW: usize = 50;
 
 /// How long something that was told counts for a container's state, in seconds.
 const LATELY: u64 = 600;
@@ -281,6 +287,17 @@ impl fmt::Display for State {
     }
 }
 
+/// The same of each, by as many threads as there are processors, but few: most of it is the kernel's work.
+fn in_parallel<T: Sync, R: Send>(items: &[T], of: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let of = &of;
+    thread::scope(|scope| {
+        let parts = items.chunks(items.len().div_ceil(threads).max(FEW));
+        let parts: Vec<_> = parts.map(|part| scope.spawn(move || part.iter().map(of).collect::<Vec<R>>())).collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap_or_else(|panic| panic::resume_unwind(panic))).collect()
+    })
+}
+
 /// What was read of a container.
 #[derive(Clone, Copy, Debug, Default)]
 struct Read {
@@ -295,10 +312,11 @@ impl Read {
     fn of(cgroup: &Cgroup) -> Result<Self, CgroupError> {
         let [min, low, high, max] = [Knob::Min, Knob::Low, Knob::High, Knob::Max].map(|knob| cgroup.read(knob));
         let values = Values { min: Some(min?), low: Some(low?), high: high.ok(), max: Some(max?) };
+        let usage = cgroup.usage()?;
         Ok(Self {
             values,
-            usage: cgroup.usage()?,
-            working_set: cgroup.working_set().ok(),
+            usage,
+            working_set: cgroup.inactive_file().ok().map(|inactive| usage.saturating_sub(inactive)),
             stalled: cgroup.pressure().ok().map(|pressure| (pressure.percent, pressure.total.as_secs_f64())),
             oom_kills: cgroup.events().ok().map(|events| events.oom_kill),
         })
@@ -315,30 +333,44 @@ impl Status {
     /// Reads all of it. Takes some tens of microseconds for each container.
     pub fn read(parts: &Parts) -> Self {
         let Parts { containers, ancestors, root, reports, .. } = parts;
-        let mut observed = BTreeMap::new();
         let known = containers.all();
-        let read: HashMap<&str, Read> = known
-            .iter()
-            .filter_map(|container| {
-                let path = container.cgroup.as_ref()?;
-                let read = root.cgroup(path).and_then(|cgroup| Read::of(&cgroup)).ok()?;
-                observed.insert(path.clone(), read.observed());
-                Some((container.id.as_str(), read))
-            })
-            .collect();
+        let read = in_parallel(&known, |container| {
+            root.cgroup(container.cgroup.as_ref()?).and_then(|cgroup| Read::of(&cgroup)).ok()
+        });
         let levels = ancestors.levels();
-        let above = known.iter().filter_map(|container| container.cgroup.as_ref()?.parent());
-        root.observe_all(levels.iter().map(|(level, _)| level.cgroup.clone()).chain(above), &mut observed);
+        let mut above = BTreeSet::new();
+        let paths = levels.iter().map(|(level, _)| Some(level.cgroup.clone()));
+        for path in paths.chain(known.iter().map(|container| container.cgroup.as_ref()?.parent())) {
+            let mut path = path;
+            while let Some(cgroup) = path {
+                path = cgroup.parent();
+                if !above.insert(cgroup) {
+                    break;
+                }
+            }
+        }
+        let above: Vec<_> = above.into_iter().collect();
+        let limited = in_parallel(&above, |path| {
+            let cgroup = root.cgroup(path).ok()?;
+            Some((cgroup.observe().ok()?, cgroup.read(Knob::Max).ok()))
+        });
+        let limited: HashMap<_, _> = above.iter().zip(limited).filter_map(|(path, read)| Some((path, read?))).collect();
+        let of_containers = known
+            .iter()
+            .zip(&read)
+            .filter_map(|(container, read)| Some((container.cgroup.clone()?, read.as_ref()?.observed())));
+        let observed: BTreeMap<_, _> =
+            limited.iter().map(|(path, (observed, _))| ((*path).clone(), *observed)).chain(of_containers).collect();
         let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
 
         let page = containers.settings().node.page_size;
         let mut rows: Vec<_> = known
             .iter()
-            .map(|container| {
-                let read = read.get(container.id.as_str());
+            .zip(&read)
+            .map(|(container, read)| {
                 let effective = container.cgroup.as_ref().and_then(|cgroup| effective.get(cgroup)).copied();
                 let reports = reports.of_container(&container.uid, &container.name);
-                container_status(containers, container, read, effective, reports, page)
+                container_status(containers, container, read.as_ref(), effective, reports, page)
             })
             .collect();
         // The worst first; among those the one that uses most beyond its request.
@@ -360,7 +392,7 @@ impl Status {
                 effective,
                 standing,
                 usage: seen.map(|seen| seen.usage),
-                max: root.cgroup(&level.cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok(),
+                max: limited.get(&level.cgroup).and_then(|(_, max)| *max),
                 reports: reports.of_cgroup(&level.cgroup),
                 cgroup: level.cgroup,
             }
@@ -528,5 +560,99 @@ impl Facts<'_> {
             Some(Standing::Protected) => State::Protected,
             Some(Standing::Unclaimed) | None => State::Unprotected,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::LowerLimit;
+    use crate::resize::Usage;
+
+    fn report(what: What, last: u64) -> Report {
+        Report { kind: what.kind(), message: what.to_string(), what: Some(what), first: last, last, count: 1 }
+    }
+
+    fn mib(amount: u64) -> Limit {
+        Limit::Bytes(Bytes::new(amount << 20))
+    }
+
+    const NOW: u64 = 10_000;
+
+    /// A container with a limit of 250 MiB, all of it as it should be.
+    fn fine() -> Facts<'static> {
+        let values = Values { min: Some(mib(64)), low: Some(mib(0)), high: Some(mib(200)), max: Some(mib(250)) };
+        Facts {
+            is_read: true,
+            is_changing: false,
+            desired: values,
+            observed: values,
+            asked: mib(250),
+            throttled: None,
+            is_over: false,
+            standing: Some(Standing::Protected),
+            reports: &[],
+            now: NOW,
+        }
+    }
+
+    #[test]
+    fn the_worst_that_is_known_is_the_state() {
+        let cut = LowerLimit { limit: mib(100), in_force: mib(250), usage: Usage::default() };
+        let killed = What::Killed { limit: None, by_own_limit: true, kills: 1, window: std::time::Duration::ZERO };
+        let (desired, observed) = (mib(64), mib(0));
+        let contended = What::Contended { knob: Knob::Min, desired, observed, repairs: 5 };
+        let applied = What::CutApplied { desired: Bytes::new(100 << 20), observed: mib(100) };
+        let raised = Values { max: Some(mib(300)), ..fine().desired };
+        let written = Values { min: Some(mib(0)), ..fine().observed };
+        let throttled = Some(Throttled {
+            usage: Bytes::new(200 << 20),
+            line: Bytes::new(200 << 20),
+            high: mib(200),
+            max: Bytes::MAX,
+            stalled: 80.0,
+        });
+        for (state, facts, reports) in [
+            (State::Protected, fine(), vec![]),
+            (State::Unprotected, Facts { standing: Some(Standing::Unclaimed), ..fine() }, vec![]),
+            (State::Inert, Facts { standing: Some(Standing::Partly), ..fine() }, vec![]),
+            (State::OverRequest, Facts { is_over: true, standing: Some(Standing::Inert), ..fine() }, vec![]),
+            (State::Rescued, Facts { is_over: true, desired: raised, observed: raised, ..fine() }, vec![]),
+            (State::Throttled, Facts { throttled, desired: raised, observed: raised, ..fine() }, vec![]),
+            (State::Drifted, Facts { throttled, observed: written, ..fine() }, vec![]),
+            (State::Protected, Facts { observed: written, is_changing: true, ..fine() }, vec![]),
+            (State::Contended, Facts { observed: written, ..fine() }, vec![report(contended.clone(), NOW)]),
+            (State::Drifted, Facts { observed: written, ..fine() }, vec![report(contended, NOW - LATELY - 1)]),
+            (State::Deferred, fine(), vec![report(What::CutDeferred(cut), NOW)]),
+            (State::Refused, fine(), vec![report(What::CutGivenUp(cut), NOW), report(What::CutDeferred(cut), NOW)]),
+            (State::Protected, fine(), vec![report(applied, NOW), report(What::CutDeferred(cut), NOW)]),
+            (State::Refused, fine(), vec![report(What::CutRejected(cut), NOW - LATELY)]),
+            (State::Protected, fine(), vec![report(What::CutRejected(cut), NOW - LATELY - 1)]),
+            // It has another limit since.
+            (
+                State::Rescued,
+                Facts { desired: raised, observed: raised, ..fine() },
+                vec![report(What::CutRejected(cut), NOW)],
+            ),
+            (State::Unread, Facts { is_read: false, ..fine() }, vec![report(What::CutRejected(cut), NOW)]),
+            (State::Killed, Facts { is_read: false, ..fine() }, vec![report(killed, NOW - LATELY)]),
+        ] {
+            let facts = Facts { reports: &reports, ..facts };
+            assert_eq!(facts.state(), state, "{facts:#?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_alone_does_not_differ() {
+        let desired = Values { min: Some(mib(1)), low: None, high: Some(Limit::Max), max: None };
+        let observed = Values { min: Some(mib(1)), low: Some(mib(5)), high: Some(mib(7)), max: Some(mib(9)) };
+        assert_eq!(desired.differs_from(observed), 1);
+    }
+
+    #[test]
+    fn many_things_are_done_in_parallel_and_come_in_their_order() {
+        let items: Vec<usize> = (0..1000).collect();
+        assert_eq!(in_parallel(&items, |item| item * 2), items.iter().map(|item| item * 2).collect::<Vec<_>>());
+        assert!(in_parallel(&[] as &[usize], |item| *item).is_empty());
     }
 }
