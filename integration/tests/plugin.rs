@@ -233,7 +233,7 @@ fn the_node_is_found_able_and_shown_with_its_containers(node: &Node, driver: Dri
     let (min, low, high, max) = values(node, &pod)?;
     let observed = serde_json::json!({ "min": min, "low": low, "high": high, "max": max });
     assert_eq!((&container["observed"], &container["desired"]), (&observed, &observed));
-    assert_eq!(container["cgroup"], format!("/{}", pod.container("app")?.cgroup));
+    assert_eq!(container["cgroup"], pod.container("app")?.cgroup);
     assert_eq!(container["state"], "protected");
     assert!(container["usage"].as_u64() > Some(0) && container["stalledSeconds"].is_number(), "{container:#}");
     let levels = status["cgroups"].as_array().context("cgroups")?;

@@ -75,7 +75,7 @@ pub struct NodeStatus {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CgroupStatus {
-    /// Its path.
+    /// Its path below the root.
     pub cgroup: CgroupPath,
     /// What it is.
     pub level: Level,
@@ -135,7 +135,7 @@ pub struct ContainerStatus {
     pub container: String,
     /// Its id in the runtime.
     pub id: String,
-    /// Its cgroup.
+    /// Its cgroup, below the root.
     pub cgroup: Option<CgroupPath>,
     /// What all this amounts to.
     pub state: State,
