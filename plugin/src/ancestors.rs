@@ -9,7 +9,7 @@
 //! What a cgroup held before its first change is remembered ([`Originals`]), and is what it gets back when nothing below it
 //! is to be protected any more.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -326,7 +326,7 @@ impl Ancestors {
     }
 
     /// It has not started yet, or not ended.
-    fn is_alive(&self, container: &Container) -> bool {
+    pub fn is_alive(&self, container: &Container) -> bool {
         let ended = |cgroup: &CgroupPath| matches!(self.root.cgroup(cgroup), Err(CgroupError::Gone(_)));
         !(container.started && container.cgroup.as_ref().is_some_and(ended))
     }
@@ -465,9 +465,11 @@ impl Ancestors {
             };
             (level, kind)
         });
-        let reserved = state.reserved.iter().map(|reserved| {
-            let protection = Protection { min: reserved.memory, low: Bytes::ZERO };
-            (Level { cgroup: reserved.cgroup.clone(), protection }, status::Level::Reserved)
+        // The same one may be named for the system and for Kubernetes.
+        let named: BTreeSet<_> = state.reserved.iter().map(|reserved| &reserved.cgroup).collect();
+        let reserved = named.into_iter().map(|cgroup| {
+            let [min, low] = self.wanted(&state, cgroup);
+            (Level { cgroup: cgroup.clone(), protection: Protection { min, low } }, status::Level::Reserved)
         });
         of_pods.chain(reserved).collect()
     }

@@ -102,7 +102,18 @@ impl Cuts {
             // Unless there was another one meanwhile.
             self.containers.swap_update(&container.id, update, before);
         }
-        Ok(match room? {
+        let room = match room {
+            // What cannot be made room in is judged by what it uses: setting the limit would kill all the same.
+            Err(error) => {
+                let usage = self.root.cgroup(path).and_then(|cgroup| cgroup.usage_in_parts());
+                match usage {
+                    Ok(usage) if resize::cut(limit, &usage) != Cut::Fits => Room::NotMade(usage),
+                    _ => return Err(error),
+                }
+            }
+            Ok(room) => room,
+        };
+        Ok(match room {
             Room::Made => Attempted::Made,
             Room::NotMade(usage) => Attempted::NotMade { in_force, usage: Some(usage) },
         })

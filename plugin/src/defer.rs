@@ -66,9 +66,19 @@ impl Deferrals {
 
     /// A container is to have this limit, once it can, or never after so long.
     pub fn put(&self, id: &str, limit: Bytes, patience: Duration) {
-        let deferral = Deferral { limit, since: Instant::now(), patience, asked: None };
-        lock(&self.waiting).insert(id.to_owned(), deferral);
+        let new = Deferral { limit, since: Instant::now(), patience, asked: None };
+        let mut waiting = lock(&self.waiting);
+        // Whoever asks for the same again does not make it wait longer.
+        let same = waiting.get(id).filter(|before| before.limit == limit).copied();
+        let deferral = same.map_or(new, |before| Deferral { patience, ..before });
+        waiting.insert(id.to_owned(), deferral);
+        drop(waiting);
         self.changed.notify_one();
+    }
+
+    /// A container's limit waits.
+    pub fn is_waiting(&self, id: &str) -> bool {
+        lock(&self.waiting).contains_key(id)
     }
 
     /// A container's limit does not wait any more.

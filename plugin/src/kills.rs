@@ -29,6 +29,7 @@ use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, EVENTS, Events};
 use crate::containers::{Container, Containers};
 use crate::lock;
 use crate::originals;
+use crate::pod::PodCgroup;
 use crate::reconcile::{Work, give_memory_back};
 use crate::report::metrics::{By, OfKill};
 use crate::report::{Reports, Subject, What};
@@ -43,6 +44,9 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// The least time between two looks: a container that is held back at `memory.high` wakes up as often as one that is killed.
 const PAUSE: Duration = Duration::from_millis(40);
+
+/// After how long the runtime is asked again for a limit that it has not set, in seconds.
+const RAISE_AGAIN: u64 = 30;
 
 /// How often a container's kills are told of, in seconds.
 const TELL_EVERY: u64 = 10;
@@ -142,7 +146,7 @@ impl Pod {
         let times = counts.kills().saturating_sub(running.counted.kills());
         self.accounted = self.accounted.plus(counts.since(running.counted));
         running.counted = counts;
-        Some(Killed { id, name: running.name.clone(), times })
+        Some(Killed { id, name: running.name.clone(), times, container: running.container.clone() })
     }
 }
 
@@ -153,6 +157,8 @@ struct Told {
     kills: Option<u64>,
     /// That it may not have more.
     ceiling: Option<u64>,
+    /// To the runtime, that it is to have more.
+    raised: Option<u64>,
 }
 
 /// It is time to tell of something again.
@@ -165,6 +171,9 @@ struct Running {
     name: String,
     cgroup: CgroupPath,
     counted: Counts,
+    /// As it was when it was last told of: its end may be told of before its last kill is seen.
+    #[serde(skip)]
+    container: Option<Arc<Container>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +210,7 @@ struct Killed {
     id: String,
     name: String,
     times: u64,
+    container: Option<Arc<Container>>,
 }
 
 /// The task that watches and counts.
@@ -377,7 +387,11 @@ impl Watcher {
             name: container.name.clone(),
             cgroup: cgroup.clone(),
             counted: if is_first { counted() } else { Counts::default() },
+            container: None,
         });
+        if let Some(running) = pod.running.get_mut(&container.id) {
+            running.container = Some(container.clone());
+        }
         let page = self.containers.settings().node.page_size;
         let is_forgotten =
             pod.histories.get_mut(&container.name).is_some_and(|history| history.asks_for(container.asked, page));
@@ -422,7 +436,8 @@ impl Watcher {
                 (1, Some((id, last))) => {
                     // Half of it may have been counted before it was gone.
                     let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
-                    killed.push(Killed { id: id.clone(), name: last.name.clone(), times });
+                    let container = last.container.clone();
+                    killed.push(Killed { id: id.clone(), name: last.name.clone(), times, container });
                     pod.accounted = events.into();
                 }
                 (0, _) if pod.unexplained != rest => {
@@ -452,7 +467,7 @@ impl Watcher {
         if !killed.is_empty() {
             pod.limits_reached = events.oom;
             let now = now();
-            for Killed { id, name, times } in killed.iter().filter(|_| is_by_its_limit) {
+            for Killed { id, name, times, .. } in killed.iter().filter(|_| is_by_its_limit) {
                 let history = pod.histories.entry(name.clone()).or_default();
                 if let Some(container) = self.containers.get(id)
                     && history.asks_for(container.asked, self.containers.settings().node.page_size)
@@ -487,6 +502,7 @@ impl Watcher {
         };
         let container =
             self.containers.all().into_iter().filter(is_it).max_by_key(|container| container.id != killed.id);
+        let container = container.or_else(|| killed.container.clone());
         let told = pod.told.entry(killed.name.clone()).or_default();
         let by = if is_by_its_limit { By::limit } else { By::node };
         self.reports.metrics.oom_kills.get_or_create(&OfKill { by }).inc_by(killed.times);
@@ -494,7 +510,10 @@ impl Watcher {
             told.kills = Some(now);
             let subject = match &container {
                 Some(container) => container.as_ref().into(),
-                None => Subject { container: Some(killed.name.clone()), ..Subject::default() },
+                None => {
+                    let uid = PodCgroup::parse(path.as_str()).map(|pod| pod.uid);
+                    Subject { uid, container: Some(killed.name.clone()), ..Subject::default() }
+                }
             };
             let limit = container.as_ref().map(|container| container.limit);
             let what = What::Killed { limit, by_own_limit: is_by_its_limit, kills, window: rescue.window };
@@ -515,6 +534,10 @@ impl Watcher {
         let _ = self.work.send(Work::limit(container, limit));
     }
 
+    fn told(&mut self, path: &CgroupPath, name: &str) -> &mut Told {
+        self.counted.pods.entry(path.clone()).or_default().told.entry(name.to_owned()).or_default()
+    }
+
     /// A higher limit, if it is due.
     fn judge(&mut self, path: &CgroupPath, container: &Container, now: u64) -> Option<Bytes> {
         if !is_wanted(&self.containers, container) {
@@ -526,6 +549,16 @@ impl Watcher {
         let pod = self.counted.pods.get(path)?;
         let kills = pod.histories.get(&container.name)?.kills(rescue.window, now);
         let told = pod.told.get(&container.name).copied().unwrap_or_default();
+        let rescued = pod.histories.get(&container.name).and_then(History::rescued);
+        if let Some(Rescued { limit, .. }) = rescued
+            && container.started
+            && container.limit.is_same(asked.into(), settings.node.page_size)
+            && told.raised.is_none_or(|raised| now.saturating_sub(raised) >= RAISE_AGAIN)
+        {
+            // The runtime has not done what it was asked.
+            self.told(path, &container.name).raised = Some(now);
+            return Some(limit);
+        }
         if kills < rescue.kills as usize || !is_due(told.ceiling, now) {
             return None;
         }
@@ -548,6 +581,7 @@ impl Watcher {
             Verdict::NotYet => return None,
             Verdict::Raise(raised) => {
                 self.publish(path, &container.name);
+                self.told(path, &container.name).raised = Some(now);
                 let window = rescue.window;
                 let what = What::Rescued { asked, observed: limit, desired: raised, kills, window };
                 self.reports.tell(&container.into(), &what);
@@ -556,9 +590,7 @@ impl Watcher {
             Verdict::AtCeiling(most) => {
                 let what = What::AtCeiling { observed: limit, ceiling: most, free, kills, window: rescue.window };
                 self.reports.tell(&container.into(), &what);
-                if let Some(pod) = self.counted.pods.get_mut(path) {
-                    pod.told.entry(container.name.clone()).or_default().ceiling = Some(now);
-                }
+                self.told(path, &container.name).ceiling = Some(now);
                 None
             }
         };

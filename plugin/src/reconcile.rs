@@ -28,7 +28,7 @@ use crate::outcome::Outcome;
 use crate::pod::PodCgroup;
 use crate::policy::Protection;
 use crate::report::metrics::OfOutcome;
-use crate::report::{Reports, What};
+use crate::report::{Reports, Subject, What};
 use crate::units::{Bytes, CpuMax, Limit};
 
 /// Containers in one request to the runtime, which takes some tenths of a second for each and holds its lock meanwhile.
@@ -469,6 +469,7 @@ impl Reconciler {
         }
         if due.all {
             let policy = self.containers.settings().policy();
+            self.by_pod().values().for_each(|containers| self.raise_pod(containers));
             self.ancestors.settle(&self.containers.ids().into_iter().collect(), &policy, synchronized);
             for cgroup in self.ancestors.cgroups() {
                 self.watch_cgroup(&cgroup);
@@ -487,7 +488,7 @@ impl Reconciler {
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
             if touched.contains(&Knob::Max) {
-                self.raise_again(&cgroup);
+                self.raise_pod(self.by_pod().get(&cgroup).map_or(&[], Vec::as_slice));
             }
             match self.ancestors.check(&cgroup, &touched) {
                 Checked::Settled => {}
@@ -497,13 +498,36 @@ impl Reconciler {
         }
     }
 
-    /// Somebody has set a pod's limit. The kubelet adds up what users ask for, which is too little where limits were raised.
-    fn raise_again(&self, pod: &CgroupPath) {
-        let of_pod = |container: &Arc<Container>| container.place.as_ref().is_some_and(|place| place.cgroup() == pod);
-        let containers: Vec<_> = self.containers.all().into_iter().filter(of_pod).collect();
-        if let Some(raised) = containers.iter().find(|container| container.limit > container.asked) {
-            self.ancestors.raise_limits(raised, Some(raised.asked_limits()), &containers);
+    /// Somebody has set a pod's limit, or may have while nobody looked. The kubelet adds up what users ask for, which is too little
+    /// where limits were raised; and what it has forgotten to set (Kubernetes 1.27 to 1.36) may have been so before this plugin
+    /// came.
+    fn raise_pod(&self, containers: &[Arc<Container>]) {
+        if self.containers.settings().stand_aside {
+            return;
         }
+        let mut alive = containers.iter().filter(|container| self.ancestors.is_alive(container));
+        // One is enough: the sum is of all.
+        let recorded = alive.clone().find_map(|container| {
+            let record = self.containers.record(&container.uid, &container.name, container.moment)?;
+            (!record.pod_limits).then_some(container)
+        });
+        let raised = alive.find(|container| container.limit > container.asked);
+        match (recorded, raised) {
+            (Some(container), _) => self.ancestors.raise_limits(container, None, containers),
+            (None, Some(raised)) => self.ancestors.raise_limits(raised, Some(raised.asked_limits()), containers),
+            (None, None) => {}
+        }
+    }
+
+    /// The containers of each pod.
+    fn by_pod(&self) -> HashMap<CgroupPath, Vec<Arc<Container>>> {
+        let mut pods: HashMap<_, Vec<_>> = HashMap::new();
+        for container in self.containers.all() {
+            if let Some(place) = &container.place {
+                pods.entry(place.cgroup().clone()).or_default().push(container);
+            }
+        }
+        pods
     }
 
     async fn look_at(&mut self, batch: &[(String, bool)]) {
@@ -601,8 +625,9 @@ impl Reconciler {
                 is_made = false;
                 self.reports.tell(&container.into(), &What::NotResized { knob, desired, observed });
             }
-            if is_made {
-                let outcome = Outcome::Applied;
+            // One that is deferred is counted as such.
+            let outcome = if is_made { Outcome::Applied } else { Outcome::Failed };
+            if !is_made || container.limit <= container.asked {
                 self.reports.metrics.resizes.get_or_create(&OfOutcome { outcome }).inc();
             }
         }
@@ -672,15 +697,13 @@ impl Reconciler {
     /// Writes a container's files, without the runtime. To lower memory.high takes as long as there is memory to reclaim.
     fn write_files(&mut self, container: &Container, writes: Vec<Write>) {
         let Some(path) = container.cgroup.clone() else { return };
-        for &Write { knob, observed, desired } in &writes {
-            self.reports.tell(&container.into(), &What::Repaired { knob, desired, observed });
-        }
-        let root = self.root.clone();
+        let (root, reports, subject) = (self.root.clone(), self.reports.clone(), Subject::from(container));
         // What comes of it is seen by watching the files.
         tokio::task::spawn_blocking(move || {
-            for Write { knob, desired, .. } in writes {
-                if let Err(error) = root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
-                    debug!(cgroup = %path, %error, "cannot repair the file");
+            for Write { knob, desired, observed } in writes {
+                match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
+                    Ok(()) => reports.tell(&subject, &What::Repaired { knob, desired, observed }),
+                    Err(error) => debug!(cgroup = %path, %error, "cannot repair the file"),
                 }
             }
         });
@@ -792,7 +815,9 @@ impl Reconciler {
         self.ancestors.prune(&known);
         self.progress.retain(|id, _| known.contains(id));
         let uids: HashSet<_> = self.containers.all().iter().map(|container| container.uid.clone()).collect();
-        self.reports.retain(|uid| uids.contains(uid), |cgroup| self.ancestors.contains(cgroup));
+        // Whoever tells of cgroups may hold what knows them.
+        let cgroups: HashSet<_> = self.ancestors.cgroups().into_iter().collect();
+        self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
         self.contention.forget_quiet(std::time::Instant::now());
     }
 

@@ -118,6 +118,11 @@ pub enum Cut {
     Kills,
 }
 
+/// Whether a limit is more than `most` times a request. Nothing requested is no promise that could be broken.
+pub fn is_overcommitted(limit: Bytes, request: Bytes, most: f64) -> bool {
+    request > Bytes::ZERO && limit.get() as f64 > request.get() as f64 * most
+}
+
 /// How much has to stay free below a limit when it is set: 4 %, at least 2 MiB.
 pub fn margin(limit: Bytes) -> Bytes {
     Bytes::new(limit.get() / MARGIN_PART).max(LEAST_MARGIN)

@@ -34,7 +34,7 @@ use crate::reconcile::{Work, memory_limit, update};
 use crate::report::{LowerLimit, Reports, What};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
-use crate::resize::Limits;
+use crate::resize::{self, Limits};
 use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize, excerpt};
 
 /// Part of the runtime's request timeout within which an event is answered.
@@ -289,8 +289,7 @@ impl Service {
     fn say_if_overcommitted(&self, container: &Container, request: Option<&Request>) {
         if let (Limit::Bytes(limit), Some(request), Some(most)) =
             (container.limit, request, self.containers.settings().config.max_limit_request_ratio)
-            && request.bytes > Bytes::ZERO
-            && limit.get() as f64 > request.at_most.get() as f64 * most
+            && resize::is_overcommitted(limit, request.at_most, most)
         {
             let what = What::Overcommitted { request: request.at_most, limit, most };
             self.reports.tell(&container.into(), &what);
@@ -301,11 +300,15 @@ impl Service {
     /// it, was last to have: where the pod's were tighter than what those add up to, that is its author's word
     /// (`PodLevelResources`), and stays.
     fn raise_pod(&self, container: &Container, former: Option<Limits>, is_recorded: bool) {
-        // Of the first container of its name the pod's cgroup knows, unless this plugin has come after it.
-        let is_new = if former.is_none() { is_recorded } else { former != Some(container.limits()) };
-        if !is_new || self.containers.settings().stand_aside {
+        // Of the first container of its name the pod's cgroup knows, unless this plugin has come after it. Where the kubelet has
+        // written down that the pod has no limits of its own, whatever is tighter is left from before, perhaps from before
+        // this plugin.
+        if !(is_recorded || former.is_some_and(|former| former != container.limits()))
+            || self.containers.settings().stand_aside
+        {
             return;
         }
+        let former = former.filter(|_| !is_recorded);
         self.ancestors.raise_limits(container, former, &self.containers.in_sandbox(&container.sandbox));
     }
 

@@ -1,7 +1,7 @@
 //! `plimsoll status`: asks the plugin, and draws what it says.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -20,7 +20,7 @@ use plimsoll::pod::QosClass;
 use plimsoll::policy::Protection;
 use plimsoll::report::Report;
 use plimsoll::report::serve;
-use plimsoll::report::status::{CgroupStatus, ContainerStatus, State, Status, VERSION};
+use plimsoll::report::status::{CgroupStatus, ContainerStatus, DownStatus, Level, State, Status, VERSION};
 use plimsoll::units::{Bytes, Limit, excerpt, printable};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -127,45 +127,64 @@ impl StatusCommand {
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
+        if !self.watch {
+            let text = runtime.block_on(self.draw(&Screen::of_stdout(self.wide))).map_err(Failure::Runtime)?;
+            print(format_args!("{text}"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         loop {
-            let mut status = runtime.block_on(ask(&self.host)).map_err(Failure::Runtime)?;
-            if let Some(pod) = &self.pod
-                && !status.containers.iter().any(|container| is_pod(container, pod))
-            {
-                let error = anyhow!("no containers of a pod '{}' are known on this node", excerpt(pod));
-                return Err(Failure::Runtime(error));
-            }
-            status.containers.retain(|container| self.is_wanted(container));
-            if self.json {
-                let json = serde_json::to_string_pretty(&status).map_err(|error| Failure::Runtime(error.into()))?;
-                print(format_args!("{json}\n"))?;
-                return Ok(ExitCode::SUCCESS);
-            }
             let screen = Screen::of_stdout(self.wide);
-            let text = if self.pod.is_some() { story(&status, now()) } else { overview(&status, &screen) };
-            if !self.watch {
-                print(format_args!("{text}"))?;
+            // The plugin may come back.
+            let text = runtime.block_on(self.draw(&screen)).unwrap_or_else(|error| format!("{error:#}\n"));
+            // A line that is longer than the terminal is wide would push the first one out.
+            let lines: Vec<_> = text.lines().take(screen.rows.saturating_sub(1)).map(|line| screen.cut(line)).collect();
+            // Home, and clear what is left of each line and below.
+            let drawn = write!(io::stdout(), "\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"));
+            if drawn.and_then(|()| io::stdout().flush()).is_err() {
+                // Nobody looks any more.
                 return Ok(ExitCode::SUCCESS);
             }
-            // Home, and clear what is left of each line and below.
-            let lines: Vec<_> = text.lines().take(screen.rows.saturating_sub(1)).collect();
-            print(format_args!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n")))?;
             std::thread::sleep(EVERY);
         }
     }
 
+    /// What is to be seen now.
+    async fn draw(&self, screen: &Screen) -> anyhow::Result<String> {
+        let mut status = ask(&self.host).await?;
+        status.containers.retain(|container| self.is_wanted(container));
+        status.down.retain(|down| self.is_wanted_down(down));
+        if let Some(pod) = &self.pod
+            && status.containers.is_empty()
+            && status.down.is_empty()
+        {
+            bail!("no containers of a pod '{}' are known on this node", excerpt(pod));
+        }
+        if self.json {
+            return Ok(serde_json::to_string_pretty(&status)? + "\n");
+        }
+        Ok(if self.pod.is_some() { story(&status, now()) } else { overview(&status, screen) })
+    }
+
+    /// What is down is in no state, and of no class.
+    fn is_wanted_down(&self, down: &DownStatus) -> bool {
+        self.pod.as_ref().is_none_or(|pod| is_pod(&down.namespace, &down.pod, pod))
+            && self.namespace.as_ref().is_none_or(|namespace| down.namespace == *namespace)
+            && (self.state.is_empty() || self.state.contains(&State::Killed))
+            && self.class.is_none()
+    }
+
     fn is_wanted(&self, container: &ContainerStatus) -> bool {
-        self.pod.as_ref().is_none_or(|pod| is_pod(container, pod))
+        self.pod.as_ref().is_none_or(|pod| is_pod(&container.namespace, &container.pod, pod))
             && self.namespace.as_ref().is_none_or(|namespace| container.namespace == *namespace)
             && (self.state.is_empty() || self.state.contains(&container.state))
             && self.class.is_none_or(|class| container.class == class)
     }
 }
 
-fn is_pod(container: &ContainerStatus, pod: &str) -> bool {
-    match pod.split_once('/') {
-        Some((namespace, pod)) => container.namespace == namespace && container.pod == pod,
-        None => container.pod == pod,
+fn is_pod(namespace: &str, name: &str, wanted: &str) -> bool {
+    match wanted.split_once('/') {
+        Some((wanted, pod)) => namespace == wanted && name == pod,
+        None => name == wanted,
     }
 }
 
@@ -221,6 +240,17 @@ impl Screen {
         // https://no-color.org
         let has_colours = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { columns, rows, has_colours }
+    }
+}
+
+impl Screen {
+    /// As much of a line as there is room for; styles take none, and end with the line.
+    fn cut(&self, line: &str) -> String {
+        if line.contains('\x1b') {
+            // The table, which fits.
+            return line.to_owned();
+        }
+        line.chars().take(self.columns).collect()
     }
 }
 
@@ -285,7 +315,8 @@ fn show(limit: Limit) -> String {
 fn pair(row: &ContainerStatus, of: fn(&plimsoll::report::status::Values) -> Option<Limit>) -> String {
     match (of(&row.desired), row.observed.as_ref().map(of)) {
         (Some(desired), Some(Some(observed))) if desired != observed => {
-            format!("{}!={}", show(desired), show(observed))
+            let [rough, other] = [show(desired), show(observed)];
+            if rough == other { format!("{desired}!={observed}") } else { format!("{rough}!={other}") }
         }
         (Some(desired), _) => show(desired),
         (None, Some(Some(observed))) => show(observed),
@@ -356,9 +387,17 @@ fn overview(status: &Status, screen: &Screen) -> String {
     if node.stands_aside {
         text.push_str("'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'\n");
     }
-    for cgroup in &status.cgroups {
-        if let Some(report) = cgroup.reports.first() {
-            let _ = writeln!(text, "{}: {}", excerpt(cgroup.cgroup.as_str()), report.message);
+    // Those of pods are in their stories.
+    for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.level != Level::Pod) {
+        if let Some(report) = cgroup.reports.iter().find(|report| report.is_late()) {
+            let line = format!("{}: {}", excerpt(cgroup.cgroup.as_str()), report.message);
+            let _ = writeln!(text, "{}", screen.cut(&line));
+        }
+    }
+    for DownStatus { namespace, pod, container, reports, .. } in &status.down {
+        let name = [namespace, pod, container].map(|part| printable(part)).join("/");
+        if let Some(report) = reports.first() {
+            let _ = writeln!(text, "{}", screen.cut(&format!("down: {name}: {}", report.message)));
         }
     }
     text.push('\n');
@@ -505,6 +544,12 @@ fn story(status: &Status, now: u64) -> String {
             above = path.parent();
         }
     }
+    for DownStatus { namespace, pod, container, reports, .. } in &status.down {
+        let name = [namespace, pod, container].map(|part| printable(part)).join("/");
+        let _ = writeln!(text, "{name}: down at the moment");
+        tell(&mut text, reports, now);
+        text.push('\n');
+    }
     for path in told {
         if let Some(cgroup) = status.cgroups.iter().find(|cgroup| cgroup.cgroup == *path) {
             tell_cgroup(&mut text, cgroup, now);
@@ -555,7 +600,7 @@ mod tests {
     fn status(containers: &str) -> Status {
         let text = format!(
             r#"{{"version": 1, "plimsoll": "0", "node": {{"memory": null, "available": null, "allocatable": 1000, "standsAside": false,
-            "requests": 64, "limits": 250, "unlimited": 0, "usage": 50}}, "cgroups": [], "containers": [{containers}]}}"#
+            "requests": 64, "limits": 250, "unlimited": 0, "usage": 50}}, "cgroups": [], "containers": [{containers}], "down": []}}"#
         );
         serde_json::from_str(&text).unwrap()
     }
@@ -565,7 +610,7 @@ mod tests {
         let values = format!(r#"{{"min": {min}, "low": 0, "high": {high}, "max": {max}}}"#);
         format!(
             r#"{{"namespace": "default", "pod": "{name}", "uid": "u", "container": "app", "id": "i", "cgroup": null, "state": "killed",
-            "class": "Burstable", "request": null, "asked": {max}, "usage": {usage}, "workingSet": null, "overRequest": 0,
+            "class": "Burstable", "request": null, "asked": {max}, "usage": {usage}, "workingSet": null, "overRequest": 0, "overcommitted": false,
             "desired": {values}, "reasons": {{"min": "", "low": "", "high": ""}}, "observed": {values}, "effective": null,
             "standing": null, "stalledSeconds": null, "stalledPercent": null, "oomKills": null, "reports": []}}"#
         )

@@ -262,6 +262,24 @@ async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
 }
 
 #[tokio::test]
+async fn a_kill_counts_also_if_the_end_of_the_container_is_told_of_before_it_is_seen() {
+    let (_node, mut daemon, runtime) = start(RESCUE).await;
+    let mut pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    daemon.signal(rustix::process::Signal::STOP);
+    let (end, goes_on) = (runtime.stop(&pod), async {
+        // The plugin finds both when it goes on.
+        count_up(&runtime, &pod, 3, 0);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        daemon.signal(rustix::process::Signal::CONT);
+    });
+    tokio::join!(end, goes_on);
+    let line = daemon.says("raising the limit").await;
+    assert!(line.contains("pod=\"default/b\"") && line.contains("desired=209715200"), "{line}");
+    assert_eq!(again(&runtime, &mut pod, 100 * MIB).await.map(|memory| memory.limit.value), Some(200 * MIB));
+}
+
+#[tokio::test]
 async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
     let (node, mut daemon, runtime) = start(RESCUE).await;
     let off = Pod::new("burstable", "off", 100 * MIB).annotate("oom-rescue.plimsoll.nri.io", "off");

@@ -104,6 +104,27 @@ async fn a_pod_keeps_its_limit_beside_a_container_without_one_and_gets_none_wher
 }
 
 #[tokio::test]
+async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_is_raised() {
+    let node = Node::new();
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.checkpoint(file, &[("known", "app", 64 * MIB)]);
+    }
+    let _daemon = node.start();
+    let runtime = node.accept().await;
+    let (known, unknown) = (Pod::new("burstable", "known", 200 * MIB), Pod::new("burstable", "unknown", 200 * MIB));
+    for pod in [&known, &unknown] {
+        runtime.make_cgroup(pod);
+        runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+    }
+    runtime.synchronize(&[&known, &unknown]).await;
+    runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
+    runtime.set_file(&known.cgroup(), "memory.max", &(150 * MIB).to_string());
+    runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
+    // Where the kubelet has written nothing down, it may be meant so.
+    assert_eq!(runtime.file(&unknown.cgroup(), "memory.max"), (100 * MIB).to_string());
+}
+
+#[tokio::test]
 async fn a_pod_that_was_tighter_than_its_containers_stays_so() {
     let (_node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 200 * MIB);

@@ -198,7 +198,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
     ] {
         assert!(text.lines().any(|other| other == line), "{line}\n{text}");
     }
-    assert!(!text.contains("default") && !text.contains("app"), "no names: {text}");
+    assert!(!text.contains("default") && !text.contains("\"app\""), "no names: {text}");
     // After another update the refusal is not the last word any more.
     runtime.uses(&pod, 50 * MIB, 20 * MIB);
     runtime
@@ -260,6 +260,31 @@ async fn only_root_may_ask_and_who_asks_slowly_keeps_nobody_from_anything() {
     let (text, code) = status(&node, &[]).await;
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("plimsoll.sock") && text.contains("does it run"), "{text}");
+}
+
+#[tokio::test]
+async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
+    let (node, mut daemon, runtime) = start(CONFIG).await;
+    let pod = run(&node, &runtime, "b").await;
+    let events = "low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 0";
+    for cgroup in [format!("{}/{}", pod.cgroup(), pod.container.id), pod.cgroup()] {
+        runtime.set_file(&cgroup, "memory.events", "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0\noom_group_kill 0");
+    }
+    runtime.started(&pod).await;
+    for cgroup in [format!("{}/{}", pod.cgroup(), pod.container.id), pod.cgroup()] {
+        runtime.set_file(&cgroup, "memory.events", events);
+    }
+    daemon.says("the kernel killed processes of the container").await;
+    let (text, _) = status(&node, &[]).await;
+    assert_eq!(rows(&text)[1][0], "killed", "{text}");
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+    runtime.stop(&pod).await;
+    let (text, _) = status(&node, &[]).await;
+    let down = "down: default/b/app: killed for want of memory, by its own limit or its pod's (250Mi): 1 times";
+    assert!(text.contains(down) && rows(&text).len() == 1, "{text}");
+    let (text, code) = status(&node, &["b"]).await;
+    assert!(code == 0 && text.contains("default/b/app: down at the moment"), "{text}");
+    assert!(metrics(&node).await.contains("plimsoll_oom_kills_total{by=\"limit\"} 1\n"));
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use crate::resize::Usage;
 use crate::units::{Bytes, CpuMax, CpuMaxError, Limit, LimitError};
 
 /// A file of the memory controller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Knob {
     /// `memory.min`: what is never reclaimed.
     Min,

@@ -3,6 +3,7 @@
 //! No series names a pod or a container, so there are as many with 10,000 of them as with one; unless the configuration asks for
 //! those of containers (`containerMetrics`), which are called and labelled as cAdvisor's where it has the same, after our prefix.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::cgroup::Knob;
 use crate::outcome::Outcome;
 use crate::policy::Protection;
 use crate::report::status::{State, Status, Values};
-use crate::units::{Bytes, Limit, PageSize, printable};
+use crate::units::{Bytes, Limit, printable};
 
 /// Up to what an event's answer takes, in seconds. The last but two is a tenth of the runtime's default timeout.
 const LATENCIES: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
@@ -44,8 +45,6 @@ pub struct Metrics {
     pub rescues: Family<OfOutcome, Counter>,
     /// Releases from `memory.high`.
     pub stalls_released: Counter,
-    /// Containers whose limit is too many times their request.
-    pub overcommitted: Counter,
     /// How long events took to be answered.
     pub events: Events,
     /// How often a runtime was connected to.
@@ -150,6 +149,25 @@ impl Metrics {
 
     /// Gives all of them their names.
     pub fn register(&self, registry: &mut Registry) {
+        // What appears only with its first event cannot be seen to become more.
+        for outcome in [Outcome::Applied, Outcome::Rejected, Outcome::Deferred, Outcome::Failed] {
+            let _ = self.resizes.get_or_create(&OfOutcome { outcome });
+        }
+        for outcome in [Outcome::Applied, Outcome::Rejected] {
+            let _ = self.rescues.get_or_create(&OfOutcome { outcome });
+        }
+        for by in [By::limit, By::node] {
+            let _ = self.oom_kills.get_or_create(&OfKill { by });
+        }
+        let levels =
+            [(Level::Container, &[Knob::Min, Knob::Low, Knob::High][..]), (Level::Ancestor, &[Knob::Min, Knob::Low])];
+        for (level, knobs) in levels {
+            for knob in knobs {
+                let labels = OfLevel { level, knob: File(*knob) };
+                let _ = self.repairs.get_or_create(&labels);
+                let _ = self.contended.get_or_create(&labels);
+            }
+        }
         registry.register("resizes", "Resizes of containers, by what became of them", self.resizes.clone());
         registry.register_with_unit(
             "resize_rejected",
@@ -191,11 +209,6 @@ impl Metrics {
             "stalls_released",
             "Releases of containers that stood at memory.high",
             self.stalls_released.clone(),
-        );
-        registry.register(
-            "overcommitted",
-            "Creates and resizes of containers with a limit of more than maxLimitRequestRatio times their request",
-            self.overcommitted.clone(),
         );
         registry.register_with_unit(
             "nri_request_duration",
@@ -321,6 +334,14 @@ fn register_node(status: &Status, registry: &mut Registry) {
         Unit::Bytes,
         gauge(over.fold(Bytes::ZERO, Bytes::saturating_add)),
     );
+    let overcommitted = Gauge::<i64>::default();
+    let count = status.containers.iter().filter(|container| container.overcommitted).count();
+    overcommitted.set(i64::try_from(count).unwrap_or(i64::MAX));
+    registry.register(
+        "overcommitted_containers",
+        "Containers whose memory limit is more than maxLimitRequestRatio times their request",
+        overcommitted,
+    );
     let states = Family::<OfState, Gauge>::default();
     for state in State::ALL {
         let count = status.containers.iter().filter(|container| container.state == state).count();
@@ -338,38 +359,36 @@ fn register_node(status: &Status, registry: &mut Registry) {
 
 /// What is protected by level, and how many files are not as they should be.
 fn register_levels(status: &Status, registry: &mut Registry) {
-    let protection = Bytewise::<OfProtection>::default();
-    let add = |level, value, of: Protection| {
+    let mut sums: BTreeMap<(&'static str, Knob, &'static str), Bytes> = BTreeMap::new();
+    let mut add = |level, value, of: Protection| {
         for (knob, bytes) in [(Knob::Min, of.min), (Knob::Low, of.low)] {
-            protection.get_or_create(&OfProtection { level, knob: File(knob), value }).inc_by(number(bytes));
+            let sum = sums.entry((level, knob, value)).or_default();
+            *sum = sum.saturating_add(bytes);
         }
     };
-    let differences = Family::<OfDifference, Gauge>::default();
-    for level in [Level::Container, Level::Ancestor] {
-        differences.get_or_create(&OfDifference { level }).set(0);
-    }
-    let page = PageSize::of_this_machine();
+    let mut differing = [0, 0];
     for cgroup in &status.cgroups {
         let level = cgroup.level.word();
         add(level, "desired", cgroup.desired);
         add(level, "observed", cgroup.observed.unwrap_or_default());
         add(level, "effective", cgroup.effective.unwrap_or_default());
+        // Where nothing is wanted the file is left alone.
         let observed = cgroup.observed.unwrap_or(cgroup.desired);
         let pairs = [(cgroup.desired.min, observed.min), (cgroup.desired.low, observed.low)];
-        let differing = pairs.iter().filter(|(desired, observed)| desired.floor_to(page) != observed.floor_to(page));
-        let count = i64::try_from(differing.count()).unwrap_or(i64::MAX);
-        differences.get_or_create(&OfDifference { level: Level::Ancestor }).inc_by(count);
+        let differs = |(desired, observed): &&(Bytes, Bytes)| *desired > Bytes::ZERO && desired != observed;
+        differing[1] += pairs.iter().filter(differs).count();
     }
-    let amount = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
+    let amount = |limit: Option<Limit>| limit.map_or(Bytes::ZERO, |limit| limit.bytes().unwrap_or(Bytes::MAX));
     for container in &status.containers {
         let of = |values: Values| Protection { min: amount(values.min), low: amount(values.low) };
         add("container", "desired", of(container.desired));
-        let observed = container.observed.unwrap_or_default();
-        add("container", "observed", of(observed));
+        add("container", "observed", of(container.observed.unwrap_or_default()));
         add("container", "effective", container.effective.unwrap_or_default());
-        let differing = container.observed.map_or(0, |observed| container.desired.differs_from(observed));
-        let count = i64::try_from(differing).unwrap_or(i64::MAX);
-        differences.get_or_create(&OfDifference { level: Level::Container }).inc_by(count);
+        differing[0] += container.observed.map_or(0, |observed| container.desired.differs_from(observed));
+    }
+    let protection = Bytewise::<OfProtection>::default();
+    for ((level, knob, value), sum) in sums {
+        protection.get_or_create(&OfProtection { level, knob: File(knob), value }).set(number(sum));
     }
     registry.register_with_unit(
         "protection",
@@ -378,6 +397,10 @@ fn register_levels(status: &Status, registry: &mut Registry) {
         Unit::Bytes,
         protection,
     );
+    let differences = Family::<OfDifference, Gauge>::default();
+    for (level, count) in [Level::Container, Level::Ancestor].into_iter().zip(differing) {
+        differences.get_or_create(&OfDifference { level }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
     registry.register("differing_files", "Files that are not as they should be", differences);
 }
 
@@ -385,7 +408,13 @@ fn register_containers(status: &Status, registry: &mut Registry) {
     type Series = Bytewise<OfContainer>;
     let [usage, working_set, limit, min, low, high, over] = std::array::from_fn(|_| Series::default());
     let kills = Family::<OfContainer, Counter>::default();
+    let mut seen = HashSet::new();
     for container in &status.containers {
+        // Of a name there may be two for a moment, one that ends and one that begins.
+        let name = (&container.namespace, &container.pod, &container.container);
+        if container.observed.is_none() || !seen.insert(name) {
+            continue;
+        }
         let labels = OfContainer {
             namespace: printable(&container.namespace),
             pod: printable(&container.pod),

@@ -6,7 +6,7 @@ pub mod metrics;
 pub mod serve;
 pub mod status;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
@@ -25,6 +25,9 @@ use crate::units::{Bytes, Limit};
 
 /// How many different things are remembered of one container or cgroup.
 const REMEMBERED: usize = 16;
+
+/// How long what was told counts, in seconds.
+pub const LATELY: u64 = 600;
 
 /// Whom something is about.
 #[derive(Clone, Debug, Default)]
@@ -265,6 +268,21 @@ impl What {
         }
     }
 
+    /// It is the same thing again, if with other numbers.
+    fn is_like(&self, other: &Self) -> bool {
+        self.kind() == other.kind()
+            && match (self, other) {
+                (Self::CutRejected(cut), Self::CutRejected(other))
+                | (Self::CutDeferred(cut), Self::CutDeferred(other))
+                | (Self::CutGivenUp(cut), Self::CutGivenUp(other)) => cut.limit == other.limit,
+                (Self::NotResized { knob, .. }, Self::NotResized { knob: other, .. })
+                | (Self::PodRaised { knob, .. }, Self::PodRaised { knob: other, .. }) => knob == other,
+                (Self::Repaired { knob, .. }, Self::Repaired { knob: other, .. })
+                | (Self::Contended { knob, .. }, Self::Contended { knob: other, .. }) => knob == other,
+                _ => true,
+            }
+    }
+
     /// Somebody has to do something about it.
     const fn is_warning(&self) -> bool {
         !matches!(
@@ -440,11 +458,13 @@ impl fmt::Display for What {
                 let ([desired, observed], knob) = ([desired, observed].map(quantity), knob.file_name());
                 write!(f, "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs")
             }
-            Self::Killed { limit, by_own_limit, kills, window } => write!(
+            Self::Killed { by_own_limit: false, .. } => {
+                f.write_str("killed for want of memory on the node or in kubepods, not by its own limit")
+            }
+            Self::Killed { limit, kills, window, .. } => write!(
                 f,
-                "killed for want of memory, by {}{}: {kills} times within {}",
-                if *by_own_limit { "its own limit or its pod's" } else { "the node" },
-                limit.map(|limit| format!(" (limit {})", quantity(&limit))).unwrap_or_default(),
+                "killed for want of memory, by its own limit or its pod's{}: {kills} times within {}",
+                limit.map(|limit| format!(" ({})", quantity(&limit))).unwrap_or_default(),
                 humantime::format_duration(*window)
             ),
             Self::Rescued { asked, observed, desired, kills, .. } => write!(
@@ -517,7 +537,16 @@ enum Whose {
 pub struct Reports {
     /// What is counted.
     pub metrics: Metrics,
-    recent: Mutex<HashMap<Whose, VecDeque<Report>>>,
+    recent: Mutex<HashMap<Whose, Told>>,
+}
+
+/// What was told of somebody.
+#[derive(Debug, Default)]
+struct Told {
+    /// Namespace and name of the pod.
+    pod: Option<String>,
+    /// The latest first.
+    reports: VecDeque<Report>,
 }
 
 impl Reports {
@@ -540,7 +569,9 @@ impl Reports {
             }
             What::CutDeferred(_) => _ = metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Deferred }).inc(),
             What::CutGivenUp(_) => _ = metrics.deferrals_given_up.inc(),
-            What::NotResized { .. } => _ = metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Failed }).inc(),
+            What::CutApplied { .. } => {
+                _ = metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Applied }).inc();
+            }
             What::PodRaised { .. } => _ = metrics.pod_limits_raised.inc(),
             What::Repaired { knob, .. } => {
                 _ = metrics.repairs.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc()
@@ -555,8 +586,12 @@ impl Reports {
                 _ = metrics.rescues.get_or_create(&OfOutcome { outcome: Outcome::Rejected }).inc();
             }
             What::Released(_) => _ = metrics.stalls_released.inc(),
-            What::Overcommitted { .. } => _ = metrics.overcommitted.inc(),
-            What::Killed { .. } | What::CutApplied { .. } | What::BeyondNode { .. } | What::PutBack(_) => {}
+            // Counted once for all files of an update, and for each kill.
+            What::NotResized { .. }
+            | What::Killed { .. }
+            | What::BeyondNode { .. }
+            | What::Overcommitted { .. }
+            | What::PutBack(_) => {}
         }
     }
 
@@ -565,10 +600,13 @@ impl Reports {
         let now = now();
         let (kind, message) = (what.kind(), what.to_string());
         let mut recent = lock(&self.recent);
-        let reports = recent.entry(whose).or_default();
-        let before = reports.iter().position(|report| report.kind == kind && report.message == message);
+        let Told { pod, reports } = recent.entry(whose).or_default();
+        if subject.pod.is_some() {
+            pod.clone_from(&subject.pod);
+        }
+        let before = reports.iter().position(|report| report.what.as_ref().is_some_and(|before| what.is_like(before)));
         let report = match before.and_then(|at| reports.remove(at)) {
-            Some(before) => Report { what: Some(what.clone()), last: now, count: before.count + 1, ..before },
+            Some(before) => Report { what: Some(what.clone()), message, last: now, count: before.count + 1, ..before },
             None => Report { what: Some(what.clone()), kind, message, first: now, last: now, count: 1 },
         };
         reports.truncate(REMEMBERED - 1);
@@ -586,15 +624,37 @@ impl Reports {
     }
 
     fn of(&self, whose: &Whose) -> Vec<Report> {
-        lock(&self.recent).get(whose).map(|reports| reports.iter().cloned().collect()).unwrap_or_default()
+        lock(&self.recent).get(whose).map(|told| told.reports.iter().cloned().collect()).unwrap_or_default()
     }
 
-    /// Forgets what was told of pods and cgroups other than these.
+    /// What was told lately of containers that are down at the moment: those that are not among `known`.
+    pub fn of_others(&self, known: &HashSet<(PodUid, String)>) -> Vec<(Subject, Vec<Report>)> {
+        let recent = lock(&self.recent);
+        let others = recent.iter().filter_map(|(whose, told)| match whose {
+            Whose::Container(uid, name) if !known.contains(&(uid.clone(), name.clone())) => {
+                let late: Vec<_> = told.reports.iter().filter(|report| report.is_late()).cloned().collect();
+                let (uid, container) = (Some(uid.clone()), Some(name.clone()));
+                (!late.is_empty()).then(|| (Subject { pod: told.pod.clone(), uid, container, cgroup: None }, late))
+            }
+            _ => None,
+        });
+        others.collect()
+    }
+
+    /// Forgets what was told of pods and cgroups other than these, unless it was lately.
     pub fn retain(&self, is_there: impl Fn(&PodUid) -> bool, is_level: impl Fn(&CgroupPath) -> bool) {
-        lock(&self.recent).retain(|whose, _| match whose {
-            Whose::Container(uid, _) => is_there(uid),
+        lock(&self.recent).retain(|whose, told| match whose {
+            // It may be down at the moment.
+            Whose::Container(uid, _) => is_there(uid) || told.reports.iter().any(Report::is_late),
             Whose::Cgroup(cgroup) => is_level(cgroup),
         });
+    }
+}
+
+impl Report {
+    /// It was told not long ago.
+    pub fn is_late(&self) -> bool {
+        now().saturating_sub(self.last) <= LATELY
     }
 }
 

@@ -1,16 +1,16 @@
 //! Who asks is answered: `/status` (JSON) and `/metrics` (OpenMetrics) by HTTP over a unix socket that only root can use, and
 //! `/metrics` alone over TCP where the configuration has it so (`metricsAddress`).
 //!
-//! Somebody who asks slowly, or too often, keeps nobody from anything but other askers: few are served at a time, each for a while
-//! at most, and no event waits for them.
+//! Somebody who asks slowly, or too often, keeps nobody from anything but other askers of the same kind: few are served at a time,
+//! each for a while at most; all is read for one of them after the other, by a thread of its own, so that no event waits for them.
 
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -21,10 +21,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use crate::lock;
 use crate::originals;
 use crate::report::metrics;
 use crate::report::status::Status;
@@ -50,11 +51,16 @@ pub fn socket(host: &Path) -> PathBuf {
     host.join(originals::DIRECTORY).join(SOCKET)
 }
 
+/// How old metrics may be that are served by TCP, where anybody may ask.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// What is served.
 #[derive(Clone, Debug)]
 pub struct Server {
     parts: Parts,
-    served: Arc<Semaphore>,
+    /// Who may read.
+    turn: Arc<Semaphore>,
+    latest: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
 /// What somebody may ask for.
@@ -67,12 +73,13 @@ enum Offer {
 impl Server {
     /// Serves what these know.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, served: Arc::new(Semaphore::new(AT_A_TIME)) }
+        Self { parts, turn: Arc::new(Semaphore::new(1)), latest: Arc::default() }
     }
 
     /// Serves by the socket of the node whose file system is at `host`, for ever.
     pub async fn run(self, host: PathBuf) {
         let path = socket(&host);
+        let served = Arc::new(Semaphore::new(AT_A_TIME));
         let mut is_failing = false;
         loop {
             match listen(&path).await {
@@ -80,7 +87,7 @@ impl Server {
                     is_failing = false;
                     loop {
                         match listener.accept().await {
-                            Ok((stream, _)) => self.serve(stream, Offer::Everything).await,
+                            Ok((stream, _)) => self.serve(stream, Offer::Everything, &served).await,
                             Err(error) => {
                                 warn!(socket = %path.display(), %error, "cannot accept connections");
                                 break;
@@ -100,6 +107,7 @@ impl Server {
 
     /// Serves metrics by TCP, at whatever address the configuration has, for ever. `changed` tells of another configuration.
     pub async fn run_metrics(self, changed: Arc<Notify>) {
+        let served = Arc::new(Semaphore::new(AT_A_TIME));
         let mut told = None;
         loop {
             let address = self.parts.containers.settings().config.metrics_address;
@@ -113,9 +121,16 @@ impl Server {
                     info!(%address, "serving metrics");
                     told = None;
                     while !is_other() {
-                        tokio::select! {
-                            Ok((stream, _)) = listener.accept() => self.serve(stream, Offer::Metrics).await,
-                            () = changed.notified() => {}
+                        let accepted = tokio::select! {
+                            accepted = listener.accept() => accepted,
+                            () = changed.notified() => continue,
+                        };
+                        match accepted {
+                            Ok((stream, _)) => self.serve(stream, Offer::Metrics, &served).await,
+                            Err(error) => {
+                                warn!(%address, %error, "cannot accept connections for metrics; trying again in {AGAIN:?}");
+                                sleep(AGAIN).await;
+                            }
                         }
                     }
                 }
@@ -132,9 +147,12 @@ impl Server {
         }
     }
 
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, offer: Offer) {
+    async fn serve<S>(&self, stream: S, offer: Offer, served: &Arc<Semaphore>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         // It is never closed.
-        let Ok(permit) = self.served.clone().acquire_owned().await else { return };
+        let Ok(permit) = served.clone().acquire_owned().await else { return };
         let server = self.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| server.answer(request, offer));
@@ -150,6 +168,35 @@ impl Server {
         });
     }
 
+    /// The text that is asked for. Whoever goes away meanwhile does not make room for another reader before this one is done.
+    async fn read(&self, is_status: bool, offer: Offer) -> Result<String, String> {
+        let turn = self.turn.clone().acquire_owned().await.map_err(|error| error.to_string())?;
+        let fresh = lock(&self.latest).clone().filter(|(since, _)| offer == Offer::Metrics && since.elapsed() < FRESH);
+        if let Some((_, text)) = fresh {
+            return Ok(text);
+        }
+        let server = self.clone();
+        let (tell, told) = oneshot::channel();
+        // Of its own: events may want the few that there are for what blocks.
+        std::thread::spawn(move || {
+            let parts = &server.parts;
+            let status = Status::read(parts);
+            let text = if is_status {
+                serde_json::to_string(&status).map_err(|error| error.to_string())
+            } else {
+                let of_containers = parts.containers.settings().config.container_metrics;
+                metrics::encode(&parts.reports.metrics, &status, of_containers).map_err(|error| error.to_string())
+            };
+            if let (Ok(text), Offer::Metrics) = (&text, offer) {
+                *lock(&server.latest) = Some((Instant::now(), text.clone()));
+            }
+            drop(turn);
+            // Nobody may wait any longer.
+            let _ = tell.send(text);
+        });
+        told.await.map_err(|_| "reading failed; see the log".to_owned())?
+    }
+
     async fn answer(&self, request: Request<Incoming>, offer: Offer) -> Result<Response<Full<Bytes>>, Infallible> {
         if request.method() != Method::GET {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
@@ -162,17 +209,7 @@ impl Server {
             (_, Offer::Everything) => return Ok(plain(StatusCode::NOT_FOUND, "there are /status and /metrics\n")),
             (_, Offer::Metrics) => return Ok(plain(StatusCode::NOT_FOUND, "there is /metrics\n")),
         };
-        let parts = self.parts.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let status = Status::read(&parts);
-            if is_status {
-                serde_json::to_string(&status).map_err(|error| error.to_string())
-            } else {
-                let of_containers = parts.containers.settings().config.container_metrics;
-                metrics::encode(&parts.reports.metrics, &status, of_containers).map_err(|error| error.to_string())
-            }
-        });
-        let text = read.await.map_err(|error| error.to_string()).flatten();
+        let text = self.read(is_status, offer).await;
         let content_type = if is_status { "application/json" } else { OPEN_METRICS };
         Ok(match text {
             Ok(text) => response(StatusCode::OK, content_type, text),

@@ -13,13 +13,13 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
-use crate::containers::{Container, Containers, Update};
+use crate::containers::{Container, Containers, Settings, Update};
 use crate::hierarchy::{self, Observed, Standing};
 use crate::node::MemInfo;
 use crate::pod::QosClass;
 use crate::policy::Protection;
 use crate::report::{Kind, Report, What};
-use crate::resize::Throttled;
+use crate::resize::{self, Throttled};
 use crate::service::Parts;
 use crate::units::{Bytes, Limit};
 
@@ -29,9 +29,6 @@ pub const VERSION: u32 = 1;
 /// How many threads read files, and how many things are not worth another one.
 const MOST_THREADS: usize = 4;
 const FEW: usize = 50;
-
-/// How long something that was told counts for a container's state, in seconds.
-const LATELY: u64 = 600;
 
 /// The node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +44,24 @@ pub struct Status {
     pub cgroups: Vec<CgroupStatus>,
     /// The containers, trouble first.
     pub containers: Vec<ContainerStatus>,
+    /// Containers that are down at the moment, of which something was told lately: such as one that is killed again and again.
+    pub down: Vec<DownStatus>,
+}
+
+/// A container that is down at the moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DownStatus {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// Name of its pod.
+    pub pod: String,
+    /// Its pod's uid.
+    pub uid: String,
+    /// Its name.
+    pub container: String,
+    /// What was told of it lately, the latest first.
+    pub reports: Vec<Report>,
 }
 
 /// The node as a whole.
@@ -151,6 +166,8 @@ pub struct ContainerStatus {
     pub working_set: Option<Bytes>,
     /// How much more than its request that is.
     pub over_request: Bytes,
+    /// Its limit is more than `maxLimitRequestRatio` times its request.
+    pub overcommitted: bool,
     /// What its files should hold; `max` is its limit.
     pub desired: Values,
     /// Why.
@@ -333,6 +350,8 @@ impl Status {
     /// Reads all of it. Takes some tens of microseconds for each container.
     pub fn read(parts: &Parts) -> Self {
         let Parts { containers, ancestors, root, reports, .. } = parts;
+        let settings = containers.settings();
+        let page = settings.node.page_size;
         let known = containers.all();
         let read = in_parallel(&known, |container| {
             root.cgroup(container.cgroup.as_ref()?).and_then(|cgroup| Read::of(&cgroup)).ok()
@@ -363,14 +382,17 @@ impl Status {
             limited.iter().map(|(path, (observed, _))| ((*path).clone(), *observed)).chain(of_containers).collect();
         let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
 
-        let page = containers.settings().node.page_size;
         let mut rows: Vec<_> = known
             .iter()
             .zip(&read)
             .map(|(container, read)| {
                 let effective = container.cgroup.as_ref().and_then(|cgroup| effective.get(cgroup)).copied();
-                let reports = reports.of_container(&container.uid, &container.name);
-                container_status(containers, container, read.as_ref(), effective, reports, page)
+                let told = reports.of_container(&container.uid, &container.name);
+                let wait = Wait {
+                    is_deferred: parts.deferrals.is_waiting(&container.id),
+                    is_rescued: parts.kills.limit_for(container) == Some(container.limit),
+                };
+                container_status(&settings, containers, container, read.as_ref(), effective, told, wait)
             })
             .collect();
         // The worst first; among those the one that uses most beyond its request.
@@ -380,6 +402,18 @@ impl Status {
                 (&a.namespace, &a.pod, &a.container, &a.id).cmp(&(&b.namespace, &b.pod, &b.container, &b.id))
             })
         });
+        let names = known.iter().map(|container| (container.uid.clone(), container.name.clone())).collect();
+        let down = reports.of_others(&names).into_iter().map(|(subject, reports)| {
+            let pod = subject.pod.unwrap_or_default();
+            let (namespace, pod) = pod.split_once('/').unwrap_or(("", &pod));
+            DownStatus {
+                namespace: namespace.to_owned(),
+                pod: pod.to_owned(),
+                uid: subject.uid.map(|uid| uid.as_str().to_owned()).unwrap_or_default(),
+                container: subject.container.unwrap_or_default(),
+                reports,
+            }
+        });
         let cgroups = levels.into_iter().map(|(level, kind)| {
             let seen = observed.get(&level.cgroup);
             let effective = effective.get(&level.cgroup).copied();
@@ -387,7 +421,10 @@ impl Status {
                 seen.zip(effective).map(|(seen, effective)| Standing::of(seen.setting, seen.usage, effective));
             CgroupStatus {
                 level: kind,
-                desired: level.protection,
+                desired: Protection {
+                    min: level.protection.min.floor_to(page),
+                    low: level.protection.low.floor_to(page),
+                },
                 observed: seen.map(|seen| seen.setting),
                 effective,
                 standing,
@@ -403,6 +440,7 @@ impl Status {
             node: NodeStatus::read(containers, root, &rows),
             cgroups: cgroups.collect(),
             containers: rows,
+            down: down.collect(),
         }
     }
 }
@@ -428,14 +466,25 @@ impl NodeStatus {
     }
 }
 
+/// What others know of a container's limit.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// A lower one waits.
+    is_deferred: bool,
+    /// It was raised by ourselves.
+    is_rescued: bool,
+}
+
 fn container_status(
+    settings: &Settings,
     containers: &Containers,
     container: &Container,
     read: Option<&Read>,
     effective: Option<Protection>,
     reports: Vec<Report>,
-    page: crate::units::PageSize,
+    wait: Wait,
 ) -> ContainerStatus {
+    let page = settings.node.page_size;
     let record = containers.record(&container.uid, &container.name, container.moment);
     let decided = containers.decide(container, record.as_ref());
     let value = |knob| decided.value(knob).map(|value: Limit| value.floor_to(page));
@@ -456,13 +505,18 @@ fn container_status(
         (Some(used), Some(request)) => used.saturating_sub(request),
         _ => Bytes::ZERO,
     };
+    let overcommitted = match (container.limit, at_most, settings.config.max_limit_request_ratio) {
+        (Limit::Bytes(limit), Some(request), Some(most)) => resize::is_overcommitted(limit, request, most),
+        _ => false,
+    };
     let (namespace, pod) = container.pod.split_once('/').unwrap_or(("", &container.pod));
     let facts = Facts {
         is_read: read.is_some(),
         is_changing: matches!(container.update, Update::UnderWay(_)),
         desired,
         observed: observed.unwrap_or_default(),
-        asked: container.asked.floor_to(page),
+        is_beyond_asked: container.limit > container.asked,
+        wait,
         throttled: read.and_then(|read| {
             let (stalled, _) = read.stalled?;
             let high = read.values.high?;
@@ -471,7 +525,6 @@ fn container_status(
         is_over: over_request > Bytes::ZERO && at_most > Some(Bytes::ZERO),
         standing,
         reports: &reports,
-        now: super::now(),
     };
     ContainerStatus {
         namespace: namespace.to_owned(),
@@ -491,6 +544,7 @@ fn container_status(
         usage: read.map(|read| read.usage),
         working_set,
         over_request,
+        overcommitted,
         desired,
         reasons: Reasons {
             min: decided.desired.min.reason.to_string(),
@@ -514,44 +568,45 @@ struct Facts<'r> {
     is_changing: bool,
     desired: Values,
     observed: Values,
-    asked: Limit,
+    /// It has a higher limit than its user asks for.
+    is_beyond_asked: bool,
+    wait: Wait,
     throttled: Option<Throttled>,
     is_over: bool,
     standing: Option<Standing>,
     /// The latest first.
     reports: &'r [Report],
-    now: u64,
 }
 
 impl Facts<'_> {
     fn state(&self) -> State {
-        let is_late = |report: &&Report| self.now.saturating_sub(report.last) <= LATELY;
-        let was = |kind: Kind| self.reports.iter().filter(is_late).any(|report| report.kind == kind);
+        let was = |kind: Kind| self.reports.iter().any(|report| report.is_late() && report.kind == kind);
         if was(Kind::Killed) {
             return State::Killed;
         }
         if !self.is_read {
             return State::Unread;
         }
-        // The last word on a lower limit counts, as long as the limit is what it was then.
-        let of_cut = self.reports.iter().filter(is_late).find_map(|report| match &report.what {
-            Some(What::CutRejected(cut) | What::CutGivenUp(cut)) => Some((State::Refused, cut.in_force)),
-            Some(What::CutDeferred(cut)) => Some((State::Deferred, cut.in_force)),
-            Some(What::CutApplied { .. }) => Some((State::Protected, Limit::Max)),
-            _ => None,
+        if self.wait.is_deferred {
+            return State::Deferred;
+        }
+        // As long as the limit is what it was then.
+        let is_refused = self.reports.iter().filter(|report| report.is_late()).any(|report| match &report.what {
+            Some(What::CutRejected(cut)) => Some(cut.in_force) == self.observed.max,
+            _ => false,
         });
-        if let Some((state, in_force)) = of_cut
-            && Some(in_force) == self.observed.max
-        {
-            return state;
+        if is_refused || (self.is_beyond_asked && !self.wait.is_rescued) {
+            return State::Refused;
         }
         if self.desired.differs_from(self.observed) > 0 && !self.is_changing {
-            return if was(Kind::Contended) { State::Contended } else { State::Drifted };
+            // It is told once, however long it goes on.
+            let is_contended = self.reports.iter().any(|report| report.kind == Kind::Contended);
+            return if is_contended { State::Contended } else { State::Drifted };
         }
         if self.throttled.is_some_and(|throttled| throttled.is_pinned()) {
             return State::Throttled;
         }
-        if self.desired.max > Some(self.asked) {
+        if self.is_beyond_asked {
             return State::Rescued;
         }
         match self.standing {
@@ -566,10 +621,11 @@ impl Facts<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::LowerLimit;
+    use crate::report::{LATELY, LowerLimit, now};
     use crate::resize::Usage;
 
-    fn report(what: What, last: u64) -> Report {
+    fn report(what: What, ago: u64) -> Report {
+        let last = now() - ago;
         Report { kind: what.kind(), message: what.to_string(), what: Some(what), first: last, last, count: 1 }
     }
 
@@ -577,7 +633,8 @@ mod tests {
         Limit::Bytes(Bytes::new(amount << 20))
     }
 
-    const NOW: u64 = 10_000;
+    const DEFERRED: Wait = Wait { is_deferred: true, is_rescued: false };
+    const RESCUED: Wait = Wait { is_deferred: false, is_rescued: true };
 
     /// A container with a limit of 250 MiB, all of it as it should be.
     fn fine() -> Facts<'static> {
@@ -587,12 +644,12 @@ mod tests {
             is_changing: false,
             desired: values,
             observed: values,
-            asked: mib(250),
+            is_beyond_asked: false,
+            wait: Wait { is_deferred: false, is_rescued: false },
             throttled: None,
             is_over: false,
             standing: Some(Standing::Protected),
             reports: &[],
-            now: NOW,
         }
     }
 
@@ -602,9 +659,9 @@ mod tests {
         let killed = What::Killed { limit: None, by_own_limit: true, kills: 1, window: std::time::Duration::ZERO };
         let (desired, observed) = (mib(64), mib(0));
         let contended = What::Contended { knob: Knob::Min, desired, observed, repairs: 5 };
-        let applied = What::CutApplied { desired: Bytes::new(100 << 20), observed: mib(100) };
         let raised = Values { max: Some(mib(300)), ..fine().desired };
         let written = Values { min: Some(mib(0)), ..fine().observed };
+        let rescued = Facts { desired: raised, observed: raised, is_beyond_asked: true, wait: RESCUED, ..fine() };
         let throttled = Some(Throttled {
             usage: Bytes::new(200 << 20),
             line: Bytes::new(200 << 20),
@@ -617,25 +674,24 @@ mod tests {
             (State::Unprotected, Facts { standing: Some(Standing::Unclaimed), ..fine() }, vec![]),
             (State::Inert, Facts { standing: Some(Standing::Partly), ..fine() }, vec![]),
             (State::OverRequest, Facts { is_over: true, standing: Some(Standing::Inert), ..fine() }, vec![]),
-            (State::Rescued, Facts { is_over: true, desired: raised, observed: raised, ..fine() }, vec![]),
-            (State::Throttled, Facts { throttled, desired: raised, observed: raised, ..fine() }, vec![]),
+            (State::Rescued, Facts { is_over: true, ..rescued }, vec![]),
+            (State::Throttled, Facts { throttled, ..rescued }, vec![]),
             (State::Drifted, Facts { throttled, observed: written, ..fine() }, vec![]),
             (State::Protected, Facts { observed: written, is_changing: true, ..fine() }, vec![]),
-            (State::Contended, Facts { observed: written, ..fine() }, vec![report(contended.clone(), NOW)]),
-            (State::Drifted, Facts { observed: written, ..fine() }, vec![report(contended, NOW - LATELY - 1)]),
-            (State::Deferred, fine(), vec![report(What::CutDeferred(cut), NOW)]),
-            (State::Refused, fine(), vec![report(What::CutGivenUp(cut), NOW), report(What::CutDeferred(cut), NOW)]),
-            (State::Protected, fine(), vec![report(applied, NOW), report(What::CutDeferred(cut), NOW)]),
-            (State::Refused, fine(), vec![report(What::CutRejected(cut), NOW - LATELY)]),
-            (State::Protected, fine(), vec![report(What::CutRejected(cut), NOW - LATELY - 1)]),
+            (State::Contended, Facts { observed: written, ..fine() }, vec![report(contended, LATELY + 100)]),
+            (State::Refused, fine(), vec![report(What::CutRejected(cut), LATELY - 5)]),
+            (State::Protected, fine(), vec![report(What::CutRejected(cut), LATELY + 5)]),
             // It has another limit since.
+            (State::Rescued, rescued, vec![report(What::CutRejected(cut), 0)]),
+            // What it has it does not have for a rescue: it was given up.
             (
-                State::Rescued,
-                Facts { desired: raised, observed: raised, ..fine() },
-                vec![report(What::CutRejected(cut), NOW)],
+                State::Refused,
+                Facts { is_beyond_asked: true, ..fine() },
+                vec![report(What::CutGivenUp(cut), LATELY + 5)],
             ),
-            (State::Unread, Facts { is_read: false, ..fine() }, vec![report(What::CutRejected(cut), NOW)]),
-            (State::Killed, Facts { is_read: false, ..fine() }, vec![report(killed, NOW - LATELY)]),
+            (State::Deferred, Facts { is_beyond_asked: true, wait: DEFERRED, ..fine() }, vec![]),
+            (State::Unread, Facts { is_read: false, ..fine() }, vec![report(What::CutRejected(cut), 0)]),
+            (State::Killed, Facts { is_read: false, ..fine() }, vec![report(killed, LATELY - 5)]),
         ] {
             let facts = Facts { reports: &reports, ..facts };
             assert_eq!(facts.state(), state, "{facts:#?}");
