@@ -42,6 +42,9 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// stops it for ever (containerd/containerd#13733).
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How long a lower limit waits for that.
+const CUT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// After how long to look at a container that was to be updated. The kubelet tries an update again after 10 s.
 const LATER: Duration = Duration::from_secs(5);
 
@@ -975,10 +978,19 @@ impl Updater {
     }
 
     async fn send(&self, pending: &[&Pending], ignore_failure: bool) -> Result<(), Unsent> {
+        let lowers = |write: &Write| write.knob == Knob::Max && write.desired < write.observed;
+        let is_cut = pending.iter().flat_map(|pending| &pending.writes).any(lowers);
+        let since = Instant::now();
         loop {
             let wait = self.containers.until_quiet(QUIET);
             if wait.is_zero() {
                 break;
+            }
+            // Meanwhile memory.high holds the container where it is.
+            if is_cut && since.elapsed() >= CUT_PATIENCE {
+                return Err(Unsent::Failed(format!(
+                    "it was not quiet for {QUIET:?} within {CUT_PATIENCE:?}; trying again later"
+                )));
             }
             tokio::time::sleep(wait).await;
         }

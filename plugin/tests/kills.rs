@@ -6,20 +6,10 @@ mod harness;
 
 use std::fs;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
 use nri::api::{LinuxMemory, OptionalInt64};
 
 const RESCUE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 3, ceiling: 250Mi}\n";
-
-/// A plugin with this configuration.
-async fn start(config: &str) -> (Node, Daemon, Runtime) {
-    let node = Node::new();
-    node.replace("plimsoll.yaml", config);
-    let daemon = node.start();
-    let runtime = node.accept().await;
-    runtime.synchronize(&[]).await;
-    (node, daemon, runtime)
-}
 
 /// Gives a cgroup a new count of kills, as the kernel does, by its own limit or one in it.
 fn count(runtime: &Runtime, cgroup: &str, processes: u64, groups: u64) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
-use nri::api::{LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
+use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;
 
 /// A node, the plugin on it, and a runtime that has told of everything.
@@ -533,6 +533,32 @@ async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
     assert!(high < 100 * MIB, "{high}");
     let line = daemon.says("the deferred limit is in force").await;
     assert!(line.contains("observed=104857600"), "{line}");
+}
+
+#[tokio::test]
+async fn a_deferred_cut_holds_nobody_back_for_long_while_the_runtime_is_never_quiet() {
+    let (_node, mut daemon, runtime, pod) = deferring("10m").await;
+    let before = files(&runtime.cgroup(&pod));
+    limits(&runtime, &pod, 100 * MIB).await;
+    runtime.updated(&pod).await;
+    let other = Pod::new("besteffort", "other", 0);
+    runtime.make_cgroup(&other);
+    let restless = async {
+        loop {
+            runtime.pod_event(Event::RUN_POD_SANDBOX, &other).await;
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    };
+    let held_and_let_go = async {
+        runtime.uses(&pod, 60 * MIB, 0);
+        runtime.holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", 60 * MIB).await;
+        daemon.says("it was not quiet").await;
+        runtime.holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", &before[2]).await;
+    };
+    tokio::select! {
+        () = restless => unreachable!("it never ends"),
+        () = held_and_let_go => {}
+    }
 }
 
 #[tokio::test]

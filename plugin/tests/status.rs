@@ -11,18 +11,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use harness::{MIB, Node, Pod, Runtime, memory_limit, start};
 use serde_json::Value;
-
-/// A plugin with this configuration.
-async fn start(config: &str) -> (Node, Daemon, Runtime) {
-    let node = Node::new();
-    node.replace("plimsoll.yaml", config);
-    let daemon = node.start();
-    let runtime = node.accept().await;
-    runtime.synchronize(&[]).await;
-    (node, daemon, runtime)
-}
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
 

@@ -146,6 +146,16 @@ impl Node {
     }
 }
 
+/// A plugin with this configuration, whose runtime has no containers.
+pub async fn start(config: &str) -> (Node, Daemon, Runtime) {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", config);
+    let daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    (node, daemon, runtime)
+}
+
 /// The program.
 pub struct Daemon {
     pub child: Child,
