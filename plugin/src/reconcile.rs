@@ -479,7 +479,11 @@ impl Reconciler {
         }
         if due.all {
             let policy = self.containers.settings().policy();
-            self.by_pod().values().for_each(|containers| self.raise_pod(containers));
+            for containers in self.by_pod().values() {
+                self.raise_pod(containers);
+                // Events do not wait for all of them.
+                tokio::task::yield_now().await;
+            }
             self.ancestors.settle(&self.containers.ids().into_iter().collect(), &policy, synchronized);
             for cgroup in self.ancestors.cgroups() {
                 self.watch_cgroup(&cgroup);
