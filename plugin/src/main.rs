@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use plimsoll::config::{self, Config, NodeAllocatable};
 use plimsoll::doctor::Facts;
 use plimsoll::explain::{self, Basis};
@@ -50,6 +51,7 @@ enum Command {
     Check(Check),
     Explain(Explain),
     Lint(lint_files::Lint),
+    Completions(Completions),
 }
 
 /// Run the plugin; also without any argument when a container runtime launches it.
@@ -246,6 +248,17 @@ fn quantity(text: &str) -> Result<Bytes, String> {
     }
 }
 
+/// Print what a shell needs to complete commands and options.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  plimsoll completions bash > /usr/share/bash-completion/completions/plimsoll
+  plimsoll completions zsh > /usr/local/share/zsh/site-functions/_plimsoll")]
+struct Completions {
+    /// The shell
+    shell: Shell,
+}
+
 /// What went wrong, by exit code.
 enum Failure {
     /// Something failed that is not the caller's doing: 1.
@@ -266,6 +279,7 @@ fn main() -> ExitCode {
         Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),
         Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),
         Command::Lint(lint) => lint.run(),
+        Command::Completions(completions) => completions.run().map(|()| ExitCode::SUCCESS),
     };
     let (error, code) = match result {
         Ok(code) => return code,
@@ -275,6 +289,14 @@ fn main() -> ExitCode {
     // Alternate form: with its causes, on one line.
     eprintln!("{error:#}");
     ExitCode::from(code)
+}
+
+impl Completions {
+    fn run(self) -> Result<(), Failure> {
+        let mut text = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "plimsoll", &mut text);
+        print(format_args!("{}", String::from_utf8_lossy(&text)))
+    }
 }
 
 impl Check {

@@ -358,3 +358,17 @@ fn the_help_of_lint_names_every_rule() {
         assert_eq!(lines.count(), 1, "{}: {help}", rule.id());
     }
 }
+
+#[test]
+fn shells_are_told_how_to_complete_every_command() {
+    let help = plimsoll(&["--help"], "").stdout;
+    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let commands: Vec<_> = commands.map_while(|line| line.split_whitespace().next()).collect();
+    assert!(commands.contains(&"status") && commands.contains(&"completions"), "{commands:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = plimsoll(&["completions", shell], "");
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{shell}");
+        assert!(commands.iter().all(|command| ran.stdout.contains(command)), "{shell}");
+    }
+    assert_eq!(plimsoll(&["completions", "cmd"], "").code, 2);
+}
