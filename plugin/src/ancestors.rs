@@ -27,6 +27,7 @@ use crate::hierarchy::{Level, PodPlace, Tree};
 use crate::lock;
 use crate::originals::{Originals, Target, Values};
 use crate::outcome::Outcome;
+use crate::pod::{PodCgroup, PodUid};
 use crate::policy::{self, Policy, Protection};
 use crate::report::{Reports, What, status};
 use crate::requests;
@@ -252,6 +253,13 @@ impl Ancestors {
         state.synchronized += 1;
         state.hold = true;
         state.sandboxes = sandboxes.into_iter().map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
+    }
+
+    /// The pods that have a sandbox.
+    pub fn pods(&self) -> HashSet<PodUid> {
+        let state = lock(&self.state);
+        let pods = state.sandboxes.values().filter_map(|sandbox| PodCgroup::parse(sandbox.place.cgroup().as_str()));
+        pods.map(|pod| pod.uid).collect()
     }
 
     /// Whether there is a sandbox with this id.

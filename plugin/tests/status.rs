@@ -275,6 +275,10 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
     let (text, code) = status(&node, &["b"]).await;
     assert!(code == 0 && text.contains("default/b/app: down at the moment"), "{text}");
     assert!(metrics(&node).await.contains("plimsoll_oom_kills_total{by=\"limit\"} 1\n"));
+    // A pod that is gone is nobody's trouble any more.
+    runtime.pod_event(nri::api::Event::STOP_POD_SANDBOX, &pod).await;
+    let (text, _) = status(&node, &[]).await;
+    assert!(!text.contains("down:"), "{text}");
 }
 
 #[tokio::test]

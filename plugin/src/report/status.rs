@@ -18,7 +18,7 @@ use crate::hierarchy::{self, Observed, Standing};
 use crate::node::MemInfo;
 use crate::pod::QosClass;
 use crate::policy::Protection;
-use crate::report::{Kind, Report, What};
+use crate::report::{Kind, Report, Subject, What};
 use crate::resize::{self, Throttled};
 use crate::service::Parts;
 use crate::units::{Bytes, Limit};
@@ -403,7 +403,10 @@ impl Status {
             })
         });
         let names = known.iter().map(|container| (container.uid.clone(), container.name.clone())).collect();
-        let down = reports.of_others(&names).into_iter().map(|(subject, reports)| {
+        let pods = ancestors.pods();
+        let is_down = |subject: &Subject| subject.uid.as_ref().is_some_and(|uid| pods.contains(uid));
+        let down = reports.of_others(&names).into_iter().filter(|(subject, _)| is_down(subject));
+        let down = down.map(|(subject, reports)| {
             let pod = subject.pod.unwrap_or_default();
             let (namespace, pod) = pod.split_once('/').unwrap_or(("", &pod));
             DownStatus {
