@@ -81,7 +81,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node:
     let status = node.run("plimsoll status")?.stdout;
     println!("{} {driver}:\n{status}", node.distro());
     let row = status.lines().find(|line| line.starts_with("refused ")).context("nobody is refused")?;
-    assert!(row.contains("/app") && row.contains("128"), "{status}");
+    assert!(row.contains("default/satisfied/app") && row.contains("150Mi"), "{status}");
     let story = node.run(&format!("plimsoll status {}", pod.spec.name))?.stdout;
     assert!(story.contains("CutRejected: refused to lower the memory limit from 150Mi to 100Mi"), "{story}");
 
