@@ -41,6 +41,9 @@ use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
 use crate::rescue::{Ceiling, OomRescue};
 use crate::units::{Bytes, excerpt};
 
+/// Where runtimes look for the configuration of plugins.
+pub const DROP_INS: &str = "/etc/nri/conf.d";
+
 /// The largest configuration that is read, in bytes.
 pub const LARGEST: usize = 1 << 20;
 

@@ -23,14 +23,14 @@ use self::runtime::{
     CONFIG_PATH, CONTAINERD, CONTAINERD_1_7, NO_CONNECTIONS, REGISTRATION, REQUEST, Runtime, Settings, Version,
 };
 use crate::cgroup::CgroupRoot;
-use crate::config::{Config, NodeAllocatable};
+use crate::config::{Config, DROP_INS, NodeAllocatable};
 use crate::containers::STAND_ASIDE;
 use crate::explain::wrap;
 use crate::node::{AllocatableSource, KubeletReservations, NodeMemory};
 use crate::pod::{CheckpointFile, PodUid};
 use crate::requests::checkpoint::{Checkpoints, Moment};
 use crate::service::{BUDGET, CUT_BUDGET};
-use crate::units::{PageSize, excerpt};
+use crate::units::{PageSize, excerpt, harmless};
 
 /// The largest file that is read, in bytes, but for the kubelet's checkpoints.
 const LARGEST: usize = 1 << 20;
@@ -54,7 +54,6 @@ const LEVELS: [&str; 6] = [
 ];
 const KUBELET: &str = "var/lib/kubelet";
 const PLUGINS: &str = "/opt/nri/plugins";
-const DROP_INS: &str = "/etc/nri/conf.d";
 const UNITS: [&str; 4] = ["etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 const BUS: &str = "run/dbus/system_bus_socket";
 
@@ -120,11 +119,11 @@ pub struct Report {
 
 impl Finding {
     fn ok(check: &'static str, found: impl AsRef<str>) -> Self {
-        Self { check, mark: Mark::Ok, found: harmless(found.as_ref()), advice: None }
+        Self { check, mark: Mark::Ok, found: shown(found.as_ref()), advice: None }
     }
 
     fn warning(check: &'static str, found: impl AsRef<str>, advice: impl AsRef<str>) -> Self {
-        let (found, advice) = (harmless(found.as_ref()), Some(harmless(advice.as_ref())));
+        let (found, advice) = (shown(found.as_ref()), Some(shown(advice.as_ref())));
         Self { check, mark: Mark::Warning, found, advice }
     }
 
@@ -147,19 +146,8 @@ impl Finding {
 }
 
 /// Text that may come from elsewhere, so that it does nothing but be read; line breaks stay.
-fn harmless(text: &str) -> String {
-    let mut harmless = String::new();
-    for (at, character) in text.chars().enumerate() {
-        if at == LONGEST {
-            harmless.push('…');
-            break;
-        }
-        match character {
-            '\n' | '\'' | '"' | '\\' => harmless.push(character),
-            _ => harmless.extend(character.escape_debug()),
-        }
-    }
-    harmless
+fn shown(text: &str) -> String {
+    harmless(text, LONGEST, &['\n', '\'', '"', '\\'])
 }
 
 impl fmt::Display for Report {
@@ -798,7 +786,7 @@ impl Facts {
 
     fn nri_socket(&self) -> Option<Finding> {
         const CHECK: &str = "nri-socket";
-        let shown = harmless(&self.nri_path.display().to_string());
+        let shown = shown(&self.nri_path.display().to_string());
         let why = match &self.nri {
             Socket::Listens => return Some(Finding::ok(CHECK, format!("{shown} is served"))),
             Socket::Denied => {

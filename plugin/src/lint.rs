@@ -22,7 +22,7 @@ use crate::explain::{
     pod_template,
 };
 use crate::pod::{QosClass, Stated};
-use crate::units::{Bytes, Limit};
+use crate::units::{Bytes, Limit, harmless};
 
 /// The largest file that is read, in bytes.
 pub const LARGEST: usize = 64 << 20;
@@ -181,7 +181,7 @@ impl File {
         }
         let encoded = percent_encode(path.as_os_str().as_bytes(), ENCODED);
         let scheme = if path.is_absolute() { "file://" } else { "" };
-        Self { shown: harmless(&path.to_string_lossy(), usize::MAX), uri: format!("{scheme}{encoded}") }
+        Self { shown: shown(&path.to_string_lossy(), usize::MAX), uri: format!("{scheme}{encoded}") }
     }
 }
 
@@ -382,7 +382,7 @@ impl Report {
                     Err(mistakes) => {
                         for mistake in mistakes {
                             let owner = Owner { object: name.clone(), container: mistake.container };
-                            let problem = harmless(&mistake.problem, LONGEST_PROBLEM);
+                            let problem = shown(&mistake.problem, LONGEST_PROBLEM);
                             self.find(file, at(&mistake.pointer), Rule::Invalid, Some(owner), problem);
                         }
                     }
@@ -584,18 +584,8 @@ fn counted(count: usize, what: &str) -> String {
 const LONGEST_PROBLEM: usize = 300;
 
 /// Foreign text without anything that a terminal would act on, but otherwise as it is.
-fn harmless(text: &str, most: usize) -> String {
-    let mut short = String::with_capacity(text.len().min(most));
-    for character in text.chars().take(most) {
-        match character {
-            '\'' | '"' | '\\' => short.push(character),
-            other => short.extend(other.escape_debug()),
-        }
-    }
-    if text.chars().nth(most).is_some() {
-        short.push('…');
-    }
-    short
+fn shown(text: &str, most: usize) -> String {
+    harmless(text, most, &['\'', '"', '\\'])
 }
 
 /// The documents in a file, each with how many lines are before it.
@@ -650,7 +640,7 @@ fn parse(text: &[u8]) -> Result<Vec<Located>, (Place, String)> {
             .location()
             .map_or(Place::START, |location| Place { line: location.line().max(1), column: location.column().max(1) });
         let first = if text.contains("{{") { "; if it is a template, render it first" } else { "" };
-        let found = harmless(complaint(&error.to_string()), LONGEST_PROBLEM);
+        let found = shown(complaint(&error.to_string()), LONGEST_PROBLEM);
         (place, format!("expected YAML or JSON, found: {found}{first}"))
     })
 }

@@ -27,7 +27,6 @@ use crate::originals::Values;
 use crate::outcome::Outcome;
 use crate::pod::PodCgroup;
 use crate::policy::Protection;
-use crate::report::metrics::OfOutcome;
 use crate::report::{Reports, Subject, What};
 use crate::units::{Bytes, CpuMax, Limit};
 
@@ -502,7 +501,7 @@ impl Reconciler {
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
             if touched.contains(&Knob::Max) {
-                self.raise_pod(self.by_pod().get(&cgroup).map_or(&[], Vec::as_slice));
+                self.raise_pod(&self.in_pod(&cgroup));
             }
             match self.ancestors.check(&cgroup, &touched) {
                 Checked::Settled => {}
@@ -531,6 +530,11 @@ impl Reconciler {
             (None, Some(raised)) => self.ancestors.raise_limits(raised, Some(raised.asked_limits()), containers),
             (None, None) => {}
         }
+    }
+
+    fn in_pod(&self, pod: &CgroupPath) -> Vec<Arc<Container>> {
+        let of_pod = |container: &Arc<Container>| container.place.as_ref().is_some_and(|place| place.cgroup() == pod);
+        self.containers.all().into_iter().filter(of_pod).collect()
     }
 
     /// The containers of each pod.
@@ -642,7 +646,7 @@ impl Reconciler {
             // One that is deferred is counted as such.
             let outcome = if is_made { Outcome::Applied } else { Outcome::Failed };
             if !is_made || container.limit <= container.asked {
-                self.reports.metrics.resizes.get_or_create(&OfOutcome { outcome }).inc();
+                self.reports.metrics.resized(outcome);
             }
         }
         self.containers.read_back(container, (!is_memory).then_some(memory), (!is_cpu).then_some(cpu));

@@ -15,7 +15,7 @@ use nri::{Identity, Launched, Stub};
 use plimsoll::ancestors::Ancestors;
 use plimsoll::cgroup::CgroupRoot;
 use plimsoll::cgroup::systemd::Systemd;
-use plimsoll::config::{self, Config, LogLevel};
+use plimsoll::config::{self, Config, DROP_INS, LogLevel};
 use plimsoll::containers::{Containers, STAND_ASIDE, Settings};
 use plimsoll::cut::Cuts;
 use plimsoll::defer::Deferrals;
@@ -39,9 +39,6 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::{Failure, Run, load_config, read_file};
-
-/// Where runtimes look for the configuration of plugins.
-const DROP_INS: &str = "/etc/nri/conf.d";
 
 /// How long nothing must have happened in the configuration's directory for its file to be read.
 const QUIET: Duration = Duration::from_millis(200);

@@ -269,7 +269,7 @@ const CELLS: usize = 20;
 /// In the order of the table.
 const COLUMNS: [Column; 14] = [
     Column { title: "STATE", is_number: false, text: |row, _| row.state.to_string(), rank: 0 },
-    Column { title: "CONTAINER", is_number: false, text: |row, _| full_name(row), rank: 1 },
+    Column { title: "CONTAINER", is_number: false, text: |row, _| name_of(row), rank: 1 },
     Column { title: "CLASS", is_number: false, text: |row, _| row.class.to_string(), rank: 9 },
     Column { title: "USAGE", is_number: true, text: |row, _| row.usage.map_or_else(unknown, Bytes::approx), rank: 2 },
     Column { title: "LOAD", is_number: false, text: load, rank: 3 },
@@ -303,8 +303,12 @@ fn unknown() -> String {
     "?".to_owned()
 }
 
-fn full_name(row: &ContainerStatus) -> String {
-    [&row.namespace, &row.pod, &row.container].map(|part| printable(part)).join("/")
+fn full_name(namespace: &str, pod: &str, container: &str) -> String {
+    [namespace, pod, container].map(printable).join("/")
+}
+
+fn name_of(row: &ContainerStatus) -> String {
+    full_name(&row.namespace, &row.pod, &row.container)
 }
 
 fn show(limit: Limit) -> String {
@@ -395,7 +399,7 @@ fn overview(status: &Status, screen: &Screen) -> String {
         }
     }
     for DownStatus { namespace, pod, container, reports, .. } in &status.down {
-        let name = [namespace, pod, container].map(|part| printable(part)).join("/");
+        let name = full_name(namespace, pod, container);
         if let Some(report) = reports.first() {
             let _ = writeln!(text, "{}", screen.cut(&format!("down: {name}: {}", report.message)));
         }
@@ -494,7 +498,7 @@ fn story(status: &Status, now: u64) -> String {
         let _ = writeln!(
             text,
             "{}: {} ({}, {})\n  {}",
-            full_name(row),
+            name_of(row),
             row.state,
             row.class,
             excerpt(&row.id),
@@ -545,7 +549,7 @@ fn story(status: &Status, now: u64) -> String {
         }
     }
     for DownStatus { namespace, pod, container, reports, .. } in &status.down {
-        let name = [namespace, pod, container].map(|part| printable(part)).join("/");
+        let name = full_name(namespace, pod, container);
         let _ = writeln!(text, "{name}: down at the moment");
         tell(&mut text, reports, now);
         text.push('\n');

@@ -513,12 +513,23 @@ pub fn printable(name: &str) -> String {
 
 /// Foreign text for a message: short, on one line, without control characters.
 pub fn excerpt(text: &str) -> String {
-    const LONGEST: usize = 64;
-    let mut short: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    if text.chars().nth(LONGEST).is_some() {
-        short.push('…');
+    harmless(text, 64, &[])
+}
+
+/// Foreign text of which `most` characters are shown, and nothing that a terminal would act on; `kept` are as they are.
+pub(crate) fn harmless(text: &str, most: usize, kept: &[char]) -> String {
+    let mut shown = String::with_capacity(text.len().min(most));
+    for character in text.chars().take(most) {
+        if kept.contains(&character) {
+            shown.push(character);
+        } else {
+            shown.extend(character.escape_debug());
+        }
     }
-    short
+    if text.chars().nth(most).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 #[cfg(test)]

@@ -147,6 +147,16 @@ impl Metrics {
         self.events.0.get_or_create(&OfEvent { event }).observe(took.as_secs_f64());
     }
 
+    /// A resize came to this.
+    pub fn resized(&self, outcome: Outcome) {
+        self.resizes.get_or_create(&OfOutcome { outcome }).inc();
+    }
+
+    /// A rescue came to this.
+    pub fn rescued(&self, outcome: Outcome) {
+        self.rescues.get_or_create(&OfOutcome { outcome }).inc();
+    }
+
     /// Gives all of them their names.
     pub fn register(&self, registry: &mut Registry) {
         // What appears only with its first event cannot be seen to become more.

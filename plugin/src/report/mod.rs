@@ -19,7 +19,7 @@ use crate::containers::Container;
 use crate::lock;
 use crate::outcome::Outcome;
 use crate::pod::PodUid;
-use crate::report::metrics::{Level, Metrics, OfLevel, OfOutcome};
+use crate::report::metrics::{Level, Metrics, OfLevel};
 use crate::resize::Usage;
 use crate::units::{Bytes, Limit};
 
@@ -562,16 +562,14 @@ impl Reports {
         let level = if subject.container.is_some() { Level::Container } else { Level::Ancestor };
         match what {
             What::CutRejected(cut) => {
-                metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Rejected }).inc();
+                metrics.resized(Outcome::Rejected);
                 if let (Limit::Bytes(limit), Limit::Bytes(in_force)) = (cut.limit, cut.in_force) {
                     metrics.rejected_bytes.inc_by(in_force.saturating_sub(limit).get());
                 }
             }
-            What::CutDeferred(_) => _ = metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Deferred }).inc(),
+            What::CutDeferred(_) => metrics.resized(Outcome::Deferred),
             What::CutGivenUp(_) => _ = metrics.deferrals_given_up.inc(),
-            What::CutApplied { .. } => {
-                _ = metrics.resizes.get_or_create(&OfOutcome { outcome: Outcome::Applied }).inc();
-            }
+            What::CutApplied { .. } => metrics.resized(Outcome::Applied),
             What::PodRaised { .. } => _ = metrics.pod_limits_raised.inc(),
             What::Repaired { knob, .. } => {
                 _ = metrics.repairs.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc()
@@ -579,12 +577,8 @@ impl Reports {
             What::Contended { knob, .. } => {
                 _ = metrics.contended.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc();
             }
-            What::Rescued { .. } => {
-                _ = metrics.rescues.get_or_create(&OfOutcome { outcome: Outcome::Applied }).inc();
-            }
-            What::AtCeiling { .. } => {
-                _ = metrics.rescues.get_or_create(&OfOutcome { outcome: Outcome::Rejected }).inc();
-            }
+            What::Rescued { .. } => metrics.rescued(Outcome::Applied),
+            What::AtCeiling { .. } => metrics.rescued(Outcome::Rejected),
             What::Released(_) => _ = metrics.stalls_released.inc(),
             // Counted once for all files of an update, and for each kill.
             What::NotResized { .. }

@@ -408,7 +408,7 @@ impl Status {
         let down = reports.of_others(&names).into_iter().filter(|(subject, _)| is_down(subject));
         let down = down.map(|(subject, reports)| {
             let pod = subject.pod.unwrap_or_default();
-            let (namespace, pod) = pod.split_once('/').unwrap_or(("", &pod));
+            let (namespace, pod) = namespace_and_name(&pod);
             DownStatus {
                 namespace: namespace.to_owned(),
                 pod: pod.to_owned(),
@@ -469,6 +469,11 @@ impl NodeStatus {
     }
 }
 
+/// The parts of `namespace/name`.
+fn namespace_and_name(pod: &str) -> (&str, &str) {
+    pod.split_once('/').unwrap_or(("", pod))
+}
+
 /// What others know of a container's limit.
 #[derive(Clone, Copy, Debug)]
 struct Wait {
@@ -512,7 +517,7 @@ fn container_status(
         (Limit::Bytes(limit), Some(request), Some(most)) => resize::is_overcommitted(limit, request, most),
         _ => false,
     };
-    let (namespace, pod) = container.pod.split_once('/').unwrap_or(("", &container.pod));
+    let (namespace, pod) = namespace_and_name(&container.pod);
     let facts = Facts {
         is_read: read.is_some(),
         is_changing: matches!(container.update, Update::UnderWay(_)),
