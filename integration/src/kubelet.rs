@@ -600,6 +600,11 @@ impl<'n> Kubelet<'n> {
         Ok(())
     }
 
+    /// The cgroup of a pod's sandbox below the root.
+    pub fn sandbox_cgroup(&self, pod: &Pod) -> String {
+        self.container_cgroup(&pod.cgroup, &pod.sandbox)
+    }
+
     /// Gives a pod's cgroup another memory limit than the sum of its containers', or none.
     pub fn limit_pod(&self, pod: &Pod, limit: Option<u64>) -> Result<()> {
         self.node.run(&self.pod_limit(&pod.cgroup, limit)).context("changing a pod's limit")?;

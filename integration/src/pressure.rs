@@ -127,16 +127,20 @@ pub fn small_container() -> ContainerSpec {
 /// Returns what the workload answers: how much it read, or `gone`.
 ///
 /// What hits a limit is a charge for a whole folio, and the container's own limit comes first unless something else in the
-/// pod uses more than that. The sandbox here uses next to nothing, so the pod's limit is lowered by a monitor process's
-/// worth, and read-ahead kept small.
+/// pod uses more than that. The sandbox here uses next to nothing, so it is charged with a monitor process's worth (by a
+/// file in memory), and read-ahead kept small.
 pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Result<String> {
-    kubelet.limit_pod(pod, Some(SMALL_LIMIT - MIB))?;
+    let monitor = format!("echo $$ > {}/{}/cgroup.procs", cgroup::ROOT, kubelet.sandbox_cgroup(pod));
+    node.run(&format!("sh -c '{monitor}; head --bytes {MIB} /dev/zero > /dev/shm/monitor'"))
+        .context("charging the sandbox")?;
     let container = pod.container("app")?;
     let root = root_directory(container);
     node.run(&format!("echo 128 > /sys/block/vda/queue/read_ahead_kb; truncate --size {} {root}/large", 400 * MIB))?;
     let answer = container.call(node, &format!("alloc {}", 60 * MIB))?;
     anyhow::ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
-    container.call(node, "read /large")
+    let answer = container.call(node, "read /large")?;
+    node.run("rm /dev/shm/monitor")?;
+    Ok(answer)
 }
 
 /// What [`read_more_than_fits`] returns for a container that lives.
