@@ -207,11 +207,9 @@ impl Ancestors {
         }
     }
 
-    /// Bounds the sum of all protection, and protects cgroups beside the pods. `mem_total` is all memory: what is reserved is
+    /// Bounds the sum of all protection, and protects cgroups beside the pods. `left` is what those leave of all memory: it is
     /// not promised to pods a second time.
-    pub fn set_node(&self, allocatable: Option<Bytes>, reserved: Vec<Reserved>, mem_total: Option<Bytes>) {
-        let sum = reserved.iter().fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory));
-        let left = mem_total.map(|total| total.saturating_sub(sum));
+    pub fn set_node(&self, allocatable: Option<Bytes>, reserved: Vec<Reserved>, left: Option<Bytes>) {
         let budget = match (allocatable, left) {
             (Some(allocatable), Some(left)) => Some(allocatable.min(left)),
             (allocatable, _) => allocatable,
@@ -220,7 +218,7 @@ impl Ancestors {
             && budget < allocatable
         {
             warn!(
-                "systemReserved and kubeReserved leave {} of all memory, which is less than node allocatable, {}; that much \
+                "systemReserved, kubeReserved and nodeGuard leave {} of all memory, which is less than node allocatable, {}; that much \
                  at most is protected for pods",
                 budget.quantity(),
                 allocatable.quantity()
@@ -377,6 +375,14 @@ impl Ancestors {
             }
         }
         Ok(())
+    }
+
+    /// What the files of a cgroup's limits hold is to last, where systemd owns the cgroup.
+    pub fn make_limits_last(&self, cgroup: &CgroupPath) {
+        let state = lock(&self.state);
+        if let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open)) {
+            self.tell_systemd(&state, cgroup, &in_force, Some(Raise { memory: None, cpu: None }));
+        }
     }
 
     /// A container has ended.

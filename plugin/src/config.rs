@@ -9,6 +9,7 @@
 //! systemReserved: {memory: 500Mi}
 //! kubeReservedCgroup: /kubelet.slice       # likewise
 //! kubeReserved: {memory: 500Mi}
+//! nodeGuard: null                          # how much is kept from all pods together, such as 500Mi; null: nothing
 //! throttleDeadline: 30s                    # how long a container may stand at memory.high; null: for ever
 //! shrink: reject                           # of a memory limit that would kill: reject, or defer
 //! shrinkDeadline: 10m                      # how long a deferred one is tried
@@ -56,6 +57,8 @@ pub struct Config {
     pub node_allocatable: NodeAllocatable,
     /// Cgroups beside the pods that are protected by `memory.min`: the system's, Kubernetes' own.
     pub reserved: Vec<Reserved>,
+    /// How much memory is kept from all pods together, by `memory.max` of kubepods; `None` is none. At least all of `reserved`.
+    pub node_guard: Option<Bytes>,
     /// How long a container may stand at `memory.high` while the node has memory to spare; `None` is for ever.
     pub throttle_deadline: Option<Duration>,
     /// What to do about a memory limit that would kill.
@@ -80,6 +83,7 @@ impl Default for Config {
             policy: Policy::default(),
             node_allocatable: NodeAllocatable::default(),
             reserved: Vec::new(),
+            node_guard: None,
             throttle_deadline: Some(Self::THROTTLE_DEADLINE),
             shrink: Shrink::default(),
             shrink_deadline: Self::SHRINK_DEADLINE,
@@ -208,6 +212,10 @@ impl fmt::Display for Config {
             writeln!(f, "{cgroup_field}: {}", serde_json::Value::from(cgroup.to_string()))?;
             writeln!(f, "{memory_field}: {{memory: {}}}", memory.quantity())?;
         }
+        match self.node_guard {
+            Some(kept) => writeln!(f, "{GUARD}: {}", kept.quantity())?,
+            None => writeln!(f, "{GUARD}: null")?,
+        }
         match self.throttle_deadline {
             Some(deadline) => writeln!(f, "{DEADLINE}: {}", humantime::format_duration(deadline))?,
             None => writeln!(f, "{DEADLINE}: null")?,
@@ -247,6 +255,7 @@ const SYSTEM_CGROUP: &str = "systemReservedCgroup";
 const SYSTEM_RESERVED: &str = "systemReserved";
 const KUBE_CGROUP: &str = "kubeReservedCgroup";
 const KUBE_RESERVED: &str = "kubeReserved";
+const GUARD: &str = "nodeGuard";
 const DEADLINE: &str = "throttleDeadline";
 const SHRINK: &str = "shrink";
 const SHRINK_DEADLINE: &str = "shrinkDeadline";
@@ -255,7 +264,7 @@ const RATIO: &str = "maxLimitRequestRatio";
 const METRICS_ADDRESS: &str = "metricsAddress";
 const CONTAINER_METRICS: &str = "containerMetrics";
 const LOG_LEVEL: &str = "logLevel";
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 17] = [
     THROTTLING,
     RESERVATION,
     HEADROOM,
@@ -264,6 +273,7 @@ const FIELDS: [&str; 16] = [
     SYSTEM_RESERVED,
     KUBE_CGROUP,
     KUBE_RESERVED,
+    GUARD,
     DEADLINE,
     SHRINK,
     SHRINK_DEADLINE,
@@ -290,6 +300,11 @@ impl Config {
 
     /// Of which ratio of limit to request a pod's owner is warned if nothing else is configured.
     pub const MAX_LIMIT_REQUEST_RATIO: f64 = 4.0;
+
+    /// What all of `reserved` adds up to.
+    pub fn reserved_in_all(&self) -> Bytes {
+        self.reserved.iter().fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory))
+    }
 
     /// Reads a configuration. `source` names it in messages, usually by its path.
     ///
@@ -447,6 +462,13 @@ impl RawConfig {
                         value.to_string(),
                     ),
                 },
+                GUARD => match value {
+                    RawValue::Null => config.node_guard = None,
+                    value => match value.quantity() {
+                        Some(kept) if kept > Bytes::ZERO => config.node_guard = Some(kept),
+                        _ => wrong("a quantity above 0 such as 500Mi, or null".to_owned(), value.to_string()),
+                    },
+                },
                 DEADLINE => match value.duration() {
                     Some(deadline) => config.throttle_deadline = deadline,
                     None => wrong("a time above 0 such as 30s or 2m, or null".to_owned(), value.to_string()),
@@ -517,6 +539,20 @@ impl RawConfig {
                 (None, Some(_)) => alone(memory_field, cgroup_field),
                 (None, None) => {}
             }
+        }
+        let reserved = config.reserved_in_all();
+        if let (Some(kept), Some((_, line))) = (config.node_guard, seen.iter().find(|(name, _)| name == GUARD))
+            && kept < reserved
+        {
+            errors.push(FieldError {
+                line: *line,
+                field: Some(GUARD.to_owned()),
+                expected: format!(
+                    "at least what {SYSTEM_RESERVED} and {KUBE_RESERVED} add up to, {}",
+                    reserved.quantity()
+                ),
+                found: kept.quantity(),
+            });
         }
         errors.sort_by_key(|error| error.line);
         (config, errors)
@@ -841,13 +877,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_from_pods_is_at_least_what_is_promised_beside_them() {
+        let system = "systemReservedCgroup: /system.slice\nsystemReserved: {memory: 500Mi}\n";
+        let kube = "kubeReservedCgroup: /kubelet.slice\nkubeReserved: {memory: 1Gi}\n";
+        assert_eq!(
+            parse(&format!("{system}{kube}nodeGuard: 1500Mi")).unwrap_err(),
+            "f.yaml:5: nodeGuard: expected at least what systemReserved and kubeReserved add up to, 1524Mi, found 1500Mi"
+        );
+        assert!(parse(&format!("{system}{kube}nodeGuard: 1524Mi")).is_ok());
+        assert_eq!(
+            parse("nodeGuard: 0").unwrap_err(),
+            "f.yaml:1: nodeGuard: expected a quantity above 0 such as 500Mi, or null, found the number 0"
+        );
+        assert_eq!(parse("nodeGuard: null"), Ok(Config::default()));
+    }
+
+    #[test]
     fn every_field_is_read() {
         assert_eq!(
             parse(
                 "memoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 1Mi\n\
                  nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: {memory: 500Mi}\n\
                  kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
-                 throttleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
+                 nodeGuard: 2Gi\nthrottleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
                  oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nmaxLimitRequestRatio: 2.5\n\
                  metricsAddress: 127.0.0.1:9477\ncontainerMetrics: true\nlogLevel: debug\n"
             ),
@@ -862,6 +914,7 @@ mod tests {
                     reserved(Owner::System, "/system.slice", 500 << 20),
                     reserved(Owner::Kube, "/kubelet.slice/kubelet.service", 1 << 30),
                 ],
+                node_guard: Some(Bytes::new(2 << 30)),
                 throttle_deadline: Some(Duration::from_secs(125)),
                 shrink: Shrink::Defer,
                 shrink_deadline: Duration::from_secs(3600),
@@ -960,7 +1013,7 @@ f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
 f.yaml:7: logLevel: expected each field once, found it again after line 6
 f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
 f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
-             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, throttleDeadline, shrink, \
+             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, nodeGuard, throttleDeadline, shrink, \
              shrinkDeadline, oomRescue, maxLimitRequestRatio, metricsAddress, containerMetrics, logLevel, found an \
              unknown field"
         );
@@ -1107,6 +1160,7 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
                 proptest::option::of(1.0..1e9),
                 proptest::option::of(any::<std::net::IpAddr>().prop_map(|ip| SocketAddr::new(ip, 9477))),
                 any::<bool>(),
+                proptest::option::of(0..=Bytes::MAX.get()),
             ),
             proptest::sample::select(&LogLevel::ALL[..]),
         )
@@ -1115,6 +1169,10 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
                     max_limit_request_ratio: seen.0,
                     metrics_address: seen.1,
                     container_metrics: seen.2,
+                    // At least what is reserved.
+                    node_guard: seen
+                        .3
+                        .map(|most| Bytes::new(system.as_ref().map_or(1, |(_, memory)| *memory).max(most))),
                     throttle_deadline: deadline.map(Duration::from_millis),
                     shrink: shrink.0,
                     shrink_deadline: Duration::from_millis(shrink.1),

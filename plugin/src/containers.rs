@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::cgroup::{CgroupPath, Knob};
-use crate::config::{Config, NodeAllocatable, Reserved};
+use crate::config::{Config, NodeAllocatable, Owner, Reserved};
 use crate::hierarchy::PodPlace;
 use crate::lock;
 use crate::node::NodeMemory;
@@ -181,6 +182,8 @@ pub struct Settings {
     pub node: Node,
     /// All memory.
     pub mem_total: Option<Bytes>,
+    /// All memory less hugepages.
+    pub usable: Option<Bytes>,
     /// `plimsoll restore` was called: nothing is wanted of anybody.
     pub stand_aside: bool,
 }
@@ -193,7 +196,32 @@ impl Settings {
 
     /// The cgroups to protect beside the pods.
     pub fn reserved(&self) -> Vec<Reserved> {
-        if self.stand_aside { Vec::new() } else { self.config.reserved.clone() }
+        if self.stand_aside {
+            return Vec::new();
+        }
+        match self.config.node_guard {
+            // What is kept from pods is of use only to whom it is promised.
+            Some(memory) if self.config.reserved.is_empty() => {
+                vec![Reserved { owner: Owner::System, cgroup: CgroupPath::system_slice(), memory }]
+            }
+            _ => self.config.reserved.clone(),
+        }
+    }
+
+    /// What all pods together may use, in whole pages (`nodeGuard`); `None` if that is not bounded.
+    pub fn guard_line(&self) -> Option<Bytes> {
+        let kept = self.config.node_guard.filter(|_| !self.stand_aside)?;
+        let line = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
+        (line > Bytes::ZERO).then_some(line)
+    }
+
+    /// What may be promised to pods: all memory less what is kept from them.
+    pub fn left_for_pods(&self) -> Option<Bytes> {
+        if self.stand_aside {
+            return self.usable;
+        }
+        let kept = self.config.reserved_in_all().max(self.config.node_guard.unwrap_or_default());
+        Some(self.usable?.saturating_sub(kept))
     }
 
     /// Takes the node whose file system is at `host`, and tells what was chosen for the log.
@@ -205,7 +233,8 @@ impl Settings {
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
         let stand_aside = host.join(STAND_ASIDE).exists();
-        (Self { config, node: Node { allocatable, page_size }, mem_total: memory.mem_total, stand_aside }, memory)
+        let node = Node { allocatable, page_size };
+        (Self { config, node, mem_total: memory.mem_total, usable: memory.usable, stand_aside }, memory)
     }
 }
 
@@ -214,6 +243,7 @@ impl Settings {
 pub struct Containers {
     known: Mutex<Index>,
     settings: RwLock<Arc<Settings>>,
+    settings_changed: watch::Sender<()>,
     checkpoints: Mutex<Checkpoints>,
     originals: Arc<Mutex<Originals>>,
     traffic: Arc<Mutex<Traffic>>,
@@ -274,7 +304,14 @@ impl Containers {
     /// No containers yet.
     pub fn new(settings: Settings, checkpoints: Checkpoints, originals: Arc<Mutex<Originals>>) -> Self {
         let (settings, checkpoints) = (RwLock::new(Arc::new(settings)), Mutex::new(checkpoints));
-        Self { known: Mutex::default(), settings, checkpoints, originals, traffic: Arc::default() }
+        Self {
+            known: Mutex::default(),
+            settings,
+            settings_changed: watch::Sender::new(()),
+            checkpoints,
+            originals,
+            traffic: Arc::default(),
+        }
     }
 
     /// The runtime has sent an event, which is being answered for as long as what is returned is kept.
@@ -300,6 +337,12 @@ impl Containers {
     /// Decides by other settings from now on.
     pub fn set_settings(&self, settings: Settings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        self.settings_changed.send_replace(());
+    }
+
+    /// Tells of every change of the settings.
+    pub fn settings_changed(&self) -> watch::Receiver<()> {
+        self.settings_changed.subscribe()
     }
 
     /// Remembers a container, or what has changed about it.

@@ -21,6 +21,7 @@ pub mod cut;
 pub mod defer;
 pub mod doctor;
 pub mod explain;
+pub mod guard;
 pub mod hierarchy;
 pub mod kills;
 pub mod lint;

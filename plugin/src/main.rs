@@ -182,6 +182,7 @@ All fields, with their defaults:
   systemReserved: {memory: 500Mi}
   kubeReservedCgroup: /kubelet.slice        # likewise
   kubeReserved: {memory: 500Mi}
+  nodeGuard: null                           # how much is kept from all pods together, such as 500Mi; null: nothing
   throttleDeadline: 30s                     # how long a container may stand at memory.high; null: for ever
   shrink: reject                            # of a memory limit that would kill: reject, or defer
   shrinkDeadline: 10m                       # how long a deferred one is tried

@@ -20,10 +20,12 @@ use std::path::Path;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::guard::Record;
 use crate::units::{Bytes, Limit, PageSize, excerpt};
 
 const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
-const KUBEPODS: [&str; 2] = ["sys/fs/cgroup/kubepods.slice/memory.max", "sys/fs/cgroup/kubepods/memory.max"];
+/// The cgroup of all pods beneath the root, with either cgroup driver of the kubelet.
+pub const KUBEPODS: [&str; 2] = ["kubepods.slice", "kubepods"];
 const MEMINFO: &str = "proc/meminfo";
 
 /// The kubelet's hard eviction threshold for memory where none is configured: 100Mi.
@@ -37,6 +39,8 @@ const LARGEST_FILE: u64 = 1 << 20;
 pub struct NodeMemory {
     /// All memory (MemTotal), to which the kubelet relates `oom_score_adj`; `None` only if /proc/meminfo is unreadable.
     pub mem_total: Option<Bytes>,
+    /// All memory less hugepages.
+    pub usable: Option<Bytes>,
     /// What pods may use altogether; `None` is unknown.
     pub allocatable: Option<Bytes>,
     /// Where `allocatable` came from.
@@ -147,7 +151,11 @@ impl NodeMemory {
         };
         let meminfo = use_file(MEMINFO);
         let config = use_file(KUBELET_CONFIG);
-        let kubepods = KUBEPODS.into_iter().find_map(|path| Some((path, use_file(path)?)));
+        let kubepods = KUBEPODS.into_iter().find_map(|name| {
+            let path = format!("sys/fs/cgroup/{name}/memory.max");
+            let text = use_file(&path)?;
+            Some((path, text))
+        });
 
         let mut form = |path: &str, expected: String| {
             problems.push(NodeError::Form { path: format!("/{path}"), expected });
@@ -172,15 +180,17 @@ impl NodeMemory {
             None => None,
         };
         let kubepods = kubepods.and_then(|(path, text)| match text.trim_end().parse::<Limit>() {
-            Ok(limit) => Some(limit),
+            // What the plugin itself has set says nothing of the kubelet.
+            Ok(limit) => Some(Record::load(root).map_or(limit, |record| record.without(limit))),
             Err(error) => {
-                form(path, error.to_string());
+                form(&path, error.to_string());
                 None
             }
         });
         let (allocatable, source) = choose(meminfo, config.as_ref(), kubepods, page);
         let conflicts = config.and_then(|config| config.conflict).into_iter().collect();
-        Self { mem_total: meminfo.map(|meminfo| meminfo.total), allocatable, source, problems, conflicts }
+        let usable = meminfo.map(MemInfo::usable);
+        Self { mem_total: meminfo.map(|meminfo| meminfo.total), usable, allocatable, source, problems, conflicts }
     }
 }
 
@@ -199,7 +209,7 @@ fn choose(
             None => (None, AllocatableSource::Nowhere),
         };
     };
-    let usable = meminfo.total.saturating_sub(meminfo.hugepages);
+    let usable = meminfo.usable();
     // Where node allocatable is not enforced for pods, the kubelet gives kubepods all memory there is.
     let enforced = enforced.filter(|&max| max < usable.floor_to(page));
     match (config, enforced) {
@@ -254,6 +264,11 @@ pub struct MemInfo {
 }
 
 impl MemInfo {
+    /// All memory less hugepages.
+    pub fn usable(self) -> Bytes {
+        self.total.saturating_sub(self.hugepages)
+    }
+
     /// Reads /proc/meminfo.
     ///
     /// # Errors
@@ -387,6 +402,8 @@ impl KubeletReservations {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const KUBEPODS_MAX: [&str; 2] = ["sys/fs/cgroup/kubepods.slice/memory.max", "sys/fs/cgroup/kubepods/memory.max"];
     use proptest::prelude::*;
     use std::fs;
     use tempfile::TempDir;
@@ -424,6 +441,18 @@ evictionHard:
     const BEFORE_EVICTION: u64 = (8 << 30) - 300_000_000 - (200 << 20);
 
     #[test]
+    fn what_the_plugin_itself_has_set_says_nothing_of_the_kubelet() {
+        let record = r#"{"cgroup": "kubepods", "inode": 7, "before": "max", "line": 4294967296}"#;
+        let files = [(MEMINFO, MEMINFO_8G), ("run/plimsoll/guard", record)];
+        let (_root, guarded) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4294967296\n")]);
+        let (_root, before) = node(&[files[0], (KUBEPODS_MAX[1], "max\n")]);
+        assert_eq!((guarded.allocatable, guarded.source), (before.allocatable, before.source));
+        // A lower one is the kubelet's.
+        let (_root, lower) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4290772992\n")]);
+        assert_eq!(lower.allocatable, Some(Bytes::new(4_290_772_992 - (100 << 20))));
+    }
+
+    #[test]
     fn the_kubelets_configuration_gives_the_exact_number() {
         let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG)]);
         assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))));
@@ -437,7 +466,7 @@ evictionHard:
 
     #[test]
     fn kubepods_confirms_the_configuration_though_rounded_to_pages() {
-        for path in KUBEPODS {
+        for path in KUBEPODS_MAX {
             let max = format!("{}\n", Bytes::new(BEFORE_EVICTION).floor_to(PageSize::KIB4));
             let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (path, &max)]);
             assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))));
@@ -447,7 +476,8 @@ evictionHard:
 
     #[test]
     fn what_is_in_force_outranks_a_configuration_that_does_not_explain_it() {
-        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (KUBEPODS[0], "4294967296\n")]);
+        let (_root, memory) =
+            node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], "4294967296\n")]);
         assert_eq!(memory.allocatable, Some(mib(4096 - 500)));
         assert_eq!(memory.source, AllocatableSource::KubepodsOverConfig);
     }
@@ -456,7 +486,7 @@ evictionHard:
     fn without_enforcement_for_pods_kubepods_says_nothing() {
         let config = format!("{CONFIG}enforceNodeAllocatable: [none]\n");
         for max in ["8589934592\n", "max\n", "4294967296\n"] {
-            let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, &config), (KUBEPODS[0], max)]);
+            let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, &config), (KUBEPODS_MAX[0], max)]);
             assert_eq!(memory.source, AllocatableSource::KubeletConfig, "{max}");
             assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))), "{max}");
         }
@@ -464,9 +494,9 @@ evictionHard:
 
     #[test]
     fn kubepods_alone_has_only_the_default_eviction_threshold_left_to_subtract() {
-        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS[1], "4294967296\n")]);
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "4294967296\n")]);
         assert_eq!((memory.allocatable, memory.source), (Some(mib(3996)), AllocatableSource::Kubepods));
-        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS[1], "max\n")]);
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "max\n")]);
         assert_eq!((memory.allocatable, memory.source), (Some(mib(8092)), AllocatableSource::Kubepods));
     }
 
@@ -483,7 +513,7 @@ evictionHard:
         let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
         for before in [BEFORE_EVICTION, BEFORE_EVICTION - (1 << 30)] {
             let max = Bytes::new(before).floor_to(PageSize::KIB4).to_string();
-            let (_root, memory) = node(&[(MEMINFO, &meminfo), (KUBELET_CONFIG, CONFIG), (KUBEPODS[0], &max)]);
+            let (_root, memory) = node(&[(MEMINFO, &meminfo), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], &max)]);
             assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (1 << 30) - (500 << 20))), "{before}");
         }
     }
@@ -498,8 +528,11 @@ evictionHard:
 
     #[test]
     fn malformed_files_are_named_and_done_without() {
-        let (_root, memory) =
-            node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, "systemReserved: {memory: lots}"), (KUBEPODS[0], "soon")]);
+        let (_root, memory) = node(&[
+            (MEMINFO, MEMINFO_8G),
+            (KUBELET_CONFIG, "systemReserved: {memory: lots}"),
+            (KUBEPODS_MAX[0], "soon"),
+        ]);
         assert_eq!(memory.source, AllocatableSource::AllMemory);
         let problems: Vec<_> = memory.problems.iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -511,7 +544,7 @@ evictionHard:
                  done without",
             ]
         );
-        let (_root, memory) = node(&[(MEMINFO, "MemTotal: many kB"), (KUBEPODS[0], "4294967296")]);
+        let (_root, memory) = node(&[(MEMINFO, "MemTotal: many kB"), (KUBEPODS_MAX[0], "4294967296")]);
         assert_eq!((memory.allocatable, memory.mem_total), (Some(mib(3996)), None));
     }
 

@@ -16,9 +16,10 @@ use anyhow::{Context, anyhow};
 use nri::{Identity, Stub};
 use plimsoll::cgroup::systemd::Systemd;
 use plimsoll::cgroup::watch::Watch;
-use plimsoll::cgroup::{CgroupError, CgroupPath, CgroupRoot};
+use plimsoll::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use plimsoll::config::Config;
 use plimsoll::containers::{KNOBS, STAND_ASIDE};
+use plimsoll::guard::Record;
 use plimsoll::originals::{Originals, Target, Values};
 use plimsoll::policy::Protection;
 use plimsoll::reconcile::container_cgroups;
@@ -99,11 +100,19 @@ impl Restore {
             watch.add(root, &changed.cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
         }
         let deadline = Instant::now() + PATIENCE;
-        let mut left = changed.iter().filter(|changed| !changed.is_back(root)).count();
+        let guarded = Record::load(&self.host).map(|record| record.cgroup().clone());
+        if let Some(cgroup) = &guarded {
+            watch.add(root, cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
+        }
+        let left_of_all = || {
+            let guarded = usize::from(Record::load(&self.host).is_some());
+            guarded + changed.iter().filter(|changed| !changed.is_back(root)).count()
+        };
+        let mut left = left_of_all();
         while left > 0 && Instant::now() < deadline {
             // Whatever it is, or nothing, it is looked at again.
             let _ = timeout(LOOK, watch.next()).await;
-            left = changed.iter().filter(|changed| !changed.is_back(root)).count();
+            left = left_of_all();
         }
         // So that what systemd keeps does not come back.
         let systemd = Systemd::new(&self.host);
@@ -116,6 +125,12 @@ impl Restore {
             {
                 eprintln!("note: {error}");
             }
+        }
+        if let Some(cgroup) = guarded.and_then(|path| root.cgroup(&path).ok())
+            && let (Ok(min), Ok(low)) = (cgroup.read(Knob::Min), cgroup.read(Knob::Low))
+            && let Err(error) = systemd.set(&cgroup, Protection::of_files(min, low), true).await
+        {
+            eprintln!("note: {error}");
         }
         plugin.abort();
         reconciler.abort();

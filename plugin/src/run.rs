@@ -19,6 +19,7 @@ use plimsoll::config::{self, Config, DROP_INS, LogLevel};
 use plimsoll::containers::{Containers, STAND_ASIDE, Settings};
 use plimsoll::cut::Cuts;
 use plimsoll::defer::Deferrals;
+use plimsoll::guard::Guard;
 use plimsoll::kills::Watcher;
 use plimsoll::originals::{self, Originals};
 use plimsoll::reconcile::{Reconciler, Work};
@@ -223,6 +224,8 @@ impl Tasks {
         let Node { host, parts, watcher, todo } = self.0;
         let Parts { containers, ancestors, root, deferrals, reports, work, .. } = parts;
         tokio::spawn(ancestors.clone().make_last(Systemd::new(&host)));
+        let guard = Guard::new(host, root.clone(), containers.clone(), ancestors.clone(), reports.clone());
+        tokio::spawn(guard.run(containers.settings_changed()));
         tokio::spawn(Stalls::new(containers.clone(), root.clone(), reports.clone(), work).run());
         tokio::spawn(deferrals.run());
         tokio::spawn(watcher.run());

@@ -150,7 +150,7 @@ impl Service {
     }
 
     fn set(&self, settings: Settings) {
-        self.ancestors.set_node(settings.node.allocatable, settings.reserved(), settings.mem_total);
+        self.ancestors.set_node(settings.node.allocatable, settings.reserved(), settings.left_for_pods());
         self.containers.set_settings(settings);
     }
 

@@ -603,7 +603,7 @@ mod tests {
 
     fn status(containers: &str) -> Status {
         let text = format!(
-            r#"{{"version": 1, "plimsoll": "0", "node": {{"memory": null, "available": null, "allocatable": 1000, "standsAside": false,
+            r#"{{"version": 1, "plimsoll": "0", "node": {{"memory": null, "available": null, "allocatable": 1000, "guard": null, "podsMax": null, "standsAside": false,
             "requests": 64, "limits": 250, "unlimited": 0, "usage": 50}}, "cgroups": [], "containers": [{containers}], "down": []}}"#
         );
         serde_json::from_str(&text).unwrap()

@@ -7,6 +7,7 @@ mod harness;
 use std::collections::HashMap;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use harness::{Daemon, MIB, Node, Pod, Runtime, unified};
 use nri::api::Event;
@@ -513,4 +514,126 @@ async fn a_kubelet_with_its_own_memory_qos_is_named_at_the_start() {
         line.contains("WARN") && line.contains("every minute") && line.contains("set featureGates.MemoryQoS"),
         "{line}"
     );
+}
+
+fn pods_use(runtime: &Runtime, current: i64, cache: i64) {
+    let stat = format!("inactive_anon {}\ninactive_file {cache}\n", current - cache);
+    runtime.set_file(KUBEPODS, "memory.stat", &stat);
+    runtime.set_file(KUBEPODS, "memory.current", &current.to_string());
+}
+
+/// The plugin has to have looked once more for it to be gone.
+async fn nothing_is_kept_from_pods(node: &Node) {
+    let record = node.path("host/run/plimsoll/guard");
+    let looks = async {
+        while record.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looks).await.expect("the record of the guard is removed");
+}
+
+#[tokio::test]
+async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
+    let (node, mut daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    pods_use(&runtime, 100 * MIB, 0);
+    // All memory is 8 GiB.
+    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n";
+    node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 5Gi\n"));
+    let line = daemon.says("keeps memory from pods").await;
+    assert!(line.contains("observed=max") && line.contains("desired=3221225472"), "{line}");
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    runtime.holds("system.slice", "memory.min", 5120 * MIB).await;
+    // Nor are pods promised more than they may have.
+    let pod = Pod::new("guaranteed", "g", 4096 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (3072 * MIB).to_string());
+
+    // Somebody else's higher limit is lowered again, and is what is there in the end.
+    runtime.set_file(KUBEPODS, "memory.max", &(7000 * MIB).to_string());
+    let line = daemon.says("repaired").await;
+    assert!(line.contains("knob=\"memory.max\"") && line.contains("observed=7340032000"), "{line}");
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 2Gi\n"));
+    runtime.holds(KUBEPODS, "memory.max", 6144 * MIB).await;
+    node.replace("plimsoll.yaml", config);
+    runtime.holds(KUBEPODS, "memory.max", 7000 * MIB).await;
+    runtime.holds("system.slice", "memory.min", 0).await;
+    nothing_is_kept_from_pods(&node).await;
+
+    // A lower one is the kubelet's, and stays, whatever becomes of ours.
+    node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 5Gi\n"));
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    runtime.set_file(KUBEPODS, "memory.max", &(2000 * MIB).to_string());
+    nothing_is_kept_from_pods(&node).await;
+    assert_eq!(runtime.file(KUBEPODS, "memory.max"), (2000 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn nobody_is_killed_for_what_is_kept_from_pods() {
+    let (node, mut daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    pods_use(&runtime, 4000 * MIB, 500 * MIB);
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
+    let line = daemon.says("the line is set once they use less").await;
+    assert!(line.contains("usage=4194304000") && line.contains("reclaimable=524288000"), "{line}");
+    assert_eq!(runtime.file(KUBEPODS, "memory.max"), "max");
+    assert_eq!(fs::read_to_string(node.path("host/run/plimsoll/guard")).ok(), None, "nothing is to be taken back");
+    // What can be reclaimed is, as far as it is needed.
+    pods_use(&runtime, 4000 * MIB, 1500 * MIB);
+    harness::reclaims(runtime.path(KUBEPODS), 4000 * MIB, 1500 * MIB);
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    let used: i64 = runtime.file(KUBEPODS, "memory.current").parse().unwrap();
+    assert!(used <= 3072 * MIB * 96 / 100 && used > 2800 * MIB, "{used}");
+}
+
+#[tokio::test]
+async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
+    let (node, mut daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    pods_use(&runtime, 100 * MIB, 0);
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
+    for _ in 0..=5 {
+        runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+        runtime.set_file(KUBEPODS, "memory.max", "max");
+    }
+    let line = daemon.says("does not stay what it was set to").await;
+    assert!(line.contains("knob=\"memory.max\"") && line.contains("repairs=5"), "{line}");
+    assert_eq!(runtime.file(KUBEPODS, "memory.max"), "max");
+}
+
+#[tokio::test]
+async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
+    let (node, daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    pods_use(&runtime, 100 * MIB, 0);
+    runtime.set_file(KUBEPODS, "memory.max", &(7000 * MIB).to_string());
+    let guarded = "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n";
+    node.replace("plimsoll.yaml", guarded);
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    // By whoever runs next without it.
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\n");
+    let daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    runtime.holds(KUBEPODS, "memory.max", 7000 * MIB).await;
+    nothing_is_kept_from_pods(&node).await;
+
+    // By `plimsoll restore`, while nothing runs.
+    node.replace("plimsoll.yaml", guarded);
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    let serve = async {
+        let runtime = node.accept().await;
+        runtime.synchronize(&[]).await;
+        runtime
+    };
+    let (_runtime, (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(runtime.file(KUBEPODS, "memory.max"), (7000 * MIB).to_string());
 }

@@ -6,7 +6,7 @@ mod harness;
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
@@ -169,27 +169,6 @@ async fn a_pod_without_a_cgroup_yet_refuses_nobody() {
     assert!(!adjusted.is_empty());
 }
 
-/// Stands for the kernel: whatever is written to `memory.reclaim` makes the usage less by that.
-fn reclaims(cgroup: PathBuf, mut current: i64, mut cache: i64) {
-    fs::write(cgroup.join("memory.reclaim"), "").unwrap();
-    let mut inotify = inotify::Inotify::init().unwrap();
-    inotify.watches().add(cgroup.join("memory.reclaim"), inotify::WatchMask::CLOSE_WRITE).unwrap();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while inotify.read_events_blocking(&mut buffer).is_ok() {
-            let Ok(asked) = fs::read_to_string(cgroup.join("memory.reclaim")) else { return };
-            let less = asked.trim().parse().unwrap_or(0).min(cache);
-            (current, cache) = (current - less, cache - less);
-            let replace = |name: &str, text: String| {
-                fs::write(cgroup.join("new"), text).unwrap();
-                fs::rename(cgroup.join("new"), cgroup.join(name)).unwrap();
-            };
-            replace("memory.current", format!("{current}\n"));
-            replace("memory.stat", format!("inactive_anon {}\ninactive_file {cache}\n", current - cache));
-        }
-    });
-}
-
 /// A container with a limit of 250 MiB, that runs.
 async fn runs(runtime: &Runtime, daemon: &mut Daemon) -> Pod {
     let pod = Pod::new("burstable", "b", 250 * MIB);
@@ -248,7 +227,7 @@ async fn page_cache_is_reclaimed_for_a_cut_and_memory_high_closes_the_gap_until_
     let (_node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     runtime.uses(&pod, 128 * MIB, 120 * MIB);
-    reclaims(runtime.cgroup(&pod), 128 * MIB, 120 * MIB);
+    harness::reclaims(runtime.cgroup(&pod), 128 * MIB, 120 * MIB);
     let unified = cut(&runtime, &pod, 60 * MIB).await.unwrap();
     let current: i64 = runtime.read(&pod, "memory.current").parse().unwrap();
     assert!(current <= 58 * MIB, "{current}");

@@ -45,6 +45,11 @@ impl CgroupPath {
         if path.split('/').all(is_part) { Ok(Self(path)) } else { Err(invalid()) }
     }
 
+    /// The slice that systemd runs the system's services in. Source: systemd.special(7).
+    pub fn system_slice() -> Self {
+        Self("system.slice".to_owned())
+    }
+
     /// Reads the cgroup parent of a pod (`pod.linux.cgroup_parent` in NRI): with the systemd driver the name of a slice or
     /// its path, else a path.
     ///

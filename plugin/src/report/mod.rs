@@ -177,6 +177,15 @@ pub enum What {
         /// How many times its request it may be.
         most: f64,
     },
+    /// All pods together may not use more than this from now on.
+    Guarded {
+        /// The limit.
+        desired: Bytes,
+        /// What it was.
+        observed: Limit,
+    },
+    /// All pods together use more than they are to have.
+    GuardWaits(LowerLimit),
     /// It stood at `memory.high`, which was raised.
     Released(Line),
     /// It was released before, and has its `memory.high` again.
@@ -213,6 +222,8 @@ pub enum Kind {
     AtCeiling,
     BeyondNode,
     Overcommitted,
+    Guarded,
+    GuardWaits,
     Released,
     PutBack,
 }
@@ -263,6 +274,8 @@ impl What {
             Self::AtCeiling { .. } => Kind::AtCeiling,
             Self::BeyondNode { .. } => Kind::BeyondNode,
             Self::Overcommitted { .. } => Kind::Overcommitted,
+            Self::Guarded { .. } => Kind::Guarded,
+            Self::GuardWaits(_) => Kind::GuardWaits,
             Self::Released(_) => Kind::Released,
             Self::PutBack(_) => Kind::PutBack,
         }
@@ -290,6 +303,7 @@ impl What {
             Self::CutApplied { .. }
                 | Self::PodRaised { .. }
                 | Self::Repaired { .. }
+                | Self::Guarded { .. }
                 | Self::Released(_)
                 | Self::PutBack(_)
         )
@@ -332,6 +346,10 @@ impl What {
                 "the container's limit is many times its request: what it uses beyond that may be taken from it, or not be there; \
                  raise the request to what it needs"
             }
+            Self::Guarded { .. } => "keeps memory from pods: all together may use this much",
+            Self::GuardWaits(_) => {
+                "pods use more than nodeGuard leaves them, and would be killed for it: the line is set once they use less"
+            }
             Self::Released(_) => "released a container that stood at memory.high",
             Self::PutBack(_) => "a released container has been well below its memory.high, which is put back",
         }
@@ -370,7 +388,7 @@ impl What {
         };
         match self {
             Self::CutRejected(of) | Self::CutGivenUp(of) => cut(of, Outcome::Rejected),
-            Self::CutDeferred(of) => cut(of, Outcome::Deferred),
+            Self::CutDeferred(of) | Self::GuardWaits(of) => cut(of, Outcome::Deferred),
             Self::CutApplied { desired, observed } => pair(max, desired, observed, Outcome::Applied),
             Self::NotResized { knob, desired, observed } => pair(knob, desired, observed, Outcome::Failed),
             Self::PodRaised { knob, desired, observed } => pair(knob, desired, observed, Outcome::Applied),
@@ -415,6 +433,7 @@ impl What {
                 most: Some(*most),
                 ..Fields::default()
             },
+            Self::Guarded { desired, observed } => pair(max, desired, observed, Outcome::Applied),
             Self::Released(of) | Self::PutBack(of) => line(of),
         }
     }
@@ -440,6 +459,16 @@ impl fmt::Display for What {
                     cut.usage.reclaimable().approx()
                 )
             }
+            Self::Guarded { desired, observed } => {
+                write!(f, "all pods together may use {} from now on, and not {}", desired.approx(), quantity(observed))
+            }
+            Self::GuardWaits(cut) => write!(
+                f,
+                "pods use {} together, of which {} can be reclaimed: that is more than the {} that nodeGuard leaves them",
+                cut.usage.current.approx(),
+                cut.usage.reclaimable().approx(),
+                quantity(&cut.limit),
+            ),
             Self::CutApplied { desired, .. } => {
                 write!(f, "the deferred memory limit of {} is in force", desired.quantity())
             }
@@ -585,6 +614,8 @@ impl Reports {
             | What::Killed { .. }
             | What::BeyondNode { .. }
             | What::Overcommitted { .. }
+            | What::Guarded { .. }
+            | What::GuardWaits(_)
             | What::PutBack(_) => {}
         }
     }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Settings, Update};
+use crate::guard;
 use crate::hierarchy::{self, Observed, Standing};
 use crate::node::MemInfo;
 use crate::pod::QosClass;
@@ -74,6 +75,10 @@ pub struct NodeStatus {
     pub available: Option<Bytes>,
     /// What pods may use altogether.
     pub allocatable: Option<Bytes>,
+    /// What all pods together may use (`nodeGuard`); `null` if that is not bounded.
+    pub guard: Option<Bytes>,
+    /// `memory.max` of kubepods; `null` if there is no such cgroup.
+    pub pods_max: Option<Limit>,
     /// `plimsoll restore` was called: nothing is set.
     pub stands_aside: bool,
     /// The sum of all containers' requests, as far as they are known.
@@ -460,6 +465,8 @@ impl NodeStatus {
             memory: settings.mem_total,
             available: meminfo.map(|meminfo| meminfo.available),
             allocatable: settings.node.allocatable,
+            guard: settings.guard_line(),
+            pods_max: guard::kubepods(root).and_then(|(_, cgroup)| cgroup.read(Knob::Max).ok()),
             stands_aside: settings.stand_aside,
             requests: sum(&|row| row.request.as_ref().map(|request| request.bytes)),
             limits: sum(&|row| row.desired.max.and_then(Limit::bytes)),

@@ -292,6 +292,27 @@ pub fn unified(pairs: &[(&str, i64)]) -> HashMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect()
 }
 
+/// Stands for the kernel: whatever is written to `memory.reclaim` makes the usage less by that.
+pub fn reclaims(cgroup: PathBuf, mut current: i64, mut cache: i64) {
+    fs::write(cgroup.join("memory.reclaim"), "").unwrap();
+    let mut inotify = inotify::Inotify::init().unwrap();
+    inotify.watches().add(cgroup.join("memory.reclaim"), inotify::WatchMask::CLOSE_WRITE).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while inotify.read_events_blocking(&mut buffer).is_ok() {
+            let Ok(asked) = fs::read_to_string(cgroup.join("memory.reclaim")) else { return };
+            let less = asked.trim().parse().unwrap_or(0).min(cache);
+            (current, cache) = (current - less, cache - less);
+            let replace = |name: &str, text: String| {
+                fs::write(cgroup.join("new"), text).unwrap();
+                fs::rename(cgroup.join("new"), cgroup.join(name)).unwrap();
+            };
+            replace("memory.current", format!("{current}\n"));
+            replace("memory.stat", format!("inactive_anon {}\ninactive_file {cache}\n", current - cache));
+        }
+    });
+}
+
 pub fn make_files(cgroup: &Path, max: &str) {
     fs::create_dir_all(cgroup).unwrap();
     let files = [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max"), ("memory.current", "4096")];
@@ -382,6 +403,11 @@ impl Runtime {
         for (name, value) in unified {
             fs::write(self.cgroup(pod).join(name), format!("{value}\n")).unwrap();
         }
+    }
+
+    /// Where a cgroup is.
+    pub fn path(&self, cgroup: &str) -> PathBuf {
+        self.root.join(cgroup)
     }
 
     /// What a cgroup's file holds; empty while it is being written.
