@@ -164,24 +164,39 @@ fn guarded(case: &impl Fn(&Node) -> Result<()>, node: &Node) -> Result<()> {
 /// names of functions `fn(&Node, Driver) -> Result<()>` in the calling module; the latter two need `fn config() -> String`
 /// beside them. `external` leaves out the plugin that the runtime launches, for what does not depend on it; `plugin` has it with one
 /// of the cgroup drivers, as it does not depend on that.
+///
+/// What follows as `crossed: { .. }` runs on half of the combinations, so that every node and every driver is met once: for what
+/// takes long and depends on one of both, if on any.
 #[macro_export]
 macro_rules! node_tests {
-    (control: { $($name:ident),* $(,)? }) => {
-        $crate::node_tests!(@distro forky Forky control [$($name)*]);
-        $crate::node_tests!(@distro trixie Trixie control [$($name)*]);
+    (control: { $($name:ident),* $(,)? } $(, crossed: { $($crossed:ident),* $(,)? })?) => {
+        mod forky {
+            $crate::node_tests!(@driver Forky systemd Systemd control [$($name)* $($($crossed)*)?]);
+            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs control [$($name)*]);
+        }
+        mod trixie {
+            $crate::node_tests!(@driver Trixie systemd Systemd control [$($name)*]);
+            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs control [$($name)* $($($crossed)*)?]);
+        }
     };
     (plugin: { $($name:ident),* $(,)? }) => {
-        $crate::node_tests!(@distro forky Forky plugin [$($name)*]);
-        $crate::node_tests!(@distro trixie Trixie plugin [$($name)*]);
+        mod forky {
+            $crate::node_tests!(@driver Forky systemd Systemd plugin [$($name)*]);
+            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs plugin [$($name)*]);
+        }
+        mod trixie {
+            $crate::node_tests!(@driver Trixie systemd Systemd plugin [$($name)*]);
+            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs plugin [$($name)*]);
+        }
     };
-    (external: { $($name:ident),* $(,)? }) => {
-        $crate::node_tests!(@distro forky Forky external [$($name)*]);
-        $crate::node_tests!(@distro trixie Trixie external [$($name)*]);
-    };
-    (@distro $module:ident $distro:ident $group:ident $names:tt) => {
-        mod $module {
-            $crate::node_tests!(@driver $distro systemd Systemd $group $names);
-            $crate::node_tests!(@driver $distro cgroupfs Cgroupfs $group $names);
+    (external: { $($name:ident),* $(,)? } $(, crossed: { $($crossed:ident),* $(,)? })?) => {
+        mod forky {
+            $crate::node_tests!(@driver Forky systemd Systemd external [$($name)* $($($crossed)*)?]);
+            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs external [$($name)*]);
+        }
+        mod trixie {
+            $crate::node_tests!(@driver Trixie systemd Systemd external [$($name)*]);
+            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs external [$($name)* $($($crossed)*)?]);
         }
     };
     (@driver $distro:ident $module:ident $driver:ident control $names:tt) => {

@@ -1,5 +1,7 @@
 //! What users of resizing in place have met: the same steps for nodes with the plugin and without.
 
+use std::fmt::Write as _;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::cgroup::{self, Memory};
@@ -128,4 +130,104 @@ pub fn grows_while_it_is_cut(node: &Node, pod: &Pod, milliseconds_per_mib: u64) 
     ensure!(output.status.code() != Some(3), "the workload does not grow: {}", output.stderr);
     let killed = output.stdout.trim().parse().with_context(|| format!("counting kills: {output:?}"))?;
     Ok((output.status.success(), killed))
+}
+
+/// The pods of [`balloon`], by name: what they request, their limit, and what they come to use, in MiB. The first two stay within
+/// what they request. The others use more than three times that, but less than their memory.high: together more than the node has.
+const BALLOONS: [(&str, u64, u64, u64); 5] =
+    [("a", 160, 400, 150), ("b", 80, 200, 75), ("c", 80, 800, 640), ("d", 80, 400, 300), ("e", 80, 400, 300)];
+
+/// What came of [`balloon`].
+#[derive(Debug)]
+pub struct Balloon {
+    /// The pods whose container lives.
+    pub alive: Vec<&'static str>,
+    /// How often the kernel killed because the whole node was out of memory.
+    pub node_kills: usize,
+    /// How often it killed because of a limit: by the cgroup that has it.
+    pub limit_kills: Vec<String>,
+    /// How long calls of the runtime took, made one after another meanwhile.
+    pub runtime: Latency,
+    /// How long it took a service in system.slice to read what it works with, again and again.
+    pub service: Latency,
+}
+
+/// How long something took.
+#[derive(Debug)]
+pub struct Latency {
+    /// How often it was done.
+    pub count: usize,
+    /// How often it failed.
+    pub failures: usize,
+    /// The longest, in milliseconds.
+    pub slowest: u64,
+}
+
+/// Pods A to E, whose limits are far above what they request, use more and more until the node has no more; all at once.
+pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Balloon> {
+    let specs = BALLOONS.map(|(name, request, limit, _)| {
+        PodSpec::new(name).container(ContainerSpec::new("app").request(request * MIB).limit(limit * MIB))
+    });
+    let pods = kubelet.run_pods(specs.into())?;
+    // In the slice of the system's services, as the runtime and the kubelet are; what calls from a shell is not.
+    let probe = |name: &str, command: &str| {
+        format!(
+            "rm -f /run/{name}
+             systemd-run --quiet --collect --unit {name} --slice system.slice sh -c '
+                 while :; do
+                     began=$(date +%s%N)
+                     {command} >/dev/null 2>&1; status=$?
+                     echo $status $(( ($(date +%s%N) - began) / 1000000 )) >> /run/{name}
+                     sleep 0.2
+                 done'
+             until test -s /run/{name}; do sleep 0.1; done\n"
+        )
+    };
+    let mut script = format!(
+        "dmesg --clear; head --bytes {} /dev/urandom > /var/lib/working-set\n{}{}",
+        40 * MIB,
+        probe("probe-runtime", "crictl --timeout 60s ps"),
+        probe("probe-service", "cat /var/lib/working-set"),
+    );
+    for (pod, (.., uses)) in pods.iter().zip(BALLOONS) {
+        let _ = writeln!(script, "workload call {} alloc {} >/dev/null &", pod.container("app")?.control, uses * MIB);
+    }
+    script.push_str(
+        "wait
+         systemctl stop probe-runtime probe-service
+         dmesg | grep -o 'oom-kill:constraint=.*' || true
+         echo END-OF-KILLS; cat /run/probe-runtime
+         echo END-OF-RUNTIME; cat /run/probe-service",
+    );
+    let output = node.run(&script).context("ballooning")?.stdout;
+    let (kills, rest) = output.split_once("END-OF-KILLS").context("no list of kills")?;
+    let (runtime, service) = rest.split_once("END-OF-RUNTIME").context("no latencies")?;
+    let of_limits = kills.lines().filter_map(|line| line.split_once("oom_memcg=")?.1.split(',').next());
+    let mut alive = Vec::new();
+    for (pod, (name, ..)) in pods.iter().zip(BALLOONS) {
+        if fate(node, pod)?.0 {
+            alive.push(name);
+        }
+    }
+    kubelet.remove_pods(&pods)?;
+    Ok(Balloon {
+        alive,
+        node_kills: kills.lines().filter(|line| line.contains("constraint=CONSTRAINT_NONE")).count(),
+        limit_kills: of_limits.map(str::to_owned).collect(),
+        runtime: latency(runtime)?,
+        service: latency(service)?,
+    })
+}
+
+/// Reads lines of an exit status and milliseconds.
+fn latency(lines: &str) -> Result<Latency> {
+    let mut latency = Latency { count: 0, failures: 0, slowest: 0 };
+    for line in lines.lines().filter(|line| !line.is_empty()) {
+        let (status, milliseconds) = line.split_once(' ').with_context(|| format!("{line:?}"))?;
+        latency.count += 1;
+        latency.failures += usize::from(status != "0");
+        latency.slowest = latency.slowest.max(milliseconds.parse().with_context(|| format!("{line:?}"))?);
+    }
+    ensure!(latency.count > 0, "nothing was measured");
+    Ok(latency)
 }

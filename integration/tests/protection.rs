@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use integration::cgroup::{self, Expected, MAX};
 use integration::crictl;
-use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
+use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos, SYSTEM_RESERVED};
 use integration::node::Node;
 use integration::node_tests;
 use integration::placement::{self, CONFIG, EXTERNAL_BINARY, journal};
@@ -18,17 +18,19 @@ use integration::stories::{self, Random};
 
 node_tests!(external: {
     every_ancestor_carries_the_sum_of_what_lives_below_it,
-    protection_never_exceeds_what_the_node_has,
-    a_protected_container_keeps_its_working_set_under_pressure,
-    a_guaranteed_container_survives_its_own_page_cache,
     values_outlast_systemd_and_other_writers,
     nothing_else_of_a_cgroup_changes_with_its_protection,
     a_writer_that_never_stops_is_reported_and_left_alone,
-    another_plugin_may_claim_the_same_key,
     many_pods_come_and_go_and_every_sum_is_exact,
-    a_plugin_that_is_killed_again_and_again_converges,
     restore_takes_everything_back,
     reserved_cgroups_are_protected_where_the_operator_names_them,
+}, crossed: {
+    protection_never_exceeds_what_the_node_has,
+    a_guaranteed_container_survives_its_own_page_cache,
+    a_protected_container_keeps_its_working_set_under_pressure,
+    another_plugin_may_claim_the_same_key,
+    a_plugin_that_is_killed_again_and_again_converges,
+    pods_that_use_more_than_the_node_has_are_killed_among_themselves,
 });
 
 /// The defaults.
@@ -580,4 +582,45 @@ fn reserved_cgroups_are_protected_where_the_operator_names_them(node: &Node, dri
     reached(node, &format!("{driver}: undone"), "plimsoll restore --undo", &reserved(100 * MIB))?;
     node.write_file(CONFIG, config(), 0o644)?;
     reached(node, &format!("{driver}: no longer reserved"), "systemctl daemon-reload", &reserved(0))
+}
+
+fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(node: &Node, driver: Driver) -> Result<()> {
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let kept = 400 * MIB;
+    let line = (kubelet.capacity() - kept) / 4096 * 4096;
+    let guarded = [
+        Expected::new(kubelet.top_cgroup(), "memory.max", line),
+        Expected::new("system.slice", "memory.min", kept / 4 * 3),
+    ];
+    node.write_file(CONFIG, "nodeGuard: 400Mi\n", 0o644)?;
+    reached(node, &format!("{driver}: memory is kept from pods"), "", &guarded)?;
+    let balloon = stories::balloon(&mut kubelet, node)?;
+    println!("{} {driver}: with nodeGuard: {balloon:?}", node.distro());
+    assert_eq!(balloon.node_kills, 0, "{balloon:?}");
+    let top = format!("/{}", kubelet.top_cgroup());
+    assert!(!balloon.limit_kills.is_empty() && balloon.limit_kills.iter().all(|by| *by == top), "{balloon:?}");
+    assert!(["a", "b"].iter().all(|within| balloon.alive.contains(within)), "{balloon:?}");
+    assert_eq!((balloon.runtime.failures, balloon.service.failures), (0, 0), "{balloon:?}");
+
+    // It stays, also with systemd, and beside a kubelet that starts again.
+    for (what, script) in
+        [("daemon-reload", "systemctl daemon-reload".to_owned()), ("the kubelet's update", kubelet.qos_update())]
+    {
+        settled(node, &format!("{driver}: {what}"), &script, &guarded)?;
+    }
+    kubelet.limit_pods(kubelet.capacity() - 10 * MIB)?;
+    reached(node, &format!("{driver}: a higher limit"), "", &guarded)?;
+    let lower = [Expected::new(kubelet.top_cgroup(), "memory.max", 900 * MIB), guarded[1].clone()];
+    kubelet.limit_pods(900 * MIB)?;
+    settled(node, &format!("{driver}: a lower limit"), "", &lower)?;
+    kubelet.update_qos_classes()?;
+    reached(node, &format!("{driver}: the kubelet's own again"), "", &guarded)?;
+
+    // And goes, to what it was before.
+    node.write_file(CONFIG, config(), 0o644)?;
+    let before = [
+        Expected::new(kubelet.top_cgroup(), "memory.max", (kubelet.capacity() - SYSTEM_RESERVED) / 4096 * 4096),
+        Expected::new("system.slice", "memory.min", 0),
+    ];
+    reached(node, &format!("{driver}: nothing is kept any more"), "", &before)
 }

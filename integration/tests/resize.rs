@@ -23,6 +23,7 @@ node_tests!(external: {
     containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be,
     a_cut_that_would_kill_may_be_deferred_until_it_fits,
     a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling,
+}, crossed: {
     resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end,
     an_update_that_makes_no_sense_harms_nobody,
 });

@@ -200,8 +200,10 @@ impl Settings {
             return Vec::new();
         }
         match self.config.node_guard {
-            // What is kept from pods is of use only to whom it is promised.
-            Some(memory) if self.config.reserved.is_empty() => {
+            // The rest is for the kernel itself and for what runs elsewhere, such as sessions: were all of it promised to
+            // services, their page cache could take what nobody can give back (seen on a node: it ran out of memory).
+            Some(kept) if self.config.reserved.is_empty() => {
+                let memory = Bytes::new(kept.get() / 4 * 3);
                 vec![Reserved { owner: Owner::System, cgroup: CgroupPath::system_slice(), memory }]
             }
             _ => self.config.reserved.clone(),

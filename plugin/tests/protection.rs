@@ -544,7 +544,7 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     let line = daemon.says("keeps memory from pods").await;
     assert!(line.contains("observed=max") && line.contains("desired=3221225472"), "{line}");
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
-    runtime.holds("system.slice", "memory.min", 5120 * MIB).await;
+    runtime.holds("system.slice", "memory.min", 3840 * MIB).await;
     // Nor are pods promised more than they may have.
     let pod = Pod::new("guaranteed", "g", 4096 * MIB);
     runtime.make_cgroup(&pod);
