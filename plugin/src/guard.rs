@@ -179,18 +179,14 @@ impl Guard {
                 }
                 continue;
             }
-            // Before it is looked at, so that nothing is missed in between.
-            if watched.is_none() {
-                watched = self.watch();
-            }
+            // Before it is looked at, so that nothing is missed in between; and anew, as it may be another one by now.
+            watched = self.watch(watched);
             let again = match self.look(line, written).await {
                 Ok(again) => {
                     self.failing = false;
                     again
                 }
                 Err(error) => {
-                    // It was replaced by another one of its name, or is not there yet.
-                    watched = None;
                     if !matches!(error, CgroupError::Gone(_)) && !std::mem::replace(&mut self.failing, true) {
                         warn!(%error, "cannot keep memory from pods; it is tried again every {} s. Said once", EVERY.as_secs());
                     }
@@ -210,8 +206,8 @@ impl Guard {
         }
     }
 
-    fn watch(&self) -> Option<Watch> {
-        let watch = Watch::new().and_then(|mut watch| {
+    fn watch(&self, watched: Option<Watch>) -> Option<Watch> {
+        let watch = watched.map_or_else(Watch::new, Ok).and_then(|mut watch| {
             if let Some((path, _)) = kubepods(&self.root) {
                 watch.add(&self.root, &path)?;
             }

@@ -388,6 +388,15 @@ fn overview(status: &Status, screen: &Screen) -> String {
         percent(node.limits, node.allocatable),
         if node.unlimited > 0 { format!(", {} without limit", node.unlimited) } else { String::new() },
     );
+    if let Some(line) = node.guard {
+        let held = match node.pods_max {
+            Some(max) if max <= Limit::Bytes(line) => String::new(),
+            Some(max) => format!("; kubepods has {max}"),
+            None => "; there is no kubepods".to_owned(),
+        };
+        let line = format!("all pods together may use {} (nodeGuard){held}", line.approx());
+        let _ = writeln!(text, "{}", screen.cut(&line));
+    }
     if node.stands_aside {
         text.push_str("'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'\n");
     }

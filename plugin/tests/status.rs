@@ -299,3 +299,22 @@ async fn hostile_names_do_no_harm() {
     assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("plimsoll_")), "a line is broken");
     assert!(!text.contains('\x1b') && !text.contains('\r'), "raw");
 }
+
+#[tokio::test]
+async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
+    let (node, mut daemon, runtime) = start(&format!("{CONFIG}nodeGuard: 5Gi\n")).await;
+    let pod = run(&node, &runtime, "b").await;
+    runtime.uses(&pod, 4000 * MIB, 0);
+    runtime.set_file("kubepods", "memory.stat", "anon 4194304000\n");
+    daemon.says("the line is set once they use less").await;
+    let (text, _) = status(&node, &[]).await;
+    assert!(text.contains("all pods together may use 3Gi (nodeGuard); kubepods has max"), "{text}");
+    let said = "kubepods: pods use 3.9Gi together, of which 0 can be reclaimed: that is more than the 3Gi that nodeGuard leaves";
+    assert!(text.contains(said), "{text}");
+    let all = json(&node).await;
+    assert_eq!((&all["node"]["guard"], &all["node"]["podsMax"]), (&Value::from(3_u64 << 30), &Value::from("max")));
+    runtime.uses(&pod, 10 * MIB, 0);
+    runtime.holds("kubepods", "memory.max", 3072 * MIB).await;
+    let (text, _) = status(&node, &[]).await;
+    assert!(text.contains("all pods together may use 3Gi (nodeGuard)\n"), "{text}");
+}
