@@ -5,13 +5,12 @@
 mod harness;
 
 use std::fs;
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use harness::{MIB, Node, Pod, Runtime, memory_limit, start};
+use harness::{MIB, Node, Pod, Runtime, get, memory_limit, start};
 use serde_json::Value;
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
@@ -35,23 +34,6 @@ async fn json(node: &Node) -> Value {
 fn rows(text: &str) -> Vec<Vec<&str>> {
     let table = text.lines().skip_while(|line| !line.starts_with("STATE"));
     table.map(|line| line.split_whitespace().collect()).collect()
-}
-
-fn get(mut stream: impl Read + Write, path: &str) -> String {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
-/// The metrics by the socket, without HTTP's part.
-async fn metrics(node: &Node) -> String {
-    let socket = node.path("host/run/plimsoll/plimsoll.sock");
-    let answer = tokio::task::spawn_blocking(move || get(UnixStream::connect(socket).unwrap(), "/metrics"));
-    let answer = answer.await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
-    body.to_owned()
 }
 
 /// A pod whose container of 250 MiB requests 64.
@@ -166,7 +148,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
     let (text, code) = status(&node, &["nobody"]).await;
     assert_eq!((code, text.trim()), (1, "no containers of a pod 'nobody' are known on this node"));
 
-    let text = metrics(&node).await;
+    let text = node.metrics().await;
     for line in [
         "plimsoll_resizes_total{outcome=\"rejected\"} 3",
         &format!("plimsoll_resize_rejected_bytes_total {}", 3 * 150 * MIB),
@@ -183,6 +165,11 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
             128 * MIB
         ),
         &format!("plimsoll_over_request_bytes {}", 66 * MIB),
+        "plimsoll_over_request_containers 1",
+        "plimsoll_beyond_node_containers 0",
+        "plimsoll_unlimited_containers 0",
+        "plimsoll_inert_containers 0",
+        "plimsoll_container_requests{provenance=\"unknown\"} 0",
         "plimsoll_differing_files{level=\"container\"} 0",
         "# EOF",
     ] {
@@ -274,7 +261,7 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
     assert!(text.contains(down) && rows(&text).len() == 1, "{text}");
     let (text, code) = status(&node, &["b"]).await;
     assert!(code == 0 && text.contains("default/b/app: down at the moment"), "{text}");
-    assert!(metrics(&node).await.contains("plimsoll_oom_kills_total{by=\"limit\"} 1\n"));
+    assert!(node.metrics().await.contains("plimsoll_oom_kills_total{by=\"limit\"} 1\n"));
     // A pod that is gone is nobody's trouble any more.
     runtime.pod_event(nri::api::Event::STOP_POD_SANDBOX, &pod).await;
     let (text, _) = status(&node, &[]).await;
@@ -295,7 +282,7 @@ async fn hostile_names_do_no_harm() {
         let is_harmful = |character: char| character.is_control() && character != '\n';
         assert!(!text.contains(is_harmful), "{arguments:?}");
     }
-    let text = metrics(&node).await;
+    let text = node.metrics().await;
     assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("plimsoll_")), "a line is broken");
     assert!(!text.contains('\x1b') && !text.contains('\r'), "raw");
 }

@@ -16,13 +16,17 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::cgroup::Knob;
+use crate::hierarchy::Standing;
 use crate::outcome::Outcome;
 use crate::policy::Protection;
-use crate::report::status::{State, Status, Values};
+use crate::report::status::{ContainerStatus, State, Status, Values};
 use crate::units::{Bytes, Limit, printable};
 
 /// Up to what an event's answer takes, in seconds. The last but two is a tenth of the runtime's default timeout.
 const LATENCIES: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
+
+/// Where a request was learnt that is not known.
+const UNKNOWN: &str = "unknown";
 
 /// Everything that is counted.
 #[derive(Debug, Default)]
@@ -344,14 +348,41 @@ fn register_node(status: &Status, registry: &mut Registry) {
         Unit::Bytes,
         gauge(over.fold(Bytes::ZERO, Bytes::saturating_add)),
     );
-    let overcommitted = Gauge::<i64>::default();
-    let count = status.containers.iter().filter(|container| container.overcommitted).count();
-    overcommitted.set(i64::try_from(count).unwrap_or(i64::MAX));
-    registry.register(
-        "overcommitted_containers",
-        "Containers whose memory limit is more than maxLimitRequestRatio times their request",
-        overcommitted,
-    );
+    let allocatable = node.allocatable.unwrap_or(Bytes::MAX);
+    let is_beyond = |container: &ContainerStatus| {
+        let request = container.request.as_ref().map(|request| request.bytes);
+        container.desired.max.and_then(Limit::bytes).max(request).is_some_and(|most| most > allocatable)
+    };
+    for (name, help, is_counted) in [
+        (
+            "over_request_containers",
+            "Containers that use more memory than they requested",
+            &(|container: &ContainerStatus| container.over_request > Bytes::ZERO) as &dyn Fn(&ContainerStatus) -> bool,
+        ),
+        (
+            "overcommitted_containers",
+            "Containers whose memory limit is more than maxLimitRequestRatio times their request",
+            &|container| container.overcommitted,
+        ),
+        ("unlimited_containers", "Containers without a memory limit", &|container| {
+            container.desired.max == Some(Limit::Max)
+        }),
+        (
+            "beyond_node_containers",
+            "Containers whose memory limit or request is more than node allocatable",
+            &is_beyond,
+        ),
+        (
+            "inert_containers",
+            "Containers of whose protection a part or all is without effect, since a cgroup above has less",
+            &|container| matches!(container.standing, Some(Standing::Inert | Standing::Partly)),
+        ),
+    ] {
+        let count = status.containers.iter().filter(|container| is_counted(container)).count();
+        let containers = Gauge::<i64>::default();
+        containers.set(i64::try_from(count).unwrap_or(i64::MAX));
+        registry.register(name, help, containers);
+    }
     let states = Family::<OfState, Gauge>::default();
     for state in State::ALL {
         let count = status.containers.iter().filter(|container| container.state == state).count();
@@ -360,8 +391,10 @@ fn register_node(status: &Status, registry: &mut Registry) {
     }
     registry.register("containers", "Containers, by what plimsoll status says of them", states);
     let provenances = Family::<OfProvenance, Gauge>::default();
+    // What is worth an alert is there also while it is none.
+    let _ = provenances.get_or_create(&OfProvenance { provenance: UNKNOWN.to_owned() });
     for container in &status.containers {
-        let provenance = container.request.as_ref().map_or("unknown", |request| &request.provenance).to_owned();
+        let provenance = container.request.as_ref().map_or(UNKNOWN, |request| &request.provenance).to_owned();
         provenances.get_or_create(&OfProvenance { provenance }).inc();
     }
     registry.register("container_requests", "Containers, by where their memory requests were learnt", provenances);
@@ -416,8 +449,9 @@ fn register_levels(status: &Status, registry: &mut Registry) {
 
 fn register_containers(status: &Status, registry: &mut Registry) {
     type Series = Bytewise<OfContainer>;
-    let [usage, working_set, limit, min, low, high, over] = std::array::from_fn(|_| Series::default());
+    let [usage, working_set, limit, request, min, low, high, over] = std::array::from_fn(|_| Series::default());
     let kills = Family::<OfContainer, Counter>::default();
+    let stalled = Family::<OfContainer, Counter<f64, AtomicU64>>::default();
     let mut seen = HashSet::new();
     for container in &status.containers {
         // Of a name there may be two for a moment, one that ends and one that begins.
@@ -435,6 +469,7 @@ fn register_containers(status: &Status, registry: &mut Registry) {
             (&usage, container.usage),
             (&working_set, container.working_set),
             (&limit, observed.max.and_then(Limit::bytes)),
+            (&request, container.request.as_ref().map(|request| request.bytes)),
             (&min, observed.min.and_then(Limit::bytes)),
             (&low, observed.low.and_then(Limit::bytes)),
             (&high, observed.high.and_then(Limit::bytes)),
@@ -447,11 +482,15 @@ fn register_containers(status: &Status, registry: &mut Registry) {
         if let Some(count) = container.oom_kills {
             kills.get_or_create(&labels).inc_by(count);
         }
+        if let Some(seconds) = container.stalled_seconds {
+            stalled.get_or_create(&labels).inc_by(seconds);
+        }
     }
     for (name, help, series) in [
         ("container_memory_usage", "What the container uses (memory.current)", usage),
         ("container_memory_working_set", "The same without page cache that was not used lately", working_set),
         ("container_spec_memory_limit", "Its memory.max, if that is a number", limit),
+        ("container_memory_request", "Its memory request, or the least that it can be", request),
         ("container_memory_min", "Its memory.min", min),
         ("container_memory_low", "Its memory.low", low),
         ("container_memory_high", "Its memory.high, if that is a number", high),
@@ -460,4 +499,10 @@ fn register_containers(status: &Status, registry: &mut Registry) {
         registry.register_with_unit(name, help, Unit::Bytes, series);
     }
     registry.register("container_oom_events", "Processes of the container that were killed for want of memory", kills);
+    registry.register_with_unit(
+        "container_pressure_memory_stalled",
+        "How long all of the container has waited for memory, as it does when memory.high throttles it",
+        Unit::Seconds,
+        stalled,
+    );
 }

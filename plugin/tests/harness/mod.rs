@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -140,10 +140,28 @@ impl Node {
         self.serve(self.trunk().await, options).await
     }
 
+    /// The metrics by the socket, without HTTP's part.
+    pub async fn metrics(&self) -> String {
+        let socket = self.path("host/run/plimsoll/plimsoll.sock");
+        let connect = || std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let answer = tokio::task::spawn_blocking(move || get(connect(), "/metrics")).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
+        body.to_owned()
+    }
+
     pub async fn serve(&self, trunk: UnixStream, options: Options) -> Runtime {
         let (connection, updates) = Connection::accept(trunk, options).await.unwrap();
         Runtime { connection, updates, root: self.path("host/sys/fs/cgroup"), outlives_plugin: false }
     }
+}
+
+/// What HTTP answers.
+pub fn get(mut stream: impl Read + Write, path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 /// A plugin with this configuration, whose runtime has no containers.
