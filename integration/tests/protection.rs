@@ -427,7 +427,7 @@ fn another_plugin_may_claim_the_same_key(node: &Node, driver: Driver) -> Result<
         let container = pod.container("app")?;
         let said = journal(node, so_far)?;
         assert!(
-            said.iter().any(|line| line.contains("WARN") && line.contains(key)),
+            said.iter().any(|line| line.contains("has set this") && line.contains(key)),
             "nothing is said of {key}: {said:#?}"
         );
         // The runtime refuses a container of which two plugins set the same; once it runs, it gets what it should have.

@@ -1,6 +1,7 @@
 //! The `plimsoll` program.
 
 mod lint_files;
+mod log;
 mod restore;
 mod run;
 mod status;
@@ -20,6 +21,7 @@ use plimsoll::node::NodeMemory;
 use plimsoll::policy::Node;
 use plimsoll::units::{Bytes, PageSize};
 
+use crate::log::LogFormat;
 use crate::status::StatusCommand;
 
 /// Draws the line how deep each container may be loaded with memory.
@@ -80,6 +82,10 @@ struct Run {
     /// The container runtime's NRI socket
     #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
     socket: PathBuf,
+
+    /// The form of messages
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
 
     /// Where the node's file system is: its /proc, /run, /sys/fs/cgroup and /var/lib/kubelet
     #[arg(long, value_name = "DIR", default_value = "/")]
@@ -268,6 +274,15 @@ enum Failure {
     Usage(anyhow::Error),
 }
 
+impl Failure {
+    fn into_parts(self) -> (anyhow::Error, u8) {
+        match self {
+            Self::Runtime(error) => (error, 1),
+            Self::Usage(error) => (error, 2),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     // A runtime gives no arguments to what it launches.
     let launched = std::env::args_os().len() < 2 && std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
@@ -284,8 +299,7 @@ fn main() -> ExitCode {
     };
     let (error, code) = match result {
         Ok(code) => return code,
-        Err(Failure::Runtime(error)) => (error, 1),
-        Err(Failure::Usage(error)) => (error, 2),
+        Err(failure) => failure.into_parts(),
     };
     // Alternate form: with its causes, on one line.
     eprintln!("{error:#}");

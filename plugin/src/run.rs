@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -15,7 +14,7 @@ use nri::{Identity, Launched, Stub};
 use plimsoll::ancestors::Ancestors;
 use plimsoll::cgroup::CgroupRoot;
 use plimsoll::cgroup::systemd::Systemd;
-use plimsoll::config::{self, Config, DROP_INS, LogLevel};
+use plimsoll::config::{self, Config, DROP_INS};
 use plimsoll::containers::{Containers, STAND_ASIDE, Settings};
 use plimsoll::cut::Cuts;
 use plimsoll::defer::Deferrals;
@@ -28,28 +27,22 @@ use plimsoll::report::serve::Server;
 use plimsoll::requests::checkpoint::Checkpoints;
 use plimsoll::service::{OnConfig, Parts, Service};
 use plimsoll::stalls::Stalls;
-use syslog_tracing::{Facility, Syslog};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tracing::level_filters::LevelFilter;
 use tracing::{error, info, warn};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::log::{self, Level};
 use crate::{Failure, Run, load_config, read_file};
 
 /// How long nothing must have happened in the configuration's directory for its file to be read.
 const QUIET: Duration = Duration::from_millis(200);
 
-type Level = reload::Handle<LevelFilter, Registry>;
-
 impl Run {
     /// Runs the plugin until it is told to stop, or the runtime that launched it ends.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let (level, to_journal) = log();
+        let (level, is_read) = log::start(self.log_format);
         let result = match Launched::from_env() {
             Ok(None) => self.plugin(None, level),
             // The runtime kills the process that it launched when it drops the plugin, and never launches it again.
@@ -62,13 +55,15 @@ impl Run {
             },
             Err(error) => Err(Failure::Runtime(anyhow::Error::new(error).context("launched by a runtime"))),
         };
-        if let Err(Failure::Runtime(error) | Failure::Usage(error)) = &result
-            && to_journal
-        {
-            // main prints it, too, but to nowhere.
-            error!("{error:#}");
+        match result {
+            // What main prints is nothing for whoever reads the log.
+            Err(failure) if !is_read => {
+                let (error, code) = failure.into_parts();
+                error!("{error:#}");
+                Ok(ExitCode::from(code))
+            }
+            result => result,
         }
-        result
     }
 
     fn plugin(self, launched: Option<Launched>, level: Level) -> Result<ExitCode, Failure> {
@@ -89,7 +84,7 @@ impl Run {
                 None => Config::default(),
             },
         };
-        set_level(&level, config.log_level);
+        level.set(config.log_level);
 
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -111,7 +106,7 @@ impl Run {
         let on_config = {
             let (level, configured, metrics_changed) = (level, configured.clone(), metrics_changed.clone());
             Box::new(move |config: &Config| {
-                set_level(&level, config.log_level);
+                level.set(config.log_level);
                 configured.notify_one();
                 metrics_changed.notify_one();
             })
@@ -242,50 +237,6 @@ fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
     [full, name].map(|name| Path::new(DROP_INS).join(format!("{name}.conf"))).into()
 }
 
-/// Logs to standard error, or to the journal when that leads nowhere, as it does when a runtime launched this. Tells which.
-///
-/// By way of syslog, so that a reader of the journal sees the fields in the line, and not only with `--output verbose`.
-fn log() -> (Level, bool) {
-    let (filter, level) = reload::Layer::new(LevelFilter::INFO);
-    let text = || tracing_subscriber::fmt::layer().with_target(false);
-    let journal = if leads_nowhere(io::stderr()) {
-        Syslog::new(c"plimsoll", syslog_tracing::Options::LOG_PID, Facility::Daemon)
-    } else {
-        None
-    };
-    let to_journal = journal.is_some();
-    let terminal = rustix::termios::isatty(io::stderr());
-    // Whoever reads a pipe or a journal adds the time and does not want colours.
-    let output = match journal {
-        Some(journal) => text().with_writer(journal).with_ansi(false).with_level(false).without_time().boxed(),
-        None if terminal => text().with_writer(io::stderr).with_ansi(true).boxed(),
-        None => text().with_writer(io::stderr).with_ansi(false).without_time().boxed(),
-    };
-    tracing_subscriber::registry().with(output.with_filter(filter)).init();
-    (level, to_journal)
-}
-
-/// True for /dev/null, which runtimes give to what they launch, and for what is closed.
-fn leads_nowhere(stream: impl AsFd) -> bool {
-    let null = rustix::fs::stat("/dev/null").map(|null| null.st_rdev);
-    match rustix::fs::fstat(stream) {
-        Ok(stat) => null == Ok(stat.st_rdev),
-        Err(_) => true,
-    }
-}
-
-fn set_level(level: &Level, wanted: LogLevel) {
-    let filter = match wanted {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    // Fails only when the subscriber is gone, and then nothing is logged anyway.
-    let _ = level.reload(filter);
-}
-
 async fn terminated() -> io::Result<&'static str> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -367,5 +318,77 @@ async fn watch(files: &[PathBuf], service: &Service, containers: &Containers) ->
             Some(Err(error)) => return Err(error).context("read inotify"),
             None => return Err(anyhow!("inotify ended")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use nri::{Plugin as _, api};
+    use tracing::subscriber;
+
+    use super::*;
+
+    /// Where lines go.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panicked").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        fn take(&self) -> String {
+            String::from_utf8(std::mem::take(&mut *self.0.lock().expect("nobody panicked"))).expect("text")
+        }
+    }
+
+    /// Time passes as soon as everybody waits for it.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_logged_at_rest_however_often_all_is_looked_at() {
+        let host = tempfile::tempdir().expect("a directory");
+        let cgroup = "kubepods/burstable/podb/id-b";
+        let root = host.path().join("sys/fs/cgroup");
+        for directory in Path::new(cgroup).ancestors() {
+            let directory = root.join(directory);
+            fs::create_dir_all(&directory).expect("made");
+            for (file, value) in
+                [("min", "0"), ("low", "0"), ("high", "max"), ("max", "104857600"), ("current", "4096")]
+            {
+                fs::write(directory.join(format!("memory.{file}")), value).expect("written");
+            }
+        }
+        fs::write(root.join("cgroup.controllers"), "memory").expect("written");
+        let config = Config::parse(b"nodeAllocatable: 4Gi", "").expect("valid");
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let logged = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        let _logged = subscriber::set_default(logged.with_max_level(tracing::Level::DEBUG).finish());
+
+        let (service, tasks) = Node::open(host.path(), config).ok().expect("a node").into_service(Box::new(|_| {}));
+        let stub = Stub::external(Identity::new("90", "plimsoll").expect("an identity"), service);
+        let _reconciler = tasks.spawn(stub.runtime());
+        let mut pod = api::PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
+        pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
+        let mut container = api::Container { id: "id-b".into(), pod_sandbox_id: "s".into(), ..Default::default() };
+        container.state = api::ContainerState::CONTAINER_RUNNING.into();
+        container.linux.mut_or_insert_default().cgroups_path = format!("/{cgroup}");
+        assert!(stub.plugin().synchronize(vec![pod], vec![container]).await.is_ok());
+
+        // Until it has settled.
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+        let before = lines.take();
+        tokio::time::sleep(Duration::from_secs(1300)).await;
+        let after = lines.take();
+        let looks = after.lines().filter(|line| line.contains("DEBUG") && line.contains("verified")).count();
+        assert!(looks >= 2, "{before}\n\n{after}");
+        assert!(after.lines().all(|line| line.contains("DEBUG")), "{after}");
     }
 }

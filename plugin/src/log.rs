@@ -1,0 +1,148 @@
+//! Where messages of `plimsoll run` go, and in which form.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use clap::ValueEnum;
+use libsystemd::logging::{self, Priority, SD_JOURNAL_SOCK_PATH};
+use plimsoll::config::LogLevel;
+use syslog_tracing::{Facility, Syslog};
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry, reload};
+
+/// What the program is called in journal and syslog.
+const NAME: &std::ffi::CStr = c"plimsoll";
+
+/// Before the names of the journal's fields, so that they are nobody else's.
+const PREFIX: &str = "PLIMSOLL_";
+
+/// The form of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line for people, with fields as KEY=VALUE; to the journal with fields of its own, where standard error leads there
+    Text,
+    /// One JSON object a line, on standard error
+    Json,
+}
+
+/// How much is logged.
+pub(crate) struct Level(reload::Handle<LevelFilter, Registry>);
+
+impl Level {
+    /// From now on.
+    pub(crate) fn set(&self, wanted: LogLevel) {
+        let filter = match wanted {
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+            LogLevel::Trace => LevelFilter::TRACE,
+        };
+        // Fails only when the subscriber is gone, and then nothing is logged anyway.
+        let _ = self.0.reload(filter);
+    }
+}
+
+/// Logs to standard error, or to the journal when that leads there or nowhere, as it does when a runtime launched this. Tells
+/// whether what `main` writes to standard error as text reaches who reads this.
+pub(crate) fn start(format: LogFormat) -> (Level, bool) {
+    let (filter, level) = reload::Layer::new(LevelFilter::INFO);
+    let text = || tracing_subscriber::fmt::layer().with_target(false);
+    let nowhere = leads_nowhere(io::stderr());
+    let to_journal = logging::connected_to_journal() || nowhere;
+    // Not by the journal's own protocol is what a process says last: the journal may not know any more whose unit it was.
+    let is_read = format == LogFormat::Text && !nowhere;
+    let output = if format == LogFormat::Json {
+        text().json().flatten_event(true).with_writer(io::stderr).boxed()
+    } else if to_journal && Path::new(SD_JOURNAL_SOCK_PATH).exists() {
+        Journal.boxed()
+    } else if nowhere && let Some(syslog) = Syslog::new(NAME, syslog_tracing::Options::LOG_PID, Facility::Daemon) {
+        text().with_writer(syslog).with_ansi(false).with_level(false).without_time().boxed()
+    } else {
+        let text = text().with_writer(io::stderr);
+        // Whoever reads a pipe adds the time and does not want colours.
+        if rustix::termios::isatty(io::stderr()) {
+            text.with_ansi(true).boxed()
+        } else {
+            text.with_ansi(false).without_time().boxed()
+        }
+    };
+    tracing_subscriber::registry().with(output.with_filter(filter)).init();
+    (Level(level), is_read)
+}
+
+/// True for /dev/null, which runtimes give to what they launch, and for what is closed.
+fn leads_nowhere(stream: impl AsFd) -> bool {
+    let null = rustix::fs::stat("/dev/null").map(|null| null.st_rdev);
+    match rustix::fs::fstat(stream) {
+        Ok(stat) => null == Ok(stat.st_rdev),
+        Err(_) => true,
+    }
+}
+
+/// Logs to the journal. Fields are in the line, for those who read that alone, and beside it, for those who search.
+struct Journal;
+
+impl<S: Subscriber> Layer<S> for Journal {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let level = *event.metadata().level();
+        let priority = match level {
+            tracing::Level::ERROR => Priority::Error,
+            tracing::Level::WARN => Priority::Warning,
+            tracing::Level::INFO => Priority::Info,
+            _ => Priority::Debug,
+        };
+        let mut line = Line::default();
+        event.record(&mut line);
+        let name = ("SYSLOG_IDENTIFIER".to_owned(), NAME.to_string_lossy().into_owned());
+        let fields = line.fields.into_iter().chain([name]);
+        // There is nobody else to tell.
+        let _ = logging::journal_send(priority, &(line.message + &line.text), fields);
+    }
+}
+
+/// An event's message and fields.
+#[derive(Default)]
+struct Line {
+    message: String,
+    /// As they are in the line.
+    text: String,
+    fields: Vec<(String, String)>,
+}
+
+impl Line {
+    fn add(&mut self, field: &Field, value: String, shown: &str) {
+        // Control characters would hide the whole line from whoever reads the journal.
+        let shown = shown.chars().fold(String::new(), |mut shown, character| {
+            match character {
+                '\n' => shown.push(character),
+                _ if character.is_control() => shown.extend(character.escape_default()),
+                _ => shown.push(character),
+            }
+            shown
+        });
+        if field.name() == "message" {
+            self.message = shown;
+        } else {
+            self.text += &format!(" {field}={shown}");
+            self.fields.push((PREFIX.to_owned() + &field.name().to_ascii_uppercase(), value));
+        }
+    }
+}
+
+impl Visit for Line {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.add(field, value.to_owned(), &format!("{value:?}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let value = format!("{value:?}");
+        self.add(field, value.clone(), &value);
+    }
+}

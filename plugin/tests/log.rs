@@ -1,0 +1,191 @@
+//! What is logged, and in which form.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::Duration;
+
+use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
+
+/// A pod that requests 64 MiB.
+async fn run(node: &Node, runtime: &Runtime) -> Pod {
+    node.checkpoint("actuated_pods_state", &[("b", "app", 64 * MIB)]);
+    let pod = Pod::new("burstable", "b", 250 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    runtime.uses(&pod, 150 * MIB, 20 * MIB);
+    pod
+}
+
+/// A resize that is refused.
+async fn refuse(runtime: &Runtime, pod: &Pod) {
+    let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+    assert!(runtime.connection.update_container(sandbox, container, memory_limit(100 * MIB)).await.is_err());
+}
+
+#[tokio::test]
+async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", CONFIG);
+    let config = node.path("plimsoll.yaml");
+    let mut daemon = node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let pod = run(&node, &runtime).await;
+    daemon.says("unchanged").await;
+
+    let of = |line: &str, fields: &[&str]| -> Vec<Value> {
+        let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        fields.iter().map(|field| object[field].clone()).collect()
+    };
+    runtime.set_file(&pod.cgroup(), "memory.min", "0");
+    let repaired = daemon.says("repaired what somebody else changed").await;
+    assert_eq!(
+        of(&repaired, &["level", "cgroup", "knob", "desired", "observed", "outcome"]),
+        [
+            json!("INFO"),
+            json!(format!("/{}", pod.cgroup())),
+            json!("memory.min"),
+            json!((64 * MIB).to_string()),
+            json!("0"),
+            json!("applied")
+        ],
+        "{repaired}"
+    );
+    refuse(&runtime, &pod).await;
+    let refused = daemon.says("refused to lower the limit").await;
+    assert_eq!(
+        of(&refused, &["level", "pod", "container", "knob", "desired", "observed", "outcome"]),
+        [
+            json!("WARN"),
+            json!("default/b"),
+            json!("app"),
+            json!("memory.max"),
+            json!((100 * MIB).to_string()),
+            json!((250 * MIB).to_string()),
+            json!("rejected")
+        ],
+        "{refused}"
+    );
+    daemon.signal(Signal::TERM);
+    while let Some(line) = daemon.messages.recv().await {
+        assert!(of(&line, &["message"])[0].is_string(), "{line}");
+    }
+
+    // What ends it, too, and mistakes that take several lines otherwise.
+    node.replace("plimsoll.yaml", "memoryThrottlingFactor: 2\nlogLevel: loud\n");
+    let mut daemon = node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);
+    let line = daemon.says("memoryThrottlingFactor").await;
+    assert_eq!(of(&line, &["level"]), [json!("ERROR")]);
+    assert!(line.contains("logLevel"), "{line}");
+    assert!(daemon.messages.recv().await.is_none(), "it is said once");
+    assert_eq!(daemon.ends().await.code(), Some(2));
+}
+
+/// As runtimes launch plugins,
+const NOWHERE: &str = "exec 2>/dev/null";
+
+/// and as systemd runs services.
+const TO_JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
+
+/// The plugin where the journal is what the test reads, with standard error as a shell's words make it.
+fn start_with_journal(node: &Node, standard_error: &str) -> (Daemon, UnixDatagram) {
+    let directory = node.path("journal");
+    fs::create_dir(&directory).unwrap();
+    let journal = UnixDatagram::bind(directory.join("socket")).unwrap();
+    journal.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let script = format!(
+        "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind \"$JOURNAL\" /run/systemd/journal || exit 99
+         {standard_error}
+         exec \"$0\" \"$@\""
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script, env!("CARGO_BIN_EXE_plimsoll")]).args(node.arguments());
+    command.arg("--config").arg(node.path("plimsoll.yaml")).env("JOURNAL", directory);
+    (Daemon::spawn(command), journal)
+}
+
+/// Waits for an entry whose message has this text.
+async fn entry(journal: &UnixDatagram, text: &'static str) -> BTreeMap<String, String> {
+    let journal = journal.try_clone().unwrap();
+    let read = move || loop {
+        let mut bytes = vec![0; 1 << 20];
+        let length = journal.recv(&mut bytes).unwrap_or_else(|error| panic!("nobody said {text:?}: {error}"));
+        let entry = String::from_utf8(bytes[..length].to_vec()).unwrap();
+        let fields = entry.lines().map(|line| line.split_once('=').expect(text));
+        let fields: BTreeMap<_, _> = fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        if fields["MESSAGE"].contains(text) {
+            return fields;
+        }
+    };
+    tokio::task::spawn_blocking(read).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
+    for standard_error in [NOWHERE, TO_JOURNAL] {
+        let node = Node::new();
+        node.replace("plimsoll.yaml", CONFIG);
+        let (mut daemon, journal) = start_with_journal(&node, standard_error);
+        let runtime = node.accept().await;
+        runtime.synchronize(&[]).await;
+        let pod = run(&node, &runtime).await;
+        entry(&journal, "outcome=unchanged").await;
+        runtime.set_file(&pod.cgroup(), "memory.min", "0");
+        let repaired = entry(&journal, "repaired what somebody else changed").await;
+        refuse(&runtime, &pod).await;
+        let refused = entry(&journal, "refused to lower the limit").await;
+        for (field, value) in [
+            ("PRIORITY", "4"),
+            ("SYSLOG_IDENTIFIER", "plimsoll"),
+            ("PLIMSOLL_POD", "default/b"),
+            ("PLIMSOLL_CONTAINER", "app"),
+            ("PLIMSOLL_KNOB", "memory.max"),
+            ("PLIMSOLL_DESIRED", "104857600"),
+            ("PLIMSOLL_OBSERVED", "262144000"),
+            ("PLIMSOLL_OUTCOME", "rejected"),
+        ] {
+            assert_eq!(refused.get(field).map(String::as_str), Some(value), "{field} {refused:?}");
+        }
+        let message = &refused["MESSAGE"];
+        assert!(
+            message.contains(" pod=\"default/b\" container=\"app\"") && message.contains(" outcome=rejected"),
+            "{message}"
+        );
+        assert_eq!(
+            [&repaired["PRIORITY"], &repaired["PLIMSOLL_CGROUP"], &repaired["PLIMSOLL_KNOB"]],
+            ["6", &format!("/{}", pod.cgroup()), "memory.min"]
+        );
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.messages.recv().await, None, "it is said once: {standard_error}");
+        assert!(daemon.ends().await.success());
+    }
+}
+
+#[tokio::test]
+async fn what_ends_it_reaches_the_journal_also_if_it_ends_before_that_looks_whose_it_is() {
+    let mistaken = || {
+        let node = Node::new();
+        node.replace("plimsoll.yaml", "logLevel: loud\n");
+        node
+    };
+    // The stream that standard error is has its unit's name from the beginning.
+    let node = mistaken();
+    let (mut daemon, _journal) = start_with_journal(&node, TO_JOURNAL);
+    daemon.says("logLevel").await;
+    assert_eq!(daemon.ends().await.code(), Some(2));
+
+    let node = mistaken();
+    let (daemon, journal) = start_with_journal(&node, NOWHERE);
+    assert_eq!(entry(&journal, "logLevel").await["PRIORITY"], "3");
+    assert_eq!(daemon.ends().await.code(), Some(2));
+}
