@@ -54,6 +54,7 @@ enum Command {
     Explain(Explain),
     Lint(lint_files::Lint),
     Completions(Completions),
+    Man(Man),
 }
 
 /// Run the plugin; also without any argument when a container runtime launches it.
@@ -266,6 +267,17 @@ struct Completions {
     shell: Shell,
 }
 
+/// Write the manual pages, one for the program and one for each command.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  plimsoll man /usr/local/share/man/man1
+  man plimsoll-status")]
+struct Man {
+    /// The directory to write them to, which has to be there
+    directory: PathBuf,
+}
+
 /// What went wrong, by exit code.
 enum Failure {
     /// Something failed that is not the caller's doing: 1.
@@ -296,6 +308,7 @@ fn main() -> ExitCode {
         Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),
         Command::Lint(lint) => lint.run(),
         Command::Completions(completions) => completions.run().map(|()| ExitCode::SUCCESS),
+        Command::Man(man) => man.run().map(|()| ExitCode::SUCCESS),
     };
     let (error, code) = match result {
         Ok(code) => return code,
@@ -311,6 +324,15 @@ impl Completions {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "plimsoll", &mut text);
         print(format_args!("{}", String::from_utf8_lossy(&text)))
+    }
+}
+
+impl Man {
+    fn run(self) -> Result<(), Failure> {
+        // A page for 'help' says what --help does.
+        clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &self.directory)
+            .with_context(|| format!("cannot write manual pages to {}, expected a directory", shown(&self.directory)))
+            .map_err(Failure::Runtime)
     }
 }
 
@@ -397,5 +419,24 @@ fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
             Err(Failure::Runtime(anyhow::Error::new(error).context("cannot write to standard output")))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_and_every_option_says_what_it_is_for() {
+        let mut program = Cli::command();
+        program.build();
+        let commands: Vec<_> = program.get_subcommands().collect();
+        assert!(commands.len() > 5);
+        for command in commands {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {argument}", command.get_name());
+            }
+        }
     }
 }

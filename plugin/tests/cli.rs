@@ -372,3 +372,28 @@ fn shells_are_told_how_to_complete_every_command() {
     }
     assert_eq!(plimsoll(&["completions", "cmd"], "").code, 2);
 }
+
+#[test]
+fn every_command_has_a_manual_page_with_every_option() {
+    let help = plimsoll(&["--help"], "").stdout;
+    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let commands: Vec<_> = commands.map_while(|line| line.split_whitespace().next()).collect();
+    let directory = TempDir::new().unwrap();
+    let ran = plimsoll(&["man", as_str(directory.path())], "");
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", ""));
+    for command in commands.iter().filter(|command| **command != "help") {
+        let page = std::fs::read_to_string(directory.path().join(format!("plimsoll-{command}.1"))).unwrap();
+        let help = plimsoll(&[command, "--help"], "").stdout;
+        let options = help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
+        for option in options {
+            let option = option.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+            // A dash that is not to become another character is written with a backslash.
+            assert!(page.contains(&option.replace('-', r"\-")), "{command} {option}: {page}");
+        }
+    }
+    let overview = std::fs::read_to_string(directory.path().join("plimsoll.1")).unwrap();
+    assert!(commands.iter().all(|command| overview.contains(command)), "{overview}");
+    let ran = plimsoll(&["man", as_str(&directory.path().join("nowhere"))], "");
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("nowhere") && ran.stderr.contains("expected a directory"), "{}", ran.stderr);
+}
