@@ -3,12 +3,14 @@
 //! Events and the reconcile task come to the same values by the same way: [`Containers::decide`].
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::cgroup::{CgroupPath, Knob};
 use crate::config::{Config, NodeAllocatable, Owner, Reserved};
@@ -248,6 +250,8 @@ pub struct Containers {
     settings_changed: watch::Sender<()>,
     checkpoints: Mutex<Checkpoints>,
     originals: Arc<Mutex<Originals>>,
+    /// It was said that what containers held before cannot be written down.
+    has_complained: AtomicBool,
     traffic: Arc<Mutex<Traffic>>,
 }
 
@@ -312,6 +316,7 @@ impl Containers {
             settings_changed: watch::Sender::new(()),
             checkpoints,
             originals,
+            has_complained: AtomicBool::default(),
             traffic: Arc::default(),
         }
     }
@@ -436,15 +441,26 @@ impl Containers {
 
     /// This plugin is about to change a container's files, which hold this. Only the first time counts.
     pub fn remember(&self, container: &Container, before: Values) {
-        if let Err(error) = lock(&self.originals).remember(Target::Container(container.id.clone()), before) {
-            debug!(pod = container.pod, container = container.name, %error, "cannot write down what it had before");
-        }
+        let result = lock(&self.originals).remember(Target::Container(container.id.clone()), before);
+        self.complain(container, result);
     }
 
     /// A container has back what it had, and is left alone.
     pub fn restored(&self, container: &Container) {
-        if let Err(error) = lock(&self.originals).restored(&Target::Container(container.id.clone())) {
-            debug!(pod = container.pod, container = container.name, %error, "cannot write down that it has back what it had");
+        let result = lock(&self.originals).restored(&Target::Container(container.id.clone()));
+        self.complain(container, result);
+    }
+
+    fn complain(&self, container: &Container, result: io::Result<()>) {
+        if let Err(error) = result
+            && !self.has_complained.swap(true, Ordering::Relaxed)
+        {
+            warn!(
+                pod = container.pod,
+                container = container.name,
+                %error,
+                "cannot write down what containers held before; 'plimsoll restore' will not know it after a restart. Said once"
+            );
         }
     }
 

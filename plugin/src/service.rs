@@ -35,7 +35,7 @@ use crate::report::{LowerLimit, Reports, What};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
 use crate::resize::{self, Limits};
-use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize, excerpt};
+use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize, excerpt, printable};
 
 /// Part of the runtime's request timeout within which an event is answered.
 pub(crate) const BUDGET: u32 = 10;
@@ -487,12 +487,12 @@ impl Plugin for Service {
     async fn create_container(&self, pod: PodSandbox, container: api::Container) -> Result<Creation, Refusal> {
         let _event = self.event("CreateContainer");
         for notice in annotation::unknown(&pod.annotations) {
-            warn!(pod = pod.name, "{notice}");
+            warn!(pod = printable(&pod.name), "{notice}");
         }
         if container.linux.is_none() {
             warn!(
-                pod = pod.name,
-                container = container.name,
+                pod = printable(&pod.name),
+                container = printable(&container.name),
                 "the container has no linux section, it is left as it is"
             );
             return Ok(Creation::default());
@@ -690,8 +690,9 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
     };
     let mut translated = Container {
         id: container.id.clone(),
-        name: container.name.clone(),
-        pod: format!("{}/{}", pod.namespace, pod.name),
+        // Those of Kubernetes are as they were.
+        name: printable(&container.name),
+        pod: format!("{}/{}", printable(&pod.namespace), printable(&pod.name)),
         uid,
         sandbox: pod.id.clone(),
         limit: Limit::Max,

@@ -316,3 +316,31 @@ async fn cgroups_that_go_and_come_while_they_are_walked_do_no_harm() {
         assert!(!line.contains("panicked"), "{line}");
     }
 }
+
+#[tokio::test]
+async fn with_a_full_disk_pods_get_their_values_and_it_is_said_what_will_not_be_known() {
+    let (node, root) = node();
+    fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
+    let mut command = Command::new("unshare");
+    let fill =
+        "mount -t tmpfs -o size=4k none \"$STATE\" && head -c 4096 /dev/zero >\"$STATE/full\" && exec \"$0\" \"$@\"";
+    command.args(["--mount", "sh", "-c", fill, env!("CARGO_BIN_EXE_plimsoll")]).args(node.arguments());
+    command.arg("--config").arg(node.path("plimsoll.yaml")).env("STATE", node.path("host/run/plimsoll"));
+    let mut daemon = Daemon::spawn(command);
+    let mut runtime = node.accept().await;
+    let pod = Pod::new("burstable", "before", 400 * MIB);
+    let mut alive = vec![(pod.clone(), 50 * MIB)];
+    record(&node, &alive);
+    runtime.make_cgroup(&pod);
+    runtime.synchronize(&[&pod]).await;
+    runtime.serve_update(&[&pod]).await;
+    let said = daemon.says("cannot write down what containers held before").await;
+    assert!(said.contains("No space left on device") && said.contains("plimsoll restore"), "{said}");
+    raise_and_lower(&node, &mut runtime, &mut alive).await;
+    until_right(&mut runtime, &alive).await;
+    assert_eq!(wrong(&root, &alive), [] as [PathBuf; 0]);
+    daemon.signal(Signal::TERM);
+    while let Some(line) = daemon.messages.recv().await {
+        assert!(!line.contains("cannot write down what containers"), "each is said once: {line}");
+    }
+}

@@ -5,6 +5,7 @@
 mod harness;
 
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -269,22 +270,66 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
 }
 
 #[tokio::test]
-async fn hostile_names_do_no_harm() {
+async fn who_asks_and_does_not_read_makes_room_for_others() {
     let (node, _daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
-    let mut pod = Pod::new("burstable", "b", 250 * MIB);
-    pod.sandbox.name = format!("\x1b[2J\"evil\"\\\n{}", "x".repeat(1 << 20));
+    // So many that no answer fits into what the kernel keeps of it.
+    let pods: Vec<_> = (0..400).map(|number| Pod::new("burstable", &format!("pod-{number}"), 250 * MIB)).collect();
+    runtime.synchronize(&pods.iter().collect::<Vec<_>>()).await;
+    let (text, _) = status(&node, &["--json"]).await;
+    assert!(text.len() > 300_000, "{}", text.len());
+    let stuck = || {
+        let mut stream = UnixStream::connect(node.path("host/run/plimsoll/plimsoll.sock")).unwrap();
+        write!(stream, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream
+    };
+    let stuck: Vec<_> = (0..30).map(|_| stuck()).collect();
+    let (text, code) = status(&node, &["--state", "killed"]).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(node.metrics().await.ends_with("# EOF\n"));
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn hostile_names_and_annotations_do_no_harm() {
+    let (node, mut daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
+    // Three of them are as much as a message may have.
+    let hostile = |from: &str| format!("{from}\x1b[2J\"evil\"\\\n}} 1\nplimsoll_evil 1\n{}", "x".repeat(1 << 20));
+    let mut pod = Pod::new("burstable", "b", 250 * MIB)
+        .annotate("throttling-factor.plimsoll.nri.io", &hostile("0.5"))
+        .annotate(&format!("{}.plimsoll.nri.io", hostile("a")), "1");
+    pod.sandbox.name = hostile("pod");
+    pod.sandbox.namespace = "\x1b]0;evil\x07\r\n".into();
     pod.container.name = "a\r\nb\x07".into();
     runtime.make_cgroup(&pod);
     runtime.run(&pod).await;
-    for arguments in [&[][..], &["--json"]] {
+    runtime.uses(&pod, 150 * MIB, 20 * MIB);
+    let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+    assert!(runtime.connection.update_container(sandbox, container, memory_limit(100 * MIB)).await.is_err());
+    let is_harmful = |character: char| character.is_control() && character != '\n';
+    for arguments in [&[][..], &["--json"], &["--wide"]] {
         let (text, code) = status(&node, arguments).await;
         assert_eq!(code, 0);
-        let is_harmful = |character: char| character.is_control() && character != '\n';
         assert!(!text.contains(is_harmful), "{arguments:?}");
+        assert!(!text.lines().any(|line| line.starts_with("plimsoll_evil")), "{arguments:?}");
+        assert!(text.len() < 20_000, "{arguments:?}: {}", text.len());
     }
     let text = node.metrics().await;
-    assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("plimsoll_")), "a line is broken");
-    assert!(!text.contains('\x1b') && !text.contains('\r'), "raw");
+    let series = text.lines().filter(|line| !line.starts_with('#'));
+    for line in series {
+        let (name, value) = (line.split(['{', ' ']).next().unwrap(), line.rsplit(' ').next().unwrap());
+        assert!(name.starts_with("plimsoll_") && name != "plimsoll_evil" && value.parse::<f64>().is_ok(), "{line}");
+    }
+    assert!(text.contains("plimsoll_container_spec_memory_limit_bytes{"));
+    assert!(!text.contains(is_harmful) && text.len() < 50_000, "{}", text.len());
+    daemon.signal(rustix::process::Signal::TERM);
+    let mut lines = Vec::new();
+    while let Some(line) = daemon.messages.recv().await {
+        assert!(!line.contains(is_harmful) && line.len() < 5000 && !line.starts_with("plimsoll_evil"), "{line:.1000}");
+        lines.push(line);
+    }
+    for said in ["expected a number above 0", "refused to lower the limit"] {
+        assert!(lines.iter().any(|line| line.contains(said)), "{said}: {lines:#?}");
+    }
 }
 
 #[tokio::test]

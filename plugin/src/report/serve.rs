@@ -21,8 +21,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::lock;
@@ -40,8 +40,11 @@ const AT_A_TIME: usize = 8;
 /// How long somebody may take to ask.
 const ASKING: Duration = Duration::from_secs(1);
 
-/// How long somebody is served.
+/// How long somebody is served,
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// and how long while others wait.
+const SHARE: Duration = Duration::from_secs(1);
 
 /// After how long to try again to listen.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -63,6 +66,42 @@ pub struct Server {
     latest: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
+/// For how many there is room.
+#[derive(Debug)]
+struct Room {
+    places: Arc<Semaphore>,
+    /// Somebody waits for a place.
+    is_full: Notify,
+}
+
+impl Room {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { places: Arc::new(Semaphore::new(AT_A_TIME)), is_full: Notify::new() })
+    }
+
+    /// A place; somebody who has had it for long enough makes room.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        self.is_full.notify_one();
+        // It is never closed.
+        self.places.clone().acquire_owned().await.ok()
+    }
+
+    /// How long somebody may keep a place.
+    async fn over(&self) {
+        let asked_to_go = async {
+            sleep(SHARE).await;
+            self.is_full.notified().await;
+        };
+        tokio::select! {
+            () = asked_to_go => {}
+            () = sleep(PATIENCE) => {}
+        }
+    }
+}
+
 /// What somebody may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Offer {
@@ -79,7 +118,7 @@ impl Server {
     /// Serves by the socket of the node whose file system is at `host`, for ever.
     pub async fn run(self, host: PathBuf) {
         let path = socket(&host);
-        let served = Arc::new(Semaphore::new(AT_A_TIME));
+        let room = Room::new();
         let mut is_failing = false;
         loop {
             match listen(&path).await {
@@ -87,7 +126,7 @@ impl Server {
                     is_failing = false;
                     loop {
                         match listener.accept().await {
-                            Ok((stream, _)) => self.serve(stream, Offer::Everything, &served).await,
+                            Ok((stream, _)) => self.serve(stream, Offer::Everything, &room).await,
                             Err(error) => {
                                 warn!(socket = %path.display(), %error, "cannot accept connections");
                                 break;
@@ -107,7 +146,7 @@ impl Server {
 
     /// Serves metrics by TCP, at whatever address the configuration has, for ever. `changed` tells of another configuration.
     pub async fn run_metrics(self, changed: Arc<Notify>) {
-        let served = Arc::new(Semaphore::new(AT_A_TIME));
+        let room = Room::new();
         let mut told = None;
         loop {
             let address = self.parts.containers.settings().config.metrics_address;
@@ -126,7 +165,7 @@ impl Server {
                             () = changed.notified() => continue,
                         };
                         match accepted {
-                            Ok((stream, _)) => self.serve(stream, Offer::Metrics, &served).await,
+                            Ok((stream, _)) => self.serve(stream, Offer::Metrics, &room).await,
                             Err(error) => {
                                 warn!(%address, %error, "cannot accept connections for metrics; trying again in {AGAIN:?}");
                                 sleep(AGAIN).await;
@@ -147,24 +186,24 @@ impl Server {
         }
     }
 
-    async fn serve<S>(&self, stream: S, offer: Offer, served: &Arc<Semaphore>)
+    async fn serve<S>(&self, stream: S, offer: Offer, room: &Arc<Room>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        // It is never closed.
-        let Ok(permit) = served.clone().acquire_owned().await else { return };
-        let server = self.clone();
+        let Some(place) = room.place().await else { return };
+        let (server, room) = (self.clone(), room.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| server.answer(request, offer));
             let mut builder = http1::Builder::new();
             builder.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(ASKING);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
-            match timeout(PATIENCE, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "a connection for status or metrics failed"),
-                Err(_) => debug!("a connection for status or metrics took more than {PATIENCE:?}"),
+            tokio::select! {
+                served = connection => if let Err(error) = served {
+                    debug!(%error, "a connection for status or metrics failed");
+                },
+                () = room.over() => debug!("a connection for status or metrics took too long"),
             }
-            drop(permit);
+            drop(place);
         });
     }
 
