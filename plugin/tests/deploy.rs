@@ -57,7 +57,7 @@ fn promtool(arguments: &[&str], input: &str) {
 
 /// The metrics of a node with containers of each class, of which one uses more than it requested, and one has no limit.
 async fn metrics() -> String {
-    let (node, _daemon, runtime) = start("nodeAllocatable: 4Gi\ncontainerMetrics: true\n").await;
+    let (node, _daemon, runtime) = start("nodeAllocatable: 4Gi\ncontainerMetrics: true\nnodeGuard: 1Gi\n").await;
     node.checkpoint("actuated_pods_state", &[("b", "app", 64 * MIB), ("g", "app", 100 * MIB)]);
     let pods = [("burstable", "b", 250), ("guaranteed", "g", 100), ("besteffort", "e", 0)];
     for (class, uid, limit) in pods {

@@ -271,7 +271,7 @@ struct OfContainer {
 }
 
 type Bytewise<S> = Family<S, Gauge>;
-type Ratio = Gauge<f64, AtomicU64>;
+type Real = Gauge<f64, AtomicU64>;
 
 /// Everything, as text in the form of OpenMetrics 1.0.
 ///
@@ -307,7 +307,7 @@ fn number(bytes: Bytes) -> i64 {
 fn register_node(status: &Status, registry: &mut Registry) {
     let node = &status.node;
     let ratio = |part: Bytes, whole: Bytes| {
-        let ratio = Ratio::default();
+        let ratio = Real::default();
         ratio.set(part.get() as f64 / whole.get() as f64);
         ratio
     };
@@ -330,6 +330,14 @@ fn register_node(status: &Status, registry: &mut Registry) {
                 ratio(node.requests, allocatable),
             );
         }
+    }
+    if let Some(line) = node.guard {
+        registry.register_with_unit("guard", "What nodeGuard leaves all pods together", Unit::Bytes, gauge(line));
+    }
+    if let Some(max) = node.pods_max {
+        let gauge = Real::default();
+        gauge.set(max.bytes().map_or(f64::INFINITY, |max| max.get() as f64));
+        registry.register_with_unit("kubepods_max", "memory.max of kubepods", Unit::Bytes, gauge);
     }
     if node.requests > Bytes::ZERO {
         registry.register(
