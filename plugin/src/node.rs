@@ -17,6 +17,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -239,11 +241,16 @@ fn choose(
 
 /// Reads a file below `root`; `None` if there is none.
 fn read(root: &Path, path: &str) -> io::Result<Option<String>> {
-    let file = match File::open(root.join(path)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+    // A pipe in its place must not make this wait.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(root.join(path), flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("expected a regular file"));
+    }
     let mut text = String::new();
     file.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
     if text.len() as u64 > LARGEST_FILE {
@@ -439,6 +446,20 @@ evictionHard:
 ";
     /// 8Gi less 300M and 200Mi.
     const BEFORE_EVICTION: u64 = (8 << 30) - 300_000_000 - (200 << 20);
+
+    #[test]
+    fn what_is_no_file_is_done_without() {
+        let (root, _) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG)]);
+        let config = root.path().join(KUBELET_CONFIG);
+        std::fs::remove_file(&config).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        let memory = NodeMemory::discover(root.path(), PageSize::of_this_machine());
+        assert_eq!(memory.source, AllocatableSource::AllMemory);
+        assert_eq!(
+            memory.problems[0].to_string(),
+            "/var/lib/kubelet/config.yaml: expected a regular file; it is done without"
+        );
+    }
 
     #[test]
     fn what_the_plugin_itself_has_set_says_nothing_of_the_kubelet() {
