@@ -165,38 +165,38 @@ fn guarded(case: &impl Fn(&Node) -> Result<()>, node: &Node) -> Result<()> {
 /// beside them. `external` leaves out the plugin that the runtime launches, for what does not depend on it; `plugin` has it with one
 /// of the cgroup drivers, as it does not depend on that.
 ///
-/// What follows as `crossed: { .. }` runs on half of the combinations, so that every node and every driver is met once: for what
-/// takes long and depends on one of both, if on any.
+/// What follows as `crossed: { .. }` runs on half of the combinations, so that every node and every driver is met once, and on all of
+/// them with the feature `every-combination`: all that does not depend on how a node and a driver work together.
 #[macro_export]
 macro_rules! node_tests {
     (control: { $($name:ident),* $(,)? } $(, crossed: { $($crossed:ident),* $(,)? })?) => {
         mod forky {
-            $crate::node_tests!(@driver Forky systemd Systemd control [$($name)* $($($crossed)*)?]);
-            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs control [$($name)*]);
+            $crate::node_tests!(@driver Forky systemd Systemd control [$($name)* $($($crossed)*)?;]);
+            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs control [$($name)*; $($($crossed)*)?]);
         }
         mod trixie {
-            $crate::node_tests!(@driver Trixie systemd Systemd control [$($name)*]);
-            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs control [$($name)* $($($crossed)*)?]);
+            $crate::node_tests!(@driver Trixie systemd Systemd control [$($name)*; $($($crossed)*)?]);
+            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs control [$($name)* $($($crossed)*)?;]);
         }
     };
     (plugin: { $($name:ident),* $(,)? }) => {
         mod forky {
-            $crate::node_tests!(@driver Forky systemd Systemd plugin [$($name)*]);
-            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs plugin [$($name)*]);
+            $crate::node_tests!(@driver Forky systemd Systemd plugin [$($name)*;]);
+            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs plugin [$($name)*;]);
         }
         mod trixie {
-            $crate::node_tests!(@driver Trixie systemd Systemd plugin [$($name)*]);
-            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs plugin [$($name)*]);
+            $crate::node_tests!(@driver Trixie systemd Systemd plugin [$($name)*;]);
+            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs plugin [$($name)*;]);
         }
     };
     (external: { $($name:ident),* $(,)? } $(, crossed: { $($crossed:ident),* $(,)? })?) => {
         mod forky {
-            $crate::node_tests!(@driver Forky systemd Systemd external [$($name)* $($($crossed)*)?]);
-            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs external [$($name)*]);
+            $crate::node_tests!(@driver Forky systemd Systemd external [$($name)* $($($crossed)*)?;]);
+            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs external [$($name)*; $($($crossed)*)?]);
         }
         mod trixie {
-            $crate::node_tests!(@driver Trixie systemd Systemd external [$($name)*]);
-            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs external [$($name)* $($($crossed)*)?]);
+            $crate::node_tests!(@driver Trixie systemd Systemd external [$($name)*; $($($crossed)*)?]);
+            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs external [$($name)* $($($crossed)*)?;]);
         }
     };
     (@driver $distro:ident $module:ident $driver:ident control $names:tt) => {
@@ -229,8 +229,12 @@ macro_rules! node_tests {
             )) [super::super::super] $names);
         }
     };
-    (@cases $distro:ident $driver:ident $plugin:tt $up:tt [$($name:ident)*]) => {
+    (@cases $distro:ident $driver:ident $plugin:tt $up:tt [$($name:ident)*; $($crossed:ident)*]) => {
         $( $crate::node_tests!(@case $distro $driver $plugin $up $name); )*
+        $(
+            #[cfg(feature = "every-combination")]
+            $crate::node_tests!(@case $distro $driver $plugin $up $crossed);
+        )*
     };
     (@case $distro:ident $driver:ident $plugin:tt [$($up:tt)*] $name:ident) => {
         #[test]

@@ -20,17 +20,17 @@ node_tests!(external: {
     every_ancestor_carries_the_sum_of_what_lives_below_it,
     values_outlast_systemd_and_other_writers,
     nothing_else_of_a_cgroup_changes_with_its_protection,
-    a_writer_that_never_stops_is_reported_and_left_alone,
-    many_pods_come_and_go_and_every_sum_is_exact,
     restore_takes_everything_back,
     reserved_cgroups_are_protected_where_the_operator_names_them,
+    a_plugin_that_is_killed_again_and_again_converges,
 }, crossed: {
     protection_never_exceeds_what_the_node_has,
     a_guaranteed_container_survives_its_own_page_cache,
     a_protected_container_keeps_its_working_set_under_pressure,
     another_plugin_may_claim_the_same_key,
-    a_plugin_that_is_killed_again_and_again_converges,
     pods_that_use_more_than_the_node_has_are_killed_among_themselves,
+    a_writer_that_never_stops_is_reported_and_left_alone,
+    many_pods_come_and_go_and_every_sum_is_exact,
 });
 
 /// The defaults.
@@ -600,7 +600,10 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(node: &Node,
     let top = format!("/{}", kubelet.top_cgroup());
     assert!(!balloon.limit_kills.is_empty() && balloon.limit_kills.iter().all(|by| *by == top), "{balloon:?}");
     assert!(["a", "b"].iter().all(|within| balloon.alive.contains(within)), "{balloon:?}");
-    assert_eq!((balloon.runtime.failures, balloon.service.failures), (0, 0), "{balloon:?}");
+    for latency in [&balloon.runtime, &balloon.service] {
+        // Without it the slowest of both took 18 s and more on every node.
+        assert!(latency.failures == 0 && latency.slowest < 12_000, "{balloon:?}");
+    }
 
     // It stays, also with systemd, and beside a kubelet that starts again.
     for (what, script) in
