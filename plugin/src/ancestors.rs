@@ -488,6 +488,11 @@ impl Ancestors {
         of_pods.chain(reserved).collect()
     }
 
+    /// The cgroup of all pods, once there was one.
+    pub fn kubepods(&self) -> Option<CgroupPath> {
+        lock(&self.state).tree.kubepods().cloned()
+    }
+
     /// Whether this is one of the cgroups that should have something.
     pub fn contains(&self, cgroup: &CgroupPath) -> bool {
         let state = lock(&self.state);

@@ -204,7 +204,7 @@ impl Settings {
         match self.config.node_guard {
             // The rest is for the kernel itself and for what runs elsewhere, such as sessions: were all of it promised to
             // services, their page cache could take what nobody can give back (seen on a node: it ran out of memory).
-            Some(kept) if self.config.reserved.is_empty() => {
+            Some(kept) if self.config.reserved.is_empty() && self.guard_line().is_some() => {
                 let memory = Bytes::new(kept.get() / 4 * 3);
                 vec![Reserved { owner: Owner::System, cgroup: CgroupPath::system_slice(), memory }]
             }
@@ -212,7 +212,7 @@ impl Settings {
         }
     }
 
-    /// What all pods together may use, in whole pages (`nodeGuard`); `None` if that is not bounded.
+    /// What all pods together may use, in whole pages (`nodeGuard`); `None` if that is not bounded, or nothing would be left.
     pub fn guard_line(&self) -> Option<Bytes> {
         let kept = self.config.node_guard.filter(|_| !self.stand_aside)?;
         let line = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
@@ -224,8 +224,8 @@ impl Settings {
         if self.stand_aside {
             return self.usable;
         }
-        let kept = self.config.reserved_in_all().max(self.config.node_guard.unwrap_or_default());
-        Some(self.usable?.saturating_sub(kept))
+        let left = self.usable?.saturating_sub(self.config.reserved_in_all());
+        Some(self.guard_line().map_or(left, |line| left.min(line)))
     }
 
     /// Takes the node whose file system is at `host`, and tells what was chosen for the log.

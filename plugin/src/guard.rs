@@ -22,13 +22,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{oneshot, watch};
-use tracing::{debug, info, warn};
+use tokio::sync::oneshot;
+use tracing::{debug, warn};
 
 use crate::ancestors::Ancestors;
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
-use crate::containers::Containers;
+use crate::containers::{Containers, STAND_ASIDE};
 use crate::contention::{Contention, Verdict};
 use crate::node::KUBEPODS;
 use crate::originals::DIRECTORY;
@@ -39,11 +39,17 @@ use crate::units::{Bytes, Limit};
 /// The file's name.
 const FILE: &str = "guard";
 
-/// How often kubepods is looked at, beside being watched: inotify may have lost something.
-const EVERY: Duration = Duration::from_secs(60);
+/// How often kubepods is looked at, beside being watched: inotify may have lost something, or there is another one by now.
+const EVERY: Duration = Duration::from_secs(10);
 
-/// How often a line that waits is tried, and how often it is looked whether there is a kubepods by now.
+/// How often a line that waits is tried.
 const SOON: Duration = Duration::from_secs(5);
+
+/// When a file is looked at again that has just changed.
+const AT_ONCE: Duration = Duration::from_millis(50);
+
+/// How long room is made at a time. Pods may fill it again as fast as that.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How much is reclaimed at a time: what is written back is waited for.
 const STEP: Bytes = Bytes::new(64 << 20);
@@ -55,8 +61,8 @@ pub struct Record {
     inode: u64,
     /// What it would hold without the guard.
     before: Limit,
-    /// What it was set to.
-    line: Bytes,
+    /// What it was set to: while that changes, both.
+    lines: Vec<Bytes>,
 }
 
 impl Record {
@@ -74,9 +80,14 @@ impl Record {
         &self.cgroup
     }
 
+    /// Whether what kubepods holds is what it was set to.
+    fn is_ours(&self, observed: Limit) -> bool {
+        self.lines.iter().any(|line| observed == Limit::Bytes(*line))
+    }
+
     /// What kubepods would hold without the guard, when it holds `observed`.
     pub fn without(&self, observed: Limit) -> Limit {
-        if observed == Limit::Bytes(self.line) { self.before } else { observed }
+        if self.is_ours(observed) { self.before } else { observed }
     }
 
     fn store(&self, host: &Path) -> io::Result<()> {
@@ -97,9 +108,10 @@ impl Record {
     }
 }
 
-/// The cgroup of all pods, if there is one.
-pub fn kubepods(root: &CgroupRoot) -> Option<(CgroupPath, Cgroup)> {
-    KUBEPODS.into_iter().filter_map(|name| CgroupPath::parse(name).ok()).find_map(|path| {
+/// The cgroup of all pods, if there is one: that of the pods that are known, or the one where the kubelet makes it.
+pub fn kubepods(root: &CgroupRoot, ancestors: &Ancestors) -> Option<(CgroupPath, Cgroup)> {
+    let usual = KUBEPODS.into_iter().filter_map(|name| CgroupPath::parse(name).ok());
+    ancestors.kubepods().into_iter().chain(usual).find_map(|path| {
         let cgroup = root.cgroup(&path).ok()?;
         Some((path, cgroup))
     })
@@ -120,7 +132,7 @@ enum Step {
 
 /// Decides what is to be done where `line` is wanted, or nothing is.
 fn step(line: Option<Bytes>, observed: Limit, record: Option<&Record>) -> Step {
-    let ours = record.filter(|record| observed == Limit::Bytes(record.line));
+    let ours = record.filter(|record| record.is_ours(observed));
     let before = ours.map_or(observed, |record| record.before);
     match line {
         Some(line) if Limit::Bytes(line) < before => {
@@ -136,19 +148,34 @@ fn step(line: Option<Bytes>, observed: Limit, record: Option<&Record>) -> Step {
     }
 }
 
+/// What became of a line.
+enum Attempt {
+    /// It was read back.
+    Set,
+    /// Pods use more, and not enough of it can be reclaimed.
+    NoRoom(Usage),
+    /// The file holds something else than it did, or another line is wanted by now.
+    Changed,
+}
+
 /// The task that keeps the line.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Guard {
     host: PathBuf,
     root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
     ancestors: Arc<Ancestors>,
     reports: Arc<Reports>,
+}
+
+/// What the task remembers.
+#[derive(Debug, Default)]
+struct State {
     record: Option<Record>,
     contention: Contention<CgroupPath, Bytes>,
-    /// What was told last of a line that cannot be set yet.
+    /// The line that was said to wait.
     waits: Option<Bytes>,
-    failing: bool,
+    is_failing: bool,
 }
 
 impl Guard {
@@ -160,55 +187,63 @@ impl Guard {
         ancestors: Arc<Ancestors>,
         reports: Arc<Reports>,
     ) -> Self {
-        let record = Record::load(&host);
-        let (contention, waits, failing) = (Contention::default(), None, false);
-        Self { host, root, containers, ancestors, reports, record, contention, waits, failing }
+        Self { host, root, containers, ancestors, reports }
     }
 
-    /// Works until `settings`, which tells of every change of the settings, is closed.
-    pub async fn run(mut self, mut settings: watch::Receiver<()>) {
+    /// Works once the runtime has configured the plugin, for ever. Until then nobody knows which line is wanted, or whether another
+    /// instance keeps one.
+    pub async fn run_when_configured(self) {
+        let mut settings = self.containers.settings_changed();
+        // The sender is in the containers, which are kept here.
+        let _ = settings.changed().await;
+        self.run().await;
+    }
+
+    /// Works for ever.
+    pub async fn run(self) {
+        let mut settings = self.containers.settings_changed();
+        let mut state = State { record: Record::load(&self.host), ..State::default() };
         let mut written = false;
         let mut watched = None;
         loop {
             settings.mark_unchanged();
-            let line = self.containers.settings().guard_line();
-            if line.is_none() && self.record.is_none() {
+            if self.line().is_none() && state.record.is_none() {
                 watched = None;
-                if settings.changed().await.is_err() {
-                    return;
-                }
+                let _ = settings.changed().await;
                 continue;
             }
             // Before it is looked at, so that nothing is missed in between; and anew, as it may be another one by now.
             watched = self.watch(watched);
-            let again = match self.look(line, written).await {
+            let again = match self.look(&mut state, written).await {
                 Ok(again) => {
-                    self.failing = false;
+                    state.is_failing = false;
                     again
                 }
+                Err(CgroupError::Gone(_)) => EVERY,
                 Err(error) => {
-                    if !matches!(error, CgroupError::Gone(_)) && !std::mem::replace(&mut self.failing, true) {
-                        warn!(%error, "cannot keep memory from pods; it is tried again every {} s. Said once", EVERY.as_secs());
+                    if !std::mem::replace(&mut state.is_failing, true) {
+                        let seconds = EVERY.as_secs();
+                        warn!(%error, "cannot keep memory from pods; it is tried again every {seconds} s. Said once");
                     }
-                    if matches!(error, CgroupError::Gone(_)) { SOON } else { EVERY }
+                    EVERY
                 }
             };
             written = tokio::select! {
-                changed = settings.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    false
-                }
+                _ = settings.changed() => false,
                 is_max = max_written(&mut watched) => is_max,
                 () = tokio::time::sleep(again) => false,
             };
         }
     }
 
+    /// What is wanted. `plimsoll restore` may have been called just now, and puts back itself.
+    fn line(&self) -> Option<Bytes> {
+        self.containers.settings().guard_line().filter(|_| !self.host.join(STAND_ASIDE).exists())
+    }
+
     fn watch(&self, watched: Option<Watch>) -> Option<Watch> {
         let watch = watched.map_or_else(Watch::new, Ok).and_then(|mut watch| {
-            if let Some((path, _)) = kubepods(&self.root) {
+            if let Some((path, _)) = kubepods(&self.root, &self.ancestors) {
                 watch.add(&self.root, &path)?;
             }
             Ok(watch)
@@ -217,58 +252,65 @@ impl Guard {
     }
 
     /// Does what is to be done. `written`: somebody has written the file since. Tells when it is to be called again.
-    async fn look(&mut self, line: Option<Bytes>, written: bool) -> Result<Duration, CgroupError> {
-        let Some((path, cgroup)) = kubepods(&self.root) else {
-            self.forget();
-            return Ok(SOON);
-        };
+    async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
+        let Some((path, cgroup)) = kubepods(&self.root, &self.ancestors) else { return Ok(EVERY) };
         let inode = cgroup.inode()?;
-        if self.record.as_ref().is_some_and(|record| record.cgroup != path || record.inode != inode) {
-            self.forget();
+        if let Some(record) = &state.record
+            && (record.cgroup != path || record.inode != inode)
+        {
+            self.put_back_former(record);
+            self.forget(state);
         }
+        let line = self.line();
         let observed = cgroup.read(Knob::Max)?;
         let subject = Subject::from(&path);
-        match step(line, observed, self.record.as_ref()) {
-            Step::Nothing => {}
-            Step::Forget => self.forget(),
+        match step(line, observed, state.record.as_ref()) {
+            Step::Nothing => state.waits = None,
+            Step::Forget => {
+                state.waits = None;
+                self.forget(state);
+            }
             Step::PutBack(before) => {
+                state.waits = None;
                 cgroup.write(Knob::Max, before)?;
-                let now = cgroup.read(Knob::Max)?;
-                info!(cgroup = %path, knob = %Knob::Max, desired = %before, observed = %now, "no memory is kept from pods any more");
+                let observed = cgroup.read(Knob::Max)?;
                 self.ancestors.make_limits_last(&path);
-                self.forget();
+                self.forget(state);
+                self.reports.tell(&subject, &What::Unguarded { desired: before, observed });
             }
             Step::Set { line, before } => {
-                let former = self.record.clone();
-                let was_set = former.as_ref().is_some_and(|record| record.line == line);
-                if was_set && self.waits.is_none() {
-                    match self.contention.judge(path.clone(), line, written, Instant::now()) {
+                let was_set = state.record.as_ref().is_some_and(|record| record.lines == [line]);
+                if was_set && state.waits.is_none() {
+                    match state.contention.judge(path.clone(), line, written, Instant::now()) {
                         Verdict::Repair => {}
                         Verdict::Wait(wait) => return Ok(wait),
                         Verdict::Leave => return Ok(EVERY),
                         Verdict::GiveUp => {
-                            let repairs = self.contention.repairs(&path);
-                            let desired = line.into();
-                            self.reports
-                                .tell(&subject, &What::Contended { knob: Knob::Max, desired, observed, repairs });
+                            let (repairs, desired) = (state.contention.repairs(&path), line.into());
+                            let what = What::Contended { knob: Knob::Max, desired, observed, repairs };
+                            self.reports.tell(&subject, &what);
                             return Ok(EVERY);
                         }
                     }
                 }
-                // First of all, so that whatever happens it can be taken back.
-                self.remember(Record { cgroup: path.clone(), inode, before, line });
-                if let Some(usage) = set(cgroup, line).await? {
-                    match former {
-                        Some(former) => self.remember(former),
-                        None => self.forget(),
+                let lines = [observed.bytes().filter(|_| observed != before), Some(line)];
+                let lines = lines.into_iter().flatten().collect();
+                let record = Record { cgroup: path.clone(), inode, before, lines };
+                match self.set(cgroup, line, observed, record.clone()).await? {
+                    Attempt::Changed => return Ok(AT_ONCE),
+                    Attempt::NoRoom(usage) => {
+                        if state.waits.replace(line) != Some(line) {
+                            let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
+                            self.reports.tell(&subject, &What::GuardWaits(waits));
+                        }
+                        return Ok(SOON);
                     }
-                    if self.waits.replace(line) != Some(line) {
-                        let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
-                        self.reports.tell(&subject, &What::GuardWaits(waits));
-                    }
-                    return Ok(SOON);
+                    Attempt::Set => {}
                 }
-                self.waits = None;
+                state.waits = None;
+                let record = Record { lines: vec![line], ..record };
+                self.complain(record.store(&self.host));
+                state.record = Some(record);
                 self.ancestors.make_limits_last(&path);
                 let desired = Limit::Bytes(line);
                 self.reports.tell(
@@ -284,16 +326,52 @@ impl Guard {
         Ok(EVERY)
     }
 
-    fn remember(&mut self, record: Record) {
-        let result = record.store(&self.host);
-        self.record = Some(record);
-        self.complain(result);
+    /// Another cgroup is kubepods by now: the former one, if it is still there, is to have what it had.
+    fn put_back_former(&self, record: &Record) {
+        let put_back = || {
+            let cgroup = self.root.cgroup(&record.cgroup)?;
+            if cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?) {
+                cgroup.write(Knob::Max, record.before)?;
+                self.ancestors.make_limits_last(&record.cgroup);
+            }
+            Ok(())
+        };
+        match put_back() {
+            Ok(()) | Err(CgroupError::Gone(_)) => {}
+            Err(error) => warn!(cgroup = %record.cgroup, %error, "cannot put memory.max back to {}", record.before),
+        }
     }
 
-    fn forget(&mut self) {
-        if self.record.take().is_some() {
-            let result = Record::remove(&self.host);
-            self.complain(result);
+    /// Makes room below `line`, and sets it where `observed` is still what there is.
+    async fn set(&self, cgroup: Cgroup, line: Bytes, observed: Limit, record: Record) -> Result<Attempt, CgroupError> {
+        let (tell, told) = oneshot::channel();
+        let guard = self.clone();
+        // Of its own: there are few threads for what blocks, and the kernel may take its time.
+        std::thread::spawn(move || {
+            let set = || {
+                if observed > Limit::Bytes(line)
+                    && let Some(usage) = make_room(&cgroup, line)?
+                {
+                    return Ok(Attempt::NoRoom(usage));
+                }
+                if guard.line() != Some(line) || cgroup.read(Knob::Max)? != observed {
+                    return Ok(Attempt::Changed);
+                }
+                // First of all, so that whatever happens it can be taken back.
+                guard.complain(record.store(&guard.host));
+                cgroup.write(Knob::Max, line.into())?;
+                let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
+                Ok(if is_set { Attempt::Set } else { Attempt::Changed })
+            };
+            // Nobody waits any longer when the program ends.
+            let _ = tell.send(set());
+        });
+        told.await.expect("the thread tells before it ends")
+    }
+
+    fn forget(&self, state: &mut State) {
+        if state.record.take().is_some() {
+            self.complain(Record::remove(&self.host));
         }
     }
 
@@ -322,29 +400,15 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
     }
 }
 
-/// Makes room below `line`, and sets it. What is used, if that cannot be reclaimed.
-async fn set(cgroup: Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
-    let (tell, told) = oneshot::channel();
-    // Of its own: there are few threads for what blocks, and the kernel may take its time.
-    std::thread::spawn(move || {
-        let result = make_room(&cgroup, line).and_then(|usage| match usage {
-            Some(usage) => Ok(Some(usage)),
-            None => cgroup.write(Knob::Max, line.into()).map(|()| None),
-        });
-        // Nobody waits any longer when the program ends.
-        let _ = tell.send(result);
-    });
-    told.await.expect("the thread tells before it ends")
-}
-
 /// Reclaims until `line` can be set without a kill. What is used, if it cannot.
 fn make_room(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let usage = cgroup.usage_in_parts()?;
         match resize::cut(line, &usage) {
             Cut::Fits => return Ok(None),
-            Cut::Kills => return Ok(Some(usage)),
-            Cut::Reclaim => {}
+            Cut::Reclaim if Instant::now() < deadline => {}
+            Cut::Reclaim | Cut::Kills => return Ok(Some(usage)),
         }
         let surplus = usage.current.saturating_sub(line.saturating_sub(resize::margin(line)));
         match cgroup.reclaim(surplus.min(STEP)) {
@@ -370,7 +434,7 @@ mod tests {
     }
 
     fn record(before: Limit, line: u64) -> Record {
-        Record { cgroup: CgroupPath::parse("kubepods").unwrap(), inode: 7, before, line: bytes(line) }
+        Record { cgroup: CgroupPath::parse("kubepods").unwrap(), inode: 7, before, lines: vec![bytes(line)] }
     }
 
     #[test]
@@ -408,6 +472,20 @@ mod tests {
             Step::Set { line: bytes(900), before: limit(1200) }
         );
         assert_eq!(step(Some(bytes(900)), limit(700), Some(&set)), Step::Forget);
+    }
+
+    #[test]
+    fn while_the_line_changes_both_are_the_guards_own() {
+        let changing = Record { lines: vec![bytes(900), bytes(850)], ..record(limit(1000), 0) };
+        for held in [limit(900), limit(850)] {
+            assert_eq!(step(None, held, Some(&changing)), Step::PutBack(limit(1000)));
+            assert_eq!(changing.without(held), limit(1000));
+        }
+        // It is set once more, so that only one is.
+        assert_eq!(
+            step(Some(bytes(850)), limit(900), Some(&changing)),
+            Step::Set { line: bytes(850), before: limit(1000) }
+        );
     }
 
     #[test]

@@ -243,6 +243,12 @@ impl Tree {
         levels.into_iter().map(|(cgroup, protection)| Level { cgroup: cgroup.clone(), protection }).collect()
     }
 
+    /// The cgroup of all pods: one, unless pods lie in several.
+    pub fn kubepods(&self) -> Option<&CgroupPath> {
+        let is_top = |cgroup: &&CgroupPath| cgroup.parent().is_none_or(|parent| !self.above.contains_key(&parent));
+        self.above.keys().filter(is_top).min()
+    }
+
     /// Whether some pod gets less than it asks for: all together ask for more than the budget.
     pub fn is_short(&self) -> bool {
         let shares = self.shares();
@@ -709,6 +715,7 @@ mod tests {
             shown(&tree.claim(&besteffort("a"), "1", protection(0, 0))),
             ["/kubepods 0 0", "/kubepods/besteffort 0 0", "/kubepods/besteffort/a 0 0"]
         );
+        assert_eq!(tree.kubepods().map(CgroupPath::as_str), Some("kubepods"));
         assert_eq!(shown(&tree.set_overhead(&guaranteed("b"), protection(0, 0))), ["/kubepods/b 0 0"]);
     }
 

@@ -1,7 +1,7 @@
 //! Where messages of `plimsoll run` go, and in which form.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -102,8 +102,11 @@ impl<S: Subscriber> Layer<S> for Journal {
         event.record(&mut line);
         let name = ("SYSLOG_IDENTIFIER".to_owned(), NAME.to_string_lossy().into_owned());
         let fields = line.fields.into_iter().chain([name]);
-        // There is nobody else to tell.
-        let _ = logging::journal_send(priority, &(line.message + &line.text), fields);
+        let text = line.message + &line.text;
+        if logging::journal_send(priority, &text, fields).is_err() {
+            // The journal may be starting anew: standard error waits for it, where it leads there.
+            let _ = writeln!(io::stderr(), "{text}");
+        }
     }
 }
 

@@ -463,7 +463,7 @@ evictionHard:
 
     #[test]
     fn what_the_plugin_itself_has_set_says_nothing_of_the_kubelet() {
-        let record = r#"{"cgroup": "kubepods", "inode": 7, "before": "max", "line": 4294967296}"#;
+        let record = r#"{"cgroup": "kubepods", "inode": 7, "before": "max", "lines": [4294967296]}"#;
         let files = [(MEMINFO, MEMINFO_8G), ("run/plimsoll/guard", record)];
         let (_root, guarded) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4294967296\n")]);
         let (_root, before) = node(&[files[0], (KUBEPODS_MAX[1], "max\n")]);

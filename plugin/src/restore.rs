@@ -64,6 +64,9 @@ impl Restore {
         let originals =
             Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
         let changed = changed(&root, &originals);
+        let kubepods = Record::load(&self.host).map(|record| record.cgroup().clone());
+        let max = |cgroup: &CgroupPath| root.cgroup(cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok();
+        let guarded = kubepods.as_ref().and_then(max);
         if let Some(directory) = mark.parent() {
             fs::create_dir_all(directory).map_err(|error| failed(error, "make", directory))?;
         }
@@ -75,7 +78,12 @@ impl Restore {
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
         let left = runtime.block_on(self.wait(&root, &changed))?;
-        print(format_args!("{}", report(&root, &changed)))?;
+        if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
+            && let Some(held) = max(cgroup).filter(|held| *held != before)
+        {
+            print(format_args!("{cgroup} {}: {before} -> {held}\n", Knob::Max))?;
+        }
+        print(format_args!("{}", report(&root, &changed, kubepods.is_some())))?;
         if left == 0 {
             return Ok(ExitCode::SUCCESS);
         }
@@ -92,6 +100,7 @@ impl Restore {
         let identity = Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?;
         // Waits for as long as another instance runs, which does it then.
         let stub = Stub::external(identity, service).socket(&self.socket);
+        let guard = tokio::spawn(tasks.guard().run());
         let reconciler = tasks.spawn(stub.runtime());
         let plugin = tokio::spawn(stub.run());
 
@@ -132,6 +141,7 @@ impl Restore {
         {
             eprintln!("note: {error}");
         }
+        guard.abort();
         plugin.abort();
         reconciler.abort();
         Ok(left)
@@ -188,7 +198,7 @@ impl Changed {
 }
 
 /// One line for each file that has another value than before.
-fn report(root: &CgroupRoot, changed: &[Changed]) -> String {
+fn report(root: &CgroupRoot, changed: &[Changed], guarded: bool) -> String {
     let mut report = String::new();
     for Changed { cgroup, before, .. } in changed {
         let Ok(held) = root.cgroup(cgroup).and_then(|cgroup| Values::read(&cgroup)) else { continue };
@@ -200,7 +210,7 @@ fn report(root: &CgroupRoot, changed: &[Changed]) -> String {
             }
         }
     }
-    if report.is_empty() {
+    if report.is_empty() && !guarded {
         report.push_str("nothing had to be changed\n");
     }
     report.push_str("plimsoll sets nothing any more, until 'plimsoll restore --undo'\n");

@@ -123,6 +123,7 @@ impl Run {
             let server = tasks.server();
             tokio::spawn(server.clone().run(self.host.clone()));
             tokio::spawn(server.run_metrics(metrics_changed));
+            let guard = tokio::spawn(tasks.guard().run_when_configured());
             let reconciler = tasks.spawn(stub.runtime());
             let service = stub.plugin().clone();
             tokio::spawn(async move {
@@ -149,6 +150,10 @@ impl Run {
                 result = reconciler => {
                     let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
                     Err(Failure::Runtime(error.context("the task that repairs values failed")))
+                }
+                result = guard => {
+                    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
+                    Err(Failure::Runtime(error.context("the task that keeps memory from pods failed")))
                 }
                 result = terminated() => {
                     let signal = result.context("wait for signals").map_err(Failure::Runtime)?;
@@ -214,13 +219,17 @@ impl Tasks {
         Server::new(self.0.parts.clone())
     }
 
+    /// Keeps memory from pods.
+    pub(crate) fn guard(&self) -> Guard {
+        let Parts { containers, ancestors, root, reports, .. } = self.0.parts.clone();
+        Guard::new(self.0.host.clone(), root, containers, ancestors, reports)
+    }
+
     /// Starts them. The handle is of the one whose end is a failure.
     pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
         let Node { host, parts, watcher, todo } = self.0;
         let Parts { containers, ancestors, root, deferrals, reports, work, .. } = parts;
         tokio::spawn(ancestors.clone().make_last(Systemd::new(&host)));
-        let guard = Guard::new(host, root.clone(), containers.clone(), ancestors.clone(), reports.clone());
-        tokio::spawn(guard.run(containers.settings_changed()));
         tokio::spawn(Stalls::new(containers.clone(), root.clone(), reports.clone(), work).run());
         tokio::spawn(deferrals.run());
         tokio::spawn(watcher.run());

@@ -167,6 +167,13 @@ impl Service {
         if settings.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
         }
+        if let (Some(kept), None, false) = (config.node_guard, settings.guard_line(), settings.stand_aside) {
+            let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
+            warn!(
+                "nodeGuard would leave pods nothing: expected less than all memory, {all}, found {}; no memory is kept from pods",
+                kept.quantity()
+            );
+        }
         for conflict in &memory.conflicts {
             warn!(%conflict, "the kubelet");
         }

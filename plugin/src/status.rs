@@ -391,7 +391,8 @@ fn overview(status: &Status, screen: &Screen) -> String {
     if let Some(line) = node.guard {
         let held = match node.pods_max {
             Some(max) if max <= Limit::Bytes(line) => String::new(),
-            Some(max) => format!("; kubepods has {max}"),
+            Some(Limit::Bytes(max)) => format!("; kubepods has {}", max.approx()),
+            Some(Limit::Max) => "; kubepods has max".to_owned(),
             None => "; there is no kubepods".to_owned(),
         };
         let line = format!("all pods together may use {} (nodeGuard){held}", line.approx());

@@ -637,3 +637,69 @@ async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (7000 * MIB).to_string());
 }
+
+#[tokio::test]
+async fn a_line_that_is_raised_needs_no_room() {
+    let (node, mut daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    pods_use(&runtime, 100 * MIB, 0);
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    // All of it is in use, and nothing can be reclaimed.
+    pods_use(&runtime, 3072 * MIB, 0);
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5000Mi\n");
+    runtime.holds(KUBEPODS, "memory.max", 3192 * MIB).await;
+    // A lower one waits, and nothing is lost by that.
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
+    daemon.says("the line is set once they use less").await;
+    assert_eq!(runtime.file(KUBEPODS, "memory.max"), (3192 * MIB).to_string());
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\n");
+    daemon.says("no memory is kept from pods any more").await;
+    assert_eq!(runtime.file(KUBEPODS, "memory.max"), "max");
+}
+
+#[tokio::test]
+async fn restore_gives_pods_back_what_a_running_plugin_keeps_from_them() {
+    let (node, mut daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    pods_use(&runtime, 100 * MIB, 0);
+    runtime.set_file(KUBEPODS, "memory.max", &(7000 * MIB).to_string());
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("/kubepods memory.max: 3221225472 -> 7340032000"), "{said}");
+    daemon.says("'plimsoll restore' was called").await;
+    assert_eq!(runtime.file(KUBEPODS, "memory.max"), (7000 * MIB).to_string());
+    restore(&node, &["--undo"]).await;
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+}
+
+#[tokio::test]
+async fn another_kubepods_gets_the_line_and_the_former_one_what_it_had() {
+    let (node, mut daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    runtime.make_cgroup_at("kubepods.slice");
+    let lies_idle = runtime.path("kubepods.slice");
+    fs::write(lies_idle.join("memory.stat"), "anon 4096\n").unwrap();
+    pods_use(&runtime, 100 * MIB, 0);
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
+    // Nothing is known of pods yet, and this one is looked for first.
+    runtime.holds("kubepods.slice", "memory.max", 3072 * MIB).await;
+    runtime.run(&Pod::new("guaranteed", "g", 100 * MIB)).await;
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
+    runtime.holds(KUBEPODS, "memory.max", 2048 * MIB).await;
+    runtime.holds("kubepods.slice", "memory.max", "max").await;
+    drop(daemon.says("keeps memory from pods").await);
+}
+
+#[tokio::test]
+async fn keeping_more_than_there_is_keeps_nothing_and_says_so() {
+    let (node, mut daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    pods_use(&runtime, 100 * MIB, 0);
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 8Gi\n");
+    daemon.says("expected less than all memory, 8Gi, found 8Gi").await;
+    assert_eq!(runtime.file("system.slice", "memory.min"), "0");
+    assert_eq!(runtime.file(KUBEPODS, "memory.max"), "max");
+}

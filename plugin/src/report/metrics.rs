@@ -173,8 +173,10 @@ impl Metrics {
         for by in [By::limit, By::node] {
             let _ = self.oom_kills.get_or_create(&OfKill { by });
         }
-        let levels =
-            [(Level::Container, &[Knob::Min, Knob::Low, Knob::High][..]), (Level::Ancestor, &[Knob::Min, Knob::Low])];
+        let levels = [
+            (Level::Container, &[Knob::Min, Knob::Low, Knob::High][..]),
+            (Level::Ancestor, &[Knob::Min, Knob::Low, Knob::Max]),
+        ];
         for (level, knobs) in levels {
             for knob in knobs {
                 let labels = OfLevel { level, knob: File(*knob) };

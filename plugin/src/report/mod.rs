@@ -186,6 +186,13 @@ pub enum What {
     },
     /// All pods together use more than they are to have.
     GuardWaits(LowerLimit),
+    /// All pods together have the limit again that they would have without the guard.
+    Unguarded {
+        /// The limit.
+        desired: Limit,
+        /// What it is.
+        observed: Limit,
+    },
     /// It stood at `memory.high`, which was raised.
     Released(Line),
     /// It was released before, and has its `memory.high` again.
@@ -224,6 +231,7 @@ pub enum Kind {
     Overcommitted,
     Guarded,
     GuardWaits,
+    Unguarded,
     Released,
     PutBack,
 }
@@ -276,6 +284,7 @@ impl What {
             Self::Overcommitted { .. } => Kind::Overcommitted,
             Self::Guarded { .. } => Kind::Guarded,
             Self::GuardWaits(_) => Kind::GuardWaits,
+            Self::Unguarded { .. } => Kind::Unguarded,
             Self::Released(_) => Kind::Released,
             Self::PutBack(_) => Kind::PutBack,
         }
@@ -304,6 +313,7 @@ impl What {
                 | Self::PodRaised { .. }
                 | Self::Repaired { .. }
                 | Self::Guarded { .. }
+                | Self::Unguarded { .. }
                 | Self::Released(_)
                 | Self::PutBack(_)
         )
@@ -347,6 +357,7 @@ impl What {
                  raise the request to what it needs"
             }
             Self::Guarded { .. } => "keeps memory from pods: all together may use this much",
+            Self::Unguarded { .. } => "no memory is kept from pods any more: kubepods has its former limit",
             Self::GuardWaits(_) => {
                 "pods use more than nodeGuard leaves them, and would be killed for it: the line is set once they use less"
             }
@@ -434,6 +445,7 @@ impl What {
                 ..Fields::default()
             },
             Self::Guarded { desired, observed } => pair(max, desired, observed, Outcome::Applied),
+            Self::Unguarded { desired, observed } => pair(max, desired, observed, Outcome::Applied),
             Self::Released(of) | Self::PutBack(of) => line(of),
         }
     }
@@ -461,6 +473,9 @@ impl fmt::Display for What {
             }
             Self::Guarded { desired, observed } => {
                 write!(f, "all pods together may use {} from now on, and not {}", desired.approx(), quantity(observed))
+            }
+            Self::Unguarded { observed, .. } => {
+                write!(f, "all pods together may use {} again", quantity(observed))
             }
             Self::GuardWaits(cut) => write!(
                 f,
@@ -616,6 +631,7 @@ impl Reports {
             | What::Overcommitted { .. }
             | What::Guarded { .. }
             | What::GuardWaits(_)
+            | What::Unguarded { .. }
             | What::PutBack(_) => {}
         }
     }

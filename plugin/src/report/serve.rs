@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
@@ -86,7 +87,10 @@ impl Room {
         }
         self.is_full.notify_one();
         // It is never closed.
-        self.places.clone().acquire_owned().await.ok()
+        let place = self.places.clone().acquire_owned().await.ok();
+        // Somebody may have gone without being asked to.
+        let _ = self.is_full.notified().now_or_never();
+        place
     }
 
     /// How long somebody may keep a place.

@@ -12,6 +12,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ancestors::Ancestors;
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Settings, Update};
 use crate::guard;
@@ -445,7 +446,7 @@ impl Status {
         Self {
             version: VERSION,
             plimsoll: env!("CARGO_PKG_VERSION").to_owned(),
-            node: NodeStatus::read(containers, root, &rows),
+            node: NodeStatus::read(containers, ancestors, root, &rows),
             cgroups: cgroups.collect(),
             containers: rows,
             down: down.collect(),
@@ -454,7 +455,7 @@ impl Status {
 }
 
 impl NodeStatus {
-    fn read(containers: &Containers, root: &CgroupRoot, rows: &[ContainerStatus]) -> Self {
+    fn read(containers: &Containers, ancestors: &Ancestors, root: &CgroupRoot, rows: &[ContainerStatus]) -> Self {
         let settings = containers.settings();
         let meminfo = fs::read_to_string(root.host().join("proc/meminfo")).unwrap_or_default();
         let meminfo = MemInfo::parse(&meminfo).ok();
@@ -466,7 +467,7 @@ impl NodeStatus {
             available: meminfo.map(|meminfo| meminfo.available),
             allocatable: settings.node.allocatable,
             guard: settings.guard_line(),
-            pods_max: guard::kubepods(root).and_then(|(_, cgroup)| cgroup.read(Knob::Max).ok()),
+            pods_max: guard::kubepods(root, ancestors).and_then(|(_, cgroup)| cgroup.read(Knob::Max).ok()),
             stands_aside: settings.stand_aside,
             requests: sum(&|row| row.request.as_ref().map(|request| request.bytes)),
             limits: sum(&|row| row.desired.max.and_then(Limit::bytes)),
