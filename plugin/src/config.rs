@@ -22,6 +22,7 @@
 //! maxLimitRequestRatio: 4                  # of which limit to request a pod's owner is warned, at least 1; null: of none
 //! metricsAddress: null                     # where metrics are served by TCP, such as 127.0.0.1:9477; null: nowhere
 //! containerMetrics: false                  # whether there are metrics of each container
+//! kubeconfig: null                         # credentials for Kubernetes Events, such as /etc/plimsoll/kubeconfig; null: none
 //! logLevel: info                           # error, warn, info, debug or trace
 //! ```
 //!
@@ -29,6 +30,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -73,6 +75,9 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// Whether there are metrics of each container.
     pub container_metrics: bool,
+    /// The file with the credentials for Kubernetes Events, an absolute path. `None` is the service account of the pod that this
+    /// runs in, or no Events where it runs in none.
+    pub kubeconfig: Option<PathBuf>,
     /// What is logged.
     pub log_level: LogLevel,
 }
@@ -91,6 +96,7 @@ impl Default for Config {
             max_limit_request_ratio: Some(Self::MAX_LIMIT_REQUEST_RATIO),
             metrics_address: None,
             container_metrics: false,
+            kubeconfig: None,
             log_level: LogLevel::default(),
         }
     }
@@ -243,6 +249,11 @@ impl fmt::Display for Config {
             None => writeln!(f, "{METRICS_ADDRESS}: null")?,
         }
         writeln!(f, "{CONTAINER_METRICS}: {}", self.container_metrics)?;
+        match &self.kubeconfig {
+            // Quoted as JSON, as above.
+            Some(path) => writeln!(f, "{KUBECONFIG}: {}", serde_json::Value::from(path.to_string_lossy()))?,
+            None => writeln!(f, "{KUBECONFIG}: null")?,
+        }
         writeln!(f, "{LOG_LEVEL}: {}", self.log_level.as_str())
     }
 }
@@ -263,8 +274,9 @@ const RESCUE: &str = "oomRescue";
 const RATIO: &str = "maxLimitRequestRatio";
 const METRICS_ADDRESS: &str = "metricsAddress";
 const CONTAINER_METRICS: &str = "containerMetrics";
+const KUBECONFIG: &str = "kubeconfig";
 const LOG_LEVEL: &str = "logLevel";
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     THROTTLING,
     RESERVATION,
     HEADROOM,
@@ -281,6 +293,7 @@ const FIELDS: [&str; 17] = [
     RATIO,
     METRICS_ADDRESS,
     CONTAINER_METRICS,
+    KUBECONFIG,
     LOG_LEVEL,
 ];
 
@@ -504,6 +517,16 @@ impl RawConfig {
                 CONTAINER_METRICS => match value {
                     RawValue::Bool(is_so) => config.container_metrics = is_so,
                     value => wrong("true or false".to_owned(), value.to_string()),
+                },
+                KUBECONFIG => match &value {
+                    RawValue::Null => config.kubeconfig = None,
+                    RawValue::Text(text) if text.starts_with('/') && !text.contains('\0') => {
+                        config.kubeconfig = Some(text.into());
+                    }
+                    value => wrong(
+                        "an absolute path such as /etc/plimsoll/kubeconfig, or null".to_owned(),
+                        value.to_string(),
+                    ),
                 },
                 LOG_LEVEL => match value.one_of(LogLevel::ALL) {
                     Some(level) => config.log_level = level,
@@ -901,7 +924,7 @@ mod tests {
                  kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
                  nodeGuard: 2Gi\nthrottleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
                  oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nmaxLimitRequestRatio: 2.5\n\
-                 metricsAddress: 127.0.0.1:9477\ncontainerMetrics: true\nlogLevel: debug\n"
+                 metricsAddress: 127.0.0.1:9477\ncontainerMetrics: true\nkubeconfig: /k\nlogLevel: debug\n"
             ),
             Ok(Config {
                 policy: Policy {
@@ -928,6 +951,7 @@ mod tests {
                 max_limit_request_ratio: Some(2.5),
                 metrics_address: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
                 container_metrics: true,
+                kubeconfig: Some("/k".into()),
                 log_level: LogLevel::Debug,
             })
         );
@@ -1014,7 +1038,7 @@ f.yaml:7: logLevel: expected each field once, found it again after line 6
 f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
 f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
              systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, nodeGuard, throttleDeadline, shrink, \
-             shrinkDeadline, oomRescue, maxLimitRequestRatio, metricsAddress, containerMetrics, logLevel, found an \
+             shrinkDeadline, oomRescue, maxLimitRequestRatio, metricsAddress, containerMetrics, kubeconfig, logLevel, found an \
              unknown field"
         );
     }
@@ -1037,6 +1061,9 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             "metricsAddress: 9477",
             "metricsAddress: localhost:9477",
             "containerMetrics: yes",
+            "kubeconfig: ~/.kube/config",
+            "kubeconfig: 5",
+            "kubeconfig: {}",
             "throttleDeadline: 30",
             "throttleDeadline: soon",
             "throttleDeadline: -1s",
@@ -1161,6 +1188,7 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
                 proptest::option::of(any::<std::net::IpAddr>().prop_map(|ip| SocketAddr::new(ip, 9477))),
                 any::<bool>(),
                 proptest::option::of(0..=Bytes::MAX.get()),
+                proptest::option::of("/[ -~ü]{0,20}"),
             ),
             proptest::sample::select(&LogLevel::ALL[..]),
         )
@@ -1173,6 +1201,7 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
                     node_guard: seen
                         .3
                         .map(|most| Bytes::new(system.as_ref().map_or(1, |(_, memory)| *memory).max(most))),
+                    kubeconfig: seen.4.map(PathBuf::from),
                     throttle_deadline: deadline.map(Duration::from_millis),
                     shrink: shrink.0,
                     shrink_deadline: Duration::from_millis(shrink.1),

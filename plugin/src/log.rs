@@ -12,6 +12,7 @@ use syslog_tracing::{Facility, Syslog};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
@@ -21,6 +22,9 @@ const NAME: &std::ffi::CStr = c"plimsoll";
 
 /// Before the names of the journal's fields, so that they are nobody else's.
 const PREFIX: &str = "PLIMSOLL_";
+
+/// Who tells of every step of a request to the API server, which nobody wants to hear at any level.
+const QUIET: [&str; 4] = ["hyper", "kube", "rustls", "tower"];
 
 /// The form of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -73,7 +77,11 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
             text.with_ansi(false).without_time().boxed()
         }
     };
-    tracing_subscriber::registry().with(output.with_filter(filter)).init();
+    let quiet = filter_fn(|about| {
+        let is_quiet = QUIET.iter().any(|target| about.target().starts_with(target));
+        !is_quiet || *about.level() <= tracing::Level::INFO
+    });
+    tracing_subscriber::registry().with(output.with_filter(filter.and(quiet))).init();
     (Level(level), is_read)
 }
 

@@ -105,8 +105,10 @@ impl Run {
         let metrics_changed = Arc::new(Notify::new());
         let on_config = {
             let (level, configured, metrics_changed) = (level, configured.clone(), metrics_changed.clone());
+            let reports = node.reports().clone();
             Box::new(move |config: &Config| {
                 level.set(config.log_level);
+                reports.configure(config);
                 configured.notify_one();
                 metrics_changed.notify_one();
             })
@@ -205,6 +207,11 @@ impl Node {
     /// The containers.
     pub(crate) fn containers(&self) -> &Arc<Containers> {
         &self.parts.containers
+    }
+
+    /// Where all that is told goes.
+    pub(crate) fn reports(&self) -> &Arc<Reports> {
+        &self.parts.reports
     }
 
     /// The plugin, and its tasks, which start when it is known how to reach the runtime.

@@ -64,7 +64,7 @@ fn a_valid_configuration_is_shown_with_its_defaults() {
         format!(
             "# {} is valid and amounts to:\nmemoryThrottlingFactor: 0.8\nmemoryReservationPolicy: HardReservation\n\
              memoryMinHeadroom: 2Mi\nnodeAllocatable: auto\nnodeGuard: null\nthrottleDeadline: 30s\nshrink: reject\n\
-             shrinkDeadline: 10m\noomRescue: null\nmaxLimitRequestRatio: 4.0\nmetricsAddress: null\ncontainerMetrics: false\nlogLevel: info\n",
+             shrinkDeadline: 10m\noomRescue: null\nmaxLimitRequestRatio: 4.0\nmetricsAddress: null\ncontainerMetrics: false\nkubeconfig: null\nlogLevel: info\n",
             path.display()
         )
     );

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub events: Events,
     /// How often a runtime was connected to.
     pub connections: Counter,
+    /// Kubernetes Events that were not written.
+    pub events_dropped: Counter,
 }
 
 /// Labels of what can go one way or another.
@@ -233,6 +235,11 @@ impl Metrics {
             self.events.0.clone(),
         );
         registry.register("nri_connections", "How often a runtime was connected to", self.connections.clone());
+        registry.register(
+            "events_dropped",
+            "Kubernetes Events that were not written: too many at once, refused, or too old when the API server was back",
+            self.events_dropped.clone(),
+        );
     }
 }
 

@@ -1,7 +1,8 @@
-//! What is told to people: each thing once, from here to the log, the metrics and `plimsoll status`; and what there is to see on demand ([`status`], served by [`serve`]).
+//! What is told to people: each thing once, from here to the log, the metrics, `plimsoll status` and Kubernetes Events; and what there is to see on demand ([`status`], served by [`serve`]).
 //!
 //! Whoever finds something out calls [`Reports::tell`] with a [`What`], and knows nothing of where that goes.
 
+pub mod events;
 pub mod metrics;
 pub mod serve;
 pub mod status;
@@ -15,10 +16,12 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::cgroup::{CgroupPath, Knob};
+use crate::config::Config;
 use crate::containers::Container;
 use crate::lock;
 use crate::outcome::Outcome;
 use crate::pod::PodUid;
+use crate::report::events::Events;
 use crate::report::metrics::{Level, Metrics, OfLevel};
 use crate::resize::Usage;
 use crate::units::{Bytes, Limit};
@@ -212,7 +215,7 @@ pub struct Line {
     pub stalled: f64,
 }
 
-/// What kind of thing was told: in `plimsoll status`, and the reason of Events.
+/// What kind of thing was told: in `plimsoll status`, and the reason of Events. A name stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each is a `What` without its numbers")]
 pub enum Kind {
@@ -235,6 +238,10 @@ pub enum Kind {
     Released,
     PutBack,
 }
+
+/// What was told, without its numbers but for the limit that was asked for, and the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity(Kind, Option<Limit>, Option<&'static str>);
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -290,19 +297,15 @@ impl What {
         }
     }
 
-    /// It is the same thing again, if with other numbers.
-    fn is_like(&self, other: &Self) -> bool {
-        self.kind() == other.kind()
-            && match (self, other) {
-                (Self::CutRejected(cut), Self::CutRejected(other))
-                | (Self::CutDeferred(cut), Self::CutDeferred(other))
-                | (Self::CutGivenUp(cut), Self::CutGivenUp(other)) => cut.limit == other.limit,
-                (Self::NotResized { knob, .. }, Self::NotResized { knob: other, .. })
-                | (Self::PodRaised { knob, .. }, Self::PodRaised { knob: other, .. }) => knob == other,
-                (Self::Repaired { knob, .. }, Self::Repaired { knob: other, .. })
-                | (Self::Contended { knob, .. }, Self::Contended { knob: other, .. }) => knob == other,
-                _ => true,
-            }
+    /// What makes it the same thing again, if with other numbers.
+    const fn identity(&self) -> Identity {
+        let (limit, knob) = match self {
+            Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => (Some(cut.limit), None),
+            Self::NotResized { knob, .. } | Self::PodRaised { knob, .. } => (None, Some(*knob)),
+            Self::Repaired { knob, .. } | Self::Contended { knob, .. } => (None, Some(knob.file_name())),
+            _ => (None, None),
+        };
+        Identity(self.kind(), limit, knob)
     }
 
     /// Somebody has to do something about it.
@@ -536,7 +539,8 @@ impl fmt::Display for What {
                 "the memory limit of {} is {:.1} times the request of {}, expected at most {most} times",
                 limit.quantity(),
                 limit.get() as f64 / request.get() as f64,
-                request.quantity()
+                // From oom_score_adj it is not a round number.
+                request.approx()
             ),
             Self::Released(line) => write!(
                 f,
@@ -581,6 +585,7 @@ enum Whose {
 pub struct Reports {
     /// What is counted.
     pub metrics: Metrics,
+    events: Events,
     recent: Mutex<HashMap<Whose, Told>>,
 }
 
@@ -599,6 +604,12 @@ impl Reports {
         say(subject, what);
         self.count(subject, what);
         self.remember(subject, what);
+        self.events.put(subject, what, &self.metrics.events_dropped);
+    }
+
+    /// Goes on with another configuration.
+    pub fn configure(&self, config: &Config) {
+        self.events.configure(config.kubeconfig.as_deref(), &self.metrics.events_dropped);
     }
 
     fn count(&self, subject: &Subject, what: &What) {
@@ -645,7 +656,9 @@ impl Reports {
         if subject.pod.is_some() {
             pod.clone_from(&subject.pod);
         }
-        let before = reports.iter().position(|report| report.what.as_ref().is_some_and(|before| what.is_like(before)));
+        let before = reports
+            .iter()
+            .position(|report| report.what.as_ref().is_some_and(|before| what.identity() == before.identity()));
         let report = match before.and_then(|at| reports.remove(at)) {
             Some(before) => Report { what: Some(what.clone()), message, last: now, count: before.count + 1, ..before },
             None => Report { what: Some(what.clone()), kind, message, first: now, last: now, count: 1 },

@@ -1,0 +1,892 @@
+//! Kubernetes Events: what a pod's owner should hear of, on the pod, by the API server.
+//!
+//! Nobody waits for them. [`Events::put`] leaves what was told in a queue of [`QUEUE`]; what does not fit is dropped and counted. A
+//! thread of its own, which is there only where there are credentials, takes it from there: a name that is resolved, a handshake, or a
+//! program that gives a token, keeps no runtime's event from being answered. It ends with the process, sent or not.
+//!
+//! The same thing of the same container within [`LATELY`] is one Event, whose series counts it. An API server that is gone is tried
+//! again, less and less often, as long as there is something to send that is not older than [`STALE`].
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+use std::{env, fmt, io, thread};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::{Event, EventSeries};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Status;
+use kube::{Client, Config};
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::lock;
+use crate::report::{Identity, Kind, LATELY, Subject, What};
+use crate::units::harmless;
+
+/// Who reports. The API server wants a qualified name.
+const CONTROLLER: &str = "plimsoll";
+
+/// How much may wait to be sent.
+pub const QUEUE: usize = 256;
+
+/// How old what is sent may be.
+pub const STALE: Duration = Duration::from_secs(300);
+
+/// How long the API server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The least and the most between two attempts to reach the API server.
+const BACKOFF: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+
+/// How much is written of a pod, and on the node: so much at once, and then one in so much time.
+const OF_A_POD: Rate = Rate { burst: 10.0, every: Duration::from_secs(60) };
+const OF_THE_NODE: Rate = Rate { burst: 50.0, every: Duration::from_secs(1) };
+
+/// How many Events are remembered, to count what is told again.
+const REMEMBERED: usize = 1024;
+
+/// The largest note, in bytes. Source: Kubernetes `pkg/apis/core/validation/events.go`.
+const NOTE: usize = 1024;
+
+/// What a pod's owner hears of, by what it was that was done. The rest is the node's own affair, and in its log.
+///
+/// The reason is the [`Kind`] itself, and the type Warning where somebody has to do something about it.
+pub const fn action(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::CutRejected
+        | Kind::CutDeferred
+        | Kind::CutGivenUp
+        | Kind::CutApplied
+        | Kind::NotResized
+        | Kind::PodRaised => Some("Resize"),
+        Kind::Rescued | Kind::AtCeiling => Some("Rescue"),
+        Kind::BeyondNode | Kind::Overcommitted => Some("Admit"),
+        Kind::Released | Kind::PutBack => Some("Throttle"),
+        // The kubelet tells of kills.
+        Kind::Killed | Kind::Repaired | Kind::Contended | Kind::Guarded | Kind::GuardWaits => None,
+    }
+}
+
+/// Where credentials come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    /// A file that the configuration names. Nobody's own is looked for: it may be an administrator's.
+    Kubeconfig(PathBuf),
+    /// The service account of the pod that this runs in.
+    InCluster,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kubeconfig(path) => path.display().fmt(f),
+            Self::InCluster => f.write_str("the pod's service account"),
+        }
+    }
+}
+
+impl Source {
+    fn find(kubeconfig: Option<&Path>) -> Option<Self> {
+        match kubeconfig {
+            Some(path) => Some(Self::Kubeconfig(path.to_owned())),
+            None => env::var_os("KUBERNETES_SERVICE_HOST").map(|_| Self::InCluster),
+        }
+    }
+
+    async fn connect(self) -> Result<Client, BoxError> {
+        let mut config = match self {
+            Self::Kubeconfig(path) => {
+                Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await?
+            }
+            Self::InCluster => Config::incluster()?,
+        };
+        // What is tried again, and when, is decided here.
+        config.default_retry = false;
+        Ok(Client::try_from(config)?)
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The way to the Events of what is told.
+#[derive(Debug, Default)]
+pub struct Events(Mutex<Way>);
+
+#[derive(Debug, Default)]
+struct Way {
+    is_known: bool,
+    source: Option<Source>,
+    queue: Option<mpsc::Sender<Told>>,
+}
+
+impl Events {
+    /// Publishes with the credentials of this file from now on, or of the pod that this runs in; without either not at all. What
+    /// was to be sent with those before is dropped.
+    pub fn configure(&self, kubeconfig: Option<&Path>, dropped: &Counter) {
+        self.follow(Source::find(kubeconfig), dropped);
+    }
+
+    fn follow(&self, source: Option<Source>, dropped: &Counter) {
+        let mut way = lock(&self.0);
+        if way.is_known && way.source == source {
+            return;
+        }
+        *way = Way { is_known: true, source: source.clone(), queue: None };
+        let Some(source) = source else {
+            info!("no kubeconfig is configured: there are no Kubernetes Events");
+            return;
+        };
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let credentials = source.to_string();
+        match start(source, queue, dropped.clone()) {
+            Ok(()) => {
+                way.queue = Some(sender);
+                info!("Kubernetes Events are written with the credentials of {credentials}");
+            }
+            Err(error) => warn!(%error, "cannot start a thread: there are no Kubernetes Events"),
+        }
+    }
+
+    /// Leaves what was told to be sent, if it is of interest to a pod's owner. Takes no time.
+    pub fn put(&self, subject: &Subject, what: &What, dropped: &Counter) {
+        let way = lock(&self.0);
+        let Some(queue) = &way.queue else { return };
+        if let Some(told) = Told::of(subject, what)
+            && queue.try_send(told).is_err()
+        {
+            dropped.inc();
+        }
+    }
+}
+
+fn start(source: Source, queue: mpsc::Receiver<Told>, dropped: Counter) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
+    let publisher = Publisher::new(source, dropped);
+    thread::Builder::new().name("events".to_owned()).spawn(move || runtime.block_on(publisher.run(queue)))?;
+    Ok(())
+}
+
+/// What was told of a container, as far as an Event has it. Small, whatever the names are.
+#[derive(Clone, Debug)]
+struct Told {
+    namespace: String,
+    pod: String,
+    uid: String,
+    container: String,
+    identity: Identity,
+    action: &'static str,
+    is_warning: bool,
+    note: String,
+    at: Timestamp,
+    since: Instant,
+}
+
+impl Told {
+    /// `None` if nobody is to hear of it, or it is not of a pod that Kubernetes could have: then there is nothing to attach it to.
+    fn of(subject: &Subject, what: &What) -> Option<Self> {
+        let action = action(what.kind())?;
+        let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
+        let (uid, container) = (subject.uid.as_ref()?.as_str(), subject.container.as_ref()?);
+        let is_possible = is_label(namespace)
+            && is_label(container)
+            && pod.len() <= 253
+            && pod.split('.').all(is_part)
+            // A static pod's is a digest.
+            && is_label(uid);
+        is_possible.then(|| Self {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            uid: uid.to_owned(),
+            container: container.clone(),
+            identity: what.identity(),
+            action,
+            is_warning: what.is_warning(),
+            note: note(&format!("container {container}: {what}")),
+            at: Timestamp::now(),
+            since: Instant::now(),
+        })
+    }
+
+    fn kind(&self) -> Kind {
+        self.identity.0
+    }
+
+    /// It is one Event with another one. That a limit is many times the request is told once of a pod.
+    fn is_like(&self, other: &Self) -> bool {
+        self.uid == other.uid
+            && self.identity == other.identity
+            && (self.container == other.container || self.kind() == Kind::Overcommitted)
+    }
+
+    fn event(&self, instance: &str) -> Event {
+        Event {
+            metadata: ObjectMeta {
+                namespace: Some(self.namespace.clone()),
+                name: Some(self.name()),
+                ..ObjectMeta::default()
+            },
+            // As the kubelet's own of static pods, too: the uid is the one of the file, by which kubectl looks for them.
+            regarding: Some(ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                namespace: Some(self.namespace.clone()),
+                name: Some(self.pod.clone()),
+                uid: Some(self.uid.clone()),
+                field_path: Some(format!("spec.containers{{{}}}", self.container)),
+                ..ObjectReference::default()
+            }),
+            event_time: Some(MicroTime(self.at)),
+            type_: Some(if self.is_warning { "Warning" } else { "Normal" }.to_owned()),
+            reason: Some(self.kind().to_string()),
+            action: Some(self.action.to_owned()),
+            note: Some(self.note.clone()),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            reporting_instance: Some(instance.to_owned()),
+            ..Event::default()
+        }
+    }
+
+    /// As client-go names them: by pod and time. A name that was sent already is known by that.
+    fn name(&self) -> String {
+        let suffix = format!(".{:x}", self.at.as_nanosecond());
+        let pod: String = self.pod.chars().take(253 - suffix.len()).collect();
+        format!("{}{suffix}", pod.trim_end_matches(['.', '-']))
+    }
+}
+
+/// A part of a name (RFC 1123), of at most 253 bytes.
+fn is_part(text: &str) -> bool {
+    let is_end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let bytes = text.as_bytes();
+    bytes.len() <= 253
+        && is_end(bytes.first())
+        && is_end(bytes.last())
+        && bytes.iter().all(|byte| is_end(Some(byte)) || *byte == b'-')
+}
+
+fn is_label(text: &str) -> bool {
+    text.len() <= 63 && is_part(text)
+}
+
+/// On one line, without what a terminal would act on, and as long as it may be.
+fn note(text: &str) -> String {
+    let mut note = harmless(text, NOTE, &['\'', '"']);
+    if note.len() > NOTE {
+        let mut end = NOTE - '…'.len_utf8();
+        while !note.is_char_boundary(end) {
+            end -= 1;
+        }
+        note.truncate(end);
+        note.push('…');
+    }
+    note
+}
+
+/// So much at once, and then one in so much time.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    burst: f64,
+    every: Duration,
+}
+
+/// What is left of a [`Rate`].
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn full(rate: Rate, now: Instant) -> Self {
+        Self { tokens: rate.burst, at: now }
+    }
+
+    fn refill(&mut self, rate: Rate, now: Instant) {
+        let more = now.saturating_duration_since(self.at).div_duration_f64(rate.every);
+        *self = Self { tokens: rate.burst.min(self.tokens + more), at: now };
+    }
+}
+
+/// How much may still be written.
+#[derive(Debug)]
+struct Limits {
+    node: Bucket,
+    /// By uid; those that are full are not here.
+    pods: HashMap<String, Bucket>,
+}
+
+impl Limits {
+    fn new(now: Instant) -> Self {
+        Self { node: Bucket::full(OF_THE_NODE, now), pods: HashMap::new() }
+    }
+
+    fn allow(&mut self, uid: &str, now: Instant) -> bool {
+        self.pods.retain(|_, pod| {
+            pod.refill(OF_A_POD, now);
+            pod.tokens < OF_A_POD.burst
+        });
+        self.node.refill(OF_THE_NODE, now);
+        let pod = self.pods.entry(uid.to_owned()).or_insert(Bucket::full(OF_A_POD, now));
+        let is_allowed = pod.tokens >= 1.0 && self.node.tokens >= 1.0;
+        if is_allowed {
+            pod.tokens -= 1.0;
+            self.node.tokens -= 1.0;
+        }
+        is_allowed
+    }
+}
+
+/// What was sent.
+#[derive(Debug)]
+struct Sent {
+    told: Told,
+    /// The Event's.
+    name: String,
+    /// When it was told last,
+    last: Instant,
+    /// and how often.
+    count: i32,
+}
+
+/// What is to be written.
+#[derive(Clone, Debug, PartialEq)]
+enum Write {
+    Create,
+    /// Told so often.
+    Count {
+        name: String,
+        count: i32,
+    },
+}
+
+/// What was sent, and how much more may be.
+#[derive(Debug)]
+struct History {
+    limits: Limits,
+    /// The latest last.
+    sent: VecDeque<Sent>,
+}
+
+impl History {
+    fn new(now: Instant) -> Self {
+        Self { limits: Limits::new(now), sent: VecDeque::new() }
+    }
+
+    /// What to write of this.
+    ///
+    /// # Errors
+    ///
+    /// When too much is written of the pod, or on the node. What was told again is counted, and comes with the next time.
+    fn judge(&mut self, told: &Told, now: Instant) -> Result<Option<Write>, TooMuch> {
+        let is_late = |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(LATELY);
+        self.sent.retain(|sent| is_late(sent) || sent.told.kind() == Kind::Overcommitted);
+        match self.sent.iter().position(|sent| sent.told.is_like(told)).and_then(|at| self.sent.remove(at)) {
+            Some(sent) if told.kind() == Kind::Overcommitted => {
+                self.sent.push_back(sent);
+                Ok(None)
+            }
+            Some(before) => {
+                let (count, name) = (before.count.saturating_add(1), before.name.clone());
+                self.sent.push_back(Sent { last: now, count, ..before });
+                Ok(self.limits.allow(&told.uid, now).then_some(Write::Count { name, count }))
+            }
+            None if !self.limits.allow(&told.uid, now) => Err(TooMuch),
+            None => {
+                if self.sent.len() == REMEMBERED {
+                    self.sent.pop_front();
+                }
+                self.sent.push_back(Sent { told: told.clone(), name: told.name(), last: now, count: 1 });
+                Ok(Some(Write::Create))
+            }
+        }
+    }
+
+    fn forget(&mut self, told: &Told) {
+        self.sent.retain(|sent| !sent.told.is_like(told));
+    }
+}
+
+/// More than is written.
+#[derive(Debug, PartialEq)]
+struct TooMuch;
+
+/// What came of an attempt.
+#[derive(Debug)]
+enum Failure {
+    /// This one has no place there. Others may.
+    Refused(String),
+    /// The Event that was to be counted is gone.
+    Gone,
+    /// It may go well later.
+    Later(String),
+}
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        let kube::Error::Api(status) = error else { return Self::Later(in_full(&error)) };
+        let Status { code, message, details, .. } = *status;
+        let causes = details.map(|details| details.causes).unwrap_or_default();
+        match code {
+            404 => Self::Gone,
+            403 if causes.iter().any(|cause| cause.reason == "NamespaceTerminating") => Self::Refused(message),
+            // A server that has just started knows neither accounts nor rights for a moment.
+            401 | 403 | 429 | 500.. => Self::Later(message),
+            _ => Self::Refused(message),
+        }
+    }
+}
+
+/// An error with those that led to it.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Who sends.
+struct Publisher {
+    connect: Box<dyn Fn() -> BoxFuture<'static, Result<Client, BoxError>> + Send>,
+    instance: String,
+    /// Made anew after every failure: what it was made of may have changed.
+    client: Option<Client>,
+    history: History,
+    is_lost: bool,
+    dropped: Counter,
+}
+
+impl Publisher {
+    fn new(source: Source, dropped: Counter) -> Self {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let node = env::var("NODE_NAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(host);
+        let instance = node.chars().take(128).collect();
+        let connect = Box::new(move || source.clone().connect().boxed());
+        Self { connect, instance, client: None, history: History::new(Instant::now()), is_lost: false, dropped }
+    }
+
+    /// Works until nobody puts anything into the queue any more.
+    async fn run(mut self, mut queue: mpsc::Receiver<Told>) {
+        while let Some(told) = queue.recv().await {
+            let written = match self.history.judge(&told, Instant::now()) {
+                Ok(None) => continue,
+                Ok(Some(write)) => self.write(&told, write, &queue).await,
+                Err(TooMuch) => false,
+            };
+            if !written {
+                self.dropped.inc();
+            }
+        }
+    }
+
+    /// Tells whether it was written.
+    async fn write(&mut self, told: &Told, mut write: Write, queue: &mpsc::Receiver<Told>) -> bool {
+        let [least, most] = BACKOFF;
+        let waits = ExponentialBuilder::default().with_min_delay(least).with_max_delay(most).without_max_times();
+        let mut waits = waits.with_jitter().build();
+        // Nobody waits for it any more when the queue is closed: there are other credentials, or none.
+        while told.since.elapsed() < STALE && !queue.is_closed() {
+            let failure = match timeout(PATIENCE, self.attempt(told, &write)).await {
+                Ok(Ok(())) => {
+                    if std::mem::take(&mut self.is_lost) {
+                        info!("Kubernetes Events reach the API server again");
+                    }
+                    return true;
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::Later(format!("no answer within {PATIENCE:?}")),
+            };
+            match failure {
+                Failure::Gone if write != Write::Create => {
+                    self.history.forget(told);
+                    match self.history.judge(told, Instant::now()) {
+                        Ok(Some(anew)) => write = anew,
+                        _ => return false,
+                    }
+                }
+                Failure::Gone => break,
+                Failure::Refused(why) => {
+                    let (pod, reason) = (format!("{}/{}", told.namespace, told.pod), told.kind());
+                    debug!(pod, %reason, "the API server refused an Event: {}", excerpt(&why));
+                    break;
+                }
+                Failure::Later(why) => {
+                    self.client = None;
+                    if !std::mem::replace(&mut self.is_lost, true) {
+                        warn!(
+                            "cannot write Kubernetes Events; trying again while there are new ones: {}",
+                            excerpt(&why)
+                        );
+                    }
+                    sleep(waits.next().unwrap_or(most)).await;
+                }
+            }
+        }
+        self.history.forget(told);
+        false
+    }
+
+    async fn attempt(&mut self, told: &Told, write: &Write) -> Result<(), Failure> {
+        let client = match &self.client {
+            Some(client) => client,
+            None => {
+                let made = (self.connect)().await.map_err(|error| Failure::Later(in_full(error.as_ref())))?;
+                self.client.insert(made)
+            }
+        };
+        let events = Api::<Event>::namespaced(client.clone(), &told.namespace);
+        let result = match write {
+            Write::Create => events.create(&PostParams::default(), &told.event(&self.instance)).await,
+            Write::Count { name, count } => {
+                let series = EventSeries { count: *count, last_observed_time: MicroTime(told.at) };
+                let patch = serde_json::json!({ "series": series });
+                events.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            // The answer to the attempt before was lost.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn excerpt(why: &str) -> String {
+    harmless(why, 300, &['\'', '"'])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::{BodyExt as _, Full};
+    use hyper::body::Bytes as Body;
+    use hyper::{Method, Response};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cgroup::Knob;
+    use crate::pod::PodUid;
+    use crate::report::{Line, LowerLimit};
+    use crate::resize::Usage;
+    use crate::units::{Bytes, Limit};
+
+    const MIB: u64 = 1 << 20;
+
+    fn subject(pod: &str, uid: &str, container: &str) -> Subject {
+        Subject {
+            pod: Some(pod.to_owned()),
+            uid: Some(PodUid::new(uid.to_owned())),
+            container: Some(container.to_owned()),
+            cgroup: None,
+        }
+    }
+
+    fn rejected(mib: u64) -> What {
+        let (limit, in_force) = (Bytes::new(mib * MIB).into(), Bytes::new(250 * MIB).into());
+        What::CutRejected(LowerLimit { limit, in_force, usage: Usage::default() })
+    }
+
+    fn overcommitted() -> What {
+        What::Overcommitted { request: Bytes::new(MIB), limit: Bytes::new(10 * MIB), most: 4.0 }
+    }
+
+    fn told(uid: &str, container: &str, what: &What) -> Told {
+        Told::of(&subject("default/web", uid, container), what).unwrap()
+    }
+
+    #[test]
+    fn what_a_pods_owner_can_do_something_about_is_an_event_and_the_nodes_own_affairs_are_not() {
+        for (kinds, expected) in [
+            (&[Kind::CutRejected, Kind::CutDeferred, Kind::CutGivenUp, Kind::CutApplied][..], Some("Resize")),
+            (&[Kind::NotResized, Kind::PodRaised], Some("Resize")),
+            (&[Kind::Rescued, Kind::AtCeiling], Some("Rescue")),
+            (&[Kind::BeyondNode, Kind::Overcommitted], Some("Admit")),
+            (&[Kind::Released, Kind::PutBack], Some("Throttle")),
+            (&[Kind::Killed, Kind::Repaired, Kind::Contended, Kind::Guarded, Kind::GuardWaits], None),
+        ] {
+            for kind in kinds {
+                assert_eq!(action(*kind), expected, "{kind}");
+            }
+        }
+        let (desired, observed) = (Limit::Max, Limit::Max);
+        let repaired = What::Repaired { knob: Knob::High, desired, observed };
+        assert!(Told::of(&subject("default/web", "u", "app"), &repaired).is_none());
+        // Of a cgroup above the containers nobody knows whose it is.
+        assert!(Told::of(&Subject::default(), &rejected(1)).is_none());
+    }
+
+    #[test]
+    fn an_event_has_what_the_api_server_wants_and_regards_the_container() {
+        let event = serde_json::to_value(told("0a-1", "app", &rejected(100)).event("node-1")).unwrap();
+        assert_eq!(
+            event["regarding"],
+            json!({
+                "apiVersion": "v1", "kind": "Pod", "namespace": "default", "name": "web", "uid": "0a-1",
+                "fieldPath": "spec.containers{app}",
+            })
+        );
+        for (field, expected) in [
+            ("type", "Warning"),
+            ("reason", "CutRejected"),
+            ("action", "Resize"),
+            ("reportingController", "plimsoll"),
+            ("reportingInstance", "node-1"),
+        ] {
+            assert_eq!(event[field], expected, "{field}");
+        }
+        let note = event["note"].as_str().unwrap();
+        assert!(note.starts_with("container app: refused to lower the memory limit from 250Mi to 100Mi"), "{note}");
+        let line = Line { desired: Limit::Max, observed: Limit::Max, usage: Bytes::ZERO, stalled: 20.0 };
+        let event = told("0a-1", "app", &What::Released(line)).event("node-1");
+        assert_eq!(event.type_.as_deref(), Some("Normal"));
+    }
+
+    #[test]
+    fn names_that_no_pod_of_kubernetes_can_have_make_no_event() {
+        let huge = "x".repeat(1 << 20);
+        let what = rejected(100);
+        for pod in ["a\nb", "\u{1b}[31mred", "../../pods", "A", "", "-a", "a-", "a..b", "a/b", "ü", &huge] {
+            assert!(Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what).is_none(), "{:.20}", pod);
+            assert!(Told::of(&subject(&format!("{pod}/web"), "u", "app"), &what).is_none(), "{:.20}", pod);
+            assert!(Told::of(&subject("default/web", pod, "app"), &what).is_none(), "{:.20}", pod);
+            assert!(Told::of(&subject("default/web", "u", pod), &what).is_none(), "{:.20}", pod);
+        }
+        // The longest and the oddest that it can have.
+        for pod in ["a".repeat(253), format!("{}.b", "a".repeat(120)), "0.a-b.9".to_owned()] {
+            let told = Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what).unwrap();
+            let name = told.name();
+            assert!(name.len() <= 253 && name.split('.').all(is_part), "{name}");
+        }
+        let dashes = format!("a{}b", "-".repeat(251));
+        let name = Told::of(&subject(&format!("default/{dashes}"), "u", "app"), &what).unwrap().name();
+        assert!(name.split('.').all(is_part), "{name}");
+    }
+
+    #[test]
+    fn a_note_is_as_long_as_it_may_be_and_does_nothing_to_a_terminal() {
+        for text in ["x".repeat(1 << 20), "ü".repeat(2000), "\u{1b}[2J".repeat(500), format!("x{}", "€".repeat(400))]
+        {
+            let note = note(&text);
+            assert!(note.len() <= NOTE && note.len() > NOTE - 8 && note.ends_with('…'), "{}", note.len());
+            assert!(!note.chars().any(char::is_control));
+        }
+        assert_eq!(note("it's\n\"so\""), "it's\\n\"so\"");
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_queue_is_dropped_and_counted() {
+        let (sender, mut queue) = mpsc::channel(QUEUE);
+        let events = Events(Mutex::new(Way { is_known: true, source: None, queue: Some(sender) }));
+        let dropped = Counter::default();
+        for _ in 0..QUEUE + 7 {
+            events.put(&subject("default/web", "u", "app"), &rejected(100), &dropped);
+        }
+        assert_eq!(dropped.get(), 7);
+        assert_eq!(std::iter::from_fn(|| queue.try_recv().ok()).count(), QUEUE);
+    }
+
+    #[test]
+    fn without_credentials_nothing_is_kept() {
+        let (events, dropped) = (Events::default(), Counter::default());
+        events.put(&subject("default/web", "u", "app"), &rejected(100), &dropped);
+        events.follow(None, &dropped);
+        events.put(&subject("default/web", "u", "app"), &rejected(100), &dropped);
+        assert_eq!(dropped.get(), 0);
+        assert!(lock(&events.0).queue.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_same_credentials_are_gone_on_with_and_others_take_their_place() {
+        let (events, dropped) = (Events::default(), Counter::default());
+        let queue = || lock(&events.0).queue.clone().unwrap();
+        let source = |path: &str| Some(Source::Kubeconfig(path.into()));
+        events.follow(source("/none/a"), &dropped);
+        let first = queue();
+        events.follow(source("/none/a"), &dropped);
+        assert!(queue().same_channel(&first));
+        events.follow(source("/none/b"), &dropped);
+        assert!(!queue().same_channel(&first));
+        let second = queue().downgrade();
+        events.follow(None, &dropped);
+        assert!(lock(&events.0).queue.is_none() && second.upgrade().is_none(), "nobody puts anything into it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_thing_of_the_same_container_is_one_event() {
+        let mut history = History::new(Instant::now());
+        let mut judge = |told: &Told, after: u64| history.judge(told, Instant::now() + Duration::from_secs(after));
+        let first = told("u", "app", &rejected(100));
+        assert_eq!(judge(&first, 0), Ok(Some(Write::Create)));
+        let counted = |count| Ok(Some(Write::Count { name: first.name(), count }));
+        assert_eq!(judge(&told("u", "app", &rejected(100)), 1), counted(2));
+        assert_eq!(judge(&told("u", "app", &rejected(100)), 599), counted(3));
+        for other in [("u", "app", 90), ("u", "side", 100), ("v", "app", 100)] {
+            assert_eq!(judge(&told(other.0, other.1, &rejected(other.2)), 600), Ok(Some(Write::Create)), "{other:?}");
+        }
+        assert_eq!(judge(&told("u", "app", &rejected(100)), 599 + LATELY + 1), Ok(Some(Write::Create)), "long after");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn overcommitment_is_told_once_of_a_pod() {
+        let mut history = History::new(Instant::now());
+        let mut judge = |uid, container, after| {
+            history.judge(&told(uid, container, &overcommitted()), Instant::now() + Duration::from_secs(after))
+        };
+        assert_eq!(judge("u", "app", 0), Ok(Some(Write::Create)));
+        assert_eq!(judge("u", "app", 1), Ok(None));
+        assert_eq!(judge("u", "side", 100_000), Ok(None));
+        assert_eq!(judge("v", "app", 100_000), Ok(Some(Write::Create)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_so_much_is_written_of_a_pod_and_on_the_node() {
+        let (mut history, start) = (History::new(Instant::now()), Instant::now());
+        let different = |number: u64| told("u", "app", &rejected(number));
+        let written = |history: &mut History, now| {
+            (1..=100).filter(|number| history.judge(&different(*number), now) == Ok(Some(Write::Create))).count()
+        };
+        assert_eq!(written(&mut history, start), 10);
+        assert_eq!(history.judge(&different(1), start), Ok(None), "it is counted");
+        assert_eq!(history.judge(&different(99), start), Err(TooMuch));
+        let later = start + Duration::from_secs(125);
+        let counted = history.judge(&different(1), later);
+        assert!(matches!(counted, Ok(Some(Write::Count { count: 3, .. }))), "{counted:?}");
+        assert_eq!(written(&mut history, later), 0, "they were counted again, and the one left was used for that");
+        // The node's own.
+        let mut history = History::new(start);
+        let pods = (0..200).filter(|pod| history.judge(&told(&format!("u{pod}"), "app", &rejected(1)), start).is_ok());
+        assert_eq!(pods.count(), 50);
+        assert_eq!(history.sent.len(), 50);
+        history.judge(&told("other", "app", &rejected(1)), start + Duration::from_secs(601)).unwrap();
+        assert_eq!((history.sent.len(), history.limits.pods.len()), (1, 1), "nothing is kept of those long gone");
+    }
+
+    /// What was asked for: method, path and body.
+    type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
+
+    /// An API server that answers with these codes, one after the other; 0 is no answer. With how often it was connected to.
+    fn publisher(codes: &'static [u16]) -> (Publisher, Requests, Arc<AtomicUsize>) {
+        let (requests, connections) = (Requests::default(), Arc::<AtomicUsize>::default());
+        let mut publisher = Publisher::new(Source::InCluster, Counter::default());
+        let (asked, connected) = (requests.clone(), connections.clone());
+        publisher.connect = Box::new(move || {
+            connected.fetch_add(1, Ordering::Relaxed);
+            let asked = asked.clone();
+            let service = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {
+                let asked = asked.clone();
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes();
+                    let body: Value = serde_json::from_slice(&body).unwrap();
+                    let number = asked.lock().unwrap().len();
+                    asked.lock().unwrap().push((parts.method, parts.uri.path().to_owned(), body.clone()));
+                    let code = codes[number];
+                    if code == 0 {
+                        std::future::pending::<()>().await;
+                    }
+                    let cause = json!({ "causes": [{ "reason": "NamespaceTerminating" }] });
+                    let status = |code: u16| json!({ "kind": "Status", "code": code, "message": "no\u{1b}[2J" });
+                    let (code, answer) = match code {
+                        200 => (200, json!({ "metadata": {} , "eventTime": null })),
+                        // In a namespace that ends.
+                        1403 => (403, json!({ "kind": "Status", "code": 403, "message": "ends", "details": cause })),
+                        code => (code, status(code)),
+                    };
+                    let answer = Full::new(Body::from(answer.to_string()));
+                    Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap())
+                }
+            });
+            let client = Client::new(service, "default");
+            async move { Ok(client) }.boxed()
+        });
+        (publisher, requests, connections)
+    }
+
+    async fn publish(publisher: Publisher, times: usize) -> u64 {
+        let dropped = publisher.dropped.clone();
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let running = tokio::spawn(publisher.run(queue));
+        for _ in 0..times {
+            sender.send(told("u", "app", &rejected(100))).await.unwrap();
+        }
+        while sender.capacity() < QUEUE {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // It is at the last one, for as long as it likes.
+        sleep(2 * STALE).await;
+        drop(sender);
+        running.await.unwrap();
+        dropped.get()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_again_is_a_patch_of_the_count() {
+        let (publisher, requests, connections) = publisher(&[200, 200, 200]);
+        assert_eq!(publish(publisher, 3).await, 0);
+        let requests = requests.lock().unwrap();
+        let [(create, path, event), (patch, of, second), (_, _, third)] = &requests[..] else { panic!("{requests:?}") };
+        assert_eq!((create, &**path), (&Method::POST, "/apis/events.k8s.io/v1/namespaces/default/events"));
+        let name = event["metadata"]["name"].as_str().unwrap();
+        assert_eq!((patch, of), (&Method::PATCH, &format!("{path}/{name}")));
+        assert_eq!((&second["series"]["count"], &third["series"]["count"]), (&json!(2), &json!(3)));
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_fails_is_tried_again_with_credentials_read_anew() {
+        let (publisher, requests, connections) = publisher(&[503, 0, 401, 403, 429, 409]);
+        // The answer to the attempt before was lost: it is there already.
+        assert_eq!(publish(publisher, 1).await, 0);
+        let requests = requests.lock().unwrap();
+        assert_eq!((requests.len(), connections.load(Ordering::Relaxed)), (6, 6));
+        assert!(requests.iter().all(|(_, _, event)| *event == requests[0].2), "the same Event each time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_server_refuses_is_not_tried_again() {
+        for code in [&[1403, 200][..], &[422, 200], &[404, 200], &[413, 200]] {
+            let (publisher, requests, _) = publisher(code);
+            assert_eq!(publish(publisher, 2).await, 1, "{code:?}");
+            let requests = requests.lock().unwrap();
+            let methods: Vec<_> = requests.iter().map(|(method, ..)| method).collect();
+            assert_eq!(methods, [Method::POST, Method::POST], "{code:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_that_was_removed_meanwhile_is_made_anew() {
+        let (publisher, requests, _) = publisher(&[200, 404, 200]);
+        assert_eq!(publish(publisher, 2).await, 0);
+        let methods: Vec<_> = requests.lock().unwrap().iter().map(|(method, ..)| method.clone()).collect();
+        assert_eq!(methods, [Method::POST, Method::PATCH, Method::POST]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_become_old_is_thrown_away_and_nothing_is_tried_at_rest() {
+        let (publisher, requests, _) = publisher(&[500; 100]);
+        let start = Instant::now();
+        assert_eq!(publish(publisher, 1).await, 1);
+        assert!(start.elapsed() >= STALE);
+        let attempts = requests.lock().unwrap().len();
+        assert!((6..20).contains(&attempts), "{attempts} attempts within {STALE:?}");
+    }
+}
