@@ -441,7 +441,7 @@ fn crictl() -> Result<PathBuf> {
 }
 
 /// Runs a command of this machine to its end and returns its output, or an error with what it said.
-fn run(command: &mut Command) -> Result<String> {
+pub(crate) fn run(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
         .stdin(Stdio::null())

@@ -1,5 +1,7 @@
-//! Throwaway nodes for Plimsoll: a real kernel, systemd, containerd and crictl in QEMU, and a double of the kubelet.
+//! Throwaway nodes for Plimsoll: a real kernel, systemd, containerd and crictl in QEMU, and a double of the kubelet; and a
+//! real API server without a node.
 
+pub mod apiserver;
 pub mod cache;
 pub mod cgroup;
 pub mod crictl;

@@ -1,0 +1,307 @@
+//! Kubernetes Events, at a real API server.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::fs;
+use std::time::Duration;
+
+use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
+use integration::apiserver::{ADMINISTRATOR, ApiServer};
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::authorization::v1::{ResourceRule, SelfSubjectRulesReview};
+use k8s_openapi::api::core::v1::{ConfigMap, Event as OldEvent, Namespace, Pod as ApiPod, Secret, ServiceAccount};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An API server with the rights of `deploy/rbac.yaml`.
+struct Cluster {
+    server: ApiServer,
+    administrator: Client,
+    token: String,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let server = ApiServer::start().unwrap();
+        let ready = async {
+            loop {
+                // Its certificate comes with it.
+                if let Some(client) = client(&server, ADMINISTRATOR).await
+                    && is_ready(&client).await
+                {
+                    return client;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let Ok(administrator) = timeout(PATIENCE, ready).await else {
+            panic!("the API server is not ready:\n{}", server.log());
+        };
+        apply(&administrator).await;
+        let nobody: ServiceAccount = from(json!({ "metadata": { "name": "nobody", "namespace": "kube-system" } }));
+        let accounts = Api::<ServiceAccount>::namespaced(administrator.clone(), "kube-system");
+        accounts.create(&PostParams::default(), &nobody).await.unwrap();
+        let token = token(&administrator, "plimsoll").await;
+        Self { server, administrator, token }
+    }
+
+    /// The plugin on a node, which is given its rights while it runs.
+    async fn plugin(&self) -> (Node, Daemon, Runtime) {
+        let (node, mut daemon, runtime) = start(CONFIG).await;
+        daemon.says("there are no Kubernetes Events").await;
+        node.write("kubeconfig", &self.server.kubeconfig(&self.token));
+        let kubeconfig = node.path("kubeconfig");
+        node.replace("plimsoll.yaml", &format!("{CONFIG}kubeconfig: {}\n", kubeconfig.display()));
+        daemon.says("Kubernetes Events are written with the credentials of").await;
+        (node, daemon, runtime)
+    }
+
+    /// A pod of the cluster, as the runtime sees it.
+    async fn pod(&self, name: &str, limit: i64) -> Pod {
+        let containers = json!([{ "name": "app", "image": "app" }]);
+        let pod = json!({ "metadata": { "name": name }, "spec": { "nodeName": "n", "containers": containers } });
+        let pods = Api::<ApiPod>::namespaced(self.administrator.clone(), "default");
+        let made = pods.create(&PostParams::default(), &from(pod)).await.unwrap();
+        let mut pod = Pod::new("burstable", &made.metadata.uid.unwrap(), limit);
+        pod.sandbox.name = name.to_owned();
+        pod
+    }
+
+    async fn events(&self) -> Vec<Event> {
+        let events = Api::<Event>::namespaced(self.administrator.clone(), "default");
+        events.list(&ListParams::default()).await.unwrap().items
+    }
+
+    /// Waits for the Event with this reason about this pod that was counted so often.
+    async fn event(&self, pod: &Pod, reason: &str, count: i32) -> Event {
+        let looks = async {
+            loop {
+                let events = self.events().await.into_iter().find(|event| {
+                    event.reason.as_deref() == Some(reason)
+                        && event.regarding.as_ref().unwrap().name.as_ref() == Some(&pod.sandbox.name)
+                        && event.series.as_ref().map_or(1, |series| series.count) == count
+                });
+                if let Some(event) = events {
+                    return event;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let Ok(event) = timeout(PATIENCE, looks).await else {
+            panic!("no {reason} of {} told {count} times, but {:#?}", pod.sandbox.name, self.events().await);
+        };
+        event
+    }
+}
+
+fn from<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+/// `kubectl create token --namespace kube-system`
+async fn token(administrator: &Client, account: &str) -> String {
+    let accounts = Api::<ServiceAccount>::namespaced(administrator.clone(), "kube-system");
+    let request: TokenRequest = from(json!({ "metadata": {}, "spec": { "audiences": [] } }));
+    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap();
+    answer.status.unwrap().token.unwrap()
+}
+
+/// `kubectl auth can-i --list`
+async fn rules(client: Client) -> Vec<ResourceRule> {
+    let asked: SelfSubjectRulesReview = from(json!({ "spec": { "namespace": "default" } }));
+    let review = Api::<SelfSubjectRulesReview>::all(client).create(&PostParams::default(), &asked).await.unwrap();
+    review.status.unwrap().resource_rules
+}
+
+async fn client(server: &ApiServer, token: &str) -> Option<Client> {
+    let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(token)).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    Client::try_from(config.ok()?).ok()
+}
+
+/// Ready, and with the namespaces of a cluster, which it makes itself a moment later.
+async fn is_ready(client: &Client) -> bool {
+    let request = hyper::Request::get("/readyz").body(Vec::new()).unwrap();
+    let namespaces = Api::<Namespace>::all(client.clone());
+    client.request_text(request).await.is_ok_and(|answer| answer == "ok")
+        && namespaces.get("kube-system").await.is_ok()
+        && namespaces.get("default").await.is_ok()
+}
+
+/// `kubectl apply -f deploy/rbac.yaml`
+async fn apply(administrator: &Client) {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rbac.yaml")).unwrap();
+    let new = PostParams::default();
+    for document in text.split("\n---\n") {
+        let object: Value = serde_saphyr::from_str(document).unwrap();
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
+        match object["kind"].as_str().unwrap() {
+            "ServiceAccount" => {
+                let accounts = Api::<ServiceAccount>::namespaced(administrator.clone(), &namespace);
+                drop(accounts.create(&new, &from(object)).await.unwrap());
+            }
+            "ClusterRole" => {
+                let roles = Api::<ClusterRole>::all(administrator.clone());
+                drop(roles.create(&new, &from(object)).await.unwrap());
+            }
+            "ClusterRoleBinding" => {
+                let bindings = Api::<ClusterRoleBinding>::all(administrator.clone());
+                drop(bindings.create(&new, &from(object)).await.unwrap());
+            }
+            other => panic!("{other} is none of the rights that are needed"),
+        }
+    }
+}
+
+/// Runs a pod that cannot be cut to 100 MiB.
+async fn run(runtime: &Runtime, pod: &Pod) {
+    runtime.make_cgroup(pod);
+    runtime.run(pod).await;
+    runtime.uses(pod, 128 * MIB, 10 * MIB);
+}
+
+/// Asks for too low a limit, which is refused at once, whatever there is to tell of it to whom.
+async fn refused(runtime: &Runtime, pod: &Pod) {
+    let cut = runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), memory_limit(100 * MIB));
+    // Half of what a runtime waits for: Events would take longer if there were nobody to take them.
+    let answer = timeout(Duration::from_secs(5), cut).await.expect("the plugin answers");
+    assert!(answer.unwrap_err().to_string().contains("would be killed"));
+}
+
+#[tokio::test]
+async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other_right() {
+    let cluster = Cluster::start().await;
+    let (node, _daemon, runtime) = cluster.plugin().await;
+    let pod = cluster.pod("shop", 250 * MIB).await;
+    run(&runtime, &pod).await;
+    for _ in 0..3 {
+        refused(&runtime, &pod).await;
+    }
+    let event = cluster.event(&pod, "CutRejected", 3).await;
+    let of_the_pod: Vec<_> = cluster.events().await;
+    assert_eq!(of_the_pod.iter().filter(|event| event.reason.as_deref() == Some("CutRejected")).count(), 1);
+    let event = serde_json::to_value(event).unwrap();
+    let regarding = json!({
+        "apiVersion": "v1", "kind": "Pod", "namespace": "default", "name": "shop", "uid": pod.sandbox.uid,
+        "fieldPath": "spec.containers{app}",
+    });
+    assert_eq!(event["regarding"], regarding);
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for (field, expected) in [
+        ("type", "Warning"),
+        ("action", "Resize"),
+        ("reportingController", "plimsoll"),
+        ("reportingInstance", host.trim_end()),
+        (
+            "note",
+            "container app: refused to lower the memory limit from 250Mi to 100Mi, which would kill: 128Mi in use, of \
+             which 10Mi can be reclaimed",
+        ),
+    ] {
+        assert_eq!(event[field], expected, "{field}");
+    }
+
+    // Of each other kind that comes with a create.
+    let greedy = cluster.pod("greedy", 8192 * MIB).await;
+    node.checkpoint("actuated_pods_state", &[(&greedy.sandbox.uid, "app", 64 * MIB)]);
+    run(&runtime, &greedy).await;
+    cluster.event(&greedy, "BeyondNode", 1).await;
+    cluster.event(&greedy, "Overcommitted", 1).await;
+
+    let plimsoll = client(&cluster.server, &cluster.token).await.unwrap();
+    // Of every account, and of this one besides.
+    let nobody = token(&cluster.administrator, "nobody").await;
+    let common = rules(client(&cluster.server, &nobody).await.unwrap()).await;
+    let own: Vec<_> = rules(plimsoll.clone()).await.into_iter().filter(|rule| !common.contains(rule)).collect();
+    let only = json!([{ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"] }]);
+    assert_eq!(serde_json::to_value(own).unwrap(), only);
+    let of_pods = Api::<ApiPod>::default_namespaced(plimsoll.clone()).list(&ListParams::default()).await.map(drop);
+    let of_secrets = Api::<Secret>::default_namespaced(plimsoll.clone()).list(&ListParams::default()).await.map(drop);
+    let of_events = Api::<Event>::default_namespaced(plimsoll.clone()).list(&ListParams::default()).await.map(drop);
+    let name = event["metadata"]["name"].as_str().unwrap();
+    let removal =
+        Api::<Event>::default_namespaced(plimsoll.clone()).delete(name, &DeleteParams::default()).await.map(drop);
+    let config: ConfigMap = from(json!({ "metadata": { "name": "x" } }));
+    let creation = Api::default_namespaced(plimsoll.clone()).create(&PostParams::default(), &config).await.map(drop);
+    let old: OldEvent = from(json!({ "metadata": { "name": "x" }, "involvedObject": { "namespace": "default" } }));
+    let old_creation = Api::default_namespaced(plimsoll).create(&PostParams::default(), &old).await.map(drop);
+    for result in [of_pods, of_secrets, of_events, removal, creation, old_creation] {
+        assert!(matches!(&result, Err(kube::Error::Api(status)) if status.code == 403), "{result:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_gone_keeps_nobody_waiting_and_hears_what_happens_when_it_is_back() {
+    let mut cluster = Cluster::start().await;
+    let (_node, mut daemon, mut runtime) = cluster.plugin().await;
+    let pod = cluster.pod("shop", 250 * MIB).await;
+    run(&runtime, &pod).await;
+    refused(&runtime, &pod).await;
+    cluster.event(&pod, "CutRejected", 1).await;
+    cluster.server.kill();
+    for _ in 0..2 {
+        refused(&runtime, &pod).await;
+    }
+    daemon.says("cannot write Kubernetes Events").await;
+    cluster.server.start_again().unwrap();
+    // It is tried every few seconds.
+    daemon.says("Kubernetes Events reach the API server again").await;
+    cluster.event(&pod, "CutRejected", 3).await;
+
+    // It ends at once, whatever is still to be sent.
+    cluster.server.kill();
+    refused(&runtime, &pod).await;
+    daemon.says("cannot write Kubernetes Events").await;
+    runtime.outlives_plugin = true;
+    daemon.signal(rustix::process::Signal::TERM);
+    assert!(timeout(Duration::from_secs(5), daemon.ends()).await.expect("it ends").success());
+}
+
+#[tokio::test]
+async fn names_and_annotations_that_are_meant_to_do_harm_do_none() {
+    let cluster = Cluster::start().await;
+    let (_node, mut daemon, runtime) = cluster.plugin().await;
+    let huge = "x".repeat(1 << 20);
+    for (number, name) in ["\u{1b}[2Jred", "a\nb", "../../../v1/pods", "a/b", &huge].into_iter().enumerate() {
+        for part in 0..3 {
+            let mut pod = Pod::new("burstable", &format!("hostile-{number}-{part}"), 250 * MIB);
+            match part {
+                0 => pod.sandbox.name = name.to_owned(),
+                1 => pod.sandbox.namespace = name.to_owned(),
+                _ => pod.container.name = name.to_owned(),
+            }
+            let pod = pod.annotate("plimsoll.dev/x", name).annotate(name, "\u{1b}[2J\n");
+            run(&runtime, &pod).await;
+            refused(&runtime, &pod).await;
+        }
+    }
+    // The longest name that a pod can have, of which an Event's has to be less.
+    let longest = cluster.pod(&"a".repeat(253), 250 * MIB).await;
+    run(&runtime, &longest).await;
+    refused(&runtime, &longest).await;
+    let event = cluster.event(&longest, "CutRejected", 1).await;
+    assert_eq!(event.metadata.name.unwrap().len(), 253);
+    // Of the others at most what is left of a name that is nothing but too long.
+    for event in cluster.events().await {
+        let regarding = event.regarding.unwrap();
+        let (name, note) = (regarding.name.unwrap(), event.note.unwrap());
+        let is_plain = |name: &str| name.chars().all(|char| char.is_ascii_alphanumeric() || char == '-');
+        assert!(is_plain(&name) && name.len() <= 253 && regarding.namespace.unwrap() == "default", "{name:.300}");
+        assert!(note.len() <= 1024 && !note.chars().any(char::is_control), "{note:.2000}");
+    }
+    while let Ok(line) = daemon.messages.try_recv() {
+        assert!(!line.contains('\u{1b}') && !line.contains("cannot write Kubernetes Events"), "{line:.200}");
+    }
+}
