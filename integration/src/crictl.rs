@@ -47,6 +47,13 @@ pub fn remove(node: &Node, container: &str) -> Result<()> {
     node.run(&script).map(|_| ())
 }
 
+/// What the runtime gave as the reason of an error: the text behind gRPC's own.
+pub fn reason(error: &anyhow::Error) -> String {
+    let error = format!("{error:#}");
+    let reason = error.split("desc = ").last().and_then(|text| text.lines().next()).unwrap_or_default();
+    reason.trim_end_matches('"').to_owned()
+}
+
 fn json(node: &Node, command: &str) -> Result<Value> {
     let output = node.run(command)?;
     serde_json::from_str(&output.stdout).with_context(|| format!("reading the answer of {command}"))

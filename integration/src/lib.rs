@@ -12,4 +12,5 @@ pub mod node;
 pub mod oci;
 pub mod placement;
 pub mod pressure;
+pub mod recording;
 pub mod stories;

@@ -8,8 +8,8 @@ use crate::cgroup::{self, Memory};
 use crate::kubelet::{Container, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
 use crate::node::Node;
 
-/// What a hungry container needs.
-const NEEDS: u64 = 128 * MIB;
+/// What a hungry container needs, and a satisfied one has.
+pub const NEEDS: u64 = 128 * MIB;
 
 /// Numbers that are random enough, and the same every time.
 #[derive(Debug)]
@@ -59,10 +59,14 @@ pub fn hungry(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
     Ok((pod, answer))
 }
 
-/// A container with 128 MiB in use and a limit of 250 MiB.
+/// A container with a limit of 250 MiB.
+pub fn ample() -> PodSpec {
+    PodSpec::new("satisfied").container(ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB))
+}
+
+/// That container, with 128 MiB in use.
 pub fn satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
-    let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
-    let pod = kubelet.run_pod(PodSpec::new("satisfied").container(app))?;
+    let pod = kubelet.run_pod(ample())?;
     let answer = alloc(node, &pod, NEEDS)?;
     ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
     Ok(pod)

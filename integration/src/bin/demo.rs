@@ -10,6 +10,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use integration::cache::progress;
 use integration::cgroup::{self, MAX, Memory};
+use integration::crictl;
 use integration::image::{Distro, Image};
 use integration::kubelet::{self, ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
 use integration::node::Node;
@@ -226,11 +227,7 @@ fn resizes(node: &Node, mut wrong: Option<&mut usize>) -> Result<()> {
     };
     let says = |result: &Result<()>| match result {
         Ok(()) => "the runtime says that it did so".to_owned(),
-        Err(error) => {
-            let error = format!("{error:#}");
-            let reason = error.split("desc = ").last().and_then(|text| text.lines().next()).unwrap_or_default();
-            format!("the runtime says: {}", reason.trim_end_matches('"'))
-        }
+        Err(error) => format!("the runtime says: {}", crictl::reason(error)),
     };
     let lives = |(lives, killed): (bool, u64)| match (lives, killed) {
         (true, 0) => "it lives".to_owned(),

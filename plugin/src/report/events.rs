@@ -73,7 +73,7 @@ pub const fn action(kind: Kind) -> Option<&'static str> {
         Kind::BeyondNode | Kind::Overcommitted => Some("Admit"),
         Kind::Released | Kind::PutBack => Some("Throttle"),
         // The kubelet tells of kills.
-        Kind::Killed | Kind::Repaired | Kind::Contended | Kind::Guarded | Kind::GuardWaits => None,
+        Kind::Killed | Kind::Repaired | Kind::Contended | Kind::Guarded | Kind::GuardWaits | Kind::Unguarded => None,
     }
 }
 
