@@ -160,7 +160,7 @@ fn cut_that_is_refused(node: &Node) -> Result<Panel> {
     // The rest of it is what to do.
     let reason = refused.split(';').next().unwrap_or_default();
     let notes = vec![
-        Note::after(asked, 212, format!("limit of 100 MiB asked for; refused:\n{}", wrap(reason, 40))),
+        Note::after(asked, 216, format!("limit of 100 MiB asked for; refused:\n{}", wrap(reason, 36))),
         Note::after(freed, 75, "frees its\nmemory"),
         Note::after(set, 212, "limit of 100 MiB\nasked for; set"),
     ];
