@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::ancestors::Ancestors;
@@ -173,8 +174,8 @@ pub struct Guard {
 struct State {
     record: Option<Record>,
     contention: Contention<CgroupPath, Bytes>,
-    /// The line that was said to wait.
-    waits: Option<Bytes>,
+    /// The line that was said to wait, and when it is tried next.
+    waits: Option<(Bytes, Instant)>,
     is_failing: bool,
 }
 
@@ -209,7 +210,13 @@ impl Guard {
             settings.mark_unchanged();
             if self.line().is_none() && state.record.is_none() {
                 watched = None;
-                let _ = settings.changed().await;
+                let changed = settings.changed();
+                // `plimsoll restore` may have been called and undone before anybody has taken that over.
+                if self.containers.settings().guard_line().is_some() {
+                    let _ = timeout(EVERY, changed).await;
+                } else {
+                    let _ = changed.await;
+                }
                 continue;
             }
             // Before it is looked at, so that nothing is missed in between; and anew, as it may be another one by now.
@@ -258,7 +265,7 @@ impl Guard {
         if let Some(record) = &state.record
             && (record.cgroup != path || record.inode != inode)
         {
-            self.put_back_former(record);
+            self.put_back_former(record)?;
             self.forget(state);
         }
         let line = self.line();
@@ -279,9 +286,16 @@ impl Guard {
                 self.reports.tell(&subject, &What::Unguarded { desired: before, observed });
             }
             Step::Set { line, before } => {
+                let now = Instant::now();
+                if let Some((waits, due)) = state.waits
+                    && waits == line
+                    && now < due
+                {
+                    return Ok(due - now);
+                }
                 let was_set = state.record.as_ref().is_some_and(|record| record.lines == [line]);
                 if was_set && state.waits.is_none() {
-                    match state.contention.judge(path.clone(), line, written, Instant::now()) {
+                    match state.contention.judge(path.clone(), line, written, now) {
                         Verdict::Repair => {}
                         Verdict::Wait(wait) => return Ok(wait),
                         Verdict::Leave => return Ok(EVERY),
@@ -299,7 +313,8 @@ impl Guard {
                 match self.set(cgroup, line, observed, record.clone()).await? {
                     Attempt::Changed => return Ok(AT_ONCE),
                     Attempt::NoRoom(usage) => {
-                        if state.waits.replace(line) != Some(line) {
+                        let due = Instant::now() + SOON;
+                        if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line) {
                             let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
                             self.reports.tell(&subject, &What::GuardWaits(waits));
                         }
@@ -327,7 +342,7 @@ impl Guard {
     }
 
     /// Another cgroup is kubepods by now: the former one, if it is still there, is to have what it had.
-    fn put_back_former(&self, record: &Record) {
+    fn put_back_former(&self, record: &Record) -> Result<(), CgroupError> {
         let put_back = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
             if cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?) {
@@ -337,17 +352,17 @@ impl Guard {
             Ok(())
         };
         match put_back() {
-            Ok(()) | Err(CgroupError::Gone(_)) => {}
-            Err(error) => warn!(cgroup = %record.cgroup, %error, "cannot put memory.max back to {}", record.before),
+            Err(CgroupError::Gone(_)) => Ok(()),
+            result => result,
         }
     }
 
     /// Makes room below `line`, and sets it where `observed` is still what there is.
     async fn set(&self, cgroup: Cgroup, line: Bytes, observed: Limit, record: Record) -> Result<Attempt, CgroupError> {
         let (tell, told) = oneshot::channel();
-        let guard = self.clone();
+        let (guard, path) = (self.clone(), record.cgroup.clone());
         // Of its own: there are few threads for what blocks, and the kernel may take its time.
-        std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
                 if observed > Limit::Bytes(line)
                     && let Some(usage) = make_room(&cgroup, line)?
@@ -366,7 +381,9 @@ impl Guard {
             // Nobody waits any longer when the program ends.
             let _ = tell.send(set());
         });
-        told.await.expect("the thread tells before it ends")
+        let failed = |error| CgroupError::Io { path: path.clone(), operation: "start a thread".to_owned(), error };
+        thread.map_err(failed)?;
+        told.await.map_err(|_| failed(io::Error::other("the thread has ended")))?
     }
 
     fn forget(&self, state: &mut State) {

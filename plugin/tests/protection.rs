@@ -690,7 +690,7 @@ async fn another_kubepods_gets_the_line_and_the_former_one_what_it_had() {
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
     runtime.holds(KUBEPODS, "memory.max", 2048 * MIB).await;
     runtime.holds("kubepods.slice", "memory.max", "max").await;
-    drop(daemon.says("keeps memory from pods").await);
+    daemon.says("keeps memory from pods").await;
 }
 
 #[tokio::test]

@@ -8,12 +8,13 @@
 //! again, less and less often, as long as there is something to send that is not older than [`STALE`].
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 use std::{env, fmt, io, thread};
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -106,9 +107,19 @@ impl Source {
     async fn connect(self) -> Result<Client, BoxError> {
         let mut config = match self {
             Self::Kubeconfig(path) => {
-                Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await?
+                let kubeconfig = Kubeconfig::read_from(path)?;
+                let clusters = kubeconfig.clusters.iter().filter_map(|cluster| cluster.cluster.as_ref());
+                let has_proxy = clusters.into_iter().any(|cluster| cluster.proxy_url.is_some());
+                let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+                // What the environment has (HTTPS_PROXY) is not meant for the API server of the node's own cluster.
+                config.proxy_url = config.proxy_url.filter(|_| has_proxy);
+                config
             }
-            Self::InCluster => Config::incluster()?,
+            Self::InCluster => {
+                let mut config = Config::incluster()?;
+                config.proxy_url = None;
+                config
+            }
         };
         // What is tried again, and when, is decided here.
         config.default_retry = false;
@@ -186,6 +197,8 @@ struct Told {
     identity: Identity,
     action: &'static str,
     is_warning: bool,
+    /// What it is to have. The note of an Event stays as it is, so another one is another Event.
+    desired: Option<String>,
     note: String,
     at: Timestamp,
     since: Instant,
@@ -211,6 +224,11 @@ impl Told {
             identity: what.identity(),
             action,
             is_warning: what.is_warning(),
+            desired: match what.kind() {
+                // In steps, one after the other.
+                Kind::Released | Kind::PutBack => None,
+                _ => what.fields().desired.or(what.fields().limit),
+            },
             note: note(&format!("container {container}: {what}")),
             at: Timestamp::now(),
             since: Instant::now(),
@@ -223,9 +241,10 @@ impl Told {
 
     /// It is one Event with another one. That a limit is many times the request is told once of a pod.
     fn is_like(&self, other: &Self) -> bool {
+        let is_once = self.kind() == Kind::Overcommitted;
         self.uid == other.uid
             && self.identity == other.identity
-            && (self.container == other.container || self.kind() == Kind::Overcommitted)
+            && (is_once || (self.container == other.container && self.desired == other.desired))
     }
 
     fn event(&self, instance: &str) -> Event {
@@ -256,9 +275,17 @@ impl Told {
         }
     }
 
-    /// As client-go names them: by pod and time. A name that was sent already is known by that.
+    /// As client-go names them: by pod and time. A name that was sent already is known by that, so what a plugin that starts anew
+    /// finds and tells again has always the same.
     fn name(&self) -> String {
-        let suffix = format!(".{:x}", self.at.as_nanosecond());
+        let suffix = match self.kind() {
+            Kind::Overcommitted | Kind::BeyondNode => {
+                let mut hasher = DefaultHasher::new();
+                (&self.uid, self.kind(), &self.note).hash(&mut hasher);
+                format!(".{:016x}", hasher.finish())
+            }
+            _ => format!(".{:x}", self.at.as_nanosecond()),
+        };
         let pod: String = self.pod.chars().take(253 - suffix.len()).collect();
         format!("{}{suffix}", pod.trim_end_matches(['.', '-']))
     }
@@ -429,6 +456,8 @@ enum Failure {
     Gone,
     /// It may go well later.
     Later(String),
+    /// It may do so if the server does not know its accounts yet.
+    Forbidden(String),
 }
 
 impl From<kube::Error> for Failure {
@@ -440,7 +469,8 @@ impl From<kube::Error> for Failure {
             404 => Self::Gone,
             403 if causes.iter().any(|cause| cause.reason == "NamespaceTerminating") => Self::Refused(message),
             // A server that has just started knows neither accounts nor rights for a moment.
-            401 | 403 | 429 | 500.. => Self::Later(message),
+            403 => Self::Forbidden(message),
+            401 | 429 | 500.. => Self::Later(message),
             _ => Self::Refused(message),
         }
     }
@@ -468,7 +498,18 @@ struct Publisher {
     client: Option<Client>,
     history: History,
     is_lost: bool,
+    /// The server has taken an Event since it was last lost: what it forbids then it forbids for good, as by a quota, or outside of
+    /// the namespaces that a role is for.
+    is_proven: bool,
+    /// Of the attempts since the last that went well.
+    waits: ExponentialBackoff,
     dropped: Counter,
+}
+
+fn waits() -> ExponentialBackoff {
+    let [least, most] = BACKOFF;
+    let waits = ExponentialBuilder::default().with_min_delay(least).with_max_delay(most).without_max_times();
+    waits.with_jitter().build()
 }
 
 impl Publisher {
@@ -477,12 +518,26 @@ impl Publisher {
         let node = env::var("NODE_NAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(host);
         let instance = node.chars().take(128).collect();
         let connect = Box::new(move || source.clone().connect().boxed());
-        Self { connect, instance, client: None, history: History::new(Instant::now()), is_lost: false, dropped }
+        Self {
+            connect,
+            instance,
+            client: None,
+            history: History::new(Instant::now()),
+            is_lost: false,
+            is_proven: false,
+            waits: waits(),
+            dropped,
+        }
     }
 
     /// Works until nobody puts anything into the queue any more.
     async fn run(mut self, mut queue: mpsc::Receiver<Told>) {
         while let Some(told) = queue.recv().await {
+            // It takes nothing from those that are new.
+            if told.since.elapsed() >= STALE {
+                self.dropped.inc();
+                continue;
+            }
             let written = match self.history.judge(&told, Instant::now()) {
                 Ok(None) => continue,
                 Ok(Some(write)) => self.write(&told, write, &queue).await,
@@ -496,9 +551,6 @@ impl Publisher {
 
     /// Tells whether it was written.
     async fn write(&mut self, told: &Told, mut write: Write, queue: &mpsc::Receiver<Told>) -> bool {
-        let [least, most] = BACKOFF;
-        let waits = ExponentialBuilder::default().with_min_delay(least).with_max_delay(most).without_max_times();
-        let mut waits = waits.with_jitter().build();
         // Nobody waits for it any more when the queue is closed: there are other credentials, or none.
         while told.since.elapsed() < STALE && !queue.is_closed() {
             let failure = match timeout(PATIENCE, self.attempt(told, &write)).await {
@@ -506,10 +558,17 @@ impl Publisher {
                     if std::mem::take(&mut self.is_lost) {
                         info!("Kubernetes Events reach the API server again");
                     }
+                    self.is_proven = true;
+                    self.waits = waits();
                     return true;
                 }
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::Later(format!("no answer within {PATIENCE:?}")),
+            };
+            let failure = match failure {
+                Failure::Forbidden(why) if self.is_proven => Failure::Refused(why),
+                Failure::Forbidden(why) => Failure::Later(why),
+                failure => failure,
             };
             match failure {
                 Failure::Gone if write != Write::Create => {
@@ -525,15 +584,17 @@ impl Publisher {
                     debug!(pod, %reason, "the API server refused an Event: {}", excerpt(&why));
                     break;
                 }
-                Failure::Later(why) => {
+                Failure::Later(why) | Failure::Forbidden(why) => {
                     self.client = None;
+                    self.is_proven = false;
                     if !std::mem::replace(&mut self.is_lost, true) {
                         warn!(
                             "cannot write Kubernetes Events; trying again while there are new ones: {}",
                             excerpt(&why)
                         );
                     }
-                    sleep(waits.next().unwrap_or(most)).await;
+                    let most = BACKOFF[1];
+                    sleep(self.waits.next().map_or(most, |wait| wait.min(most))).await;
                 }
             }
         }
@@ -621,7 +682,7 @@ mod tests {
             (&[Kind::Rescued, Kind::AtCeiling], Some("Rescue")),
             (&[Kind::BeyondNode, Kind::Overcommitted], Some("Admit")),
             (&[Kind::Released, Kind::PutBack], Some("Throttle")),
-            (&[Kind::Killed, Kind::Repaired, Kind::Contended, Kind::Guarded, Kind::GuardWaits], None),
+            (&[Kind::Killed, Kind::Repaired, Kind::Contended, Kind::Guarded, Kind::GuardWaits, Kind::Unguarded], None),
         ] {
             for kind in kinds {
                 assert_eq!(action(*kind), expected, "{kind}");
@@ -870,6 +931,53 @@ mod tests {
             let methods: Vec<_> = requests.iter().map(|(method, ..)| method).collect();
             assert_eq!(methods, [Method::POST, Method::POST], "{code:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_server_forbids_that_has_taken_others_keeps_nobody_waiting() {
+        let (publisher, requests, connections) = publisher(&[200, 403, 200]);
+        assert_eq!(publish(publisher, 3).await, 1);
+        let methods: Vec<_> = requests.lock().unwrap().iter().map(|(method, ..)| method.clone()).collect();
+        assert_eq!(methods, [Method::POST, Method::PATCH, Method::POST]);
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn what_a_plugin_that_starts_anew_tells_again_has_the_same_name() {
+        let name = |what: &What| told("u", "app", what).name();
+        assert_eq!(name(&overcommitted()), name(&overcommitted()));
+        let beyond = |mib: u64| What::BeyondNode { limit: Bytes::new(mib * MIB), allocatable: Bytes::new(MIB) };
+        assert_eq!(name(&beyond(2)), name(&beyond(2)));
+        assert_ne!(name(&beyond(2)), name(&beyond(3)));
+        assert_ne!(name(&rejected(1)), name(&rejected(1)), "each is another one");
+    }
+
+    #[test]
+    fn another_value_is_another_event_as_its_text_stays() {
+        let raised = |mib: u64| What::PodRaised {
+            knob: "memory.max",
+            desired: (mib * MIB).to_string(),
+            observed: MIB.to_string(),
+        };
+        let told = |mib| told("u", "app", &raised(mib));
+        assert!(told(2).is_like(&told(2)) && !told(2).is_like(&told(3)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_tried_less_and_less_often_however_much_waits() {
+        let (publisher, requests, _) = publisher(&[500; 200]);
+        let dropped = publisher.dropped.clone();
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let running = tokio::spawn(publisher.run(queue));
+        for number in 0..9 {
+            sender.send(told(&format!("u{number}"), "app", &rejected(100))).await.unwrap();
+        }
+        sleep(2 * STALE).await;
+        let attempts = requests.lock().unwrap().len();
+        assert!((6..20).contains(&attempts), "{attempts} attempts within {STALE:?}");
+        assert_eq!(dropped.get(), 9);
+        drop(sender);
+        running.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
