@@ -30,7 +30,7 @@ use crate::node::{AllocatableSource, KubeletReservations, NodeMemory};
 use crate::pod::{CheckpointFile, PodUid};
 use crate::requests::checkpoint::{Checkpoints, Moment};
 use crate::service::{BUDGET, CUT_BUDGET};
-use crate::units::{PageSize, excerpt, harmless};
+use crate::units::{Bytes, PageSize, excerpt, harmless};
 
 /// The largest file that is read, in bytes, but for the kubelet's checkpoints.
 const LARGEST: usize = 1 << 20;
@@ -515,6 +515,7 @@ impl Facts {
             Some(self.other_plugins()),
             Some(self.kubelet_memory_qos()),
             Some(self.node_allocatable()),
+            self.node_guard(),
             Some(self.checkpoints()),
             Some(self.d_bus()),
             Some(self.swap()),
@@ -991,10 +992,14 @@ impl Facts {
         Finding::all(CHECK, otherwise, findings)
     }
 
+    /// The plugin's configuration, where there is a valid one.
+    fn config(&self) -> Option<Config> {
+        self.drop_ins.first().and_then(|(path, text)| Config::parse(text.as_ref().ok()?, path).ok())
+    }
+
     fn node_allocatable(&self) -> Finding {
         const CHECK: &str = "node-allocatable";
-        let config = self.drop_ins.first().and_then(|(path, text)| Config::parse(text.as_ref().ok()?, path).ok());
-        if let Some(Config { node_allocatable: NodeAllocatable::Fixed(bytes), .. }) = config {
+        if let Some(Config { node_allocatable: NodeAllocatable::Fixed(bytes), .. }) = self.config() {
             return Finding::ok(CHECK, format!("{bytes} bytes ({}), given by the configuration", bytes.approx()));
         }
         let advice = "see that these files are there and right, or set nodeAllocatable in the configuration";
@@ -1014,6 +1019,27 @@ impl Facts {
             ));
         }
         Finding::all(CHECK, found, findings)
+    }
+
+    fn node_guard(&self) -> Option<Finding> {
+        const CHECK: &str = "node-guard";
+        let (config, usable) = (self.config()?, self.memory.usable?);
+        let kept = config.node_guard?;
+        let line = usable.saturating_sub(kept);
+        let allocatable = match config.node_allocatable {
+            NodeAllocatable::Auto => self.memory.allocatable,
+            NodeAllocatable::Fixed(bytes) => Some(bytes),
+        };
+        let found = format!("leaves pods {} of {}", line.approx(), usable.approx());
+        Some(match allocatable {
+            _ if line == Bytes::ZERO => Finding::warning(CHECK, found, "set nodeGuard to less than all memory"),
+            Some(allocatable) if allocatable > line => Finding::warning(
+                CHECK,
+                format!("{found}, and the scheduler counts on {}", allocatable.approx()),
+                "let the kubelet reserve as much (systemReserved, evictionHard), or set nodeGuard to less",
+            ),
+            _ => Finding::ok(CHECK, found),
+        })
     }
 
     fn checkpoints(&self) -> Finding {
@@ -1652,6 +1678,20 @@ mod tests {
         node.remove(KUBELET_CONFIG);
         node.remove("sys/fs/cgroup/kubepods.slice/memory.max");
         expect(&node.troubles(), "node-allocatable", Mark::Warning, "no sign of a kubelet", "start the kubelet");
+    }
+
+    #[test]
+    fn what_is_kept_from_pods_is_no_more_than_the_kubelet_keeps() {
+        let node = Node::good();
+        node.write(DROP_IN, "nodeGuard: 90Mi\n");
+        ok(&node.facts(), "node-guard", "leaves pods 7.9Gi of 8Gi");
+        node.write(DROP_IN, "nodeGuard: 1Gi\n");
+        let found = "leaves pods 7Gi of 8Gi, and the scheduler counts on 7.9Gi";
+        expect(&node.troubles(), "node-guard", Mark::Warning, found, "systemReserved");
+        node.write(DROP_IN, "nodeGuard: 1Gi\nnodeAllocatable: 6Gi\n");
+        ok(&node.facts(), "node-guard", "leaves pods 7Gi of 8Gi");
+        node.write(DROP_IN, "nodeGuard: 8Gi\n");
+        expect(&node.troubles(), "node-guard", Mark::Warning, "leaves pods 0 of 8Gi", "less than all memory");
     }
 
     #[test]

@@ -148,6 +148,7 @@ The checks, some of which do not apply everywhere:
   other-plugins         which there are, and whether they set the same
   kubelet-memory-qos    the kubelet does not set the same
   node-allocatable      known, and from where
+  node-guard            leaves pods what the scheduler counts on
   checkpoints           the kubelet's, from which requests are known
   d-bus                 systemd can be reached
   swap                  on or off
