@@ -150,6 +150,8 @@ pub struct Balloon {
     pub node_kills: usize,
     /// How often it killed because of a limit: by the cgroup that has it.
     pub limit_kills: Vec<String>,
+    /// How much page cache of system.slice was taken from it and read again, in pages (workingset_refault_file).
+    pub refaults: u64,
     /// How long calls of the runtime took, made one after another meanwhile.
     pub runtime: Latency,
     /// How long it took a service in system.slice to read what it works with, again and again.
@@ -188,7 +190,9 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Balloon> {
         )
     };
     let mut script = format!(
-        "dmesg --clear; head --bytes {} /dev/urandom > /var/lib/working-set\n{}{}",
+        "refaults() {{ awk '$1 == \"workingset_refault_file\" {{print $2}}' {}/system.slice/memory.stat; }}
+         dmesg --clear; head --bytes {} /dev/urandom > /var/lib/working-set\n{}{}before=$(refaults)\n",
+        cgroup::ROOT,
         40 * MIB,
         probe("probe-runtime", "crictl --timeout 60s ps"),
         probe("probe-service", "cat /var/lib/working-set"),
@@ -200,11 +204,13 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Balloon> {
         "wait
          systemctl stop probe-runtime probe-service
          dmesg | grep -o 'oom-kill:constraint=.*' || true
-         echo END-OF-KILLS; cat /run/probe-runtime
+         echo END-OF-KILLS; echo $(( $(refaults) - before ))
+         echo END-OF-REFAULTS; cat /run/probe-runtime
          echo END-OF-RUNTIME; cat /run/probe-service",
     );
     let output = node.run(&script).context("ballooning")?.stdout;
     let (kills, rest) = output.split_once("END-OF-KILLS").context("no list of kills")?;
+    let (refaults, rest) = rest.split_once("END-OF-REFAULTS").context("no refaults")?;
     let (runtime, service) = rest.split_once("END-OF-RUNTIME").context("no latencies")?;
     let of_limits = kills.lines().filter_map(|line| line.split_once("oom_memcg=")?.1.split(',').next());
     let mut alive = Vec::new();
@@ -218,6 +224,7 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Balloon> {
         alive,
         node_kills: kills.lines().filter(|line| line.contains("constraint=CONSTRAINT_NONE")).count(),
         limit_kills: of_limits.map(str::to_owned).collect(),
+        refaults: refaults.trim().parse().with_context(|| format!("{refaults:?}"))?,
         runtime: latency(runtime)?,
         service: latency(service)?,
     })

@@ -280,5 +280,6 @@ fn pods_that_use_more_than_the_node_has_take_it_from_the_system(node: &Node, dri
     let balloon = stories::balloon(&mut kubelet, node)?;
     println!("{} {driver}: without the plugin: {balloon:?}", node.distro());
     assert!(balloon.node_kills > 0, "the node was never out of memory: {balloon:?}");
+    assert!(balloon.refaults > 8192, "the system kept its page cache: {balloon:?}");
     Ok(())
 }

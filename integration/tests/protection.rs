@@ -600,10 +600,9 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(node: &Node,
     let top = format!("/{}", kubelet.top_cgroup());
     assert!(!balloon.limit_kills.is_empty() && balloon.limit_kills.iter().all(|by| *by == top), "{balloon:?}");
     assert!(["a", "b"].iter().all(|within| balloon.alive.contains(within)), "{balloon:?}");
-    for latency in [&balloon.runtime, &balloon.service] {
-        // Without it the slowest of both took 18 s and more on every node.
-        assert!(latency.failures == 0 && latency.slowest < 12_000, "{balloon:?}");
-    }
+    assert_eq!((balloon.runtime.failures, balloon.service.failures), (0, 0), "{balloon:?}");
+    // Seen: 2 and 9 pages, and without it 24,000 and more. Times depend on what else this machine does.
+    assert!(balloon.refaults < 2048, "the system's page cache was taken: {balloon:?}");
 
     // It stays, also with systemd, and beside a kubelet that starts again.
     for (what, script) in
