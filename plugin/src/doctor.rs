@@ -8,13 +8,12 @@
 mod runtime;
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
@@ -26,7 +25,7 @@ use crate::cgroup::CgroupRoot;
 use crate::config::{Config, DROP_INS, NodeAllocatable};
 use crate::containers::STAND_ASIDE;
 use crate::explain::wrap;
-use crate::node::{AllocatableSource, KubeletReservations, NodeMemory};
+use crate::node::{self, AllocatableSource, KUBEPODS, KubeletReservations, NodeMemory};
 use crate::pod::{CheckpointFile, PodUid};
 use crate::requests::checkpoint::{Checkpoints, Moment};
 use crate::service::{BUDGET, CUT_BUDGET};
@@ -43,7 +42,6 @@ const MOST_NAMES: usize = 16;
 const LONGEST: usize = 4000;
 
 const CGROUPS: &str = "sys/fs/cgroup";
-const KUBEPODS: [&str; 2] = ["kubepods.slice", "kubepods"];
 const LEVELS: [&str; 6] = [
     "kubepods.slice",
     "kubepods.slice/kubepods-burstable.slice",
@@ -203,23 +201,10 @@ fn read(path: &Path) -> Text {
 }
 
 fn read_bytes(path: &Path) -> Held<Vec<u8>> {
-    // A pipe must not make this wait.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-        Err(error) => return Err(io::Error::from(error).into()),
-    };
-    let refused = |why: String| Unreadable { is_denied: false, why };
-    if !file.metadata()?.is_file() {
-        return Err(refused("expected a regular file".to_owned()));
+    match node::read_bytes(path, LARGEST) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+        result => Ok(result?),
     }
-    let mut bytes = Vec::new();
-    file.take(LARGEST as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > LARGEST {
-        return Err(refused(format!("expected at most {LARGEST} bytes")));
-    }
-    Ok(Some(bytes))
 }
 
 /// The names in a directory, in order; none where it cannot be read.
@@ -1780,8 +1765,14 @@ mod tests {
                 node.remove(path);
                 match what {
                     "directory" => fs::create_dir(&inside).unwrap(),
-                    "pipe" => rustix::fs::mknodat(rustix::fs::CWD, &inside, rustix::fs::FileType::Fifo, Mode::RWXU, 0)
-                        .unwrap(),
+                    "pipe" => rustix::fs::mknodat(
+                        rustix::fs::CWD,
+                        &inside,
+                        rustix::fs::FileType::Fifo,
+                        rustix::fs::Mode::RWXU,
+                        0,
+                    )
+                    .unwrap(),
                     "large" => fs::write(&inside, "x".repeat(2 << 20)).unwrap(),
                     "binary" => fs::write(&inside, [0, 0xff, 0x1b, b'\n', 0x7f]).unwrap(),
                     _ => std::os::unix::fs::symlink(&inside, &inside).unwrap(),

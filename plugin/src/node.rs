@@ -34,7 +34,7 @@ const MEMINFO: &str = "proc/meminfo";
 const DEFAULT_EVICTION: Bytes = Bytes::new(100 << 20);
 
 /// The largest of these files that is read, in bytes.
-const LARGEST_FILE: u64 = 1 << 20;
+const LARGEST_FILE: usize = 1 << 20;
 
 /// What the node says of its memory.
 #[derive(Debug)]
@@ -241,9 +241,15 @@ fn choose(
 
 /// Reads a file below `root`; `None` if there is none.
 fn read(root: &Path, path: &str) -> io::Result<Option<String>> {
+    let text = |bytes| String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+    read_bytes(&root.join(path), LARGEST_FILE)?.map(text).transpose()
+}
+
+/// Reads a regular file of at most `most` bytes; `None` if there is none.
+pub(crate) fn read_bytes(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
     // A pipe in its place must not make this wait.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(root.join(path), flags, Mode::empty()) {
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -251,12 +257,12 @@ fn read(root: &Path, path: &str) -> io::Result<Option<String>> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("expected a regular file"));
     }
-    let mut text = String::new();
-    file.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LARGEST_FILE {
-        return Err(io::Error::other(format!("expected at most {LARGEST_FILE} bytes")));
+    let mut bytes = Vec::new();
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        return Err(io::Error::other(format!("expected at most {most} bytes")));
     }
-    Ok(Some(text))
+    Ok(Some(bytes))
 }
 
 /// What is needed of /proc/meminfo.

@@ -29,7 +29,7 @@ use plimsoll::service::{OnConfig, Parts, Service};
 use plimsoll::stalls::Stalls;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -149,14 +149,8 @@ impl Run {
                     Err(nri::Error::Configure(refusal)) => Err(Failure::Usage(refusal.into())),
                     Err(error) => Err(Failure::Runtime(error.into())),
                 },
-                result = reconciler => {
-                    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
-                    Err(Failure::Runtime(error.context("the task that repairs values failed")))
-                }
-                result = guard => {
-                    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
-                    Err(Failure::Runtime(error.context("the task that keeps memory from pods failed")))
-                }
+                result = reconciler => Err(ended(result, "the task that repairs values failed")),
+                result = guard => Err(ended(result, "the task that keeps memory from pods failed")),
                 result = terminated() => {
                     let signal = result.context("wait for signals").map_err(Failure::Runtime)?;
                     info!(signal, "stopping; containers keep their values");
@@ -251,6 +245,12 @@ fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
     // An index is two digits and a dash.
     let name = full.get(3..).unwrap_or_default().to_owned();
     [full, name].map(|name| Path::new(DROP_INS).join(format!("{name}.conf"))).into()
+}
+
+/// What comes of a task that should have gone on for ever.
+fn ended(result: Result<(), JoinError>, failed: &'static str) -> Failure {
+    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
+    Failure::Runtime(error.context(failed))
 }
 
 async fn terminated() -> io::Result<&'static str> {
