@@ -77,7 +77,7 @@ impl Restore {
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
-        let left = runtime.block_on(self.wait(&root, &changed))?;
+        let left = runtime.block_on(self.wait(&root, &changed, kubepods.as_ref()))?;
         if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
             && let Some(held) = max(cgroup).filter(|held| *held != before)
         {
@@ -95,7 +95,14 @@ impl Restore {
     }
 
     /// Waits until all is as it was. Tells how many are not.
-    async fn wait(&self, root: &CgroupRoot, changed: &[Changed]) -> Result<usize, Failure> {
+    ///
+    /// `kubepods`: the cgroup that memory was kept from.
+    async fn wait(
+        &self,
+        root: &CgroupRoot,
+        changed: &[Changed],
+        kubepods: Option<&CgroupPath>,
+    ) -> Result<usize, Failure> {
         let (service, tasks) = Node::open(&self.host, Config::default())?.into_service(Box::new(|_| ()));
         let identity = Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?;
         // Waits for as long as another instance runs, which does it then.
@@ -109,8 +116,7 @@ impl Restore {
             watch.add(root, &changed.cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
         }
         let deadline = Instant::now() + PATIENCE;
-        let guarded = Record::load(&self.host).map(|record| record.cgroup().clone());
-        if let Some(cgroup) = &guarded {
+        if let Some(cgroup) = kubepods {
             watch.add(root, cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
         }
         let left_of_all = || {
@@ -135,7 +141,7 @@ impl Restore {
                 eprintln!("note: {error}");
             }
         }
-        if let Some(cgroup) = guarded.and_then(|path| root.cgroup(&path).ok())
+        if let Some(cgroup) = kubepods.and_then(|path| root.cgroup(path).ok())
             && let (Ok(min), Ok(low)) = (cgroup.read(Knob::Min), cgroup.read(Knob::Low))
             && let Err(error) = systemd.set(&cgroup, Protection::of_files(min, low), true).await
         {
