@@ -12,10 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
@@ -445,7 +446,7 @@ impl Ancestors {
         if state.synchronized == 0 {
             return;
         }
-        state.contention.forget_quiet(Instant::now());
+        state.contention.forget_quiet(Instant::now().into_std());
         let State { tree, in_force, failing, reserved, told, .. } = state;
         let is_ours = |cgroup: &CgroupPath| is_ours(tree, reserved, cgroup);
         in_force.retain(|cgroup, _| is_ours(cgroup));
@@ -551,7 +552,7 @@ impl Ancestors {
                 changes.push(change);
                 continue;
             }
-            match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now()) {
+            match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now().into_std()) {
                 Verdict::Repair => {
                     repairs.push(change.clone());
                     changes.push(change);
@@ -983,6 +984,8 @@ mod tests {
     #[tokio::test]
     async fn systemd_is_never_told_what_somebody_else_wrote() {
         let arranged = Arranged::new();
+        // How soon one repair follows another decides what is repaired.
+        tokio::time::pause();
         arranged.claim(8192);
         for _ in 0..2 {
             arranged.write(4096);
@@ -992,6 +995,7 @@ mod tests {
         // Left for a while.
         arranged.write(4096);
         assert!(matches!(arranged.check(), Checked::Again(_)));
+        tokio::time::resume();
         arranged.make_last();
         arranged.until("told", || !arranged.told().is_empty()).await;
         assert_eq!(arranged.told(), [8192]);
@@ -1004,6 +1008,7 @@ mod tests {
         arranged.make_last();
         arranged.claim(8192);
         arranged.until("told", || !arranged.told().is_empty()).await;
+        tokio::time::pause();
         for repairs in 1..=2 {
             arranged.write(0);
             arranged.check();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::cgroup::{Cgroup, CgroupError, CgroupRoot, Knob};
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Update};
 use crate::lock;
 use crate::originals::Values;
@@ -118,6 +118,53 @@ impl Cuts {
             Room::NotMade(usage) => Attempted::NotMade { in_force, usage: Some(usage) },
         })
     }
+
+    /// Makes room in the cgroup of a pod, whose sandbox is `id`, for the `limit` that the kubelet is about to set, within about `budget`.
+    ///
+    /// To the byte where the pod's containers may use no more than that together: they have their lower limits before the pod has (the
+    /// kubelet's order), with room in each, and a margin of the pod's own would refuse what harms nobody. Where they may use more, as
+    /// with limits of the pod's own (`PodLevelResources`), with a margin for what grows meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the pod's cgroup cannot be read.
+    pub async fn make_room_in_pod(
+        &self,
+        id: &str,
+        pod: &CgroupPath,
+        limit: Bytes,
+        budget: Duration,
+    ) -> Result<Attempted, CgroupError> {
+        let cgroup = self.root.cgroup(pod)?;
+        let in_force = cgroup.read(Knob::Max)?;
+        if in_force <= Limit::Bytes(limit) {
+            return Ok(Attempted::NoCut);
+        }
+        let containers = self.containers.in_sandbox(id);
+        let together =
+            containers.iter().try_fold(Bytes::ZERO, |sum, other| Some(sum.saturating_add(other.limit.bytes()?)));
+        let most = match together {
+            Some(together) if together <= limit => limit,
+            _ => limit.saturating_sub(resize::margin(limit)),
+        };
+        let Some(attempt) = Attempt::begin(&self.under_way, id) else {
+            return Ok(Attempted::NotMade { in_force, usage: None });
+        };
+        let (tell, told) = oneshot::channel();
+        // Of its own, as below.
+        std::thread::spawn(move || {
+            // Nobody may wait any longer.
+            let _ = tell.send(reclaim(&cgroup, most, Instant::now() + budget));
+            drop(attempt);
+        });
+        // Whatever came of it, what is used decides.
+        let _ = tokio::time::timeout(budget + LAST_LOOK, told).await;
+        let usage = self.root.cgroup(pod)?.usage_in_parts()?;
+        Ok(match resize::fits(most, &usage) {
+            Cut::Fits => Attempted::Made,
+            Cut::Reclaim | Cut::Kills => Attempted::NotMade { in_force, usage: Some(usage) },
+        })
+    }
 }
 
 /// Room being made in a container, until the kernel has come to an end with it.
@@ -177,23 +224,8 @@ async fn make_room(
 
 fn try_to(cgroup: &Cgroup, limit: Bytes, high: Limit, deadline: Instant) -> Result<Room, CgroupError> {
     let most = limit.saturating_sub(resize::margin(limit));
-    loop {
-        let usage = cgroup.usage_in_parts()?;
-        match resize::cut(limit, &usage) {
-            Cut::Kills => return Ok(Room::NotMade(usage)),
-            Cut::Fits => break,
-            Cut::Reclaim if Instant::now() >= deadline => return Ok(Room::NotMade(usage)),
-            Cut::Reclaim => {}
-        }
-        let wanted = usage.current.saturating_sub(most).min(STEP);
-        match cgroup.reclaim(wanted) {
-            // What could be reclaimed is gone in any case: see what that was.
-            Ok(is_all) if is_all || cgroup.usage()? < usage.current => {}
-            Ok(_) => return Ok(Room::NotMade(usage)),
-            // Lowering memory.high does the same.
-            Err(CgroupError::Unsupported { .. }) => break,
-            Err(error) => return Err(error),
-        }
+    if let Some(usage) = reclaim(cgroup, most, deadline)? {
+        return Ok(Room::NotMade(usage));
     }
     // As low as it goes without throttling what does not grow: the runtime takes its time.
     let line = Limit::Bytes(cgroup.usage()?.max(resize::margin(limit)).min(most));
@@ -204,6 +236,29 @@ fn try_to(cgroup: &Cgroup, limit: Bytes, high: Limit, deadline: Instant) -> Resu
     // Each processor may have charged a little beyond memory.high.
     let slack = Bytes::new(resize::margin(limit).get() / 2);
     if usage.current <= most.saturating_add(slack) { Ok(Room::Made) } else { Ok(Room::NotMade(usage)) }
+}
+
+/// Reclaims until no more than `most` is used. Returns what is used where that cannot be reached; `None` also where the kernel has no
+/// `memory.reclaim`.
+fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usage>, CgroupError> {
+    loop {
+        let usage = cgroup.usage_in_parts()?;
+        match resize::fits(most, &usage) {
+            Cut::Kills => return Ok(Some(usage)),
+            Cut::Fits => return Ok(None),
+            Cut::Reclaim if Instant::now() >= deadline => return Ok(Some(usage)),
+            Cut::Reclaim => {}
+        }
+        let wanted = usage.current.saturating_sub(most).min(STEP);
+        match cgroup.reclaim(wanted) {
+            // What could be reclaimed is gone in any case: see what that was.
+            Ok(is_all) if is_all || cgroup.usage()? < usage.current => {}
+            Ok(_) => return Ok(Some(usage)),
+            // Lowering memory.high does the same.
+            Err(CgroupError::Unsupported { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Lets a container go on as before.

@@ -5,7 +5,7 @@
 //!
 //! Sources: the kernel's `Documentation/admin-guide/cgroup-v2.rst`; Kubernetes' KEP-2570; containerd/nri `pkg/adaptation`.
 
-mod runtime;
+pub(crate) mod runtime;
 
 use std::fmt;
 use std::fs;
@@ -51,8 +51,9 @@ const LEVELS: [&str; 6] = [
     "kubepods/besteffort",
 ];
 const KUBELET: &str = "var/lib/kubelet";
-const PLUGINS: &str = "/opt/nri/plugins";
-const UNITS: [&str; 4] = ["etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+pub(crate) const PLUGINS: &str = "/opt/nri/plugins";
+pub(crate) const UNITS: [&str; 4] =
+    ["etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 const BUS: &str = "run/dbus/system_bus_socket";
 
 /// The kernel that ended hangs at `memory.high` (KEP-2570), and the one from which on there is `memory.reclaim`.
@@ -181,11 +182,11 @@ impl fmt::Display for Indented {
 }
 
 /// What a file holds; `None` if there is none; else why it cannot be read.
-type Held<T> = Result<Option<T>, Unreadable>;
+pub(crate) type Held<T> = Result<Option<T>, Unreadable>;
 type Text = Held<String>;
 
 #[derive(Clone, Debug)]
-struct Unreadable {
+pub(crate) struct Unreadable {
     is_denied: bool,
     why: String,
 }
@@ -200,7 +201,7 @@ fn read(path: &Path) -> Text {
     Ok(read_bytes(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-fn read_bytes(path: &Path) -> Held<Vec<u8>> {
+pub(crate) fn read_bytes(path: &Path) -> Held<Vec<u8>> {
     match node::read_bytes(path, LARGEST) {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
         result => Ok(result?),
@@ -208,7 +209,7 @@ fn read_bytes(path: &Path) -> Held<Vec<u8>> {
 }
 
 /// The names in a directory, in order; none where it cannot be read.
-fn names(path: &Path) -> Vec<String> {
+pub(crate) fn names(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path).into_iter().flatten().take(MOST_ENTRIES).flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort_unstable();
@@ -216,7 +217,7 @@ fn names(path: &Path) -> Vec<String> {
 }
 
 /// Where a path of the node lies below `host`; `..` leads nowhere else.
-fn below(host: &Path, path: &str) -> PathBuf {
+pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
     let mut inside = PathBuf::new();
     for component in Path::new(path).components() {
         match component {
@@ -232,7 +233,7 @@ fn below(host: &Path, path: &str) -> PathBuf {
 
 /// What comes of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Socket {
+pub(crate) enum Socket {
     Listens,
     Absent,
     Denied,
@@ -240,7 +241,7 @@ enum Socket {
 }
 
 impl Socket {
-    fn connect(path: &Path) -> Self {
+    pub(crate) fn connect(path: &Path) -> Self {
         // A server that accepts nobody must not make this wait.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let connected = SocketAddrUnix::new(path).and_then(|address| {
@@ -284,8 +285,8 @@ struct Child {
 
 /// A program that a runtime launches.
 #[derive(Debug)]
-struct Program {
-    path: String,
+pub(crate) struct Program {
+    pub(crate) path: String,
     /// As it counts for the runtime: two digits, a dash and a name.
     index: Option<String>,
     name: String,
@@ -293,7 +294,7 @@ struct Program {
 }
 
 impl Program {
-    fn all(host: &Path, directory: &str) -> Vec<Self> {
+    pub(crate) fn all(host: &Path, directory: &str) -> Vec<Self> {
         let inside = below(host, directory);
         let programs = names(&inside).into_iter().filter_map(|file| {
             let metadata = inside.join(&file).symlink_metadata().ok().filter(|metadata| !metadata.is_dir())?;
@@ -309,7 +310,7 @@ impl Program {
         programs.collect()
     }
 
-    fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.name == "plimsoll"
     }
 }
@@ -460,7 +461,7 @@ fn has_memory(controllers: Option<&str>) -> bool {
 }
 
 /// The process that holds the lock of the plugin's only instance, beside the runtime's socket; `None` is unknown.
-fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
+pub(crate) fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
     let locks = read(&host.join("proc/locks")).ok()??;
     let lock = match socket.parent()?.join("plimsoll.lock").metadata() {
         Ok(lock) => lock,
@@ -738,7 +739,8 @@ impl Facts {
         }
         for Runtime { kind, settings, .. } in &present {
             for problem in settings.problems.iter().take(MOST_NAMES) {
-                let advice = format!("mend it; {} may not start with it", kind.name);
+                let advice =
+                    format!("mend it where {} does not take it; what is told of NRI here is without it", kind.name);
                 findings.push(Finding::warning(CHECK, problem, advice));
             }
             if settings.takes_no_connections {
@@ -887,7 +889,7 @@ impl Facts {
             (None, Some(None) | None) if findings.is_empty() => findings.push(Finding::warning(
                 CHECK,
                 format!("neither {PLUGINS}/90-plimsoll nor a plimsoll.service is there"),
-                "install one of them",
+                "plimsoll install",
             )),
             (Some(way), Some(None)) if self.nri == Socket::Listens => findings.push(Finding::warning(
                 CHECK,
@@ -1854,7 +1856,7 @@ mod tests {
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(path, &text).unwrap();
             }
-            let settings = [Settings::of_containerd(root.path()), Settings::of_crio(root.path())];
+            let settings = [Settings::of_containerd(root.path(), None), Settings::of_crio(root.path())];
             prop_assert!(settings.iter().all(|settings| settings.files == 1));
         }
     }

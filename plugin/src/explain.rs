@@ -152,8 +152,8 @@ impl fmt::Display for ContainerKind {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KnobExplanation {
-    /// What the file will hold before the kernel rounds it to pages: bytes or `max`. Absent if it is left alone.
-    pub value: Option<String>,
+    /// What the file will hold before the kernel rounds it to pages: bytes or `"max"`. Absent if it is left alone.
+    pub value: Option<Limit>,
     /// `set`, `default` or `leave-alone`.
     pub setting: &'static str,
     /// Why, in a sentence.
@@ -169,7 +169,7 @@ impl KnobExplanation {
             Setting::Default => ("default", None),
             Setting::LeaveAlone => ("leave-alone", None),
         };
-        Self { value: value.map(|value| value.to_string()), setting, reason: decision.reason.to_string(), bytes }
+        Self { value, setting, reason: decision.reason.to_string(), bytes }
     }
 }
 
@@ -239,17 +239,27 @@ pub(crate) struct Mistake {
 }
 
 /// A list's items, or the document itself, each with its JSON pointer in the document.
-pub(crate) fn opened(document: Value) -> Vec<(String, Value)> {
-    match document {
-        Value::Object(mut object) if object.get("kind").is_some_and(|kind| kind == "List") => {
-            match object.remove("items") {
-                Some(Value::Array(items)) => {
-                    items.into_iter().enumerate().map(|(index, item)| (format!("/items/{index}"), item)).collect()
+///
+/// The items of a list of one kind, such as a PodList, need not say theirs.
+pub(crate) fn opened(mut document: Value) -> Vec<(String, Value)> {
+    let kind = document.get("kind").and_then(Value::as_str);
+    let Some(of_items) = kind.and_then(|kind| kind.strip_suffix("List")).map(str::to_owned) else {
+        return vec![(String::new(), document)];
+    };
+    match document.get_mut("items") {
+        Some(Value::Array(items)) => {
+            let opened = items.drain(..).enumerate().map(|(index, mut item)| {
+                if let Value::Object(item) = &mut item
+                    && !of_items.is_empty()
+                {
+                    item.entry("kind").or_insert_with(|| of_items.clone().into());
                 }
-                _ => Vec::new(),
-            }
+                (format!("/items/{index}"), item)
+            });
+            opened.collect()
         }
-        document => vec![(String::new(), document)],
+        _ if of_items.is_empty() => Vec::new(),
+        _ => vec![(String::new(), document)],
     }
 }
 
@@ -657,7 +667,7 @@ spec:
 ";
         let explanation = explained(manifest);
         let container = &explanation.pods[0].containers[0];
-        assert_eq!(container.memory_high.value.as_deref(), Some("33554432"));
+        assert_eq!(container.memory_high.value, Some(Limit::Bytes(Bytes::new(33_554_432))));
         assert_eq!(
             container.notes,
             [
@@ -680,6 +690,19 @@ spec:
         let objects: Vec<_> = explanation.pods.iter().map(|pod| pod.object.as_str()).collect();
         assert_eq!(objects, ["Deployment d", "CronJob c"]);
         assert_eq!(explanation.skipped, ["Service n/s"]);
+        // As the API server has it, where items do not say what they are.
+        for (kind, item) in [
+            ("PodList", "{metadata: {name: p}, spec: {containers: [{name: a}]}}".to_owned()),
+            ("DeploymentList", format!("{{metadata: {{name: d}}, spec: {{template: {template}}}}}")),
+        ] {
+            let explanation = explained(&format!("kind: {kind}\nitems: [{item}, {item}]"));
+            assert_eq!((explanation.pods.len(), explanation.skipped.len()), (2, 0), "{kind}");
+            assert!(
+                explanation.pods[0].object.starts_with(kind.trim_end_matches("List")),
+                "{}",
+                explanation.pods[0].object
+            );
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod doctor;
 pub mod explain;
 pub mod guard;
 pub mod hierarchy;
+pub mod install;
 pub mod kills;
 pub mod lint;
 pub mod node;

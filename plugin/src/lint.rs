@@ -547,9 +547,9 @@ impl fmt::Display for Looked {
         let Self { file, place, object, qos_class, ratio, container } = self;
         let ratio = ratio.map_or(String::new(), |ratio| format!(", limit {} times the request", times(ratio)));
         writeln!(f, "{}:{}: {object}, {} {}:", file.shown, place.line, container.kind, container.name)?;
-        let value = |knob: &KnobExplanation| match knob.value.as_deref().map(str::parse) {
-            Some(Ok(Limit::Bytes(bytes))) => bytes.approx(),
-            Some(_) => "max".to_owned(),
+        let value = |knob: &KnobExplanation| match knob.value {
+            Some(Limit::Bytes(bytes)) => bytes.approx(),
+            Some(Limit::Max) => "max".to_owned(),
             None => "unknown".to_owned(),
         };
         let [min, low, high] = [&container.memory_min, &container.memory_low, &container.memory_high].map(value);
@@ -970,6 +970,12 @@ spec:
             report(&format!("{{\"kind\": \"List\", \"items\": [{{kind: Pod, {spec}}}, {{kind: Pod, {spec}}}]}}")).pods,
             2
         );
+        // A finding is on its line also where the item does not say its kind.
+        assert_eq!(
+            rules("kind: PodList\nitems:\n- spec:\n    containers: [{name: a}]\n"),
+            rules("kind: List\nitems:\n- spec:\n    containers: [{name: a}]\n  kind: Pod\n")
+        );
+        assert_eq!(report("kind: PodList\n---\nkind: AllowList\nitems: {a: 1}\n---\nkind: List").pods, 0);
     }
 
     #[test]
@@ -999,7 +1005,7 @@ spec:
         let json = serde_json::to_value(&report).unwrap();
         let app = &json["containers"][2];
         assert_eq!((&app["name"], &app["line"], &app["qosClass"]), (&json!("app"), &json!(20), &json!("Burstable")));
-        assert_eq!((&app["ratio"], &app["memoryMin"]["value"]), (&json!(8.0), &json!("134217728")));
+        assert_eq!((&app["ratio"], &app["memoryMin"]["value"]), (&json!(8.0), &json!(134_217_728)));
         assert_eq!(json["containers"][1]["kind"], "sidecar");
         assert_eq!(json["containers"][0]["ratio"], Value::Null);
         let finding = &json["findings"][4];

@@ -21,7 +21,7 @@ use crate::{Failure, load_config, print, quantity, read_file, shown};
 #[command(
     long_about = "\
 Check requests and limits of memory in Kubernetes manifests: of pods, of objects with a pod template such as Deployments, \
-StatefulSets, DaemonSets, Jobs and CronJobs, and of Lists of these. Other objects are passed over. A file may hold several \
+StatefulSets, DaemonSets, Jobs and CronJobs, and of lists of these. Other objects are passed over. A file may hold several \
 documents; a broken one is reported and hides nothing of the others. Directories are searched to any depth for *.yaml, *.yml \
 and *.json; symbolic links to directories are not followed. Templates have to be rendered first: helm template . | plimsoll \
 lint -

@@ -1,7 +1,9 @@
 //! The `plimsoll` program.
 
+mod installer;
 mod lint_files;
 mod log;
+mod notify;
 mod restore;
 mod run;
 mod status;
@@ -21,6 +23,7 @@ use plimsoll::node::NodeMemory;
 use plimsoll::policy::Node;
 use plimsoll::units::{Bytes, PageSize};
 
+use crate::installer::{Install, Uninstall};
 use crate::log::LogFormat;
 use crate::status::StatusCommand;
 
@@ -48,6 +51,8 @@ struct Cli {
 enum Command {
     Run(Run),
     Status(StatusCommand),
+    Install(Install),
+    Uninstall(Uninstall),
     Restore(Restore),
     Doctor(Doctor),
     Check(Check),
@@ -63,7 +68,7 @@ enum Command {
     long_about = "\
 Run the plugin. It connects to the container runtime, sets the values of containers that are created or updated, brings \
 those that run to theirs, and reconnects when the runtime restarts. Stop it with SIGTERM or SIGINT; containers keep \
-their values.
+their values. SIGUSR2 has it start anew in the same process, from what is in the program's file by then.
 
 Configuration comes from --config, or else from the runtime's drop-in: /etc/nri/conf.d/90-plimsoll.conf or plimsoll.conf. \
 Changes of the file take effect at once. See plimsoll check --help for the fields.
@@ -102,7 +107,7 @@ changed it; the container runtime's stored values, too. Processor values and mem
 restarted. Prints what was changed, as CGROUP FILE: BEFORE -> NOW.
 
 Works with the plugin running or not. From then on the plugin sets nothing, also after a restart, until --undo or the next \
-boot. To uninstall, call this, then stop and remove the plugin. Calling it again does no harm.",
+boot. plimsoll uninstall calls this first. Calling it again does no harm.",
     after_long_help = "\
 Examples:
   plimsoll restore
@@ -296,13 +301,34 @@ impl Failure {
     }
 }
 
+/// Lets names of hosts be looked up in /etc/hosts and DNS alone. For what /etc/nsswitch.conf may have besides, a static program
+/// would load modules of the node, and with them the node's own C library, which is another one than it was built with.
+#[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+fn look_names_up_alone() {
+    use std::ffi::{c_char, c_int};
+
+    #[allow(unsafe_code)]
+    // SAFETY: declared as in glibc's nss.h.
+    unsafe extern "C" {
+        fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+    }
+    // SAFETY: both end with a zero and are only read; there is no other thread yet.
+    #[allow(unsafe_code)]
+    let status = unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
+    debug_assert_eq!(status, 0, "this is a database, and these are its services");
+}
+
 fn main() -> ExitCode {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    look_names_up_alone();
     // A runtime gives no arguments to what it launches.
     let launched = std::env::args_os().len() < 2 && std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
     let cli = if launched { Cli::parse_from(["plimsoll", "run"]) } else { Cli::parse() };
     let result = match cli.command {
         Command::Run(run) => run.run(),
         Command::Status(status) => status.run(),
+        Command::Install(install) => install.run(),
+        Command::Uninstall(uninstall) => uninstall.run(),
         Command::Restore(restore) => restore.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),

@@ -128,9 +128,13 @@ pub fn margin(limit: Bytes) -> Bytes {
     Bytes::new(limit.get() / MARGIN_PART).max(LEAST_MARGIN)
 }
 
-/// Judges a cut to `limit`.
+/// Judges a cut to `limit` of something that may grow while it is made.
 pub fn cut(limit: Bytes, usage: &Usage) -> Cut {
-    let most = limit.saturating_sub(margin(limit));
+    fits(limit.saturating_sub(margin(limit)), usage)
+}
+
+/// Judges whether it uses no more than `most`.
+pub fn fits(most: Bytes, usage: &Usage) -> Cut {
     if usage.current <= most {
         Cut::Fits
     } else if usage.current.saturating_sub(usage.reclaimable()) <= most {

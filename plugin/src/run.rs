@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,14 +28,15 @@ use plimsoll::report::serve::Server;
 use plimsoll::requests::checkpoint::Checkpoints;
 use plimsoll::service::{OnConfig, Parts, Service};
 use plimsoll::stalls::Stalls;
+use rustix::fs::Access;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::log::{self, Level};
-use crate::{Failure, Run, load_config, read_file};
+use crate::{Failure, Run, load_config, notify, read_file};
 
 /// How long nothing must have happened in the configuration's directory for its file to be read.
 const QUIET: Duration = Duration::from_millis(200);
@@ -43,11 +45,13 @@ impl Run {
     /// Runs the plugin until it is told to stop, or the runtime that launched it ends.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let (level, is_read) = log::start(self.log_format);
+        // Before somebody replaces the file, after which it has another name.
+        let program = std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
         let result = match Launched::from_env() {
-            Ok(None) => self.plugin(None, level),
+            Ok(None) => self.plugin(None, level, &program),
             // The runtime kills the process that it launched when it drops the plugin, and never launches it again.
             Ok(Some(launched)) => match launched.detach() {
-                Ok(launched) => self.plugin(Some(launched), level),
+                Ok(launched) => self.plugin(Some(launched), level, &program),
                 Err(status) => {
                     let code = status.code().and_then(|code| u8::try_from(code).ok());
                     return Ok(ExitCode::from(code.unwrap_or(1)));
@@ -66,7 +70,9 @@ impl Run {
         }
     }
 
-    fn plugin(self, launched: Option<Launched>, level: Level) -> Result<ExitCode, Failure> {
+    fn plugin(self, launched: Option<Launched>, level: Level, program: &Path) -> Result<ExitCode, Failure> {
+        let successor = launched.as_ref().map(Launched::successor).transpose();
+        let successor = successor.context("keep what a new version needs").map_err(Failure::Runtime)?;
         let identity = match &launched {
             Some(launched) => launched.identity().clone(),
             None => Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?,
@@ -76,10 +82,10 @@ impl Run {
             None => drop_ins(&identity),
         };
         let config = match (&launched, &self.config) {
-            // The runtime hands it over.
-            (Some(_), None) => Config::default(),
             (_, Some(path)) => load_config(path)?,
-            (None, None) => match files.iter().find(|path| path.exists()) {
+            // The runtime hands it over.
+            (Some(launched), None) if launched.is_connected() => Config::default(),
+            (_, None) => match files.iter().find(|path| path.exists()) {
                 Some(path) => load_config(path)?,
                 None => Config::default(),
             },
@@ -114,7 +120,7 @@ impl Run {
             })
         };
 
-        runtime.block_on(async move {
+        let end = runtime.block_on(async move {
             let containers = node.containers().clone();
             let (service, tasks) = node.into_service(on_config);
             let stub = match launched {
@@ -128,6 +134,7 @@ impl Run {
             let guard = tokio::spawn(tasks.guard().run_when_configured());
             let reconciler = tasks.spawn(stub.runtime());
             let service = stub.plugin().clone();
+            tokio::spawn(notify::keep_informed(service.synchronized()));
             tokio::spawn(async move {
                 configured.notified().await;
                 let config = async {
@@ -145,19 +152,32 @@ impl Run {
             });
             tokio::select! {
                 result = stub.run() => match result {
-                    Ok(()) => Ok(ExitCode::SUCCESS),
+                    Ok(()) => Ok(End::Stop),
                     Err(nri::Error::Configure(refusal)) => Err(Failure::Usage(refusal.into())),
                     Err(error) => Err(Failure::Runtime(error.into())),
                 },
                 result = reconciler => Err(ended(result, "the task that repairs values failed")),
                 result = guard => Err(ended(result, "the task that keeps memory from pods failed")),
-                result = terminated() => {
-                    let signal = result.context("wait for signals").map_err(Failure::Runtime)?;
-                    info!(signal, "stopping; containers keep their values");
-                    Ok(ExitCode::SUCCESS)
-                }
+                result = signalled(program) => result.context("wait for signals").map_err(Failure::Runtime),
             }
-        })
+        });
+        match end? {
+            End::Stop => Ok(ExitCode::SUCCESS),
+            End::Anew => {
+                let mut command = Command::new(program);
+                match std::env::args_os().len() {
+                    // Without arguments only what a runtime launches is told what to do.
+                    0 | 1 => command.arg("run"),
+                    _ => command.args(std::env::args_os().skip(1)),
+                };
+                let error = match successor {
+                    Some(successor) => successor.exec(&mut command),
+                    None => command.exec(),
+                };
+                let error = anyhow::Error::new(error).context(format!("cannot start {}", program.display()));
+                Err(Failure::Runtime(error))
+            }
+        }
     }
 }
 
@@ -194,7 +214,8 @@ impl Node {
             Arc::new(Deferrals::new(root.clone(), containers.clone(), cuts.clone(), reports.clone(), work.clone()));
         let (kills, watcher) =
             Watcher::load(host, root.clone(), containers.clone(), ancestors.clone(), reports.clone(), work.clone());
-        let parts = Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work };
+        let synchronized = watch::Sender::default();
+        let parts = Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work, synchronized };
         Ok(Self { host: host.to_owned(), parts, watcher, todo })
     }
 
@@ -253,12 +274,35 @@ fn ended(result: Result<(), JoinError>, failed: &'static str) -> Failure {
     Failure::Runtime(error.context(failed))
 }
 
-async fn terminated() -> io::Result<&'static str> {
+/// How the plugin ends when all is well.
+enum End {
+    Stop,
+    /// With what is in the program's file by now in its place.
+    Anew,
+}
+
+async fn signalled(program: &Path) -> io::Result<End> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => Ok("SIGINT"),
-        _ = terminate.recv() => Ok("SIGTERM"),
+    let mut replace = signal(SignalKind::user_defined2())?;
+    loop {
+        let signal = tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+            _ = replace.recv() => match rustix::fs::access(program, Access::EXEC_OK) {
+                Ok(()) => {
+                    info!(program = %program.display(), "starting anew; containers keep their values");
+                    return Ok(End::Anew);
+                }
+                Err(error) => {
+                    warn!(program = %program.display(), %error, "cannot start anew: expected a program there; going on");
+                    continue;
+                }
+            },
+        };
+        notify::stopping();
+        info!(signal, "stopping; containers keep their values");
+        return Ok(End::Stop);
     }
 }
 

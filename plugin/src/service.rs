@@ -4,7 +4,7 @@
 //! as a tenth of the runtime's request timeout. Nothing here fails a request: what cannot be understood is
 //! reported and left out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use nri::api::{
     self, ContainerAdjustment, ContainerState, ContainerUpdate, LinuxContainerAdjustment, LinuxResources, PodSandbox,
 };
 use nri::{Configuration, Creation, EventMask, Plugin, Refusal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
@@ -31,7 +31,7 @@ use crate::originals::Values;
 use crate::pod::{PodCgroup, PodUid, Request};
 use crate::policy::Setting;
 use crate::reconcile::{Work, memory_limit, update};
-use crate::report::{LowerLimit, Reports, What};
+use crate::report::{LowerLimit, Reports, Subject, What};
 use crate::requests::annotation::{self, Overrides};
 use crate::requests::checkpoint::{Moment, Record};
 use crate::resize::{self, Limits};
@@ -46,6 +46,10 @@ pub(crate) const CUT_BUDGET: u32 = 3;
 /// Why a cut is refused. Constant, since the kubelet makes an Event of each new text and tries again every 10 to 15 s.
 const WOULD_KILL: &str = "memory limit not lowered: the container uses more than that and would be killed; it has to free memory \
                           first, or the limit to be higher (plimsoll's log has the numbers)";
+
+/// The same of a pod, also constant.
+const WOULD_KILL_IN_POD: &str = "memory limit of the pod not lowered: it uses more than that and would have processes killed; it has to free \
+                                 memory first, or the limit to be higher (plimsoll's log has the numbers)";
 
 /// Whether the kubelet has a record of a container could not be found out.
 #[derive(Debug)]
@@ -71,6 +75,7 @@ pub struct Service {
     deferrals: Arc<Deferrals>,
     kills: Arc<Kills>,
     reports: Arc<Reports>,
+    synchronized: watch::Sender<bool>,
 }
 
 /// What the plugin consists of besides the events.
@@ -92,6 +97,8 @@ pub struct Parts {
     pub reports: Arc<Reports>,
     /// Work for the reconcile task.
     pub work: mpsc::UnboundedSender<Work>,
+    /// Whether the runtime has told of its pods and containers, and is still connected.
+    pub synchronized: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Service {
@@ -104,7 +111,7 @@ impl Service {
     /// A plugin on the node whose file system is at `host`, usually `/`. `on_config` is called with each configuration that comes
     /// into force.
     pub fn new(parts: Parts, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
-        let Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work } = parts;
+        let Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work, synchronized } = parts;
         let budget = Mutex::new(Duration::from_millis(200));
         let (host, configured, updates) = (host.into(), AtomicBool::new(false), AtomicU64::new(0));
         Self {
@@ -121,7 +128,13 @@ impl Service {
             deferrals,
             kills,
             reports,
+            synchronized,
         }
+    }
+
+    /// Whether the runtime has told of its pods and containers, and is still connected.
+    pub fn synchronized(&self) -> watch::Receiver<bool> {
+        self.synchronized.subscribe()
     }
 
     /// Goes on with another configuration, and brings all containers to it.
@@ -414,6 +427,7 @@ impl Plugin for Service {
         EventMask::RUN_POD_SANDBOX
             | EventMask::STOP_POD_SANDBOX
             | EventMask::REMOVE_POD_SANDBOX
+            | EventMask::UPDATE_POD_SANDBOX
             | EventMask::CREATE_CONTAINER
             | EventMask::START_CONTAINER
             | EventMask::UPDATE_CONTAINER
@@ -446,16 +460,19 @@ impl Plugin for Service {
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
         // What else the runtime is at is not known yet: it is not to be asked for anything at once.
         let _event = self.event("Synchronize");
+        let alive: Vec<_> = containers.into_iter().filter(|container| !has_ended(container)).collect();
         // Runtimes also tell of sandboxes that have ended and were not removed yet.
+        // That of CRI-O has no process, and with that not the cgroup that is named: whoever has a container that lives does, too.
+        let live: HashSet<&str> = alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
         let is_over = |pod: &PodSandbox| {
             let cgroup = CgroupPath::parse(&pod.linux.get_or_default().cgroups_path).ok();
-            cgroup.is_some_and(|cgroup| matches!(self.root.cgroup(&cgroup), Err(CgroupError::Gone(_))))
+            !live.contains(pod.id.as_str())
+                && cgroup.is_some_and(|cgroup| matches!(self.root.cgroup(&cgroup), Err(CgroupError::Gone(_))))
         };
         self.ancestors.synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
         let page = self.page_size();
         let pods: HashMap<&str, &PodSandbox> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
-        let alive = containers.into_iter().filter(|container| !has_ended(container));
-        let known = alive.filter_map(|container| {
+        let known = alive.into_iter().filter_map(|container| {
             let Some(pod) = pods.get(container.pod_sandbox_id.as_str()) else {
                 warn!(container = container.id, pod = container.pod_sandbox_id, "the runtime told of no such pod");
                 return None;
@@ -470,7 +487,12 @@ impl Plugin for Service {
         self.kills.synchronize(running.collect());
         // In the reply it would keep the runtime locked until the last container is updated.
         self.enqueue(Work::All);
+        self.synchronized.send_replace(true);
         Ok(Vec::new())
+    }
+
+    async fn disconnected(&self) {
+        self.synchronized.send_replace(false);
     }
 
     async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
@@ -489,6 +511,50 @@ impl Plugin for Service {
         let _event = self.event("RemovePodSandbox");
         self.sandbox_ended(&pod.id);
         Ok(())
+    }
+
+    /// The kubelet is about to set the pod's own limit, by itself: all that is asked is whether it may (from Kubernetes 1.37 on it heeds
+    /// the answer). It sets nothing that is lower before the containers have theirs.
+    async fn update_pod_sandbox(
+        &self,
+        pod: PodSandbox,
+        overhead: LinuxResources,
+        resources: LinuxResources,
+    ) -> Result<(), Refusal> {
+        let _event = self.event("UpdatePodSandbox");
+        let of_memory = |resources: &LinuxResources| resources.memory.get_or_default().limit.get_or_default().value;
+        // Processor time alone, or no limit.
+        let (Ok(limit @ 1..), Some(sandbox)) = (u64::try_from(of_memory(&resources)), sandbox(&pod)) else {
+            return Ok(());
+        };
+        if self.containers.settings().stand_aside {
+            return Ok(());
+        }
+        let overhead = u64::try_from(of_memory(&overhead)).unwrap_or(0);
+        let limit = self.page_size().round_down(Bytes::new(limit.saturating_add(overhead)));
+        let cgroup = sandbox.place.cgroup();
+        let budget = *lock(&self.budget) * CUT_BUDGET;
+        match self.cuts.make_room_in_pod(&sandbox.id, cgroup, limit, budget).await {
+            Ok(Attempted::NoCut | Attempted::Made) => Ok(()),
+            Ok(Attempted::NotMade { in_force, usage }) => {
+                if let Some(usage) = usage {
+                    let subject = Subject {
+                        pod: Some(format!("{}/{}", printable(&pod.namespace), printable(&pod.name))),
+                        uid: Some(PodUid::new(pod.uid)),
+                        container: None,
+                        cgroup: Some(cgroup.clone()),
+                    };
+                    let cut = LowerLimit { limit: Limit::Bytes(limit), in_force, usage };
+                    self.reports.tell(&subject, &What::CutRejected(cut));
+                }
+                Err(Refusal::new(WOULD_KILL_IN_POD))
+            }
+            Err(error) => {
+                // Whoever asks for it may do so.
+                debug!(pod = printable(&pod.name), %error, "cannot make room for a pod's lower limit");
+                Ok(())
+            }
+        }
     }
 
     async fn create_container(&self, pod: PodSandbox, container: api::Container) -> Result<Creation, Refusal> {
@@ -553,8 +619,15 @@ impl Plugin for Service {
         Ok(Creation { adjust, update: Vec::new() })
     }
 
-    async fn start_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+    async fn start_container(&self, pod: PodSandbox, container: api::Container) -> Result<(), Refusal> {
         let _event = self.event("StartContainer");
+        // It was being created while this plugin registered: CRI-O asks the plugins that there are first, and tells of it in a
+        // synchronization only when it is done.
+        if self.containers.get(&container.id).is_none() && container.linux.is_some() {
+            self.meet_sandbox(&pod);
+            let unknown = Container { started: false, ..translate(&pod, &container, self.page_size()) };
+            self.resolve(unknown).await;
+        }
         self.containers.started(&container.id);
         if let Some(container) = self.containers.get(&container.id) {
             self.kills.runs(&container);

@@ -20,7 +20,7 @@ use plimsoll::pod::QosClass;
 use plimsoll::policy::Protection;
 use plimsoll::report::Report;
 use plimsoll::report::serve;
-use plimsoll::report::status::{CgroupStatus, ContainerStatus, DownStatus, Level, State, Status, VERSION};
+use plimsoll::report::status::{CgroupStatus, ContainerStatus, DownStatus, Level, NodeStatus, State, Status, VERSION};
 use plimsoll::units::{Bytes, Limit, excerpt, printable};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -101,6 +101,10 @@ pub(crate) struct StatusCommand {
     #[arg(long)]
     json: bool,
 
+    /// Only tell whether it sets anything: exit code 1 if the runtime is not connected, or 'plimsoll restore' was called
+    #[arg(long, conflicts_with_all = ["pod", "namespace", "state", "class", "wide", "watch", "json"])]
+    ready: bool,
+
     /// Where the node's file system is, in which the plugin's socket lies at run/plimsoll
     #[arg(long, value_name = "DIR", default_value = "/")]
     host: PathBuf,
@@ -151,6 +155,13 @@ impl StatusCommand {
     /// What is to be seen now.
     async fn draw(&self, screen: &Screen) -> anyhow::Result<String> {
         let mut status = ask(&self.host).await?;
+        if self.ready {
+            let hindrances: Vec<_> = hindrances(&status.node).collect();
+            if !hindrances.is_empty() {
+                bail!("not ready: {}", hindrances.join("; "));
+            }
+            return Ok("ready\n".to_owned());
+        }
         status.containers.retain(|container| self.is_wanted(container));
         status.down.retain(|down| self.is_wanted_down(down));
         if let Some(pod) = &self.pod
@@ -222,6 +233,13 @@ async fn ask(host: &Path) -> anyhow::Result<Status> {
             socket.display()
         )
     })
+}
+
+/// Why nothing is set, or not for new containers.
+fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
+    let waits = (!node.synchronized).then_some("waiting for the container runtime: new containers get no values");
+    let stands_aside = "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'";
+    waits.into_iter().chain(node.stands_aside.then_some(stands_aside))
 }
 
 /// Where it is drawn.
@@ -398,8 +416,8 @@ fn overview(status: &Status, screen: &Screen) -> String {
         let line = format!("all pods together may use {} (nodeGuard){held}", line.approx());
         let _ = writeln!(text, "{}", screen.cut(&line));
     }
-    if node.stands_aside {
-        text.push_str("'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'\n");
+    for hindrance in hindrances(node) {
+        let _ = writeln!(text, "{}", screen.cut(hindrance));
     }
     // Those of pods are in their stories.
     for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.level != Level::Pod) {
@@ -613,7 +631,7 @@ mod tests {
 
     fn status(containers: &str) -> Status {
         let text = format!(
-            r#"{{"version": 1, "plimsoll": "0", "node": {{"memory": null, "available": null, "allocatable": 1000, "guard": null, "podsMax": null, "standsAside": false,
+            r#"{{"version": 1, "plimsoll": "0", "node": {{"memory": null, "available": null, "allocatable": 1000, "guard": null, "podsMax": null, "synchronized": true, "standsAside": false,
             "requests": 64, "limits": 250, "unlimited": 0, "usage": 50}}, "cgroups": [], "containers": [{containers}], "down": []}}"#
         );
         serde_json::from_str(&text).unwrap()

@@ -258,6 +258,11 @@ impl PageSize {
     pub const fn get(self) -> u64 {
         self.0
     }
+
+    /// What the kernel makes of `bytes` as a limit: whole pages.
+    pub const fn round_down(self, bytes: Bytes) -> Bytes {
+        Bytes::new(bytes.get() / self.0 * self.0)
+    }
 }
 
 impl fmt::Display for PageSize {

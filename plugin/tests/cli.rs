@@ -159,14 +159,12 @@ fn an_explanation_follows_the_configuration() {
     assert_eq!(json["memoryThrottlingFactor"], serde_json::Value::Null);
     let container = &json["pods"][0]["containers"][0];
     assert_eq!((&json["pods"][0]["qosClass"], &container["name"]), (&"Burstable".into(), &"app".into()));
-    for (knob, value, setting) in
-        [("memoryMin", "0", "default"), ("memoryLow", "134217728", "set"), ("memoryHigh", "max", "default")]
-    {
-        assert_eq!(
-            (&container[knob]["value"], &container[knob]["setting"]),
-            (&value.into(), &setting.into()),
-            "{knob}"
-        );
+    for (knob, value, setting) in [
+        ("memoryMin", 0.into(), "default"),
+        ("memoryLow", 134_217_728.into(), "set"),
+        ("memoryHigh", serde_json::Value::from("max"), "default"),
+    ] {
+        assert_eq!((&container[knob]["value"], &container[knob]["setting"]), (&value, &setting.into()), "{knob}");
         assert!(container[knob]["reason"].is_string(), "{knob}");
     }
 }
@@ -328,7 +326,7 @@ fn findings_come_as_json_and_as_sarif_with_paths_from_here() {
         assert_eq!((&place["artifactLocation"]["uri"], &place["region"]["startLine"]), (&"pod.yaml".into(), &7.into()));
         let json = lint(path, "json");
         assert_eq!((&json["findings"][0]["file"], &json["maxRatio"]), (&"pod.yaml".into(), &4.0.into()));
-        assert_eq!(json["containers"][0]["memoryHigh"]["value"], "979787776");
+        assert_eq!(json["containers"][0]["memoryHigh"]["value"], 979_787_776);
     }
 }
 

@@ -8,11 +8,43 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use harness::{Daemon, MIB, Node, Pod, memory_limit, unified};
 use nri::NriVersion;
 use nri::api::LinuxResources;
 use nri::runtime::Options;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::UnixDatagram;
+use tokio::time::{sleep, timeout};
+
+/// `daemon` is what launched the plugin, and dies.
+async fn ends_with_its_runtime(node: &Node, daemon: &mut Daemon, runtime: &harness::Runtime) {
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    runtime.connection.closed().await;
+    tokio::select! {
+        biased;
+        _ = node.trunk() => panic!("the plugin outlived the runtime that launched it"),
+        _ = async { while daemon.messages.recv().await.is_some() {} } => {}
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_values_when_it_starts() {
+    let node = Node::new();
+    node.checkpoint("actuated_pods_state", &[("late", "app", 32 * MIB)]);
+    let _daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let pod = Pod::new("burstable", "late", 64 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.started(&pod).await;
+    let updates = runtime.serve_update(&[&pod]).await;
+    assert_eq!(updates[&pod.container.id]["memory.min"], (32 * MIB).to_string());
+    runtime.holds(&pod.cgroup(), "memory.min", 32 * MIB).await;
+}
 
 #[tokio::test]
 async fn containers_of_each_class_get_their_values_at_create() {
@@ -539,14 +571,7 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
     assert_eq!(runtime.serve_update(&[&pod]).await["id-e"], unified(&[("memory.high", 2048 * MIB)]));
 
     // The runtime dies.
-    daemon.child.kill().unwrap();
-    daemon.child.wait().unwrap();
-    runtime.connection.closed().await;
-    tokio::select! {
-        biased;
-        _ = node.trunk() => panic!("the plugin outlived the runtime that launched it"),
-        _ = async { while daemon.messages.recv().await.is_some() {} } => {}
-    }
+    ends_with_its_runtime(&node, &mut daemon, &runtime).await;
 }
 
 #[tokio::test]
@@ -602,4 +627,99 @@ fn a_node_without_cgroup_v2_is_exit_code_1() {
     assert_eq!(output.status.code(), Some(1));
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.contains(&Path::new("sys/fs/cgroup").display().to_string()), "{message}");
+}
+
+/// A service manager's socket, and a plugin that is to be watched by it, with a ping every 50 ms.
+fn service(node: &Node) -> (Daemon, UnixDatagram) {
+    let path = node.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.args(node.arguments()).arg("--config").arg(node.path("plimsoll.yaml"));
+    command.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", "100000");
+    (Daemon::spawn(command), manager)
+}
+
+/// Waits until the service manager is told something with this text; what it is told before that goes with it.
+async fn told(manager: &UnixDatagram, text: &str) -> String {
+    let mut said = String::new();
+    while !said.contains(text) {
+        let mut bytes = [0; 4096];
+        let length = timeout(Duration::from_secs(60), manager.recv(&mut bytes)).await.expect(&said).unwrap();
+        said += &String::from_utf8_lossy(&bytes[..length]);
+    }
+    said
+}
+
+#[tokio::test]
+async fn a_service_is_ready_when_it_is_synchronized_and_says_what_it_waits_for() {
+    let node = Node::new();
+    let (daemon, manager) = service(&node);
+    let runtime = node.accept().await;
+    let said = told(&manager, "WATCHDOG=1").await;
+    assert!(said.contains("STATUS=waiting for the container runtime\n"), "{said}");
+    // Connected, registered and configured, and not told of containers yet.
+    assert!(!said.contains("READY=1"), "{said}");
+    runtime.synchronize(&[]).await;
+    let said = told(&manager, "READY=1").await;
+    assert!(said.ends_with("STATUS=connected to the container runtime and synchronized\n"), "{said}");
+    drop(runtime);
+    told(&manager, "STATUS=waiting for the container runtime").await;
+    daemon.signal(Signal::TERM);
+    told(&manager, "STOPPING=1").await;
+    assert!(daemon.ends().await.success());
+}
+
+#[tokio::test]
+async fn a_loop_that_hangs_does_not_feed_the_watchdog() {
+    let node = Node::new();
+    let (_daemon, manager) = service(&node);
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    told(&manager, "READY=1").await;
+    told(&manager, "WATCHDOG=1").await;
+    // Its reader waits for whoever has it open to write something. Only when it is being read can it be opened like this.
+    let status = Command::new("mkfifo").arg(node.path("new")).status().unwrap();
+    assert!(status.success());
+    fs::rename(node.path("new"), node.path("plimsoll.yaml")).unwrap();
+    let writer = timeout(Duration::from_secs(60), async {
+        loop {
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+            if let Ok(writer) = rustix::fs::open(node.path("plimsoll.yaml"), flags, Mode::empty()) {
+                return writer;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let writer = writer.await.expect("the configuration is read");
+    while manager.try_recv(&mut [0; 4096]).is_ok() {}
+    let told_while_hanging = timeout(Duration::from_secs(1), manager.recv(&mut [0; 4096])).await;
+    assert!(told_while_hanging.is_err());
+    drop(writer);
+    told(&manager, "WATCHDOG=1").await;
+}
+
+#[tokio::test]
+async fn a_launched_plugin_is_replaced_by_a_new_version_with_one_reconnection() {
+    let node = Node::new();
+    let (mut daemon, trunk) = node.launch();
+    let runtime = node.serve(trunk, Options::default()).await;
+    runtime.synchronize(&[]).await;
+    daemon.says("synchronized").await;
+    let waits = launched_process(&daemon).as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{waits}/task/{waits}/children")).unwrap();
+    let plugin = Pid::from_raw(children.trim().parse().unwrap()).unwrap();
+    let started = || fs::metadata(format!("/proc/{waits}/exe")).is_ok();
+
+    kill_process(plugin, Signal::USR2).unwrap();
+    daemon.says("starting anew").await;
+    runtime.connection.closed().await;
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    daemon.says("synchronized").await;
+    // The same process: whoever waits for it does so still.
+    assert!(started());
+    let line = fs::read_to_string(format!("/proc/{}/cmdline", plugin.as_raw_nonzero())).unwrap();
+    assert!(line.contains("\0run\0"), "{line}");
+
+    ends_with_its_runtime(&node, &mut daemon, &runtime).await;
 }

@@ -1,4 +1,4 @@
-//! What is in deploy/ for Prometheus and Grafana, against the metrics that there really are.
+//! What is in deploy/kustomize/monitoring for Prometheus and Grafana, against the metrics that there really are.
 
 #![allow(clippy::unwrap_used)]
 
@@ -22,7 +22,7 @@ const OF_SCRAPES: [&str; 2] = ["instance", "job"];
 type Series = (String, BTreeMap<String, String>);
 
 fn deploy(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "../deploy", name].iter().collect()
+    [env!("CARGO_MANIFEST_DIR"), "../deploy/kustomize/monitoring", name].iter().collect()
 }
 
 fn yaml(name: &str) -> Value {
@@ -277,4 +277,21 @@ async fn there_are_as_many_series_with_many_pods_as_with_few() {
         counts.push(series(&Node::metrics(&node).await).len());
     }
     assert_eq!(counts, [counts[0]; 5]);
+}
+
+/// Kustomize has no means to put a file into an object.
+#[test]
+fn the_operator_s_rule_has_the_alerts_of_alerts_yaml() {
+    let rule = fs::read_to_string(deploy("prometheusrule.yaml")).unwrap();
+    let alerts = fs::read_to_string(deploy("alerts.yaml")).unwrap();
+    let (head, _) = rule.split_once("\nspec:\n").unwrap();
+    let groups = alerts.lines().skip_while(|line| !line.starts_with("groups:"));
+    let indented = groups.map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") });
+    let expected = format!("{head}\nspec:\n{}", indented.collect::<String>());
+    if std::env::var_os("PLIMSOLL_REGENERATE").is_some() {
+        fs::write(deploy("prometheusrule.yaml"), expected).unwrap();
+        return;
+    }
+    assert!(rule == expected, "run: PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test deploy operator");
+    assert_eq!(yaml("prometheusrule.yaml")["spec"], yaml("alerts.yaml"));
 }

@@ -25,7 +25,7 @@ const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debu
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An API server with the rights of `deploy/rbac.yaml`.
+/// An API server with the rights of `deploy/kustomize/base/rbac.yaml`.
 struct Cluster {
     server: ApiServer,
     administrator: Client,
@@ -140,9 +140,9 @@ async fn is_ready(client: &Client) -> bool {
         && namespaces.get("default").await.is_ok()
 }
 
-/// `kubectl apply -f deploy/rbac.yaml`
+/// `kubectl apply -f deploy/kustomize/base/rbac.yaml`
 async fn apply(administrator: &Client) {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rbac.yaml")).unwrap();
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/rbac.yaml")).unwrap();
     let new = PostParams::default();
     for document in text.split("\n---\n") {
         let object: Value = serde_saphyr::from_str(document).unwrap();

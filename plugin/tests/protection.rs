@@ -6,10 +6,9 @@ mod harness;
 
 use std::collections::HashMap;
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, unified};
+use harness::{Daemon, MIB, Node, Pod, Runtime, restore, unified};
 use nri::api::Event;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -367,14 +366,6 @@ async fn two_hundred_pods_come_and_go_and_every_sum_is_exact() {
     for (pod, claim) in &alive {
         runtime.holds(&pod.cgroup(), "memory.min", *claim).await;
     }
-}
-
-async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-    command.arg("restore").args(node.arguments().into_iter().skip(1)).args(arguments);
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
-    (output.status.code(), said)
 }
 
 fn defaults() -> HashMap<String, String> {

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use nri::NriVersion;
 use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;
 
@@ -188,6 +189,56 @@ async fn cut(runtime: &Runtime, pod: &Pod, limit: i64) -> Result<HashMap<String,
 fn files(cgroup: &Path) -> Vec<String> {
     let names = ["memory.min", "memory.low", "memory.high", "memory.max"];
     names.map(|name| fs::read_to_string(cgroup.join(name)).unwrap().trim_end().to_owned()).into()
+}
+
+#[tokio::test]
+async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let crio = Options {
+        name: "cri-o".into(),
+        version: "1.36.3".into(),
+        nri_version: NriVersion(0, 11, 0),
+        ..Options::default()
+    };
+    let runtime = node.serve(node.trunk().await, crio).await;
+    runtime.synchronize(&[]).await;
+    // The kubelet has lowered its container's limit before.
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    let cgroup = runtime.path(&pod.cgroup());
+    runtime.set_file(&pod.cgroup(), "memory.max", &(250 * MIB).to_string());
+    fs::write(cgroup.join("memory.stat"), format!("inactive_anon {}\ninactive_file {}\n", 118 * MIB, 10 * MIB))
+        .unwrap();
+    fs::write(cgroup.join("memory.current"), format!("{}\n", 128 * MIB)).unwrap();
+    let ask = async |overhead: i64, limit: i64| {
+        let (overhead, limit) = (memory_limit(overhead), memory_limit(limit));
+        runtime.connection.update_pod_sandbox(pod.sandbox.clone(), overhead, limit).await
+    };
+    for _ in 0..2 {
+        let refusal = ask(0, 118 * MIB - 1).await.unwrap_err().to_string();
+        assert!(refusal.contains("memory limit of the pod not lowered"), "{refusal}");
+    }
+    let line = daemon.says("refused to lower the limit").await;
+    let parts =
+        ["desired=123727872", "observed=262144000", "usage=134217728", "reclaimable=10485760", "outcome=rejected"];
+    assert!(parts.iter().all(|part| line.contains(part)) && !line.contains("container="), "{line}");
+    // What is not lower, or nothing about memory, is nobody's concern; what the pod takes by itself counts.
+    for (overhead, limit) in [(0, 250 * MIB), (0, 0), (10 * MIB, 240 * MIB)] {
+        ask(overhead, limit).await.unwrap();
+    }
+    // Page cache makes room, to the byte.
+    harness::reclaims(cgroup.clone(), 128 * MIB, 10 * MIB);
+    ask(0, 118 * MIB).await.unwrap();
+    assert_eq!(fs::read_to_string(cgroup.join("memory.current")).unwrap().trim(), (118 * MIB).to_string());
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (250 * MIB).to_string(), "it is the kubelet's to set");
+    // Where containers may grow beyond that together, there has to be a margin, of 4 %.
+    let side = beside(&pod, "side", 100 * MIB);
+    runtime.make_cgroup(&side);
+    runtime.run(&side).await;
+    ask(0, 122 * MIB).await.unwrap_err();
+    ask(0, 123 * MIB).await.unwrap();
 }
 
 #[tokio::test]

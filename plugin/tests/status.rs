@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use harness::{MIB, Node, Pod, Runtime, get, memory_limit, start};
+use harness::{MIB, Node, Pod, Runtime, get, memory_limit, restore, start};
 use serde_json::Value;
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
@@ -349,4 +349,41 @@ async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
     runtime.holds("kubepods", "memory.max", 3072 * MIB).await;
     let (text, _) = status(&node, &[]).await;
     assert!(text.contains("all pods together may use 3Gi (nodeGuard)\n"), "{text}");
+}
+
+#[tokio::test]
+async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stand_aside() {
+    let (node, mut daemon, runtime) = start(CONFIG).await;
+    let is_ready = async || {
+        let (text, code) = status(&node, &["--ready"]).await;
+        let synchronized = json(&node).await["node"]["synchronized"].as_bool().unwrap();
+        let metric = format!("\nplimsoll_synchronized {}\n", i32::from(synchronized));
+        let metrics = node.metrics().await;
+        assert!(metrics.contains(&metric), "{metrics}");
+        (text, code, synchronized)
+    };
+    let ready = ("ready\n".to_owned(), 0, true);
+    assert_eq!(is_ready().await, ready);
+
+    // Registered again, and not told of containers yet.
+    drop(runtime);
+    let runtime = node.accept().await;
+    let (text, code, synchronized) = is_ready().await;
+    assert!(text.contains("not ready: waiting for the container runtime"), "{text}");
+    assert_eq!((code, synchronized), (1, false));
+    let (text, code) = status(&node, &[]).await;
+    assert!(code == 0 && text.contains("waiting for the container runtime"), "{text}");
+    runtime.synchronize(&[]).await;
+    assert_eq!(is_ready().await, ready);
+
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+    daemon.says("'plimsoll restore' was called").await;
+    let (text, code, synchronized) = is_ready().await;
+    assert!(text.contains("not ready: 'plimsoll restore' was called") && text.contains("restore --undo"), "{text}");
+    assert_eq!((code, synchronized), (1, true));
+    let (code, said) = restore(&node, &["--undo"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    daemon.says("'plimsoll restore' was undone").await;
+    assert_eq!(is_ready().await, ready);
 }

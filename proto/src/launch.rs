@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus};
 
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -27,11 +28,38 @@ const RUNTIME: &str = "NRI_PLUGIN_RUNTIME_PIDFD";
 /// What a runtime gives to a plugin that it launches.
 #[derive(Debug)]
 pub struct Launched {
-    pub(crate) connection: OwnedFd,
+    /// `None` in a [`Successor`], which makes one of its own.
+    pub(crate) connection: Option<OwnedFd>,
     pub(crate) identity: Identity,
     /// The process of the runtime, if it can be watched. Readable when it has ended.
     pub(crate) runtime: Option<OwnedFd>,
     detached: bool,
+}
+
+/// What a plugin that a runtime launched needs to go on as another program: no runtime launches it a second time.
+#[derive(Debug)]
+pub struct Successor {
+    identity: Identity,
+    runtime: Option<OwnedFd>,
+}
+
+impl Successor {
+    /// Replaces this process by `command`, which finds by [`Launched::from_env`] that it was launched. It connects to the runtime's
+    /// socket as what was not, and ends with the runtime all the same. Returns only when that fails.
+    ///
+    /// Nothing of this process goes on: call it last.
+    pub fn exec(self, command: &mut Command) -> io::Error {
+        // As in `detach`.
+        let mut pidfd = -1;
+        if let Some(runtime) = &self.runtime {
+            if let Err(error) = fcntl_setfd(runtime, FdFlags::empty()) {
+                return error.into();
+            }
+            pidfd = runtime.as_raw_fd();
+        }
+        let identity = [(NAME, self.identity.name()), (INDEX, self.identity.index())];
+        command.env_remove(SOCKET).envs(identity).env(RUNTIME, pidfd.to_string()).exec()
+    }
 }
 
 /// What is wrong with the environment of a plugin that a runtime launched.
@@ -51,16 +79,18 @@ pub enum LaunchError {
 impl Launched {
     /// What the runtime that launched this process gave to it, or `None` when no runtime did.
     ///
-    /// Call it once, before anything else opens files: it takes ownership of the descriptor in `NRI_PLUGIN_SOCKET`.
+    /// Call it once, before anything else opens files: it takes ownership of the descriptor in `NRI_PLUGIN_SOCKET`. A
+    /// [`Successor`] has none.
     ///
     /// # Errors
     ///
     /// When `NRI_PLUGIN_SOCKET` is set but what belongs to it is not in order.
     pub fn from_env() -> Result<Option<Self>, LaunchError> {
-        let Some(socket) = std::env::var_os(SOCKET) else {
-            return Ok(None);
+        let connection = match std::env::var_os(SOCKET) {
+            Some(socket) => Some(adopt(SOCKET, socket)?),
+            None if std::env::var_os(RUNTIME).is_some() => None,
+            None => return Ok(None),
         };
-        let connection = adopt(SOCKET, socket)?;
         let text = |variable| std::env::var(variable).unwrap_or_default();
         let identity = Identity::given_by_runtime(text(INDEX), text(NAME));
         let (runtime, detached) = match std::env::var_os(RUNTIME) {
@@ -73,6 +103,21 @@ impl Launched {
     /// The name and index that the runtime gave to the plugin.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Whether the runtime's connection is there, over which it hands over the configuration; not so in a [`Successor`].
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// What is needed to go on as another program later.
+    ///
+    /// # Errors
+    ///
+    /// When a file descriptor cannot be duplicated.
+    pub fn successor(&self) -> io::Result<Successor> {
+        let runtime = self.runtime.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Successor { identity: self.identity.clone(), runtime })
     }
 
     /// Goes on in a process of its own, so that the plugin outlives being dropped.
@@ -89,8 +134,11 @@ impl Launched {
         }
         let spawn = || -> io::Result<_> {
             let mut command = Command::new(std::env::current_exe()?);
-            fcntl_setfd(&self.connection, FdFlags::empty())?;
-            command.args(std::env::args_os().skip(1)).env(SOCKET, self.connection.as_raw_fd().to_string());
+            command.args(std::env::args_os().skip(1));
+            if let Some(connection) = &self.connection {
+                fcntl_setfd(connection, FdFlags::empty())?;
+                command.env(SOCKET, connection.as_raw_fd().to_string());
+            }
             // -1 is not taken for a descriptor, but tells that this is the second process.
             let mut pidfd = -1;
             if let Some(runtime) = &self.runtime {

@@ -90,7 +90,7 @@ mod stub;
 mod version;
 
 pub use event::EventMask;
-pub use launch::{LaunchError, Launched};
+pub use launch::{LaunchError, Launched, Successor};
 pub use plugin::{Configuration, Creation, Plugin, Refusal};
 pub use stub::{DEFAULT_SOCKET, Error, Identity, InvalidIdentity, Runtime, Stub, UpdateError};
 pub use version::{InvalidVersion, NriVersion};

@@ -209,7 +209,7 @@ impl Launched {
     /// does not start, and containerd with it, when a plugin that it launched ends without having registered.
     pub async fn decline(self) {
         let identity = self.identity.clone();
-        if let Ok(connection) = connection(self.connection) {
+        if let Some(Ok(connection)) = self.connection.map(connection) {
             decline(identity, Arc::default(), Some(connection)).await;
         }
     }
@@ -323,9 +323,8 @@ impl<P: Plugin> Stub<P> {
             return self.serve(None).await;
         };
         let runtime = launched.runtime.and_then(watch);
-        let connection = connection(launched.connection).map_err(Error::Connection)?;
+        let mut connection = launched.connection.map(connection).transpose().map_err(Error::Connection)?;
         let serve = async {
-            let mut connection = Some(connection);
             let lock = match self.lock_instance() {
                 Ok(lock) => lock,
                 Err(error) => {

@@ -217,7 +217,11 @@ impl CgroupRoot {
     /// [`CgroupError::Gone`] when there is none of this path.
     pub fn cgroup(&self, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
         match open_beneath(&self.directory, path.as_str(), DIRECTORY) {
-            Ok(directory) => Ok(Cgroup { directory, path: path.clone() }),
+            Ok(directory) => {
+                // Whatever is the matter with it, the cgroup itself is there.
+                let inner = path.as_str().ends_with(".scope").then(|| open_beneath(&directory, SUBGROUP, DIRECTORY));
+                Ok(Cgroup { directory, inner: inner.and_then(Result::ok), path: path.clone() })
+            }
             Err(Errno::NOENT | Errno::NODEV) => Err(CgroupError::Gone(path.clone())),
             Err(error) => {
                 Err(CgroupError::Io { path: path.clone(), operation: "open it".to_owned(), error: error.into() })
@@ -248,6 +252,9 @@ pub struct Pressure {
     pub total: Duration,
 }
 
+/// A number of 20 digits is the longest content of a file with an amount.
+const AMOUNT: usize = 32;
+
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 fn open_beneath(directory: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -255,10 +262,16 @@ fn open_beneath(directory: impl AsFd, path: &str, flags: OFlags) -> Result<Owned
     openat2(directory, path, flags, Mode::empty(), resolve)
 }
 
+/// In a container's scope, crun puts the processes into a cgroup of this name and gives both the same values: the scope as systemd's
+/// properties, this as files. In force is the tighter one of both.
+const SUBGROUP: &str = "container";
+
 /// A cgroup: an open directory.
 #[derive(Debug)]
 pub struct Cgroup {
     directory: OwnedFd,
+    /// That of [`SUBGROUP`] in it.
+    inner: Option<OwnedFd>,
     path: CgroupPath,
 }
 
@@ -277,13 +290,13 @@ impl Cgroup {
         rustix::fs::fstat(&self.directory).map(|stat| stat.st_ino).map_err(|error| self.failed("look at it", error))
     }
 
-    /// Reads one of its files.
+    /// Reads one of its files. Of a container by crun, whose processes are in a cgroup of their own below, the lower value of both.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
     pub fn read(&self, knob: Knob) -> Result<Limit, CgroupError> {
-        self.read_amount(knob.file_name())
+        self.read_lower(knob.file_name())
     }
 
     /// Reads `memory.current`: what it uses, with everything below it.
@@ -301,18 +314,35 @@ impl Cgroup {
     ///
     /// [`CgroupError::Unsupported`] where swap is not accounted for; [`CgroupError::Gone`].
     pub fn swap_max(&self) -> Result<Limit, CgroupError> {
-        self.read_amount(SWAP_MAX)
+        self.read_lower(SWAP_MAX)
+    }
+
+    fn read_lower(&self, name: &'static str) -> Result<Limit, CgroupError> {
+        let own = self.read_amount(name)?;
+        let Some(inner) = &self.inner else { return Ok(own) };
+        match self.read_in(inner, name, AMOUNT).and_then(|text| self.amount(name, &text)) {
+            Ok(inner) => Ok(own.min(inner)),
+            // It goes before the scope does.
+            Err(CgroupError::Gone(_) | CgroupError::Unsupported { .. }) => Ok(own),
+            Err(error) => Err(error),
+        }
     }
 
     fn read_amount(&self, name: &'static str) -> Result<Limit, CgroupError> {
-        // A number of 20 digits is the longest content.
-        let text = self.read_text(name, 32)?;
+        self.amount(name, &self.read_text(name, AMOUNT)?)
+    }
+
+    fn amount(&self, name: &'static str, text: &str) -> Result<Limit, CgroupError> {
         text.trim_end_matches('\n').parse().map_err(|error: LimitError| self.malformed(name, error))
     }
 
     /// Reads a file of which no more than `most` bytes matter.
     fn read_text(&self, name: &'static str, most: usize) -> Result<String, CgroupError> {
-        let file = self.open(name, OFlags::RDONLY)?;
+        self.read_in(&self.directory, name, most)
+    }
+
+    fn read_in(&self, directory: &OwnedFd, name: &'static str, most: usize) -> Result<String, CgroupError> {
+        let file = self.open_in(directory, name, OFlags::RDONLY)?;
         let mut buffer = vec![0; most];
         // The kernel gives such a file whole or not at all.
         let length =
@@ -321,19 +351,28 @@ impl Cgroup {
     }
 
     fn write_text(&self, name: &'static str, text: &str) -> Result<(), CgroupError> {
+        self.write_in(&self.directory, name, text)
+    }
+
+    fn write_in(&self, directory: &OwnedFd, name: &'static str, text: &str) -> Result<(), CgroupError> {
         // Truncation means nothing to the kernel here.
-        let file = self.open(name, OFlags::WRONLY | OFlags::TRUNC)?;
+        let file = self.open_in(directory, name, OFlags::WRONLY | OFlags::TRUNC)?;
         rustix::io::write(&file, text.as_bytes()).map_err(|error| self.failed(format!("write {name}"), error))?;
         Ok(())
     }
 
-    /// Writes one of its files. The kernel keeps whole pages, rounded down.
+    /// Writes one of its files. The kernel keeps whole pages, rounded down. Of a container by crun, both that there are.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile; what the kernel says otherwise.
     pub fn write(&self, knob: Knob, value: Limit) -> Result<(), CgroupError> {
-        self.write_text(knob.file_name(), &value.to_string())
+        let text = value.to_string();
+        self.write_text(knob.file_name(), &text)?;
+        match self.inner.as_ref().map(|inner| self.write_in(inner, knob.file_name(), &text)) {
+            None | Some(Ok(()) | Err(CgroupError::Gone(_) | CgroupError::Unsupported { .. })) => Ok(()),
+            Some(Err(error)) => Err(error),
+        }
     }
 
     /// Reads `cpu.max`.
@@ -456,7 +495,12 @@ impl Cgroup {
     ///
     /// [`CgroupError::Unsupported`] before kernel 5.19; [`CgroupError::Gone`].
     pub fn reclaim(&self, amount: Bytes) -> Result<bool, CgroupError> {
-        match self.write_text(RECLAIM, &amount.to_string()) {
+        // Where all is in the inner cgroup, its memory.min would keep that from what is reclaimed further up.
+        let reclaimed = match &self.inner {
+            Some(inner) => self.write_in(inner, RECLAIM, &amount.to_string()),
+            None => self.write_text(RECLAIM, &amount.to_string()),
+        };
+        match reclaimed {
             Ok(()) => Ok(true),
             Err(CgroupError::Io { error, .. }) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
@@ -482,8 +526,8 @@ impl Cgroup {
         Ok(children)
     }
 
-    fn open(&self, name: &'static str, flags: OFlags) -> Result<OwnedFd, CgroupError> {
-        match open_beneath(&self.directory, name, flags | OFlags::CLOEXEC) {
+    fn open_in(&self, directory: &OwnedFd, name: &'static str, flags: OFlags) -> Result<OwnedFd, CgroupError> {
+        match open_beneath(directory, name, flags | OFlags::CLOEXEC) {
             Err(Errno::NOENT) if self.is_removed() => Err(CgroupError::Gone(self.path.clone())),
             Err(Errno::NOENT) => Err(CgroupError::Unsupported { path: self.path.clone(), file: name }),
             result => result.map_err(|error| self.failed(format!("open {name}"), error)),
@@ -578,6 +622,35 @@ mod tests {
         assert!(!tree.0.path().join("a/memory.low").exists());
         fs::remove_dir_all(tree.0.path().join("a")).unwrap();
         assert!(matches!(cgroup.write(Knob::Min, Limit::Max), Err(CgroupError::Gone(_))));
+    }
+
+    #[test]
+    fn a_container_by_crun_has_its_values_twice_and_the_tighter_count() {
+        let tree = Tree::new();
+        let files =
+            |high: &'static str| [("memory.high", high), ("memory.swap.max", "8192\n"), ("memory.current", "1\n")];
+        tree.make("a/crio-1.scope", &files("8192\n"));
+        tree.make("a/crio-1.scope/container", &files("4096\n"));
+        tree.make("a/other", &files("8192\n"));
+        tree.make("a/other/container", &files("4096\n"));
+        let bytes = |bytes| Limit::Bytes(Bytes::new(bytes));
+        let cgroup = tree.cgroup("a/crio-1.scope").unwrap();
+        assert_eq!(cgroup.read(Knob::High).unwrap(), bytes(4096));
+        cgroup.write(Knob::High, Limit::Max).unwrap();
+        for path in ["a/crio-1.scope", "a/crio-1.scope/container"] {
+            assert_eq!(fs::read_to_string(tree.0.path().join(path).join("memory.high")).unwrap(), "max", "{path}");
+        }
+        tree.make("a/crio-1.scope/container", &[("memory.reclaim", "")]);
+        assert!(cgroup.reclaim(Bytes::new(4096)).unwrap(), "not where the inner one's memory.min counts");
+        tree.make("a/crio-1.scope/container", &[("memory.swap.max", "0\n")]);
+        assert_eq!(cgroup.swap_max().unwrap(), bytes(0), "crun gives the scope more");
+        fs::remove_dir_all(tree.0.path().join("a/crio-1.scope/container")).unwrap();
+        assert_eq!(cgroup.read(Knob::High).unwrap(), Limit::Max);
+        cgroup.write(Knob::High, bytes(8192)).unwrap();
+        // What a container's own processes make in another cgroup is theirs.
+        let other = tree.cgroup("a/other").unwrap();
+        other.write(Knob::High, Limit::Max).unwrap();
+        assert_eq!(tree.cgroup("a/other/container").unwrap().read(Knob::High).unwrap(), bytes(4096));
     }
 
     #[test]

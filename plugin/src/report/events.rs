@@ -123,7 +123,9 @@ impl Source {
         };
         // What is tried again, and when, is decided here.
         config.default_retry = false;
-        Ok(Client::try_from(config)?)
+        // It runs the program that gives a token, where there is one, and waits for it: one at a time, and not here, where a program that
+        // hangs would keep anybody from saying so.
+        Ok(tokio::task::spawn_blocking(move || Client::try_from(config)).await??)
     }
 }
 
@@ -193,7 +195,8 @@ struct Told {
     namespace: String,
     pod: String,
     uid: String,
-    container: String,
+    /// `None`: it is of the pod itself.
+    container: Option<String>,
     identity: Identity,
     action: &'static str,
     is_warning: bool,
@@ -209,9 +212,9 @@ impl Told {
     fn of(subject: &Subject, what: &What) -> Option<Self> {
         let action = action(what.kind())?;
         let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
-        let (uid, container) = (subject.uid.as_ref()?.as_str(), subject.container.as_ref()?);
+        let (uid, container) = (subject.uid.as_ref()?.as_str(), &subject.container);
         let is_possible = is_label(namespace)
-            && is_label(container)
+            && container.as_deref().is_none_or(is_label)
             && pod.len() <= 253
             && pod.split('.').all(is_part)
             // A static pod's is a digest.
@@ -229,7 +232,10 @@ impl Told {
                 Kind::Released | Kind::PutBack => None,
                 _ => what.fields().desired.or(what.fields().limit),
             },
-            note: note(&format!("container {container}: {what}")),
+            note: note(&match container {
+                Some(container) => format!("container {container}: {what}"),
+                None => format!("pod: {what}"),
+            }),
             at: Timestamp::now(),
             since: Instant::now(),
         })
@@ -261,7 +267,7 @@ impl Told {
                 namespace: Some(self.namespace.clone()),
                 name: Some(self.pod.clone()),
                 uid: Some(self.uid.clone()),
-                field_path: Some(format!("spec.containers{{{}}}", self.container)),
+                field_path: self.container.as_ref().map(|name| format!("spec.containers{{{name}}}")),
                 ..ObjectReference::default()
             }),
             event_time: Some(MicroTime(self.at)),
@@ -563,7 +569,9 @@ impl Publisher {
                     return true;
                 }
                 Ok(Err(failure)) => failure,
-                Err(_) => Failure::Later(format!("no answer within {PATIENCE:?}")),
+                Err(_) => Failure::Later(format!(
+                    "no answer within {PATIENCE:?}, of the API server or of the program that gives a token"
+                )),
             };
             let failure = match failure {
                 Failure::Forbidden(why) if self.is_proven => Failure::Refused(why),
@@ -773,6 +781,19 @@ mod tests {
         events.put(&subject("default/web", "u", "app"), &rejected(100), &dropped);
         assert_eq!(dropped.get(), 0);
         assert!(lock(&events.0).queue.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_program_for_a_token_that_hangs_keeps_nobody_from_saying_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kubeconfig");
+        let kubeconfig = "{clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+            contexts: [{name: c, context: {cluster: c, user: u}}], current-context: c, \
+            users: [{name: u, user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: sleep, args: ['1'], \
+            interactiveMode: Never}}}]}";
+        std::fs::write(&path, kubeconfig).unwrap();
+        let connecting = Source::Kubeconfig(path).connect();
+        assert!(timeout(Duration::from_millis(100), connecting).await.is_err(), "time passes while it runs");
     }
 
     #[tokio::test]

@@ -355,6 +355,10 @@ fn register_node(status: &Status, registry: &mut Registry) {
             ratio(node.usage, node.requests),
         );
     }
+    let synchronized = Gauge::<i64>::default();
+    synchronized.set(i64::from(node.synchronized));
+    let help = "1 while the container runtime is connected and has told of its pods and containers";
+    registry.register("synchronized", help, synchronized);
     let stands_aside = Gauge::<i64>::default();
     stands_aside.set(i64::from(node.stands_aside));
     registry.register("stands_aside", "1 after 'plimsoll restore', when nothing is set", stands_aside);

@@ -326,7 +326,7 @@ impl What {
     const fn text(&self) -> &'static str {
         match self {
             Self::CutRejected(_) => {
-                "refused to lower the limit, which would kill the container: it has to use less before, or the limit to be higher"
+                "refused to lower the limit, which would kill: the container or pod has to use less before, or the limit to be higher"
             }
             Self::CutDeferred(_) => "deferred a lower limit, which would kill the container until it uses less",
             Self::CutGivenUp(_) => {

@@ -12,8 +12,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ancestors::Ancestors;
-use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Knob};
 use crate::containers::{Container, Containers, Settings, Update};
 use crate::guard;
 use crate::hierarchy::{self, Observed, Standing};
@@ -80,6 +79,8 @@ pub struct NodeStatus {
     pub guard: Option<Bytes>,
     /// `memory.max` of kubepods; `null` if there is no such cgroup.
     pub pods_max: Option<Limit>,
+    /// The container runtime is connected, and has told of its pods and containers.
+    pub synchronized: bool,
     /// `plimsoll restore` was called: nothing is set.
     pub stands_aside: bool,
     /// The sum of all containers' requests, as far as they are known.
@@ -446,7 +447,7 @@ impl Status {
         Self {
             version: VERSION,
             plimsoll: env!("CARGO_PKG_VERSION").to_owned(),
-            node: NodeStatus::read(containers, ancestors, root, &rows),
+            node: NodeStatus::read(parts, &rows),
             cgroups: cgroups.collect(),
             containers: rows,
             down: down.collect(),
@@ -455,7 +456,8 @@ impl Status {
 }
 
 impl NodeStatus {
-    fn read(containers: &Containers, ancestors: &Ancestors, root: &CgroupRoot, rows: &[ContainerStatus]) -> Self {
+    fn read(parts: &Parts, rows: &[ContainerStatus]) -> Self {
+        let Parts { containers, ancestors, root, synchronized, .. } = parts;
         let settings = containers.settings();
         let meminfo = fs::read_to_string(root.host().join("proc/meminfo")).unwrap_or_default();
         let meminfo = MemInfo::parse(&meminfo).ok();
@@ -468,6 +470,7 @@ impl NodeStatus {
             allocatable: settings.node.allocatable,
             guard: settings.guard_line(),
             pods_max: guard::kubepods(root, ancestors).and_then(|(_, cgroup)| cgroup.read(Knob::Max).ok()),
+            synchronized: *synchronized.borrow(),
             stands_aside: settings.stand_aside,
             requests: sum(&|row| row.request.as_ref().map(|request| request.bytes)),
             limits: sum(&|row| row.desired.max.and_then(Limit::bytes)),

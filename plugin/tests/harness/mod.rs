@@ -174,6 +174,15 @@ pub async fn start(config: &str) -> (Node, Daemon, Runtime) {
     (node, daemon, runtime)
 }
 
+/// What `plimsoll restore` says, and its exit code.
+pub async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.arg("restore").args(node.arguments().into_iter().skip(1)).args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    (output.status.code(), said)
+}
+
 /// The program.
 pub struct Daemon {
     pub child: Child,

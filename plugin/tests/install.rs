@@ -1,0 +1,654 @@
+//! `plimsoll install` and `plimsoll uninstall` on a temporary tree that stands for the node. Its systemd and processes are a double.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use plimsoll::install::{Act, Action, Facts, Failed, Hands, Mode, Plan, PutBack};
+
+const PROGRAM: &str = "/usr/local/bin/plimsoll";
+const LAUNCHED: &str = "/opt/nri/plugins/90-plimsoll";
+const CONFIG: &str = "etc/nri/conf.d/90-plimsoll.conf";
+const UNIT: &str = "etc/systemd/system/plimsoll.service";
+const OFF: &str =
+    "version = 2\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\nplugin_request_timeout = \"3s\"\n";
+const ON: &str = "version = 3\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = false\n";
+
+/// A node, whose systemd and runtime do what they are told.
+struct Node {
+    directory: tempfile::TempDir,
+    hands: Hands,
+    runtime: &'static str,
+    _cri: UnixListener,
+    nri: Option<UnixListener>,
+    /// Which call is to fail, and whether it does something all the same.
+    fails: Option<(usize, bool)>,
+    /// Whether everything can be given back.
+    restores: bool,
+    calls: Vec<String>,
+}
+
+impl Node {
+    fn of_runtime(runtime: &'static str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let host = directory.path();
+        for path in [
+            "run/systemd/system",
+            "run/nri",
+            "proc/7",
+            "usr/lib/systemd/system",
+            "etc/systemd/system",
+            "opt",
+            "usr/local/bin",
+        ] {
+            fs::create_dir_all(host.join(path)).unwrap();
+        }
+        fs::create_dir(host.join("run").join(runtime)).unwrap();
+        let cri = UnixListener::bind(host.join(format!("run/{runtime}/{runtime}.sock"))).unwrap();
+        let hands = Hands::new(host, &host.join("run/nri/nri.sock"));
+        let node =
+            Self { hands, directory, runtime, _cri: cri, nri: None, fails: None, restores: true, calls: Vec::new() };
+        let unit = format!("[Service]\nExecStart=/usr/bin/{runtime} --log-level warn\n");
+        node.put(&format!("usr/lib/systemd/system/{runtime}.service"), &unit);
+        node
+    }
+
+    /// With containerd, its configuration, and NRI as that has it.
+    fn new(config: &str) -> Self {
+        let mut node = Self::of_runtime("containerd");
+        node.put("etc/containerd/config.toml", config);
+        node.restart_runtime();
+        node
+    }
+
+    fn host(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.host().join("run/nri/nri.sock")
+    }
+
+    fn put(&self, path: &str, text: &str) {
+        let path = self.host().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn text(&self, path: &str) -> String {
+        fs::read_to_string(self.host().join(path)).unwrap()
+    }
+
+    fn facts(&self, program: &str) -> Facts {
+        Facts::collect(self.host(), &self.socket(), program.into()).unwrap()
+    }
+
+    fn plan(&self, program: &str, mode: Mode) -> Plan {
+        self.facts(program).plan(mode).unwrap()
+    }
+
+    fn carry_out(&mut self, plan: &Plan) -> Result<(), Failed> {
+        plan.carry_out(self, |_| {})
+    }
+
+    fn install(&mut self, program: &str, mode: Mode) {
+        let plan = self.plan(program, mode);
+        self.carry_out(&plan).unwrap();
+    }
+
+    /// The process that is the plugin, or none.
+    fn set_process(&self, program: Option<&str>) {
+        let lock = self.host().join("run/nri/plimsoll.lock");
+        let exe = self.host().join("proc/7/exe");
+        let _ = fs::remove_file(&exe);
+        let mut locks = String::new();
+        if let Some(program) = program {
+            fs::write(&lock, "").unwrap();
+            self.put("run/plimsoll/originals", "");
+            symlink(program, exe).unwrap();
+            let unit = if program.starts_with(PROGRAM) { "plimsoll" } else { self.runtime };
+            self.put("proc/7/cgroup", &format!("0::/system.slice/{unit}.service\n"));
+            let lock = fs::metadata(lock).unwrap();
+            let (major, minor) = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
+            locks = format!("1: FLOCK  ADVISORY  WRITE 7 {major:02x}:{minor:02x}:{} 0 EOF\n", lock.ino());
+        }
+        self.put("proc/locks", &locks);
+    }
+
+    fn process(&self) -> Option<String> {
+        let program = fs::read_link(self.host().join("proc/7/exe")).ok()?;
+        Some(program.to_str().unwrap().to_owned())
+    }
+
+    /// What a runtime's start comes to: it listens where NRI is on and plugins may connect, and launches what it finds.
+    fn restart_runtime(&mut self) {
+        self.nri = None;
+        let _ = fs::remove_file(self.socket());
+        if self.process().is_some_and(|program| program.starts_with(LAUNCHED)) {
+            self.set_process(None);
+        }
+        if self.hands.act(&Action::CheckNri(self.runtime)).is_err() {
+            return;
+        }
+        let config = fs::read_to_string(self.host().join("etc/containerd/config.toml")).unwrap_or_default();
+        if !config.contains("disable_connections = true") && !config.contains("socket_path") {
+            self.nri = Some(UnixListener::bind(self.socket()).unwrap());
+        }
+        if self.host().join(&LAUNCHED[1..]).exists() && self.process().is_none() {
+            self.set_process(Some(LAUNCHED));
+        }
+    }
+
+    fn systemctl(&mut self, words: &[String]) {
+        let enabled = self.host().join("etc/systemd/system/multi-user.target.wants/plimsoll.service");
+        let words: Vec<_> = words.iter().map(String::as_str).filter(|word| *word != "--no-block").collect();
+        match words[..] {
+            ["daemon-reload"] => {}
+            ["enable", "plimsoll"] => {
+                fs::create_dir_all(enabled.parent().unwrap()).unwrap();
+                // What is enabled may be enabled again.
+                let _ = symlink("../plimsoll.service", enabled);
+            }
+            ["disable", "plimsoll"] => {
+                let _ = fs::remove_file(enabled);
+            }
+            ["disable", "--now", "plimsoll"] => {
+                let _ = fs::remove_file(enabled);
+                self.set_process(None);
+            }
+            ["start" | "restart", "plimsoll"] => {
+                assert!(self.host().join(UNIT).exists(), "systemd does not know it");
+                self.set_process(Some(PROGRAM));
+            }
+            ["stop", "plimsoll"] => self.set_process(None),
+            ["restart", runtime] if runtime == self.runtime => self.restart_runtime(),
+            _ => panic!("{words:?}"),
+        }
+    }
+
+    /// All files with what is in them, which program runs, and whether NRI is served.
+    fn state(&self) -> (BTreeMap<PathBuf, String>, Option<String>, bool) {
+        let entries = walkdir::WalkDir::new(self.host()).into_iter().map(Result::unwrap);
+        let entries = entries.filter(|entry| {
+            let path = entry.path().strip_prefix(self.host()).unwrap();
+            !path.starts_with("proc")
+                && path != Path::new("run/nri/nri.sock")
+                && !path.ends_with("multi-user.target.wants")
+        });
+        let files = entries.map(|entry| {
+            let text =
+                if entry.file_type().is_file() { fs::read_to_string(entry.path()).unwrap() } else { String::new() };
+            (entry.into_path(), text)
+        });
+        // What is put back is another file with the same in it.
+        let process = self.process().map(|program| program.replace(" (deleted)", ""));
+        (files.collect(), process, self.nri.is_some())
+    }
+}
+
+impl Act for Node {
+    fn act(&mut self, action: &Action) -> Result<Vec<PutBack>, String> {
+        let fails = self.fails.filter(|(at, _)| *at == self.calls.len());
+        self.calls.push(action.to_string());
+        if let Some((_, false)) = fails {
+            return Err("injected".to_owned());
+        }
+        let mut before = Vec::new();
+        match action {
+            Action::Systemctl(words) => self.systemctl(words),
+            Action::End(program) => {
+                assert!(self.process().is_none_or(|process| process.trim_end_matches(" (deleted)") == program));
+                self.set_process(None);
+            }
+            Action::Replace(_) if self.process().is_none() => return Err("there is none".to_owned()),
+            Action::Replace(program) => {
+                assert!(self.nri.is_some(), "it connects");
+                // One that ends at its start.
+                let is_broken = self.text(&program[1..]) == "broken";
+                self.set_process(Some(program).filter(|_| !is_broken).map(String::as_str));
+            }
+            // It can only be asked for what it has changed while the runtime can be asked, too.
+            Action::Restore if !self.restores => return Err("injected".to_owned()),
+            Action::Restore => {
+                let is_asked = self.nri.is_some() || self.process().is_some();
+                assert!(is_asked || !self.host().join("run/plimsoll/originals").exists());
+                self.put("run/plimsoll/restored", "");
+            }
+            Action::Write { path, .. } => {
+                before = self.hands.act(action)?;
+                // As the kernel calls what runs from a file that has been replaced.
+                if self.process().as_ref() == Some(path) {
+                    self.set_process(Some(&format!("{path} (deleted)")));
+                }
+            }
+            other => before = self.hands.act(other)?,
+        }
+        match fails {
+            Some(_) => Err("injected".to_owned()),
+            None => Ok(before),
+        }
+    }
+
+    fn put_back(&mut self, what: PutBack) -> Result<(), String> {
+        self.hands.put_back(what)
+    }
+}
+
+#[test]
+fn nri_is_switched_on_beside_the_operators_file_which_stays() {
+    let mut node = Node::new(OFF);
+    node.install("new", Mode::External);
+    assert_eq!(node.text("etc/containerd/config.toml"), OFF);
+    let drop_in = node.text("etc/systemd/system/containerd.service.d/zz-plimsoll.conf");
+    let command = "\n[Service]\nExecStart=\nExecStart=/usr/bin/containerd --log-level warn --config /etc/containerd/plimsoll/config.toml\n";
+    assert!(drop_in.ends_with(command), "{drop_in}");
+    let config: toml::Table = node.text("etc/containerd/plimsoll/config.toml").parse().unwrap();
+    let expected = "version = 2\nimports = ['/etc/containerd/config.toml', '/etc/containerd/plimsoll/nri.toml']";
+    assert_eq!(config, expected.parse().unwrap());
+    // A plugin's section replaces the one before, so that what else the operator has in it is in ours.
+    let switch: toml::Table = node.text("etc/containerd/plimsoll/nri.toml").parse().unwrap();
+    assert_eq!(switch, OFF.replace("true", "false").parse().unwrap());
+    assert_eq!(node.process().as_deref(), Some(PROGRAM));
+    assert!(node.nri.is_some());
+    assert_eq!(node.text(&PROGRAM[1..]), "new");
+    for (path, shipped) in [(CONFIG, "90-plimsoll.conf"), (UNIT, "plimsoll.service")] {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(shipped);
+        assert_eq!(node.text(path), fs::read_to_string(shipped).unwrap());
+    }
+}
+
+#[test]
+fn a_directory_that_is_imported_anyway_gets_the_switch() {
+    let config = "version = 2\nimports = ['conf.d/*.toml']\ndisabled_plugins = []\n";
+    let mut node = Node::new(&format!("{config}{}", OFF.replace("version = 2\n", "")));
+    node.install("new", Mode::External);
+    let switch: toml::Table = node.text("etc/containerd/conf.d/zz-plimsoll.toml").parse().unwrap();
+    assert_eq!(switch, OFF.replace("true", "false").parse().unwrap());
+    assert!(!node.host().join("etc/systemd/system/containerd.service.d").exists());
+    assert!(node.nri.is_some());
+    let plan = node.facts("").removal().unwrap();
+    node.carry_out(&plan).unwrap();
+    assert!(!node.host().join("etc/containerd/conf.d").exists());
+}
+
+#[test]
+fn the_drop_in_counts_more_than_the_operators() {
+    let mut node = Node::new(OFF);
+    let command = "[Service]\nExecStart=\nExecStart=/opt/containerd -config=/etc/containerd/config.toml\n";
+    node.put("etc/systemd/system/containerd.service.d/override.conf", command);
+    node.install("new", Mode::External);
+    let drop_in = node.text("etc/systemd/system/containerd.service.d/zz-plimsoll.conf");
+    assert!(
+        drop_in.ends_with("\nExecStart=/opt/containerd --config /etc/containerd/plimsoll/config.toml\n"),
+        "{drop_in}"
+    );
+    assert!(node.nri.is_some());
+}
+
+#[test]
+fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
+    let mut node = Node::new(OFF);
+    let plan = node.facts("").plan_nri().unwrap();
+    node.carry_out(&plan).unwrap();
+    assert!(node.nri.is_some());
+    assert_eq!(node.text("etc/containerd/config.toml"), OFF);
+    let commands: Vec<_> = node.calls.iter().filter(|call| call.starts_with("systemctl")).collect();
+    assert_eq!(commands, ["systemctl daemon-reload", "systemctl restart containerd"]);
+    for path in [&PROGRAM[1..], CONFIG, UNIT] {
+        assert!(!node.host().join(path).exists(), "{path}");
+    }
+    assert_eq!(node.facts("").plan_nri().unwrap().steps, [], "it is on");
+    // The file is there, and nobody has restarted the runtime.
+    node.nri = None;
+    let plan = node.facts("").plan_nri().unwrap();
+    let actions: Vec<_> = plan.steps.iter().map(|step| step.action.to_string()).collect();
+    assert_eq!(actions, ["systemctl restart containerd", "wait for the runtime's NRI socket"]);
+}
+
+#[test]
+fn from_a_container_it_works_on_what_the_first_process_sees() {
+    // The first process here sees nothing that runs; who calls the program sees systemd.
+    let script = "mount -t tmpfs none /run; mkdir -p /run/systemd/system; \"$0\" install --nri-only $1";
+    let said = |from: &str| {
+        let mut command = Command::new("unshare");
+        command.args("--mount --pid --fork --mount-proc -- sh -c".split(' '));
+        command.args(["mount -t tmpfs none /run; unshare --mount -- \"$@\"; exit 0", "sh"]);
+        command.args(["sh", "-c", script, env!("CARGO_BIN_EXE_plimsoll"), from]);
+        let output = command.output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let without = said("");
+    assert!(without.contains("expected containerd or CRI-O to run here"), "{without}");
+    let from_container = said("--from-container");
+    assert!(from_container.contains("expected systemd to run here"), "{from_container}");
+}
+
+#[test]
+fn crio_gets_a_drop_in() {
+    let mut node = Node::of_runtime("crio");
+    node.put("run/crio/version", "\"1.34.0\"");
+    node.put("etc/crio/crio.conf.d/crio.conf", "[crio.nri]\nenable_nri = false\n");
+    // Left by another runtime, which does not run.
+    node.put("etc/containerd/config.toml", OFF);
+    node.install("new", Mode::Launched);
+    let switch: toml::Table = node.text("etc/crio/crio.conf.d/zz-plimsoll.conf").parse().unwrap();
+    assert_eq!(switch, "[crio.nri]\nenable_nri = true".parse().unwrap());
+    assert_eq!(node.process().as_deref(), Some(LAUNCHED));
+    let plan = node.facts("").removal().unwrap();
+    node.carry_out(&plan).unwrap();
+    assert!(!node.host().join("etc/crio/crio.conf.d/zz-plimsoll.conf").exists());
+    assert!(node.nri.is_none());
+}
+
+#[test]
+fn a_second_time_there_is_nothing_to_do_and_a_changed_configuration_stays() {
+    for mode in [Mode::External, Mode::Launched] {
+        for config in [OFF, ON] {
+            let mut node = Node::new(config);
+            node.put(CONFIG, "memoryThrottlingFactor: 0.5\n");
+            node.install("new", mode);
+            assert_eq!(node.plan("new", mode).steps, [], "{mode:?}");
+            assert_eq!(node.text(CONFIG), "memoryThrottlingFactor: 0.5\n");
+        }
+    }
+}
+
+#[test]
+fn an_upgrade_restarts_nothing_but_the_plugin() {
+    let mut node = Node::new(ON);
+    node.install("old", Mode::External);
+    node.calls.clear();
+    node.install("new", Mode::External);
+    assert_eq!(node.calls, [format!("write {PROGRAM}"), "systemctl restart plimsoll".to_owned()]);
+    // One that was interrupted.
+    node.set_process(Some(&format!("{PROGRAM} (deleted)")));
+    node.calls.clear();
+    node.install("new", Mode::External);
+    assert_eq!(node.calls, ["systemctl restart plimsoll"]);
+
+    let mut node = Node::new(ON);
+    node.install("old", Mode::Launched);
+    node.calls.clear();
+    node.install("new", Mode::Launched);
+    let writes = [PROGRAM, LAUNCHED].map(|path| format!("write {path}"));
+    assert_eq!(node.calls[..2], writes);
+    assert_eq!(node.calls[2..], [format!("replace the running {LAUNCHED}"), format!("wait for {LAUNCHED} to run")]);
+}
+
+#[test]
+fn whoever_starts_it_there_is_never_more_than_one() {
+    let mut node = Node::new(ON);
+    node.install("new", Mode::External);
+    node.install("new", Mode::Launched);
+    assert_eq!(node.process().as_deref(), Some(LAUNCHED));
+    assert!(!node.host().join(UNIT).exists());
+    node.install("new", Mode::External);
+    assert_eq!(node.process().as_deref(), Some(PROGRAM));
+    assert!(!node.host().join(&LAUNCHED[1..]).exists());
+    assert_eq!(node.plan("new", Mode::External).steps, []);
+}
+
+#[test]
+fn uninstalling_leaves_what_was_there_before() {
+    for (mode, config) in [(Mode::External, OFF), (Mode::Launched, OFF), (Mode::External, ON), (Mode::Launched, ON)] {
+        let mut node = Node::new(config);
+        node.put("etc/nri/conf.d/10-other.conf", "");
+        let before = node.state();
+        node.install("new", mode);
+        node.put(CONFIG, "memoryThrottlingFactor: 0.5\n");
+        node.put("etc/systemd/system/plimsoll.service.d/override.conf", "[Service]\n");
+        node.put("run/plimsoll/restored", "");
+        let plan = node.facts("").removal().unwrap();
+        let shown = plan.to_string();
+        assert!(shown.contains("keep a copy") && shown.contains("settings of your own"), "{shown}");
+        node.carry_out(&plan).unwrap();
+        assert_eq!(node.state(), before, "{mode:?}");
+        assert_eq!(node.facts("").removal().unwrap(), Plan::default());
+    }
+}
+
+/// Has each step of a plan fail, and looks whether all is as it was before.
+fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Plan) -> usize {
+    let steps = plan_of(&prepare()).steps.len();
+    for at in 0..steps {
+        for is_done in [false, true] {
+            let mut node = prepare();
+            let plan = plan_of(&node);
+            // What fails to write a file puts back what it has changed itself.
+            if is_done && !matches!(plan.steps[at].action, Action::Systemctl(_)) {
+                continue;
+            }
+            let before = node.state();
+            node.calls.clear();
+            node.fails = Some((at, is_done));
+            let failed = node.carry_out(&plan).unwrap_err().to_string();
+            let step = &plan.steps[at].action;
+            assert_eq!(failed, format!("cannot {step}: injected; all before it was undone"));
+            assert_eq!(node.state(), before, "{step}, done: {is_done}: {:?}", node.calls);
+            let again = plan_of(&node).steps;
+            assert_eq!(again, plan.steps, "it may be tried again");
+        }
+    }
+    steps
+}
+
+#[test]
+fn when_any_step_fails_all_before_it_is_undone() {
+    let installed = |config: &str, mode| {
+        let mut node = Node::new(config);
+        node.install("old", mode);
+        node
+    };
+    let fresh = each_step_may_fail(|| Node::new(OFF), |node| node.plan("new", Mode::External));
+    assert!(fresh >= 11, "{fresh}");
+    each_step_may_fail(|| Node::new(OFF), |node| node.plan("new", Mode::Launched));
+    let upgraded = || {
+        let node = installed(ON, Mode::External);
+        node.put(UNIT, "of an older version");
+        node
+    };
+    each_step_may_fail(upgraded, |node| node.plan("new", Mode::External));
+    each_step_may_fail(|| installed(ON, Mode::Launched), |node| node.plan("new", Mode::Launched));
+    each_step_may_fail(|| installed(ON, Mode::External), |node| node.plan("new", Mode::Launched));
+    each_step_may_fail(|| installed(ON, Mode::Launched), |node| node.plan("new", Mode::External));
+    each_step_may_fail(|| installed(OFF, Mode::External), |node| node.facts("").removal().unwrap());
+    each_step_may_fail(|| installed(OFF, Mode::Launched), |node| node.facts("").removal().unwrap());
+}
+
+#[test]
+fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
+    for alone in ["disable_connections = true\n", "socket_path = '/run/other.sock'\n"] {
+        let mut node = Node::new(&format!("{ON}{alone}"));
+        node.install("old", Mode::Launched);
+        assert_eq!(node.process().as_deref(), Some(LAUNCHED));
+        assert_eq!(node.plan("old", Mode::Launched).steps, []);
+        node.calls.clear();
+        node.install("new", Mode::Launched);
+        let runs = format!("wait for {LAUNCHED} to run");
+        assert_eq!(node.calls[2..], ["systemctl restart containerd".to_owned(), runs]);
+        let upgrade = || {
+            let mut node = Node::new(&format!("{ON}{alone}"));
+            node.install("old", Mode::Launched);
+            node
+        };
+        each_step_may_fail(upgrade, |node| node.plan("new", Mode::Launched));
+        let plan = node.facts("").removal().unwrap();
+        node.carry_out(&plan).unwrap();
+    }
+    // It would not find its configuration again.
+    let mut node = Node::new(&format!("{ON}plugin_config_path = '/etc/plugins'\n"));
+    node.install("old", Mode::Launched);
+    let steps = node.plan("new", Mode::Launched).to_string();
+    assert!(steps.contains("systemctl restart containerd") && !steps.contains("replace the running"), "{steps}");
+}
+
+#[test]
+fn a_new_program_that_ends_at_its_start_is_taken_back() {
+    let mut node = Node::new(ON);
+    node.install("old", Mode::Launched);
+    let before = node.state();
+    let plan = node.plan("broken", Mode::Launched);
+    // Nobody waits for what is known not to come.
+    node.fails = Some((node.calls.len() + plan.steps.len() - 1, false));
+    let failed = node.carry_out(&plan).unwrap_err().to_string();
+    assert_eq!(node.state(), before, "{failed}: {:?}", node.calls);
+    assert_eq!(node.plan("old", Mode::Launched).steps, []);
+}
+
+#[test]
+fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
+    let mut node = Node::new(OFF);
+    let plan = node.plan("new", Mode::External);
+    let last = plan.steps.len() - 1;
+    assert!(matches!(plan.steps[last].action, Action::Systemctl(_)));
+    // The last step, and what takes it back.
+    node.fails = Some((last, true));
+    node.restores = false;
+    let failed = node.carry_out(&plan).unwrap_err().to_string();
+    assert!(failed.contains("give every container and cgroup back what it had: injected"), "{failed}");
+    assert!(failed.contains("remove /run/plimsoll: it is still needed"), "{failed}");
+    assert!(node.host().join("run/plimsoll/originals").exists());
+}
+
+#[test]
+fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
+    let refusal = |config: &str, mode| Node::new(config).facts("new").plan(mode).unwrap_err().to_string();
+    let disabled = refusal("version = 2\ndisabled_plugins = ['io.containerd.nri.v1.nri']\n", Mode::External);
+    assert!(disabled.contains("disabled_plugins") && disabled.contains("take it out"), "{disabled}");
+    let old = refusal(&OFF.replace("version = 2\n", ""), Mode::External);
+    assert!(old.contains("containerd config migrate"), "{old}");
+    let alone = refusal(&format!("{ON}disable_connections = true\n"), Mode::External);
+    assert!(alone.contains("--mode launched"), "{alone}");
+    assert!(Node::new(&format!("{ON}disable_connections = true\n")).facts("new").plan(Mode::Launched).is_ok());
+    let elsewhere = refusal(&format!("{ON}socket_path = '/run/other.sock'\n"), Mode::External);
+    assert!(elsewhere.contains("/run/other.sock"), "{elsewhere}");
+    let node = Node::new(OFF);
+    node.put("usr/lib/systemd/system/containerd.service", "[Service]\nExecStart=/usr/bin/containerd $OPTIONS\n");
+    let unknown = node.facts("new").plan(Mode::External).unwrap_err().to_string();
+    assert!(unknown.contains("cannot tell which configuration"), "{unknown}");
+
+    let node = Node::new(ON);
+    node.set_process(Some("/home/me/plimsoll"));
+    let own = node.facts("new").plan(Mode::External).unwrap_err().to_string();
+    assert!(own.contains("process 7") && own.contains("/home/me/plimsoll"), "{own}");
+    // A DaemonSet's program has the name of a package's, and holds the lock of the node.
+    let pod = "0::/kubepods.slice/kubepods-poda.slice/cri-containerd-b.scope\n";
+    for program in ["/usr/bin/plimsoll", PROGRAM] {
+        node.set_process(Some(program));
+        node.put("proc/7/cgroup", pod);
+        for refusal in [node.facts("new").plan(Mode::External), node.facts("new").removal()] {
+            assert!(refusal.unwrap_err().to_string().contains("remove the DaemonSet"));
+        }
+    }
+
+    let collect = |node: &Node| Facts::collect(node.host(), &node.socket(), Vec::new()).unwrap_err().to_string();
+    for (path, advice) in [(UNIT, "systemctl unmask plimsoll"), (&LAUNCHED[1..], "expected a regular file")] {
+        let node = Node::new(ON);
+        fs::create_dir_all(node.host().join("opt/nri/plugins")).unwrap();
+        symlink("/dev/null", node.host().join(path)).unwrap();
+        let link = collect(&node);
+        assert!(link.starts_with(&format!("/{path}: ")) && link.contains(advice), "{link}");
+    }
+
+    let bare = tempfile::tempdir().unwrap();
+    let collect = || Facts::collect(bare.path(), &bare.path().join("nri.sock"), Vec::new()).unwrap_err().to_string();
+    assert!(collect().contains("systemd"));
+    fs::create_dir_all(bare.path().join("run/systemd/system")).unwrap();
+    assert!(collect().contains("found neither"));
+}
+
+#[test]
+fn what_came_with_a_package_is_used_and_stays() {
+    let mut node = Node::new(ON);
+    node.put("usr/lib/systemd/system/plimsoll.service", "[Service]\nExecStart=/usr/bin/plimsoll run\n");
+    // As 'systemctl edit --full' makes it of the package's.
+    let edited = "[Service]\nExecStart=/usr/bin/plimsoll run --log-format json\n";
+    let own = "etc/systemd/system/plimsoll.service.d/override.conf";
+    node.put(UNIT, edited);
+    node.put(own, "[Service]\n");
+    node.put(CONFIG, "logLevel: debug\n");
+    let before = node.state();
+    node.install("new", Mode::External);
+    assert!(!node.host().join(&PROGRAM[1..]).exists());
+    let newer = node.plan("newer", Mode::External);
+    assert_eq!(newer.steps, []);
+    assert!(newer.to_string().contains("upgrade them by the"), "{newer}");
+    node.install("new", Mode::Launched);
+    let plan = node.facts("").removal().unwrap();
+    assert!(plan.to_string().contains("what came with a package stays"), "{plan}");
+    node.carry_out(&plan).unwrap();
+    assert_eq!(node.state(), before);
+}
+
+#[test]
+fn what_was_installed_before_a_package_came_is_upgraded_and_removed() {
+    let mut node = Node::new(ON);
+    node.install("old", Mode::External);
+    node.put("usr/lib/systemd/system/plimsoll.service", "[Service]\nExecStart=/usr/bin/plimsoll run\n");
+    node.install("new", Mode::External);
+    assert_eq!(node.text(&PROGRAM[1..]), "new");
+    let plan = node.facts("").removal().unwrap();
+    node.carry_out(&plan).unwrap();
+    assert!(!node.host().join(&PROGRAM[1..]).exists() && !node.host().join(UNIT).exists());
+    assert!(node.host().join(CONFIG).exists());
+}
+
+#[test]
+fn the_package_keeps_out_of_the_way_of_another_installation_only() {
+    let enables = |prepare: &dyn Fn(&Node)| {
+        let node = Node::new(ON);
+        prepare(&node);
+        // Nothing of this machine's is called.
+        for program in ["systemctl", "deb-systemd-helper"] {
+            node.put(
+                &format!("bin/{program}"),
+                &format!("#!/bin/sh\necho {program} $* >>{}/called\n", node.host().display()),
+            );
+            fs::set_permissions(node.host().join("bin").join(program), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/debian/postinst");
+        let mut command = Command::new("sh");
+        command.arg(script).arg("configure").env("DPKG_ROOT", node.host());
+        let output = command.env("PATH", format!("{}/bin:/usr/bin:/bin", node.host().display())).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        let called = fs::read_to_string(node.host().join("called")).unwrap_or_default();
+        assert_ne!(called.contains("enable plimsoll.service"), stderr.contains("already"), "{called}{stderr}");
+        called.contains("enable plimsoll.service")
+    };
+    let shipped = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/plimsoll.service")).unwrap();
+    assert!(enables(&|_| {}));
+    assert!(enables(&|node| node.put(UNIT, &shipped.replace("/usr/local/bin/", "/usr/bin/"))));
+    assert!(enables(&|node| symlink("/dev/null", node.host().join(UNIT)).unwrap()));
+    assert!(!enables(&|node| node.put(UNIT, &shipped)));
+    assert!(!enables(&|node| node.put(&LAUNCHED[1..], "")));
+}
+
+#[test]
+fn without_a_word_of_consent_nothing_is_changed() {
+    let node = Node::new(OFF);
+    for path in ["sys/fs/cgroup", "proc/sys/kernel"] {
+        fs::create_dir_all(node.host().join(path)).unwrap();
+    }
+    node.put("sys/fs/cgroup/cgroup.controllers", "memory\n");
+    node.put("sys/fs/cgroup/cgroup.subtree_control", "memory\n");
+    node.put("proc/sys/kernel/osrelease", "6.12.0\n");
+    node.put("run/containerd/version", "");
+    let before = node.state();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.arg("install").arg("--host").arg(node.host()).arg("--socket").arg(node.socket());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    assert!(
+        stdout.starts_with("To install the plugin with containerd:\n  write /usr/local/bin/plimsoll\n"),
+        "{stdout}{stderr}"
+    );
+    assert!(stdout.ends_with("nothing was changed: say --yes to have it done\n"), "{stdout}");
+    assert_eq!(node.state(), before);
+}
