@@ -1,29 +1,40 @@
-//! A real kube-apiserver on this machine, with Debian's etcd and nothing else of a cluster.
+//! A real kube-apiserver on this machine, with Debian's etcd. `cluster.rs` has the rest of a cluster.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use tempfile::TempDir;
 
 use crate::cache::{self, Key};
 use crate::image::run;
+use crate::node::RunDir;
 
-/// Who may do everything.
+/// Who may do everything. This and [`KUBELET`] are tokens, too.
 pub const ADMINISTRATOR: &str = "administrator";
+
+/// The kubelet of the node [`NODE`].
+pub const KUBELET: &str = "kubelet";
+
+/// The name of the only node that there may be.
+pub const NODE: &str = "node";
+
+/// The service `kubernetes`, the first of the addresses for services. No proxy is needed where a node's machine leads that to the
+/// server by itself.
+pub const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 2, 97), 443);
 
 /// The server. What is running of it ends with this.
 pub struct ApiServer {
-    directory: TempDir,
+    directory: RunDir,
     port: u16,
     arguments: Vec<String>,
     _etcd: Running,
     server: Option<Running>,
 }
 
-struct Running(Child);
+/// A program that ends with this, and with the thread that started it.
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -36,10 +47,21 @@ impl Drop for Running {
 impl ApiServer {
     /// Starts one with nothing in it. When it answers at `/readyz`, it is ready.
     pub fn start() -> Result<Self> {
-        let directory = tempfile::tempdir().context("creating a directory for the API server")?;
-        let path = |name: &str| directory.path().join(name);
-        fs::write(path("tokens"), format!("{ADMINISTRATOR},{ADMINISTRATOR},0,system:masters\n"))
-            .context("writing the administrator's token")?;
+        // Nobody makes the accounts that pods are to have.
+        Self::start_with(&["--disable-admission-plugins=ServiceAccount", "--allow-privileged=true"])
+    }
+
+    /// Starts one for a whole cluster, where pods have accounts.
+    pub(crate) fn start_for_cluster() -> Result<Self> {
+        Self::start_with(&["--allow-privileged=true"])
+    }
+
+    fn start_with(more: &[&str]) -> Result<Self> {
+        let directory = RunDir::create()?;
+        let path = |name: &str| directory.path.join(name);
+        let tokens =
+            format!("{ADMINISTRATOR},{ADMINISTRATOR},0,system:masters\n{KUBELET},system:node:{NODE},1,system:nodes\n");
+        fs::write(path("tokens"), tokens).context("writing tokens")?;
         run(Command::new("ssh-keygen").args(["-q", "-t", "ecdsa", "-m", "PEM", "-N", "", "-f"]).arg(path("key")))?;
         let [client, peer, port] = free_ports()?;
         let etcd = format!("http://127.0.0.1:{client}");
@@ -53,6 +75,7 @@ impl ApiServer {
         let etcd_runs = spawn(Path::new("etcd"), &etcd_arguments, &path("etcd.log"))?;
         let key = path("key").display().to_string();
         let arguments = [
+            "kube-apiserver".to_owned(),
             format!("--etcd-servers={etcd}"),
             "--bind-address=127.0.0.1".to_owned(),
             // Nobody goes there (RFC 5737), but it must not be this machine, nor be missing.
@@ -60,15 +83,15 @@ impl ApiServer {
             format!("--secure-port={port}"),
             format!("--cert-dir={}", path("certificates").display()),
             format!("--token-auth-file={}", path("tokens").display()),
-            "--authorization-mode=RBAC".to_owned(),
+            "--authorization-mode=Node,RBAC".to_owned(),
             "--service-account-issuer=https://plimsoll.invalid".to_owned(),
             format!("--service-account-key-file={key}"),
             format!("--service-account-signing-key-file={key}"),
-            "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
-            // Nobody makes the accounts that pods are to have.
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            // The first one is SERVICE.
+            "--service-cluster-ip-range=10.0.2.96/28".to_owned(),
         ];
-        let mut server = Self { port, arguments: arguments.into(), _etcd: etcd_runs, server: None, directory };
+        let arguments = arguments.into_iter().chain(more.iter().map(|&argument| argument.to_owned())).collect();
+        let mut server = Self { port, arguments, _etcd: etcd_runs, server: None, directory };
         server.start_again()?;
         Ok(server)
     }
@@ -80,32 +103,55 @@ impl ApiServer {
 
     /// Starts the server after [`ApiServer::kill`].
     pub fn start_again(&mut self) -> Result<()> {
-        self.server = Some(spawn(&program()?, &self.arguments, &self.directory.path().join("server.log"))?);
+        self.server = Some(spawn(&program()?, &self.arguments, &self.path("kube-apiserver.log"))?);
         Ok(())
     }
 
-    /// A kubeconfig with this token.
-    pub fn kubeconfig(&self, token: &str) -> String {
-        let authority = self.directory.path().join("certificates/apiserver.crt");
-        format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             clusters: [{{name: test, cluster: {{server: \"https://127.0.0.1:{}\", certificate-authority: \"{}\"}}}}]\n\
-             users: [{{name: test, user: {{token: \"{token}\"}}}}]\n\
-             contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
-            self.port,
-            authority.display()
-        )
+    /// A file of what belongs to the server.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path.join(name)
     }
 
-    /// What etcd and the server have said last.
+    /// The certificate that the server has made itself: of its authority, too.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.path("certificates/apiserver.crt")
+    }
+
+    /// The key of accounts' tokens.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.path("key")
+    }
+
+    /// Where the server listens on this machine's loopback.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A kubeconfig with this token, for this machine.
+    pub fn kubeconfig(&self, token: &str) -> String {
+        kubeconfig((Ipv4Addr::LOCALHOST, self.port), &self.certificate(), token)
+    }
+
+    /// What etcd and the others have said last.
     pub fn log(&self) -> String {
         let last = |name| {
-            let text = fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
+            let text = fs::read_to_string(self.path(name)).unwrap_or_default();
             let lines: Vec<_> = text.lines().collect();
             lines[lines.len().saturating_sub(15)..].join("\n")
         };
-        ["etcd.log", "server.log"].map(last).join("\n")
+        ["etcd.log", "kube-apiserver.log", "kube-controller-manager.log", "kube-scheduler.log"].map(last).join("\n")
     }
+}
+
+/// A kubeconfig for a server at this address, with its certificate's place and a token.
+pub(crate) fn kubeconfig(server: (Ipv4Addr, u16), certificate: &Path, token: &str) -> String {
+    let ((address, port), certificate) = (server, certificate.display());
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+         clusters: [{{name: test, cluster: {{server: \"https://{address}:{port}\", certificate-authority: \"{certificate}\"}}}}]\n\
+         users: [{{name: test, user: {{token: \"{token}\"}}}}]\n\
+         contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n"
+    )
 }
 
 /// Ports that nobody listened at a moment ago.
@@ -121,7 +167,7 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
 }
 
 /// Starts a program that does not outlive this one.
-fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Running> {
+pub(crate) fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Running> {
     let output = File::options().create(true).append(true).open(log);
     let output = output.with_context(|| format!("creating {}", log.display()))?;
     let errors = output.try_clone().context("opening the log twice")?;
@@ -136,19 +182,30 @@ fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Running> {
     Ok(child)
 }
 
-/// kube-apiserver, built from its Go module at the version in `integration/apiserver/go.mod`.
-fn program() -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("apiserver");
+/// The programs of Kubernetes in one, built from their Go modules at the versions in `integration/kubernetes/go.mod`.
+pub(crate) fn program() -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes");
+    let modules = fs::read_to_string(source.join("go.mod")).context("reading go.mod of Kubernetes")?;
+    let version = modules.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"));
+    let version = version.context("go.mod of Kubernetes has no k8s.io/kubernetes")?;
+    let (major, rest) = version.split_once('.').with_context(|| format!("no version: {version}"))?;
+    let (minor, _) = rest.split_once('.').with_context(|| format!("no version: {version}"))?;
+    // What its own build does, so that each tells what it is.
+    let told = [("gitVersion", format!("v{version}")), ("gitMajor", major.to_owned()), ("gitMinor", minor.to_owned())];
+    let told: String =
+        told.iter().map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}")).collect();
     let mut key = Key::default();
-    key.add_tree(&source)?.add("recipe", "trimpath, no cgo, stripped, not optimised");
-    let dir = cache::entry("kube-apiserver", &key, |dir| {
+    key.add_tree(&source)?.add("recipe", "trimpath, no cgo, stripped, not optimised, tells its version");
+    let dir = cache::entry("kubernetes", &key, |dir| {
         run(Command::new("go")
             .current_dir(&source)
             .env("CGO_ENABLED", "0")
-            .args(["build", "-trimpath", "-buildvcs=false", "-gcflags=all=-N -l", "-ldflags=-s -w", "-o"])
-            .arg(dir.join("kube-apiserver"))
+            .args(["build", "-trimpath", "-buildvcs=false", "-gcflags=all=-N -l"])
+            .arg(format!("-ldflags=-s -w{told}"))
+            .arg("-o")
+            .arg(dir.join("kubernetes"))
             .arg("."))
         .map(|_| ())
     })?;
-    Ok(dir.join("kube-apiserver"))
+    Ok(dir.join("kubernetes"))
 }

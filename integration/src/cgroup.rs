@@ -29,22 +29,28 @@ pub struct Memory {
     pub swap_max: u64,
 }
 
-/// Reads the values of several cgroups (paths below [`ROOT`]) in one go.
+/// Reads the values of several cgroups (paths below [`ROOT`]) in one go. Of a container by crun, whose processes are in a cgroup
+/// `container` of its scope, the lower ones of both.
 pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     let mut script = String::new();
     for cgroup in cgroups {
-        let _ =
-            writeln!(script, "cd {ROOT}/{cgroup}; cat memory.min memory.low memory.high memory.max memory.swap.max");
+        let _ = writeln!(
+            script,
+            "cd {ROOT}/{cgroup}
+             inner=.; if [ -e container ]; then inner=container; fi
+             for file in memory.min memory.low memory.high memory.max memory.swap.max; do
+                 echo $(<$file) $(<$inner/$file)
+             done"
+        );
     }
     let output = node.run(&script).context("reading the memory files of cgroups")?;
-    let values: Vec<u64> = output
-        .stdout
-        .lines()
-        .map(|line| match line {
-            "max" => Ok(MAX),
-            bytes => bytes.parse().with_context(|| format!("{bytes:?} is neither bytes nor max")),
-        })
-        .collect::<Result<_>>()?;
+    let value = |text: &str| match text {
+        "max" => Ok(MAX),
+        bytes => bytes.parse().with_context(|| format!("{bytes:?} is neither bytes nor max")),
+    };
+    let lower =
+        |line: &str| line.split(' ').map(value).collect::<Result<Vec<u64>>>()?.into_iter().min().context("no value");
+    let values: Vec<u64> = output.stdout.lines().map(lower).collect::<Result<_>>()?;
     let mut memory = Vec::new();
     for value in values.chunks(5) {
         let &[min, low, high, max, swap_max] = value else {
@@ -145,9 +151,14 @@ pub fn settle(node: &Node, script: &str, expected: &[Expected], hold: Duration, 
                  wrong=
                  for ((i = 0; i < ${{#wanted[@]}}; i += 2)); do
                      value=gone
-                     {{ read -r value <${{wanted[i]}}; }} 2>/dev/null || value=gone
-                     if [[ $value != ${{wanted[i + 1]}} ]]; then
-                         wrong+=\"${{wanted[i]}} is $value instead of ${{wanted[i + 1]}}\"$'\\n'
+                     file=${{wanted[i]}} want=${{wanted[i + 1]}}
+                     {{ read -r value <$file; }} 2>/dev/null || value=gone
+                     if [[ $value != $want ]]; then wrong+=\"$file is $value instead of $want\"$'\\n'; fi
+                     # Where a container by crun has its processes.
+                     file=${{file%/*}}/container/${{file##*/}}
+                     if [[ -e $file ]]; then
+                         {{ read -r value <$file; }} 2>/dev/null || value=$want
+                         if [[ $value != $want ]]; then wrong+=\"$file is $value instead of $want\"$'\\n'; fi
                      fi
                  done
                  now=$((${{EPOCHREALTIME//[.,]/}} - began))

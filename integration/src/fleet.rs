@@ -8,10 +8,11 @@ use std::time::Instant;
 use anyhow::{Result, anyhow};
 
 use crate::cache::progress;
-use crate::image::Distro;
-use crate::kubelet;
+use crate::kubelet::{self, Driver};
 use crate::node::Node;
 use crate::placement::{self, Mode};
+use crate::runtime::Runtime;
+use crate::support;
 
 /// How many nodes are up at a time: each wants two processors to itself, so more of them gain nothing.
 const MOST_NODES: usize = 2;
@@ -27,6 +28,7 @@ pub enum Plugin {
 
 struct Member {
     node: Node,
+    driver: Driver,
     plugin: Plugin,
 }
 
@@ -38,16 +40,16 @@ struct Fleet {
 static FLEET: Mutex<Fleet> = Mutex::new(Fleet { idle: Vec::new(), in_use: 0 });
 static RETURNED: Condvar = Condvar::new();
 
-/// Runs a test's case on a node of `distro` without pods and with `plugin` in place.
+/// Runs a test's case on a node with `runtime` without pods and with `plugin` in place, whose runtime has `driver`.
 ///
 /// A guest that dies is the emulator's fault, and a containerd that stands still in what containerd/nri#301 mends is its own, not a
 /// verdict: the reason is printed and the case runs once more on a new node. Every other failure panics, and takes the node away, so that the next case finds a fresh one. A case that changes
 /// the plugin's configuration or placement has to undo that before it ends.
-pub fn on_node(distro: Distro, plugin: &Plugin, case: impl Fn(&Node) -> Result<()>) {
+pub fn on_node(runtime: Runtime, driver: Driver, plugin: &Plugin, case: impl Fn(&Node, Driver) -> Result<()>) {
     for last in [false, true] {
-        let place = Place::take(distro, plugin);
+        let place = Place::take(runtime, driver, plugin);
         let started = Instant::now();
-        let outcome = attempt(place, distro, plugin, &case);
+        let outcome = attempt(place, runtime, driver, plugin, &case);
         progress(&format!("{} took {:.1} s", case_name(), started.elapsed().as_secs_f64()));
         let (fate, error) = match outcome {
             Ok(()) => return,
@@ -55,9 +57,9 @@ pub fn on_node(distro: Distro, plugin: &Plugin, case: impl Fn(&Node) -> Result<(
         };
         match fate {
             Some(fate) if !last => progress(&format!(
-                "the {distro} node did not last for a case, which runs once more: {fate}\nthe case had failed with: {error:#}"
+                "the {runtime} node did not last for a case, which runs once more: {fate}\nthe case had failed with: {error:#}"
             )),
-            _ => panic!("on the {distro} node: {error:?}"),
+            _ => panic!("on the {runtime} node: {error:?}"),
         }
     }
 }
@@ -74,16 +76,17 @@ struct Place {
 
 impl Place {
     /// Waits until a node may be used; prefers one that is as the case needs it.
-    fn take(distro: Distro, plugin: &Plugin) -> Place {
+    fn take(runtime: Runtime, driver: Driver, plugin: &Plugin) -> Place {
         let mut fleet =
             RETURNED.wait_while(fleet(), |fleet| fleet.in_use >= MOST_NODES).unwrap_or_else(PoisonError::into_inner);
         fleet.in_use += 1;
-        let of_distro = |member: &Member| member.node.distro() == distro;
+        let with_runtime = |member: &Member| member.node.runtime() == runtime;
+        let with_driver = |member: &Member| !runtime.has_one_driver() || member.driver == driver;
         let found = fleet
             .idle
             .iter()
-            .position(|member| of_distro(member) && member.plugin == *plugin)
-            .or_else(|| fleet.idle.iter().position(of_distro));
+            .position(|member| with_runtime(member) && with_driver(member) && member.plugin == *plugin)
+            .or_else(|| fleet.idle.iter().position(with_runtime));
         let member = found.map(|index| fleet.idle.swap_remove(index));
         if member.is_none() && fleet.idle.len() + fleet.in_use > MOST_NODES {
             fleet.idle.pop(); // makes room for the one to be started
@@ -109,18 +112,26 @@ fn fleet() -> MutexGuard<'static, Fleet> {
 /// Runs the case once. After a failure, which comes with the machine's fate, the node does not go back to the fleet.
 fn attempt(
     mut place: Place,
-    distro: Distro,
+    runtime: Runtime,
+    driver: Driver,
     plugin: &Plugin,
-    case: &impl Fn(&Node) -> Result<()>,
+    case: &impl Fn(&Node, Driver) -> Result<()>,
 ) -> Result<(), (Option<String>, anyhow::Error)> {
     let mut member = match place.member.take() {
         Some(member) => member,
-        None => match Node::start(distro) {
-            Ok(node) => Member { node, plugin: Plugin::Absent },
+        None => match Node::start(runtime) {
+            Ok(node) => Member { node, driver: Driver::Systemd, plugin: Plugin::Absent },
             Err(error) => return Err((None, error)),
         },
     };
-    match prepare(&mut member, plugin).and_then(|()| guarded(case, &member.node)) {
+    let placement = match plugin {
+        Plugin::Absent => "without".to_owned(),
+        Plugin::Installed(mode, _) => mode.to_string(),
+    };
+    let outcome = prepare(&mut member, driver, plugin)
+        .and_then(|()| guarded(|| case(&member.node, driver)))
+        .and_then(|()| support::passed(&member.node, driver, &placement, None));
+    match outcome {
         Ok(()) => {
             place.member = Some(member);
             Ok(())
@@ -136,8 +147,14 @@ fn attempt(
     }
 }
 
-fn prepare(member: &mut Member, plugin: &Plugin) -> Result<()> {
+fn prepare(member: &mut Member, driver: Driver, plugin: &Plugin) -> Result<()> {
     kubelet::clear(&member.node)?;
+    if member.node.runtime().has_one_driver() && member.driver != driver {
+        placement::remove(&member.node)?;
+        member.plugin = Plugin::Absent;
+        placement::switch_driver(&member.node, driver)?;
+        member.driver = driver;
+    }
     if member.plugin != *plugin {
         match plugin {
             Plugin::Absent => placement::remove(&member.node)?,
@@ -149,99 +166,88 @@ fn prepare(member: &mut Member, plugin: &Plugin) -> Result<()> {
 }
 
 /// Turns a failed assertion into an error, since the node's death may be behind it; the panic hook has printed it.
-fn guarded(case: &impl Fn(&Node) -> Result<()>, node: &Node) -> Result<()> {
-    panic::catch_unwind(AssertUnwindSafe(|| case(node))).unwrap_or_else(|payload| {
+fn guarded(case: impl Fn() -> Result<()>) -> Result<()> {
+    panic::catch_unwind(AssertUnwindSafe(case)).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or(payload.downcast_ref::<&str>().copied());
         Err(anyhow!("the case panicked: {}", text.unwrap_or("without a message")))
     })
 }
 
-/// Declares tests for every combination of node, cgroup driver and placement, named after these:
-/// `forky::systemd::launched::a_sentence`.
+/// Declares tests for every combination of runtime, cgroup driver and placement, named after these:
+/// `containerd_2_1::systemd::launched::a_sentence`.
 ///
 /// `node_tests!(control: { a_sentence, .. })`, `node_tests!(plugin: { .. })` and `node_tests!(external: { .. })` take the
 /// names of functions `fn(&Node, Driver) -> Result<()>` in the calling module; the latter two need `fn config() -> String`
 /// beside them. `external` leaves out the plugin that the runtime launches, for what does not depend on it; `plugin` has it with one
 /// of the cgroup drivers, as it does not depend on that.
 ///
-/// What follows as `crossed: { .. }` runs on half of the combinations, so that every node and every driver is met once, and on all of
-/// them with the feature `every-combination`: all that does not depend on how a node and a driver work together.
+/// Each runtime is met with one of the drivers, and each driver by two runtimes. What follows as `every: { .. }` depends on how a runtime
+/// and a driver work together, and is met by each of both; as `kernel: { .. }` what the kernel does, whatever the runtime, which is met
+/// once by each kernel and driver. With the feature `every-combination` all are met by all.
 #[macro_export]
 macro_rules! node_tests {
-    (control: { $($name:ident),* $(,)? } $(, crossed: { $($crossed:ident),* $(,)? })?) => {
-        mod forky {
-            $crate::node_tests!(@driver Forky systemd Systemd control [$($name)* $($($crossed)*)?;]);
-            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs control [$($name)*; $($($crossed)*)?]);
+    (
+        $kind:ident: { $($name:ident),* $(,)? }
+        $(, every: { $($every:ident),* $(,)? })?
+        $(, kernel: { $($kernel:ident),* $(,)? })?
+    ) => {
+        mod containerd_1_7 {
+            $crate::node_tests!(@driver Containerd17 cgroupfs Cgroupfs $kind [$($name)* $($($every)*)? $($($kernel)*)?;]);
+            $crate::node_tests!(@driver Containerd17 systemd Systemd $kind [$($($every)*)?; $($name)* $($($kernel)*)?]);
         }
-        mod trixie {
-            $crate::node_tests!(@driver Trixie systemd Systemd control [$($name)*; $($($crossed)*)?]);
-            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs control [$($name)* $($($crossed)*)?;]);
+        mod containerd_2_1 {
+            $crate::node_tests!(@driver Containerd21 systemd Systemd $kind [$($name)* $($($every)*)?; $($($kernel)*)?]);
+            $crate::node_tests!(@driver Containerd21 cgroupfs Cgroupfs $kind [$($($every)*)?; $($name)* $($($kernel)*)?]);
         }
-    };
-    (plugin: { $($name:ident),* $(,)? }) => {
-        mod forky {
-            $crate::node_tests!(@driver Forky systemd Systemd plugin [$($name)*;]);
-            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs plugin [$($name)*;]);
+        mod containerd_2_4 {
+            $crate::node_tests!(@driver Containerd24 cgroupfs Cgroupfs $kind [$($name)* $($($every)*)?; $($($kernel)*)?]);
+            $crate::node_tests!(@driver Containerd24 systemd Systemd $kind [$($($every)*)?; $($name)* $($($kernel)*)?]);
         }
-        mod trixie {
-            $crate::node_tests!(@driver Trixie systemd Systemd plugin [$($name)*;]);
-            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs plugin [$($name)*;]);
-        }
-    };
-    (external: { $($name:ident),* $(,)? } $(, crossed: { $($crossed:ident),* $(,)? })?) => {
-        mod forky {
-            $crate::node_tests!(@driver Forky systemd Systemd external [$($name)* $($($crossed)*)?;]);
-            $crate::node_tests!(@driver Forky cgroupfs Cgroupfs external [$($name)*; $($($crossed)*)?]);
-        }
-        mod trixie {
-            $crate::node_tests!(@driver Trixie systemd Systemd external [$($name)*; $($($crossed)*)?]);
-            $crate::node_tests!(@driver Trixie cgroupfs Cgroupfs external [$($name)* $($($crossed)*)?;]);
+        mod crio_1_36 {
+            $crate::node_tests!(@driver Crio136 systemd Systemd $kind [$($name)* $($($every)*)? $($($kernel)*)?;]);
+            $crate::node_tests!(@driver Crio136 cgroupfs Cgroupfs $kind [$($($every)*)?; $($name)* $($($kernel)*)?]);
         }
     };
-    (@driver $distro:ident $module:ident $driver:ident control $names:tt) => {
+    (@driver $runtime:ident $module:ident $driver:ident control $names:tt) => {
         mod $module {
-            $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Absent) [super::super] $names);
+            $crate::node_tests!(@cases $runtime $driver ($crate::fleet::Plugin::Absent) [super::super] $names);
         }
     };
-    (@driver $distro:ident systemd Systemd plugin $names:tt) => {
-        mod systemd {
+    (@driver $runtime:ident $module:ident $driver:ident plugin $names:tt) => {
+        mod $module {
             mod launched {
-                $crate::node_tests!(@cases $distro Systemd ($crate::fleet::Plugin::Installed(
+                $crate::node_tests!(@cases $runtime $driver ($crate::fleet::Plugin::Installed(
                     $crate::placement::Mode::Launched, super::super::super::config()
                 )) [super::super::super] $names);
             }
-            $crate::node_tests!(@external $distro Systemd $names);
+            $crate::node_tests!(@external $runtime $driver $names);
         }
     };
-    (@driver $distro:ident $module:ident $driver:ident plugin $names:tt) => {
-        $crate::node_tests!(@driver $distro $module $driver external $names);
-    };
-    (@driver $distro:ident $module:ident $driver:ident external $names:tt) => {
+    (@driver $runtime:ident $module:ident $driver:ident external $names:tt) => {
         mod $module {
-            $crate::node_tests!(@external $distro $driver $names);
+            $crate::node_tests!(@external $runtime $driver $names);
         }
     };
-    (@external $distro:ident $driver:ident $names:tt) => {
+    (@external $runtime:ident $driver:ident $names:tt) => {
         mod external {
-            $crate::node_tests!(@cases $distro $driver ($crate::fleet::Plugin::Installed(
+            $crate::node_tests!(@cases $runtime $driver ($crate::fleet::Plugin::Installed(
                 $crate::placement::Mode::External, super::super::super::config()
             )) [super::super::super] $names);
         }
     };
-    (@cases $distro:ident $driver:ident $plugin:tt $up:tt [$($name:ident)*; $($crossed:ident)*]) => {
-        $( $crate::node_tests!(@case $distro $driver $plugin $up $name); )*
+    (@cases $runtime:ident $driver:ident $plugin:tt $up:tt [$($name:ident)*; $($rest:ident)*]) => {
+        $( $crate::node_tests!(@case $runtime $driver $plugin $up $name); )*
         $(
             #[cfg(feature = "every-combination")]
-            $crate::node_tests!(@case $distro $driver $plugin $up $crossed);
+            $crate::node_tests!(@case $runtime $driver $plugin $up $rest);
         )*
     };
-    (@case $distro:ident $driver:ident $plugin:tt [$($up:tt)*] $name:ident) => {
+    (@case $runtime:ident $driver:ident $plugin:tt [$($up:tt)*] $name:ident) => {
         #[test]
         fn $name() {
-            $crate::fleet::on_node($crate::image::Distro::$distro, &$plugin, |node| {
-                $($up)*::$name(node, $crate::kubelet::Driver::$driver)
-            });
+            let (runtime, driver) = ($crate::runtime::Runtime::$runtime, $crate::kubelet::Driver::$driver);
+            $crate::fleet::on_node(runtime, driver, &$plugin, $($up)*::$name);
         }
     };
 }

@@ -10,10 +10,19 @@ use std::{env, fmt};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cache::{self, Key, progress};
-use crate::oci;
+use crate::go::Programs;
+use crate::runtime::{self, Runtime};
+use crate::{oci, peers};
 
-/// The version of crictl on the nodes. Another one needs no other change here.
-const CRICTL: &str = "v1.36.0";
+const CRICTL: Programs = Programs {
+    name: "crictl",
+    module: "sigs.k8s.io/cri-tools",
+    version: "v1.36.0",
+    tags: &[],
+    version_variable: Some("sigs.k8s.io/cri-tools/pkg/version.Version"),
+    packages: &["./cmd/crictl"],
+    tests: &[],
+};
 
 const PACKAGES: &[&str] = &[
     // What mmdebstrap's custom variant leaves to us: dpkg's own needs and the essential tools that the node uses.
@@ -50,6 +59,18 @@ const PACKAGES: &[&str] = &[
     "systemd-sysv",
 ];
 
+/// What the runtimes want that the suite has no package of; see `runtime.rs`.
+fn packages(distro: Distro) -> Vec<&'static str> {
+    match distro {
+        Distro::Forky => [PACKAGES, &["conmon", "containernetworking-plugins", "crun", "skopeo"]].concat(),
+        Distro::Trixie => PACKAGES.to_vec(),
+    }
+}
+
+/// The files that differ from runtime to runtime, each below its name; the initial RAM file system puts those of the one that the node
+/// is to have in their places.
+const RUNTIMES: &str = "usr/share/node-runtimes";
+
 /// Units that a target pulls in on the node; all others that the packages enable are left out.
 const WANTED_UNITS: &[(&str, &str)] = &[
     ("sysinit.target", "systemd-journald.service"),
@@ -61,12 +82,12 @@ const WANTED_UNITS: &[(&str, &str)] = &[
 /// Paths of the installed packages that nothing on the node reads.
 const UNREAD: &[&str] = &["doc", "man", "locale", "info", "i18n", "zoneinfo", "bash-completion", "lintian"];
 
-/// Which Debian the node runs, and with it which containerd, runc, systemd and kernel.
+/// Which Debian a node runs, and with it which runc, systemd and kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Distro {
-    /// Debian 14 as it is coming to be: containerd 2.1, NRI on by default.
+    /// Debian 14 as it is coming to be.
     Forky,
-    /// Debian 13: containerd 1.7, NRI switched on by our configuration.
+    /// Debian 13.
     Trixie,
 }
 
@@ -96,9 +117,11 @@ impl Image {
     /// The image for `distro` from the cache, made first if it is not there.
     pub fn obtain(distro: Distro) -> Result<Image> {
         let program = workload()?;
-        let crictl = crictl()?;
+        let crictl = CRICTL.obtain()?.join("crictl");
         let mut key = Key::default();
         key.add("recipe", include_str!("image.rs"))
+            .add("runtimes", include_str!("runtime.rs"))
+            .add("peers", include_str!("peers.rs"))
             .add("archive", include_str!("oci.rs"))
             .add("suite", distro.suite())
             .add("program", &program);
@@ -129,7 +152,7 @@ impl Image {
         self.dir.join("ssh_key")
     }
 
-    /// Versions of the packages that matter, one `name version` a line.
+    /// Versions of the packages and of the kernel, one `name version` a line.
     pub fn versions(&self) -> Result<String> {
         let path = self.dir.join("versions");
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
@@ -144,16 +167,18 @@ impl Image {
 fn build(distro: Distro, node: &Path, program: &[u8], crictl: &Path, dir: &Path) -> Result<()> {
     let root = dir.join("root");
     bootstrap(distro, node, &root)?;
-    record_versions(&root, &dir.join("versions"))?;
+    record_versions(distro, &root, &dir.join("versions"))?;
     let kernel = find_kernel(&root)?;
     extract_vmlinux(&kernel, &dir.join("vmlinux"))?;
     write_initrd(&root, &dir.join("initrd"))?;
 
-    for tree in ["common", distro.suite()] {
-        run(Command::new("cp")
-            .args(["--recursive", "--no-preserve=ownership"])
-            .arg(node.join(tree).join("."))
-            .arg(&root))?;
+    if distro == Distro::Forky {
+        runtime::install(&root)?;
+        peers::install(&root)?;
+    }
+    copy_tree(&node.join("common"), &root)?;
+    for runtime in Runtime::ALL.into_iter().filter(|runtime| runtime.distro() == distro) {
+        copy_tree(&node.join(runtime.name()), &root.join(RUNTIMES).join(runtime.name()))?;
     }
     wire_units(&root)?;
     // The package made a host key of its own while it was installed.
@@ -171,7 +196,8 @@ fn build(distro: Distro, node: &Path, program: &[u8], crictl: &Path, dir: &Path)
     let workload = root.join("usr/local/bin/workload");
     fs::write(&workload, program).context("copying the workload into the node")?;
     fs::set_permissions(&workload, PermissionsExt::from_mode(0o755)).context("making the workload executable")?;
-    oci::write_archive(program, &root.join("usr/share/node-images.tar"))?;
+    let busybox = fs::read(busybox(&root)?).context("reading busybox")?;
+    oci::write_archive(program, &busybox, &root.join(oci::ARCHIVE.trim_start_matches('/')))?;
     for unread in UNREAD {
         let path = root.join("usr/share").join(unread);
         if path.exists() {
@@ -189,6 +215,11 @@ fn build(distro: Distro, node: &Path, program: &[u8], crictl: &Path, dir: &Path)
     fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))
 }
 
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("creating {}", to.display()))?;
+    run(Command::new("cp").args(["--recursive", "--no-preserve=ownership"]).arg(from.join(".")).arg(to)).map(|_| ())
+}
+
 fn bootstrap(distro: Distro, node: &Path, root: &Path) -> Result<()> {
     let mirror = debian_mirror();
     let hook = node.join("kernel-hook.sh");
@@ -202,7 +233,7 @@ fn bootstrap(distro: Distro, node: &Path, root: &Path) -> Result<()> {
         let mut command = Command::new("mmdebstrap");
         command
             .args(["--quiet", "--mode=root", "--variant=custom", "--format=directory"])
-            .arg(format!("--include={}", PACKAGES.join(",")))
+            .arg(format!("--include={}", packages(distro).join(",")))
             // A frozen or cached mirror serves a release file past its date. Signatures are verified all the same.
             .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
             .arg("--aptopt=Acquire::Retries \"5\"")
@@ -232,7 +263,7 @@ fn bootstrap(distro: Distro, node: &Path, root: &Path) -> Result<()> {
 }
 
 /// The mirror this machine's own apt uses for Debian, else the default one.
-fn debian_mirror() -> String {
+pub(crate) fn debian_mirror() -> String {
     let targets = Command::new("apt-get")
         .args(["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Identifier: Packages"])
         .output();
@@ -246,11 +277,13 @@ fn debian_mirror() -> String {
         .unwrap_or_else(|| "http://deb.debian.org/debian".to_owned())
 }
 
-fn record_versions(root: &Path, path: &Path) -> Result<()> {
+fn record_versions(distro: Distro, root: &Path, path: &Path) -> Result<()> {
     let listing = run(Command::new("dpkg-query")
         .arg(format!("--admindir={}", root.join("var/lib/dpkg").display()))
         .args(["--show", "--showformat=${Package} ${Version}\\n"])
-        .args(["containerd", "runc", "systemd", "openssh-server"]))?;
+        .args(
+            ["containerd", "runc", "crun", "conmon", "systemd"].iter().filter(|name| packages(distro).contains(name)),
+        ))?;
     let kernel = find_kernel(root)?;
     let kernel = kernel.strip_prefix(root).unwrap_or(&kernel).display();
     fs::write(path, format!("{listing}kernel {kernel}\n")).with_context(|| format!("writing {}", path.display()))
@@ -328,14 +361,16 @@ fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
 /// The disk is virtio, a module in Debian's cloud kernels, because the built-in NVMe driver's device cannot be
 /// snapshotted: so something has to load that module first.
 fn write_initrd(root: &Path, initrd: &Path) -> Result<()> {
-    const INIT: &str = "#!/bin/busybox sh
+    // The kernel hands on what it does not know of its command line.
+    let script = format!(
+        "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox insmod /virtio_blk.ko
 /bin/busybox mount -t ext4 -o rw /dev/vda /root
+/bin/busybox cp -a /root/{RUNTIMES}/$node_runtime/. /root/
 exec /bin/busybox switch_root /root /usr/lib/systemd/systemd
-";
-    let busybox = ["usr/bin/busybox", "bin/busybox"].map(|path| root.join(path));
-    let busybox = busybox.iter().find(|path| path.exists()).context("no busybox in the new root")?;
+"
+    );
     let module = modules(root)?.join("kernel/drivers/block/virtio_blk.ko.xz");
     let module = Command::new("xz")
         .args(["-d", "-c"])
@@ -345,16 +380,21 @@ exec /bin/busybox switch_root /root /usr/lib/systemd/systemd
     ensure!(module.status.success(), "xz could not unpack the virtio_blk module");
     const DIRECTORY: u32 = 0o40755;
     const EXECUTABLE: u32 = 0o100755;
-    let busybox = fs::read(busybox).context("reading busybox")?;
+    let busybox = fs::read(busybox(root)?).context("reading busybox")?;
     let mut archive = Vec::new();
     for dir in ["bin", "dev", "root"] {
         append_cpio(&mut archive, dir, DIRECTORY, &[]);
     }
     append_cpio(&mut archive, "bin/busybox", EXECUTABLE, &busybox);
     append_cpio(&mut archive, "virtio_blk.ko", EXECUTABLE, &module.stdout);
-    append_cpio(&mut archive, "init", EXECUTABLE, INIT.as_bytes());
+    append_cpio(&mut archive, "init", EXECUTABLE, script.as_bytes());
     append_cpio(&mut archive, "TRAILER!!!", 0, &[]);
     fs::write(initrd, archive).with_context(|| format!("writing {}", initrd.display()))
+}
+
+fn busybox(root: &Path) -> Result<PathBuf> {
+    let places = ["usr/bin/busybox", "bin/busybox"].map(|path| root.join(path));
+    places.into_iter().find(|path| path.exists()).context("no busybox in the new root")
 }
 
 /// One member in cpio's "newc" form: thirteen hexadecimal fields, the name, the data, each padded to four bytes.
@@ -415,29 +455,6 @@ fn workload() -> Result<Vec<u8>> {
         .map(|_| ())
     })?;
     fs::read(dir.join("workload")).context("reading the workload's binary")
-}
-
-/// The real crictl, built from its Go module.
-fn crictl() -> Result<PathBuf> {
-    let mut key = Key::default();
-    key.add("version", CRICTL).add("recipe", "trimpath, no cgo, stripped");
-    let dir = cache::entry("crictl", &key, |dir| {
-        // As `go install ...@version` does, but in the module's own directory: that takes its locked dependencies, and
-        // asks the proxy for this one version only and not for a list of all, which not every proxy has.
-        let module = format!("sigs.k8s.io/cri-tools@{CRICTL}");
-        let described = run(Command::new("go").args(["mod", "download", "-json", &module]))?;
-        let described: serde_json::Value =
-            serde_json::from_str(&described).context("reading what `go mod download` said")?;
-        let source = described["Dir"].as_str().with_context(|| format!("no source for {module}"))?;
-        run(Command::new("go")
-            .current_dir(source)
-            .env("CGO_ENABLED", "0")
-            .args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
-            .arg(dir.join("crictl"))
-            .arg("./cmd/crictl"))
-        .map(|_| ())
-    })?;
-    Ok(dir.join("crictl"))
 }
 
 /// Runs a command of this machine to its end and returns its output, or an error with what it said.

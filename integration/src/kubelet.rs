@@ -602,7 +602,7 @@ impl<'n> Kubelet<'n> {
 
     /// The cgroup of a pod's sandbox below the root.
     pub fn sandbox_cgroup(&self, pod: &Pod) -> String {
-        self.container_cgroup(&pod.cgroup, &pod.sandbox)
+        format!("{}/{}", pod.cgroup, self.node.runtime().sandbox_cgroup_name(self.driver, &pod.sandbox))
     }
 
     /// Gives a pod's cgroup another memory limit than the sum of its containers', or none.
@@ -703,10 +703,7 @@ impl<'n> Kubelet<'n> {
     }
 
     fn container_cgroup(&self, pod_cgroup: &str, id: &str) -> String {
-        match self.driver {
-            Driver::Systemd => format!("{pod_cgroup}/cri-containerd-{id}.scope"),
-            Driver::Cgroupfs => format!("{pod_cgroup}/{id}"),
-        }
+        format!("{pod_cgroup}/{}", self.node.runtime().cgroup_name(self.driver, id))
     }
 
     fn make_pod_cgroup(&self, spec: &PodSpec, pod_cgroup: &str) -> String {

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -22,7 +22,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cache::{self, Key, progress};
-use crate::image::{Distro, Image};
+use crate::image::Image;
+use crate::runtime::Runtime;
+use crate::{oci, peers};
 
 /// Guest memory in MiB. What a node's pods may use is about 300 MiB less.
 pub const MEMORY_MIB: u64 = 1400;
@@ -54,40 +56,48 @@ pub struct Output {
 
 /// A running node. Dropping it, or the end of this process, ends it.
 pub struct Node {
-    distro: Distro,
+    runtime: Runtime,
     machine: Machine,
     shell: Shell,
 }
 
 impl Node {
     /// Starts a node: from the snapshot in the cache, which is made first if need be.
-    pub fn start(distro: Distro) -> Result<Node> {
-        Node::start_in(distro, Lifetime::Process)
+    pub fn start(runtime: Runtime) -> Result<Node> {
+        Node::start_in(runtime, Lifetime::Process)
     }
 
     /// Like [`Node::start`], for a node that stays up when it is dropped and when this process ends. [`Node::way_in`] says
     /// how to reach it.
-    pub fn start_kept(distro: Distro) -> Result<Node> {
-        let mut node = Node::start_in(distro, Lifetime::Kept)?;
+    pub fn start_kept(runtime: Runtime) -> Result<Node> {
+        let mut node = Node::start_in(runtime, Lifetime::Kept)?;
         node.machine.kept = true;
         node.machine.dir.kept = true;
         Ok(node)
     }
 
-    fn start_in(distro: Distro, lifetime: Lifetime) -> Result<Node> {
-        let image = Image::obtain(distro)?;
-        let snapshot = snapshot(distro, &image)?;
-        persevere(&format!("starting the {distro} node"), |attempt| {
+    /// Boots a node that has more than others. There is no snapshot of it.
+    pub fn boot(runtime: Runtime, equipment: &Equipment) -> Result<Node> {
+        let image = Image::obtain(runtime.distro())?;
+        persevere(&format!("booting the {runtime} node"), |_| {
+            Node::launch(runtime, &image, Start::Equipped(equipment), Lifetime::Process)
+        })
+    }
+
+    fn start_in(runtime: Runtime, lifetime: Lifetime) -> Result<Node> {
+        let image = Image::obtain(runtime.distro())?;
+        let snapshot = snapshot(runtime, &image)?;
+        persevere(&format!("starting the {runtime} node"), |attempt| {
             let started = Instant::now();
             // A snapshot that failed once may be at fault itself: after that, boot.
             let start = if attempt == 1 { Start::Load(&snapshot) } else { Start::Boot };
-            let node = Node::launch(distro, &image, start, lifetime)?;
-            progress(&format!("{distro} node ready after {:.1} s", started.elapsed().as_secs_f64()));
+            let node = Node::launch(runtime, &image, start, lifetime)?;
+            progress(&format!("{runtime} node ready after {:.1} s", started.elapsed().as_secs_f64()));
             Ok(node)
         })
     }
 
-    fn launch(distro: Distro, image: &Image, start: Start<'_>, lifetime: Lifetime) -> Result<Node> {
+    fn launch(runtime: Runtime, image: &Image, start: Start<'_>, lifetime: Lifetime) -> Result<Node> {
         let dir = RunDir::create()?;
         let disk = dir.path.join("disk.qcow2");
         match start {
@@ -95,43 +105,41 @@ impl Node {
                 fs::copy(snapshot, &disk)
                     .with_context(|| format!("copying {} to {}", snapshot.display(), disk.display()))?;
             }
-            Start::Boot => create_overlay(image, &disk)?,
+            Start::Boot | Start::Equipped(_) => create_overlay(image, &disk)?,
         }
-        let machine = Machine::power_on(image, &disk, dir, &start, lifetime)?;
-        let node = Node::connect(distro, image, machine)?;
+        let machine = Machine::power_on(runtime, image, &disk, dir, &start, lifetime)?;
+        let node = Node::connect(runtime, image, machine)?;
         match start {
             // The clock stood still since the snapshot was taken.
             Start::Load(_) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 node.run(&format!("date --set=@{} >/dev/null", now.as_secs()))?;
             }
-            Start::Boot => node.settle()?,
+            Start::Boot | Start::Equipped(_) => node.settle()?,
         }
         Ok(node)
     }
 
-    fn connect(distro: Distro, image: &Image, machine: Machine) -> Result<Node> {
+    fn connect(runtime: Runtime, image: &Image, machine: Machine) -> Result<Node> {
         let shell = Shell::open(image, &machine)
             .map_err(|error| machine.blame(error))
-            .with_context(|| format!("opening a shell on the {distro} node"))?;
-        Ok(Node { distro, machine, shell })
+            .with_context(|| format!("opening a shell on the {runtime} node"))?;
+        Ok(Node { runtime, machine, shell })
     }
 
     /// What a freshly booted node still lacks.
     fn settle(&self) -> Result<()> {
-        self.run(
-            "ctr --namespace k8s.io images import --local /usr/share/node-images.tar >/dev/null 2>&1 ||
-                 ctr --namespace k8s.io images import /usr/share/node-images.tar >/dev/null
-             crictl images >/dev/null
-             sync",
-        )
+        self.run(&format!(
+            "{}\ncrictl images >/dev/null\nsync",
+            self.runtime.import(oci::ARCHIVE, &[oci::PAUSE, oci::WORKLOAD, peers::NRI_TEST_IMAGE])
+        ))
         .context("importing the container images")?;
         Ok(())
     }
 
-    /// Which Debian the node runs.
-    pub fn distro(&self) -> Distro {
-        self.distro
+    /// Its container runtime.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
     }
 
     /// How the machine ended, if it did.
@@ -145,7 +153,7 @@ impl Node {
         if !output.status.success() {
             bail!(
                 "on the {} node, {}:\n{}\nstdout: {}\nstderr: {}",
-                self.distro,
+                self.runtime,
                 output.status,
                 excerpt(script),
                 output.stdout.trim_end(),
@@ -168,7 +176,7 @@ impl Node {
         if answer.status.code() == Some(255)
             && let Some(fate) = self.fate_soon()
         {
-            bail!("the {} node died: {fate}", self.distro);
+            bail!("the {} node died: {fate}", self.runtime);
         }
         Ok(answer)
     }
@@ -185,7 +193,7 @@ impl Node {
             "set -euo pipefail; mkdir -p \"$(dirname {path})\"; cat > {path}.new; chmod {mode:o} {path}.new; mv {path}.new {path}"
         );
         let output = self.try_run_within(COMMAND_LIMIT, &script, content.into())?;
-        ensure!(output.status.success(), "writing {path} on the {} node: {}", self.distro, output.stderr.trim_end());
+        ensure!(output.status.success(), "writing {path} on the {} node: {}", self.runtime, output.stderr.trim_end());
         Ok(())
     }
 
@@ -221,6 +229,32 @@ enum Lifetime {
 enum Start<'a> {
     Boot,
     Load(&'a Path),
+    /// A boot, too.
+    Equipped(&'a Equipment),
+}
+
+/// What a machine has that others have not.
+#[derive(Clone, Debug)]
+pub struct Equipment {
+    /// A second disk, which cannot be written to: `/dev/vdb`.
+    pub disk: PathBuf,
+    /// An address and a port in the machine's network, 10.0.2.0/24, that lead to a port of this machine's loopback.
+    pub relay: (Ipv4Addr, u16, u16),
+}
+
+impl Equipment {
+    fn arguments(&self) -> Vec<String> {
+        let device = ["-device", "virtio-blk-pci,drive=second", "-drive"].map(str::to_owned);
+        let drive = format!("file={},format=raw,if=none,id=second,readonly=on", self.disk.display());
+        device.into_iter().chain([drive]).collect()
+    }
+
+    /// A process for each connection, since QEMU makes only one by itself.
+    fn forwarding(&self) -> String {
+        let (address, port, local) = self.relay;
+        let relay = format!("exec 3<>/dev/tcp/127.0.0.1/{local}; cat <&3 & cat >&3; kill $!");
+        format!(",guestfwd=tcp:{address}:{port}-cmd:bash -c '{relay}'")
+    }
 }
 
 /// Tries to start something a bounded number of times and prints why it has to be done again.
@@ -238,7 +272,7 @@ fn persevere<T>(what: &str, mut start: impl FnMut(u32) -> Result<T>) -> Result<T
 }
 
 /// The disk with a snapshot of the ready node, made by booting it if the cache has none for this QEMU and processor.
-fn snapshot(distro: Distro, image: &Image) -> Result<PathBuf> {
+fn snapshot(runtime: Runtime, image: &Image) -> Result<PathBuf> {
     let version = Command::new("qemu-system-x86_64")
         .arg("--version")
         .output()
@@ -250,10 +284,10 @@ fn snapshot(distro: Distro, image: &Image) -> Result<PathBuf> {
         .add("recipe", include_str!("node.rs"))
         .add("qemu", version.stdout)
         .add("processor", model);
-    let dir = cache::entry(&format!("snapshot-{distro}"), &key, |dir| {
-        persevere(&format!("booting the {distro} node"), |_| {
-            progress(&format!("booting the {distro} node, to keep a snapshot of it"));
-            let node = Node::launch(distro, image, Start::Boot, Lifetime::Process)?;
+    let dir = cache::entry(&format!("snapshot-{runtime}"), &key, |dir| {
+        persevere(&format!("booting the {runtime} node"), |_| {
+            progress(&format!("booting the {runtime} node, to keep a snapshot of it"));
+            let node = Node::launch(runtime, image, Start::Boot, Lifetime::Process)?;
             node.close_and_save(&dir.join("disk.qcow2"))
         })
     })?;
@@ -320,8 +354,8 @@ impl Monitor {
 }
 
 /// What one machine writes: its disk in the cache, its sockets in a short path (their names are limited to 108 bytes).
-struct RunDir {
-    path: PathBuf,
+pub(crate) struct RunDir {
+    pub(crate) path: PathBuf,
     sockets: TempDir,
     /// Held by us and by QEMU, so for as long as one of both lives; see `sweep`.
     lock: File,
@@ -329,7 +363,7 @@ struct RunDir {
 }
 
 impl RunDir {
-    fn create() -> Result<RunDir> {
+    pub(crate) fn create() -> Result<RunDir> {
         let parent = cache::directory()?.join("run");
         fs::create_dir_all(&parent).with_context(|| format!("creating {}", parent.display()))?;
         sweep(&parent)?;
@@ -391,8 +425,19 @@ struct Machine {
 
 impl Machine {
     /// Starts QEMU; on a boot, returns when the node is ready.
-    fn power_on(image: &Image, disk: &Path, dir: RunDir, start: &Start<'_>, lifetime: Lifetime) -> Result<Machine> {
+    fn power_on(
+        runtime: Runtime,
+        image: &Image,
+        disk: &Path,
+        dir: RunDir,
+        start: &Start<'_>,
+        lifetime: Lifetime,
+    ) -> Result<Machine> {
         let port = free_port()?;
+        let forwarding = match start {
+            Start::Equipped(equipment) => equipment.forwarding(),
+            _ => String::new(),
+        };
         let qemu_log = dir.path.join("qemu.log");
         let monitor_path = dir.sockets.path().join("qmp");
         let listener =
@@ -417,11 +462,11 @@ impl Machine {
             .arg(image.kernel())
             .arg("-initrd")
             .arg(image.initrd())
-            .args(["-append", KERNEL_ARGUMENTS])
+            .args(["-append", &format!("{KERNEL_ARGUMENTS} node_runtime={runtime}")])
             // Thrown away after use, so never flushed to the machine's own disk.
             .args(["-drive", &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display())])
             .args(["-device", "virtio-blk-pci,drive=disk"])
-            .args(["-netdev", &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22")])
+            .args(["-netdev", &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22{forwarding}")])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="])
             .args(["-device", "virtio-rng-pci"])
             .args(["-serial", "stdio"])
@@ -433,9 +478,11 @@ impl Machine {
             .stderr(File::create(&qemu_log).with_context(|| format!("creating {}", qemu_log.display()))?)
             // A Ctrl-C is for us; we take the machine down, or leave it.
             .process_group(0);
-        if let Start::Load(_) = start {
-            command.args(["-loadvm", SNAPSHOT]);
-        }
+        match start {
+            Start::Load(_) => command.args(["-loadvm", SNAPSHOT]),
+            Start::Equipped(equipment) => command.args(equipment.arguments()),
+            Start::Boot => &mut command,
+        };
 
         let (lines, console) = mpsc::channel();
         let (started, child) = mpsc::channel();
@@ -464,7 +511,7 @@ impl Machine {
         })?;
         let ended = Mutex::new(ended);
         let machine = Machine { child, process_id, fate, ended, port, monitor, dir, kept: false };
-        if let Start::Boot = start {
+        if !matches!(start, Start::Load(_)) {
             machine.wait_until_ready(&console)?;
         }
         Ok(machine)

@@ -1,4 +1,4 @@
-//! Container images made here: an OCI image archive with the sandbox's image and the workload's, both of one static file.
+//! Container images made here, each of one static file: the sandbox's and the workload's, and one with a shell.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,28 +8,53 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::peers;
+
 /// The image of the sandbox container, as named in the runtime's configuration.
 pub const PAUSE: &str = "plimsoll.test/pause:1";
 /// The image of the program in `src/bin/workload.rs`.
 pub const WORKLOAD: &str = "plimsoll.test/workload:1";
 
-/// Writes an archive for `ctr images import` with both images; `program` is the static workload binary.
-pub fn write_archive(program: &[u8], archive: &Path) -> Result<()> {
+/// Where the archive with all is on a node.
+pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
+
+/// What busybox is in an image by names of links.
+const APPLETS: &[&str] = &["sh", "cat", "echo", "grep", "id", "ls", "mount", "sleep", "stat", "test"];
+
+/// Writes an archive with all images; `program` is the static workload binary, `busybox` that.
+pub fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> Result<()> {
     let file = File::create(archive).with_context(|| format!("creating {}", archive.display()))?;
     let mut tar = tar::Builder::new(file);
     let mut layer = tar::Builder::new(Vec::new());
     append(&mut layer, "workload", 0o755, program)?;
-    let layer = layer.into_inner().context("finishing the image layer")?;
-    let layer_digest = append_blob(&mut tar, &layer)?;
+    let workload = layer.into_inner().context("finishing the image layer")?;
+    let mut layer = tar::Builder::new(Vec::new());
+    append(&mut layer, "bin/busybox", 0o755, busybox)?;
+    for applet in APPLETS {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        header.set_mode(0o777);
+        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").context("adding a link to the image")?;
+    }
+    let shell = layer.into_inner().context("finishing the image layer")?;
 
+    let entrypoint = &["/workload"][..];
+    let images = [
+        (PAUSE, &workload, entrypoint, &["pause"][..]),
+        (WORKLOAD, &workload, entrypoint, &["serve", "/control"]),
+        (peers::NRI_TEST_IMAGE, &shell, &[], &["sh"]),
+    ];
     let mut manifests = Vec::new();
-    for (name, command) in [(PAUSE, &["pause"][..]), (WORKLOAD, &["serve", "/control"])] {
+    for (name, layer, entrypoint, command) in images {
+        let layer_digest = append_blob(&mut tar, layer)?;
         let config = serde_json::to_vec(&json!({
             "architecture": "amd64",
             "os": "linux",
             "config": {
-                "Entrypoint": ["/workload"],
+                "Entrypoint": entrypoint,
                 "Cmd": command,
+                "Env": ["PATH=/bin"],
                 // As process 1 of its namespace it would never see a SIGTERM that it has no handler for.
                 "StopSignal": "SIGKILL",
             },
@@ -39,12 +64,13 @@ pub fn write_archive(program: &[u8], archive: &Path) -> Result<()> {
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
         }))?;
         append_blob(&mut tar, &config)?;
         append_blob(&mut tar, &manifest)?;
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-        entry["annotations"] = json!({ "io.containerd.image.name": name });
+        // containerd knows its own, other programs the specification's.
+        entry["annotations"] = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
         manifests.push(entry);
     }
     let index = json!({

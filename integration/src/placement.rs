@@ -2,7 +2,6 @@
 //!
 //! Every step here waits for the runtime to log that it has synchronised with the plugin.
 
-use std::env;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,8 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::image::run;
+use crate::kubelet::Driver;
 use crate::node::Node;
 
 /// The configuration file: the runtime's drop-in, which the plugin reads itself when it is external.
@@ -57,22 +58,8 @@ pub fn build() -> Result<PathBuf> {
 }
 
 fn build_once() -> Result<PathBuf> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--quiet", "--release", "--package", "plimsoll", "--bin", "plimsoll"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .output()
-        .context("starting cargo to build the plugin")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the plugin does not build:\n{said}");
-    // The last artifact with an executable is the binary that was asked for.
-    let executable = String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back();
-    executable.context("cargo built the plugin but named no executable")
+    let output = run(&mut Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/build")))?;
+    Ok(PathBuf::from(output.trim_end()))
 }
 
 /// The program of a plugin that is placed so.
@@ -83,6 +70,16 @@ pub const fn binary(mode: Mode) -> &'static str {
     }
 }
 
+/// Packs the plugin as it is released, into `directory`: `plimsoll_VERSION_ARCHITECTURE.deb`, `….oci.tar` and so on. The times in
+/// there are `epoch`, in seconds since 1970.
+pub fn package(directory: &Path, epoch: u64) -> Result<()> {
+    run(Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/package"))
+        .arg(build()?)
+        .arg(directory)
+        .env("SOURCE_DATE_EPOCH", epoch.to_string()))?;
+    Ok(())
+}
+
 /// Puts the plugin on the node with `config`, in place of any that is there, and waits until the runtime knows it.
 pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     remove(node)?;
@@ -90,7 +87,7 @@ pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     node.write_file(CONFIG, config, 0o644)?;
     let start = match mode {
         Mode::Launched => {
-            format!("install -D -m 755 {binary} {LAUNCHED_BINARY}\nsystemctl restart containerd")
+            format!("install -D -m 755 {binary} {LAUNCHED_BINARY}\nsystemctl restart {}", node.runtime().unit())
         }
         Mode::External => {
             node.write_file(UNIT, UNIT_TEXT, 0o644)?;
@@ -106,8 +103,8 @@ pub fn configure(node: &Node, config: &str) -> Result<()> {
     node.write_file(&new, config, 0o644)?;
     let script = format!("mv {new} {CONFIG}");
     // A launched one has none of its own.
-    wait_for_journal(node, "plimsoll --unit containerd", "configuration changed", &script)
-        .context("changing the configuration")
+    let units = format!("plimsoll --unit {}", node.runtime().unit());
+    wait_for_journal(node, &units, "configuration changed", &script).context("changing the configuration")
 }
 
 /// Takes the plugin off the node, if it is there.
@@ -117,17 +114,27 @@ pub fn remove(node: &Node) -> Result<()> {
              systemctl stop plimsoll; rm -f {UNIT} {EXTERNAL_BINARY} {CONFIG}; systemctl daemon-reload
          fi
          if [ -e {LAUNCHED_BINARY} ]; then
-             rm -f {LAUNCHED_BINARY} {CONFIG}; systemctl restart containerd
+             rm -f {LAUNCHED_BINARY} {CONFIG}; systemctl restart {}
              crictl version >/dev/null
-         fi"
+         fi",
+        node.runtime().unit()
     ))
     .context("removing the plugin")?;
     Ok(())
 }
 
-/// Restarts containerd below running containers, and waits for the plugin to be back.
+/// Restarts the runtime below running containers, and waits for the plugin to be back.
 pub fn restart_runtime(node: &Node) -> Result<()> {
-    until_synchronised(node, "systemctl restart containerd").context("restarting containerd")
+    until_synchronised(node, &format!("systemctl restart {}", node.runtime().unit())).context("restarting the runtime")
+}
+
+/// Has a runtime that knows one cgroup driver at a time work with this one. There must be no pods.
+pub fn switch_driver(node: &Node, driver: Driver) -> Result<()> {
+    let (file, content) = node.runtime().driver_configuration(driver);
+    node.write_file(file, content, 0o644)?;
+    node.run(&format!("systemctl restart {}; crictl version >/dev/null", node.runtime().unit()))
+        .with_context(|| format!("switching to the driver {driver}"))?;
+    Ok(())
 }
 
 /// Restarts the external plugin, and waits for it to be back.
@@ -137,7 +144,7 @@ pub fn restart_plugin(node: &Node) -> Result<()> {
 
 /// Runs a script on the node that has to lead to a new synchronisation with the plugin, and waits for that.
 pub fn until_synchronised(node: &Node, script: &str) -> Result<()> {
-    wait_for_journal(node, "containerd", SYNCHRONISED, script)
+    wait_for_journal(node, node.runtime().unit(), SYNCHRONISED, script)
 }
 
 /// The external plugin's messages. A node's journal goes on from case to case: `skip` as many as there were before.
@@ -146,12 +153,28 @@ pub fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
     Ok(output.lines().skip(skip).map(str::to_owned).collect())
 }
 
+/// The place in the node's journal after which it is new.
+pub fn cursor(node: &Node) -> Result<String> {
+    Ok(node.run(CURSOR)?.stdout.trim().to_owned())
+}
+
+/// Waits until the runtime has synchronised with the plugin after that place in the journal.
+pub fn until_synchronised_since(node: &Node, cursor: &str) -> Result<()> {
+    wait_since(node, cursor, "containerd", SYNCHRONISED, "").context("waiting for the plugin")
+}
+
+const CURSOR: &str = "journalctl --quiet --lines 1 --show-cursor --output cat | sed -n 's/^-- cursor: //p'";
+
 /// Runs a script on the node, then waits until the journal of `unit` has a line, written since, that matches the
 /// extended regular expression `pattern`.
 pub fn wait_for_journal(node: &Node, unit: &str, pattern: &str, script: &str) -> Result<()> {
+    wait_since(node, &format!("$({CURSOR})"), unit, pattern, script)
+}
+
+fn wait_since(node: &Node, cursor: &str, unit: &str, pattern: &str, script: &str) -> Result<()> {
     const SECONDS: u32 = 60;
     let output = node.try_run(&format!(
-        "cursor=$(journalctl --quiet --lines 1 --show-cursor --output cat | sed -n 's/^-- cursor: //p')
+        "cursor=\"{cursor}\"
          {script}
          exec 3< <(exec journalctl --unit {unit} --after-cursor \"$cursor\" --output cat --no-tail --follow 2>/dev/null)
          follower=$!
@@ -173,6 +196,9 @@ pub fn wait_for_journal(node: &Node, unit: &str, pattern: &str, script: &str) ->
 /// Tells if containerd stands still in a request of a plugin to update containers (containerd/containerd#13733), which without
 /// containerd/nri#301 it may do for ever: its stacks have that in them, and still have some seconds later.
 pub fn is_stuck(node: &Node) -> Option<String> {
+    if node.runtime().unit() != "containerd" {
+        return None;
+    }
     const REQUEST: &str = "adaptation.(*Adaptation).updateContainers";
     let dump = "systemctl kill --kill-whom main --signal USR1 containerd";
     // Each of them is one line.
@@ -200,7 +226,7 @@ pub fn claim(node: &Node, program: &Path, key: &str, value: &str) -> Result<()> 
     ensure!(status.success(), "strip could not read {}", program.display());
     let binary = upload(node, &small)?;
     let start = format!("systemd-run --quiet --collect --unit {CLAIMER_UNIT} {binary} --key {key} --value {value}");
-    wait_for_journal(node, "containerd", CLAIMER_SYNCHRONISED, &start).context("starting a second plugin")
+    wait_for_journal(node, node.runtime().unit(), CLAIMER_SYNCHRONISED, &start).context("starting a second plugin")
 }
 
 /// Ends the second plugin.

@@ -3,9 +3,12 @@
 //! Which level's protection counts depends on where the reclaim comes from. Below the limit of all pods it is that of the
 //! class, the pod and the container, while that of all pods itself plays no part. On a node that is full it is all of them.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use crate::cgroup;
+use crate::crictl;
 use crate::kubelet::{Container, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
 use crate::node::Node;
 
@@ -134,7 +137,7 @@ pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Res
     node.run(&format!("sh -c '{monitor}; head --bytes {MIB} /dev/zero > /dev/shm/monitor'"))
         .context("charging the sandbox")?;
     let container = pod.container("app")?;
-    let root = root_directory(container);
+    let root = root_directory(node, container)?;
     node.run(&format!("echo 128 > /sys/block/vda/queue/read_ahead_kb; truncate --size {} {root}/large", 400 * MIB))?;
     let answer = container.call(node, &format!("alloc {}", 60 * MIB)).and_then(|answer| {
         anyhow::ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
@@ -149,6 +152,10 @@ pub fn read_it_all() -> String {
     format!("ok {}", 400 * MIB)
 }
 
-fn root_directory(container: &Container) -> String {
-    format!("/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}/rootfs", container.id)
+/// Where the node sees the container's root. containerd's specification names it below its own directory of the container.
+fn root_directory(node: &Node, container: &Container) -> Result<String> {
+    let inspected = crictl::inspect(node, &container.id)?;
+    let path = inspected["info"]["runtimeSpec"]["root"]["path"].as_str().context("no root in the specification")?;
+    let bundle = format!("/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}", container.id);
+    Ok(Path::new(&bundle).join(path).display().to_string())
 }

@@ -18,19 +18,20 @@ use integration::stories::{self, Random};
 
 node_tests!(external: {
     every_ancestor_carries_the_sum_of_what_lives_below_it,
-    values_outlast_systemd_and_other_writers,
-    nothing_else_of_a_cgroup_changes_with_its_protection,
     restore_takes_everything_back,
+    nothing_else_of_a_cgroup_changes_with_its_protection,
     reserved_cgroups_are_protected_where_the_operator_names_them,
     a_plugin_that_is_killed_again_and_again_converges,
-}, crossed: {
+    another_plugin_may_claim_the_same_key,
+    many_pods_come_and_go_and_every_sum_is_exact,
+}, every: {
+    values_outlast_systemd_and_other_writers,
+}, kernel: {
     protection_never_exceeds_what_the_node_has,
     a_guaranteed_container_survives_its_own_page_cache,
     a_protected_container_keeps_its_working_set_under_pressure,
-    another_plugin_may_claim_the_same_key,
     pods_that_use_more_than_the_node_has_are_killed_among_themselves,
     a_writer_that_never_stops_is_reported_and_left_alone,
-    many_pods_come_and_go_and_every_sum_is_exact,
 });
 
 /// The defaults.
@@ -98,7 +99,7 @@ fn expected<'p>(kubelet: &Kubelet<'_>, policy: Policy, pods: impl IntoIterator<I
 
 fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<Duration> {
     let took = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
-    println!("{}: {what}: right after {:.1} ms", node.distro(), took.as_secs_f64() * 1000.0);
+    println!("{}: {what}: right after {:.1} ms", node.runtime(), took.as_secs_f64() * 1000.0);
     Ok(took)
 }
 
@@ -402,7 +403,7 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
          before=$(spent); sleep 3; echo $(($(spent) - before))",
     )?;
     let spent: u64 = spent.stdout.trim().parse().context("reading cpu.stat")?;
-    println!("{} {driver}: {repaired} repairs, then {spent} us of processor time in 3 s", node.distro());
+    println!("{} {driver}: {repaired} repairs, then {spent} us of processor time in 3 s", node.runtime());
     assert!(spent < 150_000, "{spent} us in 3 s");
     assert_eq!(repairs()?, repaired);
     // Other levels are looked after as before.
@@ -595,7 +596,7 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(node: &Node,
     node.write_file(CONFIG, "nodeGuard: 400Mi\n", 0o644)?;
     reached(node, &format!("{driver}: memory is kept from pods"), "", &guarded)?;
     let balloon = stories::balloon(&mut kubelet, node)?;
-    println!("{} {driver}: with nodeGuard: {balloon:?}", node.distro());
+    println!("{} {driver}: with nodeGuard: {balloon:?}", node.runtime());
     assert_eq!(balloon.node_kills, 0, "{balloon:?}");
     let top = format!("/{}", kubelet.top_cgroup());
     assert!(!balloon.limit_kills.is_empty() && balloon.limit_kills.iter().all(|by| *by == top), "{balloon:?}");

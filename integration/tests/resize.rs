@@ -15,17 +15,18 @@ use integration::placement::{self, journal};
 use integration::stories::{self, Random};
 
 node_tests!(external: {
-    a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused,
     a_limit_that_was_raised_while_the_container_was_down_saves_it,
-}, crossed: {
     resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end,
     an_update_that_makes_no_sense_harms_nobody,
-    page_cache_makes_room_for_a_cut,
-    a_container_that_stands_at_memory_high_is_released,
     a_container_that_grows_while_it_is_cut_lives,
-    containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be,
     a_cut_that_would_kill_may_be_deferred_until_it_fits,
     a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling,
+}, every: {
+    a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused,
+}, kernel: {
+    page_cache_makes_room_for_a_cut,
+    a_container_that_stands_at_memory_high_is_released,
+    containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be,
 });
 
 /// How long values must stay right.
@@ -80,7 +81,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node:
         assert!(said[0].contains(part), "{part}: {}", said[0]);
     }
     let status = node.run("plimsoll status")?.stdout;
-    println!("{} {driver}:\n{status}", node.distro());
+    println!("{} {driver}:\n{status}", node.runtime());
     let row = status.lines().find(|line| line.starts_with("refused ")).context("nobody is refused")?;
     assert!(row.contains("default/satisfied/app") && row.contains("150Mi"), "{status}");
     let story = node.run(&format!("plimsoll status {}", pod.spec.name))?.stdout;
@@ -157,7 +158,7 @@ fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> 
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
         let pod = kubelet.run_pod(PodSpec::new(&format!("growing-{pace}")).container(app))?;
         let (made, killed) = stories::grows_while_it_is_cut(node, &pod, pace)?;
-        println!("{} {driver}: {pace} ms for each MiB: made: {made}, killed: {killed}", node.distro());
+        println!("{} {driver}: {pace} ms for each MiB: made: {made}, killed: {killed}", node.runtime());
         assert_eq!(killed, 0);
         kubelet.remove_pod(&pod)?;
     }
@@ -347,7 +348,7 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
     // No limit, and one beyond what there is.
     for limit in ["9223372036854775807", "-1"] {
         let output = node.try_run(&format!("crictl update --memory={limit} {id}"))?;
-        println!("{} {driver}: --memory={limit}: {} {}", node.distro(), output.status, output.stderr.trim_end());
+        println!("{} {driver}: --memory={limit}: {} {}", node.runtime(), output.status, output.stderr.trim_end());
         let [_, memory] = stories::memory(node, &pod)?;
         assert!(memory.max == cgroup::MAX || memory.max >= 100 * MIB, "{memory:?}");
         assert_eq!(stories::fate(node, &pod)?, (true, 0));
@@ -361,7 +362,7 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
     let id = pod.container("app")?.id.clone();
     node.run(&format!("crictl stop --timeout 0 {id} >/dev/null"))?;
     let output = node.try_run(&format!("crictl update --memory {} {id}", 200 * MIB))?;
-    println!("{} {driver}: of one that has ended: {} {}", node.distro(), output.status, output.stderr.trim_end());
+    println!("{} {driver}: of one that has ended: {} {}", node.runtime(), output.status, output.stderr.trim_end());
     kubelet.remove_container(&mut pod, "app")?;
     kubelet.run_container(&mut pod, &app)?;
     assert_eq!(stories::memory(node, &pod)?[1], before[1]);

@@ -11,10 +11,11 @@ use comfy_table::{CellAlignment, Table};
 use integration::cache::progress;
 use integration::cgroup::{self, MAX, Memory};
 use integration::crictl;
-use integration::image::{Distro, Image};
+use integration::image::Image;
 use integration::kubelet::{self, ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
 use integration::node::Node;
 use integration::placement::{self, Mode};
+use integration::runtime::Runtime;
 use integration::stories;
 
 /// The plugin's configuration in the demo, spelled out: these are its defaults.
@@ -84,8 +85,9 @@ fn main() -> Result<ExitCode> {
     let started = Instant::now();
     progress("building the plugin");
     placement::build()?;
-    let node = if arguments.keep { Node::start_kept(Distro::Forky)? } else { Node::start(Distro::Forky)? };
-    let versions = Image::obtain(Distro::Forky)?.versions()?;
+    let node =
+        if arguments.keep { Node::start_kept(Runtime::Containerd21)? } else { Node::start(Runtime::Containerd21)? };
+    let versions = Image::obtain(Runtime::Containerd21.distro())?.versions()?;
     println!("\nThe node, a virtual machine:\n{}", indent(&versions));
 
     println!("\nWithout the plugin:\n");

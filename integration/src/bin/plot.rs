@@ -8,11 +8,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use integration::cache::progress;
 use integration::cgroup::MAX;
 use integration::crictl;
-use integration::image::Distro;
 use integration::kubelet::{self, ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec};
 use integration::node::Node;
 use integration::placement::{self, Mode};
 use integration::recording::{self, Level, Recorder, Sample};
+use integration::runtime::Runtime;
 use integration::stories;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -29,7 +29,7 @@ const STEP: u64 = 4;
 fn main() -> Result<()> {
     progress("building the plugin");
     placement::build()?;
-    let node = Node::start(Distro::Forky)?;
+    let node = Node::start(Runtime::Containerd21)?;
 
     progress("a cut below what is used, without the plugin");
     kubelet::clear(&node)?;

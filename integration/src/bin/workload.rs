@@ -2,6 +2,7 @@
 //!
 //! - `workload pause`: does nothing, for ever (the sandbox).
 //! - `workload serve DIR`: takes commands on the socket `DIR/socket`, one a line, and answers each with one line.
+//! - `workload keep BYTES`: takes so much memory at once, and keeps it for ever.
 //! - `workload call DIR COMMAND...`: sends one command from outside and prints the answer; exit 0 if it starts with `ok`.
 //!
 //! Commands: `ping`, `alloc BYTES` (anonymous memory, touched), `touch` (all of it again), `free` (all of it),
@@ -35,12 +36,19 @@ fn main() -> ExitCode {
         },
         ["serve", dir] => serve(Path::new(dir)).map(|()| true),
         ["call", dir, command @ ..] => call(Path::new(dir), &command.join(" ")),
+        ["keep", bytes] => bytes.parse().map_err(io::Error::other).map(|bytes| {
+            let mut held = Held::default();
+            held.alloc(bytes);
+            loop {
+                thread::park();
+            }
+        }),
         ["hold", bytes] => bytes.parse().map_err(io::Error::other).map(|bytes| {
             let mut held = Held::default();
             held.alloc(bytes);
             true
         }),
-        _ => Err(io::Error::other("usage: workload pause | serve DIR | call DIR COMMAND")),
+        _ => Err(io::Error::other("usage: workload pause | keep BYTES | serve DIR | call DIR COMMAND")),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,0 +1,365 @@
+//! A cluster of one node: a real kubelet in a virtual machine, and the control plane on this machine.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::apiserver::{self, ADMINISTRATOR, ApiServer, KUBELET, NODE, Running, SERVICE};
+use crate::cache::{self, Key, progress};
+use crate::image::run;
+use crate::kubelet::Driver;
+use crate::node::{Equipment, Node};
+use crate::placement;
+use crate::runtime::Runtime;
+use crate::support;
+
+/// How long the server may take to be ready, and the node after it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Nothing has to be reached from a pod's own network; but there has to be one.
+const NETWORK: &str = r#"{
+  "cniVersion": "1.0.0", "name": "pods",
+  "plugins": [{ "type": "ptp", "ipam": { "type": "host-local", "subnet": "10.88.0.0/16" } }]
+}"#;
+
+/// The kubelet's configuration: as it comes, but for what README.md asks for. A container in a loop of restarts waits ten
+/// and then 20 seconds, as ever, but no longer.
+const CONFIGURATION: &str = "\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+authentication: {anonymous: {enabled: false}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+featureGates: {MemoryQoS: false}
+systemReserved: {memory: 200Mi}
+clusterDNS: [192.0.2.53]
+crashLoopBackOff: {maxContainerRestartPeriod: 20s}
+";
+
+const UNIT: &str = "\
+[Unit]
+Description=kubelet
+After=containerd.service
+
+[Service]
+ExecStart=/opt/kubernetes/kubernetes kubelet --kubeconfig=/etc/kubernetes/kubelet.conf \
+ --config=/var/lib/kubelet/config.yaml --node-ip=10.0.2.15
+Restart=always
+OOMScoreAdjust=-999
+";
+
+/// What the controller manager does here: what a DaemonSet and its account need.
+const CONTROLLERS: &[&str] = &[
+    "daemonset-controller",
+    "garbage-collector-controller",
+    "namespace-controller",
+    "node-lifecycle-controller",
+    "root-ca-certificate-publisher-controller",
+    "serviceaccount-controller",
+    "taint-eviction-controller",
+];
+
+/// A cluster with one node, which is ready.
+pub struct Cluster {
+    program: PathBuf,
+    server: ApiServer,
+    _others: [Running; 2],
+    node: Node,
+    /// The configuration of the DaemonSet that is there.
+    deployed: Option<String>,
+    has_image: bool,
+}
+
+impl Cluster {
+    /// Runs a test's case with the cluster that the tests of one program share, without pods, and with Plimsoll, if there is a
+    /// configuration for it. It is started when it is first needed, and used by one test at a time.
+    ///
+    /// A guest that dies is the emulator's fault: the case runs once more, with another cluster.
+    pub fn with(config: Option<&str>, case: impl Fn(&Cluster)) {
+        static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
+        // What a test has left behind is for the next one to remove.
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        for is_last in [false, true] {
+            let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+                let cluster = shared.get_or_insert_with(start_elsewhere);
+                if let Err(error) = cluster.prepare(config) {
+                    panic!("the cluster is not ready for a case: {error:?}");
+                }
+                case(cluster);
+                let placement = if config.is_some() { "as a DaemonSet" } else { "without" };
+                if let Err(error) = cluster.passed(placement) {
+                    panic!("noting that the case has passed: {error:?}");
+                }
+            }));
+            let Err(failure) = outcome else { return };
+            match shared.as_ref().and_then(|cluster| cluster.node.fate()) {
+                Some(fate) => {
+                    *shared = None;
+                    if is_last {
+                        panic::resume_unwind(failure);
+                    }
+                    progress(&format!("the cluster's node did not last for a case, which runs once more: {fate}"));
+                }
+                None => panic::resume_unwind(failure),
+            }
+        }
+    }
+
+    /// For the table in SUPPORT.md.
+    fn passed(&self, placement: &str) -> Result<()> {
+        let version =
+            self.kubectl(&["get", "nodes", "--output=jsonpath={.items[0].status.nodeInfo.kubeletVersion}"])?;
+        support::passed(&self.node, Driver::Systemd, placement, Some(version.trim_start_matches('v')))
+    }
+
+    fn prepare(&mut self, config: Option<&str>) -> Result<()> {
+        self.clear()?;
+        match config {
+            Some(config) => self.deploy(config),
+            None => self.remove(),
+        }
+    }
+
+    fn start() -> Result<Cluster> {
+        let program = apiserver::program()?;
+        let disk = disk(&program)?;
+        let started = Instant::now();
+        let server = ApiServer::start_for_cluster()?;
+        fs::write(server.path("admin.conf"), server.kubeconfig(ADMINISTRATOR)).context("writing a kubeconfig")?;
+        let node =
+            Node::boot(Runtime::Containerd24, &Equipment { disk, relay: (SERVICE.0, SERVICE.1, server.port()) })?;
+        until_ready(&program, &server)?;
+        let controllers = [
+            format!("--controllers={}", CONTROLLERS.join(",")),
+            format!("--root-ca-file={}", server.certificate().display()),
+            format!("--service-account-private-key-file={}", server.key().display()),
+        ];
+        let others = [
+            start(&program, &server, "kube-controller-manager", &controllers)?,
+            start(&program, &server, "kube-scheduler", &[])?,
+        ];
+        let cluster = Cluster { program, server, _others: others, node, deployed: None, has_image: false };
+        let outcome = cluster.start_kubelet().and_then(|()| {
+            let seconds = format!("--timeout={}s", PATIENCE.as_secs());
+            let node = format!("node/{NODE}");
+            cluster.kubectl(&["wait", "--for=create", &seconds, &node])?;
+            cluster.kubectl(&["wait", "--for=condition=Ready", &seconds, &node])?;
+            // Pods need it.
+            cluster.kubectl(&["wait", "--for=create", &seconds, "serviceaccount/default"])
+        });
+        if let Err(error) = outcome {
+            let kubelet = cluster.node.run("journalctl --unit kubelet --output cat | tail -n 40")?.stdout;
+            return Err(error.context(format!("{}\nkubelet:\n{kubelet}", cluster.server.log())));
+        }
+        progress(&format!("the cluster is ready after {:.1} s", started.elapsed().as_secs_f64()));
+        Ok(cluster)
+    }
+
+    fn start_kubelet(&self) -> Result<()> {
+        let certificate = fs::read(self.server.certificate()).context("reading the server's certificate")?;
+        let place = "/etc/kubernetes/ca.crt";
+        self.node.write_file(place, certificate, 0o644)?;
+        let kubeconfig = apiserver::kubeconfig(SERVICE, Path::new(place), KUBELET);
+        self.node.write_file("/etc/kubernetes/kubelet.conf", kubeconfig, 0o600)?;
+        self.node.write_file("/var/lib/kubelet/config.yaml", CONFIGURATION, 0o644)?;
+        self.node.write_file("/etc/cni/net.d/10-pods.conflist", NETWORK, 0o644)?;
+        self.node.write_file("/etc/systemd/system/kubelet.service", UNIT, 0o644)?;
+        self.node.run(
+            "mkdir -p /opt/kubernetes
+             mount -o ro -t ext4 /dev/vdb /opt/kubernetes
+             mkdir -p /opt/cni
+             ln -s /usr/lib/cni /opt/cni/bin
+             systemctl daemon-reload
+             systemctl start kubelet",
+        )?;
+        Ok(())
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Runs kubectl as the administrator and returns what it prints. An exit status other than 0 is an error.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        kubectl(&self.program, &self.server, arguments)
+    }
+
+    /// Waits until kubectl, which is to watch something, prints a line that is as wanted, and returns it.
+    pub fn watch(&self, arguments: &[&str], is_wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let mut child = kubectl_command(&self.program, &self.server)
+            .args(arguments)
+            .args(["--watch", &format!("--request-timeout={}s", PATIENCE.as_secs())])
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting kubectl")?;
+        let output = child.stdout.take().context("kubectl has no output")?;
+        let mut seen = Vec::new();
+        let found = BufReader::new(output).lines().map_while(Result::ok).find(|line| {
+            seen.push(line.clone());
+            is_wanted(line)
+        });
+        // It may have ended.
+        let _ = child.kill();
+        child.wait().context("waiting for kubectl")?;
+        found.with_context(|| {
+            format!("kubectl {} never showed what was wanted, but\n{}", arguments.join(" "), seen.join("\n"))
+        })
+    }
+
+    /// Deploys Plimsoll as it is published, with this configuration, and waits until the runtime knows it.
+    fn deploy(&mut self, config: &str) -> Result<()> {
+        if self.deployed.as_deref() == Some(config) {
+            return Ok(());
+        }
+        self.remove()?;
+        if !self.has_image {
+            self.import_image().context("making Plimsoll's image known to the node")?;
+            self.has_image = true;
+        }
+        let base = self.kustomization();
+        if base.exists() {
+            fs::remove_dir_all(&base).with_context(|| format!("removing {}", base.display()))?;
+        }
+        let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize/base");
+        run(Command::new("cp").arg("-r").arg(&published).arg(&base))?;
+        fs::write(base.join("90-plimsoll.conf"), config).context("writing the configuration")?;
+        let cursor = placement::cursor(&self.node)?;
+        // From here on there is something to remove, but not what was asked for.
+        self.deployed = Some(String::new());
+        self.kubectl(&["apply", "-k", &base.display().to_string()])?;
+        let rollout = ["rollout", "status", "daemonset/plimsoll", "--namespace=kube-system", "--timeout=300s"];
+        if let Err(error) = self.kubectl(&rollout) {
+            let pods = self.kubectl(&["describe", "pods", "--namespace=kube-system"])?;
+            let said = self.node.run("tail -n 30 /var/log/pods/kube-system_plimsoll*/*/*.log || true")?.stdout;
+            return Err(error.context(format!("{pods}\n{said}")));
+        }
+        placement::until_synchronised_since(&self.node, &cursor)?;
+        self.deployed = Some(config.to_owned());
+        Ok(())
+    }
+
+    /// Takes Plimsoll off the node, and what it has set.
+    fn remove(&mut self) -> Result<()> {
+        if self.deployed.is_none() {
+            return Ok(());
+        }
+        let restore = "for id in $(crictl ps --quiet --name '^plimsoll$'); do crictl exec $id plimsoll restore; done";
+        self.node.run(restore).context("restoring what Plimsoll has set")?;
+        self.kubectl(&["delete", "-k", &self.kustomization().display().to_string(), "--timeout=300s"])?;
+        let pods = "--selector=app.kubernetes.io/name=plimsoll";
+        self.kubectl(&["wait", "--for=delete", "pods", pods, "--namespace=kube-system", "--timeout=300s"])?;
+        // There it is said that nothing is to be set.
+        self.node.run("rm -rf /run/plimsoll")?;
+        self.deployed = None;
+        Ok(())
+    }
+
+    fn kustomization(&self) -> PathBuf {
+        self.server.path("plimsoll")
+    }
+
+    fn import_image(&self) -> Result<()> {
+        let package = self.server.path("package");
+        // The times in it are of no interest here.
+        placement::package(&package, 0)?;
+        let files = fs::read_dir(&package).with_context(|| format!("listing {}", package.display()))?;
+        let archive = files
+            .filter_map(|file| Some(file.ok()?.path()))
+            .find(|path| path.to_string_lossy().ends_with(".oci.tar"))
+            .with_context(|| format!("no image in {}", package.display()))?;
+        let archive = fs::read(&archive).with_context(|| format!("reading {}", archive.display()))?;
+        let script = "cat > /run/image.tar
+             ctr --namespace k8s.io images import --local /run/image.tar >/dev/null
+             rm /run/image.tar";
+        let output = self.node.try_run_within(PATIENCE, script, archive)?;
+        ensure!(output.status.success(), "importing it: {}", output.stderr.trim_end());
+        Ok(())
+    }
+
+    /// Deletes all pods in the namespace `default` and their Events, and waits for it.
+    fn clear(&self) -> Result<()> {
+        self.kubectl(&["delete", "pods", "--all", "--grace-period=1", "--timeout=300s"])?;
+        self.kubectl(&["delete", "events", "--all"])?;
+        Ok(())
+    }
+}
+
+/// What a cluster consists of ends with the thread that started it, which must not be that of a single test.
+fn start_elsewhere() -> Cluster {
+    let (started, cluster) = mpsc::channel();
+    thread::spawn(move || {
+        // Somebody waits.
+        let _ = started.send(Cluster::start());
+        loop {
+            thread::park();
+        }
+    });
+    match cluster.recv() {
+        Ok(Ok(cluster)) => cluster,
+        Ok(Err(error)) => panic!("the cluster does not start: {error:?}"),
+        Err(_) => panic!("the thread that starts the cluster has ended"),
+    }
+}
+
+fn kubectl(program: &Path, server: &ApiServer, arguments: &[&str]) -> Result<String> {
+    run(kubectl_command(program, server).args(arguments)).with_context(|| format!("kubectl {}", arguments.join(" ")))
+}
+
+fn kubectl_command(program: &Path, server: &ApiServer) -> Command {
+    let mut command = Command::new(program);
+    command.arg("kubectl").env("KUBECONFIG", server.path("admin.conf")).env("KUBECACHEDIR", server.path("kubectl"));
+    command
+}
+
+fn until_ready(program: &Path, server: &ApiServer) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match kubectl(program, server, &["get", "--raw", "/readyz"]) {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > deadline => {
+                bail!("the API server is not ready: {error:#}\n{}", server.log())
+            }
+            // Nothing tells when it begins to listen.
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// Starts one of the programs that only talk to the server.
+fn start(program: &Path, server: &ApiServer, name: &str, more: &[String]) -> Result<Running> {
+    let arguments = [
+        name.to_owned(),
+        format!("--kubeconfig={}", server.path("admin.conf").display()),
+        "--leader-elect=false".to_owned(),
+        "--secure-port=0".to_owned(),
+    ];
+    let arguments: Vec<_> = arguments.into_iter().chain(more.iter().cloned()).collect();
+    apiserver::spawn(program, &arguments, &server.path(&format!("{name}.log")))
+}
+
+/// A disk with the programs of Kubernetes.
+fn disk(program: &Path) -> Result<PathBuf> {
+    let mut key = Key::default();
+    key.add("program", program.display().to_string()).add("recipe", "ext4 without a journal");
+    let dir = cache::entry("kubernetes-disk", &key, |dir| {
+        let root = tempfile::tempdir_in(dir).context("creating a directory")?;
+        let copy = root.path().join("kubernetes");
+        fs::hard_link(program, &copy).with_context(|| format!("linking {}", copy.display()))?;
+        run(Command::new("mke2fs")
+            .args(["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-E", "root_owner=0:0", "-d"])
+            .arg(root.path())
+            .arg(dir.join("disk.img"))
+            .arg("1G"))
+        .map(|_| ())
+    })?;
+    Ok(dir.join("disk.img"))
+}

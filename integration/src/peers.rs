@@ -1,0 +1,70 @@
+//! Programs of others on a node: plugins that run beside ours, and tests that runtimes have for what speaks NRI and CRI.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cache::{self, Key};
+use crate::go::Programs;
+use crate::image::{debian_mirror, run};
+use crate::runtime::CRIO;
+
+/// Where they are on the node.
+pub const DIRECTORY: &str = "/usr/local/libexec/peers";
+
+/// The plugins: one logs events, one compares what they say before and after, one sets rlimits that annotations ask for.
+const PLUGINS: [&str; 3] = ["logger", "differ", "ulimit-adjuster"];
+
+/// Their source, as Debian 13 has it: they are modules of their own, without a version that a module proxy would know.
+const SOURCE: &str = "pool/main/g/golang-github-containerd-nri/golang-github-containerd-nri_0.6.1.orig.tar.gz";
+const SOURCE_DIGEST: &str = "SHA256:b35a8f297a5cf3ce9c87514de76123804893e17b2378b413fbbe9d428c40be8d";
+
+/// CRI-O's own tests of NRI, which need no more of CRI-O than its socket.
+const NRI_TEST: Programs = Programs {
+    name: "nri-test",
+    tags: &["test", "containers_image_openpgp", "containers_image_ostree_stub", "exclude_graphdriver_btrfs"],
+    packages: &[],
+    tests: &["./test/nri"],
+    ..CRIO
+};
+
+/// The image that those start containers of.
+pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
+
+/// Puts them into the node's root.
+pub(crate) fn install(root: &Path) -> Result<()> {
+    let destination = root.join(DIRECTORY.trim_start_matches('/'));
+    fs::create_dir_all(&destination).with_context(|| format!("creating {}", destination.display()))?;
+    let (plugins, tests) = (plugins()?, NRI_TEST.obtain()?);
+    let programs = PLUGINS.iter().map(|name| plugins.join(name)).chain([tests.join("nri.test")]);
+    for program in programs {
+        let name = program.file_name().unwrap_or_default();
+        fs::copy(&program, destination.join(name)).with_context(|| format!("copying {}", program.display()))?;
+    }
+    Ok(())
+}
+
+fn plugins() -> Result<PathBuf> {
+    let mut key = Key::default();
+    key.add("source", SOURCE_DIGEST).add("recipe", include_str!("peers.rs"));
+    cache::entry("nri-plugins", &key, |dir| {
+        let work = tempfile::tempdir().context("creating a directory")?;
+        let archive = work.path().join("nri.tar.gz");
+        run(Command::new("/usr/lib/apt/apt-helper")
+            .args(["download-file", &format!("{}/{SOURCE}", debian_mirror())])
+            .arg(&archive)
+            .arg(SOURCE_DIGEST))?;
+        run(Command::new("tar").args(["-x", "--strip-components=1", "-f"]).arg(&archive).arg("-C").arg(work.path()))?;
+        for name in PLUGINS {
+            run(Command::new("go")
+                .current_dir(work.path().join("plugins").join(name))
+                .env("CGO_ENABLED", "0")
+                .args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
+                .arg(dir.join(name))
+                .arg("."))?;
+        }
+        Ok(())
+    })
+}

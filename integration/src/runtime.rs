@@ -1,0 +1,160 @@
+//! The container runtimes that nodes have.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::go::Programs;
+use crate::image::{Distro, run};
+use crate::kubelet::Driver;
+
+/// A container runtime, in the version that a node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Runtime {
+    /// containerd 1.7 of Debian 13, with NRI 0.6, switched on by our configuration.
+    Containerd17,
+    /// containerd 2.1 of Debian 14, with NRI 0.8, on by default.
+    Containerd21,
+    /// The newest containerd, with NRI 0.12.
+    Containerd24,
+    /// The newest CRI-O, with NRI 0.11.
+    Crio136,
+}
+
+const CONTAINERD: Programs = Programs {
+    name: "containerd",
+    module: "github.com/containerd/containerd/v2",
+    version: "v2.4.2",
+    tags: &["no_btrfs", "no_devmapper", "no_zfs"],
+    version_variable: Some("github.com/containerd/containerd/v2/version.Version"),
+    packages: &["./cmd/containerd", "./cmd/containerd-shim-runc-v2", "./cmd/ctr"],
+    tests: &[],
+};
+
+pub(crate) const CRIO: Programs = Programs {
+    name: "crio",
+    module: "github.com/cri-o/cri-o",
+    version: "v1.36.3",
+    // What would need libraries of C.
+    tags: &["containers_image_openpgp", "containers_image_ostree_stub", "exclude_graphdriver_btrfs"],
+    version_variable: None,
+    packages: &["./cmd/crio"],
+    tests: &[],
+};
+
+impl Runtime {
+    /// All of them.
+    pub const ALL: [Runtime; 4] =
+        [Runtime::Containerd17, Runtime::Containerd21, Runtime::Containerd24, Runtime::Crio136];
+
+    /// Its name and minor version: the directory of its files in `node/`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Runtime::Containerd17 => "containerd-1.7",
+            Runtime::Containerd21 => "containerd-2.1",
+            Runtime::Containerd24 => "containerd-2.4",
+            Runtime::Crio136 => "crio-1.36",
+        }
+    }
+
+    /// The Debian that the node runs, and with it the kernel, systemd, runc and crun.
+    pub fn distro(self) -> Distro {
+        match self {
+            Runtime::Containerd17 => Distro::Trixie,
+            Runtime::Containerd21 | Runtime::Containerd24 | Runtime::Crio136 => Distro::Forky,
+        }
+    }
+
+    /// Its systemd unit.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Runtime::Containerd17 | Runtime::Containerd21 | Runtime::Containerd24 => "containerd",
+            Runtime::Crio136 => "crio",
+        }
+    }
+
+    /// Whether it has one cgroup driver at a time, by its configuration, and not one for each handler.
+    pub fn has_one_driver(self) -> bool {
+        self == Runtime::Crio136
+    }
+
+    /// The file that sets the cgroup driver of one that has one at a time, and its content.
+    pub(crate) fn driver_configuration(self, driver: Driver) -> (&'static str, String) {
+        let content = format!("[crio.runtime]\ncgroup_manager = \"{driver}\"\ndefault_runtime = \"{driver}\"\n");
+        ("/etc/crio/crio.conf.d/50-driver.conf", content)
+    }
+
+    /// The name of a container's cgroup within that of its pod.
+    pub fn cgroup_name(self, driver: Driver, container: &str) -> String {
+        match (self, driver) {
+            (Runtime::Crio136, Driver::Systemd) => format!("crio-{container}.scope"),
+            (Runtime::Crio136, Driver::Cgroupfs) => format!("crio-{container}"),
+            (_, Driver::Systemd) => format!("cri-containerd-{container}.scope"),
+            (_, Driver::Cgroupfs) => container.to_owned(),
+        }
+    }
+
+    /// Whether it refuses a limit below what a container uses by itself, though not one that is reached while it sets it.
+    pub fn refuses_cuts(self) -> bool {
+        self == Runtime::Crio136
+    }
+
+    /// Whether plugins see the unified map of a request to create a container.
+    pub fn shows_unified(self) -> bool {
+        self == Runtime::Crio136
+    }
+
+    /// The name of a sandbox's cgroup within that of its pod: without a process of its own it has no scope.
+    pub fn sandbox_cgroup_name(self, driver: Driver, sandbox: &str) -> String {
+        match self {
+            Runtime::Crio136 => self.cgroup_name(Driver::Cgroupfs, sandbox),
+            Runtime::Containerd17 | Runtime::Containerd21 | Runtime::Containerd24 => self.cgroup_name(driver, sandbox),
+        }
+    }
+
+    /// The script that makes the archive's images known to it.
+    pub(crate) fn import(self, archive: &str, images: &[&str]) -> String {
+        match self {
+            // Newer ones import in the daemon by default, which does not know the archive's names without being told.
+            Runtime::Containerd17 => format!("ctr --namespace k8s.io images import {archive} >/dev/null"),
+            Runtime::Containerd21 | Runtime::Containerd24 => {
+                format!("ctr --namespace k8s.io images import --local {archive} >/dev/null")
+            }
+            Runtime::Crio136 => images
+                .iter()
+                .map(|image| format!("skopeo copy --quiet oci-archive:{archive}:{image} containers-storage:{image}\n"))
+                .collect(),
+        }
+    }
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Puts those runtimes that Debian has no package of into the root of a node.
+pub(crate) fn install(root: &Path) -> Result<()> {
+    // Not /opt/containerd: every containerd looks there first for shims, and Debian's own would start one that it cannot talk to.
+    for (programs, destination) in [(CONTAINERD, "opt/containerd-2.4/bin"), (CRIO, "usr/local/bin")] {
+        let destination = root.join(destination);
+        fs::create_dir_all(&destination).with_context(|| format!("creating {}", destination.display()))?;
+        let built = programs.obtain()?;
+        for package in programs.packages {
+            let name = package.rsplit('/').next().unwrap_or(package);
+            fs::copy(built.join(name), destination.join(name))
+                .with_context(|| format!("copying {name} into the node"))?;
+        }
+    }
+    // CRI-O's helper that keeps namespaces is a program of C in its module.
+    let sources = CRIO.source()?.join("pinns/src");
+    run(Command::new("cc")
+        .args(["-std=c99", "-Os", "-static", "-o"])
+        .arg(root.join("usr/local/bin/pinns"))
+        .args(["pinns.c", "sysctl.c"].map(|file| sources.join(file))))
+    .map(|_| ())
+}

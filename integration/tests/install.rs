@@ -1,0 +1,225 @@
+//! `plimsoll install`, upgrades of what it installed, and `plimsoll uninstall`, on real nodes: containerd 2 as it is, and 1.7 and CRI-O
+//! with NRI off in the operator's configuration.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::cgroup::{self, Expected, Memory};
+use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec};
+use integration::node::{Node, Output};
+use integration::node_tests;
+use integration::placement;
+use integration::runtime::Runtime;
+
+node_tests!(control: {
+    it_is_installed_upgraded_moved_and_removed_without_a_trace,
+});
+
+/// Where the operator has put the program.
+const DOWNLOAD: &str = "/root/plimsoll";
+const LAUNCHED: &str = "/opt/nri/plugins/90-plimsoll";
+const INSTALLED: &str = "/usr/local/bin/plimsoll";
+
+fn app() -> ContainerSpec {
+    ContainerSpec::new("app")
+}
+
+/// The operator's configuration of the runtime, how NRI is switched off there, and the file that switches it on again; `None` where it
+/// is on.
+fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'static str)> {
+    match runtime {
+        // As it is by default.
+        Runtime::Containerd17 => {
+            let off = "sed -i '/nri.v1.nri/,/disable/d'";
+            Some(("/etc/containerd/config.toml", off, "/etc/containerd/plimsoll/nri.toml"))
+        }
+        Runtime::Containerd21 | Runtime::Containerd24 => None,
+        Runtime::Crio136 => {
+            let off = "sed -i '$a [crio.nri]\\nenable_nri = false'";
+            Some(("/etc/crio/crio.conf.d/10-node.conf", off, "/etc/crio/crio.conf.d/zz-plimsoll.conf"))
+        }
+    }
+}
+
+/// Everything that an installation may leave.
+fn traces(node: &Node) -> Result<String> {
+    let listed = node.run(&format!(
+        "{{ find /etc /opt /usr/local /run/plimsoll /run/systemd/system -printf '%p %y %s %l\\n' 2>/dev/null || true; }} | sort
+         {{ find /etc/containerd /etc/crio -type f -exec md5sum '{{}}' + 2>/dev/null || true; }} | sort
+         systemctl show {} --property ExecStart --value | grep -o 'argv[^;]*'
+         {{ readlink /proc/[0-9]*/exe || true; }} | grep plimsoll || true",
+        node.runtime().unit()
+    ))?;
+    Ok(listed.stdout)
+}
+
+/// What a container's cgroup and those above it hold.
+fn values(node: &Node, pod: &Pod) -> Result<Vec<Memory>> {
+    cgroup::memory(node, &cgroup::chain(&pod.container("app")?.cgroup))
+}
+
+/// Waits until the pod's container has what it requests: containers that ran before are looked at once the plugin is ready.
+fn protected(node: &Node, pod: &Pod) -> Result<()> {
+    let expected = [Expected::new(&pod.container("app")?.cgroup, "memory.min", 32 * MIB)];
+    cgroup::settle(node, "", &expected, Duration::from_millis(200), Duration::from_secs(60)).map(|_| ())
+}
+
+fn install(node: &Node, arguments: &str) -> Result<Output> {
+    node.run(&format!("{DOWNLOAD} install --yes {arguments}"))
+}
+
+/// Makes another version of the program: what follows an executable's end does nothing.
+fn another_version(node: &Node) -> Result<()> {
+    node.run(&format!("cp {DOWNLOAD} {DOWNLOAD}.new; echo >>{DOWNLOAD}.new; mv {DOWNLOAD}.new {DOWNLOAD}"))?;
+    Ok(())
+}
+
+fn process_of_runtime(node: &Node) -> Result<String> {
+    Ok(node.run(&format!("systemctl show {} --property MainPID --value", node.runtime().unit()))?.stdout)
+}
+
+/// Installs another version while memory.min of a container is read all the time, and while another container is created.
+fn upgrade(node: &Node, kubelet: &mut Kubelet, pod: &Pod, name: &str, arguments: &str) -> Result<()> {
+    another_version(node)?;
+    let file = format!("{}/{}/memory.min", cgroup::ROOT, pod.container("app")?.cgroup);
+    node.run(&format!(
+        "cat >/root/watch <<'END'
+read before <{file}; lowest=$before; times=0
+while [ ! -e /root/done ]; do
+    read now <{file}; times=$((times + 1))
+    [ $now -ge $lowest ] || lowest=$now
+done
+echo $before $lowest $times >/root/watched
+END
+         rm -f /root/done /root/watched /root/installed
+         setsid bash /root/watch </dev/null >/dev/null 2>&1 &
+         setsid sh -c '{DOWNLOAD} install --yes {arguments}; echo $? >/root/installed' </dev/null >/root/install.log 2>&1 &"
+    ))?;
+    let created = kubelet.run_pod(PodSpec::new(name).container(app().request(16 * MIB).limit(64 * MIB)))?;
+    let ended = node.run(
+        "timeout 100 bash -c 'until [ -e /root/installed ]; do sleep 0.1; done'; touch /root/done
+         timeout 20 bash -c 'until [ -s /root/watched ]; do sleep 0.1; done'; cat /root/installed /root/watched; cat /root/install.log",
+    )?;
+    println!("{}", ended.stdout);
+    let mut lines = ended.stdout.lines();
+    ensure!(lines.next() == Some("0"), "the upgrade failed");
+    let watched: Vec<u64> = lines.next().context("watched")?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+    assert_eq!(watched[..2], [32 * MIB, 32 * MIB], "it was protected at any time");
+    ensure!(watched[2] > 20, "{watched:?}");
+    // The plugin may have come back after it was created.
+    let expected = format!(
+        "timeout 30 bash -c 'until [ $(cat {}/{}/memory.min) = {} ]; do sleep 0.1; done'",
+        cgroup::ROOT,
+        created.container("app")?.cgroup,
+        16 * MIB
+    );
+    node.run(&expected).context("the container that was created meanwhile")?;
+    kubelet.remove_pod(&created)
+}
+
+fn it_is_installed_upgraded_moved_and_removed_without_a_trace(node: &Node, driver: Driver) -> Result<()> {
+    let switched_off = switched_off(node.runtime());
+    let is_off = switched_off.is_some();
+    let restart = format!("systemctl restart {}; crictl version >/dev/null", node.runtime().unit());
+    if let Some((file, off, _)) = switched_off {
+        node.run(&format!("cp {file} /root/config; {off} {file}; {restart}; rm /run/nri/nri.sock"))?;
+    }
+    node.write_file(DOWNLOAD, fs::read(placement::build()?)?, 0o755)?;
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let pod = kubelet.run_pod(PodSpec::new("before").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    let (before, values_before) = (traces(node)?, values(node, &pod)?);
+    // Left behind by a runtime that listened there, it is in nobody's way, and no trace of ours.
+    assert_eq!(node.try_run("test -S /run/nri/nri.sock")?.status.success(), !is_off, "NRI is on");
+
+    // Shown, and not done.
+    let shown = node.try_run(&format!("{DOWNLOAD} install </dev/null"))?;
+    assert_eq!(shown.status.code(), Some(1), "{}", shown.stderr);
+    println!("{}", shown.stdout);
+    match switched_off {
+        Some((_, _, drop_in)) => assert!(shown.stdout.contains(drop_in), "{drop_in}"),
+        None => assert!(!["/etc/containerd", "/etc/crio"].iter().any(|directory| shown.stdout.contains(directory))),
+    }
+    assert_eq!(traces(node)?, before);
+
+    // The last step fails, although what it starts is up.
+    let fails = "mkdir -p /root/bin; printf '#!/bin/sh\\n/usr/bin/systemctl \"$@\"; test \"$1\" != start\\n' >/root/bin/systemctl
+                 chmod 755 /root/bin/systemctl";
+    let failed = node.try_run(&format!("{fails}; PATH=/root/bin:$PATH {DOWNLOAD} install --yes"))?;
+    assert_eq!(failed.status.code(), Some(1), "{}", failed.stdout);
+    assert!(failed.stderr.ends_with("all before it was undone\n"), "{}", failed.stderr);
+    node.run("rm -r /root/bin")?;
+    assert_eq!(traces(node)?, before);
+    assert_eq!(values(node, &pod)?, values_before);
+
+    let installed = install(node, "")?;
+    println!("{}", installed.stdout);
+    assert!(installed.stdout.contains("Plimsoll can work on this node: 0 failed"), "{}", installed.stdout);
+    protected(node, &pod)?;
+    let again = install(node, "")?.stdout;
+    assert!(again.starts_with("nothing to do"), "{again}");
+
+    // What the unit promises.
+    let security = node.run("systemd-analyze security --no-pager plimsoll | grep 'Overall exposure'")?.stdout;
+    let exposure = security.split(' ').find_map(|word| word.parse::<f64>().ok()).context("a number")?;
+    println!("{security}");
+    assert!(exposure < 3.0, "{security}");
+    let shown = node.run("systemctl show plimsoll --property StatusText,Type,ActiveState; systemctl show multi-user.target --property After")?;
+    assert!(
+        shown.stdout.contains("StatusText=connected to the container runtime and synchronized"),
+        "{}",
+        shown.stdout
+    );
+    assert!(shown.stdout.contains("Type=notify") && !shown.stdout.contains("plimsoll.service"), "{}", shown.stdout);
+    // What it may still do: open cgroups, and have systemd set properties.
+    let reserve = format!(
+        "printf 'systemReservedCgroup: /system.slice\\nsystemReserved: {{memory: 100Mi}}\\n' >{0}.new; mv {0}.new {0}
+         timeout 30 bash -c 'until [ \"$(systemctl show system.slice --property MemoryMin --value)\" = 104857600 ]; do sleep 0.2; done'",
+        placement::CONFIG
+    );
+    node.run(&reserve).context("protection of system.slice")?;
+    // And take away what systemd keeps of cgroups that are gone.
+    let kept = "nsenter --mount --target $(systemctl show plimsoll --property MainPID --value) test -w /run/systemd/system.control";
+    node.run(kept).context("its settings of units are to be removed")?;
+    let drop_in = "/run/systemd/system/plimsoll.service.d";
+    node.run(&format!(
+        "mkdir -p {drop_in}; printf '[Service]\\nWatchdogSec=2\\n' >{drop_in}/watchdog.conf; systemctl daemon-reload; systemctl restart plimsoll"
+    ))?;
+    placement::wait_for_journal(node, "plimsoll", "connected to the runtime", "systemctl kill --signal STOP plimsoll")
+        .context("a plugin that hangs is killed and comes back")?;
+    node.run(&format!("rm -r {drop_in}; systemctl daemon-reload; systemctl restart plimsoll"))?;
+
+    let runtime = process_of_runtime(node)?;
+    upgrade(node, &mut kubelet, &pod, "external", "")?;
+    assert_eq!(process_of_runtime(node)?, runtime, "nobody restarted it");
+
+    let moved = install(node, "--mode launched")?.stdout;
+    println!("{moved}");
+    let ways = node.run(&format!(
+        "ls {LAUNCHED}; test ! -e /etc/systemd/system/plimsoll.service; systemctl is-active plimsoll || true"
+    ))?;
+    assert_eq!(ways.stdout, format!("{LAUNCHED}\ninactive\n"));
+    protected(node, &pod)?;
+    assert!(install(node, "--mode launched")?.stdout.starts_with("nothing to do"));
+    let runtime = process_of_runtime(node)?;
+    upgrade(node, &mut kubelet, &pod, "launched", "--mode launched")?;
+    let moved_back = install(node, "")?.stdout;
+    println!("{moved_back}");
+    assert_eq!(process_of_runtime(node)?, runtime, "nobody restarted it");
+    protected(node, &pod)?;
+    let programs = node.run("readlink /proc/[0-9]*/exe | grep plimsoll || true")?.stdout;
+    assert_eq!(programs, format!("{INSTALLED}\n"));
+
+    let removed = node.run(&format!("{INSTALLED} uninstall --yes"))?.stdout;
+    println!("{removed}");
+    assert_eq!(traces(node)?, before);
+    assert_eq!(values(node, &pod)?, values_before);
+    let nothing = node.run(&format!("{DOWNLOAD} uninstall --yes"))?.stdout;
+    assert_eq!(nothing, "nothing to do: the plugin is not installed\n");
+    kubelet.remove_pod(&pod)?;
+    if let Some((file, ..)) = switched_off {
+        node.run(&format!("mv /root/config {file}; {restart}"))?;
+    }
+    node.run("rm -rf /root/plimsoll /root/watch* /root/done /root/install*")?;
+    Ok(())
+}

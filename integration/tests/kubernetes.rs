@@ -1,0 +1,290 @@
+//! What kubectl shows of the stories that README.md tells: a real kubelet, a real API server, and Plimsoll as the DaemonSet that is
+//! published. The same without it, where that differs.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use integration::cgroup::{self, Expected, MAX};
+use integration::cluster::Cluster;
+use integration::kubelet::MIB;
+use integration::stories::memory_high;
+
+/// The configuration of the DaemonSet.
+const CONFIG: &str = "nodeGuard: 400Mi\n";
+
+/// What the DaemonSet's own pod requests.
+const OWN_REQUEST: u64 = 32 * MIB;
+
+const BURSTABLE: &str = "kubepods.slice/kubepods-burstable.slice";
+
+/// For what the kubelet does within seconds, or within its retries; a busy machine makes minutes of that.
+const PATIENCE: &str = "--timeout=300s";
+
+/// Starts the pods of a file in `manifests/` and waits until they are ready.
+fn apply(cluster: &Cluster, file: &str, pods: &[&str]) {
+    let mut script = String::from("cd /run; ");
+    for pod in pods {
+        script += &format!("rm -rf control/{pod}; mkdir -p control/{pod}; mkfifo control/{pod}/started; ");
+    }
+    cluster.node().run(&script).unwrap();
+    let path = format!("{}/manifests/{file}", env!("CARGO_MANIFEST_DIR"));
+    cluster.kubectl(&["apply", "-f", &path]).unwrap();
+    let pods = pods.iter().map(|pod| format!("pod/{pod}")).collect::<Vec<_>>();
+    let mut arguments = vec!["wait", "--for=condition=Ready", PATIENCE];
+    arguments.extend(pods.iter().map(String::as_str));
+    cluster.kubectl(&arguments).unwrap();
+}
+
+/// Tells the program in a pod to do something.
+fn call(cluster: &Cluster, pod: &str, command: &str) -> String {
+    let answer = cluster.node().try_run(&format!("workload call /run/control/{pod} {command}")).unwrap();
+    answer.stdout.trim().to_owned()
+}
+
+/// A part of a pod as the API server has it.
+fn field(cluster: &Cluster, pod: &str, path: &str) -> String {
+    cluster.kubectl(&["get", "pod", pod, "--output", &format!("jsonpath={{{path}}}")]).unwrap()
+}
+
+fn restarts(cluster: &Cluster, pod: &str) -> u32 {
+    field(cluster, pod, ".status.containerStatuses[0].restartCount").parse().unwrap()
+}
+
+/// Waits until a part of a pod is so.
+fn until(cluster: &Cluster, pod: &str, path: &str, value: &str) {
+    let condition = format!("--for=jsonpath={{{path}}}={value}");
+    cluster.kubectl(&["wait", PATIENCE, &condition, &format!("pod/{pod}")]).unwrap();
+}
+
+const IN_PROGRESS: &str = ".status.conditions[?(@.type==\"PodResizeInProgress\")]";
+const LIMIT: &str = ".status.containerStatuses[0].resources.limits.memory";
+
+fn resize(cluster: &Cluster, pod: &str, limit: &str) {
+    let patch =
+        format!(r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"limits":{{"memory":"{limit}"}}}}}}]}}}}"#);
+    cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
+}
+
+/// Waits until kubectl shows that a resize is done, and nothing that is left to do.
+fn until_resized(cluster: &Cluster, pod: &str, limit: &str) {
+    until(cluster, pod, LIMIT, limit);
+    let path = format!("jsonpath={{{LIMIT}}} {{{IN_PROGRESS}.type}}{{\"\\n\"}}");
+    cluster.watch(&["get", "pod", pod, "--output", &path], |line| line.trim_end() == limit).unwrap();
+}
+
+/// Waits until the kubelet has failed to resize a pod for a reason that contains this.
+fn until_refused(cluster: &Cluster, pod: &str, because: &str) {
+    let path = format!("jsonpath={{{IN_PROGRESS}.reason}}: {{{IN_PROGRESS}.message}}{{\"\\n\"}}");
+    cluster
+        .watch(&["get", "pod", pod, "--output", &path], |line| line.starts_with("Error: ") && line.contains(because))
+        .unwrap();
+}
+
+/// Waits for an Event of a pod that has this in its text: who reports it, its type, and its text.
+fn event(cluster: &Cluster, pod: &str, reason: &str, text: &str) -> String {
+    let selector = format!("involvedObject.name={pod},reason={reason}");
+    let path = "jsonpath={.reportingComponent} {.type}: {.message}{\"\\n\"}";
+    let arguments = ["get", "events", "--field-selector", &selector, "--output", path];
+    cluster.watch(&arguments, |line| line.contains(text)).unwrap()
+}
+
+/// The cgroups of a pod and its container.
+fn cgroups(cluster: &Cluster, pod: &str) -> [String; 2] {
+    let uid = field(cluster, pod, ".metadata.uid").replace('-', "_");
+    let id = field(cluster, pod, ".status.containerStatuses[0].containerID");
+    let id = id.strip_prefix("containerd://").unwrap();
+    let pod = format!("{BURSTABLE}/kubepods-burstable-pod{uid}.slice");
+    let container = format!("{pod}/cri-containerd-{id}.scope");
+    [pod, container]
+}
+
+/// Waits until files are so.
+fn settle(cluster: &Cluster, expected: &[(&str, &'static str, u64)]) {
+    let expected: Vec<_> = expected.iter().map(|&(cgroup, file, value)| Expected::new(cgroup, file, value)).collect();
+    cgroup::settle(cluster.node(), "", &expected, Duration::ZERO, Duration::from_secs(60)).unwrap();
+}
+
+/// Lets the container `stress` use 150 MiB, and returns the least limit in MiB that is more than a whole MiB above all that its pod uses.
+/// The kubelet takes that for enough; Plimsoll wants a part in 25 of it free.
+fn fill(cluster: &Cluster, pod: &str) -> u64 {
+    assert!(call(cluster, "stress", &format!("alloc {}", 150 * MIB)).starts_with("ok"));
+    // What can be reclaimed would make room.
+    let root = cgroup::ROOT;
+    let script = format!("echo 64M > {root}/{pod}/memory.reclaim || true; cat {root}/{pod}/memory.current");
+    let used: u64 = cluster.node().run(&script).unwrap().stdout.trim().parse().unwrap();
+    used.div_ceil(MIB) + 1
+}
+
+mod alone {
+    use super::*;
+
+    #[test]
+    fn a_cut_to_little_more_than_is_used_is_made_and_kills_later() {
+        Cluster::with(None, |cluster| {
+            apply(cluster, "stress.yaml", &["stress"]);
+            let [pod, container] = cgroups(cluster, "stress");
+            settle(
+                cluster,
+                &[(&container, "memory.min", 0), (&container, "memory.high", MAX), (&pod, "memory.min", 0)],
+            );
+            let tight = fill(cluster, &pod);
+            resize(cluster, "stress", &format!("{tight}Mi"));
+            until_resized(cluster, "stress", &format!("{tight}Mi"));
+            settle(cluster, &[(&container, "memory.max", tight * MIB), (&pod, "memory.max", tight * MIB)]);
+            assert_eq!(restarts(cluster, "stress"), 0);
+            assert_eq!(call(cluster, "stress", &format!("alloc {}", 5 * MIB)), "gone");
+            until(cluster, "stress", ".status.containerStatuses[0].lastState.terminated.reason", "OOMKilled");
+            assert_eq!(restarts(cluster, "stress"), 1);
+        });
+    }
+}
+
+mod plimsoll {
+    use super::*;
+
+    #[test]
+    fn raising_the_limit_of_a_container_that_is_down_ends_its_loop_of_kills() {
+        Cluster::with(Some(CONFIG), |cluster| {
+            let path = format!("{}/manifests/hungry.yaml", env!("CARGO_MANIFEST_DIR"));
+            cluster.kubectl(&["apply", "-f", &path]).unwrap();
+            // Now it is down for 20 seconds.
+            let state = "jsonpath={.status.containerStatuses[0]['restartCount', 'state.terminated.reason', 'state.waiting.reason']}{\"\\n\"}";
+            let is_down = |line: &str| ["2 OOMKilled", "2 CrashLoopBackOff"].contains(&line.trim_end());
+            cluster.watch(&["get", "pod", "hungry", "--output", state], is_down).unwrap();
+            let [pod, _] = cgroups(cluster, "hungry");
+            settle(cluster, &[(&pod, "memory.max", 100 * MIB)]);
+            resize(cluster, "hungry", "200Mi");
+            until_resized(cluster, "hungry", "200Mi");
+            // It comes to have all that it was killed for. On a slow machine it is started, and killed, once more before it is resized.
+            let root = cgroup::ROOT;
+            let script = format!(
+                "timeout 110 sh -c 'until awk \"/^anon / && \\$2 >= {} {{ print FILENAME; found = 1; exit }} END {{ exit !found }}\" \
+                     {root}/{pod}/cri-containerd-*.scope/memory.stat 2>/dev/null; do sleep 0.1; done'",
+                128 * MIB
+            );
+            let stat = cluster.node().run(&script).unwrap().stdout;
+            let container =
+                stat.trim().strip_prefix(&format!("{root}/")).unwrap().strip_suffix("/memory.stat").unwrap();
+            until(cluster, "hungry", ".status.containerStatuses[0].ready", "true");
+            let before = restarts(cluster, "hungry");
+            assert!(before >= 3, "{before}");
+            settle(
+                cluster,
+                &[
+                    (&pod, "memory.max", 200 * MIB),
+                    (container, "memory.max", 200 * MIB),
+                    (container, "memory.min", 32 * MIB),
+                    (container, "memory.high", memory_high(32 * MIB, 200 * MIB)),
+                ],
+            );
+            // From then on it lives.
+            assert_eq!(cgroups(cluster, "hungry"), [pod, container.to_owned()]);
+            assert_eq!(restarts(cluster, "hungry"), before);
+        });
+    }
+
+    #[test]
+    fn what_a_pod_asks_for_is_in_the_kernel_and_follows_resizes_and_a_cut_that_would_kill_is_refused() {
+        Cluster::with(Some(CONFIG), |cluster| {
+            apply(cluster, "stress.yaml", &["stress"]);
+            let [pod, container] = cgroups(cluster, "stress");
+            settle(
+                cluster,
+                &[
+                    (&container, "memory.min", 100 * MIB),
+                    (&container, "memory.high", memory_high(100 * MIB, 200 * MIB)),
+                    (&container, "memory.max", 200 * MIB),
+                    (&pod, "memory.min", 100 * MIB),
+                    (&pod, "memory.high", MAX),
+                    (&pod, "memory.max", 200 * MIB),
+                    (BURSTABLE, "memory.min", 100 * MIB + OWN_REQUEST),
+                    ("kubepods.slice", "memory.min", 100 * MIB + OWN_REQUEST),
+                ],
+            );
+            resize(cluster, "stress", "300Mi");
+            until_resized(cluster, "stress", "300Mi");
+            settle(
+                cluster,
+                &[
+                    (&container, "memory.high", memory_high(100 * MIB, 300 * MIB)),
+                    (&container, "memory.max", 300 * MIB),
+                    (&pod, "memory.max", 300 * MIB),
+                ],
+            );
+
+            let tight = fill(cluster, &pod);
+            // The kubelet sees by itself that less than what is used is too little. It does not ask for it.
+            resize(cluster, "stress", "120Mi");
+            until_refused(cluster, "stress", "below current usage");
+            // A little more than that is enough for the kubelet, and not for Plimsoll.
+            resize(cluster, "stress", &format!("{tight}Mi"));
+            until_refused(cluster, "stress", "plimsoll");
+            let kubelets = event(cluster, "stress", "ResizeError", "plimsoll");
+            assert!(kubelets.starts_with("kubelet Warning: "), "{kubelets}");
+            let ours = event(cluster, "stress", "CutRejected", "refused");
+            let note =
+                format!("plimsoll Warning: container app: refused to lower the memory limit from 300Mi to {tight}Mi");
+            assert!(ours.starts_with(&note), "{ours}");
+            let described = cluster.kubectl(&["describe", "pod", "stress"]).unwrap();
+            assert!(
+                described.lines().any(|line| line.contains("CutRejected") && line.contains("plimsoll")),
+                "{described}"
+            );
+            settle(cluster, &[(&container, "memory.max", 300 * MIB), (&pod, "memory.max", 300 * MIB)]);
+            assert!(call(cluster, "stress", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
+            assert_eq!(restarts(cluster, "stress"), 0);
+
+            // Once there is room, the kubelet's next attempt succeeds.
+            assert!(call(cluster, "stress", "free").starts_with("ok"));
+            until_resized(cluster, "stress", &format!("{tight}Mi"));
+            settle(cluster, &[(&container, "memory.max", tight * MIB), (&pod, "memory.max", tight * MIB)]);
+            assert_eq!(restarts(cluster, "stress"), 0);
+        });
+    }
+
+    #[test]
+    fn pods_within_their_requests_live_and_the_node_stays_ready_where_the_others_use_more_than_there_is() {
+        const USE: [(&str, u64); 5] = [("a", 150), ("b", 75), ("c", 640), ("d", 300), ("e", 300)];
+        Cluster::with(Some(CONFIG), |cluster| {
+            apply(cluster, "pods.yaml", &USE.map(|(name, _)| name));
+            let memory =
+                cluster.node().run("awk '$1 == \"MemTotal:\" { printf \"%d\", $2 * 1024 }' /proc/meminfo").unwrap();
+            let memory: u64 = memory.stdout.trim().parse().unwrap();
+            let requests = 5 * 80 * MIB + 80 * MIB + OWN_REQUEST;
+            settle(
+                cluster,
+                &[
+                    ("kubepods.slice", "memory.max", memory - 400 * MIB),
+                    ("kubepods.slice", "memory.min", requests),
+                    ("system.slice", "memory.min", 300 * MIB),
+                ],
+            );
+            let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")]['status', 'lastTransitionTime']}";
+            let before = cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap();
+            assert!(before.starts_with("True "), "{before}");
+
+            let mut script = String::new();
+            for (name, uses) in USE {
+                script += &format!("workload call /run/control/{name} alloc {} >/dev/null &\n", uses * MIB);
+            }
+            cluster.node().run(&(script + "wait")).unwrap();
+
+            // Somebody was killed, and made anew; nobody was evicted, and the node as a whole was never out of memory.
+            let last = "jsonpath={.metadata.name} {.status.containerStatuses[0].lastState.terminated.reason}{\"\\n\"}";
+            let killed = |line: &str| ["c OOMKilled", "d OOMKilled", "e OOMKilled"].contains(&line);
+            cluster.watch(&["get", "pods", "--output", last], killed).unwrap();
+            cluster.kubectl(&["wait", "--for=condition=Ready", PATIENCE, "pods", "--all"]).unwrap();
+            for name in ["a", "b"] {
+                assert_eq!(
+                    (restarts(cluster, name), call(cluster, name, "touch").starts_with("ok")),
+                    (0, true),
+                    "{name}"
+                );
+            }
+            let events = cluster.kubectl(&["get", "events", "--all-namespaces"]).unwrap();
+            assert!(!events.contains("SystemOOM") && !events.contains("Evicted"), "{events}");
+            assert_eq!(cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap(), before);
+        });
+    }
+}
