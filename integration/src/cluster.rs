@@ -67,34 +67,53 @@ const CONTROLLERS: &[&str] = &[
     "taint-eviction-controller",
 ];
 
+/// NRI off in the operator's configuration of containerd, and the runtime as that has it.
+const SWITCH_NRI_OFF: &str = "
+    printf '\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n' >>/etc/containerd/config.toml
+    systemctl restart containerd
+    crictl version >/dev/null
+    ! grep nri.sock /proc/net/unix";
+
+/// What a test finds in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plimsoll {
+    /// No Plimsoll.
+    Absent,
+    /// As it is published, with this configuration.
+    Deployed(&'static str),
+    /// The same on a node where NRI was off before, with the component that switches it on.
+    EnablingNri(&'static str),
+}
+
 /// A cluster with one node, which is ready.
 pub struct Cluster {
     program: PathBuf,
     server: ApiServer,
     _others: [Running; 2],
     node: Node,
-    /// The configuration of the DaemonSet that is there.
-    deployed: Option<String>,
+    /// What is there; `None` if that is not known.
+    deployed: Option<Plimsoll>,
     has_image: bool,
 }
 
 impl Cluster {
-    /// Runs a test's case with the cluster that the tests of one program share, without pods, and with Plimsoll, if there is a
-    /// configuration for it. It is started when it is first needed, and used by one test at a time.
+    /// Runs a test's case with the cluster that the tests of one program share, without pods, and with `plimsoll`. It is started when it is
+    /// first needed, and used by one test at a time.
     ///
     /// A guest that dies is the emulator's fault: the case runs once more, with another cluster.
-    pub fn with(config: Option<&str>, case: impl Fn(&Cluster)) {
+    pub fn with(plimsoll: &Plimsoll, case: impl Fn(&Cluster)) {
         static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
+        support::begin().expect("a file for what passes");
         // What a test has left behind is for the next one to remove.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         for is_last in [false, true] {
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
                 let cluster = shared.get_or_insert_with(start_elsewhere);
-                if let Err(error) = cluster.prepare(config) {
+                if let Err(error) = cluster.prepare(plimsoll) {
                     panic!("the cluster is not ready for a case: {error:?}");
                 }
                 case(cluster);
-                let placement = if config.is_some() { "as a DaemonSet" } else { "without" };
+                let placement = if *plimsoll == Plimsoll::Absent { "without" } else { "as a DaemonSet" };
                 if let Err(error) = cluster.passed(placement) {
                     panic!("noting that the case has passed: {error:?}");
                 }
@@ -120,12 +139,22 @@ impl Cluster {
         support::passed(&self.node, Driver::Systemd, placement, Some(version.trim_start_matches('v')))
     }
 
-    fn prepare(&mut self, config: Option<&str>) -> Result<()> {
+    fn prepare(&mut self, plimsoll: &Plimsoll) -> Result<()> {
         self.clear()?;
-        match config {
-            Some(config) => self.deploy(config),
-            None => self.remove(),
+        if self.deployed.as_ref() == Some(plimsoll) {
+            return Ok(());
         }
+        self.remove()?;
+        match plimsoll {
+            Plimsoll::Absent => {}
+            Plimsoll::Deployed(config) => self.deploy(config, "")?,
+            Plimsoll::EnablingNri(config) => {
+                self.node.run(SWITCH_NRI_OFF).context("switching NRI off")?;
+                self.deploy(config, "components: [enable-nri]\n")?;
+            }
+        }
+        self.deployed = Some(plimsoll.clone());
+        Ok(())
     }
 
     fn start() -> Result<Cluster> {
@@ -146,7 +175,8 @@ impl Cluster {
             start(&program, &server, "kube-controller-manager", &controllers)?,
             start(&program, &server, "kube-scheduler", &[])?,
         ];
-        let cluster = Cluster { program, server, _others: others, node, deployed: None, has_image: false };
+        let cluster =
+            Cluster { program, server, _others: others, node, deployed: Some(Plimsoll::Absent), has_image: false };
         let outcome = cluster.start_kubelet().and_then(|()| {
             let seconds = format!("--timeout={}s", PATIENCE.as_secs());
             let node = format!("node/{NODE}");
@@ -215,51 +245,53 @@ impl Cluster {
         })
     }
 
-    /// Deploys Plimsoll as it is published, with this configuration, and waits until the runtime knows it.
-    fn deploy(&mut self, config: &str) -> Result<()> {
-        if self.deployed.as_deref() == Some(config) {
-            return Ok(());
-        }
-        self.remove()?;
+    /// Deploys Plimsoll as it is published, with this configuration and these components, and waits until the runtime knows it.
+    fn deploy(&mut self, config: &str, components: &str) -> Result<()> {
         if !self.has_image {
             self.import_image().context("making Plimsoll's image known to the node")?;
             self.has_image = true;
         }
-        let base = self.kustomization();
-        if base.exists() {
-            fs::remove_dir_all(&base).with_context(|| format!("removing {}", base.display()))?;
+        let directory = self.kustomization();
+        if directory.exists() {
+            fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
         }
-        let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize/base");
-        run(Command::new("cp").arg("-r").arg(&published).arg(&base))?;
-        fs::write(base.join("90-plimsoll.conf"), config).context("writing the configuration")?;
+        let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize");
+        run(Command::new("cp").arg("-r").arg(&published).arg(&directory))?;
+        fs::write(directory.join("base/90-plimsoll.conf"), config).context("writing the configuration")?;
+        fs::write(directory.join("kustomization.yaml"), format!("resources: [base]\n{components}"))
+            .context("writing a kustomization")?;
         let cursor = placement::cursor(&self.node)?;
         // From here on there is something to remove, but not what was asked for.
-        self.deployed = Some(String::new());
-        self.kubectl(&["apply", "-k", &base.display().to_string()])?;
+        self.deployed = None;
+        self.kubectl(&["apply", "-k", &directory.display().to_string()])?;
         let rollout = ["rollout", "status", "daemonset/plimsoll", "--namespace=kube-system", "--timeout=300s"];
         if let Err(error) = self.kubectl(&rollout) {
             let pods = self.kubectl(&["describe", "pods", "--namespace=kube-system"])?;
             let said = self.node.run("tail -n 30 /var/log/pods/kube-system_plimsoll*/*/*.log || true")?.stdout;
             return Err(error.context(format!("{pods}\n{said}")));
         }
-        placement::until_synchronised_since(&self.node, &cursor)?;
-        self.deployed = Some(config.to_owned());
-        Ok(())
+        placement::until_synchronised_since(&self.node, &cursor)
     }
 
     /// Takes Plimsoll off the node, and what it has set.
     fn remove(&mut self) -> Result<()> {
-        if self.deployed.is_none() {
+        if self.deployed == Some(Plimsoll::Absent) {
             return Ok(());
         }
         let restore = "for id in $(crictl ps --quiet --name '^plimsoll$'); do crictl exec $id plimsoll restore; done";
         self.node.run(restore).context("restoring what Plimsoll has set")?;
-        self.kubectl(&["delete", "-k", &self.kustomization().display().to_string(), "--timeout=300s"])?;
+        self.kubectl(&[
+            "delete",
+            "-k",
+            &self.kustomization().display().to_string(),
+            "--ignore-not-found",
+            "--timeout=300s",
+        ])?;
         let pods = "--selector=app.kubernetes.io/name=plimsoll";
         self.kubectl(&["wait", "--for=delete", "pods", pods, "--namespace=kube-system", "--timeout=300s"])?;
         // There it is said that nothing is to be set.
         self.node.run("rm -rf /run/plimsoll")?;
-        self.deployed = None;
+        self.deployed = Some(Plimsoll::Absent);
         Ok(())
     }
 

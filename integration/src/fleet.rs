@@ -43,9 +43,10 @@ static RETURNED: Condvar = Condvar::new();
 /// Runs a test's case on a node with `runtime` without pods and with `plugin` in place, whose runtime has `driver`.
 ///
 /// A guest that dies is the emulator's fault, and a containerd that stands still in what containerd/nri#301 mends is its own, not a
-/// verdict: the reason is printed and the case runs once more on a new node. Every other failure panics, and takes the node away, so that the next case finds a fresh one. A case that changes
-/// the plugin's configuration or placement has to undo that before it ends.
+/// verdict: the reason is printed and the case runs once more on a new node. Every other failure panics, and takes the node away, so
+/// that the next case finds a fresh one. A case that changes the plugin's configuration or placement has to undo that before it ends.
 pub fn on_node(runtime: Runtime, driver: Driver, plugin: &Plugin, case: impl Fn(&Node, Driver) -> Result<()>) {
+    support::begin().expect("a file for what passes");
     for last in [false, true] {
         let place = Place::take(runtime, driver, plugin);
         let started = Instant::now();
@@ -184,7 +185,7 @@ fn guarded(case: impl Fn() -> Result<()>) -> Result<()> {
 ///
 /// Each runtime is met with one of the drivers, and each driver by two runtimes. What follows as `every: { .. }` depends on how a runtime
 /// and a driver work together, and is met by each of both; as `kernel: { .. }` what the kernel does, whatever the runtime, which is met
-/// once by each kernel and driver. With the feature `every-combination` all are met by all.
+/// once by each kernel, each time with another runtime and driver. With the feature `every-combination` all are met by all.
 #[macro_export]
 macro_rules! node_tests {
     (

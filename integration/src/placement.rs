@@ -160,7 +160,7 @@ pub fn cursor(node: &Node) -> Result<String> {
 
 /// Waits until the runtime has synchronised with the plugin after that place in the journal.
 pub fn until_synchronised_since(node: &Node, cursor: &str) -> Result<()> {
-    wait_since(node, cursor, "containerd", SYNCHRONISED, "").context("waiting for the plugin")
+    wait_since(node, cursor, node.runtime().unit(), SYNCHRONISED, "").context("waiting for the plugin")
 }
 
 const CURSOR: &str = "journalctl --quiet --lines 1 --show-cursor --output cat | sed -n 's/^-- cursor: //p'";

@@ -50,6 +50,17 @@ struct Passed {
 static KNOWN: LazyLock<Mutex<HashMap<(String, Driver), Facts>>> = LazyLock::new(Mutex::default);
 static FILE: Mutex<Option<File>> = Mutex::new(None);
 
+/// Begins this program's file anew: what passed in earlier runs does not count from here on.
+pub fn begin() -> Result<()> {
+    let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+    if file.is_none() {
+        let program = env::current_exe().context("looking for this program")?;
+        let path = directory(&program)?.join(program.file_stem().context("this program has no name")?);
+        *file = Some(File::create(&path).with_context(|| format!("creating {}", path.display()))?);
+    }
+    Ok(())
+}
+
 /// Notes that this thread's case passed on a node: with the plugin in this placement, and the kubelet's double or, by its version, a real one.
 pub fn passed(node: &Node, driver: Driver, placement: &str, kubernetes: Option<&str>) -> Result<()> {
     let kind = (node.runtime().to_string(), driver);
@@ -71,25 +82,18 @@ pub fn passed(node: &Node, driver: Driver, placement: &str, kubernetes: Option<&
     let mut line = serde_json::to_string(&passed).context("writing what passed")?;
     line.push('\n');
     let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
-    if file.is_none() {
-        let program = env::current_exe().context("looking for this program")?;
-        let path = directory(&program)?.join(program.file_stem().context("this program has no name")?);
-        *file = Some(File::create(&path).with_context(|| format!("creating {}", path.display()))?);
-    }
-    let Some(file) = file.as_mut() else { unreachable!("it was created") };
+    let file = file.as_mut().context("no test of this program has begun")?;
     file.write_all(line.as_bytes()).context("writing what passed")
 }
 
 fn ask(node: &Node, driver: Driver) -> Result<Facts> {
-    // CRI-O has a runtime for each of its handlers, which are called as the drivers here.
+    // Each handler has its OCI runtime, and handlers are called as the drivers here.
     let script = format!(
         r#". /etc/os-release; echo "$PRETTY_NAME"; uname -r; systemctl --version | awk 'NR == 1 {{ print $2 }}'
            said=$(crictl version); echo "$said" | awk '/^Runtime(Name|Version):/ {{ print $2 }}'
-           path=runc
-           case $said in *cri-o*) path=$(awk -v handler='[crio.runtime.runtimes.{driver}]' -F '"' \
-               '$0 == handler {{ found = 1 }} found && /^runtime_path/ {{ print $2; exit }}' /etc/crio/crio.conf.d/*) ;;
-           esac
-           "$path" --version | sed -n 1p"#
+           path=$({{ cat /etc/crio/crio.conf.d/* /etc/containerd/config.toml 2>/dev/null || true; }} | awk -F "[\"']" \
+               '/^\[/ {{ found = /runtimes\.{driver}(\.options)?\]$/ }} found && /^(runtime_path|BinaryName)/ {{ print $2; exit }}')
+           "${{path:-runc}}" --version | sed -n 1p"#
     );
     let said = node.run(&script)?.stdout;
     let lines: Vec<&str> = said.lines().map(str::trim).collect();

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use integration::cgroup::{self, Expected, MAX};
-use integration::cluster::Cluster;
+use integration::cluster::{Cluster, Plimsoll};
 use integration::kubelet::MIB;
 use integration::stories::memory_high;
 
@@ -66,10 +66,31 @@ fn resize(cluster: &Cluster, pod: &str, limit: &str) {
     cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
 }
 
+/// The same for what the pod shared may use, of which its container has all.
+const POD_LIMIT: &str = ".status.resources.limits.memory";
+
+fn resize_shared(cluster: &Cluster, limit: &str) {
+    let patch = format!(r#"{{"spec":{{"resources":{{"limits":{{"memory":"{limit}"}}}}}}}}"#);
+    cluster.kubectl(&["patch", "pod", "shared", "--subresource", "resize", "--patch", &patch]).unwrap();
+}
+
+/// Starts the pod shared, which then uses 150 MiB, and returns its cgroup.
+fn shared(cluster: &Cluster) -> String {
+    apply(cluster, "shared.yaml", &["shared"]);
+    let [pod, container] = cgroups(cluster, "shared");
+    settle(cluster, &[(&pod, "memory.max", 300 * MIB), (&container, "memory.max", 300 * MIB)]);
+    assert!(call(cluster, "shared", &format!("alloc {}", 150 * MIB)).starts_with("ok"));
+    pod
+}
+
 /// Waits until kubectl shows that a resize is done, and nothing that is left to do.
 fn until_resized(cluster: &Cluster, pod: &str, limit: &str) {
-    until(cluster, pod, LIMIT, limit);
-    let path = format!("jsonpath={{{LIMIT}}} {{{IN_PROGRESS}.type}}{{\"\\n\"}}");
+    until_resized_at(cluster, pod, LIMIT, limit);
+}
+
+fn until_resized_at(cluster: &Cluster, pod: &str, field: &str, limit: &str) {
+    until(cluster, pod, field, limit);
+    let path = format!("jsonpath={{{field}}} {{{IN_PROGRESS}.type}}{{\"\\n\"}}");
     cluster.watch(&["get", "pod", pod, "--output", &path], |line| line.trim_end() == limit).unwrap();
 }
 
@@ -121,7 +142,7 @@ mod alone {
 
     #[test]
     fn a_cut_to_little_more_than_is_used_is_made_and_kills_later() {
-        Cluster::with(None, |cluster| {
+        Cluster::with(&Plimsoll::Absent, |cluster| {
             apply(cluster, "stress.yaml", &["stress"]);
             let [pod, container] = cgroups(cluster, "stress");
             settle(
@@ -138,6 +159,16 @@ mod alone {
             assert_eq!(restarts(cluster, "stress"), 1);
         });
     }
+
+    /// Where nothing but a pod's own limit changes, the kubelet does not even look at what is used.
+    #[test]
+    fn a_cut_of_a_pods_own_limit_below_what_is_used_kills_at_once() {
+        Cluster::with(&Plimsoll::Absent, |cluster| {
+            shared(cluster);
+            resize_shared(cluster, "120Mi");
+            until(cluster, "shared", ".status.containerStatuses[0].lastState.terminated.reason", "OOMKilled");
+        });
+    }
 }
 
 mod plimsoll {
@@ -145,7 +176,7 @@ mod plimsoll {
 
     #[test]
     fn raising_the_limit_of_a_container_that_is_down_ends_its_loop_of_kills() {
-        Cluster::with(Some(CONFIG), |cluster| {
+        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
             let path = format!("{}/manifests/hungry.yaml", env!("CARGO_MANIFEST_DIR"));
             cluster.kubectl(&["apply", "-f", &path]).unwrap();
             // Now it is down for 20 seconds.
@@ -186,7 +217,7 @@ mod plimsoll {
 
     #[test]
     fn what_a_pod_asks_for_is_in_the_kernel_and_follows_resizes_and_a_cut_that_would_kill_is_refused() {
-        Cluster::with(Some(CONFIG), |cluster| {
+        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
             apply(cluster, "stress.yaml", &["stress"]);
             let [pod, container] = cgroups(cluster, "stress");
             settle(
@@ -244,9 +275,29 @@ mod plimsoll {
     }
 
     #[test]
+    fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_until_there_is_room() {
+        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
+            let pod = shared(cluster);
+            resize_shared(cluster, "120Mi");
+            until_refused(cluster, "shared", "memory limit of the pod not lowered");
+            let ours = event(cluster, "shared", "CutRejected", "refused");
+            assert!(ours.starts_with("plimsoll Warning: "), "{ours}");
+            settle(cluster, &[(&pod, "memory.max", 300 * MIB)]);
+            assert!(call(cluster, "shared", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
+            assert_eq!(restarts(cluster, "shared"), 0);
+
+            // Once there is room, the kubelet's next attempt succeeds.
+            assert!(call(cluster, "shared", "free").starts_with("ok"));
+            until_resized_at(cluster, "shared", POD_LIMIT, "120Mi");
+            settle(cluster, &[(&pod, "memory.max", 120 * MIB)]);
+            assert_eq!(restarts(cluster, "shared"), 0);
+        });
+    }
+
+    #[test]
     fn pods_within_their_requests_live_and_the_node_stays_ready_where_the_others_use_more_than_there_is() {
         const USE: [(&str, u64); 5] = [("a", 150), ("b", 75), ("c", 640), ("d", 300), ("e", 300)];
-        Cluster::with(Some(CONFIG), |cluster| {
+        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
             apply(cluster, "pods.yaml", &USE.map(|(name, _)| name));
             let memory =
                 cluster.node().run("awk '$1 == \"MemTotal:\" { printf \"%d\", $2 * 1024 }' /proc/meminfo").unwrap();
@@ -285,6 +336,21 @@ mod plimsoll {
             let events = cluster.kubectl(&["get", "events", "--all-namespaces"]).unwrap();
             assert!(!events.contains("SystemOOM") && !events.contains("Evicted"), "{events}");
             assert_eq!(cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap(), before);
+        });
+    }
+    #[test]
+    fn nri_is_switched_on_where_it_was_off_by_the_pod_itself() {
+        Cluster::with(&Plimsoll::EnablingNri(CONFIG), |cluster| {
+            let path = "jsonpath={.items[0].status.initContainerStatuses[0].state.terminated.reason}";
+            let pods = ["get", "pods", "--namespace=kube-system", "--selector=app.kubernetes.io/name=plimsoll"];
+            let ended = cluster.kubectl(&[&pods[..], &["--output", path]].concat()).unwrap();
+            assert_eq!(ended, "Completed");
+            apply(cluster, "stress.yaml", &["stress"]);
+            let [pod, container] = cgroups(cluster, "stress");
+            settle(cluster, &[(&container, "memory.min", 100 * MIB), (&pod, "memory.min", 100 * MIB)]);
+            // The operator's configuration is as it was.
+            let off = cluster.node().run("grep -A 1 nri.v1.nri /etc/containerd/config.toml").unwrap().stdout;
+            assert!(off.ends_with("disable = true\n"), "{off}");
         });
     }
 }

@@ -254,6 +254,16 @@ impl Service {
         }
     }
 
+    /// A container that was created without this plugin, or before it was started anew: where it has changed it, its unified map holds
+    /// what it has set, and no more the client's words.
+    fn found(&self, pod: &PodSandbox, container: &api::Container) -> Container {
+        let mut found = translate(pod, container, self.page_size());
+        if let Some(before) = self.containers.before(&container.id) {
+            found.unified = before.to_unified();
+        }
+        found
+    }
+
     /// Remembers a container and decides about it.
     async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
         if container.limit == Limit::Max {
@@ -470,16 +480,13 @@ impl Plugin for Service {
                 && cgroup.is_some_and(|cgroup| matches!(self.root.cgroup(&cgroup), Err(CgroupError::Gone(_))))
         };
         self.ancestors.synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
-        let page = self.page_size();
         let pods: HashMap<&str, &PodSandbox> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
         let known = alive.into_iter().filter_map(|container| {
             let Some(pod) = pods.get(container.pod_sandbox_id.as_str()) else {
                 warn!(container = container.id, pod = container.pod_sandbox_id, "the runtime told of no such pod");
                 return None;
             };
-            // What it holds beside the client's words are this plugin's own, from before.
-            let unified = self.containers.before(&container.id).map(Values::to_unified).unwrap_or_default();
-            Some(Container { unified, ..translate(pod, &container, page) })
+            Some(self.found(pod, &container))
         });
         let known = known.map(|container| Container { asked: self.kills.asked(&container), ..container });
         self.containers.replace(known);
@@ -625,8 +632,7 @@ impl Plugin for Service {
         // synchronization only when it is done.
         if self.containers.get(&container.id).is_none() && container.linux.is_some() {
             self.meet_sandbox(&pod);
-            let unknown = Container { started: false, ..translate(&pod, &container, self.page_size()) };
-            self.resolve(unknown).await;
+            self.resolve(Container { started: false, ..self.found(&pod, &container) }).await;
         }
         self.containers.started(&container.id);
         if let Some(container) = self.containers.get(&container.id) {
@@ -647,11 +653,7 @@ impl Plugin for Service {
         let mut updated = match self.containers.get(&container.id) {
             Some(known) => (*known).clone(),
             None if has_ended(&container) => return Ok(Vec::new()),
-            // Its unified map may hold what this plugin set before it was restarted.
-            None => {
-                let unified = self.containers.before(&container.id).map(Values::to_unified).unwrap_or_default();
-                Container { unified, ..translate(&pod, &container, page) }
-            }
+            None => self.found(&pod, &container),
         };
         updated.moment = Moment::Update;
         let number = self.updates.fetch_add(1, Ordering::Relaxed);

@@ -308,8 +308,19 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
         ("config.nodeGuard=\"much\"", "nodeGuard"),
         ("config.throttleDeadline=30", "throttleDeadline"),
         ("config.oomRescue={\"kill\":3}", "kill"),
+        ("config.nodeGuard=\"0Mi\"", "nodeGuard"),
+        ("config.nodeGuard=\"1.2.3Gi\"", "nodeGuard"),
+        ("config.throttleDeadline=\"0s\"", "throttleDeadline"),
+        ("config.throttleDeadline=\"30 apples\"", "throttleDeadline"),
+        ("config.oomRescue={\"ceiling\":\"150%\"}", "ceiling"),
         ("config.systemReserved={\"cpu\":\"1\"}", "cpu"),
+        ("config={\"systemReserved\":{},\"systemReservedCgroup\":\"/system.slice\"}", "memory"),
+        ("config.systemReserved={\"memory\":\"1Gi\"}", "systemReservedCgroup"),
+        ("config.kubeReservedCgroup=\"/kubelet.slice\"", "kubeReserved"),
         ("config.metricsAddress=\"9477\"", "metricsAddress"),
+        ("config.metricsAddress=\":9477\"", "metricsAddress"),
+        ("config.metricsAddress=\"localhost:9477\"", "metricsAddress"),
+        ("config.metricsAddress=\"0.0.0.0:99999\"", "metricsAddress"),
         ("config.logLevel=\"loud\"", "logLevel"),
         ("tolerations={}", "tolerations"),
         ("podMonitor=true", "podMonitor"),
@@ -321,6 +332,10 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
         let Output { status, stderr, .. } = template(&[value]);
         let stderr = String::from_utf8(stderr).unwrap();
         assert!(!status.success() && stderr.contains(complaint) && stderr.contains("schema"), "{value}: {stderr}");
+        // Nothing that the plugin would take.
+        if let Some((field, value)) = value.strip_prefix("config.").and_then(|field| field.split_once('=')) {
+            Config::parse(format!("{field}: {value}").as_bytes(), "").unwrap_err();
+        }
     }
 }
 
