@@ -793,7 +793,9 @@ impl Reconciler {
         self.standings.remove(cgroup);
         // Another one of its path may have been made since.
         match id.and_then(|id| self.containers.get(&id)) {
-            Some(container) if self.root.cgroup(cgroup).is_err() => self.ended(&container),
+            Some(container) if container.cgroup.as_ref() == Some(cgroup) && self.root.cgroup(cgroup).is_err() => {
+                self.ended(&container);
+            }
             Some(container) => self.again(Duration::ZERO, Work::Container(container.id.clone())),
             None if self.ancestors.contains(cgroup) => self.again(Duration::ZERO, Work::Cgroup(cgroup.clone())),
             None => {}
@@ -809,8 +811,10 @@ impl Reconciler {
         if let Some(cgroup) = &container.cgroup
             && self.by_cgroup.get(cgroup) != Some(&container.id)
         {
-            self.watch_cgroup(cgroup);
-            self.by_cgroup.insert(cgroup.clone(), container.id.clone());
+            for cgroup in [Some(cgroup.clone()), cgroup.subgroup()].into_iter().flatten() {
+                self.watch_cgroup(&cgroup);
+                self.by_cgroup.insert(cgroup, container.id.clone());
+            }
         }
     }
 
@@ -822,9 +826,11 @@ impl Reconciler {
     }
 
     fn unwatch(&mut self, cgroup: &CgroupPath) {
-        self.by_cgroup.remove(cgroup);
-        if let Some(watch) = &mut self.watch {
-            watch.remove(cgroup);
+        for cgroup in [Some(cgroup.clone()), cgroup.subgroup()].into_iter().flatten() {
+            self.by_cgroup.remove(&cgroup);
+            if let Some(watch) = &mut self.watch {
+                watch.remove(&cgroup);
+            }
         }
     }
 

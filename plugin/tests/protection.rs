@@ -151,6 +151,29 @@ async fn what_somebody_else_writes_is_repaired_at_every_level() {
     runtime.holds(KUBEPODS, "memory.min", 0).await;
 }
 
+/// As crun makes it: the container's processes are in a cgroup of their own.
+#[tokio::test]
+async fn what_is_written_to_the_inner_cgroup_of_a_scope_is_repaired_too() {
+    let (node, mut daemon, runtime) = start().await;
+    let mut pod = burstable(&node, "b", 100 * MIB);
+    let scope = format!("{}/crio-b.scope", pod.cgroup());
+    pod.linux().cgroups_path = format!("/{scope}");
+    let inner = format!("{scope}/container");
+    runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;
+    let wanted = runtime.create(&pod).await;
+    runtime.make_cgroup(&pod);
+    runtime.make_cgroup_at(&inner);
+    for (name, value) in &wanted {
+        for cgroup in [&scope, &inner] {
+            runtime.set_file(cgroup, name, value);
+        }
+    }
+    runtime.started(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    runtime.set_file(&inner, "memory.min", "0");
+    runtime.holds(&inner, "memory.min", 100 * MIB).await;
+}
+
 #[tokio::test]
 async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
     let (node, mut daemon, runtime) = start().await;
@@ -195,6 +218,27 @@ async fn a_container_that_ends_unannounced_is_no_longer_counted() {
     let reply = runtime.connection.update_container(sandbox, container, harness::memory_limit(300 * MIB)).await;
     assert_eq!(reply.unwrap().update, []);
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), "0");
+}
+
+/// CRI-O names a cgroup for a sandbox that it makes none for.
+#[tokio::test]
+async fn a_pod_lives_as_long_as_its_container_whatever_became_of_its_sandbox() {
+    let (node, _daemon, runtime) = start().await;
+    let (mut alive, mut ended) =
+        (Pod::new("guaranteed", "alive", 100 * MIB), Pod::new("guaranteed", "ended", 200 * MIB));
+    for pod in [&mut alive, &mut ended] {
+        pod.sandbox.linux.as_mut().unwrap().cgroups_path = format!("/{}/crio-sandbox", pod.cgroup());
+    }
+    for pod in [&alive, &ended] {
+        runtime.make_cgroup(pod);
+        runtime.run(pod).await;
+    }
+    runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
+    drop(runtime);
+    let runtime = node.accept().await;
+    ended.container.state = nri::api::ContainerState::CONTAINER_STOPPED.into();
+    runtime.synchronize(&[&alive, &ended]).await;
+    runtime.holds(KUBEPODS, "memory.min", 100 * MIB).await;
 }
 
 #[tokio::test]

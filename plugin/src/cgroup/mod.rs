@@ -219,8 +219,8 @@ impl CgroupRoot {
         match open_beneath(&self.directory, path.as_str(), DIRECTORY) {
             Ok(directory) => {
                 // Whatever is the matter with it, the cgroup itself is there.
-                let inner = path.as_str().ends_with(".scope").then(|| open_beneath(&directory, SUBGROUP, DIRECTORY));
-                Ok(Cgroup { directory, inner: inner.and_then(Result::ok), path: path.clone() })
+                let inner = path.subgroup().and_then(|_| open_beneath(&directory, SUBGROUP, DIRECTORY).ok());
+                Ok(Cgroup { directory, inner, path: path.clone() })
             }
             Err(Errno::NOENT | Errno::NODEV) => Err(CgroupError::Gone(path.clone())),
             Err(error) => {

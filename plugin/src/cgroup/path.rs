@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::SUBGROUP;
+
 /// The path of a cgroup beneath the root: relative, without `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
@@ -77,6 +79,11 @@ impl CgroupPath {
     /// The cgroup of this name in it; `None` if no cgroup can have this name.
     pub fn join(&self, name: &str) -> Option<Self> {
         is_part(name).then(|| Self(format!("{}/{name}", self.0)))
+    }
+
+    /// Where a container's processes are if crun has made its scope; `None` if this is no scope.
+    pub fn subgroup(&self) -> Option<Self> {
+        if self.0.ends_with(".scope") { self.join(SUBGROUP) } else { None }
     }
 
     /// The path, relative to the root.
