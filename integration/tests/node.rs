@@ -10,11 +10,9 @@ use integration::pressure::{self, Contest};
 use integration::{crictl, node_tests, stories};
 
 node_tests!(control: {
-    the_runtime_answers_and_offers_nri,
     every_class_gets_its_limit_and_nothing_else,
     unified_values_of_the_request_reach_the_kernel,
     a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help,
-}, kernel: {
     a_pod_is_limited_only_if_all_its_containers_are,
     many_pods_are_made_and_removed_at_once,
     a_resize_in_place_changes_limits_and_checkpoints,
@@ -24,6 +22,8 @@ node_tests!(control: {
     protection_needs_every_level,
     a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache,
     a_container_stands_at_memory_high_for_good,
+}, every: {
+    the_runtime_answers_and_offers_nri,
 });
 
 fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {

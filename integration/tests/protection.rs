@@ -24,14 +24,13 @@ node_tests!(external: {
     a_plugin_that_is_killed_again_and_again_converges,
     another_plugin_may_claim_the_same_key,
     many_pods_come_and_go_and_every_sum_is_exact,
-}, every: {
-    values_outlast_systemd_and_other_writers,
-}, kernel: {
     protection_never_exceeds_what_the_node_has,
     a_guaranteed_container_survives_its_own_page_cache,
     a_protected_container_keeps_its_working_set_under_pressure,
     pods_that_use_more_than_the_node_has_are_killed_among_themselves,
     a_writer_that_never_stops_is_reported_and_left_alone,
+}, every: {
+    values_outlast_systemd_and_other_writers,
 });
 
 /// The defaults.
