@@ -125,6 +125,8 @@ pub struct Facts {
     /// Whether `plimsoll restore` was called.
     stands_aside: bool,
     process: Option<Process>,
+    /// Whether that is one of the programs in the runtime's directory.
+    is_launched: bool,
     /// The program to be put there.
     program: Vec<u8>,
     lock: String,
@@ -270,6 +272,9 @@ impl Facts {
         let launched: Vec<_> = launched.into_iter().map(|program| program.path).collect();
         let version = runtime.version.map(|version| format!(" {version}")).unwrap_or_default();
         let lock = socket.with_file_name("plimsoll.lock");
+        let process = process(host, socket);
+        let is_launched =
+            |process: &Process| !process.is_service && launched.iter().any(|path| process.runs(host, path));
         let mut facts = Self {
             kind: runtime.kind,
             runtime: format!("{}{version}", runtime.kind.name),
@@ -280,7 +285,8 @@ impl Facts {
             is_packaged: UNITS[2..].iter().any(|unit| host.join(unit).join("plimsoll.service").exists()),
             is_enabled: host.join(&ENABLED[1..]).symlink_metadata().is_ok(),
             stands_aside: host.join(STAND_ASIDE).exists(),
-            process: process(host, socket),
+            is_launched: process.as_ref().is_some_and(is_launched),
+            process,
             program,
             lock: format!("/{}", lock.strip_prefix(host).unwrap_or(&lock).display()).replace("//", "/"),
             launched,
@@ -387,20 +393,33 @@ impl Facts {
         self.process.as_ref().is_some_and(|process| process.is_service)
     }
 
-    fn is_launched(&self) -> bool {
-        let is = |process: &Process| !process.is_service && self.launched.iter().any(|path| path == process.file());
-        self.process.as_ref().is_some_and(is)
-    }
-
     /// Refuses where somebody else runs the plugin.
     fn check_process(&self) -> Result<(), Refusal> {
         match &self.process {
-            Some(Process { id, program, .. }) if !self.is_external() && !self.is_launched() => Err(Refusal(format!(
+            Some(Process { id, program, .. }) if !self.is_external() && !self.is_launched => Err(Refusal(format!(
                 "process {id} is the plugin, from {}: expected none but what is installed; stop it, or remove the DaemonSet that \
                  runs it",
                 excerpt(program)
             ))),
             _ => Ok(()),
+        }
+    }
+
+    /// Refuses where no plugin can connect, whatever is switched on.
+    fn check_connections(&self, advice: &str) -> Result<(), Refusal> {
+        if self.settings.takes_no_connections {
+            return Err(Refusal(format!(
+                "{} takes no connections of plugins (disable_connections): {advice}",
+                self.runtime
+            )));
+        }
+        match self.foreign_socket() {
+            Some(path) => Err(Refusal(format!(
+                "NRI's socket is configured to be {}, expected {}: {advice}",
+                excerpt(path),
+                nri::DEFAULT_SOCKET
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -419,20 +438,8 @@ impl Facts {
     pub fn plan(&self, mode: Mode) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
         self.check_process()?;
-        if mode == Mode::External && self.settings.takes_no_connections {
-            return Err(Refusal(format!(
-                "{} takes no connections of plugins (disable_connections): use --mode launched, or change that",
-                self.runtime
-            )));
-        }
-        if mode == Mode::External
-            && let Some(path) = self.foreign_socket()
-        {
-            return Err(Refusal(format!(
-                "NRI's socket is configured to be {}, expected {}: use --mode launched, or change that",
-                excerpt(path),
-                nri::DEFAULT_SOCKET
-            )));
+        if mode == Mode::External {
+            self.check_connections("use --mode launched, or change that")?;
         }
         let launched = self.launched_program();
         let is_new = |path: &str| self.files.get(path) != Some(&self.program);
@@ -493,7 +500,7 @@ impl Facts {
         let replaced = plan.steps.iter().any(|step| matches!(&step.action, Action::Write { path, .. } if path == PROGRAM || path == UNIT || *path == launched));
         match mode {
             Mode::External => {
-                if let Some(process) = self.process.as_ref().filter(|_| self.is_launched()) {
+                if let Some(process) = self.process.as_ref().filter(|_| self.is_launched) {
                     // No runtime launches it a second time, unless it starts anew itself.
                     let step = plan
                         .add(Action::End(process.file().to_owned()), "the service takes over; values stay meanwhile");
@@ -517,7 +524,7 @@ impl Facts {
             Mode::Launched => {
                 let is_renewed = replaced || self.process.as_ref().is_some_and(Process::is_replaced);
                 let is_missed = self.takes_connections() && !self.is_served;
-                if self.why_off.is_some() || is_missed || !self.is_launched() || is_renewed && !self.may_be_replaced() {
+                if self.why_off.is_some() || is_missed || !self.is_launched || is_renewed && !self.may_be_replaced() {
                     let step =
                         self.restart_runtime(&mut plan, "it launches plugins only at its start; containers go on");
                     step.undo = self.undo_start(Action::End(launched.clone()));
@@ -545,6 +552,7 @@ impl Facts {
     /// Where it cannot be done.
     pub fn plan_nri(&self) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
+        self.check_connections("change that, or let the runtime launch the plugin")?;
         if self.switch_on_if_off(&mut plan)? {
             plan.reload();
         }
@@ -604,6 +612,9 @@ impl Facts {
     /// Switches NRI on. Tells if systemd has to read its files anew.
     fn switch_on(&self, plan: &mut Plan, why: &str) -> Result<bool, Refusal> {
         let settings = &self.settings;
+        if why.ends_with("has no NRI") {
+            return Err(Refusal(format!("{why}: upgrade it to {} or newer, and call this again", self.kind.on_from)));
+        }
         if !settings.problems.is_empty() {
             let problems = settings.problems.join("; ");
             return Err(Refusal(format!("NRI is {why}, and not all of the configuration is understood: {problems}")));
@@ -614,9 +625,9 @@ impl Facts {
             plan.add(self.write(CRIO_SWITCH, text.as_bytes(), 0o644), format!("NRI is {why}"));
             return Ok(false);
         }
-        if why.contains("disabled_plugins") || why.contains("has no NRI") {
+        if why.contains("disabled_plugins") {
             return Err(Refusal(format!(
-                "NRI is {why}, which no other file can take back: take it out, or upgrade, and call this again"
+                "NRI is {why}, which no other file can take back: take it out, and call this again"
             )));
         }
         // Without a file everything is as by default.
@@ -754,6 +765,18 @@ impl Process {
 
     fn is_replaced(&self) -> bool {
         self.file() != self.program
+    }
+
+    /// Whether it runs this program of the node's. The kernel calls that by its name without symbolic links, as which a directory
+    /// such as /opt may be there.
+    fn runs(&self, host: &Path, program: &str) -> bool {
+        let path = below(host, program);
+        let directory = path.parent().and_then(|directory| directory.canonicalize().ok());
+        let inside = directory.zip(host.canonicalize().ok()).and_then(|(directory, host)| {
+            let inside = Path::new("/").join(directory.strip_prefix(host).ok()?);
+            Some(inside.join(path.file_name()?))
+        });
+        self.file() == program || inside.is_some_and(|inside| inside.as_os_str() == self.file())
     }
 }
 
@@ -904,7 +927,8 @@ impl Hands {
     }
 
     fn signal(&self, program: &str, signal: Signal) -> Result<(), String> {
-        let Some(process) = process(&self.host, &self.socket).filter(|process| process.file() == program) else {
+        let Some(process) = process(&self.host, &self.socket).filter(|process| process.runs(&self.host, program))
+        else {
             return Err("expected it to be the plugin; it is not any more".to_owned());
         };
         let id = Pid::from_raw(process.id).ok_or("its process is not known")?;
@@ -972,7 +996,8 @@ impl Act for Hands {
                 late(seen, "somebody to listen there")?;
             }
             Action::AwaitPlugin(program) => {
-                let runs = || process(&self.host, &self.socket).filter(|process| process.program == *program).map(drop);
+                let is = |process: &Process| process.runs(&self.host, program) && !process.is_replaced();
+                let runs = || process(&self.host, &self.socket).filter(is).map(drop);
                 late(until(PATIENCE, runs), "it to run")?;
             }
             Action::AwaitNone => {

@@ -101,6 +101,14 @@ impl Node {
         self.carry_out(&plan).unwrap();
     }
 
+    /// What the kernel calls a program of the node, and back.
+    fn without_links(&self, program: &str) -> String {
+        match fs::read_link(self.host().join("opt")) {
+            Ok(opt) => program.replacen("/opt/", &format!("/{}/", opt.display()), 1),
+            Err(_) => program.to_owned(),
+        }
+    }
+
     /// The process that is the plugin, or none.
     fn set_process(&self, program: Option<&str>) {
         let lock = self.host().join("run/nri/plimsoll.lock");
@@ -110,7 +118,7 @@ impl Node {
         if let Some(program) = program {
             fs::write(&lock, "").unwrap();
             self.put("run/plimsoll/originals", "");
-            symlink(program, exe).unwrap();
+            symlink(self.without_links(program), exe).unwrap();
             let unit = if program.starts_with(PROGRAM) { "plimsoll" } else { self.runtime };
             self.put("proc/7/cgroup", &format!("0::/system.slice/{unit}.service\n"));
             let lock = fs::metadata(lock).unwrap();
@@ -122,7 +130,7 @@ impl Node {
 
     fn process(&self) -> Option<String> {
         let program = fs::read_link(self.host().join("proc/7/exe")).ok()?;
-        Some(program.to_str().unwrap().to_owned())
+        Some(program.to_str().unwrap().replace("/var/opt/", "/opt/"))
     }
 
     /// What a runtime's start comes to: it listens where NRI is on and plugins may connect, and launches what it finds.
@@ -202,6 +210,7 @@ impl Act for Node {
         match action {
             Action::Systemctl(words) => self.systemctl(words),
             Action::End(program) => {
+                let program = program.replace("/var/opt/", "/opt/");
                 assert!(self.process().is_none_or(|process| process.trim_end_matches(" (deleted)") == program));
                 self.set_process(None);
             }
@@ -308,6 +317,21 @@ fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
     let plan = node.facts("").plan_nri().unwrap();
     let actions: Vec<_> = plan.steps.iter().map(|step| step.action.to_string()).collect();
     assert_eq!(actions, ["systemctl restart containerd", "wait for the runtime's NRI socket"]);
+}
+
+#[test]
+fn nri_alone_is_not_switched_on_where_nobody_could_connect() {
+    let refusal = |node: &Node| node.facts("").plan_nri().unwrap_err().to_string();
+    for (key, found) in [("disable_connections = true", "disable_connections"), ("socket_path = '/run/o'", "/run/o")] {
+        for config in [ON, OFF] {
+            let refused = refusal(&Node::new(&format!("{config}{key}\n")));
+            assert!(refused.contains(found) && refused.contains("change that"), "{refused}");
+        }
+    }
+    let node = Node::of_runtime("crio");
+    node.put("run/crio/version", "\"1.25.3\"");
+    let refused = refusal(&node);
+    assert_eq!(refused, "CRI-O 1.25.3 has no NRI: upgrade it to 1.30.0 or newer, and call this again");
 }
 
 #[test]
@@ -458,6 +482,25 @@ fn when_any_step_fails_all_before_it_is_undone() {
     each_step_may_fail(|| installed(ON, Mode::Launched), |node| node.plan("new", Mode::External));
     each_step_may_fail(|| installed(OFF, Mode::External), |node| node.facts("").removal().unwrap());
     each_step_may_fail(|| installed(OFF, Mode::Launched), |node| node.facts("").removal().unwrap());
+}
+
+#[test]
+fn where_opt_is_a_symbolic_link_the_program_there_is_known_all_the_same() {
+    let mut node = Node::new(ON);
+    fs::remove_dir(node.host().join("opt")).unwrap();
+    fs::create_dir_all(node.host().join("var/opt")).unwrap();
+    symlink("var/opt", node.host().join("opt")).unwrap();
+    let before = node.state();
+    node.install("old", Mode::Launched);
+    assert_eq!(fs::read_link(node.host().join("proc/7/exe")).unwrap(), Path::new("/var/opt/nri/plugins/90-plimsoll"));
+    assert_eq!(node.plan("old", Mode::Launched).steps, []);
+    node.install("new", Mode::Launched);
+    assert_eq!(node.text(&LAUNCHED[1..]), "new");
+    node.install("new", Mode::External);
+    node.install("new", Mode::Launched);
+    let plan = node.facts("").removal().unwrap();
+    node.carry_out(&plan).unwrap();
+    assert_eq!(node.state(), before);
 }
 
 #[test]

@@ -78,6 +78,17 @@ impl Kind {
             _ => Settings::of_containerd(host, version),
         }
     }
+
+    /// Where its program may be: where systemd starts it from, or where programs are looked for, which may leave the last one out.
+    fn programs(&self, host: &Path) -> Vec<String> {
+        let command = start_command(host, &format!("{}.service", self.program), "").unwrap_or_default();
+        let started =
+            command.split_ascii_whitespace().next().map(|word| word.trim_start_matches(['@', '-', ':', '+', '!']));
+        // A script of another name might do anything when it is asked.
+        let started = started.filter(|path| path.starts_with('/') && path.ends_with(&format!("/{}", self.program)));
+        let others = [self.program.to_owned(), format!("/usr/local/bin/{}", self.program)];
+        started.map(str::to_owned).into_iter().chain(others).collect()
+    }
 }
 
 pub(crate) const PLUGIN_PATH: usize = 0;
@@ -401,7 +412,8 @@ impl Runtime {
             let written = if kind.program == "crio" { read(&host.join("run/crio/version")) } else { Ok(None) };
             let written = written.ok().flatten().and_then(|text| Version::find(&text));
             let may_run = host == Path::new("/") && socket != Socket::Absent;
-            let version = written.or_else(|| may_run.then(|| said_version(kind.program)).flatten());
+            let said = || kind.programs(host).iter().find_map(|program| said_version(program));
+            let version = written.or_else(|| may_run.then(said).flatten());
             Self { kind, socket, version, settings: kind.settings(host, version) }
         });
         runtimes.collect()
@@ -464,6 +476,18 @@ mod tests {
         assert_eq!(start_command(host.path(), "containerd.service", "").as_deref(), Some("containerd $OPTIONS"));
         let problems = Settings::of_containerd(host.path(), None).problems;
         assert!(problems.len() == 1 && problems[0].contains("containerd $OPTIONS has $"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_runtime_is_asked_for_its_version_where_systemd_starts_it_from() {
+        let host = tempfile::tempdir().unwrap();
+        let elsewhere = ["containerd", "/usr/local/bin/containerd"];
+        assert_eq!(CONTAINERD.programs(host.path()), elsewhere);
+        let unit = "lib/systemd/system/containerd.service";
+        put(host.path(), unit, "[Service]\nExecStart=-/opt/bin/containerd --log-level warn\n");
+        assert_eq!(CONTAINERD.programs(host.path()), [&["/opt/bin/containerd"], &elsewhere[..]].concat());
+        put(host.path(), unit, "[Service]\nExecStart=/opt/bin/start-it\n");
+        assert_eq!(CONTAINERD.programs(host.path()), elsewhere);
     }
 
     #[test]
