@@ -673,6 +673,37 @@ fn the_package_keeps_out_of_the_way_of_another_installation_only() {
 }
 
 #[test]
+fn the_removal_of_the_package_leaves_what_another_instance_protects() {
+    // What is called of this machine's is a double, and its /run is another one.
+    let prepare = "mount -t tmpfs none /run; mkdir -p /run/systemd/system /run/nri /run/plimsoll /run/bin; cd /run/bin; \
+                   printf '#!/bin/sh\\necho ${0##*/} $* >>/run/called' >plimsoll; cp plimsoll deb-systemd-invoke; \
+                   printf '#!/bin/sh\\ncat /run/service' >systemctl; chmod 755 *; echo 0 >/run/service; PATH=/run/bin:$PATH";
+    let removal = "sh $0 remove 2>&1; cat /run/called; test ! -e /run/plimsoll || echo kept";
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/debian/prerm");
+    let said = |instance: &str| {
+        let mut command = Command::new("unshare");
+        command.args("--mount --pid --fork --mount-proc -- sh -c".split(' '));
+        command.arg(format!("{prepare}; {instance}\n{removal}")).arg(&script);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let lock = "/run/nri/plimsoll.lock";
+    let holds = format!("flock {lock} sleep 60 >/dev/null 2>&1 & until ! flock -n {lock} true; do sleep 0.01; done");
+    for (instance, is_restored) in [
+        (String::new(), true),
+        (format!("touch {lock}"), true),
+        (format!("{holds}; echo $! >/run/service"), true),
+        // It waits for that one.
+        (format!("{holds}; echo $$ >/run/service"), false),
+        (holds.clone(), false),
+    ] {
+        let said = said(&instance);
+        let stop = "deb-systemd-invoke stop plimsoll.service\n";
+        let expected = if is_restored { format!("plimsoll restore\n{stop}") } else { format!("{stop}kept\n") };
+        assert_eq!(said, expected, "{instance}");
+    }
+}
+
+#[test]
 fn without_a_word_of_consent_nothing_is_changed() {
     let node = Node::new(OFF);
     for path in ["sys/fs/cgroup", "proc/sys/kernel"] {
