@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -562,6 +562,11 @@ impl Facts {
 
     /// Takes the service out of what systemd starts, and stops it.
     fn disable(&self, plan: &mut Plan, why: &str) {
+        if self.is_enabled && !self.is_packaged && !self.files.contains_key(UNIT) && !self.is_external() {
+            // systemctl would say that there is no such unit.
+            plan.add(Action::Remove(ENABLED.to_owned()), "left by a package that was removed; its service is gone");
+            return;
+        }
         if self.is_enabled || self.is_external() {
             let step = plan.systemctl(&["disable", "--now", SERVICE], why);
             step.undo = self.is_enabled.then(|| systemctl(&["enable", SERVICE])).into_iter().collect();
@@ -697,6 +702,7 @@ impl Facts {
         let step = plan.add(Action::Restore, "as by plimsoll restore; where that fails, nothing else is done");
         if !self.stands_aside {
             step.undo = vec![Action::Remove(format!("/{STAND_ASIDE}"))];
+            step.undo.extend((!there(&state)).then(|| Action::RemoveEmpty(state.clone())));
         }
         self.disable(&mut plan, "it ends, and is not started with the node any more");
         for path in &self.launched {
@@ -812,6 +818,8 @@ pub trait Act {
 pub enum PutBack {
     /// A file with its permissions.
     File(PathBuf, Vec<u8>, u32),
+    /// A symbolic link, and where it leads.
+    Link(PathBuf, PathBuf),
     /// No file.
     NoFile(PathBuf),
     /// No directory.
@@ -1011,6 +1019,7 @@ impl Act for Hands {
     fn put_back(&mut self, what: PutBack) -> Result<(), String> {
         let (path, result) = match &what {
             PutBack::File(path, content, mode) => (path, replace(path, content, *mode)),
+            PutBack::Link(path, target) => (path, symlink(target, path)),
             PutBack::NoFile(path) => (path, fs::remove_file(path)),
             PutBack::NoDirectory(path) => (path, fs::remove_dir(path)),
             PutBack::Directory(path) => (path, fs::create_dir(path)),
@@ -1024,6 +1033,9 @@ impl Act for Hands {
 
 /// What puts a file back that is about to be changed.
 fn held(path: &Path) -> io::Result<PutBack> {
+    if let Ok(target) = fs::read_link(path) {
+        return Ok(PutBack::Link(path.to_owned(), target));
+    }
     match fs::read(path) {
         Ok(content) => Ok(PutBack::File(path.to_owned(), content, fs::metadata(path)?.permissions().mode() & 0o7777)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PutBack::NoFile(path.to_owned())),

@@ -166,6 +166,8 @@ impl Node {
                 let _ = fs::remove_file(enabled);
             }
             ["disable", "--now", "plimsoll"] => {
+                let units = [UNIT, "usr/lib/systemd/system/plimsoll.service"];
+                assert!(units.iter().any(|unit| self.host().join(unit).exists()), "systemd does not know it");
                 let _ = fs::remove_file(enabled);
                 self.set_process(None);
             }
@@ -629,6 +631,32 @@ fn what_came_with_a_package_is_used_and_stays() {
 }
 
 #[test]
+fn the_link_that_a_removed_package_leaves_is_in_nobodys_way() {
+    let enabled = "etc/systemd/system/multi-user.target.wants/plimsoll.service";
+    let left = || {
+        let mut node = Node::new(ON);
+        node.put("etc/systemd/system/multi-user.target.wants/other.service", "");
+        symlink("/usr/lib/systemd/system/plimsoll.service", node.host().join(enabled)).unwrap();
+        node.restart_runtime();
+        node
+    };
+    for mode in [Mode::External, Mode::Launched] {
+        let mut node = left();
+        node.install("new", mode);
+        assert_eq!(node.host().join(enabled).symlink_metadata().is_ok(), mode == Mode::External);
+        let plan = node.facts("").removal().unwrap();
+        node.carry_out(&plan).unwrap();
+        assert!(node.host().join(enabled).symlink_metadata().is_err(), "{mode:?}");
+    }
+    let mut node = left();
+    let plan = node.facts("").removal().unwrap();
+    node.carry_out(&plan).unwrap();
+    assert!(node.host().join(enabled).symlink_metadata().is_err());
+    each_step_may_fail(left, |node| node.plan("new", Mode::Launched));
+    each_step_may_fail(left, |node| node.facts("").removal().unwrap());
+}
+
+#[test]
 fn what_was_installed_before_a_package_came_is_upgraded_and_removed() {
     let mut node = Node::new(ON);
     node.install("old", Mode::External);
@@ -646,21 +674,7 @@ fn the_package_keeps_out_of_the_way_of_another_installation_only() {
     let enables = |prepare: &dyn Fn(&Node)| {
         let node = Node::new(ON);
         prepare(&node);
-        // Nothing of this machine's is called.
-        for program in ["systemctl", "deb-systemd-helper"] {
-            node.put(
-                &format!("bin/{program}"),
-                &format!("#!/bin/sh\necho {program} $* >>{}/called\n", node.host().display()),
-            );
-            fs::set_permissions(node.host().join("bin").join(program), fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/debian/postinst");
-        let mut command = Command::new("sh");
-        command.arg(script).arg("configure").env("DPKG_ROOT", node.host());
-        let output = command.env("PATH", format!("{}/bin:/usr/bin:/bin", node.host().display())).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{stderr}");
-        let called = fs::read_to_string(node.host().join("called")).unwrap_or_default();
+        let (called, stderr) = maintain(&node, "postinst", "configure");
         assert_ne!(called.contains("enable plimsoll.service"), stderr.contains("already"), "{called}{stderr}");
         called.contains("enable plimsoll.service")
     };
@@ -670,6 +684,34 @@ fn the_package_keeps_out_of_the_way_of_another_installation_only() {
     assert!(enables(&|node| symlink("/dev/null", node.host().join(UNIT)).unwrap()));
     assert!(!enables(&|node| node.put(UNIT, &shipped)));
     assert!(!enables(&|node| node.put(&LAUNCHED[1..], "")));
+}
+
+#[test]
+fn the_purge_of_the_package_leaves_the_link_of_another_installation() {
+    let node = Node::new(ON);
+    let (called, _) = maintain(&node, "postrm", "purge");
+    assert_eq!(called, "deb-systemd-helper purge plimsoll.service\n");
+    let mut node = Node::new(ON);
+    node.install("new", Mode::External);
+    let (called, _) = maintain(&node, "postrm", "purge");
+    assert_eq!(called, "");
+}
+
+/// Runs a script of the package's on a node, with doubles of what it calls. Tells what it called and said.
+fn maintain(node: &Node, script: &str, action: &str) -> (String, String) {
+    for program in ["systemctl", "deb-systemd-helper"] {
+        let text = format!("#!/bin/sh\necho {program} $* >>{}/called\n", node.host().display());
+        let program = format!("usr/bin/{program}");
+        node.put(&program, &text);
+        fs::set_permissions(node.host().join(program), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new("sh");
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/debian").join(script)).arg(action);
+    command.env("DPKG_ROOT", node.host()).env("PATH", format!("{}/usr/bin:/usr/bin:/bin", node.host().display()));
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    (fs::read_to_string(node.host().join("called")).unwrap_or_default(), stderr)
 }
 
 #[test]
