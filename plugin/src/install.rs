@@ -12,8 +12,11 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,6 +76,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a runtime is waited for.
 const CONNECT: &str = "plugins connect there";
+
+/// Why something was not done that could have been.
+const INTERRUPTED: &str = "interrupted";
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(50);
@@ -811,6 +817,14 @@ pub trait Act {
     ///
     /// When it fails, with what is to be said about it.
     fn put_back(&mut self, what: PutBack) -> Result<(), String>;
+
+    /// Whether somebody wants it to stop.
+    fn is_interrupted(&self) -> bool {
+        false
+    }
+
+    /// What was done is taken back from here on, and nobody interrupts that.
+    fn turn_back(&mut self) {}
 }
 
 /// What was there before.
@@ -839,7 +853,7 @@ pub struct Failed {
 }
 
 impl Plan {
-    /// Does what is planned, and tells of each step before it is done. When one fails, all is put back.
+    /// Does what is planned, and tells of each step before it is done. When one fails or is interrupted, all is put back.
     ///
     /// # Errors
     ///
@@ -847,6 +861,10 @@ impl Plan {
     pub fn carry_out(&self, hands: &mut impl Act, mut tell: impl FnMut(&Step)) -> Result<(), Failed> {
         let mut done: Vec<(&Step, Vec<PutBack>)> = Vec::new();
         for step in &self.steps {
+            if hands.is_interrupted() {
+                let left = undo(done, hands);
+                return Err(Failed { step: step.action.to_string(), why: INTERRUPTED.to_owned(), left });
+            }
             tell(step);
             match hands.act(&step.action) {
                 Ok(before) => done.push((step, before)),
@@ -864,6 +882,7 @@ impl Plan {
 
 /// Takes everything back. Tells what could not be.
 fn undo(done: Vec<(&Step, Vec<PutBack>)>, hands: &mut impl Act) -> Vec<String> {
+    hands.turn_back();
     let mut left = Vec::new();
     let mut afterwards = Vec::new();
     for (step, before) in done.into_iter().rev() {
@@ -906,12 +925,64 @@ fn undo(done: Vec<(&Step, Vec<PutBack>)>, hands: &mut impl Act) -> Vec<String> {
 pub struct Hands {
     host: PathBuf,
     socket: PathBuf,
+    /// Whether somebody wants it to stop.
+    interrupted: Arc<AtomicBool>,
+    turns_back: bool,
 }
 
 impl Hands {
     /// For the node whose file system is at `host`, with the runtime's NRI socket.
     pub fn new(host: &Path, socket: &Path) -> Self {
-        Self { host: host.to_owned(), socket: socket.to_owned() }
+        Self { host: host.to_owned(), socket: socket.to_owned(), interrupted: Arc::default(), turns_back: false }
+    }
+
+    /// What is to be set when somebody wants it to stop.
+    pub fn interrupted(&self) -> Arc<AtomicBool> {
+        self.interrupted.clone()
+    }
+
+    /// Waits until something is there, for a while.
+    fn wait(&self, expected: &str, look: impl FnMut() -> Option<()>) -> Result<(), String> {
+        match self.until(PATIENCE, look) {
+            Some(()) => Ok(()),
+            None if self.is_interrupted() => Err(INTERRUPTED.to_owned()),
+            None => Err(format!("expected {expected} within {} s", PATIENCE.as_secs())),
+        }
+    }
+
+    /// Looks until there is something, or for that long, or until it is interrupted.
+    fn until<T>(&self, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        let began = Instant::now();
+        loop {
+            match look() {
+                None if began.elapsed() < limit && !self.is_interrupted() => thread::sleep(LOOK),
+                found => return found,
+            }
+        }
+    }
+
+    /// Runs a command, which may print, to its end.
+    fn run(&self, command: &mut Command, limit: Duration) -> Result<(), String> {
+        // Ctrl-C is for this process, which ends it, or lets it take something back.
+        command.stdin(Stdio::null()).process_group(0);
+        if self.turns_back {
+            // Perhaps there is no terminal any more, and who cannot print would fail.
+            command.stdout(Stdio::null());
+        }
+        let mut child = command.spawn().map_err(|error| error.to_string())?;
+        match self.until(limit, || child.try_wait().transpose()) {
+            Some(Ok(status)) if status.success() => Ok(()),
+            Some(Ok(status)) => Err(format!("it ended with {status}")),
+            Some(Err(error)) => Err(error.to_string()),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(match self.is_interrupted() {
+                    true => INTERRUPTED.to_owned(),
+                    false => format!("expected it to end within {} s", limit.as_secs()),
+                })
+            }
+        }
     }
 
     fn write(&self, path: &str, content: &[u8], mode: u32) -> Result<Vec<PutBack>, (Vec<PutBack>, io::Error)> {
@@ -957,9 +1028,6 @@ impl Hands {
 impl Act for Hands {
     fn act(&mut self, action: &Action) -> Result<Vec<PutBack>, String> {
         let failed = |error: io::Error| error.to_string();
-        let late = |seen: Option<()>, expected: &str| {
-            seen.ok_or_else(|| format!("expected {expected} within {} s", PATIENCE.as_secs()))
-        };
         match action {
             Action::Write { path, content, mode } => match self.write(path, content, *mode) {
                 Ok(before) => return Ok(before),
@@ -985,7 +1053,7 @@ impl Act for Hands {
                 let program = std::env::current_exe().map_err(failed)?;
                 let mut command = Command::new(program);
                 command.arg("restore").arg("--host").arg(&self.host).arg("--socket").arg(&self.socket);
-                run(&mut command, RESTORE_LIMIT)?;
+                self.run(&mut command, RESTORE_LIMIT)?;
             }
             Action::RemoveEmpty(path) => {
                 let path = below(&self.host, path);
@@ -994,23 +1062,23 @@ impl Act for Hands {
                     Err(_) => Ok(Vec::new()),
                 };
             }
-            Action::Systemctl(words) => run(Command::new("systemctl").args(words), COMMAND_LIMIT)?,
+            Action::Systemctl(words) => self.run(Command::new("systemctl").args(words), COMMAND_LIMIT)?,
             Action::End(_) if holder(&self.host, &self.socket) == Some(None) => {}
             Action::End(program) => self.signal(program, Signal::TERM)?,
             Action::Replace(program) => self.signal(program, Signal::USR2)?,
             Action::CheckNri(unit) => self.check_nri(unit)?,
             Action::AwaitRuntime => {
-                let seen = until(PATIENCE, || (Socket::connect(&self.socket) == Socket::Listens).then_some(()));
-                late(seen, "somebody to listen there")?;
+                let listens = || (Socket::connect(&self.socket) == Socket::Listens).then_some(());
+                self.wait("somebody to listen there", listens)?;
             }
             Action::AwaitPlugin(program) => {
                 let is = |process: &Process| process.runs(&self.host, program) && !process.is_replaced();
                 let runs = || process(&self.host, &self.socket).filter(is).map(drop);
-                late(until(PATIENCE, runs), "it to run")?;
+                self.wait("it to run", runs)?;
             }
             Action::AwaitNone => {
                 let none = || (holder(&self.host, &self.socket)?.is_none()).then_some(());
-                late(until(PATIENCE, none), "it to end")?;
+                self.wait("it to end", none)?;
             }
         }
         Ok(Vec::new())
@@ -1028,6 +1096,14 @@ impl Act for Hands {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
             _ => Ok(()),
         }
+    }
+
+    fn is_interrupted(&self) -> bool {
+        !self.turns_back && self.interrupted.load(Ordering::Relaxed)
+    }
+
+    fn turn_back(&mut self) {
+        self.turns_back = true;
     }
 }
 
@@ -1061,30 +1137,4 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         let _ = fs::remove_file(&new);
     }
     written
-}
-
-/// Runs a command, which may print, to its end.
-fn run(command: &mut Command, limit: Duration) -> Result<(), String> {
-    let mut child = command.stdin(Stdio::null()).spawn().map_err(|error| error.to_string())?;
-    match until(limit, || child.try_wait().transpose()) {
-        Some(Ok(status)) if status.success() => Ok(()),
-        Some(Ok(status)) => Err(format!("it ended with {status}")),
-        Some(Err(error)) => Err(error.to_string()),
-        None => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(format!("expected it to end within {} s", limit.as_secs()))
-        }
-    }
-}
-
-/// Looks until there is something, or for that long.
-fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let began = Instant::now();
-    loop {
-        match look() {
-            None if began.elapsed() < limit => thread::sleep(LOOK),
-            found => return found,
-        }
-    }
 }

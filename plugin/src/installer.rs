@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use plimsoll::doctor::{self, Mark};
 use plimsoll::install::{self, Facts, Hands, Mode, Plan};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{Failure, print};
 
@@ -39,7 +40,7 @@ is to be done, and does it once you agree, or with --yes:
   - restart the runtime, only where it has to read something anew; containers go on
   - start the plugin, and wait until it runs: the service until it is synchronized with the runtime
 
-Then it runs the checks of plimsoll doctor. When a step fails, all before it is undone. Where nothing is left to do, nothing is \
+Then it runs the checks of plimsoll doctor. When a step fails or is interrupted, all before it is undone. Where nothing is left to do, nothing is \
 done, so call it as often as you like: with another --mode to change that, with a newer program to upgrade. An upgrade replaces \
 the file at once, and takes one reconnection, or a restart of a runtime that a launched plugin cannot come back to; containers \
 keep their values meanwhile. Where a package brought the program and the service, they stay the package's to upgrade.
@@ -86,7 +87,7 @@ pub(crate) struct Install {
 Take the plugin off the node. First everything gets back what it had, as by plimsoll restore; where that fails, nothing else is \
 done. Then the plugin is stopped, and all that plimsoll install has put there is removed: the configuration, too, also where it \
 was changed, and what switches NRI on, after which the runtime is restarted. Shows what is to be done, and does it once you agree, \
-or with --yes. When a step fails, all before it is undone.
+or with --yes. When a step fails or is interrupted, all before it is undone.
 
 Where there is a package of it, what that has put there stays for the package manager to remove, and so do the configuration and \
 your settings of the service.",
@@ -225,6 +226,10 @@ fn agreed(yes: bool) -> Result<bool, Failure> {
 
 fn carry_out(plan: &Plan, host: &Path, socket: &Path) -> Result<(), Failure> {
     let mut hands = Hands::new(host, socket);
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let registered = signal_hook::flag::register(signal, hands.interrupted());
+        registered.context("cannot listen to signals").map_err(Failure::Runtime)?;
+    }
     plan.carry_out(&mut hands, |step| {
         // Nothing hangs on its being read.
         let _ = print(format_args!("{}\n", step.action));

@@ -8,8 +8,11 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use plimsoll::install::{Act, Action, Facts, Failed, Hands, Mode, Plan, PutBack};
+use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = "/usr/local/bin/plimsoll";
 const LAUNCHED: &str = "/opt/nri/plugins/90-plimsoll";
@@ -28,6 +31,8 @@ struct Node {
     nri: Option<UnixListener>,
     /// Which call is to fail, and whether it does something all the same.
     fails: Option<(usize, bool)>,
+    /// Before which call somebody interrupts.
+    interrupted: Option<usize>,
     /// Whether everything can be given back.
     restores: bool,
     calls: Vec<String>,
@@ -51,8 +56,17 @@ impl Node {
         fs::create_dir(host.join("run").join(runtime)).unwrap();
         let cri = UnixListener::bind(host.join(format!("run/{runtime}/{runtime}.sock"))).unwrap();
         let hands = Hands::new(host, &host.join("run/nri/nri.sock"));
-        let node =
-            Self { hands, directory, runtime, _cri: cri, nri: None, fails: None, restores: true, calls: Vec::new() };
+        let node = Self {
+            hands,
+            directory,
+            runtime,
+            _cri: cri,
+            nri: None,
+            fails: None,
+            interrupted: None,
+            restores: true,
+            calls: Vec::new(),
+        };
         let unit = format!("[Service]\nExecStart=/usr/bin/{runtime} --log-level warn\n");
         node.put(&format!("usr/lib/systemd/system/{runtime}.service"), &unit);
         node
@@ -247,6 +261,10 @@ impl Act for Node {
 
     fn put_back(&mut self, what: PutBack) -> Result<(), String> {
         self.hands.put_back(what)
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted == Some(self.calls.len())
     }
 }
 
@@ -745,8 +763,8 @@ fn the_removal_of_the_package_leaves_what_another_instance_protects() {
     }
 }
 
-#[test]
-fn without_a_word_of_consent_nothing_is_changed() {
+/// A node on which the program would be installed by itself.
+fn able() -> Node {
     let node = Node::new(OFF);
     for path in ["sys/fs/cgroup", "proc/sys/kernel"] {
         fs::create_dir_all(node.host().join(path)).unwrap();
@@ -755,6 +773,69 @@ fn without_a_word_of_consent_nothing_is_changed() {
     node.put("sys/fs/cgroup/cgroup.subtree_control", "memory\n");
     node.put("proc/sys/kernel/osrelease", "6.12.0\n");
     node.put("run/containerd/version", "");
+    node
+}
+
+#[test]
+fn who_is_interrupted_between_steps_takes_back_what_was_done_and_no_more() {
+    let steps = Node::new(OFF).plan("new", Mode::External).steps.len();
+    for at in 0..steps {
+        let mut node = Node::new(OFF);
+        let plan = node.plan("new", Mode::External);
+        let before = node.state();
+        node.interrupted = Some(at);
+        let failed = node.carry_out(&plan).unwrap_err().to_string();
+        assert_eq!(failed, format!("cannot {}: interrupted; all before it was undone", plan.steps[at].action));
+        assert_eq!(node.state(), before);
+        let restarts = node.calls.iter().filter(|call| *call == "systemctl restart containerd").count();
+        assert!([0, 2].contains(&restarts), "{:?}", node.calls);
+    }
+}
+
+#[test]
+fn who_is_interrupted_while_waiting_takes_all_back() {
+    // What it waits for: a command, and somebody to listen.
+    for (signal, restart) in [(Signal::TERM, "exec sleep 60"), (Signal::HUP, "exec sleep 60"), (Signal::INT, "")] {
+        let node = able();
+        let restarts = "#!/bin/sh\necho \"$*\" >>$0.called\ntest \"$*\" != 'restart containerd' || test -e $0.again || \
+                        { touch $0.again\n";
+        node.put("bin/systemctl", &format!("{restarts}{restart}\n}}\n"));
+        for file in ["systemctl.again", "systemctl.called"] {
+            node.put(&format!("bin/{file}"), "");
+        }
+        fs::remove_file(node.host().join("bin/systemctl.again")).unwrap();
+        fs::set_permissions(node.host().join("bin/systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
+        let before = node.state().0;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        command.args(["install", "--yes", "--host"]).arg(node.host()).arg("--socket").arg(node.socket());
+        command.env("PATH", format!("{}/bin:/usr/bin:/bin", node.host().display()));
+        let began = Instant::now();
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        while !node.host().join("bin/systemctl.again").exists() {
+            assert!(began.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(node.host().join(UNIT).exists());
+        // So that the fake one is there no more where it does not wait.
+        thread::sleep(Duration::from_millis(200));
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let step =
+            if restart.is_empty() { "wait for the runtime's NRI socket" } else { "systemctl restart containerd" };
+        assert_eq!(stderr, format!("cannot {step}: interrupted; all before it was undone\n"));
+        assert!(began.elapsed() < Duration::from_secs(25));
+        assert_eq!(node.text("bin/systemctl.called"), "daemon-reload\nrestart containerd\n".repeat(2));
+        fs::remove_file(node.host().join("bin/systemctl.again")).unwrap();
+        node.put("bin/systemctl.called", "");
+        assert_eq!(node.state().0, before, "{stderr}");
+    }
+}
+
+#[test]
+fn without_a_word_of_consent_nothing_is_changed() {
+    let node = able();
     let before = node.state();
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     command.arg("install").arg("--host").arg(node.host()).arg("--socket").arg(node.socket());
