@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::config::DROP_INS;
 use crate::containers::STAND_ASIDE;
-use crate::doctor::runtime::{CONTAINERD, CRIO, Kind, Runtime, Settings, containerd_config, start_command};
+use crate::doctor::runtime::{CONTAINERD, CRIO, Kind, Runtime, Settings, Version, containerd_config, start_command};
 use crate::doctor::{PLUGINS, Program, Socket, UNITS, below, holder, names};
 use crate::explain::wrap;
 use crate::originals;
@@ -114,6 +114,7 @@ pub struct Facts {
     kind: &'static Kind,
     /// Its name and version.
     runtime: String,
+    version: Option<Version>,
     settings: Settings,
     /// Why NRI is off.
     why_off: Option<String>,
@@ -164,8 +165,8 @@ pub enum Action {
     End(String),
     /// Tell the plugin's process to go on with the program that is there by now.
     Replace(String),
-    /// Look whether the files of the runtime of this unit have NRI on by now.
-    CheckNri(&'static str),
+    /// Look whether the files of the runtime of this unit, and of this version if that is known, have NRI on by now.
+    CheckNri(&'static str, Option<Version>),
     /// Wait for the runtime to listen at NRI's socket.
     AwaitRuntime,
     /// Wait for the process of this program to be the plugin.
@@ -184,7 +185,7 @@ impl fmt::Display for Action {
             Self::Systemctl(words) => write!(f, "systemctl {}", words.join(" ")),
             Self::End(program) => write!(f, "end {}", excerpt(program)),
             Self::Replace(program) => write!(f, "replace the running {}", excerpt(program)),
-            Self::CheckNri(_) => f.write_str("check that NRI is on in the runtime's configuration"),
+            Self::CheckNri(..) => f.write_str("check that NRI is on in the runtime's configuration"),
             Self::AwaitRuntime => f.write_str("wait for the runtime's NRI socket"),
             Self::AwaitPlugin(program) => write!(f, "wait for {} to run", excerpt(program)),
             Self::AwaitNone => f.write_str("wait for the plugin to end"),
@@ -276,14 +277,15 @@ impl Facts {
         let plugins = settings.plugin_path.clone().unwrap_or_else(|| PLUGINS.to_owned());
         let launched: Vec<_> = Program::all(host, &plugins).into_iter().filter(Program::is_ours).collect();
         let launched: Vec<_> = launched.into_iter().map(|program| program.path).collect();
-        let version = runtime.version.map(|version| format!(" {version}")).unwrap_or_default();
+        let version = runtime.version;
         let lock = socket.with_file_name("plimsoll.lock");
         let process = process(host, socket);
         let is_launched =
             |process: &Process| !process.is_service && launched.iter().any(|path| process.runs(host, path));
         let mut facts = Self {
             kind: runtime.kind,
-            runtime: format!("{}{version}", runtime.kind.name),
+            runtime: version.map_or(runtime.kind.name.to_owned(), |version| format!("{} {version}", runtime.kind.name)),
+            version,
             why_off: None,
             is_served: Socket::connect(socket) == Socket::Listens,
             command: start_command(host, "containerd.service", CONTAINERD_DROP_IN_NAME),
@@ -603,7 +605,7 @@ impl Facts {
     fn switch_on_if_off(&self, plan: &mut Plan) -> Result<bool, Refusal> {
         let Some(why) = &self.why_off else { return Ok(false) };
         let reload = self.switch_on(plan, why)?;
-        plan.add(Action::CheckNri(self.service()), "a file that is read later may have it off");
+        plan.add(Action::CheckNri(self.service(), self.version), "a file that is read later may have it off");
         Ok(reload)
     }
 
@@ -1014,13 +1016,13 @@ impl Hands {
         kill_process(id, signal).map_err(|error| io::Error::from(error).to_string())
     }
 
-    fn check_nri(&self, unit: &str) -> Result<(), String> {
+    fn check_nri(&self, unit: &str, version: Option<Version>) -> Result<(), String> {
         let kind = if unit == CRIO.program { &CRIO } else { &CONTAINERD };
-        // Ours is the last one, and has all of the section: so it is the same for every version.
-        match kind.settings(&self.host, None).is_off {
+        match kind.settings(&self.host, version).is_off {
             Some((true, why)) => Err(why),
             Some((false, _)) => Ok(()),
-            None => Err("expected the file that switches it on to be read".to_owned()),
+            None => Err("expected the file that switches it on to be read, and to be the last one with NRI's section"
+                .to_owned()),
         }
     }
 }
@@ -1066,7 +1068,7 @@ impl Act for Hands {
             Action::End(_) if holder(&self.host, &self.socket) == Some(None) => {}
             Action::End(program) => self.signal(program, Signal::TERM)?,
             Action::Replace(program) => self.signal(program, Signal::USR2)?,
-            Action::CheckNri(unit) => self.check_nri(unit)?,
+            Action::CheckNri(unit, version) => self.check_nri(unit, *version)?,
             Action::AwaitRuntime => {
                 let listens = || (Socket::connect(&self.socket) == Socket::Listens).then_some(());
                 self.wait("somebody to listen there", listens)?;
@@ -1137,4 +1139,28 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         let _ = fs::remove_file(&new);
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_files_with_nris_section_containerd_1_7_knows_the_later_one_alone() {
+        let host = tempfile::tempdir().expect("a directory");
+        let put = |path: &str, text: &str| {
+            let path = host.path().join(path);
+            fs::create_dir_all(path.parent().expect("it is in one")).expect("it is made");
+            fs::write(path, text).expect("it is written");
+        };
+        let section = "[plugins.'io.containerd.nri.v1.nri']\n";
+        put("etc/containerd/config.toml", "version = 2\nimports = ['conf.d/*.toml', 'late.toml']\n");
+        put("etc/containerd/conf.d/zz-plimsoll.toml", &format!("{section}disable = false\n"));
+        let hands = Hands::new(host.path(), &host.path().join("run/nri/nri.sock"));
+        let is_on = |version| hands.check_nri("containerd", Some(version));
+        assert_eq!([is_on(Version(1, 7, 24)), is_on(Version(2, 0, 0))], [Ok(()), Ok(())]);
+        put("etc/containerd/late.toml", &format!("{section}plugin_path = '/p'\n"));
+        assert_eq!(is_on(Version(2, 0, 0)), Ok(()));
+        assert!(is_on(Version(1, 7, 24)).is_err_and(|why| why.contains("last one")));
+    }
 }

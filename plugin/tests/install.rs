@@ -154,7 +154,7 @@ impl Node {
         if self.process().is_some_and(|program| program.starts_with(LAUNCHED)) {
             self.set_process(None);
         }
-        if self.hands.act(&Action::CheckNri(self.runtime)).is_err() {
+        if self.hands.act(&Action::CheckNri(self.runtime, None)).is_err() {
             return;
         }
         let config = fs::read_to_string(self.host().join("etc/containerd/config.toml")).unwrap_or_default();

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Major, minor and patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version(pub(crate) u64, pub(crate) u64, pub(crate) u64);
+pub struct Version(pub(crate) u64, pub(crate) u64, pub(crate) u64);
 
 impl Version {
     /// The first word that is a version, such as `v2.1.9`, `"1.34.0"` or `6.12.0-cloud-amd64`.
