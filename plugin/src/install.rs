@@ -124,7 +124,7 @@ pub struct Facts {
     command: Option<String>,
     /// What is in the files that this module may write or remove.
     files: BTreeMap<String, Vec<u8>>,
-    /// The plugin's programs in the runtime's directory.
+    /// The plugin's programs in the runtime's directory, the one that runs first.
     launched: Vec<String>,
     /// A package's unit.
     is_packaged: bool,
@@ -132,7 +132,7 @@ pub struct Facts {
     /// Whether `plimsoll restore` was called.
     stands_aside: bool,
     process: Option<Process>,
-    /// Whether that is one of the programs in the runtime's directory.
+    /// Whether that is one of the programs in the runtime's directory which it launches.
     is_launched: bool,
     /// The program to be put there.
     program: Vec<u8>,
@@ -245,6 +245,11 @@ impl fmt::Display for Plan {
     }
 }
 
+/// Whether the runtime launches this program of the plugin's: it passes over what has no index.
+fn has_index(program: &str) -> bool {
+    program.ends_with("-plimsoll")
+}
+
 fn systemctl(words: &[&str]) -> Action {
     Action::Systemctl(words.iter().map(|word| (*word).to_owned()).collect())
 }
@@ -276,12 +281,13 @@ impl Facts {
         let settings = std::mem::take(&mut runtime.settings);
         let plugins = settings.plugin_path.clone().unwrap_or_else(|| PLUGINS.to_owned());
         let launched: Vec<_> = Program::all(host, &plugins).into_iter().filter(Program::is_ours).collect();
-        let launched: Vec<_> = launched.into_iter().map(|program| program.path).collect();
+        let mut launched: Vec<_> = launched.into_iter().map(|program| program.path).collect();
         let version = runtime.version;
         let lock = socket.with_file_name("plimsoll.lock");
         let process = process(host, socket);
-        let is_launched =
-            |process: &Process| !process.is_service && launched.iter().any(|path| process.runs(host, path));
+        let runs = |path: &String| process.as_ref().is_some_and(|process| process.runs(host, path));
+        launched.sort_by_key(|path| !runs(path));
+        let is_launched = launched.iter().any(|path| has_index(path) && runs(path));
         let mut facts = Self {
             kind: runtime.kind,
             runtime: version.map_or(runtime.kind.name.to_owned(), |version| format!("{} {version}", runtime.kind.name)),
@@ -293,7 +299,7 @@ impl Facts {
             is_packaged: UNITS[2..].iter().any(|unit| host.join(unit).join("plimsoll.service").exists()),
             is_enabled: host.join(&ENABLED[1..]).symlink_metadata().is_ok(),
             stands_aside: host.join(STAND_ASIDE).exists(),
-            is_launched: process.as_ref().is_some_and(is_launched),
+            is_launched: is_launched && process.as_ref().is_some_and(|process| !process.is_service),
             process,
             program,
             lock: format!("/{}", lock.strip_prefix(host).unwrap_or(&lock).display()).replace("//", "/"),
@@ -355,7 +361,7 @@ impl Facts {
     /// Where the program is that the runtime launches: under the name that it has, if there is one already.
     fn launched_program(&self) -> String {
         let directory = self.settings.plugin_path.as_deref().unwrap_or(PLUGINS).trim_end_matches('/');
-        self.launched.first().cloned().unwrap_or_else(|| format!("{directory}/{NAME}"))
+        self.launched.iter().find(|path| has_index(path)).cloned().unwrap_or_else(|| format!("{directory}/{NAME}"))
     }
 
     /// The configuration files that count, best first.
@@ -495,6 +501,9 @@ impl Facts {
                 if self.files.contains_key(UNIT) && !self.uses_package() {
                     plan.add(Action::Remove(UNIT.to_owned()), "the runtime launches the plugin");
                     reload = true;
+                }
+                for path in self.launched.iter().filter(|path| **path != launched) {
+                    plan.add(Action::Remove(path.clone()), "two of them would be in each other's way");
                 }
                 if is_new(&launched) {
                     plan.add(self.write(&launched, &self.program, 0o755), "the program, where the runtime launches it");

@@ -438,6 +438,41 @@ fn whoever_starts_it_there_is_never_more_than_one() {
 }
 
 #[test]
+fn of_programs_that_the_runtime_would_launch_one_is_left() {
+    let plugins = |node: &Node| {
+        let entries = fs::read_dir(node.host().join("opt/nri/plugins")).unwrap().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    for others in [&["90-plimsoll", "95-plimsoll", "plimsoll"][..], &["plimsoll"]] {
+        let prepare = || {
+            let mut node = Node::new(ON);
+            for name in others.iter().chain(&["10-other"]) {
+                node.put(&format!("opt/nri/plugins/{name}"), "by hand");
+            }
+            node.restart_runtime();
+            node
+        };
+        let mut node = prepare();
+        node.install("new", Mode::Launched);
+        assert_eq!(plugins(&node), ["10-other", "90-plimsoll"]);
+        assert_eq!((node.process().as_deref(), &*node.text(&LAUNCHED[1..])), (Some(LAUNCHED), "new"));
+        assert_eq!(node.plan("new", Mode::Launched).steps, []);
+        each_step_may_fail(prepare, |node| node.plan("new", Mode::Launched));
+    }
+    // The one that runs is the one to be replaced.
+    let node = Node::new(ON);
+    for name in ["90-plimsoll", "95-plimsoll"] {
+        node.put(&format!("opt/nri/plugins/{name}"), "by hand");
+    }
+    node.set_process(Some("/opt/nri/plugins/95-plimsoll"));
+    let plan = node.plan("new", Mode::Launched).to_string();
+    assert!(plan.contains("remove /opt/nri/plugins/90-plimsoll"), "{plan}");
+    assert!(plan.contains("replace the running /opt/nri/plugins/95-plimsoll"), "{plan}");
+}
+
+#[test]
 fn uninstalling_leaves_what_was_there_before() {
     for (mode, config) in [(Mode::External, OFF), (Mode::Launched, OFF), (Mode::External, ON), (Mode::Launched, ON)] {
         let mut node = Node::new(config);
