@@ -28,6 +28,7 @@ use crate::doctor::runtime::{CONTAINERD, CRIO, Kind, Runtime, Settings, Version,
 use crate::doctor::{PLUGINS, Program, Socket, UNITS, below, holder, names};
 use crate::explain::wrap;
 use crate::originals;
+use crate::report::serve;
 use crate::units::excerpt;
 
 /// The configuration as it is shipped.
@@ -76,6 +77,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a runtime is waited for.
 const CONNECT: &str = "plugins connect there";
+
+/// Why the plugin is waited for.
+const SYNCHRONIZED: &str = "from then on containers get their values";
 
 /// Why something was not done that could have been.
 const INTERRUPTED: &str = "interrupted";
@@ -171,6 +175,8 @@ pub enum Action {
     AwaitRuntime,
     /// Wait for the process of this program to be the plugin.
     AwaitPlugin(String),
+    /// Wait for the plugin to say that it is synchronized with the runtime.
+    AwaitSynchronized,
     /// Wait for there to be none.
     AwaitNone,
 }
@@ -188,6 +194,7 @@ impl fmt::Display for Action {
             Self::CheckNri(..) => f.write_str("check that NRI is on in the runtime's configuration"),
             Self::AwaitRuntime => f.write_str("wait for the runtime's NRI socket"),
             Self::AwaitPlugin(program) => write!(f, "wait for {} to run", excerpt(program)),
+            Self::AwaitSynchronized => f.write_str("wait for the plugin to be synchronized with the runtime"),
             Self::AwaitNone => f.write_str("wait for the plugin to end"),
         }
     }
@@ -549,6 +556,7 @@ impl Facts {
                         plan.add(Action::AwaitRuntime, CONNECT);
                     }
                     plan.add(Action::AwaitPlugin(launched), "the runtime launches it");
+                    plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
                 } else if is_renewed {
                     let why = "one reconnection; values stay meanwhile, and who is created then gets them after it";
                     let step = plan.add(Action::Replace(launched.clone()), why);
@@ -556,6 +564,7 @@ impl Facts {
                     let restart = systemctl(&["restart", self.service()]);
                     step.afterwards = vec![Action::Replace(launched.clone()), restart];
                     plan.add(Action::AwaitPlugin(launched), "the new version goes on in the same process");
+                    plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
                 }
             }
         }
@@ -1086,6 +1095,11 @@ impl Act for Hands {
                 let is = |process: &Process| process.runs(&self.host, program) && !process.is_replaced();
                 let runs = || process(&self.host, &self.socket).filter(is).map(drop);
                 self.wait("it to run", runs)?;
+            }
+            Action::AwaitSynchronized => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+                let says = || runtime.block_on(serve::ask(&self.host)).ok().filter(|status| status.node.synchronized);
+                self.wait("it to say so by /run/plimsoll/plimsoll.sock", || says().map(drop))?;
             }
             Action::AwaitNone => {
                 let none = || (holder(&self.host, &self.socket)?.is_none()).then_some(());

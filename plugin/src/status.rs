@@ -2,33 +2,24 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anstyle::{AnsiColor, Style};
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Bytes as Body;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use plimsoll::cgroup::CgroupPath;
 use plimsoll::pod::QosClass;
 use plimsoll::policy::Protection;
 use plimsoll::report::Report;
 use plimsoll::report::serve;
-use plimsoll::report::status::{CgroupStatus, ContainerStatus, DownStatus, Level, NodeStatus, State, Status, VERSION};
+use plimsoll::report::status::{CgroupStatus, ContainerStatus, DownStatus, Level, NodeStatus, State, Status};
 use plimsoll::units::{Bytes, Limit, excerpt, printable};
-use tokio::net::UnixStream;
-use tokio::time::timeout;
 
 use crate::{Failure, print};
-
-/// How long the plugin has to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often `--watch` asks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -154,7 +145,7 @@ impl StatusCommand {
 
     /// What is to be seen now.
     async fn draw(&self, screen: &Screen) -> anyhow::Result<String> {
-        let mut status = ask(&self.host).await?;
+        let mut status = serve::ask(&self.host).await?;
         if self.ready {
             let hindrances: Vec<_> = hindrances(&status.node).collect();
             if !hindrances.is_empty() {
@@ -201,38 +192,6 @@ fn is_pod(namespace: &str, name: &str, wanted: &str) -> bool {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// Asks the plugin of the node whose file system is at `host`.
-async fn ask(host: &Path) -> anyhow::Result<Status> {
-    let socket = serve::socket(host);
-    let asked = async {
-        let stream = UnixStream::connect(&socket).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let request = Request::get("/status").header("host", "plimsoll").body(Empty::<Body>::new())?;
-        let response = sender.send_request(request).await?;
-        let code = response.status();
-        let text = response.into_body().collect().await?.to_bytes();
-        if code != StatusCode::OK {
-            bail!("{code}: {}", excerpt(&String::from_utf8_lossy(&text)));
-        }
-        let status: Status = serde_json::from_slice(&text).context("expected what this version of plimsoll says")?;
-        if status.version != VERSION {
-            bail!("the plugin is of version {}, which this one does not understand", excerpt(&status.plimsoll));
-        }
-        Ok(status)
-    };
-    let result = match timeout(PATIENCE, asked).await {
-        Ok(result) => result,
-        Err(_) => Err(anyhow!("no answer within {PATIENCE:?}")),
-    };
-    result.with_context(|| {
-        format!(
-            "cannot ask the plugin by {} (does it run, and is this user root? see plimsoll doctor)",
-            socket.display()
-        )
-    })
 }
 
 /// Why nothing is set, or not for new containers.

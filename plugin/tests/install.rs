@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = "/usr/local/bin/plimsoll";
 const LAUNCHED: &str = "/opt/nri/plugins/90-plimsoll";
+const SYNCHRONIZED: &str = "wait for the plugin to be synchronized with the runtime";
 const CONFIG: &str = "etc/nri/conf.d/90-plimsoll.conf";
 const UNIT: &str = "etc/systemd/system/plimsoll.service";
 const OFF: &str =
@@ -251,6 +253,7 @@ impl Act for Node {
                     self.set_process(Some(&format!("{path} (deleted)")));
                 }
             }
+            Action::AwaitSynchronized => assert!(self.process().is_some()),
             other => before = self.hands.act(other)?,
         }
         match fails {
@@ -421,7 +424,8 @@ fn an_upgrade_restarts_nothing_but_the_plugin() {
     node.install("new", Mode::Launched);
     let writes = [PROGRAM, LAUNCHED].map(|path| format!("write {path}"));
     assert_eq!(node.calls[..2], writes);
-    assert_eq!(node.calls[2..], [format!("replace the running {LAUNCHED}"), format!("wait for {LAUNCHED} to run")]);
+    let waits = [format!("wait for {LAUNCHED} to run"), SYNCHRONIZED.to_owned()];
+    assert_eq!(node.calls[2..], [&[format!("replace the running {LAUNCHED}")], &waits[..]].concat());
 }
 
 #[test]
@@ -559,6 +563,30 @@ fn where_opt_is_a_symbolic_link_the_program_there_is_known_all_the_same() {
 }
 
 #[test]
+fn the_plugin_is_waited_for_until_it_says_that_it_is_synchronized() {
+    let host = tempfile::tempdir().unwrap();
+    fs::create_dir_all(host.path().join("run/plimsoll")).unwrap();
+    let socket = UnixListener::bind(host.path().join("run/plimsoll/plimsoll.sock")).unwrap();
+    let mut hands = Hands::new(host.path(), &host.path().join("run/nri/nri.sock"));
+    let waits = thread::spawn(move || hands.act(&Action::AwaitSynchronized).map(drop));
+    for is_synchronized in [false, false, true] {
+        assert!(!waits.is_finished());
+        let (mut asker, _) = socket.accept().unwrap();
+        let node = serde_json::json!({
+            "memory": null, "available": null, "allocatable": null, "guard": null, "podsMax": null,
+            "synchronized": is_synchronized, "standsAside": true,
+            "requests": 0, "limits": 0, "unlimited": 0, "usage": 0,
+        });
+        let status = serde_json::json!({
+            "version": 1, "plimsoll": "0.1.0", "node": node, "cgroups": [], "containers": [], "down": [],
+        });
+        let status = status.to_string();
+        write!(asker, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{status}", status.len()).unwrap();
+    }
+    assert_eq!(waits.join().unwrap(), Ok(()));
+}
+
+#[test]
 fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
     for alone in ["disable_connections = true\n", "socket_path = '/run/other.sock'\n"] {
         let mut node = Node::new(&format!("{ON}{alone}"));
@@ -568,7 +596,7 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
         node.calls.clear();
         node.install("new", Mode::Launched);
         let runs = format!("wait for {LAUNCHED} to run");
-        assert_eq!(node.calls[2..], ["systemctl restart containerd".to_owned(), runs]);
+        assert_eq!(node.calls[2..], ["systemctl restart containerd".to_owned(), runs, SYNCHRONIZED.to_owned()]);
         let upgrade = || {
             let mut node = Node::new(&format!("{ON}{alone}"));
             node.install("old", Mode::Launched);
@@ -592,7 +620,7 @@ fn a_new_program_that_ends_at_its_start_is_taken_back() {
     let before = node.state();
     let plan = node.plan("broken", Mode::Launched);
     // Nobody waits for what is known not to come.
-    node.fails = Some((node.calls.len() + plan.steps.len() - 1, false));
+    node.fails = Some((node.calls.len() + plan.steps.len() - 2, false));
     let failed = node.carry_out(&plan).unwrap_err().to_string();
     assert_eq!(node.state(), before, "{failed}: {:?}", node.calls);
     assert_eq!(node.plan("old", Mode::Launched).steps, []);

@@ -13,24 +13,25 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::lock;
 use crate::originals;
 use crate::report::metrics;
-use crate::report::status::Status;
+use crate::report::status::{Status, VERSION};
 use crate::service::Parts;
+use crate::units::excerpt;
 
 /// The socket's name in the plugin's directory.
 const SOCKET: &str = "plimsoll.sock";
@@ -41,7 +42,7 @@ const AT_A_TIME: usize = 8;
 /// How long somebody may take to ask.
 const ASKING: Duration = Duration::from_secs(1);
 
-/// How long somebody is served,
+/// How long somebody is served, and waits for an answer,
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// and how long while others wait.
@@ -53,6 +54,60 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// The socket of the plugin on the node whose file system is at `host`.
 pub fn socket(host: &Path) -> PathBuf {
     host.join(originals::DIRECTORY).join(SOCKET)
+}
+
+/// Why the plugin did not tell its status.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot ask the plugin by {} (does it run, and is this user root? see plimsoll doctor)", socket.display())]
+pub struct Unanswered {
+    socket: PathBuf,
+    source: Silence,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Silence {
+    #[error(transparent)]
+    Connection(#[from] io::Error),
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    #[error("{0}: {1}")]
+    Refused(StatusCode, String),
+    #[error("expected what this version of plimsoll says")]
+    Form(#[from] serde_json::Error),
+    #[error("the plugin is of version {0}, which this one does not understand")]
+    Version(String),
+    #[error("no answer within {PATIENCE:?}")]
+    Late,
+}
+
+/// Asks the plugin of the node whose file system is at `host`.
+///
+/// # Errors
+///
+/// When nobody answers, or not what this version understands.
+pub async fn ask(host: &Path) -> Result<Status, Unanswered> {
+    let socket = socket(host);
+    let asked = async {
+        let stream = UnixStream::connect(&socket).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = Uri::from_static("/status");
+        request.headers_mut().insert(HOST, HeaderValue::from_static("plimsoll"));
+        let response = sender.send_request(request).await?;
+        let code = response.status();
+        let text = response.into_body().collect().await?.to_bytes();
+        if code != StatusCode::OK {
+            return Err(Silence::Refused(code, excerpt(&String::from_utf8_lossy(&text))));
+        }
+        let status: Status = serde_json::from_slice(&text)?;
+        if status.version != VERSION {
+            return Err(Silence::Version(excerpt(&status.plimsoll)));
+        }
+        Ok(status)
+    };
+    let result = timeout(PATIENCE, asked).await.unwrap_or(Err(Silence::Late));
+    result.map_err(|source| Unanswered { socket: socket.clone(), source })
 }
 
 /// How old metrics may be that are served by TCP, where anybody may ask.
