@@ -694,14 +694,22 @@ impl Facts {
             )));
         };
         let (operators, others) = containerd_config(command).map_err(Refusal)?;
-        let imports = match settings.files {
-            0 => vec![CONTAINERD_SWITCH.to_owned()],
-            _ => vec![operators.clone(), CONTAINERD_SWITCH.to_owned()],
+        // A file that is imported has to be there, but what a pattern stands for may come later. One is what has a * in it.
+        let operators_import = match settings.files {
+            0 => operators.strip_suffix(".toml").map(|stem| format!("{stem}.tom[*l]")),
+            _ => Some(operators.clone()),
         };
-        let imports = imports.into_iter().map(toml::Value::String).collect();
+        let imports = operators_import.into_iter().chain([CONTAINERD_SWITCH.to_owned()]);
+        let imports = imports.map(toml::Value::String).collect();
         let config = toml::Table::from_iter([version, ("imports".to_owned(), toml::Value::Array(imports))]);
         plan.add(self.write(CONTAINERD_SWITCH, &text(&table)?, 0o644), format!("NRI is {why}"));
-        let why = format!("takes over all of {}, which imports no directory, and then the switch", excerpt(&operators));
+        let operators_file = excerpt(&operators);
+        let why = match settings.files {
+            0 => format!(
+                "takes over all of {operators_file} if that comes, with 'version = {form}', and then the switch"
+            ),
+            _ => format!("takes over all of {operators_file}, which imports no directory, and then the switch"),
+        };
         plan.add(self.write(CONTAINERD_CONFIG, &text(&config)?, 0o644), why);
         let drop_in = format!("{header}[Service]\nExecStart=\nExecStart={others} --config {CONTAINERD_CONFIG}\n");
         let why = format!("starts containerd with that; {} stays as it is", excerpt(&operators));

@@ -309,6 +309,23 @@ fn a_directory_that_is_imported_anyway_gets_the_switch() {
 }
 
 #[test]
+fn a_configuration_that_comes_later_counts_too() {
+    let mut node = Node::of_runtime("containerd");
+    node.install("new", Mode::External);
+    assert!(node.nri.is_some());
+    let config: toml::Table = node.text("etc/containerd/plimsoll/config.toml").parse().unwrap();
+    // As Go's filepath.Glob has it; without a * containerd would take it for a name.
+    let expected = "version = 2\nimports = ['/etc/containerd/config.tom[*l]', '/etc/containerd/plimsoll/nri.toml']";
+    assert_eq!(config, expected.parse().unwrap());
+    assert!(!node.plan("new", Mode::Launched).to_string().contains("/plugins-of-mine/"));
+    node.put("etc/containerd/config.toml.old", &format!("{OFF}plugin_path = '/old'\n"));
+    node.put("etc/containerd/config.toml", &format!("{OFF}plugin_path = '/plugins-of-mine'\n"));
+    let plan = node.plan("new", Mode::Launched).to_string();
+    assert!(plan.contains("write /plugins-of-mine/90-plimsoll"), "{plan}");
+    assert_eq!(node.plan("new", Mode::External).steps, [], "the switch counts more");
+}
+
+#[test]
 fn the_drop_in_counts_more_than_the_operators() {
     let mut node = Node::new(OFF);
     let command = "[Service]\nExecStart=\nExecStart=/opt/containerd -config=/etc/containerd/config.toml\n";
