@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -589,6 +589,9 @@ fn the_plugin_is_waited_for_until_it_says_that_it_is_synchronized() {
     for is_synchronized in [false, false, true] {
         assert!(!waits.is_finished());
         let (mut asker, _) = socket.accept().unwrap();
+        // Who answers before being asked is not understood.
+        let mut question = [0; 4096];
+        assert!(asker.read(&mut question).unwrap() > 0);
         let node = serde_json::json!({
             "memory": null, "available": null, "allocatable": null, "guard": null, "podsMax": null,
             "synchronized": is_synchronized, "standsAside": true,
