@@ -30,7 +30,7 @@ pub struct Memory {
 }
 
 /// Reads the values of several cgroups (paths below [`ROOT`]) in one go. Of a container by crun, whose processes are in a cgroup
-/// `container` of its scope, the lower ones of both.
+/// `container` of its scope, the scope's protection, and the lower limits of both.
 pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     let mut script = String::new();
     for cgroup in cgroups {
@@ -38,7 +38,8 @@ pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
             script,
             "cd {ROOT}/{cgroup}
              inner=.; if [ -e container ]; then inner=container; fi
-             for file in memory.min memory.low memory.high memory.max memory.swap.max; do
+             echo $(<memory.min); echo $(<memory.low)
+             for file in memory.high memory.max memory.swap.max; do
                  echo $(<$file) $(<$inner/$file)
              done"
         );

@@ -8,22 +8,21 @@ use anyhow::{Context, Result, ensure};
 use integration::cgroup::{self, Expected, Memory};
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec};
 use integration::node::{Node, Output};
-use integration::node_tests;
 use integration::placement;
 use integration::runtime::Runtime;
 
 // No matter with which cgroup driver.
 mod containerd_1_7 {
-    node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
+    integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
 }
 mod containerd_2_1 {
-    node_tests!(@driver Containerd21 systemd Systemd control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
+    integration::node_tests!(@driver Containerd21 systemd Systemd control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
 }
 mod containerd_2_4 {
-    node_tests!(@driver Containerd24 cgroupfs Cgroupfs control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
+    integration::node_tests!(@driver Containerd24 cgroupfs Cgroupfs control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
 }
 mod crio_1_36 {
-    node_tests!(@driver Crio136 systemd Systemd control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
+    integration::node_tests!(@driver Crio136 systemd Systemd control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
 }
 
 /// Where the operator has put the program.

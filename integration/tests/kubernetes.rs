@@ -66,7 +66,7 @@ fn resize(cluster: &Cluster, pod: &str, limit: &str) {
     cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
 }
 
-/// The same for what the pod shared may use, of which its container has all.
+/// The same for what the containers of the pod shared may use together.
 const POD_LIMIT: &str = ".status.resources.limits.memory";
 
 fn resize_shared(cluster: &Cluster, limit: &str) {
@@ -74,12 +74,12 @@ fn resize_shared(cluster: &Cluster, limit: &str) {
     cluster.kubectl(&["patch", "pod", "shared", "--subresource", "resize", "--patch", &patch]).unwrap();
 }
 
-/// Starts the pod shared, which then uses 150 MiB, and returns its cgroup.
+/// Starts the pod shared, which then uses 130 MiB, and returns its cgroup.
 fn shared(cluster: &Cluster) -> String {
     apply(cluster, "shared.yaml", &["shared"]);
     let [pod, container] = cgroups(cluster, "shared");
-    settle(cluster, &[(&pod, "memory.max", 300 * MIB), (&container, "memory.max", 300 * MIB)]);
-    assert!(call(cluster, "shared", &format!("alloc {}", 150 * MIB)).starts_with("ok"));
+    settle(cluster, &[(&pod, "memory.max", 200 * MIB), (&container, "memory.max", 110 * MIB)]);
+    assert!(call(cluster, "shared", &format!("alloc {}", 80 * MIB)).starts_with("ok"));
     pod
 }
 
@@ -165,8 +165,9 @@ mod alone {
     fn a_cut_of_a_pods_own_limit_below_what_is_used_kills_at_once() {
         Cluster::with(&Plimsoll::Absent, |cluster| {
             shared(cluster);
-            resize_shared(cluster, "120Mi");
-            until(cluster, "shared", ".status.containerStatuses[0].lastState.terminated.reason", "OOMKilled");
+            resize_shared(cluster, "115Mi");
+            let ended = "jsonpath={.status.containerStatuses[*].lastState.terminated.reason}{\"\\n\"}";
+            cluster.watch(&["get", "pod", "shared", "--output", ended], |line| line.contains("OOMKilled")).unwrap();
         });
     }
 }
@@ -278,18 +279,18 @@ mod plimsoll {
     fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_until_there_is_room() {
         Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
             let pod = shared(cluster);
-            resize_shared(cluster, "120Mi");
+            resize_shared(cluster, "115Mi");
             until_refused(cluster, "shared", "memory limit of the pod not lowered");
             let ours = event(cluster, "shared", "CutRejected", "refused");
             assert!(ours.starts_with("plimsoll Warning: "), "{ours}");
-            settle(cluster, &[(&pod, "memory.max", 300 * MIB)]);
+            settle(cluster, &[(&pod, "memory.max", 200 * MIB)]);
             assert!(call(cluster, "shared", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
             assert_eq!(restarts(cluster, "shared"), 0);
 
             // Once there is room, the kubelet's next attempt succeeds.
             assert!(call(cluster, "shared", "free").starts_with("ok"));
-            until_resized_at(cluster, "shared", POD_LIMIT, "120Mi");
-            settle(cluster, &[(&pod, "memory.max", 120 * MIB)]);
+            until_resized_at(cluster, "shared", POD_LIMIT, "115Mi");
+            settle(cluster, &[(&pod, "memory.max", 115 * MIB)]);
             assert_eq!(restarts(cluster, "shared"), 0);
         });
     }

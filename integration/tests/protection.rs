@@ -526,11 +526,16 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     for file in default.iter_mut().filter(|file| file.file != "memory.high") {
         file.value = 0;
     }
-    let lives = || -> Result<String> {
-        let groups: Vec<String> = pods.iter().map(|pod| file(&pod.containers[0].cgroup, "")).collect();
-        let files = ["cgroup.procs", "memory.max", "memory.swap.max", "cpu.max", "cpu.weight"];
-        let files = groups.iter().flat_map(|group| files.map(|name| format!(" {group}{name}"))).collect::<String>();
-        Ok(node.run(&format!("grep . {files}"))?.stdout)
+    let lives = || -> Result<_> {
+        let groups: Vec<&str> = pods.iter().map(|pod| pod.containers[0].cgroup.as_str()).collect();
+        let limits = cgroup::memory(node, &groups)?.into_iter().map(|memory| (memory.max, memory.swap_max));
+        let files = groups.iter().flat_map(|group| {
+            let files = ["container/cgroup.procs", "cgroup.procs", "cpu.max", "cpu.weight"];
+            files.map(|name| format!(" {}", file(group, name)))
+        });
+        // Processes are in one of both.
+        let files = node.run(&format!("grep -s . {} || true", files.collect::<String>()))?.stdout;
+        Ok((limits.collect::<Vec<_>>(), files))
     };
     let before = lives()?;
     let changed = |output: &str| output.lines().filter(|line| line.contains("memory.")).count();

@@ -170,8 +170,8 @@ async fn what_is_written_to_the_inner_cgroup_of_a_scope_is_repaired_too() {
     }
     runtime.started(&pod).await;
     daemon.says("outcome=unchanged").await;
-    runtime.set_file(&inner, "memory.min", "0");
-    runtime.holds(&inner, "memory.min", 100 * MIB).await;
+    runtime.set_file(&inner, "memory.high", "0");
+    runtime.holds(&inner, "memory.high", 190 * MIB).await;
 }
 
 #[tokio::test]

@@ -290,13 +290,18 @@ impl Cgroup {
         rustix::fs::fstat(&self.directory).map(|stat| stat.st_ino).map_err(|error| self.failed("look at it", error))
     }
 
-    /// Reads one of its files. Of a container by crun, whose processes are in a cgroup of their own below, the lower value of both.
+    /// Reads one of its files. Of a container by crun, whose processes are in a cgroup of their own below, what counts of both: a limit
+    /// is the lower one; protection is that of the scope, which the one below has all of (`memory_recursiveprot`, with which systemd mounts
+    /// the hierarchy from kernel 5.7 on).
     ///
     /// # Errors
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
     pub fn read(&self, knob: Knob) -> Result<Limit, CgroupError> {
-        self.read_lower(knob.file_name())
+        match knob {
+            Knob::Min | Knob::Low => self.read_amount(knob.file_name()),
+            Knob::High | Knob::Max => self.read_lower(knob.file_name()),
+        }
     }
 
     /// Reads `memory.current`: what it uses, with everything below it.
@@ -625,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_by_crun_has_its_values_twice_and_the_tighter_count() {
+    fn of_a_container_by_crun_the_scopes_protection_counts_and_the_lower_limit_of_both() {
         let tree = Tree::new();
         let files =
             |high: &'static str| [("memory.high", high), ("memory.swap.max", "8192\n"), ("memory.current", "1\n")];
@@ -636,6 +641,9 @@ mod tests {
         let bytes = |bytes| Limit::Bytes(Bytes::new(bytes));
         let cgroup = tree.cgroup("a/crio-1.scope").unwrap();
         assert_eq!(cgroup.read(Knob::High).unwrap(), bytes(4096));
+        tree.make("a/crio-1.scope", &[("memory.min", "8192\n")]);
+        tree.make("a/crio-1.scope/container", &[("memory.min", "0\n")]);
+        assert_eq!(cgroup.read(Knob::Min).unwrap(), bytes(8192), "it has that, too");
         cgroup.write(Knob::High, Limit::Max).unwrap();
         for path in ["a/crio-1.scope", "a/crio-1.scope/container"] {
             assert_eq!(fs::read_to_string(tree.0.path().join(path).join("memory.high")).unwrap(), "max", "{path}");
