@@ -13,16 +13,24 @@ use integration::runtime::Runtime;
 
 // No matter with which cgroup driver.
 mod containerd_1_7 {
-    integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
+    integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [
+        it_is_installed_upgraded_moved_and_removed_without_a_trace;
+    ]);
 }
 mod containerd_2_1 {
-    integration::node_tests!(@driver Containerd21 systemd Systemd control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
+    integration::node_tests!(@driver Containerd21 systemd Systemd control [
+        it_is_installed_upgraded_moved_and_removed_without_a_trace;
+    ]);
 }
 mod containerd_2_4 {
-    integration::node_tests!(@driver Containerd24 cgroupfs Cgroupfs control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
+    integration::node_tests!(@driver Containerd24 cgroupfs Cgroupfs control [
+        it_is_installed_upgraded_moved_and_removed_without_a_trace;
+    ]);
 }
 mod crio_1_36 {
-    integration::node_tests!(@driver Crio136 systemd Systemd control [it_is_installed_upgraded_moved_and_removed_without_a_trace;]);
+    integration::node_tests!(@driver Crio136 systemd Systemd control [
+        it_is_installed_upgraded_moved_and_removed_without_a_trace;
+    ]);
 }
 
 /// Where the operator has put the program.

@@ -332,8 +332,10 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
         let Output { status, stderr, .. } = template(&[value]);
         let stderr = String::from_utf8(stderr).unwrap();
         assert!(!status.success() && stderr.contains(complaint) && stderr.contains("schema"), "{value}: {stderr}");
-        // Nothing that the plugin would take.
-        if let Some((field, value)) = value.strip_prefix("config.").and_then(|field| field.split_once('=')) {
+        // Nothing that the plugin would take, but that Helm makes other numbers of large ones.
+        if let Some((field, value)) = value.strip_prefix("config.").and_then(|field| field.split_once('='))
+            && value.parse::<f64>().is_err()
+        {
             Config::parse(format!("{field}: {value}").as_bytes(), "").unwrap_err();
         }
     }
