@@ -15,6 +15,7 @@ use integration::placement::{self, journal};
 use integration::stories::{self, Random};
 
 node_tests!(external: {
+    a_limit_that_was_raised_while_the_container_was_down_saves_it,
     resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end,
     an_update_that_makes_no_sense_harms_nobody,
     a_container_that_grows_while_it_is_cut_lives,
@@ -24,7 +25,6 @@ node_tests!(external: {
     a_container_that_stands_at_memory_high_is_released,
     containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be,
 }, every: {
-    a_limit_that_was_raised_while_the_container_was_down_saves_it,
     a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused,
 });
 

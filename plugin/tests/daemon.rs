@@ -44,6 +44,13 @@ async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_va
     let updates = runtime.serve_update(&[&pod]).await;
     assert_eq!(updates[&pod.container.id]["memory.min"], (32 * MIB).to_string());
     runtime.holds(&pod.cgroup(), "memory.min", 32 * MIB).await;
+    // What nothing else tells, its client does.
+    let mut pod = Pod::new("burstable", "told", 64 * MIB);
+    pod.linux().resources.as_mut().unwrap().unified = unified(&[("memory.min", 48 * MIB)]);
+    runtime.make_cgroup(&pod);
+    runtime.started(&pod).await;
+    let updates = runtime.serve_update(&[&pod]).await;
+    assert_eq!(updates[&pod.container.id]["memory.min"], (48 * MIB).to_string());
 }
 
 #[tokio::test]
