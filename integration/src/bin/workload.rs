@@ -90,7 +90,13 @@ fn serve(dir: &Path) -> io::Result<()> {
     if socket.exists() {
         fs::remove_file(&socket)?; // of the container's previous life
     }
-    let listener = UnixListener::bind(&socket)?;
+    // It has its name once it listens: between both who connects is refused.
+    let unnamed = dir.join("socket.new");
+    if unnamed.exists() {
+        fs::remove_file(&unnamed)?;
+    }
+    let listener = UnixListener::bind(&unnamed)?;
+    fs::rename(&unnamed, &socket)?;
     // Opening a FIFO for writing waits for a reader, and the other way round: a client that came before the socket
     // existed waits there, without polling. See `call`.
     let started = dir.join("started");
