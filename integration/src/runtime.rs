@@ -102,6 +102,11 @@ impl Runtime {
         self == Runtime::Crio136
     }
 
+    /// Whether it may forget what updates have set when it is restarted: it keeps that in memory. What is in force stays.
+    pub fn may_forget_updates(self) -> bool {
+        self == Runtime::Crio136
+    }
+
     /// Whether plugins see the unified map of a request to create a container.
     pub fn shows_unified(self) -> bool {
         self == Runtime::Crio136

@@ -287,7 +287,14 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
         ("memory.min of the container", format!("echo 0 > {}", file(&container.cgroup, "memory.min"))),
         ("memory.low of the class", format!("echo 1M > {}", file(&class, "memory.low"))),
         ("memory.low of the container", format!("echo 1M > {}", file(&container.cgroup, "memory.low"))),
-        ("memory.high of the container", format!("echo max > {}", file(&container.cgroup, "memory.high"))),
+        // Of a scope by crun the lower one of both counts.
+        (
+            "memory.high of the container",
+            format!(
+                "cd {}; echo max > memory.high; [ ! -e container ] || echo max > container/memory.high",
+                file(&container.cgroup, "")
+            ),
+        ),
         ("daemon-reload", "systemctl daemon-reload".to_owned()),
     ];
     if driver == Driver::Systemd {
