@@ -71,6 +71,13 @@ pub(crate) struct Install {
     #[arg(long, requires = "nri_only", conflicts_with = "host")]
     from_container: bool,
 
+    #[command(flatten)]
+    node: Node,
+}
+
+// Its documentation would take the place of the commands' own.
+#[derive(Args)]
+struct Node {
     /// The container runtime's NRI socket
     #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
     socket: PathBuf,
@@ -101,18 +108,13 @@ pub(crate) struct Uninstall {
     #[arg(long, short)]
     yes: bool,
 
-    /// The container runtime's NRI socket
-    #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
-    socket: PathBuf,
-
-    /// Where the node's file system is; its systemd is reached by the systemctl of this machine all the same
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    host: PathBuf,
+    #[command(flatten)]
+    node: Node,
 }
 
 impl Install {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        check_root(&self.host)?;
+        check_root(&self.node.host)?;
         if self.from_container {
             move_to_host()
                 .context("cannot leave the container: expected it to be privileged")
@@ -121,7 +123,7 @@ impl Install {
         if self.nri_only {
             return self.switch_nri_on();
         }
-        let report = doctor::Facts::collect(&self.host, &self.socket).judge();
+        let report = doctor::Facts::collect(&self.node.host, &self.node.socket).judge();
         let is_needed = |check: &str| NEEDED.contains(&check);
         let mut failed =
             report.checks.iter().filter(|finding| finding.mark == Mark::Failed && is_needed(finding.check));
@@ -132,7 +134,7 @@ impl Install {
         }
         let program = std::env::current_exe().and_then(fs::read);
         let program = program.context("cannot read this program").map_err(Failure::Runtime)?;
-        let facts = Facts::collect(&self.host, &self.socket, program).map_err(refused)?;
+        let facts = Facts::collect(&self.node.host, &self.node.socket, program).map_err(refused)?;
         let mode = match self.mode {
             By::External => Mode::External,
             By::Launched => Mode::Launched,
@@ -145,22 +147,22 @@ impl Install {
             if !agreed(self.yes)? {
                 return Ok(ExitCode::FAILURE);
             }
-            carry_out(&plan, &self.host, &self.socket)?;
+            carry_out(&plan, &self.node.host, &self.node.socket)?;
         }
-        let report = doctor::Facts::collect(&self.host, &self.socket).judge();
+        let report = doctor::Facts::collect(&self.node.host, &self.node.socket).judge();
         print(format_args!("\n{report}"))?;
         Ok(if report.able { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn switch_nri_on(self) -> Result<ExitCode, Failure> {
-        let facts = Facts::collect(&self.host, &self.socket, Vec::new()).map_err(refused)?;
+        let facts = Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
         let plan = facts.plan_nri().map_err(refused)?;
         if !plan.steps.is_empty() {
             print(format_args!("To switch NRI on in {}:\n{plan}", facts.runtime()))?;
             if !agreed(self.yes)? {
                 return Ok(ExitCode::FAILURE);
             }
-            carry_out(&plan, &self.host, &self.socket)?;
+            carry_out(&plan, &self.node.host, &self.node.socket)?;
         }
         print(format_args!("NRI is on in {}\n", facts.runtime()))?;
         Ok(ExitCode::SUCCESS)
@@ -175,8 +177,8 @@ fn move_to_host() -> io::Result<()> {
 
 impl Uninstall {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        check_root(&self.host)?;
-        let facts = Facts::collect(&self.host, &self.socket, Vec::new()).map_err(refused)?;
+        check_root(&self.node.host)?;
+        let facts = Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
         let plan = facts.removal().map_err(refused)?;
         if plan.steps.is_empty() {
             print(format_args!("nothing to do: the plugin is not installed\n{plan}"))?;
@@ -186,7 +188,7 @@ impl Uninstall {
         if !agreed(self.yes)? {
             return Ok(ExitCode::FAILURE);
         }
-        carry_out(&plan, &self.host, &self.socket)?;
+        carry_out(&plan, &self.node.host, &self.node.socket)?;
         print(format_args!("the plugin is off this node\n"))?;
         Ok(ExitCode::SUCCESS)
     }

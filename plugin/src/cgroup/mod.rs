@@ -263,7 +263,7 @@ fn open_beneath(directory: impl AsFd, path: &str, flags: OFlags) -> Result<Owned
 }
 
 /// In a container's scope, crun puts the processes into a cgroup of this name and gives both the same values: the scope as systemd's
-/// properties, this as files. In force is the tighter one of both.
+/// properties, this as files. What is in force says [`Cgroup::read`].
 const SUBGROUP: &str = "container";
 
 /// A cgroup: an open directory.
