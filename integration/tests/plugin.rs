@@ -28,6 +28,7 @@ mod values_of {
         requests_come_from_wherever_they_are_known,
         annotations_override_the_configuration_and_bad_ones_do_not,
         a_resize_brings_the_values_that_go_with_it,
+        observe_mode_changes_nothing_and_shows_all,
     });
 }
 
@@ -220,6 +221,53 @@ fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driv
     // Restarted and connected: new containers get theirs.
     let pod = kubelet.run_pod(PodSpec::new("new").container(app().limit(64 * MIB).cpu(100)))?;
     assert_eq!(values(node, &pod)?.0, 64 * MIB - HEADROOM);
+    Ok(())
+}
+
+fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Result<()> {
+    let program = placement::binary(Mode::External);
+    let status = || -> Result<serde_json::Value> {
+        Ok(serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?)
+    };
+    // Values that were written before are put back first, also those above, also those that the runtime has stored.
+    let mut kubelet = Kubelet::start(node, driver)?;
+    let spec = |name: &str| PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB));
+    let before = kubelet.run_pod(spec("before"))?;
+    assert_eq!(values(node, &before)?.0, 32 * MIB);
+    placement::configure(node, "mode: observe\n")?;
+    let untouched = |pod: &Pod| -> Result<()> {
+        let cgroup = &pod.container("app")?.cgroup;
+        let files = cgroup::chain(cgroup).into_iter().map(|level| Expected::new(level, "memory.min", 0));
+        let files: Vec<_> = files.chain([Expected::new(cgroup.as_str(), "memory.high", MAX)]).collect();
+        cgroup::settle(node, "", &files, Duration::from_millis(200), Duration::from_secs(60))?;
+        let stored = stored(node, pod)?;
+        let defaults = [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")];
+        let is_default = |(key, value): &(String, String)| defaults.contains(&(key.as_str(), value.as_str()));
+        assert!(stored.iter().all(is_default), "{stored:?}");
+        Ok(())
+    };
+    untouched(&before).context("a container from before")?;
+
+    let pod = kubelet.run_pod(spec("observed"))?;
+    untouched(&pod)?;
+    assert_eq!(stored(node, &pod)?, pairs(&[]), "nothing was adjusted");
+    let all = status()?;
+    assert_eq!(all["node"]["mode"], "observe");
+    let shown = all["containers"].as_array().context("containers")?;
+    let shown = shown.iter().find(|container| container["pod"] == "observed").context("the pod is not shown")?;
+    assert_eq!((&shown["desired"]["min"], &shown["observed"]["min"]), (&(32 * MIB).into(), &0.into()));
+    // The plugin would refuse this decrease. What the runtime makes of it is its own.
+    let answer = pod.container("app")?.call(node, &format!("alloc {}", 60 * MIB))?;
+    assert!(answer.starts_with("ok"), "{answer}");
+    crictl::try_update_memory(node, &pod.container("app")?.id, 40 * MIB)?;
+    let all = status()?;
+    println!("{}", node.run(&format!("{program} status"))?.stdout);
+    assert_eq!(all["node"]["wouldRefuse"], 1, "{all:#}");
+
+    placement::configure(node, &config())?;
+    let expected = Expected::new(&before.container("app")?.cgroup, "memory.min", 32 * MIB);
+    cgroup::settle(node, "", &[expected], Duration::from_millis(200), Duration::from_secs(60))
+        .context("enforcing again")?;
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
 use crate::cgroup::{CPU_MAX, Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Reserved;
-use crate::containers::Container;
+use crate::containers::{Container, Settings};
 use crate::contention::{Contention, Verdict};
 use crate::hierarchy::{Level, PodPlace, Tree};
 use crate::lock;
@@ -88,6 +88,8 @@ struct State {
     in_force: HashMap<CgroupPath, InForce>,
     /// Nothing is lowered: not all that is on the node is in the tree yet.
     hold: bool,
+    /// Another program's changes stay (`repair: false`).
+    leaves_changes: bool,
     /// By file, whatever it should hold: that changes with every pod.
     contention: Contention<(CgroupPath, Knob), ()>,
     /// How often the runtime has told of everything.
@@ -208,13 +210,11 @@ impl Ancestors {
         }
     }
 
-    /// Bounds the sum of all protection, and protects cgroups beside the pods. `left` is what those leave of all memory: it is
-    /// not promised to pods a second time.
-    pub fn set_node(&self, allocatable: Option<Bytes>, reserved: Vec<Reserved>, left: Option<Bytes>) {
-        let budget = match (allocatable, left) {
-            (Some(allocatable), Some(left)) => Some(allocatable.min(left)),
-            (allocatable, _) => allocatable,
-        };
+    /// Bounds the sum of all protection, and protects cgroups beside the pods. What those leave of all memory is not promised to
+    /// pods a second time.
+    pub fn set_node(&self, settings: &Settings) {
+        let allocatable = settings.node.allocatable;
+        let budget = settings.budget();
         if let (Some(allocatable), Some(budget)) = (allocatable, budget)
             && budget < allocatable
         {
@@ -226,7 +226,8 @@ impl Ancestors {
             );
         }
         let mut state = lock(&self.state);
-        let former = std::mem::replace(&mut state.reserved, reserved);
+        state.leaves_changes = !settings.config.repair;
+        let former = std::mem::replace(&mut state.reserved, settings.reserved());
         let mut levels: Vec<_> = former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
         levels.extend(state.tree.set_budget(budget).into_iter().map(|level| level.cgroup));
         self.apply(&mut state, levels);
@@ -471,7 +472,10 @@ impl Ancestors {
 
     /// The cgroups that should have something, with what each is; parents first among those of pods.
     pub fn levels(&self) -> Vec<(Level, status::Level)> {
-        let state = lock(&self.state);
+        self.levels_of(&lock(&self.state))
+    }
+
+    fn levels_of(&self, state: &State) -> Vec<(Level, status::Level)> {
         let of_pods = state.tree.levels().into_iter().map(|level| {
             let kind = match level.cgroup.parent().filter(|parent| state.tree.desired(parent).is_some()) {
                 _ if state.tree.is_pod(&level.cgroup) => status::Level::Pod,
@@ -483,10 +487,32 @@ impl Ancestors {
         // The same one may be named for the system and for Kubernetes.
         let named: BTreeSet<_> = state.reserved.iter().map(|reserved| &reserved.cgroup).collect();
         let reserved = named.into_iter().map(|cgroup| {
-            let [min, low] = self.wanted(&state, cgroup);
+            let [min, low] = self.wanted(state, cgroup);
             (Level { cgroup: cgroup.clone(), protection: Protection { min, low } }, status::Level::Reserved)
         });
         of_pods.chain(reserved).collect()
+    }
+
+    /// What the cgroups would have if the plugin did not only observe: by the claims of all containers, each with its pod's place
+    /// and its id. In the same order as [`Self::levels`].
+    pub fn planned_levels<'c>(
+        &self,
+        settings: &Settings,
+        claims: impl Iterator<Item = (&'c PodPlace, &'c str, Protection)>,
+    ) -> Vec<(Level, status::Level)> {
+        let mut planned = State {
+            tree: Tree::new(settings.budget()),
+            sandboxes: lock(&self.state).sandboxes.clone(),
+            reserved: settings.planned_reserved(),
+            ..State::default()
+        };
+        for sandbox in planned.sandboxes.values() {
+            planned.tree.set_overhead(&sandbox.place, sandbox.protection(&settings.config.policy));
+        }
+        for (place, id, claim) in claims {
+            planned.tree.claim(place, id, claim);
+        }
+        self.levels_of(&planned)
     }
 
     /// The cgroup of all pods, once there was one.
@@ -509,6 +535,7 @@ impl Ancestors {
     pub fn check(&self, cgroup: &CgroupPath, touched: &[Knob]) -> Checked {
         let mut state = lock(&self.state);
         let state = &mut *state;
+        let believed = state.in_force.get(cgroup).copied();
         let observed = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open));
         let observed = match observed {
             Ok(observed) => observed,
@@ -543,6 +570,8 @@ impl Ancestors {
                 continue;
             }
             let key = (cgroup.clone(), change.knob);
+            let is_foreign =
+                believed.is_some_and(|before| before.inode == observed.inode && before.get(change.knob) == change.to);
             let late = |told: &Protection| {
                 let told = if change.knob == Knob::Low { told.low } else { told.min };
                 change.from == Limit::Bytes(told)
@@ -550,6 +579,10 @@ impl Ancestors {
             if state.told.get(cgroup).is_some_and(|told| told.iter().any(late)) {
                 debug!(%cgroup, knob = change.knob.file_name(), "systemd was late with an earlier value");
                 changes.push(change);
+                continue;
+            }
+            if state.leaves_changes && is_foreign {
+                debug!(%cgroup, knob = change.knob.file_name(), observed = %change.from, "left as another program set it");
                 continue;
             }
             match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now().into_std()) {

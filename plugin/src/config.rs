@@ -1,6 +1,7 @@
 //! The configuration file: YAML, with the names of `KubeletConfiguration` where it is the same thing.
 //!
 //! ```yaml
+//! mode: enforce                            # enforce, or observe: work everything out and report it, and write nothing
 //! memoryThrottlingFactor: 0.9              # above 0, at most 1; null: never set memory.high
 //! memoryReservationPolicy: HardReservation # None, TieredReservation or HardReservation
 //! memoryMinHeadroom: 2Mi                   # how far memory.min stays below the limit; 0: as Kubernetes has it
@@ -11,7 +12,7 @@
 //! kubeReserved: {memory: 500Mi}
 //! nodeGuard: null                          # how much is kept from all pods together, such as 500Mi; null: nothing
 //! throttleDeadline: 30s                    # how long a container may stand at memory.high; null: for ever
-//! shrink: reject                           # of a memory limit that would kill: reject, or defer
+//! shrink: reject                           # of a memory limit that would kill: reject, defer or allow
 //! shrinkDeadline: 10m                      # how long a deferred one is tried
 //! oomRescue: null                          # null: off; a mapping with any of the following, or {}: on
 //! # kills: 3                               #   how often a container is killed
@@ -19,6 +20,13 @@
 //! # factor: 1.2                            #   to so many times what it was, from 1 to 10,
 //! # minimum: 100Mi                         #   and by no less than this
 //! # ceiling: 10%                           #   up to a quantity, or by so much of what node allocatable leaves free
+//! raisePodLimits: true                     # whether a pod's limits are raised to the sum of its containers' limits
+//! repair: true                             # whether a value that another program changed is set again
+//! brake:                                   # when the plugin stops writing by itself; null: never
+//!   repairs: 500                           #   after so many repairs,
+//!   conflicts: 50                          #   values left to another writer,
+//!   kills: 20                              #   or kills by limits that the plugin has set,
+//!   window: 10m                            #   within this time
 //! maxLimitRequestRatio: 4                  # of which limit to request a pod's owner is warned, at least 1; null: of none
 //! metricsAddress: null                     # where metrics are served by TCP, such as 127.0.0.1:9477; null: nowhere
 //! containerMetrics: false                  # whether there are metrics of each container
@@ -33,12 +41,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Deserializer, Options, Spanned};
 use thiserror::Error;
 
+use crate::brake::Bounds;
 use crate::cgroup::CgroupPath;
 use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
 use crate::rescue::{Ceiling, OomRescue};
@@ -53,6 +62,8 @@ pub const LARGEST: usize = 1 << 20;
 /// A configuration that can be acted on: it cannot be made from a mistaken file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Whether values are written, or only worked out and reported.
+    pub mode: Mode,
     /// Throttling and reservation.
     pub policy: Policy,
     /// Where node allocatable comes from.
@@ -69,6 +80,12 @@ pub struct Config {
     pub shrink_deadline: Duration,
     /// Whether and how containers that are killed again and again get more memory.
     pub oom_rescue: Option<OomRescue>,
+    /// Whether a pod's limits are raised to the sum of its containers' limits.
+    pub raise_pod_limits: bool,
+    /// Whether a value that another program changed is set again.
+    pub repair: bool,
+    /// The bounds beyond which the plugin stops writing by itself; `None` is never.
+    pub brake: Option<Bounds>,
     /// Of which ratio of limit to request a pod's owner is warned; `None` is of none.
     pub max_limit_request_ratio: Option<f64>,
     /// Where metrics are served by TCP; `None` is nowhere.
@@ -85,6 +102,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            mode: Mode::default(),
             policy: Policy::default(),
             node_allocatable: NodeAllocatable::default(),
             reserved: Vec::new(),
@@ -93,12 +111,40 @@ impl Default for Config {
             shrink: Shrink::default(),
             shrink_deadline: Self::SHRINK_DEADLINE,
             oom_rescue: None,
+            raise_pod_limits: true,
+            repair: true,
+            brake: Some(Bounds::default()),
             max_limit_request_ratio: Some(Self::MAX_LIMIT_REQUEST_RATIO),
             metrics_address: None,
             container_metrics: false,
             kubeconfig: None,
             log_level: LogLevel::default(),
         }
+    }
+}
+
+/// The plugin's mode: whether it acts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The plugin sets values, and refuses limit decreases that would kill.
+    #[default]
+    Enforce,
+    /// The plugin works everything out and reports it. It writes, refuses, raises and adjusts nothing.
+    Observe,
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 2] = [Self::Enforce, Self::Observe];
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        })
     }
 }
 
@@ -110,10 +156,12 @@ pub enum Shrink {
     Reject,
     /// The rest of the update is made, and the limit set when the container has come to use less.
     Defer,
+    /// The plugin has no say: the runtime sets the limit, and the kernel may kill.
+    Allow,
 }
 
 impl Shrink {
-    const ALL: [Self; 2] = [Self::Reject, Self::Defer];
+    const ALL: [Self; 3] = [Self::Reject, Self::Defer, Self::Allow];
 }
 
 impl fmt::Display for Shrink {
@@ -121,6 +169,7 @@ impl fmt::Display for Shrink {
         f.write_str(match self {
             Self::Reject => "reject",
             Self::Defer => "defer",
+            Self::Allow => "allow",
         })
     }
 }
@@ -201,6 +250,7 @@ impl LogLevel {
 /// The effective configuration as a file that says the same.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{MODE}: {}", self.mode)?;
         match self.policy.throttling {
             // Always with a decimal point, as in the documentation.
             Some(factor) => writeln!(f, "{THROTTLING}: {:?}", factor.get())?,
@@ -239,6 +289,18 @@ impl fmt::Display for Config {
             }
             None => writeln!(f, "{RESCUE}: null")?,
         }
+        writeln!(f, "{RAISE}: {}", self.raise_pod_limits)?;
+        writeln!(f, "{REPAIR}: {}", self.repair)?;
+        match &self.brake {
+            Some(Bounds { repairs, conflicts, kills, window }) => {
+                let window = humantime::format_duration(*window);
+                writeln!(
+                    f,
+                    "{BRAKE}: {{{REPAIRS}: {repairs}, {CONFLICTS}: {conflicts}, {KILLS}: {kills}, {WINDOW}: {window}}}"
+                )?;
+            }
+            None => writeln!(f, "{BRAKE}: null")?,
+        }
         match self.max_limit_request_ratio {
             Some(ratio) => writeln!(f, "{RATIO}: {ratio:?}")?,
             None => writeln!(f, "{RATIO}: null")?,
@@ -258,6 +320,7 @@ impl fmt::Display for Config {
     }
 }
 
+const MODE: &str = "mode";
 const THROTTLING: &str = "memoryThrottlingFactor";
 const RESERVATION: &str = "memoryReservationPolicy";
 const ALLOCATABLE: &str = "nodeAllocatable";
@@ -271,12 +334,16 @@ const DEADLINE: &str = "throttleDeadline";
 const SHRINK: &str = "shrink";
 const SHRINK_DEADLINE: &str = "shrinkDeadline";
 const RESCUE: &str = "oomRescue";
+const RAISE: &str = "raisePodLimits";
+const REPAIR: &str = "repair";
+const BRAKE: &str = "brake";
 const RATIO: &str = "maxLimitRequestRatio";
 const METRICS_ADDRESS: &str = "metricsAddress";
 const CONTAINER_METRICS: &str = "containerMetrics";
 const KUBECONFIG: &str = "kubeconfig";
 const LOG_LEVEL: &str = "logLevel";
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 22] = [
+    MODE,
     THROTTLING,
     RESERVATION,
     HEADROOM,
@@ -290,12 +357,19 @@ const FIELDS: [&str; 18] = [
     SHRINK,
     SHRINK_DEADLINE,
     RESCUE,
+    RAISE,
+    REPAIR,
+    BRAKE,
     RATIO,
     METRICS_ADDRESS,
     CONTAINER_METRICS,
     KUBECONFIG,
     LOG_LEVEL,
 ];
+
+/// The fields of `brake`, which also has [`KILLS`] and [`WINDOW`].
+const REPAIRS: &str = "repairs";
+const CONFLICTS: &str = "conflicts";
 
 /// The fields of `oomRescue`.
 const KILLS: &str = "kills";
@@ -441,6 +515,10 @@ impl RawConfig {
             }
             let value = value.value;
             match field.as_str() {
+                MODE => match value.one_of(Mode::ALL) {
+                    Some(mode) => config.mode = mode,
+                    None => wrong("enforce or observe".to_owned(), value.to_string()),
+                },
                 THROTTLING => match value.throttling() {
                     Some(throttling) => config.policy.throttling = throttling,
                     None => wrong("a number above 0 and at most 1, or null".to_owned(), value.to_string()),
@@ -488,7 +566,7 @@ impl RawConfig {
                 },
                 SHRINK => match value.one_of(Shrink::ALL) {
                     Some(shrink) => config.shrink = shrink,
-                    None => wrong("reject or defer".to_owned(), value.to_string()),
+                    None => wrong("reject, defer or allow".to_owned(), value.to_string()),
                 },
                 SHRINK_DEADLINE => match value.duration() {
                     Some(Some(deadline)) => config.shrink_deadline = deadline,
@@ -496,6 +574,18 @@ impl RawConfig {
                 },
                 RESCUE => match value.oom_rescue() {
                     Ok(rescue) => config.oom_rescue = rescue,
+                    Err((expected, found)) => wrong(expected, found),
+                },
+                RAISE | REPAIR | CONTAINER_METRICS => match value {
+                    RawValue::Bool(is_so) => match field.as_str() {
+                        RAISE => config.raise_pod_limits = is_so,
+                        REPAIR => config.repair = is_so,
+                        _ => config.container_metrics = is_so,
+                    },
+                    value => wrong("true or false".to_owned(), value.to_string()),
+                },
+                BRAKE => match value.brake() {
+                    Ok(brake) => config.brake = brake,
                     Err((expected, found)) => wrong(expected, found),
                 },
                 RATIO => match value {
@@ -513,10 +603,6 @@ impl RawConfig {
                     value => {
                         wrong("an address and a port such as 127.0.0.1:9477, or null".to_owned(), value.to_string())
                     }
-                },
-                CONTAINER_METRICS => match value {
-                    RawValue::Bool(is_so) => config.container_metrics = is_so,
-                    value => wrong("true or false".to_owned(), value.to_string()),
                 },
                 KUBECONFIG => match &value {
                     RawValue::Null => config.kubeconfig = None,
@@ -577,6 +663,13 @@ impl RawConfig {
                 found: kept.quantity(),
             });
         }
+        if let (Some(_), false, Some((_, line))) =
+            (&config.oom_rescue, config.raise_pod_limits, seen.iter().find(|(name, _)| name == RAISE))
+        {
+            // A container's limit is worth no more than its pod's.
+            let (expected, found) = (format!("true beside {RESCUE}, which raises both limits"), "false".to_owned());
+            errors.push(FieldError { line: *line, field: Some(RAISE.to_owned()), expected, found });
+        }
         errors.sort_by_key(|error| error.line);
         (config, errors)
     }
@@ -599,7 +692,8 @@ fn nearest_field(unknown: &str) -> Option<&'static str> {
     FIELDS
         .into_iter()
         .map(|field| (strsim::damerau_levenshtein(&field.to_lowercase(), &excerpt(unknown).to_lowercase()), field))
-        .filter(|(distance, _)| *distance <= 4)
+        // More than half of a short name is no slip.
+        .filter(|(distance, field)| *distance <= 4.min(field.len() / 2))
         .min()
         .map(|(_, field)| field)
 }
@@ -753,6 +847,42 @@ impl RawValue {
             return Err(("a factor above 1, or a minimum above 0".to_owned(), "neither".to_owned()));
         }
         Ok(Some(rescue))
+    }
+
+    /// The bounds of the brake; an error is what is expected instead, and what is there.
+    fn brake(&self) -> Result<Option<Bounds>, (String, String)> {
+        let fields = match self {
+            Self::Null => return Ok(None),
+            Self::Map(fields) => fields,
+            other => return Err(("null, or a mapping such as {repairs: 500}".to_owned(), other.to_string())),
+        };
+        let mut bounds = Bounds::default();
+        for (index, (field, value)) in fields.iter().enumerate() {
+            if fields[..index].iter().any(|(other, _)| other == field) {
+                return Err(("each field once".to_owned(), format!("'{}' again", excerpt(field))));
+            }
+            let bound = match field.as_str() {
+                REPAIRS => &mut bounds.repairs,
+                CONFLICTS => &mut bounds.conflicts,
+                KILLS => &mut bounds.kills,
+                WINDOW => {
+                    let expected = || (format!("{field}: a time above 0 such as 10m"), value.to_string());
+                    bounds.window = value.duration().flatten().ok_or_else(expected)?;
+                    continue;
+                }
+                unknown => {
+                    let known = [REPAIRS, CONFLICTS, KILLS, WINDOW].join(", ");
+                    return Err((format!("no other fields than {known}"), format!("'{}'", excerpt(unknown))));
+                }
+            };
+            match value {
+                Self::Number { value, .. } if value.fract() == 0.0 && (1.0..=1e6).contains(value) => {
+                    *bound = *value as u32;
+                }
+                value => return Err((format!("{field}: a number from 1 to 1000000"), value.to_string())),
+            }
+        }
+        Ok(Some(bounds))
     }
 
     fn ceiling(&self) -> Option<Ceiling> {
@@ -919,14 +1049,16 @@ mod tests {
     fn every_field_is_read() {
         assert_eq!(
             parse(
-                "memoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 1Mi\n\
+                "mode: observe\nmemoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 1Mi\n\
                  nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: {memory: 500Mi}\n\
                  kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
                  nodeGuard: 2Gi\nthrottleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
-                 oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nmaxLimitRequestRatio: 2.5\n\
+                 oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nraisePodLimits: true\n\
+                 repair: false\nbrake: {repairs: 7, conflicts: 6, kills: 5, window: 1m}\nmaxLimitRequestRatio: 2.5\n\
                  metricsAddress: 127.0.0.1:9477\ncontainerMetrics: true\nkubeconfig: /k\nlogLevel: debug\n"
             ),
             Ok(Config {
+                mode: Mode::Observe,
                 policy: Policy {
                     throttling: ThrottlingFactor::new(0.5),
                     reservation: ReservationPolicy::TieredReservation,
@@ -948,6 +1080,9 @@ mod tests {
                     minimum: Bytes::new(1 << 20),
                     ceiling: Ceiling::Limit(Bytes::new(1 << 30)),
                 }),
+                raise_pod_limits: true,
+                repair: false,
+                brake: Some(Bounds { repairs: 7, conflicts: 6, kills: 5, window: Duration::from_secs(60) }),
                 max_limit_request_ratio: Some(2.5),
                 metrics_address: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
                 container_metrics: true,
@@ -990,6 +1125,34 @@ mod tests {
                 .unwrap_err()
                 .contains("f.yaml:2: shrinkDeadline: expected a time")
         );
+    }
+
+    #[test]
+    fn the_brake_has_bounds_or_is_off() {
+        assert_eq!(parse("").unwrap().brake, Some(Bounds::default()));
+        assert_eq!(parse("brake: null").unwrap().brake, None);
+        assert_eq!(parse("brake: {kills: 1}").unwrap().brake, Some(Bounds { kills: 1, ..Bounds::default() }));
+        for (text, complaint) in [
+            ("on", "expected null, or a mapping such as {repairs: 500}, found 'on'"),
+            ("{kills: 0}", "expected kills: a number from 1 to 1000000, found the number 0"),
+            ("{repairs: 1e7}", "expected repairs: a number from 1 to 1000000, found the number 10000000"),
+            ("{window: 0s}", "expected window: a time above 0 such as 10m, found '0s'"),
+            ("{window: null}", "expected window: a time above 0 such as 10m, found nothing (null)"),
+            ("{kill: 3}", "expected no other fields than repairs, conflicts, kills, window, found 'kill'"),
+            ("{kills: 3, kills: 4}", "expected each field once, found 'kills' again"),
+        ] {
+            let error = parse(&format!("brake: {text}")).unwrap_err();
+            assert_eq!(error, format!("f.yaml:1: brake: {complaint}"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rescue_needs_pods_to_be_raised() {
+        assert_eq!(
+            parse("oomRescue: {}\nraisePodLimits: false").unwrap_err(),
+            "f.yaml:2: raisePodLimits: expected true beside oomRescue, which raises both limits, found false"
+        );
+        assert!(parse("raisePodLimits: false").is_ok());
     }
 
     #[test]
@@ -1036,9 +1199,9 @@ f.yaml:5: nodeAllocatable: expected auto, or a quantity above 0 such as 60Gi, fo
 f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
 f.yaml:7: logLevel: expected each field once, found it again after line 6
 f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
-f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
+f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
              systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, nodeGuard, throttleDeadline, shrink, \
-             shrinkDeadline, oomRescue, maxLimitRequestRatio, metricsAddress, containerMetrics, kubeconfig, logLevel, found an \
+             shrinkDeadline, oomRescue, raisePodLimits, repair, brake, maxLimitRequestRatio, metricsAddress, containerMetrics, kubeconfig, logLevel, found an \
              unknown field"
         );
     }
@@ -1055,6 +1218,15 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             "memoryThrottlingFactor: true",
             "memoryThrottlingFactor: [0.9]",
             "memoryThrottlingFactor: {a: 1}",
+            "mode: off",
+            "mode: null",
+            "mode: Observe",
+            "raisePodLimits: yes",
+            "raisePodLimits: null",
+            "repair: 1",
+            "shrink: never",
+            "brake: true",
+            "brake: 5",
             "throttleDeadline: 0s",
             "maxLimitRequestRatio: 0.5",
             "maxLimitRequestRatio: many",
@@ -1182,7 +1354,13 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
             0..=Bytes::MAX.get(),
             proptest::option::of(("[ -~]{1,20}", 1..=Bytes::MAX.get())),
             proptest::option::of(1..=1_000_000u64),
-            (proptest::sample::select(&Shrink::ALL[..]), 1..=1_000_000u64, proptest::option::of(rescues())),
+            (
+                proptest::sample::select(&Shrink::ALL[..]),
+                1..=1_000_000u64,
+                proptest::option::of(rescues()),
+                (proptest::sample::select(&Mode::ALL[..]), any::<bool>(), any::<bool>()),
+                proptest::option::of((1..=1_000_000u32, 1..=1_000_000u32, 1..=1_000_000u32, 1..=1_000_000u64)),
+            ),
             (
                 proptest::option::of(1.0..1e9),
                 proptest::option::of(any::<std::net::IpAddr>().prop_map(|ip| SocketAddr::new(ip, 9477))),
@@ -1206,6 +1384,15 @@ f.yaml:9: color: expected one of memoryThrottlingFactor, memoryReservationPolicy
                     shrink: shrink.0,
                     shrink_deadline: Duration::from_millis(shrink.1),
                     oom_rescue: shrink.2,
+                    mode: shrink.3.0,
+                    raise_pod_limits: shrink.2.is_some() || shrink.3.1,
+                    repair: shrink.3.2,
+                    brake: shrink.4.map(|(repairs, conflicts, kills, window)| Bounds {
+                        repairs,
+                        conflicts,
+                        kills,
+                        window: Duration::from_millis(window),
+                    }),
                     policy: Policy {
                         throttling: thousandths
                             .and_then(|thousandths| ThrottlingFactor::new(f64::from(thousandths) / 1000.0)),

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::brake;
 use crate::cgroup::{CgroupPath, Knob};
-use crate::config::{Config, NodeAllocatable, Owner, Reserved};
+use crate::config::{Config, Mode, NodeAllocatable, Owner, Reserved};
 use crate::hierarchy::PodPlace;
 use crate::lock;
 use crate::node::NodeMemory;
-use crate::originals::{Originals, Target, Values};
+use crate::originals::{DIRECTORY, Originals, Target, Values};
 use crate::pod::{PodUid, QosClass, Request, Resources};
 use crate::policy::{self, Decision, Desired, Node, Policy, Reason, Setting};
 use crate::requests::annotation::Overrides;
@@ -188,23 +189,50 @@ pub struct Settings {
     pub usable: Option<Bytes>,
     /// `plimsoll restore` was called: nothing is wanted of anybody.
     pub stand_aside: bool,
+    /// The reason why the brake was applied; `None` where it was not.
+    pub brake: Option<String>,
 }
 
 impl Settings {
-    /// The node's policy, as it is in force.
+    /// Whether the plugin acts: it sets values, raises limits and refuses limit decreases.
+    pub fn enforces(&self) -> bool {
+        !self.stand_aside && self.mode() == Mode::Enforce
+    }
+
+    /// Whether the plugin only reports what it would do.
+    pub fn observes(&self) -> bool {
+        !self.stand_aside && self.mode() == Mode::Observe
+    }
+
+    /// The mode in force: the configured one, unless the brake was applied.
+    pub fn mode(&self) -> Mode {
+        if self.brake.is_some() { Mode::Observe } else { self.config.mode }
+    }
+
+    /// Whether a pod's limits are raised to the sum of its containers' limits.
+    pub fn raises_pod_limits(&self) -> bool {
+        self.config.raise_pod_limits && self.enforces()
+    }
+
+    /// The policy by which files are written: nothing is wanted of any file while the plugin does not act.
     pub fn policy(&self) -> Policy {
-        if self.stand_aside { Policy::OFF } else { self.config.policy }
+        if self.enforces() { self.config.policy } else { Policy::OFF }
     }
 
     /// The cgroups to protect beside the pods.
     pub fn reserved(&self) -> Vec<Reserved> {
+        if self.enforces() { self.planned_reserved() } else { Vec::new() }
+    }
+
+    /// The cgroups that would be protected beside the pods, whether the plugin acts or not.
+    pub fn planned_reserved(&self) -> Vec<Reserved> {
         if self.stand_aside {
             return Vec::new();
         }
         match self.config.node_guard {
             // The rest is for the kernel itself and for what runs elsewhere, such as sessions: were all of it promised to
             // services, their page cache could take what nobody can give back (seen on a node: it ran out of memory).
-            Some(kept) if self.config.reserved.is_empty() && self.guard_line().is_some() => {
+            Some(kept) if self.config.reserved.is_empty() && self.planned_guard_line().is_some() => {
                 let memory = Bytes::new(kept.get() / 4 * 3);
                 vec![Reserved { owner: Owner::System, cgroup: CgroupPath::system_slice(), memory }]
             }
@@ -214,6 +242,11 @@ impl Settings {
 
     /// What all pods together may use, in whole pages (`nodeGuard`); `None` if that is not bounded, or nothing would be left.
     pub fn guard_line(&self) -> Option<Bytes> {
+        self.planned_guard_line().filter(|_| self.enforces())
+    }
+
+    /// What all pods together might use by the configuration, whether the plugin acts or not.
+    pub fn planned_guard_line(&self) -> Option<Bytes> {
         let kept = self.config.node_guard.filter(|_| !self.stand_aside)?;
         let line = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
         (line > Bytes::ZERO).then_some(line)
@@ -225,7 +258,13 @@ impl Settings {
             return self.usable;
         }
         let left = self.usable?.saturating_sub(self.config.reserved_in_all());
-        Some(self.guard_line().map_or(left, |line| left.min(line)))
+        Some(self.planned_guard_line().map_or(left, |line| left.min(line)))
+    }
+
+    /// What may be protected for pods altogether; `None` is unknown, and bounds nothing.
+    pub fn budget(&self) -> Option<Bytes> {
+        let allocatable = self.node.allocatable?;
+        Some(self.left_for_pods().map_or(allocatable, |left| allocatable.min(left)))
     }
 
     /// Takes the node whose file system is at `host`, and tells what was chosen for the log.
@@ -237,8 +276,13 @@ impl Settings {
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
         let stand_aside = host.join(STAND_ASIDE).exists();
+        let brake = match brake::Record::load(host) {
+            Ok(record) => record.map(|record| record.to_string()),
+            // In doubt nothing is written.
+            Err(error) => Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE)),
+        };
         let node = Node { allocatable, page_size };
-        (Self { config, node, mem_total: memory.mem_total, usable: memory.usable, stand_aside }, memory)
+        (Self { config, node, mem_total: memory.mem_total, usable: memory.usable, stand_aside, brake }, memory)
     }
 }
 
@@ -513,8 +557,21 @@ impl Containers {
         self.checkpoints.try_lock().ok()?.lookup_unchanged(uid, name, moment)
     }
 
-    /// What a container should have, given the kubelet's record of it.
+    /// What a container's files should hold, given the kubelet's record of it. While the plugin does not act, that is what they
+    /// held before the plugin changed them.
     pub fn decide(&self, container: &Container, record: Option<&Record>) -> Decided {
+        let planned = self.plan(container, record);
+        let settings = self.settings();
+        if settings.enforces() {
+            return planned;
+        }
+        let resources = Resources { request: planned.request, limit: container.limit };
+        let desired = policy::desired(&resources, planned.class, &settings.node, &Policy::OFF);
+        Decided { desired, ..planned }
+    }
+
+    /// What a container's files would hold by the node's policy, whether the plugin acts or not.
+    pub fn plan(&self, container: &Container, record: Option<&Record>) -> Decided {
         let settings = self.settings();
         let resolution = requests::resolve(&Known {
             class: container.class(),

@@ -14,6 +14,7 @@ use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Update};
 use crate::lock;
 use crate::originals::Values;
+use crate::report::LowerLimit;
 use crate::resize::{self, Cut, Usage};
 use crate::units::{Bytes, Limit};
 
@@ -119,6 +120,37 @@ impl Cuts {
         })
     }
 
+    /// Judges a container's lower limit without changing anything. `Some`: it would kill, whatever is reclaimed before.
+    pub fn judge(&self, container: &Container) -> Option<LowerLimit> {
+        let Limit::Bytes(limit) = container.limit else { return None };
+        let cgroup = self.root.cgroup(container.cgroup.as_ref()?).ok()?;
+        let in_force = cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > container.limit)?;
+        let usage = cgroup.usage_in_parts().ok()?;
+        let kills = resize::cut(limit, &usage) == Cut::Kills;
+        kills.then_some(LowerLimit { limit: container.limit, in_force, usage })
+    }
+
+    /// Judges a pod's own lower limit without changing anything, as [`Self::judge`] does. `id` is that of the pod's sandbox.
+    pub fn judge_pod(&self, id: &str, pod: &CgroupPath, limit: Bytes) -> Option<LowerLimit> {
+        let cgroup = self.root.cgroup(pod).ok()?;
+        let in_force = cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > Limit::Bytes(limit))?;
+        let usage = cgroup.usage_in_parts().ok()?;
+        let kills = resize::fits(self.most_in_pod(id, limit), &usage) == Cut::Kills;
+        kills.then_some(LowerLimit { limit: limit.into(), in_force, usage })
+    }
+
+    /// The most that a pod may use when its limit is set: all of the limit where its containers may use no more than that
+    /// together, since each of them has its margin; else a margin less.
+    fn most_in_pod(&self, id: &str, limit: Bytes) -> Bytes {
+        let containers = self.containers.in_sandbox(id);
+        let together =
+            containers.iter().try_fold(Bytes::ZERO, |sum, other| Some(sum.saturating_add(other.limit.bytes()?)));
+        match together {
+            Some(together) if together <= limit => limit,
+            _ => limit.saturating_sub(resize::margin(limit)),
+        }
+    }
+
     /// Makes room in the cgroup of a pod, whose sandbox is `id`, for the `limit` that the kubelet is about to set, within about `budget`.
     ///
     /// To the byte where the pod's containers may use no more than that together: they have their lower limits before the pod has (the
@@ -140,13 +172,7 @@ impl Cuts {
         if in_force <= Limit::Bytes(limit) {
             return Ok(Attempted::NoCut);
         }
-        let containers = self.containers.in_sandbox(id);
-        let together =
-            containers.iter().try_fold(Bytes::ZERO, |sum, other| Some(sum.saturating_add(other.limit.bytes()?)));
-        let most = match together {
-            Some(together) if together <= limit => limit,
-            _ => limit.saturating_sub(resize::margin(limit)),
-        };
+        let most = self.most_in_pod(id, limit);
         let Some(attempt) = Attempt::begin(&self.under_way, id) else {
             return Ok(Attempted::NotMade { in_force, usage: None });
         };

@@ -138,7 +138,7 @@ impl Deferrals {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        if self.containers.settings().stand_aside {
+        if !self.containers.settings().enforces() {
             return Ok(true);
         }
         if now.duration_since(since) >= patience {

@@ -295,6 +295,9 @@ impl Guard {
                 }
                 let was_set = state.record.as_ref().is_some_and(|record| record.lines == [line]);
                 if was_set && state.waits.is_none() {
+                    if !self.containers.settings().config.repair {
+                        return Ok(EVERY);
+                    }
                     match state.contention.judge(path.clone(), line, written, now) {
                         Verdict::Repair => {}
                         Verdict::Wait(wait) => return Ok(wait),

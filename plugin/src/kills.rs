@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, StreamExt as _};
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
@@ -25,6 +25,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, warn};
 
 use crate::ancestors::Ancestors;
+use crate::brake::Cause;
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, EVENTS, Events};
 use crate::containers::{Container, Containers};
 use crate::lock;
@@ -32,7 +33,7 @@ use crate::originals;
 use crate::pod::PodCgroup;
 use crate::reconcile::{Work, give_memory_back};
 use crate::report::metrics::{By, OfKill};
-use crate::report::{Reports, Subject, What};
+use crate::report::{Kind, Report, Reports, Subject, What};
 use crate::rescue::{History, Rescued, Verdict};
 use crate::units::{Bytes, Limit};
 
@@ -47,6 +48,9 @@ const PAUSE: Duration = Duration::from_millis(40);
 
 /// After how long the runtime is asked again for a limit that it has not set, in seconds.
 const RAISE_AGAIN: u64 = 30;
+
+/// For how long after a deferred limit was set a kill counts as caused by it, in seconds.
+const AFTER_A_CUT: u64 = 60;
 
 /// How often a container's kills are told of, in seconds.
 const TELL_EVERY: u64 = 10;
@@ -95,6 +99,9 @@ impl Kills {
     pub fn limit_for(&self, container: &Container) -> Option<Limit> {
         let rescued = self.rescued(container)?;
         let page = self.containers.settings().node.page_size;
+        if self.containers.settings().observes() {
+            return None;
+        }
         let is_the_same = container.asked.is_same(rescued.asked.into(), page);
         (is_the_same && (container.started || is_wanted(&self.containers, container))).then_some(rescued.limit.into())
     }
@@ -113,7 +120,7 @@ impl Kills {
 
 fn is_wanted(containers: &Containers, container: &Container) -> bool {
     let settings = containers.settings();
-    settings.config.oom_rescue.is_some() && !settings.stand_aside && container.overrides.oom_rescue != Some(None)
+    settings.config.oom_rescue.is_some() && settings.enforces() && container.overrides.oom_rescue != Some(None)
 }
 
 /// What is counted, as it is written down.
@@ -159,6 +166,8 @@ struct Told {
     ceiling: Option<u64>,
     /// To the runtime, that it is to have more.
     raised: Option<u64>,
+    /// In observe mode, that it would have more.
+    planned: Option<u64>,
 }
 
 /// It is time to tell of something again.
@@ -503,11 +512,14 @@ impl Watcher {
         let container =
             self.containers.all().into_iter().filter(is_it).max_by_key(|container| container.id != killed.id);
         let container = container.or_else(|| killed.container.clone());
-        let told = pod.told.entry(killed.name.clone()).or_default();
         let by = if is_by_its_limit { By::limit } else { By::node };
         self.reports.metrics.oom_kills.get_or_create(&OfKill { by }).inc_by(killed.times);
-        if is_due(told.kills, now) {
-            told.kills = Some(now);
+        let is_ours = self.is_our_limit(path, &killed.name, is_by_its_limit);
+        if is_ours {
+            (0..killed.times).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
+        }
+        if is_due(self.told(path, &killed.name).kills, now) {
+            self.told(path, &killed.name).kills = Some(now);
             let subject = match &container {
                 Some(container) => container.as_ref().into(),
                 None => {
@@ -526,12 +538,52 @@ impl Watcher {
 
     /// Gives a container a higher limit, if that is due: its pod first, and what is made anew of it from then on.
     fn consider(&mut self, path: &CgroupPath, container: &Arc<Container>) {
+        if self.containers.settings().observes() {
+            return self.plan(path, container, now());
+        }
         let Some(limit) = self.judge(path, container, now()) else { return };
         let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
         let siblings = self.containers.in_sandbox(&container.sandbox);
         self.ancestors.raise_limits(&raised, Some(container.asked_limits()), &siblings);
         // The task ends only with the program.
         let _ = self.work.send(Work::limit(container, limit));
+    }
+
+    /// Reports what would become of a container's limit if the plugin did not only observe.
+    fn plan(&mut self, path: &CgroupPath, container: &Container, now: u64) {
+        let settings = self.containers.settings();
+        let (Some(rescue), Some(asked)) = (settings.config.oom_rescue.as_ref(), container.asked.bytes()) else {
+            return;
+        };
+        let own_ceiling = container.overrides.oom_rescue;
+        let Some(pod) = self.counted.pods.get(path) else { return };
+        let Some(history) = pod.histories.get(&container.name) else { return };
+        let is_told = pod.told.get(&container.name).is_some_and(|told| !is_due(told.planned, now));
+        if is_told || own_ceiling == Some(None) {
+            return;
+        }
+        let (kills, window) = (history.kills(rescue.window, now), rescue.window);
+        let free = self.free(container);
+        let page = settings.node.page_size;
+        // What is decided on a copy has no consequences.
+        let what = match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
+            Verdict::NotYet => return,
+            Verdict::Raise(desired) => What::Rescued { asked, observed: asked, desired, kills, window },
+            Verdict::AtCeiling(ceiling) => What::AtCeiling { observed: asked, ceiling, free, kills, window },
+        };
+        self.told(path, &container.name).planned = Some(now);
+        self.reports.tell_planned(&container.into(), &what);
+    }
+
+    /// Whether the limit that a container was killed by is one that this plugin has set: the one of all pods, or one that was
+    /// deferred and is in force since a short time.
+    fn is_our_limit(&self, path: &CgroupPath, name: &str, is_by_its_limit: bool) -> bool {
+        if !is_by_its_limit {
+            return self.containers.settings().guard_line().is_some();
+        }
+        let Some(pod) = PodCgroup::parse(path.as_str()) else { return false };
+        let is_ours = |report: &Report| report.kind == Kind::CutApplied && report.is_within(AFTER_A_CUT);
+        self.reports.of_container(&pod.uid, name).iter().any(is_ours)
     }
 
     fn told(&mut self, path: &CgroupPath, name: &str) -> &mut Told {

@@ -13,6 +13,7 @@
 //! 5. [`service`] answers the runtime with them, and [`reconcile`] brings running containers to them and reads back.
 
 pub mod ancestors;
+pub mod brake;
 pub mod cgroup;
 pub mod config;
 pub mod containers;

@@ -54,6 +54,7 @@ enum Command {
     Install(Install),
     Uninstall(Uninstall),
     Restore(Restore),
+    ResetBrake(ResetBrake),
     Doctor(Doctor),
     Check(Check),
     Explain(Explain),
@@ -127,6 +128,23 @@ struct Restore {
     host: PathBuf,
 }
 
+/// Let the plugin act again after it has stopped by itself.
+#[derive(Args)]
+#[command(
+    long_about = "\
+Let the plugin act again after the automatic brake was applied. The plugin stops writing, as in observe mode, when repairs, \
+conflicts with other writers, or kills by limits that it has set exceed the bounds in its configuration (brake). Find out first \
+why there were so many: plimsoll status and the log name the cause.",
+    after_long_help = "\
+Examples:
+  plimsoll reset-brake"
+)]
+struct ResetBrake {
+    /// Where the node's file system is, in which the plugin's directory is run/plimsoll
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    host: PathBuf,
+}
+
 /// Tell whether this node is able to run the plugin, and what to do where it is not.
 #[derive(Args)]
 #[command(
@@ -187,6 +205,7 @@ FILE:LINE: field: expected ..., found ...
 
 All fields, with their defaults:
 
+  mode: enforce                             # enforce, or observe: work everything out and report it, and write nothing
   memoryThrottlingFactor: 0.9               # above 0, at most 1; null: never set memory.high
   memoryReservationPolicy: HardReservation  # None, TieredReservation or HardReservation
   memoryMinHeadroom: 2Mi                    # how far memory.min stays below the limit; 0: as Kubernetes has it
@@ -197,9 +216,16 @@ All fields, with their defaults:
   kubeReserved: {memory: 500Mi}
   nodeGuard: null                           # how much is kept from all pods together, such as 500Mi; null: nothing
   throttleDeadline: 30s                     # how long a container may stand at memory.high; null: for ever
-  shrink: reject                            # of a memory limit that would kill: reject, or defer
+  shrink: reject                            # of a memory limit that would kill: reject, defer or allow
   shrinkDeadline: 10m                       # how long a deferred one is tried
   oomRescue: null                           # null: off; or {kills: 3, window: 10m, factor: 1.2, minimum: 100Mi, ceiling: 10%}
+  raisePodLimits: true                      # whether a pod's limits are raised to the sum of its containers' limits
+  repair: true                              # whether a value that another program changed is set again
+  brake:                                    # when the plugin stops writing by itself; null: never
+    repairs: 500                            #   after so many repairs,
+    conflicts: 50                           #   values left to another writer,
+    kills: 20                               #   or kills by limits that the plugin has set,
+    window: 10m                             #   within this time
   maxLimitRequestRatio: 4                   # of which limit to request a pod's owner is warned, at least 1; null: of none
   metricsAddress: null                      # where metrics are served by TCP, such as 127.0.0.1:9477; null: nowhere
   containerMetrics: false                   # whether there are metrics of each container
@@ -330,6 +356,7 @@ fn main() -> ExitCode {
         Command::Install(install) => install.run(),
         Command::Uninstall(uninstall) => uninstall.run(),
         Command::Restore(restore) => restore.run(),
+        Command::ResetBrake(reset) => reset.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),
         Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),

@@ -23,6 +23,8 @@ pub enum Outcome {
     Rejected,
     /// They are changed later.
     Deferred,
+    /// They would be changed, or the change be refused, if the plugin did not only observe.
+    Planned,
     /// They could not be read or written.
     Failed,
 }
@@ -48,6 +50,7 @@ impl fmt::Display for Outcome {
             Self::Unsupported => "unsupported",
             Self::Contended => "contended",
             Self::Rejected => "rejected",
+            Self::Planned => "planned",
             Self::Deferred => "deferred",
             Self::Failed => "failed",
         })

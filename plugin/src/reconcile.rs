@@ -515,7 +515,7 @@ impl Reconciler {
     /// where limits were raised; and what it has forgotten to set (Kubernetes 1.27 to 1.36) may have been so before this plugin
     /// came.
     fn raise_pod(&self, containers: &[Arc<Container>]) {
-        if self.containers.settings().stand_aside {
+        if !self.containers.settings().raises_pod_limits() {
             return;
         }
         let mut alive = containers.iter().filter(|container| self.ancestors.is_alive(container));
@@ -680,6 +680,10 @@ impl Reconciler {
         let Compared { decided, mut writes, claim, held, .. } = compared;
         let desired = decided.values();
         let is_stored = self.progress(&container.id).verified.as_ref() == Some(&desired);
+        if is_stored && !self.containers.settings().config.repair {
+            debug!(pod = container.pod, container = container.name, "left as another program set it");
+            return None;
+        }
         match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
             // The runtime has the values already, and systemd from it: the files are all that somebody else has changed.
             Verdict::Repair if is_stored && self.contention.repairs(&container.id) == 1 => {

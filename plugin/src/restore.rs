@@ -14,20 +14,21 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use nri::{Identity, Stub};
+use plimsoll::brake;
 use plimsoll::cgroup::systemd::Systemd;
 use plimsoll::cgroup::watch::Watch;
 use plimsoll::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use plimsoll::config::Config;
 use plimsoll::containers::{KNOBS, STAND_ASIDE};
 use plimsoll::guard::Record;
-use plimsoll::originals::{Originals, Target, Values};
+use plimsoll::originals::{DIRECTORY, Originals, Target, Values};
 use plimsoll::policy::Protection;
 use plimsoll::reconcile::container_cgroups;
 use plimsoll::units::{Bytes, PageSize};
 use tokio::time::{Instant, timeout};
 
 use crate::run::Node;
-use crate::{Failure, Restore, print};
+use crate::{Failure, ResetBrake, Restore, print};
 
 /// How long it may take. A runtime takes some tenths of a second for each container.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -44,6 +45,18 @@ struct Changed {
     original: Values,
     /// What it has at first.
     before: Values,
+}
+
+impl ResetBrake {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let was_applied = brake::Record::remove(&self.host)
+            .map_err(|error| failed(error, "remove", &self.host.join(DIRECTORY).join(brake::FILE)))?;
+        print(format_args!(
+            "{}\n",
+            if was_applied { "reset: plimsoll acts again, where it runs" } else { "the brake was not applied" }
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 impl Restore {

@@ -1,5 +1,6 @@
 //! `plimsoll run`: the plugin as a process.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -13,6 +14,7 @@ use futures::StreamExt as _;
 use inotify::{Inotify, WatchMask};
 use nri::{Identity, Launched, Stub};
 use plimsoll::ancestors::Ancestors;
+use plimsoll::brake;
 use plimsoll::cgroup::CgroupRoot;
 use plimsoll::cgroup::systemd::Systemd;
 use plimsoll::config::{self, Config, DROP_INS};
@@ -23,8 +25,8 @@ use plimsoll::guard::Guard;
 use plimsoll::kills::Watcher;
 use plimsoll::originals::{self, Originals};
 use plimsoll::reconcile::{Reconciler, Work};
-use plimsoll::report::Reports;
 use plimsoll::report::serve::Server;
+use plimsoll::report::{self, Reports};
 use plimsoll::requests::checkpoint::Checkpoints;
 use plimsoll::service::{OnConfig, Parts, Service};
 use plimsoll::stalls::Stalls;
@@ -121,7 +123,7 @@ impl Run {
         };
 
         let end = runtime.block_on(async move {
-            let containers = node.containers().clone();
+            let (containers, reports) = (node.containers().clone(), node.reports().clone());
             let (service, tasks) = node.into_service(on_config);
             let stub = match launched {
                 Some(launched) => Stub::launched(launched, service),
@@ -135,6 +137,7 @@ impl Run {
             let reconciler = tasks.spawn(stub.runtime());
             let service = stub.plugin().clone();
             tokio::spawn(notify::keep_informed(service.synchronized()));
+            tokio::spawn(keep_brake(service.clone(), reports));
             tokio::spawn(async move {
                 configured.notified().await;
                 let config = async {
@@ -306,7 +309,15 @@ async fn signalled(program: &Path) -> io::Result<End> {
     }
 }
 
-/// Looks whether to stand aside whenever that may have changed. Returns only when it cannot watch any longer.
+/// Applies the brake whenever the plugin does too much.
+async fn keep_brake(service: Arc<Service>, reports: Arc<Reports>) {
+    loop {
+        let record = reports.brake.exceeded(report::now).await;
+        service.apply_brake(&record);
+    }
+}
+
+/// Looks whether to stand aside, or to act again after the brake was reset, whenever that may have changed. Returns only when it cannot watch any longer.
 async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     let directory = host.join(originals::DIRECTORY);
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
@@ -318,7 +329,8 @@ async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     loop {
         let change = changes.next().await.context("inotify ended")?.context("read inotify")?;
         // What else is kept there is the plugin's own, and changes often. Without a name: there may have been too many.
-        if change.name.is_none_or(|name| Path::new(STAND_ASIDE).file_name() == Some(name.as_os_str())) {
+        let marks = [Path::new(STAND_ASIDE).file_name(), Some(OsStr::new(brake::FILE))];
+        if change.name.is_none_or(|name| marks.contains(&Some(name.as_os_str()))) {
             service.look_whether_to_stand_aside();
         }
     }

@@ -16,9 +16,10 @@ use nri::api::{
 use nri::{Configuration, Creation, EventMask, Plugin, Refusal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::ancestors::{Ancestors, Sandbox};
+use crate::brake;
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
 use crate::config::{Config, NodeAllocatable, Shrink};
 use crate::containers::{Container, Containers, Decided, Event, KNOBS, Settings, Update};
@@ -143,15 +144,36 @@ impl Service {
         self.enqueue(Work::All);
     }
 
-    /// Looks again whether `plimsoll restore` was called, and brings all containers to what follows.
+    /// Looks again whether `plimsoll restore` was called or the brake reset, and brings all containers to what follows.
     pub fn look_whether_to_stand_aside(&self) {
         let before = self.containers.settings();
         let (settings, _) = Settings::discover(before.config.clone(), &self.host);
         if settings.stand_aside != before.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
-            self.set(settings);
-            self.enqueue(Work::All);
+        } else if settings.brake != before.brake {
+            if settings.brake.is_none() {
+                self.reports.brake.clear();
+                info!("the brake was reset");
+            }
+            say_mode(&settings);
+        } else {
+            return;
         }
+        self.set(settings);
+        self.enqueue(Work::All);
+    }
+
+    /// Applies the brake: nothing is written from now on, until an operator resets it.
+    pub fn apply_brake(&self, record: &brake::Record) {
+        if let Err(error) = record.store(&self.host) {
+            error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is started again acts again");
+        }
+        let before = self.containers.settings();
+        let (mut settings, _) = Settings::discover(before.config.clone(), &self.host);
+        settings.brake.get_or_insert_with(|| record.to_string());
+        say_mode(&settings);
+        self.set(settings);
+        self.enqueue(Work::All);
     }
 
     fn tell_whether_it_stands_aside(&self, settings: &Settings) {
@@ -163,7 +185,7 @@ impl Service {
     }
 
     fn set(&self, settings: Settings) {
-        self.ancestors.set_node(settings.node.allocatable, settings.reserved(), settings.left_for_pods());
+        self.ancestors.set_node(&settings);
         self.containers.set_settings(settings);
     }
 
@@ -179,8 +201,10 @@ impl Service {
         }
         if settings.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
+        } else {
+            say_mode(&settings);
         }
-        if let (Some(kept), None, false) = (config.node_guard, settings.guard_line(), settings.stand_aside) {
+        if let (Some(kept), None, false) = (config.node_guard, settings.planned_guard_line(), settings.stand_aside) {
             let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
             warn!(
                 "nodeGuard would leave pods nothing: expected less than all memory, {all}, found {}; no memory is kept from pods",
@@ -334,7 +358,7 @@ impl Service {
         // written down that the pod has no limits of its own, whatever is tighter is left from before, perhaps from before
         // this plugin.
         if !(is_recorded || former.is_some_and(|former| former != container.limits()))
-            || self.containers.settings().stand_aside
+            || !self.containers.settings().raises_pod_limits()
         {
             return;
         }
@@ -349,7 +373,15 @@ impl Service {
     /// When the container would be killed, and that is to be said.
     async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
         let settings = self.containers.settings();
-        if settings.stand_aside {
+        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
+            return Ok(None);
+        }
+        if settings.observes() {
+            if let Some(cut) = self.cuts.judge(container) {
+                let is_deferred = settings.config.shrink == Shrink::Defer;
+                let what = if is_deferred { What::CutDeferred(cut) } else { What::CutRejected(cut) };
+                self.reports.tell_planned(&container.into(), &what);
+            }
             return Ok(None);
         }
         let budget = *lock(&self.budget) * CUT_BUDGET;
@@ -534,25 +566,32 @@ impl Plugin for Service {
         let (Ok(limit @ 1..), Some(sandbox)) = (u64::try_from(of_memory(&resources)), sandbox(&pod)) else {
             return Ok(());
         };
-        if self.containers.settings().stand_aside {
+        let settings = self.containers.settings();
+        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
             return Ok(());
         }
         let overhead = u64::try_from(of_memory(&overhead)).unwrap_or(0);
         let limit = self.page_size().round_down(Bytes::new(limit.saturating_add(overhead)));
         let cgroup = sandbox.place.cgroup();
+        let subject = || Subject {
+            pod: Some(format!("{}/{}", printable(&pod.namespace), printable(&pod.name))),
+            uid: Some(PodUid::new(pod.uid.clone())),
+            container: None,
+            cgroup: Some(cgroup.clone()),
+        };
+        if settings.observes() {
+            if let Some(cut) = self.cuts.judge_pod(&sandbox.id, cgroup, limit) {
+                self.reports.tell_planned(&subject(), &What::CutRejected(cut));
+            }
+            return Ok(());
+        }
         let budget = *lock(&self.budget) * CUT_BUDGET;
         match self.cuts.make_room_in_pod(&sandbox.id, cgroup, limit, budget).await {
             Ok(Attempted::NoCut | Attempted::Made) => Ok(()),
             Ok(Attempted::NotMade { in_force, usage }) => {
                 if let Some(usage) = usage {
-                    let subject = Subject {
-                        pod: Some(format!("{}/{}", printable(&pod.namespace), printable(&pod.name))),
-                        uid: Some(PodUid::new(pod.uid)),
-                        container: None,
-                        cgroup: Some(cgroup.clone()),
-                    };
                     let cut = LowerLimit { limit: Limit::Bytes(limit), in_force, usage };
-                    self.reports.tell(&subject, &What::CutRejected(cut));
+                    self.reports.tell(&subject(), &What::CutRejected(cut));
                 }
                 Err(Refusal::new(WOULD_KILL_IN_POD))
             }
@@ -752,6 +791,21 @@ impl Plugin for Service {
         let _event = self.event("RemoveContainer");
         self.forget(&container.id);
         Ok(())
+    }
+}
+
+/// Says so where the plugin does not act.
+fn say_mode(settings: &Settings) {
+    match (&settings.brake, settings.observes()) {
+        (Some(brake), true) => error!(
+            brake,
+            "the brake is applied: nothing is set, raised or refused any more; find out why there was so much, then call \
+             'plimsoll reset-brake'"
+        ),
+        (None, true) => {
+            warn!("mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be")
+        }
+        (_, false) => {}
     }
 }
 

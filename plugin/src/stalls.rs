@@ -72,7 +72,7 @@ impl Stalls {
         loop {
             ticks.tick().await;
             let settings = self.containers.settings();
-            let Some(deadline) = settings.config.throttle_deadline.filter(|_| !settings.stand_aside) else {
+            let Some(deadline) = settings.config.throttle_deadline.filter(|_| settings.enforces()) else {
                 self.put_all_back();
                 continue;
             };

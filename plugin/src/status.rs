@@ -12,6 +12,7 @@ use clap::Args;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use plimsoll::cgroup::CgroupPath;
+use plimsoll::config::Mode;
 use plimsoll::pod::QosClass;
 use plimsoll::policy::Protection;
 use plimsoll::report::Report;
@@ -39,6 +40,7 @@ Show what the plugin knows of the node's containers: trouble first, in as many c
              contended      somebody else keeps setting its files
              drifted        its files are not as they should be
              throttled      it stands at memory.high, waiting for memory
+             would-throttle observe mode: it uses more than the memory.high that it would have
              rescued        its limit was raised since it was killed again and again
              over-request   it uses more than it requested, which may be taken from it
              inert          what is written for it does not protect: a cgroup above has less
@@ -199,6 +201,23 @@ fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
     let waits = (!node.synchronized).then_some("waiting for the container runtime: new containers get no values");
     let stands_aside = "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'";
     waits.into_iter().chain(node.stands_aside.then_some(stands_aside))
+}
+
+/// What is to be said where the plugin only observes.
+fn observing(node: &NodeStatus) -> Vec<String> {
+    if node.mode == Mode::Enforce || node.stands_aside {
+        return Vec::new();
+    }
+    let why = match &node.brake {
+        Some(brake) => format!("brake applied after {brake}: nothing is set, until 'plimsoll reset-brake'"),
+        None => "observe mode: nothing is set, raised or refused".to_owned(),
+    };
+    let would = format!(
+        "what would be set comes before '!='; {} containers would be throttled now, {} limit decreases would have been refused \
+         within ten minutes",
+        node.would_throttle, node.would_refuse
+    );
+    vec![why, would]
 }
 
 /// Where it is drawn.
@@ -375,6 +394,13 @@ fn overview(status: &Status, screen: &Screen) -> String {
         let line = format!("all pods together may use {} (nodeGuard){held}", line.approx());
         let _ = writeln!(text, "{}", screen.cut(&line));
     }
+    if let Some(line) = node.planned_guard {
+        let line = format!("all pods together might use {} (nodeGuard)", line.approx());
+        let _ = writeln!(text, "{}", screen.cut(&line));
+    }
+    for line in observing(node) {
+        let _ = writeln!(text, "{}", screen.cut(&line));
+    }
     for hindrance in hindrances(node) {
         let _ = writeln!(text, "{}", screen.cut(hindrance));
     }
@@ -471,7 +497,12 @@ fn shortened(name: &str, width: usize) -> String {
 fn style(state: State) -> Option<Style> {
     let colour = match state {
         State::Killed | State::Refused | State::Contended | State::Drifted => AnsiColor::Red,
-        State::Deferred | State::Throttled | State::Rescued | State::OverRequest | State::Inert => AnsiColor::Yellow,
+        State::Deferred
+        | State::Throttled
+        | State::WouldThrottle
+        | State::Rescued
+        | State::OverRequest
+        | State::Inert => AnsiColor::Yellow,
         State::Unread | State::Unprotected | State::Protected => return None,
     };
     Some(colour.on_default())

@@ -62,9 +62,10 @@ fn a_valid_configuration_is_shown_with_its_defaults() {
     assert_eq!(
         ran.stdout,
         format!(
-            "# {} is valid and amounts to:\nmemoryThrottlingFactor: 0.8\nmemoryReservationPolicy: HardReservation\n\
+            "# {} is valid and amounts to:\nmode: enforce\nmemoryThrottlingFactor: 0.8\nmemoryReservationPolicy: HardReservation\n\
              memoryMinHeadroom: 2Mi\nnodeAllocatable: auto\nnodeGuard: null\nthrottleDeadline: 30s\nshrink: reject\n\
-             shrinkDeadline: 10m\noomRescue: null\nmaxLimitRequestRatio: 4.0\nmetricsAddress: null\ncontainerMetrics: false\nkubeconfig: null\nlogLevel: info\n",
+             shrinkDeadline: 10m\noomRescue: null\nraisePodLimits: true\nrepair: true\n\
+             brake: {{repairs: 500, conflicts: 50, kills: 20, window: 10m}}\nmaxLimitRequestRatio: 4.0\nmetricsAddress: null\ncontainerMetrics: false\nkubeconfig: null\nlogLevel: info\n",
             path.display()
         )
     );

@@ -275,6 +275,8 @@ fn the_version_is_the_same_everywhere() {
 #[test]
 fn the_chart_hands_every_field_of_the_configuration_over() {
     let whole = json!({
+        "mode": "observe", "raisePodLimits": true, "repair": false,
+        "brake": { "repairs": 7, "conflicts": 6, "kills": 5, "window": "1m" },
         "memoryThrottlingFactor": null, "memoryReservationPolicy": "TieredReservation", "memoryMinHeadroom": "1Mi",
         "nodeAllocatable": "60Gi", "systemReservedCgroup": "/system.slice", "systemReserved": { "memory": "500Mi" },
         "kubeReservedCgroup": "/kubelet.slice", "kubeReserved": { "memory": "1.5Gi" }, "nodeGuard": "2Gi",
@@ -308,6 +310,10 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
         ("config.nodeGuard=\"much\"", "nodeGuard"),
         ("config.throttleDeadline=30", "throttleDeadline"),
         ("config.oomRescue={\"kill\":3}", "kill"),
+        ("config.mode=\"off\"", "mode"),
+        ("config.shrink=\"never\"", "shrink"),
+        ("config.repair=\"yes\"", "repair"),
+        ("config.brake={\"repairs\":0}", "repairs"),
         ("config.nodeGuard=\"0Mi\"", "nodeGuard"),
         ("config.nodeGuard=\"1.2.3Gi\"", "nodeGuard"),
         ("config.throttleDeadline=\"0s\"", "throttleDeadline"),

@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::lock;
-use crate::report::{Identity, Kind, LATELY, Subject, What};
+use crate::report::{Deed, Identity, Kind, LATELY, Subject, What};
 use crate::units::harmless;
 
 /// Who reports. The API server wants a qualified name.
@@ -61,7 +61,7 @@ const NOTE: usize = 1024;
 
 /// What a pod's owner hears of, by what it was that was done. The rest is the node's own affair, and in its log.
 ///
-/// The reason is the [`Kind`] itself, and the type Warning where somebody has to do something about it.
+/// The reason is the [`Kind`] itself, in observe mode with `Observed` before it, and the type Warning where somebody has to do something about it.
 pub const fn action(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::CutRejected
@@ -171,10 +171,10 @@ impl Events {
     }
 
     /// Leaves what was told to be sent, if it is of interest to a pod's owner. Takes no time.
-    pub fn put(&self, subject: &Subject, what: &What, dropped: &Counter) {
+    pub(crate) fn put(&self, subject: &Subject, what: &What, deed: Deed, dropped: &Counter) {
         let way = lock(&self.0);
         let Some(queue) = &way.queue else { return };
-        if let Some(told) = Told::of(subject, what)
+        if let Some(told) = Told::of(subject, what, deed)
             && queue.try_send(told).is_err()
         {
             dropped.inc();
@@ -198,6 +198,7 @@ struct Told {
     /// `None`: it is of the pod itself.
     container: Option<String>,
     identity: Identity,
+    deed: Deed,
     action: &'static str,
     is_warning: bool,
     /// What it is to have. The note of an Event stays as it is, so another one is another Event.
@@ -209,7 +210,7 @@ struct Told {
 
 impl Told {
     /// `None` if nobody is to hear of it, or it is not of a pod that Kubernetes could have: then there is nothing to attach it to.
-    fn of(subject: &Subject, what: &What) -> Option<Self> {
+    fn of(subject: &Subject, what: &What, deed: Deed) -> Option<Self> {
         let action = action(what.kind())?;
         let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
         let (uid, container) = (subject.uid.as_ref()?.as_str(), &subject.container);
@@ -225,6 +226,7 @@ impl Told {
             uid: uid.to_owned(),
             container: container.clone(),
             identity: what.identity(),
+            deed,
             action,
             is_warning: what.is_warning(),
             desired: match what.kind() {
@@ -233,8 +235,8 @@ impl Told {
                 _ => what.fields().desired.or(what.fields().limit),
             },
             note: note(&match container {
-                Some(container) => format!("container {container}: {what}"),
-                None => format!("pod: {what}"),
+                Some(container) => format!("container {container}: {}{what}", deed.prefix()),
+                None => format!("pod: {}{what}", deed.prefix()),
             }),
             at: Timestamp::now(),
             since: Instant::now(),
@@ -250,7 +252,16 @@ impl Told {
         let is_once = self.kind() == Kind::Overcommitted;
         self.uid == other.uid
             && self.identity == other.identity
+            && self.deed == other.deed
             && (is_once || (self.container == other.container && self.desired == other.desired))
+    }
+
+    /// The kind, which is marked where nothing was done.
+    fn reason(&self) -> String {
+        match self.deed {
+            Deed::Done => self.kind().to_string(),
+            Deed::Planned => format!("Observed{}", self.kind()),
+        }
     }
 
     fn event(&self, instance: &str) -> Event {
@@ -272,7 +283,7 @@ impl Told {
             }),
             event_time: Some(MicroTime(self.at)),
             type_: Some(if self.is_warning { "Warning" } else { "Normal" }.to_owned()),
-            reason: Some(self.kind().to_string()),
+            reason: Some(self.reason()),
             action: Some(self.action.to_owned()),
             note: Some(self.note.clone()),
             reporting_controller: Some(CONTROLLER.to_owned()),
@@ -679,7 +690,7 @@ mod tests {
     }
 
     fn told(uid: &str, container: &str, what: &What) -> Told {
-        Told::of(&subject("default/web", uid, container), what).unwrap()
+        Told::of(&subject("default/web", uid, container), what, Deed::Done).unwrap()
     }
 
     #[test]
@@ -698,9 +709,9 @@ mod tests {
         }
         let (desired, observed) = (Limit::Max, Limit::Max);
         let repaired = What::Repaired { knob: Knob::High, desired, observed };
-        assert!(Told::of(&subject("default/web", "u", "app"), &repaired).is_none());
+        assert!(Told::of(&subject("default/web", "u", "app"), &repaired, Deed::Done).is_none());
         // Of a cgroup above the containers nobody knows whose it is.
-        assert!(Told::of(&Subject::default(), &rejected(1)).is_none());
+        assert!(Told::of(&Subject::default(), &rejected(1), Deed::Done).is_none());
     }
 
     #[test]
@@ -734,19 +745,23 @@ mod tests {
         let huge = "x".repeat(1 << 20);
         let what = rejected(100);
         for pod in ["a\nb", "\u{1b}[31mred", "../../pods", "A", "", "-a", "a-", "a..b", "a/b", "ü", &huge] {
-            assert!(Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what).is_none(), "{:.20}", pod);
-            assert!(Told::of(&subject(&format!("{pod}/web"), "u", "app"), &what).is_none(), "{:.20}", pod);
-            assert!(Told::of(&subject("default/web", pod, "app"), &what).is_none(), "{:.20}", pod);
-            assert!(Told::of(&subject("default/web", "u", pod), &what).is_none(), "{:.20}", pod);
+            assert!(
+                Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done).is_none(),
+                "{:.20}",
+                pod
+            );
+            assert!(Told::of(&subject(&format!("{pod}/web"), "u", "app"), &what, Deed::Done).is_none(), "{:.20}", pod);
+            assert!(Told::of(&subject("default/web", pod, "app"), &what, Deed::Done).is_none(), "{:.20}", pod);
+            assert!(Told::of(&subject("default/web", "u", pod), &what, Deed::Done).is_none(), "{:.20}", pod);
         }
         // The longest and the oddest that it can have.
         for pod in ["a".repeat(253), format!("{}.b", "a".repeat(120)), "0.a-b.9".to_owned()] {
-            let told = Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what).unwrap();
+            let told = Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done).unwrap();
             let name = told.name();
             assert!(name.len() <= 253 && name.split('.').all(is_part), "{name}");
         }
         let dashes = format!("a{}b", "-".repeat(251));
-        let name = Told::of(&subject(&format!("default/{dashes}"), "u", "app"), &what).unwrap().name();
+        let name = Told::of(&subject(&format!("default/{dashes}"), "u", "app"), &what, Deed::Done).unwrap().name();
         assert!(name.split('.').all(is_part), "{name}");
     }
 
@@ -767,7 +782,7 @@ mod tests {
         let events = Events(Mutex::new(Way { is_known: true, source: None, queue: Some(sender) }));
         let dropped = Counter::default();
         for _ in 0..QUEUE + 7 {
-            events.put(&subject("default/web", "u", "app"), &rejected(100), &dropped);
+            events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
         }
         assert_eq!(dropped.get(), 7);
         assert_eq!(std::iter::from_fn(|| queue.try_recv().ok()).count(), QUEUE);
@@ -776,9 +791,9 @@ mod tests {
     #[test]
     fn without_credentials_nothing_is_kept() {
         let (events, dropped) = (Events::default(), Counter::default());
-        events.put(&subject("default/web", "u", "app"), &rejected(100), &dropped);
+        events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
         events.follow(None, &dropped);
-        events.put(&subject("default/web", "u", "app"), &rejected(100), &dropped);
+        events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
         assert_eq!(dropped.get(), 0);
         assert!(lock(&events.0).queue.is_none());
     }

@@ -16,9 +16,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::cgroup::Knob;
+use crate::config::Mode;
 use crate::hierarchy::Standing;
 use crate::outcome::Outcome;
 use crate::policy::Protection;
+use crate::report::Kind;
 use crate::report::status::{ContainerStatus, State, Status, Values};
 use crate::units::{Bytes, Limit, printable};
 
@@ -55,6 +57,15 @@ pub struct Metrics {
     pub connections: Counter,
     /// Kubernetes Events that were not written.
     pub events_dropped: Counter,
+    /// What was not done in observe mode.
+    pub planned: Family<OfKind, Counter>,
+}
+
+/// Labels of what was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OfKind {
+    /// What it was.
+    pub kind: String,
 }
 
 /// Labels of what can go one way or another.
@@ -158,6 +169,11 @@ impl Metrics {
         self.resizes.get_or_create(&OfOutcome { outcome }).inc();
     }
 
+    /// In observe mode this was not done.
+    pub fn planned(&self, kind: Kind) {
+        self.planned.get_or_create(&OfKind { kind: kind.to_string() }).inc();
+    }
+
     /// A rescue came to this.
     pub fn rescued(&self, outcome: Outcome) {
         self.rescues.get_or_create(&OfOutcome { outcome }).inc();
@@ -239,6 +255,14 @@ impl Metrics {
             "events_dropped",
             "Kubernetes Events that were not written: too many at once, refused, or too old when the API server was back",
             self.events_dropped.clone(),
+        );
+        for kind in [Kind::CutRejected, Kind::PodRaised, Kind::Rescued] {
+            let _ = self.planned.get_or_create(&OfKind { kind: kind.to_string() });
+        }
+        registry.register(
+            "observed_actions",
+            "What the plugin would have done and did not, as it only observes, by the kind of report",
+            self.planned.clone(),
         );
     }
 }
@@ -362,6 +386,19 @@ fn register_node(status: &Status, registry: &mut Registry) {
     let stands_aside = Gauge::<i64>::default();
     stands_aside.set(i64::from(node.stands_aside));
     registry.register("stands_aside", "1 after 'plimsoll restore', when nothing is set", stands_aside);
+    let one_if = |is_so: bool| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::from(is_so));
+        gauge
+    };
+    let observes = node.mode == Mode::Observe;
+    registry.register("observe_mode", "1 while nothing is set, as the plugin only observes", one_if(observes));
+    let help = "1 while the plugin only observes because it did too much, until an operator resets the brake";
+    registry.register("brake_applied", help, one_if(node.brake.is_some()));
+    if let Some(line) = node.planned_guard {
+        let help = "What nodeGuard would leave all pods together if the plugin did not only observe";
+        registry.register_with_unit("planned_guard", help, Unit::Bytes, gauge(line));
+    }
     let over = status.containers.iter().map(|container| container.over_request);
     registry.register_with_unit(
         "over_request",
@@ -388,6 +425,11 @@ fn register_node(status: &Status, registry: &mut Registry) {
         ("unlimited_containers", "Containers without a memory limit", &|container| {
             container.desired.max == Some(Limit::Max)
         }),
+        (
+            "would_throttle_containers",
+            "Containers that use more than the memory.high that they would have if the plugin did not only observe",
+            &|container| container.would_throttle,
+        ),
         (
             "beyond_node_containers",
             "Containers whose memory limit or request is more than node allocatable",
@@ -436,6 +478,9 @@ fn register_levels(status: &Status, registry: &mut Registry) {
         add(level, "desired", cgroup.desired);
         add(level, "observed", cgroup.observed.unwrap_or_default());
         add(level, "effective", cgroup.effective.unwrap_or_default());
+        if status.node.mode == Mode::Observe {
+            continue;
+        }
         // Where nothing is wanted the file is left alone.
         let observed = cgroup.observed.unwrap_or(cgroup.desired);
         let pairs = [(cgroup.desired.min, observed.min), (cgroup.desired.low, observed.low)];
@@ -448,7 +493,9 @@ fn register_levels(status: &Status, registry: &mut Registry) {
         add("container", "desired", of(container.desired));
         add("container", "observed", of(container.observed.unwrap_or_default()));
         add("container", "effective", container.effective.unwrap_or_default());
-        differing[0] += container.observed.map_or(0, |observed| container.desired.differs_from(observed));
+        if status.node.mode == Mode::Enforce {
+            differing[0] += container.observed.map_or(0, |observed| container.desired.differs_from(observed));
+        }
     }
     let protection = Bytewise::<OfProtection>::default();
     for ((level, knob, value), sum) in sums {

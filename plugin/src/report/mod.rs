@@ -10,11 +10,12 @@ pub mod status;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Mutex;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use crate::brake::{Cause, Tally};
 use crate::cgroup::{CgroupPath, Knob};
 use crate::config::Config;
 use crate::containers::Container;
@@ -242,6 +243,26 @@ pub enum Kind {
 /// What was told, without its numbers but for the limit that was asked for, and the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity(Kind, Option<Limit>, Option<&'static str>);
+
+/// Whether what is told was done, or would have been done in another mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Deed {
+    /// It was done, or simply is so.
+    #[default]
+    Done,
+    /// Observe mode: it was not done.
+    Planned,
+}
+
+impl Deed {
+    /// The words before what would have been done.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Done => "",
+            Self::Planned => "observe mode, not done: ",
+        }
+    }
+}
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -565,6 +586,9 @@ pub struct Report {
     pub kind: Kind,
     /// For people.
     pub message: String,
+    /// Observe mode: it was not done, only worked out.
+    #[serde(default)]
+    pub planned: bool,
     /// When it was told first, in seconds since 1970,
     pub first: u64,
     /// and last.
@@ -585,6 +609,8 @@ enum Whose {
 pub struct Reports {
     /// What is counted.
     pub metrics: Metrics,
+    /// What counts towards the brake.
+    pub brake: Tally,
     events: Events,
     recent: Mutex<HashMap<Whose, Told>>,
 }
@@ -601,14 +627,23 @@ struct Told {
 impl Reports {
     /// Tells of something.
     pub fn tell(&self, subject: &Subject, what: &What) {
-        say(subject, what);
+        say(subject, what, Deed::Done);
         self.count(subject, what);
-        self.remember(subject, what);
-        self.events.put(subject, what, &self.metrics.events_dropped);
+        self.remember(subject, what, Deed::Done);
+        self.events.put(subject, what, Deed::Done, &self.metrics.events_dropped);
+    }
+
+    /// Tells of something that was not done, as the plugin only observes. It counts as that, and is marked wherever it is seen.
+    pub fn tell_planned(&self, subject: &Subject, what: &What) {
+        say(subject, what, Deed::Planned);
+        self.metrics.planned(what.kind());
+        self.remember(subject, what, Deed::Planned);
+        self.events.put(subject, what, Deed::Planned, &self.metrics.events_dropped);
     }
 
     /// Goes on with another configuration.
     pub fn configure(&self, config: &Config) {
+        self.brake.configure(config.brake);
         self.events.configure(config.kubeconfig.as_deref(), &self.metrics.events_dropped);
     }
 
@@ -627,9 +662,11 @@ impl Reports {
             What::CutApplied { .. } => metrics.resized(Outcome::Applied),
             What::PodRaised { .. } => _ = metrics.pod_limits_raised.inc(),
             What::Repaired { knob, .. } => {
+                self.brake.count(Cause::Repairs, Instant::now());
                 _ = metrics.repairs.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc()
             }
             What::Contended { knob, .. } => {
+                self.brake.count(Cause::Conflicts, Instant::now());
                 _ = metrics.contended.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc();
             }
             What::Rescued { .. } => metrics.rescued(Outcome::Applied),
@@ -647,21 +684,23 @@ impl Reports {
         }
     }
 
-    fn remember(&self, subject: &Subject, what: &What) {
+    fn remember(&self, subject: &Subject, what: &What, deed: Deed) {
         let Some(whose) = Whose::of(subject) else { return };
         let now = now();
-        let (kind, message) = (what.kind(), what.to_string());
+        let (kind, message) = (what.kind(), format!("{}{what}", deed.prefix()));
+        let planned = deed == Deed::Planned;
         let mut recent = lock(&self.recent);
         let Told { pod, reports } = recent.entry(whose).or_default();
         if subject.pod.is_some() {
             pod.clone_from(&subject.pod);
         }
-        let before = reports
-            .iter()
-            .position(|report| report.what.as_ref().is_some_and(|before| what.identity() == before.identity()));
+        let before = reports.iter().position(|report| {
+            let is_it = |before: &What| what.identity() == before.identity();
+            report.planned == planned && report.what.as_ref().is_some_and(is_it)
+        });
         let report = match before.and_then(|at| reports.remove(at)) {
             Some(before) => Report { what: Some(what.clone()), message, last: now, count: before.count + 1, ..before },
-            None => Report { what: Some(what.clone()), kind, message, first: now, last: now, count: 1 },
+            None => Report { what: Some(what.clone()), kind, message, planned, first: now, last: now, count: 1 },
         };
         reports.truncate(REMEMBERED - 1);
         reports.push_front(report);
@@ -675,6 +714,13 @@ impl Reports {
     /// What was told of a cgroup above the containers; the latest first.
     pub fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
         self.of(&Whose::Cgroup(cgroup.clone()))
+    }
+
+    /// How often something was told of what was told lately.
+    pub fn count_lately(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
+        let recent = lock(&self.recent);
+        let reports = recent.values().flat_map(|told| &told.reports);
+        reports.filter(|report| report.is_late() && is_it(report)).map(|report| report.count).sum()
     }
 
     fn of(&self, whose: &Whose) -> Vec<Report> {
@@ -708,7 +754,12 @@ impl Reports {
 impl Report {
     /// It was told not long ago.
     pub fn is_late(&self) -> bool {
-        now().saturating_sub(self.last) <= LATELY
+        self.is_within(LATELY)
+    }
+
+    /// It was told within so many seconds.
+    pub fn is_within(&self, seconds: u64) -> bool {
+        now().saturating_sub(self.last) <= seconds
     }
 }
 
@@ -723,15 +774,16 @@ impl Whose {
 }
 
 /// Seconds since 1970.
-fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// One line in the log.
-fn say(subject: &Subject, what: &What) {
+fn say(subject: &Subject, what: &What, deed: Deed) {
     let fields = what.fields();
     // Of a container its pod and name are enough.
     let cgroup = subject.cgroup.as_ref().filter(|_| subject.container.is_none() || matches!(what, What::Killed { .. }));
+    let outcome = if deed == Deed::Planned { Some(Outcome::Planned) } else { fields.outcome };
     macro_rules! say {
         ($say:ident) => {
             $say!(
@@ -755,8 +807,9 @@ fn say(subject: &Subject, what: &What) {
                 free = fields.free.map(tracing::field::display),
                 kills = fields.kills,
                 window = fields.window.map(tracing::field::debug),
-                outcome = fields.outcome.map(tracing::field::display),
-                "{}",
+                outcome = outcome.map(tracing::field::display),
+                "{}{}",
+                deed.prefix(),
                 what.text()
             )
         };

@@ -13,7 +13,8 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Knob};
-use crate::containers::{Container, Containers, Settings, Update};
+use crate::config::Mode;
+use crate::containers::{Container, Decided, Settings, Update};
 use crate::guard;
 use crate::hierarchy::{self, Observed, Standing};
 use crate::node::MemInfo;
@@ -83,6 +84,21 @@ pub struct NodeStatus {
     pub synchronized: bool,
     /// `plimsoll restore` was called: nothing is set.
     pub stands_aside: bool,
+    /// Whether the plugin acts, or only works out what it would do.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The reason why the plugin only observes, although it is configured to act; `null` unless the brake was applied.
+    #[serde(default)]
+    pub brake: Option<String>,
+    /// What all pods together might use by `nodeGuard` if the plugin did not only observe; `null` otherwise.
+    #[serde(default)]
+    pub planned_guard: Option<Bytes>,
+    /// In observe mode: how many containers use more than the `memory.high` that they would have.
+    #[serde(default)]
+    pub would_throttle: usize,
+    /// In observe mode: how many limit decreases of the last ten minutes would have been refused or deferred.
+    #[serde(default)]
+    pub would_refuse: u64,
     /// The sum of all containers' requests, as far as they are known.
     pub requests: Bytes,
     /// The sum of all containers' limits.
@@ -175,6 +191,9 @@ pub struct ContainerStatus {
     pub over_request: Bytes,
     /// Its limit is more than `maxLimitRequestRatio` times its request.
     pub overcommitted: bool,
+    /// In observe mode: it uses more than the `memory.high` that it would have.
+    #[serde(default)]
+    pub would_throttle: bool,
     /// What its files should hold; `max` is its limit.
     pub desired: Values,
     /// Why.
@@ -255,6 +274,8 @@ pub enum State {
     Drifted,
     /// It stands at `memory.high`, waiting for memory.
     Throttled,
+    /// Observe mode: it uses more than the `memory.high` that it would have.
+    WouldThrottle,
     /// Its limit was raised since it was killed again and again.
     Rescued,
     /// It uses more than it requested, which may be taken from it.
@@ -271,13 +292,14 @@ pub enum State {
 
 impl State {
     /// All of them, the worst first.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Killed,
         Self::Refused,
         Self::Deferred,
         Self::Contended,
         Self::Drifted,
         Self::Throttled,
+        Self::WouldThrottle,
         Self::Rescued,
         Self::OverRequest,
         Self::Inert,
@@ -295,6 +317,7 @@ impl State {
             Self::Contended => "contended",
             Self::Drifted => "drifted",
             Self::Throttled => "throttled",
+            Self::WouldThrottle => "would-throttle",
             Self::Rescued => "rescued",
             Self::OverRequest => "over-request",
             Self::Inert => "inert",
@@ -363,7 +386,21 @@ impl Status {
         let read = in_parallel(&known, |container| {
             root.cgroup(container.cgroup.as_ref()?).and_then(|cgroup| Read::of(&cgroup)).ok()
         });
-        let levels = ancestors.levels();
+        let plans: Vec<_> = known
+            .iter()
+            .map(|container| {
+                let record = containers.record(&container.uid, &container.name, container.moment);
+                containers.plan(container, record.as_ref())
+            })
+            .collect();
+        let levels = if settings.observes() {
+            let claims = known.iter().zip(&plans).filter_map(|(container, plan)| {
+                Some((container.place.as_ref()?, container.id.as_str(), plan.desired.claim?))
+            });
+            ancestors.planned_levels(&settings, claims)
+        } else {
+            ancestors.levels()
+        };
         let mut above = BTreeSet::new();
         let paths = levels.iter().map(|(level, _)| Some(level.cgroup.clone()));
         for path in paths.chain(known.iter().map(|container| container.cgroup.as_ref()?.parent())) {
@@ -392,14 +429,15 @@ impl Status {
         let mut rows: Vec<_> = known
             .iter()
             .zip(&read)
-            .map(|(container, read)| {
+            .zip(plans)
+            .map(|((container, read), plan)| {
                 let effective = container.cgroup.as_ref().and_then(|cgroup| effective.get(cgroup)).copied();
                 let told = reports.of_container(&container.uid, &container.name);
                 let wait = Wait {
                     is_deferred: parts.deferrals.is_waiting(&container.id),
                     is_rescued: parts.kills.limit_for(container) == Some(container.limit),
                 };
-                container_status(&settings, containers, container, read.as_ref(), effective, told, wait)
+                container_status(&settings, container, plan, read.as_ref(), effective, told, wait)
             })
             .collect();
         // The worst first; among those the one that uses most beyond its request.
@@ -457,7 +495,7 @@ impl Status {
 
 impl NodeStatus {
     fn read(parts: &Parts, rows: &[ContainerStatus]) -> Self {
-        let Parts { containers, ancestors, root, synchronized, .. } = parts;
+        let Parts { containers, ancestors, root, reports, synchronized, .. } = parts;
         let settings = containers.settings();
         let meminfo = fs::read_to_string(root.host().join("proc/meminfo")).unwrap_or_default();
         let meminfo = MemInfo::parse(&meminfo).ok();
@@ -469,6 +507,12 @@ impl NodeStatus {
             available: meminfo.map(|meminfo| meminfo.available),
             allocatable: settings.node.allocatable,
             guard: settings.guard_line(),
+            mode: settings.mode(),
+            brake: settings.brake.clone(),
+            planned_guard: settings.planned_guard_line().filter(|_| settings.observes()),
+            would_throttle: rows.iter().filter(|row| row.would_throttle).count(),
+            would_refuse: reports
+                .count_lately(|report| report.planned && matches!(report.kind, Kind::CutRejected | Kind::CutDeferred)),
             pods_max: guard::kubepods(root, ancestors).and_then(|(_, cgroup)| cgroup.read(Knob::Max).ok()),
             synchronized: *synchronized.borrow(),
             stands_aside: settings.stand_aside,
@@ -496,16 +540,14 @@ struct Wait {
 
 fn container_status(
     settings: &Settings,
-    containers: &Containers,
     container: &Container,
+    decided: Decided,
     read: Option<&Read>,
     effective: Option<Protection>,
     reports: Vec<Report>,
     wait: Wait,
 ) -> ContainerStatus {
     let page = settings.node.page_size;
-    let record = containers.record(&container.uid, &container.name, container.moment);
-    let decided = containers.decide(container, record.as_ref());
     let value = |knob| decided.value(knob).map(|value: Limit| value.floor_to(page));
     let desired = Values {
         min: value(Knob::Min),
@@ -532,6 +574,8 @@ fn container_status(
     let facts = Facts {
         is_read: read.is_some(),
         is_changing: matches!(container.update, Update::UnderWay(_)),
+        only_observes: settings.observes(),
+        usage: read.map(|read| read.usage),
         desired,
         observed: observed.unwrap_or_default(),
         is_beyond_asked: container.limit > container.asked,
@@ -564,6 +608,7 @@ fn container_status(
         working_set,
         over_request,
         overcommitted,
+        would_throttle: facts.would_throttle(),
         desired,
         reasons: Reasons {
             min: decided.desired.min.reason.to_string(),
@@ -585,6 +630,9 @@ fn container_status(
 struct Facts<'r> {
     is_read: bool,
     is_changing: bool,
+    /// Nothing is set, so what differs is no trouble.
+    only_observes: bool,
+    usage: Option<Bytes>,
     desired: Values,
     observed: Values,
     /// It has a higher limit than its user asks for.
@@ -598,6 +646,11 @@ struct Facts<'r> {
 }
 
 impl Facts<'_> {
+    /// It uses more than the `memory.high` that it would have.
+    fn would_throttle(&self) -> bool {
+        self.only_observes && self.usage.zip(self.desired.high).is_some_and(|(usage, high)| Limit::Bytes(usage) > high)
+    }
+
     fn state(&self) -> State {
         let was = |kind: Kind| self.reports.iter().any(|report| report.is_late() && report.kind == kind);
         if was(Kind::Killed) {
@@ -611,19 +664,22 @@ impl Facts<'_> {
         }
         // As long as the limit is what it was then.
         let is_refused = self.reports.iter().filter(|report| report.is_late()).any(|report| match &report.what {
-            Some(What::CutRejected(cut)) => Some(cut.in_force) == self.observed.max,
+            Some(What::CutRejected(cut)) => !report.planned && Some(cut.in_force) == self.observed.max,
             _ => false,
         });
         if is_refused || (self.is_beyond_asked && !self.wait.is_rescued) {
             return State::Refused;
         }
-        if self.desired.differs_from(self.observed) > 0 && !self.is_changing {
+        if self.desired.differs_from(self.observed) > 0 && !self.is_changing && !self.only_observes {
             // It is told once, however long it goes on.
             let is_contended = self.reports.iter().any(|report| report.kind == Kind::Contended);
             return if is_contended { State::Contended } else { State::Drifted };
         }
         if self.throttled.is_some_and(|throttled| throttled.is_pinned()) {
             return State::Throttled;
+        }
+        if self.would_throttle() {
+            return State::WouldThrottle;
         }
         if self.is_beyond_asked {
             return State::Rescued;
@@ -645,7 +701,8 @@ mod tests {
 
     fn report(what: What, ago: u64) -> Report {
         let last = now() - ago;
-        Report { kind: what.kind(), message: what.to_string(), what: Some(what), first: last, last, count: 1 }
+        let (kind, message) = (what.kind(), what.to_string());
+        Report { kind, message, planned: false, what: Some(what), first: last, last, count: 1 }
     }
 
     fn mib(amount: u64) -> Limit {
@@ -661,6 +718,8 @@ mod tests {
         Facts {
             is_read: true,
             is_changing: false,
+            only_observes: false,
+            usage: Some(Bytes::new(100 << 20)),
             desired: values,
             observed: values,
             is_beyond_asked: false,
@@ -696,6 +755,10 @@ mod tests {
             (State::Rescued, Facts { is_over: true, ..rescued }, vec![]),
             (State::Throttled, Facts { throttled, ..rescued }, vec![]),
             (State::Drifted, Facts { throttled, observed: written, ..fine() }, vec![]),
+            // What would be set is no drift.
+            (State::Protected, Facts { only_observes: true, observed: written, ..fine() }, vec![]),
+            (State::WouldThrottle, Facts { only_observes: true, usage: Some(Bytes::new(201 << 20)), ..fine() }, vec![]),
+            (State::Protected, Facts { usage: Some(Bytes::new(201 << 20)), ..fine() }, vec![]),
             (State::Protected, Facts { observed: written, is_changing: true, ..fine() }, vec![]),
             (State::Contended, Facts { observed: written, ..fine() }, vec![report(contended, LATELY + 100)]),
             (State::Refused, fine(), vec![report(What::CutRejected(cut), LATELY - 5)]),

@@ -1,0 +1,418 @@
+//! `mode: observe`, the switches, and the brake: what the plugin does not do, and what it says instead.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::collections::HashMap;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use nri::api::{Event, LinuxResources};
+use serde_json::Value;
+
+/// Everything that the plugin can do is switched on.
+const ALL: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nthrottleDeadline: 1s\n\
+                   oomRescue: {kills: 1, ceiling: 1Gi}\n";
+
+/// Everything that the plugin can do is switched off.
+const PASSIVE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\nmemoryThrottlingFactor: null\n\
+                       memoryReservationPolicy: None\nnodeGuard: null\nthrottleDeadline: null\nshrink: allow\n\
+                       oomRescue: null\nraisePodLimits: false\nrepair: false\n";
+
+/// A container that requests 64 MiB.
+fn checkpoint(node: &Node, uids: &[&str]) {
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        let records: Vec<_> = uids.iter().map(|uid| (*uid, "app", 64 * MIB)).collect();
+        node.checkpoint(file, &records);
+    }
+}
+
+/// The program, whose opened files are listed.
+fn start_traced(node: &Node) -> Daemon {
+    let mut command = Command::new("strace");
+    // -D: not strace is the child, but the plugin.
+    command.args(["-D", "-f", "-qq", "-y", "-e", "trace=open,openat,openat2,creat,truncate", "-o"]);
+    command.arg(node.path("strace")).arg(env!("CARGO_BIN_EXE_plimsoll")).args(node.arguments());
+    command.arg("--config").arg(node.path("plimsoll.yaml"));
+    Daemon::spawn(command)
+}
+
+/// How often the program has opened a cgroup's file to write it.
+fn writes(node: &Node) -> Vec<String> {
+    let traced = fs::read_to_string(node.path("strace")).unwrap();
+    assert!(traced.contains("memory.max"), "the program has read no cgroup");
+    let is_write = |line: &&str| {
+        line.contains("sys/fs/cgroup")
+            && ["O_WRONLY", "O_RDWR", "creat(", "truncate("].iter().any(|word| line.contains(word))
+    };
+    traced.lines().filter(is_write).map(str::to_owned).collect()
+}
+
+/// What the plugin has changed by its answers.
+#[derive(Debug, Default, PartialEq)]
+struct Adjusted {
+    created: HashMap<String, String>,
+    updated: usize,
+    refused: bool,
+    asked: usize,
+}
+
+/// An update as the runtime makes it: with what the plugin answers, or not at all.
+async fn update(runtime: &Runtime, pod: &Pod, limit: i64, adjusted: &mut Adjusted) {
+    let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+    match runtime.connection.update_container(sandbox, container, memory_limit(limit)).await {
+        Ok(reply) => {
+            adjusted.updated += reply.update.len();
+            runtime.set_file(&cgroup(pod), "memory.max", &limit.to_string());
+            runtime.updated(pod).await;
+        }
+        Err(_) => adjusted.refused = true,
+    }
+}
+
+fn cgroup(pod: &Pod) -> String {
+    format!("{}/{}", pod.cgroup(), pod.container.id)
+}
+
+/// Gives a pod and its container a count of kills by their limit.
+fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
+    let text = format!("low 0\nhigh 0\nmax 7\noom {count:04}\noom_kill {count:04}\noom_group_kill 0000");
+    for cgroup in [cgroup(pod), pod.cgroup()] {
+        runtime.set_file(&cgroup, "memory.events", &text);
+    }
+}
+
+/// A container is created, resized both ways, throttled, killed, and written to by others. Returns what was adjusted.
+async fn everything(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, rewrite: &str) -> Adjusted {
+    let mut adjusted = Adjusted::default();
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+    kills(runtime, &pod, 0);
+    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
+    runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;
+    adjusted.created = runtime.create(&pod).await;
+    runtime.apply(&pod, &adjusted.created);
+    runtime.started(&pod).await;
+    daemon.says("verified").await;
+    runtime.uses(&pod, 99 * MIB, 0);
+    // The kernel would have to kill for the first, and the pod's limit is too low for the second.
+    for limit in [50, 200] {
+        update(runtime, &pod, limit * MIB, &mut adjusted).await;
+    }
+    runtime.update_all(&mut adjusted.asked, &pod, Duration::from_millis(500)).await;
+    // What others write.
+    for (cgroup, knob, value) in [
+        (cgroup(&pod), "memory.min", "4096"),
+        (pod.cgroup(), "memory.low", "8192"),
+        ("kubepods".into(), "memory.max", "max"),
+    ] {
+        runtime.set_file(&cgroup, knob, value);
+    }
+    kills(runtime, &pod, 2);
+    daemon.says("killed processes").await;
+    node.replace("plimsoll.yaml", rewrite);
+    daemon.says("configuration changed").await;
+    runtime.update_all(&mut adjusted.asked, &pod, Duration::from_secs(3)).await;
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+    runtime.stop(&pod).await;
+    adjusted
+}
+
+/// The requests that the plugin sends of itself.
+trait Asks {
+    /// Grants what the plugin asks for within this time, and counts that.
+    async fn update_all(&mut self, asked: &mut usize, pod: &Pod, time: Duration);
+}
+
+impl Asks for Runtime {
+    async fn update_all(&mut self, asked: &mut usize, pod: &Pod, time: Duration) {
+        let asks = async {
+            while let Some(request) = self.updates.recv().await {
+                *asked += request.update.len();
+                for update in &request.update {
+                    for (name, value) in &update.linux.resources.unified {
+                        fs::write(self.root.join(cgroup(pod)).join(name), format!("{value}\n")).unwrap();
+                    }
+                }
+                request.succeed(Vec::new());
+            }
+        };
+        let _ = tokio::time::timeout(time, asks).await;
+    }
+}
+
+/// A node with a kubepods that uses next to nothing, and this configuration.
+fn node(config: &str) -> Node {
+    let node = Node::new();
+    node.write("plimsoll.yaml", config);
+    let kubepods = node.path("host/sys/fs/cgroup/kubepods");
+    harness::make_files(&kubepods, "max");
+    fs::write(kubepods.join("memory.stat"), "inactive_anon 4096\ninactive_file 0\n").unwrap();
+    checkpoint(&node, &["b"]);
+    node
+}
+
+async fn run(config: &str) -> (Node, Vec<String>, Adjusted) {
+    let node = node(config);
+    let mut daemon = start_traced(&node);
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let adjusted = everything(&node, &mut daemon, &mut runtime, &format!("{config}containerMetrics: true\n")).await;
+    drop(daemon);
+    let writes = writes(&node);
+    (node, writes, adjusted)
+}
+
+#[tokio::test]
+async fn observing_writes_and_adjusts_nothing() {
+    let (node, writes, adjusted) = run(&format!("mode: observe\n{ALL}")).await;
+    assert_eq!(writes, Vec::<String>::new());
+    assert_eq!(adjusted, Adjusted::default());
+    assert!(!node.path("host/run/plimsoll/originals").exists());
+}
+
+#[tokio::test]
+async fn enforcing_the_same_writes_and_adjusts() {
+    let (_node, writes, adjusted) = run(ALL).await;
+    for file in ["kubepods>, \"memory.max\"", "podb>, \"memory.max\"", "podb>, \"memory.min\"", "podb>, \"memory.low\""]
+    {
+        assert!(writes.iter().any(|line| line.contains(file)), "{file}: {writes:#?}");
+    }
+    assert_eq!(adjusted.created["memory.min"], (64 * MIB).to_string());
+    assert!(adjusted.refused && adjusted.updated > 0 && adjusted.asked > 0, "{adjusted:?}");
+}
+
+#[tokio::test]
+async fn all_switches_off_is_passive() {
+    let (node, writes, adjusted) = run(PASSIVE).await;
+    assert_eq!(writes, Vec::<String>::new());
+    assert_eq!(adjusted, Adjusted::default());
+    assert!(!node.path("host/run/plimsoll/originals").exists());
+}
+
+/// What a program says of the node, and its exit code.
+async fn plimsoll(node: &Node, arguments: &[&str]) -> (String, i32) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.args(arguments).arg("--host").arg(node.path("host"));
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    (text, output.status.code().unwrap())
+}
+
+async fn status(node: &Node) -> Value {
+    let (text, code) = plimsoll(node, &["status", "--json"]).await;
+    assert_eq!(code, 0, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+async fn start(config: &str) -> (Node, Daemon, Runtime) {
+    let node = node(config);
+    let daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    (node, daemon, runtime)
+}
+
+const OBSERVE: &str = "mode: observe\nnodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\n";
+
+#[tokio::test]
+async fn status_shows_what_would_be() {
+    let (node, mut daemon, runtime) = start(OBSERVE).await;
+    daemon.says("mode is observe").await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    let update = |limit| runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), limit);
+    runtime.uses(&pod, 99 * MIB, 0);
+    let refused: LinuxResources = memory_limit(50 * MIB);
+    assert_eq!(update(refused).await.unwrap().update, []);
+    let line = daemon.says("observe mode, not done: refused to lower the limit").await;
+    assert!(line.contains("outcome=planned") && line.contains("usage=103809024"), "{line}");
+    // The runtime did not make it, for whatever reason.
+    assert_eq!(update(memory_limit(100 * MIB)).await.unwrap().update, []);
+    runtime.updated(&pod).await;
+    daemon.says("outcome=unchanged").await;
+
+    let all = status(&node).await;
+    let node_status = &all["node"];
+    assert_eq!(node_status["mode"], "observe");
+    assert_eq!(node_status["brake"], Value::Null);
+    assert_eq!(node_status["wouldThrottle"], 1);
+    assert_eq!(node_status["wouldRefuse"], 1);
+    assert_eq!(node_status["guard"], Value::Null);
+    assert_eq!(node_status["plannedGuard"], 7168 * MIB);
+    let container = &all["containers"][0];
+    assert_eq!(container["state"], "would-throttle");
+    assert_eq!(container["desired"]["min"], 64 * MIB);
+    assert_eq!(container["observed"]["min"], 0);
+    assert_eq!(container["observed"]["high"], "max");
+    let report = &container["reports"][0];
+    assert_eq!((&report["kind"], &report["planned"]), (&"CutRejected".into(), &true.into()));
+    let pod_level = all["cgroups"].as_array().unwrap().iter().find(|level| level["level"] == "pod").unwrap();
+    assert_eq!(pod_level["desired"]["min"], 64 * MIB);
+    assert_eq!(pod_level["observed"]["min"], 0);
+
+    let (text, _) = plimsoll(&node, &["status"]).await;
+    for part in [
+        "observe mode: nothing is set, raised or refused",
+        "1 containers would be throttled now, 1 limit decreases would have been refused",
+        "all pods together might use 7Gi (nodeGuard)",
+        "64Mi!=0",
+        "would-throttle",
+    ] {
+        assert!(text.contains(part), "{part}:\n{text}");
+    }
+    let (text, code) = plimsoll(&node, &["status", "--ready"]).await;
+    assert_eq!((text.as_str(), code), ("ready\n", 0));
+    let metrics = node.metrics().await;
+    for line in [
+        "plimsoll_observe_mode 1",
+        "plimsoll_brake_applied 0",
+        "plimsoll_would_throttle_containers 1",
+        "plimsoll_observed_actions_total{kind=\"CutRejected\"} 1",
+        "plimsoll_resizes_total{outcome=\"rejected\"} 0",
+        "plimsoll_protection_bytes{level=\"pod\",knob=\"memory.min\",value=\"desired\"} 67108864",
+        "plimsoll_protection_bytes{level=\"pod\",knob=\"memory.min\",value=\"observed\"} 0",
+        "plimsoll_differing_files{level=\"container\"} 0",
+    ] {
+        assert!(metrics.lines().any(|other| other == line), "{line}:\n{metrics}");
+    }
+}
+
+/// A pod that has its values.
+async fn run_pod(runtime: &Runtime) -> Pod {
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    runtime.holds("kubepods", "memory.min", 64 * MIB).await;
+    pod
+}
+
+#[tokio::test]
+async fn switching_to_observe_restores_first() {
+    let enforce = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\n";
+    let (node, mut daemon, mut runtime) = start(enforce).await;
+    let pod = run_pod(&runtime).await;
+    let container = cgroup(&pod);
+    assert_eq!(runtime.file(&container, "memory.min"), (64 * MIB).to_string());
+    runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
+
+    node.replace("plimsoll.yaml", OBSERVE);
+    daemon.says("mode is observe").await;
+    // The runtime, too, forgets what it has stored.
+    let asked = runtime.serve_update(&[&pod]).await;
+    assert_eq!(asked[&pod.container.id]["memory.min"], "0");
+    assert_eq!(asked[&pod.container.id]["memory.high"], "max");
+    for cgroup in ["kubepods".to_owned(), "kubepods/burstable".to_owned(), pod.cgroup(), container.clone()] {
+        runtime.holds(&cgroup, "memory.min", 0).await;
+    }
+    runtime.holds("kubepods", "memory.max", "max").await;
+    assert_eq!(runtime.file(&container, "memory.high"), "max");
+
+    node.replace("plimsoll.yaml", enforce);
+    let asked = runtime.serve_update(&[&pod]).await;
+    assert_eq!(asked[&pod.container.id]["memory.min"], (64 * MIB).to_string());
+    for cgroup in ["kubepods".to_owned(), pod.cgroup(), container] {
+        runtime.holds(&cgroup, "memory.min", 64 * MIB).await;
+    }
+    runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
+}
+
+#[tokio::test]
+async fn a_rescue_is_only_reported_while_observing() {
+    let (_node, mut daemon, mut runtime) = start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    kills(&runtime, &pod, 0);
+    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
+    runtime.run(&pod).await;
+    daemon.says("verified").await;
+    kills(&runtime, &pod, 2);
+    let line = daemon.says("observe mode, not done: raising the limit").await;
+    assert!(line.contains("desired=209715200") && line.contains("kills=2"), "{line}");
+    runtime.asks_for_no_limit(Duration::from_secs(2)).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), "max");
+}
+
+#[tokio::test]
+async fn a_foreign_change_stays_without_repair() {
+    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nrepair: false\n";
+    let (_node, mut daemon, runtime) = start(config).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    let container = cgroup(&pod);
+    runtime.set_file(&container, "memory.min", "4096");
+    daemon.says("left as another program set it").await;
+    runtime.set_file(&pod.cgroup(), "memory.min", "8192");
+    daemon.says("left as another program set it").await;
+    assert_eq!(runtime.file(&container, "memory.min"), "4096");
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.min"), "8192");
+}
+
+#[tokio::test]
+async fn too_many_repairs_apply_the_brake() {
+    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
+    let (node, mut daemon, mut runtime) = start(config).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    for knob in ["memory.min", "memory.low"] {
+        runtime.set_file(&pod.cgroup(), knob, "4096");
+        daemon.says("repaired").await;
+    }
+    let line = daemon.says("the brake is applied").await;
+    assert!(line.contains("2 repairs within 10m") && line.contains("reset-brake"), "{line}");
+    runtime.serve_update(&[&pod]).await;
+    for cgroup in ["kubepods".to_owned(), pod.cgroup(), cgroup(&pod)] {
+        runtime.holds(&cgroup, "memory.min", 0).await;
+    }
+    let all = status(&node).await;
+    assert_eq!(all["node"]["mode"], "observe");
+    assert_eq!(all["node"]["brake"], "2 repairs within 10m");
+    let (text, _) = plimsoll(&node, &["status"]).await;
+    assert!(
+        text.contains("brake applied after 2 repairs within 10m: nothing is set, until 'plimsoll reset-brake'"),
+        "{text}"
+    );
+    assert!(node.metrics().await.contains("plimsoll_brake_applied 1"));
+
+    // It stays so for the next process.
+    drop((daemon, runtime));
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[&pod]).await;
+    daemon.says("the brake is applied").await;
+    assert_eq!(status(&node).await["node"]["mode"], "observe");
+
+    assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("reset: plimsoll acts again, where it runs\n".to_owned(), 0));
+    daemon.says("the brake was reset").await;
+    runtime.serve_update(&[&pod]).await;
+    runtime.holds(&cgroup(&pod), "memory.min", 64 * MIB).await;
+    assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("the brake was not applied\n".to_owned(), 0));
+}
+
+#[tokio::test]
+async fn a_decrease_is_not_judged_where_all_are_allowed() {
+    let (_node, mut daemon, runtime) = start("nodeAllocatable: 4Gi\nlogLevel: debug\nshrink: allow\n").await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    runtime.uses(&pod, 99 * MIB, 0);
+    let update =
+        runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), memory_limit(50 * MIB));
+    assert!(update.await.is_ok());
+    assert_eq!(runtime.file(&cgroup(&pod), "memory.max"), (100 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn a_pods_limit_stays_without_the_switch() {
+    let (_node, _daemon, runtime) = start("nodeAllocatable: 4Gi\nraisePodLimits: false\n").await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+    runtime.run(&pod).await;
+    runtime.update(&pod, memory_limit(200 * MIB)).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
+}
