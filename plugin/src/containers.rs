@@ -423,13 +423,16 @@ impl Containers {
         self.change(id, |container| container.update = update);
     }
 
-    /// The same, unless it has come further than `from`.
-    pub fn swap_update(&self, id: &str, from: Update, to: Update) {
+    /// The same, unless it has come further than `from`. Tells whether it was so.
+    pub fn swap_update(&self, id: &str, from: Update, to: Update) -> bool {
+        let mut is_swapped = false;
         self.change(id, |container| {
-            if container.update == from {
+            is_swapped = container.update == from;
+            if is_swapped {
                 container.update = to;
             }
         });
+        is_swapped
     }
 
     /// A container's update is to leave it with so much swap.

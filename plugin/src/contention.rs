@@ -1,5 +1,8 @@
 //! Repairing what somebody else changes: a few times, ever more slowly, then no more.
 //!
+//! The runtime's writes for its client are no fight: the client cannot know what the plugin wants. [`Contention::expect`]
+//! announces one, and its repair counts for nothing.
+//!
 //! Pure: the time is given.
 
 use std::collections::HashMap;
@@ -29,6 +32,8 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Contention<K, V> {
     histories: HashMap<K, History<V>>,
+    /// Values that the runtime has written for its client since they were last as they should be, and when.
+    expected: HashMap<K, Instant>,
 }
 
 #[derive(Debug)]
@@ -42,14 +47,28 @@ struct History<V> {
 
 impl<K, V> Default for Contention<K, V> {
     fn default() -> Self {
-        Self { histories: HashMap::new() }
+        Self { histories: HashMap::new(), expected: HashMap::new() }
     }
 }
 
 impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
+    /// The runtime has written a value for its client: where that is not the desired one, repairing it once is no fight.
+    pub fn expect(&mut self, key: K, now: Instant) {
+        self.expected.insert(key, now);
+    }
+
+    /// The value is as it should be: whatever changes it from now on is somebody else.
+    pub fn settle(&mut self, key: &K) {
+        self.expected.remove(key);
+    }
+
     /// Judges a value that is found not to be `desired`. `touched`: somebody has written it since it was last looked at, as
     /// far as is known.
     pub fn judge(&mut self, key: K, desired: V, touched: bool, now: Instant) -> Verdict {
+        // Also where a fight was given up: nobody has written but the runtime, and once for each request of its client.
+        if self.expected.remove(&key).is_some() {
+            return Verdict::Repair;
+        }
         let fresh = |desired| History { desired, repairs: 0, given_up: false, last: now };
         let history = match self.histories.entry(key) {
             std::collections::hash_map::Entry::Occupied(entry) => {
@@ -93,11 +112,13 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
     /// The value is to be judged as if for the first time.
     pub fn forget(&mut self, key: &K) {
         self.histories.remove(key);
+        self.expected.remove(key);
     }
 
     /// Forgets those who have been quiet, so that not all who ever were are kept.
     pub fn forget_quiet(&mut self, now: Instant) {
         self.histories.retain(|_, history| now.duration_since(history.last) < QUIET);
+        self.expected.retain(|_, since| now.duration_since(*since) < QUIET);
     }
 }
 
@@ -169,8 +190,44 @@ mod tests {
         let mut contention = Contention::default();
         let now = Instant::now();
         contention.judge("a", 1, true, now);
+        contention.expect("b", now);
         contention.forget_quiet(now + QUIET);
         assert_eq!(contention.repairs(&"a"), 0);
-        assert!(contention.histories.is_empty());
+        assert!(contention.histories.is_empty() && contention.expected.is_empty());
+    }
+
+    #[test]
+    fn writes_for_a_client_are_no_fight() {
+        let mut contention = Contention::default();
+        let mut now = Instant::now();
+        for _ in 0..10 * REPAIRS {
+            contention.expect("a", now);
+            // Without a wait, and without a trace.
+            assert_eq!(contention.judge("a", 1, true, now), Verdict::Repair);
+            assert_eq!(contention.repairs(&"a"), 0);
+            now += SECOND / 100;
+        }
+        // Each excuses one repair.
+        let (verdicts, _) = fight(Duration::ZERO, &mut contention, now);
+        assert_eq!(verdicts.iter().filter(|verdict| **verdict == Verdict::Repair).count(), REPAIRS as usize);
+    }
+
+    #[test]
+    fn a_settled_value_excuses_no_later_writer() {
+        let mut contention = Contention::default();
+        let now = Instant::now();
+        contention.expect("a", now);
+        contention.settle(&"a");
+        assert_eq!(contention.judge("a", 1, true, now), Verdict::Repair);
+        assert_eq!(contention.repairs(&"a"), 1);
+    }
+
+    #[test]
+    fn a_client_does_not_end_a_fight() {
+        let mut contention = Contention::default();
+        let (_, now) = fight(SECOND, &mut contention, Instant::now());
+        contention.expect("a", now);
+        assert_eq!(contention.judge("a", 1, true, now), Verdict::Repair);
+        assert_eq!(contention.judge("a", 1, true, now + SECOND), Verdict::Leave);
     }
 }

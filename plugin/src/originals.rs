@@ -52,9 +52,12 @@ pub struct Values {
 }
 
 impl Values {
-    /// The values that a unified map of OCI asks for; what the kernel would not take is left out.
+    /// The values that a unified map of OCI asks for; what the kernel would not take is left out, and so are its defaults.
     pub fn of_unified(unified: &HashMap<String, String>) -> Self {
-        let value = |knob: Knob| unified.get(knob.file_name())?.parse().ok();
+        let value = |knob: Knob| {
+            let value = unified.get(knob.file_name())?.parse().ok()?;
+            (value != knob.default_value()).then_some(value)
+        };
         Self { min: value(Knob::Min), low: value(Knob::Low), high: value(Knob::High) }
     }
 
@@ -296,6 +299,17 @@ mod tests {
         assert_eq!(originals.get(&cgroup("kubepods", 7)), Some(min(4096)));
         assert_eq!(originals.get(&cgroup("kubepods", 8)), None, "another cgroup of that path");
         assert_eq!(originals.targets().count(), 2);
+    }
+
+    #[test]
+    fn defaults_in_unified_are_no_values() {
+        let unified = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect::<HashMap<_, _>>()
+        };
+        let defaults = unified(&[("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")]);
+        assert_eq!(Values::of_unified(&defaults), Values::default());
+        let claims = unified(&[("memory.min", "1"), ("memory.low", "max"), ("memory.high", "0")]);
+        assert_eq!(Values::of_unified(&claims).to_unified(), claims);
     }
 
     #[test]

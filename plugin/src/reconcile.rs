@@ -72,6 +72,8 @@ const SHARE: Duration = Duration::from_millis(500);
 pub enum Work {
     /// One container.
     Container(String),
+    /// One container whose files the runtime has just written for its client, at its start or by an update.
+    Written(String),
     /// One container, after a while: see that the update with this number came about.
     Later(String, u64),
     /// One container, of which the update with this number should have come about by now.
@@ -383,13 +385,19 @@ impl Reconciler {
     fn add(&mut self, work: Work, due: &mut Due) {
         match work {
             Work::Container(id) => _ = due.containers.entry(id).or_default(),
+            Work::Written(id) => {
+                self.contention.expect(id.clone(), std::time::Instant::now());
+                due.containers.entry(id).or_default();
+            }
             Work::Later(id, number) => {
                 let is_cut = self.containers.get(&id).is_some_and(|container| container.high_before.is_some());
                 self.again(if is_cut { LATER_FOR_CUTS } else { LATER }, Work::Updated(id, number));
             }
             Work::Updated(id, number) => {
-                // There is no word of an update that fails.
-                self.containers.swap_update(&id, Update::UnderWay(number), Update::Over);
+                // There is no word of an update that fails, perhaps after it has written some of the files.
+                if self.containers.swap_update(&id, Update::UnderWay(number), Update::Over) {
+                    self.contention.expect(id.clone(), std::time::Instant::now());
+                }
                 due.containers.entry(id).or_default();
             }
             Work::Limit { id, limit, revision } => self.ask_for_limit(id, limit, revision),
@@ -597,7 +605,8 @@ impl Reconciler {
                     } else {
                         let swap_max = compared.swap_max;
                         let Some(writes) = self.repair(&container, compared, touched) else { continue };
-                        let attempt = self.contention.repairs(&container.id);
+                        // The first one that is not counted is one, too.
+                        let attempt = self.contention.repairs(&container.id).max(1);
                         self.progress(&container.id).is_waiting = true;
                         pending.push(Pending { container, writes, attempt, swap_max });
                     }
@@ -686,7 +695,7 @@ impl Reconciler {
         }
         match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
             // The runtime has the values already, and systemd from it: the files are all that somebody else has changed.
-            Verdict::Repair if is_stored && self.contention.repairs(&container.id) == 1 => {
+            Verdict::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
                 self.write_files(container, writes);
                 return None;
             }
@@ -755,7 +764,9 @@ impl Reconciler {
         }
         let progress = self.progress(&container.id);
         progress.verified = Some(decided.values());
-        let outcome = match std::mem::take(&mut progress.is_unverified) {
+        let is_unverified = std::mem::take(&mut progress.is_unverified);
+        self.contention.settle(&container.id);
+        let outcome = match is_unverified {
             _ if container.cgroup.is_none() => Outcome::Unresolved,
             false => Outcome::Unchanged,
             true => Outcome::Applied,

@@ -623,12 +623,20 @@ impl Plugin for Service {
         let rescued = self.kills.limit_for(&container);
         container.limit = rescued.unwrap_or(container.limit);
         let (container, decided) = self.resolve(container).await;
-        // The kernel's defaults need not be set. What is set already may be the client's or another plugin's, in which case
-        // the runtime would refuse to create the container: it is brought to its value once it runs.
+        // The kernel's defaults need not be set.
+        //
+        // A key that is set already is left, whatever its value: a runtime refuses to create a container of which two plugins set
+        // the same key. It keeps account of what plugins set and not of what its client has asked for, so the client's values
+        // could be replaced. But containerd from 2.2 on shows both in one map, and a plugin does not learn who has set what
+        // (containerd/nri, pkg/adaptation/result.go: adjustResources claims each key of a reply and copies it into the request
+        // that the next plugin gets). The container is brought to its value once it runs, and that is no fight.
         let wanted = KNOBS.into_iter().filter_map(|knob| {
             let value = decided.value(knob)?;
             match container.unified.get(knob.file_name()) {
-                Some(claimed) if claimed.parse() != Ok(value) => {
+                Some(claimed) if claimed.parse() == Ok(value) => None,
+                // The kubelet sends these with every container.
+                Some(_) if !is_claimed(&container.unified, knob) => None,
+                Some(claimed) => {
                     warn!(
                         pod = container.pod,
                         container = container.name,
@@ -639,7 +647,6 @@ impl Plugin for Service {
                     );
                     None
                 }
-                Some(_) => None,
                 None => (decided.setting(knob) != Setting::Default).then_some((knob, value)),
             }
         });
@@ -677,7 +684,7 @@ impl Plugin for Service {
         if let Some(container) = self.containers.get(&container.id) {
             self.kills.runs(&container);
         }
-        self.enqueue(Work::Container(container.id));
+        self.enqueue(Work::Written(container.id));
         Ok(())
     }
 
@@ -736,8 +743,12 @@ impl Plugin for Service {
             .into_iter()
             .filter_map(|knob| Some((knob, decided.value(knob)?)))
             // As at create; it is looked at when the update is done.
-            .filter(|(knob, _)| !claimed.contains_key(knob.file_name()))
+            .filter(|(knob, _)| !is_claimed(&claimed, *knob))
             .filter(|(knob, value)| {
+                if claimed.contains_key(knob.file_name()) {
+                    // The client's update writes the default.
+                    return *value != knob.default_value();
+                }
                 let in_force = || cgroup.as_ref().and_then(|cgroup| cgroup.read(*knob).ok());
                 decided.setting(*knob) != Setting::Default || in_force() != Some(*value)
             })
@@ -765,18 +776,30 @@ impl Plugin for Service {
         let cgroup = cgroup.filter(|_| !claimed.contains_key(SWAP_MAX));
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
         self.containers.set_swap_max(&container.id, swap_max);
-        let mut update = update(&container.id, values, swap_max);
-        if let (Some(limit), Some(linux)) = (instead, update.linux.as_mut()) {
-            linux.resources.mut_or_insert_default().memory =
-                Some(memory_limit(limit, resources.memory.as_ref())).into();
+        let memory = instead.map(|limit| memory_limit(limit, resources.memory.as_ref()));
+        let has_to_be = |values: Vec<_>| {
+            let mut update = update(&container.id, values, swap_max);
+            if let (Some(memory), Some(linux)) = (memory.clone(), update.linux.as_mut()) {
+                linux.resources.mut_or_insert_default().memory = Some(memory).into();
+            }
+            update
+        };
+        // The kubelet sends the kernel's defaults with every update. They are replaced here, and what the runtime stores is the
+        // plugin's. Had another plugin set one of them, the runtime would refuse the update, unless a failure may be ignored: then
+        // it passes over this part, and the container is brought to its values afterwards. (containerd/nri,
+        // pkg/adaptation/result.go: updateResources works on a copy, which counts only where no key is claimed twice.)
+        if !values.iter().any(|(knob, _)| claimed.contains_key(knob.file_name())) {
+            return Ok(vec![has_to_be(values)]);
         }
-        Ok(vec![update])
+        let is_needed = memory.is_some() || swap_max.is_some();
+        let may_be = ContainerUpdate { ignore_failure: true, ..update(&container.id, values, None) };
+        Ok(is_needed.then(|| has_to_be(Vec::new())).into_iter().chain([may_be]).collect())
     }
 
     async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
         let _event = self.event("PostUpdateContainer");
         self.containers.set_update(&container.id, Update::Made);
-        self.enqueue(Work::Container(container.id));
+        self.enqueue(Work::Written(container.id));
         Ok(())
     }
 
@@ -807,6 +830,13 @@ fn say_mode(settings: &Settings) {
         }
         (_, false) => {}
     }
+}
+
+/// Whether a unified map has a value of its own for a file. The kernel's default is none: the kubelet sends it with every request,
+/// `memory.high=max` without its MemoryQoS, zeros with it where its policy protects nothing.
+/// Source: Kubernetes 1.37, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
+fn is_claimed(unified: &HashMap<String, String>, knob: Knob) -> bool {
+    unified.get(knob.file_name()).is_some_and(|claimed| claimed.parse() != Ok(knob.default_value()))
 }
 
 fn has_ended(container: &api::Container) -> bool {

@@ -607,3 +607,119 @@ async fn a_cut_that_is_deferred_too_long_is_given_up_and_another_update_takes_it
     runtime.uses(&pod, 60 * MIB, 0);
     runtime.asks_for_no_limit(Duration::from_secs(4)).await;
 }
+
+/// What kubelets send with every request: without their MemoryQoS, and with it where its policy protects nothing.
+const DEFAULTS: [&[(&str, &str)]; 2] = [&[("memory.high", "max")], &[("memory.min", "0"), ("memory.low", "0")]];
+
+fn texts(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// A container of 100 MiB of 200 that was created with these keys, and has its values.
+async fn runs_with(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, sent: &HashMap<String, String>) -> Pod {
+    for file in ["actuated_pods_state", "allocated_pods_state"] {
+        node.checkpoint(file, &[("b", "app", 100 * MIB)]);
+    }
+    let mut pod = Pod::new("burstable", "b", 200 * MIB);
+    pod.linux().resources.as_mut().unwrap().unified.clone_from(sent);
+    let created = runtime.create(&pod).await;
+    assert!(created.keys().all(|key| !sent.contains_key(key)), "another plugin may have set it: {created:?}");
+    runtime.make_cgroup(&pod);
+    runtime.apply(&pod, sent);
+    runtime.apply(&pod, &created);
+    runtime.started(&pod).await;
+    let asked = runtime.serve_update(&[&pod]).await;
+    assert!(asked["id-b"].keys().all(|key| sent.contains_key(key)), "{asked:?}");
+    daemon.says("outcome=applied").await;
+    assert_eq!(files(&runtime.cgroup(&pod)), wanted(), "{sent:?}");
+    pod
+}
+
+fn wanted() -> Vec<String> {
+    [100 * MIB, 0, 190 * MIB, 200 * MIB].map(|value| value.to_string()).into()
+}
+
+/// Everything that was said from here on, which is nothing of a fight.
+async fn has_not_fought(mut daemon: Daemon) {
+    daemon.signal(rustix::process::Signal::TERM);
+    while let Some(line) = daemon.messages.recv().await {
+        let is_of_fight = line.contains("outcome=contended") || line.contains("has set this");
+        assert!(!is_of_fight && !line.contains("outcome=repaired"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn resizes_with_default_claims_keep_every_value() {
+    for defaults in DEFAULTS.map(texts) {
+        let (node, mut daemon, mut runtime) = start().await;
+        let pod = runs_with(&node, &mut daemon, &mut runtime, &defaults).await;
+        for round in 0..20 {
+            let mut resources = cpu(LinuxResources::default(), 20_000 + round);
+            resources.unified.clone_from(&defaults);
+            let stored = runtime.update(&pod, resources).await;
+            runtime.apply(&pod, &defaults);
+            runtime.apply(&pod, &stored);
+            fs::write(runtime.cgroup(&pod).join("cpu.max"), format!("{} 100000\n", 20_000 + round)).unwrap();
+            runtime.updated(&pod).await;
+            daemon.says("outcome=unchanged").await;
+            assert_eq!(files(&runtime.cgroup(&pod)), wanted(), "{defaults:?}");
+        }
+        assert!(runtime.updates.try_recv().is_err(), "what the runtime stores is right");
+        has_not_fought(daemon).await;
+    }
+}
+
+/// Another plugin has set the same: then NRI passes over what the reply has for it. Or the runtime does not heed it.
+#[tokio::test]
+async fn updates_that_undo_values_are_no_fight() {
+    // A claim that is more than a default is not replaced in the reply; it is overruled afterwards.
+    for (sent, is_replaced) in [(texts(DEFAULTS[0]), true), (texts(&[("memory.high", "4096")]), false)] {
+        let (node, mut daemon, mut runtime) = start().await;
+        let pod = runs_with(&node, &mut daemon, &mut runtime, &texts(DEFAULTS[0])).await;
+        for round in 0..7 {
+            let mut resources = cpu(LinuxResources::default(), 20_000 + round);
+            resources.unified.clone_from(&sent);
+            let stored = runtime.update(&pod, resources).await;
+            assert_eq!(stored.contains_key("memory.high"), is_replaced, "{stored:?}");
+            runtime.apply(&pod, &sent);
+            fs::write(runtime.cgroup(&pod).join("cpu.max"), format!("{} 100000\n", 20_000 + round)).unwrap();
+            runtime.updated(&pod).await;
+            runtime.serve_update(&[&pod]).await;
+            daemon.says("outcome=applied").await;
+            assert_eq!(files(&runtime.cgroup(&pod)), wanted(), "{sent:?}");
+        }
+        has_not_fought(daemon).await;
+    }
+}
+
+#[tokio::test]
+async fn only_replaced_defaults_may_be_passed_over() {
+    let (node, mut daemon, runtime, pod) = deferring("10m").await;
+    node.checkpoint("allocated_pods_state", &[("b", "app", 64 * MIB)]);
+    let parts = async |limit: i64, unified: &[(&str, &str)]| {
+        let mut resources = memory_limit(limit);
+        resources.unified = texts(unified);
+        let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+        let reply = runtime.connection.update_container(sandbox, container, resources).await.unwrap();
+        let part = |update: &nri::api::ContainerUpdate| {
+            let resources = update.linux.resources.get_or_default();
+            let mut keys: Vec<_> = resources.unified.keys().cloned().collect();
+            keys.sort_unstable();
+            (update.ignore_failure, resources.memory.limit.as_ref().map(|limit| limit.value), keys)
+        };
+        reply.update.iter().map(part).collect::<Vec<_>>()
+    };
+    let keys = |keys: &[&str]| keys.iter().map(|&key| key.to_owned()).collect::<Vec<_>>();
+    // Nothing is replaced.
+    let all = keys(&["memory.high", "memory.min"]);
+    assert_eq!(parts(300 * MIB, &[]).await, [(false, None, all.clone())]);
+    assert_eq!(parts(300 * MIB, &[("memory.high", "4096")]).await, [(false, None, keys(&["memory.min"]))]);
+    assert_eq!(parts(300 * MIB, &[("memory.low", "0")]).await, [(false, None, all.clone())]);
+    // Something is, and nothing else has to come with it.
+    assert_eq!(parts(300 * MIB, &[("memory.high", "max")]).await, [(true, None, all.clone())]);
+    // A limit of swap and one that is not lowered yet are not put at risk.
+    fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
+    let deferred = parts(100 * MIB, &[("memory.high", "max")]).await;
+    assert_eq!(deferred, [(false, Some(250 * MIB), keys(&["memory.swap.max"])), (true, None, all)]);
+    daemon.says("deferred a lower limit").await;
+}
