@@ -30,7 +30,7 @@ const NETWORK: &str = r#"{
   "plugins": [{ "type": "ptp", "ipam": { "type": "host-local", "subnet": "10.88.0.0/16" } }]
 }"#;
 
-/// The kubelet's configuration: as it comes, but for what README.md asks for. A container in a loop of restarts waits ten
+/// The kubelet's configuration: as it comes, with no feature gate, as people have it. A container in a loop of restarts waits ten
 /// and then 20 seconds, as ever, but no longer, and what has failed is tried again every 10 seconds, not every minute.
 const CONFIGURATION: &str = "\
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -38,7 +38,6 @@ kind: KubeletConfiguration
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 authentication: {anonymous: {enabled: false}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
-featureGates: {MemoryQoS: false}
 systemReserved: {memory: 400Mi}
 syncFrequency: 10s
 clusterDNS: [192.0.2.53]

@@ -66,6 +66,21 @@ fn resize(cluster: &Cluster, pod: &str, limit: &str) {
     cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
 }
 
+const CPU_REQUEST: &str = ".status.containerStatuses[0].resources.requests.cpu";
+
+/// The same for how much processor time is requested.
+fn resize_cpu(cluster: &Cluster, pod: &str, request: &str) {
+    let patch =
+        format!(r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"requests":{{"cpu":"{request}"}}}}}}]}}}}"#);
+    cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
+}
+
+/// The lines that Plimsoll's container has logged.
+fn logged(cluster: &Cluster) -> Vec<String> {
+    let log = cluster.node().run("crictl logs $(crictl ps --quiet --name '^plimsoll$') 2>&1").unwrap().stdout;
+    log.lines().map(str::to_owned).collect()
+}
+
 /// The same for what the containers of the pod shared may use together.
 const POD_LIMIT: &str = ".status.resources.limits.memory";
 
@@ -272,6 +287,33 @@ mod plimsoll {
             until_resized(cluster, "stress", &format!("{tight}Mi"));
             settle(cluster, &[(&container, "memory.max", tight * MIB), (&pod, "memory.max", tight * MIB)]);
             assert_eq!(restarts(cluster, "stress"), 0);
+        });
+    }
+
+    /// The kubelet, as it comes, asks for the kernel's defaults in memory files with each request.
+    #[test]
+    fn resizes_of_cpu_leave_memory_to_the_policy() {
+        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
+            apply(cluster, "stress.yaml", &["stress"]);
+            let [_, container] = cgroups(cluster, "stress");
+            let own: [(&str, &'static str, u64); 3] = [
+                (&container, "memory.min", 100 * MIB),
+                (&container, "memory.high", memory_high(100 * MIB, 200 * MIB)),
+                (&container, "memory.max", 200 * MIB),
+            ];
+            settle(cluster, &own);
+            let before = logged(cluster).len();
+            for hundredths in 11..=17 {
+                let request = format!("{}m", 10 * hundredths);
+                resize_cpu(cluster, "stress", &request);
+                until_resized_at(cluster, "stress", CPU_REQUEST, &request);
+            }
+            settle(cluster, &own);
+            assert_eq!(restarts(cluster, "stress"), 0);
+            let said = logged(cluster).split_off(before);
+            let updates = said.iter().filter(|line| line.contains("update") && line.contains("default/stress")).count();
+            assert!(updates >= 7, "{updates} updates: {said:#?}");
+            assert!(said.iter().all(|line| !line.contains("contended")), "{said:#?}");
         });
     }
 
