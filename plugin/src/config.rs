@@ -34,7 +34,8 @@
 //! logLevel: info                           # error, warn, info, debug or trace
 //! ```
 //!
-//! Every field may be left out, and an empty file is a valid one. [`Config::parse`] reports every mistake at once.
+//! Every field may be left out, and an empty file is a valid one; but one that becomes empty while the plugin runs does not
+//! replace what is in force. [`Config::parse`] reports every mistake at once.
 
 use std::fmt;
 use std::net::SocketAddr;

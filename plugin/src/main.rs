@@ -69,10 +69,11 @@ enum Command {
     long_about = "\
 Run the plugin. It connects to the container runtime, sets the values of containers that are created or updated, brings \
 those that run to theirs, and reconnects when the runtime restarts. Stop it with SIGTERM or SIGINT; containers keep \
-their values. SIGUSR2 has it start anew in the same process, from what is in the program's file by then.
+their values. SIGHUP has it read its configuration again. SIGUSR2 has it start anew in the same process, from what is in \
+the program's file by then.
 
 Configuration comes from --config, or else from the runtime's drop-in: /etc/nri/conf.d/90-plimsoll.conf or plimsoll.conf. \
-Changes of the file take effect at once. See plimsoll check --help for the fields.
+Changes of the file take effect at once. An empty file means the defaults at the start, and changes nothing later. See plimsoll check --help for the fields.
 
 A container runtime launches what it finds in /opt/nri/plugins by the name 90-plimsoll, hands over the drop-in, and needs no \
 arguments; messages then go to the journal.",

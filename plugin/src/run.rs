@@ -1,6 +1,7 @@
 //! `plimsoll run`: the plugin as a process.
 
-use std::ffi::OsStr;
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use futures::StreamExt as _;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use nri::{Identity, Launched, Stub};
 use plimsoll::ancestors::Ancestors;
 use plimsoll::brake;
@@ -31,7 +32,8 @@ use plimsoll::requests::checkpoint::Checkpoints;
 use plimsoll::service::{OnConfig, Parts, Service};
 use plimsoll::stalls::Stalls;
 use rustix::fs::Access;
-use tokio::signal::unix::{SignalKind, signal};
+use signal_hook::consts::{SIGHUP, SIGUSR1};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::timeout;
@@ -43,9 +45,17 @@ use crate::{Failure, Run, load_config, notify, read_file};
 /// How long nothing must have happened in the configuration's directory for its file to be read.
 const QUIET: Duration = Duration::from_millis(200);
 
+/// How long that is waited for: what else is in the directory may change all the time.
+const MOST: Duration = Duration::from_secs(2);
+
 impl Run {
     /// Runs the plugin until it is told to stop, or the runtime that launched it ends.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        // Until the plugin minds them, and in a process that does nothing but wait for the plugin.
+        for signal in [SIGHUP, SIGUSR1] {
+            let ignored = signal_hook::flag::register(signal, Arc::default());
+            ignored.context("wait for signals").map_err(Failure::Runtime)?;
+        }
         let (level, is_read) = log::start(self.log_format);
         // Before somebody replaces the file, after which it has another name.
         let program = std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
@@ -100,6 +110,10 @@ impl Run {
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
+        let signals = {
+            let _context = runtime.enter();
+            Signals::new().context("wait for signals").map_err(Failure::Runtime)?
+        };
         let node = match Node::open(&self.host, config) {
             Ok(node) => node,
             Err(error) => {
@@ -111,6 +125,7 @@ impl Run {
         };
         let configured = Arc::new(Notify::new());
         let metrics_changed = Arc::new(Notify::new());
+        let reload = Arc::new(Notify::new());
         let on_config = {
             let (level, configured, metrics_changed) = (level, configured.clone(), metrics_changed.clone());
             let reports = node.reports().clone();
@@ -138,20 +153,17 @@ impl Run {
             let service = stub.plugin().clone();
             tokio::spawn(notify::keep_informed(service.synchronized()));
             tokio::spawn(keep_brake(service.clone(), reports));
+            let reloads = reload.clone();
             tokio::spawn(async move {
                 configured.notified().await;
-                let config = async {
-                    if let Err(error) = watch(&files, &service, &containers).await {
-                        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-                        warn!("changes of {} take effect only with a restart: {error:#}", files.join(" and "));
-                    }
-                };
+                let config = watch(&files, &service, &containers, &reloads);
                 let restored = async {
                     if let Err(error) = watch_restored(&self.host, &service).await {
                         warn!("'plimsoll restore' takes effect only with a restart: {error:#}");
                     }
                 };
-                tokio::join!(config, restored);
+                // The first never ends.
+                let _: (Infallible, ()) = tokio::join!(config, restored);
             });
             tokio::select! {
                 result = stub.run() => match result {
@@ -161,7 +173,7 @@ impl Run {
                 },
                 result = reconciler => Err(ended(result, "the task that repairs values failed")),
                 result = guard => Err(ended(result, "the task that keeps memory from pods failed")),
-                result = signalled(program) => result.context("wait for signals").map_err(Failure::Runtime),
+                end = signals.ended(program, &reload) => Ok(end),
             }
         });
         match end? {
@@ -284,28 +296,57 @@ enum End {
     Anew,
 }
 
-async fn signalled(program: &Path) -> io::Result<End> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut replace = signal(SignalKind::user_defined2())?;
-    loop {
-        let signal = tokio::select! {
-            _ = interrupt.recv() => "SIGINT",
-            _ = terminate.recv() => "SIGTERM",
-            _ = replace.recv() => match rustix::fs::access(program, Access::EXEC_OK) {
-                Ok(()) => {
-                    info!(program = %program.display(), "starting anew; containers keep their values");
-                    return Ok(End::Anew);
-                }
-                Err(error) => {
-                    warn!(program = %program.display(), %error, "cannot start anew: expected a program there; going on");
+/// The signals that mean something to the plugin, or might to whoever sends them.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    replace: Signal,
+    reload: Signal,
+    other: Signal,
+}
+
+impl Signals {
+    /// From now on none of them ends the program by itself.
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            replace: signal(SignalKind::user_defined2())?,
+            reload: signal(SignalKind::hangup())?,
+            other: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Waits until one of them ends the plugin. `reload` is notified when the configuration is to be read again.
+    async fn ended(mut self, program: &Path, reload: &Notify) -> End {
+        loop {
+            let signal = tokio::select! {
+                _ = self.interrupt.recv() => "SIGINT",
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.replace.recv() => match rustix::fs::access(program, Access::EXEC_OK) {
+                    Ok(()) => {
+                        info!(program = %program.display(), "starting anew; containers keep their values");
+                        return End::Anew;
+                    }
+                    Err(error) => {
+                        warn!(program = %program.display(), %error, "cannot start anew: expected a program there; going on");
+                        continue;
+                    }
+                },
+                _ = self.reload.recv() => {
+                    reload.notify_one();
                     continue;
                 }
-            },
-        };
-        notify::stopping();
-        info!(signal, "stopping; containers keep their values");
-        return Ok(End::Stop);
+                // Others open their logs again, or reload.
+                _ = self.other.recv() => {
+                    info!(signal = "SIGUSR1", "the signal has no meaning here; going on. SIGHUP reloads the configuration");
+                    continue;
+                }
+            };
+            notify::stopping();
+            info!(signal, "stopping; containers keep their values");
+            return End::Stop;
+        }
     }
 }
 
@@ -336,19 +377,11 @@ async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     }
 }
 
-/// Takes over the first of `files` that exists whenever it has changed. Returns only when it cannot watch any longer.
-async fn watch(files: &[PathBuf], service: &Service, containers: &Containers) -> anyhow::Result<()> {
-    // Files are replaced by renaming, and the ConfigMaps of Kubernetes by renaming a directory beside them: so it is the
-    // directory that is watched.
-    let directory = match files.first().and_then(|file| file.parent()) {
-        Some(directory) if directory != Path::new("") => directory,
-        _ => Path::new("."),
-    };
-    let inotify = Inotify::init().context("start inotify")?;
-    let events = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
-    inotify.watches().add(directory, events).with_context(|| format!("watch {}", directory.display()))?;
-    let mut changes = inotify.into_event_stream([0; 4096]).context("read inotify")?;
-
+/// Takes over the first of `files` that exists whenever it has changed, and when `reload` is notified.
+async fn watch(files: &[PathBuf], service: &Service, containers: &Containers, reload: &Notify) -> Infallible {
+    let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ");
+    let mut changes = Changes::new(files).inspect_err(|error| unwatched(&names, error)).ok();
+    let mut is_asked_for = false;
     let mut seen = None;
     loop {
         let now = files.iter().find_map(|file| match read_file(file, config::LARGEST) {
@@ -360,37 +393,173 @@ async fn watch(files: &[PathBuf], service: &Service, containers: &Containers) ->
                 warn!("the configuration file was removed; the configuration before stays in force");
                 seen = None;
             }
+            None if is_asked_for => warn!("there is no {names}; the configuration before stays in force"),
             None => {}
             Some((file, Err(error))) => {
                 error!("cannot read {}: {error}; the configuration before stays in force", file.display());
             }
-            Some((file, Ok(text))) if seen.as_ref() != Some(&text) => {
-                match Config::parse(&text, &file.display().to_string()) {
-                    Ok(config) if config == containers.settings().config => {}
-                    Ok(config) => {
-                        info!(file = %file.display(), "configuration changed");
-                        service.reconfigure(config);
-                    }
-                    Err(errors) => error!("{errors}\nthe configuration before stays in force"),
-                }
+            Some((file, Ok(text))) if is_asked_for || seen.as_ref() != Some(&text) => {
+                take_over(&file.display().to_string(), &text, service, containers, is_asked_for);
                 seen = Some(text);
             }
             Some(_) => {}
         }
-        let mut next = changes.next().await;
-        // A file may be made empty and filled then, and an empty one stands for the defaults: wait for quiet.
-        while let Some(Ok(_)) = &next {
-            match timeout(QUIET, changes.next()).await {
-                Ok(event) => next = event,
-                Err(_) => break,
+        let changed = async {
+            let Some(watched) = &mut changes else { return std::future::pending().await };
+            watched.next().await
+        };
+        is_asked_for = tokio::select! {
+            changed = changed => {
+                if let Err(error) = changed {
+                    unwatched(&names, &error);
+                    changes = None;
+                }
+                false
+            }
+            () = reload.notified() => {
+                info!(signal = "SIGHUP", "reading the configuration again");
+                true
+            }
+        };
+    }
+}
+
+fn unwatched(files: &str, error: &anyhow::Error) {
+    warn!("changes of {files} take effect only with SIGHUP or a restart: {error:#}");
+}
+
+/// Goes on with what a configuration file holds, unless it is what is in force, or no configuration. `is_asked_for`: somebody
+/// wants to hear of either.
+fn take_over(file: &str, text: &[u8], service: &Service, containers: &Containers, is_asked_for: bool) {
+    let in_force = &containers.settings().config;
+    match Config::parse(text, file) {
+        Ok(config) if config == *in_force => {
+            if is_asked_for {
+                info!(file, "the configuration is in force already");
             }
         }
-        match next {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(error).context("read inotify"),
-            None => return Err(anyhow!("inotify ended")),
+        // A program that writes the file may have made it empty before. At the start nothing else is in force, and an empty one
+        // stands for the defaults.
+        Ok(_) if is_empty(text) => warn!(
+            "{file} is empty: expected at least one field, or {{}} for the defaults; the configuration before stays in force"
+        ),
+        Ok(config) => {
+            info!(file, "configuration changed");
+            service.reconfigure(config);
+        }
+        Err(errors) => error!("{errors}\nthe configuration before stays in force"),
+    }
+}
+
+/// Whether there is nothing in a file of YAML but white space, comments and marks of documents.
+fn is_empty(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
+    lines.all(|line| line.is_empty() || line.starts_with('#') || ["---", "..."].contains(&line))
+}
+
+/// Changes of the configuration's directory, which may not be there yet.
+struct Changes {
+    directory: PathBuf,
+    events: EventStream<[u8; 4096]>,
+    watched: Option<Watched>,
+}
+
+/// A directory that is watched.
+struct Watched {
+    descriptor: WatchDescriptor,
+    path: PathBuf,
+    /// What is to appear in it; `None` if it is the one that everything is about.
+    missing: Option<OsString>,
+}
+
+impl Changes {
+    /// Files are replaced by renaming, and the ConfigMaps of Kubernetes by renaming a directory beside them: so it is the
+    /// directory that is watched.
+    fn new(files: &[PathBuf]) -> anyhow::Result<Self> {
+        let directory = match files.first().and_then(|file| file.parent()) {
+            Some(directory) if directory != Path::new("") => directory,
+            _ => Path::new("."),
+        };
+        let inotify = Inotify::init().context("start inotify")?;
+        let events = inotify.into_event_stream([0; 4096]).context("read inotify")?;
+        let mut changes = Self { directory: directory.to_owned(), events, watched: None };
+        changes.watch()?;
+        Ok(changes)
+    }
+
+    /// Watches the directory, or the nearest above it that is there.
+    fn watch(&mut self) -> anyhow::Result<()> {
+        loop {
+            let (path, missing) = nearest(&self.directory);
+            if self.watched.as_ref().is_some_and(|watched| watched.path == path) {
+                return Ok(());
+            }
+            let its_own = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
+            let in_it = match missing {
+                Some(_) => WatchMask::CREATE | WatchMask::MOVED_TO,
+                None => WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE,
+            };
+            if let Some(before) = self.watched.take() {
+                // It may be gone.
+                let _ = self.events.watches().remove(before.descriptor);
+            }
+            match self.events.watches().add(&path, its_own | in_it) {
+                // Another look: what is missing may have been made meanwhile.
+                Ok(descriptor) => self.watched = Some(Watched { descriptor, path, missing }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("watch {}", path.display())),
+            }
         }
     }
+
+    /// Waits until something has changed that may concern the files, and no more has for a while: a file may be made empty and
+    /// filled then.
+    async fn next(&mut self) -> anyhow::Result<()> {
+        while !self.concerns().await? {}
+        let quiet = async {
+            while let Ok(concerns) = timeout(QUIET, self.concerns()).await {
+                concerns?;
+            }
+            Ok(())
+        };
+        timeout(MOST, quiet).await.unwrap_or(Ok(()))
+    }
+
+    /// Waits for the next event, and tells whether it may concern the files.
+    async fn concerns(&mut self) -> anyhow::Result<bool> {
+        let event = self.events.next().await.context("inotify ended")?.context("read inotify")?;
+        let is_lost = event.mask.contains(EventMask::Q_OVERFLOW);
+        let Some(watched) = &self.watched else { return Ok(false) };
+        if event.wd != watched.descriptor && !is_lost {
+            return Ok(false);
+        }
+        let is_over = EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF;
+        if is_lost || event.mask.intersects(is_over) {
+            if event.mask.contains(EventMask::MOVE_SELF) {
+                // Where it is now is nobody's concern.
+                let _ = self.events.watches().remove(watched.descriptor.clone());
+            }
+            self.watched = None;
+        } else if watched.missing.is_some() && event.name != watched.missing {
+            return Ok(false);
+        }
+        self.watch()?;
+        Ok(true)
+    }
+}
+
+/// A directory, or the nearest above it that is there, and what is missing there.
+fn nearest(directory: &Path) -> (PathBuf, Option<OsString>) {
+    let mut missing = None;
+    for above in directory.ancestors() {
+        let above = if above == Path::new("") { Path::new(".") } else { above };
+        if above.is_dir() {
+            return (above.to_owned(), missing);
+        }
+        missing = above.file_name().map(OsString::from);
+    }
+    (PathBuf::from("/"), missing)
 }
 
 #[cfg(test)]
@@ -419,6 +588,63 @@ mod tests {
     impl Lines {
         fn take(&self) -> String {
             String::from_utf8(std::mem::take(&mut *self.0.lock().expect("nobody panicked"))).expect("text")
+        }
+    }
+
+    /// Whether a change is told of.
+    async fn is_told(changes: &mut Changes) -> bool {
+        timeout(Duration::from_secs(5), changes.next()).await.is_ok_and(|change| change.is_ok())
+    }
+
+    #[tokio::test]
+    async fn missing_directories_are_watched_for() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = root.path().join("nri/conf.d");
+        let mut changes = Changes::new(&[directory.join("a.conf"), directory.join("b.conf")]).expect("watched");
+        // Others are nobody's concern.
+        fs::write(root.path().join("hosts"), "").expect("written");
+        fs::create_dir(root.path().join("apt")).expect("made");
+        assert!(timeout(QUIET, changes.next()).await.is_err());
+        fs::create_dir(root.path().join("nri")).expect("made");
+        assert!(is_told(&mut changes).await);
+        fs::create_dir(&directory).expect("made");
+        assert!(is_told(&mut changes).await);
+        fs::write(directory.join("b.conf"), "{}").expect("written");
+        assert!(is_told(&mut changes).await);
+        // Made elsewhere, and moved here with what is in it.
+        fs::remove_dir_all(root.path().join("nri")).expect("removed");
+        assert!(is_told(&mut changes).await);
+        fs::create_dir_all(root.path().join("new/conf.d")).expect("made");
+        fs::rename(root.path().join("new"), root.path().join("nri")).expect("moved");
+        assert!(is_told(&mut changes).await);
+        fs::write(directory.join("a.conf"), "{}").expect("written");
+        assert!(is_told(&mut changes).await);
+    }
+
+    #[tokio::test]
+    async fn a_restless_directory_delays_no_configuration() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut changes = Changes::new(&[directory.path().join("a.conf")]).expect("watched");
+        let other = directory.path().join("other");
+        let restless = async {
+            loop {
+                fs::write(&other, "").expect("written");
+                tokio::time::sleep(QUIET / 4).await;
+            }
+        };
+        tokio::select! {
+            () = restless => {}
+            change = timeout(2 * MOST, changes.next()) => assert!(change.is_ok_and(|change| change.is_ok())),
+        }
+    }
+
+    #[test]
+    fn comments_and_marks_alone_are_empty() {
+        for text in ["", "\n", " \t\r\n", "# a: b", "---\n# a\n...\n", "\u{feff}\n"] {
+            assert!(is_empty(text.as_bytes()), "{text:?}");
+        }
+        for text in ["{}", "null", "a: b", "# a\nb", "---\n{}\n", "\0"] {
+            assert!(!is_empty(text.as_bytes()), "{text:?}");
         }
     }
 

@@ -442,7 +442,7 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     assert_eq!(asked["id-b"], expected);
     daemon.says("outcome=applied").await;
 
-    // Made anew and filled then, as install and some editors do: empty would mean the defaults.
+    // Made anew and filled then, as install and some editors do.
     fs::remove_file(node.path("plimsoll.yaml")).unwrap();
     let text = "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: 0.5\n";
     let mut file = fs::File::create(node.path("plimsoll.yaml")).unwrap();
@@ -467,6 +467,141 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     fs::remove_file(node.path("plimsoll.yaml")).unwrap();
     daemon.says("was removed; the configuration before stays in force").await;
     assert_eq!(runtime.create(&pod).await, HashMap::new());
+}
+
+const TIGHT: &str = "nodeAllocatable: 4Gi\nmemoryThrottlingFactor: 0.5\nlogLevel: debug\n";
+
+/// What memory.high of a container without a limit is set to, in MiB; a factor of 0.5 makes 2048 of it.
+async fn high(runtime: &harness::Runtime) -> i64 {
+    let created = runtime.create(&Pod::new("besteffort", "e", 0)).await;
+    created["memory.high"].parse::<i64>().unwrap() / MIB
+}
+
+#[tokio::test]
+async fn hangup_reloads_what_no_watch_sees() {
+    let node = Node::new();
+    fs::create_dir(node.path("elsewhere")).unwrap();
+    node.write("elsewhere/real.yaml", "nodeAllocatable: 4Gi\nlogLevel: debug\n");
+    std::os::unix::fs::symlink(node.path("elsewhere/real.yaml"), node.path("link.yaml")).unwrap();
+    let mut daemon = node.start_with(&["--config", node.path("link.yaml").to_str().unwrap()]);
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    assert_eq!(high(&runtime).await, 3686);
+    // The directory of the link has nothing of it.
+    node.write("elsewhere/real.yaml", TIGHT);
+    daemon.signal(Signal::HUP);
+    daemon.says("configuration changed").await;
+    assert_eq!(high(&runtime).await, 2048);
+    daemon.signal(Signal::HUP);
+    daemon.says("the configuration is in force already").await;
+    node.write("elsewhere/real.yaml", "memoryThrottlingFactor: 2\n");
+    daemon.signal(Signal::HUP);
+    daemon.says("stays in force").await;
+    fs::remove_file(node.path("elsewhere/real.yaml")).unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.says("stays in force").await;
+    assert_eq!(high(&runtime).await, 2048);
+}
+
+#[tokio::test]
+async fn signals_that_reload_others_end_nothing() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    // Also while it waits for a runtime's answer.
+    let trunk = node.trunk().await;
+    daemon.signal(Signal::HUP);
+    daemon.signal(Signal::USR1);
+    daemon.says("SIGUSR1").await;
+    let runtime = node.serve(trunk, Options { request_timeout: Duration::from_secs(30), ..Options::default() }).await;
+    runtime.synchronize(&[]).await;
+    daemon.says("reading the configuration again").await;
+    for signal in [Signal::USR1, Signal::HUP] {
+        daemon.signal(signal);
+        daemon.says(if signal == Signal::HUP { "SIGHUP" } else { "SIGUSR1" }).await;
+    }
+    assert_eq!(high(&runtime).await, 3686);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ends().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_launched_plugin_and_what_waits_for_it_survive_hangup() {
+    let node = Node::new();
+    let (mut daemon, trunk) = node.launch();
+    let runtime = node.serve(trunk, Options::default()).await;
+    runtime.synchronize(&[]).await;
+    daemon.says("synchronized").await;
+    let waits = launched_process(&daemon);
+    let children = format!("/proc/{0}/task/{0}/children", waits.as_raw_nonzero());
+    let plugin = Pid::from_raw(fs::read_to_string(children).unwrap().trim().parse().unwrap()).unwrap();
+    for signal in [Signal::HUP, Signal::USR1] {
+        kill_process(waits, signal).unwrap();
+        kill_process(plugin, signal).unwrap();
+        daemon.says(if signal == Signal::HUP { "SIGHUP" } else { "SIGUSR1" }).await;
+    }
+    kill_process(plugin, Signal::TERM).unwrap();
+    // The plugin's own, by way of what waits.
+    assert_eq!(timeout(Duration::from_secs(60), daemon.ends()).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn an_empty_file_replaces_no_configuration() {
+    let node = Node::new();
+    node.write("plimsoll.yaml", TIGHT);
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    for empty in ["", " \n\t\n", "# nodeAllocatable: 8Gi\n---\n", "\u{feff}# made by hand"] {
+        node.replace("plimsoll.yaml", empty);
+        let line = daemon.says("is empty").await;
+        assert!(line.contains("WARN") && line.contains("stays in force"), "{line}");
+        assert_eq!(high(&runtime).await, 2048, "{empty:?}");
+    }
+    // Also where it is asked for.
+    daemon.signal(Signal::HUP);
+    daemon.says("is empty").await;
+    assert_eq!(high(&runtime).await, 2048);
+    node.replace("plimsoll.yaml", "{}");
+    daemon.says("configuration changed").await;
+    assert_ne!(high(&runtime).await, 2048);
+}
+
+#[tokio::test]
+async fn an_empty_file_at_start_means_defaults() {
+    let node = Node::new();
+    node.write("plimsoll.yaml", "# Nothing yet.\n");
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    assert!(!runtime.create(&Pod::new("besteffort", "e", 0)).await.is_empty());
+    node.replace("plimsoll.yaml", TIGHT);
+    daemon.says("configuration changed").await;
+    assert_eq!(high(&runtime).await, 2048);
+}
+
+#[tokio::test]
+async fn a_configuration_directory_that_appears_is_watched() {
+    let node = Node::new();
+    let directory = node.path("etc/nri/conf.d");
+    let file = directory.join("plimsoll.yaml");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(&file, "nodeAllocatable: 4Gi\nlogLevel: debug\n").unwrap();
+    let mut daemon = node.start_with(&["--config", file.to_str().unwrap()]);
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    for (config, expected) in [(TIGHT, 2048), ("nodeAllocatable: 4Gi\nlogLevel: debug\n", 3686)] {
+        fs::remove_dir_all(node.path("etc")).unwrap();
+        daemon.says("was removed; the configuration before stays in force").await;
+        // One after the other, or all at once.
+        if expected == 2048 {
+            fs::create_dir(node.path("etc")).unwrap();
+            sleep(Duration::from_millis(300)).await;
+        }
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(&file, config).unwrap();
+        daemon.says("configuration changed").await;
+        assert_eq!(high(&runtime).await, expected);
+    }
 }
 
 #[tokio::test]
