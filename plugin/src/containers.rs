@@ -22,7 +22,7 @@ use crate::originals::{DIRECTORY, Originals, Target, Values};
 use crate::pod::{PodUid, QosClass, Request, Resources};
 use crate::policy::{self, Decision, Desired, Node, Policy, Reason, Setting};
 use crate::requests::annotation::Overrides;
-use crate::requests::checkpoint::{Checkpoints, Moment, Record};
+use crate::requests::checkpoint::{Checkpoints, Moment, Recorded};
 use crate::requests::{self, Known, Notice};
 use crate::resize::Limits;
 use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize};
@@ -544,26 +544,26 @@ impl Containers {
         lock(&self.known).by_id.values().cloned().collect()
     }
 
-    /// The kubelet's record of a container. Reads files, though rarely: only when they have changed. Logs what is wrong with
-    /// them.
-    pub fn record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Record> {
+    /// The kubelet's records of a container and its pod. Reads files, though rarely: only when they have changed. Logs what
+    /// is wrong with them.
+    pub fn record(&self, uid: &PodUid, name: &str, moment: Moment) -> Recorded {
         let lookup = lock(&self.checkpoints).lookup(uid, name, moment);
         for problem in lookup.problems {
             warn!(%problem, "kubelet checkpoint");
         }
-        lookup.record
+        lookup.found
     }
 
-    /// The kubelet's record of a container, if no file need be read for it: quick enough for an event.
-    pub fn fresh_record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Option<Record>> {
+    /// The kubelet's records of a container and its pod, if no file need be read for them: quick enough for an event.
+    pub fn fresh_record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Recorded> {
         // Somebody else may be reading a large file meanwhile.
         self.checkpoints.try_lock().ok()?.lookup_unchanged(uid, name, moment)
     }
 
-    /// What a container's files should hold, given the kubelet's record of it. While the plugin does not act, that is what they
-    /// held before the plugin changed them.
-    pub fn decide(&self, container: &Container, record: Option<&Record>) -> Decided {
-        let planned = self.plan(container, record);
+    /// What a container's files should hold, given what is known of the kubelet's record of it. While the plugin does not act,
+    /// that is what they held before the plugin changed them.
+    pub fn decide(&self, container: &Container, recorded: &Recorded) -> Decided {
+        let planned = self.plan(container, recorded);
         let settings = self.settings();
         if settings.enforces() {
             return planned;
@@ -574,7 +574,7 @@ impl Containers {
     }
 
     /// What a container's files would hold by the node's policy, whether the plugin acts or not.
-    pub fn plan(&self, container: &Container, record: Option<&Record>) -> Decided {
+    pub fn plan(&self, container: &Container, recorded: &Recorded) -> Decided {
         let settings = self.settings();
         let resolution = requests::resolve(&Known {
             class: container.class(),
@@ -584,7 +584,7 @@ impl Containers {
             oom_score_adj: container.oom_score_adj,
             mem_total: settings.mem_total,
             allocatable: settings.node.allocatable,
-            record,
+            record: recorded.as_ref().map(|found| found.record.as_ref()).map_err(|inconclusive| *inconclusive),
         });
         let (policy, notice) = if settings.stand_aside {
             (Policy::OFF, None)

@@ -615,7 +615,7 @@ impl Watcher {
             return None;
         }
         let record = self.containers.record(&container.uid, &container.name, container.moment);
-        if record.is_some_and(|record| record.pod_limits) {
+        if record.is_ok_and(|found| found.pod.is_some_and(|pod| pod.has_limits())) {
             debug!(pod = container.pod, container = container.name, "its pod has limits of its own, which stay");
             return None;
         }
@@ -656,7 +656,7 @@ impl Watcher {
         let Some(allocatable) = self.containers.settings().node.allocatable else { return Bytes::ZERO };
         let request = |container: &Container| {
             let record = self.containers.record(&container.uid, &container.name, container.moment);
-            self.containers.decide(container, record.as_ref()).request.map_or(Bytes::ZERO, |request| request.bytes)
+            self.containers.decide(container, &record).request.map_or(Bytes::ZERO, |request| request.bytes)
         };
         let all = self.containers.all();
         let others = all.iter().filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));

@@ -154,7 +154,7 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let page = containers.settings().node.page_size;
     let record = containers.record(&container.uid, &container.name, container.moment);
     let Some(path) = &container.cgroup else {
-        let decided = containers.decide(container, record.as_ref());
+        let decided = containers.decide(container, &record);
         let claim = decided.desired.claim.unwrap_or_default();
         return Ok(Compared {
             decided,
@@ -168,10 +168,10 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
     let cgroup = root.cgroup(path)?;
     let in_force = cgroup.read(Knob::Max)?;
     let decided = if in_force.is_same(container.limit, page) {
-        containers.decide(container, record.as_ref())
+        containers.decide(container, &record)
     } else {
         // An update that failed after it was told of, or one that nobody told of: the kernel is right.
-        containers.decide(&Container { limit: in_force, ..container.clone() }, record.as_ref())
+        containers.decide(&Container { limit: in_force, ..container.clone() }, &record)
     };
     let mut writes = Vec::new();
     let held = Values::read(&cgroup)?;
@@ -529,8 +529,8 @@ impl Reconciler {
         let mut alive = containers.iter().filter(|container| self.ancestors.is_alive(container));
         // One is enough: the sum is of all.
         let recorded = alive.clone().find_map(|container| {
-            let record = self.containers.record(&container.uid, &container.name, container.moment)?;
-            (!record.pod_limits).then_some(container)
+            let found = self.containers.record(&container.uid, &container.name, container.moment).ok()?;
+            (found.record.is_some() && !found.pod?.has_limits()).then_some(container)
         });
         let raised = alive.find(|container| container.limit > container.asked);
         match (recorded, raised) {
@@ -678,7 +678,7 @@ impl Reconciler {
     /// Its values come with its start.
     fn not_yet_started(&self, container: &Container) {
         let record = self.containers.record(&container.uid, &container.name, container.moment);
-        let decided = self.containers.decide(container, record.as_ref());
+        let decided = self.containers.decide(container, &record);
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
             self.ancestors.claim(place, &container.id, claim);
         }

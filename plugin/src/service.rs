@@ -34,7 +34,7 @@ use crate::policy::Setting;
 use crate::reconcile::{Work, memory_limit, update};
 use crate::report::{LowerLimit, Reports, Subject, What};
 use crate::requests::annotation::{self, Overrides};
-use crate::requests::checkpoint::{Moment, Record};
+use crate::requests::checkpoint::{Found, Inconclusive, Moment, Recorded};
 use crate::resize::{self, Limits};
 use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize, excerpt, printable};
 
@@ -51,10 +51,6 @@ const WOULD_KILL: &str = "memory limit not lowered: the container uses more than
 /// The same of a pod, also constant.
 const WOULD_KILL_IN_POD: &str = "memory limit of the pod not lowered: it uses more than that and would have processes killed; it has to free \
                                  memory first, or the limit to be higher (plimsoll's log has the numbers)";
-
-/// Whether the kubelet has a record of a container could not be found out.
-#[derive(Debug)]
-struct Inconclusive;
 
 /// What the plugin does about a configuration that came into force.
 pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
@@ -247,21 +243,17 @@ impl Service {
         self.containers.settings().node.page_size
     }
 
-    /// The kubelet's record of a container.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be told in time whether there is one.
-    async fn record(&self, container: &Container) -> Result<Option<Record>, Inconclusive> {
+    /// The kubelet's records of a container and its pod; inconclusive also where they cannot be read in time.
+    async fn record(&self, container: &Container) -> Recorded {
         let moment = container.moment;
         if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment) {
-            return Ok(record);
+            return record;
         }
         let budget = *lock(&self.budget);
         let (containers, uid, name) = (self.containers.clone(), container.uid.clone(), container.name.clone());
         let lookup = tokio::task::spawn_blocking(move || containers.record(&uid, &name, moment));
         match timeout(budget, lookup).await {
-            Ok(Ok(record)) => Ok(record),
+            Ok(Ok(record)) => record,
             Ok(Err(error)) => {
                 warn!(pod = container.pod, container = container.name, %error, "looking up the kubelet's record failed");
                 Err(Inconclusive)
@@ -301,18 +293,11 @@ impl Service {
             former => former,
         };
         let (is_recorded, pod_limits) = match &record {
-            Ok(Some(record)) => (true, record.pod_limits),
+            Ok(Found { record: Some(_), pod: Some(pod) }) => (true, pod.has_limits()),
             _ => (false, false),
         };
         let container = self.containers.insert(container);
-        let decided = match record {
-            Ok(record) => self.containers.decide(&container, record.as_ref()),
-            // The pod's author has a say only where the kubelet has none.
-            Err(Inconclusive) => {
-                let overrides = Overrides { memory_request: None, ..container.overrides };
-                self.containers.decide(&Container { overrides, ..(*container).clone() }, None)
-            }
-        };
+        let decided = self.containers.decide(&container, &record);
         for notice in &decided.notices {
             warn!(pod = container.pod, container = container.name, "{notice}");
         }

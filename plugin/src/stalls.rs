@@ -177,7 +177,7 @@ impl Stalls {
         }
         // Only what the policy has set is this plugin's to raise.
         let record = self.containers.record(&container.uid, &container.name, container.moment);
-        let decided = self.containers.decide(&Container { released: None, ..container.clone() }, record.as_ref());
+        let decided = self.containers.decide(&Container { released: None, ..container.clone() }, &record);
         let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
         let max = max.unwrap_or(Bytes::MAX);

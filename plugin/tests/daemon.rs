@@ -303,6 +303,7 @@ async fn annotations_are_honoured_and_bad_ones_reported() {
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     let pod = Pod::new("burstable", "b", 200 * MIB)
+        .scored(100 * MIB)
         .annotate("memory-request.plimsoll.nri.io/container.app", "100Mi")
         .annotate("memory-request.plimsoll.nri.io/pod", "50Mi")
         .annotate("throttling-factor.plimsoll.nri.io", "0.5")
@@ -310,6 +311,7 @@ async fn annotations_are_honoured_and_bad_ones_reported() {
     let expected = unified(&[("memory.low", 100 * MIB), ("memory.high", 150 * MIB)]);
     assert_eq!(runtime.create(&pod).await, expected);
     let bad = Pod::new("burstable", "c", 200 * MIB)
+        .scored(100 * MIB)
         .annotate("memory-request.plimsoll.nri.io", "100Mi")
         .annotate("throttling-factor.plimsoll.nri.io", "75%");
     let expected = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
@@ -341,7 +343,8 @@ async fn nonsense_from_the_runtime_is_named_and_the_container_still_created() {
             daemon.says(message).await;
         }
     }
-    let above = Pod::new("burstable", "r", 100 * MIB).annotate("memory-request.plimsoll.nri.io", "200Mi");
+    let above = Pod::new("burstable", "r", 100 * MIB).scored(200 * MIB);
+    let above = above.annotate("memory-request.plimsoll.nri.io", "200Mi");
     assert_eq!(runtime.create(&above).await, unified(&[("memory.min", 100 * MIB)]));
     daemon.says("exceeds the limit").await;
 
@@ -384,8 +387,13 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
-    let pod = Pod::new("burstable", "b", 200 * MIB).annotate("memory-request.plimsoll.nri.io", "50Mi");
-    let from_annotation = unified(&[("memory.min", 50 * MIB), ("memory.high", 185 * MIB)]);
+    let pod = Pod::new("burstable", "b", 200 * MIB).scored(50 * MIB);
+    let pod = pod.annotate("memory-request.plimsoll.nri.io", "51Mi");
+    // 994: from 6 thousandths of 8 GiB on.
+    let low = 8192 * MIB * 6 / 1000 + 1;
+    let from_score = unified(&[("memory.min", low), ("memory.high", (low + (200 * MIB - low) * 9 / 10) / 4096 * 4096)]);
+    let from_annotation =
+        unified(&[("memory.min", 51 * MIB), ("memory.high", (51 * MIB + 149 * MIB * 9 / 10) / 4096 * 4096)]);
     let from_checkpoint = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
 
     assert_eq!(runtime.create(&pod).await, from_annotation);
@@ -394,8 +402,9 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
 
     let good = fs::read_to_string(node.path("host/var/lib/kubelet/actuated_pods_state")).unwrap();
     node.replace("host/var/lib/kubelet/actuated_pods_state", &good[..good.len() / 2]);
-    assert_eq!(runtime.create(&pod).await, from_annotation);
+    assert_eq!(runtime.create(&pod).await, from_score, "there may be a record");
     daemon.says("actuated_pods_state").await;
+    daemon.says("annotation memory-request is ignored while the kubelet's checkpoint cannot be read").await;
 
     let newer = good.replacen('{', r#"{"version":"v9","somethingNew":[1,2,{}],"#, 1);
     node.replace("host/var/lib/kubelet/actuated_pods_state", &newer);
@@ -417,8 +426,41 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     assert_eq!(runtime.read(&pod, "memory.min"), from_checkpoint["memory.min"]);
     assert_eq!(runtime.read(&pod, "memory.high"), from_checkpoint["memory.high"]);
 
-    fs::remove_file(node.path("host/var/lib/kubelet/actuated_pods_state")).unwrap();
+    // A version that holds nothing that can be read here, a file that is too large, and one that is none.
+    let path = node.path("host/var/lib/kubelet/actuated_pods_state");
+    node.replace("host/var/lib/kubelet/actuated_pods_state", r#"{"version":"v9","data":"{\"podList\":\"x\"}"}"#);
+    assert_eq!(runtime.create(&pod).await, from_score);
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len((64 << 20) + 1).unwrap();
+    assert_eq!(runtime.create(&pod).await, from_score);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(runtime.create(&pod).await, from_score);
+
+    fs::remove_dir(&path).unwrap();
     assert_eq!(runtime.create(&pod).await, from_annotation);
+}
+
+#[tokio::test]
+async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    // 990: less than 11 thousandths of 8 GiB, and one more for the kubelet's idea of them.
+    let greedy = Pod::new("burstable", "b", 0).scored(82 * MIB).annotate("memory-request.plimsoll.nri.io", "3Gi");
+    let most = 8192 * MIB * 11 / 1000 + 8192 * MIB / 1000;
+    let created = runtime.create(&greedy).await;
+    assert_eq!(created["memory.min"], most.to_string());
+    daemon.says("exceeds what the kubelet's oom_score_adj allows").await;
+    runtime.make_cgroup(&greedy);
+    runtime.apply(&greedy, &created);
+    runtime.started(&greedy).await;
+    daemon.says("outcome=unchanged").await;
+    // While a checkpoint cannot be read it has no say, wherever the container is looked at.
+    node.write("host/var/lib/kubelet/actuated_pods_state", "torn");
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n");
+    let asked = runtime.serve_update(&[&greedy]).await;
+    assert_eq!(asked["id-b"]["memory.min"], (8192 * MIB / 100 + 1).to_string());
 }
 
 #[tokio::test]

@@ -390,7 +390,7 @@ impl Status {
             .iter()
             .map(|container| {
                 let record = containers.record(&container.uid, &container.name, container.moment);
-                containers.plan(container, record.as_ref())
+                containers.plan(container, &record)
             })
             .collect();
         let levels = if settings.observes() {

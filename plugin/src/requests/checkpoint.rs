@@ -10,9 +10,10 @@
 //!
 //! The checksum is not verified: it guards the kubelet against its own bugs, and a file cut short is no JSON anyway.
 //!
-//! **A file that cannot be read counts as having no records**, even if an earlier version of it was good. The older
-//! content would still be right for most containers, but wrong for exactly those whose change made the kubelet write
-//! the file; the sources that come after this one are at least true, if less exact.
+//! **A file that cannot be read has no records, but is not "no record"**: unless another file has one, the answer is
+//! [`Inconclusive`]. An earlier version of the file does not count, even if it was good. The older content would still
+//! be right for most containers, but wrong for exactly those whose change made the kubelet write the file; the sources
+//! that come after this one are at least true, if less exact.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,6 +22,7 @@ use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
@@ -29,7 +31,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::pod::{CheckpointFile, PodUid};
-use crate::units::{Bytes, excerpt};
+use crate::units::{Bytes, MilliCpu, QuantityError, excerpt};
 
 /// The kubelet's root directory unless it was told otherwise (`--root-dir`).
 pub const DEFAULT_DIR: &str = "/var/lib/kubelet";
@@ -46,8 +48,6 @@ pub struct Record {
     pub request: Option<Bytes>,
     /// The limit; `None` is not given.
     pub limit: Option<Bytes>,
-    /// The pod has limits of its own (`PodLevelResources`, Kubernetes 1.34), which are not the sum of its containers'.
-    pub pod_limits: bool,
 }
 
 impl Record {
@@ -57,6 +57,22 @@ impl Record {
         self.request.or(self.limit).unwrap_or(Bytes::ZERO)
     }
 }
+
+/// The kubelet's records of a container and of its pod, as far as there are any.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The container's.
+    pub record: Option<Record>,
+    /// The pod's. It may be there without one of the container: ephemeral containers are in no record.
+    pub pod: Option<Arc<PodRecord>>,
+}
+
+/// Whether the kubelet has a record could not be found out: a file cannot be read, or not in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inconclusive;
+
+/// What is known of the kubelet's records.
+pub type Recorded = Result<Found, Inconclusive>;
 
 /// When the record is needed, which decides the file that is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +97,8 @@ impl Moment {
 /// What a look-up found.
 #[derive(Debug)]
 pub struct Lookup {
-    /// The record, if any readable file has one.
-    pub record: Option<Record>,
+    /// The records, from the first readable file that has one of the container.
+    pub found: Recorded,
     /// Files found unreadable just now. A file is reported once per version of it, so these can be logged as they
     /// come.
     pub problems: Vec<CheckpointError>,
@@ -158,12 +174,60 @@ pub struct Checkpoints {
     cached: [Cached; 3],
 }
 
+/// A search for a container through one file after the other.
+struct Search<'a> {
+    uid: &'a PodUid,
+    container: &'a str,
+    found: Found,
+    /// A file that may have had the record could not be read.
+    is_inconclusive: bool,
+    /// A file was read.
+    is_read: bool,
+}
+
+impl<'a> Search<'a> {
+    fn new(uid: &'a PodUid, container: &'a str) -> Self {
+        Self { uid, container, found: Found::default(), is_inconclusive: false, is_read: false }
+    }
+
+    /// Takes what a file says, and tells whether no other file has to be asked.
+    fn is_over(&mut self, file: CheckpointFile, cached: &Cached) -> bool {
+        if cached.is_unreadable {
+            // A kubelet that writes the newer files leaves the one of 1.32 as it was.
+            self.is_inconclusive |= file != CheckpointFile::StatusManager || !self.is_read;
+            return false;
+        }
+        let Some(pod) = cached.records.pods.get(self.uid) else {
+            self.is_read |= cached.version.is_some();
+            return false;
+        };
+        self.is_read = true;
+        match pod.containers.iter().find(|(name, _)| **name == *self.container) {
+            Some((_, Some(entry))) => {
+                let record = Record { file, request: entry.request, limit: entry.limit };
+                self.found = Found { record: Some(record), pod: Some(pod.clone()) };
+                return true;
+            }
+            Some((_, None)) => self.is_inconclusive = true,
+            None => {}
+        }
+        self.found.pod.get_or_insert_with(|| pod.clone());
+        false
+    }
+
+    fn found(self) -> Recorded {
+        if self.found.record.is_none() && self.is_inconclusive { Err(Inconclusive) } else { Ok(self.found) }
+    }
+}
+
 /// What is remembered of one file.
 #[derive(Debug, Default)]
 struct Cached {
     /// The version that `records` came from; `None` where the file is missing or must be tried again.
     version: Option<Version>,
     records: Records,
+    /// The file is there, and its records are not to be known.
+    is_unreadable: bool,
     /// The last input/output error, to report each kind once.
     failure: Option<io::ErrorKind>,
 }
@@ -200,32 +264,32 @@ impl Checkpoints {
     /// Finds the record of a container. Missing files are normal (older kubelets have none) and no problem.
     pub fn lookup(&mut self, uid: &PodUid, container: &str, moment: Moment) -> Lookup {
         let mut problems = Vec::new();
-        let record =
-            moment.files().into_iter().find_map(|file| self.records(file, &mut problems).find(uid, container, file));
-        Lookup { record, problems }
+        let mut search = Search::new(uid, container);
+        for file in moment.files() {
+            let cached = &mut self.cached[Self::slot(file)];
+            cached.refresh(&self.dir.join(file.file_name()), &mut problems);
+            if search.is_over(file, cached) {
+                break;
+            }
+        }
+        Lookup { found: search.found(), problems }
     }
 
     /// Does what [`lookup`](Self::lookup) does if no file need be read for it, else `None`. Costs a look at the metadata of
     /// the files that it asks, usually one.
-    pub fn lookup_unchanged(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<Option<Record>> {
+    pub fn lookup_unchanged(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<Recorded> {
+        let mut search = Search::new(uid, container);
         for file in moment.files() {
             let cached = &self.cached[Self::slot(file)];
             let metadata = self.dir.join(file.file_name()).symlink_metadata();
             if metadata.ok().map(|metadata| Version::of(&metadata)) != cached.version {
                 return None;
             }
-            if let Some(record) = cached.records.find(uid, container, file) {
-                return Some(Some(record));
+            if search.is_over(file, cached) {
+                break;
             }
         }
-        Some(None)
-    }
-
-    fn records(&mut self, file: CheckpointFile, problems: &mut Vec<CheckpointError>) -> &Records {
-        let path = self.dir.join(file.file_name());
-        let cached = &mut self.cached[Self::slot(file)];
-        cached.refresh(&path, problems);
-        &cached.records
+        Some(search.found())
     }
 
     const fn slot(file: CheckpointFile) -> usize {
@@ -249,7 +313,8 @@ impl Cached {
             Ok(opened) => opened,
             Err(error) => return self.failed(path, error, problems),
         };
-        *self = Self { version: Some(version), records: Records::default(), failure: self.failure };
+        *self =
+            Self { version: Some(version), records: Records::default(), is_unreadable: true, failure: self.failure };
         let Some(file) = file else {
             problems.push(CheckpointError::NotAFile { path: path.to_owned() });
             return;
@@ -273,6 +338,7 @@ impl Cached {
                     });
                 }
                 self.records = records;
+                self.is_unreadable = false;
                 self.failure = None;
             }
             Err(error) => problems.push(CheckpointError::Form { path: path.to_owned(), error }),
@@ -283,6 +349,7 @@ impl Cached {
         let known = self.failure.replace(error.kind());
         self.version = None;
         self.records = Records::default();
+        self.is_unreadable = error.kind() != io::ErrorKind::NotFound;
         if error.kind() != io::ErrorKind::NotFound && known != Some(error.kind()) {
             problems.push(CheckpointError::Io { path: path.to_owned(), error });
         }
@@ -304,10 +371,10 @@ fn open(path: &Path) -> io::Result<(Option<File>, Version)> {
     Ok((metadata.is_file().then_some(file), version))
 }
 
-/// The memory of every container in a checkpoint, and nothing else of it.
+/// The memory and the processor limit of every container in a checkpoint, and nothing else of it.
 #[derive(Debug, Default)]
 pub struct Records {
-    pods: HashMap<PodUid, PodRecord>,
+    pods: HashMap<PodUid, Arc<PodRecord>>,
     unreadable: usize,
     first_unreadable: Option<String>,
 }
@@ -315,7 +382,7 @@ pub struct Records {
 impl Records {
     /// How many containers have a record.
     pub fn len(&self) -> usize {
-        self.pods.values().map(|pod| pod.containers.len()).sum()
+        self.pods.values().map(|pod| pod.containers.iter().filter(|(_, entry)| entry.is_some()).count()).sum()
     }
 
     /// Whether no container has a record.
@@ -323,25 +390,17 @@ impl Records {
         self.len() == 0
     }
 
-    fn find(&self, uid: &PodUid, container: &str, file: CheckpointFile) -> Option<Record> {
-        let pod = self.pods.get(uid)?;
-        let &(_, Memory { request, limit }) = pod.containers.iter().find(|(name, _)| **name == *container)?;
-        Some(Record { file, request, limit, pod_limits: pod.has_limits })
-    }
-
-    /// Keeps what `raw` says of memory. A quantity that is none makes that record count as missing: reported, never 0.
-    fn read(&mut self, raw: RawResources, whose: impl FnOnce() -> String) -> Option<Memory> {
-        let amount = |list: Option<RawList>| match list.and_then(|list| list.memory) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Bytes::from_quantity(&text).map(Some).map_err(|error| error.to_string()),
-            Some(Value::Number(number)) => {
-                Bytes::from_quantity(&number.to_string()).map(Some).map_err(|error| error.to_string())
+    /// Keeps what `raw` says. A quantity of memory that is none makes that record unreadable: reported, never 0.
+    fn read(&mut self, raw: RawResources, whose: impl FnOnce() -> String) -> Option<Entry> {
+        let memory =
+            |list: Option<&RawList>| quantity(list.and_then(|list| list.memory.as_ref()), Bytes::from_quantity);
+        match (memory(raw.requests.as_ref()), memory(raw.limits.as_ref())) {
+            (Ok(request), Ok(limit)) => {
+                let cpu_limit = raw.limits.as_ref().and_then(|limits| limits.cpu.as_ref());
+                // One that is none is as good as none: nothing follows from it.
+                let cpu_limit = quantity(cpu_limit, MilliCpu::from_quantity).unwrap_or(None);
+                Some(Entry { request, limit, cpu_limit })
             }
-            Some(other) => Err(format!("expected a quantity, found '{}'", excerpt(&other.to_string()))),
-        };
-        let (request, limit) = (amount(raw.requests), amount(raw.limits));
-        match (request, limit) {
-            (Ok(request), Ok(limit)) => Some(Memory { request, limit }),
             (Err(error), _) | (_, Err(error)) => {
                 self.unreadable += 1;
                 self.first_unreadable.get_or_insert_with(|| format!("{}: {error}", whose()));
@@ -351,18 +410,79 @@ impl Records {
     }
 }
 
+/// Reads a quantity, which the kubelet writes as a string.
+fn quantity<T>(
+    value: Option<&Value>,
+    parse: impl FnOnce(&str) -> Result<T, QuantityError>,
+) -> Result<Option<T>, String> {
+    let parsed = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => parse(text),
+        Some(Value::Number(number)) => parse(&number.to_string()),
+        Some(other) => return Err(format!("expected a quantity, found '{}'", excerpt(&other.to_string()))),
+    };
+    parsed.map(Some).map_err(|error| error.to_string())
+}
+
+/// What the kubelet recorded of one pod.
 #[derive(Debug)]
-struct PodRecord {
-    /// By name. A pod has few: a list is smaller than a map, and as quick.
-    containers: Box<[(Box<str>, Memory)]>,
-    /// Beside those of its containers.
-    has_limits: bool,
+pub struct PodRecord {
+    /// By name; `None` is unreadable. A pod has few: a list is smaller than a map, and as quick.
+    containers: Box<[(Box<str>, Option<Entry>)]>,
+    pod_level: PodLevel,
+}
+
+/// The limits that a record has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordedLimits {
+    /// Of memory; `None` is not given.
+    pub memory: Option<Bytes>,
+    /// Of processor time; `None` is not given.
+    pub cpu: Option<MilliCpu>,
+}
+
+/// What a record says of a pod's own resources (`spec.resources`, Kubernetes 1.34).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodLevel {
+    /// Nothing, which proves nothing: only a kubelet with the gate InPlacePodLevelResourcesVerticalScaling (on by
+    /// default since 1.36) records them.
+    #[default]
+    Unrecorded,
+    /// These limits, and no others.
+    Limits(RecordedLimits),
+    /// Something that cannot be read.
+    Unreadable,
+}
+
+impl PodRecord {
+    /// What it says of the pod's own limits.
+    pub fn pod_level(&self) -> PodLevel {
+        self.pod_level
+    }
+
+    /// Whether the pod has limits of its own, as far as the record tells.
+    pub fn has_limits(&self) -> bool {
+        self.pod_level != PodLevel::Unrecorded && self.pod_level != PodLevel::Limits(RecordedLimits::default())
+    }
+
+    /// The limits of a container; `None` if it has no record.
+    pub fn limits(&self, container: &str) -> Option<RecordedLimits> {
+        let (_, entry) = self.containers.iter().find(|(name, _)| **name == *container)?;
+        entry.map(|entry| RecordedLimits { memory: entry.limit, cpu: entry.cpu_limit })
+    }
+
+    /// The names of its containers, also of those whose records cannot be read. Before Kubernetes 1.35 plain init
+    /// containers are not among them, and ephemeral ones never are.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.containers.iter().map(|(name, _)| &**name)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Memory {
+struct Entry {
     request: Option<Bytes>,
     limit: Option<Bytes>,
+    cpu_limit: Option<MilliCpu>,
 }
 
 /// Reads a checkpoint file's bytes.
@@ -412,15 +532,14 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
             .container_resources
             .into_iter()
             .flatten()
-            .filter_map(|(name, resources)| {
+            .map(|(name, resources)| {
                 let whose = || format!("container {} of pod {}", excerpt(&name), excerpt(&uid));
-                let memory = records.read(resources.unwrap_or_default(), whose)?;
-                Some((name.into_boxed_str(), memory))
+                let entry = records.read(resources.unwrap_or_default(), whose);
+                (name.into_boxed_str(), entry)
             })
             .collect();
-        let own = raw.pod_level_resources.and_then(|own| own.limits);
-        let has_limits = own.is_some_and(|limits| !limits.0.is_empty());
-        records.pods.insert(PodUid::new(uid), PodRecord { containers, has_limits });
+        let pod_level = raw.pod_level_resources.map_or(PodLevel::Unrecorded, RawPodLevel::read);
+        records.pods.insert(PodUid::new(uid), Arc::new(PodRecord { containers, pod_level }));
     }
     Ok(records)
 }
@@ -474,7 +593,19 @@ struct RawPod {
 
 #[derive(Deserialize)]
 struct RawPodLevel {
-    limits: Option<Pairs<IgnoredAny>>,
+    limits: Option<RawList>,
+}
+
+impl RawPodLevel {
+    fn read(self) -> PodLevel {
+        let limits = self.limits.unwrap_or_default();
+        let memory = quantity(limits.memory.as_ref(), Bytes::from_quantity);
+        let cpu = quantity(limits.cpu.as_ref(), MilliCpu::from_quantity);
+        match (memory, cpu) {
+            (Ok(memory), Ok(cpu)) => PodLevel::Limits(RecordedLimits { memory, cpu }),
+            _ => PodLevel::Unreadable,
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -487,6 +618,7 @@ struct RawResources {
 struct RawList {
     /// A quantity, which the kubelet writes as a string. Kept raw, so that one that is not does not spoil the file.
     memory: Option<Value>,
+    cpu: Option<Value>,
 }
 
 #[cfg(test)]
@@ -543,7 +675,11 @@ mod tests {
         fn lookup(&mut self, moment: Moment) -> (Option<(u64, CheckpointFile)>, Vec<String>) {
             let found = self.checkpoints.lookup(&PodUid::new("uid-1"), "web", moment);
             (
-                found.record.map(|record| (record.effective_request().get(), record.file)),
+                found
+                    .found
+                    .ok()
+                    .and_then(|found| found.record)
+                    .map(|record| (record.effective_request().get(), record.file)),
                 found
                     .problems
                     .iter()
@@ -590,7 +726,7 @@ mod tests {
     fn no_file_no_directory_no_pod_and_no_container_are_no_problem() {
         let mut nowhere = Checkpoints::new("/nonexistent/kubelet");
         let found = nowhere.lookup(&PodUid::new("uid-1"), "web", Moment::Create);
-        assert!(found.record.is_none() && found.problems.is_empty());
+        assert!(found.found.unwrap().record.is_none() && found.problems.is_empty());
         let mut node = Node::new();
         assert_eq!(node.lookup(Moment::Create), (None, vec![]));
         for data in [
@@ -638,7 +774,7 @@ mod tests {
         assert_eq!(found, Some((MIB, CheckpointFile::Actuated)));
         assert!(problems[0].starts_with("kubelet checkpoint /actuated_pods_state: 2 records have no readable memory quantity, the first being container "), "{problems:?}");
         let bad = node.checkpoints.lookup(&PodUid::new("uid-1"), "bad", Moment::Create);
-        assert!(bad.record.is_none() && bad.problems.is_empty(), "never 0, and reported once");
+        assert!(bad.found.is_err() && bad.problems.is_empty(), "never 0, and reported once");
     }
 
     #[test]
@@ -742,6 +878,88 @@ mod tests {
         assert!(parse(deep.into_bytes()).is_err());
     }
 
+    #[test]
+    fn an_unreadable_file_is_not_no_record() {
+        let good = envelope(&entries("2Mi"), None);
+        let other = envelope(&json!({"entries": {"uid-2": {"ContainerResources": {}}}}), None);
+        let conclusion = |node: &mut Node| {
+            let found = node.checkpoints.lookup(&PodUid::new("uid-1"), "web", Moment::Create).found;
+            let unchanged = node.checkpoints.lookup_unchanged(&PodUid::new("uid-1"), "web", Moment::Create);
+            let is_found = |found: Found| found.record.is_some();
+            if let Some(unchanged) = unchanged {
+                assert_eq!(unchanged.map(is_found), found.clone().map(is_found));
+            }
+            found.map(is_found)
+        };
+        for (actuated, allocated, older, expected) in [
+            (None, None, None, Ok(false)),
+            (Some(&good[..20]), None, None, Err(Inconclusive)),
+            (Some(r#"{"version":"v9","data":"{\"podList\":\"x\"}"}"#), None, None, Err(Inconclusive)),
+            (Some(&good[..20]), Some(&*good), None, Ok(true)),
+            (Some(&good[..20]), Some(&*other), None, Err(Inconclusive)),
+            (Some(&*other), Some(&good[..20]), None, Err(Inconclusive)),
+            (Some(&*other), None, None, Ok(false)),
+            // What an older kubelet has left does not matter to a newer one's pods.
+            (Some(&*other), None, Some("garbage"), Ok(false)),
+            (None, None, Some("garbage"), Err(Inconclusive)),
+        ] {
+            let mut node = Node::new();
+            for (file, text) in [
+                (CheckpointFile::Actuated, actuated),
+                (CheckpointFile::Allocated, allocated),
+                (CheckpointFile::StatusManager, older),
+            ] {
+                if let Some(text) = text {
+                    node.write(file, text);
+                }
+            }
+            for _ in 0..2 {
+                assert_eq!(conclusion(&mut node), expected, "{actuated:?} {allocated:?} {older:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_tells_the_limits_of_pod_and_containers() {
+        let found = |pod_level: Value| {
+            let mut node = Node::new();
+            let data = json!({"entries": {"uid-1": {
+                "ContainerResources": {
+                    "web": {"limits": {"cpu": "500m", "memory": "64Mi"}},
+                    "bare": {},
+                    "odd": {"limits": {"cpu": "x", "memory": "1Mi"}},
+                },
+                "PodLevelResources": pod_level,
+            }}});
+            node.write(CheckpointFile::Actuated, &envelope(&data, None));
+            // An ephemeral container has no record, and its pod has.
+            let found = node.checkpoints.lookup(&PodUid::new("uid-1"), "debugger", Moment::Create).found.unwrap();
+            assert!(found.record.is_none());
+            found.pod.unwrap()
+        };
+        let limits = |memory: u64, cpu: &str| RecordedLimits {
+            memory: (memory > 0).then_some(Bytes::new(memory * MIB)),
+            cpu: MilliCpu::from_quantity(cpu).ok(),
+        };
+        let pod = found(json!(null));
+        assert_eq!(pod.limits("web"), Some(limits(64, "500m")));
+        assert_eq!(pod.limits("bare"), Some(RecordedLimits::default()));
+        assert_eq!(pod.limits("odd"), Some(limits(1, "")), "a processor limit that is none is none");
+        assert_eq!(pod.limits("debugger"), None);
+        assert_eq!(pod.names().count(), 3);
+        for (pod_level, expected) in [
+            (json!(null), PodLevel::Unrecorded),
+            (json!({}), PodLevel::Limits(RecordedLimits::default())),
+            (json!({"requests": {"memory": "1Gi"}}), PodLevel::Limits(RecordedLimits::default())),
+            (json!({"limits": {"hugepages-2Mi": "4Mi"}}), PodLevel::Limits(RecordedLimits::default())),
+            (json!({"limits": {"cpu": "1"}}), PodLevel::Limits(limits(0, "1"))),
+            (json!({"limits": {"memory": "128Mi"}}), PodLevel::Limits(limits(128, ""))),
+            (json!({"limits": {"memory": "much"}}), PodLevel::Unreadable),
+        ] {
+            assert_eq!(found(pod_level.clone()).pod_level(), expected, "{pod_level}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_a_checkpoint_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -766,7 +984,7 @@ mod tests {
         let mut node = Node::new();
         let unchanged = |node: &Node, container| {
             let found = node.checkpoints.lookup_unchanged(&PodUid::new("uid-1"), container, Moment::Create);
-            found.map(|record| record.map(|record| record.effective_request().get()))
+            found.map(|found| found.unwrap().record.map(|record| record.effective_request().get()))
         };
         assert_eq!(unchanged(&node, "web"), Some(None), "no files");
         node.write(CheckpointFile::Actuated, &envelope(&entries("128Mi"), None));

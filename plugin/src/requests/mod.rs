@@ -9,8 +9,10 @@
 //!    nothing. Before the sources below, since the kubelet's word on the class outranks a pod author's annotation.
 //!    A Guaranteed container without a limit (only possible with pod-level resources) stays open here.
 //! 3. **`memory.min` or `memory.low` in the unified map** that the kubelet sent (its own MemoryQoS is on).
-//! 4. **The annotation** `memory-request` ([`annotation`]): only where no checkpoint has a record, so that nobody is
-//!    protected beyond what the scheduler accounted for.
+//! 4. **The annotation** `memory-request` ([`annotation`]): only where it is certain that no checkpoint has a record,
+//!    and at most what `oom_score_adj` allows ([`oom_score_adj::at_most`]), else node allocatable. A pod's author could
+//!    otherwise claim protection that the scheduler did not account for. While a checkpoint cannot be read, there may be
+//!    a record, and the annotation has no say.
 //! 5. **`oom_score_adj`, inverted** ([`oom_score_adj`]), with its error bound.
 //!
 //! If none of these answers, the request is unknown, which is not 0.
@@ -27,7 +29,7 @@ pub mod checkpoint;
 pub mod oom_score_adj;
 
 use annotation::Overrides;
-use checkpoint::Record;
+use checkpoint::{Inconclusive, Record};
 
 /// What is known of a container when its request is to be found.
 #[derive(Clone, Debug)]
@@ -48,7 +50,7 @@ pub struct Known<'a> {
     /// Node allocatable, which bounds what an annotation may claim: a limit does not, nobody accounts for it.
     pub allocatable: Option<Bytes>,
     /// The kubelet's record, if it has one: [`checkpoint::Checkpoints::lookup`].
-    pub record: Option<&'a Record>,
+    pub record: Result<Option<&'a Record>, Inconclusive>,
 }
 
 /// What was found.
@@ -88,7 +90,7 @@ pub fn resolve(known: &Known<'_>) -> Resolution {
 }
 
 fn find(known: &Known<'_>, notices: &mut Vec<Notice>) -> Option<Request> {
-    if let Some(record) = known.record {
+    if let Ok(Some(record)) = known.record {
         if known.overrides.memory_request.is_some() {
             notices.push(Notice::AnnotationOutranked { by: Provenance::Checkpoint(record.file) });
         }
@@ -111,17 +113,45 @@ fn find(known: &Known<'_>, notices: &mut Vec<Notice>) -> Option<Request> {
         }
         return Some(Request::exact(bytes, Provenance::Unified));
     }
-    if let Some(bytes) = known.overrides.memory_request {
-        let bytes = match known.allocatable {
-            Some(allocatable) if bytes > allocatable => {
-                notices.push(Notice::AnnotationAboveAllocatable { requested: bytes, allocatable });
-                allocatable
-            }
-            _ => bytes,
-        };
-        return Some(Request::exact(bytes, Provenance::Annotation));
+    if let Some(requested) = known.overrides.memory_request {
+        match known.record {
+            Ok(_) => return Some(from_annotation(known, requested, notices)),
+            Err(Inconclusive) => notices.push(Notice::AnnotationUnconfirmed),
+        }
     }
     oom_score_adj::request(known.oom_score_adj?, known.mem_total?, known.limit)
+}
+
+/// The annotated request, within what is known otherwise.
+///
+/// `oom_score_adj` may come from a request that is larger than the container's, so that it bounds an annotation only from
+/// above. An annotation below what it says is taken, and counts as inexact: the request may be larger.
+fn from_annotation(known: &Known<'_>, requested: Bytes, notices: &mut Vec<Notice>) -> Request {
+    let mut bytes = requested;
+    // Only the kubelet's formula is known.
+    let scored = match (known.class, known.oom_score_adj, known.mem_total) {
+        (Some(_), Some(adj), Some(mem_total)) => {
+            oom_score_adj::request(adj, mem_total, known.limit).zip(oom_score_adj::at_most(adj, mem_total))
+        }
+        _ => None,
+    };
+    if let Some((_, at_most)) = scored
+        && bytes > at_most
+    {
+        notices.push(Notice::AnnotationAboveOomScore { requested, at_most });
+        bytes = at_most;
+    }
+    if let Some(allocatable) = known.allocatable
+        && bytes > allocatable
+    {
+        notices.push(Notice::AnnotationAboveAllocatable { requested, allocatable });
+        bytes = allocatable;
+    }
+    let at_most = match scored {
+        Some((scored, _)) if bytes < scored.bytes => scored.at_most,
+        _ => bytes,
+    };
+    Request { bytes, at_most, provenance: Provenance::Annotation }
 }
 
 /// The request in the kubelet's own `memory.min` or `memory.low`. A zero is no evidence: newer kubelets send it to
@@ -181,6 +211,15 @@ pub enum Notice {
         /// The better source.
         by: Provenance,
     },
+    /// The annotated memory request is not used, as the kubelet's checkpoint cannot be read.
+    AnnotationUnconfirmed,
+    /// The annotated memory request exceeds what `oom_score_adj` allows, which is used instead.
+    AnnotationAboveOomScore {
+        /// What the annotation asks for.
+        requested: Bytes,
+        /// What `oom_score_adj` allows.
+        at_most: Bytes,
+    },
     /// The annotated memory request exceeds node allocatable, which is used instead.
     AnnotationAboveAllocatable {
         /// What the annotation asks for.
@@ -227,6 +266,16 @@ impl fmt::Display for Notice {
             Self::AnnotationOutranked { by } => {
                 write!(f, "annotation memory-request is ignored, as the request is known better ({by})")
             }
+            Self::AnnotationUnconfirmed => f.write_str(
+                "annotation memory-request is ignored while the kubelet's checkpoint cannot be read: it may have the \
+                 request, which outranks the annotation",
+            ),
+            Self::AnnotationAboveOomScore { requested, at_most } => write!(
+                f,
+                "annotation memory-request {} exceeds what the kubelet's oom_score_adj allows, {}, which is used",
+                requested.quantity(),
+                at_most.quantity()
+            ),
             Self::AnnotationAboveAllocatable { requested, allocatable } => write!(
                 f,
                 "annotation memory-request {} exceeds node allocatable {}, which is used",
@@ -265,6 +314,7 @@ mod tests {
         overrides: Overrides,
         oom_score_adj: Option<i64>,
         record: Option<Record>,
+        is_inconclusive: bool,
     }
 
     impl Case {
@@ -276,6 +326,7 @@ mod tests {
                 overrides: Overrides { memory_request: Some(mib(30)), ..Overrides::default() },
                 oom_score_adj: Some(960),
                 record: Some(record(Some(10), None)),
+                is_inconclusive: false,
             }
         }
 
@@ -287,6 +338,7 @@ mod tests {
                 overrides: Overrides::default(),
                 oom_score_adj: None,
                 record: None,
+                is_inconclusive: false,
             }
         }
 
@@ -299,7 +351,7 @@ mod tests {
                 oom_score_adj: self.oom_score_adj,
                 mem_total: Some(mib(1000)),
                 allocatable: Some(mib(900)),
-                record: self.record.as_ref(),
+                record: if self.is_inconclusive { Err(Inconclusive) } else { Ok(self.record.as_ref()) },
             })
         }
 
@@ -309,7 +361,7 @@ mod tests {
     }
 
     fn record(request: Option<u64>, limit: Option<u64>) -> Record {
-        Record { file: CheckpointFile::Actuated, request: request.map(mib), limit: limit.map(mib), pod_limits: false }
+        Record { file: CheckpointFile::Actuated, request: request.map(mib), limit: limit.map(mib) }
     }
 
     #[test]
@@ -320,6 +372,10 @@ mod tests {
         assert_eq!(case.request(), Some((mib(20), Provenance::Unified)));
         case.unified.clear();
         assert_eq!(case.request(), Some((mib(30), Provenance::Annotation)));
+        case.is_inconclusive = true;
+        assert_eq!(case.request(), Some((mib(40), Provenance::OomScoreAdj)), "there may be a record");
+        assert_eq!(case.resolve().notices, [Notice::AnnotationUnconfirmed]);
+        case.is_inconclusive = false;
         case.overrides.memory_request = None;
         assert_eq!(case.request(), Some((mib(40), Provenance::OomScoreAdj)));
         case.oom_score_adj = None;
@@ -401,6 +457,34 @@ mod tests {
             case.resolve().notices[0].to_string(),
             "annotation memory-request 100000Mi exceeds node allocatable 900Mi, which is used"
         );
+    }
+
+    /// 960 means a request of 40 to 41 MiB of 1000.
+    #[test]
+    fn an_annotation_is_bounded_by_the_oom_score() {
+        let mut case = Case::no_source(Some(QosClass::Burstable), Limit::Max);
+        case.oom_score_adj = Some(960);
+        for (annotated, bytes, at_most) in [
+            (30, mib(30), Bytes::new(41 * MIB - 1)),
+            (40, mib(40), mib(40)),
+            // A thousandth of memory beyond, for what the kubelet may have read of it.
+            (41, mib(41), mib(41)),
+            (42, Bytes::new(42 * MIB - 1), Bytes::new(42 * MIB - 1)),
+            (3000, Bytes::new(42 * MIB - 1), Bytes::new(42 * MIB - 1)),
+        ] {
+            case.overrides.memory_request = Some(mib(annotated));
+            let request = Request { bytes, at_most, provenance: Provenance::Annotation };
+            let resolution = case.resolve();
+            assert_eq!(resolution.request, Some(request), "{annotated}");
+            assert_eq!(resolution.notices.is_empty(), annotated < 42, "{annotated}");
+        }
+        assert_eq!(
+            case.resolve().notices[0].to_string(),
+            "annotation memory-request 3000Mi exceeds what the kubelet's oom_score_adj allows, 44040191, which is used"
+        );
+        // Not every runtime's client has the kubelet's formula.
+        case.class = None;
+        assert_eq!(case.request(), Some((mib(900), Provenance::Annotation)));
     }
 
     #[test]

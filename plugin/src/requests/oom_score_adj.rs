@@ -3,9 +3,16 @@
 //! The kubelet gives a Burstable container `1000 - 1000 * request / MemTotal` in whole numbers, not below 3 and not
 //! above 999 (`pkg/kubelet/qos/policy.go`); -997 and 1000 stand for other classes and say nothing of an amount.
 //!
-//! One case is off: the kubelet (1.29 and later) gives a sidecar the lowest value among the pod's ordinary
-//! containers if that is lower, so a sidecar's request can be overestimated. Nothing the runtime delivers tells a
-//! sidecar apart; the limit caps the damage, and kubelets from 1.33 have checkpoints.
+//! It is an estimate. Newer kubelets start from more than the container's own request, and each of these makes the value
+//! lower, and so the estimate higher than the request:
+//!
+//! - A sidecar gets the lowest value among the pod's ordinary containers if that is lower (1.29 and later).
+//! - A share of a request of the pod's own that no container has is added (1.34 and later), and memory of dynamic
+//!   resources (1.37 and later).
+//! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) the value is up to nine lower on a node with 1 TiB.
+//!
+//! So it bounds the request from above, and not from below. Nothing the runtime delivers tells these containers apart;
+//! the limit caps the damage, and kubelets from 1.33 have checkpoints.
 
 use crate::pod::{Provenance, Request};
 use crate::units::{Bytes, Limit};
@@ -38,6 +45,13 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     };
     let request = Request { bytes, at_most, provenance: Provenance::OomScoreAdj };
     Some(limit.bytes().map_or(request, |limit| request.capped(limit)))
+}
+
+/// The most that a container with this value may have requested: the upper bound of [`request`], and a thousandth of
+/// memory more, since the kubelet may have read another amount of memory when it started. `None` as there.
+pub fn at_most(oom_score_adj: i64, mem_total: Bytes) -> Option<Bytes> {
+    let request = request(oom_score_adj, mem_total, Limit::Max)?;
+    Some(request.at_most.saturating_add(Bytes::new(mem_total.get() / 1000)))
 }
 
 #[cfg(test)]

@@ -296,6 +296,12 @@ impl Pod {
         self
     }
 
+    /// With the `oom_score_adj` that the kubelet gives a Burstable container that requests this much of the 8 GiB of a [`Node`].
+    pub fn scored(mut self, request: i64) -> Self {
+        self.linux().oom_score_adj.as_mut().unwrap().value = 1000 - 1000 * request / (8 << 30);
+        self
+    }
+
     pub fn cgroup(&self) -> String {
         self.sandbox.linux.cgroup_parent.trim_start_matches('/').to_owned()
     }
