@@ -22,18 +22,19 @@ use tracing::{debug, info, warn};
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
 use crate::cgroup::{CPU_MAX, Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Reserved;
-use crate::containers::{Container, Settings};
+use crate::containers::{Container, PodView, Settings};
 use crate::contention::{Contention, Verdict};
 use crate::hierarchy::{Level, PodPlace, Tree};
 use crate::lock;
 use crate::originals::{Originals, Target, Values};
 use crate::outcome::Outcome;
 use crate::pod::{PodCgroup, PodUid};
+use crate::pod_limit::{Evidence, Origin, Unit};
 use crate::policy::{self, Policy, Protection};
 use crate::report::{Reports, What, status};
 use crate::requests;
 use crate::requests::annotation::Overrides;
-use crate::resize::{self, Limits, Raise};
+use crate::resize::Raise;
 use crate::units::{Bytes, Limit, PageSize};
 
 /// How many calls to systemd are under way at a time.
@@ -97,8 +98,8 @@ struct State {
     /// What systemd was told last, and what it is being told. It writes that to the files in its own time, when there may be
     /// something newer.
     told: HashMap<CgroupPath, Vec<Protection>>,
-    /// Of which limits were raised that systemd does not know yet: it may write former ones.
-    raising: HashSet<CgroupPath>,
+    /// The origins of pods' limits, by sandbox.
+    origins: HashMap<String, Origins>,
     /// How often a file could not be written, or a cgroup not be read. It is said only once.
     failing: HashMap<(CgroupPath, Option<Knob>), u32>,
     /// Pods of which it was said that they get less than they ask for.
@@ -119,6 +120,15 @@ fn is_ours(tree: &Tree, reserved: &[Reserved], cgroup: &CgroupPath) -> bool {
     tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
 }
 
+/// The origins of a pod's limits, as far as they were ever proven.
+#[derive(Clone, Copy, Debug, Default)]
+struct Origins {
+    memory: Origin,
+    cpu: Origin,
+    /// It was said that the pod's limits are tighter, and why they stay.
+    is_said: bool,
+}
+
 /// A pod, for as long as the runtime has a sandbox for it.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
@@ -128,6 +138,12 @@ pub struct Sandbox {
     pub place: PodPlace,
     /// What the pod takes beyond its containers, by its runtime class.
     pub overhead: Bytes,
+    /// The same of processor time per second, in microseconds.
+    pub cpu_overhead: u64,
+    /// The limits that the runtime's client gave the pod, without overhead; `None` is none, or not told by this runtime.
+    pub memory_limit: Option<Bytes>,
+    /// The same of processor time per second, in microseconds.
+    pub cpu_limit: Option<u64>,
     /// What the pod's annotations ask for.
     pub overrides: Overrides,
 }
@@ -253,6 +269,8 @@ impl Ancestors {
         state.synchronized += 1;
         state.hold = true;
         state.sandboxes = sandboxes.into_iter().map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
+        let State { sandboxes, origins, .. } = &mut *state;
+        origins.retain(|sandbox, _| sandboxes.contains_key(sandbox));
     }
 
     /// The pods that have a sandbox.
@@ -270,6 +288,7 @@ impl Ancestors {
     /// A pod's sandbox has ended. A pod may get another one.
     pub fn sandbox_ended(&self, id: &str) {
         let mut state = lock(&self.state);
+        state.origins.remove(id);
         let Some(Sandbox { place, .. }) = state.sandboxes.remove(id) else { return };
         if state.sandboxes.values().any(|other| other.place.cgroup() == place.cgroup()) {
             return;
@@ -295,42 +314,93 @@ impl Ancestors {
         self.apply_levels(&mut state, levels, Some(place.cgroup()));
     }
 
-    /// A container is about to have its limits: those of its pod are raised to what its containers, `siblings` and this one, may
-    /// then use together, where it has any and they were not tighter than with `former`, which are those that this container was
-    /// last to have. They are never lowered: that is the kubelet's.
-    pub fn raise_limits(&self, container: &Container, former: Option<Limits>, siblings: &[Arc<Container>]) {
+    /// A container is about to have its limits: those of its pod are raised to what its containers may then use together, where
+    /// they are known to be the sum of their limits. They are never lowered: that is the kubelet's.
+    pub fn raise_limits(&self, container: &Container, pod: &PodView) {
         let Some(place) = &container.place else { return };
-        let others: Vec<_> =
-            siblings.iter().filter(|other| other.name != container.name && self.is_alive(other)).collect();
-        let mut state = lock(&self.state);
-        let overhead = state.sandboxes.get(&container.sandbox).map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
-        let needed = Limits::sum(others.iter().map(|other| other.limits()).chain([container.limits()]), overhead);
-        // Of those that were raised the kubelet does not know.
-        let asked = others.iter().map(|other| other.asked_limits());
-        let former = former.map(|former| Limits::sum(asked.chain([former]), overhead));
-        let raise = resize::raise(&needed, former.as_ref());
-        // What is tighter just now need not be meant so.
-        let raise = if state.raising.contains(place.cgroup()) { raise.again() } else { raise };
-        let (raised, result) = self.raise(&mut state, place.cgroup(), raise);
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let sandbox = state.sandboxes.get(&container.sandbox);
+        let overhead = sandbox.map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
+        let (memory_in_force, cpu_in_force) = match self.limits(place.cgroup()) {
+            Ok(in_force) => in_force,
+            // It is made with its first container.
+            Err(CgroupError::Gone(_)) => (None, None),
+            Err(error) => return cannot_raise(container, place.cgroup(), &error),
+        };
+        let memory = Evidence {
+            record: pod.memory.0,
+            members: &pod.memory.1,
+            in_force: memory_in_force.map(Bytes::get),
+            at_creation: sandbox.and_then(|sandbox| sandbox.memory_limit).map(Bytes::get),
+            overhead: overhead.get(),
+            unit: Unit::Bytes(self.page_size.get()),
+        };
+        let cpu = Evidence {
+            record: pod.cpu.0,
+            members: &pod.cpu.1,
+            in_force: cpu_in_force,
+            at_creation: sandbox.and_then(|sandbox| sandbox.cpu_limit),
+            overhead: sandbox.map_or(0, |sandbox| sandbox.cpu_overhead),
+            unit: Unit::Rate,
+        };
+        let before = state.origins.get(&container.sandbox).copied().unwrap_or_default();
+        let mut origins = Origins { memory: memory.origin(before.memory), cpu: cpu.origin(before.cpu), ..before };
+        let is_tight = |evidence: &Evidence<'_>, origin| {
+            origin == Origin::Unknown
+                && evidence.in_force.zip(evidence.needed()).is_some_and(|(now, needed)| now < needed)
+        };
+        if !before.is_said && (is_tight(&memory, origins.memory) || is_tight(&cpu, origins.cpu)) {
+            origins.is_said = true;
+            // As a rule it is meant so.
+            info!(
+                pod = container.pod,
+                container = container.name,
+                cgroup = %place.cgroup(),
+                memory = memory.in_force,
+                memory_needed = memory.needed(),
+                cpu = cpu.in_force,
+                cpu_needed = cpu.needed(),
+                "the pod's limit is tighter than what its containers may use, and is left: neither the kubelet's record, nor what the \
+                 runtime tells of the pod, nor its history proves that it is the sum of their limits. Said once"
+            );
+        }
+        if state.sandboxes.contains_key(&container.sandbox) {
+            state.origins.insert(container.sandbox.clone(), origins);
+        }
+        let cap = match origins.memory {
+            Origin::Own(own) => Some(Bytes::new(own).saturating_add(overhead)),
+            Origin::Sum | Origin::Unknown => None,
+        };
+        let levels = state.tree.set_cap(place.cgroup(), cap);
+        self.apply_levels(state, levels, Some(place.cgroup()));
+        let to = |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
+        let raise = Raise { memory: to(&memory, origins.memory).map(Bytes::new), cpu: to(&cpu, origins.cpu) };
+        let (raised, result) = self.raise(state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
             let (desired, observed) = (desired.clone(), observed.clone());
             self.reports.tell(&container.into(), &What::PodRaised { knob: file, desired, observed });
         }
         match result {
-            // It is made with its first container.
             Ok(()) | Err(CgroupError::Gone(_)) => {}
-            Err(error) => {
-                let outcome = Outcome::of(&error);
-                warn!(
-                    pod = container.pod,
-                    container = container.name,
-                    cgroup = %place.cgroup(),
-                    %error,
-                    %outcome,
-                    "cannot raise the pod's limits, which may be tighter than what its containers may use"
-                );
-            }
+            Err(error) => cannot_raise(container, place.cgroup(), &error),
         }
+    }
+
+    /// The limits in force of memory, and of processor time per second in microseconds; `None` is no limit.
+    fn limits(&self, cgroup: &CgroupPath) -> Result<(Option<Bytes>, Option<u64>), CgroupError> {
+        let cgroup = self.root.cgroup(cgroup)?;
+        let cpu = match cgroup.cpu_max() {
+            // There is no such limit then.
+            Err(CgroupError::Unsupported { .. }) => None,
+            cpu => cpu?.rate(),
+        };
+        Ok((cgroup.read(Knob::Max)?.bytes(), cpu))
+    }
+
+    /// Whether the pod of a sandbox is known to have a memory limit of its own.
+    pub fn has_own_memory_limit(&self, sandbox: &str) -> bool {
+        lock(&self.state).origins.get(sandbox).is_some_and(|origins| matches!(origins.memory, Origin::Own(_)))
     }
 
     /// It has not started yet, or not ended.
@@ -347,20 +417,20 @@ impl Ancestors {
             && let Ok(in_force) = self.root.cgroup(pod).and_then(|open| InForce::read(&open))
         {
             self.tell_systemd(state, pod, &in_force, Some(raise));
-            if lock(&self.lasting).contains_key(pod) {
-                state.raising.insert(pod.clone());
-            }
         }
         (raised, result)
     }
 
     fn raise_files(&self, pod: &CgroupPath, raise: &Raise, raised: &mut Vec<Raised>) -> Result<(), CgroupError> {
+        if *raise == Raise::NONE {
+            return Ok(());
+        }
         let cgroup = self.root.cgroup(pod)?;
         if let Some(memory) = raise.memory
             && let Limit::Bytes(observed) = cgroup.read(Knob::Max)?
-            && memory.is_for(observed, |bytes| bytes.floor_to(self.page_size))
+            && observed < memory.floor_to(self.page_size)
         {
-            cgroup.write(Knob::Max, memory.to.into())?;
+            cgroup.write(Knob::Max, memory.into())?;
             raised.push((Knob::Max.file_name(), observed.to_string(), cgroup.read(Knob::Max)?.to_string()));
         }
         if let Some(cpu) = raise.cpu {
@@ -370,9 +440,9 @@ impl Ancestors {
                 observed => observed?,
             };
             if let Some(rate) = observed.rate()
-                && cpu.is_for(rate, |rate| rate)
+                && rate < cpu
             {
-                cgroup.set_cpu_max(observed.with_rate(cpu.to))?;
+                cgroup.set_cpu_max(observed.with_rate(cpu))?;
                 raised.push((CPU_MAX, observed.to_string(), cgroup.cpu_max()?.to_string()));
             }
         }
@@ -383,7 +453,7 @@ impl Ancestors {
     pub fn make_limits_last(&self, cgroup: &CgroupPath) {
         let state = lock(&self.state);
         if let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open)) {
-            self.tell_systemd(&state, cgroup, &in_force, Some(Raise { memory: None, cpu: None }));
+            self.tell_systemd(&state, cgroup, &in_force, Some(Raise::NONE));
         }
     }
 
@@ -673,9 +743,6 @@ impl Ancestors {
     /// systemd has taken, or not taken, what it was told.
     fn told(&self, cgroup: &CgroupPath, last: Last, result: &Result<Lasting, SystemdError>) {
         let mut state = lock(&self.state);
-        if last.raise.is_some() && !lock(&self.lasting).contains_key(cgroup) {
-            state.raising.remove(cgroup);
-        }
         match result {
             Ok(set @ (Lasting::Set | Lasting::Unchanged)) => {
                 state.told.insert(cgroup.clone(), vec![last.protection]);
@@ -687,7 +754,7 @@ impl Ancestors {
                 // It may have written former limits before it knew of these.
                 // Whoever asked for it was told already.
                 if let Some(raise) = last.raise {
-                    let _ = self.raise(&mut state, cgroup, raise.again());
+                    let _ = self.raise(&mut state, cgroup, raise);
                 }
             }
             // It may do so yet.
@@ -927,6 +994,17 @@ impl Ancestors {
         }
         state.short = short;
     }
+}
+
+fn cannot_raise(container: &Container, cgroup: &CgroupPath, error: &CgroupError) {
+    warn!(
+        pod = container.pod,
+        container = container.name,
+        %cgroup,
+        %error,
+        outcome = %Outcome::of(error),
+        "cannot raise the pod's limits, which may be tighter than what its containers may use"
+    );
 }
 
 /// When to try again what failed; `None` where that is no use.

@@ -20,12 +20,13 @@ use crate::lock;
 use crate::node::NodeMemory;
 use crate::originals::{DIRECTORY, Originals, Target, Values};
 use crate::pod::{PodUid, QosClass, Request, Resources};
+use crate::pod_limit::{Member, PodLimitRecord, RecordedLimit};
 use crate::policy::{self, Decision, Desired, Node, Policy, Reason, Setting};
 use crate::requests::annotation::Overrides;
-use crate::requests::checkpoint::{Checkpoints, Moment, Recorded};
+use crate::requests::checkpoint::{Checkpoints, Moment, PodLevel, Recorded, RecordedLimits};
 use crate::requests::{self, Known, Notice};
 use crate::resize::Limits;
-use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize};
+use crate::units::{Bytes, CpuMax, CpuShares, Limit, MilliCpu, PageSize};
 
 /// A container as the runtime told of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,6 +168,15 @@ impl Decided {
             Knob::Max => Setting::LeaveAlone,
         }
     }
+}
+
+/// What is known of a pod's limits beside its cgroup: the kubelet's record and the containers that live.
+#[derive(Clone, Debug)]
+pub struct PodView {
+    /// Memory, in bytes.
+    pub memory: (PodLimitRecord, Vec<Member>),
+    /// Processor time per second, in microseconds.
+    pub cpu: (PodLimitRecord, Vec<Member>),
 }
 
 /// The files that this plugin sets.
@@ -560,6 +570,71 @@ impl Containers {
         self.checkpoints.try_lock().ok()?.lookup_unchanged(uid, name, moment)
     }
 
+    /// What is known of the limits of a container's pod, of which `recorded` is the kubelet's record. `former` are the limits that
+    /// the container was last to have, and `others` the other containers of the pod that live.
+    pub fn view_pod(
+        &self,
+        container: &Container,
+        former: Option<Limits>,
+        others: &[Arc<Container>],
+        recorded: &Recorded,
+    ) -> PodView {
+        let pod = recorded.as_ref().ok().and_then(|found| found.pod.clone());
+        // The kubelet writes down that a container was updated only when that is done.
+        let recorded_limits = |other: &Container| {
+            let found = if other.moment == container.moment {
+                None
+            } else {
+                self.fresh_record(&other.uid, &other.name, other.moment).and_then(Result::ok)
+            };
+            let pod = found.and_then(|found| found.pod).or_else(|| pod.clone());
+            pod.and_then(|pod| pod.limits(&other.name))
+        };
+        let (mut memory, mut cpu) = (Vec::new(), Vec::new());
+        let mut add = |member: &Container, former: Option<Limits>| {
+            let Limits { memory: limit, cpu: rate } = member.limits();
+            let (limit, asked) = (bytes(limit), bytes(member.asked));
+            let recorded = recorded_limits(member);
+            let of = |amount: fn(RecordedLimits) -> Option<u64>| match recorded.map(amount) {
+                None => RecordedLimit::NoRecord,
+                Some(None) => RecordedLimit::NoLimit,
+                Some(Some(limit)) => RecordedLimit::Limit(limit),
+            };
+            memory.push(Member {
+                limit,
+                asked,
+                former: former.and_then(|former| bytes(former.memory)).filter(|former| Some(*former) != asked),
+                recorded: of(|limits| limits.memory.map(Bytes::get)),
+            });
+            cpu.push(Member {
+                limit: rate,
+                asked: rate,
+                former: former.and_then(|former| former.cpu).filter(|former| Some(*former) != rate),
+                recorded: of(|limits| limits.cpu.map(MilliCpu::rate)),
+            });
+        };
+        add(container, former);
+        others.iter().for_each(|other| add(other, None));
+        let [of_memory, of_cpu] = match (&pod, recorded) {
+            (_, Err(_)) => [PodLimitRecord::Unreadable; 2],
+            (None, Ok(_)) => [PodLimitRecord::Absent; 2],
+            (Some(pod), Ok(_)) => {
+                let known = lock(&self.known);
+                let names = known.last_limits.get(&container.sandbox);
+                let is_complete = pod.names().all(|name| names.is_some_and(|names| names.contains_key(name)));
+                match pod.pod_level() {
+                    PodLevel::Unreadable => [PodLimitRecord::Unreadable; 2],
+                    PodLevel::Unrecorded => [PodLimitRecord::Present { own: None, is_complete }; 2],
+                    PodLevel::Limits(RecordedLimits { memory, cpu }) => {
+                        [memory.map(Bytes::get), cpu.map(MilliCpu::rate)]
+                            .map(|own| PodLimitRecord::Present { own: Some(own), is_complete })
+                    }
+                }
+            }
+        };
+        PodView { memory: (of_memory, memory), cpu: (of_cpu, cpu) }
+    }
+
     /// What a container's files should hold, given what is known of the kubelet's record of it. While the plugin does not act,
     /// that is what they held before the plugin changed them.
     pub fn decide(&self, container: &Container, recorded: &Recorded) -> Decided {
@@ -604,4 +679,8 @@ impl Containers {
             high_before: container.high_before,
         }
     }
+}
+
+fn bytes(limit: Limit) -> Option<u64> {
+    limit.bytes().map(Bytes::get)
 }

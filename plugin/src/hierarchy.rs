@@ -9,7 +9,8 @@
 //!
 //! [`Tree`] keeps the claims. `memory.min` and `memory.low` are summed apart:
 //!
-//! - A pod has the sum of its containers' claims, and its overhead (that of its runtime class).
+//! - A pod has the sum of its containers' claims, and its overhead (that of its runtime class), but no more than a limit of
+//!   its own: the kubelet gives each container without a limit all of that.
 //! - The cgroup of a class (Burstable, BestEffort) has the sum of its pods.
 //! - kubepods has as `memory.min` all of `memory.min` **and** `memory.low` below it, and as `memory.low` all of
 //!   `memory.low` below it. The first is Kubernetes' tiered rule: nothing outside kubepods may take what its pods
@@ -142,6 +143,8 @@ struct Pod {
     place: PodPlace,
     containers: HashMap<String, Protection>,
     overhead: Protection,
+    /// The most that the pod may use, if that is a limit of its own.
+    cap: Option<Bytes>,
     /// Of the containers and the overhead.
     asked: Sum,
     gets: Protection,
@@ -217,6 +220,16 @@ impl Tree {
         self.finish(change)
     }
 
+    /// Bounds what a pod asks for, by a limit of its own; `None` is no bound. Nothing happens if there is no such pod.
+    pub fn set_cap(&mut self, pod: &CgroupPath, cap: Option<Bytes>) -> Vec<Level> {
+        let Some(place) = self.pods.get(pod).filter(|pod| pod.cap != cap).map(|pod| pod.place.clone()) else {
+            return Vec::new();
+        };
+        let mut change = self.begin();
+        self.edit(&place, &mut change, |pod| pod.cap = cap);
+        self.finish(change)
+    }
+
     /// Drops a pod with its containers. The levels above stay known. Nothing happens if there is no such pod.
     pub fn remove_pod(&mut self, pod: &CgroupPath) -> Vec<Level> {
         let mut change = self.begin();
@@ -260,7 +273,7 @@ impl Tree {
         if !self.is_short() {
             return Vec::new();
         }
-        let pods = self.pods.iter().map(|(cgroup, pod)| (cgroup, pod.asked.protection(), pod.gets));
+        let pods = self.pods.iter().map(|(cgroup, pod)| (cgroup, pod.asks_for(), pod.gets));
         let short = pods.filter(|(_, asked, gets)| asked != gets);
         let mut short: Vec<_> = short.map(|(pod, asked, gets)| Shortfall { pod: pod.clone(), asked, gets }).collect();
         short.sort_by(|one, other| one.pod.cmp(&other.pod));
@@ -289,7 +302,7 @@ impl Tree {
         }
         for place in std::mem::take(&mut change.pods) {
             let Some(pod) = self.pods.get(&place.cgroup) else { continue };
-            let (last, gets) = (pod.gets, shares.of(place.class).part(pod.asked.protection()));
+            let (last, gets) = (pod.gets, shares.of(place.class).part(pod.asks_for()));
             if gets != last {
                 self.note(&place.cgroup, &mut change);
                 self.replace_above(&place, last, gets, &mut change);
@@ -309,7 +322,7 @@ impl Tree {
         // The class may be another than it was said to be.
         pod.place = place.clone();
         edit(&mut pod);
-        *self.asked_by(place.class) += total(pod.asked.protection());
+        *self.asked_by(place.class) += total(pod.asks_for());
         self.replace_above(place, Protection::default(), pod.gets, change);
         change.pods.push(place.clone());
         self.pods.insert(place.cgroup.clone(), pod);
@@ -319,7 +332,7 @@ impl Tree {
     fn withdraw(&mut self, cgroup: &CgroupPath, change: &mut Change) -> Option<Pod> {
         self.note(cgroup, change);
         let mut pod = self.pods.remove(cgroup)?;
-        *self.asked_by(pod.place.class) -= total(pod.asked.protection());
+        *self.asked_by(pod.place.class) -= total(pod.asks_for());
         let gets = std::mem::take(&mut pod.gets);
         self.replace_above(&pod.place, gets, pod.gets, change);
         Some(pod)
@@ -366,8 +379,18 @@ impl Pod {
             place: place.clone(),
             containers: HashMap::new(),
             overhead: Protection::default(),
+            cap: None,
             asked: Sum::default(),
             gets: Protection::default(),
+        }
+    }
+
+    /// What it asks for.
+    fn asks_for(&self) -> Protection {
+        let Protection { min, low } = self.asked.protection();
+        match self.cap {
+            Some(cap) => Protection { min: min.min(cap), low: low.min(cap.saturating_sub(min)) },
+            None => Protection { min, low },
         }
     }
 }
@@ -640,6 +663,29 @@ mod tests {
     fn shown(levels: &[Level]) -> Vec<String> {
         let line = |Level { cgroup, protection }: &Level| format!("{cgroup} {} {}", protection.min, protection.low);
         levels.iter().map(line).collect()
+    }
+
+    #[test]
+    fn a_pod_asks_for_no_more_than_its_own_limit() {
+        let mut tree = Tree::new(None);
+        let pod = guaranteed("pod1");
+        for container in ["a", "b"] {
+            tree.claim(&pod, container, protection(100, 50));
+        }
+        tree.set_overhead(&pod, protection(10, 0));
+        assert_eq!(
+            shown(&tree.set_cap(pod.cgroup(), Some(Bytes::new(250)))),
+            ["/kubepods 250 40", "/kubepods/pod1 210 40"]
+        );
+        assert_eq!(
+            shown(&tree.set_cap(pod.cgroup(), Some(Bytes::new(110)))),
+            ["/kubepods 110 0", "/kubepods/pod1 110 0"]
+        );
+        assert!(tree.set_cap(pod.cgroup(), Some(Bytes::new(110))).is_empty());
+        tree.release("b");
+        assert_eq!(tree.desired(pod.cgroup()), Some(protection(110, 0)));
+        assert_eq!(shown(&tree.set_cap(pod.cgroup(), None)), ["/kubepods 160 50", "/kubepods/pod1 110 50"]);
+        assert!(tree.set_cap(guaranteed("other").cgroup(), Some(Bytes::ZERO)).is_empty());
     }
 
     #[test]

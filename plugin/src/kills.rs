@@ -543,8 +543,11 @@ impl Watcher {
         }
         let Some(limit) = self.judge(path, container, now()) else { return };
         let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
-        let siblings = self.containers.in_sandbox(&container.sandbox);
-        self.ancestors.raise_limits(&raised, Some(container.asked_limits()), &siblings);
+        let mut others = self.containers.in_sandbox(&container.sandbox);
+        others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
+        let recorded = self.containers.record(&container.uid, &container.name, container.moment);
+        let pod = self.containers.view_pod(&raised, None, &others, &recorded);
+        self.ancestors.raise_limits(&raised, &pod);
         // The task ends only with the program.
         let _ = self.work.send(Work::limit(container, limit));
     }
@@ -614,8 +617,7 @@ impl Watcher {
         if kills < rescue.kills as usize || !is_due(told.ceiling, now) {
             return None;
         }
-        let record = self.containers.record(&container.uid, &container.name, container.moment);
-        if record.is_ok_and(|found| found.pod.is_some_and(|pod| pod.has_limits())) {
+        if self.ancestors.has_own_memory_limit(&container.sandbox) {
             debug!(pod = container.pod, container = container.name, "its pod has limits of its own, which stay");
             return None;
         }

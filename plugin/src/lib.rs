@@ -31,6 +31,7 @@ pub mod node;
 pub mod originals;
 pub mod outcome;
 pub mod pod;
+pub mod pod_limit;
 pub mod policy;
 pub mod reconcile;
 pub mod report;

@@ -526,18 +526,16 @@ impl Reconciler {
         if !self.containers.settings().raises_pod_limits() {
             return;
         }
-        let mut alive = containers.iter().filter(|container| self.ancestors.is_alive(container));
-        // One is enough: the sum is of all.
-        let recorded = alive.clone().find_map(|container| {
-            let found = self.containers.record(&container.uid, &container.name, container.moment).ok()?;
-            (found.record.is_some() && !found.pod?.has_limits()).then_some(container)
-        });
-        let raised = alive.find(|container| container.limit > container.asked);
-        match (recorded, raised) {
-            (Some(container), _) => self.ancestors.raise_limits(container, None, containers),
-            (None, Some(raised)) => self.ancestors.raise_limits(raised, Some(raised.asked_limits()), containers),
-            (None, None) => {}
+        let mut alive: Vec<_> =
+            containers.iter().filter(|container| self.ancestors.is_alive(container)).cloned().collect();
+        if alive.is_empty() {
+            return;
         }
+        // One is enough: the record and the sum are of all.
+        let container = alive.swap_remove(0);
+        let recorded = self.containers.record(&container.uid, &container.name, container.moment);
+        let pod = self.containers.view_pod(&container, None, &alive, &recorded);
+        self.ancestors.raise_limits(&container, &pod);
     }
 
     fn in_pod(&self, pod: &CgroupPath) -> Vec<Arc<Container>> {

@@ -1,4 +1,4 @@
-//! Decisions on resizes: what a pod needs for its containers' limits, and whether a lower limit can be reached without a kill.
+//! Decisions on resizes: whether a lower limit can be reached without a kill, and how far a pod's limits are to be raised.
 //!
 //! Pure: no files, no clock.
 
@@ -21,70 +21,18 @@ pub struct Limits {
     pub cpu: Option<u64>,
 }
 
-impl Limits {
-    /// What a pod has to allow for its containers: the sums, and no limit where one of them has none. `overhead` is memory that
-    /// the pod takes beyond them.
-    pub fn sum(containers: impl IntoIterator<Item = Self>, overhead: Bytes) -> Self {
-        let none = Self { memory: Limit::Bytes(overhead), cpu: Some(0) };
-        containers.into_iter().fold(none, |sum, container| Self {
-            memory: match (sum.memory, container.memory) {
-                (Limit::Bytes(sum), Limit::Bytes(limit)) => Limit::Bytes(sum.saturating_add(limit)),
-                _ => Limit::Max,
-            },
-            cpu: sum.cpu.zip(container.cpu).map(|(sum, limit)| sum.saturating_add(limit)),
-        })
-    }
-}
-
 /// How far a pod's limits are to be raised; `None` is not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raise {
     /// `memory.max`, in bytes.
-    pub memory: Option<Step<Bytes>>,
+    pub memory: Option<Bytes>,
     /// `cpu.max`, as processor time per second in microseconds.
-    pub cpu: Option<Step<u64>>,
-}
-
-/// How far one limit is to be raised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step<T> {
-    /// One that is tighter than this was meant so.
-    pub from: T,
-    /// What is needed.
-    pub to: T,
-}
-
-impl<T: Copy + Ord> Step<T> {
-    /// Whether a file that holds `observed` is to be raised. `floor` gives what the kernel makes of a value.
-    pub fn is_for(&self, observed: T, floor: impl Fn(T) -> T) -> bool {
-        observed >= floor(self.from) && observed < floor(self.to)
-    }
+    pub cpu: Option<u64>,
 }
 
 impl Raise {
-    /// The same, whatever has become of the limit since.
-    #[must_use]
-    pub fn again(&self) -> Self {
-        let memory = self.memory.map(|step| Step { from: Bytes::ZERO, ..step });
-        Self { memory, cpu: self.cpu.map(|step| Step { from: 0, ..step }) }
-    }
-}
-
-/// How far a pod's limits are to be raised for what its containers need, where they could use `former` before; `None` is not known.
-///
-/// A pod whose containers do not all have a limit has none that follows from theirs, so it is left alone.
-pub fn raise(needed: &Limits, former: Option<&Limits>) -> Raise {
-    let memory = match (needed.memory, former.map(|former| former.memory)) {
-        (Limit::Bytes(to), Some(Limit::Bytes(from))) => Some(Step { from, to }),
-        (Limit::Bytes(to), None) => Some(Step { from: Bytes::ZERO, to }),
-        _ => None,
-    };
-    let cpu = match (needed.cpu, former.map(|former| former.cpu)) {
-        (Some(to), Some(Some(from))) => Some(Step { from, to }),
-        (Some(to), None) => Some(Step { from: 0, to }),
-        _ => None,
-    };
-    Raise { memory, cpu }
+    /// Nothing is raised.
+    pub const NONE: Self = Self { memory: None, cpu: None };
 }
 
 /// What a cgroup uses, and what of that can be had back without a kill.
@@ -208,25 +156,6 @@ mod tests {
         Bytes::new(mib << 20)
     }
 
-    fn limits(memory: u64, cpu: u64) -> Limits {
-        Limits { memory: mib(memory).into(), cpu: Some(cpu) }
-    }
-
-    #[test]
-    fn a_pod_needs_the_sum_of_its_containers_and_its_overhead() {
-        let sum = Limits::sum([limits(100, 200_000), limits(50, 1)], mib(8));
-        assert_eq!(sum, limits(158, 200_001));
-        assert_eq!(Limits::sum([], Bytes::ZERO), limits(0, 0));
-    }
-
-    #[test]
-    fn one_container_without_a_limit_leaves_the_pod_without_that_one() {
-        let sum = Limits::sum([limits(100, 1), Limits { memory: Limit::Max, cpu: Some(1) }], mib(8));
-        assert_eq!(sum, Limits { memory: Limit::Max, cpu: Some(2) });
-        let sum = Limits::sum([Limits { cpu: None, ..limits(100, 1) }, limits(1, 1)], Bytes::ZERO);
-        assert_eq!(sum, Limits { memory: mib(101).into(), cpu: None });
-    }
-
     fn usage(current: u64, cache: u64) -> Usage {
         Usage { current: mib(current), cache: mib(cache), ..Usage::default() }
     }
@@ -299,20 +228,5 @@ mod tests {
     fn the_line_is_put_back_only_where_it_would_not_throttle_again_at_once() {
         assert!(!throttled(90, 150, 0.0).is_well_below());
         assert!(throttled(89, 150, 0.0).is_well_below());
-    }
-
-    #[test]
-    fn a_pod_is_raised_only_from_what_its_containers_could_use_before() {
-        let step = raise(&limits(200, 2), Some(&limits(100, 1)));
-        let memory = step.memory.unwrap();
-        assert!(memory.is_for(mib(100), |bytes| bytes));
-        assert!(memory.is_for(mib(150), |bytes| bytes), "somebody was on the way");
-        assert!(!memory.is_for(mib(99), |bytes| bytes), "it was meant to be tighter");
-        assert!(!memory.is_for(mib(200), |bytes| bytes));
-        assert!(step.again().memory.unwrap().is_for(mib(99), |bytes| bytes));
-        assert!(raise(&limits(200, 2), None).cpu.unwrap().is_for(1, |rate| rate));
-        let unlimited = Limits { memory: Limit::Max, cpu: None };
-        assert_eq!(raise(&unlimited, Some(&limits(1, 1))), Raise { memory: None, cpu: None });
-        assert_eq!(raise(&limits(1, 1), Some(&unlimited)), Raise { memory: None, cpu: None });
     }
 }

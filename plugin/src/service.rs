@@ -34,7 +34,7 @@ use crate::policy::Setting;
 use crate::reconcile::{Work, memory_limit, update};
 use crate::report::{LowerLimit, Reports, Subject, What};
 use crate::requests::annotation::{self, Overrides};
-use crate::requests::checkpoint::{Found, Inconclusive, Moment, Recorded};
+use crate::requests::checkpoint::{Inconclusive, Moment, Recorded};
 use crate::resize::{self, Limits};
 use crate::units::{Bytes, CpuMax, CpuShares, Limit, PageSize, excerpt, printable};
 
@@ -286,16 +286,7 @@ impl Service {
             self.refresh_node();
         }
         let record = self.record(&container).await;
-        let is_raised = container.limit != container.asked;
-        let former = match self.containers.last_limits(&container.sandbox, &container.name) {
-            // Of what it was raised to the kubelet does not know, whatever the pod's limit was before.
-            _ if is_raised => Some(container.asked_limits()),
-            former => former,
-        };
-        let (is_recorded, pod_limits) = match &record {
-            Ok(Found { record: Some(_), pod: Some(pod) }) => (true, pod.has_limits()),
-            _ => (false, false),
-        };
+        let former = self.containers.last_limits(&container.sandbox, &container.name);
         let container = self.containers.insert(container);
         let decided = self.containers.decide(&container, &record);
         for notice in &decided.notices {
@@ -305,9 +296,7 @@ impl Service {
             self.say_if_beyond_the_node(&container);
             self.say_if_overcommitted(&container, decided.request.as_ref());
         }
-        if !pod_limits {
-            self.raise_pod(&container, former, is_recorded);
-        }
+        self.raise_pod(&container, former, &record);
         // Before the container has it, and what it had before counts until it is known to have it.
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
             self.ancestors.claim_at_least(place, &container.id, claim);
@@ -335,20 +324,16 @@ impl Service {
         }
     }
 
-    /// A container's limits are worth nothing where its pod's are tighter. `former` are those that it, or one of its name before
-    /// it, was last to have: where the pod's were tighter than what those add up to, that is its author's word
-    /// (`PodLevelResources`), and stays.
-    fn raise_pod(&self, container: &Container, former: Option<Limits>, is_recorded: bool) {
-        // Of the first container of its name the pod's cgroup knows, unless this plugin has come after it. Where the kubelet has
-        // written down that the pod has no limits of its own, whatever is tighter is left from before, perhaps from before
-        // this plugin.
-        if !(is_recorded || former.is_some_and(|former| former != container.limits()))
-            || !self.containers.settings().raises_pod_limits()
-        {
+    /// A container's limits are worth nothing where its pod's are tighter. `former` are those that it, or one of its name before it,
+    /// was last to have.
+    fn raise_pod(&self, container: &Container, former: Option<Limits>, recorded: &Recorded) {
+        if !self.containers.settings().raises_pod_limits() {
             return;
         }
-        let former = former.filter(|_| !is_recorded);
-        self.ancestors.raise_limits(container, former, &self.containers.in_sandbox(&container.sandbox));
+        let mut others = self.containers.in_sandbox(&container.sandbox);
+        others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
+        let pod = self.containers.view_pod(container, former, &others, recorded);
+        self.ancestors.raise_limits(container, &pod);
     }
 
     /// Makes room for a limit that is lower than the one in force, and tells which one is to stay for now, if it is.
@@ -438,10 +423,20 @@ impl Drop for Answering {
 fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
     let linux = pod.linux.get_or_default();
     let place = place(&linux.cgroup_parent)?;
-    let overhead = linux.pod_overhead.get_or_default().memory.get_or_default().limit.get_or_default().value;
-    let overhead = Bytes::new(u64::try_from(overhead).unwrap_or(0));
+    let memory = |resources: &LinuxResources| {
+        u64::try_from(resources.memory.get_or_default().limit.get_or_default().value).ok().filter(|limit| *limit > 0)
+    };
+    let (overhead, limits) = (linux.pod_overhead.get_or_default(), linux.pod_resources.get_or_default());
     let (overrides, _) = Overrides::read(&pod.annotations, "");
-    Some(Sandbox { id: pod.id.clone(), place, overhead, overrides })
+    Some(Sandbox {
+        id: pod.id.clone(),
+        place,
+        overhead: Bytes::new(memory(overhead).unwrap_or(0)),
+        cpu_overhead: cpu(overhead, CpuMax::NONE).rate().unwrap_or(0),
+        memory_limit: memory(limits).map(Bytes::new),
+        cpu_limit: cpu(limits, CpuMax::NONE).rate(),
+        overrides,
+    })
 }
 
 fn place(cgroup_parent: &str) -> Option<PodPlace> {

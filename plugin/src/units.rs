@@ -378,7 +378,7 @@ impl FromStr for CpuMax {
 #[error("expected microseconds or 'max', and the period in microseconds, found '{0}'")]
 pub struct CpuMaxError(String);
 
-/// An amount of processor time in thousandths of a core. Needed only to tell a pod's QoS class.
+/// An amount of processor time in thousandths of a core.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MilliCpu(u64);
 
@@ -395,6 +395,11 @@ impl MilliCpu {
     /// The number of thousandths of a core.
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// As processor time per second in microseconds, as [`CpuMax::rate`].
+    pub const fn rate(self) -> u64 {
+        self.0.saturating_mul(1000)
     }
 }
 

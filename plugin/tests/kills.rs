@@ -295,7 +295,14 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     let config = "nodeAllocatable: 1Gi\nlogLevel: debug\noomRescue: {kills: 1, ceiling: 10%}\n";
     let (node, mut daemon, runtime) = start(config).await;
     for file in ["actuated_pods_state", "allocated_pods_state"] {
-        node.checkpoint(file, &[("b", "app", 24 * MIB), ("other", "app", 500 * MIB)]);
+        let app = |request: &str, limit: &str| {
+            let resources = serde_json::json!({ "requests": { "memory": request }, "limits": { "memory": limit } });
+            serde_json::json!({ "ContainerResources": { "app": resources } })
+        };
+        let entries = serde_json::json!({ "b": app("24Mi", "100Mi"), "other": app("500Mi", "600Mi") });
+        let data = serde_json::json!({ "entries": entries }).to_string();
+        let checkpoint = serde_json::json!({ "data": data, "checksum": 1 }).to_string();
+        node.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
     }
     let other = Pod::new("burstable", "other", 600 * MIB);
     run(&runtime, &other, 600 * MIB).await;

@@ -107,9 +107,7 @@ async fn a_pod_keeps_its_limit_beside_a_container_without_one_and_gets_none_wher
 #[tokio::test]
 async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_is_raised() {
     let node = Node::new();
-    for file in ["actuated_pods_state", "allocated_pods_state"] {
-        node.checkpoint(file, &[("known", "app", 64 * MIB)]);
-    }
+    node.checkpoint_with_limits("known", &[("app", 200)]);
     let _daemon = node.start();
     let runtime = node.accept().await;
     let (known, unknown) = (Pod::new("burstable", "known", 200 * MIB), Pod::new("burstable", "unknown", 200 * MIB));
@@ -512,6 +510,149 @@ async fn a_pod_with_limits_of_its_own_keeps_them() {
     runtime.run(&pod).await;
     runtime.update(&pod, memory_limit(300 * MIB)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
+}
+
+/// Kubernetes 1.34 and 1.35 give both containers the limits of their pod, and record none of them.
+#[tokio::test]
+async fn a_pods_own_limits_stay_where_nothing_records_them() {
+    let limits = || cpu(memory_limit(200 * MIB), 50_000);
+    let pod = |uid| {
+        let mut pod = Pod::new("burstable", uid, 0).created_with(limits());
+        *pod.linux().resources.as_mut().unwrap() = limits();
+        let mut side = beside(&pod, &format!("side-{uid}"), 0);
+        *side.linux().resources.as_mut().unwrap() = limits();
+        (pod, side)
+    };
+    let (node, mut daemon, runtime) = start().await;
+    // One with a record that cannot tell, one without any, and one whose checkpoint cannot be read.
+    for (ratio, (uid, record)) in (5..).zip([("told", Some("")), ("untold", None), ("torn", Some("torn"))]) {
+        let _ = fs::remove_file(node.path("host/var/lib/kubelet/allocated_pods_state"));
+        let _ = fs::remove_file(node.path("host/var/lib/kubelet/actuated_pods_state"));
+        match record {
+            Some("") => node.checkpoint_with_limits(uid, &[("app", 0), ("side-told", 0)]),
+            Some(torn) => node.write("host/var/lib/kubelet/actuated_pods_state", torn),
+            None => {}
+        }
+        let (pod, side) = pod(uid);
+        runtime.make_cgroup(&pod);
+        runtime.set_file(&pod.cgroup(), "memory.max", &(200 * MIB).to_string());
+        runtime.set_file(&pod.cgroup(), "cpu.max", "50000 100000");
+        runtime.run(&pod).await;
+        runtime.make_cgroup(&side);
+        runtime.run(&side).await;
+        // Whoever narrows it further is not overridden.
+        runtime.set_file(&pod.cgroup(), "memory.max", &(150 * MIB).to_string());
+        let config = format!("nodeAllocatable: 4Gi\nlogLevel: debug\nmaxLimitRequestRatio: {ratio}\n");
+        node.replace("plimsoll.yaml", &config);
+        daemon.says("configuration changed").await;
+        daemon.says("outcome=unchanged").await;
+        runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;
+        runtime.update(&side, limits()).await;
+        assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string(), "{uid}");
+        assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "50000 100000", "{uid}");
+    }
+}
+
+/// What is the pod's own is one resource at a time.
+#[tokio::test]
+async fn a_pods_own_processor_or_hugepages_limit_blocks_no_memory() {
+    let (node, _daemon, runtime) = start().await;
+    let pod = |uid| {
+        let mut pod = Pod::new("burstable", uid, 0);
+        *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(100 * MIB), 10_000);
+        pod
+    };
+    for (uid, pod_level, memory, cpu_max) in [
+        ("cpu", serde_json::json!({ "cpu": "100m" }), 200, "10000 100000"),
+        ("hugepages", serde_json::json!({ "hugepages-2Mi": "4Mi" }), 200, "20000 100000"),
+        ("memory", serde_json::json!({ "memory": "100Mi" }), 100, "20000 100000"),
+    ] {
+        let pod = pod(uid);
+        let app =
+            |memory: &str, cpu: &str| serde_json::json!({ "app": { "limits": { "memory": memory, "cpu": cpu } } });
+        let pod_level = serde_json::json!({ "limits": pod_level });
+        node.checkpoint_of_pod(uid, &app("100Mi", "100m"), &pod_level);
+        runtime.make_cgroup(&pod);
+        runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+        runtime.set_file(&pod.cgroup(), "cpu.max", "10000 100000");
+        runtime.run(&pod).await;
+        node.checkpoint_of_pod(uid, &app("200Mi", "200m"), &pod_level);
+        runtime.update(&pod, cpu(memory_limit(200 * MIB), 20_000)).await;
+        assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (memory * MIB).to_string(), "{uid}");
+        assert_eq!(runtime.file(&pod.cgroup(), "cpu.max").trim(), cpu_max, "{uid}");
+    }
+}
+
+#[tokio::test]
+async fn a_debug_container_does_not_block_a_raise() {
+    let (node, _daemon, runtime) = start().await;
+    node.checkpoint_with_limits("b", &[("app", 60)]);
+    let pod = Pod::new("burstable", "b", 60 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(60 * MIB).to_string());
+    runtime.run(&pod).await;
+    let debug = beside(&pod, "debugger", 0);
+    runtime.make_cgroup(&debug);
+    runtime.run(&debug).await;
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+    runtime.stop(&pod).await;
+    // Resized while it was down, with which the kubelet forgets the pod's cgroup.
+    node.checkpoint_with_limits("b", &[("app", 200)]);
+    let mut again = beside(&pod, "again", 200 * MIB);
+    again.container.name = pod.container.name.clone();
+    runtime.create(&again).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
+}
+
+/// Each by another proof: all limits in the record add up, to what the pod has, or had when it was created; a container's limit is
+/// more than any limit of the pod's own could allow; and what was proven is known after a reconnection.
+#[tokio::test]
+async fn a_pod_whose_limit_is_known_to_be_the_sum_is_raised() {
+    let (node, _daemon, runtime) = start().await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    let side = beside(&pod, "side", 50 * MIB);
+    node.checkpoint_with_limits("b", &[("app", 100), ("side", 50)]);
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(150 * MIB).to_string());
+    runtime.run(&pod).await;
+    runtime.make_cgroup(&side);
+    runtime.run(&side).await;
+    drop(runtime);
+    let runtime = node.accept().await;
+    // Resized while nobody looked, and not as far as a single limit would prove it.
+    node.checkpoint_with_limits("b", &[("app", 120), ("side", 50)]);
+    let mut resized = pod.clone();
+    resized.linux().resources = Some(memory_limit(120 * MIB)).into();
+    runtime.set_file(&format!("{}/id-b", pod.cgroup()), "memory.max", &(120 * MIB).to_string());
+    runtime.synchronize(&[&resized, &side]).await;
+    runtime.holds(&pod.cgroup(), "memory.max", 170 * MIB).await;
+    let created = Pod::new("burstable", "created", 100 * MIB).created_with(memory_limit(100 * MIB));
+    runtime.make_cgroup(&created);
+    runtime.set_file(&created.cgroup(), "memory.max", &(80 * MIB).to_string());
+    node.checkpoint_with_limits("created", &[("app", 100)]);
+    runtime.run(&created).await;
+    assert_eq!(runtime.file(&created.cgroup(), "memory.max"), (100 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn a_pod_that_may_have_its_own_limit_is_left_and_said_once() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    let side = beside(&pod, "side", 100 * MIB);
+    node.checkpoint_with_limits("b", &[("app", 100), ("side", 100)]);
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(150 * MIB).to_string());
+    runtime.run(&pod).await;
+    runtime.make_cgroup(&side);
+    runtime.run(&side).await;
+    let line = daemon.says("the pod's limit is tighter than what its containers may use, and is left").await;
+    assert!(line.contains("memory=157286400") && line.contains("memory_needed=209715200"), "{line}");
+    runtime.update(&pod, memory_limit(120 * MIB)).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
+    daemon.signal(rustix::process::Signal::TERM);
+    while let Some(line) = daemon.messages.recv().await {
+        assert!(!line.contains("and is left"), "{line}");
+    }
 }
 
 /// A node that defers, and a container on it with a limit of 250 MiB that uses 128 MiB.

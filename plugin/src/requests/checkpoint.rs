@@ -460,11 +460,6 @@ impl PodRecord {
         self.pod_level
     }
 
-    /// Whether the pod has limits of its own, as far as the record tells.
-    pub fn has_limits(&self) -> bool {
-        self.pod_level != PodLevel::Unrecorded && self.pod_level != PodLevel::Limits(RecordedLimits::default())
-    }
-
     /// The limits of a container; `None` if it has no record.
     pub fn limits(&self, container: &str) -> Option<RecordedLimits> {
         let (_, entry) = self.containers.iter().find(|(name, _)| **name == *container)?;

@@ -83,9 +83,34 @@ impl Node {
 
     /// The kubelet's checkpoint of a pod whose limit is its own, below that of its container.
     pub fn checkpoint_with_pod_limit(&self, uid: &str, request: &str, limit: &str, pod_limit: &str) {
+        let app = serde_json::json!({ "requests": { "memory": request }, "limits": { "memory": limit } });
+        self.checkpoint_of_pod(
+            uid,
+            &serde_json::json!({ "app": app }),
+            &serde_json::json!({ "limits": { "memory": pod_limit } }),
+        );
+    }
+
+    /// The kubelet's checkpoint of a pod whose containers have these limits in MiB, in both files. It says nothing of resources of
+    /// the pod's own, as in Kubernetes 1.34.
+    pub fn checkpoint_with_limits(&self, uid: &str, limits: &[(&str, i64)]) {
+        let of_container = |(name, limit): &(&str, i64)| {
+            let limits = if *limit > 0 {
+                serde_json::json!({ "limits": { "memory": format!("{limit}Mi") } })
+            } else {
+                serde_json::json!({})
+            };
+            ((*name).to_owned(), limits)
+        };
+        let containers: serde_json::Map<_, _> = limits.iter().map(of_container).collect();
+        self.checkpoint_of_pod(uid, &containers.into(), &serde_json::Value::Null);
+    }
+
+    /// The kubelet's checkpoint of one pod, in both files.
+    pub fn checkpoint_of_pod(&self, uid: &str, containers: &serde_json::Value, pod_level: &serde_json::Value) {
         let entry = serde_json::json!({ "entries": { uid: {
-            "ContainerResources": { "app": { "requests": { "memory": request }, "limits": { "memory": limit } } },
-            "PodLevelResources": { "limits": { "memory": pod_limit } },
+            "ContainerResources": containers,
+            "PodLevelResources": pod_level,
         } } });
         let checkpoint = serde_json::json!({ "data": entry.to_string(), "checksum": 1 }).to_string();
         for file in ["actuated_pods_state", "allocated_pods_state"] {
@@ -304,6 +329,12 @@ impl Pod {
 
     pub fn cgroup(&self) -> String {
         self.sandbox.linux.cgroup_parent.trim_start_matches('/').to_owned()
+    }
+
+    /// With limits that the runtime's client gives the pod with its sandbox.
+    pub fn created_with(mut self, resources: LinuxResources) -> Self {
+        self.sandbox.linux.as_mut().unwrap().pod_resources = Some(resources).into();
+        self
     }
 
     pub fn overhead(mut self, bytes: i64) -> Self {

@@ -1,0 +1,358 @@
+//! The origin of a pod's limit: the sum of its containers' limits, or the pod's own (`spec.resources`).
+//!
+//! Only a sum may be raised to what the containers need now. A limit of the pod's own is narrower on purpose, and
+//! Kubernetes 1.34 and 1.35 record it nowhere. So a limit counts as the sum only where one of these proves it:
+//!
+//! - **The kubelet's record** of the pod's own resources is there, and has no such limit.
+//! - **No pod-level limit can be this low.** The API server takes none below that of a container, and a container's
+//!   recorded limit is above both the pod's limit in force and the one that the pod was created with.
+//! - **The amounts are equal.** The kubelet recorded a limit for each container, the runtime has told of all containers
+//!   in the record, and their limits add up to what the pod has, or had when it was created (`pod_resources`). Where the
+//!   kubelet has no records at all, a container's limit has changed, and the former ones add up to that.
+//! - **It was proven before**, for the same sandbox.
+//!
+//! It is the pod's own where the record says so, and where a container without a recorded limit has one equal to the
+//! pod's: the kubelet gives a container without a limit that of its pod.
+//!
+//! Memory and processor time are judged apart. Ephemeral containers are in no record and have no limit: they count
+//! nowhere. Sources: Kubernetes `pkg/kubelet/kuberuntime` (`getMemoryLimit`), `pkg/kubelet/cm/helpers_linux.go`
+//! (`ResourceConfigForPod`), `pkg/kubelet/allocation` (what is recorded), `pkg/apis/core/validation` (bounds), 1.34 to 1.37.
+
+/// Where a pod's limit comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// Nothing proves either.
+    #[default]
+    Unknown,
+    /// It is the sum of the limits of the pod's containers.
+    Sum,
+    /// It is the pod's own, and this much.
+    Own(u64),
+}
+
+/// One resource of one container. Amounts are bytes, or processor time per second in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The limit that it is to have; `None` is no limit.
+    pub limit: Option<u64>,
+    /// The limit that its user asks for.
+    pub asked: Option<u64>,
+    /// The limit that its user asked for before, if that was another.
+    pub former: Option<u64>,
+    /// The kubelet's record of its limit.
+    pub recorded: RecordedLimit,
+}
+
+/// The kubelet's record of a container's limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordedLimit {
+    /// There is no record of the container.
+    NoRecord,
+    /// The container has no limit of its own.
+    NoLimit,
+    /// The container's own limit.
+    Limit(u64),
+}
+
+/// The kubelet's record of a pod, as far as it concerns one resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodLimitRecord {
+    /// The kubelet has none.
+    Absent,
+    /// Whether it has one is not known.
+    Unreadable,
+    /// The kubelet has one.
+    Present {
+        /// The pod's own limit; `None` if it says nothing of the pod's own resources, `Some(None)` if they have no such limit.
+        own: Option<Option<u64>>,
+        /// The runtime has told of every container in it.
+        is_complete: bool,
+    },
+}
+
+/// What is known of one limit of a pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// The kubelet's record of the pod.
+    pub record: PodLimitRecord,
+    /// The containers that live.
+    pub members: &'a [Member],
+    /// The limit in the pod's cgroup; `None` if it has none, or is not there.
+    pub in_force: Option<u64>,
+    /// The limit that the runtime's client gave the pod at its creation, without overhead.
+    pub at_creation: Option<u64>,
+    /// What the pod has in its cgroup beyond its containers' limits.
+    pub overhead: u64,
+    /// What is counted.
+    pub unit: Unit,
+}
+
+/// What is counted, and so how exact a cgroup keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes, in pages of this many.
+    Bytes(u64),
+    /// Processor time per second in microseconds.
+    Rate,
+}
+
+/// A hundredth of a processor, to which systemd rounds up.
+const HUNDREDTH: u64 = 10_000;
+
+impl Unit {
+    /// Whether a cgroup that was given `asked` may hold `observed`.
+    fn is_same(self, observed: u64, asked: u64) -> bool {
+        match self {
+            Self::Bytes(page) => observed / page.max(1) == asked / page.max(1),
+            Self::Rate => observed.abs_diff(asked) <= 1 || asked.checked_next_multiple_of(HUNDREDTH) == Some(observed),
+        }
+    }
+}
+
+impl Evidence<'_> {
+    /// Judges where the limit comes from, after `before`.
+    pub fn origin(&self, before: Origin) -> Origin {
+        match self.record {
+            PodLimitRecord::Unreadable => before,
+            PodLimitRecord::Present { own: Some(Some(own)), .. } => Origin::Own(own),
+            PodLimitRecord::Present { own: Some(None), .. } => Origin::Sum,
+            PodLimitRecord::Present { own: None, is_complete } => self.by_limits_in_record(before, is_complete),
+            PodLimitRecord::Absent => self.without_record(before),
+        }
+    }
+
+    fn by_limits_in_record(&self, before: Origin, is_complete: bool) -> Origin {
+        let unlimited = self.members.iter().filter(|member| member.recorded == RecordedLimit::NoLimit);
+        let mut inherited = unlimited.filter_map(|member| member.asked).peekable();
+        if inherited.peek().is_some() {
+            // Somebody other than the kubelet may have given it a limit.
+            return inherited.find(|limit| self.is_pods(*limit)).map_or(Origin::Unknown, Origin::Own);
+        }
+        if before == Origin::Sum {
+            return Origin::Sum;
+        }
+        let recorded = |member: &Member| match member.recorded {
+            RecordedLimit::Limit(limit) => Some(limit),
+            RecordedLimit::NoRecord | RecordedLimit::NoLimit => None,
+        };
+        let largest = self.members.iter().filter_map(recorded).max();
+        if let (Some(in_force), Some(largest)) = (self.in_force, largest)
+            && largest > in_force.max(self.at_creation.unwrap_or(0))
+        {
+            return Origin::Sum;
+        }
+        let members = self.members.iter().filter(|member| member.recorded != RecordedLimit::NoRecord);
+        if is_complete && self.adds_up(members, recorded) { Origin::Sum } else { Origin::Unknown }
+    }
+
+    fn without_record(&self, before: Origin) -> Origin {
+        if before == Origin::Sum {
+            return Origin::Sum;
+        }
+        let limited = self.members.iter().filter(|member| member.asked.is_some());
+        let is_other = |member: &Member| member.former.is_some() || member.limit != member.asked;
+        if limited.clone().any(is_other) {
+            let adds_up = self.adds_up(limited, |member| member.asked);
+            return if adds_up { Origin::Sum } else { Origin::Unknown };
+        }
+        let asked = sum(limited.map(|member| member.asked)).unwrap_or(0);
+        match (self.in_force, self.at_creation) {
+            // Not even as they were created do their limits fit, so it never was their sum.
+            (Some(in_force), Some(own))
+                if self.unit.is_same(in_force, own.saturating_add(self.overhead))
+                    && asked > own
+                    && self.members.iter().all(|member| member.asked.is_none_or(|asked| asked <= own)) =>
+            {
+                Origin::Own(own)
+            }
+            _ => Origin::Unknown,
+        }
+    }
+
+    /// Whether the pod has, or was created with, the sum of these containers' limits: as they are, as they were before, or as far as
+    /// this plugin has raised them. It raises only sums.
+    fn adds_up<'m>(
+        &self,
+        members: impl Iterator<Item = &'m Member> + Clone,
+        limit: impl Fn(&Member) -> Option<u64>,
+    ) -> bool {
+        let now = sum(members.clone().map(&limit));
+        let former = sum(members.clone().map(|member| member.former.or(limit(member))));
+        let is_raised = members.clone().any(|member| member.limit > member.asked);
+        let raised = sum(members.map(|member| member.limit)).filter(|_| is_raised);
+        [now, former, raised].into_iter().flatten().any(|sum| self.is_pods(sum))
+    }
+
+    /// Whether the pod has, or was created with, this limit.
+    fn is_pods(&self, limit: u64) -> bool {
+        self.in_force.is_some_and(|in_force| self.unit.is_same(in_force, limit.saturating_add(self.overhead)))
+            || self.at_creation.is_some_and(|at_creation| self.unit.is_same(at_creation, limit))
+    }
+
+    /// What the containers may use together, with the overhead. Where the pod's limit is their sum, one without a limit is
+    /// ephemeral. `None` if none has a limit.
+    pub fn needed(&self) -> Option<u64> {
+        let mut limits = self.members.iter().filter_map(|member| member.limit).peekable();
+        limits.peek()?;
+        Some(limits.fold(self.overhead, u64::saturating_add))
+    }
+}
+
+/// The sum; `None` if one is missing, or there are none.
+fn sum(limits: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    let mut limits = limits.peekable();
+    limits.peek()?;
+    limits.try_fold(0, |sum: u64, limit| Some(sum.saturating_add(limit?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNRECORDED: PodLimitRecord = PodLimitRecord::Present { own: None, is_complete: true };
+
+    /// A container whose limit is recorded as it is.
+    fn own(limit: u64) -> Member {
+        Member { limit: Some(limit), asked: Some(limit), former: None, recorded: RecordedLimit::Limit(limit) }
+    }
+
+    /// A container that the kubelet gave the pod's limit.
+    fn inherits(limit: u64) -> Member {
+        Member { recorded: RecordedLimit::NoLimit, ..own(limit) }
+    }
+
+    fn unrecorded(limit: u64) -> Member {
+        Member { recorded: RecordedLimit::NoRecord, ..own(limit) }
+    }
+
+    /// As `kubectl debug` makes it.
+    const EPHEMERAL: Member = Member { limit: None, asked: None, former: None, recorded: RecordedLimit::NoRecord };
+
+    fn evidence(record: PodLimitRecord, members: &[Member], in_force: u64) -> Evidence<'_> {
+        let in_force = (in_force > 0).then_some(in_force);
+        Evidence { record, members, in_force, at_creation: None, overhead: 0, unit: Unit::Bytes(1) }
+    }
+
+    fn origin(record: PodLimitRecord, members: &[Member], in_force: u64) -> Origin {
+        evidence(record, members, in_force).origin(Origin::Unknown)
+    }
+
+    #[test]
+    fn the_record_decides_for_each_resource() {
+        let record = |own| PodLimitRecord::Present { own: Some(own), is_complete: false };
+        assert_eq!(origin(record(Some(200)), &[own(100), own(100)], 200), Origin::Own(200));
+        // It has processor time or hugepages of its own.
+        assert_eq!(origin(record(None), &[own(100), own(100)], 150), Origin::Sum);
+        let members = [own(100)];
+        let changed = evidence(record(Some(200)), &members, 100);
+        assert_eq!(changed.origin(Origin::Sum), Origin::Own(200), "it was given one since");
+    }
+
+    #[test]
+    fn a_container_without_a_recorded_limit_has_its_pods() {
+        for members in [&[inherits(200)][..], &[inherits(200), inherits(200)], &[own(50), inherits(200)]] {
+            assert_eq!(origin(UNRECORDED, members, 200), Origin::Own(200), "{members:?}");
+            let incomplete = PodLimitRecord::Present { own: None, is_complete: false };
+            assert_eq!(origin(incomplete, members, 200), Origin::Own(200), "{members:?}");
+        }
+        // Another amount is somebody else's doing, and proves nothing.
+        assert_eq!(origin(UNRECORDED, &[own(50), inherits(100)], 200), Origin::Unknown);
+        assert_eq!(evidence(UNRECORDED, &[inherits(100)], 200).origin(Origin::Sum), Origin::Unknown);
+        let members = [inherits(200)];
+        let at_creation = Evidence { at_creation: Some(200), ..evidence(UNRECORDED, &members, 0) };
+        assert_eq!(at_creation.origin(Origin::Unknown), Origin::Own(200));
+    }
+
+    #[test]
+    fn recorded_limits_that_add_up_are_a_sum() {
+        let members = [own(100), own(50), EPHEMERAL];
+        assert_eq!(origin(UNRECORDED, &members, 150), Origin::Sum);
+        assert_eq!(origin(UNRECORDED, &members, 140), Origin::Unknown);
+        assert_eq!(origin(UNRECORDED, &members, 160), Origin::Unknown);
+        assert_eq!(origin(UNRECORDED, &[EPHEMERAL], 160), Origin::Unknown);
+        let overhead = Evidence { overhead: 8, ..evidence(UNRECORDED, &members, 158) };
+        assert_eq!(overhead.origin(Origin::Unknown), Origin::Sum);
+        // The overhead is beside what the pod was created with.
+        let at_creation = Evidence { at_creation: Some(150), ..evidence(UNRECORDED, &members, 120) };
+        assert_eq!(Evidence { overhead: 8, ..at_creation }.origin(Origin::Unknown), Origin::Sum);
+        // One was changed in the record before the pod was.
+        let changed = [own(100), Member { former: Some(50), ..own(90) }];
+        assert_eq!(origin(UNRECORDED, &changed, 150), Origin::Sum);
+    }
+
+    /// The pod's own limit of 100 is as large as the limit of its first container.
+    #[test]
+    fn containers_that_are_yet_to_come_prove_nothing() {
+        let incomplete = PodLimitRecord::Present { own: None, is_complete: false };
+        assert_eq!(origin(incomplete, &[own(100)], 100), Origin::Unknown);
+        assert_eq!(origin(UNRECORDED, &[own(100), own(50)], 100), Origin::Unknown);
+    }
+
+    #[test]
+    fn no_pod_level_limit_is_below_a_containers() {
+        let incomplete = PodLimitRecord::Present { own: None, is_complete: false };
+        assert_eq!(origin(incomplete, &[own(200), own(50)], 150), Origin::Sum);
+        assert_eq!(origin(incomplete, &[own(200)], 0), Origin::Unknown);
+        // Somebody has narrowed what is the pod's own.
+        let members = [own(150), own(150)];
+        let narrowed = Evidence { at_creation: Some(200), ..evidence(incomplete, &members, 100) };
+        assert_eq!(narrowed.origin(Origin::Unknown), Origin::Unknown);
+        let resized = Evidence { at_creation: Some(100), ..narrowed };
+        assert_eq!(resized.origin(Origin::Unknown), Origin::Sum);
+    }
+
+    #[test]
+    fn a_change_from_what_added_up_proves_a_sum_without_records() {
+        let changed = Member { former: Some(100), ..unrecorded(200) };
+        assert_eq!(origin(PodLimitRecord::Absent, &[changed, unrecorded(50)], 150), Origin::Sum);
+        assert_eq!(origin(PodLimitRecord::Absent, &[changed, unrecorded(50)], 200), Origin::Unknown);
+        assert_eq!(origin(PodLimitRecord::Absent, &[unrecorded(100)], 100), Origin::Unknown, "another one may come");
+        let rescued = Member { limit: Some(200), ..unrecorded(100) };
+        for in_force in [100, 200] {
+            assert_eq!(origin(PodLimitRecord::Absent, &[rescued, EPHEMERAL], in_force), Origin::Sum, "{in_force}");
+        }
+        assert_eq!(origin(PodLimitRecord::Absent, &[rescued], 150), Origin::Unknown);
+    }
+
+    #[test]
+    fn limits_that_never_fitted_are_no_sum() {
+        let members = [unrecorded(200), unrecorded(200)];
+        let at_creation = Evidence { at_creation: Some(200), ..evidence(PodLimitRecord::Absent, &members, 200) };
+        assert_eq!(at_creation.origin(Origin::Unknown), Origin::Own(200));
+        // The kubelet has resized it since, of which not every runtime tells.
+        let resized = Evidence { in_force: Some(400), ..at_creation };
+        assert_eq!(resized.origin(Origin::Unknown), Origin::Unknown);
+        assert_eq!(at_creation.origin(Origin::Sum), Origin::Sum);
+    }
+
+    #[test]
+    fn what_was_proven_stays_while_nothing_says_otherwise() {
+        let members = [own(300)];
+        for record in [PodLimitRecord::Absent, PodLimitRecord::Unreadable, UNRECORDED] {
+            assert_eq!(evidence(record, &members, 150).origin(Origin::Sum), Origin::Sum, "{record:?}");
+        }
+        assert_eq!(evidence(PodLimitRecord::Unreadable, &members, 300).origin(Origin::Unknown), Origin::Unknown);
+        assert_eq!(evidence(PodLimitRecord::Unreadable, &members, 300).origin(Origin::Own(9)), Origin::Own(9));
+    }
+
+    #[test]
+    fn amounts_are_as_exact_as_cgroups_keep_them() {
+        let members = [own(100_000), own(50_000)];
+        let is_sum = |unit, in_force| {
+            let evidence = Evidence { unit, ..evidence(UNRECORDED, &members, in_force) };
+            evidence.origin(Origin::Unknown) == Origin::Sum
+        };
+        assert!(is_sum(Unit::Bytes(4096), 150_000 / 4096 * 4096) && !is_sum(Unit::Bytes(1), 150_000 / 4096 * 4096));
+        assert!(is_sum(Unit::Rate, 150_000) && !is_sum(Unit::Rate, 155_000) && !is_sum(Unit::Rate, 160_000));
+        let odd = [own(100_000), own(51_000)];
+        let rounded = Evidence { unit: Unit::Rate, ..evidence(UNRECORDED, &odd, 160_000) };
+        assert_eq!(rounded.origin(Origin::Unknown), Origin::Sum, "systemd rounds up");
+    }
+
+    #[test]
+    fn containers_without_a_limit_need_nothing() {
+        assert_eq!(evidence(UNRECORDED, &[own(100), EPHEMERAL, own(50)], 0).needed(), Some(150));
+        assert_eq!(Evidence { overhead: 8, ..evidence(UNRECORDED, &[own(100)], 0) }.needed(), Some(108));
+        assert_eq!(evidence(UNRECORDED, &[EPHEMERAL], 0).needed(), None);
+    }
+}
