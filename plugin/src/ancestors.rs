@@ -405,8 +405,7 @@ impl Ancestors {
 
     /// It has not started yet, or not ended.
     pub fn is_alive(&self, container: &Container) -> bool {
-        let ended = |cgroup: &CgroupPath| matches!(self.root.cgroup(cgroup), Err(CgroupError::Gone(_)));
-        !(container.started && container.cgroup.as_ref().is_some_and(ended))
+        container.is_alive(&self.root)
     }
 
     /// Raises a pod's limits, and tells which files were, also where another one could not be.

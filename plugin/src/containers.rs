@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::brake;
-use crate::cgroup::{CgroupPath, Knob};
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::{Config, Mode, NodeAllocatable, Owner, Reserved};
 use crate::hierarchy::PodPlace;
 use crate::lock;
@@ -64,6 +64,9 @@ pub struct Container {
     pub moment: Moment,
     /// It was started, so it has a cgroup.
     pub started: bool,
+    /// Its cgroup was seen with processes, so that it has ended once the cgroup is gone. With Kata and gVisor that never is so: all
+    /// processes of a pod are in the cgroup of its sandbox, and only the runtime tells when a container has ended.
+    pub has_had_processes: bool,
     /// What has come of its last update.
     pub update: Update,
     /// `memory.high` while it is released from where the policy has it.
@@ -115,6 +118,12 @@ impl Container {
     /// The kubelet's QoS class; `None` where no kubelet made the pod's cgroup.
     pub fn class(&self) -> Option<QosClass> {
         self.place.as_ref().map(PodPlace::class)
+    }
+
+    /// It has not started yet, or not ended.
+    pub fn is_alive(&self, root: &CgroupRoot) -> bool {
+        let is_gone = |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
+        !(self.started && self.has_had_processes && self.cgroup.as_ref().is_some_and(is_gone))
     }
 
     /// What it may use.
@@ -426,6 +435,11 @@ impl Containers {
     /// A container was started.
     pub fn started(&self, id: &str) {
         self.change(id, |container| container.started = true);
+    }
+
+    /// There are processes in a container's cgroup.
+    pub fn set_has_had_processes(&self, id: &str) {
+        self.change(id, |container| container.has_had_processes = true);
     }
 
     /// A container's update has come so far.

@@ -142,7 +142,8 @@ impl Cuts {
     /// The most that a pod may use when its limit is set: all of the limit where its containers may use no more than that
     /// together, since each of them has its margin; else a margin less.
     fn most_in_pod(&self, id: &str, limit: Bytes) -> Bytes {
-        let containers = self.containers.in_sandbox(id);
+        let mut containers = self.containers.in_sandbox(id);
+        containers.retain(|container| container.is_alive(&self.root));
         let together =
             containers.iter().try_fold(Bytes::ZERO, |sum, other| Some(sum.saturating_add(other.limit.bytes()?)));
         match together {

@@ -660,7 +660,8 @@ impl Watcher {
             let record = self.containers.record(&container.uid, &container.name, container.moment);
             self.containers.decide(container, &record).request.map_or(Bytes::ZERO, |request| request.bytes)
         };
-        let all = self.containers.all();
+        let mut all = self.containers.all();
+        all.retain(|other| self.ancestors.is_alive(other));
         let others = all.iter().filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));
         let requests = others.map(|other| request(other)).fold(request(container), Bytes::saturating_add);
         let own = container.place.as_ref().map(|place| (place.cgroup().clone(), container.name.clone()));

@@ -128,7 +128,7 @@ pub struct Compared {
     pub held: Values,
     /// How much swap it may use, if that is limited.
     pub swap_max: Option<Bytes>,
-    /// Its limits, as its files hold them; `None` without a cgroup.
+    /// Its limits, as its files hold them; `None` without a cgroup, or where its processes are not in that.
     pub in_force: Option<InForce>,
 }
 
@@ -153,19 +153,18 @@ pub struct InForce {
 pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container) -> Result<Compared, CgroupError> {
     let page = containers.settings().node.page_size;
     let record = containers.record(&container.uid, &container.name, container.moment);
-    let Some(path) = &container.cgroup else {
+    let without_cgroup = || {
         let decided = containers.decide(container, &record);
         let claim = decided.desired.claim.unwrap_or_default();
-        return Ok(Compared {
-            decided,
-            writes: Vec::new(),
-            claim,
-            held: Values::default(),
-            swap_max: None,
-            in_force: None,
-        });
+        let (writes, held) = (Vec::new(), Values::default());
+        Compared { decided, writes, claim, held, swap_max: None, in_force: None }
     };
+    let Some(path) = &container.cgroup else { return Ok(without_cgroup()) };
     let cgroup = root.cgroup(path)?;
+    // What the files of an empty cgroup hold is in force for nobody (gVisor).
+    if container.started && !cgroup.has_processes()? {
+        return Ok(without_cgroup());
+    }
     let in_force = cgroup.read(Knob::Max)?;
     let decided = if in_force.is_same(container.limit, page) {
         containers.decide(container, &record)
@@ -589,7 +588,11 @@ impl Reconciler {
             match result {
                 Ok(compared) => {
                     self.watch_container(&container);
+                    let is_in_force = compared.in_force.is_some();
                     if let Some(in_force) = compared.in_force {
+                        if container.started {
+                            self.containers.set_has_had_processes(&container.id);
+                        }
                         self.limits_read_back(&container, in_force);
                     }
                     if compared.writes.is_empty() {
@@ -599,7 +602,7 @@ impl Reconciler {
                         if let Some(place) = &container.place {
                             self.ancestors.claim(place, &container.id, compared.claim);
                         }
-                        self.settled(&container, &compared.decided);
+                        self.settled(&container, &compared.decided, is_in_force);
                     } else {
                         let swap_max = compared.swap_max;
                         let Some(writes) = self.repair(&container, compared, touched) else { continue };
@@ -609,8 +612,10 @@ impl Reconciler {
                         pending.push(Pending { container, writes, attempt, swap_max });
                     }
                 }
-                Err(CgroupError::Gone(_)) if container.started => self.ended(&container),
-                Err(CgroupError::Gone(_)) => self.not_yet_started(&container),
+                Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
+                    self.ended(&container);
+                }
+                Err(CgroupError::Gone(_)) => self.without_cgroup(&container),
                 Err(error) => unreadable(&container, &error),
             }
         }
@@ -673,8 +678,8 @@ impl Reconciler {
         Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max })
     }
 
-    /// Its values come with its start.
-    fn not_yet_started(&self, container: &Container) {
+    /// Its values come with its start, or its processes are elsewhere (Kata).
+    fn without_cgroup(&self, container: &Container) {
         let record = self.containers.record(&container.uid, &container.name, container.moment);
         let decided = self.containers.decide(container, &record);
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
@@ -756,7 +761,7 @@ impl Reconciler {
         }
     }
 
-    fn settled(&mut self, container: &Container, decided: &Decided) {
+    fn settled(&mut self, container: &Container, decided: &Decided, is_in_force: bool) {
         if container.high_before.is_some() {
             self.containers.set_high_before(&container.id, None);
         }
@@ -765,7 +770,7 @@ impl Reconciler {
         let is_unverified = std::mem::take(&mut progress.is_unverified);
         self.contention.settle(&container.id);
         let outcome = match is_unverified {
-            _ if container.cgroup.is_none() => Outcome::Unresolved,
+            _ if !is_in_force => Outcome::Unresolved,
             false => Outcome::Unchanged,
             true => Outcome::Applied,
         };
@@ -806,7 +811,11 @@ impl Reconciler {
         self.standings.remove(cgroup);
         // Another one of its path may have been made since.
         match id.and_then(|id| self.containers.get(&id)) {
-            Some(container) if container.cgroup.as_ref() == Some(cgroup) && self.root.cgroup(cgroup).is_err() => {
+            Some(container)
+                if container.cgroup.as_ref() == Some(cgroup)
+                    && (!container.started || container.has_had_processes)
+                    && self.root.cgroup(cgroup).is_err() =>
+            {
                 self.ended(&container);
             }
             Some(container) => self.again(Duration::ZERO, Work::Container(container.id.clone())),
@@ -1084,9 +1093,12 @@ pub fn container_cgroups(root: &CgroupRoot) -> Vec<(String, CgroupPath)> {
     containers.map(|cgroup| (id_in(cgroup.name()).to_owned(), cgroup)).collect()
 }
 
-/// The id in the name that a runtime gives to a container's or sandbox's cgroup: `ID`, `PREFIX-ID.scope`, or for CRI-O with
-/// the cgroupfs driver `crio-ID` and `crio-conmon-ID`.
+/// The id in the name that a runtime gives to a container's or sandbox's cgroup: `ID`, `PREFIX-ID.scope`, for CRI-O with
+/// the cgroupfs driver `crio-ID` and `crio-conmon-ID`, and for Kata `kata_ID`.
 fn id_in(name: &str) -> &str {
+    if let Some(id) = name.strip_prefix("kata_") {
+        return id;
+    }
     let scope = name.strip_suffix(".scope");
     let prefixed = scope.or_else(|| name.starts_with("crio-").then_some(name));
     prefixed.and_then(|name| Some(name.rsplit_once('-')?.1)).unwrap_or(name)

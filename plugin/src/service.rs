@@ -4,6 +4,7 @@
 //! as a tenth of the runtime's request timeout. Nothing here fails a request: what cannot be understood is
 //! reported and left out.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -396,6 +397,28 @@ impl Service {
         self.ancestors.sandbox_ended(id);
     }
 
+    /// Of several containers with one name in a sandbox only the newest is alive: the kubelet makes another one only when the last
+    /// has ended, of which the runtime does not tell where it failed to start.
+    fn forget_older(&self, sandbox: &str, newest: &api::Container) {
+        for older in self.others_of_its_name(sandbox, newest) {
+            debug!(pod = older.pod, container = older.name, id = older.id, "another one has taken its place");
+            self.forget(&older.id);
+        }
+    }
+
+    fn others_of_its_name(
+        &self,
+        sandbox: &str,
+        container: &api::Container,
+    ) -> impl Iterator<Item = Arc<Container>> + use<> {
+        let (id, name) = (container.id.clone(), printable(&container.name));
+        self.containers.in_sandbox(sandbox).into_iter().filter(move |other| other.name == name && other.id != id)
+    }
+
+    fn has_processes(&self, cgroup: &CgroupPath) -> bool {
+        self.root.cgroup(cgroup).and_then(|cgroup| cgroup.has_processes()).unwrap_or(false)
+    }
+
     fn forget(&self, id: &str) {
         if let Some(container) = self.containers.get(id) {
             self.kills.ended(&container);
@@ -482,7 +505,7 @@ impl Plugin for Service {
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
         // What else the runtime is at is not known yet: it is not to be asked for anything at once.
         let _event = self.event("Synchronize");
-        let alive: Vec<_> = containers.into_iter().filter(|container| !has_ended(container)).collect();
+        let alive = newest(containers.into_iter().filter(|container| !has_ended(container)));
         // Runtimes also tell of sandboxes that have ended and were not removed yet.
         // That of CRI-O has no process, and with that not the cgroup that is named: whoever has a container that lives does, too.
         let live: HashSet<&str> = alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
@@ -597,6 +620,7 @@ impl Plugin for Service {
             return Ok(Creation::default());
         }
         self.meet_sandbox(&pod);
+        self.forget_older(&pod.id, &container);
         let asked = container.linux.get_or_default().resources.get_or_default().memory.clone();
         // Whatever the runtime says of its state.
         let mut container = Container { started: false, ..translate(&pod, &container, self.page_size()) };
@@ -658,10 +682,15 @@ impl Plugin for Service {
         // synchronization only when it is done.
         if self.containers.get(&container.id).is_none() && container.linux.is_some() {
             self.meet_sandbox(&pod);
+            self.forget_older(&pod.id, &container);
             self.resolve(Container { started: false, ..self.found(&pod, &container) }).await;
         }
         self.containers.started(&container.id);
         if let Some(container) = self.containers.get(&container.id) {
+            // The runtime has made its first process, which waits for this answer.
+            if container.cgroup.as_ref().is_some_and(|path| self.has_processes(path)) {
+                self.containers.set_has_had_processes(&container.id);
+            }
             self.kills.runs(&container);
         }
         self.enqueue(Work::Written(container.id));
@@ -678,7 +707,9 @@ impl Plugin for Service {
         let page = self.page_size();
         let mut updated = match self.containers.get(&container.id) {
             Some(known) => (*known).clone(),
-            None if has_ended(&container) => return Ok(Vec::new()),
+            None if has_ended(&container) || self.others_of_its_name(&pod.id, &container).next().is_some() => {
+                return Ok(Vec::new());
+            }
             None => self.found(&pod, &container),
         };
         updated.moment = Moment::Update;
@@ -819,6 +850,32 @@ fn is_claimed(unified: &HashMap<String, String>, knob: Knob) -> bool {
     unified.get(knob.file_name()).is_some_and(|claimed| claimed.parse() != Ok(knob.default_value()))
 }
 
+/// Leaves of containers with one name in a sandbox the newest. Runtimes with NRI before 0.9 do not tell when one was created: then one
+/// that runs, or was told of last.
+fn newest(containers: impl Iterator<Item = api::Container>) -> Vec<api::Container> {
+    let age = |container: &api::Container| {
+        let runs = matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING));
+        (container.created_at, runs)
+    };
+    let mut newest: Vec<api::Container> = Vec::new();
+    let mut places: HashMap<(String, String), usize> = HashMap::new();
+    for container in containers {
+        match places.entry((container.pod_sandbox_id.clone(), container.name.clone())) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(newest.len());
+                newest.push(container);
+            }
+            Entry::Occupied(place) => {
+                let other = &mut newest[*place.get()];
+                if age(&container) >= age(other) {
+                    *other = container;
+                }
+            }
+        }
+    }
+    newest
+}
+
 fn has_ended(container: &api::Container) -> bool {
     matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED))
 }
@@ -854,6 +911,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
         update: Update::Over,
         released: None,
         high_before: None,
+        has_had_processes: false,
         started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
         cgroup: None,
         place: place(cgroup_parent),
@@ -898,4 +956,34 @@ fn limit(asked: i64, page: PageSize, container: &Container) -> Limit {
         warn!(pod = container.pod, container = container.name, "{error}");
         Limit::Max
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_of_one_name_is_left() {
+        let container = |id: &str, name: &str, sandbox: &str, created_at, state: ContainerState| api::Container {
+            id: id.into(),
+            name: name.into(),
+            pod_sandbox_id: sandbox.into(),
+            created_at,
+            state: state.into(),
+            ..Default::default()
+        };
+        let (created, running) = (ContainerState::CONTAINER_CREATED, ContainerState::CONTAINER_RUNNING);
+        for (containers, expected) in [
+            (vec![], ""),
+            (vec![container("a", "x", "1", 1, running), container("b", "x", "1", 2, created)], "b"),
+            (vec![container("b", "x", "1", 2, created), container("a", "x", "1", 1, running)], "b"),
+            (vec![container("a", "x", "1", 0, running), container("b", "x", "1", 0, created)], "a"),
+            (vec![container("a", "x", "1", 0, created), container("b", "x", "1", 0, created)], "b"),
+            (vec![container("a", "x", "1", 1, running), container("b", "x", "2", 2, running)], "a b"),
+            (vec![container("a", "x", "1", 1, running), container("b", "y", "1", 2, running)], "a b"),
+        ] {
+            let left: Vec<_> = newest(containers.into_iter()).into_iter().map(|container| container.id).collect();
+            assert_eq!(left.join(" "), expected);
+        }
+    }
 }

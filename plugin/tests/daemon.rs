@@ -374,8 +374,9 @@ async fn a_cgroup_that_vanishes_is_no_failure() {
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     let pod = Pod::new("guaranteed", "g", 100 * MIB);
-    runtime.create(&pod).await;
-    runtime.started(&pod).await;
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     let line = daemon.says("outcome=gone").await;
     assert!(line.contains("default/g") && line.contains("has ended"), "{line}");
     runtime.update(&pod, memory_limit(200 * MIB)).await;

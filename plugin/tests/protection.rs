@@ -220,6 +220,132 @@ async fn a_container_that_ends_unannounced_is_no_longer_counted() {
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), "0");
 }
 
+/// Another container of a pod's sandbox by the same name.
+fn next(pod: &Pod, id: &str) -> Pod {
+    let mut next = pod.clone();
+    next.container.id = id.into();
+    let path = format!("/{}/{id}", pod.cgroup());
+    next.linux().cgroups_path = path;
+    next
+}
+
+/// containerd makes the task before it calls plugins: a start that fails there sends no event.
+#[tokio::test]
+async fn a_failed_start_does_not_count() {
+    let (node, _daemon, runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
+    runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;
+    runtime.create(&pod).await;
+    let mut second = next(&pod, "id-second");
+    for (id, name) in [("id-second", "app"), ("id-third", "app"), ("id-other", "other")] {
+        let mut next = next(&pod, id);
+        next.container.name = name.into();
+        runtime.create(&next).await;
+        assert_eq!(runtime.file(KUBEPODS, "memory.min"), (100 * MIB).to_string(), "{id}");
+        second = if name == "app" { next } else { second };
+    }
+    // Updates of what has ended come from nobody who knows of it, and bring nothing back.
+    let (sandbox, first) = (pod.sandbox.clone(), pod.container.clone());
+    let reply = runtime.connection.update_container(sandbox, first, harness::memory_limit(300 * MIB)).await;
+    assert_eq!(reply.unwrap().update, []);
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (100 * MIB).to_string());
+    // A runtime may still have all of them, in any order.
+    drop(runtime);
+    let runtime = node.accept().await;
+    let mut first = pod.clone();
+    for (container, created_at) in [(&mut first, 1), (&mut second, 2)] {
+        container.container.created_at = created_at;
+        container.container.state = nri::api::ContainerState::CONTAINER_CREATED.into();
+    }
+    for order in [[&first, &second], [&second, &first]] {
+        runtime.synchronize(&order).await;
+        runtime.holds(KUBEPODS, "memory.min", 100 * MIB).await;
+    }
+    runtime.stop(&second).await;
+    // The first one is not counted again.
+    runtime.holds(KUBEPODS, "memory.min", 0).await;
+}
+
+#[tokio::test]
+async fn a_pod_claims_no_more_than_its_own_limit() {
+    let (node, _daemon, runtime) = start().await;
+    // The kubelet gives both containers the limit of their Guaranteed pod, and has no records.
+    let pod = Pod::new("guaranteed", "g", 200 * MIB).created_with(harness::memory_limit(200 * MIB)).overhead(8 * MIB);
+    let mut side = next(&pod, "id-side");
+    side.container.name = "side".into();
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(208 * MIB).to_string());
+    runtime.run(&pod).await;
+    runtime.make_cgroup(&side);
+    runtime.run(&side).await;
+    for cgroup in [&pod.cgroup(), KUBEPODS] {
+        runtime.holds(cgroup, "memory.min", 208 * MIB).await;
+    }
+    // It is told anew of, and then one of them ends.
+    drop(runtime);
+    let runtime = node.accept().await;
+    runtime.synchronize(&[&pod, &side]).await;
+    runtime.holds(KUBEPODS, "memory.min", 208 * MIB).await;
+    fs::remove_dir_all(runtime.cgroup(&side)).unwrap();
+    runtime.stop(&side).await;
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (208 * MIB).to_string());
+}
+
+/// With Kata all processes of a pod are in the cgroup of its sandbox, and containers have none. gVisor makes empty ones.
+#[tokio::test]
+async fn a_container_without_processes_of_its_own_keeps_its_claim() {
+    let (node, mut daemon, runtime) = start().await;
+    let mut kata = burstable(&node, "kata", 100 * MIB).overhead(10 * MIB);
+    let mut gvisor = Pod::new("guaranteed", "gvisor", 200 * MIB);
+    kata.sandbox.runtime_handler = "kata".into();
+    gvisor.sandbox.runtime_handler = "runsc".into();
+    for pod in [&kata, &gvisor] {
+        runtime.make_cgroup(pod);
+        fs::remove_dir_all(runtime.cgroup(pod)).unwrap();
+        let sandbox = format!("{}/kata_{}", pod.cgroup(), pod.sandbox.id);
+        runtime.make_cgroup_at(&sandbox);
+        runtime.set_file(&sandbox, "memory.current", &(90 * MIB).to_string());
+        runtime.pod_event(Event::RUN_POD_SANDBOX, pod).await;
+        runtime.create(pod).await;
+    }
+    runtime.make_cgroup(&gvisor);
+    runtime.set_file(&format!("{}/id-gvisor", gvisor.cgroup()), "cgroup.events", "populated 0\nfrozen 0");
+    runtime.set_file(&format!("{}/id-gvisor", gvisor.cgroup()), "memory.max", "max");
+    for pod in [&kata, &gvisor] {
+        runtime.started(pod).await;
+    }
+    let line = daemon.says("outcome=").await;
+    assert!(line.contains("default/gvisor") && line.contains("outcome=unresolved"), "nothing was read back: {line}");
+    // After an update, and told of anew, with everything looked at.
+    runtime.update(&gvisor, harness::memory_limit(300 * MIB)).await;
+    runtime.updated(&gvisor).await;
+    drop(runtime);
+    let mut runtime = node.accept().await;
+    gvisor.linux().resources = Some(harness::memory_limit(300 * MIB)).into();
+    runtime.synchronize(&[&kata, &gvisor]).await;
+    runtime.holds(KUBEPODS, "memory.min", 410 * MIB).await;
+    assert_eq!(runtime.file(&kata.cgroup(), "memory.min"), (110 * MIB).to_string());
+    assert_eq!(runtime.file(&gvisor.cgroup(), "memory.min"), (300 * MIB).to_string());
+    // Nothing is asked of the runtime, and nothing repaired, for longer than an unknown cgroup is waited for.
+    let asked = tokio::time::timeout(Duration::from_secs(12), async {
+        tokio::select! {
+            _ = runtime.updates.recv() => "for an update",
+            _ = node.trunk() => "for everything anew",
+        }
+    });
+    assert_eq!(asked.await.ok(), None);
+    // The empty one goes; the runtime tells when they have ended.
+    fs::remove_dir_all(runtime.cgroup(&gvisor)).unwrap();
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n");
+    daemon.says("configuration changed").await;
+    runtime.stop(&kata).await;
+    runtime.holds(KUBEPODS, "memory.min", 310 * MIB).await;
+    runtime.stop(&gvisor).await;
+    runtime.holds(KUBEPODS, "memory.min", 10 * MIB).await;
+}
+
 /// CRI-O names a cgroup for a sandbox that it makes none for.
 #[tokio::test]
 async fn a_pod_lives_as_long_as_its_container_whatever_became_of_its_sandbox() {

@@ -456,6 +456,20 @@ impl Cgroup {
         })
     }
 
+    /// Whether there are processes in it or below.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`], [`CgroupError::Malformed`] or [`CgroupError::Io`].
+    pub fn has_processes(&self) -> Result<bool, CgroupError> {
+        match self.read_text("cgroup.events", 512) {
+            Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
+            // Every kernel with cgroup v2 has it.
+            Err(CgroupError::Unsupported { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads how long all of it waited for memory (`full`) from `memory.pressure`.
     ///
     /// # Errors
