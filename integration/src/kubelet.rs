@@ -856,6 +856,17 @@ fn sandbox_message(spec: &PodSpec, uid: &str, pod_cgroup: &str) -> Value {
         0 => json!({}),
         bytes => json!({ "memory_limit_in_bytes": bytes }),
     };
+    // The sums of what there is, also where a container has no limit.
+    let mut resources = json!({ "cpu_period": 100_000 });
+    let sum = |limit: fn(&ContainerSpec) -> Option<u64>| spec.containers.iter().filter_map(limit).sum::<u64>();
+    for (name, limit) in [
+        ("memory_limit_in_bytes", sum(|container| container.memory_limit)),
+        ("cpu_quota", sum(|container| container.cpu_limit) * 100),
+    ] {
+        if limit > 0 {
+            resources[name] = json!(limit);
+        }
+    }
     json!({
         "metadata": { "name": spec.name, "namespace": "default", "uid": uid, "attempt": 0 },
         "labels": {
@@ -868,6 +879,7 @@ fn sandbox_message(spec: &PodSpec, uid: &str, pod_cgroup: &str) -> Value {
         "linux": {
             "cgroup_parent": format!("/{pod_cgroup}"),
             "overhead": overhead,
+            "resources": resources,
             "security_context": { "namespace_options": namespaces() },
         },
     })
