@@ -26,7 +26,7 @@ use crate::containers::{Container, PodView, Settings};
 use crate::contention::{Contention, Verdict};
 use crate::hierarchy::{Level, PodPlace, Tree};
 use crate::lock;
-use crate::originals::{Originals, Target, Values};
+use crate::originals::{Originals, RaisedLimit, Target, Values};
 use crate::outcome::Outcome;
 use crate::pod::{PodCgroup, PodUid};
 use crate::pod_limit::{Evidence, Origin, Unit};
@@ -415,6 +415,11 @@ impl Ancestors {
         if !raised.is_empty()
             && let Ok(in_force) = self.root.cgroup(pod).and_then(|open| InForce::read(&open))
         {
+            for (file, from, to) in raised.iter().cloned() {
+                let limit = RaisedLimit { cgroup: pod.clone(), inode: in_force.inode, file: file.to_owned(), from, to };
+                let remembered = lock(&self.originals).remember_raised(limit);
+                self.complain(state, remembered);
+            }
             self.tell_systemd(state, pod, &in_force, Some(raise));
         }
         (raised, result)
@@ -593,6 +598,11 @@ impl Ancestors {
     pub fn contains(&self, cgroup: &CgroupPath) -> bool {
         let state = lock(&self.state);
         is_ours(&state.tree, &state.reserved, cgroup)
+    }
+
+    /// The cgroups beside the pods that are to be protected.
+    pub fn reserved(&self) -> Vec<CgroupPath> {
+        lock(&self.state).reserved.iter().map(|reserved| reserved.cgroup.clone()).collect()
     }
 
     /// Whether this is one of the cgroups that the operator names.

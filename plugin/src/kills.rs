@@ -243,6 +243,24 @@ pub struct Watcher {
     again: BTreeSet<CgroupPath>,
 }
 
+/// Containers whose limits were raised, as it is written down on the node whose file system is at `host`: by pod and name.
+///
+/// # Errors
+///
+/// When it is written down and cannot be read.
+pub fn rescued_on(host: &Path) -> io::Result<Vec<(CgroupPath, String, Rescued)>> {
+    let text = match fs::read(host.join(originals::DIRECTORY).join(FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text?,
+    };
+    let Counted { pods } = serde_json::from_slice(&text)?;
+    let rescued = pods.into_iter().flat_map(|(path, pod)| {
+        let histories = pod.histories.into_iter();
+        histories.filter_map(move |(name, history)| Some((path.clone(), name, history.rescued()?)))
+    });
+    Ok(rescued.collect())
+}
+
 /// What to look at: pods, and which of their containers have ended.
 type Due = BTreeMap<CgroupPath, BTreeSet<String>>;
 

@@ -6,7 +6,10 @@
 //! ```json
 //! {"cgroup":"kubepods.slice","inode":4242,"memory.min":"0","memory.low":"0"}
 //! {"container":"3f0c…","memory.high":"50331648"}
+//! {"cgroup":"kubepods/burstable/pod1","inode":4243,"raised":"memory.max","from":"104857600","to":"209715200"}
 //! ```
+//!
+//! A line with `raised` is about a limit of a pod that is not put back, since to lower it could kill: it is remembered to be named.
 //!
 //! A line with `"restored":true` takes back those before it. A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
 //! torn or foreign is skipped. Who is not in it was never changed.
@@ -94,6 +97,21 @@ impl Values {
     }
 }
 
+/// A limit of a pod that was raised, and stays so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaisedLimit {
+    /// The pod's cgroup.
+    pub cgroup: CgroupPath,
+    /// What tells it from another one of that path.
+    pub inode: u64,
+    /// The file.
+    pub file: String,
+    /// What it held before it was raised for the first time.
+    pub from: String,
+    /// What it was raised to last.
+    pub to: String,
+}
+
 /// A line of the file.
 #[derive(Serialize, Deserialize)]
 struct Line {
@@ -112,6 +130,13 @@ struct Line {
     /// It has back what it had.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     restored: bool,
+    /// The file of a limit that was raised, and from and to what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raised: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
 }
 
 impl Line {
@@ -121,7 +146,18 @@ impl Line {
             Target::Cgroup(path, inode) => (None, Some(path.as_str().to_owned()), Some(*inode)),
         };
         let [min, low, high] = [values.min, values.low, values.high].map(|value| value.map(|value| value.to_string()));
-        Self { container, cgroup, inode, min, low, high, restored: false }
+        Self { container, cgroup, inode, min, low, high, restored: false, raised: None, from: None, to: None }
+    }
+
+    fn of_raised(limit: &RaisedLimit) -> Self {
+        let RaisedLimit { cgroup, inode, file, from, to } = limit.clone();
+        let line = Self::new(&Target::Cgroup(cgroup, inode), &Values::default());
+        Self { raised: Some(file), from: Some(from), to: Some(to), ..line }
+    }
+
+    fn read_raised(self) -> Option<RaisedLimit> {
+        let cgroup = CgroupPath::parse(&self.cgroup?).ok()?;
+        Some(RaisedLimit { cgroup, inode: self.inode?, file: self.raised?, from: self.from?, to: self.to? })
     }
 
     fn read(self) -> Option<(Target, Values)> {
@@ -140,6 +176,7 @@ impl Line {
 pub struct Originals {
     path: PathBuf,
     known: HashMap<Target, Values>,
+    raised: Vec<RaisedLimit>,
     file: Option<File>,
     lines: usize,
 }
@@ -161,6 +198,10 @@ impl Originals {
         for line in BufReader::new(file).split(b'\n') {
             originals.lines += 1;
             let Ok(line) = serde_json::from_slice::<Line>(&line?) else { continue };
+            if line.raised.is_some() {
+                line.read_raised().into_iter().for_each(|limit| originals.note_raised(limit));
+                continue;
+            }
             let restored = line.restored;
             match line.read() {
                 Some((target, _)) if restored => _ = originals.known.remove(&target),
@@ -174,7 +215,32 @@ impl Originals {
 
     /// Nothing is remembered yet.
     pub fn none(host: &Path) -> Self {
-        Self { path: host.join(DIRECTORY).join(FILE), known: HashMap::new(), file: None, lines: 0 }
+        Self { path: host.join(DIRECTORY).join(FILE), known: HashMap::new(), raised: Vec::new(), file: None, lines: 0 }
+    }
+
+    /// Limits of pods that were raised, as far as their pods were there when [`Originals::retain`] was called last.
+    pub fn raised_limits(&self) -> &[RaisedLimit] {
+        &self.raised
+    }
+
+    /// Remembers that a limit of a pod was raised.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down. It is remembered nevertheless, as long as the program runs.
+    pub fn remember_raised(&mut self, limit: RaisedLimit) -> io::Result<()> {
+        let line = json(&Line::of_raised(&limit))?;
+        self.note_raised(limit);
+        self.append(&line)
+    }
+
+    fn note_raised(&mut self, limit: RaisedLimit) {
+        let is_it =
+            |one: &&mut RaisedLimit| (&one.cgroup, one.inode, &one.file) == (&limit.cgroup, limit.inode, &limit.file);
+        match self.raised.iter_mut().find(is_it) {
+            Some(one) => one.to = limit.to,
+            None => self.raised.push(limit),
+        }
     }
 
     /// What a target had before; `None` if it was never changed.
@@ -247,18 +313,22 @@ impl Originals {
     /// When the file cannot be written; it stays as it is then.
     pub fn retain(&mut self, mut keep: impl FnMut(&Target) -> bool) -> io::Result<()> {
         self.known.retain(|target, _| keep(target));
-        if self.lines <= 2 * self.known.len() + SLACK {
+        self.raised.retain(|limit| keep(&Target::Cgroup(limit.cgroup.clone(), limit.inode)));
+        if self.lines <= 2 * (self.known.len() + self.raised.len()) + SLACK {
             return Ok(());
         }
         let mut text = Vec::new();
         for (target, values) in &self.known {
             text.extend(json(&Line::new(target, values))?);
         }
+        for limit in &self.raised {
+            text.extend(json(&Line::of_raised(limit))?);
+        }
         let new = self.path.with_extension("new");
         fs::write(&new, text)?;
         fs::rename(&new, &self.path)?;
         self.file = None;
-        self.lines = self.known.len();
+        self.lines = self.known.len() + self.raised.len();
         Ok(())
     }
 }
@@ -340,6 +410,29 @@ mod tests {
         assert_eq!(originals.get(&container("a")), Some(min(1)));
         assert_eq!(originals.get(&container("b")), None);
         assert_eq!(originals.get(&container("c")), Some(min(3)));
+    }
+
+    #[test]
+    fn raised_limits_are_remembered_with_the_first_value() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        let limit = |inode, from: &str, to: &str| RaisedLimit {
+            cgroup: CgroupPath::parse("kubepods/pod1").unwrap(),
+            inode,
+            file: "memory.max".to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        originals.remember(cgroup("kubepods/pod1", 7), min(4096)).unwrap();
+        originals.remember_raised(limit(7, "1", "2")).unwrap();
+        originals.remember_raised(limit(7, "2", "3")).unwrap();
+        originals.remember_raised(limit(8, "5", "6")).unwrap();
+        assert_eq!(originals.raised_limits(), [limit(7, "1", "3"), limit(8, "5", "6")]);
+        let mut read = Originals::load(host.path()).unwrap();
+        assert_eq!(read.raised_limits(), originals.raised_limits());
+        assert_eq!(read.get(&cgroup("kubepods/pod1", 7)), Some(min(4096)), "another line of it counts for itself");
+        read.retain(|target| *target == cgroup("kubepods/pod1", 8)).unwrap();
+        assert_eq!(read.raised_limits(), [limit(8, "5", "6")]);
     }
 
     #[test]
