@@ -7,6 +7,7 @@
 
 pub(crate) mod runtime;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -21,11 +22,13 @@ use serde::Serialize;
 use self::runtime::{
     CONFIG_PATH, CONTAINERD, CONTAINERD_1_7, NO_CONNECTIONS, REGISTRATION, REQUEST, Runtime, Settings, Version,
 };
-use crate::cgroup::CgroupRoot;
+use crate::cgroup::kubepods::{self, Found};
+use crate::cgroup::{CgroupPath, CgroupRoot};
 use crate::config::{Config, DROP_INS, NodeAllocatable};
 use crate::containers::STAND_ASIDE;
 use crate::explain::wrap;
-use crate::node::{self, AllocatableSource, KUBEPODS, KubeletReservations, NodeMemory};
+use crate::guard::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
+use crate::node::{self, AllocatableSource, KubeletReservations, NodeMemory};
 use crate::pod::{CheckpointFile, PodUid};
 use crate::requests::checkpoint::{Checkpoints, Moment};
 use crate::service::{BUDGET, CUT_BUDGET};
@@ -42,14 +45,6 @@ const MOST_NAMES: usize = 16;
 const LONGEST: usize = 4000;
 
 const CGROUPS: &str = "sys/fs/cgroup";
-const LEVELS: [&str; 6] = [
-    "kubepods.slice",
-    "kubepods.slice/kubepods-burstable.slice",
-    "kubepods.slice/kubepods-besteffort.slice",
-    "kubepods",
-    "kubepods/burstable",
-    "kubepods/besteffort",
-];
 const KUBELET: &str = "var/lib/kubelet";
 pub(crate) const PLUGINS: &str = "/opt/nri/plugins";
 pub(crate) const UNITS: [&str; 4] =
@@ -77,8 +72,10 @@ const RIVALS: [&str; 3] = ["memory-qos", "koordlet", "koordinator"];
 pub enum Mark {
     /// As it should be.
     Ok,
-    /// The plugin works, but something is less than it could be, or could not be found out.
+    /// The plugin works, but something is less than it could be.
     Warning,
+    /// It could not be found out: something that should be there could not be read.
+    Unknown,
     /// The plugin cannot work.
     Failed,
 }
@@ -88,6 +85,7 @@ impl fmt::Display for Mark {
         f.pad(match self {
             Self::Ok => "ok",
             Self::Warning => "warning",
+            Self::Unknown => "unknown",
             Self::Failed => "failed",
         })
     }
@@ -110,8 +108,10 @@ pub struct Finding {
 /// All findings. `Display` is for the reader at 80 columns; serialised, it is the form of `--json`.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Whether the plugin can work.
+    /// Whether the plugin can work, as far as it could be found out.
     pub able: bool,
+    /// How many checks have the mark `unknown`.
+    pub unknown: usize,
     /// One for each check that applies.
     pub checks: Vec<Finding>,
 }
@@ -124,6 +124,10 @@ impl Finding {
     fn warning(check: &'static str, found: impl AsRef<str>, advice: impl AsRef<str>) -> Self {
         let (found, advice) = (shown(found.as_ref()), Some(shown(advice.as_ref())));
         Self { check, mark: Mark::Warning, found, advice }
+    }
+
+    fn unknown(check: &'static str, found: impl AsRef<str>, advice: impl AsRef<str>) -> Self {
+        Self { mark: Mark::Unknown, ..Self::warning(check, found, advice) }
     }
 
     fn failed(check: &'static str, found: impl AsRef<str>, advice: impl AsRef<str>) -> Self {
@@ -165,8 +169,16 @@ impl fmt::Display for Report {
             }
         }
         let count = |mark| self.checks.iter().filter(|finding| finding.mark == mark).count();
-        let verdict = if self.able { "Plimsoll can work on this node" } else { "Plimsoll cannot work on this node" };
-        writeln!(f, "{verdict}: {} failed, {} warnings.", count(Mark::Failed), count(Mark::Warning))
+        let verdict = match (self.able, self.unknown) {
+            (true, 0) => "Plimsoll can work on this node",
+            (true, _) => "Plimsoll can work on this node, as far as this could find out",
+            (false, _) => "Plimsoll cannot work on this node",
+        };
+        write!(f, "{verdict}: {} failed, {} warnings", count(Mark::Failed), count(Mark::Warning))?;
+        if self.unknown > 0 {
+            write!(f, ", {} unknown", self.unknown)?;
+        }
+        f.write_str(".\n")
     }
 }
 
@@ -191,6 +203,13 @@ pub(crate) struct Unreadable {
     why: String,
 }
 
+impl Unreadable {
+    /// A file that should be there is not.
+    fn missing() -> Self {
+        Self { is_denied: false, why: "it is not there".to_owned() }
+    }
+}
+
 impl From<io::Error> for Unreadable {
     fn from(error: io::Error) -> Self {
         Self { is_denied: error.kind() == io::ErrorKind::PermissionDenied, why: error.to_string() }
@@ -208,12 +227,31 @@ pub(crate) fn read_bytes(path: &Path) -> Held<Vec<u8>> {
     }
 }
 
+/// Whether there is something at a path.
+fn is_there(path: &Path) -> Result<bool, Unreadable> {
+    match path.try_exists() {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        result => Ok(result?),
+    }
+}
+
 /// The names in a directory, in order; none where it cannot be read.
 pub(crate) fn names(path: &Path) -> Vec<String> {
-    let entries = fs::read_dir(path).into_iter().flatten().take(MOST_ENTRIES).flatten();
-    let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    list(path).unwrap_or_default()
+}
+
+/// The names in a directory, in order; none where there is no such directory.
+fn list(path: &Path) -> Result<Vec<String>, Unreadable> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+            return Ok(Vec::new());
+        }
+        entries => entries?,
+    };
+    let names = entries.take(MOST_ENTRIES).map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<io::Result<Vec<_>>>()?;
     names.sort_unstable();
-    names
+    Ok(names)
 }
 
 /// Where a path of the node lies below `host`; `..` leads nowhere else.
@@ -271,7 +309,8 @@ enum Hierarchy {
 /// A cgroup, and whether those in it have the memory controller.
 #[derive(Debug)]
 struct Level {
-    path: &'static str,
+    /// Below the root; empty for the root itself.
+    path: String,
     enabled: Result<bool, Unreadable>,
     has_children: bool,
 }
@@ -281,6 +320,8 @@ struct Level {
 struct Child {
     path: String,
     missing: Vec<&'static str>,
+    /// Those of which that could not be found out, and why.
+    unread: Vec<String>,
 }
 
 /// A program that a runtime launches.
@@ -319,13 +360,15 @@ impl Program {
 #[derive(Debug)]
 pub struct Facts {
     is_root: bool,
-    hierarchy: Hierarchy,
+    hierarchy: Result<Hierarchy, Unreadable>,
     controllers: Text,
     disables_memory: bool,
     levels: Vec<Level>,
+    /// Where it was not possible to look for kubepods.
+    unsearched: Vec<String>,
     child: Option<Child>,
     release: Text,
-    is_recursive: bool,
+    is_recursive: Result<bool, Unreadable>,
     pressure: Text,
     runtimes: Vec<Runtime>,
     nri: Socket,
@@ -335,6 +378,8 @@ pub struct Facts {
     programs: Vec<Program>,
     /// Names of the other files in the drop-ins' directory.
     others: Vec<String>,
+    /// Directories of plugins and their configuration that could not be listed, and why.
+    unlisted: Vec<String>,
     unit: Option<String>,
     /// The process that is the plugin; `None` is unknown.
     process: Option<Option<String>>,
@@ -343,10 +388,12 @@ pub struct Facts {
     has_kubelet: bool,
     checkpoints: Vec<&'static str>,
     checkpoint_problems: Vec<String>,
-    has_systemd: bool,
+    has_systemd: Result<bool, Unreadable>,
+    /// Whether there is a cgroup of the system's services.
+    has_system_slice: Result<bool, Unreadable>,
     bus: Socket,
     swaps: Text,
-    stands_aside: bool,
+    stands_aside: Result<bool, Unreadable>,
     instances: Text,
     watches: Text,
 }
@@ -357,29 +404,52 @@ impl Facts {
     pub fn collect(host: &Path, socket: &Path) -> Self {
         let file = |path: &str| read(&host.join(path));
         let root = host.join(CGROUPS);
-        let has = |path: &str| root.join(path).exists();
-        let hierarchy = if has("cgroup.controllers") {
-            Hierarchy::V2
-        } else if has("unified/cgroup.controllers") {
-            Hierarchy::Hybrid
-        } else if has("memory") || has("cpu") {
-            Hierarchy::V1
-        } else {
-            Hierarchy::Missing
+        let has = |path: &str| is_there(&root.join(path));
+        let hierarchy = || {
+            Ok(if has("cgroup.controllers")? {
+                Hierarchy::V2
+            } else if has("unified/cgroup.controllers")? {
+                Hierarchy::Hybrid
+            } else if has("memory")? || has("cpu")? {
+                Hierarchy::V1
+            } else {
+                Hierarchy::Missing
+            })
         };
-        let child = KUBEPODS.into_iter().map(str::to_owned).chain(names(&root)).find(|name| {
+        let opened = CgroupRoot::open(&root);
+        let Found { found: kubepods, problems } = opened.as_ref().map(kubepods::find).unwrap_or_default();
+        let mut unsearched: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        unsearched.extend(opened.as_ref().err().filter(|error| !error.is_absent()).map(ToString::to_string));
+        let tops = kubepods.iter().map(|cgroup| cgroup.as_str().to_owned());
+        let child = tops.chain(names(&root)).find(|name| {
             let path = root.join(name);
             path.is_dir() && path.join("memory.current").exists()
         });
         let pressure = format!("{CGROUPS}/{}/memory.pressure", child.as_deref().unwrap_or_default());
         let child = child.map(|path| {
-            let missing = ["memory.high", "memory.reclaim", "memory.oom.group"].into_iter();
-            Child { missing: missing.filter(|file| !root.join(&path).join(file).exists()).collect(), path }
+            let mut child = Child { path, missing: Vec::new(), unread: Vec::new() };
+            for file in ["memory.high", "memory.reclaim", "memory.oom.group"] {
+                match is_there(&root.join(&child.path).join(file)) {
+                    Ok(true) => {}
+                    Ok(false) => child.missing.push(file),
+                    Err(error) => child.unread.push(format!("{file}: {}", error.why)),
+                }
+            }
+            child
         });
-        let levels = std::iter::once("").chain(LEVELS).filter(|path| has(path)).map(|path| Level {
-            path,
-            enabled: read(&root.join(path).join("cgroup.subtree_control")).map(|text| has_memory(text.as_deref())),
-            has_children: names(&root.join(path)).iter().any(|name| root.join(path).join(name).is_dir()),
+        let mut above = BTreeSet::from([String::new()]);
+        for cgroup in kubepods.iter().cloned().chain(kubepods.iter().flat_map(kubepods::classes)) {
+            let upwards = std::iter::successors(Some(cgroup), CgroupPath::parent);
+            above.extend(upwards.map(|cgroup| cgroup.as_str().to_owned()));
+        }
+        let levels = above.into_iter().filter(|path| root.join(path).exists()).map(|path| {
+            let text = read(&root.join(&path).join("cgroup.subtree_control"));
+            let enabled = text.and_then(|text| text.ok_or_else(Unreadable::missing));
+            Level {
+                enabled: enabled.map(|text| has_memory(Some(&text))),
+                has_children: names(&root.join(&path)).iter().any(|name| root.join(&path).join(name).is_dir()),
+                path,
+            }
         });
 
         let runtimes = Runtime::all(host);
@@ -392,6 +462,15 @@ impl Facts {
         };
         let plugins = directories(PLUGINS, |settings| &settings.plugin_path);
         let programs: Vec<_> = plugins.iter().flat_map(|directory| Program::all(host, directory)).collect();
+        let mut unlisted = Vec::new();
+        let mut listed = |directory: &str| match list(&below(host, directory)) {
+            Ok(names) => names,
+            Err(error) => {
+                unlisted.push(format!("{}: {}", excerpt(directory), error.why));
+                Vec::new()
+            }
+        };
+        plugins.iter().for_each(|directory| _ = listed(directory));
         let index = programs.iter().filter(|program| program.is_ours()).find_map(|program| program.index.clone());
         let ours = [format!("{}-plimsoll.conf", index.as_deref().unwrap_or("90")), "plimsoll.conf".to_owned()];
         let mut drop_ins = Vec::new();
@@ -405,7 +484,7 @@ impl Facts {
                     Err(error) => drop_ins.push((path, Err(error))),
                 }
             }
-            others.extend(names(&below(host, &directory)).into_iter().filter(|name| !ours.contains(name)));
+            others.extend(listed(&directory).into_iter().filter(|name| !ours.contains(name)));
         }
         let unit = UNITS.into_iter().map(|directory| format!("{directory}/plimsoll.service"));
         let unit = unit.into_iter().find(|path| host.join(path).exists()).map(|path| format!("/{path}"));
@@ -422,16 +501,22 @@ impl Facts {
         });
         Self {
             is_root: rustix::process::geteuid().is_root(),
-            hierarchy,
+            hierarchy: hierarchy(),
             controllers: read(&root.join("cgroup.controllers")),
             disables_memory: file("proc/cmdline")
                 .ok()
                 .flatten()
                 .is_some_and(|line| line.split_ascii_whitespace().any(|word| word == "cgroup_disable=memory")),
             levels: levels.collect(),
+            unsearched,
             child,
             release: file("proc/sys/kernel/osrelease"),
-            is_recursive: CgroupRoot::open(&root).is_ok_and(|root| root.recursive_protection()),
+            is_recursive: file("proc/self/mounts").and_then(|mounts| {
+                let is_cgroup2 = |line: &str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
+                let has_it = mounts.is_some_and(|mounts| mounts.lines().any(is_cgroup2));
+                let recursive = opened.as_ref().ok().filter(|_| has_it).map(CgroupRoot::recursive_protection);
+                recursive.ok_or_else(|| Unreadable { is_denied: false, why: "expected a mount of cgroup2".to_owned() })
+            }),
             pressure: file(&pressure),
             runtimes,
             nri: Socket::connect(socket),
@@ -439,6 +524,7 @@ impl Facts {
             drop_ins,
             programs,
             others,
+            unlisted,
             unit,
             process: holder(host, socket),
             memory: NodeMemory::discover(host, PageSize::of_this_machine()),
@@ -446,10 +532,14 @@ impl Facts {
             has_kubelet: host.join(KUBELET).exists(),
             checkpoints: files.filter(|file| host.join(KUBELET).join(file).symlink_metadata().is_ok()).collect(),
             checkpoint_problems: problems.collect(),
-            has_systemd: host.join("run/systemd/system").exists(),
+            has_systemd: is_there(&host.join("run")).and_then(|has_run| match has_run {
+                true => is_there(&host.join("run/systemd/system")),
+                false => Err(Unreadable::missing()),
+            }),
+            has_system_slice: has("system.slice"),
             bus: Socket::connect(&host.join(BUS)),
             swaps: file("proc/swaps"),
-            stands_aside: host.join(STAND_ASIDE).exists(),
+            stands_aside: is_there(&host.join(STAND_ASIDE)),
             instances: file("proc/sys/fs/inotify/max_user_instances"),
             watches: file("proc/sys/fs/inotify/max_user_watches"),
         }
@@ -483,7 +573,7 @@ impl Facts {
         let nri = self.nri();
         // Where it is switched off there is no socket, and one finding is enough.
         let socket = if nri.as_ref().is_some_and(|nri| nri.mark == Mark::Failed) { None } else { self.nri_socket() };
-        let is_v2 = self.hierarchy == Hierarchy::V2;
+        let is_v2 = matches!(self.hierarchy, Ok(Hierarchy::V2));
         let checks = [
             Some(self.root()),
             Some(self.cgroup_v2()),
@@ -509,7 +599,13 @@ impl Facts {
             Some(self.inotify()),
         ];
         let checks: Vec<_> = checks.into_iter().flatten().collect();
-        Report { able: checks.iter().all(|finding| finding.mark != Mark::Failed), checks }
+        let unknown = checks.iter().filter(|finding| finding.mark == Mark::Unknown).count();
+        Report { able: checks.iter().all(|finding| finding.mark != Mark::Failed), unknown, checks }
+    }
+
+    /// What to do about something that cannot be read.
+    const fn how_to_read(&self) -> &'static str {
+        if self.is_root { "see why that cannot be read" } else { "call this as root" }
     }
 
     fn root(&self) -> Finding {
@@ -524,7 +620,11 @@ impl Facts {
         const CHECK: &str = "cgroup-v2";
         const SWITCH: &str = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, or without systemd with \
                               cgroup_no_v1=all and cgroup2 mounted at /sys/fs/cgroup";
-        match self.hierarchy {
+        let hierarchy = match &self.hierarchy {
+            Ok(hierarchy) => hierarchy,
+            Err(error) => return Finding::unknown(CHECK, format!("/sys/fs/cgroup: {}", error.why), self.how_to_read()),
+        };
+        match hierarchy {
             Hierarchy::V2 => Finding::ok(CHECK, "version 2 at /sys/fs/cgroup"),
             Hierarchy::Hybrid => {
                 let found = "the hybrid hierarchy: version 2 is only at /sys/fs/cgroup/unified, and the memory controller with \
@@ -556,10 +656,10 @@ impl Facts {
             }
             Err(error) => {
                 let found = format!("/sys/fs/cgroup/cgroup.controllers: {}", error.why);
-                return Finding::warning(CHECK, found, "see why that cannot be read");
+                return Finding::unknown(CHECK, found, self.how_to_read());
             }
         }
-        let full = |level: &Level| Path::new("/sys/fs/cgroup").join(level.path).join("cgroup.subtree_control");
+        let full = |level: &Level| Path::new("/sys/fs/cgroup").join(&level.path).join("cgroup.subtree_control");
         let has_kubepods = self.levels.iter().any(|level| !level.path.is_empty());
         // A cgroup without children needs none for them, and gets it with the first.
         for level in self.levels.iter().filter(|level| level.has_children) {
@@ -574,13 +674,16 @@ impl Facts {
                     return finding(CHECK, found, advice);
                 }
                 Err(error) => {
-                    let found = format!("{file}: {}", error.why);
-                    return Finding::warning(CHECK, found, "see why that cannot be read");
+                    return Finding::unknown(CHECK, format!("{file}: {}", error.why), self.how_to_read());
                 }
             }
         }
         if has_kubepods {
             return Finding::ok(CHECK, "on from the root to the classes of pods");
+        }
+        if !self.unsearched.is_empty() {
+            let found = format!("on at the root; cannot look for kubepods: {}", self.unsearched.join("; "));
+            return Finding::unknown(CHECK, found, self.how_to_read());
         }
         let advice = "start the kubelet; without one there is nothing above containers to set";
         Finding::warning(CHECK, "on at the root, but there is no kubepods cgroup", advice)
@@ -592,12 +695,12 @@ impl Facts {
             Ok(text) => text.as_deref().unwrap_or_default().trim(),
             Err(error) => {
                 let found = format!("its release is unknown: /proc/sys/kernel/osrelease: {}", error.why);
-                return Finding::warning(CHECK, found, "see that it is 5.19 or newer (uname -r)");
+                return Finding::unknown(CHECK, found, "see that it is 5.19 or newer (uname -r)");
             }
         };
         let shown = excerpt(release);
         match Version::find(release) {
-            None => Finding::warning(
+            None => Finding::unknown(
                 CHECK,
                 format!("its release is unknown: /proc/sys/kernel/osrelease has '{shown}'"),
                 "see that it is 5.19 or newer (uname -r)",
@@ -620,12 +723,22 @@ impl Facts {
 
     fn memory_files(&self) -> Option<Finding> {
         const CHECK: &str = "memory-files";
-        let Child { path, missing } = self.child.as_ref()?;
+        let Some(Child { path, missing, unread }) = &self.child else {
+            // Without the controller there is none anywhere, which was said of that.
+            let has_controller = self.controllers.as_ref().is_ok_and(|text| has_memory(text.as_deref()));
+            return has_controller.then(|| {
+                let found = "there is no cgroup with the memory controller below /sys/fs/cgroup to look at";
+                Finding::unknown(CHECK, found, "start the kubelet, and call this again")
+            });
+        };
         let release = self.release.as_ref().ok().and_then(|text| Version::find(text.as_deref()?));
         let is_old = release.is_some_and(|release| release < RECLAIM_KERNEL);
         // What an old kernel cannot have was said of the kernel.
         let missing: Vec<_> = missing.iter().filter(|file| !(is_old && **file == "memory.reclaim")).copied().collect();
         let place = format!("/sys/fs/cgroup/{}", excerpt(path));
+        if !unread.is_empty() {
+            return Some(Finding::unknown(CHECK, format!("{place}: {}", unread.join("; ")), self.how_to_read()));
+        }
         if missing.is_empty() {
             return Some(Finding::ok(CHECK, format!("all that are needed in {place}")));
         }
@@ -636,8 +749,17 @@ impl Facts {
 
     fn recursive_protection(&self) -> Finding {
         const CHECK: &str = "recursive-protection";
-        if self.is_recursive {
-            return Finding::ok(CHECK, "cgroup2 is mounted with memory_recursiveprot");
+        match &self.is_recursive {
+            Ok(true) => return Finding::ok(CHECK, "cgroup2 is mounted with memory_recursiveprot"),
+            Ok(false) => {}
+            Err(error) => {
+                let found = format!("/proc/self/mounts: {}", error.why);
+                return Finding::unknown(
+                    CHECK,
+                    found,
+                    "see that it has memory_recursiveprot for cgroup2 (mount -t cgroup2)",
+                );
+            }
         }
         let found = "cgroup2 is mounted without memory_recursiveprot: containers are protected all the same, as every level above \
                      them is set, but systemReserved and kubeReserved do not reach what lies below their cgroups";
@@ -649,8 +771,15 @@ impl Facts {
         const CHECK: &str = "pressure";
         let why = match &self.pressure {
             Ok(Some(_)) => return Finding::ok(CHECK, "memory.pressure is there"),
-            Ok(None) => "there is none".to_owned(),
-            Err(error) => error.why.clone(),
+            Ok(None) => "there is none",
+            Err(error) => {
+                let found = format!("memory.pressure: {}", error.why);
+                return Finding::unknown(
+                    CHECK,
+                    found,
+                    "see that 'cat /proc/pressure/memory' works, else boot with psi=1",
+                );
+            }
         };
         Finding::warning(
             CHECK,
@@ -680,10 +809,10 @@ impl Facts {
             });
             let found = states.collect::<Vec<_>>().join(", ");
             let is_denied = self.runtimes.iter().any(|runtime| runtime.socket == Socket::Denied);
-            let advice = match is_denied && !self.is_root {
-                true => "call this as root",
-                false => "start containerd or CRI-O; elsewhere its settings are not looked at",
-            };
+            if is_denied {
+                return Finding::unknown(CHECK, found, self.how_to_read());
+            }
+            let advice = "start containerd or CRI-O; elsewhere its settings are not looked at";
             return Finding::warning(CHECK, found, advice);
         }
         if here.len() > 1 {
@@ -738,6 +867,10 @@ impl Facts {
             }
         }
         for Runtime { kind, settings, .. } in &present {
+            for problem in settings.unread.iter().take(MOST_NAMES) {
+                let advice = format!("see that {} has NRI on there; what is told of NRI here is without it", kind.name);
+                findings.push(Finding::unknown(CHECK, problem, advice));
+            }
             for problem in settings.problems.iter().take(MOST_NAMES) {
                 let advice =
                     format!("mend it where {} does not take it; what is told of NRI here is without it", kind.name);
@@ -780,7 +913,7 @@ impl Facts {
             Socket::Denied => {
                 let found = format!("{shown}: permission denied");
                 let advice = if self.is_root { "see which policy forbids it" } else { "call this as root" };
-                return Some(Finding::warning(CHECK, found, advice));
+                return Some(Finding::unknown(CHECK, found, advice));
             }
             Socket::Absent => format!("there is no {shown}"),
             Socket::Dead(why) => format!("{shown}: {why}"),
@@ -821,6 +954,12 @@ impl Facts {
                 shown(event),
                 shown(event * CUT_BUDGET)
             );
+            if !settings.unread.is_empty() {
+                let found = format!("{found}, by what could be read of its configuration");
+                let advice = format!("see that {} is 2s or more there", kind.keys[REQUEST]);
+                findings.push(Finding::unknown(CHECK, found, advice));
+                continue;
+            }
             if request < SHORT_TIMEOUT {
                 let advice = format!("set {} to \"2s\" or more and restart {}", kind.keys[REQUEST], kind.name);
                 findings.push(Finding::warning(CHECK, found, advice));
@@ -847,7 +986,7 @@ impl Facts {
         let text = match text {
             Ok(text) => text,
             Err(error) if error.is_denied && !self.is_root => {
-                return Finding::warning(CHECK, format!("{shown}: {}", error.why), "call this as root");
+                return Finding::unknown(CHECK, format!("{shown}: {}", error.why), "call this as root");
             }
             Err(error) => {
                 let advice = "make it a file that root can read, or remove it: the defaults are in force then";
@@ -886,6 +1025,9 @@ impl Facts {
         }
         let process = self.process.as_ref().map(Option::as_deref);
         match (ways.first(), process) {
+            (None, _) if !self.unlisted.is_empty() => {
+                findings.push(Finding::unknown(CHECK, self.unlisted.join("; "), self.how_to_read()));
+            }
             (None, Some(None) | None) if findings.is_empty() => findings.push(Finding::warning(
                 CHECK,
                 format!("neither {PLUGINS}/90-plimsoll nor a plimsoll.service is there"),
@@ -898,6 +1040,11 @@ impl Facts {
                     Some(_) => "systemctl enable --now plimsoll; its messages: journalctl -u plimsoll",
                     None => "restart the container runtime, which launches it; its messages: journalctl -t plimsoll",
                 },
+            )),
+            (Some(way), None) => findings.push(Finding::unknown(
+                CHECK,
+                format!("{way} is there; cannot find out whether it runs, as /proc/locks or the lock beside the NRI socket cannot be read"),
+                "see whether it does: pgrep -a plimsoll",
             )),
             _ => {}
         }
@@ -928,6 +1075,9 @@ impl Facts {
                 "rename it, or remove it",
             ));
         }
+        if !self.unlisted.is_empty() {
+            findings.push(Finding::unknown(CHECK, self.unlisted.join("; "), self.how_to_read()));
+        }
         let mut known: Vec<_> = programs.iter().map(|program| program.path.as_str()).collect();
         known.extend(self.others.iter().map(String::as_str));
         let is_rival = |name: &&&str| RIVALS.iter().any(|rival| name.to_lowercase().contains(rival));
@@ -952,31 +1102,29 @@ impl Facts {
 
     fn kubelet_memory_qos(&self) -> Finding {
         const CHECK: &str = "kubelet-memory-qos";
+        // What it is, and what to do.
+        let split = |text: String| match text.split_once("; ") {
+            Some((found, advice)) => (found.to_owned(), advice.to_owned()),
+            None => (text, "switch it off".to_owned()),
+        };
+        if let Some(unsettled) = &self.memory.unsettled {
+            let (mut found, advice) = split(unsettled.to_string());
+            let problem = match &self.kubelet_config {
+                Ok(text) => text.as_deref().and_then(|text| KubeletReservations::parse(text).err()),
+                Err(error) => Some(error.why.clone()),
+            };
+            if let Some(problem) = problem {
+                found = format!("{found}: {problem}");
+            }
+            return Finding::unknown(CHECK, found, advice);
+        }
         let conflicts = self.memory.conflicts.iter().map(|conflict| {
-            let conflict = conflict.to_string();
-            // What it is, and what to do.
-            let (found, advice) = conflict.split_once("; ").unwrap_or((&conflict, "switch it off"));
+            let (found, advice) = split(conflict.to_string());
             Finding::warning(CHECK, format!("the kubelet {found}"), advice)
         });
-        let mut findings: Vec<_> = conflicts.collect();
-        let otherwise = match &self.kubelet_config {
-            Ok(Some(text)) => {
-                if let Err(why) = KubeletReservations::parse(text) {
-                    let found = format!("/var/lib/kubelet/config.yaml: {why}");
-                    findings.push(Finding::warning(CHECK, found, "mend it"));
-                }
-                "/var/lib/kubelet/config.yaml does not switch it on (Kubernetes 1.37 and newer have it on by default: set \
-                 featureGates.MemoryQoS to false there)"
-            }
-            Ok(None) => "there is no /var/lib/kubelet/config.yaml to look at",
-            Err(error) => {
-                let advice = if self.is_root { "see why that cannot be read" } else { "call this as root" };
-                let found = format!("/var/lib/kubelet/config.yaml: {}", error.why);
-                findings.push(Finding::warning(CHECK, found, advice));
-                ""
-            }
-        };
-        Finding::all(CHECK, otherwise, findings)
+        let otherwise =
+            "off in /var/lib/kubelet/config.yaml (featureGates); flags and drop-ins of the kubelet are not looked at";
+        Finding::all(CHECK, otherwise, conflicts.collect())
     }
 
     /// The plugin's configuration, where there is a valid one.
@@ -990,43 +1138,77 @@ impl Facts {
             return Finding::ok(CHECK, format!("{bytes} bytes ({}), given by the configuration", bytes.approx()));
         }
         let advice = "see that these files are there and right, or set nodeAllocatable in the configuration";
-        let problems = self.memory.problems.iter().map(|problem| Finding::warning(CHECK, problem.to_string(), advice));
+        let problems = self.memory.problems.iter().map(|problem| Finding::unknown(CHECK, problem.to_string(), advice));
         let mut findings: Vec<_> = problems.collect();
         let source = self.memory.source;
         let Some(bytes) = self.memory.allocatable else {
-            findings.push(Finding::warning(CHECK, format!("unknown, from {source}"), advice));
+            findings.push(Finding::unknown(CHECK, format!("unknown, from {source}"), advice));
             return Finding::all(CHECK, "", findings);
         };
         let found = format!("{bytes} bytes ({}), from {source}", bytes.approx());
-        if source == AllocatableSource::AllMemory {
-            findings.push(Finding::warning(
+        let no_config = "no configuration of the kubelet at /var/lib/kubelet/config.yaml";
+        match source {
+            AllocatableSource::AllMemory => findings.push(Finding::unknown(
                 CHECK,
-                &found,
+                format!("{found}: there is no kubepods cgroup, and {no_config}"),
                 "start the kubelet, or set nodeAllocatable in the configuration",
-            ));
+            )),
+            AllocatableSource::Kubepods if findings.is_empty() => findings.push(Finding::unknown(
+                CHECK,
+                format!("{found} of 100Mi, the kubelet's default: there is {no_config}"),
+                "set nodeAllocatable in the configuration to what 'kubectl describe node' has as allocatable memory",
+            )),
+            _ => {}
         }
         Finding::all(CHECK, found, findings)
     }
 
     fn node_guard(&self) -> Option<Finding> {
         const CHECK: &str = "node-guard";
-        let (config, usable) = (self.config()?, self.memory.usable?);
+        let config = self.config()?;
         let kept = config.node_guard?;
+        let Some(usable) = self.memory.usable else {
+            let found =
+                "cannot find out what nodeGuard leaves pods: /proc/meminfo cannot be read; nothing is kept from them";
+            return Some(Finding::unknown(CHECK, found, self.how_to_read()));
+        };
         let line = usable.saturating_sub(kept);
         let allocatable = match config.node_allocatable {
             NodeAllocatable::Auto => self.memory.allocatable,
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
-        let found = format!("leaves pods {} of {}", line.approx(), usable.approx());
-        Some(match allocatable {
-            _ if line == Bytes::ZERO => Finding::warning(CHECK, found, "set nodeGuard to less than all memory"),
-            Some(allocatable) if allocatable > line => Finding::warning(
+        let mut found = format!("leaves pods {} of {}", line.approx(), usable.approx());
+        if line == Bytes::ZERO {
+            return Some(Finding::warning(CHECK, found, "set nodeGuard to less than all memory"));
+        }
+        let mut findings = Vec::new();
+        match allocatable {
+            Some(allocatable) if allocatable > line => findings.push(Finding::warning(
                 CHECK,
                 format!("{found}, and the scheduler counts on {}", allocatable.approx()),
                 "let the kubelet reserve as much (systemReserved, evictionHard), or set nodeGuard to less",
-            ),
-            _ => Finding::ok(CHECK, found),
-        })
+            )),
+            Some(_) => {}
+            None => {
+                found = format!("{found}; what the scheduler counts on is unknown");
+                findings.push(Finding::unknown(CHECK, &found, "set nodeAllocatable in the configuration"));
+            }
+        }
+        if config.reserved.is_empty() {
+            match &self.has_system_slice {
+                Ok(true) => {}
+                Ok(false) => findings.push(Finding::warning(
+                    CHECK,
+                    format!("{NO_SYSTEM_SLICE}: nothing protects the memory of the system"),
+                    NAME_THE_SYSTEM,
+                )),
+                Err(error) => {
+                    let found = format!("/sys/fs/cgroup/system.slice: {}", error.why);
+                    findings.push(Finding::unknown(CHECK, found, self.how_to_read()));
+                }
+            }
+        }
+        Some(Finding::all(CHECK, found, findings))
     }
 
     fn checkpoints(&self) -> Finding {
@@ -1034,7 +1216,7 @@ impl Facts {
         if !self.checkpoint_problems.is_empty() {
             let found = self.checkpoint_problems.join("; ");
             let advice = if self.is_root { "see the kubelet's log; it writes them anew" } else { "call this as root" };
-            return Finding::warning(CHECK, found, advice);
+            return Finding::unknown(CHECK, found, advice);
         }
         if !self.checkpoints.is_empty() {
             return Finding::ok(CHECK, format!("/{KUBELET} has {}", self.checkpoints.join(" and ")));
@@ -1052,13 +1234,18 @@ impl Facts {
 
     fn d_bus(&self) -> Finding {
         const CHECK: &str = "d-bus";
-        if !self.has_systemd {
-            return Finding::ok(CHECK, "not needed, as systemd is not the init");
+        match &self.has_systemd {
+            Ok(true) => {}
+            Ok(false) => return Finding::ok(CHECK, "not needed, as systemd is not the init"),
+            Err(error) => {
+                let found = format!("cannot find out whether systemd is the init: /run: {}", error.why);
+                return Finding::unknown(CHECK, found, "give --host where the node's file system is, with its /run");
+            }
         }
         let why = match &self.bus {
             Socket::Listens => return Finding::ok(CHECK, format!("/{BUS} is served")),
             Socket::Absent => format!("there is no /{BUS}"),
-            Socket::Denied => format!("/{BUS}: permission denied"),
+            Socket::Denied => return Finding::unknown(CHECK, format!("/{BUS}: permission denied"), self.how_to_read()),
             Socket::Dead(why) => format!("/{BUS}: {why}"),
         };
         let found = format!("{why}; values of slices are gone after a daemon-reload, until they are repaired");
@@ -1068,8 +1255,8 @@ impl Facts {
     fn swap(&self) -> Finding {
         const CHECK: &str = "swap";
         match &self.swaps {
-            Ok(swaps) => {
-                let swaps = swaps.as_deref().unwrap_or_default().lines().skip(1);
+            Ok(Some(swaps)) => {
+                let swaps = swaps.lines().skip(1);
                 let names: Vec<_> = swaps
                     .filter_map(|line| line.split_ascii_whitespace().next())
                     .take(MOST_NAMES)
@@ -1085,17 +1272,24 @@ impl Facts {
                 );
                 Finding::ok(CHECK, found)
             }
-            Err(error) => Finding::warning(CHECK, format!("/proc/swaps: {}", error.why), "see why that cannot be read"),
+            Ok(None) => {
+                let advice = "see SwapTotal in /proc/meminfo: 0 is off";
+                Finding::unknown(CHECK, "/proc/swaps: it is not there", advice)
+            }
+            Err(error) => Finding::unknown(CHECK, format!("/proc/swaps: {}", error.why), self.how_to_read()),
         }
     }
 
     fn restore(&self) -> Finding {
         const CHECK: &str = "restore";
-        if self.stands_aside {
-            let found = "'plimsoll restore' was called, so nothing is set";
-            return Finding::warning(CHECK, found, "plimsoll restore --undo");
+        match &self.stands_aside {
+            Ok(false) => Finding::ok(CHECK, "'plimsoll restore' was not called"),
+            Ok(true) => {
+                let found = "'plimsoll restore' was called, so nothing is set";
+                Finding::warning(CHECK, found, "plimsoll restore --undo")
+            }
+            Err(error) => Finding::unknown(CHECK, format!("/{STAND_ASIDE}: {}", error.why), self.how_to_read()),
         }
-        Finding::ok(CHECK, "'plimsoll restore' was not called")
     }
 
     fn inotify(&self) -> Finding {
@@ -1105,8 +1299,16 @@ impl Facts {
         let mut findings = Vec::new();
         let mut fine = Vec::new();
         for (name, text, few) in limits {
+            let unread = |why: &str| {
+                let found = format!("/proc/sys/fs/inotify/{name}: {why}");
+                Finding::unknown(CHECK, found, format!("see that it is {} or more (sysctl fs.inotify.{name})", few * 4))
+            };
             let why = match text {
-                Ok(text) => match text.as_deref().unwrap_or_default().trim().parse::<u64>() {
+                Ok(None) => {
+                    findings.push(unread("it is not there"));
+                    continue;
+                }
+                Ok(Some(text)) => match text.trim().parse::<u64>() {
                     Ok(limit) if limit >= few => {
                         fine.push(format!("{name} {limit}"));
                         continue;
@@ -1114,7 +1316,10 @@ impl Facts {
                     Ok(limit) => format!("only {limit}"),
                     Err(_) => "expected a number".to_owned(),
                 },
-                Err(error) => error.why.clone(),
+                Err(error) => {
+                    findings.push(unread(&error.why));
+                    continue;
+                }
             };
             let found = format!("/proc/sys/fs/inotify/{name}: {why}");
             findings.push(Finding::warning(CHECK, found, format!("sysctl fs.inotify.{name}={}", few * 4)));
@@ -1144,7 +1349,7 @@ mod tests {
     const DROP_IN: &str = "etc/nri/conf.d/90-plimsoll.conf";
     const BINARY: &str = "opt/nri/plugins/90-plimsoll";
     const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
-    const FILES: [(&str, &str); 25] = [
+    const FILES: [(&str, &str); 26] = [
         ("sys/fs/cgroup/cgroup.controllers", "cpu memory pids\n"),
         ("sys/fs/cgroup/cgroup.subtree_control", "cpu memory pids\n"),
         ("sys/fs/cgroup/kubepods.slice/cgroup.subtree_control", "cpu memory pids\n"),
@@ -1168,7 +1373,8 @@ mod tests {
         (CONTAINERD_CONFIG, "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n"),
         (DROP_IN, "memoryThrottlingFactor: 0.8\n"),
         (BINARY, ""),
-        (KUBELET_CONFIG, "kind: KubeletConfiguration\n"),
+        (KUBELET_CONFIG, "kind: KubeletConfiguration\nfeatureGates: {MemoryQoS: false}\n"),
+        ("sys/fs/cgroup/system.slice/memory.max", "max\n"),
         ("var/lib/kubelet/actuated_pods_state", r#"{"data": "{\"entries\": {}}", "checksum": 1}"#),
     ];
 
@@ -1318,8 +1524,10 @@ mod tests {
         node.write(&format!("{cgroupfs}/cgroup.subtree_control"), "");
         expect(&node.troubles(), "memory-controller", Mark::Failed, "kubepods/cgroup.subtree_control", "+memory");
         node.remove(&cgroupfs);
-        node.write(&format!("{CGROUPS}/system.slice/memory.pressure"), "");
-        node.write(&format!("{CGROUPS}/memory.pressure"), "");
+        for file in ["memory.current", "memory.high", "memory.reclaim", "memory.oom.group", "memory.pressure"] {
+            node.write(&format!("{CGROUPS}/system.slice/{file}"), "");
+        }
+        node.write(&format!("{CGROUPS}/system.slice/cgroup.subtree_control"), "");
         expect(&node.troubles(), "memory-controller", Mark::Warning, "no kubepods cgroup", "start the kubelet");
     }
 
@@ -1330,8 +1538,8 @@ mod tests {
             ("5.10.0-28-amd64", Some(Mark::Warning), "5.10.0-28-amd64, before 5.19"),
             ("5.19", None, ""),
             ("7.2-rc1", None, ""),
-            ("plan9", Some(Mark::Warning), "has 'plan9'"),
-            ("", Some(Mark::Warning), "unknown"),
+            ("plan9", Some(Mark::Unknown), "has 'plan9'"),
+            ("", Some(Mark::Unknown), "unknown"),
         ] {
             let node = Node::good();
             node.write("proc/sys/kernel/osrelease", release);
@@ -1399,7 +1607,7 @@ mod tests {
         let mut facts = node.facts();
         facts.runtimes[0].socket = Socket::Denied;
         facts.is_root = false;
-        expect(&troubles(&facts), "runtime", Mark::Warning, "containerd.sock: permission denied", "as root");
+        expect(&troubles(&facts), "runtime", Mark::Unknown, "containerd.sock: permission denied", "as root");
 
         let mut facts = node.facts();
         facts.runtimes[0].version = Some(Version(1, 7, 2));
@@ -1481,7 +1689,9 @@ mod tests {
         }
         let node = Node::good();
         node.write(CONTAINERD_CONFIG, &"#".repeat(LARGEST + 1));
-        expect(&node.troubles(), "nri", Mark::Warning, "at most 1048576 bytes", "mend it");
+        let mut troubles = node.troubles();
+        expect(&troubles.split_off(1), "nri-timeouts", Mark::Unknown, "what could be read", "plugin_request_timeout");
+        expect(&troubles, "nri", Mark::Unknown, "at most 1048576 bytes", "has NRI on there");
     }
 
     #[test]
@@ -1550,7 +1760,7 @@ mod tests {
         let mut facts = node.facts();
         facts.nri = Socket::Denied;
         facts.is_root = false;
-        expect(&troubles(&facts), "nri-socket", Mark::Warning, "permission denied", "as root");
+        expect(&troubles(&facts), "nri-socket", Mark::Unknown, "permission denied", "as root");
     }
 
     #[test]
@@ -1597,7 +1807,7 @@ mod tests {
         expect(&node.troubles(), "installation", Mark::Warning, "does not run", "restart the container runtime");
         // Who holds it is not known.
         node.remove("proc/locks");
-        assert_eq!(node.troubles(), []);
+        expect(&node.troubles(), "installation", Mark::Unknown, "cannot find out whether it runs", "pgrep");
         fs::set_permissions(node.path(BINARY), fs::Permissions::from_mode(0o644)).unwrap();
         expect(&node.troubles(), "installation", Mark::Warning, "not executable", "chmod 755");
         let node = Node::good();
@@ -1642,29 +1852,148 @@ mod tests {
             expect(&node.troubles(), "kubelet-memory-qos", Mark::Warning, found, "set featureGates.MemoryQoS to false");
         }
         let node = Node::good();
+        node.write(KUBELET_CONFIG, "memoryThrottlingFactor: 0.9\n");
+        expect(&node.troubles(), "kubelet-memory-qos", Mark::Warning, "a sign", "set featureGates.MemoryQoS to false");
+        let node = Node::good();
         node.write(KUBELET_CONFIG, "systemReserved: {memory: lots}");
         let found = "systemReserved.memory: expected a quantity";
         let mut troubles = node.troubles();
-        expect(&troubles.split_off(1), "node-allocatable", Mark::Warning, found, "nodeAllocatable");
-        expect(&troubles, "kubelet-memory-qos", Mark::Warning, found, "mend it");
+        expect(&troubles.split_off(1), "node-allocatable", Mark::Unknown, found, "nodeAllocatable");
+        expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "see that it is right");
         node.write(DROP_IN, "nodeAllocatable: 4Gi\n");
-        expect(&node.troubles(), "kubelet-memory-qos", Mark::Warning, found, "mend it");
+        expect(&node.troubles(), "kubelet-memory-qos", Mark::Unknown, found, "see that it is right");
         node.remove(KUBELET_CONFIG);
         fs::create_dir(node.path(KUBELET_CONFIG)).unwrap();
-        expect(&node.troubles(), "kubelet-memory-qos", Mark::Warning, "expected a regular file", "cannot be read");
+        let troubles = node.troubles();
+        expect(&troubles, "kubelet-memory-qos", Mark::Unknown, "expected a regular file", "see that it is right");
         let node = Node::good();
         node.remove("proc/meminfo");
         expect(
             &node.troubles(),
             "node-allocatable",
-            Mark::Warning,
+            Mark::Unknown,
             "/proc/meminfo: expected it to exist",
             "nodeAllocatable",
         );
+    }
+
+    #[test]
+    fn a_kubelet_configured_elsewhere_is_not_ok() {
         let node = Node::good();
         node.remove(KUBELET_CONFIG);
+        node.write("etc/kubernetes/kubelet/config.json", r#"{"kind": "KubeletConfiguration"}"#);
+        let mut troubles = node.troubles();
+        let found = "(7.9Gi), from kubepods memory.max less hard eviction of 100Mi, the kubelet's default: there is no";
+        expect(&troubles.split_off(1), "node-allocatable", Mark::Unknown, found, "kubectl describe node");
+        let found = "found no configuration of the kubelet at /var/lib/kubelet/config.yaml, but /etc/kubernetes/kubelet/config.json";
+        expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "--config");
         node.remove("sys/fs/cgroup/kubepods.slice/memory.max");
-        expect(&node.troubles(), "node-allocatable", Mark::Warning, "no sign of a kubelet", "start the kubelet");
+        let troubles = node.troubles();
+        expect(&troubles[1..], "node-allocatable", Mark::Unknown, "no sign of a kubelet", "start the kubelet");
+        assert_eq!(node.facts().judge().unknown, 2);
+    }
+
+    #[test]
+    fn an_absent_gate_is_unknown_without_a_version() {
+        let node = Node::good();
+        node.write(KUBELET_CONFIG, "kind: KubeletConfiguration\n");
+        let found = "does not set featureGates.MemoryQoS, which is on by default from Kubernetes 1.37 on";
+        expect(&node.troubles(), "kubelet-memory-qos", Mark::Unknown, found, "set featureGates.MemoryQoS to false");
+        let text = node.facts().judge().to_string();
+        let verdict = "Plimsoll can work on this node, as far as this could find out: 0 failed, 0 warnings, 1 unknown.";
+        assert!(text.ends_with(&format!("{verdict}\n")), "{text}");
+    }
+
+    #[test]
+    fn kubepods_is_looked_at_below_a_cgroup_root() {
+        let node = Node::good();
+        fs::create_dir(node.path("sys/fs/cgroup/kubelet.slice")).unwrap();
+        let kubepods = "sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice";
+        fs::rename(node.path("sys/fs/cgroup/kubepods.slice"), node.path(kubepods)).unwrap();
+        for class in ["burstable", "besteffort"] {
+            let [from, to] = ["kubepods", "kubelet-kubepods"].map(|stem| format!("{kubepods}/{stem}-{class}.slice"));
+            fs::rename(node.path(&from), node.path(&to)).unwrap();
+        }
+        node.write("sys/fs/cgroup/kubelet.slice/cgroup.subtree_control", "memory\n");
+        assert_eq!(node.troubles(), []);
+        ok(&node.facts(), "memory-files", "/sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice");
+        // Also of what lies above it.
+        for level in ["kubelet.slice", "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice"] {
+            let file = format!("sys/fs/cgroup/{level}/cgroup.subtree_control");
+            node.write(&file, "pids\n");
+            expect(&node.troubles(), "memory-controller", Mark::Failed, &file, "+memory");
+            node.write(&file, "memory\n");
+        }
+    }
+
+    /// Each of these files decides about a check.
+    #[test]
+    fn a_file_that_is_missing_is_never_ok() {
+        for (path, check) in [
+            ("sys/fs/cgroup/kubepods.slice/cgroup.subtree_control", "memory-controller"),
+            ("proc/sys/kernel/osrelease", "kernel"),
+            ("proc/self/mounts", "recursive-protection"),
+            ("proc/locks", "installation"),
+            ("proc/meminfo", "node-allocatable"),
+            (KUBELET_CONFIG, "kubelet-memory-qos"),
+            (KUBELET_CONFIG, "node-allocatable"),
+            ("proc/swaps", "swap"),
+            ("proc/sys/fs/inotify/max_user_instances", "inotify"),
+            ("proc/sys/fs/inotify/max_user_watches", "inotify"),
+        ] {
+            let node = Node::good();
+            node.remove(path);
+            is_unknown(&node.facts(), path, check);
+        }
+        let mut node = Node::good();
+        node.remove("run/systemd");
+        node.listeners.clear();
+        node.remove("run");
+        is_unknown(&node.facts(), "run", "d-bus");
+    }
+
+    /// A symbolic link to itself cannot be read by root either.
+    #[test]
+    fn a_file_that_is_unreadable_is_never_ok() {
+        for (path, check) in [
+            ("sys/fs/cgroup/cgroup.controllers", "cgroup-v2"),
+            ("sys/fs/cgroup/kubepods.slice/memory.high", "memory-files"),
+            ("sys/fs/cgroup/kubepods.slice/memory.pressure", "pressure"),
+            ("proc/sys/kernel/osrelease", "kernel"),
+            ("proc/self/mounts", "recursive-protection"),
+            (CONTAINERD_CONFIG, "nri"),
+            (CONTAINERD_CONFIG, "nri-timeouts"),
+            ("opt/nri/plugins", "installation"),
+            ("opt/nri/plugins", "other-plugins"),
+            ("etc/nri/conf.d", "other-plugins"),
+            ("proc/locks", "installation"),
+            (KUBELET_CONFIG, "kubelet-memory-qos"),
+            (KUBELET_CONFIG, "node-allocatable"),
+            ("sys/fs/cgroup/kubepods.slice/memory.max", "node-allocatable"),
+            ("var/lib/kubelet/actuated_pods_state", "checkpoints"),
+            ("run/systemd/system", "d-bus"),
+            ("proc/swaps", "swap"),
+            (STAND_ASIDE, "restore"),
+            ("proc/sys/fs/inotify/max_user_instances", "inotify"),
+        ] {
+            let node = Node::good();
+            let inside = node.path(path);
+            if inside.exists() {
+                node.remove(path);
+            } else {
+                fs::create_dir_all(inside.parent().unwrap()).unwrap();
+            }
+            std::os::unix::fs::symlink(&inside, &inside).unwrap();
+            is_unknown(&node.facts(), path, check);
+        }
+    }
+
+    #[track_caller]
+    fn is_unknown(facts: &Facts, path: &str, check: &str) {
+        let report = facts.judge();
+        let finding = report.checks.iter().find(|finding| finding.check == check);
+        assert!(finding.is_some_and(|finding| finding.mark == Mark::Unknown), "{path}: {finding:#?}");
+        assert!(report.unknown > 0);
     }
 
     #[test]
@@ -1682,13 +2011,29 @@ mod tests {
     }
 
     #[test]
+    fn a_guard_without_system_slice_is_said() {
+        let node = Node::good();
+        node.remove("sys/fs/cgroup/system.slice");
+        assert_eq!(node.troubles(), []);
+        node.write(DROP_IN, "nodeGuard: 90Mi\n");
+        let found = "nodeGuard found no cgroup system.slice";
+        expect(&node.troubles(), "node-guard", Mark::Warning, found, "systemReservedCgroup");
+        node.write(DROP_IN, "nodeGuard: 90Mi\nsystemReservedCgroup: /init\nsystemReserved: {memory: 50Mi}\n");
+        assert_eq!(node.troubles(), []);
+        node.write(DROP_IN, "nodeGuard: 90Mi\n");
+        node.remove("proc/meminfo");
+        let guard = node.troubles().into_iter().filter(|finding| finding.check == "node-guard").collect::<Vec<_>>();
+        expect(&guard, "node-guard", Mark::Unknown, "/proc/meminfo", "");
+    }
+
+    #[test]
     fn checkpoints_are_read() {
         let node = Node::good();
         node.write("var/lib/kubelet/actuated_pods_state", "{");
         expect(
             &node.troubles(),
             "checkpoints",
-            Mark::Warning,
+            Mark::Unknown,
             "kubelet checkpoint /var/lib/kubelet/actuated_pods_state: ",
             "",
         );
@@ -1696,7 +2041,8 @@ mod tests {
         expect(&node.troubles(), "checkpoints", Mark::Warning, "before 1.33", "annotate");
         node.remove(KUBELET);
         node.write(DROP_IN, "nodeAllocatable: 4Gi\n");
-        expect(&node.troubles(), "checkpoints", Mark::Warning, "there is no /var/lib/kubelet", "1.33");
+        let troubles = node.troubles();
+        expect(&troubles[1..], "checkpoints", Mark::Warning, "there is no /var/lib/kubelet", "1.33");
     }
 
     #[test]
@@ -1825,7 +2171,7 @@ mod tests {
                 assert!(text.lines().any(|line| line.starts_with(&format!("{mark:<9}{check}: "))), "{check}: {text}");
             }
             let verdict = if report.able {
-                "Plimsoll can work on this node: 0 failed, "
+                "Plimsoll can work on this node: 0 failed, 0 warnings."
             } else {
                 "Plimsoll cannot work on this node: 2 failed, "
             };

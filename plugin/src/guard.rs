@@ -27,18 +27,20 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::ancestors::Ancestors;
+use crate::cgroup::kubepods::{Found, find};
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Containers, STAND_ASIDE};
 use crate::contention::{Contention, Verdict};
-use crate::node::KUBEPODS;
-use crate::originals::DIRECTORY;
 use crate::report::{LowerLimit, Reports, Subject, What};
 use crate::resize::{self, Cut, Usage};
 use crate::units::{Bytes, Limit};
 
-/// The file's name.
-const FILE: &str = "guard";
+/// Half of the guard is missing, and what to do about that.
+pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
+/// Advice for it.
+pub const NAME_THE_SYSTEM: &str = "Name the cgroups of the runtime and the kubelet as systemReservedCgroup and kubeReservedCgroup in the \
+                                   configuration, with the amounts systemReserved and kubeReserved";
 
 /// How often kubepods is looked at, beside being watched: inotify may have lost something, or there is another one by now.
 const EVERY: Duration = Duration::from_secs(10);
@@ -67,13 +69,29 @@ pub struct Record {
 }
 
 impl Record {
+    /// Where it is on a node.
+    pub const PATH: &str = "run/plimsoll/guard";
+
     fn file(host: &Path) -> PathBuf {
-        host.join(DIRECTORY).join(FILE)
+        host.join(Self::PATH)
     }
 
     /// The record on the node whose file system is at `host`; `None` if there is none that can be read.
     pub fn load(host: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(Self::file(host)).ok()?).ok()
+        Self::read(host).ok().flatten()
+    }
+
+    /// The record on the node whose file system is at `host`; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// When there is one that cannot be read.
+    pub fn read(host: &Path) -> io::Result<Option<Self>> {
+        match fs::read(Self::file(host)) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The cgroup.
@@ -109,13 +127,25 @@ impl Record {
     }
 }
 
-/// The cgroup of all pods, if there is one: that of the pods that are known, or the one where the kubelet makes it.
-pub fn kubepods(root: &CgroupRoot, ancestors: &Ancestors) -> Option<(CgroupPath, Cgroup)> {
-    let usual = KUBEPODS.into_iter().filter_map(|name| CgroupPath::parse(name).ok());
-    ancestors.kubepods().into_iter().chain(usual).find_map(|path| {
-        let cgroup = root.cgroup(&path).ok()?;
-        Some((path, cgroup))
-    })
+/// The cgroup of all pods, if there is one: that of the pods that are known, or else where the kubelet made it.
+///
+/// # Errors
+///
+/// When none was found, and there are places that could not be looked into.
+pub fn kubepods(root: &CgroupRoot, ancestors: &Ancestors) -> Result<Option<(CgroupPath, Cgroup)>, CgroupError> {
+    let open = |path: CgroupPath| match root.cgroup(&path) {
+        Ok(cgroup) => Some(Ok((path, cgroup))),
+        Err(CgroupError::Gone(_)) => None,
+        Err(error) => Some(Err(error)),
+    };
+    if let Some(known) = ancestors.kubepods().and_then(open) {
+        return known.map(Some);
+    }
+    let Found { found, problems } = find(root);
+    match found.into_iter().find_map(open) {
+        Some(found) => found.map(Some),
+        None => problems.into_iter().next().map_or(Ok(None), Err),
+    }
 }
 
 /// What is to be done about `memory.max` of kubepods.
@@ -177,6 +207,8 @@ struct State {
     /// The line that was said to wait, and when it is tried next.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
+    /// There is no cgroup of the system to protect, and it was said.
+    is_half: bool,
 }
 
 impl Guard {
@@ -219,6 +251,7 @@ impl Guard {
                 }
                 continue;
             }
+            self.look_for_the_system(&mut state);
             // Before it is looked at, so that nothing is missed in between; and anew, as it may be another one by now.
             watched = self.watch(watched);
             let again = match self.look(&mut state, written).await {
@@ -248,9 +281,26 @@ impl Guard {
         self.containers.settings().guard_line().filter(|_| !self.host.join(STAND_ASIDE).exists())
     }
 
+    /// Says once if half of the guard is missing: the cgroup of the system whose memory it protects.
+    fn look_for_the_system(&self, state: &mut State) {
+        let settings = self.containers.settings();
+        let system = CgroupPath::system_slice();
+        let is_wanted = settings.config.reserved.is_empty() && settings.guard_line().is_some();
+        let is_missing = is_wanted && matches!(self.root.cgroup(&system), Err(CgroupError::Gone(_)));
+        if is_missing && !std::mem::replace(&mut state.is_half, is_missing) {
+            warn!(
+                cgroup = %system,
+                "{NO_SYSTEM_SLICE}: pods are held below their limit, but nothing protects the memory of the system. {NAME_THE_SYSTEM}. \
+                 Said once"
+            );
+        }
+        state.is_half = is_missing;
+    }
+
     fn watch(&self, watched: Option<Watch>) -> Option<Watch> {
         let watch = watched.map_or_else(Watch::new, Ok).and_then(|mut watch| {
-            if let Some((path, _)) = kubepods(&self.root, &self.ancestors) {
+            // What is the matter with it, if anything, says the look at it.
+            if let Ok(Some((path, _))) = kubepods(&self.root, &self.ancestors) {
                 watch.add(&self.root, &path)?;
             }
             Ok(watch)
@@ -260,7 +310,7 @@ impl Guard {
 
     /// Does what is to be done. `written`: somebody has written the file since. Tells when it is to be called again.
     async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
-        let Some((path, cgroup)) = kubepods(&self.root, &self.ancestors) else { return Ok(EVERY) };
+        let Some((path, cgroup)) = kubepods(&self.root, &self.ancestors)? else { return Ok(EVERY) };
         let inode = cgroup.inode()?;
         if let Some(record) = &state.record
             && (record.cgroup != path || record.inode != inode)
@@ -519,6 +569,7 @@ mod tests {
         assert_eq!(record.without(limit(800)), limit(800));
         fs::write(Record::file(host.path()), "{\"cgroup\":").unwrap();
         assert_eq!(Record::load(host.path()), None);
+        assert!(Record::read(host.path()).is_err());
         Record::remove(host.path()).unwrap();
         Record::remove(host.path()).unwrap();
         assert_eq!(Record::load(host.path()), None);

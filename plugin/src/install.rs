@@ -646,8 +646,8 @@ impl Facts {
         if why.ends_with("has no NRI") {
             return Err(Refusal(format!("{why}: upgrade it to {} or newer, and call this again", self.kind.on_from)));
         }
-        if !settings.problems.is_empty() {
-            let problems = settings.problems.join("; ");
+        if !settings.problems.is_empty() || !settings.unread.is_empty() {
+            let problems = [&settings.problems[..], &settings.unread].concat().join("; ");
             return Err(Refusal(format!("NRI is {why}, and not all of the configuration is understood: {problems}")));
         }
         let header = "# Put here by 'plimsoll install', taken away by 'plimsoll uninstall'.\n";

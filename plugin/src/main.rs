@@ -150,8 +150,9 @@ struct ResetBrake {
 #[derive(Args)]
 #[command(
     long_about = "\
-Look at everything that the plugin needs of a node, and print one finding for each: ok, warning or failed, what was found, and \
-what to do about it. Ends with 1 if something failed, with which the plugin cannot work. Changes nothing; the container \
+Look at everything that the plugin needs of a node, and print one finding for each: ok, warning, unknown or failed, what was found, and \
+what to do about it. A check is unknown, and never ok, where something that should be there could not be read. Ends with 1 if something \
+failed, with which the plugin cannot work; warnings and unknown checks leave it 0, and the last line counts them. Changes nothing; the container \
 runtime's log gets a line about a plugin that did not register. Call it as root.
 
 The checks, some of which do not apply everywhere:

@@ -22,12 +22,13 @@ use rustix::io::Errno;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::cgroup::kubepods::{self, Found};
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, RootError};
 use crate::guard::Record;
 use crate::units::{Bytes, Limit, PageSize, excerpt};
 
 const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
-/// The cgroup of all pods beneath the root, with either cgroup driver of the kubelet.
-pub const KUBEPODS: [&str; 2] = ["kubepods.slice", "kubepods"];
+const CGROUPS: &str = "sys/fs/cgroup";
 const MEMINFO: &str = "proc/meminfo";
 
 /// The kubelet's hard eviction threshold for memory where none is configured: 100Mi.
@@ -51,11 +52,15 @@ pub struct NodeMemory {
     pub problems: Vec<NodeError>,
     /// Where the kubelet sets the same files, by its configuration, and how to settle it.
     pub conflicts: Vec<Conflict>,
+    /// Why it is not known whether the kubelet sets the same files.
+    pub unsettled: Option<Unsettled>,
+    /// The kubelet's configuration was read.
+    pub has_kubelet_config: bool,
 }
 
 /// The kubelet sets files that this plugin sets, too. `Display` says which, and how to settle it.
 ///
-/// Source: `pkg/kubelet/cm/qos_container_manager_linux.go` and `helpers_linux.go` of Kubernetes.
+/// Source: `pkg/kubelet/cm/qos_container_manager_linux.go` and `helpers_linux.go` of Kubernetes 1.36 and 1.37.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Conflict {
     /// Its feature gate `MemoryQoS` is on, and it reserves.
@@ -66,10 +71,76 @@ pub enum Conflict {
     MemoryQos,
     /// The same, with its policy `None`.
     #[error(
-        "has its own MemoryQoS on with memoryReservationPolicy None: every minute it sets memory.min of kubepods and memory.low \
-         of the classes to 0, without which nothing below is protected; set featureGates.MemoryQoS to false and restart it"
+        "has its own MemoryQoS on with memoryReservationPolicy None: when it starts (Kubernetes 1.36.0: every minute) it sets \
+         memory.min of kubepods and memory.low of the classes to 0, without which nothing below is protected; set \
+         featureGates.MemoryQoS to false and restart it"
     )]
     MemoryQosNone,
+    /// The gate is not set, but fields that are of use only with it.
+    #[error(
+        "is configured with memoryReservationPolicy or memoryThrottlingFactor, a sign that its own MemoryQoS is on, which sets \
+         memory.min, memory.low and memory.high of the same cgroups by its own rules; set featureGates.MemoryQoS to false, take \
+         both fields out and restart it"
+    )]
+    MemoryQosSign,
+}
+
+/// Why it is unknown whether the kubelet's own MemoryQoS is on. `Display` says what to do about it, too.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unsettled {
+    /// The gate is not set, and its default depends on the kubelet's version.
+    #[error(
+        "/{KUBELET_CONFIG} does not set featureGates.MemoryQoS, which is on by default from Kubernetes 1.37 on: the kubelet then sets \
+         memory.min of kubepods and memory.low of the classes to 0 when it starts; set featureGates.MemoryQoS to false there and \
+         restart the kubelet, whatever its version is"
+    )]
+    DefaultOfVersion,
+    /// The kubelet's configuration is not where it was looked for.
+    #[error(
+        "found no configuration of the kubelet at /{KUBELET_CONFIG}{}; see which file and flags the kubelet is started with (--config), \
+         and that featureGates.MemoryQoS is false there",
+        elsewhere(.0)
+    )]
+    NoConfig(Vec<&'static str>),
+    /// The kubelet's configuration could not be read.
+    #[error("cannot read /{KUBELET_CONFIG}; see that it is right and that featureGates.MemoryQoS is false there")]
+    Unreadable,
+}
+
+fn elsewhere(paths: &[&str]) -> String {
+    match paths {
+        [] => String::new(),
+        paths => format!(", but /{} (not read, as flags and drop-ins may override it)", paths.join(" and /")),
+    }
+}
+
+/// Where distributions keep the kubelet's configuration: EKS and Bottlerocket, GKE, AKS, k3s and RKE2, kubespray, kOps, OpenShift, Talos, k0s
+/// and MicroK8s.
+const KUBELET_CONFIGS: [&str; 13] = [
+    "etc/kubernetes/kubelet/config.json",
+    "etc/kubernetes/kubelet/kubelet-config.json",
+    "etc/kubernetes/kubelet/config",
+    "home/kubernetes/kubelet-config.yaml",
+    "etc/default/kubeletconfig.json",
+    "var/lib/rancher/k3s/agent/etc/kubelet.conf.d",
+    "var/lib/rancher/rke2/agent/etc/kubelet.conf.d",
+    "etc/kubernetes/kubelet-config.yaml",
+    "var/lib/kubelet/kubelet.conf",
+    "etc/kubernetes/kubelet.conf",
+    "etc/kubernetes/kubelet.yaml",
+    "var/lib/k0s/kubelet/config.yaml",
+    "var/snap/microk8s/current/args/kubelet",
+];
+
+/// What the kubelet's configuration says of its own MemoryQoS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryQos {
+    /// It is off.
+    Off,
+    /// It is on.
+    On(Conflict),
+    /// It is on from Kubernetes 1.37 on, or only before.
+    ByVersion,
 }
 
 /// Where node allocatable came from. `Display` is the middle of a sentence.
@@ -123,6 +194,12 @@ pub enum NodeError {
         /// What was expected and found.
         expected: String,
     },
+    /// The hierarchy of cgroups could not be opened.
+    #[error("cannot look for kubepods: {0}; it is done without")]
+    Root(#[from] RootError),
+    /// A place where kubepods could be could not be looked into.
+    #[error("cannot look for kubepods: {0}; it is done without")]
+    Search(#[from] CgroupError),
 }
 
 /// One sentence for the log.
@@ -153,11 +230,17 @@ impl NodeMemory {
         };
         let meminfo = use_file(MEMINFO);
         let config = use_file(KUBELET_CONFIG);
-        let kubepods = KUBEPODS.into_iter().find_map(|name| {
-            let path = format!("sys/fs/cgroup/{name}/memory.max");
+        let (kubepods, unsearched) = find_kubepods(root);
+        let kubepods = kubepods.into_iter().find_map(|cgroup| {
+            let path = format!("{CGROUPS}{cgroup}/memory.max");
             let text = use_file(&path)?;
-            Some((path, text))
+            Some((cgroup, path, text))
         });
+        let record = Record::read(root).unwrap_or_else(|error| {
+            problems.push(NodeError::Io { path: format!("/{}", Record::PATH), error });
+            None
+        });
+        problems.extend(unsearched);
 
         let mut form = |path: &str, expected: String| {
             problems.push(NodeError::Form { path: format!("/{path}"), expected });
@@ -173,6 +256,7 @@ impl NodeMemory {
                 None
             }
         };
+        let has_config = config.is_some();
         let config = match config.as_deref().map(KubeletReservations::parse) {
             Some(Ok(config)) => Some(config),
             Some(Err(error)) => {
@@ -181,18 +265,50 @@ impl NodeMemory {
             }
             None => None,
         };
-        let kubepods = kubepods.and_then(|(path, text)| match text.trim_end().parse::<Limit>() {
+        let kubepods = kubepods.and_then(|(cgroup, path, text)| match text.trim_end().parse::<Limit>() {
             // What the plugin itself has set says nothing of the kubelet.
-            Ok(limit) => Some(Record::load(root).map_or(limit, |record| record.without(limit))),
+            Ok(limit) => Some(match record.filter(|record| *record.cgroup() == cgroup) {
+                Some(record) => record.without(limit),
+                None => limit,
+            }),
             Err(error) => {
                 form(&path, error.to_string());
                 None
             }
         });
         let (allocatable, source) = choose(meminfo, config.as_ref(), kubepods, page);
-        let conflicts = config.and_then(|config| config.conflict).into_iter().collect();
-        let usable = meminfo.map(MemInfo::usable);
-        Self { mem_total: meminfo.map(|meminfo| meminfo.total), usable, allocatable, source, problems, conflicts }
+        let (conflict, unsettled) = match config.map(|config| config.memory_qos) {
+            Some(MemoryQos::Off) => (None, None),
+            Some(MemoryQos::On(conflict)) => (Some(conflict), None),
+            Some(MemoryQos::ByVersion) => (None, Some(Unsettled::DefaultOfVersion)),
+            None if has_config || read(root, KUBELET_CONFIG).is_err() => (None, Some(Unsettled::Unreadable)),
+            None => {
+                let elsewhere = KUBELET_CONFIGS.into_iter().filter(|path| root.join(path).exists());
+                (None, Some(Unsettled::NoConfig(elsewhere.collect())))
+            }
+        };
+        Self {
+            mem_total: meminfo.map(|meminfo| meminfo.total),
+            usable: meminfo.map(MemInfo::usable),
+            allocatable,
+            source,
+            problems,
+            conflicts: conflict.into_iter().collect(),
+            unsettled,
+            has_kubelet_config: config.is_some(),
+        }
+    }
+}
+
+/// The cgroups of all pods on the node whose file system is at `root`, and where it was not possible to look for them.
+fn find_kubepods(root: &Path) -> (Vec<CgroupPath>, Vec<NodeError>) {
+    match CgroupRoot::open(&root.join(CGROUPS)) {
+        Ok(root) => {
+            let Found { found, problems } = kubepods::find(&root);
+            (found, problems.into_iter().map(NodeError::from).collect())
+        }
+        Err(error) if error.is_absent() => (Vec::new(), Vec::new()),
+        Err(error) => (Vec::new(), vec![error.into()]),
     }
 }
 
@@ -321,7 +437,7 @@ pub struct KubeletReservations {
     /// Whether `enforceNodeAllocatable` contains `pods`, as it does by default.
     pub enforced_for_pods: bool,
     /// Its own MemoryQoS.
-    pub conflict: Option<Conflict>,
+    pub memory_qos: MemoryQos,
 }
 
 /// An eviction threshold.
@@ -370,6 +486,7 @@ impl KubeletReservations {
             enforce_node_allocatable: Option<Vec<String>>,
             feature_gates: Option<BTreeMap<String, Option<bool>>>,
             memory_reservation_policy: Option<String>,
+            memory_throttling_factor: Option<f64>,
         }
 
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
@@ -394,11 +511,19 @@ impl KubeletReservations {
             },
             None => Threshold::Bytes(DEFAULT_EVICTION),
         };
-        let is_on = raw.feature_gates.is_some_and(|gates| gates.get("MemoryQoS") == Some(&Some(true)));
-        let conflict = match raw.memory_reservation_policy.as_deref() {
-            _ if !is_on => None,
-            Some("None") => Some(Conflict::MemoryQosNone),
-            _ => Some(Conflict::MemoryQos),
+        let gates = raw.feature_gates.unwrap_or_default();
+        let gate = |name: &str| gates.get(name).copied().flatten();
+        let is_configured = raw.memory_reservation_policy.is_some() || raw.memory_throttling_factor.is_some();
+        // The gate is of stage alpha before 1.37, off by default, and of stage beta since, on by default.
+        let memory_qos = match (gate("MemoryQoS"), gate("AllAlpha"), gate("AllBeta")) {
+            (Some(false), ..) => MemoryQos::Off,
+            (Some(true), ..) | (None, Some(true), None | Some(true)) => {
+                let is_none = raw.memory_reservation_policy.as_deref() == Some("None");
+                MemoryQos::On(if is_none { Conflict::MemoryQosNone } else { Conflict::MemoryQos })
+            }
+            (None, None | Some(false), Some(false)) => MemoryQos::Off,
+            _ if is_configured => MemoryQos::On(Conflict::MemoryQosSign),
+            _ => MemoryQos::ByVersion,
         };
         Ok(Self {
             system: reserved("systemReserved", raw.system_reserved)?,
@@ -407,7 +532,7 @@ impl KubeletReservations {
             enforced_for_pods: raw
                 .enforce_node_allocatable
                 .is_none_or(|list| list.iter().any(|target| target == "pods")),
-            conflict,
+            memory_qos,
         })
     }
 }
@@ -430,7 +555,7 @@ mod tests {
     /// A file system with these files in it.
     fn node(files: &[(&str, &str)]) -> (TempDir, NodeMemory) {
         let root = TempDir::new().unwrap();
-        for (path, text) in files {
+        for (path, text) in [("sys/fs/cgroup/cgroup.controllers", "memory\n")].iter().chain(files) {
             let path = root.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
@@ -507,6 +632,67 @@ evictionHard:
             node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], "4294967296\n")]);
         assert_eq!(memory.allocatable, Some(mib(4096 - 500)));
         assert_eq!(memory.source, AllocatableSource::KubepodsOverConfig);
+    }
+
+    #[test]
+    fn kubepods_counts_below_a_cgroup_root() {
+        let path = "sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice/memory.max";
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (path, "4294967296\n")]);
+        assert_eq!((memory.allocatable, memory.source), (Some(mib(3996)), AllocatableSource::Kubepods));
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_searched_is_a_problem() {
+        let (root, memory) = node(&[(MEMINFO, MEMINFO_8G)]);
+        assert!(memory.problems.is_empty(), "{:?}", memory.problems);
+        let cgroups = root.path().join(CGROUPS);
+        fs::remove_dir_all(&cgroups).unwrap();
+        fs::write(&cgroups, "").unwrap();
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4);
+        let problem = memory.problems[0].to_string();
+        assert!(problem.starts_with("cannot look for kubepods: cgroup root "), "{problem}");
+    }
+
+    #[test]
+    fn an_absent_gate_is_off_only_where_every_version_has_it_so() {
+        let of = |config: &str| KubeletReservations::parse(config).unwrap().memory_qos;
+        let gates = |gates: &str| of(&format!("featureGates: {{{gates}}}"));
+        assert_eq!(gates("MemoryQoS: false"), MemoryQos::Off);
+        assert_eq!(gates("MemoryQoS: false, AllAlpha: true, AllBeta: true"), MemoryQos::Off);
+        assert_eq!(gates("AllBeta: false"), MemoryQos::Off);
+        assert_eq!(gates("AllBeta: false, AllAlpha: false"), MemoryQos::Off);
+        for config in ["", "featureGates: {}", "featureGates: null", "featureGates: {Other: true}"] {
+            assert_eq!(of(config), MemoryQos::ByVersion, "{config}");
+        }
+        assert_eq!(gates("AllAlpha: false"), MemoryQos::ByVersion);
+        assert_eq!(gates("AllBeta: true"), MemoryQos::ByVersion);
+        assert_eq!(gates("AllAlpha: true, AllBeta: false"), MemoryQos::ByVersion, "on only before 1.37");
+        assert_eq!(gates("AllAlpha: true"), MemoryQos::On(Conflict::MemoryQos));
+        assert_eq!(gates("MemoryQoS: true"), MemoryQos::On(Conflict::MemoryQos));
+        let none = "memoryReservationPolicy: None\n";
+        assert_eq!(of(&format!("{none}featureGates: {{MemoryQoS: true}}")), MemoryQos::On(Conflict::MemoryQosNone));
+        assert_eq!(of(&format!("{none}featureGates: {{MemoryQoS: false}}")), MemoryQos::Off);
+        for sign in [none, "memoryReservationPolicy: TieredReservation", "memoryThrottlingFactor: 0.9"] {
+            assert_eq!(of(sign), MemoryQos::On(Conflict::MemoryQosSign), "{sign}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_was_not_read_settles_nothing() {
+        let unsettled = |files: &[(&str, &str)]| node(files).1.unsettled.map(|unsettled| unsettled.to_string());
+        let nowhere = unsettled(&[]).unwrap();
+        assert!(nowhere.contains("no configuration of the kubelet at /var/lib/kubelet/config.yaml; see"), "{nowhere}");
+        let elsewhere = unsettled(&[("etc/kubernetes/kubelet.yaml", ""), ("var/lib/k0s/kubelet/config.yaml", "")]);
+        let elsewhere = elsewhere.unwrap();
+        assert!(
+            elsewhere.contains("but /etc/kubernetes/kubelet.yaml and /var/lib/k0s/kubelet/config.yaml (not read"),
+            "{elsewhere}"
+        );
+        let broken = unsettled(&[(KUBELET_CONFIG, "featureGates: 7")]);
+        assert!(broken.is_some_and(|broken| broken.starts_with("cannot read /var/lib/kubelet/config.yaml")));
+        let unset = unsettled(&[(KUBELET_CONFIG, "")]);
+        assert!(unset.is_some_and(|unset| unset.contains("on by default from Kubernetes 1.37 on")));
+        assert_eq!(unsettled(&[(KUBELET_CONFIG, "featureGates: {MemoryQoS: false}")]), None);
     }
 
     #[test]
@@ -644,7 +830,7 @@ evictionHard:
             let meminfo = MemInfo { total: Bytes::new(total), hugepages: Bytes::new(hugepages), available: Bytes::ZERO };
             let config = reserved.map(|reserved| KubeletReservations {
                 system: Bytes::new(reserved), kube: Bytes::ZERO, eviction: Threshold::Share(0.05), enforced_for_pods: true,
-                conflict: None,
+                memory_qos: MemoryQos::Off,
             });
             let max = max.map(|max| Limit::Bytes(Bytes::new(max)));
             let (allocatable, _) = choose(Some(meminfo), config.as_ref(), max, PageSize::KIB4);

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::ancestors::{Ancestors, Checked};
+use crate::cgroup::kubepods::{self, Found, id_in};
 use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{CPU_MAX, CPU_WEIGHT, CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
@@ -249,6 +250,10 @@ pub struct Reconciler {
     /// Cgroups of which the runtime has not told, and whether it was asked about them.
     strangers: HashMap<CgroupPath, bool>,
     share_is_due: bool,
+    /// Some place could not be looked into for such cgroups.
+    is_census_incomplete: bool,
+    /// Cgroups beside the pods that are not there, of which that was said.
+    missing_reserved: HashSet<CgroupPath>,
     /// What was said last of whether protection helps.
     standings: HashMap<CgroupPath, Standing>,
 }
@@ -331,6 +336,8 @@ impl Reconciler {
             progress: HashMap::new(),
             strangers: HashMap::new(),
             share_is_due: false,
+            is_census_incomplete: false,
+            missing_reserved: HashSet::new(),
             standings: HashMap::new(),
         }
     }
@@ -870,15 +877,34 @@ impl Reconciler {
     /// Looks at the tree for containers of which the runtime has not told. What is found may be about to be told of, or to
     /// go, so it is looked at again.
     fn take_census(&mut self) {
-        for (_, cgroup) in container_cgroups(&self.root) {
+        let Found { found, problems } = kubepods::containers(&self.root, self.ancestors.kubepods());
+        for (_, cgroup) in found {
             if !self.is_known(&cgroup) {
                 self.again(PATIENCE, Work::Stranger(cgroup));
             }
         }
+        let is_incomplete = !problems.is_empty();
+        if is_incomplete && !self.is_census_incomplete {
+            let error = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            warn!(error, "cannot look for containers that the runtime did not tell of. Said once");
+        }
+        self.is_census_incomplete = is_incomplete;
+        for cgroup in self.ancestors.reserved() {
+            if !self.missing_reserved.contains(&cgroup) && self.is_gone(&cgroup) {
+                // The kubelet may make it soon: it starts after the runtime.
+                self.again(PATIENCE, Work::Stranger(cgroup));
+            }
+        }
+        let mut missing = std::mem::take(&mut self.missing_reserved);
+        missing.retain(|cgroup| self.is_gone(cgroup));
+        self.missing_reserved = missing;
     }
 
     /// Asks the runtime for everything anew if it has not told of what is in a cgroup; once about each.
     fn meet(&mut self, cgroup: CgroupPath) {
+        if self.ancestors.is_reserved(&cgroup) {
+            return self.miss_reserved(cgroup);
+        }
         if PodCgroup::parse(cgroup.as_str()).is_some() {
             // A pod's, which was not watched until now.
             for child in children(&self.root, &cgroup) {
@@ -902,6 +928,23 @@ impl Reconciler {
         }
         warn!(%cgroup, "the runtime has not told of what is in this cgroup; asking it for everything anew");
         self.runtime.reconnect();
+    }
+
+    /// Says once that a cgroup beside the pods is not there, so that nothing protects what should be in it.
+    fn miss_reserved(&mut self, cgroup: CgroupPath) {
+        // The guard says so itself of the cgroup that it chose.
+        let is_named = !self.containers.settings().config.reserved.is_empty();
+        if is_named && self.is_gone(&cgroup) && self.missing_reserved.insert(cgroup.clone()) {
+            warn!(
+                %cgroup,
+                "systemReservedCgroup or kubeReservedCgroup names a cgroup that is not there: nothing protects what it should hold. Name the \
+                 cgroup in which the services are. Said once"
+            );
+        }
+    }
+
+    fn is_gone(&self, cgroup: &CgroupPath) -> bool {
+        matches!(self.root.cgroup(cgroup), Err(CgroupError::Gone(_)))
     }
 
     fn is_known(&self, cgroup: &CgroupPath) -> bool {
@@ -1069,39 +1112,6 @@ async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
 /// The cgroups in a cgroup; none if it cannot be looked into.
 fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default()
-}
-
-/// The cgroups of pods that are there, wherever the kubelet may have put them.
-fn pods(root: &CgroupRoot) -> Vec<CgroupPath> {
-    let mut pods = Vec::new();
-    for kubepods in ["kubepods.slice", "kubepods"] {
-        let Ok(kubepods) = CgroupPath::parse(kubepods) else { continue };
-        for child in children(root, &kubepods) {
-            if PodCgroup::parse(child.as_str()).is_some() {
-                pods.push(child);
-            } else {
-                pods.extend(children(root, &child).into_iter().filter(|pod| PodCgroup::parse(pod.as_str()).is_some()));
-            }
-        }
-    }
-    pods
-}
-
-/// The cgroups that are in pods' cgroups, with the id in their name.
-pub fn container_cgroups(root: &CgroupRoot) -> Vec<(String, CgroupPath)> {
-    let containers = pods(root).into_iter().flat_map(|pod| children(root, &pod));
-    containers.map(|cgroup| (id_in(cgroup.name()).to_owned(), cgroup)).collect()
-}
-
-/// The id in the name that a runtime gives to a container's or sandbox's cgroup: `ID`, `PREFIX-ID.scope`, for CRI-O with
-/// the cgroupfs driver `crio-ID` and `crio-conmon-ID`, and for Kata `kata_ID`.
-fn id_in(name: &str) -> &str {
-    if let Some(id) = name.strip_prefix("kata_") {
-        return id;
-    }
-    let scope = name.strip_suffix(".scope");
-    let prefixed = scope.or_else(|| name.starts_with("crio-").then_some(name));
-    prefixed.and_then(|name| Some(name.rsplit_once('-')?.1)).unwrap_or(name)
 }
 
 /// Why an update was not made.

@@ -4,7 +4,7 @@
 //! bringing containers and cgroups to what they should have then brings them back. Where no instance runs, one runs here
 //! for as long as it takes. Here is only looked at what becomes of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -15,16 +15,21 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use nri::{Identity, Stub};
 use plimsoll::brake;
-use plimsoll::cgroup::systemd::Systemd;
+use plimsoll::cgroup::kubepods::{self, Found};
+use plimsoll::cgroup::systemd::{self, Systemd};
 use plimsoll::cgroup::watch::Watch;
-use plimsoll::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
+use plimsoll::cgroup::{CPU_MAX, CgroupError, CgroupPath, CgroupRoot, Knob};
 use plimsoll::config::Config;
-use plimsoll::containers::{KNOBS, STAND_ASIDE};
+use plimsoll::containers::{Containers, KNOBS, STAND_ASIDE};
 use plimsoll::guard::Record;
-use plimsoll::originals::{DIRECTORY, Originals, Target, Values};
+use plimsoll::hierarchy::PodPlace;
+use plimsoll::kills;
+use plimsoll::originals::{DIRECTORY, Originals, RaisedLimit, Target, Values};
+use plimsoll::pod::PodCgroup;
 use plimsoll::policy::Protection;
-use plimsoll::reconcile::container_cgroups;
-use plimsoll::units::{Bytes, PageSize};
+use plimsoll::report::serve;
+use plimsoll::rescue::Rescued;
+use plimsoll::units::{Bytes, PageSize, excerpt, printable};
 use tokio::time::{Instant, timeout};
 
 use crate::run::Node;
@@ -32,6 +37,12 @@ use crate::{Failure, ResetBrake, Restore, print};
 
 /// How long it may take. A runtime takes some tenths of a second for each container.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long the runtime may take to tell of containers whose cgroups are not where the kubelet puts them.
+const WORD: Duration = Duration::from_secs(10);
+
+/// How many targets are named that were not found.
+const NAMED: usize = 20;
 
 /// How often is looked when nothing is heard.
 const LOOK: Duration = Duration::from_secs(1);
@@ -59,6 +70,54 @@ impl ResetBrake {
     }
 }
 
+/// Limits that stay as the plugin has raised them: to lower one could kill.
+fn staying(root: &CgroupRoot, host: &Path, originals: &Originals) -> Vec<String> {
+    let is_so = |limit: &&RaisedLimit| {
+        let open = root.cgroup(&limit.cgroup).ok().filter(|open| open.inode().is_ok_and(|inode| inode == limit.inode));
+        open.is_some_and(|open| {
+            let held = if limit.file == CPU_MAX {
+                open.cpu_max().map(|value| value.to_string())
+            } else {
+                open.read(Knob::Max).map(|value| value.to_string())
+            };
+            // Where that is not known, it is named.
+            held.map_or(true, |held| held == limit.to)
+        })
+    };
+    let pods = originals.raised_limits().iter().filter(is_so).map(|limit| {
+        let RaisedLimit { cgroup, file, from, to, .. } = limit;
+        format!(
+            "{} {}: {to}, raised from {from} for the pod's containers",
+            printable(&cgroup.to_string()),
+            printable(file)
+        )
+    });
+    let rescued = match kills::rescued_on(host) {
+        Ok(rescued) => rescued,
+        Err(error) => return pods.chain([format!("limits raised by oomRescue are unknown: {error}")]).collect(),
+    };
+    let rescued = rescued.into_iter().filter(|(pod, ..)| !matches!(root.cgroup(pod), Err(CgroupError::Gone(_))));
+    let rescued = rescued.map(|(pod, name, Rescued { asked, limit })| {
+        let (pod, name) = (printable(&pod.to_string()), printable(&name));
+        format!("container {name} in {pod} memory.max: {limit}, raised from {asked} by oomRescue")
+    });
+    pods.chain(rescued).collect()
+}
+
+/// What became of all that the plugin has changed.
+#[derive(Default)]
+struct Looked {
+    changed: Vec<Changed>,
+    /// Containers of which no cgroup was found.
+    missing: BTreeSet<String>,
+    /// Cgroups that have ended, and containers by the runtime's word.
+    ended: Vec<String>,
+    /// Places that could not be searched: what is missing may be there.
+    unsearched: Vec<String>,
+    /// Targets that are there and could not be read.
+    problems: Vec<String>,
+}
+
 impl Restore {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let mark = self.host.join(STAND_ASIDE);
@@ -76,8 +135,13 @@ impl Restore {
             CgroupRoot::open(&self.host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
         let originals =
             Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
-        let changed = changed(&root, &originals);
-        let kubepods = Record::load(&self.host).map(|record| record.cgroup().clone());
+        let mut looked = Looked::new(&root, &originals);
+        let staying = staying(&root, &self.host, &originals);
+        let kubepods = Record::read(&self.host).unwrap_or_else(|error| {
+            looked.problems.push(format!("/{}: {error}", Record::PATH));
+            None
+        });
+        let kubepods = kubepods.map(|record| record.cgroup().clone());
         let max = |cgroup: &CgroupPath| root.cgroup(cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok();
         let guarded = kubepods.as_ref().and_then(max);
         if let Some(directory) = mark.parent() {
@@ -90,15 +154,18 @@ impl Restore {
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
-        let left = runtime.block_on(self.wait(&root, &changed, kubepods.as_ref()))?;
+        let left = runtime.block_on(self.wait(&root, &originals, &mut looked, kubepods.as_ref()))?;
         if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
             && let Some(held) = max(cgroup).filter(|held| *held != before)
         {
             print(format_args!("{cgroup} {}: {before} -> {held}\n", Knob::Max))?;
         }
-        print(format_args!("{}", report(&root, &changed, kubepods.is_some())))?;
+        print(format_args!("{}", looked.report(&root, kubepods.is_some(), &staying)))?;
         if left == 0 {
-            return Ok(ExitCode::SUCCESS);
+            return match looked.unsettled() {
+                None => Ok(ExitCode::SUCCESS),
+                Some(unsettled) => Err(Failure::Runtime(anyhow!(unsettled))),
+            };
         }
         Err(Failure::Runtime(anyhow!(
             "{left} cgroups do not have back what they had within {} s: expected the container runtime, and the plugin where \
@@ -113,10 +180,14 @@ impl Restore {
     async fn wait(
         &self,
         root: &CgroupRoot,
-        changed: &[Changed],
+        originals: &Originals,
+        looked: &mut Looked,
         kubepods: Option<&CgroupPath>,
     ) -> Result<usize, Failure> {
-        let (service, tasks) = Node::open(&self.host, Config::default())?.into_service(Box::new(|_| ()));
+        let node = Node::open(&self.host, Config::default())?;
+        let containers = node.containers().clone();
+        let (service, tasks) = node.into_service(Box::new(|_| ()));
+        let synchronized = service.synchronized();
         let identity = Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?;
         // Waits for as long as another instance runs, which does it then.
         let stub = Stub::external(identity, service).socket(&self.socket);
@@ -125,26 +196,44 @@ impl Restore {
         let plugin = tokio::spawn(stub.run());
 
         let mut watch = Watch::new().context("start inotify").map_err(Failure::Runtime)?;
-        for changed in changed {
+        for changed in &looked.changed {
             watch.add(root, &changed.cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
         }
         let deadline = Instant::now() + PATIENCE;
         if let Some(cgroup) = kubepods {
             watch.add(root, cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
         }
-        let left_of_all = || {
+        let left_of_all = |changed: &[Changed]| {
             let guarded = usize::from(Record::load(&self.host).is_some());
             guarded + changed.iter().filter(|changed| !changed.is_back(root)).count()
         };
-        let mut left = left_of_all();
-        while left > 0 && Instant::now() < deadline {
+        // Where all places could be looked into, a container that was not found has probably ended.
+        let word = Instant::now() + if looked.unsearched.is_empty() { WORD } else { PATIENCE };
+        let mut left = left_of_all(&looked.changed);
+        while (left > 0 && Instant::now() < deadline) || (!looked.missing.is_empty() && Instant::now() < word) {
             // Whatever it is, or nothing, it is looked at again.
             let _ = timeout(LOOK, watch.next()).await;
-            left = left_of_all();
+            if !looked.missing.is_empty()
+                && let Some(told) = self.told(&containers, *synchronized.borrow()).await
+            {
+                looked.take_word(root, originals, &told);
+            }
+            left = left_of_all(&looked.changed);
         }
-        // So that what systemd keeps does not come back.
+        // So that what systemd keeps does not come back, nor counts more than what an administrator has configured.
         let systemd = Systemd::new(&self.host);
-        for changed in changed.iter().filter(|changed| !changed.is_container) {
+        let mut is_removed = false;
+        for changed in looked.changed.iter().filter(|changed| !changed.is_container) {
+            match systemd::remove_protection(&self.host, &changed.cgroup) {
+                Ok(removed) => is_removed |= removed,
+                Err(error) => eprintln!("note: {}: cannot remove systemd's drop-ins: {error}", changed.cgroup),
+            }
+        }
+        if is_removed && let Err(error) = systemd.reload().await {
+            eprintln!("note: {error}; call 'systemctl daemon-reload'");
+        }
+        // Where that did not bring back the value, because somebody else had set it at runtime before.
+        for changed in looked.changed.iter().filter(|changed| !changed.is_container) {
             let [min, low] =
                 [changed.original.min, changed.original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
             let protection = Protection::of_files(min, low);
@@ -167,32 +256,100 @@ impl Restore {
     }
 }
 
+impl Restore {
+    /// The cgroups of all containers that the runtime has, by id: as it told this instance of the plugin, or the one that runs.
+    /// `None` where it told neither.
+    async fn told(&self, containers: &Containers, synchronized: bool) -> Option<HashMap<String, CgroupPath>> {
+        if synchronized {
+            let all = containers.all();
+            return Some(all.iter().filter_map(|one| Some((one.id.clone(), one.cgroup.clone()?))).collect());
+        }
+        let status = serve::ask(&self.host).await.ok().filter(|status| status.node.synchronized)?;
+        Some(status.containers.into_iter().filter_map(|one| Some((one.id, one.cgroup?))).collect())
+    }
+}
+
 fn failed(error: io::Error, operation: &str, path: &Path) -> Failure {
     Failure::Runtime(anyhow::Error::new(error).context(format!("cannot {operation} {}", path.display())))
 }
 
-/// What the plugin has changed and is still there.
-fn changed(root: &CgroupRoot, originals: &Originals) -> Vec<Changed> {
-    let containers: HashMap<String, CgroupPath> = container_cgroups(root).into_iter().collect();
-    let mut changed: Vec<_> = originals
-        .targets()
-        .filter_map(|target| {
-            let (cgroup, is_container) = match target {
-                Target::Container(id) => (containers.get(id)?.clone(), true),
-                Target::Cgroup(path, _) => (path.clone(), false),
-            };
-            let open = root.cgroup(&cgroup).ok()?;
-            if let Target::Cgroup(_, inode) = target
-                && open.inode().ok()? != *inode
-            {
-                return None;
+impl Looked {
+    /// Looks for all that the plugin has changed.
+    fn new(root: &CgroupRoot, originals: &Originals) -> Self {
+        // Pods that were changed tell where the kubelet's cgroup is, wherever that may be.
+        let known = originals.targets().filter_map(|target| match target {
+            Target::Cgroup(path, _) => {
+                let pod = PodCgroup::parse(path.as_str())?;
+                Some(PodPlace::new(path.clone(), pod.class)?.kubepods().clone())
             }
-            let before = Values::read(&open).ok()?;
-            Some(Changed { cgroup, is_container, original: originals.get(target)?, before })
+            Target::Container(_) => None,
+        });
+        let Found { found, problems } = kubepods::containers(root, known.collect::<BTreeSet<_>>());
+        let mut looked = Self { unsearched: problems.iter().map(ToString::to_string).collect(), ..Self::default() };
+        let containers: HashMap<String, CgroupPath> = found.into_iter().collect();
+        for target in originals.targets() {
+            match target {
+                Target::Container(id) => match containers.get(id) {
+                    Some(cgroup) => looked.take(root, originals, target, cgroup),
+                    None => _ = looked.missing.insert(id.clone()),
+                },
+                Target::Cgroup(path, _) => looked.take(root, originals, target, path),
+            }
+        }
+        if containers.is_empty() && looked.unsearched.is_empty() {
+            looked.unsearched.push("found no cgroups of containers below /sys/fs/cgroup".to_owned());
+        }
+        looked.changed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+        looked.ended.sort();
+        looked
+    }
+
+    fn take(&mut self, root: &CgroupRoot, originals: &Originals, target: &Target, cgroup: &CgroupPath) {
+        let read = || {
+            let open = root.cgroup(cgroup)?;
+            match target {
+                // Another one of its path.
+                Target::Cgroup(path, inode) if open.inode()? != *inode => Err(CgroupError::Gone(path.clone())),
+                _ => Values::read(&open),
+            }
+        };
+        let is_container = matches!(target, Target::Container(_));
+        match read() {
+            Ok(before) => {
+                let Some(original) = originals.get(target) else { return };
+                self.changed.push(Changed { cgroup: cgroup.clone(), is_container, original, before });
+            }
+            Err(CgroupError::Gone(_)) => self.ended.push(match target {
+                Target::Container(id) => format!("container {}", excerpt(id)),
+                Target::Cgroup(path, _) => format!("cgroup {}", printable(&path.to_string())),
+            }),
+            Err(error) => self.problems.push(error.to_string()),
+        }
+    }
+
+    /// The runtime has told of all its containers, so each that is missing is one of them or has ended.
+    fn take_word(&mut self, root: &CgroupRoot, originals: &Originals, told: &HashMap<String, CgroupPath>) {
+        for id in std::mem::take(&mut self.missing) {
+            match told.get(&id) {
+                Some(cgroup) => self.take(root, originals, &Target::Container(id), cgroup),
+                None => self.ended.push(format!("container {}", excerpt(&id))),
+            }
+        }
+    }
+
+    /// Why success cannot be reported although all that was found has back what it had; `None` where it can.
+    fn unsettled(&self) -> Option<String> {
+        let unsearched = if self.missing.is_empty() { &[][..] } else { &self.unsearched };
+        let why: Vec<_> = self.problems.iter().chain(unsearched).map(String::as_str).take(NAMED).collect();
+        (!why.is_empty()).then(|| {
+            format!(
+                "could not look at all that plimsoll has changed, {} containers among it: {}; expected to read every cgroup, or the \
+                 container runtime to say which containers have ended: start the runtime, and call this again",
+                self.missing.len(),
+                why.join("; ")
+            )
         })
-        .collect();
-    changed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
-    changed
+    }
 }
 
 impl Changed {
@@ -216,22 +373,36 @@ impl Changed {
     }
 }
 
-/// One line for each file that has another value than before.
-fn report(root: &CgroupRoot, changed: &[Changed], guarded: bool) -> String {
-    let mut report = String::new();
-    for Changed { cgroup, before, .. } in changed {
-        let Ok(held) = root.cgroup(cgroup).and_then(|cgroup| Values::read(&cgroup)) else { continue };
-        for knob in KNOBS {
-            if let (Some(before), Some(held)) = (before.get(knob), held.get(knob))
-                && before != held
-            {
-                let _ = writeln!(report, "{cgroup} {knob}: {before} -> {held}");
+impl Looked {
+    /// One line for each file that has another value than before, and for each target that was not found.
+    fn report(&self, root: &CgroupRoot, guarded: bool, staying: &[String]) -> String {
+        let mut report = String::new();
+        for Changed { cgroup, before, .. } in &self.changed {
+            let Ok(held) = root.cgroup(cgroup).and_then(|cgroup| Values::read(&cgroup)) else { continue };
+            for knob in KNOBS {
+                if let (Some(before), Some(held)) = (before.get(knob), held.get(knob))
+                    && before != held
+                {
+                    let _ = writeln!(report, "{cgroup} {knob}: {before} -> {held}");
+                }
             }
         }
+        let missing = self.missing.iter().map(|id| format!("container {}; its cgroup may have ended", excerpt(id)));
+        let not_found: Vec<_> =
+            self.ended.iter().map(|target| format!("{target}; it has ended")).chain(missing).collect();
+        for target in not_found.iter().take(NAMED) {
+            let _ = writeln!(report, "not found: {target}");
+        }
+        if not_found.len() > NAMED {
+            let _ = writeln!(report, "not found: {} more", not_found.len() - NAMED);
+        }
+        for limit in staying {
+            let _ = writeln!(report, "stays, as lowering it could kill: {limit}");
+        }
+        if report.is_empty() && !guarded && self.unsettled().is_none() {
+            report.push_str("nothing had to be changed\n");
+        }
+        report.push_str("plimsoll sets nothing any more, until 'plimsoll restore --undo'\n");
+        report
     }
-    if report.is_empty() && !guarded {
-        report.push_str("nothing had to be changed\n");
-    }
-    report.push_str("plimsoll sets nothing any more, until 'plimsoll restore --undo'\n");
-    report
 }

@@ -211,6 +211,9 @@ impl Service {
         for conflict in &memory.conflicts {
             warn!(%conflict, "the kubelet");
         }
+        if let Some(unsettled) = &memory.unsettled {
+            info!(%unsettled, "it is unknown whether the kubelet's own MemoryQoS is on");
+        }
         (self.on_config)(config);
         self.set(settings);
     }

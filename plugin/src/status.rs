@@ -44,7 +44,7 @@ Show what the plugin knows of the node's containers: trouble first, in as many c
              rescued        its limit was raised since it was killed again and again
              over-request   it uses more than it requested, which may be taken from it
              inert          what is written for it does not protect: a cgroup above has less
-             unread         it has not started yet, or its cgroup cannot be read
+             unread         it has not started yet, or its cgroup or one above cannot be read
              unprotected    nothing is protected for it
              protected      its request is protected
   usage      memory.current
@@ -389,7 +389,7 @@ fn overview(status: &Status, screen: &Screen) -> String {
             Some(max) if max <= Limit::Bytes(line) => String::new(),
             Some(Limit::Bytes(max)) => format!("; kubepods has {}", max.approx()),
             Some(Limit::Max) => "; kubepods has max".to_owned(),
-            None => "; there is no kubepods".to_owned(),
+            None => "; what kubepods has is unknown".to_owned(),
         };
         let line = format!("all pods together may use {} (nodeGuard){held}", line.approx());
         let _ = writeln!(text, "{}", screen.cut(&line));
@@ -400,6 +400,9 @@ fn overview(status: &Status, screen: &Screen) -> String {
     }
     for line in observing(node) {
         let _ = writeln!(text, "{}", screen.cut(&line));
+    }
+    if let Some(problem) = &node.guard_problem {
+        let _ = writeln!(text, "{}", screen.cut(&printable(problem)));
     }
     for hindrance in hindrances(node) {
         let _ = writeln!(text, "{}", screen.cut(hindrance));

@@ -187,7 +187,14 @@ async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
     }
     runtime.set_file(KUBEPODS, "memory.min", "4096");
     let line = daemon.says("outcome=contended").await;
-    for part in ["cgroup=/kubepods", "memory.min", "desired=104857600", "observed=4096", "repairs=5"] {
+    for part in [
+        "cgroup=/kubepods",
+        "memory.min",
+        "desired=104857600",
+        "observed=4096",
+        "repairs=5",
+        "The kubelet's own MemoryQoS may be the other writer",
+    ] {
         assert!(line.contains(part), "{part}: {line}");
     }
     // It stays theirs, and new pods come all the same.
@@ -618,6 +625,106 @@ async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
+/// Moves a pod below another cgroup root.
+fn below(mut pod: Pod, root: &str) -> Pod {
+    let parent = format!("/{root}{}", pod.sandbox.linux.cgroup_parent);
+    pod.linux().cgroups_path = format!("{parent}/{}", pod.container.id);
+    pod.sandbox.linux.as_mut().unwrap().cgroup_parent = parent;
+    pod
+}
+
+#[tokio::test]
+async fn restore_finds_containers_below_a_cgroup_root() {
+    let (node, mut daemon, runtime) = start().await;
+    // A stale one at the top, as another cgroup driver leaves it, is not where the pods are.
+    fs::remove_dir_all(runtime.path(KUBEPODS)).unwrap();
+    let pod = below(burstable(&node, "b", 100 * MIB), "kubelet");
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    drop(runtime);
+    let serve = async {
+        let mut runtime = node.accept().await;
+        runtime.synchronize(&[&pod]).await;
+        let update = runtime.serve_update(&[&pod]).await;
+        (runtime, update)
+    };
+    let ((runtime, update), (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    assert_eq!(update, HashMap::from([("id-b".to_owned(), defaults())]));
+    assert_eq!(code, Some(0), "{said}");
+    let container = format!("{}/id-b", pod.cgroup());
+    assert!(said.contains(&format!("/{container} memory.high: 199229440 -> max\n")), "{said}");
+    assert_eq!(runtime.file("kubelet/kubepods", "memory.min"), "0");
+    assert!(!said.contains("nothing had to be changed") && !said.contains("not found"), "{said}");
+}
+
+#[tokio::test]
+async fn restore_names_what_it_did_not_find() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    drop(runtime);
+    // The container ended while no plugin ran.
+    fs::remove_dir_all(runtime_path(&node, &pod.cgroup())).unwrap();
+    let serve = async {
+        let runtime = node.accept().await;
+        runtime.synchronize(&[]).await;
+        runtime
+    };
+    let (_runtime, (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("not found: container id-b; it has ended\n"), "{said}");
+    assert!(said.contains(&format!("not found: cgroup /{}; it has ended\n", pod.cgroup())), "{said}");
+    assert!(!said.contains("nothing had to be changed"), "{said}");
+}
+
+#[tokio::test]
+async fn restore_fails_where_it_could_not_look() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    drop(runtime);
+    // A symbolic link is what even root does not follow there.
+    let pod_cgroup = runtime_path(&node, &pod.cgroup());
+    let elsewhere = node.path("elsewhere");
+    fs::rename(&pod_cgroup, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &pod_cgroup).unwrap();
+    let serve = async {
+        let runtime = node.accept().await;
+        runtime.synchronize(&[]).await;
+        runtime
+    };
+    let (_runtime, (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("could not look at all that plimsoll has changed"), "{said}");
+    assert!(said.contains(&pod.cgroup()), "{said}");
+    assert!(!said.contains("nothing had to be changed"), "{said}");
+}
+
+fn runtime_path(node: &Node, cgroup: &str) -> std::path::PathBuf {
+    node.path("host/sys/fs/cgroup").join(cgroup)
+}
+
+#[tokio::test]
+async fn a_torn_record_of_the_guard_is_no_success() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
+    node.write("host/run/plimsoll/guard", "{\"cgroup\":");
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("/run/plimsoll/guard: ") && !said.contains("nothing had to be changed"), "{said}");
+}
+
 #[tokio::test]
 async fn restore_says_what_it_could_not_take_back() {
     let (code, said) = restore(&Node::new(), &[]).await;
@@ -672,9 +779,27 @@ async fn a_kubelet_with_its_own_memory_qos_is_named_at_the_start() {
     runtime.synchronize(&[]).await;
     let line = daemon.says("MemoryQoS").await;
     assert!(
-        line.contains("WARN") && line.contains("every minute") && line.contains("set featureGates.MemoryQoS"),
+        line.contains("WARN") && line.contains("when it starts") && line.contains("set featureGates.MemoryQoS"),
         "{line}"
     );
+}
+
+#[tokio::test]
+async fn an_unknown_memory_qos_is_said_at_the_start() {
+    for (config, said) in [
+        (Some("kind: KubeletConfiguration\n"), "on by default from Kubernetes 1.37 on"),
+        (None, "found no configuration of the kubelet at /var/lib/kubelet/config.yaml"),
+    ] {
+        let node = Node::new();
+        if let Some(config) = config {
+            node.write("host/var/lib/kubelet/config.yaml", config);
+        }
+        let mut daemon = node.start();
+        let runtime = node.accept().await;
+        runtime.synchronize(&[]).await;
+        let line = daemon.says("it is unknown whether the kubelet's own MemoryQoS is on").await;
+        assert!(line.contains(said), "{line}");
+    }
 }
 
 fn pods_use(runtime: &Runtime, current: i64, cache: i64) {
@@ -852,6 +977,24 @@ async fn another_kubepods_gets_the_line_and_the_former_one_what_it_had() {
     runtime.holds(KUBEPODS, "memory.max", 2048 * MIB).await;
     runtime.holds("kubepods.slice", "memory.max", "max").await;
     daemon.says("keeps memory from pods").await;
+}
+
+#[tokio::test]
+async fn node_guard_without_system_slice_is_said() {
+    let (node, mut daemon, runtime) = start().await;
+    pods_use(&runtime, 100 * MIB, 0);
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
+    let line = daemon.says("nodeGuard found no cgroup system.slice").await;
+    assert!(line.contains("WARN") && line.contains("systemReservedCgroup"), "{line}");
+    runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
+    // Another look says it no more, until there was one.
+    runtime.make_cgroup_at("system.slice");
+    node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
+    runtime.holds(KUBEPODS, "memory.max", 2048 * MIB).await;
+    runtime.holds("system.slice", "memory.min", 4608 * MIB).await;
+    while let Ok(line) = daemon.messages.try_recv() {
+        assert!(!line.contains("found no cgroup system.slice"), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 
+pub mod kubepods;
 mod path;
 pub mod systemd;
 pub mod watch;
@@ -173,6 +174,13 @@ pub struct RootError {
     error: io::Error,
 }
 
+impl RootError {
+    /// Whether there is no hierarchy of version 2 at all, which is something else than one that cannot be opened.
+    pub fn is_absent(&self) -> bool {
+        self.error.kind() == io::ErrorKind::NotFound
+    }
+}
+
 impl CgroupRoot {
     /// Opens the root, usually `/sys/fs/cgroup`.
     ///
@@ -210,6 +218,19 @@ impl CgroupRoot {
         })
     }
 
+    /// The cgroups directly below the root.
+    ///
+    /// # Errors
+    ///
+    /// When the root cannot be listed.
+    pub fn children(&self) -> Result<Vec<CgroupPath>, CgroupError> {
+        children(&self.directory, CgroupPath::top).map_err(|error| CgroupError::Io {
+            path: CgroupPath::root(),
+            operation: "list it".to_owned(),
+            error: error.into(),
+        })
+    }
+
     /// Opens a cgroup.
     ///
     /// # Errors
@@ -228,6 +249,20 @@ impl CgroupRoot {
             }
         }
     }
+}
+
+/// The directories in a directory, as cgroups; `path` makes a path of a name.
+fn children(directory: &OwnedFd, path: impl Fn(&str) -> Option<CgroupPath>) -> Result<Vec<CgroupPath>, Errno> {
+    let mut children = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if entry.file_type() == FileType::Directory
+            && let Some(path) = entry.file_name().to_str().ok().and_then(&path)
+        {
+            children.push(path);
+        }
+    }
+    Ok(children)
 }
 
 /// What has happened to a cgroup and everything below it, counted since it was made.
@@ -532,17 +567,7 @@ impl Cgroup {
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
     pub fn children(&self) -> Result<Vec<CgroupPath>, CgroupError> {
-        let entries = Dir::read_from(&self.directory).map_err(|error| self.failed("list it", error))?;
-        let mut children = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|error| self.failed("list it", error))?;
-            if entry.file_type() == FileType::Directory
-                && let Some(path) = entry.file_name().to_str().ok().and_then(|name| self.path.join(name))
-            {
-                children.push(path);
-            }
-        }
-        Ok(children)
+        children(&self.directory, |name| self.path.join(name)).map_err(|error| self.failed("list it", error))
     }
 
     fn open_in(&self, directory: &OwnedFd, name: &'static str, flags: OFlags) -> Result<OwnedFd, CgroupError> {

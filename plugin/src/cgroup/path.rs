@@ -52,6 +52,16 @@ impl CgroupPath {
         Self("system.slice".to_owned())
     }
 
+    /// The cgroup of this name directly below the root; `None` if no cgroup can have this name.
+    pub(super) fn top(name: &str) -> Option<Self> {
+        is_part(name).then(|| Self(name.to_owned()))
+    }
+
+    /// The root itself, for messages: it is never opened by this path.
+    pub(super) const fn root() -> Self {
+        Self(String::new())
+    }
+
     /// Reads the cgroup parent of a pod (`pod.linux.cgroup_parent` in NRI): with the systemd driver the name of a slice or
     /// its path, else a path.
     ///

@@ -32,6 +32,7 @@ use tokio::time::{Instant, timeout};
 use zbus::{Connection, Message, Variant, connection::Builder, fdo};
 
 use super::{Cgroup, CgroupError, CgroupPath, CgroupRoot, DIRECTORY, open_beneath};
+use crate::pod::PodCgroup;
 use crate::policy::Protection;
 
 /// How long one call may take. systemd answers within a second even in an emulated machine; it may be busy reloading.
@@ -41,15 +42,24 @@ const BUS: &str = "run/dbus/system_bus_socket";
 const NAME: &str = "org.freedesktop.systemd1";
 const DROP_INS: &str = "run/systemd/system.control";
 /// Of what is set, and set along.
-const OURS: [&str; 7] = [
+const OURS: [&str; 10] = [
     "50-MemoryMin.conf",
     "50-MemoryLow.conf",
     "50-MemoryHigh.conf",
     "50-MemoryMax.conf",
     "50-MemorySwapMax.conf",
+    "50-MemoryZSwapMax.conf",
+    "50-CPUWeight.conf",
     "50-CPUQuota.conf",
     "50-CPUQuotaPeriodSec.conf",
+    "50-TasksMax.conf",
 ];
+
+/// Drop-ins of what is set on purpose.
+const OF_PROTECTION: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
+
+/// How long systemd may take to read all unit files anew.
+const RELOAD: Duration = Duration::from_secs(60);
 
 /// Files that systemd writes anew together with the protection, and the properties that it takes the values from.
 /// `cpu.max` is made of two properties.
@@ -93,12 +103,14 @@ pub enum SystemdError {
         error: zbus::Error,
     },
     /// A call took too long.
-    #[error("unit {unit}: systemd did not answer {call} within {} s; see whether systemctl does", LIMIT.as_secs())]
+    #[error("unit {unit}: systemd did not answer {call} within {} s; see whether systemctl does", limit.as_secs())]
     Timeout {
         /// The unit.
         unit: String,
         /// What was called.
         call: &'static str,
+        /// How long was waited.
+        limit: Duration,
     },
     /// The connection broke, or systemd left the bus.
     #[error("unit {unit}: lost systemd in {call}: {error}; expected it back soon")]
@@ -186,6 +198,18 @@ impl Systemd {
             Err(error) => state.fail(error),
         }
         result
+    }
+
+    /// Has systemd read all unit files anew, as after [`remove_protection`].
+    ///
+    /// # Errors
+    ///
+    /// When systemd refuses, cannot be reached, or does not answer within a minute.
+    pub async fn reload(&self) -> Result<(), SystemdError> {
+        let bus = self.bus(None).await?;
+        let manager = Unit { name: "(all)", interface: "org.freedesktop.systemd1.Manager" };
+        let call = bus.call_method(Some(NAME), "/org/freedesktop/systemd1", Some(manager.interface), "Reload", &());
+        manager.answer_within(RELOAD, "Reload", call).await.map(|_| ())
     }
 
     /// The connection, but not one that was found to be lost.
@@ -327,13 +351,22 @@ impl<'a> Unit<'a> {
         call: &'static str,
         answer: impl Future<Output = zbus::Result<Message>>,
     ) -> Result<Message, SystemdError> {
+        self.answer_within(LIMIT, call, answer).await
+    }
+
+    async fn answer_within(
+        &self,
+        limit: Duration,
+        call: &'static str,
+        answer: impl Future<Output = zbus::Result<Message>>,
+    ) -> Result<Message, SystemdError> {
         use fdo::Error::{AccessDenied, AuthFailed, Disconnected, InteractiveAuthorizationRequired};
         use fdo::Error::{NameHasNoOwner, NoReply, ServiceUnknown};
         let unit = self.name.to_owned();
-        let error = match timeout(LIMIT, answer).await {
+        let error = match timeout(limit, answer).await {
             Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(error)) => error,
-            Err(_) => return Err(SystemdError::Timeout { unit, call }),
+            Err(_) => return Err(SystemdError::Timeout { unit, call, limit }),
         };
         Err(match &error {
             zbus::Error::InputOutput(_) => SystemdError::Lost { unit, call, error },
@@ -462,9 +495,7 @@ pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
     for entry in Dir::read_from(&directory)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if let Some(unit) = name.strip_suffix(".d")
-            && unit.starts_with("kubepods")
-            && unit.contains("-pod")
-            && unit.ends_with(".slice")
+            && PodCgroup::parse(unit).is_some()
             && let Ok(cgroup) = CgroupPath::of_parent(unit)
         {
             cgroups.push(cgroup);
@@ -485,6 +516,20 @@ pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> i
     if !matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_))) {
         return Ok(false);
     }
+    remove_files(host, cgroup, &OURS)
+}
+
+/// Removes the drop-ins of protection that [`Systemd::set`] left for a cgroup that is still there: they count more than what an
+/// administrator has in `/etc`, or makes there later. systemd takes note of that by [`Systemd::reload`]. Whether there were any.
+///
+/// # Errors
+///
+/// When they cannot be removed. That there are none is fine.
+pub fn remove_protection(host: &Path, cgroup: &CgroupPath) -> io::Result<bool> {
+    remove_files(host, cgroup, &OF_PROTECTION)
+}
+
+fn remove_files(host: &Path, cgroup: &CgroupPath, files: &[&str]) -> io::Result<bool> {
     let Some(parent) = drop_in_directory(host)? else { return Ok(false) };
     let name = format!("{}.d", cgroup.name());
     let directory = match open_beneath(&parent, &name, DIRECTORY) {
@@ -492,7 +537,7 @@ pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> i
         directory => directory?,
     };
     let mut removed = false;
-    for file in OURS {
+    for &file in files {
         match rustix::fs::statat(&directory, file, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
                 rustix::fs::unlinkat(&directory, file, AtFlags::empty())?;
@@ -715,6 +760,9 @@ mod tests {
         assert_eq!(drop_ins(host.directory.path()).unwrap(), []);
         assert!(!host.remove_drop_ins().unwrap());
         let (min, low) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, OURS[1]));
+        for file in &OURS[2..] {
+            host.drop_in(UNIT, file);
+        }
         for other in ["kubepods.slice", "system.slice", "kubepods-burstable.slice", "kubepods-podx.scope"] {
             host.drop_in(other, OURS[0]);
         }
@@ -729,12 +777,39 @@ mod tests {
     }
 
     #[test]
+    fn drop_ins_of_pods_below_a_cgroup_root_are_known() {
+        let host = Host::new();
+        let unit = "kubelet-kubepods-besteffort-pod1_2.slice";
+        host.drop_in(unit, OURS[0]);
+        assert_eq!(drop_ins(host.directory.path()).unwrap(), [CgroupPath::of_parent(unit).unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn protection_of_what_stays_is_taken_off_and_reloaded() {
+        let host = Host::new().with_bus();
+        let remove = |path: &str| remove_protection(host.directory.path(), &CgroupPath::parse(path).unwrap()).unwrap();
+        assert!(!remove(POD));
+        let (min, weight) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, "50-CPUWeight.conf"));
+        assert!(remove(POD), "though the cgroup is there");
+        assert!(!min.exists() && weight.exists());
+        assert!(!remove(POD));
+        let system = host.drop_in("system.slice", OURS[1]);
+        assert!(remove("system.slice"));
+        assert!(!system.parent().unwrap().exists());
+        host.systemd().reload().await.unwrap();
+        assert_eq!(host.fake().reloads, 1);
+        host.fake().mood = Mood::Error("org.freedesktop.DBus.Error.AccessDenied");
+        let error = host.systemd().reload().await.unwrap_err();
+        assert!(matches!(error, SystemdError::Denied { call: "Reload", .. }), "{error}");
+    }
+
+    #[test]
     fn drop_ins_of_others_and_symbolic_links_are_left() {
         let host = Host::new();
         fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join(OURS[0]), "").unwrap();
-        let (min, other) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, "50-CPUWeight.conf"));
+        let (min, other) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, "50-IOWeight.conf"));
         symlink(outside.path().join(OURS[0]), min.with_file_name(OURS[1])).unwrap();
         assert!(host.remove_drop_ins().unwrap());
         assert!(!min.exists() && other.exists() && min.with_file_name(OURS[1]).is_symlink());

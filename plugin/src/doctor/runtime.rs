@@ -155,6 +155,8 @@ pub(crate) struct Settings {
     pub(crate) is_without_cri: bool,
     pub(crate) files: usize,
     pub(crate) problems: Vec<String>,
+    /// Files that could not be read, and why.
+    pub(crate) unread: Vec<String>,
     /// NRI's section, as the files together have it.
     pub(crate) section: toml::Table,
     /// The first file, which names all others; of containerd.
@@ -229,7 +231,7 @@ impl Settings {
             Err(problem) => (CONTAINERD_CONFIG.to_owned(), Some(problem)),
         };
         let replaces = version.is_some_and(|version| version < Version(2, 0, 0));
-        let mut settings = Self { main: main.clone(), problems: problem.into_iter().collect(), ..Self::default() };
+        let mut settings = Self { main: main.clone(), unread: problem.into_iter().collect(), ..Self::default() };
         let mut pending = vec![main];
         let mut loaded = HashSet::new();
         while let Some(path) = (!pending.is_empty()).then(|| pending.remove(0)) {
@@ -291,7 +293,7 @@ impl Settings {
         let text = match read(&below(host, path)) {
             Ok(text) => text?,
             Err(error) => {
-                self.problems.push(format!("{}: {}", excerpt(path), error.why));
+                self.unread.push(format!("{}: {}", excerpt(path), error.why));
                 return None;
             }
         };
@@ -302,9 +304,9 @@ impl Settings {
 
     /// Has none of the files before have NRI's section.
     fn forget_section(&mut self) {
-        let Self { is_off, is_without_cri, files, problems, main, form, imports, .. } = std::mem::take(self);
+        let Self { is_off, is_without_cri, files, problems, unread, main, form, imports, .. } = std::mem::take(self);
         let is_off = is_off.filter(|(_, why)| why.starts_with("disabled_plugins"));
-        *self = Self { is_off, is_without_cri, files, problems, main, form, imports, ..Self::default() };
+        *self = Self { is_off, is_without_cri, files, problems, unread, main, form, imports, ..Self::default() };
     }
 
     fn take(&mut self, section: Option<&toml::Value>, path: &str, kind: &Kind) {
@@ -474,7 +476,7 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         put(host.path(), "lib/systemd/system/containerd.service", "[Service]\n ExecStart =\tcontainerd $OPTIONS\n");
         assert_eq!(start_command(host.path(), "containerd.service", "").as_deref(), Some("containerd $OPTIONS"));
-        let problems = Settings::of_containerd(host.path(), None).problems;
+        let problems = Settings::of_containerd(host.path(), None).unread;
         assert!(problems.len() == 1 && problems[0].contains("containerd $OPTIONS has $"), "{problems:?}");
     }
 

@@ -76,9 +76,12 @@ pub struct NodeStatus {
     pub available: Option<Bytes>,
     /// What pods may use altogether.
     pub allocatable: Option<Bytes>,
-    /// What all pods together may use (`nodeGuard`); `null` if that is not bounded.
+    /// What all pods together may use (`nodeGuard`); `null` if that is not bounded, also for want of a cgroup to bound.
     pub guard: Option<Bytes>,
-    /// `memory.max` of kubepods; `null` if there is no such cgroup.
+    /// Why the node guard is not in force, or a part of it is not; `null` if all is, or none is wanted.
+    #[serde(default)]
+    pub guard_problem: Option<String>,
+    /// `memory.max` of kubepods; `null` if there is no such cgroup, or it cannot be read.
     pub pods_max: Option<Limit>,
     /// The container runtime is connected, and has told of its pods and containers.
     pub synchronized: bool,
@@ -282,7 +285,7 @@ pub enum State {
     OverRequest,
     /// What is written for it does not protect: a cgroup above has less.
     Inert,
-    /// It has not started yet, or its cgroup cannot be read.
+    /// It has not started yet, or its cgroup or one above cannot be read.
     Unread,
     /// Nothing is protected for it.
     Unprotected,
@@ -502,18 +505,33 @@ impl NodeStatus {
         let sum = |of: &dyn Fn(&ContainerStatus) -> Option<Bytes>| {
             rows.iter().filter_map(of).fold(Bytes::ZERO, Bytes::saturating_add)
         };
+        let pods_max = guard::kubepods(root, ancestors)
+            .and_then(|found| found.map(|(_, cgroup)| cgroup.read(Knob::Max)).transpose())
+            .map_err(|error| error.to_string())
+            .and_then(|max| max.ok_or_else(|| "there is no kubepods cgroup".to_owned()));
+        let line = settings.guard_line();
+        let guard_problem = line.and_then(|_| match &pods_max {
+            Err(why) => Some(format!("nodeGuard is not in force: {why}")),
+            Ok(_) if settings.config.reserved.is_empty() => match root.cgroup(&CgroupPath::system_slice()) {
+                Ok(_) => None,
+                Err(CgroupError::Gone(_)) => Some(format!("{}: nothing protects the system", guard::NO_SYSTEM_SLICE)),
+                Err(error) => Some(format!("nodeGuard: cannot look for system.slice: {error}")),
+            },
+            Ok(_) => None,
+        });
         Self {
             memory: settings.mem_total,
             available: meminfo.map(|meminfo| meminfo.available),
             allocatable: settings.node.allocatable,
-            guard: settings.guard_line(),
+            guard: line.filter(|_| pods_max.is_ok()),
+            guard_problem,
             mode: settings.mode(),
             brake: settings.brake.clone(),
             planned_guard: settings.planned_guard_line().filter(|_| settings.observes()),
             would_throttle: rows.iter().filter(|row| row.would_throttle).count(),
             would_refuse: reports
                 .count_lately(|report| report.planned && matches!(report.kind, Kind::CutRejected | Kind::CutDeferred)),
-            pods_max: guard::kubepods(root, ancestors).and_then(|(_, cgroup)| cgroup.read(Knob::Max).ok()),
+            pods_max: pods_max.ok(),
             synchronized: *synchronized.borrow(),
             stands_aside: settings.stand_aside,
             requests: sum(&|row| row.request.as_ref().map(|request| request.bytes)),
@@ -688,7 +706,9 @@ impl Facts<'_> {
             _ if self.is_over => State::OverRequest,
             Some(Standing::Inert | Standing::Partly) => State::Inert,
             Some(Standing::Protected) => State::Protected,
-            Some(Standing::Unclaimed) | None => State::Unprotected,
+            Some(Standing::Unclaimed) => State::Unprotected,
+            // A cgroup above could not be read.
+            None => State::Unread,
         }
     }
 }
@@ -751,6 +771,7 @@ mod tests {
             (State::Protected, fine(), vec![]),
             (State::Unprotected, Facts { standing: Some(Standing::Unclaimed), ..fine() }, vec![]),
             (State::Inert, Facts { standing: Some(Standing::Partly), ..fine() }, vec![]),
+            (State::Unread, Facts { standing: None, ..fine() }, vec![]),
             (State::OverRequest, Facts { is_over: true, standing: Some(Standing::Inert), ..fine() }, vec![]),
             (State::Rescued, Facts { is_over: true, ..rescued }, vec![]),
             (State::Throttled, Facts { throttled, ..rescued }, vec![]),

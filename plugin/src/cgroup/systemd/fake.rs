@@ -39,6 +39,8 @@ pub(crate) struct Fake {
     pub(crate) connections: usize,
     /// What SetUnitProperties was called with.
     pub(crate) set: Vec<Call>,
+    /// How often Reload was called.
+    pub(crate) reloads: usize,
     pub(crate) writes: Arc<Semaphore>,
 }
 
@@ -59,7 +61,7 @@ impl Host {
         let properties = properties.map(|(name, value)| (name.to_owned(), value)).collect();
         let control_group = "/kubepods.slice/kubepods-pod1_2.slice";
         let (set, writes) = (Vec::new(), Arc::new(Semaphore::new(0)));
-        let fake = Fake { mood: Mood::Well, control_group, properties, connections: 0, set, writes };
+        let fake = Fake { mood: Mood::Well, control_group, properties, connections: 0, set, reloads: 0, writes };
         let host = Self { directory, fake: Arc::new(Mutex::new(fake)) };
         host.cgroup(POD, &[]);
         host
@@ -156,6 +158,10 @@ async fn answer(connection: &Connection, message: &Message, fake: &Mutex<Fake>, 
             numbers.iter().map(|(name, value)| (name.as_str(), Variant::U64(*value))).collect();
         properties.insert("ControlGroup", Variant::from(control_group));
         return connection.reply(&header, &properties).await.ok();
+    }
+    if member == "Reload" {
+        fake.lock().unwrap().reloads += 1;
+        return connection.reply(&header, &()).await.ok();
     }
     if member == "Ping" {
         return connection.reply(&header, &()).await.ok();
