@@ -352,6 +352,28 @@ async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
 }
 
 #[tokio::test]
+async fn a_guard_that_is_not_in_force_is_not_shown() {
+    let (node, _daemon, runtime) = start(&format!("{CONFIG}nodeGuard: 5Gi\n")).await;
+    let (text, _) = status(&node, &[]).await;
+    assert!(text.contains("nodeGuard is not in force: there is no kubepods cgroup\n"), "{text}");
+    assert!(!text.contains("all pods together may use"), "{text}");
+    let all = json(&node).await;
+    assert_eq!((&all["node"]["guard"], &all["node"]["podsMax"]), (&Value::Null, &Value::Null));
+    let metrics = node.metrics().await;
+    assert!(!metrics.contains("plimsoll_guard_bytes") && !metrics.contains("plimsoll_kubepods_max"), "{metrics}");
+    // What should be protected beside the pods is not there.
+    assert!(metrics.contains("plimsoll_unread_cgroups{level=\"reserved\"} 1\n"), "{metrics}");
+
+    runtime.make_cgroup_at("kubepods");
+    let (text, _) = status(&node, &[]).await;
+    assert!(text.contains("nodeGuard found no cgroup system.slice: nothing protects the system\n"), "{text}");
+    runtime.make_cgroup_at("system.slice");
+    let (text, _) = status(&node, &[]).await;
+    assert!(!text.contains("system.slice"), "{text}");
+    assert_eq!(json(&node).await["node"]["guardProblem"], Value::Null);
+}
+
+#[tokio::test]
 async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stand_aside() {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     let is_ready = async || {

@@ -21,11 +21,15 @@ use crate::hierarchy::Standing;
 use crate::outcome::Outcome;
 use crate::policy::Protection;
 use crate::report::Kind;
-use crate::report::status::{ContainerStatus, State, Status, Values};
+use crate::report::status::{self, ContainerStatus, State, Status, Values};
 use crate::units::{Bytes, Limit, printable};
 
 /// Up to what an event's answer takes, in seconds. The last but two is a tenth of the runtime's default timeout.
 const LATENCIES: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
+
+/// The levels above containers, and that beside pods.
+const LEVELS: [status::Level; 4] =
+    [status::Level::Kubepods, status::Level::Class, status::Level::Pod, status::Level::Reserved];
 
 /// Where a request was learnt that is not known.
 const UNKNOWN: &str = "unknown";
@@ -276,6 +280,11 @@ struct OfProtection {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCgroup {
+    level: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfState {
     state: &'static str,
 }
@@ -406,8 +415,7 @@ fn register_node(status: &Status, registry: &mut Registry) {
         Unit::Bytes,
         gauge(over.fold(Bytes::ZERO, Bytes::saturating_add)),
     );
-    let allocatable = node.allocatable.unwrap_or(Bytes::MAX);
-    let is_beyond = |container: &ContainerStatus| {
+    let is_beyond = |container: &ContainerStatus, allocatable: Bytes| {
         let request = container.request.as_ref().map(|request| request.bytes);
         container.desired.max.and_then(Limit::bytes).max(request).is_some_and(|most| most > allocatable)
     };
@@ -431,11 +439,6 @@ fn register_node(status: &Status, registry: &mut Registry) {
             &|container| container.would_throttle,
         ),
         (
-            "beyond_node_containers",
-            "Containers whose memory limit or request is more than node allocatable",
-            &is_beyond,
-        ),
-        (
             "inert_containers",
             "Containers of whose protection a part or all is without effect, since a cgroup above has less",
             &|container| matches!(container.standing, Some(Standing::Inert | Standing::Partly)),
@@ -445,6 +448,14 @@ fn register_node(status: &Status, registry: &mut Registry) {
         let containers = Gauge::<i64>::default();
         containers.set(i64::try_from(count).unwrap_or(i64::MAX));
         registry.register(name, help, containers);
+    }
+    // Where that is unknown, so is this.
+    if let Some(allocatable) = node.allocatable {
+        let count = status.containers.iter().filter(|container| is_beyond(container, allocatable)).count();
+        let containers = Gauge::<i64>::default();
+        containers.set(i64::try_from(count).unwrap_or(i64::MAX));
+        let help = "Containers whose memory limit or request is more than node allocatable";
+        registry.register("beyond_node_containers", help, containers);
     }
     let states = Family::<OfState, Gauge>::default();
     for state in State::ALL {
@@ -507,6 +518,20 @@ fn register_levels(status: &Status, registry: &mut Registry) {
          effective by the kernel's rule",
         Unit::Bytes,
         protection,
+    );
+    let unread = Family::<OfCgroup, Gauge>::default();
+    for level in LEVELS {
+        let _ = unread.get_or_create(&OfCgroup { level: level.word() });
+    }
+    for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.observed.is_none()) {
+        unread.get_or_create(&OfCgroup { level: cgroup.level.word() }).inc();
+    }
+    let containers = status.containers.iter().filter(|container| container.observed.is_none()).count();
+    unread.get_or_create(&OfCgroup { level: "container" }).set(i64::try_from(containers).unwrap_or(i64::MAX));
+    registry.register(
+        "unread_cgroups",
+        "Cgroups that could not be read, or are not there: what they hold is unknown, and they count in no sum and as no difference",
+        unread,
     );
     let differences = Family::<OfDifference, Gauge>::default();
     for (level, count) in [Level::Container, Level::Ancestor].into_iter().zip(differing) {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::brake::{Cause, Tally};
+use crate::cgroup::kubepods;
 use crate::cgroup::{CgroupPath, Knob};
 use crate::config::Config;
 use crate::containers::Container;
@@ -119,6 +120,17 @@ pub enum What {
     },
     /// Somebody else keeps changing a file.
     Contended {
+        /// The file.
+        knob: Knob,
+        /// What it should hold.
+        desired: Limit,
+        /// What it holds.
+        observed: Limit,
+        /// How often it was repaired.
+        repairs: u32,
+    },
+    /// The same of a file for protection above pods, which the kubelet may set, too. [`Reports::tell`] makes it of `Contended`.
+    ContendedWithKubelet {
         /// The file.
         knob: Knob,
         /// What it should hold.
@@ -294,6 +306,18 @@ struct Fields {
 }
 
 impl What {
+    /// The same, with what its subject says of it.
+    fn of_subject(&self, subject: &Subject) -> Self {
+        match (self, &subject.cgroup) {
+            (&Self::Contended { knob: knob @ (Knob::Min | Knob::Low), desired, observed, repairs }, Some(cgroup))
+                if subject.container.is_none() && kubepods::is_above_pods(cgroup) =>
+            {
+                Self::ContendedWithKubelet { knob, desired, observed, repairs }
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// The kind.
     pub const fn kind(&self) -> Kind {
         match self {
@@ -304,7 +328,7 @@ impl What {
             Self::NotResized { .. } => Kind::NotResized,
             Self::PodRaised { .. } => Kind::PodRaised,
             Self::Repaired { .. } => Kind::Repaired,
-            Self::Contended { .. } => Kind::Contended,
+            Self::Contended { .. } | Self::ContendedWithKubelet { .. } => Kind::Contended,
             Self::Killed { .. } => Kind::Killed,
             Self::Rescued { .. } => Kind::Rescued,
             Self::AtCeiling { .. } => Kind::AtCeiling,
@@ -323,7 +347,9 @@ impl What {
         let (limit, knob) = match self {
             Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => (Some(cut.limit), None),
             Self::NotResized { knob, .. } | Self::PodRaised { knob, .. } => (None, Some(*knob)),
-            Self::Repaired { knob, .. } | Self::Contended { knob, .. } => (None, Some(knob.file_name())),
+            Self::Repaired { knob, .. } | Self::Contended { knob, .. } | Self::ContendedWithKubelet { knob, .. } => {
+                (None, Some(knob.file_name()))
+            }
             _ => (None, None),
         };
         Identity(self.kind(), limit, knob)
@@ -364,6 +390,11 @@ impl What {
             Self::Contended { .. } => {
                 "the value does not stay what it was set to, and is left to whoever else sets it; see above what the runtime said, or find out \
                  who it is, and let one of both set it"
+            }
+            Self::ContendedWithKubelet { .. } => {
+                "the value does not stay what it was set to, and is left to the other writer. The kubelet's own MemoryQoS may be the other \
+                 writer: it is on by default from Kubernetes 1.37 on. Set featureGates.MemoryQoS to false in the kubelet's configuration \
+                 and restart the kubelet"
             }
             Self::Killed { .. } => "the kernel killed processes of the container for want of memory",
             Self::Rescued { .. } => {
@@ -428,7 +459,8 @@ impl What {
             Self::NotResized { knob, desired, observed } => pair(knob, desired, observed, Outcome::Failed),
             Self::PodRaised { knob, desired, observed } => pair(knob, desired, observed, Outcome::Applied),
             Self::Repaired { knob, desired, observed } => pair(knob.file_name(), desired, observed, Outcome::Applied),
-            Self::Contended { knob, desired, observed, repairs } => {
+            Self::Contended { knob, desired, observed, repairs }
+            | Self::ContendedWithKubelet { knob, desired, observed, repairs } => {
                 Fields { repairs: Some(*repairs), ..pair(knob.file_name(), desired, observed, Outcome::Contended) }
             }
             Self::Killed { limit, by_own_limit, kills, window } => Fields {
@@ -525,6 +557,14 @@ impl fmt::Display for What {
             Self::Contended { knob, desired, observed, repairs } => {
                 let ([desired, observed], knob) = ([desired, observed].map(quantity), knob.file_name());
                 write!(f, "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs")
+            }
+            Self::ContendedWithKubelet { knob, desired, observed, repairs } => {
+                let ([desired, observed], knob) = ([desired, observed].map(quantity), knob.file_name());
+                write!(
+                    f,
+                    "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs. The kubelet's own \
+                     MemoryQoS may be the other writer"
+                )
             }
             Self::Killed { by_own_limit: false, .. } => {
                 f.write_str("killed for want of memory on the node or in kubepods, not by its own limit")
@@ -627,6 +667,7 @@ struct Told {
 impl Reports {
     /// Tells of something.
     pub fn tell(&self, subject: &Subject, what: &What) {
+        let what = &what.of_subject(subject);
         say(subject, what, Deed::Done);
         self.count(subject, what);
         self.remember(subject, what, Deed::Done);
@@ -665,7 +706,7 @@ impl Reports {
                 self.brake.count(Cause::Repairs, Instant::now());
                 _ = metrics.repairs.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc()
             }
-            What::Contended { knob, .. } => {
+            What::Contended { knob, .. } | What::ContendedWithKubelet { knob, .. } => {
                 self.brake.count(Cause::Conflicts, Instant::now());
                 _ = metrics.contended.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc();
             }
