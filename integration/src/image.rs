@@ -5,14 +5,14 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::{env, fmt};
+use std::{env, fmt, thread};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::cache::{self, Key, progress};
 use crate::go::Programs;
+use crate::oci;
 use crate::runtime::{self, Runtime};
-use crate::{oci, peers};
 
 const CRICTL: Programs = Programs {
     name: "crictl",
@@ -59,17 +59,13 @@ const PACKAGES: &[&str] = &[
     "systemd-sysv",
 ];
 
-/// What the runtimes want that the suite has no package of; see `runtime.rs`.
+/// All packages, with those that CRI-O and the newest containerd need; see `runtime.rs`.
 fn packages(distro: Distro) -> Vec<&'static str> {
     match distro {
         Distro::Forky => [PACKAGES, &["conmon", "containernetworking-plugins", "crun", "skopeo"]].concat(),
         Distro::Trixie => PACKAGES.to_vec(),
     }
 }
-
-/// The files that differ from runtime to runtime, each below its name; the initial RAM file system puts those of the one that the node
-/// is to have in their places.
-const RUNTIMES: &str = "usr/share/node-runtimes";
 
 /// Units that a target pulls in on the node; all others that the packages enable are left out.
 const WANTED_UNITS: &[(&str, &str)] = &[
@@ -110,26 +106,33 @@ impl fmt::Display for Distro {
 /// The files a node boots from; they are never written to once made.
 #[derive(Clone, Debug)]
 pub struct Image {
+    /// Kernel, initial RAM file system and key of the distribution.
+    base: PathBuf,
+    /// The disk with the runtime.
     dir: PathBuf,
 }
 
 impl Image {
-    /// The image for `distro` from the cache, made first if it is not there.
-    pub fn obtain(distro: Distro) -> Result<Image> {
-        let program = workload()?;
-        let crictl = CRICTL.obtain()?.join("crictl");
+    /// The image of a node with `runtime` from the cache, made first if it is not there. Nodes of one distribution share a root; only
+    /// what a runtime adds is made for each.
+    pub fn obtain(runtime: Runtime) -> Result<Image> {
+        let base = base(runtime.distro())?;
+        let files = node_files().join(runtime.name());
         let mut key = Key::default();
-        key.add("recipe", include_str!("image.rs"))
-            .add("runtimes", include_str!("runtime.rs"))
-            .add("peers", include_str!("peers.rs"))
-            .add("archive", include_str!("oci.rs"))
-            .add("suite", distro.suite())
-            .add("program", &program);
-        let node = Path::new(env!("CARGO_MANIFEST_DIR")).join("node");
-        key.add_tree(&node)?;
-        let name = format!("image-{distro}");
-        let dir = cache::entry(&name, &key, |dir| build(distro, &node, &program, &crictl, dir))?;
-        Ok(Image { dir })
+        key.add("base", base.file_name().unwrap_or_default().as_encoded_bytes())
+            .add("recipe", include_str!("runtime.rs"))
+            .add("runtime", runtime.name());
+        key.add_tree(&files)?;
+        let dir = cache::entry(&format!("image-{runtime}"), &key, |dir| {
+            let root = dir.join("root");
+            // Hard links: what is added replaces files and never writes into them.
+            run(Command::new("cp").args(["--archive", "--link"]).arg(base.join("root")).arg(&root))?;
+            runtime::install(runtime, &root)?;
+            copy_tree(&files, &root)?;
+            pack(&root, &dir.join("disk.img"))?;
+            fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))
+        })?;
+        Ok(Image { base, dir })
     }
 
     /// The raw ext4 disk.
@@ -139,22 +142,22 @@ impl Image {
 
     /// The uncompressed kernel.
     pub fn kernel(&self) -> PathBuf {
-        self.dir.join("vmlinux")
+        self.base.join("vmlinux")
     }
 
     /// The initial RAM file system: it loads the disk's driver and hands over to systemd.
     pub fn initrd(&self) -> PathBuf {
-        self.dir.join("initrd")
+        self.base.join("initrd")
     }
 
     /// The private key that the node lets in as root.
     pub fn ssh_key(&self) -> PathBuf {
-        self.dir.join("ssh_key")
+        self.base.join("ssh_key")
     }
 
     /// Versions of the packages and of the kernel, one `name version` a line.
     pub fn versions(&self) -> Result<String> {
-        let path = self.dir.join("versions");
+        let path = self.base.join("versions");
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
@@ -164,22 +167,41 @@ impl Image {
     }
 }
 
-fn build(distro: Distro, node: &Path, program: &[u8], crictl: &Path, dir: &Path) -> Result<()> {
+/// The directory of what the nodes of one distribution share: kernel, initial RAM file system, key, and `root`, with everything but
+/// the runtime's own files.
+fn base(distro: Distro) -> Result<PathBuf> {
+    let program = workload()?;
+    let files = node_files();
+    let (common, hook) = (files.join("common"), files.join("kernel-hook.sh"));
+    let mut key = Key::default();
+    key.add("recipe", include_str!("image.rs"))
+        .add("archive", include_str!("oci.rs"))
+        .add("suite", distro.suite())
+        .add("program", &program)
+        .add("crictl", CRICTL.version)
+        .add("hook", fs::read(&hook).with_context(|| format!("reading {}", hook.display()))?);
+    key.add_tree(&common)?;
+    cache::entry(&format!("base-{distro}"), &key, |dir| build(distro, &hook, &common, &program, dir))
+}
+
+fn node_files() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("node")
+}
+
+fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path) -> Result<()> {
     let root = dir.join("root");
-    bootstrap(distro, node, &root)?;
+    // One of them computes, and the other one mostly downloads and unpacks.
+    let crictl = thread::scope(|scope| {
+        let crictl = scope.spawn(|| CRICTL.obtain());
+        bootstrap(distro, hook, &root)?;
+        crictl.join().map_err(|_| anyhow!("building crictl: a panic"))?
+    })?;
     record_versions(distro, &root, &dir.join("versions"))?;
     let kernel = find_kernel(&root)?;
     extract_vmlinux(&kernel, &dir.join("vmlinux"))?;
     write_initrd(&root, &dir.join("initrd"))?;
 
-    if distro == Distro::Forky {
-        runtime::install(&root)?;
-        peers::install(&root)?;
-    }
-    copy_tree(&node.join("common"), &root)?;
-    for runtime in Runtime::ALL.into_iter().filter(|runtime| runtime.distro() == distro) {
-        copy_tree(&node.join(runtime.name()), &root.join(RUNTIMES).join(runtime.name()))?;
-    }
+    copy_tree(common, &root)?;
     wire_units(&root)?;
     // The package made a host key of its own while it was installed.
     let host_key = root.join("etc/ssh/ssh_host_ed25519_key");
@@ -192,7 +214,7 @@ fn build(distro: Distro, node: &Path, program: &[u8], crictl: &Path, dir: &Path)
     let login = root.join("root/.ssh");
     fs::create_dir_all(&login).context("creating /root/.ssh on the node")?;
     fs::copy(dir.join("ssh_key.pub"), login.join("authorized_keys")).context("copying the ssh key into the node")?;
-    fs::copy(crictl, root.join("usr/local/bin/crictl")).context("copying crictl into the node")?;
+    fs::copy(crictl.join("crictl"), root.join("usr/local/bin/crictl")).context("copying crictl into the node")?;
     let workload = root.join("usr/local/bin/workload");
     fs::write(&workload, program).context("copying the workload into the node")?;
     fs::set_permissions(&workload, PermissionsExt::from_mode(0o755)).context("making the workload executable")?;
@@ -204,25 +226,32 @@ fn build(distro: Distro, node: &Path, program: &[u8], crictl: &Path, dir: &Path)
             fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
         }
     }
+    Ok(())
+}
 
-    // No journal: a node's disk is thrown away, never recovered. The size is sparse.
+/// Makes a disk of a root. It has no journal: a node's disk is thrown away, never recovered. The size is sparse.
+fn pack(root: &Path, disk: &Path) -> Result<()> {
     run(Command::new("mke2fs")
         .args(["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum"])
         .args(["-E", "lazy_itable_init=1,root_owner=0:0", "-d"])
-        .arg(&root)
-        .arg(dir.join("disk.img"))
-        .arg("4G"))?;
-    fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))
+        .arg(root)
+        .arg(disk)
+        .arg("4G"))
+    .map(|_| ())
 }
 
+/// Copies files into a root, in place of those that are there.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("creating {}", to.display()))?;
-    run(Command::new("cp").args(["--recursive", "--no-preserve=ownership"]).arg(from.join(".")).arg(to)).map(|_| ())
+    run(Command::new("cp")
+        .args(["--recursive", "--no-preserve=ownership", "--remove-destination"])
+        .arg(from.join("."))
+        .arg(to))
+    .map(|_| ())
 }
 
-fn bootstrap(distro: Distro, node: &Path, root: &Path) -> Result<()> {
+fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> {
     let mirror = debian_mirror();
-    let hook = node.join("kernel-hook.sh");
     let hook = hook.to_str().context("the path of integration/node is not UTF-8")?;
     ensure!(!hook.contains('\''), "the path of integration/node must not contain a quote: {hook}");
     let suite = distro.suite();
@@ -361,16 +390,12 @@ fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
 /// The disk is virtio, a module in Debian's cloud kernels, because the built-in NVMe driver's device cannot be
 /// snapshotted: so something has to load that module first.
 fn write_initrd(root: &Path, initrd: &Path) -> Result<()> {
-    // The kernel hands on what it does not know of its command line.
-    let script = format!(
-        "#!/bin/busybox sh
+    let script = "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox insmod /virtio_blk.ko
 /bin/busybox mount -t ext4 -o rw /dev/vda /root
-/bin/busybox cp -a /root/{RUNTIMES}/$node_runtime/. /root/
 exec /bin/busybox switch_root /root /usr/lib/systemd/systemd
-"
-    );
+";
     let module = modules(root)?.join("kernel/drivers/block/virtio_blk.ko.xz");
     let module = Command::new("xz")
         .args(["-d", "-c"])

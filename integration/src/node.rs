@@ -78,14 +78,14 @@ impl Node {
 
     /// Boots a node that has more than others. There is no snapshot of it.
     pub fn boot(runtime: Runtime, equipment: &Equipment) -> Result<Node> {
-        let image = Image::obtain(runtime.distro())?;
+        let image = Image::obtain(runtime)?;
         persevere(&format!("booting the {runtime} node"), |_| {
             Node::launch(runtime, &image, Start::Equipped(equipment), Lifetime::Process)
         })
     }
 
     fn start_in(runtime: Runtime, lifetime: Lifetime) -> Result<Node> {
-        let image = Image::obtain(runtime.distro())?;
+        let image = Image::obtain(runtime)?;
         let snapshot = snapshot(runtime, &image)?;
         persevere(&format!("starting the {runtime} node"), |attempt| {
             let started = Instant::now();
@@ -107,7 +107,7 @@ impl Node {
             }
             Start::Boot | Start::Equipped(_) => create_overlay(image, &disk)?,
         }
-        let machine = Machine::power_on(runtime, image, &disk, dir, &start, lifetime)?;
+        let machine = Machine::power_on(image, &disk, dir, &start, lifetime)?;
         let node = Node::connect(runtime, image, machine)?;
         match start {
             // The clock stood still since the snapshot was taken.
@@ -426,7 +426,6 @@ struct Machine {
 impl Machine {
     /// Starts QEMU; on a boot, returns when the node is ready.
     fn power_on(
-        runtime: Runtime,
         image: &Image,
         disk: &Path,
         dir: RunDir,
@@ -462,7 +461,7 @@ impl Machine {
             .arg(image.kernel())
             .arg("-initrd")
             .arg(image.initrd())
-            .args(["-append", &format!("{KERNEL_ARGUMENTS} node_runtime={runtime}")])
+            .args(["-append", KERNEL_ARGUMENTS])
             // Thrown away after use, so never flushed to the machine's own disk.
             .args(["-drive", &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display())])
             .args(["-device", "virtio-blk-pci,drive=disk"])

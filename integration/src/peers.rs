@@ -1,7 +1,6 @@
 //! Programs of others on a node: plugins that run beside ours, and tests that runtimes have for what speaks NRI and CRI.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -9,6 +8,8 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Key};
 use crate::go::Programs;
 use crate::image::{debian_mirror, run};
+use crate::node::Node;
+use crate::placement;
 use crate::runtime::CRIO;
 
 /// Where they are on the node.
@@ -33,16 +34,22 @@ const NRI_TEST: Programs = Programs {
 /// The image that those start containers of.
 pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 
-/// Puts them into the node's root.
-pub(crate) fn install(root: &Path) -> Result<()> {
-    let destination = root.join(DIRECTORY.trim_start_matches('/'));
-    fs::create_dir_all(&destination).with_context(|| format!("creating {}", destination.display()))?;
-    let (plugins, tests) = (plugins()?, NRI_TEST.obtain()?);
-    let programs = PLUGINS.iter().map(|name| plugins.join(name)).chain([tests.join("nri.test")]);
-    for program in programs {
-        let name = program.file_name().unwrap_or_default();
-        fs::copy(&program, destination.join(name)).with_context(|| format!("copying {}", program.display()))?;
-    }
+/// Puts the plugins on a node, built first if they are not in the cache.
+pub fn put_plugins(node: &Node) -> Result<()> {
+    let built = plugins()?;
+    PLUGINS.iter().try_for_each(|name| put(node, built.join(name)))
+}
+
+/// Puts `nri.test` on a node: CRI-O's own tests of NRI.
+pub fn put_nri_tests(node: &Node) -> Result<()> {
+    put(node, NRI_TEST.obtain()?.join("nri.test"))
+}
+
+fn put(node: &Node, program: PathBuf) -> Result<()> {
+    let uploaded = placement::upload(node, &program)?;
+    let name = program.file_name().unwrap_or_default().display();
+    node.run(&format!("mkdir -p {DIRECTORY}; ln -sf {uploaded} {DIRECTORY}/{name}"))
+        .with_context(|| format!("putting {name} on the node"))?;
     Ok(())
 }
 

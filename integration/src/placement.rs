@@ -236,7 +236,7 @@ pub fn unclaim(node: &Node) -> Result<()> {
 }
 
 /// A program's place on the node; it is sent only once.
-fn upload(node: &Node, local: &Path) -> Result<String> {
+pub(crate) fn upload(node: &Node, local: &Path) -> Result<String> {
     let binary = fs::read(local).with_context(|| format!("reading {}", local.display()))?;
     let digest: String = Sha256::digest(&binary)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     let name = local.file_name().unwrap_or_default().to_string_lossy();

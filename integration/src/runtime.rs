@@ -142,24 +142,32 @@ impl fmt::Display for Runtime {
     }
 }
 
-/// Puts those runtimes that Debian has no package of into the root of a node.
-pub(crate) fn install(root: &Path) -> Result<()> {
-    // Not /opt/containerd: every containerd looks there first for shims, and Debian's own would start one that it cannot talk to.
-    for (programs, destination) in [(CONTAINERD, "opt/containerd-2.4/bin"), (CRIO, "usr/local/bin")] {
-        let destination = root.join(destination);
-        fs::create_dir_all(&destination).with_context(|| format!("creating {}", destination.display()))?;
-        let built = programs.obtain()?;
-        for package in programs.packages {
-            let name = package.rsplit('/').next().unwrap_or(package);
-            fs::copy(built.join(name), destination.join(name))
-                .with_context(|| format!("copying {name} into the node"))?;
+/// Puts what Debian has no package of into the root of a node that is to have this runtime. The files must not be there before.
+pub(crate) fn install(runtime: Runtime, root: &Path) -> Result<()> {
+    match runtime {
+        Runtime::Containerd17 | Runtime::Containerd21 => Ok(()),
+        // Not /opt/containerd: every containerd looks there first for shims, and Debian's own would start one that it cannot talk to.
+        Runtime::Containerd24 => copy_programs(CONTAINERD, &root.join("opt/containerd-2.4/bin")),
+        Runtime::Crio136 => {
+            let destination = root.join("usr/local/bin");
+            copy_programs(CRIO, &destination)?;
+            // CRI-O's helper that keeps namespaces is a program of C in its module.
+            let sources = CRIO.source()?.join("pinns/src");
+            run(Command::new("cc")
+                .args(["-std=c99", "-Os", "-static", "-o"])
+                .arg(destination.join("pinns"))
+                .args(["pinns.c", "sysctl.c"].map(|file| sources.join(file))))
+            .map(|_| ())
         }
     }
-    // CRI-O's helper that keeps namespaces is a program of C in its module.
-    let sources = CRIO.source()?.join("pinns/src");
-    run(Command::new("cc")
-        .args(["-std=c99", "-Os", "-static", "-o"])
-        .arg(root.join("usr/local/bin/pinns"))
-        .args(["pinns.c", "sysctl.c"].map(|file| sources.join(file))))
-    .map(|_| ())
+}
+
+fn copy_programs(programs: Programs, destination: &Path) -> Result<()> {
+    fs::create_dir_all(destination).with_context(|| format!("creating {}", destination.display()))?;
+    let built = programs.obtain()?;
+    for package in programs.packages {
+        let name = package.rsplit('/').next().unwrap_or(package);
+        fs::copy(built.join(name), destination.join(name)).with_context(|| format!("copying {name} into the node"))?;
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use integration::cgroup;
 use integration::crictl;
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
 use integration::node::Node;
-use integration::peers::{DIRECTORY, NRI_TEST_IMAGE};
+use integration::peers::{self, DIRECTORY, NRI_TEST_IMAGE};
 use integration::placement::{self, EXTERNAL_BINARY};
 
 /// How far memory.min stays below the limit.
@@ -57,6 +57,7 @@ fn connections(node: &Node) -> Result<String> {
 }
 
 fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
+    peers::put_plugins(node)?;
     let mut kubelet = Kubelet::start(node, driver)?;
     // The differ has one plugin before all others and one behind them.
     let plugins = [
@@ -105,6 +106,7 @@ fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
 }
 
 fn tests_of_nri(node: &Node, driver: Driver) -> Result<()> {
+    peers::put_nri_tests(node)?;
     node.run(&format!("crictl inspecti {NRI_TEST_IMAGE} >/dev/null"))?;
     let before = connections(node)?;
     let script = format!(

@@ -87,7 +87,7 @@ fn main() -> Result<ExitCode> {
     placement::build()?;
     let node =
         if arguments.keep { Node::start_kept(Runtime::Containerd21)? } else { Node::start(Runtime::Containerd21)? };
-    let versions = Image::obtain(Runtime::Containerd21.distro())?.versions()?;
+    let versions = Image::obtain(Runtime::Containerd21)?.versions()?;
     println!("\nThe node, a virtual machine:\n{}", indent(&versions));
 
     println!("\nWithout the plugin:\n");
