@@ -127,11 +127,21 @@ impl Expected {
     }
 }
 
+/// How long files were wrong after something was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// By the node's clock: zero if they were right all the time.
+    pub after: Duration,
+    /// How often a shell on the node looked at all files until then, one time after the other with pauses of 5 ms. A node that is slow,
+    /// since its machine has other things to do, is slow in this, too.
+    pub looks: u64,
+}
+
 /// Runs a script on the node and waits until all files hold what is expected, and go on to for the time `hold`. Returns how
-/// long after the script's end the last of them was still wrong, by the node's clock: zero if they were right all the time.
+/// long after the script's end the last of them was still wrong.
 ///
 /// Which files are wrong after `limit` is the error.
-pub fn settle(node: &Node, script: &str, expected: &[Expected], hold: Duration, limit: Duration) -> Result<Duration> {
+pub fn settle(node: &Node, script: &str, expected: &[Expected], hold: Duration, limit: Duration) -> Result<Settled> {
     let mut wanted = String::new();
     for Expected { cgroup, file, value } in expected {
         let value = if *value == MAX { "max".to_owned() } else { value.to_string() };
@@ -147,9 +157,9 @@ pub fn settle(node: &Node, script: &str, expected: &[Expected], hold: Duration, 
              {{ :
              {script}
              }} >&2
-             began=${{EPOCHREALTIME//[.,]/}} wrong_at=0 complaint=
+             began=${{EPOCHREALTIME//[.,]/}} wrong_at=0 looks=0 wrong_looks=0
              while :; do
-                 wrong=
+                 wrong= looks=$((looks + 1))
                  for ((i = 0; i < ${{#wanted[@]}}; i += 2)); do
                      value=gone
                      file=${{wanted[i]}} want=${{wanted[i + 1]}}
@@ -163,8 +173,8 @@ pub fn settle(node: &Node, script: &str, expected: &[Expected], hold: Duration, 
                      fi
                  done
                  now=$((${{EPOCHREALTIME//[.,]/}} - began))
-                 if [[ $wrong ]]; then wrong_at=$now; fi
-                 if ((now - wrong_at >= {hold})); then echo $wrong_at; exit; fi
+                 if [[ $wrong ]]; then wrong_at=$now wrong_looks=$looks; fi
+                 if ((now - wrong_at >= {hold})); then echo $wrong_at $wrong_looks; exit; fi
                  if ((now >= {limit})); then printf '%s' \"$wrong\"; exit 1; fi
                  read -r -t 0.005 -u $pause || true
              done",
@@ -180,8 +190,10 @@ pub fn settle(node: &Node, script: &str, expected: &[Expected], hold: Duration, 
         output.stdout,
         output.stderr
     );
-    let microseconds = output.stdout.trim().parse().with_context(|| format!("{:?} is no time", output.stdout))?;
-    Ok(Duration::from_micros(microseconds))
+    let numbers = output.stdout.trim().split_once(' ');
+    let (microseconds, looks) = numbers.with_context(|| format!("two numbers expected: {:?}", output.stdout))?;
+    let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number"));
+    Ok(Settled { after: Duration::from_micros(number(microseconds)?), looks: number(looks)? })
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ const CONTROL: &str = "/run/workload";
 /// How many pods of a batch are made at a time: the node has two processors.
 const AT_A_TIME: u32 = 3;
 /// For a batch of pods.
-const BATCH_LIMIT: Duration = Duration::from_secs(300);
+const BATCH_LIMIT: Duration = Duration::from_secs(600);
 /// oom_score_adj of containers in guaranteed pods.
 const GUARANTEED_OOM_SCORE_ADJ: i64 = -997;
 
@@ -795,7 +795,7 @@ pub fn clear(node: &Node) -> Result<()> {
         quantity(SYSTEM_RESERVED),
         quantity(EVICTION_HARD)
     );
-    node.run(&format!(
+    let script = format!(
         "if [ -n \"$(crictl pods --quiet)\" ]; then {}; fi
          if systemctl --quiet is-active kubepods.slice; then systemctl stop kubepods.slice; fi
          if [ -d {root}/kubepods ]; then find {root}/kubepods -depth -type d -exec rmdir '{{}}' +; fi
@@ -806,17 +806,18 @@ pub fn clear(node: &Node) -> Result<()> {
          mkdir -p {STATE}
          printf '%s' '{configuration}' > {STATE}/config.yaml",
         remove_sandboxes("--all")
-    ))
-    .context("removing all pods from the node")?;
+    );
+    let output = node.try_run_within(BATCH_LIMIT, &script, Vec::new()).context("removing all pods from the node")?;
+    ensure!(output.status.success(), "removing all pods ({}): {}", output.status, output.stderr.trim_end());
     Ok(())
 }
 
 /// Stops and removes sandboxes. containerd fails (`ttrpc: closed`) for a container whose process just ended by itself; the
-/// kubelet tries again later, and so does this.
+/// kubelet tries again later, and so does this. All of them are stopped at once, which on a busy machine takes longer than other calls.
 fn remove_sandboxes(which: &str) -> String {
     format!(
         "for attempt in 1 2 3 4 last; do
-             if crictl rmp --force {which} >/dev/null; then break; fi
+             if crictl --timeout 200s rmp --force {which} >/dev/null; then break; fi
              [ $attempt != last ]
          done"
     )

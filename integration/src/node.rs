@@ -35,7 +35,7 @@ const STARTS: u32 = 4;
 /// From power-on to ready; takes some 20 s on an idle machine of two cores.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// For one command on the node, unless said otherwise.
-const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+const COMMAND_LIMIT: Duration = Duration::from_secs(240);
 /// Name of the snapshot inside the disk.
 const SNAPSHOT: &str = "ready";
 const READY_MARK: &str = "NODE-READY";
@@ -164,7 +164,7 @@ impl Node {
     }
 
     /// Like [`Node::run`], but every exit status is an answer. Only a command that could not be run, or did not end within
-    /// two minutes, is an error.
+    /// four minutes, is an error.
     pub fn try_run(&self, script: &str) -> Result<Output> {
         self.try_run_within(COMMAND_LIMIT, script, Vec::new())
     }
@@ -425,13 +425,7 @@ struct Machine {
 
 impl Machine {
     /// Starts QEMU; on a boot, returns when the node is ready.
-    fn power_on(
-        image: &Image,
-        disk: &Path,
-        dir: RunDir,
-        start: &Start<'_>,
-        lifetime: Lifetime,
-    ) -> Result<Machine> {
+    fn power_on(image: &Image, disk: &Path, dir: RunDir, start: &Start<'_>, lifetime: Lifetime) -> Result<Machine> {
         let port = free_port()?;
         let forwarding = match start {
             Start::Equipped(equipment) => equipment.forwarding(),

@@ -20,6 +20,10 @@ pub const CACHE: u64 = 80 * MIB;
 const ALL_PODS: u64 = 300 * MIB;
 /// What the hog takes of that: with both caches it would be more than there is, with one of them it fits.
 const HOG: u64 = 195 * MIB;
+/// By how much it goes on.
+const STEP: u64 = 8 * MIB;
+/// How often a node reclaims at most.
+const RECLAIMS: usize = 5;
 const LIMIT: u64 = 160 * MIB;
 
 /// A burstable container that requests memory, one of the same class that does not, both with page cache, and a hog beside
@@ -69,27 +73,43 @@ impl<'n> Contest<'n> {
         Ok(Contest { node, protected, other, hog })
     }
 
-    /// Both read; then the hog beside them takes what the limit of all pods leaves, and more.
-    pub fn below_the_limit_of_all_pods(&self) -> Result<Left> {
+    /// Both read; then the hog beside them takes what the limit of all pods leaves, and more: step by step until what is left is as
+    /// `is_wanted`, or there is nothing more to take.
+    pub fn below_the_limit_of_all_pods(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.fill()?;
         let hog = self.hog.container("app")?;
-        let answer = hog.call(self.node, &format!("alloc {HOG}"))?;
-        anyhow::ensure!(answer == format!("ok {HOG}"), "the hog says {answer:?}");
-        let left = self.left()?;
+        let (mut taken, mut step) = (0, HOG);
+        let left = loop {
+            taken += step;
+            let answer = hog.call(self.node, &format!("alloc {step}"))?;
+            let left = self.left()?;
+            anyhow::ensure!(answer == format!("ok {taken}"), "the hog says {answer:?} to {taken}; left are {left:?}");
+            step = STEP;
+            if is_wanted(&left) || left.protected + left.other < 3 * step {
+                break left;
+            }
+        };
         hog.call(self.node, "free")?;
         Ok(left)
     }
 
-    /// Both read; then the node reclaims whatever is not protected. By the kernel's older way of reclaim: with
-    /// multi-generational LRU neither 6.12 nor 7.2 heeds memory.min when asked through the root's memory.reclaim.
-    pub fn on_a_full_node(&self) -> Result<Left> {
+    /// Both read; then the node reclaims whatever is not protected: again and again, at most [`RECLAIMS`] times, until what is left is as
+    /// `is_wanted`. By the kernel's older way of reclaim: with multi-generational LRU neither 6.12 nor 7.2 heeds memory.min when asked
+    /// through the root's memory.reclaim.
+    pub fn on_a_full_node(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.node.run("echo n > /sys/kernel/mm/lru_gen/enabled").context("switching to the older LRU")?;
         self.fill()?;
-        // It always fails: there is less than was asked for.
-        self.node
-            .run(&format!("! echo {} > {}/memory.reclaim", 4096 * MIB, cgroup::ROOT))
-            .context("reclaiming all there is")?;
-        let left = self.left()?;
+        let mut left = self.left()?;
+        for _ in 0..RECLAIMS {
+            // It always fails: there is less than was asked for.
+            self.node
+                .run(&format!("! echo {} > {}/memory.reclaim", 4096 * MIB, cgroup::ROOT))
+                .context("reclaiming all there is")?;
+            left = self.left()?;
+            if is_wanted(&left) {
+                break;
+            }
+        }
         self.node.run("echo y > /sys/kernel/mm/lru_gen/enabled").context("switching back to the LRU of before")?;
         Ok(left)
     }

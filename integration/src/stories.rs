@@ -1,8 +1,8 @@
 //! What users of resizing in place have met: the same steps for nodes with the plugin and without.
 
-use std::fmt::Write as _;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cgroup::{self, Memory};
 use crate::kubelet::{Container, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
@@ -102,13 +102,48 @@ const BEYOND: u64 = 150 * MIB;
 /// memory.high of that container.
 pub const LINE: u64 = 90 * MIB;
 
-/// Lets a container go beyond its memory.high, which makes it stand still, and tells whether it has what it asks for within this
-/// many seconds.
-pub fn goes_beyond(node: &Node, pod: &Pod, seconds: u32) -> Result<bool> {
+/// Lets a container go beyond its memory.high, which makes it stand still, and tells whether it comes to have what it asks for.
+pub fn goes_beyond(node: &Node, pod: &Pod) -> Result<bool> {
+    const LIMIT: Duration = Duration::from_secs(300);
     let control = &pod.container("app")?.control;
-    let output = node.try_run(&format!("timeout {seconds} workload call {control} alloc {BEYOND}"))?;
+    let script = format!("timeout {} workload call {control} alloc {BEYOND}", LIMIT.as_secs() - 20);
+    let output = node.try_run_within(LIMIT, &script, Vec::new())?;
     ensure!(output.status.success() || output.status.code() == Some(124), "{}: {}", output.status, output.stderr);
     Ok(output.status.success())
+}
+
+/// A container that stands at its memory.high.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// How long it has waited for memory, by the kernel's account of the container, in microseconds.
+    pub stalled: u64,
+    /// What it uses after that, in bytes.
+    pub current: u64,
+    /// How often it went beyond memory.high.
+    pub times: u64,
+    /// Whether it has what it asked for.
+    pub is_satisfied: bool,
+}
+
+/// Lets a container go beyond its memory.high, and waits until it has what it asks for or has stalled for 10 seconds. The kernel counts
+/// these: on a slow machine that takes longer.
+pub fn stands(node: &Node, pod: &Pod) -> Result<Standing> {
+    const LIMIT: Duration = Duration::from_secs(300);
+    let Container { control, cgroup, .. } = pod.container("app")?;
+    let script = format!(
+        "cd {}/{cgroup}
+         stalled() {{ sed -n 's/^some .*total=//p' memory.pressure; }}
+         rm -f /run/beyond; before=$(stalled)
+         setsid workload call {control} alloc {BEYOND} </dev/null >/run/beyond 2>&1 &
+         until [ -s /run/beyond ] || [ $(($(stalled) - before)) -ge 10000000 ]; do sleep 0.2; done
+         echo $(($(stalled) - before)) $(<memory.current) $(awk '$1 == \"high\" {{ print $2 }}' memory.events) $(wc -w </run/beyond)",
+        cgroup::ROOT
+    );
+    let output = node.try_run_within(LIMIT, &script, Vec::new())?;
+    ensure!(output.status.success(), "{}: {}", output.status, output.stderr);
+    let numbers: Vec<u64> = output.stdout.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let &[stalled, current, times, words] = numbers.as_slice() else { bail!("four numbers expected: {numbers:?}") };
+    Ok(Standing { stalled, current, times, is_satisfied: words > 0 })
 }
 
 /// A container that grows from 60 to 130 MiB while its limit of 250 MiB is cut to 100, at a pace that lets the runtime's write fall
@@ -141,6 +176,9 @@ pub fn grows_while_it_is_cut(node: &Node, pod: &Pod, milliseconds_per_mib: u64) 
 const BALLOONS: [(&str, u64, u64, u64); 5] =
     [("a", 160, 400, 150), ("b", 80, 200, 75), ("c", 80, 800, 640), ("d", 80, 400, 300), ("e", 80, 400, 300)];
 
+/// How many pods follow in [`balloon`] at most.
+const MORE: usize = 5;
+
 /// What came of [`balloon`].
 #[derive(Debug)]
 pub struct Balloon {
@@ -170,11 +208,14 @@ pub struct Latency {
 }
 
 /// Pods A to E, whose limits are far above what they request, use more and more until the node has no more; all at once.
-pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Balloon> {
+///
+/// If that takes less than `enough` pages of page cache from system.slice, one pod after the other follows that takes whatever there
+/// is, at most [`MORE`] of them.
+pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Balloon> {
     let specs = BALLOONS.map(|(name, request, limit, _)| {
         PodSpec::new(name).container(ContainerSpec::new("app").request(request * MIB).limit(limit * MIB))
     });
-    let pods = kubelet.run_pods(specs.into())?;
+    let mut pods = kubelet.run_pods(specs.into())?;
     // In the slice of the system's services, as the runtime and the kubelet are; what calls from a shell is not.
     let probe = |name: &str, command: &str| {
         format!(
@@ -189,28 +230,41 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Balloon> {
              until test -s /run/{name}; do sleep 0.1; done\n"
         )
     };
-    let mut script = format!(
-        "refaults() {{ awk '$1 == \"workingset_refault_file\" {{print $2}}' {}/system.slice/memory.stat; }}
-         dmesg --clear; head --bytes {} /dev/urandom > /var/lib/working-set\n{}{}before=$(refaults)\n",
-        cgroup::ROOT,
+    let script = format!(
+        "dmesg --clear; head --bytes {} /dev/urandom > /var/lib/working-set\n{}{}",
         40 * MIB,
-        probe("probe-runtime", "crictl --timeout 60s ps"),
+        probe("probe-runtime", "crictl --timeout 100s ps"),
         probe("probe-service", "cat /var/lib/working-set"),
     );
-    for (pod, (.., uses)) in pods.iter().zip(BALLOONS) {
-        let _ = writeln!(script, "workload call {} alloc {} >/dev/null &", pod.container("app")?.control, uses * MIB);
+    node.run(&script).context("starting what looks at the system")?;
+    let before = refaults(node, "")?;
+    let calls: Vec<String> = pods
+        .iter()
+        .zip(BALLOONS)
+        .map(|(pod, (.., uses))| {
+            Ok(format!("workload call {} alloc {} >/dev/null &\n", pod.container("app")?.control, uses * MIB))
+        })
+        .collect::<Result<_>>()?;
+    let mut taken = refaults(node, &format!("{}wait\n", calls.concat()))? - before;
+    for more in 0..MORE {
+        if taken >= enough {
+            break;
+        }
+        let pod = kubelet.run_pod(PodSpec::new(&format!("more-{more}")).container(ContainerSpec::new("app")))?;
+        let control = &pod.container("app")?.control;
+        // Until it is killed, or has more than the node.
+        let script =
+            format!("for _ in {{1..40}}; do workload call {control} alloc {} >/dev/null || break; done\n", 40 * MIB);
+        pods.push(pod);
+        taken = refaults(node, &script)? - before;
     }
-    script.push_str(
-        "wait
-         systemctl stop probe-runtime probe-service
+    let output = node.run(
+        "systemctl stop probe-runtime probe-service
          dmesg | grep -o 'oom-kill:constraint=.*' || true
-         echo END-OF-KILLS; echo $(( $(refaults) - before ))
-         echo END-OF-REFAULTS; cat /run/probe-runtime
+         echo END-OF-KILLS; cat /run/probe-runtime
          echo END-OF-RUNTIME; cat /run/probe-service",
-    );
-    let output = node.run(&script).context("ballooning")?.stdout;
-    let (kills, rest) = output.split_once("END-OF-KILLS").context("no list of kills")?;
-    let (refaults, rest) = rest.split_once("END-OF-REFAULTS").context("no refaults")?;
+    )?;
+    let (kills, rest) = output.stdout.split_once("END-OF-KILLS").context("no list of kills")?;
     let (runtime, service) = rest.split_once("END-OF-RUNTIME").context("no latencies")?;
     let of_limits = kills.lines().filter_map(|line| line.split_once("oom_memcg=")?.1.split(',').next());
     let mut alive = Vec::new();
@@ -224,10 +278,25 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Balloon> {
         alive,
         node_kills: kills.lines().filter(|line| line.contains("constraint=CONSTRAINT_NONE")).count(),
         limit_kills: of_limits.map(str::to_owned).collect(),
-        refaults: refaults.trim().parse().with_context(|| format!("{refaults:?}"))?,
+        refaults: taken,
         runtime: latency(runtime)?,
         service: latency(service)?,
     })
+}
+
+/// Runs a script, waits until the service that reads all it works with has done so once more from the beginning, and returns how many
+/// pages of system.slice were read again since they had been taken from it.
+fn refaults(node: &Node, script: &str) -> Result<u64> {
+    let script = format!(
+        "{script}seen=$(wc -l </run/probe-service)
+         until [ $(wc -l </run/probe-service) -ge $((seen + 2)) ]; do sleep 0.1; done
+         awk '$1 == \"workingset_refault_file\" {{ print $2 }}' {}/system.slice/memory.stat",
+        cgroup::ROOT
+    );
+    // A machine with other things to do is slow to read it all while memory is short.
+    let output = node.try_run_within(Duration::from_secs(900), &script, Vec::new()).context("ballooning")?;
+    ensure!(output.status.success(), "ballooning ({}): {}", output.status, output.stderr.trim_end());
+    output.stdout.trim().parse().with_context(|| format!("refaults: {:?}", output.stdout))
 }
 
 /// Reads lines of an exit status and milliseconds.

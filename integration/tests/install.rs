@@ -124,7 +124,7 @@ END
     let created = kubelet.run_pod(PodSpec::new(name).container(app().request(16 * MIB).limit(64 * MIB)))?;
     let ended = node.run(
         "timeout 100 bash -c 'until [ -e /root/installed ]; do sleep 0.1; done'; touch /root/done
-         timeout 20 bash -c 'until [ -s /root/watched ]; do sleep 0.1; done'; cat /root/installed /root/watched; cat /root/install.log",
+         timeout 60 bash -c 'until [ -s /root/watched ]; do sleep 0.1; done'; cat /root/installed /root/watched; cat /root/install.log",
     )?;
     println!("{}", ended.stdout);
     let mut lines = ended.stdout.lines();
@@ -134,7 +134,7 @@ END
     ensure!(watched[1..].iter().all(|lowest| *lowest >= 32 * MIB), "it was protected at any time: {watched:?}");
     // The plugin may have come back after it was created.
     let expected = format!(
-        "timeout 30 bash -c 'until [ $(cat {}/{}/memory.min) = {} ]; do sleep 0.1; done'",
+        "timeout 100 bash -c 'until [ $(cat {}/{}/memory.min) = {} ]; do sleep 0.1; done'",
         cgroup::ROOT,
         created.container("app")?.cgroup,
         16 * MIB
@@ -142,7 +142,7 @@ END
     node.run(&expected).context("the container that was created meanwhile")?;
     // It says so right after it has become ready.
     let connections = format!(
-        "timeout 30 bash -c \"until journalctl --identifier plimsoll --after-cursor '{cursor}' --output cat |
+        "timeout 100 bash -c \"until journalctl --identifier plimsoll --after-cursor '{cursor}' --output cat |
              grep -c 'connected to the runtime and synchronized'; do sleep 0.2; done\" | tail -n 1"
     );
     assert_eq!(node.run(&connections)?.stdout, "1\n", "one reconnection");
@@ -205,7 +205,7 @@ fn it_is_installed_upgraded_moved_and_removed_without_a_trace(node: &Node, drive
     // What it may still do: open cgroups, and have systemd set properties.
     let reserve = format!(
         "printf 'systemReservedCgroup: /system.slice\\nsystemReserved: {{memory: 100Mi}}\\n' >{0}.new; mv {0}.new {0}
-         timeout 30 bash -c 'until [ \"$(systemctl show system.slice --property MemoryMin --value)\" = 104857600 ]; do sleep 0.2; done'",
+         timeout 100 bash -c 'until [ \"$(systemctl show system.slice --property MemoryMin --value)\" = 104857600 ]; do sleep 0.2; done'",
         placement::CONFIG
     );
     node.run(&reserve).context("protection of system.slice")?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use integration::cgroup::{self, Expected, MAX, Memory};
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec, Qos, SYSTEM_RESERVED};
 use integration::node::Node;
-use integration::pressure::{self, Contest};
+use integration::pressure::{self, Contest, Left};
 use integration::{crictl, node_tests, stories};
 
 node_tests!(control: {
@@ -159,19 +159,19 @@ fn protection_needs_every_level(node: &Node, driver: Driver) -> Result<()> {
     let [top, class, pod, container] = chain[..] else { unreachable!("four levels") };
     let values = [top, class, pod, container].map(|group| (group, pressure::REQUEST));
 
-    let left = contest.below_the_limit_of_all_pods()?;
+    let left = contest.below_the_limit_of_all_pods(Left::is_shared)?;
     assert!(left.is_shared(), "without protection: {left:?}");
     write_min(node, &values)?;
-    let left = contest.below_the_limit_of_all_pods()?;
+    let left = contest.below_the_limit_of_all_pods(Left::is_protected)?;
     assert!(left.is_protected(), "below the limit of all pods: {left:?}");
-    let left = contest.on_a_full_node()?;
+    let left = contest.on_a_full_node(Left::is_protected)?;
     assert!(left.is_protected(), "on a full node: {left:?}");
 
     write_min(node, &[(class, 0)])?;
-    let left = contest.below_the_limit_of_all_pods()?;
+    let left = contest.below_the_limit_of_all_pods(Left::is_shared)?;
     assert!(left.is_shared(), "without the class's: {left:?}");
     write_min(node, &[(class, pressure::REQUEST), (top, 0)])?;
-    let left = contest.on_a_full_node()?;
+    let left = contest.on_a_full_node(Left::is_shared)?;
     assert!(left.is_shared(), "without that of all pods: {left:?}");
     Ok(())
 }
@@ -194,7 +194,7 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
     let (top, value) = (kubelet.top_cgroup(), 64 * MIB);
     let becomes = |script: &str, left| {
         let expected = [Expected::new(top, "memory.min", left)];
-        cgroup::settle(node, script, &expected, Duration::from_millis(300), Duration::from_secs(10)).map(|_| ())
+        cgroup::settle(node, script, &expected, Duration::from_millis(300), Duration::from_secs(60)).map(|_| ())
     };
     let (reload, left) = match driver {
         // systemd 257 does what a reload entails only when it has to do with the unit again.
@@ -249,20 +249,22 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node
     }
     kubelet.remove_pod(&pod)?;
 
-    // Which pace lets the runtime's write fall into the growth depends on the machine; the fastest has grown before it.
-    let mut killed = 0;
-    for pace in [4, 8, 16, 2, 1, 0, 0] {
+    // The runtime's write has to fall into the growth. Which pace lets it depends on the machine: one that was refused had grown
+    // before it, and one that lives had not grown enough.
+    let (mut pace, mut tried) = (8.0, Vec::new());
+    while tried.len() < 20 {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
         let pod = kubelet.run_pod(PodSpec::new("growing").container(app))?;
-        let (made, kills) = stories::grows_while_it_is_cut(node, &pod, pace)?;
-        println!("{} {driver}: {pace} ms for each MiB: made: {made}, killed: {kills}", node.runtime());
+        let (made, kills) = stories::grows_while_it_is_cut(node, &pod, pace as u64)?;
+        println!("{} {driver}: {pace:.1} ms for each MiB: made: {made}, killed: {kills}", node.runtime());
         kubelet.remove_pod(&pod)?;
-        killed += kills;
-        if killed > 0 {
+        tried.push((pace as u64, made, kills));
+        if kills > 0 {
             break;
         }
+        pace *= if made { 0.7 } else { 1.4 };
     }
-    assert!(killed > 0, "it does not grow into the cut");
+    assert!(tried.last().is_some_and(|&(.., kills)| kills > 0), "it does not grow into the cut: {tried:?}");
 
     let (pod, answer) = stories::hungry(&mut kubelet, node)?;
     assert_eq!(answer, "gone", "the container has 200 MiB, its pod 100");
@@ -273,7 +275,10 @@ fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Re
     let mut kubelet = Kubelet::start(node, driver)?;
     let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB).unified("memory.high", stories::LINE);
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
-    assert!(!stories::goes_beyond(node, &pod, 40)?, "memory.high does not hold it back");
+    let standing = stories::stands(node, &pod)?;
+    println!("{} {driver}: {standing:?}", node.runtime());
+    assert!(!standing.is_satisfied && standing.times > 0, "memory.high does not hold it back: {standing:?}");
+    assert!(standing.current < stories::LINE + 45 * MIB, "memory.high does not hold it back: {standing:?}");
     // The node has memory to spare, and it is its own limit that is far.
     let [memory] = cgroup::memory(node, &[&pod.container("app")?.cgroup])?[..] else {
         unreachable!("one was asked for")
@@ -284,9 +289,11 @@ fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Re
 
 fn pods_that_use_more_than_the_node_has_take_it_from_the_system(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let balloon = stories::balloon(&mut kubelet, node)?;
+    // Most of what the service works with.
+    let most = 8192;
+    let balloon = stories::balloon(&mut kubelet, node, most)?;
     println!("{} {driver}: without the plugin: {balloon:?}", node.runtime());
     assert!(balloon.node_kills > 0, "the node was never out of memory: {balloon:?}");
-    assert!(balloon.refaults > 8192, "the system kept its page cache: {balloon:?}");
+    assert!(balloon.refaults >= most, "the system kept its page cache: {balloon:?}");
     Ok(())
 }

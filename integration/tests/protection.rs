@@ -7,13 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::cgroup::{self, Expected, MAX};
+use integration::cgroup::{self, Expected, MAX, Settled};
 use integration::crictl;
 use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos, SYSTEM_RESERVED};
 use integration::node::Node;
 use integration::node_tests;
 use integration::placement::{self, CONFIG, EXTERNAL_BINARY, journal};
-use integration::pressure::{self, Contest};
+use integration::pressure::{self, Contest, Left};
 use integration::stories::{self, Random};
 
 node_tests!(external: {
@@ -44,6 +44,8 @@ const TIERED: &str = "memoryReservationPolicy: TieredReservation\n";
 const HEADROOM: u64 = 2 * MIB;
 /// What is promised after a foreign write, and after an event beyond what the runtime takes for it.
 const SOON: Duration = Duration::from_secs(1);
+/// What a shell comes to do in that time on a node whose machine has nothing else to do: see [`Settled`].
+const SOON_LOOKS: u64 = 60;
 /// How long values must stay right.
 const HOLD: Duration = Duration::from_millis(400);
 /// When waiting is given up.
@@ -96,16 +98,17 @@ fn expected<'p>(kubelet: &Kubelet<'_>, policy: Policy, pods: impl IntoIterator<I
     files
 }
 
-fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<Duration> {
-    let took = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
-    println!("{}: {what}: right after {:.1} ms", node.runtime(), took.as_secs_f64() * 1000.0);
-    Ok(took)
+fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<Settled> {
+    let settled = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
+    let milliseconds = settled.after.as_secs_f64() * 1000.0;
+    println!("{}: {what}: right after {milliseconds:.1} ms, {} looks", node.runtime(), settled.looks);
+    Ok(settled)
 }
 
 /// Runs a script and waits until the files are as expected, which has to be soon.
 fn settled(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<()> {
-    let took = settle(node, what, script, expected)?;
-    ensure!(took <= SOON, "{what}: right only after {took:?}");
+    let settled = settle(node, what, script, expected)?;
+    ensure!(settled.after <= SOON || settled.looks <= SOON_LOOKS, "{what}: right only after {settled:?}");
     Ok(())
 }
 
@@ -231,19 +234,19 @@ fn a_protected_container_keeps_its_working_set_under_pressure(node: &Node, drive
     let contest = Contest::run(node, &mut kubelet)?;
     let files = expected(&kubelet, Policy::Hard, [&contest.protected, &contest.other]);
     settled(node, &format!("{driver}: pods of the contest"), "", &files)?;
-    let left = contest.below_the_limit_of_all_pods()?;
+    let left = contest.below_the_limit_of_all_pods(Left::is_protected)?;
     assert!(left.is_protected(), "below the limit of all pods: {left:?}");
-    let left = contest.on_a_full_node()?;
+    let left = contest.on_a_full_node(Left::is_protected)?;
     assert!(left.is_protected(), "on a full node: {left:?}");
 
     // What the protection is worth without the class's part in it, while nobody repairs it.
     let class = kubelet.class_cgroup(Qos::Burstable);
     node.run(&format!("systemctl stop plimsoll; echo 0 > {}", file(&class, "memory.min")))?;
-    let left = contest.below_the_limit_of_all_pods()?;
+    let left = contest.below_the_limit_of_all_pods(Left::is_shared)?;
     assert!(left.is_shared(), "without the class's: {left:?}");
     placement::until_synchronised(node, "systemctl start plimsoll")?;
     reached(node, &format!("{driver}: the plugin started again"), "", &files)?;
-    let left = contest.below_the_limit_of_all_pods()?;
+    let left = contest.below_the_limit_of_all_pods(Left::is_protected)?;
     assert!(left.is_protected(), "repaired: {left:?}");
     Ok(())
 }
@@ -403,14 +406,15 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     }
     let repaired = repairs()?;
     assert!((1..=10).contains(&repaired), "repaired {repaired} times");
-    // It goes on, unanswered and at no cost.
-    let spent = node.run(
-        "spent() { awk '$1 == \"usage_usec\" {print $2}' /sys/fs/cgroup/system.slice/plimsoll.service/cpu.stat; }
-         before=$(spent); sleep 3; echo $(($(spent) - before))",
+    // It goes on, unanswered and at no cost: the plugin sleeps.
+    let woken = node.run(
+        "woken() { awk '/ctxt_switches/ { sum += $2 } END { print sum }' /proc/$1/task/*/status; }
+         process=$(systemctl show plimsoll --property MainPID --value)
+         before=$(woken $process); sleep 3; echo $(($(woken $process) - before))",
     )?;
-    let spent: u64 = spent.stdout.trim().parse().context("reading cpu.stat")?;
-    println!("{} {driver}: {repaired} repairs, then {spent} us of processor time in 3 s", node.runtime());
-    assert!(spent < 150_000, "{spent} us in 3 s");
+    let woken: u64 = woken.stdout.trim().parse().context("counting how often the plugin ran")?;
+    println!("{} {driver}: {repaired} repairs, then woken {woken} times in 3 s", node.runtime());
+    assert!(woken < 100, "woken {woken} times in 3 s");
     assert_eq!(repairs()?, repaired);
     // Other levels are looked after as before.
     let class = file(&kubelet.class_cgroup(Qos::Burstable), "memory.min");
@@ -606,7 +610,7 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(node: &Node,
     ];
     node.write_file(CONFIG, "nodeGuard: 400Mi\n", 0o644)?;
     reached(node, &format!("{driver}: memory is kept from pods"), "", &guarded)?;
-    let balloon = stories::balloon(&mut kubelet, node)?;
+    let balloon = stories::balloon(&mut kubelet, node, 0)?;
     println!("{} {driver}: with nodeGuard: {balloon:?}", node.runtime());
     assert_eq!(balloon.node_kills, 0, "{balloon:?}");
     let top = format!("/{}", kubelet.top_cgroup());

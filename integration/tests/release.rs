@@ -199,7 +199,7 @@ fn upload(node: &Node) -> Result<()> {
 /// Waits for memory.min and memory.high of a container.
 fn reaches(node: &Node, cgroup: &str, min: u64, high: u64) -> Result<()> {
     let expected = [Expected::new(cgroup, "memory.min", min), Expected::new(cgroup, "memory.high", high)];
-    cgroup::settle(node, "", &expected, Duration::ZERO, Duration::from_secs(30)).map(|_| ())
+    cgroup::settle(node, "", &expected, Duration::ZERO, Duration::from_secs(60)).map(|_| ())
 }
 
 fn the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_nothing(
