@@ -1,15 +1,17 @@
 //! The main job, seen on a real node, without and with the plugin: pods of each class, and what the kernel holds for them; then
 //! what users of resizing in place have met.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Parser;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use integration::cache::progress;
-use integration::cgroup::{self, MAX, Memory};
+use integration::cgroup::{self, Expected, MAX, Memory};
 use integration::crictl;
 use integration::image::Image;
 use integration::kubelet::{self, ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
@@ -83,31 +85,14 @@ fn cases() -> Vec<Case> {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let started = Instant::now();
-    progress("building the plugin");
-    placement::build()?;
-    let node =
-        if arguments.keep { Node::start_kept(Runtime::Containerd21)? } else { Node::start(Runtime::Containerd21)? };
-    let versions = Image::obtain(Runtime::Containerd21)?.versions()?;
-    println!("\nThe node, a virtual machine:\n{}", indent(&versions));
-
-    println!("\nWithout the plugin:\n");
-    kubelet::clear(&node)?;
-    let (table, _) = run(&node, |_, _| None)?;
-    println!("{table}");
-    println!("\nResizes without the plugin:\n");
-    resizes(&node, None)?;
-
-    progress("installing the plugin, to be launched by containerd");
-    kubelet::clear(&node)?;
-    placement::install(&node, Mode::Launched, CONFIG)?;
-    println!("\nWith the plugin, launched by containerd and configured so:\n{}\n", indent(CONFIG));
-    let (table, wrong) = run(&node, |kubelet, case| Some(expected(kubelet, case)))?;
-    println!("{table}");
-    println!("Values in bytes. = as the formula says; anything else is marked WRONG with the value expected.");
-    println!("\nResizes with the plugin:\n");
-    let mut stories_wrong = 0;
-    resizes(&node, Some(&mut stories_wrong))?;
-    let wrong = wrong + stories_wrong;
+    // Two nodes at once, and what is shown of them one after the other.
+    let (node, wrong) = thread::scope(|scope| {
+        let with = scope.spawn(|| with_plugin(arguments.keep));
+        println!("{}", without_plugin()?);
+        let (node, shown, wrong) = with.join().map_err(|_| anyhow!("the node with the plugin: a panic"))??;
+        println!("{shown}");
+        anyhow::Ok((node, wrong))
+    })?;
     println!(
         "{} in {:.0} s.",
         if wrong == 0 { "All of it is right".to_owned() } else { format!("{wrong} of it are WRONG") },
@@ -119,6 +104,43 @@ fn main() -> Result<ExitCode> {
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn without_plugin() -> Result<String> {
+    let node = Node::start(Runtime::Containerd21)?;
+    let versions = Image::obtain(Runtime::Containerd21)?.versions()?;
+    kubelet::clear(&node)?;
+    let (table, _) = run(&node, |_, _| None)?;
+    let (resizes, _) = resizes(&node, false)?;
+    Ok(format!(
+        "\nThe nodes, virtual machines:\n{}\n\nWithout the plugin:\n\n{table}\n\nResizes without the plugin:\n\n{resizes}",
+        indent(&versions)
+    ))
+}
+
+/// The node, what is to be shown of it, and how much of that is wrong.
+fn with_plugin(keep: bool) -> Result<(Node, String, usize)> {
+    let node = thread::scope(|scope| {
+        let building = scope.spawn(|| {
+            progress("building the plugin");
+            placement::build()
+        });
+        let node = if keep { Node::start_kept(Runtime::Containerd21) } else { Node::start(Runtime::Containerd21) };
+        building.join().map_err(|_| anyhow!("building the plugin: a panic"))??;
+        node
+    })?;
+    kubelet::clear(&node)?;
+    progress("installing the plugin, to be launched by containerd");
+    placement::install(&node, Mode::Launched, CONFIG)?;
+    let (table, wrong_values) = run(&node, |kubelet, case| Some(expected(kubelet, case)))?;
+    let (resizes, wrong_stories) = resizes(&node, true)?;
+    let shown = format!(
+        "\nWith the plugin, launched by containerd and configured so:\n{}\n\n{table}\n\
+         Values in bytes. = as the formula says; anything else is marked WRONG with the value expected.\n\
+         \nResizes with the plugin:\n\n{resizes}",
+        indent(CONFIG)
+    );
+    Ok((node, shown, wrong_values + wrong_stories))
+}
+
 fn indent(text: &str) -> String {
     text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
@@ -126,12 +148,18 @@ fn indent(text: &str) -> String {
 /// Runs all pods, reads the kernel's values and compares them with what `expected` says, if it says anything.
 fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) -> Result<(Table, usize)> {
     let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
+    let (recorded, unrecorded): (Vec<Case>, Vec<Case>) =
+        cases().into_iter().partition(|case| case.source == Source::Checkpoint);
     let mut pods: Vec<(Case, Pod)> = Vec::new();
-    for case in cases() {
-        progress(&format!("running pod {} ({})", case.pod.name, case.pod.qos().name()));
-        kubelet.checkpoints = case.source == Source::Checkpoint;
-        let pod = kubelet.run_pod(case.pod.clone())?;
-        pods.push((case, pod));
+    for (has_checkpoints, cases) in [(true, recorded), (false, unrecorded)] {
+        kubelet.checkpoints = has_checkpoints;
+        let running = kubelet.run_pods(cases.iter().map(|case| case.pod.clone()).collect())?;
+        pods.extend(cases.into_iter().zip(running));
+    }
+    if pods.iter().any(|(case, _)| expected(&kubelet, case).is_some()) {
+        // The plugin writes the sums right after the containers. The table shows it if they never come.
+        let sums = sums(&kubelet, &pods).map(|(name, sum)| Expected::new(name, "memory.min", sum));
+        let _ = cgroup::settle(node, "", &sums, Duration::ZERO, Duration::from_secs(10));
     }
     let paths: Vec<&str> = pods.iter().map(|(_, pod)| pod.containers[0].cgroup.as_str()).collect();
     let values = cgroup::memory(node, &paths)?;
@@ -184,14 +212,9 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
         ]);
     }
     // Without the cgroups above nothing of it protects.
-    for (name, class) in
-        [(kubelet.top_cgroup().to_owned(), None), (kubelet.class_cgroup(Qos::Burstable), Some(Qos::Burstable))]
-    {
-        let below = pods.iter().filter(|(case, _)| class.is_none_or(|class| case.pod.qos() == class));
-        let sum: u64 = below.map(|(case, _)| request(&kubelet, case)).sum();
+    for (name, want) in sums(&kubelet, &pods) {
         let value = cgroup::memory(node, &[&name])?[0];
         let unchecked = pods.first().is_some_and(|(case, _)| expected(&kubelet, case).is_none());
-        let want = sum / PAGE * PAGE;
         let min = match value.min {
             min if unchecked => show(min),
             min if min == want => format!("{} =", show(min)),
@@ -210,22 +233,32 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
     Ok((table, wrong))
 }
 
-/// What becomes of containers that are resized, a few lines each. With the plugin, which has to be there then, counts what is not
-/// as it promises.
-fn resizes(node: &Node, mut wrong: Option<&mut usize>) -> Result<()> {
+/// The cgroups of all pods and of the burstable ones, and what their memory.min has to be.
+fn sums(kubelet: &Kubelet<'_>, pods: &[(Case, Pod)]) -> [(String, u64); 2] {
+    let levels =
+        [(kubelet.top_cgroup().to_owned(), None), (kubelet.class_cgroup(Qos::Burstable), Some(Qos::Burstable))];
+    levels.map(|(name, class)| {
+        let below = pods.iter().filter(|(case, _)| class.is_none_or(|class| case.pod.qos() == class));
+        let sum: u64 = below.map(|(case, _)| request(kubelet, case)).sum();
+        (name, sum / PAGE * PAGE)
+    })
+}
+
+/// What becomes of containers that are resized, a few lines each, and with the plugin how much of that is not as it promises.
+fn resizes(node: &Node, has_plugin: bool) -> Result<(String, usize)> {
     kubelet::clear(node)?;
     let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
-    let has_plugin = wrong.is_some();
+    let (mut told, mut wrong) = (String::new(), 0);
     let mut tell = |what: &str, became: &str, is_right: bool| {
-        let mark = match &mut wrong {
-            None => "-",
-            Some(_) if is_right => "=",
-            Some(wrong) => {
-                **wrong += 1;
+        let mark = match has_plugin {
+            false => "-",
+            true if is_right => "=",
+            true => {
+                wrong += 1;
                 "WRONG"
             }
         };
-        println!("  {what}\n    {mark} {became}");
+        let _ = writeln!(told, "  {what}\n    {mark} {became}");
     };
     let says = |result: &Result<()>| match result {
         Ok(()) => "the runtime says that it did so".to_owned(),
@@ -289,7 +322,7 @@ fn resizes(node: &Node, mut wrong: Option<&mut usize>) -> Result<()> {
     );
     kubelet.remove_pod(&pod)?;
     if !has_plugin {
-        return Ok(());
+        return Ok((told, wrong));
     }
 
     placement::configure(node, "shrink: defer\noomRescue: {kills: 1, minimum: 20Mi, ceiling: 1Gi}\n")?;
@@ -327,7 +360,8 @@ fn resizes(node: &Node, mut wrong: Option<&mut usize>) -> Result<()> {
         ),
         first == "gone" && second.starts_with("ok"),
     );
-    kubelet.remove_pod(&pod)
+    kubelet.remove_pod(&pod)?;
+    Ok((told, wrong))
 }
 
 /// Where the plugin says that it found the request of the pod's container: `... request=64Mi (checkpoint-actuated) ...`.
