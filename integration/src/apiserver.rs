@@ -182,6 +182,11 @@ pub(crate) fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<
     Ok(child)
 }
 
+/// Builds the programs of Kubernetes, if they are not in the cache.
+pub fn prepare() -> Result<()> {
+    program().map(|_| ())
+}
+
 /// The programs of Kubernetes in one, built from their Go modules at the versions in `integration/kubernetes/go.mod`.
 pub(crate) fn program() -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes");

@@ -1,5 +1,6 @@
 //! A cluster of one node: a real kubelet in a virtual machine, and the control plane on this machine.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::panic::{self, AssertUnwindSafe};
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::apiserver::{self, ADMINISTRATOR, ApiServer, KUBELET, NODE, Running, SERVICE};
 use crate::cache::{self, Key, progress};
+use crate::durations;
 use crate::image::run;
 use crate::kubelet::Driver;
 use crate::node::{Equipment, Node};
@@ -107,17 +109,23 @@ impl Cluster {
         // What a test has left behind is for the next one to remove.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         for is_last in [false, true] {
+            let started = Instant::now();
+            let prepared = Cell::new(None);
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
                 let cluster = shared.get_or_insert_with(start_elsewhere);
                 if let Err(error) = cluster.prepare(plimsoll) {
                     panic!("the cluster is not ready for a case: {error:?}");
                 }
+                prepared.set(Some(started.elapsed()));
                 case(cluster);
                 let placement = if *plimsoll == Plimsoll::Absent { "without" } else { "as a DaemonSet" };
                 if let Err(error) = cluster.passed(placement) {
                     panic!("noting that the case has passed: {error:?}");
                 }
             }));
+            let took = started.elapsed();
+            let verdict = if outcome.is_ok() { "passed" } else { "failed" };
+            durations::note("cluster", verdict, took, prepared.get().unwrap_or(took));
             let Err(failure) = outcome else { return };
             match shared.as_ref().and_then(|cluster| cluster.node.fate()) {
                 Some(fate) => {

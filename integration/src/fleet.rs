@@ -1,13 +1,14 @@
 //! The nodes of a test binary: started when first needed, shared by its tests, each used by one test at a time.
 
+use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
 use crate::cache::progress;
+use crate::durations;
 use crate::kubelet::{self, Driver};
 use crate::node::Node;
 use crate::placement::{self, Mode};
@@ -50,8 +51,18 @@ pub fn on_node(runtime: Runtime, driver: Driver, plugin: &Plugin, case: impl Fn(
     for last in [false, true] {
         let place = Place::take(runtime, driver, plugin);
         let started = Instant::now();
-        let outcome = attempt(place, runtime, driver, plugin, &case);
-        progress(&format!("{} took {:.1} s", case_name(), started.elapsed().as_secs_f64()));
+        let prepared = Cell::new(None);
+        let outcome = attempt(place, runtime, driver, plugin, &|node, driver| {
+            prepared.set(Some(started.elapsed()));
+            case(node, driver)
+        });
+        let verdict = match &outcome {
+            Ok(()) => "passed",
+            Err((Some(_), _)) if !last => "its node did not last",
+            Err(_) => "failed",
+        };
+        let took = started.elapsed();
+        durations::note(runtime.name(), verdict, took, prepared.get().unwrap_or(took));
         let (fate, error) = match outcome {
             Ok(()) => return,
             Err(failed) => failed,
@@ -63,11 +74,6 @@ pub fn on_node(runtime: Runtime, driver: Driver, plugin: &Plugin, case: impl Fn(
             _ => panic!("on the {runtime} node: {error:?}"),
         }
     }
-}
-
-/// The test runner names a thread after its test, unless it has only one.
-fn case_name() -> String {
-    thread::current().name().unwrap_or("a case").to_owned()
 }
 
 /// The right to use one node, and the node, if there is one already.

@@ -6,6 +6,7 @@ pub mod cache;
 pub mod cgroup;
 pub mod cluster;
 pub mod crictl;
+pub mod durations;
 pub mod fleet;
 pub mod go;
 pub mod image;

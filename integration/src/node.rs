@@ -84,6 +84,11 @@ impl Node {
         })
     }
 
+    /// Makes the image and the snapshot, so that a start takes seconds.
+    pub fn prepare(runtime: Runtime) -> Result<()> {
+        snapshot(runtime, &Image::obtain(runtime)?).map(|_| ())
+    }
+
     fn start_in(runtime: Runtime, lifetime: Lifetime) -> Result<Node> {
         let image = Image::obtain(runtime)?;
         let snapshot = snapshot(runtime, &image)?;

@@ -34,6 +34,12 @@ const NRI_TEST: Programs = Programs {
 /// The image that those start containers of.
 pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 
+/// Builds all of them, if they are not in the cache.
+pub fn prepare() -> Result<()> {
+    plugins()?;
+    NRI_TEST.obtain().map(|_| ())
+}
+
 /// Puts the plugins on a node, built first if they are not in the cache.
 pub fn put_plugins(node: &Node) -> Result<()> {
     let built = plugins()?;

@@ -24,6 +24,9 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../SUPPORT.md");
 const BEGIN: &str = "<!-- hack/support writes this -->\n\n";
 const END: &str = "\n<!-- to here -->\n";
 
+/// The directory of what has passed.
+const PASSED: &str = "passed-on-nodes";
+
 /// A node, in the words of its own programs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Facts {
@@ -55,7 +58,7 @@ pub fn begin() -> Result<()> {
     let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
     if file.is_none() {
         let program = env::current_exe().context("looking for this program")?;
-        let path = directory(&program)?.join(program.file_stem().context("this program has no name")?);
+        let path = directory(&program, PASSED)?.join(program.file_stem().context("this program has no name")?);
         *file = Some(File::create(&path).with_context(|| format!("creating {}", path.display()))?);
     }
     Ok(())
@@ -115,18 +118,18 @@ fn upstream(version: &str) -> &str {
     version.split(['~', '+']).next().unwrap_or(version)
 }
 
-/// Where the files of test programs are: beside the directory of a program's like.
-fn directory(program: &Path) -> Result<PathBuf> {
+/// Where the files of test programs are: beside the directory of a program's like, by this name.
+pub(crate) fn directory(program: &Path, name: &str) -> Result<PathBuf> {
     // As target/debug/deps/plugin-0123456789abcdef or target/debug/support.
     let profile = program.ancestors().find(|path| path.join("deps").is_dir());
-    let directory = profile.context("this program is not in a target directory of cargo")?.join("passed-on-nodes");
+    let directory = profile.context("this program is not in a target directory of cargo")?.join(name);
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     Ok(directory)
 }
 
 /// Writes what was run last into SUPPORT.md.
 pub fn write() -> Result<()> {
-    let directory = directory(&env::current_exe().context("looking for this program")?)?;
+    let directory = directory(&env::current_exe().context("looking for this program")?, PASSED)?;
     // One program may have been built, and run, more than once: the latest counts.
     let mut latest = BTreeMap::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))? {
