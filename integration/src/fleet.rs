@@ -189,30 +189,36 @@ fn guarded(case: impl Fn() -> Result<()>) -> Result<()> {
 /// beside them. `external` leaves out the plugin that the runtime launches, for what does not depend on it; `plugin` has it with one
 /// of the cgroup drivers, as it does not depend on that.
 ///
-/// All are met by the two that differ most, in kernel, NRI, OCI runtime and driver: containerd 1.7 with cgroupfs and CRI-O with systemd.
-/// What follows as `every: { .. }` depends on how a runtime and a driver work together: it is met by each runtime, and by those two with
-/// either driver. With the feature `every-combination` all are met by all.
+/// Which node meets which:
+/// - the first ones depend on what a runtime or a driver does: they are met by the two that differ most, in kernel, NRI, OCI runtime and
+///   driver: containerd 1.7 with cgroupfs and CRI-O with systemd;
+/// - `every: { .. }` depend on how a runtime and a driver work together: they are met by each runtime, and by those two with either
+///   driver;
+/// - `once: { .. }` depend on the kernel, or on the plugin alone, and are met by CRI-O with systemd.
+///
+/// With the feature `every-combination` all are met by all.
 #[macro_export]
 macro_rules! node_tests {
     (
         $kind:ident: { $($name:ident),* $(,)? }
         $(, every: { $($every:ident),* $(,)? })?
+        $(, once: { $($once:ident),* $(,)? })?
     ) => {
         mod containerd_1_7 {
-            $crate::node_tests!(@driver Containerd17 cgroupfs Cgroupfs $kind [$($name)* $($($every)*)?;]);
-            $crate::node_tests!(@driver Containerd17 systemd Systemd $kind [$($($every)*)?; $($name)*]);
+            $crate::node_tests!(@driver Containerd17 cgroupfs Cgroupfs $kind [$($name)* $($($every)*)?; $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd17 systemd Systemd $kind [$($($every)*)?; $($name)* $($($once)*)?]);
         }
         mod containerd_2_1 {
-            $crate::node_tests!(@driver Containerd21 systemd Systemd $kind [$($($every)*)?; $($name)*]);
-            $crate::node_tests!(@driver Containerd21 cgroupfs Cgroupfs $kind [; $($name)* $($($every)*)?]);
+            $crate::node_tests!(@driver Containerd21 systemd Systemd $kind [$($($every)*)?; $($name)* $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd21 cgroupfs Cgroupfs $kind [; $($name)* $($($every)*)? $($($once)*)?]);
         }
         mod containerd_2_4 {
-            $crate::node_tests!(@driver Containerd24 cgroupfs Cgroupfs $kind [$($($every)*)?; $($name)*]);
-            $crate::node_tests!(@driver Containerd24 systemd Systemd $kind [; $($name)* $($($every)*)?]);
+            $crate::node_tests!(@driver Containerd24 cgroupfs Cgroupfs $kind [$($($every)*)?; $($name)* $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd24 systemd Systemd $kind [; $($name)* $($($every)*)? $($($once)*)?]);
         }
         mod crio_1_36 {
-            $crate::node_tests!(@driver Crio136 systemd Systemd $kind [$($name)* $($($every)*)?;]);
-            $crate::node_tests!(@driver Crio136 cgroupfs Cgroupfs $kind [$($($every)*)?; $($name)*]);
+            $crate::node_tests!(@driver Crio136 systemd Systemd $kind [$($name)* $($($every)*)? $($($once)*)?;]);
+            $crate::node_tests!(@driver Crio136 cgroupfs Cgroupfs $kind [$($($every)*)?; $($name)* $($($once)*)?]);
         }
     };
     (@driver $runtime:ident $module:ident $driver:ident control $names:tt) => {

@@ -26,9 +26,10 @@ mod values_of {
 
     node_tests!(external: {
         requests_come_from_wherever_they_are_known,
-        annotations_override_the_configuration_and_bad_ones_do_not,
         a_resize_brings_the_values_that_go_with_it,
         observe_mode_changes_nothing_and_shows_all,
+    }, once: {
+        annotations_override_the_configuration_and_bad_ones_do_not,
     });
 }
 
