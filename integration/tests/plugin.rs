@@ -33,9 +33,9 @@ mod values_of {
     });
 }
 
-/// The defaults.
+/// The defaults: an empty file would not replace what is in force.
 fn config() -> String {
-    String::new()
+    "{}\n".to_owned()
 }
 
 const FACTOR: f64 = 0.9;
@@ -187,7 +187,7 @@ fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Drive
     assert_eq!(values(node, &pod)?, (0, 32 * MIB, 64 * MIB, 96 * MIB));
     change("memoryReservationPolicy: None\\nmemoryThrottlingFactor: null\\n", "verified")?;
     assert_eq!(values(node, &pod)?, (0, 0, MAX, 96 * MIB), "as without the plugin");
-    change("", "verified")?;
+    change("{}\\n", "verified")?;
     assert_eq!(values(node, &pod)?, (32 * MIB, 0, high(32 * MIB, 96 * MIB, FACTOR), 96 * MIB));
     Ok(())
 }

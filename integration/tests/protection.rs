@@ -36,7 +36,7 @@ node_tests!(external: {
 
 /// The defaults.
 fn config() -> String {
-    String::new()
+    "{}\n".to_owned()
 }
 
 const TIERED: &str = "memoryReservationPolicy: TieredReservation\n";

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The defaults.
 fn config() -> String {
-    String::new()
+    "{}\n".to_owned()
 }
 
 fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node: &Node, driver: Driver) -> Result<()> {
