@@ -22,13 +22,15 @@ use serde::Serialize;
 use self::runtime::{
     CONFIG_PATH, CONTAINERD, CONTAINERD_1_7, NO_CONNECTIONS, REGISTRATION, REQUEST, Runtime, Settings, Version,
 };
+use crate::brake;
 use crate::cgroup::kubepods::{self, Found};
 use crate::cgroup::{CgroupPath, CgroupRoot};
-use crate::config::{Config, DROP_INS, NodeAllocatable};
+use crate::config::{Config, DROP_INS, Mode, NodeAllocatable};
 use crate::containers::STAND_ASIDE;
 use crate::explain::wrap;
 use crate::guard::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use crate::node::{self, AllocatableSource, KubeletReservations, NodeMemory};
+use crate::originals::DIRECTORY;
 use crate::pod::{CheckpointFile, PodUid};
 use crate::requests::checkpoint::{Checkpoints, Moment};
 use crate::service::{BUDGET, CUT_BUDGET};
@@ -394,6 +396,7 @@ pub struct Facts {
     bus: Socket,
     swaps: Text,
     stands_aside: Result<bool, Unreadable>,
+    brake: Result<Option<brake::Record>, String>,
     instances: Text,
     watches: Text,
 }
@@ -540,6 +543,7 @@ impl Facts {
             bus: Socket::connect(&host.join(BUS)),
             swaps: file("proc/swaps"),
             stands_aside: is_there(&host.join(STAND_ASIDE)),
+            brake: brake::Record::load(host).map_err(|error| error.to_string()),
             instances: file("proc/sys/fs/inotify/max_user_instances"),
             watches: file("proc/sys/fs/inotify/max_user_watches"),
         }
@@ -596,6 +600,7 @@ impl Facts {
             Some(self.d_bus()),
             Some(self.swap()),
             Some(self.restore()),
+            Some(self.mode()),
             Some(self.inotify()),
         ];
         let checks: Vec<_> = checks.into_iter().flatten().collect();
@@ -1292,6 +1297,25 @@ impl Facts {
         }
     }
 
+    /// Whether the plugin acts.
+    fn mode(&self) -> Finding {
+        const CHECK: &str = "mode";
+        match &self.brake {
+            Ok(Some(record)) => {
+                let found = format!("the brake is applied after {record}, so nothing is set");
+                Finding::warning(CHECK, found, "find out why there was so much, then plimsoll reset-brake")
+            }
+            Err(error) => {
+                let found = format!("/{DIRECTORY}/{}: {error}; the plugin only observes", brake::FILE);
+                Finding::unknown(CHECK, found, "plimsoll reset-brake")
+            }
+            Ok(None) => match self.config().unwrap_or_default().mode {
+                Mode::Enforce => Finding::ok(CHECK, "enforce"),
+                Mode::Observe => Finding::ok(CHECK, "observe: nothing is set; 'plimsoll status' shows what would be"),
+            },
+        }
+    }
+
     fn inotify(&self) -> Finding {
         const CHECK: &str = "inotify";
         let limits =
@@ -1468,7 +1492,7 @@ mod tests {
     fn a_good_node_has_nothing_to_do() {
         let facts = Node::good().facts();
         assert_eq!(troubles(&facts), []);
-        assert_eq!(facts.judge().checks.len(), 21);
+        assert_eq!(facts.judge().checks.len(), 22);
         ok(&facts, "installation", "/opt/nri/plugins/90-plimsoll is there and runs as process 4321");
         ok(&facts, "kernel", "6.12.0-1-amd64");
         ok(
@@ -2068,6 +2092,14 @@ mod tests {
         );
         node.write(STAND_ASIDE, "");
         expect(&node.troubles(), "restore", Mark::Warning, "was called", "plimsoll restore --undo");
+        ok(&Node::good().facts(), "mode", "enforce");
+        let node = Node::good();
+        node.write("etc/nri/conf.d/90-plimsoll.conf", "mode: observe");
+        ok(&node.facts(), "mode", "observe: nothing is set");
+        node.write("run/plimsoll/brake", r#"{"cause": "kills", "count": 21, "windowSeconds": 600, "at": 7}"#);
+        expect(&node.troubles(), "mode", Mark::Warning, "21 kills by limits that plimsoll has set", "reset-brake");
+        node.write("run/plimsoll/brake", "{");
+        expect(&node.troubles(), "mode", Mark::Unknown, "/run/plimsoll/brake: ", "reset-brake");
         for name in ["max_user_instances", "max_user_watches"] {
             for (text, found) in [("8\n", "only 8"), ("many", "expected a number")] {
                 let node = Node::good();

@@ -178,6 +178,7 @@ The checks, some of which do not apply everywhere:
   d-bus                 systemd can be reached
   swap                  on or off
   restore               'plimsoll restore' was not called
+  mode                  enforce or observe, and that the brake was not applied
   inotify               limits that are not too low",
     after_long_help = "\
 Examples:
