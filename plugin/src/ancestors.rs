@@ -91,6 +91,7 @@ struct State {
     hold: bool,
     /// Another program's changes stay (`repair: false`).
     leaves_changes: bool,
+    raising: Raising,
     /// By file, whatever it should hold: that changes with every pod.
     contention: Contention<(CgroupPath, Knob), ()>,
     /// How often the runtime has told of everything.
@@ -105,6 +106,28 @@ struct State {
     /// Pods of which it was said that they get less than they ask for.
     short: HashSet<CgroupPath>,
     originals_failing: bool,
+}
+
+/// Whether the limits of pods are raised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Raising {
+    /// They are.
+    #[default]
+    Done,
+    /// Observe mode: it is reported that they would be.
+    Planned,
+    /// They are left as they are.
+    Off,
+}
+
+impl Raising {
+    fn of(settings: &Settings) -> Self {
+        match settings.config.raise_pod_limits && !settings.stand_aside {
+            false => Self::Off,
+            true if settings.enforces() => Self::Done,
+            true => Self::Planned,
+        }
+    }
 }
 
 impl State {
@@ -127,6 +150,16 @@ struct Origins {
     cpu: Origin,
     /// It was said that the pod's limits are tighter, and why they stay.
     is_said: bool,
+}
+
+impl Origins {
+    /// The most that a pod may ask for, with its overhead: its own limit, if it has one.
+    fn cap(&self, overhead: Bytes) -> Option<Bytes> {
+        match self.memory {
+            Origin::Own(own) => Some(Bytes::new(own).saturating_add(overhead)),
+            Origin::Sum | Origin::Unknown => None,
+        }
+    }
 }
 
 /// A pod, for as long as the runtime has a sandbox for it.
@@ -243,6 +276,7 @@ impl Ancestors {
         }
         let mut state = lock(&self.state);
         state.leaves_changes = !settings.config.repair;
+        state.raising = Raising::of(settings);
         let former = std::mem::replace(&mut state.reserved, settings.reserved());
         let mut levels: Vec<_> = former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
         levels.extend(state.tree.set_budget(budget).into_iter().map(|level| level.cgroup));
@@ -368,18 +402,19 @@ impl Ancestors {
         if state.sandboxes.contains_key(&container.sandbox) {
             state.origins.insert(container.sandbox.clone(), origins);
         }
-        let cap = match origins.memory {
-            Origin::Own(own) => Some(Bytes::new(own).saturating_add(overhead)),
-            Origin::Sum | Origin::Unknown => None,
-        };
-        let levels = state.tree.set_cap(place.cgroup(), cap);
+        let levels = state.tree.set_cap(place.cgroup(), origins.cap(overhead));
         self.apply_levels(state, levels, Some(place.cgroup()));
         let to = |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
         let raise = Raise { memory: to(&memory, origins.memory).map(Bytes::new), cpu: to(&cpu, origins.cpu) };
         let (raised, result) = self.raise(state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
             let (desired, observed) = (desired.clone(), observed.clone());
-            self.reports.tell(&container.into(), &What::PodRaised { knob: file, desired, observed });
+            let what = What::PodRaised { knob: file, desired, observed };
+            if state.raising == Raising::Planned {
+                self.reports.tell_planned(&container.into(), &what);
+            } else {
+                self.reports.tell(&container.into(), &what);
+            }
         }
         match result {
             Ok(()) | Err(CgroupError::Gone(_)) => {}
@@ -411,8 +446,12 @@ impl Ancestors {
     /// Raises a pod's limits, and tells which files were, also where another one could not be.
     fn raise(&self, state: &mut State, pod: &CgroupPath, raise: Raise) -> (Vec<Raised>, Result<(), CgroupError>) {
         let mut raised = Vec::new();
-        let result = self.raise_files(pod, &raise, &mut raised);
+        if state.raising == Raising::Off {
+            return (raised, Ok(()));
+        }
+        let result = self.raise_files(pod, &raise, state.raising, &mut raised);
         if !raised.is_empty()
+            && state.raising == Raising::Done
             && let Ok(in_force) = self.root.cgroup(pod).and_then(|open| InForce::read(&open))
         {
             for (file, from, to) in raised.iter().cloned() {
@@ -425,7 +464,13 @@ impl Ancestors {
         (raised, result)
     }
 
-    fn raise_files(&self, pod: &CgroupPath, raise: &Raise, raised: &mut Vec<Raised>) -> Result<(), CgroupError> {
+    fn raise_files(
+        &self,
+        pod: &CgroupPath,
+        raise: &Raise,
+        raising: Raising,
+        raised: &mut Vec<Raised>,
+    ) -> Result<(), CgroupError> {
         if *raise == Raise::NONE {
             return Ok(());
         }
@@ -434,8 +479,12 @@ impl Ancestors {
             && let Limit::Bytes(observed) = cgroup.read(Knob::Max)?
             && observed < memory.floor_to(self.page_size)
         {
-            cgroup.write(Knob::Max, memory.into())?;
-            raised.push((Knob::Max.file_name(), observed.to_string(), cgroup.read(Knob::Max)?.to_string()));
+            let mut desired = Limit::Bytes(memory);
+            if raising == Raising::Done {
+                cgroup.write(Knob::Max, desired)?;
+                desired = cgroup.read(Knob::Max)?;
+            }
+            raised.push((Knob::Max.file_name(), observed.to_string(), desired.to_string()));
         }
         if let Some(cpu) = raise.cpu {
             let observed = match cgroup.cpu_max() {
@@ -446,8 +495,12 @@ impl Ancestors {
             if let Some(rate) = observed.rate()
                 && rate < cpu
             {
-                cgroup.set_cpu_max(observed.with_rate(cpu))?;
-                raised.push((CPU_MAX, observed.to_string(), cgroup.cpu_max()?.to_string()));
+                let mut desired = observed.with_rate(cpu);
+                if raising == Raising::Done {
+                    cgroup.set_cpu_max(desired)?;
+                    desired = cgroup.cpu_max()?;
+                }
+                raised.push((CPU_MAX, observed.to_string(), desired.to_string()));
             }
         }
         Ok(())
@@ -574,17 +627,22 @@ impl Ancestors {
         settings: &Settings,
         claims: impl Iterator<Item = (&'c PodPlace, &'c str, Protection)>,
     ) -> Vec<(Level, status::Level)> {
-        let mut planned = State {
-            tree: Tree::new(settings.budget()),
-            sandboxes: lock(&self.state).sandboxes.clone(),
-            reserved: settings.planned_reserved(),
-            ..State::default()
+        let mut planned = {
+            let state = lock(&self.state);
+            let (sandboxes, origins) = (state.sandboxes.clone(), state.origins.clone());
+            let (tree, reserved) = (Tree::new(settings.budget()), settings.planned_reserved());
+            State { tree, sandboxes, origins, reserved, ..State::default() }
         };
         for sandbox in planned.sandboxes.values() {
             planned.tree.set_overhead(&sandbox.place, sandbox.protection(&settings.config.policy));
         }
         for (place, id, claim) in claims {
             planned.tree.claim(place, id, claim);
+        }
+        for (id, origins) in &planned.origins {
+            if let Some(Sandbox { place, overhead, .. }) = planned.sandboxes.get(id) {
+                planned.tree.set_cap(place.cgroup(), origins.cap(*overhead));
+            }
         }
         self.levels_of(&planned)
     }

@@ -228,11 +228,6 @@ impl Settings {
         if self.brake.is_some() { Mode::Observe } else { self.config.mode }
     }
 
-    /// Whether a pod's limits are raised to the sum of its containers' limits.
-    pub fn raises_pod_limits(&self) -> bool {
-        self.config.raise_pod_limits && self.enforces()
-    }
-
     /// The policy by which files are written: nothing is wanted of any file while the plugin does not act.
     pub fn policy(&self) -> Policy {
         if self.enforces() { self.config.policy } else { Policy::OFF }

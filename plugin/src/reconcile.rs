@@ -529,9 +529,6 @@ impl Reconciler {
     /// where limits were raised; and what it has forgotten to set (Kubernetes 1.27 to 1.36) may have been so before this plugin
     /// came.
     fn raise_pod(&self, containers: &[Arc<Container>]) {
-        if !self.containers.settings().raises_pod_limits() {
-            return;
-        }
         let mut alive: Vec<_> =
             containers.iter().filter(|container| self.ancestors.is_alive(container)).cloned().collect();
         if alive.is_empty() {

@@ -331,9 +331,6 @@ impl Service {
     /// A container's limits are worth nothing where its pod's are tighter. `former` are those that it, or one of its name before it,
     /// was last to have.
     fn raise_pod(&self, container: &Container, former: Option<Limits>, recorded: &Recorded) {
-        if !self.containers.settings().raises_pod_limits() {
-            return;
-        }
         let mut others = self.containers.in_sandbox(&container.sandbox);
         others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
         let pod = self.containers.view_pod(container, former, &others, recorded);

@@ -88,7 +88,7 @@ fn every_mistake_in_a_configuration_is_reported_and_the_code_is_2() {
 fn a_configuration_may_come_from_standard_input() {
     let ran = plimsoll(&["check", "-"], "a: 1");
     assert_eq!(ran.code, 2);
-    assert!(ran.stderr.starts_with("standard input:1: a: expected one of memoryThrottlingFactor, "), "{}", ran.stderr);
+    assert!(ran.stderr.starts_with("standard input:1: a: expected one of mode, "), "{}", ran.stderr);
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn every_command_has_a_manual_page_with_every_option() {
         }
     }
     let overview = std::fs::read_to_string(directory.path().join("plimsoll.1")).unwrap();
-    assert!(commands.iter().all(|command| overview.contains(command)), "{overview}");
+    assert!(commands.iter().all(|command| overview.contains(&command.replace('-', r"\-"))), "{overview}");
     let ran = plimsoll(&["man", as_str(&directory.path().join("nowhere"))], "");
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("nowhere") && ran.stderr.contains("expected a directory"), "{}", ran.stderr);

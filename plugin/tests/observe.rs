@@ -232,6 +232,12 @@ async fn status_shows_what_would_be() {
     assert_eq!(update(refused).await.unwrap().update, []);
     let line = daemon.says("observe mode, not done: refused to lower the limit").await;
     assert!(line.contains("outcome=planned") && line.contains("usage=103809024"), "{line}");
+    // The kubelet left the pod's limit behind.
+    runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+    assert_eq!(update(memory_limit(200 * MIB)).await.unwrap().update, []);
+    let line = daemon.says("observe mode, not done: raised the pod's limit").await;
+    assert!(line.contains("desired=209715200") && line.contains("observed=104857600"), "{line}");
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
     // The runtime did not make it, for whatever reason.
     assert_eq!(update(memory_limit(100 * MIB)).await.unwrap().update, []);
     runtime.updated(&pod).await;

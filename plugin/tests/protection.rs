@@ -716,6 +716,42 @@ fn runtime_path(node: &Node, cgroup: &str) -> std::path::PathBuf {
 }
 
 #[tokio::test]
+async fn restore_names_limits_that_stay_raised() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+    // With its limit the container gets that of its pod.
+    runtime.update(&pod, harness::memory_limit(200 * MIB)).await;
+    daemon.says("raised the pod's limit").await;
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(runtime.path(&pod.cgroup())).unwrap());
+    let rescued = serde_json::json!({"asked": 1048576, "limit": 2097152});
+    let history = serde_json::json!({"asked": 1048576, "kills": [], "rescued": rescued});
+    let counts = serde_json::json!({"processes": 0, "groups": 0});
+    let counted = serde_json::json!({"inode": inode, "accounted": counts, "limits_reached": 0, "running": {},
+        "histories": {"app": history}});
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    let kills = serde_json::json!({"pods": {pod.cgroup(): counted}});
+    node.replace("host/run/plimsoll/kills", &kills.to_string());
+    drop(runtime);
+    let serve = async {
+        let mut runtime = node.accept().await;
+        runtime.synchronize(&[&pod]).await;
+        let update = runtime.serve_update(&[&pod]).await;
+        (runtime, update)
+    };
+    let (_, (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    assert_eq!(code, Some(0), "{said}");
+    let stays = format!("stays, as lowering it could kill: /{} memory.max: ", pod.cgroup());
+    let raised = format!("{stays}{}, raised from {} for", 200 * MIB, 100 * MIB);
+    assert!(said.contains(&raised), "{said}");
+    let rescued = format!("container app in /{} memory.max: 2097152, raised from 1048576 by oomRescue", pod.cgroup());
+    assert!(said.contains(&rescued), "{said}");
+}
+
+#[tokio::test]
 async fn a_torn_record_of_the_guard_is_no_success() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
@@ -995,6 +1031,15 @@ async fn node_guard_without_system_slice_is_said() {
     while let Ok(line) = daemon.messages.try_recv() {
         assert!(!line.contains("found no cgroup system.slice"), "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_reserved_cgroup_that_is_missing_is_said() {
+    let (node, mut daemon, _runtime) = start().await;
+    let config = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /podruntime\nsystemReserved: {memory: 100Mi}\n";
+    node.replace("plimsoll.yaml", config);
+    let line = daemon.says("names a cgroup that is not there").await;
+    assert!(line.contains("WARN") && line.contains("cgroup=/podruntime"), "{line}");
 }
 
 #[tokio::test]
