@@ -192,8 +192,7 @@ fn guarded(case: impl Fn() -> Result<()>) -> Result<()> {
 /// Which node meets which:
 /// - the first ones depend on what a runtime or a driver does: they are met by the two that differ most, in kernel, NRI, OCI runtime and
 ///   driver: containerd 1.7 with cgroupfs and CRI-O with systemd;
-/// - `every: { .. }` depend on how a runtime and a driver work together: they are met by each runtime, and by those two with either
-///   driver;
+/// - `every: { .. }` depend on how a runtime and a driver work together: they are met by each runtime, with one driver each;
 /// - `once: { .. }` depend on the kernel, or on the plugin alone, and are met by CRI-O with systemd.
 ///
 /// With the feature `every-combination` all are met by all.
@@ -206,7 +205,7 @@ macro_rules! node_tests {
     ) => {
         mod containerd_1_7 {
             $crate::node_tests!(@driver Containerd17 cgroupfs Cgroupfs $kind [$($name)* $($($every)*)?; $($($once)*)?]);
-            $crate::node_tests!(@driver Containerd17 systemd Systemd $kind [$($($every)*)?; $($name)* $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd17 systemd Systemd $kind [; $($name)* $($($every)*)? $($($once)*)?]);
         }
         mod containerd_2_1 {
             $crate::node_tests!(@driver Containerd21 systemd Systemd $kind [$($($every)*)?; $($name)* $($($once)*)?]);
@@ -218,7 +217,7 @@ macro_rules! node_tests {
         }
         mod crio_1_36 {
             $crate::node_tests!(@driver Crio136 systemd Systemd $kind [$($name)* $($($every)*)? $($($once)*)?;]);
-            $crate::node_tests!(@driver Crio136 cgroupfs Cgroupfs $kind [$($($every)*)?; $($name)* $($($once)*)?]);
+            $crate::node_tests!(@driver Crio136 cgroupfs Cgroupfs $kind [; $($name)* $($($every)*)? $($($once)*)?]);
         }
     };
     (@driver $runtime:ident $module:ident $driver:ident control $names:tt) => {
