@@ -93,7 +93,7 @@ impl<'n> Contest<'n> {
         Ok(left)
     }
 
-    /// Both read; then the node reclaims whatever is not protected: again and again, at most [`RECLAIMS`] times, until what is left is as
+    /// Both read; then the node reclaims whatever is not protected: again and again, at most `RECLAIMS` times, until what is left is as
     /// `is_wanted`. By the kernel's older way of reclaim: with multi-generational LRU neither 6.12 nor 7.2 heeds memory.min when asked
     /// through the root's memory.reclaim.
     pub fn on_a_full_node(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {

@@ -210,7 +210,7 @@ pub struct Latency {
 /// Pods A to E, whose limits are far above what they request, use more and more until the node has no more; all at once.
 ///
 /// If that takes less than `enough` pages of page cache from system.slice, one pod after the other follows that takes whatever there
-/// is, at most [`MORE`] of them.
+/// is, at most `MORE` of them.
 pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Balloon> {
     let specs = BALLOONS.map(|(name, request, limit, _)| {
         PodSpec::new(name).container(ContainerSpec::new("app").request(request * MIB).limit(limit * MIB))
