@@ -1,6 +1,6 @@
 //! Kubernetes Events: what a pod's owner should hear of, on the pod, by the API server.
 //!
-//! Nobody waits for them. [`Events::put`] leaves what was told in a queue of [`QUEUE`]; what does not fit is dropped and counted. A
+//! Nobody waits for them. `Events::put` leaves what was told in a queue of [`QUEUE`]; what does not fit is dropped and counted. A
 //! thread of its own, which is there only where there are credentials, takes it from there: a name that is resolved, a handshake, or a
 //! program that gives a token, keeps no runtime's event from being answered. It ends with the process, sent or not.
 //!
