@@ -620,7 +620,7 @@ impl Ancestors {
         of_pods.chain(reserved).collect()
     }
 
-    /// What the cgroups would have if the plugin did not only observe: by the claims of all containers, each with its pod's place
+    /// The values that the cgroups would have if the plugin did not only observe: by the claims of all containers, each with its pod's place
     /// and its id. In the same order as [`Self::levels`].
     pub fn planned_levels<'c>(
         &self,

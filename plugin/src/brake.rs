@@ -39,7 +39,7 @@ impl Default for Bounds {
     }
 }
 
-/// What counts towards the brake.
+/// A cause for which the brake is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
@@ -76,7 +76,7 @@ impl Cause {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// What there was too much of.
+    /// The cause that exceeded its bound.
     pub cause: Cause,
     /// How many of them there were within the window.
     pub count: u32,

@@ -259,7 +259,7 @@ impl Settings {
         self.planned_guard_line().filter(|_| self.enforces())
     }
 
-    /// What all pods together might use by the configuration, whether the plugin acts or not.
+    /// The limit of all pods together by the configuration, whether the plugin acts or not.
     pub fn planned_guard_line(&self) -> Option<Bytes> {
         let kept = self.config.node_guard.filter(|_| !self.stand_aside)?;
         let line = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
@@ -275,7 +275,7 @@ impl Settings {
         Some(self.planned_guard_line().map_or(left, |line| left.min(line)))
     }
 
-    /// What may be protected for pods altogether; `None` is unknown, and bounds nothing.
+    /// The most that is protected for pods altogether; `None` is unknown, and bounds nothing.
     pub fn budget(&self) -> Option<Bytes> {
         let allocatable = self.node.allocatable?;
         Some(self.left_for_pods().map_or(allocatable, |left| allocatable.min(left)))
