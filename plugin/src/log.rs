@@ -2,8 +2,14 @@
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::mem;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::thread;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use libsystemd::logging::{self, Priority, SD_JOURNAL_SOCK_PATH};
@@ -11,8 +17,9 @@ use plimsoll::config::LogLevel;
 use syslog_tracing::{Facility, Syslog};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Subscriber};
+use tracing::{Event, Metadata, Subscriber, warn};
 use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
@@ -25,6 +32,12 @@ const PREFIX: &str = "PLIMSOLL_";
 
 /// Who tells of every step of a request to the API server, which nobody wants to hear at any level.
 const QUIET: [&str; 4] = ["hyper", "kube", "rustls", "tower"];
+
+/// The most messages that wait for their reader.
+const WAITING: usize = 4096;
+
+/// How long the end of the program waits for a reader of messages.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The form of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,13 +76,13 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     // Not by the journal's own protocol is what a process says last: the journal may not know any more whose unit it was.
     let is_read = format == LogFormat::Text && !nowhere;
     let output = if format == LogFormat::Json {
-        text().json().flatten_event(true).with_writer(io::stderr).boxed()
+        text().json().flatten_event(true).with_writer(Queued(io::stderr)).boxed()
     } else if to_journal && Path::new(SD_JOURNAL_SOCK_PATH).exists() {
         Journal.boxed()
     } else if nowhere && let Some(syslog) = Syslog::new(NAME, syslog_tracing::Options::LOG_PID, Facility::Daemon) {
-        text().with_writer(syslog).with_ansi(false).with_level(false).without_time().boxed()
+        text().with_writer(Queued(syslog)).with_ansi(false).with_level(false).without_time().boxed()
     } else {
-        let text = text().with_writer(io::stderr);
+        let text = text().with_writer(Queued(io::stderr));
         // Whoever reads a pipe adds the time and does not want colours.
         if rustix::termios::isatty(io::stderr()) {
             text.with_ansi(true).boxed()
@@ -110,10 +123,111 @@ impl<S: Subscriber> Layer<S> for Journal {
         event.record(&mut line);
         let name = ("SYSLOG_IDENTIFIER".to_owned(), NAME.to_string_lossy().into_owned());
         let fields = line.fields.into_iter().chain([name]);
+        let fields: Vec<_> = fields.collect();
         let text = line.message + &line.text;
-        if logging::journal_send(priority, &text, fields).is_err() {
-            // The journal may be starting anew: standard error waits for it, where it leads there.
-            let _ = writeln!(io::stderr(), "{text}");
+        queue(move || {
+            if logging::journal_send(priority, &text, fields.into_iter()).is_err() {
+                // The journal may be starting anew: standard error waits for it, where it leads there.
+                let _ = writeln!(io::stderr(), "{text}");
+            }
+        });
+    }
+}
+
+/// Writes one message.
+type Write = Box<dyn FnOnce() + Send>;
+
+/// Messages on their way to the thread that writes them.
+static QUEUE: OnceLock<SyncSender<Write>> = OnceLock::new();
+
+/// How many messages found no room in the queue, since that was last said.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// Has the thread of messages call `write`.
+///
+/// Each write may block for as long as the journal, or the reader of standard error, stands still. The runtime waits for our
+/// answers meanwhile, so the thread that answers never writes a message itself. A message for which there is no room is lost, and
+/// counted.
+fn queue(write: impl FnOnce() + Send + 'static) {
+    let queue = QUEUE.get_or_init(|| {
+        let (queue, messages) = mpsc::sync_channel::<Write>(WAITING);
+        let write_all = move || {
+            for write in messages {
+                write();
+                let lost = LOST.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    warn!(lost, "messages were lost, because they were not read fast enough");
+                }
+            }
+        };
+        // Without the thread, the receiver is gone, and each message is written where it arises.
+        let _ = thread::Builder::new().name("messages".to_owned()).spawn(write_all);
+        queue
+    });
+    match queue.try_send(Box::new(write)) {
+        Ok(()) => {}
+        Err(TrySendError::Full(_)) => {
+            LOST.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(TrySendError::Disconnected(write)) => write(),
+    }
+}
+
+/// Waits until the messages so far are written, or nobody seems to read them.
+pub(crate) fn flush() {
+    if QUEUE.get().is_some() {
+        let (done, written) = mpsc::channel();
+        queue(move || {
+            // Nobody waits any more, if it took too long.
+            let _ = done.send(());
+        });
+        // An error means that nobody reads them.
+        let _ = written.recv_timeout(PATIENCE);
+    }
+}
+
+/// Writers of another kind, whose messages go through the queue.
+struct Queued<M>(M);
+
+impl<'a, M> MakeWriter<'a> for Queued<M>
+where
+    M: MakeWriter<'a>,
+    M::Writer: Send + 'static,
+{
+    type Writer = Message<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Message { text: Vec::new(), writer: Some(self.0.make_writer()) }
+    }
+
+    fn make_writer_for(&'a self, about: &Metadata<'_>) -> Self::Writer {
+        Message { text: Vec::new(), writer: Some(self.0.make_writer_for(about)) }
+    }
+}
+
+/// A message that is being put together. It is queued when it is dropped.
+struct Message<W: io::Write + Send + 'static> {
+    text: Vec<u8>,
+    /// Always there until the message is dropped.
+    writer: Option<W>,
+}
+
+impl<W: io::Write + Send> io::Write for Message<W> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.text.write(text)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: io::Write + Send> Drop for Message<W> {
+    fn drop(&mut self) {
+        if let Some(mut writer) = self.writer.take() {
+            let text = mem::take(&mut self.text);
+            // Nobody could be told of an error.
+            queue(move || drop(writer.write_all(&text)));
         }
     }
 }

@@ -71,7 +71,7 @@ impl Run {
             },
             Err(error) => Err(Failure::Runtime(anyhow::Error::new(error).context("launched by a runtime"))),
         };
-        match result {
+        let result = match result {
             // What main prints is nothing for whoever reads the log.
             Err(failure) if !is_read => {
                 let (error, code) = failure.into_parts();
@@ -79,7 +79,9 @@ impl Run {
                 Ok(ExitCode::from(code))
             }
             result => result,
-        }
+        };
+        log::flush();
+        result
     }
 
     fn plugin(self, launched: Option<Launched>, level: Level, program: &Path) -> Result<ExitCode, Failure> {
@@ -185,6 +187,7 @@ impl Run {
                     0 | 1 => command.arg("run"),
                     _ => command.args(std::env::args_os().skip(1)),
                 };
+                log::flush();
                 let error = match successor {
                     Some(successor) => successor.exec(&mut command),
                     None => command.exec(),

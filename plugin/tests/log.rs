@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use nri::runtime::RequestError;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -26,10 +27,11 @@ async fn run(node: &Node, runtime: &Runtime) -> Pod {
     pod
 }
 
-/// A resize that is refused.
-async fn refuse(runtime: &Runtime, pod: &Pod) {
+/// A resize to this limit, which is refused.
+async fn refuse(runtime: &Runtime, pod: &Pod, limit: i64) {
     let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
-    assert!(runtime.connection.update_container(sandbox, container, memory_limit(100 * MIB)).await.is_err());
+    let answer = runtime.connection.update_container(sandbox, container, memory_limit(limit)).await;
+    assert!(matches!(answer, Err(RequestError::Refused(_))), "{answer:?}");
 }
 
 #[tokio::test]
@@ -61,7 +63,7 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
         ],
         "{repaired}"
     );
-    refuse(&runtime, &pod).await;
+    refuse(&runtime, &pod, 100 * MIB).await;
     let refused = daemon.says("refused to lower the limit").await;
     assert_eq!(
         of(&refused, &["level", "pod", "container", "knob", "desired", "observed", "outcome"]),
@@ -96,6 +98,9 @@ const NOWHERE: &str = "exec 2>/dev/null";
 
 /// and as systemd runs services.
 const TO_JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
+
+/// A pipe that nobody reads.
+const TO_FULL_PIPE: &str = "mkfifo \"$JOURNAL/pipe\" && exec 2<>\"$JOURNAL/pipe\"";
 
 /// The plugin where the journal is what the test reads, with standard error as a shell's words make it.
 fn start_with_journal(node: &Node, standard_error: &str) -> (Daemon, UnixDatagram) {
@@ -142,7 +147,7 @@ async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
         entry(&journal, "outcome=unchanged").await;
         runtime.set_file(&pod.cgroup(), "memory.min", "0");
         let repaired = entry(&journal, "repaired what somebody else changed").await;
-        refuse(&runtime, &pod).await;
+        refuse(&runtime, &pod, 100 * MIB).await;
         let refused = entry(&journal, "refused to lower the limit").await;
         for (field, value) in [
             ("PRIORITY", "4"),
@@ -168,6 +173,31 @@ async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
         daemon.signal(Signal::TERM);
         assert_eq!(daemon.messages.recv().await, None, "it is said once: {standard_error}");
         assert!(daemon.ends().await.success());
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_read_messages_holds_up_neither_answers_nor_the_end() {
+    for standard_error in [NOWHERE, TO_FULL_PIPE] {
+        let node = Node::new();
+        node.replace("plimsoll.yaml", CONFIG);
+        let (daemon, journal) = start_with_journal(&node, standard_error);
+        let runtime = node.accept().await;
+        runtime.synchronize(&[]).await;
+        let pod = run(&node, &runtime).await;
+        // Each is a message of its own. The kernel keeps few messages to a socket, and 64 KiB in a pipe.
+        let socket = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
+        let messages = (2 * socket.trim().parse::<i64>().unwrap()).clamp(600, 1200);
+        for message in 0..messages {
+            refuse(&runtime, &pod, 100 * MIB - 4096 * message).await;
+        }
+        if standard_error == NOWHERE {
+            // None is lost.
+            let last = format!("desired={}", 100 * MIB - 4096 * (messages - 1));
+            entry(&journal, last.leak()).await;
+        }
+        daemon.signal(Signal::TERM);
+        assert!(daemon.ends().await.success(), "{standard_error}");
     }
 }
 
