@@ -180,9 +180,8 @@ impl Cuts {
         let (tell, told) = oneshot::channel();
         // Of its own, as below.
         std::thread::spawn(move || {
-            // Nobody may wait any longer.
-            let _ = tell.send(reclaim(&cgroup, most, Instant::now() + budget));
-            drop(attempt);
+            // Nobody may wait any longer. The attempt goes with the answer, so that it is over when the next one may come.
+            let _ = tell.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
         });
         // Whatever came of it, what is used decides.
         let _ = tokio::time::timeout(budget + LAST_LOOK, told).await;
@@ -233,18 +232,18 @@ async fn make_room(
         if !matches!(room, Ok(Room::Made)) {
             put_back(&working, high);
         }
-        // Nobody waits any longer: there is no limit that this room would be for.
-        if let Err(Ok(Room::Made)) = tell.send(room) {
+        // The attempt goes with the answer, so that it is over when the next one may come.
+        if let Err((Ok(Room::Made), _attempt)) = tell.send((room, attempt)) {
+            // Nobody waits any longer: there is no limit that this room would be for.
             put_back(&working, high);
         }
-        drop(attempt);
     });
     // A little more than the deadline, for the last look.
     let patience = deadline.saturating_duration_since(Instant::now()) + LAST_LOOK;
     let in_time = tokio::time::timeout(patience, &mut told).await;
     told.close();
     match in_time.map_or_else(|_| told.try_recv().ok(), Result::ok) {
-        Some(room) => room,
+        Some((room, _attempt)) => room,
         None => Ok(Room::NotMade(cgroup.usage_in_parts()?)),
     }
 }

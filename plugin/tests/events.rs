@@ -59,11 +59,16 @@ impl Cluster {
 
     /// The plugin on a node, which is given its rights while it runs.
     async fn plugin(&self) -> (Node, Daemon, Runtime) {
-        let (node, mut daemon, runtime) = start(CONFIG).await;
+        self.plugin_with(CONFIG).await
+    }
+
+    /// The same with a configuration of its own.
+    async fn plugin_with(&self, config: &str) -> (Node, Daemon, Runtime) {
+        let (node, mut daemon, runtime) = start(config).await;
         daemon.says("there are no Kubernetes Events").await;
         node.write("kubeconfig", &self.server.kubeconfig(&self.token));
         let kubeconfig = node.path("kubeconfig");
-        node.replace("plimsoll.yaml", &format!("{CONFIG}kubeconfig: {}\n", kubeconfig.display()));
+        node.replace("plimsoll.yaml", &format!("{config}kubeconfig: {}\n", kubeconfig.display()));
         daemon.says("Kubernetes Events are written with the credentials of").await;
         (node, daemon, runtime)
     }
@@ -243,6 +248,21 @@ async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other
     for result in [of_pods, of_secrets, of_events, removal, creation, old_creation] {
         assert!(matches!(&result, Err(kube::Error::Api(status)) if status.code == 403), "{result:?}");
     }
+}
+
+#[tokio::test]
+async fn events_of_observe_mode_are_marked() {
+    let cluster = Cluster::start().await;
+    let (_node, _daemon, runtime) = cluster.plugin_with(&format!("{CONFIG}mode: observe\n")).await;
+    let pod = cluster.pod("shop", 250 * MIB).await;
+    run(&runtime, &pod).await;
+    let cut = memory_limit(100 * MIB);
+    runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), cut).await.unwrap();
+    let event = cluster.event(&pod, "ObservedCutRejected", 1).await;
+    let note = event.note.unwrap();
+    assert!(note.contains("observe mode, not done: refused to lower the memory limit from 250Mi to 100Mi"), "{note}");
+    let reasons: Vec<_> = cluster.events().await.into_iter().filter_map(|event| event.reason).collect();
+    assert!(!reasons.iter().any(|reason| reason == "CutRejected"), "{reasons:?}");
 }
 
 #[tokio::test]

@@ -311,6 +311,19 @@ async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be
 }
 
 #[tokio::test]
+async fn each_refusal_counts_however_soon_the_next_one_comes() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = runs(&runtime, &mut daemon).await;
+    runtime.uses(&pod, 128 * MIB, 10 * MIB);
+    for _ in 0..500 {
+        assert!(cut(&runtime, &pod, 100 * MIB).await.unwrap_err().contains("would be killed"));
+    }
+    let metrics = node.metrics().await;
+    let counted = metrics.lines().find(|line| line.starts_with("plimsoll_resizes_total{outcome=\"rejected\"}"));
+    assert_eq!(counted, Some("plimsoll_resizes_total{outcome=\"rejected\"} 500"));
+}
+
+#[tokio::test]
 async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
     let node = Node::new();
     let mut daemon = node.start();
