@@ -15,7 +15,7 @@ use crate::placement::{self, Mode};
 use crate::runtime::Runtime;
 use crate::support;
 
-/// How many nodes are up at a time: each wants two processors to itself, so more of them gain nothing.
+/// How many nodes are up at a time: each wants a processor to itself, and the machine may have no more than two.
 const MOST_NODES: usize = 2;
 
 /// What a test finds on its node besides the runtime.

@@ -29,7 +29,7 @@ pub const STATE: &str = "/var/lib/kubelet";
 const MESSAGES: &str = "/run/kubelet-double";
 /// Directories shared with the workloads, on the node.
 const CONTROL: &str = "/run/workload";
-/// How many pods of a batch are made at a time: the node has two processors.
+/// How many pods of a batch are made at a time: some of them wait for systemd.
 const AT_A_TIME: u32 = 3;
 /// For a batch of pods.
 const BATCH_LIMIT: Duration = Duration::from_secs(600);
@@ -376,7 +376,7 @@ impl<'n> Kubelet<'n> {
     /// writes each minute.
     pub fn enable_memory_qos(&mut self) -> Result<()> {
         self.memory_qos = true;
-        let script = format!("printf 'featureGates:\\n  MemoryQoS: true\\n' >> {STATE}/config.yaml");
+        let script = format!("sed -i 's/MemoryQoS: false/MemoryQoS: true/' {STATE}/config.yaml");
         self.node.run(&script).context("switching MemoryQoS on")?;
         Ok(())
     }
@@ -791,7 +791,7 @@ pub fn clear(node: &Node) -> Result<()> {
     let root = cgroup::ROOT;
     let configuration = format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupDriver: systemd\n\
-         enforceNodeAllocatable: [pods]\nsystemReserved:\n  memory: {}\nevictionHard:\n  memory.available: {}\n",
+         enforceNodeAllocatable: [pods]\nfeatureGates:\n  MemoryQoS: false\nsystemReserved:\n  memory: {}\nevictionHard:\n  memory.available: {}\n",
         quantity(SYSTEM_RESERVED),
         quantity(EVICTION_HARD)
     );

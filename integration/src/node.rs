@@ -29,7 +29,7 @@ use crate::{oci, peers};
 /// Guest memory in MiB. What a node's pods may use is about 300 MiB less.
 pub const MEMORY_MIB: u64 = 1400;
 
-const PROCESSORS: &str = "2";
+const PROCESSORS: &str = "1";
 /// How often a start is tried before it counts as failed.
 const STARTS: u32 = 4;
 /// From power-on to ready; takes some 20 s on an idle machine of two cores.
@@ -651,6 +651,7 @@ impl Shell {
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
             "ConnectTimeout=100",
+            "Compression=yes", // less to decrypt, which is what takes long
             "KexAlgorithms=curve25519-sha256", // the cheapest to emulate
         ] {
             options.extend(["-o".to_owned(), option.to_owned()]);

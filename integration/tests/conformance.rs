@@ -16,7 +16,7 @@ use integration::placement::{self, EXTERNAL_BINARY};
 const HEADROOM: u64 = 2 * MIB;
 
 macro_rules! conformance {
-    ($module:ident, $runtime:ident, $driver:ident, $tests:meta) => {
+    ($module:ident, $runtime:ident, $driver:ident) => {
         mod $module {
             use integration::fleet::{Plugin, on_node};
             use integration::kubelet::Driver;
@@ -29,9 +29,7 @@ macro_rules! conformance {
                 on_node(Runtime::$runtime, Driver::$driver, &plugin, super::plugins_of_others);
             }
 
-            // They take two minutes on containerd, which they were not made for.
             #[test]
-            #[cfg(any($tests, feature = "every-combination"))]
             fn the_tests_of_nri_that_cri_o_has_pass() {
                 let plugin = Plugin::Installed(Mode::External, String::new());
                 on_node(Runtime::$runtime, Driver::$driver, &plugin, super::tests_of_nri);
@@ -40,8 +38,10 @@ macro_rules! conformance {
     };
 }
 
-conformance!(containerd_2_4, Containerd24, Systemd, any());
-conformance!(crio_1_36, Crio136, Systemd, all());
+// The tests take two minutes more on containerd, which they were not made for.
+#[cfg(feature = "every-combination")]
+conformance!(containerd_2_4, Containerd24, Systemd);
+conformance!(crio_1_36, Crio136, Systemd);
 
 /// The plugin's process, and how often it was connected to the runtime and synchronized. It still is.
 fn connections(node: &Node) -> Result<String> {

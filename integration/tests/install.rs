@@ -11,7 +11,7 @@ use integration::node::{Node, Output};
 use integration::placement;
 use integration::runtime::Runtime;
 
-// No matter with which cgroup driver.
+// No matter with which cgroup driver. Where NRI is on already there is less to do.
 mod containerd_1_7 {
     integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [
         it_is_installed_upgraded_moved_and_removed_without_a_trace;
@@ -19,12 +19,12 @@ mod containerd_1_7 {
 }
 mod containerd_2_1 {
     integration::node_tests!(@driver Containerd21 systemd Systemd control [
-        it_is_installed_upgraded_moved_and_removed_without_a_trace;
+        ; it_is_installed_upgraded_moved_and_removed_without_a_trace
     ]);
 }
 mod containerd_2_4 {
     integration::node_tests!(@driver Containerd24 cgroupfs Cgroupfs control [
-        it_is_installed_upgraded_moved_and_removed_without_a_trace;
+        ; it_is_installed_upgraded_moved_and_removed_without_a_trace
     ]);
 }
 mod crio_1_36 {

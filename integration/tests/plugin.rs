@@ -13,11 +13,10 @@ use integration::node_tests;
 use integration::placement::{self, Mode};
 
 node_tests!(plugin: {
-    a_changed_configuration_reaches_running_containers,
     running_containers_are_brought_back_after_a_restart,
+}, once: {
+    a_changed_configuration_reaches_running_containers,
     the_node_is_found_able_and_shown_with_its_containers,
-}, every: {
-    every_class_gets_its_values,
 });
 
 /// What does not depend on who starts the plugin.
@@ -27,8 +26,10 @@ mod values_of {
     node_tests!(external: {
         requests_come_from_wherever_they_are_known,
         a_resize_brings_the_values_that_go_with_it,
-        observe_mode_changes_nothing_and_shows_all,
+    }, every: {
+        every_class_gets_its_values,
     }, once: {
+        observe_mode_changes_nothing_and_shows_all,
         annotations_override_the_configuration_and_bad_ones_do_not,
     });
 }
