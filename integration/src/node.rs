@@ -651,7 +651,7 @@ impl Shell {
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
             "ConnectTimeout=100",
-            "Compression=yes", // less to decrypt, which is what takes long
+            "Compression=yes",                 // less to decrypt, which is what takes long
             "KexAlgorithms=curve25519-sha256", // the cheapest to emulate
         ] {
             options.extend(["-o".to_owned(), option.to_owned()]);

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::brake::Cause;
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
 use crate::cgroup::{CPU_MAX, Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Reserved;
@@ -91,6 +92,9 @@ struct State {
     hold: bool,
     /// Another program's changes stay (`repair: false`).
     leaves_changes: bool,
+    /// Files that were left as another program set them: the cgroup's inode, and what they should hold. They are left until
+    /// they should hold something else.
+    left: HashMap<(CgroupPath, Knob), (u64, Limit)>,
     raising: Raising,
     /// By file, whatever it should hold: that changes with every pod.
     contention: Contention<(CgroupPath, Knob), ()>,
@@ -276,6 +280,9 @@ impl Ancestors {
         }
         let mut state = lock(&self.state);
         state.leaves_changes = !settings.config.repair;
+        if !state.leaves_changes {
+            state.left.clear();
+        }
         state.raising = Raising::of(settings);
         let former = std::mem::replace(&mut state.reserved, settings.reserved());
         let mut levels: Vec<_> = former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
@@ -351,7 +358,17 @@ impl Ancestors {
     /// A container is about to have its limits: those of its pod are raised to what its containers may then use together, where
     /// they are known to be the sum of their limits. They are never lowered: that is the kubelet's.
     pub fn raise_limits(&self, container: &Container, pod: &PodView) {
-        let Some(place) = &container.place else { return };
+        self.raise_where_allowed(container, pod, false);
+    }
+
+    /// Somebody has written a pod's limit. It is raised again as [`Self::raise_limits`] does, but not for ever: the time to
+    /// try again after, if it is too early.
+    pub fn raise_limits_again(&self, container: &Container, pod: &PodView) -> Option<Duration> {
+        self.raise_where_allowed(container, pod, true)
+    }
+
+    fn raise_where_allowed(&self, container: &Container, pod: &PodView, is_touched: bool) -> Option<Duration> {
+        let place = container.place.as_ref()?;
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let sandbox = state.sandboxes.get(&container.sandbox);
@@ -360,7 +377,10 @@ impl Ancestors {
             Ok(in_force) => in_force,
             // It is made with its first container.
             Err(CgroupError::Gone(_)) => (None, None),
-            Err(error) => return cannot_raise(container, place.cgroup(), &error),
+            Err(error) => {
+                cannot_raise(container, place.cgroup(), &error);
+                return None;
+            }
         };
         let memory = Evidence {
             record: pod.memory.0,
@@ -405,7 +425,17 @@ impl Ancestors {
         let levels = state.tree.set_cap(place.cgroup(), origins.cap(overhead));
         self.apply_levels(state, levels, Some(place.cgroup()));
         let to = |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
-        let raise = Raise { memory: to(&memory, origins.memory).map(Bytes::new), cpu: to(&cpu, origins.cpu) };
+        let mut raise = Raise { memory: to(&memory, origins.memory).map(Bytes::new), cpu: to(&cpu, origins.cpu) };
+        let mut again = None;
+        if let (Some(observed), Some(desired)) = (memory_in_force, raise.memory.map(|to| to.floor_to(self.page_size)))
+            && observed < desired
+            && state.raising == Raising::Done
+        {
+            match self.may_raise(state, place.cgroup(), is_touched, observed, desired) {
+                Ok(()) => {}
+                Err(wait) => (raise, again) = (Raise::NONE, wait),
+            }
+        }
         let (raised, result) = self.raise(state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
             let (desired, observed) = (desired.clone(), observed.clone());
@@ -419,6 +449,49 @@ impl Ancestors {
         match result {
             Ok(()) | Err(CgroupError::Gone(_)) => {}
             Err(error) => cannot_raise(container, place.cgroup(), &error),
+        }
+        again
+    }
+
+    /// Whether a pod's limit may be raised, which another program may keep lowering. Otherwise the time to try again after,
+    /// if there is one.
+    fn may_raise(
+        &self,
+        state: &mut State,
+        pod: &CgroupPath,
+        is_touched: bool,
+        observed: Bytes,
+        desired: Bytes,
+    ) -> Result<(), Option<Duration>> {
+        let key = (pod.clone(), Knob::Max);
+        let [observed, desired] = [observed, desired].map(Limit::Bytes);
+        if state.leaves_changes {
+            let inode = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()).unwrap_or_default();
+            if is_touched {
+                debug!(cgroup = %pod, knob = Knob::Max.file_name(), %observed, "left as another program set it");
+                state.left.insert(key, (inode, desired));
+                return Err(None);
+            }
+            let is_left = state.left.get(&key) == Some(&(inode, desired));
+            return if is_left { Err(None) } else { Ok(()) };
+        }
+        if !is_touched {
+            return Ok(());
+        }
+        let now = Instant::now().into_std();
+        match state.contention.judge(key.clone(), (), true, now) {
+            Verdict::Repair => {
+                self.reports.brake.count(Cause::Repairs, now);
+                Ok(())
+            }
+            Verdict::Wait(wait) => Err(Some(wait)),
+            Verdict::GiveUp => {
+                let repairs = state.contention.repairs(&key);
+                let what = What::Contended { knob: Knob::Max, desired, observed, repairs };
+                self.reports.tell(&pod.into(), &what);
+                Err(None)
+            }
+            Verdict::Leave => Err(None),
         }
     }
 
@@ -575,10 +648,11 @@ impl Ancestors {
             return;
         }
         state.contention.forget_quiet(Instant::now().into_std());
-        let State { tree, in_force, failing, reserved, told, .. } = state;
+        let State { tree, in_force, failing, reserved, told, left, .. } = state;
         let is_ours = |cgroup: &CgroupPath| is_ours(tree, reserved, cgroup);
         in_force.retain(|cgroup, _| is_ours(cgroup));
         told.retain(|cgroup, _| is_ours(cgroup));
+        left.retain(|(cgroup, _), _| is_ours(cgroup));
         failing.retain(|(cgroup, _), _| is_ours(cgroup));
         let root = &self.root;
         let kept = lock(&self.originals).retain(|target| match target {
@@ -720,6 +794,7 @@ impl Ancestors {
             }
             if state.leaves_changes && is_foreign {
                 debug!(%cgroup, knob = change.knob.file_name(), observed = %change.from, "left as another program set it");
+                state.left.insert(key, (observed.inode, change.to));
                 continue;
             }
             match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now().into_std()) {
@@ -927,7 +1002,12 @@ impl Ancestors {
     fn changes(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> Vec<Change> {
         let targets = KNOBS.into_iter().zip(self.targets(state, cgroup, observed));
         let changes = targets.map(|(knob, to)| Change { cgroup: cgroup.clone(), knob, from: observed.get(knob), to });
-        changes.filter(|change| change.from != change.to && (change.raises() || !state.hold)).collect()
+        let is_left = |change: &Change| {
+            let left = state.left.get(&(cgroup.clone(), change.knob));
+            state.leaves_changes && left == Some(&(observed.inode, change.to))
+        };
+        let is_due = |change: &Change| change.from != change.to && (change.raises() || !state.hold) && !is_left(change);
+        changes.filter(is_due).collect()
     }
 
     /// What the files of a cgroup should hold.

@@ -12,7 +12,8 @@
 //! - **It was proven before**, for the same sandbox.
 //!
 //! It is the pod's own where the record says so, and where a container without a recorded limit has one equal to the
-//! pod's: the kubelet gives a container without a limit that of its pod.
+//! pod's: the kubelet gives a container without a limit that of its pod. It stays so when that container has ended. A pod
+//! with such a container in its record never has a sum.
 //!
 //! Memory and processor time are judged apart. Ephemeral containers are in no record and have no limit: they count
 //! nowhere. Sources: Kubernetes `pkg/kubelet/kuberuntime` (`getMemoryLimit`), `pkg/kubelet/cm/helpers_linux.go`
@@ -67,6 +68,8 @@ pub enum PodLimitRecord {
         own: Option<Option<u64>>,
         /// The runtime has told of every container in it.
         is_complete: bool,
+        /// Every container in it has a limit, also those that have ended. The kubelet gives a pod no sum otherwise.
+        all_limited: bool,
     },
 }
 
@@ -116,17 +119,28 @@ impl Evidence<'_> {
             PodLimitRecord::Unreadable => before,
             PodLimitRecord::Present { own: Some(Some(own)), .. } => Origin::Own(own),
             PodLimitRecord::Present { own: Some(None), .. } => Origin::Sum,
-            PodLimitRecord::Present { own: None, is_complete } => self.by_limits_in_record(before, is_complete),
+            PodLimitRecord::Present { own: None, is_complete, all_limited } => {
+                self.by_limits_in_record(before, is_complete, all_limited)
+            }
             PodLimitRecord::Absent => self.without_record(before),
         }
     }
 
-    fn by_limits_in_record(&self, before: Origin, is_complete: bool) -> Origin {
+    fn by_limits_in_record(&self, before: Origin, is_complete: bool, all_limited: bool) -> Origin {
         let unlimited = self.members.iter().filter(|member| member.recorded == RecordedLimit::NoLimit);
         let mut inherited = unlimited.filter_map(|member| member.asked).peekable();
         if inherited.peek().is_some() {
             // Somebody other than the kubelet may have given it a limit.
             return inherited.find(|limit| self.is_pods(*limit)).map_or(Origin::Unknown, Origin::Own);
+        }
+        if let Origin::Own(own) = before
+            && self.is_pods(own)
+        {
+            // What proved it may have ended.
+            return before;
+        }
+        if !all_limited {
+            return Origin::Unknown;
         }
         if before == Origin::Sum {
             return Origin::Sum;
@@ -209,7 +223,7 @@ fn sum(limits: impl Iterator<Item = Option<u64>>) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const UNRECORDED: PodLimitRecord = PodLimitRecord::Present { own: None, is_complete: true };
+    const UNRECORDED: PodLimitRecord = PodLimitRecord::Present { own: None, is_complete: true, all_limited: true };
 
     /// A container whose limit is recorded as it is.
     fn own(limit: u64) -> Member {
@@ -239,7 +253,7 @@ mod tests {
 
     #[test]
     fn the_record_decides_for_each_resource() {
-        let record = |own| PodLimitRecord::Present { own: Some(own), is_complete: false };
+        let record = |own| PodLimitRecord::Present { own: Some(own), is_complete: false, all_limited: true };
         assert_eq!(origin(record(Some(200)), &[own(100), own(100)], 200), Origin::Own(200));
         // It has processor time or hugepages of its own.
         assert_eq!(origin(record(None), &[own(100), own(100)], 150), Origin::Sum);
@@ -252,7 +266,7 @@ mod tests {
     fn a_container_without_a_recorded_limit_has_its_pods() {
         for members in [&[inherits(200)][..], &[inherits(200), inherits(200)], &[own(50), inherits(200)]] {
             assert_eq!(origin(UNRECORDED, members, 200), Origin::Own(200), "{members:?}");
-            let incomplete = PodLimitRecord::Present { own: None, is_complete: false };
+            let incomplete = PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
             assert_eq!(origin(incomplete, members, 200), Origin::Own(200), "{members:?}");
         }
         // Another amount is somebody else's doing, and proves nothing.
@@ -261,6 +275,18 @@ mod tests {
         let members = [inherits(200)];
         let at_creation = Evidence { at_creation: Some(200), ..evidence(UNRECORDED, &members, 0) };
         assert_eq!(at_creation.origin(Origin::Unknown), Origin::Own(200));
+    }
+
+    #[test]
+    fn it_stays_the_pods_own_when_the_container_that_proved_it_has_ended() {
+        let record = PodLimitRecord::Present { own: None, is_complete: true, all_limited: false };
+        let members = [own(200)];
+        assert_eq!(evidence(record, &members, 200).origin(Origin::Own(200)), Origin::Own(200));
+        assert_eq!(evidence(record, &members, 200).origin(Origin::Unknown), Origin::Unknown, "it is in the record");
+        assert_eq!(evidence(record, &[own(300)], 200).origin(Origin::Unknown), Origin::Unknown);
+        assert_eq!(evidence(UNRECORDED, &members, 200).origin(Origin::Own(200)), Origin::Own(200));
+        // The pod has another limit since.
+        assert_eq!(evidence(UNRECORDED, &[own(300)], 300).origin(Origin::Own(200)), Origin::Sum);
     }
 
     #[test]
@@ -283,14 +309,14 @@ mod tests {
     /// The pod's own limit of 100 is as large as the limit of its first container.
     #[test]
     fn containers_that_are_yet_to_come_prove_nothing() {
-        let incomplete = PodLimitRecord::Present { own: None, is_complete: false };
+        let incomplete = PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
         assert_eq!(origin(incomplete, &[own(100)], 100), Origin::Unknown);
         assert_eq!(origin(UNRECORDED, &[own(100), own(50)], 100), Origin::Unknown);
     }
 
     #[test]
     fn no_pod_level_limit_is_below_a_containers() {
-        let incomplete = PodLimitRecord::Present { own: None, is_complete: false };
+        let incomplete = PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
         assert_eq!(origin(incomplete, &[own(200), own(50)], 150), Origin::Sum);
         assert_eq!(origin(incomplete, &[own(200)], 0), Origin::Unknown);
         // Somebody has narrowed what is the pod's own.

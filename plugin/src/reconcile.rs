@@ -21,7 +21,7 @@ use crate::cgroup::kubepods::{self, Found, id_in};
 use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{CPU_MAX, CPU_WEIGHT, CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
-use crate::containers::{Container, Containers, Decided, KNOBS, Update};
+use crate::containers::{Container, Containers, Decided, KNOBS, PodView, Update};
 use crate::contention::{Contention, REPAIRS, Verdict};
 use crate::hierarchy::{self, Observed, Standing};
 use crate::originals::Values;
@@ -90,6 +90,8 @@ pub enum Work {
     },
     /// A cgroup above the containers.
     Cgroup(CgroupPath),
+    /// A file of a cgroup above the containers, which somebody has written some time ago.
+    Touched(CgroupPath, Knob),
     /// A cgroup of which the runtime may not have told.
     Stranger(CgroupPath),
     /// The shares of pods that ask for more than there is.
@@ -408,6 +410,7 @@ impl Reconciler {
             }
             Work::Limit { id, limit, revision } => self.ask_for_limit(id, limit, revision),
             Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
+            Work::Touched(path, knob) => due.cgroups.entry(path).or_default().push(knob),
             Work::Stranger(path) => self.meet(path),
             Work::Share => due.share = true,
             Work::All => due.all = true,
@@ -492,8 +495,11 @@ impl Reconciler {
         }
         if due.all {
             let policy = self.containers.settings().policy();
-            for containers in self.by_pod().values() {
-                self.raise_pod(containers);
+            // Somebody may have set a pod's limit while nobody looked, or forgotten to (the kubelet 1.27 to 1.36).
+            for containers in self.by_pod().into_values() {
+                if let Some((container, pod)) = self.view_pod(containers) {
+                    self.ancestors.raise_limits(&container, &pod);
+                }
                 // Events do not wait for all of them.
                 tokio::task::yield_now().await;
             }
@@ -514,8 +520,12 @@ impl Reconciler {
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
-            if touched.contains(&Knob::Max) {
-                self.raise_pod(&self.in_pod(&cgroup));
+            // The kubelet adds up what users ask for, which is too little where limits were raised.
+            if touched.contains(&Knob::Max)
+                && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
+                && let Some(wait) = self.ancestors.raise_limits_again(&container, &pod)
+            {
+                self.again(wait, Work::Touched(cgroup.clone(), Knob::Max));
             }
             match self.ancestors.check(&cgroup, &touched) {
                 Checked::Settled => {}
@@ -525,20 +535,15 @@ impl Reconciler {
         }
     }
 
-    /// Somebody has set a pod's limit, or may have while nobody looked. The kubelet adds up what users ask for, which is too little
-    /// where limits were raised; and what it has forgotten to set (Kubernetes 1.27 to 1.36) may have been so before this plugin
-    /// came.
-    fn raise_pod(&self, containers: &[Arc<Container>]) {
-        let mut alive: Vec<_> =
-            containers.iter().filter(|container| self.ancestors.is_alive(container)).cloned().collect();
-        if alive.is_empty() {
-            return;
-        }
+    /// One container of a pod that lives, and what decides the pod's limit.
+    fn view_pod(&self, mut containers: Vec<Arc<Container>>) -> Option<(Arc<Container>, PodView)> {
+        containers.retain(|container| self.ancestors.is_alive(container));
+        let alive = containers;
         // One is enough: the record and the sum are of all.
-        let container = alive.swap_remove(0);
+        let (container, alive) = alive.split_first()?;
         let recorded = self.containers.record(&container.uid, &container.name, container.moment);
-        let pod = self.containers.view_pod(&container, None, &alive, &recorded);
-        self.ancestors.raise_limits(&container, &pod);
+        let pod = self.containers.view_pod(container, None, alive, &recorded);
+        Some((container.clone(), pod))
     }
 
     fn in_pod(&self, pod: &CgroupPath) -> Vec<Arc<Container>> {

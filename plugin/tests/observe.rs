@@ -367,6 +367,23 @@ async fn a_foreign_change_stays_without_repair() {
 }
 
 #[tokio::test]
+async fn what_was_left_without_repair_stays_left() {
+    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nrepair: false\n";
+    let (node, mut daemon, mut runtime) = start(config).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    runtime.set_file(&pod.cgroup(), "memory.min", "8192");
+    daemon.says("left as another program set it").await;
+    // What another program writes again, and a look at everything: a second one means that the first has ended.
+    runtime.set_file(&pod.cgroup(), "memory.min", "12288");
+    for factor in [0.5, 0.6] {
+        node.replace("plimsoll.yaml", &format!("{config}memoryThrottlingFactor: {factor}\n"));
+        runtime.serve_update(&[&pod]).await;
+    }
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.min"), "12288");
+}
+
+#[tokio::test]
 async fn too_many_repairs_apply_the_brake() {
     let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
     let (node, mut daemon, mut runtime) = start(config).await;

@@ -123,6 +123,56 @@ async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_
     assert_eq!(runtime.file(&unknown.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
+/// A pod whose limit is known to be the sum of its containers' limits, which was raised to that.
+async fn raised(config: &str) -> (Node, Daemon, Runtime, Pod) {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", config);
+    node.checkpoint_with_limits("known", &[("app", 200)]);
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    let pod = Pod::new("burstable", "known", 200 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+    runtime.synchronize(&[&pod]).await;
+    // It is watched by then.
+    runtime.serve_update(&[&pod]).await;
+    daemon.says("verified").await;
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
+    (node, daemon, runtime, pod)
+}
+
+#[tokio::test]
+async fn who_keeps_lowering_a_pods_limit_is_left_alone_in_the_end() {
+    let (_node, mut daemon, runtime, pod) = raised("logLevel: debug\n").await;
+    for lower in 101..106 {
+        runtime.set_file(&pod.cgroup(), "memory.max", &(lower * MIB).to_string());
+        runtime.holds(&pod.cgroup(), "memory.max", 200 * MIB).await;
+    }
+    let last = (106 * MIB).to_string();
+    runtime.set_file(&pod.cgroup(), "memory.max", &last);
+    let line = daemon.says("outcome=contended").await;
+    assert!(line.contains("memory.max") && line.contains(&last), "{line}");
+    // A resize of the kubelet's is none of that.
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), last);
+    runtime.update(&pod, memory_limit(250 * MIB)).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (250 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn without_repair_a_pods_lower_limit_stays() {
+    let config = "logLevel: debug\nrepair: false\n";
+    let (node, mut daemon, mut runtime, pod) = raised(config).await;
+    let lower = (150 * MIB).to_string();
+    runtime.set_file(&pod.cgroup(), "memory.max", &lower);
+    daemon.says("left as another program set it").await;
+    // A look at everything: a second one means that the first has ended.
+    for headroom in ["8Mi", "16Mi"] {
+        node.replace("plimsoll.yaml", &format!("{config}memoryMinHeadroom: {headroom}\n"));
+        runtime.serve_update(&[&pod]).await;
+    }
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
+}
+
 #[tokio::test]
 async fn a_pod_that_was_tighter_than_its_containers_stays_so() {
     let (_node, _daemon, runtime) = start().await;
