@@ -679,14 +679,14 @@ impl Containers {
             allocatable: settings.node.allocatable,
             record: recorded.as_ref().map(|found| found.record.as_ref()).map_err(|inconclusive| *inconclusive),
         });
-        let (policy, notice) = if settings.stand_aside {
-            (Policy::OFF, None)
+        let (policy, overruled) = if settings.stand_aside {
+            (Policy::OFF, Vec::new())
         } else {
             requests::overridden(&settings.config.policy, &container.overrides)
         };
         let resources = Resources { request: resolution.request, limit: container.limit };
         let mut notices = resolution.notices;
-        notices.extend(notice);
+        notices.extend(overruled);
         Decided {
             class: resolution.class,
             request: resolution.request,

@@ -380,8 +380,8 @@ fn explain_container(
 ) -> ContainerExplanation {
     let stated = typed.with_defaults();
     let (overrides, mut notices) = Overrides::read(annotations, name);
-    let (policy, notice) = overridden(&basis.policy, &overrides);
-    notices.extend(notice);
+    let (policy, overruled) = overridden(&basis.policy, &overrides);
+    notices.extend(overruled);
     if overrides.memory_request.is_some() {
         notices.push(Notice::AnnotationOutranked { by: Provenance::PodSpec });
     }
@@ -395,11 +395,18 @@ fn explain_container(
     }
     let without_effect = notices
         .iter()
-        .filter(|notice| matches!(notice, Notice::InvalidAnnotation { .. } | Notice::ReservationAboveNode { .. }))
+        .filter(|notice| {
+            matches!(
+                notice,
+                Notice::InvalidAnnotation { .. } | Notice::ReservationAboveNode { .. } | Notice::ThrottlingOff
+            )
+        })
         .map(ToString::to_string)
         .collect();
     let mut notes: Vec<String> = notices.iter().map(ToString::to_string).collect();
-    if let Some(throttling) = overrides.throttling {
+    if let Some(throttling) = overrides.throttling
+        && throttling == policy.throttling
+    {
         let factor = throttling.map_or("none".to_owned(), |factor| factor.to_string());
         notes.push(format!("throttling factor {factor} by annotation"));
     }

@@ -171,18 +171,27 @@ fn from_unified(unified: &HashMap<String, String>, notices: &mut Vec<Notice>) ->
 ///
 /// Pod authors are not trusted: an override may ask for less protection than the node's policy gives (`None` below
 /// `TieredReservation` below `HardReservation`), not for more, since protection is taken from everybody else on the
-/// node. Throttling concerns only the container itself and may be set freely.
-pub fn overridden(node: &Policy, overrides: &Overrides) -> (Policy, Option<Notice>) {
-    let mut notice = None;
+/// node. Throttling concerns only the container itself and may be set freely on a node that throttles; one that does not,
+/// throttles nobody.
+pub fn overridden(node: &Policy, overrides: &Overrides) -> (Policy, Vec<Notice>) {
+    let mut notices = Vec::new();
     let reservation = match overrides.reservation {
         Some(asked) if asked > node.reservation => {
-            notice = Some(Notice::ReservationAboveNode { asked, allowed: node.reservation });
+            notices.push(Notice::ReservationAboveNode { asked, allowed: node.reservation });
             node.reservation
         }
         Some(asked) => asked,
         None => node.reservation,
     };
-    (Policy { throttling: overrides.throttling.unwrap_or(node.throttling), reservation, ..*node }, notice)
+    let throttling = match overrides.throttling {
+        Some(Some(_)) if node.throttling.is_none() => {
+            notices.push(Notice::ThrottlingOff);
+            None
+        }
+        Some(asked) => asked,
+        None => node.throttling,
+    };
+    (Policy { throttling, reservation, ..*node }, notices)
 }
 
 /// Something that does not stop the work, but that somebody should hear of. `Display` is one sentence for the log,
@@ -234,6 +243,8 @@ pub enum Notice {
         /// What the node's policy gives.
         allowed: ReservationPolicy,
     },
+    /// The annotation asks for throttling on a node that throttles nobody.
+    ThrottlingOff,
     /// The request exceeds the limit, which is used instead.
     RequestAboveLimit {
         /// The request.
@@ -285,6 +296,9 @@ impl fmt::Display for Notice {
             Self::ReservationAboveNode { asked, allowed } => write!(
                 f,
                 "annotation reservation asks for {asked}, but this node allows at most {allowed}, which is used"
+            ),
+            Self::ThrottlingOff => f.write_str(
+                "annotation throttling-factor has no effect, because memoryThrottlingFactor is null on this node",
             ),
             Self::RequestAboveLimit { request, limit } => {
                 write!(f, "request {request} exceeds the limit {}, which is used", limit.quantity())
@@ -517,8 +531,8 @@ mod tests {
         ] {
             let node = Policy { reservation: node, ..Policy::default() };
             let overrides = Overrides { reservation: Some(asked), ..Overrides::default() };
-            let (policy, notice) = overridden(&node, &overrides);
-            assert_eq!((policy.reservation, notice.is_some()), (expected, refused));
+            let (policy, notices) = overridden(&node, &overrides);
+            assert_eq!((policy.reservation, !notices.is_empty()), (expected, refused));
         }
     }
 
@@ -527,7 +541,14 @@ mod tests {
         let half = ThrottlingFactor::new(0.5);
         for (asked, expected) in [(None, Some(ThrottlingFactor::DEFAULT)), (Some(half), half), (Some(None), None)] {
             let overrides = Overrides { throttling: asked, ..Overrides::default() };
-            assert_eq!(overridden(&Policy::default(), &overrides).0.throttling, expected);
+            assert_eq!(
+                overridden(&Policy::default(), &overrides),
+                (Policy { throttling: expected, ..Policy::default() }, vec![])
+            );
         }
+        // Where nobody is throttled, nobody is.
+        let overrides = Overrides { throttling: Some(half), ..Overrides::default() };
+        let off = Policy { throttling: None, ..Policy::default() };
+        assert_eq!(overridden(&off, &overrides), (off, vec![Notice::ThrottlingOff]));
     }
 }
