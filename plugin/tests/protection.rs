@@ -762,6 +762,22 @@ async fn a_torn_record_of_the_guard_is_no_success() {
 }
 
 #[tokio::test]
+async fn an_unreadable_mark_of_restore_sets_nothing() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
+    // Even root cannot find out what this points to.
+    std::os::unix::fs::symlink("restored", node.path("host/run/plimsoll/restored")).unwrap();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    daemon.says("cannot find out whether 'plimsoll restore' was called").await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    assert_eq!(runtime.create(&pod).await, HashMap::new());
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), "0");
+}
+
+#[tokio::test]
 async fn restore_says_what_it_could_not_take_back() {
     let (code, said) = restore(&Node::new(), &[]).await;
     assert_eq!(code, Some(0), "{said}");
