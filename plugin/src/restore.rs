@@ -39,7 +39,7 @@ use crate::{Failure, ResetBrake, Restore, print};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long the runtime may take to tell of containers whose cgroups are not where the kubelet puts them.
-const WORD: Duration = Duration::from_secs(10);
+const WORD: Duration = Duration::from_secs(30);
 
 /// How many targets are named that were not found.
 const NAMED: usize = 20;
@@ -207,7 +207,7 @@ impl Restore {
             let guarded = usize::from(Record::load(&self.host).is_some());
             guarded + changed.iter().filter(|changed| !changed.is_back(root)).count()
         };
-        // Where all places could be looked into, a container that was not found has probably ended.
+        // Where all places could be searched, only a container elsewhere or an ended one is missing.
         let word = Instant::now() + if looked.unsearched.is_empty() { WORD } else { PATIENCE };
         let mut left = left_of_all(&looked.changed);
         while (left > 0 && Instant::now() < deadline) || (!looked.missing.is_empty() && Instant::now() < word) {
@@ -257,15 +257,15 @@ impl Restore {
 }
 
 impl Restore {
-    /// The cgroups of all containers that the runtime has, by id: as it told this instance of the plugin, or the one that runs.
-    /// `None` where it told neither.
-    async fn told(&self, containers: &Containers, synchronized: bool) -> Option<HashMap<String, CgroupPath>> {
+    /// All containers that the runtime has, by id, and their cgroups where known: as it told this instance of the plugin, or
+    /// the one that runs. `None` where it told neither.
+    async fn told(&self, containers: &Containers, synchronized: bool) -> Option<HashMap<String, Option<CgroupPath>>> {
         if synchronized {
             let all = containers.all();
-            return Some(all.iter().filter_map(|one| Some((one.id.clone(), one.cgroup.clone()?))).collect());
+            return Some(all.iter().map(|one| (one.id.clone(), one.cgroup.clone())).collect());
         }
         let status = serve::ask(&self.host).await.ok().filter(|status| status.node.synchronized)?;
-        Some(status.containers.into_iter().filter_map(|one| Some((one.id, one.cgroup?))).collect())
+        Some(status.containers.into_iter().map(|one| (one.id, one.cgroup)).collect())
     }
 }
 
@@ -328,10 +328,13 @@ impl Looked {
     }
 
     /// The runtime has told of all its containers, so each that is missing is one of them or has ended.
-    fn take_word(&mut self, root: &CgroupRoot, originals: &Originals, told: &HashMap<String, CgroupPath>) {
+    fn take_word(&mut self, root: &CgroupRoot, originals: &Originals, told: &HashMap<String, Option<CgroupPath>>) {
         for id in std::mem::take(&mut self.missing) {
             match told.get(&id) {
-                Some(cgroup) => self.take(root, originals, &Target::Container(id), cgroup),
+                Some(None) => {
+                    self.problems.push(format!("container {}: the runtime has it, its cgroup is unknown", excerpt(&id)))
+                }
+                Some(Some(cgroup)) => self.take(root, originals, &Target::Container(id), cgroup),
                 None => self.ended.push(format!("container {}", excerpt(&id))),
             }
         }
@@ -339,14 +342,16 @@ impl Looked {
 
     /// Why success cannot be reported although all that was found has back what it had; `None` where it can.
     fn unsettled(&self) -> Option<String> {
-        let unsearched = if self.missing.is_empty() { &[][..] } else { &self.unsearched };
-        let why: Vec<_> = self.problems.iter().chain(unsearched).map(String::as_str).take(NAMED).collect();
+        // Only the runtime knows that a container has ended: its cgroup may be outside of the kubelet's.
+        let runtime = "the container runtime did not say whether they have ended".to_owned();
+        let elsewhere = (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
+        let why: Vec<_> = self.problems.iter().chain(elsewhere.into_iter().flatten()).map(String::as_str).collect();
         (!why.is_empty()).then(|| {
             format!(
                 "could not look at all that plimsoll has changed, {} containers among it: {}; expected to read every cgroup, or the \
                  container runtime to say which containers have ended: start the runtime, and call this again",
                 self.missing.len(),
-                why.join("; ")
+                why.into_iter().take(NAMED).collect::<Vec<_>>().join("; ")
             )
         })
     }

@@ -711,6 +711,42 @@ async fn restore_fails_where_it_could_not_look() {
     assert!(!said.contains("nothing had to be changed"), "{said}");
 }
 
+#[tokio::test]
+async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
+    let (node, mut daemon, runtime) = start().await;
+    let outside = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&outside);
+    runtime.run(&outside).await;
+    daemon.says("outcome=unchanged").await;
+    let inside = burstable(&node, "c", 100 * MIB);
+    runtime.make_cgroup(&inside);
+    runtime.run(&inside).await;
+    daemon.says("outcome=unchanged").await;
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    // One container is outside of the cgroup of all pods, as with another cgroup driver than the kubelet's.
+    let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()].map(|path| runtime.path(&path));
+    fs::rename(&from, &to).unwrap();
+    // Everything else already holds its originals.
+    for cgroup in
+        [KUBEPODS, "kubepods/burstable", &outside.cgroup(), &inside.cgroup(), &format!("{}/id-c", inside.cgroup())]
+    {
+        for (file, value) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")] {
+            runtime.set_file(cgroup, file, value);
+        }
+    }
+    drop(runtime);
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("1 containers among it: the container runtime did not say whether they have ended"),
+        "{said}"
+    );
+    assert!(said.contains("start the runtime, and call this again"), "{said}");
+    assert!(said.contains("not found: container id-b; its cgroup may have ended"), "{said}");
+    assert_ne!(fs::read_to_string(to.join("memory.high")).unwrap().trim(), "max");
+}
+
 fn runtime_path(node: &Node, cgroup: &str) -> std::path::PathBuf {
     node.path("host/sys/fs/cgroup").join(cgroup)
 }
