@@ -12,7 +12,8 @@
 //! A line with `raised` is about a limit of a pod that is not put back, since to lower it could kill: it is remembered to be named.
 //!
 //! A line with `"restored":true` takes back those before it. A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
-//! torn or foreign is skipped. Who is not in it was never changed.
+//! torn by a crash is skipped, since its change was not made yet. Another line that cannot be read is counted, and kept.
+//! Who is not in it was never changed.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -177,6 +178,8 @@ pub struct Originals {
     path: PathBuf,
     known: HashMap<Target, Values>,
     raised: Vec<RaisedLimit>,
+    /// Lines that cannot be read: they may name something that was changed.
+    unreadable: Vec<Vec<u8>>,
     file: Option<File>,
     lines: usize,
 }
@@ -197,25 +200,49 @@ impl Originals {
         };
         for line in BufReader::new(file).split(b'\n') {
             originals.lines += 1;
-            let Ok(line) = serde_json::from_slice::<Line>(&line?) else { continue };
-            if line.raised.is_some() {
-                line.read_raised().into_iter().for_each(|limit| originals.note_raised(limit));
-                continue;
-            }
-            let restored = line.restored;
-            match line.read() {
-                Some((target, _)) if restored => _ = originals.known.remove(&target),
-                // What was there first is what counts.
-                Some((target, values)) => _ = originals.known.entry(target).or_insert(values),
-                None => {}
+            let text = line?;
+            let is_read = match serde_json::from_slice::<Line>(&text) {
+                Ok(line) => originals.note(line),
+                // It is empty, or its end is missing.
+                Err(error) => error.is_eof(),
+            };
+            if !is_read {
+                originals.unreadable.push(text);
             }
         }
         Ok(originals)
     }
 
+    /// Remembers what a line says. Whether it can be understood.
+    fn note(&mut self, line: Line) -> bool {
+        if line.raised.is_some() {
+            return line.read_raised().map(|limit| self.note_raised(limit)).is_some();
+        }
+        let restored = line.restored;
+        match line.read() {
+            Some((target, _)) if restored => _ = self.known.remove(&target),
+            // What was there first is what counts.
+            Some((target, values)) => _ = self.known.entry(target).or_insert(values),
+            None => return false,
+        }
+        true
+    }
+
+    /// The number of lines that cannot be read, those torn by a crash left out. What they name is unknown.
+    pub fn unreadable(&self) -> usize {
+        self.unreadable.len()
+    }
+
     /// Nothing is remembered yet.
     pub fn none(host: &Path) -> Self {
-        Self { path: host.join(DIRECTORY).join(FILE), known: HashMap::new(), raised: Vec::new(), file: None, lines: 0 }
+        Self {
+            path: host.join(DIRECTORY).join(FILE),
+            known: HashMap::new(),
+            raised: Vec::new(),
+            unreadable: Vec::new(),
+            file: None,
+            lines: 0,
+        }
     }
 
     /// Limits of pods that were raised, as far as their pods were there when [`Originals::retain`] was called last.
@@ -314,10 +341,15 @@ impl Originals {
     pub fn retain(&mut self, mut keep: impl FnMut(&Target) -> bool) -> io::Result<()> {
         self.known.retain(|target, _| keep(target));
         self.raised.retain(|limit| keep(&Target::Cgroup(limit.cgroup.clone(), limit.inode)));
-        if self.lines <= 2 * (self.known.len() + self.raised.len()) + SLACK {
+        let needed = self.known.len() + self.raised.len() + self.unreadable.len();
+        if self.lines <= 2 * needed + SLACK {
             return Ok(());
         }
         let mut text = Vec::new();
+        for line in &self.unreadable {
+            text.extend_from_slice(line);
+            text.push(b'\n');
+        }
         for (target, values) in &self.known {
             text.extend(json(&Line::new(target, values))?);
         }
@@ -328,7 +360,7 @@ impl Originals {
         fs::write(&new, text)?;
         fs::rename(&new, &self.path)?;
         self.file = None;
-        self.lines = self.known.len() + self.raised.len();
+        self.lines = needed;
         Ok(())
     }
 }
@@ -405,8 +437,10 @@ mod tests {
         text.extend(b"{\"container\":\"b\",\"memory.mi");
         fs::write(&path, &text).unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.unreadable(), 0, "its change was not made yet");
         originals.remember(container("c"), min(3)).unwrap();
         let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.unreadable(), 0);
         assert_eq!(originals.get(&container("a")), Some(min(1)));
         assert_eq!(originals.get(&container("b")), None);
         assert_eq!(originals.get(&container("c")), Some(min(3)));
@@ -436,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_lines_are_skipped() {
+    fn lines_that_cannot_be_read_are_counted_and_kept() {
         let host = tempfile::tempdir().unwrap();
         fs::create_dir_all(host.path().join(DIRECTORY)).unwrap();
         let lines = [
@@ -451,8 +485,15 @@ mod tests {
             r#"{"container":"good","memory.min":"4096","since":"another version"}"#,
         ];
         fs::write(host.path().join(DIRECTORY).join(FILE), lines.join("\n")).unwrap();
-        let originals = Originals::load(host.path()).unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
         assert_eq!(originals.targets().collect::<Vec<_>>(), [&container("good")]);
+        assert_eq!(originals.unreadable(), lines.len() - 2, "all but the empty and the good one");
+        for id in 0..3 * SLACK {
+            originals.remember(container(&id.to_string()), min(1)).unwrap();
+        }
+        originals.retain(|target| *target == container("good")).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!((originals.targets().count(), originals.unreadable()), (1, lines.len() - 2));
     }
 
     #[test]

@@ -286,6 +286,13 @@ impl Looked {
         });
         let Found { found, problems } = kubepods::containers(root, known.collect::<BTreeSet<_>>());
         let mut looked = Self { unsearched: problems.iter().map(ToString::to_string).collect(), ..Self::default() };
+        match originals.unreadable() {
+            0 => {}
+            lines => looked.problems.push(format!(
+                "/{DIRECTORY}/originals: {lines} lines cannot be read, and what they name keeps its values: correct the \
+                 lines, or reboot the node"
+            )),
+        }
         let containers: HashMap<String, CgroupPath> = found.into_iter().collect();
         for target in originals.targets() {
             match target {

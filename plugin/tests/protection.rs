@@ -814,6 +814,22 @@ async fn an_unreadable_mark_of_restore_sets_nothing() {
 }
 
 #[tokio::test]
+async fn originals_that_cannot_be_read_are_no_success() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
+    let unreadable = "{\"container\":\"a\",\"memory.min\":{\"v\":1}}\nGARBAGE\n";
+    // The last one is torn, as by a crash.
+    node.write("host/run/plimsoll/originals", &format!("{unreadable}{{\"container\":\"b\",\"memo"));
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("/run/plimsoll/originals: 2 lines cannot be read"), "{said}");
+    assert!(!said.contains("nothing had to be changed"), "{said}");
+    restore(&node, &["--undo"]).await;
+    let mut daemon = node.start();
+    daemon.says("cannot read lines of /run/plimsoll/originals").await;
+}
+
+#[tokio::test]
 async fn restore_says_what_it_could_not_take_back() {
     let (code, said) = restore(&Node::new(), &[]).await;
     assert_eq!(code, Some(0), "{said}");
