@@ -229,15 +229,33 @@ impl Restore {
                 Err(error) => eprintln!("note: {}: cannot remove systemd's drop-ins: {error}", changed.cgroup),
             }
         }
+        // Cgroups that had their originals before already, as after a switch to observe mode, may still have drop-ins.
+        let mut former = Vec::new();
+        for (path, inode, original) in originals.former() {
+            let Ok(cgroup) = root.cgroup(path) else { continue };
+            let is_same = cgroup.inode().is_ok_and(|held| held == inode);
+            // Other values are another program's, and so are their drop-ins.
+            let is_back = || Values::read(&cgroup).is_ok_and(|held| held.protection() == original.protection());
+            if !is_same || !is_back() {
+                continue;
+            }
+            match systemd::remove_protection(&self.host, path) {
+                Ok(true) => former.push((path, original)),
+                Ok(false) => {}
+                Err(error) => eprintln!("note: {path}: cannot remove systemd's drop-ins: {error}"),
+            }
+        }
+        is_removed |= !former.is_empty();
         if is_removed && let Err(error) = systemd.reload().await {
             eprintln!("note: {error}; call 'systemctl daemon-reload'");
         }
         // Where that did not bring back the value, because somebody else had set it at runtime before.
-        for changed in looked.changed.iter().filter(|changed| !changed.is_container) {
-            let [min, low] =
-                [changed.original.min, changed.original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
+        let changed = looked.changed.iter().filter(|changed| !changed.is_container);
+        let changed = changed.map(|changed| (&changed.cgroup, changed.original));
+        for (path, original) in changed.chain(former) {
+            let [min, low] = [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
             let protection = Protection::of_files(min, low);
-            if let Ok(cgroup) = root.cgroup(&changed.cgroup)
+            if let Ok(cgroup) = root.cgroup(path)
                 && let Err(error) = systemd.set(&cgroup, protection, false).await
             {
                 eprintln!("note: {error}");

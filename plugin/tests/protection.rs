@@ -798,6 +798,38 @@ async fn a_torn_record_of_the_guard_is_no_success() {
 }
 
 #[tokio::test]
+async fn restore_removes_drop_ins_left_by_observe_mode() {
+    let (node, _daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    runtime.make_cgroup_at("other.slice");
+    let enforce = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /system.slice\nsystemReserved: {memory: 500Mi}\n";
+    node.replace("plimsoll.yaml", enforce);
+    runtime.holds("system.slice", "memory.min", 500 * MIB).await;
+    // As systemd has it for a unit that the plugin has set properties of.
+    let drop_in = |unit: &str| {
+        let path = node.path("host/run/systemd/system.control").join(format!("{unit}.d/50-MemoryMin.conf"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "[Slice]\nMemoryMin=0\n").unwrap();
+        path
+    };
+    let [ours, others] = ["system.slice", "other.slice"].map(drop_in);
+    node.replace("plimsoll.yaml", &format!("mode: observe\n{enforce}"));
+    runtime.holds("system.slice", "memory.min", 0).await;
+    // Written once the plugin leaves the cgroup alone.
+    let is_left = || {
+        let originals = fs::read_to_string(node.path("host/run/plimsoll/originals")).unwrap();
+        originals.lines().any(|line| line.contains("system.slice") && line.contains("\"restored\":true"))
+    };
+    while !is_left() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(ours.exists());
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!ours.exists() && others.exists(), "{said}");
+}
+
+#[tokio::test]
 async fn an_unreadable_mark_of_restore_sets_nothing() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
