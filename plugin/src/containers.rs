@@ -195,6 +195,19 @@ pub const KNOBS: [Knob; 3] = [Knob::Min, Knob::Low, Knob::High];
 /// called.
 pub const STAND_ASIDE: &str = "run/plimsoll/restored";
 
+/// Whether [`STAND_ASIDE`] is there on the node whose file system is at `host`.
+///
+/// # Errors
+///
+/// When it cannot be found out.
+pub fn is_restored(host: &Path) -> io::Result<bool> {
+    match host.join(STAND_ASIDE).try_exists() {
+        // A directory on the way to it is a file.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        result => result,
+    }
+}
+
 /// The node's side of a decision.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -289,7 +302,10 @@ impl Settings {
             NodeAllocatable::Auto => memory.allocatable,
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
-        let stand_aside = host.join(STAND_ASIDE).exists();
+        let stand_aside = is_restored(host).unwrap_or_else(|error| {
+            warn!(%error, "cannot find out whether 'plimsoll restore' was called, by /{STAND_ASIDE}: in doubt nothing is set");
+            true
+        });
         let brake = match brake::Record::load(host) {
             Ok(record) => record.map(|record| record.to_string()),
             // In doubt nothing is written.

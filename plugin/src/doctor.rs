@@ -43,6 +43,13 @@ const LARGEST: usize = 1 << 20;
 const MOST_ENTRIES: usize = 4096;
 const MOST_NAMES: usize = 16;
 
+/// How many entries of `/proc` are looked at.
+const MOST_PROCESSES: usize = 1 << 16;
+
+/// Flags of the kubelet that count more than its configuration, and change node allocatable.
+const ALLOCATABLE_FLAGS: [&str; 4] =
+    ["--system-reserved", "--kube-reserved", "--eviction-hard", "--enforce-node-allocatable"];
+
 /// The longest finding, in characters.
 const LONGEST: usize = 4000;
 
@@ -314,7 +321,7 @@ struct Level {
     /// Below the root; empty for the root itself.
     path: String,
     enabled: Result<bool, Unreadable>,
-    has_children: bool,
+    has_children: Result<bool, Unreadable>,
 }
 
 /// A cgroup with the memory controller, and which of its files it lacks.
@@ -358,6 +365,92 @@ impl Program {
     }
 }
 
+/// A process of the kubelet.
+#[derive(Debug)]
+struct Kubelet {
+    arguments: Vec<String>,
+    /// The names of its drop-ins (`--config-dir`).
+    drop_ins: Result<Vec<String>, Unreadable>,
+}
+
+impl Kubelet {
+    /// All kubelets that run on the node whose file system is at `host`.
+    fn all(host: &Path) -> Result<Vec<Self>, Unreadable> {
+        let processes = match fs::read_dir(host.join("proc")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            processes => processes?,
+        };
+        let mut kubelets = Vec::new();
+        for (count, process) in processes.enumerate() {
+            if count == MOST_PROCESSES {
+                let why = format!("expected at most {MOST_PROCESSES} entries");
+                return Err(Unreadable { is_denied: false, why });
+            }
+            let process = process?;
+            if !process.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()) {
+                continue;
+            }
+            match Self::read(host, &process.path()) {
+                Ok(kubelet) => kubelets.extend(kubelet),
+                // It has ended meanwhile.
+                Err(_) if !process.path().exists() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(kubelets)
+    }
+
+    /// The kubelet whose directory in `/proc` is `process`; `None` for another program.
+    fn read(host: &Path, process: &Path) -> Result<Option<Self>, Unreadable> {
+        if read(&process.join("comm"))?.is_none_or(|name| name.trim_end() != "kubelet") {
+            return Ok(None);
+        }
+        let line = read(&process.join("cmdline"))?.unwrap_or_default();
+        let arguments = line.split_terminator('\0').map(str::to_owned).collect();
+        let mut kubelet = Self { arguments, drop_ins: Ok(Vec::new()) };
+        if let Some(directory) = kubelet.values("--config-dir").last() {
+            kubelet.drop_ins = list(&below(host, directory));
+        }
+        Ok(Some(kubelet))
+    }
+
+    /// The values of a flag, in order. The last one counts, but for lists.
+    fn values<'a>(&'a self, flag: &'a str) -> impl Iterator<Item = &'a str> {
+        let arguments = self.arguments.iter().enumerate();
+        arguments.filter_map(move |(at, argument)| match argument.strip_prefix(flag)? {
+            "" => self.arguments.get(at + 1).map(String::as_str),
+            value => value.strip_prefix('='),
+        })
+    }
+
+    /// The feature gate `MemoryQoS` by flags, which count more than files; `None` where no flag sets it.
+    fn memory_qos(&self) -> Option<bool> {
+        let gates = self.values("--feature-gates").flat_map(|gates| gates.split(','));
+        let gate = gates.filter_map(|gate| gate.trim().strip_prefix("MemoryQoS=")).last()?;
+        Some(!gate.eq_ignore_ascii_case("false"))
+    }
+
+    /// Files of its configuration that are not read here.
+    fn unread_configurations(&self) -> Vec<String> {
+        let mut unread = Vec::new();
+        match self.values("--config").last() {
+            Some(path) if Path::new(path) == Path::new("/").join(KUBELET).join("config.yaml") => {}
+            Some(path) => unread.push(format!("the kubelet is started with --config {}", excerpt(path))),
+            None => unread.push("the kubelet is started without --config".to_owned()),
+        }
+        let directory = excerpt(self.values("--config-dir").last().unwrap_or_default());
+        match &self.drop_ins {
+            Ok(names) if names.is_empty() => {}
+            Ok(names) => {
+                let names: Vec<_> = names.iter().take(MOST_NAMES).map(|name| excerpt(name)).collect();
+                unread.push(format!("drop-ins of the kubelet in {directory} are not read: {}", names.join(", ")));
+            }
+            Err(error) => unread.push(format!("cannot list drop-ins of the kubelet in {directory}: {}", error.why)),
+        }
+        unread
+    }
+}
+
 /// What is known of a node.
 #[derive(Debug)]
 pub struct Facts {
@@ -388,6 +481,7 @@ pub struct Facts {
     memory: NodeMemory,
     kubelet_config: Text,
     has_kubelet: bool,
+    kubelets: Result<Vec<Kubelet>, Unreadable>,
     checkpoints: Vec<&'static str>,
     checkpoint_problems: Vec<String>,
     has_systemd: Result<bool, Unreadable>,
@@ -445,12 +539,13 @@ impl Facts {
             let upwards = std::iter::successors(Some(cgroup), CgroupPath::parent);
             above.extend(upwards.map(|cgroup| cgroup.as_str().to_owned()));
         }
-        let levels = above.into_iter().filter(|path| root.join(path).exists()).map(|path| {
+        let levels = above.into_iter().filter(|path| root.join(path).try_exists().unwrap_or(true)).map(|path| {
             let text = read(&root.join(&path).join("cgroup.subtree_control"));
             let enabled = text.and_then(|text| text.ok_or_else(Unreadable::missing));
             Level {
                 enabled: enabled.map(|text| has_memory(Some(&text))),
-                has_children: names(&root.join(&path)).iter().any(|name| root.join(&path).join(name).is_dir()),
+                has_children: list(&root.join(&path))
+                    .map(|names| names.iter().any(|name| root.join(&path).join(name).is_dir())),
                 path,
             }
         });
@@ -533,6 +628,7 @@ impl Facts {
             memory: NodeMemory::discover(host, PageSize::of_this_machine()),
             kubelet_config: file(&format!("{KUBELET}/config.yaml")),
             has_kubelet: host.join(KUBELET).exists(),
+            kubelets: Kubelet::all(host),
             checkpoints: files.filter(|file| host.join(KUBELET).join(file).symlink_metadata().is_ok()).collect(),
             checkpoint_problems: problems.collect(),
             has_systemd: is_there(&host.join("run")).and_then(|has_run| match has_run {
@@ -667,8 +763,17 @@ impl Facts {
         let full = |level: &Level| Path::new("/sys/fs/cgroup").join(&level.path).join("cgroup.subtree_control");
         let has_kubepods = self.levels.iter().any(|level| !level.path.is_empty());
         // A cgroup without children needs none for them, and gets it with the first.
-        for level in self.levels.iter().filter(|level| level.has_children) {
+        for level in &self.levels {
             let file = full(level).display().to_string();
+            match &level.has_children {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    let directory = Path::new("/sys/fs/cgroup").join(&level.path);
+                    let found = format!("cannot list {}: {}", directory.display(), error.why);
+                    return Finding::unknown(CHECK, found, self.how_to_read());
+                }
+            }
             match &level.enabled {
                 Ok(true) => {}
                 Ok(false) => {
@@ -833,6 +938,13 @@ impl Facts {
                     CHECK,
                     format!("{} has its CRI plugin off, so that it serves no kubelet", kind.name),
                     "take cri out of disabled_plugins in /etc/containerd/config.toml, and restart containerd",
+                ));
+            }
+            if version.is_none() && kind.name == CONTAINERD.name {
+                findings.push(Finding::unknown(
+                    CHECK,
+                    "containerd, of unknown version: its NRI may be of before 0.6.1",
+                    "see that 'containerd --version' says 1.7.16 or newer, or call this on the node itself, without --host",
                 ));
             }
             if let Some(version) = version
@@ -1127,9 +1239,40 @@ impl Facts {
             let (found, advice) = split(conflict.to_string());
             Finding::warning(CHECK, format!("the kubelet {found}"), advice)
         });
+        let overrides = match &self.kubelets {
+            Err(error) => vec![format!("cannot look for the kubelet's process in /proc: {}", error.why)],
+            Ok(kubelets) if kubelets.is_empty() => vec![
+                "found no process of the kubelet: its flags and drop-ins may override /var/lib/kubelet/config.yaml"
+                    .to_owned(),
+            ],
+            Ok(kubelets) => kubelets.iter().filter(|kubelet| kubelet.memory_qos() != Some(false)).fold(
+                Vec::new(),
+                |mut overrides, kubelet| {
+                    if kubelet.memory_qos() == Some(true) {
+                        overrides.push("the kubelet has a flag --feature-gates that sets MemoryQoS".to_owned());
+                    }
+                    overrides.extend(kubelet.unread_configurations());
+                    overrides
+                },
+            ),
+        };
+        let advice = "see that featureGates.MemoryQoS is false in the flags and drop-ins of the kubelet; 'kubectl get --raw \
+                      /api/v1/nodes/NODE/proxy/configz' shows what is in force";
+        let unknown = overrides.into_iter().map(|found| Finding::unknown(CHECK, found, advice));
         let otherwise =
-            "off in /var/lib/kubelet/config.yaml (featureGates); flags and drop-ins of the kubelet are not looked at";
-        Finding::all(CHECK, otherwise, conflicts.collect())
+            "off in /var/lib/kubelet/config.yaml (featureGates), which no flag or drop-in of the kubelet overrides";
+        Finding::all(CHECK, otherwise, conflicts.chain(unknown).collect())
+    }
+
+    /// Settings of the kubelet by which node allocatable may differ from its configuration file.
+    fn allocatable_overrides(&self) -> Vec<String> {
+        let kubelets = self.kubelets.as_deref().unwrap_or_default();
+        let overrides = kubelets.iter().flat_map(|kubelet| {
+            let flags = ALLOCATABLE_FLAGS.into_iter().filter(|flag| kubelet.values(flag).next().is_some());
+            let flags = flags.map(|flag| format!("the kubelet has the flag {flag}"));
+            kubelet.unread_configurations().into_iter().chain(flags).collect::<Vec<_>>()
+        });
+        overrides.collect()
     }
 
     /// The plugin's configuration, where there is a valid one.
@@ -1151,8 +1294,22 @@ impl Facts {
             return Finding::all(CHECK, "", findings);
         };
         let found = format!("{bytes} bytes ({}), from {source}", bytes.approx());
+        let from_kubectl =
+            "set nodeAllocatable in the configuration to what 'kubectl describe node' has as allocatable memory";
+        if matches!(source, AllocatableSource::KubeletConfig | AllocatableSource::KubeletConfigConfirmed) {
+            let overrides = self.allocatable_overrides().into_iter();
+            findings.extend(overrides.map(|why| Finding::unknown(CHECK, format!("{found}: {why}"), from_kubectl)));
+        }
         let no_config = "no configuration of the kubelet at /var/lib/kubelet/config.yaml";
         match source {
+            AllocatableSource::KubepodsOverConfig => findings.push(Finding::warning(
+                CHECK,
+                format!(
+                    "{found}: /var/lib/kubelet/config.yaml does not explain memory.max of kubepods, so flags or drop-ins of the \
+                     kubelet may change its eviction threshold, too"
+                ),
+                from_kubectl,
+            )),
             AllocatableSource::AllMemory => findings.push(Finding::unknown(
                 CHECK,
                 format!("{found}: there is no kubepods cgroup, and {no_config}"),
@@ -1161,7 +1318,7 @@ impl Facts {
             AllocatableSource::Kubepods if findings.is_empty() => findings.push(Finding::unknown(
                 CHECK,
                 format!("{found} of 100Mi, the kubelet's default: there is {no_config}"),
-                "set nodeAllocatable in the configuration to what 'kubectl describe node' has as allocatable memory",
+                from_kubectl,
             )),
             _ => {}
         }
@@ -1309,9 +1466,21 @@ impl Facts {
                 let found = format!("/{DIRECTORY}/{}: {error}; the plugin only observes", brake::FILE);
                 Finding::unknown(CHECK, found, "plimsoll reset-brake")
             }
-            Ok(None) => match self.config().unwrap_or_default().mode {
-                Mode::Enforce => Finding::ok(CHECK, "enforce"),
-                Mode::Observe => Finding::ok(CHECK, "observe: nothing is set; 'plimsoll status' shows what would be"),
+            Ok(None) => match (self.config(), self.drop_ins.first()) {
+                (None, Some((path, _))) => {
+                    let found = format!("{} is not valid, so the mode is unknown", excerpt(path));
+                    Finding::unknown(
+                        CHECK,
+                        found,
+                        "see the check 'configuration'; 'plimsoll status' shows the mode in force",
+                    )
+                }
+                (config, _) => match config.unwrap_or_default().mode {
+                    Mode::Enforce => Finding::ok(CHECK, "enforce"),
+                    Mode::Observe => {
+                        Finding::ok(CHECK, "observe: nothing is set; 'plimsoll status' shows what would be")
+                    }
+                },
             },
         }
     }
@@ -1373,7 +1542,7 @@ mod tests {
     const DROP_IN: &str = "etc/nri/conf.d/90-plimsoll.conf";
     const BINARY: &str = "opt/nri/plugins/90-plimsoll";
     const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
-    const FILES: [(&str, &str); 26] = [
+    const FILES: [(&str, &str); 28] = [
         ("sys/fs/cgroup/cgroup.controllers", "cpu memory pids\n"),
         ("sys/fs/cgroup/cgroup.subtree_control", "cpu memory pids\n"),
         ("sys/fs/cgroup/kubepods.slice/cgroup.subtree_control", "cpu memory pids\n"),
@@ -1398,6 +1567,8 @@ mod tests {
         (DROP_IN, "memoryThrottlingFactor: 0.8\n"),
         (BINARY, ""),
         (KUBELET_CONFIG, "kind: KubeletConfiguration\nfeatureGates: {MemoryQoS: false}\n"),
+        ("proc/4242/comm", "kubelet\n"),
+        ("proc/4242/cmdline", "/usr/bin/kubelet\0--config=/var/lib/kubelet/config.yaml\0--node-ip\0::1\0"),
         ("sys/fs/cgroup/system.slice/memory.max", "max\n"),
         ("var/lib/kubelet/actuated_pods_state", r#"{"data": "{\"entries\": {}}", "checksum": 1}"#),
     ];
@@ -1455,7 +1626,10 @@ mod tests {
         }
 
         fn facts(&self) -> Facts {
-            Facts::collect(self.root.path(), &self.path(NRI_SOCKET))
+            let mut facts = Facts::collect(self.root.path(), &self.path(NRI_SOCKET));
+            // No program of another machine's file system is run.
+            facts.runtimes[0].version.get_or_insert(Version(2, 1, 0));
+            facts
         }
 
         fn troubles(&self) -> Vec<Finding> {
@@ -1791,24 +1965,24 @@ mod tests {
     fn every_mistake_of_the_plugins_configuration_is_shown() {
         let node = Node::good();
         node.write(DROP_IN, "logLevel: loud\nmemoryThrottlingFactor: 2\n");
-        let troubles = node.troubles();
-        expect(
-            &troubles,
-            "configuration",
-            Mark::Failed,
-            "90-plimsoll.conf:1: logLevel: expected error",
-            "plimsoll check",
-        );
-        assert!(troubles[0].found.contains("90-plimsoll.conf:2: memoryThrottlingFactor: "), "{}", troubles[0].found);
+        // Without its configuration the mode is unknown, too.
+        let troubles = |node: &Node| {
+            let mut troubles = node.troubles();
+            assert_eq!(troubles.pop().map(|finding| (finding.check, finding.mark)), Some(("mode", Mark::Unknown)));
+            troubles
+        };
+        let found = troubles(&node);
+        expect(&found, "configuration", Mark::Failed, "90-plimsoll.conf:1: logLevel: expected error", "plimsoll check");
+        assert!(found[0].found.contains("90-plimsoll.conf:2: memoryThrottlingFactor: "), "{}", found[0].found);
         fs::write(node.path(DROP_IN), b"logLevel: \xff").unwrap();
-        expect(&node.troubles(), "configuration", Mark::Failed, "UTF-8", "mend");
+        expect(&troubles(&node), "configuration", Mark::Failed, "UTF-8", "mend");
         node.remove(DROP_IN);
         fs::create_dir(node.path(DROP_IN)).unwrap();
-        expect(&node.troubles(), "configuration", Mark::Failed, "expected a regular file", "file that root can read");
+        expect(&troubles(&node), "configuration", Mark::Failed, "expected a regular file", "file that root can read");
         node.remove(DROP_IN);
         ok(&node.facts(), "configuration", "the defaults are in force");
         node.write("etc/nri/conf.d/plimsoll.conf", "logLevel: loud\n");
-        expect(&node.troubles(), "configuration", Mark::Failed, "conf.d/plimsoll.conf:1: logLevel", "mend");
+        expect(&troubles(&node), "configuration", Mark::Failed, "conf.d/plimsoll.conf:1: logLevel", "mend");
         node.write(DROP_IN, "");
         ok(&node.facts(), "configuration", "/etc/nri/conf.d/plimsoll.conf is passed over");
     }
@@ -1902,6 +2076,73 @@ mod tests {
     }
 
     #[test]
+    fn flags_and_drop_ins_of_the_kubelet_are_not_ok() {
+        let config = "/usr/bin/kubelet\0--config\0/var/lib/kubelet/config.yaml\0";
+        for (flags, found) in [
+            ("--config-dir=/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d are not read: 20.conf"),
+            ("--config-dir\0/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d are not read: 20.conf"),
+            ("--feature-gates=MemoryQoS=true\0", "--feature-gates that sets MemoryQoS"),
+            ("--config=/etc/kubelet.yaml\0", "--config /etc/kubelet.yaml"),
+        ] {
+            let node = Node::good();
+            node.write("proc/4242/cmdline", &format!("{config}{flags}"));
+            node.write("etc/kubernetes/kubelet.conf.d/20.conf", "featureGates: {MemoryQoS: true}\n");
+            let troubles = node.troubles();
+            expect(&troubles[..1], "kubelet-memory-qos", Mark::Unknown, found, "configz");
+            let allocatable = troubles.iter().filter(|finding| finding.check == "node-allocatable").count();
+            assert_eq!(allocatable, usize::from(!flags.contains("gates")), "{troubles:#?}");
+        }
+        let node = Node::good();
+        node.write("proc/4242/cmdline", &format!("{config}--config-dir=/etc/kubernetes/empty\0"));
+        assert_eq!(node.troubles(), []);
+        node.write("proc/4242/cmdline", &format!("{config}--feature-gates=A=true,MemoryQoS=false\0"));
+        assert_eq!(node.troubles(), []);
+        node.write("proc/4242/cmdline", &format!("{config}--eviction-hard=memory.available<1Gi\0"));
+        expect(
+            &node.troubles(),
+            "node-allocatable",
+            Mark::Unknown,
+            "the flag --eviction-hard",
+            "kubectl describe node",
+        );
+        node.remove("proc/4242");
+        expect(&node.troubles(), "kubelet-memory-qos", Mark::Unknown, "found no process of the kubelet", "configz");
+    }
+
+    #[test]
+    fn a_limit_that_the_configuration_does_not_explain_is_warned_of() {
+        let node = Node::good();
+        node.write("sys/fs/cgroup/kubepods.slice/memory.max", "4294967296\n");
+        let found = "does not explain memory.max of kubepods";
+        expect(&node.troubles(), "node-allocatable", Mark::Warning, found, "kubectl describe node");
+    }
+
+    #[test]
+    fn an_invalid_configuration_leaves_the_mode_unknown() {
+        let node = Node::good();
+        node.write(DROP_IN, "mode: observing\n");
+        let mode: Vec<_> = node.troubles().into_iter().filter(|finding| finding.check == "mode").collect();
+        expect(&mode, "mode", Mark::Unknown, "/etc/nri/conf.d/90-plimsoll.conf is not valid", "'configuration'");
+        node.remove(DROP_IN);
+        ok(&node.facts(), "mode", "enforce");
+    }
+
+    #[test]
+    fn a_level_that_cannot_be_listed_is_unknown() {
+        let mut facts = Node::good().facts();
+        let level = facts.levels.iter_mut().find(|level| level.path == "kubepods.slice").unwrap();
+        level.has_children = Err(Unreadable { is_denied: false, why: "input/output error".to_owned() });
+        expect(&troubles(&facts), "memory-controller", Mark::Unknown, "cannot list /sys/fs/cgroup/kubepods.slice", "");
+    }
+
+    #[test]
+    fn containerd_of_unknown_version_is_not_ok() {
+        let mut facts = Node::good().facts();
+        facts.runtimes[0].version = None;
+        expect(&troubles(&facts), "runtime", Mark::Unknown, "of unknown version", "containerd --version");
+    }
+
+    #[test]
     fn a_kubelet_configured_elsewhere_is_not_ok() {
         let node = Node::good();
         node.remove(KUBELET_CONFIG);
@@ -1958,6 +2199,8 @@ mod tests {
             ("proc/sys/kernel/osrelease", "kernel"),
             ("proc/self/mounts", "recursive-protection"),
             ("proc/locks", "installation"),
+            ("proc/4242/comm", "kubelet-memory-qos"),
+            ("proc/4242/cmdline", "kubelet-memory-qos"),
             ("proc/meminfo", "node-allocatable"),
             (KUBELET_CONFIG, "kubelet-memory-qos"),
             (KUBELET_CONFIG, "node-allocatable"),
@@ -1991,6 +2234,8 @@ mod tests {
             ("opt/nri/plugins", "other-plugins"),
             ("etc/nri/conf.d", "other-plugins"),
             ("proc/locks", "installation"),
+            ("proc/4242/comm", "kubelet-memory-qos"),
+            ("proc/4242/cmdline", "kubelet-memory-qos"),
             (KUBELET_CONFIG, "kubelet-memory-qos"),
             (KUBELET_CONFIG, "node-allocatable"),
             ("sys/fs/cgroup/kubepods.slice/memory.max", "node-allocatable"),

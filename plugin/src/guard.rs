@@ -30,7 +30,7 @@ use crate::ancestors::Ancestors;
 use crate::cgroup::kubepods::{Found, find};
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
-use crate::containers::{Containers, STAND_ASIDE};
+use crate::containers::{Containers, is_restored};
 use crate::contention::{Contention, Verdict};
 use crate::report::{LowerLimit, Reports, Subject, What};
 use crate::resize::{self, Cut, Usage};
@@ -278,7 +278,7 @@ impl Guard {
 
     /// What is wanted. `plimsoll restore` may have been called just now, and puts back itself.
     fn line(&self) -> Option<Bytes> {
-        self.containers.settings().guard_line().filter(|_| !self.host.join(STAND_ASIDE).exists())
+        self.containers.settings().guard_line().filter(|_| matches!(is_restored(&self.host), Ok(false)))
     }
 
     /// Says once if half of the guard is missing: the cgroup of the system whose memory it protects.

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::config::DROP_INS;
-use crate::containers::STAND_ASIDE;
+use crate::containers::{STAND_ASIDE, is_restored};
 use crate::doctor::runtime::{CONTAINERD, CRIO, Kind, Runtime, Settings, Version, containerd_config, start_command};
 use crate::doctor::{PLUGINS, Program, Socket, UNITS, below, holder, names};
 use crate::explain::wrap;
@@ -305,7 +305,7 @@ impl Facts {
             files: BTreeMap::new(),
             is_packaged: UNITS[2..].iter().any(|unit| host.join(unit).join("plimsoll.service").exists()),
             is_enabled: host.join(&ENABLED[1..]).symlink_metadata().is_ok(),
-            stands_aside: host.join(STAND_ASIDE).exists(),
+            stands_aside: is_restored(host).unwrap_or(true),
             is_launched: is_launched && process.as_ref().is_some_and(|process| !process.is_service),
             process,
             program,

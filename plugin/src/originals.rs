@@ -11,8 +11,10 @@
 //!
 //! A line with `raised` is about a limit of a pod that is not put back, since to lower it could kill: it is remembered to be named.
 //!
-//! A line with `"restored":true` takes back those before it. A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
-//! torn or foreign is skipped. Who is not in it was never changed.
+//! A line with `"restored":true` takes back those before it. Cgroups above containers are remembered further, since systemd may keep
+//! drop-ins for them, which only `plimsoll restore` removes. A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
+//! torn by a crash is skipped, since its change was not made yet. Another line that cannot be read is counted, and kept.
+//! Who is not in it was never changed.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -149,6 +151,10 @@ impl Line {
         Self { container, cgroup, inode, min, low, high, restored: false, raised: None, from: None, to: None }
     }
 
+    fn of_restored(target: &Target) -> Self {
+        Self { restored: true, ..Self::new(target, &Values::default()) }
+    }
+
     fn of_raised(limit: &RaisedLimit) -> Self {
         let RaisedLimit { cgroup, inode, file, from, to } = limit.clone();
         let line = Self::new(&Target::Cgroup(cgroup, inode), &Values::default());
@@ -177,6 +183,10 @@ pub struct Originals {
     path: PathBuf,
     known: HashMap<Target, Values>,
     raised: Vec<RaisedLimit>,
+    /// Cgroups above containers that have back what they had, and what that is.
+    former: HashMap<Target, Values>,
+    /// Lines that cannot be read: they may name something that was changed.
+    unreadable: Vec<Vec<u8>>,
     file: Option<File>,
     lines: usize,
 }
@@ -197,25 +207,71 @@ impl Originals {
         };
         for line in BufReader::new(file).split(b'\n') {
             originals.lines += 1;
-            let Ok(line) = serde_json::from_slice::<Line>(&line?) else { continue };
-            if line.raised.is_some() {
-                line.read_raised().into_iter().for_each(|limit| originals.note_raised(limit));
-                continue;
-            }
-            let restored = line.restored;
-            match line.read() {
-                Some((target, _)) if restored => _ = originals.known.remove(&target),
-                // What was there first is what counts.
-                Some((target, values)) => _ = originals.known.entry(target).or_insert(values),
-                None => {}
+            let text = line?;
+            let is_read = match serde_json::from_slice::<Line>(&text) {
+                Ok(line) => originals.note(line),
+                // It is empty, or its end is missing.
+                Err(error) => error.is_eof(),
+            };
+            if !is_read {
+                originals.unreadable.push(text);
             }
         }
         Ok(originals)
     }
 
+    /// Remembers what a line says. Whether it can be understood.
+    fn note(&mut self, line: Line) -> bool {
+        if line.raised.is_some() {
+            return line.read_raised().map(|limit| self.note_raised(limit)).is_some();
+        }
+        let restored = line.restored;
+        match line.read() {
+            Some((target, _)) if restored => _ = self.leave(&target),
+            Some((target, values)) => {
+                self.former.remove(&target);
+                // What was there first is what counts.
+                self.known.entry(target).or_insert(values);
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// Makes a target one that is not changed any more. Whether it was changed.
+    fn leave(&mut self, target: &Target) -> bool {
+        let Some(values) = self.known.remove(target) else { return false };
+        if matches!(target, Target::Cgroup(..)) {
+            self.former.insert(target.clone(), values);
+        }
+        true
+    }
+
+    /// Cgroups above containers that were changed and have back what they had: path, inode and what they had. systemd may
+    /// still have drop-ins for them.
+    pub fn former(&self) -> impl Iterator<Item = (&CgroupPath, u64, Values)> {
+        self.former.iter().filter_map(|(target, values)| match target {
+            Target::Cgroup(path, inode) => Some((path, *inode, *values)),
+            Target::Container(_) => None,
+        })
+    }
+
+    /// The number of lines that cannot be read, those torn by a crash left out. What they name is unknown.
+    pub fn unreadable(&self) -> usize {
+        self.unreadable.len()
+    }
+
     /// Nothing is remembered yet.
     pub fn none(host: &Path) -> Self {
-        Self { path: host.join(DIRECTORY).join(FILE), known: HashMap::new(), raised: Vec::new(), file: None, lines: 0 }
+        Self {
+            path: host.join(DIRECTORY).join(FILE),
+            known: HashMap::new(),
+            raised: Vec::new(),
+            former: HashMap::new(),
+            unreadable: Vec::new(),
+            file: None,
+            lines: 0,
+        }
     }
 
     /// Limits of pods that were raised, as far as their pods were there when [`Originals::retain`] was called last.
@@ -263,6 +319,7 @@ impl Originals {
             return Ok(());
         }
         let line = json(&Line::new(&target, &values))?;
+        self.former.remove(&target);
         self.known.insert(target, values);
         self.append(&line)
     }
@@ -273,11 +330,10 @@ impl Originals {
     ///
     /// When it cannot be written down. It is forgotten nevertheless, as long as the program runs.
     pub fn restored(&mut self, target: &Target) -> io::Result<()> {
-        if self.known.remove(target).is_none() {
+        if !self.leave(target) {
             return Ok(());
         }
-        let line = json(&Line { restored: true, ..Line::new(target, &Values::default()) })?;
-        self.append(&line)
+        self.append(&json(&Line::of_restored(target))?)
     }
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
@@ -314,10 +370,20 @@ impl Originals {
     pub fn retain(&mut self, mut keep: impl FnMut(&Target) -> bool) -> io::Result<()> {
         self.known.retain(|target, _| keep(target));
         self.raised.retain(|limit| keep(&Target::Cgroup(limit.cgroup.clone(), limit.inode)));
-        if self.lines <= 2 * (self.known.len() + self.raised.len()) + SLACK {
+        self.former.retain(|target, _| keep(target));
+        let needed = self.known.len() + 2 * self.former.len() + self.raised.len() + self.unreadable.len();
+        if self.lines <= 2 * needed + SLACK {
             return Ok(());
         }
         let mut text = Vec::new();
+        for line in &self.unreadable {
+            text.extend_from_slice(line);
+            text.push(b'\n');
+        }
+        for (target, values) in &self.former {
+            text.extend(json(&Line::new(target, values))?);
+            text.extend(json(&Line::of_restored(target))?);
+        }
         for (target, values) in &self.known {
             text.extend(json(&Line::new(target, values))?);
         }
@@ -328,7 +394,7 @@ impl Originals {
         fs::write(&new, text)?;
         fs::rename(&new, &self.path)?;
         self.file = None;
-        self.lines = self.known.len() + self.raised.len();
+        self.lines = needed;
         Ok(())
     }
 }
@@ -396,6 +462,32 @@ mod tests {
     }
 
     #[test]
+    fn cgroups_that_were_restored_are_remembered_as_former() {
+        let host = tempfile::tempdir().unwrap();
+        let slice = cgroup("system.slice", 7);
+        let mut originals = Originals::load(host.path()).unwrap();
+        originals.remember(slice.clone(), min(1)).unwrap();
+        originals.restored(&slice).unwrap();
+        let is_former = |originals: &Originals| {
+            let former: Vec<_> =
+                originals.former().map(|(path, inode, values)| (path.clone(), inode, values)).collect();
+            former == [(CgroupPath::parse("system.slice").unwrap(), 7, min(1))]
+        };
+        assert!(is_former(&originals) && is_former(&Originals::load(host.path()).unwrap()));
+        for id in 0..3 * SLACK {
+            originals.remember(container(&id.to_string()), min(1)).unwrap();
+        }
+        originals.retain(|target| *target == slice).unwrap();
+        assert!(is_former(&Originals::load(host.path()).unwrap()), "also once the file was rewritten");
+        originals.remember(slice.clone(), min(2)).unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        assert_eq!((originals.former().count(), originals.get(&slice)), (0, Some(min(2))));
+        originals.restored(&slice).unwrap();
+        originals.retain(|_| false).unwrap();
+        assert_eq!(originals.former().count(), 0, "it is gone");
+    }
+
+    #[test]
     fn a_torn_line_loses_nothing_else() {
         let host = tempfile::tempdir().unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
@@ -405,8 +497,10 @@ mod tests {
         text.extend(b"{\"container\":\"b\",\"memory.mi");
         fs::write(&path, &text).unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.unreadable(), 0, "its change was not made yet");
         originals.remember(container("c"), min(3)).unwrap();
         let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.unreadable(), 0);
         assert_eq!(originals.get(&container("a")), Some(min(1)));
         assert_eq!(originals.get(&container("b")), None);
         assert_eq!(originals.get(&container("c")), Some(min(3)));
@@ -436,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_lines_are_skipped() {
+    fn lines_that_cannot_be_read_are_counted_and_kept() {
         let host = tempfile::tempdir().unwrap();
         fs::create_dir_all(host.path().join(DIRECTORY)).unwrap();
         let lines = [
@@ -451,8 +545,15 @@ mod tests {
             r#"{"container":"good","memory.min":"4096","since":"another version"}"#,
         ];
         fs::write(host.path().join(DIRECTORY).join(FILE), lines.join("\n")).unwrap();
-        let originals = Originals::load(host.path()).unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
         assert_eq!(originals.targets().collect::<Vec<_>>(), [&container("good")]);
+        assert_eq!(originals.unreadable(), lines.len() - 2, "all but the empty and the good one");
+        for id in 0..3 * SLACK {
+            originals.remember(container(&id.to_string()), min(1)).unwrap();
+        }
+        originals.retain(|target| *target == container("good")).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!((originals.targets().count(), originals.unreadable()), (1, lines.len() - 2));
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::{Failure, ResetBrake, Restore, print};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long the runtime may take to tell of containers whose cgroups are not where the kubelet puts them.
-const WORD: Duration = Duration::from_secs(10);
+const WORD: Duration = Duration::from_secs(30);
 
 /// How many targets are named that were not found.
 const NAMED: usize = 20;
@@ -207,7 +207,7 @@ impl Restore {
             let guarded = usize::from(Record::load(&self.host).is_some());
             guarded + changed.iter().filter(|changed| !changed.is_back(root)).count()
         };
-        // Where all places could be looked into, a container that was not found has probably ended.
+        // Where all places could be searched, only a container elsewhere or an ended one is missing.
         let word = Instant::now() + if looked.unsearched.is_empty() { WORD } else { PATIENCE };
         let mut left = left_of_all(&looked.changed);
         while (left > 0 && Instant::now() < deadline) || (!looked.missing.is_empty() && Instant::now() < word) {
@@ -229,15 +229,33 @@ impl Restore {
                 Err(error) => eprintln!("note: {}: cannot remove systemd's drop-ins: {error}", changed.cgroup),
             }
         }
+        // Cgroups that had their originals before already, as after a switch to observe mode, may still have drop-ins.
+        let mut former = Vec::new();
+        for (path, inode, original) in originals.former() {
+            let Ok(cgroup) = root.cgroup(path) else { continue };
+            let is_same = cgroup.inode().is_ok_and(|held| held == inode);
+            // Other values are another program's, and so are their drop-ins.
+            let is_back = || Values::read(&cgroup).is_ok_and(|held| held.protection() == original.protection());
+            if !is_same || !is_back() {
+                continue;
+            }
+            match systemd::remove_protection(&self.host, path) {
+                Ok(true) => former.push((path, original)),
+                Ok(false) => {}
+                Err(error) => eprintln!("note: {path}: cannot remove systemd's drop-ins: {error}"),
+            }
+        }
+        is_removed |= !former.is_empty();
         if is_removed && let Err(error) = systemd.reload().await {
             eprintln!("note: {error}; call 'systemctl daemon-reload'");
         }
         // Where that did not bring back the value, because somebody else had set it at runtime before.
-        for changed in looked.changed.iter().filter(|changed| !changed.is_container) {
-            let [min, low] =
-                [changed.original.min, changed.original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
+        let changed = looked.changed.iter().filter(|changed| !changed.is_container);
+        let changed = changed.map(|changed| (&changed.cgroup, changed.original));
+        for (path, original) in changed.chain(former) {
+            let [min, low] = [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
             let protection = Protection::of_files(min, low);
-            if let Ok(cgroup) = root.cgroup(&changed.cgroup)
+            if let Ok(cgroup) = root.cgroup(path)
                 && let Err(error) = systemd.set(&cgroup, protection, false).await
             {
                 eprintln!("note: {error}");
@@ -257,15 +275,15 @@ impl Restore {
 }
 
 impl Restore {
-    /// The cgroups of all containers that the runtime has, by id: as it told this instance of the plugin, or the one that runs.
-    /// `None` where it told neither.
-    async fn told(&self, containers: &Containers, synchronized: bool) -> Option<HashMap<String, CgroupPath>> {
+    /// All containers that the runtime has, by id, and their cgroups where known: as it told this instance of the plugin, or
+    /// the one that runs. `None` where it told neither.
+    async fn told(&self, containers: &Containers, synchronized: bool) -> Option<HashMap<String, Option<CgroupPath>>> {
         if synchronized {
             let all = containers.all();
-            return Some(all.iter().filter_map(|one| Some((one.id.clone(), one.cgroup.clone()?))).collect());
+            return Some(all.iter().map(|one| (one.id.clone(), one.cgroup.clone())).collect());
         }
         let status = serve::ask(&self.host).await.ok().filter(|status| status.node.synchronized)?;
-        Some(status.containers.into_iter().filter_map(|one| Some((one.id, one.cgroup?))).collect())
+        Some(status.containers.into_iter().map(|one| (one.id, one.cgroup)).collect())
     }
 }
 
@@ -286,6 +304,13 @@ impl Looked {
         });
         let Found { found, problems } = kubepods::containers(root, known.collect::<BTreeSet<_>>());
         let mut looked = Self { unsearched: problems.iter().map(ToString::to_string).collect(), ..Self::default() };
+        match originals.unreadable() {
+            0 => {}
+            lines => looked.problems.push(format!(
+                "/{DIRECTORY}/originals: {lines} lines cannot be read, and what they name keeps its values: correct the \
+                 lines, or reboot the node"
+            )),
+        }
         let containers: HashMap<String, CgroupPath> = found.into_iter().collect();
         for target in originals.targets() {
             match target {
@@ -328,10 +353,13 @@ impl Looked {
     }
 
     /// The runtime has told of all its containers, so each that is missing is one of them or has ended.
-    fn take_word(&mut self, root: &CgroupRoot, originals: &Originals, told: &HashMap<String, CgroupPath>) {
+    fn take_word(&mut self, root: &CgroupRoot, originals: &Originals, told: &HashMap<String, Option<CgroupPath>>) {
         for id in std::mem::take(&mut self.missing) {
             match told.get(&id) {
-                Some(cgroup) => self.take(root, originals, &Target::Container(id), cgroup),
+                Some(None) => {
+                    self.problems.push(format!("container {}: the runtime has it, its cgroup is unknown", excerpt(&id)))
+                }
+                Some(Some(cgroup)) => self.take(root, originals, &Target::Container(id), cgroup),
                 None => self.ended.push(format!("container {}", excerpt(&id))),
             }
         }
@@ -339,14 +367,16 @@ impl Looked {
 
     /// Why success cannot be reported although all that was found has back what it had; `None` where it can.
     fn unsettled(&self) -> Option<String> {
-        let unsearched = if self.missing.is_empty() { &[][..] } else { &self.unsearched };
-        let why: Vec<_> = self.problems.iter().chain(unsearched).map(String::as_str).take(NAMED).collect();
+        // Only the runtime knows that a container has ended: its cgroup may be outside of the kubelet's.
+        let runtime = "the container runtime did not say whether they have ended".to_owned();
+        let elsewhere = (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
+        let why: Vec<_> = self.problems.iter().chain(elsewhere.into_iter().flatten()).map(String::as_str).collect();
         (!why.is_empty()).then(|| {
             format!(
                 "could not look at all that plimsoll has changed, {} containers among it: {}; expected to read every cgroup, or the \
                  container runtime to say which containers have ended: start the runtime, and call this again",
                 self.missing.len(),
-                why.join("; ")
+                why.into_iter().take(NAMED).collect::<Vec<_>>().join("; ")
             )
         })
     }

@@ -220,6 +220,12 @@ impl Node {
             warn!(%error, "cannot read what cgroups held before; 'plimsoll restore' will not know it");
             Originals::none(host)
         });
+        if originals.unreadable() > 0 {
+            warn!(
+                lines = originals.unreadable(),
+                "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not know what they name, and fail"
+            );
+        }
         let originals = Arc::new(Mutex::new(originals));
         let reports = Arc::<Reports>::default();
         let page_size = settings.node.page_size;

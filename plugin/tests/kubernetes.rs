@@ -414,6 +414,22 @@ fn the_kubelets_directory_may_be_elsewhere_on_the_node() {
 }
 
 #[test]
+fn the_notes_of_the_chart_say_the_mode() {
+    let chart = deploy("helm/plimsoll");
+    let notes = |mode: &str| {
+        let output = helm(&["install", "plimsoll", chart.to_str().unwrap(), "--dry-run=client", "--set-json", mode]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for enforces in ["config={}", "config.mode=\"enforce\""] {
+        let notes = notes(enforces);
+        assert!(notes.contains("runs in enforce mode") && !notes.contains("runs in observe mode"), "{notes}");
+    }
+    let notes = notes("config.mode=\"observe\"");
+    assert!(notes.contains("runs in observe mode") && !notes.contains("runs in enforce mode"), "{notes}");
+}
+
+#[test]
 fn two_releases_of_the_chart_have_nothing_of_each_other() {
     let chart = deploy("helm/plimsoll");
     let release = |name| {

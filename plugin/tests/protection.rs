@@ -711,6 +711,42 @@ async fn restore_fails_where_it_could_not_look() {
     assert!(!said.contains("nothing had to be changed"), "{said}");
 }
 
+#[tokio::test]
+async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
+    let (node, mut daemon, runtime) = start().await;
+    let outside = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&outside);
+    runtime.run(&outside).await;
+    daemon.says("outcome=unchanged").await;
+    let inside = burstable(&node, "c", 100 * MIB);
+    runtime.make_cgroup(&inside);
+    runtime.run(&inside).await;
+    daemon.says("outcome=unchanged").await;
+    daemon.signal(Signal::KILL);
+    daemon.ends().await;
+    // One container is outside of the cgroup of all pods, as with another cgroup driver than the kubelet's.
+    let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()].map(|path| runtime.path(&path));
+    fs::rename(&from, &to).unwrap();
+    // Everything else already holds its originals.
+    for cgroup in
+        [KUBEPODS, "kubepods/burstable", &outside.cgroup(), &inside.cgroup(), &format!("{}/id-c", inside.cgroup())]
+    {
+        for (file, value) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")] {
+            runtime.set_file(cgroup, file, value);
+        }
+    }
+    drop(runtime);
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("1 containers among it: the container runtime did not say whether they have ended"),
+        "{said}"
+    );
+    assert!(said.contains("start the runtime, and call this again"), "{said}");
+    assert!(said.contains("not found: container id-b; its cgroup may have ended"), "{said}");
+    assert_ne!(fs::read_to_string(to.join("memory.high")).unwrap().trim(), "max");
+}
+
 fn runtime_path(node: &Node, cgroup: &str) -> std::path::PathBuf {
     node.path("host/sys/fs/cgroup").join(cgroup)
 }
@@ -759,6 +795,70 @@ async fn a_torn_record_of_the_guard_is_no_success() {
     let (code, said) = restore(&node, &[]).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("/run/plimsoll/guard: ") && !said.contains("nothing had to be changed"), "{said}");
+}
+
+#[tokio::test]
+async fn restore_removes_drop_ins_left_by_observe_mode() {
+    let (node, _daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    runtime.make_cgroup_at("other.slice");
+    let enforce = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /system.slice\nsystemReserved: {memory: 500Mi}\n";
+    node.replace("plimsoll.yaml", enforce);
+    runtime.holds("system.slice", "memory.min", 500 * MIB).await;
+    // As systemd has it for a unit that the plugin has set properties of.
+    let drop_in = |unit: &str| {
+        let path = node.path("host/run/systemd/system.control").join(format!("{unit}.d/50-MemoryMin.conf"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "[Slice]\nMemoryMin=0\n").unwrap();
+        path
+    };
+    let [ours, others] = ["system.slice", "other.slice"].map(drop_in);
+    node.replace("plimsoll.yaml", &format!("mode: observe\n{enforce}"));
+    runtime.holds("system.slice", "memory.min", 0).await;
+    // Written once the plugin leaves the cgroup alone.
+    let is_left = || {
+        let originals = fs::read_to_string(node.path("host/run/plimsoll/originals")).unwrap();
+        originals.lines().any(|line| line.contains("system.slice") && line.contains("\"restored\":true"))
+    };
+    while !is_left() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(ours.exists());
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!ours.exists() && others.exists(), "{said}");
+}
+
+#[tokio::test]
+async fn an_unreadable_mark_of_restore_sets_nothing() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
+    // Even root cannot find out what this points to.
+    std::os::unix::fs::symlink("restored", node.path("host/run/plimsoll/restored")).unwrap();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    daemon.says("cannot find out whether 'plimsoll restore' was called").await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    assert_eq!(runtime.create(&pod).await, HashMap::new());
+    assert_eq!(runtime.file(KUBEPODS, "memory.min"), "0");
+}
+
+#[tokio::test]
+async fn originals_that_cannot_be_read_are_no_success() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
+    let unreadable = "{\"container\":\"a\",\"memory.min\":{\"v\":1}}\nGARBAGE\n";
+    // The last one is torn, as by a crash.
+    node.write("host/run/plimsoll/originals", &format!("{unreadable}{{\"container\":\"b\",\"memo"));
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("/run/plimsoll/originals: 2 lines cannot be read"), "{said}");
+    assert!(!said.contains("nothing had to be changed"), "{said}");
+    restore(&node, &["--undo"]).await;
+    let mut daemon = node.start();
+    daemon.says("cannot read lines of /run/plimsoll/originals").await;
 }
 
 #[tokio::test]
