@@ -6,6 +6,8 @@ mod harness;
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -60,6 +62,34 @@ struct Adjusted {
     updated: usize,
     refused: bool,
     asked: usize,
+    /// The metrics of what it did of itself.
+    actions: Vec<&'static str>,
+    /// The files that others wrote, as they are at the end.
+    files: Vec<String>,
+}
+
+impl Adjusted {
+    /// Nothing, and what others wrote is there.
+    fn nothing() -> Self {
+        Self { files: vec!["4096".to_owned(), "8192".to_owned(), "max".to_owned()], ..Self::default() }
+    }
+}
+
+/// Each counts one kind of action.
+const ACTIONS: [&str; 7] = [
+    "plimsoll_resizes_total{outcome=\"rejected\"}",
+    "plimsoll_pod_limits_raised_total",
+    "plimsoll_repairs_total{level=\"container\",knob=\"memory.min\"}",
+    "plimsoll_repairs_total{level=\"ancestor\",knob=\"memory.low\"}",
+    "plimsoll_repairs_total{level=\"ancestor\",knob=\"memory.max\"}",
+    "plimsoll_oom_rescues_total{outcome=\"applied\"}",
+    "plimsoll_stalls_released_total",
+];
+
+/// Whether a metric is more than 0.
+fn is_counted(metrics: &str, name: &str) -> bool {
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name}:\n{metrics}")) != "0"
 }
 
 /// An update as the runtime makes it: with what the plugin answers, or not at all.
@@ -68,6 +98,9 @@ async fn update(runtime: &Runtime, pod: &Pod, limit: i64, adjusted: &mut Adjuste
     match runtime.connection.update_container(sandbox, container, memory_limit(limit)).await {
         Ok(reply) => {
             adjusted.updated += reply.update.len();
+            for update in &reply.update {
+                runtime.apply(pod, &update.linux.resources.unified);
+            }
             runtime.set_file(&cgroup(pod), "memory.max", &limit.to_string());
             runtime.updated(pod).await;
         }
@@ -87,31 +120,77 @@ fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
     }
 }
 
-/// A container is created, resized both ways, throttled, killed, and written to by others. Returns what was adjusted.
+/// A container stands at `memory.high` for long enough to be released, while the node has memory to spare.
+async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut usize) {
+    node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
+    let pressure = |percent: &str| {
+        let text = format!(
+            "some avg10={percent} avg60=0.00 avg300=0.00 total=1\nfull avg10={percent} avg60=0.00 avg300=0.00 total=1"
+        );
+        runtime.set_file(&cgroup(pod), "memory.pressure", &text);
+    };
+    pressure("90.00");
+    let files = ["kubepods".to_owned(), pod.cgroup()].map(|level| runtime.path(&level).join("memory.events"));
+    let counting = tokio::spawn(async move {
+        for count in 1.. {
+            for file in &files {
+                overwrite(
+                    file,
+                    &format!("low 0\nhigh {count:04}\nmax 0\noom 0000\noom_kill 0000\noom_group_kill 0000\n"),
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    // The plugin looks every 5 seconds, and sees at its second look that the deadline is over.
+    runtime.update_all(asked, pod, Duration::from_secs(12)).await;
+    counting.abort();
+    runtime.set_file(
+        &cgroup(pod),
+        "memory.pressure",
+        "some avg10=00.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=00.00 avg60=0.00 avg300=0.00 total=1",
+    );
+}
+
+/// Writes a file in one go, as the kernel takes it.
+fn overwrite(path: &Path, text: &str) {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+    file.write_all_at(text.as_bytes(), 0).unwrap();
+}
+
+/// The files that others write, and what they write.
+fn foreign(pod: &Pod) -> [(String, &'static str, &'static str); 3] {
+    [
+        (cgroup(pod), "memory.min", "4096"),
+        (pod.cgroup(), "memory.low", "8192"),
+        ("kubepods".into(), "memory.max", "max"),
+    ]
+}
+
+/// A container is created, throttled, resized both ways, killed, and written to by others. Returns what was adjusted.
 async fn everything(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, rewrite: &str) -> Adjusted {
     let mut adjusted = Adjusted::default();
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
     kills(runtime, &pod, 0);
-    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
+    let none = "low 0\nhigh 0000\nmax 0\noom 0000\noom_kill 0000\noom_group_kill 0000";
+    runtime.set_file("kubepods", "memory.events", none);
     runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;
     adjusted.created = runtime.create(&pod).await;
     runtime.apply(&pod, &adjusted.created);
     runtime.started(&pod).await;
     daemon.says("verified").await;
     runtime.uses(&pod, 99 * MIB, 0);
+    stands_still(node, runtime, &pod, &mut adjusted.asked).await;
     // The kernel would have to kill for the first, and the pod's limit is too low for the second.
     for limit in [50, 200] {
         update(runtime, &pod, limit * MIB, &mut adjusted).await;
     }
-    runtime.update_all(&mut adjusted.asked, &pod, Duration::from_millis(500)).await;
+    // Until the values are as they should be.
+    runtime.update_all(&mut adjusted.asked, &pod, Duration::from_secs(2)).await;
     // What others write.
-    for (cgroup, knob, value) in [
-        (cgroup(&pod), "memory.min", "4096"),
-        (pod.cgroup(), "memory.low", "8192"),
-        ("kubepods".into(), "memory.max", "max"),
-    ] {
+    for (cgroup, knob, value) in foreign(&pod) {
         runtime.set_file(&cgroup, knob, value);
     }
     kills(runtime, &pod, 2);
@@ -119,6 +198,9 @@ async fn everything(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, rew
     node.replace("plimsoll.yaml", rewrite);
     daemon.says("configuration changed").await;
     runtime.update_all(&mut adjusted.asked, &pod, Duration::from_secs(3)).await;
+    adjusted.files = foreign(&pod).map(|(cgroup, knob, _)| runtime.file(&cgroup, knob)).into();
+    let metrics = node.metrics().await;
+    adjusted.actions = ACTIONS.into_iter().filter(|action| is_counted(&metrics, action)).collect();
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     runtime.stop(&pod).await;
     adjusted
@@ -173,7 +255,7 @@ async fn run(config: &str) -> (Node, Vec<String>, Adjusted) {
 async fn observing_writes_and_adjusts_nothing() {
     let (node, writes, adjusted) = run(&format!("mode: observe\n{ALL}")).await;
     assert_eq!(writes, Vec::<String>::new());
-    assert_eq!(adjusted, Adjusted::default());
+    assert_eq!(adjusted, Adjusted::nothing());
     assert!(!node.path("host/run/plimsoll/originals").exists());
 }
 
@@ -186,13 +268,15 @@ async fn enforcing_the_same_writes_and_adjusts() {
     }
     assert_eq!(adjusted.created["memory.min"], (64 * MIB).to_string());
     assert!(adjusted.refused && adjusted.updated > 0 && adjusted.asked > 0, "{adjusted:?}");
+    assert_eq!(adjusted.actions, ACTIONS);
+    assert_eq!(adjusted.files, [64 * MIB, 0, 7168 * MIB].map(|value| value.to_string()));
 }
 
 #[tokio::test]
 async fn all_switches_off_is_passive() {
     let (node, writes, adjusted) = run(PASSIVE).await;
     assert_eq!(writes, Vec::<String>::new());
-    assert_eq!(adjusted, Adjusted::default());
+    assert_eq!(adjusted, Adjusted::nothing());
     assert!(!node.path("host/run/plimsoll/originals").exists());
 }
 
