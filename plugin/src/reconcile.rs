@@ -291,11 +291,13 @@ struct Done {
     fates: Option<Fates>,
 }
 
-/// Containers of a batch that the runtime did not update, by id.
+/// The containers of a batch that the runtime did not update, by id.
 #[derive(Debug, Default)]
 struct Fates {
     /// The request was outdated before it could be sent.
     dropped: HashSet<String>,
+    /// The runtime refused the request.
+    rejected: HashSet<String>,
 }
 
 /// What to do about one container.
@@ -308,6 +310,8 @@ struct Pending {
     swap_max: Option<Bytes>,
     /// The settings that the writes were decided by enforce.
     enforces: bool,
+    /// Another program has changed what the runtime and the files held.
+    is_foreign: bool,
 }
 
 impl Reconciler {
@@ -481,7 +485,8 @@ impl Reconciler {
         // Alone, so that the runtime tells why if it does not.
         let swap_max = swap_max.and_then(Limit::bytes);
         // Only a plugin that enforces asks for limits.
-        let pending = Pending { container, writes: vec![write], attempt: 2, swap_max, enforces: true };
+        let pending =
+            Pending { container, writes: vec![write], attempt: 2, swap_max, enforces: true, is_foreign: false };
         let _ = self.updater.send(vec![pending]);
     }
 
@@ -621,11 +626,11 @@ impl Reconciler {
                         self.settled(&container, &compared.decided, is_in_force);
                     } else {
                         let swap_max = compared.swap_max;
-                        let Some(writes) = self.repair(&container, compared, touched) else { continue };
+                        let Some((writes, is_foreign)) = self.repair(&container, compared, touched) else { continue };
                         // The first one that is not counted is one, too.
                         let attempt = self.contention.repairs(&container.id).max(1);
                         self.progress(&container.id).is_waiting = true;
-                        pending.push(Pending { container, writes, attempt, swap_max, enforces });
+                        pending.push(Pending { container, writes, attempt, swap_max, enforces, is_foreign });
                     }
                 }
                 Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
@@ -691,7 +696,8 @@ impl Reconciler {
         progress.is_released = true;
         progress.is_waiting = true;
         let writes = all_writes(&compared.decided).collect();
-        Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max, enforces })
+        let (container, swap_max) = (container.clone(), compared.swap_max);
+        Some(Pending { container, writes, attempt: 1, swap_max, enforces, is_foreign: false })
     }
 
     /// Its values come with its start, or its processes are elsewhere (Kata).
@@ -703,8 +709,8 @@ impl Reconciler {
         }
     }
 
-    /// What to write, if it is to be written now.
-    fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<Vec<Write>> {
+    /// Returns what the runtime has to write, if it is to be written now, and whether another program has changed it.
+    fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<(Vec<Write>, bool)> {
         let Compared { decided, mut writes, claim, held, .. } = compared;
         let desired = decided.values();
         let is_stored = self.progress(&container.id).verified.as_ref() == Some(&desired);
@@ -712,10 +718,12 @@ impl Reconciler {
             debug!(pod = container.pod, container = container.name, "left as another program set it");
             return None;
         }
+        // The runtime's writes for its client are not foreign.
+        let is_foreign = is_stored && !self.contention.is_expected(&container.id);
         match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
             // The runtime has the values already, and systemd from it: the files are all that somebody else has changed.
             Verdict::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
-                self.write_files(container, writes);
+                self.write_files(container, writes, is_foreign);
                 return None;
             }
             Verdict::Repair => {
@@ -729,7 +737,7 @@ impl Reconciler {
                     writes = all_writes(&decided).collect();
                 }
                 self.containers.remember(container, held);
-                return Some(writes);
+                return Some((writes, is_foreign));
             }
             Verdict::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
             Verdict::GiveUp => {
@@ -745,14 +753,15 @@ impl Reconciler {
     }
 
     /// Writes a container's files, without the runtime. To lower memory.high takes as long as there is memory to reclaim.
-    fn write_files(&mut self, container: &Container, writes: Vec<Write>) {
+    fn write_files(&mut self, container: &Container, writes: Vec<Write>, is_foreign: bool) {
         let Some(path) = container.cgroup.clone() else { return };
         let (root, reports, subject) = (self.root.clone(), self.reports.clone(), Subject::from(container));
         // What comes of it is seen by watching the files.
         tokio::task::spawn_blocking(move || {
             for Write { knob, desired, observed } in writes {
                 match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
-                    Ok(()) => reports.tell(&subject, &What::Repaired { knob, desired, observed }),
+                    Ok(()) if is_foreign => reports.tell(&subject, &What::Repaired { knob, desired, observed }),
+                    Ok(()) => debug!(cgroup = %path, knob = knob.file_name(), "written again after an update"),
                     Err(error) => debug!(cgroup = %path, %error, "cannot repair the file"),
                 }
             }
@@ -763,7 +772,7 @@ impl Reconciler {
 
     /// The runtime has done, or tried to do, what it was asked: see what came of it.
     fn written(&mut self, done: Done, due: &mut Due) {
-        for Pending { container, .. } in done.batch {
+        for Pending { container, writes, is_foreign, .. } in done.batch {
             let progress = self.progress(&container.id);
             progress.is_waiting = false;
             let Some(fates) = &done.fates else {
@@ -775,6 +784,13 @@ impl Reconciler {
             let is_dropped = fates.dropped.contains(&container.id);
             progress.is_released &= !is_dropped;
             progress.is_unverified |= !is_dropped;
+            if is_foreign && !is_dropped && !fates.rejected.contains(&container.id) {
+                for Write { knob, desired, observed } in
+                    writes.into_iter().filter(|write| write.observed != write.desired)
+                {
+                    self.reports.tell(&container.as_ref().into(), &What::Repaired { knob, desired, observed });
+                }
+            }
             due.containers.entry(container.id.clone()).or_default();
         }
     }
@@ -1049,7 +1065,10 @@ impl Updater {
             match self.send(&[pending], false).await {
                 Ok(dropped) => fates.dropped.extend(dropped),
                 Err(Unsent::NotConnected) => return None,
-                Err(Unsent::Failed(error)) => rejected(&pending.container, &error),
+                Err(Unsent::Failed(error)) => {
+                    rejected(&pending.container, &error);
+                    fates.rejected.insert(pending.container.id.clone());
+                }
             }
         }
         let sent = batch.iter().filter(|pending| !fates.dropped.contains(&pending.container.id));

@@ -513,3 +513,25 @@ async fn a_pods_limit_stays_without_the_switch() {
     runtime.update(&pod, memory_limit(200 * MIB)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
+
+const ONE_REPAIR: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
+
+#[tokio::test]
+async fn repairs_through_the_runtime_apply_the_brake() {
+    let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    let container = cgroup(&pod);
+    // The plugin writes the first repair itself, and leaves the second to the runtime.
+    runtime.set_file(&container, "memory.min", "4096");
+    runtime.holds(&container, "memory.min", 64 * MIB).await;
+    daemon.says("repaired").await;
+    runtime.set_file(&container, "memory.min", "4096");
+    let asked = runtime.serve_update(&[&pod]).await;
+    assert_eq!(asked[&pod.container.id]["memory.min"], (64 * MIB).to_string());
+    let line = daemon.says("the brake is applied").await;
+    assert!(line.contains("2 repairs within 10m"), "{line}");
+    let line = "plimsoll_repairs_total{level=\"container\",knob=\"memory.min\"} 2";
+    let metrics = node.metrics().await;
+    assert!(metrics.lines().any(|other| other == line), "{metrics}");
+}
