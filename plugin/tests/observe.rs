@@ -535,3 +535,58 @@ async fn repairs_through_the_runtime_apply_the_brake() {
     let metrics = node.metrics().await;
     assert!(metrics.lines().any(|other| other == line), "{metrics}");
 }
+
+/// Another program changes two files of a pod, which applies a brake with `repairs: 1`.
+async fn two_repairs(daemon: &mut Daemon, runtime: &Runtime, pod: &Pod) {
+    for knob in ["memory.min", "memory.low"] {
+        runtime.set_file(&pod.cgroup(), knob, "4096");
+        daemon.says("repaired").await;
+    }
+}
+
+#[tokio::test]
+async fn the_brake_stays_applied_without_its_record() {
+    let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    let obstacle = node.path("host/run/plimsoll/brake.new");
+    fs::create_dir_all(&obstacle).unwrap();
+    two_repairs(&mut daemon, &runtime, &pod).await;
+    daemon.says("cannot keep the brake's record").await;
+    daemon.says("the brake is applied").await;
+    runtime.serve_update(&[&pod]).await;
+    node.replace("plimsoll.yaml", &format!("{ONE_REPAIR}maxLimitRequestRatio: 5\n"));
+    daemon.says("configuration changed").await;
+    assert_eq!(status(&node).await["node"]["brake"], "2 repairs within 10m");
+    assert!(!node.path("host/run/plimsoll/brake").exists());
+    // The record is stored as soon as it can be, so that an operator can reset it.
+    fs::remove_dir(&obstacle).unwrap();
+    node.replace("plimsoll.yaml", ONE_REPAIR);
+    daemon.says("configuration changed").await;
+    assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("reset: plimsoll acts again, where it runs\n".to_owned(), 0));
+    daemon.says("the brake was reset").await;
+    assert_eq!(status(&node).await["node"]["mode"], "enforce");
+}
+
+#[tokio::test]
+async fn a_brake_that_was_reset_is_applied_again() {
+    let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    two_repairs(&mut daemon, &runtime, &pod).await;
+    daemon.says("the brake is applied").await;
+    runtime.serve_update(&[&pod]).await;
+    // It is reset while the plugin stands aside, which the plugin sees as one change.
+    let [restored, brake] = ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
+    fs::write(&restored, "").unwrap();
+    daemon.says("'plimsoll restore' was called").await;
+    daemon.while_it_is_stopped(|| {
+        fs::remove_file(&restored).unwrap();
+        fs::remove_file(&brake).unwrap();
+    });
+    daemon.says("'plimsoll restore' was undone").await;
+    runtime.serve_update(&[&pod]).await;
+    runtime.holds(&pod.cgroup(), "memory.min", 64 * MIB).await;
+    two_repairs(&mut daemon, &runtime, &pod).await;
+    daemon.says("the brake is applied").await;
+}
