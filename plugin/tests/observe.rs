@@ -120,6 +120,14 @@ fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
     }
 }
 
+/// Gives a pod and its container a count of kills that were not for their own limits.
+fn node_kills(runtime: &Runtime, pod: &Pod, count: u32) {
+    let text = format!("low 0\nhigh 0\nmax 7\noom 0000\noom_kill {count:04}\noom_group_kill 0000");
+    for cgroup in [cgroup(pod), pod.cgroup()] {
+        runtime.set_file(&cgroup, "memory.events", &text);
+    }
+}
+
 /// A container stands at `memory.high` for long enough to be released, while the node has memory to spare.
 async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut usize) {
     node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
@@ -589,4 +597,96 @@ async fn a_brake_that_was_reset_is_applied_again() {
     runtime.holds(&pod.cgroup(), "memory.min", 64 * MIB).await;
     two_repairs(&mut daemon, &runtime, &pod).await;
     daemon.says("the brake is applied").await;
+}
+
+#[tokio::test]
+async fn too_many_conflicts_apply_the_brake() {
+    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {conflicts: 1}\n";
+    let (node, mut daemon, runtime) = start(config).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    // Another program never stops writing two files.
+    let fight = async {
+        loop {
+            for knob in ["memory.min", "memory.low"] {
+                runtime.set_file(&pod.cgroup(), knob, "4096");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let line = tokio::select! {
+        () = fight => unreachable!("it never ends"),
+        line = daemon.says("the brake is applied") => line,
+    };
+    assert!(line.contains("2 conflicts with other writers within 10m"), "{line}");
+    assert_eq!(status(&node).await["node"]["mode"], "observe");
+}
+
+const ONE_KILL: &str =
+    "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nbrake: {kills: 1}\n";
+
+/// A pod of which one process was killed for want of memory in kubepods.
+async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    node_kills(runtime, &pod, 0);
+    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
+    runtime.run(&pod).await;
+    daemon.says("verified").await;
+    node_kills(runtime, &pod, 1);
+    daemon.says("killed processes").await;
+    pod
+}
+
+#[tokio::test]
+async fn too_many_kills_by_the_guard_apply_the_brake() {
+    let (node, mut daemon, runtime) = start(ONE_KILL).await;
+    runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
+    let pod = run_with_a_kill(&mut daemon, &runtime).await;
+    node_kills(&runtime, &pod, 3);
+    let line = daemon.says("the brake is applied").await;
+    assert!(line.contains("2 kills by limits that plimsoll has set within 10m"), "{line}");
+    assert_eq!(status(&node).await["node"]["mode"], "observe");
+}
+
+#[tokio::test]
+async fn kills_before_the_start_apply_no_brake() {
+    let (node, mut daemon, runtime) = start(ONE_KILL).await;
+    runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
+    let pod = run_with_a_kill(&mut daemon, &runtime).await;
+    drop((daemon, runtime));
+    let mut daemon = {
+        let text = "low 0\nhigh 0\nmax 7\noom 0000\noom_kill 0005\noom_group_kill 0000";
+        for cgroup in [cgroup(&pod), pod.cgroup()] {
+            overwrite(&node.path("host/sys/fs/cgroup").join(cgroup).join("memory.events"), text);
+        }
+        node.start()
+    };
+    let runtime = node.accept().await;
+    runtime.synchronize(&[&pod]).await;
+    daemon.says("killed processes").await;
+    assert_eq!(status(&node).await["node"]["brake"], Value::Null);
+    // Those that follow count.
+    node_kills(&runtime, &pod, 7);
+    daemon.says("the brake is applied").await;
+}
+
+#[tokio::test]
+async fn kills_while_the_guard_waits_apply_no_brake() {
+    let node = node(ONE_KILL);
+    let kubepods = node.path("host/sys/fs/cgroup/kubepods");
+    fs::write(kubepods.join("memory.current"), format!("{}\n", 8192 * MIB)).unwrap();
+    let stat = format!("inactive_anon {}\ninactive_file 0\n", 8192 * MIB);
+    fs::write(kubepods.join("memory.stat"), stat).unwrap();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    daemon.says("pods use more than nodeGuard leaves them").await;
+    let pod = run_with_a_kill(&mut daemon, &runtime).await;
+    node_kills(&runtime, &pod, 4);
+    while !node.metrics().await.contains("plimsoll_oom_kills_total{by=\"node\"} 4") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(runtime.file("kubepods", "memory.max"), "max");
+    assert_eq!(status(&node).await["node"]["brake"], Value::Null);
 }
