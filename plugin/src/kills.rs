@@ -585,7 +585,8 @@ impl Watcher {
         let Some(pod) = self.counted.pods.get(path) else { return };
         let Some(history) = pod.histories.get(&container.name) else { return };
         let is_told = pod.told.get(&container.name).is_some_and(|told| !is_due(told.planned, now));
-        if is_told || own_ceiling == Some(None) {
+        let is_wanted = history.kills(rescue.window, now) >= rescue.kills as usize;
+        if is_told || !is_wanted || own_ceiling == Some(None) || self.is_bounded_by_its_pod(container) {
             return;
         }
         let (kills, window) = (history.kills(rescue.window, now), rescue.window);
@@ -640,8 +641,7 @@ impl Watcher {
         if kills < rescue.kills as usize || !is_due(told.ceiling, now) {
             return None;
         }
-        if self.ancestors.has_own_memory_limit(&container.sandbox) {
-            debug!(pod = container.pod, container = container.name, "its pod has limits of its own, which stay");
+        if self.is_bounded_by_its_pod(container) {
             return None;
         }
         let free = self.free(container);
@@ -673,6 +673,15 @@ impl Watcher {
         };
         self.write_down();
         raised
+    }
+
+    /// Whether a container's limit stays because its pod has a limit of its own. Says so.
+    fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
+        let is_bounded = self.ancestors.has_own_memory_limit(&container.sandbox);
+        if is_bounded {
+            debug!(pod = container.pod, container = container.name, "its pod has limits of its own, which stay");
+        }
+        is_bounded
     }
 
     /// What neither requests, this container's included, nor other raised limits leave of node allocatable; nothing if that is not

@@ -690,3 +690,18 @@ async fn kills_while_the_guard_waits_apply_no_brake() {
     assert_eq!(runtime.file("kubepods", "memory.max"), "max");
     assert_eq!(status(&node).await["node"]["brake"], Value::Null);
 }
+
+#[tokio::test]
+async fn observing_reports_no_rescue_above_a_pods_own_limit() {
+    let (node, mut daemon, runtime) = start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
+    node.checkpoint_with_pod_limit("b", "64Mi", "100Mi", "150Mi");
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    kills(&runtime, &pod, 0);
+    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
+    runtime.run(&pod).await;
+    daemon.says("verified").await;
+    kills(&runtime, &pod, 2);
+    daemon.says("its pod has limits of its own, which stay").await;
+    assert!(!is_counted(&node.metrics().await, "plimsoll_observed_actions_total{kind=\"Rescued\"}"));
+}
