@@ -57,6 +57,11 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.expected.insert(key, now);
     }
 
+    /// Whether the runtime has written a value for its client that was not found as it should be since.
+    pub fn is_expected(&self, key: &K) -> bool {
+        self.expected.contains_key(key)
+    }
+
     /// The value is as it should be: whatever changes it from now on is somebody else.
     pub fn settle(&mut self, key: &K) {
         self.expected.remove(key);
@@ -202,9 +207,11 @@ mod tests {
         let mut now = Instant::now();
         for _ in 0..10 * REPAIRS {
             contention.expect("a", now);
+            assert!(contention.is_expected(&"a"));
             // Without a wait, and without a trace.
             assert_eq!(contention.judge("a", 1, true, now), Verdict::Repair);
             assert_eq!(contention.repairs(&"a"), 0);
+            assert!(!contention.is_expected(&"a"));
             now += SECOND / 100;
         }
         // Each excuses one repair.

@@ -138,10 +138,8 @@ impl Deferrals {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        if !self.containers.settings().enforces() {
-            return Ok(true);
-        }
-        if now.duration_since(since) >= patience {
+        // A plugin that does not act any more forgets the limit, and says so.
+        if now.duration_since(since) >= patience || !self.containers.settings().enforces() {
             self.reports
                 .tell(&container.into(), &What::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }));
             return Ok(true);

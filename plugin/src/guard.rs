@@ -148,6 +148,18 @@ pub fn kubepods(root: &CgroupRoot, ancestors: &Ancestors) -> Result<Option<(Cgro
     }
 }
 
+/// Whether `memory.max` of kubepods holds a limit that the guard has set, and not only is to have one.
+pub fn is_in_force(root: &CgroupRoot, ancestors: &Ancestors) -> bool {
+    let Ok(Some((path, cgroup))) = kubepods(root, ancestors) else { return false };
+    let is_ours = |record: Record| {
+        let (inode, observed) = (cgroup.inode(), cgroup.read(Knob::Max));
+        record.cgroup == path
+            && inode.is_ok_and(|inode| inode == record.inode)
+            && observed.is_ok_and(|max| record.is_ours(max))
+    };
+    Record::load(root.host()).is_some_and(is_ours)
+}
+
 /// What is to be done about `memory.max` of kubepods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {

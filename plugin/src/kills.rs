@@ -28,6 +28,7 @@ use crate::ancestors::Ancestors;
 use crate::brake::Cause;
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, EVENTS, Events};
 use crate::containers::{Container, Containers};
+use crate::guard;
 use crate::lock;
 use crate::originals;
 use crate::pod::PodCgroup;
@@ -140,6 +141,9 @@ struct Pod {
     running: BTreeMap<String, Running>,
     /// What has happened to its containers, by name.
     histories: BTreeMap<String, History>,
+    /// The pod was looked at since the plugin was started: what is found at first may have happened before.
+    #[serde(skip)]
+    is_seen: bool,
     #[serde(skip)]
     unexplained: Counts,
     #[serde(skip)]
@@ -455,6 +459,7 @@ impl Watcher {
                 return true;
             }
         };
+        let was_seen = std::mem::replace(&mut pod.is_seen, true);
         let mut killed: Vec<_> = counts.into_iter().filter_map(|(id, counts)| pod.account(id, counts)).collect();
         let rest = Counts::from(events).since(pod.accounted);
         if rest.kills() > 0 {
@@ -511,6 +516,10 @@ impl Watcher {
             self.write_down();
         }
         for killed in killed {
+            // The brake is for what this process does.
+            if was_seen && self.is_our_limit(path, &killed.name, is_by_its_limit) {
+                (0..killed.times).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
+            }
             self.killed(path, &killed, is_by_its_limit);
         }
         true
@@ -532,10 +541,6 @@ impl Watcher {
         let container = container.or_else(|| killed.container.clone());
         let by = if is_by_its_limit { By::limit } else { By::node };
         self.reports.metrics.oom_kills.get_or_create(&OfKill { by }).inc_by(killed.times);
-        let is_ours = self.is_our_limit(path, &killed.name, is_by_its_limit);
-        if is_ours {
-            (0..killed.times).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
-        }
         if is_due(self.told(path, &killed.name).kills, now) {
             self.told(path, &killed.name).kills = Some(now);
             let subject = match &container {
@@ -580,7 +585,8 @@ impl Watcher {
         let Some(pod) = self.counted.pods.get(path) else { return };
         let Some(history) = pod.histories.get(&container.name) else { return };
         let is_told = pod.told.get(&container.name).is_some_and(|told| !is_due(told.planned, now));
-        if is_told || own_ceiling == Some(None) {
+        let is_wanted = history.kills(rescue.window, now) >= rescue.kills as usize;
+        if is_told || !is_wanted || own_ceiling == Some(None) || self.is_bounded_by_its_pod(container) {
             return;
         }
         let (kills, window) = (history.kills(rescue.window, now), rescue.window);
@@ -600,7 +606,7 @@ impl Watcher {
     /// deferred and is in force since a short time.
     fn is_our_limit(&self, path: &CgroupPath, name: &str, is_by_its_limit: bool) -> bool {
         if !is_by_its_limit {
-            return self.containers.settings().guard_line().is_some();
+            return guard::is_in_force(&self.root, &self.ancestors);
         }
         let Some(pod) = PodCgroup::parse(path.as_str()) else { return false };
         let is_ours = |report: &Report| report.kind == Kind::CutApplied && report.is_within(AFTER_A_CUT);
@@ -635,8 +641,7 @@ impl Watcher {
         if kills < rescue.kills as usize || !is_due(told.ceiling, now) {
             return None;
         }
-        if self.ancestors.has_own_memory_limit(&container.sandbox) {
-            debug!(pod = container.pod, container = container.name, "its pod has limits of its own, which stay");
+        if self.is_bounded_by_its_pod(container) {
             return None;
         }
         let free = self.free(container);
@@ -668,6 +673,15 @@ impl Watcher {
         };
         self.write_down();
         raised
+    }
+
+    /// Whether a container's limit stays because its pod has a limit of its own. Says so.
+    fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
+        let is_bounded = self.ancestors.has_own_memory_limit(&container.sandbox);
+        if is_bounded {
+            debug!(pod = container.pod, container = container.name, "its pod has limits of its own, which stay");
+        }
+        is_bounded
     }
 
     /// What neither requests, this container's included, nor other raised limits leave of node allocatable; nothing if that is not

@@ -289,8 +289,17 @@ struct Due {
 #[derive(Debug)]
 struct Done {
     batch: Vec<Pending>,
-    /// There was a runtime to ask.
-    connected: bool,
+    /// What became of the batch; `None` where there was no runtime to ask.
+    fates: Option<Fates>,
+}
+
+/// The containers of a batch that the runtime did not update, by id.
+#[derive(Debug, Default)]
+struct Fates {
+    /// The request was outdated before it could be sent.
+    dropped: HashSet<String>,
+    /// The runtime refused the request.
+    rejected: HashSet<String>,
 }
 
 /// What to do about one container.
@@ -301,6 +310,10 @@ struct Pending {
     attempt: u32,
     /// How much swap it may use, if that is limited.
     swap_max: Option<Bytes>,
+    /// The settings that the writes were decided by enforce.
+    enforces: bool,
+    /// Another program has changed what the runtime and the files held.
+    is_foreign: bool,
 }
 
 impl Reconciler {
@@ -473,7 +486,10 @@ impl Reconciler {
         let write = Write { knob: Knob::Max, observed: container.limit, desired: Limit::Bytes(limit) };
         self.progress(&id).is_waiting = true;
         // Alone, so that the runtime tells why if it does not.
-        let pending = Pending { container, writes: vec![write], attempt: 2, swap_max: swap_max.and_then(Limit::bytes) };
+        let swap_max = swap_max.and_then(Limit::bytes);
+        // Only a plugin that enforces asks for limits.
+        let pending =
+            Pending { container, writes: vec![write], attempt: 2, swap_max, enforces: true, is_foreign: false };
         let _ = self.updater.send(vec![pending]);
     }
 
@@ -571,6 +587,7 @@ impl Reconciler {
             })
             .collect();
         let (containers, root) = (self.containers.clone(), self.root.clone());
+        let enforces = containers.settings().enforces();
         // The kubelet's checkpoint may be large.
         let looked = tokio::task::spawn_blocking(move || {
             let compared = known.into_iter().map(|(container, touched)| {
@@ -606,7 +623,7 @@ impl Reconciler {
                     }
                     if compared.writes.is_empty() {
                         if compared.decided.is_let_go() {
-                            pending.extend(self.let_go(&container, &compared));
+                            pending.extend(self.let_go(&container, &compared, enforces));
                         }
                         if let Some(place) = &container.place {
                             self.ancestors.claim(place, &container.id, compared.claim);
@@ -614,11 +631,11 @@ impl Reconciler {
                         self.settled(&container, &compared.decided, is_in_force);
                     } else {
                         let swap_max = compared.swap_max;
-                        let Some(writes) = self.repair(&container, compared, touched) else { continue };
+                        let Some((writes, is_foreign)) = self.repair(&container, compared, touched) else { continue };
                         // The first one that is not counted is one, too.
                         let attempt = self.contention.repairs(&container.id).max(1);
                         self.progress(&container.id).is_waiting = true;
-                        pending.push(Pending { container, writes, attempt, swap_max });
+                        pending.push(Pending { container, writes, attempt, swap_max, enforces, is_foreign });
                     }
                 }
                 Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
@@ -675,7 +692,7 @@ impl Reconciler {
 
     /// Nothing is wanted of a container any more, and its files hold what they held before. What the runtime has stored may not:
     /// it is told once. Then the container is left alone.
-    fn let_go(&mut self, container: &Arc<Container>, compared: &Compared) -> Option<Pending> {
+    fn let_go(&mut self, container: &Arc<Container>, compared: &Compared, enforces: bool) -> Option<Pending> {
         let progress = self.progress(&container.id);
         if std::mem::take(&mut progress.is_released) {
             self.containers.restored(container);
@@ -684,7 +701,8 @@ impl Reconciler {
         progress.is_released = true;
         progress.is_waiting = true;
         let writes = all_writes(&compared.decided).collect();
-        Some(Pending { container: container.clone(), writes, attempt: 1, swap_max: compared.swap_max })
+        let (container, swap_max) = (container.clone(), compared.swap_max);
+        Some(Pending { container, writes, attempt: 1, swap_max, enforces, is_foreign: false })
     }
 
     /// Its values come with its start, or its processes are elsewhere (Kata).
@@ -696,8 +714,8 @@ impl Reconciler {
         }
     }
 
-    /// What to write, if it is to be written now.
-    fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<Vec<Write>> {
+    /// Returns what the runtime has to write, if it is to be written now, and whether another program has changed it.
+    fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<(Vec<Write>, bool)> {
         let Compared { decided, mut writes, claim, held, .. } = compared;
         let desired = decided.values();
         let is_stored = self.progress(&container.id).verified.as_ref() == Some(&desired);
@@ -705,10 +723,12 @@ impl Reconciler {
             debug!(pod = container.pod, container = container.name, "left as another program set it");
             return None;
         }
+        // The runtime's writes for its client are not foreign.
+        let is_foreign = is_stored && !self.contention.is_expected(&container.id);
         match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
             // The runtime has the values already, and systemd from it: the files are all that somebody else has changed.
             Verdict::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
-                self.write_files(container, writes);
+                self.write_files(container, writes, is_foreign);
                 return None;
             }
             Verdict::Repair => {
@@ -722,7 +742,7 @@ impl Reconciler {
                     writes = all_writes(&decided).collect();
                 }
                 self.containers.remember(container, held);
-                return Some(writes);
+                return Some((writes, is_foreign));
             }
             Verdict::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
             Verdict::GiveUp => {
@@ -738,14 +758,15 @@ impl Reconciler {
     }
 
     /// Writes a container's files, without the runtime. To lower memory.high takes as long as there is memory to reclaim.
-    fn write_files(&mut self, container: &Container, writes: Vec<Write>) {
+    fn write_files(&mut self, container: &Container, writes: Vec<Write>, is_foreign: bool) {
         let Some(path) = container.cgroup.clone() else { return };
         let (root, reports, subject) = (self.root.clone(), self.reports.clone(), Subject::from(container));
         // What comes of it is seen by watching the files.
         tokio::task::spawn_blocking(move || {
             for Write { knob, desired, observed } in writes {
                 match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
-                    Ok(()) => reports.tell(&subject, &What::Repaired { knob, desired, observed }),
+                    Ok(()) if is_foreign => reports.tell(&subject, &What::Repaired { knob, desired, observed }),
+                    Ok(()) => debug!(cgroup = %path, knob = knob.file_name(), "written again after an update"),
                     Err(error) => debug!(cgroup = %path, %error, "cannot repair the file"),
                 }
             }
@@ -756,17 +777,26 @@ impl Reconciler {
 
     /// The runtime has done, or tried to do, what it was asked: see what came of it.
     fn written(&mut self, done: Done, due: &mut Due) {
-        for Pending { container, .. } in done.batch {
+        for Pending { container, writes, is_foreign, .. } in done.batch {
             let progress = self.progress(&container.id);
             progress.is_waiting = false;
-            progress.is_released &= done.connected;
-            if done.connected {
-                progress.is_unverified = true;
-                due.containers.entry(container.id.clone()).or_default();
-            } else {
+            let Some(fates) = &done.fates else {
+                progress.is_released = false;
                 // All are looked at with the next synchronisation.
                 self.contention.forget(&container.id);
+                continue;
+            };
+            let is_dropped = fates.dropped.contains(&container.id);
+            progress.is_released &= !is_dropped;
+            progress.is_unverified |= !is_dropped;
+            if is_foreign && !is_dropped && !fates.rejected.contains(&container.id) {
+                for Write { knob, desired, observed } in
+                    writes.into_iter().filter(|write| write.observed != write.desired)
+                {
+                    self.reports.tell(&container.as_ref().into(), &What::Repaired { knob, desired, observed });
+                }
             }
+            due.containers.entry(container.id.clone()).or_default();
         }
     }
 
@@ -1015,21 +1045,22 @@ struct Updater {
 impl Updater {
     async fn run(mut self) {
         while let Some(batch) = self.updates.recv().await {
-            let connected = self.write(&batch).await;
-            if self.done.send(Done { batch, connected }).is_err() {
+            let fates = self.write(&batch).await;
+            if self.done.send(Done { batch, fates }).is_err() {
                 return;
             }
         }
     }
 
-    /// Tells whether there was a runtime.
-    async fn write(&self, batch: &[Pending]) -> bool {
+    /// Returns what became of the batch; `None` where there is no runtime.
+    async fn write(&self, batch: &[Pending]) -> Option<Fates> {
+        let mut fates = Fates::default();
         let (first, mut single): (Vec<&Pending>, Vec<&Pending>) =
             batch.iter().partition(|pending| pending.attempt == 1);
         if !first.is_empty() {
             match self.send(&first, true).await {
-                Ok(()) => {}
-                Err(Unsent::NotConnected) => return false,
+                Ok(dropped) => fates.dropped.extend(dropped),
+                Err(Unsent::NotConnected) => return None,
                 // It does not say whose fault it was.
                 Err(Unsent::Failed(_)) => single.extend(first),
             }
@@ -1037,12 +1068,16 @@ impl Updater {
         for pending in single {
             // Only so does containerd tell why.
             match self.send(&[pending], false).await {
-                Ok(()) => {}
-                Err(Unsent::NotConnected) => return false,
-                Err(Unsent::Failed(error)) => rejected(&pending.container, &error),
+                Ok(dropped) => fates.dropped.extend(dropped),
+                Err(Unsent::NotConnected) => return None,
+                Err(Unsent::Failed(error)) => {
+                    rejected(&pending.container, &error);
+                    fates.rejected.insert(pending.container.id.clone());
+                }
             }
         }
-        for Pending { container, writes, attempt, .. } in batch {
+        let sent = batch.iter().filter(|pending| !fates.dropped.contains(&pending.container.id));
+        for Pending { container, writes, attempt, .. } in sent {
             for Write { knob, observed, desired } in writes.iter().filter(|write| write.observed != write.desired) {
                 info!(
                     pod = container.pod,
@@ -1055,10 +1090,11 @@ impl Updater {
                 );
             }
         }
-        true
+        Some(fates)
     }
 
-    async fn send(&self, pending: &[&Pending], ignore_failure: bool) -> Result<(), Unsent> {
+    /// Sends what is still wanted once the runtime is quiet. Returns the ids of containers whose request was dropped.
+    async fn send(&self, pending: &[&Pending], ignore_failure: bool) -> Result<Vec<String>, Unsent> {
         let lowers = |write: &Write| write.knob == Knob::Max && write.desired < write.observed;
         let is_cut = pending.iter().flat_map(|pending| &pending.writes).any(lowers);
         let since = Instant::now();
@@ -1075,26 +1111,33 @@ impl Updater {
             }
             tokio::time::sleep(wait).await;
         }
-        // A limit that was decided on before another update is not what is wanted any more.
-        let is_current = |pending: &&&Pending| {
-            pending.writes.iter().all(|write| write.knob != Knob::Max)
-                || self
-                    .containers
-                    .get(&pending.container.id)
-                    .is_some_and(|now| now.revision == pending.container.revision)
-        };
-        let current = pending.iter().filter(is_current);
-        let updates: Vec<_> = current.map(|pending| pending.update(ignore_failure)).collect();
+        let (current, outdated): (Vec<&Pending>, Vec<&Pending>) =
+            pending.iter().partition(|pending| self.is_current(pending));
+        let dropped = outdated.into_iter().map(|pending| pending.container.id.clone()).collect();
+        let updates: Vec<_> = current.into_iter().map(|pending| pending.update(ignore_failure)).collect();
         if updates.is_empty() {
-            return Ok(());
+            return Ok(dropped);
         }
         match timeout(UPDATE_TIMEOUT, self.runtime.update_containers(updates)).await {
-            Ok(Ok(failed)) if failed.is_empty() => Ok(()),
+            Ok(Ok(failed)) if failed.is_empty() => Ok(dropped),
             Ok(Ok(failed)) => Err(Unsent::Failed(format!("the runtime failed to update {} containers", failed.len()))),
             Ok(Err(UpdateError::NotConnected)) => Err(Unsent::NotConnected),
             Ok(Err(error)) => Err(Unsent::Failed(error.to_string())),
             Err(_) => Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}"))),
         }
+    }
+
+    /// Whether a request that has waited is still wanted: the plugin may only observe by now, or the container have another limit.
+    fn is_current(&self, pending: &Pending) -> bool {
+        if pending.enforces && !self.containers.settings().enforces() {
+            return false;
+        }
+        // A limit that was decided on before another update is not what is wanted any more.
+        let has_same_revision = || {
+            let now = self.containers.get(&pending.container.id);
+            now.is_some_and(|now| now.revision == pending.container.revision)
+        };
+        pending.writes.iter().all(|write| write.knob != Knob::Max) || has_same_revision()
     }
 }
 

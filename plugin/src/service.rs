@@ -29,6 +29,7 @@ use crate::defer::Deferrals;
 use crate::hierarchy::PodPlace;
 use crate::kills::Kills;
 use crate::lock;
+use crate::node::NodeMemory;
 use crate::originals::Values;
 use crate::pod::{PodCgroup, PodUid, Request};
 use crate::policy::Setting;
@@ -74,6 +75,8 @@ pub struct Service {
     kills: Arc<Kills>,
     reports: Arc<Reports>,
     synchronized: watch::Sender<bool>,
+    /// The brake's record, as long as its file could not be written.
+    unstored: Mutex<Option<brake::Record>>,
 }
 
 /// What the plugin consists of besides the events.
@@ -127,6 +130,7 @@ impl Service {
             kills,
             reports,
             synchronized,
+            unstored: Mutex::default(),
         }
     }
 
@@ -144,14 +148,10 @@ impl Service {
     /// Looks again whether `plimsoll restore` was called or the brake reset, and brings all containers to what follows.
     pub fn look_whether_to_stand_aside(&self) {
         let before = self.containers.settings();
-        let (settings, _) = Settings::discover(before.config.clone(), &self.host);
+        let (settings, _) = self.discover(before.config.clone());
         if settings.stand_aside != before.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
         } else if settings.brake != before.brake {
-            if settings.brake.is_none() {
-                self.reports.brake.clear();
-                info!("the brake was reset");
-            }
             say_mode(&settings);
         } else {
             return;
@@ -164,9 +164,10 @@ impl Service {
     pub fn apply_brake(&self, record: &brake::Record) {
         if let Err(error) = record.store(&self.host) {
             error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is started again acts again");
+            *lock(&self.unstored) = Some(record.clone());
         }
         let before = self.containers.settings();
-        let (mut settings, _) = Settings::discover(before.config.clone(), &self.host);
+        let (mut settings, _) = self.discover(before.config.clone());
         settings.brake.get_or_insert_with(|| record.to_string());
         say_mode(&settings);
         self.set(settings);
@@ -181,13 +182,35 @@ impl Service {
         }
     }
 
+    /// The settings by a configuration. A brake whose record could not be stored stays applied, and storing is tried again.
+    fn discover(&self, config: Config) -> (Settings, NodeMemory) {
+        let (mut settings, memory) = Settings::discover(config, &self.host);
+        let mut unstored = lock(&self.unstored);
+        match unstored.as_ref() {
+            Some(record) if settings.brake.is_none() => {
+                settings.brake = Some(record.to_string());
+                if record.store(&self.host).is_ok() {
+                    *unstored = None;
+                }
+            }
+            // From now on the file counts, and an operator can remove it.
+            _ => *unstored = None,
+        }
+        (settings, memory)
+    }
+
     fn set(&self, settings: Settings) {
+        if self.containers.settings().brake.is_some() && settings.brake.is_none() {
+            // Without this the brake would never be applied again.
+            self.reports.brake.clear();
+            info!("the brake was reset");
+        }
         self.ancestors.set_node(&settings);
         self.containers.set_settings(settings);
     }
 
     fn take_over(&self, config: Config) {
-        let (settings, memory) = Settings::discover(config, &self.host);
+        let (settings, memory) = self.discover(config);
         let config = &settings.config;
         for problem in &memory.problems {
             warn!(%problem, "node memory");
@@ -225,7 +248,7 @@ impl Service {
         if before.config.node_allocatable != NodeAllocatable::Auto {
             return;
         }
-        let (settings, memory) = Settings::discover(before.config.clone(), &self.host);
+        let (settings, memory) = self.discover(before.config.clone());
         if settings.node != before.node {
             info!("{memory}");
             self.set(settings);

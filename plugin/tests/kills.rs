@@ -7,7 +7,7 @@ mod harness;
 use std::fs;
 
 use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
-use nri::api::{LinuxMemory, OptionalInt64};
+use nri::api::{Event, LinuxMemory, OptionalInt64};
 
 const RESCUE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 3, ceiling: 250Mi}\n";
 
@@ -410,4 +410,30 @@ async fn the_pods_limit_follows_a_raised_one_whatever_the_kubelet_adds_up() {
         runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
         runtime.holds(&pod.cgroup(), "memory.max", 200 * MIB).await;
     }
+}
+
+#[tokio::test]
+async fn observing_drops_limits_that_wait_for_the_runtime() {
+    let (node, mut daemon, mut runtime) = start(RESCUE).await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    let switched = async {
+        count_up(&runtime, &pod, 3, 0);
+        daemon.says("raising the limit").await;
+        node.replace("plimsoll.yaml", &format!("mode: observe\n{RESCUE}"));
+        daemon.says("mode is observe").await;
+    };
+    // The plugin asks the runtime for the limit only once it is quiet.
+    let restless = async {
+        loop {
+            runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        () = restless => unreachable!("it never ends"),
+        () = switched => {}
+    }
+    runtime.asks_for_no_limit(std::time::Duration::from_secs(4)).await;
+    assert_eq!(runtime.file(&container(&pod), "memory.max"), (100 * MIB).to_string());
 }

@@ -6,6 +6,8 @@ mod harness;
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -60,6 +62,34 @@ struct Adjusted {
     updated: usize,
     refused: bool,
     asked: usize,
+    /// The metrics of what it did of itself.
+    actions: Vec<&'static str>,
+    /// The files that others wrote, as they are at the end.
+    files: Vec<String>,
+}
+
+impl Adjusted {
+    /// Nothing, and what others wrote is there.
+    fn nothing() -> Self {
+        Self { files: vec!["4096".to_owned(), "8192".to_owned(), "max".to_owned()], ..Self::default() }
+    }
+}
+
+/// Each counts one kind of action.
+const ACTIONS: [&str; 7] = [
+    "plimsoll_resizes_total{outcome=\"rejected\"}",
+    "plimsoll_pod_limits_raised_total",
+    "plimsoll_repairs_total{level=\"container\",knob=\"memory.min\"}",
+    "plimsoll_repairs_total{level=\"ancestor\",knob=\"memory.low\"}",
+    "plimsoll_repairs_total{level=\"ancestor\",knob=\"memory.max\"}",
+    "plimsoll_oom_rescues_total{outcome=\"applied\"}",
+    "plimsoll_stalls_released_total",
+];
+
+/// Whether a metric is more than 0.
+fn is_counted(metrics: &str, name: &str) -> bool {
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name}:\n{metrics}")) != "0"
 }
 
 /// An update as the runtime makes it: with what the plugin answers, or not at all.
@@ -68,6 +98,9 @@ async fn update(runtime: &Runtime, pod: &Pod, limit: i64, adjusted: &mut Adjuste
     match runtime.connection.update_container(sandbox, container, memory_limit(limit)).await {
         Ok(reply) => {
             adjusted.updated += reply.update.len();
+            for update in &reply.update {
+                runtime.apply(pod, &update.linux.resources.unified);
+            }
             runtime.set_file(&cgroup(pod), "memory.max", &limit.to_string());
             runtime.updated(pod).await;
         }
@@ -87,31 +120,85 @@ fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
     }
 }
 
-/// A container is created, resized both ways, throttled, killed, and written to by others. Returns what was adjusted.
+/// Gives a pod and its container a count of kills that were not for their own limits.
+fn node_kills(runtime: &Runtime, pod: &Pod, count: u32) {
+    let text = format!("low 0\nhigh 0\nmax 7\noom 0000\noom_kill {count:04}\noom_group_kill 0000");
+    for cgroup in [cgroup(pod), pod.cgroup()] {
+        runtime.set_file(&cgroup, "memory.events", &text);
+    }
+}
+
+/// A container stands at `memory.high` for long enough to be released, while the node has memory to spare.
+async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut usize) {
+    node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
+    let pressure = |percent: &str| {
+        let text = format!(
+            "some avg10={percent} avg60=0.00 avg300=0.00 total=1\nfull avg10={percent} avg60=0.00 avg300=0.00 total=1"
+        );
+        runtime.set_file(&cgroup(pod), "memory.pressure", &text);
+    };
+    pressure("90.00");
+    let files = ["kubepods".to_owned(), pod.cgroup()].map(|level| runtime.path(&level).join("memory.events"));
+    let counting = tokio::spawn(async move {
+        for count in 1.. {
+            for file in &files {
+                overwrite(
+                    file,
+                    &format!("low 0\nhigh {count:04}\nmax 0\noom 0000\noom_kill 0000\noom_group_kill 0000\n"),
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    // The plugin looks every 5 seconds, and sees at its second look that the deadline is over.
+    runtime.update_all(asked, pod, Duration::from_secs(12)).await;
+    counting.abort();
+    runtime.set_file(
+        &cgroup(pod),
+        "memory.pressure",
+        "some avg10=00.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=00.00 avg60=0.00 avg300=0.00 total=1",
+    );
+}
+
+/// Writes a file in one go, as the kernel takes it.
+fn overwrite(path: &Path, text: &str) {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+    file.write_all_at(text.as_bytes(), 0).unwrap();
+}
+
+/// The files that others write, and what they write.
+fn foreign(pod: &Pod) -> [(String, &'static str, &'static str); 3] {
+    [
+        (cgroup(pod), "memory.min", "4096"),
+        (pod.cgroup(), "memory.low", "8192"),
+        ("kubepods".into(), "memory.max", "max"),
+    ]
+}
+
+/// A container is created, throttled, resized both ways, killed, and written to by others. Returns what was adjusted.
 async fn everything(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, rewrite: &str) -> Adjusted {
     let mut adjusted = Adjusted::default();
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
     kills(runtime, &pod, 0);
-    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
+    let none = "low 0\nhigh 0000\nmax 0\noom 0000\noom_kill 0000\noom_group_kill 0000";
+    runtime.set_file("kubepods", "memory.events", none);
     runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;
     adjusted.created = runtime.create(&pod).await;
     runtime.apply(&pod, &adjusted.created);
     runtime.started(&pod).await;
     daemon.says("verified").await;
     runtime.uses(&pod, 99 * MIB, 0);
+    stands_still(node, runtime, &pod, &mut adjusted.asked).await;
     // The kernel would have to kill for the first, and the pod's limit is too low for the second.
     for limit in [50, 200] {
         update(runtime, &pod, limit * MIB, &mut adjusted).await;
     }
-    runtime.update_all(&mut adjusted.asked, &pod, Duration::from_millis(500)).await;
+    // Until the values are as they should be.
+    runtime.update_all(&mut adjusted.asked, &pod, Duration::from_secs(2)).await;
     // What others write.
-    for (cgroup, knob, value) in [
-        (cgroup(&pod), "memory.min", "4096"),
-        (pod.cgroup(), "memory.low", "8192"),
-        ("kubepods".into(), "memory.max", "max"),
-    ] {
+    for (cgroup, knob, value) in foreign(&pod) {
         runtime.set_file(&cgroup, knob, value);
     }
     kills(runtime, &pod, 2);
@@ -119,6 +206,9 @@ async fn everything(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, rew
     node.replace("plimsoll.yaml", rewrite);
     daemon.says("configuration changed").await;
     runtime.update_all(&mut adjusted.asked, &pod, Duration::from_secs(3)).await;
+    adjusted.files = foreign(&pod).map(|(cgroup, knob, _)| runtime.file(&cgroup, knob)).into();
+    let metrics = node.metrics().await;
+    adjusted.actions = ACTIONS.into_iter().filter(|action| is_counted(&metrics, action)).collect();
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     runtime.stop(&pod).await;
     adjusted
@@ -173,7 +263,7 @@ async fn run(config: &str) -> (Node, Vec<String>, Adjusted) {
 async fn observing_writes_and_adjusts_nothing() {
     let (node, writes, adjusted) = run(&format!("mode: observe\n{ALL}")).await;
     assert_eq!(writes, Vec::<String>::new());
-    assert_eq!(adjusted, Adjusted::default());
+    assert_eq!(adjusted, Adjusted::nothing());
     assert!(!node.path("host/run/plimsoll/originals").exists());
 }
 
@@ -186,13 +276,15 @@ async fn enforcing_the_same_writes_and_adjusts() {
     }
     assert_eq!(adjusted.created["memory.min"], (64 * MIB).to_string());
     assert!(adjusted.refused && adjusted.updated > 0 && adjusted.asked > 0, "{adjusted:?}");
+    assert_eq!(adjusted.actions, ACTIONS);
+    assert_eq!(adjusted.files, [64 * MIB, 0, 7168 * MIB].map(|value| value.to_string()));
 }
 
 #[tokio::test]
 async fn all_switches_off_is_passive() {
     let (node, writes, adjusted) = run(PASSIVE).await;
     assert_eq!(writes, Vec::<String>::new());
-    assert_eq!(adjusted, Adjusted::default());
+    assert_eq!(adjusted, Adjusted::nothing());
     assert!(!node.path("host/run/plimsoll/originals").exists());
 }
 
@@ -445,4 +537,188 @@ async fn a_pods_limit_stays_without_the_switch() {
     runtime.run(&pod).await;
     runtime.update(&pod, memory_limit(200 * MIB)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
+}
+
+const ONE_REPAIR: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
+
+#[tokio::test]
+async fn repairs_through_the_runtime_apply_the_brake() {
+    let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    let container = cgroup(&pod);
+    // The plugin writes the first repair itself, and leaves the second to the runtime.
+    runtime.set_file(&container, "memory.min", "4096");
+    runtime.holds(&container, "memory.min", 64 * MIB).await;
+    daemon.says("repaired").await;
+    runtime.set_file(&container, "memory.min", "4096");
+    let asked = runtime.serve_update(&[&pod]).await;
+    assert_eq!(asked[&pod.container.id]["memory.min"], (64 * MIB).to_string());
+    let line = daemon.says("the brake is applied").await;
+    assert!(line.contains("2 repairs within 10m"), "{line}");
+    let line = "plimsoll_repairs_total{level=\"container\",knob=\"memory.min\"} 2";
+    let metrics = node.metrics().await;
+    assert!(metrics.lines().any(|other| other == line), "{metrics}");
+}
+
+/// Another program changes two files of a pod, which applies a brake with `repairs: 1`.
+async fn two_repairs(daemon: &mut Daemon, runtime: &Runtime, pod: &Pod) {
+    for knob in ["memory.min", "memory.low"] {
+        runtime.set_file(&pod.cgroup(), knob, "4096");
+        daemon.says("repaired").await;
+    }
+}
+
+#[tokio::test]
+async fn the_brake_stays_applied_without_its_record() {
+    let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    let obstacle = node.path("host/run/plimsoll/brake.new");
+    fs::create_dir_all(&obstacle).unwrap();
+    two_repairs(&mut daemon, &runtime, &pod).await;
+    daemon.says("cannot keep the brake's record").await;
+    daemon.says("the brake is applied").await;
+    runtime.serve_update(&[&pod]).await;
+    node.replace("plimsoll.yaml", &format!("{ONE_REPAIR}maxLimitRequestRatio: 5\n"));
+    daemon.says("configuration changed").await;
+    assert_eq!(status(&node).await["node"]["brake"], "2 repairs within 10m");
+    assert!(!node.path("host/run/plimsoll/brake").exists());
+    // The record is stored as soon as it can be, so that an operator can reset it.
+    fs::remove_dir(&obstacle).unwrap();
+    node.replace("plimsoll.yaml", ONE_REPAIR);
+    daemon.says("configuration changed").await;
+    assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("reset: plimsoll acts again, where it runs\n".to_owned(), 0));
+    daemon.says("the brake was reset").await;
+    assert_eq!(status(&node).await["node"]["mode"], "enforce");
+}
+
+#[tokio::test]
+async fn a_brake_that_was_reset_is_applied_again() {
+    let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    two_repairs(&mut daemon, &runtime, &pod).await;
+    daemon.says("the brake is applied").await;
+    runtime.serve_update(&[&pod]).await;
+    // It is reset while the plugin stands aside, which the plugin sees as one change.
+    let [restored, brake] = ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
+    fs::write(&restored, "").unwrap();
+    daemon.says("'plimsoll restore' was called").await;
+    daemon.while_it_is_stopped(|| {
+        fs::remove_file(&restored).unwrap();
+        fs::remove_file(&brake).unwrap();
+    });
+    daemon.says("'plimsoll restore' was undone").await;
+    runtime.serve_update(&[&pod]).await;
+    runtime.holds(&pod.cgroup(), "memory.min", 64 * MIB).await;
+    two_repairs(&mut daemon, &runtime, &pod).await;
+    daemon.says("the brake is applied").await;
+}
+
+#[tokio::test]
+async fn too_many_conflicts_apply_the_brake() {
+    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {conflicts: 1}\n";
+    let (node, mut daemon, runtime) = start(config).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    // Another program never stops writing two files.
+    let fight = async {
+        loop {
+            for knob in ["memory.min", "memory.low"] {
+                runtime.set_file(&pod.cgroup(), knob, "4096");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let line = tokio::select! {
+        () = fight => unreachable!("it never ends"),
+        line = daemon.says("the brake is applied") => line,
+    };
+    assert!(line.contains("2 conflicts with other writers within 10m"), "{line}");
+    assert_eq!(status(&node).await["node"]["mode"], "observe");
+}
+
+const ONE_KILL: &str =
+    "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nbrake: {kills: 1}\n";
+
+/// A pod of which one process was killed for want of memory in kubepods.
+async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    node_kills(runtime, &pod, 0);
+    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
+    runtime.run(&pod).await;
+    daemon.says("verified").await;
+    node_kills(runtime, &pod, 1);
+    daemon.says("killed processes").await;
+    pod
+}
+
+#[tokio::test]
+async fn too_many_kills_by_the_guard_apply_the_brake() {
+    let (node, mut daemon, runtime) = start(ONE_KILL).await;
+    runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
+    let pod = run_with_a_kill(&mut daemon, &runtime).await;
+    node_kills(&runtime, &pod, 3);
+    let line = daemon.says("the brake is applied").await;
+    assert!(line.contains("2 kills by limits that plimsoll has set within 10m"), "{line}");
+    assert_eq!(status(&node).await["node"]["mode"], "observe");
+}
+
+#[tokio::test]
+async fn kills_before_the_start_apply_no_brake() {
+    let (node, mut daemon, runtime) = start(ONE_KILL).await;
+    runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
+    let pod = run_with_a_kill(&mut daemon, &runtime).await;
+    drop((daemon, runtime));
+    let mut daemon = {
+        let text = "low 0\nhigh 0\nmax 7\noom 0000\noom_kill 0005\noom_group_kill 0000";
+        for cgroup in [cgroup(&pod), pod.cgroup()] {
+            overwrite(&node.path("host/sys/fs/cgroup").join(cgroup).join("memory.events"), text);
+        }
+        node.start()
+    };
+    let runtime = node.accept().await;
+    runtime.synchronize(&[&pod]).await;
+    daemon.says("killed processes").await;
+    assert_eq!(status(&node).await["node"]["brake"], Value::Null);
+    // Those that follow count.
+    node_kills(&runtime, &pod, 7);
+    daemon.says("the brake is applied").await;
+}
+
+#[tokio::test]
+async fn kills_while_the_guard_waits_apply_no_brake() {
+    let node = node(ONE_KILL);
+    let kubepods = node.path("host/sys/fs/cgroup/kubepods");
+    fs::write(kubepods.join("memory.current"), format!("{}\n", 8192 * MIB)).unwrap();
+    let stat = format!("inactive_anon {}\ninactive_file 0\n", 8192 * MIB);
+    fs::write(kubepods.join("memory.stat"), stat).unwrap();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    daemon.says("pods use more than nodeGuard leaves them").await;
+    let pod = run_with_a_kill(&mut daemon, &runtime).await;
+    node_kills(&runtime, &pod, 4);
+    while !node.metrics().await.contains("plimsoll_oom_kills_total{by=\"node\"} 4") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(runtime.file("kubepods", "memory.max"), "max");
+    assert_eq!(status(&node).await["node"]["brake"], Value::Null);
+}
+
+#[tokio::test]
+async fn observing_reports_no_rescue_above_a_pods_own_limit() {
+    let (node, mut daemon, runtime) = start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
+    node.checkpoint_with_pod_limit("b", "64Mi", "100Mi", "150Mi");
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    kills(&runtime, &pod, 0);
+    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
+    runtime.run(&pod).await;
+    daemon.says("verified").await;
+    kills(&runtime, &pod, 2);
+    daemon.says("its pod has limits of its own, which stay").await;
+    assert!(!is_counted(&node.metrics().await, "plimsoll_observed_actions_total{kind=\"Rescued\"}"));
 }

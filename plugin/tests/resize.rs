@@ -815,6 +815,25 @@ async fn a_cut_that_is_deferred_too_long_is_given_up_and_another_update_takes_it
     runtime.asks_for_no_limit(Duration::from_secs(4)).await;
 }
 
+#[tokio::test]
+async fn observing_gives_up_a_deferred_limit_and_says_so_once() {
+    let (node, mut daemon, mut runtime, pod) = deferring("10m").await;
+    assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
+    daemon.says("deferred a lower limit").await;
+    runtime.updated(&pod).await;
+    node.replace("plimsoll.yaml", "mode: observe\nnodeAllocatable: 4Gi\nlogLevel: debug\nshrink: defer\n");
+    let line = daemon.says("gave up the deferred limit").await;
+    for part in ["desired=104857600", "observed=262144000", "usage=134217728", "outcome=rejected"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    runtime.uses(&pod, 60 * MIB, 0);
+    runtime.asks_for_no_limit(Duration::from_secs(3)).await;
+    daemon.signal(rustix::process::Signal::TERM);
+    while let Some(line) = daemon.messages.recv().await {
+        assert!(!line.contains("gave up the deferred limit"), "{line}");
+    }
+}
+
 /// What kubelets send with every request: without their MemoryQoS, and with it where its policy protects nothing.
 const DEFAULTS: [&[(&str, &str)]; 2] = [&[("memory.high", "max")], &[("memory.min", "0"), ("memory.low", "0")]];
 
@@ -851,7 +870,7 @@ async fn has_not_fought(mut daemon: Daemon) {
     daemon.signal(rustix::process::Signal::TERM);
     while let Some(line) = daemon.messages.recv().await {
         let is_of_fight = line.contains("outcome=contended") || line.contains("has set this");
-        assert!(!is_of_fight && !line.contains("outcome=repaired"), "{line}");
+        assert!(!is_of_fight && !line.contains("repaired what somebody else changed"), "{line}");
     }
 }
 

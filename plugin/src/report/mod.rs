@@ -34,6 +34,9 @@ const REMEMBERED: usize = 16;
 /// How long what was told counts, in seconds.
 pub const LATELY: u64 = 600;
 
+/// How many times of one thing are remembered: the kubelet tries a resize again every 10 to 15 seconds.
+const TIMES: usize = 128;
+
 /// Whom something is about.
 #[derive(Clone, Debug, Default)]
 pub struct Subject {
@@ -633,8 +636,28 @@ pub struct Report {
     pub first: u64,
     /// and last.
     pub last: u64,
-    /// How often.
+    /// How often since it was told first.
     pub count: u64,
+    /// When it was told lately; for this program alone.
+    #[serde(skip)]
+    lately: Times,
+}
+
+/// The times of the last [`LATELY`] seconds at which something was told, at most [`TIMES`].
+#[derive(Clone, Debug, Default)]
+struct Times(VecDeque<u64>);
+
+impl Times {
+    fn add(&mut self, now: u64) {
+        let surplus = (self.0.len() + 1).saturating_sub(TIMES);
+        self.0.drain(..surplus);
+        self.0.retain(|at| now.saturating_sub(*at) <= LATELY);
+        self.0.push_back(now);
+    }
+
+    fn count(&self, now: u64) -> u64 {
+        self.0.iter().filter(|at| now.saturating_sub(**at) <= LATELY).count() as u64
+    }
 }
 
 /// Whose reports they are: a pod's uid and a container's name, or a cgroup's path.
@@ -739,10 +762,12 @@ impl Reports {
             let is_it = |before: &What| what.identity() == before.identity();
             report.planned == planned && report.what.as_ref().is_some_and(is_it)
         });
-        let report = match before.and_then(|at| reports.remove(at)) {
-            Some(before) => Report { what: Some(what.clone()), message, last: now, count: before.count + 1, ..before },
-            None => Report { what: Some(what.clone()), kind, message, planned, first: now, last: now, count: 1 },
+        let (what, count, lately) = (Some(what.clone()), 1, Times::default());
+        let mut report = match before.and_then(|at| reports.remove(at)) {
+            Some(before) => Report { what, message, last: now, count: before.count + 1, ..before },
+            None => Report { what, kind, message, planned, first: now, last: now, count, lately },
         };
+        report.lately.add(now);
         reports.truncate(REMEMBERED - 1);
         reports.push_front(report);
     }
@@ -757,11 +782,12 @@ impl Reports {
         self.of(&Whose::Cgroup(cgroup.clone()))
     }
 
-    /// How often something was told of what was told lately.
+    /// How often something was told lately.
     pub fn count_lately(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
         let recent = lock(&self.recent);
         let reports = recent.values().flat_map(|told| &told.reports);
-        reports.filter(|report| report.is_late() && is_it(report)).map(|report| report.count).sum()
+        let now = now();
+        reports.filter(|report| is_it(report)).map(|report| report.lately.count(now)).sum()
     }
 
     fn of(&self, whose: &Whose) -> Vec<Report> {
@@ -856,4 +882,24 @@ fn say(subject: &Subject, what: &What, deed: Deed) {
         };
     }
     if what.is_warning() { say!(warn) } else { say!(info) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_recent_times_are_counted() {
+        let mut times = Times::default();
+        for at in [1000, 1300, 1900] {
+            times.add(at);
+        }
+        assert_eq!(times.count(1900), 2, "the first is more than {LATELY} s ago");
+        assert_eq!(times.count(1901), 1);
+        assert_eq!(times.count(1900 + LATELY + 1), 0);
+        for _ in 0..3 * TIMES {
+            times.add(2000);
+        }
+        assert_eq!(times.count(2000), TIMES as u64);
+    }
 }

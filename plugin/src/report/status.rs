@@ -722,7 +722,16 @@ mod tests {
     fn report(what: What, ago: u64) -> Report {
         let last = now() - ago;
         let (kind, message) = (what.kind(), what.to_string());
-        Report { kind, message, planned: false, what: Some(what), first: last, last, count: 1 }
+        Report {
+            kind,
+            message,
+            planned: false,
+            what: Some(what),
+            first: last,
+            last,
+            count: 1,
+            lately: Default::default(),
+        }
     }
 
     fn mib(amount: u64) -> Limit {
