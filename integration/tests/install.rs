@@ -185,7 +185,9 @@ fn it_is_installed_upgraded_moved_and_removed_without_a_trace(node: &Node, drive
 
     let installed = install(node, "")?;
     println!("{}", installed.stdout);
-    assert!(installed.stdout.contains("Plimsoll can work on this node: 0 failed"), "{}", installed.stdout);
+    // Nobody can find out what a kubelet does that does not run.
+    let verdict = "Plimsoll can work on this node, as far as this could find out: 0 failed";
+    assert!(installed.stdout.contains(verdict), "{}", installed.stdout);
     protected(node, &pod)?;
     let again = install(node, "")?.stdout;
     assert!(again.starts_with("nothing to do"), "{again}");
