@@ -29,7 +29,7 @@ use crate::hierarchy::{Level, PodPlace, Tree};
 use crate::lock;
 use crate::originals::{Originals, RaisedLimit, Target, Values};
 use crate::outcome::Outcome;
-use crate::pod::{PodCgroup, PodUid};
+use crate::pod::{PodCgroup, PodUid, QosClass};
 use crate::pod_limit::{Evidence, Origin, Unit};
 use crate::policy::{self, Policy, Protection};
 use crate::report::{Reports, What, status};
@@ -422,7 +422,10 @@ impl Ancestors {
         if state.sandboxes.contains_key(&container.sandbox) {
             state.origins.insert(container.sandbox.clone(), origins);
         }
-        let levels = state.tree.set_cap(place.cgroup(), origins.cap(overhead));
+        // A Guaranteed pod requests what it is limited to, whoever gave it the limit.
+        let is_all_requested = place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
+        let cap = origins.cap(overhead).or(memory_in_force.filter(|_| is_all_requested));
+        let levels = state.tree.set_cap(place.cgroup(), cap);
         self.apply_levels(state, levels, Some(place.cgroup()));
         let to = |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
         let mut raise = Raise { memory: to(&memory, origins.memory).map(Bytes::new), cpu: to(&cpu, origins.cpu) };

@@ -300,6 +300,26 @@ async fn a_pod_claims_no_more_than_its_own_limit() {
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), (208 * MIB).to_string());
 }
 
+#[tokio::test]
+async fn a_guaranteed_pod_claims_no_more_than_its_limit_whatever_is_known_of_it() {
+    let (node, _daemon, runtime) = start().await;
+    node.replace("host/var/lib/kubelet/actuated_pods_state", "torn");
+    let pod = Pod::new("guaranteed", "g", 200 * MIB);
+    let mut side = next(&pod, "id-side");
+    side.container.name = "side".into();
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(200 * MIB).to_string());
+    runtime.run(&pod).await;
+    runtime.make_cgroup(&side);
+    runtime.run(&side).await;
+    for cgroup in [&pod.cgroup(), KUBEPODS] {
+        runtime.holds(cgroup, "memory.min", 200 * MIB).await;
+    }
+    // The kubelet raises a pod's limit before those of its containers.
+    runtime.set_file(&pod.cgroup(), "memory.max", &(300 * MIB).to_string());
+    runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
+}
+
 /// With Kata all processes of a pod are in the cgroup of its sandbox, and containers have none. gVisor makes empty ones.
 #[tokio::test]
 async fn a_container_without_processes_of_its_own_keeps_its_claim() {
