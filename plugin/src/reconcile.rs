@@ -45,12 +45,11 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How long a lower limit waits for that.
 const CUT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// After how long to look at a container that was to be updated. The kubelet tries an update again after 10 s.
-const LATER: Duration = Duration::from_secs(5);
-
-/// The same of one that lowers a limit: until the runtime has set that, memory.high keeps what the container allocates from killing
-/// it, and a runtime that is busy takes its time. It is not for ever, since there is no word of an update that fails.
-const LATER_FOR_CUTS: Duration = Duration::from_secs(15);
+/// After how long to look at a container that was to be updated. There is no word of an update that fails, so it is not for ever. But a
+/// runtime that is busy takes its time: until it has set a lower limit, memory.high keeps what the container allocates from killing
+/// it, and a request of the plugin's own while its client's update is under way may make both stand still (containerd/nri#301, and
+/// the same in CRI-O).
+const LATER: Duration = Duration::from_secs(15);
 
 /// After how long to ask for a container's limit that is being changed.
 const BUSY: Duration = Duration::from_secs(1);
@@ -410,10 +409,7 @@ impl Reconciler {
                 self.contention.expect(id.clone(), std::time::Instant::now());
                 due.containers.entry(id).or_default();
             }
-            Work::Later(id, number) => {
-                let is_cut = self.containers.get(&id).is_some_and(|container| container.high_before.is_some());
-                self.again(if is_cut { LATER_FOR_CUTS } else { LATER }, Work::Updated(id, number));
-            }
+            Work::Later(id, number) => self.again(LATER, Work::Updated(id, number)),
             Work::Updated(id, number) => {
                 // There is no word of an update that fails, perhaps after it has written some of the files.
                 if self.containers.swap_update(&id, Update::UnderWay(number), Update::Over) {
