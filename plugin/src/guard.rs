@@ -197,8 +197,10 @@ enum Attempt {
     Set,
     /// Pods use more, and not enough of it can be reclaimed.
     NoRoom(Usage),
-    /// The file holds something else than it did, or another line is wanted by now.
+    /// The file holds something else than it did, or another line is wanted by now. Nothing was written.
     Changed,
+    /// It was written, and another program has written something else since.
+    Overwritten,
 }
 
 /// The task that keeps the line.
@@ -215,6 +217,8 @@ pub struct Guard {
 #[derive(Debug, Default)]
 struct State {
     record: Option<Record>,
+    /// The record is of a line that was not read back.
+    is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
     /// The line that was said to wait, and when it is tried next.
     waits: Option<(Bytes, Instant)>,
@@ -355,7 +359,7 @@ impl Guard {
                 {
                     return Ok(due - now);
                 }
-                let was_set = state.record.as_ref().is_some_and(|record| record.lines == [line]);
+                let was_set = !state.is_unsure && state.record.as_ref().is_some_and(|record| record.lines == [line]);
                 if was_set && state.waits.is_none() {
                     if !self.containers.settings().config.repair {
                         return Ok(EVERY);
@@ -375,8 +379,13 @@ impl Guard {
                 let lines = [observed.bytes().filter(|_| observed != before), Some(line)];
                 let lines = lines.into_iter().flatten().collect();
                 let record = Record { cgroup: path.clone(), inode, before, lines };
-                match self.set(cgroup, line, observed, record.clone()).await? {
-                    Attempt::Changed => return Ok(AT_ONCE),
+                let attempt = self.set(cgroup, line, observed, record.clone()).await;
+                if matches!(attempt, Ok(Attempt::Overwritten) | Err(_)) {
+                    // It is written down by now, so that it has to be forgotten or taken back.
+                    (state.record, state.is_unsure) = (Some(record.clone()), true);
+                }
+                match attempt? {
+                    Attempt::Changed | Attempt::Overwritten => return Ok(AT_ONCE),
                     Attempt::NoRoom(usage) => {
                         let due = Instant::now() + SOON;
                         if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line) {
@@ -390,7 +399,7 @@ impl Guard {
                 state.waits = None;
                 let record = Record { lines: vec![line], ..record };
                 self.complain(record.store(&self.host));
-                state.record = Some(record);
+                (state.record, state.is_unsure) = (Some(record), false);
                 self.ancestors.make_limits_last(&path);
                 let desired = Limit::Bytes(line);
                 self.reports.tell(
@@ -441,7 +450,7 @@ impl Guard {
                 guard.complain(record.store(&guard.host));
                 cgroup.write(Knob::Max, line.into())?;
                 let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
-                Ok(if is_set { Attempt::Set } else { Attempt::Changed })
+                Ok(if is_set { Attempt::Set } else { Attempt::Overwritten })
             };
             // Nobody waits any longer when the program ends.
             let _ = tell.send(set());

@@ -6,6 +6,9 @@ mod harness;
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::{Daemon, MIB, Node, Pod, Runtime, restore, unified};
@@ -1011,6 +1014,38 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     runtime.set_file(KUBEPODS, "memory.max", &(2000 * MIB).to_string());
     nothing_is_kept_from_pods(&node).await;
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (2000 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn a_line_that_is_overwritten_at_once_leaves_no_record() {
+    let (node, _daemon, runtime) = start().await;
+    runtime.make_cgroup_at("system.slice");
+    pods_use(&runtime, 100 * MIB, 0);
+    // As soon as it can, another program replaces what the plugin sets.
+    let file = runtime.path(KUBEPODS).join("memory.max");
+    let theirs = (2000 * MIB).to_string();
+    let ended = Arc::new(AtomicBool::new(false));
+    let writer = std::thread::spawn({
+        let (file, theirs, ended) = (file.clone(), theirs.clone(), ended.clone());
+        move || {
+            while !ended.load(Ordering::Relaxed) {
+                let now = fs::read_to_string(&file).unwrap();
+                if !["max", &theirs].contains(&now.trim()) {
+                    // Nobody ever sees a cgroup's file empty.
+                    let mut open = fs::OpenOptions::new().write(true).open(&file).unwrap();
+                    open.write_all(format!("{theirs}\n").as_bytes()).unwrap();
+                }
+            }
+        }
+    });
+    for guard in (3..13).map(|half| half * 512) {
+        fs::write(&file, "max\n").unwrap();
+        node.replace("plimsoll.yaml", &format!("nodeAllocatable: 4Gi\nnodeGuard: {guard}Mi\n"));
+        runtime.holds(KUBEPODS, "memory.max", &theirs).await;
+        nothing_is_kept_from_pods(&node).await;
+    }
+    ended.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
 }
 
 #[tokio::test]
