@@ -290,8 +290,9 @@ mod plimsoll {
         });
     }
 
-    /// The kubelet, as it comes, asks for the kernel's defaults in memory files with each request.
+    /// The kubelet, as it comes, asks for the kernel's defaults in memory files with each request. Twenty resizes take long.
     #[test]
+    #[cfg(feature = "every-combination")]
     fn resizes_of_cpu_leave_memory_to_the_policy() {
         Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
             apply(cluster, "stress.yaml", &["stress"]);
