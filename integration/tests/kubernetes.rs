@@ -66,9 +66,11 @@ fn resize(cluster: &Cluster, pod: &str, limit: &str) {
     cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
 }
 
+#[cfg(feature = "every-combination")]
 const CPU_REQUEST: &str = ".status.containerStatuses[0].resources.requests.cpu";
 
 /// The same for how much processor time is requested.
+#[cfg(feature = "every-combination")]
 fn resize_cpu(cluster: &Cluster, pod: &str, request: &str) {
     let patch =
         format!(r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"requests":{{"cpu":"{request}"}}}}}}]}}}}"#);
@@ -76,6 +78,7 @@ fn resize_cpu(cluster: &Cluster, pod: &str, request: &str) {
 }
 
 /// The lines that Plimsoll's container has logged.
+#[cfg(feature = "every-combination")]
 fn logged(cluster: &Cluster) -> Vec<String> {
     let log = cluster.node().run("crictl logs $(crictl ps --quiet --name '^plimsoll$') 2>&1").unwrap().stdout;
     log.lines().map(str::to_owned).collect()
