@@ -135,6 +135,11 @@ impl Raising {
 }
 
 impl State {
+    /// Whether a file was left as another program set it, and should still hold what it should have held then.
+    fn is_left(&self, file: &(CgroupPath, Knob), inode: u64, desired: Limit) -> bool {
+        self.left.get(file) == Some(&(inode, desired))
+    }
+
     /// The cgroups that should have something, parents first among those of pods.
     fn cgroups(&self) -> Vec<CgroupPath> {
         let levels = self.tree.levels().into_iter().map(|level| level.cgroup);
@@ -472,11 +477,9 @@ impl Ancestors {
             let inode = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()).unwrap_or_default();
             if is_touched {
                 debug!(cgroup = %pod, knob = Knob::Max.file_name(), %observed, "left as another program set it");
-                state.left.insert(key, (inode, desired));
-                return Err(None);
+                state.left.insert(key.clone(), (inode, desired));
             }
-            let is_left = state.left.get(&key) == Some(&(inode, desired));
-            return if is_left { Err(None) } else { Ok(()) };
+            return if state.is_left(&key, inode, desired) { Err(None) } else { Ok(()) };
         }
         if !is_touched {
             return Ok(());
@@ -489,13 +492,18 @@ impl Ancestors {
             }
             Verdict::Wait(wait) => Err(Some(wait)),
             Verdict::GiveUp => {
-                let repairs = state.contention.repairs(&key);
-                let what = What::Contended { knob: Knob::Max, desired, observed, repairs };
-                self.reports.tell(&pod.into(), &what);
+                self.tell_contended(state, &key, desired, observed);
                 Err(None)
             }
             Verdict::Leave => Err(None),
         }
+    }
+
+    /// Tells that a file is left to whoever keeps changing it.
+    fn tell_contended(&self, state: &State, file: &(CgroupPath, Knob), desired: Limit, observed: Limit) {
+        let (cgroup, knob) = file;
+        let repairs = state.contention.repairs(file);
+        self.reports.tell(&cgroup.into(), &What::Contended { knob: *knob, desired, observed, repairs });
     }
 
     /// The limits in force of memory, and of processor time per second in microseconds; `None` is no limit.
@@ -806,12 +814,7 @@ impl Ancestors {
                     changes.push(change);
                 }
                 Verdict::Wait(wait) => checked = Checked::Again(wait),
-                Verdict::GiveUp => {
-                    let Change { to: desired, from: observed, .. } = change;
-                    let repairs = state.contention.repairs(&key);
-                    self.reports
-                        .tell(&cgroup.into(), &What::Contended { knob: change.knob, desired, observed, repairs });
-                }
+                Verdict::GiveUp => self.tell_contended(state, &key, change.to, change.from),
                 Verdict::Leave => {}
             }
         }
@@ -1005,10 +1008,7 @@ impl Ancestors {
     fn changes(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> Vec<Change> {
         let targets = KNOBS.into_iter().zip(self.targets(state, cgroup, observed));
         let changes = targets.map(|(knob, to)| Change { cgroup: cgroup.clone(), knob, from: observed.get(knob), to });
-        let is_left = |change: &Change| {
-            let left = state.left.get(&(cgroup.clone(), change.knob));
-            state.leaves_changes && left == Some(&(observed.inode, change.to))
-        };
+        let is_left = |change: &Change| state.is_left(&(cgroup.clone(), change.knob), observed.inode, change.to);
         let is_due = |change: &Change| change.from != change.to && (change.raises() || !state.hold) && !is_left(change);
         changes.filter(is_due).collect()
     }

@@ -647,23 +647,20 @@ impl Containers {
                 let known = lock(&self.known);
                 let names = known.last_limits.get(&container.sandbox);
                 let is_complete = pod.names().all(|name| names.is_some_and(|names| names.contains_key(name)));
-                let own = match pod.pod_level() {
-                    PodLevel::Unreadable => None,
-                    PodLevel::Unrecorded => Some([None; 2]),
-                    PodLevel::Limits(RecordedLimits { memory, cpu }) => {
-                        Some([Some(memory.map(Bytes::get)), Some(cpu.map(MilliCpu::rate))])
-                    }
-                };
-                let all_limited = |is_limited: fn(RecordedLimits) -> bool| {
+                let all = |is_limited: fn(RecordedLimits) -> bool| {
                     pod.names().all(|name| pod.limits(name).is_some_and(is_limited))
                 };
+                let (memory_limited, cpu_limited) =
+                    (all(|limits| limits.memory.is_some()), all(|limits| limits.cpu.is_some()));
                 let record = |own, all_limited| PodLimitRecord::Present { own, is_complete, all_limited };
-                own.map_or([PodLimitRecord::Unreadable; 2], |[memory, cpu]| {
-                    [
-                        record(memory, all_limited(|limits| limits.memory.is_some())),
-                        record(cpu, all_limited(|limits| limits.cpu.is_some())),
-                    ]
-                })
+                match pod.pod_level() {
+                    PodLevel::Unreadable => [PodLimitRecord::Unreadable; 2],
+                    PodLevel::Unrecorded => [record(None, memory_limited), record(None, cpu_limited)],
+                    PodLevel::Limits(RecordedLimits { memory, cpu }) => {
+                        let (memory, cpu) = (memory.map(Bytes::get), cpu.map(MilliCpu::rate));
+                        [record(Some(memory), memory_limited), record(Some(cpu), cpu_limited)]
+                    }
+                }
             }
         };
         PodView { memory: (of_memory, memory), cpu: (of_cpu, cpu) }

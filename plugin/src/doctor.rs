@@ -1245,16 +1245,15 @@ impl Facts {
                 "found no process of the kubelet: its flags and drop-ins may override /var/lib/kubelet/config.yaml"
                     .to_owned(),
             ],
-            Ok(kubelets) => kubelets.iter().filter(|kubelet| kubelet.memory_qos() != Some(false)).fold(
-                Vec::new(),
-                |mut overrides, kubelet| {
-                    if kubelet.memory_qos() == Some(true) {
-                        overrides.push("the kubelet has a flag --feature-gates that sets MemoryQoS".to_owned());
-                    }
-                    overrides.extend(kubelet.unread_configurations());
-                    overrides
-                },
-            ),
+            Ok(kubelets) => {
+                let unsettled = kubelets.iter().filter(|kubelet| kubelet.memory_qos() != Some(false));
+                let overrides = unsettled.flat_map(|kubelet| {
+                    let is_set = kubelet.memory_qos() == Some(true);
+                    let flag = is_set.then(|| "the kubelet has a flag --feature-gates that sets MemoryQoS".to_owned());
+                    flag.into_iter().chain(kubelet.unread_configurations())
+                });
+                overrides.collect()
+            }
         };
         let advice = "see that featureGates.MemoryQoS is false in the flags and drop-ins of the kubelet; 'kubectl get --raw \
                       /api/v1/nodes/NODE/proxy/configz' shows what is in force";

@@ -104,6 +104,11 @@ impl Record {
         self.lines.iter().any(|line| observed == Limit::Bytes(*line))
     }
 
+    /// Whether `cgroup` is the one that was kubepods, and holds what it was set to.
+    fn is_in_force(&self, cgroup: &Cgroup) -> Result<bool, CgroupError> {
+        Ok(cgroup.inode()? == self.inode && self.is_ours(cgroup.read(Knob::Max)?))
+    }
+
     /// What kubepods would hold without the guard, when it holds `observed`.
     pub fn without(&self, observed: Limit) -> Limit {
         if self.is_ours(observed) { self.before } else { observed }
@@ -151,13 +156,8 @@ pub fn kubepods(root: &CgroupRoot, ancestors: &Ancestors) -> Result<Option<(Cgro
 /// Whether `memory.max` of kubepods holds a limit that the guard has set, and not only is to have one.
 pub fn is_in_force(root: &CgroupRoot, ancestors: &Ancestors) -> bool {
     let Ok(Some((path, cgroup))) = kubepods(root, ancestors) else { return false };
-    let is_ours = |record: Record| {
-        let (inode, observed) = (cgroup.inode(), cgroup.read(Knob::Max));
-        record.cgroup == path
-            && inode.is_ok_and(|inode| inode == record.inode)
-            && observed.is_ok_and(|max| record.is_ours(max))
-    };
-    Record::load(root.host()).is_some_and(is_ours)
+    Record::load(root.host())
+        .is_some_and(|record| record.cgroup == path && record.is_in_force(&cgroup).unwrap_or(false))
 }
 
 /// What is to be done about `memory.max` of kubepods.
@@ -419,7 +419,7 @@ impl Guard {
     fn put_back_former(&self, record: &Record) -> Result<(), CgroupError> {
         let put_back = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
-            if cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?) {
+            if record.is_in_force(&cgroup)? {
                 cgroup.write(Knob::Max, record.before)?;
                 self.ancestors.make_limits_last(&record.cgroup);
             }

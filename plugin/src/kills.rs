@@ -585,11 +585,14 @@ impl Watcher {
         let Some(pod) = self.counted.pods.get(path) else { return };
         let Some(history) = pod.histories.get(&container.name) else { return };
         let is_told = pod.told.get(&container.name).is_some_and(|told| !is_due(told.planned, now));
-        let is_wanted = history.kills(rescue.window, now) >= rescue.kills as usize;
-        if is_told || !is_wanted || own_ceiling == Some(None) || self.is_bounded_by_its_pod(container) {
+        let (kills, window) = (history.kills(rescue.window, now), rescue.window);
+        if is_told
+            || kills < rescue.kills as usize
+            || own_ceiling == Some(None)
+            || self.is_bounded_by_its_pod(container)
+        {
             return;
         }
-        let (kills, window) = (history.kills(rescue.window, now), rescue.window);
         let free = self.free(container);
         let page = settings.node.page_size;
         // What is decided on a copy has no consequences.

@@ -122,8 +122,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         let mut line = Line::default();
         event.record(&mut line);
         let name = ("SYSLOG_IDENTIFIER".to_owned(), NAME.to_string_lossy().into_owned());
-        let fields = line.fields.into_iter().chain([name]);
-        let fields: Vec<_> = fields.collect();
+        let fields: Vec<_> = line.fields.into_iter().chain([name]).collect();
         let text = line.message + &line.text;
         queue(move || {
             if logging::journal_send(priority, &text, fields.into_iter()).is_err() {

@@ -14,7 +14,7 @@
 //! A line with `"restored":true` takes back those before it. Cgroups above containers are remembered further, since systemd may keep
 //! drop-ins for them, which only `plimsoll restore` removes. A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
 //! torn by a crash is skipped, since its change was not made yet. Another line that cannot be read is counted, and kept.
-//! Who is not in it was never changed.
+//! A target that is not in it was never changed.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};

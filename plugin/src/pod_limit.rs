@@ -136,7 +136,7 @@ impl Evidence<'_> {
         if let Origin::Own(own) = before
             && self.is_pods(own)
         {
-            // What proved it may have ended.
+            // The container that proved it may have ended.
             return before;
         }
         if !all_limited {
@@ -225,6 +225,9 @@ mod tests {
 
     const UNRECORDED: PodLimitRecord = PodLimitRecord::Present { own: None, is_complete: true, all_limited: true };
 
+    /// The same, before the runtime has told of every container.
+    const INCOMPLETE: PodLimitRecord = PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
+
     /// A container whose limit is recorded as it is.
     fn own(limit: u64) -> Member {
         Member { limit: Some(limit), asked: Some(limit), former: None, recorded: RecordedLimit::Limit(limit) }
@@ -266,8 +269,7 @@ mod tests {
     fn a_container_without_a_recorded_limit_has_its_pods() {
         for members in [&[inherits(200)][..], &[inherits(200), inherits(200)], &[own(50), inherits(200)]] {
             assert_eq!(origin(UNRECORDED, members, 200), Origin::Own(200), "{members:?}");
-            let incomplete = PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
-            assert_eq!(origin(incomplete, members, 200), Origin::Own(200), "{members:?}");
+            assert_eq!(origin(INCOMPLETE, members, 200), Origin::Own(200), "{members:?}");
         }
         // Another amount is somebody else's doing, and proves nothing.
         assert_eq!(origin(UNRECORDED, &[own(50), inherits(100)], 200), Origin::Unknown);
@@ -309,19 +311,17 @@ mod tests {
     /// The pod's own limit of 100 is as large as the limit of its first container.
     #[test]
     fn containers_that_are_yet_to_come_prove_nothing() {
-        let incomplete = PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
-        assert_eq!(origin(incomplete, &[own(100)], 100), Origin::Unknown);
+        assert_eq!(origin(INCOMPLETE, &[own(100)], 100), Origin::Unknown);
         assert_eq!(origin(UNRECORDED, &[own(100), own(50)], 100), Origin::Unknown);
     }
 
     #[test]
     fn no_pod_level_limit_is_below_a_containers() {
-        let incomplete = PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
-        assert_eq!(origin(incomplete, &[own(200), own(50)], 150), Origin::Sum);
-        assert_eq!(origin(incomplete, &[own(200)], 0), Origin::Unknown);
+        assert_eq!(origin(INCOMPLETE, &[own(200), own(50)], 150), Origin::Sum);
+        assert_eq!(origin(INCOMPLETE, &[own(200)], 0), Origin::Unknown);
         // Somebody has narrowed what is the pod's own.
         let members = [own(150), own(150)];
-        let narrowed = Evidence { at_creation: Some(200), ..evidence(incomplete, &members, 100) };
+        let narrowed = Evidence { at_creation: Some(200), ..evidence(INCOMPLETE, &members, 100) };
         assert_eq!(narrowed.origin(Origin::Unknown), Origin::Unknown);
         let resized = Evidence { at_creation: Some(100), ..narrowed };
         assert_eq!(resized.origin(Origin::Unknown), Origin::Sum);

@@ -288,7 +288,7 @@ struct Due {
 #[derive(Debug)]
 struct Done {
     batch: Vec<Pending>,
-    /// What became of the batch; `None` where there was no runtime to ask.
+    /// The fates of its containers; `None` where there was no runtime to ask.
     fates: Option<Fates>,
 }
 
@@ -773,7 +773,8 @@ impl Reconciler {
 
     /// The runtime has done, or tried to do, what it was asked: see what came of it.
     fn written(&mut self, done: Done, due: &mut Due) {
-        for Pending { container, writes, is_foreign, .. } in done.batch {
+        for pending in &done.batch {
+            let container = &pending.container;
             let progress = self.progress(&container.id);
             progress.is_waiting = false;
             let Some(fates) = &done.fates else {
@@ -785,10 +786,8 @@ impl Reconciler {
             let is_dropped = fates.dropped.contains(&container.id);
             progress.is_released &= !is_dropped;
             progress.is_unverified |= !is_dropped;
-            if is_foreign && !is_dropped && !fates.rejected.contains(&container.id) {
-                for Write { knob, desired, observed } in
-                    writes.into_iter().filter(|write| write.observed != write.desired)
-                {
+            if pending.is_foreign && !is_dropped && !fates.rejected.contains(&container.id) {
+                for &Write { knob, desired, observed } in pending.changes() {
                     self.reports.tell(&container.as_ref().into(), &What::Repaired { knob, desired, observed });
                 }
             }
@@ -1073,8 +1072,9 @@ impl Updater {
             }
         }
         let sent = batch.iter().filter(|pending| !fates.dropped.contains(&pending.container.id));
-        for Pending { container, writes, attempt, .. } in sent {
-            for Write { knob, observed, desired } in writes.iter().filter(|write| write.observed != write.desired) {
+        for pending in sent {
+            let Pending { container, attempt, .. } = pending;
+            for Write { knob, observed, desired } in pending.changes() {
                 info!(
                     pod = container.pod,
                     container = container.name,
@@ -1162,6 +1162,11 @@ enum Unsent {
 }
 
 impl Pending {
+    /// The writes that change something.
+    fn changes(&self) -> impl Iterator<Item = &Write> {
+        self.writes.iter().filter(|write| write.observed != write.desired)
+    }
+
     fn update(&self, ignore_failure: bool) -> ContainerUpdate {
         let values = self.writes.iter().map(|write| (write.knob, write.desired));
         ContainerUpdate { ignore_failure, ..update(&self.container.id, values, self.swap_max) }

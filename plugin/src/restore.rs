@@ -222,37 +222,33 @@ impl Restore {
         }
         // So that what systemd keeps does not come back, nor counts more than what an administrator has configured.
         let systemd = Systemd::new(&self.host);
-        let mut is_removed = false;
-        for changed in looked.changed.iter().filter(|changed| !changed.is_container) {
-            match systemd::remove_protection(&self.host, &changed.cgroup) {
-                Ok(removed) => is_removed |= removed,
-                Err(error) => eprintln!("note: {}: cannot remove systemd's drop-ins: {error}", changed.cgroup),
-            }
-        }
-        // Cgroups that had their originals before already, as after a switch to observe mode, may still have drop-ins.
-        let mut former = Vec::new();
-        for (path, inode, original) in originals.former() {
-            let Ok(cgroup) = root.cgroup(path) else { continue };
-            let is_same = cgroup.inode().is_ok_and(|held| held == inode);
-            // Other values are another program's, and so are their drop-ins.
-            let is_back = || Values::read(&cgroup).is_ok_and(|held| held.protection() == original.protection());
-            if !is_same || !is_back() {
-                continue;
-            }
-            match systemd::remove_protection(&self.host, path) {
-                Ok(true) => former.push((path, original)),
-                Ok(false) => {}
-                Err(error) => eprintln!("note: {path}: cannot remove systemd's drop-ins: {error}"),
-            }
-        }
-        is_removed |= !former.is_empty();
-        if is_removed && let Err(error) = systemd.reload().await {
+        let remove = |path: &CgroupPath| {
+            systemd::remove_protection(&self.host, path).unwrap_or_else(|error| {
+                eprintln!("note: {path}: cannot remove systemd's drop-ins: {error}");
+                false
+            })
+        };
+        let changed = looked.changed.iter().filter(|changed| !changed.is_container);
+        let changed: Vec<_> = changed.map(|changed| (&changed.cgroup, changed.original)).collect();
+        // Each of them, whether the one before had any or not.
+        let is_removed = changed.iter().filter(|(path, _)| remove(path)).count() > 0;
+        // Cgroups that had their originals before already, as after a switch to observe mode, may still have drop-ins. Other values
+        // are another program's, and so are their drop-ins.
+        let former = originals.former().filter(|(path, inode, original)| {
+            root.cgroup(path).is_ok_and(|cgroup| {
+                cgroup.inode().is_ok_and(|held| held == *inode)
+                    && Values::read(&cgroup).is_ok_and(|held| held.protection() == original.protection())
+            })
+        });
+        let former = former.map(|(path, _, original)| (path, original));
+        let former: Vec<_> = former.filter(|(path, _)| remove(path)).collect();
+        if (is_removed || !former.is_empty())
+            && let Err(error) = systemd.reload().await
+        {
             eprintln!("note: {error}; call 'systemctl daemon-reload'");
         }
         // Where that did not bring back the value, because somebody else had set it at runtime before.
-        let changed = looked.changed.iter().filter(|changed| !changed.is_container);
-        let changed = changed.map(|changed| (&changed.cgroup, changed.original));
-        for (path, original) in changed.chain(former) {
+        for (path, original) in changed.into_iter().chain(former) {
             let [min, low] = [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
             let protection = Protection::of_files(min, low);
             if let Ok(cgroup) = root.cgroup(path)

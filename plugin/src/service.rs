@@ -167,8 +167,7 @@ impl Service {
             *lock(&self.unstored) = Some(record.clone());
         }
         let before = self.containers.settings();
-        let (mut settings, _) = self.discover(before.config.clone());
-        settings.brake.get_or_insert_with(|| record.to_string());
+        let (settings, _) = self.discover(before.config.clone());
         say_mode(&settings);
         self.set(settings);
         self.enqueue(Work::All);
