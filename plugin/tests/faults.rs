@@ -183,8 +183,7 @@ async fn is_killed_at_write(nth: usize) -> bool {
     assert_nothing_is_lost(&root.join(KUBEPODS));
 
     // What was before is then known from the file alone.
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    daemon.kill().await;
     let mut restore = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     restore.arg("restore").args(node.arguments().into_iter().skip(1));
     let restored = tokio::task::spawn_blocking(move || restore.output());

@@ -138,8 +138,7 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
     assert!(line.contains("container=\"app\"") && line.contains("kills=1"), "{line}");
 
     // While the plugin is away it is made anew, and killed again.
-    daemon.signal(rustix::process::Signal::KILL);
-    daemon.ends().await;
+    daemon.kill().await;
     pod.container.id.push('x');
     let path = format!("/{}", container(&pod));
     pod.linux().cgroups_path = path;
@@ -196,8 +195,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string(), "the pod's cgroup first");
     // It stays so over restarts of the container and of the plugin.
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits), Some((200 * MIB, 200 * MIB)));
-    daemon.signal(rustix::process::Signal::KILL);
-    daemon.ends().await;
+    daemon.kill().await;
     let mut daemon = node.start();
     let runtime = node.accept().await;
     pod.linux().resources = Some(memory_limit(200 * MIB)).into();

@@ -6,12 +6,10 @@ mod harness;
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, overwrite};
 use nri::api::{Event, LinuxResources};
 use serde_json::Value;
 
@@ -112,40 +110,43 @@ fn cgroup(pod: &Pod) -> String {
     format!("{}/{}", pod.cgroup(), pod.container.id)
 }
 
+/// The kernel's counts of a cgroup, always as long.
+fn events(high: u32, max: u32, oom: u32, kills: u32) -> String {
+    format!("low 0\nhigh {high:04}\nmax {max}\noom {oom:04}\noom_kill {kills:04}\noom_group_kill 0000")
+}
+
+/// Gives a pod and its container these counts.
+fn set_events(runtime: &Runtime, pod: &Pod, text: &str) {
+    for cgroup in [cgroup(pod), pod.cgroup()] {
+        runtime.set_file(&cgroup, "memory.events", text);
+    }
+}
+
 /// Gives a pod and its container a count of kills by their limit.
 fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
-    let text = format!("low 0\nhigh 0\nmax 7\noom {count:04}\noom_kill {count:04}\noom_group_kill 0000");
-    for cgroup in [cgroup(pod), pod.cgroup()] {
-        runtime.set_file(&cgroup, "memory.events", &text);
-    }
+    set_events(runtime, pod, &events(0, 7, count, count));
 }
 
 /// Gives a pod and its container a count of kills that were not for their own limits.
 fn node_kills(runtime: &Runtime, pod: &Pod, count: u32) {
-    let text = format!("low 0\nhigh 0\nmax 7\noom 0000\noom_kill {count:04}\noom_group_kill 0000");
-    for cgroup in [cgroup(pod), pod.cgroup()] {
-        runtime.set_file(&cgroup, "memory.events", &text);
-    }
+    set_events(runtime, pod, &events(0, 7, 0, count));
+}
+
+/// Gives a container this share of time in which it waits for memory, in percent.
+fn pressure(runtime: &Runtime, pod: &Pod, percent: &str) {
+    let rest = format!("avg10={percent} avg60=0.00 avg300=0.00 total=1");
+    runtime.set_file(&cgroup(pod), "memory.pressure", &format!("some {rest}\nfull {rest}"));
 }
 
 /// A container stands at `memory.high` for long enough to be released, while the node has memory to spare.
 async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut usize) {
     node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
-    let pressure = |percent: &str| {
-        let text = format!(
-            "some avg10={percent} avg60=0.00 avg300=0.00 total=1\nfull avg10={percent} avg60=0.00 avg300=0.00 total=1"
-        );
-        runtime.set_file(&cgroup(pod), "memory.pressure", &text);
-    };
-    pressure("90.00");
+    pressure(runtime, pod, "90.00");
     let files = ["kubepods".to_owned(), pod.cgroup()].map(|level| runtime.path(&level).join("memory.events"));
     let counting = tokio::spawn(async move {
         for count in 1.. {
             for file in &files {
-                overwrite(
-                    file,
-                    &format!("low 0\nhigh {count:04}\nmax 0\noom 0000\noom_kill 0000\noom_group_kill 0000\n"),
-                );
+                overwrite(file, &events(count, 0, 0, 0));
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -153,17 +154,7 @@ async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut
     // The plugin looks every 5 seconds, and sees at its second look that the deadline is over.
     runtime.update_all(asked, pod, Duration::from_secs(12)).await;
     counting.abort();
-    runtime.set_file(
-        &cgroup(pod),
-        "memory.pressure",
-        "some avg10=00.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=00.00 avg60=0.00 avg300=0.00 total=1",
-    );
-}
-
-/// Writes a file in one go, as the kernel takes it.
-fn overwrite(path: &Path, text: &str) {
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
-    file.write_all_at(text.as_bytes(), 0).unwrap();
+    pressure(runtime, pod, "00.00");
 }
 
 /// The files that others write, and what they write.
@@ -182,8 +173,7 @@ async fn everything(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, rew
     runtime.make_cgroup(&pod);
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
     kills(runtime, &pod, 0);
-    let none = "low 0\nhigh 0000\nmax 0\noom 0000\noom_kill 0000\noom_group_kill 0000";
-    runtime.set_file("kubepods", "memory.events", none);
+    runtime.set_file("kubepods", "memory.events", &events(0, 0, 0, 0));
     runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;
     adjusted.created = runtime.create(&pod).await;
     runtime.apply(&pod, &adjusted.created);
@@ -397,6 +387,17 @@ async fn run_pod(runtime: &Runtime) -> Pod {
     pod
 }
 
+/// A pod of which nothing was killed so far.
+async fn run_counted(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    kills(runtime, &pod, 0);
+    runtime.set_file("kubepods", "memory.events", &events(0, 0, 0, 0));
+    runtime.run(&pod).await;
+    daemon.says("verified").await;
+    pod
+}
+
 #[tokio::test]
 async fn switching_to_observe_restores_first() {
     let enforce = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\n";
@@ -430,12 +431,7 @@ async fn switching_to_observe_restores_first() {
 #[tokio::test]
 async fn a_rescue_is_only_reported_while_observing() {
     let (_node, mut daemon, mut runtime) = start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
-    let pod = Pod::new("burstable", "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    kills(&runtime, &pod, 0);
-    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
-    runtime.run(&pod).await;
-    daemon.says("verified").await;
+    let pod = run_counted(&mut daemon, &runtime).await;
     kills(&runtime, &pod, 2);
     let line = daemon.says("observe mode, not done: raising the limit").await;
     assert!(line.contains("desired=209715200") && line.contains("kills=2"), "{line}");
@@ -466,7 +462,7 @@ async fn what_was_left_without_repair_stays_left() {
     daemon.says("verified").await;
     runtime.set_file(&pod.cgroup(), "memory.min", "8192");
     daemon.says("left as another program set it").await;
-    // What another program writes again, and a look at everything: a second one means that the first has ended.
+    // Another program writes again, and all is looked at: a second look means that the first has ended.
     runtime.set_file(&pod.cgroup(), "memory.min", "12288");
     for factor in [0.5, 0.6] {
         node.replace("plimsoll.yaml", &format!("{config}memoryThrottlingFactor: {factor}\n"));
@@ -475,16 +471,22 @@ async fn what_was_left_without_repair_stays_left() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.min"), "12288");
 }
 
-#[tokio::test]
-async fn too_many_repairs_apply_the_brake() {
-    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
-    let (node, mut daemon, mut runtime) = start(config).await;
-    let pod = run_pod(&runtime).await;
-    daemon.says("verified").await;
+const ONE_REPAIR: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
+
+/// Another program changes two files of a pod, which applies a brake with `repairs: 1`.
+async fn two_repairs(daemon: &mut Daemon, runtime: &Runtime, pod: &Pod) {
     for knob in ["memory.min", "memory.low"] {
         runtime.set_file(&pod.cgroup(), knob, "4096");
         daemon.says("repaired").await;
     }
+}
+
+#[tokio::test]
+async fn too_many_repairs_apply_the_brake() {
+    let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
+    let pod = run_pod(&runtime).await;
+    daemon.says("verified").await;
+    two_repairs(&mut daemon, &runtime, &pod).await;
     let line = daemon.says("the brake is applied").await;
     assert!(line.contains("2 repairs within 10m") && line.contains("reset-brake"), "{line}");
     runtime.serve_update(&[&pod]).await;
@@ -539,8 +541,6 @@ async fn a_pods_limit_stays_without_the_switch() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
-const ONE_REPAIR: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
-
 #[tokio::test]
 async fn repairs_through_the_runtime_apply_the_brake() {
     let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
@@ -559,14 +559,6 @@ async fn repairs_through_the_runtime_apply_the_brake() {
     let line = "plimsoll_repairs_total{level=\"container\",knob=\"memory.min\"} 2";
     let metrics = node.metrics().await;
     assert!(metrics.lines().any(|other| other == line), "{metrics}");
-}
-
-/// Another program changes two files of a pod, which applies a brake with `repairs: 1`.
-async fn two_repairs(daemon: &mut Daemon, runtime: &Runtime, pod: &Pod) {
-    for knob in ["memory.min", "memory.low"] {
-        runtime.set_file(&pod.cgroup(), knob, "4096");
-        daemon.says("repaired").await;
-    }
 }
 
 #[tokio::test]
@@ -644,12 +636,7 @@ const ONE_KILL: &str =
 
 /// A pod of which one process was killed for want of memory in kubepods.
 async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
-    let pod = Pod::new("burstable", "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    node_kills(runtime, &pod, 0);
-    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
-    runtime.run(&pod).await;
-    daemon.says("verified").await;
+    let pod = run_counted(daemon, runtime).await;
     node_kills(runtime, &pod, 1);
     daemon.says("killed processes").await;
     pod
@@ -673,9 +660,8 @@ async fn kills_before_the_start_apply_no_brake() {
     let pod = run_with_a_kill(&mut daemon, &runtime).await;
     drop((daemon, runtime));
     let mut daemon = {
-        let text = "low 0\nhigh 0\nmax 7\noom 0000\noom_kill 0005\noom_group_kill 0000";
         for cgroup in [cgroup(&pod), pod.cgroup()] {
-            overwrite(&node.path("host/sys/fs/cgroup").join(cgroup).join("memory.events"), text);
+            overwrite(&node.path("host/sys/fs/cgroup").join(cgroup).join("memory.events"), &events(0, 7, 0, 5));
         }
         node.start()
     };
@@ -712,12 +698,7 @@ async fn kills_while_the_guard_waits_apply_no_brake() {
 async fn observing_reports_no_rescue_above_a_pods_own_limit() {
     let (node, mut daemon, runtime) = start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
     node.checkpoint_with_pod_limit("b", "64Mi", "100Mi", "150Mi");
-    let pod = Pod::new("burstable", "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    kills(&runtime, &pod, 0);
-    runtime.set_file("kubepods", "memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0");
-    runtime.run(&pod).await;
-    daemon.says("verified").await;
+    let pod = run_counted(&mut daemon, &runtime).await;
     kills(&runtime, &pod, 2);
     daemon.says("its pod has limits of its own, which stay").await;
     assert!(!is_counted(&node.metrics().await, "plimsoll_observed_actions_total{kind=\"Rescued\"}"));

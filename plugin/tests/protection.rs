@@ -6,7 +6,6 @@ mod harness;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +15,6 @@ use nri::api::Event;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use rustix::process::Signal;
 
 const KUBEPODS: &str = "kubepods";
 const BURSTABLE: &str = "kubepods/burstable";
@@ -88,9 +86,7 @@ async fn the_tiered_policy_protects_softly_below_and_firmly_at_the_top() {
 async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
+    run(&runtime, &mut daemon, &pod).await;
     for (request, before) in [(150, 150), (50, 150)] {
         node.checkpoint("allocated_pods_state", &[("b", "app", request * MIB)]);
         let updated = runtime.update(&pod, harness::memory_limit(300 * MIB)).await;
@@ -135,9 +131,7 @@ async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
 async fn what_somebody_else_writes_is_repaired_at_every_level() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
+    run(&runtime, &mut daemon, &pod).await;
     for cgroup in [KUBEPODS, BURSTABLE, &pod.cgroup()] {
         runtime.set_file(cgroup, "memory.min", "0");
         runtime.holds(cgroup, "memory.min", 100 * MIB).await;
@@ -181,9 +175,7 @@ async fn what_is_written_to_the_inner_cgroup_of_a_scope_is_repaired_too() {
 async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
+    run(&runtime, &mut daemon, &pod).await;
     for _ in 0..5 {
         runtime.set_file(KUBEPODS, "memory.min", "4096");
         runtime.holds(KUBEPODS, "memory.min", 100 * MIB).await;
@@ -213,9 +205,7 @@ async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
 async fn a_container_that_ends_unannounced_is_no_longer_counted() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
+    run(&runtime, &mut daemon, &pod).await;
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
         runtime.holds(cgroup, "memory.min", 0).await;
@@ -402,9 +392,7 @@ async fn a_container_that_the_runtime_did_not_tell_of_is_asked_for() {
     let (node, mut daemon, runtime) = start().await;
     let lost = Pod::new("guaranteed", "lost", 200 * MIB);
     let known = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&known);
-    runtime.run(&known).await;
-    daemon.says("outcome=unchanged").await;
+    run(&runtime, &mut daemon, &known).await;
     runtime.make_cgroup(&lost);
     runtime.run_unseen(&lost);
     let line = daemon.says("has not told of").await;
@@ -470,8 +458,7 @@ async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
     node.checkpoint("actuated_pods_state", &[("a", "app", 100 * MIB)]);
     let levels = [KUBEPODS.to_owned(), BURSTABLE.to_owned(), pods[0].cgroup(), pods[1].cgroup()];
     let expected = [300, 100, 100, 200];
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    daemon.kill().await;
     drop(runtime);
     // A pod that ended while nobody looked has left its sum in the levels above it; one that came has none in them.
     for half_done in 0..1 << levels.len() {
@@ -486,8 +473,7 @@ async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
             runtime.holds(level, "memory.min", expected * MIB).await;
         }
         daemon.says("connected to the runtime").await;
-        daemon.signal(Signal::KILL);
-        daemon.ends().await;
+        daemon.kill().await;
     }
 }
 
@@ -499,8 +485,7 @@ async fn while_the_runtime_is_asked_for_everything_no_level_is_lowered() {
         runtime.make_cgroup(pod);
         runtime.run(pod).await;
     }
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    daemon.kill().await;
     drop(runtime);
     let mut inotify = inotify::Inotify::init().unwrap();
     let _daemon = node.start();
@@ -549,8 +534,7 @@ async fn two_hundred_pods_come_and_go_and_every_sum_is_exact() {
             runtime.end(&pod).await;
         }
         if number == 100 {
-            daemon.signal(Signal::KILL);
-            daemon.ends().await;
+            daemon.kill().await;
             daemon = node.start();
             runtime = node.accept().await;
             runtime.synchronize(&alive.iter().map(|(pod, _)| pod).collect::<Vec<_>>()).await;
@@ -579,9 +563,7 @@ async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again()
     // Somebody had a use for it before.
     runtime.set_file(KUBEPODS, "memory.min", &(7 * MIB).to_string());
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
+    run(&runtime, &mut daemon, &pod).await;
     let container = format!("{}/id-b", pod.cgroup());
 
     let served = [&pod];
@@ -610,15 +592,30 @@ async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again()
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
+/// Runs a pod, and waits until it has its values.
+async fn run(runtime: &Runtime, daemon: &mut Daemon, pod: &Pod) {
+    runtime.make_cgroup(pod);
+    runtime.run(pod).await;
+    daemon.says("outcome=unchanged").await;
+}
+
+/// Restores while the runtime has no containers. What is said, and its exit code.
+async fn restore_without_containers(node: &Node) -> (Option<i32>, String) {
+    let serve = async {
+        let runtime = node.accept().await;
+        runtime.synchronize(&[]).await;
+        runtime
+    };
+    let (_runtime, restored) = tokio::join!(serve, restore(node, &[]));
+    restored
+}
+
 #[tokio::test]
 async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    run(&runtime, &mut daemon, &pod).await;
+    daemon.kill().await;
     drop(runtime);
     // Of somebody else, never touched: stays.
     let foreign = Pod::new("guaranteed", "foreign", 200 * MIB);
@@ -662,11 +659,8 @@ async fn restore_finds_containers_below_a_cgroup_root() {
     // A stale one at the top, as another cgroup driver leaves it, is not where the pods are.
     fs::remove_dir_all(runtime.path(KUBEPODS)).unwrap();
     let pod = below(burstable(&node, "b", 100 * MIB), "kubelet");
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    run(&runtime, &mut daemon, &pod).await;
+    daemon.kill().await;
     drop(runtime);
     let serve = async {
         let mut runtime = node.accept().await;
@@ -687,20 +681,12 @@ async fn restore_finds_containers_below_a_cgroup_root() {
 async fn restore_names_what_it_did_not_find() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    run(&runtime, &mut daemon, &pod).await;
+    daemon.kill().await;
     drop(runtime);
     // The container ended while no plugin ran.
     fs::remove_dir_all(runtime_path(&node, &pod.cgroup())).unwrap();
-    let serve = async {
-        let runtime = node.accept().await;
-        runtime.synchronize(&[]).await;
-        runtime
-    };
-    let (_runtime, (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    let (code, said) = restore_without_containers(&node).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("not found: container id-b; it has ended\n"), "{said}");
     assert!(said.contains(&format!("not found: cgroup /{}; it has ended\n", pod.cgroup())), "{said}");
@@ -711,23 +697,15 @@ async fn restore_names_what_it_did_not_find() {
 async fn restore_fails_where_it_could_not_look() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    run(&runtime, &mut daemon, &pod).await;
+    daemon.kill().await;
     drop(runtime);
     // A symbolic link is what even root does not follow there.
     let pod_cgroup = runtime_path(&node, &pod.cgroup());
     let elsewhere = node.path("elsewhere");
     fs::rename(&pod_cgroup, &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &pod_cgroup).unwrap();
-    let serve = async {
-        let runtime = node.accept().await;
-        runtime.synchronize(&[]).await;
-        runtime
-    };
-    let (_runtime, (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    let (code, said) = restore_without_containers(&node).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("could not look at all that plimsoll has changed"), "{said}");
     assert!(said.contains(&pod.cgroup()), "{said}");
@@ -738,15 +716,10 @@ async fn restore_fails_where_it_could_not_look() {
 async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     let (node, mut daemon, runtime) = start().await;
     let outside = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&outside);
-    runtime.run(&outside).await;
-    daemon.says("outcome=unchanged").await;
+    run(&runtime, &mut daemon, &outside).await;
     let inside = burstable(&node, "c", 100 * MIB);
-    runtime.make_cgroup(&inside);
-    runtime.run(&inside).await;
-    daemon.says("outcome=unchanged").await;
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    run(&runtime, &mut daemon, &inside).await;
+    daemon.kill().await;
     // One container is outside of the cgroup of all pods, as with another cgroup driver than the kubelet's.
     let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()].map(|path| runtime.path(&path));
     fs::rename(&from, &to).unwrap();
@@ -790,8 +763,7 @@ async fn restore_names_limits_that_stay_raised() {
     let counts = serde_json::json!({"processes": 0, "groups": 0});
     let counted = serde_json::json!({"inode": inode, "accounted": counts, "limits_reached": 0, "running": {},
         "histories": {"app": history}});
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    daemon.kill().await;
     let kills = serde_json::json!({"pods": {pod.cgroup(): counted}});
     node.replace("host/run/plimsoll/kills", &kills.to_string());
     drop(runtime);
@@ -899,9 +871,7 @@ async fn a_policy_that_is_switched_off_gives_everything_back() {
     let (node, mut daemon, mut runtime) = start().await;
     runtime.set_file(KUBEPODS, "memory.low", &(7 * MIB).to_string());
     let pod = burstable(&node, "b", 100 * MIB);
-    runtime.make_cgroup(&pod);
-    runtime.run(&pod).await;
-    daemon.says("outcome=unchanged").await;
+    run(&runtime, &mut daemon, &pod).await;
     node.replace("plimsoll.yaml", "memoryReservationPolicy: None\nmemoryThrottlingFactor: null\n");
     assert_eq!(runtime.serve_update(&[&pod]).await["id-b"], defaults());
     for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
@@ -1031,9 +1001,7 @@ async fn a_line_that_is_overwritten_at_once_leaves_no_record() {
             while !ended.load(Ordering::Relaxed) {
                 let now = fs::read_to_string(&file).unwrap();
                 if !["max", &theirs].contains(&now.trim()) {
-                    // Nobody ever sees a cgroup's file empty.
-                    let mut open = fs::OpenOptions::new().write(true).open(&file).unwrap();
-                    open.write_all(format!("{theirs}\n").as_bytes()).unwrap();
+                    harness::overwrite(&file, &theirs);
                 }
             }
         }
@@ -1090,8 +1058,7 @@ async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
     let guarded = "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n";
     node.replace("plimsoll.yaml", guarded);
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
+    daemon.kill().await;
     // By whoever runs next without it.
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\n");
     let daemon = node.start();
@@ -1103,14 +1070,8 @@ async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
     // By `plimsoll restore`, while nothing runs.
     node.replace("plimsoll.yaml", guarded);
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
-    daemon.signal(Signal::KILL);
-    daemon.ends().await;
-    let serve = async {
-        let runtime = node.accept().await;
-        runtime.synchronize(&[]).await;
-        runtime
-    };
-    let (_runtime, (code, said)) = tokio::join!(serve, restore(&node, &[]));
+    daemon.kill().await;
+    let (code, said) = restore_without_containers(&node).await;
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (7000 * MIB).to_string());
 }

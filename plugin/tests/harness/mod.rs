@@ -251,6 +251,12 @@ impl Daemon {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Kills it, and waits until it has ended.
+    pub async fn kill(self) {
+        self.signal(rustix::process::Signal::KILL);
+        self.ends().await;
+    }
+
     /// Does something that the program sees only as a whole.
     pub fn while_it_is_stopped(&self, act: impl FnOnce()) {
         use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
@@ -377,6 +383,13 @@ pub fn reclaims(cgroup: PathBuf, mut current: i64, mut cache: i64) {
     });
 }
 
+/// Writes a file in one go, as the kernel takes it: an empty file would be a mistake to whoever reads it meanwhile.
+pub fn overwrite(path: &Path, value: &str) {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+    let length = usize::try_from(file.metadata().unwrap().len()).unwrap().max(value.len() + 1);
+    file.write_all_at(format!("{value:\n<length$}").as_bytes(), 0).unwrap();
+}
+
 pub fn make_files(cgroup: &Path, max: &str) {
     fs::create_dir_all(cgroup).unwrap();
     let files = [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max"), ("memory.current", "4096")];
@@ -481,11 +494,7 @@ impl Runtime {
     }
 
     pub fn set_file(&self, cgroup: &str, name: &str, value: &str) {
-        let path = self.root.join(cgroup).join(name);
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
-        // In one go, as the kernel takes it: an empty file would be a mistake to whoever reads it meanwhile.
-        let length = usize::try_from(file.metadata().unwrap().len()).unwrap().max(value.len() + 1);
-        file.write_all_at(format!("{value:\n<length$}").as_bytes(), 0).unwrap();
+        overwrite(&self.root.join(cgroup).join(name), value);
     }
 
     /// Waits until a cgroup's file holds this.
