@@ -118,10 +118,11 @@ fn tests_of_nri(node: &Node, driver: Driver) -> Result<()> {
     let said = output.stdout;
     let ended = |how: &str| said.lines().filter(|line| line.starts_with(&format!("--- {how}: "))).count();
     ensure!(output.status.success() && ended("FAIL") == 0, "{}:\n{said}", output.status);
-    // Two want two NUMA nodes, which this machine has not.
+    // Two want two processors, two want two NUMA nodes: this machine has one of each.
     let skipped: Vec<_> = said.lines().filter(|line| line.starts_with("--- SKIP: ")).collect();
-    ensure!(skipped.iter().all(|line| line.contains("TestMemset")), "skipped: {skipped:?}");
-    ensure!(ended("PASS") >= 10, "{said}");
+    let wants_more = |line: &&str| line.contains("TestCpuset") || line.contains("TestMemset");
+    ensure!(skipped.iter().all(wants_more), "skipped: {skipped:?}");
+    ensure!(ended("PASS") >= 8, "{said}");
     println!("{}: {} tests of NRI pass, {} are skipped", node.runtime(), ended("PASS"), skipped.len());
     // The plugin was connected all the time.
     assert_eq!(connections(node)?, before);
