@@ -1,6 +1,6 @@
 //! Protection on real nodes: the whole hierarchy, kept against other writers, and taken back.
 //!
-//! That the arrangements here tell something is shown by the control group in `node.rs`. Every time is by the node's clock,
+//! That the arrangements here tell something is shown by the control group in `control.rs`. Every time is by the node's clock,
 //! from the end of what was done to the last moment at which a file was wrong, and printed.
 
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Resizes in place on real nodes: raises, cuts, and what a container uses meanwhile.
 //!
-//! That the stories here end otherwise without the plugin is shown by the control group in `node.rs`.
+//! That the stories here end otherwise without the plugin is shown by the control group in `control.rs`.
 
 use std::fmt::Write as _;
 use std::time::Duration;

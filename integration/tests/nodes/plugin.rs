@@ -1,6 +1,6 @@
 //! The main job on real nodes: what the plugin makes of requests and limits, as the kernel and crictl show it.
 //!
-//! What a container has without the plugin is shown by the control group in `node.rs`.
+//! What a container has without the plugin is shown by the control group in `control.rs`.
 
 use std::time::Duration;
 
