@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
@@ -33,13 +34,63 @@ struct Member {
     plugin: Plugin,
 }
 
+impl Member {
+    /// How much has to be done until this node is as a case needs it, from nothing to what only a new node mends.
+    fn misfit(&self, needs: &Needs) -> Misfit {
+        if self.node.runtime() != needs.runtime {
+            Misfit::Runtime
+        } else if self.node.runtime().has_one_driver() && self.driver != needs.driver {
+            Misfit::Driver
+        } else if self.plugin != needs.plugin {
+            Misfit::Plugin
+        } else {
+            Misfit::Nothing
+        }
+    }
+}
+
+/// What a node lacks for a case, the cheapest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Misfit {
+    Nothing,
+    Plugin,
+    Driver,
+    Runtime,
+}
+
+/// What a case needs of a node.
+#[derive(Clone, PartialEq, Eq)]
+struct Needs {
+    runtime: Runtime,
+    driver: Driver,
+    plugin: Plugin,
+}
+
 struct Fleet {
     idle: Vec<Member>,
     in_use: usize,
+    /// Cases without a node, in the order in which they came.
+    waiting: Vec<(ThreadId, Needs)>,
 }
 
-static FLEET: Mutex<Fleet> = Mutex::new(Fleet { idle: Vec::new(), in_use: 0 });
-static RETURNED: Condvar = Condvar::new();
+static FLEET: Mutex<Fleet> = Mutex::new(Fleet { idle: Vec::new(), in_use: 0, waiting: Vec::new() });
+/// Another case may be the next one.
+static CHANGED: Condvar = Condvar::new();
+
+impl Fleet {
+    /// The idle node that fits best, unless none has the runtime.
+    fn best(&self, needs: &Needs) -> (Misfit, Option<usize>) {
+        let fitting = self.idle.iter().enumerate().map(|(index, member)| (member.misfit(needs), Some(index)));
+        let fitting = fitting.filter(|(misfit, _)| *misfit < Misfit::Runtime);
+        fitting.min_by_key(|(misfit, _)| *misfit).unwrap_or((Misfit::Runtime, None))
+    }
+
+    /// Whether the case of this thread is the next one: of those that wait, an idle node is nearest to what it needs.
+    fn is_next(&self, case: ThreadId) -> bool {
+        let next = self.waiting.iter().min_by_key(|(_, needs)| self.best(needs).0);
+        self.in_use < MOST_NODES && next.is_some_and(|(thread, _)| *thread == case)
+    }
+}
 
 /// Runs a test's case on a node with `runtime` without pods and with `plugin` in place, whose runtime has `driver`.
 ///
@@ -48,11 +99,12 @@ static RETURNED: Condvar = Condvar::new();
 /// that the next case finds a fresh one. A case that changes the plugin's configuration or placement has to undo that before it ends.
 pub fn on_node(runtime: Runtime, driver: Driver, plugin: &Plugin, case: impl Fn(&Node, Driver) -> Result<()>) {
     support::begin().expect("a file for what passes");
+    let needs = Needs { runtime, driver, plugin: plugin.clone() };
     for last in [false, true] {
-        let place = Place::take(runtime, driver, plugin);
+        let place = Place::take(&needs);
         let started = Instant::now();
         let prepared = Cell::new(None);
-        let outcome = attempt(place, runtime, driver, plugin, &|node, driver| {
+        let outcome = attempt(place, &needs, &|node, driver| {
             prepared.set(Some(started.elapsed()));
             case(node, driver)
         });
@@ -82,22 +134,20 @@ struct Place {
 }
 
 impl Place {
-    /// Waits until a node may be used; prefers one that is as the case needs it.
-    fn take(runtime: Runtime, driver: Driver, plugin: &Plugin) -> Place {
-        let mut fleet =
-            RETURNED.wait_while(fleet(), |fleet| fleet.in_use >= MOST_NODES).unwrap_or_else(PoisonError::into_inner);
+    /// Waits until a node may be used, and until none of the cases that wait is nearer to an idle one: with more threads than nodes,
+    /// cases that need the same follow each other.
+    fn take(needs: &Needs) -> Place {
+        let case = thread::current().id();
+        let mut fleet = fleet();
+        fleet.waiting.push((case, needs.clone()));
+        let mut fleet = CHANGED.wait_while(fleet, |fleet| !fleet.is_next(case)).unwrap_or_else(PoisonError::into_inner);
+        fleet.waiting.retain(|(thread, _)| *thread != case);
         fleet.in_use += 1;
-        let with_runtime = |member: &Member| member.node.runtime() == runtime;
-        let with_driver = |member: &Member| !runtime.has_one_driver() || member.driver == driver;
-        let found = fleet
-            .idle
-            .iter()
-            .position(|member| with_runtime(member) && with_driver(member) && member.plugin == *plugin)
-            .or_else(|| fleet.idle.iter().position(with_runtime));
-        let member = found.map(|index| fleet.idle.swap_remove(index));
+        let member = fleet.best(needs).1.map(|index| fleet.idle.swap_remove(index));
         if member.is_none() && fleet.idle.len() + fleet.in_use > MOST_NODES {
             fleet.idle.pop(); // makes room for the one to be started
         }
+        CHANGED.notify_all();
         Place { member }
     }
 }
@@ -107,7 +157,7 @@ impl Drop for Place {
         let mut fleet = fleet();
         fleet.in_use -= 1;
         fleet.idle.extend(self.member.take());
-        RETURNED.notify_one();
+        CHANGED.notify_all();
     }
 }
 
@@ -119,23 +169,22 @@ fn fleet() -> MutexGuard<'static, Fleet> {
 /// Runs the case once. After a failure, which comes with the machine's fate, the node does not go back to the fleet.
 fn attempt(
     mut place: Place,
-    runtime: Runtime,
-    driver: Driver,
-    plugin: &Plugin,
+    needs: &Needs,
     case: &impl Fn(&Node, Driver) -> Result<()>,
 ) -> Result<(), (Option<String>, anyhow::Error)> {
     let mut member = match place.member.take() {
         Some(member) => member,
-        None => match Node::start(runtime) {
+        None => match Node::start(needs.runtime) {
             Ok(node) => Member { node, driver: Driver::Systemd, plugin: Plugin::Absent },
             Err(error) => return Err((None, error)),
         },
     };
-    let placement = match plugin {
+    let driver = needs.driver;
+    let placement = match &needs.plugin {
         Plugin::Absent => "without".to_owned(),
         Plugin::Installed(mode, _) => mode.to_string(),
     };
-    let outcome = prepare(&mut member, driver, plugin)
+    let outcome = prepare(&mut member, needs)
         .and_then(|()| guarded(|| case(&member.node, driver)))
         .and_then(|()| support::passed(&member.node, driver, &placement, None));
     match outcome {
@@ -154,20 +203,20 @@ fn attempt(
     }
 }
 
-fn prepare(member: &mut Member, driver: Driver, plugin: &Plugin) -> Result<()> {
+fn prepare(member: &mut Member, needs: &Needs) -> Result<()> {
     kubelet::clear(&member.node)?;
-    if member.node.runtime().has_one_driver() && member.driver != driver {
+    if member.misfit(needs) == Misfit::Driver {
         placement::remove(&member.node)?;
         member.plugin = Plugin::Absent;
-        placement::switch_driver(&member.node, driver)?;
-        member.driver = driver;
+        placement::switch_driver(&member.node, needs.driver)?;
+        member.driver = needs.driver;
     }
-    if member.plugin != *plugin {
-        match plugin {
+    if member.misfit(needs) == Misfit::Plugin {
+        match &needs.plugin {
             Plugin::Absent => placement::remove(&member.node)?,
             Plugin::Installed(mode, config) => placement::install(&member.node, *mode, config)?,
         }
-        member.plugin = plugin.clone();
+        member.plugin = needs.plugin.clone();
     }
     Ok(())
 }
