@@ -1,8 +1,9 @@
-//! Everything that is shown on nodes with the kubelet's double. One program, so that its cases share nodes.
+//! Everything that is shown on nodes. One program, so that its cases share nodes.
 
 mod conformance;
 mod control;
 mod install;
+mod kubernetes;
 mod plugin;
 mod protection;
 mod release;
