@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::apiserver::{self, ADMINISTRATOR, ApiServer, KUBELET, NODE, Running, SERVICE};
 use crate::cache::{self, Key, progress};
 use crate::durations;
+use crate::fleet::Place;
 use crate::image::run;
 use crate::kubelet::Driver;
 use crate::node::{Equipment, Node};
@@ -106,6 +107,7 @@ impl Cluster {
     pub fn with(plimsoll: &Plimsoll, case: impl Fn(&Cluster)) {
         static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
         support::begin().expect("a file for what passes");
+        let _place = Place::for_cluster();
         // What a test has left behind is for the next one to remove.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         for is_last in [false, true] {

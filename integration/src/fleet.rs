@@ -66,14 +66,23 @@ struct Needs {
     plugin: Plugin,
 }
 
+/// What a case waits for.
+enum Wanted {
+    Node(Needs),
+    /// The cluster, which is not for this module to start.
+    Cluster,
+}
+
 struct Fleet {
     idle: Vec<Member>,
     in_use: usize,
-    /// Cases without a node, in the order in which they came.
-    waiting: Vec<(ThreadId, Needs)>,
+    is_cluster_in_use: bool,
+    /// Cases that may not run yet, in the order in which they came.
+    waiting: Vec<(ThreadId, Wanted)>,
 }
 
-static FLEET: Mutex<Fleet> = Mutex::new(Fleet { idle: Vec::new(), in_use: 0, waiting: Vec::new() });
+static FLEET: Mutex<Fleet> =
+    Mutex::new(Fleet { idle: Vec::new(), in_use: 0, is_cluster_in_use: false, waiting: Vec::new() });
 /// Another case may be the next one.
 static CHANGED: Condvar = Condvar::new();
 
@@ -85,9 +94,15 @@ impl Fleet {
         fitting.min_by_key(|(misfit, _)| *misfit).unwrap_or((Misfit::Runtime, None))
     }
 
-    /// Whether the case of this thread is the next one: of those that wait, an idle node is nearest to what it needs.
+    /// Whether the case of this thread is the next one: the one of a cluster, as they are the longest row of cases that run one
+    /// after the other, or else the one to whose needs an idle node is nearest.
     fn is_next(&self, case: ThreadId) -> bool {
-        let next = self.waiting.iter().min_by_key(|(_, needs)| self.best(needs).0);
+        let may_run = self.waiting.iter().filter_map(|(thread, wanted)| match wanted {
+            Wanted::Cluster if self.is_cluster_in_use => None,
+            Wanted::Cluster => Some((thread, None)),
+            Wanted::Node(needs) => Some((thread, Some(self.best(needs).0))),
+        });
+        let next = may_run.min_by_key(|(_, misfit)| *misfit);
         self.in_use < MOST_NODES && next.is_some_and(|(thread, _)| *thread == case)
     }
 }
@@ -101,7 +116,7 @@ pub fn on_node(runtime: Runtime, driver: Driver, plugin: &Plugin, case: impl Fn(
     support::begin().expect("a file for what passes");
     let needs = Needs { runtime, driver, plugin: plugin.clone() };
     for last in [false, true] {
-        let place = Place::take(&needs);
+        let place = Place::take(Wanted::Node(needs.clone()));
         let started = Instant::now();
         let prepared = Cell::new(None);
         let outcome = attempt(place, &needs, &|node, driver| {
@@ -128,27 +143,41 @@ pub fn on_node(runtime: Runtime, driver: Driver, plugin: &Plugin, case: impl Fn(
     }
 }
 
-/// The right to use one node, and the node, if there is one already.
-struct Place {
+/// The right to have a machine at work.
+pub(crate) struct Place {
+    /// The node, if there is one already.
     member: Option<Member>,
+    is_of_cluster: bool,
 }
 
 impl Place {
-    /// Waits until a node may be used, and until none of the cases that wait is nearer to an idle one: with more threads than nodes,
-    /// cases that need the same follow each other.
-    fn take(needs: &Needs) -> Place {
+    /// Waits for the only place from which the cluster may be used.
+    pub(crate) fn for_cluster() -> Place {
+        Place::take(Wanted::Cluster)
+    }
+
+    /// Waits until a machine may be at work, and until this case is the next one: with more threads than machines, cases that need the
+    /// same follow each other.
+    fn take(wanted: Wanted) -> Place {
         let case = thread::current().id();
         let mut fleet = fleet();
-        fleet.waiting.push((case, needs.clone()));
+        fleet.waiting.push((case, wanted));
         let mut fleet = CHANGED.wait_while(fleet, |fleet| !fleet.is_next(case)).unwrap_or_else(PoisonError::into_inner);
-        fleet.waiting.retain(|(thread, _)| *thread != case);
+        let index = fleet.waiting.iter().position(|(thread, _)| *thread == case);
+        let (_, wanted) = fleet.waiting.remove(index.expect("only this thread removes it"));
         fleet.in_use += 1;
-        let member = fleet.best(needs).1.map(|index| fleet.idle.swap_remove(index));
-        if member.is_none() && fleet.idle.len() + fleet.in_use > MOST_NODES {
+        let mut place = Place { member: None, is_of_cluster: false };
+        match wanted {
+            Wanted::Node(needs) => {
+                place.member = fleet.best(&needs).1.map(|index| fleet.idle.swap_remove(index));
+            }
+            Wanted::Cluster => (fleet.is_cluster_in_use, place.is_of_cluster) = (true, true),
+        }
+        if place.member.is_none() && fleet.idle.len() + fleet.in_use > MOST_NODES {
             fleet.idle.pop(); // makes room for the one to be started
         }
         CHANGED.notify_all();
-        Place { member }
+        place
     }
 }
 
@@ -156,6 +185,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut fleet = fleet();
         fleet.in_use -= 1;
+        fleet.is_cluster_in_use &= !self.is_of_cluster;
         fleet.idle.extend(self.member.take());
         CHANGED.notify_all();
     }
