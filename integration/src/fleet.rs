@@ -269,10 +269,10 @@ fn guarded(case: impl Fn() -> Result<()>) -> Result<()> {
 /// of the cgroup drivers, as it does not depend on that.
 ///
 /// Which node meets which:
-/// - the first ones depend on what a runtime or a driver does: they are met by the two that differ most, in kernel, NRI, OCI runtime and
-///   driver: containerd 1.7 with cgroupfs and CRI-O with systemd;
-/// - `every: { .. }` depend on how a runtime and a driver work together: they are met by each runtime, with one driver each;
-/// - `once: { .. }` depend on the kernel, or on the plugin alone, and are met by CRI-O with systemd.
+/// - the first ones have come out differently on runtimes or drivers: they are met by the two nodes that differ most, in kernel, NRI,
+///   OCI runtime and driver: containerd 1.7 with cgroupfs and CRI-O with systemd;
+/// - `every: { .. }` are what each runtime has to do, with one driver each;
+/// - `once: { .. }` are met by CRI-O with systemd.
 ///
 /// With the feature `every-combination` all are met by all.
 #[macro_export]

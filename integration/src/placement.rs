@@ -107,7 +107,7 @@ pub fn configure(node: &Node, config: &str) -> Result<()> {
     wait_for_journal(node, &units, "configuration changed", &script).context("changing the configuration")
 }
 
-/// Takes the plugin off the node, if it is there.
+/// Takes the plugin off the node, if it is there, with what it knows.
 pub fn remove(node: &Node) -> Result<()> {
     node.run(&format!(
         "if [ -e {UNIT} ]; then
@@ -116,7 +116,8 @@ pub fn remove(node: &Node) -> Result<()> {
          if [ -e {LAUNCHED_BINARY} ]; then
              rm -f {LAUNCHED_BINARY} {CONFIG}; systemctl restart {}
              crictl version >/dev/null
-         fi",
+         fi
+         rm -rf /run/plimsoll",
         node.runtime().unit()
     ))
     .context("removing the plugin")?;

@@ -11,11 +11,11 @@ use integration::{crictl, node_tests, stories};
 
 node_tests!(control: {
     unified_values_of_the_request_reach_the_kernel,
-    a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help,
-    a_resize_in_place_changes_limits_and_checkpoints,
 }, every: {
     the_runtime_answers_and_offers_nri,
 }, once: {
+    a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help,
+    a_resize_in_place_changes_limits_and_checkpoints,
     every_class_gets_its_limit_and_nothing_else,
     systemd_takes_back_what_was_written_to_a_file,
     a_pod_is_limited_only_if_all_its_containers_are,

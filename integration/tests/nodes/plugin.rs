@@ -12,9 +12,8 @@ use integration::node::Node;
 use integration::node_tests;
 use integration::placement::{self, Mode};
 
-node_tests!(plugin: {
+node_tests!(plugin: {}, once: {
     running_containers_are_brought_back_after_a_restart,
-}, once: {
     a_changed_configuration_reaches_running_containers,
     the_node_is_found_able_and_shown_with_its_containers,
 });
@@ -23,12 +22,11 @@ node_tests!(plugin: {
 mod values_of {
     use super::*;
 
-    node_tests!(external: {
-        requests_come_from_wherever_they_are_known,
-        a_resize_brings_the_values_that_go_with_it,
-    }, every: {
+    node_tests!(external: {}, every: {
         every_class_gets_its_values,
     }, once: {
+        requests_come_from_wherever_they_are_known,
+        a_resize_brings_the_values_that_go_with_it,
         observe_mode_changes_nothing_and_shows_all,
         annotations_override_the_configuration_and_bad_ones_do_not,
     });

@@ -17,11 +17,11 @@ use integration::pressure::{self, Contest, Left};
 use integration::stories::{self, Random};
 
 node_tests!(external: {
-    every_ancestor_carries_the_sum_of_what_lives_below_it,
     restore_takes_everything_back,
+}, once: {
+    every_ancestor_carries_the_sum_of_what_lives_below_it,
     nothing_else_of_a_cgroup_changes_with_its_protection,
     values_outlast_systemd_and_other_writers,
-}, once: {
     another_plugin_may_claim_the_same_key,
     many_pods_come_and_go_and_every_sum_is_exact,
     a_protected_container_keeps_its_working_set_under_pressure,

@@ -22,8 +22,8 @@ use tempfile::TempDir;
 // A package is the same for every runtime.
 mod containerd_2_1 {
     integration::node_tests!(@driver Containerd21 systemd Systemd control [
-        the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_nothing
         the_debian_package_keeps_out_of_the_way_of_another_installation;
+        the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_nothing
     ]);
 }
 mod crio_1_36 {

@@ -15,13 +15,13 @@ use integration::placement::{self, journal};
 use integration::stories::{self, Random};
 
 node_tests!(external: {
-    a_limit_that_was_raised_while_the_container_was_down_saves_it,
     resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end,
-    an_update_that_makes_no_sense_harms_nobody,
-    a_cut_that_would_kill_may_be_deferred_until_it_fits,
 }, every: {
     a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused,
 }, once: {
+    a_limit_that_was_raised_while_the_container_was_down_saves_it,
+    an_update_that_makes_no_sense_harms_nobody,
+    a_cut_that_would_kill_may_be_deferred_until_it_fits,
     a_container_that_grows_while_it_is_cut_lives,
     a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling,
     page_cache_makes_room_for_a_cut,
