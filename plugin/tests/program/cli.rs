@@ -1,8 +1,6 @@
 //! Black-box tests of the program: arguments, output and exit codes.
 
 // Clippy spares only the test functions themselves.
-#![allow(clippy::unwrap_used)]
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -1,9 +1,5 @@
 //! What is to be seen of the plugin: `plimsoll status`, and metrics.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -11,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use harness::{MIB, Node, Pod, Runtime, get, memory_limit, restore, start};
+use crate::harness::{MIB, Node, Pod, Runtime, get, memory_limit, restore, start};
 use serde_json::Value;
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";

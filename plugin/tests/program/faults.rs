@@ -1,10 +1,6 @@
 //! Faults that a temporary tree does not have by itself: strace kills the plugin at its writes and makes calls fail, and
 //! cgroups come and go while they are walked.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -14,7 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime};
+use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime};
 use inotify::{Inotify, WatchMask};
 use nri::api::Event;
 use rustix::process::Signal;

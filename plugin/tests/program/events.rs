@@ -1,13 +1,9 @@
 //! Kubernetes Events, at a real API server.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::fs;
 use std::time::Duration;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
+use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
 use integration::apiserver::{ADMINISTRATOR, ApiServer};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::authorization::v1::{ResourceRule, SelfSubjectRulesReview};

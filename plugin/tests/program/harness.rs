@@ -1,8 +1,7 @@
 //! A temporary tree that stands for a node, the program on it, and a runtime that does what containerd and runc do with a
 //! unified map: it writes it into the container's files.
 
-// Not every program of tests needs all of it.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs)]
+#![allow(missing_docs)]
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,16 +1,12 @@
 //! The program against the runtime's side of the protocol and a temporary tree that stands for the node.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Daemon, MIB, Node, Pod, memory_limit, unified};
+use crate::harness::{self, Daemon, MIB, Node, Pod, memory_limit, unified};
 use nri::NriVersion;
 use nri::api::LinuxResources;
 use nri::runtime::Options;

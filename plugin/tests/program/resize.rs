@@ -1,15 +1,11 @@
 //! Resizes: that limits reach the cgroups.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit};
 use nri::NriVersion;
 use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;

@@ -1,7 +1,5 @@
 //! `plimsoll install` and `plimsoll uninstall` on a temporary tree that stands for the node. Its systemd and processes are a double.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -1,16 +1,12 @@
 //! What is logged, and in which form.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
+use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit};
 use nri::runtime::RequestError;
 use rustix::process::Signal;
 use serde_json::{Value, json};

@@ -1,16 +1,12 @@
 //! The levels above containers: that they follow, stay, and go back.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, restore, unified};
+use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, restore, unified};
 use nri::api::Event;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

@@ -1,16 +1,12 @@
 //! What is in deploy/kustomize/monitoring for Prometheus and Grafana, against the metrics that there really are.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use harness::{MIB, Node, Pod, start};
+use crate::harness::{MIB, Node, Pod, start};
 use promql_parser::label::{Matcher, Matchers};
 use promql_parser::parser::{self, Expr, LabelModifier, token};
 use serde_json::Value;
@@ -292,6 +288,6 @@ fn the_operator_s_rule_has_the_alerts_of_alerts_yaml() {
         fs::write(deploy("prometheusrule.yaml"), expected).unwrap();
         return;
     }
-    assert!(rule == expected, "run: PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test deploy operator");
+    assert!(rule == expected, "run: PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test program operator");
     assert_eq!(yaml("prometheusrule.yaml")["spec"], yaml("alerts.yaml"));
 }

@@ -1,15 +1,11 @@
 //! `mode: observe`, the switches, and the brake: what the plugin does not do, and what it says instead.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::collections::HashMap;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, overwrite};
+use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit, overwrite};
 use nri::api::{Event, LinuxResources};
 use serde_json::Value;
 

@@ -3,10 +3,6 @@
 //! The usual validators (kubeconform, kubeval) take their schemas from repositories that no package registry has. An API server knows
 //! them by itself: with strict validation it refuses unknown fields, and besides all that it refuses always.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
@@ -15,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use harness::Node;
+use crate::harness::Node;
 use integration::apiserver::{ADMINISTRATOR, ApiServer};
 use integration::go::Programs;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

@@ -1,12 +1,8 @@
 //! Containers that are killed for want of memory: seen, counted, and given more where that is wanted.
 
-#![allow(clippy::unwrap_used)]
-
-mod harness;
-
 use std::fs;
 
-use harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
+use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
 use nri::api::{Event, LinuxMemory, OptionalInt64};
 
 const RESCUE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 3, ceiling: 250Mi}\n";
