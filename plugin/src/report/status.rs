@@ -12,7 +12,8 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Knob};
+use crate::ancestors::Ancestors;
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Mode;
 use crate::containers::{Container, Decided, Settings, Update};
 use crate::guard;
@@ -78,7 +79,7 @@ pub struct NodeStatus {
     pub allocatable: Option<Bytes>,
     /// What all pods together may use (`nodeGuard`); `null` if that is not bounded, also for want of a cgroup to bound.
     pub guard: Option<Bytes>,
-    /// Why the node guard is not in force, or a part of it is not; `null` if all is, or none is wanted.
+    /// Why the node guard is not in force, or a part of it is not, or in observe mode would not be; `null` if all is, or none is wanted.
     #[serde(default)]
     pub guard_problem: Option<String>,
     /// `memory.max` of kubepods; `null` if there is no such cgroup, or it cannot be read.
@@ -496,6 +497,33 @@ impl Status {
     }
 }
 
+/// Says in observe mode that pods use more than the guard would leave them.
+fn guard_would_wait(root: &CgroupRoot, ancestors: &Ancestors, line: Bytes) -> Option<String> {
+    let usage = guard::kubepods(root, ancestors).and_then(|found| found.map(|(_, cgroup)| cgroup.usage()).transpose());
+    match usage {
+        Ok(usage) => usage.filter(|usage| *usage > line).map(|usage| {
+            let (usage, line) = (usage.approx(), line.approx());
+            format!("nodeGuard would wait: pods use {usage}, and it leaves them {line}; it would reclaim what it can, and kill nobody")
+        }),
+        Err(error) => Some(format!("nodeGuard: cannot read what pods use: {error}")),
+    }
+}
+
+/// Says that the guard protects nothing of the system, as there is no cgroup of it.
+fn half_a_guard(settings: &Settings, root: &CgroupRoot) -> Option<String> {
+    if !settings.config.reserved.is_empty() {
+        return None;
+    }
+    match root.cgroup(&CgroupPath::system_slice()) {
+        Ok(_) => None,
+        Err(CgroupError::Gone(_)) => {
+            let protects = if settings.observes() { "would protect" } else { "protects" };
+            Some(format!("{}: nothing {protects} the system", guard::NO_SYSTEM_SLICE))
+        }
+        Err(error) => Some(format!("nodeGuard: cannot look for system.slice: {error}")),
+    }
+}
+
 impl NodeStatus {
     fn read(parts: &Parts, rows: &[ContainerStatus]) -> Self {
         let Parts { containers, ancestors, root, reports, synchronized, .. } = parts;
@@ -510,15 +538,16 @@ impl NodeStatus {
             .map_err(|error| error.to_string())
             .and_then(|max| max.ok_or_else(|| "there is no kubepods cgroup".to_owned()));
         let line = settings.guard_line();
-        let guard_problem = line.and_then(|_| match &pods_max {
-            Err(why) => Some(format!("nodeGuard is not in force: {why}")),
-            Ok(_) if settings.config.reserved.is_empty() => match root.cgroup(&CgroupPath::system_slice()) {
-                Ok(_) => None,
-                Err(CgroupError::Gone(_)) => Some(format!("{}: nothing protects the system", guard::NO_SYSTEM_SLICE)),
-                Err(error) => Some(format!("nodeGuard: cannot look for system.slice: {error}")),
-            },
-            Ok(_) => None,
-        });
+        let planned_guard = settings.planned_guard_line().filter(|_| settings.observes());
+        let guard_problem = if line.or(planned_guard).is_none() {
+            None
+        } else if let Err(why) = &pods_max {
+            let is = if settings.observes() { "would not be" } else { "is not" };
+            Some(format!("nodeGuard {is} in force: {why}"))
+        } else {
+            let waits = planned_guard.and_then(|line| guard_would_wait(root, ancestors, line));
+            waits.or_else(|| half_a_guard(&settings, root))
+        };
         Self {
             memory: settings.mem_total,
             available: meminfo.map(|meminfo| meminfo.available),
@@ -527,7 +556,7 @@ impl NodeStatus {
             guard_problem,
             mode: settings.mode(),
             brake: settings.brake.clone(),
-            planned_guard: settings.planned_guard_line().filter(|_| settings.observes()),
+            planned_guard,
             would_throttle: rows.iter().filter(|row| row.would_throttle).count(),
             would_refuse: reports
                 .count_lately(|report| report.planned && matches!(report.kind, Kind::CutRejected | Kind::CutDeferred)),

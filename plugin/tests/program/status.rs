@@ -371,6 +371,25 @@ async fn a_guard_that_is_not_in_force_is_not_shown() {
 }
 
 #[tokio::test]
+async fn observe_mode_shows_why_a_guard_would_not_be_in_force() {
+    let (node, _daemon, runtime) = start(&format!("{CONFIG}mode: observe\nnodeGuard: 5Gi\n")).await;
+    let shown = async || status(&node, &[]).await.0;
+    let text = shown().await;
+    assert!(text.contains("nodeGuard would not be in force: there is no kubepods cgroup\n"), "{text}");
+
+    runtime.make_cgroup_at("kubepods");
+    let text = shown().await;
+    assert!(text.contains("nodeGuard found no cgroup system.slice: nothing would protect the system\n"), "{text}");
+    runtime.make_cgroup_at("system.slice");
+    assert_eq!(json(&node).await["node"]["guardProblem"], Value::Null);
+
+    runtime.set_file("kubepods", "memory.current", &(4 * 1024 * MIB).to_string());
+    let text = shown().await;
+    assert!(text.contains("nodeGuard would wait: pods use 4Gi, and it leaves them 3Gi"), "{text}");
+    assert_eq!(runtime.file("kubepods", "memory.max"), "max");
+}
+
+#[tokio::test]
 async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stand_aside() {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     let is_ready = async || {
