@@ -66,41 +66,6 @@ fn resize(cluster: &Cluster, pod: &str, limit: &str) {
     cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
 }
 
-#[cfg(feature = "every-combination")]
-const CPU_REQUEST: &str = ".status.containerStatuses[0].resources.requests.cpu";
-
-/// The same for how much processor time is requested.
-#[cfg(feature = "every-combination")]
-fn resize_cpu(cluster: &Cluster, pod: &str, request: &str) {
-    let patch =
-        format!(r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"requests":{{"cpu":"{request}"}}}}}}]}}}}"#);
-    cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
-}
-
-/// The lines that Plimsoll's container has logged.
-#[cfg(feature = "every-combination")]
-fn logged(cluster: &Cluster) -> Vec<String> {
-    let log = cluster.node().run("crictl logs $(crictl ps --quiet --name '^plimsoll$') 2>&1").unwrap().stdout;
-    log.lines().map(str::to_owned).collect()
-}
-
-/// The same for what the containers of the pod shared may use together.
-const POD_LIMIT: &str = ".status.resources.limits.memory";
-
-fn resize_shared(cluster: &Cluster, limit: &str) {
-    let patch = format!(r#"{{"spec":{{"resources":{{"limits":{{"memory":"{limit}"}}}}}}}}"#);
-    cluster.kubectl(&["patch", "pod", "shared", "--subresource", "resize", "--patch", &patch]).unwrap();
-}
-
-/// Starts the pod shared, which then uses 130 MiB, and returns its cgroup.
-fn shared(cluster: &Cluster) -> String {
-    apply(cluster, "shared.yaml", &["shared"]);
-    let [pod, container] = cgroups(cluster, "shared");
-    settle(cluster, &[(&pod, "memory.max", 200 * MIB), (&container, "memory.max", 110 * MIB)]);
-    assert!(call(cluster, "shared", &format!("alloc {}", 80 * MIB)).starts_with("ok"));
-    pod
-}
-
 /// Waits until kubectl shows that a resize is done, and nothing that is left to do.
 fn until_resized(cluster: &Cluster, pod: &str, limit: &str) {
     until_resized_at(cluster, pod, LIMIT, limit);
@@ -177,62 +142,10 @@ mod alone {
             assert_eq!(restarts(cluster, "stress"), 1);
         });
     }
-
-    /// Where nothing but a pod's own limit changes, the kubelet does not even look at what is used.
-    #[test]
-    fn a_cut_of_a_pods_own_limit_below_what_is_used_kills_at_once() {
-        Cluster::with(&Plimsoll::Absent, |cluster| {
-            shared(cluster);
-            resize_shared(cluster, "115Mi");
-            let ended = "jsonpath={.status.containerStatuses[*].lastState.terminated.reason}{\"\\n\"}";
-            cluster.watch(&["get", "pod", "shared", "--output", ended], |line| line.contains("OOMKilled")).unwrap();
-        });
-    }
 }
 
 mod plimsoll {
     use super::*;
-
-    #[test]
-    fn raising_the_limit_of_a_container_that_is_down_ends_its_loop_of_kills() {
-        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
-            let path = format!("{}/manifests/hungry.yaml", env!("CARGO_MANIFEST_DIR"));
-            cluster.kubectl(&["apply", "-f", &path]).unwrap();
-            // Now it is down for 20 seconds.
-            let state = "jsonpath={.status.containerStatuses[0]['restartCount', 'state.terminated.reason', 'state.waiting.reason']}{\"\\n\"}";
-            let is_down = |line: &str| ["2 OOMKilled", "2 CrashLoopBackOff"].contains(&line.trim_end());
-            cluster.watch(&["get", "pod", "hungry", "--output", state], is_down).unwrap();
-            let [pod, _] = cgroups(cluster, "hungry");
-            settle(cluster, &[(&pod, "memory.max", 100 * MIB)]);
-            resize(cluster, "hungry", "200Mi");
-            until_resized(cluster, "hungry", "200Mi");
-            // It comes to have all that it was killed for. On a slow machine it is started, and killed, once more before it is resized.
-            let root = cgroup::ROOT;
-            let script = format!(
-                "timeout 110 sh -c 'until awk \"/^anon / && \\$2 >= {} {{ print FILENAME; found = 1; exit }} END {{ exit !found }}\" \
-                     {root}/{pod}/cri-containerd-*.scope/memory.stat 2>/dev/null; do sleep 0.1; done'",
-                128 * MIB
-            );
-            let stat = cluster.node().run(&script).unwrap().stdout;
-            let container =
-                stat.trim().strip_prefix(&format!("{root}/")).unwrap().strip_suffix("/memory.stat").unwrap();
-            until(cluster, "hungry", ".status.containerStatuses[0].ready", "true");
-            let before = restarts(cluster, "hungry");
-            assert!(before >= 3, "{before}");
-            settle(
-                cluster,
-                &[
-                    (&pod, "memory.max", 200 * MIB),
-                    (container, "memory.max", 200 * MIB),
-                    (container, "memory.min", 32 * MIB),
-                    (container, "memory.high", memory_high(32 * MIB, 200 * MIB)),
-                ],
-            );
-            // From then on it lives.
-            assert_eq!(cgroups(cluster, "hungry"), [pod, container.to_owned()]);
-            assert_eq!(restarts(cluster, "hungry"), before);
-        });
-    }
 
     #[test]
     fn what_a_pod_asks_for_is_in_the_kernel_and_follows_resizes_and_a_cut_that_would_kill_is_refused() {
@@ -292,112 +205,213 @@ mod plimsoll {
             assert_eq!(restarts(cluster, "stress"), 0);
         });
     }
+}
 
-    /// The kubelet, as it comes, asks for the kernel's defaults in memory files with each request. Twenty resizes take long.
-    #[test]
-    #[cfg(feature = "every-combination")]
-    fn resizes_of_cpu_leave_memory_to_the_policy() {
-        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
-            apply(cluster, "stress.yaml", &["stress"]);
-            let [_, container] = cgroups(cluster, "stress");
-            let own: [(&str, &'static str, u64); 3] = [
-                (&container, "memory.min", 100 * MIB),
-                (&container, "memory.high", memory_high(100 * MIB, 200 * MIB)),
-                (&container, "memory.max", 200 * MIB),
-            ];
-            settle(cluster, &own);
-            let before = logged(cluster).len();
-            for hundredths in 11..=17 {
-                let request = format!("{}m", 10 * hundredths);
-                resize_cpu(cluster, "stress", &request);
-                until_resized_at(cluster, "stress", CPU_REQUEST, &request);
-            }
-            settle(cluster, &own);
-            assert_eq!(restarts(cluster, "stress"), 0);
-            let said = logged(cluster).split_off(before);
-            let updates = said.iter().filter(|line| line.contains("update") && line.contains("default/stress")).count();
-            assert!(updates >= 7, "{updates} updates: {said:#?}");
-            assert!(said.iter().all(|line| !line.contains("contended")), "{said:#?}");
-        });
+/// The other stories of README.md. Each takes minutes on an emulated node with a kubelet, so these are in `hack/check full`.
+#[cfg(feature = "every-combination")]
+mod more {
+    use super::*;
+
+    const CPU_REQUEST: &str = ".status.containerStatuses[0].resources.requests.cpu";
+
+    /// The same for how much processor time is requested.
+    fn resize_cpu(cluster: &Cluster, pod: &str, request: &str) {
+        let patch = format!(
+            r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"requests":{{"cpu":"{request}"}}}}}}]}}}}"#
+        );
+        cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
     }
 
-    #[test]
-    fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_until_there_is_room() {
-        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
-            let pod = shared(cluster);
-            resize_shared(cluster, "115Mi");
-            until_refused(cluster, "shared", "memory limit of the pod not lowered");
-            let ours = event(cluster, "shared", "CutRejected", "refused");
-            assert!(ours.starts_with("plimsoll Warning: "), "{ours}");
-            settle(cluster, &[(&pod, "memory.max", 200 * MIB)]);
-            assert!(call(cluster, "shared", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
-            assert_eq!(restarts(cluster, "shared"), 0);
-
-            // Once there is room, the kubelet's next attempt succeeds.
-            assert!(call(cluster, "shared", "free").starts_with("ok"));
-            until_resized_at(cluster, "shared", POD_LIMIT, "115Mi");
-            settle(cluster, &[(&pod, "memory.max", 115 * MIB)]);
-            assert_eq!(restarts(cluster, "shared"), 0);
-        });
+    /// The lines that Plimsoll's container has logged.
+    fn logged(cluster: &Cluster) -> Vec<String> {
+        let log = cluster.node().run("crictl logs $(crictl ps --quiet --name '^plimsoll$') 2>&1").unwrap().stdout;
+        log.lines().map(str::to_owned).collect()
     }
 
-    #[test]
-    fn pods_within_their_requests_live_and_the_node_stays_ready_where_the_others_use_more_than_there_is() {
-        const USE: [(&str, u64); 5] = [("a", 150), ("b", 75), ("c", 640), ("d", 300), ("e", 300)];
-        Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
-            apply(cluster, "pods.yaml", &USE.map(|(name, _)| name));
-            let memory =
-                cluster.node().run("awk '$1 == \"MemTotal:\" { printf \"%d\", $2 * 1024 }' /proc/meminfo").unwrap();
-            let memory: u64 = memory.stdout.trim().parse().unwrap();
-            let requests = 5 * 80 * MIB + 80 * MIB + OWN_REQUEST;
-            settle(
-                cluster,
-                &[
-                    ("kubepods.slice", "memory.max", memory - 500 * MIB),
-                    ("kubepods.slice", "memory.min", requests),
-                    ("system.slice", "memory.min", 375 * MIB),
-                ],
-            );
-            let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")]['status', 'lastTransitionTime']}";
-            let before = cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap();
-            assert!(before.starts_with("True "), "{before}");
+    /// The same for what the containers of the pod shared may use together.
+    const POD_LIMIT: &str = ".status.resources.limits.memory";
 
-            let mut script = String::new();
-            for (name, uses) in USE {
-                script += &format!("workload call /run/control/{name} alloc {} >/dev/null &\n", uses * MIB);
-            }
-            cluster.node().run(&(script + "wait")).unwrap();
+    fn resize_shared(cluster: &Cluster, limit: &str) {
+        let patch = format!(r#"{{"spec":{{"resources":{{"limits":{{"memory":"{limit}"}}}}}}}}"#);
+        cluster.kubectl(&["patch", "pod", "shared", "--subresource", "resize", "--patch", &patch]).unwrap();
+    }
 
-            // Somebody was killed, and made anew; nobody was evicted, and the node as a whole was never out of memory.
-            let last = "jsonpath={.metadata.name} {.status.containerStatuses[0].lastState.terminated.reason}{\"\\n\"}";
-            let killed = |line: &str| ["c OOMKilled", "d OOMKilled", "e OOMKilled"].contains(&line);
-            cluster.watch(&["get", "pods", "--output", last], killed).unwrap();
-            cluster.kubectl(&["wait", "--for=condition=Ready", PATIENCE, "pods", "--all"]).unwrap();
-            for name in ["a", "b"] {
-                assert_eq!(
-                    (restarts(cluster, name), call(cluster, name, "touch").starts_with("ok")),
-                    (0, true),
-                    "{name}"
+    /// Starts the pod shared, which then uses 130 MiB, and returns its cgroup.
+    fn shared(cluster: &Cluster) -> String {
+        apply(cluster, "shared.yaml", &["shared"]);
+        let [pod, container] = cgroups(cluster, "shared");
+        settle(cluster, &[(&pod, "memory.max", 200 * MIB), (&container, "memory.max", 110 * MIB)]);
+        assert!(call(cluster, "shared", &format!("alloc {}", 80 * MIB)).starts_with("ok"));
+        pod
+    }
+
+    mod alone {
+        use super::*;
+
+        /// Where nothing but a pod's own limit changes, the kubelet does not even look at what is used.
+        #[test]
+        fn a_cut_of_a_pods_own_limit_below_what_is_used_kills_at_once() {
+            Cluster::with(&Plimsoll::Absent, |cluster| {
+                shared(cluster);
+                resize_shared(cluster, "115Mi");
+                let ended = "jsonpath={.status.containerStatuses[*].lastState.terminated.reason}{\"\\n\"}";
+                cluster.watch(&["get", "pod", "shared", "--output", ended], |line| line.contains("OOMKilled")).unwrap();
+            });
+        }
+    }
+
+    mod plimsoll {
+        use super::*;
+
+        #[test]
+        fn raising_the_limit_of_a_container_that_is_down_ends_its_loop_of_kills() {
+            Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
+                let path = format!("{}/manifests/hungry.yaml", env!("CARGO_MANIFEST_DIR"));
+                cluster.kubectl(&["apply", "-f", &path]).unwrap();
+                // Now it is down for 20 seconds.
+                let state = "jsonpath={.status.containerStatuses[0]['restartCount', 'state.terminated.reason', 'state.waiting.reason']}{\"\\n\"}";
+                let is_down = |line: &str| ["2 OOMKilled", "2 CrashLoopBackOff"].contains(&line.trim_end());
+                cluster.watch(&["get", "pod", "hungry", "--output", state], is_down).unwrap();
+                let [pod, _] = cgroups(cluster, "hungry");
+                settle(cluster, &[(&pod, "memory.max", 100 * MIB)]);
+                resize(cluster, "hungry", "200Mi");
+                until_resized(cluster, "hungry", "200Mi");
+                // It comes to have all that it was killed for. On a slow machine it is started, and killed, once more before it is resized.
+                let root = cgroup::ROOT;
+                let script = format!(
+                    "timeout 110 sh -c 'until awk \"/^anon / && \\$2 >= {} {{ print FILENAME; found = 1; exit }} END {{ exit !found }}\" \
+                         {root}/{pod}/cri-containerd-*.scope/memory.stat 2>/dev/null; do sleep 0.1; done'",
+                    128 * MIB
                 );
-            }
-            let events = cluster.kubectl(&["get", "events", "--all-namespaces"]).unwrap();
-            assert!(!events.contains("SystemOOM") && !events.contains("Evicted"), "{events}");
-            assert_eq!(cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap(), before);
-        });
-    }
-    #[test]
-    fn nri_is_switched_on_where_it_was_off_by_the_pod_itself() {
-        Cluster::with(&Plimsoll::EnablingNri(CONFIG), |cluster| {
-            let path = "jsonpath={.items[0].status.initContainerStatuses[0].state.terminated.reason}";
-            let pods = ["get", "pods", "--namespace=kube-system", "--selector=app.kubernetes.io/name=plimsoll"];
-            let ended = cluster.kubectl(&[&pods[..], &["--output", path]].concat()).unwrap();
-            assert_eq!(ended, "Completed");
-            apply(cluster, "stress.yaml", &["stress"]);
-            let [pod, container] = cgroups(cluster, "stress");
-            settle(cluster, &[(&container, "memory.min", 100 * MIB), (&pod, "memory.min", 100 * MIB)]);
-            // The operator's configuration is as it was.
-            let off = cluster.node().run("grep -A 1 nri.v1.nri /etc/containerd/config.toml").unwrap().stdout;
-            assert!(off.ends_with("disable = true\n"), "{off}");
-        });
+                let stat = cluster.node().run(&script).unwrap().stdout;
+                let container =
+                    stat.trim().strip_prefix(&format!("{root}/")).unwrap().strip_suffix("/memory.stat").unwrap();
+                until(cluster, "hungry", ".status.containerStatuses[0].ready", "true");
+                let before = restarts(cluster, "hungry");
+                assert!(before >= 3, "{before}");
+                settle(
+                    cluster,
+                    &[
+                        (&pod, "memory.max", 200 * MIB),
+                        (container, "memory.max", 200 * MIB),
+                        (container, "memory.min", 32 * MIB),
+                        (container, "memory.high", memory_high(32 * MIB, 200 * MIB)),
+                    ],
+                );
+                // From then on it lives.
+                assert_eq!(cgroups(cluster, "hungry"), [pod, container.to_owned()]);
+                assert_eq!(restarts(cluster, "hungry"), before);
+            });
+        }
+
+        /// The kubelet, as it comes, asks for the kernel's defaults in memory files with each request.
+        #[test]
+        fn resizes_of_cpu_leave_memory_to_the_policy() {
+            Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
+                apply(cluster, "stress.yaml", &["stress"]);
+                let [_, container] = cgroups(cluster, "stress");
+                let own: [(&str, &'static str, u64); 3] = [
+                    (&container, "memory.min", 100 * MIB),
+                    (&container, "memory.high", memory_high(100 * MIB, 200 * MIB)),
+                    (&container, "memory.max", 200 * MIB),
+                ];
+                settle(cluster, &own);
+                let before = logged(cluster).len();
+                for hundredths in 11..=17 {
+                    let request = format!("{}m", 10 * hundredths);
+                    resize_cpu(cluster, "stress", &request);
+                    until_resized_at(cluster, "stress", CPU_REQUEST, &request);
+                }
+                settle(cluster, &own);
+                assert_eq!(restarts(cluster, "stress"), 0);
+                let said = logged(cluster).split_off(before);
+                let updates =
+                    said.iter().filter(|line| line.contains("update") && line.contains("default/stress")).count();
+                assert!(updates >= 7, "{updates} updates: {said:#?}");
+                assert!(said.iter().all(|line| !line.contains("contended")), "{said:#?}");
+            });
+        }
+
+        #[test]
+        fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_until_there_is_room() {
+            Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
+                let pod = shared(cluster);
+                resize_shared(cluster, "115Mi");
+                until_refused(cluster, "shared", "memory limit of the pod not lowered");
+                let ours = event(cluster, "shared", "CutRejected", "refused");
+                assert!(ours.starts_with("plimsoll Warning: "), "{ours}");
+                settle(cluster, &[(&pod, "memory.max", 200 * MIB)]);
+                assert!(call(cluster, "shared", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
+                assert_eq!(restarts(cluster, "shared"), 0);
+
+                // Once there is room, the kubelet's next attempt succeeds.
+                assert!(call(cluster, "shared", "free").starts_with("ok"));
+                until_resized_at(cluster, "shared", POD_LIMIT, "115Mi");
+                settle(cluster, &[(&pod, "memory.max", 115 * MIB)]);
+                assert_eq!(restarts(cluster, "shared"), 0);
+            });
+        }
+
+        #[test]
+        fn pods_within_their_requests_live_and_the_node_stays_ready_where_the_others_use_more_than_there_is() {
+            const USE: [(&str, u64); 5] = [("a", 150), ("b", 75), ("c", 640), ("d", 300), ("e", 300)];
+            Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
+                apply(cluster, "pods.yaml", &USE.map(|(name, _)| name));
+                let memory =
+                    cluster.node().run("awk '$1 == \"MemTotal:\" { printf \"%d\", $2 * 1024 }' /proc/meminfo").unwrap();
+                let memory: u64 = memory.stdout.trim().parse().unwrap();
+                let requests = 5 * 80 * MIB + 80 * MIB + OWN_REQUEST;
+                settle(
+                    cluster,
+                    &[
+                        ("kubepods.slice", "memory.max", memory - 500 * MIB),
+                        ("kubepods.slice", "memory.min", requests),
+                        ("system.slice", "memory.min", 375 * MIB),
+                    ],
+                );
+                let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")]['status', 'lastTransitionTime']}";
+                let before = cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap();
+                assert!(before.starts_with("True "), "{before}");
+
+                let mut script = String::new();
+                for (name, uses) in USE {
+                    script += &format!("workload call /run/control/{name} alloc {} >/dev/null &\n", uses * MIB);
+                }
+                cluster.node().run(&(script + "wait")).unwrap();
+
+                // Somebody was killed, and made anew; nobody was evicted, and the node as a whole was never out of memory.
+                let last =
+                    "jsonpath={.metadata.name} {.status.containerStatuses[0].lastState.terminated.reason}{\"\\n\"}";
+                let killed = |line: &str| ["c OOMKilled", "d OOMKilled", "e OOMKilled"].contains(&line);
+                cluster.watch(&["get", "pods", "--output", last], killed).unwrap();
+                cluster.kubectl(&["wait", "--for=condition=Ready", PATIENCE, "pods", "--all"]).unwrap();
+                for name in ["a", "b"] {
+                    assert_eq!(
+                        (restarts(cluster, name), call(cluster, name, "touch").starts_with("ok")),
+                        (0, true),
+                        "{name}"
+                    );
+                }
+                let events = cluster.kubectl(&["get", "events", "--all-namespaces"]).unwrap();
+                assert!(!events.contains("SystemOOM") && !events.contains("Evicted"), "{events}");
+                assert_eq!(cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap(), before);
+            });
+        }
+
+        #[test]
+        fn nri_is_switched_on_where_it_was_off_by_the_pod_itself() {
+            Cluster::with(&Plimsoll::EnablingNri(CONFIG), |cluster| {
+                let path = "jsonpath={.items[0].status.initContainerStatuses[0].state.terminated.reason}";
+                let pods = ["get", "pods", "--namespace=kube-system", "--selector=app.kubernetes.io/name=plimsoll"];
+                let ended = cluster.kubectl(&[&pods[..], &["--output", path]].concat()).unwrap();
+                assert_eq!(ended, "Completed");
+                apply(cluster, "stress.yaml", &["stress"]);
+                let [pod, container] = cgroups(cluster, "stress");
+                settle(cluster, &[(&container, "memory.min", 100 * MIB), (&pod, "memory.min", 100 * MIB)]);
+                // The operator's configuration is as it was.
+                let off = cluster.node().run("grep -A 1 nri.v1.nri /etc/containerd/config.toml").unwrap().stdout;
+                assert!(off.ends_with("disable = true\n"), "{off}");
+            });
+        }
     }
 }
