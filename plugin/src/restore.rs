@@ -135,12 +135,11 @@ impl Restore {
             CgroupRoot::open(&self.host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
         let originals =
             Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
-        let mut looked = Looked::new(&root, &originals);
-        let staying = staying(&root, &self.host, &originals);
-        let kubepods = Record::read(&self.host).unwrap_or_else(|error| {
-            looked.problems.push(format!("/{}: {error}", Record::PATH));
-            None
-        });
+        let before = Looked::new(&root, &originals);
+        let (kubepods, problem) = match Record::read(&self.host) {
+            Ok(record) => (record, None),
+            Err(error) => (None, Some(format!("/{}: {error}", Record::PATH))),
+        };
         let kubepods = kubepods.map(|record| record.cgroup().clone());
         let max = |cgroup: &CgroupPath| root.cgroup(cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok();
         let guarded = kubepods.as_ref().and_then(max);
@@ -154,6 +153,14 @@ impl Restore {
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
+        runtime.block_on(self.wait_for_the_plugin());
+        // The plugin may have changed more until it knew of the mark.
+        let originals =
+            Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
+        let mut looked = Looked::new(&root, &originals);
+        looked.problems.extend(problem);
+        looked.remember(before);
+        let staying = staying(&root, &self.host, &originals);
         let left = runtime.block_on(self.wait(&root, &originals, &mut looked, kubepods.as_ref()))?;
         if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
             && let Some(held) = max(cgroup).filter(|held| *held != before)
@@ -172,6 +179,17 @@ impl Restore {
              it runs, to answer; see their logs and call this again",
             PATIENCE.as_secs()
         )))
+    }
+
+    /// Waits until the plugin, where one runs and answers, knows of the mark.
+    async fn wait_for_the_plugin(&self) {
+        let deadline = Instant::now() + WORD;
+        while let Ok(status) = serve::ask(&self.host).await
+            && !status.node.stands_aside
+            && Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until all is as it was. Tells how many are not.
@@ -323,6 +341,15 @@ impl Looked {
         looked.changed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
         looked.ended.sort();
         looked
+    }
+
+    /// Has what cgroups held when they were looked at before.
+    fn remember(&mut self, earlier: Looked) {
+        for changed in &mut self.changed {
+            if let Some(former) = earlier.changed.iter().find(|former| former.cgroup == changed.cgroup) {
+                changed.before = former.before;
+            }
+        }
     }
 
     fn take(&mut self, root: &CgroupRoot, originals: &Originals, target: &Target, cgroup: &CgroupPath) {
