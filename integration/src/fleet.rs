@@ -49,7 +49,7 @@ impl Member {
     }
 }
 
-/// What a node lacks for a case, the cheapest first.
+/// The preparation that a node lacks for a case, the cheapest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Misfit {
     Nothing,
@@ -58,7 +58,7 @@ enum Misfit {
     Runtime,
 }
 
-/// What a case needs of a node.
+/// A case's requirements of a node.
 #[derive(Clone, PartialEq, Eq)]
 struct Needs {
     runtime: Runtime,
@@ -66,7 +66,7 @@ struct Needs {
     plugin: Plugin,
 }
 
-/// What a case waits for.
+/// The machine that a case waits for.
 enum Wanted {
     Node(Needs),
     /// The cluster, which is not for this module to start.

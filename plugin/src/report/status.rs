@@ -12,7 +12,6 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ancestors::Ancestors;
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Mode;
 use crate::containers::{Container, Decided, Settings, Update};
@@ -498,10 +497,9 @@ impl Status {
 }
 
 /// Says in observe mode that pods use more than the guard would leave them.
-fn guard_would_wait(root: &CgroupRoot, ancestors: &Ancestors, line: Bytes) -> Option<String> {
-    let usage = guard::kubepods(root, ancestors).and_then(|found| found.map(|(_, cgroup)| cgroup.usage()).transpose());
-    match usage {
-        Ok(usage) => usage.filter(|usage| *usage > line).map(|usage| {
+fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
+    match kubepods.usage() {
+        Ok(usage) => (usage > line).then(|| {
             let (usage, line) = (usage.approx(), line.approx());
             format!("nodeGuard would wait: pods use {usage}, and it leaves them {line}; it would reclaim what it can, and kill nobody")
         }),
@@ -533,10 +531,12 @@ impl NodeStatus {
         let sum = |of: &dyn Fn(&ContainerStatus) -> Option<Bytes>| {
             rows.iter().filter_map(of).fold(Bytes::ZERO, Bytes::saturating_add)
         };
-        let pods_max = guard::kubepods(root, ancestors)
-            .and_then(|found| found.map(|(_, cgroup)| cgroup.read(Knob::Max)).transpose())
-            .map_err(|error| error.to_string())
-            .and_then(|max| max.ok_or_else(|| "there is no kubepods cgroup".to_owned()));
+        let kubepods = guard::kubepods(root, ancestors);
+        let pods_max = match &kubepods {
+            Ok(Some((_, cgroup))) => cgroup.read(Knob::Max).map_err(|error| error.to_string()),
+            Ok(None) => Err("there is no kubepods cgroup".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
         let line = settings.guard_line();
         let planned_guard = settings.planned_guard_line().filter(|_| settings.observes());
         let guard_problem = if line.or(planned_guard).is_none() {
@@ -545,7 +545,8 @@ impl NodeStatus {
             let is = if settings.observes() { "would not be" } else { "is not" };
             Some(format!("nodeGuard {is} in force: {why}"))
         } else {
-            let waits = planned_guard.and_then(|line| guard_would_wait(root, ancestors, line));
+            let kubepods = kubepods.ok().flatten();
+            let waits = planned_guard.zip(kubepods).and_then(|(line, (_, cgroup))| guard_would_wait(&cgroup, line));
             waits.or_else(|| half_a_guard(&settings, root))
         };
         Self {
