@@ -207,6 +207,15 @@ pub async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
+/// What `plimsoll status` prints, and its exit code.
+pub async fn status(node: &Node, arguments: &[&str]) -> (String, i32) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.arg("status").arg("--host").arg(node.path("host")).args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    (text, output.status.code().unwrap())
+}
+
 /// The program.
 pub struct Daemon {
     pub child: Child,

@@ -641,6 +641,53 @@ async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
+/// Answers the next who ask for the status, one after the other, in place of a plugin.
+async fn answer_status(listener: &tokio::net::UnixListener, status: &serde_json::Value) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut asked = Vec::new();
+    while !asked.ends_with(b"\r\n\r\n") {
+        assert_ne!(stream.read_buf(&mut asked).await.unwrap(), 0);
+    }
+    let text = status.to_string();
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
+    stream.write_all((head + &text).as_bytes()).await.unwrap();
+}
+
+#[tokio::test]
+async fn restore_takes_back_what_a_plugin_changes_until_it_knows_of_it() {
+    let (node, mut daemon, runtime) = start().await;
+    let pod = burstable(&node, "b", 100 * MIB);
+    run(&runtime, &mut daemon, &pod).await;
+    let (status, _) = harness::status(&node, &["--json"]).await;
+    let mut status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    daemon.kill().await;
+    drop(runtime);
+
+    // The plugin is one that has remembered nothing yet when it is asked for the first time.
+    let originals = node.path("host/run/plimsoll/originals");
+    let remembered = fs::read(&originals).unwrap();
+    fs::remove_file(&originals).unwrap();
+    let socket = node.path("host/run/plimsoll/plimsoll.sock");
+    fs::remove_file(&socket).unwrap();
+    let plugin = tokio::net::UnixListener::bind(socket).unwrap();
+    let changes = async {
+        answer_status(&plugin, &status).await;
+        assert!(node.path("host/run/plimsoll/restored").exists());
+        fs::write(&originals, remembered).unwrap();
+        status["node"]["standsAside"] = true.into();
+        answer_status(&plugin, &status).await;
+        let mut runtime = node.accept().await;
+        runtime.synchronize(&[&pod]).await;
+        runtime.serve_update(&[&pod]).await;
+        std::future::pending().await
+    };
+    let (code, said) = tokio::select! { restored = restore(&node, &[]) => restored, never = changes => never };
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("/kubepods memory.min: 104857600 -> 0\n"), "{said}");
+    assert_eq!(fs::read_to_string(node.path("host/sys/fs/cgroup/kubepods/memory.min")).unwrap(), "0");
+}
+
 /// Moves a pod below another cgroup root.
 fn below(mut pod: Pod, root: &str) -> Pod {
     let parent = format!("/{root}{}", pod.sandbox.linux.cgroup_parent);

@@ -5,21 +5,11 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 
-use crate::harness::{MIB, Node, Pod, Runtime, get, memory_limit, restore, start};
+use crate::harness::{MIB, Node, Pod, Runtime, get, memory_limit, restore, start, status};
 use serde_json::Value;
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
-
-/// What `plimsoll status` prints, and its exit code.
-async fn status(node: &Node, arguments: &[&str]) -> (String, i32) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-    command.arg("status").arg("--host").arg(node.path("host")).args(arguments);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-    (text, output.status.code().unwrap())
-}
 
 async fn json(node: &Node) -> Value {
     let (text, code) = status(node, &["--json"]).await;
