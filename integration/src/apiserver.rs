@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cache::{self, Key};
+use crate::go;
 use crate::image::run;
 use crate::node::RunDir;
 
@@ -189,8 +189,8 @@ pub fn prepare() -> Result<()> {
 
 /// The programs of Kubernetes in one, built from their Go modules at the versions in `integration/kubernetes/go.mod`.
 pub(crate) fn program() -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes");
-    let modules = fs::read_to_string(source.join("go.mod")).context("reading go.mod of Kubernetes")?;
+    let modules =
+        fs::read_to_string(go::source("kubernetes").join("go.mod")).context("reading go.mod of Kubernetes")?;
     let version = modules.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"));
     let version = version.context("go.mod of Kubernetes has no k8s.io/kubernetes")?;
     let (major, rest) = version.split_once('.').with_context(|| format!("no version: {version}"))?;
@@ -199,18 +199,6 @@ pub(crate) fn program() -> Result<PathBuf> {
     let told = [("gitVersion", format!("v{version}")), ("gitMajor", major.to_owned()), ("gitMinor", minor.to_owned())];
     let told: String =
         told.iter().map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}")).collect();
-    let mut key = Key::default();
-    key.add_tree(&source)?.add("recipe", "trimpath, no cgo, stripped, not optimised, tells its version");
-    let dir = cache::entry("kubernetes", &key, |dir| {
-        run(Command::new("go")
-            .current_dir(&source)
-            .env("CGO_ENABLED", "0")
-            .args(["build", "-trimpath", "-buildvcs=false", "-gcflags=all=-N -l"])
-            .arg(format!("-ldflags=-s -w{told}"))
-            .arg("-o")
-            .arg(dir.join("kubernetes"))
-            .arg("."))
-        .map(|_| ())
-    })?;
-    Ok(dir.join("kubernetes"))
+    // Not optimised, which takes longer than all that they do here.
+    go::own("kubernetes", &["-gcflags=all=-N -l", &format!("-ldflags=-s -w{told}")])
 }

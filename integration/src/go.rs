@@ -71,3 +71,21 @@ impl Programs {
         Ok(described["Dir"].as_str().with_context(|| format!("no source for {module}"))?.into())
     }
 }
+
+/// Where the module of a program of this repository is.
+pub fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// A program of this repository, built from the Go module in `integration/NAME`, with these arguments for `go build`. Its path.
+pub fn own(name: &str, arguments: &[&str]) -> Result<PathBuf> {
+    let source = source(name);
+    let mut key = Key::default();
+    key.add_tree(&source)?.add("recipe", include_str!("go.rs")).add("arguments", arguments.join(" "));
+    let dir = cache::entry(name, &key, |dir| {
+        let mut command = Command::new("go");
+        command.current_dir(&source).env("CGO_ENABLED", "0").args(["build", "-trimpath", "-buildvcs=false"]);
+        run(command.args(arguments).arg("-o").arg(dir.join(name)).arg(".")).map(|_| ())
+    })?;
+    Ok(dir.join(name))
+}

@@ -10,7 +10,7 @@ use std::{env, fmt, thread};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::cache::{self, Key, progress};
-use crate::go::Programs;
+use crate::go::{self, Programs};
 use crate::oci;
 use crate::runtime::{self, Runtime};
 
@@ -180,7 +180,7 @@ fn base(distro: Distro) -> Result<PathBuf> {
         .add("program", &program)
         .add("crictl", CRICTL.version)
         .add("hook", fs::read(&hook).with_context(|| format!("reading {}", hook.display()))?);
-    key.add_tree(&common)?;
+    key.add_tree(&common)?.add_tree(&go::source("cri"))?;
     cache::entry(&format!("base-{distro}"), &key, |dir| build(distro, &hook, &common, &program, dir))
 }
 
@@ -191,10 +191,11 @@ fn node_files() -> PathBuf {
 fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path) -> Result<()> {
     let root = dir.join("root");
     // One of them computes, and the other one mostly downloads and unpacks.
-    let crictl = thread::scope(|scope| {
-        let crictl = scope.spawn(|| CRICTL.obtain());
+    let (crictl, cri) = thread::scope(|scope| {
+        let clients =
+            scope.spawn(|| CRICTL.obtain().and_then(|crictl| Ok((crictl, go::own("cri", &["-ldflags=-s -w"])?))));
         bootstrap(distro, hook, &root)?;
-        crictl.join().map_err(|_| anyhow!("building crictl: a panic"))?
+        clients.join().map_err(|_| anyhow!("building crictl and cri: a panic"))?
     })?;
     record_versions(distro, &root, &dir.join("versions"))?;
     let kernel = find_kernel(&root)?;
@@ -215,6 +216,7 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
     fs::create_dir_all(&login).context("creating /root/.ssh on the node")?;
     fs::copy(dir.join("ssh_key.pub"), login.join("authorized_keys")).context("copying the ssh key into the node")?;
     fs::copy(crictl.join("crictl"), root.join("usr/local/bin/crictl")).context("copying crictl into the node")?;
+    fs::copy(cri, root.join("usr/local/bin/node-cri")).context("copying cri into the node")?;
     let workload = root.join("usr/local/bin/workload");
     fs::write(&workload, program).context("copying the workload into the node")?;
     fs::set_permissions(&workload, PermissionsExt::from_mode(0o755)).context("making the workload executable")?;

@@ -25,7 +25,7 @@ pub const MIB: u64 = 1 << 20;
 /// Where the kubelet keeps its state.
 pub const STATE: &str = "/var/lib/kubelet";
 
-/// Messages to crictl, on the node.
+/// Messages to the runtime, on the node.
 const MESSAGES: &str = "/run/kubelet-double";
 /// Directories shared with the workloads, on the node.
 const CONTROL: &str = "/run/workload";
@@ -428,13 +428,13 @@ impl<'n> Kubelet<'n> {
         let (uid, pod_cgroup, mut script) = self.admit(&spec);
         self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
         let sandbox = self.put_sandbox_message(&mut script, &spec, &uid, &pod_cgroup);
-        let _ = writeln!(script, "pod=$(crictl runp --runtime {handler} {sandbox})\necho $pod");
+        let _ = writeln!(script, "pod=$(cri run {handler} {sandbox})\necho $pod");
         for container in &spec.containers {
             self.start_container(&mut script, &spec, &uid, container)?;
         }
         let output = self.node.run(&script).with_context(|| format!("running pod {}", spec.name))?;
         let mut ids = output.stdout.lines();
-        let sandbox = ids.next().context("crictl runp printed no id")?.to_owned();
+        let sandbox = ids.next().context("cri run printed no id")?.to_owned();
         let containers: Vec<Container> = spec
             .containers
             .iter()
@@ -484,53 +484,35 @@ impl<'n> Kubelet<'n> {
         self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
         self.write_checkpoint(&mut script, "actuated_pods_state", &self.actuated)?;
         for (spec, uid, _, sandbox) in &admitted {
-            let message = |container: &ContainerSpec| format!("{MESSAGES}/{uid}/{}.json", container.name);
-            let commands = match spec.containers.as_slice() {
-                [only] => format!("crictl run --no-pull --runtime {handler} {} {sandbox} >/dev/null", message(only)),
-                several => {
-                    let mut commands = format!("pod=$(crictl runp --runtime {handler} {sandbox})");
-                    for container in several {
-                        let message = message(container);
-                        let _ = write!(
-                            commands,
-                            " && id=$(crictl create $pod {message} {sandbox}) && crictl start $id >/dev/null"
-                        );
-                    }
-                    commands
-                }
-            };
-            // Each in a process of its own; the script fails if one does.
+            let messages: String =
+                spec.containers.iter().map(|container| format!(" {MESSAGES}/{uid}/{}.json", container.name)).collect();
+            // Each in a process of its own; the script fails if one does. A line is printed at once, whole.
             let _ = writeln!(
                 script,
-                "{{ {commands}; }} &\nif [ $((++jobs)) -ge {AT_A_TIME} ]; then wait -n; jobs=$((jobs - 1)); fi"
+                "{{ ids=$(cri run {handler} {sandbox}{messages}) && echo {uid} $ids; }} &\n\
+                 if [ $((++jobs)) -ge {AT_A_TIME} ]; then wait -n; jobs=$((jobs - 1)); fi"
             );
         }
-        script.push_str("while [ $((jobs--)) -gt 0 ]; do wait -n; done\ncrictl pods --output json\n");
-        script.push_str("echo END-OF-PODS\ncrictl ps --output json\n");
+        script.push_str("while [ $((jobs--)) -gt 0 ]; do wait -n; done\n");
         // Too long for an argument.
         let file = format!("{MESSAGES}/batch");
         let run = format!("cat > {file}; jobs=0; . {file}");
         let output = self.node.try_run_within(BATCH_LIMIT, &run, script.into_bytes()).context("running pods")?;
         ensure!(output.status.success(), "running pods ({}): {}", output.status, output.stderr.trim_end());
-        let (sandboxes, containers) = output.stdout.split_once("END-OF-PODS").context("no list of pods")?;
-        let sandboxes: Value = serde_json::from_str(sandboxes).context("reading the list of pods")?;
-        let containers: Value = serde_json::from_str(containers).context("reading the list of containers")?;
-        let find = |list: &Value, matches: &dyn Fn(&Value) -> bool| -> Result<String> {
-            let found = list.as_array().into_iter().flatten().find(|entry| matches(entry));
-            let id = found.and_then(|entry| entry["id"].as_str());
-            id.map(str::to_owned).context("the runtime does not list what was just made")
-        };
+        let ids: BTreeMap<&str, Vec<&str>> = output
+            .stdout
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(uid, ids)| (uid, ids.split(' ').collect()))
+            .collect();
         let mut pods = Vec::new();
         for (spec, uid, cgroup, _) in admitted {
-            let sandbox = find(&sandboxes["items"], &|entry| entry["metadata"]["uid"] == uid.as_str())?;
-            let mut running = Vec::new();
-            for container in &spec.containers {
-                let id = find(&containers["containers"], &|entry| {
-                    entry["podSandboxId"] == sandbox.as_str() && entry["metadata"]["name"] == container.name.as_str()
-                })?;
-                running.push(self.container(&uid, &cgroup, &container.name, &id));
-            }
-            pods.push(Pod { spec, uid, sandbox, cgroup, containers: running });
+            let (sandbox, ids) =
+                ids.get(&*uid).and_then(|ids| ids.split_first()).context("no ids of a pod just run")?;
+            let containers = spec.containers.iter().zip(ids);
+            let containers =
+                containers.map(|(container, id)| self.container(&uid, &cgroup, &container.name, id)).collect();
+            pods.push(Pod { spec, uid, sandbox: (*sandbox).to_owned(), cgroup, containers });
         }
         Ok(pods)
     }
@@ -545,7 +527,7 @@ impl<'n> Kubelet<'n> {
             self.actuated.remove(&pod.uid);
         }
         let sandboxes: Vec<&str> = pods.iter().map(|pod| pod.sandbox.as_str()).collect();
-        let mut script = remove_sandboxes(&sandboxes.join(" "));
+        let mut script = remove_sandboxes(&format!("remove {}", sandboxes.join(" ")));
         script.push('\n');
         match self.driver {
             Driver::Systemd => {
@@ -589,7 +571,7 @@ impl<'n> Kubelet<'n> {
             script.push_str(&pod_limit);
         }
         // 0 stands for "as it is" in CRI; the kubelet cannot take a limit away in place either.
-        let _ = writeln!(script, "crictl update --memory {} {id} >/dev/null", limit.unwrap_or(0));
+        let _ = writeln!(script, "cri update {id} {}", limit.unwrap_or(0));
         if !grows && after != before {
             script.push_str(&pod_limit);
         }
@@ -677,7 +659,7 @@ impl<'n> Kubelet<'n> {
         self.write_checkpoint(script, "actuated_pods_state", &self.actuated)?;
         let _ = writeln!(
             script,
-            "id=$(crictl create $pod {message} {MESSAGES}/{uid}/pod.json)\ncrictl start $id >/dev/null\n\
+            "id=$(cri start $pod {MESSAGES}/{uid}/pod.json {message})\n\
              workload call {CONTROL}/{uid}/{} ping >/dev/null\necho $id",
             spec.name
         );
@@ -796,7 +778,7 @@ pub fn clear(node: &Node) -> Result<()> {
         quantity(EVICTION_HARD)
     );
     let script = format!(
-        "if [ -n \"$(crictl pods --quiet)\" ]; then {}; fi
+        "{}
          if systemctl --quiet is-active kubepods.slice; then systemctl stop kubepods.slice; fi
          if [ -d {root}/kubepods ]; then find {root}/kubepods -depth -type d -exec rmdir '{{}}' +; fi
          # Properties set on slices outlive them here and would be inherited by the next of the same name.
@@ -805,7 +787,7 @@ pub fn clear(node: &Node) -> Result<()> {
          rm -rf {STATE} {MESSAGES} {CONTROL} /var/log/pods
          mkdir -p {STATE}
          printf '%s' '{configuration}' > {STATE}/config.yaml",
-        remove_sandboxes("--all")
+        remove_sandboxes("clear")
     );
     let output = node.try_run_within(BATCH_LIMIT, &script, Vec::new()).context("removing all pods from the node")?;
     ensure!(output.status.success(), "removing all pods ({}): {}", output.status, output.stderr.trim_end());
@@ -814,10 +796,10 @@ pub fn clear(node: &Node) -> Result<()> {
 
 /// Stops and removes sandboxes. containerd fails (`ttrpc: closed`) for a container whose process just ended by itself; the
 /// kubelet tries again later, and so does this. All of them are stopped at once, which on a busy machine takes longer than other calls.
-fn remove_sandboxes(which: &str) -> String {
+fn remove_sandboxes(request: &str) -> String {
     format!(
         "for attempt in 1 2 3 4 last; do
-             if crictl --timeout 200s rmp --force {which} >/dev/null; then break; fi
+             if cri {request}; then break; fi
              [ $attempt != last ]
          done"
     )

@@ -611,6 +611,17 @@ fn free_port() -> Result<u16> {
     Ok(listener.local_addr().context("looking for a free port")?.port())
 }
 
+/// The function `cri` of every script on the node: a request for the client that stays connected to the runtime (see `integration/cri`).
+const CRI: &str = r#"
+cri() {
+    local channel answer=
+    exec {channel}<>/dev/tcp/127.0.0.1/10
+    echo "$*" >&$channel
+    IFS= read -r -d '' answer <&$channel || true
+    exec {channel}>&-
+    if [ "${answer%%$'\n'*}" = 0 ]; then printf %s "${answer#*$'\n'}"; else echo "cri: ${answer#*$'\n'}" >&2; return 1; fi
+}"#;
+
 /// One multiplexed ssh connection: a command over it costs a tenth of a second, a connection of its own ten times that.
 struct Shell {
     control: PathBuf,
@@ -668,7 +679,7 @@ impl Shell {
         let mut child = Command::new("timeout")
             .args(["--kill-after=5", &limit.as_secs().max(1).to_string(), "ssh"])
             .args(self.options())
-            .arg(format!("set -euo pipefail\n{script}"))
+            .arg(format!("set -euo pipefail\n{CRI}\n{script}"))
             .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -115,7 +115,7 @@ pub fn remove(node: &Node) -> Result<()> {
          fi
          if [ -e {LAUNCHED_BINARY} ]; then
              rm -f {LAUNCHED_BINARY} {CONFIG}; systemctl restart {}
-             crictl version >/dev/null
+             cri version
          fi
          rm -rf /run/plimsoll",
         node.runtime().unit()
@@ -133,7 +133,7 @@ pub fn restart_runtime(node: &Node) -> Result<()> {
 pub fn switch_driver(node: &Node, driver: Driver) -> Result<()> {
     let (file, content) = node.runtime().driver_configuration(driver);
     node.write_file(file, content, 0o644)?;
-    node.run(&format!("systemctl restart {}; crictl version >/dev/null", node.runtime().unit()))
+    node.run(&format!("systemctl restart {}; cri version", node.runtime().unit()))
         .with_context(|| format!("switching to the driver {driver}"))?;
     Ok(())
 }

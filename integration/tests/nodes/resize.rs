@@ -301,8 +301,7 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node:
         Ok(of_containers.into_iter().flatten().collect())
     };
     // The kubelet says nothing to the pod's cgroup here.
-    let at_once: String =
-        ids.iter().map(|id| format!("crictl update --memory {} {id} >/dev/null & ", 30 * MIB)).collect();
+    let at_once: String = ids.iter().map(|id| format!("cri update {id} {} & ", 30 * MIB)).collect();
     cgroup::settle(node, &format!("{at_once} wait"), &expected(&limits)?, HOLD, PATIENCE)?;
     let sum = [Expected::new(&pod.cgroup, "memory.max", limits.iter().sum())];
     cgroup::settle(node, "", &sum, HOLD, PATIENCE)?;
@@ -314,7 +313,7 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node:
         for _ in 0..8 {
             let index = random.below(CONTAINERS as u64) as usize;
             (limits[index], is_stored[index]) = ((20 + random.below(40)) * MIB, true);
-            let _ = writeln!(script, "crictl update --memory {} {} >/dev/null", limits[index], ids[index]);
+            let _ = writeln!(script, "cri update {} {}", ids[index], limits[index]);
         }
         // In the middle of it the plugin is killed, which systemd starts again, or the runtime is restarted.
         if part % 2 == 0 {
