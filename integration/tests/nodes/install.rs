@@ -14,22 +14,23 @@ use integration::runtime::Runtime;
 // No matter with which cgroup driver. Where NRI is on already there is less to do.
 mod containerd_1_7 {
     integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [
-        it_is_installed_upgraded_moved_and_removed_without_a_trace;
+        it_is_installed_and_removed_without_a_trace;
+        it_is_upgraded_and_moved_without_a_gap
     ]);
 }
 mod containerd_2_1 {
     integration::node_tests!(@driver Containerd21 systemd Systemd control [
-        ; it_is_installed_upgraded_moved_and_removed_without_a_trace
+        ; it_is_installed_and_removed_without_a_trace it_is_upgraded_and_moved_without_a_gap
     ]);
 }
 mod containerd_2_4 {
     integration::node_tests!(@driver Containerd24 cgroupfs Cgroupfs control [
-        ; it_is_installed_upgraded_moved_and_removed_without_a_trace
+        ; it_is_installed_and_removed_without_a_trace it_is_upgraded_and_moved_without_a_gap
     ]);
 }
 mod crio_1_36 {
     integration::node_tests!(@driver Crio136 systemd Systemd control [
-        it_is_installed_upgraded_moved_and_removed_without_a_trace;
+        it_is_installed_and_removed_without_a_trace it_is_upgraded_and_moved_without_a_gap;
     ]);
 }
 
@@ -96,8 +97,8 @@ fn process_of_runtime(node: &Node) -> Result<String> {
     Ok(node.run(&format!("systemctl show {} --property MainPID --value", node.runtime().unit()))?.stdout)
 }
 
-/// Installs another version while memory.min of a container and of the cgroups above it is read all the time, and while another container
-/// is created.
+/// Installs another version while memory.min of a container and of the cgroups above it is read every 5 ms, and while another container is
+/// created.
 fn upgrade(node: &Node, kubelet: &mut Kubelet, pod: &Pod, name: &str, arguments: &str) -> Result<()> {
     another_version(node)?;
     let container = &pod.container("app")?.cgroup;
@@ -107,6 +108,7 @@ fn upgrade(node: &Node, kubelet: &mut Kubelet, pod: &Pod, name: &str, arguments:
     node.run(&format!(
         "cat >/root/watch <<'END'
 files=({files}); lowest=(); times=0
+exec {{pause}}<> <(:)
 for file in ${{files[@]}}; do read now <$file; lowest+=($now); done
 while [ ! -e /root/done ]; do
     for index in ${{!files[@]}}; do
@@ -114,6 +116,7 @@ while [ ! -e /root/done ]; do
         [ $now -ge ${{lowest[index]}} ] || lowest[index]=$now
     done
     times=$((times + 1))
+    read -r -t 0.005 -u $pause || true
 done
 echo $times ${{lowest[@]}} >/root/watched
 END
@@ -149,19 +152,37 @@ END
     kubelet.remove_pod(&created)
 }
 
-fn it_is_installed_upgraded_moved_and_removed_without_a_trace(node: &Node, driver: Driver) -> Result<()> {
-    let switched_off = switched_off(node.runtime());
-    let is_off = switched_off.is_some();
-    let restart = format!("systemctl restart {}; crictl version >/dev/null", node.runtime().unit());
-    if let Some((file, off, _)) = switched_off {
-        node.run(&format!("cp {file} /root/config; {off} {file}; {restart}; rm /run/nri/nri.sock"))?;
+/// A node as its operator has it, with the program downloaded and a pod that runs already.
+fn prepare(node: &Node, driver: Driver) -> Result<(Kubelet<'_>, Pod)> {
+    if let Some((file, off, _)) = switched_off(node.runtime()) {
+        node.run(&format!("cp {file} /root/config; {off} {file}; {}; rm /run/nri/nri.sock", restart(node)))?;
     }
     node.write_file(DOWNLOAD, fs::read(placement::build()?)?, 0o755)?;
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod = kubelet.run_pod(PodSpec::new("before").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    Ok((kubelet, pod))
+}
+
+fn restart(node: &Node) -> String {
+    format!("systemctl restart {}; cri version", node.runtime().unit())
+}
+
+/// Takes back what [`prepare`] did.
+fn clean_up(node: &Node, kubelet: &mut Kubelet, pod: &Pod) -> Result<()> {
+    kubelet.remove_pod(pod)?;
+    if let Some((file, ..)) = switched_off(node.runtime()) {
+        node.run(&format!("mv /root/config {file}; {}", restart(node)))?;
+    }
+    node.run("rm -rf /root/plimsoll /root/watch* /root/done /root/install*").map(|_| ())
+}
+
+fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> Result<()> {
+    let (mut kubelet, pod) = prepare(node, driver)?;
     let (before, values_before) = (traces(node)?, values(node, &pod)?);
     // Left behind by a runtime that listened there, it is in nobody's way, and no trace of ours.
-    assert_eq!(node.try_run("test -S /run/nri/nri.sock")?.status.success(), !is_off, "NRI is on");
+    let switched_off = switched_off(node.runtime());
+    let is_on = node.try_run("test -S /run/nri/nri.sock")?.status.success();
+    assert_eq!(is_on, switched_off.is_none(), "NRI is on");
 
     // Shown, and not done.
     let shown = node.try_run(&format!("{DOWNLOAD} install </dev/null"))?;
@@ -191,6 +212,20 @@ fn it_is_installed_upgraded_moved_and_removed_without_a_trace(node: &Node, drive
     protected(node, &pod)?;
     let again = install(node, "")?.stdout;
     assert!(again.starts_with("nothing to do"), "{again}");
+
+    let removed = node.run(&format!("{INSTALLED} uninstall --yes"))?.stdout;
+    println!("{removed}");
+    assert_eq!(traces(node)?, before);
+    assert_eq!(values(node, &pod)?, values_before);
+    let nothing = node.run(&format!("{DOWNLOAD} uninstall --yes"))?.stdout;
+    assert_eq!(nothing, "nothing to do: the plugin is not installed\n");
+    clean_up(node, &mut kubelet, &pod)
+}
+
+fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result<()> {
+    let (mut kubelet, pod) = prepare(node, driver)?;
+    install(node, "")?;
+    protected(node, &pod)?;
 
     // What the unit promises.
     let security = node.run("systemd-analyze security --no-pager plimsoll | grep 'Overall exposure'")?.stdout;
@@ -243,16 +278,6 @@ fn it_is_installed_upgraded_moved_and_removed_without_a_trace(node: &Node, drive
     let programs = node.run("readlink /proc/[0-9]*/exe | grep plimsoll || true")?.stdout;
     assert_eq!(programs, format!("{INSTALLED}\n"));
 
-    let removed = node.run(&format!("{INSTALLED} uninstall --yes"))?.stdout;
-    println!("{removed}");
-    assert_eq!(traces(node)?, before);
-    assert_eq!(values(node, &pod)?, values_before);
-    let nothing = node.run(&format!("{DOWNLOAD} uninstall --yes"))?.stdout;
-    assert_eq!(nothing, "nothing to do: the plugin is not installed\n");
-    kubelet.remove_pod(&pod)?;
-    if let Some((file, ..)) = switched_off {
-        node.run(&format!("mv /root/config {file}; {restart}"))?;
-    }
-    node.run("rm -rf /root/plimsoll /root/watch* /root/done /root/install*")?;
-    Ok(())
+    node.run(&format!("{INSTALLED} uninstall --yes"))?;
+    clean_up(node, &mut kubelet, &pod)
 }
