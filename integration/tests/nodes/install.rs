@@ -54,7 +54,7 @@ fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'stati
         }
         Runtime::Containerd21 | Runtime::Containerd24 => None,
         Runtime::Crio136 => {
-            let off = "sed -i '$a [crio.nri]\\nenable_nri = false'";
+            let off = "sed -i '$a enable_nri = false'";
             Some(("/etc/crio/crio.conf.d/10-node.conf", off, "/etc/crio/crio.conf.d/zz-plimsoll.conf"))
         }
     }
