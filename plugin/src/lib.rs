@@ -33,6 +33,7 @@ pub mod outcome;
 pub mod pod;
 pub mod pod_limit;
 pub mod policy;
+pub mod raised;
 pub mod reconcile;
 pub mod report;
 pub mod requests;

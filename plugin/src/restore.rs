@@ -18,17 +18,16 @@ use plimsoll::brake;
 use plimsoll::cgroup::kubepods::{self, Found};
 use plimsoll::cgroup::systemd::{self, Systemd};
 use plimsoll::cgroup::watch::Watch;
-use plimsoll::cgroup::{CPU_MAX, CgroupError, CgroupPath, CgroupRoot, Knob};
+use plimsoll::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
 use plimsoll::config::Config;
 use plimsoll::containers::{Containers, KNOBS, STAND_ASIDE};
 use plimsoll::guard::Record;
 use plimsoll::hierarchy::PodPlace;
-use plimsoll::kills;
-use plimsoll::originals::{DIRECTORY, Originals, RaisedLimit, Target, Values};
+use plimsoll::originals::{DIRECTORY, Originals, Target, Values};
 use plimsoll::pod::PodCgroup;
 use plimsoll::policy::Protection;
+use plimsoll::raised;
 use plimsoll::report::serve;
-use plimsoll::rescue::Rescued;
 use plimsoll::units::{Bytes, PageSize, excerpt, printable};
 use tokio::time::{Instant, timeout};
 
@@ -68,40 +67,6 @@ impl ResetBrake {
         ))?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Limits that stay as the plugin has raised them: to lower one could kill.
-fn staying(root: &CgroupRoot, host: &Path, originals: &Originals) -> Vec<String> {
-    let is_so = |limit: &&RaisedLimit| {
-        let open = root.cgroup(&limit.cgroup).ok().filter(|open| open.inode().is_ok_and(|inode| inode == limit.inode));
-        open.is_some_and(|open| {
-            let held = if limit.file == CPU_MAX {
-                open.cpu_max().map(|value| value.to_string())
-            } else {
-                open.read(Knob::Max).map(|value| value.to_string())
-            };
-            // Where that is not known, it is named.
-            held.map_or(true, |held| held == limit.to)
-        })
-    };
-    let pods = originals.raised_limits().iter().filter(is_so).map(|limit| {
-        let RaisedLimit { cgroup, file, from, to, .. } = limit;
-        format!(
-            "{} {}: {to}, raised from {from} for the pod's containers",
-            printable(&cgroup.to_string()),
-            printable(file)
-        )
-    });
-    let rescued = match kills::rescued_on(host) {
-        Ok(rescued) => rescued,
-        Err(error) => return pods.chain([format!("limits raised by oomRescue are unknown: {error}")]).collect(),
-    };
-    let rescued = rescued.into_iter().filter(|(pod, ..)| !matches!(root.cgroup(pod), Err(CgroupError::Gone(_))));
-    let rescued = rescued.map(|(pod, name, Rescued { asked, limit })| {
-        let (pod, name) = (printable(&pod.to_string()), printable(&name));
-        format!("container {name} in {pod} memory.max: {limit}, raised from {asked} by oomRescue")
-    });
-    pods.chain(rescued).collect()
 }
 
 /// What became of all that the plugin has changed.
@@ -160,7 +125,7 @@ impl Restore {
         let mut looked = Looked::new(&root, &originals);
         looked.problems.extend(problem);
         looked.remember(before);
-        let staying = staying(&root, &self.host, &originals);
+        let staying = raised::staying(&root, &self.host, &originals);
         let left = runtime.block_on(self.wait(&root, &originals, &mut looked, kubepods.as_ref()))?;
         if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
             && let Some(held) = max(cgroup).filter(|held| *held != before)
