@@ -30,9 +30,10 @@ use crate::hierarchy::PodPlace;
 use crate::kills::Kills;
 use crate::lock;
 use crate::node::NodeMemory;
-use crate::originals::Values;
+use crate::originals::{Originals, Values};
 use crate::pod::{PodCgroup, PodUid, Request};
 use crate::policy::Setting;
+use crate::raised;
 use crate::reconcile::{Work, memory_limit, update};
 use crate::report::{LowerLimit, Reports, Subject, What};
 use crate::requests::annotation::{self, Overrides};
@@ -152,7 +153,7 @@ impl Service {
         if settings.stand_aside != before.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
         } else if settings.brake != before.brake {
-            say_mode(&settings);
+            self.say_mode(&settings);
         } else {
             return;
         }
@@ -168,9 +169,32 @@ impl Service {
         }
         let before = self.containers.settings();
         let (settings, _) = self.discover(before.config.clone());
-        say_mode(&settings);
+        self.say_mode(&settings);
         self.set(settings);
         self.enqueue(Work::All);
+    }
+
+    /// Says so where the plugin does not act, and which of its changes stay.
+    fn say_mode(&self, settings: &Settings) {
+        if !settings.observes() {
+            return;
+        }
+        match &settings.brake {
+            Some(brake) => error!(
+                brake,
+                "the brake is applied: nothing is set, raised or refused any more; find out why there was so much, then call \
+                 'plimsoll reset-brake'"
+            ),
+            None => warn!("mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be"),
+        }
+        match Originals::load(&self.host) {
+            Ok(originals) => {
+                for limit in raised::staying(&self.root, &self.host, &originals) {
+                    warn!(limit, "stays, as lowering it could kill");
+                }
+            }
+            Err(error) => warn!(%error, "cannot find out which limits stay raised"),
+        }
     }
 
     fn tell_whether_it_stands_aside(&self, settings: &Settings) {
@@ -221,7 +245,7 @@ impl Service {
         if settings.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
         } else {
-            say_mode(&settings);
+            self.say_mode(&settings);
         }
         if let (Some(kept), None, false) = (config.node_guard, settings.planned_guard_line(), settings.stand_aside) {
             let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
@@ -847,21 +871,6 @@ impl Plugin for Service {
         let _event = self.event("RemoveContainer");
         self.forget(&container.id);
         Ok(())
-    }
-}
-
-/// Says so where the plugin does not act.
-fn say_mode(settings: &Settings) {
-    match (&settings.brake, settings.observes()) {
-        (Some(brake), true) => error!(
-            brake,
-            "the brake is applied: nothing is set, raised or refused any more; find out why there was so much, then call \
-             'plimsoll reset-brake'"
-        ),
-        (None, true) => {
-            warn!("mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be")
-        }
-        (_, false) => {}
     }
 }
 

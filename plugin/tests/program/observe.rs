@@ -425,6 +425,20 @@ async fn switching_to_observe_restores_first() {
 }
 
 #[tokio::test]
+async fn switching_to_observe_names_limits_that_stay_raised() {
+    let (node, mut daemon, runtime) = start("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n").await;
+    let pod = run_pod(&runtime).await;
+    runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
+    // With its limit the container gets that of its pod.
+    runtime.update(&pod, memory_limit(200 * MIB)).await;
+    daemon.says("raised the pod's limit").await;
+    node.replace("plimsoll.yaml", OBSERVE);
+    let line = daemon.says("stays, as lowering it could kill").await;
+    let raised = format!("{} memory.max: {}, raised from {}", pod.cgroup(), 200 * MIB, 100 * MIB);
+    assert!(line.contains(&raised), "{line}");
+}
+
+#[tokio::test]
 async fn a_rescue_is_only_reported_while_observing() {
     let (_node, mut daemon, mut runtime) = start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
     let pod = run_counted(&mut daemon, &runtime).await;
