@@ -117,7 +117,8 @@ pub fn remove(node: &Node) -> Result<()> {
              rm -f {LAUNCHED_BINARY} {CONFIG}; systemctl restart {}
              cri version
          fi
-         rm -rf /run/plimsoll",
+         rm -rf /run/plimsoll
+         rmdir /etc/nri/conf.d /etc/nri 2>/dev/null || true",
         node.runtime().unit()
     ))
     .context("removing the plugin")?;
