@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::apiserver::{self, ADMINISTRATOR, ApiServer, KUBELET, NODE, Running, SERVICE};
 use crate::cache::{self, Key, progress};
 use crate::durations;
-use crate::fleet::Place;
+use crate::fleet::{self, Place};
 use crate::image::run;
 use crate::kubelet::Driver;
 use crate::node::{Equipment, Node};
@@ -101,7 +101,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Runs a test's case with the cluster that the tests of one program share, without pods, and with `plimsoll`. It is started when it is
-    /// first needed, and used by one test at a time.
+    /// first needed, used by one test at a time, and ended once no other waits for it: a kubelet without pods still takes half a processor.
     ///
     /// A guest that dies is the emulator's fault: the case runs once more, with another cluster.
     pub fn with(plimsoll: &Plimsoll, case: impl Fn(&Cluster)) {
@@ -110,6 +110,17 @@ impl Cluster {
         let _place = Place::for_cluster();
         // What a test has left behind is for the next one to remove.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = Self::run(&mut shared, plimsoll, case);
+        if !fleet::is_cluster_wanted() {
+            *shared = None;
+        }
+        if let Err(failure) = outcome {
+            panic::resume_unwind(failure);
+        }
+    }
+
+    /// Runs the case, with the panic that ended it.
+    fn run(shared: &mut Option<Cluster>, plimsoll: &Plimsoll, case: impl Fn(&Cluster)) -> thread::Result<()> {
         for is_last in [false, true] {
             let started = Instant::now();
             let prepared = Cell::new(None);
@@ -128,18 +139,19 @@ impl Cluster {
             let took = started.elapsed();
             let verdict = if outcome.is_ok() { "passed" } else { "failed" };
             durations::note("cluster", verdict, took, prepared.get().unwrap_or(took));
-            let Err(failure) = outcome else { return };
+            let Err(failure) = outcome else { break };
             match shared.as_ref().and_then(|cluster| cluster.node.fate()) {
                 Some(fate) => {
                     *shared = None;
                     if is_last {
-                        panic::resume_unwind(failure);
+                        return Err(failure);
                     }
                     progress(&format!("the cluster's node did not last for a case, which runs once more: {fate}"));
                 }
-                None => panic::resume_unwind(failure),
+                None => return Err(failure),
             }
         }
+        Ok(())
     }
 
     /// For the table in SUPPORT.md.

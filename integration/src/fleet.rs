@@ -191,6 +191,11 @@ impl Drop for Place {
     }
 }
 
+/// Whether a case waits for the cluster.
+pub(crate) fn is_cluster_wanted() -> bool {
+    fleet().waiting.iter().any(|(_, wanted)| matches!(wanted, Wanted::Cluster))
+}
+
 /// The state behind the lock is whole at any time, so a panic of another holder does not matter.
 fn fleet() -> MutexGuard<'static, Fleet> {
     FLEET.lock().unwrap_or_else(PoisonError::into_inner)
