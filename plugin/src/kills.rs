@@ -243,8 +243,15 @@ pub struct Watcher {
     is_failing: bool,
     /// Kills below each kubepods.
     totals: BTreeMap<CgroupPath, Counts>,
+    /// How often the limit of each kubepods itself was reached, so far as it is accounted for.
+    reached: BTreeMap<CgroupPath, u64>,
     /// To be looked at with the next tick.
     again: BTreeSet<CgroupPath>,
+}
+
+/// How often the limit of this cgroup itself was reached, unless that cannot be read.
+fn times_reached(root: &CgroupRoot, cgroup: &CgroupPath) -> Option<u64> {
+    root.cgroup(cgroup).and_then(|cgroup| cgroup.local_events()).map(|events| events.oom).ok()
 }
 
 /// Containers whose limits were raised, as it is written down on the node whose file system is at `host`: by pod and name.
@@ -310,6 +317,7 @@ impl Watcher {
             is_first,
             is_failing: false,
             totals: BTreeMap::new(),
+            reached: BTreeMap::new(),
             again: BTreeSet::new(),
         };
         (kills, watcher)
@@ -404,6 +412,11 @@ impl Watcher {
             warn!(cgroup = %path, %error, "cannot watch for kills, which are found only every {EVERY:?}");
         }
         self.totals.entry(place.kubepods().clone()).or_default();
+        if !self.reached.contains_key(place.kubepods())
+            && let Some(times) = times_reached(&self.root, place.kubepods())
+        {
+            self.reached.insert(place.kubepods().clone(), times);
+        }
         let is_first = self.is_first;
         let pod = self.counted.pods.entry(path.clone()).or_default();
         if pod.inode != inode {
@@ -516,9 +529,10 @@ impl Watcher {
             self.write_down();
         }
         for killed in killed {
+            let by_ours = self.kills_by_our_limits(path, &killed, is_by_its_limit);
             // The brake is for what this process does.
-            if was_seen && self.is_our_limit(path, &killed.name, is_by_its_limit) {
-                (0..killed.times).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
+            if was_seen {
+                (0..by_ours).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
             }
             self.killed(path, &killed, is_by_its_limit);
         }
@@ -605,15 +619,27 @@ impl Watcher {
         self.reports.tell_planned(&container.into(), &what);
     }
 
-    /// Whether the limit that a container was killed by is one that this plugin has set: the one of all pods, or one that was
-    /// deferred and is in force since a short time.
-    fn is_our_limit(&self, path: &CgroupPath, name: &str, is_by_its_limit: bool) -> bool {
+    /// How many of these kills are by a limit that this plugin has set: the one of all pods, or one that was deferred and is in force
+    /// since a short time.
+    fn kills_by_our_limits(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) -> u64 {
         if !is_by_its_limit {
-            return guard::is_in_force(&self.root, &self.ancestors);
+            let times = self.limit_of_all_reached();
+            return if guard::is_in_force(&self.root, &self.ancestors) { times } else { 0 };
         }
-        let Some(pod) = PodCgroup::parse(path.as_str()) else { return false };
+        let Some(pod) = PodCgroup::parse(path.as_str()) else { return 0 };
         let is_ours = |report: &Report| report.kind == Kind::CutApplied && report.is_within(AFTER_A_CUT);
-        self.reports.of_container(&pod.uid, name).iter().any(is_ours)
+        if self.reports.of_container(&pod.uid, &killed.name).iter().any(is_ours) { killed.times } else { 0 }
+    }
+
+    /// How often the limit of all pods was reached since this was asked last. A node without memory is no reason to count: the kernel then
+    /// kills in pods, too.
+    fn limit_of_all_reached(&mut self) -> u64 {
+        let root = &self.root;
+        let since = |(kubepods, before): (&CgroupPath, &mut u64)| {
+            let now = times_reached(root, kubepods)?;
+            Some(now.saturating_sub(std::mem::replace(before, now)))
+        };
+        self.reached.iter_mut().filter_map(since).sum()
     }
 
     fn told(&mut self, path: &CgroupPath, name: &str) -> &mut Told {

@@ -149,6 +149,7 @@ impl CgroupRoot {
 
 /// What has happened to a cgroup and everything below it, counted. The kernel wakes up who watches it.
 pub const EVENTS: &str = "memory.events";
+const LOCAL_EVENTS: &str = "memory.events.local";
 
 /// How long it has waited for memory.
 const PRESSURE: &str = "memory.pressure";
@@ -478,10 +479,25 @@ impl Cgroup {
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
     pub fn events(&self) -> Result<Events, CgroupError> {
-        let events = self.read_text(EVENTS, 1 << 10)?;
+        self.read_events(EVENTS)
+    }
+
+    /// Reads `memory.events.local`: what has happened to this cgroup alone. `oom` counts how often its own `memory.max` was reached and the
+    /// kernel had to kill for it. It counts neither the limits below it nor a lack of memory on the whole node.
+    /// Source: Documentation/admin-guide/cgroup-v2.rst.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    pub fn local_events(&self) -> Result<Events, CgroupError> {
+        self.read_events(LOCAL_EVENTS)
+    }
+
+    fn read_events(&self, file: &'static str) -> Result<Events, CgroupError> {
+        let events = self.read_text(file, 1 << 10)?;
         let count =
             |name: &str| events.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        let expected = |name: &str| self.malformed(EVENTS, format!("expected a line '{name}' with a number"));
+        let expected = |name: &str| self.malformed(file, format!("expected a line '{name}' with a number"));
         Ok(Events {
             high: count("high").ok_or_else(|| expected("high"))?,
             oom: count("oom").ok_or_else(|| expected("oom"))?,
