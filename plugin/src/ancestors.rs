@@ -441,7 +441,8 @@ impl Ancestors {
         {
             match self.may_raise(state, place.cgroup(), is_touched, observed, desired) {
                 Ok(()) => {}
-                Err(wait) => (raise, again) = (Raise::NONE, wait),
+                // Processor time has nothing to do with it.
+                Err(wait) => (raise.memory, again) = (None, wait),
             }
         }
         let (raised, result) = self.raise(state, place.cgroup(), raise);

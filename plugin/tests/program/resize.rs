@@ -170,6 +170,35 @@ async fn without_repair_a_pods_lower_limit_stays() {
 }
 
 #[tokio::test]
+async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", "logLevel: debug\nrepair: false\n");
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let mut pod = Pod::new("burstable", "b", 200 * MIB);
+    *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(200 * MIB), 10_000);
+    // Limits of the container alone, as the kubelet records them.
+    let recorded = |cpu: &str| {
+        let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
+        node.checkpoint_of_pod("b", &app, &serde_json::json!({ "limits": {} }));
+    };
+    recorded("100m");
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(200 * MIB).to_string());
+    runtime.set_file(&pod.cgroup(), "cpu.max", "10000 100000");
+    runtime.run(&pod).await;
+    daemon.says("verified").await;
+    let lower = (150 * MIB).to_string();
+    runtime.set_file(&pod.cgroup(), "memory.max", &lower);
+    daemon.says("left as another program set it").await;
+    recorded("300m");
+    runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
+}
+
+#[tokio::test]
 async fn a_pod_that_was_tighter_than_its_containers_stays_so() {
     let (_node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 200 * MIB);
