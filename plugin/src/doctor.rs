@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -32,6 +33,7 @@ use crate::guard::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use crate::node::{self, AllocatableSource, KubeletReservations, NodeMemory};
 use crate::originals::DIRECTORY;
 use crate::pod::{CheckpointFile, PodUid};
+use crate::report::serve;
 use crate::requests::checkpoint::{Checkpoints, Moment};
 use crate::service::{BUDGET, CUT_BUDGET};
 use crate::units::{Bytes, PageSize, excerpt, harmless};
@@ -478,6 +480,8 @@ pub struct Facts {
     unit: Option<String>,
     /// The process that is the plugin; `None` is unknown.
     process: Option<Option<String>>,
+    /// The mode that the plugin tells where it runs, or why it does not.
+    told: Option<Result<Mode, String>>,
     memory: NodeMemory,
     kubelet_config: Text,
     has_kubelet: bool,
@@ -625,6 +629,7 @@ impl Facts {
             unlisted,
             unit,
             process: holder(host, socket),
+            told: told(host),
             memory: NodeMemory::discover(host, PageSize::of_this_machine()),
             kubelet_config: file(&format!("{KUBELET}/config.yaml")),
             has_kubelet: host.join(KUBELET).exists(),
@@ -665,6 +670,26 @@ pub(crate) fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
         let columns: Vec<_> = line.split_ascii_whitespace().collect();
         (columns.get(1) == Some(&"FLOCK") && columns.get(5) == Some(&file.as_str())).then(|| columns[4].to_owned())
     }))
+}
+
+/// Asks the plugin for its mode, where its socket says that it runs.
+fn told(host: &Path) -> Option<Result<Mode, String>> {
+    if !serve::socket(host).exists() {
+        return None;
+    }
+    let ask = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| error.to_string())?;
+        runtime.block_on(serve::ask(host)).map(|status| status.node.mode).map_err(|error| chain(&error))
+    };
+    // Whoever calls this may be in such a runtime.
+    Some(thread::scope(|scope| scope.spawn(ask).join()).unwrap_or_else(|_| Err("a panic".to_owned())))
+}
+
+/// An error with what it comes from.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl Facts {
@@ -1097,6 +1122,11 @@ impl Facts {
     fn configuration(&self) -> Finding {
         const CHECK: &str = "configuration";
         let Some((path, text)) = self.drop_ins.first() else {
+            if self.told.is_some() {
+                let found = format!("no {DROP_INS}/90-plimsoll.conf, and the plugin that runs may have another file");
+                let advice = "call 'plimsoll check' with the file that the plugin was given with --config, or that the chart made";
+                return Finding::unknown(CHECK, found, advice);
+            }
             return Finding::ok(CHECK, format!("no {DROP_INS}/90-plimsoll.conf, so the defaults are in force"));
         };
         let shown = excerpt(path);
@@ -1214,6 +1244,8 @@ impl Facts {
             shown.push(format!("{} more", known.len() - MOST_NAMES));
         }
         let otherwise = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+        let otherwise =
+            format!("{otherwise} in the runtime's directories; plugins that connect by themselves are not seen");
         Finding::all(CHECK, otherwise, findings)
     }
 
@@ -1396,6 +1428,8 @@ impl Facts {
     fn d_bus(&self) -> Finding {
         const CHECK: &str = "d-bus";
         match &self.has_systemd {
+            // A pod may have the bus, and nothing else of systemd.
+            Ok(_) if matches!(self.bus, Socket::Listens) => {}
             Ok(true) => {}
             Ok(false) => return Finding::ok(CHECK, "not needed, as systemd is not the init"),
             Err(error) => {
@@ -1456,6 +1490,10 @@ impl Facts {
     /// Whether the plugin acts.
     fn mode(&self) -> Finding {
         const CHECK: &str = "mode";
+        let says = |mode| match mode {
+            Mode::Enforce => Finding::ok(CHECK, "enforce"),
+            Mode::Observe => Finding::ok(CHECK, "observe: nothing is set; 'plimsoll status' shows what would be"),
+        };
         match &self.brake {
             Ok(Some(record)) => {
                 let found = format!("the brake is applied after {record}, so nothing is set");
@@ -1465,8 +1503,13 @@ impl Facts {
                 let found = format!("/{DIRECTORY}/{}: {error}; the plugin only observes", brake::FILE);
                 Finding::unknown(CHECK, found, "plimsoll reset-brake")
             }
-            Ok(None) => match (self.config(), self.drop_ins.first()) {
-                (None, Some((path, _))) => {
+            Ok(None) => match (&self.told, self.config(), self.drop_ins.first()) {
+                (Some(Ok(mode)), ..) => says(*mode),
+                (Some(Err(why)), ..) => {
+                    let found = format!("the plugin does not tell it: {}", excerpt(why));
+                    Finding::unknown(CHECK, found, "start the plugin, or call 'plimsoll status' as root")
+                }
+                (None, None, Some((path, _))) => {
                     let found = format!("{} is not valid, so the mode is unknown", excerpt(path));
                     Finding::unknown(
                         CHECK,
@@ -1474,12 +1517,7 @@ impl Facts {
                         "see the check 'configuration'; 'plimsoll status' shows the mode in force",
                     )
                 }
-                (config, _) => match config.unwrap_or_default().mode {
-                    Mode::Enforce => Finding::ok(CHECK, "enforce"),
-                    Mode::Observe => {
-                        Finding::ok(CHECK, "observe: nothing is set; 'plimsoll status' shows what would be")
-                    }
-                },
+                (None, config, _) => says(config.unwrap_or_default().mode),
             },
         }
     }
@@ -2311,6 +2349,21 @@ mod tests {
         node.write(DROP_IN, "nodeAllocatable: 4Gi\n");
         let troubles = node.troubles();
         expect(&troubles[1..], "checkpoints", Mark::Warning, "there is no /var/lib/kubelet", "1.33");
+    }
+
+    #[test]
+    fn a_bus_without_systemds_directory_is_looked_at() {
+        let node = Node::good();
+        node.remove("run/systemd");
+        ok(&node.facts(), "d-bus", &format!("/{BUS} is served"));
+    }
+
+    #[test]
+    fn the_mode_of_a_plugin_that_does_not_tell_it_is_unknown() {
+        let mut node = Node::good();
+        node.listen("run/plimsoll/plimsoll.sock");
+        node.die("run/plimsoll/plimsoll.sock");
+        expect(&node.troubles(), "mode", Mark::Unknown, "the plugin does not tell it: ", "plimsoll status");
     }
 
     #[test]

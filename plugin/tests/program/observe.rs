@@ -123,6 +123,12 @@ fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
     set_events(runtime, pod, &events(0, 7, count, count));
 }
 
+/// Gives a pod and its container a count of kills for the limit of all pods.
+fn kills_by_limit_of_all(runtime: &Runtime, pod: &Pod, count: u32) {
+    runtime.set_file("kubepods", "memory.events.local", &events(0, 7, count, 0));
+    node_kills(runtime, pod, count);
+}
+
 /// Gives a pod and its container a count of kills that were not for their own limits.
 fn node_kills(runtime: &Runtime, pod: &Pod, count: u32) {
     set_events(runtime, pod, &events(0, 7, 0, count));
@@ -388,10 +394,27 @@ async fn run_counted(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
     kills(runtime, &pod, 0);
-    runtime.set_file("kubepods", "memory.events", &events(0, 0, 0, 0));
+    for file in ["memory.events", "memory.events.local"] {
+        runtime.set_file("kubepods", file, &events(0, 0, 0, 0));
+    }
     runtime.run(&pod).await;
     daemon.says("verified").await;
     pod
+}
+
+#[tokio::test]
+async fn doctor_tells_the_mode_of_the_plugin_that_runs() {
+    // With a configuration that doctor does not know of.
+    let (node, mut daemon, _runtime) = start(OBSERVE).await;
+    daemon.says("mode is observe").await;
+    let (text, _) = plimsoll(&node, &["doctor", "--json"]).await;
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let of = |check: &str| {
+        let found = report["checks"].as_array().unwrap().iter().find(|finding| finding["check"] == check).unwrap();
+        format!("{}: {}", found["mark"].as_str().unwrap(), found["found"].as_str().unwrap())
+    };
+    assert!(of("mode").starts_with("ok: observe"), "{text}");
+    assert!(of("configuration").starts_with("unknown: "), "{text}");
 }
 
 #[tokio::test]
@@ -647,7 +670,7 @@ const ONE_KILL: &str =
 /// A pod of which one process was killed for want of memory in kubepods.
 async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
     let pod = run_counted(daemon, runtime).await;
-    node_kills(runtime, &pod, 1);
+    kills_by_limit_of_all(runtime, &pod, 1);
     daemon.says("killed processes").await;
     pod
 }
@@ -657,10 +680,22 @@ async fn too_many_kills_by_the_guard_apply_the_brake() {
     let (node, mut daemon, runtime) = start(ONE_KILL).await;
     runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
     let pod = run_with_a_kill(&mut daemon, &runtime).await;
-    node_kills(&runtime, &pod, 3);
+    kills_by_limit_of_all(&runtime, &pod, 3);
     let line = daemon.says("the brake is applied").await;
     assert!(line.contains("2 kills by limits that plimsoll has set within 10m"), "{line}");
     assert_eq!(status(&node).await["node"]["mode"], "observe");
+}
+
+#[tokio::test]
+async fn kills_for_want_of_memory_on_the_whole_node_apply_no_brake() {
+    let (node, mut daemon, runtime) = start(ONE_KILL).await;
+    runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
+    let pod = run_with_a_kill(&mut daemon, &runtime).await;
+    node_kills(&runtime, &pod, 5);
+    while !node.metrics().await.contains("plimsoll_oom_kills_total{by=\"node\"} 5") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(status(&node).await["node"]["brake"], Value::Null);
 }
 
 #[tokio::test]
@@ -680,7 +715,7 @@ async fn kills_before_the_start_apply_no_brake() {
     daemon.says("killed processes").await;
     assert_eq!(status(&node).await["node"]["brake"], Value::Null);
     // Those that follow count.
-    node_kills(&runtime, &pod, 7);
+    kills_by_limit_of_all(&runtime, &pod, 7);
     daemon.says("the brake is applied").await;
 }
 
@@ -696,7 +731,7 @@ async fn kills_while_the_guard_waits_apply_no_brake() {
     runtime.synchronize(&[]).await;
     daemon.says("pods use more than nodeGuard leaves them").await;
     let pod = run_with_a_kill(&mut daemon, &runtime).await;
-    node_kills(&runtime, &pod, 4);
+    kills_by_limit_of_all(&runtime, &pod, 4);
     while !node.metrics().await.contains("plimsoll_oom_kills_total{by=\"node\"} 4") {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
