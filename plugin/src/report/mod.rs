@@ -132,7 +132,7 @@ pub enum What {
         /// How often it was repaired.
         repairs: u32,
     },
-    /// The same of a file for protection above pods, which the kubelet may set, too. [`Reports::tell`] makes it of `Contended`.
+    /// The same of a file above pods that the kubelet may set, too. [`Reports::tell`] makes it of `Contended`.
     ContendedWithKubelet {
         /// The file.
         knob: Knob,
@@ -312,9 +312,10 @@ impl What {
     /// The same, with what its subject says of it.
     fn of_subject(&self, subject: &Subject) -> Self {
         match (self, &subject.cgroup) {
-            (&Self::Contended { knob: knob @ (Knob::Min | Knob::Low), desired, observed, repairs }, Some(cgroup))
-                if subject.container.is_none() && kubepods::is_above_pods(cgroup) =>
-            {
+            (
+                &Self::Contended { knob: knob @ (Knob::Min | Knob::Low | Knob::Max), desired, observed, repairs },
+                Some(cgroup),
+            ) if subject.container.is_none() && kubepods::is_above_pods(cgroup) => {
                 Self::ContendedWithKubelet { knob, desired, observed, repairs }
             }
             _ => self.clone(),
@@ -393,6 +394,11 @@ impl What {
             Self::Contended { .. } => {
                 "the value does not stay what it was set to, and is left to whoever else sets it; see above what the runtime said, or find out \
                  who it is, and let one of both set it"
+            }
+            Self::ContendedWithKubelet { knob: Knob::Max, .. } => {
+                "the value does not stay what it was set to, and is left to the other writer. The kubelet may be the other writer: with \
+                 enforceNodeAllocatable it sets the limit of all pods. Reserve the memory in the kubelet's configuration instead \
+                 (systemReserved or kubeReserved), and restart the kubelet"
             }
             Self::ContendedWithKubelet { .. } => {
                 "the value does not stay what it was set to, and is left to the other writer. The kubelet's own MemoryQoS may be the other \
