@@ -591,6 +591,11 @@ impl Ancestors {
         Ok(())
     }
 
+    /// Limits of pods that were raised.
+    pub fn raised_limits(&self) -> Vec<RaisedLimit> {
+        lock(&self.originals).raised_limits().to_vec()
+    }
+
     /// What the files of a cgroup's limits hold is to last, where systemd owns the cgroup.
     pub fn make_limits_last(&self, cgroup: &CgroupPath) {
         let state = lock(&self.state);

@@ -13,7 +13,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -677,19 +676,9 @@ fn told(host: &Path) -> Option<Result<Mode, String>> {
     if !serve::socket(host).exists() {
         return None;
     }
-    let ask = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| error.to_string())?;
-        runtime.block_on(serve::ask(host)).map(|status| status.node.mode).map_err(|error| chain(&error))
-    };
-    // Whoever calls this may be in such a runtime.
-    Some(thread::scope(|scope| scope.spawn(ask).join()).unwrap_or_else(|_| Err("a panic".to_owned())))
-}
-
-/// An error with what it comes from.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let answer = runtime.map_err(anyhow::Error::from).and_then(|runtime| Ok(runtime.block_on(serve::ask(host))?));
+    Some(answer.map(|status| status.node.mode).map_err(|error| format!("{error:#}")))
 }
 
 impl Facts {
@@ -1429,9 +1418,8 @@ impl Facts {
         const CHECK: &str = "d-bus";
         match &self.has_systemd {
             // A pod may have the bus, and nothing else of systemd.
-            Ok(_) if matches!(self.bus, Socket::Listens) => {}
-            Ok(true) => {}
-            Ok(false) => return Finding::ok(CHECK, "not needed, as systemd is not the init"),
+            Ok(is_init) if *is_init || matches!(self.bus, Socket::Listens) => {}
+            Ok(_) => return Finding::ok(CHECK, "not needed, as systemd is not the init"),
             Err(error) => {
                 let found = format!("cannot find out whether systemd is the init: /run: {}", error.why);
                 return Finding::unknown(CHECK, found, "give --host where the node's file system is, with its /run");

@@ -241,12 +241,19 @@ pub struct Watcher {
     /// Nothing was ever written down: what was counted before is not known to have happened lately.
     is_first: bool,
     is_failing: bool,
-    /// Kills below each kubepods.
-    totals: BTreeMap<CgroupPath, Counts>,
-    /// How often the limit of each kubepods itself was reached, so far as it is accounted for.
-    reached: BTreeMap<CgroupPath, u64>,
+    /// What is accounted for of each kubepods.
+    totals: BTreeMap<CgroupPath, Total>,
     /// To be looked at with the next tick.
     again: BTreeSet<CgroupPath>,
+}
+
+/// What is accounted for of a kubepods.
+#[derive(Debug, Default)]
+struct Total {
+    /// Kills below it.
+    kills: Counts,
+    /// How often its own limit was reached; `None` until that was read.
+    reached: Option<u64>,
 }
 
 /// How often the limit of this cgroup itself was reached, unless that cannot be read.
@@ -317,7 +324,6 @@ impl Watcher {
             is_first,
             is_failing: false,
             totals: BTreeMap::new(),
-            reached: BTreeMap::new(),
             again: BTreeSet::new(),
         };
         (kills, watcher)
@@ -411,12 +417,8 @@ impl Watcher {
         {
             warn!(cgroup = %path, %error, "cannot watch for kills, which are found only every {EVERY:?}");
         }
-        self.totals.entry(place.kubepods().clone()).or_default();
-        if !self.reached.contains_key(place.kubepods())
-            && let Some(times) = times_reached(&self.root, place.kubepods())
-        {
-            self.reached.insert(place.kubepods().clone(), times);
-        }
+        let total = self.totals.entry(place.kubepods().clone()).or_default();
+        total.reached = total.reached.or_else(|| times_reached(&self.root, place.kubepods()));
         let is_first = self.is_first;
         let pod = self.counted.pods.entry(path.clone()).or_default();
         if pod.inode != inode {
@@ -453,7 +455,7 @@ impl Watcher {
         let mut has_more = false;
         for (top, total) in &mut self.totals {
             let count = self.root.cgroup(top).and_then(|top| top.events()).map(Counts::from).unwrap_or_default();
-            has_more |= std::mem::replace(total, count) != count;
+            has_more |= std::mem::replace(&mut total.kills, count) != count;
         }
         if has_more { self.counted.pods.keys().cloned().collect() } else { Vec::new() }
     }
@@ -635,11 +637,11 @@ impl Watcher {
     /// kills in pods, too.
     fn limit_of_all_reached(&mut self) -> u64 {
         let root = &self.root;
-        let since = |(kubepods, before): (&CgroupPath, &mut u64)| {
+        let since = |(kubepods, total): (&CgroupPath, &mut Total)| {
             let now = times_reached(root, kubepods)?;
-            Some(now.saturating_sub(std::mem::replace(before, now)))
+            Some(now.saturating_sub(total.reached.replace(now)?))
         };
-        self.reached.iter_mut().filter_map(since).sum()
+        self.totals.iter_mut().filter_map(since).sum()
     }
 
     fn told(&mut self, path: &CgroupPath, name: &str) -> &mut Told {

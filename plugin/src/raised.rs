@@ -1,15 +1,13 @@
 //! The limits that the plugin has raised, and that stay when it stops to act: to lower one could kill.
 
-use std::path::Path;
-
 use crate::cgroup::{CPU_MAX, CgroupError, CgroupRoot, Knob};
 use crate::kills;
-use crate::originals::{Originals, RaisedLimit};
+use crate::originals::RaisedLimit;
 use crate::rescue::Rescued;
 use crate::units::printable;
 
-/// One line for each of these limits on the node whose file system is at `host`.
-pub fn staying(root: &CgroupRoot, host: &Path, originals: &Originals) -> Vec<String> {
+/// One line for each of these limits: of pods, where `raised` tells of all that there were, and of containers by oomRescue.
+pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
     let is_so = |limit: &&RaisedLimit| {
         let open = root.cgroup(&limit.cgroup).ok().filter(|open| open.inode().is_ok_and(|inode| inode == limit.inode));
         open.is_some_and(|open| {
@@ -22,7 +20,7 @@ pub fn staying(root: &CgroupRoot, host: &Path, originals: &Originals) -> Vec<Str
             held.map_or(true, |held| held == limit.to)
         })
     };
-    let pods = originals.raised_limits().iter().filter(is_so).map(|limit| {
+    let pods = raised.iter().filter(is_so).map(|limit| {
         let RaisedLimit { cgroup, file, from, to, .. } = limit;
         format!(
             "{} {}: {to}, raised from {from} for the pod's containers",
@@ -30,7 +28,7 @@ pub fn staying(root: &CgroupRoot, host: &Path, originals: &Originals) -> Vec<Str
             printable(file)
         )
     });
-    let rescued = match kills::rescued_on(host) {
+    let rescued = match kills::rescued_on(root.host()) {
         Ok(rescued) => rescued,
         Err(error) => return pods.chain([format!("limits raised by oomRescue are unknown: {error}")]).collect(),
     };

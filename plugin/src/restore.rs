@@ -125,7 +125,7 @@ impl Restore {
         let mut looked = Looked::new(&root, &originals);
         looked.problems.extend(problem);
         looked.remember(before);
-        let staying = raised::staying(&root, &self.host, &originals);
+        let staying = raised::staying(&root, originals.raised_limits());
         let left = runtime.block_on(self.wait(&root, &originals, &mut looked, kubepods.as_ref()))?;
         if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
             && let Some(held) = max(cgroup).filter(|held| *held != before)

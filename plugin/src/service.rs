@@ -30,7 +30,7 @@ use crate::hierarchy::PodPlace;
 use crate::kills::Kills;
 use crate::lock;
 use crate::node::NodeMemory;
-use crate::originals::{Originals, Values};
+use crate::originals::Values;
 use crate::pod::{PodCgroup, PodUid, Request};
 use crate::policy::Setting;
 use crate::raised;
@@ -187,13 +187,8 @@ impl Service {
             ),
             None => warn!("mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be"),
         }
-        match Originals::load(&self.host) {
-            Ok(originals) => {
-                for limit in raised::staying(&self.root, &self.host, &originals) {
-                    warn!(limit, "stays, as lowering it could kill");
-                }
-            }
-            Err(error) => warn!(%error, "cannot find out which limits stay raised"),
+        for limit in raised::staying(&self.root, &self.ancestors.raised_limits()) {
+            warn!(limit, "stays, as lowering it could kill");
         }
     }
 

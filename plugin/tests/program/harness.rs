@@ -207,13 +207,25 @@ pub async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// What `plimsoll status` prints, and its exit code.
-pub async fn status(node: &Node, arguments: &[&str]) -> (String, i32) {
+/// What the program prints with these arguments on this node, and its exit code.
+pub async fn plimsoll(node: &Node, arguments: &[&str]) -> (String, i32) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-    command.arg("status").arg("--host").arg(node.path("host")).args(arguments);
+    command.args(arguments).arg("--host").arg(node.path("host"));
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
     (text, output.status.code().unwrap())
+}
+
+/// What `plimsoll status` prints, and its exit code.
+pub async fn status(node: &Node, arguments: &[&str]) -> (String, i32) {
+    plimsoll(node, &[&["status"], arguments].concat()).await
+}
+
+/// What `plimsoll status --json` prints.
+pub async fn status_json(node: &Node) -> serde_json::Value {
+    let (text, code) = status(node, &["--json"]).await;
+    assert_eq!(code, 0, "{text}");
+    serde_json::from_str(&text).unwrap()
 }
 
 /// The program.

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit, overwrite};
+use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit, overwrite, plimsoll, status_json};
 use nri::api::{Event, LinuxResources};
 use serde_json::Value;
 
@@ -280,21 +280,6 @@ async fn all_switches_off_is_passive() {
     assert!(!node.path("host/run/plimsoll/originals").exists());
 }
 
-/// What a program says of the node, and its exit code.
-async fn plimsoll(node: &Node, arguments: &[&str]) -> (String, i32) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-    command.args(arguments).arg("--host").arg(node.path("host"));
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-    (text, output.status.code().unwrap())
-}
-
-async fn status(node: &Node) -> Value {
-    let (text, code) = plimsoll(node, &["status", "--json"]).await;
-    assert_eq!(code, 0, "{text}");
-    serde_json::from_str(&text).unwrap()
-}
-
 async fn start(config: &str) -> (Node, Daemon, Runtime) {
     let node = node(config);
     let daemon = node.start();
@@ -329,7 +314,7 @@ async fn status_shows_what_would_be() {
     runtime.updated(&pod).await;
     daemon.says("outcome=unchanged").await;
 
-    let all = status(&node).await;
+    let all = status_json(&node).await;
     let node_status = &all["node"];
     assert_eq!(node_status["mode"], "observe");
     assert_eq!(node_status["brake"], Value::Null);
@@ -526,7 +511,7 @@ async fn too_many_repairs_apply_the_brake() {
     for cgroup in ["kubepods".to_owned(), pod.cgroup(), cgroup(&pod)] {
         runtime.holds(&cgroup, "memory.min", 0).await;
     }
-    let all = status(&node).await;
+    let all = status_json(&node).await;
     assert_eq!(all["node"]["mode"], "observe");
     assert_eq!(all["node"]["brake"], "2 repairs within 10m");
     let (text, _) = plimsoll(&node, &["status"]).await;
@@ -542,7 +527,7 @@ async fn too_many_repairs_apply_the_brake() {
     let mut runtime = node.accept().await;
     runtime.synchronize(&[&pod]).await;
     daemon.says("the brake is applied").await;
-    assert_eq!(status(&node).await["node"]["mode"], "observe");
+    assert_eq!(status_json(&node).await["node"]["mode"], "observe");
 
     assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("reset: plimsoll acts again, where it runs\n".to_owned(), 0));
     daemon.says("the brake was reset").await;
@@ -607,7 +592,7 @@ async fn the_brake_stays_applied_without_its_record() {
     runtime.serve_update(&[&pod]).await;
     node.replace("plimsoll.yaml", &format!("{ONE_REPAIR}maxLimitRequestRatio: 5\n"));
     daemon.says("configuration changed").await;
-    assert_eq!(status(&node).await["node"]["brake"], "2 repairs within 10m");
+    assert_eq!(status_json(&node).await["node"]["brake"], "2 repairs within 10m");
     assert!(!node.path("host/run/plimsoll/brake").exists());
     // The record is stored as soon as it can be, so that an operator can reset it.
     fs::remove_dir(&obstacle).unwrap();
@@ -615,7 +600,7 @@ async fn the_brake_stays_applied_without_its_record() {
     daemon.says("configuration changed").await;
     assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("reset: plimsoll acts again, where it runs\n".to_owned(), 0));
     daemon.says("the brake was reset").await;
-    assert_eq!(status(&node).await["node"]["mode"], "enforce");
+    assert_eq!(status_json(&node).await["node"]["mode"], "enforce");
 }
 
 #[tokio::test]
@@ -665,7 +650,7 @@ async fn too_many_conflicts_apply_the_brake() {
         line = daemon.says("the brake is applied") => line,
     };
     assert!(line.contains("2 conflicts with other writers within 10m"), "{line}");
-    assert_eq!(status(&node).await["node"]["mode"], "observe");
+    assert_eq!(status_json(&node).await["node"]["mode"], "observe");
 }
 
 const ONE_KILL: &str =
@@ -679,6 +664,14 @@ async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
     pod
 }
 
+/// Waits until the metrics have this count of kills that were not for limits of pods.
+async fn node_kills_are_counted(node: &Node, count: u32) {
+    let counted = format!("plimsoll_oom_kills_total{{by=\"node\"}} {count}");
+    while !node.metrics().await.contains(&counted) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn too_many_kills_by_the_guard_apply_the_brake() {
     let (node, mut daemon, runtime) = start(ONE_KILL).await;
@@ -687,7 +680,7 @@ async fn too_many_kills_by_the_guard_apply_the_brake() {
     kills_by_limit_of_all(&runtime, &pod, 3);
     let line = daemon.says("the brake is applied").await;
     assert!(line.contains("2 kills by limits that plimsoll has set within 10m"), "{line}");
-    assert_eq!(status(&node).await["node"]["mode"], "observe");
+    assert_eq!(status_json(&node).await["node"]["mode"], "observe");
 }
 
 #[tokio::test]
@@ -696,10 +689,8 @@ async fn kills_for_want_of_memory_on_the_whole_node_apply_no_brake() {
     runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
     let pod = run_with_a_kill(&mut daemon, &runtime).await;
     node_kills(&runtime, &pod, 5);
-    while !node.metrics().await.contains("plimsoll_oom_kills_total{by=\"node\"} 5") {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(status(&node).await["node"]["brake"], Value::Null);
+    node_kills_are_counted(&node, 5).await;
+    assert_eq!(status_json(&node).await["node"]["brake"], Value::Null);
 }
 
 #[tokio::test]
@@ -717,7 +708,7 @@ async fn kills_before_the_start_apply_no_brake() {
     let runtime = node.accept().await;
     runtime.synchronize(&[&pod]).await;
     daemon.says("killed processes").await;
-    assert_eq!(status(&node).await["node"]["brake"], Value::Null);
+    assert_eq!(status_json(&node).await["node"]["brake"], Value::Null);
     // Those that follow count.
     kills_by_limit_of_all(&runtime, &pod, 7);
     daemon.says("the brake is applied").await;
@@ -736,11 +727,9 @@ async fn kills_while_the_guard_waits_apply_no_brake() {
     daemon.says("pods use more than nodeGuard leaves them").await;
     let pod = run_with_a_kill(&mut daemon, &runtime).await;
     kills_by_limit_of_all(&runtime, &pod, 4);
-    while !node.metrics().await.contains("plimsoll_oom_kills_total{by=\"node\"} 4") {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    node_kills_are_counted(&node, 4).await;
     assert_eq!(runtime.file("kubepods", "memory.max"), "max");
-    assert_eq!(status(&node).await["node"]["brake"], Value::Null);
+    assert_eq!(status_json(&node).await["node"]["brake"], Value::Null);
 }
 
 #[tokio::test]

@@ -659,8 +659,7 @@ async fn restore_takes_back_what_a_plugin_changes_until_it_knows_of_it() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &pod).await;
-    let (status, _) = harness::status(&node, &["--json"]).await;
-    let mut status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let mut status = harness::status_json(&node).await;
     daemon.kill().await;
     drop(runtime);
 

@@ -6,16 +6,10 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 
-use crate::harness::{MIB, Node, Pod, Runtime, get, memory_limit, restore, start, status};
+use crate::harness::{MIB, Node, Pod, Runtime, get, memory_limit, restore, start, status, status_json};
 use serde_json::Value;
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
-
-async fn json(node: &Node) -> Value {
-    let (text, code) = status(node, &["--json"]).await;
-    assert_eq!(code, 0, "{text}");
-    serde_json::from_str(&text).unwrap()
-}
 
 /// The rows of the table, by their words.
 fn rows(text: &str) -> Vec<Vec<&str>> {
@@ -64,7 +58,7 @@ async fn status_shows_what_each_container_should_have_and_has_and_a_word_for_it(
     ] {
         assert_eq!(of(title), expected, "{title}\n{text}");
     }
-    let all = json(&node).await;
+    let all = status_json(&node).await;
     let container = &all["containers"][0];
     assert_eq!(container["desired"], container["observed"]);
     assert_eq!(container["desired"]["min"], 64 * MIB);
@@ -82,7 +76,7 @@ async fn status_shows_what_each_container_should_have_and_has_and_a_word_for_it(
     runtime.uses(&pod, 150 * MIB, 20 * MIB);
     let (text, _) = status(&node, &[]).await;
     assert_eq!(rows(&text)[1][0], "over-request", "{text}");
-    assert_eq!(json(&node).await["containers"][0]["overRequest"], 66 * MIB);
+    assert_eq!(status_json(&node).await["containers"][0]["overRequest"], 66 * MIB);
     let file = format!("{}/{}", pod.cgroup(), pod.container.id);
     fs::remove_file(runtime.cgroup(&pod).join("memory.max")).unwrap();
     let (text, _) = status(&node, &[]).await;
@@ -172,7 +166,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         .await
         .unwrap();
     runtime.set_file(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.max", &(200 * MIB).to_string());
-    assert_ne!(json(&node).await["containers"][0]["state"], "refused");
+    assert_ne!(status_json(&node).await["containers"][0]["state"], "refused");
 }
 
 #[tokio::test]
@@ -330,7 +324,7 @@ async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
     assert!(text.contains("all pods together may use 3Gi (nodeGuard); kubepods has max"), "{text}");
     let said = "kubepods: pods use 3.9Gi together, of which 0 can be reclaimed: that is more than the 3Gi that nodeGuard leaves";
     assert!(text.contains(said), "{text}");
-    let all = json(&node).await;
+    let all = status_json(&node).await;
     assert_eq!((&all["node"]["guard"], &all["node"]["podsMax"]), (&Value::from(3_u64 << 30), &Value::from("max")));
     runtime.uses(&pod, 10 * MIB, 0);
     runtime.holds("kubepods", "memory.max", 3072 * MIB).await;
@@ -344,7 +338,7 @@ async fn a_guard_that_is_not_in_force_is_not_shown() {
     let (text, _) = status(&node, &[]).await;
     assert!(text.contains("nodeGuard is not in force: there is no kubepods cgroup\n"), "{text}");
     assert!(!text.contains("all pods together may use"), "{text}");
-    let all = json(&node).await;
+    let all = status_json(&node).await;
     assert_eq!((&all["node"]["guard"], &all["node"]["podsMax"]), (&Value::Null, &Value::Null));
     let metrics = node.metrics().await;
     assert!(!metrics.contains("plimsoll_guard_bytes") && !metrics.contains("plimsoll_kubepods_max"), "{metrics}");
@@ -357,7 +351,7 @@ async fn a_guard_that_is_not_in_force_is_not_shown() {
     runtime.make_cgroup_at("system.slice");
     let (text, _) = status(&node, &[]).await;
     assert!(!text.contains("system.slice"), "{text}");
-    assert_eq!(json(&node).await["node"]["guardProblem"], Value::Null);
+    assert_eq!(status_json(&node).await["node"]["guardProblem"], Value::Null);
 }
 
 #[tokio::test]
@@ -371,7 +365,7 @@ async fn observe_mode_shows_why_a_guard_would_not_be_in_force() {
     let text = shown().await;
     assert!(text.contains("nodeGuard found no cgroup system.slice: nothing would protect the system\n"), "{text}");
     runtime.make_cgroup_at("system.slice");
-    assert_eq!(json(&node).await["node"]["guardProblem"], Value::Null);
+    assert_eq!(status_json(&node).await["node"]["guardProblem"], Value::Null);
 
     runtime.set_file("kubepods", "memory.current", &(4 * 1024 * MIB).to_string());
     let text = shown().await;
@@ -384,7 +378,7 @@ async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stan
     let (node, mut daemon, runtime) = start(CONFIG).await;
     let is_ready = async || {
         let (text, code) = status(&node, &["--ready"]).await;
-        let synchronized = json(&node).await["node"]["synchronized"].as_bool().unwrap();
+        let synchronized = status_json(&node).await["node"]["synchronized"].as_bool().unwrap();
         let metric = format!("\nplimsoll_synchronized {}\n", i32::from(synchronized));
         let metrics = node.metrics().await;
         assert!(metrics.contains(&metric), "{metrics}");
