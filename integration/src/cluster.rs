@@ -74,7 +74,7 @@ const CONTROLLERS: &[&str] = &[
 const SWITCH_NRI_OFF: &str = "
     printf '\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n' >>/etc/containerd/config.toml
     systemctl restart containerd
-    crictl version >/dev/null
+    cri version
     ! grep nri.sock /proc/net/unix";
 
 /// What a test finds in its cluster.

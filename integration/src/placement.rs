@@ -114,15 +114,19 @@ pub fn remove(node: &Node) -> Result<()> {
              systemctl stop plimsoll; rm -f {UNIT} {EXTERNAL_BINARY} {CONFIG}; systemctl daemon-reload
          fi
          if [ -e {LAUNCHED_BINARY} ]; then
-             rm -f {LAUNCHED_BINARY} {CONFIG}; systemctl restart {}
-             cri version
+             rm -f {LAUNCHED_BINARY} {CONFIG}; {}
          fi
          rm -rf /run/plimsoll
          rmdir /etc/nri/conf.d /etc/nri 2>/dev/null || true",
-        node.runtime().unit()
+        bare_restart(node)
     ))
     .context("removing the plugin")?;
     Ok(())
+}
+
+/// The script that restarts the runtime, without a plugin to wait for, and waits until it answers.
+pub fn bare_restart(node: &Node) -> String {
+    format!("systemctl restart {}; cri version", node.runtime().unit())
 }
 
 /// Restarts the runtime below running containers, and waits for the plugin to be back.
@@ -134,8 +138,7 @@ pub fn restart_runtime(node: &Node) -> Result<()> {
 pub fn switch_driver(node: &Node, driver: Driver) -> Result<()> {
     let (file, content) = node.runtime().driver_configuration(driver);
     node.write_file(file, content, 0o644)?;
-    node.run(&format!("systemctl restart {}; cri version", node.runtime().unit()))
-        .with_context(|| format!("switching to the driver {driver}"))?;
+    node.run(&bare_restart(node)).with_context(|| format!("switching to the driver {driver}"))?;
     Ok(())
 }
 

@@ -155,7 +155,10 @@ END
 /// A node as its operator has it, with the program downloaded and a pod that runs already.
 fn prepare(node: &Node, driver: Driver) -> Result<(Kubelet<'_>, Pod)> {
     if let Some((file, off, _)) = switched_off(node.runtime()) {
-        node.run(&format!("cp {file} /root/config; {off} {file}; {}; rm /run/nri/nri.sock", restart(node)))?;
+        node.run(&format!(
+            "cp {file} /root/config; {off} {file}; {}; rm /run/nri/nri.sock",
+            placement::bare_restart(node)
+        ))?;
     }
     node.write_file(DOWNLOAD, fs::read(placement::build()?)?, 0o755)?;
     let mut kubelet = Kubelet::start(node, driver)?;
@@ -163,15 +166,20 @@ fn prepare(node: &Node, driver: Driver) -> Result<(Kubelet<'_>, Pod)> {
     Ok((kubelet, pod))
 }
 
-fn restart(node: &Node) -> String {
-    format!("systemctl restart {}; cri version", node.runtime().unit())
+/// Uninstalls, after which there is nothing to do.
+fn uninstall(node: &Node) -> Result<()> {
+    let removed = node.run(&format!("{INSTALLED} uninstall --yes"))?.stdout;
+    println!("{removed}");
+    let nothing = node.run(&format!("{DOWNLOAD} uninstall --yes"))?.stdout;
+    assert_eq!(nothing, "nothing to do: the plugin is not installed\n");
+    Ok(())
 }
 
 /// Takes back what [`prepare`] did.
 fn clean_up(node: &Node, kubelet: &mut Kubelet, pod: &Pod) -> Result<()> {
     kubelet.remove_pod(pod)?;
     if let Some((file, ..)) = switched_off(node.runtime()) {
-        node.run(&format!("mv /root/config {file}; {}", restart(node)))?;
+        node.run(&format!("mv /root/config {file}; {}", placement::bare_restart(node)))?;
     }
     node.run("rm -rf /root/plimsoll /root/watch* /root/done /root/install*").map(|_| ())
 }
@@ -213,17 +221,15 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     let again = install(node, "")?.stdout;
     assert!(again.starts_with("nothing to do"), "{again}");
 
-    let removed = node.run(&format!("{INSTALLED} uninstall --yes"))?.stdout;
-    println!("{removed}");
+    uninstall(node)?;
     assert_eq!(traces(node)?, before);
     assert_eq!(values(node, &pod)?, values_before);
-    let nothing = node.run(&format!("{DOWNLOAD} uninstall --yes"))?.stdout;
-    assert_eq!(nothing, "nothing to do: the plugin is not installed\n");
     clean_up(node, &mut kubelet, &pod)
 }
 
 fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result<()> {
     let (mut kubelet, pod) = prepare(node, driver)?;
+    let (before, values_before) = (traces(node)?, values(node, &pod)?);
     install(node, "")?;
     protected(node, &pod)?;
 
@@ -278,6 +284,8 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
     let programs = node.run("readlink /proc/[0-9]*/exe | grep plimsoll || true")?.stdout;
     assert_eq!(programs, format!("{INSTALLED}\n"));
 
-    node.run(&format!("{INSTALLED} uninstall --yes"))?;
+    uninstall(node)?;
+    assert_eq!(traces(node)?, before);
+    assert_eq!(values(node, &pod)?, values_before);
     clean_up(node, &mut kubelet, &pod)
 }
