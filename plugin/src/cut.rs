@@ -12,11 +12,11 @@ use tokio::sync::oneshot;
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::containers::{Container, Containers, Update};
-use crate::lock;
 use crate::originals::Values;
 use crate::report::LowerLimit;
 use crate::resize::{self, Cut, Usage};
 use crate::units::{Bytes, Limit};
+use crate::{in_own_thread, lock};
 
 /// How much is reclaimed at a time: what is written back is waited for.
 const STEP: Bytes = Bytes::new(16 << 20);
@@ -179,7 +179,7 @@ impl Cuts {
         };
         let (tell, told) = oneshot::channel();
         // Of its own, as below.
-        std::thread::spawn(move || {
+        in_own_thread("room in a pod", move || {
             // Nobody may wait any longer. The attempt goes with the answer, so that it is over when the next one may come.
             let _ = tell.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
         });
@@ -227,7 +227,7 @@ async fn make_room(
     let (tell, mut told) = oneshot::channel();
     let working = cgroup.clone();
     // Of its own: there are few threads for what blocks, and the kernel may take its time.
-    std::thread::spawn(move || {
+    in_own_thread("room", move || {
         let room = try_to(&working, limit, high, deadline);
         if !matches!(room, Ok(Room::Made)) {
             put_back(&working, high);

@@ -44,8 +44,17 @@ pub mod stalls;
 pub mod units;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 /// Nothing in this crate that can panic runs while a lock is held, so a poisoned one holds good data.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does something in a thread of its own, apart from the few that there are for what blocks. Where there can be no more threads, it is
+/// not done: whoever waits for its answer finds its sender gone.
+pub(crate) fn in_own_thread(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
+        tracing::warn!(%error, "cannot start the thread {name:?}: allow the plugin's service or pod more of them (TasksMax, pids.max)");
+    }
 }

@@ -26,12 +26,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::lock;
 use crate::originals;
 use crate::report::metrics;
 use crate::report::status::{Status, VERSION};
 use crate::service::Parts;
 use crate::units::excerpt;
+use crate::{in_own_thread, lock};
 
 /// The socket's name in the plugin's directory.
 const SOCKET: &str = "plimsoll.sock";
@@ -276,7 +276,7 @@ impl Server {
         let server = self.clone();
         let (tell, told) = oneshot::channel();
         // Of its own: events may want the few that there are for what blocks.
-        std::thread::spawn(move || {
+        in_own_thread("status", move || {
             let parts = &server.parts;
             let status = Status::read(parts);
             let text = if is_status {
