@@ -735,6 +735,8 @@ impl Reconciler {
                 if decided.is_let_go() {
                     // All of it, for what the runtime has stored.
                     self.progress(&container.id).is_released = true;
+                    // The runtime may have to be waited for, and a container is not to stand at its memory.high meanwhile.
+                    self.write_files(container, writes, false);
                     writes = all_writes(&decided).collect();
                 }
                 self.containers.remember(container, held);

@@ -413,6 +413,9 @@ async fn switching_to_observe_restores_first() {
 
     node.replace("plimsoll.yaml", OBSERVE);
     daemon.says("mode is observe").await;
+    // At once, whatever else the runtime has to do.
+    runtime.holds(&container, "memory.high", "max").await;
+    runtime.holds(&container, "memory.min", 0).await;
     // The runtime, too, forgets what it has stored.
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked[&pod.container.id]["memory.min"], "0");
