@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use crate::report::{Reports, What, status};
 use crate::requests;
 use crate::requests::annotation::Overrides;
 use crate::resize::Raise;
-use crate::units::{Bytes, Limit, PageSize};
+use crate::units::{Bytes, CpuMax, Limit, PageSize};
 
 /// How many calls to systemd are under way at a time.
 const CALLS: usize = 8;
@@ -96,8 +97,12 @@ struct State {
     /// they should hold something else.
     left: HashMap<(CgroupPath, Knob), (u64, Limit)>,
     raising: Raising,
+    /// The same of limits of pods, by file: what they should be is a number of bytes, or microseconds of each second.
+    left_limits: HashMap<(CgroupPath, &'static str), (u64, u64)>,
     /// By file, whatever it should hold: that changes with every pod.
     contention: Contention<(CgroupPath, Knob), ()>,
+    /// The same of limits of pods, by what they should be: another one is another request of a user's.
+    limits: Contention<(CgroupPath, &'static str), u64>,
     /// How often the runtime has told of everything.
     synchronized: u64,
     /// What systemd was told last, and what it is being told. It writes that to the files in its own time, when there may be
@@ -287,6 +292,7 @@ impl Ancestors {
         state.leaves_changes = !settings.config.repair;
         if !state.leaves_changes {
             state.left.clear();
+            state.left_limits.clear();
         }
         state.raising = Raising::of(settings);
         let former = std::mem::replace(&mut state.reserved, settings.reserved());
@@ -435,14 +441,31 @@ impl Ancestors {
         let to = |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
         let mut raise = Raise { memory: to(&memory, origins.memory).map(Bytes::new), cpu: to(&cpu, origins.cpu) };
         let mut again = None;
-        if let (Some(observed), Some(desired)) = (memory_in_force, raise.memory.map(|to| to.floor_to(self.page_size)))
-            && observed < desired
-            && state.raising == Raising::Done
-        {
-            match self.may_raise(state, place.cgroup(), is_touched, observed, desired) {
-                Ok(()) => {}
-                // Processor time has nothing to do with it.
-                Err(wait) => (raise.memory, again) = (None, wait),
+        // Memory and processor time have nothing to do with each other.
+        if state.raising == Raising::Done {
+            let memory = raise.memory.map(|to| to.floor_to(self.page_size));
+            if let (Some(observed), Some(desired)) = (memory_in_force, memory)
+                && observed < desired
+            {
+                let file = (place.cgroup().clone(), Knob::Max.file_name());
+                let [now, to] = [observed, desired].map(Limit::Bytes);
+                let is_lowered = is_touched || self.was_raised(&file, |raised: Limit| raised >= to);
+                let contended = |repairs| What::Contended { knob: Knob::Max, desired: to, observed: now, repairs };
+                if let Err(wait) = self.may_raise(state, file, is_lowered, desired.get(), contended) {
+                    (raise.memory, again) = (None, wait);
+                }
+            }
+            if let (Some(observed), Some(desired)) = (cpu_in_force, raise.cpu)
+                && observed < desired
+            {
+                let file = (place.cgroup().clone(), CPU_MAX);
+                let [now, to] = [observed, desired].map(|rate| CpuMax::NONE.with_rate(rate));
+                let is_lowered =
+                    self.was_raised(&file, |raised: CpuMax| raised.rate().is_none_or(|rate| rate >= desired));
+                let contended = |repairs| What::CpuContended { desired: to, observed: now, repairs };
+                if self.may_raise(state, file, is_lowered, desired, contended).is_err() {
+                    raise.cpu = None;
+                }
             }
         }
         let (raised, result) = self.raise(state, place.cgroup(), raise);
@@ -462,42 +485,54 @@ impl Ancestors {
         again
     }
 
-    /// Whether a pod's limit may be raised, which another program may keep lowering. Otherwise the time to try again after,
-    /// if there is one.
+    /// Whether a pod's limit may be raised to what is `desired`. Where another program has lowered it, it is raised only so often.
+    /// Otherwise the time to try again after, if there is one.
     fn may_raise(
         &self,
         state: &mut State,
-        pod: &CgroupPath,
-        is_touched: bool,
-        observed: Bytes,
-        desired: Bytes,
+        file: (CgroupPath, &'static str),
+        is_lowered: bool,
+        desired: u64,
+        contended: impl FnOnce(u32) -> What,
     ) -> Result<(), Option<Duration>> {
-        let key = (pod.clone(), Knob::Max);
-        let [observed, desired] = [observed, desired].map(Limit::Bytes);
+        let pod = &file.0;
         if state.leaves_changes {
             let inode = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()).unwrap_or_default();
-            if is_touched {
-                debug!(cgroup = %pod, knob = Knob::Max.file_name(), %observed, "left as another program set it");
-                state.left.insert(key.clone(), (inode, desired));
+            if is_lowered {
+                debug!(cgroup = %pod, knob = file.1, desired, "left as another program set it");
+                state.left_limits.insert(file.clone(), (inode, desired));
             }
-            return if state.is_left(&key, inode, desired) { Err(None) } else { Ok(()) };
-        }
-        if !is_touched {
-            return Ok(());
+            let is_left = state.left_limits.get(&file) == Some(&(inode, desired));
+            return if is_left { Err(None) } else { Ok(()) };
         }
         let now = Instant::now().into_std();
-        match state.contention.judge(key.clone(), (), true, now) {
+        if !is_lowered && !state.limits.is_left(&file, &desired, now) {
+            return Ok(());
+        }
+        match state.limits.judge(file.clone(), desired, is_lowered, now) {
             Verdict::Repair => {
                 self.reports.brake.count(Cause::Repairs, now);
                 Ok(())
             }
             Verdict::Wait(wait) => Err(Some(wait)),
             Verdict::GiveUp => {
-                self.tell_contended(state, &key, desired, observed);
+                self.reports.tell(&pod.into(), &contended(state.limits.repairs(&file)));
                 Err(None)
             }
             Verdict::Leave => Err(None),
         }
+    }
+
+    /// Whether a file was raised to a value like this before. Where it is lower, somebody has lowered it.
+    fn was_raised<V: FromStr>(&self, file: &(CgroupPath, &'static str), is_it: impl Fn(V) -> bool) -> bool {
+        let (pod, file) = file;
+        let Ok(inode) = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()) else { return false };
+        let originals = lock(&self.originals);
+        let mut limits = originals.raised_limits().iter();
+        limits.any(|limit| {
+            (&limit.cgroup, limit.inode, limit.file.as_str()) == (pod, inode, *file)
+                && limit.to.parse().is_ok_and(&is_it)
+        })
     }
 
     /// Tells that a file is left to whoever keeps changing it.
@@ -664,12 +699,15 @@ impl Ancestors {
         if state.synchronized == 0 {
             return;
         }
-        state.contention.forget_quiet(Instant::now().into_std());
-        let State { tree, in_force, failing, reserved, told, left, .. } = state;
+        let now = Instant::now().into_std();
+        state.contention.forget_quiet(now);
+        state.limits.forget_quiet(now);
+        let State { tree, in_force, failing, reserved, told, left, left_limits, .. } = state;
         let is_ours = |cgroup: &CgroupPath| is_ours(tree, reserved, cgroup);
         in_force.retain(|cgroup, _| is_ours(cgroup));
         told.retain(|cgroup, _| is_ours(cgroup));
         left.retain(|(cgroup, _), _| is_ours(cgroup));
+        left_limits.retain(|(cgroup, _), _| is_ours(cgroup));
         failing.retain(|(cgroup, _), _| is_ours(cgroup));
         let root = &self.root;
         let kept = lock(&self.originals).retain(|target| match target {

@@ -109,6 +109,14 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         Verdict::Repair
     }
 
+    /// Whether a value is left to whoever else sets it.
+    pub fn is_left(&self, key: &K, desired: &V, now: Instant) -> bool {
+        let is_so = |history: &History<V>| {
+            history.given_up && history.desired == *desired && now.duration_since(history.last) < QUIET
+        };
+        self.histories.get(key).is_some_and(is_so)
+    }
+
     /// How often a value was repaired lately.
     pub fn repairs(&self, key: &K) -> u32 {
         self.histories.get(key).map_or(0, |history| history.repairs)

@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::cgroup::Knob;
+use crate::cgroup::{CPU_MAX, Knob};
 use crate::config::Mode;
 use crate::hierarchy::Standing;
 use crate::outcome::Outcome;
@@ -125,17 +125,22 @@ impl EncodeLabelValue for Level {
 
 /// A file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct File(Knob);
+pub struct File(&'static str);
 
 impl From<Knob> for File {
     fn from(knob: Knob) -> Self {
-        Self(knob)
+        Self(knob.file_name())
     }
+}
+
+impl File {
+    /// `cpu.max`, of pods.
+    pub const CPU_MAX: Self = Self(CPU_MAX);
 }
 
 impl EncodeLabelValue for File {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(self.0.file_name())
+        encoder.write_str(self.0)
     }
 }
 
@@ -201,11 +206,12 @@ impl Metrics {
         ];
         for (level, knobs) in levels {
             for knob in knobs {
-                let labels = OfLevel { level, knob: File(*knob) };
+                let labels = OfLevel { level, knob: (*knob).into() };
                 let _ = self.repairs.get_or_create(&labels);
                 let _ = self.contended.get_or_create(&labels);
             }
         }
+        let _ = self.contended.get_or_create(&OfLevel { level: Level::Ancestor, knob: File::CPU_MAX });
         registry.register("resizes", "Resizes of containers, by what became of them", self.resizes.clone());
         registry.register_with_unit(
             "resize_rejected",
@@ -510,7 +516,7 @@ fn register_levels(status: &Status, registry: &mut Registry) {
     }
     let protection = Bytewise::<OfProtection>::default();
     for ((level, knob, value), sum) in sums {
-        protection.get_or_create(&OfProtection { level, knob: File(knob), value }).set(number(sum));
+        protection.get_or_create(&OfProtection { level, knob: knob.into(), value }).set(number(sum));
     }
     registry.register_with_unit(
         "protection",

@@ -17,16 +17,16 @@ use tracing::{info, warn};
 
 use crate::brake::{Cause, Tally};
 use crate::cgroup::kubepods;
-use crate::cgroup::{CgroupPath, Knob};
+use crate::cgroup::{CPU_MAX, CgroupPath, Knob};
 use crate::config::Config;
 use crate::containers::Container;
 use crate::lock;
 use crate::outcome::Outcome;
 use crate::pod::PodUid;
 use crate::report::events::Events;
-use crate::report::metrics::{Level, Metrics, OfLevel};
+use crate::report::metrics::{File, Level, Metrics, OfLevel};
 use crate::resize::Usage;
-use crate::units::{Bytes, Limit};
+use crate::units::{Bytes, CpuMax, Limit};
 
 /// How many different things are remembered of one container or cgroup.
 const REMEMBERED: usize = 16;
@@ -130,6 +130,15 @@ pub enum What {
         /// What it holds.
         observed: Limit,
         /// How often it was repaired.
+        repairs: u32,
+    },
+    /// Somebody else keeps lowering the `cpu.max` of a pod.
+    CpuContended {
+        /// What it should hold.
+        desired: CpuMax,
+        /// What it holds.
+        observed: CpuMax,
+        /// How often it was raised again.
         repairs: u32,
     },
     /// The same of a file above pods that the kubelet may set, too. [`Reports::tell`] makes it of `Contended`.
@@ -332,7 +341,7 @@ impl What {
             Self::NotResized { .. } => Kind::NotResized,
             Self::PodRaised { .. } => Kind::PodRaised,
             Self::Repaired { .. } => Kind::Repaired,
-            Self::Contended { .. } | Self::ContendedWithKubelet { .. } => Kind::Contended,
+            Self::Contended { .. } | Self::CpuContended { .. } | Self::ContendedWithKubelet { .. } => Kind::Contended,
             Self::Killed { .. } => Kind::Killed,
             Self::Rescued { .. } => Kind::Rescued,
             Self::AtCeiling { .. } => Kind::AtCeiling,
@@ -354,6 +363,7 @@ impl What {
             Self::Repaired { knob, .. } | Self::Contended { knob, .. } | Self::ContendedWithKubelet { knob, .. } => {
                 (None, Some(knob.file_name()))
             }
+            Self::CpuContended { .. } => (None, Some(CPU_MAX)),
             _ => (None, None),
         };
         Identity(self.kind(), limit, knob)
@@ -391,7 +401,7 @@ impl What {
             }
             Self::PodRaised { .. } => "raised the pod's limit to what its containers may use",
             Self::Repaired { .. } => "repaired what somebody else changed",
-            Self::Contended { .. } => {
+            Self::Contended { .. } | Self::CpuContended { .. } => {
                 "the value does not stay what it was set to, and is left to whoever else sets it; see above what the runtime said, or find out \
                  who it is, and let one of both set it"
             }
@@ -471,6 +481,9 @@ impl What {
             Self::Contended { knob, desired, observed, repairs }
             | Self::ContendedWithKubelet { knob, desired, observed, repairs } => {
                 Fields { repairs: Some(*repairs), ..pair(knob.file_name(), desired, observed, Outcome::Contended) }
+            }
+            Self::CpuContended { desired, observed, repairs } => {
+                Fields { repairs: Some(*repairs), ..pair(CPU_MAX, desired, observed, Outcome::Contended) }
             }
             Self::Killed { limit, by_own_limit, kills, window } => Fields {
                 limit: limit.map(|limit| limit.to_string()),
@@ -567,6 +580,10 @@ impl fmt::Display for What {
                 let ([desired, observed], knob) = ([desired, observed].map(quantity), knob.file_name());
                 write!(f, "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs")
             }
+            Self::CpuContended { desired, observed, repairs } => write!(
+                f,
+                "the pod's {CPU_MAX} is {observed} again and again instead of {desired}; left so after {repairs} repairs"
+            ),
             Self::ContendedWithKubelet { knob, desired, observed, repairs } => {
                 let ([desired, observed], knob) = ([desired, observed].map(quantity), knob.file_name());
                 write!(
@@ -738,6 +755,10 @@ impl Reports {
             What::Contended { knob, .. } | What::ContendedWithKubelet { knob, .. } => {
                 self.brake.count(Cause::Conflicts, Instant::now());
                 _ = metrics.contended.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc();
+            }
+            What::CpuContended { .. } => {
+                self.brake.count(Cause::Conflicts, Instant::now());
+                _ = metrics.contended.get_or_create(&OfLevel { level, knob: File::CPU_MAX }).inc();
             }
             What::Rescued { .. } => metrics.rescued(Outcome::Applied),
             What::AtCeiling { .. } => metrics.rescued(Outcome::Rejected),

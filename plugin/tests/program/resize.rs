@@ -9,6 +9,7 @@ use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit};
 use nri::NriVersion;
 use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;
+use plimsoll::contention::REPAIRS;
 
 /// A node, the plugin on it, and a runtime that has told of everything.
 async fn start() -> (Node, Daemon, Runtime) {
@@ -148,8 +149,11 @@ async fn who_keeps_lowering_a_pods_limit_is_left_alone_in_the_end() {
     runtime.set_file(&pod.cgroup(), "memory.max", &last);
     let line = daemon.says("outcome=contended").await;
     assert!(line.contains("memory.max") && line.contains(&last), "{line}");
-    // A resize of the kubelet's is none of that.
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), last);
+    // Also with an event that has nothing to do with it.
+    runtime.update(&pod, cpu(LinuxResources::default(), 20_000)).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), last);
+    // A resize of the kubelet's is none of that.
     runtime.update(&pod, memory_limit(250 * MIB)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (250 * MIB).to_string());
 }
@@ -196,6 +200,72 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
+}
+
+/// A pod whose `cpu.max` was raised with its container's.
+async fn with_more_processor_time(node: &Node, runtime: &Runtime) -> (Pod, LinuxResources) {
+    let mut pod = Pod::new("burstable", "b", 200 * MIB);
+    *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(200 * MIB), 10_000);
+    // Limits of the container alone, as the kubelet records them.
+    let recorded = |cpu: &str| {
+        let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
+        node.checkpoint_of_pod("b", &app, &serde_json::json!({ "limits": {} }));
+    };
+    recorded("100m");
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(200 * MIB).to_string());
+    runtime.set_file(&pod.cgroup(), "cpu.max", "10000 100000");
+    runtime.run(&pod).await;
+    recorded("200m");
+    let more = cpu(memory_limit(200 * MIB), 20_000);
+    runtime.update(&pod, more.clone()).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "20000 100000");
+    (pod, more)
+}
+
+#[tokio::test]
+async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
+    let (node, mut daemon, runtime) = start().await;
+    let (pod, same) = with_more_processor_time(&node, &runtime).await;
+    let lower = "15000 100000";
+    let raises = async {
+        for _ in 0..REPAIRS {
+            runtime.set_file(&pod.cgroup(), "cpu.max", lower);
+            // It is looked at with each event of the pod, and raised ever more slowly.
+            while runtime.file(&pod.cgroup(), "cpu.max") == lower {
+                runtime.update(&pod, same.clone()).await;
+            }
+        }
+        runtime.set_file(&pod.cgroup(), "cpu.max", lower);
+        loop {
+            runtime.update(&pod, same.clone()).await;
+            assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), lower, "raised once more");
+            if let Ok(line) = tokio::time::timeout(Duration::from_millis(50), daemon.says("outcome=contended")).await {
+                return line;
+            }
+        }
+    };
+    let line = tokio::time::timeout(Duration::from_secs(60), raises).await.unwrap();
+    assert!(line.contains("knob=\"cpu.max\"") && line.contains(&format!("observed=\"{lower}\"")), "{line}");
+    // Another limit is a request of its own.
+    runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
+    assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");
+}
+
+#[tokio::test]
+async fn without_repair_a_pods_lower_processor_time_stays() {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", "repair: false\n");
+    let _daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let (pod, same) = with_more_processor_time(&node, &runtime).await;
+    let lower = "15000 100000";
+    runtime.set_file(&pod.cgroup(), "cpu.max", lower);
+    for _ in 0..2 {
+        runtime.update(&pod, same.clone()).await;
+        assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), lower);
+    }
 }
 
 #[tokio::test]
