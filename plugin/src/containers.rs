@@ -589,6 +589,11 @@ impl Containers {
         lookup.found
     }
 
+    /// What could not be read of the kubelet's records when they were looked at last.
+    pub fn record_problems(&self) -> Vec<String> {
+        lock(&self.checkpoints).problems()
+    }
+
     /// The kubelet's records of a container and its pod, if no file need be read for them: quick enough for an event.
     pub fn fresh_record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Recorded> {
         // Somebody else may be reading a large file meanwhile.

@@ -18,7 +18,7 @@ use plimsoll::policy::Protection;
 use plimsoll::report::Report;
 use plimsoll::report::serve;
 use plimsoll::report::status::{CgroupStatus, ContainerStatus, DownStatus, Level, NodeStatus, State, Status};
-use plimsoll::units::{Bytes, Limit, excerpt, printable};
+use plimsoll::units::{Bytes, Limit, excerpt, harmless, printable};
 
 use crate::{Failure, print};
 
@@ -404,6 +404,9 @@ fn overview(status: &Status, screen: &Screen) -> String {
     if let Some(problem) = &node.guard_problem {
         let _ = writeln!(text, "{}", screen.cut(&printable(problem)));
     }
+    for problem in &node.problems {
+        let _ = writeln!(text, "{}", sentence(problem));
+    }
     for hindrance in hindrances(node) {
         let _ = writeln!(text, "{}", screen.cut(hindrance));
     }
@@ -525,6 +528,9 @@ fn story(status: &Status, now: u64) -> String {
             excerpt(&row.id),
             load(row, status)
         );
+        if let Some(problem) = &row.problem {
+            let _ = writeln!(text, "  cannot be read: {}", sentence(problem));
+        }
         let working_set = row.working_set.map_or_else(unknown, Bytes::approx);
         let _ = writeln!(
             text,
@@ -583,6 +589,11 @@ fn story(status: &Status, now: u64) -> String {
     text
 }
 
+/// What may have foreign text in it, whole, since what to do is at its end.
+fn sentence(text: &str) -> String {
+    harmless(text, 2000, &['\'', '"'])
+}
+
 fn protection(of: Protection) -> String {
     match (of.min, of.low) {
         (min, Bytes::ZERO) => min.approx(),
@@ -603,6 +614,9 @@ fn tell_cgroup(text: &mut String, cgroup: &CgroupStatus, now: u64) {
         or_unknown(cgroup.effective),
         cgroup.standing.map(|standing| format!(": {standing}")).unwrap_or_default()
     );
+    if let Some(problem) = &cgroup.problem {
+        let _ = writeln!(text, "  cannot be read: {}", sentence(problem));
+    }
     tell(text, &cgroup.reports, now);
 }
 

@@ -527,7 +527,7 @@ pub fn excerpt(text: &str) -> String {
 }
 
 /// Foreign text of which `most` characters are shown, and nothing that a terminal would act on; `kept` are as they are.
-pub(crate) fn harmless(text: &str, most: usize, kept: &[char]) -> String {
+pub fn harmless(text: &str, most: usize, kept: &[char]) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
     for character in text.chars().take(most) {
         if kept.contains(&character) {

@@ -539,6 +539,13 @@ fn register_levels(status: &Status, registry: &mut Registry) {
         "Cgroups that could not be read, or are not there: what they hold is unknown, and they count in no sum and as no difference",
         unread,
     );
+    let problems = Gauge::<i64>::default();
+    problems.set(i64::try_from(status.node.problems.len()).unwrap_or(i64::MAX));
+    registry.register(
+        "unknown_facts",
+        "What of the node could not be read and decides about values, such as the kubelet's records; plimsoll status names it",
+        problems,
+    );
     let differences = Family::<OfDifference, Gauge>::default();
     for (level, count) in [Level::Container, Level::Ancestor].into_iter().zip(differing) {
         differences.get_or_create(&OfDifference { level }).set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -548,7 +555,8 @@ fn register_levels(status: &Status, registry: &mut Registry) {
 
 fn register_containers(status: &Status, registry: &mut Registry) {
     type Series = Bytewise<OfContainer>;
-    let [usage, working_set, limit, request, min, low, high, over] = std::array::from_fn(|_| Series::default());
+    let [usage, working_set, limit, request, min, low, high, over, desired_min, desired_low, desired_high] =
+        std::array::from_fn(|_| Series::default());
     let kills = Family::<OfContainer, Counter>::default();
     let stalled = Family::<OfContainer, Counter<f64, AtomicU64>>::default();
     let mut seen = HashSet::new();
@@ -573,6 +581,9 @@ fn register_containers(status: &Status, registry: &mut Registry) {
             (&low, observed.low.and_then(Limit::bytes)),
             (&high, observed.high.and_then(Limit::bytes)),
             (&over, Some(container.over_request)),
+            (&desired_min, container.desired.min.and_then(Limit::bytes)),
+            (&desired_low, container.desired.low.and_then(Limit::bytes)),
+            (&desired_high, container.desired.high.and_then(Limit::bytes)),
         ] {
             if let Some(value) = value {
                 series.get_or_create(&labels).set(number(value));
@@ -593,6 +604,9 @@ fn register_containers(status: &Status, registry: &mut Registry) {
         ("container_memory_min", "Its memory.min", min),
         ("container_memory_low", "Its memory.low", low),
         ("container_memory_high", "Its memory.high, if that is a number", high),
+        ("container_memory_min_desired", "What its memory.min should be", desired_min),
+        ("container_memory_low_desired", "What its memory.low should be", desired_low),
+        ("container_memory_high_desired", "What its memory.high should be, if that is a number", desired_high),
         ("container_over_request", "How much more than its request it uses", over),
     ] {
         registry.register_with_unit(name, help, Unit::Bytes, series);

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Mode;
-use crate::containers::{Container, Decided, Settings, Update};
+use crate::containers::{Container, Containers, Decided, Settings, Update};
 use crate::guard;
 use crate::hierarchy::{self, Observed, Standing};
 use crate::node::MemInfo;
@@ -81,6 +81,9 @@ pub struct NodeStatus {
     /// Why the node guard is not in force, or a part of it is not, or in observe mode would not be; `null` if all is, or none is wanted.
     #[serde(default)]
     pub guard_problem: Option<String>,
+    /// What of the node could not be read, why, and what to do about it.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// `memory.max` of kubepods; `null` if there is no such cgroup, or it cannot be read.
     pub pods_max: Option<Limit>,
     /// The container runtime is connected, and has told of its pods and containers.
@@ -124,6 +127,9 @@ pub struct CgroupStatus {
     pub desired: Protection,
     /// What they hold; `null` if there is no such cgroup, or it cannot be read.
     pub observed: Option<Protection>,
+    /// Why that is not known, and what to do about it.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// How much of what it uses is protected, by the kernel's rule.
     pub effective: Option<Protection>,
     /// Whether what is written helps.
@@ -201,8 +207,11 @@ pub struct ContainerStatus {
     pub desired: Values,
     /// Why.
     pub reasons: Reasons,
-    /// What they hold.
+    /// What they hold; `null` if they cannot be read.
     pub observed: Option<Values>,
+    /// Why that is not known, and what to do about it.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// How much of what it uses is protected, by the kernel's rule.
     pub effective: Option<Protection>,
     /// Whether what is written helps.
@@ -387,7 +396,11 @@ impl Status {
         let page = settings.node.page_size;
         let known = containers.all();
         let read = in_parallel(&known, |container| {
-            root.cgroup(container.cgroup.as_ref()?).and_then(|cgroup| Read::of(&cgroup)).ok()
+            let Some(path) = &container.cgroup else { return Err(NOT_STARTED.to_owned()) };
+            root.cgroup(path).and_then(|cgroup| Read::of(&cgroup)).map_err(|error| match error {
+                CgroupError::Gone(_) if !container.started => NOT_STARTED.to_owned(),
+                error => unread(&error),
+            })
         });
         let plans: Vec<_> = known
             .iter()
@@ -416,15 +429,22 @@ impl Status {
             }
         }
         let above: Vec<_> = above.into_iter().collect();
-        let limited = in_parallel(&above, |path| {
-            let cgroup = root.cgroup(path).ok()?;
-            Some((cgroup.observe().ok()?, cgroup.read(Knob::Max).ok()))
+        let limited_or_not = in_parallel(&above, |path| -> Result<_, CgroupError> {
+            let cgroup = root.cgroup(path)?;
+            Ok((cgroup.observe()?, cgroup.read(Knob::Max).ok()))
         });
-        let limited: HashMap<_, _> = above.iter().zip(limited).filter_map(|(path, read)| Some((path, read?))).collect();
+        let mut problems = HashMap::new();
+        let mut limited = HashMap::new();
+        for (path, read) in above.iter().zip(limited_or_not) {
+            match read {
+                Ok(read) => _ = limited.insert(path, read),
+                Err(error) => _ = problems.insert(path, unread(&error)),
+            }
+        }
         let of_containers = known
             .iter()
             .zip(&read)
-            .filter_map(|(container, read)| Some((container.cgroup.clone()?, read.as_ref()?.observed())));
+            .filter_map(|(container, read)| Some((container.cgroup.clone()?, read.as_ref().ok()?.observed())));
         let observed: BTreeMap<_, _> =
             limited.iter().map(|(path, (observed, _))| ((*path).clone(), *observed)).chain(of_containers).collect();
         let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
@@ -477,6 +497,7 @@ impl Status {
                     low: level.protection.low.floor_to(page),
                 },
                 observed: seen.map(|seen| seen.setting),
+                problem: problems.remove(&level.cgroup),
                 effective,
                 standing,
                 usage: seen.map(|seen| seen.usage),
@@ -494,6 +515,36 @@ impl Status {
             down: down.collect(),
         }
     }
+}
+
+/// Why nothing was read of a container.
+const NOT_STARTED: &str = "it has not started yet";
+
+/// Why something could not be read, and what to do about it.
+fn unread(error: &CgroupError) -> String {
+    match error {
+        CgroupError::Gone(_) => format!("{error}: it is just being made or removed, or there is none on this node"),
+        _ => format!("{error}; let the plugin read the node's cgroups as root, and see 'plimsoll doctor'"),
+    }
+}
+
+/// What of the node is not known.
+fn node_problems(containers: &Containers, settings: &Settings, meminfo: &Result<MemInfo, String>) -> Vec<String> {
+    let records = containers.record_problems().into_iter();
+    let mut problems: Vec<_> = records
+        .map(|problem| format!("{problem}. See the kubelet's log: it writes the file anew with each pod"))
+        .collect();
+    if settings.node.allocatable.is_none() {
+        problems.push(
+            "node allocatable is unknown, and with it memory.high of containers without a limit: set nodeAllocatable, or see \
+             'plimsoll doctor' for why it cannot be found"
+                .to_owned(),
+        );
+    }
+    if let Err(error) = meminfo {
+        problems.push(format!("/proc/meminfo: {error}; give --host where the node's file system is, with its /proc"));
+    }
+    problems
 }
 
 /// Says in observe mode that pods use more than the guard would leave them.
@@ -526,8 +577,9 @@ impl NodeStatus {
     fn read(parts: &Parts, rows: &[ContainerStatus]) -> Self {
         let Parts { containers, ancestors, root, reports, synchronized, .. } = parts;
         let settings = containers.settings();
-        let meminfo = fs::read_to_string(root.host().join("proc/meminfo")).unwrap_or_default();
-        let meminfo = MemInfo::parse(&meminfo).ok();
+        let meminfo = fs::read_to_string(root.host().join("proc/meminfo")).map_err(|error| error.to_string());
+        let meminfo = meminfo.and_then(|text| MemInfo::parse(&text).map_err(|error| error.to_string()));
+        let problems = node_problems(containers, &settings, &meminfo);
         let sum = |of: &dyn Fn(&ContainerStatus) -> Option<Bytes>| {
             rows.iter().filter_map(of).fold(Bytes::ZERO, Bytes::saturating_add)
         };
@@ -551,10 +603,11 @@ impl NodeStatus {
         };
         Self {
             memory: settings.mem_total,
-            available: meminfo.map(|meminfo| meminfo.available),
+            available: meminfo.ok().map(|meminfo| meminfo.available),
             allocatable: settings.node.allocatable,
             guard: line.filter(|_| pods_max.is_ok()),
             guard_problem,
+            problems,
             mode: settings.mode(),
             brake: settings.brake.clone(),
             planned_guard,
@@ -590,11 +643,13 @@ fn container_status(
     settings: &Settings,
     container: &Container,
     decided: Decided,
-    read: Option<&Read>,
+    read: Result<&Read, &String>,
     effective: Option<Protection>,
     reports: Vec<Report>,
     wait: Wait,
 ) -> ContainerStatus {
+    let problem = read.err().cloned();
+    let read = read.ok();
     let page = settings.node.page_size;
     let value = |knob| decided.value(knob).map(|value: Limit| value.floor_to(page));
     let desired = Values {
@@ -664,6 +719,7 @@ fn container_status(
             high: decided.desired.high.reason.to_string(),
         },
         observed,
+        problem,
         effective,
         standing,
         stalled_seconds: read.and_then(|read| read.stalled).map(|(_, seconds)| seconds),

@@ -192,7 +192,7 @@ impl<'a> Search<'a> {
 
     /// Takes what a file says, and tells whether no other file has to be asked.
     fn is_over(&mut self, file: CheckpointFile, cached: &Cached) -> bool {
-        if cached.is_unreadable {
+        if cached.is_unreadable() {
             // A kubelet that writes the newer files leaves the one of 1.32 as it was.
             self.is_inconclusive |= file != CheckpointFile::StatusManager || !self.is_read;
             return false;
@@ -226,10 +226,18 @@ struct Cached {
     /// The version that `records` came from; `None` where the file is missing or must be tried again.
     version: Option<Version>,
     records: Records,
-    /// The file is there, and its records are not to be known.
-    is_unreadable: bool,
+    /// Why the file's records, or some of them, are not known.
+    problem: Option<Problem>,
     /// The last input/output error, to report each kind once.
     failure: Option<io::ErrorKind>,
+}
+
+/// Why records are not known.
+#[derive(Debug)]
+struct Problem {
+    text: String,
+    /// None of the file's records are.
+    is_of_all: bool,
 }
 
 /// Tells one version of a file from another. The kubelet replaces its checkpoints by rename, so already the inode
@@ -292,6 +300,11 @@ impl Checkpoints {
         Some(search.found())
     }
 
+    /// What could not be read of the files when they were looked at last.
+    pub fn problems(&self) -> Vec<String> {
+        self.cached.iter().filter_map(|cached| Some(cached.problem.as_ref()?.text.clone())).collect()
+    }
+
     const fn slot(file: CheckpointFile) -> usize {
         match file {
             CheckpointFile::Actuated => 0,
@@ -313,14 +326,13 @@ impl Cached {
             Ok(opened) => opened,
             Err(error) => return self.failed(path, error, problems),
         };
-        *self =
-            Self { version: Some(version), records: Records::default(), is_unreadable: true, failure: self.failure };
+        *self = Self { version: Some(version), records: Records::default(), problem: None, failure: self.failure };
         let Some(file) = file else {
-            problems.push(CheckpointError::NotAFile { path: path.to_owned() });
+            problems.push(self.problem(CheckpointError::NotAFile { path: path.to_owned() }));
             return;
         };
         if version.size > LARGEST_FILE {
-            problems.push(CheckpointError::TooLarge { path: path.to_owned(), size: version.size });
+            problems.push(self.problem(CheckpointError::TooLarge { path: path.to_owned(), size: version.size }));
             return;
         }
         let mut bytes = Vec::with_capacity(version.size as usize);
@@ -331,27 +343,43 @@ impl Cached {
         match parse(bytes) {
             Ok(records) => {
                 if let Some(first) = &records.first_unreadable {
-                    problems.push(CheckpointError::Records {
+                    problems.push(self.problem(CheckpointError::Records {
                         path: path.to_owned(),
                         count: records.unreadable,
                         first: first.clone(),
-                    });
+                    }));
                 }
                 self.records = records;
-                self.is_unreadable = false;
                 self.failure = None;
             }
-            Err(error) => problems.push(CheckpointError::Form { path: path.to_owned(), error }),
+            Err(error) => problems.push(self.problem(CheckpointError::Form { path: path.to_owned(), error })),
         }
+    }
+
+    /// Remembers an error, and returns it.
+    fn problem(&mut self, error: CheckpointError) -> CheckpointError {
+        let is_of_all = !matches!(error, CheckpointError::Records { .. });
+        self.problem = Some(Problem { text: error.to_string(), is_of_all });
+        error
+    }
+
+    /// The file is there, and its records are not to be known.
+    fn is_unreadable(&self) -> bool {
+        self.problem.as_ref().is_some_and(|problem| problem.is_of_all)
     }
 
     fn failed(&mut self, path: &Path, error: io::Error, problems: &mut Vec<CheckpointError>) {
         let known = self.failure.replace(error.kind());
         self.version = None;
         self.records = Records::default();
-        self.is_unreadable = error.kind() != io::ErrorKind::NotFound;
-        if error.kind() != io::ErrorKind::NotFound && known != Some(error.kind()) {
-            problems.push(CheckpointError::Io { path: path.to_owned(), error });
+        self.problem = None;
+        if error.kind() == io::ErrorKind::NotFound {
+            return;
+        }
+        let kind = error.kind();
+        let problem = self.problem(CheckpointError::Io { path: path.to_owned(), error });
+        if known != Some(kind) {
+            problems.push(problem);
         }
     }
 }

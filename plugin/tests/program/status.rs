@@ -409,3 +409,25 @@ async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stan
     daemon.says("'plimsoll restore' was undone").await;
     assert_eq!(is_ready().await, ready);
 }
+
+#[tokio::test]
+async fn what_cannot_be_read_is_shown_with_the_reason_and_what_to_do() {
+    let (node, mut daemon, runtime) = start(CONFIG).await;
+    let pod = run(&node, &runtime, "b").await;
+    daemon.says("outcome=unchanged").await;
+    assert_eq!(status_json(&node).await["node"]["problems"], Value::Array(Vec::new()));
+    assert!(node.metrics().await.contains("plimsoll_unknown_facts 0\n"));
+
+    node.replace("host/var/lib/kubelet/actuated_pods_state", "{\"data\": 7}");
+    fs::write(runtime.cgroup(&pod).join("memory.min"), "much").unwrap();
+    let (text, _) = status(&node, &[]).await;
+    let line = text.lines().find(|line| line.contains("actuated_pods_state")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("expected JSON with a string 'data'") && line.contains("See the kubelet's log"), "{line}");
+    assert!(rows(&text)[1].starts_with(&["unread"]), "{text}");
+    node.replace("host/proc/meminfo", "nothing\n");
+    assert!(node.metrics().await.contains("plimsoll_unknown_facts 2\n"));
+    assert!(status(&node, &[]).await.0.contains("/proc/meminfo: "), "{text}");
+    let (text, _) = status(&node, &["b"]).await;
+    let line = text.lines().find(|line| line.contains("cannot be read:")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("memory.min") && line.contains("'plimsoll doctor'"), "{line}");
+}
