@@ -108,8 +108,9 @@ fn without_plugin() -> Result<String> {
     let node = Node::start(Runtime::Containerd21)?;
     let versions = Image::obtain(Runtime::Containerd21)?.versions()?;
     kubelet::clear(&node)?;
-    let (table, _) = run(&node, |_, _| None)?;
-    let (resizes, _) = resizes(&node, false)?;
+    let mut kubelet = Kubelet::start(&node, Driver::Systemd)?;
+    let (table, _) = run(&node, &mut kubelet, |_, _| None)?;
+    let (resizes, _) = resizes(&node, &mut kubelet, false)?;
     Ok(format!(
         "\nThe nodes, virtual machines:\n{}\n\nWithout the plugin:\n\n{table}\n\nResizes without the plugin:\n\n{resizes}",
         indent(&versions)
@@ -130,8 +131,10 @@ fn with_plugin(keep: bool) -> Result<(Node, String, usize)> {
     kubelet::clear(&node)?;
     progress("installing the plugin, to be launched by containerd");
     placement::install(&node, Mode::Launched, CONFIG)?;
-    let (table, wrong_values) = run(&node, |kubelet, case| Some(expected(kubelet, case)))?;
-    let (resizes, wrong_stories) = resizes(&node, true)?;
+    let mut kubelet = Kubelet::start(&node, Driver::Systemd)?;
+    let (table, wrong_values) = run(&node, &mut kubelet, |kubelet, case| Some(expected(kubelet, case)))?;
+    let (resizes, wrong_stories) = resizes(&node, &mut kubelet, true)?;
+    drop(kubelet);
     let shown = format!(
         "\nWith the plugin, launched by containerd and configured so:\n{}\n\n{table}\n\
          Values in bytes. = as the formula says; anything else is marked WRONG with the value expected.\n\
@@ -146,8 +149,11 @@ fn indent(text: &str) -> String {
 }
 
 /// Runs all pods, reads the kernel's values and compares them with what `expected` says, if it says anything.
-fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) -> Result<(Table, usize)> {
-    let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
+fn run(
+    node: &Node,
+    kubelet: &mut Kubelet<'_>,
+    expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>,
+) -> Result<(Table, usize)> {
     let (recorded, unrecorded): (Vec<Case>, Vec<Case>) =
         cases().into_iter().partition(|case| case.source == Source::Checkpoint);
     let mut pods: Vec<(Case, Pod)> = Vec::new();
@@ -156,9 +162,10 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
         let running = kubelet.run_pods(cases.iter().map(|case| case.pod.clone()).collect())?;
         pods.extend(cases.into_iter().zip(running));
     }
-    if pods.iter().any(|(case, _)| expected(&kubelet, case).is_some()) {
+    kubelet.checkpoints = true;
+    if pods.iter().any(|(case, _)| expected(kubelet, case).is_some()) {
         // The plugin writes the sums right after the containers. The table shows it if they never come.
-        let sums = sums(&kubelet, &pods).map(|(name, sum)| Expected::new(name, "memory.min", sum));
+        let sums = sums(kubelet, &pods).map(|(name, sum)| Expected::new(name, "memory.min", sum));
         let _ = cgroup::settle(node, "", &sums, Duration::ZERO, Duration::from_secs(10));
     }
     let paths: Vec<&str> = pods.iter().map(|(_, pod)| pod.containers[0].cgroup.as_str()).collect();
@@ -180,7 +187,7 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
     ]);
     let mut wrong = 0;
     for ((case, _), value) in pods.iter().zip(&values) {
-        let want = expected(&kubelet, case);
+        let want = expected(kubelet, case);
         let from = match (want, source_in_log(&log, &case.pod.name)) {
             (None, _) => "-".to_owned(),
             (Some(_), Some(label)) if label == case.source.label() => format!("{label} ="),
@@ -212,9 +219,9 @@ fn run(node: &Node, expected: impl Fn(&Kubelet<'_>, &Case) -> Option<Memory>) ->
         ]);
     }
     // Without the cgroups above nothing of it protects.
-    for (name, want) in sums(&kubelet, &pods) {
+    for (name, want) in sums(kubelet, &pods) {
         let value = cgroup::memory(node, &[&name])?[0];
-        let unchecked = pods.first().is_some_and(|(case, _)| expected(&kubelet, case).is_none());
+        let unchecked = pods.first().is_some_and(|(case, _)| expected(kubelet, case).is_none());
         let min = match value.min {
             min if unchecked => show(min),
             min if min == want => format!("{} =", show(min)),
@@ -245,9 +252,9 @@ fn sums(kubelet: &Kubelet<'_>, pods: &[(Case, Pod)]) -> [(String, u64); 2] {
 }
 
 /// What becomes of containers that are resized, a few lines each, and with the plugin how much of that is not as it promises.
-fn resizes(node: &Node, has_plugin: bool) -> Result<(String, usize)> {
-    kubelet::clear(node)?;
-    let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
+///
+/// Pods stay to the end: the node goes with them.
+fn resizes(node: &Node, kubelet: &mut Kubelet<'_>, has_plugin: bool) -> Result<(String, usize)> {
     let (mut told, mut wrong) = (String::new(), 0);
     let mut tell = |what: &str, became: &str, is_right: bool| {
         let mark = match has_plugin {
@@ -269,33 +276,30 @@ fn resizes(node: &Node, has_plugin: bool) -> Result<(String, usize)> {
         (_, killed) => format!("{killed} of its processes were killed"),
     };
 
-    let mut pod = stories::satisfied(&mut kubelet, node)?;
-    let cut = stories::cut(&mut kubelet, &mut pod);
-    let fate = stories::fate(node, &pod)?;
+    let mut satisfied = stories::satisfied(kubelet, node)?;
+    let cut = stories::cut(kubelet, &mut satisfied);
+    let fate = stories::fate(node, &satisfied)?;
     tell(
         "A container uses 128 of its 250 MiB, and its limit is cut to 100 MiB:",
         &format!("{}; {}", says(&cut), lives(fate)),
         cut.is_err() && fate == (true, 0),
     );
-    kubelet.remove_pod(&pod)?;
 
-    let (pod, cut) = stories::cached(&mut kubelet, node)?;
+    let (pod, cut) = stories::cached(kubelet, node)?;
     let fate = stories::fate(node, &pod)?;
     tell(
         "A container has 120 MiB of page cache, and its limit is cut from 150 to 60 MiB:",
         &format!("{}; {}", says(&cut), lives(fate)),
         cut.is_ok() && fate == (true, 0),
     );
-    kubelet.remove_pod(&pod)?;
 
-    let (pod, answer) = stories::hungry(&mut kubelet, node)?;
+    let (_, answer) = stories::hungry(kubelet, node)?;
     let fits = answer.starts_with("ok");
     tell(
         "A container needs 128 MiB and is killed at its limit of 100; while it is down that is raised to 200 MiB:",
         if fits { "it starts and has what it needs" } else { "it is killed again, by the limit of its pod" },
         fits,
     );
-    kubelet.remove_pod(&pod)?;
 
     let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
     let app = if has_plugin {
@@ -320,16 +324,14 @@ fn resizes(node: &Node, has_plugin: bool) -> Result<(String, usize)> {
         &became,
         is_released,
     );
-    kubelet.remove_pod(&pod)?;
     if !has_plugin {
         return Ok((told, wrong));
     }
 
     placement::configure(node, "shrink: defer\noomRescue: {kills: 1, minimum: 20Mi, ceiling: 1Gi}\n")?;
-    let pod = stories::satisfied(&mut kubelet, node)?;
-    let container = pod.container("app")?.clone();
+    let container = satisfied.container("app")?.clone();
     node.run(&format!("crictl update --memory {} {}", 100 * MIB, container.id))?;
-    let before = stories::memory(node, &pod)?[1].max;
+    let before = stories::memory(node, &satisfied)?[1].max;
     let free = format!("workload call {} free", container.control);
     let expected = [cgroup::Expected::new(&container.cgroup, "memory.max", 100 * MIB)];
     let took = cgroup::settle(node, &free, &expected, Duration::ZERO, Duration::from_secs(60))?;
@@ -342,7 +344,6 @@ fn resizes(node: &Node, has_plugin: bool) -> Result<(String, usize)> {
         ),
         before == 250 * MIB,
     );
-    kubelet.remove_pod(&pod)?;
 
     let app = ContainerSpec::new("app").request(32 * MIB).limit(60 * MIB);
     let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
@@ -360,7 +361,6 @@ fn resizes(node: &Node, has_plugin: bool) -> Result<(String, usize)> {
         ),
         first == "gone" && second.starts_with("ok"),
     );
-    kubelet.remove_pod(&pod)?;
     Ok((told, wrong))
 }
 
