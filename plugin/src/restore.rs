@@ -49,8 +49,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A cgroup that the plugin has changed.
 struct Changed {
     cgroup: CgroupPath,
-    /// Of a container; else above the containers or beside the pods.
-    is_container: bool,
+    /// The id of a container; else it is above the containers or beside the pods.
+    container: Option<String>,
     /// What it should get back.
     original: Values,
     /// What it has at first.
@@ -118,7 +118,7 @@ impl Restore {
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
-        runtime.block_on(self.wait_for_the_plugin());
+        let has_plugin = runtime.block_on(self.wait_for_the_plugin());
         // The plugin may have changed more until it knew of the mark.
         let originals =
             Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
@@ -126,46 +126,46 @@ impl Restore {
         looked.problems.extend(problem);
         looked.remember(before);
         let staying = raised::staying(&root, originals.raised_limits());
-        let left = runtime.block_on(self.wait(&root, &originals, &mut looked, kubepods.as_ref()))?;
+        let left = runtime.block_on(self.wait(&root, &originals, &mut looked, kubepods.as_ref(), has_plugin))?;
         if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
             && let Some(held) = max(cgroup).filter(|held| *held != before)
         {
             print(format_args!("{cgroup} {}: {before} -> {held}\n", Knob::Max))?;
         }
         print(format_args!("{}", looked.report(&root, kubepods.is_some(), &staying)))?;
-        if left == 0 {
-            return match looked.unsettled() {
-                None => Ok(ExitCode::SUCCESS),
-                Some(unsettled) => Err(Failure::Runtime(anyhow!(unsettled))),
-            };
-        }
-        Err(Failure::Runtime(anyhow!(
-            "{left} cgroups do not have back what they had within {} s: expected the container runtime, and the plugin where \
-             it runs, to answer; see their logs and call this again",
-            PATIENCE.as_secs()
-        )))
+        let left = (left > 0).then(|| {
+            format!(
+                "{left} cgroups do not have back what they had within {} s, or the container runtime was not told of it: expected \
+                 the container runtime, and the plugin where it runs, to answer; see their logs and call this again",
+                PATIENCE.as_secs()
+            )
+        });
+        let why: Vec<_> = left.into_iter().chain(looked.unsettled()).collect();
+        if why.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::Runtime(anyhow!(why.join("; ")))) }
     }
 
-    /// Waits until the plugin, where one runs and answers, knows of the mark.
-    async fn wait_for_the_plugin(&self) {
+    /// Waits until the plugin, where one runs and answers, knows of the mark. Whether one does.
+    async fn wait_for_the_plugin(&self) -> bool {
         let deadline = Instant::now() + WORD;
-        while let Ok(status) = serve::ask(&self.host).await
-            && !status.node.stands_aside
-            && Instant::now() < deadline
-        {
+        loop {
+            let Ok(status) = serve::ask(&self.host).await else { return false };
+            if status.node.stands_aside || Instant::now() >= deadline {
+                return true;
+            }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// Waits until all is as it was. Tells how many are not.
     ///
-    /// `kubepods`: the cgroup that memory was kept from.
+    /// `kubepods`: the cgroup that memory was kept from. `has_plugin`: a plugin runs, which tells the runtime.
     async fn wait(
         &self,
         root: &CgroupRoot,
         originals: &Originals,
         looked: &mut Looked,
         kubepods: Option<&CgroupPath>,
+        has_plugin: bool,
     ) -> Result<usize, Failure> {
         let node = Node::open(&self.host, Config::default())?;
         let containers = node.containers().clone();
@@ -190,10 +190,24 @@ impl Restore {
             let guarded = usize::from(Record::load(&self.host).is_some());
             guarded + changed.iter().filter(|changed| !changed.is_back(root)).count()
         };
+        // The files of a container have back what they had before the runtime has forgotten what it has stored.
+        let untold_of_all = |changed: &[Changed]| {
+            let known = Originals::load(&self.host).ok();
+            let is_told = |changed: &Changed| known.as_ref().is_some_and(|known| !changed.is_known_to(known, root));
+            changed.iter().filter(|changed| changed.is_back(root) && !is_told(changed)).count()
+        };
         // Where all places could be searched, only a container elsewhere or an ended one is missing.
         let word = Instant::now() + if looked.unsearched.is_empty() { WORD } else { PATIENCE };
-        let mut left = left_of_all(&looked.changed);
-        while (left > 0 && Instant::now() < deadline) || (!looked.missing.is_empty() && Instant::now() < word) {
+        let (mut left, mut untold) = (left_of_all(&looked.changed), untold_of_all(&looked.changed));
+        loop {
+            let is_answered = has_plugin || *synchronized.borrow();
+            let now = Instant::now();
+            if !((left > 0 && now < deadline)
+                || (untold > 0 && now < if is_answered { deadline } else { word })
+                || (!looked.missing.is_empty() && now < word))
+            {
+                break;
+            }
             // Whatever it is, or nothing, it is looked at again.
             let _ = timeout(LOOK, watch.next()).await;
             if !looked.missing.is_empty()
@@ -201,7 +215,7 @@ impl Restore {
             {
                 looked.take_word(root, originals, &told);
             }
-            left = left_of_all(&looked.changed);
+            (left, untold) = (left_of_all(&looked.changed), untold_of_all(&looked.changed));
         }
         // So that what systemd keeps does not come back, nor counts more than what an administrator has configured.
         let systemd = Systemd::new(&self.host);
@@ -211,7 +225,7 @@ impl Restore {
                 false
             })
         };
-        let changed = looked.changed.iter().filter(|changed| !changed.is_container);
+        let changed = looked.changed.iter().filter(|changed| changed.container.is_none());
         let changed: Vec<_> = changed.map(|changed| (&changed.cgroup, changed.original)).collect();
         // Each of them, whether the one before had any or not.
         let is_removed = changed.iter().filter(|(path, _)| remove(path)).count() > 0;
@@ -249,7 +263,7 @@ impl Restore {
         guard.abort();
         plugin.abort();
         reconciler.abort();
-        Ok(left)
+        Ok(left + untold)
     }
 }
 
@@ -326,11 +340,14 @@ impl Looked {
                 _ => Values::read(&open),
             }
         };
-        let is_container = matches!(target, Target::Container(_));
+        let container = match target {
+            Target::Container(id) => Some(id.clone()),
+            Target::Cgroup(..) => None,
+        };
         match read() {
             Ok(before) => {
                 let Some(original) = originals.get(target) else { return };
-                self.changed.push(Changed { cgroup: cgroup.clone(), is_container, original, before });
+                self.changed.push(Changed { cgroup: cgroup.clone(), container, original, before });
             }
             Err(CgroupError::Gone(_)) => self.ended.push(match target {
                 Target::Container(id) => format!("container {}", excerpt(id)),
@@ -371,6 +388,13 @@ impl Looked {
 }
 
 impl Changed {
+    /// A container whose runtime has not been told yet.
+    fn is_known_to(&self, originals: &Originals, root: &CgroupRoot) -> bool {
+        let Some(id) = &self.container else { return false };
+        originals.get(&Target::Container(id.clone())).is_some()
+            && !matches!(root.cgroup(&self.cgroup), Err(CgroupError::Gone(_)))
+    }
+
     fn is_back(&self, root: &CgroupRoot) -> bool {
         let held = match root.cgroup(&self.cgroup).and_then(|cgroup| Values::read(&cgroup)) {
             Ok(held) => held,
@@ -382,7 +406,7 @@ impl Changed {
         KNOBS.into_iter().all(|knob| {
             let default = Some(knob.default_value());
             // Above containers memory.high is nobody's here.
-            (!self.is_container && self.original.get(knob).is_none())
+            (self.container.is_none() && self.original.get(knob).is_none())
                 || match (held.get(knob), self.original.get(knob).or(default)) {
                     (Some(held), Some(original)) => held.is_same(original, page),
                     _ => false,
