@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use nri::NriVersion;
 use nri::api::{
     self, ContainerState, ContainerUpdate, Event, LinuxContainer, LinuxMemory, LinuxPodSandbox, LinuxResources,
     OptionalInt, OptionalInt64, PodSandbox,
@@ -611,4 +612,9 @@ impl Runtime {
         request.succeed(Vec::new());
         asked
     }
+}
+
+/// A runtime that tells plugins of resized pods, as from NRI 0.10 on.
+pub fn crio() -> Options {
+    Options { name: "cri-o".into(), version: "1.36.3".into(), nri_version: NriVersion(0, 11, 0), ..Options::default() }
 }

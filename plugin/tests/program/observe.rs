@@ -552,6 +552,52 @@ async fn a_decrease_is_not_judged_where_all_are_allowed() {
 }
 
 #[tokio::test]
+async fn a_pods_own_decrease_is_only_reported_while_observing() {
+    let node = Node::new();
+    checkpoint(&node);
+    node.replace("plimsoll.yaml", OBSERVE);
+    let mut daemon = node.start();
+    let runtime = node.serve(node.trunk().await, harness::crio()).await;
+    runtime.synchronize(&[]).await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(250 * MIB).to_string());
+    runtime.run(&pod).await;
+    let pods = runtime.path(&pod.cgroup());
+    fs::write(pods.join("memory.stat"), format!("inactive_anon {}\ninactive_file {}\n", 118 * MIB, 10 * MIB)).unwrap();
+    fs::write(pods.join("memory.current"), format!("{}\n", 128 * MIB)).unwrap();
+    let (overhead, limit) = (memory_limit(0), memory_limit(100 * MIB));
+    runtime.connection.update_pod_sandbox(pod.sandbox.clone(), overhead, limit).await.unwrap();
+    let line = daemon.says("observe mode, not done: refused to lower the limit").await;
+    assert!(line.contains("desired=104857600") && line.contains("observed=262144000"), "{line}");
+    assert_eq!(status_json(&node).await["node"]["wouldRefuse"], 1);
+    assert_eq!(runtime.file(&pod.cgroup(), "memory.current"), (128 * MIB).to_string(), "nothing was reclaimed");
+}
+
+#[tokio::test]
+async fn a_throttled_container_is_left_without_a_deadline() {
+    let config = |deadline: &str| format!("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nthrottleDeadline: {deadline}\n");
+    let node = Node::new();
+    checkpoint(&node);
+    node.replace("plimsoll.yaml", &config("null"));
+    node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    let pod = run_pod(&runtime).await;
+    runtime.uses(&pod, runtime.file(&cgroup(&pod), "memory.high").parse().unwrap(), 0);
+    let pressure = "some avg10=95.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=90.00 avg60=0.00 avg300=0.00 total=1\n";
+    fs::write(runtime.cgroup(&pod).join("memory.pressure"), pressure).unwrap();
+    for level in ["kubepods".to_owned(), pod.cgroup()] {
+        fs::write(runtime.path(&level).join("memory.events"), events(1, 0, 0, 0)).unwrap();
+    }
+    assert!(tokio::time::timeout(Duration::from_secs(4), runtime.updates.recv()).await.is_err());
+    // With a deadline of less than that it is released.
+    node.replace("plimsoll.yaml", &config("1s"));
+    daemon.says("released a container that stood at memory.high").await;
+}
+
+#[tokio::test]
 async fn a_pods_limit_stays_without_the_switch() {
     let (_node, _daemon, runtime) = start("nodeAllocatable: 4Gi\nraisePodLimits: false\n").await;
     let pod = Pod::new("burstable", "b", 100 * MIB);

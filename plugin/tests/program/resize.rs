@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit};
-use nri::NriVersion;
 use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;
 use plimsoll::contention::REPAIRS;
@@ -338,13 +337,7 @@ fn files(cgroup: &Path) -> Vec<String> {
 async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
     let node = Node::new();
     let mut daemon = node.start();
-    let crio = Options {
-        name: "cri-o".into(),
-        version: "1.36.3".into(),
-        nri_version: NriVersion(0, 11, 0),
-        ..Options::default()
-    };
-    let runtime = node.serve(node.trunk().await, crio).await;
+    let runtime = node.serve(node.trunk().await, harness::crio()).await;
     runtime.synchronize(&[]).await;
     // The kubelet has lowered its container's limit before.
     let pod = Pod::new("burstable", "b", 100 * MIB);
