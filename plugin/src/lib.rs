@@ -1,47 +1,24 @@
 //! The core of Plimsoll: from memory requests and limits to cgroup v2 values, with a reason for each.
 //!
-//! Everything here is values in, values out, except [`node`] and [`requests::checkpoint`], which read files and
-//! take the paths as parameters. Numbers are whole bytes unless a type says otherwise.
+//! [`core`] is values in, values out. Numbers are whole bytes unless a type says otherwise.
 //!
 //! The way of a container through this crate:
 //!
-//! 1. [`pod::PodCgroup::parse`] finds the kubelet's QoS class in the cgroup parent.
-//! 2. [`requests::checkpoint::Checkpoints::lookup`] finds what the kubelet recorded, and
-//!    [`requests::annotation::Overrides::read`] what the pod asks for by annotation.
-//! 3. [`requests::resolve`] chooses the best source for the request.
-//! 4. [`policy::desired`] turns that into values for `memory.min`, `memory.low` and `memory.high`.
-//! 5. [`service`] answers the runtime with them, and [`reconcile`] brings running containers to them and reads back.
+//! 1. [`core::pod::PodCgroup::parse`] finds the kubelet's QoS class in the cgroup parent.
+//! 2. [`kubelet::checkpoint::Checkpoints::lookup`] finds what the kubelet recorded, and
+//!    [`core::requests::annotation::Overrides::read`] what the pod asks for by annotation.
+//! 3. [`core::requests::resolve`] chooses the best source for the request.
+//! 4. [`core::policy::desired`] turns that into values for `memory.min`, `memory.low` and `memory.high`.
+//! 5. [`agent::service`] answers the runtime with them, and [`agent::reconcile`] brings running containers to them and reads back.
 
-pub mod ancestors;
-pub mod brake;
+pub mod agent;
 pub mod cgroup;
+pub mod commands;
 pub mod config;
-pub mod containers;
-pub mod contention;
-pub mod cut;
-pub mod defer;
-pub mod doctor;
-pub mod explain;
-pub mod guard;
-pub mod hierarchy;
-pub mod install;
-pub mod kills;
-pub mod lint;
-pub mod node;
-pub mod originals;
-pub mod outcome;
-pub mod pod;
-pub mod pod_limit;
-pub mod policy;
-pub mod raised;
-pub mod reconcile;
+pub mod core;
+pub mod kubelet;
 pub mod report;
-pub mod requests;
-pub mod rescue;
-pub mod resize;
-pub mod service;
-pub mod stalls;
-pub mod units;
+pub mod state;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;

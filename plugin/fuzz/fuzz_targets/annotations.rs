@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use libfuzzer_sys::fuzz_target;
-use plimsoll::pod::PodCgroup;
-use plimsoll::requests::annotation::{self, Overrides};
+use plimsoll::core::pod::PodCgroup;
+use plimsoll::core::requests::annotation::{self, Overrides};
 
 fuzz_target!(|text: &str| {
     let mut lines = text.lines();

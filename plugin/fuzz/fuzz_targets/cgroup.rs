@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use plimsoll::cgroup::CgroupPath;
-use plimsoll::pod::PodCgroup;
+use plimsoll::core::pod::PodCgroup;
 
 fuzz_target!(|text: &str| {
     let _ = PodCgroup::parse(text);

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plimsoll::requests::checkpoint;
+use plimsoll::kubelet::checkpoint;
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = checkpoint::parse(bytes.to_vec());

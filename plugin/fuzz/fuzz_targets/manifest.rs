@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plimsoll::explain::{Basis, explain};
-use plimsoll::policy::{Node, Policy};
-use plimsoll::units::{Bytes, PageSize};
+use plimsoll::commands::explain::{Basis, explain};
+use plimsoll::core::policy::{Node, Policy};
+use plimsoll::core::units::{Bytes, PageSize};
 
 fuzz_target!(|text: &str| {
     let basis = Basis {

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plimsoll::node::{KubeletReservations, MemInfo};
-use plimsoll::units::{Bytes, Limit};
+use plimsoll::core::units::{Bytes, Limit};
+use plimsoll::kubelet::node::{KubeletReservations, MemInfo};
 
 fuzz_target!(|text: &str| {
     let _ = MemInfo::parse(text);

@@ -6,7 +6,6 @@
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 
-pub mod kubepods;
 mod path;
 pub mod systemd;
 pub mod watch;
@@ -22,10 +21,10 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 pub use self::path::{CgroupPath, InvalidPath};
-use crate::hierarchy::Observed;
-use crate::policy::Protection;
-use crate::resize::Usage;
-use crate::units::{Bytes, CpuMax, CpuMaxError, Limit, LimitError};
+use crate::core::policy::Protection;
+use crate::core::policy::hierarchy::Observed;
+use crate::core::policy::resize::Usage;
+use crate::core::units::{Bytes, CpuMax, CpuMaxError, Limit, LimitError};
 
 /// A file of the memory controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -619,7 +618,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::units::Bytes;
+    use crate::core::units::Bytes;
 
     /// A temporary tree that looks like a hierarchy.
     struct Tree(tempfile::TempDir);

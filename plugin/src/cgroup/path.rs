@@ -36,7 +36,7 @@ impl CgroupPath {
     ///
     /// Source: runc `libcontainer/cgroups/systemd/common.go` (`ExpandSlice`, `getUnitName`).
     pub fn parse(cgroups_path: &str) -> Result<Self, InvalidPath> {
-        let invalid = || InvalidPath(crate::units::excerpt(cgroups_path));
+        let invalid = || InvalidPath(crate::core::units::excerpt(cgroups_path));
         let path = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
             [slice, prefix, name] if slice.ends_with(".slice") && !slice.contains('/') => {
                 let unit = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
@@ -72,7 +72,7 @@ impl CgroupPath {
         if cgroup_parent.contains('/') || !cgroup_parent.ends_with(".slice") {
             return Self::parse(cgroup_parent);
         }
-        let invalid = || InvalidPath(crate::units::excerpt(cgroup_parent));
+        let invalid = || InvalidPath(crate::core::units::excerpt(cgroup_parent));
         Self::parse(&expand_slice(cgroup_parent).ok_or_else(invalid)?)
     }
 

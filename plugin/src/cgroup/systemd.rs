@@ -32,8 +32,8 @@ use tokio::time::{Instant, timeout};
 use zbus::{Connection, Message, Variant, connection::Builder, fdo};
 
 use super::{Cgroup, CgroupError, CgroupPath, CgroupRoot, DIRECTORY, open_beneath};
-use crate::pod::PodCgroup;
-use crate::policy::Protection;
+use crate::core::pod::PodCgroup;
+use crate::core::policy::Protection;
 
 /// How long one call may take. systemd answers within a second even in an emulated machine; it may be busy reloading.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -574,7 +574,7 @@ mod tests {
 
     use super::fake::{Host, Mood, POD, UNIT};
     use super::*;
-    use crate::units::Bytes;
+    use crate::core::units::Bytes;
 
     fn protection(min: u64, low: u64) -> Protection {
         Protection { min: Bytes::new(min), low: Bytes::new(low) }

@@ -30,9 +30,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use crate::core::units::harmless;
 use crate::lock;
 use crate::report::{Deed, Identity, Kind, LATELY, Subject, What};
-use crate::units::harmless;
 
 /// Who reports. The API server wants a qualified name.
 const CONTROLLER: &str = "plimsoll";
@@ -664,10 +664,10 @@ mod tests {
 
     use super::*;
     use crate::cgroup::Knob;
-    use crate::pod::PodUid;
+    use crate::core::pod::PodUid;
+    use crate::core::policy::resize::Usage;
+    use crate::core::units::{Bytes, Limit};
     use crate::report::{Line, LowerLimit};
-    use crate::resize::Usage;
-    use crate::units::{Bytes, Limit};
 
     const MIB: u64 = 1 << 20;
 

@@ -17,12 +17,12 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::cgroup::{CPU_MAX, Knob};
 use crate::config::Mode;
-use crate::hierarchy::Standing;
-use crate::outcome::Outcome;
-use crate::policy::Protection;
+use crate::core::outcome::Outcome;
+use crate::core::policy::Protection;
+use crate::core::policy::hierarchy::Standing;
+use crate::core::units::{Bytes, Limit, printable};
 use crate::report::Kind;
 use crate::report::status::{self, ContainerStatus, State, Status, Values};
-use crate::units::{Bytes, Limit, printable};
 
 /// Up to what an event's answer takes, in seconds. The last but two is a tenth of the runtime's default timeout.
 const LATENCIES: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];

@@ -3,6 +3,7 @@
 //! Whoever finds something out calls [`Reports::tell`] with a [`What`], and knows nothing of where that goes.
 
 pub mod events;
+pub(crate) mod log;
 pub mod metrics;
 pub mod serve;
 pub mod status;
@@ -15,18 +16,18 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::brake::{Cause, Tally};
-use crate::cgroup::kubepods;
 use crate::cgroup::{CPU_MAX, CgroupPath, Knob};
 use crate::config::Config;
-use crate::containers::Container;
+use crate::core::outcome::Outcome;
+use crate::core::pod::PodUid;
+use crate::core::policy::resize::Usage;
+use crate::core::units::{Bytes, CpuMax, Limit};
+use crate::kubelet::kubepods;
 use crate::lock;
-use crate::outcome::Outcome;
-use crate::pod::PodUid;
 use crate::report::events::Events;
 use crate::report::metrics::{File, Level, Metrics, OfLevel};
-use crate::resize::Usage;
-use crate::units::{Bytes, CpuMax, Limit};
+use crate::state::brake::{Cause, Tally};
+use crate::state::containers::Container;
 
 /// How many different things are remembered of one container or cgroup.
 const REMEMBERED: usize = 16;

@@ -26,11 +26,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::originals;
+use crate::agent::service::Parts;
+use crate::core::units::excerpt;
 use crate::report::metrics;
 use crate::report::status::{Status, VERSION};
-use crate::service::Parts;
-use crate::units::excerpt;
+use crate::state::originals;
 use crate::{in_own_thread, lock};
 
 /// The socket's name in the plugin's directory.

@@ -12,18 +12,18 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::guard;
+use crate::agent::service::Parts;
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
 use crate::config::Mode;
-use crate::containers::{Container, Containers, Decided, Settings, Update};
-use crate::guard;
-use crate::hierarchy::{self, Observed, Standing};
-use crate::node::MemInfo;
-use crate::pod::QosClass;
-use crate::policy::Protection;
+use crate::core::pod::QosClass;
+use crate::core::policy::Protection;
+use crate::core::policy::hierarchy::{self, Observed, Standing};
+use crate::core::policy::resize::{self, Throttled};
+use crate::core::units::{Bytes, Limit};
+use crate::kubelet::node::MemInfo;
 use crate::report::{Kind, Report, Subject, What};
-use crate::resize::{self, Throttled};
-use crate::service::Parts;
-use crate::units::{Bytes, Limit};
+use crate::state::containers::{Container, Containers, Decided, Settings, Update};
 
 /// The version of this form.
 pub const VERSION: u32 = 1;
@@ -802,8 +802,8 @@ impl Facts<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::policy::resize::Usage;
     use crate::report::{LATELY, LowerLimit, now};
-    use crate::resize::Usage;
 
     fn report(what: What, ago: u64) -> Report {
         let last = now() - ago;

@@ -347,7 +347,7 @@ fn a_check_of_manifests_follows_the_configuration_and_not_this_machine() {
 #[test]
 fn the_help_of_lint_names_every_rule() {
     let help = plimsoll(&["lint", "--help"], "").stdout;
-    for rule in plimsoll::lint::Rule::ALL {
+    for rule in plimsoll::commands::lint::Rule::ALL {
         let lines = help.lines().filter(|line| {
             line.split_whitespace().collect::<Vec<_>>().starts_with(&[&rule.level().to_string(), rule.id()])
                 && line.ends_with(rule.summary())

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use plimsoll::install::{Act, Action, Facts, Failed, Hands, Mode, Plan, PutBack};
+use plimsoll::commands::install::{Act, Action, Facts, Failed, Hands, Mode, Plan, PutBack};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = "/usr/local/bin/plimsoll";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit};
 use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;
-use plimsoll::contention::REPAIRS;
+use plimsoll::core::policy::contention::REPAIRS;
 
 /// A node, the plugin on it, and a runtime that has told of everything.
 async fn start() -> (Node, Daemon, Runtime) {

@@ -1,0 +1,11 @@
+//! The running plugin: the service that answers the runtime's events, and its tasks.
+
+pub mod ancestors;
+pub mod cut;
+pub mod defer;
+pub mod guard;
+pub mod kills;
+pub(crate) mod notify;
+pub mod reconcile;
+pub mod service;
+pub mod stalls;

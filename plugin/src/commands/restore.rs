@@ -1,0 +1,450 @@
+//! `plimsoll restore`: back to what would be without the plugin.
+//!
+//! A mark tells every instance of the plugin, running or started later, to want nothing of anybody; the plugin's own way of
+//! bringing containers and cgroups to what they should have then brings them back. Where no instance runs, one runs here
+//! for as long as it takes. Here is only looked at what becomes of it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::agent::guard::Record;
+use crate::cgroup::systemd::{self, Systemd};
+use crate::cgroup::watch::Watch;
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::config::Config;
+use crate::core::pod::PodCgroup;
+use crate::core::policy::Protection;
+use crate::core::policy::hierarchy::PodPlace;
+use crate::core::units::{Bytes, PageSize, excerpt, printable};
+use crate::kubelet::kubepods::{self, Found};
+use crate::report::serve;
+use crate::state::brake;
+use crate::state::containers::{Containers, KNOBS, STAND_ASIDE};
+use crate::state::originals::{DIRECTORY, Originals, Target, Values};
+use crate::state::raised;
+use anyhow::{Context, anyhow};
+use nri::{Identity, Stub};
+use tokio::time::{Instant, timeout};
+
+use crate::commands::run::Node;
+use crate::commands::{Failure, ResetBrake, Restore, print};
+
+/// How long it may take. A runtime takes some tenths of a second for each container.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long the runtime may take to tell of containers whose cgroups are not where the kubelet puts them.
+const WORD: Duration = Duration::from_secs(30);
+
+/// How many targets are named that were not found.
+const NAMED: usize = 20;
+
+/// How often is looked when nothing is heard.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A cgroup that the plugin has changed.
+struct Changed {
+    cgroup: CgroupPath,
+    /// The id of a container; else it is above the containers or beside the pods.
+    container: Option<String>,
+    /// What it should get back.
+    original: Values,
+    /// What it has at first.
+    before: Values,
+}
+
+impl ResetBrake {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let was_applied = brake::Record::remove(&self.host)
+            .map_err(|error| failed(error, "remove", &self.host.join(DIRECTORY).join(brake::FILE)))?;
+        print(format_args!(
+            "{}\n",
+            if was_applied { "reset: plimsoll acts again, where it runs" } else { "the brake was not applied" }
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What became of all that the plugin has changed.
+#[derive(Default)]
+struct Looked {
+    changed: Vec<Changed>,
+    /// Containers of which no cgroup was found.
+    missing: BTreeSet<String>,
+    /// Cgroups that have ended, and containers by the runtime's word.
+    ended: Vec<String>,
+    /// Places that could not be searched: what is missing may be there.
+    unsearched: Vec<String>,
+    /// Targets that are there and could not be read.
+    problems: Vec<String>,
+}
+
+impl Restore {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let mark = self.host.join(STAND_ASIDE);
+        if self.undo {
+            return match fs::remove_file(&mark) {
+                Ok(()) => print(format_args!("undone: plimsoll sets values again, where it runs\n")),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    print(format_args!("there is nothing to undo: 'plimsoll restore' was not called\n"))
+                }
+                Err(error) => Err(failed(error, "remove", &mark)),
+            }
+            .map(|()| ExitCode::SUCCESS);
+        }
+        let root =
+            CgroupRoot::open(&self.host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
+        let originals =
+            Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
+        let before = Looked::new(&root, &originals);
+        let (kubepods, problem) = match Record::read(&self.host) {
+            Ok(record) => (record, None),
+            Err(error) => (None, Some(format!("/{}: {error}", Record::PATH))),
+        };
+        let kubepods = kubepods.map(|record| record.cgroup().clone());
+        let max = |cgroup: &CgroupPath| root.cgroup(cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok();
+        let guarded = kubepods.as_ref().and_then(max);
+        if let Some(directory) = mark.parent() {
+            fs::create_dir_all(directory).map_err(|error| failed(error, "make", directory))?;
+        }
+        fs::write(&mark, "").map_err(|error| failed(error, "make", &mark))?;
+
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the asynchronous runtime")
+            .map_err(Failure::Runtime)?;
+        let has_plugin = runtime.block_on(self.wait_for_the_plugin());
+        // The plugin may have changed more until it knew of the mark.
+        let originals =
+            Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
+        let mut looked = Looked::new(&root, &originals);
+        looked.problems.extend(problem);
+        looked.remember(before);
+        let staying = raised::staying(&root, originals.raised_limits());
+        let left = runtime.block_on(self.wait(&root, &originals, &mut looked, kubepods.as_ref(), has_plugin))?;
+        if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
+            && let Some(held) = max(cgroup).filter(|held| *held != before)
+        {
+            print(format_args!("{cgroup} {}: {before} -> {held}\n", Knob::Max))?;
+        }
+        print(format_args!("{}", looked.report(&root, kubepods.is_some(), &staying)))?;
+        let left = (left > 0).then(|| {
+            format!(
+                "{left} cgroups do not have back what they had within {} s, or the container runtime was not told of it: expected \
+                 the container runtime, and the plugin where it runs, to answer; see their logs and call this again",
+                PATIENCE.as_secs()
+            )
+        });
+        let why: Vec<_> = left.into_iter().chain(looked.unsettled()).collect();
+        if why.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::Runtime(anyhow!(why.join("; ")))) }
+    }
+
+    /// Waits until the plugin, where one runs and answers, knows of the mark. Whether one does.
+    async fn wait_for_the_plugin(&self) -> bool {
+        let deadline = Instant::now() + WORD;
+        loop {
+            let Ok(status) = serve::ask(&self.host).await else { return false };
+            if status.node.stands_aside || Instant::now() >= deadline {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until all is as it was. Tells how many are not.
+    ///
+    /// `kubepods`: the cgroup that memory was kept from. `has_plugin`: a plugin runs, which tells the runtime.
+    async fn wait(
+        &self,
+        root: &CgroupRoot,
+        originals: &Originals,
+        looked: &mut Looked,
+        kubepods: Option<&CgroupPath>,
+        has_plugin: bool,
+    ) -> Result<usize, Failure> {
+        let node = Node::open(&self.host, Config::default())?;
+        let containers = node.containers().clone();
+        let (service, tasks) = node.into_service(Box::new(|_| ()));
+        let synchronized = service.synchronized();
+        let identity = Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?;
+        // Waits for as long as another instance runs, which does it then.
+        let stub = Stub::external(identity, service).socket(&self.socket);
+        let guard = tokio::spawn(tasks.guard().run());
+        let reconciler = tasks.spawn(stub.runtime());
+        let plugin = tokio::spawn(stub.run());
+
+        let mut watch = Watch::new().context("start inotify").map_err(Failure::Runtime)?;
+        for changed in &looked.changed {
+            watch.add(root, &changed.cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        if let Some(cgroup) = kubepods {
+            watch.add(root, cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
+        }
+        let left_of_all = |changed: &[Changed]| {
+            let guarded = usize::from(Record::load(&self.host).is_some());
+            guarded + changed.iter().filter(|changed| !changed.is_back(root)).count()
+        };
+        // The files of a container have back what they had before the runtime has forgotten what it has stored.
+        let untold_of_all = |changed: &[Changed]| {
+            let known = Originals::load(&self.host).ok();
+            let is_told = |changed: &Changed| known.as_ref().is_some_and(|known| !changed.is_known_to(known, root));
+            changed.iter().filter(|changed| changed.is_back(root) && !is_told(changed)).count()
+        };
+        // Where all places could be searched, only a container elsewhere or an ended one is missing.
+        let word = Instant::now() + if looked.unsearched.is_empty() { WORD } else { PATIENCE };
+        let (mut left, mut untold) = (left_of_all(&looked.changed), untold_of_all(&looked.changed));
+        loop {
+            let is_answered = has_plugin || *synchronized.borrow();
+            let now = Instant::now();
+            if !((left > 0 && now < deadline)
+                || (untold > 0 && now < if is_answered { deadline } else { word })
+                || (!looked.missing.is_empty() && now < word))
+            {
+                break;
+            }
+            // Whatever it is, or nothing, it is looked at again.
+            let _ = timeout(LOOK, watch.next()).await;
+            if !looked.missing.is_empty()
+                && let Some(told) = self.told(&containers, *synchronized.borrow()).await
+            {
+                looked.take_word(root, originals, &told);
+            }
+            (left, untold) = (left_of_all(&looked.changed), untold_of_all(&looked.changed));
+        }
+        // So that what systemd keeps does not come back, nor counts more than what an administrator has configured.
+        let systemd = Systemd::new(&self.host);
+        let remove = |path: &CgroupPath| {
+            systemd::remove_protection(&self.host, path).unwrap_or_else(|error| {
+                eprintln!("note: {path}: cannot remove systemd's drop-ins: {error}");
+                false
+            })
+        };
+        let changed = looked.changed.iter().filter(|changed| changed.container.is_none());
+        let changed: Vec<_> = changed.map(|changed| (&changed.cgroup, changed.original)).collect();
+        // Each of them, whether the one before had any or not.
+        let is_removed = changed.iter().filter(|(path, _)| remove(path)).count() > 0;
+        // Cgroups that had their originals before already, as after a switch to observe mode, may still have drop-ins. Other values
+        // are another program's, and so are their drop-ins.
+        let former = originals.former().filter(|(path, inode, original)| {
+            root.cgroup(path).is_ok_and(|cgroup| {
+                cgroup.inode().is_ok_and(|held| held == *inode)
+                    && Values::read(&cgroup).is_ok_and(|held| held.protection() == original.protection())
+            })
+        });
+        let former = former.map(|(path, _, original)| (path, original));
+        let former: Vec<_> = former.filter(|(path, _)| remove(path)).collect();
+        if (is_removed || !former.is_empty())
+            && let Err(error) = systemd.reload().await
+        {
+            eprintln!("note: {error}; call 'systemctl daemon-reload'");
+        }
+        // Where that did not bring back the value, because somebody else had set it at runtime before.
+        for (path, original) in changed.into_iter().chain(former) {
+            let [min, low] = [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
+            let protection = Protection::of_files(min, low);
+            if let Ok(cgroup) = root.cgroup(path)
+                && let Err(error) = systemd.set(&cgroup, protection, false).await
+            {
+                eprintln!("note: {error}");
+            }
+        }
+        if let Some(cgroup) = kubepods.and_then(|path| root.cgroup(path).ok())
+            && let (Ok(min), Ok(low)) = (cgroup.read(Knob::Min), cgroup.read(Knob::Low))
+            && let Err(error) = systemd.set(&cgroup, Protection::of_files(min, low), true).await
+        {
+            eprintln!("note: {error}");
+        }
+        guard.abort();
+        plugin.abort();
+        reconciler.abort();
+        Ok(left + untold)
+    }
+}
+
+impl Restore {
+    /// All containers that the runtime has, by id, and their cgroups where known: as it told this instance of the plugin, or
+    /// the one that runs. `None` where it told neither.
+    async fn told(&self, containers: &Containers, synchronized: bool) -> Option<HashMap<String, Option<CgroupPath>>> {
+        if synchronized {
+            let all = containers.all();
+            return Some(all.iter().map(|one| (one.id.clone(), one.cgroup.clone())).collect());
+        }
+        let status = serve::ask(&self.host).await.ok().filter(|status| status.node.synchronized)?;
+        Some(status.containers.into_iter().map(|one| (one.id, one.cgroup)).collect())
+    }
+}
+
+fn failed(error: io::Error, operation: &str, path: &Path) -> Failure {
+    Failure::Runtime(anyhow::Error::new(error).context(format!("cannot {operation} {}", path.display())))
+}
+
+impl Looked {
+    /// Looks for all that the plugin has changed.
+    fn new(root: &CgroupRoot, originals: &Originals) -> Self {
+        // Pods that were changed tell where the kubelet's cgroup is, wherever that may be.
+        let known = originals.targets().filter_map(|target| match target {
+            Target::Cgroup(path, _) => {
+                let pod = PodCgroup::parse(path.as_str())?;
+                Some(PodPlace::new(path.clone(), pod.class)?.kubepods().clone())
+            }
+            Target::Container(_) => None,
+        });
+        let Found { found, problems } = kubepods::containers(root, known.collect::<BTreeSet<_>>());
+        let mut looked = Self { unsearched: problems.iter().map(ToString::to_string).collect(), ..Self::default() };
+        match originals.unreadable() {
+            0 => {}
+            lines => looked.problems.push(format!(
+                "/{DIRECTORY}/originals: {lines} lines cannot be read, and what they name keeps its values: correct the \
+                 lines, or reboot the node"
+            )),
+        }
+        let containers: HashMap<String, CgroupPath> = found.into_iter().collect();
+        for target in originals.targets() {
+            match target {
+                Target::Container(id) => match containers.get(id) {
+                    Some(cgroup) => looked.take(root, originals, target, cgroup),
+                    None => _ = looked.missing.insert(id.clone()),
+                },
+                Target::Cgroup(path, _) => looked.take(root, originals, target, path),
+            }
+        }
+        if containers.is_empty() && looked.unsearched.is_empty() {
+            looked.unsearched.push("found no cgroups of containers below /sys/fs/cgroup".to_owned());
+        }
+        looked.changed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+        looked.ended.sort();
+        looked
+    }
+
+    /// Has what cgroups held when they were looked at before.
+    fn remember(&mut self, earlier: Looked) {
+        for changed in &mut self.changed {
+            if let Some(former) = earlier.changed.iter().find(|former| former.cgroup == changed.cgroup) {
+                changed.before = former.before;
+            }
+        }
+    }
+
+    fn take(&mut self, root: &CgroupRoot, originals: &Originals, target: &Target, cgroup: &CgroupPath) {
+        let read = || {
+            let open = root.cgroup(cgroup)?;
+            match target {
+                // Another one of its path.
+                Target::Cgroup(path, inode) if open.inode()? != *inode => Err(CgroupError::Gone(path.clone())),
+                _ => Values::read(&open),
+            }
+        };
+        let container = match target {
+            Target::Container(id) => Some(id.clone()),
+            Target::Cgroup(..) => None,
+        };
+        match read() {
+            Ok(before) => {
+                let Some(original) = originals.get(target) else { return };
+                self.changed.push(Changed { cgroup: cgroup.clone(), container, original, before });
+            }
+            Err(CgroupError::Gone(_)) => self.ended.push(match target {
+                Target::Container(id) => format!("container {}", excerpt(id)),
+                Target::Cgroup(path, _) => format!("cgroup {}", printable(&path.to_string())),
+            }),
+            Err(error) => self.problems.push(error.to_string()),
+        }
+    }
+
+    /// The runtime has told of all its containers, so each that is missing is one of them or has ended.
+    fn take_word(&mut self, root: &CgroupRoot, originals: &Originals, told: &HashMap<String, Option<CgroupPath>>) {
+        for id in std::mem::take(&mut self.missing) {
+            match told.get(&id) {
+                Some(None) => {
+                    self.problems.push(format!("container {}: the runtime has it, its cgroup is unknown", excerpt(&id)))
+                }
+                Some(Some(cgroup)) => self.take(root, originals, &Target::Container(id), cgroup),
+                None => self.ended.push(format!("container {}", excerpt(&id))),
+            }
+        }
+    }
+
+    /// Why success cannot be reported although all that was found has back what it had; `None` where it can.
+    fn unsettled(&self) -> Option<String> {
+        // Only the runtime knows that a container has ended: its cgroup may be outside of the kubelet's.
+        let runtime = "the container runtime did not say whether they have ended".to_owned();
+        let elsewhere = (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
+        let why: Vec<_> = self.problems.iter().chain(elsewhere.into_iter().flatten()).map(String::as_str).collect();
+        (!why.is_empty()).then(|| {
+            format!(
+                "could not look at all that plimsoll has changed, {} containers among it: {}; expected to read every cgroup, or the \
+                 container runtime to say which containers have ended: start the runtime, and call this again",
+                self.missing.len(),
+                why.into_iter().take(NAMED).collect::<Vec<_>>().join("; ")
+            )
+        })
+    }
+}
+
+impl Changed {
+    /// A container whose runtime has not been told yet.
+    fn is_known_to(&self, originals: &Originals, root: &CgroupRoot) -> bool {
+        let Some(id) = &self.container else { return false };
+        originals.get(&Target::Container(id.clone())).is_some()
+            && !matches!(root.cgroup(&self.cgroup), Err(CgroupError::Gone(_)))
+    }
+
+    fn is_back(&self, root: &CgroupRoot) -> bool {
+        let held = match root.cgroup(&self.cgroup).and_then(|cgroup| Values::read(&cgroup)) {
+            Ok(held) => held,
+            // It has ended meanwhile.
+            Err(CgroupError::Gone(_)) => return true,
+            Err(_) => return false,
+        };
+        let page = PageSize::of_this_machine();
+        KNOBS.into_iter().all(|knob| {
+            let default = Some(knob.default_value());
+            // Above containers memory.high is nobody's here.
+            (self.container.is_none() && self.original.get(knob).is_none())
+                || match (held.get(knob), self.original.get(knob).or(default)) {
+                    (Some(held), Some(original)) => held.is_same(original, page),
+                    _ => false,
+                }
+        })
+    }
+}
+
+impl Looked {
+    /// One line for each file that has another value than before, and for each target that was not found.
+    fn report(&self, root: &CgroupRoot, guarded: bool, staying: &[String]) -> String {
+        let mut report = String::new();
+        for Changed { cgroup, before, .. } in &self.changed {
+            let Ok(held) = root.cgroup(cgroup).and_then(|cgroup| Values::read(&cgroup)) else { continue };
+            for knob in KNOBS {
+                if let (Some(before), Some(held)) = (before.get(knob), held.get(knob))
+                    && before != held
+                {
+                    let _ = writeln!(report, "{cgroup} {knob}: {before} -> {held}");
+                }
+            }
+        }
+        let missing = self.missing.iter().map(|id| format!("container {}; its cgroup may have ended", excerpt(id)));
+        let not_found: Vec<_> =
+            self.ended.iter().map(|target| format!("{target}; it has ended")).chain(missing).collect();
+        for target in not_found.iter().take(NAMED) {
+            let _ = writeln!(report, "not found: {target}");
+        }
+        if not_found.len() > NAMED {
+            let _ = writeln!(report, "not found: {} more", not_found.len() - NAMED);
+        }
+        for limit in staying {
+            let _ = writeln!(report, "stays, as lowering it could kill: {limit}");
+        }
+        if report.is_empty() && !guarded && self.unsettled().is_none() {
+            report.push_str("nothing had to be changed\n");
+        }
+        report.push_str("plimsoll sets nothing any more, until 'plimsoll restore --undo'\n");
+        report
+    }
+}

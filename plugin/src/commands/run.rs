@@ -1,0 +1,702 @@
+//! `plimsoll run`: the plugin as a process.
+
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::agent::ancestors::Ancestors;
+use crate::agent::cut::Cuts;
+use crate::agent::defer::Deferrals;
+use crate::agent::guard::Guard;
+use crate::agent::kills::Watcher;
+use crate::agent::reconcile::{Reconciler, Work};
+use crate::agent::service::{OnConfig, Parts, Service};
+use crate::agent::stalls::Stalls;
+use crate::cgroup::CgroupRoot;
+use crate::cgroup::systemd::Systemd;
+use crate::config::{self, Config, DROP_INS};
+use crate::kubelet::checkpoint::Checkpoints;
+use crate::report::serve::Server;
+use crate::report::{self, Reports};
+use crate::state::brake;
+use crate::state::containers::{Containers, STAND_ASIDE, Settings};
+use crate::state::originals::{self, Originals};
+use anyhow::{Context, anyhow};
+use futures::StreamExt as _;
+use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
+use nri::{Identity, Launched, Stub};
+use rustix::fs::Access;
+use signal_hook::consts::{SIGHUP, SIGUSR1};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::agent::notify;
+use crate::commands::{Failure, Run, load_config, read_file};
+use crate::report::log::{self, Level};
+
+/// How long nothing must have happened in the configuration's directory for its file to be read.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// How long that is waited for: what else is in the directory may change all the time.
+const MOST: Duration = Duration::from_secs(2);
+
+impl Run {
+    /// Runs the plugin until it is told to stop, or the runtime that launched it ends.
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        // Until the plugin minds them, and in a process that does nothing but wait for the plugin.
+        for signal in [SIGHUP, SIGUSR1] {
+            let ignored = signal_hook::flag::register(signal, Arc::default());
+            ignored.context("wait for signals").map_err(Failure::Runtime)?;
+        }
+        let (level, is_read) = log::start(self.log_format);
+        // Before somebody replaces the file, after which it has another name.
+        let program = std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
+        let result = match Launched::from_env() {
+            Ok(None) => self.plugin(None, level, &program),
+            // The runtime kills the process that it launched when it drops the plugin, and never launches it again.
+            Ok(Some(launched)) => match launched.detach() {
+                Ok(launched) => self.plugin(Some(launched), level, &program),
+                Err(status) => {
+                    let code = status.code().and_then(|code| u8::try_from(code).ok());
+                    return Ok(ExitCode::from(code.unwrap_or(1)));
+                }
+            },
+            Err(error) => Err(Failure::Runtime(anyhow::Error::new(error).context("launched by a runtime"))),
+        };
+        let result = match result {
+            // What main prints is nothing for whoever reads the log.
+            Err(failure) if !is_read => {
+                let (error, code) = failure.into_parts();
+                error!("{error:#}");
+                Ok(ExitCode::from(code))
+            }
+            result => result,
+        };
+        log::flush();
+        result
+    }
+
+    fn plugin(self, launched: Option<Launched>, level: Level, program: &Path) -> Result<ExitCode, Failure> {
+        let successor = launched.as_ref().map(Launched::successor).transpose();
+        let successor = successor.context("keep what a new version needs").map_err(Failure::Runtime)?;
+        let identity = match &launched {
+            Some(launched) => launched.identity().clone(),
+            None => Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?,
+        };
+        let files = match &self.config {
+            Some(path) => vec![path.clone()],
+            None => drop_ins(&identity),
+        };
+        let config = match (&launched, &self.config) {
+            (_, Some(path)) => load_config(path)?,
+            // The runtime hands it over.
+            (Some(launched), None) if launched.is_connected() => Config::default(),
+            (_, None) => match files.iter().find(|path| path.exists()) {
+                Some(path) => load_config(path)?,
+                None => Config::default(),
+            },
+        };
+        level.set(config.log_level);
+
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build()
+            .context("start the asynchronous runtime")
+            .map_err(Failure::Runtime)?;
+        let signals = {
+            let _context = runtime.enter();
+            Signals::new().context("wait for signals").map_err(Failure::Runtime)?
+        };
+        let node = match Node::open(&self.host, config) {
+            Ok(node) => node,
+            Err(error) => {
+                if let Some(launched) = launched {
+                    runtime.block_on(launched.decline());
+                }
+                return Err(error);
+            }
+        };
+        let configured = Arc::new(Notify::new());
+        let metrics_changed = Arc::new(Notify::new());
+        let reload = Arc::new(Notify::new());
+        let on_config = {
+            let (level, configured, metrics_changed) = (level, configured.clone(), metrics_changed.clone());
+            let reports = node.reports().clone();
+            Box::new(move |config: &Config| {
+                level.set(config.log_level);
+                reports.configure(config);
+                configured.notify_one();
+                metrics_changed.notify_one();
+            })
+        };
+
+        let end = runtime.block_on(async move {
+            let (containers, reports) = (node.containers().clone(), node.reports().clone());
+            let (service, tasks) = node.into_service(on_config);
+            let stub = match launched {
+                Some(launched) => Stub::launched(launched, service),
+                None => Stub::external(identity, service),
+            };
+            let stub = stub.socket(self.socket);
+            let server = tasks.server();
+            tokio::spawn(server.clone().run(self.host.clone()));
+            tokio::spawn(server.run_metrics(metrics_changed));
+            let guard = tokio::spawn(tasks.guard().run_when_configured());
+            let reconciler = tasks.spawn(stub.runtime());
+            let service = stub.plugin().clone();
+            tokio::spawn(notify::keep_informed(service.synchronized()));
+            tokio::spawn(keep_brake(service.clone(), reports));
+            let reloads = reload.clone();
+            tokio::spawn(async move {
+                configured.notified().await;
+                let config = watch(&files, &service, &containers, &reloads);
+                let restored = async {
+                    if let Err(error) = watch_restored(&self.host, &service).await {
+                        warn!("'plimsoll restore' takes effect only with a restart: {error:#}");
+                    }
+                };
+                // The first never ends.
+                let _: (Infallible, ()) = tokio::join!(config, restored);
+            });
+            tokio::select! {
+                result = stub.run() => match result {
+                    Ok(()) => Ok(End::Stop),
+                    Err(nri::Error::Configure(refusal)) => Err(Failure::Usage(refusal.into())),
+                    Err(error) => Err(Failure::Runtime(error.into())),
+                },
+                result = reconciler => Err(ended(result, "the task that repairs values failed")),
+                result = guard => Err(ended(result, "the task that keeps memory from pods failed")),
+                end = signals.ended(program, &reload) => Ok(end),
+            }
+        });
+        match end? {
+            End::Stop => Ok(ExitCode::SUCCESS),
+            End::Anew => {
+                let mut command = Command::new(program);
+                match std::env::args_os().len() {
+                    // Without arguments only what a runtime launches is told what to do.
+                    0 | 1 => command.arg("run"),
+                    _ => command.args(std::env::args_os().skip(1)),
+                };
+                log::flush();
+                let error = match successor {
+                    Some(successor) => successor.exec(&mut command),
+                    None => command.exec(),
+                };
+                let error = anyhow::Error::new(error).context(format!("cannot start {}", program.display()));
+                Err(Failure::Runtime(error))
+            }
+        }
+    }
+}
+
+/// What the plugin works with.
+pub(crate) struct Node {
+    host: PathBuf,
+    parts: Parts,
+    watcher: Watcher,
+    todo: mpsc::UnboundedReceiver<Work>,
+}
+
+/// What the plugin does beside answering events.
+pub(crate) struct Tasks(Node);
+
+impl Node {
+    /// The node whose file system is at `host`.
+    pub(crate) fn open(host: &Path, config: Config) -> Result<Self, Failure> {
+        let root = CgroupRoot::open(&host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
+        let root = Arc::new(root);
+        let (settings, _) = Settings::discover(config, host);
+        let originals = Originals::load(host).unwrap_or_else(|error| {
+            warn!(%error, "cannot read what cgroups held before; 'plimsoll restore' will not know it");
+            Originals::none(host)
+        });
+        if originals.unreadable() > 0 {
+            warn!(
+                lines = originals.unreadable(),
+                "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not know what they name, and fail"
+            );
+        }
+        let originals = Arc::new(Mutex::new(originals));
+        let reports = Arc::<Reports>::default();
+        let page_size = settings.node.page_size;
+        let ancestors = Arc::new(Ancestors::new(root.clone(), page_size, originals.clone(), reports.clone()));
+        let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
+        let containers = Arc::new(Containers::new(settings, checkpoints, originals));
+        let (work, todo) = mpsc::unbounded_channel();
+        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
+        let deferrals =
+            Arc::new(Deferrals::new(root.clone(), containers.clone(), cuts.clone(), reports.clone(), work.clone()));
+        let (kills, watcher) =
+            Watcher::load(host, root.clone(), containers.clone(), ancestors.clone(), reports.clone(), work.clone());
+        let synchronized = watch::Sender::default();
+        let parts = Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work, synchronized };
+        Ok(Self { host: host.to_owned(), parts, watcher, todo })
+    }
+
+    /// The containers.
+    pub(crate) fn containers(&self) -> &Arc<Containers> {
+        &self.parts.containers
+    }
+
+    /// Where all that is told goes.
+    pub(crate) fn reports(&self) -> &Arc<Reports> {
+        &self.parts.reports
+    }
+
+    /// The plugin, and its tasks, which start when it is known how to reach the runtime.
+    pub(crate) fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
+        (Service::new(self.parts.clone(), &self.host, on_config), Tasks(self))
+    }
+}
+
+impl Tasks {
+    /// Answers who asks.
+    pub(crate) fn server(&self) -> Server {
+        Server::new(self.0.parts.clone())
+    }
+
+    /// Keeps memory from pods.
+    pub(crate) fn guard(&self) -> Guard {
+        let Parts { containers, ancestors, root, reports, .. } = self.0.parts.clone();
+        Guard::new(self.0.host.clone(), root, containers, ancestors, reports)
+    }
+
+    /// Starts them. The handle is of the one whose end is a failure.
+    pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
+        let Node { host, parts, watcher, todo } = self.0;
+        let Parts { containers, ancestors, root, deferrals, reports, work, .. } = parts;
+        tokio::spawn(ancestors.clone().make_last(Systemd::new(&host)));
+        tokio::spawn(Stalls::new(containers.clone(), root.clone(), reports.clone(), work).run());
+        tokio::spawn(deferrals.run());
+        tokio::spawn(watcher.run());
+        tokio::spawn(Reconciler::new(containers, ancestors, root, reports, runtime, todo).run())
+    }
+}
+
+/// The files that a runtime takes the configuration of a plugin from, best first.
+/// Source: containerd/nri `pkg/adaptation/plugin.go`.
+fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
+    let full = identity.to_string();
+    // An index is two digits and a dash.
+    let name = full.get(3..).unwrap_or_default().to_owned();
+    [full, name].map(|name| Path::new(DROP_INS).join(format!("{name}.conf"))).into()
+}
+
+/// What comes of a task that should have gone on for ever.
+fn ended(result: Result<(), JoinError>, failed: &'static str) -> Failure {
+    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
+    Failure::Runtime(error.context(failed))
+}
+
+/// How the plugin ends when all is well.
+enum End {
+    Stop,
+    /// With what is in the program's file by now in its place.
+    Anew,
+}
+
+/// The signals that mean something to the plugin, or might to whoever sends them.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    replace: Signal,
+    reload: Signal,
+    other: Signal,
+}
+
+impl Signals {
+    /// From now on none of them ends the program by itself.
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            replace: signal(SignalKind::user_defined2())?,
+            reload: signal(SignalKind::hangup())?,
+            other: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Waits until one of them ends the plugin. `reload` is notified when the configuration is to be read again.
+    async fn ended(mut self, program: &Path, reload: &Notify) -> End {
+        loop {
+            let signal = tokio::select! {
+                _ = self.interrupt.recv() => "SIGINT",
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.replace.recv() => match rustix::fs::access(program, Access::EXEC_OK) {
+                    Ok(()) => {
+                        info!(program = %program.display(), "starting anew; containers keep their values");
+                        return End::Anew;
+                    }
+                    Err(error) => {
+                        warn!(program = %program.display(), %error, "cannot start anew: expected a program there; going on");
+                        continue;
+                    }
+                },
+                _ = self.reload.recv() => {
+                    reload.notify_one();
+                    continue;
+                }
+                // Others open their logs again, or reload.
+                _ = self.other.recv() => {
+                    info!(signal = "SIGUSR1", "the signal has no meaning here; going on. SIGHUP reloads the configuration");
+                    continue;
+                }
+            };
+            notify::stopping();
+            info!(signal, "stopping; containers keep their values");
+            return End::Stop;
+        }
+    }
+}
+
+/// Applies the brake whenever the plugin does too much.
+async fn keep_brake(service: Arc<Service>, reports: Arc<Reports>) {
+    loop {
+        let record = reports.brake.exceeded(report::now).await;
+        service.apply_brake(&record);
+    }
+}
+
+/// Looks whether to stand aside, or to act again after the brake was reset, whenever that may have changed. Returns only when it cannot watch any longer.
+async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
+    let directory = host.join(originals::DIRECTORY);
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let inotify = Inotify::init().context("start inotify")?;
+    let watched = inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
+    watched.with_context(|| format!("watch {}", directory.display()))?;
+    let mut changes = inotify.into_event_stream([0; 4096]).context("read inotify")?;
+    service.look_whether_to_stand_aside();
+    loop {
+        let change = changes.next().await.context("inotify ended")?.context("read inotify")?;
+        // What else is kept there is the plugin's own, and changes often. Without a name: there may have been too many.
+        let marks = [Path::new(STAND_ASIDE).file_name(), Some(OsStr::new(brake::FILE))];
+        if change.name.is_none_or(|name| marks.contains(&Some(name.as_os_str()))) {
+            service.look_whether_to_stand_aside();
+        }
+    }
+}
+
+/// Takes over the first of `files` that exists whenever it has changed, and when `reload` is notified.
+async fn watch(files: &[PathBuf], service: &Service, containers: &Containers, reload: &Notify) -> Infallible {
+    let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ");
+    let mut changes = Changes::new(files).inspect_err(|error| unwatched(&names, error)).ok();
+    let mut is_asked_for = false;
+    let mut seen = None;
+    loop {
+        let now = files.iter().find_map(|file| match read_file(file, config::LARGEST) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            result => Some((file, result)),
+        });
+        match now {
+            None if seen.is_some() => {
+                warn!("the configuration file was removed; the configuration before stays in force");
+                seen = None;
+            }
+            None if is_asked_for => warn!("there is no {names}; the configuration before stays in force"),
+            None => {}
+            Some((file, Err(error))) => {
+                error!("cannot read {}: {error}; the configuration before stays in force", file.display());
+            }
+            Some((file, Ok(text))) if is_asked_for || seen.as_ref() != Some(&text) => {
+                take_over(&file.display().to_string(), &text, service, containers, is_asked_for);
+                seen = Some(text);
+            }
+            Some(_) => {}
+        }
+        let changed = async {
+            let Some(watched) = &mut changes else { return std::future::pending().await };
+            watched.next().await
+        };
+        is_asked_for = tokio::select! {
+            changed = changed => {
+                if let Err(error) = changed {
+                    unwatched(&names, &error);
+                    changes = None;
+                }
+                false
+            }
+            () = reload.notified() => {
+                info!(signal = "SIGHUP", "reading the configuration again");
+                true
+            }
+        };
+    }
+}
+
+fn unwatched(files: &str, error: &anyhow::Error) {
+    warn!("changes of {files} take effect only with SIGHUP or a restart: {error:#}");
+}
+
+/// Goes on with what a configuration file holds, unless it is what is in force, or no configuration. `is_asked_for`: somebody
+/// wants to hear of either.
+fn take_over(file: &str, text: &[u8], service: &Service, containers: &Containers, is_asked_for: bool) {
+    let in_force = &containers.settings().config;
+    match Config::parse(text, file) {
+        Ok(config) if config == *in_force => {
+            if is_asked_for {
+                info!(file, "the configuration is in force already");
+            }
+        }
+        // A program that writes the file may have made it empty before. At the start nothing else is in force, and an empty one
+        // stands for the defaults.
+        Ok(_) if is_empty(text) => warn!(
+            "{file} is empty: expected at least one field, or {{}} for the defaults; the configuration before stays in force"
+        ),
+        Ok(config) => {
+            info!(file, "configuration changed");
+            service.reconfigure(config);
+        }
+        Err(errors) => error!("{errors}\nthe configuration before stays in force"),
+    }
+}
+
+/// Whether there is nothing in a file of YAML but white space, comments and marks of documents.
+fn is_empty(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
+    lines.all(|line| line.is_empty() || line.starts_with('#') || ["---", "..."].contains(&line))
+}
+
+/// Changes of the configuration's directory, which may not be there yet.
+struct Changes {
+    directory: PathBuf,
+    events: EventStream<[u8; 4096]>,
+    watched: Option<Watched>,
+}
+
+/// A directory that is watched.
+struct Watched {
+    descriptor: WatchDescriptor,
+    path: PathBuf,
+    /// What is to appear in it; `None` if it is the one that everything is about.
+    missing: Option<OsString>,
+}
+
+impl Changes {
+    /// Files are replaced by renaming, and the ConfigMaps of Kubernetes by renaming a directory beside them: so it is the
+    /// directory that is watched.
+    fn new(files: &[PathBuf]) -> anyhow::Result<Self> {
+        let directory = match files.first().and_then(|file| file.parent()) {
+            Some(directory) if directory != Path::new("") => directory,
+            _ => Path::new("."),
+        };
+        let inotify = Inotify::init().context("start inotify")?;
+        let events = inotify.into_event_stream([0; 4096]).context("read inotify")?;
+        let mut changes = Self { directory: directory.to_owned(), events, watched: None };
+        changes.watch()?;
+        Ok(changes)
+    }
+
+    /// Watches the directory, or the nearest above it that is there.
+    fn watch(&mut self) -> anyhow::Result<()> {
+        loop {
+            let (path, missing) = nearest(&self.directory);
+            if self.watched.as_ref().is_some_and(|watched| watched.path == path) {
+                return Ok(());
+            }
+            let its_own = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
+            let in_it = match missing {
+                Some(_) => WatchMask::CREATE | WatchMask::MOVED_TO,
+                None => WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE,
+            };
+            if let Some(before) = self.watched.take() {
+                // It may be gone.
+                let _ = self.events.watches().remove(before.descriptor);
+            }
+            match self.events.watches().add(&path, its_own | in_it) {
+                // Another look: what is missing may have been made meanwhile.
+                Ok(descriptor) => self.watched = Some(Watched { descriptor, path, missing }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("watch {}", path.display())),
+            }
+        }
+    }
+
+    /// Waits until something has changed that may concern the files, and no more has for a while: a file may be made empty and
+    /// filled then.
+    async fn next(&mut self) -> anyhow::Result<()> {
+        while !self.concerns().await? {}
+        let quiet = async {
+            while let Ok(concerns) = timeout(QUIET, self.concerns()).await {
+                concerns?;
+            }
+            Ok(())
+        };
+        timeout(MOST, quiet).await.unwrap_or(Ok(()))
+    }
+
+    /// Waits for the next event, and tells whether it may concern the files.
+    async fn concerns(&mut self) -> anyhow::Result<bool> {
+        let event = self.events.next().await.context("inotify ended")?.context("read inotify")?;
+        let is_lost = event.mask.contains(EventMask::Q_OVERFLOW);
+        let Some(watched) = &self.watched else { return Ok(false) };
+        if event.wd != watched.descriptor && !is_lost {
+            return Ok(false);
+        }
+        let is_over = EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF;
+        if is_lost || event.mask.intersects(is_over) {
+            if event.mask.contains(EventMask::MOVE_SELF) {
+                // Where it is now is nobody's concern.
+                let _ = self.events.watches().remove(watched.descriptor.clone());
+            }
+            self.watched = None;
+        } else if watched.missing.is_some() && event.name != watched.missing {
+            return Ok(false);
+        }
+        self.watch()?;
+        Ok(true)
+    }
+}
+
+/// A directory, or the nearest above it that is there, and what is missing there.
+fn nearest(directory: &Path) -> (PathBuf, Option<OsString>) {
+    let mut missing = None;
+    for above in directory.ancestors() {
+        let above = if above == Path::new("") { Path::new(".") } else { above };
+        if above.is_dir() {
+            return (above.to_owned(), missing);
+        }
+        missing = above.file_name().map(OsString::from);
+    }
+    (PathBuf::from("/"), missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use nri::{Plugin as _, api};
+    use tracing::subscriber;
+
+    use super::*;
+
+    /// Where lines go.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panicked").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        fn take(&self) -> String {
+            String::from_utf8(std::mem::take(&mut *self.0.lock().expect("nobody panicked"))).expect("text")
+        }
+    }
+
+    /// Whether a change is told of.
+    async fn is_told(changes: &mut Changes) -> bool {
+        timeout(Duration::from_secs(5), changes.next()).await.is_ok_and(|change| change.is_ok())
+    }
+
+    #[tokio::test]
+    async fn missing_directories_are_watched_for() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = root.path().join("nri/conf.d");
+        let mut changes = Changes::new(&[directory.join("a.conf"), directory.join("b.conf")]).expect("watched");
+        // Others are nobody's concern.
+        fs::write(root.path().join("hosts"), "").expect("written");
+        fs::create_dir(root.path().join("apt")).expect("made");
+        assert!(timeout(QUIET, changes.next()).await.is_err());
+        fs::create_dir(root.path().join("nri")).expect("made");
+        assert!(is_told(&mut changes).await);
+        fs::create_dir(&directory).expect("made");
+        assert!(is_told(&mut changes).await);
+        fs::write(directory.join("b.conf"), "{}").expect("written");
+        assert!(is_told(&mut changes).await);
+        // Made elsewhere, and moved here with what is in it.
+        fs::remove_dir_all(root.path().join("nri")).expect("removed");
+        assert!(is_told(&mut changes).await);
+        fs::create_dir_all(root.path().join("new/conf.d")).expect("made");
+        fs::rename(root.path().join("new"), root.path().join("nri")).expect("moved");
+        assert!(is_told(&mut changes).await);
+        fs::write(directory.join("a.conf"), "{}").expect("written");
+        assert!(is_told(&mut changes).await);
+    }
+
+    #[tokio::test]
+    async fn a_restless_directory_delays_no_configuration() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut changes = Changes::new(&[directory.path().join("a.conf")]).expect("watched");
+        let other = directory.path().join("other");
+        let restless = async {
+            loop {
+                fs::write(&other, "").expect("written");
+                tokio::time::sleep(QUIET / 4).await;
+            }
+        };
+        tokio::select! {
+            () = restless => {}
+            change = timeout(2 * MOST, changes.next()) => assert!(change.is_ok_and(|change| change.is_ok())),
+        }
+    }
+
+    #[test]
+    fn comments_and_marks_alone_are_empty() {
+        for text in ["", "\n", " \t\r\n", "# a: b", "---\n# a\n...\n", "\u{feff}\n"] {
+            assert!(is_empty(text.as_bytes()), "{text:?}");
+        }
+        for text in ["{}", "null", "a: b", "# a\nb", "---\n{}\n", "\0"] {
+            assert!(!is_empty(text.as_bytes()), "{text:?}");
+        }
+    }
+
+    /// Time passes as soon as everybody waits for it.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_logged_at_rest_however_often_all_is_looked_at() {
+        let host = tempfile::tempdir().expect("a directory");
+        let cgroup = "kubepods/burstable/podb/id-b";
+        let root = host.path().join("sys/fs/cgroup");
+        for directory in Path::new(cgroup).ancestors() {
+            let directory = root.join(directory);
+            fs::create_dir_all(&directory).expect("made");
+            for (file, value) in
+                [("min", "0"), ("low", "0"), ("high", "max"), ("max", "104857600"), ("current", "4096")]
+            {
+                fs::write(directory.join(format!("memory.{file}")), value).expect("written");
+            }
+        }
+        fs::write(root.join("cgroup.controllers"), "memory").expect("written");
+        let config = Config::parse(b"nodeAllocatable: 4Gi", "").expect("valid");
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let logged = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        let _logged = subscriber::set_default(logged.with_max_level(tracing::Level::DEBUG).finish());
+
+        let (service, tasks) = Node::open(host.path(), config).ok().expect("a node").into_service(Box::new(|_| {}));
+        let stub = Stub::external(Identity::new("90", "plimsoll").expect("an identity"), service);
+        let _reconciler = tasks.spawn(stub.runtime());
+        let mut pod = api::PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
+        pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
+        let mut container = api::Container { id: "id-b".into(), pod_sandbox_id: "s".into(), ..Default::default() };
+        container.state = api::ContainerState::CONTAINER_RUNNING.into();
+        container.linux.mut_or_insert_default().cgroups_path = format!("/{cgroup}");
+        assert!(stub.plugin().synchronize(vec![pod], vec![container]).await.is_ok());
+
+        // Until it has settled.
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+        let before = lines.take();
+        tokio::time::sleep(Duration::from_secs(1300)).await;
+        let after = lines.take();
+        let looks = after.lines().filter(|line| line.contains("DEBUG") && line.contains("verified")).count();
+        assert!(looks >= 2, "{before}\n\n{after}");
+        assert!(after.lines().all(|line| line.contains("DEBUG")), "{after}");
+    }
+}

@@ -1,0 +1,241 @@
+//! What a pod asks for by annotation.
+//!
+//! The form is that of other NRI plugins: `<what>.plimsoll.nri.io/container.<name>` for one container,
+//! `<what>.plimsoll.nri.io/pod` or plain `<what>.plimsoll.nri.io` for all of a pod's containers. The most specific
+//! valid one counts. An invalid one is reported and then treated as if it were not there, so that the next less
+//! specific one counts: the pod's author gets the pod-wide value, not a silent return to the node's.
+//!
+//! | what | value |
+//! |---|---|
+//! | `memory-request` | a quantity, such as `128Mi`; used only where the kubelet has no record |
+//! | `throttling-factor` | a number above 0 and at most 1, or `none` for no throttling |
+//! | `reservation` | `none`, `tiered` or `hard`; not more than the node's own policy |
+//! | `oom-rescue` | `off`, or how far a limit may be raised, such as `512Mi`; not more than the node's own ceiling |
+
+use std::collections::HashMap;
+
+use crate::core::policy::{ReservationPolicy, ThrottlingFactor};
+use crate::core::requests::Notice;
+use crate::core::units::{Bytes, excerpt};
+
+/// The end of every key's first part.
+pub const DOMAIN: &str = "plimsoll.nri.io";
+
+const MEMORY_REQUEST: &str = "memory-request.plimsoll.nri.io";
+const THROTTLING_FACTOR: &str = "throttling-factor.plimsoll.nri.io";
+const RESERVATION: &str = "reservation.plimsoll.nri.io";
+const OOM_RESCUE: &str = "oom-rescue.plimsoll.nri.io";
+
+/// How many unknown keys are named before the rest is only counted.
+const UNKNOWN_NAMED: usize = 5;
+
+/// What the annotations say about one container. `None` is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// The memory request.
+    pub memory_request: Option<Bytes>,
+    /// The throttling factor; `Some(None)` asks for no throttling.
+    pub throttling: Option<Option<ThrottlingFactor>>,
+    /// The reservation policy.
+    pub reservation: Option<ReservationPolicy>,
+    /// How far its limit may be raised when it is killed again and again; `Some(None)` asks for it to be left.
+    pub oom_rescue: Option<Option<Bytes>>,
+}
+
+impl Overrides {
+    /// Reads a pod's annotations for the container of this name.
+    ///
+    /// Takes twelve look-ups, whatever the number of annotations.
+    pub fn read(annotations: &HashMap<String, String>, container: &str) -> (Self, Vec<Notice>) {
+        let mut notices = Vec::new();
+        let overrides = Self {
+            memory_request: most_specific(annotations, container, MEMORY_REQUEST, &mut notices, |value| {
+                Bytes::from_quantity(value).map_err(|error| error.to_string())
+            }),
+            throttling: most_specific(annotations, container, THROTTLING_FACTOR, &mut notices, |value| match value {
+                "none" => Ok(None),
+                number => number.parse().map(Some).map_err(|_| {
+                    format!("expected a number above 0 and at most 1, or none, found '{}'", excerpt(number))
+                }),
+            }),
+            reservation: most_specific(annotations, container, RESERVATION, &mut notices, |value| match value {
+                "none" => Ok(ReservationPolicy::None),
+                "tiered" => Ok(ReservationPolicy::TieredReservation),
+                "hard" => Ok(ReservationPolicy::HardReservation),
+                other => Err(format!("expected none, tiered or hard, found '{}'", excerpt(other))),
+            }),
+            oom_rescue: most_specific(annotations, container, OOM_RESCUE, &mut notices, |value| match value {
+                "off" => Ok(None),
+                ceiling => Bytes::from_quantity(ceiling).map(Some).map_err(|error| error.to_string()),
+            }),
+        };
+        (overrides, notices)
+    }
+}
+
+/// The value of the most specific valid annotation for `what`.
+fn most_specific<T>(
+    annotations: &HashMap<String, String>,
+    container: &str,
+    what: &str,
+    notices: &mut Vec<Notice>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    for key in [format!("{what}/container.{container}"), format!("{what}/pod"), what.to_owned()] {
+        match annotations.get(&key).map(|value| parse(value)) {
+            Some(Ok(value)) => return Some(value),
+            Some(Err(error)) => notices.push(Notice::InvalidAnnotation { key: excerpt(&key), error }),
+            None => {}
+        }
+    }
+    None
+}
+
+/// Reports annotations that look like this plugin's and are not, such as a misspelt `memory-requests`. At most a few
+/// are named, the rest counted. Goes through all annotations, so call it once per pod.
+pub fn unknown(annotations: &HashMap<String, String>) -> Vec<Notice> {
+    let mut keys: Vec<&str> = annotations.keys().map(String::as_str).filter(|key| is_unknown(key)).collect();
+    keys.sort_unstable();
+    let more = keys.len().saturating_sub(UNKNOWN_NAMED);
+    keys.truncate(UNKNOWN_NAMED);
+    let mut notices: Vec<_> = keys.into_iter().map(|key| Notice::UnknownAnnotation { key: excerpt(key) }).collect();
+    if more > 0 {
+        notices.push(Notice::MoreUnknownAnnotations { count: more });
+    }
+    notices
+}
+
+fn is_unknown(key: &str) -> bool {
+    let (what, target) = match key.split_once('/') {
+        Some((what, target)) => (what, Some(target)),
+        None => (key, None),
+    };
+    let ours = what.strip_suffix(DOMAIN).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    let known = [MEMORY_REQUEST, THROTTLING_FACTOR, RESERVATION, OOM_RESCUE].contains(&what)
+        && match target {
+            None | Some("pod") => true,
+            Some(target) => target.strip_prefix("container.").is_some_and(|name| !name.is_empty()),
+        };
+    ours && !known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn annotations<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
+        pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+
+    #[test]
+    fn the_most_specific_annotation_counts() {
+        let annotations = annotations([
+            ("memory-request.plimsoll.nri.io", "1Mi"),
+            ("memory-request.plimsoll.nri.io/pod", "2Mi"),
+            ("memory-request.plimsoll.nri.io/container.web", "3Mi"),
+            ("throttling-factor.plimsoll.nri.io/pod", "0.5"),
+            ("throttling-factor.plimsoll.nri.io/container.web", "none"),
+            ("reservation.plimsoll.nri.io", "tiered"),
+            ("oom-rescue.plimsoll.nri.io/pod", "off"),
+            ("oom-rescue.plimsoll.nri.io/container.web", "512Mi"),
+        ]);
+        let (web, notices) = Overrides::read(&annotations, "web");
+        assert_eq!(notices, []);
+        assert_eq!(
+            web,
+            Overrides {
+                memory_request: Some(Bytes::new(3 << 20)),
+                throttling: Some(None),
+                reservation: Some(ReservationPolicy::TieredReservation),
+                oom_rescue: Some(Some(Bytes::new(512 << 20))),
+            }
+        );
+        let (other, _) = Overrides::read(&annotations, "other");
+        assert_eq!(other.memory_request, Some(Bytes::new(2 << 20)));
+        assert_eq!(other.throttling, Some(ThrottlingFactor::new(0.5)));
+        assert_eq!(other.oom_rescue, Some(None));
+    }
+
+    #[test]
+    fn an_invalid_annotation_is_reported_and_the_next_one_counts() {
+        let annotations = annotations([
+            ("memory-request.plimsoll.nri.io", "1Mi"),
+            ("memory-request.plimsoll.nri.io/container.web", "lots"),
+            ("throttling-factor.plimsoll.nri.io", "1.5"),
+            ("reservation.plimsoll.nri.io/pod", "Hard"),
+        ]);
+        let (overrides, notices) = Overrides::read(&annotations, "web");
+        assert_eq!(overrides, Overrides { memory_request: Some(Bytes::new(1 << 20)), ..Overrides::default() });
+        let notices: Vec<_> = notices.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            notices,
+            [
+                "annotation memory-request.plimsoll.nri.io/container.web: expected a quantity such as 128Mi, 1.5Gi, \
+                 500M or 1e9, found 'lots'; it is ignored",
+                "annotation throttling-factor.plimsoll.nri.io: expected a number above 0 and at most 1, or none, found \
+                 '1.5'; it is ignored",
+                "annotation reservation.plimsoll.nri.io/pod: expected none, tiered or hard, found 'Hard'; it is ignored",
+            ]
+        );
+    }
+
+    #[test]
+    fn ten_thousand_annotations_do_not_matter() {
+        let mut annotations: HashMap<_, _> =
+            (0..10_000).map(|i| (format!("k{i}.plimsoll.nri.io/pod"), "x".repeat(100))).collect();
+        annotations.insert("reservation.plimsoll.nri.io".to_owned(), "hard".to_owned());
+        let (overrides, notices) = Overrides::read(&annotations, "web");
+        assert_eq!((overrides.reservation, notices), (Some(ReservationPolicy::HardReservation), vec![]));
+        let unknown = unknown(&annotations);
+        assert_eq!(unknown.len(), 6);
+        assert_eq!(unknown[5], Notice::MoreUnknownAnnotations { count: 9995 });
+    }
+
+    #[test]
+    fn only_keys_in_our_name_are_unknown() {
+        let annotations = annotations([
+            ("memory-requests.plimsoll.nri.io", "1Mi"),
+            ("memory-request.plimsoll.nri.io/web", "1Mi"),
+            ("memory-request.plimsoll.nri.io/container.", "1Mi"),
+            ("plimsoll.nri.io/reservation", "hard"),
+            ("memory-request.plimsoll.nri.io/pod", "1Mi"),
+            ("reservation.plimsoll.nri.io/container.web", "hard"),
+            ("notplimsoll.nri.io", ""),
+            ("memory-request.memtierd.nri.io", ""),
+            ("example.com/x", ""),
+            ("", ""),
+        ]);
+        let keys: Vec<_> = unknown(&annotations)
+            .into_iter()
+            .map(|notice| match notice {
+                Notice::UnknownAnnotation { key } => key,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                "memory-request.plimsoll.nri.io/container.",
+                "memory-request.plimsoll.nri.io/web",
+                "memory-requests.plimsoll.nri.io",
+                "plimsoll.nri.io/reservation",
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_annotations_are_read_without_harm(
+            what in "(memory-request|throttling-factor|reservation|.{0,5})",
+            target in "(|/pod|/container[.]web|/.{0,8})",
+            value in ".{0,40}",
+        ) {
+            let annotations = HashMap::from([(format!("{what}.plimsoll.nri.io{target}"), value)]);
+            let (_, notices) = Overrides::read(&annotations, "web");
+            for notice in notices.iter().chain(&unknown(&annotations)) {
+                prop_assert!(!notice.to_string().contains('\n'));
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The request as far as `oom_score_adj` tells it.
+//!
+//! The kubelet gives a Burstable container `1000 - 1000 * request / MemTotal` in whole numbers, not below 3 and not
+//! above 999 (`pkg/kubelet/qos/policy.go`); -997 and 1000 stand for other classes and say nothing of an amount.
+//!
+//! It is an estimate. Newer kubelets start from more than the container's own request, and each of these makes the value
+//! lower, and so the estimate higher than the request:
+//!
+//! - A sidecar gets the lowest value among the pod's ordinary containers if that is lower (1.29 and later).
+//! - A share of a request of the pod's own that no container has is added (1.34 and later), and memory of dynamic
+//!   resources (1.37 and later).
+//! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) the value is up to nine lower on a node with 1 TiB.
+//!
+//! So it bounds the request from above, and not from below. Nothing the runtime delivers tells these containers apart;
+//! the limit caps the damage, and kubelets from 1.33 have checkpoints.
+
+use crate::core::pod::{Provenance, Request};
+use crate::core::units::{Bytes, Limit};
+
+/// The value for a Burstable container that requests nearly all memory or more.
+const LOWEST: i64 = 3;
+/// The value for a Burstable container that requests next to nothing.
+const HIGHEST: i64 = 999;
+
+/// Inverts `oom_score_adj` for a node with `mem_total` bytes. The result covers every request that the kubelet would
+/// have given this value, cut at the limit, since no request may exceed it.
+///
+/// `None` where the value is not one that the kubelet gives Burstable containers.
+pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Request> {
+    if !(LOWEST..=HIGHEST).contains(&oom_score_adj) {
+        return None;
+    }
+    // floor(1000 * request / total) is between these two, both included.
+    let (first, last) = match 1000 - oom_score_adj as u64 {
+        1 => (0, 1),
+        997 => (997, u64::MAX),
+        steps => (steps, steps),
+    };
+    let at_least = |steps: u64| (u128::from(steps) * u128::from(mem_total.get())).div_ceil(1000);
+    let bytes = Bytes::new(u64::try_from(at_least(first)).unwrap_or(u64::MAX));
+    let at_most = if last == u64::MAX {
+        mem_total.max(bytes)
+    } else {
+        Bytes::new(u64::try_from(at_least(last + 1).saturating_sub(1)).unwrap_or(u64::MAX)).max(bytes)
+    };
+    let request = Request { bytes, at_most, provenance: Provenance::OomScoreAdj };
+    Some(limit.bytes().map_or(request, |limit| request.capped(limit)))
+}
+
+/// The most that a container with this value may have requested: the upper bound of [`request`], and a thousandth of
+/// memory more, since the kubelet may have read another amount of memory when it started. `None` as there.
+pub fn at_most(oom_score_adj: i64, mem_total: Bytes) -> Option<Bytes> {
+    let request = request(oom_score_adj, mem_total, Limit::Max)?;
+    Some(request.at_most.saturating_add(Bytes::new(mem_total.get() / 1000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the kubelet computes for a Burstable container.
+    fn kubelet(request: u64, mem_total: u64) -> i64 {
+        let adj = 1000 - (1000 * request as i128 / mem_total as i128) as i64;
+        adj.clamp(LOWEST, HIGHEST)
+    }
+
+    #[test]
+    fn values_of_other_classes_say_nothing() {
+        for adj in [-1000, -999, -997, 0, 2, 1000, 1001, i64::MIN, i64::MAX] {
+            assert_eq!(request(adj, Bytes::new(1 << 30), Limit::Max), None, "{adj}");
+        }
+    }
+
+    #[test]
+    fn the_bounds_are_those_of_one_thousandth_of_memory() {
+        let bounds = |adj| request(adj, Bytes::new(1_000_000), Limit::Max).map(|r| (r.bytes.get(), r.at_most.get()));
+        assert_eq!(bounds(999), Some((0, 1999)));
+        assert_eq!(bounds(998), Some((2000, 2999)));
+        assert_eq!(bounds(500), Some((500_000, 500_999)));
+        assert_eq!(bounds(4), Some((996_000, 996_999)));
+        assert_eq!(bounds(3), Some((997_000, 1_000_000)));
+    }
+
+    #[test]
+    fn no_request_is_taken_to_exceed_the_limit() {
+        let request = request(3, Bytes::new(1_000_000), Limit::Bytes(Bytes::new(5000))).unwrap();
+        assert_eq!((request.bytes.get(), request.at_most.get()), (5000, 5000));
+    }
+
+    proptest! {
+        #[test]
+        fn the_bounds_hold_the_request_that_the_kubelet_started_from(
+            mem_total in 1u64 << 20..1 << 44, share in 0.0f64..=1.0,
+        ) {
+            let truth = (mem_total as f64 * share) as u64;
+            let found = request(kubelet(truth, mem_total), Bytes::new(mem_total), Limit::Max).unwrap();
+            prop_assert!(found.bytes.get() <= truth && truth <= found.at_most.get());
+            prop_assert!(found.error_bound().get() <= 3 * mem_total / 1000 + 1);
+        }
+
+        #[test]
+        fn no_input_panics(adj: i64, mem_total: u64, limit: i64) {
+            let limit = Limit::from_cri(limit, crate::core::units::PageSize::KIB4).unwrap_or(Limit::Max);
+            if let Some(found) = request(adj, Bytes::new(mem_total), limit) {
+                prop_assert!(found.bytes <= found.at_most);
+            }
+            let _ = request(3 + adj.rem_euclid(997), Bytes::new(mem_total), limit);
+        }
+    }
+}

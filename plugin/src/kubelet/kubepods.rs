@@ -1,0 +1,292 @@
+//! Where the kubelet keeps its pods: the one place that looks for them in the hierarchy.
+//!
+//! The kubelet puts its cgroup of all pods below its `--cgroup-root`. The names depend on its cgroup driver:
+//!
+//! - cgroupfs: `kubepods`, such as `/kubepods` or `/kubelet/kubepods`;
+//! - systemd: `kubepods.slice`, or below a cgroup root `PREFIX-kubepods.slice`, such as
+//!   `/kubelet.slice/kubelet-kubepods.slice`.
+//!
+//! The search goes down the hierarchy level by level and ends at the first level with such a name. A deeper one is another
+//! node's: a Kubernetes node may run in a container of this one. A directory that cannot be listed is an error in the answer,
+//! since pods may be in it: "none found" is believed only without errors.
+//!
+//! Source: `pkg/kubelet/cm/cgroup_manager_linux.go` of Kubernetes (`NewCgroupName`, `ToSystemd`).
+
+use std::io;
+
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot};
+use crate::core::pod::PodCgroup;
+
+/// The most parts of a path that is looked for.
+const DEEPEST: usize = 5;
+
+/// The most cgroups that are listed in one search.
+const MOST: usize = 4096;
+
+/// The length of a container's id, which consists of hexadecimal digits.
+const ID: usize = 64;
+
+/// Cgroups that were looked for, and where it was not possible to look.
+#[derive(Debug)]
+pub struct Found<T> {
+    /// The cgroups.
+    pub found: Vec<T>,
+    /// Places that could not be looked into. With any of them, more may be there than was found.
+    pub problems: Vec<CgroupError>,
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self { found: Vec::new(), problems: Vec::new() }
+    }
+}
+
+/// Whether the kubelet gives this name to its cgroup of all pods.
+fn is_kubepods(name: &str) -> bool {
+    match name.strip_suffix(".slice") {
+        Some(stem) => stem == "kubepods" || stem.ends_with("-kubepods"),
+        None => name == "kubepods",
+    }
+}
+
+/// The cgroups of the classes Burstable and BestEffort in a cgroup of all pods.
+pub fn classes(kubepods: &CgroupPath) -> impl Iterator<Item = CgroupPath> {
+    let stem = kubepods.name().strip_suffix(".slice");
+    ["burstable", "besteffort"].into_iter().filter_map(move |class| match stem {
+        Some(stem) => kubepods.join(&format!("{stem}-{class}.slice")),
+        None => kubepods.join(class),
+    })
+}
+
+/// Whether this is a cgroup of all pods, or of a class of them.
+pub fn is_above_pods(cgroup: &CgroupPath) -> bool {
+    let is_class_of =
+        |kubepods: &CgroupPath| is_kubepods(kubepods.name()) && classes(kubepods).any(|class| class == *cgroup);
+    is_kubepods(cgroup.name()) || cgroup.parent().as_ref().is_some_and(is_class_of)
+}
+
+/// Whether there is nothing of this node's kubelet below a cgroup of this name: it holds processes of a container or session.
+fn is_leaf(name: &str) -> bool {
+    let is_id = name.len() >= ID && name.bytes().rev().take(ID).all(|byte| byte.is_ascii_hexdigit());
+    is_id || name.ends_with(".scope")
+}
+
+/// Finds the cgroups of all pods. There is one, unless the kubelet was started with another cgroup driver since the node
+/// booted; those of systemd come first.
+pub fn find(root: &CgroupRoot) -> Found<CgroupPath> {
+    let mut answer = Found::default();
+    let mut listed = 0;
+    let mut level = match root.children() {
+        Ok(children) => children,
+        Err(error) => {
+            answer.problems.push(error);
+            return answer;
+        }
+    };
+    for depth in 1..=DEEPEST {
+        let (kubepods, others): (Vec<_>, Vec<_>) = level.into_iter().partition(|cgroup| is_kubepods(cgroup.name()));
+        if !kubepods.is_empty() || depth == DEEPEST {
+            answer.found = kubepods;
+            break;
+        }
+        level = Vec::new();
+        for cgroup in others.into_iter().filter(|cgroup| !is_leaf(cgroup.name())) {
+            listed += 1;
+            if listed > MOST {
+                let operation = format!("look for pods in it: {MOST} cgroups were searched already");
+                let error = io::Error::other("expected fewer cgroups");
+                answer.problems.push(CgroupError::Io { path: cgroup, operation, error });
+                return answer;
+            }
+            level.extend(answer.children(root, &cgroup));
+        }
+    }
+    answer.found.sort_by_key(|cgroup| (!cgroup.name().ends_with(".slice"), cgroup.clone()));
+    answer
+}
+
+/// Finds the cgroups of pods: in the cgroups of all pods that [`find`] finds, and in `known` ones.
+pub fn pods(root: &CgroupRoot, known: impl IntoIterator<Item = CgroupPath>) -> Found<CgroupPath> {
+    let Found { found: mut kubepods, problems } = find(root);
+    kubepods.extend(known);
+    kubepods.sort();
+    kubepods.dedup();
+    let mut answer = Found { found: Vec::new(), problems };
+    for kubepods in kubepods {
+        for child in answer.children(root, &kubepods) {
+            if PodCgroup::parse(child.as_str()).is_some() {
+                answer.found.push(child);
+            } else {
+                let pods = answer.children(root, &child).into_iter();
+                answer.found.extend(pods.filter(|pod| PodCgroup::parse(pod.as_str()).is_some()));
+            }
+        }
+    }
+    answer
+}
+
+/// Finds the cgroups in those of pods, with the id in the name of each.
+pub fn containers(root: &CgroupRoot, known: impl IntoIterator<Item = CgroupPath>) -> Found<(String, CgroupPath)> {
+    let Found { found: pods, problems } = pods(root, known);
+    let mut answer = Found { found: Vec::new(), problems };
+    for pod in pods {
+        let containers = answer.children(root, &pod).into_iter();
+        answer.found.extend(containers.map(|cgroup| (id_in(cgroup.name()).to_owned(), cgroup)));
+    }
+    answer
+}
+
+impl<T> Found<T> {
+    /// The cgroups in a cgroup. One that is gone meanwhile has none.
+    fn children(&mut self, root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
+        match root.cgroup(cgroup).and_then(|cgroup| cgroup.children()) {
+            Ok(children) => children,
+            Err(CgroupError::Gone(_)) => Vec::new(),
+            Err(error) => {
+                self.problems.push(error);
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// The id in the name that a runtime gives to a container's or sandbox's cgroup: `ID`, `PREFIX-ID.scope`, for CRI-O with the
+/// cgroupfs driver `crio-ID` and `crio-conmon-ID`, and for Kata `kata_ID`.
+pub fn id_in(name: &str) -> &str {
+    if let Some(id) = name.strip_prefix("kata_") {
+        return id;
+    }
+    let scope = name.strip_suffix(".scope");
+    let prefixed = scope.or_else(|| name.starts_with("crio-").then_some(name));
+    prefixed.and_then(|name| Some(name.rsplit_once('-')?.1)).unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A hierarchy with these cgroups.
+    fn tree(cgroups: &[&str]) -> (tempfile::TempDir, CgroupRoot) {
+        let tree = tempfile::tempdir().unwrap();
+        fs::write(tree.path().join("cgroup.controllers"), "memory\n").unwrap();
+        for cgroup in cgroups {
+            fs::create_dir_all(tree.path().join(cgroup)).unwrap();
+        }
+        let root = CgroupRoot::open(tree.path()).unwrap();
+        (tree, root)
+    }
+
+    fn paths(found: &[CgroupPath]) -> Vec<&str> {
+        found.iter().map(CgroupPath::as_str).collect()
+    }
+
+    #[test]
+    fn kubepods_is_found_below_any_cgroup_root() {
+        for kubepods in [
+            "kubepods",
+            "kubepods.slice",
+            "kubelet/kubepods",
+            "kubelet.slice/kubelet-kubepods.slice",
+            "a.slice/a-b.slice/a-b-kubepods.slice",
+            "system.slice/k3s.service/kubepods",
+            "a/b/c/d/kubepods",
+        ] {
+            let (_tree, root) = tree(&[kubepods, "system.slice/ssh.service", "user.slice", "init.scope"]);
+            let Found { found, problems } = find(&root);
+            assert_eq!(paths(&found), [kubepods]);
+            assert!(problems.is_empty(), "{kubepods}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn classes_have_the_names_of_their_driver() {
+        let classes = |path: &str| {
+            let kubepods = CgroupPath::parse(path).unwrap();
+            classes(&kubepods).map(|class| class.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(classes("a/kubepods"), ["/a/kubepods/burstable", "/a/kubepods/besteffort"]);
+        let slice = "a.slice/a-kubepods.slice";
+        let expected = ["burstable", "besteffort"].map(|class| format!("/{slice}/a-kubepods-{class}.slice"));
+        assert_eq!(classes(slice), expected);
+        let is_above = |path: &str| is_above_pods(&CgroupPath::parse(path).unwrap());
+        for above in ["kubepods", "a/kubepods/burstable", slice, &format!("{slice}/a-kubepods-besteffort.slice")] {
+            assert!(is_above(above), "{above}");
+        }
+        for not in ["a", "kubepods/pod1", "kubepods/burstable/pod1", "burstable", "a/burstable", "system.slice"] {
+            assert!(!is_above(not), "{not}");
+        }
+    }
+
+    #[test]
+    fn without_a_kubelet_nothing_is_found() {
+        let id = "c0ffee00".repeat(8);
+        let in_a_container = format!("docker/{id}/kubelet/kubepods");
+        let in_a_scope = format!("system.slice/docker-{id}.scope/kubepods.slice");
+        let deep = "a/b/c/d/e/kubepods";
+        let odd = ["system.slice/mykubepods", "kubepods.service", "kubepods-burstable.slice"];
+        let (_tree, root) = tree(&[&[in_a_container.as_str(), &in_a_scope, deep], &odd[..]].concat());
+        let Found { found, problems } = find(&root);
+        assert_eq!(paths(&found), [""; 0]);
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    #[test]
+    fn of_several_levels_the_highest_is_this_nodes() {
+        let (_tree, root) = tree(&["lxc/node/kubepods", "kubepods", "kubepods.slice"]);
+        assert_eq!(paths(&find(&root).found), ["kubepods.slice", "kubepods"]);
+    }
+
+    #[test]
+    fn what_cannot_be_listed_is_an_error() {
+        // A symbolic link in its place is what even root cannot open here.
+        let (tree, root) = tree(&["kubepods.slice/kubepods-burstable.slice"]);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let class = tree.path().join("kubepods.slice/kubepods-burstable.slice");
+        let pod = CgroupPath::parse("kubepods.slice/kubepods-burstable.slice").unwrap();
+        assert!(containers(&root, []).problems.is_empty());
+        fs::remove_dir(&class).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), &class).unwrap();
+        let found = containers(&root, [pod.clone()]);
+        assert!(found.found.is_empty());
+        assert!(matches!(&found.problems[..], [CgroupError::Io { path, .. }] if *path == pod), "{:?}", found.problems);
+    }
+
+    #[test]
+    fn a_search_of_too_many_is_an_error() {
+        let many: Vec<_> = (0..=MOST).map(|number| format!("system.slice/{number}")).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).chain(["z/kubepods"]).collect();
+        let (_tree, root) = tree(&many);
+        // It is on a level before.
+        assert_eq!(paths(&find(&root).found), ["z/kubepods"]);
+        let (_tree, root) = tree(&many[..=MOST]);
+        let Found { found, problems } = find(&root);
+        assert!(found.is_empty());
+        assert!(problems.len() == 1 && problems[0].to_string().contains("4096 cgroups"), "{problems:?}");
+    }
+
+    #[test]
+    fn containers_are_found_with_their_ids() {
+        let uid = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
+        let escaped = uid.replace('-', "_");
+        let systemd = "kubelet.slice/kubelet-kubepods.slice";
+        let (_tree, root) = tree(&[
+            &format!(
+                "{systemd}/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{escaped}.slice/cri-containerd-1.scope"
+            ),
+            &format!("{systemd}/kubelet-kubepods-pod{escaped}.slice/crio-2.scope"),
+            &format!("{systemd}/other/3"),
+            &format!("rootless/pods/kubepods/besteffort/pod{uid}/4"),
+        ]);
+        let ids = |known: Option<&str>| {
+            let known = known.map(|path| CgroupPath::parse(path).unwrap());
+            let mut ids: Vec<_> = containers(&root, known).found.into_iter().map(|(id, _)| id).collect();
+            ids.sort();
+            ids
+        };
+        assert_eq!(ids(None), ["1", "2"]);
+        assert_eq!(ids(Some(systemd)), ["1", "2"]);
+        assert_eq!(ids(Some("rootless/pods/kubepods")), ["1", "2", "4"]);
+    }
+}

@@ -1,0 +1,840 @@
+//! Node allocatable memory, found on the node itself (`nodeAllocatable: auto`).
+//!
+//! The kubelet computes it as memory less system-reserved, kube-reserved, hugepages and the hard eviction threshold
+//! (`pkg/kubelet/cm/node_container_manager_linux.go`). It does not store the number where a plugin could read it, but
+//! leaves two traces:
+//!
+//! - its configuration file, which may be incomplete: flags and drop-in files override it;
+//! - `memory.max` of the `kubepods` cgroup, which has everything subtracted but the eviction threshold, is rounded down
+//!   to pages, and is all memory where node allocatable is not enforced for pods.
+//!
+//! If the configuration explains the cgroup, its exact number is used. If they disagree, the cgroup shows what is in
+//! force. With neither, this is no Kubernetes node, and all memory but hugepages may be used.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::agent::guard::Record;
+use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, RootError};
+use crate::core::units::{Bytes, Limit, PageSize, excerpt};
+use crate::kubelet::kubepods::{self, Found};
+
+const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
+const CGROUPS: &str = "sys/fs/cgroup";
+const MEMINFO: &str = "proc/meminfo";
+
+/// The kubelet's hard eviction threshold for memory where none is configured: 100Mi.
+const DEFAULT_EVICTION: Bytes = Bytes::new(100 << 20);
+
+/// The largest of these files that is read, in bytes.
+const LARGEST_FILE: usize = 1 << 20;
+
+/// What the node says of its memory.
+#[derive(Debug)]
+pub struct NodeMemory {
+    /// All memory (MemTotal), to which the kubelet relates `oom_score_adj`; `None` only if /proc/meminfo is unreadable.
+    pub mem_total: Option<Bytes>,
+    /// All memory less hugepages.
+    pub usable: Option<Bytes>,
+    /// What pods may use altogether; `None` is unknown.
+    pub allocatable: Option<Bytes>,
+    /// Where `allocatable` came from.
+    pub source: AllocatableSource,
+    /// What could not be read and had to be done without.
+    pub problems: Vec<NodeError>,
+    /// Where the kubelet sets the same files, by its configuration, and how to settle it.
+    pub conflicts: Vec<Conflict>,
+    /// Why it is not known whether the kubelet sets the same files.
+    pub unsettled: Option<Unsettled>,
+    /// The kubelet's configuration was read.
+    pub has_kubelet_config: bool,
+}
+
+/// The kubelet sets files that this plugin sets, too. `Display` says which, and how to settle it.
+///
+/// Source: `pkg/kubelet/cm/qos_container_manager_linux.go` and `helpers_linux.go` of Kubernetes 1.36 and 1.37.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Conflict {
+    /// Its feature gate `MemoryQoS` is on, and it reserves.
+    #[error(
+        "has its own MemoryQoS on (featureGates), which sets memory.min, memory.low and memory.high of the same cgroups by its \
+         own rules, and those of kubepods and the classes every minute; set featureGates.MemoryQoS to false and restart it"
+    )]
+    MemoryQos,
+    /// The same, with its policy `None`.
+    #[error(
+        "has its own MemoryQoS on with memoryReservationPolicy None: when it starts (Kubernetes 1.36.0: every minute) it sets \
+         memory.min of kubepods and memory.low of the classes to 0, without which nothing below is protected; set \
+         featureGates.MemoryQoS to false and restart it"
+    )]
+    MemoryQosNone,
+    /// The gate is not set, but fields that are of use only with it.
+    #[error(
+        "is configured with memoryReservationPolicy or memoryThrottlingFactor, a sign that its own MemoryQoS is on, which sets \
+         memory.min, memory.low and memory.high of the same cgroups by its own rules; set featureGates.MemoryQoS to false, take \
+         both fields out and restart it"
+    )]
+    MemoryQosSign,
+}
+
+/// Why it is unknown whether the kubelet's own MemoryQoS is on. `Display` says what to do about it, too.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unsettled {
+    /// The gate is not set, and its default depends on the kubelet's version.
+    #[error(
+        "/{KUBELET_CONFIG} does not set featureGates.MemoryQoS, which is on by default from Kubernetes 1.37 on: the kubelet then sets \
+         memory.min of kubepods and memory.low of the classes to 0 when it starts; set featureGates.MemoryQoS to false there and \
+         restart the kubelet, whatever its version is"
+    )]
+    DefaultOfVersion,
+    /// The kubelet's configuration is not where it was looked for.
+    #[error(
+        "found no configuration of the kubelet at /{KUBELET_CONFIG}{}; see which file and flags the kubelet is started with (--config), \
+         and that featureGates.MemoryQoS is false there",
+        elsewhere(.0)
+    )]
+    NoConfig(Vec<&'static str>),
+    /// The kubelet's configuration could not be read.
+    #[error("cannot read /{KUBELET_CONFIG}; see that it is right and that featureGates.MemoryQoS is false there")]
+    Unreadable,
+}
+
+fn elsewhere(paths: &[&str]) -> String {
+    match paths {
+        [] => String::new(),
+        paths => format!(", but /{} (not read, as flags and drop-ins may override it)", paths.join(" and /")),
+    }
+}
+
+/// Where distributions keep the kubelet's configuration: EKS and Bottlerocket, GKE, AKS, k3s and RKE2, kubespray, kOps, OpenShift, Talos, k0s
+/// and MicroK8s.
+const KUBELET_CONFIGS: [&str; 13] = [
+    "etc/kubernetes/kubelet/config.json",
+    "etc/kubernetes/kubelet/kubelet-config.json",
+    "etc/kubernetes/kubelet/config",
+    "home/kubernetes/kubelet-config.yaml",
+    "etc/default/kubeletconfig.json",
+    "var/lib/rancher/k3s/agent/etc/kubelet.conf.d",
+    "var/lib/rancher/rke2/agent/etc/kubelet.conf.d",
+    "etc/kubernetes/kubelet-config.yaml",
+    "var/lib/kubelet/kubelet.conf",
+    "etc/kubernetes/kubelet.conf",
+    "etc/kubernetes/kubelet.yaml",
+    "var/lib/k0s/kubelet/config.yaml",
+    "var/snap/microk8s/current/args/kubelet",
+];
+
+/// What the kubelet's configuration says of its own MemoryQoS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryQos {
+    /// It is off.
+    Off,
+    /// It is on.
+    On(Conflict),
+    /// It is on from Kubernetes 1.37 on, or only before.
+    ByVersion,
+}
+
+/// Where node allocatable came from. `Display` is the middle of a sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocatableSource {
+    /// The kubelet's configuration.
+    KubeletConfig,
+    /// The kubelet's configuration, and `memory.max` of kubepods agrees.
+    KubeletConfigConfirmed,
+    /// `memory.max` of kubepods less the eviction threshold; the kubelet's configuration says otherwise.
+    KubepodsOverConfig,
+    /// `memory.max` of kubepods less the eviction threshold; there is no readable configuration.
+    Kubepods,
+    /// All memory less hugepages: there is no sign of a kubelet.
+    AllMemory,
+    /// Nothing could be read.
+    Nowhere,
+}
+
+impl fmt::Display for AllocatableSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KubeletConfig => "the kubelet's configuration",
+            Self::KubeletConfigConfirmed => "the kubelet's configuration, which kubepods memory.max confirms",
+            Self::KubepodsOverConfig => {
+                "kubepods memory.max less hard eviction, as the kubelet's configuration does not explain it"
+            }
+            Self::Kubepods => "kubepods memory.max less hard eviction",
+            Self::AllMemory => "all memory less hugepages, as there is no sign of a kubelet",
+            Self::Nowhere => "nowhere: nothing could be read; set nodeAllocatable",
+        })
+    }
+}
+
+/// A file that node allocatable could have come from is no use.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// It could not be read.
+    #[error("{path}: {error}; it is done without")]
+    Io {
+        /// The file.
+        path: String,
+        /// What went wrong.
+        error: io::Error,
+    },
+    /// It does not say what it should.
+    #[error("{path}: {expected}; it is done without")]
+    Form {
+        /// The file.
+        path: String,
+        /// What was expected and found.
+        expected: String,
+    },
+    /// The hierarchy of cgroups could not be opened.
+    #[error("cannot look for kubepods: {0}; it is done without")]
+    Root(#[from] RootError),
+    /// A place where kubepods could be could not be looked into.
+    #[error("cannot look for kubepods: {0}; it is done without")]
+    Search(#[from] CgroupError),
+}
+
+/// One sentence for the log.
+impl fmt::Display for NodeMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.allocatable {
+            Some(bytes) => write!(f, "node allocatable is {bytes} bytes ({}), from {}", bytes.approx(), self.source)?,
+            None => write!(f, "node allocatable is unknown, from {}", self.source)?,
+        }
+        match self.mem_total {
+            Some(total) => write!(f, "; all memory is {total} bytes ({})", total.approx()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl NodeMemory {
+    /// Reads the node whose file system is at `root`, usually `/`. Never fails: what cannot be read is done without and
+    /// named in `problems`; a missing file is only a problem if nothing can replace it.
+    pub fn discover(root: &Path, page: PageSize) -> Self {
+        let mut problems = Vec::new();
+        let mut use_file = |path: &str| match read(root, path) {
+            Ok(text) => text,
+            Err(error) => {
+                problems.push(NodeError::Io { path: format!("/{path}"), error });
+                None
+            }
+        };
+        let meminfo = use_file(MEMINFO);
+        let config = use_file(KUBELET_CONFIG);
+        let (kubepods, unsearched) = find_kubepods(root);
+        let kubepods = kubepods.into_iter().find_map(|cgroup| {
+            let path = format!("{CGROUPS}{cgroup}/memory.max");
+            let text = use_file(&path)?;
+            Some((cgroup, path, text))
+        });
+        let record = Record::read(root).unwrap_or_else(|error| {
+            problems.push(NodeError::Io { path: format!("/{}", Record::PATH), error });
+            None
+        });
+        problems.extend(unsearched);
+
+        let mut form = |path: &str, expected: String| {
+            problems.push(NodeError::Form { path: format!("/{path}"), expected });
+        };
+        let meminfo = match meminfo.as_deref().map(MemInfo::parse) {
+            Some(Ok(meminfo)) => Some(meminfo),
+            Some(Err(error)) => {
+                form(MEMINFO, error);
+                None
+            }
+            None => {
+                form(MEMINFO, "expected it to exist".to_owned());
+                None
+            }
+        };
+        let has_config = config.is_some();
+        let config = match config.as_deref().map(KubeletReservations::parse) {
+            Some(Ok(config)) => Some(config),
+            Some(Err(error)) => {
+                form(KUBELET_CONFIG, error);
+                None
+            }
+            None => None,
+        };
+        let kubepods = kubepods.and_then(|(cgroup, path, text)| match text.trim_end().parse::<Limit>() {
+            // What the plugin itself has set says nothing of the kubelet.
+            Ok(limit) => Some(match record.filter(|record| *record.cgroup() == cgroup) {
+                Some(record) => record.without(limit),
+                None => limit,
+            }),
+            Err(error) => {
+                form(&path, error.to_string());
+                None
+            }
+        });
+        let (allocatable, source) = choose(meminfo, config.as_ref(), kubepods, page);
+        let (conflict, unsettled) = match config.map(|config| config.memory_qos) {
+            Some(MemoryQos::Off) => (None, None),
+            Some(MemoryQos::On(conflict)) => (Some(conflict), None),
+            Some(MemoryQos::ByVersion) => (None, Some(Unsettled::DefaultOfVersion)),
+            None if has_config || read(root, KUBELET_CONFIG).is_err() => (None, Some(Unsettled::Unreadable)),
+            None => {
+                let elsewhere = KUBELET_CONFIGS.into_iter().filter(|path| root.join(path).exists());
+                (None, Some(Unsettled::NoConfig(elsewhere.collect())))
+            }
+        };
+        Self {
+            mem_total: meminfo.map(|meminfo| meminfo.total),
+            usable: meminfo.map(MemInfo::usable),
+            allocatable,
+            source,
+            problems,
+            conflicts: conflict.into_iter().collect(),
+            unsettled,
+            has_kubelet_config: config.is_some(),
+        }
+    }
+}
+
+/// The cgroups of all pods on the node whose file system is at `root`, and where it was not possible to look for them.
+fn find_kubepods(root: &Path) -> (Vec<CgroupPath>, Vec<NodeError>) {
+    match CgroupRoot::open(&root.join(CGROUPS)) {
+        Ok(root) => {
+            let Found { found, problems } = kubepods::find(&root);
+            (found, problems.into_iter().map(NodeError::from).collect())
+        }
+        Err(error) if error.is_absent() => (Vec::new(), Vec::new()),
+        Err(error) => (Vec::new(), vec![error.into()]),
+    }
+}
+
+fn choose(
+    meminfo: Option<MemInfo>,
+    config: Option<&KubeletReservations>,
+    kubepods: Option<Limit>,
+    page: PageSize,
+) -> (Option<Bytes>, AllocatableSource) {
+    let eviction = |total: Bytes| config.map_or(DEFAULT_EVICTION, |config| config.eviction.of(total));
+    let enforced = kubepods.and_then(Limit::bytes);
+    let Some(meminfo) = meminfo else {
+        // Without the total a percentage cannot be computed; the default is the best guess.
+        return match enforced {
+            Some(max) => (Some(max.saturating_sub(eviction(max))), AllocatableSource::Kubepods),
+            None => (None, AllocatableSource::Nowhere),
+        };
+    };
+    let usable = meminfo.usable();
+    // Where node allocatable is not enforced for pods, the kubelet gives kubepods all memory there is.
+    let enforced = enforced.filter(|&max| max < usable.floor_to(page));
+    match (config, enforced) {
+        (Some(config), enforced) => {
+            let reserved = config.system.saturating_add(config.kube);
+            let before_eviction = usable.saturating_sub(reserved);
+            // Older kubelets left hugepages in kubepods' memory.max.
+            let explained = |max| {
+                max == before_eviction.floor_to(page) || max == meminfo.total.saturating_sub(reserved).floor_to(page)
+            };
+            let from_config = Some(before_eviction.saturating_sub(eviction(meminfo.total)));
+            match enforced {
+                Some(max) if explained(max) => (from_config, AllocatableSource::KubeletConfigConfirmed),
+                Some(max) if config.enforced_for_pods => {
+                    (Some(max.saturating_sub(eviction(meminfo.total))), AllocatableSource::KubepodsOverConfig)
+                }
+                _ => (from_config, AllocatableSource::KubeletConfig),
+            }
+        }
+        (None, Some(max)) => (Some(max.saturating_sub(DEFAULT_EVICTION)), AllocatableSource::Kubepods),
+        (None, None) if kubepods.is_some() => {
+            (Some(usable.saturating_sub(DEFAULT_EVICTION)), AllocatableSource::Kubepods)
+        }
+        (None, None) => (Some(usable), AllocatableSource::AllMemory),
+    }
+}
+
+/// Reads a file below `root`; `None` if there is none.
+fn read(root: &Path, path: &str) -> io::Result<Option<String>> {
+    let text = |bytes| String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+    read_bytes(&root.join(path), LARGEST_FILE)?.map(text).transpose()
+}
+
+/// Reads a regular file of at most `most` bytes; `None` if there is none.
+pub(crate) fn read_bytes(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
+    // A pipe in its place must not make this wait.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("expected a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        return Err(io::Error::other(format!("expected at most {most} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// What is needed of /proc/meminfo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemInfo {
+    /// `MemTotal`.
+    pub total: Bytes,
+    /// Memory set aside as hugepages of any size (`Hugetlb`, or the default size alone on kernels before 4.19).
+    pub hugepages: Bytes,
+    /// `MemAvailable`: what could be used without swapping. 0 where it is missing.
+    pub available: Bytes,
+}
+
+impl MemInfo {
+    /// All memory less hugepages.
+    pub fn usable(self) -> Bytes {
+        self.total.saturating_sub(self.hugepages)
+    }
+
+    /// Reads /proc/meminfo.
+    ///
+    /// # Errors
+    ///
+    /// A sentence, if there is no readable `MemTotal`. Other lines may be missing or odd.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.split_ascii_whitespace().next()?.parse::<u64>().ok()
+        };
+        let kib = |amount: u64| Bytes::new(amount.saturating_mul(1024));
+        let total = field("MemTotal").filter(|&total| total > 0).map(kib);
+        let hugepages = field("Hugetlb").map(kib).or_else(|| {
+            let size = field("Hugepagesize")?;
+            field("HugePages_Total").map(|pages| kib(pages.saturating_mul(size)))
+        });
+        match total {
+            Some(total) => Ok(Self {
+                total,
+                hugepages: hugepages.unwrap_or(Bytes::ZERO),
+                available: field("MemAvailable").map_or(Bytes::ZERO, kib),
+            }),
+            None => Err("expected a line such as 'MemTotal: 16303428 kB'".to_owned()),
+        }
+    }
+}
+
+/// What the kubelet's configuration keeps from pods.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KubeletReservations {
+    /// `systemReserved.memory`.
+    pub system: Bytes,
+    /// `kubeReserved.memory`.
+    pub kube: Bytes,
+    /// `evictionHard["memory.available"]`.
+    pub eviction: Threshold,
+    /// Whether `enforceNodeAllocatable` contains `pods`, as it does by default.
+    pub enforced_for_pods: bool,
+    /// Its own MemoryQoS.
+    pub memory_qos: MemoryQos,
+}
+
+/// An eviction threshold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Threshold {
+    /// An amount.
+    Bytes(Bytes),
+    /// A share of all memory, held as the kubelet holds it: a 32-bit fraction of 1.
+    Share(f32),
+}
+
+impl Threshold {
+    /// The amount, for a node with `total` memory; computed as the kubelet does (`GetThresholdQuantity`).
+    pub fn of(self, total: Bytes) -> Bytes {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Share(share) => Bytes::new((total.get() as f64 * f64::from(share)) as u64),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some(number) = text.strip_suffix('%') else {
+            return Bytes::from_quantity(text).map(Self::Bytes).map_err(|error| error.to_string());
+        };
+        match number.parse::<f32>() {
+            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Self::Share(percent / 100.0)),
+            _ => Err(format!("expected a percentage from 0% to 100%, found '{}'", excerpt(text))),
+        }
+    }
+}
+
+impl KubeletReservations {
+    /// Reads a `KubeletConfiguration`, in YAML or JSON. Only what concerns memory is looked at.
+    ///
+    /// # Errors
+    ///
+    /// A sentence, if the text is not YAML or one of these fields does not have its form.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        struct Raw {
+            system_reserved: Option<BTreeMap<String, Option<String>>>,
+            kube_reserved: Option<BTreeMap<String, Option<String>>>,
+            eviction_hard: Option<BTreeMap<String, Option<String>>>,
+            merge_default_eviction_settings: Option<bool>,
+            enforce_node_allocatable: Option<Vec<String>>,
+            feature_gates: Option<BTreeMap<String, Option<bool>>>,
+            memory_reservation_policy: Option<String>,
+            memory_throttling_factor: Option<f64>,
+        }
+
+        let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+        let raw: Option<Raw> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+            format!("expected a KubeletConfiguration: {}", error.to_string().lines().next().unwrap_or_default())
+        })?;
+        let raw = raw.unwrap_or_default();
+        let reserved = |field: &str, list: Option<BTreeMap<String, Option<String>>>| match list
+            .and_then(|mut list| list.remove("memory").flatten())
+        {
+            Some(text) => Bytes::from_quantity(&text).map_err(|error| format!("{field}.memory: {error}")),
+            None => Ok(Bytes::ZERO),
+        };
+        let eviction = match raw.eviction_hard {
+            // A list without memory.available replaces the default with nothing, unless defaults are merged in.
+            Some(mut list) => match list.remove("memory.available").flatten() {
+                Some(text) => {
+                    Threshold::parse(&text).map_err(|error| format!("evictionHard[\"memory.available\"]: {error}"))?
+                }
+                None if raw.merge_default_eviction_settings == Some(true) => Threshold::Bytes(DEFAULT_EVICTION),
+                None => Threshold::Bytes(Bytes::ZERO),
+            },
+            None => Threshold::Bytes(DEFAULT_EVICTION),
+        };
+        let gates = raw.feature_gates.unwrap_or_default();
+        let gate = |name: &str| gates.get(name).copied().flatten();
+        let is_configured = raw.memory_reservation_policy.is_some() || raw.memory_throttling_factor.is_some();
+        // The gate is of stage alpha before 1.37, off by default, and of stage beta since, on by default.
+        let memory_qos = match (gate("MemoryQoS"), gate("AllAlpha"), gate("AllBeta")) {
+            (Some(false), ..) => MemoryQos::Off,
+            (Some(true), ..) | (None, Some(true), None | Some(true)) => {
+                let is_none = raw.memory_reservation_policy.as_deref() == Some("None");
+                MemoryQos::On(if is_none { Conflict::MemoryQosNone } else { Conflict::MemoryQos })
+            }
+            (None, None | Some(false), Some(false)) => MemoryQos::Off,
+            _ if is_configured => MemoryQos::On(Conflict::MemoryQosSign),
+            _ => MemoryQos::ByVersion,
+        };
+        Ok(Self {
+            system: reserved("systemReserved", raw.system_reserved)?,
+            kube: reserved("kubeReserved", raw.kube_reserved)?,
+            eviction,
+            enforced_for_pods: raw
+                .enforce_node_allocatable
+                .is_none_or(|list| list.iter().any(|target| target == "pods")),
+            memory_qos,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KUBEPODS_MAX: [&str; 2] = ["sys/fs/cgroup/kubepods.slice/memory.max", "sys/fs/cgroup/kubepods/memory.max"];
+    use proptest::prelude::*;
+    use std::fs;
+    use tempfile::TempDir;
+
+    const MIB: u64 = 1 << 20;
+
+    fn mib(amount: u64) -> Bytes {
+        Bytes::new(amount * MIB)
+    }
+
+    /// A file system with these files in it.
+    fn node(files: &[(&str, &str)]) -> (TempDir, NodeMemory) {
+        let root = TempDir::new().unwrap();
+        for (path, text) in [("sys/fs/cgroup/cgroup.controllers", "memory\n")].iter().chain(files) {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4);
+        (root, memory)
+    }
+
+    const MEMINFO_8G: &str = "MemTotal:        8388608 kB\nMemFree: 1 kB\nHugePages_Total:       0\nHugepagesize:       2048 kB\nHugetlb:               0 kB\n";
+    const CONFIG: &str = "\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+systemReserved: {cpu: 100m, memory: 300M}
+kubeReserved:
+  memory: 200Mi
+evictionHard:
+  memory.available: 500Mi
+  nodefs.available: 10%
+";
+    /// 8Gi less 300M and 200Mi.
+    const BEFORE_EVICTION: u64 = (8 << 30) - 300_000_000 - (200 << 20);
+
+    #[test]
+    fn what_is_no_file_is_done_without() {
+        let (root, _) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG)]);
+        let config = root.path().join(KUBELET_CONFIG);
+        std::fs::remove_file(&config).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        let memory = NodeMemory::discover(root.path(), PageSize::of_this_machine());
+        assert_eq!(memory.source, AllocatableSource::AllMemory);
+        assert_eq!(
+            memory.problems[0].to_string(),
+            "/var/lib/kubelet/config.yaml: expected a regular file; it is done without"
+        );
+    }
+
+    #[test]
+    fn what_the_plugin_itself_has_set_says_nothing_of_the_kubelet() {
+        let record = r#"{"cgroup": "kubepods", "inode": 7, "before": "max", "lines": [4294967296]}"#;
+        let files = [(MEMINFO, MEMINFO_8G), ("run/plimsoll/guard", record)];
+        let (_root, guarded) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4294967296\n")]);
+        let (_root, before) = node(&[files[0], (KUBEPODS_MAX[1], "max\n")]);
+        assert_eq!((guarded.allocatable, guarded.source), (before.allocatable, before.source));
+        // A lower one is the kubelet's.
+        let (_root, lower) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4290772992\n")]);
+        assert_eq!(lower.allocatable, Some(Bytes::new(4_290_772_992 - (100 << 20))));
+    }
+
+    #[test]
+    fn the_kubelets_configuration_gives_the_exact_number() {
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG)]);
+        assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))));
+        assert_eq!((memory.source, memory.mem_total), (AllocatableSource::KubeletConfig, Some(mib(8192))));
+        assert!(memory.problems.is_empty());
+        assert_eq!(
+            memory.to_string(),
+            "node allocatable is 7555931392 bytes (7Gi), from the kubelet's configuration; all memory is 8589934592 bytes (8Gi)"
+        );
+    }
+
+    #[test]
+    fn kubepods_confirms_the_configuration_though_rounded_to_pages() {
+        for path in KUBEPODS_MAX {
+            let max = format!("{}\n", Bytes::new(BEFORE_EVICTION).floor_to(PageSize::KIB4));
+            let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (path, &max)]);
+            assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))));
+            assert_eq!(memory.source, AllocatableSource::KubeletConfigConfirmed);
+        }
+    }
+
+    #[test]
+    fn what_is_in_force_outranks_a_configuration_that_does_not_explain_it() {
+        let (_root, memory) =
+            node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], "4294967296\n")]);
+        assert_eq!(memory.allocatable, Some(mib(4096 - 500)));
+        assert_eq!(memory.source, AllocatableSource::KubepodsOverConfig);
+    }
+
+    #[test]
+    fn kubepods_counts_below_a_cgroup_root() {
+        let path = "sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice/memory.max";
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (path, "4294967296\n")]);
+        assert_eq!((memory.allocatable, memory.source), (Some(mib(3996)), AllocatableSource::Kubepods));
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_searched_is_a_problem() {
+        let (root, memory) = node(&[(MEMINFO, MEMINFO_8G)]);
+        assert!(memory.problems.is_empty(), "{:?}", memory.problems);
+        let cgroups = root.path().join(CGROUPS);
+        fs::remove_dir_all(&cgroups).unwrap();
+        fs::write(&cgroups, "").unwrap();
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4);
+        let problem = memory.problems[0].to_string();
+        assert!(problem.starts_with("cannot look for kubepods: cgroup root "), "{problem}");
+    }
+
+    #[test]
+    fn an_absent_gate_is_off_only_where_every_version_has_it_so() {
+        let of = |config: &str| KubeletReservations::parse(config).unwrap().memory_qos;
+        let gates = |gates: &str| of(&format!("featureGates: {{{gates}}}"));
+        assert_eq!(gates("MemoryQoS: false"), MemoryQos::Off);
+        assert_eq!(gates("MemoryQoS: false, AllAlpha: true, AllBeta: true"), MemoryQos::Off);
+        assert_eq!(gates("AllBeta: false"), MemoryQos::Off);
+        assert_eq!(gates("AllBeta: false, AllAlpha: false"), MemoryQos::Off);
+        for config in ["", "featureGates: {}", "featureGates: null", "featureGates: {Other: true}"] {
+            assert_eq!(of(config), MemoryQos::ByVersion, "{config}");
+        }
+        assert_eq!(gates("AllAlpha: false"), MemoryQos::ByVersion);
+        assert_eq!(gates("AllBeta: true"), MemoryQos::ByVersion);
+        assert_eq!(gates("AllAlpha: true, AllBeta: false"), MemoryQos::ByVersion, "on only before 1.37");
+        assert_eq!(gates("AllAlpha: true"), MemoryQos::On(Conflict::MemoryQos));
+        assert_eq!(gates("MemoryQoS: true"), MemoryQos::On(Conflict::MemoryQos));
+        let none = "memoryReservationPolicy: None\n";
+        assert_eq!(of(&format!("{none}featureGates: {{MemoryQoS: true}}")), MemoryQos::On(Conflict::MemoryQosNone));
+        assert_eq!(of(&format!("{none}featureGates: {{MemoryQoS: false}}")), MemoryQos::Off);
+        for sign in [none, "memoryReservationPolicy: TieredReservation", "memoryThrottlingFactor: 0.9"] {
+            assert_eq!(of(sign), MemoryQos::On(Conflict::MemoryQosSign), "{sign}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_was_not_read_settles_nothing() {
+        let unsettled = |files: &[(&str, &str)]| node(files).1.unsettled.map(|unsettled| unsettled.to_string());
+        let nowhere = unsettled(&[]).unwrap();
+        assert!(nowhere.contains("no configuration of the kubelet at /var/lib/kubelet/config.yaml; see"), "{nowhere}");
+        let elsewhere = unsettled(&[("etc/kubernetes/kubelet.yaml", ""), ("var/lib/k0s/kubelet/config.yaml", "")]);
+        let elsewhere = elsewhere.unwrap();
+        assert!(
+            elsewhere.contains("but /etc/kubernetes/kubelet.yaml and /var/lib/k0s/kubelet/config.yaml (not read"),
+            "{elsewhere}"
+        );
+        let broken = unsettled(&[(KUBELET_CONFIG, "featureGates: 7")]);
+        assert!(broken.is_some_and(|broken| broken.starts_with("cannot read /var/lib/kubelet/config.yaml")));
+        let unset = unsettled(&[(KUBELET_CONFIG, "")]);
+        assert!(unset.is_some_and(|unset| unset.contains("on by default from Kubernetes 1.37 on")));
+        assert_eq!(unsettled(&[(KUBELET_CONFIG, "featureGates: {MemoryQoS: false}")]), None);
+    }
+
+    #[test]
+    fn without_enforcement_for_pods_kubepods_says_nothing() {
+        let config = format!("{CONFIG}enforceNodeAllocatable: [none]\n");
+        for max in ["8589934592\n", "max\n", "4294967296\n"] {
+            let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, &config), (KUBEPODS_MAX[0], max)]);
+            assert_eq!(memory.source, AllocatableSource::KubeletConfig, "{max}");
+            assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))), "{max}");
+        }
+    }
+
+    #[test]
+    fn kubepods_alone_has_only_the_default_eviction_threshold_left_to_subtract() {
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "4294967296\n")]);
+        assert_eq!((memory.allocatable, memory.source), (Some(mib(3996)), AllocatableSource::Kubepods));
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "max\n")]);
+        assert_eq!((memory.allocatable, memory.source), (Some(mib(8092)), AllocatableSource::Kubepods));
+    }
+
+    #[test]
+    fn without_a_kubelet_all_memory_but_hugepages_is_allocatable() {
+        let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
+        let (_root, memory) = node(&[(MEMINFO, &meminfo)]);
+        assert_eq!((memory.allocatable, memory.source), (Some(mib(7168)), AllocatableSource::AllMemory));
+        assert!(memory.problems.is_empty());
+    }
+
+    #[test]
+    fn hugepages_are_not_allocatable_either_way_kubepods_counts_them() {
+        let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
+        for before in [BEFORE_EVICTION, BEFORE_EVICTION - (1 << 30)] {
+            let max = Bytes::new(before).floor_to(PageSize::KIB4).to_string();
+            let (_root, memory) = node(&[(MEMINFO, &meminfo), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], &max)]);
+            assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (1 << 30) - (500 << 20))), "{before}");
+        }
+    }
+
+    #[test]
+    fn nothing_readable_is_unknown() {
+        let (_root, memory) = node(&[]);
+        assert_eq!((memory.allocatable, memory.mem_total), (None, None));
+        assert_eq!(memory.source, AllocatableSource::Nowhere);
+        assert_eq!(memory.problems[0].to_string(), "/proc/meminfo: expected it to exist; it is done without");
+    }
+
+    #[test]
+    fn malformed_files_are_named_and_done_without() {
+        let (_root, memory) = node(&[
+            (MEMINFO, MEMINFO_8G),
+            (KUBELET_CONFIG, "systemReserved: {memory: lots}"),
+            (KUBEPODS_MAX[0], "soon"),
+        ]);
+        assert_eq!(memory.source, AllocatableSource::AllMemory);
+        let problems: Vec<_> = memory.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            problems,
+            [
+                "/var/lib/kubelet/config.yaml: systemReserved.memory: expected a quantity such as 128Mi, 1.5Gi, 500M or \
+                 1e9, found 'lots'; it is done without",
+                "/sys/fs/cgroup/kubepods.slice/memory.max: expected a whole number of bytes or 'max', found 'soon'; it is \
+                 done without",
+            ]
+        );
+        let (_root, memory) = node(&[(MEMINFO, "MemTotal: many kB"), (KUBEPODS_MAX[0], "4294967296")]);
+        assert_eq!((memory.allocatable, memory.mem_total), (Some(mib(3996)), None));
+    }
+
+    #[test]
+    fn a_directory_in_place_of_a_file_is_a_problem_and_no_panic() {
+        let (root, _) = node(&[(MEMINFO, MEMINFO_8G)]);
+        fs::create_dir_all(root.path().join(KUBELET_CONFIG)).unwrap();
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4);
+        assert_eq!(memory.source, AllocatableSource::AllMemory);
+        assert_eq!(memory.problems.len(), 1);
+    }
+
+    #[test]
+    fn eviction_thresholds_have_the_kubelets_defaults_and_percentages() {
+        for (config, total, expected) in [
+            ("", 8192, mib(100)),
+            ("evictionHard: null", 8192, mib(100)),
+            ("evictionHard: {}", 8192, Bytes::ZERO),
+            ("evictionHard: {nodefs.available: 10%}", 8192, Bytes::ZERO),
+            ("evictionHard: {nodefs.available: 10%}\nmergeDefaultEvictionSettings: true", 8192, mib(100)),
+            ("evictionHard: {memory.available: 1Gi}", 8192, mib(1024)),
+            ("evictionHard: {memory.available: '0'}", 8192, Bytes::ZERO),
+            ("evictionHard: {memory.available: 25%}", 8192, mib(2048)),
+            // 0.05 as a 32-bit fraction is a little more than 0.05.
+            ("evictionHard: {memory.available: '5%'}", 8192, Bytes::new(429_496_736)),
+        ] {
+            let reservations = KubeletReservations::parse(config).unwrap();
+            assert_eq!(reservations.eviction.of(mib(total)), expected, "{config}");
+        }
+        assert!(KubeletReservations::parse("evictionHard: {memory.available: 101%}").is_err());
+        assert!(KubeletReservations::parse("evictionHard: {memory.available: x%}").is_err());
+    }
+
+    #[test]
+    fn the_kubelets_configuration_may_be_json_and_may_hold_numbers() {
+        let reservations = KubeletReservations::parse(
+            r#"{"systemReserved": {"memory": 1048576}, "kubeReserved": null, "port": 10250}"#,
+        );
+        assert_eq!(reservations.map(|reservations| reservations.system), Ok(mib(1)));
+    }
+
+    #[test]
+    fn reservations_beyond_all_memory_leave_nothing() {
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, "systemReserved: {memory: 7Ei}")]);
+        assert_eq!(memory.allocatable, Some(Bytes::ZERO));
+    }
+
+    #[test]
+    fn old_kernels_have_hugepages_of_one_size() {
+        let meminfo = MemInfo::parse("MemTotal: 1024 kB\nHugePages_Total: 2\nHugepagesize: 128 kB\n");
+        assert_eq!(meminfo, Ok(MemInfo { total: mib(1), hugepages: Bytes::new(256 << 10), available: Bytes::ZERO }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_meminfo_or_an_error(text in "(MemTotal|Hugetlb|HugePages_Total|Hugepagesize|:| |[0-9]{1,22}|kB|\n|.){0,20}") {
+            let _ = MemInfo::parse(&text);
+        }
+
+        #[test]
+        fn any_text_is_a_kubelet_configuration_or_an_error(text in "(systemReserved|kubeReserved|evictionHard|memory|memory.available|: |[{}%\\[\\],-]|[0-9]{1,22}|Mi|\n|.){0,20}") {
+            let _ = KubeletReservations::parse(&text);
+        }
+
+        #[test]
+        fn allocatable_is_at_most_all_memory(
+            total in 1u64..1 << 40, hugepages in 0u64..1 << 40, max in proptest::option::of(0u64..1 << 40),
+            reserved in proptest::option::of(0u64..1 << 40),
+        ) {
+            let meminfo = MemInfo { total: Bytes::new(total), hugepages: Bytes::new(hugepages), available: Bytes::ZERO };
+            let config = reserved.map(|reserved| KubeletReservations {
+                system: Bytes::new(reserved), kube: Bytes::ZERO, eviction: Threshold::Share(0.05), enforced_for_pods: true,
+                memory_qos: MemoryQos::Off,
+            });
+            let max = max.map(|max| Limit::Bytes(Bytes::new(max)));
+            let (allocatable, _) = choose(Some(meminfo), config.as_ref(), max, PageSize::KIB4);
+            prop_assert!(allocatable.unwrap() <= meminfo.total);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The automatic brake: the plugin stops writing by itself when it does too much.
+//!
+//! [`Tally`] counts repairs, conflicts and kills by limits that the plugin has set. Once one of them exceeds its
+//! bound ([`Bounds`]), the plugin behaves as with `mode: observe`. It stays so across restarts, until an operator
+//! removes the record ([`Record`]) with `plimsoll reset-brake`. The record is below `/run`, so a reboot removes it, too.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::lock;
+use crate::state::originals::DIRECTORY;
+
+/// The record's name in the plugin's directory.
+pub const FILE: &str = "brake";
+
+/// The bounds beyond which the plugin stops writing (`brake`): how often within [`Bounds::window`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Repairs, from 1 on.
+    pub repairs: u32,
+    /// Values left to another writer, from 1 on.
+    pub conflicts: u32,
+    /// Kills by limits that the plugin has set, from 1 on.
+    pub kills: u32,
+    /// The time within which they count.
+    pub window: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { repairs: 500, conflicts: 50, kills: 20, window: Duration::from_secs(600) }
+    }
+}
+
+/// A cause for which the brake is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// A value that another program changed was set again.
+    Repairs,
+    /// A value was left to another writer.
+    Conflicts,
+    /// The kernel killed a process because of a limit that the plugin has set.
+    Kills,
+}
+
+impl Cause {
+    const ALL: [Self; 3] = [Self::Repairs, Self::Conflicts, Self::Kills];
+
+    const fn bound(self, bounds: &Bounds) -> u32 {
+        match self {
+            Self::Repairs => bounds.repairs,
+            Self::Conflicts => bounds.conflicts,
+            Self::Kills => bounds.kills,
+        }
+    }
+
+    /// The word for it in messages.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Repairs => "repairs",
+            Self::Conflicts => "conflicts with other writers",
+            Self::Kills => "kills by limits that plimsoll has set",
+        }
+    }
+}
+
+/// The reason why the brake was applied, as it is kept in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// The cause that exceeded its bound.
+    pub cause: Cause,
+    /// How many of them there were within the window.
+    pub count: u32,
+    /// The window in seconds.
+    pub window_seconds: u64,
+    /// When the brake was applied, in seconds since 1970.
+    pub at: u64,
+}
+
+impl Record {
+    fn file(host: &Path) -> PathBuf {
+        host.join(DIRECTORY).join(FILE)
+    }
+
+    /// The record on the node whose file system is at `host`; `None` without one.
+    ///
+    /// # Errors
+    ///
+    /// When there is a record that cannot be read: then the brake is to be taken for applied.
+    pub fn load(host: &Path) -> io::Result<Option<Self>> {
+        match fs::read(Self::file(host)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        }
+    }
+
+    /// Keeps the record, by rename.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn store(&self, host: &Path) -> io::Result<()> {
+        let file = Self::file(host);
+        fs::create_dir_all(host.join(DIRECTORY))?;
+        let new = file.with_extension("new");
+        fs::write(&new, serde_json::to_vec(self)?)?;
+        fs::rename(new, file)
+    }
+
+    /// Removes the record. Returns whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// When there is one that cannot be removed.
+    pub fn remove(host: &Path) -> io::Result<bool> {
+        match fs::remove_file(Self::file(host)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// As in `501 repairs within 10m`.
+impl std::fmt::Display for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let window = humantime::format_duration(Duration::from_secs(self.window_seconds));
+        write!(f, "{} {} within {window}", self.count, self.cause.word())
+    }
+}
+
+/// The counts of the last [`Bounds::window`].
+#[derive(Debug, Default)]
+pub struct Tally {
+    // Short: nothing waits while it is held.
+    counts: Mutex<Counts>,
+    exceeded: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    bounds: Option<Bounds>,
+    times: [VecDeque<Instant>; 3],
+    exceeded: Option<(Cause, u32, Bounds)>,
+    /// A bound was exceeded, and that was acted on.
+    is_applied: bool,
+}
+
+impl Tally {
+    /// Counts against these bounds from now on; `None` counts nothing.
+    pub fn configure(&self, bounds: Option<Bounds>) {
+        lock(&self.counts).bounds = bounds;
+    }
+
+    /// Forgets everything, as after a reset.
+    pub fn clear(&self) {
+        let mut counts = lock(&self.counts);
+        *counts = Counts { bounds: counts.bounds, ..Counts::default() };
+    }
+
+    /// Counts something that happened at `now`.
+    pub fn count(&self, cause: Cause, now: Instant) {
+        let mut counts = lock(&self.counts);
+        let Some(bounds) = counts.bounds.filter(|_| !counts.is_applied) else { return };
+        let bound = cause.bound(&bounds);
+        let index = Cause::ALL.iter().position(|other| *other == cause).unwrap_or_default();
+        let times = &mut counts.times[index];
+        times.push_back(now);
+        while times.front().is_some_and(|first| now.duration_since(*first) > bounds.window) {
+            times.pop_front();
+        }
+        // No more than that are needed, however long the window is.
+        while times.len() > bound as usize + 1 {
+            times.pop_front();
+        }
+        if times.len() > bound as usize && counts.exceeded.is_none() {
+            counts.exceeded = Some((cause, bound + 1, bounds));
+            self.exceeded.notify_one();
+        }
+    }
+
+    /// Waits until a bound is exceeded. Counts nothing from then on, until [`Self::clear`].
+    pub async fn exceeded(&self, at: impl Fn() -> u64) -> Record {
+        loop {
+            let exceeded = {
+                let mut counts = lock(&self.counts);
+                counts.is_applied |= counts.exceeded.is_some();
+                counts.exceeded.take()
+            };
+            if let Some((cause, count, bounds)) = exceeded {
+                return Record { cause, count, window_seconds: bounds.window.as_secs(), at: at() };
+            }
+            self.exceeded.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds() -> Bounds {
+        Bounds { repairs: 3, conflicts: 1, kills: 1, window: Duration::from_secs(60) }
+    }
+
+    fn exceeded(tally: &Tally) -> Option<Cause> {
+        lock(&tally.counts).exceeded.map(|(cause, ..)| cause)
+    }
+
+    #[test]
+    fn more_than_the_bound_within_the_window() {
+        let (tally, start) = (Tally::default(), Instant::now());
+        tally.configure(Some(bounds()));
+        // Three within any minute, for ever.
+        for at in 0..20 {
+            tally.count(Cause::Repairs, start + Duration::from_secs(21 * at));
+            assert_eq!(exceeded(&tally), None, "{at}");
+        }
+        tally.count(Cause::Repairs, start + Duration::from_secs(21 * 19 + 1));
+        assert_eq!(exceeded(&tally), Some(Cause::Repairs));
+        tally.clear();
+        assert_eq!(exceeded(&tally), None);
+    }
+
+    #[test]
+    fn causes_are_counted_apart() {
+        let (tally, now) = (Tally::default(), Instant::now());
+        tally.configure(Some(bounds()));
+        for cause in Cause::ALL {
+            tally.count(cause, now);
+            assert_eq!(exceeded(&tally), None);
+        }
+        tally.count(Cause::Kills, now);
+        assert_eq!(exceeded(&tally), Some(Cause::Kills));
+    }
+
+    #[test]
+    fn nothing_counts_without_bounds() {
+        let (tally, now) = (Tally::default(), Instant::now());
+        for _ in 0..10_000 {
+            tally.count(Cause::Kills, now);
+        }
+        tally.configure(Some(bounds()));
+        assert_eq!(exceeded(&tally), None);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_gets_the_record() {
+        let (tally, now) = (Tally::default(), Instant::now());
+        tally.configure(Some(bounds()));
+        let (record, ()) = tokio::join!(tally.exceeded(|| 7), async {
+            tally.count(Cause::Conflicts, now);
+            tally.count(Cause::Conflicts, now);
+        });
+        let expected = Record { cause: Cause::Conflicts, count: 2, window_seconds: 60, at: 7 };
+        assert_eq!(record, expected);
+        assert_eq!(record.to_string(), "2 conflicts with other writers within 1m");
+    }
+
+    #[test]
+    fn the_record_outlives_the_process() {
+        let host = tempfile::tempdir().unwrap();
+        assert_eq!(Record::load(host.path()).unwrap(), None);
+        let record = Record { cause: Cause::Repairs, count: 4, window_seconds: 60, at: 7 };
+        record.store(host.path()).unwrap();
+        assert_eq!(Record::load(host.path()).unwrap(), Some(record));
+        fs::write(Record::file(host.path()), "{").unwrap();
+        assert!(Record::load(host.path()).is_err());
+        assert!(Record::remove(host.path()).unwrap());
+        assert!(!Record::remove(host.path()).unwrap());
+    }
+}

@@ -1,0 +1,585 @@
+//! What files held before this plugin changed them, kept where a crash of the plugin cannot lose it.
+//!
+//! One line of JSON for each container or cgroup, appended before its first change to a file under `/run`, which lives as
+//! long as the cgroups do:
+//!
+//! ```json
+//! {"cgroup":"kubepods.slice","inode":4242,"memory.min":"0","memory.low":"0"}
+//! {"container":"3f0c…","memory.high":"50331648"}
+//! {"cgroup":"kubepods/burstable/pod1","inode":4243,"raised":"memory.max","from":"104857600","to":"209715200"}
+//! ```
+//!
+//! A line with `raised` is about a limit of a pod that is not put back, since to lower it could kill: it is remembered to be named.
+//!
+//! A line with `"restored":true` takes back those before it. Cgroups above containers are remembered further, since systemd may keep
+//! drop-ins for them, which only `plimsoll restore` removes. A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
+//! torn by a crash is skipped, since its change was not made yet. Another line that cannot be read is counted, and kept.
+//! A target that is not in it was never changed.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Knob};
+use crate::core::policy::Protection;
+use crate::core::units::Limit;
+
+/// Where the plugin keeps state, beneath the node's file system.
+pub const DIRECTORY: &str = "run/plimsoll";
+
+/// The file's name.
+const FILE: &str = "originals";
+
+/// How many lines the file may have beyond twice those that are needed, before it is written anew.
+const SLACK: usize = 1000;
+
+/// Who something was changed of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A container, by its id, which is never used again.
+    Container(String),
+    /// A cgroup, by its path and the inode that tells it from another one of that path.
+    Cgroup(CgroupPath, u64),
+}
+
+/// Values from before. `None` is the kernel's default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Values {
+    /// `memory.min`.
+    pub min: Option<Limit>,
+    /// `memory.low`.
+    pub low: Option<Limit>,
+    /// `memory.high`.
+    pub high: Option<Limit>,
+}
+
+impl Values {
+    /// The values that a unified map of OCI asks for; what the kernel would not take is left out, and so are its defaults.
+    pub fn of_unified(unified: &HashMap<String, String>) -> Self {
+        let value = |knob: Knob| {
+            let value = unified.get(knob.file_name())?.parse().ok()?;
+            (value != knob.default_value()).then_some(value)
+        };
+        Self { min: value(Knob::Min), low: value(Knob::Low), high: value(Knob::High) }
+    }
+
+    /// What a cgroup's files hold.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    pub fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
+        let read = |knob| cgroup.read(knob).map(Some);
+        Ok(Self { min: read(Knob::Min)?, low: read(Knob::Low)?, high: read(Knob::High)? })
+    }
+
+    /// A unified map of OCI that asks for them.
+    pub fn to_unified(self) -> HashMap<String, String> {
+        let value = |knob: Knob| Some((knob.file_name().to_owned(), self.get(knob)?.to_string()));
+        Knob::ALL.into_iter().filter_map(value).collect()
+    }
+
+    /// What they protect; a limit of `max` protects nothing that could be added up.
+    pub fn protection(&self) -> Protection {
+        let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
+        Protection { min: bytes(self.min), low: bytes(self.low) }
+    }
+
+    /// The value of a file that this plugin sets.
+    pub fn get(&self, knob: Knob) -> Option<Limit> {
+        match knob {
+            Knob::Min => self.min,
+            Knob::Low => self.low,
+            Knob::High => self.high,
+            Knob::Max => None,
+        }
+    }
+}
+
+/// A limit of a pod that was raised, and stays so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaisedLimit {
+    /// The pod's cgroup.
+    pub cgroup: CgroupPath,
+    /// What tells it from another one of that path.
+    pub inode: u64,
+    /// The file.
+    pub file: String,
+    /// What it held before it was raised for the first time.
+    pub from: String,
+    /// What it was raised to last.
+    pub to: String,
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inode: Option<u64>,
+    #[serde(rename = "memory.min", skip_serializing_if = "Option::is_none")]
+    min: Option<String>,
+    #[serde(rename = "memory.low", skip_serializing_if = "Option::is_none")]
+    low: Option<String>,
+    #[serde(rename = "memory.high", skip_serializing_if = "Option::is_none")]
+    high: Option<String>,
+    /// It has back what it had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    restored: bool,
+    /// The file of a limit that was raised, and from and to what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raised: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+}
+
+impl Line {
+    fn new(target: &Target, values: &Values) -> Self {
+        let (container, cgroup, inode) = match target {
+            Target::Container(id) => (Some(id.clone()), None, None),
+            Target::Cgroup(path, inode) => (None, Some(path.as_str().to_owned()), Some(*inode)),
+        };
+        let [min, low, high] = [values.min, values.low, values.high].map(|value| value.map(|value| value.to_string()));
+        Self { container, cgroup, inode, min, low, high, restored: false, raised: None, from: None, to: None }
+    }
+
+    fn of_restored(target: &Target) -> Self {
+        Self { restored: true, ..Self::new(target, &Values::default()) }
+    }
+
+    fn of_raised(limit: &RaisedLimit) -> Self {
+        let RaisedLimit { cgroup, inode, file, from, to } = limit.clone();
+        let line = Self::new(&Target::Cgroup(cgroup, inode), &Values::default());
+        Self { raised: Some(file), from: Some(from), to: Some(to), ..line }
+    }
+
+    fn read_raised(self) -> Option<RaisedLimit> {
+        let cgroup = CgroupPath::parse(&self.cgroup?).ok()?;
+        Some(RaisedLimit { cgroup, inode: self.inode?, file: self.raised?, from: self.from?, to: self.to? })
+    }
+
+    fn read(self) -> Option<(Target, Values)> {
+        let target = match (self.container, self.cgroup, self.inode) {
+            (Some(id), None, None) => Target::Container(id),
+            (None, Some(path), Some(inode)) => Target::Cgroup(CgroupPath::parse(&path).ok()?, inode),
+            _ => return None,
+        };
+        let value = |text: Option<String>| text.map(|text| text.parse()).transpose().ok();
+        Some((target, Values { min: value(self.min)?, low: value(self.low)?, high: value(self.high)? }))
+    }
+}
+
+/// All that is remembered.
+#[derive(Debug)]
+pub struct Originals {
+    path: PathBuf,
+    known: HashMap<Target, Values>,
+    raised: Vec<RaisedLimit>,
+    /// Cgroups above containers that have back what they had, and what that is.
+    former: HashMap<Target, Values>,
+    /// Lines that cannot be read: they may name something that was changed.
+    unreadable: Vec<Vec<u8>>,
+    file: Option<File>,
+    lines: usize,
+}
+
+impl Originals {
+    /// Reads what is remembered on the node whose file system is at `host`. Nothing is written until something is to be
+    /// remembered.
+    ///
+    /// # Errors
+    ///
+    /// When there is a file that cannot be read.
+    pub fn load(host: &Path) -> io::Result<Self> {
+        let mut originals = Self::none(host);
+        let file = match File::open(&originals.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(originals),
+            Err(error) => return Err(error),
+        };
+        for line in BufReader::new(file).split(b'\n') {
+            originals.lines += 1;
+            let text = line?;
+            let is_read = match serde_json::from_slice::<Line>(&text) {
+                Ok(line) => originals.note(line),
+                // It is empty, or its end is missing.
+                Err(error) => error.is_eof(),
+            };
+            if !is_read {
+                originals.unreadable.push(text);
+            }
+        }
+        Ok(originals)
+    }
+
+    /// Remembers what a line says. Whether it can be understood.
+    fn note(&mut self, line: Line) -> bool {
+        if line.raised.is_some() {
+            return line.read_raised().map(|limit| self.note_raised(limit)).is_some();
+        }
+        let restored = line.restored;
+        match line.read() {
+            Some((target, _)) if restored => _ = self.leave(&target),
+            Some((target, values)) => {
+                self.former.remove(&target);
+                // What was there first is what counts.
+                self.known.entry(target).or_insert(values);
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// Makes a target one that is not changed any more. Whether it was changed.
+    fn leave(&mut self, target: &Target) -> bool {
+        let Some(values) = self.known.remove(target) else { return false };
+        if matches!(target, Target::Cgroup(..)) {
+            self.former.insert(target.clone(), values);
+        }
+        true
+    }
+
+    /// Cgroups above containers that were changed and have back what they had: path, inode and what they had. systemd may
+    /// still have drop-ins for them.
+    pub fn former(&self) -> impl Iterator<Item = (&CgroupPath, u64, Values)> {
+        self.former.iter().filter_map(|(target, values)| match target {
+            Target::Cgroup(path, inode) => Some((path, *inode, *values)),
+            Target::Container(_) => None,
+        })
+    }
+
+    /// The number of lines that cannot be read, those torn by a crash left out. What they name is unknown.
+    pub fn unreadable(&self) -> usize {
+        self.unreadable.len()
+    }
+
+    /// Nothing is remembered yet.
+    pub fn none(host: &Path) -> Self {
+        Self {
+            path: host.join(DIRECTORY).join(FILE),
+            known: HashMap::new(),
+            raised: Vec::new(),
+            former: HashMap::new(),
+            unreadable: Vec::new(),
+            file: None,
+            lines: 0,
+        }
+    }
+
+    /// Limits of pods that were raised, as far as their pods were there when [`Originals::retain`] was called last.
+    pub fn raised_limits(&self) -> &[RaisedLimit] {
+        &self.raised
+    }
+
+    /// Remembers that a limit of a pod was raised.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down. It is remembered nevertheless, as long as the program runs.
+    pub fn remember_raised(&mut self, limit: RaisedLimit) -> io::Result<()> {
+        let line = json(&Line::of_raised(&limit))?;
+        self.note_raised(limit);
+        self.append(&line)
+    }
+
+    fn note_raised(&mut self, limit: RaisedLimit) {
+        let is_it =
+            |one: &&mut RaisedLimit| (&one.cgroup, one.inode, &one.file) == (&limit.cgroup, limit.inode, &limit.file);
+        match self.raised.iter_mut().find(is_it) {
+            Some(one) => one.to = limit.to,
+            None => self.raised.push(limit),
+        }
+    }
+
+    /// What a target had before; `None` if it was never changed.
+    pub fn get(&self, target: &Target) -> Option<Values> {
+        self.known.get(target).copied()
+    }
+
+    /// All targets that were changed.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.known.keys()
+    }
+
+    /// Remembers what a target has before it is changed for the first time.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down. It is remembered nevertheless, as long as the program runs.
+    pub fn remember(&mut self, target: Target, values: Values) -> io::Result<()> {
+        if self.known.contains_key(&target) {
+            return Ok(());
+        }
+        let line = json(&Line::new(&target, &values))?;
+        self.former.remove(&target);
+        self.known.insert(target, values);
+        self.append(&line)
+    }
+
+    /// A target has back what it had: it counts as never changed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down. It is forgotten nevertheless, as long as the program runs.
+    pub fn restored(&mut self, target: &Target) -> io::Result<()> {
+        if !self.leave(target) {
+            return Ok(());
+        }
+        self.append(&json(&Line::of_restored(target))?)
+    }
+
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        self.lines += 1;
+        let result = self.write(line);
+        if result.is_err() {
+            // It may hold a part of the line, or be on a file system that has been mounted over.
+            self.file = None;
+        }
+        result
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                if let Some(directory) = self.path.parent() {
+                    fs::create_dir_all(directory)?;
+                }
+                let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+                // The line before may be torn.
+                file.write_all(b"\n")?;
+                self.file.insert(file)
+            }
+        };
+        file.write_all(line)
+    }
+
+    /// Forgets those who are gone. The file is written anew when most of it is about them.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written; it stays as it is then.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Target) -> bool) -> io::Result<()> {
+        self.known.retain(|target, _| keep(target));
+        self.raised.retain(|limit| keep(&Target::Cgroup(limit.cgroup.clone(), limit.inode)));
+        self.former.retain(|target, _| keep(target));
+        let needed = self.known.len() + 2 * self.former.len() + self.raised.len() + self.unreadable.len();
+        if self.lines <= 2 * needed + SLACK {
+            return Ok(());
+        }
+        let mut text = Vec::new();
+        for line in &self.unreadable {
+            text.extend_from_slice(line);
+            text.push(b'\n');
+        }
+        for (target, values) in &self.former {
+            text.extend(json(&Line::new(target, values))?);
+            text.extend(json(&Line::of_restored(target))?);
+        }
+        for (target, values) in &self.known {
+            text.extend(json(&Line::new(target, values))?);
+        }
+        for limit in &self.raised {
+            text.extend(json(&Line::of_raised(limit))?);
+        }
+        let new = self.path.with_extension("new");
+        fs::write(&new, text)?;
+        fs::rename(&new, &self.path)?;
+        self.file = None;
+        self.lines = needed;
+        Ok(())
+    }
+}
+
+fn json(line: &Line) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::units::Bytes;
+
+    fn container(id: &str) -> Target {
+        Target::Container(id.to_owned())
+    }
+
+    fn cgroup(path: &str, inode: u64) -> Target {
+        Target::Cgroup(CgroupPath::parse(path).unwrap(), inode)
+    }
+
+    fn min(bytes: u64) -> Values {
+        Values { min: Some(Limit::Bytes(Bytes::new(bytes))), ..Values::default() }
+    }
+
+    #[test]
+    fn what_was_there_first_is_found_again() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.get(&container("a")), None);
+        originals.remember(container("a"), Values { high: Some(Limit::Max), ..Values::default() }).unwrap();
+        originals.remember(cgroup("kubepods", 7), min(4096)).unwrap();
+        originals.remember(cgroup("kubepods", 7), min(8192)).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.get(&container("a")).unwrap().high, Some(Limit::Max));
+        assert_eq!(originals.get(&cgroup("kubepods", 7)), Some(min(4096)));
+        assert_eq!(originals.get(&cgroup("kubepods", 8)), None, "another cgroup of that path");
+        assert_eq!(originals.targets().count(), 2);
+    }
+
+    #[test]
+    fn defaults_in_unified_are_no_values() {
+        let unified = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect::<HashMap<_, _>>()
+        };
+        let defaults = unified(&[("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")]);
+        assert_eq!(Values::of_unified(&defaults), Values::default());
+        let claims = unified(&[("memory.min", "1"), ("memory.low", "max"), ("memory.high", "0")]);
+        assert_eq!(Values::of_unified(&claims).to_unified(), claims);
+    }
+
+    #[test]
+    fn what_was_restored_counts_as_never_changed() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        originals.remember(container("a"), min(1)).unwrap();
+        originals.restored(&container("a")).unwrap();
+        originals.restored(&container("b")).unwrap();
+        assert_eq!(originals.get(&container("a")), None);
+        assert_eq!(Originals::load(host.path()).unwrap().targets().count(), 0);
+        originals.remember(container("a"), min(2)).unwrap();
+        assert_eq!(Originals::load(host.path()).unwrap().get(&container("a")), Some(min(2)));
+    }
+
+    #[test]
+    fn cgroups_that_were_restored_are_remembered_as_former() {
+        let host = tempfile::tempdir().unwrap();
+        let slice = cgroup("system.slice", 7);
+        let mut originals = Originals::load(host.path()).unwrap();
+        originals.remember(slice.clone(), min(1)).unwrap();
+        originals.restored(&slice).unwrap();
+        let is_former = |originals: &Originals| {
+            let former: Vec<_> =
+                originals.former().map(|(path, inode, values)| (path.clone(), inode, values)).collect();
+            former == [(CgroupPath::parse("system.slice").unwrap(), 7, min(1))]
+        };
+        assert!(is_former(&originals) && is_former(&Originals::load(host.path()).unwrap()));
+        for id in 0..3 * SLACK {
+            originals.remember(container(&id.to_string()), min(1)).unwrap();
+        }
+        originals.retain(|target| *target == slice).unwrap();
+        assert!(is_former(&Originals::load(host.path()).unwrap()), "also once the file was rewritten");
+        originals.remember(slice.clone(), min(2)).unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        assert_eq!((originals.former().count(), originals.get(&slice)), (0, Some(min(2))));
+        originals.restored(&slice).unwrap();
+        originals.retain(|_| false).unwrap();
+        assert_eq!(originals.former().count(), 0, "it is gone");
+    }
+
+    #[test]
+    fn a_torn_line_loses_nothing_else() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        originals.remember(container("a"), min(1)).unwrap();
+        let path = originals.path.clone();
+        let mut text = fs::read(&path).unwrap();
+        text.extend(b"{\"container\":\"b\",\"memory.mi");
+        fs::write(&path, &text).unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.unreadable(), 0, "its change was not made yet");
+        originals.remember(container("c"), min(3)).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.unreadable(), 0);
+        assert_eq!(originals.get(&container("a")), Some(min(1)));
+        assert_eq!(originals.get(&container("b")), None);
+        assert_eq!(originals.get(&container("c")), Some(min(3)));
+    }
+
+    #[test]
+    fn raised_limits_are_remembered_with_the_first_value() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        let limit = |inode, from: &str, to: &str| RaisedLimit {
+            cgroup: CgroupPath::parse("kubepods/pod1").unwrap(),
+            inode,
+            file: "memory.max".to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        originals.remember(cgroup("kubepods/pod1", 7), min(4096)).unwrap();
+        originals.remember_raised(limit(7, "1", "2")).unwrap();
+        originals.remember_raised(limit(7, "2", "3")).unwrap();
+        originals.remember_raised(limit(8, "5", "6")).unwrap();
+        assert_eq!(originals.raised_limits(), [limit(7, "1", "3"), limit(8, "5", "6")]);
+        let mut read = Originals::load(host.path()).unwrap();
+        assert_eq!(read.raised_limits(), originals.raised_limits());
+        assert_eq!(read.get(&cgroup("kubepods/pod1", 7)), Some(min(4096)), "another line of it counts for itself");
+        read.retain(|target| *target == cgroup("kubepods/pod1", 8)).unwrap();
+        assert_eq!(read.raised_limits(), [limit(8, "5", "6")]);
+    }
+
+    #[test]
+    fn lines_that_cannot_be_read_are_counted_and_kept() {
+        let host = tempfile::tempdir().unwrap();
+        fs::create_dir_all(host.path().join(DIRECTORY)).unwrap();
+        let lines = [
+            "",
+            "\u{0}",
+            "[]",
+            "{}",
+            r#"{"container":"a","cgroup":"b","inode":1}"#,
+            r#"{"cgroup":"../b","inode":1}"#,
+            r#"{"cgroup":"b"}"#,
+            r#"{"container":"a","memory.min":"many"}"#,
+            r#"{"container":"good","memory.min":"4096","since":"another version"}"#,
+        ];
+        fs::write(host.path().join(DIRECTORY).join(FILE), lines.join("\n")).unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.targets().collect::<Vec<_>>(), [&container("good")]);
+        assert_eq!(originals.unreadable(), lines.len() - 2, "all but the empty and the good one");
+        for id in 0..3 * SLACK {
+            originals.remember(container(&id.to_string()), min(1)).unwrap();
+        }
+        originals.retain(|target| *target == container("good")).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!((originals.targets().count(), originals.unreadable()), (1, lines.len() - 2));
+    }
+
+    #[test]
+    fn those_who_are_gone_leave_the_file_in_the_end() {
+        let host = tempfile::tempdir().unwrap();
+        let mut originals = Originals::load(host.path()).unwrap();
+        for id in 0..3 * SLACK {
+            originals.remember(container(&id.to_string()), min(1)).unwrap();
+        }
+        let size = |originals: &Originals| fs::metadata(&originals.path).unwrap().len();
+        let before = size(&originals);
+        originals.retain(|target| *target == container("7")).unwrap();
+        assert!(size(&originals) < before / 1000);
+        originals.remember(container("new"), min(2)).unwrap();
+        let originals = Originals::load(host.path()).unwrap();
+        assert_eq!(originals.targets().count(), 2);
+        assert_eq!(originals.get(&container("7")), Some(min(1)));
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_is_said_and_remembered() {
+        let host = tempfile::tempdir().unwrap();
+        // A file where the directory should be.
+        fs::write(host.path().join("run"), "").unwrap();
+        let mut originals = Originals::none(host.path());
+        assert!(originals.remember(container("a"), min(1)).is_err());
+        assert_eq!(originals.get(&container("a")), Some(min(1)));
+    }
+}

@@ -1,0 +1,41 @@
+//! The limits that the plugin has raised, and that stay when it stops to act: to lower one could kill.
+
+use crate::agent::kills;
+use crate::cgroup::{CPU_MAX, CgroupError, CgroupRoot, Knob};
+use crate::core::policy::rescue::Rescued;
+use crate::core::units::printable;
+use crate::state::originals::RaisedLimit;
+
+/// One line for each of these limits: of pods, where `raised` tells of all that there were, and of containers by oomRescue.
+pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
+    let is_so = |limit: &&RaisedLimit| {
+        let open = root.cgroup(&limit.cgroup).ok().filter(|open| open.inode().is_ok_and(|inode| inode == limit.inode));
+        open.is_some_and(|open| {
+            let held = if limit.file == CPU_MAX {
+                open.cpu_max().map(|value| value.to_string())
+            } else {
+                open.read(Knob::Max).map(|value| value.to_string())
+            };
+            // Where that is not known, it is named.
+            held.map_or(true, |held| held == limit.to)
+        })
+    };
+    let pods = raised.iter().filter(is_so).map(|limit| {
+        let RaisedLimit { cgroup, file, from, to, .. } = limit;
+        format!(
+            "{} {}: {to}, raised from {from} for the pod's containers",
+            printable(&cgroup.to_string()),
+            printable(file)
+        )
+    });
+    let rescued = match kills::rescued_on(root.host()) {
+        Ok(rescued) => rescued,
+        Err(error) => return pods.chain([format!("limits raised by oomRescue are unknown: {error}")]).collect(),
+    };
+    let rescued = rescued.into_iter().filter(|(pod, ..)| !matches!(root.cgroup(pod), Err(CgroupError::Gone(_))));
+    let rescued = rescued.map(|(pod, name, Rescued { asked, limit })| {
+        let (pod, name) = (printable(&pod.to_string()), printable(&name));
+        format!("container {name} in {pod} memory.max: {limit}, raised from {asked} by oomRescue")
+    });
+    pods.chain(rescued).collect()
+}
