@@ -59,10 +59,13 @@ impl ApiServer {
     fn start_with(more: &[&str]) -> Result<Self> {
         let directory = RunDir::create()?;
         let path = |name: &str| directory.path.join(name);
-        let tokens =
-            format!("{ADMINISTRATOR},{ADMINISTRATOR},0,system:masters\n{KUBELET},system:node:{NODE},1,system:nodes\n");
+        let tokens = format!(
+            "{ADMINISTRATOR},{ADMINISTRATOR},0,system:masters\n{KUBELET},system:node:{NODE},1,system:nodes\n"
+        );
         fs::write(path("tokens"), tokens).context("writing tokens")?;
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ecdsa", "-m", "PEM", "-N", "", "-f"]).arg(path("key")))?;
+        run(Command::new("ssh-keygen")
+            .args(["-q", "-t", "ecdsa", "-m", "PEM", "-N", "", "-f"])
+            .arg(path("key")))?;
         let [client, peer, port] = free_ports()?;
         let etcd = format!("http://127.0.0.1:{client}");
         let etcd_arguments = [
@@ -90,7 +93,8 @@ impl ApiServer {
             // The first one is SERVICE.
             "--service-cluster-ip-range=10.0.2.96/28".to_owned(),
         ];
-        let arguments = arguments.into_iter().chain(more.iter().map(|&argument| argument.to_owned())).collect();
+        let arguments =
+            arguments.into_iter().chain(more.iter().map(|&argument| argument.to_owned())).collect();
         let mut server = Self { port, arguments, _etcd: etcd_runs, server: None, directory };
         server.start_again()?;
         Ok(server)
@@ -139,7 +143,9 @@ impl ApiServer {
             let lines: Vec<_> = text.lines().collect();
             lines[lines.len().saturating_sub(15)..].join("\n")
         };
-        ["etcd.log", "kube-apiserver.log", "kube-controller-manager.log", "kube-scheduler.log"].map(last).join("\n")
+        ["etcd.log", "kube-apiserver.log", "kube-controller-manager.log", "kube-scheduler.log"]
+            .map(last)
+            .join("\n")
     }
 }
 
@@ -157,8 +163,10 @@ pub(crate) fn kubeconfig(server: (Ipv4Addr, u16), certificate: &Path, token: &st
 /// Ports that nobody listened at a moment ago.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
     // All at a time, so that they differ.
-    let listeners: Vec<_> =
-        (0..N).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>().context("looking for free ports")?;
+    let listeners: Vec<_> = (0..N)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect::<Result<_, _>>()
+        .context("looking for free ports")?;
     let mut ports = [0; N];
     for (port, listener) in ports.iter_mut().zip(listeners) {
         *port = listener.local_addr().context("looking for free ports")?.port();
@@ -174,8 +182,10 @@ pub(crate) fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
     let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
-    let mut child =
-        Running(child.context("starting setpriv: is it installed? (hack/prepare installs what is needed)")?);
+    let mut child = Running(
+        child
+            .context("starting setpriv: is it installed? (hack/prepare installs what is needed)")?,
+    );
     // One that cannot be started ends at once.
     let ended = child.0.try_wait().with_context(|| format!("waiting for {}", program.display()))?;
     ensure!(ended.is_none(), "{} has ended: see {}", program.display(), log.display());
@@ -189,16 +199,23 @@ pub fn prepare() -> Result<()> {
 
 /// The programs of Kubernetes in one, built from their Go modules at the versions in `integration/kubernetes/go.mod`.
 pub(crate) fn program() -> Result<PathBuf> {
-    let modules =
-        fs::read_to_string(go::source("kubernetes").join("go.mod")).context("reading go.mod of Kubernetes")?;
+    let modules = fs::read_to_string(go::source("kubernetes").join("go.mod"))
+        .context("reading go.mod of Kubernetes")?;
     let version = modules.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"));
     let version = version.context("go.mod of Kubernetes has no k8s.io/kubernetes")?;
-    let (major, rest) = version.split_once('.').with_context(|| format!("no version: {version}"))?;
+    let (major, rest) =
+        version.split_once('.').with_context(|| format!("no version: {version}"))?;
     let (minor, _) = rest.split_once('.').with_context(|| format!("no version: {version}"))?;
     // What its own build does, so that each tells what it is.
-    let told = [("gitVersion", format!("v{version}")), ("gitMajor", major.to_owned()), ("gitMinor", minor.to_owned())];
-    let told: String =
-        told.iter().map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}")).collect();
+    let told = [
+        ("gitVersion", format!("v{version}")),
+        ("gitMajor", major.to_owned()),
+        ("gitMinor", minor.to_owned()),
+    ];
+    let told: String = told
+        .iter()
+        .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
+        .collect();
     // Not optimised, which takes longer than all that they do here.
     go::own("kubernetes", &["-gcflags=all=-N -l", &format!("-ldflags=-s -w{told}")])
 }

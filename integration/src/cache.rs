@@ -21,8 +21,8 @@ pub fn directory() -> Result<PathBuf> {
     } else if let Some(dir) = env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
         PathBuf::from(dir).join("plimsoll")
     } else {
-        let home =
-            env::var_os("HOME").context("neither PLIMSOLL_CACHE, XDG_CACHE_HOME nor HOME is set: set one of them")?;
+        let home = env::var_os("HOME")
+            .context("neither PLIMSOLL_CACHE, XDG_CACHE_HOME nor HOME is set: set one of them")?;
         PathBuf::from(home).join(".cache/plimsoll")
     };
     fs::create_dir_all(&dir).with_context(|| format!("creating the cache {}", dir.display()))?;
@@ -48,7 +48,8 @@ impl Key {
         let mut pending = vec![dir.to_path_buf()];
         let mut files = Vec::new();
         while let Some(current) = pending.pop() {
-            let listing = fs::read_dir(&current).with_context(|| format!("listing {}", current.display()))?;
+            let listing =
+                fs::read_dir(&current).with_context(|| format!("listing {}", current.display()))?;
             for entry in listing {
                 let path = entry.with_context(|| format!("listing {}", current.display()))?.path();
                 if path.is_dir() {
@@ -77,7 +78,8 @@ pub fn entry(name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> R
     let cache = directory()?;
     let path = cache.join(format!("{name}-{}", key.hex()));
     let lock_path = cache.join(format!("{name}.lock"));
-    let lock = File::create(&lock_path).with_context(|| format!("creating the lock {}", lock_path.display()))?;
+    let lock = File::create(&lock_path)
+        .with_context(|| format!("creating the lock {}", lock_path.display()))?;
     lock.lock().with_context(|| format!("locking {}", lock_path.display()))?;
     if !path.exists() {
         let started = SystemTime::now();
@@ -88,7 +90,8 @@ pub fn entry(name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> R
             .tempdir_in(&cache)
             .with_context(|| format!("creating a work directory in {}", cache.display()))?;
         make(work.path()).with_context(|| format!("making {name}"))?;
-        fs::rename(work.keep(), &path).with_context(|| format!("moving {name} to {}", path.display()))?;
+        fs::rename(work.keep(), &path)
+            .with_context(|| format!("moving {name} to {}", path.display()))?;
         let taken = started.elapsed().unwrap_or_default();
         progress(&format!("made {name} in {:.0} s", taken.as_secs_f64()));
     }

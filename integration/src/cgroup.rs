@@ -49,8 +49,14 @@ pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
         "max" => Ok(MAX),
         bytes => bytes.parse().with_context(|| format!("{bytes:?} is neither bytes nor max")),
     };
-    let lower =
-        |line: &str| line.split(' ').map(value).collect::<Result<Vec<u64>>>()?.into_iter().min().context("no value");
+    let lower = |line: &str| {
+        line.split(' ')
+            .map(value)
+            .collect::<Result<Vec<u64>>>()?
+            .into_iter()
+            .min()
+            .context("no value")
+    };
     let values: Vec<u64> = output.stdout.lines().map(lower).collect::<Result<_>>()?;
     let mut memory = Vec::new();
     for value in values.chunks(5) {
@@ -95,15 +101,22 @@ pub fn usage(node: &Node, cgroups: &[&str]) -> Result<Vec<Usage>> {
         .lines()
         .map(|line| line.parse().with_context(|| format!("{line:?} is not a number of bytes")))
         .collect::<Result<_>>()?;
-    ensure!(values.len() == 3 * cgroups.len(), "three values expected for each cgroup, got {values:?}");
-    Ok(values.chunks(3).map(|three| Usage { current: three[0], anon: three[1], file: three[2] }).collect())
+    ensure!(
+        values.len() == 3 * cgroups.len(),
+        "three values expected for each cgroup, got {values:?}"
+    );
+    Ok(values
+        .chunks(3)
+        .map(|three| Usage { current: three[0], anon: three[1], file: three[2] })
+        .collect())
 }
 
 /// Reads memory.events: how often each thing happened.
 pub fn events(node: &Node, cgroup: &str) -> Result<BTreeMap<String, u64>> {
     let file = node.read(&format!("{ROOT}/{cgroup}/memory.events"))?;
     let entry = |line: &str| {
-        let (name, count) = line.split_once(' ').with_context(|| format!("{line:?} in memory.events"))?;
+        let (name, count) =
+            line.split_once(' ').with_context(|| format!("{line:?} in memory.events"))?;
         Ok((name.to_owned(), count.parse().with_context(|| format!("{line:?} in memory.events"))?))
     };
     file.lines().map(entry).collect()
@@ -141,7 +154,13 @@ pub struct Settled {
 /// long after the script's end the last of them was still wrong.
 ///
 /// Which files are wrong after `limit` is the error.
-pub fn settle(node: &Node, script: &str, expected: &[Expected], hold: Duration, limit: Duration) -> Result<Settled> {
+pub fn settle(
+    node: &Node,
+    script: &str,
+    expected: &[Expected],
+    hold: Duration,
+    limit: Duration,
+) -> Result<Settled> {
     let mut wanted = String::new();
     for Expected { cgroup, file, value } in expected {
         let value = if *value == MAX { "max".to_owned() } else { value.to_string() };
@@ -191,7 +210,8 @@ pub fn settle(node: &Node, script: &str, expected: &[Expected], hold: Duration, 
         output.stderr
     );
     let numbers = output.stdout.trim().split_once(' ');
-    let (microseconds, looks) = numbers.with_context(|| format!("two numbers expected: {:?}", output.stdout))?;
+    let (microseconds, looks) =
+        numbers.with_context(|| format!("two numbers expected: {:?}", output.stdout))?;
     let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number"));
     Ok(Settled { after: Duration::from_micros(number(microseconds)?), looks: number(looks)? })
 }

@@ -120,7 +120,11 @@ impl Cluster {
     }
 
     /// Runs the case, with the panic that ended it.
-    fn run(shared: &mut Option<Cluster>, plimsoll: &Plimsoll, case: impl Fn(&Cluster)) -> thread::Result<()> {
+    fn run(
+        shared: &mut Option<Cluster>,
+        plimsoll: &Plimsoll,
+        case: impl Fn(&Cluster),
+    ) -> thread::Result<()> {
         for is_last in [false, true] {
             let started = Instant::now();
             let prepared = Cell::new(None);
@@ -131,7 +135,8 @@ impl Cluster {
                 }
                 prepared.set(Some(started.elapsed()));
                 case(cluster);
-                let placement = if *plimsoll == Plimsoll::Absent { "without" } else { "as a DaemonSet" };
+                let placement =
+                    if *plimsoll == Plimsoll::Absent { "without" } else { "as a DaemonSet" };
                 if let Err(error) = cluster.passed(placement) {
                     panic!("noting that the case has passed: {error:?}");
                 }
@@ -146,7 +151,9 @@ impl Cluster {
                     if is_last {
                         return Err(failure);
                     }
-                    progress(&format!("the cluster's node did not last for a case, which runs once more: {fate}"));
+                    progress(&format!(
+                        "the cluster's node did not last for a case, which runs once more: {fate}"
+                    ));
                 }
                 None => return Err(failure),
             }
@@ -156,9 +163,17 @@ impl Cluster {
 
     /// For the table in SUPPORT.md.
     fn passed(&self, placement: &str) -> Result<()> {
-        let version =
-            self.kubectl(&["get", "nodes", "--output=jsonpath={.items[0].status.nodeInfo.kubeletVersion}"])?;
-        support::passed(&self.node, Driver::Systemd, placement, Some(version.trim_start_matches('v')))
+        let version = self.kubectl(&[
+            "get",
+            "nodes",
+            "--output=jsonpath={.items[0].status.nodeInfo.kubeletVersion}",
+        ])?;
+        support::passed(
+            &self.node,
+            Driver::Systemd,
+            placement,
+            Some(version.trim_start_matches('v')),
+        )
     }
 
     fn prepare(&mut self, plimsoll: &Plimsoll) -> Result<()> {
@@ -184,9 +199,12 @@ impl Cluster {
         let disk = disk(&program)?;
         let started = Instant::now();
         let server = ApiServer::start_for_cluster()?;
-        fs::write(server.path("admin.conf"), server.kubeconfig(ADMINISTRATOR)).context("writing a kubeconfig")?;
-        let node =
-            Node::boot(Runtime::Containerd24, &Equipment { disk, relay: (SERVICE.0, SERVICE.1, server.port()) })?;
+        fs::write(server.path("admin.conf"), server.kubeconfig(ADMINISTRATOR))
+            .context("writing a kubeconfig")?;
+        let node = Node::boot(
+            Runtime::Containerd24,
+            &Equipment { disk, relay: (SERVICE.0, SERVICE.1, server.port()) },
+        )?;
         until_ready(&program, &server)?;
         let controllers = [
             format!("--controllers={}", CONTROLLERS.join(",")),
@@ -197,8 +215,14 @@ impl Cluster {
             start(&program, &server, "kube-controller-manager", &controllers)?,
             start(&program, &server, "kube-scheduler", &[])?,
         ];
-        let cluster =
-            Cluster { program, server, _others: others, node, deployed: Some(Plimsoll::Absent), has_image: false };
+        let cluster = Cluster {
+            program,
+            server,
+            _others: others,
+            node,
+            deployed: Some(Plimsoll::Absent),
+            has_image: false,
+        };
         let outcome = cluster.start_kubelet().and_then(|()| {
             let seconds = format!("--timeout={}s", PATIENCE.as_secs());
             let node = format!("node/{NODE}");
@@ -208,7 +232,8 @@ impl Cluster {
             cluster.kubectl(&["wait", "--for=create", &seconds, "serviceaccount/default"])
         });
         if let Err(error) = outcome {
-            let kubelet = cluster.node.run("journalctl --unit kubelet --output cat | tail -n 40")?.stdout;
+            let kubelet =
+                cluster.node.run("journalctl --unit kubelet --output cat | tail -n 40")?.stdout;
             return Err(error.context(format!("{}\nkubelet:\n{kubelet}", cluster.server.log())));
         }
         progress(&format!("the cluster is ready after {:.1} s", started.elapsed().as_secs_f64()));
@@ -216,7 +241,8 @@ impl Cluster {
     }
 
     fn start_kubelet(&self) -> Result<()> {
-        let certificate = fs::read(self.server.certificate()).context("reading the server's certificate")?;
+        let certificate =
+            fs::read(self.server.certificate()).context("reading the server's certificate")?;
         let place = "/etc/kubernetes/ca.crt";
         self.node.write_file(place, certificate, 0o644)?;
         let kubeconfig = apiserver::kubeconfig(SERVICE, Path::new(place), KUBELET);
@@ -263,7 +289,11 @@ impl Cluster {
         let _ = child.kill();
         child.wait().context("waiting for kubectl")?;
         found.with_context(|| {
-            format!("kubectl {} never showed what was wanted, but\n{}", arguments.join(" "), seen.join("\n"))
+            format!(
+                "kubectl {} never showed what was wanted, but\n{}",
+                arguments.join(" "),
+                seen.join("\n")
+            )
         })
     }
 
@@ -275,21 +305,32 @@ impl Cluster {
         }
         let directory = self.kustomization();
         if directory.exists() {
-            fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
+            fs::remove_dir_all(&directory)
+                .with_context(|| format!("removing {}", directory.display()))?;
         }
         let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize");
         run(Command::new("cp").arg("-r").arg(&published).arg(&directory))?;
-        fs::write(directory.join("base/90-plimsoll.conf"), config).context("writing the configuration")?;
+        fs::write(directory.join("base/90-plimsoll.conf"), config)
+            .context("writing the configuration")?;
         fs::write(directory.join("kustomization.yaml"), format!("resources: [base]\n{components}"))
             .context("writing a kustomization")?;
         let cursor = placement::cursor(&self.node)?;
         // From here on there is something to remove, but not what was asked for.
         self.deployed = None;
         self.kubectl(&["apply", "-k", &directory.display().to_string()])?;
-        let rollout = ["rollout", "status", "daemonset/plimsoll", "--namespace=kube-system", "--timeout=300s"];
+        let rollout = [
+            "rollout",
+            "status",
+            "daemonset/plimsoll",
+            "--namespace=kube-system",
+            "--timeout=300s",
+        ];
         if let Err(error) = self.kubectl(&rollout) {
             let pods = self.kubectl(&["describe", "pods", "--namespace=kube-system"])?;
-            let said = self.node.run("tail -n 30 /var/log/pods/kube-system_plimsoll*/*/*.log || true")?.stdout;
+            let said = self
+                .node
+                .run("tail -n 30 /var/log/pods/kube-system_plimsoll*/*/*.log || true")?
+                .stdout;
             return Err(error.context(format!("{pods}\n{said}")));
         }
         placement::until_synchronised_since(&self.node, &cursor)
@@ -310,7 +351,14 @@ impl Cluster {
             "--timeout=300s",
         ])?;
         let pods = "--selector=app.kubernetes.io/name=plimsoll";
-        self.kubectl(&["wait", "--for=delete", "pods", pods, "--namespace=kube-system", "--timeout=300s"])?;
+        self.kubectl(&[
+            "wait",
+            "--for=delete",
+            "pods",
+            pods,
+            "--namespace=kube-system",
+            "--timeout=300s",
+        ])?;
         // There it is said that nothing is to be set.
         self.node.run("rm -rf /run/plimsoll")?;
         self.deployed = Some(Plimsoll::Absent);
@@ -325,12 +373,14 @@ impl Cluster {
         let package = self.server.path("package");
         // The times in it are of no interest here.
         placement::package(&package, 0)?;
-        let files = fs::read_dir(&package).with_context(|| format!("listing {}", package.display()))?;
+        let files =
+            fs::read_dir(&package).with_context(|| format!("listing {}", package.display()))?;
         let archive = files
             .filter_map(|file| Some(file.ok()?.path()))
             .find(|path| path.to_string_lossy().ends_with(".oci.tar"))
             .with_context(|| format!("no image in {}", package.display()))?;
-        let archive = fs::read(&archive).with_context(|| format!("reading {}", archive.display()))?;
+        let archive =
+            fs::read(&archive).with_context(|| format!("reading {}", archive.display()))?;
         let script = "cat > /run/image.tar
              ctr --namespace k8s.io images import --local /run/image.tar >/dev/null
              rm /run/image.tar";
@@ -365,12 +415,16 @@ fn start_elsewhere() -> Cluster {
 }
 
 fn kubectl(program: &Path, server: &ApiServer, arguments: &[&str]) -> Result<String> {
-    run(kubectl_command(program, server).args(arguments)).with_context(|| format!("kubectl {}", arguments.join(" ")))
+    run(kubectl_command(program, server).args(arguments))
+        .with_context(|| format!("kubectl {}", arguments.join(" ")))
 }
 
 fn kubectl_command(program: &Path, server: &ApiServer) -> Command {
     let mut command = Command::new(program);
-    command.arg("kubectl").env("KUBECONFIG", server.path("admin.conf")).env("KUBECACHEDIR", server.path("kubectl"));
+    command
+        .arg("kubectl")
+        .env("KUBECONFIG", server.path("admin.conf"))
+        .env("KUBECACHEDIR", server.path("kubectl"));
     command
 }
 
@@ -409,7 +463,16 @@ fn disk(program: &Path) -> Result<PathBuf> {
         let copy = root.path().join("kubernetes");
         fs::hard_link(program, &copy).with_context(|| format!("linking {}", copy.display()))?;
         run(Command::new("mke2fs")
-            .args(["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-E", "root_owner=0:0", "-d"])
+            .args([
+                "-q",
+                "-t",
+                "ext4",
+                "-O",
+                "^has_journal,^metadata_csum",
+                "-E",
+                "root_owner=0:0",
+                "-d",
+            ])
             .arg(root.path())
             .arg(dir.join("disk.img"))
             .arg("1G"))

@@ -50,7 +50,8 @@ pub fn remove(node: &Node, container: &str) -> Result<()> {
 /// What the runtime gave as the reason of an error: the text behind gRPC's own.
 pub fn reason(error: &anyhow::Error) -> String {
     let error = format!("{error:#}");
-    let reason = error.split("desc = ").last().and_then(|text| text.lines().next()).unwrap_or_default();
+    let reason =
+        error.split("desc = ").last().and_then(|text| text.lines().next()).unwrap_or_default();
     reason.trim_end_matches('"').to_owned()
 }
 

@@ -28,7 +28,9 @@ pub fn case_name() -> String {
 /// Notes how long this thread's case took in all, and how long of that until its node was ready for it.
 pub fn note(runtime: &str, outcome: &str, took: Duration, preparing: Duration) {
     let (case, took, preparing) = (case_name(), took.as_secs_f64(), preparing.as_secs_f64());
-    let line = format!("[case] {took:6.1} s, {preparing:5.1} s of them to prepare, {runtime}: {case}: {outcome}\n");
+    let line = format!(
+        "[case] {took:6.1} s, {preparing:5.1} s of them to prepare, {runtime}: {case}: {outcome}\n"
+    );
     // Past the capture of `eprintln!`. Nobody is to fail for a closed terminal.
     let _ = io::stderr().write_all(line.as_bytes());
     let line = format!("{outcome}\t{took:.1}\t{preparing:.1}\t{runtime}\t{case}\n");

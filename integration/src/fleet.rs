@@ -81,15 +81,20 @@ struct Fleet {
     waiting: Vec<(ThreadId, Wanted)>,
 }
 
-static FLEET: Mutex<Fleet> =
-    Mutex::new(Fleet { idle: Vec::new(), in_use: 0, is_cluster_in_use: false, waiting: Vec::new() });
+static FLEET: Mutex<Fleet> = Mutex::new(Fleet {
+    idle: Vec::new(),
+    in_use: 0,
+    is_cluster_in_use: false,
+    waiting: Vec::new(),
+});
 /// Another case may be the next one.
 static CHANGED: Condvar = Condvar::new();
 
 impl Fleet {
     /// The idle node that fits best, unless none has the runtime.
     fn best(&self, needs: &Needs) -> (Misfit, Option<usize>) {
-        let fitting = self.idle.iter().enumerate().map(|(index, member)| (member.misfit(needs), Some(index)));
+        let fitting =
+            self.idle.iter().enumerate().map(|(index, member)| (member.misfit(needs), Some(index)));
         let fitting = fitting.filter(|(misfit, _)| *misfit < Misfit::Runtime);
         fitting.min_by_key(|(misfit, _)| *misfit).unwrap_or((Misfit::Runtime, None))
     }
@@ -112,7 +117,12 @@ impl Fleet {
 /// A guest that dies is the emulator's fault, and a containerd that stands still in what containerd/nri#301 mends is its own, not a
 /// verdict: the reason is printed and the case runs once more on a new node. Every other failure panics, and takes the node away, so
 /// that the next case finds a fresh one. A case that changes the plugin's configuration or placement has to undo that before it ends.
-pub fn on_node(runtime: Runtime, driver: Driver, plugin: &Plugin, case: impl Fn(&Node, Driver) -> Result<()>) {
+pub fn on_node(
+    runtime: Runtime,
+    driver: Driver,
+    plugin: &Plugin,
+    case: impl Fn(&Node, Driver) -> Result<()>,
+) {
     support::begin().expect("a file for what passes");
     let needs = Needs { runtime, driver, plugin: plugin.clone() };
     for last in [false, true] {
@@ -162,7 +172,9 @@ impl Place {
         let case = thread::current().id();
         let mut fleet = fleet();
         fleet.waiting.push((case, wanted));
-        let mut fleet = CHANGED.wait_while(fleet, |fleet| !fleet.is_next(case)).unwrap_or_else(PoisonError::into_inner);
+        let mut fleet = CHANGED
+            .wait_while(fleet, |fleet| !fleet.is_next(case))
+            .unwrap_or_else(PoisonError::into_inner);
         let index = fleet.waiting.iter().position(|(thread, _)| *thread == case);
         let (_, wanted) = fleet.waiting.remove(index.expect("only this thread removes it"));
         fleet.in_use += 1;
@@ -228,7 +240,8 @@ fn attempt(
             Ok(())
         }
         Err(error) => {
-            let said = member.node.run("journalctl --unit plimsoll --output short-precise | tail -n 60");
+            let said =
+                member.node.run("journalctl --unit plimsoll --output short-precise | tail -n 60");
             if let Ok(said) = said {
                 println!("the plugin's journal ends with:\n{}", said.stdout);
             }

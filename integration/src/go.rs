@@ -30,8 +30,11 @@ impl Programs {
     /// The directory with the programs, built first if they are not in the cache.
     pub fn obtain(&self) -> Result<PathBuf> {
         let mut key = Key::default();
-        key.add("module", self.module).add("version", self.version).add("recipe", include_str!("go.rs"));
-        for (name, parts) in [("tag", self.tags), ("package", self.packages), ("test", self.tests)] {
+        key.add("module", self.module)
+            .add("version", self.version)
+            .add("recipe", include_str!("go.rs"));
+        for (name, parts) in [("tag", self.tags), ("package", self.packages), ("test", self.tests)]
+        {
             for part in parts {
                 key.add(name, part);
             }
@@ -43,7 +46,9 @@ impl Programs {
     /// As `go install MODULE@VERSION` does, but in the module's own directory: that takes its locked dependencies, and asks the
     /// proxy for this one version only and not for a list of all, which not every proxy has.
     fn build(&self, dir: &Path) -> Result<()> {
-        let variable = self.version_variable.map(|name| format!(" -X {name}={}", self.version.trim_start_matches('v')));
+        let variable = self
+            .version_variable
+            .map(|name| format!(" -X {name}={}", self.version.trim_start_matches('v')));
         let source = self.source()?;
         let go = |arguments: &[&str]| {
             let mut command = Command::new("go");
@@ -81,10 +86,16 @@ pub fn source(name: &str) -> PathBuf {
 pub fn own(name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let source = source(name);
     let mut key = Key::default();
-    key.add_tree(&source)?.add("recipe", include_str!("go.rs")).add("arguments", arguments.join(" "));
+    key.add_tree(&source)?
+        .add("recipe", include_str!("go.rs"))
+        .add("arguments", arguments.join(" "));
     let dir = cache::entry(name, &key, |dir| {
         let mut command = Command::new("go");
-        command.current_dir(&source).env("CGO_ENABLED", "0").args(["build", "-trimpath", "-buildvcs=false"]);
+        command.current_dir(&source).env("CGO_ENABLED", "0").args([
+            "build",
+            "-trimpath",
+            "-buildvcs=false",
+        ]);
         run(command.args(arguments).arg("-o").arg(dir.join(name)).arg(".")).map(|_| ())
     })?;
     Ok(dir.join(name))

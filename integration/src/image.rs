@@ -62,7 +62,9 @@ const PACKAGES: &[&str] = &[
 /// All packages, with those that CRI-O and the newest containerd need; see `runtime.rs`.
 fn packages(distro: Distro) -> Vec<&'static str> {
     match distro {
-        Distro::Forky => [PACKAGES, &["conmon", "containernetworking-plugins", "crun", "skopeo"]].concat(),
+        Distro::Forky => {
+            [PACKAGES, &["conmon", "containernetworking-plugins", "crun", "skopeo"]].concat()
+        }
         Distro::Trixie => PACKAGES.to_vec(),
     }
 }
@@ -76,7 +78,8 @@ const WANTED_UNITS: &[(&str, &str)] = &[
 ];
 
 /// Paths of the installed packages that nothing on the node reads.
-const UNREAD: &[&str] = &["doc", "man", "locale", "info", "i18n", "zoneinfo", "bash-completion", "lintian"];
+const UNREAD: &[&str] =
+    &["doc", "man", "locale", "info", "i18n", "zoneinfo", "bash-completion", "lintian"];
 
 /// Which Debian a node runs, and with it which runc, systemd and kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,7 +129,10 @@ impl Image {
         let dir = cache::entry(&format!("image-{runtime}"), &key, |dir| {
             let root = dir.join("root");
             // Hard links: what is added replaces files and never writes into them.
-            run(Command::new("cp").args(["--archive", "--link"]).arg(base.join("root")).arg(&root))?;
+            run(Command::new("cp")
+                .args(["--archive", "--link"])
+                .arg(base.join("root"))
+                .arg(&root))?;
             runtime::install(runtime, &root)?;
             copy_tree(&files, &root)?;
             pack(&root, &dir.join("disk.img"))?;
@@ -181,7 +187,9 @@ fn base(distro: Distro) -> Result<PathBuf> {
         .add("crictl", CRICTL.version)
         .add("hook", fs::read(&hook).with_context(|| format!("reading {}", hook.display()))?);
     key.add_tree(&common)?.add_tree(&go::source("cri"))?;
-    cache::entry(&format!("base-{distro}"), &key, |dir| build(distro, &hook, &common, &program, dir))
+    cache::entry(&format!("base-{distro}"), &key, |dir| {
+        build(distro, &hook, &common, &program, dir)
+    })
 }
 
 fn node_files() -> PathBuf {
@@ -192,8 +200,9 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
     let root = dir.join("root");
     // One of them computes, and the other one mostly downloads and unpacks.
     let (crictl, cri) = thread::scope(|scope| {
-        let clients =
-            scope.spawn(|| CRICTL.obtain().and_then(|crictl| Ok((crictl, go::own("cri", &["-ldflags=-s -w"])?))));
+        let clients = scope.spawn(|| {
+            CRICTL.obtain().and_then(|crictl| Ok((crictl, go::own("cri", &["-ldflags=-s -w"])?)))
+        });
         bootstrap(distro, hook, &root)?;
         clients.join().map_err(|_| anyhow!("building crictl and cri: a panic"))?
     })?;
@@ -210,16 +219,21 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
         fs::remove_file(&host_key).context("removing the package's host key")?;
     }
     for key in [&dir.join("ssh_key"), &host_key] {
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "node", "-f"]).arg(key))?;
+        run(Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "node", "-f"])
+            .arg(key))?;
     }
     let login = root.join("root/.ssh");
     fs::create_dir_all(&login).context("creating /root/.ssh on the node")?;
-    fs::copy(dir.join("ssh_key.pub"), login.join("authorized_keys")).context("copying the ssh key into the node")?;
-    fs::copy(crictl.join("crictl"), root.join("usr/local/bin/crictl")).context("copying crictl into the node")?;
+    fs::copy(dir.join("ssh_key.pub"), login.join("authorized_keys"))
+        .context("copying the ssh key into the node")?;
+    fs::copy(crictl.join("crictl"), root.join("usr/local/bin/crictl"))
+        .context("copying crictl into the node")?;
     fs::copy(cri, root.join("usr/local/bin/node-cri")).context("copying cri into the node")?;
     let workload = root.join("usr/local/bin/workload");
     fs::write(&workload, program).context("copying the workload into the node")?;
-    fs::set_permissions(&workload, PermissionsExt::from_mode(0o755)).context("making the workload executable")?;
+    fs::set_permissions(&workload, PermissionsExt::from_mode(0o755))
+        .context("making the workload executable")?;
     let busybox = fs::read(busybox(&root)?).context("reading busybox")?;
     oci::write_archive(program, &busybox, &root.join(oci::ARCHIVE.trim_start_matches('/')))?;
     for unread in UNREAD {
@@ -279,7 +293,8 @@ fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> {
             Err(error) if attempt < TRIES => {
                 progress(&format!("attempt {attempt} of {TRIES} failed: {error:#}"));
                 if root.exists() {
-                    fs::remove_dir_all(root).with_context(|| format!("removing {}", root.display()))?;
+                    fs::remove_dir_all(root)
+                        .with_context(|| format!("removing {}", root.display()))?;
                 }
             }
             Err(error) => {
@@ -296,7 +311,12 @@ fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> {
 /// The mirror this machine's own apt uses for Debian, else the default one.
 pub(crate) fn debian_mirror() -> String {
     let targets = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Identifier: Packages"])
+        .args([
+            "indextargets",
+            "--format",
+            "$(ORIGIN)|$(LABEL)|$(REPO_URI)",
+            "Identifier: Packages",
+        ])
         .output();
     targets
         .ok()
@@ -313,11 +333,14 @@ fn record_versions(distro: Distro, root: &Path, path: &Path) -> Result<()> {
         .arg(format!("--admindir={}", root.join("var/lib/dpkg").display()))
         .args(["--show", "--showformat=${Package} ${Version}\\n"])
         .args(
-            ["containerd", "runc", "crun", "conmon", "systemd"].iter().filter(|name| packages(distro).contains(name)),
+            ["containerd", "runc", "crun", "conmon", "systemd"]
+                .iter()
+                .filter(|name| packages(distro).contains(name)),
         ))?;
     let kernel = find_kernel(root)?;
     let kernel = kernel.strip_prefix(root).unwrap_or(&kernel).display();
-    fs::write(path, format!("{listing}kernel {kernel}\n")).with_context(|| format!("writing {}", path.display()))
+    fs::write(path, format!("{listing}kernel {kernel}\n"))
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 /// The compressed kernel: in /boot, or in newer suites beside its modules.
@@ -371,7 +394,8 @@ fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
         [0x1f, 0x8b, ..] => "gzip",
         _ => bail!("{}: unknown compression {:x?}", bzimage.display(), &payload[..4]),
     };
-    let output = File::create(vmlinux).with_context(|| format!("creating {}", vmlinux.display()))?;
+    let output =
+        File::create(vmlinux).with_context(|| format!("creating {}", vmlinux.display()))?;
     let mut child = Command::new(decompressor)
         .args(["-d", "-c"])
         .stdin(Stdio::piped())
@@ -449,7 +473,8 @@ fn wire_units(root: &Path) -> Result<()> {
         for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
             let path = entry.with_context(|| format!("listing {}", dir.display()))?.path();
             if path.extension().is_some_and(|extension| extension == "wants") {
-                fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+                fs::remove_dir_all(&path)
+                    .with_context(|| format!("removing {}", path.display()))?;
             }
         }
     }
@@ -487,15 +512,15 @@ fn workload() -> Result<Vec<u8>> {
 /// Runs a command of this machine to its end and returns its output, or an error with what it said.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {name}: is it installed? (hack/prepare installs what is needed)"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| {
+        format!("starting {name}: is it installed? (hack/prepare installs what is needed)")
+    })?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         let tail: Vec<&str> = stderr.lines().rev().take(20).collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
         bail!("{name} failed ({}):\n{}", output.status, tail.join("\n"));
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{name} printed something that is not UTF-8"))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("{name} printed something that is not UTF-8"))
 }

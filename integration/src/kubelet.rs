@@ -172,7 +172,12 @@ pub struct PodSpec {
 impl PodSpec {
     /// A pod without containers.
     pub fn new(name: &str) -> PodSpec {
-        PodSpec { name: name.to_owned(), annotations: BTreeMap::new(), overhead: 0, containers: Vec::new() }
+        PodSpec {
+            name: name.to_owned(),
+            annotations: BTreeMap::new(),
+            overhead: 0,
+            containers: Vec::new(),
+        }
     }
 
     /// With an annotation.
@@ -195,7 +200,8 @@ impl PodSpec {
 
     /// The class that the API server computes.
     pub fn qos(&self) -> Qos {
-        let unset = |c: &ContainerSpec| c.effective_request().or(c.effective_cpu_request()).is_none();
+        let unset =
+            |c: &ContainerSpec| c.effective_request().or(c.effective_cpu_request()).is_none();
         let equal = |c: &ContainerSpec| {
             c.memory_limit.is_some()
                 && c.cpu_limit.is_some()
@@ -213,7 +219,8 @@ impl PodSpec {
 
     /// The pod's memory limit, overhead included: there is one only if every container has one.
     pub fn memory_limit(&self) -> Option<u64> {
-        let limits: Option<u64> = self.containers.iter().map(|container| container.memory_limit).sum();
+        let limits: Option<u64> =
+            self.containers.iter().map(|container| container.memory_limit).sum();
         limits.map(|limits| limits + self.overhead)
     }
 }
@@ -242,8 +249,11 @@ impl Pod {
 
     /// The requests of the containers that run, as the specification has them, and the overhead.
     pub fn live_request(&self) -> u64 {
-        let runs = |spec: &&ContainerSpec| self.containers.iter().any(|container| container.name == spec.name);
-        let requests = self.spec.containers.iter().filter(runs).filter_map(ContainerSpec::effective_request);
+        let runs = |spec: &&ContainerSpec| {
+            self.containers.iter().any(|container| container.name == spec.name)
+        };
+        let requests =
+            self.spec.containers.iter().filter(runs).filter_map(ContainerSpec::effective_request);
         requests.sum::<u64>() + self.spec.overhead
     }
 }
@@ -307,7 +317,10 @@ impl<'n> Kubelet<'n> {
              awk '/^MemTotal:/ {{print $2 * 1024}}' /proc/meminfo\n"
         );
         // The capacity is in the script's output: let the node subtract.
-        let _ = writeln!(script, "top=$(awk '/^MemTotal:/ {{print $2 * 1024 - {SYSTEM_RESERVED}}}' /proc/meminfo)");
+        let _ = writeln!(
+            script,
+            "top=$(awk '/^MemTotal:/ {{print $2 * 1024 - {SYSTEM_RESERVED}}}' /proc/meminfo)"
+        );
         match driver {
             Driver::Systemd => {
                 script.push_str(&start_slice("kubepods.slice", &[("MemoryMax", "t", "$top")]));
@@ -402,7 +415,11 @@ impl<'n> Kubelet<'n> {
         ] {
             let protection = protection.filter(|_| self.memory_qos);
             if self.driver == Driver::Systemd {
-                let _ = write!(script, "systemctl set-property --runtime {} CPUWeight={weight}", base_name(&group));
+                let _ = write!(
+                    script,
+                    "systemctl set-property --runtime {} CPUWeight={weight}",
+                    base_name(&group)
+                );
                 if let Some(limit) = limit {
                     let _ = write!(script, " MemoryMax={limit}");
                 }
@@ -432,7 +449,8 @@ impl<'n> Kubelet<'n> {
         for container in &spec.containers {
             self.start_container(&mut script, &spec, &uid, container)?;
         }
-        let output = self.node.run(&script).with_context(|| format!("running pod {}", spec.name))?;
+        let output =
+            self.node.run(&script).with_context(|| format!("running pod {}", spec.name))?;
         let mut ids = output.stdout.lines();
         let sandbox = ids.next().context("cri run printed no id")?.to_owned();
         let containers: Vec<Container> = spec
@@ -451,8 +469,14 @@ impl<'n> Kubelet<'n> {
         self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
         self.start_container(&mut script, &pod.spec, &pod.uid, spec)?;
         let output = self.node.run(&script);
-        let output = output.with_context(|| format!("running container {} in pod {}", spec.name, pod.spec.name))?;
-        pod.containers.push(self.container(&pod.uid, &pod.cgroup, &spec.name, output.stdout.trim()));
+        let output = output
+            .with_context(|| format!("running container {} in pod {}", spec.name, pod.spec.name))?;
+        pod.containers.push(self.container(
+            &pod.uid,
+            &pod.cgroup,
+            &spec.name,
+            output.stdout.trim(),
+        ));
         Ok(())
     }
 
@@ -473,7 +497,8 @@ impl<'n> Kubelet<'n> {
         for spec in specs {
             let (uid, cgroup, commands) = self.admit(&spec);
             script.push_str(&commands);
-            let all: Map<String, Value> = spec.containers.iter().map(|c| (c.name.clone(), c.resources())).collect();
+            let all: Map<String, Value> =
+                spec.containers.iter().map(|c| (c.name.clone(), c.resources())).collect();
             self.actuated.insert(uid.clone(), json!({ "ContainerResources": all }));
             let sandbox = self.put_sandbox_message(&mut script, &spec, &uid, &cgroup);
             for container in &spec.containers {
@@ -484,8 +509,11 @@ impl<'n> Kubelet<'n> {
         self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
         self.write_checkpoint(&mut script, "actuated_pods_state", &self.actuated)?;
         for (spec, uid, _, sandbox) in &admitted {
-            let messages: String =
-                spec.containers.iter().map(|container| format!(" {MESSAGES}/{uid}/{}.json", container.name)).collect();
+            let messages: String = spec
+                .containers
+                .iter()
+                .map(|container| format!(" {MESSAGES}/{uid}/{}.json", container.name))
+                .collect();
             // Each in a process of its own; the script fails if one does. A line is printed at once, whole.
             let _ = writeln!(
                 script,
@@ -497,8 +525,16 @@ impl<'n> Kubelet<'n> {
         // Too long for an argument.
         let file = format!("{MESSAGES}/batch");
         let run = format!("cat > {file}; jobs=0; . {file}");
-        let output = self.node.try_run_within(BATCH_LIMIT, &run, script.into_bytes()).context("running pods")?;
-        ensure!(output.status.success(), "running pods ({}): {}", output.status, output.stderr.trim_end());
+        let output = self
+            .node
+            .try_run_within(BATCH_LIMIT, &run, script.into_bytes())
+            .context("running pods")?;
+        ensure!(
+            output.status.success(),
+            "running pods ({}): {}",
+            output.status,
+            output.stderr.trim_end()
+        );
         let ids: BTreeMap<&str, Vec<&str>> = output
             .stdout
             .lines()
@@ -507,11 +543,14 @@ impl<'n> Kubelet<'n> {
             .collect();
         let mut pods = Vec::new();
         for (spec, uid, cgroup, _) in admitted {
-            let (sandbox, ids) =
-                ids.get(&*uid).and_then(|ids| ids.split_first()).context("no ids of a pod just run")?;
+            let (sandbox, ids) = ids
+                .get(&*uid)
+                .and_then(|ids| ids.split_first())
+                .context("no ids of a pod just run")?;
             let containers = spec.containers.iter().zip(ids);
-            let containers =
-                containers.map(|(container, id)| self.container(&uid, &cgroup, &container.name, id)).collect();
+            let containers = containers
+                .map(|(container, id)| self.container(&uid, &cgroup, &container.name, id))
+                .collect();
             pods.push(Pod { spec, uid, sandbox: (*sandbox).to_owned(), cgroup, containers });
         }
         Ok(pods)
@@ -535,20 +574,33 @@ impl<'n> Kubelet<'n> {
                 let _ = writeln!(script, "systemctl stop {}", slices.join(" "));
             }
             Driver::Cgroupfs => {
-                let groups: Vec<String> = pods.iter().map(|pod| format!("{}/{}", cgroup::ROOT, pod.cgroup)).collect();
+                let groups: Vec<String> =
+                    pods.iter().map(|pod| format!("{}/{}", cgroup::ROOT, pod.cgroup)).collect();
                 let _ = writeln!(script, "rmdir {}", groups.join(" "));
             }
         }
         self.write_checkpoint(&mut script, "allocated_pods_state", &self.allocated)?;
         self.write_checkpoint(&mut script, "actuated_pods_state", &self.actuated)?;
-        let output = self.node.try_run_within(BATCH_LIMIT, &script, Vec::new()).context("removing pods")?;
-        ensure!(output.status.success(), "removing pods ({}): {}", output.status, output.stderr.trim_end());
+        let output =
+            self.node.try_run_within(BATCH_LIMIT, &script, Vec::new()).context("removing pods")?;
+        ensure!(
+            output.status.success(),
+            "removing pods ({}): {}",
+            output.status,
+            output.stderr.trim_end()
+        );
         Ok(())
     }
 
     /// Resizes the memory of one container in place, in the kubelet's order. An error of the runtime's update is returned
     /// and leaves the rest undone, as in the kubelet.
-    pub fn resize(&mut self, pod: &mut Pod, container: &str, request: Option<u64>, limit: Option<u64>) -> Result<()> {
+    pub fn resize(
+        &mut self,
+        pod: &mut Pod,
+        container: &str,
+        request: Option<u64>,
+        limit: Option<u64>,
+    ) -> Result<()> {
         let id = pod.container(container)?.id.clone();
         let before = pod.spec.memory_limit();
         let mut spec = pod.spec.clone();
@@ -577,14 +629,20 @@ impl<'n> Kubelet<'n> {
         }
         self.actuated[&pod.uid]["ContainerResources"][container] = resources;
         self.write_checkpoint(&mut script, "actuated_pods_state", &self.actuated)?;
-        self.node.run(&script).with_context(|| format!("resizing container {container} of pod {}", pod.spec.name))?;
+        self.node
+            .run(&script)
+            .with_context(|| format!("resizing container {container} of pod {}", pod.spec.name))?;
         pod.spec = spec;
         Ok(())
     }
 
     /// The cgroup of a pod's sandbox below the root.
     pub fn sandbox_cgroup(&self, pod: &Pod) -> String {
-        format!("{}/{}", pod.cgroup, self.node.runtime().sandbox_cgroup_name(self.driver, &pod.sandbox))
+        format!(
+            "{}/{}",
+            pod.cgroup,
+            self.node.runtime().sandbox_cgroup_name(self.driver, &pod.sandbox)
+        )
     }
 
     /// Gives a pod's cgroup another memory limit than the sum of its containers', or none.
@@ -595,13 +653,16 @@ impl<'n> Kubelet<'n> {
 
     /// Gives the cgroup of all pods another memory limit; [`Kubelet::update_qos_classes`] takes it back.
     pub fn limit_pods(&self, limit: u64) -> Result<()> {
-        self.node.run(&self.pod_limit(self.top_cgroup(), Some(limit))).context("changing the limit of all pods")?;
+        self.node
+            .run(&self.pod_limit(self.top_cgroup(), Some(limit)))
+            .context("changing the limit of all pods")?;
         Ok(())
     }
 
     /// Stops and removes a pod and its cgroup.
     pub fn remove_pod(&mut self, pod: &Pod) -> Result<()> {
-        self.remove_pods(std::slice::from_ref(pod)).with_context(|| format!("removing pod {}", pod.spec.name))
+        self.remove_pods(std::slice::from_ref(pod))
+            .with_context(|| format!("removing pod {}", pod.spec.name))
     }
 
     /// Removes the checkpoint files; with [`Kubelet::checkpoints`] off they stay away.
@@ -627,14 +688,21 @@ impl<'n> Kubelet<'n> {
         self.pods_made += 1;
         let uid = uid(&spec.name, self.pods_made);
         let cgroup = self.pod_cgroup(spec.qos(), &uid);
-        let all: Map<String, Value> = spec.containers.iter().map(|c| (c.name.clone(), c.resources())).collect();
+        let all: Map<String, Value> =
+            spec.containers.iter().map(|c| (c.name.clone(), c.resources())).collect();
         self.allocated.insert(uid.clone(), json!({ "ContainerResources": all }));
         let script = self.make_pod_cgroup(spec, &cgroup);
         (uid, cgroup, script)
     }
 
     /// Puts the sandbox's message into a file on the node, whose path it returns.
-    fn put_sandbox_message(&self, script: &mut String, spec: &PodSpec, uid: &str, cgroup: &str) -> String {
+    fn put_sandbox_message(
+        &self,
+        script: &mut String,
+        spec: &PodSpec,
+        uid: &str,
+        cgroup: &str,
+    ) -> String {
         let directory = format!("{MESSAGES}/{uid}");
         let _ = writeln!(script, "mkdir -p {directory}");
         let message = format!("{directory}/pod.json");
@@ -643,7 +711,13 @@ impl<'n> Kubelet<'n> {
     }
 
     /// The same for a container, and the directory for its commands.
-    fn put_container_message(&self, script: &mut String, pod: &PodSpec, uid: &str, spec: &ContainerSpec) -> String {
+    fn put_container_message(
+        &self,
+        script: &mut String,
+        pod: &PodSpec,
+        uid: &str,
+        spec: &ContainerSpec,
+    ) -> String {
         let control = format!("{CONTROL}/{uid}/{}", spec.name);
         let _ = writeln!(script, "rm -rf {control}; mkdir -p {control}; mkfifo {control}/started");
         let message = format!("{MESSAGES}/{uid}/{}.json", spec.name);
@@ -652,7 +726,13 @@ impl<'n> Kubelet<'n> {
     }
 
     /// Actuates, creates and starts a container in the sandbox `$pod`, waits for its workload and prints its id.
-    fn start_container(&mut self, script: &mut String, pod: &PodSpec, uid: &str, spec: &ContainerSpec) -> Result<()> {
+    fn start_container(
+        &mut self,
+        script: &mut String,
+        pod: &PodSpec,
+        uid: &str,
+        spec: &ContainerSpec,
+    ) -> Result<()> {
         let message = self.put_container_message(script, pod, uid, spec);
         let entry = self.actuated.entry(uid).or_insert_with(|| json!({ "ContainerResources": {} }));
         entry["ContainerResources"][&spec.name] = spec.resources();
@@ -678,8 +758,12 @@ impl<'n> Kubelet<'n> {
     fn pod_cgroup(&self, qos: Qos, uid: &str) -> String {
         let class = self.class_cgroup(qos);
         match (self.driver, qos) {
-            (Driver::Systemd, Qos::Guaranteed) => format!("{class}/kubepods-pod{}.slice", uid.replace('-', "_")),
-            (Driver::Systemd, qos) => format!("{class}/kubepods-{}-pod{}.slice", qos.name(), uid.replace('-', "_")),
+            (Driver::Systemd, Qos::Guaranteed) => {
+                format!("{class}/kubepods-pod{}.slice", uid.replace('-', "_"))
+            }
+            (Driver::Systemd, qos) => {
+                format!("{class}/kubepods-{}-pod{}.slice", qos.name(), uid.replace('-', "_"))
+            }
             (Driver::Cgroupfs, _) => format!("{class}/pod{uid}"),
         }
     }
@@ -693,7 +777,8 @@ impl<'n> Kubelet<'n> {
         match self.driver {
             Driver::Systemd => {
                 let limit = limit.map(|limit| limit.to_string());
-                let properties: Vec<_> = limit.iter().map(|limit| ("MemoryMax", "t", limit.as_str())).collect();
+                let properties: Vec<_> =
+                    limit.iter().map(|limit| ("MemoryMax", "t", limit.as_str())).collect();
                 start_slice(base_name(pod_cgroup), &properties)
             }
             Driver::Cgroupfs => {
@@ -710,7 +795,10 @@ impl<'n> Kubelet<'n> {
         match self.driver {
             Driver::Systemd => {
                 let limit = limit.map_or("infinity".to_owned(), |limit| limit.to_string());
-                format!("systemctl set-property --runtime {} MemoryMax={limit}\n", base_name(pod_cgroup))
+                format!(
+                    "systemctl set-property --runtime {} MemoryMax={limit}\n",
+                    base_name(pod_cgroup)
+                )
             }
             Driver::Cgroupfs => {
                 let limit = limit.map_or("max".to_owned(), |limit| limit.to_string());
@@ -719,7 +807,12 @@ impl<'n> Kubelet<'n> {
         }
     }
 
-    fn write_checkpoint(&self, script: &mut String, name: &str, entries: &Map<String, Value>) -> Result<()> {
+    fn write_checkpoint(
+        &self,
+        script: &mut String,
+        name: &str,
+        entries: &Map<String, Value>,
+    ) -> Result<()> {
         if self.checkpoints {
             let checkpoint = checkpoint(entries)?;
             put(script, &format!("{STATE}/.{name}"), &checkpoint);
@@ -728,14 +821,21 @@ impl<'n> Kubelet<'n> {
         Ok(())
     }
 
-    fn container_message(&self, pod: &PodSpec, uid: &str, container: &ContainerSpec, control: &str) -> Value {
+    fn container_message(
+        &self,
+        pod: &PodSpec,
+        uid: &str,
+        container: &ContainerSpec,
+        control: &str,
+    ) -> Value {
         let name = &container.name;
         let mut unified: Map<String, Value> =
             container.unified.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
         if self.group_kill {
             unified.entry("memory.oom.group").or_insert(json!("1"));
         }
-        let oom_score_adj = container.oom_score_adj.unwrap_or_else(|| self.oom_score_adj(pod.qos(), container));
+        let oom_score_adj =
+            container.oom_score_adj.unwrap_or_else(|| self.oom_score_adj(pod.qos(), container));
         let shares = container.effective_cpu_request().map_or(2, |cpu| (cpu * 1024 / 1000).max(2));
         let mut resources = json!({
             "cpu_period": 100_000,
@@ -789,8 +889,15 @@ pub fn clear(node: &Node) -> Result<()> {
          printf '%s' '{configuration}' > {STATE}/config.yaml",
         remove_sandboxes("clear")
     );
-    let output = node.try_run_within(BATCH_LIMIT, &script, Vec::new()).context("removing all pods from the node")?;
-    ensure!(output.status.success(), "removing all pods ({}): {}", output.status, output.stderr.trim_end());
+    let output = node
+        .try_run_within(BATCH_LIMIT, &script, Vec::new())
+        .context("removing all pods from the node")?;
+    ensure!(
+        output.status.success(),
+        "removing all pods ({}): {}",
+        output.status,
+        output.stderr.trim_end()
+    );
     Ok(())
 }
 
@@ -807,7 +914,8 @@ fn remove_sandboxes(request: &str) -> String {
 
 /// A checkpoint file: `data` is JSON in a string, with the checksum that the kubelet verifies.
 pub fn checkpoint(entries: &Map<String, Value>) -> Result<Value> {
-    let data = serde_json::to_string(&json!({ "entries": entries })).context("writing a checkpoint")?;
+    let data =
+        serde_json::to_string(&json!({ "entries": entries })).context("writing a checkpoint")?;
     // FNV-1a in 32 bits over the value as Go prints it with its type.
     let checksum = format!("(string){data}")
         .bytes()
@@ -841,7 +949,9 @@ fn sandbox_message(spec: &PodSpec, uid: &str, pod_cgroup: &str) -> Value {
     };
     // The sums of what there is, also where a container has no limit.
     let mut resources = json!({ "cpu_period": 100_000 });
-    let sum = |limit: fn(&ContainerSpec) -> Option<u64>| spec.containers.iter().filter_map(limit).sum::<u64>();
+    let sum = |limit: fn(&ContainerSpec) -> Option<u64>| {
+        spec.containers.iter().filter_map(limit).sum::<u64>()
+    };
     for (name, limit) in [
         ("memory_limit_in_bytes", sum(|container| container.memory_limit)),
         ("cpu_quota", sum(|container| container.cpu_limit) * 100),
@@ -918,9 +1028,14 @@ mod tests {
 
     #[test]
     fn quantities_are_canonical() {
-        for (bytes, text) in
-            [(0, "0"), (1, "1"), (1024, "1Ki"), (MIB * 1536, "1536Mi"), (1 << 30, "1Gi"), (1000, "1000")]
-        {
+        for (bytes, text) in [
+            (0, "0"),
+            (1, "1"),
+            (1024, "1Ki"),
+            (MIB * 1536, "1536Mi"),
+            (1 << 30, "1Gi"),
+            (1000, "1000"),
+        ] {
             assert_eq!(quantity(bytes), text);
         }
     }

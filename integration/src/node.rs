@@ -99,18 +99,27 @@ impl Node {
             // A snapshot that failed once may be at fault itself: after that, boot.
             let start = if attempt == 1 { Start::Load(&snapshot) } else { Start::Boot };
             let node = Node::launch(runtime, &image, start, lifetime)?;
-            progress(&format!("{runtime} node ready after {:.1} s", started.elapsed().as_secs_f64()));
+            progress(&format!(
+                "{runtime} node ready after {:.1} s",
+                started.elapsed().as_secs_f64()
+            ));
             Ok(node)
         })
     }
 
-    fn launch(runtime: Runtime, image: &Image, start: Start<'_>, lifetime: Lifetime) -> Result<Node> {
+    fn launch(
+        runtime: Runtime,
+        image: &Image,
+        start: Start<'_>,
+        lifetime: Lifetime,
+    ) -> Result<Node> {
         let dir = RunDir::create()?;
         let disk = dir.path.join("disk.qcow2");
         match start {
             Start::Load(snapshot) => {
-                fs::copy(snapshot, &disk)
-                    .with_context(|| format!("copying {} to {}", snapshot.display(), disk.display()))?;
+                fs::copy(snapshot, &disk).with_context(|| {
+                    format!("copying {} to {}", snapshot.display(), disk.display())
+                })?;
             }
             Start::Boot | Start::Equipped(_) => create_overlay(image, &disk)?,
         }
@@ -178,7 +187,8 @@ impl Node {
 
     /// Like [`Node::try_run`] with another limit and something for the script to read from standard input.
     pub fn try_run_within(&self, limit: Duration, script: &str, input: Vec<u8>) -> Result<Output> {
-        let answer = self.shell.run(limit, script, input).map_err(|error| self.machine.blame(error))?;
+        let answer =
+            self.shell.run(limit, script, input).map_err(|error| self.machine.blame(error))?;
         // 255 is also ssh's own word for a lost connection.
         if answer.status.code() == Some(255)
             && let Some(fate) = self.fate_soon()
@@ -200,7 +210,12 @@ impl Node {
             "set -euo pipefail; mkdir -p \"$(dirname {path})\"; cat > {path}.new; chmod {mode:o} {path}.new; mv {path}.new {path}"
         );
         let output = self.try_run_within(COMMAND_LIMIT, &script, content.into())?;
-        ensure!(output.status.success(), "writing {path} on the {} node: {}", self.runtime, output.stderr.trim_end());
+        ensure!(
+            output.status.success(),
+            "writing {path} on the {} node: {}",
+            self.runtime,
+            output.stderr.trim_end()
+        );
         Ok(())
     }
 
@@ -252,7 +267,8 @@ pub struct Equipment {
 impl Equipment {
     fn arguments(&self) -> Vec<String> {
         let device = ["-device", "virtio-blk-pci,drive=second", "-drive"].map(str::to_owned);
-        let drive = format!("file={},format=raw,if=none,id=second,readonly=on", self.disk.display());
+        let drive =
+            format!("file={},format=raw,if=none,id=second,readonly=on", self.disk.display());
         device.into_iter().chain([drive]).collect()
     }
 
@@ -280,10 +296,9 @@ fn persevere<T>(what: &str, mut start: impl FnMut(u32) -> Result<T>) -> Result<T
 
 /// The disk with a snapshot of the ready node, made by booting it if the cache has none for this QEMU and processor.
 fn snapshot(runtime: Runtime, image: &Image) -> Result<PathBuf> {
-    let version = Command::new("qemu-system-x86_64")
-        .arg("--version")
-        .output()
-        .context("starting qemu-system-x86_64: is qemu-system-x86 installed? (hack/prepare does it)")?;
+    let version = Command::new("qemu-system-x86_64").arg("--version").output().context(
+        "starting qemu-system-x86_64: is qemu-system-x86 installed? (hack/prepare does it)",
+    )?;
     let processors = fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
     let model = processors.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
     let mut key = Key::default();
@@ -317,13 +332,15 @@ impl Node {
         let Node { mut machine, shell, .. } = self;
         drop(shell);
         let disk = machine.dir.path.join("disk.qcow2");
-        let said = machine
-            .monitor
-            .execute("human-monitor-command", &json!({ "command-line": format!("savevm {SNAPSHOT}") }))?;
+        let said = machine.monitor.execute(
+            "human-monitor-command",
+            &json!({ "command-line": format!("savevm {SNAPSHOT}") }),
+        )?;
         ensure!(said == json!(""), "QEMU could not save the machine: {said}");
         machine.monitor.execute("quit", &json!({}))?;
         machine.wait_for_end(Duration::from_secs(30));
-        fs::copy(&disk, saved).with_context(|| format!("copying {} to {}", disk.display(), saved.display()))?;
+        fs::copy(&disk, saved)
+            .with_context(|| format!("copying {} to {}", disk.display(), saved.display()))?;
         Ok(())
     }
 }
@@ -344,12 +361,17 @@ impl Monitor {
 
     fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.0.get_mut(), "{request}").with_context(|| format!("telling QEMU to {command}"))?;
+        writeln!(self.0.get_mut(), "{request}")
+            .with_context(|| format!("telling QEMU to {command}"))?;
         loop {
             let mut line = String::new();
-            let read = self.0.read_line(&mut line).with_context(|| format!("QEMU's answer to {command}"))?;
+            let read = self
+                .0
+                .read_line(&mut line)
+                .with_context(|| format!("QEMU's answer to {command}"))?;
             ensure!(read > 0, "QEMU closed its monitor instead of answering {command}");
-            let mut answer: Value = serde_json::from_str(&line).with_context(|| format!("QEMU's answer {line:?}"))?;
+            let mut answer: Value =
+                serde_json::from_str(&line).with_context(|| format!("QEMU's answer {line:?}"))?;
             if let Some(error) = answer.get("error") {
                 bail!("QEMU refused {command}: {error}");
             }
@@ -374,14 +396,19 @@ impl RunDir {
         let parent = cache::directory()?.join("run");
         fs::create_dir_all(&parent).with_context(|| format!("creating {}", parent.display()))?;
         sweep(&parent)?;
-        let sockets = tempfile::Builder::new().prefix("node-").tempdir().context("creating a directory for sockets")?;
+        let sockets = tempfile::Builder::new()
+            .prefix("node-")
+            .tempdir()
+            .context("creating a directory for sockets")?;
         // The directory appears with its lock held, or a sweep of another process could take it for abandoned.
         let work = tempfile::Builder::new().prefix(".new-").tempdir_in(&parent);
         let work = work.with_context(|| format!("creating a directory in {}", parent.display()))?;
         let lock = File::create_new(work.path().join("lock")).context("creating a run lock")?;
         lock.lock().context("locking a run directory")?;
-        symlink(sockets.path(), work.path().join("sockets")).context("linking a socket directory")?;
-        let name = work.path().file_name().unwrap_or_default().to_string_lossy().replace(".new-", "node-");
+        symlink(sockets.path(), work.path().join("sockets"))
+            .context("linking a socket directory")?;
+        let name =
+            work.path().file_name().unwrap_or_default().to_string_lossy().replace(".new-", "node-");
         let path = parent.join(name);
         fs::rename(work.keep(), &path).with_context(|| format!("creating {}", path.display()))?;
         Ok(RunDir { path, sockets, lock, kept: false })
@@ -432,7 +459,13 @@ struct Machine {
 
 impl Machine {
     /// Starts QEMU; on a boot, returns when the node is ready.
-    fn power_on(image: &Image, disk: &Path, dir: RunDir, start: &Start<'_>, lifetime: Lifetime) -> Result<Machine> {
+    fn power_on(
+        image: &Image,
+        disk: &Path,
+        dir: RunDir,
+        start: &Start<'_>,
+        lifetime: Lifetime,
+    ) -> Result<Machine> {
         let port = free_port()?;
         let forwarding = match start {
             Start::Equipped(equipment) => equipment.forwarding(),
@@ -440,8 +473,8 @@ impl Machine {
         };
         let qemu_log = dir.path.join("qemu.log");
         let monitor_path = dir.sockets.path().join("qmp");
-        let listener =
-            UnixListener::bind(&monitor_path).with_context(|| format!("listening on {}", monitor_path.display()))?;
+        let listener = UnixListener::bind(&monitor_path)
+            .with_context(|| format!("listening on {}", monitor_path.display()))?;
         let mut command = match lifetime {
             // Without this, a killed test run would leave QEMU behind.
             Lifetime::Process => {
@@ -465,9 +498,15 @@ impl Machine {
             .arg(image.initrd())
             .args(["-append", KERNEL_ARGUMENTS])
             // Thrown away after use, so never flushed to the machine's own disk.
-            .args(["-drive", &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display())])
+            .args([
+                "-drive",
+                &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display()),
+            ])
             .args(["-device", "virtio-blk-pci,drive=disk"])
-            .args(["-netdev", &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22{forwarding}")])
+            .args([
+                "-netdev",
+                &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22{forwarding}"),
+            ])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="])
             .args(["-device", "virtio-rng-pci"])
             .args(["-serial", "stdio"])
@@ -476,7 +515,10 @@ impl Machine {
             // An empty file, and with it the lock.
             .stdin(dir.lock.try_clone().context("sharing a run lock with QEMU")?)
             .stdout(Stdio::piped())
-            .stderr(File::create(&qemu_log).with_context(|| format!("creating {}", qemu_log.display()))?)
+            .stderr(
+                File::create(&qemu_log)
+                    .with_context(|| format!("creating {}", qemu_log.display()))?,
+            )
             // A Ctrl-C is for us; we take the machine down, or leave it.
             .process_group(0);
         match start {
@@ -490,7 +532,8 @@ impl Machine {
         let (end, ended) = mpsc::channel();
         let fate = Arc::new(Mutex::new(None));
         let console_log = dir.path.join("console.log");
-        let log = File::create(&console_log).with_context(|| format!("creating {}", console_log.display()))?;
+        let log = File::create(&console_log)
+            .with_context(|| format!("creating {}", console_log.display()))?;
         let told = Arc::clone(&fate);
         // One thread for the machine's whole life: the kernel ends QEMU together with the *thread* that started it, so
         // that must not be one of a single test.
@@ -500,10 +543,9 @@ impl Machine {
             // If QEMU ended before it connected to its monitor, somebody waits there still.
             let _ = UnixStream::connect(&monitor_path);
         });
-        let child = child
-            .recv()
-            .context("the thread that starts QEMU ended early")?
-            .context("starting qemu-system-x86_64: are qemu-system-x86 and util-linux installed?")?;
+        let child = child.recv().context("the thread that starts QEMU ended early")?.context(
+            "starting qemu-system-x86_64: are qemu-system-x86 and util-linux installed?",
+        )?;
         let process_id = lock(&child).id();
         let monitor = Monitor::accept(&listener).map_err(|error| {
             let _ = lock(&child).kill();
@@ -526,7 +568,9 @@ impl Machine {
                 Ok(line) if line.contains(READY_MARK) => return Ok(()),
                 Ok(line) => last = line,
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("the node was not ready within {BOOT_LIMIT:?}; its last console line: {last:?}")
+                    bail!(
+                        "the node was not ready within {BOOT_LIMIT:?}; its last console line: {last:?}"
+                    )
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.wait_for_end(Duration::from_secs(5));
@@ -597,7 +641,8 @@ fn tend(
     let status = lock(&child).wait();
     let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
     let said = fs::read_to_string(qemu_log).unwrap_or_default();
-    *lock(fate) = Some(format!("QEMU ended ({status}) {}\nconsole: {}", said.trim_end(), tail.join("\n")));
+    *lock(fate) =
+        Some(format!("QEMU ended ({status}) {}\nconsole: {}", said.trim_end(), tail.join("\n")));
 }
 
 /// The state behind these locks is whole at any time, so a panic of another holder does not matter.
@@ -631,7 +676,11 @@ struct Shell {
 
 impl Shell {
     fn open(image: &Image, machine: &Machine) -> Result<Shell> {
-        let shell = Shell { control: machine.dir.sockets.path().join("ssh"), port: machine.port, key: image.ssh_key() };
+        let shell = Shell {
+            control: machine.dir.sockets.path().join("ssh"),
+            port: machine.port,
+            key: image.ssh_key(),
+        };
         let log = machine.dir.path.join("ssh.log");
         // -f: the command returns when the connection stands. It goes on in the background for as long as the machine
         // lives; its output must not be our pipes, which would never close.
@@ -665,7 +714,7 @@ impl Shell {
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
             "ConnectTimeout=100",
-            "Compression=yes",                 // less to decrypt, which is what takes long
+            "Compression=yes", // less to decrypt, which is what takes long
             "KexAlgorithms=curve25519-sha256", // the cheapest to emulate
         ] {
             options.extend(["-o".to_owned(), option.to_owned()]);

@@ -19,7 +19,8 @@ pub const WORKLOAD: &str = "plimsoll.test/workload:1";
 pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
 
 /// What busybox is in an image by names of links.
-const APPLETS: &[&str] = &["sh", "cat", "echo", "grep", "id", "ls", "mount", "sleep", "stat", "test"];
+const APPLETS: &[&str] =
+    &["sh", "cat", "echo", "grep", "id", "ls", "mount", "sleep", "stat", "test"];
 
 /// Writes an archive with all images; `program` is the static workload binary, `busybox` that.
 pub fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> Result<()> {
@@ -35,7 +36,9 @@ pub fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> Result<(
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         header.set_mode(0o777);
-        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").context("adding a link to the image")?;
+        layer
+            .append_link(&mut header, format!("bin/{applet}"), "busybox")
+            .context("adding a link to the image")?;
     }
     let shell = layer.into_inner().context("finishing the image layer")?;
 
@@ -70,7 +73,8 @@ pub fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> Result<(
         append_blob(&mut tar, &manifest)?;
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
         // containerd knows its own, other programs the specification's.
-        entry["annotations"] = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
+        entry["annotations"] =
+            json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
         manifests.push(entry);
     }
     let index = json!({
@@ -98,9 +102,15 @@ fn append_blob<W: Write>(tar: &mut tar::Builder<W>, content: &[u8]) -> Result<St
     Ok(digest)
 }
 
-fn append<W: Write>(tar: &mut tar::Builder<W>, path: &str, mode: u32, content: &[u8]) -> Result<()> {
+fn append<W: Write>(
+    tar: &mut tar::Builder<W>,
+    path: &str,
+    mode: u32,
+    content: &[u8],
+) -> Result<()> {
     let mut header = tar::Header::new_ustar();
     header.set_size(content.len() as u64);
     header.set_mode(mode);
-    tar.append_data(&mut header, path, content).with_context(|| format!("adding {path} to the image archive"))
+    tar.append_data(&mut header, path, content)
+        .with_context(|| format!("adding {path} to the image archive"))
 }

@@ -19,13 +19,20 @@ pub const DIRECTORY: &str = "/usr/local/libexec/peers";
 const PLUGINS: [&str; 3] = ["logger", "differ", "ulimit-adjuster"];
 
 /// Their source, as Debian 13 has it: they are modules of their own, without a version that a module proxy would know.
-const SOURCE: &str = "pool/main/g/golang-github-containerd-nri/golang-github-containerd-nri_0.6.1.orig.tar.gz";
-const SOURCE_DIGEST: &str = "SHA256:b35a8f297a5cf3ce9c87514de76123804893e17b2378b413fbbe9d428c40be8d";
+const SOURCE: &str =
+    "pool/main/g/golang-github-containerd-nri/golang-github-containerd-nri_0.6.1.orig.tar.gz";
+const SOURCE_DIGEST: &str =
+    "SHA256:b35a8f297a5cf3ce9c87514de76123804893e17b2378b413fbbe9d428c40be8d";
 
 /// CRI-O's own tests of NRI, which need no more of CRI-O than its socket.
 const NRI_TEST: Programs = Programs {
     name: "nri-test",
-    tags: &["test", "containers_image_openpgp", "containers_image_ostree_stub", "exclude_graphdriver_btrfs"],
+    tags: &[
+        "test",
+        "containers_image_openpgp",
+        "containers_image_ostree_stub",
+        "exclude_graphdriver_btrfs",
+    ],
     packages: &[],
     tests: &["./test/nri"],
     ..CRIO
@@ -69,7 +76,11 @@ fn plugins() -> Result<PathBuf> {
             .args(["download-file", &format!("{}/{SOURCE}", debian_mirror())])
             .arg(&archive)
             .arg(SOURCE_DIGEST))?;
-        run(Command::new("tar").args(["-x", "--strip-components=1", "-f"]).arg(&archive).arg("-C").arg(work.path()))?;
+        run(Command::new("tar")
+            .args(["-x", "--strip-components=1", "-f"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(work.path()))?;
         for name in PLUGINS {
             run(Command::new("go")
                 .current_dir(work.path().join("plugins").join(name))

@@ -87,11 +87,16 @@ pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     node.write_file(CONFIG, config, 0o644)?;
     let start = match mode {
         Mode::Launched => {
-            format!("install -D -m 755 {binary} {LAUNCHED_BINARY}\nsystemctl restart {}", node.runtime().unit())
+            format!(
+                "install -D -m 755 {binary} {LAUNCHED_BINARY}\nsystemctl restart {}",
+                node.runtime().unit()
+            )
         }
         Mode::External => {
             node.write_file(UNIT, UNIT_TEXT, 0o644)?;
-            format!("install -D -m 755 {binary} {EXTERNAL_BINARY}\nsystemctl daemon-reload\nsystemctl start plimsoll")
+            format!(
+                "install -D -m 755 {binary} {EXTERNAL_BINARY}\nsystemctl daemon-reload\nsystemctl start plimsoll"
+            )
         }
     };
     until_synchronised(node, &start).with_context(|| format!("installing the plugin, {mode}"))
@@ -104,7 +109,8 @@ pub fn configure(node: &Node, config: &str) -> Result<()> {
     let script = format!("mv {new} {CONFIG}");
     // A launched one has none of its own.
     let units = format!("plimsoll --unit {}", node.runtime().unit());
-    wait_for_journal(node, &units, "configuration changed", &script).context("changing the configuration")
+    wait_for_journal(node, &units, "configuration changed", &script)
+        .context("changing the configuration")
 }
 
 /// Takes the plugin off the node, if it is there, with what it knows.
@@ -131,7 +137,8 @@ pub fn bare_restart(node: &Node) -> String {
 
 /// Restarts the runtime below running containers, and waits for the plugin to be back.
 pub fn restart_runtime(node: &Node) -> Result<()> {
-    until_synchronised(node, &format!("systemctl restart {}", node.runtime().unit())).context("restarting the runtime")
+    until_synchronised(node, &format!("systemctl restart {}", node.runtime().unit()))
+        .context("restarting the runtime")
 }
 
 /// Has a runtime that knows one cgroup driver at a time work with this one. There must be no pods.
@@ -165,10 +172,12 @@ pub fn cursor(node: &Node) -> Result<String> {
 
 /// Waits until the runtime has synchronised with the plugin after that place in the journal.
 pub fn until_synchronised_since(node: &Node, cursor: &str) -> Result<()> {
-    wait_since(node, cursor, node.runtime().unit(), SYNCHRONISED, "").context("waiting for the plugin")
+    wait_since(node, cursor, node.runtime().unit(), SYNCHRONISED, "")
+        .context("waiting for the plugin")
 }
 
-const CURSOR: &str = "journalctl --quiet --lines 1 --show-cursor --output cat | sed -n 's/^-- cursor: //p'";
+const CURSOR: &str =
+    "journalctl --quiet --lines 1 --show-cursor --output cat | sed -n 's/^-- cursor: //p'";
 
 /// Runs a script on the node, then waits until the journal of `unit` has a line, written since, that matches the
 /// extended regular expression `pattern`.
@@ -208,7 +217,8 @@ pub fn is_stuck(node: &Node) -> Option<String> {
     let dump = "systemctl kill --kill-whom main --signal USR1 containerd";
     // Each of them is one line.
     let found = || -> Option<u64> {
-        let count = format!("journalctl --unit containerd --output cat | grep -cF '{REQUEST}' || true");
+        let count =
+            format!("journalctl --unit containerd --output cat | grep -cF '{REQUEST}' || true");
         node.run(&count).ok()?.stdout.trim().parse().ok()
     };
     let dumped = |script: &str| {
@@ -226,12 +236,16 @@ pub fn claim(node: &Node, program: &Path, key: &str, value: &str) -> Result<()> 
     // What debuggers want is most of it, and would take long to send.
     let stripped = tempfile::tempdir().context("creating a directory")?;
     let small = stripped.path().join("claimer");
-    let status = Command::new("strip").arg("--strip-debug").arg("-o").args([&small, program]).status();
+    let status =
+        Command::new("strip").arg("--strip-debug").arg("-o").args([&small, program]).status();
     let status = status.context("starting strip: are binutils installed?")?;
     ensure!(status.success(), "strip could not read {}", program.display());
     let binary = upload(node, &small)?;
-    let start = format!("systemd-run --quiet --collect --unit {CLAIMER_UNIT} {binary} --key {key} --value {value}");
-    wait_for_journal(node, node.runtime().unit(), CLAIMER_SYNCHRONISED, &start).context("starting a second plugin")
+    let start = format!(
+        "systemd-run --quiet --collect --unit {CLAIMER_UNIT} {binary} --key {key} --value {value}"
+    );
+    wait_for_journal(node, node.runtime().unit(), CLAIMER_SYNCHRONISED, &start)
+        .context("starting a second plugin")
 }
 
 /// Ends the second plugin.
@@ -243,7 +257,8 @@ pub fn unclaim(node: &Node) -> Result<()> {
 /// A program's place on the node; it is sent only once.
 pub(crate) fn upload(node: &Node, local: &Path) -> Result<String> {
     let binary = fs::read(local).with_context(|| format!("reading {}", local.display()))?;
-    let digest: String = Sha256::digest(&binary)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String =
+        Sha256::digest(&binary)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     let name = local.file_name().unwrap_or_default().to_string_lossy();
     let path = format!("/var/cache/{name}-{digest}");
     if !node.try_run(&format!("test -e {path}"))?.status.success() {

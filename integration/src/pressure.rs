@@ -83,7 +83,10 @@ impl<'n> Contest<'n> {
             taken += step;
             let answer = hog.call(self.node, &format!("alloc {step}"))?;
             let left = self.left()?;
-            anyhow::ensure!(answer == format!("ok {taken}"), "the hog says {answer:?} to {taken}; left are {left:?}");
+            anyhow::ensure!(
+                answer == format!("ok {taken}"),
+                "the hog says {answer:?} to {taken}; left are {left:?}"
+            );
             step = STEP;
             if is_wanted(&left) || left.protected + left.other < 3 * step {
                 break left;
@@ -97,7 +100,9 @@ impl<'n> Contest<'n> {
     /// `is_wanted`. By the kernel's older way of reclaim: with multi-generational LRU neither 6.12 nor 7.2 heeds memory.min when asked
     /// through the root's memory.reclaim.
     pub fn on_a_full_node(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
-        self.node.run("echo n > /sys/kernel/mm/lru_gen/enabled").context("switching to the older LRU")?;
+        self.node
+            .run("echo n > /sys/kernel/mm/lru_gen/enabled")
+            .context("switching to the older LRU")?;
         self.fill()?;
         let mut left = self.left()?;
         for _ in 0..RECLAIMS {
@@ -110,7 +115,9 @@ impl<'n> Contest<'n> {
                 break;
             }
         }
-        self.node.run("echo y > /sys/kernel/mm/lru_gen/enabled").context("switching back to the LRU of before")?;
+        self.node
+            .run("echo y > /sys/kernel/mm/lru_gen/enabled")
+            .context("switching back to the LRU of before")?;
         Ok(left)
     }
 
@@ -126,7 +133,8 @@ impl<'n> Contest<'n> {
 
     fn left(&self) -> Result<Left> {
         let (protected, other) = (self.protected.container("app")?, self.other.container("app")?);
-        let [protected, other] = cgroup::usage(self.node, &[&protected.cgroup, &other.cgroup])?[..] else {
+        let [protected, other] = cgroup::usage(self.node, &[&protected.cgroup, &other.cgroup])?[..]
+        else {
             unreachable!("two were asked for")
         };
         Ok(Left { protected: protected.file, other: other.file })
@@ -153,12 +161,16 @@ pub fn small_container() -> ContainerSpec {
 /// pod uses more than that. The sandbox here uses next to nothing, so it is charged with a monitor process's worth (by a
 /// file in memory), and read-ahead kept small.
 pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Result<String> {
-    let monitor = format!("echo $$ > {}/{}/cgroup.procs", cgroup::ROOT, kubelet.sandbox_cgroup(pod));
+    let monitor =
+        format!("echo $$ > {}/{}/cgroup.procs", cgroup::ROOT, kubelet.sandbox_cgroup(pod));
     node.run(&format!("sh -c '{monitor}; head --bytes {MIB} /dev/zero > /dev/shm/monitor'"))
         .context("charging the sandbox")?;
     let container = pod.container("app")?;
     let root = root_directory(node, container)?;
-    node.run(&format!("echo 128 > /sys/block/vda/queue/read_ahead_kb; truncate --size {} {root}/large", 400 * MIB))?;
+    node.run(&format!(
+        "echo 128 > /sys/block/vda/queue/read_ahead_kb; truncate --size {} {root}/large",
+        400 * MIB
+    ))?;
     let answer = container.call(node, &format!("alloc {}", 60 * MIB)).and_then(|answer| {
         anyhow::ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
         container.call(node, "read /large")
@@ -175,7 +187,9 @@ pub fn read_it_all() -> String {
 /// Where the node sees the container's root. containerd's specification names it below its own directory of the container.
 fn root_directory(node: &Node, container: &Container) -> Result<String> {
     let inspected = crictl::inspect(node, &container.id)?;
-    let path = inspected["info"]["runtimeSpec"]["root"]["path"].as_str().context("no root in the specification")?;
+    let path = inspected["info"]["runtimeSpec"]["root"]["path"]
+        .as_str()
+        .context("no root in the specification")?;
     let bundle = format!("/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}", container.id);
     Ok(Path::new(&bundle).join(path).display().to_string())
 }

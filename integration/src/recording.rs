@@ -86,8 +86,10 @@ impl<'n> Recorder<'n> {
 
     /// Ends it and returns all samples, of which there is at least one.
     pub fn stop(self) -> Result<Vec<Sample>> {
-        let samples =
-            self.node.run(&format!("systemctl stop recorder; cat {SAMPLES}")).context("ending a recording")?;
+        let samples = self
+            .node
+            .run(&format!("systemctl stop recorder; cat {SAMPLES}"))
+            .context("ending a recording")?;
         let samples: Vec<Sample> = samples.stdout.lines().map(parse).collect::<Result<_>>()?;
         ensure!(!samples.is_empty(), "nothing was recorded");
         Ok(samples)
@@ -99,7 +101,9 @@ fn parse(line: &str) -> Result<Sample> {
     let read = |word: &str| match word {
         "-" => Ok(None),
         "max" => Ok(Some(MAX)),
-        number => number.parse().map(Some).with_context(|| format!("{number:?} in the sample {line:?}")),
+        number => {
+            number.parse().map(Some).with_context(|| format!("{number:?} in the sample {line:?}"))
+        }
     };
     let values: Vec<Option<u64>> = line.split(' ').map(read).collect::<Result<_>>()?;
     let &[Some(at), Some(kills), Some(pod_max), current, high, max] = values.as_slice() else {
@@ -108,14 +112,16 @@ fn parse(line: &str) -> Result<Sample> {
         );
     };
     // It may go while it is read.
-    let container = current.zip(high).zip(max).map(|((current, high), max)| Level { current, high, max });
+    let container =
+        current.zip(high).zip(max).map(|((current, high), max)| Level { current, high, max });
     Ok(Sample { at, kills, pod_max, container })
 }
 
 /// When the kernel killed processes of the pod: the first samples that count them. What is counted from one sample to the next and on
 /// to the one after that is one kill: of a container that is killed as a whole the processes are counted one after another.
 pub fn kills(samples: &[Sample]) -> Vec<u64> {
-    let mut counted = samples.windows(2).map(|pair| (pair[1].at, pair[1].kills > pair[0].kills)).peekable();
+    let mut counted =
+        samples.windows(2).map(|pair| (pair[1].at, pair[1].kills > pair[0].kills)).peekable();
     let mut kills = Vec::new();
     while let Some((at, kills_more)) = counted.next() {
         if kills_more {
@@ -139,9 +145,15 @@ mod tests {
     #[test]
     fn a_sample_has_the_pod_and_the_container_while_that_is_there() {
         let container = Some(Level { current: 4096, high: MAX, max: 8192 });
-        assert_eq!(parse("7 0 8192 4096 max 8192").unwrap(), Sample { at: 7, kills: 0, pod_max: 8192, container });
+        assert_eq!(
+            parse("7 0 8192 4096 max 8192").unwrap(),
+            Sample { at: 7, kills: 0, pod_max: 8192, container }
+        );
         for line in ["7 1 max - - -", "7 1 max 4096 - -"] {
-            assert_eq!(parse(line).unwrap(), Sample { at: 7, kills: 1, pod_max: MAX, container: None });
+            assert_eq!(
+                parse(line).unwrap(),
+                Sample { at: 7, kills: 1, pod_max: MAX, container: None }
+            );
         }
         for line in ["", "7", "- 0 max - - -", "7 0 max 1 2", "7 0 much - - -"] {
             assert!(parse(line).is_err(), "{line:?}");
@@ -152,7 +164,8 @@ mod tests {
     fn kills_and_raises_are_where_the_numbers_grow() {
         let sample = |(at, kills, pod_max)| Sample { at, kills, pod_max, container: None };
         let samples =
-            [(1, 3, 60), (2, 3, 60), (3, 4, 60), (4, 5, 90), (5, 5, 80), (6, 5, 120), (7, 6, 120)].map(sample);
+            [(1, 3, 60), (2, 3, 60), (3, 4, 60), (4, 5, 90), (5, 5, 80), (6, 5, 120), (7, 6, 120)]
+                .map(sample);
         assert_eq!(kills(&samples), [3, 7]);
         assert_eq!(raises(&samples), [(4, 90), (6, 120)]);
     }

@@ -39,7 +39,11 @@ pub(crate) const CRIO: Programs = Programs {
     module: "github.com/cri-o/cri-o",
     version: "v1.36.3",
     // What would need libraries of C.
-    tags: &["containers_image_openpgp", "containers_image_ostree_stub", "exclude_graphdriver_btrfs"],
+    tags: &[
+        "containers_image_openpgp",
+        "containers_image_ostree_stub",
+        "exclude_graphdriver_btrfs",
+    ],
     version_variable: None,
     packages: &["./cmd/crio"],
     tests: &[],
@@ -83,7 +87,9 @@ impl Runtime {
 
     /// The file that sets the cgroup driver of one that has one at a time, and its content.
     pub(crate) fn driver_configuration(self, driver: Driver) -> (&'static str, String) {
-        let content = format!("[crio.runtime]\ncgroup_manager = \"{driver}\"\ndefault_runtime = \"{driver}\"\n");
+        let content = format!(
+            "[crio.runtime]\ncgroup_manager = \"{driver}\"\ndefault_runtime = \"{driver}\"\n"
+        );
         ("/etc/crio/crio.conf.d/50-driver.conf", content)
     }
 
@@ -116,7 +122,9 @@ impl Runtime {
     pub fn sandbox_cgroup_name(self, driver: Driver, sandbox: &str) -> String {
         match self {
             Runtime::Crio136 => self.cgroup_name(Driver::Cgroupfs, sandbox),
-            Runtime::Containerd17 | Runtime::Containerd21 | Runtime::Containerd24 => self.cgroup_name(driver, sandbox),
+            Runtime::Containerd17 | Runtime::Containerd21 | Runtime::Containerd24 => {
+                self.cgroup_name(driver, sandbox)
+            }
         }
     }
 
@@ -163,11 +171,13 @@ pub(crate) fn install(runtime: Runtime, root: &Path) -> Result<()> {
 }
 
 fn copy_programs(programs: Programs, destination: &Path) -> Result<()> {
-    fs::create_dir_all(destination).with_context(|| format!("creating {}", destination.display()))?;
+    fs::create_dir_all(destination)
+        .with_context(|| format!("creating {}", destination.display()))?;
     let built = programs.obtain()?;
     for package in programs.packages {
         let name = package.rsplit('/').next().unwrap_or(package);
-        fs::copy(built.join(name), destination.join(name)).with_context(|| format!("copying {name} into the node"))?;
+        fs::copy(built.join(name), destination.join(name))
+            .with_context(|| format!("copying {name} into the node"))?;
     }
     Ok(())
 }

@@ -24,7 +24,8 @@ impl Random {
     /// The next one, below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         // Knuth's MMIX.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
 }
@@ -61,7 +62,8 @@ pub fn hungry(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
 
 /// A container with a limit of 250 MiB.
 pub fn ample() -> PodSpec {
-    PodSpec::new("satisfied").container(ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB))
+    PodSpec::new("satisfied")
+        .container(ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB))
 }
 
 /// That container, with 128 MiB in use.
@@ -84,7 +86,9 @@ pub fn cached(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, Result<()>
     let container = pod.container("app")?;
     let answer = container.call(node, &format!("write /cache {}", 120 * MIB))?;
     ensure!(answer.starts_with("ok"), "writing says {answer:?}");
-    let [usage] = cgroup::usage(node, &[&container.cgroup])?[..] else { unreachable!("one was asked for") };
+    let [usage] = cgroup::usage(node, &[&container.cgroup])?[..] else {
+        unreachable!("one was asked for")
+    };
     ensure!(usage.file > 100 * MIB, "{usage:?}");
     let cut = kubelet.resize(&mut pod, "app", Some(60 * MIB), Some(60 * MIB));
     Ok((pod, cut))
@@ -92,7 +96,8 @@ pub fn cached(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, Result<()>
 
 /// Whether the container lives, and how many processes of its pod were killed.
 pub fn fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
-    let lives = pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));
+    let lives =
+        pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));
     Ok((lives, cgroup::events(node, &pod.cgroup)?["oom_kill"]))
 }
 
@@ -108,7 +113,12 @@ pub fn goes_beyond(node: &Node, pod: &Pod) -> Result<bool> {
     let control = &pod.container("app")?.control;
     let script = format!("timeout {} workload call {control} alloc {BEYOND}", LIMIT.as_secs() - 20);
     let output = node.try_run_within(LIMIT, &script, Vec::new())?;
-    ensure!(output.status.success() || output.status.code() == Some(124), "{}: {}", output.status, output.stderr);
+    ensure!(
+        output.status.success() || output.status.code() == Some(124),
+        "{}: {}",
+        output.status,
+        output.stderr
+    );
     Ok(output.status.success())
 }
 
@@ -141,14 +151,21 @@ pub fn stands(node: &Node, pod: &Pod) -> Result<Standing> {
     );
     let output = node.try_run_within(LIMIT, &script, Vec::new())?;
     ensure!(output.status.success(), "{}: {}", output.status, output.stderr);
-    let numbers: Vec<u64> = output.stdout.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let &[stalled, current, times, words] = numbers.as_slice() else { bail!("four numbers expected: {numbers:?}") };
+    let numbers: Vec<u64> =
+        output.stdout.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let &[stalled, current, times, words] = numbers.as_slice() else {
+        bail!("four numbers expected: {numbers:?}")
+    };
     Ok(Standing { stalled, current, times, is_satisfied: words > 0 })
 }
 
 /// A container that grows from 60 to 130 MiB while its limit of 250 MiB is cut to 100, at a pace that lets the runtime's write fall
 /// into that. Tells what the runtime says, and how often the kernel had to kill for that write.
-pub fn grows_while_it_is_cut(node: &Node, pod: &Pod, milliseconds_per_mib: u64) -> Result<(bool, u64)> {
+pub fn grows_while_it_is_cut(
+    node: &Node,
+    pod: &Pod,
+    milliseconds_per_mib: u64,
+) -> Result<(bool, u64)> {
     let container = pod.container("app")?;
     let answer = alloc(node, pod, 60 * MIB)?;
     ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
@@ -167,14 +184,20 @@ pub fn grows_while_it_is_cut(node: &Node, pod: &Pod, milliseconds_per_mib: u64) 
         100 * MIB,
     ))?;
     ensure!(output.status.code() != Some(3), "the workload does not grow: {}", output.stderr);
-    let killed = output.stdout.trim().parse().with_context(|| format!("counting kills: {output:?}"))?;
+    let killed =
+        output.stdout.trim().parse().with_context(|| format!("counting kills: {output:?}"))?;
     Ok((output.status.success(), killed))
 }
 
 /// The pods of [`balloon`], by name: what they request, their limit, and what they come to use, in MiB. The first two stay within
 /// what they request. The others use more than three times that, but less than their memory.high: together more than the node has.
-const BALLOONS: [(&str, u64, u64, u64); 5] =
-    [("a", 160, 400, 150), ("b", 80, 200, 75), ("c", 80, 800, 640), ("d", 80, 400, 300), ("e", 80, 400, 300)];
+const BALLOONS: [(&str, u64, u64, u64); 5] = [
+    ("a", 160, 400, 150),
+    ("b", 80, 200, 75),
+    ("c", 80, 800, 640),
+    ("d", 80, 400, 300),
+    ("e", 80, 400, 300),
+];
 
 /// How many pods follow in [`balloon`] at most.
 const MORE: usize = 5;
@@ -213,7 +236,8 @@ pub struct Latency {
 /// is, at most `MORE` of them.
 pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Balloon> {
     let specs = BALLOONS.map(|(name, request, limit, _)| {
-        PodSpec::new(name).container(ContainerSpec::new("app").request(request * MIB).limit(limit * MIB))
+        PodSpec::new(name)
+            .container(ContainerSpec::new("app").request(request * MIB).limit(limit * MIB))
     });
     let mut pods = kubelet.run_pods(specs.into())?;
     // In the slice of the system's services, as the runtime and the kubelet are; what calls from a shell is not.
@@ -242,7 +266,11 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
         .iter()
         .zip(BALLOONS)
         .map(|(pod, (.., uses))| {
-            Ok(format!("workload call {} alloc {} >/dev/null &\n", pod.container("app")?.control, uses * MIB))
+            Ok(format!(
+                "workload call {} alloc {} >/dev/null &\n",
+                pod.container("app")?.control,
+                uses * MIB
+            ))
         })
         .collect::<Result<_>>()?;
     let mut taken = refaults(node, &format!("{}wait\n", calls.concat()))? - before;
@@ -250,11 +278,14 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
         if taken >= enough {
             break;
         }
-        let pod = kubelet.run_pod(PodSpec::new(&format!("more-{more}")).container(ContainerSpec::new("app")))?;
+        let pod = kubelet
+            .run_pod(PodSpec::new(&format!("more-{more}")).container(ContainerSpec::new("app")))?;
         let control = &pod.container("app")?.control;
         // Until it is killed, or has more than the node.
-        let script =
-            format!("for _ in {{1..40}}; do workload call {control} alloc {} >/dev/null || break; done\n", 40 * MIB);
+        let script = format!(
+            "for _ in {{1..40}}; do workload call {control} alloc {} >/dev/null || break; done\n",
+            40 * MIB
+        );
         pods.push(pod);
         taken = refaults(node, &script)? - before;
     }
@@ -266,7 +297,8 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
     )?;
     let (kills, rest) = output.stdout.split_once("END-OF-KILLS").context("no list of kills")?;
     let (runtime, service) = rest.split_once("END-OF-RUNTIME").context("no latencies")?;
-    let of_limits = kills.lines().filter_map(|line| line.split_once("oom_memcg=")?.1.split(',').next());
+    let of_limits =
+        kills.lines().filter_map(|line| line.split_once("oom_memcg=")?.1.split(',').next());
     let mut alive = Vec::new();
     for (pod, (name, ..)) in pods.iter().zip(BALLOONS) {
         if fate(node, pod)?.0 {
@@ -276,7 +308,10 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
     kubelet.remove_pods(&pods)?;
     Ok(Balloon {
         alive,
-        node_kills: kills.lines().filter(|line| line.contains("constraint=CONSTRAINT_NONE")).count(),
+        node_kills: kills
+            .lines()
+            .filter(|line| line.contains("constraint=CONSTRAINT_NONE"))
+            .count(),
         limit_kills: of_limits.map(str::to_owned).collect(),
         refaults: taken,
         runtime: latency(runtime)?,
@@ -294,8 +329,14 @@ fn refaults(node: &Node, script: &str) -> Result<u64> {
         cgroup::ROOT
     );
     // A machine with other things to do is slow to read it all while memory is short.
-    let output = node.try_run_within(Duration::from_secs(900), &script, Vec::new()).context("ballooning")?;
-    ensure!(output.status.success(), "ballooning ({}): {}", output.status, output.stderr.trim_end());
+    let output =
+        node.try_run_within(Duration::from_secs(900), &script, Vec::new()).context("ballooning")?;
+    ensure!(
+        output.status.success(),
+        "ballooning ({}): {}",
+        output.status,
+        output.stderr.trim_end()
+    );
     output.stdout.trim().parse().with_context(|| format!("refaults: {:?}", output.stdout))
 }
 
@@ -306,7 +347,8 @@ fn latency(lines: &str) -> Result<Latency> {
         let (status, milliseconds) = line.split_once(' ').with_context(|| format!("{line:?}"))?;
         latency.count += 1;
         latency.failures += usize::from(status != "0");
-        latency.slowest = latency.slowest.max(milliseconds.parse().with_context(|| format!("{line:?}"))?);
+        latency.slowest =
+            latency.slowest.max(milliseconds.parse().with_context(|| format!("{line:?}"))?);
     }
     ensure!(latency.count > 0, "nothing was measured");
     Ok(latency)

@@ -58,14 +58,20 @@ pub fn begin() -> Result<()> {
     let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
     if file.is_none() {
         let program = env::current_exe().context("looking for this program")?;
-        let path = directory(&program, PASSED)?.join(program.file_stem().context("this program has no name")?);
+        let path = directory(&program, PASSED)?
+            .join(program.file_stem().context("this program has no name")?);
         *file = Some(File::create(&path).with_context(|| format!("creating {}", path.display()))?);
     }
     Ok(())
 }
 
 /// Notes that this thread's case passed on a node: with the plugin in this placement, and the kubelet's double or, by its version, a real one.
-pub fn passed(node: &Node, driver: Driver, placement: &str, kubernetes: Option<&str>) -> Result<()> {
+pub fn passed(
+    node: &Node,
+    driver: Driver,
+    placement: &str,
+    kubernetes: Option<&str>,
+) -> Result<()> {
     let kind = (node.runtime().to_string(), driver);
     let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
     let facts = match known {
@@ -122,7 +128,8 @@ fn upstream(version: &str) -> &str {
 pub(crate) fn directory(program: &Path, name: &str) -> Result<PathBuf> {
     // As target/debug/deps/plugin-0123456789abcdef or target/debug/support.
     let profile = program.ancestors().find(|path| path.join("deps").is_dir());
-    let directory = profile.context("this program is not in a target directory of cargo")?.join(name);
+    let directory =
+        profile.context("this program is not in a target directory of cargo")?.join(name);
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     Ok(directory)
 }
@@ -132,11 +139,16 @@ pub fn write() -> Result<()> {
     let directory = directory(&env::current_exe().context("looking for this program")?, PASSED)?;
     // One program may have been built, and run, more than once: the latest counts.
     let mut latest = BTreeMap::new();
-    for entry in fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))? {
+    for entry in
+        fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))?
+    {
         let path = entry.context("listing what passed")?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let program = name.split('-').next().unwrap_or_default().to_owned();
-        let time = path.metadata().and_then(|metadata| metadata.modified()).context("when was this written?")?;
+        let time = path
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .context("when was this written?")?;
         let newest = latest.entry(program).or_insert((time, path.clone()));
         if newest.0 < time {
             *newest = (time, path);
@@ -144,27 +156,43 @@ pub fn write() -> Result<()> {
     }
     let mut passed = Vec::new();
     for (_, path) in latest.into_values() {
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         for line in text.lines() {
-            let one: Passed = serde_json::from_str(line).with_context(|| format!("reading {}", path.display()))?;
+            let one: Passed = serde_json::from_str(line)
+                .with_context(|| format!("reading {}", path.display()))?;
             passed.push(one);
         }
     }
-    ensure!(!passed.is_empty(), "nothing has passed on nodes in {}: run hack/check first", directory.display());
+    ensure!(
+        !passed.is_empty(),
+        "nothing has passed on nodes in {}: run hack/check first",
+        directory.display()
+    );
     let document = fs::read_to_string(DOCUMENT).context("reading SUPPORT.md")?;
     let (before, after) = around(&document)?;
-    fs::write(DOCUMENT, format!("{before}{BEGIN}{}{END}{after}", table(&passed))).context("writing SUPPORT.md")
+    fs::write(DOCUMENT, format!("{before}{BEGIN}{}{END}{after}", table(&passed)))
+        .context("writing SUPPORT.md")
 }
 
 /// What comes before the table and after it.
 fn around(document: &str) -> Result<(&str, &str)> {
-    let (before, rest) = document.split_once(BEGIN).context("SUPPORT.md has no beginning of the table")?;
+    let (before, rest) =
+        document.split_once(BEGIN).context("SUPPORT.md has no beginning of the table")?;
     let (_, after) = rest.split_once(END).context("SUPPORT.md has no end of the table")?;
     Ok((before, after))
 }
 
-const COLUMNS: [&str; 8] =
-    ["runtime", "cgroup driver", "OCI runtime", "distribution", "systemd", "kernel", "kubelet", "cases passed"];
+const COLUMNS: [&str; 8] = [
+    "runtime",
+    "cgroup driver",
+    "OCI runtime",
+    "distribution",
+    "systemd",
+    "kernel",
+    "kubelet",
+    "cases passed",
+];
 
 /// Cases, by how the plugin was placed.
 type Placements<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
@@ -178,8 +206,10 @@ fn table(passed: &[Passed]) -> String {
     let mut table = Table::new();
     table.load_preset(ASCII_MARKDOWN).set_header(COLUMNS);
     for ((facts, kubernetes), placements) in rows {
-        let cases: Vec<String> =
-            placements.into_iter().map(|(placement, cases)| format!("{} {placement}", cases.len())).collect();
+        let cases: Vec<String> = placements
+            .into_iter()
+            .map(|(placement, cases)| format!("{} {placement}", cases.len()))
+            .collect();
         table.add_row([
             &facts.runtime,
             &facts.driver,
@@ -227,12 +257,30 @@ mod tests {
             passed("c", "as a service", Driver::Systemd),
             passed("c", "as a service", Driver::Cgroupfs),
         ]);
-        let rows: Vec<Vec<&str>> =
-            table.lines().skip(2).map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect();
+        let rows: Vec<Vec<&str>> = table
+            .lines()
+            .skip(2)
+            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
         let of_node = |driver, cases| {
-            ["containerd 2.1.9", driver, "runc 1.3.6", "Debian GNU/Linux forky/sid", "262", "7.2.12", "double", cases]
+            [
+                "containerd 2.1.9",
+                driver,
+                "runc 1.3.6",
+                "Debian GNU/Linux forky/sid",
+                "262",
+                "7.2.12",
+                "double",
+                cases,
+            ]
         };
-        assert_eq!(rows, [of_node("cgroupfs", "1 as a service"), of_node("systemd", "2 as a service, 1 without")]);
+        assert_eq!(
+            rows,
+            [
+                of_node("cgroupfs", "1 as a service"),
+                of_node("systemd", "2 as a service, 1 without")
+            ]
+        );
     }
 
     /// Debian moves on, so exact versions are those of the day when it was written, and so is what had run.
@@ -255,7 +303,8 @@ mod tests {
             })
             .collect();
         let run = Runtime::ALL.iter().flat_map(|runtime| {
-            [Driver::Systemd, Driver::Cgroupfs].map(|driver| (runtime.to_string(), driver.to_string()))
+            [Driver::Systemd, Driver::Cgroupfs]
+                .map(|driver| (runtime.to_string(), driver.to_string()))
         });
         let run: BTreeSet<_> = run.collect();
         assert!(!written.is_empty() && written.is_subset(&run), "{written:?} of {run:?}");

@@ -14,8 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nri::api::{
-    Container, ContainerState, CreateContainerResponse, LinuxContainer, LinuxMemory, LinuxPodSandbox, LinuxResources,
-    OptionalInt, OptionalInt64, PodSandbox,
+    Container, ContainerState, CreateContainerResponse, LinuxContainer, LinuxMemory,
+    LinuxPodSandbox, LinuxResources, OptionalInt, OptionalInt64, PodSandbox,
 };
 use nri::runtime::{Connection, Options};
 use nri::{Creation, EventMask, Identity, Plugin, Refusal, Stub};
@@ -61,7 +61,8 @@ impl Bench {
         }
         fs::write(directory.path().join("sys/fs/cgroup/cgroup.controllers"), "memory\n").unwrap();
         fs::write(directory.path().join("proc/meminfo"), "MemTotal:     1073741824 kB\n").unwrap();
-        fs::write(directory.path().join("config"), "nodeAllocatable: 1Ti\nlogLevel: warn\n").unwrap();
+        fs::write(directory.path().join("config"), "nodeAllocatable: 1Ti\nlogLevel: warn\n")
+            .unwrap();
         let listener = UnixListener::bind(directory.path().join("nri.sock")).unwrap();
         let plugin = command(directory.path()).stdin(Stdio::null()).spawn().unwrap();
         let (trunk, _) = listener.accept().await.unwrap();
@@ -87,7 +88,12 @@ impl Bench {
     async fn plimsoll() -> Self {
         Self::start(|directory| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-            command.arg("run").arg("--host").arg(directory).arg("--socket").arg(directory.join("nri.sock"));
+            command
+                .arg("run")
+                .arg("--host")
+                .arg(directory)
+                .arg("--socket")
+                .arg(directory.join("nri.sock"));
             command.arg("--config").arg(directory.join("config"));
             command
         })
@@ -119,14 +125,25 @@ impl Bench {
             if cgroup.join("memory.current").exists() {
                 break;
             }
-            for (name, value) in [("min", "0"), ("low", "0"), ("high", "max"), ("max", "268435456"), ("current", "0")] {
+            for (name, value) in [
+                ("min", "0"),
+                ("low", "0"),
+                ("high", "max"),
+                ("max", "268435456"),
+                ("current", "0"),
+            ] {
                 fs::write(cgroup.join(format!("memory.{name}")), format!("{value}\n")).unwrap();
             }
             fs::write(cgroup.join("memory.events"), killed(0)).unwrap();
-            let stat: String = (0..60).map(|field| format!("some_field_{field} 123456789\n")).collect();
+            let stat: String =
+                (0..60).map(|field| format!("some_field_{field} 123456789\n")).collect();
             fs::write(cgroup.join("memory.stat"), format!("{stat}inactive_file 0\n")).unwrap();
             let pressure = "avg10=0.00 avg60=0.00 avg300=0.00 total=0";
-            fs::write(cgroup.join("memory.pressure"), format!("some {pressure}\nfull {pressure}\n")).unwrap();
+            fs::write(
+                cgroup.join("memory.pressure"),
+                format!("some {pressure}\nfull {pressure}\n"),
+            )
+            .unwrap();
         }
     }
 
@@ -136,14 +153,21 @@ impl Bench {
         let pid = i32::try_from(self.plugin.id()).unwrap();
         let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
         // SAFETY: both write where they are told to, which is ours.
-        let results =
-            unsafe { [libc::clock_getcpuclockid(pid, &raw mut clock), libc::clock_gettime(clock, &raw mut time)] };
+        let results = unsafe {
+            [
+                libc::clock_getcpuclockid(pid, &raw mut clock),
+                libc::clock_gettime(clock, &raw mut time),
+            ]
+        };
         assert_eq!(results, [0, 0]);
         Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
     }
 
     fn cgroup(&self, container: &Container) -> PathBuf {
-        self.directory.path().join("sys/fs/cgroup").join(container.linux.cgroups_path.trim_start_matches('/'))
+        self.directory
+            .path()
+            .join("sys/fs/cgroup")
+            .join(container.linux.cgroups_path.trim_start_matches('/'))
     }
 
     fn write_checkpoint(&self, pods: &[(PodSandbox, Container)]) {
@@ -152,8 +176,10 @@ impl Bench {
             let resources = serde_json::json!({
                 "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "1", "memory": "256Mi" }
             });
-            entries
-                .insert(pod.uid.clone(), serde_json::json!({ "ContainerResources": { &container.name: resources } }));
+            entries.insert(
+                pod.uid.clone(),
+                serde_json::json!({ "ContainerResources": { &container.name: resources } }),
+            );
         }
         let data = serde_json::json!({ "entries": entries }).to_string();
         let checkpoint = serde_json::json!({ "data": data, "checksum": 1 }).to_string();
@@ -191,13 +217,20 @@ impl Bench {
 fn pod(i: usize) -> (PodSandbox, Container) {
     let uid = format!("0f3c2d6e-1a2b-4c5d-8e9f-{i:012}");
     let parent = format!("/kubepods/burstable/pod{uid}");
-    let mut pod = PodSandbox { id: format!("{i:064x}"), name: format!("pod-{i}"), uid, ..Default::default() };
+    let mut pod =
+        PodSandbox { id: format!("{i:064x}"), name: format!("pod-{i}"), uid, ..Default::default() };
     pod.namespace = "default".into();
-    pod.linux = Some(LinuxPodSandbox { cgroup_parent: parent.clone(), ..Default::default() }).into();
+    pod.linux =
+        Some(LinuxPodSandbox { cgroup_parent: parent.clone(), ..Default::default() }).into();
     for key in 0..5 {
-        pod.annotations.insert(format!("example.com/annotation-{key}"), "a value of usual length".into());
+        pod.annotations
+            .insert(format!("example.com/annotation-{key}"), "a value of usual length".into());
     }
-    let mut container = Container { id: format!("{:064x}", i + (1 << 40)), name: "app".into(), ..Default::default() };
+    let mut container = Container {
+        id: format!("{:064x}", i + (1 << 40)),
+        name: "app".into(),
+        ..Default::default()
+    };
     container.pod_sandbox_id = pod.id.clone();
     container.state = ContainerState::CONTAINER_RUNNING.into();
     container.args = vec!["/usr/bin/app".into(), "--flag".into()];
@@ -205,7 +238,8 @@ fn pod(i: usize) -> (PodSandbox, Container) {
     let limit = OptionalInt64 { value: 256 * MIB, ..Default::default() };
     let memory = LinuxMemory { limit: Some(limit).into(), ..Default::default() };
     let linux = LinuxContainer {
-        resources: Some(LinuxResources { memory: Some(memory).into(), ..Default::default() }).into(),
+        resources: Some(LinuxResources { memory: Some(memory).into(), ..Default::default() })
+            .into(),
         oom_score_adj: Some(OptionalInt { value: 998, ..Default::default() }).into(),
         cgroups_path: format!("{parent}/{}", container.id),
         ..Default::default()
@@ -229,7 +263,8 @@ impl Pair {
                 samples.sort_unstable();
                 samples[samples.len() * percent / 100].as_secs_f64() * 1e6
             });
-            line += &format!(" p{percent} {ours:>7.1} us to {empty:>6.1} us, {:.2} x;", ours / empty);
+            line +=
+                &format!(" p{percent} {ours:>7.1} us to {empty:>6.1} us, {:.2} x;", ours / empty);
         }
         println!("{}", line.trim_end_matches(';'));
     }
@@ -270,10 +305,13 @@ async fn beside(counts: &[usize]) {
     let mut first = None;
     for (count, _, mut samples) in benches {
         samples.sort_unstable();
-        let [p50, p99] = [50, 99].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e6);
+        let [p50, p99] =
+            [50, 99].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e6);
         let (first50, first99) = *first.get_or_insert((p50, p99));
         let ratios = format!("{:.2} x and {:.2} x", p50 / first50, p99 / first99);
-        println!("a container comes and goes beside {count:>5}: p50 {p50:>6.1} us, p99 {p99:>6.1} us, {ratios}");
+        println!(
+            "a container comes and goes beside {count:>5}: p50 {p50:>6.1} us, p99 {p99:>6.1} us, {ratios}"
+        );
     }
 }
 
@@ -301,19 +339,25 @@ async fn rescues(count: usize) {
         let container = bench.cgroup(container);
         let pod = container.parent().unwrap();
         for cgroup in [&container, pod] {
-            let file = fs::OpenOptions::new().write(true).open(cgroup.join("memory.events")).unwrap();
+            let file =
+                fs::OpenOptions::new().write(true).open(cgroup.join("memory.events")).unwrap();
             file.write_all_at(killed(1).as_bytes(), 0).unwrap();
         }
         let start = Instant::now();
         let limit = || fs::read_to_string(pod.join("memory.max")).unwrap_or_default();
-        while limit().trim_end().parse().is_ok_and(|limit: i64| limit <= 256 * MIB) && start.elapsed().as_secs() < 60 {
+        while limit().trim_end().parse().is_ok_and(|limit: i64| limit <= 256 * MIB)
+            && start.elapsed().as_secs() < 60
+        {
             tokio::time::sleep(Duration::from_micros(100)).await;
         }
         samples.push(start.elapsed());
     }
     samples.sort_unstable();
-    let [p50, p99] = [50, 99].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e3);
-    println!("from a kill to the raised limit of the pod, one of {count}: p50 {p50:.1} ms, p99 {p99:.1} ms");
+    let [p50, p99] =
+        [50, 99].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e3);
+    println!(
+        "from a kill to the raised limit of the pod, one of {count}: p50 {p50:.1} ms, p99 {p99:.1} ms"
+    );
 }
 
 /// How long somebody waits for `plimsoll status`, from the call to the end of the table.
@@ -331,7 +375,8 @@ async fn status(count: usize) {
         assert!(lines > count, "{lines} lines: {}", String::from_utf8_lossy(&output.stderr));
     }
     samples.sort_unstable();
-    let [p50, p90] = [50, 90].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e3);
+    let [p50, p90] =
+        [50, 90].map(|percent| samples[samples.len() * percent / 100].as_secs_f64() * 1e3);
     println!("plimsoll status of {count} containers: p50 {p50:.1} ms, p90 {p90:.1} ms");
 }
 
@@ -372,7 +417,12 @@ async fn looked_at(count: usize) -> (Duration, u64, u64) {
     let mut bench = Bench::start(|directory| {
         fs::write(directory.join("config"), "nodeAllocatable: 1Ti\nlogLevel: debug\n").unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-        command.arg("run").arg("--host").arg(directory).arg("--socket").arg(directory.join("nri.sock"));
+        command
+            .arg("run")
+            .arg("--host")
+            .arg(directory)
+            .arg("--socket")
+            .arg(directory.join("nri.sock"));
         command.arg("--config").arg(directory.join("config")).stderr(Stdio::piped());
         command
     })
@@ -415,7 +465,11 @@ async fn main() {
     if let [_, empty, socket] = arguments.as_slice()
         && empty == "empty-plugin"
     {
-        Stub::external(Identity::new("10", "empty").unwrap(), Empty).socket(socket).run().await.unwrap();
+        Stub::external(Identity::new("10", "empty").unwrap(), Empty)
+            .socket(socket)
+            .run()
+            .await
+            .unwrap();
         return;
     }
 
@@ -424,7 +478,8 @@ async fn main() {
     let known = ours.make(KNOWN).await;
     empty.make(KNOWN).await;
     // In turns, so that whatever else the machine does meets both.
-    let (mut create, mut update, mut rewritten) = (Pair::default(), Pair::default(), Pair::default());
+    let (mut create, mut update, mut rewritten) =
+        (Pair::default(), Pair::default(), Pair::default());
     for pod in known.iter().cycle().take(SAMPLES) {
         create.ours.push(ours.time_create(pod).await);
         create.empty.push(empty.time_create(pod).await);
@@ -446,9 +501,14 @@ async fn main() {
     status(1000).await;
     at_rest(500).await;
     let synchronized = synchronization(2000).await;
-    println!("Synchronize of 2000 containers, until the reply {:.1} ms", synchronized.as_secs_f64() * 1e3);
+    println!(
+        "Synchronize of 2000 containers, until the reply {:.1} ms",
+        synchronized.as_secs_f64() * 1e3
+    );
     let (took, _, _) = looked_at(2000).await;
     println!("until each of the 2000 was looked at {:.1} ms", took.as_secs_f64() * 1e3);
     let (_, resident, anonymous) = looked_at(500).await;
-    println!("resident memory with 500 containers {resident} kB, of which {anonymous} kB anonymous");
+    println!(
+        "resident memory with 500 containers {resident} kB, of which {anonymous} kB anonymous"
+    );
 }

@@ -87,7 +87,8 @@ fn lint(files: usize, format: &str) -> Duration {
     let directory = tempfile::tempdir().unwrap();
     for file in 0..files {
         let documents = (0..DOCUMENTS).filter(|i| i % files == file).map(document);
-        fs::write(directory.path().join(format!("{file}.yaml")), documents.collect::<String>()).unwrap();
+        fs::write(directory.path().join(format!("{file}.yaml")), documents.collect::<String>())
+            .unwrap();
     }
     let run = || {
         let start = Instant::now();
@@ -104,6 +105,8 @@ fn main() {
     let kib = (0..DOCUMENTS).map(|i| document(i).len()).sum::<usize>() / 1024;
     for (files, format) in [(1, "text"), (DOCUMENTS, "text"), (1, "json"), (1, "sarif")] {
         let took = lint(files, format).as_secs_f64() * 1e3;
-        println!("{DOCUMENTS} documents ({kib} KiB) in {files:>5} files, as {format:<5}: {took:>6.0} ms");
+        println!(
+            "{DOCUMENTS} documents ({kib} KiB) in {files:>5} files, as {format:<5}: {took:>6.0} ms"
+        );
     }
 }

@@ -50,7 +50,8 @@ impl Document {
                 }
                 Event::End(TagEnd::Item) => is_in_item = false,
                 Event::End(TagEnd::Strong) => {
-                    if let Some((name, _)) = document.items.last_mut().filter(|(name, _)| is_in_item && name.is_empty())
+                    if let Some((name, _)) =
+                        document.items.last_mut().filter(|(name, _)| is_in_item && name.is_empty())
                     {
                         name.clone_from(&words);
                     }
@@ -71,7 +72,9 @@ impl Document {
 /// The name of a heading in links, as GitHub makes it.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
-    kept.flat_map(char::to_lowercase).map(|letter| if letter == ' ' { '-' } else { letter }).collect()
+    kept.flat_map(char::to_lowercase)
+        .map(|letter| if letter == ' ' { '-' } else { letter })
+        .collect()
 }
 
 /// The names of the tests in a Rust file: those with the attribute, and those that are declared for nodes.
@@ -81,14 +84,16 @@ fn tests(source: &str) -> BTreeSet<&str> {
     for line in source.lines().map(str::trim) {
         if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
             is_test = true;
-        } else if line.starts_with("node_tests!(") || line.starts_with("integration::node_tests!(") {
+        } else if line.starts_with("node_tests!(") || line.starts_with("integration::node_tests!(")
+        {
             of_nodes = true;
         } else if line == "});" || line == "]);" {
             of_nodes = false;
         } else if of_nodes {
             let name = line.trim_end_matches([',', ';']);
-            names
-                .extend(Some(name).filter(|name| name.chars().all(|letter| letter == '_' || letter.is_alphanumeric())));
+            names.extend(Some(name).filter(|name| {
+                name.chars().all(|letter| letter == '_' || letter.is_alphanumeric())
+            }));
         } else if let Some((before, after)) = line.split_once("fn ")
             && (before.is_empty() || before.ends_with("async "))
         {
@@ -115,7 +120,8 @@ fn every_promise_names_the_tests_that_hold_it() {
         let mut held = false;
         for (test, path) in links.into_iter().filter(|(_, path)| path.ends_with(".rs")) {
             let source = sources.entry(path.clone()).or_insert_with_key(|path| {
-                fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{promise}: {path}: {error}"))
+                fs::read_to_string(repository().join(path))
+                    .unwrap_or_else(|error| panic!("{promise}: {path}: {error}"))
             });
             assert!(tests(source).contains(test.as_str()), "{promise}: {path} has no test {test}");
             held = true;
@@ -127,9 +133,9 @@ fn every_promise_names_the_tests_that_hold_it() {
 #[test]
 fn every_link_in_the_documents_leads_somewhere() {
     let is_source = |name: &str| name != "target" && !name.starts_with('.');
-    let files = WalkDir::new(repository())
-        .into_iter()
-        .filter_entry(|entry| entry.depth() == 0 || entry.file_name().to_str().is_some_and(is_source));
+    let files = WalkDir::new(repository()).into_iter().filter_entry(|entry| {
+        entry.depth() == 0 || entry.file_name().to_str().is_some_and(is_source)
+    });
     let documents: BTreeMap<PathBuf, Document> = files
         .map(|entry| entry.unwrap().into_path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
@@ -138,11 +144,15 @@ fn every_link_in_the_documents_leads_somewhere() {
     assert!(documents.len() > 5, "only {} documents are found", documents.len());
     for (path, document) in &documents {
         for (text, to) in document.links.iter().filter(|(_, to)| !to.contains("://")) {
-            let (file, heading) =
-                to.split_once('#').map_or((to.as_str(), None), |(file, heading)| (file, Some(heading)));
+            let (file, heading) = to
+                .split_once('#')
+                .map_or((to.as_str(), None), |(file, heading)| (file, Some(heading)));
             let file = if file.is_empty() { path.clone() } else { path.with_file_name(file) };
-            let file = file.canonicalize().unwrap_or_else(|error| panic!("{}: {text}: {to}: {error}", path.display()));
-            let is_there = heading.is_none_or(|heading| documents[&file].headings.contains(heading));
+            let file = file
+                .canonicalize()
+                .unwrap_or_else(|error| panic!("{}: {text}: {to}: {error}", path.display()));
+            let is_there =
+                heading.is_none_or(|heading| documents[&file].headings.contains(heading));
             assert!(is_there, "{}: {text}: {to}: no such heading", path.display());
         }
     }

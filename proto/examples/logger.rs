@@ -39,7 +39,11 @@ impl Plugin for Logger {
         log("StopPodSandbox", &pod, "")
     }
 
-    async fn create_container(&self, pod: PodSandbox, container: Container) -> Result<Creation, Refusal> {
+    async fn create_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<Creation, Refusal> {
         log("CreateContainer", &pod, &container.name)?;
         Ok(Creation::default())
     }
@@ -58,7 +62,11 @@ impl Plugin for Logger {
         Ok(Vec::new())
     }
 
-    async fn stop_container(&self, pod: PodSandbox, container: Container) -> Result<Vec<ContainerUpdate>, Refusal> {
+    async fn stop_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<Vec<ContainerUpdate>, Refusal> {
         log("StopContainer", &pod, &container.name)?;
         Ok(Vec::new())
     }

@@ -175,7 +175,8 @@ fn adopt(variable: &'static str, value: OsString) -> Result<OwnedFd, LaunchError
     // if it is open; if it is not, the checks below fail and it is not closed.
     #[allow(unsafe_code)]
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
-    if fcntl_getfl(&fd).is_ok_and(|flags| !flags.contains(OFlags::PATH)) && fcntl_getfd(&fd).is_ok() {
+    if fcntl_getfl(&fd).is_ok_and(|flags| !flags.contains(OFlags::PATH)) && fcntl_getfd(&fd).is_ok()
+    {
         // Children of the plugin must not keep the connection open.
         let _ = fcntl_setfd(&fd, FdFlags::CLOEXEC);
         return Ok(fd);

@@ -285,7 +285,10 @@ struct Assembler {
 
 impl fmt::Debug for Assembler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Assembler").field("id", &self.id).field("missing", &self.missing).finish_non_exhaustive()
+        f.debug_struct("Assembler")
+            .field("id", &self.id)
+            .field("missing", &self.missing)
+            .finish_non_exhaustive()
     }
 }
 
@@ -322,7 +325,9 @@ impl Assembler {
         if payload > TTRPC_MAX_PAYLOAD {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("cannot send a ttrpc message of {payload} bytes, at most {TTRPC_MAX_PAYLOAD} are possible"),
+                format!(
+                    "cannot send a ttrpc message of {payload} bytes, at most {TTRPC_MAX_PAYLOAD} are possible"
+                ),
             ));
         }
         let one_frame = TTRPC_HEADER + payload <= GO_READ_BUFFER;
@@ -353,7 +358,11 @@ pub struct Conn {
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.unread.is_empty() {
             match ready!(self.incoming.poll_recv(cx)) {
                 Some(payload) => self.unread = payload,
@@ -367,7 +376,11 @@ impl AsyncRead for Conn {
 }
 
 impl AsyncWrite for Conn {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         ready!(self.to_trunk.poll_reserve(cx)).map_err(gone)?;
         let (taken, complete) = self.outgoing.push(bytes)?;
@@ -528,7 +541,10 @@ mod tests {
     async fn an_oversize_frame_is_refused_before_any_of_it_is_read() {
         let closed = closed_after(&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]).await;
         assert_eq!(closed, Closed::Oversize { length: u32::MAX });
-        assert_eq!(closed.to_string(), "received a frame of 4294967295 bytes, expected at most 16777226");
+        assert_eq!(
+            closed.to_string(),
+            "received a frame of 4294967295 bytes, expected at most 16777226"
+        );
     }
 
     #[tokio::test]

@@ -5,7 +5,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::api::{
-    Container, ContainerAdjustment, ContainerUpdate, LinuxResources, PodSandbox, ValidateContainerAdjustmentRequest,
+    Container, ContainerAdjustment, ContainerUpdate, LinuxResources, PodSandbox,
+    ValidateContainerAdjustmentRequest,
 };
 use crate::event::EventMask;
 use crate::version::NriVersion;
@@ -89,7 +90,10 @@ pub trait Plugin: Send + Sync + 'static {
     ///
     /// A refusal ends [`Stub::run`](crate::Stub::run) with [`Error::Configure`](crate::Error::Configure). The runtime is not
     /// told, since NRI 0.6.1 does not start at all when a plugin that it launched fails here.
-    fn configure(&self, configuration: Configuration) -> impl Future<Output = Result<(), Refusal>> + Send {
+    fn configure(
+        &self,
+        configuration: Configuration,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send {
         let _ = configuration;
         async { Ok(()) }
     }
@@ -142,19 +146,28 @@ pub trait Plugin: Send + Sync + 'static {
     }
 
     /// The resources of a pod have changed.
-    fn post_update_pod_sandbox(&self, pod: PodSandbox) -> impl Future<Output = Result<(), Refusal>> + Send {
+    fn post_update_pod_sandbox(
+        &self,
+        pod: PodSandbox,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send {
         let _ = pod;
         async { Ok(()) }
     }
 
     /// A pod sandbox was stopped.
-    fn stop_pod_sandbox(&self, pod: PodSandbox) -> impl Future<Output = Result<(), Refusal>> + Send {
+    fn stop_pod_sandbox(
+        &self,
+        pod: PodSandbox,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send {
         let _ = pod;
         async { Ok(()) }
     }
 
     /// A pod sandbox was removed.
-    fn remove_pod_sandbox(&self, pod: PodSandbox) -> impl Future<Output = Result<(), Refusal>> + Send {
+    fn remove_pod_sandbox(
+        &self,
+        pod: PodSandbox,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send {
         let _ = pod;
         async { Ok(()) }
     }

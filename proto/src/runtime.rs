@@ -122,7 +122,11 @@ fn status(message: impl ToString) -> ttrpc::Error {
 
 #[async_trait]
 impl wire::Runtime for RuntimeService {
-    async fn register_plugin(&self, _: &TtrpcContext, request: RegisterPluginRequest) -> ttrpc::Result<Empty> {
+    async fn register_plugin(
+        &self,
+        _: &TtrpcContext,
+        request: RegisterPluginRequest,
+    ) -> ttrpc::Result<Empty> {
         self.registered.send(request).await.map_err(|_| status("registration came too late"))?;
         Ok(Empty::default())
     }
@@ -134,7 +138,9 @@ impl wire::Runtime for RuntimeService {
     ) -> ttrpc::Result<UpdateContainersResponse> {
         let (reply, answer) = oneshot::channel();
         let gone = "the test does not handle updates";
-        self.updates.send(UpdateRequest { update: request.update, reply }).map_err(|_| status(gone))?;
+        self.updates
+            .send(UpdateRequest { update: request.update, reply })
+            .map_err(|_| status(gone))?;
         let failed = answer.await.map_err(|_| status(gone))?.map_err(status)?;
         Ok(UpdateContainersResponse { failed, ..Default::default() })
     }
@@ -153,14 +159,19 @@ pub struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("identity", &self.identity).field("events", &self.events).finish()
+        f.debug_struct("Connection")
+            .field("identity", &self.identity)
+            .field("events", &self.events)
+            .finish()
     }
 }
 
 macro_rules! request {
     ($self:ident, $event:ident, $method:ident, $request:expr) => {{
         if $self.events.contains(EventMask::$event) {
-            $self.call(|client, context| async move { client.$method(context, &$request).await }).await
+            $self
+                .call(|client, context| async move { client.$method(context, &$request).await })
+                .await
         } else {
             Ok(Default::default())
         }
@@ -202,7 +213,14 @@ impl Connection {
         };
         let identity = Identity::new(registration.plugin_idx, registration.plugin_name)
             .map_err(|error| RequestError::Misbehaved(error.to_string()))?;
-        let mut connection = Self { identity, events: EventMask::NONE, options, client, mux, _server: server.into() };
+        let mut connection = Self {
+            identity,
+            events: EventMask::NONE,
+            options,
+            client,
+            mux,
+            _server: server.into(),
+        };
 
         let configure = ConfigureRequest {
             config: connection.options.config.clone(),
@@ -217,8 +235,9 @@ impl Connection {
             },
             ..Default::default()
         };
-        let response =
-            connection.call(|client, context| async move { client.configure(context, &configure).await }).await?;
+        let response = connection
+            .call(|client, context| async move { client.configure(context, &configure).await })
+            .await?;
         let known = connection.options.nri_version.events();
         connection.events = match EventMask::from_bits(response.events) {
             EventMask::NONE => known,
@@ -264,7 +283,8 @@ impl Connection {
         pods: Vec<PodSandbox>,
         containers: Vec<Container>,
     ) -> Result<Vec<ContainerUpdate>, RequestError> {
-        let part = if self.speaks(NriVersion::SPLITS_SYNCHRONIZE) { SYNCHRONIZE_PART } else { u64::MAX };
+        let part =
+            if self.speaks(NriVersion::SPLITS_SYNCHRONIZE) { SYNCHRONIZE_PART } else { u64::MAX };
         let mut parts = vec![SynchronizeRequest::default()];
         let mut size = 0;
         let mut next = |bytes: u64, parts: &mut Vec<SynchronizeRequest>| {
@@ -288,13 +308,18 @@ impl Connection {
                 request.more = i + 1 < count;
                 let more = request.more;
                 let response =
-                    self.call(|client, context| async move { client.synchronize(context, &request).await }).await?;
+                    self.call(|client, context| async move {
+                        client.synchronize(context, &request).await
+                    })
+                    .await?;
                 if !more {
                     return Ok(response.update);
                 }
                 if !response.more || !response.update.is_empty() {
                     self.close();
-                    return Err(RequestError::Misbehaved("the plugin does not handle split synchronizations".into()));
+                    return Err(RequestError::Misbehaved(
+                        "the plugin does not handle split synchronizations".into(),
+                    ));
                 }
             }
             Ok(Vec::new())
@@ -405,7 +430,12 @@ impl Connection {
     /// # Panics
     ///
     /// For an event that has a method of its own here.
-    pub async fn event(&self, event: Event, pod: PodSandbox, container: Container) -> Result<(), RequestError> {
+    pub async fn event(
+        &self,
+        event: Event,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<(), RequestError> {
         if !self.events.contains(event.into()) {
             return Ok(());
         }
@@ -417,34 +447,52 @@ impl Connection {
                 | Event::REMOVE_POD_SANDBOX
                 | Event::POST_UPDATE_POD_SANDBOX
         );
-        let container = if is_of_pod { MessageField::none() } else { MessageField::some(container) };
+        let container =
+            if is_of_pod { MessageField::none() } else { MessageField::some(container) };
         if !self.speaks(NriVersion::RPC_PER_EVENT) {
-            let request = StateChangeEvent { event: event.into(), pod, container, ..Default::default() };
+            let request =
+                StateChangeEvent { event: event.into(), pod, container, ..Default::default() };
             return self
-                .call(|client, context| async move { client.state_change(context, &request).await.map(drop) })
+                .call(|client, context| async move {
+                    client.state_change(context, &request).await.map(drop)
+                })
                 .await;
         }
         macro_rules! of_pod {
             ($method:ident, $request:ident) => {{
                 let request = $request { pod, ..Default::default() };
-                self.call(|client, context| async move { client.$method(context, &request).await.map(drop) }).await
+                self.call(|client, context| async move {
+                    client.$method(context, &request).await.map(drop)
+                })
+                .await
             }};
         }
         macro_rules! of_container {
             ($method:ident, $request:ident) => {{
                 let request = $request { pod, container, ..Default::default() };
-                self.call(|client, context| async move { client.$method(context, &request).await.map(drop) }).await
+                self.call(|client, context| async move {
+                    client.$method(context, &request).await.map(drop)
+                })
+                .await
             }};
         }
         match event {
             Event::RUN_POD_SANDBOX => of_pod!(run_pod_sandbox, RunPodSandboxRequest),
             Event::STOP_POD_SANDBOX => of_pod!(stop_pod_sandbox, StopPodSandboxRequest),
             Event::REMOVE_POD_SANDBOX => of_pod!(remove_pod_sandbox, RemovePodSandboxRequest),
-            Event::POST_UPDATE_POD_SANDBOX => of_pod!(post_update_pod_sandbox, PostUpdatePodSandboxRequest),
-            Event::POST_CREATE_CONTAINER => of_container!(post_create_container, PostCreateContainerRequest),
+            Event::POST_UPDATE_POD_SANDBOX => {
+                of_pod!(post_update_pod_sandbox, PostUpdatePodSandboxRequest)
+            }
+            Event::POST_CREATE_CONTAINER => {
+                of_container!(post_create_container, PostCreateContainerRequest)
+            }
             Event::START_CONTAINER => of_container!(start_container, StartContainerRequest),
-            Event::POST_START_CONTAINER => of_container!(post_start_container, PostStartContainerRequest),
-            Event::POST_UPDATE_CONTAINER => of_container!(post_update_container, PostUpdateContainerRequest),
+            Event::POST_START_CONTAINER => {
+                of_container!(post_start_container, PostStartContainerRequest)
+            }
+            Event::POST_UPDATE_CONTAINER => {
+                of_container!(post_update_container, PostUpdateContainerRequest)
+            }
             Event::REMOVE_CONTAINER => of_container!(remove_container, RemoveContainerRequest),
             other => panic!("{other:?} is not an event without a reply"),
         }
@@ -456,14 +504,20 @@ impl Connection {
     ///
     /// When the plugin does not reply in time or is gone.
     pub async fn shutdown(&self) -> Result<(), RequestError> {
-        self.call(|client, context| async move { client.shutdown(context, &Empty::default()).await.map(drop) }).await
+        self.call(|client, context| async move {
+            client.shutdown(context, &Empty::default()).await.map(drop)
+        })
+        .await
     }
 
     fn speaks(&self, version: NriVersion) -> bool {
         self.options.nri_version >= version
     }
 
-    async fn call<T, F>(&self, request: impl FnOnce(PluginClient, Context) -> F) -> Result<T, RequestError>
+    async fn call<T, F>(
+        &self,
+        request: impl FnOnce(PluginClient, Context) -> F,
+    ) -> Result<T, RequestError>
     where
         F: Future<Output = ttrpc::Result<T>>,
     {
@@ -480,7 +534,9 @@ impl Connection {
             Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() == ttrpc::Code::UNKNOWN => {
                 Err(RequestError::Refused(status.message))
             }
-            Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => {
+            Ok(Err(ttrpc::Error::RpcStatus(status)))
+                if status.code() == ttrpc::Code::DEADLINE_EXCEEDED =>
+            {
                 self.close();
                 Err(RequestError::Deadline(deadline))
             }
@@ -488,7 +544,9 @@ impl Connection {
                 // The ttrpc client times the deadline too, and may notice it first.
                 self.close();
                 match error {
-                    ttrpc::Error::Others(text) if text.contains("deadline") => Err(RequestError::Deadline(deadline)),
+                    ttrpc::Error::Others(text) if text.contains("deadline") => {
+                        Err(RequestError::Deadline(deadline))
+                    }
                     error => Err(RequestError::Closed(error.to_string())),
                 }
             }

@@ -85,7 +85,10 @@ enum Failure {
 
 /// Runs a plugin's handler, for at most a part of the time that the runtime waits. Give it an async block around the call,
 /// so that a panic before the first await is caught, too.
-async fn run<T>(context: &TtrpcContext, handler: impl Future<Output = Result<T, Refusal>>) -> Result<T, Failure> {
+async fn run<T>(
+    context: &TtrpcContext,
+    handler: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Failure> {
     let guarded = AssertUnwindSafe(IN_EVENT.scope((), handler)).catch_unwind();
     // The runtime tells how long it waits, but need not.
     let deadline = match u64::try_from(context.timeout_nano) {
@@ -116,7 +119,11 @@ async fn answer<T: Default>(
             Ok(T::default())
         }
         Err(Failure::TooSlow(deadline)) => {
-            error!(event, ?deadline, "the plugin took too long; the event is answered as if it had nothing to say");
+            error!(
+                event,
+                ?deadline,
+                "the plugin took too long; the event is answered as if it had nothing to say"
+            );
             Ok(T::default())
         }
     }
@@ -132,9 +139,14 @@ fn owned<T: Default>(field: MessageField<T>) -> T {
 
 #[async_trait]
 impl<P: Plugin> wire::Plugin for Service<P> {
-    async fn configure(&self, context: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<ConfigureResponse> {
+    async fn configure(
+        &self,
+        context: &TtrpcContext,
+        request: ConfigureRequest,
+    ) -> ttrpc::Result<ConfigureResponse> {
         let told = request.NRI_version.parse().ok();
-        let nri_version = told.or_else(|| NriVersion::infer(&request.runtime_name, &request.runtime_version));
+        let nri_version =
+            told.or_else(|| NriVersion::infer(&request.runtime_name, &request.runtime_version));
         let request_timeout = match u64::try_from(request.request_timeout) {
             Ok(millis) if millis > 0 => Duration::from_millis(millis),
             _ => DEFAULT_REQUEST_TIMEOUT,
@@ -167,8 +179,12 @@ impl<P: Plugin> wire::Plugin for Service<P> {
             Err(failure) => {
                 let refusal = match failure {
                     Failure::Refused(refusal) => refusal,
-                    Failure::Panicked => Refusal::new("the plugin panicked while it was configured"),
-                    Failure::TooSlow(after) => Refusal::new(format!("the plugin was not configured within {after:?}")),
+                    Failure::Panicked => {
+                        Refusal::new("the plugin panicked while it was configured")
+                    }
+                    Failure::TooSlow(after) => {
+                        Refusal::new(format!("the plugin was not configured within {after:?}"))
+                    }
                 };
                 (EventMask::NONE, Progress::Refused(refusal))
             }
@@ -195,7 +211,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         if matches!(*self.progress.borrow(), Progress::Refused(_)) {
             return Ok(SynchronizeResponse::default());
         }
-        let (pods, containers) = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        let (pods, containers) =
+            std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
         debug!(pods = pods.len(), containers = containers.len(), "synchronizing");
 
         // Dropped when the runtime passes its deadline meanwhile.
@@ -233,7 +250,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         context: &TtrpcContext,
         r: RunPodSandboxRequest,
     ) -> ttrpc::Result<RunPodSandboxResponse> {
-        answer("RunPodSandbox", context, async { self.plugin.run_pod_sandbox(owned(r.pod)).await }).await?;
+        answer("RunPodSandbox", context, async { self.plugin.run_pod_sandbox(owned(r.pod)).await })
+            .await?;
         Ok(RunPodSandboxResponse::default())
     }
 
@@ -255,8 +273,10 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         context: &TtrpcContext,
         r: PostUpdatePodSandboxRequest,
     ) -> ttrpc::Result<PostUpdatePodSandboxResponse> {
-        answer("PostUpdatePodSandbox", context, async { self.plugin.post_update_pod_sandbox(owned(r.pod)).await })
-            .await?;
+        answer("PostUpdatePodSandbox", context, async {
+            self.plugin.post_update_pod_sandbox(owned(r.pod)).await
+        })
+        .await?;
         Ok(PostUpdatePodSandboxResponse::default())
     }
 
@@ -265,7 +285,10 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         context: &TtrpcContext,
         r: StopPodSandboxRequest,
     ) -> ttrpc::Result<StopPodSandboxResponse> {
-        answer("StopPodSandbox", context, async { self.plugin.stop_pod_sandbox(owned(r.pod)).await }).await?;
+        answer("StopPodSandbox", context, async {
+            self.plugin.stop_pod_sandbox(owned(r.pod)).await
+        })
+        .await?;
         Ok(StopPodSandboxResponse::default())
     }
 
@@ -274,7 +297,10 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         context: &TtrpcContext,
         r: RemovePodSandboxRequest,
     ) -> ttrpc::Result<RemovePodSandboxResponse> {
-        answer("RemovePodSandbox", context, async { self.plugin.remove_pod_sandbox(owned(r.pod)).await }).await?;
+        answer("RemovePodSandbox", context, async {
+            self.plugin.remove_pod_sandbox(owned(r.pod)).await
+        })
+        .await?;
         Ok(RemovePodSandboxResponse::default())
     }
 
@@ -283,7 +309,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         context: &TtrpcContext,
         r: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let handler = async { self.plugin.create_container(owned(r.pod), owned(r.container)).await };
+        let handler =
+            async { self.plugin.create_container(owned(r.pod), owned(r.container)).await };
         let Creation { adjust, update } = answer("CreateContainer", context, handler).await?;
         Ok(CreateContainerResponse { adjust: Some(adjust).into(), update, ..Default::default() })
     }
@@ -329,8 +356,11 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         context: &TtrpcContext,
         r: UpdateContainerRequest,
     ) -> ttrpc::Result<UpdateContainerResponse> {
-        let handler =
-            async { self.plugin.update_container(owned(r.pod), owned(r.container), owned(r.linux_resources)).await };
+        let handler = async {
+            self.plugin
+                .update_container(owned(r.pod), owned(r.container), owned(r.linux_resources))
+                .await
+        };
         let update = answer("UpdateContainer", context, handler).await?;
         Ok(UpdateContainerResponse { update, ..Default::default() })
     }
@@ -371,38 +401,60 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         Ok(RemoveContainerResponse::default())
     }
 
-    async fn state_change(&self, context: &TtrpcContext, r: StateChangeEvent) -> ttrpc::Result<Empty> {
+    async fn state_change(
+        &self,
+        context: &TtrpcContext,
+        r: StateChangeEvent,
+    ) -> ttrpc::Result<Empty> {
         let (plugin, pod, container) = (&self.plugin, owned(r.pod), owned(r.container));
         match r.event.enum_value() {
             Ok(Event::RUN_POD_SANDBOX) => {
-                answer("RunPodSandbox", context, async { plugin.run_pod_sandbox(pod).await }).await?
+                answer("RunPodSandbox", context, async { plugin.run_pod_sandbox(pod).await })
+                    .await?
             }
             Ok(Event::POST_UPDATE_POD_SANDBOX) => {
-                answer("PostUpdatePodSandbox", context, async { plugin.post_update_pod_sandbox(pod).await }).await?;
+                answer("PostUpdatePodSandbox", context, async {
+                    plugin.post_update_pod_sandbox(pod).await
+                })
+                .await?;
             }
             Ok(Event::STOP_POD_SANDBOX) => {
-                answer("StopPodSandbox", context, async { plugin.stop_pod_sandbox(pod).await }).await?
+                answer("StopPodSandbox", context, async { plugin.stop_pod_sandbox(pod).await })
+                    .await?
             }
             Ok(Event::REMOVE_POD_SANDBOX) => {
-                answer("RemovePodSandbox", context, async { plugin.remove_pod_sandbox(pod).await }).await?
+                answer("RemovePodSandbox", context, async { plugin.remove_pod_sandbox(pod).await })
+                    .await?
             }
             Ok(Event::POST_CREATE_CONTAINER) => {
-                answer("PostCreateContainer", context, async { plugin.post_create_container(pod, container).await })
-                    .await?;
+                answer("PostCreateContainer", context, async {
+                    plugin.post_create_container(pod, container).await
+                })
+                .await?;
             }
             Ok(Event::START_CONTAINER) => {
-                answer("StartContainer", context, async { plugin.start_container(pod, container).await }).await?
+                answer("StartContainer", context, async {
+                    plugin.start_container(pod, container).await
+                })
+                .await?
             }
             Ok(Event::POST_START_CONTAINER) => {
-                answer("PostStartContainer", context, async { plugin.post_start_container(pod, container).await })
-                    .await?;
+                answer("PostStartContainer", context, async {
+                    plugin.post_start_container(pod, container).await
+                })
+                .await?;
             }
             Ok(Event::POST_UPDATE_CONTAINER) => {
-                answer("PostUpdateContainer", context, async { plugin.post_update_container(pod, container).await })
-                    .await?;
+                answer("PostUpdateContainer", context, async {
+                    plugin.post_update_container(pod, container).await
+                })
+                .await?;
             }
             Ok(Event::REMOVE_CONTAINER) => {
-                answer("RemoveContainer", context, async { plugin.remove_container(pod, container).await }).await?
+                answer("RemoveContainer", context, async {
+                    plugin.remove_container(pod, container).await
+                })
+                .await?
             }
             // The rest are requests of their own in every version, or newer than this crate.
             other => debug!(event = ?other, "ignoring a state change"),
@@ -416,12 +468,19 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         request: ValidateContainerAdjustmentRequest,
     ) -> ttrpc::Result<ValidateContainerAdjustmentResponse> {
         let handler = async { self.plugin.validate_container_adjustment(request).await };
-        let verdict = answer("ValidateContainerAdjustment", context, handler.map(|verdict| Ok(verdict.err()))).await?;
+        let verdict = answer(
+            "ValidateContainerAdjustment",
+            context,
+            handler.map(|verdict| Ok(verdict.err())),
+        )
+        .await?;
         Ok(match verdict {
             None => ValidateContainerAdjustmentResponse::default(),
-            Some(refusal) => {
-                ValidateContainerAdjustmentResponse { reject: true, reason: refusal.to_string(), ..Default::default() }
-            }
+            Some(refusal) => ValidateContainerAdjustmentResponse {
+                reject: true,
+                reason: refusal.to_string(),
+                ..Default::default()
+            },
         })
     }
 }

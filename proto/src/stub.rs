@@ -175,7 +175,10 @@ impl Runtime {
     ///
     /// Without a connection, within an event, and when the runtime fails. After a failure it is not known which of the
     /// updates were applied.
-    pub async fn update_containers(&self, update: Vec<ContainerUpdate>) -> Result<Vec<ContainerUpdate>, UpdateError> {
+    pub async fn update_containers(
+        &self,
+        update: Vec<ContainerUpdate>,
+    ) -> Result<Vec<ContainerUpdate>, UpdateError> {
         if in_event() {
             return Err(UpdateError::InEvent);
         }
@@ -224,7 +227,11 @@ fn connection(descriptor: OwnedFd) -> io::Result<UnixStream> {
 
 /// Registers and goes, without a word to any plugin; keeps the drop-in file that comes with the answer. NRI before 0.7 does
 /// not start when a plugin that it launched does not register.
-async fn decline(identity: Identity, drop_in: Arc<OnceLock<String>>, connection: Option<UnixStream>) {
+async fn decline(
+    identity: Identity,
+    drop_in: Arc<OnceLock<String>>,
+    connection: Option<UnixStream>,
+) {
     struct Absent;
     impl Plugin for Absent {
         fn events(&self) -> crate::EventMask {
@@ -323,7 +330,8 @@ impl<P: Plugin> Stub<P> {
             return self.serve(None).await;
         };
         let runtime = launched.runtime.and_then(watch);
-        let mut connection = launched.connection.map(connection).transpose().map_err(Error::Connection)?;
+        let mut connection =
+            launched.connection.map(connection).transpose().map_err(Error::Connection)?;
         let serve = async {
             let lock = match self.lock_instance() {
                 Ok(lock) => lock,
@@ -404,7 +412,12 @@ impl<P: Plugin> Stub<P> {
     }
 
     /// Serves one connection until it ends. Nothing of it is left when this returns.
-    async fn session<T>(&self, trunk: T, launched: bool, replacement: impl Future<Output = UnixStream>) -> End
+    async fn session<T>(
+        &self,
+        trunk: T,
+        launched: bool,
+        replacement: impl Future<Output = UnixStream>,
+    ) -> End
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -413,8 +426,9 @@ impl<P: Plugin> Stub<P> {
         let service = Service::new(self.plugin.clone(), launched, self.drop_in.clone(), progress);
         // A listener that has ended would make the server panic when it is shut down.
         let connections = stream::iter([io::Result::Ok(plugin_conn)]).chain(stream::pending());
-        let mut server =
-            Server::new().register_service(create_plugin(Arc::new(service))).add_listener(Listener::new(connections));
+        let mut server = Server::new()
+            .register_service(create_plugin(Arc::new(service)))
+            .add_listener(Listener::new(connections));
         let started = server.start().await;
         let client = RuntimeClient::new(Client::new(Socket::new(runtime_conn)));
         let mut seen = watched.clone();
@@ -440,7 +454,9 @@ impl<P: Plugin> Stub<P> {
             self.plugin.disconnected().await;
         }
         match end {
-            End::Closed { reason, .. } => End::Closed { reason, was_synchronized: last == Progress::Synchronized },
+            End::Closed { reason, .. } => {
+                End::Closed { reason, was_synchronized: last == Progress::Synchronized }
+            }
             end => end,
         }
     }
@@ -470,7 +486,11 @@ impl<P: Plugin> Stub<P> {
         let configured = match timeout(REGISTRATION_TIMEOUT, configured).await {
             Ok(Ok(progress)) => progress.clone(),
             Ok(Err(error)) => return gone(error),
-            Err(_) => return closed(format!("the runtime sent no Configure within {REGISTRATION_TIMEOUT:?}")),
+            Err(_) => {
+                return closed(format!(
+                    "the runtime sent no Configure within {REGISTRATION_TIMEOUT:?}"
+                ));
+            }
         };
         let version = match configured {
             Progress::Refused(refusal) => {
@@ -487,11 +507,16 @@ impl<P: Plugin> Stub<P> {
         if launched && version.is_some_and(|version| version < NriVersion::SYNCHRONIZES_LAUNCHED) {
             return End::Replaced(replacement.await);
         }
-        let settled = progress.wait_for(|p| matches!(p, Progress::Synchronized | Progress::Forgotten(_)));
+        let settled =
+            progress.wait_for(|p| matches!(p, Progress::Synchronized | Progress::Forgotten(_)));
         match timeout(SYNCHRONIZE_TIMEOUT, settled).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return gone(error),
-            Err(_) => return closed(format!("the runtime sent no Synchronize within {SYNCHRONIZE_TIMEOUT:?}")),
+            Err(_) => {
+                return closed(format!(
+                    "the runtime sent no Synchronize within {SYNCHRONIZE_TIMEOUT:?}"
+                ));
+            }
         }
         if *progress.borrow() == Progress::Synchronized {
             info!(plugin = %self.identity, "connected to the runtime and synchronized");
@@ -511,7 +536,9 @@ impl<P: Plugin> Stub<P> {
         for delay in delays(Duration::from_secs(1)) {
             match UnixStream::connect(&self.socket).await {
                 Ok(connection) => return connection,
-                Err(error) => debug!(socket = %self.socket.display(), %error, "not there yet, trying again"),
+                Err(error) => {
+                    debug!(socket = %self.socket.display(), %error, "not there yet, trying again")
+                }
             }
             tokio::time::sleep(delay).await;
         }
@@ -525,7 +552,8 @@ impl<P: Plugin> Stub<P> {
         // As the runtime makes it.
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|error| failed(error.into()))?;
+        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| failed(error.into()))?;
         let file = File::from(file);
         let held = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => true,
@@ -538,7 +566,9 @@ impl<P: Plugin> Stub<P> {
 
 /// A growing and randomly varied delay, without end.
 fn delays(longest: Duration) -> impl Iterator<Item = Duration> {
-    let delays = ExponentialBuilder::new().with_min_delay(Duration::from_millis(100)).with_max_delay(longest);
+    let delays = ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(longest);
     delays.with_jitter().without_max_times().build()
 }
 

@@ -46,7 +46,9 @@ impl Comments {
 
     fn document(&self, full_name: &str) -> Customize {
         match self.0.get(full_name) {
-            Some(text) if !text.is_empty() => Customize::default().before(&format!("#[doc = {text:?}]")),
+            Some(text) if !text.is_empty() => {
+                Customize::default().before(&format!("#[doc = {text:?}]"))
+            }
             _ => panic!("nri.proto says nothing about {full_name}; add a comment above it"),
         }
     }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nri::api::{
-    Container, ContainerAdjustment, ContainerState, ContainerUpdate, Event, LinuxResources, PodSandbox,
-    ValidateContainerAdjustmentRequest,
+    Container, ContainerAdjustment, ContainerState, ContainerUpdate, Event, LinuxResources,
+    PodSandbox, ValidateContainerAdjustmentRequest,
 };
 use nri::runtime::{Connection, Options, RequestError, UpdateRequest};
 use nri::{
-    Configuration, Creation, Error, EventMask, Identity, NriVersion, Plugin, Refusal, Runtime, Stub, UpdateError,
+    Configuration, Creation, Error, EventMask, Identity, NriVersion, Plugin, Refusal, Runtime,
+    Stub, UpdateError,
 };
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -44,7 +45,10 @@ impl Plugin for Recorder {
         if self.refuse_configuration {
             return Err(Refusal::new("factor: expected a number"));
         }
-        self.record(format!("configure {:?} {:?}", configuration.drop_in, configuration.nri_version))
+        self.record(format!(
+            "configure {:?} {:?}",
+            configuration.drop_in, configuration.nri_version
+        ))
     }
 
     async fn synchronize(
@@ -72,7 +76,12 @@ impl Plugin for Recorder {
         self.record(format!("run_pod_sandbox {}", pod.id))
     }
 
-    async fn update_pod_sandbox(&self, pod: PodSandbox, _: LinuxResources, _: LinuxResources) -> Result<(), Refusal> {
+    async fn update_pod_sandbox(
+        &self,
+        pod: PodSandbox,
+        _: LinuxResources,
+        _: LinuxResources,
+    ) -> Result<(), Refusal> {
         self.record(format!("update_pod_sandbox {}", pod.id))
     }
 
@@ -88,7 +97,11 @@ impl Plugin for Recorder {
         self.record(format!("remove_pod_sandbox {}", pod.id))
     }
 
-    async fn create_container(&self, pod: PodSandbox, container: Container) -> Result<Creation, Refusal> {
+    async fn create_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<Creation, Refusal> {
         self.record(format!("create_container {} {}", pod.id, container.id))?;
         match container.name.as_str() {
             "refuse" => Err(Refusal::new("this container is refused")),
@@ -96,7 +109,10 @@ impl Plugin for Recorder {
             "hang" => std::future::pending().await,
             "update-others" => {
                 let runtime = self.runtime.get().expect("the test set the runtime");
-                let error = runtime.update_containers(vec![update("other")]).await.expect_err("within an event");
+                let error = runtime
+                    .update_containers(vec![update("other")])
+                    .await
+                    .expect_err("within an event");
                 self.record(error.to_string())?;
                 Ok(Creation::default())
             }
@@ -108,7 +124,11 @@ impl Plugin for Recorder {
         }
     }
 
-    async fn post_create_container(&self, pod: PodSandbox, container: Container) -> Result<(), Refusal> {
+    async fn post_create_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<(), Refusal> {
         self.record(format!("post_create_container {} {}", pod.id, container.id))
     }
 
@@ -116,7 +136,11 @@ impl Plugin for Recorder {
         self.record(format!("start_container {} {}", pod.id, container.id))
     }
 
-    async fn post_start_container(&self, pod: PodSandbox, container: Container) -> Result<(), Refusal> {
+    async fn post_start_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<(), Refusal> {
         self.record(format!("post_start_container {} {}", pod.id, container.id))
     }
 
@@ -126,15 +150,28 @@ impl Plugin for Recorder {
         container: Container,
         resources: LinuxResources,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
-        self.record(format!("update_container {} {} {}", pod.id, container.id, resources.unified.len()))?;
+        self.record(format!(
+            "update_container {} {} {}",
+            pod.id,
+            container.id,
+            resources.unified.len()
+        ))?;
         Ok(vec![update(&container.id)])
     }
 
-    async fn post_update_container(&self, pod: PodSandbox, container: Container) -> Result<(), Refusal> {
+    async fn post_update_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<(), Refusal> {
         self.record(format!("post_update_container {} {}", pod.id, container.id))
     }
 
-    async fn stop_container(&self, pod: PodSandbox, container: Container) -> Result<Vec<ContainerUpdate>, Refusal> {
+    async fn stop_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<Vec<ContainerUpdate>, Refusal> {
         self.record(format!("stop_container {} {}", pod.id, container.id))?;
         Ok(Vec::new())
     }
@@ -143,7 +180,10 @@ impl Plugin for Recorder {
         self.record(format!("remove_container {} {}", pod.id, container.id))
     }
 
-    async fn validate_container_adjustment(&self, request: ValidateContainerAdjustmentRequest) -> Result<(), Refusal> {
+    async fn validate_container_adjustment(
+        &self,
+        request: ValidateContainerAdjustmentRequest,
+    ) -> Result<(), Refusal> {
         self.record(format!("validate_container_adjustment {}", request.container.id))?;
         Err(Refusal::new("not these"))
     }
@@ -206,7 +246,8 @@ impl Node {
 
     fn start_as(&self, index: &str, events: EventMask, refuse_configuration: bool) -> Running {
         let (sender, calls) = mpsc::unbounded_channel();
-        let recorder = Recorder { calls: sender, events, refuse_configuration, runtime: Default::default() };
+        let recorder =
+            Recorder { calls: sender, events, refuse_configuration, runtime: Default::default() };
         let stub = Stub::external(Identity::new(index, "recorder").expect("an identity"), recorder)
             .socket(self.directory.path().join("nri.sock"));
         let runtime = stub.runtime();
@@ -218,7 +259,10 @@ impl Node {
         self.listener.accept().await.expect("a connection").0
     }
 
-    async fn accept(&self, options: Options) -> (Connection, mpsc::UnboundedReceiver<UpdateRequest>) {
+    async fn accept(
+        &self,
+        options: Options,
+    ) -> (Connection, mpsc::UnboundedReceiver<UpdateRequest>) {
         Connection::accept(self.trunk().await, options).await.expect("a plugin that registers")
     }
 }
@@ -233,8 +277,11 @@ async fn events_reach_the_same_handler_from_every_version() {
         let node = Node::new();
         let mut plugin = node.start();
         let options = Options { version: "1.7.24".into(), ..version(nri_version) };
-        let options =
-            if nri_version == NriVersion(0, 10, 0) { Options { version: "2.2.0".into(), ..options } } else { options };
+        let options = if nri_version == NriVersion(0, 10, 0) {
+            Options { version: "2.2.0".into(), ..options }
+        } else {
+            options
+        };
         let (runtime, _updates) = node.accept(options).await;
         let told = if nri_version == NriVersion(0, 8, 0) { V0_6 } else { nri_version };
         assert_eq!(plugin.next().await, format!("configure None {:?}", Some(told)));
@@ -264,13 +311,17 @@ async fn events_reach_the_same_handler_from_every_version() {
         assert_eq!(created.adjust.annotations["id"], "c");
         let mut resources = LinuxResources::new();
         resources.unified.insert("memory.high".into(), "max".into());
-        let updated = runtime.update_container(pod("p"), container("c"), resources).await.expect("a reply");
+        let updated =
+            runtime.update_container(pod("p"), container("c"), resources).await.expect("a reply");
         assert_eq!(plugin.next().await, "update_container p c 1");
         assert_eq!(updated.update, [update("c")]);
         runtime.stop_container(pod("p"), container("c")).await.expect("a reply");
         assert_eq!(plugin.next().await, "stop_container p c");
         if nri_version >= NriVersion(0, 10, 0) {
-            runtime.update_pod_sandbox(pod("p"), Default::default(), Default::default()).await.expect("a reply");
+            runtime
+                .update_pod_sandbox(pod("p"), Default::default(), Default::default())
+                .await
+                .expect("a reply");
             assert_eq!(plugin.next().await, "update_pod_sandbox p");
             let request = ValidateContainerAdjustmentRequest::default();
             let verdict = runtime.validate_container_adjustment(request).await.expect("a reply");
@@ -308,8 +359,14 @@ async fn values_that_are_unknown_or_unset_are_tolerated() {
     runtime.synchronize(vec![], vec![]).await.expect("a reply");
     let mut unknown = container("c");
     unknown.state = nri::api::protobuf::EnumOrUnknown::from_i32(99);
-    assert!(unknown.state.enum_value_or(ContainerState::CONTAINER_UNKNOWN) == ContainerState::CONTAINER_UNKNOWN);
-    unknown.special_fields.mut_unknown_fields().add_length_delimited(4000, b"from the future".to_vec());
+    assert!(
+        unknown.state.enum_value_or(ContainerState::CONTAINER_UNKNOWN)
+            == ContainerState::CONTAINER_UNKNOWN
+    );
+    unknown
+        .special_fields
+        .mut_unknown_fields()
+        .add_length_delimited(4000, b"from the future".to_vec());
     runtime.create_container(PodSandbox::default(), unknown).await.expect("a reply");
     while plugin.next().await != "create_container  c" {}
 }
@@ -321,8 +378,9 @@ async fn a_synchronization_in_parts_arrives_whole() {
     let (runtime, _updates) = node.accept(Options::default()).await;
     plugin.next().await;
     let pods = (0..1000).map(|i| pod(&format!("pod-{i}"))).collect();
-    let containers =
-        (0..5000).map(|i| Container { args: vec!["x".repeat(2000)], ..container(&format!("c{i}")) }).collect();
+    let containers = (0..5000)
+        .map(|i| Container { args: vec!["x".repeat(2000)], ..container(&format!("c{i}")) })
+        .collect();
     let updates = runtime.synchronize(pods, containers).await.expect("10 MB in parts");
     assert_eq!(plugin.next().await, "synchronize 1000 5000");
     // Else one that fails would make the runtime forget the plugin.
@@ -384,7 +442,12 @@ async fn a_runtime_that_comes_later_is_found() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let socket = directory.path().join("run/nri/nri.sock");
     let (calls, _received) = mpsc::unbounded_channel();
-    let recorder = Recorder { calls, events: EVERYTHING, refuse_configuration: false, runtime: Default::default() };
+    let recorder = Recorder {
+        calls,
+        events: EVERYTHING,
+        refuse_configuration: false,
+        runtime: Default::default(),
+    };
     let identity = Identity::new("10", "recorder").expect("an identity");
     let stub = tokio::spawn(Stub::external(identity, recorder).socket(&socket).run());
     while !socket.with_file_name("recorder.lock").exists() {
@@ -415,9 +478,11 @@ async fn a_runtime_that_never_answers_is_left_and_tried_again() {
 async fn garbage_from_the_runtime_ends_the_connection_and_the_next_one_works() {
     let node = Node::new();
     let _plugin = node.start();
-    for garbage in
-        [&b"\0\0\0\x01\xff\xff\xff\xff"[..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\x01\0\0\0\x02\x01"]
-    {
+    for garbage in [
+        &b"\0\0\0\x01\xff\xff\xff\xff"[..],
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\0\0\0\x01\0\0\0\x02\x01",
+    ] {
         let mut trunk = node.trunk().await;
         tokio::io::AsyncWriteExt::write_all(&mut trunk, garbage).await.expect("an open trunk");
     }
@@ -455,7 +520,10 @@ async fn a_synchronization_that_is_too_slow_makes_the_plugin_register_again() {
     let _plugin = node.start();
     let options = Options { request_timeout: Duration::from_millis(300), ..Options::default() };
     let (runtime, _updates) = node.accept(options).await;
-    runtime.synchronize(vec![PodSandbox { name: "hang".into(), ..pod("p") }], vec![]).await.expect_err("too slow");
+    runtime
+        .synchronize(vec![PodSandbox { name: "hang".into(), ..pod("p") }], vec![])
+        .await
+        .expect_err("too slow");
     runtime.closed().await;
     node.accept(Options::default()).await;
 }
@@ -509,16 +577,23 @@ async fn containers_are_updated_over_whatever_connection_there_is() {
         connection.synchronize(vec![], vec![]).await.expect("a reply");
         while !plugin.next().await.starts_with("synchronize") {}
         let handle = plugin.runtime.clone();
-        let updating = tokio::spawn(async move { handle.update_containers(vec![update("a"), update("b")]).await });
+        let updating =
+            tokio::spawn(
+                async move { handle.update_containers(vec![update("a"), update("b")]).await },
+            );
         let request = updates.recv().await.expect("a request");
         assert_eq!(request.update, [update("a"), update("b")]);
         request.succeed(vec![update("b")]);
         assert_eq!(updating.await.expect("a task"), Ok(vec![update("b")]));
 
         let handle = plugin.runtime.clone();
-        let updating = tokio::spawn(async move { handle.update_containers(vec![update("a")]).await });
+        let updating =
+            tokio::spawn(async move { handle.update_containers(vec![update("a")]).await });
         updates.recv().await.expect("a request").fail("no such container");
-        assert_eq!(updating.await.expect("a task"), Err(UpdateError::Runtime("no such container".into())));
+        assert_eq!(
+            updating.await.expect("a task"),
+            Err(UpdateError::Runtime("no such container".into()))
+        );
         connection.close();
         while plugin.next().await != "disconnected" {}
         assert_eq!(plugin.runtime.update_containers(vec![]).await, Err(UpdateError::NotConnected));
@@ -573,7 +648,9 @@ async fn many_concurrent_events_are_all_answered() {
 
 #[test]
 fn an_identity_is_two_digits_and_a_name() {
-    for (index, name) in [("1", "a"), ("100", "a"), ("x1", "a"), ("", "a"), ("10", ""), ("10", "a b"), ("10", "a/b")] {
+    for (index, name) in
+        [("1", "a"), ("100", "a"), ("x1", "a"), ("", "a"), ("10", ""), ("10", "a b"), ("10", "a/b")]
+    {
         assert!(Identity::new(index, name).is_err(), "{index} {name}");
     }
     assert_eq!(Identity::new("09", "a_b.c+d-e").expect("an identity").to_string(), "09-a_b.c+d-e");

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use nri::api::{Container, ContainerAdjustment, LinuxContainerAdjustment, LinuxResources, PodSandbox};
+use nri::api::{
+    Container, ContainerAdjustment, LinuxContainerAdjustment, LinuxResources, PodSandbox,
+};
 use nri::{Creation, EventMask, Identity, Plugin, Refusal, Stub};
 
 /// Connects to the runtime's NRI socket and sets one unified cgroup value of every container that is created.
@@ -33,13 +35,20 @@ impl Plugin for Claimer {
         EventMask::CREATE_CONTAINER
     }
 
-    async fn create_container(&self, _: PodSandbox, container: Container) -> Result<Creation, Refusal> {
+    async fn create_container(
+        &self,
+        _: PodSandbox,
+        container: Container,
+    ) -> Result<Creation, Refusal> {
         println!("create {}: {}={}", container.name, self.key, self.value);
         let unified = HashMap::from([(self.key.clone(), self.value.clone())]);
         let resources = LinuxResources { unified, ..LinuxResources::default() };
-        let linux =
-            LinuxContainerAdjustment { resources: Some(resources).into(), ..LinuxContainerAdjustment::default() };
-        let adjust = ContainerAdjustment { linux: Some(linux).into(), ..ContainerAdjustment::default() };
+        let linux = LinuxContainerAdjustment {
+            resources: Some(resources).into(),
+            ..LinuxContainerAdjustment::default()
+        };
+        let adjust =
+            ContainerAdjustment { linux: Some(linux).into(), ..ContainerAdjustment::default() };
         Ok(Creation { adjust, ..Creation::default() })
     }
 }

@@ -68,17 +68,29 @@ fn cases() -> Vec<Case> {
     let app = || ContainerSpec::new("app");
     let case = |pod, source| Case { pod, source };
     vec![
-        case(PodSpec::new("database").container(app().limit(128 * MIB).cpu(100)), Source::Checkpoint),
-        case(PodSpec::new("web").container(app().request(64 * MIB).limit(128 * MIB)), Source::Checkpoint),
+        case(
+            PodSpec::new("database").container(app().limit(128 * MIB).cpu(100)),
+            Source::Checkpoint,
+        ),
+        case(
+            PodSpec::new("web").container(app().request(64 * MIB).limit(128 * MIB)),
+            Source::Checkpoint,
+        ),
         case(PodSpec::new("cache").container(app().request(96 * MIB)), Source::Checkpoint),
         case(PodSpec::new("batch").container(app()), Source::Class),
         case(
             PodSpec::new("annotated")
-                .annotation("memory-request.plimsoll.nri.io/container.app", &kubelet::quantity(40 * MIB))
+                .annotation(
+                    "memory-request.plimsoll.nri.io/container.app",
+                    &kubelet::quantity(40 * MIB),
+                )
                 .container(app().request(40 * MIB).limit(80 * MIB)),
             Source::Annotation,
         ),
-        case(PodSpec::new("legacy").container(app().request(100 * MIB).limit(200 * MIB)), Source::OomScoreAdj),
+        case(
+            PodSpec::new("legacy").container(app().request(100 * MIB).limit(200 * MIB)),
+            Source::OomScoreAdj,
+        ),
     ]
 }
 
@@ -89,17 +101,26 @@ fn main() -> Result<ExitCode> {
     let (node, wrong) = thread::scope(|scope| {
         let with = scope.spawn(|| with_plugin(arguments.keep));
         println!("{}", without_plugin()?);
-        let (node, shown, wrong) = with.join().map_err(|_| anyhow!("the node with the plugin: a panic"))??;
+        let (node, shown, wrong) =
+            with.join().map_err(|_| anyhow!("the node with the plugin: a panic"))??;
         println!("{shown}");
         anyhow::Ok((node, wrong))
     })?;
     println!(
         "{} in {:.0} s.",
-        if wrong == 0 { "All of it is right".to_owned() } else { format!("{wrong} of it are WRONG") },
+        if wrong == 0 {
+            "All of it is right".to_owned()
+        } else {
+            format!("{wrong} of it are WRONG")
+        },
         started.elapsed().as_secs_f64()
     );
     if arguments.keep {
-        println!("\nThe node is up. To get in:\n    {}\nTo end it:\n    kill {}", node.way_in(), node.process_id());
+        println!(
+            "\nThe node is up. To get in:\n    {}\nTo end it:\n    kill {}",
+            node.way_in(),
+            node.process_id()
+        );
     }
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -124,7 +145,11 @@ fn with_plugin(keep: bool) -> Result<(Node, String, usize)> {
             progress("building the plugin");
             placement::build()
         });
-        let node = if keep { Node::start_kept(Runtime::Containerd21) } else { Node::start(Runtime::Containerd21) };
+        let node = if keep {
+            Node::start_kept(Runtime::Containerd21)
+        } else {
+            Node::start(Runtime::Containerd21)
+        };
         building.join().map_err(|_| anyhow!("building the plugin: a panic"))??;
         node
     })?;
@@ -132,7 +157,8 @@ fn with_plugin(keep: bool) -> Result<(Node, String, usize)> {
     progress("installing the plugin, to be launched by containerd");
     placement::install(&node, Mode::Launched, CONFIG)?;
     let mut kubelet = Kubelet::start(&node, Driver::Systemd)?;
-    let (table, wrong_values) = run(&node, &mut kubelet, |kubelet, case| Some(expected(kubelet, case)))?;
+    let (table, wrong_values) =
+        run(&node, &mut kubelet, |kubelet, case| Some(expected(kubelet, case)))?;
     let (resizes, wrong_stories) = resizes(&node, &mut kubelet, true)?;
     drop(kubelet);
     let shown = format!(
@@ -231,7 +257,16 @@ fn run(
             }
         };
         let name = name.rsplit('/').next().unwrap_or_default().to_owned();
-        let sums = ["sum of below", "", "", "", &min, &show(value.low), &show(value.high), &show(value.max)];
+        let sums = [
+            "sum of below",
+            "",
+            "",
+            "",
+            &min,
+            &show(value.low),
+            &show(value.high),
+            &show(value.max),
+        ];
         table.add_row([&name].into_iter().map(String::as_str).chain(sums));
     }
     for column in table.column_iter_mut().skip(4) {
@@ -242,10 +277,13 @@ fn run(
 
 /// The cgroups of all pods and of the burstable ones, and what their memory.min has to be.
 fn sums(kubelet: &Kubelet<'_>, pods: &[(Case, Pod)]) -> [(String, u64); 2] {
-    let levels =
-        [(kubelet.top_cgroup().to_owned(), None), (kubelet.class_cgroup(Qos::Burstable), Some(Qos::Burstable))];
+    let levels = [
+        (kubelet.top_cgroup().to_owned(), None),
+        (kubelet.class_cgroup(Qos::Burstable), Some(Qos::Burstable)),
+    ];
     levels.map(|(name, class)| {
-        let below = pods.iter().filter(|(case, _)| class.is_none_or(|class| case.pod.qos() == class));
+        let below =
+            pods.iter().filter(|(case, _)| class.is_none_or(|class| case.pod.qos() == class));
         let sum: u64 = below.map(|(case, _)| request(kubelet, case)).sum();
         (name, sum / PAGE * PAGE)
     })
@@ -297,7 +335,11 @@ fn resizes(node: &Node, kubelet: &mut Kubelet<'_>, has_plugin: bool) -> Result<(
     let fits = answer.starts_with("ok");
     tell(
         "A container needs 128 MiB and is killed at its limit of 100; while it is down that is raised to 200 MiB:",
-        if fits { "it starts and has what it needs" } else { "it is killed again, by the limit of its pod" },
+        if fits {
+            "it starts and has what it needs"
+        } else {
+            "it is killed again, by the limit of its pod"
+        },
         fits,
     );
 
@@ -305,7 +347,10 @@ fn resizes(node: &Node, kubelet: &mut Kubelet<'_>, has_plugin: bool) -> Result<(
     let app = if has_plugin {
         // The factor puts memory.high to the same place.
         let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
-        placement::configure(node, &format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"))?;
+        placement::configure(
+            node,
+            &format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"),
+        )?;
         app
     } else {
         app.unified("memory.high", stories::LINE)
@@ -313,7 +358,11 @@ fn resizes(node: &Node, kubelet: &mut Kubelet<'_>, has_plugin: bool) -> Result<(
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
     let (became, is_released) = if has_plugin {
         let is_released = stories::goes_beyond(node, &pod)?;
-        (if is_released { "it is released, and has what it needs" } else { "it stands there" }.to_owned(), is_released)
+        (
+            if is_released { "it is released, and has what it needs" } else { "it stands there" }
+                .to_owned(),
+            is_released,
+        )
     } else {
         let stories::Standing { stalled, current, .. } = stories::stands(node, &pod)?;
         let (seconds, current) = (stalled as f64 / 1e6, current / MIB);
@@ -328,7 +377,10 @@ fn resizes(node: &Node, kubelet: &mut Kubelet<'_>, has_plugin: bool) -> Result<(
         return Ok((told, wrong));
     }
 
-    placement::configure(node, "shrink: defer\noomRescue: {kills: 1, minimum: 20Mi, ceiling: 1Gi}\n")?;
+    placement::configure(
+        node,
+        "shrink: defer\noomRescue: {kills: 1, minimum: 20Mi, ceiling: 1Gi}\n",
+    )?;
     let container = satisfied.container("app")?.clone();
     node.run(&format!("crictl update --memory {} {}", 100 * MIB, container.id))?;
     let before = stories::memory(node, &satisfied)?[1].max;

@@ -13,8 +13,9 @@ fn main() -> anyhow::Result<()> {
         progress(&format!("the {runtime} node can be started"));
         anyhow::Ok(())
     };
-    let (first, others): (Vec<_>, Vec<_>) =
-        Runtime::ALL.into_iter().partition(|runtime| matches!(runtime, Runtime::Crio136 | Runtime::Containerd17));
+    let (first, others): (Vec<_>, Vec<_>) = Runtime::ALL
+        .into_iter()
+        .partition(|runtime| matches!(runtime, Runtime::Crio136 | Runtime::Containerd17));
     first.into_iter().try_for_each(node)?;
     placement::build()?;
     apiserver::prepare()?;

@@ -45,7 +45,9 @@ fn main() -> Result<()> {
 
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("plots");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-    for (name, panels) in [("rejected-cut.svg", &[refused, killed][..]), ("rescued-loop.svg", &[rescued])] {
+    for (name, panels) in
+        [("rejected-cut.svg", &[refused, killed][..]), ("rescued-loop.svg", &[rescued])]
+    {
         let path = directory.join(name);
         fs::write(&path, draw(panels)?).with_context(|| format!("writing {}", path.display()))?;
         println!("{}", path.display());
@@ -119,7 +121,8 @@ fn cut_that_kills(node: &Node) -> Result<Panel> {
     ensure!(killed > asked, "killed before the cut");
     let (lives, _) = stories::fate(node, &pod)?;
     ensure!(!lives, "the container lives");
-    let notes = vec![Note::after(killed, 75, "limit of 100 MiB asked for:\nkilled by the kernel (OOM)")];
+    let notes =
+        vec![Note::after(killed, 75, "limit of 100 MiB asked for:\nkilled by the kernel (OOM)")];
     Ok(Panel { title: "The same without Plimsoll", top: 275, samples, notes })
 }
 
@@ -153,14 +156,23 @@ fn cut_that_is_refused(node: &Node) -> Result<Panel> {
     let fate = stories::fate(node, &pod)?;
     ensure!(fate == (true, 0), "whether it lives, and kills: {fate:?}");
     let samples = recorder.stop()?;
-    let limits = samples.iter().filter(|sample| sample.at < again).filter_map(|sample| sample.container);
-    ensure!(limits.map(|level| level.max).all(|max| max == 250 * MIB), "memory.max has moved before the second cut");
-    let set = samples.iter().find(|sample| sample.container.is_some_and(|level| level.max == 100 * MIB));
+    let limits =
+        samples.iter().filter(|sample| sample.at < again).filter_map(|sample| sample.container);
+    ensure!(
+        limits.map(|level| level.max).all(|max| max == 250 * MIB),
+        "memory.max has moved before the second cut"
+    );
+    let set =
+        samples.iter().find(|sample| sample.container.is_some_and(|level| level.max == 100 * MIB));
     let set = set.context("no sample has the limit that was set")?.at;
     // The rest of it is what to do.
     let reason = refused.split(';').next().unwrap_or_default();
     let notes = vec![
-        Note::after(asked, 216, format!("limit of 100 MiB asked for; refused:\n{}", wrap(reason, 36))),
+        Note::after(
+            asked,
+            216,
+            format!("limit of 100 MiB asked for; refused:\n{}", wrap(reason, 36)),
+        ),
         Note::after(freed, 75, "frees its\nmemory"),
         Note::after(set, 212, "limit of 100 MiB\nasked for; set"),
     ];
@@ -173,7 +185,9 @@ fn rescued_loop(node: &Node) -> Result<Panel> {
     let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
     let recorder = Recorder::start(node, &kubelet, &pod)?;
     let [first, second, enough] = LOOP_LIMITS;
-    for (limit, fits) in [(first, false), (first, false), (second, false), (second, false), (enough, true)] {
+    for (limit, fits) in
+        [(first, false), (first, false), (second, false), (second, false), (enough, true)]
+    {
         let has = stories::memory(node, &pod)?[1].max;
         ensure!(has == limit * MIB, "a limit of {limit} MiB expected, found {has} bytes");
         let has_all = grow(node, &pod, LOOP_NEEDS)?;
@@ -197,7 +211,12 @@ fn rescued_loop(node: &Node) -> Result<Panel> {
         Note::after(*at, limit + 22, format!("Plimsoll raises\nthe limit to {limit} MiB"))
     });
     let notes = killed.chain(raised).collect();
-    Ok(Panel { title: "A container that needs 104 MiB, oomRescue after two kills", top: 155, samples, notes })
+    Ok(Panel {
+        title: "A container that needs 104 MiB, oomRescue after two kills",
+        top: 155,
+        samples,
+        notes,
+    })
 }
 
 /// Breaks text into lines of at most so many characters, where words allow it.
@@ -256,7 +275,8 @@ const INK: RGBColor = RGBColor(40, 40, 40);
 fn draw(panels: &[Panel]) -> Result<String> {
     let mut svg = String::new();
     {
-        let height = LEGEND_HEIGHT + PANEL_HEIGHT * u32::try_from(panels.len()).context("counting charts")?;
+        let height = LEGEND_HEIGHT
+            + PANEL_HEIGHT * u32::try_from(panels.len()).context("counting charts")?;
         let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
         let failed = |error| anyhow!("drawing: {error}");
         area.fill(&WHITE).map_err(failed)?;
@@ -290,15 +310,19 @@ fn draw_legend(area: &Area<'_>) -> Result<()> {
     ];
     for (left, name, style) in entries {
         let failed = |error| anyhow!("drawing the legend: {error}");
-        area.draw(&PathElement::new([(left, middle), (left + 24, middle)], style)).map_err(failed)?;
-        area.draw(&Text::new(name, (left + 31, middle), text_style(13, HPos::Left))).map_err(failed)?;
+        area.draw(&PathElement::new([(left, middle), (left + 24, middle)], style))
+            .map_err(failed)?;
+        area.draw(&Text::new(name, (left + 31, middle), text_style(13, HPos::Left)))
+            .map_err(failed)?;
     }
     Ok(())
 }
 
 fn draw_panel(area: &Area<'_>, panel: &Panel) -> Result<()> {
     let failed = |error| anyhow!("drawing {:?}: {error}", panel.title);
-    let (Some(first), Some(last)) = (panel.samples.first(), panel.samples.last()) else { bail!("nothing to draw") };
+    let (Some(first), Some(last)) = (panel.samples.first(), panel.samples.last()) else {
+        bail!("nothing to draw")
+    };
     let seconds = |at: u64| at.saturating_sub(first.at) as f64 / 1e6;
     let mib = |bytes: u64| bytes as f64 / MIB as f64;
     let limit = |bytes: u64| (bytes != MAX).then(|| mib(bytes));
@@ -334,14 +358,21 @@ fn draw_panel(area: &Area<'_>, panel: &Panel) -> Result<()> {
         (seconds(sample.at), mib(level))
     });
     chart
-        .draw_series(AreaSeries::new(current, 0.0, USAGE.mix(0.35)).border_style(USAGE.stroke_width(2)))
+        .draw_series(
+            AreaSeries::new(current, 0.0, USAGE.mix(0.35)).border_style(USAGE.stroke_width(2)),
+        )
         .map_err(failed)?;
     let of_container = |value: fn(Level) -> u64| {
-        let at = |sample: &Sample| (seconds(sample.at), sample.container.and_then(|level| limit(value(level))));
+        let at = |sample: &Sample| {
+            (seconds(sample.at), sample.container.and_then(|level| limit(value(level))))
+        };
         steps(panel.samples.iter().map(at))
     };
     for (lines, style) in [
-        (steps(panel.samples.iter().map(|sample| (seconds(sample.at), limit(sample.pod_max)))), pod_style()),
+        (
+            steps(panel.samples.iter().map(|sample| (seconds(sample.at), limit(sample.pod_max)))),
+            pod_style(),
+        ),
         (of_container(|level| level.high), HIGH.stroke_width(2)),
         (of_container(|level| level.max), LIMIT.stroke_width(2)),
     ] {
@@ -369,7 +400,10 @@ mod tests {
     fn a_line_keeps_each_value_until_the_next_and_is_interrupted_where_there_is_none() {
         let values = [Some(5.0), Some(5.0), Some(5.0), Some(9.0), None, None, Some(1.0), Some(1.0)];
         let values = (0..).map(f64::from).zip(values);
-        assert_eq!(steps(values), [vec![(0.0, 5.0), (3.0, 5.0), (3.0, 9.0), (4.0, 9.0)], vec![(6.0, 1.0), (7.0, 1.0)]]);
+        assert_eq!(
+            steps(values),
+            [vec![(0.0, 5.0), (3.0, 5.0), (3.0, 9.0), (4.0, 9.0)], vec![(6.0, 1.0), (7.0, 1.0)]]
+        );
     }
 
     #[test]

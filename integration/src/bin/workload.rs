@@ -48,7 +48,9 @@ fn main() -> ExitCode {
             held.alloc(bytes);
             true
         }),
-        _ => Err(io::Error::other("usage: workload pause | keep BYTES | serve DIR | call DIR COMMAND")),
+        _ => Err(io::Error::other(
+            "usage: workload pause | keep BYTES | serve DIR | call DIR COMMAND",
+        )),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

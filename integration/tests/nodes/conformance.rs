@@ -71,9 +71,16 @@ fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
         ("differ", "-indices 00,99 -yaml -log-file /tmp/differ.log", "99-"),
     ];
     for (program, arguments, name) in plugins {
-        let start = format!("systemd-run --quiet --collect --unit {program} {DIRECTORY}/{program} {arguments}");
-        placement::wait_for_journal(node, node.runtime().unit(), &format!("#[0-9]+: .*{name}"), &start)
-            .with_context(|| format!("starting {program}"))?;
+        let start = format!(
+            "systemd-run --quiet --collect --unit {program} {DIRECTORY}/{program} {arguments}"
+        );
+        placement::wait_for_journal(
+            node,
+            node.runtime().unit(),
+            &format!("#[0-9]+: .*{name}"),
+            &start,
+        )
+        .with_context(|| format!("starting {program}"))?;
     }
     let before = connections(node)?;
     let app = || ContainerSpec::new("app").limit(64 * MIB).cpu(100);
@@ -83,9 +90,13 @@ fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
     ))?;
     let container = pod.container("app")?.clone();
     assert_eq!(cgroup::memory(node, &[&container.cgroup])?[0].min, 64 * MIB - HEADROOM);
-    let process = crictl::inspect(node, &container.id)?["info"]["pid"].as_u64().context("no process")?;
+    let process =
+        crictl::inspect(node, &container.id)?["info"]["pid"].as_u64().context("no process")?;
     let limits = node.read(&format!("/proc/{process}/limits"))?;
-    let files = limits.lines().find(|line| line.starts_with("Max open files")).context("no limit of open files")?;
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .context("no limit of open files")?;
     assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["123", "456"]);
 
     kubelet.resize(&mut pod, "app", Some(96 * MIB), Some(96 * MIB))?;
@@ -99,7 +110,9 @@ fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
         seen.contains("memory.min") && seen.contains(&wanted),
         "the differ has not seen memory.min {wanted}:\n{seen}"
     );
-    for event in ["RunPodSandbox", "CreateContainer", "UpdateContainer", "StopContainer", "RemovePodSandbox"] {
+    for event in
+        ["RunPodSandbox", "CreateContainer", "UpdateContainer", "StopContainer", "RemovePodSandbox"]
+    {
         ensure!(logged.contains(event), "the logger has not heard of {event}:\n{logged}");
     }
     // Each of them goes on, and the plugin was connected all the time.
@@ -122,14 +135,20 @@ fn tests_of_nri(node: &Node, driver: Driver) -> Result<()> {
     );
     let output = node.try_run_within(Duration::from_secs(300), &script, Vec::new())?;
     let said = output.stdout;
-    let ended = |how: &str| said.lines().filter(|line| line.starts_with(&format!("--- {how}: "))).count();
+    let ended =
+        |how: &str| said.lines().filter(|line| line.starts_with(&format!("--- {how}: "))).count();
     ensure!(output.status.success() && ended("FAIL") == 0, "{}:\n{said}", output.status);
     // Two want two processors, two want two NUMA nodes: this machine has one of each.
     let skipped: Vec<_> = said.lines().filter(|line| line.starts_with("--- SKIP: ")).collect();
     let wants_more = |line: &&str| line.contains("TestCpuset") || line.contains("TestMemset");
     ensure!(skipped.iter().all(wants_more), "skipped: {skipped:?}");
     ensure!(ended("PASS") >= 8, "{said}");
-    println!("{}: {} tests of NRI pass, {} are skipped", node.runtime(), ended("PASS"), skipped.len());
+    println!(
+        "{}: {} tests of NRI pass, {} are skipped",
+        node.runtime(),
+        ended("PASS"),
+        skipped.len()
+    );
     // The plugin was connected all the time.
     assert_eq!(connections(node)?, before);
     Ok(())

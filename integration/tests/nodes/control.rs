@@ -32,7 +32,11 @@ fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {
     let (name, minor) = node.runtime().name().split_once('-').context("a name and a version")?;
     let name = if name == "crio" { "cri-o" } else { name };
     let said = format!("RuntimeName:  {name}");
-    assert!(version.stdout.contains(&said) && version.stdout.contains(&format!(" {minor}.")), "{}", version.stdout);
+    assert!(
+        version.stdout.contains(&said) && version.stdout.contains(&format!(" {minor}.")),
+        "{}",
+        version.stdout
+    );
     let controllers = node.read("/sys/fs/cgroup/cgroup.controllers")?;
     assert!(controllers.split_whitespace().any(|name| name == "memory"), "{controllers}");
     Ok(())
@@ -59,12 +63,17 @@ fn every_class_gets_its_limit_and_nothing_else(node: &Node, driver: Driver) -> R
         let pod = kubelet.run_pod(PodSpec::new(class.name()).container(container))?;
         assert_eq!(pod.spec.qos(), class);
         let container = pod.container("c")?;
-        let [of_pod, of_container] = cgroup::memory(node, &[&pod.cgroup, &container.cgroup])?[..] else {
+        let [of_pod, of_container] = cgroup::memory(node, &[&pod.cgroup, &container.cgroup])?[..]
+        else {
             unreachable!("two were asked for")
         };
         let max = limit.unwrap_or(MAX);
         // The pod's swap is not the kubelet's to limit; a container's is, when its memory is.
-        assert_eq!(of_pod, Memory { min: 0, low: 0, high: MAX, max, swap_max: MAX }, "{class:?} pod");
+        assert_eq!(
+            of_pod,
+            Memory { min: 0, low: 0, high: MAX, max, swap_max: MAX },
+            "{class:?} pod"
+        );
         let swap_max = limit.map_or(MAX, |_| 0);
         assert_eq!(of_container, Memory { min: 0, low: 0, high: MAX, max, swap_max }, "{class:?}");
 
@@ -117,7 +126,8 @@ fn a_resize_in_place_changes_limits_and_checkpoints(node: &Node, driver: Driver)
     for state in ["allocated_pods_state", "actuated_pods_state"] {
         let file = node.read(&format!("/var/lib/kubelet/{state}"))?;
         let file: serde_json::Value = serde_json::from_str(&file)?;
-        let data: serde_json::Value = serde_json::from_str(file["data"].as_str().context("no data")?)?;
+        let data: serde_json::Value =
+            serde_json::from_str(file["data"].as_str().context("no data")?)?;
         let resources = &data["entries"][&pod.uid]["ContainerResources"]["c"];
         assert_eq!(resources["requests"]["memory"], "48Mi", "{state}");
         assert_eq!(resources["limits"]["memory"], "96Mi", "{state}");
@@ -129,10 +139,14 @@ fn a_resize_in_place_changes_limits_and_checkpoints(node: &Node, driver: Driver)
 
 fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let pod = kubelet.run_pod(PodSpec::new("busy").container(ContainerSpec::new("c").limit(96 * MIB)))?;
+    let pod =
+        kubelet.run_pod(PodSpec::new("busy").container(ContainerSpec::new("c").limit(96 * MIB)))?;
     let container = pod.container("c")?;
     let charged = |field: &str| -> Result<u64> {
-        let script = format!("awk '$1 == \"{field}\" {{print $2}}' /sys/fs/cgroup/{}/memory.stat", container.cgroup);
+        let script = format!(
+            "awk '$1 == \"{field}\" {{print $2}}' /sys/fs/cgroup/{}/memory.stat",
+            container.cgroup
+        );
         node.run(&script)?.stdout.trim().parse().context("reading memory.stat")
     };
     let idle = charged("anon")?;
@@ -149,7 +163,9 @@ fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Resu
 
 /// Writes memory.min of several cgroups by hand.
 fn write_min(node: &Node, values: &[(&str, u64)]) -> Result<()> {
-    let commands = values.iter().map(|(group, bytes)| format!("echo {bytes} > {}/{group}/memory.min\n", cgroup::ROOT));
+    let commands = values
+        .iter()
+        .map(|(group, bytes)| format!("echo {bytes} > {}/{group}/memory.min\n", cgroup::ROOT));
     node.run(&commands.collect::<String>()).map(|_| ())
 }
 
@@ -177,10 +193,14 @@ fn protection_needs_every_level(node: &Node, driver: Driver) -> Result<()> {
     Ok(())
 }
 
-fn a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache(node: &Node, driver: Driver) -> Result<()> {
+fn a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     for (below, lives) in [(0, false), (2 * MIB, true)] {
-        let container = pressure::small_container().unified("memory.min", pressure::SMALL_LIMIT - below);
+        let container =
+            pressure::small_container().unified("memory.min", pressure::SMALL_LIMIT - below);
         let pod = kubelet.run_pod(PodSpec::new("small").container(container))?;
         let answer = pressure::read_more_than_fits(&kubelet, node, &pod)?;
         let expected = if lives { pressure::read_it_all() } else { "gone".to_owned() };
@@ -195,11 +215,15 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
     let (top, value) = (kubelet.top_cgroup(), 64 * MIB);
     let becomes = |script: &str, left| {
         let expected = [Expected::new(top, "memory.min", left)];
-        cgroup::settle(node, script, &expected, Duration::from_millis(300), Duration::from_secs(60)).map(|_| ())
+        cgroup::settle(node, script, &expected, Duration::from_millis(300), Duration::from_secs(60))
+            .map(|_| ())
     };
     let (reload, left) = match driver {
         // systemd 257 does what a reload entails only when it has to do with the unit again.
-        Driver::Systemd => ("systemctl daemon-reload; systemctl set-property --runtime kubepods.slice CPUWeight=50", 0),
+        Driver::Systemd => (
+            "systemctl daemon-reload; systemctl set-property --runtime kubepods.slice CPUWeight=50",
+            0,
+        ),
         Driver::Cgroupfs => ("systemctl daemon-reload", value),
     };
     for writer in [reload, &kubelet.qos_update()] {
@@ -216,8 +240,12 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
 
 fn many_pods_are_made_and_removed_at_once(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let two = PodSpec::new("two").container(ContainerSpec::new("a").limit(32 * MIB)).container(ContainerSpec::new("b"));
-    let one = PodSpec::new("one").overhead(8 * MIB).container(ContainerSpec::new("a").limit(32 * MIB).cpu(100));
+    let two = PodSpec::new("two")
+        .container(ContainerSpec::new("a").limit(32 * MIB))
+        .container(ContainerSpec::new("b"));
+    let one = PodSpec::new("one")
+        .overhead(8 * MIB)
+        .container(ContainerSpec::new("a").limit(32 * MIB).cpu(100));
     let mut pods = kubelet.run_pods(vec![two, one])?;
     let (a, b, only) = (pods[0].container("a")?, pods[0].container("b")?, pods[1].container("a")?);
     let paths = [&a.cgroup, &b.cgroup, &only.cgroup, &pods[1].cgroup].map(String::as_str);
@@ -231,12 +259,19 @@ fn many_pods_are_made_and_removed_at_once(node: &Node, driver: Driver) -> Result
     kubelet.remove_container(&mut pods[1], "init")?;
     kubelet.remove_pods(&pods)?;
     for pod in &pods {
-        assert!(!node.try_run(&format!("test -e {}/{}", cgroup::ROOT, pod.cgroup))?.status.success(), "{}", pod.cgroup);
+        assert!(
+            !node.try_run(&format!("test -e {}/{}", cgroup::ROOT, pod.cgroup))?.status.success(),
+            "{}",
+            pod.cgroup
+        );
     }
     Ok(())
 }
 
-fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node, driver: Driver) -> Result<()> {
+fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let mut pod = stories::satisfied(&mut kubelet, node)?;
     // The runtime reports success, or what it stumbles over when the container is gone.
@@ -257,7 +292,10 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
         let pod = kubelet.run_pod(PodSpec::new("growing").container(app))?;
         let (made, kills) = stories::grows_while_it_is_cut(node, &pod, pace as u64)?;
-        println!("{} {driver}: {pace:.1} ms for each MiB: made: {made}, killed: {kills}", node.runtime());
+        println!(
+            "{} {driver}: {pace:.1} ms for each MiB: made: {made}, killed: {kills}",
+            node.runtime()
+        );
         kubelet.remove_pod(&pod)?;
         tried.push((pace as u64, made, kills));
         if kills > 0 {
@@ -265,7 +303,10 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node
         }
         pace *= if made { 0.7 } else { 1.4 };
     }
-    assert!(tried.last().is_some_and(|&(.., kills)| kills > 0), "it does not grow into the cut: {tried:?}");
+    assert!(
+        tried.last().is_some_and(|&(.., kills)| kills > 0),
+        "it does not grow into the cut: {tried:?}"
+    );
 
     let (pod, answer) = stories::hungry(&mut kubelet, node)?;
     assert_eq!(answer, "gone", "the container has 200 MiB, its pod 100");
@@ -274,12 +315,21 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(node: &Node
 
 fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB).unified("memory.high", stories::LINE);
+    let app = ContainerSpec::new("app")
+        .request(40 * MIB)
+        .limit(200 * MIB)
+        .unified("memory.high", stories::LINE);
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
     let standing = stories::stands(node, &pod)?;
     println!("{} {driver}: {standing:?}", node.runtime());
-    assert!(!standing.is_satisfied && standing.times > 0, "memory.high does not hold it back: {standing:?}");
-    assert!(standing.current < stories::LINE + 45 * MIB, "memory.high does not hold it back: {standing:?}");
+    assert!(
+        !standing.is_satisfied && standing.times > 0,
+        "memory.high does not hold it back: {standing:?}"
+    );
+    assert!(
+        standing.current < stories::LINE + 45 * MIB,
+        "memory.high does not hold it back: {standing:?}"
+    );
     // The node has memory to spare, and it is its own limit that is far.
     let [memory] = cgroup::memory(node, &[&pod.container("app")?.cgroup])?[..] else {
         unreachable!("one was asked for")
@@ -288,7 +338,10 @@ fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Re
     Ok(())
 }
 
-fn pods_that_use_more_than_the_node_has_take_it_from_the_system(node: &Node, driver: Driver) -> Result<()> {
+fn pods_that_use_more_than_the_node_has_take_it_from_the_system(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     // Most of what the service works with.
     let most = 8192;

@@ -55,7 +55,11 @@ fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'stati
         Runtime::Containerd21 | Runtime::Containerd24 => None,
         Runtime::Crio136 => {
             let off = "sed -i '$a enable_nri = false'";
-            Some(("/etc/crio/crio.conf.d/10-node.conf", off, "/etc/crio/crio.conf.d/zz-plimsoll.conf"))
+            Some((
+                "/etc/crio/crio.conf.d/10-node.conf",
+                off,
+                "/etc/crio/crio.conf.d/zz-plimsoll.conf",
+            ))
         }
     }
 }
@@ -80,7 +84,8 @@ fn values(node: &Node, pod: &Pod) -> Result<Vec<Memory>> {
 /// Waits until the pod's container has what it requests: containers that ran before are looked at once the plugin is ready.
 fn protected(node: &Node, pod: &Pod) -> Result<()> {
     let expected = [Expected::new(&pod.container("app")?.cgroup, "memory.min", 32 * MIB)];
-    cgroup::settle(node, "", &expected, Duration::from_millis(200), Duration::from_secs(60)).map(|_| ())
+    cgroup::settle(node, "", &expected, Duration::from_millis(200), Duration::from_secs(60))
+        .map(|_| ())
 }
 
 fn install(node: &Node, arguments: &str) -> Result<Output> {
@@ -89,21 +94,33 @@ fn install(node: &Node, arguments: &str) -> Result<Output> {
 
 /// Makes another version of the program: what follows an executable's end does nothing.
 fn another_version(node: &Node) -> Result<()> {
-    node.run(&format!("cp {DOWNLOAD} {DOWNLOAD}.new; echo >>{DOWNLOAD}.new; mv {DOWNLOAD}.new {DOWNLOAD}"))?;
+    node.run(&format!(
+        "cp {DOWNLOAD} {DOWNLOAD}.new; echo >>{DOWNLOAD}.new; mv {DOWNLOAD}.new {DOWNLOAD}"
+    ))?;
     Ok(())
 }
 
 fn process_of_runtime(node: &Node) -> Result<String> {
-    Ok(node.run(&format!("systemctl show {} --property MainPID --value", node.runtime().unit()))?.stdout)
+    Ok(node
+        .run(&format!("systemctl show {} --property MainPID --value", node.runtime().unit()))?
+        .stdout)
 }
 
 /// Installs another version while memory.min of a container and of the cgroups above it is read every 5 ms, and while another container is
 /// created.
-fn upgrade(node: &Node, kubelet: &mut Kubelet, pod: &Pod, name: &str, arguments: &str) -> Result<()> {
+fn upgrade(
+    node: &Node,
+    kubelet: &mut Kubelet,
+    pod: &Pod,
+    name: &str,
+    arguments: &str,
+) -> Result<()> {
     another_version(node)?;
     let container = &pod.container("app")?.cgroup;
-    let files: String =
-        cgroup::chain(container).iter().map(|cgroup| format!(" {}/{cgroup}/memory.min", cgroup::ROOT)).collect();
+    let files: String = cgroup::chain(container)
+        .iter()
+        .map(|cgroup| format!(" {}/{cgroup}/memory.min", cgroup::ROOT))
+        .collect();
     let cursor = placement::cursor(node)?;
     node.run(&format!(
         "cat >/root/watch <<'END'
@@ -124,7 +141,8 @@ END
          setsid bash /root/watch </dev/null >/dev/null 2>&1 &
          setsid sh -c '{DOWNLOAD} install --yes {arguments}; echo $? >/root/installed' </dev/null >/root/install.log 2>&1 &"
     ))?;
-    let created = kubelet.run_pod(PodSpec::new(name).container(app().request(16 * MIB).limit(64 * MIB)))?;
+    let created =
+        kubelet.run_pod(PodSpec::new(name).container(app().request(16 * MIB).limit(64 * MIB)))?;
     let ended = node.run(
         "timeout 100 bash -c 'until [ -e /root/installed ]; do sleep 0.1; done'; touch /root/done
          timeout 60 bash -c 'until [ -s /root/watched ]; do sleep 0.1; done'; cat /root/installed /root/watched; cat /root/install.log",
@@ -132,9 +150,13 @@ END
     println!("{}", ended.stdout);
     let mut lines = ended.stdout.lines();
     ensure!(lines.next() == Some("0"), "the upgrade failed");
-    let watched: Vec<u64> = lines.next().context("watched")?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+    let watched: Vec<u64> =
+        lines.next().context("watched")?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
     ensure!(watched[0] > 20, "{watched:?}");
-    ensure!(watched[1..].iter().all(|lowest| *lowest >= 32 * MIB), "it was protected at any time: {watched:?}");
+    ensure!(
+        watched[1..].iter().all(|lowest| *lowest >= 32 * MIB),
+        "it was protected at any time: {watched:?}"
+    );
     // The plugin may have come back after it was created.
     let expected = format!(
         "timeout 100 bash -c 'until [ $(cat {}/{}/memory.min) = {} ]; do sleep 0.1; done'",
@@ -162,7 +184,8 @@ fn prepare(node: &Node, driver: Driver) -> Result<(Kubelet<'_>, Pod)> {
     }
     node.write_file(DOWNLOAD, fs::read(placement::build()?)?, 0o755)?;
     let mut kubelet = Kubelet::start(node, driver)?;
-    let pod = kubelet.run_pod(PodSpec::new("before").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    let pod = kubelet
+        .run_pod(PodSpec::new("before").container(app().request(32 * MIB).limit(96 * MIB)))?;
     Ok((kubelet, pod))
 }
 
@@ -198,14 +221,19 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     println!("{}", shown.stdout);
     match switched_off {
         Some((_, _, drop_in)) => assert!(shown.stdout.contains(drop_in), "{drop_in}"),
-        None => assert!(!["/etc/containerd", "/etc/crio"].iter().any(|directory| shown.stdout.contains(directory))),
+        None => assert!(
+            !["/etc/containerd", "/etc/crio"]
+                .iter()
+                .any(|directory| shown.stdout.contains(directory))
+        ),
     }
     assert_eq!(traces(node)?, before);
 
     // The last step fails, although what it starts is up.
     let fails = "mkdir -p /root/bin; printf '#!/bin/sh\\n/usr/bin/systemctl \"$@\"; test \"$1\" != start\\n' >/root/bin/systemctl
                  chmod 755 /root/bin/systemctl";
-    let failed = node.try_run(&format!("{fails}; PATH=/root/bin:$PATH {DOWNLOAD} install --yes"))?;
+    let failed =
+        node.try_run(&format!("{fails}; PATH=/root/bin:$PATH {DOWNLOAD} install --yes"))?;
     assert_eq!(failed.status.code(), Some(1), "{}", failed.stdout);
     assert!(failed.stderr.ends_with("all before it was undone\n"), "{}", failed.stderr);
     node.run("rm -r /root/bin")?;
@@ -234,8 +262,10 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
     protected(node, &pod)?;
 
     // What the unit promises.
-    let security = node.run("systemd-analyze security --no-pager plimsoll | grep 'Overall exposure'")?.stdout;
-    let exposure = security.split(' ').find_map(|word| word.parse::<f64>().ok()).context("a number")?;
+    let security =
+        node.run("systemd-analyze security --no-pager plimsoll | grep 'Overall exposure'")?.stdout;
+    let exposure =
+        security.split(' ').find_map(|word| word.parse::<f64>().ok()).context("a number")?;
     println!("{security}");
     assert!(exposure < 3.0, "{security}");
     let shown = node.run("systemctl show plimsoll --property StatusText,Type,ActiveState; systemctl show multi-user.target --property After")?;
@@ -244,7 +274,11 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
         "{}",
         shown.stdout
     );
-    assert!(shown.stdout.contains("Type=notify") && !shown.stdout.contains("plimsoll.service"), "{}", shown.stdout);
+    assert!(
+        shown.stdout.contains("Type=notify") && !shown.stdout.contains("plimsoll.service"),
+        "{}",
+        shown.stdout
+    );
     // What it may still do: open cgroups, and have systemd set properties.
     let reserve = format!(
         "printf 'systemReservedCgroup: /system.slice\\nsystemReserved: {{memory: 100Mi}}\\n' >{0}.new; mv {0}.new {0}
@@ -259,8 +293,13 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
     node.run(&format!(
         "mkdir -p {drop_in}; printf '[Service]\\nWatchdogSec=2\\n' >{drop_in}/watchdog.conf; systemctl daemon-reload; systemctl restart plimsoll"
     ))?;
-    placement::wait_for_journal(node, "plimsoll", "connected to the runtime", "systemctl kill --signal STOP plimsoll")
-        .context("a plugin that hangs is killed and comes back")?;
+    placement::wait_for_journal(
+        node,
+        "plimsoll",
+        "connected to the runtime",
+        "systemctl kill --signal STOP plimsoll",
+    )
+    .context("a plugin that hangs is killed and comes back")?;
     node.run(&format!("rm -r {drop_in}; systemctl daemon-reload; systemctl restart plimsoll"))?;
 
     let runtime = process_of_runtime(node)?;

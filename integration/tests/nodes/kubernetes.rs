@@ -25,7 +25,9 @@ const PATIENCE: &str = "--timeout=300s";
 fn apply(cluster: &Cluster, file: &str, pods: &[&str]) {
     let mut script = String::from("cd /run; ");
     for pod in pods {
-        script += &format!("rm -rf control/{pod}; mkdir -p control/{pod}; mkfifo control/{pod}/started; ");
+        script += &format!(
+            "rm -rf control/{pod}; mkdir -p control/{pod}; mkfifo control/{pod}/started; "
+        );
     }
     cluster.node().run(&script).unwrap();
     let path = format!("{}/manifests/{file}", env!("CARGO_MANIFEST_DIR"));
@@ -38,7 +40,8 @@ fn apply(cluster: &Cluster, file: &str, pods: &[&str]) {
 
 /// Tells the program in a pod to do something.
 fn call(cluster: &Cluster, pod: &str, command: &str) -> String {
-    let answer = cluster.node().try_run(&format!("workload call /run/control/{pod} {command}")).unwrap();
+    let answer =
+        cluster.node().try_run(&format!("workload call /run/control/{pod} {command}")).unwrap();
     answer.stdout.trim().to_owned()
 }
 
@@ -61,8 +64,9 @@ const IN_PROGRESS: &str = ".status.conditions[?(@.type==\"PodResizeInProgress\")
 const LIMIT: &str = ".status.containerStatuses[0].resources.limits.memory";
 
 fn resize(cluster: &Cluster, pod: &str, limit: &str) {
-    let patch =
-        format!(r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"limits":{{"memory":"{limit}"}}}}}}]}}}}"#);
+    let patch = format!(
+        r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"limits":{{"memory":"{limit}"}}}}}}]}}}}"#
+    );
     cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
 }
 
@@ -74,14 +78,18 @@ fn until_resized(cluster: &Cluster, pod: &str, limit: &str) {
 fn until_resized_at(cluster: &Cluster, pod: &str, field: &str, limit: &str) {
     until(cluster, pod, field, limit);
     let path = format!("jsonpath={{{field}}} {{{IN_PROGRESS}.type}}{{\"\\n\"}}");
-    cluster.watch(&["get", "pod", pod, "--output", &path], |line| line.trim_end() == limit).unwrap();
+    cluster
+        .watch(&["get", "pod", pod, "--output", &path], |line| line.trim_end() == limit)
+        .unwrap();
 }
 
 /// Waits until the kubelet has failed to resize a pod for a reason that contains this.
 fn until_refused(cluster: &Cluster, pod: &str, because: &str) {
     let path = format!("jsonpath={{{IN_PROGRESS}.reason}}: {{{IN_PROGRESS}.message}}{{\"\\n\"}}");
     cluster
-        .watch(&["get", "pod", pod, "--output", &path], |line| line.starts_with("Error: ") && line.contains(because))
+        .watch(&["get", "pod", pod, "--output", &path], |line| {
+            line.starts_with("Error: ") && line.contains(because)
+        })
         .unwrap();
 }
 
@@ -105,7 +113,8 @@ fn cgroups(cluster: &Cluster, pod: &str) -> [String; 2] {
 
 /// Waits until files are so.
 fn settle(cluster: &Cluster, expected: &[(&str, &'static str, u64)]) {
-    let expected: Vec<_> = expected.iter().map(|&(cgroup, file, value)| Expected::new(cgroup, file, value)).collect();
+    let expected: Vec<_> =
+        expected.iter().map(|&(cgroup, file, value)| Expected::new(cgroup, file, value)).collect();
     cgroup::settle(cluster.node(), "", &expected, Duration::ZERO, Duration::from_secs(60)).unwrap();
 }
 
@@ -115,7 +124,8 @@ fn fill(cluster: &Cluster, pod: &str) -> u64 {
     assert!(call(cluster, "stress", &format!("alloc {}", 150 * MIB)).starts_with("ok"));
     // What can be reclaimed would make room.
     let root = cgroup::ROOT;
-    let script = format!("echo 64M > {root}/{pod}/memory.reclaim || true; cat {root}/{pod}/memory.current");
+    let script =
+        format!("echo 64M > {root}/{pod}/memory.reclaim || true; cat {root}/{pod}/memory.current");
     let used: u64 = cluster.node().run(&script).unwrap().stdout.trim().parse().unwrap();
     used.div_ceil(MIB) + 1
 }
@@ -130,15 +140,27 @@ mod alone {
             let [pod, container] = cgroups(cluster, "stress");
             settle(
                 cluster,
-                &[(&container, "memory.min", 0), (&container, "memory.high", MAX), (&pod, "memory.min", 0)],
+                &[
+                    (&container, "memory.min", 0),
+                    (&container, "memory.high", MAX),
+                    (&pod, "memory.min", 0),
+                ],
             );
             let tight = fill(cluster, &pod);
             resize(cluster, "stress", &format!("{tight}Mi"));
             until_resized(cluster, "stress", &format!("{tight}Mi"));
-            settle(cluster, &[(&container, "memory.max", tight * MIB), (&pod, "memory.max", tight * MIB)]);
+            settle(
+                cluster,
+                &[(&container, "memory.max", tight * MIB), (&pod, "memory.max", tight * MIB)],
+            );
             assert_eq!(restarts(cluster, "stress"), 0);
             assert_eq!(call(cluster, "stress", &format!("alloc {}", 5 * MIB)), "gone");
-            until(cluster, "stress", ".status.containerStatuses[0].lastState.terminated.reason", "OOMKilled");
+            until(
+                cluster,
+                "stress",
+                ".status.containerStatuses[0].lastState.terminated.reason",
+                "OOMKilled",
+            );
             assert_eq!(restarts(cluster, "stress"), 1);
         });
     }
@@ -148,7 +170,8 @@ mod plimsoll {
     use super::*;
 
     #[test]
-    fn what_a_pod_asks_for_is_in_the_kernel_and_follows_resizes_and_a_cut_that_would_kill_is_refused() {
+    fn what_a_pod_asks_for_is_in_the_kernel_and_follows_resizes_and_a_cut_that_would_kill_is_refused()
+     {
         Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
             apply(cluster, "stress.yaml", &["stress"]);
             let [pod, container] = cgroups(cluster, "stress");
@@ -186,22 +209,31 @@ mod plimsoll {
             let kubelets = event(cluster, "stress", "ResizeError", "plimsoll");
             assert!(kubelets.starts_with("kubelet Warning: "), "{kubelets}");
             let ours = event(cluster, "stress", "CutRejected", "refused");
-            let note =
-                format!("plimsoll Warning: container app: refused to lower the memory limit from 300Mi to {tight}Mi");
+            let note = format!(
+                "plimsoll Warning: container app: refused to lower the memory limit from 300Mi to {tight}Mi"
+            );
             assert!(ours.starts_with(&note), "{ours}");
             let described = cluster.kubectl(&["describe", "pod", "stress"]).unwrap();
             assert!(
-                described.lines().any(|line| line.contains("CutRejected") && line.contains("plimsoll")),
+                described
+                    .lines()
+                    .any(|line| line.contains("CutRejected") && line.contains("plimsoll")),
                 "{described}"
             );
-            settle(cluster, &[(&container, "memory.max", 300 * MIB), (&pod, "memory.max", 300 * MIB)]);
+            settle(
+                cluster,
+                &[(&container, "memory.max", 300 * MIB), (&pod, "memory.max", 300 * MIB)],
+            );
             assert!(call(cluster, "stress", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
             assert_eq!(restarts(cluster, "stress"), 0);
 
             // Once there is room, the kubelet's next attempt succeeds.
             assert!(call(cluster, "stress", "free").starts_with("ok"));
             until_resized(cluster, "stress", &format!("{tight}Mi"));
-            settle(cluster, &[(&container, "memory.max", tight * MIB), (&pod, "memory.max", tight * MIB)]);
+            settle(
+                cluster,
+                &[(&container, "memory.max", tight * MIB), (&pod, "memory.max", tight * MIB)],
+            );
             assert_eq!(restarts(cluster, "stress"), 0);
         });
     }
@@ -219,12 +251,18 @@ mod more {
         let patch = format!(
             r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"requests":{{"cpu":"{request}"}}}}}}]}}}}"#
         );
-        cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
+        cluster
+            .kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch])
+            .unwrap();
     }
 
     /// The lines that Plimsoll's container has logged.
     fn logged(cluster: &Cluster) -> Vec<String> {
-        let log = cluster.node().run("crictl logs $(crictl ps --quiet --name '^plimsoll$') 2>&1").unwrap().stdout;
+        let log = cluster
+            .node()
+            .run("crictl logs $(crictl ps --quiet --name '^plimsoll$') 2>&1")
+            .unwrap()
+            .stdout;
         log.lines().map(str::to_owned).collect()
     }
 
@@ -233,7 +271,9 @@ mod more {
 
     fn resize_shared(cluster: &Cluster, limit: &str) {
         let patch = format!(r#"{{"spec":{{"resources":{{"limits":{{"memory":"{limit}"}}}}}}}}"#);
-        cluster.kubectl(&["patch", "pod", "shared", "--subresource", "resize", "--patch", &patch]).unwrap();
+        cluster
+            .kubectl(&["patch", "pod", "shared", "--subresource", "resize", "--patch", &patch])
+            .unwrap();
     }
 
     /// Starts the pod shared, which then uses 130 MiB, and returns its cgroup.
@@ -254,8 +294,13 @@ mod more {
             Cluster::with(&Plimsoll::Absent, |cluster| {
                 shared(cluster);
                 resize_shared(cluster, "115Mi");
-                let ended = "jsonpath={.status.containerStatuses[*].lastState.terminated.reason}{\"\\n\"}";
-                cluster.watch(&["get", "pod", "shared", "--output", ended], |line| line.contains("OOMKilled")).unwrap();
+                let ended =
+                    "jsonpath={.status.containerStatuses[*].lastState.terminated.reason}{\"\\n\"}";
+                cluster
+                    .watch(&["get", "pod", "shared", "--output", ended], |line| {
+                        line.contains("OOMKilled")
+                    })
+                    .unwrap();
             });
         }
     }
@@ -270,7 +315,8 @@ mod more {
                 cluster.kubectl(&["apply", "-f", &path]).unwrap();
                 // Now it is down for 20 seconds.
                 let state = "jsonpath={.status.containerStatuses[0]['restartCount', 'state.terminated.reason', 'state.waiting.reason']}{\"\\n\"}";
-                let is_down = |line: &str| ["2 OOMKilled", "2 CrashLoopBackOff"].contains(&line.trim_end());
+                let is_down =
+                    |line: &str| ["2 OOMKilled", "2 CrashLoopBackOff"].contains(&line.trim_end());
                 cluster.watch(&["get", "pod", "hungry", "--output", state], is_down).unwrap();
                 let [pod, _] = cgroups(cluster, "hungry");
                 settle(cluster, &[(&pod, "memory.max", 100 * MIB)]);
@@ -284,8 +330,12 @@ mod more {
                     128 * MIB
                 );
                 let stat = cluster.node().run(&script).unwrap().stdout;
-                let container =
-                    stat.trim().strip_prefix(&format!("{root}/")).unwrap().strip_suffix("/memory.stat").unwrap();
+                let container = stat
+                    .trim()
+                    .strip_prefix(&format!("{root}/"))
+                    .unwrap()
+                    .strip_suffix("/memory.stat")
+                    .unwrap();
                 until(cluster, "hungry", ".status.containerStatuses[0].ready", "true");
                 let before = restarts(cluster, "hungry");
                 assert!(before >= 3, "{before}");
@@ -325,8 +375,10 @@ mod more {
                 settle(cluster, &own);
                 assert_eq!(restarts(cluster, "stress"), 0);
                 let said = logged(cluster).split_off(before);
-                let updates =
-                    said.iter().filter(|line| line.contains("update") && line.contains("default/stress")).count();
+                let updates = said
+                    .iter()
+                    .filter(|line| line.contains("update") && line.contains("default/stress"))
+                    .count();
                 assert!(updates >= 7, "{updates} updates: {said:#?}");
                 assert!(said.iter().all(|line| !line.contains("contended")), "{said:#?}");
             });
@@ -353,12 +405,16 @@ mod more {
         }
 
         #[test]
-        fn pods_within_their_requests_live_and_the_node_stays_ready_where_the_others_use_more_than_there_is() {
-            const USE: [(&str, u64); 5] = [("a", 150), ("b", 75), ("c", 640), ("d", 300), ("e", 300)];
+        fn pods_within_their_requests_live_and_the_node_stays_ready_where_the_others_use_more_than_there_is()
+         {
+            const USE: [(&str, u64); 5] =
+                [("a", 150), ("b", 75), ("c", 640), ("d", 300), ("e", 300)];
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
                 apply(cluster, "pods.yaml", &USE.map(|(name, _)| name));
-                let memory =
-                    cluster.node().run("awk '$1 == \"MemTotal:\" { printf \"%d\", $2 * 1024 }' /proc/meminfo").unwrap();
+                let memory = cluster
+                    .node()
+                    .run("awk '$1 == \"MemTotal:\" { printf \"%d\", $2 * 1024 }' /proc/meminfo")
+                    .unwrap();
                 let memory: u64 = memory.stdout.trim().parse().unwrap();
                 let requests = 5 * 80 * MIB + 80 * MIB + OWN_REQUEST;
                 settle(
@@ -375,16 +431,21 @@ mod more {
 
                 let mut script = String::new();
                 for (name, uses) in USE {
-                    script += &format!("workload call /run/control/{name} alloc {} >/dev/null &\n", uses * MIB);
+                    script += &format!(
+                        "workload call /run/control/{name} alloc {} >/dev/null &\n",
+                        uses * MIB
+                    );
                 }
                 cluster.node().run(&(script + "wait")).unwrap();
 
                 // Somebody was killed, and made anew; nobody was evicted, and the node as a whole was never out of memory.
-                let last =
-                    "jsonpath={.metadata.name} {.status.containerStatuses[0].lastState.terminated.reason}{\"\\n\"}";
-                let killed = |line: &str| ["c OOMKilled", "d OOMKilled", "e OOMKilled"].contains(&line);
+                let last = "jsonpath={.metadata.name} {.status.containerStatuses[0].lastState.terminated.reason}{\"\\n\"}";
+                let killed =
+                    |line: &str| ["c OOMKilled", "d OOMKilled", "e OOMKilled"].contains(&line);
                 cluster.watch(&["get", "pods", "--output", last], killed).unwrap();
-                cluster.kubectl(&["wait", "--for=condition=Ready", PATIENCE, "pods", "--all"]).unwrap();
+                cluster
+                    .kubectl(&["wait", "--for=condition=Ready", PATIENCE, "pods", "--all"])
+                    .unwrap();
                 for name in ["a", "b"] {
                     assert_eq!(
                         (restarts(cluster, name), call(cluster, name, "touch").starts_with("ok")),
@@ -394,22 +455,38 @@ mod more {
                 }
                 let events = cluster.kubectl(&["get", "events", "--all-namespaces"]).unwrap();
                 assert!(!events.contains("SystemOOM") && !events.contains("Evicted"), "{events}");
-                assert_eq!(cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap(), before);
+                assert_eq!(
+                    cluster.kubectl(&["get", "node", "node", "--output", ready]).unwrap(),
+                    before
+                );
             });
         }
 
         #[test]
         fn nri_is_switched_on_where_it_was_off_by_the_pod_itself() {
             Cluster::with(&Plimsoll::EnablingNri(CONFIG), |cluster| {
-                let path = "jsonpath={.items[0].status.initContainerStatuses[0].state.terminated.reason}";
-                let pods = ["get", "pods", "--namespace=kube-system", "--selector=app.kubernetes.io/name=plimsoll"];
+                let path =
+                    "jsonpath={.items[0].status.initContainerStatuses[0].state.terminated.reason}";
+                let pods = [
+                    "get",
+                    "pods",
+                    "--namespace=kube-system",
+                    "--selector=app.kubernetes.io/name=plimsoll",
+                ];
                 let ended = cluster.kubectl(&[&pods[..], &["--output", path]].concat()).unwrap();
                 assert_eq!(ended, "Completed");
                 apply(cluster, "stress.yaml", &["stress"]);
                 let [pod, container] = cgroups(cluster, "stress");
-                settle(cluster, &[(&container, "memory.min", 100 * MIB), (&pod, "memory.min", 100 * MIB)]);
+                settle(
+                    cluster,
+                    &[(&container, "memory.min", 100 * MIB), (&pod, "memory.min", 100 * MIB)],
+                );
                 // The operator's configuration is as it was.
-                let off = cluster.node().run("grep -A 1 nri.v1.nri /etc/containerd/config.toml").unwrap().stdout;
+                let off = cluster
+                    .node()
+                    .run("grep -A 1 nri.v1.nri /etc/containerd/config.toml")
+                    .unwrap()
+                    .stdout;
                 assert!(off.ends_with("disable = true\n"), "{off}");
             });
         }

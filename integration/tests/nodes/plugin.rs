@@ -44,7 +44,8 @@ const HEADROOM: u64 = 2 * MIB;
 
 /// KEP-2570: floor((request + factor * (limit - request)) / page) * page.
 fn high(request: u64, ceiling: u64, factor: f64) -> u64 {
-    ((request as f64 + factor * (ceiling as f64 - request as f64)) / PAGE as f64).floor() as u64 * PAGE
+    ((request as f64 + factor * (ceiling as f64 - request as f64)) / PAGE as f64).floor() as u64
+        * PAGE
 }
 
 fn app() -> ContainerSpec {
@@ -59,7 +60,9 @@ fn mode(node: &Node) -> Result<Mode> {
 
 fn values(node: &Node, pod: &Pod) -> Result<(u64, u64, u64, u64)> {
     let memory = cgroup::memory(node, &[&pod.container("app")?.cgroup])?;
-    let [Memory { min, low, high, max, .. }] = memory[..] else { unreachable!("one was asked for") };
+    let [Memory { min, low, high, max, .. }] = memory[..] else {
+        unreachable!("one was asked for")
+    };
     Ok((min, low, high, max))
 }
 
@@ -67,8 +70,9 @@ fn values(node: &Node, pod: &Pod) -> Result<(u64, u64, u64, u64)> {
 fn stored(node: &Node, pod: &Pod) -> Result<Vec<(String, String)>> {
     let inspected = crictl::inspect(node, &pod.container("app")?.id)?;
     let unified = crictl::stored_unified(&inspected).as_object().cloned().unwrap_or_default();
-    let ours =
-        unified.into_iter().filter(|(key, _)| ["memory.min", "memory.low", "memory.high"].contains(&key.as_str()));
+    let ours = unified
+        .into_iter()
+        .filter(|(key, _)| ["memory.min", "memory.low", "memory.high"].contains(&key.as_str()));
     ours.map(|(key, value)| Ok((key, value.as_str().context("a text")?.to_owned()))).collect()
 }
 
@@ -80,23 +84,42 @@ fn every_class_gets_its_values(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let allocatable = kubelet.allocatable();
 
-    let guaranteed = kubelet.run_pod(PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100)))?;
+    let guaranteed =
+        kubelet.run_pod(PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100)))?;
     assert_eq!(values(node, &guaranteed)?, (64 * MIB - HEADROOM, 0, MAX, 64 * MIB), "Guaranteed");
-    assert_eq!(stored(node, &guaranteed)?, pairs(&[("memory.min", 64 * MIB - HEADROOM)]), "Guaranteed");
+    assert_eq!(
+        stored(node, &guaranteed)?,
+        pairs(&[("memory.min", 64 * MIB - HEADROOM)]),
+        "Guaranteed"
+    );
 
     // Not whole pages: the file holds them, the runtime stores the request as it is.
     let request = 33_333_333;
-    let burstable = kubelet.run_pod(PodSpec::new("burstable").container(app().request(request).limit(96 * MIB)))?;
+    let burstable = kubelet
+        .run_pod(PodSpec::new("burstable").container(app().request(request).limit(96 * MIB)))?;
     let throttled = high(request, 96 * MIB, FACTOR);
-    assert_eq!(values(node, &burstable)?, (request / PAGE * PAGE, 0, throttled, 96 * MIB), "Burstable");
-    assert_eq!(stored(node, &burstable)?, pairs(&[("memory.high", throttled), ("memory.min", request)]), "Burstable");
+    assert_eq!(
+        values(node, &burstable)?,
+        (request / PAGE * PAGE, 0, throttled, 96 * MIB),
+        "Burstable"
+    );
+    assert_eq!(
+        stored(node, &burstable)?,
+        pairs(&[("memory.high", throttled), ("memory.min", request)]),
+        "Burstable"
+    );
 
-    let unlimited = kubelet.run_pod(PodSpec::new("unlimited").container(app().request(32 * MIB)))?;
+    let unlimited =
+        kubelet.run_pod(PodSpec::new("unlimited").container(app().request(32 * MIB)))?;
     let expected = (32 * MIB, 0, high(32 * MIB, allocatable, FACTOR), MAX);
     assert_eq!(values(node, &unlimited)?, expected, "Burstable without a limit");
 
     let best_effort = kubelet.run_pod(PodSpec::new("besteffort").container(app()))?;
-    assert_eq!(values(node, &best_effort)?, (0, 0, high(0, allocatable, FACTOR), MAX), "BestEffort");
+    assert_eq!(
+        values(node, &best_effort)?,
+        (0, 0, high(0, allocatable, FACTOR), MAX),
+        "BestEffort"
+    );
     Ok(())
 }
 
@@ -112,7 +135,11 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
     kubelet.checkpoints = false;
     kubelet.remove_checkpoints()?;
     let pod = kubelet.run_pod(spec("annotated").annotation(annotation, "20Mi"))?;
-    assert_eq!(values(node, &pod)?, (20 * MIB, 0, high(20 * MIB, 80 * MIB, FACTOR), 80 * MIB), "annotation");
+    assert_eq!(
+        values(node, &pod)?,
+        (20 * MIB, 0, high(20 * MIB, 80 * MIB, FACTOR), 80 * MIB),
+        "annotation"
+    );
 
     // From the OOM score the request is known to within a thousandth of the node's memory, and its lower end is taken.
     let pod = kubelet.run_pod(spec("scored"))?;
@@ -121,23 +148,33 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
     assert!(lowest <= 40 * MIB && 40 * MIB - lowest <= kubelet.capacity() / 1000, "{lowest}");
     assert_eq!(values(node, &pod)?.0, lowest / PAGE * PAGE, "oom_score_adj");
 
-    let pod = kubelet.run_pod(PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100)))?;
+    let pod =
+        kubelet.run_pod(PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100)))?;
     assert_eq!(values(node, &pod)?.0, 64 * MIB - HEADROOM, "QoS class");
 
     // What a kubelet with its own MemoryQoS sends. The plugin's answer overrules it all the same.
-    let sent = app().request(40 * MIB).limit(80 * MIB).unified("memory.min", 40 * MIB).unified("memory.high", 44 * MIB);
+    let sent = app()
+        .request(40 * MIB)
+        .limit(80 * MIB)
+        .unified("memory.min", 40 * MIB)
+        .unified("memory.high", 44 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("sent").container(sent))?;
     // containerd does not show plugins the unified map of a create, so that the next best source counts. Where it is shown, what it
     // sets is changed once the container runs.
     let request = if node.runtime().shows_unified() { 40 * MIB } else { lowest };
     let cgroup = &pod.container("app")?.cgroup;
-    let expected = [("memory.min", request / PAGE * PAGE), ("memory.high", high(request, 80 * MIB, FACTOR))];
+    let expected =
+        [("memory.min", request / PAGE * PAGE), ("memory.high", high(request, 80 * MIB, FACTOR))];
     let expected = expected.map(|(file, value)| Expected::new(cgroup, file, value));
-    cgroup::settle(node, "", &expected, Duration::from_millis(400), Duration::from_secs(60)).context("unified")?;
+    cgroup::settle(node, "", &expected, Duration::from_millis(400), Duration::from_secs(60))
+        .context("unified")?;
     Ok(())
 }
 
-fn annotations_override_the_configuration_and_bad_ones_do_not(node: &Node, driver: Driver) -> Result<()> {
+fn annotations_override_the_configuration_and_bad_ones_do_not(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let spec = |name: &str| PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB));
     let pod = kubelet.run_pod(
@@ -165,18 +202,27 @@ fn holds(node: &Node, pod: &Pod, values: [(&'static str, u64); 3]) -> Result<()>
 
 fn a_resize_brings_the_values_that_go_with_it(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let mut pod = kubelet.run_pod(PodSpec::new("resized").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    let mut pod = kubelet
+        .run_pod(PodSpec::new("resized").container(app().request(32 * MIB).limit(96 * MIB)))?;
     for (request, limit) in [(48 * MIB, 128 * MIB), (40 * MIB, 80 * MIB)] {
         kubelet.resize(&mut pod, "app", Some(request), Some(limit))?;
         holds(
             node,
             &pod,
-            [("memory.min", request), ("memory.high", high(request, limit, FACTOR)), ("memory.max", limit)],
+            [
+                ("memory.min", request),
+                ("memory.high", high(request, limit, FACTOR)),
+                ("memory.max", limit),
+            ],
         )?;
     }
     // Request equal to the limit: nothing between them to throttle, so the old memory.high must go.
     kubelet.resize(&mut pod, "app", Some(80 * MIB), Some(80 * MIB))?;
-    holds(node, &pod, [("memory.min", 80 * MIB - HEADROOM), ("memory.high", MAX), ("memory.max", 80 * MIB)])?;
+    holds(
+        node,
+        &pod,
+        [("memory.min", 80 * MIB - HEADROOM), ("memory.high", MAX), ("memory.max", 80 * MIB)],
+    )?;
     let stored = stored(node, &pod)?;
     assert!(stored.contains(&("memory.high".to_owned(), "max".to_owned())), "{stored:?}");
     Ok(())
@@ -184,7 +230,8 @@ fn a_resize_brings_the_values_that_go_with_it(node: &Node, driver: Driver) -> Re
 
 fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let pod = kubelet.run_pod(PodSpec::new("running").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    let pod = kubelet
+        .run_pod(PodSpec::new("running").container(app().request(32 * MIB).limit(96 * MIB)))?;
     let mode = mode(node)?;
     let file = placement::CONFIG;
     let change = |config: &str, said: &str| {
@@ -192,7 +239,10 @@ fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Drive
         let script = format!("printf '{config}' >{file}.new && mv {file}.new {file}");
         placement::wait_for_journal(node, unit(node, mode), said, &script)
     };
-    change("memoryReservationPolicy: TieredReservation\\nmemoryThrottlingFactor: 0.5\\n", "verified")?;
+    change(
+        "memoryReservationPolicy: TieredReservation\\nmemoryThrottlingFactor: 0.5\\n",
+        "verified",
+    )?;
     assert_eq!(values(node, &pod)?, (0, 32 * MIB, 64 * MIB, 96 * MIB));
     change("memoryThrottlingFactor: 7\\n", "stays in force")?;
     assert_eq!(values(node, &pod)?, (0, 32 * MIB, 64 * MIB, 96 * MIB));
@@ -205,26 +255,35 @@ fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Drive
 
 fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let pod = kubelet.run_pod(PodSpec::new("running").container(app().request(32 * MIB).limit(96 * MIB)))?;
+    let pod = kubelet
+        .run_pod(PodSpec::new("running").container(app().request(32 * MIB).limit(96 * MIB)))?;
     let expected = (32 * MIB, 0, high(32 * MIB, 96 * MIB, FACTOR), 96 * MIB);
     assert_eq!(values(node, &pod)?, expected);
     let mode = mode(node)?;
     // While the plugin or the runtime is not there to repair it.
-    let runtime = ["stop", "start"].map(|verb| format!("systemctl {verb} {}", node.runtime().unit()));
-    let plugin = ["systemctl kill --signal KILL plimsoll; systemctl stop plimsoll", "systemctl start plimsoll"];
+    let runtime =
+        ["stop", "start"].map(|verb| format!("systemctl {verb} {}", node.runtime().unit()));
+    let plugin = [
+        "systemctl kill --signal KILL plimsoll; systemctl stop plimsoll",
+        "systemctl start plimsoll",
+    ];
     let restarts = match mode {
         Mode::Launched => vec![runtime],
         Mode::External => vec![plugin.map(str::to_owned), runtime],
     };
     for [stop, restart] in restarts {
         let cgroup = format!("{}/{}", cgroup::ROOT, pod.container("app")?.cgroup);
-        let script = format!("{stop}; echo 0 >{cgroup}/memory.min; echo max >{cgroup}/memory.high; {restart}");
+        let script = format!(
+            "{stop}; echo 0 >{cgroup}/memory.min; echo max >{cgroup}/memory.high; {restart}"
+        );
         placement::wait_for_journal(node, unit(node, mode), "verified", &script)?;
         assert_eq!(values(node, &pod)?, expected, "{restart}");
     }
     // Those of before the restart have ended: one that connects over the socket, or two that a runtime launched, the one that
     // it knows of and the one that outlives being dropped.
-    let processes = node.run("for exe in /proc/[0-9]*/exe; do readlink $exe; done | grep -c plimsoll || true")?.stdout;
+    let processes = node
+        .run("for exe in /proc/[0-9]*/exe; do readlink $exe; done | grep -c plimsoll || true")?
+        .stdout;
     let expected_processes = match mode {
         Mode::Launched => "2",
         Mode::External => "1",
@@ -249,12 +308,15 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
     placement::configure(node, "mode: observe\n")?;
     let untouched = |pod: &Pod| -> Result<()> {
         let cgroup = &pod.container("app")?.cgroup;
-        let files = cgroup::chain(cgroup).into_iter().map(|level| Expected::new(level, "memory.min", 0));
-        let files: Vec<_> = files.chain([Expected::new(cgroup.as_str(), "memory.high", MAX)]).collect();
+        let files =
+            cgroup::chain(cgroup).into_iter().map(|level| Expected::new(level, "memory.min", 0));
+        let files: Vec<_> =
+            files.chain([Expected::new(cgroup.as_str(), "memory.high", MAX)]).collect();
         cgroup::settle(node, "", &files, Duration::from_millis(200), Duration::from_secs(60))?;
         let stored = stored(node, pod)?;
         let defaults = [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")];
-        let is_default = |(key, value): &(String, String)| defaults.contains(&(key.as_str(), value.as_str()));
+        let is_default =
+            |(key, value): &(String, String)| defaults.contains(&(key.as_str(), value.as_str()));
         assert!(stored.iter().all(is_default), "{stored:?}");
         Ok(())
     };
@@ -266,8 +328,14 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
     let all = status()?;
     assert_eq!(all["node"]["mode"], "observe");
     let shown = all["containers"].as_array().context("containers")?;
-    let shown = shown.iter().find(|container| container["pod"] == "observed").context("the pod is not shown")?;
-    assert_eq!((&shown["desired"]["min"], &shown["observed"]["min"]), (&(32 * MIB).into(), &0.into()));
+    let shown = shown
+        .iter()
+        .find(|container| container["pod"] == "observed")
+        .context("the pod is not shown")?;
+    assert_eq!(
+        (&shown["desired"]["min"], &shown["observed"]["min"]),
+        (&(32 * MIB).into(), &0.into())
+    );
     // The plugin would refuse this decrease. What the runtime makes of it is its own.
     let answer = pod.container("app")?.call(node, &format!("alloc {}", 60 * MIB))?;
     assert!(answer.starts_with("ok"), "{answer}");
@@ -294,12 +362,14 @@ fn unit(node: &Node, mode: Mode) -> &'static str {
 fn the_node_is_found_able_and_shown_with_its_containers(node: &Node, driver: Driver) -> Result<()> {
     let program = placement::binary(mode(node)?);
     let mut kubelet = Kubelet::start(node, driver)?;
-    let pod = kubelet.run_pod(PodSpec::new("shown").container(app().request(32 * MIB).limit(64 * MIB)))?;
+    let pod = kubelet
+        .run_pod(PodSpec::new("shown").container(app().request(32 * MIB).limit(64 * MIB)))?;
     let doctor = node.try_run(&format!("{program} doctor"))?;
     println!("{} {driver}:\n{}", node.runtime(), doctor.stdout);
     assert!(doctor.status.success(), "{}", doctor.stdout);
     // What is read is what is there, by the words of the kernel.
-    let status: serde_json::Value = serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?;
+    let status: serde_json::Value =
+        serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?;
     let [container] = &status["containers"].as_array().context("containers")?[..] else {
         anyhow::bail!("one container is expected: {status:#}")
     };
@@ -308,10 +378,16 @@ fn the_node_is_found_able_and_shown_with_its_containers(node: &Node, driver: Dri
     assert_eq!((&container["observed"], &container["desired"]), (&observed, &observed));
     assert_eq!(container["cgroup"], pod.container("app")?.cgroup);
     assert_eq!(container["state"], "protected");
-    assert!(container["usage"].as_u64() > Some(0) && container["stalledSeconds"].is_number(), "{container:#}");
+    assert!(
+        container["usage"].as_u64() > Some(0) && container["stalledSeconds"].is_number(),
+        "{container:#}"
+    );
     let levels = status["cgroups"].as_array().context("cgroups")?;
     let of_pod = levels.iter().find(|level| level["level"] == "pod").context("no pod")?;
-    assert_eq!((&of_pod["observed"]["min"], &of_pod["standing"]), (&(32 * MIB).into(), &"protected".into()));
+    assert_eq!(
+        (&of_pod["observed"]["min"], &of_pod["standing"]),
+        (&(32 * MIB).into(), &"protected".into())
+    );
     println!("{}", node.run(&format!("{program} status"))?.stdout);
     Ok(())
 }

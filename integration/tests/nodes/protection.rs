@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use integration::cgroup::{self, Expected, MAX, Settled};
 use integration::crictl;
-use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos, SYSTEM_RESERVED};
+use integration::kubelet::{
+    ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos, SYSTEM_RESERVED,
+};
 use integration::node::Node;
 use integration::node_tests;
 use integration::placement::{self, CONFIG, EXTERNAL_BINARY, journal};
@@ -67,19 +69,31 @@ struct Protection {
 
 impl Protection {
     fn files(self, cgroup: &str) -> [Expected; 2] {
-        [Expected::new(cgroup, "memory.min", self.min), Expected::new(cgroup, "memory.low", self.low)]
+        [
+            Expected::new(cgroup, "memory.min", self.min),
+            Expected::new(cgroup, "memory.low", self.low),
+        ]
     }
 }
 
 /// What every cgroup is to hold, worked out from nothing but the pods. Requests in these tests are whole pages.
-fn expected<'p>(kubelet: &Kubelet<'_>, policy: Policy, pods: impl IntoIterator<Item = &'p Pod>) -> Vec<Expected> {
+fn expected<'p>(
+    kubelet: &Kubelet<'_>,
+    policy: Policy,
+    pods: impl IntoIterator<Item = &'p Pod>,
+) -> Vec<Expected> {
     let mut files = Vec::new();
     let (mut top, mut burstable) = (Protection::default(), Protection::default());
     for pod in pods {
         let soft = policy == Policy::Tiered && pod.spec.qos() == Qos::Burstable;
-        let protect = |bytes| if soft { Protection { min: 0, low: bytes } } else { Protection { min: bytes, low: 0 } };
+        let protect = |bytes| {
+            if soft { Protection { min: 0, low: bytes } } else { Protection { min: bytes, low: 0 } }
+        };
         for container in &pod.containers {
-            let Some(spec) = pod.spec.containers.iter().find(|spec| spec.name == container.name) else { continue };
+            let Some(spec) = pod.spec.containers.iter().find(|spec| spec.name == container.name)
+            else {
+                continue;
+            };
             let request = spec.effective_request().unwrap_or(0);
             let mut own = protect(request);
             own.min = own.min.min(spec.memory_limit.map_or(MAX, |limit| limit - HEADROOM));
@@ -99,16 +113,24 @@ fn expected<'p>(kubelet: &Kubelet<'_>, policy: Policy, pods: impl IntoIterator<I
 }
 
 fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<Settled> {
-    let settled = cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
+    let settled =
+        cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
     let milliseconds = settled.after.as_secs_f64() * 1000.0;
-    println!("{}: {what}: right after {milliseconds:.1} ms, {} looks", node.runtime(), settled.looks);
+    println!(
+        "{}: {what}: right after {milliseconds:.1} ms, {} looks",
+        node.runtime(),
+        settled.looks
+    );
     Ok(settled)
 }
 
 /// Runs a script and waits until the files are as expected, which has to be soon.
 fn settled(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<()> {
     let settled = settle(node, what, script, expected)?;
-    ensure!(settled.after <= SOON || settled.looks <= SOON_LOOKS, "{what}: right only after {settled:?}");
+    ensure!(
+        settled.after <= SOON || settled.looks <= SOON_LOOKS,
+        "{what}: right only after {settled:?}"
+    );
     Ok(())
 }
 
@@ -131,14 +153,21 @@ fn burstable() -> PodSpec {
 
 /// A guaranteed and a burstable pod.
 fn two_pods(kubelet: &mut Kubelet<'_>) -> Result<[Pod; 2]> {
-    kubelet.run_pods(vec![guaranteed(), burstable()])?.try_into().ok().context("two pods were asked for")
+    kubelet
+        .run_pods(vec![guaranteed(), burstable()])?
+        .try_into()
+        .ok()
+        .context("two pods were asked for")
 }
 
 fn file(cgroup: &str, name: &str) -> String {
     format!("{}/{cgroup}/{name}", cgroup::ROOT)
 }
 
-fn every_ancestor_carries_the_sum_of_what_lives_below_it(node: &Node, driver: Driver) -> Result<()> {
+fn every_ancestor_carries_the_sum_of_what_lives_below_it(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let check = |kubelet: &Kubelet<'_>, what: &str, policy, pods: &[Pod]| {
         settled(node, &format!("{driver}: {what}"), "", &expected(kubelet, policy, pods))
@@ -147,8 +176,11 @@ fn every_ancestor_carries_the_sum_of_what_lives_below_it(node: &Node, driver: Dr
         .overhead(8 * MIB)
         .container(app().request(32 * MIB).limit(96 * MIB))
         .container(ContainerSpec::new("side").request(16 * MIB));
-    let mut pods =
-        kubelet.run_pods(vec![guaranteed().overhead(16 * MIB), several, PodSpec::new("best").container(app())])?;
+    let mut pods = kubelet.run_pods(vec![
+        guaranteed().overhead(16 * MIB),
+        several,
+        PodSpec::new("best").container(app()),
+    ])?;
     check(&kubelet, "pods of every class", Policy::Hard, &pods)?;
 
     // A container that lives only for a while counts only then, and not after it ended by itself.
@@ -160,7 +192,12 @@ fn every_ancestor_carries_the_sum_of_what_lives_below_it(node: &Node, driver: Dr
     check(&kubelet, "one more container", Policy::Hard, &with_init)?;
     let end = format!("workload call {} exit 0 || true", for_a_while.container("init")?.control);
     // Its cgroup goes when the runtime has taken note of that.
-    reached(node, &format!("{driver}: a container ended"), &end, &expected(&kubelet, Policy::Hard, &pods))?;
+    reached(
+        node,
+        &format!("{driver}: a container ended"),
+        &end,
+        &expected(&kubelet, Policy::Hard, &pods),
+    )?;
 
     kubelet.remove_container(&mut pods[1], "side")?;
     check(&kubelet, "a container removed", Policy::Hard, &pods)?;
@@ -170,7 +207,12 @@ fn every_ancestor_carries_the_sum_of_what_lives_below_it(node: &Node, driver: Dr
     }
 
     node.write_file(CONFIG, TIERED, 0o644)?;
-    reached(node, &format!("{driver}: tiered by configuration"), "", &expected(&kubelet, Policy::Tiered, &pods))?;
+    reached(
+        node,
+        &format!("{driver}: tiered by configuration"),
+        "",
+        &expected(&kubelet, Policy::Tiered, &pods),
+    )?;
     kubelet.remove_pod(&pods.remove(0))?;
     check(&kubelet, "a pod removed", Policy::Tiered, &pods)?;
     node.write_file(CONFIG, config(), 0o644)?;
@@ -204,7 +246,10 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
         PodSpec::new("first").container(app().request(first)),
         PodSpec::new("second").container(app().request(second)),
     ])?;
-    ensure!(allocatable > 300 * MIB && allocatable < 256 * MIB + first + second, "allocatable is {allocatable}");
+    ensure!(
+        allocatable > 300 * MIB && allocatable < 256 * MIB + first + second,
+        "allocatable is {allocatable}"
+    );
     // The guaranteed pod in full, and what a container asks for in the container's own file.
     let exact = [
         Expected::new(&pods[0].cgroup, "memory.min", 256 * MIB),
@@ -214,22 +259,37 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
     ];
     settled(node, &format!("{driver}: more requested than there is"), "", &exact)?;
     let class = kubelet.class_cgroup(Qos::Burstable);
-    let levels = cgroup::memory(node, &[kubelet.top_cgroup(), &class, &pods[1].cgroup, &pods[2].cgroup])?;
+    let levels =
+        cgroup::memory(node, &[kubelet.top_cgroup(), &class, &pods[1].cgroup, &pods[2].cgroup])?;
     let [top, class, of_first, of_second] = levels[..] else { unreachable!("four were asked for") };
     // Each may be rounded down by a page, and the rest is shared as 2 to 1.
     let near = |value: u64, wanted: u64| value <= wanted && wanted - value <= 4 * 4096;
     let rest = allocatable - 256 * MIB;
     assert!(near(top.min, allocatable), "{top:?} of {allocatable}");
     assert!(near(class.min, rest), "{class:?} of {rest}");
-    assert!(near(of_first.min, rest / 3 * 2) && near(of_second.min, rest / 3), "{of_first:?} {of_second:?} of {rest}");
+    assert!(
+        near(of_first.min, rest / 3 * 2) && near(of_second.min, rest / 3),
+        "{of_first:?} {of_second:?} of {rest}"
+    );
     assert!(of_first.min + of_second.min <= class.min && class.min + 256 * MIB <= top.min);
     let said = journal(node, so_far)?;
-    assert!(said.iter().any(|line| line.contains("allocatable")), "who lost how much is said: {said:#?}");
+    assert!(
+        said.iter().any(|line| line.contains("allocatable")),
+        "who lost how much is said: {said:#?}"
+    );
     kubelet.remove_pod(&pods[1])?;
-    settled(node, &format!("{driver}: enough again"), "", &expected(&kubelet, Policy::Hard, [&pods[0], &pods[2]]))
+    settled(
+        node,
+        &format!("{driver}: enough again"),
+        "",
+        &expected(&kubelet, Policy::Hard, [&pods[0], &pods[2]]),
+    )
 }
 
-fn a_protected_container_keeps_its_working_set_under_pressure(node: &Node, driver: Driver) -> Result<()> {
+fn a_protected_container_keeps_its_working_set_under_pressure(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let contest = Contest::run(node, &mut kubelet)?;
     let files = expected(&kubelet, Policy::Hard, [&contest.protected, &contest.other]);
@@ -275,7 +335,9 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
     let pod = &pods[1];
     let container = pod.container("app")?;
     let mut files = expected(&kubelet, Policy::Hard, &pods);
-    let [values] = cgroup::memory(node, &[&container.cgroup])?[..] else { unreachable!("one was asked for") };
+    let [values] = cgroup::memory(node, &[&container.cgroup])?[..] else {
+        unreachable!("one was asked for")
+    };
     assert!(values.high < 96 * MIB, "{values:?}");
     files.push(Expected::new(&container.cgroup, "memory.high", values.high));
     settled(node, &format!("{driver}: two pods"), "", &files)?;
@@ -283,13 +345,22 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
     let (top, class) = (kubelet.top_cgroup(), kubelet.class_cgroup(Qos::Burstable));
     let mut writers = vec![
         ("the kubelet's update of the classes", kubelet.qos_update()),
-        ("crictl update", format!("crictl update --memory {} {} >/dev/null", 96 * MIB, container.id)),
+        (
+            "crictl update",
+            format!("crictl update --memory {} {} >/dev/null", 96 * MIB, container.id),
+        ),
         ("memory.min of all pods", format!("echo 0 > {}", file(top, "memory.min"))),
         ("memory.min of the class", format!("echo 0 > {}", file(&class, "memory.min"))),
         ("memory.min of the pod", format!("echo 0 > {}", file(&pod.cgroup, "memory.min"))),
-        ("memory.min of the container", format!("echo 0 > {}", file(&container.cgroup, "memory.min"))),
+        (
+            "memory.min of the container",
+            format!("echo 0 > {}", file(&container.cgroup, "memory.min")),
+        ),
         ("memory.low of the class", format!("echo 1M > {}", file(&class, "memory.low"))),
-        ("memory.low of the container", format!("echo 1M > {}", file(&container.cgroup, "memory.low"))),
+        (
+            "memory.low of the container",
+            format!("echo 1M > {}", file(&container.cgroup, "memory.low")),
+        ),
         // Of a scope by crun the lower one of both counts.
         (
             "memory.high of the container",
@@ -346,11 +417,15 @@ fn nothing_else_of_a_cgroup_changes_with_its_protection(node: &Node, driver: Dri
         let script = match driver {
             Driver::Systemd => {
                 let unit = pod.cgroup.rsplit('/').next().unwrap_or_default();
-                format!("systemctl set-property --runtime {unit} MemorySwapMax=0 CPUQuota=50% CPUWeight=40")
+                format!(
+                    "systemctl set-property --runtime {unit} MemorySwapMax=0 CPUQuota=50% CPUWeight=40"
+                )
             }
             Driver::Cgroupfs => {
-                let set = [("memory.swap.max", "0"), ("cpu.max", "50000 100000"), ("cpu.weight", "40")];
-                set.map(|(name, value)| format!("echo {value} > {}; ", file(&pod.cgroup, name))).concat()
+                let set =
+                    [("memory.swap.max", "0"), ("cpu.max", "50000 100000"), ("cpu.weight", "40")];
+                set.map(|(name, value)| format!("echo {value} > {}; ", file(&pod.cgroup, name)))
+                    .concat()
             }
         };
         node.run(&script)?;
@@ -358,8 +433,10 @@ fn nothing_else_of_a_cgroup_changes_with_its_protection(node: &Node, driver: Dri
     let mut cgroups = vec![kubelet.top_cgroup().to_owned(), kubelet.class_cgroup(Qos::Burstable)];
     cgroups.extend(pods.iter().map(|pod| pod.cgroup.clone()));
     let others = || -> Result<String> {
-        let files: String =
-            cgroups.iter().flat_map(|group| OTHERS.map(|name| format!(" {}", file(group, name)))).collect();
+        let files: String = cgroups
+            .iter()
+            .flat_map(|group| OTHERS.map(|name| format!(" {}", file(group, name))))
+            .collect();
         Ok(node.run(&format!("grep . {files}"))?.stdout)
     };
     let before = others()?;
@@ -373,7 +450,8 @@ fn nothing_else_of_a_cgroup_changes_with_its_protection(node: &Node, driver: Dri
 }
 
 /// Files beside those for protection.
-const OTHERS: [&str; 6] = ["memory.high", "memory.max", "memory.swap.max", "cpu.max", "cpu.weight", "pids.max"];
+const OTHERS: [&str; 6] =
+    ["memory.high", "memory.max", "memory.swap.max", "cpu.max", "cpu.weight", "pids.max"];
 
 fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
@@ -394,7 +472,9 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     let mut lines = journal(node, so_far)?;
     lines.retain(|line| line.contains("outcome=contended"));
     let [line] = &lines[..] else { anyhow::bail!("one line expected, got {lines:#?}") };
-    for part in [kubelet.top_cgroup(), "memory.min", &format!("desired={sum}"), "observed=0", "repairs="] {
+    for part in
+        [kubelet.top_cgroup(), "memory.min", &format!("desired={sum}"), "observed=0", "repairs="]
+    {
         assert!(line.contains(part), "{part:?} is missing in {line:?}");
     }
     let repaired = repairs()?;
@@ -412,8 +492,14 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     // Other levels are looked after as before.
     let class = file(&kubelet.class_cgroup(Qos::Burstable), "memory.min");
     let others = expected(&kubelet, Policy::Hard, &pods);
-    let others: Vec<Expected> = others.into_iter().filter(|file| file.cgroup != kubelet.top_cgroup()).collect();
-    settled(node, &format!("{driver}: beside the contention"), &format!("echo 0 > {class}"), &others)?;
+    let others: Vec<Expected> =
+        others.into_iter().filter(|file| file.cgroup != kubelet.top_cgroup()).collect();
+    settled(
+        node,
+        &format!("{driver}: beside the contention"),
+        &format!("echo 0 > {class}"),
+        &others,
+    )?;
     node.run(&format!("systemctl stop {unit}; rm /run/repairs"))?;
     placement::restart_plugin(node)?;
     reached(node, &format!("{driver}: after it"), "", &expected(&kubelet, Policy::Hard, &pods))
@@ -426,7 +512,8 @@ fn another_plugin_may_claim_the_same_key(node: &Node, driver: Driver) -> Result<
     for (key, name) in [("memory.high", "high"), ("memory.min", "min")] {
         let so_far = journal(node, 0)?.len();
         placement::claim(node, Path::new(env!("CARGO_BIN_EXE_claimer")), key, &theirs.to_string())?;
-        let pod = kubelet.run_pod(PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB)))?;
+        let pod = kubelet
+            .run_pod(PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB)))?;
         placement::unclaim(node)?;
         let container = pod.container("app")?;
         let said = journal(node, so_far)?;
@@ -438,7 +525,12 @@ fn another_plugin_may_claim_the_same_key(node: &Node, driver: Driver) -> Result<
         let own = [("memory.min", 32 * MIB), ("memory.high", high)];
         let own = own.map(|(key, value)| Expected::new(&container.cgroup, key, value));
         reached(node, &format!("{driver}: {key} is claimed"), "", &own)?;
-        settled(node, &format!("{driver}: the pod's sum"), "", &[Expected::new(&pod.cgroup, "memory.min", 32 * MIB)])?;
+        settled(
+            node,
+            &format!("{driver}: the pod's sum"),
+            "",
+            &[Expected::new(&pod.cgroup, "memory.min", 32 * MIB)],
+        )?;
         kubelet.remove_pod(&pod)?;
     }
     Ok(())
@@ -461,7 +553,12 @@ fn random_pod(random: &mut Random, turn: u64) -> PodSpec {
 }
 
 /// Random pods: made in batches, some of each batch removed again, one resized. At the end all that were not removed.
-fn churn(kubelet: &mut Kubelet<'_>, random: &mut Random, batches: u64, batch: u64) -> Result<Vec<Pod>> {
+fn churn(
+    kubelet: &mut Kubelet<'_>,
+    random: &mut Random,
+    batches: u64,
+    batch: u64,
+) -> Result<Vec<Pod>> {
     let mut pods: Vec<Pod> = Vec::new();
     for turn in 0..batches {
         let specs = (0..batch).map(|index| random_pod(random, turn * batch + index)).collect();
@@ -493,8 +590,14 @@ fn leftovers(node: &Node) -> Result<String> {
 fn many_pods_come_and_go_and_every_sum_is_exact(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let seed = 20_260_000 + driver as u64;
-    let pods = churn(&mut kubelet, &mut Random::new(seed), 3, 4).with_context(|| format!("seed {seed}"))?;
-    settled(node, &format!("{driver}: churn, seed {seed}"), "", &expected(&kubelet, Policy::Hard, &pods))?;
+    let pods = churn(&mut kubelet, &mut Random::new(seed), 3, 4)
+        .with_context(|| format!("seed {seed}"))?;
+    settled(
+        node,
+        &format!("{driver}: churn, seed {seed}"),
+        "",
+        &expected(&kubelet, Policy::Hard, &pods),
+    )?;
     assert_eq!(leftovers(node)?, "");
     // However many there are: a runtime that stops them all at once is late with each.
     pods.chunks(8).try_for_each(|some| kubelet.remove_pods(some))?;
@@ -512,7 +615,12 @@ fn a_plugin_that_is_killed_again_and_again_converges(node: &Node, driver: Driver
     )?;
     let pods = churn(&mut kubelet, &mut Random::new(7), 2, 3);
     placement::until_synchronised(node, "systemctl stop killer; systemctl restart plimsoll")?;
-    reached(node, &format!("{driver}: killed during churn"), "", &expected(&kubelet, Policy::Hard, &pods?))?;
+    reached(
+        node,
+        &format!("{driver}: killed during churn"),
+        "",
+        &expected(&kubelet, Policy::Hard, &pods?),
+    )?;
     assert_eq!(leftovers(node)?, "");
     Ok(())
 }
@@ -532,7 +640,8 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     }
     let lives = || -> Result<_> {
         let groups: Vec<&str> = pods.iter().map(|pod| pod.containers[0].cgroup.as_str()).collect();
-        let limits = cgroup::memory(node, &groups)?.into_iter().map(|memory| (memory.max, memory.swap_max));
+        let limits =
+            cgroup::memory(node, &groups)?.into_iter().map(|memory| (memory.max, memory.swap_max));
         let files = groups.iter().flat_map(|group| {
             let files = ["container/cgroup.procs", "cgroup.procs", "cpu.max", "cpu.weight"];
             files.map(|name| format!(" {}", file(group, name)))
@@ -554,19 +663,27 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     for pod in &pods {
         let inspected = crictl::inspect(node, &pod.container("app")?.id)?;
         for (key, default) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")] {
-            let stored = crictl::stored_unified(&inspected)[key].as_str().unwrap_or(default).to_owned();
+            let stored =
+                crictl::stored_unified(&inspected)[key].as_str().unwrap_or(default).to_owned();
             assert_eq!(stored, default, "{key} of {}", pod.spec.name);
         }
     }
-    assert_eq!(changed(&node.run("plimsoll restore")?.stdout), 0, "the second time there is nothing to do");
+    assert_eq!(
+        changed(&node.run("plimsoll restore")?.stdout),
+        0,
+        "the second time there is nothing to do"
+    );
     // It stands aside after a restart, too, and an update brings nothing back.
     placement::restart_plugin(node)?;
-    let update = format!("crictl update --memory {} {} >/dev/null", 96 * MIB, pods[1].container("app")?.id);
+    let update =
+        format!("crictl update --memory {} {} >/dev/null", 96 * MIB, pods[1].container("app")?.id);
     settled(node, &format!("{driver}: the plugin stands aside"), &update, &default)?;
     reached(node, &format!("{driver}: restore undone"), "plimsoll restore --undo", &ours)?;
 
     // Without it, and by a program that was replaced meanwhile.
-    let replace = format!("cp {EXTERNAL_BINARY} {EXTERNAL_BINARY}.new; mv {EXTERNAL_BINARY}.new {EXTERNAL_BINARY}");
+    let replace = format!(
+        "cp {EXTERNAL_BINARY} {EXTERNAL_BINARY}.new; mv {EXTERNAL_BINARY}.new {EXTERNAL_BINARY}"
+    );
     let said = node.run(&format!("{replace}; systemctl stop plimsoll; plimsoll restore"))?.stdout;
     assert!(changed(&said) > 0, "{said}");
     let reload = if driver == Driver::Systemd { "systemctl daemon-reload" } else { "" };
@@ -578,7 +695,10 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     reached(node, &format!("{driver}: restore undone again"), "plimsoll restore --undo", &ours)
 }
 
-fn reserved_cgroups_are_protected_where_the_operator_names_them(node: &Node, driver: Driver) -> Result<()> {
+fn reserved_cgroups_are_protected_where_the_operator_names_them(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let _kubelet = Kubelet::start(node, driver)?;
     let reserved = |bytes| [Expected::new("system.slice", "memory.min", bytes)];
     let configure = "systemReservedCgroup: /system.slice\nsystemReserved: {memory: 100Mi}\n";
@@ -593,7 +713,10 @@ fn reserved_cgroups_are_protected_where_the_operator_names_them(node: &Node, dri
     reached(node, &format!("{driver}: no longer reserved"), "systemctl daemon-reload", &reserved(0))
 }
 
-fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(node: &Node, driver: Driver) -> Result<()> {
+fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let kept = 400 * MIB;
     let line = (kubelet.capacity() - kept) / 4096 * 4096;
@@ -607,16 +730,20 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(node: &Node,
     println!("{} {driver}: with nodeGuard: {balloon:?}", node.runtime());
     assert_eq!(balloon.node_kills, 0, "{balloon:?}");
     let top = format!("/{}", kubelet.top_cgroup());
-    assert!(!balloon.limit_kills.is_empty() && balloon.limit_kills.iter().all(|by| *by == top), "{balloon:?}");
+    assert!(
+        !balloon.limit_kills.is_empty() && balloon.limit_kills.iter().all(|by| *by == top),
+        "{balloon:?}"
+    );
     assert!(["a", "b"].iter().all(|within| balloon.alive.contains(within)), "{balloon:?}");
     assert_eq!((balloon.runtime.failures, balloon.service.failures), (0, 0), "{balloon:?}");
     // Seen: 2 and 9 pages, and without it 24,000 and more. Times depend on what else this machine does.
     assert!(balloon.refaults < 2048, "the system's page cache was taken: {balloon:?}");
 
     // It stays, also with systemd, and beside a kubelet that starts again.
-    for (what, script) in
-        [("daemon-reload", "systemctl daemon-reload".to_owned()), ("the kubelet's update", kubelet.qos_update())]
-    {
+    for (what, script) in [
+        ("daemon-reload", "systemctl daemon-reload".to_owned()),
+        ("the kubelet's update", kubelet.qos_update()),
+    ] {
         settled(node, &format!("{driver}: {what}"), &script, &guarded)?;
     }
     kubelet.limit_pods(kubelet.capacity() - 10 * MIB)?;
@@ -630,7 +757,11 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(node: &Node,
     // And goes, to what it was before.
     node.write_file(CONFIG, config(), 0o644)?;
     let before = [
-        Expected::new(kubelet.top_cgroup(), "memory.max", (kubelet.capacity() - SYSTEM_RESERVED) / 4096 * 4096),
+        Expected::new(
+            kubelet.top_cgroup(),
+            "memory.max",
+            (kubelet.capacity() - SYSTEM_RESERVED) / 4096 * 4096,
+        ),
         Expected::new("system.slice", "memory.min", 0),
     ];
     reached(node, &format!("{driver}: nothing is kept any more"), "", &before)

@@ -104,15 +104,23 @@ fn packed_at_another_time_by_somebody_else_it_is_the_same() {
     let sums = |directory: &Path| fs::read_to_string(directory.join("SHA256SUMS")).unwrap();
     assert_eq!(sums(released()), sums(&out));
     assert_eq!(sums(&out).lines().count(), 4);
-    said(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(released()));
+    said(
+        Command::new("sha256sum")
+            .args(["--check", "--strict", "SHA256SUMS"])
+            .current_dir(released()),
+    );
 }
 
 #[test]
 fn the_program_needs_no_library_and_names_nobody_s_directories() {
     let program = fs::read(placement::build().unwrap()).unwrap();
     let has = |text: &str| program.windows(text.len()).any(|window| window == text.as_bytes());
-    let headers = said(Command::new("readelf").arg("--program-headers").arg(placement::build().unwrap()));
-    assert!(headers.contains("LOAD") && !headers.contains("INTERP"), "it wants a dynamic linker: {headers}");
+    let headers =
+        said(Command::new("readelf").arg("--program-headers").arg(placement::build().unwrap()));
+    assert!(
+        headers.contains("LOAD") && !headers.contains("INTERP"),
+        "it wants a dynamic linker: {headers}"
+    );
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let home = std::env::var("HOME").unwrap();
     for directory in [root.to_str().unwrap(), &format!("{home}/.cargo")] {
@@ -127,10 +135,15 @@ fn the_image_is_the_program_and_nothing_else() {
     assert!(fs::metadata(file(".oci.tar")).unwrap().len() < MOST);
     let image = image();
     let index = json(&image["index.json"]);
-    let [descriptor] = index["manifests"].as_array().unwrap().as_slice() else { panic!("{index:#}") };
-    let kustomization = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/kustomization.yaml");
+    let [descriptor] = index["manifests"].as_array().unwrap().as_slice() else {
+        panic!("{index:#}")
+    };
+    let kustomization =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/kustomization.yaml");
     let kustomization = fs::read_to_string(kustomization).unwrap();
-    let field = |name: &str| kustomization.split_once(name).unwrap().1.lines().next().unwrap().trim().to_owned();
+    let field = |name: &str| {
+        kustomization.split_once(name).unwrap().1.lines().next().unwrap().trim().to_owned()
+    };
     let name = format!("{}:{}", field("newName:"), field("newTag:"));
     for annotation in ["io.containerd.image.name", "org.opencontainers.image.ref.name"] {
         assert_eq!(descriptor["annotations"][annotation], name);
@@ -144,11 +157,16 @@ fn the_image_is_the_program_and_nothing_else() {
     let root = tempfile::tempdir().unwrap();
     let packed = root.path().join("layer.tar.gz");
     fs::write(&packed, blob(&image, layer)).unwrap();
-    let listed = said(Command::new("tar").args(["--list", "--verbose", "--numeric-owner", "--file"]).arg(&packed));
+    let listed = said(
+        Command::new("tar").args(["--list", "--verbose", "--numeric-owner", "--file"]).arg(&packed),
+    );
     let files: Vec<Vec<_>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
     let files: Vec<_> = files.iter().map(|fields| (fields[0], fields[1], fields[5])).collect();
     let directory = |path| ("drwxr-xr-x", "0/0", path);
-    assert_eq!(files, [directory("usr/"), directory("usr/bin/"), ("-rwxr-xr-x", "0/0", "usr/bin/plimsoll")]);
+    assert_eq!(
+        files,
+        [directory("usr/"), directory("usr/bin/"), ("-rwxr-xr-x", "0/0", "usr/bin/plimsoll")]
+    );
     // It runs where there is nothing else.
     said(Command::new("tar").arg("--extract").arg("--file").arg(&packed).current_dir(&root));
     fs::remove_file(&packed).unwrap();
@@ -165,7 +183,9 @@ fn the_image_is_the_program_and_nothing_else() {
 #[test]
 fn the_debian_package_has_all_that_a_node_wants() {
     let package = file(".deb");
-    let field = |name| said(Command::new("dpkg-deb").arg("--field").arg(&package).arg(name)).trim_end().to_owned();
+    let field = |name| {
+        said(Command::new("dpkg-deb").arg("--field").arg(&package).arg(name)).trim_end().to_owned()
+    };
     assert_eq!([field("Package"), field("Version")], ["plimsoll", env!("CARGO_PKG_VERSION")]);
     // The C library is in it.
     assert_eq!(field("Depends"), "");
@@ -173,7 +193,10 @@ fn the_debian_package_has_all_that_a_node_wants() {
     said(Command::new("dpkg-deb").arg("--raw-extract").args([package.as_path(), root.path()]));
     let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
     assert_eq!(read("DEBIAN/conffiles"), "/etc/nri/conf.d/90-plimsoll.conf\n");
-    assert!(read("usr/lib/systemd/system/plimsoll.service").contains("\nExecStart=/usr/bin/plimsoll run"));
+    assert!(
+        read("usr/lib/systemd/system/plimsoll.service")
+            .contains("\nExecStart=/usr/bin/plimsoll run")
+    );
     for file in [
         "usr/bin/plimsoll",
         "etc/nri/conf.d/90-plimsoll.conf",
@@ -198,7 +221,8 @@ fn upload(node: &Node) -> Result<()> {
 
 /// Waits for memory.min and memory.high of a container.
 fn reaches(node: &Node, cgroup: &str, min: u64, high: u64) -> Result<()> {
-    let expected = [Expected::new(cgroup, "memory.min", min), Expected::new(cgroup, "memory.high", high)];
+    let expected =
+        [Expected::new(cgroup, "memory.min", min), Expected::new(cgroup, "memory.high", high)];
     cgroup::settle(node, "", &expected, Duration::ZERO, Duration::from_secs(60)).map(|_| ())
 }
 
@@ -207,8 +231,9 @@ fn the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_n
     driver: Driver,
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let pod =
-        kubelet.run_pod(PodSpec::new("shop").container(ContainerSpec::new("app").request(40 * MIB).limit(90 * MIB)))?;
+    let pod = kubelet.run_pod(
+        PodSpec::new("shop").container(ContainerSpec::new("app").request(40 * MIB).limit(90 * MIB)),
+    )?;
     let cgroup = &pod.container("app")?.cgroup;
     let high = (40 + 45) * MIB;
     upload(node)?;
@@ -219,7 +244,8 @@ fn the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_n
     assert_eq!(node.run("systemctl is-enabled plimsoll")?.stdout, "enabled\n");
 
     // An update is a new process, and one reconnection; values stay.
-    let process = || Ok::<_, anyhow::Error>(node.run("systemctl show --property MainPID plimsoll")?.stdout);
+    let process =
+        || Ok::<_, anyhow::Error>(node.run("systemctl show --property MainPID plimsoll")?.stdout);
     let first = process()?;
     placement::until_synchronised(node, &format!("dpkg --install {PACKAGE}"))?;
     assert_ne!(process()?, first);
@@ -240,7 +266,10 @@ fn the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_n
     Ok(())
 }
 
-fn the_debian_package_keeps_out_of_the_way_of_another_installation(node: &Node, _driver: Driver) -> Result<()> {
+fn the_debian_package_keeps_out_of_the_way_of_another_installation(
+    node: &Node,
+    _driver: Driver,
+) -> Result<()> {
     upload(node)?;
     let other = "/opt/nri/plugins/90-plimsoll";
     let output = node.run(&format!("install -D /bin/true {other}; dpkg --install {PACKAGE}"))?;

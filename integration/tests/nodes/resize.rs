@@ -39,7 +39,10 @@ fn config() -> String {
     "{}\n".to_owned()
 }
 
-fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node: &Node, driver: Driver) -> Result<()> {
+fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let mut pod = stories::satisfied(&mut kubelet, node)?;
     let id = pod.container("app")?.id.clone();
@@ -69,7 +72,9 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node:
     let before = stories::memory(node, &pod)?;
     let so_far = journal(node, 0)?.len();
     for _ in 0..2 {
-        let Err(refused) = stories::cut(&mut kubelet, &mut pod) else { anyhow::bail!("the cut passed") };
+        let Err(refused) = stories::cut(&mut kubelet, &mut pod) else {
+            anyhow::bail!("the cut passed")
+        };
         assert!(format!("{refused:#}").contains("would be killed"), "{refused:#}");
     }
     assert_eq!(stories::fate(node, &pod)?, (true, 0));
@@ -77,15 +82,20 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node:
     let said = journal(node, so_far)?;
     let said: Vec<_> = said.iter().filter(|line| line.contains("outcome=rejected")).collect();
     ensure!(said.len() == 2, "two refusals expected: {said:#?}");
-    for part in ["memory.max", "desired=104857600", "observed=157286400", "usage=", "reclaimable="] {
+    for part in ["memory.max", "desired=104857600", "observed=157286400", "usage=", "reclaimable="]
+    {
         assert!(said[0].contains(part), "{part}: {}", said[0]);
     }
     let status = node.run("plimsoll status")?.stdout;
     println!("{} {driver}:\n{status}", node.runtime());
-    let row = status.lines().find(|line| line.starts_with("refused ")).context("nobody is refused")?;
+    let row =
+        status.lines().find(|line| line.starts_with("refused ")).context("nobody is refused")?;
     assert!(row.contains("default/satisfied/app") && row.contains("150Mi"), "{status}");
     let story = node.run(&format!("plimsoll status {}", pod.spec.name))?.stdout;
-    assert!(story.contains("CutRejected: refused to lower the memory limit from 150Mi to 100Mi"), "{story}");
+    assert!(
+        story.contains("CutRejected: refused to lower the memory limit from 150Mi to 100Mi"),
+        "{story}"
+    );
 
     // Once it has freed memory, the same cut passes.
     pod.container("app")?.call(node, "free")?;
@@ -97,7 +107,10 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(node:
     Ok(())
 }
 
-fn a_limit_that_was_raised_while_the_container_was_down_saves_it(node: &Node, driver: Driver) -> Result<()> {
+fn a_limit_that_was_raised_while_the_container_was_down_saves_it(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let (pod, answer) = stories::hungry(&mut kubelet, node)?;
     assert!(answer.starts_with("ok"), "{answer}");
@@ -119,7 +132,10 @@ fn page_cache_makes_room_for_a_cut(node: &Node, driver: Driver) -> Result<()> {
     let (pod, cut) = stories::cached(&mut kubelet, node)?;
     cut?;
     let [of_pod, of_container] = stories::memory(node, &pod)?;
-    assert_eq!((of_pod.max, of_container.max, of_container.high), (60 * MIB, 60 * MIB, cgroup::MAX));
+    assert_eq!(
+        (of_pod.max, of_container.max, of_container.high),
+        (60 * MIB, 60 * MIB, cgroup::MAX)
+    );
     assert_eq!(stories::fate(node, &pod)?, (true, 0));
     Ok(())
 }
@@ -128,7 +144,10 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
     let mut kubelet = Kubelet::start(node, driver)?;
     // The factor puts memory.high where the control group has it.
     let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
-    placement::configure(node, &format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"))?;
+    placement::configure(
+        node,
+        &format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"),
+    )?;
     let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
     let [_, of_container] = stories::memory(node, &pod)?;
@@ -158,18 +177,26 @@ fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> 
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
         let pod = kubelet.run_pod(PodSpec::new(&format!("growing-{pace}")).container(app))?;
         let (made, killed) = stories::grows_while_it_is_cut(node, &pod, pace)?;
-        println!("{} {driver}: {pace} ms for each MiB: made: {made}, killed: {killed}", node.runtime());
+        println!(
+            "{} {driver}: {pace} ms for each MiB: made: {made}, killed: {killed}",
+            node.runtime()
+        );
         assert_eq!(killed, 0);
         kubelet.remove_pod(&pod)?;
     }
     Ok(())
 }
 
-fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(node: &Node, driver: Driver) -> Result<()> {
+fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let names = ["idle", "busy", "cached"];
     let container = |name| ContainerSpec::new(name).limit(150 * MIB).cpu(1000);
-    let pod = kubelet.run_pod(names.iter().fold(PodSpec::new("three"), |pod, name| pod.container(container(name))))?;
+    let pod = kubelet.run_pod(
+        names.iter().fold(PodSpec::new("three"), |pod, name| pod.container(container(name))),
+    )?;
     let containers = [pod.container("idle")?, pod.container("busy")?, pod.container("cached")?];
     for (container, work) in [(containers[1], "alloc"), (containers[2], "write /cache")] {
         let answer = container.call(node, &format!("{work} {}", 110 * MIB))?;
@@ -183,11 +210,18 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(node: &Node, dr
         })
         .collect();
     let told = |script: &str| -> Result<String> {
-        let ids: String = containers.iter().map(|container| format!("/tmp/{} ", container.id)).collect();
-        Ok(node.run(&format!("{script} wait; cat {ids}"))?.stdout.split_whitespace().collect::<Vec<_>>().join(" "))
+        let ids: String =
+            containers.iter().map(|container| format!("/tmp/{} ", container.id)).collect();
+        Ok(node
+            .run(&format!("{script} wait; cat {ids}"))?
+            .stdout
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" "))
     };
     let limits = || -> Result<Vec<u64>> {
-        let cgroups: Vec<_> = containers.iter().map(|container| container.cgroup.as_str()).collect();
+        let cgroups: Vec<_> =
+            containers.iter().map(|container| container.cgroup.as_str()).collect();
         Ok(cgroup::memory(node, &cgroups)?.iter().map(|memory| memory.max / MIB).collect())
     };
     // A slow node does not write back all of the page cache while the runtime waits. The kubelet asks again then, too.
@@ -205,7 +239,13 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(node: &Node, dr
     assert_eq!(limits()?, [60, 60, 60]);
     // Then the kubelet lowers the pod's, and nobody raises that again.
     kubelet.limit_pod(&pod, Some(180 * MIB))?;
-    cgroup::settle(node, "", &[Expected::new(&pod.cgroup, "memory.max", 180 * MIB)], HOLD, PATIENCE)?;
+    cgroup::settle(
+        node,
+        "",
+        &[Expected::new(&pod.cgroup, "memory.max", 180 * MIB)],
+        HOLD,
+        PATIENCE,
+    )?;
     assert_eq!(cgroup::events(node, &pod.cgroup)?["oom_kill"], 0);
     Ok(())
 }
@@ -215,15 +255,23 @@ fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driv
     placement::configure(node, "shrink: defer\n")?;
     let pod = stories::satisfied(&mut kubelet, node)?;
     let container = pod.container("app")?.clone();
-    let cut = format!("crictl update --memory {} --cpu-period 100000 --cpu-quota 30000 {}", 100 * MIB, container.id);
+    let cut = format!(
+        "crictl update --memory {} --cpu-period 100000 --cpu-quota 30000 {}",
+        100 * MIB,
+        container.id
+    );
     placement::wait_for_journal(node, "plimsoll", "outcome=deferred", &cut)?;
     let [_, memory] = stories::memory(node, &pod)?;
     assert_eq!(memory.max, 250 * MIB);
-    assert_eq!(node.read(&format!("/sys/fs/cgroup/{}/cpu.max", container.cgroup))?.trim_end(), "30000 100000");
+    assert_eq!(
+        node.read(&format!("/sys/fs/cgroup/{}/cpu.max", container.cgroup))?.trim_end(),
+        "30000 100000"
+    );
     assert_eq!(stories::fate(node, &pod)?, (true, 0));
     let free = format!("workload call {} free", container.control);
     placement::wait_for_journal(node, "plimsoll", "the deferred limit is in force", &free)?;
-    let expected = [("memory.max", 100 * MIB), ("memory.high", stories::memory_high(64 * MIB, 100 * MIB))];
+    let expected =
+        [("memory.max", 100 * MIB), ("memory.high", stories::memory_high(64 * MIB, 100 * MIB))];
     let expected = expected.map(|(name, value)| Expected::new(&container.cgroup, name, value));
     cgroup::settle(node, "", &expected, HOLD, PATIENCE)?;
     assert_eq!(stored_limit(node, &container.id)?, 100 * MIB);
@@ -239,7 +287,10 @@ fn stored_limit(node: &Node, container: &str) -> Result<u64> {
     limit.as_u64().with_context(|| format!("the stored limit is {limit}"))
 }
 
-fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(node: &Node, driver: Driver) -> Result<()> {
+fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let rescue = format!(
         "memoryThrottlingFactor: null\noomRescue: {{kills: 2, factor: 1.2, minimum: 20Mi, ceiling: {}}}\n",
@@ -267,9 +318,12 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(node: &Node, drive
     let pod = kubelet.run_pod(PodSpec::new("forking").container(app))?;
     let container = pod.container("app")?;
     let limits = |limit: u64| {
-        [&pod.cgroup, &container.cgroup].map(|cgroup| Expected::new(cgroup, "memory.max", limit * MIB)).to_vec()
+        [&pod.cgroup, &container.cgroup]
+            .map(|cgroup| Expected::new(cgroup, "memory.max", limit * MIB))
+            .to_vec()
     };
-    let twice = format!("for _ in 1 2; do workload call {} child {}; done", container.control, 150 * MIB);
+    let twice =
+        format!("for _ in 1 2; do workload call {} child {}; done", container.control, 150 * MIB);
     for limit in [80, 100, 110] {
         cgroup::settle(node, &twice, &limits(limit), HOLD, PATIENCE)?;
     }
@@ -281,23 +335,32 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(node: &Node, drive
     placement::configure(node, &config())
 }
 
-fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node: &Node, driver: Driver) -> Result<()> {
+fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
+    node: &Node,
+    driver: Driver,
+) -> Result<()> {
     const CONTAINERS: usize = 6;
     let mut kubelet = Kubelet::start(node, driver)?;
     let name = |index: usize| format!("app-{index}");
     let container = |index| ContainerSpec::new(&name(index)).request(16 * MIB).limit(20 * MIB);
-    let pod =
-        kubelet.run_pod((0..CONTAINERS).fold(PodSpec::new("many"), |pod, index| pod.container(container(index))))?;
-    let ids: Vec<&str> =
-        (0..CONTAINERS).map(|index| Ok(pod.container(&name(index))?.id.as_str())).collect::<Result<_>>()?;
+    let pod = kubelet.run_pod(
+        (0..CONTAINERS).fold(PodSpec::new("many"), |pod, index| pod.container(container(index))),
+    )?;
+    let ids: Vec<&str> = (0..CONTAINERS)
+        .map(|index| Ok(pod.container(&name(index))?.id.as_str()))
+        .collect::<Result<_>>()?;
     let mut limits = [30 * MIB; CONTAINERS];
     let expected = |limits: &[u64]| -> Result<Vec<Expected>> {
         let of_container = |(index, limit): (usize, &u64)| {
             let cgroup = &pod.container(&name(index))?.cgroup;
             let high = stories::memory_high(16 * MIB, *limit);
-            Ok([Expected::new(cgroup, "memory.max", *limit), Expected::new(cgroup, "memory.high", high)])
+            Ok([
+                Expected::new(cgroup, "memory.max", *limit),
+                Expected::new(cgroup, "memory.high", high),
+            ])
         };
-        let of_containers: Vec<_> = limits.iter().enumerate().map(of_container).collect::<Result<_>>()?;
+        let of_containers: Vec<_> =
+            limits.iter().enumerate().map(of_container).collect::<Result<_>>()?;
         Ok(of_containers.into_iter().flatten().collect())
     };
     // The kubelet says nothing to the pod's cgroup here.
@@ -328,13 +391,17 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(node:
         }
     }
     cgroup::settle(node, "", &expected(&limits)?, HOLD, PATIENCE)?;
-    for ((id, limit), _) in ids.iter().zip(limits).zip(is_stored).filter(|(_, is_stored)| *is_stored) {
+    for ((id, limit), _) in
+        ids.iter().zip(limits).zip(is_stored).filter(|(_, is_stored)| *is_stored)
+    {
         let inspected = crictl::inspect(node, id)?;
         let high = stories::memory_high(16 * MIB, limit);
         assert_eq!(stored_limit(node, id)?, limit);
         assert_eq!(crictl::stored_unified(&inspected)["memory.high"], high.to_string());
     }
-    let [of_pod] = cgroup::memory(node, &[&pod.cgroup])?[..] else { unreachable!("one was asked for") };
+    let [of_pod] = cgroup::memory(node, &[&pod.cgroup])?[..] else {
+        unreachable!("one was asked for")
+    };
     assert!(of_pod.max >= limits.iter().sum(), "{of_pod:?} {limits:?}");
     assert_eq!(cgroup::events(node, &pod.cgroup)?["oom_kill"], 0);
     Ok(())
@@ -357,7 +424,12 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
     // No limit, and one beyond what there is.
     for limit in ["9223372036854775807", "-1"] {
         let output = node.try_run(&format!("crictl update --memory={limit} {id}"))?;
-        println!("{} {driver}: --memory={limit}: {} {}", node.runtime(), output.status, output.stderr.trim_end());
+        println!(
+            "{} {driver}: --memory={limit}: {} {}",
+            node.runtime(),
+            output.status,
+            output.stderr.trim_end()
+        );
         let [_, memory] = stories::memory(node, &pod)?;
         assert!(memory.max == cgroup::MAX || memory.max >= 100 * MIB, "{memory:?}");
         assert_eq!(stories::fate(node, &pod)?, (true, 0));
@@ -365,13 +437,20 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
     // One that is gone, one that was never there, and one that has ended and is still known.
     kubelet.remove_container(&mut pod, "app")?;
     for id in [id.as_str(), "0123456789abcdef"] {
-        ensure!(!node.try_run(&format!("crictl update --memory {} {id}", 200 * MIB))?.status.success());
+        ensure!(
+            !node.try_run(&format!("crictl update --memory {} {id}", 200 * MIB))?.status.success()
+        );
     }
     kubelet.run_container(&mut pod, &app)?;
     let id = pod.container("app")?.id.clone();
     node.run(&format!("crictl stop --timeout 0 {id} >/dev/null"))?;
     let output = node.try_run(&format!("crictl update --memory {} {id}", 200 * MIB))?;
-    println!("{} {driver}: of one that has ended: {} {}", node.runtime(), output.status, output.stderr.trim_end());
+    println!(
+        "{} {driver}: of one that has ended: {} {}",
+        node.runtime(),
+        output.status,
+        output.stderr.trim_end()
+    );
     kubelet.remove_container(&mut pod, "app")?;
     kubelet.run_container(&mut pod, &app)?;
     assert_eq!(stories::memory(node, &pod)?[1], before[1]);

@@ -10,8 +10,10 @@ use plimsoll::core::requests::annotation::{self, Overrides};
 fuzz_target!(|text: &str| {
     let mut lines = text.lines();
     let _ = PodCgroup::parse(lines.next().unwrap_or_default());
-    let annotations: HashMap<String, String> =
-        lines.filter_map(|line| line.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let annotations: HashMap<String, String> = lines
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
     let (_, notices) = Overrides::read(&annotations, "web");
     for notice in notices.iter().chain(&annotation::unknown(&annotations)) {
         assert!(!notice.to_string().contains('\n'));

@@ -212,7 +212,11 @@ struct InForce {
 
 impl InForce {
     fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
-        Ok(Self { inode: cgroup.inode()?, min: cgroup.read(Knob::Min)?, low: cgroup.read(Knob::Low)? })
+        Ok(Self {
+            inode: cgroup.inode()?,
+            min: cgroup.read(Knob::Min)?,
+            low: cgroup.read(Knob::Low)?,
+        })
     }
 
     fn get(&self, knob: Knob) -> Limit {
@@ -296,7 +300,8 @@ impl Ancestors {
         }
         state.raising = Raising::of(settings);
         let former = std::mem::replace(&mut state.reserved, settings.reserved());
-        let mut levels: Vec<_> = former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
+        let mut levels: Vec<_> =
+            former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
         levels.extend(state.tree.set_budget(budget).into_iter().map(|level| level.cgroup));
         self.apply(&mut state, levels);
     }
@@ -320,7 +325,8 @@ impl Ancestors {
         let mut state = lock(&self.state);
         state.synchronized += 1;
         state.hold = true;
-        state.sandboxes = sandboxes.into_iter().map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
+        state.sandboxes =
+            sandboxes.into_iter().map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
         let State { sandboxes, origins, .. } = &mut *state;
         origins.retain(|sandbox, _| sandboxes.contains_key(sandbox));
     }
@@ -328,7 +334,10 @@ impl Ancestors {
     /// The pods that have a sandbox.
     pub fn pods(&self) -> HashSet<PodUid> {
         let state = lock(&self.state);
-        let pods = state.sandboxes.values().filter_map(|sandbox| PodCgroup::parse(sandbox.place.cgroup().as_str()));
+        let pods = state
+            .sandboxes
+            .values()
+            .filter_map(|sandbox| PodCgroup::parse(sandbox.place.cgroup().as_str()));
         pods.map(|pod| pod.uid).collect()
     }
 
@@ -378,7 +387,12 @@ impl Ancestors {
         self.raise_where_allowed(container, pod, true)
     }
 
-    fn raise_where_allowed(&self, container: &Container, pod: &PodView, is_touched: bool) -> Option<Duration> {
+    fn raise_where_allowed(
+        &self,
+        container: &Container,
+        pod: &PodView,
+        is_touched: bool,
+    ) -> Option<Duration> {
         let place = container.place.as_ref()?;
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -410,10 +424,14 @@ impl Ancestors {
             unit: Unit::Rate,
         };
         let before = state.origins.get(&container.sandbox).copied().unwrap_or_default();
-        let mut origins = Origins { memory: memory.origin(before.memory), cpu: cpu.origin(before.cpu), ..before };
+        let mut origins =
+            Origins { memory: memory.origin(before.memory), cpu: cpu.origin(before.cpu), ..before };
         let is_tight = |evidence: &Evidence<'_>, origin| {
             origin == Origin::Unknown
-                && evidence.in_force.zip(evidence.needed()).is_some_and(|(now, needed)| now < needed)
+                && evidence
+                    .in_force
+                    .zip(evidence.needed())
+                    .is_some_and(|(now, needed)| now < needed)
         };
         if !before.is_said && (is_tight(&memory, origins.memory) || is_tight(&cpu, origins.cpu)) {
             origins.is_said = true;
@@ -434,12 +452,17 @@ impl Ancestors {
             state.origins.insert(container.sandbox.clone(), origins);
         }
         // A Guaranteed pod requests what it is limited to, whoever gave it the limit.
-        let is_all_requested = place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
+        let is_all_requested =
+            place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
         let cap = origins.cap(overhead).or(memory_in_force.filter(|_| is_all_requested));
         let levels = state.tree.set_cap(place.cgroup(), cap);
         self.apply_levels(state, levels, Some(place.cgroup()));
-        let to = |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
-        let mut raise = Raise { memory: to(&memory, origins.memory).map(Bytes::new), cpu: to(&cpu, origins.cpu) };
+        let to =
+            |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
+        let mut raise = Raise {
+            memory: to(&memory, origins.memory).map(Bytes::new),
+            cpu: to(&cpu, origins.cpu),
+        };
         let mut again = None;
         // Memory and processor time have nothing to do with each other.
         if state.raising == Raising::Done {
@@ -450,8 +473,14 @@ impl Ancestors {
                 let file = (place.cgroup().clone(), Knob::Max.file_name());
                 let [now, to] = [observed, desired].map(Limit::Bytes);
                 let is_lowered = is_touched || self.was_raised(&file, |raised: Limit| raised >= to);
-                let contended = |repairs| What::Contended { knob: Knob::Max, desired: to, observed: now, repairs };
-                if let Err(wait) = self.may_raise(state, file, is_lowered, desired.get(), contended) {
+                let contended = |repairs| What::Contended {
+                    knob: Knob::Max,
+                    desired: to,
+                    observed: now,
+                    repairs,
+                };
+                if let Err(wait) = self.may_raise(state, file, is_lowered, desired.get(), contended)
+                {
                     (raise.memory, again) = (None, wait);
                 }
             }
@@ -460,9 +489,11 @@ impl Ancestors {
             {
                 let file = (place.cgroup().clone(), CPU_MAX);
                 let [now, to] = [observed, desired].map(|rate| CpuMax::NONE.with_rate(rate));
-                let is_lowered =
-                    self.was_raised(&file, |raised: CpuMax| raised.rate().is_none_or(|rate| rate >= desired));
-                let contended = |repairs| What::CpuContended { desired: to, observed: now, repairs };
+                let is_lowered = self.was_raised(&file, |raised: CpuMax| {
+                    raised.rate().is_none_or(|rate| rate >= desired)
+                });
+                let contended =
+                    |repairs| What::CpuContended { desired: to, observed: now, repairs };
                 if self.may_raise(state, file, is_lowered, desired, contended).is_err() {
                     raise.cpu = None;
                 }
@@ -524,9 +555,15 @@ impl Ancestors {
     }
 
     /// Whether a file was raised to a value like this before. Where it is lower, somebody has lowered it.
-    fn was_raised<V: FromStr>(&self, file: &(CgroupPath, &'static str), is_it: impl Fn(V) -> bool) -> bool {
+    fn was_raised<V: FromStr>(
+        &self,
+        file: &(CgroupPath, &'static str),
+        is_it: impl Fn(V) -> bool,
+    ) -> bool {
         let (pod, file) = file;
-        let Ok(inode) = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()) else { return false };
+        let Ok(inode) = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()) else {
+            return false;
+        };
         let originals = lock(&self.originals);
         let mut limits = originals.raised_limits().iter();
         limits.any(|limit| {
@@ -536,10 +573,17 @@ impl Ancestors {
     }
 
     /// Tells that a file is left to whoever keeps changing it.
-    fn tell_contended(&self, state: &State, file: &(CgroupPath, Knob), desired: Limit, observed: Limit) {
+    fn tell_contended(
+        &self,
+        state: &State,
+        file: &(CgroupPath, Knob),
+        desired: Limit,
+        observed: Limit,
+    ) {
         let (cgroup, knob) = file;
         let repairs = state.contention.repairs(file);
-        self.reports.tell(&cgroup.into(), &What::Contended { knob: *knob, desired, observed, repairs });
+        self.reports
+            .tell(&cgroup.into(), &What::Contended { knob: *knob, desired, observed, repairs });
     }
 
     /// The limits in force of memory, and of processor time per second in microseconds; `None` is no limit.
@@ -555,7 +599,10 @@ impl Ancestors {
 
     /// Whether the pod of a sandbox is known to have a memory limit of its own.
     pub fn has_own_memory_limit(&self, sandbox: &str) -> bool {
-        lock(&self.state).origins.get(sandbox).is_some_and(|origins| matches!(origins.memory, Origin::Own(_)))
+        lock(&self.state)
+            .origins
+            .get(sandbox)
+            .is_some_and(|origins| matches!(origins.memory, Origin::Own(_)))
     }
 
     /// It has not started yet, or not ended.
@@ -564,7 +611,12 @@ impl Ancestors {
     }
 
     /// Raises a pod's limits, and tells which files were, also where another one could not be.
-    fn raise(&self, state: &mut State, pod: &CgroupPath, raise: Raise) -> (Vec<Raised>, Result<(), CgroupError>) {
+    fn raise(
+        &self,
+        state: &mut State,
+        pod: &CgroupPath,
+        raise: Raise,
+    ) -> (Vec<Raised>, Result<(), CgroupError>) {
         let mut raised = Vec::new();
         if state.raising == Raising::Off {
             return (raised, Ok(()));
@@ -575,7 +627,13 @@ impl Ancestors {
             && let Ok(in_force) = self.root.cgroup(pod).and_then(|open| InForce::read(&open))
         {
             for (file, from, to) in raised.iter().cloned() {
-                let limit = RaisedLimit { cgroup: pod.clone(), inode: in_force.inode, file: file.to_owned(), from, to };
+                let limit = RaisedLimit {
+                    cgroup: pod.clone(),
+                    inode: in_force.inode,
+                    file: file.to_owned(),
+                    from,
+                    to,
+                };
                 let remembered = lock(&self.originals).remember_raised(limit);
                 self.complain(state, remembered);
             }
@@ -662,7 +720,12 @@ impl Ancestors {
         if synchronized == 0 || state.synchronized != synchronized {
             return;
         }
-        let gone: Vec<_> = state.tree.containers().filter(|id| !containers.contains(*id)).map(str::to_owned).collect();
+        let gone: Vec<_> = state
+            .tree
+            .containers()
+            .filter(|id| !containers.contains(*id))
+            .map(str::to_owned)
+            .collect();
         for id in gone {
             state.tree.release(&id);
         }
@@ -713,10 +776,12 @@ impl Ancestors {
         let kept = lock(&self.originals).retain(|target| match target {
             Target::Container(id) => containers.contains(id),
             // In doubt it is kept.
-            Target::Cgroup(path, inode) => match root.cgroup(path).and_then(|cgroup| cgroup.inode()) {
-                Ok(now) => now == *inode,
-                Err(error) => !matches!(error, CgroupError::Gone(_)),
-            },
+            Target::Cgroup(path, inode) => {
+                match root.cgroup(path).and_then(|cgroup| cgroup.inode()) {
+                    Ok(now) => now == *inode,
+                    Err(error) => !matches!(error, CgroupError::Gone(_)),
+                }
+            }
         });
         self.complain(state, kept);
     }
@@ -733,18 +798,22 @@ impl Ancestors {
 
     fn levels_of(&self, state: &State) -> Vec<(Level, status::Level)> {
         let of_pods = state.tree.levels().into_iter().map(|level| {
-            let kind = match level.cgroup.parent().filter(|parent| state.tree.desired(parent).is_some()) {
-                _ if state.tree.is_pod(&level.cgroup) => status::Level::Pod,
-                Some(_) => status::Level::Class,
-                None => status::Level::Kubepods,
-            };
+            let kind =
+                match level.cgroup.parent().filter(|parent| state.tree.desired(parent).is_some()) {
+                    _ if state.tree.is_pod(&level.cgroup) => status::Level::Pod,
+                    Some(_) => status::Level::Class,
+                    None => status::Level::Kubepods,
+                };
             (level, kind)
         });
         // The same one may be named for the system and for Kubernetes.
         let named: BTreeSet<_> = state.reserved.iter().map(|reserved| &reserved.cgroup).collect();
         let reserved = named.into_iter().map(|cgroup| {
             let [min, low] = self.wanted(state, cgroup);
-            (Level { cgroup: cgroup.clone(), protection: Protection { min, low } }, status::Level::Reserved)
+            (
+                Level { cgroup: cgroup.clone(), protection: Protection { min, low } },
+                status::Level::Reserved,
+            )
         });
         of_pods.chain(reserved).collect()
     }
@@ -836,8 +905,9 @@ impl Ancestors {
                 continue;
             }
             let key = (cgroup.clone(), change.knob);
-            let is_foreign =
-                believed.is_some_and(|before| before.inode == observed.inode && before.get(change.knob) == change.to);
+            let is_foreign = believed.is_some_and(|before| {
+                before.inode == observed.inode && before.get(change.knob) == change.to
+            });
             let late = |told: &Protection| {
                 let told = if change.knob == Knob::Low { told.low } else { told.min };
                 change.from == Limit::Bytes(told)
@@ -852,7 +922,12 @@ impl Ancestors {
                 state.left.insert(key, (observed.inode, change.to));
                 continue;
             }
-            match state.contention.judge(key.clone(), (), touched.contains(&change.knob), Instant::now().into_std()) {
+            match state.contention.judge(
+                key.clone(),
+                (),
+                touched.contains(&change.knob),
+                Instant::now().into_std(),
+            ) {
                 Verdict::Repair => {
                     repairs.push(change.clone());
                     changes.push(change);
@@ -865,7 +940,8 @@ impl Ancestors {
         self.write(state, changes);
         for Change { cgroup, knob, from, to } in repairs {
             if state.in_force.get(&cgroup).is_some_and(|in_force| in_force.get(knob) == to) {
-                self.reports.tell(&(&cgroup).into(), &What::Repaired { knob, desired: to, observed: from });
+                self.reports
+                    .tell(&(&cgroup).into(), &What::Repaired { knob, desired: to, observed: from });
             }
         }
         checked
@@ -884,8 +960,13 @@ impl Ancestors {
                 async move {
                     // By now there may be something newer.
                     let newer = lock(&ancestors.lasting).remove(&cgroup);
-                    let last = newer.map_or(last, |newer| Last { raise: newer.raise.or(last.raise), ..newer });
-                    lock(&ancestors.state).told.entry(cgroup.clone()).or_default().push(last.protection);
+                    let last = newer
+                        .map_or(last, |newer| Last { raise: newer.raise.or(last.raise), ..newer });
+                    lock(&ancestors.state)
+                        .told
+                        .entry(cgroup.clone())
+                        .or_default()
+                        .push(last.protection);
                     let result = match ancestors.root.cgroup(&cgroup) {
                         Ok(open) => systemd.set(&open, last.protection, last.raise.is_some()).await,
                         Err(_) => Ok(Lasting::NoUnit),
@@ -1033,7 +1114,9 @@ impl Ancestors {
         }
         let target = Target::Cgroup(cgroup.clone(), in_force.inode);
         let mut originals = lock(&self.originals);
-        let is_back = |values: Values| KNOBS.into_iter().all(|knob| values.get(knob) == Some(in_force.get(knob)));
+        let is_back = |values: Values| {
+            KNOBS.into_iter().all(|knob| values.get(knob) == Some(in_force.get(knob)))
+        };
         if originals.get(&target).is_some_and(is_back) {
             let result = originals.restored(&target);
             drop(originals);
@@ -1043,7 +1126,8 @@ impl Ancestors {
 
     fn wanted(&self, state: &State, cgroup: &CgroupPath) -> [Bytes; 2] {
         let reserved = state.reserved.iter().filter(|reserved| reserved.cgroup == *cgroup);
-        let reserved = reserved.fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory));
+        let reserved =
+            reserved.fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory));
         let desired = state.tree.desired(cgroup).unwrap_or_default();
         [reserved.max(desired.min), desired.low]
     }
@@ -1051,9 +1135,18 @@ impl Ancestors {
     /// What has to change for a cgroup to have what it should.
     fn changes(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> Vec<Change> {
         let targets = KNOBS.into_iter().zip(self.targets(state, cgroup, observed));
-        let changes = targets.map(|(knob, to)| Change { cgroup: cgroup.clone(), knob, from: observed.get(knob), to });
-        let is_left = |change: &Change| state.is_left(&(cgroup.clone(), change.knob), observed.inode, change.to);
-        let is_due = |change: &Change| change.from != change.to && (change.raises() || !state.hold) && !is_left(change);
+        let changes = targets.map(|(knob, to)| Change {
+            cgroup: cgroup.clone(),
+            knob,
+            from: observed.get(knob),
+            to,
+        });
+        let is_left = |change: &Change| {
+            state.is_left(&(cgroup.clone(), change.knob), observed.inode, change.to)
+        };
+        let is_due = |change: &Change| {
+            change.from != change.to && (change.raises() || !state.hold) && !is_left(change)
+        };
         changes.filter(is_due).collect()
     }
 
@@ -1075,7 +1168,8 @@ impl Ancestors {
 
     /// Writes changes that were found parents first, in the order that loses no child's protection.
     fn write(&self, state: &mut State, changes: Vec<Change>) {
-        let (raising, mut lowering): (Vec<_>, Vec<_>) = changes.into_iter().partition(Change::raises);
+        let (raising, mut lowering): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(Change::raises);
         lowering.reverse();
         for change in raising.into_iter().chain(lowering) {
             let Change { cgroup, knob, from, to } = &change;
@@ -1115,7 +1209,13 @@ impl Ancestors {
 
     /// systemd is to be told of a cgroup, if it may be its own: not of what the files hold, since one of them may be about to
     /// be repaired.
-    fn tell_systemd(&self, state: &State, cgroup: &CgroupPath, in_force: &InForce, raise: Option<Raise>) {
+    fn tell_systemd(
+        &self,
+        state: &State,
+        cgroup: &CgroupPath,
+        in_force: &InForce,
+        raise: Option<Raise>,
+    ) {
         if ![".slice", ".scope", ".service"].iter().any(|suffix| cgroup.name().ends_with(suffix)) {
             return;
         }
@@ -1131,13 +1231,20 @@ impl Ancestors {
     }
 
     /// Something of a cgroup cannot be read or written: it is said once, and tried again soon.
-    fn failed(&self, state: &mut State, cgroup: &CgroupPath, change: Option<&Change>, error: &CgroupError) {
+    fn failed(
+        &self,
+        state: &mut State,
+        cgroup: &CgroupPath,
+        change: Option<&Change>,
+        error: &CgroupError,
+    ) {
         if let CgroupError::Gone(_) = error {
             // A pod's cgroup may be made with its first container, and goes before the runtime tells.
             debug!(%cgroup, "no such cgroup");
             return;
         }
-        let failures = state.failing.entry((cgroup.clone(), change.map(|change| change.knob))).or_default();
+        let failures =
+            state.failing.entry((cgroup.clone(), change.map(|change| change.knob))).or_default();
         *failures += 1;
         if *failures <= TRIES {
             self.shares_changed.notify_one();
@@ -1235,7 +1342,12 @@ mod tests {
             }
             let originals = Arc::new(Mutex::new(Originals::none(host.directory.path())));
             let place = PodPlace::new(path(POD), QosClass::Guaranteed).unwrap();
-            let ancestors = Arc::new(Ancestors::new(Arc::new(host.root()), PageSize::KIB4, originals, Arc::default()));
+            let ancestors = Arc::new(Ancestors::new(
+                Arc::new(host.root()),
+                PageSize::KIB4,
+                originals,
+                Arc::default(),
+            ));
             Self { host, place, ancestors }
         }
 
@@ -1244,7 +1356,11 @@ mod tests {
         }
 
         fn claim(&self, min: u64) {
-            self.ancestors.claim(&self.place, "app", Protection { min: Bytes::new(min), low: Bytes::ZERO });
+            self.ancestors.claim(
+                &self.place,
+                "app",
+                Protection { min: Bytes::new(min), low: Bytes::ZERO },
+            );
         }
 
         fn write(&self, min: u64) {
@@ -1274,7 +1390,12 @@ mod tests {
                 }
             };
             let looked = tokio::time::timeout(Duration::from_secs(30), looks).await;
-            assert!(looked.is_ok(), "{what}: memory.min is {}, systemd was told {:?}", self.min(), self.told());
+            assert!(
+                looked.is_ok(),
+                "{what}: memory.min is {}, systemd was told {:?}",
+                self.min(),
+                self.told()
+            );
         }
     }
 
@@ -1317,7 +1438,10 @@ mod tests {
         for repairs in 1..=2 {
             arranged.write(0);
             arranged.check();
-            assert_eq!(lock(&arranged.ancestors.state).contention.repairs(&(path(POD), Knob::Min)), repairs);
+            assert_eq!(
+                lock(&arranged.ancestors.state).contention.repairs(&(path(POD), Knob::Min)),
+                repairs
+            );
         }
         arranged.write(0);
         assert!(matches!(arranged.check(), Checked::Again(_)));

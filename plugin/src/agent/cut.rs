@@ -89,7 +89,8 @@ impl Cuts {
         let Some(attempt) = Attempt::begin(&self.under_way, &container.id) else {
             return Ok(Attempted::NotMade { in_force, usage: None });
         };
-        let before = self.containers.get(&container.id).map_or(Update::Over, |container| container.update);
+        let before =
+            self.containers.get(&container.id).map_or(Update::Over, |container| container.update);
         if update == Update::OURS && before != Update::Over {
             return Ok(Attempted::NotMade { in_force, usage: None });
         }
@@ -124,7 +125,8 @@ impl Cuts {
     pub fn judge(&self, container: &Container) -> Option<LowerLimit> {
         let Limit::Bytes(limit) = container.limit else { return None };
         let cgroup = self.root.cgroup(container.cgroup.as_ref()?).ok()?;
-        let in_force = cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > container.limit)?;
+        let in_force =
+            cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > container.limit)?;
         let usage = cgroup.usage_in_parts().ok()?;
         let kills = resize::cut(limit, &usage) == Cut::Kills;
         kills.then_some(LowerLimit { limit: container.limit, in_force, usage })
@@ -133,7 +135,8 @@ impl Cuts {
     /// Judges a pod's own lower limit without changing anything, as [`Self::judge`] does. `id` is that of the pod's sandbox.
     pub fn judge_pod(&self, id: &str, pod: &CgroupPath, limit: Bytes) -> Option<LowerLimit> {
         let cgroup = self.root.cgroup(pod).ok()?;
-        let in_force = cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > Limit::Bytes(limit))?;
+        let in_force =
+            cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > Limit::Bytes(limit))?;
         let usage = cgroup.usage_in_parts().ok()?;
         let kills = resize::fits(self.most_in_pod(id, limit), &usage) == Cut::Kills;
         kills.then_some(LowerLimit { limit: limit.into(), in_force, usage })
@@ -144,8 +147,9 @@ impl Cuts {
     fn most_in_pod(&self, id: &str, limit: Bytes) -> Bytes {
         let mut containers = self.containers.in_sandbox(id);
         containers.retain(|container| container.is_alive(&self.root));
-        let together =
-            containers.iter().try_fold(Bytes::ZERO, |sum, other| Some(sum.saturating_add(other.limit.bytes()?)));
+        let together = containers
+            .iter()
+            .try_fold(Bytes::ZERO, |sum, other| Some(sum.saturating_add(other.limit.bytes()?)));
         match together {
             Some(together) if together <= limit => limit,
             _ => limit.saturating_sub(resize::margin(limit)),
@@ -248,7 +252,12 @@ async fn make_room(
     }
 }
 
-fn try_to(cgroup: &Cgroup, limit: Bytes, high: Limit, deadline: Instant) -> Result<Room, CgroupError> {
+fn try_to(
+    cgroup: &Cgroup,
+    limit: Bytes,
+    high: Limit,
+    deadline: Instant,
+) -> Result<Room, CgroupError> {
     let most = limit.saturating_sub(resize::margin(limit));
     if let Some(usage) = reclaim(cgroup, most, deadline)? {
         return Ok(Room::NotMade(usage));
@@ -261,7 +270,11 @@ fn try_to(cgroup: &Cgroup, limit: Bytes, high: Limit, deadline: Instant) -> Resu
     let usage = cgroup.usage_in_parts()?;
     // Each processor may have charged a little beyond memory.high.
     let slack = Bytes::new(resize::margin(limit).get() / 2);
-    if usage.current <= most.saturating_add(slack) { Ok(Room::Made) } else { Ok(Room::NotMade(usage)) }
+    if usage.current <= most.saturating_add(slack) {
+        Ok(Room::Made)
+    } else {
+        Ok(Room::NotMade(usage))
+    }
 }
 
 /// Reclaims until no more than `most` is used. Returns what is used where that cannot be reached; `None` also where the kernel has no

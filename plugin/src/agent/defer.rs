@@ -61,7 +61,15 @@ impl Deferrals {
         reports: Arc<Reports>,
         work: mpsc::UnboundedSender<Work>,
     ) -> Self {
-        Self { root, containers, cuts, reports, work, waiting: Mutex::default(), changed: Notify::new() }
+        Self {
+            root,
+            containers,
+            cuts,
+            reports,
+            work,
+            waiting: Mutex::default(),
+            changed: Notify::new(),
+        }
     }
 
     /// A container is to have this limit, once it can, or never after so long.
@@ -89,7 +97,8 @@ impl Deferrals {
     /// Works for ever.
     pub async fn run(self: Arc<Self>) {
         loop {
-            let waiting: Vec<_> = lock(&self.waiting).iter().map(|(id, deferral)| (id.clone(), *deferral)).collect();
+            let waiting: Vec<_> =
+                lock(&self.waiting).iter().map(|(id, deferral)| (id.clone(), *deferral)).collect();
             if waiting.is_empty() {
                 self.changed.notified().await;
                 continue;
@@ -116,21 +125,28 @@ impl Deferrals {
         };
         let mut waiting = lock(&self.waiting);
         // Unless there was another update meanwhile.
-        let same = waiting.get(id).is_some_and(|now| now.limit == deferral.limit && now.since == deferral.since);
+        let same = waiting
+            .get(id)
+            .is_some_and(|now| now.limit == deferral.limit && now.since == deferral.since);
         if same && settled {
             waiting.remove(id);
         }
     }
 
     /// Whether nothing is left to do.
-    async fn try_once(&self, container: &Container, deferral: Deferral) -> Result<bool, CgroupError> {
+    async fn try_once(
+        &self,
+        container: &Container,
+        deferral: Deferral,
+    ) -> Result<bool, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(true) };
         let cgroup = self.root.cgroup(path)?;
         let Deferral { limit, since, patience, asked } = deferral;
         let page = self.containers.settings().node.page_size;
         let in_force = cgroup.read(Knob::Max)?;
         if in_force <= Limit::Bytes(limit).floor_to(page) {
-            self.reports.tell(&container.into(), &What::CutApplied { desired: limit, observed: in_force });
+            self.reports
+                .tell(&container.into(), &What::CutApplied { desired: limit, observed: in_force });
             return Ok(true);
         }
         let now = Instant::now();
@@ -140,8 +156,10 @@ impl Deferrals {
         let usage = cgroup.usage_in_parts()?;
         // A plugin that does not act any more forgets the limit, and says so.
         if now.duration_since(since) >= patience || !self.containers.settings().enforces() {
-            self.reports
-                .tell(&container.into(), &What::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }));
+            self.reports.tell(
+                &container.into(),
+                &What::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }),
+            );
             return Ok(true);
         }
         // Where the kernel does not tell of pressure, it is little at a time in any case.
@@ -160,7 +178,9 @@ impl Deferrals {
                     // The task ends only with the program.
                     let _ = self.work.send(Work::limit(container, limit));
                 }
-                Attempted::NotMade { .. } => _ = self.work.send(Work::Container(container.id.clone())),
+                Attempted::NotMade { .. } => {
+                    _ = self.work.send(Work::Container(container.id.clone()))
+                }
                 Attempted::NoCut => {}
             }
         }

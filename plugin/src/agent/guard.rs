@@ -137,7 +137,10 @@ impl Record {
 /// # Errors
 ///
 /// When none was found, and there are places that could not be looked into.
-pub fn kubepods(root: &CgroupRoot, ancestors: &Ancestors) -> Result<Option<(CgroupPath, Cgroup)>, CgroupError> {
+pub fn kubepods(
+    root: &CgroupRoot,
+    ancestors: &Ancestors,
+) -> Result<Option<(CgroupPath, Cgroup)>, CgroupError> {
     let open = |path: CgroupPath| match root.cgroup(&path) {
         Ok(cgroup) => Some(Ok((path, cgroup))),
         Err(CgroupError::Gone(_)) => None,
@@ -294,7 +297,10 @@ impl Guard {
 
     /// What is wanted. `plimsoll restore` may have been called just now, and puts back itself.
     fn line(&self) -> Option<Bytes> {
-        self.containers.settings().guard_line().filter(|_| matches!(is_restored(&self.host), Ok(false)))
+        self.containers
+            .settings()
+            .guard_line()
+            .filter(|_| matches!(is_restored(&self.host), Ok(false)))
     }
 
     /// Says once if half of the guard is missing: the cgroup of the system whose memory it protects.
@@ -302,7 +308,8 @@ impl Guard {
         let settings = self.containers.settings();
         let system = CgroupPath::system_slice();
         let is_wanted = settings.config.reserved.is_empty() && settings.guard_line().is_some();
-        let is_missing = is_wanted && matches!(self.root.cgroup(&system), Err(CgroupError::Gone(_)));
+        let is_missing =
+            is_wanted && matches!(self.root.cgroup(&system), Err(CgroupError::Gone(_)));
         if is_missing && !std::mem::replace(&mut state.is_half, is_missing) {
             warn!(
                 cgroup = %system,
@@ -359,7 +366,8 @@ impl Guard {
                 {
                     return Ok(due - now);
                 }
-                let was_set = !state.is_unsure && state.record.as_ref().is_some_and(|record| record.lines == [line]);
+                let was_set = !state.is_unsure
+                    && state.record.as_ref().is_some_and(|record| record.lines == [line]);
                 if was_set && state.waits.is_none() {
                     if !self.containers.settings().config.repair {
                         return Ok(EVERY);
@@ -370,7 +378,8 @@ impl Guard {
                         Verdict::Leave => return Ok(EVERY),
                         Verdict::GiveUp => {
                             let (repairs, desired) = (state.contention.repairs(&path), line.into());
-                            let what = What::Contended { knob: Knob::Max, desired, observed, repairs };
+                            let what =
+                                What::Contended { knob: Knob::Max, desired, observed, repairs };
                             self.reports.tell(&subject, &what);
                             return Ok(EVERY);
                         }
@@ -388,8 +397,10 @@ impl Guard {
                     Attempt::Changed | Attempt::Overwritten => return Ok(AT_ONCE),
                     Attempt::NoRoom(usage) => {
                         let due = Instant::now() + SOON;
-                        if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line) {
-                            let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
+                        if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line)
+                        {
+                            let waits =
+                                LowerLimit { limit: line.into(), in_force: observed, usage };
                             self.reports.tell(&subject, &What::GuardWaits(waits));
                         }
                         return Ok(SOON);
@@ -432,7 +443,13 @@ impl Guard {
     }
 
     /// Makes room below `line`, and sets it where `observed` is still what there is.
-    async fn set(&self, cgroup: Cgroup, line: Bytes, observed: Limit, record: Record) -> Result<Attempt, CgroupError> {
+    async fn set(
+        &self,
+        cgroup: Cgroup,
+        line: Bytes,
+        observed: Limit,
+        record: Record,
+    ) -> Result<Attempt, CgroupError> {
         let (tell, told) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
         // Of its own: there are few threads for what blocks, and the kernel may take its time.
@@ -455,7 +472,11 @@ impl Guard {
             // Nobody waits any longer when the program ends.
             let _ = tell.send(set());
         });
-        let failed = |error| CgroupError::Io { path: path.clone(), operation: "start a thread".to_owned(), error };
+        let failed = |error| CgroupError::Io {
+            path: path.clone(),
+            operation: "start a thread".to_owned(),
+            error,
+        };
         thread.map_err(failed)?;
         told.await.map_err(|_| failed(io::Error::other("the thread has ended")))?
     }
@@ -525,15 +546,30 @@ mod tests {
     }
 
     fn record(before: Limit, line: u64) -> Record {
-        Record { cgroup: CgroupPath::parse("kubepods").unwrap(), inode: 7, before, lines: vec![bytes(line)] }
+        Record {
+            cgroup: CgroupPath::parse("kubepods").unwrap(),
+            inode: 7,
+            before,
+            lines: vec![bytes(line)],
+        }
     }
 
     #[test]
     fn pods_get_the_line_unless_the_kubelet_leaves_them_less() {
-        assert_eq!(step(Some(bytes(900)), Limit::Max, None), Step::Set { line: bytes(900), before: Limit::Max });
-        assert_eq!(step(Some(bytes(900)), limit(1000), None), Step::Set { line: bytes(900), before: limit(1000) });
+        assert_eq!(
+            step(Some(bytes(900)), Limit::Max, None),
+            Step::Set { line: bytes(900), before: Limit::Max }
+        );
+        assert_eq!(
+            step(Some(bytes(900)), limit(1000), None),
+            Step::Set { line: bytes(900), before: limit(1000) }
+        );
         assert_eq!(step(Some(bytes(900)), limit(800), None), Step::Nothing);
-        assert_eq!(step(Some(bytes(900)), limit(900), None), Step::Nothing, "it is the kubelet's own");
+        assert_eq!(
+            step(Some(bytes(900)), limit(900), None),
+            Step::Nothing,
+            "it is the kubelet's own"
+        );
         assert_eq!(step(None, limit(800), None), Step::Nothing);
     }
 
@@ -549,8 +585,14 @@ mod tests {
     #[test]
     fn another_line_starts_from_what_was_there_before() {
         let set = record(limit(1000), 900);
-        assert_eq!(step(Some(bytes(950)), limit(900), Some(&set)), Step::Set { line: bytes(950), before: limit(1000) });
-        assert_eq!(step(Some(bytes(850)), limit(900), Some(&set)), Step::Set { line: bytes(850), before: limit(1000) });
+        assert_eq!(
+            step(Some(bytes(950)), limit(900), Some(&set)),
+            Step::Set { line: bytes(950), before: limit(1000) }
+        );
+        assert_eq!(
+            step(Some(bytes(850)), limit(900), Some(&set)),
+            Step::Set { line: bytes(850), before: limit(1000) }
+        );
         assert_eq!(step(Some(bytes(1100)), limit(900), Some(&set)), Step::PutBack(limit(1000)));
     }
 

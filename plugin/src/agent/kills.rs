@@ -104,12 +104,14 @@ impl Kills {
             return None;
         }
         let is_the_same = container.asked.is_same(rescued.asked.into(), page);
-        (is_the_same && (container.started || is_wanted(&self.containers, container))).then_some(rescued.limit.into())
+        (is_the_same && (container.started || is_wanted(&self.containers, container)))
+            .then_some(rescued.limit.into())
     }
 
     /// What the user of a container asks for, of which only the limit is known that the runtime has stored.
     pub fn asked(&self, container: &Container) -> Limit {
-        let rescued = self.rescued(container).filter(|rescued| container.limit == rescued.limit.into());
+        let rescued =
+            self.rescued(container).filter(|rescued| container.limit == rescued.limit.into());
         rescued.map_or(container.limit, |rescued| rescued.asked.into())
     }
 
@@ -121,7 +123,9 @@ impl Kills {
 
 fn is_wanted(containers: &Containers, container: &Container) -> bool {
     let settings = containers.settings();
-    settings.config.oom_rescue.is_some() && settings.enforces() && container.overrides.oom_rescue != Some(None)
+    settings.config.oom_rescue.is_some()
+        && settings.enforces()
+        && container.overrides.oom_rescue != Some(None)
 }
 
 /// What is counted, as it is written down.
@@ -208,7 +212,10 @@ impl Counts {
 
     fn since(self, before: Self) -> Self {
         let Self { processes, groups } = before;
-        Self { processes: self.processes.saturating_sub(processes), groups: self.groups.saturating_sub(groups) }
+        Self {
+            processes: self.processes.saturating_sub(processes),
+            groups: self.groups.saturating_sub(groups),
+        }
     }
 
     /// How often somebody was killed: all processes of a container together are one kill, whose processes may be counted before.
@@ -304,9 +311,9 @@ impl Watcher {
             }
         };
         let rescued = counted.pods.iter().flat_map(|(path, pod)| {
-            pod.histories
-                .iter()
-                .filter_map(move |(name, history)| Some(((path.clone(), name.clone()), history.rescued()?)))
+            pod.histories.iter().filter_map(move |(name, history)| {
+                Some(((path.clone(), name.clone()), history.rescued()?))
+            })
         });
         let (changes, changed) = mpsc::unbounded_channel();
         let rescued = Mutex::new(rescued.collect());
@@ -373,7 +380,12 @@ impl Watcher {
         }
     }
 
-    fn work(&mut self, changes: Vec<Change>, woken: BTreeSet<CgroupPath>, wakes: &mut Option<Wakes>) {
+    fn work(
+        &mut self,
+        changes: Vec<Change>,
+        woken: BTreeSet<CgroupPath>,
+        wakes: &mut Option<Wakes>,
+    ) {
         let is_about_all = changes.iter().any(|change| matches!(change, Change::All(_)));
         let mut due: Due = woken.into_iter().map(|pod| (pod, BTreeSet::new())).collect();
         for change in changes {
@@ -382,7 +394,8 @@ impl Watcher {
                 Change::Ended(pod, id) => _ = due.entry(pod).or_default().insert(id),
                 Change::All(containers) => {
                     containers.iter().for_each(|container| self.runs(container, wakes, &mut due));
-                    let known: BTreeSet<_> = containers.iter().map(|container| &container.id).collect();
+                    let known: BTreeSet<_> =
+                        containers.iter().map(|container| &container.id).collect();
                     for (pod, counted) in &self.counted.pods {
                         let gone = counted.running.keys().filter(|id| !known.contains(id)).cloned();
                         due.entry(pod.clone()).or_default().extend(gone);
@@ -427,8 +440,13 @@ impl Watcher {
                 (pod.accounted, pod.limits_reached) = (events.into(), events.oom);
             }
         }
-        let counted =
-            || self.root.cgroup(cgroup).and_then(|cgroup| cgroup.events()).map(Counts::from).unwrap_or_default();
+        let counted = || {
+            self.root
+                .cgroup(cgroup)
+                .and_then(|cgroup| cgroup.events())
+                .map(Counts::from)
+                .unwrap_or_default()
+        };
         pod.running.entry(container.id.clone()).or_insert_with(|| Running {
             name: container.name.clone(),
             cgroup: cgroup.clone(),
@@ -439,8 +457,10 @@ impl Watcher {
             running.container = Some(container.clone());
         }
         let page = self.containers.settings().node.page_size;
-        let is_forgotten =
-            pod.histories.get_mut(&container.name).is_some_and(|history| history.asks_for(container.asked, page));
+        let is_forgotten = pod
+            .histories
+            .get_mut(&container.name)
+            .is_some_and(|history| history.asks_for(container.asked, page));
         if is_forgotten {
             self.publish(path, &container.name);
             self.write_down();
@@ -454,7 +474,12 @@ impl Watcher {
     fn suspects(&mut self) -> Vec<CgroupPath> {
         let mut has_more = false;
         for (top, total) in &mut self.totals {
-            let count = self.root.cgroup(top).and_then(|top| top.events()).map(Counts::from).unwrap_or_default();
+            let count = self
+                .root
+                .cgroup(top)
+                .and_then(|top| top.events())
+                .map(Counts::from)
+                .unwrap_or_default();
             has_more |= std::mem::replace(&mut total.kills, count) != count;
         }
         if has_more { self.counted.pods.keys().cloned().collect() } else { Vec::new() }
@@ -462,7 +487,9 @@ impl Watcher {
 
     /// Looks whether there were kills in a pod, and forgets containers of it that have `ended`. `false` if the pod is gone.
     fn look(&mut self, path: &CgroupPath, ended: &BTreeSet<String>) -> bool {
-        let Some(pod) = self.counted.pods.get_mut(path) else { return self.root.cgroup(path).is_ok() };
+        let Some(pod) = self.counted.pods.get_mut(path) else {
+            return self.root.cgroup(path).is_ok();
+        };
         let before = (pod.accounted, pod.limits_reached);
         // Before the pod's own count: the kernel goes upwards.
         let (counts, gone) = look_at_containers(&self.root, pod);
@@ -475,16 +502,24 @@ impl Watcher {
             }
         };
         let was_seen = std::mem::replace(&mut pod.is_seen, true);
-        let mut killed: Vec<_> = counts.into_iter().filter_map(|(id, counts)| pod.account(id, counts)).collect();
+        let mut killed: Vec<_> =
+            counts.into_iter().filter_map(|(id, counts)| pod.account(id, counts)).collect();
         let rest = Counts::from(events).since(pod.accounted);
         if rest.kills() > 0 {
-            let names: BTreeSet<_> = gone.iter().filter_map(|id| Some(&pod.running.get(id)?.name)).collect();
+            let names: BTreeSet<_> =
+                gone.iter().filter_map(|id| Some(&pod.running.get(id)?.name)).collect();
             match (names.len(), gone.last().and_then(|id| Some((id, pod.running.get(id)?)))) {
                 (1, Some((id, last))) => {
                     // Half of it may have been counted before it was gone.
-                    let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
+                    let times =
+                        last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
                     let container = last.container.clone();
-                    killed.push(Killed { id: id.clone(), name: last.name.clone(), times, container });
+                    killed.push(Killed {
+                        id: id.clone(),
+                        name: last.name.clone(),
+                        times,
+                        container,
+                    });
                     pod.accounted = events.into();
                 }
                 (0, _) if pod.unexplained != rest => {
@@ -492,7 +527,8 @@ impl Watcher {
                     self.again.insert(path.clone());
                 }
                 _ => {
-                    let might_be = names.into_iter().map(String::as_str).collect::<Vec<_>>().join(" or ");
+                    let might_be =
+                        names.into_iter().map(String::as_str).collect::<Vec<_>>().join(" or ");
                     warn!(
                         cgroup = %path,
                         processes = rest.processes,
@@ -547,13 +583,19 @@ impl Watcher {
         let settings = self.containers.settings();
         let rescue = settings.config.oom_rescue.unwrap_or_default();
         let now = now();
-        let kills = pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
+        let kills =
+            pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
         // It may have been made anew, or its end have been told of.
         let is_it = |container: &Arc<Container>| {
-            container.name == killed.name && container.place.as_ref().is_some_and(|place| place.cgroup() == path)
+            container.name == killed.name
+                && container.place.as_ref().is_some_and(|place| place.cgroup() == path)
         };
-        let container =
-            self.containers.all().into_iter().filter(is_it).max_by_key(|container| container.id != killed.id);
+        let container = self
+            .containers
+            .all()
+            .into_iter()
+            .filter(is_it)
+            .max_by_key(|container| container.id != killed.id);
         let container = container.or_else(|| killed.container.clone());
         let by = if is_by_its_limit { By::limit } else { By::node };
         self.reports.metrics.oom_kills.get_or_create(&OfKill { by }).inc_by(killed.times);
@@ -567,7 +609,8 @@ impl Watcher {
                 }
             };
             let limit = container.as_ref().map(|container| container.limit);
-            let what = What::Killed { limit, by_own_limit: is_by_its_limit, kills, window: rescue.window };
+            let what =
+                What::Killed { limit, by_own_limit: is_by_its_limit, kills, window: rescue.window };
             self.reports.tell(&Subject { cgroup: Some(path.clone()), ..subject }, &what);
         }
         if let Some(container) = container {
@@ -594,7 +637,9 @@ impl Watcher {
     /// Reports what would become of a container's limit if the plugin did not only observe.
     fn plan(&mut self, path: &CgroupPath, container: &Container, now: u64) {
         let settings = self.containers.settings();
-        let (Some(rescue), Some(asked)) = (settings.config.oom_rescue.as_ref(), container.asked.bytes()) else {
+        let (Some(rescue), Some(asked)) =
+            (settings.config.oom_rescue.as_ref(), container.asked.bytes())
+        else {
             return;
         };
         let own_ceiling = container.overrides.oom_rescue;
@@ -612,25 +657,40 @@ impl Watcher {
         let free = self.free(container);
         let page = settings.node.page_size;
         // What is decided on a copy has no consequences.
-        let what = match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
-            Verdict::NotYet => return,
-            Verdict::Raise(desired) => What::Rescued { asked, observed: asked, desired, kills, window },
-            Verdict::AtCeiling(ceiling) => What::AtCeiling { observed: asked, ceiling, free, kills, window },
-        };
+        let what =
+            match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
+                Verdict::NotYet => return,
+                Verdict::Raise(desired) => {
+                    What::Rescued { asked, observed: asked, desired, kills, window }
+                }
+                Verdict::AtCeiling(ceiling) => {
+                    What::AtCeiling { observed: asked, ceiling, free, kills, window }
+                }
+            };
         self.told(path, &container.name).planned = Some(now);
         self.reports.tell_planned(&container.into(), &what);
     }
 
     /// How many of these kills are by a limit that this plugin has set: the one of all pods, or one that was deferred and is in force
     /// since a short time.
-    fn kills_by_our_limits(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) -> u64 {
+    fn kills_by_our_limits(
+        &mut self,
+        path: &CgroupPath,
+        killed: &Killed,
+        is_by_its_limit: bool,
+    ) -> u64 {
         if !is_by_its_limit {
             let times = self.limit_of_all_reached();
             return if guard::is_in_force(&self.root, &self.ancestors) { times } else { 0 };
         }
         let Some(pod) = PodCgroup::parse(path.as_str()) else { return 0 };
-        let is_ours = |report: &Report| report.kind == Kind::CutApplied && report.is_within(AFTER_A_CUT);
-        if self.reports.of_container(&pod.uid, &killed.name).iter().any(is_ours) { killed.times } else { 0 }
+        let is_ours =
+            |report: &Report| report.kind == Kind::CutApplied && report.is_within(AFTER_A_CUT);
+        if self.reports.of_container(&pod.uid, &killed.name).iter().any(is_ours) {
+            killed.times
+        } else {
+            0
+        }
     }
 
     /// How often the limit of all pods was reached since this was asked last. A node without memory is no reason to count: the kernel then
@@ -696,7 +756,13 @@ impl Watcher {
                 Some(raised)
             }
             Verdict::AtCeiling(most) => {
-                let what = What::AtCeiling { observed: limit, ceiling: most, free, kills, window: rescue.window };
+                let what = What::AtCeiling {
+                    observed: limit,
+                    ceiling: most,
+                    free,
+                    kills,
+                    window: rescue.window,
+                };
                 self.reports.tell(&container.into(), &what);
                 self.told(path, &container.name).ceiling = Some(now);
                 None
@@ -710,7 +776,11 @@ impl Watcher {
     fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
         let is_bounded = self.ancestors.has_own_memory_limit(&container.sandbox);
         if is_bounded {
-            debug!(pod = container.pod, container = container.name, "its pod has limits of its own, which stay");
+            debug!(
+                pod = container.pod,
+                container = container.name,
+                "its pod has limits of its own, which stay"
+            );
         }
         is_bounded
     }
@@ -718,25 +788,37 @@ impl Watcher {
     /// What neither requests, this container's included, nor other raised limits leave of node allocatable; nothing if that is not
     /// known.
     fn free(&self, container: &Container) -> Bytes {
-        let Some(allocatable) = self.containers.settings().node.allocatable else { return Bytes::ZERO };
+        let Some(allocatable) = self.containers.settings().node.allocatable else {
+            return Bytes::ZERO;
+        };
         let request = |container: &Container| {
             let record = self.containers.record(&container.uid, &container.name, container.moment);
-            self.containers.decide(container, &record).request.map_or(Bytes::ZERO, |request| request.bytes)
+            self.containers
+                .decide(container, &record)
+                .request
+                .map_or(Bytes::ZERO, |request| request.bytes)
         };
         let mut all = self.containers.all();
         all.retain(|other| self.ancestors.is_alive(other));
-        let others = all.iter().filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));
-        let requests = others.map(|other| request(other)).fold(request(container), Bytes::saturating_add);
-        let own = container.place.as_ref().map(|place| (place.cgroup().clone(), container.name.clone()));
+        let others = all
+            .iter()
+            .filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));
+        let requests =
+            others.map(|other| request(other)).fold(request(container), Bytes::saturating_add);
+        let own =
+            container.place.as_ref().map(|place| (place.cgroup().clone(), container.name.clone()));
         let raised = lock(&self.kills.rescued);
         let others = raised.iter().filter(|(whose, _)| Some(*whose) != own.as_ref());
         let raised = others.map(|(_, rescued)| rescued.limit.saturating_sub(rescued.asked));
-        allocatable.saturating_sub(requests).saturating_sub(raised.fold(Bytes::ZERO, Bytes::saturating_add))
+        allocatable
+            .saturating_sub(requests)
+            .saturating_sub(raised.fold(Bytes::ZERO, Bytes::saturating_add))
     }
 
     /// Lets events know what has come of a container's limit.
     fn publish(&self, path: &CgroupPath, name: &str) {
-        let rescued = self.counted.pods.get(path).and_then(|pod| pod.histories.get(name)?.rescued());
+        let rescued =
+            self.counted.pods.get(path).and_then(|pod| pod.histories.get(name)?.rescued());
         let key = (path.clone(), name.to_owned());
         match rescued {
             Some(rescued) => lock(&self.kills.rescued).insert(key, rescued),
@@ -778,7 +860,9 @@ fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, V
         match root.cgroup(&running.cgroup).and_then(|cgroup| cgroup.events()) {
             Ok(events) => counts.push((id.clone(), events.into())),
             Err(CgroupError::Gone(_)) => gone.push(id.clone()),
-            Err(error) => debug!(cgroup = %running.cgroup, %error, "cannot tell whether it was killed"),
+            Err(error) => {
+                debug!(cgroup = %running.cgroup, %error, "cannot tell whether it was killed")
+            }
         }
     }
     (counts, gone)
@@ -795,7 +879,11 @@ impl Wakes {
     fn new() -> io::Result<Self> {
         let inotify = Inotify::init()?;
         let watches = inotify.watches();
-        Ok(Self { watches, events: inotify.into_event_stream(vec![0; 16 << 10])?, pods: HashMap::new() })
+        Ok(Self {
+            watches,
+            events: inotify.into_event_stream(vec![0; 16 << 10])?,
+            pods: HashMap::new(),
+        })
     }
 
     fn add(&mut self, root: &CgroupRoot, pod: &CgroupPath) -> io::Result<()> {
@@ -840,7 +928,9 @@ async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
     if let Some(some) = wakes {
         match some.next().await {
             Ok(pod) => return pod,
-            Err(error) => warn!(%error, "cannot watch for kills any longer; they are found only every {EVERY:?}"),
+            Err(error) => {
+                warn!(%error, "cannot watch for kills any longer; they are found only every {EVERY:?}")
+            }
         }
         *wakes = None;
     }

@@ -15,7 +15,8 @@ const SYNCHRONIZED: &str = "connected to the container runtime and synchronized"
 pub(crate) async fn keep_informed(mut synchronized: watch::Receiver<bool>) {
     let mut state = state(*synchronized.borrow_and_update());
     // Only since an interval of nothing is none; without a watchdog nobody heeds it.
-    let every = daemon::watchdog_enabled(false).map_or(Duration::from_secs(3600), |limit| limit / 2);
+    let every =
+        daemon::watchdog_enabled(false).map_or(Duration::from_secs(3600), |limit| limit / 2);
     let mut pings = interval(every.max(Duration::from_millis(1)));
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while tell(&state) {

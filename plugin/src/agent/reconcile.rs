@@ -152,7 +152,11 @@ pub struct InForce {
 /// # Errors
 ///
 /// When its cgroup cannot be read.
-pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container) -> Result<Compared, CgroupError> {
+pub fn compare(
+    containers: &Containers,
+    root: &CgroupRoot,
+    container: &Container,
+) -> Result<Compared, CgroupError> {
     let page = containers.settings().node.page_size;
     let record = containers.record(&container.uid, &container.name, container.moment);
     let without_cgroup = || {
@@ -199,11 +203,19 @@ pub fn compare(containers: &Containers, root: &CgroupRoot, container: &Container
 ///
 /// `swap_max` is how much swap it may use, if that is limited: a runtime that is asked for an update without swap lifts that
 /// limit (containerd and runc), so it is asked for what is in force.
-pub fn update(id: &str, values: impl IntoIterator<Item = (Knob, Limit)>, swap_max: Option<Bytes>) -> ContainerUpdate {
-    let (limit, values): (Vec<_>, Vec<_>) = values.into_iter().partition(|(knob, _)| *knob == Knob::Max);
+pub fn update(
+    id: &str,
+    values: impl IntoIterator<Item = (Knob, Limit)>,
+    swap_max: Option<Bytes>,
+) -> ContainerUpdate {
+    let (limit, values): (Vec<_>, Vec<_>) =
+        values.into_iter().partition(|(knob, _)| *knob == Knob::Max);
     let memory = limit.first().map(|(_, limit)| memory_limit(*limit, None));
-    let values = values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()));
-    let unified = values.chain(swap_max.map(|swap_max| (SWAP_MAX.to_owned(), swap_max.to_string()))).collect();
+    let values =
+        values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()));
+    let unified = values
+        .chain(swap_max.map(|swap_max| (SWAP_MAX.to_owned(), swap_max.to_string())))
+        .collect();
     let resources = LinuxResources { unified, memory: memory.into(), ..Default::default() };
     let linux = LinuxContainerUpdate { resources: Some(resources).into(), ..Default::default() };
     ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
@@ -215,8 +227,9 @@ pub fn memory_limit(limit: Limit, asked: Option<&LinuxMemory>) -> LinuxMemory {
     let number = |value| Some(OptionalInt64 { value, ..Default::default() }).into();
     // 2^63-1 is the most that there is.
     let limit = limit.bytes().map_or(-1, |bytes| i64::try_from(bytes.get()).unwrap_or(i64::MAX));
-    let [asked_limit, asked_swap] = asked
-        .map_or([0, 0], |asked| [&asked.limit, &asked.swap].map(|value| value.as_ref().map_or(0, |value| value.value)));
+    let [asked_limit, asked_swap] = asked.map_or([0, 0], |asked| {
+        [&asked.limit, &asked.swap].map(|value| value.as_ref().map_or(0, |value| value.value))
+    });
     let swap = match asked_swap {
         1.. if limit < 0 => number(-1),
         1.. => number(limit.saturating_add(asked_swap.saturating_sub(asked_limit).max(0))),
@@ -332,7 +345,15 @@ impl Reconciler {
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
         let (tell, done) = mpsc::unbounded_channel();
-        tokio::spawn(Updater { containers: containers.clone(), runtime: runtime.clone(), updates, done: tell }.run());
+        tokio::spawn(
+            Updater {
+                containers: containers.clone(),
+                runtime: runtime.clone(),
+                updates,
+                done: tell,
+            }
+            .run(),
+        );
         Self {
             updater,
             done,
@@ -437,11 +458,15 @@ impl Reconciler {
             }
             Some(Change::Removed(path)) => due.removed.push(path),
             // Usually the runtime tells of it, too.
-            Some(Change::Made(path)) if self.ancestors.contains(&path) => _ = due.cgroups.entry(path).or_default(),
+            Some(Change::Made(path)) if self.ancestors.contains(&path) => {
+                _ = due.cgroups.entry(path).or_default()
+            }
             Some(Change::Made(path)) => self.again(PATIENCE, Work::Stranger(path)),
             Some(Change::Overflow) => self.everything(due),
             None => {
-                warn!("cannot watch cgroups any longer; what others change is found only every {TICK:?}");
+                warn!(
+                    "cannot watch cgroups any longer; what others change is found only every {TICK:?}"
+                );
                 self.watch = None;
             }
         }
@@ -473,19 +498,30 @@ impl Reconciler {
     fn ask_for_limit(&mut self, id: String, limit: Bytes, revision: u64) {
         let known = self.containers.get(&id).filter(|container| container.revision == revision);
         let Some(container) = known else { return };
-        let is_changing = matches!(container.update, Update::UnderWay(_)) && container.update != Update::OURS;
+        let is_changing =
+            matches!(container.update, Update::UnderWay(_)) && container.update != Update::OURS;
         if is_changing || self.is_waiting(&id) {
             return self.again(BUSY, Work::Limit { id, limit, revision });
         }
         self.containers.swap_update(&id, Update::OURS, Update::Over);
-        let swap_max = container.cgroup.as_ref().and_then(|cgroup| self.root.cgroup(cgroup).ok()?.swap_max().ok());
-        let write = Write { knob: Knob::Max, observed: container.limit, desired: Limit::Bytes(limit) };
+        let swap_max = container
+            .cgroup
+            .as_ref()
+            .and_then(|cgroup| self.root.cgroup(cgroup).ok()?.swap_max().ok());
+        let write =
+            Write { knob: Knob::Max, observed: container.limit, desired: Limit::Bytes(limit) };
         self.progress(&id).is_waiting = true;
         // Alone, so that the runtime tells why if it does not.
         let swap_max = swap_max.and_then(Limit::bytes);
         // Only a plugin that enforces asks for limits.
-        let pending =
-            Pending { container, writes: vec![write], attempt: 2, swap_max, enforces: true, is_foreign: false };
+        let pending = Pending {
+            container,
+            writes: vec![write],
+            attempt: 2,
+            swap_max,
+            enforces: true,
+            is_foreign: false,
+        };
         let _ = self.updater.send(vec![pending]);
     }
 
@@ -515,7 +551,11 @@ impl Reconciler {
                 // Events do not wait for all of them.
                 tokio::task::yield_now().await;
             }
-            self.ancestors.settle(&self.containers.ids().into_iter().collect(), &policy, synchronized);
+            self.ancestors.settle(
+                &self.containers.ids().into_iter().collect(),
+                &policy,
+                synchronized,
+            );
             for cgroup in self.ancestors.cgroups() {
                 self.watch_cgroup(&cgroup);
             }
@@ -559,7 +599,9 @@ impl Reconciler {
     }
 
     fn in_pod(&self, pod: &CgroupPath) -> Vec<Arc<Container>> {
-        let of_pod = |container: &Arc<Container>| container.place.as_ref().is_some_and(|place| place.cgroup() == pod);
+        let of_pod = |container: &Arc<Container>| {
+            container.place.as_ref().is_some_and(|place| place.cgroup() == pod)
+        };
         self.containers.all().into_iter().filter(of_pod).collect()
     }
 
@@ -576,7 +618,8 @@ impl Reconciler {
 
     async fn look_at(&mut self, batch: &[(String, bool)]) {
         // What is being changed is looked at when that is done.
-        let known = batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
+        let known =
+            batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
         let known: Vec<_> = known
             .filter(|(container, _)| {
                 !matches!(container.update, Update::UnderWay(_)) && !self.is_waiting(&container.id)
@@ -627,11 +670,21 @@ impl Reconciler {
                         self.settled(&container, &compared.decided, is_in_force);
                     } else {
                         let swap_max = compared.swap_max;
-                        let Some((writes, is_foreign)) = self.repair(&container, compared, touched) else { continue };
+                        let Some((writes, is_foreign)) = self.repair(&container, compared, touched)
+                        else {
+                            continue;
+                        };
                         // The first one that is not counted is one, too.
                         let attempt = self.contention.repairs(&container.id).max(1);
                         self.progress(&container.id).is_waiting = true;
-                        pending.push(Pending { container, writes, attempt, swap_max, enforces, is_foreign });
+                        pending.push(Pending {
+                            container,
+                            writes,
+                            attempt,
+                            swap_max,
+                            enforces,
+                            is_foreign,
+                        });
                     }
                 }
                 Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
@@ -664,11 +717,18 @@ impl Reconciler {
             let is_weight = weight.is_none_or(|weight| container.cpu_shares.is(weight));
             let is_swap = container.swap_max.is_none_or(|wanted| swap_max == Some(wanted));
             let mut is_made = true;
-            let text = |swap_max: Option<Bytes>| swap_max.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
+            let text = |swap_max: Option<Bytes>| {
+                swap_max.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string())
+            };
             for (knob, desired, observed, is_so) in [
                 (Knob::Max.file_name(), container.limit.to_string(), memory.to_string(), is_memory),
                 (CPU_MAX, container.cpu.to_string(), cpu.to_string(), is_cpu),
-                (CPU_WEIGHT, container.cpu_shares.to_string(), weight.unwrap_or_default().to_string(), is_weight),
+                (
+                    CPU_WEIGHT,
+                    container.cpu_shares.to_string(),
+                    weight.unwrap_or_default().to_string(),
+                    is_weight,
+                ),
                 (SWAP_MAX, text(container.swap_max), text(swap_max), is_swap),
             ] {
                 if is_so {
@@ -683,12 +743,21 @@ impl Reconciler {
                 self.reports.metrics.resized(outcome);
             }
         }
-        self.containers.read_back(container, (!is_memory).then_some(memory), (!is_cpu).then_some(cpu));
+        self.containers.read_back(
+            container,
+            (!is_memory).then_some(memory),
+            (!is_cpu).then_some(cpu),
+        );
     }
 
     /// Nothing is wanted of a container any more, and its files hold what they held before. What the runtime has stored may not:
     /// it is told once. Then the container is left alone.
-    fn let_go(&mut self, container: &Arc<Container>, compared: &Compared, enforces: bool) -> Option<Pending> {
+    fn let_go(
+        &mut self,
+        container: &Arc<Container>,
+        compared: &Compared,
+        enforces: bool,
+    ) -> Option<Pending> {
         let progress = self.progress(&container.id);
         if std::mem::take(&mut progress.is_released) {
             self.containers.restored(container);
@@ -711,17 +780,31 @@ impl Reconciler {
     }
 
     /// Returns what the runtime has to write, if it is to be written now, and whether another program has changed it.
-    fn repair(&mut self, container: &Container, compared: Compared, touched: bool) -> Option<(Vec<Write>, bool)> {
+    fn repair(
+        &mut self,
+        container: &Container,
+        compared: Compared,
+        touched: bool,
+    ) -> Option<(Vec<Write>, bool)> {
         let Compared { decided, mut writes, claim, held, .. } = compared;
         let desired = decided.values();
         let is_stored = self.progress(&container.id).verified.as_ref() == Some(&desired);
         if is_stored && !self.containers.settings().config.repair {
-            debug!(pod = container.pod, container = container.name, "left as another program set it");
+            debug!(
+                pod = container.pod,
+                container = container.name,
+                "left as another program set it"
+            );
             return None;
         }
         // The runtime's writes for its client are not foreign.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
-        match self.contention.judge(container.id.clone(), desired, touched, std::time::Instant::now()) {
+        match self.contention.judge(
+            container.id.clone(),
+            desired,
+            touched,
+            std::time::Instant::now(),
+        ) {
             // The runtime has the values already, and systemd from it: the files are all that somebody else has changed.
             Verdict::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
                 self.write_files(container, writes, is_foreign);
@@ -730,7 +813,11 @@ impl Reconciler {
             Verdict::Repair => {
                 if let Some(place) = &container.place {
                     // What it has counts until it has something else.
-                    self.ancestors.claim_at_least(place, &container.id, claim.max(held.protection()));
+                    self.ancestors.claim_at_least(
+                        place,
+                        &container.id,
+                        claim.max(held.protection()),
+                    );
                 }
                 if decided.is_let_go() {
                     // All of it, for what the runtime has stored.
@@ -758,13 +845,18 @@ impl Reconciler {
     /// Writes a container's files, without the runtime. To lower memory.high takes as long as there is memory to reclaim.
     fn write_files(&mut self, container: &Container, writes: Vec<Write>, is_foreign: bool) {
         let Some(path) = container.cgroup.clone() else { return };
-        let (root, reports, subject) = (self.root.clone(), self.reports.clone(), Subject::from(container));
+        let (root, reports, subject) =
+            (self.root.clone(), self.reports.clone(), Subject::from(container));
         // What comes of it is seen by watching the files.
         tokio::task::spawn_blocking(move || {
             for Write { knob, desired, observed } in writes {
                 match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
-                    Ok(()) if is_foreign => reports.tell(&subject, &What::Repaired { knob, desired, observed }),
-                    Ok(()) => debug!(cgroup = %path, knob = knob.file_name(), "written again after an update"),
+                    Ok(()) if is_foreign => {
+                        reports.tell(&subject, &What::Repaired { knob, desired, observed })
+                    }
+                    Ok(()) => {
+                        debug!(cgroup = %path, knob = knob.file_name(), "written again after an update")
+                    }
                     Err(error) => debug!(cgroup = %path, %error, "cannot repair the file"),
                 }
             }
@@ -790,7 +882,10 @@ impl Reconciler {
             progress.is_unverified |= !is_dropped;
             if pending.is_foreign && !is_dropped && !fates.rejected.contains(&container.id) {
                 for &Write { knob, desired, observed } in pending.changes() {
-                    self.reports.tell(&container.as_ref().into(), &What::Repaired { knob, desired, observed });
+                    self.reports.tell(
+                        &container.as_ref().into(),
+                        &What::Repaired { knob, desired, observed },
+                    );
                 }
             }
             due.containers.entry(container.id.clone()).or_default();
@@ -835,7 +930,9 @@ impl Reconciler {
         match systemd::remove_drop_ins(self.root.host(), &self.root, cgroup) {
             Ok(false) => {}
             Ok(true) => debug!(%cgroup, "removed the drop-ins of a unit that is gone"),
-            Err(error) => warn!(%cgroup, %error, "cannot remove the drop-ins of a unit that is gone"),
+            Err(error) => {
+                warn!(%cgroup, %error, "cannot remove the drop-ins of a unit that is gone")
+            }
         }
     }
 
@@ -855,14 +952,19 @@ impl Reconciler {
                 self.ended(&container);
             }
             Some(container) => self.again(Duration::ZERO, Work::Container(container.id.clone())),
-            None if self.ancestors.contains(cgroup) => self.again(Duration::ZERO, Work::Cgroup(cgroup.clone())),
+            None if self.ancestors.contains(cgroup) => {
+                self.again(Duration::ZERO, Work::Cgroup(cgroup.clone()))
+            }
             None => {}
         }
     }
 
     fn watch_container(&mut self, container: &Container) {
         if let Some(place) = &container.place {
-            for cgroup in [Some(place.kubepods()), place.class_cgroup(), Some(place.cgroup())].into_iter().flatten() {
+            for cgroup in [Some(place.kubepods()), place.class_cgroup(), Some(place.cgroup())]
+                .into_iter()
+                .flatten()
+            {
                 self.watch_cgroup(cgroup);
             }
         }
@@ -896,7 +998,8 @@ impl Reconciler {
         let known: HashSet<_> = self.containers.ids().into_iter().collect();
         self.ancestors.prune(&known);
         self.progress.retain(|id, _| known.contains(id));
-        let uids: HashSet<_> = self.containers.all().iter().map(|container| container.uid.clone()).collect();
+        let uids: HashSet<_> =
+            self.containers.all().iter().map(|container| container.uid.clone()).collect();
         // Whoever tells of cgroups may hold what knows them.
         let cgroups: HashSet<_> = self.ancestors.cgroups().into_iter().collect();
         self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
@@ -978,11 +1081,16 @@ impl Reconciler {
 
     fn is_known(&self, cgroup: &CgroupPath) -> bool {
         let id = id_in(cgroup.name());
-        self.containers.get(id).is_some() || self.ancestors.is_sandbox(id) || self.by_cgroup.contains_key(cgroup)
+        self.containers.get(id).is_some()
+            || self.ancestors.is_sandbox(id)
+            || self.by_cgroup.contains_key(cgroup)
     }
 
     fn is_in_use(&self, cgroup: &CgroupPath) -> bool {
-        self.root.cgroup(cgroup).and_then(|cgroup| cgroup.usage()).is_ok_and(|usage| usage > Bytes::ZERO)
+        self.root
+            .cgroup(cgroup)
+            .and_then(|cgroup| cgroup.usage())
+            .is_ok_and(|usage| usage > Bytes::ZERO)
     }
 
     /// Finds out whether what is written protects, by the kernel's rule, and says when that changes for the worse.
@@ -991,7 +1099,9 @@ impl Reconciler {
         let (root, cgroups) = (self.root.clone(), self.ancestors.cgroups());
         let names: HashMap<_, _> = containers
             .iter()
-            .filter_map(|container| Some((container.cgroup.clone()?, (container.pod.clone(), container.name.clone()))))
+            .filter_map(|container| {
+                Some((container.cgroup.clone()?, (container.pod.clone(), container.name.clone())))
+            })
             .collect();
         let surveyed = tokio::task::spawn_blocking(move || {
             let containers = containers.iter().filter_map(|container| container.cgroup.clone());
@@ -1009,7 +1119,8 @@ impl Reconciler {
             if of.is_none() && !self.ancestors.is_reserved(&cgroup) {
                 continue;
             }
-            let (pod, container) = of.map(|(pod, container)| (pod.as_str(), container.as_str())).unzip();
+            let (pod, container) =
+                of.map(|(pod, container)| (pod.as_str(), container.as_str())).unzip();
             if standing == Standing::Inert && before != Some(Standing::Inert) {
                 warn!(
                     pod,
@@ -1092,7 +1203,11 @@ impl Updater {
     }
 
     /// Sends what is still wanted once the runtime is quiet. Returns the ids of containers whose request was dropped.
-    async fn send(&self, pending: &[&Pending], ignore_failure: bool) -> Result<Vec<String>, Unsent> {
+    async fn send(
+        &self,
+        pending: &[&Pending],
+        ignore_failure: bool,
+    ) -> Result<Vec<String>, Unsent> {
         let lowers = |write: &Write| write.knob == Knob::Max && write.desired < write.observed;
         let is_cut = pending.iter().flat_map(|pending| &pending.writes).any(lowers);
         let since = Instant::now();
@@ -1112,16 +1227,22 @@ impl Updater {
         let (current, outdated): (Vec<&Pending>, Vec<&Pending>) =
             pending.iter().partition(|pending| self.is_current(pending));
         let dropped = outdated.into_iter().map(|pending| pending.container.id.clone()).collect();
-        let updates: Vec<_> = current.into_iter().map(|pending| pending.update(ignore_failure)).collect();
+        let updates: Vec<_> =
+            current.into_iter().map(|pending| pending.update(ignore_failure)).collect();
         if updates.is_empty() {
             return Ok(dropped);
         }
         match timeout(UPDATE_TIMEOUT, self.runtime.update_containers(updates)).await {
             Ok(Ok(failed)) if failed.is_empty() => Ok(dropped),
-            Ok(Ok(failed)) => Err(Unsent::Failed(format!("the runtime failed to update {} containers", failed.len()))),
+            Ok(Ok(failed)) => Err(Unsent::Failed(format!(
+                "the runtime failed to update {} containers",
+                failed.len()
+            ))),
             Ok(Err(UpdateError::NotConnected)) => Err(Unsent::NotConnected),
             Ok(Err(error)) => Err(Unsent::Failed(error.to_string())),
-            Err(_) => Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}"))),
+            Err(_) => {
+                Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}")))
+            }
         }
     }
 
@@ -1141,7 +1262,11 @@ impl Updater {
 
 /// Every value that a container should have, whatever its files hold.
 fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
-    decided.values().into_iter().map(|(knob, value)| Write { knob, observed: value, desired: value })
+    decided.values().into_iter().map(|(knob, value)| Write {
+        knob,
+        observed: value,
+        desired: value,
+    })
 }
 
 /// Tells what happens to a cgroup; `None` when that cannot be told any more. Waits for ever without a watch.

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nri::api::{
-    self, ContainerAdjustment, ContainerState, ContainerUpdate, LinuxContainerAdjustment, LinuxResources, PodSandbox,
+    self, ContainerAdjustment, ContainerState, ContainerUpdate, LinuxContainerAdjustment,
+    LinuxResources, PodSandbox,
 };
 use nri::{Configuration, Creation, EventMask, Plugin, Refusal};
 use tokio::sync::{mpsc, watch};
@@ -113,7 +114,17 @@ impl Service {
     /// A plugin on the node whose file system is at `host`, usually `/`. `on_config` is called with each configuration that comes
     /// into force.
     pub fn new(parts: Parts, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
-        let Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work, synchronized } = parts;
+        let Parts {
+            containers,
+            ancestors,
+            root,
+            cuts,
+            deferrals,
+            kills,
+            reports,
+            work,
+            synchronized,
+        } = parts;
         let budget = Mutex::new(Duration::from_millis(200));
         let (host, configured, updates) = (host.into(), AtomicBool::new(false), AtomicU64::new(0));
         Self {
@@ -185,7 +196,9 @@ impl Service {
                 "the brake is applied: nothing is set, raised or refused any more; find out why there was so much, then call \
                  'plimsoll reset-brake'"
             ),
-            None => warn!("mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be"),
+            None => warn!(
+                "mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be"
+            ),
         }
         for limit in raised::staying(&self.root, &self.ancestors.raised_limits()) {
             warn!(limit, "stays, as lowering it could kill");
@@ -194,7 +207,9 @@ impl Service {
 
     fn tell_whether_it_stands_aside(&self, settings: &Settings) {
         if settings.stand_aside {
-            warn!("'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'");
+            warn!(
+                "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'"
+            );
         } else {
             info!("'plimsoll restore' was undone");
         }
@@ -235,14 +250,18 @@ impl Service {
         }
         match config.node_allocatable {
             NodeAllocatable::Auto => info!("{memory}"),
-            NodeAllocatable::Fixed(bytes) => info!("node allocatable is {bytes} bytes, as configured"),
+            NodeAllocatable::Fixed(bytes) => {
+                info!("node allocatable is {bytes} bytes, as configured")
+            }
         }
         if settings.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
         } else {
             self.say_mode(&settings);
         }
-        if let (Some(kept), None, false) = (config.node_guard, settings.planned_guard_line(), settings.stand_aside) {
+        if let (Some(kept), None, false) =
+            (config.node_guard, settings.planned_guard_line(), settings.stand_aside)
+        {
             let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
             warn!(
                 "nodeGuard would leave pods nothing: expected less than all memory, {all}, found {}; no memory is kept from pods",
@@ -281,7 +300,12 @@ impl Service {
 
     /// An event by NRI's name is answered for as long as what is returned is kept.
     fn event(&self, name: &'static str) -> Answering {
-        Answering { _event: self.containers.event(), reports: self.reports.clone(), name, since: Instant::now() }
+        Answering {
+            _event: self.containers.event(),
+            reports: self.reports.clone(),
+            name,
+            since: Instant::now(),
+        }
     }
 
     fn page_size(&self) -> PageSize {
@@ -291,11 +315,13 @@ impl Service {
     /// The kubelet's records of a container and its pod; inconclusive also where they cannot be read in time.
     async fn record(&self, container: &Container) -> Recorded {
         let moment = container.moment;
-        if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment) {
+        if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment)
+        {
             return record;
         }
         let budget = *lock(&self.budget);
-        let (containers, uid, name) = (self.containers.clone(), container.uid.clone(), container.name.clone());
+        let (containers, uid, name) =
+            (self.containers.clone(), container.uid.clone(), container.name.clone());
         let lookup = tokio::task::spawn_blocking(move || containers.record(&uid, &name, moment));
         match timeout(budget, lookup).await {
             Ok(Ok(record)) => record,
@@ -351,7 +377,8 @@ impl Service {
 
     /// A limit that the node cannot keep is set all the same. Of requests the sums of their protection tell.
     fn say_if_beyond_the_node(&self, container: &Container) {
-        if let (Limit::Bytes(limit), Some(allocatable)) = (container.limit, self.containers.settings().node.allocatable)
+        if let (Limit::Bytes(limit), Some(allocatable)) =
+            (container.limit, self.containers.settings().node.allocatable)
             && limit > allocatable
         {
             self.reports.tell(&container.into(), &What::BeyondNode { limit, allocatable });
@@ -391,13 +418,15 @@ impl Service {
         if settings.observes() {
             if let Some(cut) = self.cuts.judge(container) {
                 let is_deferred = settings.config.shrink == Shrink::Defer;
-                let what = if is_deferred { What::CutDeferred(cut) } else { What::CutRejected(cut) };
+                let what =
+                    if is_deferred { What::CutDeferred(cut) } else { What::CutRejected(cut) };
                 self.reports.tell_planned(&container.into(), &what);
             }
             return Ok(None);
         }
         let budget = *lock(&self.budget) * CUT_BUDGET;
-        let (in_force, usage) = match self.cuts.make_room(container, container.update, budget).await {
+        let (in_force, usage) = match self.cuts.make_room(container, container.update, budget).await
+        {
             Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
             Ok(Attempted::NotMade { in_force, usage }) => (in_force, usage),
             Err(error) => {
@@ -442,7 +471,12 @@ impl Service {
     /// has ended, of which the runtime does not tell where it failed to start.
     fn forget_older(&self, sandbox: &str, newest: &api::Container) {
         for older in self.others_of_its_name(sandbox, newest) {
-            debug!(pod = older.pod, container = older.name, id = older.id, "another one has taken its place");
+            debug!(
+                pod = older.pod,
+                container = older.name,
+                id = older.id,
+                "another one has taken its place"
+            );
             self.forget(&older.id);
         }
     }
@@ -453,7 +487,10 @@ impl Service {
         container: &api::Container,
     ) -> impl Iterator<Item = Arc<Container>> + use<> {
         let (id, name) = (container.id.clone(), printable(&container.name));
-        self.containers.in_sandbox(sandbox).into_iter().filter(move |other| other.name == name && other.id != id)
+        self.containers
+            .in_sandbox(sandbox)
+            .into_iter()
+            .filter(move |other| other.name == name && other.id != id)
     }
 
     fn has_processes(&self, cgroup: &CgroupPath) -> bool {
@@ -488,9 +525,12 @@ fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
     let linux = pod.linux.get_or_default();
     let place = place(&linux.cgroup_parent)?;
     let memory = |resources: &LinuxResources| {
-        u64::try_from(resources.memory.get_or_default().limit.get_or_default().value).ok().filter(|limit| *limit > 0)
+        u64::try_from(resources.memory.get_or_default().limit.get_or_default().value)
+            .ok()
+            .filter(|limit| *limit > 0)
     };
-    let (overhead, limits) = (linux.pod_overhead.get_or_default(), linux.pod_resources.get_or_default());
+    let (overhead, limits) =
+        (linux.pod_overhead.get_or_default(), linux.pod_resources.get_or_default());
     let (overrides, _) = Overrides::read(&pod.annotations, "");
     Some(Sandbox {
         id: pod.id.clone(),
@@ -549,22 +589,32 @@ impl Plugin for Service {
         let alive = newest(containers.into_iter().filter(|container| !has_ended(container)));
         // Runtimes also tell of sandboxes that have ended and were not removed yet.
         // That of CRI-O has no process, and with that not the cgroup that is named: whoever has a container that lives does, too.
-        let live: HashSet<&str> = alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
+        let live: HashSet<&str> =
+            alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
         let is_over = |pod: &PodSandbox| {
             let cgroup = CgroupPath::parse(&pod.linux.get_or_default().cgroups_path).ok();
             !live.contains(pod.id.as_str())
-                && cgroup.is_some_and(|cgroup| matches!(self.root.cgroup(&cgroup), Err(CgroupError::Gone(_))))
+                && cgroup.is_some_and(|cgroup| {
+                    matches!(self.root.cgroup(&cgroup), Err(CgroupError::Gone(_)))
+                })
         };
-        self.ancestors.synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
-        let pods: HashMap<&str, &PodSandbox> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
+        self.ancestors
+            .synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
+        let pods: HashMap<&str, &PodSandbox> =
+            pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
         let known = alive.into_iter().filter_map(|container| {
             let Some(pod) = pods.get(container.pod_sandbox_id.as_str()) else {
-                warn!(container = container.id, pod = container.pod_sandbox_id, "the runtime told of no such pod");
+                warn!(
+                    container = container.id,
+                    pod = container.pod_sandbox_id,
+                    "the runtime told of no such pod"
+                );
                 return None;
             };
             Some(self.found(pod, &container))
         });
-        let known = known.map(|container| Container { asked: self.kills.asked(&container), ..container });
+        let known =
+            known.map(|container| Container { asked: self.kills.asked(&container), ..container });
         self.containers.replace(known);
         let running = self.containers.all().into_iter().filter(|container| container.started);
         self.kills.synchronize(running.collect());
@@ -605,9 +655,13 @@ impl Plugin for Service {
         resources: LinuxResources,
     ) -> Result<(), Refusal> {
         let _event = self.event("UpdatePodSandbox");
-        let of_memory = |resources: &LinuxResources| resources.memory.get_or_default().limit.get_or_default().value;
+        let of_memory = |resources: &LinuxResources| {
+            resources.memory.get_or_default().limit.get_or_default().value
+        };
         // Processor time alone, or no limit.
-        let (Ok(limit @ 1..), Some(sandbox)) = (u64::try_from(of_memory(&resources)), sandbox(&pod)) else {
+        let (Ok(limit @ 1..), Some(sandbox)) =
+            (u64::try_from(of_memory(&resources)), sandbox(&pod))
+        else {
             return Ok(());
         };
         let settings = self.containers.settings();
@@ -647,7 +701,11 @@ impl Plugin for Service {
         }
     }
 
-    async fn create_container(&self, pod: PodSandbox, container: api::Container) -> Result<Creation, Refusal> {
+    async fn create_container(
+        &self,
+        pod: PodSandbox,
+        container: api::Container,
+    ) -> Result<Creation, Refusal> {
         let _event = self.event("CreateContainer");
         for notice in annotation::unknown(&pod.annotations) {
             warn!(pod = printable(&pod.name), "{notice}");
@@ -664,7 +722,8 @@ impl Plugin for Service {
         self.forget_older(&pod.id, &container);
         let asked = container.linux.get_or_default().resources.get_or_default().memory.clone();
         // Whatever the runtime says of its state.
-        let mut container = Container { started: false, ..translate(&pod, &container, self.page_size()) };
+        let mut container =
+            Container { started: false, ..translate(&pod, &container, self.page_size()) };
         let rescued = self.kills.limit_for(&container);
         container.limit = rescued.unwrap_or(container.limit);
         let (container, decided) = self.resolve(container).await;
@@ -711,13 +770,20 @@ impl Plugin for Service {
         if !unified.is_empty() || memory.is_some() {
             self.containers.remember(&container, Values::of_unified(&container.unified));
             let resources = LinuxResources { unified, memory: memory.into(), ..Default::default() };
-            let linux = LinuxContainerAdjustment { resources: Some(resources).into(), ..Default::default() };
+            let linux = LinuxContainerAdjustment {
+                resources: Some(resources).into(),
+                ..Default::default()
+            };
             adjust.linux = Some(linux).into();
         }
         Ok(Creation { adjust, update: Vec::new() })
     }
 
-    async fn start_container(&self, pod: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+    async fn start_container(
+        &self,
+        pod: PodSandbox,
+        container: api::Container,
+    ) -> Result<(), Refusal> {
         let _event = self.event("StartContainer");
         // It was being created while this plugin registered: CRI-O asks the plugins that there are first, and tells of it in a
         // synchronization only when it is done.
@@ -748,7 +814,9 @@ impl Plugin for Service {
         let page = self.page_size();
         let mut updated = match self.containers.get(&container.id) {
             Some(known) => (*known).clone(),
-            None if has_ended(&container) || self.others_of_its_name(&pod.id, &container).next().is_some() => {
+            None if has_ended(&container)
+                || self.others_of_its_name(&pod.id, &container).next().is_some() =>
+            {
                 return Ok(Vec::new());
             }
             None => self.found(&pod, &container),
@@ -782,7 +850,8 @@ impl Plugin for Service {
                 }
                 None => self.deferrals.forget(&updated.id),
             }
-            updated.high_before = self.containers.get(&updated.id).and_then(|known| known.high_before);
+            updated.high_before =
+                self.containers.get(&updated.id).and_then(|known| known.high_before);
         }
         let (container, decided) = self.resolve(updated).await;
         if asked != 0 && container.started {
@@ -821,7 +890,10 @@ impl Plugin for Service {
         }
         if decided.before.is_none() {
             let unknown = || Values::of_unified(&container.unified);
-            let before = cgroup.as_ref().and_then(|cgroup| Values::read(cgroup).ok()).unwrap_or_else(unknown);
+            let before = cgroup
+                .as_ref()
+                .and_then(|cgroup| Values::read(cgroup).ok())
+                .unwrap_or_else(unknown);
             self.containers.remember(&container, before);
         }
         // Unless the client has a word on it.
@@ -844,25 +916,38 @@ impl Plugin for Service {
             return Ok(vec![has_to_be(values)]);
         }
         let is_needed = memory.is_some() || swap_max.is_some();
-        let may_be = ContainerUpdate { ignore_failure: true, ..update(&container.id, values, None) };
+        let may_be =
+            ContainerUpdate { ignore_failure: true, ..update(&container.id, values, None) };
         Ok(is_needed.then(|| has_to_be(Vec::new())).into_iter().chain([may_be]).collect())
     }
 
-    async fn post_update_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+    async fn post_update_container(
+        &self,
+        _: PodSandbox,
+        container: api::Container,
+    ) -> Result<(), Refusal> {
         let _event = self.event("PostUpdateContainer");
         self.containers.set_update(&container.id, Update::Made);
         self.enqueue(Work::Written(container.id));
         Ok(())
     }
 
-    async fn stop_container(&self, _: PodSandbox, container: api::Container) -> Result<Vec<ContainerUpdate>, Refusal> {
+    async fn stop_container(
+        &self,
+        _: PodSandbox,
+        container: api::Container,
+    ) -> Result<Vec<ContainerUpdate>, Refusal> {
         let _event = self.event("StopContainer");
         debug!(container = container.id, "stopped");
         self.forget(&container.id);
         Ok(Vec::new())
     }
 
-    async fn remove_container(&self, _: PodSandbox, container: api::Container) -> Result<(), Refusal> {
+    async fn remove_container(
+        &self,
+        _: PodSandbox,
+        container: api::Container,
+    ) -> Result<(), Refusal> {
         let _event = self.event("RemoveContainer");
         self.forget(&container.id);
         Ok(())
@@ -990,25 +1075,35 @@ mod tests {
 
     #[test]
     fn the_newest_of_one_name_is_left() {
-        let container = |id: &str, name: &str, sandbox: &str, created_at, state: ContainerState| api::Container {
-            id: id.into(),
-            name: name.into(),
-            pod_sandbox_id: sandbox.into(),
-            created_at,
-            state: state.into(),
-            ..Default::default()
+        let container = |id: &str, name: &str, sandbox: &str, created_at, state: ContainerState| {
+            api::Container {
+                id: id.into(),
+                name: name.into(),
+                pod_sandbox_id: sandbox.into(),
+                created_at,
+                state: state.into(),
+                ..Default::default()
+            }
         };
-        let (created, running) = (ContainerState::CONTAINER_CREATED, ContainerState::CONTAINER_RUNNING);
+        let (created, running) =
+            (ContainerState::CONTAINER_CREATED, ContainerState::CONTAINER_RUNNING);
         for (containers, expected) in [
             (vec![], ""),
             (vec![container("a", "x", "1", 1, running), container("b", "x", "1", 2, created)], "b"),
             (vec![container("b", "x", "1", 2, created), container("a", "x", "1", 1, running)], "b"),
             (vec![container("a", "x", "1", 0, running), container("b", "x", "1", 0, created)], "a"),
             (vec![container("a", "x", "1", 0, created), container("b", "x", "1", 0, created)], "b"),
-            (vec![container("a", "x", "1", 1, running), container("b", "x", "2", 2, running)], "a b"),
-            (vec![container("a", "x", "1", 1, running), container("b", "y", "1", 2, running)], "a b"),
+            (
+                vec![container("a", "x", "1", 1, running), container("b", "x", "2", 2, running)],
+                "a b",
+            ),
+            (
+                vec![container("a", "x", "1", 1, running), container("b", "y", "1", 2, running)],
+                "a b",
+            ),
         ] {
-            let left: Vec<_> = newest(containers.into_iter()).into_iter().map(|container| container.id).collect();
+            let left: Vec<_> =
+                newest(containers.into_iter()).into_iter().map(|container| container.id).collect();
             assert_eq!(left.join(" "), expected);
         }
     }

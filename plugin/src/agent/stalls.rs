@@ -62,7 +62,15 @@ impl Stalls {
         reports: Arc<Reports>,
         work: mpsc::UnboundedSender<Work>,
     ) -> Self {
-        Self { containers, root, reports, work, events: HashMap::new(), watched: HashMap::new(), is_blind: false }
+        Self {
+            containers,
+            root,
+            reports,
+            work,
+            events: HashMap::new(),
+            watched: HashMap::new(),
+            is_blind: false,
+        }
     }
 
     /// Works for ever.
@@ -72,7 +80,8 @@ impl Stalls {
         loop {
             ticks.tick().await;
             let settings = self.containers.settings();
-            let Some(deadline) = settings.config.throttle_deadline.filter(|_| settings.enforces()) else {
+            let Some(deadline) = settings.config.throttle_deadline.filter(|_| settings.enforces())
+            else {
                 self.put_all_back();
                 continue;
             };
@@ -97,14 +106,18 @@ impl Stalls {
     /// The pods that were held back since the last look.
     fn held_back(&mut self) -> HashSet<CgroupPath> {
         let containers = self.containers.all();
-        let places: Vec<_> = containers.iter().filter_map(|container| container.place.as_ref()).collect();
+        let places: Vec<_> =
+            containers.iter().filter_map(|container| container.place.as_ref()).collect();
         let tops: HashSet<_> = places.iter().map(|place| place.kubepods()).collect();
         let tops: HashSet<_> = tops.into_iter().filter(|top| self.has_more_events(top)).collect();
         if tops.is_empty() {
             return HashSet::new();
         }
-        let pods: HashSet<_> =
-            places.into_iter().filter(|place| tops.contains(place.kubepods())).map(PodPlace::cgroup).collect();
+        let pods: HashSet<_> = places
+            .into_iter()
+            .filter(|place| tops.contains(place.kubepods()))
+            .map(PodPlace::cgroup)
+            .collect();
         let held_back = pods.into_iter().filter(|pod| self.has_more_events(pod)).cloned().collect();
         self.events.retain(|cgroup, _| self.root.cgroup(cgroup).is_ok());
         held_back
@@ -122,7 +135,8 @@ impl Stalls {
         let mut spare = self.spare();
         let mut watched = std::mem::take(&mut self.watched);
         for container in self.containers.all() {
-            let is_held_back = container.place.as_ref().is_some_and(|place| held_back.contains(place.cgroup()));
+            let is_held_back =
+                container.place.as_ref().is_some_and(|place| held_back.contains(place.cgroup()));
             let mut state = match watched.remove(&container.id) {
                 Some(state) if state.is_released == container.released.is_some() => state,
                 // It was updated, and is as any other.
@@ -145,12 +159,16 @@ impl Stalls {
                     continue;
                 }
             };
-            let since = |since: Option<Instant>, is_so: bool| if is_so { since.or(Some(now)) } else { None };
+            let since = |since: Option<Instant>, is_so: bool| {
+                if is_so { since.or(Some(now)) } else { None }
+            };
             state.pinned_since = since(state.pinned_since, throttled.is_pinned());
-            state.well_below_since = since(state.well_below_since, state.is_released && throttled.is_well_below());
+            state.well_below_since =
+                since(state.well_below_since, state.is_released && throttled.is_well_below());
             let patience = if state.is_released { NEXT_STEP } else { deadline };
-            let is_over =
-                |since: Option<Instant>, patience| since.is_some_and(|since| now.duration_since(since) >= patience);
+            let is_over = |since: Option<Instant>, patience| {
+                since.is_some_and(|since| now.duration_since(since) >= patience)
+            };
             if is_over(state.pinned_since, patience)
                 && let Some((high, step)) = throttled.release(spare)
             {
@@ -177,17 +195,26 @@ impl Stalls {
         }
         // Only what the policy has set is this plugin's to raise.
         let record = self.containers.record(&container.uid, &container.name, container.moment);
-        let decided = self.containers.decide(&Container { released: None, ..container.clone() }, &record);
+        let decided =
+            self.containers.decide(&Container { released: None, ..container.clone() }, &record);
         let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
         let max = max.unwrap_or(Bytes::MAX);
-        Ok(Some(Throttled { usage: cgroup.usage()?, line, high, max, stalled: cgroup.pressure()?.percent }))
+        Ok(Some(Throttled {
+            usage: cgroup.usage()?,
+            line,
+            high,
+            max,
+            stalled: cgroup.pressure()?.percent,
+        }))
     }
 
     /// How much memory the node could do without.
     fn spare(&self) -> Bytes {
         let meminfo = fs::read_to_string(self.root.host().join("proc/meminfo")).unwrap_or_default();
-        let spare = |meminfo: MemInfo| meminfo.available.saturating_sub(Bytes::new(meminfo.total.get() / SPARE));
+        let spare = |meminfo: MemInfo| {
+            meminfo.available.saturating_sub(Bytes::new(meminfo.total.get() / SPARE))
+        };
         MemInfo::parse(&meminfo).map_or(Bytes::ZERO, spare)
     }
 

@@ -75,7 +75,9 @@ pub enum CgroupError {
     #[error("cgroup {0} is gone")]
     Gone(CgroupPath),
     /// The cgroup has no such file: the memory controller is not enabled for it, or the kernel is older than the file.
-    #[error("cgroup {path} has no {file}; enable the memory controller in its parent's cgroup.subtree_control")]
+    #[error(
+        "cgroup {path} has no {file}; enable the memory controller in its parent's cgroup.subtree_control"
+    )]
     Unsupported {
         /// The cgroup.
         path: CgroupPath,
@@ -189,10 +191,12 @@ impl CgroupRoot {
     /// When it cannot be opened, or is not of version 2.
     pub fn open(path: &Path) -> Result<Self, RootError> {
         let failed = |error: io::Error| RootError { path: path.to_owned(), error };
-        let directory = rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let directory = rustix::fs::open(path, DIRECTORY, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
         // Only version 2 has it.
-        rustix::fs::statat(&directory, CONTROLLERS, AtFlags::empty())
-            .map_err(|error| failed(io::Error::new(io::Error::from(error).kind(), "it has no cgroup.controllers")))?;
+        rustix::fs::statat(&directory, CONTROLLERS, AtFlags::empty()).map_err(|error| {
+            failed(io::Error::new(io::Error::from(error).kind(), "it has no cgroup.controllers"))
+        })?;
         Ok(Self { directory, path: path.to_owned() })
     }
 
@@ -209,7 +213,8 @@ impl CgroupRoot {
     /// Whether what protects a cgroup, and no child of it lays claim to, protects its children too: the mount option
     /// `memory_recursiveprot`.
     pub fn recursive_protection(&self) -> bool {
-        let mounts = std::fs::read_to_string(self.host().join("proc/self/mounts")).unwrap_or_default();
+        let mounts =
+            std::fs::read_to_string(self.host().join("proc/self/mounts")).unwrap_or_default();
         let is_cgroup2 = |line: &&str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
         let mut cgroup2 = mounts.lines().filter(is_cgroup2);
         cgroup2.any(|line| {
@@ -240,19 +245,26 @@ impl CgroupRoot {
         match open_beneath(&self.directory, path.as_str(), DIRECTORY) {
             Ok(directory) => {
                 // Whatever is the matter with it, the cgroup itself is there.
-                let inner = path.subgroup().and_then(|_| open_beneath(&directory, SUBGROUP, DIRECTORY).ok());
+                let inner = path
+                    .subgroup()
+                    .and_then(|_| open_beneath(&directory, SUBGROUP, DIRECTORY).ok());
                 Ok(Cgroup { directory, inner, path: path.clone() })
             }
             Err(Errno::NOENT | Errno::NODEV) => Err(CgroupError::Gone(path.clone())),
-            Err(error) => {
-                Err(CgroupError::Io { path: path.clone(), operation: "open it".to_owned(), error: error.into() })
-            }
+            Err(error) => Err(CgroupError::Io {
+                path: path.clone(),
+                operation: "open it".to_owned(),
+                error: error.into(),
+            }),
         }
     }
 }
 
 /// The directories in a directory, as cgroups; `path` makes a path of a name.
-fn children(directory: &OwnedFd, path: impl Fn(&str) -> Option<CgroupPath>) -> Result<Vec<CgroupPath>, Errno> {
+fn children(
+    directory: &OwnedFd,
+    path: impl Fn(&str) -> Option<CgroupPath>,
+) -> Result<Vec<CgroupPath>, Errno> {
     let mut children = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
@@ -322,7 +334,9 @@ impl Cgroup {
     ///
     /// When the operating system does not say.
     pub fn inode(&self) -> Result<u64, CgroupError> {
-        rustix::fs::fstat(&self.directory).map(|stat| stat.st_ino).map_err(|error| self.failed("look at it", error))
+        rustix::fs::fstat(&self.directory)
+            .map(|stat| stat.st_ino)
+            .map_err(|error| self.failed("look at it", error))
     }
 
     /// Reads one of its files. Of a container by crun, whose processes are in a cgroup of their own below, what counts of both: a limit
@@ -381,12 +395,17 @@ impl Cgroup {
         self.read_in(&self.directory, name, most)
     }
 
-    fn read_in(&self, directory: &OwnedFd, name: &'static str, most: usize) -> Result<String, CgroupError> {
+    fn read_in(
+        &self,
+        directory: &OwnedFd,
+        name: &'static str,
+        most: usize,
+    ) -> Result<String, CgroupError> {
         let file = self.open_in(directory, name, OFlags::RDONLY)?;
         let mut buffer = vec![0; most];
         // The kernel gives such a file whole or not at all.
-        let length =
-            rustix::io::read(&file, &mut buffer).map_err(|error| self.failed(format!("read {name}"), error))?;
+        let length = rustix::io::read(&file, &mut buffer)
+            .map_err(|error| self.failed(format!("read {name}"), error))?;
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 
@@ -394,10 +413,16 @@ impl Cgroup {
         self.write_in(&self.directory, name, text)
     }
 
-    fn write_in(&self, directory: &OwnedFd, name: &'static str, text: &str) -> Result<(), CgroupError> {
+    fn write_in(
+        &self,
+        directory: &OwnedFd,
+        name: &'static str,
+        text: &str,
+    ) -> Result<(), CgroupError> {
         // Truncation means nothing to the kernel here.
         let file = self.open_in(directory, name, OFlags::WRONLY | OFlags::TRUNC)?;
-        rustix::io::write(&file, text.as_bytes()).map_err(|error| self.failed(format!("write {name}"), error))?;
+        rustix::io::write(&file, text.as_bytes())
+            .map_err(|error| self.failed(format!("write {name}"), error))?;
         Ok(())
     }
 
@@ -410,7 +435,9 @@ impl Cgroup {
         let text = value.to_string();
         self.write_text(knob.file_name(), &text)?;
         match self.inner.as_ref().map(|inner| self.write_in(inner, knob.file_name(), &text)) {
-            None | Some(Ok(()) | Err(CgroupError::Gone(_) | CgroupError::Unsupported { .. })) => Ok(()),
+            None | Some(Ok(()) | Err(CgroupError::Gone(_) | CgroupError::Unsupported { .. })) => {
+                Ok(())
+            }
             Some(Err(error)) => Err(error),
         }
     }
@@ -432,7 +459,9 @@ impl Cgroup {
     /// [`CgroupError::Unsupported`] where the processor controller is off; [`CgroupError::Gone`].
     pub fn cpu_weight(&self) -> Result<u64, CgroupError> {
         let text = self.read_text(CPU_WEIGHT, 32)?;
-        text.trim_end().parse().map_err(|error: std::num::ParseIntError| self.malformed(CPU_WEIGHT, error))
+        text.trim_end()
+            .parse()
+            .map_err(|error: std::num::ParseIntError| self.malformed(CPU_WEIGHT, error))
     }
 
     /// Writes `cpu.max`.
@@ -452,9 +481,11 @@ impl Cgroup {
     pub fn usage_in_parts(&self) -> Result<Usage, CgroupError> {
         let stat = self.read_text(STAT, 16 << 10)?;
         let fields = stat.lines().filter_map(|line| line.split_once(' '));
-        let fields: Vec<(&str, u64)> = fields.filter_map(|(name, value)| Some((name, value.parse().ok()?))).collect();
+        let fields: Vec<(&str, u64)> =
+            fields.filter_map(|(name, value)| Some((name, value.parse().ok()?))).collect();
         let sum = |names: &[&str]| {
-            let values = fields.iter().filter(|(name, _)| names.contains(name)).map(|(_, value)| *value);
+            let values =
+                fields.iter().filter(|(name, _)| names.contains(name)).map(|(_, value)| *value);
             Bytes::new(values.fold(0, u64::saturating_add))
         };
         // Without swap accounting, or without swap, there is nothing to swap to.
@@ -494,9 +525,11 @@ impl Cgroup {
 
     fn read_events(&self, file: &'static str) -> Result<Events, CgroupError> {
         let events = self.read_text(file, 1 << 10)?;
-        let count =
-            |name: &str| events.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        let expected = |name: &str| self.malformed(file, format!("expected a line '{name}' with a number"));
+        let count = |name: &str| {
+            events.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+        };
+        let expected =
+            |name: &str| self.malformed(file, format!("expected a line '{name}' with a number"));
         Ok(Events {
             high: count("high").ok_or_else(|| expected("high"))?,
             oom: count("oom").ok_or_else(|| expected("oom"))?,
@@ -530,10 +563,12 @@ impl Cgroup {
         let parse = || {
             let full = pressure.lines().find_map(|line| line.strip_prefix("full avg10="))?;
             let percent = full.split(' ').next()?.parse().ok()?;
-            let total = full.split(' ').find_map(|part| part.strip_prefix("total="))?.parse().ok()?;
+            let total =
+                full.split(' ').find_map(|part| part.strip_prefix("total="))?.parse().ok()?;
             Some(Pressure { percent, total: Duration::from_micros(total) })
         };
-        parse().ok_or_else(|| self.malformed(PRESSURE, "expected a line 'full avg10=' with numbers"))
+        parse()
+            .ok_or_else(|| self.malformed(PRESSURE, "expected a line 'full avg10=' with numbers"))
     }
 
     /// Reads what decides about its protection.
@@ -553,8 +588,10 @@ impl Cgroup {
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
     pub fn inactive_file(&self) -> Result<Bytes, CgroupError> {
         let stat = self.read_text(STAT, 16 << 10)?;
-        let inactive = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
-        let inactive = inactive.ok_or_else(|| self.malformed(STAT, "expected a line 'inactive_file' with a number"))?;
+        let inactive =
+            stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
+        let inactive = inactive
+            .ok_or_else(|| self.malformed(STAT, "expected a line 'inactive_file' with a number"))?;
         Ok(Bytes::new(inactive))
     }
 
@@ -571,7 +608,9 @@ impl Cgroup {
         };
         match reclaimed {
             Ok(()) => Ok(true),
-            Err(CgroupError::Io { error, .. }) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(CgroupError::Io { error, .. }) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
@@ -582,13 +621,21 @@ impl Cgroup {
     ///
     /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
     pub fn children(&self) -> Result<Vec<CgroupPath>, CgroupError> {
-        children(&self.directory, |name| self.path.join(name)).map_err(|error| self.failed("list it", error))
+        children(&self.directory, |name| self.path.join(name))
+            .map_err(|error| self.failed("list it", error))
     }
 
-    fn open_in(&self, directory: &OwnedFd, name: &'static str, flags: OFlags) -> Result<OwnedFd, CgroupError> {
+    fn open_in(
+        &self,
+        directory: &OwnedFd,
+        name: &'static str,
+        flags: OFlags,
+    ) -> Result<OwnedFd, CgroupError> {
         match open_beneath(directory, name, flags | OFlags::CLOEXEC) {
             Err(Errno::NOENT) if self.is_removed() => Err(CgroupError::Gone(self.path.clone())),
-            Err(Errno::NOENT) => Err(CgroupError::Unsupported { path: self.path.clone(), file: name }),
+            Err(Errno::NOENT) => {
+                Err(CgroupError::Unsupported { path: self.path.clone(), file: name })
+            }
             result => result.map_err(|error| self.failed(format!("open {name}"), error)),
         }
     }
@@ -601,15 +648,21 @@ impl Cgroup {
         match error {
             Errno::NODEV => CgroupError::Gone(self.path.clone()),
             Errno::NOENT if self.is_removed() => CgroupError::Gone(self.path.clone()),
-            error => CgroupError::Io { path: self.path.clone(), operation: operation.into(), error: error.into() },
+            error => CgroupError::Io {
+                path: self.path.clone(),
+                operation: operation.into(),
+                error: error.into(),
+            },
         }
     }
 
     fn is_removed(&self) -> bool {
         // A directory that is removed while it is open has no links left, and in cgroupfs no files.
         rustix::fs::fstat(&self.directory).is_ok_and(|stat| stat.st_nlink == 0)
-            || (rustix::fs::fstatfs(&self.directory).is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC)
-                && rustix::fs::statat(&self.directory, CONTROLLERS, AtFlags::empty()).err() == Some(Errno::NOENT))
+            || (rustix::fs::fstatfs(&self.directory)
+                .is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC)
+                && rustix::fs::statat(&self.directory, CONTROLLERS, AtFlags::empty()).err()
+                    == Some(Errno::NOENT))
     }
 }
 
@@ -649,7 +702,10 @@ mod tests {
     #[test]
     fn the_files_of_a_cgroup_are_read() {
         let tree = Tree::new();
-        tree.make("a/b", &[("memory.min", "4096\n"), ("memory.max", "max\n"), ("memory.low", "0\n")]);
+        tree.make(
+            "a/b",
+            &[("memory.min", "4096\n"), ("memory.max", "max\n"), ("memory.low", "0\n")],
+        );
         let cgroup = tree.cgroup("a/b").unwrap();
         assert_eq!(cgroup.read(Knob::Min).unwrap(), Limit::Bytes(Bytes::new(4096)));
         assert_eq!(cgroup.read(Knob::Low).unwrap(), Limit::Bytes(Bytes::ZERO));
@@ -661,9 +717,15 @@ mod tests {
         let tree = Tree::new();
         tree.make("a", &[("memory.min", "many\n"), ("memory.low", &"9".repeat(100))]);
         let cgroup = tree.cgroup("a").unwrap();
-        assert!(matches!(cgroup.read(Knob::Min), Err(CgroupError::Malformed { file: "memory.min", .. })));
+        assert!(matches!(
+            cgroup.read(Knob::Min),
+            Err(CgroupError::Malformed { file: "memory.min", .. })
+        ));
         assert!(matches!(cgroup.read(Knob::Low), Err(CgroupError::Malformed { .. })));
-        assert!(matches!(cgroup.read(Knob::High), Err(CgroupError::Unsupported { file: "memory.high", .. })));
+        assert!(matches!(
+            cgroup.read(Knob::High),
+            Err(CgroupError::Unsupported { file: "memory.high", .. })
+        ));
         assert!(matches!(tree.cgroup("b"), Err(CgroupError::Gone(_))));
         fs::remove_dir_all(tree.0.path().join("a")).unwrap();
         assert!(matches!(cgroup.read(Knob::High), Err(CgroupError::Gone(_))));
@@ -677,7 +739,10 @@ mod tests {
         cgroup.write(Knob::Min, Limit::Bytes(Bytes::new(4096))).unwrap();
         assert_eq!(cgroup.read(Knob::Min).unwrap(), Limit::Bytes(Bytes::new(4096)));
         assert_eq!(cgroup.usage().unwrap(), Bytes::new(8192));
-        assert!(matches!(cgroup.write(Knob::Low, Limit::Max), Err(CgroupError::Unsupported { .. })));
+        assert!(matches!(
+            cgroup.write(Knob::Low, Limit::Max),
+            Err(CgroupError::Unsupported { .. })
+        ));
         assert!(!tree.0.path().join("a/memory.low").exists());
         fs::remove_dir_all(tree.0.path().join("a")).unwrap();
         assert!(matches!(cgroup.write(Knob::Min, Limit::Max), Err(CgroupError::Gone(_))));
@@ -686,8 +751,9 @@ mod tests {
     #[test]
     fn of_a_container_by_crun_the_scopes_protection_counts_and_the_lower_limit_of_both() {
         let tree = Tree::new();
-        let files =
-            |high: &'static str| [("memory.high", high), ("memory.swap.max", "8192\n"), ("memory.current", "1\n")];
+        let files = |high: &'static str| {
+            [("memory.high", high), ("memory.swap.max", "8192\n"), ("memory.current", "1\n")]
+        };
         tree.make("a/crio-1.scope", &files("8192\n"));
         tree.make("a/crio-1.scope/container", &files("4096\n"));
         tree.make("a/other", &files("8192\n"));
@@ -700,10 +766,17 @@ mod tests {
         assert_eq!(cgroup.read(Knob::Min).unwrap(), bytes(8192), "it has that, too");
         cgroup.write(Knob::High, Limit::Max).unwrap();
         for path in ["a/crio-1.scope", "a/crio-1.scope/container"] {
-            assert_eq!(fs::read_to_string(tree.0.path().join(path).join("memory.high")).unwrap(), "max", "{path}");
+            assert_eq!(
+                fs::read_to_string(tree.0.path().join(path).join("memory.high")).unwrap(),
+                "max",
+                "{path}"
+            );
         }
         tree.make("a/crio-1.scope/container", &[("memory.reclaim", "")]);
-        assert!(cgroup.reclaim(Bytes::new(4096)).unwrap(), "not where the inner one's memory.min counts");
+        assert!(
+            cgroup.reclaim(Bytes::new(4096)).unwrap(),
+            "not where the inner one's memory.min counts"
+        );
         tree.make("a/crio-1.scope/container", &[("memory.swap.max", "0\n")]);
         assert_eq!(cgroup.swap_max().unwrap(), bytes(0), "crun gives the scope more");
         fs::remove_dir_all(tree.0.path().join("a/crio-1.scope/container")).unwrap();
@@ -712,7 +785,10 @@ mod tests {
         // What a container's own processes make in another cgroup is theirs.
         let other = tree.cgroup("a/other").unwrap();
         other.write(Knob::High, Limit::Max).unwrap();
-        assert_eq!(tree.cgroup("a/other/container").unwrap().read(Knob::High).unwrap(), bytes(4096));
+        assert_eq!(
+            tree.cgroup("a/other/container").unwrap().read(Knob::High).unwrap(),
+            bytes(4096)
+        );
     }
 
     #[test]
@@ -722,7 +798,8 @@ mod tests {
         tree.make("a/c/d", &[]);
         tree.make("a", &[("memory.min", "0\n")]);
         let cgroup = tree.cgroup("a").unwrap();
-        let mut children: Vec<_> = cgroup.children().unwrap().iter().map(ToString::to_string).collect();
+        let mut children: Vec<_> =
+            cgroup.children().unwrap().iter().map(ToString::to_string).collect();
         children.sort();
         assert_eq!(children, ["/a/b", "/a/c"]);
         assert_ne!(cgroup.inode().unwrap(), tree.cgroup("a/b").unwrap().inode().unwrap());
@@ -750,7 +827,11 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), tree.0.path().join("link")).unwrap();
         assert!(matches!(tree.cgroup("link"), Err(CgroupError::Io { .. })));
         tree.make("a", &[]);
-        std::os::unix::fs::symlink(outside.path().join("memory.min"), tree.0.path().join("a/memory.min")).unwrap();
+        std::os::unix::fs::symlink(
+            outside.path().join("memory.min"),
+            tree.0.path().join("a/memory.min"),
+        )
+        .unwrap();
         assert!(tree.cgroup("a").unwrap().read(Knob::Min).is_err());
     }
 
@@ -758,6 +839,10 @@ mod tests {
     fn a_hierarchy_of_version_1_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let error = CgroupRoot::open(directory.path()).unwrap_err().to_string();
-        assert!(error.contains("cgroup.controllers") && error.contains("expected a cgroup v2 hierarchy"), "{error}");
+        assert!(
+            error.contains("cgroup.controllers")
+                && error.contains("expected a cgroup v2 hierarchy"),
+            "{error}"
+        );
     }
 }

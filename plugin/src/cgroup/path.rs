@@ -21,7 +21,9 @@ impl TryFrom<String> for CgroupPath {
 
 /// What a runtime gives as a cgroup is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cgroup path {0:?}: expected SLICE.slice:PREFIX:NAME, or a path beneath the cgroup root without . or ..")]
+#[error(
+    "cgroup path {0:?}: expected SLICE.slice:PREFIX:NAME, or a path beneath the cgroup root without . or .."
+)]
 pub struct InvalidPath(String);
 
 impl CgroupPath {
@@ -39,7 +41,11 @@ impl CgroupPath {
         let invalid = || InvalidPath(crate::core::units::excerpt(cgroups_path));
         let path = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
             [slice, prefix, name] if slice.ends_with(".slice") && !slice.contains('/') => {
-                let unit = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
+                let unit = if name.ends_with(".slice") {
+                    name.to_owned()
+                } else {
+                    format!("{prefix}-{name}.scope")
+                };
                 format!("{}/{unit}", expand_slice(slice).ok_or_else(invalid)?)
             }
             _ => cgroups_path.trim_matches('/').to_owned(),
@@ -139,19 +145,34 @@ mod tests {
     #[test]
     fn both_forms_of_a_cgroup_path_are_read() {
         let scope = "kubepods-burstable-pod1_2.slice:cri-containerd:abc";
-        let expected =
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope";
+        let expected = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope";
         assert_eq!(parsed(scope).as_deref(), Some(expected));
-        assert_eq!(parsed("system.slice:crio:abc").as_deref(), Some("/system.slice/crio-abc.scope"));
-        assert_eq!(parsed("/kubepods/burstable/pod1/abc").as_deref(), Some("/kubepods/burstable/pod1/abc"));
+        assert_eq!(
+            parsed("system.slice:crio:abc").as_deref(),
+            Some("/system.slice/crio-abc.scope")
+        );
+        assert_eq!(
+            parsed("/kubepods/burstable/pod1/abc").as_deref(),
+            Some("/kubepods/burstable/pod1/abc")
+        );
         assert_eq!(parsed("kubepods/pod1/abc/").as_deref(), Some("/kubepods/pod1/abc"));
     }
 
     #[test]
     fn a_path_that_leaves_the_root_is_refused() {
-        for path in
-            ["", "/", "..", "/../etc", "a/../../b", "a//b", "./a", "a/.", "a\0b", "a--b.slice:x:y", "-a.slice:x:y"]
-        {
+        for path in [
+            "",
+            "/",
+            "..",
+            "/../etc",
+            "a/../../b",
+            "a//b",
+            "./a",
+            "a/.",
+            "a\0b",
+            "a--b.slice:x:y",
+            "-a.slice:x:y",
+        ] {
             assert_eq!(parsed(path), None, "{path:?}");
         }
         assert_eq!(parsed("a.slice:x:../../y"), None);

@@ -123,7 +123,9 @@ pub enum SystemdError {
         error: zbus::Error,
     },
     /// We may not do that.
-    #[error("unit {unit}: systemd denied {call}: {error}; expected to be root on the host: check who runs this")]
+    #[error(
+        "unit {unit}: systemd denied {call}: {error}; expected to be root on the host: check who runs this"
+    )]
     Denied {
         /// The unit.
         unit: String,
@@ -183,7 +185,12 @@ impl Systemd {
     ///
     /// When systemd refuses, cannot be reached, or does not answer in time. After the latter two it is left alone for a
     /// while that grows with each failure in a row, from a second to a minute.
-    pub async fn set(&self, cgroup: &Cgroup, protection: Protection, limits: bool) -> Result<Lasting, SystemdError> {
+    pub async fn set(
+        &self,
+        cgroup: &Cgroup,
+        protection: Protection,
+        limits: bool,
+    ) -> Result<Lasting, SystemdError> {
         let Some(unit) = Unit::of(&cgroup.path) else { return Ok(Lasting::NoUnit) };
         let bus = self.bus(None).await?;
         let mut result = unit.set(&bus, cgroup, protection, limits).await;
@@ -194,7 +201,9 @@ impl Systemd {
         let mut state = self.state.lock().await;
         match &result {
             // Nothing is wrong with systemd.
-            Ok(_) | Err(SystemdError::Denied { .. } | SystemdError::Failed { .. }) => state.failures = 0,
+            Ok(_) | Err(SystemdError::Denied { .. } | SystemdError::Failed { .. }) => {
+                state.failures = 0
+            }
             Err(error) => state.fail(error),
         }
         result
@@ -208,7 +217,13 @@ impl Systemd {
     pub async fn reload(&self) -> Result<(), SystemdError> {
         let bus = self.bus(None).await?;
         let manager = Unit { name: "(all)", interface: "org.freedesktop.systemd1.Manager" };
-        let call = bus.call_method(Some(NAME), "/org/freedesktop/systemd1", Some(manager.interface), "Reload", &());
+        let call = bus.call_method(
+            Some(NAME),
+            "/org/freedesktop/systemd1",
+            Some(manager.interface),
+            "Reload",
+            &(),
+        );
         manager.answer_within(RELOAD, "Reload", call).await.map(|_| ())
     }
 
@@ -297,19 +312,24 @@ impl<'a> Unit<'a> {
             &self.interface,
         );
         let reply = match self.answer(call, get).await {
-            Err(SystemdError::Failed { error, .. }) if is_unknown(&error) => return Ok(Lasting::NoUnit),
+            Err(SystemdError::Failed { error, .. }) if is_unknown(&error) => {
+                return Ok(Lasting::NoUnit);
+            }
             reply => reply?,
         };
         let body = reply.body();
-        let properties: HashMap<&str, Variant<'_>> =
-            body.deserialize().map_err(|error| SystemdError::Failed { unit: self.name.to_owned(), call, error })?;
+        let properties: HashMap<&str, Variant<'_>> = body
+            .deserialize()
+            .map_err(|error| SystemdError::Failed { unit: self.name.to_owned(), call, error })?;
         match properties.get("ControlGroup") {
             Some(Variant::Str(path)) if path.as_str() == cgroup.path.to_string() => {}
             _ => return Ok(Lasting::NoUnit),
         }
         let numbers: HashMap<&str, u64> = properties
             .iter()
-            .filter_map(|(name, value)| if let Variant::U64(number) = value { Some((*name, *number)) } else { None })
+            .filter_map(|(name, value)| {
+                if let Variant::U64(number) = value { Some((*name, *number)) } else { None }
+            })
             .collect();
 
         let wanted = [("MemoryMin", protection.min.get()), ("MemoryLow", protection.low.get())];
@@ -340,8 +360,13 @@ impl<'a> Unit<'a> {
         );
         self.answer("SetUnitProperties", set).await?;
         // It answers before it writes the files, and writes them before it takes the next message.
-        let ping =
-            bus.call_method(Some(NAME), "/org/freedesktop/systemd1", Some("org.freedesktop.DBus.Peer"), "Ping", &());
+        let ping = bus.call_method(
+            Some(NAME),
+            "/org/freedesktop/systemd1",
+            Some("org.freedesktop.DBus.Peer"),
+            "Ping",
+            &(),
+        );
         self.answer("Peer.Ping", ping).await?;
         Ok(Lasting::Set)
     }
@@ -360,7 +385,9 @@ impl<'a> Unit<'a> {
         call: &'static str,
         answer: impl Future<Output = zbus::Result<Message>>,
     ) -> Result<Message, SystemdError> {
-        use fdo::Error::{AccessDenied, AuthFailed, Disconnected, InteractiveAuthorizationRequired};
+        use fdo::Error::{
+            AccessDenied, AuthFailed, Disconnected, InteractiveAuthorizationRequired,
+        };
         use fdo::Error::{NameHasNoOwner, NoReply, ServiceUnknown};
         let unit = self.name.to_owned();
         let error = match timeout(limit, answer).await {
@@ -389,8 +416,12 @@ impl<'a> Unit<'a> {
 fn is_unknown(error: &zbus::Error) -> bool {
     use fdo::Error::{InvalidArgs, UnknownInterface, UnknownObject};
     match error {
-        zbus::Error::FDO(error) => matches!(**error, InvalidArgs(_) | UnknownObject(_) | UnknownInterface(_)),
-        zbus::Error::MethodError(name, ..) => name.as_str() == "org.freedesktop.systemd1.NoSuchUnit",
+        zbus::Error::FDO(error) => {
+            matches!(**error, InvalidArgs(_) | UnknownObject(_) | UnknownInterface(_))
+        }
+        zbus::Error::MethodError(name, ..) => {
+            name.as_str() == "org.freedesktop.systemd1.NoSuchUnit"
+        }
         _ => false,
     }
 }
@@ -410,7 +441,10 @@ fn bus_label(name: &str) -> String {
 }
 
 /// The properties whose files hold another value, with that value.
-fn carried(properties: &HashMap<&str, u64>, read: impl Fn(&str) -> Option<String>) -> Vec<(&'static str, u64)> {
+fn carried(
+    properties: &HashMap<&str, u64>,
+    read: impl Fn(&str) -> Option<String>,
+) -> Vec<(&'static str, u64)> {
     let mut carried = Vec::new();
     for (file, property) in CARRIED {
         // Without the file the controller is off; without the property systemd is older than it and leaves it alone.
@@ -435,7 +469,8 @@ fn carried(properties: &HashMap<&str, u64>, read: impl Fn(&str) -> Option<String
     if let Some(text) = read("cpu.max")
         && let Some((file_quota, file_period)) = text.split_once(' ')
         && let (Some(file_quota), Some(file_period)) = (number(file_quota), number(file_period))
-        && let (Some(&property_quota), Some(&property_period)) = (properties.get(quota), properties.get(period))
+        && let (Some(&property_quota), Some(&property_period)) =
+            (properties.get(quota), properties.get(period))
     {
         let property_period = if property_period == INFINITY { 100_000 } else { property_period };
         if file_quota == INFINITY {
@@ -476,7 +511,12 @@ fn number(text: &str) -> Option<u64> {
 }
 
 fn read(cgroup: &Cgroup, file: &str) -> Option<String> {
-    let file = open_beneath(&cgroup.directory, file, rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC).ok()?;
+    let file = open_beneath(
+        &cgroup.directory,
+        file,
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+    )
+    .ok()?;
     let mut buffer = [0; 64];
     let length = rustix::io::read(&file, &mut buffer).ok()?;
     String::from_utf8(buffer[..length].to_vec()).ok()
@@ -587,9 +627,14 @@ mod tests {
     #[tokio::test]
     async fn the_protection_of_a_unit_is_set_at_runtime_in_one_call() {
         let host = Host::new().with_bus();
-        let set = host.systemd().set(&host.cgroup(POD, &[]), protection(4096, 8192), false).await.unwrap();
+        let set = host
+            .systemd()
+            .set(&host.cgroup(POD, &[]), protection(4096, 8192), false)
+            .await
+            .unwrap();
         assert_eq!(set, Lasting::Set);
-        let expected = (UNIT.to_owned(), true, settings(&[("MemoryMin", 4096), ("MemoryLow", 8192)]));
+        let expected =
+            (UNIT.to_owned(), true, settings(&[("MemoryMin", 4096), ("MemoryLow", 8192)]));
         assert_eq!(host.fake().set, [expected]);
     }
 
@@ -599,10 +644,19 @@ mod tests {
         let systemd = host.systemd();
         // Files that disagree are none of our business then.
         let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
-        assert_eq!(systemd.set(&cgroup, protection(0, 0), false).await.unwrap(), Lasting::Unchanged);
+        assert_eq!(
+            systemd.set(&cgroup, protection(0, 0), false).await.unwrap(),
+            Lasting::Unchanged
+        );
         host.fake().properties.insert("MemoryLow".to_owned(), 8192);
-        assert_eq!(systemd.set(&cgroup, protection(0, 8192), false).await.unwrap(), Lasting::Unchanged);
-        assert_eq!(systemd.set(&cgroup, protection(4096, 8192), false).await.unwrap(), Lasting::Set);
+        assert_eq!(
+            systemd.set(&cgroup, protection(0, 8192), false).await.unwrap(),
+            Lasting::Unchanged
+        );
+        assert_eq!(
+            systemd.set(&cgroup, protection(4096, 8192), false).await.unwrap(),
+            Lasting::Set
+        );
         assert_eq!(host.fake().set.len(), 1);
         assert_eq!(host.fake().connections, 1);
     }
@@ -619,11 +673,16 @@ mod tests {
         ];
         let systemd = host.systemd();
         systemd.set(&host.cgroup(POD, &fresh), protection(0, 8192), false).await.unwrap();
-        assert_eq!(host.fake().set.pop().unwrap().2, settings(&[("MemoryMin", 0), ("MemoryLow", 8192)]));
-        let written = [("memory.swap.max", "0\n"), ("cpu.weight", "77\n"), ("cpu.max", "50500 100000\n")];
+        assert_eq!(
+            host.fake().set.pop().unwrap().2,
+            settings(&[("MemoryMin", 0), ("MemoryLow", 8192)])
+        );
+        let written =
+            [("memory.swap.max", "0\n"), ("cpu.weight", "77\n"), ("cpu.max", "50500 100000\n")];
         // As the property, in whole pages.
         host.fake().properties.insert("MemoryMax".to_owned(), 1_000_000);
-        let cgroup = host.cgroup(POD, &[written.as_slice(), &[("memory.max", "999424\n")]].concat());
+        let cgroup =
+            host.cgroup(POD, &[written.as_slice(), &[("memory.max", "999424\n")]].concat());
         systemd.set(&cgroup, protection(0, 4096), false).await.unwrap();
         let carried = [("MemorySwapMax", 0), ("CPUWeight", 77), ("CPUQuotaPerSecUSec", 505_000)];
         assert_eq!(host.fake().set.pop().unwrap().2[2..], settings(&carried));
@@ -632,7 +691,8 @@ mod tests {
     #[test]
     fn the_cpu_quota_comes_back_to_the_file_as_it_was() {
         let carried = |file: &str, quota: u64, period: u64| {
-            let properties = HashMap::from([("CPUQuotaPerSecUSec", quota), ("CPUQuotaPeriodUSec", period)]);
+            let properties =
+                HashMap::from([("CPUQuotaPerSecUSec", quota), ("CPUQuotaPeriodUSec", period)]);
             carried(&properties, |name| (name == "cpu.max").then(|| file.to_owned()))
         };
         let (quota, period) = ("CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec");
@@ -642,7 +702,10 @@ mod tests {
         assert_eq!(carried("max 100000\n", 500_000, INFINITY), [(quota, INFINITY)]);
         // What runc makes of 0.505 processors: it rounds the property up to 1 %.
         assert_eq!(carried("50500 100000\n", 510_000, INFINITY), [(quota, 505_000)]);
-        assert_eq!(carried("6250 50000\n", INFINITY, INFINITY), [(quota, 125_000), (period, 50_000)]);
+        assert_eq!(
+            carried("6250 50000\n", INFINITY, INFINITY),
+            [(quota, 125_000), (period, 50_000)]
+        );
         // A third of 99999 us is no whole number of us a second.
         assert_eq!(carried("33333 99999\n", INFINITY, 99_999), [(quota, 333_334)]);
         assert_eq!(carried("33333 99999\n", 333_334, 99_999), []);
@@ -669,11 +732,21 @@ mod tests {
         let pod = host.cgroup(POD, &[]);
         for control_group in ["", "/elsewhere.slice/kubepods-pod1_2.slice", "/kubepods.slice"] {
             host.fake().control_group = control_group;
-            assert_eq!(systemd.set(&pod, protection(0, 1), false).await.unwrap(), Lasting::NoUnit, "{control_group}");
+            assert_eq!(
+                systemd.set(&pod, protection(0, 1), false).await.unwrap(),
+                Lasting::NoUnit,
+                "{control_group}"
+            );
         }
-        for error in ["org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.DBus.Error.UnknownObject"] {
+        for error in
+            ["org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.DBus.Error.UnknownObject"]
+        {
             host.fake().mood = Mood::Error(error);
-            assert_eq!(systemd.set(&pod, protection(0, 1), false).await.unwrap(), Lasting::NoUnit, "{error}");
+            assert_eq!(
+                systemd.set(&pod, protection(0, 1), false).await.unwrap(),
+                Lasting::NoUnit,
+                "{error}"
+            );
         }
         assert_eq!(host.fake().set, []);
     }
@@ -684,7 +757,10 @@ mod tests {
         let cgroup = host.cgroup(POD, &[]);
         fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
         host.cgroup(POD, &[]);
-        assert_eq!(host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap(), Lasting::NoUnit);
+        assert_eq!(
+            host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap(),
+            Lasting::NoUnit
+        );
         assert_eq!(host.fake().set, []);
     }
 
@@ -697,7 +773,10 @@ mod tests {
         tokio::time::pause();
         let start = Instant::now();
         let error = systemd.set(&cgroup, protection(0, 1), false).await.unwrap_err();
-        assert!(matches!(error, SystemdError::Timeout { call: "Properties.GetAll", .. }), "{error}");
+        assert!(
+            matches!(error, SystemdError::Timeout { call: "Properties.GetAll", .. }),
+            "{error}"
+        );
         assert!(start.elapsed() < LIMIT + Duration::from_secs(1));
         for pause in [1, 2, 4] {
             let error = systemd.set(&cgroup, protection(0, 1), false).await.unwrap_err();
@@ -729,7 +808,10 @@ mod tests {
     async fn several_cgroups_share_a_connection() {
         let host = Host::new().with_bus();
         let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
-        let all = futures::future::join_all((1..=8).map(|low| systemd.set(&cgroup, protection(0, low), false))).await;
+        let all = futures::future::join_all(
+            (1..=8).map(|low| systemd.set(&cgroup, protection(0, low), false)),
+        )
+        .await;
         assert!(all.iter().all(|set| matches!(set, Ok(Lasting::Set))), "{all:?}");
         assert_eq!(host.fake().set.len(), 8);
         assert_eq!(host.fake().connections, 1);
@@ -739,7 +821,8 @@ mod tests {
     async fn a_refusal_and_a_missing_bus_are_told() {
         let host = Host::new();
         let cgroup = host.cgroup(POD, &[]);
-        let error = host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap_err().to_string();
+        let error =
+            host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap_err().to_string();
         assert!(error.contains(BUS) && error.contains("is the host's /run there"), "{error}");
         let host = host.with_bus();
         for name in ["AccessDenied", "InteractiveAuthorizationRequired"] {
@@ -763,7 +846,9 @@ mod tests {
         for file in &OURS[2..] {
             host.drop_in(UNIT, file);
         }
-        for other in ["kubepods.slice", "system.slice", "kubepods-burstable.slice", "kubepods-podx.scope"] {
+        for other in
+            ["kubepods.slice", "system.slice", "kubepods-burstable.slice", "kubepods-podx.scope"]
+        {
             host.drop_in(other, OURS[0]);
         }
         assert_eq!(drop_ins(host.directory.path()).unwrap(), [CgroupPath::parse(POD).unwrap()]);
@@ -781,13 +866,18 @@ mod tests {
         let host = Host::new();
         let unit = "kubelet-kubepods-besteffort-pod1_2.slice";
         host.drop_in(unit, OURS[0]);
-        assert_eq!(drop_ins(host.directory.path()).unwrap(), [CgroupPath::of_parent(unit).unwrap()]);
+        assert_eq!(
+            drop_ins(host.directory.path()).unwrap(),
+            [CgroupPath::of_parent(unit).unwrap()]
+        );
     }
 
     #[tokio::test]
     async fn protection_of_what_stays_is_taken_off_and_reloaded() {
         let host = Host::new().with_bus();
-        let remove = |path: &str| remove_protection(host.directory.path(), &CgroupPath::parse(path).unwrap()).unwrap();
+        let remove = |path: &str| {
+            remove_protection(host.directory.path(), &CgroupPath::parse(path).unwrap()).unwrap()
+        };
         assert!(!remove(POD));
         let (min, weight) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, "50-CPUWeight.conf"));
         assert!(remove(POD), "though the cgroup is there");

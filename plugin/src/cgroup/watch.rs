@@ -71,7 +71,8 @@ impl Watch {
             Some(_) => self.remove(path),
             None => {}
         }
-        let mask = WatchMask::CLOSE_WRITE | WatchMask::CREATE | WatchMask::DELETE | WatchMask::ONLYDIR;
+        let mask =
+            WatchMask::CLOSE_WRITE | WatchMask::CREATE | WatchMask::DELETE | WatchMask::ONLYDIR;
         match self.watches.add(directory, mask) {
             Ok(descriptor) => {
                 self.paths.insert(descriptor.clone(), path.clone());
@@ -133,7 +134,10 @@ mod tests {
     use super::*;
 
     async fn next(watch: &mut Watch) -> Change {
-        tokio::time::timeout(Duration::from_secs(60), watch.next()).await.expect("something happened").unwrap()
+        tokio::time::timeout(Duration::from_secs(60), watch.next())
+            .await
+            .expect("something happened")
+            .unwrap()
     }
 
     #[tokio::test]

@@ -284,53 +284,69 @@ pub(crate) fn pod_template(mut document: Value) -> Option<(&'static str, Value)>
         return Some(("", document));
     }
     ["/spec/template", "/spec/jobTemplate/spec/template"].into_iter().find_map(|pointer| {
-        let template = document.pointer_mut(pointer).filter(|template| template.get("spec").is_some())?;
+        let template =
+            document.pointer_mut(pointer).filter(|template| template.get("spec").is_some())?;
         Some((pointer, template.take()))
     })
 }
 
 /// Explains one pod, or says all that is wrong with it.
-pub(crate) fn explain_template(object: &str, template: &Value, basis: &Basis) -> Result<PodExplanation, Vec<Mistake>> {
-    let of_pod = |pointer: &str, problem: String| Mistake { pointer: pointer.to_owned(), container: None, problem };
+pub(crate) fn explain_template(
+    object: &str,
+    template: &Value,
+    basis: &Basis,
+) -> Result<PodExplanation, Vec<Mistake>> {
+    let of_pod = |pointer: &str, problem: String| Mistake {
+        pointer: pointer.to_owned(),
+        container: None,
+        problem,
+    };
     // Where a mistake is costs time to know, so it is asked for only once there is one.
-    let pod = Pod::deserialize(template).or_else(|_| serde_path_to_error::deserialize(template)).map_err(
-        |error: serde_path_to_error::Error<serde_json::Error>| {
+    let pod = Pod::deserialize(template)
+        .or_else(|_| serde_path_to_error::deserialize(template))
+        .map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
             vec![of_pod(&pointer(error.path()), format!("expected a pod: {}", error.inner()))]
-        },
-    )?;
+        })?;
     let Some(spec) = &pod.spec else {
-        return Err(vec![of_pod("/spec", "expected a spec with containers, found none".to_owned())]);
+        return Err(vec![of_pod(
+            "/spec",
+            "expected a spec with containers, found none".to_owned(),
+        )]);
     };
     let init = spec.init_containers.iter().flatten().enumerate().map(|(index, container)| {
         let sidecar = container.restart_policy.as_deref() == Some("Always");
         let kind = if sidecar { ContainerKind::Sidecar } else { ContainerKind::Init };
         (kind, container, format!("/spec/initContainers/{index}"))
     });
-    let ordinary = spec
-        .containers
-        .iter()
-        .enumerate()
-        .map(|(index, container)| (ContainerKind::Container, container, format!("/spec/containers/{index}")));
+    let ordinary = spec.containers.iter().enumerate().map(|(index, container)| {
+        (ContainerKind::Container, container, format!("/spec/containers/{index}"))
+    });
     let containers: Vec<(ContainerKind, &Container, String)> = init.chain(ordinary).collect();
     let mut mistakes = Vec::new();
     if spec.containers.is_empty() {
-        mistakes.push(of_pod("/spec/containers", "expected at least one container, found none".to_owned()));
+        mistakes.push(of_pod(
+            "/spec/containers",
+            "expected at least one container, found none".to_owned(),
+        ));
     }
 
-    let mut stated =
-        |resources: Option<&ResourceRequirements>, pointer: &str, container: Option<(ContainerKind, &str)>| {
-            let mut problems = Vec::new();
-            let stated = stated(resources, &mut problems);
-            mistakes.extend(problems.into_iter().map(|(field, problem)| Mistake {
-                pointer: format!("{pointer}/{}", field.replace('.', "/")),
-                container: container.map(|(kind, name)| (kind, excerpt(name))),
-                problem: format!("{field}: {problem}"),
-            }));
-            stated
-        };
+    let mut stated = |resources: Option<&ResourceRequirements>,
+                      pointer: &str,
+                      container: Option<(ContainerKind, &str)>| {
+        let mut problems = Vec::new();
+        let stated = stated(resources, &mut problems);
+        mistakes.extend(problems.into_iter().map(|(field, problem)| Mistake {
+            pointer: format!("{pointer}/{}", field.replace('.', "/")),
+            container: container.map(|(kind, name)| (kind, excerpt(name))),
+            problem: format!("{field}: {problem}"),
+        }));
+        stated
+    };
     let as_typed: Vec<Stated> = containers
         .iter()
-        .map(|(kind, container, pointer)| stated(container.resources.as_ref(), pointer, Some((*kind, &container.name))))
+        .map(|(kind, container, pointer)| {
+            stated(container.resources.as_ref(), pointer, Some((*kind, &container.name)))
+        })
         .collect();
     let typed = stated(spec.resources.as_ref(), "/spec", None);
     if !mistakes.is_empty() {
@@ -340,7 +356,8 @@ pub(crate) fn explain_template(object: &str, template: &Value, basis: &Basis) ->
 
     let annotations: HashMap<String, String> =
         pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
-    let mut without_effect: Vec<String> = annotation::unknown(&annotations).iter().map(ToString::to_string).collect();
+    let mut without_effect: Vec<String> =
+        annotation::unknown(&annotations).iter().map(ToString::to_string).collect();
     without_effect.extend(without_container(&annotations, &containers));
     let mut notes = without_effect.clone();
     let class = if typed == Stated::default() {
@@ -358,7 +375,14 @@ pub(crate) fn explain_template(object: &str, template: &Value, basis: &Basis) ->
             ..explain_container(kind, &container.name, typed, class, &annotations, basis)
         })
         .collect();
-    Ok(PodExplanation { object: object.to_owned(), qos_class: class, notes, containers, typed, without_effect })
+    Ok(PodExplanation {
+        object: object.to_owned(),
+        qos_class: class,
+        notes,
+        containers,
+        typed,
+        without_effect,
+    })
 }
 
 /// The same as a JSON pointer.
@@ -398,7 +422,9 @@ fn explain_container(
         .filter(|notice| {
             matches!(
                 notice,
-                Notice::InvalidAnnotation { .. } | Notice::ReservationAboveNode { .. } | Notice::ThrottlingOff
+                Notice::InvalidAnnotation { .. }
+                    | Notice::ReservationAboveNode { .. }
+                    | Notice::ThrottlingOff
             )
         })
         .map(ToString::to_string)
@@ -413,7 +439,8 @@ fn explain_container(
     if policy.reservation != basis.policy.reservation {
         notes.push(format!("reservation policy {} by annotation", policy.reservation));
     }
-    let resources = Resources { request: Some(request), limit: limit.map_or(Limit::Max, Limit::Bytes) };
+    let resources =
+        Resources { request: Some(request), limit: limit.map_or(Limit::Max, Limit::Bytes) };
     let wanted = desired(&resources, class, &basis.node, &policy);
     ContainerExplanation {
         name: excerpt(name),
@@ -442,18 +469,23 @@ fn without_container(
         .filter(|key| {
             key.split_once('/').is_some_and(|(what, target)| {
                 what.ends_with(annotation::DOMAIN)
-                    && target
-                        .strip_prefix("container.")
-                        .is_some_and(|name| containers.iter().all(|(_, container, _)| container.name != name))
+                    && target.strip_prefix("container.").is_some_and(|name| {
+                        containers.iter().all(|(_, container, _)| container.name != name)
+                    })
             })
         })
         .collect();
     keys.sort_unstable();
-    keys.into_iter().map(|key| format!("annotation {}: the pod has no such container", excerpt(key))).collect()
+    keys.into_iter()
+        .map(|key| format!("annotation {}: the pod has no such container", excerpt(key)))
+        .collect()
 }
 
 /// Requests and limits, and for each that is none its field and what is wrong.
-fn stated(resources: Option<&ResourceRequirements>, problems: &mut Vec<(&'static str, QuantityError)>) -> Stated {
+fn stated(
+    resources: Option<&ResourceRequirements>,
+    problems: &mut Vec<(&'static str, QuantityError)>,
+) -> Stated {
     fn read<T>(
         list: Option<&BTreeMap<String, Quantity>>,
         field: &'static str,
@@ -463,8 +495,8 @@ fn stated(resources: Option<&ResourceRequirements>, problems: &mut Vec<(&'static
         let quantity = list?.get(field.rsplit('.').next()?)?;
         parse(&quantity.0).map_err(|error| problems.push((field, error))).ok()
     }
-    let (requests, limits) =
-        resources.map_or((None, None), |resources| (resources.requests.as_ref(), resources.limits.as_ref()));
+    let (requests, limits) = resources
+        .map_or((None, None), |resources| (resources.requests.as_ref(), resources.limits.as_ref()));
     Stated {
         cpu_request: read(requests, "resources.requests.cpu", MilliCpu::from_quantity, problems),
         cpu_limit: read(limits, "resources.limits.cpu", MilliCpu::from_quantity, problems),
@@ -482,7 +514,8 @@ impl fmt::Display for Explanation {
             Some(bytes) => format!("{} ({bytes} bytes)", bytes.approx()),
             None => "unknown".to_owned(),
         };
-        let factor = self.memory_throttling_factor.map_or("none".to_owned(), |factor| factor.to_string());
+        let factor =
+            self.memory_throttling_factor.map_or("none".to_owned(), |factor| factor.to_string());
         wrap(f, 0, &format!("Node allocatable {allocatable}: {}.", self.node_allocatable_source))?;
         wrap(
             f,
@@ -498,7 +531,12 @@ impl fmt::Display for Explanation {
         for pod in &self.pods {
             write!(f, "\n{pod}")?;
         }
-        if self.pods.iter().flat_map(|pod| &pod.containers).any(|container| container.scale.is_some()) {
+        if self
+            .pods
+            .iter()
+            .flat_map(|pod| &pod.containers)
+            .any(|container| container.scale.is_some())
+        {
             f.write_str(
                 "\nDrawn to scale: m memory.min, l memory.low, H memory.high, M memory.max, A node\n\
                  allocatable where there is no limit. = is protected, ~ is throttled.\n",
@@ -523,12 +561,21 @@ impl fmt::Display for PodExplanation {
 
 impl fmt::Display for ContainerExplanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let defaulted = if self.request_defaulted_to_limit { " (defaulted to the limit)" } else { "" };
+        let defaulted =
+            if self.request_defaulted_to_limit { " (defaulted to the limit)" } else { "" };
         let limit = self.limit.map_or("none".to_owned(), Bytes::quantity);
-        writeln!(f, "  {} {}: request {}{defaulted}, limit {limit}", self.kind, self.name, self.request.quantity())?;
-        for (name, knob) in
-            [("memory.min", &self.memory_min), ("memory.low", &self.memory_low), ("memory.high", &self.memory_high)]
-        {
+        writeln!(
+            f,
+            "  {} {}: request {}{defaulted}, limit {limit}",
+            self.kind,
+            self.name,
+            self.request.quantity()
+        )?;
+        for (name, knob) in [
+            ("memory.min", &self.memory_min),
+            ("memory.low", &self.memory_low),
+            ("memory.high", &self.memory_high),
+        ] {
             let value = match (&knob.value, knob.bytes) {
                 (Some(value), Some(bytes)) => format!("{value} ({})", bytes.approx()),
                 (Some(value), None) => format!("{value} (default)"),
@@ -632,12 +679,18 @@ mod tests {
 
     #[test]
     fn a_request_defaults_to_the_limit_and_says_so() {
-        let explanation = explained(&pod("  containers: [{name: a, resources: {limits: {memory: 64Mi}}}]"));
+        let explanation =
+            explained(&pod("  containers: [{name: a, resources: {limits: {memory: 64Mi}}}]"));
         let container = &explanation.pods[0].containers[0];
-        assert_eq!((container.request, container.request_defaulted_to_limit), (Bytes::new(64 << 20), true));
+        assert_eq!(
+            (container.request, container.request_defaulted_to_limit),
+            (Bytes::new(64 << 20), true)
+        );
         assert_eq!(explanation.pods[0].qos_class, QosClass::Burstable);
         assert_eq!(container.memory_high.setting, "default");
-        assert!(explanation.to_string().contains("request 64Mi (defaulted to the limit), limit 64Mi"));
+        assert!(
+            explanation.to_string().contains("request 64Mi (defaulted to the limit), limit 64Mi")
+        );
     }
 
     #[test]
@@ -645,14 +698,17 @@ mod tests {
         let explanation = explained(&pod(
             "  initContainers:\n  - {name: setup}\n  - {name: mesh, restartPolicy: Always}\n  containers:\n  - {name: a, resources: {limits: {cpu: 1, memory: 64Mi}}}\n",
         ));
-        let kinds: Vec<_> = explanation.pods[0].containers.iter().map(|container| container.kind).collect();
+        let kinds: Vec<_> =
+            explanation.pods[0].containers.iter().map(|container| container.kind).collect();
         assert_eq!(kinds, [ContainerKind::Init, ContainerKind::Sidecar, ContainerKind::Container]);
         assert_eq!(explanation.pods[0].qos_class, QosClass::Burstable);
     }
 
     #[test]
     fn a_pods_own_resources_decide_its_class() {
-        let explanation = explained(&pod("  resources: {limits: {cpu: 1, memory: 1Gi}}\n  containers: [{name: a}]"));
+        let explanation = explained(&pod(
+            "  resources: {limits: {cpu: 1, memory: 1Gi}}\n  containers: [{name: a}]",
+        ));
         assert_eq!(explanation.pods[0].qos_class, QosClass::Guaranteed);
         assert_eq!(explanation.pods[0].containers[0].memory_min.setting, "default");
     }
@@ -700,7 +756,10 @@ spec:
         // As the API server has it, where items do not say what they are.
         for (kind, item) in [
             ("PodList", "{metadata: {name: p}, spec: {containers: [{name: a}]}}".to_owned()),
-            ("DeploymentList", format!("{{metadata: {{name: d}}, spec: {{template: {template}}}}}")),
+            (
+                "DeploymentList",
+                format!("{{metadata: {{name: d}}, spec: {{template: {template}}}}}"),
+            ),
         ] {
             let explanation = explained(&format!("kind: {kind}\nitems: [{item}, {item}]"));
             assert_eq!((explanation.pods.len(), explanation.skipped.len()), (2, 0), "{kind}");
@@ -715,14 +774,20 @@ spec:
     #[test]
     fn manifests_that_cannot_be_explained_say_why() {
         for (manifest, expected) in [
-            ("", "expected a Pod, or an object with a pod template such as a Deployment; found nothing"),
+            (
+                "",
+                "expected a Pod, or an object with a pod template such as a Deployment; found nothing",
+            ),
             (
                 "kind: Service",
                 "expected a Pod, or an object with a pod template such as a Deployment; found Service without a name",
             ),
             ("kind: [", "expected pods as YAML or JSON: "),
             ("kind: Pod", "Pod without a name: expected a spec with containers, found none"),
-            ("kind: Pod\nspec: {containers: []}", "Pod without a name: expected at least one container, found none"),
+            (
+                "kind: Pod\nspec: {containers: []}",
+                "Pod without a name: expected at least one container, found none",
+            ),
             ("kind: Pod\nmetadata: 3", "Pod without a name: expected a pod: "),
             (
                 "kind: Pod\nspec: {containers: [{name: a, resources: {limits: {memory: 1GB}, requests: {cpu: -1}}}]}",
@@ -738,14 +803,16 @@ spec:
     #[test]
     fn the_drawing_is_to_scale_and_its_marks_stay_apart() {
         let drawing = |request: u64, limit: Option<u64>, policy: ReservationPolicy| {
-            let basis = Basis { policy: Policy { reservation: policy, ..Policy::default() }, ..basis() };
+            let basis =
+                Basis { policy: Policy { reservation: policy, ..Policy::default() }, ..basis() };
             let stated = Stated {
                 memory_request: Some(Bytes::new(request << 20)),
                 memory_limit: limit.map(|limit| Bytes::new(limit << 20)),
                 ..Stated::default()
             };
             let class = QosClass::Burstable;
-            explain_container(ContainerKind::Container, "a", stated, class, &HashMap::new(), &basis).drawing()
+            explain_container(ContainerKind::Container, "a", stated, class, &HashMap::new(), &basis)
+                .drawing()
         };
         let expect = |left: &str, fill: char, right: &str, end: &str| {
             let fill = fill.to_string().repeat(61 - left.len() - right.len());
@@ -763,7 +830,10 @@ spec:
         assert_eq!(drawing(0, Some(1000), Nothing), expect("", '-', "H~~~~~M", "1000Mi"));
         assert_eq!(drawing(1000, Some(1000), HardReservation), expect("", '=', "mM", "1000Mi"));
         assert_eq!(drawing(999, Some(1000), HardReservation), expect("", '=', "mHM", "1000Mi"));
-        assert_eq!(drawing(4096, None, HardReservation), expect(&format!("{}m", "=".repeat(30)), '-', "H~~A", "8Gi"));
+        assert_eq!(
+            drawing(4096, None, HardReservation),
+            expect(&format!("{}m", "=".repeat(30)), '-', "H~~A", "8Gi")
+        );
         assert_eq!(drawing(1, Some(1000), HardReservation), expect("m", '-', "H~~~~~M", "1000Mi"));
     }
 

@@ -389,7 +389,12 @@ impl Man {
     fn run(self) -> Result<(), Failure> {
         // A page for 'help' says what --help does.
         clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &self.directory)
-            .with_context(|| format!("cannot write manual pages to {}, expected a directory", shown(&self.directory)))
+            .with_context(|| {
+                format!(
+                    "cannot write manual pages to {}, expected a directory",
+                    shown(&self.directory)
+                )
+            })
             .map_err(Failure::Runtime)
     }
 }
@@ -405,7 +410,8 @@ impl Doctor {
     fn run(self) -> Result<ExitCode, Failure> {
         let report = Facts::collect(&self.host, &self.socket).judge();
         if self.json {
-            let json = serde_json::to_string_pretty(&report).map_err(|error| Failure::Runtime(error.into()))?;
+            let json = serde_json::to_string_pretty(&report)
+                .map_err(|error| Failure::Runtime(error.into()))?;
             print(format_args!("{json}\n"))?;
         } else {
             print(format_args!("{report}"))?;
@@ -421,25 +427,35 @@ impl Explain {
             None => Config::default(),
         };
         let page_size = PageSize::of_this_machine();
-        let (allocatable, allocatable_source) = match (self.node_allocatable, config.node_allocatable) {
-            (Some(bytes), _) => (Some(bytes), "given by --node-allocatable".to_owned()),
-            (None, NodeAllocatable::Fixed(bytes)) => (Some(bytes), "given by the configuration".to_owned()),
-            (None, NodeAllocatable::Auto) => {
-                let memory = NodeMemory::discover(Path::new("/"), page_size);
-                for problem in &memory.problems {
-                    eprintln!("note: {problem}");
+        let (allocatable, allocatable_source) =
+            match (self.node_allocatable, config.node_allocatable) {
+                (Some(bytes), _) => (Some(bytes), "given by --node-allocatable".to_owned()),
+                (None, NodeAllocatable::Fixed(bytes)) => {
+                    (Some(bytes), "given by the configuration".to_owned())
                 }
-                (memory.allocatable, format!("that of this machine, from {}", memory.source))
-            }
+                (None, NodeAllocatable::Auto) => {
+                    let memory = NodeMemory::discover(Path::new("/"), page_size);
+                    for problem in &memory.problems {
+                        eprintln!("note: {problem}");
+                    }
+                    (memory.allocatable, format!("that of this machine, from {}", memory.source))
+                }
+            };
+        let basis = Basis {
+            policy: config.policy,
+            node: Node { allocatable, page_size },
+            allocatable_source,
         };
-        let basis = Basis { policy: config.policy, node: Node { allocatable, page_size }, allocatable_source };
 
         let manifest = read(&self.file, explain::LARGEST)?;
         let refused = |error: anyhow::Error| Failure::Usage(error.context(shown(&self.file)));
-        let manifest = String::from_utf8(manifest).map_err(|error| refused(anyhow!("expected UTF-8 text: {error}")))?;
-        let explanation = explain::explain(&manifest, &basis).map_err(|error| refused(error.into()))?;
+        let manifest = String::from_utf8(manifest)
+            .map_err(|error| refused(anyhow!("expected UTF-8 text: {error}")))?;
+        let explanation =
+            explain::explain(&manifest, &basis).map_err(|error| refused(error.into()))?;
         if self.json {
-            let json = serde_json::to_string_pretty(&explanation).map_err(|error| Failure::Runtime(error.into()))?;
+            let json = serde_json::to_string_pretty(&explanation)
+                .map_err(|error| Failure::Runtime(error.into()))?;
             print(format_args!("{json}\n"))
         } else {
             print(format_args!("{explanation}"))
@@ -454,7 +470,9 @@ fn load_config(path: &Path) -> Result<Config, Failure> {
 
 /// Reads a file or standard input, at most one byte further than `most`: enough to see that it is too large.
 fn read(path: &Path, most: usize) -> Result<Vec<u8>, Failure> {
-    read_file(path, most).with_context(|| format!("cannot read {}", shown(path))).map_err(Failure::Usage)
+    read_file(path, most)
+        .with_context(|| format!("cannot read {}", shown(path)))
+        .map_err(Failure::Usage)
 }
 
 fn read_file(path: &Path, most: usize) -> io::Result<Vec<u8>> {
@@ -473,9 +491,9 @@ fn shown(path: &Path) -> String {
 /// Writes to standard output. A reader that has gone away has seen enough.
 fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     match io::stdout().lock().write_fmt(text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::Runtime(anyhow::Error::new(error).context("cannot write to standard output")))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Runtime(
+            anyhow::Error::new(error).context("cannot write to standard output"),
+        )),
         _ => Ok(()),
     }
 }

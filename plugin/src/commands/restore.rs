@@ -59,11 +59,16 @@ struct Changed {
 
 impl ResetBrake {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let was_applied = brake::Record::remove(&self.host)
-            .map_err(|error| failed(error, "remove", &self.host.join(DIRECTORY).join(brake::FILE)))?;
+        let was_applied = brake::Record::remove(&self.host).map_err(|error| {
+            failed(error, "remove", &self.host.join(DIRECTORY).join(brake::FILE))
+        })?;
         print(format_args!(
             "{}\n",
-            if was_applied { "reset: plimsoll acts again, where it runs" } else { "the brake was not applied" }
+            if was_applied {
+                "reset: plimsoll acts again, where it runs"
+            } else {
+                "the brake was not applied"
+            }
         ))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -88,25 +93,30 @@ impl Restore {
         let mark = self.host.join(STAND_ASIDE);
         if self.undo {
             return match fs::remove_file(&mark) {
-                Ok(()) => print(format_args!("undone: plimsoll sets values again, where it runs\n")),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    print(format_args!("there is nothing to undo: 'plimsoll restore' was not called\n"))
+                Ok(()) => {
+                    print(format_args!("undone: plimsoll sets values again, where it runs\n"))
                 }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => print(format_args!(
+                    "there is nothing to undo: 'plimsoll restore' was not called\n"
+                )),
                 Err(error) => Err(failed(error, "remove", &mark)),
             }
             .map(|()| ExitCode::SUCCESS);
         }
-        let root =
-            CgroupRoot::open(&self.host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
-        let originals =
-            Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
+        let root = CgroupRoot::open(&self.host.join("sys/fs/cgroup"))
+            .map_err(|error| Failure::Runtime(error.into()))?;
+        let originals = Originals::load(&self.host)
+            .context("cannot read what cgroups held before")
+            .map_err(Failure::Runtime)?;
         let before = Looked::new(&root, &originals);
         let (kubepods, problem) = match Record::read(&self.host) {
             Ok(record) => (record, None),
             Err(error) => (None, Some(format!("/{}: {error}", Record::PATH))),
         };
         let kubepods = kubepods.map(|record| record.cgroup().clone());
-        let max = |cgroup: &CgroupPath| root.cgroup(cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok();
+        let max = |cgroup: &CgroupPath| {
+            root.cgroup(cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok()
+        };
         let guarded = kubepods.as_ref().and_then(max);
         if let Some(directory) = mark.parent() {
             fs::create_dir_all(directory).map_err(|error| failed(error, "make", directory))?;
@@ -120,13 +130,20 @@ impl Restore {
             .map_err(Failure::Runtime)?;
         let has_plugin = runtime.block_on(self.wait_for_the_plugin());
         // The plugin may have changed more until it knew of the mark.
-        let originals =
-            Originals::load(&self.host).context("cannot read what cgroups held before").map_err(Failure::Runtime)?;
+        let originals = Originals::load(&self.host)
+            .context("cannot read what cgroups held before")
+            .map_err(Failure::Runtime)?;
         let mut looked = Looked::new(&root, &originals);
         looked.problems.extend(problem);
         looked.remember(before);
         let staying = raised::staying(&root, originals.raised_limits());
-        let left = runtime.block_on(self.wait(&root, &originals, &mut looked, kubepods.as_ref(), has_plugin))?;
+        let left = runtime.block_on(self.wait(
+            &root,
+            &originals,
+            &mut looked,
+            kubepods.as_ref(),
+            has_plugin,
+        ))?;
         if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
             && let Some(held) = max(cgroup).filter(|held| *held != before)
         {
@@ -141,7 +158,11 @@ impl Restore {
             )
         });
         let why: Vec<_> = left.into_iter().chain(looked.unsettled()).collect();
-        if why.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::Runtime(anyhow!(why.join("; ")))) }
+        if why.is_empty() {
+            Ok(ExitCode::SUCCESS)
+        } else {
+            Err(Failure::Runtime(anyhow!(why.join("; "))))
+        }
     }
 
     /// Waits until the plugin, where one runs and answers, knows of the mark. Whether one does.
@@ -171,7 +192,8 @@ impl Restore {
         let containers = node.containers().clone();
         let (service, tasks) = node.into_service(Box::new(|_| ()));
         let synchronized = service.synchronized();
-        let identity = Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?;
+        let identity =
+            Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?;
         // Waits for as long as another instance runs, which does it then.
         let stub = Stub::external(identity, service).socket(&self.socket);
         let guard = tokio::spawn(tasks.guard().run());
@@ -193,7 +215,9 @@ impl Restore {
         // The files of a container have back what they had before the runtime has forgotten what it has stored.
         let untold_of_all = |changed: &[Changed]| {
             let known = Originals::load(&self.host).ok();
-            let is_told = |changed: &Changed| known.as_ref().is_some_and(|known| !changed.is_known_to(known, root));
+            let is_told = |changed: &Changed| {
+                known.as_ref().is_some_and(|known| !changed.is_known_to(known, root))
+            };
             changed.iter().filter(|changed| changed.is_back(root) && !is_told(changed)).count()
         };
         // Where all places could be searched, only a container elsewhere or an ended one is missing.
@@ -234,7 +258,8 @@ impl Restore {
         let former = originals.former().filter(|(path, inode, original)| {
             root.cgroup(path).is_ok_and(|cgroup| {
                 cgroup.inode().is_ok_and(|held| held == *inode)
-                    && Values::read(&cgroup).is_ok_and(|held| held.protection() == original.protection())
+                    && Values::read(&cgroup)
+                        .is_ok_and(|held| held.protection() == original.protection())
             })
         });
         let former = former.map(|(path, _, original)| (path, original));
@@ -246,7 +271,8 @@ impl Restore {
         }
         // Where that did not bring back the value, because somebody else had set it at runtime before.
         for (path, original) in changed.into_iter().chain(former) {
-            let [min, low] = [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
+            let [min, low] =
+                [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
             let protection = Protection::of_files(min, low);
             if let Ok(cgroup) = root.cgroup(path)
                 && let Err(error) = systemd.set(&cgroup, protection, false).await
@@ -270,7 +296,11 @@ impl Restore {
 impl Restore {
     /// All containers that the runtime has, by id, and their cgroups where known: as it told this instance of the plugin, or
     /// the one that runs. `None` where it told neither.
-    async fn told(&self, containers: &Containers, synchronized: bool) -> Option<HashMap<String, Option<CgroupPath>>> {
+    async fn told(
+        &self,
+        containers: &Containers,
+        synchronized: bool,
+    ) -> Option<HashMap<String, Option<CgroupPath>>> {
         if synchronized {
             let all = containers.all();
             return Some(all.iter().map(|one| (one.id.clone(), one.cgroup.clone())).collect());
@@ -281,7 +311,9 @@ impl Restore {
 }
 
 fn failed(error: io::Error, operation: &str, path: &Path) -> Failure {
-    Failure::Runtime(anyhow::Error::new(error).context(format!("cannot {operation} {}", path.display())))
+    Failure::Runtime(
+        anyhow::Error::new(error).context(format!("cannot {operation} {}", path.display())),
+    )
 }
 
 impl Looked {
@@ -296,7 +328,10 @@ impl Looked {
             Target::Container(_) => None,
         });
         let Found { found, problems } = kubepods::containers(root, known.collect::<BTreeSet<_>>());
-        let mut looked = Self { unsearched: problems.iter().map(ToString::to_string).collect(), ..Self::default() };
+        let mut looked = Self {
+            unsearched: problems.iter().map(ToString::to_string).collect(),
+            ..Self::default()
+        };
         match originals.unreadable() {
             0 => {}
             lines => looked.problems.push(format!(
@@ -315,7 +350,9 @@ impl Looked {
             }
         }
         if containers.is_empty() && looked.unsearched.is_empty() {
-            looked.unsearched.push("found no cgroups of containers below /sys/fs/cgroup".to_owned());
+            looked
+                .unsearched
+                .push("found no cgroups of containers below /sys/fs/cgroup".to_owned());
         }
         looked.changed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
         looked.ended.sort();
@@ -325,18 +362,28 @@ impl Looked {
     /// Has what cgroups held when they were looked at before.
     fn remember(&mut self, earlier: Looked) {
         for changed in &mut self.changed {
-            if let Some(former) = earlier.changed.iter().find(|former| former.cgroup == changed.cgroup) {
+            if let Some(former) =
+                earlier.changed.iter().find(|former| former.cgroup == changed.cgroup)
+            {
                 changed.before = former.before;
             }
         }
     }
 
-    fn take(&mut self, root: &CgroupRoot, originals: &Originals, target: &Target, cgroup: &CgroupPath) {
+    fn take(
+        &mut self,
+        root: &CgroupRoot,
+        originals: &Originals,
+        target: &Target,
+        cgroup: &CgroupPath,
+    ) {
         let read = || {
             let open = root.cgroup(cgroup)?;
             match target {
                 // Another one of its path.
-                Target::Cgroup(path, inode) if open.inode()? != *inode => Err(CgroupError::Gone(path.clone())),
+                Target::Cgroup(path, inode) if open.inode()? != *inode => {
+                    Err(CgroupError::Gone(path.clone()))
+                }
                 _ => Values::read(&open),
             }
         };
@@ -358,12 +405,18 @@ impl Looked {
     }
 
     /// The runtime has told of all its containers, so each that is missing is one of them or has ended.
-    fn take_word(&mut self, root: &CgroupRoot, originals: &Originals, told: &HashMap<String, Option<CgroupPath>>) {
+    fn take_word(
+        &mut self,
+        root: &CgroupRoot,
+        originals: &Originals,
+        told: &HashMap<String, Option<CgroupPath>>,
+    ) {
         for id in std::mem::take(&mut self.missing) {
             match told.get(&id) {
-                Some(None) => {
-                    self.problems.push(format!("container {}: the runtime has it, its cgroup is unknown", excerpt(&id)))
-                }
+                Some(None) => self.problems.push(format!(
+                    "container {}: the runtime has it, its cgroup is unknown",
+                    excerpt(&id)
+                )),
                 Some(Some(cgroup)) => self.take(root, originals, &Target::Container(id), cgroup),
                 None => self.ended.push(format!("container {}", excerpt(&id))),
             }
@@ -374,8 +427,14 @@ impl Looked {
     fn unsettled(&self) -> Option<String> {
         // Only the runtime knows that a container has ended: its cgroup may be outside of the kubelet's.
         let runtime = "the container runtime did not say whether they have ended".to_owned();
-        let elsewhere = (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
-        let why: Vec<_> = self.problems.iter().chain(elsewhere.into_iter().flatten()).map(String::as_str).collect();
+        let elsewhere =
+            (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
+        let why: Vec<_> = self
+            .problems
+            .iter()
+            .chain(elsewhere.into_iter().flatten())
+            .map(String::as_str)
+            .collect();
         (!why.is_empty()).then(|| {
             format!(
                 "could not look at all that plimsoll has changed, {} containers among it: {}; expected to read every cgroup, or the \
@@ -420,7 +479,9 @@ impl Looked {
     fn report(&self, root: &CgroupRoot, guarded: bool, staying: &[String]) -> String {
         let mut report = String::new();
         for Changed { cgroup, before, .. } in &self.changed {
-            let Ok(held) = root.cgroup(cgroup).and_then(|cgroup| Values::read(&cgroup)) else { continue };
+            let Ok(held) = root.cgroup(cgroup).and_then(|cgroup| Values::read(&cgroup)) else {
+                continue;
+            };
             for knob in KNOBS {
                 if let (Some(before), Some(held)) = (before.get(knob), held.get(knob))
                     && before != held
@@ -429,9 +490,16 @@ impl Looked {
                 }
             }
         }
-        let missing = self.missing.iter().map(|id| format!("container {}; its cgroup may have ended", excerpt(id)));
-        let not_found: Vec<_> =
-            self.ended.iter().map(|target| format!("{target}; it has ended")).chain(missing).collect();
+        let missing = self
+            .missing
+            .iter()
+            .map(|id| format!("container {}; its cgroup may have ended", excerpt(id)));
+        let not_found: Vec<_> = self
+            .ended
+            .iter()
+            .map(|target| format!("{target}; it has ended"))
+            .chain(missing)
+            .collect();
         for target in not_found.iter().take(NAMED) {
             let _ = writeln!(report, "not found: {target}");
         }

@@ -59,7 +59,8 @@ impl Run {
         }
         let (level, is_read) = log::start(self.log_format);
         // Before somebody replaces the file, after which it has another name.
-        let program = std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
+        let program =
+            std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
         let result = match Launched::from_env() {
             Ok(None) => self.plugin(None, level, &program),
             // The runtime kills the process that it launched when it drops the plugin, and never launches it again.
@@ -70,7 +71,9 @@ impl Run {
                     return Ok(ExitCode::from(code.unwrap_or(1)));
                 }
             },
-            Err(error) => Err(Failure::Runtime(anyhow::Error::new(error).context("launched by a runtime"))),
+            Err(error) => {
+                Err(Failure::Runtime(anyhow::Error::new(error).context("launched by a runtime")))
+            }
         };
         let result = match result {
             // What main prints is nothing for whoever reads the log.
@@ -85,12 +88,20 @@ impl Run {
         result
     }
 
-    fn plugin(self, launched: Option<Launched>, level: Level, program: &Path) -> Result<ExitCode, Failure> {
+    fn plugin(
+        self,
+        launched: Option<Launched>,
+        level: Level,
+        program: &Path,
+    ) -> Result<ExitCode, Failure> {
         let successor = launched.as_ref().map(Launched::successor).transpose();
-        let successor = successor.context("keep what a new version needs").map_err(Failure::Runtime)?;
+        let successor =
+            successor.context("keep what a new version needs").map_err(Failure::Runtime)?;
         let identity = match &launched {
             Some(launched) => launched.identity().clone(),
-            None => Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?,
+            None => {
+                Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?
+            }
         };
         let files = match &self.config {
             Some(path) => vec![path.clone()],
@@ -130,7 +141,8 @@ impl Run {
         let metrics_changed = Arc::new(Notify::new());
         let reload = Arc::new(Notify::new());
         let on_config = {
-            let (level, configured, metrics_changed) = (level, configured.clone(), metrics_changed.clone());
+            let (level, configured, metrics_changed) =
+                (level, configured.clone(), metrics_changed.clone());
             let reports = node.reports().clone();
             Box::new(move |config: &Config| {
                 level.set(config.log_level);
@@ -193,7 +205,8 @@ impl Run {
                     Some(successor) => successor.exec(&mut command),
                     None => command.exec(),
                 };
-                let error = anyhow::Error::new(error).context(format!("cannot start {}", program.display()));
+                let error = anyhow::Error::new(error)
+                    .context(format!("cannot start {}", program.display()));
                 Err(Failure::Runtime(error))
             }
         }
@@ -214,7 +227,8 @@ pub(crate) struct Tasks(Node);
 impl Node {
     /// The node whose file system is at `host`.
     pub(crate) fn open(host: &Path, config: Config) -> Result<Self, Failure> {
-        let root = CgroupRoot::open(&host.join("sys/fs/cgroup")).map_err(|error| Failure::Runtime(error.into()))?;
+        let root = CgroupRoot::open(&host.join("sys/fs/cgroup"))
+            .map_err(|error| Failure::Runtime(error.into()))?;
         let root = Arc::new(root);
         let (settings, _) = Settings::discover(config, host);
         let originals = Originals::load(host).unwrap_or_else(|error| {
@@ -230,17 +244,39 @@ impl Node {
         let originals = Arc::new(Mutex::new(originals));
         let reports = Arc::<Reports>::default();
         let page_size = settings.node.page_size;
-        let ancestors = Arc::new(Ancestors::new(root.clone(), page_size, originals.clone(), reports.clone()));
+        let ancestors =
+            Arc::new(Ancestors::new(root.clone(), page_size, originals.clone(), reports.clone()));
         let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
         let containers = Arc::new(Containers::new(settings, checkpoints, originals));
         let (work, todo) = mpsc::unbounded_channel();
         let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
-        let deferrals =
-            Arc::new(Deferrals::new(root.clone(), containers.clone(), cuts.clone(), reports.clone(), work.clone()));
-        let (kills, watcher) =
-            Watcher::load(host, root.clone(), containers.clone(), ancestors.clone(), reports.clone(), work.clone());
+        let deferrals = Arc::new(Deferrals::new(
+            root.clone(),
+            containers.clone(),
+            cuts.clone(),
+            reports.clone(),
+            work.clone(),
+        ));
+        let (kills, watcher) = Watcher::load(
+            host,
+            root.clone(),
+            containers.clone(),
+            ancestors.clone(),
+            reports.clone(),
+            work.clone(),
+        );
         let synchronized = watch::Sender::default();
-        let parts = Parts { containers, ancestors, root, cuts, deferrals, kills, reports, work, synchronized };
+        let parts = Parts {
+            containers,
+            ancestors,
+            root,
+            cuts,
+            deferrals,
+            kills,
+            reports,
+            work,
+            synchronized,
+        };
         Ok(Self { host: host.to_owned(), parts, watcher, todo })
     }
 
@@ -373,7 +409,8 @@ async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     let directory = host.join(originals::DIRECTORY);
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     let inotify = Inotify::init().context("start inotify")?;
-    let watched = inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
+    let watched =
+        inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
     watched.with_context(|| format!("watch {}", directory.display()))?;
     let mut changes = inotify.into_event_stream([0; 4096]).context("read inotify")?;
     service.look_whether_to_stand_aside();
@@ -388,8 +425,14 @@ async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
 }
 
 /// Takes over the first of `files` that exists whenever it has changed, and when `reload` is notified.
-async fn watch(files: &[PathBuf], service: &Service, containers: &Containers, reload: &Notify) -> Infallible {
-    let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ");
+async fn watch(
+    files: &[PathBuf],
+    service: &Service,
+    containers: &Containers,
+    reload: &Notify,
+) -> Infallible {
+    let names =
+        files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ");
     let mut changes = Changes::new(files).inspect_err(|error| unwatched(&names, error)).ok();
     let mut is_asked_for = false;
     let mut seen = None;
@@ -400,13 +443,20 @@ async fn watch(files: &[PathBuf], service: &Service, containers: &Containers, re
         });
         match now {
             None if seen.is_some() => {
-                warn!("the configuration file was removed; the configuration before stays in force");
+                warn!(
+                    "the configuration file was removed; the configuration before stays in force"
+                );
                 seen = None;
             }
-            None if is_asked_for => warn!("there is no {names}; the configuration before stays in force"),
+            None if is_asked_for => {
+                warn!("there is no {names}; the configuration before stays in force")
+            }
             None => {}
             Some((file, Err(error))) => {
-                error!("cannot read {}: {error}; the configuration before stays in force", file.display());
+                error!(
+                    "cannot read {}: {error}; the configuration before stays in force",
+                    file.display()
+                );
             }
             Some((file, Ok(text))) if is_asked_for || seen.as_ref() != Some(&text) => {
                 take_over(&file.display().to_string(), &text, service, containers, is_asked_for);
@@ -440,7 +490,13 @@ fn unwatched(files: &str, error: &anyhow::Error) {
 
 /// Goes on with what a configuration file holds, unless it is what is in force, or no configuration. `is_asked_for`: somebody
 /// wants to hear of either.
-fn take_over(file: &str, text: &[u8], service: &Service, containers: &Containers, is_asked_for: bool) {
+fn take_over(
+    file: &str,
+    text: &[u8],
+    service: &Service,
+    containers: &Containers,
+    is_asked_for: bool,
+) {
     let in_force = &containers.settings().config;
     match Config::parse(text, file) {
         Ok(config) if config == *in_force => {
@@ -508,7 +564,9 @@ impl Changes {
             let its_own = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
             let in_it = match missing {
                 Some(_) => WatchMask::CREATE | WatchMask::MOVED_TO,
-                None => WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE,
+                None => {
+                    WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE
+                }
             };
             if let Some(before) = self.watched.take() {
                 // It may be gone.
@@ -518,7 +576,9 @@ impl Changes {
                 // Another look: what is missing may have been made meanwhile.
                 Ok(descriptor) => self.watched = Some(Watched { descriptor, path, missing }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error).with_context(|| format!("watch {}", path.display())),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("watch {}", path.display()));
+                }
             }
         }
     }
@@ -597,7 +657,8 @@ mod tests {
 
     impl Lines {
         fn take(&self) -> String {
-            String::from_utf8(std::mem::take(&mut *self.0.lock().expect("nobody panicked"))).expect("text")
+            String::from_utf8(std::mem::take(&mut *self.0.lock().expect("nobody panicked")))
+                .expect("text")
         }
     }
 
@@ -610,7 +671,8 @@ mod tests {
     async fn missing_directories_are_watched_for() {
         let root = tempfile::tempdir().expect("a directory");
         let directory = root.path().join("nri/conf.d");
-        let mut changes = Changes::new(&[directory.join("a.conf"), directory.join("b.conf")]).expect("watched");
+        let mut changes =
+            Changes::new(&[directory.join("a.conf"), directory.join("b.conf")]).expect("watched");
         // Others are nobody's concern.
         fs::write(root.path().join("hosts"), "").expect("written");
         fs::create_dir(root.path().join("apt")).expect("made");
@@ -667,9 +729,13 @@ mod tests {
         for directory in Path::new(cgroup).ancestors() {
             let directory = root.join(directory);
             fs::create_dir_all(&directory).expect("made");
-            for (file, value) in
-                [("min", "0"), ("low", "0"), ("high", "max"), ("max", "104857600"), ("current", "4096")]
-            {
+            for (file, value) in [
+                ("min", "0"),
+                ("low", "0"),
+                ("high", "max"),
+                ("max", "104857600"),
+                ("current", "4096"),
+            ] {
                 fs::write(directory.join(format!("memory.{file}")), value).expect("written");
             }
         }
@@ -678,14 +744,17 @@ mod tests {
         let lines = Lines::default();
         let writer = lines.clone();
         let logged = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
-        let _logged = subscriber::set_default(logged.with_max_level(tracing::Level::DEBUG).finish());
+        let _logged =
+            subscriber::set_default(logged.with_max_level(tracing::Level::DEBUG).finish());
 
-        let (service, tasks) = Node::open(host.path(), config).ok().expect("a node").into_service(Box::new(|_| {}));
+        let (service, tasks) =
+            Node::open(host.path(), config).ok().expect("a node").into_service(Box::new(|_| {}));
         let stub = Stub::external(Identity::new("90", "plimsoll").expect("an identity"), service);
         let _reconciler = tasks.spawn(stub.runtime());
         let mut pod = api::PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
         pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
-        let mut container = api::Container { id: "id-b".into(), pod_sandbox_id: "s".into(), ..Default::default() };
+        let mut container =
+            api::Container { id: "id-b".into(), pod_sandbox_id: "s".into(), ..Default::default() };
         container.state = api::ContainerState::CONTAINER_RUNNING.into();
         container.linux.mut_or_insert_default().cgroups_path = format!("/{cgroup}");
         assert!(stub.plugin().synchronize(vec![pod], vec![container]).await.is_ok());
@@ -695,7 +764,10 @@ mod tests {
         let before = lines.take();
         tokio::time::sleep(Duration::from_secs(1300)).await;
         let after = lines.take();
-        let looks = after.lines().filter(|line| line.contains("DEBUG") && line.contains("verified")).count();
+        let looks = after
+            .lines()
+            .filter(|line| line.contains("DEBUG") && line.contains("verified"))
+            .count();
         assert!(looks >= 2, "{before}\n\n{after}");
         assert!(after.lines().all(|line| line.contains("DEBUG")), "{after}");
     }

@@ -13,7 +13,9 @@ use crate::core::policy::Protection;
 use crate::core::units::{Bytes, Limit, excerpt, harmless, printable};
 use crate::report::Report;
 use crate::report::serve;
-use crate::report::status::{CgroupStatus, ContainerStatus, DownStatus, Level, NodeStatus, State, Status};
+use crate::report::status::{
+    CgroupStatus, ContainerStatus, DownStatus, Level, NodeStatus, State, Status,
+};
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -125,16 +127,23 @@ impl StatusCommand {
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
         if !self.watch {
-            let text = runtime.block_on(self.draw(&Screen::of_stdout(self.wide))).map_err(Failure::Runtime)?;
+            let text = runtime
+                .block_on(self.draw(&Screen::of_stdout(self.wide)))
+                .map_err(Failure::Runtime)?;
             print(format_args!("{text}"))?;
             return Ok(ExitCode::SUCCESS);
         }
         loop {
             let screen = Screen::of_stdout(self.wide);
             // The plugin may come back.
-            let text = runtime.block_on(self.draw(&screen)).unwrap_or_else(|error| format!("{error:#}\n"));
+            let text =
+                runtime.block_on(self.draw(&screen)).unwrap_or_else(|error| format!("{error:#}\n"));
             // A line that is longer than the terminal is wide would push the first one out.
-            let lines: Vec<_> = text.lines().take(screen.rows.saturating_sub(1)).map(|line| screen.cut(line)).collect();
+            let lines: Vec<_> = text
+                .lines()
+                .take(screen.rows.saturating_sub(1))
+                .map(|line| screen.cut(line))
+                .collect();
             // Home, and clear what is left of each line and below.
             let drawn = write!(io::stdout(), "\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"));
             if drawn.and_then(|()| io::stdout().flush()).is_err() {
@@ -198,8 +207,10 @@ fn now() -> u64 {
 
 /// Why nothing is set, or not for new containers.
 fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
-    let waits = (!node.synchronized).then_some("waiting for the container runtime: new containers get no values");
-    let stands_aside = "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'";
+    let waits = (!node.synchronized)
+        .then_some("waiting for the container runtime: new containers get no values");
+    let stands_aside =
+        "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'";
     waits.into_iter().chain(node.stands_aside.then_some(stands_aside))
 }
 
@@ -209,7 +220,9 @@ fn observing(node: &NodeStatus) -> Vec<String> {
         return Vec::new();
     }
     let why = match &node.brake {
-        Some(brake) => format!("brake applied after {brake}: nothing is set, until 'plimsoll reset-brake'"),
+        Some(brake) => {
+            format!("brake applied after {brake}: nothing is set, until 'plimsoll reset-brake'")
+        }
         None => "observe mode: nothing is set, raised or refused".to_owned(),
     };
     let would = format!(
@@ -230,11 +243,14 @@ struct Screen {
 impl Screen {
     fn of_stdout(wide: bool) -> Self {
         let is_terminal = io::stdout().is_terminal();
-        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|size| is_terminal && size.ws_col > 0);
+        let size = rustix::termios::tcgetwinsize(io::stdout())
+            .ok()
+            .filter(|size| is_terminal && size.ws_col > 0);
         let columns = size.filter(|_| !wide).map_or(WIDEST, |size| size.ws_col.into());
         let rows = size.map_or(usize::MAX, |size| size.ws_row.into());
         // https://no-color.org
-        let has_colours = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let has_colours =
+            is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { columns, rows, has_colours }
     }
 }
@@ -267,16 +283,44 @@ const COLUMNS: [Column; 14] = [
     Column { title: "STATE", is_number: false, text: |row, _| row.state.to_string(), rank: 0 },
     Column { title: "CONTAINER", is_number: false, text: |row, _| name_of(row), rank: 1 },
     Column { title: "CLASS", is_number: false, text: |row, _| row.class.to_string(), rank: 9 },
-    Column { title: "USAGE", is_number: true, text: |row, _| row.usage.map_or_else(unknown, Bytes::approx), rank: 2 },
+    Column {
+        title: "USAGE",
+        is_number: true,
+        text: |row, _| row.usage.map_or_else(unknown, Bytes::approx),
+        rank: 2,
+    },
     Column { title: "LOAD", is_number: false, text: load, rank: 3 },
-    Column { title: "MIN", is_number: true, text: |row, _| pair(row, |values| values.min), rank: 6 },
-    Column { title: "LOW", is_number: true, text: |row, _| pair(row, |values| values.low), rank: 12 },
-    Column { title: "HIGH", is_number: true, text: |row, _| pair(row, |values| values.high), rank: 5 },
-    Column { title: "MAX", is_number: true, text: |row, _| pair(row, |values| values.max), rank: 4 },
+    Column {
+        title: "MIN",
+        is_number: true,
+        text: |row, _| pair(row, |values| values.min),
+        rank: 6,
+    },
+    Column {
+        title: "LOW",
+        is_number: true,
+        text: |row, _| pair(row, |values| values.low),
+        rank: 12,
+    },
+    Column {
+        title: "HIGH",
+        is_number: true,
+        text: |row, _| pair(row, |values| values.high),
+        rank: 5,
+    },
+    Column {
+        title: "MAX",
+        is_number: true,
+        text: |row, _| pair(row, |values| values.max),
+        rank: 4,
+    },
     Column {
         title: "EFFECTIVE",
         is_number: true,
-        text: |row, _| row.effective.map_or_else(unknown, |effective| effective.min.max(effective.low).approx()),
+        text: |row, _| {
+            row.effective
+                .map_or_else(unknown, |effective| effective.min.max(effective.low).approx())
+        },
         rank: 10,
     },
     Column { title: "OVER", is_number: true, text: |row, _| row.over_request.approx(), rank: 7 },
@@ -316,7 +360,11 @@ fn pair(row: &ContainerStatus, of: fn(&crate::report::status::Values) -> Option<
     match (of(&row.desired), row.observed.as_ref().map(of)) {
         (Some(desired), Some(Some(observed))) if desired != observed => {
             let [rough, other] = [show(desired), show(observed)];
-            if rough == other { format!("{desired}!={observed}") } else { format!("{rough}!={other}") }
+            if rough == other {
+                format!("{desired}!={observed}")
+            } else {
+                format!("{rough}!={other}")
+            }
         }
         (Some(desired), _) => show(desired),
         (None, Some(Some(observed))) => show(observed),
@@ -330,7 +378,12 @@ fn request(row: &ContainerStatus) -> String {
             format!("{} {}", request.bytes.approx(), excerpt(&request.provenance))
         }
         Some(request) => {
-            format!("{}..{} {}", request.bytes.approx(), request.at_most.approx(), excerpt(&request.provenance))
+            format!(
+                "{}..{} {}",
+                request.bytes.approx(),
+                request.at_most.approx(),
+                excerpt(&request.provenance)
+            )
         }
         None => unknown(),
     }
@@ -350,11 +403,14 @@ fn load(row: &ContainerStatus, status: &Status) -> String {
     let filled = if usage > Bytes::ZERO { cell(usage).max(1) } else { 0 };
     let mut line: Vec<char> = (0..=CELLS).map(|at| if at < filled { '#' } else { '-' }).collect();
     line[CELLS] = if limit.is_some() { 'M' } else { 'A' };
-    let amount = |limit: Option<Limit>| limit.and_then(Limit::bytes).filter(|bytes| *bytes > Bytes::ZERO);
+    let amount =
+        |limit: Option<Limit>| limit.and_then(Limit::bytes).filter(|bytes| *bytes > Bytes::ZERO);
     let (min, low) = (amount(values.min), amount(values.low));
     // Marks on one cell would hide each other: the end stays where it is, the others give way to the left.
     let mut free = CELLS - 1;
-    for (mark, bytes) in [('H', amount(values.high)), if min >= low { ('m', min) } else { ('l', low) }] {
+    for (mark, bytes) in
+        [('H', amount(values.high)), if min >= low { ('m', min) } else { ('l', low) }]
+    {
         if let Some(bytes) = bytes {
             free = cell(bytes).min(free);
             line[free] = mark;
@@ -366,7 +422,9 @@ fn load(row: &ContainerStatus, status: &Status) -> String {
 
 fn percent(part: Bytes, whole: Option<Bytes>) -> String {
     match whole.filter(|whole| *whole > Bytes::ZERO) {
-        Some(whole) => format!("{} ({:.0} %)", part.approx(), part.get() as f64 * 100.0 / whole.get() as f64),
+        Some(whole) => {
+            format!("{} ({:.0} %)", part.approx(), part.get() as f64 * 100.0 / whole.get() as f64)
+        }
         None => part.approx(),
     }
 }
@@ -382,7 +440,11 @@ fn overview(status: &Status, screen: &Screen) -> String {
         percent(node.requests, node.allocatable),
         percent(node.usage, node.allocatable),
         percent(node.limits, node.allocatable),
-        if node.unlimited > 0 { format!(", {} without limit", node.unlimited) } else { String::new() },
+        if node.unlimited > 0 {
+            format!(", {} without limit", node.unlimited)
+        } else {
+            String::new()
+        },
     );
     if let Some(line) = node.guard {
         let held = match node.pods_max {
@@ -424,8 +486,11 @@ fn overview(status: &Status, screen: &Screen) -> String {
         }
     }
     text.push('\n');
-    let rows: Vec<Vec<String>> =
-        status.containers.iter().map(|row| COLUMNS.iter().map(|column| (column.text)(row, status)).collect()).collect();
+    let rows: Vec<Vec<String>> = status
+        .containers
+        .iter()
+        .map(|row| COLUMNS.iter().map(|column| (column.text)(row, status)).collect())
+        .collect();
     let widths: Vec<usize> = (0..COLUMNS.len())
         .map(|at| {
             let cells = rows.iter().map(|row| row[at].chars().count());
@@ -556,7 +621,9 @@ fn story(status: &Status, now: u64) -> String {
         if let (Some(effective), Some(standing)) = (row.effective, row.standing) {
             let _ = writeln!(text, "  effective    {}: {standing}", protection(effective));
         }
-        if let (Some(seconds), Some(percent), Some(kills)) = (row.stalled_seconds, row.stalled_percent, row.oom_kills) {
+        if let (Some(seconds), Some(percent), Some(kills)) =
+            (row.stalled_seconds, row.stalled_percent, row.oom_kills)
+        {
             let _ = writeln!(
                 text,
                 "  waited for memory for {seconds:.1} s, {percent:.0} % of the last ten seconds; {kills} processes killed"
@@ -622,13 +689,21 @@ fn tell_cgroup(text: &mut String, cgroup: &CgroupStatus, now: u64) {
 
 fn tell(text: &mut String, reports: &[Report], now: u64) {
     for report in reports {
-        let ago = |then: u64| humantime::format_duration(Duration::from_secs(now.saturating_sub(then))).to_string();
+        let ago = |then: u64| {
+            humantime::format_duration(Duration::from_secs(now.saturating_sub(then))).to_string()
+        };
         let times = if report.count > 1 {
             format!(", {} times since {} ago", report.count, ago(report.first))
         } else {
             String::new()
         };
-        let _ = writeln!(text, "  {} ago{times}: {}: {}", ago(report.last), report.kind, report.message);
+        let _ = writeln!(
+            text,
+            "  {} ago{times}: {}: {}",
+            ago(report.last),
+            report.kind,
+            report.message
+        );
     }
 }
 
@@ -670,11 +745,20 @@ mod tests {
 
     #[test]
     fn a_table_is_no_wider_than_the_terminal_and_says_most_in_what_there_is() {
-        let long = container("a-very-long-name-of-a-pod-that-nobody-would-type-6d4cf56db6-x2x8h", 50, 0, "90", "100");
+        let long = container(
+            "a-very-long-name-of-a-pod-that-nobody-would-type-6d4cf56db6-x2x8h",
+            50,
+            0,
+            "90",
+            "100",
+        );
         let status = status(&format!("{long}, {}", container("short", 50, 0, "90", "100")));
         for columns in [80, 100, 120, 200] {
             let text = overview(&status, &Screen { columns, rows: 24, has_colours: false });
-            assert!(text.lines().skip(1).all(|line| line.chars().count() <= columns), "{columns}:\n{text}");
+            assert!(
+                text.lines().skip(1).all(|line| line.chars().count() <= columns),
+                "{columns}:\n{text}"
+            );
             for part in ["STATE", "CONTAINER", "USAGE", "LOAD", "MAX", "killed", "x2x8h/app"] {
                 assert!(text.contains(part), "{columns}: {part}:\n{text}");
             }

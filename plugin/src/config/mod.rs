@@ -314,7 +314,9 @@ impl fmt::Display for Config {
         writeln!(f, "{CONTAINER_METRICS}: {}", self.container_metrics)?;
         match &self.kubeconfig {
             // Quoted as JSON, as above.
-            Some(path) => writeln!(f, "{KUBECONFIG}: {}", serde_json::Value::from(path.to_string_lossy()))?,
+            Some(path) => {
+                writeln!(f, "{KUBECONFIG}: {}", serde_json::Value::from(path.to_string_lossy()))?
+            }
             None => writeln!(f, "{KUBECONFIG}: null")?,
         }
         writeln!(f, "{LOG_LEVEL}: {}", self.log_level.as_str())
@@ -411,7 +413,8 @@ impl Config {
             }]));
         }
         let text = std::str::from_utf8(text).map_err(|error| {
-            let line = 1 + text[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+            let line =
+                1 + text[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
             errors(vec![FieldError {
                 line: line as u64,
                 field: None,
@@ -633,17 +636,27 @@ impl RawConfig {
             let (cgroup_field, memory_field) = owner.fields();
             let cgroup = cgroups.iter().find(|(field, _)| *field == cgroup_field);
             let memory = amounts.iter().find(|(field, _)| *field == memory_field);
-            let line = |field: &str| seen.iter().find(|(name, _)| name == field).map(|(_, line)| *line);
+            let line =
+                |field: &str| seen.iter().find(|(name, _)| name == field).map(|(_, line)| *line);
             let mut alone = |field: &str, other: &str| {
                 // Where the other one is there, it was complained of.
                 if let (Some(line), None) = (line(field), line(other)) {
                     let (field, found) = (Some(field.to_owned()), "none".to_owned());
-                    errors.push(FieldError { line, field, expected: format!("{other} beside it"), found });
+                    errors.push(FieldError {
+                        line,
+                        field,
+                        expected: format!("{other} beside it"),
+                        found,
+                    });
                 }
             };
             match (cgroup, memory) {
                 (Some((_, cgroup)), Some((_, memory))) => {
-                    config.reserved.push(Reserved { owner, cgroup: cgroup.clone(), memory: *memory });
+                    config.reserved.push(Reserved {
+                        owner,
+                        cgroup: cgroup.clone(),
+                        memory: *memory,
+                    });
                 }
                 (Some(_), None) => alone(cgroup_field, memory_field),
                 (None, Some(_)) => alone(memory_field, cgroup_field),
@@ -651,7 +664,8 @@ impl RawConfig {
             }
         }
         let reserved = config.reserved_in_all();
-        if let (Some(kept), Some((_, line))) = (config.node_guard, seen.iter().find(|(name, _)| name == GUARD))
+        if let (Some(kept), Some((_, line))) =
+            (config.node_guard, seen.iter().find(|(name, _)| name == GUARD))
             && kept < reserved
         {
             errors.push(FieldError {
@@ -664,11 +678,14 @@ impl RawConfig {
                 found: kept.quantity(),
             });
         }
-        if let (Some(_), false, Some((_, line))) =
-            (&config.oom_rescue, config.raise_pod_limits, seen.iter().find(|(name, _)| name == RAISE))
-        {
+        if let (Some(_), false, Some((_, line))) = (
+            &config.oom_rescue,
+            config.raise_pod_limits,
+            seen.iter().find(|(name, _)| name == RAISE),
+        ) {
             // A container's limit is worth no more than its pod's.
-            let (expected, found) = (format!("true beside {RESCUE}, which raises both limits"), "false".to_owned());
+            let (expected, found) =
+                (format!("true beside {RESCUE}, which raises both limits"), "false".to_owned());
             errors.push(FieldError { line: *line, field: Some(RAISE.to_owned()), expected, found });
         }
         errors.sort_by_key(|error| error.line);
@@ -692,7 +709,15 @@ fn options() -> Options {
 fn nearest_field(unknown: &str) -> Option<&'static str> {
     FIELDS
         .into_iter()
-        .map(|field| (strsim::damerau_levenshtein(&field.to_lowercase(), &excerpt(unknown).to_lowercase()), field))
+        .map(|field| {
+            (
+                strsim::damerau_levenshtein(
+                    &field.to_lowercase(),
+                    &excerpt(unknown).to_lowercase(),
+                ),
+                field,
+            )
+        })
         // More than half of a short name is no slip.
         .filter(|(distance, field)| *distance <= 4.min(field.len() / 2))
         .min()
@@ -702,7 +727,11 @@ fn nearest_field(unknown: &str) -> Option<&'static str> {
 /// What a message of the YAML library says is wrong, without its position and its advice.
 pub(crate) fn complaint(message: &str) -> &str {
     let line = message.lines().next().unwrap_or_default();
-    let end = [" at line ", ", expected ", ";"].iter().filter_map(|end| line.find(end)).min().unwrap_or(line.len());
+    let end = [" at line ", ", expected ", ";"]
+        .iter()
+        .filter_map(|end| line.find(end))
+        .min()
+        .unwrap_or(line.len());
     line[..end].trim()
 }
 
@@ -766,7 +795,10 @@ impl RawValue {
     fn duration(&self) -> Option<Option<Duration>> {
         match self {
             Self::Null => Some(None),
-            Self::Text(text) => humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()).map(Some),
+            Self::Text(text) => humantime::parse_duration(text)
+                .ok()
+                .filter(|duration| !duration.is_zero())
+                .map(Some),
             _ => None,
         }
     }
@@ -797,7 +829,9 @@ impl RawValue {
     fn memory(&self) -> Option<Bytes> {
         let Self::Map(fields) = self else { return None };
         match &fields[..] {
-            [(name, value)] if name == "memory" => value.quantity().filter(|bytes| *bytes > Bytes::ZERO),
+            [(name, value)] if name == "memory" => {
+                value.quantity().filter(|bytes| *bytes > Bytes::ZERO)
+            }
             _ => None,
         }
     }
@@ -807,7 +841,12 @@ impl RawValue {
         let fields = match self {
             Self::Null => return Ok(None),
             Self::Map(fields) => fields,
-            other => return Err(("null, or a mapping such as {kills: 3, ceiling: 1Gi}".to_owned(), other.to_string())),
+            other => {
+                return Err((
+                    "null, or a mapping such as {kills: 3, ceiling: 1Gi}".to_owned(),
+                    other.to_string(),
+                ));
+            }
         };
         let mut rescue = OomRescue::default();
         for (index, (field, value)) in fields.iter().enumerate() {
@@ -836,16 +875,24 @@ impl RawValue {
                 },
                 (CEILING, value) => match value.ceiling() {
                     Some(ceiling) => rescue.ceiling = ceiling,
-                    None => return wrong("a quantity above 0 such as 1Gi, or a share from 1% to 100%"),
+                    None => {
+                        return wrong("a quantity above 0 such as 1Gi, or a share from 1% to 100%");
+                    }
                 },
                 (unknown, _) => {
                     let known = [KILLS, WINDOW, FACTOR, MINIMUM, CEILING].join(", ");
-                    return Err((format!("no other fields than {known}"), format!("'{}'", excerpt(unknown))));
+                    return Err((
+                        format!("no other fields than {known}"),
+                        format!("'{}'", excerpt(unknown)),
+                    ));
                 }
             }
         }
         if rescue.factor <= 1.0 && rescue.minimum == Bytes::ZERO {
-            return Err(("a factor above 1, or a minimum above 0".to_owned(), "neither".to_owned()));
+            return Err((
+                "a factor above 1, or a minimum above 0".to_owned(),
+                "neither".to_owned(),
+            ));
         }
         Ok(Some(rescue))
     }
@@ -855,7 +902,12 @@ impl RawValue {
         let fields = match self {
             Self::Null => return Ok(None),
             Self::Map(fields) => fields,
-            other => return Err(("null, or a mapping such as {repairs: 500}".to_owned(), other.to_string())),
+            other => {
+                return Err((
+                    "null, or a mapping such as {repairs: 500}".to_owned(),
+                    other.to_string(),
+                ));
+            }
         };
         let mut bounds = Bounds::default();
         for (index, (field, value)) in fields.iter().enumerate() {
@@ -867,20 +919,28 @@ impl RawValue {
                 CONFLICTS => &mut bounds.conflicts,
                 KILLS => &mut bounds.kills,
                 WINDOW => {
-                    let expected = || (format!("{field}: a time above 0 such as 10m"), value.to_string());
+                    let expected =
+                        || (format!("{field}: a time above 0 such as 10m"), value.to_string());
                     bounds.window = value.duration().flatten().ok_or_else(expected)?;
                     continue;
                 }
                 unknown => {
                     let known = [REPAIRS, CONFLICTS, KILLS, WINDOW].join(", ");
-                    return Err((format!("no other fields than {known}"), format!("'{}'", excerpt(unknown))));
+                    return Err((
+                        format!("no other fields than {known}"),
+                        format!("'{}'", excerpt(unknown)),
+                    ));
                 }
             };
             match value {
-                Self::Number { value, .. } if value.fract() == 0.0 && (1.0..=1e6).contains(value) => {
+                Self::Number { value, .. }
+                    if value.fract() == 0.0 && (1.0..=1e6).contains(value) =>
+                {
                     *bound = *value as u32;
                 }
-                value => return Err((format!("{field}: a number from 1 to 1000000"), value.to_string())),
+                value => {
+                    return Err((format!("{field}: a number from 1 to 1000000"), value.to_string()));
+                }
             }
         }
         Ok(Some(bounds))
@@ -892,7 +952,9 @@ impl RawValue {
             _ => None,
         };
         match share {
-            Some(share) => share.parse().ok().filter(|share| (1..=100).contains(share)).map(Ceiling::Share),
+            Some(share) => {
+                share.parse().ok().filter(|share| (1..=100).contains(share)).map(Ceiling::Share)
+            }
             None => self.quantity().filter(|bytes| *bytes > Bytes::ZERO).map(Ceiling::Limit),
         }
     }
@@ -942,7 +1004,10 @@ impl<'de> Deserialize<'de> for RawValue {
                 Ok(RawValue::Null)
             }
 
-            fn visit_some<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<RawValue, D::Error> {
+            fn visit_some<D: serde::Deserializer<'de>>(
+                self,
+                deserializer: D,
+            ) -> Result<RawValue, D::Error> {
                 deserializer.deserialize_any(self)
             }
 
@@ -1026,7 +1091,8 @@ mod tests {
              f.yaml:2: kubeReserved: expected kubeReservedCgroup beside it, found none"
         );
         // What is wrong with the amount is said once.
-        let error = parse("systemReservedCgroup: /system.slice\nsystemReserved: {memory: 0}").unwrap_err();
+        let error =
+            parse("systemReservedCgroup: /system.slice\nsystemReserved: {memory: 0}").unwrap_err();
         assert_eq!(error.lines().count(), 1, "{error}");
     }
 
@@ -1083,7 +1149,12 @@ mod tests {
                 }),
                 raise_pod_limits: true,
                 repair: false,
-                brake: Some(Bounds { repairs: 7, conflicts: 6, kills: 5, window: Duration::from_secs(60) }),
+                brake: Some(Bounds {
+                    repairs: 7,
+                    conflicts: 6,
+                    kills: 5,
+                    window: Duration::from_secs(60)
+                }),
                 max_limit_request_ratio: Some(2.5),
                 metrics_address: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
                 container_metrics: true,
@@ -1105,7 +1176,10 @@ mod tests {
             ("{kills: 1.5}", "expected kills: a number from 1 to 1000, found the number 1.5"),
             ("{window: 0s}", "expected window: a time above 0 such as 10m, found '0s'"),
             ("{factor: 0.9}", "expected factor: a number from 1 to 10, found the number 0.9"),
-            ("{minimum: -1}", "expected minimum: a quantity such as 100Mi, or 0, found the number -1"),
+            (
+                "{minimum: -1}",
+                "expected minimum: a quantity such as 100Mi, or 0, found the number -1",
+            ),
             (
                 "{ceiling: 0%}",
                 "expected ceiling: a quantity above 0 such as 1Gi, or a share from 1% to 100%, found '0%'",
@@ -1114,8 +1188,14 @@ mod tests {
                 "{ceiling: 101%}",
                 "expected ceiling: a quantity above 0 such as 1Gi, or a share from 1% to 100%, found '101%'",
             ),
-            ("{factor: 1, minimum: 0}", "expected a factor above 1, or a minimum above 0, found neither"),
-            ("{kill: 3}", "expected no other fields than kills, window, factor, minimum, ceiling, found 'kill'"),
+            (
+                "{factor: 1, minimum: 0}",
+                "expected a factor above 1, or a minimum above 0, found neither",
+            ),
+            (
+                "{kill: 3}",
+                "expected no other fields than kills, window, factor, minimum, ceiling, found 'kill'",
+            ),
             ("{kills: 3, kills: 4}", "expected each field once, found 'kills' again"),
         ] {
             let error = parse(&format!("oomRescue: {text}")).unwrap_err();
@@ -1132,14 +1212,23 @@ mod tests {
     fn the_brake_has_bounds_or_is_off() {
         assert_eq!(parse("").unwrap().brake, Some(Bounds::default()));
         assert_eq!(parse("brake: null").unwrap().brake, None);
-        assert_eq!(parse("brake: {kills: 1}").unwrap().brake, Some(Bounds { kills: 1, ..Bounds::default() }));
+        assert_eq!(
+            parse("brake: {kills: 1}").unwrap().brake,
+            Some(Bounds { kills: 1, ..Bounds::default() })
+        );
         for (text, complaint) in [
             ("on", "expected null, or a mapping such as {repairs: 500}, found 'on'"),
             ("{kills: 0}", "expected kills: a number from 1 to 1000000, found the number 0"),
-            ("{repairs: 1e7}", "expected repairs: a number from 1 to 1000000, found the number 10000000"),
+            (
+                "{repairs: 1e7}",
+                "expected repairs: a number from 1 to 1000000, found the number 10000000",
+            ),
             ("{window: 0s}", "expected window: a time above 0 such as 10m, found '0s'"),
             ("{window: null}", "expected window: a time above 0 such as 10m, found nothing (null)"),
-            ("{kill: 3}", "expected no other fields than repairs, conflicts, kills, window, found 'kill'"),
+            (
+                "{kill: 3}",
+                "expected no other fields than repairs, conflicts, kills, window, found 'kill'",
+            ),
             ("{kills: 3, kills: 4}", "expected each field once, found 'kills' again"),
         ] {
             let error = parse(&format!("brake: {text}")).unwrap_err();
@@ -1159,16 +1248,21 @@ mod tests {
     #[test]
     fn null_means_never_to_throttle_and_none_is_a_policy() {
         for null in ["null", "~", ""] {
-            let config = parse(&format!("memoryThrottlingFactor: {null}\nmemoryReservationPolicy: None")).unwrap();
+            let config =
+                parse(&format!("memoryThrottlingFactor: {null}\nmemoryReservationPolicy: None"))
+                    .unwrap();
             assert_eq!(config.policy, Policy { headroom: Policy::DEFAULT_HEADROOM, ..Policy::OFF });
         }
     }
 
     #[test]
     fn an_amount_may_be_a_number() {
-        for (text, bytes) in
-            [("4294967296", 4_294_967_296), ("1e9", 1_000_000_000), ("'512Mi'", 512 << 20), ("0x100000", 1 << 20)]
-        {
+        for (text, bytes) in [
+            ("4294967296", 4_294_967_296),
+            ("1e9", 1_000_000_000),
+            ("'512Mi'", 512 << 20),
+            ("0x100000", 1 << 20),
+        ] {
             let config = parse(&format!("nodeAllocatable: {text}"));
             assert_eq!(
                 config.map(|config| config.node_allocatable),
@@ -1301,7 +1395,8 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
 
     #[test]
     fn mistakes_before_a_syntax_error_are_reported_too() {
-        let error = parse("logLevel: loud\nnodeAllocatable: [1\nmemoryThrottlingFactor: 2\n").unwrap_err();
+        let error =
+            parse("logLevel: loud\nnodeAllocatable: [1\nmemoryThrottlingFactor: 2\n").unwrap_err();
         assert!(error.starts_with("f.yaml:1: logLevel: expected error, warn"), "{error}");
         assert!(error.contains("\nf.yaml:"), "{error}");
     }
@@ -1315,7 +1410,10 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
     #[test]
     fn oversized_and_exploding_input_is_refused() {
         let error = Config::parse(&vec![b'#'; LARGEST + 1], "f.yaml").unwrap_err();
-        assert_eq!(error.to_string(), "f.yaml:1: expected at most 1048576 bytes, found 1048577 bytes");
+        assert_eq!(
+            error.to_string(),
+            "f.yaml:1: expected at most 1048576 bytes, found 1048577 bytes"
+        );
         let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
         for level in 1..12 {
             let previous = format!("*a{},", level - 1).repeat(10);
@@ -1360,11 +1458,18 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
                 1..=1_000_000u64,
                 proptest::option::of(rescues()),
                 (proptest::sample::select(&Mode::ALL[..]), any::<bool>(), any::<bool>()),
-                proptest::option::of((1..=1_000_000u32, 1..=1_000_000u32, 1..=1_000_000u32, 1..=1_000_000u64)),
+                proptest::option::of((
+                    1..=1_000_000u32,
+                    1..=1_000_000u32,
+                    1..=1_000_000u32,
+                    1..=1_000_000u64,
+                )),
             ),
             (
                 proptest::option::of(1.0..1e9),
-                proptest::option::of(any::<std::net::IpAddr>().prop_map(|ip| SocketAddr::new(ip, 9477))),
+                proptest::option::of(
+                    any::<std::net::IpAddr>().prop_map(|ip| SocketAddr::new(ip, 9477)),
+                ),
                 any::<bool>(),
                 proptest::option::of(0..=Bytes::MAX.get()),
                 proptest::option::of("/[ -~ü]{0,20}"),
@@ -1372,14 +1477,24 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
             proptest::sample::select(&LogLevel::ALL[..]),
         )
             .prop_map(
-                |(thousandths, reservation, allocatable, headroom, system, deadline, shrink, seen, log_level)| Config {
+                |(
+                    thousandths,
+                    reservation,
+                    allocatable,
+                    headroom,
+                    system,
+                    deadline,
+                    shrink,
+                    seen,
+                    log_level,
+                )| Config {
                     max_limit_request_ratio: seen.0,
                     metrics_address: seen.1,
                     container_metrics: seen.2,
                     // At least what is reserved.
-                    node_guard: seen
-                        .3
-                        .map(|most| Bytes::new(system.as_ref().map_or(1, |(_, memory)| *memory).max(most))),
+                    node_guard: seen.3.map(|most| {
+                        Bytes::new(system.as_ref().map_or(1, |(_, memory)| *memory).max(most))
+                    }),
                     kubeconfig: seen.4.map(PathBuf::from),
                     throttle_deadline: deadline.map(Duration::from_millis),
                     shrink: shrink.0,
@@ -1395,8 +1510,9 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
                         window: Duration::from_millis(window),
                     }),
                     policy: Policy {
-                        throttling: thousandths
-                            .and_then(|thousandths| ThrottlingFactor::new(f64::from(thousandths) / 1000.0)),
+                        throttling: thousandths.and_then(|thousandths| {
+                            ThrottlingFactor::new(f64::from(thousandths) / 1000.0)
+                        }),
                         reservation,
                         headroom: Bytes::new(headroom),
                     },
@@ -1404,12 +1520,17 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
                         .and_then(|(name, memory)| {
                             let cgroup = CgroupPath::parse(&format!("/x/{name}")).ok()?;
                             let fine = !cgroup.as_str().contains(':');
-                            fine.then_some(Reserved { owner: Owner::System, cgroup, memory: Bytes::new(memory) })
+                            fine.then_some(Reserved {
+                                owner: Owner::System,
+                                cgroup,
+                                memory: Bytes::new(memory),
+                            })
                         })
                         .into_iter()
                         .collect(),
-                    node_allocatable: allocatable
-                        .map_or(NodeAllocatable::Auto, |bytes| NodeAllocatable::Fixed(Bytes::new(bytes))),
+                    node_allocatable: allocatable.map_or(NodeAllocatable::Auto, |bytes| {
+                        NodeAllocatable::Fixed(Bytes::new(bytes))
+                    }),
                     log_level,
                 },
             )

@@ -60,11 +60,13 @@ impl QosClass {
         let (mut cpu_requests, mut cpu_limits) = (0u128, 0u128);
         let (mut memory_requests, mut memory_limits) = (0u128, 0u128);
         for container in containers {
-            let [cpu_request, cpu_limit] =
-                [container.cpu_request, container.cpu_limit].map(|amount| amount.map_or(0, MilliCpu::get));
-            let [memory_request, memory_limit] =
-                [container.memory_request, container.memory_limit].map(|amount| amount.map_or(0, Bytes::get));
-            any |= [cpu_request, cpu_limit, memory_request, memory_limit].iter().any(|&amount| amount != 0);
+            let [cpu_request, cpu_limit] = [container.cpu_request, container.cpu_limit]
+                .map(|amount| amount.map_or(0, MilliCpu::get));
+            let [memory_request, memory_limit] = [container.memory_request, container.memory_limit]
+                .map(|amount| amount.map_or(0, Bytes::get));
+            any |= [cpu_request, cpu_limit, memory_request, memory_limit]
+                .iter()
+                .any(|&amount| amount != 0);
             every_limit_given &= cpu_limit != 0 && memory_limit != 0;
             cpu_requests += u128::from(cpu_request);
             cpu_limits += u128::from(cpu_limit);
@@ -73,7 +75,10 @@ impl QosClass {
         }
         if !any {
             Self::BestEffort
-        } else if every_limit_given && cpu_requests == cpu_limits && memory_requests == memory_limits {
+        } else if every_limit_given
+            && cpu_requests == cpu_limits
+            && memory_requests == memory_limits
+        {
             Self::Guaranteed
         } else {
             Self::Burstable
@@ -296,12 +301,16 @@ mod tests {
             (format!("kubepods-besteffort-pod{ESCAPED}.slice"), QosClass::BestEffort),
             (format!("kubepods-pod{ESCAPED}.slice"), QosClass::Guaranteed),
             (
-                format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice"),
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice"
+                ),
                 QosClass::Burstable,
             ),
             (format!("/kubepods.slice/kubepods-pod{ESCAPED}.slice/"), QosClass::Guaranteed),
             (
-                format!("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort-pod{ESCAPED}.slice"),
+                format!(
+                    "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort-pod{ESCAPED}.slice"
+                ),
                 QosClass::BestEffort,
             ),
             (format!("kubelet-kubepods-pod{ESCAPED}.slice"), QosClass::Guaranteed),
@@ -353,8 +362,10 @@ mod tests {
     fn stated(cpu: (u64, u64), memory: (u64, u64)) -> Stated {
         let some = |amount: u64| (amount != 0).then_some(amount);
         Stated {
-            cpu_request: some(cpu.0).map(|milli| MilliCpu::from_quantity(&format!("{milli}m")).unwrap()),
-            cpu_limit: some(cpu.1).map(|milli| MilliCpu::from_quantity(&format!("{milli}m")).unwrap()),
+            cpu_request: some(cpu.0)
+                .map(|milli| MilliCpu::from_quantity(&format!("{milli}m")).unwrap()),
+            cpu_limit: some(cpu.1)
+                .map(|milli| MilliCpu::from_quantity(&format!("{milli}m")).unwrap()),
             memory_request: some(memory.0).map(Bytes::new),
             memory_limit: some(memory.1).map(Bytes::new),
         }
@@ -383,8 +394,12 @@ mod tests {
     #[test]
     fn a_request_shows_its_error() {
         let mib = |amount: u64| Bytes::new(amount << 20);
-        assert_eq!(Request::exact(mib(128), Provenance::Annotation).to_string(), "128Mi (annotation)");
-        let vague = Request { bytes: mib(62), at_most: mib(64), provenance: Provenance::OomScoreAdj };
+        assert_eq!(
+            Request::exact(mib(128), Provenance::Annotation).to_string(),
+            "128Mi (annotation)"
+        );
+        let vague =
+            Request { bytes: mib(62), at_most: mib(64), provenance: Provenance::OomScoreAdj };
         assert_eq!(vague.to_string(), "62Mi to 64Mi (oom-score-adj)");
         assert_eq!(vague.error_bound(), mib(2));
         assert_eq!(vague.capped(mib(63)).at_most, mib(63));

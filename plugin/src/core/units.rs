@@ -438,7 +438,8 @@ fn parse_quantity(text: &str, scale: i64) -> Result<u64, QuantityError> {
         Some(b'+') => (false, &text[1..]),
         _ => (false, text),
     };
-    let number_end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
+    let number_end =
+        unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
     let (number, suffix) = unsigned.split_at(number_end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if fraction.contains('.') || (whole.is_empty() && fraction.is_empty()) {
@@ -653,16 +654,26 @@ mod tests {
     #[test]
     fn negative_and_oversized_quantities_say_so() {
         for text in ["-1", "-0.001", "-1Ki", "-1e-9"] {
-            assert!(matches!(Bytes::from_quantity(text), Err(QuantityError::Negative(_))), "{text}");
+            assert!(
+                matches!(Bytes::from_quantity(text), Err(QuantityError::Negative(_))),
+                "{text}"
+            );
         }
-        for text in ["9223372036854775808", "8Ei", "10E", "1e19", "1e2147483647", "9223372036854775807.1"] {
-            assert!(matches!(Bytes::from_quantity(text), Err(QuantityError::TooLarge(_))), "{text}");
+        for text in
+            ["9223372036854775808", "8Ei", "10E", "1e19", "1e2147483647", "9223372036854775807.1"]
+        {
+            assert!(
+                matches!(Bytes::from_quantity(text), Err(QuantityError::TooLarge(_))),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn cores_are_read_in_thousandths() {
-        for (text, expected) in [("1", 1000), ("0.5", 500), ("500m", 500), ("1u", 1), ("0", 0), ("2k", 2_000_000)] {
+        for (text, expected) in
+            [("1", 1000), ("0.5", 500), ("500m", 500), ("1u", 1), ("0", 0), ("2k", 2_000_000)]
+        {
             assert_eq!(MilliCpu::from_quantity(text).map(MilliCpu::get), Ok(expected), "{text}");
         }
     }
@@ -726,9 +737,14 @@ mod tests {
 
     #[test]
     fn shares_are_a_weight_by_either_way_of_the_runtimes() {
-        for (shares, weights) in [(2, [1, 1]), (1024, [39, 100]), (262_144, [10_000, 10_000]), (102, [4, 17])] {
+        for (shares, weights) in
+            [(2, [1, 1]), (1024, [39, 100]), (262_144, [10_000, 10_000]), (102, [4, 17])]
+        {
             assert!(weights.iter().all(|weight| CpuShares(shares).is(*weight)), "{shares}");
-            assert!(!CpuShares(shares).is(weights[0] + 1) || weights[1] == weights[0] + 1, "{shares}");
+            assert!(
+                !CpuShares(shares).is(weights[0] + 1) || weights[1] == weights[0] + 1,
+                "{shares}"
+            );
         }
         assert!(CpuShares::default().is(7));
     }

@@ -88,8 +88,12 @@ impl Moment {
     /// (1.33 does so with init containers in the actuated file) and on 1.32.
     const fn files(self) -> [CheckpointFile; 3] {
         match self {
-            Self::Create => [CheckpointFile::Actuated, CheckpointFile::Allocated, CheckpointFile::StatusManager],
-            Self::Update => [CheckpointFile::Allocated, CheckpointFile::Actuated, CheckpointFile::StatusManager],
+            Self::Create => {
+                [CheckpointFile::Actuated, CheckpointFile::Allocated, CheckpointFile::StatusManager]
+            }
+            Self::Update => {
+                [CheckpointFile::Allocated, CheckpointFile::Actuated, CheckpointFile::StatusManager]
+            }
         }
     }
 }
@@ -122,7 +126,9 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// It is larger than [`LARGEST_FILE`].
-    #[error("kubelet checkpoint {path}: {size} bytes, expected at most {LARGEST_FILE}; its records are not used")]
+    #[error(
+        "kubelet checkpoint {path}: {size} bytes, expected at most {LARGEST_FILE}; its records are not used"
+    )]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -138,7 +144,9 @@ pub enum CheckpointError {
         error: FormError,
     },
     /// Some of its records are not readable; the others are used.
-    #[error("kubelet checkpoint {path}: {count} records have no readable memory quantity, the first being {first}")]
+    #[error(
+        "kubelet checkpoint {path}: {count} records have no readable memory quantity, the first being {first}"
+    )]
     Records {
         /// The file.
         path: PathBuf,
@@ -159,7 +167,9 @@ pub enum FormError {
     #[error("expected JSON with 'entries' in 'data', as the kubelet writes it: {0}")]
     Data(serde_json::Error),
     /// The kubelet is newer than this plugin and no longer writes the entries.
-    #[error("version '{0}' holds no 'entries', the only form read here; this kubelet needs a newer plimsoll")]
+    #[error(
+        "version '{0}' holds no 'entries', the only form read here; this kubelet needs a newer plimsoll"
+    )]
     Newer(String),
 }
 
@@ -216,7 +226,11 @@ impl<'a> Search<'a> {
     }
 
     fn found(self) -> Recorded {
-        if self.found.record.is_none() && self.is_inconclusive { Err(Inconclusive) } else { Ok(self.found) }
+        if self.found.record.is_none() && self.is_inconclusive {
+            Err(Inconclusive)
+        } else {
+            Ok(self.found)
+        }
     }
 }
 
@@ -285,7 +299,12 @@ impl Checkpoints {
 
     /// Does what [`lookup`](Self::lookup) does if no file need be read for it, else `None`. Costs a look at the metadata of
     /// the files that it asks, usually one.
-    pub fn lookup_unchanged(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<Recorded> {
+    pub fn lookup_unchanged(
+        &self,
+        uid: &PodUid,
+        container: &str,
+        moment: Moment,
+    ) -> Option<Recorded> {
         let mut search = Search::new(uid, container);
         for file in moment.files() {
             let cached = &self.cached[Self::slot(file)];
@@ -302,7 +321,10 @@ impl Checkpoints {
 
     /// What could not be read of the files when they were looked at last.
     pub fn problems(&self) -> Vec<String> {
-        self.cached.iter().filter_map(|cached| Some(cached.problem.as_ref()?.text.clone())).collect()
+        self.cached
+            .iter()
+            .filter_map(|cached| Some(cached.problem.as_ref()?.text.clone()))
+            .collect()
     }
 
     const fn slot(file: CheckpointFile) -> usize {
@@ -326,13 +348,23 @@ impl Cached {
             Ok(opened) => opened,
             Err(error) => return self.failed(path, error, problems),
         };
-        *self = Self { version: Some(version), records: Records::default(), problem: None, failure: self.failure };
+        *self = Self {
+            version: Some(version),
+            records: Records::default(),
+            problem: None,
+            failure: self.failure,
+        };
         let Some(file) = file else {
             problems.push(self.problem(CheckpointError::NotAFile { path: path.to_owned() }));
             return;
         };
         if version.size > LARGEST_FILE {
-            problems.push(self.problem(CheckpointError::TooLarge { path: path.to_owned(), size: version.size }));
+            problems.push(
+                self.problem(CheckpointError::TooLarge {
+                    path: path.to_owned(),
+                    size: version.size,
+                }),
+            );
             return;
         }
         let mut bytes = Vec::with_capacity(version.size as usize);
@@ -352,7 +384,9 @@ impl Cached {
                 self.records = records;
                 self.failure = None;
             }
-            Err(error) => problems.push(self.problem(CheckpointError::Form { path: path.to_owned(), error })),
+            Err(error) => {
+                problems.push(self.problem(CheckpointError::Form { path: path.to_owned(), error }))
+            }
         }
     }
 
@@ -410,7 +444,10 @@ pub struct Records {
 impl Records {
     /// How many containers have a record.
     pub fn len(&self) -> usize {
-        self.pods.values().map(|pod| pod.containers.iter().filter(|(_, entry)| entry.is_some()).count()).sum()
+        self.pods
+            .values()
+            .map(|pod| pod.containers.iter().filter(|(_, entry)| entry.is_some()).count())
+            .sum()
     }
 
     /// Whether no container has a record.
@@ -420,8 +457,9 @@ impl Records {
 
     /// Keeps what `raw` says. A quantity of memory that is none makes that record unreadable: reported, never 0.
     fn read(&mut self, raw: RawResources, whose: impl FnOnce() -> String) -> Option<Entry> {
-        let memory =
-            |list: Option<&RawList>| quantity(list.and_then(|list| list.memory.as_ref()), Bytes::from_quantity);
+        let memory = |list: Option<&RawList>| {
+            quantity(list.and_then(|list| list.memory.as_ref()), Bytes::from_quantity)
+        };
         match (memory(raw.requests.as_ref()), memory(raw.limits.as_ref())) {
             (Ok(request), Ok(limit)) => {
                 let cpu_limit = raw.limits.as_ref().and_then(|limits| limits.cpu.as_ref());
@@ -447,7 +485,9 @@ fn quantity<T>(
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) => parse(text),
         Some(Value::Number(number)) => parse(&number.to_string()),
-        Some(other) => return Err(format!("expected a quantity, found '{}'", excerpt(&other.to_string()))),
+        Some(other) => {
+            return Err(format!("expected a quantity, found '{}'", excerpt(&other.to_string())));
+        }
     };
     parsed.map(Some).map_err(|error| error.to_string())
 }
@@ -539,17 +579,19 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
 
     // No pods at all make neither entries nor a list; a list alone is the next version of the format.
     let known_version = envelope.version.as_deref().is_none_or(|version| version == "v2");
-    if data.entries.is_none() && data.allocation_entries.is_none() && (data.pod_list.is_some() || !known_version) {
+    if data.entries.is_none()
+        && data.allocation_entries.is_none()
+        && (data.pod_list.is_some() || !known_version)
+    {
         return Err(FormError::Newer(excerpt(envelope.version.as_deref().unwrap_or("unknown"))));
     }
 
     let mut records = Records::default();
-    let entries = data.entries.into_iter().flatten().map(|(uid, pod)| (uid, pod.unwrap_or_default()));
-    let older = data
-        .allocation_entries
-        .into_iter()
-        .flatten()
-        .map(|(uid, containers)| (uid, RawPod { container_resources: containers, pod_level_resources: None }));
+    let entries =
+        data.entries.into_iter().flatten().map(|(uid, pod)| (uid, pod.unwrap_or_default()));
+    let older = data.allocation_entries.into_iter().flatten().map(|(uid, containers)| {
+        (uid, RawPod { container_resources: containers, pod_level_resources: None })
+    });
     for (uid, raw) in entries.chain(older) {
         let containers = raw
             .container_resources
@@ -706,7 +748,9 @@ mod tests {
                 found
                     .problems
                     .iter()
-                    .map(|problem| problem.to_string().replace(self.dir.path().to_str().unwrap(), ""))
+                    .map(|problem| {
+                        problem.to_string().replace(self.dir.path().to_str().unwrap(), "")
+                    })
                     .collect(),
             )
         }
@@ -735,7 +779,10 @@ mod tests {
         let mut node = Node::new();
         node.write(
             CheckpointFile::StatusManager,
-            &envelope(&json!({"allocationEntries": {"uid-1": {"web": {"requests": {"memory": "1Mi"}}}}}), None),
+            &envelope(
+                &json!({"allocationEntries": {"uid-1": {"web": {"requests": {"memory": "1Mi"}}}}}),
+                None,
+            ),
         );
         assert_eq!(node.lookup(Moment::Create).0, Some((MIB, CheckpointFile::StatusManager)));
         node.write(CheckpointFile::Actuated, &envelope(&entries("2Mi"), None));
@@ -780,7 +827,11 @@ mod tests {
             let mut node = Node::new();
             let data = json!({"entries": {"uid-1": {"ContainerResources": {"web": resources}}}});
             node.write(CheckpointFile::Actuated, &envelope(&data, None));
-            assert_eq!(node.lookup(Moment::Create).0, Some((request, CheckpointFile::Actuated)), "{data}");
+            assert_eq!(
+                node.lookup(Moment::Create).0,
+                Some((request, CheckpointFile::Actuated)),
+                "{data}"
+            );
         }
     }
 
@@ -812,7 +863,8 @@ mod tests {
         let (found, problems) = node.lookup(Moment::Create);
         assert_eq!(found, None);
         assert!(
-            problems[0].contains("expected JSON with a string 'data', as the kubelet writes it: EOF"),
+            problems[0]
+                .contains("expected JSON with a string 'data', as the kubelet writes it: EOF"),
             "{problems:?}"
         );
         assert_eq!(node.lookup(Moment::Create), (None, vec![]), "reported once");
@@ -833,7 +885,9 @@ mod tests {
     #[test]
     fn a_newer_format_without_entries_says_what_is_needed() {
         let mut node = Node::new();
-        for (data, version) in [(json!({"podList": "AAEC"}), Some("v2")), (json!({"pods": []}), Some("v3"))] {
+        for (data, version) in
+            [(json!({"podList": "AAEC"}), Some("v2")), (json!({"pods": []}), Some("v3"))]
+        {
             node.write(CheckpointFile::Actuated, &envelope(&data, version));
             let (found, problems) = node.lookup(Moment::Create);
             assert_eq!(found, None);
@@ -854,7 +908,10 @@ mod tests {
         data["podList"] = "A".repeat(10 << 20).into();
         let mut node = Node::new();
         node.write(CheckpointFile::Allocated, &envelope(&data, Some("v2")));
-        assert_eq!(node.lookup(Moment::Create), (Some((2 * MIB, CheckpointFile::Allocated)), vec![]));
+        assert_eq!(
+            node.lookup(Moment::Create),
+            (Some((2 * MIB, CheckpointFile::Allocated)), vec![])
+        );
     }
 
     #[test]
@@ -875,12 +932,20 @@ mod tests {
         let target = node.dir.path().join("target");
         fs::write(&target, envelope(&entries("2Mi"), None)).unwrap();
         std::os::unix::fs::symlink(&target, node.path(CheckpointFile::Actuated)).unwrap();
-        rustix::fs::mkfifoat(rustix::fs::CWD, node.path(CheckpointFile::Allocated), rustix::fs::Mode::RUSR).unwrap();
+        rustix::fs::mkfifoat(
+            rustix::fs::CWD,
+            node.path(CheckpointFile::Allocated),
+            rustix::fs::Mode::RUSR,
+        )
+        .unwrap();
         fs::create_dir(node.path(CheckpointFile::StatusManager)).unwrap();
         let (found, problems) = node.lookup(Moment::Create);
         assert_eq!(found, None);
         assert_eq!(problems.len(), 3, "{problems:?}");
-        assert!(problems.iter().all(|problem| problem.contains("expected a regular file")), "{problems:?}");
+        assert!(
+            problems.iter().all(|problem| problem.contains("expected a regular file")),
+            "{problems:?}"
+        );
         assert_eq!(node.lookup(Moment::Create), (None, vec![]), "reported once");
     }
 
@@ -907,7 +972,8 @@ mod tests {
         let other = envelope(&json!({"entries": {"uid-2": {"ContainerResources": {}}}}), None);
         let conclusion = |node: &mut Node| {
             let found = node.checkpoints.lookup(&PodUid::new("uid-1"), "web", Moment::Create).found;
-            let unchanged = node.checkpoints.lookup_unchanged(&PodUid::new("uid-1"), "web", Moment::Create);
+            let unchanged =
+                node.checkpoints.lookup_unchanged(&PodUid::new("uid-1"), "web", Moment::Create);
             let is_found = |found: Found| found.record.is_some();
             if let Some(unchanged) = unchanged {
                 assert_eq!(unchanged.map(is_found), found.clone().map(is_found));
@@ -917,7 +983,12 @@ mod tests {
         for (actuated, allocated, older, expected) in [
             (None, None, None, Ok(false)),
             (Some(&good[..20]), None, None, Err(Inconclusive)),
-            (Some(r#"{"version":"v9","data":"{\"podList\":\"x\"}"}"#), None, None, Err(Inconclusive)),
+            (
+                Some(r#"{"version":"v9","data":"{\"podList\":\"x\"}"}"#),
+                None,
+                None,
+                Err(Inconclusive),
+            ),
             (Some(&good[..20]), Some(&*good), None, Ok(true)),
             (Some(&good[..20]), Some(&*other), None, Err(Inconclusive)),
             (Some(&*other), Some(&good[..20]), None, Err(Inconclusive)),
@@ -956,7 +1027,11 @@ mod tests {
             }}});
             node.write(CheckpointFile::Actuated, &envelope(&data, None));
             // An ephemeral container has no record, and its pod has.
-            let found = node.checkpoints.lookup(&PodUid::new("uid-1"), "debugger", Moment::Create).found.unwrap();
+            let found = node
+                .checkpoints
+                .lookup(&PodUid::new("uid-1"), "debugger", Moment::Create)
+                .found
+                .unwrap();
             assert!(found.record.is_none());
             found.pod.unwrap()
         };
@@ -967,14 +1042,21 @@ mod tests {
         let pod = found(json!(null));
         assert_eq!(pod.limits("web"), Some(limits(64, "500m")));
         assert_eq!(pod.limits("bare"), Some(RecordedLimits::default()));
-        assert_eq!(pod.limits("odd"), Some(limits(1, "")), "a processor limit that is none is none");
+        assert_eq!(
+            pod.limits("odd"),
+            Some(limits(1, "")),
+            "a processor limit that is none is none"
+        );
         assert_eq!(pod.limits("debugger"), None);
         assert_eq!(pod.names().count(), 3);
         for (pod_level, expected) in [
             (json!(null), PodLevel::Unrecorded),
             (json!({}), PodLevel::Limits(RecordedLimits::default())),
             (json!({"requests": {"memory": "1Gi"}}), PodLevel::Limits(RecordedLimits::default())),
-            (json!({"limits": {"hugepages-2Mi": "4Mi"}}), PodLevel::Limits(RecordedLimits::default())),
+            (
+                json!({"limits": {"hugepages-2Mi": "4Mi"}}),
+                PodLevel::Limits(RecordedLimits::default()),
+            ),
             (json!({"limits": {"cpu": "1"}}), PodLevel::Limits(limits(0, "1"))),
             (json!({"limits": {"memory": "128Mi"}}), PodLevel::Limits(limits(128, ""))),
             (json!({"limits": {"memory": "much"}}), PodLevel::Unreadable),
@@ -1006,7 +1088,8 @@ mod tests {
     fn what_has_not_changed_is_found_without_reading_and_what_has_is_not() {
         let mut node = Node::new();
         let unchanged = |node: &Node, container| {
-            let found = node.checkpoints.lookup_unchanged(&PodUid::new("uid-1"), container, Moment::Create);
+            let found =
+                node.checkpoints.lookup_unchanged(&PodUid::new("uid-1"), container, Moment::Create);
             found.map(|found| found.unwrap().record.map(|record| record.effective_request().get()))
         };
         assert_eq!(unchanged(&node, "web"), Some(None), "no files");

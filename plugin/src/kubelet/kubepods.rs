@@ -60,14 +60,16 @@ pub fn classes(kubepods: &CgroupPath) -> impl Iterator<Item = CgroupPath> {
 
 /// Whether this is a cgroup of all pods, or of a class of them.
 pub fn is_above_pods(cgroup: &CgroupPath) -> bool {
-    let is_class_of =
-        |kubepods: &CgroupPath| is_kubepods(kubepods.name()) && classes(kubepods).any(|class| class == *cgroup);
+    let is_class_of = |kubepods: &CgroupPath| {
+        is_kubepods(kubepods.name()) && classes(kubepods).any(|class| class == *cgroup)
+    };
     is_kubepods(cgroup.name()) || cgroup.parent().as_ref().is_some_and(is_class_of)
 }
 
 /// Whether there is nothing of this node's kubelet below a cgroup of this name: it holds processes of a container or session.
 fn is_leaf(name: &str) -> bool {
-    let is_id = name.len() >= ID && name.bytes().rev().take(ID).all(|byte| byte.is_ascii_hexdigit());
+    let is_id =
+        name.len() >= ID && name.bytes().rev().take(ID).all(|byte| byte.is_ascii_hexdigit());
     is_id || name.ends_with(".scope")
 }
 
@@ -84,7 +86,8 @@ pub fn find(root: &CgroupRoot) -> Found<CgroupPath> {
         }
     };
     for depth in 1..=DEEPEST {
-        let (kubepods, others): (Vec<_>, Vec<_>) = level.into_iter().partition(|cgroup| is_kubepods(cgroup.name()));
+        let (kubepods, others): (Vec<_>, Vec<_>) =
+            level.into_iter().partition(|cgroup| is_kubepods(cgroup.name()));
         if !kubepods.is_empty() || depth == DEEPEST {
             answer.found = kubepods;
             break;
@@ -93,7 +96,8 @@ pub fn find(root: &CgroupRoot) -> Found<CgroupPath> {
         for cgroup in others.into_iter().filter(|cgroup| !is_leaf(cgroup.name())) {
             listed += 1;
             if listed > MOST {
-                let operation = format!("look for pods in it: {MOST} cgroups were searched already");
+                let operation =
+                    format!("look for pods in it: {MOST} cgroups were searched already");
                 let error = io::Error::other("expected fewer cgroups");
                 answer.problems.push(CgroupError::Io { path: cgroup, operation, error });
                 return answer;
@@ -126,7 +130,10 @@ pub fn pods(root: &CgroupRoot, known: impl IntoIterator<Item = CgroupPath>) -> F
 }
 
 /// Finds the cgroups in those of pods, with the id in the name of each.
-pub fn containers(root: &CgroupRoot, known: impl IntoIterator<Item = CgroupPath>) -> Found<(String, CgroupPath)> {
+pub fn containers(
+    root: &CgroupRoot,
+    known: impl IntoIterator<Item = CgroupPath>,
+) -> Found<(String, CgroupPath)> {
     let Found { found: pods, problems } = pods(root, known);
     let mut answer = Found { found: Vec::new(), problems };
     for pod in pods {
@@ -193,7 +200,8 @@ mod tests {
             "system.slice/k3s.service/kubepods",
             "a/b/c/d/kubepods",
         ] {
-            let (_tree, root) = tree(&[kubepods, "system.slice/ssh.service", "user.slice", "init.scope"]);
+            let (_tree, root) =
+                tree(&[kubepods, "system.slice/ssh.service", "user.slice", "init.scope"]);
             let Found { found, problems } = find(&root);
             assert_eq!(paths(&found), [kubepods]);
             assert!(problems.is_empty(), "{kubepods}: {problems:?}");
@@ -208,13 +216,26 @@ mod tests {
         };
         assert_eq!(classes("a/kubepods"), ["/a/kubepods/burstable", "/a/kubepods/besteffort"]);
         let slice = "a.slice/a-kubepods.slice";
-        let expected = ["burstable", "besteffort"].map(|class| format!("/{slice}/a-kubepods-{class}.slice"));
+        let expected =
+            ["burstable", "besteffort"].map(|class| format!("/{slice}/a-kubepods-{class}.slice"));
         assert_eq!(classes(slice), expected);
         let is_above = |path: &str| is_above_pods(&CgroupPath::parse(path).unwrap());
-        for above in ["kubepods", "a/kubepods/burstable", slice, &format!("{slice}/a-kubepods-besteffort.slice")] {
+        for above in [
+            "kubepods",
+            "a/kubepods/burstable",
+            slice,
+            &format!("{slice}/a-kubepods-besteffort.slice"),
+        ] {
             assert!(is_above(above), "{above}");
         }
-        for not in ["a", "kubepods/pod1", "kubepods/burstable/pod1", "burstable", "a/burstable", "system.slice"] {
+        for not in [
+            "a",
+            "kubepods/pod1",
+            "kubepods/burstable/pod1",
+            "burstable",
+            "a/burstable",
+            "system.slice",
+        ] {
             assert!(!is_above(not), "{not}");
         }
     }
@@ -226,7 +247,8 @@ mod tests {
         let in_a_scope = format!("system.slice/docker-{id}.scope/kubepods.slice");
         let deep = "a/b/c/d/e/kubepods";
         let odd = ["system.slice/mykubepods", "kubepods.service", "kubepods-burstable.slice"];
-        let (_tree, root) = tree(&[&[in_a_container.as_str(), &in_a_scope, deep], &odd[..]].concat());
+        let (_tree, root) =
+            tree(&[&[in_a_container.as_str(), &in_a_scope, deep], &odd[..]].concat());
         let Found { found, problems } = find(&root);
         assert_eq!(paths(&found), [""; 0]);
         assert!(problems.is_empty(), "{problems:?}");
@@ -250,7 +272,11 @@ mod tests {
         std::os::unix::fs::symlink(elsewhere.path(), &class).unwrap();
         let found = containers(&root, [pod.clone()]);
         assert!(found.found.is_empty());
-        assert!(matches!(&found.problems[..], [CgroupError::Io { path, .. }] if *path == pod), "{:?}", found.problems);
+        assert!(
+            matches!(&found.problems[..], [CgroupError::Io { path, .. }] if *path == pod),
+            "{:?}",
+            found.problems
+        );
     }
 
     #[test]
@@ -263,7 +289,10 @@ mod tests {
         let (_tree, root) = tree(&many[..=MOST]);
         let Found { found, problems } = find(&root);
         assert!(found.is_empty());
-        assert!(problems.len() == 1 && problems[0].to_string().contains("4096 cgroups"), "{problems:?}");
+        assert!(
+            problems.len() == 1 && problems[0].to_string().contains("4096 cgroups"),
+            "{problems:?}"
+        );
     }
 
     #[test]
@@ -281,7 +310,8 @@ mod tests {
         ]);
         let ids = |known: Option<&str>| {
             let known = known.map(|path| CgroupPath::parse(path).unwrap());
-            let mut ids: Vec<_> = containers(&root, known).found.into_iter().map(|(id, _)| id).collect();
+            let mut ids: Vec<_> =
+                containers(&root, known).found.into_iter().map(|(id, _)| id).collect();
             ids.sort();
             ids
         };

@@ -103,14 +103,19 @@ pub enum Unsettled {
     )]
     NoConfig(Vec<&'static str>),
     /// The kubelet's configuration could not be read.
-    #[error("cannot read /{KUBELET_CONFIG}; see that it is right and that featureGates.MemoryQoS is false there")]
+    #[error(
+        "cannot read /{KUBELET_CONFIG}; see that it is right and that featureGates.MemoryQoS is false there"
+    )]
     Unreadable,
 }
 
 fn elsewhere(paths: &[&str]) -> String {
     match paths {
         [] => String::new(),
-        paths => format!(", but /{} (not read, as flags and drop-ins may override it)", paths.join(" and /")),
+        paths => format!(
+            ", but /{} (not read, as flags and drop-ins may override it)",
+            paths.join(" and /")
+        ),
     }
 }
 
@@ -206,7 +211,12 @@ pub enum NodeError {
 impl fmt::Display for NodeMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.allocatable {
-            Some(bytes) => write!(f, "node allocatable is {bytes} bytes ({}), from {}", bytes.approx(), self.source)?,
+            Some(bytes) => write!(
+                f,
+                "node allocatable is {bytes} bytes ({}), from {}",
+                bytes.approx(),
+                self.source
+            )?,
             None => write!(f, "node allocatable is unknown, from {}", self.source)?,
         }
         match self.mem_total {
@@ -265,23 +275,26 @@ impl NodeMemory {
             }
             None => None,
         };
-        let kubepods = kubepods.and_then(|(cgroup, path, text)| match text.trim_end().parse::<Limit>() {
-            // What the plugin itself has set says nothing of the kubelet.
-            Ok(limit) => Some(match record.filter(|record| *record.cgroup() == cgroup) {
-                Some(record) => record.without(limit),
-                None => limit,
-            }),
-            Err(error) => {
-                form(&path, error.to_string());
-                None
-            }
-        });
+        let kubepods =
+            kubepods.and_then(|(cgroup, path, text)| match text.trim_end().parse::<Limit>() {
+                // What the plugin itself has set says nothing of the kubelet.
+                Ok(limit) => Some(match record.filter(|record| *record.cgroup() == cgroup) {
+                    Some(record) => record.without(limit),
+                    None => limit,
+                }),
+                Err(error) => {
+                    form(&path, error.to_string());
+                    None
+                }
+            });
         let (allocatable, source) = choose(meminfo, config.as_ref(), kubepods, page);
         let (conflict, unsettled) = match config.map(|config| config.memory_qos) {
             Some(MemoryQos::Off) => (None, None),
             Some(MemoryQos::On(conflict)) => (Some(conflict), None),
             Some(MemoryQos::ByVersion) => (None, Some(Unsettled::DefaultOfVersion)),
-            None if has_config || read(root, KUBELET_CONFIG).is_err() => (None, Some(Unsettled::Unreadable)),
+            None if has_config || read(root, KUBELET_CONFIG).is_err() => {
+                (None, Some(Unsettled::Unreadable))
+            }
             None => {
                 let elsewhere = KUBELET_CONFIGS.into_iter().filter(|path| root.join(path).exists());
                 (None, Some(Unsettled::NoConfig(elsewhere.collect())))
@@ -318,7 +331,8 @@ fn choose(
     kubepods: Option<Limit>,
     page: PageSize,
 ) -> (Option<Bytes>, AllocatableSource) {
-    let eviction = |total: Bytes| config.map_or(DEFAULT_EVICTION, |config| config.eviction.of(total));
+    let eviction =
+        |total: Bytes| config.map_or(DEFAULT_EVICTION, |config| config.eviction.of(total));
     let enforced = kubepods.and_then(Limit::bytes);
     let Some(meminfo) = meminfo else {
         // Without the total a percentage cannot be computed; the default is the best guess.
@@ -336,18 +350,24 @@ fn choose(
             let before_eviction = usable.saturating_sub(reserved);
             // Older kubelets left hugepages in kubepods' memory.max.
             let explained = |max| {
-                max == before_eviction.floor_to(page) || max == meminfo.total.saturating_sub(reserved).floor_to(page)
+                max == before_eviction.floor_to(page)
+                    || max == meminfo.total.saturating_sub(reserved).floor_to(page)
             };
             let from_config = Some(before_eviction.saturating_sub(eviction(meminfo.total)));
             match enforced {
-                Some(max) if explained(max) => (from_config, AllocatableSource::KubeletConfigConfirmed),
-                Some(max) if config.enforced_for_pods => {
-                    (Some(max.saturating_sub(eviction(meminfo.total))), AllocatableSource::KubepodsOverConfig)
+                Some(max) if explained(max) => {
+                    (from_config, AllocatableSource::KubeletConfigConfirmed)
                 }
+                Some(max) if config.enforced_for_pods => (
+                    Some(max.saturating_sub(eviction(meminfo.total))),
+                    AllocatableSource::KubepodsOverConfig,
+                ),
                 _ => (from_config, AllocatableSource::KubeletConfig),
             }
         }
-        (None, Some(max)) => (Some(max.saturating_sub(DEFAULT_EVICTION)), AllocatableSource::Kubepods),
+        (None, Some(max)) => {
+            (Some(max.saturating_sub(DEFAULT_EVICTION)), AllocatableSource::Kubepods)
+        }
         (None, None) if kubepods.is_some() => {
             (Some(usable.saturating_sub(DEFAULT_EVICTION)), AllocatableSource::Kubepods)
         }
@@ -357,7 +377,9 @@ fn choose(
 
 /// Reads a file below `root`; `None` if there is none.
 fn read(root: &Path, path: &str) -> io::Result<Option<String>> {
-    let text = |bytes| String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+    let text = |bytes| {
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    };
     read_bytes(&root.join(path), LARGEST_FILE)?.map(text).transpose()
 }
 
@@ -490,30 +512,38 @@ impl KubeletReservations {
         }
 
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
-        let raw: Option<Raw> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-            format!("expected a KubeletConfiguration: {}", error.to_string().lines().next().unwrap_or_default())
-        })?;
+        let raw: Option<Raw> =
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+                format!(
+                    "expected a KubeletConfiguration: {}",
+                    error.to_string().lines().next().unwrap_or_default()
+                )
+            })?;
         let raw = raw.unwrap_or_default();
         let reserved = |field: &str, list: Option<BTreeMap<String, Option<String>>>| match list
             .and_then(|mut list| list.remove("memory").flatten())
         {
-            Some(text) => Bytes::from_quantity(&text).map_err(|error| format!("{field}.memory: {error}")),
+            Some(text) => {
+                Bytes::from_quantity(&text).map_err(|error| format!("{field}.memory: {error}"))
+            }
             None => Ok(Bytes::ZERO),
         };
         let eviction = match raw.eviction_hard {
             // A list without memory.available replaces the default with nothing, unless defaults are merged in.
             Some(mut list) => match list.remove("memory.available").flatten() {
-                Some(text) => {
-                    Threshold::parse(&text).map_err(|error| format!("evictionHard[\"memory.available\"]: {error}"))?
+                Some(text) => Threshold::parse(&text)
+                    .map_err(|error| format!("evictionHard[\"memory.available\"]: {error}"))?,
+                None if raw.merge_default_eviction_settings == Some(true) => {
+                    Threshold::Bytes(DEFAULT_EVICTION)
                 }
-                None if raw.merge_default_eviction_settings == Some(true) => Threshold::Bytes(DEFAULT_EVICTION),
                 None => Threshold::Bytes(Bytes::ZERO),
             },
             None => Threshold::Bytes(DEFAULT_EVICTION),
         };
         let gates = raw.feature_gates.unwrap_or_default();
         let gate = |name: &str| gates.get(name).copied().flatten();
-        let is_configured = raw.memory_reservation_policy.is_some() || raw.memory_throttling_factor.is_some();
+        let is_configured =
+            raw.memory_reservation_policy.is_some() || raw.memory_throttling_factor.is_some();
         // The gate is of stage alpha before 1.37, off by default, and of stage beta since, on by default.
         let memory_qos = match (gate("MemoryQoS"), gate("AllAlpha"), gate("AllBeta")) {
             (Some(false), ..) => MemoryQos::Off,
@@ -541,7 +571,8 @@ impl KubeletReservations {
 mod tests {
     use super::*;
 
-    const KUBEPODS_MAX: [&str; 2] = ["sys/fs/cgroup/kubepods.slice/memory.max", "sys/fs/cgroup/kubepods/memory.max"];
+    const KUBEPODS_MAX: [&str; 2] =
+        ["sys/fs/cgroup/kubepods.slice/memory.max", "sys/fs/cgroup/kubepods/memory.max"];
     use proptest::prelude::*;
     use std::fs;
     use tempfile::TempDir;
@@ -583,7 +614,14 @@ evictionHard:
         let (root, _) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG)]);
         let config = root.path().join(KUBELET_CONFIG);
         std::fs::remove_file(&config).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &config,
+            rustix::fs::FileType::Fifo,
+            Mode::from(0o600),
+            0,
+        )
+        .unwrap();
         let memory = NodeMemory::discover(root.path(), PageSize::of_this_machine());
         assert_eq!(memory.source, AllocatableSource::AllMemory);
         assert_eq!(
@@ -594,7 +632,8 @@ evictionHard:
 
     #[test]
     fn what_the_plugin_itself_has_set_says_nothing_of_the_kubelet() {
-        let record = r#"{"cgroup": "kubepods", "inode": 7, "before": "max", "lines": [4294967296]}"#;
+        let record =
+            r#"{"cgroup": "kubepods", "inode": 7, "before": "max", "lines": [4294967296]}"#;
         let files = [(MEMINFO, MEMINFO_8G), ("run/plimsoll/guard", record)];
         let (_root, guarded) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4294967296\n")]);
         let (_root, before) = node(&[files[0], (KUBEPODS_MAX[1], "max\n")]);
@@ -608,7 +647,10 @@ evictionHard:
     fn the_kubelets_configuration_gives_the_exact_number() {
         let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG)]);
         assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))));
-        assert_eq!((memory.source, memory.mem_total), (AllocatableSource::KubeletConfig, Some(mib(8192))));
+        assert_eq!(
+            (memory.source, memory.mem_total),
+            (AllocatableSource::KubeletConfig, Some(mib(8192)))
+        );
         assert!(memory.problems.is_empty());
         assert_eq!(
             memory.to_string(),
@@ -620,7 +662,8 @@ evictionHard:
     fn kubepods_confirms_the_configuration_though_rounded_to_pages() {
         for path in KUBEPODS_MAX {
             let max = format!("{}\n", Bytes::new(BEFORE_EVICTION).floor_to(PageSize::KIB4));
-            let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (path, &max)]);
+            let (_root, memory) =
+                node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (path, &max)]);
             assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))));
             assert_eq!(memory.source, AllocatableSource::KubeletConfigConfirmed);
         }
@@ -628,8 +671,11 @@ evictionHard:
 
     #[test]
     fn what_is_in_force_outranks_a_configuration_that_does_not_explain_it() {
-        let (_root, memory) =
-            node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], "4294967296\n")]);
+        let (_root, memory) = node(&[
+            (MEMINFO, MEMINFO_8G),
+            (KUBELET_CONFIG, CONFIG),
+            (KUBEPODS_MAX[0], "4294967296\n"),
+        ]);
         assert_eq!(memory.allocatable, Some(mib(4096 - 500)));
         assert_eq!(memory.source, AllocatableSource::KubepodsOverConfig);
     }
@@ -638,7 +684,10 @@ evictionHard:
     fn kubepods_counts_below_a_cgroup_root() {
         let path = "sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice/memory.max";
         let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (path, "4294967296\n")]);
-        assert_eq!((memory.allocatable, memory.source), (Some(mib(3996)), AllocatableSource::Kubepods));
+        assert_eq!(
+            (memory.allocatable, memory.source),
+            (Some(mib(3996)), AllocatableSource::Kubepods)
+        );
     }
 
     #[test]
@@ -661,35 +710,59 @@ evictionHard:
         assert_eq!(gates("MemoryQoS: false, AllAlpha: true, AllBeta: true"), MemoryQos::Off);
         assert_eq!(gates("AllBeta: false"), MemoryQos::Off);
         assert_eq!(gates("AllBeta: false, AllAlpha: false"), MemoryQos::Off);
-        for config in ["", "featureGates: {}", "featureGates: null", "featureGates: {Other: true}"] {
+        for config in ["", "featureGates: {}", "featureGates: null", "featureGates: {Other: true}"]
+        {
             assert_eq!(of(config), MemoryQos::ByVersion, "{config}");
         }
         assert_eq!(gates("AllAlpha: false"), MemoryQos::ByVersion);
         assert_eq!(gates("AllBeta: true"), MemoryQos::ByVersion);
-        assert_eq!(gates("AllAlpha: true, AllBeta: false"), MemoryQos::ByVersion, "on only before 1.37");
+        assert_eq!(
+            gates("AllAlpha: true, AllBeta: false"),
+            MemoryQos::ByVersion,
+            "on only before 1.37"
+        );
         assert_eq!(gates("AllAlpha: true"), MemoryQos::On(Conflict::MemoryQos));
         assert_eq!(gates("MemoryQoS: true"), MemoryQos::On(Conflict::MemoryQos));
         let none = "memoryReservationPolicy: None\n";
-        assert_eq!(of(&format!("{none}featureGates: {{MemoryQoS: true}}")), MemoryQos::On(Conflict::MemoryQosNone));
+        assert_eq!(
+            of(&format!("{none}featureGates: {{MemoryQoS: true}}")),
+            MemoryQos::On(Conflict::MemoryQosNone)
+        );
         assert_eq!(of(&format!("{none}featureGates: {{MemoryQoS: false}}")), MemoryQos::Off);
-        for sign in [none, "memoryReservationPolicy: TieredReservation", "memoryThrottlingFactor: 0.9"] {
+        for sign in
+            [none, "memoryReservationPolicy: TieredReservation", "memoryThrottlingFactor: 0.9"]
+        {
             assert_eq!(of(sign), MemoryQos::On(Conflict::MemoryQosSign), "{sign}");
         }
     }
 
     #[test]
     fn a_configuration_that_was_not_read_settles_nothing() {
-        let unsettled = |files: &[(&str, &str)]| node(files).1.unsettled.map(|unsettled| unsettled.to_string());
+        let unsettled =
+            |files: &[(&str, &str)]| node(files).1.unsettled.map(|unsettled| unsettled.to_string());
         let nowhere = unsettled(&[]).unwrap();
-        assert!(nowhere.contains("no configuration of the kubelet at /var/lib/kubelet/config.yaml; see"), "{nowhere}");
-        let elsewhere = unsettled(&[("etc/kubernetes/kubelet.yaml", ""), ("var/lib/k0s/kubelet/config.yaml", "")]);
+        assert!(
+            nowhere
+                .contains("no configuration of the kubelet at /var/lib/kubelet/config.yaml; see"),
+            "{nowhere}"
+        );
+        let elsewhere = unsettled(&[
+            ("etc/kubernetes/kubelet.yaml", ""),
+            ("var/lib/k0s/kubelet/config.yaml", ""),
+        ]);
         let elsewhere = elsewhere.unwrap();
         assert!(
-            elsewhere.contains("but /etc/kubernetes/kubelet.yaml and /var/lib/k0s/kubelet/config.yaml (not read"),
+            elsewhere.contains(
+                "but /etc/kubernetes/kubelet.yaml and /var/lib/k0s/kubelet/config.yaml (not read"
+            ),
             "{elsewhere}"
         );
         let broken = unsettled(&[(KUBELET_CONFIG, "featureGates: 7")]);
-        assert!(broken.is_some_and(|broken| broken.starts_with("cannot read /var/lib/kubelet/config.yaml")));
+        assert!(
+            broken.is_some_and(
+                |broken| broken.starts_with("cannot read /var/lib/kubelet/config.yaml")
+            )
+        );
         let unset = unsettled(&[(KUBELET_CONFIG, "")]);
         assert!(unset.is_some_and(|unset| unset.contains("on by default from Kubernetes 1.37 on")));
         assert_eq!(unsettled(&[(KUBELET_CONFIG, "featureGates: {MemoryQoS: false}")]), None);
@@ -699,25 +772,39 @@ evictionHard:
     fn without_enforcement_for_pods_kubepods_says_nothing() {
         let config = format!("{CONFIG}enforceNodeAllocatable: [none]\n");
         for max in ["8589934592\n", "max\n", "4294967296\n"] {
-            let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, &config), (KUBEPODS_MAX[0], max)]);
+            let (_root, memory) =
+                node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, &config), (KUBEPODS_MAX[0], max)]);
             assert_eq!(memory.source, AllocatableSource::KubeletConfig, "{max}");
-            assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))), "{max}");
+            assert_eq!(
+                memory.allocatable,
+                Some(Bytes::new(BEFORE_EVICTION - (500 << 20))),
+                "{max}"
+            );
         }
     }
 
     #[test]
     fn kubepods_alone_has_only_the_default_eviction_threshold_left_to_subtract() {
         let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "4294967296\n")]);
-        assert_eq!((memory.allocatable, memory.source), (Some(mib(3996)), AllocatableSource::Kubepods));
+        assert_eq!(
+            (memory.allocatable, memory.source),
+            (Some(mib(3996)), AllocatableSource::Kubepods)
+        );
         let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "max\n")]);
-        assert_eq!((memory.allocatable, memory.source), (Some(mib(8092)), AllocatableSource::Kubepods));
+        assert_eq!(
+            (memory.allocatable, memory.source),
+            (Some(mib(8092)), AllocatableSource::Kubepods)
+        );
     }
 
     #[test]
     fn without_a_kubelet_all_memory_but_hugepages_is_allocatable() {
         let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
         let (_root, memory) = node(&[(MEMINFO, &meminfo)]);
-        assert_eq!((memory.allocatable, memory.source), (Some(mib(7168)), AllocatableSource::AllMemory));
+        assert_eq!(
+            (memory.allocatable, memory.source),
+            (Some(mib(7168)), AllocatableSource::AllMemory)
+        );
         assert!(memory.problems.is_empty());
     }
 
@@ -726,8 +813,13 @@ evictionHard:
         let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
         for before in [BEFORE_EVICTION, BEFORE_EVICTION - (1 << 30)] {
             let max = Bytes::new(before).floor_to(PageSize::KIB4).to_string();
-            let (_root, memory) = node(&[(MEMINFO, &meminfo), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], &max)]);
-            assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (1 << 30) - (500 << 20))), "{before}");
+            let (_root, memory) =
+                node(&[(MEMINFO, &meminfo), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], &max)]);
+            assert_eq!(
+                memory.allocatable,
+                Some(Bytes::new(BEFORE_EVICTION - (1 << 30) - (500 << 20))),
+                "{before}"
+            );
         }
     }
 
@@ -736,7 +828,10 @@ evictionHard:
         let (_root, memory) = node(&[]);
         assert_eq!((memory.allocatable, memory.mem_total), (None, None));
         assert_eq!(memory.source, AllocatableSource::Nowhere);
-        assert_eq!(memory.problems[0].to_string(), "/proc/meminfo: expected it to exist; it is done without");
+        assert_eq!(
+            memory.problems[0].to_string(),
+            "/proc/meminfo: expected it to exist; it is done without"
+        );
     }
 
     #[test]
@@ -757,7 +852,8 @@ evictionHard:
                  done without",
             ]
         );
-        let (_root, memory) = node(&[(MEMINFO, "MemTotal: many kB"), (KUBEPODS_MAX[0], "4294967296")]);
+        let (_root, memory) =
+            node(&[(MEMINFO, "MemTotal: many kB"), (KUBEPODS_MAX[0], "4294967296")]);
         assert_eq!((memory.allocatable, memory.mem_total), (Some(mib(3996)), None));
     }
 
@@ -777,7 +873,11 @@ evictionHard:
             ("evictionHard: null", 8192, mib(100)),
             ("evictionHard: {}", 8192, Bytes::ZERO),
             ("evictionHard: {nodefs.available: 10%}", 8192, Bytes::ZERO),
-            ("evictionHard: {nodefs.available: 10%}\nmergeDefaultEvictionSettings: true", 8192, mib(100)),
+            (
+                "evictionHard: {nodefs.available: 10%}\nmergeDefaultEvictionSettings: true",
+                8192,
+                mib(100),
+            ),
             ("evictionHard: {memory.available: 1Gi}", 8192, mib(1024)),
             ("evictionHard: {memory.available: '0'}", 8192, Bytes::ZERO),
             ("evictionHard: {memory.available: 25%}", 8192, mib(2048)),
@@ -801,14 +901,19 @@ evictionHard:
 
     #[test]
     fn reservations_beyond_all_memory_leave_nothing() {
-        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, "systemReserved: {memory: 7Ei}")]);
+        let (_root, memory) =
+            node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, "systemReserved: {memory: 7Ei}")]);
         assert_eq!(memory.allocatable, Some(Bytes::ZERO));
     }
 
     #[test]
     fn old_kernels_have_hugepages_of_one_size() {
-        let meminfo = MemInfo::parse("MemTotal: 1024 kB\nHugePages_Total: 2\nHugepagesize: 128 kB\n");
-        assert_eq!(meminfo, Ok(MemInfo { total: mib(1), hugepages: Bytes::new(256 << 10), available: Bytes::ZERO }));
+        let meminfo =
+            MemInfo::parse("MemTotal: 1024 kB\nHugePages_Total: 2\nHugepagesize: 128 kB\n");
+        assert_eq!(
+            meminfo,
+            Ok(MemInfo { total: mib(1), hugepages: Bytes::new(256 << 10), available: Bytes::ZERO })
+        );
     }
 
     proptest! {

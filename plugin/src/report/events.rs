@@ -74,7 +74,12 @@ pub const fn action(kind: Kind) -> Option<&'static str> {
         Kind::BeyondNode | Kind::Overcommitted => Some("Admit"),
         Kind::Released | Kind::PutBack => Some("Throttle"),
         // The kubelet tells of kills.
-        Kind::Killed | Kind::Repaired | Kind::Contended | Kind::Guarded | Kind::GuardWaits | Kind::Unguarded => None,
+        Kind::Killed
+        | Kind::Repaired
+        | Kind::Contended
+        | Kind::Guarded
+        | Kind::GuardWaits
+        | Kind::Unguarded => None,
     }
 }
 
@@ -108,9 +113,12 @@ impl Source {
         let mut config = match self {
             Self::Kubeconfig(path) => {
                 let kubeconfig = Kubeconfig::read_from(path)?;
-                let clusters = kubeconfig.clusters.iter().filter_map(|cluster| cluster.cluster.as_ref());
+                let clusters =
+                    kubeconfig.clusters.iter().filter_map(|cluster| cluster.cluster.as_ref());
                 let has_proxy = clusters.into_iter().any(|cluster| cluster.proxy_url.is_some());
-                let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+                let mut config =
+                    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                        .await?;
                 // What the environment has (HTTPS_PROXY) is not meant for the API server of the node's own cluster.
                 config.proxy_url = config.proxy_url.filter(|_| has_proxy);
                 config
@@ -183,9 +191,14 @@ impl Events {
 }
 
 fn start(source: Source, queue: mpsc::Receiver<Told>, dropped: Counter) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()?;
     let publisher = Publisher::new(source, dropped);
-    thread::Builder::new().name("events".to_owned()).spawn(move || runtime.block_on(publisher.run(queue)))?;
+    thread::Builder::new()
+        .name("events".to_owned())
+        .spawn(move || runtime.block_on(publisher.run(queue)))?;
     Ok(())
 }
 
@@ -278,7 +291,10 @@ impl Told {
                 namespace: Some(self.namespace.clone()),
                 name: Some(self.pod.clone()),
                 uid: Some(self.uid.clone()),
-                field_path: self.container.as_ref().map(|name| format!("spec.containers{{{name}}}")),
+                field_path: self
+                    .container
+                    .as_ref()
+                    .map(|name| format!("spec.containers{{{name}}}")),
                 ..ObjectReference::default()
             }),
             event_time: Some(MicroTime(self.at)),
@@ -310,7 +326,9 @@ impl Told {
 
 /// A part of a name (RFC 1123), of at most 253 bytes.
 fn is_part(text: &str) -> bool {
-    let is_end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let is_end = |byte: Option<&u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
     let bytes = text.as_bytes();
     bytes.len() <= 253
         && is_end(bytes.first())
@@ -432,9 +450,15 @@ impl History {
     ///
     /// When too much is written of the pod, or on the node. What was told again is counted, and comes with the next time.
     fn judge(&mut self, told: &Told, now: Instant) -> Result<Option<Write>, TooMuch> {
-        let is_late = |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(LATELY);
+        let is_late =
+            |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(LATELY);
         self.sent.retain(|sent| is_late(sent) || sent.told.kind() == Kind::Overcommitted);
-        match self.sent.iter().position(|sent| sent.told.is_like(told)).and_then(|at| self.sent.remove(at)) {
+        match self
+            .sent
+            .iter()
+            .position(|sent| sent.told.is_like(told))
+            .and_then(|at| self.sent.remove(at))
+        {
             Some(sent) if told.kind() == Kind::Overcommitted => {
                 self.sent.push_back(sent);
                 Ok(None)
@@ -449,7 +473,12 @@ impl History {
                 if self.sent.len() == REMEMBERED {
                     self.sent.pop_front();
                 }
-                self.sent.push_back(Sent { told: told.clone(), name: told.name(), last: now, count: 1 });
+                self.sent.push_back(Sent {
+                    told: told.clone(),
+                    name: told.name(),
+                    last: now,
+                    count: 1,
+                });
                 Ok(Some(Write::Create))
             }
         }
@@ -484,7 +513,9 @@ impl From<kube::Error> for Failure {
         let causes = details.map(|details| details.causes).unwrap_or_default();
         match code {
             404 => Self::Gone,
-            403 if causes.iter().any(|cause| cause.reason == "NamespaceTerminating") => Self::Refused(message),
+            403 if causes.iter().any(|cause| cause.reason == "NamespaceTerminating") => {
+                Self::Refused(message)
+            }
             // A server that has just started knows neither accounts nor rights for a moment.
             403 => Self::Forbidden(message),
             401 | 429 | 500.. => Self::Later(message),
@@ -525,7 +556,10 @@ struct Publisher {
 
 fn waits() -> ExponentialBackoff {
     let [least, most] = BACKOFF;
-    let waits = ExponentialBuilder::default().with_min_delay(least).with_max_delay(most).without_max_times();
+    let waits = ExponentialBuilder::default()
+        .with_min_delay(least)
+        .with_max_delay(most)
+        .without_max_times();
     waits.with_jitter().build()
 }
 
@@ -625,13 +659,17 @@ impl Publisher {
         let client = match &self.client {
             Some(client) => client,
             None => {
-                let made = (self.connect)().await.map_err(|error| Failure::Later(in_full(error.as_ref())))?;
+                let made = (self.connect)()
+                    .await
+                    .map_err(|error| Failure::Later(in_full(error.as_ref())))?;
                 self.client.insert(made)
             }
         };
         let events = Api::<Event>::namespaced(client.clone(), &told.namespace);
         let result = match write {
-            Write::Create => events.create(&PostParams::default(), &told.event(&self.instance)).await,
+            Write::Create => {
+                events.create(&PostParams::default(), &told.event(&self.instance)).await
+            }
             Write::Count { name, count } => {
                 let series = EventSeries { count: *count, last_observed_time: MicroTime(told.at) };
                 let patch = serde_json::json!({ "series": series });
@@ -696,12 +734,25 @@ mod tests {
     #[test]
     fn what_a_pods_owner_can_do_something_about_is_an_event_and_the_nodes_own_affairs_are_not() {
         for (kinds, expected) in [
-            (&[Kind::CutRejected, Kind::CutDeferred, Kind::CutGivenUp, Kind::CutApplied][..], Some("Resize")),
+            (
+                &[Kind::CutRejected, Kind::CutDeferred, Kind::CutGivenUp, Kind::CutApplied][..],
+                Some("Resize"),
+            ),
             (&[Kind::NotResized, Kind::PodRaised], Some("Resize")),
             (&[Kind::Rescued, Kind::AtCeiling], Some("Rescue")),
             (&[Kind::BeyondNode, Kind::Overcommitted], Some("Admit")),
             (&[Kind::Released, Kind::PutBack], Some("Throttle")),
-            (&[Kind::Killed, Kind::Repaired, Kind::Contended, Kind::Guarded, Kind::GuardWaits, Kind::Unguarded], None),
+            (
+                &[
+                    Kind::Killed,
+                    Kind::Repaired,
+                    Kind::Contended,
+                    Kind::Guarded,
+                    Kind::GuardWaits,
+                    Kind::Unguarded,
+                ],
+                None,
+            ),
         ] {
             for kind in kinds {
                 assert_eq!(action(*kind), expected, "{kind}");
@@ -716,7 +767,8 @@ mod tests {
 
     #[test]
     fn an_event_has_what_the_api_server_wants_and_regards_the_container() {
-        let event = serde_json::to_value(told("0a-1", "app", &rejected(100)).event("node-1")).unwrap();
+        let event =
+            serde_json::to_value(told("0a-1", "app", &rejected(100)).event("node-1")).unwrap();
         assert_eq!(
             event["regarding"],
             json!({
@@ -734,8 +786,14 @@ mod tests {
             assert_eq!(event[field], expected, "{field}");
         }
         let note = event["note"].as_str().unwrap();
-        assert!(note.starts_with("container app: refused to lower the memory limit from 250Mi to 100Mi"), "{note}");
-        let line = Line { desired: Limit::Max, observed: Limit::Max, usage: Bytes::ZERO, stalled: 20.0 };
+        assert!(
+            note.starts_with(
+                "container app: refused to lower the memory limit from 250Mi to 100Mi"
+            ),
+            "{note}"
+        );
+        let line =
+            Line { desired: Limit::Max, observed: Limit::Max, usage: Bytes::ZERO, stalled: 20.0 };
         let event = told("0a-1", "app", &What::Released(line)).event("node-1");
         assert_eq!(event.type_.as_deref(), Some("Normal"));
     }
@@ -744,33 +802,59 @@ mod tests {
     fn names_that_no_pod_of_kubernetes_can_have_make_no_event() {
         let huge = "x".repeat(1 << 20);
         let what = rejected(100);
-        for pod in ["a\nb", "\u{1b}[31mred", "../../pods", "A", "", "-a", "a-", "a..b", "a/b", "ü", &huge] {
+        for pod in
+            ["a\nb", "\u{1b}[31mred", "../../pods", "A", "", "-a", "a-", "a..b", "a/b", "ü", &huge]
+        {
             assert!(
-                Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done).is_none(),
+                Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done)
+                    .is_none(),
                 "{:.20}",
                 pod
             );
-            assert!(Told::of(&subject(&format!("{pod}/web"), "u", "app"), &what, Deed::Done).is_none(), "{:.20}", pod);
-            assert!(Told::of(&subject("default/web", pod, "app"), &what, Deed::Done).is_none(), "{:.20}", pod);
-            assert!(Told::of(&subject("default/web", "u", pod), &what, Deed::Done).is_none(), "{:.20}", pod);
+            assert!(
+                Told::of(&subject(&format!("{pod}/web"), "u", "app"), &what, Deed::Done).is_none(),
+                "{:.20}",
+                pod
+            );
+            assert!(
+                Told::of(&subject("default/web", pod, "app"), &what, Deed::Done).is_none(),
+                "{:.20}",
+                pod
+            );
+            assert!(
+                Told::of(&subject("default/web", "u", pod), &what, Deed::Done).is_none(),
+                "{:.20}",
+                pod
+            );
         }
         // The longest and the oddest that it can have.
         for pod in ["a".repeat(253), format!("{}.b", "a".repeat(120)), "0.a-b.9".to_owned()] {
-            let told = Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done).unwrap();
+            let told = Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done)
+                .unwrap();
             let name = told.name();
             assert!(name.len() <= 253 && name.split('.').all(is_part), "{name}");
         }
         let dashes = format!("a{}b", "-".repeat(251));
-        let name = Told::of(&subject(&format!("default/{dashes}"), "u", "app"), &what, Deed::Done).unwrap().name();
+        let name = Told::of(&subject(&format!("default/{dashes}"), "u", "app"), &what, Deed::Done)
+            .unwrap()
+            .name();
         assert!(name.split('.').all(is_part), "{name}");
     }
 
     #[test]
     fn a_note_is_as_long_as_it_may_be_and_does_nothing_to_a_terminal() {
-        for text in ["x".repeat(1 << 20), "ü".repeat(2000), "\u{1b}[2J".repeat(500), format!("x{}", "€".repeat(400))]
-        {
+        for text in [
+            "x".repeat(1 << 20),
+            "ü".repeat(2000),
+            "\u{1b}[2J".repeat(500),
+            format!("x{}", "€".repeat(400)),
+        ] {
             let note = note(&text);
-            assert!(note.len() <= NOTE && note.len() > NOTE - 8 && note.ends_with('…'), "{}", note.len());
+            assert!(
+                note.len() <= NOTE && note.len() > NOTE - 8 && note.ends_with('…'),
+                "{}",
+                note.len()
+            );
             assert!(!note.chars().any(char::is_control));
         }
         assert_eq!(note("it's\n\"so\""), "it's\\n\"so\"");
@@ -808,7 +892,10 @@ mod tests {
             interactiveMode: Never}}}]}";
         std::fs::write(&path, kubeconfig).unwrap();
         let connecting = Source::Kubeconfig(path).connect();
-        assert!(timeout(Duration::from_millis(100), connecting).await.is_err(), "time passes while it runs");
+        assert!(
+            timeout(Duration::from_millis(100), connecting).await.is_err(),
+            "time passes while it runs"
+        );
     }
 
     #[tokio::test]
@@ -824,29 +911,45 @@ mod tests {
         assert!(!queue().same_channel(&first));
         let second = queue().downgrade();
         events.follow(None, &dropped);
-        assert!(lock(&events.0).queue.is_none() && second.upgrade().is_none(), "nobody puts anything into it");
+        assert!(
+            lock(&events.0).queue.is_none() && second.upgrade().is_none(),
+            "nobody puts anything into it"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_same_thing_of_the_same_container_is_one_event() {
         let mut history = History::new(Instant::now());
-        let mut judge = |told: &Told, after: u64| history.judge(told, Instant::now() + Duration::from_secs(after));
+        let mut judge = |told: &Told, after: u64| {
+            history.judge(told, Instant::now() + Duration::from_secs(after))
+        };
         let first = told("u", "app", &rejected(100));
         assert_eq!(judge(&first, 0), Ok(Some(Write::Create)));
         let counted = |count| Ok(Some(Write::Count { name: first.name(), count }));
         assert_eq!(judge(&told("u", "app", &rejected(100)), 1), counted(2));
         assert_eq!(judge(&told("u", "app", &rejected(100)), 599), counted(3));
         for other in [("u", "app", 90), ("u", "side", 100), ("v", "app", 100)] {
-            assert_eq!(judge(&told(other.0, other.1, &rejected(other.2)), 600), Ok(Some(Write::Create)), "{other:?}");
+            assert_eq!(
+                judge(&told(other.0, other.1, &rejected(other.2)), 600),
+                Ok(Some(Write::Create)),
+                "{other:?}"
+            );
         }
-        assert_eq!(judge(&told("u", "app", &rejected(100)), 599 + LATELY + 1), Ok(Some(Write::Create)), "long after");
+        assert_eq!(
+            judge(&told("u", "app", &rejected(100)), 599 + LATELY + 1),
+            Ok(Some(Write::Create)),
+            "long after"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn overcommitment_is_told_once_of_a_pod() {
         let mut history = History::new(Instant::now());
         let mut judge = |uid, container, after| {
-            history.judge(&told(uid, container, &overcommitted()), Instant::now() + Duration::from_secs(after))
+            history.judge(
+                &told(uid, container, &overcommitted()),
+                Instant::now() + Duration::from_secs(after),
+            )
         };
         assert_eq!(judge("u", "app", 0), Ok(Some(Write::Create)));
         assert_eq!(judge("u", "app", 1), Ok(None));
@@ -859,7 +962,9 @@ mod tests {
         let (mut history, start) = (History::new(Instant::now()), Instant::now());
         let different = |number: u64| told("u", "app", &rejected(number));
         let written = |history: &mut History, now| {
-            (1..=100).filter(|number| history.judge(&different(*number), now) == Ok(Some(Write::Create))).count()
+            (1..=100)
+                .filter(|number| history.judge(&different(*number), now) == Ok(Some(Write::Create)))
+                .count()
         };
         assert_eq!(written(&mut history, start), 10);
         assert_eq!(history.judge(&different(1), start), Ok(None), "it is counted");
@@ -867,14 +972,26 @@ mod tests {
         let later = start + Duration::from_secs(125);
         let counted = history.judge(&different(1), later);
         assert!(matches!(counted, Ok(Some(Write::Count { count: 3, .. }))), "{counted:?}");
-        assert_eq!(written(&mut history, later), 0, "they were counted again, and the one left was used for that");
+        assert_eq!(
+            written(&mut history, later),
+            0,
+            "they were counted again, and the one left was used for that"
+        );
         // The node's own.
         let mut history = History::new(start);
-        let pods = (0..200).filter(|pod| history.judge(&told(&format!("u{pod}"), "app", &rejected(1)), start).is_ok());
+        let pods = (0..200).filter(|pod| {
+            history.judge(&told(&format!("u{pod}"), "app", &rejected(1)), start).is_ok()
+        });
         assert_eq!(pods.count(), 50);
         assert_eq!(history.sent.len(), 50);
-        history.judge(&told("other", "app", &rejected(1)), start + Duration::from_secs(601)).unwrap();
-        assert_eq!((history.sent.len(), history.limits.pods.len()), (1, 1), "nothing is kept of those long gone");
+        history
+            .judge(&told("other", "app", &rejected(1)), start + Duration::from_secs(601))
+            .unwrap();
+        assert_eq!(
+            (history.sent.len(), history.limits.pods.len()),
+            (1, 1),
+            "nothing is kept of those long gone"
+        );
     }
 
     /// What was asked for: method, path and body.
@@ -895,7 +1012,11 @@ mod tests {
                     let body = body.collect().await.unwrap().to_bytes();
                     let body: Value = serde_json::from_slice(&body).unwrap();
                     let number = asked.lock().unwrap().len();
-                    asked.lock().unwrap().push((parts.method, parts.uri.path().to_owned(), body.clone()));
+                    asked.lock().unwrap().push((
+                        parts.method,
+                        parts.uri.path().to_owned(),
+                        body.clone(),
+                    ));
                     let code = codes[number];
                     if code == 0 {
                         std::future::pending::<()>().await;
@@ -905,7 +1026,10 @@ mod tests {
                     let (code, answer) = match code {
                         200 => (200, json!({ "metadata": {} , "eventTime": null })),
                         // In a namespace that ends.
-                        1403 => (403, json!({ "kind": "Status", "code": 403, "message": "ends", "details": cause })),
+                        1403 => (
+                            403,
+                            json!({ "kind": "Status", "code": 403, "message": "ends", "details": cause }),
+                        ),
                         code => (code, status(code)),
                     };
                     let answer = Full::new(Body::from(answer.to_string()));
@@ -940,8 +1064,13 @@ mod tests {
         let (publisher, requests, connections) = publisher(&[200, 200, 200]);
         assert_eq!(publish(publisher, 3).await, 0);
         let requests = requests.lock().unwrap();
-        let [(create, path, event), (patch, of, second), (_, _, third)] = &requests[..] else { panic!("{requests:?}") };
-        assert_eq!((create, &**path), (&Method::POST, "/apis/events.k8s.io/v1/namespaces/default/events"));
+        let [(create, path, event), (patch, of, second), (_, _, third)] = &requests[..] else {
+            panic!("{requests:?}")
+        };
+        assert_eq!(
+            (create, &**path),
+            (&Method::POST, "/apis/events.k8s.io/v1/namespaces/default/events")
+        );
         let name = event["metadata"]["name"].as_str().unwrap();
         assert_eq!((patch, of), (&Method::PATCH, &format!("{path}/{name}")));
         assert_eq!((&second["series"]["count"], &third["series"]["count"]), (&json!(2), &json!(3)));
@@ -955,7 +1084,10 @@ mod tests {
         assert_eq!(publish(publisher, 1).await, 0);
         let requests = requests.lock().unwrap();
         assert_eq!((requests.len(), connections.load(Ordering::Relaxed)), (6, 6));
-        assert!(requests.iter().all(|(_, _, event)| *event == requests[0].2), "the same Event each time");
+        assert!(
+            requests.iter().all(|(_, _, event)| *event == requests[0].2),
+            "the same Event each time"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -973,7 +1105,8 @@ mod tests {
     async fn what_a_server_forbids_that_has_taken_others_keeps_nobody_waiting() {
         let (publisher, requests, connections) = publisher(&[200, 403, 200]);
         assert_eq!(publish(publisher, 3).await, 1);
-        let methods: Vec<_> = requests.lock().unwrap().iter().map(|(method, ..)| method.clone()).collect();
+        let methods: Vec<_> =
+            requests.lock().unwrap().iter().map(|(method, ..)| method.clone()).collect();
         assert_eq!(methods, [Method::POST, Method::PATCH, Method::POST]);
         assert_eq!(connections.load(Ordering::Relaxed), 1);
     }
@@ -982,7 +1115,10 @@ mod tests {
     fn what_a_plugin_that_starts_anew_tells_again_has_the_same_name() {
         let name = |what: &What| told("u", "app", what).name();
         assert_eq!(name(&overcommitted()), name(&overcommitted()));
-        let beyond = |mib: u64| What::BeyondNode { limit: Bytes::new(mib * MIB), allocatable: Bytes::new(MIB) };
+        let beyond = |mib: u64| What::BeyondNode {
+            limit: Bytes::new(mib * MIB),
+            allocatable: Bytes::new(MIB),
+        };
         assert_eq!(name(&beyond(2)), name(&beyond(2)));
         assert_ne!(name(&beyond(2)), name(&beyond(3)));
         assert_ne!(name(&rejected(1)), name(&rejected(1)), "each is another one");
@@ -1020,7 +1156,8 @@ mod tests {
     async fn an_event_that_was_removed_meanwhile_is_made_anew() {
         let (publisher, requests, _) = publisher(&[200, 404, 200]);
         assert_eq!(publish(publisher, 2).await, 0);
-        let methods: Vec<_> = requests.lock().unwrap().iter().map(|(method, ..)| method.clone()).collect();
+        let methods: Vec<_> =
+            requests.lock().unwrap().iter().map(|(method, ..)| method.clone()).collect();
         assert_eq!(methods, [Method::POST, Method::PATCH, Method::POST]);
     }
 

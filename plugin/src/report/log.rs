@@ -79,7 +79,9 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
         text().json().flatten_event(true).with_writer(Queued(io::stderr)).boxed()
     } else if to_journal && Path::new(SD_JOURNAL_SOCK_PATH).exists() {
         Journal.boxed()
-    } else if nowhere && let Some(syslog) = Syslog::new(NAME, syslog_tracing::Options::LOG_PID, Facility::Daemon) {
+    } else if nowhere
+        && let Some(syslog) = Syslog::new(NAME, syslog_tracing::Options::LOG_PID, Facility::Daemon)
+    {
         text().with_writer(Queued(syslog)).with_ansi(false).with_level(false).without_time().boxed()
     } else {
         let text = text().with_writer(Queued(io::stderr));

@@ -25,7 +25,8 @@ use crate::report::Kind;
 use crate::report::status::{self, ContainerStatus, State, Status, Values};
 
 /// Up to what an event's answer takes, in seconds. The last but two is a tenth of the runtime's default timeout.
-const LATENCIES: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
+const LATENCIES: [f64; 12] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
 
 /// The levels above containers, and that beside pods.
 const LEVELS: [status::Level; 4] =
@@ -211,8 +212,13 @@ impl Metrics {
                 let _ = self.contended.get_or_create(&labels);
             }
         }
-        let _ = self.contended.get_or_create(&OfLevel { level: Level::Ancestor, knob: File::CPU_MAX });
-        registry.register("resizes", "Resizes of containers, by what became of them", self.resizes.clone());
+        let _ =
+            self.contended.get_or_create(&OfLevel { level: Level::Ancestor, knob: File::CPU_MAX });
+        registry.register(
+            "resizes",
+            "Resizes of containers, by what became of them",
+            self.resizes.clone(),
+        );
         registry.register_with_unit(
             "resize_rejected",
             "How much lower than those in force the limits were that would have killed and were refused",
@@ -260,7 +266,11 @@ impl Metrics {
             Unit::Seconds,
             self.events.0.clone(),
         );
-        registry.register("nri_connections", "How often a runtime was connected to", self.connections.clone());
+        registry.register(
+            "nri_connections",
+            "How often a runtime was connected to",
+            self.connections.clone(),
+        );
         registry.register(
             "events_dropped",
             "Kubernetes Events that were not written: too many at once, refused, or too old when the API server was back",
@@ -326,7 +336,11 @@ type Real = Gauge<f64, AtomicU64>;
 /// # Errors
 ///
 /// Never, as text can always be made longer.
-pub fn encode(metrics: &Metrics, status: &Status, of_containers: bool) -> Result<String, std::fmt::Error> {
+pub fn encode(
+    metrics: &Metrics,
+    status: &Status,
+    of_containers: bool,
+) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("plimsoll");
     let build = Family::<OfVersion, Gauge>::default();
     build.get_or_create(&OfVersion { version: status.plimsoll.clone() }).set(1);
@@ -380,7 +394,12 @@ fn register_node(status: &Status, registry: &mut Registry) {
         }
     }
     if let Some(line) = node.guard {
-        registry.register_with_unit("guard", "What nodeGuard leaves all pods together", Unit::Bytes, gauge(line));
+        registry.register_with_unit(
+            "guard",
+            "What nodeGuard leaves all pods together",
+            Unit::Bytes,
+            gauge(line),
+        );
     }
     if let Some(max) = node.pods_max {
         let gauge = Real::default();
@@ -400,18 +419,27 @@ fn register_node(status: &Status, registry: &mut Registry) {
     registry.register("synchronized", help, synchronized);
     let stands_aside = Gauge::<i64>::default();
     stands_aside.set(i64::from(node.stands_aside));
-    registry.register("stands_aside", "1 after 'plimsoll restore', when nothing is set", stands_aside);
+    registry.register(
+        "stands_aside",
+        "1 after 'plimsoll restore', when nothing is set",
+        stands_aside,
+    );
     let one_if = |is_so: bool| {
         let gauge = Gauge::<i64>::default();
         gauge.set(i64::from(is_so));
         gauge
     };
     let observes = node.mode == Mode::Observe;
-    registry.register("observe_mode", "1 while nothing is set, as the plugin only observes", one_if(observes));
+    registry.register(
+        "observe_mode",
+        "1 while nothing is set, as the plugin only observes",
+        one_if(observes),
+    );
     let help = "1 while the plugin only observes because it did too much, until an operator resets the brake";
     registry.register("brake_applied", help, one_if(node.brake.is_some()));
     if let Some(line) = node.planned_guard {
-        let help = "What nodeGuard would leave all pods together if the plugin did not only observe";
+        let help =
+            "What nodeGuard would leave all pods together if the plugin did not only observe";
         registry.register_with_unit("planned_guard", help, Unit::Bytes, gauge(line));
     }
     let over = status.containers.iter().map(|container| container.over_request);
@@ -423,13 +451,19 @@ fn register_node(status: &Status, registry: &mut Registry) {
     );
     let is_beyond = |container: &ContainerStatus, allocatable: Bytes| {
         let request = container.request.as_ref().map(|request| request.bytes);
-        container.desired.max.and_then(Limit::bytes).max(request).is_some_and(|most| most > allocatable)
+        container
+            .desired
+            .max
+            .and_then(Limit::bytes)
+            .max(request)
+            .is_some_and(|most| most > allocatable)
     };
     for (name, help, is_counted) in [
         (
             "over_request_containers",
             "Containers that use more memory than they requested",
-            &(|container: &ContainerStatus| container.over_request > Bytes::ZERO) as &dyn Fn(&ContainerStatus) -> bool,
+            &(|container: &ContainerStatus| container.over_request > Bytes::ZERO)
+                as &dyn Fn(&ContainerStatus) -> bool,
         ),
         (
             "overcommitted_containers",
@@ -457,7 +491,8 @@ fn register_node(status: &Status, registry: &mut Registry) {
     }
     // Where that is unknown, so is this.
     if let Some(allocatable) = node.allocatable {
-        let count = status.containers.iter().filter(|container| is_beyond(container, allocatable)).count();
+        let count =
+            status.containers.iter().filter(|container| is_beyond(container, allocatable)).count();
         let containers = Gauge::<i64>::default();
         containers.set(i64::try_from(count).unwrap_or(i64::MAX));
         let help = "Containers whose memory limit or request is more than node allocatable";
@@ -474,10 +509,15 @@ fn register_node(status: &Status, registry: &mut Registry) {
     // What is worth an alert is there also while it is none.
     let _ = provenances.get_or_create(&OfProvenance { provenance: UNKNOWN.to_owned() });
     for container in &status.containers {
-        let provenance = container.request.as_ref().map_or(UNKNOWN, |request| &request.provenance).to_owned();
+        let provenance =
+            container.request.as_ref().map_or(UNKNOWN, |request| &request.provenance).to_owned();
         provenances.get_or_create(&OfProvenance { provenance }).inc();
     }
-    registry.register("container_requests", "Containers, by where their memory requests were learnt", provenances);
+    registry.register(
+        "container_requests",
+        "Containers, by where their memory requests were learnt",
+        provenances,
+    );
 }
 
 /// What is protected by level, and how many files are not as they should be.
@@ -501,22 +541,28 @@ fn register_levels(status: &Status, registry: &mut Registry) {
         // Where nothing is wanted the file is left alone.
         let observed = cgroup.observed.unwrap_or(cgroup.desired);
         let pairs = [(cgroup.desired.min, observed.min), (cgroup.desired.low, observed.low)];
-        let differs = |(desired, observed): &&(Bytes, Bytes)| *desired > Bytes::ZERO && desired != observed;
+        let differs =
+            |(desired, observed): &&(Bytes, Bytes)| *desired > Bytes::ZERO && desired != observed;
         differing[1] += pairs.iter().filter(differs).count();
     }
-    let amount = |limit: Option<Limit>| limit.map_or(Bytes::ZERO, |limit| limit.bytes().unwrap_or(Bytes::MAX));
+    let amount = |limit: Option<Limit>| {
+        limit.map_or(Bytes::ZERO, |limit| limit.bytes().unwrap_or(Bytes::MAX))
+    };
     for container in &status.containers {
         let of = |values: Values| Protection { min: amount(values.min), low: amount(values.low) };
         add("container", "desired", of(container.desired));
         add("container", "observed", of(container.observed.unwrap_or_default()));
         add("container", "effective", container.effective.unwrap_or_default());
         if status.node.mode == Mode::Enforce {
-            differing[0] += container.observed.map_or(0, |observed| container.desired.differs_from(observed));
+            differing[0] +=
+                container.observed.map_or(0, |observed| container.desired.differs_from(observed));
         }
     }
     let protection = Bytewise::<OfProtection>::default();
     for ((level, knob, value), sum) in sums {
-        protection.get_or_create(&OfProtection { level, knob: knob.into(), value }).set(number(sum));
+        protection
+            .get_or_create(&OfProtection { level, knob: knob.into(), value })
+            .set(number(sum));
     }
     registry.register_with_unit(
         "protection",
@@ -532,8 +578,11 @@ fn register_levels(status: &Status, registry: &mut Registry) {
     for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.observed.is_none()) {
         unread.get_or_create(&OfCgroup { level: cgroup.level.word() }).inc();
     }
-    let containers = status.containers.iter().filter(|container| container.observed.is_none()).count();
-    unread.get_or_create(&OfCgroup { level: "container" }).set(i64::try_from(containers).unwrap_or(i64::MAX));
+    let containers =
+        status.containers.iter().filter(|container| container.observed.is_none()).count();
+    unread
+        .get_or_create(&OfCgroup { level: "container" })
+        .set(i64::try_from(containers).unwrap_or(i64::MAX));
     registry.register(
         "unread_cgroups",
         "Cgroups that could not be read, or are not there: what they hold is unknown, and they count in no sum and as no difference",
@@ -548,15 +597,28 @@ fn register_levels(status: &Status, registry: &mut Registry) {
     );
     let differences = Family::<OfDifference, Gauge>::default();
     for (level, count) in [Level::Container, Level::Ancestor].into_iter().zip(differing) {
-        differences.get_or_create(&OfDifference { level }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        differences
+            .get_or_create(&OfDifference { level })
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     registry.register("differing_files", "Files that are not as they should be", differences);
 }
 
 fn register_containers(status: &Status, registry: &mut Registry) {
     type Series = Bytewise<OfContainer>;
-    let [usage, working_set, limit, request, min, low, high, over, desired_min, desired_low, desired_high] =
-        std::array::from_fn(|_| Series::default());
+    let [
+        usage,
+        working_set,
+        limit,
+        request,
+        min,
+        low,
+        high,
+        over,
+        desired_min,
+        desired_low,
+        desired_high,
+    ] = std::array::from_fn(|_| Series::default());
     let kills = Family::<OfContainer, Counter>::default();
     let stalled = Family::<OfContainer, Counter<f64, AtomicU64>>::default();
     let mut seen = HashSet::new();
@@ -598,7 +660,11 @@ fn register_containers(status: &Status, registry: &mut Registry) {
     }
     for (name, help, series) in [
         ("container_memory_usage", "What the container uses (memory.current)", usage),
-        ("container_memory_working_set", "The same without page cache that was not used lately", working_set),
+        (
+            "container_memory_working_set",
+            "The same without page cache that was not used lately",
+            working_set,
+        ),
         ("container_spec_memory_limit", "Its memory.max, if that is a number", limit),
         ("container_memory_request", "Its memory request, or the least that it can be", request),
         ("container_memory_min", "Its memory.min", min),
@@ -606,12 +672,20 @@ fn register_containers(status: &Status, registry: &mut Registry) {
         ("container_memory_high", "Its memory.high, if that is a number", high),
         ("container_memory_min_desired", "What its memory.min should be", desired_min),
         ("container_memory_low_desired", "What its memory.low should be", desired_low),
-        ("container_memory_high_desired", "What its memory.high should be, if that is a number", desired_high),
+        (
+            "container_memory_high_desired",
+            "What its memory.high should be, if that is a number",
+            desired_high,
+        ),
         ("container_over_request", "How much more than its request it uses", over),
     ] {
         registry.register_with_unit(name, help, Unit::Bytes, series);
     }
-    registry.register("container_oom_events", "Processes of the container that were killed for want of memory", kills);
+    registry.register(
+        "container_oom_events",
+        "Processes of the container that were killed for want of memory",
+        kills,
+    );
     registry.register_with_unit(
         "container_pressure_memory_stalled",
         "How long all of the container has waited for memory, as it does when memory.high throttles it",

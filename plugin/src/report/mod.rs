@@ -323,7 +323,12 @@ impl What {
     fn of_subject(&self, subject: &Subject) -> Self {
         match (self, &subject.cgroup) {
             (
-                &Self::Contended { knob: knob @ (Knob::Min | Knob::Low | Knob::Max), desired, observed, repairs },
+                &Self::Contended {
+                    knob: knob @ (Knob::Min | Knob::Low | Knob::Max),
+                    desired,
+                    observed,
+                    repairs,
+                },
                 Some(cgroup),
             ) if subject.container.is_none() && kubepods::is_above_pods(cgroup) => {
                 Self::ContendedWithKubelet { knob, desired, observed, repairs }
@@ -342,7 +347,9 @@ impl What {
             Self::NotResized { .. } => Kind::NotResized,
             Self::PodRaised { .. } => Kind::PodRaised,
             Self::Repaired { .. } => Kind::Repaired,
-            Self::Contended { .. } | Self::CpuContended { .. } | Self::ContendedWithKubelet { .. } => Kind::Contended,
+            Self::Contended { .. }
+            | Self::CpuContended { .. }
+            | Self::ContendedWithKubelet { .. } => Kind::Contended,
             Self::Killed { .. } => Kind::Killed,
             Self::Rescued { .. } => Kind::Rescued,
             Self::AtCeiling { .. } => Kind::AtCeiling,
@@ -359,11 +366,13 @@ impl What {
     /// What makes it the same thing again, if with other numbers.
     const fn identity(&self) -> Identity {
         let (limit, knob) = match self {
-            Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => (Some(cut.limit), None),
-            Self::NotResized { knob, .. } | Self::PodRaised { knob, .. } => (None, Some(*knob)),
-            Self::Repaired { knob, .. } | Self::Contended { knob, .. } | Self::ContendedWithKubelet { knob, .. } => {
-                (None, Some(knob.file_name()))
+            Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => {
+                (Some(cut.limit), None)
             }
+            Self::NotResized { knob, .. } | Self::PodRaised { knob, .. } => (None, Some(*knob)),
+            Self::Repaired { knob, .. }
+            | Self::Contended { knob, .. }
+            | Self::ContendedWithKubelet { knob, .. } => (None, Some(knob.file_name())),
             Self::CpuContended { .. } => (None, Some(CPU_MAX)),
             _ => (None, None),
         };
@@ -390,7 +399,9 @@ impl What {
             Self::CutRejected(_) => {
                 "refused to lower the limit, which would kill: the container or pod has to use less before, or the limit to be higher"
             }
-            Self::CutDeferred(_) => "deferred a lower limit, which would kill the container until it uses less",
+            Self::CutDeferred(_) => {
+                "deferred a lower limit, which would kill the container until it uses less"
+            }
             Self::CutGivenUp(_) => {
                 "gave up the deferred limit, which would still kill the container: it has to use less, or the limit to be higher; \
                  then resize it again"
@@ -416,7 +427,9 @@ impl What {
                  writer: it is on by default from Kubernetes 1.37 on. Set featureGates.MemoryQoS to false in the kubelet's configuration \
                  and restart the kubelet"
             }
-            Self::Killed { .. } => "the kernel killed processes of the container for want of memory",
+            Self::Killed { .. } => {
+                "the kernel killed processes of the container for want of memory"
+            }
             Self::Rescued { .. } => {
                 "raising the limit of a container that is killed again and again; set it to what the container needs"
             }
@@ -432,12 +445,16 @@ impl What {
                  raise the request to what it needs"
             }
             Self::Guarded { .. } => "keeps memory from pods: all together may use this much",
-            Self::Unguarded { .. } => "no memory is kept from pods any more: kubepods has its former limit",
+            Self::Unguarded { .. } => {
+                "no memory is kept from pods any more: kubepods has its former limit"
+            }
             Self::GuardWaits(_) => {
                 "pods use more than nodeGuard leaves them, and would be killed for it: the line is set once they use less"
             }
             Self::Released(_) => "released a container that stood at memory.high",
-            Self::PutBack(_) => "a released container has been well below its memory.high, which is put back",
+            Self::PutBack(_) => {
+                "a released container has been well below its memory.high, which is put back"
+            }
         }
     }
 
@@ -465,27 +482,38 @@ impl What {
             let text = value.to_string();
             if text.contains(' ') { format!("{text:?}") } else { text }
         };
-        let pair = |knob, desired: &dyn fmt::Display, observed: &dyn fmt::Display, outcome| Fields {
-            knob: Some(knob),
-            desired: Some(text(desired)),
-            observed: Some(text(observed)),
-            outcome: Some(outcome),
-            ..Fields::default()
-        };
+        let pair =
+            |knob, desired: &dyn fmt::Display, observed: &dyn fmt::Display, outcome| Fields {
+                knob: Some(knob),
+                desired: Some(text(desired)),
+                observed: Some(text(observed)),
+                outcome: Some(outcome),
+                ..Fields::default()
+            };
         match self {
             Self::CutRejected(of) | Self::CutGivenUp(of) => cut(of, Outcome::Rejected),
             Self::CutDeferred(of) | Self::GuardWaits(of) => cut(of, Outcome::Deferred),
-            Self::CutApplied { desired, observed } => pair(max, desired, observed, Outcome::Applied),
-            Self::NotResized { knob, desired, observed } => pair(knob, desired, observed, Outcome::Failed),
-            Self::PodRaised { knob, desired, observed } => pair(knob, desired, observed, Outcome::Applied),
-            Self::Repaired { knob, desired, observed } => pair(knob.file_name(), desired, observed, Outcome::Applied),
+            Self::CutApplied { desired, observed } => {
+                pair(max, desired, observed, Outcome::Applied)
+            }
+            Self::NotResized { knob, desired, observed } => {
+                pair(knob, desired, observed, Outcome::Failed)
+            }
+            Self::PodRaised { knob, desired, observed } => {
+                pair(knob, desired, observed, Outcome::Applied)
+            }
+            Self::Repaired { knob, desired, observed } => {
+                pair(knob.file_name(), desired, observed, Outcome::Applied)
+            }
             Self::Contended { knob, desired, observed, repairs }
-            | Self::ContendedWithKubelet { knob, desired, observed, repairs } => {
-                Fields { repairs: Some(*repairs), ..pair(knob.file_name(), desired, observed, Outcome::Contended) }
-            }
-            Self::CpuContended { desired, observed, repairs } => {
-                Fields { repairs: Some(*repairs), ..pair(CPU_MAX, desired, observed, Outcome::Contended) }
-            }
+            | Self::ContendedWithKubelet { knob, desired, observed, repairs } => Fields {
+                repairs: Some(*repairs),
+                ..pair(knob.file_name(), desired, observed, Outcome::Contended)
+            },
+            Self::CpuContended { desired, observed, repairs } => Fields {
+                repairs: Some(*repairs),
+                ..pair(CPU_MAX, desired, observed, Outcome::Contended)
+            },
             Self::Killed { limit, by_own_limit, kills, window } => Fields {
                 limit: limit.map(|limit| limit.to_string()),
                 by: Some(if *by_own_limit {
@@ -514,9 +542,11 @@ impl What {
                 outcome: Some(Outcome::Rejected),
                 ..Fields::default()
             },
-            Self::BeyondNode { limit, allocatable } => {
-                Fields { limit: Some(limit.quantity()), allocatable: Some(allocatable.quantity()), ..Fields::default() }
-            }
+            Self::BeyondNode { limit, allocatable } => Fields {
+                limit: Some(limit.quantity()),
+                allocatable: Some(allocatable.quantity()),
+                ..Fields::default()
+            },
             Self::Overcommitted { request, limit, most } => Fields {
                 request: Some(request.quantity()),
                 limit: Some(limit.quantity()),
@@ -533,7 +563,8 @@ impl What {
 /// For people: numbers as quantities, and no fields.
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let quantity = |limit: &Limit| limit.bytes().map_or_else(|| "max".to_owned(), Bytes::quantity);
+        let quantity =
+            |limit: &Limit| limit.bytes().map_or_else(|| "max".to_owned(), Bytes::quantity);
         match self {
             Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => {
                 let verb = match self {
@@ -551,7 +582,12 @@ impl fmt::Display for What {
                 )
             }
             Self::Guarded { desired, observed } => {
-                write!(f, "all pods together may use {} from now on, and not {}", desired.approx(), quantity(observed))
+                write!(
+                    f,
+                    "all pods together may use {} from now on, and not {}",
+                    desired.approx(),
+                    quantity(observed)
+                )
             }
             Self::Unguarded { observed, .. } => {
                 write!(f, "all pods together may use {} again", quantity(observed))
@@ -567,7 +603,10 @@ impl fmt::Display for What {
                 write!(f, "the deferred memory limit of {} is in force", desired.quantity())
             }
             Self::NotResized { knob, desired, observed } => {
-                write!(f, "the runtime says that it has set {knob} to {desired}, and it is {observed}")
+                write!(
+                    f,
+                    "the runtime says that it has set {knob} to {desired}, and it is {observed}"
+                )
             }
             Self::PodRaised { knob, desired, observed } => write!(
                 f,
@@ -575,27 +614,36 @@ impl fmt::Display for What {
             ),
             Self::Repaired { knob, desired, observed } => {
                 let [desired, observed] = [desired, observed].map(quantity);
-                write!(f, "{} was set to {observed} by somebody else, and is {desired} again", knob.file_name())
+                write!(
+                    f,
+                    "{} was set to {observed} by somebody else, and is {desired} again",
+                    knob.file_name()
+                )
             }
             Self::Contended { knob, desired, observed, repairs } => {
-                let ([desired, observed], knob) = ([desired, observed].map(quantity), knob.file_name());
-                write!(f, "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs")
+                let ([desired, observed], knob) =
+                    ([desired, observed].map(quantity), knob.file_name());
+                write!(
+                    f,
+                    "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs"
+                )
             }
             Self::CpuContended { desired, observed, repairs } => write!(
                 f,
                 "the pod's {CPU_MAX} is {observed} again and again instead of {desired}; left so after {repairs} repairs"
             ),
             Self::ContendedWithKubelet { knob, desired, observed, repairs } => {
-                let ([desired, observed], knob) = ([desired, observed].map(quantity), knob.file_name());
+                let ([desired, observed], knob) =
+                    ([desired, observed].map(quantity), knob.file_name());
                 write!(
                     f,
                     "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs. The kubelet's own \
                      MemoryQoS may be the other writer"
                 )
             }
-            Self::Killed { by_own_limit: false, .. } => {
-                f.write_str("killed for want of memory on the node or in kubepods, not by its own limit")
-            }
+            Self::Killed { by_own_limit: false, .. } => f.write_str(
+                "killed for want of memory on the node or in kubepods, not by its own limit",
+            ),
             Self::Killed { limit, kills, window, .. } => write!(
                 f,
                 "killed for want of memory, by its own limit or its pod's{}: {kills} times within {}",
@@ -819,7 +867,10 @@ impl Reports {
     }
 
     fn of(&self, whose: &Whose) -> Vec<Report> {
-        lock(&self.recent).get(whose).map(|told| told.reports.iter().cloned().collect()).unwrap_or_default()
+        lock(&self.recent)
+            .get(whose)
+            .map(|told| told.reports.iter().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// What was told lately of containers that are down at the moment: those that are not among `known`.
@@ -827,9 +878,12 @@ impl Reports {
         let recent = lock(&self.recent);
         let others = recent.iter().filter_map(|(whose, told)| match whose {
             Whose::Container(uid, name) if !known.contains(&(uid.clone(), name.clone())) => {
-                let late: Vec<_> = told.reports.iter().filter(|report| report.is_late()).cloned().collect();
+                let late: Vec<_> =
+                    told.reports.iter().filter(|report| report.is_late()).cloned().collect();
                 let (uid, container) = (Some(uid.clone()), Some(name.clone()));
-                (!late.is_empty()).then(|| (Subject { pod: told.pod.clone(), uid, container, cgroup: None }, late))
+                (!late.is_empty()).then(|| {
+                    (Subject { pod: told.pod.clone(), uid, container, cgroup: None }, late)
+                })
             }
             _ => None,
         });
@@ -837,7 +891,11 @@ impl Reports {
     }
 
     /// Forgets what was told of pods and cgroups other than these, unless it was lately.
-    pub fn retain(&self, is_there: impl Fn(&PodUid) -> bool, is_level: impl Fn(&CgroupPath) -> bool) {
+    pub fn retain(
+        &self,
+        is_there: impl Fn(&PodUid) -> bool,
+        is_level: impl Fn(&CgroupPath) -> bool,
+    ) {
         lock(&self.recent).retain(|whose, told| match whose {
             // It may be down at the moment.
             Whose::Container(uid, _) => is_there(uid) || told.reports.iter().any(Report::is_late),
@@ -877,7 +935,10 @@ pub fn now() -> u64 {
 fn say(subject: &Subject, what: &What, deed: Deed) {
     let fields = what.fields();
     // Of a container its pod and name are enough.
-    let cgroup = subject.cgroup.as_ref().filter(|_| subject.container.is_none() || matches!(what, What::Killed { .. }));
+    let cgroup = subject
+        .cgroup
+        .as_ref()
+        .filter(|_| subject.container.is_none() || matches!(what, What::Killed { .. }));
     let outcome = if deed == Deed::Planned { Some(Outcome::Planned) } else { fields.outcome };
     macro_rules! say {
         ($say:ident) => {

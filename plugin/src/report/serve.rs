@@ -89,7 +89,8 @@ pub async fn ask(host: &Path) -> Result<Status, Unanswered> {
     let socket = socket(host);
     let asked = async {
         let stream = UnixStream::connect(&socket).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = Uri::from_static("/status");
@@ -269,7 +270,9 @@ impl Server {
     /// The text that is asked for. Whoever goes away meanwhile does not make room for another reader before this one is done.
     async fn read(&self, is_status: bool, offer: Offer) -> Result<String, String> {
         let turn = self.turn.clone().acquire_owned().await.map_err(|error| error.to_string())?;
-        let fresh = lock(&self.latest).clone().filter(|(since, _)| offer == Offer::Metrics && since.elapsed() < FRESH);
+        let fresh = lock(&self.latest)
+            .clone()
+            .filter(|(since, _)| offer == Offer::Metrics && since.elapsed() < FRESH);
         if let Some((_, text)) = fresh {
             return Ok(text);
         }
@@ -283,7 +286,8 @@ impl Server {
                 serde_json::to_string(&status).map_err(|error| error.to_string())
             } else {
                 let of_containers = parts.containers.settings().config.container_metrics;
-                metrics::encode(&parts.reports.metrics, &status, of_containers).map_err(|error| error.to_string())
+                metrics::encode(&parts.reports.metrics, &status, of_containers)
+                    .map_err(|error| error.to_string())
             };
             if let (Ok(text), Offer::Metrics) = (&text, offer) {
                 *lock(&server.latest) = Some((Instant::now(), text.clone()));
@@ -295,7 +299,11 @@ impl Server {
         told.await.map_err(|_| "reading failed; see the log".to_owned())?
     }
 
-    async fn answer(&self, request: Request<Incoming>, offer: Offer) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        offer: Offer,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
         if request.method() != Method::GET {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
             response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
@@ -304,7 +312,9 @@ impl Server {
         let is_status = match (request.uri().path(), offer) {
             ("/metrics", _) => false,
             ("/status", Offer::Everything) => true,
-            (_, Offer::Everything) => return Ok(plain(StatusCode::NOT_FOUND, "there are /status and /metrics\n")),
+            (_, Offer::Everything) => {
+                return Ok(plain(StatusCode::NOT_FOUND, "there are /status and /metrics\n"));
+            }
             (_, Offer::Metrics) => return Ok(plain(StatusCode::NOT_FOUND, "there is /metrics\n")),
         };
         let text = self.read(is_status, offer).await;
@@ -325,7 +335,9 @@ fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
 fn response(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response
 }
 
@@ -337,7 +349,12 @@ async fn listen(path: &Path) -> io::Result<UnixListener> {
         fs::set_permissions(directory, Permissions::from_mode(0o700))?;
     }
     match UnixStream::connect(path).await {
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another instance is there, which answers")),
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another instance is there, which answers",
+            ));
+        }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
         Err(_) => {}
     }

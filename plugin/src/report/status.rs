@@ -255,7 +255,11 @@ impl Values {
     /// How many files hold something else than they should, which is these values.
     pub fn differs_from(self, observed: Self) -> usize {
         let all = |values: Self| [values.min, values.low, values.high, values.max];
-        all(self).into_iter().zip(all(observed)).filter(|(desired, held)| desired.is_some() && desired != held).count()
+        all(self)
+            .into_iter()
+            .zip(all(observed))
+            .filter(|(desired, held)| desired.is_some() && desired != held)
+            .count()
     }
 }
 
@@ -352,8 +356,13 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], of: impl Fn(&T) -> R + Sync) -> Ve
     let of = &of;
     thread::scope(|scope| {
         let parts = items.chunks(items.len().div_ceil(threads).max(FEW));
-        let parts: Vec<_> = parts.map(|part| scope.spawn(move || part.iter().map(of).collect::<Vec<R>>())).collect();
-        parts.into_iter().flat_map(|part| part.join().unwrap_or_else(|panic| panic::resume_unwind(panic))).collect()
+        let parts: Vec<_> = parts
+            .map(|part| scope.spawn(move || part.iter().map(of).collect::<Vec<R>>()))
+            .collect();
+        parts
+            .into_iter()
+            .flat_map(|part| part.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+            .collect()
     })
 }
 
@@ -369,21 +378,26 @@ struct Read {
 
 impl Read {
     fn of(cgroup: &Cgroup) -> Result<Self, CgroupError> {
-        let [min, low, high, max] = [Knob::Min, Knob::Low, Knob::High, Knob::Max].map(|knob| cgroup.read(knob));
+        let [min, low, high, max] =
+            [Knob::Min, Knob::Low, Knob::High, Knob::Max].map(|knob| cgroup.read(knob));
         let values = Values { min: Some(min?), low: Some(low?), high: high.ok(), max: Some(max?) };
         let usage = cgroup.usage()?;
         Ok(Self {
             values,
             usage,
             working_set: cgroup.inactive_file().ok().map(|inactive| usage.saturating_sub(inactive)),
-            stalled: cgroup.pressure().ok().map(|pressure| (pressure.percent, pressure.total.as_secs_f64())),
+            stalled: cgroup
+                .pressure()
+                .ok()
+                .map(|pressure| (pressure.percent, pressure.total.as_secs_f64())),
             oom_kills: cgroup.events().ok().map(|events| events.oom_kill),
         })
     }
 
     fn observed(&self) -> Observed {
         let zero = Limit::Bytes(Bytes::ZERO);
-        let setting = Protection::of_files(self.values.min.unwrap_or(zero), self.values.low.unwrap_or(zero));
+        let setting =
+            Protection::of_files(self.values.min.unwrap_or(zero), self.values.low.unwrap_or(zero));
         Observed { setting, usage: self.usage }
     }
 }
@@ -441,12 +455,14 @@ impl Status {
                 Err(error) => _ = problems.insert(path, unread(&error)),
             }
         }
-        let of_containers = known
+        let of_containers = known.iter().zip(&read).filter_map(|(container, read)| {
+            Some((container.cgroup.clone()?, read.as_ref().ok()?.observed()))
+        });
+        let observed: BTreeMap<_, _> = limited
             .iter()
-            .zip(&read)
-            .filter_map(|(container, read)| Some((container.cgroup.clone()?, read.as_ref().ok()?.observed())));
-        let observed: BTreeMap<_, _> =
-            limited.iter().map(|(path, (observed, _))| ((*path).clone(), *observed)).chain(of_containers).collect();
+            .map(|(path, (observed, _))| ((*path).clone(), *observed))
+            .chain(of_containers)
+            .collect();
         let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
 
         let mut rows: Vec<_> = known
@@ -454,7 +470,8 @@ impl Status {
             .zip(&read)
             .zip(plans)
             .map(|((container, read), plan)| {
-                let effective = container.cgroup.as_ref().and_then(|cgroup| effective.get(cgroup)).copied();
+                let effective =
+                    container.cgroup.as_ref().and_then(|cgroup| effective.get(cgroup)).copied();
                 let told = reports.of_container(&container.uid, &container.name);
                 let wait = Wait {
                     is_deferred: parts.deferrals.is_waiting(&container.id),
@@ -467,12 +484,19 @@ impl Status {
         rows.sort_by(|a, b| {
             let key = |row: &ContainerStatus| (row.state, std::cmp::Reverse(row.over_request));
             key(a).cmp(&key(b)).then_with(|| {
-                (&a.namespace, &a.pod, &a.container, &a.id).cmp(&(&b.namespace, &b.pod, &b.container, &b.id))
+                (&a.namespace, &a.pod, &a.container, &a.id).cmp(&(
+                    &b.namespace,
+                    &b.pod,
+                    &b.container,
+                    &b.id,
+                ))
             })
         });
-        let names = known.iter().map(|container| (container.uid.clone(), container.name.clone())).collect();
+        let names =
+            known.iter().map(|container| (container.uid.clone(), container.name.clone())).collect();
         let pods = ancestors.pods();
-        let is_down = |subject: &Subject| subject.uid.as_ref().is_some_and(|uid| pods.contains(uid));
+        let is_down =
+            |subject: &Subject| subject.uid.as_ref().is_some_and(|uid| pods.contains(uid));
         let down = reports.of_others(&names).into_iter().filter(|(subject, _)| is_down(subject));
         let down = down.map(|(subject, reports)| {
             let pod = subject.pod.unwrap_or_default();
@@ -488,8 +512,9 @@ impl Status {
         let cgroups = levels.into_iter().map(|(level, kind)| {
             let seen = observed.get(&level.cgroup);
             let effective = effective.get(&level.cgroup).copied();
-            let standing =
-                seen.zip(effective).map(|(seen, effective)| Standing::of(seen.setting, seen.usage, effective));
+            let standing = seen
+                .zip(effective)
+                .map(|(seen, effective)| Standing::of(seen.setting, seen.usage, effective));
             CgroupStatus {
                 level: kind,
                 desired: Protection {
@@ -523,16 +548,26 @@ const NOT_STARTED: &str = "it has not started yet";
 /// Why something could not be read, and what to do about it.
 fn unread(error: &CgroupError) -> String {
     match error {
-        CgroupError::Gone(_) => format!("{error}: it is just being made or removed, or there is none on this node"),
-        _ => format!("{error}; let the plugin read the node's cgroups as root, and see 'plimsoll doctor'"),
+        CgroupError::Gone(_) => {
+            format!("{error}: it is just being made or removed, or there is none on this node")
+        }
+        _ => format!(
+            "{error}; let the plugin read the node's cgroups as root, and see 'plimsoll doctor'"
+        ),
     }
 }
 
 /// What of the node is not known.
-fn node_problems(containers: &Containers, settings: &Settings, meminfo: &Result<MemInfo, String>) -> Vec<String> {
+fn node_problems(
+    containers: &Containers,
+    settings: &Settings,
+    meminfo: &Result<MemInfo, String>,
+) -> Vec<String> {
     let records = containers.record_problems().into_iter();
     let mut problems: Vec<_> = records
-        .map(|problem| format!("{problem}. See the kubelet's log: it writes the file anew with each pod"))
+        .map(|problem| {
+            format!("{problem}. See the kubelet's log: it writes the file anew with each pod")
+        })
         .collect();
     if settings.node.allocatable.is_none() {
         problems.push(
@@ -542,7 +577,9 @@ fn node_problems(containers: &Containers, settings: &Settings, meminfo: &Result<
         );
     }
     if let Err(error) = meminfo {
-        problems.push(format!("/proc/meminfo: {error}; give --host where the node's file system is, with its /proc"));
+        problems.push(format!(
+            "/proc/meminfo: {error}; give --host where the node's file system is, with its /proc"
+        ));
     }
     problems
 }
@@ -577,8 +614,10 @@ impl NodeStatus {
     fn read(parts: &Parts, rows: &[ContainerStatus]) -> Self {
         let Parts { containers, ancestors, root, reports, synchronized, .. } = parts;
         let settings = containers.settings();
-        let meminfo = fs::read_to_string(root.host().join("proc/meminfo")).map_err(|error| error.to_string());
-        let meminfo = meminfo.and_then(|text| MemInfo::parse(&text).map_err(|error| error.to_string()));
+        let meminfo =
+            fs::read_to_string(root.host().join("proc/meminfo")).map_err(|error| error.to_string());
+        let meminfo =
+            meminfo.and_then(|text| MemInfo::parse(&text).map_err(|error| error.to_string()));
         let problems = node_problems(containers, &settings, &meminfo);
         let sum = |of: &dyn Fn(&ContainerStatus) -> Option<Bytes>| {
             rows.iter().filter_map(of).fold(Bytes::ZERO, Bytes::saturating_add)
@@ -598,7 +637,9 @@ impl NodeStatus {
             Some(format!("nodeGuard {is} in force: {why}"))
         } else {
             let kubepods = kubepods.ok().flatten();
-            let waits = planned_guard.zip(kubepods).and_then(|(line, (_, cgroup))| guard_would_wait(&cgroup, line));
+            let waits = planned_guard
+                .zip(kubepods)
+                .and_then(|(line, (_, cgroup))| guard_would_wait(&cgroup, line));
             waits.or_else(|| half_a_guard(&settings, root))
         };
         Self {
@@ -612,8 +653,9 @@ impl NodeStatus {
             brake: settings.brake.clone(),
             planned_guard,
             would_throttle: rows.iter().filter(|row| row.would_throttle).count(),
-            would_refuse: reports
-                .count_lately(|report| report.planned && matches!(report.kind, Kind::CutRejected | Kind::CutDeferred)),
+            would_refuse: reports.count_lately(|report| {
+                report.planned && matches!(report.kind, Kind::CutRejected | Kind::CutDeferred)
+            }),
             pods_max: pods_max.ok(),
             synchronized: *synchronized.borrow(),
             stands_aside: settings.stand_aside,
@@ -670,7 +712,9 @@ fn container_status(
         _ => Bytes::ZERO,
     };
     let overcommitted = match (container.limit, at_most, settings.config.max_limit_request_ratio) {
-        (Limit::Bytes(limit), Some(request), Some(most)) => resize::is_overcommitted(limit, request, most),
+        (Limit::Bytes(limit), Some(request), Some(most)) => {
+            resize::is_overcommitted(limit, request, most)
+        }
         _ => false,
     };
     let (namespace, pod) = namespace_and_name(&container.pod);
@@ -686,7 +730,13 @@ fn container_status(
         throttled: read.and_then(|read| {
             let (stalled, _) = read.stalled?;
             let high = read.values.high?;
-            Some(Throttled { usage: read.usage, line: high.bytes()?, high, max: Bytes::MAX, stalled })
+            Some(Throttled {
+                usage: read.usage,
+                line: high.bytes()?,
+                high,
+                max: Bytes::MAX,
+                stalled,
+            })
         }),
         is_over: over_request > Bytes::ZERO && at_most > Some(Bytes::ZERO),
         standing,
@@ -752,11 +802,16 @@ struct Facts<'r> {
 impl Facts<'_> {
     /// It uses more than the `memory.high` that it would have.
     fn would_throttle(&self) -> bool {
-        self.only_observes && self.usage.zip(self.desired.high).is_some_and(|(usage, high)| Limit::Bytes(usage) > high)
+        self.only_observes
+            && self
+                .usage
+                .zip(self.desired.high)
+                .is_some_and(|(usage, high)| Limit::Bytes(usage) > high)
     }
 
     fn state(&self) -> State {
-        let was = |kind: Kind| self.reports.iter().any(|report| report.is_late() && report.kind == kind);
+        let was =
+            |kind: Kind| self.reports.iter().any(|report| report.is_late() && report.kind == kind);
         if was(Kind::Killed) {
             return State::Killed;
         }
@@ -767,14 +822,19 @@ impl Facts<'_> {
             return State::Deferred;
         }
         // As long as the limit is what it was then.
-        let is_refused = self.reports.iter().filter(|report| report.is_late()).any(|report| match &report.what {
-            Some(What::CutRejected(cut)) => !report.planned && Some(cut.in_force) == self.observed.max,
-            _ => false,
+        let is_refused = self.reports.iter().filter(|report| report.is_late()).any(|report| {
+            match &report.what {
+                Some(What::CutRejected(cut)) => {
+                    !report.planned && Some(cut.in_force) == self.observed.max
+                }
+                _ => false,
+            }
         });
         if is_refused || (self.is_beyond_asked && !self.wait.is_rescued) {
             return State::Refused;
         }
-        if self.desired.differs_from(self.observed) > 0 && !self.is_changing && !self.only_observes {
+        if self.desired.differs_from(self.observed) > 0 && !self.is_changing && !self.only_observes
+        {
             // It is told once, however long it goes on.
             let is_contended = self.reports.iter().any(|report| report.kind == Kind::Contended);
             return if is_contended { State::Contended } else { State::Drifted };
@@ -829,7 +889,12 @@ mod tests {
 
     /// A container with a limit of 250 MiB, all of it as it should be.
     fn fine() -> Facts<'static> {
-        let values = Values { min: Some(mib(64)), low: Some(mib(0)), high: Some(mib(200)), max: Some(mib(250)) };
+        let values = Values {
+            min: Some(mib(64)),
+            low: Some(mib(0)),
+            high: Some(mib(200)),
+            max: Some(mib(250)),
+        };
         Facts {
             is_read: true,
             is_changing: false,
@@ -849,12 +914,23 @@ mod tests {
     #[test]
     fn the_worst_that_is_known_is_the_state() {
         let cut = LowerLimit { limit: mib(100), in_force: mib(250), usage: Usage::default() };
-        let killed = What::Killed { limit: None, by_own_limit: true, kills: 1, window: std::time::Duration::ZERO };
+        let killed = What::Killed {
+            limit: None,
+            by_own_limit: true,
+            kills: 1,
+            window: std::time::Duration::ZERO,
+        };
         let (desired, observed) = (mib(64), mib(0));
         let contended = What::Contended { knob: Knob::Min, desired, observed, repairs: 5 };
         let raised = Values { max: Some(mib(300)), ..fine().desired };
         let written = Values { min: Some(mib(0)), ..fine().observed };
-        let rescued = Facts { desired: raised, observed: raised, is_beyond_asked: true, wait: RESCUED, ..fine() };
+        let rescued = Facts {
+            desired: raised,
+            observed: raised,
+            is_beyond_asked: true,
+            wait: RESCUED,
+            ..fine()
+        };
         let throttled = Some(Throttled {
             usage: Bytes::new(200 << 20),
             line: Bytes::new(200 << 20),
@@ -867,16 +943,28 @@ mod tests {
             (State::Unprotected, Facts { standing: Some(Standing::Unclaimed), ..fine() }, vec![]),
             (State::Inert, Facts { standing: Some(Standing::Partly), ..fine() }, vec![]),
             (State::Unread, Facts { standing: None, ..fine() }, vec![]),
-            (State::OverRequest, Facts { is_over: true, standing: Some(Standing::Inert), ..fine() }, vec![]),
+            (
+                State::OverRequest,
+                Facts { is_over: true, standing: Some(Standing::Inert), ..fine() },
+                vec![],
+            ),
             (State::Rescued, Facts { is_over: true, ..rescued }, vec![]),
             (State::Throttled, Facts { throttled, ..rescued }, vec![]),
             (State::Drifted, Facts { throttled, observed: written, ..fine() }, vec![]),
             // What would be set is no drift.
             (State::Protected, Facts { only_observes: true, observed: written, ..fine() }, vec![]),
-            (State::WouldThrottle, Facts { only_observes: true, usage: Some(Bytes::new(201 << 20)), ..fine() }, vec![]),
+            (
+                State::WouldThrottle,
+                Facts { only_observes: true, usage: Some(Bytes::new(201 << 20)), ..fine() },
+                vec![],
+            ),
             (State::Protected, Facts { usage: Some(Bytes::new(201 << 20)), ..fine() }, vec![]),
             (State::Protected, Facts { observed: written, is_changing: true, ..fine() }, vec![]),
-            (State::Contended, Facts { observed: written, ..fine() }, vec![report(contended, LATELY + 100)]),
+            (
+                State::Contended,
+                Facts { observed: written, ..fine() },
+                vec![report(contended, LATELY + 100)],
+            ),
             (State::Refused, fine(), vec![report(What::CutRejected(cut), LATELY - 5)]),
             (State::Protected, fine(), vec![report(What::CutRejected(cut), LATELY + 5)]),
             // It has another limit since.
@@ -888,7 +976,11 @@ mod tests {
                 vec![report(What::CutGivenUp(cut), LATELY + 5)],
             ),
             (State::Deferred, Facts { is_beyond_asked: true, wait: DEFERRED, ..fine() }, vec![]),
-            (State::Unread, Facts { is_read: false, ..fine() }, vec![report(What::CutRejected(cut), 0)]),
+            (
+                State::Unread,
+                Facts { is_read: false, ..fine() },
+                vec![report(What::CutRejected(cut), 0)],
+            ),
             (State::Killed, Facts { is_read: false, ..fine() }, vec![report(killed, LATELY - 5)]),
         ] {
             let facts = Facts { reports: &reports, ..facts };
@@ -899,14 +991,18 @@ mod tests {
     #[test]
     fn what_is_left_alone_does_not_differ() {
         let desired = Values { min: Some(mib(1)), low: None, high: Some(Limit::Max), max: None };
-        let observed = Values { min: Some(mib(1)), low: Some(mib(5)), high: Some(mib(7)), max: Some(mib(9)) };
+        let observed =
+            Values { min: Some(mib(1)), low: Some(mib(5)), high: Some(mib(7)), max: Some(mib(9)) };
         assert_eq!(desired.differs_from(observed), 1);
     }
 
     #[test]
     fn many_things_are_done_in_parallel_and_come_in_their_order() {
         let items: Vec<usize> = (0..1000).collect();
-        assert_eq!(in_parallel(&items, |item| item * 2), items.iter().map(|item| item * 2).collect::<Vec<_>>());
+        assert_eq!(
+            in_parallel(&items, |item| item * 2),
+            items.iter().map(|item| item * 2).collect::<Vec<_>>()
+        );
         assert!(in_parallel(&[] as &[usize], |item| *item).is_empty());
     }
 }

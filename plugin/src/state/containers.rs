@@ -122,7 +122,8 @@ impl Container {
 
     /// It has not started yet, or not ended.
     pub fn is_alive(&self, root: &CgroupRoot) -> bool {
-        let is_gone = |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
+        let is_gone =
+            |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
         !(self.started && self.has_had_processes && self.cgroup.as_ref().is_some_and(is_gone))
     }
 
@@ -163,8 +164,9 @@ impl Decided {
     /// Nothing is wanted of the container, which this plugin has changed before.
     pub fn is_let_go(&self) -> bool {
         let Desired { min, low, high, .. } = &self.desired;
-        let has_no_say =
-            |decision: &Decision| matches!(decision.reason, Reason::NothingReserved | Reason::NoThrottling);
+        let has_no_say = |decision: &Decision| {
+            matches!(decision.reason, Reason::NothingReserved | Reason::NoThrottling)
+        };
         self.before.is_some() && [min, low, high].into_iter().all(has_no_say)
     }
 
@@ -259,7 +261,9 @@ impl Settings {
         match self.config.node_guard {
             // The rest is for the kernel itself and for what runs elsewhere, such as sessions: were all of it promised to
             // services, their page cache could take what nobody can give back (seen on a node: it ran out of memory).
-            Some(kept) if self.config.reserved.is_empty() && self.planned_guard_line().is_some() => {
+            Some(kept)
+                if self.config.reserved.is_empty() && self.planned_guard_line().is_some() =>
+            {
                 let memory = Bytes::new(kept.get() / 4 * 3);
                 vec![Reserved { owner: Owner::System, cgroup: CgroupPath::system_slice(), memory }]
             }
@@ -309,10 +313,22 @@ impl Settings {
         let brake = match brake::Record::load(host) {
             Ok(record) => record.map(|record| record.to_string()),
             // In doubt nothing is written.
-            Err(error) => Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE)),
+            Err(error) => {
+                Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE))
+            }
         };
         let node = Node { allocatable, page_size };
-        (Self { config, node, mem_total: memory.mem_total, usable: memory.usable, stand_aside, brake }, memory)
+        (
+            Self {
+                config,
+                node,
+                mem_total: memory.mem_total,
+                usable: memory.usable,
+                stand_aside,
+                brake,
+            },
+            memory,
+        )
     }
 }
 
@@ -382,7 +398,11 @@ impl Index {
 
 impl Containers {
     /// No containers yet.
-    pub fn new(settings: Settings, checkpoints: Checkpoints, originals: Arc<Mutex<Originals>>) -> Self {
+    pub fn new(
+        settings: Settings,
+        checkpoints: Checkpoints,
+        originals: Arc<Mutex<Originals>>,
+    ) -> Self {
         let (settings, checkpoints) = (RwLock::new(Arc::new(settings)), Mutex::new(checkpoints));
         Self {
             known: Mutex::default(),
@@ -523,7 +543,8 @@ impl Containers {
 
     /// This plugin is about to change a container's files, which hold this. Only the first time counts.
     pub fn remember(&self, container: &Container, before: Values) {
-        let result = lock(&self.originals).remember(Target::Container(container.id.clone()), before);
+        let result =
+            lock(&self.originals).remember(Target::Container(container.id.clone()), before);
         self.complain(container, result);
     }
 
@@ -633,7 +654,9 @@ impl Containers {
             memory.push(Member {
                 limit,
                 asked,
-                former: former.and_then(|former| bytes(former.memory)).filter(|former| Some(*former) != asked),
+                former: former
+                    .and_then(|former| bytes(former.memory))
+                    .filter(|former| Some(*former) != asked),
                 recorded: of(|limits| limits.memory.map(Bytes::get)),
             });
             cpu.push(Member {
@@ -651,16 +674,20 @@ impl Containers {
             (Some(pod), Ok(_)) => {
                 let known = lock(&self.known);
                 let names = known.last_limits.get(&container.sandbox);
-                let is_complete = pod.names().all(|name| names.is_some_and(|names| names.contains_key(name)));
+                let is_complete =
+                    pod.names().all(|name| names.is_some_and(|names| names.contains_key(name)));
                 let all = |is_limited: fn(RecordedLimits) -> bool| {
                     pod.names().all(|name| pod.limits(name).is_some_and(is_limited))
                 };
                 let (memory_limited, cpu_limited) =
                     (all(|limits| limits.memory.is_some()), all(|limits| limits.cpu.is_some()));
-                let record = |own, all_limited| PodLimitRecord::Present { own, is_complete, all_limited };
+                let record =
+                    |own, all_limited| PodLimitRecord::Present { own, is_complete, all_limited };
                 match pod.pod_level() {
                     PodLevel::Unreadable => [PodLimitRecord::Unreadable; 2],
-                    PodLevel::Unrecorded => [record(None, memory_limited), record(None, cpu_limited)],
+                    PodLevel::Unrecorded => {
+                        [record(None, memory_limited), record(None, cpu_limited)]
+                    }
                     PodLevel::Limits(RecordedLimits { memory, cpu }) => {
                         let (memory, cpu) = (memory.map(Bytes::get), cpu.map(MilliCpu::rate));
                         [record(Some(memory), memory_limited), record(Some(cpu), cpu_limited)]
@@ -695,7 +722,10 @@ impl Containers {
             oom_score_adj: container.oom_score_adj,
             mem_total: settings.mem_total,
             allocatable: settings.node.allocatable,
-            record: recorded.as_ref().map(|found| found.record.as_ref()).map_err(|inconclusive| *inconclusive),
+            record: recorded
+                .as_ref()
+                .map(|found| found.record.as_ref())
+                .map_err(|inconclusive| *inconclusive),
         });
         let (policy, overruled) = if settings.stand_aside {
             (Policy::OFF, Vec::new())

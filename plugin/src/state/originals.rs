@@ -147,8 +147,20 @@ impl Line {
             Target::Container(id) => (Some(id.clone()), None, None),
             Target::Cgroup(path, inode) => (None, Some(path.as_str().to_owned()), Some(*inode)),
         };
-        let [min, low, high] = [values.min, values.low, values.high].map(|value| value.map(|value| value.to_string()));
-        Self { container, cgroup, inode, min, low, high, restored: false, raised: None, from: None, to: None }
+        let [min, low, high] =
+            [values.min, values.low, values.high].map(|value| value.map(|value| value.to_string()));
+        Self {
+            container,
+            cgroup,
+            inode,
+            min,
+            low,
+            high,
+            restored: false,
+            raised: None,
+            from: None,
+            to: None,
+        }
     }
 
     fn of_restored(target: &Target) -> Self {
@@ -163,17 +175,28 @@ impl Line {
 
     fn read_raised(self) -> Option<RaisedLimit> {
         let cgroup = CgroupPath::parse(&self.cgroup?).ok()?;
-        Some(RaisedLimit { cgroup, inode: self.inode?, file: self.raised?, from: self.from?, to: self.to? })
+        Some(RaisedLimit {
+            cgroup,
+            inode: self.inode?,
+            file: self.raised?,
+            from: self.from?,
+            to: self.to?,
+        })
     }
 
     fn read(self) -> Option<(Target, Values)> {
         let target = match (self.container, self.cgroup, self.inode) {
             (Some(id), None, None) => Target::Container(id),
-            (None, Some(path), Some(inode)) => Target::Cgroup(CgroupPath::parse(&path).ok()?, inode),
+            (None, Some(path), Some(inode)) => {
+                Target::Cgroup(CgroupPath::parse(&path).ok()?, inode)
+            }
             _ => return None,
         };
         let value = |text: Option<String>| text.map(|text| text.parse()).transpose().ok();
-        Some((target, Values { min: value(self.min)?, low: value(self.low)?, high: value(self.high)? }))
+        Some((
+            target,
+            Values { min: value(self.min)?, low: value(self.low)?, high: value(self.high)? },
+        ))
     }
 }
 
@@ -291,8 +314,9 @@ impl Originals {
     }
 
     fn note_raised(&mut self, limit: RaisedLimit) {
-        let is_it =
-            |one: &&mut RaisedLimit| (&one.cgroup, one.inode, &one.file) == (&limit.cgroup, limit.inode, &limit.file);
+        let is_it = |one: &&mut RaisedLimit| {
+            (&one.cgroup, one.inode, &one.file) == (&limit.cgroup, limit.inode, &limit.file)
+        };
         match self.raised.iter_mut().find(is_it) {
             Some(one) => one.to = limit.to,
             None => self.raised.push(limit),
@@ -371,7 +395,8 @@ impl Originals {
         self.known.retain(|target, _| keep(target));
         self.raised.retain(|limit| keep(&Target::Cgroup(limit.cgroup.clone(), limit.inode)));
         self.former.retain(|target, _| keep(target));
-        let needed = self.known.len() + 2 * self.former.len() + self.raised.len() + self.unreadable.len();
+        let needed =
+            self.known.len() + 2 * self.former.len() + self.raised.len() + self.unreadable.len();
         if self.lines <= 2 * needed + SLACK {
             return Ok(());
         }
@@ -427,7 +452,9 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
         assert_eq!(originals.get(&container("a")), None);
-        originals.remember(container("a"), Values { high: Some(Limit::Max), ..Values::default() }).unwrap();
+        originals
+            .remember(container("a"), Values { high: Some(Limit::Max), ..Values::default() })
+            .unwrap();
         originals.remember(cgroup("kubepods", 7), min(4096)).unwrap();
         originals.remember(cgroup("kubepods", 7), min(8192)).unwrap();
         let originals = Originals::load(host.path()).unwrap();
@@ -440,7 +467,10 @@ mod tests {
     #[test]
     fn defaults_in_unified_are_no_values() {
         let unified = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect::<HashMap<_, _>>()
+            pairs
+                .iter()
+                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+                .collect::<HashMap<_, _>>()
         };
         let defaults = unified(&[("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")]);
         assert_eq!(Values::of_unified(&defaults), Values::default());
@@ -469,8 +499,10 @@ mod tests {
         originals.remember(slice.clone(), min(1)).unwrap();
         originals.restored(&slice).unwrap();
         let is_former = |originals: &Originals| {
-            let former: Vec<_> =
-                originals.former().map(|(path, inode, values)| (path.clone(), inode, values)).collect();
+            let former: Vec<_> = originals
+                .former()
+                .map(|(path, inode, values)| (path.clone(), inode, values))
+                .collect();
             former == [(CgroupPath::parse("system.slice").unwrap(), 7, min(1))]
         };
         assert!(is_former(&originals) && is_former(&Originals::load(host.path()).unwrap()));
@@ -478,7 +510,10 @@ mod tests {
             originals.remember(container(&id.to_string()), min(1)).unwrap();
         }
         originals.retain(|target| *target == slice).unwrap();
-        assert!(is_former(&Originals::load(host.path()).unwrap()), "also once the file was rewritten");
+        assert!(
+            is_former(&Originals::load(host.path()).unwrap()),
+            "also once the file was rewritten"
+        );
         originals.remember(slice.clone(), min(2)).unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
         assert_eq!((originals.former().count(), originals.get(&slice)), (0, Some(min(2))));
@@ -524,7 +559,11 @@ mod tests {
         assert_eq!(originals.raised_limits(), [limit(7, "1", "3"), limit(8, "5", "6")]);
         let mut read = Originals::load(host.path()).unwrap();
         assert_eq!(read.raised_limits(), originals.raised_limits());
-        assert_eq!(read.get(&cgroup("kubepods/pod1", 7)), Some(min(4096)), "another line of it counts for itself");
+        assert_eq!(
+            read.get(&cgroup("kubepods/pod1", 7)),
+            Some(min(4096)),
+            "another line of it counts for itself"
+        );
         read.retain(|target| *target == cgroup("kubepods/pod1", 8)).unwrap();
         assert_eq!(read.raised_limits(), [limit(8, "5", "6")]);
     }

@@ -9,7 +9,10 @@ use crate::state::originals::RaisedLimit;
 /// One line for each of these limits: of pods, where `raised` tells of all that there were, and of containers by oomRescue.
 pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
     let is_so = |limit: &&RaisedLimit| {
-        let open = root.cgroup(&limit.cgroup).ok().filter(|open| open.inode().is_ok_and(|inode| inode == limit.inode));
+        let open = root
+            .cgroup(&limit.cgroup)
+            .ok()
+            .filter(|open| open.inode().is_ok_and(|inode| inode == limit.inode));
         open.is_some_and(|open| {
             let held = if limit.file == CPU_MAX {
                 open.cpu_max().map(|value| value.to_string())
@@ -30,9 +33,15 @@ pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
     });
     let rescued = match kills::rescued_on(root.host()) {
         Ok(rescued) => rescued,
-        Err(error) => return pods.chain([format!("limits raised by oomRescue are unknown: {error}")]).collect(),
+        Err(error) => {
+            return pods
+                .chain([format!("limits raised by oomRescue are unknown: {error}")])
+                .collect();
+        }
     };
-    let rescued = rescued.into_iter().filter(|(pod, ..)| !matches!(root.cgroup(pod), Err(CgroupError::Gone(_))));
+    let rescued = rescued
+        .into_iter()
+        .filter(|(pod, ..)| !matches!(root.cgroup(pod), Err(CgroupError::Gone(_))));
     let rescued = rescued.map(|(pod, name, Rescued { asked, limit })| {
         let (pod, name) = (printable(&pod.to_string()), printable(&name));
         format!("container {name} in {pod} memory.max: {limit}, raised from {asked} by oomRescue")

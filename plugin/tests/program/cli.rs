@@ -86,14 +86,21 @@ fn every_mistake_in_a_configuration_is_reported_and_the_code_is_2() {
 fn a_configuration_may_come_from_standard_input() {
     let ran = plimsoll(&["check", "-"], "a: 1");
     assert_eq!(ran.code, 2);
-    assert!(ran.stderr.starts_with("standard input:1: a: expected one of mode, "), "{}", ran.stderr);
+    assert!(
+        ran.stderr.starts_with("standard input:1: a: expected one of mode, "),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let ran = plimsoll(&["check", "/nonexistent/p.conf"], "");
     assert_eq!(ran.code, 2);
-    assert_eq!(ran.stderr, "cannot read /nonexistent/p.conf: No such file or directory (os error 2)\n");
+    assert_eq!(
+        ran.stderr,
+        "cannot read /nonexistent/p.conf: No such file or directory (os error 2)\n"
+    );
     let ran = plimsoll(&["explain", "-f", "/"], "");
     assert_eq!(ran.code, 2);
     assert!(ran.stderr.starts_with("cannot read /: "), "{}", ran.stderr);
@@ -157,13 +164,20 @@ fn an_explanation_follows_the_configuration() {
     assert_eq!(json["nodeAllocatable"], 4_294_967_296u64);
     assert_eq!(json["memoryThrottlingFactor"], serde_json::Value::Null);
     let container = &json["pods"][0]["containers"][0];
-    assert_eq!((&json["pods"][0]["qosClass"], &container["name"]), (&"Burstable".into(), &"app".into()));
+    assert_eq!(
+        (&json["pods"][0]["qosClass"], &container["name"]),
+        (&"Burstable".into(), &"app".into())
+    );
     for (knob, value, setting) in [
         ("memoryMin", 0.into(), "default"),
         ("memoryLow", 134_217_728.into(), "set"),
         ("memoryHigh", serde_json::Value::from("max"), "default"),
     ] {
-        assert_eq!((&container[knob]["value"], &container[knob]["setting"]), (&value, &setting.into()), "{knob}");
+        assert_eq!(
+            (&container[knob]["value"], &container[knob]["setting"]),
+            (&value, &setting.into()),
+            "{knob}"
+        );
         assert!(container[knob]["reason"].is_string(), "{knob}");
     }
 }
@@ -209,7 +223,9 @@ fn a_node_that_cannot_run_the_plugin_is_code_1_and_told_what_to_do() {
     let args = ["doctor", "--host", as_str(host.path()), "--socket", as_str(&socket)];
     let ran = plimsoll(&args, "");
     assert_eq!((ran.code, ran.stderr.as_str()), (1, ""));
-    assert!(ran.stdout.contains("failed   cgroup-v2: no cgroups at /sys/fs/cgroup\n         do: mount cgroup2 there"));
+    assert!(ran.stdout.contains(
+        "failed   cgroup-v2: no cgroups at /sys/fs/cgroup\n         do: mount cgroup2 there"
+    ));
     assert!(ran.stdout.contains("Plimsoll cannot work on this node: 2 failed, "), "{}", ran.stdout);
 }
 
@@ -225,8 +241,15 @@ fn a_node_that_can_run_the_plugin_is_code_0_also_with_warnings_and_as_json() {
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stdout);
     let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(json["able"], true);
-    let check =
-        |name: &str| json["checks"].as_array().unwrap().iter().find(|check| check["check"] == name).unwrap().clone();
+    let check = |name: &str| {
+        json["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|check| check["check"] == name)
+            .unwrap()
+            .clone()
+    };
     assert_eq!(
         check("cgroup-v2"),
         serde_json::json!({"check": "cgroup-v2", "mark": "ok", "found": "version 2 at /sys/fs/cgroup"})
@@ -264,9 +287,16 @@ fn manifests_are_checked_wherever_they_are_and_warnings_are_no_failure() {
         "D/a/b/pod.yml:7: warning: Pod web, container app: memory limit 1Gi is 8 times the request 128Mi, expected at \
          most 4 times [limit-request-ratio]\n3 files, 2 pods, 2 containers: 1 warning\n"
     );
-    assert_eq!(plimsoll(&["lint", as_str(dir.path()), "--max-ratio", "8"], "").stdout.lines().count(), 1);
+    assert_eq!(
+        plimsoll(&["lint", as_str(dir.path()), "--max-ratio", "8"], "").stdout.lines().count(),
+        1
+    );
     for (level, code) in [("note", 1), ("warning", 1), ("error", 0)] {
-        assert_eq!(plimsoll(&["lint", as_str(dir.path()), "--fail-on", level], "").code, code, "{level}");
+        assert_eq!(
+            plimsoll(&["lint", as_str(dir.path()), "--fail-on", level], "").code,
+            code,
+            "{level}"
+        );
     }
 }
 
@@ -275,7 +305,8 @@ fn a_manifest_that_is_broken_fails_and_hides_nothing_of_the_others() {
     let dir = TempDir::new().unwrap();
     let broken = file(&dir, "broken.yaml", "kind: [\n");
     let pod = file(&dir, "pod.yaml", POD);
-    let ran = plimsoll(&["lint", as_str(&broken), "/nonexistent.yaml", as_str(&pod), "-"], "kind: Pod");
+    let ran =
+        plimsoll(&["lint", as_str(&broken), "/nonexistent.yaml", as_str(&pod), "-"], "kind: Pod");
     assert_eq!((ran.code, ran.stderr.as_str()), (2, ""));
     let starts = [
         &format!("{}:1: error: expected YAML or JSON, found: ", broken.display()),
@@ -300,7 +331,9 @@ fn a_check_of_manifests_without_any_is_bad_usage() {
         "{}",
         ran.stderr
     );
-    for args in [&["lint"][..], &["lint", "-", "--max-ratio", "0.5"], &["lint", "-", "--max-ratio", "nan"]] {
+    for args in
+        [&["lint"][..], &["lint", "-", "--max-ratio", "0.5"], &["lint", "-", "--max-ratio", "nan"]]
+    {
         assert_eq!(plimsoll(args, POD).code, 2, "{args:?}");
     }
 }
@@ -311,7 +344,8 @@ fn findings_come_as_json_and_as_sarif_with_paths_from_here() {
     file(&dir, "pod.yaml", POD);
     let lint = |path: &str, format: &str| -> serde_json::Value {
         let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-        let output = command.args(["lint", path, "--format", format]).current_dir(&dir).output().unwrap();
+        let output =
+            command.args(["lint", path, "--format", format]).current_dir(&dir).output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         serde_json::from_slice(&output.stdout).unwrap()
     };
@@ -321,10 +355,19 @@ fn findings_come_as_json_and_as_sarif_with_paths_from_here() {
         let sarif = lint(path, "sarif");
         let result = &sarif["runs"][0]["results"][0];
         let place = &result["locations"][0]["physicalLocation"];
-        assert_eq!((&result["ruleId"], &result["level"]), (&"limit-request-ratio".into(), &"warning".into()));
-        assert_eq!((&place["artifactLocation"]["uri"], &place["region"]["startLine"]), (&"pod.yaml".into(), &7.into()));
+        assert_eq!(
+            (&result["ruleId"], &result["level"]),
+            (&"limit-request-ratio".into(), &"warning".into())
+        );
+        assert_eq!(
+            (&place["artifactLocation"]["uri"], &place["region"]["startLine"]),
+            (&"pod.yaml".into(), &7.into())
+        );
         let json = lint(path, "json");
-        assert_eq!((&json["findings"][0]["file"], &json["maxRatio"]), (&"pod.yaml".into(), &4.0.into()));
+        assert_eq!(
+            (&json["findings"][0]["file"], &json["maxRatio"]),
+            (&"pod.yaml".into(), &4.0.into())
+        );
         assert_eq!(json["containers"][0]["memoryHigh"]["value"], 979_787_776);
     }
 }
@@ -334,8 +377,13 @@ fn a_check_of_manifests_follows_the_configuration_and_not_this_machine() {
     let dir = TempDir::new().unwrap();
     let config = file(&dir, "p.conf", "memoryThrottlingFactor: 0.5\nnodeAllocatable: 4Gi\n");
     let pod = POD.replace(", limits: {memory: 1Gi}", "");
-    let values = |args: &[&str]| plimsoll(&[&["lint", "-", "--values"], args].concat(), &pod).stdout;
-    assert!(values(&[]).contains("  Burstable; min 128Mi, low 0, high unknown, max max\n"), "{}", values(&[]));
+    let values =
+        |args: &[&str]| plimsoll(&[&["lint", "-", "--values"], args].concat(), &pod).stdout;
+    assert!(
+        values(&[]).contains("  Burstable; min 128Mi, low 0, high unknown, max max\n"),
+        "{}",
+        values(&[])
+    );
     assert!(
         values(&["--config", as_str(&config)]).contains(" high 2.1Gi,"),
         "{}",
@@ -349,7 +397,9 @@ fn the_help_of_lint_names_every_rule() {
     let help = plimsoll(&["lint", "--help"], "").stdout;
     for rule in plimsoll::commands::lint::Rule::ALL {
         let lines = help.lines().filter(|line| {
-            line.split_whitespace().collect::<Vec<_>>().starts_with(&[&rule.level().to_string(), rule.id()])
+            line.split_whitespace()
+                .collect::<Vec<_>>()
+                .starts_with(&[&rule.level().to_string(), rule.id()])
                 && line.ends_with(rule.summary())
         });
         assert_eq!(lines.count(), 1, "{}: {help}", rule.id());
@@ -379,9 +429,11 @@ fn every_command_has_a_manual_page_with_every_option() {
     let ran = plimsoll(&["man", as_str(directory.path())], "");
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", ""));
     for command in commands.iter().filter(|command| **command != "help") {
-        let page = std::fs::read_to_string(directory.path().join(format!("plimsoll-{command}.1"))).unwrap();
+        let page = std::fs::read_to_string(directory.path().join(format!("plimsoll-{command}.1")))
+            .unwrap();
         let help = plimsoll(&[command, "--help"], "").stdout;
-        let options = help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
+        let options =
+            help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
         for option in options {
             let option = option.trim_matches(|c: char| !c.is_ascii_alphanumeric());
             // A dash that is not to become another character is written with a backslash.
@@ -389,8 +441,15 @@ fn every_command_has_a_manual_page_with_every_option() {
         }
     }
     let overview = std::fs::read_to_string(directory.path().join("plimsoll.1")).unwrap();
-    assert!(commands.iter().all(|command| overview.contains(&command.replace('-', r"\-"))), "{overview}");
+    assert!(
+        commands.iter().all(|command| overview.contains(&command.replace('-', r"\-"))),
+        "{overview}"
+    );
     let ran = plimsoll(&["man", as_str(&directory.path().join("nowhere"))], "");
     assert_eq!(ran.code, 1);
-    assert!(ran.stderr.contains("nowhere") && ran.stderr.contains("expected a directory"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("nowhere") && ran.stderr.contains("expected a directory"),
+        "{}",
+        ran.stderr
+    );
 }

@@ -28,7 +28,8 @@ async fn ends_with_its_runtime(node: &Node, daemon: &mut Daemon, runtime: &harne
 }
 
 #[tokio::test]
-async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_values_when_it_starts() {
+async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_values_when_it_starts()
+ {
     let node = Node::new();
     node.checkpoint("actuated_pods_state", &[("late", "app", 32 * MIB)]);
     let _daemon = node.start();
@@ -67,7 +68,10 @@ async fn containers_of_each_class_get_their_values_at_create() {
     // Without a limit: 64 MiB + 0.9 x (4 GiB - 64 MiB), in whole pages.
     let unlimited = Pod::new("burstable", "n", 0);
     let high = (64 * MIB * 10 + 9 * (4096 - 64) * MIB) / 10 / 4096 * 4096;
-    assert_eq!(runtime.create(&unlimited).await, unified(&[("memory.min", 64 * MIB), ("memory.high", high)]));
+    assert_eq!(
+        runtime.create(&unlimited).await,
+        unified(&[("memory.min", 64 * MIB), ("memory.high", high)])
+    );
     let best_effort = Pod::new("besteffort", "e", 0);
     let high = 4096 * MIB * 9 / 10 / 4096 * 4096;
     assert_eq!(runtime.create(&best_effort).await, unified(&[("memory.high", high)]));
@@ -112,7 +116,12 @@ async fn a_value_that_does_not_stay_is_left_after_some_attempts() {
         runtime.serve_update(&[]).await;
     }
     let line = daemon.says("outcome=contended").await;
-    assert!(line.contains("memory.min") && line.contains("desired=209715200") && line.contains("observed=0"), "{line}");
+    assert!(
+        line.contains("memory.min")
+            && line.contains("desired=209715200")
+            && line.contains("observed=0"),
+        "{line}"
+    );
 }
 
 #[tokio::test]
@@ -120,7 +129,8 @@ async fn a_refused_update_of_one_container_does_not_keep_the_others_from_theirs(
     let node = Node::new();
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
-    let (bad, good) = (Pod::new("guaranteed", "bad", 100 * MIB), Pod::new("guaranteed", "good", 100 * MIB));
+    let (bad, good) =
+        (Pod::new("guaranteed", "bad", 100 * MIB), Pod::new("guaranteed", "good", 100 * MIB));
     runtime.make_cgroup(&bad);
     runtime.make_cgroup(&good);
     runtime.synchronize(&[&bad, &good]).await;
@@ -139,7 +149,9 @@ async fn a_refused_update_of_one_container_does_not_keep_the_others_from_theirs(
     let read = async {
         while !(rejected && applied) {
             let line = daemon.says("outcome=").await;
-            rejected |= line.contains("default/bad") && line.contains("outcome=rejected") && line.contains("not there");
+            rejected |= line.contains("default/bad")
+                && line.contains("outcome=rejected")
+                && line.contains("not there");
             applied |= line.contains("default/good") && line.contains("outcome=applied");
         }
     };
@@ -236,8 +248,11 @@ async fn the_kernels_limit_counts_when_an_update_did_not_come_about() {
 async fn running_containers_are_brought_to_their_values_after_a_restart() {
     let node = Node::new();
     node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB)]);
-    let pods =
-        [Pod::new("guaranteed", "g", 200 * MIB), Pod::new("burstable", "b", 200 * MIB), Pod::new("besteffort", "e", 0)];
+    let pods = [
+        Pod::new("guaranteed", "g", 200 * MIB),
+        Pod::new("burstable", "b", 200 * MIB),
+        Pod::new("besteffort", "e", 0),
+    ];
     let pods: Vec<&Pod> = pods.iter().collect();
     for round in 0..2 {
         let mut daemon = node.start();
@@ -266,9 +281,13 @@ async fn running_containers_are_brought_to_their_values_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled_once_the_container_runs() {
+async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled_once_the_container_runs()
+{
     let node = Node::new();
-    node.write("plimsoll.yaml", "memoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: null\n");
+    node.write(
+        "plimsoll.yaml",
+        "memoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: null\n",
+    );
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
@@ -328,7 +347,9 @@ async fn nonsense_from_the_runtime_is_named_and_the_container_still_created() {
     assert_eq!(runtime.create(&without_linux).await, HashMap::new());
     daemon.says("has no linux section").await;
 
-    for (limit, message) in [(-1, None), (0, None), (i64::MAX, None), (-5, Some("memory limit -5 is negative"))] {
+    for (limit, message) in
+        [(-1, None), (0, None), (i64::MAX, None), (-5, Some("memory limit -5 is negative"))]
+    {
         let pod = Pod::new("besteffort", "l", limit);
         assert_eq!(
             runtime.create(&pod).await,
@@ -360,7 +381,10 @@ async fn nonsense_from_the_runtime_is_named_and_the_container_still_created() {
     daemon.says("9995 more annotations").await;
 
     // Nothing else was lost.
-    assert_eq!(runtime.create(&Pod::new("guaranteed", "g", MIB)).await, unified(&[("memory.min", MIB)]));
+    assert_eq!(
+        runtime.create(&Pod::new("guaranteed", "g", MIB)).await,
+        unified(&[("memory.min", MIB)])
+    );
 }
 
 #[tokio::test]
@@ -388,9 +412,14 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     let pod = pod.annotate("memory-request.plimsoll.nri.io", "51Mi");
     // 994: from 6 thousandths of 8 GiB on.
     let low = 8192 * MIB * 6 / 1000 + 1;
-    let from_score = unified(&[("memory.min", low), ("memory.high", (low + (200 * MIB - low) * 9 / 10) / 4096 * 4096)]);
-    let from_annotation =
-        unified(&[("memory.min", 51 * MIB), ("memory.high", (51 * MIB + 149 * MIB * 9 / 10) / 4096 * 4096)]);
+    let from_score = unified(&[
+        ("memory.min", low),
+        ("memory.high", (low + (200 * MIB - low) * 9 / 10) / 4096 * 4096),
+    ]);
+    let from_annotation = unified(&[
+        ("memory.min", 51 * MIB),
+        ("memory.high", (51 * MIB + 149 * MIB * 9 / 10) / 4096 * 4096),
+    ]);
     let from_checkpoint = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
 
     assert_eq!(runtime.create(&pod).await, from_annotation);
@@ -401,7 +430,9 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     node.replace("host/var/lib/kubelet/actuated_pods_state", &good[..good.len() / 2]);
     assert_eq!(runtime.create(&pod).await, from_score, "there may be a record");
     daemon.says("actuated_pods_state").await;
-    daemon.says("annotation memory-request is ignored while the kubelet's checkpoint cannot be read").await;
+    daemon
+        .says("annotation memory-request is ignored while the kubelet's checkpoint cannot be read")
+        .await;
 
     let newer = good.replacen('{', r#"{"version":"v9","somethingNew":[1,2,{}],"#, 1);
     node.replace("host/var/lib/kubelet/actuated_pods_state", &newer);
@@ -425,7 +456,10 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
 
     // A version that holds nothing that can be read here, a file that is too large, and one that is none.
     let path = node.path("host/var/lib/kubelet/actuated_pods_state");
-    node.replace("host/var/lib/kubelet/actuated_pods_state", r#"{"version":"v9","data":"{\"podList\":\"x\"}"}"#);
+    node.replace(
+        "host/var/lib/kubelet/actuated_pods_state",
+        r#"{"version":"v9","data":"{\"podList\":\"x\"}"}"#,
+    );
     assert_eq!(runtime.create(&pod).await, from_score);
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len((64 << 20) + 1).unwrap();
     assert_eq!(runtime.create(&pod).await, from_score);
@@ -444,7 +478,9 @@ async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     // 990: less than 11 thousandths of 8 GiB, and one more for the kubelet's idea of them.
-    let greedy = Pod::new("burstable", "b", 0).scored(82 * MIB).annotate("memory-request.plimsoll.nri.io", "3Gi");
+    let greedy = Pod::new("burstable", "b", 0)
+        .scored(82 * MIB)
+        .annotate("memory-request.plimsoll.nri.io", "3Gi");
     let most = 8192 * MIB * 11 / 1000 + 8192 * MIB / 1000;
     let created = runtime.create(&greedy).await;
     assert_eq!(created["memory.min"], most.to_string());
@@ -477,7 +513,8 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
         "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: 0.5\n",
     );
     let asked = runtime.serve_update(&[&pod]).await;
-    let expected = unified(&[("memory.min", 0), ("memory.low", 100 * MIB), ("memory.high", 150 * MIB)]);
+    let expected =
+        unified(&[("memory.min", 0), ("memory.low", 100 * MIB), ("memory.high", 150 * MIB)]);
     assert_eq!(asked["id-b"], expected);
     daemon.says("outcome=applied").await;
 
@@ -551,7 +588,9 @@ async fn signals_that_reload_others_end_nothing() {
     daemon.signal(Signal::HUP);
     daemon.signal(Signal::USR1);
     daemon.says("SIGUSR1").await;
-    let runtime = node.serve(trunk, Options { request_timeout: Duration::from_secs(30), ..Options::default() }).await;
+    let runtime = node
+        .serve(trunk, Options { request_timeout: Duration::from_secs(30), ..Options::default() })
+        .await;
     runtime.synchronize(&[]).await;
     daemon.says("reading the configuration again").await;
     for signal in [Signal::USR1, Signal::HUP] {
@@ -572,7 +611,8 @@ async fn a_launched_plugin_and_what_waits_for_it_survive_hangup() {
     daemon.says("synchronized").await;
     let waits = launched_process(&daemon);
     let children = format!("/proc/{0}/task/{0}/children", waits.as_raw_nonzero());
-    let plugin = Pid::from_raw(fs::read_to_string(children).unwrap().trim().parse().unwrap()).unwrap();
+    let plugin =
+        Pid::from_raw(fs::read_to_string(children).unwrap().trim().parse().unwrap()).unwrap();
     for signal in [Signal::HUP, Signal::USR1] {
         kill_process(waits, signal).unwrap();
         kill_process(plugin, signal).unwrap();
@@ -700,7 +740,10 @@ async fn a_launched_plugin_takes_its_configuration_from_the_runtime() {
     let runtime = node.serve(trunk, Options { config, ..Options::default() }).await;
     runtime.synchronize(&[]).await;
     let high = 4096 * MIB / 2;
-    assert_eq!(runtime.create(&Pod::new("besteffort", "e", 0)).await, unified(&[("memory.high", high)]));
+    assert_eq!(
+        runtime.create(&Pod::new("besteffort", "e", 0)).await,
+        unified(&[("memory.high", high)])
+    );
 }
 
 #[tokio::test]
@@ -709,7 +752,9 @@ async fn a_launched_plugin_with_a_broken_configuration_registers_and_exits_with_
     let (daemon, trunk) = node.launch();
     let config = "memoryThrottlingFactor: [\n".to_owned();
     // NRI 0.6.1 would not start if the plugin failed.
-    let runtime = node.serve(trunk, Options { config, nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;
+    let runtime = node
+        .serve(trunk, Options { config, nri_version: NriVersion(0, 6, 1), ..Options::default() })
+        .await;
     runtime.connection.closed().await;
     assert_eq!(daemon.ends().await.code(), Some(2));
 }
@@ -720,7 +765,8 @@ async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_u
     fs::remove_file(node.path("host/sys/fs/cgroup/cgroup.controllers")).unwrap();
     let (mut daemon, trunk) = node.launch();
     // A plugin that goes without an answer would keep NRI 0.6.1, and containerd with it, from starting.
-    let runtime = node.serve(trunk, Options { nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;
+    let runtime =
+        node.serve(trunk, Options { nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;
     runtime.connection.closed().await;
     daemon.says("expected a cgroup v2 hierarchy").await;
     assert_eq!(daemon.ends().await.code(), Some(1));
@@ -728,7 +774,8 @@ async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_u
 
 /// The process that the runtime launched, which is not the one that works.
 fn launched_process(of: &Daemon) -> rustix::process::Pid {
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", of.child.id())).unwrap();
+    let children =
+        fs::read_to_string(format!("/proc/{0}/task/{0}/children", of.child.id())).unwrap();
     rustix::process::Pid::from_raw(children.trim().parse().unwrap()).unwrap()
 }
 
@@ -741,7 +788,8 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
     runtime.synchronize(&[]).await;
     // What runtimes do when a reply comes too late.
     runtime.connection.close();
-    rustix::process::kill_process(launched_process(&daemon), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(launched_process(&daemon), rustix::process::Signal::KILL)
+        .unwrap();
 
     let runtime = node.accept().await;
     let pod = Pod::new("besteffort", "e", 0);
@@ -749,7 +797,10 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
     runtime.synchronize(&[&pod]).await;
     // With the configuration that it was launched with.
     let mut runtime = runtime;
-    assert_eq!(runtime.serve_update(&[&pod]).await["id-e"], unified(&[("memory.high", 2048 * MIB)]));
+    assert_eq!(
+        runtime.serve_update(&[&pod]).await["id-e"],
+        unified(&[("memory.high", 2048 * MIB)])
+    );
 
     // The runtime dies.
     ends_with_its_runtime(&node, &mut daemon, &runtime).await;
@@ -825,7 +876,8 @@ async fn told(manager: &UnixDatagram, text: &str) -> String {
     let mut said = String::new();
     while !said.contains(text) {
         let mut bytes = [0; 4096];
-        let length = timeout(Duration::from_secs(60), manager.recv(&mut bytes)).await.expect(&said).unwrap();
+        let length =
+            timeout(Duration::from_secs(60), manager.recv(&mut bytes)).await.expect(&said).unwrap();
         said += &String::from_utf8_lossy(&bytes[..length]);
     }
     said
@@ -842,7 +894,10 @@ async fn a_service_is_ready_when_it_is_synchronized_and_says_what_it_waits_for()
     assert!(!said.contains("READY=1"), "{said}");
     runtime.synchronize(&[]).await;
     let said = told(&manager, "READY=1").await;
-    assert!(said.ends_with("STATUS=connected to the container runtime and synchronized\n"), "{said}");
+    assert!(
+        said.ends_with("STATUS=connected to the container runtime and synchronized\n"),
+        "{said}"
+    );
     drop(runtime);
     told(&manager, "STATUS=waiting for the container runtime").await;
     daemon.signal(Signal::TERM);

@@ -53,7 +53,8 @@ fn promtool(arguments: &[&str], input: &str) {
 
 /// The metrics of a node with containers of each class, of which one uses more than it requested, and one has no limit.
 async fn metrics(of_containers: bool) -> String {
-    let config = format!("nodeAllocatable: 4Gi\nnodeGuard: 1Gi\ncontainerMetrics: {of_containers}\n");
+    let config =
+        format!("nodeAllocatable: 4Gi\nnodeGuard: 1Gi\ncontainerMetrics: {of_containers}\n");
     let (node, _daemon, runtime) = start(&config).await;
     node.checkpoint("actuated_pods_state", &[("b", "app", 64 * MIB), ("g", "app", 100 * MIB)]);
     let pods = [("burstable", "b", 250), ("guaranteed", "g", 100), ("besteffort", "e", 0)];
@@ -63,7 +64,11 @@ async fn metrics(of_containers: bool) -> String {
         runtime.run(&pod).await;
         runtime.uses(&pod, 90 * MIB, 0);
         let cgroup = runtime.cgroup(&pod);
-        fs::write(cgroup.join("memory.events"), "low 0\nhigh 0\nmax 0\noom 0\noom_kill 2\noom_group_kill 0\n").unwrap();
+        fs::write(
+            cgroup.join("memory.events"),
+            "low 0\nhigh 0\nmax 0\noom 0\noom_kill 2\noom_group_kill 0\n",
+        )
+        .unwrap();
         let pressure = "full avg10=1.50 avg60=0.00 avg300=0.00 total=2500000\n";
         fs::write(cgroup.join("memory.pressure"), pressure).unwrap();
     }
@@ -76,7 +81,8 @@ fn series(exposition: &str) -> Vec<Series> {
     let parsed = samples.map(|line| {
         let (series, _) = line.rsplit_once(' ').unwrap();
         let Ok(Expr::VectorSelector(selector)) = parser::parse(series) else { panic!("{line}") };
-        let labels = selector.matchers.matchers.into_iter().map(|Matcher { name, value, .. }| (name, value));
+        let labels =
+            selector.matchers.matchers.into_iter().map(|Matcher { name, value, .. }| (name, value));
         (selector.name.unwrap(), labels.collect())
     });
     parsed.collect()
@@ -89,7 +95,9 @@ fn labels_of(expr: &Expr, known: &[Series]) -> BTreeSet<String> {
             let name = selector.name.as_deref().expect("selectors have a name");
             selected(name, &selector.matchers, known)
         }
-        Expr::MatrixSelector(selector) => labels_of(&Expr::VectorSelector(selector.vs.clone()), known),
+        Expr::MatrixSelector(selector) => {
+            labels_of(&Expr::VectorSelector(selector.vs.clone()), known)
+        }
         Expr::Aggregate(aggregate) => {
             let inner = labels_of(&aggregate.expr, known);
             match &aggregate.modifier {
@@ -110,7 +118,9 @@ fn labels_of(expr: &Expr, known: &[Series]) -> BTreeSet<String> {
             assert!(is_number || left == right, "{expr}: {left:?} do not go with {right:?}");
             left
         }
-        Expr::Call(call) => call.args.args.iter().flat_map(|argument| labels_of(argument, known)).collect(),
+        Expr::Call(call) => {
+            call.args.args.iter().flat_map(|argument| labels_of(argument, known)).collect()
+        }
         Expr::Paren(paren) => labels_of(&paren.expr, known),
         Expr::NumberLiteral(_) => BTreeSet::new(),
         _ => panic!("{expr}: not known to this test"),
@@ -128,7 +138,10 @@ fn selected(name: &str, matchers: &Matchers, known: &[Series]) -> BTreeSet<Strin
         return labels;
     }
     let matching = |(other, labels): &&Series| {
-        other == name && ours.iter().all(|matcher| labels.get(&matcher.name).is_some_and(|is| matcher.is_match(is)))
+        other == name
+            && ours
+                .iter()
+                .all(|matcher| labels.get(&matcher.name).is_some_and(|is| matcher.is_match(is)))
     };
     let found: Vec<_> = known.iter().filter(matching).collect();
     assert!(!found.is_empty(), "there is no series {name} with {ours:?}");
@@ -152,7 +165,9 @@ async fn metrics_are_named_as_prometheus_has_it() {
         let words: Vec<_> = line.splitn(4, ' ').collect();
         all + &match words[..] {
             ["#", "TYPE", name, "counter"] => format!("# TYPE {name}_total counter\n"),
-            ["#", "HELP", name, help] => format!("# HELP {name} {help}\n# HELP {name}_total {help}\n"),
+            ["#", "HELP", name, help] => {
+                format!("# HELP {name} {help}\n# HELP {name}_total {help}\n")
+            }
             _ => format!("{line}\n"),
         }
     });
@@ -169,7 +184,10 @@ async fn alerts_are_made_of_metrics_that_there_are() {
     for rule in list(&rules["groups"]).flat_map(|group| list(&group["rules"])) {
         let name = text(&rule["alert"]);
         assert!(names.insert(name), "{name} twice");
-        assert!(["critical", "warning", "info"].contains(&text(&rule["labels"]["severity"])), "{name}");
+        assert!(
+            ["critical", "warning", "info"].contains(&text(&rule["labels"]["severity"])),
+            "{name}"
+        );
         let labels = labels_of(&parse(text(&rule["expr"])), &known);
         for annotation in ["summary", "description"] {
             for template in templates(text(&rule["annotations"][annotation])) {
@@ -194,7 +212,9 @@ async fn each_alert_fires_where_it_should_and_not_elsewhere() {
         let name = text(&test["name"]);
         let mut instances = BTreeSet::new();
         for series in list(&test["input_series"]) {
-            let Expr::VectorSelector(selector) = parse(text(&series["series"])) else { panic!("{series}") };
+            let Expr::VectorSelector(selector) = parse(text(&series["series"])) else {
+                panic!("{series}")
+            };
             let instance = selector.matchers.find_matchers("instance").remove(0).value;
             selected(&selector.name.unwrap(), &selector.matchers, &known);
             instances.insert(instance);
@@ -203,13 +223,18 @@ async fn each_alert_fires_where_it_should_and_not_elsewhere() {
         // All that fires is this alert, for the one.
         let expected: Vec<_> = list(&test["promql_expr_test"]).collect();
         assert_eq!(text(&expected[0]["expr"]), "ALERTS{alertstate=\"firing\"}", "{name}");
-        let fires: Vec<_> = list(&expected[0]["exp_samples"]).map(|sample| text(&sample["labels"])).collect();
-        assert!(fires[0].contains(&format!("alertname=\"{name}\"")) && fires[0].contains("\"bad\""), "{fires:?}");
+        let fires: Vec<_> =
+            list(&expected[0]["exp_samples"]).map(|sample| text(&sample["labels"])).collect();
+        assert!(
+            fires[0].contains(&format!("alertname=\"{name}\"")) && fires[0].contains("\"bad\""),
+            "{fires:?}"
+        );
         assert_eq!(fires.len(), 1, "{name}");
         tested.insert(name.to_owned());
     }
-    let alerts =
-        list(&rules["groups"]).flat_map(|group| list(&group["rules"])).map(|rule| text(&rule["alert"]).to_owned());
+    let alerts = list(&rules["groups"])
+        .flat_map(|group| list(&group["rules"]))
+        .map(|rule| text(&rule["alert"]).to_owned());
     assert_eq!(tested, alerts.collect());
 }
 
@@ -218,10 +243,15 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
     let known = series(&metrics(true).await);
     let dashboard = dashboard();
     let mut shown = BTreeSet::new();
-    for variable in list(&dashboard["templating"]["list"]).filter(|variable| variable["type"] == "query") {
+    for variable in
+        list(&dashboard["templating"]["list"]).filter(|variable| variable["type"] == "query")
+    {
         let definition = text(&variable["definition"]);
         assert_eq!(definition, text(&variable["query"]["query"]));
-        let arguments = definition.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(")")).unwrap();
+        let arguments = definition
+            .strip_prefix("label_values(")
+            .and_then(|rest| rest.strip_suffix(")"))
+            .unwrap();
         let (metric, label) = arguments.split_once(", ").unwrap();
         assert!(labels_of(&parse(metric), &known).contains(label), "{definition}");
     }
@@ -230,9 +260,13 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
     for panel in list(&dashboard["panels"]) {
         let title = text(&panel["title"]);
         assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is another's, too");
-        let [x, y, w, h] = ["x", "y", "w", "h"].map(|field| panel["gridPos"][field].as_u64().unwrap());
+        let [x, y, w, h] =
+            ["x", "y", "w", "h"].map(|field| panel["gridPos"][field].as_u64().unwrap());
         for place in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
-            assert!(place.0 < 24 && taken.insert(place), "{title} lies on another panel, or outside");
+            assert!(
+                place.0 < 24 && taken.insert(place),
+                "{title} lies on another panel, or outside"
+            );
         }
         if panel["type"] == "row" {
             continue;
@@ -242,7 +276,8 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
         for target in list(&panel["targets"]) {
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
             // What Grafana puts there.
-            let expr = text(&target["expr"]).replace("$__rate_interval", "5m").replace("$instance", ".*");
+            let expr =
+                text(&target["expr"]).replace("$__rate_interval", "5m").replace("$instance", ".*");
             let labels = labels_of(&parse(&expr), &known);
             for template in templates(text(&target["legendFormat"])) {
                 assert!(labels.contains(template), "{title}: {template}, and there are {labels:?}");
@@ -282,12 +317,16 @@ fn the_operator_s_rule_has_the_alerts_of_alerts_yaml() {
     let alerts = fs::read_to_string(deploy("alerts.yaml")).unwrap();
     let (head, _) = rule.split_once("\nspec:\n").unwrap();
     let groups = alerts.lines().skip_while(|line| !line.starts_with("groups:"));
-    let indented = groups.map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") });
+    let indented =
+        groups.map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") });
     let expected = format!("{head}\nspec:\n{}", indented.collect::<String>());
     if std::env::var_os("PLIMSOLL_REGENERATE").is_some() {
         fs::write(deploy("prometheusrule.yaml"), expected).unwrap();
         return;
     }
-    assert!(rule == expected, "run: PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test program operator");
+    assert!(
+        rule == expected,
+        "run: PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test program operator"
+    );
     assert_eq!(yaml("prometheusrule.yaml")["spec"], yaml("alerts.yaml"));
 }

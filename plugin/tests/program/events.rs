@@ -7,7 +7,9 @@ use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
 use integration::apiserver::{ADMINISTRATOR, ApiServer};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::authorization::v1::{ResourceRule, SelfSubjectRulesReview};
-use k8s_openapi::api::core::v1::{ConfigMap, Event as OldEvent, Namespace, Pod as ApiPod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event as OldEvent, Namespace, Pod as ApiPod, Secret, ServiceAccount,
+};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
@@ -46,7 +48,8 @@ impl Cluster {
             panic!("the API server is not ready:\n{}", server.log());
         };
         apply(&administrator).await;
-        let nobody: ServiceAccount = from(json!({ "metadata": { "name": "nobody", "namespace": "kube-system" } }));
+        let nobody: ServiceAccount =
+            from(json!({ "metadata": { "name": "nobody", "namespace": "kube-system" } }));
         let accounts = Api::<ServiceAccount>::namespaced(administrator.clone(), "kube-system");
         accounts.create(&PostParams::default(), &nobody).await.unwrap();
         let token = token(&administrator, "plimsoll").await;
@@ -94,7 +97,8 @@ impl Cluster {
             loop {
                 let events = self.events().await.into_iter().find(|event| {
                     event.reason.as_deref() == Some(reason)
-                        && event.regarding.as_ref().unwrap().name.as_ref() == Some(&pod.sandbox.name)
+                        && event.regarding.as_ref().unwrap().name.as_ref()
+                            == Some(&pod.sandbox.name)
                         && event.series.as_ref().map_or(1, |series| series.count) == count
                 });
                 if let Some(event) = events {
@@ -104,7 +108,11 @@ impl Cluster {
             }
         };
         let Ok(event) = timeout(PATIENCE, looks).await else {
-            panic!("no {reason} of {} told {count} times, but {:#?}", pod.sandbox.name, self.events().await);
+            panic!(
+                "no {reason} of {} told {count} times, but {:#?}",
+                pod.sandbox.name,
+                self.events().await
+            );
         };
         event
     }
@@ -118,14 +126,18 @@ fn from<T: DeserializeOwned>(value: Value) -> T {
 async fn token(administrator: &Client, account: &str) -> String {
     let accounts = Api::<ServiceAccount>::namespaced(administrator.clone(), "kube-system");
     let request: TokenRequest = from(json!({ "metadata": {}, "spec": { "audiences": [] } }));
-    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap();
+    let answer =
+        accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap();
     answer.status.unwrap().token.unwrap()
 }
 
 /// `kubectl auth can-i --list`
 async fn rules(client: Client) -> Vec<ResourceRule> {
     let asked: SelfSubjectRulesReview = from(json!({ "spec": { "namespace": "default" } }));
-    let review = Api::<SelfSubjectRulesReview>::all(client).create(&PostParams::default(), &asked).await.unwrap();
+    let review = Api::<SelfSubjectRulesReview>::all(client)
+        .create(&PostParams::default(), &asked)
+        .await
+        .unwrap();
     review.status.unwrap().resource_rules
 }
 
@@ -146,7 +158,11 @@ async fn is_ready(client: &Client) -> bool {
 
 /// `kubectl apply -f deploy/kustomize/base/rbac.yaml`
 async fn apply(administrator: &Client) {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/rbac.yaml")).unwrap();
+    let text = fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../deploy/kustomize/base/rbac.yaml"
+    ))
+    .unwrap();
     let new = PostParams::default();
     for document in text.split("\n---\n") {
         let object: Value = serde_saphyr::from_str(document).unwrap();
@@ -178,7 +194,11 @@ async fn run(runtime: &Runtime, pod: &Pod) {
 
 /// Asks for too low a limit, which is refused at once, whatever there is to tell of it to whom.
 async fn refused(runtime: &Runtime, pod: &Pod) {
-    let cut = runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), memory_limit(100 * MIB));
+    let cut = runtime.connection.update_container(
+        pod.sandbox.clone(),
+        pod.container.clone(),
+        memory_limit(100 * MIB),
+    );
     // Half of what a runtime waits for: Events would take longer if there were nobody to take them.
     let answer = timeout(Duration::from_secs(5), cut).await.expect("the plugin answers");
     assert!(answer.unwrap_err().to_string().contains("would be killed"));
@@ -195,7 +215,10 @@ async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other
     }
     let event = cluster.event(&pod, "CutRejected", 3).await;
     let of_the_pod: Vec<_> = cluster.events().await;
-    assert_eq!(of_the_pod.iter().filter(|event| event.reason.as_deref() == Some("CutRejected")).count(), 1);
+    assert_eq!(
+        of_the_pod.iter().filter(|event| event.reason.as_deref() == Some("CutRejected")).count(),
+        1
+    );
     let event = serde_json::to_value(event).unwrap();
     let regarding = json!({
         "apiVersion": "v1", "kind": "Pod", "namespace": "default", "name": "shop", "uid": pod.sandbox.uid,
@@ -228,21 +251,41 @@ async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other
     // Of every account, and of this one besides.
     let nobody = token(&cluster.administrator, "nobody").await;
     let common = rules(client(&cluster.server, &nobody).await.unwrap()).await;
-    let own: Vec<_> = rules(plimsoll.clone()).await.into_iter().filter(|rule| !common.contains(rule)).collect();
+    let own: Vec<_> =
+        rules(plimsoll.clone()).await.into_iter().filter(|rule| !common.contains(rule)).collect();
     let only = json!([{ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"] }]);
     assert_eq!(serde_json::to_value(own).unwrap(), only);
-    let of_pods = Api::<ApiPod>::default_namespaced(plimsoll.clone()).list(&ListParams::default()).await.map(drop);
-    let of_secrets = Api::<Secret>::default_namespaced(plimsoll.clone()).list(&ListParams::default()).await.map(drop);
-    let of_events = Api::<Event>::default_namespaced(plimsoll.clone()).list(&ListParams::default()).await.map(drop);
+    let of_pods = Api::<ApiPod>::default_namespaced(plimsoll.clone())
+        .list(&ListParams::default())
+        .await
+        .map(drop);
+    let of_secrets = Api::<Secret>::default_namespaced(plimsoll.clone())
+        .list(&ListParams::default())
+        .await
+        .map(drop);
+    let of_events = Api::<Event>::default_namespaced(plimsoll.clone())
+        .list(&ListParams::default())
+        .await
+        .map(drop);
     let name = event["metadata"]["name"].as_str().unwrap();
-    let removal =
-        Api::<Event>::default_namespaced(plimsoll.clone()).delete(name, &DeleteParams::default()).await.map(drop);
+    let removal = Api::<Event>::default_namespaced(plimsoll.clone())
+        .delete(name, &DeleteParams::default())
+        .await
+        .map(drop);
     let config: ConfigMap = from(json!({ "metadata": { "name": "x" } }));
-    let creation = Api::default_namespaced(plimsoll.clone()).create(&PostParams::default(), &config).await.map(drop);
-    let old: OldEvent = from(json!({ "metadata": { "name": "x" }, "involvedObject": { "namespace": "default" } }));
-    let old_creation = Api::default_namespaced(plimsoll).create(&PostParams::default(), &old).await.map(drop);
+    let creation = Api::default_namespaced(plimsoll.clone())
+        .create(&PostParams::default(), &config)
+        .await
+        .map(drop);
+    let old: OldEvent =
+        from(json!({ "metadata": { "name": "x" }, "involvedObject": { "namespace": "default" } }));
+    let old_creation =
+        Api::default_namespaced(plimsoll).create(&PostParams::default(), &old).await.map(drop);
     for result in [of_pods, of_secrets, of_events, removal, creation, old_creation] {
-        assert!(matches!(&result, Err(kube::Error::Api(status)) if status.code == 403), "{result:?}");
+        assert!(
+            matches!(&result, Err(kube::Error::Api(status)) if status.code == 403),
+            "{result:?}"
+        );
     }
 }
 
@@ -253,11 +296,21 @@ async fn events_of_observe_mode_are_marked() {
     let pod = cluster.pod("shop", 250 * MIB).await;
     run(&runtime, &pod).await;
     let cut = memory_limit(100 * MIB);
-    runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), cut).await.unwrap();
+    runtime
+        .connection
+        .update_container(pod.sandbox.clone(), pod.container.clone(), cut)
+        .await
+        .unwrap();
     let event = cluster.event(&pod, "ObservedCutRejected", 1).await;
     let note = event.note.unwrap();
-    assert!(note.contains("observe mode, not done: refused to lower the memory limit from 250Mi to 100Mi"), "{note}");
-    let reasons: Vec<_> = cluster.events().await.into_iter().filter_map(|event| event.reason).collect();
+    assert!(
+        note.contains(
+            "observe mode, not done: refused to lower the memory limit from 250Mi to 100Mi"
+        ),
+        "{note}"
+    );
+    let reasons: Vec<_> =
+        cluster.events().await.into_iter().filter_map(|event| event.reason).collect();
     assert!(!reasons.iter().any(|reason| reason == "CutRejected"), "{reasons:?}");
 }
 
@@ -293,7 +346,9 @@ async fn names_and_annotations_that_are_meant_to_do_harm_do_none() {
     let cluster = Cluster::start().await;
     let (_node, mut daemon, runtime) = cluster.plugin().await;
     let huge = "x".repeat(1 << 20);
-    for (number, name) in ["\u{1b}[2Jred", "a\nb", "../../../v1/pods", "a/b", &huge].into_iter().enumerate() {
+    for (number, name) in
+        ["\u{1b}[2Jred", "a\nb", "../../../v1/pods", "a/b", &huge].into_iter().enumerate()
+    {
         for part in 0..3 {
             let mut pod = Pod::new("burstable", &format!("hostile-{number}-{part}"), 250 * MIB);
             match part {
@@ -316,11 +371,18 @@ async fn names_and_annotations_that_are_meant_to_do_harm_do_none() {
     for event in cluster.events().await {
         let regarding = event.regarding.unwrap();
         let (name, note) = (regarding.name.unwrap(), event.note.unwrap());
-        let is_plain = |name: &str| name.chars().all(|char| char.is_ascii_alphanumeric() || char == '-');
-        assert!(is_plain(&name) && name.len() <= 253 && regarding.namespace.unwrap() == "default", "{name:.300}");
+        let is_plain =
+            |name: &str| name.chars().all(|char| char.is_ascii_alphanumeric() || char == '-');
+        assert!(
+            is_plain(&name) && name.len() <= 253 && regarding.namespace.unwrap() == "default",
+            "{name:.300}"
+        );
         assert!(note.len() <= 1024 && !note.chars().any(char::is_control), "{note:.2000}");
     }
     while let Ok(line) = daemon.messages.try_recv() {
-        assert!(!line.contains('\u{1b}') && !line.contains("cannot write Kubernetes Events"), "{line:.200}");
+        assert!(
+            !line.contains('\u{1b}') && !line.contains("cannot write Kubernetes Events"),
+            "{line:.200}"
+        );
     }
 }

@@ -37,7 +37,11 @@ fn node() -> (Node, PathBuf) {
 
 /// What a file holds before the plugin comes.
 fn before(file: &Path) -> String {
-    if file.ends_with("cgroup/kubepods/memory.low") { (7 * MIB).to_string() } else { "0".to_owned() }
+    if file.ends_with("cgroup/kubepods/memory.low") {
+        (7 * MIB).to_string()
+    } else {
+        "0".to_owned()
+    }
 }
 
 fn held(file: &Path) -> String {
@@ -50,8 +54,15 @@ fn start_with_fault(node: &Node, files: &[PathBuf], fault: &str) -> Daemon {
     let mut command = Command::new("strace");
     // -D: not strace is the child, but the plugin. Of its threads only the first one is traced, which does all of this.
     command.args(["-D", "-y", "-e", &format!("trace={call}"), "-e", &format!("inject={fault}")]);
-    command.args(files.iter().flat_map(|file| ["-P".as_ref(), file.as_os_str()])).arg("-o").arg(node.path("strace"));
-    command.arg(env!("CARGO_BIN_EXE_plimsoll")).args(node.arguments()).arg("--config").arg(node.path("plimsoll.yaml"));
+    command
+        .args(files.iter().flat_map(|file| ["-P".as_ref(), file.as_os_str()]))
+        .arg("-o")
+        .arg(node.path("strace"));
+    command
+        .arg(env!("CARGO_BIN_EXE_plimsoll"))
+        .args(node.arguments())
+        .arg("--config")
+        .arg(node.path("plimsoll.yaml"));
     Daemon::spawn(command)
 }
 
@@ -61,7 +72,8 @@ fn pods(pods: &[Asking]) -> Vec<&Pod> {
 
 /// The kubelet writes down what pods ask for.
 fn record(node: &Node, pods: &[Asking]) {
-    let entries: Vec<_> = pods.iter().map(|(pod, request)| (pod.sandbox.uid.as_str(), "app", *request)).collect();
+    let entries: Vec<_> =
+        pods.iter().map(|(pod, request)| (pod.sandbox.uid.as_str(), "app", *request)).collect();
     node.checkpoint("actuated_pods_state", &entries);
     node.checkpoint("allocated_pods_state", &entries);
 }
@@ -98,17 +110,23 @@ async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Ask
 /// The levels' files that do not hold what these pods add up to.
 fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
     let sum = |level: &str| {
-        alive.iter().filter(|(pod, _)| pod.cgroup().starts_with(level)).map(|(_, request)| request).sum::<i64>()
+        alive
+            .iter()
+            .filter(|(pod, _)| pod.cgroup().starts_with(level))
+            .map(|(_, request)| request)
+            .sum::<i64>()
     };
     let soft = sum(BURSTABLE);
-    let mut levels = vec![(KUBEPODS.to_owned(), [sum(KUBEPODS), soft]), (BURSTABLE.to_owned(), [0, soft])];
+    let mut levels =
+        vec![(KUBEPODS.to_owned(), [sum(KUBEPODS), soft]), (BURSTABLE.to_owned(), [0, soft])];
     levels.extend(alive.iter().map(|(pod, request)| {
         let cgroup = pod.cgroup();
         let sums = if cgroup.starts_with(BURSTABLE) { [0, *request] } else { [*request, 0] };
         (cgroup, sums)
     }));
-    let files =
-        levels.iter().flat_map(|(level, sums)| KNOBS.map(|knob| root.join(level).join(knob)).into_iter().zip(sums));
+    let files = levels.iter().flat_map(|(level, sums)| {
+        KNOBS.map(|knob| root.join(level).join(knob)).into_iter().zip(sums)
+    });
     files.filter(|(file, sum)| held(file) != sum.to_string()).map(|(file, _)| file).collect()
 }
 
@@ -122,16 +140,28 @@ async fn until_right(runtime: &mut Runtime, alive: &[Asking]) {
     };
     let looks = tokio::time::timeout(Duration::from_secs(60), looks);
     let looked = runtime.serve_until(&pods(alive), looks).await;
-    assert!(looked.is_ok(), "{:?}", wrong(&root, alive).iter().map(|file| (file, held(file))).collect::<Vec<_>>());
+    assert!(
+        looked.is_ok(),
+        "{:?}",
+        wrong(&root, alive).iter().map(|file| (file, held(file))).collect::<Vec<_>>()
+    );
 }
 
 /// No cgroup protects less than those in it do together.
 fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
-    let children = fs::read_dir(cgroup).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let children = fs::read_dir(cgroup)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir());
     let sums = children.map(|child| assert_nothing_is_lost(&child));
     let [min, low] = sums.fold([0, 0], |sum, child| [sum[0] + child[0], sum[1] + child[1]]);
     let own = KNOBS.map(|knob| held(&cgroup.join(knob)).parse::<i64>().unwrap());
-    assert!(own[0] >= min && own[1] >= low, "{} has {own:?}, what is in it {:?}", cgroup.display(), [min, low]);
+    assert!(
+        own[0] >= min && own[1] >= low,
+        "{} has {own:?}, what is in it {:?}",
+        cgroup.display(),
+        [min, low]
+    );
     own
 }
 
@@ -140,9 +170,11 @@ fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
 fn finish_last_write(node: &Node) {
     let log = fs::read_to_string(node.path("strace")).unwrap();
     // write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
-    let mut writes: Vec<_> = log.lines().filter_map(|line| line.strip_prefix("write(")?.split_once('<')).collect();
+    let mut writes: Vec<_> =
+        log.lines().filter_map(|line| line.strip_prefix("write(")?.split_once('<')).collect();
     let (file, _) = writes.pop().unwrap().1.split_once('>').unwrap();
-    let held = writes.into_iter().rev().find_map(|(_, write)| write.strip_prefix(file)?.split('"').nth(1));
+    let held =
+        writes.into_iter().rev().find_map(|(_, write)| write.strip_prefix(file)?.split('"').nth(1));
     if file.ends_with("originals") {
         let mut originals = OpenOptions::new().append(true).open(file).unwrap();
         originals.write_all(br#"{"cgroup":"kubepods","inod"#).unwrap();
@@ -154,7 +186,13 @@ fn finish_last_write(node: &Node) {
 /// Kills the plugin at its nth write, and starts it again. False if there are not so many.
 async fn is_killed_at_write(nth: usize) -> bool {
     let (node, root) = node();
-    let levels = [KUBEPODS, BURSTABLE, "kubepods/burstable/poda", "kubepods/burstable/podb", "kubepods/podg"];
+    let levels = [
+        KUBEPODS,
+        BURSTABLE,
+        "kubepods/burstable/poda",
+        "kubepods/burstable/podb",
+        "kubepods/podg",
+    ];
     let levels = levels.iter().flat_map(|level| KNOBS.map(|knob| root.join(level).join(knob)));
     let files: Vec<_> = levels.chain([node.path("host/run/plimsoll/originals")]).collect();
     let daemon = start_with_fault(&node, &files, &format!("write:signal=KILL:when={nth}"));
@@ -171,7 +209,10 @@ async fn is_killed_at_write(nth: usize) -> bool {
     assert_nothing_is_lost(&root.join(KUBEPODS));
 
     // The runtime goes on alone.
-    pods(&alive).into_iter().filter(|pod| !runtime.cgroup(pod).exists()).for_each(|pod| runtime.make_cgroup(pod));
+    pods(&alive)
+        .into_iter()
+        .filter(|pod| !runtime.cgroup(pod).exists())
+        .for_each(|pod| runtime.make_cgroup(pod));
     let daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&pods(&alive)).await;
@@ -188,17 +229,24 @@ async fn is_killed_at_write(nth: usize) -> bool {
         runtime.synchronize(&pods(&alive)).await;
         runtime.serve_until(&pods(&alive), std::future::pending()).await
     };
-    let output = tokio::select! { output = restored => output.unwrap().unwrap(), never = serve => never };
+    let output =
+        tokio::select! { output = restored => output.unwrap().unwrap(), never = serve => never };
     assert!(output.status.success(), "{output:?}");
-    let containers = alive.iter().flat_map(|(pod, _)| KNOBS.map(|knob| runtime.cgroup(pod).join(knob)));
-    for file in files.into_iter().chain(containers).filter(|file| file.exists() && !file.ends_with("originals")) {
+    let containers =
+        alive.iter().flat_map(|(pod, _)| KNOBS.map(|knob| runtime.cgroup(pod).join(knob)));
+    for file in files
+        .into_iter()
+        .chain(containers)
+        .filter(|file| file.exists() && !file.ends_with("originals"))
+    {
         assert_eq!(held(&file), before(&file), "killed at write {nth}: {}", file.display());
     }
     true
 }
 
 #[tokio::test]
-async fn killed_at_any_write_the_plugin_loses_no_protection_finds_the_sums_and_gives_back_what_was() {
+async fn killed_at_any_write_the_plugin_loses_no_protection_finds_the_sums_and_gives_back_what_was()
+{
     let next = AtomicUsize::new(1);
     let rounds = async || while is_killed_at_write(next.fetch_add(1, Ordering::Relaxed)).await {};
     tokio::join!(rounds(), rounds());
@@ -224,7 +272,13 @@ fn keep(file: &Path, failures: usize) {
 }
 
 /// Pods come while a call fails for a file above them, and goes on to fail for a while. Gives the plugin's warnings.
-async fn passing_fault(level: &str, knob: &str, call: &str, error: &str, failures: usize) -> Vec<String> {
+async fn passing_fault(
+    level: &str,
+    knob: &str,
+    call: &str,
+    error: &str,
+    failures: usize,
+) -> Vec<String> {
     let (node, root) = node();
     let file = root.join(level).join(knob);
     if call == "write" {
@@ -246,7 +300,8 @@ async fn passing_fault(level: &str, knob: &str, call: &str, error: &str, failure
     while let Some(line) = daemon.messages.recv().await {
         assert!(!line.contains("somebody else"), "{error}: {line}");
         // Unless the file was still empty when it was read.
-        warnings.extend(Some(line).filter(|line| line.contains("WARN") && !line.contains("found ''")));
+        warnings
+            .extend(Some(line).filter(|line| line.contains("WARN") && !line.contains("found ''")));
     }
     assert_eq!(held(&node.path("strace")).matches("(INJECTED)").count(), failures, "{error}");
     warnings
@@ -283,7 +338,8 @@ async fn cgroups_that_go_and_come_while_they_are_walked_do_no_harm() {
     runtime.synchronize(&[]).await;
     let mut alive = Vec::new();
     run_pods(&node, &runtime, &mut alive).await;
-    let containers = pods(&alive).into_iter().map(|pod| (runtime.cgroup(pod), runtime.read(pod, "memory.max")));
+    let containers =
+        pods(&alive).into_iter().map(|pod| (runtime.cgroup(pod), runtime.read(pod, "memory.max")));
     let containers: Vec<_> = containers.collect();
     let restless = std::thread::spawn(move || {
         for (container, max) in containers.iter().cycle().take(500) {
@@ -317,10 +373,14 @@ async fn with_a_full_disk_pods_get_their_values_and_it_is_said_what_will_not_be_
     let (node, root) = node();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
     let mut command = Command::new("unshare");
-    let fill =
-        "mount -t tmpfs -o size=4k none \"$STATE\" && head -c 4096 /dev/zero >\"$STATE/full\" && exec \"$0\" \"$@\"";
-    command.args(["--mount", "sh", "-c", fill, env!("CARGO_BIN_EXE_plimsoll")]).args(node.arguments());
-    command.arg("--config").arg(node.path("plimsoll.yaml")).env("STATE", node.path("host/run/plimsoll"));
+    let fill = "mount -t tmpfs -o size=4k none \"$STATE\" && head -c 4096 /dev/zero >\"$STATE/full\" && exec \"$0\" \"$@\"";
+    command
+        .args(["--mount", "sh", "-c", fill, env!("CARGO_BIN_EXE_plimsoll")])
+        .args(node.arguments());
+    command
+        .arg("--config")
+        .arg(node.path("plimsoll.yaml"))
+        .env("STATE", node.path("host/run/plimsoll"));
     let mut daemon = Daemon::spawn(command);
     let mut runtime = node.accept().await;
     let pod = Pod::new("burstable", "before", 400 * MIB);
@@ -330,7 +390,10 @@ async fn with_a_full_disk_pods_get_their_values_and_it_is_said_what_will_not_be_
     runtime.synchronize(&[&pod]).await;
     runtime.serve_update(&[&pod]).await;
     let said = daemon.says("cannot write down what containers held before").await;
-    assert!(said.contains("No space left on device") && said.contains("plimsoll restore"), "{said}");
+    assert!(
+        said.contains("No space left on device") && said.contains("plimsoll restore"),
+        "{said}"
+    );
     raise_and_lower(&node, &mut runtime, &mut alive).await;
     until_right(&mut runtime, &alive).await;
     assert_eq!(wrong(&root, &alive), [] as [PathBuf; 0]);

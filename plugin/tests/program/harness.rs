@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use nri::NriVersion;
 use nri::api::{
-    self, ContainerState, ContainerUpdate, Event, LinuxContainer, LinuxMemory, LinuxPodSandbox, LinuxResources,
-    OptionalInt, OptionalInt64, PodSandbox,
+    self, ContainerState, ContainerUpdate, Event, LinuxContainer, LinuxMemory, LinuxPodSandbox,
+    LinuxResources, OptionalInt, OptionalInt64, PodSandbox,
 };
 use nri::runtime::{Connection, Options, RequestError, UpdateRequest};
 use tokio::net::{UnixListener, UnixStream};
@@ -49,8 +49,14 @@ impl Node {
         let listener = UnixListener::bind(directory.path().join("run/nri.sock")).unwrap();
         let node = Self { directory, listener };
         node.write("host/sys/fs/cgroup/cgroup.controllers", "memory\n");
-        node.write("host/proc/meminfo", "MemTotal:        8388608 kB\nHugetlb:               0 kB\n");
-        node.write("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n");
+        node.write(
+            "host/proc/meminfo",
+            "MemTotal:        8388608 kB\nHugetlb:               0 kB\n",
+        );
+        node.write(
+            "plimsoll.yaml",
+            "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n",
+        );
         node
     }
 
@@ -82,8 +88,15 @@ impl Node {
     }
 
     /// The kubelet's checkpoint of a pod whose limit is its own, below that of its container.
-    pub fn checkpoint_with_pod_limit(&self, uid: &str, request: &str, limit: &str, pod_limit: &str) {
-        let app = serde_json::json!({ "requests": { "memory": request }, "limits": { "memory": limit } });
+    pub fn checkpoint_with_pod_limit(
+        &self,
+        uid: &str,
+        request: &str,
+        limit: &str,
+        pod_limit: &str,
+    ) {
+        let app =
+            serde_json::json!({ "requests": { "memory": request }, "limits": { "memory": limit } });
         self.checkpoint_of_pod(
             uid,
             &serde_json::json!({ "app": app }),
@@ -107,12 +120,18 @@ impl Node {
     }
 
     /// The kubelet's checkpoint of one pod, in both files.
-    pub fn checkpoint_of_pod(&self, uid: &str, containers: &serde_json::Value, pod_level: &serde_json::Value) {
+    pub fn checkpoint_of_pod(
+        &self,
+        uid: &str,
+        containers: &serde_json::Value,
+        pod_level: &serde_json::Value,
+    ) {
         let entry = serde_json::json!({ "entries": { uid: {
             "ContainerResources": containers,
             "PodLevelResources": pod_level,
         } } });
-        let checkpoint = serde_json::json!({ "data": entry.to_string(), "checksum": 1 }).to_string();
+        let checkpoint =
+            serde_json::json!({ "data": entry.to_string(), "checksum": 1 }).to_string();
         for file in ["actuated_pods_state", "allocated_pods_state"] {
             self.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
         }
@@ -130,7 +149,8 @@ impl Node {
 
     pub fn arguments(&self) -> Vec<String> {
         let path = |path| self.path(path).to_str().unwrap().to_owned();
-        ["run".into(), "--host".into(), path("host"), "--socket".into(), path("run/nri.sock")].into()
+        ["run".into(), "--host".into(), path("host"), "--socket".into(), path("run/nri.sock")]
+            .into()
     }
 
     /// Launches the plugin as a runtime does, from a process that stands for the runtime.
@@ -161,7 +181,11 @@ impl Node {
     pub async fn accept(&self) -> Runtime {
         // Machines are shared: nothing here is about being in time.
         let patience = Duration::from_secs(30);
-        let options = Options { request_timeout: patience, registration_timeout: patience, ..Options::default() };
+        let options = Options {
+            request_timeout: patience,
+            registration_timeout: patience,
+            ..Options::default()
+        };
         self.serve(self.trunk().await, options).await
     }
 
@@ -171,13 +195,21 @@ impl Node {
         let connect = || std::os::unix::net::UnixStream::connect(socket).unwrap();
         let answer = tokio::task::spawn_blocking(move || get(connect(), "/metrics")).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
+        assert!(
+            head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"),
+            "{head}"
+        );
         body.to_owned()
     }
 
     pub async fn serve(&self, trunk: UnixStream, options: Options) -> Runtime {
         let (connection, updates) = Connection::accept(trunk, options).await.unwrap();
-        Runtime { connection, updates, root: self.path("host/sys/fs/cgroup"), outlives_plugin: false }
+        Runtime {
+            connection,
+            updates,
+            root: self.path("host/sys/fs/cgroup"),
+            outlives_plugin: false,
+        }
     }
 }
 
@@ -204,7 +236,9 @@ pub async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     command.arg("restore").args(node.arguments().into_iter().skip(1)).args(arguments);
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    let said = [output.stdout, output.stderr]
+        .map(|said| String::from_utf8_lossy(&said).into_owned())
+        .concat();
     (output.status.code(), said)
 }
 
@@ -213,7 +247,8 @@ pub async fn plimsoll(node: &Node, arguments: &[&str]) -> (String, i32) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     command.args(arguments).arg("--host").arg(node.path("host"));
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    let text =
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
     (text, output.status.code().unwrap())
 }
 
@@ -325,12 +360,17 @@ impl Pod {
             "guaranteed" => format!("/kubepods/pod{uid}"),
             class => format!("/kubepods/{class}/pod{uid}"),
         };
-        let mut sandbox =
-            PodSandbox { id: format!("sandbox-{uid}"), uid: uid.into(), name: uid.into(), ..Default::default() };
+        let mut sandbox = PodSandbox {
+            id: format!("sandbox-{uid}"),
+            uid: uid.into(),
+            name: uid.into(),
+            ..Default::default()
+        };
         sandbox.namespace = "default".into();
         let linux = LinuxPodSandbox { cgroup_parent: parent.clone(), ..Default::default() };
         sandbox.linux = Some(linux).into();
-        let mut container = api::Container { id: format!("id-{uid}"), name: "app".into(), ..Default::default() };
+        let mut container =
+            api::Container { id: format!("id-{uid}"), name: "app".into(), ..Default::default() };
         container.pod_sandbox_id = sandbox.id.clone();
         container.state = ContainerState::CONTAINER_RUNNING.into();
         let linux = LinuxContainer {
@@ -376,7 +416,10 @@ impl Pod {
 
 pub fn memory_limit(limit: i64) -> LinuxResources {
     let limit = Some(OptionalInt64 { value: limit, ..Default::default() }).into();
-    LinuxResources { memory: Some(LinuxMemory { limit, ..Default::default() }).into(), ..Default::default() }
+    LinuxResources {
+        memory: Some(LinuxMemory { limit, ..Default::default() }).into(),
+        ..Default::default()
+    }
 }
 
 pub fn unified(pairs: &[(&str, i64)]) -> HashMap<String, String> {
@@ -399,7 +442,10 @@ pub fn reclaims(cgroup: PathBuf, mut current: i64, mut cache: i64) {
                 fs::rename(cgroup.join("new"), cgroup.join(name)).unwrap();
             };
             replace("memory.current", format!("{current}\n"));
-            replace("memory.stat", format!("inactive_anon {}\ninactive_file {cache}\n", current - cache));
+            replace(
+                "memory.stat",
+                format!("inactive_anon {}\ninactive_file {cache}\n", current - cache),
+            );
         }
     });
 }
@@ -413,7 +459,12 @@ pub fn overwrite(path: &Path, value: &str) {
 
 pub fn make_files(cgroup: &Path, max: &str) {
     fs::create_dir_all(cgroup).unwrap();
-    let files = [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max"), ("memory.current", "4096")];
+    let files = [
+        ("memory.min", "0"),
+        ("memory.low", "0"),
+        ("memory.high", "max"),
+        ("memory.current", "4096"),
+    ];
     for (name, value) in files.into_iter().chain([("memory.max", max)]) {
         fs::write(cgroup.join(name), format!("{value}\n")).unwrap();
     }
@@ -431,13 +482,22 @@ impl Runtime {
     pub async fn create(&self, pod: &Pod) -> HashMap<String, String> {
         let call = self.connection.create_container(pod.sandbox.clone(), pod.container.clone());
         let reply = self.answer(call).await;
-        reply.adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().unified
+        reply
+            .adjust
+            .unwrap_or_default()
+            .linux
+            .unwrap_or_default()
+            .resources
+            .unwrap_or_default()
+            .unified
     }
 
     pub async fn update(&self, pod: &Pod, resources: LinuxResources) -> HashMap<String, String> {
         let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
-        let reply = self.answer(self.connection.update_container(sandbox, container, resources)).await;
-        let [update] = <[ContainerUpdate; 1]>::try_from(reply.update).expect("one container is updated");
+        let reply =
+            self.answer(self.connection.update_container(sandbox, container, resources)).await;
+        let [update] =
+            <[ContainerUpdate; 1]>::try_from(reply.update).expect("one container is updated");
         assert_eq!(update.container_id, pod.container.id);
         update.linux.unwrap_or_default().resources.unwrap_or_default().unified
     }
@@ -490,8 +550,9 @@ impl Runtime {
         // Those above use what lies in them.
         for above in cgroup.ancestors().skip(1).take_while(|above| **above != *self.root) {
             let children = fs::read_dir(above).unwrap().map(|entry| entry.unwrap().path());
-            let usage =
-                |child: PathBuf| fs::read_to_string(child.join("memory.current")).ok()?.trim().parse::<i64>().ok();
+            let usage = |child: PathBuf| {
+                fs::read_to_string(child.join("memory.current")).ok()?.trim().parse::<i64>().ok()
+            };
             let sum: i64 = children.filter_map(usage).sum();
             fs::write(above.join("memory.current"), format!("{sum}\n")).unwrap();
         }
@@ -511,7 +572,10 @@ impl Runtime {
     /// What a cgroup's file holds; empty while it is being written.
     pub fn file(&self, cgroup: &str, name: &str) -> String {
         let path = self.root.join(cgroup).join(name);
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim_end().to_owned()
+        fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+            .trim_end()
+            .to_owned()
     }
 
     pub fn set_file(&self, cgroup: &str, name: &str, value: &str) {
@@ -560,11 +624,13 @@ impl Runtime {
     }
 
     pub async fn stop(&self, pod: &Pod) {
-        self.answer(self.connection.stop_container(pod.sandbox.clone(), pod.container.clone())).await;
+        self.answer(self.connection.stop_container(pod.sandbox.clone(), pod.container.clone()))
+            .await;
     }
 
     pub async fn pod_event(&self, event: Event, pod: &Pod) {
-        self.answer(self.connection.event(event, pod.sandbox.clone(), api::Container::default())).await;
+        self.answer(self.connection.event(event, pod.sandbox.clone(), api::Container::default()))
+            .await;
     }
 
     pub fn read(&self, pod: &Pod, name: &str) -> String {
@@ -572,9 +638,15 @@ impl Runtime {
     }
 
     /// Waits for the plugin's next request and does what it asks for these pods. Tells what was asked, by container.
-    pub async fn serve_update(&mut self, pods: &[&Pod]) -> HashMap<String, HashMap<String, String>> {
+    pub async fn serve_update(
+        &mut self,
+        pods: &[&Pod],
+    ) -> HashMap<String, HashMap<String, String>> {
         let request = tokio::time::timeout(Duration::from_secs(60), self.updates.recv()).await;
-        self.serve(request.expect("the plugin updates containers").expect("the plugin is connected"), pods)
+        self.serve(
+            request.expect("the plugin updates containers").expect("the plugin is connected"),
+            pods,
+        )
     }
 
     /// The plugin asks for no limit of any container within this time, whatever else it asks for.
@@ -600,7 +672,11 @@ impl Runtime {
         }
     }
 
-    fn serve(&self, request: UpdateRequest, pods: &[&Pod]) -> HashMap<String, HashMap<String, String>> {
+    fn serve(
+        &self,
+        request: UpdateRequest,
+        pods: &[&Pod],
+    ) -> HashMap<String, HashMap<String, String>> {
         let mut asked = HashMap::new();
         for update in &request.update {
             let unified = update.linux.resources.unified.clone();
@@ -616,5 +692,10 @@ impl Runtime {
 
 /// A runtime that tells plugins of resized pods, as from NRI 0.10 on.
 pub fn crio() -> Options {
-    Options { name: "cri-o".into(), version: "1.36.3".into(), nri_version: NriVersion(0, 11, 0), ..Options::default() }
+    Options {
+        name: "cri-o".into(),
+        version: "1.36.3".into(),
+        nri_version: NriVersion(0, 11, 0),
+        ..Options::default()
+    }
 }

@@ -18,8 +18,7 @@ const LAUNCHED: &str = "/opt/nri/plugins/90-plimsoll";
 const SYNCHRONIZED: &str = "wait for the plugin to be synchronized with the runtime";
 const CONFIG: &str = "etc/nri/conf.d/90-plimsoll.conf";
 const UNIT: &str = "etc/systemd/system/plimsoll.service";
-const OFF: &str =
-    "version = 2\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\nplugin_request_timeout = \"3s\"\n";
+const OFF: &str = "version = 2\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\nplugin_request_timeout = \"3s\"\n";
 const ON: &str = "version = 3\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = false\n";
 
 /// A node, whose systemd and runtime do what they are told.
@@ -137,7 +136,10 @@ impl Node {
             self.put("proc/7/cgroup", &format!("0::/system.slice/{unit}.service\n"));
             let lock = fs::metadata(lock).unwrap();
             let (major, minor) = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
-            locks = format!("1: FLOCK  ADVISORY  WRITE 7 {major:02x}:{minor:02x}:{} 0 EOF\n", lock.ino());
+            locks = format!(
+                "1: FLOCK  ADVISORY  WRITE 7 {major:02x}:{minor:02x}:{} 0 EOF\n",
+                lock.ino()
+            );
         }
         self.put("proc/locks", &locks);
     }
@@ -157,7 +159,8 @@ impl Node {
         if self.hands.act(&Action::CheckNri(self.runtime, None)).is_err() {
             return;
         }
-        let config = fs::read_to_string(self.host().join("etc/containerd/config.toml")).unwrap_or_default();
+        let config =
+            fs::read_to_string(self.host().join("etc/containerd/config.toml")).unwrap_or_default();
         if !config.contains("disable_connections = true") && !config.contains("socket_path") {
             self.nri = Some(UnixListener::bind(self.socket()).unwrap());
         }
@@ -167,8 +170,10 @@ impl Node {
     }
 
     fn systemctl(&mut self, words: &[String]) {
-        let enabled = self.host().join("etc/systemd/system/multi-user.target.wants/plimsoll.service");
-        let words: Vec<_> = words.iter().map(String::as_str).filter(|word| *word != "--no-block").collect();
+        let enabled =
+            self.host().join("etc/systemd/system/multi-user.target.wants/plimsoll.service");
+        let words: Vec<_> =
+            words.iter().map(String::as_str).filter(|word| *word != "--no-block").collect();
         match words[..] {
             ["daemon-reload"] => {}
             ["enable", "plimsoll"] => {
@@ -181,7 +186,10 @@ impl Node {
             }
             ["disable", "--now", "plimsoll"] => {
                 let units = [UNIT, "usr/lib/systemd/system/plimsoll.service"];
-                assert!(units.iter().any(|unit| self.host().join(unit).exists()), "systemd does not know it");
+                assert!(
+                    units.iter().any(|unit| self.host().join(unit).exists()),
+                    "systemd does not know it"
+                );
                 let _ = fs::remove_file(enabled);
                 self.set_process(None);
             }
@@ -205,8 +213,11 @@ impl Node {
                 && !path.ends_with("multi-user.target.wants")
         });
         let files = entries.map(|entry| {
-            let text =
-                if entry.file_type().is_file() { fs::read_to_string(entry.path()).unwrap() } else { String::new() };
+            let text = if entry.file_type().is_file() {
+                fs::read_to_string(entry.path()).unwrap()
+            } else {
+                String::new()
+            };
             (entry.into_path(), text)
         });
         // What is put back is another file with the same in it.
@@ -227,10 +238,15 @@ impl Act for Node {
             Action::Systemctl(words) => self.systemctl(words),
             Action::End(program) => {
                 let program = program.replace("/var/opt/", "/opt/");
-                assert!(self.process().is_none_or(|process| process.trim_end_matches(" (deleted)") == program));
+                assert!(
+                    self.process()
+                        .is_none_or(|process| process.trim_end_matches(" (deleted)") == program)
+                );
                 self.set_process(None);
             }
-            Action::Replace(_) if self.process().is_none() => return Err("there is none".to_owned()),
+            Action::Replace(_) if self.process().is_none() => {
+                return Err("there is none".to_owned());
+            }
             Action::Replace(program) => {
                 assert!(self.nri.is_some(), "it connects");
                 // One that ends at its start.
@@ -326,12 +342,15 @@ fn a_configuration_that_comes_later_counts_too() {
 #[test]
 fn the_drop_in_counts_more_than_the_operators() {
     let mut node = Node::new(OFF);
-    let command = "[Service]\nExecStart=\nExecStart=/opt/containerd -config=/etc/containerd/config.toml\n";
+    let command =
+        "[Service]\nExecStart=\nExecStart=/opt/containerd -config=/etc/containerd/config.toml\n";
     node.put("etc/systemd/system/containerd.service.d/override.conf", command);
     node.install("new", Mode::External);
     let drop_in = node.text("etc/systemd/system/containerd.service.d/zz-plimsoll.conf");
     assert!(
-        drop_in.ends_with("\nExecStart=/opt/containerd --config /etc/containerd/plimsoll/config.toml\n"),
+        drop_in.ends_with(
+            "\nExecStart=/opt/containerd --config /etc/containerd/plimsoll/config.toml\n"
+        ),
         "{drop_in}"
     );
     assert!(node.nri.is_some());
@@ -360,7 +379,10 @@ fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
 #[test]
 fn nri_alone_is_not_switched_on_where_nobody_could_connect() {
     let refusal = |node: &Node| node.facts("").plan_nri().unwrap_err().to_string();
-    for (key, found) in [("disable_connections = true", "disable_connections"), ("socket_path = '/run/o'", "/run/o")] {
+    for (key, found) in [
+        ("disable_connections = true", "disable_connections"),
+        ("socket_path = '/run/o'", "/run/o"),
+    ] {
         for config in [ON, OFF] {
             let refused = refusal(&Node::new(&format!("{config}{key}\n")));
             assert!(refused.contains(found) && refused.contains("change that"), "{refused}");
@@ -369,13 +391,17 @@ fn nri_alone_is_not_switched_on_where_nobody_could_connect() {
     let node = Node::of_runtime("crio");
     node.put("run/crio/version", "\"1.25.3\"");
     let refused = refusal(&node);
-    assert_eq!(refused, "CRI-O 1.25.3 has no NRI: upgrade it to 1.30.0 or newer, and call this again");
+    assert_eq!(
+        refused,
+        "CRI-O 1.25.3 has no NRI: upgrade it to 1.30.0 or newer, and call this again"
+    );
 }
 
 #[test]
 fn from_a_container_it_works_on_what_the_first_process_sees() {
     // The first process here sees nothing that runs; who calls the program sees systemd.
-    let script = "mount -t tmpfs none /run; mkdir -p /run/systemd/system; \"$0\" install --nri-only $1";
+    let script =
+        "mount -t tmpfs none /run; mkdir -p /run/systemd/system; \"$0\" install --nri-only $1";
     let said = |from: &str| {
         let mut command = Command::new("unshare");
         command.args("--mount --pid --fork --mount-proc -- sh -c".split(' '));
@@ -440,7 +466,10 @@ fn an_upgrade_restarts_nothing_but_the_plugin() {
     let writes = [PROGRAM, LAUNCHED].map(|path| format!("write {path}"));
     assert_eq!(node.calls[..2], writes);
     let waits = [format!("wait for {LAUNCHED} to run"), SYNCHRONIZED.to_owned()];
-    assert_eq!(node.calls[2..], [&[format!("replace the running {LAUNCHED}")], &waits[..]].concat());
+    assert_eq!(
+        node.calls[2..],
+        [&[format!("replace the running {LAUNCHED}")], &waits[..]].concat()
+    );
 }
 
 #[test]
@@ -460,7 +489,8 @@ fn whoever_starts_it_there_is_never_more_than_one() {
 fn of_programs_that_the_runtime_would_launch_one_is_left() {
     let plugins = |node: &Node| {
         let entries = fs::read_dir(node.host().join("opt/nri/plugins")).unwrap().flatten();
-        let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
         names.sort();
         names
     };
@@ -476,7 +506,10 @@ fn of_programs_that_the_runtime_would_launch_one_is_left() {
         let mut node = prepare();
         node.install("new", Mode::Launched);
         assert_eq!(plugins(&node), ["10-other", "90-plimsoll"]);
-        assert_eq!((node.process().as_deref(), &*node.text(&LAUNCHED[1..])), (Some(LAUNCHED), "new"));
+        assert_eq!(
+            (node.process().as_deref(), &*node.text(&LAUNCHED[1..])),
+            (Some(LAUNCHED), "new")
+        );
         assert_eq!(node.plan("new", Mode::Launched).steps, []);
         each_step_may_fail(prepare, |node| node.plan("new", Mode::Launched));
     }
@@ -493,7 +526,9 @@ fn of_programs_that_the_runtime_would_launch_one_is_left() {
 
 #[test]
 fn uninstalling_leaves_what_was_there_before() {
-    for (mode, config) in [(Mode::External, OFF), (Mode::Launched, OFF), (Mode::External, ON), (Mode::Launched, ON)] {
+    for (mode, config) in
+        [(Mode::External, OFF), (Mode::Launched, OFF), (Mode::External, ON), (Mode::Launched, ON)]
+    {
         let mut node = Node::new(config);
         node.put("etc/nri/conf.d/10-other.conf", "");
         let before = node.state();
@@ -566,7 +601,10 @@ fn where_opt_is_a_symbolic_link_the_program_there_is_known_all_the_same() {
     symlink("var/opt", node.host().join("opt")).unwrap();
     let before = node.state();
     node.install("old", Mode::Launched);
-    assert_eq!(fs::read_link(node.host().join("proc/7/exe")).unwrap(), Path::new("/var/opt/nri/plugins/90-plimsoll"));
+    assert_eq!(
+        fs::read_link(node.host().join("proc/7/exe")).unwrap(),
+        Path::new("/var/opt/nri/plugins/90-plimsoll")
+    );
     assert_eq!(node.plan("old", Mode::Launched).steps, []);
     node.install("new", Mode::Launched);
     assert_eq!(node.text(&LAUNCHED[1..]), "new");
@@ -599,7 +637,8 @@ fn the_plugin_is_waited_for_until_it_says_that_it_is_synchronized() {
             "version": 1, "plimsoll": "0.1.0", "node": node, "cgroups": [], "containers": [], "down": [],
         });
         let status = status.to_string();
-        write!(asker, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{status}", status.len()).unwrap();
+        write!(asker, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{status}", status.len())
+            .unwrap();
     }
     assert_eq!(waits.join().unwrap(), Ok(()));
 }
@@ -614,7 +653,10 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
         node.calls.clear();
         node.install("new", Mode::Launched);
         let runs = format!("wait for {LAUNCHED} to run");
-        assert_eq!(node.calls[2..], ["systemctl restart containerd".to_owned(), runs, SYNCHRONIZED.to_owned()]);
+        assert_eq!(
+            node.calls[2..],
+            ["systemctl restart containerd".to_owned(), runs, SYNCHRONIZED.to_owned()]
+        );
         let upgrade = || {
             let mut node = Node::new(&format!("{ON}{alone}"));
             node.install("old", Mode::Launched);
@@ -628,7 +670,10 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
     let mut node = Node::new(&format!("{ON}plugin_config_path = '/etc/plugins'\n"));
     node.install("old", Mode::Launched);
     let steps = node.plan("new", Mode::Launched).to_string();
-    assert!(steps.contains("systemctl restart containerd") && !steps.contains("replace the running"), "{steps}");
+    assert!(
+        steps.contains("systemctl restart containerd") && !steps.contains("replace the running"),
+        "{steps}"
+    );
 }
 
 #[test]
@@ -654,25 +699,41 @@ fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
     node.fails = Some((last, true));
     node.restores = false;
     let failed = node.carry_out(&plan).unwrap_err().to_string();
-    assert!(failed.contains("give every container and cgroup back what it had: injected"), "{failed}");
+    assert!(
+        failed.contains("give every container and cgroup back what it had: injected"),
+        "{failed}"
+    );
     assert!(failed.contains("remove /run/plimsoll: it is still needed"), "{failed}");
     assert!(node.host().join("run/plimsoll/originals").exists());
 }
 
 #[test]
 fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
-    let refusal = |config: &str, mode| Node::new(config).facts("new").plan(mode).unwrap_err().to_string();
-    let disabled = refusal("version = 2\ndisabled_plugins = ['io.containerd.nri.v1.nri']\n", Mode::External);
-    assert!(disabled.contains("disabled_plugins") && disabled.contains("take it out"), "{disabled}");
+    let refusal =
+        |config: &str, mode| Node::new(config).facts("new").plan(mode).unwrap_err().to_string();
+    let disabled =
+        refusal("version = 2\ndisabled_plugins = ['io.containerd.nri.v1.nri']\n", Mode::External);
+    assert!(
+        disabled.contains("disabled_plugins") && disabled.contains("take it out"),
+        "{disabled}"
+    );
     let old = refusal(&OFF.replace("version = 2\n", ""), Mode::External);
     assert!(old.contains("containerd config migrate"), "{old}");
     let alone = refusal(&format!("{ON}disable_connections = true\n"), Mode::External);
     assert!(alone.contains("--mode launched"), "{alone}");
-    assert!(Node::new(&format!("{ON}disable_connections = true\n")).facts("new").plan(Mode::Launched).is_ok());
+    assert!(
+        Node::new(&format!("{ON}disable_connections = true\n"))
+            .facts("new")
+            .plan(Mode::Launched)
+            .is_ok()
+    );
     let elsewhere = refusal(&format!("{ON}socket_path = '/run/other.sock'\n"), Mode::External);
     assert!(elsewhere.contains("/run/other.sock"), "{elsewhere}");
     let node = Node::new(OFF);
-    node.put("usr/lib/systemd/system/containerd.service", "[Service]\nExecStart=/usr/bin/containerd $OPTIONS\n");
+    node.put(
+        "usr/lib/systemd/system/containerd.service",
+        "[Service]\nExecStart=/usr/bin/containerd $OPTIONS\n",
+    );
     let unknown = node.facts("new").plan(Mode::External).unwrap_err().to_string();
     assert!(unknown.contains("cannot tell which configuration"), "{unknown}");
 
@@ -690,8 +751,12 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
         }
     }
 
-    let collect = |node: &Node| Facts::collect(node.host(), &node.socket(), Vec::new()).unwrap_err().to_string();
-    for (path, advice) in [(UNIT, "systemctl unmask plimsoll"), (&LAUNCHED[1..], "expected a regular file")] {
+    let collect = |node: &Node| {
+        Facts::collect(node.host(), &node.socket(), Vec::new()).unwrap_err().to_string()
+    };
+    for (path, advice) in
+        [(UNIT, "systemctl unmask plimsoll"), (&LAUNCHED[1..], "expected a regular file")]
+    {
         let node = Node::new(ON);
         fs::create_dir_all(node.host().join("opt/nri/plugins")).unwrap();
         symlink("/dev/null", node.host().join(path)).unwrap();
@@ -700,7 +765,11 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
     }
 
     let bare = tempfile::tempdir().unwrap();
-    let collect = || Facts::collect(bare.path(), &bare.path().join("nri.sock"), Vec::new()).unwrap_err().to_string();
+    let collect = || {
+        Facts::collect(bare.path(), &bare.path().join("nri.sock"), Vec::new())
+            .unwrap_err()
+            .to_string()
+    };
     assert!(collect().contains("systemd"));
     fs::create_dir_all(bare.path().join("run/systemd/system")).unwrap();
     assert!(collect().contains("found neither"));
@@ -709,7 +778,10 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
 #[test]
 fn what_came_with_a_package_is_used_and_stays() {
     let mut node = Node::new(ON);
-    node.put("usr/lib/systemd/system/plimsoll.service", "[Service]\nExecStart=/usr/bin/plimsoll run\n");
+    node.put(
+        "usr/lib/systemd/system/plimsoll.service",
+        "[Service]\nExecStart=/usr/bin/plimsoll run\n",
+    );
     // As 'systemctl edit --full' makes it of the package's.
     let edited = "[Service]\nExecStart=/usr/bin/plimsoll run --log-format json\n";
     let own = "etc/systemd/system/plimsoll.service.d/override.conf";
@@ -759,7 +831,10 @@ fn the_link_that_a_removed_package_leaves_is_in_nobodys_way() {
 fn what_was_installed_before_a_package_came_is_upgraded_and_removed() {
     let mut node = Node::new(ON);
     node.install("old", Mode::External);
-    node.put("usr/lib/systemd/system/plimsoll.service", "[Service]\nExecStart=/usr/bin/plimsoll run\n");
+    node.put(
+        "usr/lib/systemd/system/plimsoll.service",
+        "[Service]\nExecStart=/usr/bin/plimsoll run\n",
+    );
     node.install("new", Mode::External);
     assert_eq!(node.text(&PROGRAM[1..]), "new");
     let plan = node.facts("").removal().unwrap();
@@ -774,10 +849,17 @@ fn the_package_keeps_out_of_the_way_of_another_installation_only() {
         let node = Node::new(ON);
         prepare(&node);
         let (called, stderr) = maintain(&node, "postinst", "configure");
-        assert_ne!(called.contains("enable plimsoll.service"), stderr.contains("already"), "{called}{stderr}");
+        assert_ne!(
+            called.contains("enable plimsoll.service"),
+            stderr.contains("already"),
+            "{called}{stderr}"
+        );
         called.contains("enable plimsoll.service")
     };
-    let shipped = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/plimsoll.service")).unwrap();
+    let shipped = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/plimsoll.service"),
+    )
+    .unwrap();
     assert!(enables(&|_| {}));
     assert!(enables(&|node| node.put(UNIT, &shipped.replace("/usr/local/bin/", "/usr/bin/"))));
     assert!(enables(&|node| symlink("/dev/null", node.host().join(UNIT)).unwrap()));
@@ -805,8 +887,12 @@ fn maintain(node: &Node, script: &str, action: &str) -> (String, String) {
         fs::set_permissions(node.host().join(program), fs::Permissions::from_mode(0o755)).unwrap();
     }
     let mut command = Command::new("sh");
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/debian").join(script)).arg(action);
-    command.env("DPKG_ROOT", node.host()).env("PATH", format!("{}/usr/bin:/usr/bin:/bin", node.host().display()));
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/debian").join(script))
+        .arg(action);
+    command
+        .env("DPKG_ROOT", node.host())
+        .env("PATH", format!("{}/usr/bin:/usr/bin:/bin", node.host().display()));
     let output = command.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{stderr}");
@@ -828,7 +914,9 @@ fn the_removal_of_the_package_leaves_what_another_instance_protects() {
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     };
     let lock = "/run/nri/plimsoll.lock";
-    let holds = format!("flock {lock} sleep 60 >/dev/null 2>&1 & until ! flock -n {lock} true; do sleep 0.01; done");
+    let holds = format!(
+        "flock {lock} sleep 60 >/dev/null 2>&1 & until ! flock -n {lock} true; do sleep 0.01; done"
+    );
     for (instance, is_restored) in [
         (String::new(), true),
         (format!("touch {lock}"), true),
@@ -839,7 +927,8 @@ fn the_removal_of_the_package_leaves_what_another_instance_protects() {
     ] {
         let said = said(&instance);
         let stop = "deb-systemd-invoke stop plimsoll.service\n";
-        let expected = if is_restored { format!("plimsoll restore\n{stop}") } else { format!("{stop}kept\n") };
+        let expected =
+            if is_restored { format!("plimsoll restore\n{stop}") } else { format!("{stop}kept\n") };
         assert_eq!(said, expected, "{instance}");
     }
 }
@@ -866,9 +955,13 @@ fn who_is_interrupted_between_steps_takes_back_what_was_done_and_no_more() {
         let before = node.state();
         node.interrupted = Some(at);
         let failed = node.carry_out(&plan).unwrap_err().to_string();
-        assert_eq!(failed, format!("cannot {}: interrupted; all before it was undone", plan.steps[at].action));
+        assert_eq!(
+            failed,
+            format!("cannot {}: interrupted; all before it was undone", plan.steps[at].action)
+        );
         assert_eq!(node.state(), before);
-        let restarts = node.calls.iter().filter(|call| *call == "systemctl restart containerd").count();
+        let restarts =
+            node.calls.iter().filter(|call| *call == "systemctl restart containerd").count();
         assert!([0, 2].contains(&restarts), "{:?}", node.calls);
     }
 }
@@ -876,7 +969,9 @@ fn who_is_interrupted_between_steps_takes_back_what_was_done_and_no_more() {
 #[test]
 fn who_is_interrupted_while_waiting_takes_all_back() {
     // What it waits for: a command, and somebody to listen.
-    for (signal, restart) in [(Signal::TERM, "exec sleep 60"), (Signal::HUP, "exec sleep 60"), (Signal::INT, "")] {
+    for (signal, restart) in
+        [(Signal::TERM, "exec sleep 60"), (Signal::HUP, "exec sleep 60"), (Signal::INT, "")]
+    {
         let node = able();
         let restarts = "#!/bin/sh\necho \"$*\" >>$0.called\ntest \"$*\" != 'restart containerd' || test -e $0.again || \
                         { touch $0.again\n";
@@ -885,14 +980,22 @@ fn who_is_interrupted_while_waiting_takes_all_back() {
             node.put(&format!("bin/{file}"), "");
         }
         fs::remove_file(node.host().join("bin/systemctl.again")).unwrap();
-        fs::set_permissions(node.host().join("bin/systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(node.host().join("bin/systemctl"), fs::Permissions::from_mode(0o755))
+            .unwrap();
         let before = node.state().0;
         let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-        command.args(["install", "--yes", "--host"]).arg(node.host()).arg("--socket").arg(node.socket());
+        command
+            .args(["install", "--yes", "--host"])
+            .arg(node.host())
+            .arg("--socket")
+            .arg(node.socket());
         command.env("PATH", format!("{}/bin:/usr/bin:/bin", node.host().display()));
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let step =
-            if restart.is_empty() { "wait for the runtime's NRI socket" } else { "systemctl restart containerd" };
+        let step = if restart.is_empty() {
+            "wait for the runtime's NRI socket"
+        } else {
+            "systemctl restart containerd"
+        };
         // In the plan it is indented.
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(said.any(|line| line.unwrap() == step));
@@ -905,7 +1008,10 @@ fn who_is_interrupted_while_waiting_takes_all_back() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert_eq!(stderr, format!("cannot {step}: interrupted; all before it was undone\n"));
-        assert_eq!(node.text("bin/systemctl.called"), "daemon-reload\nrestart containerd\n".repeat(2));
+        assert_eq!(
+            node.text("bin/systemctl.called"),
+            "daemon-reload\nrestart containerd\n".repeat(2)
+        );
         fs::remove_file(node.host().join("bin/systemctl.again")).unwrap();
         node.put("bin/systemctl.called", "");
         assert_eq!(node.state().0, before, "{stderr}");
@@ -919,10 +1025,13 @@ fn without_a_word_of_consent_nothing_is_changed() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     command.arg("install").arg("--host").arg(node.host()).arg("--socket").arg(node.socket());
     let output = command.stdin(Stdio::null()).output().unwrap();
-    let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
     assert!(
-        stdout.starts_with("To install the plugin with containerd:\n  write /usr/local/bin/plimsoll\n"),
+        stdout.starts_with(
+            "To install the plugin with containerd:\n  write /usr/local/bin/plimsoll\n"
+        ),
         "{stdout}{stderr}"
     );
     assert!(stdout.ends_with("nothing was changed: say --yes to have it done\n"), "{stdout}");

@@ -5,7 +5,8 @@ use std::fs;
 use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
 use nri::api::{Event, LinuxMemory, OptionalInt64};
 
-const RESCUE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 3, ceiling: 250Mi}\n";
+const RESCUE: &str =
+    "nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 3, ceiling: 250Mi}\n";
 
 /// Gives a cgroup a new count of kills, as the kernel does, by its own limit or one in it.
 fn count(runtime: &Runtime, cgroup: &str, processes: u64, groups: u64) {
@@ -14,7 +15,9 @@ fn count(runtime: &Runtime, cgroup: &str, processes: u64, groups: u64) {
 
 /// The same with how often a limit was reached.
 fn count_by(runtime: &Runtime, cgroup: &str, limits: u64, processes: u64, groups: u64) {
-    let text = format!("low 0\nhigh 0\nmax 7\noom {limits:04}\noom_kill {processes:04}\noom_group_kill {groups:04}");
+    let text = format!(
+        "low 0\nhigh 0\nmax 7\noom {limits:04}\noom_kill {processes:04}\noom_group_kill {groups:04}"
+    );
     runtime.set_file(cgroup, "memory.events", &text);
 }
 
@@ -41,8 +44,10 @@ fn history(node: &Node, uid: &str) -> serde_json::Value {
 
 /// Waits until so many kills of it count.
 async fn counts(node: &Node, uid: &str, kills: u64) {
-    until(&format!("{kills} kills"), || history(node, uid)["kills"].as_array().map_or(0, Vec::len) as u64 == kills)
-        .await;
+    until(&format!("{kills} kills"), || {
+        history(node, uid)["kills"].as_array().map_or(0, Vec::len) as u64 == kills
+    })
+    .await;
 }
 
 async fn forgotten(node: &Node, uid: &str) {
@@ -55,7 +60,10 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    assert!(tokio::time::timeout(std::time::Duration::from_secs(30), looks).await.is_ok(), "{what}");
+    assert!(
+        tokio::time::timeout(std::time::Duration::from_secs(30), looks).await.is_ok(),
+        "{what}"
+    );
 }
 
 fn container(pod: &Pod) -> String {
@@ -82,8 +90,19 @@ async fn again(runtime: &Runtime, pod: &mut Pod, limit: i64) -> Option<LinuxMemo
     pod.linux().resources = Some(memory_limit(limit)).into();
     let swap = Some(OptionalInt64 { value: limit, ..Default::default() });
     pod.linux().resources.as_mut().unwrap().memory.as_mut().unwrap().swap = swap.into();
-    let reply = runtime.connection.create_container(pod.sandbox.clone(), pod.container.clone()).await.unwrap();
-    let memory = reply.adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().memory;
+    let reply = runtime
+        .connection
+        .create_container(pod.sandbox.clone(), pod.container.clone())
+        .await
+        .unwrap();
+    let memory = reply
+        .adjust
+        .unwrap_or_default()
+        .linux
+        .unwrap_or_default()
+        .resources
+        .unwrap_or_default()
+        .memory;
     runtime.make_cgroup(pod);
     if let Some(memory) = memory.as_ref() {
         runtime.set_file(&container(pod), "memory.max", &memory.limit.value.to_string());
@@ -99,9 +118,12 @@ fn limits(memory: &LinuxMemory) -> (i64, i64) {
 
 /// The limit that the plugin asks the runtime for.
 async fn asked(runtime: &mut Runtime, pod: &Pod) -> i64 {
-    let request = tokio::time::timeout(std::time::Duration::from_secs(60), runtime.updates.recv()).await;
+    let request =
+        tokio::time::timeout(std::time::Duration::from_secs(60), runtime.updates.recv()).await;
     let request = request.expect("the plugin updates containers").expect("the plugin is connected");
-    let [update] = &request.update[..] else { panic!("one container is updated: {:?}", request.update) };
+    let [update] = &request.update[..] else {
+        panic!("one container is updated: {:?}", request.update)
+    };
     assert_eq!(update.container_id, pod.container.id);
     let limit = update.linux.resources.memory.limit.value;
     runtime.set_file(&container(pod), "memory.max", &limit.to_string());
@@ -183,14 +205,30 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
         }
     }
     let line = daemon.says("raising the limit of a container that is killed again and again").await;
-    for part in ["desired=209715200", "observed=104857600", "asked=104857600", "kills=3", "container=\"app\""] {
+    for part in [
+        "desired=209715200",
+        "observed=104857600",
+        "asked=104857600",
+        "kills=3",
+        "container=\"app\"",
+    ] {
         assert!(line.contains(part), "{part}: {line}");
     }
     // The limit of memory and swap goes with it.
-    assert_eq!(again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits), Some((200 * MIB, 200 * MIB)));
-    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string(), "the pod's cgroup first");
+    assert_eq!(
+        again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits),
+        Some((200 * MIB, 200 * MIB))
+    );
+    assert_eq!(
+        runtime.file(&pod.cgroup(), "memory.max"),
+        (200 * MIB).to_string(),
+        "the pod's cgroup first"
+    );
     // It stays so over restarts of the container and of the plugin.
-    assert_eq!(again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits), Some((200 * MIB, 200 * MIB)));
+    assert_eq!(
+        again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits),
+        Some((200 * MIB, 200 * MIB))
+    );
     daemon.kill().await;
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -209,7 +247,11 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
             counts(&node, "b", kills % 3).await;
         } else {
             let line = daemon.says(said).await;
-            assert!(kills == 6 || line.contains("ceiling=262144000") && line.contains("observed=262144000"), "{line}");
+            assert!(
+                kills == 6
+                    || line.contains("ceiling=262144000") && line.contains("observed=262144000"),
+                "{line}"
+            );
         }
         let memory = again(&runtime, &mut pod, 100 * MIB).await;
         assert_eq!(memory.as_ref().map(limits), Some((expected * MIB, expected * MIB)), "{kills}");
@@ -236,12 +278,20 @@ async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
     assert!((170 * MIB..=180 * MIB).contains(&high), "{high}");
     // An update of the kubelet with the limit as it was asked for does not undo it,
     let (sandbox, updated) = (pod.sandbox.clone(), pod.container.clone());
-    let reply = runtime.connection.update_container(sandbox, updated, memory_limit(100 * MIB)).await.unwrap();
+    let reply = runtime
+        .connection
+        .update_container(sandbox, updated, memory_limit(100 * MIB))
+        .await
+        .unwrap();
     let resources = reply.update[0].linux.resources.get_or_default();
     assert_eq!(resources.memory.limit.value, 200 * MIB);
     // but another one is what its user wants.
     let (sandbox, updated) = (pod.sandbox.clone(), pod.container.clone());
-    let reply = runtime.connection.update_container(sandbox, updated, memory_limit(150 * MIB)).await.unwrap();
+    let reply = runtime
+        .connection
+        .update_container(sandbox, updated, memory_limit(150 * MIB))
+        .await
+        .unwrap();
     assert!(reply.update[0].linux.resources.get_or_default().memory.is_none());
 }
 
@@ -260,14 +310,18 @@ async fn a_kill_counts_also_if_the_end_of_the_container_is_told_of_before_it_is_
     tokio::join!(end, goes_on);
     let line = daemon.says("raising the limit").await;
     assert!(line.contains("pod=\"default/b\"") && line.contains("desired=209715200"), "{line}");
-    assert_eq!(again(&runtime, &mut pod, 100 * MIB).await.map(|memory| memory.limit.value), Some(200 * MIB));
+    assert_eq!(
+        again(&runtime, &mut pod, 100 * MIB).await.map(|memory| memory.limit.value),
+        Some(200 * MIB)
+    );
 }
 
 #[tokio::test]
 async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
     let (node, mut daemon, runtime) = start(RESCUE).await;
     let off = Pod::new("burstable", "off", 100 * MIB).annotate("oom-rescue.plimsoll.nri.io", "off");
-    let less = Pod::new("burstable", "less", 100 * MIB).annotate("oom-rescue.plimsoll.nri.io/container.app", "120Mi");
+    let less = Pod::new("burstable", "less", 100 * MIB)
+        .annotate("oom-rescue.plimsoll.nri.io/container.app", "120Mi");
     let own = Pod::new("burstable", "own", 100 * MIB);
     node.checkpoint_with_pod_limit("own", "100Mi", "100Mi", "150Mi");
     for (pod, expected, said) in [
@@ -293,7 +347,8 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
             let resources = serde_json::json!({ "requests": { "memory": request }, "limits": { "memory": limit } });
             serde_json::json!({ "ContainerResources": { "app": resources } })
         };
-        let entries = serde_json::json!({ "b": app("24Mi", "100Mi"), "other": app("500Mi", "600Mi") });
+        let entries =
+            serde_json::json!({ "b": app("24Mi", "100Mi"), "other": app("500Mi", "600Mi") });
         let data = serde_json::json!({ "entries": entries }).to_string();
         let checkpoint = serde_json::json!({ "data": data, "checksum": 1 }).to_string();
         node.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
@@ -363,7 +418,8 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
 
 #[tokio::test]
 async fn who_is_killed_for_the_nodes_sake_does_not_get_more_for_it() {
-    let (node, mut daemon, runtime) = start("nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 1}\n").await;
+    let (node, mut daemon, runtime) =
+        start("nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 1}\n").await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
     count_by(&runtime, &container(&pod), 0, 3, 0);

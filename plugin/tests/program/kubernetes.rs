@@ -27,11 +27,16 @@ use tokio::time::{sleep, timeout};
 const HELM: Programs = programs("helm", "helm.sh/helm/v4", "v4.3.1", &["./cmd/helm"]);
 
 /// The newest that needs no newer Go than the rest does.
-const KUSTOMIZE: Programs = programs("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.8.2", &["."]);
+const KUSTOMIZE: Programs =
+    programs("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.8.2", &["."]);
 
 /// Nothing of it is built: its module has the definitions of what it adds to a cluster.
-const OPERATOR: Programs =
-    programs("prometheus-operator", "github.com/prometheus-operator/prometheus-operator", "v0.85.0", &[]);
+const OPERATOR: Programs = programs(
+    "prometheus-operator",
+    "github.com/prometheus-operator/prometheus-operator",
+    "v0.85.0",
+    &[],
+);
 
 const fn programs(
     name: &'static str,
@@ -45,11 +50,16 @@ const fn programs(
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What Helm adds to everything.
-const OF_HELM: [&str; 4] =
-    ["app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "app.kubernetes.io/version", "helm.sh/chart"];
+const OF_HELM: [&str; 4] = [
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/managed-by",
+    "app.kubernetes.io/version",
+    "helm.sh/chart",
+];
 
 /// Everything that is off by default, and needs definitions that not every cluster has.
-const ALL: [&str; 3] = ["podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboard.enabled=true"];
+const ALL: [&str; 3] =
+    ["podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboard.enabled=true"];
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("deploy").join(path)
@@ -59,13 +69,19 @@ fn helm(arguments: &[&str]) -> Output {
     let helm = HELM.obtain().unwrap().join("helm");
     // Nothing of whoever runs this.
     let home = tempfile::tempdir().unwrap();
-    Command::new(helm).env("HOME", home.path()).env_remove("KUBECONFIG").args(arguments).output().unwrap()
+    Command::new(helm)
+        .env("HOME", home.path())
+        .env_remove("KUBECONFIG")
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 /// What `helm template` says with these values, as `--set-json` takes them.
 fn template(values: &[&str]) -> Output {
     let chart = deploy("helm/plimsoll");
-    let mut arguments = vec!["template", "plimsoll", chart.to_str().unwrap(), "--namespace", "kube-system"];
+    let mut arguments =
+        vec!["template", "plimsoll", chart.to_str().unwrap(), "--namespace", "kube-system"];
     arguments.extend(values.iter().flat_map(|value| ["--set-json", value]));
     helm(&arguments)
 }
@@ -89,13 +105,17 @@ fn kustomize(components: &[&str]) -> Vec<Value> {
 }
 
 fn objects(output: Output) -> Vec<Value> {
-    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     assert!(output.status.success(), "{stderr}");
     serde_saphyr::from_multiple(&stdout).unwrap()
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("no text {pointer} in {object:#}"))
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_else(|| panic!("no text {pointer} in {object:#}"))
 }
 
 fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
@@ -105,7 +125,8 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
 /// The plugin's configuration in the cluster.
 fn config(objects: &[Value]) -> Config {
     let text = text(of_kind(objects, "ConfigMap"), "/data/90-plimsoll.conf");
-    Config::parse(text.as_bytes(), "the ConfigMap").unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+    Config::parse(text.as_bytes(), "the ConfigMap")
+        .unwrap_or_else(|errors| panic!("{errors}\n{text}"))
 }
 
 /// Takes away what Helm adds to labels and selectors, and comments of the configuration.
@@ -149,7 +170,10 @@ async fn api_server() -> (ApiServer, Client) {
         loop {
             let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(ADMINISTRATOR)).unwrap();
             // Its certificate comes with it.
-            if let Ok(config) = ClientConfig::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await {
+            if let Ok(config) =
+                ClientConfig::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                    .await
+            {
                 let client = Client::try_from(config).unwrap();
                 let request = hyper::Request::get("/readyz").body(Vec::new()).unwrap();
                 if client.request_text(request).await.is_ok_and(|answer| answer == "ok") {
@@ -166,9 +190,13 @@ async fn api_server() -> (ApiServer, Client) {
     let definitions = Api::<CustomResourceDefinition>::all(client.clone());
     for name in ["podmonitors", "prometheusrules"] {
         let file = format!("example/prometheus-operator-crd/monitoring.coreos.com_{name}.yaml");
-        let definition: Value = serde_saphyr::from_str(&fs::read_to_string(operator.join(file)).unwrap()).unwrap();
+        let definition: Value =
+            serde_saphyr::from_str(&fs::read_to_string(operator.join(file)).unwrap()).unwrap();
         let name = text(&definition, "/metadata/name").to_owned();
-        definitions.patch(&name, &PatchParams::apply("test"), &Patch::Apply(definition)).await.unwrap();
+        definitions
+            .patch(&name, &PatchParams::apply("test"), &Patch::Apply(definition))
+            .await
+            .unwrap();
         let established = async {
             while !is_established(&definitions.get(&name).await.unwrap()) {
                 sleep(Duration::from_millis(50)).await;
@@ -181,12 +209,14 @@ async fn api_server() -> (ApiServer, Client) {
 
 fn is_established(definition: &CustomResourceDefinition) -> bool {
     let conditions = definition.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Established" && one.status == "True"))
+    conditions
+        .is_some_and(|all| all.iter().any(|one| one.type_ == "Established" && one.status == "True"))
 }
 
 /// `kubectl apply --server-side --dry-run=server --validate=strict`
 async fn apply(client: &Client, object: &Value) -> Result<DynamicObject, kube::Error> {
-    let (group, version) = text(object, "/apiVersion").split_once('/').unwrap_or(("", text(object, "/apiVersion")));
+    let (group, version) =
+        text(object, "/apiVersion").split_once('/').unwrap_or(("", text(object, "/apiVersion")));
     let kind = GroupVersionKind::gvk(group, version, text(object, "/kind"));
     let looked_up = async {
         // What was defined a moment ago may not be listed yet.
@@ -197,14 +227,17 @@ async fn apply(client: &Client, object: &Value) -> Result<DynamicObject, kube::E
             }
         }
     };
-    let (resource, capabilities) =
-        timeout(PATIENCE, looked_up).await.unwrap_or_else(|_| panic!("the API server has no {kind:?}"));
+    let (resource, capabilities) = timeout(PATIENCE, looked_up)
+        .await
+        .unwrap_or_else(|_| panic!("the API server has no {kind:?}"));
     let api = match capabilities.scope {
         Scope::Cluster => {
             assert_eq!(object["metadata"]["namespace"], Value::Null, "{kind:?} is in no namespace");
             Api::<DynamicObject>::all_with(client.clone(), &resource)
         }
-        Scope::Namespaced => Api::namespaced_with(client.clone(), text(object, "/metadata/namespace"), &resource),
+        Scope::Namespaced => {
+            Api::namespaced_with(client.clone(), text(object, "/metadata/namespace"), &resource)
+        }
     };
     let strictly = PatchParams::apply("test").dry_run().validation_strict();
     api.patch(text(object, "/metadata/name"), &strictly, &Patch::Apply(object)).await
@@ -236,9 +269,17 @@ async fn an_api_server_that_is_strict_takes_every_object() {
     }
     // It would have said so.
     for (kind, field, value) in [
-        ("DaemonSet", "/spec/template/spec/containers/0/securityContext/readOnlyRootFilesystem", json!("yes")),
+        (
+            "DaemonSet",
+            "/spec/template/spec/containers/0/securityContext/readOnlyRootFilesystem",
+            json!("yes"),
+        ),
         ("DaemonSet", "/spec/updateStrategy/rollingUpdate/maxSurge", json!(1)),
-        ("DaemonSet", "/spec/template/spec/containers/0", json!({ "name": "x", "image": "x", "imagePolicy": "x" })),
+        (
+            "DaemonSet",
+            "/spec/template/spec/containers/0",
+            json!({ "name": "x", "image": "x", "imagePolicy": "x" }),
+        ),
         ("PodMonitor", "/spec/podMetricsEndpoints/0", json!({ "ports": "metrics" })),
         ("PrometheusRule", "/spec/groups/0/rules/0/alert", json!(1)),
         ("Pod", "/spec/priorityClassName", json!("system-nod-critical")),
@@ -261,7 +302,8 @@ fn kustomize_and_helm_make_the_same() {
 fn the_version_is_the_same_everywhere() {
     let version = env!("CARGO_PKG_VERSION");
     let chart: Value =
-        serde_saphyr::from_str(&fs::read_to_string(deploy("helm/plimsoll/Chart.yaml")).unwrap()).unwrap();
+        serde_saphyr::from_str(&fs::read_to_string(deploy("helm/plimsoll/Chart.yaml")).unwrap())
+            .unwrap();
     assert_eq!([&chart["version"], &chart["appVersion"]], [version; 2]);
     let image = kustomize(&[]);
     let image = text(of_kind(&image, "DaemonSet"), "/spec/template/spec/containers/0/image");
@@ -333,9 +375,13 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
     ] {
         let Output { status, stderr, .. } = template(&[value]);
         let stderr = String::from_utf8(stderr).unwrap();
-        assert!(!status.success() && stderr.contains(complaint) && stderr.contains("schema"), "{value}: {stderr}");
+        assert!(
+            !status.success() && stderr.contains(complaint) && stderr.contains("schema"),
+            "{value}: {stderr}"
+        );
         // Nothing that the plugin would take, but that Helm makes other numbers of large ones.
-        if let Some((field, value)) = value.strip_prefix("config.").and_then(|field| field.split_once('='))
+        if let Some((field, value)) =
+            value.strip_prefix("config.").and_then(|field| field.split_once('='))
             && value.parse::<f64>().is_err()
         {
             Config::parse(format!("{field}: {value}").as_bytes(), "").unwrap_err();
@@ -345,7 +391,8 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
 
 /// Where metrics are served by TCP, and what of that the DaemonSet says.
 fn metrics(objects: &[Value]) -> (Option<SocketAddr>, &Value) {
-    let ports = &of_kind(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["ports"];
+    let ports =
+        &of_kind(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["ports"];
     (config(objects).metrics_address, ports)
 }
 
@@ -354,10 +401,14 @@ fn no_port_is_open_on_the_node_unless_somebody_is_to_scrape_metrics() {
     for objects in [kustomize(&[]), chart(&[]), chart(&["config.metricsAddress=null"])] {
         assert_eq!(metrics(&objects), (None, &Value::Null));
     }
-    let port = |number: u16| json!([{ "name": "metrics", "containerPort": number, "protocol": "TCP" }]);
+    let port =
+        |number: u16| json!([{ "name": "metrics", "containerPort": number, "protocol": "TCP" }]);
     let monitored = "podMonitor.enabled=true";
-    for objects in [kustomize(&["monitoring"]), chart(&[monitored]), chart(&[monitored, "config.metricsAddress=null"])]
-    {
+    for objects in [
+        kustomize(&["monitoring"]),
+        chart(&[monitored]),
+        chart(&[monitored, "config.metricsAddress=null"]),
+    ] {
         assert_eq!(metrics(&objects), ("0.0.0.0:9477".parse().ok(), &port(9477)));
     }
     for more in [&[][..], &[monitored]] {
@@ -372,11 +423,13 @@ fn the_pod_is_ready_where_the_plugin_is_and_lives_where_it_answers() {
     let container = &of_kind(&objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
     let node = tempfile::tempdir().unwrap();
     for (probe, expected) in [("livenessProbe", "--json"), ("readinessProbe", "--ready")] {
-        let command: Vec<_> = container[probe]["exec"]["command"].as_array().unwrap().iter().collect();
+        let command: Vec<_> =
+            container[probe]["exec"]["command"].as_array().unwrap().iter().collect();
         assert_eq!(command, ["plimsoll", "status", expected], "{probe}");
         // The program knows what it is asked, and nobody answers it here.
         let mut program = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-        let output = program.args(["status", expected, "--host"]).arg(node.path()).output().unwrap();
+        let output =
+            program.args(["status", expected, "--host"]).arg(node.path()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{probe}: {output:?}");
     }
 }
@@ -385,13 +438,23 @@ fn the_pod_is_ready_where_the_plugin_is_and_lives_where_it_answers() {
 fn nri_is_switched_on_by_the_same_image_where_that_is_wanted_and_nothing_else_is_privileged() {
     for objects in [kustomize(&["enable-nri"]), chart(&["enableNRI=true"])] {
         let pod = &of_kind(&objects, "DaemonSet")["spec"]["template"]["spec"];
-        let [first] = pod["initContainers"].as_array().unwrap().as_slice() else { panic!("{pod:#}") };
+        let [first] = pod["initContainers"].as_array().unwrap().as_slice() else {
+            panic!("{pod:#}")
+        };
         assert_eq!(first["image"], pod["containers"][0]["image"]);
-        assert_eq!((&first["securityContext"]["privileged"], &pod["hostPID"]), (&json!(true), &json!(true)));
+        assert_eq!(
+            (&first["securityContext"]["privileged"], &pod["hostPID"]),
+            (&json!(true), &json!(true))
+        );
         assert_eq!(pod["containers"][0]["securityContext"]["privileged"], Value::Null);
         // The program knows what it is asked.
-        let arguments = first["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
-        let output = Command::new(env!("CARGO_BIN_EXE_plimsoll")).args(arguments).arg("--help").output().unwrap();
+        let arguments =
+            first["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
+        let output = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+            .args(arguments)
+            .arg("--help")
+            .output()
+            .unwrap();
         assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
     for objects in [kustomize(&[]), chart(&[])] {
@@ -404,7 +467,9 @@ fn nri_is_switched_on_by_the_same_image_where_that_is_wanted_and_nothing_else_is
 fn the_kubelets_directory_may_be_elsewhere_on_the_node() {
     let objects = chart(&["kubeletDirectory=\"/var/lib/k0s/kubelet\""]);
     let pod = &of_kind(&objects, "DaemonSet")["spec"]["template"]["spec"];
-    let of = |list: &Value| list.as_array().unwrap().iter().find(|one| one["name"] == "kubelet").unwrap().clone();
+    let of = |list: &Value| {
+        list.as_array().unwrap().iter().find(|one| one["name"] == "kubelet").unwrap().clone()
+    };
     assert_eq!(of(&pod["volumes"])["hostPath"]["path"], "/var/lib/k0s/kubelet");
     assert_eq!(of(&pod["containers"][0]["volumeMounts"])["mountPath"], "/var/lib/kubelet");
 }
@@ -413,16 +478,29 @@ fn the_kubelets_directory_may_be_elsewhere_on_the_node() {
 fn the_notes_of_the_chart_say_the_mode() {
     let chart = deploy("helm/plimsoll");
     let notes = |mode: &str| {
-        let output = helm(&["install", "plimsoll", chart.to_str().unwrap(), "--dry-run=client", "--set-json", mode]);
+        let output = helm(&[
+            "install",
+            "plimsoll",
+            chart.to_str().unwrap(),
+            "--dry-run=client",
+            "--set-json",
+            mode,
+        ]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
     for enforces in ["config={}", "config.mode=\"enforce\""] {
         let notes = notes(enforces);
-        assert!(notes.contains("runs in enforce mode") && !notes.contains("runs in observe mode"), "{notes}");
+        assert!(
+            notes.contains("runs in enforce mode") && !notes.contains("runs in observe mode"),
+            "{notes}"
+        );
     }
     let notes = notes("config.mode=\"observe\"");
-    assert!(notes.contains("runs in observe mode") && !notes.contains("runs in enforce mode"), "{notes}");
+    assert!(
+        notes.contains("runs in observe mode") && !notes.contains("runs in enforce mode"),
+        "{notes}"
+    );
 }
 
 #[test]
@@ -437,12 +515,16 @@ fn two_releases_of_the_chart_have_nothing_of_each_other() {
     for object in &other {
         let name = text(object, "/metadata/name");
         assert!(name.starts_with("arm-plimsoll"), "{name}");
-        assert!(object["kind"].as_str().unwrap().starts_with("Cluster") || object["metadata"]["namespace"] == "nodes");
+        assert!(
+            object["kind"].as_str().unwrap().starts_with("Cluster")
+                || object["metadata"]["namespace"] == "nodes"
+        );
     }
     assert_eq!(plain.len(), other.len());
     let selector = |objects: &[Value]| of_kind(objects, "DaemonSet")["spec"]["selector"].clone();
     assert_ne!(selector(&plain), selector(&other));
-    let volumes = of_kind(&other, "DaemonSet").pointer("/spec/template/spec/volumes/0/configMap/name");
+    let volumes =
+        of_kind(&other, "DaemonSet").pointer("/spec/template/spec/volumes/0/configMap/name");
     assert_eq!(volumes.unwrap(), "arm-plimsoll");
 }
 
@@ -471,7 +553,8 @@ async fn a_changed_configmap_takes_effect_and_a_mistaken_one_does_not() {
     let node = Node::new();
     let volume = node.path("config");
     bring(&volume, "..2026_1", "nodeAllocatable: 4Gi\n");
-    let mut daemon = node.start_with(&["--config", volume.join("90-plimsoll.conf").to_str().unwrap()]);
+    let mut daemon =
+        node.start_with(&["--config", volume.join("90-plimsoll.conf").to_str().unwrap()]);
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     bring(&volume, "..2026_2", "nodeAllocatable: 3Gi\n");

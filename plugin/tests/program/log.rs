@@ -35,14 +35,16 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
     let node = Node::new();
     node.replace("plimsoll.yaml", CONFIG);
     let config = node.path("plimsoll.yaml");
-    let mut daemon = node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);
+    let mut daemon =
+        node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     let pod = run(&node, &runtime).await;
     daemon.says("unchanged").await;
 
     let of = |line: &str, fields: &[&str]| -> Vec<Value> {
-        let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let object: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         fields.iter().map(|field| object[field].clone()).collect()
     };
     runtime.set_file(&pod.cgroup(), "memory.min", "0");
@@ -81,7 +83,8 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
 
     // What ends it, too, and mistakes that take several lines otherwise.
     node.replace("plimsoll.yaml", "memoryThrottlingFactor: 2\nlogLevel: loud\n");
-    let mut daemon = node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);
+    let mut daemon =
+        node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);
     let line = daemon.says("memoryThrottlingFactor").await;
     assert_eq!(of(&line, &["level"]), [json!("ERROR")]);
     assert!(line.contains("logLevel"), "{line}");
@@ -110,7 +113,9 @@ fn start_with_journal(node: &Node, standard_error: &str) -> (Daemon, UnixDatagra
          exec \"$0\" \"$@\""
     );
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", &script, env!("CARGO_BIN_EXE_plimsoll")]).args(node.arguments());
+    command
+        .args(["--mount", "sh", "-c", &script, env!("CARGO_BIN_EXE_plimsoll")])
+        .args(node.arguments());
     command.arg("--config").arg(node.path("plimsoll.yaml")).env("JOURNAL", directory);
     (Daemon::spawn(command), journal)
 }
@@ -120,10 +125,13 @@ async fn entry(journal: &UnixDatagram, text: &'static str) -> BTreeMap<String, S
     let journal = journal.try_clone().unwrap();
     let read = move || loop {
         let mut bytes = vec![0; 1 << 20];
-        let length = journal.recv(&mut bytes).unwrap_or_else(|error| panic!("nobody said {text:?}: {error}"));
+        let length = journal
+            .recv(&mut bytes)
+            .unwrap_or_else(|error| panic!("nobody said {text:?}: {error}"));
         let entry = String::from_utf8(bytes[..length].to_vec()).unwrap();
         let fields = entry.lines().map(|line| line.split_once('=').expect(text));
-        let fields: BTreeMap<_, _> = fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let fields: BTreeMap<_, _> =
+            fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         if fields["MESSAGE"].contains(text) {
             return fields;
         }
@@ -159,7 +167,8 @@ async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
         }
         let message = &refused["MESSAGE"];
         assert!(
-            message.contains(" pod=\"default/b\" container=\"app\"") && message.contains(" outcome=rejected"),
+            message.contains(" pod=\"default/b\" container=\"app\"")
+                && message.contains(" outcome=rejected"),
             "{message}"
         );
         assert_eq!(

@@ -5,7 +5,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit, overwrite, plimsoll, status_json};
+use crate::harness::{
+    self, Daemon, MIB, Node, Pod, Runtime, memory_limit, overwrite, plimsoll, status_json,
+};
 use nri::api::{Event, LinuxResources};
 use serde_json::Value;
 
@@ -20,8 +22,11 @@ const PASSIVE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\nmemoryThrottlingFa
 
 /// The kubelet's record of a container that requests 64 MiB and may have 100: its pod has no limit of its own.
 fn checkpoint(node: &Node) {
-    let resources = serde_json::json!({ "requests": { "memory": "64Mi" }, "limits": { "memory": "100Mi" } });
-    let data = serde_json::json!({ "entries": { "b": { "ContainerResources": { "app": resources } } } }).to_string();
+    let resources =
+        serde_json::json!({ "requests": { "memory": "64Mi" }, "limits": { "memory": "100Mi" } });
+    let data =
+        serde_json::json!({ "entries": { "b": { "ContainerResources": { "app": resources } } } })
+            .to_string();
     let checkpoint = serde_json::json!({ "data": data, "checksum": 1 }).to_string();
     for file in ["actuated_pods_state", "allocated_pods_state"] {
         node.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
@@ -65,7 +70,10 @@ struct Adjusted {
 impl Adjusted {
     /// Nothing, and what others wrote is there.
     fn nothing() -> Self {
-        Self { files: vec!["4096".to_owned(), "8192".to_owned(), "max".to_owned()], ..Self::default() }
+        Self {
+            files: vec!["4096".to_owned(), "8192".to_owned(), "max".to_owned()],
+            ..Self::default()
+        }
     }
 }
 
@@ -108,7 +116,9 @@ fn cgroup(pod: &Pod) -> String {
 
 /// The kernel's counts of a cgroup, always as long.
 fn events(high: u32, max: u32, oom: u32, kills: u32) -> String {
-    format!("low 0\nhigh {high:04}\nmax {max}\noom {oom:04}\noom_kill {kills:04}\noom_group_kill 0000")
+    format!(
+        "low 0\nhigh {high:04}\nmax {max}\noom {oom:04}\noom_kill {kills:04}\noom_group_kill 0000"
+    )
 }
 
 /// Gives a pod and its container these counts.
@@ -144,7 +154,8 @@ fn pressure(runtime: &Runtime, pod: &Pod, percent: &str) {
 async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut usize) {
     node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
     pressure(runtime, pod, "90.00");
-    let files = ["kubepods".to_owned(), pod.cgroup()].map(|level| runtime.path(&level).join("memory.events"));
+    let files = ["kubepods".to_owned(), pod.cgroup()]
+        .map(|level| runtime.path(&level).join("memory.events"));
     let counting = tokio::spawn(async move {
         for count in 1.. {
             for file in &files {
@@ -169,7 +180,12 @@ fn foreign(pod: &Pod) -> [(String, &'static str, &'static str); 3] {
 }
 
 /// A container is created, throttled, resized both ways, killed, and written to by others. Returns what was adjusted.
-async fn everything(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, rewrite: &str) -> Adjusted {
+async fn everything(
+    node: &Node,
+    daemon: &mut Daemon,
+    runtime: &mut Runtime,
+    rewrite: &str,
+) -> Adjusted {
     let mut adjusted = Adjusted::default();
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
@@ -219,7 +235,8 @@ impl Asks for Runtime {
                 *asked += request.update.len();
                 for update in &request.update {
                     for (name, value) in &update.linux.resources.unified {
-                        fs::write(self.root.join(cgroup(pod)).join(name), format!("{value}\n")).unwrap();
+                        fs::write(self.root.join(cgroup(pod)).join(name), format!("{value}\n"))
+                            .unwrap();
                     }
                 }
                 request.succeed(Vec::new());
@@ -245,7 +262,9 @@ async fn run(config: &str) -> (Node, Vec<String>, Adjusted) {
     let mut daemon = start_traced(&node);
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
-    let adjusted = everything(&node, &mut daemon, &mut runtime, &format!("{config}containerMetrics: true\n")).await;
+    let adjusted =
+        everything(&node, &mut daemon, &mut runtime, &format!("{config}containerMetrics: true\n"))
+            .await;
     drop(daemon);
     let writes = writes(&node);
     (node, writes, adjusted)
@@ -262,8 +281,12 @@ async fn observing_writes_and_adjusts_nothing() {
 #[tokio::test]
 async fn enforcing_the_same_writes_and_adjusts() {
     let (_node, writes, adjusted) = run(ALL).await;
-    for file in ["kubepods>, \"memory.max\"", "podb>, \"memory.max\"", "podb>, \"memory.min\"", "podb>, \"memory.low\""]
-    {
+    for file in [
+        "kubepods>, \"memory.max\"",
+        "podb>, \"memory.max\"",
+        "podb>, \"memory.min\"",
+        "podb>, \"memory.low\"",
+    ] {
         assert!(writes.iter().any(|line| line.contains(file)), "{file}: {writes:#?}");
     }
     assert_eq!(adjusted.created["memory.min"], (64 * MIB).to_string());
@@ -288,7 +311,8 @@ async fn start(config: &str) -> (Node, Daemon, Runtime) {
     (node, daemon, runtime)
 }
 
-const OBSERVE: &str = "mode: observe\nnodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\n";
+const OBSERVE: &str =
+    "mode: observe\nnodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\n";
 
 #[tokio::test]
 async fn status_shows_what_would_be() {
@@ -297,7 +321,9 @@ async fn status_shows_what_would_be() {
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
     runtime.run(&pod).await;
-    let update = |limit| runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), limit);
+    let update = |limit| {
+        runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), limit)
+    };
     runtime.uses(&pod, 99 * MIB, 0);
     let refused: LinuxResources = memory_limit(50 * MIB);
     assert_eq!(update(refused).await.unwrap().update, []);
@@ -334,7 +360,8 @@ async fn status_shows_what_would_be() {
             "{kind}: {reports:?}"
         );
     }
-    let pod_level = all["cgroups"].as_array().unwrap().iter().find(|level| level["level"] == "pod").unwrap();
+    let pod_level =
+        all["cgroups"].as_array().unwrap().iter().find(|level| level["level"] == "pod").unwrap();
     assert_eq!(pod_level["desired"]["min"], 64 * MIB);
     assert_eq!(pod_level["observed"]["min"], 0);
 
@@ -395,7 +422,12 @@ async fn doctor_tells_the_mode_of_the_plugin_that_runs() {
     let (text, _) = plimsoll(&node, &["doctor", "--json"]).await;
     let report: Value = serde_json::from_str(&text).unwrap();
     let of = |check: &str| {
-        let found = report["checks"].as_array().unwrap().iter().find(|finding| finding["check"] == check).unwrap();
+        let found = report["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|finding| finding["check"] == check)
+            .unwrap();
         format!("{}: {}", found["mark"].as_str().unwrap(), found["found"].as_str().unwrap())
     };
     assert!(of("mode").starts_with("ok: observe"), "{text}");
@@ -420,7 +452,9 @@ async fn switching_to_observe_restores_first() {
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked[&pod.container.id]["memory.min"], "0");
     assert_eq!(asked[&pod.container.id]["memory.high"], "max");
-    for cgroup in ["kubepods".to_owned(), "kubepods/burstable".to_owned(), pod.cgroup(), container.clone()] {
+    for cgroup in
+        ["kubepods".to_owned(), "kubepods/burstable".to_owned(), pod.cgroup(), container.clone()]
+    {
         runtime.holds(&cgroup, "memory.min", 0).await;
     }
     runtime.holds("kubepods", "memory.max", "max").await;
@@ -437,7 +471,8 @@ async fn switching_to_observe_restores_first() {
 
 #[tokio::test]
 async fn switching_to_observe_names_limits_that_stay_raised() {
-    let (node, mut daemon, runtime) = start("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n").await;
+    let (node, mut daemon, runtime) =
+        start("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n").await;
     let pod = run_pod(&runtime).await;
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
     // With its limit the container gets that of its pod.
@@ -451,7 +486,8 @@ async fn switching_to_observe_names_limits_that_stay_raised() {
 
 #[tokio::test]
 async fn a_rescue_is_only_reported_while_observing() {
-    let (_node, mut daemon, mut runtime) = start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
+    let (_node, mut daemon, mut runtime) =
+        start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
     let pod = run_counted(&mut daemon, &runtime).await;
     kills(&runtime, &pod, 2);
     let line = daemon.says("observe mode, not done: raising the limit").await;
@@ -492,7 +528,8 @@ async fn what_was_left_without_repair_stays_left() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.min"), "12288");
 }
 
-const ONE_REPAIR: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
+const ONE_REPAIR: &str =
+    "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
 
 /// Another program changes two files of a pod, which applies a brake with `repairs: 1`.
 async fn two_repairs(daemon: &mut Daemon, runtime: &Runtime, pod: &Pod) {
@@ -519,7 +556,9 @@ async fn too_many_repairs_apply_the_brake() {
     assert_eq!(all["node"]["brake"], "2 repairs within 10m");
     let (text, _) = plimsoll(&node, &["status"]).await;
     assert!(
-        text.contains("brake applied after 2 repairs within 10m: nothing is set, until 'plimsoll reset-brake'"),
+        text.contains(
+            "brake applied after 2 repairs within 10m: nothing is set, until 'plimsoll reset-brake'"
+        ),
         "{text}"
     );
     assert!(node.metrics().await.contains("plimsoll_brake_applied 1"));
@@ -532,21 +571,31 @@ async fn too_many_repairs_apply_the_brake() {
     daemon.says("the brake is applied").await;
     assert_eq!(status_json(&node).await["node"]["mode"], "observe");
 
-    assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("reset: plimsoll acts again, where it runs\n".to_owned(), 0));
+    assert_eq!(
+        plimsoll(&node, &["reset-brake"]).await,
+        ("reset: plimsoll acts again, where it runs\n".to_owned(), 0)
+    );
     daemon.says("the brake was reset").await;
     runtime.serve_update(&[&pod]).await;
     runtime.holds(&cgroup(&pod), "memory.min", 64 * MIB).await;
-    assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("the brake was not applied\n".to_owned(), 0));
+    assert_eq!(
+        plimsoll(&node, &["reset-brake"]).await,
+        ("the brake was not applied\n".to_owned(), 0)
+    );
 }
 
 #[tokio::test]
 async fn a_decrease_is_not_judged_where_all_are_allowed() {
-    let (_node, mut daemon, runtime) = start("nodeAllocatable: 4Gi\nlogLevel: debug\nshrink: allow\n").await;
+    let (_node, mut daemon, runtime) =
+        start("nodeAllocatable: 4Gi\nlogLevel: debug\nshrink: allow\n").await;
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
     runtime.uses(&pod, 99 * MIB, 0);
-    let update =
-        runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), memory_limit(50 * MIB));
+    let update = runtime.connection.update_container(
+        pod.sandbox.clone(),
+        pod.container.clone(),
+        memory_limit(50 * MIB),
+    );
     assert!(update.await.is_ok());
     assert_eq!(runtime.file(&cgroup(&pod), "memory.max"), (100 * MIB).to_string());
 }
@@ -564,19 +613,29 @@ async fn a_pods_own_decrease_is_only_reported_while_observing() {
     runtime.set_file(&pod.cgroup(), "memory.max", &(250 * MIB).to_string());
     runtime.run(&pod).await;
     let pods = runtime.path(&pod.cgroup());
-    fs::write(pods.join("memory.stat"), format!("inactive_anon {}\ninactive_file {}\n", 118 * MIB, 10 * MIB)).unwrap();
+    fs::write(
+        pods.join("memory.stat"),
+        format!("inactive_anon {}\ninactive_file {}\n", 118 * MIB, 10 * MIB),
+    )
+    .unwrap();
     fs::write(pods.join("memory.current"), format!("{}\n", 128 * MIB)).unwrap();
     let (overhead, limit) = (memory_limit(0), memory_limit(100 * MIB));
     runtime.connection.update_pod_sandbox(pod.sandbox.clone(), overhead, limit).await.unwrap();
     let line = daemon.says("observe mode, not done: refused to lower the limit").await;
     assert!(line.contains("desired=104857600") && line.contains("observed=262144000"), "{line}");
     assert_eq!(status_json(&node).await["node"]["wouldRefuse"], 1);
-    assert_eq!(runtime.file(&pod.cgroup(), "memory.current"), (128 * MIB).to_string(), "nothing was reclaimed");
+    assert_eq!(
+        runtime.file(&pod.cgroup(), "memory.current"),
+        (128 * MIB).to_string(),
+        "nothing was reclaimed"
+    );
 }
 
 #[tokio::test]
 async fn a_throttled_container_is_left_without_a_deadline() {
-    let config = |deadline: &str| format!("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nthrottleDeadline: {deadline}\n");
+    let config = |deadline: &str| {
+        format!("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nthrottleDeadline: {deadline}\n")
+    };
     let node = Node::new();
     checkpoint(&node);
     node.replace("plimsoll.yaml", &config("null"));
@@ -647,7 +706,10 @@ async fn the_brake_stays_applied_without_its_record() {
     fs::remove_dir(&obstacle).unwrap();
     node.replace("plimsoll.yaml", ONE_REPAIR);
     daemon.says("configuration changed").await;
-    assert_eq!(plimsoll(&node, &["reset-brake"]).await, ("reset: plimsoll acts again, where it runs\n".to_owned(), 0));
+    assert_eq!(
+        plimsoll(&node, &["reset-brake"]).await,
+        ("reset: plimsoll acts again, where it runs\n".to_owned(), 0)
+    );
     daemon.says("the brake was reset").await;
     assert_eq!(status_json(&node).await["node"]["mode"], "enforce");
 }
@@ -663,7 +725,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
     // Else it may ask once more.
     daemon.says("verified").await;
     // It is reset while the plugin stands aside, which the plugin sees as one change.
-    let [restored, brake] = ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
+    let [restored, brake] =
+        ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
     fs::write(&restored, "").unwrap();
     daemon.says("'plimsoll restore' was called").await;
     daemon.while_it_is_stopped(|| {
@@ -681,7 +744,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
 
 #[tokio::test]
 async fn too_many_conflicts_apply_the_brake() {
-    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {conflicts: 1}\n";
+    let config =
+        "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {conflicts: 1}\n";
     let (node, mut daemon, runtime) = start(config).await;
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
@@ -702,8 +766,7 @@ async fn too_many_conflicts_apply_the_brake() {
     assert_eq!(status_json(&node).await["node"]["mode"], "observe");
 }
 
-const ONE_KILL: &str =
-    "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nbrake: {kills: 1}\n";
+const ONE_KILL: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nbrake: {kills: 1}\n";
 
 /// A pod of which one process was killed for want of memory in kubepods.
 async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
@@ -750,7 +813,10 @@ async fn kills_before_the_start_apply_no_brake() {
     drop((daemon, runtime));
     let mut daemon = {
         for cgroup in [cgroup(&pod), pod.cgroup()] {
-            overwrite(&node.path("host/sys/fs/cgroup").join(cgroup).join("memory.events"), &events(0, 7, 0, 5));
+            overwrite(
+                &node.path("host/sys/fs/cgroup").join(cgroup).join("memory.events"),
+                &events(0, 7, 0, 5),
+            );
         }
         node.start()
     };
@@ -783,10 +849,14 @@ async fn kills_while_the_guard_waits_apply_no_brake() {
 
 #[tokio::test]
 async fn observing_reports_no_rescue_above_a_pods_own_limit() {
-    let (node, mut daemon, runtime) = start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
+    let (node, mut daemon, runtime) =
+        start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
     node.checkpoint_with_pod_limit("b", "64Mi", "100Mi", "150Mi");
     let pod = run_counted(&mut daemon, &runtime).await;
     kills(&runtime, &pod, 2);
     daemon.says("its pod has limits of its own, which stay").await;
-    assert!(!is_counted(&node.metrics().await, "plimsoll_observed_actions_total{kind=\"Rescued\"}"));
+    assert!(!is_counted(
+        &node.metrics().await,
+        "plimsoll_observed_actions_total{kind=\"Rescued\"}"
+    ));
 }

@@ -48,14 +48,19 @@ async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_
     runtime.pod_event(Event::RUN_POD_SANDBOX, &high).await;
     runtime.create(&high).await;
     let read = |cgroup: &str| runtime.file(cgroup, "memory.min").parse::<i64>().unwrap() / MIB;
-    assert_eq!([&low.cgroup(), BURSTABLE, &high.cgroup(), KUBEPODS].map(read), [110, 110, 200, 310]);
+    assert_eq!(
+        [&low.cgroup(), BURSTABLE, &high.cgroup(), KUBEPODS].map(read),
+        [110, 110, 200, 310]
+    );
 
     fs::remove_dir_all(runtime.cgroup(&low)).unwrap();
     runtime.stop(&low).await;
     assert_eq!([&low.cgroup(), BURSTABLE, &high.cgroup(), KUBEPODS].map(read), [10, 10, 200, 210]);
     runtime.pod_event(Event::STOP_POD_SANDBOX, &low).await;
     assert_eq!([&low.cgroup(), BURSTABLE, &high.cgroup(), KUBEPODS].map(read), [0, 0, 200, 200]);
-    for (cgroup, name) in [(KUBEPODS, "memory.high"), (BURSTABLE, "memory.high"), (KUBEPODS, "memory.max")] {
+    for (cgroup, name) in
+        [(KUBEPODS, "memory.high"), (BURSTABLE, "memory.high"), (KUBEPODS, "memory.max")]
+    {
         assert_eq!(runtime.file(cgroup, name), "max", "never set above containers");
     }
 }
@@ -63,16 +68,22 @@ async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_
 #[tokio::test]
 async fn the_tiered_policy_protects_softly_below_and_firmly_at_the_top() {
     let (node, mut daemon, runtime) = start().await;
-    node.replace("plimsoll.yaml", "memoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 0\n");
+    node.replace(
+        "plimsoll.yaml",
+        "memoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 0\n",
+    );
     daemon.says("configuration changed").await;
     let (low, high) = (burstable(&node, "b", 100 * MIB), Pod::new("guaranteed", "g", 200 * MIB));
     runtime.make_cgroup(&low);
     runtime.make_cgroup(&high);
     runtime.run(&low).await;
     runtime.run(&high).await;
-    for (cgroup, min, soft) in
-        [(KUBEPODS, 300, 100), (BURSTABLE, 0, 100), (&low.cgroup(), 0, 100), (&high.cgroup(), 200, 0)]
-    {
+    for (cgroup, min, soft) in [
+        (KUBEPODS, 300, 100),
+        (BURSTABLE, 0, 100),
+        (&low.cgroup(), 0, 100),
+        (&high.cgroup(), 200, 0),
+    ] {
         assert_eq!(runtime.file(cgroup, "memory.min"), (min * MIB).to_string(), "{cgroup}");
         assert_eq!(runtime.file(cgroup, "memory.low"), (soft * MIB).to_string(), "{cgroup}");
     }
@@ -89,7 +100,11 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
         assert_eq!(updated["memory.min"], (request * MIB).to_string());
         // The container does not have it yet.
         for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
-            assert_eq!(runtime.file(cgroup, "memory.min"), (before * MIB).to_string(), "{cgroup} {request}");
+            assert_eq!(
+                runtime.file(cgroup, "memory.min"),
+                (before * MIB).to_string(),
+                "{cgroup} {request}"
+            );
         }
         runtime.apply(&pod, &updated);
         runtime.set_file(&format!("{}/id-b", pod.cgroup()), "memory.max", &(300 * MIB).to_string());
@@ -114,7 +129,10 @@ async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
     // Thirds of a byte are lost, and then the rest of a page.
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), (4096 * MIB - 4096).to_string());
     for pod in &pods {
-        assert_eq!(runtime.file(&pod.cgroup(), "memory.min"), (4096 * MIB / 3 / 4096 * 4096).to_string());
+        assert_eq!(
+            runtime.file(&pod.cgroup(), "memory.min"),
+            (4096 * MIB / 3 / 4096 * 4096).to_string()
+        );
         assert_eq!(runtime.read(pod, "memory.min"), (2048 * MIB).to_string(), "the kernel divides");
     }
     assert!(daemon.says("gets less than it asks for").await.contains("asked_min=\"2Gi\""));
@@ -132,7 +150,10 @@ async fn what_somebody_else_writes_is_repaired_at_every_level() {
         runtime.set_file(cgroup, "memory.min", "0");
         runtime.holds(cgroup, "memory.min", 100 * MIB).await;
         let line = daemon.says("repaired what somebody else changed").await;
-        assert!(line.contains(&format!("cgroup=/{cgroup} ")) && line.contains("observed=0"), "{line}");
+        assert!(
+            line.contains(&format!("cgroup=/{cgroup} ")) && line.contains("observed=0"),
+            "{line}"
+        );
     }
     let container = format!("{}/id-b", pod.cgroup());
     // The runtime need not be asked for what it has stored.
@@ -194,7 +215,11 @@ async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
     runtime.make_cgroup(&other);
     runtime.run(&other).await;
     assert_eq!(runtime.file(&other.cgroup(), "memory.min"), (200 * MIB).to_string());
-    assert_eq!(runtime.file(KUBEPODS, "memory.min"), (300 * MIB).to_string(), "a new value is written once");
+    assert_eq!(
+        runtime.file(KUBEPODS, "memory.min"),
+        (300 * MIB).to_string(),
+        "a new value is written once"
+    );
 }
 
 #[tokio::test]
@@ -211,7 +236,10 @@ async fn a_container_that_ends_unannounced_is_no_longer_counted() {
     ended.container.state = nri::api::ContainerState::CONTAINER_STOPPED.into();
     runtime.stop(&ended).await;
     let (sandbox, container) = (ended.sandbox.clone(), ended.container.clone());
-    let reply = runtime.connection.update_container(sandbox, container, harness::memory_limit(300 * MIB)).await;
+    let reply = runtime
+        .connection
+        .update_container(sandbox, container, harness::memory_limit(300 * MIB))
+        .await;
     assert_eq!(reply.unwrap().update, []);
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), "0");
 }
@@ -244,7 +272,8 @@ async fn a_failed_start_does_not_count() {
     }
     // Updates of what has ended come from nobody who knows of it, and bring nothing back.
     let (sandbox, first) = (pod.sandbox.clone(), pod.container.clone());
-    let reply = runtime.connection.update_container(sandbox, first, harness::memory_limit(300 * MIB)).await;
+    let reply =
+        runtime.connection.update_container(sandbox, first, harness::memory_limit(300 * MIB)).await;
     assert_eq!(reply.unwrap().update, []);
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), (100 * MIB).to_string());
     // A runtime may still have all of them, in any order.
@@ -268,7 +297,9 @@ async fn a_failed_start_does_not_count() {
 async fn a_pod_claims_no_more_than_its_own_limit() {
     let (node, _daemon, runtime) = start().await;
     // The kubelet gives both containers the limit of their Guaranteed pod, and has no records.
-    let pod = Pod::new("guaranteed", "g", 200 * MIB).created_with(harness::memory_limit(200 * MIB)).overhead(8 * MIB);
+    let pod = Pod::new("guaranteed", "g", 200 * MIB)
+        .created_with(harness::memory_limit(200 * MIB))
+        .overhead(8 * MIB);
     let mut side = next(&pod, "id-side");
     side.container.name = "side".into();
     runtime.make_cgroup(&pod);
@@ -327,13 +358,20 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
         runtime.create(pod).await;
     }
     runtime.make_cgroup(&gvisor);
-    runtime.set_file(&format!("{}/id-gvisor", gvisor.cgroup()), "cgroup.events", "populated 0\nfrozen 0");
+    runtime.set_file(
+        &format!("{}/id-gvisor", gvisor.cgroup()),
+        "cgroup.events",
+        "populated 0\nfrozen 0",
+    );
     runtime.set_file(&format!("{}/id-gvisor", gvisor.cgroup()), "memory.max", "max");
     for pod in [&kata, &gvisor] {
         runtime.started(pod).await;
     }
     let line = daemon.says("outcome=").await;
-    assert!(line.contains("default/gvisor") && line.contains("outcome=unresolved"), "nothing was read back: {line}");
+    assert!(
+        line.contains("default/gvisor") && line.contains("outcome=unresolved"),
+        "nothing was read back: {line}"
+    );
     // After an update, and told of anew, with everything looked at.
     runtime.update(&gvisor, harness::memory_limit(300 * MIB)).await;
     runtime.updated(&gvisor).await;
@@ -369,7 +407,8 @@ async fn a_pod_lives_as_long_as_its_container_whatever_became_of_its_sandbox() {
     let (mut alive, mut ended) =
         (Pod::new("guaranteed", "alive", 100 * MIB), Pod::new("guaranteed", "ended", 200 * MIB));
     for pod in [&mut alive, &mut ended] {
-        pod.sandbox.linux.as_mut().unwrap().cgroups_path = format!("/{}/crio-sandbox", pod.cgroup());
+        pod.sandbox.linux.as_mut().unwrap().cgroups_path =
+            format!("/{}/crio-sandbox", pod.cgroup());
     }
     for pod in [&alive, &ended] {
         runtime.make_cgroup(pod);
@@ -395,7 +434,10 @@ async fn a_container_that_the_runtime_did_not_tell_of_is_asked_for() {
     assert!(line.contains("/kubepods/podlost/id-lost"), "{line}");
     let mut runtime = node.accept().await;
     runtime.synchronize(&[&known, &lost]).await;
-    assert_eq!(runtime.serve_update(&[&lost]).await["id-lost"], unified(&[("memory.min", 200 * MIB)]));
+    assert_eq!(
+        runtime.serve_update(&[&lost]).await["id-lost"],
+        unified(&[("memory.min", 200 * MIB)])
+    );
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
@@ -404,8 +446,12 @@ async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memor
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     // All memory is 8 GiB.
-    let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nsystemReservedCgroup: /system.slice\n";
-    node.replace("plimsoll.yaml", &format!("{config}systemReserved: {{memory: 5Gi}}\nlogLevel: debug\n"));
+    let config =
+        "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nsystemReservedCgroup: /system.slice\n";
+    node.replace(
+        "plimsoll.yaml",
+        &format!("{config}systemReserved: {{memory: 5Gi}}\nlogLevel: debug\n"),
+    );
     daemon.says("less than node allocatable").await;
     runtime.holds("system.slice", "memory.min", 5120 * MIB).await;
     runtime.set_file("system.slice", "memory.min", "0");
@@ -476,7 +522,8 @@ async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
 #[tokio::test]
 async fn while_the_runtime_is_asked_for_everything_no_level_is_lowered() {
     let (node, daemon, runtime) = start().await;
-    let pods: Vec<_> = (0..40).map(|index| Pod::new("guaranteed", &format!("g{index}"), 10 * MIB)).collect();
+    let pods: Vec<_> =
+        (0..40).map(|index| Pod::new("guaranteed", &format!("g{index}"), 10 * MIB)).collect();
     for pod in &pods {
         runtime.make_cgroup(pod);
         runtime.run(pod).await;
@@ -486,14 +533,21 @@ async fn while_the_runtime_is_asked_for_everything_no_level_is_lowered() {
     let mut inotify = inotify::Inotify::init().unwrap();
     let _daemon = node.start();
     let runtime = node.accept().await;
-    inotify.watches().add(runtime.root.join(KUBEPODS).join("memory.min"), inotify::WatchMask::CLOSE_WRITE).unwrap();
+    inotify
+        .watches()
+        .add(runtime.root.join(KUBEPODS).join("memory.min"), inotify::WatchMask::CLOSE_WRITE)
+        .unwrap();
     runtime.synchronize(&pods.iter().collect::<Vec<_>>()).await;
     let other = Pod::new("guaranteed", "other", 10 * MIB);
     runtime.make_cgroup(&other);
     runtime.run(&other).await;
     runtime.holds(KUBEPODS, "memory.min", 410 * MIB).await;
     let mut buffer = [0; 4096];
-    assert_eq!(inotify.read_events(&mut buffer).unwrap().count(), 1, "it was 400 MiB, and becomes 410 MiB");
+    assert_eq!(
+        inotify.read_events(&mut buffer).unwrap().count(),
+        1,
+        "it was 400 MiB, and becomes 410 MiB"
+    );
 }
 
 /// Pods come, change and go at random; at the end every level is what a fresh sum over what lives gives.
@@ -511,7 +565,8 @@ async fn two_hundred_pods_come_and_go_and_every_sum_is_exact() {
         if class != "besteffort" {
             requests.insert(uid.clone(), request);
         }
-        let entries: Vec<_> = requests.iter().map(|(uid, request)| (uid.as_str(), "app", *request)).collect();
+        let entries: Vec<_> =
+            requests.iter().map(|(uid, request)| (uid.as_str(), "app", *request)).collect();
         node.checkpoint("actuated_pods_state", &entries);
         node.checkpoint("allocated_pods_state", &entries);
         let (pod, request) = match class {
@@ -538,7 +593,11 @@ async fn two_hundred_pods_come_and_go_and_every_sum_is_exact() {
     }
     assert!(alive.len() > 3, "{}", alive.len());
     let sum = |within: &str| {
-        alive.iter().filter(|(pod, _)| pod.cgroup().starts_with(within)).map(|(_, claim)| claim).sum::<i64>()
+        alive
+            .iter()
+            .filter(|(pod, _)| pod.cgroup().starts_with(within))
+            .map(|(_, claim)| claim)
+            .sum::<i64>()
     };
     for level in [KUBEPODS, BURSTABLE, "kubepods/besteffort"] {
         runtime.holds(level, "memory.min", sum(level)).await;
@@ -650,7 +709,8 @@ async fn answer_status(listener: &tokio::net::UnixListener, status: &serde_json:
         assert_ne!(stream.read_buf(&mut asked).await.unwrap(), 0);
     }
     let text = status.to_string();
-    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
+    let head =
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
     stream.write_all((head + &text).as_bytes()).await.unwrap();
 }
 
@@ -681,10 +741,14 @@ async fn restore_takes_back_what_a_plugin_changes_until_it_knows_of_it() {
         runtime.serve_update(&[&pod]).await;
         std::future::pending().await
     };
-    let (code, said) = tokio::select! { restored = restore(&node, &[]) => restored, never = changes => never };
+    let (code, said) =
+        tokio::select! { restored = restore(&node, &[]) => restored, never = changes => never };
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("/kubepods memory.min: 104857600 -> 0\n"), "{said}");
-    assert_eq!(fs::read_to_string(node.path("host/sys/fs/cgroup/kubepods/memory.min")).unwrap(), "0");
+    assert_eq!(
+        fs::read_to_string(node.path("host/sys/fs/cgroup/kubepods/memory.min")).unwrap(),
+        "0"
+    );
 }
 
 /// Moves a pod below another cgroup root.
@@ -731,7 +795,10 @@ async fn restore_names_what_it_did_not_find() {
     let (code, said) = restore_without_containers(&node).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("not found: container id-b; it has ended\n"), "{said}");
-    assert!(said.contains(&format!("not found: cgroup /{}; it has ended\n", pod.cgroup())), "{said}");
+    assert!(
+        said.contains(&format!("not found: cgroup /{}; it has ended\n", pod.cgroup())),
+        "{said}"
+    );
     assert!(!said.contains("nothing had to be changed"), "{said}");
 }
 
@@ -763,12 +830,17 @@ async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     run(&runtime, &mut daemon, &inside).await;
     daemon.kill().await;
     // One container is outside of the cgroup of all pods, as with another cgroup driver than the kubelet's.
-    let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()].map(|path| runtime.path(&path));
+    let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()]
+        .map(|path| runtime.path(&path));
     fs::rename(&from, &to).unwrap();
     // Everything else already holds its originals.
-    for cgroup in
-        [KUBEPODS, "kubepods/burstable", &outside.cgroup(), &inside.cgroup(), &format!("{}/id-c", inside.cgroup())]
-    {
+    for cgroup in [
+        KUBEPODS,
+        "kubepods/burstable",
+        &outside.cgroup(),
+        &inside.cgroup(),
+        &format!("{}/id-c", inside.cgroup()),
+    ] {
         for (file, value) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")] {
             runtime.set_file(cgroup, file, value);
         }
@@ -777,7 +849,9 @@ async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     let (code, said) = restore(&node, &[]).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("1 containers among it: the container runtime did not say whether they have ended"),
+        said.contains(
+            "1 containers among it: the container runtime did not say whether they have ended"
+        ),
         "{said}"
     );
     assert!(said.contains("start the runtime, and call this again"), "{said}");
@@ -799,7 +873,8 @@ async fn restore_names_limits_that_stay_raised() {
     // With its limit the container gets that of its pod.
     runtime.update(&pod, harness::memory_limit(200 * MIB)).await;
     daemon.says("raised the pod's limit").await;
-    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(runtime.path(&pod.cgroup())).unwrap());
+    let inode =
+        std::os::unix::fs::MetadataExt::ino(&fs::metadata(runtime.path(&pod.cgroup())).unwrap());
     let rescued = serde_json::json!({"asked": 1048576, "limit": 2097152});
     let history = serde_json::json!({"asked": 1048576, "kills": [], "rescued": rescued});
     let counts = serde_json::json!({"processes": 0, "groups": 0});
@@ -820,7 +895,10 @@ async fn restore_names_limits_that_stay_raised() {
     let stays = format!("stays, as lowering it could kill: /{} memory.max: ", pod.cgroup());
     let raised = format!("{stays}{}, raised from {} for", 200 * MIB, 100 * MIB);
     assert!(said.contains(&raised), "{said}");
-    let rescued = format!("container app in /{} memory.max: 2097152, raised from 1048576 by oomRescue", pod.cgroup());
+    let rescued = format!(
+        "container app in /{} memory.max: 2097152, raised from 1048576 by oomRescue",
+        pod.cgroup()
+    );
     assert!(said.contains(&rescued), "{said}");
 }
 
@@ -831,7 +909,10 @@ async fn a_torn_record_of_the_guard_is_no_success() {
     node.write("host/run/plimsoll/guard", "{\"cgroup\":");
     let (code, said) = restore(&node, &[]).await;
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("/run/plimsoll/guard: ") && !said.contains("nothing had to be changed"), "{said}");
+    assert!(
+        said.contains("/run/plimsoll/guard: ") && !said.contains("nothing had to be changed"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -844,7 +925,9 @@ async fn restore_removes_drop_ins_left_by_observe_mode() {
     runtime.holds("system.slice", "memory.min", 500 * MIB).await;
     // As systemd has it for a unit that the plugin has set properties of.
     let drop_in = |unit: &str| {
-        let path = node.path("host/run/systemd/system.control").join(format!("{unit}.d/50-MemoryMin.conf"));
+        let path = node
+            .path("host/run/systemd/system.control")
+            .join(format!("{unit}.d/50-MemoryMin.conf"));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "[Slice]\nMemoryMin=0\n").unwrap();
         path
@@ -855,7 +938,9 @@ async fn restore_removes_drop_ins_left_by_observe_mode() {
     // Written once the plugin leaves the cgroup alone.
     let is_left = || {
         let originals = fs::read_to_string(node.path("host/run/plimsoll/originals")).unwrap();
-        originals.lines().any(|line| line.contains("system.slice") && line.contains("\"restored\":true"))
+        originals
+            .lines()
+            .any(|line| line.contains("system.slice") && line.contains("\"restored\":true"))
     };
     while !is_left() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -935,7 +1020,10 @@ async fn files_that_cannot_be_used_are_named_once_and_nobody_is_refused() {
     let line = daemon.says("what lies in this cgroup may not be protected").await;
     assert!(line.contains("cgroup=/kubepods ") && line.contains("outcome=unsupported"), "{line}");
     let line = daemon.says("what lies in this cgroup may not be protected").await;
-    assert!(line.contains("cgroup=/kubepods/burstable ") && line.contains("outcome=failed"), "{line}");
+    assert!(
+        line.contains("cgroup=/kubepods/burstable ") && line.contains("outcome=failed"),
+        "{line}"
+    );
     assert_eq!(runtime.file(&pods[0].cgroup(), "memory.min"), (100 * MIB).to_string());
     assert_eq!(runtime.file(&pods[1].cgroup(), "memory.min"), (200 * MIB).to_string());
 }
@@ -950,7 +1038,9 @@ async fn a_kubelet_with_its_own_memory_qos_is_named_at_the_start() {
     runtime.synchronize(&[]).await;
     let line = daemon.says("MemoryQoS").await;
     assert!(
-        line.contains("WARN") && line.contains("when it starts") && line.contains("set featureGates.MemoryQoS"),
+        line.contains("WARN")
+            && line.contains("when it starts")
+            && line.contains("set featureGates.MemoryQoS"),
         "{line}"
     );
 }
@@ -987,7 +1077,9 @@ async fn nothing_is_kept_from_pods(node: &Node) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), looks).await.expect("the record of the guard is removed");
+    tokio::time::timeout(Duration::from_secs(30), looks)
+        .await
+        .expect("the record of the guard is removed");
 }
 
 #[tokio::test]
@@ -1067,7 +1159,11 @@ async fn nobody_is_killed_for_what_is_kept_from_pods() {
     let line = daemon.says("the line is set once they use less").await;
     assert!(line.contains("usage=4194304000") && line.contains("reclaimable=524288000"), "{line}");
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), "max");
-    assert_eq!(fs::read_to_string(node.path("host/run/plimsoll/guard")).ok(), None, "nothing is to be taken back");
+    assert_eq!(
+        fs::read_to_string(node.path("host/run/plimsoll/guard")).ok(),
+        None,
+        "nothing is to be taken back"
+    );
     // What can be reclaimed is, as far as it is needed.
     pods_use(&runtime, 4000 * MIB, 1500 * MIB);
     harness::reclaims(runtime.path(KUBEPODS), 4000 * MIB, 1500 * MIB);

@@ -55,7 +55,9 @@ async fn a_limit_that_was_raised_while_the_container_was_down_reaches_its_pod_be
     runtime.create(&again).await;
     assert_eq!(runtime.file(&hungry.cgroup(), "memory.max"), (200 * MIB).to_string());
     assert_eq!(runtime.file(&hungry.cgroup(), "cpu.max"), "30000 100000");
-    for (knob, from) in [("memory.max", "observed=104857600"), ("cpu.max", "observed=\"10000 100000\"")] {
+    for (knob, from) in
+        [("memory.max", "observed=104857600"), ("cpu.max", "observed=\"10000 100000\"")]
+    {
         let line = daemon.says("raised the pod's limit").await;
         assert!(line.contains(&format!("knob=\"{knob}\"")) && line.contains(from), "{line}");
     }
@@ -75,7 +77,11 @@ async fn a_pods_limit_is_raised_to_the_sum_before_an_update_and_never_lowered() 
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (158 * MIB).to_string());
     for (limit, expected) in [(120, 178), (80, 178), (130, 188)] {
         runtime.update(&pod, memory_limit(limit * MIB)).await;
-        assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (expected * MIB).to_string(), "limit {limit} MiB");
+        assert_eq!(
+            runtime.file(&pod.cgroup(), "memory.max"),
+            (expected * MIB).to_string(),
+            "limit {limit} MiB"
+        );
         fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", limit * MIB)).unwrap();
         runtime.updated(&pod).await;
     }
@@ -106,7 +112,8 @@ async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_
     node.checkpoint_with_limits("known", &[("app", 200)]);
     let _daemon = node.start();
     let runtime = node.accept().await;
-    let (known, unknown) = (Pod::new("burstable", "known", 200 * MIB), Pod::new("burstable", "unknown", 200 * MIB));
+    let (known, unknown) =
+        (Pod::new("burstable", "known", 200 * MIB), Pod::new("burstable", "unknown", 200 * MIB));
     for pod in [&known, &unknown] {
         runtime.make_cgroup(pod);
         runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
@@ -239,13 +246,19 @@ async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
         loop {
             runtime.update(&pod, same.clone()).await;
             assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), lower, "raised once more");
-            if let Ok(line) = tokio::time::timeout(Duration::from_millis(50), daemon.says("outcome=contended")).await {
+            if let Ok(line) =
+                tokio::time::timeout(Duration::from_millis(50), daemon.says("outcome=contended"))
+                    .await
+            {
                 return line;
             }
         }
     };
     let line = tokio::time::timeout(Duration::from_secs(60), raises).await.unwrap();
-    assert!(line.contains("knob=\"cpu.max\"") && line.contains(&format!("observed=\"{lower}\"")), "{line}");
+    assert!(
+        line.contains("knob=\"cpu.max\"") && line.contains(&format!("observed=\"{lower}\"")),
+        "{line}"
+    );
     // Another limit is a request of its own.
     runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");
@@ -345,8 +358,11 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
     runtime.run(&pod).await;
     let cgroup = runtime.path(&pod.cgroup());
     runtime.set_file(&pod.cgroup(), "memory.max", &(250 * MIB).to_string());
-    fs::write(cgroup.join("memory.stat"), format!("inactive_anon {}\ninactive_file {}\n", 118 * MIB, 10 * MIB))
-        .unwrap();
+    fs::write(
+        cgroup.join("memory.stat"),
+        format!("inactive_anon {}\ninactive_file {}\n", 118 * MIB, 10 * MIB),
+    )
+    .unwrap();
     fs::write(cgroup.join("memory.current"), format!("{}\n", 128 * MIB)).unwrap();
     let ask = async |overhead: i64, limit: i64| {
         let (overhead, limit) = (memory_limit(overhead), memory_limit(limit));
@@ -357,8 +373,13 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
         assert!(refusal.contains("memory limit of the pod not lowered"), "{refusal}");
     }
     let line = daemon.says("refused to lower the limit").await;
-    let parts =
-        ["desired=123727872", "observed=262144000", "usage=134217728", "reclaimable=10485760", "outcome=rejected"];
+    let parts = [
+        "desired=123727872",
+        "observed=262144000",
+        "usage=134217728",
+        "reclaimable=10485760",
+        "outcome=rejected",
+    ];
     assert!(parts.iter().all(|part| line.contains(part)) && !line.contains("container="), "{line}");
     // What is not lower, or nothing about memory, is nobody's concern; what the pod takes by itself counts.
     for (overhead, limit) in [(0, 250 * MIB), (0, 0), (10 * MIB, 240 * MIB)] {
@@ -367,8 +388,15 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
     // Page cache makes room, to the byte.
     harness::reclaims(cgroup.clone(), 128 * MIB, 10 * MIB);
     ask(0, 118 * MIB).await.unwrap();
-    assert_eq!(fs::read_to_string(cgroup.join("memory.current")).unwrap().trim(), (118 * MIB).to_string());
-    assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (250 * MIB).to_string(), "it is the kubelet's to set");
+    assert_eq!(
+        fs::read_to_string(cgroup.join("memory.current")).unwrap().trim(),
+        (118 * MIB).to_string()
+    );
+    assert_eq!(
+        runtime.file(&pod.cgroup(), "memory.max"),
+        (250 * MIB).to_string(),
+        "it is the kubelet's to set"
+    );
     // Where containers may grow beyond that together, there has to be a margin, of 4 %.
     let side = beside(&pod, "side", 100 * MIB);
     runtime.make_cgroup(&side);
@@ -389,15 +417,23 @@ async fn a_cut_that_would_kill_is_refused_with_a_constant_text_and_changes_nothi
     let first = cut(&runtime, &pod, 100 * MIB).await.unwrap_err();
     assert!(first.contains("would be killed"), "{first}");
     let line = daemon.says("refused to lower the limit").await;
-    for part in
-        ["desired=104857600", "observed=262144000", "usage=134217728", "reclaimable=10485760", "outcome=rejected"]
-    {
+    for part in [
+        "desired=104857600",
+        "observed=262144000",
+        "usage=134217728",
+        "reclaimable=10485760",
+        "outcome=rejected",
+    ] {
         assert!(line.contains(part), "{part}: {line}");
     }
     runtime.uses(&pod, 129 * MIB, 10 * MIB);
     assert_eq!(cut(&runtime, &pod, 99 * MIB).await.unwrap_err(), first);
     assert_eq!(files(&runtime.cgroup(&pod)), before);
-    assert_eq!(runtime.file("kubepods/burstable", "memory.min"), "0", "a request is not known of it");
+    assert_eq!(
+        runtime.file("kubepods/burstable", "memory.min"),
+        "0",
+        "a request is not known of it"
+    );
     // Once it has freed memory, the same passes.
     runtime.uses(&pod, 60 * MIB, 0);
     let unified = cut(&runtime, &pod, 100 * MIB).await.unwrap();
@@ -413,7 +449,8 @@ async fn a_cut_that_would_kill_is_refused_with_a_constant_text_and_changes_nothi
 }
 
 #[tokio::test]
-async fn page_cache_is_reclaimed_for_a_cut_and_memory_high_closes_the_gap_until_the_runtime_has_written() {
+async fn page_cache_is_reclaimed_for_a_cut_and_memory_high_closes_the_gap_until_the_runtime_has_written()
+ {
     let (_node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     runtime.uses(&pod, 128 * MIB, 120 * MIB);
@@ -457,7 +494,9 @@ async fn each_refusal_counts_however_soon_the_next_one_comes() {
         assert!(cut(&runtime, &pod, 100 * MIB).await.unwrap_err().contains("would be killed"));
     }
     let metrics = node.metrics().await;
-    let counted = metrics.lines().find(|line| line.starts_with("plimsoll_resizes_total{outcome=\"rejected\"}"));
+    let counted = metrics
+        .lines()
+        .find(|line| line.starts_with("plimsoll_resizes_total{outcome=\"rejected\"}"));
     assert_eq!(counted, Some("plimsoll_resizes_total{outcome=\"rejected\"} 500"));
 }
 
@@ -473,7 +512,8 @@ async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
     let before = files(&runtime.cgroup(&pod));
     // To open it takes until somebody reads it.
     let fifo = runtime.cgroup(&pod).join("memory.reclaim");
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
     let start = Instant::now();
     assert!(cut(&runtime, &pod, 60 * MIB).await.unwrap_err().contains("would be killed"));
     assert!(start.elapsed() < Duration::from_secs(2), "half of the timeout: {:?}", start.elapsed());
@@ -482,7 +522,10 @@ async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
     // It comes to an end, with room for a limit that nobody waits for any more.
     runtime.uses(&pod, 20 * MIB, 0);
     let mut inotify = inotify::Inotify::init().unwrap();
-    inotify.watches().add(runtime.cgroup(&pod).join("memory.high"), inotify::WatchMask::CLOSE_WRITE).unwrap();
+    inotify
+        .watches()
+        .add(runtime.cgroup(&pod).join("memory.high"), inotify::WatchMask::CLOSE_WRITE)
+        .unwrap();
     let reader = std::thread::spawn(move || fs::read_to_string(fifo).unwrap());
     // memory.high is lowered, and put back.
     assert!(inotify.read_events_blocking(&mut [0; 1024]).unwrap().count() > 0);
@@ -516,7 +559,8 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     // The runtime says that it has set all of it.
     let mut resources = cpu(memory_limit(100 * MIB), 20_000);
-    resources.cpu.as_mut().unwrap().shares = Some(OptionalUInt64 { value: 1024, ..Default::default() }).into();
+    resources.cpu.as_mut().unwrap().shares =
+        Some(OptionalUInt64 { value: 1024, ..Default::default() }).into();
     let asked = runtime.update(&pod, resources).await;
     runtime.apply(&pod, &asked);
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "max\n").unwrap();
@@ -558,7 +602,9 @@ async fn a_cut_under_way_is_not_disturbed_by_an_update_before_it() {
 #[tokio::test]
 async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_memory_to_spare() {
     let node = Node::new();
-    let config = |deadline: &str| format!("nodeAllocatable: 4Gi\nlogLevel: debug\nthrottleDeadline: {deadline}\n");
+    let config = |deadline: &str| {
+        format!("nodeAllocatable: 4Gi\nlogLevel: debug\nthrottleDeadline: {deadline}\n")
+    };
     node.replace("plimsoll.yaml", &config("1s"));
     let meminfo = |available| format!("MemTotal: 8388608 kB\nMemAvailable: {available} kB\n");
     node.write("host/proc/meminfo", &meminfo(400_000));
@@ -583,11 +629,12 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     pressure("90.00");
     // It goes on being held back, though the node has less than a twentieth left.
     let held_back = {
-        let levels =
-            ["kubepods", "kubepods/burstable/podb"].map(|level| runtime.root.join(level).join("memory.events"));
+        let levels = ["kubepods", "kubepods/burstable/podb"]
+            .map(|level| runtime.root.join(level).join("memory.events"));
         move |count: u64| {
             for events in &levels {
-                fs::write(events, format!("low 0\nhigh {count}\nmax 0\noom 0\noom_kill 0\n")).unwrap();
+                fs::write(events, format!("low 0\nhigh {count}\nmax 0\noom 0\noom_kill 0\n"))
+                    .unwrap();
             }
         }
     };
@@ -601,7 +648,13 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     assert!(tokio::time::timeout(Duration::from_secs(12), runtime.updates.recv()).await.is_err());
     node.write("host/proc/meminfo", &meminfo(4_000_000));
     let line = daemon.says("released a container that stood at memory.high").await;
-    for part in ["container=\"app\"", "memory.high", "observed=293601280", "desired=298844160", "usage=293601280"] {
+    for part in [
+        "container=\"app\"",
+        "memory.high",
+        "observed=293601280",
+        "desired=298844160",
+        "usage=293601280",
+    ] {
         assert!(line.contains(part), "{part}: {line}");
     }
     let asked = runtime.serve_update(&[&pod]).await;
@@ -651,7 +704,10 @@ async fn a_limit_of_many_times_the_request_is_said_once_and_keeps_nobody_from_an
         said.extend(line.contains("many times its request").then_some(line));
     }
     let [line] = &said[..] else { panic!("{said:?}") };
-    assert!(line.contains("request=64Mi") && line.contains("limit=257Mi") && line.contains("most=4.0"), "{line}");
+    assert!(
+        line.contains("request=64Mi") && line.contains("limit=257Mi") && line.contains("most=4.0"),
+        "{line}"
+    );
 }
 
 #[tokio::test]
@@ -679,7 +735,9 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
     };
     let (node, mut daemon, runtime) = start().await;
     // One with a record that cannot tell, one without any, and one whose checkpoint cannot be read.
-    for (ratio, (uid, record)) in (5..).zip([("told", Some("")), ("untold", None), ("torn", Some("torn"))]) {
+    for (ratio, (uid, record)) in
+        (5..).zip([("told", Some("")), ("untold", None), ("torn", Some("torn"))])
+    {
         let _ = fs::remove_file(node.path("host/var/lib/kubelet/allocated_pods_state"));
         let _ = fs::remove_file(node.path("host/var/lib/kubelet/actuated_pods_state"));
         match record {
@@ -696,7 +754,8 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
         runtime.run(&side).await;
         // Whoever narrows it further is not overridden.
         runtime.set_file(&pod.cgroup(), "memory.max", &(150 * MIB).to_string());
-        let config = format!("nodeAllocatable: 4Gi\nlogLevel: debug\nmaxLimitRequestRatio: {ratio}\n");
+        let config =
+            format!("nodeAllocatable: 4Gi\nlogLevel: debug\nmaxLimitRequestRatio: {ratio}\n");
         node.replace("plimsoll.yaml", &config);
         daemon.says("configuration changed").await;
         daemon.says("outcome=unchanged").await;
@@ -722,8 +781,7 @@ async fn a_pods_own_processor_or_hugepages_limit_blocks_no_memory() {
         ("memory", serde_json::json!({ "memory": "100Mi" }), 100, "20000 100000"),
     ] {
         let pod = pod(uid);
-        let app =
-            |memory: &str, cpu: &str| serde_json::json!({ "app": { "limits": { "memory": memory, "cpu": cpu } } });
+        let app = |memory: &str, cpu: &str| serde_json::json!({ "app": { "limits": { "memory": memory, "cpu": cpu } } });
         let pod_level = serde_json::json!({ "limits": pod_level });
         node.checkpoint_of_pod(uid, &app("100Mi", "100m"), &pod_level);
         runtime.make_cgroup(&pod);
@@ -799,8 +857,13 @@ async fn a_pod_that_may_have_its_own_limit_is_left_and_said_once() {
     runtime.run(&pod).await;
     runtime.make_cgroup(&side);
     runtime.run(&side).await;
-    let line = daemon.says("the pod's limit is tighter than what its containers may use, and is left").await;
-    assert!(line.contains("memory=157286400") && line.contains("memory_needed=209715200"), "{line}");
+    let line = daemon
+        .says("the pod's limit is tighter than what its containers may use, and is left")
+        .await;
+    assert!(
+        line.contains("memory=157286400") && line.contains("memory_needed=209715200"),
+        "{line}"
+    );
     runtime.update(&pod, memory_limit(120 * MIB)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
     daemon.signal(rustix::process::Signal::TERM);
@@ -812,7 +875,9 @@ async fn a_pod_that_may_have_its_own_limit_is_left_and_said_once() {
 /// A node that defers, and a container on it with a limit of 250 MiB that uses 128 MiB.
 async fn deferring(deadline: &str) -> (Node, Daemon, Runtime, Pod) {
     let node = Node::new();
-    let config = format!("nodeAllocatable: 4Gi\nlogLevel: debug\nshrink: defer\nshrinkDeadline: {deadline}\n");
+    let config = format!(
+        "nodeAllocatable: 4Gi\nlogLevel: debug\nshrink: defer\nshrinkDeadline: {deadline}\n"
+    );
     node.replace("plimsoll.yaml", &config);
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -825,9 +890,14 @@ async fn deferring(deadline: &str) -> (Node, Daemon, Runtime, Pod) {
 /// Asks for a limit, with as much swap, and tells what limits the plugin has the runtime set instead.
 async fn limits(runtime: &Runtime, pod: &Pod, limit: i64) -> (i64, i64) {
     let mut resources = memory_limit(limit);
-    resources.memory.as_mut().unwrap().swap = Some(OptionalInt64 { value: limit, ..Default::default() }).into();
+    resources.memory.as_mut().unwrap().swap =
+        Some(OptionalInt64 { value: limit, ..Default::default() }).into();
     let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
-    let reply = runtime.connection.update_container(sandbox, container, cpu(resources, 20_000)).await.unwrap();
+    let reply = runtime
+        .connection
+        .update_container(sandbox, container, cpu(resources, 20_000))
+        .await
+        .unwrap();
     let memory = reply.update[0].linux.resources.memory.get_or_default();
     (memory.limit.get_or_default().value, memory.swap.get_or_default().value)
 }
@@ -838,9 +908,13 @@ async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
     let before = files(&runtime.cgroup(&pod));
     assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
     let line = daemon.says("deferred a lower limit").await;
-    for part in
-        ["desired=104857600", "observed=262144000", "usage=134217728", "reclaimable=10485760", "outcome=deferred"]
-    {
+    for part in [
+        "desired=104857600",
+        "observed=262144000",
+        "usage=134217728",
+        "reclaimable=10485760",
+        "outcome=deferred",
+    ] {
         assert!(line.contains(part), "{part}: {line}");
     }
     runtime.updated(&pod).await;
@@ -876,9 +950,13 @@ async fn a_deferred_cut_holds_nobody_back_for_long_while_the_runtime_is_never_qu
     };
     let held_and_let_go = async {
         runtime.uses(&pod, 60 * MIB, 0);
-        runtime.holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", 60 * MIB).await;
+        runtime
+            .holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", 60 * MIB)
+            .await;
         daemon.says("it was not quiet").await;
-        runtime.holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", &before[2]).await;
+        runtime
+            .holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", &before[2])
+            .await;
     };
     tokio::select! {
         () = restless => unreachable!("it never ends"),
@@ -909,7 +987,10 @@ async fn observing_gives_up_a_deferred_limit_and_says_so_once() {
     assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
     daemon.says("deferred a lower limit").await;
     runtime.updated(&pod).await;
-    node.replace("plimsoll.yaml", "mode: observe\nnodeAllocatable: 4Gi\nlogLevel: debug\nshrink: defer\n");
+    node.replace(
+        "plimsoll.yaml",
+        "mode: observe\nnodeAllocatable: 4Gi\nlogLevel: debug\nshrink: defer\n",
+    );
     let line = daemon.says("gave up the deferred limit").await;
     for part in ["desired=104857600", "observed=262144000", "usage=134217728", "outcome=rejected"] {
         assert!(line.contains(part), "{part}: {line}");
@@ -923,21 +1004,30 @@ async fn observing_gives_up_a_deferred_limit_and_says_so_once() {
 }
 
 /// What kubelets send with every request: without their MemoryQoS, and with it where its policy protects nothing.
-const DEFAULTS: [&[(&str, &str)]; 2] = [&[("memory.high", "max")], &[("memory.min", "0"), ("memory.low", "0")]];
+const DEFAULTS: [&[(&str, &str)]; 2] =
+    [&[("memory.high", "max")], &[("memory.min", "0"), ("memory.low", "0")]];
 
 fn texts(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 /// A container of 100 MiB of 200 that was created with these keys, and has its values.
-async fn runs_with(node: &Node, daemon: &mut Daemon, runtime: &mut Runtime, sent: &HashMap<String, String>) -> Pod {
+async fn runs_with(
+    node: &Node,
+    daemon: &mut Daemon,
+    runtime: &mut Runtime,
+    sent: &HashMap<String, String>,
+) -> Pod {
     for file in ["actuated_pods_state", "allocated_pods_state"] {
         node.checkpoint(file, &[("b", "app", 100 * MIB)]);
     }
     let mut pod = Pod::new("burstable", "b", 200 * MIB);
     pod.linux().resources.as_mut().unwrap().unified.clone_from(sent);
     let created = runtime.create(&pod).await;
-    assert!(created.keys().all(|key| !sent.contains_key(key)), "another plugin may have set it: {created:?}");
+    assert!(
+        created.keys().all(|key| !sent.contains_key(key)),
+        "another plugin may have set it: {created:?}"
+    );
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, sent);
     runtime.apply(&pod, &created);
@@ -973,7 +1063,8 @@ async fn resizes_with_default_claims_keep_every_value() {
             let stored = runtime.update(&pod, resources).await;
             runtime.apply(&pod, &defaults);
             runtime.apply(&pod, &stored);
-            fs::write(runtime.cgroup(&pod).join("cpu.max"), format!("{} 100000\n", 20_000 + round)).unwrap();
+            fs::write(runtime.cgroup(&pod).join("cpu.max"), format!("{} 100000\n", 20_000 + round))
+                .unwrap();
             runtime.updated(&pod).await;
             daemon.says("outcome=unchanged").await;
             assert_eq!(files(&runtime.cgroup(&pod)), wanted(), "{defaults:?}");
@@ -987,7 +1078,9 @@ async fn resizes_with_default_claims_keep_every_value() {
 #[tokio::test]
 async fn updates_that_undo_values_are_no_fight() {
     // A claim that is more than a default is not replaced in the reply; it is overruled afterwards.
-    for (sent, is_replaced) in [(texts(DEFAULTS[0]), true), (texts(&[("memory.high", "4096")]), false)] {
+    for (sent, is_replaced) in
+        [(texts(DEFAULTS[0]), true), (texts(&[("memory.high", "4096")]), false)]
+    {
         let (node, mut daemon, mut runtime) = start().await;
         let pod = runs_with(&node, &mut daemon, &mut runtime, &texts(DEFAULTS[0])).await;
         for round in 0..7 {
@@ -996,7 +1089,8 @@ async fn updates_that_undo_values_are_no_fight() {
             let stored = runtime.update(&pod, resources).await;
             assert_eq!(stored.contains_key("memory.high"), is_replaced, "{stored:?}");
             runtime.apply(&pod, &sent);
-            fs::write(runtime.cgroup(&pod).join("cpu.max"), format!("{} 100000\n", 20_000 + round)).unwrap();
+            fs::write(runtime.cgroup(&pod).join("cpu.max"), format!("{} 100000\n", 20_000 + round))
+                .unwrap();
             runtime.updated(&pod).await;
             runtime.serve_update(&[&pod]).await;
             daemon.says("outcome=applied").await;
@@ -1014,7 +1108,8 @@ async fn only_replaced_defaults_may_be_passed_over() {
         let mut resources = memory_limit(limit);
         resources.unified = texts(unified);
         let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
-        let reply = runtime.connection.update_container(sandbox, container, resources).await.unwrap();
+        let reply =
+            runtime.connection.update_container(sandbox, container, resources).await.unwrap();
         let part = |update: &nri::api::ContainerUpdate| {
             let resources = update.linux.resources.get_or_default();
             let mut keys: Vec<_> = resources.unified.keys().cloned().collect();
@@ -1027,7 +1122,10 @@ async fn only_replaced_defaults_may_be_passed_over() {
     // Nothing is replaced.
     let all = keys(&["memory.high", "memory.min"]);
     assert_eq!(parts(300 * MIB, &[]).await, [(false, None, all.clone())]);
-    assert_eq!(parts(300 * MIB, &[("memory.high", "4096")]).await, [(false, None, keys(&["memory.min"]))]);
+    assert_eq!(
+        parts(300 * MIB, &[("memory.high", "4096")]).await,
+        [(false, None, keys(&["memory.min"]))]
+    );
     assert_eq!(parts(300 * MIB, &[("memory.low", "0")]).await, [(false, None, all.clone())]);
     // Something is, and nothing else has to come with it.
     assert_eq!(parts(300 * MIB, &[("memory.high", "max")]).await, [(true, None, all.clone())]);

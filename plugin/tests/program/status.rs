@@ -6,7 +6,9 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 
-use crate::harness::{MIB, Node, Pod, Runtime, get, memory_limit, restore, start, status, status_json};
+use crate::harness::{
+    MIB, Node, Pod, Runtime, get, memory_limit, restore, start, status, status_json,
+};
 use serde_json::Value;
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
@@ -34,8 +36,11 @@ async fn status_shows_what_each_container_should_have_and_has_and_a_word_for_it(
     let pod = run(&node, &runtime, "b").await;
     daemon.says("outcome=unchanged").await;
     runtime.uses(&pod, 50 * MIB, 10 * MIB);
-    fs::write(runtime.cgroup(&pod).join("memory.pressure"), "full avg10=1.50 avg60=0.00 avg300=0.00 total=2500000\n")
-        .unwrap();
+    fs::write(
+        runtime.cgroup(&pod).join("memory.pressure"),
+        "full avg10=1.50 avg60=0.00 avg300=0.00 total=2500000\n",
+    )
+    .unwrap();
 
     let (text, code) = status(&node, &[]).await;
     assert_eq!(code, 0, "{text}");
@@ -67,7 +72,8 @@ async fn status_shows_what_each_container_should_have_and_has_and_a_word_for_it(
     assert_eq!(container["workingSet"], 40 * MIB);
     assert_eq!(all["node"]["allocatable"], 4096 * MIB);
     assert_eq!(all["node"]["requests"], 64 * MIB);
-    let levels: Vec<_> = all["cgroups"].as_array().unwrap().iter().map(|level| level["level"].clone()).collect();
+    let levels: Vec<_> =
+        all["cgroups"].as_array().unwrap().iter().map(|level| level["level"].clone()).collect();
     assert_eq!(levels, ["kubepods", "class", "pod"]);
     assert_eq!(all["cgroups"][2]["desired"]["min"], 64 * MIB);
     assert_eq!(all["cgroups"][2]["observed"]["min"], 64 * MIB);
@@ -95,8 +101,11 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
     runtime.uses(&pod, 150 * MIB, 20 * MIB);
     runtime.uses(&other, 10 * MIB, 0);
     for _ in 0..3 {
-        let call =
-            runtime.connection.update_container(pod.sandbox.clone(), pod.container.clone(), memory_limit(100 * MIB));
+        let call = runtime.connection.update_container(
+            pod.sandbox.clone(),
+            pod.container.clone(),
+            memory_limit(100 * MIB),
+        );
         let refused = call.await.unwrap_err().to_string();
         assert!(refused.contains("would be killed"), "{refused}");
     }
@@ -141,7 +150,10 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         "plimsoll_containers{state=\"protected\"} 1",
         "plimsoll_container_requests{provenance=\"checkpoint-actuated\"} 2",
         &format!("plimsoll_node_allocatable_bytes {}", 4096 * MIB),
-        &format!("plimsoll_protection_bytes{{level=\"kubepods\",knob=\"memory.min\",value=\"desired\"}} {}", 128 * MIB),
+        &format!(
+            "plimsoll_protection_bytes{{level=\"kubepods\",knob=\"memory.min\",value=\"desired\"}} {}",
+            128 * MIB
+        ),
         &format!(
             "plimsoll_protection_bytes{{level=\"kubepods\",knob=\"memory.min\",value=\"observed\"}} {}",
             128 * MIB
@@ -165,23 +177,36 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         .update_container(pod.sandbox.clone(), pod.container.clone(), memory_limit(200 * MIB))
         .await
         .unwrap();
-    runtime.set_file(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.max", &(200 * MIB).to_string());
+    runtime.set_file(
+        &format!("{}/{}", pod.cgroup(), pod.container.id),
+        "memory.max",
+        &(200 * MIB).to_string(),
+    );
     assert_ne!(status_json(&node).await["containers"][0]["state"], "refused");
 }
 
 #[tokio::test]
-async fn metrics_are_served_by_tcp_where_the_configuration_has_it_so_and_of_containers_if_asked_for() {
+async fn metrics_are_served_by_tcp_where_the_configuration_has_it_so_and_of_containers_if_asked_for()
+ {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     run(&node, &runtime, "b").await;
     // Free a moment ago, and nobody else's yet.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert!(TcpStream::connect(address).is_err());
-    node.replace("plimsoll.yaml", &format!("{CONFIG}metricsAddress: {address}\ncontainerMetrics: true\n"));
+    node.replace(
+        "plimsoll.yaml",
+        &format!("{CONFIG}metricsAddress: {address}\ncontainerMetrics: true\n"),
+    );
     daemon.says("serving metrics").await;
-    let ask = |path: &'static str| tokio::task::spawn_blocking(move || get(TcpStream::connect(address).unwrap(), path));
+    let ask = |path: &'static str| {
+        tokio::task::spawn_blocking(move || get(TcpStream::connect(address).unwrap(), path))
+    };
     let text = ask("/metrics").await.unwrap();
     let labels = "{namespace=\"default\",pod=\"b\",container=\"app\"}";
-    assert!(text.contains(&format!("plimsoll_container_spec_memory_limit_bytes{labels} {}", 250 * MIB)), "{text}");
+    assert!(
+        text.contains(&format!("plimsoll_container_spec_memory_limit_bytes{labels} {}", 250 * MIB)),
+        "{text}"
+    );
     // Names and reasons are for root alone.
     assert!(ask("/status").await.unwrap().starts_with("HTTP/1.1 404"));
     node.replace("plimsoll.yaml", CONFIG);
@@ -227,7 +252,11 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
     let pod = run(&node, &runtime, "b").await;
     let events = "low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 0";
     for cgroup in [format!("{}/{}", pod.cgroup(), pod.container.id), pod.cgroup()] {
-        runtime.set_file(&cgroup, "memory.events", "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0\noom_group_kill 0");
+        runtime.set_file(
+            &cgroup,
+            "memory.events",
+            "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0\noom_group_kill 0",
+        );
     }
     runtime.started(&pod).await;
     for cgroup in [format!("{}/{}", pod.cgroup(), pod.container.id), pod.cgroup()] {
@@ -254,7 +283,8 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
 async fn who_asks_and_does_not_read_makes_room_for_others() {
     let (node, _daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
     // So many that no answer fits into what the kernel keeps of it.
-    let pods: Vec<_> = (0..400).map(|number| Pod::new("burstable", &format!("pod-{number}"), 250 * MIB)).collect();
+    let pods: Vec<_> =
+        (0..400).map(|number| Pod::new("burstable", &format!("pod-{number}"), 250 * MIB)).collect();
     runtime.synchronize(&pods.iter().collect::<Vec<_>>()).await;
     let (text, _) = status(&node, &["--json"]).await;
     assert!(text.len() > 300_000, "{}", text.len());
@@ -274,7 +304,9 @@ async fn who_asks_and_does_not_read_makes_room_for_others() {
 async fn hostile_names_and_annotations_do_no_harm() {
     let (node, mut daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
     // Three of them are as much as a message may have.
-    let hostile = |from: &str| format!("{from}\x1b[2J\"evil\"\\\n}} 1\nplimsoll_evil 1\n{}", "x".repeat(1 << 20));
+    let hostile = |from: &str| {
+        format!("{from}\x1b[2J\"evil\"\\\n}} 1\nplimsoll_evil 1\n{}", "x".repeat(1 << 20))
+    };
     let mut pod = Pod::new("burstable", "b", 250 * MIB)
         .annotate("throttling-factor.plimsoll.nri.io", &hostile("0.5"))
         .annotate(&format!("{}.plimsoll.nri.io", hostile("a")), "1");
@@ -285,7 +317,13 @@ async fn hostile_names_and_annotations_do_no_harm() {
     runtime.run(&pod).await;
     runtime.uses(&pod, 150 * MIB, 20 * MIB);
     let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
-    assert!(runtime.connection.update_container(sandbox, container, memory_limit(100 * MIB)).await.is_err());
+    assert!(
+        runtime
+            .connection
+            .update_container(sandbox, container, memory_limit(100 * MIB))
+            .await
+            .is_err()
+    );
     let is_harmful = |character: char| character.is_control() && character != '\n';
     for arguments in [&[][..], &["--json"], &["--wide"]] {
         let (text, code) = status(&node, arguments).await;
@@ -297,15 +335,24 @@ async fn hostile_names_and_annotations_do_no_harm() {
     let text = node.metrics().await;
     let series = text.lines().filter(|line| !line.starts_with('#'));
     for line in series {
-        let (name, value) = (line.split(['{', ' ']).next().unwrap(), line.rsplit(' ').next().unwrap());
-        assert!(name.starts_with("plimsoll_") && name != "plimsoll_evil" && value.parse::<f64>().is_ok(), "{line}");
+        let (name, value) =
+            (line.split(['{', ' ']).next().unwrap(), line.rsplit(' ').next().unwrap());
+        assert!(
+            name.starts_with("plimsoll_")
+                && name != "plimsoll_evil"
+                && value.parse::<f64>().is_ok(),
+            "{line}"
+        );
     }
     assert!(text.contains("plimsoll_container_spec_memory_limit_bytes{"));
     assert!(!text.contains(is_harmful) && text.len() < 50_000, "{}", text.len());
     daemon.signal(rustix::process::Signal::TERM);
     let mut lines = Vec::new();
     while let Some(line) = daemon.messages.recv().await {
-        assert!(!line.contains(is_harmful) && line.len() < 5000 && !line.starts_with("plimsoll_evil"), "{line:.1000}");
+        assert!(
+            !line.contains(is_harmful) && line.len() < 5000 && !line.starts_with("plimsoll_evil"),
+            "{line:.1000}"
+        );
         lines.push(line);
     }
     for said in ["expected a number above 0", "refused to lower the limit"] {
@@ -325,7 +372,10 @@ async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
     let said = "kubepods: pods use 3.9Gi together, of which 0 can be reclaimed: that is more than the 3Gi that nodeGuard leaves";
     assert!(text.contains(said), "{text}");
     let all = status_json(&node).await;
-    assert_eq!((&all["node"]["guard"], &all["node"]["podsMax"]), (&Value::from(3_u64 << 30), &Value::from("max")));
+    assert_eq!(
+        (&all["node"]["guard"], &all["node"]["podsMax"]),
+        (&Value::from(3_u64 << 30), &Value::from("max"))
+    );
     runtime.uses(&pod, 10 * MIB, 0);
     runtime.holds("kubepods", "memory.max", 3072 * MIB).await;
     let (text, _) = status(&node, &[]).await;
@@ -341,13 +391,19 @@ async fn a_guard_that_is_not_in_force_is_not_shown() {
     let all = status_json(&node).await;
     assert_eq!((&all["node"]["guard"], &all["node"]["podsMax"]), (&Value::Null, &Value::Null));
     let metrics = node.metrics().await;
-    assert!(!metrics.contains("plimsoll_guard_bytes") && !metrics.contains("plimsoll_kubepods_max"), "{metrics}");
+    assert!(
+        !metrics.contains("plimsoll_guard_bytes") && !metrics.contains("plimsoll_kubepods_max"),
+        "{metrics}"
+    );
     // What should be protected beside the pods is not there.
     assert!(metrics.contains("plimsoll_unread_cgroups{level=\"reserved\"} 1\n"), "{metrics}");
 
     runtime.make_cgroup_at("kubepods");
     let (text, _) = status(&node, &[]).await;
-    assert!(text.contains("nodeGuard found no cgroup system.slice: nothing protects the system\n"), "{text}");
+    assert!(
+        text.contains("nodeGuard found no cgroup system.slice: nothing protects the system\n"),
+        "{text}"
+    );
     runtime.make_cgroup_at("system.slice");
     let (text, _) = status(&node, &[]).await;
     assert!(!text.contains("system.slice"), "{text}");
@@ -359,11 +415,17 @@ async fn observe_mode_shows_why_a_guard_would_not_be_in_force() {
     let (node, _daemon, runtime) = start(&format!("{CONFIG}mode: observe\nnodeGuard: 5Gi\n")).await;
     let shown = async || status(&node, &[]).await.0;
     let text = shown().await;
-    assert!(text.contains("nodeGuard would not be in force: there is no kubepods cgroup\n"), "{text}");
+    assert!(
+        text.contains("nodeGuard would not be in force: there is no kubepods cgroup\n"),
+        "{text}"
+    );
 
     runtime.make_cgroup_at("kubepods");
     let text = shown().await;
-    assert!(text.contains("nodeGuard found no cgroup system.slice: nothing would protect the system\n"), "{text}");
+    assert!(
+        text.contains("nodeGuard found no cgroup system.slice: nothing would protect the system\n"),
+        "{text}"
+    );
     runtime.make_cgroup_at("system.slice");
     assert_eq!(status_json(&node).await["node"]["guardProblem"], Value::Null);
 
@@ -402,7 +464,11 @@ async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stan
     assert_eq!(code, Some(0), "{said}");
     daemon.says("'plimsoll restore' was called").await;
     let (text, code, synchronized) = is_ready().await;
-    assert!(text.contains("not ready: 'plimsoll restore' was called") && text.contains("restore --undo"), "{text}");
+    assert!(
+        text.contains("not ready: 'plimsoll restore' was called")
+            && text.contains("restore --undo"),
+        "{text}"
+    );
     assert_eq!((code, synchronized), (1, true));
     let (code, said) = restore(&node, &["--undo"]).await;
     assert_eq!(code, Some(0), "{said}");
@@ -421,13 +487,23 @@ async fn what_cannot_be_read_is_shown_with_the_reason_and_what_to_do() {
     node.replace("host/var/lib/kubelet/actuated_pods_state", "{\"data\": 7}");
     fs::write(runtime.cgroup(&pod).join("memory.min"), "much").unwrap();
     let (text, _) = status(&node, &[]).await;
-    let line = text.lines().find(|line| line.contains("actuated_pods_state")).unwrap_or_else(|| panic!("{text}"));
-    assert!(line.contains("expected JSON with a string 'data'") && line.contains("See the kubelet's log"), "{line}");
+    let line = text
+        .lines()
+        .find(|line| line.contains("actuated_pods_state"))
+        .unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        line.contains("expected JSON with a string 'data'")
+            && line.contains("See the kubelet's log"),
+        "{line}"
+    );
     assert!(rows(&text)[1].starts_with(&["unread"]), "{text}");
     node.replace("host/proc/meminfo", "nothing\n");
     assert!(node.metrics().await.contains("plimsoll_unknown_facts 2\n"));
     assert!(status(&node, &[]).await.0.contains("/proc/meminfo: "), "{text}");
     let (text, _) = status(&node, &["b"]).await;
-    let line = text.lines().find(|line| line.contains("cannot be read:")).unwrap_or_else(|| panic!("{text}"));
+    let line = text
+        .lines()
+        .find(|line| line.contains("cannot be read:"))
+        .unwrap_or_else(|| panic!("{text}"));
     assert!(line.contains("memory.min") && line.contains("'plimsoll doctor'"), "{line}");
 }

@@ -4,12 +4,14 @@
 use libfuzzer_sys::fuzz_target;
 use nri::api::protobuf::Message;
 use nri::api::{
-    ConfigureRequest, CreateContainerRequest, StateChangeEvent, SynchronizeRequest, UpdateContainerRequest,
+    ConfigureRequest, CreateContainerRequest, StateChangeEvent, SynchronizeRequest,
+    UpdateContainerRequest,
 };
 
 fn check<M: Message + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     if let Ok(message) = M::parse_from_bytes(bytes) {
-        let again = M::parse_from_bytes(&message.write_to_bytes().expect("encodes")).expect("decodes");
+        let again =
+            M::parse_from_bytes(&message.write_to_bytes().expect("encodes")).expect("decodes");
         assert_eq!(message, again);
     }
 }

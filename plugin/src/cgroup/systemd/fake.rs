@@ -12,7 +12,10 @@ use tokio::sync::Semaphore;
 use zbus::message::Type;
 use zbus::{Connection, Guid, Message, Variant, connection::Builder};
 
-use super::{BUS, CARRIED, Cgroup, CgroupPath, CgroupRoot, DROP_INS, INFINITY, NAME, Systemd, remove_drop_ins};
+use super::{
+    BUS, CARRIED, Cgroup, CgroupPath, CgroupRoot, DROP_INS, INFINITY, NAME, Systemd,
+    remove_drop_ins,
+};
 
 pub(crate) const POD: &str = "kubepods.slice/kubepods-pod1_2.slice";
 pub(crate) const UNIT: &str = "kubepods-pod1_2.slice";
@@ -57,11 +60,20 @@ impl Host {
         fs::write(directory.path().join("cgroup/cgroup.controllers"), "memory\n").unwrap();
         let names = CARRIED.map(|(_, property)| property);
         let names = names.into_iter().chain(["CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec"]);
-        let properties = names.map(|name| (name, INFINITY)).chain([("MemoryMin", 0), ("MemoryLow", 0)]);
+        let properties =
+            names.map(|name| (name, INFINITY)).chain([("MemoryMin", 0), ("MemoryLow", 0)]);
         let properties = properties.map(|(name, value)| (name.to_owned(), value)).collect();
         let control_group = "/kubepods.slice/kubepods-pod1_2.slice";
         let (set, writes) = (Vec::new(), Arc::new(Semaphore::new(0)));
-        let fake = Fake { mood: Mood::Well, control_group, properties, connections: 0, set, reloads: 0, writes };
+        let fake = Fake {
+            mood: Mood::Well,
+            control_group,
+            properties,
+            connections: 0,
+            set,
+            reloads: 0,
+            writes,
+        };
         let host = Self { directory, fake: Arc::new(Mutex::new(fake)) };
         host.cgroup(POD, &[]);
         host
@@ -119,7 +131,8 @@ async fn serve(stream: UnixStream, fake: Arc<Mutex<Fake>>, cgroups: PathBuf) {
     let mut messages = builder.build_message_stream().await.unwrap();
     let connection = Connection::from(&messages);
     while let Some(Ok(message)) = messages.next().await {
-        if message.message_type() == Type::MethodCall && answer(&connection, &message, &fake, &cgroups).await.is_none()
+        if message.message_type() == Type::MethodCall
+            && answer(&connection, &message, &fake, &cgroups).await.is_none()
         {
             return;
         }
@@ -127,7 +140,12 @@ async fn serve(stream: UnixStream, fake: Arc<Mutex<Fake>>, cgroups: PathBuf) {
 }
 
 /// `None` is the end of the connection.
-async fn answer(connection: &Connection, message: &Message, fake: &Mutex<Fake>, cgroups: &Path) -> Option<()> {
+async fn answer(
+    connection: &Connection,
+    message: &Message,
+    fake: &Mutex<Fake>,
+    cgroups: &Path,
+) -> Option<()> {
     let header = message.header();
     let member = header.member()?.to_string();
     if member == "Hello" {
@@ -147,7 +165,10 @@ async fn answer(connection: &Connection, message: &Message, fake: &Mutex<Fake>, 
     let body = message.body();
     if member == "GetAll" {
         if header.path()?.as_str() != "/org/freedesktop/systemd1/unit/kubepods_2dpod1_5f2_2eslice" {
-            return connection.reply_error(&header, "org.freedesktop.systemd1.NoSuchUnit", &"").await.ok();
+            return connection
+                .reply_error(&header, "org.freedesktop.systemd1.NoSuchUnit", &"")
+                .await
+                .ok();
         }
         assert_eq!(body.deserialize::<&str>().unwrap(), "org.freedesktop.systemd1.Slice");
         let (numbers, control_group) = {
@@ -167,9 +188,12 @@ async fn answer(connection: &Connection, message: &Message, fake: &Mutex<Fake>, 
         return connection.reply(&header, &()).await.ok();
     }
     assert_eq!(member, "SetUnitProperties");
-    let (unit, runtime, settings): (String, bool, Vec<(String, Variant<'_>)>) = body.deserialize().unwrap();
-    let number = |value| if let Variant::U64(number) = value { number } else { panic!("{value:?}") };
-    let settings: Vec<_> = settings.into_iter().map(|(name, value)| (name, number(value))).collect();
+    let (unit, runtime, settings): (String, bool, Vec<(String, Variant<'_>)>) =
+        body.deserialize().unwrap();
+    let number =
+        |value| if let Variant::U64(number) = value { number } else { panic!("{value:?}") };
+    let settings: Vec<_> =
+        settings.into_iter().map(|(name, value)| (name, number(value))).collect();
     let writes = {
         let mut fake = fake.lock().unwrap();
         fake.properties.extend(settings.clone());

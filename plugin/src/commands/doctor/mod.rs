@@ -20,7 +20,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 
 use self::runtime::{
-    CONFIG_PATH, CONTAINERD, CONTAINERD_1_7, NO_CONNECTIONS, REGISTRATION, REQUEST, Runtime, Settings, Version,
+    CONFIG_PATH, CONTAINERD, CONTAINERD_1_7, NO_CONNECTIONS, REGISTRATION, REQUEST, Runtime,
+    Settings, Version,
 };
 use crate::agent::guard::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use crate::agent::service::{BUDGET, CUT_BUDGET};
@@ -167,7 +168,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Finding { check, mark, found, advice } in &self.checks {
             for (at, line) in found.lines().enumerate() {
-                let line = if at == 0 { Indented(format!("{check}: {line}")) } else { Indented(format!("  {line}")) };
+                let line = if at == 0 {
+                    Indented(format!("{check}: {line}"))
+                } else {
+                    Indented(format!("  {line}"))
+                };
                 let line = line.to_string();
                 match at {
                     0 => write!(f, "{mark:<INDENT$}{}", line.trim_start())?,
@@ -253,12 +258,16 @@ pub(crate) fn names(path: &Path) -> Vec<String> {
 /// The names in a directory, in order; none where there is no such directory.
 fn list(path: &Path) -> Result<Vec<String>, Unreadable> {
     let entries = match fs::read_dir(path) {
-        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+        Err(error)
+            if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) =>
+        {
             return Ok(Vec::new());
         }
         entries => entries?,
     };
-    let names = entries.take(MOST_ENTRIES).map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = entries
+        .take(MOST_ENTRIES)
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let mut names = names.collect::<io::Result<Vec<_>>>()?;
     names.sort_unstable();
     Ok(names)
@@ -293,7 +302,8 @@ impl Socket {
         // A server that accepts nobody must not make this wait.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let connected = SocketAddrUnix::new(path).and_then(|address| {
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            let socket =
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
             rustix::net::connect(&socket, &address)
         });
         match connected {
@@ -348,15 +358,23 @@ impl Program {
     pub(crate) fn all(host: &Path, directory: &str) -> Vec<Self> {
         let inside = below(host, directory);
         let programs = names(&inside).into_iter().filter_map(|file| {
-            let metadata = inside.join(&file).symlink_metadata().ok().filter(|metadata| !metadata.is_dir())?;
+            let metadata =
+                inside.join(&file).symlink_metadata().ok().filter(|metadata| !metadata.is_dir())?;
             let (index, name) = match file.split_once('-') {
-                Some((index, name)) if index.len() == 2 && index.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some((index, name))
+                    if index.len() == 2 && index.bytes().all(|byte| byte.is_ascii_digit()) =>
+                {
                     (Some(index.to_owned()), name.to_owned())
                 }
                 _ => (None, file.clone()),
             };
             let is_executable = metadata.permissions().mode() & 0o111 != 0;
-            Some(Self { path: format!("{}/{file}", directory.trim_end_matches('/')), index, name, is_executable })
+            Some(Self {
+                path: format!("{}/{file}", directory.trim_end_matches('/')),
+                index,
+                name,
+                is_executable,
+            })
         });
         programs.collect()
     }
@@ -436,17 +454,24 @@ impl Kubelet {
         let mut unread = Vec::new();
         match self.values("--config").last() {
             Some(path) if Path::new(path) == Path::new("/").join(KUBELET).join("config.yaml") => {}
-            Some(path) => unread.push(format!("the kubelet is started with --config {}", excerpt(path))),
+            Some(path) => {
+                unread.push(format!("the kubelet is started with --config {}", excerpt(path)))
+            }
             None => unread.push("the kubelet is started without --config".to_owned()),
         }
         let directory = excerpt(self.values("--config-dir").last().unwrap_or_default());
         match &self.drop_ins {
             Ok(names) if names.is_empty() => {}
             Ok(names) => {
-                let names: Vec<_> = names.iter().take(MOST_NAMES).map(|name| excerpt(name)).collect();
-                unread.push(format!("drop-ins of the kubelet in {directory} are not read: {}", names.join(", ")));
+                let names: Vec<_> =
+                    names.iter().take(MOST_NAMES).map(|name| excerpt(name)).collect();
+                unread.push(format!(
+                    "drop-ins of the kubelet in {directory} are not read: {}",
+                    names.join(", ")
+                ));
             }
-            Err(error) => unread.push(format!("cannot list drop-ins of the kubelet in {directory}: {}", error.why)),
+            Err(error) => unread
+                .push(format!("cannot list drop-ins of the kubelet in {directory}: {}", error.why)),
         }
         unread
     }
@@ -517,15 +542,19 @@ impl Facts {
             })
         };
         let opened = CgroupRoot::open(&root);
-        let Found { found: kubepods, problems } = opened.as_ref().map(kubepods::find).unwrap_or_default();
+        let Found { found: kubepods, problems } =
+            opened.as_ref().map(kubepods::find).unwrap_or_default();
         let mut unsearched: Vec<_> = problems.iter().map(ToString::to_string).collect();
-        unsearched.extend(opened.as_ref().err().filter(|error| !error.is_absent()).map(ToString::to_string));
+        unsearched.extend(
+            opened.as_ref().err().filter(|error| !error.is_absent()).map(ToString::to_string),
+        );
         let tops = kubepods.iter().map(|cgroup| cgroup.as_str().to_owned());
         let child = tops.chain(names(&root)).find(|name| {
             let path = root.join(name);
             path.is_dir() && path.join("memory.current").exists()
         });
-        let pressure = format!("{CGROUPS}/{}/memory.pressure", child.as_deref().unwrap_or_default());
+        let pressure =
+            format!("{CGROUPS}/{}/memory.pressure", child.as_deref().unwrap_or_default());
         let child = child.map(|path| {
             let mut child = Child { path, missing: Vec::new(), unread: Vec::new() };
             for file in ["memory.high", "memory.reclaim", "memory.oom.group"] {
@@ -542,27 +571,33 @@ impl Facts {
             let upwards = std::iter::successors(Some(cgroup), CgroupPath::parent);
             above.extend(upwards.map(|cgroup| cgroup.as_str().to_owned()));
         }
-        let levels = above.into_iter().filter(|path| root.join(path).try_exists().unwrap_or(true)).map(|path| {
-            let text = read(&root.join(&path).join("cgroup.subtree_control"));
-            let enabled = text.and_then(|text| text.ok_or_else(Unreadable::missing));
-            Level {
-                enabled: enabled.map(|text| has_memory(Some(&text))),
-                has_children: list(&root.join(&path))
-                    .map(|names| names.iter().any(|name| root.join(&path).join(name).is_dir())),
-                path,
-            }
-        });
+        let levels = above
+            .into_iter()
+            .filter(|path| root.join(path).try_exists().unwrap_or(true))
+            .map(|path| {
+                let text = read(&root.join(&path).join("cgroup.subtree_control"));
+                let enabled = text.and_then(|text| text.ok_or_else(Unreadable::missing));
+                Level {
+                    enabled: enabled.map(|text| has_memory(Some(&text))),
+                    has_children: list(&root.join(&path))
+                        .map(|names| names.iter().any(|name| root.join(&path).join(name).is_dir())),
+                    path,
+                }
+            });
 
         let runtimes = Runtime::all(host);
         let directories = |default: &str, configured: fn(&Settings) -> &Option<String>| {
-            let mut directories: Vec<String> =
-                runtimes.iter().filter_map(|runtime| configured(&runtime.settings).clone()).collect();
+            let mut directories: Vec<String> = runtimes
+                .iter()
+                .filter_map(|runtime| configured(&runtime.settings).clone())
+                .collect();
             directories.push(default.to_owned());
             directories.dedup();
             directories
         };
         let plugins = directories(PLUGINS, |settings| &settings.plugin_path);
-        let programs: Vec<_> = plugins.iter().flat_map(|directory| Program::all(host, directory)).collect();
+        let programs: Vec<_> =
+            plugins.iter().flat_map(|directory| Program::all(host, directory)).collect();
         let mut unlisted = Vec::new();
         let mut listed = |directory: &str| match list(&below(host, directory)) {
             Ok(names) => names,
@@ -572,8 +607,14 @@ impl Facts {
             }
         };
         plugins.iter().for_each(|directory| _ = listed(directory));
-        let index = programs.iter().filter(|program| program.is_ours()).find_map(|program| program.index.clone());
-        let ours = [format!("{}-plimsoll.conf", index.as_deref().unwrap_or("90")), "plimsoll.conf".to_owned()];
+        let index = programs
+            .iter()
+            .filter(|program| program.is_ours())
+            .find_map(|program| program.index.clone());
+        let ours = [
+            format!("{}-plimsoll.conf", index.as_deref().unwrap_or("90")),
+            "plimsoll.conf".to_owned(),
+        ];
         let mut drop_ins = Vec::new();
         let mut others = Vec::new();
         for directory in directories(DROP_INS, |settings| &settings.config_path) {
@@ -588,12 +629,14 @@ impl Facts {
             others.extend(listed(&directory).into_iter().filter(|name| !ours.contains(name)));
         }
         let unit = UNITS.into_iter().map(|directory| format!("{directory}/plimsoll.service"));
-        let unit = unit.into_iter().find(|path| host.join(path).exists()).map(|path| format!("/{path}"));
+        let unit =
+            unit.into_iter().find(|path| host.join(path).exists()).map(|path| format!("/{path}"));
 
         // Any question makes it read them.
         let uid = PodUid::new("");
         let found = Checkpoints::new(host.join(KUBELET)).lookup(&uid, "", Moment::Create);
-        let files = [CheckpointFile::Actuated, CheckpointFile::Allocated, CheckpointFile::StatusManager];
+        let files =
+            [CheckpointFile::Actuated, CheckpointFile::Allocated, CheckpointFile::StatusManager];
         let files = files.map(CheckpointFile::file_name).into_iter();
         let prefix = host.to_string_lossy();
         let problems = found.problems.iter().map(|problem| match host == Path::new("/") {
@@ -604,19 +647,23 @@ impl Facts {
             is_root: rustix::process::geteuid().is_root(),
             hierarchy: hierarchy(),
             controllers: read(&root.join("cgroup.controllers")),
-            disables_memory: file("proc/cmdline")
-                .ok()
-                .flatten()
-                .is_some_and(|line| line.split_ascii_whitespace().any(|word| word == "cgroup_disable=memory")),
+            disables_memory: file("proc/cmdline").ok().flatten().is_some_and(|line| {
+                line.split_ascii_whitespace().any(|word| word == "cgroup_disable=memory")
+            }),
             levels: levels.collect(),
             unsearched,
             child,
             release: file("proc/sys/kernel/osrelease"),
             is_recursive: file("proc/self/mounts").and_then(|mounts| {
-                let is_cgroup2 = |line: &str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
+                let is_cgroup2 =
+                    |line: &str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
                 let has_it = mounts.is_some_and(|mounts| mounts.lines().any(is_cgroup2));
-                let recursive = opened.as_ref().ok().filter(|_| has_it).map(CgroupRoot::recursive_protection);
-                recursive.ok_or_else(|| Unreadable { is_denied: false, why: "expected a mount of cgroup2".to_owned() })
+                let recursive =
+                    opened.as_ref().ok().filter(|_| has_it).map(CgroupRoot::recursive_protection);
+                recursive.ok_or_else(|| Unreadable {
+                    is_denied: false,
+                    why: "expected a mount of cgroup2".to_owned(),
+                })
             }),
             pressure: file(&pressure),
             runtimes,
@@ -633,7 +680,9 @@ impl Facts {
             kubelet_config: file(&format!("{KUBELET}/config.yaml")),
             has_kubelet: host.join(KUBELET).exists(),
             kubelets: Kubelet::all(host),
-            checkpoints: files.filter(|file| host.join(KUBELET).join(file).symlink_metadata().is_ok()).collect(),
+            checkpoints: files
+                .filter(|file| host.join(KUBELET).join(file).symlink_metadata().is_ok())
+                .collect(),
             checkpoint_problems: problems.collect(),
             has_systemd: is_there(&host.join("run")).and_then(|has_run| match has_run {
                 true => is_there(&host.join("run/systemd/system")),
@@ -651,7 +700,10 @@ impl Facts {
 }
 
 fn has_memory(controllers: Option<&str>) -> bool {
-    controllers.unwrap_or_default().split_ascii_whitespace().any(|controller| controller == "memory")
+    controllers
+        .unwrap_or_default()
+        .split_ascii_whitespace()
+        .any(|controller| controller == "memory")
 }
 
 /// The process that holds the lock of the plugin's only instance, beside the runtime's socket; `None` is unknown.
@@ -667,7 +719,8 @@ pub(crate) fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
     let file = format!("{major:02x}:{minor:02x}:{}", lock.ino());
     Some(locks.lines().find_map(|line| {
         let columns: Vec<_> = line.split_ascii_whitespace().collect();
-        (columns.get(1) == Some(&"FLOCK") && columns.get(5) == Some(&file.as_str())).then(|| columns[4].to_owned())
+        (columns.get(1) == Some(&"FLOCK") && columns.get(5) == Some(&file.as_str()))
+            .then(|| columns[4].to_owned())
     }))
 }
 
@@ -677,7 +730,9 @@ fn told(host: &Path) -> Option<Result<Mode, String>> {
         return None;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let answer = runtime.map_err(anyhow::Error::from).and_then(|runtime| Ok(runtime.block_on(serve::ask(host))?));
+    let answer = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| Ok(runtime.block_on(serve::ask(host))?));
     Some(answer.map(|status| status.node.mode).map_err(|error| format!("{error:#}")))
 }
 
@@ -686,7 +741,11 @@ impl Facts {
     pub fn judge(&self) -> Report {
         let nri = self.nri();
         // Where it is switched off there is no socket, and one finding is enough.
-        let socket = if nri.as_ref().is_some_and(|nri| nri.mark == Mark::Failed) { None } else { self.nri_socket() };
+        let socket = if nri.as_ref().is_some_and(|nri| nri.mark == Mark::Failed) {
+            None
+        } else {
+            self.nri_socket()
+        };
         let is_v2 = matches!(self.hierarchy, Ok(Hierarchy::V2));
         let checks = [
             Some(self.root()),
@@ -728,7 +787,11 @@ impl Facts {
         if self.is_root {
             return Finding::ok(CHECK, "this runs as root");
         }
-        Finding::warning(CHECK, "this does not run as root, so some findings are guesses", "call it again with sudo")
+        Finding::warning(
+            CHECK,
+            "this does not run as root, so some findings are guesses",
+            "call it again with sudo",
+        )
     }
 
     fn cgroup_v2(&self) -> Finding {
@@ -737,7 +800,13 @@ impl Facts {
                               cgroup_no_v1=all and cgroup2 mounted at /sys/fs/cgroup";
         let hierarchy = match &self.hierarchy {
             Ok(hierarchy) => hierarchy,
-            Err(error) => return Finding::unknown(CHECK, format!("/sys/fs/cgroup: {}", error.why), self.how_to_read()),
+            Err(error) => {
+                return Finding::unknown(
+                    CHECK,
+                    format!("/sys/fs/cgroup: {}", error.why),
+                    self.how_to_read(),
+                );
+            }
         };
         match hierarchy {
             Hierarchy::V2 => Finding::ok(CHECK, "version 2 at /sys/fs/cgroup"),
@@ -746,9 +815,11 @@ impl Facts {
                              version 1";
                 Finding::failed(CHECK, found, SWITCH)
             }
-            Hierarchy::V1 => {
-                Finding::failed(CHECK, "version 1 at /sys/fs/cgroup, which has no memory.min or memory.high", SWITCH)
-            }
+            Hierarchy::V1 => Finding::failed(
+                CHECK,
+                "version 1 at /sys/fs/cgroup, which has no memory.min or memory.high",
+                SWITCH,
+            ),
             Hierarchy::Missing => Finding::failed(
                 CHECK,
                 "no cgroups at /sys/fs/cgroup",
@@ -767,14 +838,20 @@ impl Facts {
             }
             Ok(_) => {
                 let advice = "boot with cgroup_enable=memory cgroup_no_v1=memory; the kernel needs CONFIG_MEMCG";
-                return Finding::failed(CHECK, "/sys/fs/cgroup/cgroup.controllers does not have it", advice);
+                return Finding::failed(
+                    CHECK,
+                    "/sys/fs/cgroup/cgroup.controllers does not have it",
+                    advice,
+                );
             }
             Err(error) => {
                 let found = format!("/sys/fs/cgroup/cgroup.controllers: {}", error.why);
                 return Finding::unknown(CHECK, found, self.how_to_read());
             }
         }
-        let full = |level: &Level| Path::new("/sys/fs/cgroup").join(&level.path).join("cgroup.subtree_control");
+        let full = |level: &Level| {
+            Path::new("/sys/fs/cgroup").join(&level.path).join("cgroup.subtree_control")
+        };
         let has_kubepods = self.levels.iter().any(|level| !level.path.is_empty());
         // A cgroup without children needs none for them, and gets it with the first.
         for level in &self.levels {
@@ -791,14 +868,20 @@ impl Facts {
             match &level.enabled {
                 Ok(true) => {}
                 Ok(false) => {
-                    let advice =
-                        format!("echo +memory > {file}; if it is gone again, see the logs of the kubelet and systemd");
-                    let found = format!("{file} does not have it, so what is below has no memory.* files");
+                    let advice = format!(
+                        "echo +memory > {file}; if it is gone again, see the logs of the kubelet and systemd"
+                    );
+                    let found =
+                        format!("{file} does not have it, so what is below has no memory.* files");
                     let finding = if has_kubepods { Finding::failed } else { Finding::warning };
                     return finding(CHECK, found, advice);
                 }
                 Err(error) => {
-                    return Finding::unknown(CHECK, format!("{file}: {}", error.why), self.how_to_read());
+                    return Finding::unknown(
+                        CHECK,
+                        format!("{file}: {}", error.why),
+                        self.how_to_read(),
+                    );
                 }
             }
         }
@@ -806,7 +889,8 @@ impl Facts {
             return Finding::ok(CHECK, "on from the root to the classes of pods");
         }
         if !self.unsearched.is_empty() {
-            let found = format!("on at the root; cannot look for kubepods: {}", self.unsearched.join("; "));
+            let found =
+                format!("on at the root; cannot look for kubepods: {}", self.unsearched.join("; "));
             return Finding::unknown(CHECK, found, self.how_to_read());
         }
         let advice = "start the kubelet; without one there is nothing above containers to set";
@@ -818,7 +902,8 @@ impl Facts {
         let release = match &self.release {
             Ok(text) => text.as_deref().unwrap_or_default().trim(),
             Err(error) => {
-                let found = format!("its release is unknown: /proc/sys/kernel/osrelease: {}", error.why);
+                let found =
+                    format!("its release is unknown: /proc/sys/kernel/osrelease: {}", error.why);
                 return Finding::unknown(CHECK, found, "see that it is 5.19 or newer (uname -r)");
             }
         };
@@ -841,7 +926,10 @@ impl Facts {
                 ),
                 "upgrade to 5.19 or newer",
             ),
-            Some(_) => Finding::ok(CHECK, format!("{shown} (5.9 has memory.high as needed, 5.19 memory.reclaim)")),
+            Some(_) => Finding::ok(
+                CHECK,
+                format!("{shown} (5.9 has memory.high as needed, 5.19 memory.reclaim)"),
+            ),
         }
     }
 
@@ -849,26 +937,41 @@ impl Facts {
         const CHECK: &str = "memory-files";
         let Some(Child { path, missing, unread }) = &self.child else {
             // Without the controller there is none anywhere, which was said of that.
-            let has_controller = self.controllers.as_ref().is_ok_and(|text| has_memory(text.as_deref()));
+            let has_controller =
+                self.controllers.as_ref().is_ok_and(|text| has_memory(text.as_deref()));
             return has_controller.then(|| {
-                let found = "there is no cgroup with the memory controller below /sys/fs/cgroup to look at";
+                let found =
+                    "there is no cgroup with the memory controller below /sys/fs/cgroup to look at";
                 Finding::unknown(CHECK, found, "start the kubelet, and call this again")
             });
         };
         let release = self.release.as_ref().ok().and_then(|text| Version::find(text.as_deref()?));
         let is_old = release.is_some_and(|release| release < RECLAIM_KERNEL);
         // What an old kernel cannot have was said of the kernel.
-        let missing: Vec<_> = missing.iter().filter(|file| !(is_old && **file == "memory.reclaim")).copied().collect();
+        let missing: Vec<_> = missing
+            .iter()
+            .filter(|file| !(is_old && **file == "memory.reclaim"))
+            .copied()
+            .collect();
         let place = format!("/sys/fs/cgroup/{}", excerpt(path));
         if !unread.is_empty() {
-            return Some(Finding::unknown(CHECK, format!("{place}: {}", unread.join("; ")), self.how_to_read()));
+            return Some(Finding::unknown(
+                CHECK,
+                format!("{place}: {}", unread.join("; ")),
+                self.how_to_read(),
+            ));
         }
         if missing.is_empty() {
             return Some(Finding::ok(CHECK, format!("all that are needed in {place}")));
         }
         let found = format!("{place} has no {}", missing.join(", no "));
-        let finding = if missing.contains(&"memory.high") { Finding::failed } else { Finding::warning };
-        Some(finding(CHECK, found, "run a kernel of 5.19 or newer that was built with all of CONFIG_MEMCG"))
+        let finding =
+            if missing.contains(&"memory.high") { Finding::failed } else { Finding::warning };
+        Some(finding(
+            CHECK,
+            found,
+            "run a kernel of 5.19 or newer that was built with all of CONFIG_MEMCG",
+        ))
     }
 
     fn recursive_protection(&self) -> Finding {
@@ -916,7 +1019,9 @@ impl Facts {
 
     /// The runtimes that are here: those that listen, or else those that are configured.
     fn present(&self) -> Vec<&Runtime> {
-        let by = |is: fn(&Runtime) -> bool| self.runtimes.iter().filter(|runtime| is(runtime)).collect::<Vec<_>>();
+        let by = |is: fn(&Runtime) -> bool| {
+            self.runtimes.iter().filter(|runtime| is(runtime)).collect::<Vec<_>>()
+        };
         let here = by(|runtime| matches!(runtime.socket, Socket::Listens | Socket::Denied));
         if here.is_empty() { by(|runtime| runtime.settings.files > 0) } else { here }
     }
@@ -924,7 +1029,8 @@ impl Facts {
     fn runtime(&self) -> Finding {
         const CHECK: &str = "runtime";
         let mut findings = Vec::new();
-        let here: Vec<_> = self.runtimes.iter().filter(|runtime| runtime.socket == Socket::Listens).collect();
+        let here: Vec<_> =
+            self.runtimes.iter().filter(|runtime| runtime.socket == Socket::Listens).collect();
         if here.is_empty() {
             let states = self.runtimes.iter().map(|Runtime { kind, socket, .. }| match socket {
                 Socket::Denied => format!("/{}: permission denied", kind.socket),
@@ -982,15 +1088,18 @@ impl Facts {
     fn nri(&self) -> Option<Finding> {
         const CHECK: &str = "nri";
         let present = self.present();
-        let off: Vec<_> = present.iter().filter_map(|runtime| Some((*runtime, runtime.why_off()?))).collect();
+        let off: Vec<_> =
+            present.iter().filter_map(|runtime| Some((*runtime, runtime.why_off()?))).collect();
         let mut findings = Vec::new();
         // Where one of two has it, that one serves.
         if off.len() == present.len() {
             for (Runtime { kind, .. }, (why, advice)) in &off {
                 findings.push(match self.nri {
                     Socket::Listens => {
-                        let found =
-                            format!("{why}, though the socket is served: it will be off once {} restarts", kind.name);
+                        let found = format!(
+                            "{why}, though the socket is served: it will be off once {} restarts",
+                            kind.name
+                        );
                         Finding::warning(CHECK, found, advice)
                     }
                     _ => Finding::failed(CHECK, why, advice),
@@ -999,12 +1108,17 @@ impl Facts {
         }
         for Runtime { kind, settings, .. } in &present {
             for problem in settings.unread.iter().take(MOST_NAMES) {
-                let advice = format!("see that {} has NRI on there; what is told of NRI here is without it", kind.name);
+                let advice = format!(
+                    "see that {} has NRI on there; what is told of NRI here is without it",
+                    kind.name
+                );
                 findings.push(Finding::unknown(CHECK, problem, advice));
             }
             for problem in settings.problems.iter().take(MOST_NAMES) {
-                let advice =
-                    format!("mend it where {} does not take it; what is told of NRI here is without it", kind.name);
+                let advice = format!(
+                    "mend it where {} does not take it; what is told of NRI here is without it",
+                    kind.name
+                );
                 findings.push(Finding::warning(CHECK, problem, advice));
             }
             if settings.takes_no_connections {
@@ -1017,7 +1131,11 @@ impl Facts {
                     format!("set {} = false and restart {}", kind.keys[NO_CONNECTIONS], kind.name),
                 ));
             }
-            if let Some(path) = settings.config_path.as_deref().filter(|path| path.trim_end_matches('/') != DROP_INS) {
+            if let Some(path) = settings
+                .config_path
+                .as_deref()
+                .filter(|path| path.trim_end_matches('/') != DROP_INS)
+            {
                 findings.push(Finding::warning(
                     CHECK,
                     format!(
@@ -1030,10 +1148,14 @@ impl Facts {
                 ));
             }
         }
-        let on = present.iter().filter(|runtime| runtime.why_off().is_none()).map(|runtime| runtime.kind.name);
+        let on = present
+            .iter()
+            .filter(|runtime| runtime.why_off().is_none())
+            .map(|runtime| runtime.kind.name);
         let on: Vec<_> = on.collect();
-        (!present.is_empty())
-            .then(|| Finding::all(CHECK, format!("not switched off in {}", on.join(" and ")), findings))
+        (!present.is_empty()).then(|| {
+            Finding::all(CHECK, format!("not switched off in {}", on.join(" and ")), findings)
+        })
     }
 
     fn nri_socket(&self) -> Option<Finding> {
@@ -1043,19 +1165,22 @@ impl Facts {
             Socket::Listens => return Some(Finding::ok(CHECK, format!("{shown} is served"))),
             Socket::Denied => {
                 let found = format!("{shown}: permission denied");
-                let advice = if self.is_root { "see which policy forbids it" } else { "call this as root" };
+                let advice =
+                    if self.is_root { "see which policy forbids it" } else { "call this as root" };
                 return Some(Finding::unknown(CHECK, found, advice));
             }
             Socket::Absent => format!("there is no {shown}"),
             Socket::Dead(why) => format!("{shown}: {why}"),
         };
         let present = self.present();
-        let has_launched = self.programs.iter().any(|program| program.is_ours() && program.is_executable);
+        let has_launched =
+            self.programs.iter().any(|program| program.is_ours() && program.is_executable);
         if has_launched && present.iter().any(|runtime| runtime.settings.takes_no_connections) {
             return None;
         }
         let short = |path: &str| path.strip_prefix("/var").unwrap_or(path).to_owned();
-        let elsewhere = present.iter().filter_map(|runtime| runtime.settings.socket_path.as_deref());
+        let elsewhere =
+            present.iter().filter_map(|runtime| runtime.settings.socket_path.as_deref());
         let given = short(&self.nri_path.to_string_lossy());
         let advice = match elsewhere.into_iter().find(|path| short(path) != given) {
             Some(path) => format!("give --socket {}, to plimsoll run, too", excerpt(path)),
@@ -1092,15 +1217,24 @@ impl Facts {
                 continue;
             }
             if request < SHORT_TIMEOUT {
-                let advice = format!("set {} to \"2s\" or more and restart {}", kind.keys[REQUEST], kind.name);
+                let advice = format!(
+                    "set {} to \"2s\" or more and restart {}",
+                    kind.keys[REQUEST], kind.name
+                );
                 findings.push(Finding::warning(CHECK, found, advice));
             } else {
                 fine.push(found);
             }
-            if let Some(registration) = settings.registration_timeout.filter(|timeout| *timeout < SHORT_TIMEOUT) {
+            if let Some(registration) =
+                settings.registration_timeout.filter(|timeout| *timeout < SHORT_TIMEOUT)
+            {
                 findings.push(Finding::warning(
                     CHECK,
-                    format!("{} waits only {} for a plugin to register", kind.name, shown(registration)),
+                    format!(
+                        "{} waits only {} for a plugin to register",
+                        kind.name,
+                        shown(registration)
+                    ),
                     format!("set {} to \"5s\" and restart {}", kind.keys[REGISTRATION], kind.name),
                 ));
             }
@@ -1112,17 +1246,26 @@ impl Facts {
         const CHECK: &str = "configuration";
         let Some((path, text)) = self.drop_ins.first() else {
             if self.told.is_some() {
-                let found = format!("no {DROP_INS}/90-plimsoll.conf, and the plugin that runs may have another file");
+                let found = format!(
+                    "no {DROP_INS}/90-plimsoll.conf, and the plugin that runs may have another file"
+                );
                 let advice = "call 'plimsoll check' with the file that the plugin was given with --config, or that the chart made";
                 return Finding::unknown(CHECK, found, advice);
             }
-            return Finding::ok(CHECK, format!("no {DROP_INS}/90-plimsoll.conf, so the defaults are in force"));
+            return Finding::ok(
+                CHECK,
+                format!("no {DROP_INS}/90-plimsoll.conf, so the defaults are in force"),
+            );
         };
         let shown = excerpt(path);
         let text = match text {
             Ok(text) => text,
             Err(error) if error.is_denied && !self.is_root => {
-                return Finding::unknown(CHECK, format!("{shown}: {}", error.why), "call this as root");
+                return Finding::unknown(
+                    CHECK,
+                    format!("{shown}: {}", error.why),
+                    "call this as root",
+                );
             }
             Err(error) => {
                 let advice = "make it a file that root can read, or remove it: the defaults are in force then";
@@ -1131,12 +1274,21 @@ impl Facts {
         };
         match Config::parse(text, &shown) {
             Ok(_) => match self.drop_ins.get(1) {
-                Some((other, _)) => Finding::ok(CHECK, format!("{shown} is valid; {} is passed over", excerpt(other))),
+                Some((other, _)) => Finding::ok(
+                    CHECK,
+                    format!("{shown} is valid; {} is passed over", excerpt(other)),
+                ),
                 None => Finding::ok(CHECK, format!("{shown} is valid")),
             },
             Err(errors) => {
-                let found = format!("{shown} has mistakes, with which the plugin does not start:\n{errors}");
-                Finding::failed(CHECK, found, format!("mend them; 'plimsoll check {shown}' looks again"))
+                let found = format!(
+                    "{shown} has mistakes, with which the plugin does not start:\n{errors}"
+                );
+                Finding::failed(
+                    CHECK,
+                    found,
+                    format!("mend them; 'plimsoll check {shown}' looks again"),
+                )
             }
         }
     }
@@ -1146,10 +1298,12 @@ impl Facts {
         let mut findings = Vec::new();
         let ours: Vec<_> = self.programs.iter().filter(|program| program.is_ours()).collect();
         for Program { path, .. } in ours.iter().filter(|program| !program.is_executable) {
-            let found = format!("{} is not executable, so the runtime passes over it", excerpt(path));
+            let found =
+                format!("{} is not executable, so the runtime passes over it", excerpt(path));
             findings.push(Finding::warning(CHECK, found, format!("chmod 755 {}", excerpt(path))));
         }
-        let launched = ours.iter().filter(|program| program.is_executable && program.index.is_some());
+        let launched =
+            ours.iter().filter(|program| program.is_executable && program.index.is_some());
         let mut ways: Vec<_> = launched.map(|program| excerpt(&program.path)).collect();
         ways.extend(self.unit.clone());
         if ways.len() > 1 {
@@ -1198,10 +1352,15 @@ impl Facts {
 
     fn other_plugins(&self) -> Finding {
         const CHECK: &str = "other-plugins";
-        let programs: Vec<_> =
-            self.programs.iter().filter(|program| !program.is_ours() && program.is_executable).collect();
+        let programs: Vec<_> = self
+            .programs
+            .iter()
+            .filter(|program| !program.is_ours() && program.is_executable)
+            .collect();
         let mut findings = Vec::new();
-        for Program { path, .. } in programs.iter().filter(|program| program.index.is_none()).take(MOST_NAMES) {
+        for Program { path, .. } in
+            programs.iter().filter(|program| program.index.is_none()).take(MOST_NAMES)
+        {
             findings.push(Finding::warning(
                 CHECK,
                 format!(
@@ -1216,8 +1375,10 @@ impl Facts {
         }
         let mut known: Vec<_> = programs.iter().map(|program| program.path.as_str()).collect();
         known.extend(self.others.iter().map(String::as_str));
-        let is_rival = |name: &&&str| RIVALS.iter().any(|rival| name.to_lowercase().contains(rival));
-        let rivals: Vec<_> = known.iter().filter(is_rival).take(MOST_NAMES).map(|name| excerpt(name)).collect();
+        let is_rival =
+            |name: &&&str| RIVALS.iter().any(|rival| name.to_lowercase().contains(rival));
+        let rivals: Vec<_> =
+            known.iter().filter(is_rival).take(MOST_NAMES).map(|name| excerpt(name)).collect();
         if !rivals.is_empty() {
             findings.push(Finding::warning(
                 CHECK,
@@ -1233,8 +1394,9 @@ impl Facts {
             shown.push(format!("{} more", known.len() - MOST_NAMES));
         }
         let otherwise = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
-        let otherwise =
-            format!("{otherwise} in the runtime's directories; plugins that connect by themselves are not seen");
+        let otherwise = format!(
+            "{otherwise} in the runtime's directories; plugins that connect by themselves are not seen"
+        );
         Finding::all(CHECK, otherwise, findings)
     }
 
@@ -1279,8 +1441,7 @@ impl Facts {
         let advice = "see that featureGates.MemoryQoS is false in the flags and drop-ins of the kubelet; 'kubectl get --raw \
                       /api/v1/nodes/NODE/proxy/configz' shows what is in force";
         let unknown = overrides.into_iter().map(|found| Finding::unknown(CHECK, found, advice));
-        let otherwise =
-            "off in /var/lib/kubelet/config.yaml (featureGates), which no flag or drop-in of the kubelet overrides";
+        let otherwise = "off in /var/lib/kubelet/config.yaml (featureGates), which no flag or drop-in of the kubelet overrides";
         Finding::all(CHECK, otherwise, conflicts.chain(unknown).collect())
     }
 
@@ -1288,7 +1449,8 @@ impl Facts {
     fn allocatable_overrides(&self) -> Vec<String> {
         let kubelets = self.kubelets.as_deref().unwrap_or_default();
         let overrides = kubelets.iter().flat_map(|kubelet| {
-            let flags = ALLOCATABLE_FLAGS.into_iter().filter(|flag| kubelet.values(flag).next().is_some());
+            let flags =
+                ALLOCATABLE_FLAGS.into_iter().filter(|flag| kubelet.values(flag).next().is_some());
             let flags = flags.map(|flag| format!("the kubelet has the flag {flag}"));
             kubelet.unread_configurations().into_iter().chain(flags).collect::<Vec<_>>()
         });
@@ -1302,11 +1464,20 @@ impl Facts {
 
     fn node_allocatable(&self) -> Finding {
         const CHECK: &str = "node-allocatable";
-        if let Some(Config { node_allocatable: NodeAllocatable::Fixed(bytes), .. }) = self.config() {
-            return Finding::ok(CHECK, format!("{bytes} bytes ({}), given by the configuration", bytes.approx()));
+        if let Some(Config { node_allocatable: NodeAllocatable::Fixed(bytes), .. }) = self.config()
+        {
+            return Finding::ok(
+                CHECK,
+                format!("{bytes} bytes ({}), given by the configuration", bytes.approx()),
+            );
         }
-        let advice = "see that these files are there and right, or set nodeAllocatable in the configuration";
-        let problems = self.memory.problems.iter().map(|problem| Finding::unknown(CHECK, problem.to_string(), advice));
+        let advice =
+            "see that these files are there and right, or set nodeAllocatable in the configuration";
+        let problems = self
+            .memory
+            .problems
+            .iter()
+            .map(|problem| Finding::unknown(CHECK, problem.to_string(), advice));
         let mut findings: Vec<_> = problems.collect();
         let source = self.memory.source;
         let Some(bytes) = self.memory.allocatable else {
@@ -1314,11 +1485,16 @@ impl Facts {
             return Finding::all(CHECK, "", findings);
         };
         let found = format!("{bytes} bytes ({}), from {source}", bytes.approx());
-        let from_kubectl =
-            "set nodeAllocatable in the configuration to what 'kubectl describe node' has as allocatable memory";
-        if matches!(source, AllocatableSource::KubeletConfig | AllocatableSource::KubeletConfigConfirmed) {
+        let from_kubectl = "set nodeAllocatable in the configuration to what 'kubectl describe node' has as allocatable memory";
+        if matches!(
+            source,
+            AllocatableSource::KubeletConfig | AllocatableSource::KubeletConfigConfirmed
+        ) {
             let overrides = self.allocatable_overrides().into_iter();
-            findings.extend(overrides.map(|why| Finding::unknown(CHECK, format!("{found}: {why}"), from_kubectl)));
+            findings.extend(
+                overrides
+                    .map(|why| Finding::unknown(CHECK, format!("{found}: {why}"), from_kubectl)),
+            );
         }
         let no_config = "no configuration of the kubelet at /var/lib/kubelet/config.yaml";
         match source {
@@ -1350,8 +1526,7 @@ impl Facts {
         let config = self.config()?;
         let kept = config.node_guard?;
         let Some(usable) = self.memory.usable else {
-            let found =
-                "cannot find out what nodeGuard leaves pods: /proc/meminfo cannot be read; nothing is kept from them";
+            let found = "cannot find out what nodeGuard leaves pods: /proc/meminfo cannot be read; nothing is kept from them";
             return Some(Finding::unknown(CHECK, found, self.how_to_read()));
         };
         let line = usable.saturating_sub(kept);
@@ -1397,11 +1572,18 @@ impl Facts {
         const CHECK: &str = "checkpoints";
         if !self.checkpoint_problems.is_empty() {
             let found = self.checkpoint_problems.join("; ");
-            let advice = if self.is_root { "see the kubelet's log; it writes them anew" } else { "call this as root" };
+            let advice = if self.is_root {
+                "see the kubelet's log; it writes them anew"
+            } else {
+                "call this as root"
+            };
             return Finding::unknown(CHECK, found, advice);
         }
         if !self.checkpoints.is_empty() {
-            return Finding::ok(CHECK, format!("/{KUBELET} has {}", self.checkpoints.join(" and ")));
+            return Finding::ok(
+                CHECK,
+                format!("/{KUBELET} has {}", self.checkpoints.join(" and ")),
+            );
         }
         let found = if self.has_kubelet {
             format!(
@@ -1410,7 +1592,8 @@ impl Facts {
         } else {
             format!("there is no /{KUBELET}: requests are estimated")
         };
-        let advice = "run Kubernetes 1.33 or newer, or annotate pods with memory-request.plimsoll.nri.io";
+        let advice =
+            "run Kubernetes 1.33 or newer, or annotate pods with memory-request.plimsoll.nri.io";
         Finding::warning(CHECK, found, advice)
     }
 
@@ -1421,17 +1604,30 @@ impl Facts {
             Ok(is_init) if *is_init || matches!(self.bus, Socket::Listens) => {}
             Ok(_) => return Finding::ok(CHECK, "not needed, as systemd is not the init"),
             Err(error) => {
-                let found = format!("cannot find out whether systemd is the init: /run: {}", error.why);
-                return Finding::unknown(CHECK, found, "give --host where the node's file system is, with its /run");
+                let found =
+                    format!("cannot find out whether systemd is the init: /run: {}", error.why);
+                return Finding::unknown(
+                    CHECK,
+                    found,
+                    "give --host where the node's file system is, with its /run",
+                );
             }
         }
         let why = match &self.bus {
             Socket::Listens => return Finding::ok(CHECK, format!("/{BUS} is served")),
             Socket::Absent => format!("there is no /{BUS}"),
-            Socket::Denied => return Finding::unknown(CHECK, format!("/{BUS}: permission denied"), self.how_to_read()),
+            Socket::Denied => {
+                return Finding::unknown(
+                    CHECK,
+                    format!("/{BUS}: permission denied"),
+                    self.how_to_read(),
+                );
+            }
             Socket::Dead(why) => format!("/{BUS}: {why}"),
         };
-        let found = format!("{why}; values of slices are gone after a daemon-reload, until they are repaired");
+        let found = format!(
+            "{why}; values of slices are gone after a daemon-reload, until they are repaired"
+        );
         Finding::warning(CHECK, found, "install and start dbus (systemctl start dbus.socket)")
     }
 
@@ -1459,7 +1655,9 @@ impl Facts {
                 let advice = "see SwapTotal in /proc/meminfo: 0 is off";
                 Finding::unknown(CHECK, "/proc/swaps: it is not there", advice)
             }
-            Err(error) => Finding::unknown(CHECK, format!("/proc/swaps: {}", error.why), self.how_to_read()),
+            Err(error) => {
+                Finding::unknown(CHECK, format!("/proc/swaps: {}", error.why), self.how_to_read())
+            }
         }
     }
 
@@ -1471,7 +1669,11 @@ impl Facts {
                 let found = "'plimsoll restore' was called, so nothing is set";
                 Finding::warning(CHECK, found, "plimsoll restore --undo")
             }
-            Err(error) => Finding::unknown(CHECK, format!("/{STAND_ASIDE}: {}", error.why), self.how_to_read()),
+            Err(error) => Finding::unknown(
+                CHECK,
+                format!("/{STAND_ASIDE}: {}", error.why),
+                self.how_to_read(),
+            ),
         }
     }
 
@@ -1480,22 +1682,33 @@ impl Facts {
         const CHECK: &str = "mode";
         let says = |mode| match mode {
             Mode::Enforce => Finding::ok(CHECK, "enforce"),
-            Mode::Observe => Finding::ok(CHECK, "observe: nothing is set; 'plimsoll status' shows what would be"),
+            Mode::Observe => {
+                Finding::ok(CHECK, "observe: nothing is set; 'plimsoll status' shows what would be")
+            }
         };
         match &self.brake {
             Ok(Some(record)) => {
                 let found = format!("the brake is applied after {record}, so nothing is set");
-                Finding::warning(CHECK, found, "find out why there was so much, then plimsoll reset-brake")
+                Finding::warning(
+                    CHECK,
+                    found,
+                    "find out why there was so much, then plimsoll reset-brake",
+                )
             }
             Err(error) => {
-                let found = format!("/{DIRECTORY}/{}: {error}; the plugin only observes", brake::FILE);
+                let found =
+                    format!("/{DIRECTORY}/{}: {error}; the plugin only observes", brake::FILE);
                 Finding::unknown(CHECK, found, "plimsoll reset-brake")
             }
             Ok(None) => match (&self.told, self.config(), self.drop_ins.first()) {
                 (Some(Ok(mode)), ..) => says(*mode),
                 (Some(Err(why)), ..) => {
                     let found = format!("the plugin does not tell it: {}", excerpt(why));
-                    Finding::unknown(CHECK, found, "start the plugin, or call 'plimsoll status' as root")
+                    Finding::unknown(
+                        CHECK,
+                        found,
+                        "start the plugin, or call 'plimsoll status' as root",
+                    )
                 }
                 (None, None, Some((path, _))) => {
                     let found = format!("{} is not valid, so the mode is unknown", excerpt(path));
@@ -1512,14 +1725,20 @@ impl Facts {
 
     fn inotify(&self) -> Finding {
         const CHECK: &str = "inotify";
-        let limits =
-            [("max_user_instances", &self.instances, FEW_INSTANCES), ("max_user_watches", &self.watches, FEW_WATCHES)];
+        let limits = [
+            ("max_user_instances", &self.instances, FEW_INSTANCES),
+            ("max_user_watches", &self.watches, FEW_WATCHES),
+        ];
         let mut findings = Vec::new();
         let mut fine = Vec::new();
         for (name, text, few) in limits {
             let unread = |why: &str| {
                 let found = format!("/proc/sys/fs/inotify/{name}: {why}");
-                Finding::unknown(CHECK, found, format!("see that it is {} or more (sysctl fs.inotify.{name})", few * 4))
+                Finding::unknown(
+                    CHECK,
+                    found,
+                    format!("see that it is {} or more (sysctl fs.inotify.{name})", few * 4),
+                )
             };
             let why = match text {
                 Ok(None) => {
@@ -1540,7 +1759,11 @@ impl Facts {
                 }
             };
             let found = format!("/proc/sys/fs/inotify/{name}: {why}");
-            findings.push(Finding::warning(CHECK, found, format!("sysctl fs.inotify.{name}={}", few * 4)));
+            findings.push(Finding::warning(
+                CHECK,
+                found,
+                format!("sysctl fs.inotify.{name}={}", few * 4),
+            ));
         }
         Finding::all(CHECK, fine.join(", "), findings)
     }
@@ -1577,11 +1800,20 @@ mod tests {
         ("sys/fs/cgroup/kubepods.slice/memory.reclaim", ""),
         ("sys/fs/cgroup/kubepods.slice/memory.oom.group", "0\n"),
         ("sys/fs/cgroup/kubepods.slice/memory.pressure", "some avg10=0.00\n"),
-        ("sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/cgroup.subtree_control", "cpu memory pids\n"),
-        ("sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice/memory.max", "max\n"),
+        (
+            "sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/cgroup.subtree_control",
+            "cpu memory pids\n",
+        ),
+        (
+            "sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice/memory.max",
+            "max\n",
+        ),
         ("sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice/cgroup.subtree_control", ""),
         ("proc/sys/kernel/osrelease", "6.12.0-1-amd64\n"),
-        ("proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate,memory_recursiveprot 0 0\n"),
+        (
+            "proc/self/mounts",
+            "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate,memory_recursiveprot 0 0\n",
+        ),
         ("proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n"),
         ("proc/swaps", "Filename Type Size Used Priority\n"),
         ("proc/sys/fs/inotify/max_user_instances", "128\n"),
@@ -1593,7 +1825,10 @@ mod tests {
         (BINARY, ""),
         (KUBELET_CONFIG, "kind: KubeletConfiguration\nfeatureGates: {MemoryQoS: false}\n"),
         ("proc/4242/comm", "kubelet\n"),
-        ("proc/4242/cmdline", "/usr/bin/kubelet\0--config=/var/lib/kubelet/config.yaml\0--node-ip\0::1\0"),
+        (
+            "proc/4242/cmdline",
+            "/usr/bin/kubelet\0--config=/var/lib/kubelet/config.yaml\0--node-ip\0::1\0",
+        ),
         ("sys/fs/cgroup/system.slice/memory.max", "max\n"),
         ("var/lib/kubelet/actuated_pods_state", r#"{"data": "{\"entries\": {}}", "checksum": 1}"#),
     ];
@@ -1669,7 +1904,11 @@ mod tests {
         for finding in &report.checks {
             assert_eq!(finding.mark == Mark::Ok, finding.advice.is_none(), "{finding:?}");
         }
-        report.checks.into_iter().filter(|finding| finding.mark != Mark::Ok && finding.check != "root").collect()
+        report
+            .checks
+            .into_iter()
+            .filter(|finding| finding.mark != Mark::Ok && finding.check != "root")
+            .collect()
     }
 
     #[track_caller]
@@ -1692,7 +1931,11 @@ mod tests {
         let facts = Node::good().facts();
         assert_eq!(troubles(&facts), []);
         assert_eq!(facts.judge().checks.len(), 22);
-        ok(&facts, "installation", "/opt/nri/plugins/90-plimsoll is there and runs as process 4321");
+        ok(
+            &facts,
+            "installation",
+            "/opt/nri/plugins/90-plimsoll is there and runs as process 4321",
+        );
         ok(&facts, "kernel", "6.12.0-1-amd64");
         ok(
             &facts,
@@ -1712,7 +1955,11 @@ mod tests {
             let node = Node::good();
             node.remove(CGROUPS);
             node.write(&format!("{CGROUPS}/{place}"), "");
-            let advice = if place == "none" { "mount cgroup2" } else { "systemd.unified_cgroup_hierarchy=1" };
+            let advice = if place == "none" {
+                "mount cgroup2"
+            } else {
+                "systemd.unified_cgroup_hierarchy=1"
+            };
             expect(&node.troubles(), "cgroup-v2", Mark::Failed, found, advice);
         }
     }
@@ -1725,7 +1972,13 @@ mod tests {
             node.troubles()
         };
         let check = |path: &str, found: &str, advice: &str| {
-            expect(&controller(path, "cpu memoryless\n"), "memory-controller", Mark::Failed, found, advice);
+            expect(
+                &controller(path, "cpu memoryless\n"),
+                "memory-controller",
+                Mark::Failed,
+                found,
+                advice,
+            );
         };
         check("cgroup.controllers", "cgroup.controllers does not have it", "cgroup_enable=memory");
         for level in ["", "kubepods.slice/", "kubepods.slice/kubepods-burstable.slice/"] {
@@ -1733,25 +1986,52 @@ mod tests {
             check(&file, &file, &format!("echo +memory > /sys/fs/cgroup/{file}"));
         }
         // Nobody is in it.
-        assert_eq!(controller("kubepods.slice/kubepods-besteffort.slice/cgroup.subtree_control", "cpu\n"), []);
+        assert_eq!(
+            controller("kubepods.slice/kubepods-besteffort.slice/cgroup.subtree_control", "cpu\n"),
+            []
+        );
 
         let node = Node::good();
         node.write(&format!("{CGROUPS}/cgroup.controllers"), "cpu\n");
         node.write("proc/cmdline", "quiet cgroup_disable=memory\n");
-        expect(&node.troubles(), "memory-controller", Mark::Failed, "switched off", "cgroup_disable=memory");
+        expect(
+            &node.troubles(),
+            "memory-controller",
+            Mark::Failed,
+            "switched off",
+            "cgroup_disable=memory",
+        );
 
         let node = Node::good();
         let cgroupfs = format!("{CGROUPS}/kubepods");
         fs::rename(node.path("sys/fs/cgroup/kubepods.slice"), node.path(&cgroupfs)).unwrap();
         assert_eq!(node.troubles(), []);
         node.write(&format!("{cgroupfs}/cgroup.subtree_control"), "");
-        expect(&node.troubles(), "memory-controller", Mark::Failed, "kubepods/cgroup.subtree_control", "+memory");
+        expect(
+            &node.troubles(),
+            "memory-controller",
+            Mark::Failed,
+            "kubepods/cgroup.subtree_control",
+            "+memory",
+        );
         node.remove(&cgroupfs);
-        for file in ["memory.current", "memory.high", "memory.reclaim", "memory.oom.group", "memory.pressure"] {
+        for file in [
+            "memory.current",
+            "memory.high",
+            "memory.reclaim",
+            "memory.oom.group",
+            "memory.pressure",
+        ] {
             node.write(&format!("{CGROUPS}/system.slice/{file}"), "");
         }
         node.write(&format!("{CGROUPS}/system.slice/cgroup.subtree_control"), "");
-        expect(&node.troubles(), "memory-controller", Mark::Warning, "no kubepods cgroup", "start the kubelet");
+        expect(
+            &node.troubles(),
+            "memory-controller",
+            Mark::Warning,
+            "no kubepods cgroup",
+            "start the kubelet",
+        );
     }
 
     #[test]
@@ -1775,9 +2055,11 @@ mod tests {
 
     #[test]
     fn files_that_the_kernel_should_have_are_missed() {
-        for (file, mark) in
-            [("memory.high", Mark::Failed), ("memory.reclaim", Mark::Warning), ("memory.oom.group", Mark::Warning)]
-        {
+        for (file, mark) in [
+            ("memory.high", Mark::Failed),
+            ("memory.reclaim", Mark::Warning),
+            ("memory.oom.group", Mark::Warning),
+        ] {
             let node = Node::good();
             node.remove(&format!("{CGROUPS}/kubepods.slice/{file}"));
             let found = format!("kubepods.slice has no {file}");
@@ -1824,13 +2106,25 @@ mod tests {
         ok(&node.facts(), "runtime", "CRI-O 1.34.1");
 
         node.listen(CONTAINERD_SOCKET);
-        expect(&node.troubles(), "runtime", Mark::Warning, "both containerd and CRI-O", "switch NRI off");
+        expect(
+            &node.troubles(),
+            "runtime",
+            Mark::Warning,
+            "both containerd and CRI-O",
+            "switch NRI off",
+        );
 
         let node = Node::good();
         let mut facts = node.facts();
         facts.runtimes[0].socket = Socket::Denied;
         facts.is_root = false;
-        expect(&troubles(&facts), "runtime", Mark::Unknown, "containerd.sock: permission denied", "as root");
+        expect(
+            &troubles(&facts),
+            "runtime",
+            Mark::Unknown,
+            "containerd.sock: permission denied",
+            "as root",
+        );
 
         let mut facts = node.facts();
         facts.runtimes[0].version = Some(Version(1, 7, 2));
@@ -1845,7 +2139,13 @@ mod tests {
         let off = "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n";
         let mut node = Node::good();
         node.write(CONTAINERD_CONFIG, off);
-        expect(&node.troubles(), "nri", Mark::Warning, "off once containerd restarts", "disable = false");
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Warning,
+            "off once containerd restarts",
+            "disable = false",
+        );
         node.close(NRI_SOCKET);
         expect(
             &node.troubles(),
@@ -1855,18 +2155,26 @@ mod tests {
             "disable = false",
         );
         node.write(CONTAINERD_CONFIG, "disabled_plugins = ['io.containerd.nri.v1.nri']");
-        expect(&node.troubles(), "nri", Mark::Failed, "disabled_plugins", "out of disabled_plugins");
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Failed,
+            "disabled_plugins",
+            "out of disabled_plugins",
+        );
 
         // By default.
         node.write(CONTAINERD_CONFIG, "");
         let mut facts = node.facts();
-        for (version, found) in
-            [(Version(1, 7, 24), "off in containerd 1.7.24, as by default"), (Version(1, 6, 0), "has no NRI")]
-        {
+        for (version, found) in [
+            (Version(1, 7, 24), "off in containerd 1.7.24, as by default"),
+            (Version(1, 6, 0), "has no NRI"),
+        ] {
             facts.runtimes[0].version = Some(version);
             let advice = if version.1 == 6 { "upgrade containerd" } else { "disable = false" };
             let troubles = troubles(&facts);
-            let nri: Vec<_> = troubles.into_iter().filter(|finding| finding.check != "runtime").collect();
+            let nri: Vec<_> =
+                troubles.into_iter().filter(|finding| finding.check != "runtime").collect();
             expect(&nri, "nri", Mark::Failed, found, advice);
         }
 
@@ -1874,7 +2182,13 @@ mod tests {
         node.listen(CRIO_SOCKET);
         node.write("etc/crio/crio.conf", "[crio.nri]\nenable_nri = true\n");
         node.write("etc/crio/crio.conf.d/99.conf", "[crio.nri]\nenable_nri = false\n");
-        expect(&node.troubles(), "nri", Mark::Failed, "99.conf has enable_nri = false", "enable_nri = true");
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Failed,
+            "99.conf has enable_nri = false",
+            "enable_nri = true",
+        );
     }
 
     #[test]
@@ -1884,14 +2198,29 @@ mod tests {
         let section = |is: bool| format!("[plugins.'io.containerd.nri.v1.nri']\ndisable = {is}\n");
         node.write(
             CONTAINERD_CONFIG,
-            &format!("imports = ['conf.d/*.toml', 'config.toml', '/../etc/containerd/x']\n{}", section(false)),
+            &format!(
+                "imports = ['conf.d/*.toml', 'config.toml', '/../etc/containerd/x']\n{}",
+                section(false)
+            ),
         );
         node.write("etc/containerd/conf.d/a.toml", &section(false));
         node.write("etc/containerd/conf.d/b.toml", &section(true));
-        expect(&node.troubles(), "nri", Mark::Failed, "/etc/containerd/conf.d/b.toml has disable = true", "");
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Failed,
+            "/etc/containerd/conf.d/b.toml has disable = true",
+            "",
+        );
         node.write("etc/containerd/x", &section(false));
         let troubles = node.troubles();
-        expect(&troubles, "nri-socket", Mark::Failed, "there is no", "restart the container runtime");
+        expect(
+            &troubles,
+            "nri-socket",
+            Mark::Failed,
+            "there is no",
+            "restart the container runtime",
+        );
     }
 
     #[test]
@@ -1899,8 +2228,14 @@ mod tests {
         for (text, found) in [
             ("plugins = [", "/etc/containerd/config.toml: "),
             ("imports = ['/*/*/x.toml']", "import /*/*/x.toml: expected one part with *"),
-            ("[plugins.'io.containerd.nri.v1.nri']\ndisable = 'no'", "disable: expected true or false"),
-            ("[plugins.'io.containerd.nri.v1.nri']\nsocket_path = 3", "socket_path: expected a path"),
+            (
+                "[plugins.'io.containerd.nri.v1.nri']\ndisable = 'no'",
+                "disable: expected true or false",
+            ),
+            (
+                "[plugins.'io.containerd.nri.v1.nri']\nsocket_path = 3",
+                "socket_path: expected a path",
+            ),
             (
                 "[plugins.'io.containerd.nri.v1.nri']\nplugin_request_timeout = 'soon'",
                 "plugin_request_timeout: expected a duration",
@@ -1913,7 +2248,13 @@ mod tests {
         let node = Node::good();
         node.write(CONTAINERD_CONFIG, &"#".repeat(LARGEST + 1));
         let mut troubles = node.troubles();
-        expect(&troubles.split_off(1), "nri-timeouts", Mark::Unknown, "what could be read", "plugin_request_timeout");
+        expect(
+            &troubles.split_off(1),
+            "nri-timeouts",
+            Mark::Unknown,
+            "what could be read",
+            "plugin_request_timeout",
+        );
         expect(&troubles, "nri", Mark::Unknown, "at most 1048576 bytes", "has NRI on there");
     }
 
@@ -1921,7 +2262,10 @@ mod tests {
     fn settings_of_nri_that_take_something_away_are_warned_of() {
         let with = |setting: &str| {
             let node = Node::good();
-            node.write(CONTAINERD_CONFIG, &format!("[plugins.'io.containerd.nri.v1.nri']\n{setting}\n"));
+            node.write(
+                CONTAINERD_CONFIG,
+                &format!("[plugins.'io.containerd.nri.v1.nri']\n{setting}\n"),
+            );
             node
         };
         expect(
@@ -1933,7 +2277,13 @@ mod tests {
         );
         let mut node = with("disable_connections = true");
         node.close(NRI_SOCKET);
-        expect(&node.troubles(), "nri", Mark::Warning, "only when launched", "disable_connections = false");
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Warning,
+            "only when launched",
+            "disable_connections = false",
+        );
 
         let short = with("plugin_request_timeout = '100ms'").troubles();
         expect(
@@ -1944,7 +2294,13 @@ mod tests {
             "plugin_request_timeout to \"2s\"",
         );
         let short = with("plugin_registration_timeout = '100ms'").troubles();
-        expect(&short, "nri-timeouts", Mark::Warning, "100ms for a plugin to register", "plugin_registration_timeout");
+        expect(
+            &short,
+            "nri-timeouts",
+            Mark::Warning,
+            "100ms for a plugin to register",
+            "plugin_registration_timeout",
+        );
 
         // Its configuration is looked for there, and elsewhere.
         let node = with("plugin_config_path = '/etc/elsewhere'");
@@ -1957,9 +2313,9 @@ mod tests {
         );
         node.write("etc/elsewhere/90-plimsoll.conf", "x: 1");
         assert!(
-            node.troubles()
-                .iter()
-                .any(|finding| finding.found.contains("/etc/elsewhere/90-plimsoll.conf has mistakes"))
+            node.troubles().iter().any(|finding| finding
+                .found
+                .contains("/etc/elsewhere/90-plimsoll.conf has mistakes"))
         );
 
         let node = with("plugin_path = '/usr/nri'");
@@ -1970,16 +2326,34 @@ mod tests {
 
         let mut node = with("socket_path = '/run/other.sock'");
         node.close(NRI_SOCKET);
-        expect(&node.troubles(), "nri-socket", Mark::Failed, "there is no", "give --socket /run/other.sock");
+        expect(
+            &node.troubles(),
+            "nri-socket",
+            Mark::Failed,
+            "there is no",
+            "give --socket /run/other.sock",
+        );
     }
 
     #[test]
     fn without_its_socket_nri_is_of_no_use() {
         let mut node = Node::good();
         node.die(NRI_SOCKET);
-        expect(&node.troubles(), "nri-socket", Mark::Failed, "nobody listens there", "restart the container runtime");
+        expect(
+            &node.troubles(),
+            "nri-socket",
+            Mark::Failed,
+            "nobody listens there",
+            "restart the container runtime",
+        );
         node.close(NRI_SOCKET);
-        expect(&node.troubles(), "nri-socket", Mark::Failed, "there is no", "restart the container runtime");
+        expect(
+            &node.troubles(),
+            "nri-socket",
+            Mark::Failed,
+            "there is no",
+            "restart the container runtime",
+        );
         let mut facts = node.facts();
         facts.nri = Socket::Denied;
         facts.is_root = false;
@@ -1993,21 +2367,46 @@ mod tests {
         // Without its configuration the mode is unknown, too.
         let troubles = |node: &Node| {
             let mut troubles = node.troubles();
-            assert_eq!(troubles.pop().map(|finding| (finding.check, finding.mark)), Some(("mode", Mark::Unknown)));
+            assert_eq!(
+                troubles.pop().map(|finding| (finding.check, finding.mark)),
+                Some(("mode", Mark::Unknown))
+            );
             troubles
         };
         let found = troubles(&node);
-        expect(&found, "configuration", Mark::Failed, "90-plimsoll.conf:1: logLevel: expected error", "plimsoll check");
-        assert!(found[0].found.contains("90-plimsoll.conf:2: memoryThrottlingFactor: "), "{}", found[0].found);
+        expect(
+            &found,
+            "configuration",
+            Mark::Failed,
+            "90-plimsoll.conf:1: logLevel: expected error",
+            "plimsoll check",
+        );
+        assert!(
+            found[0].found.contains("90-plimsoll.conf:2: memoryThrottlingFactor: "),
+            "{}",
+            found[0].found
+        );
         fs::write(node.path(DROP_IN), b"logLevel: \xff").unwrap();
         expect(&troubles(&node), "configuration", Mark::Failed, "UTF-8", "mend");
         node.remove(DROP_IN);
         fs::create_dir(node.path(DROP_IN)).unwrap();
-        expect(&troubles(&node), "configuration", Mark::Failed, "expected a regular file", "file that root can read");
+        expect(
+            &troubles(&node),
+            "configuration",
+            Mark::Failed,
+            "expected a regular file",
+            "file that root can read",
+        );
         node.remove(DROP_IN);
         ok(&node.facts(), "configuration", "the defaults are in force");
         node.write("etc/nri/conf.d/plimsoll.conf", "logLevel: loud\n");
-        expect(&troubles(&node), "configuration", Mark::Failed, "conf.d/plimsoll.conf:1: logLevel", "mend");
+        expect(
+            &troubles(&node),
+            "configuration",
+            Mark::Failed,
+            "conf.d/plimsoll.conf:1: logLevel",
+            "mend",
+        );
         node.write(DROP_IN, "");
         ok(&node.facts(), "configuration", "/etc/nri/conf.d/plimsoll.conf is passed over");
     }
@@ -2016,21 +2415,40 @@ mod tests {
     fn the_plugin_is_there_once_and_runs() {
         let node = Node::good();
         node.write("etc/systemd/system/plimsoll.service", "");
-        let found = "/opt/nri/plugins/90-plimsoll and /etc/systemd/system/plimsoll.service are there";
+        let found =
+            "/opt/nri/plugins/90-plimsoll and /etc/systemd/system/plimsoll.service are there";
         expect(&node.troubles(), "installation", Mark::Warning, found, "remove all but one");
         node.remove(BINARY);
         assert_eq!(node.troubles(), []);
         node.remove("run/nri/plimsoll.lock");
-        expect(&node.troubles(), "installation", Mark::Warning, "does not run", "systemctl enable --now plimsoll");
+        expect(
+            &node.troubles(),
+            "installation",
+            Mark::Warning,
+            "does not run",
+            "systemctl enable --now plimsoll",
+        );
         node.remove("etc/systemd/system/plimsoll.service");
         expect(&node.troubles(), "installation", Mark::Warning, "neither", "install");
 
         let node = Node::good();
         node.remove("run/nri/plimsoll.lock");
-        expect(&node.troubles(), "installation", Mark::Warning, "does not run", "restart the container runtime");
+        expect(
+            &node.troubles(),
+            "installation",
+            Mark::Warning,
+            "does not run",
+            "restart the container runtime",
+        );
         // Who holds it is not known.
         node.remove("proc/locks");
-        expect(&node.troubles(), "installation", Mark::Unknown, "cannot find out whether it runs", "pgrep");
+        expect(
+            &node.troubles(),
+            "installation",
+            Mark::Unknown,
+            "cannot find out whether it runs",
+            "pgrep",
+        );
         fs::set_permissions(node.path(BINARY), fs::Permissions::from_mode(0o644)).unwrap();
         expect(&node.troubles(), "installation", Mark::Warning, "not executable", "chmod 755");
         let node = Node::good();
@@ -2058,25 +2476,50 @@ mod tests {
             "sets memory values",
             "only one",
         );
-        expect(&plugin("00-koordlet").troubles(), "other-plugins", Mark::Warning, "sets memory values", "only one");
-        expect(&plugin("logger").troubles(), "other-plugins", Mark::Warning, "no name such as 10-name", "rename");
+        expect(
+            &plugin("00-koordlet").troubles(),
+            "other-plugins",
+            Mark::Warning,
+            "sets memory values",
+            "only one",
+        );
+        expect(
+            &plugin("logger").troubles(),
+            "other-plugins",
+            Mark::Warning,
+            "no name such as 10-name",
+            "rename",
+        );
     }
 
     #[test]
     fn what_is_wrong_with_the_kubelet_is_said() {
-        for (policy, found) in
-            [("None", "below is protected"), ("TieredReservation", "memory.high of the same cgroups")]
-        {
+        for (policy, found) in [
+            ("None", "below is protected"),
+            ("TieredReservation", "memory.high of the same cgroups"),
+        ] {
             let node = Node::good();
             node.write(
                 KUBELET_CONFIG,
                 &format!("featureGates: {{MemoryQoS: true}}\nmemoryReservationPolicy: {policy}\n"),
             );
-            expect(&node.troubles(), "kubelet-memory-qos", Mark::Warning, found, "set featureGates.MemoryQoS to false");
+            expect(
+                &node.troubles(),
+                "kubelet-memory-qos",
+                Mark::Warning,
+                found,
+                "set featureGates.MemoryQoS to false",
+            );
         }
         let node = Node::good();
         node.write(KUBELET_CONFIG, "memoryThrottlingFactor: 0.9\n");
-        expect(&node.troubles(), "kubelet-memory-qos", Mark::Warning, "a sign", "set featureGates.MemoryQoS to false");
+        expect(
+            &node.troubles(),
+            "kubelet-memory-qos",
+            Mark::Warning,
+            "a sign",
+            "set featureGates.MemoryQoS to false",
+        );
         let node = Node::good();
         node.write(KUBELET_CONFIG, "systemReserved: {memory: lots}");
         let found = "systemReserved.memory: expected a quantity";
@@ -2084,11 +2527,23 @@ mod tests {
         expect(&troubles.split_off(1), "node-allocatable", Mark::Unknown, found, "nodeAllocatable");
         expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "see that it is right");
         node.write(DROP_IN, "nodeAllocatable: 4Gi\n");
-        expect(&node.troubles(), "kubelet-memory-qos", Mark::Unknown, found, "see that it is right");
+        expect(
+            &node.troubles(),
+            "kubelet-memory-qos",
+            Mark::Unknown,
+            found,
+            "see that it is right",
+        );
         node.remove(KUBELET_CONFIG);
         fs::create_dir(node.path(KUBELET_CONFIG)).unwrap();
         let troubles = node.troubles();
-        expect(&troubles, "kubelet-memory-qos", Mark::Unknown, "expected a regular file", "see that it is right");
+        expect(
+            &troubles,
+            "kubelet-memory-qos",
+            Mark::Unknown,
+            "expected a regular file",
+            "see that it is right",
+        );
         let node = Node::good();
         node.remove("proc/meminfo");
         expect(
@@ -2104,23 +2559,36 @@ mod tests {
     fn flags_and_drop_ins_of_the_kubelet_are_not_ok() {
         let config = "/usr/bin/kubelet\0--config\0/var/lib/kubelet/config.yaml\0";
         for (flags, found) in [
-            ("--config-dir=/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d are not read: 20.conf"),
-            ("--config-dir\0/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d are not read: 20.conf"),
+            (
+                "--config-dir=/etc/kubernetes/kubelet.conf.d\0",
+                "kubelet.conf.d are not read: 20.conf",
+            ),
+            (
+                "--config-dir\0/etc/kubernetes/kubelet.conf.d\0",
+                "kubelet.conf.d are not read: 20.conf",
+            ),
             ("--feature-gates=MemoryQoS=true\0", "--feature-gates that sets MemoryQoS"),
             ("--config=/etc/kubelet.yaml\0", "--config /etc/kubelet.yaml"),
         ] {
             let node = Node::good();
             node.write("proc/4242/cmdline", &format!("{config}{flags}"));
-            node.write("etc/kubernetes/kubelet.conf.d/20.conf", "featureGates: {MemoryQoS: true}\n");
+            node.write(
+                "etc/kubernetes/kubelet.conf.d/20.conf",
+                "featureGates: {MemoryQoS: true}\n",
+            );
             let troubles = node.troubles();
             expect(&troubles[..1], "kubelet-memory-qos", Mark::Unknown, found, "configz");
-            let allocatable = troubles.iter().filter(|finding| finding.check == "node-allocatable").count();
+            let allocatable =
+                troubles.iter().filter(|finding| finding.check == "node-allocatable").count();
             assert_eq!(allocatable, usize::from(!flags.contains("gates")), "{troubles:#?}");
         }
         let node = Node::good();
         node.write("proc/4242/cmdline", &format!("{config}--config-dir=/etc/kubernetes/empty\0"));
         assert_eq!(node.troubles(), []);
-        node.write("proc/4242/cmdline", &format!("{config}--feature-gates=A=true,MemoryQoS=false\0"));
+        node.write(
+            "proc/4242/cmdline",
+            &format!("{config}--feature-gates=A=true,MemoryQoS=false\0"),
+        );
         assert_eq!(node.troubles(), []);
         node.write("proc/4242/cmdline", &format!("{config}--eviction-hard=memory.available<1Gi\0"));
         expect(
@@ -2131,7 +2599,13 @@ mod tests {
             "kubectl describe node",
         );
         node.remove("proc/4242");
-        expect(&node.troubles(), "kubelet-memory-qos", Mark::Unknown, "found no process of the kubelet", "configz");
+        expect(
+            &node.troubles(),
+            "kubelet-memory-qos",
+            Mark::Unknown,
+            "found no process of the kubelet",
+            "configz",
+        );
     }
 
     #[test]
@@ -2146,8 +2620,15 @@ mod tests {
     fn an_invalid_configuration_leaves_the_mode_unknown() {
         let node = Node::good();
         node.write(DROP_IN, "mode: observing\n");
-        let mode: Vec<_> = node.troubles().into_iter().filter(|finding| finding.check == "mode").collect();
-        expect(&mode, "mode", Mark::Unknown, "/etc/nri/conf.d/90-plimsoll.conf is not valid", "'configuration'");
+        let mode: Vec<_> =
+            node.troubles().into_iter().filter(|finding| finding.check == "mode").collect();
+        expect(
+            &mode,
+            "mode",
+            Mark::Unknown,
+            "/etc/nri/conf.d/90-plimsoll.conf is not valid",
+            "'configuration'",
+        );
         node.remove(DROP_IN);
         ok(&node.facts(), "mode", "enforce");
     }
@@ -2156,15 +2637,28 @@ mod tests {
     fn a_level_that_cannot_be_listed_is_unknown() {
         let mut facts = Node::good().facts();
         let level = facts.levels.iter_mut().find(|level| level.path == "kubepods.slice").unwrap();
-        level.has_children = Err(Unreadable { is_denied: false, why: "input/output error".to_owned() });
-        expect(&troubles(&facts), "memory-controller", Mark::Unknown, "cannot list /sys/fs/cgroup/kubepods.slice", "");
+        level.has_children =
+            Err(Unreadable { is_denied: false, why: "input/output error".to_owned() });
+        expect(
+            &troubles(&facts),
+            "memory-controller",
+            Mark::Unknown,
+            "cannot list /sys/fs/cgroup/kubepods.slice",
+            "",
+        );
     }
 
     #[test]
     fn containerd_of_unknown_version_is_not_ok() {
         let mut facts = Node::good().facts();
         facts.runtimes[0].version = None;
-        expect(&troubles(&facts), "runtime", Mark::Unknown, "of unknown version", "containerd --version");
+        expect(
+            &troubles(&facts),
+            "runtime",
+            Mark::Unknown,
+            "of unknown version",
+            "containerd --version",
+        );
     }
 
     #[test]
@@ -2174,12 +2668,24 @@ mod tests {
         node.write("etc/kubernetes/kubelet/config.json", r#"{"kind": "KubeletConfiguration"}"#);
         let mut troubles = node.troubles();
         let found = "(7.9Gi), from kubepods memory.max less hard eviction of 100Mi, the kubelet's default: there is no";
-        expect(&troubles.split_off(1), "node-allocatable", Mark::Unknown, found, "kubectl describe node");
+        expect(
+            &troubles.split_off(1),
+            "node-allocatable",
+            Mark::Unknown,
+            found,
+            "kubectl describe node",
+        );
         let found = "found no configuration of the kubelet at /var/lib/kubelet/config.yaml, but /etc/kubernetes/kubelet/config.json";
         expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "--config");
         node.remove("sys/fs/cgroup/kubepods.slice/memory.max");
         let troubles = node.troubles();
-        expect(&troubles[1..], "node-allocatable", Mark::Unknown, "no sign of a kubelet", "start the kubelet");
+        expect(
+            &troubles[1..],
+            "node-allocatable",
+            Mark::Unknown,
+            "no sign of a kubelet",
+            "start the kubelet",
+        );
         assert_eq!(node.facts().judge().unknown, 2);
     }
 
@@ -2187,8 +2693,15 @@ mod tests {
     fn an_absent_gate_is_unknown_without_a_version() {
         let node = Node::good();
         node.write(KUBELET_CONFIG, "kind: KubeletConfiguration\n");
-        let found = "does not set featureGates.MemoryQoS, which is on by default from Kubernetes 1.37 on";
-        expect(&node.troubles(), "kubelet-memory-qos", Mark::Unknown, found, "set featureGates.MemoryQoS to false");
+        let found =
+            "does not set featureGates.MemoryQoS, which is on by default from Kubernetes 1.37 on";
+        expect(
+            &node.troubles(),
+            "kubelet-memory-qos",
+            Mark::Unknown,
+            found,
+            "set featureGates.MemoryQoS to false",
+        );
         let text = node.facts().judge().to_string();
         let verdict = "Plimsoll can work on this node, as far as this could find out: 0 failed, 0 warnings, 1 unknown.";
         assert!(text.ends_with(&format!("{verdict}\n")), "{text}");
@@ -2201,14 +2714,18 @@ mod tests {
         let kubepods = "sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice";
         fs::rename(node.path("sys/fs/cgroup/kubepods.slice"), node.path(kubepods)).unwrap();
         for class in ["burstable", "besteffort"] {
-            let [from, to] = ["kubepods", "kubelet-kubepods"].map(|stem| format!("{kubepods}/{stem}-{class}.slice"));
+            let [from, to] = ["kubepods", "kubelet-kubepods"]
+                .map(|stem| format!("{kubepods}/{stem}-{class}.slice"));
             fs::rename(node.path(&from), node.path(&to)).unwrap();
         }
         node.write("sys/fs/cgroup/kubelet.slice/cgroup.subtree_control", "memory\n");
         assert_eq!(node.troubles(), []);
         ok(&node.facts(), "memory-files", "/sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice");
         // Also of what lies above it.
-        for level in ["kubelet.slice", "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice"] {
+        for level in [
+            "kubelet.slice",
+            "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice",
+        ] {
             let file = format!("sys/fs/cgroup/{level}/cgroup.subtree_control");
             node.write(&file, "pids\n");
             expect(&node.troubles(), "memory-controller", Mark::Failed, &file, "+memory");
@@ -2286,7 +2803,10 @@ mod tests {
     fn is_unknown(facts: &Facts, path: &str, check: &str) {
         let report = facts.judge();
         let finding = report.checks.iter().find(|finding| finding.check == check);
-        assert!(finding.is_some_and(|finding| finding.mark == Mark::Unknown), "{path}: {finding:#?}");
+        assert!(
+            finding.is_some_and(|finding| finding.mark == Mark::Unknown),
+            "{path}: {finding:#?}"
+        );
         assert!(report.unknown > 0);
     }
 
@@ -2301,7 +2821,13 @@ mod tests {
         node.write(DROP_IN, "nodeGuard: 1Gi\nnodeAllocatable: 6Gi\n");
         ok(&node.facts(), "node-guard", "leaves pods 7Gi of 8Gi");
         node.write(DROP_IN, "nodeGuard: 8Gi\n");
-        expect(&node.troubles(), "node-guard", Mark::Warning, "leaves pods 0 of 8Gi", "less than all memory");
+        expect(
+            &node.troubles(),
+            "node-guard",
+            Mark::Warning,
+            "leaves pods 0 of 8Gi",
+            "less than all memory",
+        );
     }
 
     #[test]
@@ -2312,11 +2838,18 @@ mod tests {
         node.write(DROP_IN, "nodeGuard: 90Mi\n");
         let found = "nodeGuard found no cgroup system.slice";
         expect(&node.troubles(), "node-guard", Mark::Warning, found, "systemReservedCgroup");
-        node.write(DROP_IN, "nodeGuard: 90Mi\nsystemReservedCgroup: /init\nsystemReserved: {memory: 50Mi}\n");
+        node.write(
+            DROP_IN,
+            "nodeGuard: 90Mi\nsystemReservedCgroup: /init\nsystemReserved: {memory: 50Mi}\n",
+        );
         assert_eq!(node.troubles(), []);
         node.write(DROP_IN, "nodeGuard: 90Mi\n");
         node.remove("proc/meminfo");
-        let guard = node.troubles().into_iter().filter(|finding| finding.check == "node-guard").collect::<Vec<_>>();
+        let guard = node
+            .troubles()
+            .into_iter()
+            .filter(|finding| finding.check == "node-guard")
+            .collect::<Vec<_>>();
         expect(&guard, "node-guard", Mark::Unknown, "/proc/meminfo", "");
     }
 
@@ -2336,7 +2869,13 @@ mod tests {
         node.remove(KUBELET);
         node.write(DROP_IN, "nodeAllocatable: 4Gi\n");
         let troubles = node.troubles();
-        expect(&troubles[1..], "checkpoints", Mark::Warning, "there is no /var/lib/kubelet", "1.33");
+        expect(
+            &troubles[1..],
+            "checkpoints",
+            Mark::Warning,
+            "there is no /var/lib/kubelet",
+            "1.33",
+        );
     }
 
     #[test]
@@ -2351,7 +2890,13 @@ mod tests {
         let mut node = Node::good();
         node.listen("run/plimsoll/plimsoll.sock");
         node.die("run/plimsoll/plimsoll.sock");
-        expect(&node.troubles(), "mode", Mark::Unknown, "the plugin does not tell it: ", "plimsoll status");
+        expect(
+            &node.troubles(),
+            "mode",
+            Mark::Unknown,
+            "the plugin does not tell it: ",
+            "plimsoll status",
+        );
     }
 
     #[test]
@@ -2368,7 +2913,10 @@ mod tests {
     #[test]
     fn swap_is_noted_and_what_else_stands_in_the_way_said() {
         let node = Node::good();
-        node.write("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 2097148 0 -2\n");
+        node.write(
+            "proc/swaps",
+            "Filename Type Size Used Priority\n/dev/sda2 partition 2097148 0 -2\n",
+        );
         assert_eq!(node.troubles(), []);
         ok(
             &node.facts(),
@@ -2381,8 +2929,17 @@ mod tests {
         let node = Node::good();
         node.write("etc/nri/conf.d/90-plimsoll.conf", "mode: observe");
         ok(&node.facts(), "mode", "observe: nothing is set");
-        node.write("run/plimsoll/brake", r#"{"cause": "kills", "count": 21, "windowSeconds": 600, "at": 7}"#);
-        expect(&node.troubles(), "mode", Mark::Warning, "21 kills by limits that plimsoll has set", "reset-brake");
+        node.write(
+            "run/plimsoll/brake",
+            r#"{"cause": "kills", "count": 21, "windowSeconds": 600, "at": 7}"#,
+        );
+        expect(
+            &node.troubles(),
+            "mode",
+            Mark::Warning,
+            "21 kills by limits that plimsoll has set",
+            "reset-brake",
+        );
         node.write("run/plimsoll/brake", "{");
         expect(&node.troubles(), "mode", Mark::Unknown, "/run/plimsoll/brake: ", "reset-brake");
         for name in ["max_user_instances", "max_user_watches"] {
@@ -2400,22 +2957,35 @@ mod tests {
         }
         let mut facts = Node::good().facts();
         facts.is_root = false;
-        assert!(facts.judge().checks.iter().any(|finding| finding.check == "root" && finding.mark == Mark::Warning));
+        assert!(
+            facts
+                .judge()
+                .checks
+                .iter()
+                .any(|finding| finding.check == "root" && finding.mark == Mark::Warning)
+        );
     }
 
     #[test]
     fn an_empty_file_system_is_judged() {
         let root = TempDir::new().unwrap();
         let report = Facts::collect(root.path(), &root.path().join("nri.sock")).judge();
-        let failed: Vec<_> = report.checks.iter().filter(|finding| finding.mark == Mark::Failed).collect();
-        assert_eq!(failed.iter().map(|finding| finding.check).collect::<Vec<_>>(), ["cgroup-v2", "nri-socket"]);
+        let failed: Vec<_> =
+            report.checks.iter().filter(|finding| finding.mark == Mark::Failed).collect();
+        assert_eq!(
+            failed.iter().map(|finding| finding.check).collect::<Vec<_>>(),
+            ["cgroup-v2", "nri-socket"]
+        );
     }
 
     #[test]
     fn no_file_makes_it_fail_or_wait() {
-        for (path, _) in
-            FILES.into_iter().chain([("proc/locks", ""), (CONTAINERD_SOCKET, ""), (NRI_SOCKET, ""), (BUS, "")])
-        {
+        for (path, _) in FILES.into_iter().chain([
+            ("proc/locks", ""),
+            (CONTAINERD_SOCKET, ""),
+            (NRI_SOCKET, ""),
+            (BUS, ""),
+        ]) {
             for what in ["directory", "pipe", "large", "binary", "loop"] {
                 let node = Node::good();
                 let inside = node.path(path);
@@ -2453,7 +3023,11 @@ mod tests {
         let plugin = node.path("opt/nri/plugins/10-\u{1b}[31m\u{202e}\n");
         fs::write(&plugin, "").unwrap();
         fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write(node.path("etc/nri/conf.d").join(std::ffi::OsStr::from_bytes(b"\xff\r koordlet")), "").unwrap();
+        fs::write(
+            node.path("etc/nri/conf.d").join(std::ffi::OsStr::from_bytes(b"\xff\r koordlet")),
+            "",
+        )
+        .unwrap();
         let long = "x".repeat(1 << 19);
         node.write(CONTAINERD_CONFIG, &format!("imports = [\"/\\u001b/*/*{long}\"]"));
         node.write("proc/sys/kernel/osrelease", &format!("\u{1b}{long}"));
@@ -2462,7 +3036,8 @@ mod tests {
         let report = node.facts().judge();
         let text = format!("{report}{}", serde_json::to_string(&report).unwrap());
         assert!(
-            text.chars().all(|character| character == '\n' || !(character.is_control() || character == '\u{202e}')),
+            text.chars().all(|character| character == '\n'
+                || !(character.is_control() || character == '\u{202e}')),
             "{text}"
         );
         assert!(text.len() < 20_000, "{}", text.len());
@@ -2478,14 +3053,19 @@ mod tests {
     #[test]
     fn the_text_fits_80_columns_and_ends_with_a_verdict() {
         let root = TempDir::new().unwrap();
-        for facts in [Node::good().facts(), Facts::collect(root.path(), Path::new("/nonexistent/nri.sock"))] {
+        for facts in
+            [Node::good().facts(), Facts::collect(root.path(), Path::new("/nonexistent/nri.sock"))]
+        {
             let report = facts.judge();
             let text = report.to_string();
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");
             }
             for Finding { check, mark, .. } in &report.checks {
-                assert!(text.lines().any(|line| line.starts_with(&format!("{mark:<9}{check}: "))), "{check}: {text}");
+                assert!(
+                    text.lines().any(|line| line.starts_with(&format!("{mark:<9}{check}: "))),
+                    "{check}: {text}"
+                );
             }
             let verdict = if report.able {
                 "Plimsoll can work on this node: 0 failed, 0 warnings."
@@ -2500,7 +3080,10 @@ mod tests {
     fn versions_are_found_in_what_programs_say() {
         for (text, expected) in [
             ("containerd github.com/containerd/containerd/v2 v2.1.9 abc", Some(Version(2, 1, 9))),
-            ("containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24~ds1-6+b4", Some(Version(1, 7, 24))),
+            (
+                "containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24~ds1-6+b4",
+                Some(Version(1, 7, 24)),
+            ),
             ("\"1.34.0+dev\"", Some(Version(1, 34, 0))),
             ("6.12", Some(Version(6, 12, 0))),
             ("6", None),

@@ -81,11 +81,15 @@ impl Kind {
 
     /// Where its program may be: where systemd starts it from, or where programs are looked for, which may leave the last one out.
     fn programs(&self, host: &Path) -> Vec<String> {
-        let command = start_command(host, &format!("{}.service", self.program), "").unwrap_or_default();
-        let started =
-            command.split_ascii_whitespace().next().map(|word| word.trim_start_matches(['@', '-', ':', '+', '!']));
+        let command =
+            start_command(host, &format!("{}.service", self.program), "").unwrap_or_default();
+        let started = command
+            .split_ascii_whitespace()
+            .next()
+            .map(|word| word.trim_start_matches(['@', '-', ':', '+', '!']));
         // A script of another name might do anything when it is asked.
-        let started = started.filter(|path| path.starts_with('/') && path.ends_with(&format!("/{}", self.program)));
+        let started = started
+            .filter(|path| path.starts_with('/') && path.ends_with(&format!("/{}", self.program)));
         let others = [self.program.to_owned(), format!("/usr/local/bin/{}", self.program)];
         started.map(str::to_owned).into_iter().chain(others).collect()
     }
@@ -171,13 +175,18 @@ const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 
 /// The command by which systemd starts a unit, as its files say; drop-ins of the name `but` do not count.
 pub(crate) fn start_command(host: &Path, unit: &str, but: &str) -> Option<String> {
-    let unit =
-        UNITS.into_iter().map(|directory| format!("{directory}/{unit}")).find(|unit| host.join(unit).exists())?;
+    let unit = UNITS
+        .into_iter()
+        .map(|directory| format!("{directory}/{unit}"))
+        .find(|unit| host.join(unit).exists())?;
     let name = unit.rsplit('/').next()?;
     // By their names, whatever directory they are in; of those of one name the first directory's counts.
     let mut drop_ins = BTreeMap::new();
     for directory in UNITS.map(|directory| format!("{directory}/{name}.d")) {
-        for file in names(&host.join(&directory)).into_iter().filter(|file| file.ends_with(".conf") && file != but) {
+        for file in names(&host.join(&directory))
+            .into_iter()
+            .filter(|file| file.ends_with(".conf") && file != but)
+        {
             let path = format!("{directory}/{file}");
             drop_ins.entry(file).or_insert(path);
         }
@@ -214,7 +223,9 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
         let flag = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).unwrap_or_default();
         match flag.split_once('=') {
             Some(("config" | "c", path)) => config = path.to_owned(),
-            None if ["config", "c"].contains(&flag) => config = words.next().map_or(config, str::to_owned),
+            None if ["config", "c"].contains(&flag) => {
+                config = words.next().map_or(config, str::to_owned)
+            }
             _ => others.push(word),
         }
     }
@@ -231,7 +242,8 @@ impl Settings {
             Err(problem) => (CONTAINERD_CONFIG.to_owned(), Some(problem)),
         };
         let replaces = version.is_some_and(|version| version < Version(2, 0, 0));
-        let mut settings = Self { main: main.clone(), unread: problem.into_iter().collect(), ..Self::default() };
+        let mut settings =
+            Self { main: main.clone(), unread: problem.into_iter().collect(), ..Self::default() };
         let mut pending = vec![main];
         let mut loaded = HashSet::new();
         while let Some(path) = (!pending.is_empty()).then(|| pending.remove(0)) {
@@ -239,7 +251,8 @@ impl Settings {
                 continue;
             }
             let Some(table) = settings.load(host, &path) else { continue };
-            let section = table.get("plugins").and_then(|plugins| plugins.get("io.containerd.nri.v1.nri"));
+            let section =
+                table.get("plugins").and_then(|plugins| plugins.get("io.containerd.nri.v1.nri"));
             if replaces && section.is_some() {
                 settings.forget_section();
             }
@@ -251,7 +264,10 @@ impl Settings {
             for disabled in list("disabled_plugins") {
                 match disabled {
                     "io.containerd.nri.v1.nri" => {
-                        settings.is_off = Some((true, format!("disabled_plugins of {} names it", excerpt(&path))));
+                        settings.is_off = Some((
+                            true,
+                            format!("disabled_plugins of {} names it", excerpt(&path)),
+                        ));
                     }
                     "cri" | "io.containerd.grpc.v1.cri" | "io.containerd.cri.v1.runtime" => {
                         settings.is_without_cri = true;
@@ -267,7 +283,11 @@ impl Settings {
                 match imported(host, &path, import) {
                     Ok(paths) => pending.extend(paths),
                     Err(why) => {
-                        settings.problems.push(format!("{}: import {}: {why}", excerpt(&path), excerpt(import)));
+                        settings.problems.push(format!(
+                            "{}: import {}: {why}",
+                            excerpt(&path),
+                            excerpt(import)
+                        ));
                     }
                 }
             }
@@ -280,7 +300,8 @@ impl Settings {
     pub(crate) fn of_crio(host: &Path) -> Self {
         let mut settings = Self::default();
         let drop_ins = matches(host, "/etc/crio/crio.conf.d/**/*").unwrap_or_default();
-        let drop_ins = drop_ins.into_iter().filter(|path| !below(host, path).is_dir()).take(MOST_FILES);
+        let drop_ins =
+            drop_ins.into_iter().filter(|path| !below(host, path).is_dir()).take(MOST_FILES);
         for path in std::iter::once("/etc/crio/crio.conf".to_owned()).chain(drop_ins) {
             let Some(table) = settings.load(host, &path) else { continue };
             let section = table.get("crio").and_then(|crio| crio.get("nri"));
@@ -299,25 +320,50 @@ impl Settings {
         };
         self.files += 1;
         let table = toml::from_str::<toml::Table>(&text);
-        table.map_err(|error| self.problems.push(format!("{}: {}", excerpt(path), excerpt(error.message())))).ok()
+        table
+            .map_err(|error| {
+                self.problems.push(format!("{}: {}", excerpt(path), excerpt(error.message())))
+            })
+            .ok()
     }
 
     /// Has none of the files before have NRI's section.
     fn forget_section(&mut self) {
-        let Self { is_off, is_without_cri, files, problems, unread, main, form, imports, .. } = std::mem::take(self);
+        let Self { is_off, is_without_cri, files, problems, unread, main, form, imports, .. } =
+            std::mem::take(self);
         let is_off = is_off.filter(|(_, why)| why.starts_with("disabled_plugins"));
-        *self = Self { is_off, is_without_cri, files, problems, unread, main, form, imports, ..Self::default() };
+        *self = Self {
+            is_off,
+            is_without_cri,
+            files,
+            problems,
+            unread,
+            main,
+            form,
+            imports,
+            ..Self::default()
+        };
     }
 
     fn take(&mut self, section: Option<&toml::Value>, path: &str, kind: &Kind) {
         let Some(section) = section else { return };
-        self.section.extend(section.as_table().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+        self.section.extend(
+            section
+                .as_table()
+                .into_iter()
+                .flatten()
+                .map(|(key, value)| (key.clone(), value.clone())),
+        );
         let path = excerpt(path);
         let problems = &mut self.problems;
-        let mut wrong = |key: &str, expected: &str| problems.push(format!("{path}: {key}: expected {expected}"));
+        let mut wrong = |key: &str, expected: &str| {
+            problems.push(format!("{path}: {key}: expected {expected}"))
+        };
         let (switch, off) = kind.switch;
         match section.get(switch).map(toml::Value::as_bool) {
-            Some(Some(is)) => self.is_off = Some((is == off, format!("{path} has {switch} = {is}"))),
+            Some(Some(is)) => {
+                self.is_off = Some((is == off, format!("{path} has {switch} = {is}")))
+            }
             Some(None) => wrong(switch, "true or false"),
             None => {}
         }
@@ -339,9 +385,13 @@ impl Settings {
                 None => {}
             }
         }
-        for (key, field) in [(REQUEST, &mut self.request_timeout), (REGISTRATION, &mut self.registration_timeout)] {
+        for (key, field) in
+            [(REQUEST, &mut self.request_timeout), (REGISTRATION, &mut self.registration_timeout)]
+        {
             let duration = match section.get(kind.keys[key]) {
-                Some(toml::Value::Integer(nanoseconds)) => u64::try_from(*nanoseconds).ok().map(Duration::from_nanos),
+                Some(toml::Value::Integer(nanoseconds)) => {
+                    u64::try_from(*nanoseconds).ok().map(Duration::from_nanos)
+                }
                 Some(value) => value.as_str().and_then(|text| humantime::parse_duration(text).ok()),
                 None => continue,
             };
@@ -357,7 +407,9 @@ impl Settings {
 /// The files that an `imports` of containerd's stands for.
 fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'static str> {
     let import = match Path::new(parent).parent() {
-        Some(directory) if !import.starts_with('/') => directory.join(import).to_string_lossy().into_owned(),
+        Some(directory) if !import.starts_with('/') => {
+            directory.join(import).to_string_lossy().into_owned()
+        }
         _ => import.to_owned(),
     };
     if !import.contains('*') {
@@ -374,9 +426,11 @@ fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'st
 /// The paths of a node that a pattern stands for, in the order in which a walk comes by; `None` where it is no pattern.
 fn matches(host: &Path, pattern: &str) -> Option<Vec<String>> {
     let root = glob::Pattern::escape(host.to_string_lossy().trim_end_matches('/'));
-    let mut paths: Vec<_> = glob::glob(&format!("{root}{pattern}")).ok()?.take(MOST_ENTRIES).flatten().collect();
+    let mut paths: Vec<_> =
+        glob::glob(&format!("{root}{pattern}")).ok()?.take(MOST_ENTRIES).flatten().collect();
     paths.sort_unstable();
-    let inside = |path: &PathBuf| Some(format!("/{}", path.strip_prefix(host).ok()?.to_string_lossy()));
+    let inside =
+        |path: &PathBuf| Some(format!("/{}", path.strip_prefix(host).ok()?.to_string_lossy()));
     Some(paths.iter().filter_map(inside).collect())
 }
 
@@ -411,7 +465,11 @@ impl Runtime {
         let runtimes = [&CONTAINERD, &CRIO].into_iter().map(|kind| {
             let socket = Socket::connect(&host.join(kind.socket));
             // CRI-O writes it down at each start.
-            let written = if kind.program == "crio" { read(&host.join("run/crio/version")) } else { Ok(None) };
+            let written = if kind.program == "crio" {
+                read(&host.join("run/crio/version"))
+            } else {
+                Ok(None)
+            };
             let written = written.ok().flatten().and_then(|text| Version::find(&text));
             let may_run = host == Path::new("/") && socket != Socket::Absent;
             let said = || kind.programs(host).iter().find_map(|program| said_version(program));
@@ -431,10 +489,14 @@ impl Runtime {
         }
         match (&settings.is_off, version) {
             (Some((true, why)), _) if why.starts_with("disabled_plugins") => {
-                let advice = format!("take io.containerd.nri.v1.nri out of disabled_plugins, and restart {name}");
+                let advice = format!(
+                    "take io.containerd.nri.v1.nri out of disabled_plugins, and restart {name}"
+                );
                 Some((format!("off in {name}: {why}"), advice))
             }
-            (Some((true, why)), _) => Some((format!("off in {name}: {why}"), kind.how_to_switch_on.to_owned())),
+            (Some((true, why)), _) => {
+                Some((format!("off in {name}: {why}"), kind.how_to_switch_on.to_owned()))
+            }
             (None, Some(version)) if *version < kind.on_from => Some((
                 format!("off in {name} {version}, as by default before {}", kind.on_from),
                 kind.how_to_switch_on.to_owned(),
@@ -458,26 +520,47 @@ mod tests {
 
     #[test]
     fn the_configuration_is_the_one_that_containerd_is_started_with() {
-        for flag in
-            ["--config /x.toml", "--config=/x.toml", "-config /x.toml", "-config=/x.toml", "-c /x.toml", "-c=/x.toml"]
-        {
+        for flag in [
+            "--config /x.toml",
+            "--config=/x.toml",
+            "-config /x.toml",
+            "-config=/x.toml",
+            "-c /x.toml",
+            "-c=/x.toml",
+        ] {
             let command = format!("/usr/bin/containerd {flag} --log-level warn");
-            let expected = ("/x.toml".to_owned(), "/usr/bin/containerd --log-level warn".to_owned());
+            let expected =
+                ("/x.toml".to_owned(), "/usr/bin/containerd --log-level warn".to_owned());
             assert_eq!(containerd_config(&command), Ok(expected), "{flag}");
         }
-        let plain = ("/etc/containerd/config.toml".to_owned(), "containerd -a /s --configs".to_owned());
+        let plain =
+            ("/etc/containerd/config.toml".to_owned(), "containerd -a /s --configs".to_owned());
         assert_eq!(containerd_config("containerd -a /s --configs"), Ok(plain));
-        for command in
-            ["containerd $OPTIONS", "containerd '-c' /x", "containerd \"--config=/x\"", "containerd -c /%H", "a\\x20b"]
-        {
+        for command in [
+            "containerd $OPTIONS",
+            "containerd '-c' /x",
+            "containerd \"--config=/x\"",
+            "containerd -c /%H",
+            "a\\x20b",
+        ] {
             assert!(containerd_config(command).is_err(), "{command}");
         }
 
         let host = tempfile::tempdir().unwrap();
-        put(host.path(), "lib/systemd/system/containerd.service", "[Service]\n ExecStart =\tcontainerd $OPTIONS\n");
-        assert_eq!(start_command(host.path(), "containerd.service", "").as_deref(), Some("containerd $OPTIONS"));
+        put(
+            host.path(),
+            "lib/systemd/system/containerd.service",
+            "[Service]\n ExecStart =\tcontainerd $OPTIONS\n",
+        );
+        assert_eq!(
+            start_command(host.path(), "containerd.service", "").as_deref(),
+            Some("containerd $OPTIONS")
+        );
         let problems = Settings::of_containerd(host.path(), None).unread;
-        assert!(problems.len() == 1 && problems[0].contains("containerd $OPTIONS has $"), "{problems:?}");
+        assert!(
+            problems.len() == 1 && problems[0].contains("containerd $OPTIONS has $"),
+            "{problems:?}"
+        );
     }
 
     #[test]
@@ -487,7 +570,10 @@ mod tests {
         assert_eq!(CONTAINERD.programs(host.path()), elsewhere);
         let unit = "lib/systemd/system/containerd.service";
         put(host.path(), unit, "[Service]\nExecStart=-/opt/bin/containerd --log-level warn\n");
-        assert_eq!(CONTAINERD.programs(host.path()), [&["/opt/bin/containerd"], &elsewhere[..]].concat());
+        assert_eq!(
+            CONTAINERD.programs(host.path()),
+            [&["/opt/bin/containerd"], &elsewhere[..]].concat()
+        );
         put(host.path(), unit, "[Service]\nExecStart=/opt/bin/start-it\n");
         assert_eq!(CONTAINERD.programs(host.path()), elsewhere);
     }
@@ -496,8 +582,9 @@ mod tests {
     fn of_sections_the_last_one_counts_whole_before_containerd_2_and_by_key_since() {
         let host = tempfile::tempdir().unwrap();
         let section = "[plugins.'io.containerd.nri.v1.nri']\n";
-        let main =
-            format!("imports = ['b.toml']\n{section}disable = false\nplugin_path = '/p'\ndisable_connections = true\n");
+        let main = format!(
+            "imports = ['b.toml']\n{section}disable = false\nplugin_path = '/p'\ndisable_connections = true\n"
+        );
         put(host.path(), "etc/containerd/config.toml", &main);
         put(host.path(), "etc/containerd/b.toml", &format!("{section}plugin_config_path = '/c'\n"));
         let of = |version| Settings::of_containerd(host.path(), Some(version));
@@ -505,7 +592,10 @@ mod tests {
         assert_eq!([old.section.len(), new.section.len()], [1, 4]);
         assert_eq!((old.is_off, old.plugin_path, old.takes_no_connections), (None, None, false));
         assert_eq!((new.plugin_path.as_deref(), new.takes_no_connections), (Some("/p"), true));
-        assert_eq!([old.config_path, new.config_path], [Some("/c".to_owned()), Some("/c".to_owned())]);
+        assert_eq!(
+            [old.config_path, new.config_path],
+            [Some("/c".to_owned()), Some("/c".to_owned())]
+        );
         assert_eq!([old.files, new.files], [2, 2]);
     }
 
@@ -516,7 +606,13 @@ mod tests {
         put(host.path(), "etc/crio/crio.conf.d/10-a.conf", &is(true));
         put(host.path(), "etc/crio/crio.conf.d/20-more/00-b.conf", &is(false));
         let found = Settings::of_crio(host.path()).is_off;
-        assert_eq!(found, Some((true, "/etc/crio/crio.conf.d/20-more/00-b.conf has enable_nri = false".to_owned())));
+        assert_eq!(
+            found,
+            Some((
+                true,
+                "/etc/crio/crio.conf.d/20-more/00-b.conf has enable_nri = false".to_owned()
+            ))
+        );
         put(host.path(), "etc/crio/crio.conf.d/20-z.conf", &is(true));
         assert!(Settings::of_crio(host.path()).is_off.is_some_and(|(is_off, _)| !is_off));
     }

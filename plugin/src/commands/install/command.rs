@@ -125,11 +125,17 @@ impl Install {
         }
         let report = doctor::Facts::collect(&self.node.host, &self.node.socket).judge();
         let is_needed = |check: &str| NEEDED.contains(&check);
-        let mut failed =
-            report.checks.iter().filter(|finding| finding.mark == Mark::Failed && is_needed(finding.check));
+        let mut failed = report
+            .checks
+            .iter()
+            .filter(|finding| finding.mark == Mark::Failed && is_needed(finding.check));
         if let Some(finding) = failed.next() {
             let advice = finding.advice.as_deref().unwrap_or("see plimsoll doctor");
-            let why = anyhow!("this node cannot run the plugin: {}: {}; do: {advice}", finding.check, finding.found);
+            let why = anyhow!(
+                "this node cannot run the plugin: {}: {}; do: {advice}",
+                finding.check,
+                finding.found
+            );
             return Err(Failure::Runtime(why));
         }
         let program = std::env::current_exe().and_then(fs::read);
@@ -141,7 +147,10 @@ impl Install {
         };
         let plan = facts.plan(mode).map_err(refused)?;
         if plan.steps.is_empty() {
-            print(format_args!("nothing to do: the plugin is installed as asked, with {}\n{plan}", facts.runtime()))?;
+            print(format_args!(
+                "nothing to do: the plugin is installed as asked, with {}\n{plan}",
+                facts.runtime()
+            ))?;
         } else {
             print(format_args!("To install the plugin with {}:\n{plan}", facts.runtime()))?;
             if !agreed(self.yes)? {
@@ -155,7 +164,8 @@ impl Install {
     }
 
     fn switch_nri_on(self) -> Result<ExitCode, Failure> {
-        let facts = Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
+        let facts =
+            Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
         let plan = facts.plan_nri().map_err(refused)?;
         if !plan.steps.is_empty() {
             print(format_args!("To switch NRI on in {}:\n{plan}", facts.runtime()))?;
@@ -178,7 +188,8 @@ fn move_to_host() -> io::Result<()> {
 impl Uninstall {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         check_root(&self.node.host)?;
-        let facts = Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
+        let facts =
+            Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
         let plan = facts.removal().map_err(refused)?;
         if plan.steps.is_empty() {
             print(format_args!("nothing to do: the plugin is not installed\n{plan}"))?;
@@ -215,7 +226,9 @@ fn agreed(yes: bool) -> Result<bool, Failure> {
         return Ok(false);
     }
     print(format_args!("Do it? [y/N] "))?;
-    io::Write::flush(&mut io::stdout()).context("cannot write to standard output").map_err(Failure::Runtime)?;
+    io::Write::flush(&mut io::stdout())
+        .context("cannot write to standard output")
+        .map_err(Failure::Runtime)?;
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
     read.context("cannot read the answer").map_err(Failure::Runtime)?;

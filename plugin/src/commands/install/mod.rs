@@ -195,10 +195,14 @@ impl fmt::Display for Action {
             Self::Systemctl(words) => write!(f, "systemctl {}", words.join(" ")),
             Self::End(program) => write!(f, "end {}", excerpt(program)),
             Self::Replace(program) => write!(f, "replace the running {}", excerpt(program)),
-            Self::CheckNri(..) => f.write_str("check that NRI is on in the runtime's configuration"),
+            Self::CheckNri(..) => {
+                f.write_str("check that NRI is on in the runtime's configuration")
+            }
             Self::AwaitRuntime => f.write_str("wait for the runtime's NRI socket"),
             Self::AwaitPlugin(program) => write!(f, "wait for {} to run", excerpt(program)),
-            Self::AwaitSynchronized => f.write_str("wait for the plugin to be synchronized with the runtime"),
+            Self::AwaitSynchronized => {
+                f.write_str("wait for the plugin to be synchronized with the runtime")
+            }
             Self::AwaitNone => f.write_str("wait for the plugin to end"),
         }
     }
@@ -273,7 +277,9 @@ impl Facts {
     /// Where there is no runtime, or no systemd, or more than one runtime.
     pub fn collect(host: &Path, socket: &Path, program: Vec<u8>) -> Result<Self, Refusal> {
         if !host.join("run/systemd/system").is_dir() {
-            return Err(Refusal("expected systemd to run here: /run/systemd/system is not there".to_owned()));
+            return Err(Refusal(
+                "expected systemd to run here: /run/systemd/system is not there".to_owned(),
+            ));
         }
         let mut runtimes = Runtime::all(host);
         runtimes.retain(|runtime| runtime.socket != Socket::Absent);
@@ -287,11 +293,14 @@ impl Facts {
         let [runtime] = &mut runtimes[..] else {
             let found: Vec<_> = runtimes.iter().map(|runtime| runtime.kind.name).collect();
             let found = if found.is_empty() { "neither".to_owned() } else { found.join(" and ") };
-            return Err(Refusal(format!("expected containerd or CRI-O to run here, found {found}")));
+            return Err(Refusal(format!(
+                "expected containerd or CRI-O to run here, found {found}"
+            )));
         };
         let settings = std::mem::take(&mut runtime.settings);
         let plugins = settings.plugin_path.clone().unwrap_or_else(|| PLUGINS.to_owned());
-        let launched: Vec<_> = Program::all(host, &plugins).into_iter().filter(Program::is_ours).collect();
+        let launched: Vec<_> =
+            Program::all(host, &plugins).into_iter().filter(Program::is_ours).collect();
         let mut launched: Vec<_> = launched.into_iter().map(|program| program.path).collect();
         let version = runtime.version;
         let lock = socket.with_file_name("plimsoll.lock");
@@ -301,19 +310,24 @@ impl Facts {
         let is_launched = launched.iter().any(|path| has_index(path) && runs(path));
         let mut facts = Self {
             kind: runtime.kind,
-            runtime: version.map_or(runtime.kind.name.to_owned(), |version| format!("{} {version}", runtime.kind.name)),
+            runtime: version.map_or(runtime.kind.name.to_owned(), |version| {
+                format!("{} {version}", runtime.kind.name)
+            }),
             version,
             why_off: None,
             is_served: Socket::connect(socket) == Socket::Listens,
             command: start_command(host, "containerd.service", CONTAINERD_DROP_IN_NAME),
             files: BTreeMap::new(),
-            is_packaged: UNITS[2..].iter().any(|unit| host.join(unit).join("plimsoll.service").exists()),
+            is_packaged: UNITS[2..]
+                .iter()
+                .any(|unit| host.join(unit).join("plimsoll.service").exists()),
             is_enabled: host.join(&ENABLED[1..]).symlink_metadata().is_ok(),
             stands_aside: is_restored(host).unwrap_or(true),
             is_launched: is_launched && process.as_ref().is_some_and(|process| !process.is_service),
             process,
             program,
-            lock: format!("/{}", lock.strip_prefix(host).unwrap_or(&lock).display()).replace("//", "/"),
+            lock: format!("/{}", lock.strip_prefix(host).unwrap_or(&lock).display())
+                .replace("//", "/"),
             launched,
             settings,
         };
@@ -322,13 +336,19 @@ impl Facts {
             // Its settings say more than what it serves: that may be from before.
             runtime.settings = std::mem::take(&mut facts.settings);
             let is_told = runtime.settings.is_off.is_some() || !takes_connections;
-            let unserved = || format!("off in {}: nobody listens at its socket, and no file has it on", facts.runtime);
+            let unserved = || {
+                format!(
+                    "off in {}: nobody listens at its socket, and no file has it on",
+                    facts.runtime
+                )
+            };
             let why = runtime.why_off().map(|(why, _)| why);
             let why = why.or_else(|| (!is_told && !facts.is_served).then(unserved));
             facts.settings = std::mem::take(&mut runtime.settings);
             why
         };
-        let mut paths = vec![PROGRAM.to_owned(), UNIT.to_owned(), CRIO_SWITCH.to_owned(), facts.lock.clone()];
+        let mut paths =
+            vec![PROGRAM.to_owned(), UNIT.to_owned(), CRIO_SWITCH.to_owned(), facts.lock.clone()];
         paths.extend([CONTAINERD_CONFIG, CONTAINERD_SWITCH, CONTAINERD_DROP_IN].map(str::to_owned));
         paths.extend(facts.imported_switch());
         paths.extend(facts.launched.clone());
@@ -340,16 +360,28 @@ impl Facts {
             let inside = below(host, &path);
             // It would be written as a file, and put back as one.
             if inside.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
-                let advice = if path == UNIT { ", by systemctl unmask plimsoll if it is masked" } else { "" };
+                let advice = if path == UNIT {
+                    ", by systemctl unmask plimsoll if it is masked"
+                } else {
+                    ""
+                };
                 let path = excerpt(&path);
-                return Err(Refusal(format!("{path}: expected a regular file, or none: remove what is there{advice}")));
+                return Err(Refusal(format!(
+                    "{path}: expected a regular file, or none: remove what is there{advice}"
+                )));
             }
             match fs::read(inside) {
                 Ok(content) => {
                     facts.files.insert(path, content);
                 }
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-                Err(error) => return Err(Refusal(format!("cannot read {}: {error}", excerpt(&path)))),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) => {}
+                Err(error) => {
+                    return Err(Refusal(format!("cannot read {}: {error}", excerpt(&path))));
+                }
             }
         }
         let state = format!("/{}", originals::DIRECTORY);
@@ -371,8 +403,13 @@ impl Facts {
 
     /// Where the program is that the runtime launches: under the name that it has, if there is one already.
     fn launched_program(&self) -> String {
-        let directory = self.settings.plugin_path.as_deref().unwrap_or(PLUGINS).trim_end_matches('/');
-        self.launched.iter().find(|path| has_index(path)).cloned().unwrap_or_else(|| format!("{directory}/{NAME}"))
+        let directory =
+            self.settings.plugin_path.as_deref().unwrap_or(PLUGINS).trim_end_matches('/');
+        self.launched
+            .iter()
+            .find(|path| has_index(path))
+            .cloned()
+            .unwrap_or_else(|| format!("{directory}/{NAME}"))
     }
 
     /// The configuration files that count, best first.
@@ -387,10 +424,14 @@ impl Facts {
 
     /// The file among those that containerd's own configuration imports.
     fn imported_switch(&self) -> Option<String> {
-        let directory = self.settings.imports.iter().find_map(|import| import.strip_suffix("/*.toml"))?;
+        let directory =
+            self.settings.imports.iter().find_map(|import| import.strip_suffix("/*.toml"))?;
         let directory = match directory.strip_prefix('/') {
             Some(_) => directory.to_owned(),
-            None => format!("{}/{directory}", self.settings.main.rsplit_once('/').map_or("", |(parent, _)| parent)),
+            None => format!(
+                "{}/{directory}",
+                self.settings.main.rsplit_once('/').map_or("", |(parent, _)| parent)
+            ),
         };
         (!directory.contains('*')).then(|| format!("{directory}/{IMPORTED_SWITCH}"))
     }
@@ -421,11 +462,13 @@ impl Facts {
     /// Refuses where somebody else runs the plugin.
     fn check_process(&self) -> Result<(), Refusal> {
         match &self.process {
-            Some(Process { id, program, .. }) if !self.is_external() && !self.is_launched => Err(Refusal(format!(
-                "process {id} is the plugin, from {}: expected none but what is installed; stop it, or remove the DaemonSet that \
+            Some(Process { id, program, .. }) if !self.is_external() && !self.is_launched => {
+                Err(Refusal(format!(
+                    "process {id} is the plugin, from {}: expected none but what is installed; stop it, or remove the DaemonSet that \
                  runs it",
-                excerpt(program)
-            ))),
+                    excerpt(program)
+                )))
+            }
             _ => Ok(()),
         }
     }
@@ -451,8 +494,10 @@ impl Facts {
     /// Whether the program and the service are a package's, which says when they change. Not where this module's are used in spite
     /// of that: then the unit is in place of the package's.
     fn uses_package(&self) -> bool {
-        let unit = self.files.get(UNIT).map(|unit| String::from_utf8_lossy(unit)).unwrap_or_default();
-        self.is_packaged && !unit.lines().any(|line| line.starts_with(&format!("ExecStart={PROGRAM} ")))
+        let unit =
+            self.files.get(UNIT).map(|unit| String::from_utf8_lossy(unit)).unwrap_or_default();
+        self.is_packaged
+            && !unit.lines().any(|line| line.starts_with(&format!("ExecStart={PROGRAM} ")))
     }
 
     /// What `plimsoll install` does. Nothing, where all is there.
@@ -469,8 +514,10 @@ impl Facts {
         let launched = self.launched_program();
         let is_new = |path: &str| self.files.get(path) != Some(&self.program);
         if self.uses_package() {
-            plan.notes
-                .push("the program and the service are a package's: upgrade them by the package manager".to_owned());
+            plan.notes.push(
+                "the program and the service are a package's: upgrade them by the package manager"
+                    .to_owned(),
+            );
         } else if is_new(PROGRAM) {
             let why = match self.files.contains_key(PROGRAM) {
                 true => "the program, in another version than it is there",
@@ -489,22 +536,32 @@ impl Facts {
                     Mode::External => DROP_INS,
                 };
                 let path = format!("{}/{NAME}.conf", directory.trim_end_matches('/'));
-                plan.add(self.write(&path, CONFIG_TEXT, 0o644), "the plugin's configuration, with the defaults");
+                plan.add(
+                    self.write(&path, CONFIG_TEXT, 0o644),
+                    "the plugin's configuration, with the defaults",
+                );
             }
         }
         let mut reload = false;
         match mode {
             Mode::External => {
-                if !self.uses_package() && self.files.get(UNIT).map(Vec::as_slice) != Some(UNIT_TEXT) {
+                if !self.uses_package()
+                    && self.files.get(UNIT).map(Vec::as_slice) != Some(UNIT_TEXT)
+                {
                     let why = match self.files.contains_key(UNIT) {
-                        true => "the service, in place of the one there; settings of your own belong into a drop-in",
+                        true => {
+                            "the service, in place of the one there; settings of your own belong into a drop-in"
+                        }
                         false => "the service",
                     };
                     plan.add(self.write(UNIT, UNIT_TEXT, 0o644), why);
                     reload = true;
                 }
                 for path in &self.launched {
-                    plan.add(Action::Remove(path.clone()), "two of them would be in each other's way");
+                    plan.add(
+                        Action::Remove(path.clone()),
+                        "two of them would be in each other's way",
+                    );
                 }
             }
             Mode::Launched => {
@@ -514,10 +571,16 @@ impl Facts {
                     reload = true;
                 }
                 for path in self.launched.iter().filter(|path| **path != launched) {
-                    plan.add(Action::Remove(path.clone()), "two of them would be in each other's way");
+                    plan.add(
+                        Action::Remove(path.clone()),
+                        "two of them would be in each other's way",
+                    );
                 }
                 if is_new(&launched) {
-                    plan.add(self.write(&launched, &self.program, 0o755), "the program, where the runtime launches it");
+                    plan.add(
+                        self.write(&launched, &self.program, 0o755),
+                        "the program, where the runtime launches it",
+                    );
                 }
             }
         }
@@ -530,8 +593,10 @@ impl Facts {
             Mode::External => {
                 if let Some(process) = self.process.as_ref().filter(|_| self.is_launched) {
                     // No runtime launches it a second time, unless it starts anew itself.
-                    let step = plan
-                        .add(Action::End(process.file().to_owned()), "the service takes over; values stay meanwhile");
+                    let step = plan.add(
+                        Action::End(process.file().to_owned()),
+                        "the service takes over; values stay meanwhile",
+                    );
                     step.afterwards = vec![systemctl(&["restart", self.service()])];
                 }
                 self.have_it_served(&mut plan);
@@ -539,9 +604,13 @@ impl Facts {
                     let step = plan.systemctl(&["enable", SERVICE], "it is started with the node");
                     step.undo = vec![systemctl(&["disable", SERVICE])];
                 }
-                let is_current = self.process.as_ref().is_some_and(|process| !process.is_replaced());
+                let is_current =
+                    self.process.as_ref().is_some_and(|process| !process.is_replaced());
                 if !self.is_external() {
-                    let step = plan.systemctl(&["start", SERVICE], "until it is synchronized with the runtime");
+                    let step = plan.systemctl(
+                        &["start", SERVICE],
+                        "until it is synchronized with the runtime",
+                    );
                     step.undo = self.undo_start(systemctl(&["stop", SERVICE]));
                 } else if replaced || !is_current {
                     let why = "one reconnection; values stay meanwhile, and who is created then gets them after it";
@@ -550,11 +619,18 @@ impl Facts {
                 }
             }
             Mode::Launched => {
-                let is_renewed = replaced || self.process.as_ref().is_some_and(Process::is_replaced);
+                let is_renewed =
+                    replaced || self.process.as_ref().is_some_and(Process::is_replaced);
                 let is_missed = self.takes_connections() && !self.is_served;
-                if self.why_off.is_some() || is_missed || !self.is_launched || is_renewed && !self.may_be_replaced() {
-                    let step =
-                        self.restart_runtime(&mut plan, "it launches plugins only at its start; containers go on");
+                if self.why_off.is_some()
+                    || is_missed
+                    || !self.is_launched
+                    || is_renewed && !self.may_be_replaced()
+                {
+                    let step = self.restart_runtime(
+                        &mut plan,
+                        "it launches plugins only at its start; containers go on",
+                    );
                     step.undo = self.undo_start(Action::End(launched.clone()));
                     if self.takes_connections() {
                         plan.add(Action::AwaitRuntime, CONNECT);
@@ -567,7 +643,10 @@ impl Facts {
                     // Where the new one has ended at its start.
                     let restart = systemctl(&["restart", self.service()]);
                     step.afterwards = vec![Action::Replace(launched.clone()), restart];
-                    plan.add(Action::AwaitPlugin(launched), "the new version goes on in the same process");
+                    plan.add(
+                        Action::AwaitPlugin(launched),
+                        "the new version goes on in the same process",
+                    );
                     plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
                 }
             }
@@ -592,14 +671,22 @@ impl Facts {
 
     /// Takes the service out of what systemd starts, and stops it.
     fn disable(&self, plan: &mut Plan, why: &str) {
-        if self.is_enabled && !self.is_packaged && !self.files.contains_key(UNIT) && !self.is_external() {
+        if self.is_enabled
+            && !self.is_packaged
+            && !self.files.contains_key(UNIT)
+            && !self.is_external()
+        {
             // systemctl would say that there is no such unit.
-            plan.add(Action::Remove(ENABLED.to_owned()), "left by a package that was removed; its service is gone");
+            plan.add(
+                Action::Remove(ENABLED.to_owned()),
+                "left by a package that was removed; its service is gone",
+            );
             return;
         }
         if self.is_enabled || self.is_external() {
             let step = plan.systemctl(&["disable", "--now", SERVICE], why);
-            step.undo = self.is_enabled.then(|| systemctl(&["enable", SERVICE])).into_iter().collect();
+            step.undo =
+                self.is_enabled.then(|| systemctl(&["enable", SERVICE])).into_iter().collect();
             let start = self.is_external().then(|| systemctl(&["start", "--no-block", SERVICE]));
             step.afterwards = start.into_iter().collect();
         }
@@ -617,7 +704,9 @@ impl Facts {
         let why = match &self.why_off {
             Some(_) => "it reads its configuration at its start; containers go on",
             None if self.is_served => return,
-            None => "NRI is on in its configuration, and nobody listens at its socket; containers go on",
+            None => {
+                "NRI is on in its configuration, and nobody listens at its socket; containers go on"
+            }
         };
         self.restart_runtime(plan, why);
         plan.add(Action::AwaitRuntime, CONNECT);
@@ -627,7 +716,10 @@ impl Facts {
     fn switch_on_if_off(&self, plan: &mut Plan) -> Result<bool, Refusal> {
         let Some(why) = &self.why_off else { return Ok(false) };
         let reload = self.switch_on(plan, why)?;
-        plan.add(Action::CheckNri(self.service(), self.version), "a file that is read later may have it off");
+        plan.add(
+            Action::CheckNri(self.service(), self.version),
+            "a file that is read later may have it off",
+        );
         Ok(reload)
     }
 
@@ -637,7 +729,13 @@ impl Facts {
         if self.process.is_some() || self.files.contains_key(&state) {
             return vec![end];
         }
-        vec![Action::Restore, end, Action::AwaitNone, Action::RemoveAll(state), Action::Remove(self.lock.clone())]
+        vec![
+            Action::Restore,
+            end,
+            Action::AwaitNone,
+            Action::RemoveAll(state),
+            Action::Remove(self.lock.clone()),
+        ]
     }
 
     fn write(&self, path: &str, content: &[u8], mode: u32) -> Action {
@@ -648,11 +746,16 @@ impl Facts {
     fn switch_on(&self, plan: &mut Plan, why: &str) -> Result<bool, Refusal> {
         let settings = &self.settings;
         if why.ends_with("has no NRI") {
-            return Err(Refusal(format!("{why}: upgrade it to {} or newer, and call this again", self.kind.on_from)));
+            return Err(Refusal(format!(
+                "{why}: upgrade it to {} or newer, and call this again",
+                self.kind.on_from
+            )));
         }
         if !settings.problems.is_empty() || !settings.unread.is_empty() {
             let problems = [&settings.problems[..], &settings.unread].concat().join("; ");
-            return Err(Refusal(format!("NRI is {why}, and not all of the configuration is understood: {problems}")));
+            return Err(Refusal(format!(
+                "NRI is {why}, and not all of the configuration is understood: {problems}"
+            )));
         }
         let header = "# Put here by 'plimsoll install', taken away by 'plimsoll uninstall'.\n";
         if self.kind.name != CONTAINERD.name {
@@ -680,9 +783,15 @@ impl Facts {
         // In containerd 1.7 it replaces those before it.
         let mut section = settings.section.clone();
         section.insert(CONTAINERD.switch.0.to_owned(), toml::Value::Boolean(false));
-        let plugins = toml::Table::from_iter([("io.containerd.nri.v1.nri".to_owned(), toml::Value::Table(section))]);
+        let plugins = toml::Table::from_iter([(
+            "io.containerd.nri.v1.nri".to_owned(),
+            toml::Value::Table(section),
+        )]);
         let version = ("version".to_owned(), toml::Value::Integer(form));
-        let table = toml::Table::from_iter([version.clone(), ("plugins".to_owned(), toml::Value::Table(plugins))]);
+        let table = toml::Table::from_iter([
+            version.clone(),
+            ("plugins".to_owned(), toml::Value::Table(plugins)),
+        ]);
         let text = |table: &toml::Table| Ok(format!("{header}{table}").into_bytes());
         if let Some(path) = self.imported_switch() {
             plan.add(
@@ -705,17 +814,22 @@ impl Facts {
         };
         let imports = operators_import.into_iter().chain([CONTAINERD_SWITCH.to_owned()]);
         let imports = imports.map(toml::Value::String).collect();
-        let config = toml::Table::from_iter([version, ("imports".to_owned(), toml::Value::Array(imports))]);
+        let config =
+            toml::Table::from_iter([version, ("imports".to_owned(), toml::Value::Array(imports))]);
         plan.add(self.write(CONTAINERD_SWITCH, &text(&table)?, 0o644), format!("NRI is {why}"));
         let operators_file = excerpt(&operators);
         let why = match settings.files {
             0 => format!(
                 "takes over all of {operators_file} if that comes, with 'version = {form}', and then the switch"
             ),
-            _ => format!("takes over all of {operators_file}, which imports no directory, and then the switch"),
+            _ => format!(
+                "takes over all of {operators_file}, which imports no directory, and then the switch"
+            ),
         };
         plan.add(self.write(CONTAINERD_CONFIG, &text(&config)?, 0o644), why);
-        let drop_in = format!("{header}[Service]\nExecStart=\nExecStart={others} --config {CONTAINERD_CONFIG}\n");
+        let drop_in = format!(
+            "{header}[Service]\nExecStart=\nExecStart={others} --config {CONTAINERD_CONFIG}\n"
+        );
         let why = format!("starts containerd with that; {} stays as it is", excerpt(&operators));
         plan.add(self.write(CONTAINERD_DROP_IN, drop_in.as_bytes(), 0o644), why);
         Ok(true)
@@ -737,7 +851,8 @@ impl Facts {
                     .to_owned(),
             );
         }
-        let step = plan.add(Action::Restore, "as by plimsoll restore; where that fails, nothing else is done");
+        let step = plan
+            .add(Action::Restore, "as by plimsoll restore; where that fails, nothing else is done");
         if !self.stands_aside {
             step.undo = vec![Action::Remove(format!("/{STAND_ASIDE}"))];
             step.undo.extend((!there(&state)).then(|| Action::RemoveEmpty(state.clone())));
@@ -747,7 +862,10 @@ impl Facts {
             plan.add(Action::Remove(path.clone()), "the program, where the runtime launches it");
         }
         if let Some(process) = self.process.as_ref().filter(|_| !self.is_external()) {
-            let step = plan.add(Action::End(process.file().to_owned()), "it ends; the runtime goes on without it");
+            let step = plan.add(
+                Action::End(process.file().to_owned()),
+                "it ends; the runtime goes on without it",
+            );
             step.afterwards = vec![systemctl(&["restart", self.service()])];
             plan.add(Action::AwaitNone, "what it keeps is removed");
         }
@@ -769,13 +887,18 @@ impl Facts {
         }
         for path in self.configurations().into_iter().filter(is_installed) {
             let why = match self.files.get(&path).is_some_and(|content| content != CONFIG_TEXT) {
-                true => "the plugin's configuration, with what was changed in it: keep a copy if you want it back",
+                true => {
+                    "the plugin's configuration, with what was changed in it: keep a copy if you want it back"
+                }
                 false => "the plugin's configuration",
             };
             remove(&mut plan, &path, why);
         }
-        let containerd = [CONTAINERD_DROP_IN, CONTAINERD_CONFIG, CONTAINERD_SWITCH].into_iter().map(str::to_owned);
-        let switches: Vec<_> = containerd.chain([CRIO_SWITCH.to_owned()]).chain(self.imported_switch()).collect();
+        let containerd = [CONTAINERD_DROP_IN, CONTAINERD_CONFIG, CONTAINERD_SWITCH]
+            .into_iter()
+            .map(str::to_owned);
+        let switches: Vec<_> =
+            containerd.chain([CRIO_SWITCH.to_owned()]).chain(self.imported_switch()).collect();
         for path in &switches {
             remove(&mut plan, path, "what switches NRI on");
         }
@@ -796,7 +919,10 @@ impl Facts {
             plan.add(Action::RemoveEmpty(path.to_owned()), "nobody else has anything there");
         }
         // Last, as it is not put back.
-        plan.add(Action::RemoveAll(state), "what cgroups held before, and what it knew of containers");
+        plan.add(
+            Action::RemoveAll(state),
+            "what cgroups held before, and what it knew of containers",
+        );
         Ok(plan)
     }
 }
@@ -890,12 +1016,20 @@ impl Plan {
     /// # Errors
     ///
     /// When a step failed.
-    pub fn carry_out(&self, hands: &mut impl Act, mut tell: impl FnMut(&Step)) -> Result<(), Failed> {
+    pub fn carry_out(
+        &self,
+        hands: &mut impl Act,
+        mut tell: impl FnMut(&Step),
+    ) -> Result<(), Failed> {
         let mut done: Vec<(&Step, Vec<PutBack>)> = Vec::new();
         for step in &self.steps {
             if hands.is_interrupted() {
                 let left = undo(done, hands);
-                return Err(Failed { step: step.action.to_string(), why: INTERRUPTED.to_owned(), left });
+                return Err(Failed {
+                    step: step.action.to_string(),
+                    why: INTERRUPTED.to_owned(),
+                    left,
+                });
             }
             tell(step);
             match hands.act(&step.action) {
@@ -925,7 +1059,9 @@ fn undo(done: Vec<(&Step, Vec<PutBack>)>, hands: &mut impl Act) -> Vec<String> {
         for undo in &step.undo {
             // What is kept tells what is left to be given back, and who still runs needs it.
             let result = match undo {
-                Action::Remove(_) | Action::RemoveAll(_) if has_failed => Err("it is still needed".to_owned()),
+                Action::Remove(_) | Action::RemoveAll(_) if has_failed => {
+                    Err("it is still needed".to_owned())
+                }
                 _ => hands.act(undo).map(drop),
             };
             if let Err(why) = result {
@@ -965,7 +1101,12 @@ pub struct Hands {
 impl Hands {
     /// For the node whose file system is at `host`, with the runtime's NRI socket.
     pub fn new(host: &Path, socket: &Path) -> Self {
-        Self { host: host.to_owned(), socket: socket.to_owned(), interrupted: Arc::default(), turns_back: false }
+        Self {
+            host: host.to_owned(),
+            socket: socket.to_owned(),
+            interrupted: Arc::default(),
+            turns_back: false,
+        }
     }
 
     /// What is to be set when somebody wants it to stop.
@@ -1017,10 +1158,16 @@ impl Hands {
         }
     }
 
-    fn write(&self, path: &str, content: &[u8], mode: u32) -> Result<Vec<PutBack>, (Vec<PutBack>, io::Error)> {
+    fn write(
+        &self,
+        path: &str,
+        content: &[u8],
+        mode: u32,
+    ) -> Result<Vec<PutBack>, (Vec<PutBack>, io::Error)> {
         let path = below(&self.host, path);
         let mut before = Vec::new();
-        let missing: Vec<_> = path.ancestors().skip(1).take_while(|directory| !directory.exists()).collect();
+        let missing: Vec<_> =
+            path.ancestors().skip(1).take_while(|directory| !directory.exists()).collect();
         for directory in missing.into_iter().rev() {
             match fs::create_dir(directory) {
                 Ok(()) => before.push(PutBack::NoDirectory(directory.to_owned())),
@@ -1038,7 +1185,8 @@ impl Hands {
     }
 
     fn signal(&self, program: &str, signal: Signal) -> Result<(), String> {
-        let Some(process) = process(&self.host, &self.socket).filter(|process| process.runs(&self.host, program))
+        let Some(process) =
+            process(&self.host, &self.socket).filter(|process| process.runs(&self.host, program))
         else {
             return Err("expected it to be the plugin; it is not any more".to_owned());
         };
@@ -1084,7 +1232,12 @@ impl Act for Hands {
             Action::Restore => {
                 let program = std::env::current_exe().map_err(failed)?;
                 let mut command = Command::new(program);
-                command.arg("restore").arg("--host").arg(&self.host).arg("--socket").arg(&self.socket);
+                command
+                    .arg("restore")
+                    .arg("--host")
+                    .arg(&self.host)
+                    .arg("--socket")
+                    .arg(&self.socket);
                 self.run(&mut command, RESTORE_LIMIT)?;
             }
             Action::RemoveEmpty(path) => {
@@ -1094,7 +1247,9 @@ impl Act for Hands {
                     Err(_) => Ok(Vec::new()),
                 };
             }
-            Action::Systemctl(words) => self.run(Command::new("systemctl").args(words), COMMAND_LIMIT)?,
+            Action::Systemctl(words) => {
+                self.run(Command::new("systemctl").args(words), COMMAND_LIMIT)?
+            }
             Action::End(_) if holder(&self.host, &self.socket) == Some(None) => {}
             Action::End(program) => self.signal(program, Signal::TERM)?,
             Action::Replace(program) => self.signal(program, Signal::USR2)?,
@@ -1104,13 +1259,22 @@ impl Act for Hands {
                 self.wait("somebody to listen there", listens)?;
             }
             Action::AwaitPlugin(program) => {
-                let is = |process: &Process| process.runs(&self.host, program) && !process.is_replaced();
+                let is =
+                    |process: &Process| process.runs(&self.host, program) && !process.is_replaced();
                 let runs = || process(&self.host, &self.socket).filter(is).map(drop);
                 self.wait("it to run", runs)?;
             }
             Action::AwaitSynchronized => {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-                let says = || runtime.block_on(serve::ask(&self.host)).ok().filter(|status| status.node.synchronized);
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .map_err(failed)?;
+                let says = || {
+                    runtime
+                        .block_on(serve::ask(&self.host))
+                        .ok()
+                        .filter(|status| status.node.synchronized)
+                };
                 self.wait("it to say so by /run/plimsoll/plimsoll.sock", || says().map(drop))?;
             }
             Action::AwaitNone => {
@@ -1130,7 +1294,9 @@ impl Act for Hands {
             PutBack::Directory(path) => (path, fs::create_dir(path)),
         };
         match result {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(format!("{}: {error}", path.display()))
+            }
             _ => Ok(()),
         }
     }
@@ -1150,8 +1316,14 @@ fn held(path: &Path) -> io::Result<PutBack> {
         return Ok(PutBack::Link(path.to_owned(), target));
     }
     match fs::read(path) {
-        Ok(content) => Ok(PutBack::File(path.to_owned(), content, fs::metadata(path)?.permissions().mode() & 0o7777)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PutBack::NoFile(path.to_owned())),
+        Ok(content) => Ok(PutBack::File(
+            path.to_owned(),
+            content,
+            fs::metadata(path)?.permissions().mode() & 0o7777,
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(PutBack::NoFile(path.to_owned()))
+        }
         Err(error) => Err(error),
     }
 }
@@ -1164,7 +1336,8 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let new = path.with_file_name(name);
     let written = (|| {
         let _ = fs::remove_file(&new);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(content)?;
         file.sync_all()?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
@@ -1189,7 +1362,10 @@ mod tests {
             fs::write(path, text).expect("it is written");
         };
         let section = "[plugins.'io.containerd.nri.v1.nri']\n";
-        put("etc/containerd/config.toml", "version = 2\nimports = ['conf.d/*.toml', 'late.toml']\n");
+        put(
+            "etc/containerd/config.toml",
+            "version = 2\nimports = ['conf.d/*.toml', 'late.toml']\n",
+        );
         put("etc/containerd/conf.d/zz-plimsoll.toml", &format!("{section}disable = false\n"));
         let hands = Hands::new(host.path(), &host.path().join("run/nri/nri.sock"));
         let is_on = |version| hands.check_nri("containerd", Some(version));

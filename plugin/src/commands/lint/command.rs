@@ -108,7 +108,8 @@ impl Lint {
                     Err((file, error)) => (file, Err(error)),
                 };
                 // As code scanning knows them: from where it is called, which is the root of the repository.
-                let name = file.strip_prefix(&here).or_else(|_| file.strip_prefix(".")).unwrap_or(&file);
+                let name =
+                    file.strip_prefix(&here).or_else(|_| file.strip_prefix(".")).unwrap_or(&file);
                 match read {
                     Ok(text) => report.lint(name, &text),
                     Err(error) => report.unreadable(name, &error),
@@ -137,13 +138,15 @@ impl Lint {
             NodeAllocatable::Fixed(bytes) => Some(bytes),
             NodeAllocatable::Auto => None,
         };
-        let node = Node { allocatable: self.node_allocatable.or(configured), page_size: PageSize::KIB4 };
+        let node =
+            Node { allocatable: self.node_allocatable.or(configured), page_size: PageSize::KIB4 };
         Basis { policy: config.policy, node, allocatable_source: "given".to_owned() }
     }
 }
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let json = serde_json::to_string_pretty(value).map_err(|error| Failure::Runtime(error.into()))?;
+    let json =
+        serde_json::to_string_pretty(value).map_err(|error| Failure::Runtime(error.into()))?;
     print(format_args!("{json}\n"))
 }
 
@@ -153,15 +156,17 @@ fn files(path: &Path) -> Box<dyn Iterator<Item = Result<PathBuf, (PathBuf, io::E
         return Box::new(std::iter::once(Ok(path.to_owned())));
     }
     let directory = path.to_owned();
-    Box::new(WalkDir::new(path).sort_by_file_name().into_iter().filter_map(move |entry| match entry {
-        Ok(entry) => {
-            let file = entry.into_path();
-            let named = file
-                .extension()
-                .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known));
-            // A link to a file counts.
-            (named && file.is_file()).then_some(Ok(file))
-        }
-        Err(error) => Some(Err((error.path().unwrap_or(&directory).to_owned(), error.into()))),
-    }))
+    Box::new(WalkDir::new(path).sort_by_file_name().into_iter().filter_map(
+        move |entry| match entry {
+            Ok(entry) => {
+                let file = entry.into_path();
+                let named = file.extension().is_some_and(|extension| {
+                    ["yaml", "yml", "json"].iter().any(|known| extension == *known)
+                });
+                // A link to a file counts.
+                (named && file.is_file()).then_some(Ok(file))
+            }
+            Err(error) => Some(Err((error.path().unwrap_or(&directory).to_owned(), error.into()))),
+        },
+    ))
 }

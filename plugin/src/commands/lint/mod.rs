@@ -19,8 +19,8 @@ use serde_json::{Number, Value, json};
 use serde_saphyr::{Budget, Spanned};
 
 use crate::commands::explain::{
-    Basis, ContainerExplanation, ContainerKind, KnobExplanation, PodExplanation, explain_template, object_name, opened,
-    pod_template,
+    Basis, ContainerExplanation, ContainerKind, KnobExplanation, PodExplanation, explain_template,
+    object_name, opened, pod_template,
 };
 use crate::config::complaint;
 use crate::core::pod::{QosClass, Stated};
@@ -106,7 +106,9 @@ impl Rule {
     /// How much its findings matter.
     pub const fn level(self) -> Level {
         match self {
-            Self::Unreadable | Self::Syntax | Self::Invalid | Self::MemoryRequestAboveLimit => Level::Error,
+            Self::Unreadable | Self::Syntax | Self::Invalid | Self::MemoryRequestAboveLimit => {
+                Level::Error
+            }
             Self::LimitRequestRatio
             | Self::MemoryRequestMissing
             | Self::MemoryLimitMissing
@@ -133,12 +135,16 @@ impl Rule {
     /// What it means and what to do.
     pub const fn help(self) -> &'static str {
         match self {
-            Self::Unreadable => "Nothing is known of what is in the file. See to its path and its permissions.",
+            Self::Unreadable => {
+                "Nothing is known of what is in the file. See to its path and its permissions."
+            }
             Self::Syntax => {
                 "Nothing is known of what is in the document. Correct it; a template has to be rendered first."
             }
             Self::Invalid => "Kubernetes would refuse the pod. Correct the field.",
-            Self::MemoryRequestAboveLimit => "Kubernetes refuses such a pod. Lower the request or raise the limit.",
+            Self::MemoryRequestAboveLimit => {
+                "Kubernetes refuses such a pod. Lower the request or raise the limit."
+            }
             Self::LimitRequestRatio => {
                 "The scheduler counts the request, but up to the limit may be used: the node may run short, and nothing \
                  beyond the request is protected. Raise the request or lower the limit."
@@ -177,13 +183,17 @@ struct File {
 
 impl File {
     fn new(path: &Path) -> Self {
-        const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+        const ENCODED: &AsciiSet =
+            &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
         if path == Path::new("-") {
             return Self { shown: "standard input".to_owned(), uri: "stdin".to_owned() };
         }
         let encoded = percent_encode(path.as_os_str().as_bytes(), ENCODED);
         let scheme = if path.is_absolute() { "file://" } else { "" };
-        Self { shown: shown(&path.to_string_lossy(), usize::MAX), uri: format!("{scheme}{encoded}") }
+        Self {
+            shown: shown(&path.to_string_lossy(), usize::MAX),
+            uri: format!("{scheme}{encoded}"),
+        }
     }
 }
 
@@ -278,7 +288,9 @@ impl Serialize for Finding {
             level: self.rule.level(),
             rule: self.rule,
             object: owner.map(|owner| owner.object.as_str()),
-            container: owner.and_then(|owner| owner.container.as_ref()).map(|(_, name)| name.as_str()),
+            container: owner
+                .and_then(|owner| owner.container.as_ref())
+                .map(|(_, name)| name.as_str()),
             message: &self.message,
         }
         .serialize(serializer)
@@ -344,7 +356,8 @@ impl Report {
         self.files += 1;
         let file = File::new(path);
         if text.len() > LARGEST {
-            let message = format!("expected a file of at most {LARGEST} bytes, found more; split it");
+            let message =
+                format!("expected a file of at most {LARGEST} bytes, found more; split it");
             return self.find(&file, Place::START, Rule::Unreadable, None, message);
         }
         let known = self.findings.len();
@@ -354,7 +367,14 @@ impl Report {
         self.findings[known..].sort_by_key(|finding| finding.place);
     }
 
-    fn find(&mut self, file: &File, place: Place, rule: Rule, owner: Option<Owner>, message: String) {
+    fn find(
+        &mut self,
+        file: &File,
+        place: Place,
+        rule: Rule,
+        owner: Option<Owner>,
+        message: String,
+    ) {
         self.findings.push(Finding { file: file.clone(), place, rule, owner, message });
     }
 
@@ -376,16 +396,24 @@ impl Report {
                 };
                 self.pods += 1;
                 let at = |in_pod: &str| {
-                    let Place { line, column } = places.of(&[&in_document, in_object, in_pod].concat());
+                    let Place { line, column } =
+                        places.of(&[&in_document, in_object, in_pod].concat());
                     Place { line: line + before, column }
                 };
                 match explain_template(&name, &template, &self.basis) {
                     Ok(pod) => self.pod(file, pod, at),
                     Err(mistakes) => {
                         for mistake in mistakes {
-                            let owner = Owner { object: name.clone(), container: mistake.container };
+                            let owner =
+                                Owner { object: name.clone(), container: mistake.container };
                             let problem = shown(&mistake.problem, LONGEST_PROBLEM);
-                            self.find(file, at(&mistake.pointer), Rule::Invalid, Some(owner), problem);
+                            self.find(
+                                file,
+                                at(&mistake.pointer),
+                                Rule::Invalid,
+                                Some(owner),
+                                problem,
+                            );
                         }
                     }
                 }
@@ -395,7 +423,8 @@ impl Report {
 
     /// Takes in one pod; `at` tells where something in it is, by its JSON pointer.
     fn pod(&mut self, file: &File, pod: PodExplanation, at: impl Fn(&str) -> Place) {
-        let PodExplanation { object, qos_class, containers, typed: of_pod, without_effect, .. } = pod;
+        let PodExplanation { object, qos_class, containers, typed: of_pod, without_effect, .. } =
+            pod;
         let owner = Owner { object: object.clone(), container: None };
         // One for the whole pod is found with each container.
         let of_containers = containers.iter().flat_map(|container| &container.without_effect);
@@ -408,9 +437,13 @@ impl Report {
         let of_pod = of_pod.with_defaults();
         for container in containers {
             let place = at(&format!("{}/name", container.pointer));
-            let owner = Owner { object: object.clone(), container: Some((container.kind, container.name.clone())) };
+            let owner = Owner {
+                object: object.clone(),
+                container: Some((container.kind, container.name.clone())),
+            };
             let typed = container.typed;
-            let field = |field: &str| at(&format!("{}/resources/{field}/memory", container.pointer));
+            let field =
+                |field: &str| at(&format!("{}/resources/{field}/memory", container.pointer));
             self.amounts(file, &owner, typed, field);
             let (request, limit) = (some(container.request), some_of(typed.memory_limit));
             if request.is_none() && some_of(of_pod.memory_request).is_none() {
@@ -418,18 +451,37 @@ impl Report {
                     Some(_) => "expected a memory request above 0, which is none",
                     None => "expected a memory request, found none",
                 };
-                self.find(file, place, Rule::MemoryRequestMissing, Some(owner.clone()), message.to_owned());
+                self.find(
+                    file,
+                    place,
+                    Rule::MemoryRequestMissing,
+                    Some(owner.clone()),
+                    message.to_owned(),
+                );
             }
             if limit.is_none() && some_of(of_pod.memory_limit).is_none() {
                 let message = match typed.memory_limit {
                     Some(_) => "expected a memory limit above 0, which is none",
                     None => "expected a memory limit, found none",
                 };
-                self.find(file, place, Rule::MemoryLimitMissing, Some(owner.clone()), message.to_owned());
+                self.find(
+                    file,
+                    place,
+                    Rule::MemoryLimitMissing,
+                    Some(owner.clone()),
+                    message.to_owned(),
+                );
             }
             if let (None, Some(limit)) = (typed.memory_request, limit) {
-                let message = format!("without a memory request it is the limit, {}", limit.quantity());
-                self.find(file, field("limits"), Rule::MemoryRequestDefaulted, Some(owner), message);
+                let message =
+                    format!("without a memory request it is the limit, {}", limit.quantity());
+                self.find(
+                    file,
+                    field("limits"),
+                    Rule::MemoryRequestDefaulted,
+                    Some(owner),
+                    message,
+                );
             }
             self.containers.push(Looked {
                 file: file.clone(),
@@ -443,15 +495,31 @@ impl Report {
     }
 
     /// Looks at how request and limit of a container or pod go together; `field` tells where `requests` and `limits` are.
-    fn amounts(&mut self, file: &File, owner: &Owner, typed: Stated, field: impl Fn(&str) -> Place) {
+    fn amounts(
+        &mut self,
+        file: &File,
+        owner: &Owner,
+        typed: Stated,
+        field: impl Fn(&str) -> Place,
+    ) {
         let Some((request, limit)) = typed.memory_request.zip(typed.memory_limit) else {
             return;
         };
         let (requested, limited) = (request.quantity(), limit.quantity());
         if request > limit {
-            let message = format!("expected a memory request of at most the limit {limited}, found {requested}");
-            self.find(file, field("requests"), Rule::MemoryRequestAboveLimit, Some(owner.clone()), message);
-        } else if let Some(ratio) = ratio(some(request), some(limit)).filter(|&ratio| ratio > self.max_ratio) {
+            let message = format!(
+                "expected a memory request of at most the limit {limited}, found {requested}"
+            );
+            self.find(
+                file,
+                field("requests"),
+                Rule::MemoryRequestAboveLimit,
+                Some(owner.clone()),
+                message,
+            );
+        } else if let Some(ratio) =
+            ratio(some(request), some(limit)).filter(|&ratio| ratio > self.max_ratio)
+        {
             let message = format!(
                 "memory limit {limited} is {} times the request {requested}, expected at most {} times",
                 times(ratio),
@@ -483,7 +551,8 @@ impl Report {
             .map(|finding| {
                 let Finding { file, place, rule, .. } = finding;
                 // In a SARIF message brackets make links.
-                let text = finding.text().replace('\\', r"\\").replace('[', r"\[").replace(']', r"\]");
+                let text =
+                    finding.text().replace('\\', r"\\").replace('[', r"\[").replace(']', r"\]");
                 json!({
                     "ruleId": rule.id(),
                     "ruleIndex": Rule::ALL.iter().position(|other| other == rule),
@@ -538,8 +607,9 @@ impl fmt::Display for Text<'_> {
         let counts: Vec<String> =
             [Level::Error, Level::Warning, Level::Note].into_iter().filter_map(of_level).collect();
         let counts = if counts.is_empty() { "nothing found".to_owned() } else { counts.join(", ") };
-        let [files, pods, containers] = [(*files, "file"), (*pods, "pod"), (containers.len(), "container")]
-            .map(|(count, what)| counted(count, what));
+        let [files, pods, containers] =
+            [(*files, "file"), (*pods, "pod"), (containers.len(), "container")]
+                .map(|(count, what)| counted(count, what));
         writeln!(f, "{files}, {pods}, {containers}: {counts}")
     }
 }
@@ -547,14 +617,20 @@ impl fmt::Display for Text<'_> {
 impl fmt::Display for Looked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, place, object, qos_class, ratio, container } = self;
-        let ratio = ratio.map_or(String::new(), |ratio| format!(", limit {} times the request", times(ratio)));
-        writeln!(f, "{}:{}: {object}, {} {}:", file.shown, place.line, container.kind, container.name)?;
+        let ratio = ratio
+            .map_or(String::new(), |ratio| format!(", limit {} times the request", times(ratio)));
+        writeln!(
+            f,
+            "{}:{}: {object}, {} {}:",
+            file.shown, place.line, container.kind, container.name
+        )?;
         let value = |knob: &KnobExplanation| match knob.value {
             Some(Limit::Bytes(bytes)) => bytes.approx(),
             Some(Limit::Max) => "max".to_owned(),
             None => "unknown".to_owned(),
         };
-        let [min, low, high] = [&container.memory_min, &container.memory_low, &container.memory_high].map(value);
+        let [min, low, high] =
+            [&container.memory_min, &container.memory_low, &container.memory_high].map(value);
         let max = container.limit.map_or("max".to_owned(), Bytes::approx);
         writeln!(f, "  {qos_class}{ratio}; min {min}, low {low}, high {high}, max {max}")
     }
@@ -596,7 +672,8 @@ fn shown(text: &str, most: usize) -> String {
 /// understood.
 fn documents(text: &[u8]) -> Vec<(u64, &[u8])> {
     let is = |line: &[u8], marker: &[u8; 3]| {
-        line.strip_prefix(marker).is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
+        line.strip_prefix(marker)
+            .is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
     };
     let mut documents = Vec::new();
     let (mut start, mut before, mut end) = (0, 0, 0);
@@ -625,7 +702,10 @@ fn parse(text: &[u8]) -> Result<Vec<Located>, (Place, String)> {
         let (valid, rest) = text.split_at(error.valid_up_to());
         let line = 1 + valid.iter().filter(|&&byte| byte == b'\n').count();
         let found = rest.first().copied().unwrap_or_default();
-        (Place { line: line as u64, column: 1 }, format!("expected UTF-8 text, found byte 0x{found:02x}"))
+        (
+            Place { line: line as u64, column: 1 },
+            format!("expected UTF-8 text, found byte 0x{found:02x}"),
+        )
     })?;
     let mut budget = Budget::default();
     // Large Lists are fine; what comes from aliases may not be much more than the text itself.
@@ -638,9 +718,10 @@ fn parse(text: &[u8]) -> Result<Vec<Located>, (Place, String)> {
         budget: Some(budget),
     };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-        let place = error
-            .location()
-            .map_or(Place::START, |location| Place { line: location.line().max(1), column: location.column().max(1) });
+        let place = error.location().map_or(Place::START, |location| Place {
+            line: location.line().max(1),
+            column: location.column().max(1),
+        });
         let first = if text.contains("{{") { "; if it is a template, render it first" } else { "" };
         let found = shown(complaint(&error.to_string()), LONGEST_PROBLEM);
         (place, format!("expected YAML or JSON, found: {found}{first}"))
@@ -677,7 +758,8 @@ struct Located {
 
 impl<'de> Deserialize<'de> for Located {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Spanned { value: Inner { value, parts }, referenced, .. } = Spanned::deserialize(deserializer)?;
+        let Spanned { value: Inner { value, parts }, referenced, .. } =
+            Spanned::deserialize(deserializer)?;
         let place = Place { line: referenced.line().max(1), column: referenced.column().max(1) };
         Ok(Self { value, place, parts })
     }
@@ -761,7 +843,9 @@ impl<'de> Deserialize<'de> for Inner {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Inner, A::Error> {
                 let (mut values, mut places) = (serde_json::Map::new(), BTreeMap::new());
-                while let Some((field, Located { value, place, parts })) = map.next_entry::<String, _>()? {
+                while let Some((field, Located { value, place, parts })) =
+                    map.next_entry::<String, _>()?
+                {
                     places.insert(field.clone(), Places { place, parts });
                     values.insert(field, value);
                 }
@@ -783,7 +867,8 @@ mod tests {
 
     fn report(text: &str) -> Report {
         let node = Node { allocatable: Some(Bytes::new(8 << 30)), page_size: PageSize::KIB4 };
-        let basis = Basis { policy: Policy::default(), node, allocatable_source: "given".to_owned() };
+        let basis =
+            Basis { policy: Policy::default(), node, allocatable_source: "given".to_owned() };
         let mut report = Report::new(basis, Config::MAX_LIMIT_REQUEST_RATIO);
         report.lint(Path::new("f.yaml"), text.as_bytes());
         report
@@ -800,7 +885,9 @@ mod tests {
 
     /// The rules for one container with these resources, or for a pod with these fields besides.
     fn of_container(resources: &str, of_pod: &str) -> Vec<&'static str> {
-        let text = format!("kind: Pod\nspec: {{containers: [{{name: a, resources: {resources}}}], {of_pod}}}\n");
+        let text = format!(
+            "kind: Pod\nspec: {{containers: [{{name: a, resources: {resources}}}], {of_pod}}}\n"
+        );
         rules(&text).into_iter().map(|(_, rule)| rule).collect()
     }
 
@@ -808,17 +895,32 @@ mod tests {
     fn each_rule_finds_what_it_is_for_and_nothing_else() {
         for (resources, expected) in [
             ("{requests: {memory: 256Mi}, limits: {memory: 1Gi}}", &[][..]),
-            ("{requests: {memory: 256Mi}, limits: {memory: '1073741825'}}", &["limit-request-ratio"]),
+            (
+                "{requests: {memory: 256Mi}, limits: {memory: '1073741825'}}",
+                &["limit-request-ratio"],
+            ),
             ("{requests: {memory: 1Gi}, limits: {memory: 1Gi}}", &[]),
-            ("{requests: {memory: 1073741825}, limits: {memory: 1Gi}}", &["memory-request-above-limit"]),
+            (
+                "{requests: {memory: 1073741825}, limits: {memory: 1Gi}}",
+                &["memory-request-above-limit"],
+            ),
             ("{limits: {memory: 1Gi}}", &["memory-request-defaulted"]),
             ("{requests: {memory: 1Gi}}", &["memory-limit-missing"]),
-            ("{requests: {cpu: 1}, limits: {cpu: 1}}", &["memory-request-missing", "memory-limit-missing"]),
+            (
+                "{requests: {cpu: 1}, limits: {cpu: 1}}",
+                &["memory-request-missing", "memory-limit-missing"],
+            ),
             ("{}", &["memory-request-missing", "memory-limit-missing"]),
             ("null", &["memory-request-missing", "memory-limit-missing"]),
-            ("{requests: {memory: 0}, limits: {memory: 0}}", &["memory-request-missing", "memory-limit-missing"]),
+            (
+                "{requests: {memory: 0}, limits: {memory: 0}}",
+                &["memory-request-missing", "memory-limit-missing"],
+            ),
             ("{requests: {memory: 0}, limits: {memory: 1Gi}}", &["memory-request-missing"]),
-            ("{requests: {memory: 1Gi}, limits: {memory: 0}}", &["memory-limit-missing", "memory-request-above-limit"]),
+            (
+                "{requests: {memory: 1Gi}, limits: {memory: 0}}",
+                &["memory-limit-missing", "memory-request-above-limit"],
+            ),
             ("{requests: {memory: 1GB}}", &["invalid"]),
             ("{requests: {memory: 99999999999999999999}}", &["invalid"]),
             ("{limits: {memory: -1, cpu: lots}}", &["invalid", "invalid"]),
@@ -833,9 +935,18 @@ mod tests {
         let of_pod = |resources: &str| of_container("{}", &format!("resources: {resources}"));
         assert_eq!(of_pod("{limits: {memory: 1Gi}}"), [""; 0]);
         assert_eq!(of_pod("{requests: {memory: 1Gi}}"), ["memory-limit-missing"]);
-        assert_eq!(of_pod("{requests: {memory: 1Mi}, limits: {memory: 1Gi}}"), ["limit-request-ratio"]);
-        assert_eq!(of_pod("{requests: {memory: 2Gi}, limits: {memory: 1Gi}}"), ["memory-request-above-limit"]);
-        assert_eq!(of_pod("{limits: {cpu: 1}}"), ["memory-request-missing", "memory-limit-missing"]);
+        assert_eq!(
+            of_pod("{requests: {memory: 1Mi}, limits: {memory: 1Gi}}"),
+            ["limit-request-ratio"]
+        );
+        assert_eq!(
+            of_pod("{requests: {memory: 2Gi}, limits: {memory: 1Gi}}"),
+            ["memory-request-above-limit"]
+        );
+        assert_eq!(
+            of_pod("{limits: {cpu: 1}}"),
+            ["memory-request-missing", "memory-limit-missing"]
+        );
     }
 
     const DEPLOYMENT: &str = "\
@@ -902,7 +1013,8 @@ spec:
         let text = "kind: Job\nspec:\n  template:\n    spec:\n      containers:\n      - name: a\n        tty: 3\n";
         assert_eq!(rules(text), [(7, "invalid")]);
         assert!(
-            found(text)[0].contains("expected a pod: invalid type: integer `3`, expected a boolean"),
+            found(text)[0]
+                .contains("expected a pod: invalid type: integer `3`, expected a boolean"),
             "{:?}",
             found(text)
         );
@@ -918,7 +1030,10 @@ spec:
         latin.lint(Path::new("g.yaml"), b"a: b\nc: \xe9\n---\nkind: Pod");
         let latin: Vec<String> = latin.findings.iter().map(ToString::to_string).collect();
         assert_eq!(latin[0], "g.yaml:2: error: expected UTF-8 text, found byte 0xe9 [syntax]");
-        assert!(latin[1].starts_with("g.yaml:4: error: Pod without a name: expected a spec"), "{latin:?}");
+        assert!(
+            latin[1].starts_with("g.yaml:4: error: Pod without a name: expected a spec"),
+            "{latin:?}"
+        );
     }
 
     #[test]
@@ -931,7 +1046,10 @@ spec:
         };
         assert_eq!(split(""), [(0, "")]);
         assert_eq!(split("a: 1"), [(0, "a: 1")]);
-        assert_eq!(split("---\na: |\n  ---\n---b\n---\r\nc\n"), [(0, "---\na: |\n  ---\n---b\n"), (4, "---\r\nc\n")]);
+        assert_eq!(
+            split("---\na: |\n  ---\n---b\n---\r\nc\n"),
+            [(0, "---\na: |\n  ---\n---b\n"), (4, "---\r\nc\n")]
+        );
         assert_eq!(split("# x\n\n---\na\n---"), [(0, "# x\n\n---\na\n"), (4, "---")]);
         assert_eq!(split("a\n...\nb"), [(0, "a\n...\n"), (2, "b")]);
     }
@@ -954,7 +1072,10 @@ spec:
         ] {
             let report = report(text);
             assert_eq!((report.pods, found(text)), (0, vec![]), "{text:?}");
-            assert_eq!(report.text(true).to_string(), "1 file, 0 pods, 0 containers: nothing found\n");
+            assert_eq!(
+                report.text(true).to_string(),
+                "1 file, 0 pods, 0 containers: nothing found\n"
+            );
         }
     }
 
@@ -962,14 +1083,24 @@ spec:
     fn all_kinds_of_workloads_are_opened() {
         let spec = "spec: {containers: [{name: a}]}";
         for kind in ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "Rollout"] {
-            assert_eq!(report(&format!("kind: {kind}\nspec: {{template: {{{spec}}}}}")).containers.len(), 1, "{kind}");
+            assert_eq!(
+                report(&format!("kind: {kind}\nspec: {{template: {{{spec}}}}}")).containers.len(),
+                1,
+                "{kind}"
+            );
         }
         assert_eq!(
-            report(&format!("kind: CronJob\nspec: {{jobTemplate: {{spec: {{template: {{{spec}}}}}}}}}")).pods,
+            report(&format!(
+                "kind: CronJob\nspec: {{jobTemplate: {{spec: {{template: {{{spec}}}}}}}}}"
+            ))
+            .pods,
             1
         );
         assert_eq!(
-            report(&format!("{{\"kind\": \"List\", \"items\": [{{kind: Pod, {spec}}}, {{kind: Pod, {spec}}}]}}")).pods,
+            report(&format!(
+                "{{\"kind\": \"List\", \"items\": [{{kind: Pod, {spec}}}, {{kind: Pod, {spec}}}]}}"
+            ))
+            .pods,
             2
         );
         // A finding is on its line also where the item does not say its kind.
@@ -977,14 +1108,21 @@ spec:
             rules("kind: PodList\nitems:\n- spec:\n    containers: [{name: a}]\n"),
             rules("kind: List\nitems:\n- spec:\n    containers: [{name: a}]\n  kind: Pod\n")
         );
-        assert_eq!(report("kind: PodList\n---\nkind: AllowList\nitems: {a: 1}\n---\nkind: List").pods, 0);
+        assert_eq!(
+            report("kind: PodList\n---\nkind: AllowList\nitems: {a: 1}\n---\nkind: List").pods,
+            0
+        );
     }
 
     #[test]
     fn a_template_is_told_to_be_rendered() {
-        let [finding] = &found("kind: Pod\n{{- if .Values.x }}\nspec: {{ .Values.y }}\n")[..] else { panic!() };
+        let [finding] = &found("kind: Pod\n{{- if .Values.x }}\nspec: {{ .Values.y }}\n")[..]
+        else {
+            panic!()
+        };
         assert!(
-            finding.starts_with("f.yaml:") && finding.ends_with("; if it is a template, render it first [syntax]"),
+            finding.starts_with("f.yaml:")
+                && finding.ends_with("; if it is a template, render it first [syntax]"),
             "{finding}"
         );
     }
@@ -1006,17 +1144,26 @@ spec:
         let report = report(DEPLOYMENT);
         let json = serde_json::to_value(&report).unwrap();
         let app = &json["containers"][2];
-        assert_eq!((&app["name"], &app["line"], &app["qosClass"]), (&json!("app"), &json!(20), &json!("Burstable")));
+        assert_eq!(
+            (&app["name"], &app["line"], &app["qosClass"]),
+            (&json!("app"), &json!(20), &json!("Burstable"))
+        );
         assert_eq!((&app["ratio"], &app["memoryMin"]["value"]), (&json!(8.0), &json!(134_217_728)));
         assert_eq!(json["containers"][1]["kind"], "sidecar");
         assert_eq!(json["containers"][0]["ratio"], Value::Null);
         let finding = &json["findings"][4];
-        assert_eq!((&finding["rule"], &finding["level"]), (&json!("limit-request-ratio"), &json!("warning")));
+        assert_eq!(
+            (&finding["rule"], &finding["level"]),
+            (&json!("limit-request-ratio"), &json!("warning"))
+        );
         assert_eq!(
             (&finding["file"], &finding["line"], &finding["column"]),
             (&json!("f.yaml"), &json!(26), &json!(21))
         );
-        assert_eq!((&finding["object"], &finding["container"]), (&json!("Deployment shop/web"), &json!("app")));
+        assert_eq!(
+            (&finding["object"], &finding["container"]),
+            (&json!("Deployment shop/web"), &json!("app"))
+        );
         let text = report.text(true).to_string();
         assert!(
             text.ends_with(
@@ -1041,7 +1188,10 @@ spec:
         for (rule, described) in Rule::ALL.iter().zip(rules) {
             assert_eq!(described["id"], rule.id());
             for text in ["shortDescription", "fullDescription", "help"] {
-                assert!(described[text]["text"].as_str().is_some_and(|text| !text.is_empty()), "{text}");
+                assert!(
+                    described[text]["text"].as_str().is_some_and(|text| !text.is_empty()),
+                    "{text}"
+                );
             }
         }
         let results = run["results"].as_array().unwrap();
@@ -1057,7 +1207,11 @@ spec:
         }
         let uris: Vec<&str> = results[4..]
             .iter()
-            .map(|result| result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].as_str().unwrap())
+            .map(|result| {
+                result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+                    .as_str()
+                    .unwrap()
+            })
             .collect();
         assert_eq!(uris, ["f.yaml", "a%20b/%C3%A9%23.yaml", "stdin", "file:///x.yaml"]);
         assert!(
@@ -1072,7 +1226,9 @@ spec:
         let mut ids = Rule::ALL.map(Rule::id);
         ids.sort_unstable();
         assert!(ids.windows(2).all(|pair| pair[0] != pair[1]));
-        assert!(ids.iter().all(|id| id.chars().all(|character| character.is_ascii_lowercase() || character == '-')));
+        assert!(ids.iter().all(|id| {
+            id.chars().all(|character| character.is_ascii_lowercase() || character == '-')
+        }));
     }
 
     #[test]
@@ -1097,7 +1253,8 @@ spec:
             (serde_json::to_string_pretty(&report.sarif()).unwrap(), None),
         ] {
             assert!(form.len() < 50_000, "{}", form.len());
-            let harmful = |character: &char| matches!(character, '\u{1b}' | '\u{202e}' | '\u{85}' | '\u{7}');
+            let harmful =
+                |character: &char| matches!(character, '\u{1b}' | '\u{202e}' | '\u{85}' | '\u{7}');
             assert_eq!(form.chars().find(harmful), None, "{form}");
             if let Some(expected) = expected {
                 assert_eq!(form.lines().count(), expected, "{form}");

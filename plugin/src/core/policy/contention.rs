@@ -112,7 +112,9 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
     /// Whether a value is left to whoever else sets it.
     pub fn is_left(&self, key: &K, desired: &V, now: Instant) -> bool {
         let is_so = |history: &History<V>| {
-            history.given_up && history.desired == *desired && now.duration_since(history.last) < QUIET
+            history.given_up
+                && history.desired == *desired
+                && now.duration_since(history.last) < QUIET
         };
         self.histories.get(key).is_some_and(is_so)
     }
@@ -142,7 +144,11 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Somebody writes again whenever it was repaired, `every` so often. Gives the verdicts until it is left.
-    fn fight(every: Duration, contention: &mut Contention<&str, u32>, mut now: Instant) -> (Vec<Verdict>, Instant) {
+    fn fight(
+        every: Duration,
+        contention: &mut Contention<&str, u32>,
+        mut now: Instant,
+    ) -> (Vec<Verdict>, Instant) {
         let mut verdicts = Vec::new();
         loop {
             let verdict = contention.judge("a", 1, true, now);
@@ -172,7 +178,9 @@ mod tests {
         let (verdicts, _) = fight(Duration::ZERO, &mut contention, Instant::now());
         let waits: Vec<u128> = verdicts
             .iter()
-            .filter_map(|verdict| if let Verdict::Wait(wait) = verdict { Some(wait.as_millis()) } else { None })
+            .filter_map(|verdict| {
+                if let Verdict::Wait(wait) = verdict { Some(wait.as_millis()) } else { None }
+            })
             .collect();
         assert_eq!(waits, [400, 800, 1600, 3200]);
     }
@@ -224,7 +232,10 @@ mod tests {
         }
         // Each excuses one repair.
         let (verdicts, _) = fight(Duration::ZERO, &mut contention, now);
-        assert_eq!(verdicts.iter().filter(|verdict| **verdict == Verdict::Repair).count(), REPAIRS as usize);
+        assert_eq!(
+            verdicts.iter().filter(|verdict| **verdict == Verdict::Repair).count(),
+            REPAIRS as usize
+        );
     }
 
     #[test]

@@ -222,7 +222,9 @@ impl Tree {
 
     /// Bounds what a pod asks for, by a limit of its own; `None` is no bound. Nothing happens if there is no such pod.
     pub fn set_cap(&mut self, pod: &CgroupPath, cap: Option<Bytes>) -> Vec<Level> {
-        let Some(place) = self.pods.get(pod).filter(|pod| pod.cap != cap).map(|pod| pod.place.clone()) else {
+        let Some(place) =
+            self.pods.get(pod).filter(|pod| pod.cap != cap).map(|pod| pod.place.clone())
+        else {
             return Vec::new();
         };
         let mut change = self.begin();
@@ -253,12 +255,17 @@ impl Tree {
         let pods = self.pods.iter().map(|(cgroup, pod)| (cgroup, pod.gets));
         // In the order of paths a parent comes before what lies in it.
         let levels: BTreeMap<_, _> = above.chain(pods).collect();
-        levels.into_iter().map(|(cgroup, protection)| Level { cgroup: cgroup.clone(), protection }).collect()
+        levels
+            .into_iter()
+            .map(|(cgroup, protection)| Level { cgroup: cgroup.clone(), protection })
+            .collect()
     }
 
     /// The cgroup of all pods: one, unless pods lie in several.
     pub fn kubepods(&self) -> Option<&CgroupPath> {
-        let is_top = |cgroup: &&CgroupPath| cgroup.parent().is_none_or(|parent| !self.above.contains_key(&parent));
+        let is_top = |cgroup: &&CgroupPath| {
+            cgroup.parent().is_none_or(|parent| !self.above.contains_key(&parent))
+        };
         self.above.keys().filter(is_top).min()
     }
 
@@ -275,7 +282,8 @@ impl Tree {
         }
         let pods = self.pods.iter().map(|(cgroup, pod)| (cgroup, pod.asks_for(), pod.gets));
         let short = pods.filter(|(_, asked, gets)| asked != gets);
-        let mut short: Vec<_> = short.map(|(pod, asked, gets)| Shortfall { pod: pod.clone(), asked, gets }).collect();
+        let mut short: Vec<_> =
+            short.map(|(pod, asked, gets)| Shortfall { pod: pod.clone(), asked, gets }).collect();
         short.sort_by(|one, other| one.pod.cmp(&other.pod));
         short
     }
@@ -283,7 +291,8 @@ impl Tree {
     fn shares(&self) -> Shares {
         let budget = u128::from(self.budget.unwrap_or(Bytes::MAX).get());
         let guaranteed = Share { asked: self.guaranteed, granted: self.guaranteed.min(budget) };
-        let others = Share { asked: self.others, granted: self.others.min(budget - guaranteed.granted) };
+        let others =
+            Share { asked: self.others, granted: self.others.min(budget - guaranteed.granted) };
         Shares { guaranteed, others }
     }
 
@@ -298,7 +307,8 @@ impl Tree {
         // Looking at every pod is the exception that over-commitment makes.
         if is_other(QosClass::Guaranteed) || is_other(QosClass::Burstable) {
             let places = self.pods.values().map(|pod| &pod.place);
-            change.pods = places.filter(|place| is_other(place.class)).cloned().chain(change.pods).collect();
+            change.pods =
+                places.filter(|place| is_other(place.class)).cloned().chain(change.pods).collect();
         }
         for place in std::mem::take(&mut change.pods) {
             let Some(pod) = self.pods.get(&place.cgroup) else { continue };
@@ -339,7 +349,10 @@ impl Tree {
     }
 
     fn forget(&mut self, container: &str, change: &mut Change) {
-        let Some(pod) = self.containers.remove(container).and_then(|pod| self.pods.get(&pod)) else { return };
+        let Some(pod) = self.containers.remove(container).and_then(|pod| self.pods.get(&pod))
+        else {
+            return;
+        };
         let place = pod.place.clone();
         self.edit(&place, change, |pod| {
             let last = pod.containers.remove(container);
@@ -347,7 +360,13 @@ impl Tree {
         });
     }
 
-    fn replace_above(&mut self, place: &PodPlace, last: Protection, new: Protection, change: &mut Change) {
+    fn replace_above(
+        &mut self,
+        place: &PodPlace,
+        last: Protection,
+        new: Protection,
+        change: &mut Change,
+    ) {
         if let Some(class) = &place.class_cgroup {
             self.note(class, change);
             self.above.entry(class.clone()).or_default().replace(last, new);
@@ -507,9 +526,14 @@ pub struct Step {
 /// This is the kernel's value. It is above the usage only where the parent's is above the parent's usage, and then
 /// means the same as if it were equal to the usage: all is protected.
 pub fn effective(step: &Step) -> Bytes {
-    let [usage, parent_usage, setting, parent_effective, siblings_protected] =
-        [step.usage, step.parent_usage, step.setting, step.parent_effective, step.siblings_protected]
-            .map(|bytes| u128::from(bytes.get()));
+    let [usage, parent_usage, setting, parent_effective, siblings_protected] = [
+        step.usage,
+        step.parent_usage,
+        step.setting,
+        step.parent_effective,
+        step.siblings_protected,
+    ]
+    .map(|bytes| u128::from(bytes.get()));
     let protected = usage.min(setting);
     if siblings_protected > parent_effective {
         return saturated(protected * parent_effective / siblings_protected);
@@ -517,7 +541,9 @@ pub fn effective(step: &Step) -> Bytes {
     // Where usages were not read at the same time, the parent's can be the lesser one.
     if step.recursive && parent_usage > siblings_protected {
         let unclaimed = parent_effective - siblings_protected;
-        return saturated(protected + unclaimed * (usage - protected) / (parent_usage - siblings_protected));
+        return saturated(
+            protected + unclaimed * (usage - protected) / (parent_usage - siblings_protected),
+        );
     }
     saturated(protected)
 }
@@ -545,7 +571,8 @@ pub fn effective_tree(
     let mut claimed: HashMap<CgroupPath, Sum> = HashMap::new();
     for (cgroup, Observed { setting, usage }) in observed {
         if let Some(parent) = cgroup.parent() {
-            let protected = Protection { min: setting.min.min(*usage), low: setting.low.min(*usage) };
+            let protected =
+                Protection { min: setting.min.min(*usage), low: setting.low.min(*usage) };
             claimed.entry(parent).or_default().replace(Protection::default(), protected);
         }
     }
@@ -557,11 +584,20 @@ pub fn effective_tree(
             setting
         } else {
             let Some(parent) = parent else { continue };
-            let (Some(above), Some(given)) = (observed.get(&parent), found.get(&parent)) else { continue };
+            let (Some(above), Some(given)) = (observed.get(&parent), found.get(&parent)) else {
+                continue;
+            };
             let siblings = claimed.get(&parent).copied().unwrap_or_default().protection();
             let step = |setting, parent_effective, siblings_protected| {
                 let parent_usage = above.usage;
-                effective(&Step { usage, parent_usage, setting, parent_effective, siblings_protected, recursive })
+                effective(&Step {
+                    usage,
+                    parent_usage,
+                    setting,
+                    parent_effective,
+                    siblings_protected,
+                    recursive,
+                })
             };
             Protection {
                 min: step(setting.min, given.min, siblings.min),
@@ -661,7 +697,9 @@ mod tests {
 
     /// Levels as `path min low`.
     fn shown(levels: &[Level]) -> Vec<String> {
-        let line = |Level { cgroup, protection }: &Level| format!("{cgroup} {} {}", protection.min, protection.low);
+        let line = |Level { cgroup, protection }: &Level| {
+            format!("{cgroup} {} {}", protection.min, protection.low)
+        };
         levels.iter().map(line).collect()
     }
 
@@ -684,7 +722,10 @@ mod tests {
         assert!(tree.set_cap(pod.cgroup(), Some(Bytes::new(110))).is_empty());
         tree.release("b");
         assert_eq!(tree.desired(pod.cgroup()), Some(protection(110, 0)));
-        assert_eq!(shown(&tree.set_cap(pod.cgroup(), None)), ["/kubepods 160 50", "/kubepods/pod1 110 50"]);
+        assert_eq!(
+            shown(&tree.set_cap(pod.cgroup(), None)),
+            ["/kubepods 160 50", "/kubepods/pod1 110 50"]
+        );
         assert!(tree.set_cap(guaranteed("other").cgroup(), Some(Bytes::ZERO)).is_empty());
     }
 
@@ -733,7 +774,12 @@ mod tests {
         assert_eq!(tree.claim_of("1"), Some(protection(0, 50)));
         assert_eq!(
             shown(&tree.levels()),
-            ["/kubepods 1085 75", "/kubepods/b 1000 0", "/kubepods/burstable 10 75", "/kubepods/burstable/a 10 75"]
+            [
+                "/kubepods 1085 75",
+                "/kubepods/b 1000 0",
+                "/kubepods/burstable 10 75",
+                "/kubepods/burstable/a 10 75"
+            ]
         );
         assert_eq!(tree.desired(&path("kubepods/b")), Some(protection(1000, 0)));
         assert_eq!(tree.desired(&path("kubepods/besteffort")), None);
@@ -762,7 +808,10 @@ mod tests {
             ["/kubepods 0 0", "/kubepods/besteffort 0 0", "/kubepods/besteffort/a 0 0"]
         );
         assert_eq!(tree.kubepods().map(CgroupPath::as_str), Some("kubepods"));
-        assert_eq!(shown(&tree.set_overhead(&guaranteed("b"), protection(0, 0))), ["/kubepods/b 0 0"]);
+        assert_eq!(
+            shown(&tree.set_overhead(&guaranteed("b"), protection(0, 0))),
+            ["/kubepods/b 0 0"]
+        );
     }
 
     #[test]
@@ -789,7 +838,12 @@ mod tests {
         tree.claim(&burstable("a"), "1", protection(0, 100));
         assert_eq!(
             shown(&tree.claim(&guaranteed("b"), "1", protection(70, 0))),
-            ["/kubepods 70 0", "/kubepods/b 70 0", "/kubepods/burstable 0 0", "/kubepods/burstable/a 0 0"]
+            [
+                "/kubepods 70 0",
+                "/kubepods/b 70 0",
+                "/kubepods/burstable 0 0",
+                "/kubepods/burstable/a 0 0"
+            ]
         );
         assert_eq!(tree.claim_of("1"), Some(protection(70, 0)));
     }
@@ -799,17 +853,26 @@ mod tests {
         let mut tree = Tree::new(Some(Bytes::new(150)));
         tree.claim(&place("x/y/a", QosClass::Burstable), "1", protection(0, 100));
         tree.claim(&place("x/y/b", QosClass::Burstable), "2", protection(0, 100));
-        assert_eq!(shown(&tree.levels()), ["/x 150 150", "/x/y 0 150", "/x/y/a 0 75", "/x/y/b 0 75"]);
+        assert_eq!(
+            shown(&tree.levels()),
+            ["/x 150 150", "/x/y 0 150", "/x/y/a 0 75", "/x/y/b 0 75"]
+        );
         // Now x/y stands for kubepods of the first and for the class of the second.
         tree.set_overhead(&place("x/y/a", QosClass::Guaranteed), protection(0, 0));
-        assert_eq!(shown(&tree.levels()), ["/x 50 50", "/x/y 100 150", "/x/y/a 0 100", "/x/y/b 0 50"]);
+        assert_eq!(
+            shown(&tree.levels()),
+            ["/x 50 50", "/x/y 100 150", "/x/y/a 0 100", "/x/y/b 0 50"]
+        );
     }
 
     #[test]
     fn each_cgroup_driver_has_its_own_sums() {
         let mut tree = Tree::new(None);
         tree.claim(&burstable("a"), "1", protection(0, 100));
-        let slice = place("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podb.slice", QosClass::Burstable);
+        let slice = place(
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podb.slice",
+            QosClass::Burstable,
+        );
         assert_eq!(
             shown(&tree.claim(&slice, "2", protection(1, 2))),
             [
@@ -838,7 +901,8 @@ mod tests {
                 "/kubepods/burstable/a 0 150"
             ]
         );
-        let short = |pod: &PodPlace, asked, gets| Shortfall { pod: pod.cgroup().clone(), asked, gets };
+        let short =
+            |pod: &PodPlace, asked, gets| Shortfall { pod: pod.cgroup().clone(), asked, gets };
         assert_eq!(
             tree.shortfalls(),
             [
@@ -948,9 +1012,14 @@ mod tests {
         }
 
         fn asked(&self, pod: usize) -> [u128; 2] {
-            let claims = self.containers.values().filter(|(of, _)| *of == pod).map(|(_, claim)| claim);
+            let claims =
+                self.containers.values().filter(|(of, _)| *of == pod).map(|(_, claim)| claim);
             let sum = |knob: fn(&Protection) -> Bytes| {
-                let sum: u128 = claims.clone().chain([&self.overheads[&pod]]).map(|p| u128::from(knob(p).get())).sum();
+                let sum: u128 = claims
+                    .clone()
+                    .chain([&self.overheads[&pod]])
+                    .map(|p| u128::from(knob(p).get()))
+                    .sum();
                 sum.min(u128::from(Bytes::MAX.get()))
             };
             [sum(|p| p.min), sum(|p| p.low)]
@@ -959,19 +1028,25 @@ mod tests {
         fn levels(&self) -> BTreeMap<CgroupPath, Protection> {
             let places = places();
             let of_class = |first: bool| {
-                let pods = self.overheads.keys().filter(|pod| (places[**pod].class() == QosClass::Guaranteed) == first);
+                let pods = self
+                    .overheads
+                    .keys()
+                    .filter(|pod| (places[**pod].class() == QosClass::Guaranteed) == first);
                 pods.map(|pod| self.asked(*pod).iter().sum::<u128>()).sum::<u128>()
             };
             let budget = u128::from(self.budget.unwrap_or(Bytes::MAX).get());
             let (first, others) = (of_class(true), of_class(false));
-            let mut sums: BTreeMap<_, _> = self.above.iter().map(|cgroup| (cgroup.clone(), [0, 0])).collect();
+            let mut sums: BTreeMap<_, _> =
+                self.above.iter().map(|cgroup| (cgroup.clone(), [0, 0])).collect();
             for &pod in self.overheads.keys() {
                 let place = &places[pod];
                 let (rest, asked) = match place.class() {
                     QosClass::Guaranteed => (budget, first),
                     _ => (budget.saturating_sub(first), others),
                 };
-                let [min, low] = self.asked(pod).map(|part| if asked > rest { part * rest / asked } else { part });
+                let [min, low] = self
+                    .asked(pod)
+                    .map(|part| if asked > rest { part * rest / asked } else { part });
                 sums.insert(place.cgroup().clone(), [min, low]);
                 let mut add = |cgroup: &CgroupPath, amounts: [u128; 2]| {
                     let sum = sums.get_mut(cgroup).unwrap();
@@ -981,7 +1056,9 @@ mod tests {
                 add(place.kubepods(), [min + low, low]);
             }
             let exact = |bytes: u128| u64::try_from(bytes).unwrap();
-            sums.into_iter().map(|(cgroup, [min, low])| (cgroup, protection(exact(min), exact(low)))).collect()
+            sums.into_iter()
+                .map(|(cgroup, [min, low])| (cgroup, protection(exact(min), exact(low))))
+                .collect()
         }
     }
 
@@ -995,7 +1072,8 @@ mod tests {
     }
 
     fn amount() -> impl Strategy<Value = Bytes> {
-        prop_oneof![4 => 0..100u64, 1 => Just(0), 1 => any::<u64>(), 1 => Just(u64::MAX)].prop_map(Bytes::new)
+        prop_oneof![4 => 0..100u64, 1 => Just(0), 1 => any::<u64>(), 1 => Just(u64::MAX)]
+            .prop_map(Bytes::new)
     }
 
     fn amounts() -> impl Strategy<Value = Protection> {
@@ -1125,7 +1203,13 @@ mod tests {
     /// Rows of path, `memory.min`, `memory.low` and usage, in MiB.
     fn observed(rows: &[(&str, u64, u64, u64)]) -> BTreeMap<CgroupPath, Observed> {
         let row = |&(cgroup, min, low, usage): &(&str, u64, u64, u64)| {
-            (path(cgroup), Observed { setting: protection(min * MIB, low * MIB), usage: Bytes::new(usage * MIB) })
+            (
+                path(cgroup),
+                Observed {
+                    setting: protection(min * MIB, low * MIB),
+                    usage: Bytes::new(usage * MIB),
+                },
+            )
         };
         rows.iter().map(row).collect()
     }
@@ -1147,7 +1231,9 @@ mod tests {
             siblings_protected: Bytes::new(3000),
             recursive: false,
         };
-        for (usage, setting, expected) in [(2000, 3000, 1333), (2000, 1000, 666), (2000, 0, 0), (0, 10_000, 0)] {
+        for (usage, setting, expected) in
+            [(2000, 3000, 1333), (2000, 1000, 666), (2000, 0, 0), (0, 10_000, 0)]
+        {
             assert_eq!(effective(&step(usage, setting)), Bytes::new(expected), "{usage} {setting}");
         }
         // The same place, for memory_recursiveprot: 2 GiB for children that claim 1 and 0; in balance they use 1.5
@@ -1178,7 +1264,8 @@ mod tests {
             ("a/b/f", 500, 0, 0),
         ];
         for recursive in [false, true] {
-            for (cgroup, expected) in [("a", 50), ("a/b", 50), ("a/b/c", 33), ("a/b/d", 16), ("a/b/e", 0), ("a/b/f", 0)]
+            for (cgroup, expected) in
+                [("a", 50), ("a/b", 50), ("a/b/c", 33), ("a/b/d", 16), ("a/b/e", 0), ("a/b/f", 0)]
             {
                 assert_eq!(min_of(&rows, recursive, cgroup), expected, "{cgroup}");
             }
@@ -1213,8 +1300,11 @@ mod tests {
 
     #[test]
     fn where_reclaim_starts_its_own_files_play_no_part() {
-        let rows =
-            [("kubepods", 0, 0, 100), ("kubepods/burstable", 0, 80, 100), ("kubepods/burstable/pod", 0, 90, 100)];
+        let rows = [
+            ("kubepods", 0, 0, 100),
+            ("kubepods/burstable", 0, 80, 100),
+            ("kubepods/burstable/pod", 0, 90, 100),
+        ];
         let found = effective_tree(Some(&path("kubepods")), &observed(&rows), false);
         assert_eq!(found.get(&path("kubepods")), None);
         assert_eq!(found[&path("kubepods/burstable/pod")], protection(0, 80 * MIB));
@@ -1256,32 +1346,39 @@ mod tests {
             let found = Standing::of(pair(setting), Bytes::new(usage), pair(effective));
             assert_eq!(found, expected, "{setting:?} {usage} {effective:?}");
         }
-        assert_eq!(Standing::ALL.map(|standing| standing.to_string()), ["unclaimed", "protected", "partly", "inert"]);
+        assert_eq!(
+            Standing::ALL.map(|standing| standing.to_string()),
+            ["unclaimed", "protected", "partly", "inert"]
+        );
     }
 
     /// A tree whose usages add up: each cgroup uses what its children use, and something itself.
     fn consistent() -> impl Strategy<Value = BTreeMap<CgroupPath, Observed>> {
         let amount = || prop_oneof![2 => 0..200u64, 1 => Just(0), 1 => 0..1u64 << 58];
         let row = || (amount(), amount(), amount());
-        prop::collection::vec((row(), prop::collection::vec((row(), prop::collection::vec(row(), 0..4)), 0..4)), 1..3)
-            .prop_map(|tops| {
-                let mut rows = BTreeMap::new();
-                let mut put = |cgroup: &str, (min, low, own): (u64, u64, u64), below: u64| {
-                    let usage = Bytes::new(own + below);
-                    rows.insert(path(cgroup), Observed { setting: protection(min, low), usage });
-                    own + below
-                };
-                for (t, (top, middles)) in tops.into_iter().enumerate() {
-                    let mut in_top = 0;
-                    for (m, (middle, leaves)) in middles.into_iter().enumerate() {
-                        let in_middle = leaves.into_iter().enumerate();
-                        let in_middle = in_middle.map(|(l, leaf)| put(&format!("{t}/{m}/{l}"), leaf, 0)).sum();
-                        in_top += put(&format!("{t}/{m}"), middle, in_middle);
-                    }
-                    put(&t.to_string(), top, in_top);
+        prop::collection::vec(
+            (row(), prop::collection::vec((row(), prop::collection::vec(row(), 0..4)), 0..4)),
+            1..3,
+        )
+        .prop_map(|tops| {
+            let mut rows = BTreeMap::new();
+            let mut put = |cgroup: &str, (min, low, own): (u64, u64, u64), below: u64| {
+                let usage = Bytes::new(own + below);
+                rows.insert(path(cgroup), Observed { setting: protection(min, low), usage });
+                own + below
+            };
+            for (t, (top, middles)) in tops.into_iter().enumerate() {
+                let mut in_top = 0;
+                for (m, (middle, leaves)) in middles.into_iter().enumerate() {
+                    let in_middle = leaves.into_iter().enumerate();
+                    let in_middle =
+                        in_middle.map(|(l, leaf)| put(&format!("{t}/{m}/{l}"), leaf, 0)).sum();
+                    in_top += put(&format!("{t}/{m}"), middle, in_middle);
                 }
-                rows
-            })
+                put(&t.to_string(), top, in_top);
+            }
+            rows
+        })
     }
 
     proptest! {

@@ -102,7 +102,8 @@ impl Policy {
     pub const DEFAULT_HEADROOM: Bytes = Bytes::new(2 << 20);
 
     /// Nothing is wanted of any file.
-    pub const OFF: Self = Self { throttling: None, reservation: ReservationPolicy::None, headroom: Bytes::ZERO };
+    pub const OFF: Self =
+        Self { throttling: None, reservation: ReservationPolicy::None, headroom: Bytes::ZERO };
 }
 
 impl Default for Policy {
@@ -400,7 +401,8 @@ pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Pol
 pub fn overhead(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
     match (policy.reservation, class) {
         (ReservationPolicy::None, _) => Protection::default(),
-        (ReservationPolicy::HardReservation, _) | (ReservationPolicy::TieredReservation, QosClass::Guaranteed) => {
+        (ReservationPolicy::HardReservation, _)
+        | (ReservationPolicy::TieredReservation, QosClass::Guaranteed) => {
             Protection { min: bytes, low: Bytes::ZERO }
         }
         (ReservationPolicy::TieredReservation, _) => Protection { min: Bytes::ZERO, low: bytes },
@@ -428,14 +430,21 @@ fn reservation(resources: &Resources) -> Decision {
         return Decision::leave_alone(Reason::RequestUnknown);
     };
     match resources.limit {
-        Limit::Bytes(limit) if request.bytes > limit => Decision::set(limit, Reason::CappedAtLimit { request, limit }),
+        Limit::Bytes(limit) if request.bytes > limit => {
+            Decision::set(limit, Reason::CappedAtLimit { request, limit })
+        }
         _ if request.bytes == Bytes::ZERO => Decision::default(Reason::RequestIsZero(request)),
         _ => Decision::set(request.bytes, Reason::IsRequest(request)),
     }
 }
 
 /// `memory.high`.
-fn throttling(resources: &Resources, class: QosClass, node: &Node, factor: Option<ThrottlingFactor>) -> Decision {
+fn throttling(
+    resources: &Resources,
+    class: QosClass,
+    node: &Node,
+    factor: Option<ThrottlingFactor>,
+) -> Decision {
     let Some(factor) = factor else {
         return Decision::default(Reason::NoThrottling);
     };
@@ -456,7 +465,9 @@ fn throttling(resources: &Resources, class: QosClass, node: &Node, factor: Optio
     let result = memory_high(request.bytes, ceiling.bytes(), factor, node.page_size);
     let formula = Formula { request, ceiling, factor, page_size: node.page_size, result };
     match u64::try_from(result) {
-        Ok(high) if high > request.at_most.get() => Decision::set(Bytes::new(high), Reason::Formula(formula)),
+        Ok(high) if high > request.at_most.get() => {
+            Decision::set(Bytes::new(high), Reason::Formula(formula))
+        }
         _ => Decision::default(Reason::NotAboveRequest(formula)),
     }
 }
@@ -570,8 +581,12 @@ mod tests {
     fn min_stays_a_headroom_below_the_limit_and_the_claim_does_not() {
         let wanted = |request: u64, limit: u64, headroom: u64| {
             let policy = Policy { headroom: mib(headroom), ..Policy::default() };
-            let wanted =
-                desired(&container(request * MIB, Some(limit * MIB)), QosClass::Burstable, &node(None), &policy);
+            let wanted = desired(
+                &container(request * MIB, Some(limit * MIB)),
+                QosClass::Burstable,
+                &node(None),
+                &policy,
+            );
             assert_eq!(wanted.claim, Some(Protection { min: mib(request), low: Bytes::ZERO }));
             wanted.min
         };
@@ -590,8 +605,14 @@ mod tests {
 
     #[test]
     fn soft_protection_needs_no_headroom() {
-        let policy = Policy { reservation: ReservationPolicy::TieredReservation, ..Policy::default() };
-        let wanted = desired(&container(64 * MIB, Some(64 * MIB)), QosClass::Burstable, &node(None), &policy);
+        let policy =
+            Policy { reservation: ReservationPolicy::TieredReservation, ..Policy::default() };
+        let wanted = desired(
+            &container(64 * MIB, Some(64 * MIB)),
+            QosClass::Burstable,
+            &node(None),
+            &policy,
+        );
         assert_eq!(wanted.low.setting, set(mib(64)));
         assert_eq!(wanted.claim, Some(Protection { min: Bytes::ZERO, low: mib(64) }));
     }
@@ -607,7 +628,11 @@ mod tests {
             (ReservationPolicy::TieredReservation, QosClass::Burstable, soft),
             (ReservationPolicy::None, QosClass::Guaranteed, Protection::default()),
         ] {
-            assert_eq!(overhead(mib(8), class, &policy(reservation)), expected, "{reservation} {class}");
+            assert_eq!(
+                overhead(mib(8), class, &policy(reservation)),
+                expected,
+                "{reservation} {class}"
+            );
         }
     }
 
@@ -628,7 +653,12 @@ mod tests {
 
     #[test]
     fn a_best_effort_container_is_throttled_below_node_allocatable() {
-        let wanted = desired(&container(0, None), QosClass::BestEffort, &node(Some(mib(1000))), &Policy::default());
+        let wanted = desired(
+            &container(0, None),
+            QosClass::BestEffort,
+            &node(Some(mib(1000))),
+            &Policy::default(),
+        );
         assert_eq!(wanted.min.setting, Setting::Default);
         assert_eq!(wanted.low.setting, Setting::Default);
         assert_eq!(wanted.high.setting, set(mib(900)));
@@ -642,7 +672,8 @@ mod tests {
 
     #[test]
     fn without_limit_and_allocatable_high_is_left_alone() {
-        let wanted = desired(&container(MIB, None), QosClass::Burstable, &node(None), &Policy::default());
+        let wanted =
+            desired(&container(MIB, None), QosClass::Burstable, &node(None), &Policy::default());
         assert_eq!(wanted.high, Decision::leave_alone(Reason::AllocatableUnknown));
         assert_eq!(wanted.min.setting, set(mib(1)));
     }
@@ -650,12 +681,19 @@ mod tests {
     #[test]
     fn an_unknown_request_leaves_what_depends_on_it_alone() {
         let resources = Resources { request: None, limit: Limit::Bytes(mib(128)) };
-        let wanted = |policy: Policy| desired(&resources, QosClass::Burstable, &node(None), &policy);
+        let wanted =
+            |policy: Policy| desired(&resources, QosClass::Burstable, &node(None), &policy);
         let hard = wanted(Policy::default());
         assert_eq!((hard.min_value(), hard.high_value()), (None, None));
         assert_eq!(hard.low_value(), Some(Limit::Bytes(Bytes::ZERO)));
-        let tiered = wanted(Policy { reservation: ReservationPolicy::TieredReservation, ..Policy::default() });
-        assert_eq!((tiered.min_value(), tiered.low_value()), (Some(Limit::Bytes(Bytes::ZERO)), None));
+        let tiered = wanted(Policy {
+            reservation: ReservationPolicy::TieredReservation,
+            ..Policy::default()
+        });
+        assert_eq!(
+            (tiered.min_value(), tiered.low_value()),
+            (Some(Limit::Bytes(Bytes::ZERO)), None)
+        );
         let off = wanted(Policy::OFF);
         assert_eq!(off.min_value(), Some(Limit::Bytes(Bytes::ZERO)));
         assert_eq!(off.low_value(), Some(Limit::Bytes(Bytes::ZERO)));
@@ -664,14 +702,20 @@ mod tests {
 
     #[test]
     fn a_request_equal_to_the_limit_is_not_throttled() {
-        let wanted = desired(&container(MIB, Some(MIB)), QosClass::Burstable, &node(None), &Policy::default());
+        let wanted = desired(
+            &container(MIB, Some(MIB)),
+            QosClass::Burstable,
+            &node(None),
+            &Policy::default(),
+        );
         assert_eq!(wanted.high, Decision::default(Reason::RequestEqualsLimit(mib(1))));
     }
 
     #[test]
     fn a_request_above_the_limit_counts_as_the_limit() {
         let policy = Policy { headroom: Bytes::ZERO, ..Policy::default() };
-        let wanted = desired(&container(2 * MIB, Some(MIB)), QosClass::Burstable, &node(None), &policy);
+        let wanted =
+            desired(&container(2 * MIB, Some(MIB)), QosClass::Burstable, &node(None), &policy);
         assert_eq!(wanted.min.setting, set(mib(1)));
         assert_eq!(wanted.claim, Some(Protection { min: mib(1), low: Bytes::ZERO }));
         assert_eq!(
@@ -688,17 +732,25 @@ mod tests {
 
     #[test]
     fn less_than_a_page_between_request_and_limit_is_not_throttled() {
-        assert_eq!(high(&container(MIB, Some(MIB + 4095)), QosClass::Burstable, 0.9), Setting::Default);
+        assert_eq!(
+            high(&container(MIB, Some(MIB + 4095)), QosClass::Burstable, 0.9),
+            Setting::Default
+        );
         assert_eq!(high(&container(0, Some(4095)), QosClass::Burstable, 1.0), Setting::Default);
     }
 
     #[test]
     fn an_inexact_request_protects_its_lower_bound_and_throttles_only_above_its_upper_one() {
         let vague = |low, high| Resources {
-            request: Some(Request { bytes: mib(low), at_most: mib(high), provenance: Provenance::OomScoreAdj }),
+            request: Some(Request {
+                bytes: mib(low),
+                at_most: mib(high),
+                provenance: Provenance::OomScoreAdj,
+            }),
             limit: Limit::Bytes(mib(1000)),
         };
-        let wanted = |resources| desired(&resources, QosClass::Burstable, &node(None), &Policy::default());
+        let wanted =
+            |resources| desired(&resources, QosClass::Burstable, &node(None), &Policy::default());
         let near = wanted(vague(500, 600));
         assert_eq!((near.min.setting, near.high.setting), (set(mib(500)), set(mib(950))));
         assert_eq!(
@@ -712,8 +764,17 @@ mod tests {
     #[test]
     fn absurd_amounts_are_decided_without_overflow() {
         let wanted = |request, limit| {
-            let policy = Policy { throttling: Some(factor(1.0)), headroom: Bytes::ZERO, ..Policy::default() };
-            desired(&container(request, limit), QosClass::Burstable, &node(Some(Bytes::MAX)), &policy)
+            let policy = Policy {
+                throttling: Some(factor(1.0)),
+                headroom: Bytes::ZERO,
+                ..Policy::default()
+            };
+            desired(
+                &container(request, limit),
+                QosClass::Burstable,
+                &node(Some(Bytes::MAX)),
+                &policy,
+            )
         };
         let most = Bytes::MAX.get();
         // float64 cannot hold the limit; rounded to pages by the kernel, high and max are the same.
@@ -744,17 +805,20 @@ mod tests {
     }
 
     fn classes() -> impl Strategy<Value = QosClass> {
-        prop_oneof![Just(QosClass::Guaranteed), Just(QosClass::Burstable), Just(QosClass::BestEffort)]
+        prop_oneof![
+            Just(QosClass::Guaranteed),
+            Just(QosClass::Burstable),
+            Just(QosClass::BestEffort)
+        ]
     }
 
     fn policies() -> impl Strategy<Value = Policy> {
-        (proptest::option::of(1u32..=1000), proptest::sample::select(&ReservationPolicy::ALL[..])).prop_map(
-            |(thousandths, reservation)| Policy {
+        (proptest::option::of(1u32..=1000), proptest::sample::select(&ReservationPolicy::ALL[..]))
+            .prop_map(|(thousandths, reservation)| Policy {
                 headroom: Bytes::ZERO,
                 throttling: thousandths.map(|thousandths| factor(f64::from(thousandths) / 1000.0)),
                 reservation,
-            },
-        )
+            })
     }
 
     proptest! {

@@ -107,7 +107,10 @@ impl Unit {
     fn is_same(self, observed: u64, asked: u64) -> bool {
         match self {
             Self::Bytes(page) => observed / page.max(1) == asked / page.max(1),
-            Self::Rate => observed.abs_diff(asked) <= 1 || asked.checked_next_multiple_of(HUNDREDTH) == Some(observed),
+            Self::Rate => {
+                observed.abs_diff(asked) <= 1
+                    || asked.checked_next_multiple_of(HUNDREDTH) == Some(observed)
+            }
         }
     }
 }
@@ -127,11 +130,14 @@ impl Evidence<'_> {
     }
 
     fn by_limits_in_record(&self, before: Origin, is_complete: bool, all_limited: bool) -> Origin {
-        let unlimited = self.members.iter().filter(|member| member.recorded == RecordedLimit::NoLimit);
+        let unlimited =
+            self.members.iter().filter(|member| member.recorded == RecordedLimit::NoLimit);
         let mut inherited = unlimited.filter_map(|member| member.asked).peekable();
         if inherited.peek().is_some() {
             // Somebody other than the kubelet may have given it a limit.
-            return inherited.find(|limit| self.is_pods(*limit)).map_or(Origin::Unknown, Origin::Own);
+            return inherited
+                .find(|limit| self.is_pods(*limit))
+                .map_or(Origin::Unknown, Origin::Own);
         }
         if let Origin::Own(own) = before
             && self.is_pods(own)
@@ -155,7 +161,8 @@ impl Evidence<'_> {
         {
             return Origin::Sum;
         }
-        let members = self.members.iter().filter(|member| member.recorded != RecordedLimit::NoRecord);
+        let members =
+            self.members.iter().filter(|member| member.recorded != RecordedLimit::NoRecord);
         if is_complete && self.adds_up(members, recorded) { Origin::Sum } else { Origin::Unknown }
     }
 
@@ -175,7 +182,10 @@ impl Evidence<'_> {
             (Some(in_force), Some(own))
                 if self.unit.is_same(in_force, own.saturating_add(self.overhead))
                     && asked > own
-                    && self.members.iter().all(|member| member.asked.is_none_or(|asked| asked <= own)) =>
+                    && self
+                        .members
+                        .iter()
+                        .all(|member| member.asked.is_none_or(|asked| asked <= own)) =>
             {
                 Origin::Own(own)
             }
@@ -199,8 +209,9 @@ impl Evidence<'_> {
 
     /// Whether the pod has, or was created with, this limit.
     fn is_pods(&self, limit: u64) -> bool {
-        self.in_force.is_some_and(|in_force| self.unit.is_same(in_force, limit.saturating_add(self.overhead)))
-            || self.at_creation.is_some_and(|at_creation| self.unit.is_same(at_creation, limit))
+        self.in_force.is_some_and(|in_force| {
+            self.unit.is_same(in_force, limit.saturating_add(self.overhead))
+        }) || self.at_creation.is_some_and(|at_creation| self.unit.is_same(at_creation, limit))
     }
 
     /// What the containers may use together, with the overhead. Where the pod's limit is their sum, one without a limit is
@@ -223,14 +234,21 @@ fn sum(limits: impl Iterator<Item = Option<u64>>) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const UNRECORDED: PodLimitRecord = PodLimitRecord::Present { own: None, is_complete: true, all_limited: true };
+    const UNRECORDED: PodLimitRecord =
+        PodLimitRecord::Present { own: None, is_complete: true, all_limited: true };
 
     /// The same, before the runtime has told of every container.
-    const INCOMPLETE: PodLimitRecord = PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
+    const INCOMPLETE: PodLimitRecord =
+        PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
 
     /// A container whose limit is recorded as it is.
     fn own(limit: u64) -> Member {
-        Member { limit: Some(limit), asked: Some(limit), former: None, recorded: RecordedLimit::Limit(limit) }
+        Member {
+            limit: Some(limit),
+            asked: Some(limit),
+            former: None,
+            recorded: RecordedLimit::Limit(limit),
+        }
     }
 
     /// A container that the kubelet gave the pod's limit.
@@ -243,7 +261,8 @@ mod tests {
     }
 
     /// As `kubectl debug` makes it.
-    const EPHEMERAL: Member = Member { limit: None, asked: None, former: None, recorded: RecordedLimit::NoRecord };
+    const EPHEMERAL: Member =
+        Member { limit: None, asked: None, former: None, recorded: RecordedLimit::NoRecord };
 
     fn evidence(record: PodLimitRecord, members: &[Member], in_force: u64) -> Evidence<'_> {
         let in_force = (in_force > 0).then_some(in_force);
@@ -256,7 +275,8 @@ mod tests {
 
     #[test]
     fn the_record_decides_for_each_resource() {
-        let record = |own| PodLimitRecord::Present { own: Some(own), is_complete: false, all_limited: true };
+        let record =
+            |own| PodLimitRecord::Present { own: Some(own), is_complete: false, all_limited: true };
         assert_eq!(origin(record(Some(200)), &[own(100), own(100)], 200), Origin::Own(200));
         // It has processor time or hugepages of its own.
         assert_eq!(origin(record(None), &[own(100), own(100)], 150), Origin::Sum);
@@ -267,13 +287,18 @@ mod tests {
 
     #[test]
     fn a_container_without_a_recorded_limit_has_its_pods() {
-        for members in [&[inherits(200)][..], &[inherits(200), inherits(200)], &[own(50), inherits(200)]] {
+        for members in
+            [&[inherits(200)][..], &[inherits(200), inherits(200)], &[own(50), inherits(200)]]
+        {
             assert_eq!(origin(UNRECORDED, members, 200), Origin::Own(200), "{members:?}");
             assert_eq!(origin(INCOMPLETE, members, 200), Origin::Own(200), "{members:?}");
         }
         // Another amount is somebody else's doing, and proves nothing.
         assert_eq!(origin(UNRECORDED, &[own(50), inherits(100)], 200), Origin::Unknown);
-        assert_eq!(evidence(UNRECORDED, &[inherits(100)], 200).origin(Origin::Sum), Origin::Unknown);
+        assert_eq!(
+            evidence(UNRECORDED, &[inherits(100)], 200).origin(Origin::Sum),
+            Origin::Unknown
+        );
         let members = [inherits(200)];
         let at_creation = Evidence { at_creation: Some(200), ..evidence(UNRECORDED, &members, 0) };
         assert_eq!(at_creation.origin(Origin::Unknown), Origin::Own(200));
@@ -284,7 +309,11 @@ mod tests {
         let record = PodLimitRecord::Present { own: None, is_complete: true, all_limited: false };
         let members = [own(200)];
         assert_eq!(evidence(record, &members, 200).origin(Origin::Own(200)), Origin::Own(200));
-        assert_eq!(evidence(record, &members, 200).origin(Origin::Unknown), Origin::Unknown, "it is in the record");
+        assert_eq!(
+            evidence(record, &members, 200).origin(Origin::Unknown),
+            Origin::Unknown,
+            "it is in the record"
+        );
         assert_eq!(evidence(record, &[own(300)], 200).origin(Origin::Unknown), Origin::Unknown);
         assert_eq!(evidence(UNRECORDED, &members, 200).origin(Origin::Own(200)), Origin::Own(200));
         // The pod has another limit since.
@@ -301,7 +330,8 @@ mod tests {
         let overhead = Evidence { overhead: 8, ..evidence(UNRECORDED, &members, 158) };
         assert_eq!(overhead.origin(Origin::Unknown), Origin::Sum);
         // The overhead is beside what the pod was created with.
-        let at_creation = Evidence { at_creation: Some(150), ..evidence(UNRECORDED, &members, 120) };
+        let at_creation =
+            Evidence { at_creation: Some(150), ..evidence(UNRECORDED, &members, 120) };
         assert_eq!(Evidence { overhead: 8, ..at_creation }.origin(Origin::Unknown), Origin::Sum);
         // One was changed in the record before the pod was.
         let changed = [own(100), Member { former: Some(50), ..own(90) }];
@@ -331,11 +361,22 @@ mod tests {
     fn a_change_from_what_added_up_proves_a_sum_without_records() {
         let changed = Member { former: Some(100), ..unrecorded(200) };
         assert_eq!(origin(PodLimitRecord::Absent, &[changed, unrecorded(50)], 150), Origin::Sum);
-        assert_eq!(origin(PodLimitRecord::Absent, &[changed, unrecorded(50)], 200), Origin::Unknown);
-        assert_eq!(origin(PodLimitRecord::Absent, &[unrecorded(100)], 100), Origin::Unknown, "another one may come");
+        assert_eq!(
+            origin(PodLimitRecord::Absent, &[changed, unrecorded(50)], 200),
+            Origin::Unknown
+        );
+        assert_eq!(
+            origin(PodLimitRecord::Absent, &[unrecorded(100)], 100),
+            Origin::Unknown,
+            "another one may come"
+        );
         let rescued = Member { limit: Some(200), ..unrecorded(100) };
         for in_force in [100, 200] {
-            assert_eq!(origin(PodLimitRecord::Absent, &[rescued, EPHEMERAL], in_force), Origin::Sum, "{in_force}");
+            assert_eq!(
+                origin(PodLimitRecord::Absent, &[rescued, EPHEMERAL], in_force),
+                Origin::Sum,
+                "{in_force}"
+            );
         }
         assert_eq!(origin(PodLimitRecord::Absent, &[rescued], 150), Origin::Unknown);
     }
@@ -343,7 +384,8 @@ mod tests {
     #[test]
     fn limits_that_never_fitted_are_no_sum() {
         let members = [unrecorded(200), unrecorded(200)];
-        let at_creation = Evidence { at_creation: Some(200), ..evidence(PodLimitRecord::Absent, &members, 200) };
+        let at_creation =
+            Evidence { at_creation: Some(200), ..evidence(PodLimitRecord::Absent, &members, 200) };
         assert_eq!(at_creation.origin(Origin::Unknown), Origin::Own(200));
         // The kubelet has resized it since, of which not every runtime tells.
         let resized = Evidence { in_force: Some(400), ..at_creation };
@@ -355,10 +397,20 @@ mod tests {
     fn what_was_proven_stays_while_nothing_says_otherwise() {
         let members = [own(300)];
         for record in [PodLimitRecord::Absent, PodLimitRecord::Unreadable, UNRECORDED] {
-            assert_eq!(evidence(record, &members, 150).origin(Origin::Sum), Origin::Sum, "{record:?}");
+            assert_eq!(
+                evidence(record, &members, 150).origin(Origin::Sum),
+                Origin::Sum,
+                "{record:?}"
+            );
         }
-        assert_eq!(evidence(PodLimitRecord::Unreadable, &members, 300).origin(Origin::Unknown), Origin::Unknown);
-        assert_eq!(evidence(PodLimitRecord::Unreadable, &members, 300).origin(Origin::Own(9)), Origin::Own(9));
+        assert_eq!(
+            evidence(PodLimitRecord::Unreadable, &members, 300).origin(Origin::Unknown),
+            Origin::Unknown
+        );
+        assert_eq!(
+            evidence(PodLimitRecord::Unreadable, &members, 300).origin(Origin::Own(9)),
+            Origin::Own(9)
+        );
     }
 
     #[test]
@@ -368,8 +420,15 @@ mod tests {
             let evidence = Evidence { unit, ..evidence(UNRECORDED, &members, in_force) };
             evidence.origin(Origin::Unknown) == Origin::Sum
         };
-        assert!(is_sum(Unit::Bytes(4096), 150_000 / 4096 * 4096) && !is_sum(Unit::Bytes(1), 150_000 / 4096 * 4096));
-        assert!(is_sum(Unit::Rate, 150_000) && !is_sum(Unit::Rate, 155_000) && !is_sum(Unit::Rate, 160_000));
+        assert!(
+            is_sum(Unit::Bytes(4096), 150_000 / 4096 * 4096)
+                && !is_sum(Unit::Bytes(1), 150_000 / 4096 * 4096)
+        );
+        assert!(
+            is_sum(Unit::Rate, 150_000)
+                && !is_sum(Unit::Rate, 155_000)
+                && !is_sum(Unit::Rate, 160_000)
+        );
         let odd = [own(100_000), own(51_000)];
         let rounded = Evidence { unit: Unit::Rate, ..evidence(UNRECORDED, &odd, 160_000) };
         assert_eq!(rounded.origin(Origin::Unknown), Origin::Sum, "systemd rounds up");
@@ -378,7 +437,10 @@ mod tests {
     #[test]
     fn containers_without_a_limit_need_nothing() {
         assert_eq!(evidence(UNRECORDED, &[own(100), EPHEMERAL, own(50)], 0).needed(), Some(150));
-        assert_eq!(Evidence { overhead: 8, ..evidence(UNRECORDED, &[own(100)], 0) }.needed(), Some(108));
+        assert_eq!(
+            Evidence { overhead: 8, ..evidence(UNRECORDED, &[own(100)], 0) }.needed(),
+            Some(108)
+        );
         assert_eq!(evidence(UNRECORDED, &[EPHEMERAL], 0).needed(), None);
     }
 }

@@ -148,7 +148,8 @@ impl History {
         }
         self.kills.clear();
         let limit = self.rescued.map_or(asked, |rescued| rescued.limit);
-        let most = own_ceiling.unwrap_or(Bytes::MAX).min(rescue.ceiling.most(asked, free)).floor_to(page);
+        let most =
+            own_ceiling.unwrap_or(Bytes::MAX).min(rescue.ceiling.most(asked, free)).floor_to(page);
         let next_page = limit.saturating_add(Bytes::new(page.get())).floor_to(page);
         if most < next_page {
             return Verdict::AtCeiling(most);
@@ -195,8 +196,15 @@ mod tests {
         assert_eq!(history.kills(Duration::from_secs(600), NOW), 2);
         assert_eq!(judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)), Verdict::NotYet);
         history.killed(1, NOW);
-        assert_eq!(judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)), Verdict::Raise(mib(200)));
-        assert_eq!(judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)), Verdict::NotYet, "counted anew");
+        assert_eq!(
+            judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)),
+            Verdict::Raise(mib(200))
+        );
+        assert_eq!(
+            judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)),
+            Verdict::NotYet,
+            "counted anew"
+        );
     }
 
     #[test]
@@ -204,25 +212,50 @@ mod tests {
         let limit = Ceiling::Limit(mib(2000));
         assert_eq!(judge(&mut killed(), limit, mib(100)), Verdict::Raise(mib(200)));
         assert_eq!(judge(&mut killed(), limit, mib(1000)), Verdict::Raise(mib(1200)));
-        assert_eq!(judge(&mut killed(), Ceiling::Limit(mib(150)), mib(100)), Verdict::Raise(mib(150)));
-        assert_eq!(judge(&mut killed(), Ceiling::Limit(mib(100)), mib(100)), Verdict::AtCeiling(mib(100)));
+        assert_eq!(
+            judge(&mut killed(), Ceiling::Limit(mib(150)), mib(100)),
+            Verdict::Raise(mib(150))
+        );
+        assert_eq!(
+            judge(&mut killed(), Ceiling::Limit(mib(100)), mib(100)),
+            Verdict::AtCeiling(mib(100))
+        );
         // 5 % of 1000 MiB.
         assert_eq!(judge(&mut killed(), Ceiling::Share(5), mib(100)), Verdict::Raise(mib(150)));
         // Whatever the ceiling, the node has no more.
-        assert_eq!(judge(&mut killed(), Ceiling::Limit(mib(5000)), mib(3950)), Verdict::Raise(mib(4740)));
-        assert_eq!(judge(&mut killed(), Ceiling::Limit(mib(50_000)), mib(6000)), Verdict::Raise(mib(7000)));
+        assert_eq!(
+            judge(&mut killed(), Ceiling::Limit(mib(5000)), mib(3950)),
+            Verdict::Raise(mib(4740))
+        );
+        assert_eq!(
+            judge(&mut killed(), Ceiling::Limit(mib(50_000)), mib(6000)),
+            Verdict::Raise(mib(7000))
+        );
         let none = killed().judge(&rescue(limit), mib(100), None, Bytes::ZERO, PageSize::KIB4, NOW);
         assert_eq!(none, Verdict::AtCeiling(mib(100)));
-        let own = killed().judge(&rescue(limit), mib(100), Some(mib(120)), mib(1000), PageSize::KIB4, NOW);
+        let own = killed().judge(
+            &rescue(limit),
+            mib(100),
+            Some(mib(120)),
+            mib(1000),
+            PageSize::KIB4,
+            NOW,
+        );
         assert_eq!(own, Verdict::Raise(mib(120)));
     }
 
     #[test]
     fn the_share_counts_from_what_the_user_asks_for_however_often_it_is_raised() {
         let mut history = killed();
-        let small = OomRescue { minimum: mib(30), ceiling: Ceiling::Share(5), ..OomRescue::default() };
-        for expected in [Verdict::Raise(mib(130)), Verdict::Raise(mib(150)), Verdict::AtCeiling(mib(150))] {
-            assert_eq!(history.judge(&small, mib(100), None, mib(1000), PageSize::KIB4, NOW), expected);
+        let small =
+            OomRescue { minimum: mib(30), ceiling: Ceiling::Share(5), ..OomRescue::default() };
+        for expected in
+            [Verdict::Raise(mib(130)), Verdict::Raise(mib(150)), Verdict::AtCeiling(mib(150))]
+        {
+            assert_eq!(
+                history.judge(&small, mib(100), None, mib(1000), PageSize::KIB4, NOW),
+                expected
+            );
             history.killed(3, NOW);
         }
         assert_eq!(history.rescued(), Some(Rescued { asked: mib(100), limit: mib(150) }));

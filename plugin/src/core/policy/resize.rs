@@ -123,7 +123,8 @@ impl Throttled {
     /// as the node has that, and none at all at the end; and how far that is. `None` if there is no room.
     pub fn release(&self, free: Bytes) -> Option<(Limit, Bytes)> {
         let high = self.high.bytes()?;
-        let step = Bytes::new(self.max.saturating_sub(self.line).get().div_ceil(STEPS)).max(LEAST_STEP);
+        let step =
+            Bytes::new(self.max.saturating_sub(self.line).get().div_ceil(STEPS)).max(LEAST_STEP);
         if step > free {
             return None;
         }
@@ -176,7 +177,11 @@ mod tests {
             (1, 0, 0, Cut::Fits),
             (1, 1, 0, Cut::Kills),
         ] {
-            assert_eq!(cut(mib(limit), &usage(current, cache)), expected, "{limit} {current} {cache}");
+            assert_eq!(
+                cut(mib(limit), &usage(current, cache)),
+                expected,
+                "{limit} {current} {cache}"
+            );
         }
     }
 
@@ -199,7 +204,13 @@ mod tests {
     }
 
     fn throttled(usage: u64, high: u64, stalled: f64) -> Throttled {
-        Throttled { usage: mib(usage), line: mib(100), high: mib(high).into(), max: mib(200), stalled }
+        Throttled {
+            usage: mib(usage),
+            line: mib(100),
+            high: mib(high).into(),
+            max: mib(200),
+            stalled,
+        }
     }
 
     #[test]

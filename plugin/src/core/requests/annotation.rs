@@ -49,24 +49,49 @@ impl Overrides {
     pub fn read(annotations: &HashMap<String, String>, container: &str) -> (Self, Vec<Notice>) {
         let mut notices = Vec::new();
         let overrides = Self {
-            memory_request: most_specific(annotations, container, MEMORY_REQUEST, &mut notices, |value| {
-                Bytes::from_quantity(value).map_err(|error| error.to_string())
-            }),
-            throttling: most_specific(annotations, container, THROTTLING_FACTOR, &mut notices, |value| match value {
-                "none" => Ok(None),
-                number => number.parse().map(Some).map_err(|_| {
-                    format!("expected a number above 0 and at most 1, or none, found '{}'", excerpt(number))
-                }),
-            }),
-            reservation: most_specific(annotations, container, RESERVATION, &mut notices, |value| match value {
-                "none" => Ok(ReservationPolicy::None),
-                "tiered" => Ok(ReservationPolicy::TieredReservation),
-                "hard" => Ok(ReservationPolicy::HardReservation),
-                other => Err(format!("expected none, tiered or hard, found '{}'", excerpt(other))),
-            }),
-            oom_rescue: most_specific(annotations, container, OOM_RESCUE, &mut notices, |value| match value {
-                "off" => Ok(None),
-                ceiling => Bytes::from_quantity(ceiling).map(Some).map_err(|error| error.to_string()),
+            memory_request: most_specific(
+                annotations,
+                container,
+                MEMORY_REQUEST,
+                &mut notices,
+                |value| Bytes::from_quantity(value).map_err(|error| error.to_string()),
+            ),
+            throttling: most_specific(
+                annotations,
+                container,
+                THROTTLING_FACTOR,
+                &mut notices,
+                |value| match value {
+                    "none" => Ok(None),
+                    number => number.parse().map(Some).map_err(|_| {
+                        format!(
+                            "expected a number above 0 and at most 1, or none, found '{}'",
+                            excerpt(number)
+                        )
+                    }),
+                },
+            ),
+            reservation: most_specific(
+                annotations,
+                container,
+                RESERVATION,
+                &mut notices,
+                |value| match value {
+                    "none" => Ok(ReservationPolicy::None),
+                    "tiered" => Ok(ReservationPolicy::TieredReservation),
+                    "hard" => Ok(ReservationPolicy::HardReservation),
+                    other => {
+                        Err(format!("expected none, tiered or hard, found '{}'", excerpt(other)))
+                    }
+                },
+            ),
+            oom_rescue: most_specific(annotations, container, OOM_RESCUE, &mut notices, |value| {
+                match value {
+                    "off" => Ok(None),
+                    ceiling => {
+                        Bytes::from_quantity(ceiling).map(Some).map_err(|error| error.to_string())
+                    }
+                }
             }),
         };
         (overrides, notices)
@@ -84,7 +109,9 @@ fn most_specific<T>(
     for key in [format!("{what}/container.{container}"), format!("{what}/pod"), what.to_owned()] {
         match annotations.get(&key).map(|value| parse(value)) {
             Some(Ok(value)) => return Some(value),
-            Some(Err(error)) => notices.push(Notice::InvalidAnnotation { key: excerpt(&key), error }),
+            Some(Err(error)) => {
+                notices.push(Notice::InvalidAnnotation { key: excerpt(&key), error })
+            }
             None => {}
         }
     }
@@ -94,11 +121,13 @@ fn most_specific<T>(
 /// Reports annotations that look like this plugin's and are not, such as a misspelt `memory-requests`. At most a few
 /// are named, the rest counted. Goes through all annotations, so call it once per pod.
 pub fn unknown(annotations: &HashMap<String, String>) -> Vec<Notice> {
-    let mut keys: Vec<&str> = annotations.keys().map(String::as_str).filter(|key| is_unknown(key)).collect();
+    let mut keys: Vec<&str> =
+        annotations.keys().map(String::as_str).filter(|key| is_unknown(key)).collect();
     keys.sort_unstable();
     let more = keys.len().saturating_sub(UNKNOWN_NAMED);
     keys.truncate(UNKNOWN_NAMED);
-    let mut notices: Vec<_> = keys.into_iter().map(|key| Notice::UnknownAnnotation { key: excerpt(key) }).collect();
+    let mut notices: Vec<_> =
+        keys.into_iter().map(|key| Notice::UnknownAnnotation { key: excerpt(key) }).collect();
     if more > 0 {
         notices.push(Notice::MoreUnknownAnnotations { count: more });
     }
@@ -166,7 +195,10 @@ mod tests {
             ("reservation.plimsoll.nri.io/pod", "Hard"),
         ]);
         let (overrides, notices) = Overrides::read(&annotations, "web");
-        assert_eq!(overrides, Overrides { memory_request: Some(Bytes::new(1 << 20)), ..Overrides::default() });
+        assert_eq!(
+            overrides,
+            Overrides { memory_request: Some(Bytes::new(1 << 20)), ..Overrides::default() }
+        );
         let notices: Vec<_> = notices.iter().map(ToString::to_string).collect();
         assert_eq!(
             notices,
@@ -186,7 +218,10 @@ mod tests {
             (0..10_000).map(|i| (format!("k{i}.plimsoll.nri.io/pod"), "x".repeat(100))).collect();
         annotations.insert("reservation.plimsoll.nri.io".to_owned(), "hard".to_owned());
         let (overrides, notices) = Overrides::read(&annotations, "web");
-        assert_eq!((overrides.reservation, notices), (Some(ReservationPolicy::HardReservation), vec![]));
+        assert_eq!(
+            (overrides.reservation, notices),
+            (Some(ReservationPolicy::HardReservation), vec![])
+        );
         let unknown = unknown(&annotations);
         assert_eq!(unknown.len(), 6);
         assert_eq!(unknown[5], Notice::MoreUnknownAnnotations { count: 9995 });

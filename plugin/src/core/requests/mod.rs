@@ -80,9 +80,15 @@ pub fn resolve(known: &Known<'_>) -> Resolution {
     }
     let (class, request) = match (known.class, request, known.limit) {
         (Some(class), request, _) => (class, request),
-        (None, None, Limit::Max) => (QosClass::BestEffort, Some(Request::exact(Bytes::ZERO, Provenance::QosClass))),
-        (None, Some(request), Limit::Max) if request.at_most == Bytes::ZERO => (QosClass::BestEffort, Some(request)),
-        (None, Some(request), Limit::Bytes(limit)) if request.bytes == limit => (QosClass::Guaranteed, Some(request)),
+        (None, None, Limit::Max) => {
+            (QosClass::BestEffort, Some(Request::exact(Bytes::ZERO, Provenance::QosClass)))
+        }
+        (None, Some(request), Limit::Max) if request.at_most == Bytes::ZERO => {
+            (QosClass::BestEffort, Some(request))
+        }
+        (None, Some(request), Limit::Bytes(limit)) if request.bytes == limit => {
+            (QosClass::Guaranteed, Some(request))
+        }
         (None, request, _) => (QosClass::Burstable, request),
     };
     Resolution { class, request, notices }
@@ -93,7 +99,10 @@ fn find(known: &Known<'_>, notices: &mut Vec<Notice>) -> Option<Request> {
         if known.overrides.memory_request.is_some() {
             notices.push(Notice::AnnotationOutranked { by: Provenance::Checkpoint(record.file) });
         }
-        return Some(Request::exact(record.effective_request(), Provenance::Checkpoint(record.file)));
+        return Some(Request::exact(
+            record.effective_request(),
+            Provenance::Checkpoint(record.file),
+        ));
     }
     let by_class = match (known.class, known.limit) {
         (Some(QosClass::BestEffort), _) => Some(Bytes::ZERO),
@@ -130,7 +139,8 @@ fn from_annotation(known: &Known<'_>, requested: Bytes, notices: &mut Vec<Notice
     // Only the kubelet's formula is known.
     let scored = match (known.class, known.oom_score_adj, known.mem_total) {
         (Some(_), Some(adj), Some(mem_total)) => {
-            oom_score_adj::request(adj, mem_total, known.limit).zip(oom_score_adj::at_most(adj, mem_total))
+            oom_score_adj::request(adj, mem_total, known.limit)
+                .zip(oom_score_adj::at_most(adj, mem_total))
         }
         _ => None,
     };
@@ -156,12 +166,14 @@ fn from_annotation(known: &Known<'_>, requested: Bytes, notices: &mut Vec<Notice
 /// The request in the kubelet's own `memory.min` or `memory.low`. A zero is no evidence: newer kubelets send it to
 /// clear what an older configuration left behind.
 fn from_unified(unified: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Option<Bytes> {
-    ["memory.min", "memory.low"].into_iter().find_map(|key| match unified.get(key)?.parse::<Bytes>() {
-        Ok(Bytes::ZERO) => None,
-        Ok(bytes) => Some(bytes),
-        Err(error) => {
-            notices.push(Notice::InvalidUnified { key, error: error.to_string() });
-            None
+    ["memory.min", "memory.low"].into_iter().find_map(|key| {
+        match unified.get(key)?.parse::<Bytes>() {
+            Ok(Bytes::ZERO) => None,
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                notices.push(Notice::InvalidUnified { key, error: error.to_string() });
+                None
+            }
         }
     })
 }
@@ -364,7 +376,11 @@ mod tests {
                 oom_score_adj: self.oom_score_adj,
                 mem_total: Some(mib(1000)),
                 allocatable: Some(mib(900)),
-                record: if self.is_inconclusive { Err(Inconclusive) } else { Ok(self.record.as_ref()) },
+                record: if self.is_inconclusive {
+                    Err(Inconclusive)
+                } else {
+                    Ok(self.record.as_ref())
+                },
             })
         }
 
@@ -380,13 +396,20 @@ mod tests {
     #[test]
     fn the_best_source_that_speaks_is_taken() {
         let mut case = Case::every_source();
-        assert_eq!(case.request(), Some((mib(10), Provenance::Checkpoint(CheckpointFile::Actuated))));
+        assert_eq!(
+            case.request(),
+            Some((mib(10), Provenance::Checkpoint(CheckpointFile::Actuated)))
+        );
         case.record = None;
         assert_eq!(case.request(), Some((mib(20), Provenance::Unified)));
         case.unified.clear();
         assert_eq!(case.request(), Some((mib(30), Provenance::Annotation)));
         case.is_inconclusive = true;
-        assert_eq!(case.request(), Some((mib(40), Provenance::OomScoreAdj)), "there may be a record");
+        assert_eq!(
+            case.request(),
+            Some((mib(40), Provenance::OomScoreAdj)),
+            "there may be a record"
+        );
         assert_eq!(case.resolve().notices, [Notice::AnnotationUnconfirmed]);
         case.is_inconclusive = false;
         case.overrides.memory_request = None;
@@ -398,10 +421,16 @@ mod tests {
     #[test]
     fn a_guaranteed_container_requests_its_limit_unless_the_kubelet_recorded_otherwise() {
         let mut case = Case { class: Some(QosClass::Guaranteed), ..Case::every_source() };
-        assert_eq!(case.request(), Some((mib(10), Provenance::Checkpoint(CheckpointFile::Actuated))));
+        assert_eq!(
+            case.request(),
+            Some((mib(10), Provenance::Checkpoint(CheckpointFile::Actuated)))
+        );
         case.record = None;
         assert_eq!(case.request(), Some((mib(512), Provenance::QosClass)));
-        assert_eq!(case.resolve().notices, [Notice::AnnotationOutranked { by: Provenance::QosClass }]);
+        assert_eq!(
+            case.resolve().notices,
+            [Notice::AnnotationOutranked { by: Provenance::QosClass }]
+        );
     }
 
     #[test]
@@ -538,7 +567,9 @@ mod tests {
     #[test]
     fn an_override_sets_or_removes_throttling() {
         let half = ThrottlingFactor::new(0.5);
-        for (asked, expected) in [(None, Some(ThrottlingFactor::DEFAULT)), (Some(half), half), (Some(None), None)] {
+        for (asked, expected) in
+            [(None, Some(ThrottlingFactor::DEFAULT)), (Some(half), half), (Some(None), None)]
+        {
             let overrides = Overrides { throttling: asked, ..Overrides::default() };
             assert_eq!(
                 overridden(&Policy::default(), &overrides),

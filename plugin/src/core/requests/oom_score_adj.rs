@@ -41,7 +41,8 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     let at_most = if last == u64::MAX {
         mem_total.max(bytes)
     } else {
-        Bytes::new(u64::try_from(at_least(last + 1).saturating_sub(1)).unwrap_or(u64::MAX)).max(bytes)
+        Bytes::new(u64::try_from(at_least(last + 1).saturating_sub(1)).unwrap_or(u64::MAX))
+            .max(bytes)
     };
     let request = Request { bytes, at_most, provenance: Provenance::OomScoreAdj };
     Some(limit.bytes().map_or(request, |limit| request.capped(limit)))
@@ -74,7 +75,10 @@ mod tests {
 
     #[test]
     fn the_bounds_are_those_of_one_thousandth_of_memory() {
-        let bounds = |adj| request(adj, Bytes::new(1_000_000), Limit::Max).map(|r| (r.bytes.get(), r.at_most.get()));
+        let bounds = |adj| {
+            request(adj, Bytes::new(1_000_000), Limit::Max)
+                .map(|r| (r.bytes.get(), r.at_most.get()))
+        };
         assert_eq!(bounds(999), Some((0, 1999)));
         assert_eq!(bounds(998), Some((2000, 2999)));
         assert_eq!(bounds(500), Some((500_000, 500_999)));
