@@ -1,15 +1,19 @@
-//! The core of Plimsoll: from memory requests and limits to cgroup v2 values, with a reason for each.
+//! The Plimsoll plugin: computes cgroup v2 values from memory requests and limits, with a reason
+//! for each value.
 //!
-//! [`core`] is values in, values out. Numbers are whole bytes unless a type says otherwise.
+//! The functions in [`core`] only compute: they read no files and write none. Numbers are whole
+//! bytes unless a type says otherwise.
 //!
-//! The way of a container through this crate:
+//! The steps for one container:
 //!
 //! 1. [`core::pod::PodCgroup::parse`] finds the kubelet's QoS class in the cgroup parent.
-//! 2. [`kubelet::checkpoint::Checkpoints::lookup`] finds what the kubelet recorded, and
-//!    [`core::requests::annotation::Overrides::read`] what the pod asks for by annotation.
+//! 2. [`kubelet::checkpoint::Checkpoints::lookup`] finds the request in the kubelet's checkpoint
+//!    files. [`core::requests::annotation::Overrides::read`] reads the pod's annotations.
 //! 3. [`core::requests::resolve`] chooses the best source for the request.
-//! 4. [`core::policy::desired`] turns that into values for `memory.min`, `memory.low` and `memory.high`.
-//! 5. [`agent::service`] answers the runtime with them, and [`agent::reconcile`] brings running containers to them and reads back.
+//! 4. [`core::policy::desired`] computes the desired values of `memory.min`, `memory.low` and
+//!    `memory.high`.
+//! 5. [`agent::service`] returns the desired values to the runtime. [`agent::reconcile`] writes
+//!    them to the cgroups of running containers and reads them back.
 
 pub mod agent;
 pub mod cgroup;
@@ -23,13 +27,16 @@ pub mod state;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// Nothing in this crate that can panic runs while a lock is held, so a poisoned one holds good data.
+/// Locks a mutex and ignores poisoning. No code in this crate that can panic runs while a lock is
+/// held, so the data of a poisoned mutex is valid.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Does something in a thread of its own, apart from the few that there are for what blocks. Where there can be no more threads, it is
-/// not done: whoever waits for its answer finds its sender gone.
+/// Runs `work` in a new thread instead of one of the few blocking threads of tokio.
+///
+/// If the kernel allows no more threads, the function logs a warning and drops `work`. A receiver
+/// that waits for the result then finds its sender dropped.
 pub(crate) fn in_own_thread(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
         tracing::warn!(%error, "cannot start the thread {name:?}: allow the plugin's service or pod more of them (TasksMax, pids.max)");

@@ -1,4 +1,4 @@
-//! Which events a plugin wants.
+//! The set of events that a plugin subscribes to.
 
 use std::fmt;
 use std::ops::{BitAnd, BitOr};
@@ -24,7 +24,8 @@ const NAMES: [(EventMask, &str); 14] = [
 
 /// A set of events.
 ///
-/// On the wire bit N - 1 stands for [`Event`] number N. An empty set cannot be sent: runtimes take 0 for "all events".
+/// In a message, bit N - 1 stands for [`Event`] number N. A plugin cannot send an empty set,
+/// because runtimes interpret 0 as all events.
 ///
 /// ```
 /// use nri::EventMask;
@@ -37,67 +38,68 @@ const NAMES: [(EventMask, &str); 14] = [
 pub struct EventMask(i32);
 
 impl EventMask {
-    /// No event.
+    /// The empty set.
     pub const NONE: Self = Self(0);
-    /// A pod sandbox was started.
+    /// The runtime has started a pod sandbox.
     pub const RUN_POD_SANDBOX: Self = Self::of(Event::RUN_POD_SANDBOX);
-    /// A pod sandbox was stopped.
+    /// The runtime has stopped a pod sandbox.
     pub const STOP_POD_SANDBOX: Self = Self::of(Event::STOP_POD_SANDBOX);
-    /// A pod sandbox was removed.
+    /// The runtime has removed a pod sandbox.
     pub const REMOVE_POD_SANDBOX: Self = Self::of(Event::REMOVE_POD_SANDBOX);
-    /// A container is about to be created.
+    /// The runtime is about to create a container.
     pub const CREATE_CONTAINER: Self = Self::of(Event::CREATE_CONTAINER);
-    /// A container was created.
+    /// The runtime has created a container.
     pub const POST_CREATE_CONTAINER: Self = Self::of(Event::POST_CREATE_CONTAINER);
-    /// A container is about to be started.
+    /// The runtime is about to start a container.
     pub const START_CONTAINER: Self = Self::of(Event::START_CONTAINER);
-    /// A container was started.
+    /// The runtime has started a container.
     pub const POST_START_CONTAINER: Self = Self::of(Event::POST_START_CONTAINER);
-    /// The resources of a container are about to change.
+    /// The runtime is about to change the resources of a container.
     pub const UPDATE_CONTAINER: Self = Self::of(Event::UPDATE_CONTAINER);
-    /// The resources of a container have changed.
+    /// The runtime has changed the resources of a container.
     pub const POST_UPDATE_CONTAINER: Self = Self::of(Event::POST_UPDATE_CONTAINER);
-    /// A container has stopped or is about to be stopped.
+    /// The runtime has stopped a container or is about to stop it.
     pub const STOP_CONTAINER: Self = Self::of(Event::STOP_CONTAINER);
-    /// A container was removed.
+    /// The runtime has removed a container.
     pub const REMOVE_CONTAINER: Self = Self::of(Event::REMOVE_CONTAINER);
-    /// The resources of a pod are about to change. Runtimes with NRI 0.9.1 or newer.
+    /// The runtime is about to change the resources of a pod. Needs NRI 0.9.1 or newer.
     pub const UPDATE_POD_SANDBOX: Self = Self::of(Event::UPDATE_POD_SANDBOX);
-    /// The resources of a pod have changed. Runtimes with NRI 0.9.1 or newer.
+    /// The runtime has changed the resources of a pod. Needs NRI 0.9.1 or newer.
     pub const POST_UPDATE_POD_SANDBOX: Self = Self::of(Event::POST_UPDATE_POD_SANDBOX);
-    /// The adjustments of all plugins are to be judged. Runtimes with NRI 0.10 or newer.
+    /// The runtime asks plugins to validate the combined adjustments of all plugins. Needs NRI 0.10
+    /// or newer.
     pub const VALIDATE_CONTAINER_ADJUSTMENT: Self = Self::of(Event::VALIDATE_CONTAINER_ADJUSTMENT);
 
     const fn of(event: Event) -> Self {
         Self(1 << (event as i32 - 1))
     }
 
-    /// The first `count` events, by number.
+    /// Returns the set of the first `count` events, by number.
     pub(crate) const fn first(count: u32) -> Self {
         Self(((1_u32 << count) - 1) as i32)
     }
 
-    /// The set as it goes over the wire, in `ConfigureResponse.events`.
+    /// Returns the set as an integer, as in `ConfigureResponse.events`.
     pub const fn bits(self) -> i32 {
         self.0
     }
 
-    /// The set with these bits, known or not.
+    /// Returns the set with these bits. Unknown bits are kept.
     pub const fn from_bits(bits: i32) -> Self {
         Self(bits)
     }
 
-    /// True when every event of `other` is in this set.
+    /// Returns whether this set contains every event of `other`.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// True when no event is in this set.
+    /// Returns whether this set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The events of this set that are not in `other`.
+    /// Returns the events of this set that are not in `other`.
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }

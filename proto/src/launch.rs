@@ -1,8 +1,8 @@
-//! Plugins that the runtime launches itself.
+//! Support for plugins that the runtime launches.
 //!
-//! A runtime starts what it finds in its plugin directory (/opt/nri/plugins by default) with a connected socket and three
-//! environment variables, and with nothing else: no arguments, no standard streams.
-//! Source: containerd/nri `pkg/adaptation/plugin.go`.
+//! A runtime starts the programs in its plugin directory, /opt/nri/plugins by default. A program
+//! gets a connected socket and three environment variables, but no arguments and no standard
+//! streams. Source: containerd/nri `pkg/adaptation/plugin.go`.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,27 +16,30 @@ use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
 use crate::stub::Identity;
 
-/// Number of the file descriptor of the connected socket.
+/// Environment variable with the number of the file descriptor of the connected socket.
 const SOCKET: &str = "NRI_PLUGIN_SOCKET";
-/// Name of the plugin.
+/// Environment variable with the name of the plugin.
 const NAME: &str = "NRI_PLUGIN_NAME";
-/// Index of the plugin.
+/// Environment variable with the index of the plugin.
 const INDEX: &str = "NRI_PLUGIN_IDX";
-/// Number of a file descriptor that stands for the runtime's process. Ours: [`Launched::detach`] hands it on.
+/// Environment variable with the number of a pidfd of the runtime's process, or -1. Not part of
+/// NRI: [`Launched::detach`] and [`Successor::exec`] set it.
 const RUNTIME: &str = "NRI_PLUGIN_RUNTIME_PIDFD";
 
-/// What a runtime gives to a plugin that it launches.
+/// The connection and identity that a runtime gives to a plugin that it launches.
 #[derive(Debug)]
 pub struct Launched {
-    /// `None` in a [`Successor`], which makes one of its own.
+    /// `None` in a program started by [`Successor::exec`], which makes its own connection.
     pub(crate) connection: Option<OwnedFd>,
     pub(crate) identity: Identity,
-    /// The process of the runtime, if it can be watched. Readable when it has ended.
+    /// A pidfd of the runtime's process; `None` if the process cannot be watched. The pidfd becomes
+    /// readable when the runtime ends.
     pub(crate) runtime: Option<OwnedFd>,
     detached: bool,
 }
 
-/// What a plugin that a runtime launched needs to go on as another program: no runtime launches it a second time.
+/// The data that a launched plugin needs to continue as another program. A runtime never launches a
+/// plugin a second time.
 #[derive(Debug)]
 pub struct Successor {
     identity: Identity,
@@ -44,12 +47,14 @@ pub struct Successor {
 }
 
 impl Successor {
-    /// Replaces this process by `command`, which finds by [`Launched::from_env`] that it was launched. It connects to the runtime's
-    /// socket as what was not, and ends with the runtime all the same. Returns only when that fails.
+    /// Replaces the program of this process by `command`. Returns only when that fails.
     ///
-    /// Nothing of this process goes on: call it last.
+    /// The new program learns from [`Launched::from_env`] that a runtime launched it. It connects
+    /// to the runtime's socket like an external plugin, but still ends when the runtime ends.
+    ///
+    /// Nothing else of this process continues, so call this function last.
     pub fn exec(self, command: &mut Command) -> io::Error {
-        // As in `detach`.
+        // -1 means that the runtime cannot be watched, as in `detach`.
         let mut pidfd = -1;
         if let Some(runtime) = &self.runtime {
             if let Err(error) = fcntl_setfd(runtime, FdFlags::empty()) {
@@ -62,7 +67,7 @@ impl Successor {
     }
 }
 
-/// What is wrong with the environment of a plugin that a runtime launched.
+/// An error in the environment of a launched plugin.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
@@ -77,14 +82,15 @@ pub enum LaunchError {
 }
 
 impl Launched {
-    /// What the runtime that launched this process gave to it, or `None` when no runtime did.
+    /// Reads the environment that a runtime gives to a plugin. Returns `None` if no runtime
+    /// launched this process.
     ///
-    /// Call it once, before anything else opens files: it takes ownership of the descriptor in `NRI_PLUGIN_SOCKET`. A
-    /// [`Successor`] has none.
+    /// Call this function once, before the process opens other files: it takes ownership of the
+    /// descriptor in `NRI_PLUGIN_SOCKET`. A [`Successor`] has no such descriptor.
     ///
     /// # Errors
     ///
-    /// When `NRI_PLUGIN_SOCKET` is set but what belongs to it is not in order.
+    /// When `NRI_PLUGIN_SOCKET` is set, but is not the number of an open file descriptor above 2.
     pub fn from_env() -> Result<Option<Self>, LaunchError> {
         let connection = match std::env::var_os(SOCKET) {
             Some(socket) => Some(adopt(SOCKET, socket)?),
@@ -100,17 +106,18 @@ impl Launched {
         Ok(Some(Self { connection, identity, runtime, detached }))
     }
 
-    /// The name and index that the runtime gave to the plugin.
+    /// Returns the name and index that the runtime gave to the plugin.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Whether the runtime's connection is there, over which it hands over the configuration; not so in a [`Successor`].
+    /// Returns whether the plugin has the connection from the runtime, over which the runtime sends
+    /// the configuration. A [`Successor`] does not have it.
     pub fn is_connected(&self) -> bool {
         self.connection.is_some()
     }
 
-    /// What is needed to go on as another program later.
+    /// Returns the data to continue as another program later.
     ///
     /// # Errors
     ///
@@ -120,14 +127,19 @@ impl Launched {
         Ok(Successor { identity: self.identity.clone(), runtime })
     }
 
-    /// Goes on in a process of its own, so that the plugin outlives being dropped.
+    /// Continues the plugin in a second process, so that the plugin survives when the runtime drops
+    /// it.
     ///
-    /// From NRI 0.7 on, a runtime kills the process that it launched as soon as it drops the plugin, which a single late
-    /// reply is enough for, and never launches it again. So the plugin runs in a second process, and the one that the
-    /// runtime knows of only waits for it: the result is `Err` with the second one's status in the first process, to exit
-    /// with, and `Ok` in the second, or when there can be none.
+    /// Since NRI 0.7, a runtime that drops a plugin also kills the process that it launched. The
+    /// runtime never launches the plugin again. A single late reply is enough to be dropped. So the
+    /// plugin runs in a second process. The runtime knows only the first process, which waits for
+    /// the second one.
     ///
-    /// Call it before any thread is started.
+    /// Returns `Ok` in the second process, or if no second process can be started. Returns `Err` in
+    /// the first process once the second process has ended. The error is the status of the second
+    /// process, with which the first process should exit.
+    ///
+    /// Call this function before the process starts any thread.
     pub fn detach(self) -> Result<Self, ExitStatus> {
         if self.detached {
             return Ok(self);
@@ -139,7 +151,8 @@ impl Launched {
                 fcntl_setfd(connection, FdFlags::empty())?;
                 command.env(SOCKET, connection.as_raw_fd().to_string());
             }
-            // -1 is not taken for a descriptor, but tells that this is the second process.
+            // -1 is not a valid descriptor. The variable itself shows the second process that it is
+            // the second one.
             let mut pidfd = -1;
             if let Some(runtime) = &self.runtime {
                 fcntl_setfd(runtime, FdFlags::empty())?;
@@ -148,12 +161,14 @@ impl Launched {
             command.env(RUNTIME, pidfd.to_string()).spawn()
         };
         let Ok(mut child) = spawn() else {
-            // Better a plugin that can be killed than none: without an answer NRI 0.6.1 would not start.
+            // Continue in the first process, which the runtime may kill. If the plugin did not
+            // answer, NRI 0.6.1 would not start.
             return Ok(self);
         };
-        // Else the runtime would not notice when the second process ends.
+        // If this process kept the connection open, the runtime would not notice the end of the
+        // second process.
         drop(self.connection);
-        // Waiting for a child that was not waited for before does not fail.
+        // `wait` does not fail for a child that has not been waited for.
         Err(child.wait().unwrap_or_default())
     }
 }
@@ -161,23 +176,26 @@ impl Launched {
 fn watch_parent() -> Option<OwnedFd> {
     let parent = getppid()?;
     let pidfd = pidfd_open(parent, PidfdFlags::empty()).ok()?;
-    // Had the runtime ended before pidfd_open, the descriptor might stand for another process.
+    // If the runtime ended before `pidfd_open`, the pidfd may belong to another process with the
+    // same id.
     (getppid() == Some(parent)).then_some(pidfd)
 }
 
-/// Takes over the open descriptor whose number an environment variable gives.
+/// Takes ownership of the open file descriptor whose number is the value of an environment
+/// variable.
 fn adopt(variable: &'static str, value: OsString) -> Result<OwnedFd, LaunchError> {
     let number = value.to_str().and_then(|text| text.parse::<RawFd>().ok()).filter(|fd| *fd > 2);
     let Some(number) = number else {
         return Err(LaunchError::Descriptor { variable, value });
     };
-    // SAFETY: the environment says that this descriptor was opened for this process. Nothing else in it uses that number
-    // if it is open; if it is not, the checks below fail and it is not closed.
+    // SAFETY: the environment states that the parent process opened this descriptor for this
+    // process. If the descriptor is open, nothing else in this process uses its number. If it is
+    // not open, the checks below fail and `forget` prevents closing it.
     #[allow(unsafe_code)]
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     if fcntl_getfl(&fd).is_ok_and(|flags| !flags.contains(OFlags::PATH)) && fcntl_getfd(&fd).is_ok()
     {
-        // Children of the plugin must not keep the connection open.
+        // Child processes of the plugin must not keep the connection open.
         let _ = fcntl_setfd(&fd, FdFlags::CLOEXEC);
         return Ok(fd);
     }

@@ -1,15 +1,14 @@
-//! Plugins for the Node Resource Interface (NRI), by which containerd and CRI-O let others take part in the life of pods
-//! and containers.
+//! A library for plugins of the Node Resource Interface (NRI) of containerd and CRI-O.
 //!
-//! A plugin is told of every event of a pod or container and may change a container's resources, mounts, environment and
-//! more while it is created or updated. This crate speaks the protocol; a plugin implements [`Plugin`] and leaves the rest
-//! to [`Stub`]:
+//! A runtime sends a plugin every event of a pod or container. When the runtime creates or updates
+//! a container, the plugin may change its resources, mounts and environment. This crate implements
+//! the protocol: a plugin implements [`Plugin`] and runs in a [`Stub`].
 //!
 //! ```no_run
 //! use nri::api::{Container, ContainerAdjustment, PodSandbox};
 //! use nri::{Creation, EventMask, Identity, Launched, Plugin, Refusal, Stub};
 //!
-//! /// Puts the name of its pod into the environment of every container.
+//! /// Adds the name of the pod to the environment of every container.
 //! struct PodName;
 //!
 //! impl Plugin for PodName {
@@ -17,9 +16,17 @@
 //!         EventMask::CREATE_CONTAINER
 //!     }
 //!
-//!     async fn create_container(&self, pod: PodSandbox, _: Container) -> Result<Creation, Refusal> {
+//!     async fn create_container(
+//!         &self,
+//!         pod: PodSandbox,
+//!         _: Container,
+//!     ) -> Result<Creation, Refusal> {
 //!         let mut adjust = ContainerAdjustment::new();
-//!         adjust.env.push(nri::api::KeyValue { key: "POD_NAME".into(), value: pod.name, ..Default::default() });
+//!         adjust.env.push(nri::api::KeyValue {
+//!             key: "POD_NAME".into(),
+//!             value: pod.name,
+//!             ..Default::default()
+//!         });
 //!         Ok(Creation { adjust, ..Default::default() })
 //!     }
 //! }
@@ -37,36 +44,47 @@
 //!
 //! # Two ways to run
 //!
-//! - *External*: a process that you start connects to the runtime's socket, [`DEFAULT_SOCKET`].
-//! - *Launched*: the runtime starts the plugin from its plugin directory and hands over a connection, [`Launched`].
+//! - *External*: the user starts a process, which connects to the runtime's socket
+//!   ([`DEFAULT_SOCKET`]).
+//! - *Launched*: the runtime starts the plugin from its plugin directory and passes a connection to
+//!   it ([`Launched`]).
 //!
 //! # Versions
 //!
-//! Works with runtimes that have NRI 0.6.1 to 0.12, that is containerd 1.7.16 and newer and CRI-O 1.31 and newer. What differs
-//! between them stays in here:
+//! The crate works with runtimes that have NRI 0.6.1 to 0.12. These are containerd 1.7.16 and
+//! newer, and CRI-O 1.31 and newer. The crate hides their differences:
 //!
-//! - Events that the runtime does not know are left out of the subscription, where NRI would fail the registration.
-//! - Events reach the same method of [`Plugin`] whether they come as a StateChange (before 0.12) or as an RPC of their own.
-//! - A synchronisation that comes in parts (from 0.8) is put together.
-//! - A plugin launched by a runtime before 0.7, which does not synchronise it, comes over the socket instead, which does.
-//! - The version is inferred from the runtime's where the runtime does not tell it (before 0.12).
-//! - Fields and enum values that this crate does not know are carried along or ignored.
+//! - The crate subscribes only to events that the runtime knows. For an unknown event, NRI would
+//!   fail the registration.
+//! - An event reaches the same method of [`Plugin`] in all versions. Before 0.12 the runtime sends
+//!   most events as a StateChange, and since 0.12 each event has its own RPC.
+//! - Since 0.8 a runtime may split a synchronisation into parts. The crate joins the parts.
+//! - Before 0.7 a runtime does not synchronise a plugin that it launched. The crate then connects
+//!   to the runtime's socket instead, where the runtime does synchronise it.
+//! - Before 0.12 a runtime does not report its NRI version. The crate infers the version from the
+//!   version of the runtime.
+//! - The crate keeps or ignores fields and enum values that it does not know.
 //!
-//! # What it survives
+//! # Failures
 //!
-//! A lost connection is made again, with a growing and randomly varied delay, and the plugin is synchronised again. Two
-//! instances of a plugin are never registered at once. A panic in a handler is logged and answered with nothing. A runtime
-//! that never answers is left and tried again. See [`Stub::run`], and [`Launched::detach`] for plugins that shall outlive
-//! being dropped by the runtime that launched them.
+//! After a lost connection, the crate reconnects with a growing and randomly varied delay. The
+//! runtime then synchronises the plugin again. Two instances of a plugin are never registered at
+//! the same time. If a handler panics, the crate logs the panic and sends an empty reply. If a
+//! runtime never answers, the crate closes the connection and reconnects.
+//!
+//! See [`Stub::run`] for details. See [`Launched::detach`] for plugins that must survive when the
+//! runtime that launched them drops them.
 //!
 //! # Features
 //!
-//! - `runtime`: the [runtime's side](runtime) of the protocol, to test and measure plugins without a runtime.
+//! - `runtime`: the [runtime's side](runtime) of the protocol, for tests and benchmarks of plugins
+//!   without a runtime.
 
 pub mod api {
-    //! The messages of the protocol, generated from `nri.proto`. Their names are those of the wire.
+    //! The messages of the protocol, generated from `nri.proto` with the same names.
     //!
-    //! They are [protobuf] messages: `Default` gives an empty one, a `MessageField` may be unset.
+    //! All of them are [protobuf] messages: `Default` returns an empty message, and a
+    //! `MessageField` may be unset.
 
     pub use crate::generated::nri::*;
     pub use protobuf;

@@ -1,7 +1,7 @@
-//! Two logical connections over one socket.
+//! A multiplexer for two logical connections over one socket.
 //!
-//! NRI runs two ttrpc connections over one Unix socket, the *trunk*: on one the plugin serves, on the other the runtime
-//! does. What travels on the trunk are frames:
+//! NRI runs two ttrpc connections over one Unix socket, the *trunk*. The plugin is the server on
+//! one connection, and the runtime is the server on the other. The trunk carries frames:
 //!
 //! | bytes | content |
 //! |---|---|
@@ -9,17 +9,21 @@
 //! | 4 | length of the payload, big-endian |
 //! | length | payload: a piece of the logical connection's byte stream |
 //!
-//! # What is accepted
+//! # Received frames
 //!
-//! Frames of up to [`MAX_FRAME`] bytes, cut in any way: a frame may hold a part of a ttrpc message, or several. A longer
-//! frame, or one for a connection that does not exist, ends the trunk with a [`Closed`] that says so.
+//! A frame may have up to [`MAX_FRAME`] bytes. It may hold a part of a ttrpc message or several
+//! messages. A longer frame ends the trunk with [`Closed::Oversize`]. A frame for a connection that
+//! does not exist ends the trunk with [`Closed::UnknownConnection`].
 //!
-//! # What is sent
+//! # Sent frames
 //!
-//! The Go side reads a frame with a single read into the buffer at hand and fails when the frame is larger than that
-//! buffer, and it holds no more than 256 unread frames per connection. Both are respected by sending each ttrpc message
-//! as one frame when it fits 4096 bytes, the size of the Go side's read buffer, and else as one frame for the message's
-//! 10-byte header and one for its payload.
+//! The Go side reads a frame with a single read into its current buffer. A frame that is larger
+//! than this buffer makes the Go side fail. The Go side also holds at most 256 unread frames per
+//! connection.
+//!
+//! Therefore a ttrpc message of at most 4096 bytes is sent as one frame, because the Go side's read
+//! buffer has 4096 bytes. A longer message is sent as one frame for its 10-byte header and one
+//! frame for its payload.
 //!
 //! Source: containerd/nri `pkg/net/multiplex/mux.go`, containerd/ttrpc `channel.go`.
 
@@ -43,28 +47,31 @@ const TTRPC_MAX_PAYLOAD: usize = 4 << 20;
 /// Length of a frame header.
 const FRAME_HEADER: usize = 8;
 
-/// Longest payload of a frame that is accepted, in bytes: what NRI 0.6.1 may send, the most of all versions.
+/// Longest accepted payload of a frame, in bytes. NRI 0.6.1 may send frames of this length, the
+/// longest of all versions.
 pub const MAX_FRAME: usize = (16 << 20) + TTRPC_HEADER;
 
-/// Size of the Go side's read buffer, in bytes. A frame up to this size is safe wherever it is cut.
+/// Size of the Go side's read buffer, in bytes. The Go side can always read a frame up to this
+/// size.
 const GO_READ_BUFFER: usize = 4096;
 
-/// Frames that wait to be read from a logical connection. Beyond that the trunk is not read, which is what bounds memory.
+/// The most received frames that wait for the reader of a logical connection. While the queue is
+/// full, the trunk is not read. This bounds memory.
 const READ_QUEUE: usize = 4;
 
-/// ttrpc messages that wait to be written to the trunk.
+/// The most ttrpc messages that wait to be written to the trunk.
 const WRITE_QUEUE: usize = 16;
 
 /// A logical connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnId {
-    /// The plugin serves, the runtime calls.
+    /// The plugin is the server, the runtime is the client.
     Plugin = 1,
-    /// The runtime serves, the plugin calls.
+    /// The runtime is the server, the plugin is the client.
     Runtime = 2,
 }
 
-/// Why a trunk is closed.
+/// The reason why a trunk is closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Closed {
@@ -77,16 +84,16 @@ pub enum Closed {
     /// The other side closed it within a frame.
     #[error("closed by the other side in the middle of a frame")]
     Truncated,
-    /// A frame is longer than any NRI version sends.
+    /// The other side sent a frame that is longer than any NRI version sends.
     #[error("received a frame of {length} bytes, expected at most {MAX_FRAME}")]
     Oversize {
-        /// The length that the frame's header gives, in bytes.
+        /// The length in the frame's header, in bytes.
         length: u32,
     },
-    /// A frame is for a logical connection that does not exist.
+    /// The other side sent a frame for a logical connection that does not exist.
     #[error("received a frame for connection {id}, expected 1 (plugin) or 2 (runtime)")]
     UnknownConnection {
-        /// The connection that the frame's header gives.
+        /// The connection in the frame's header.
         id: u32,
     },
     /// Reading or writing failed.
@@ -94,12 +101,12 @@ pub enum Closed {
     Io {
         /// `read` or `write`.
         operation: &'static str,
-        /// What the operating system says.
+        /// The operating system's error.
         error: String,
     },
 }
 
-/// A trunk with its two logical connections. Dropping it closes them.
+/// A trunk with its two logical connections. Dropping the trunk closes both connections.
 #[derive(Debug)]
 pub struct Mux {
     state: Arc<State>,
@@ -114,7 +121,7 @@ struct State {
 
 impl State {
     fn close(&self, reason: Closed) {
-        // The first reason is the cause, later ones follow from it.
+        // Keep the first reason: later reasons are consequences of it.
         let _ = self.reason.set(reason);
         self.closed.cancel();
     }
@@ -125,11 +132,12 @@ impl State {
 }
 
 impl Mux {
-    /// Splits `trunk` into its logical connections: [`ConnId::Plugin`]'s, then [`ConnId::Runtime`]'s.
+    /// Splits `trunk` into its logical connections: first [`ConnId::Plugin`], then
+    /// [`ConnId::Runtime`].
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime, since it spawns the tasks that move the frames.
+    /// When called outside a tokio runtime, because the function spawns tasks that move the frames.
     pub fn new<T>(trunk: T) -> (Self, Conn, Conn)
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
@@ -157,7 +165,7 @@ impl Mux {
                 () = writing.closed.cancelled() => Closed::Local,
             };
             writing.close(reason);
-            // The other side may be gone already, there is nobody to tell.
+            // The other side may have closed the socket already, so ignore an error.
             let _ = writer.shutdown().await;
         });
 
@@ -177,16 +185,17 @@ impl Mux {
         self.state.close(Closed::Local);
     }
 
-    /// Waits until the trunk is closed and tells why.
+    /// Waits until the trunk is closed and returns the reason.
     pub async fn closed(&self) -> Closed {
         self.state.closed.cancelled().await;
         self.state.reason()
     }
 
-    /// Waits until `count` messages were written to the trunk for [`ConnId::Plugin`], or the trunk is closed.
+    /// Waits until `count` messages of [`ConnId::Plugin`] are written to the trunk, or the trunk is
+    /// closed.
     pub(crate) async fn plugin_messages_sent(&self, count: u64) {
         let mut sent = self.plugin_sent.clone();
-        // An error means that the writer is gone, and the trunk with it.
+        // An error means that the writer has ended, so the trunk is closed.
         let _ = sent.wait_for(|sent| *sent >= count).await;
     }
 }
@@ -212,12 +221,12 @@ async fn read_trunk(
             ConnId::Plugin => &to_plugin,
             ConnId::Runtime => &to_runtime,
         };
-        // A logical connection that was dropped does not read what is still under way; the other one goes on.
+        // Ignore the error of a dropped logical connection, because the other connection continues.
         let _ = queue.send(payload).await;
     }
 }
 
-/// Reads one frame that is not empty. Takes no more memory than the frame has bytes, in one allocation.
+/// Reads the next frame that is not empty. Allocates memory once, as many bytes as the payload has.
 async fn read_frame(trunk: &mut (impl AsyncRead + Unpin)) -> Result<(ConnId, Bytes), Closed> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => Closed::Truncated,
@@ -273,12 +282,12 @@ async fn write_trunk(
     Closed::Local
 }
 
-/// Puts a stream of bytes back together into ttrpc messages, each with the frame headers that it is sent with.
+/// Assembles a byte stream into ttrpc messages, and adds the frame headers to each message.
 struct Assembler {
     id: ConnId,
     header: [u8; TTRPC_HEADER],
     header_len: usize,
-    /// The frames, once the header is complete.
+    /// The frames of the current message, once its header is complete.
     frames: Vec<u8>,
     missing: usize,
 }
@@ -297,7 +306,8 @@ impl Assembler {
         Self { id, header: [0; TTRPC_HEADER], header_len: 0, frames: Vec::new(), missing: 0 }
     }
 
-    /// Takes bytes up to the end of the message. Tells how many, and the frames when the message is complete.
+    /// Takes bytes up to the end of the message. Returns the number of bytes taken, and the frames
+    /// if the message is complete.
     fn push(&mut self, bytes: &[u8]) -> io::Result<(usize, Option<Vec<u8>>)> {
         let mut taken = 0;
         if self.header_len < TTRPC_HEADER {
@@ -334,7 +344,7 @@ impl Assembler {
         self.missing = payload;
         self.frames = Vec::with_capacity(2 * FRAME_HEADER + TTRPC_HEADER + payload);
         self.frames.put_u32(self.id as u32);
-        // Both lengths are at most 4 MiB + 10.
+        // The casts are lossless, because both lengths are at most 4 MiB + 10 bytes.
         self.frames.put_u32((if one_frame { TTRPC_HEADER + payload } else { TTRPC_HEADER }) as u32);
         self.frames.extend_from_slice(&self.header);
         if !one_frame {
@@ -347,8 +357,8 @@ impl Assembler {
 
 /// A logical connection: a byte stream of ttrpc messages.
 ///
-/// Reading ends (0 bytes) when the trunk is closed. What is written goes out when a ttrpc message is complete; writing
-/// waits while the trunk takes no more.
+/// A read returns 0 bytes when the trunk is closed. Written bytes are sent once they complete a
+/// ttrpc message. A write waits while the write queue of the trunk is full.
 #[derive(Debug)]
 pub struct Conn {
     incoming: mpsc::Receiver<Bytes>,
@@ -418,7 +428,7 @@ mod tests {
         message
     }
 
-    /// The payload lengths of the frames in `trunk`.
+    /// Returns the payload lengths of the frames in `trunk`.
     fn frame_lengths(mut trunk: &[u8]) -> Vec<usize> {
         let mut lengths = Vec::new();
         while !trunk.is_empty() {

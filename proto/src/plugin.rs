@@ -1,4 +1,4 @@
-//! What a plugin implements.
+//! The trait that a plugin implements, and its types.
 
 use std::fmt;
 use std::future::Future;
@@ -11,17 +11,20 @@ use crate::api::{
 use crate::event::EventMask;
 use crate::version::NriVersion;
 
-/// Why a plugin says no to a request.
+/// The reason why a plugin refuses a request.
 ///
-/// It fails what the event is about: the creation, start or update of a container, or the start of a pod, and the text
-/// reaches who asked for it (as `NRI container update failed: …` with containerd). Plugins after this one do not get the
-/// event. For what is about to end or has happened already, runtimes only log it. A plugin that merely has trouble of its
-/// own should not refuse.
+/// A refusal fails the operation that the event announces: the creation, start or update of a
+/// container, or the start of a pod. The client of the runtime gets the text, with containerd as
+/// `NRI container update failed: …`. Plugins after this one do not get the event.
+///
+/// Runtimes only log the refusal of an operation that is done already, or that ends a container or
+/// pod. A plugin should not refuse because of its own problems.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(String);
 
 impl Refusal {
-    /// A refusal for this reason. Keep the text constant for a constant cause: the kubelet makes an Event of each new one.
+    /// Returns a refusal with this reason. Use the same text for the same cause, because the
+    /// kubelet creates an Event for each new text.
     pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
@@ -35,24 +38,27 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// The runtime at the other end, and what it wants the plugin to know about the connection.
+/// The configuration that the runtime sends to the plugin on each connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Configuration {
-    /// Content of the plugin's drop-in file, as the runtime had it when it launched the plugin: the same on every connection.
-    /// `None` for a plugin that the runtime did not launch: it gets none.
+    /// Content of the plugin's drop-in file at the time when the runtime launched the plugin. The
+    /// content is the same on every connection. `None` for a plugin that the runtime did not
+    /// launch.
     pub drop_in: Option<String>,
     /// Name of the runtime: `containerd`, `cri-o`.
     pub runtime_name: String,
-    /// Version of the runtime, as it prints it.
+    /// Version of the runtime, as the runtime reports it.
     pub runtime_version: String,
-    /// Version of NRI in the runtime, told or inferred. `None` when neither was possible.
+    /// Version of NRI in the runtime, reported by the runtime or inferred from its version. `None`
+    /// if unknown.
     pub nri_version: Option<NriVersion>,
-    /// How long the runtime waits for a reply before it drops the plugin. NRI's default of 2 s where it does not tell.
+    /// Time that the runtime waits for a reply before it drops the plugin. NRI's default of 2 s if
+    /// the runtime does not send a value.
     pub request_timeout: Duration,
 }
 
-/// What to do about a container that is being created.
+/// The reply to the creation of a container.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Creation {
     /// Changes to the container itself.
@@ -61,35 +67,40 @@ pub struct Creation {
     pub update: Vec<ContainerUpdate>,
 }
 
-/// A plugin: one method per event, of which it implements those that it subscribes to.
+/// A plugin, with one method per event. A plugin implements the methods of the events that it
+/// subscribes to.
 ///
-/// Events reach the same method whichever way the runtime sends them: NRI before 0.12 wraps most of them in a
-/// StateChange, newer ones have an RPC for each.
+/// An event reaches the same method in all versions of NRI. NRI before 0.12 wraps most events in a
+/// StateChange, and newer versions have an RPC for each event.
 ///
 /// # Time
 ///
-/// The runtime waits for each reply while it holds a lock that every other pod and container event needs, 2 s by default, and
-/// would then drop the plugin. So a method is cancelled at an await after nine tenths of that, or when the connection is
-/// lost, and the event is answered as if the plugin had nothing to say. Answer from memory and leave work to a task;
-/// [`Runtime::update_containers`] in particular cannot be called from within an event, since the runtime would wait for
-/// itself.
+/// The runtime waits for each reply (2 s by default) and then drops the plugin. During the wait the
+/// runtime holds a lock that every other pod and container event needs.
+///
+/// So a method is cancelled at an await after nine tenths of this time, or when the connection is
+/// lost. The runtime then gets an empty reply. A method should reply from memory and leave longer
+/// work to a task. A method cannot call [`Runtime::update_containers`], because the runtime would
+/// wait for itself.
 ///
 /// # Order
 ///
-/// Runtimes send events one after the other. Within an event that was cancelled the next may begin while the old one is
-/// still between two awaits.
+/// A runtime sends one event after the other. After a cancelled event, the next event may begin
+/// while the cancelled method still runs up to its next await.
 ///
 /// [`Runtime::update_containers`]: crate::Runtime::update_containers
 pub trait Plugin: Send + Sync + 'static {
-    /// The events that the plugin wants. Events that the runtime's version does not know are left out.
+    /// Returns the events that the plugin subscribes to. The crate leaves out events that the
+    /// runtime's version does not know.
     fn events(&self) -> EventMask;
 
-    /// The plugin was registered. The first call on every connection.
+    /// Configures the plugin after its registration. This is the first call on every connection.
     ///
     /// # Errors
     ///
-    /// A refusal ends [`Stub::run`](crate::Stub::run) with [`Error::Configure`](crate::Error::Configure). The runtime is not
-    /// told, since NRI 0.6.1 does not start at all when a plugin that it launched fails here.
+    /// A refusal ends [`Stub::run`](crate::Stub::run) with
+    /// [`Error::Configure`](crate::Error::Configure). The runtime does not learn of the refusal,
+    /// because NRI 0.6.1 does not start if a plugin that it launched fails here.
     fn configure(
         &self,
         configuration: Configuration,
@@ -98,12 +109,15 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// All pods and containers that exist, whole. Called after every (re)connection, before any event. The reply changes
-    /// containers; failures of these are ignored, since they would make the runtime forget the plugin, or not start.
+    /// Gets all existing pods and containers. Called after every connection or reconnection, before
+    /// any event.
+    ///
+    /// The reply updates containers. The runtime ignores updates that fail: otherwise a failed
+    /// update would make the runtime drop the plugin, or not start.
     ///
     /// # Errors
     ///
-    /// A refusal makes the runtime drop the plugin, which then connects again.
+    /// A refusal makes the runtime drop the plugin. The plugin then reconnects.
     fn synchronize(
         &self,
         pods: Vec<PodSandbox>,
@@ -113,24 +127,26 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(Vec::new()) }
     }
 
-    /// The runtime goes down or drops the plugin.
+    /// Called when the runtime shuts down or drops the plugin.
     fn shutdown(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
 
-    /// The connection is gone. Called after every connection that was configured, before the next one is tried; not when
-    /// [`Stub::run`](crate::Stub::run) ends.
+    /// Called after the end of every connection over which the runtime has configured the plugin,
+    /// before the next attempt to connect. Not called when the future of
+    /// [`Stub::run`](crate::Stub::run) is dropped, or when the runtime that launched the plugin
+    /// ends.
     fn disconnected(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
 
-    /// A pod sandbox was started.
+    /// Called after the runtime has started a pod sandbox.
     fn run_pod_sandbox(&self, pod: PodSandbox) -> impl Future<Output = Result<(), Refusal>> + Send {
         let _ = pod;
         async { Ok(()) }
     }
 
-    /// The resources of a pod are about to become `resources` and `overhead`.
+    /// Called before the runtime changes the resources of a pod to `resources` and `overhead`.
     ///
     /// # Errors
     ///
@@ -145,7 +161,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// The resources of a pod have changed.
+    /// Called after the runtime has changed the resources of a pod.
     fn post_update_pod_sandbox(
         &self,
         pod: PodSandbox,
@@ -154,7 +170,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// A pod sandbox was stopped.
+    /// Called after the runtime has stopped a pod sandbox.
     fn stop_pod_sandbox(
         &self,
         pod: PodSandbox,
@@ -163,7 +179,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// A pod sandbox was removed.
+    /// Called after the runtime has removed a pod sandbox.
     fn remove_pod_sandbox(
         &self,
         pod: PodSandbox,
@@ -172,11 +188,11 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// A container is about to be created.
+    /// Called before the runtime creates a container.
     ///
     /// # Errors
     ///
-    /// A refusal fails the creation. Two plugins that set the same value fail it, too.
+    /// A refusal fails the creation. The creation also fails if two plugins set the same value.
     fn create_container(
         &self,
         pod: PodSandbox,
@@ -186,7 +202,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(Creation::default()) }
     }
 
-    /// A container was created. Its cgroup may not exist yet.
+    /// Called after the runtime has created a container. Its cgroup may not exist yet.
     fn post_create_container(
         &self,
         pod: PodSandbox,
@@ -196,7 +212,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// A container is about to be started. Its cgroup exists.
+    /// Called before the runtime starts a container. Its cgroup exists.
     fn start_container(
         &self,
         pod: PodSandbox,
@@ -206,7 +222,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// A container was started.
+    /// Called after the runtime has started a container.
     fn post_start_container(
         &self,
         pod: PodSandbox,
@@ -216,8 +232,9 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// The resources of a container are about to become `resources`, in which a value of 0 means "not asked for". The
-    /// reply changes containers; what it says of this one is merged over `resources`.
+    /// Called before the runtime changes the resources of a container to `resources`, where 0 means
+    /// that the client requests no value. The reply updates containers. The runtime merges the
+    /// update of this container over `resources`.
     ///
     /// # Errors
     ///
@@ -232,7 +249,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(Vec::new()) }
     }
 
-    /// The resources of a container have changed.
+    /// Called after the runtime has changed the resources of a container.
     fn post_update_container(
         &self,
         pod: PodSandbox,
@@ -242,7 +259,8 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// A container has stopped or is about to be stopped. The reply changes other containers.
+    /// Called after the runtime has stopped a container, or before it stops the container. The
+    /// reply updates other containers.
     fn stop_container(
         &self,
         pod: PodSandbox,
@@ -252,7 +270,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(Vec::new()) }
     }
 
-    /// A container was removed.
+    /// Called after the runtime has removed a container.
     fn remove_container(
         &self,
         pod: PodSandbox,
@@ -262,7 +280,8 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// What all plugins together want of a container that is being created.
+    /// Validates the combined adjustments of all plugins to a container that the runtime is about
+    /// to create.
     ///
     /// # Errors
     ///

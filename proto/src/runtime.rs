@@ -1,8 +1,13 @@
-//! The runtime's side of the protocol, to drive a plugin in tests and benchmarks.
+//! The runtime's side of the protocol, which drives a plugin in tests and benchmarks.
 //!
-//! Behaves as containerd and CRI-O do where a plugin can tell: it calls only what the plugin subscribed to, drops the
-//! plugin when a deadline passes, splits a synchronisation that is too large for one message, and wraps events in
-//! StateChange for versions before 0.12. Unlike them it sends events concurrently when asked to.
+//! As far as a plugin can observe, the module behaves like containerd and CRI-O:
+//!
+//! - It sends only events that the plugin has subscribed to.
+//! - It drops the plugin when a deadline passes.
+//! - It splits a synchronisation that is too large for one message.
+//! - Before 0.12 it wraps events in a StateChange.
+//!
+//! Unlike containerd and CRI-O, it sends events concurrently if the caller makes concurrent calls.
 //!
 //! ```
 //! # async fn example(trunk: tokio::net::UnixStream) -> Result<(), Box<dyn std::error::Error>> {
@@ -38,28 +43,29 @@ use crate::mux::{Closed, Mux};
 use crate::stub::Identity;
 use crate::version::NriVersion;
 
-/// Bytes of pods and containers in one part of a synchronisation. A ttrpc message holds 4 MiB.
+/// Most bytes of pods and containers in one part of a synchronisation. A ttrpc message holds at
+/// most 4 MiB.
 const SYNCHRONIZE_PART: u64 = 3 << 20;
 
-/// What kind of runtime to be.
+/// The properties of the simulated runtime.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Name of the runtime.
     pub name: String,
     /// Version of the runtime.
     pub version: String,
-    /// Version of NRI. From 0.12 on it is told to the plugin.
+    /// Version of NRI. Since 0.12 the runtime reports the version to the plugin.
     pub nri_version: NriVersion,
-    /// The plugin's drop-in file.
+    /// Content of the plugin's drop-in file.
     pub config: String,
-    /// How long to wait for a registration.
+    /// Time limit for the registration of the plugin.
     pub registration_timeout: Duration,
-    /// How long to wait for a reply.
+    /// Time limit for each reply of the plugin.
     pub request_timeout: Duration,
 }
 
 impl Default for Options {
-    /// containerd 2.1.9 with NRI 0.8.0 and its default timeouts.
+    /// Returns the options of containerd 2.1.9 with NRI 0.8.0 and its default timeouts.
     fn default() -> Self {
         Self {
             name: "containerd".into(),
@@ -72,40 +78,40 @@ impl Default for Options {
     }
 }
 
-/// Why a request to a plugin failed.
+/// The reason why a request to a plugin failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// The plugin refused it.
+    /// The plugin refused the request.
     #[error("refused by the plugin: {0}")]
     Refused(String),
-    /// No reply came in time. The plugin is dropped.
+    /// The plugin did not reply in time, so the runtime has dropped it.
     #[error("no reply from the plugin within {0:?}")]
     Deadline(Duration),
-    /// The connection is gone.
+    /// The connection is closed.
     #[error("connection to the plugin: {0}")]
     Closed(String),
-    /// The plugin did something that runtimes drop it for.
+    /// The plugin broke the protocol in a way for which runtimes drop a plugin.
     #[error("{0}")]
     Misbehaved(String),
 }
 
-/// A plugin's request to update containers. Answer it, or the plugin waits.
+/// A plugin's request to update containers. The plugin waits until the request is answered.
 #[derive(Debug)]
 pub struct UpdateRequest {
-    /// The updates.
+    /// The requested updates.
     pub update: Vec<ContainerUpdate>,
     reply: oneshot::Sender<Result<Vec<ContainerUpdate>, String>>,
 }
 
 impl UpdateRequest {
-    /// Reports success, but for these.
+    /// Reports that all updates succeeded, except for `failed`.
     pub fn succeed(self, failed: Vec<ContainerUpdate>) {
-        // The plugin may have given up, or be gone.
+        // The plugin may have cancelled the request or closed the connection.
         let _ = self.reply.send(Ok(failed));
     }
 
-    /// Reports failure of the whole.
+    /// Reports that the whole request failed.
     pub fn fail(self, message: impl Into<String>) {
         let _ = self.reply.send(Err(message.into()));
     }
@@ -153,7 +159,8 @@ pub struct Connection {
     options: Options,
     client: PluginClient,
     mux: Mux,
-    /// Serves for as long as it exists. The lock is never taken, it makes the connection Sync.
+    /// The server, which runs until it is dropped. The mutex is never locked and only makes
+    /// `Connection` `Sync`.
     _server: std::sync::Mutex<Server>,
 }
 
@@ -179,12 +186,13 @@ macro_rules! request {
 }
 
 impl Connection {
-    /// Waits for a plugin to register over `trunk`, and configures it. The plugin's requests to update containers come out
-    /// of the receiver.
+    /// Waits for a plugin to register over `trunk`, and configures the plugin. The receiver yields
+    /// the plugin's requests to update containers.
     ///
     /// # Errors
     ///
-    /// When the plugin does not register in time or with an identity that no runtime accepts, or fails Configure.
+    /// When the plugin does not register in time, or registers with an invalid identity. When
+    /// Configure fails or the plugin subscribes to unknown events.
     pub async fn accept<T>(
         trunk: T,
         options: Options,
@@ -253,12 +261,12 @@ impl Connection {
         Ok((connection, requested))
     }
 
-    /// Who the plugin is.
+    /// Returns the plugin's index and name.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// What the plugin subscribed to.
+    /// Returns the events that the plugin has subscribed to.
     pub fn events(&self) -> EventMask {
         self.events
     }
@@ -273,11 +281,12 @@ impl Connection {
         self.mux.closed().await
     }
 
-    /// Tells the plugin all pods and containers, in as many parts as needed and the version allows.
+    /// Sends all pods and containers to the plugin. Splits the message if its size requires that
+    /// and the NRI version supports it.
     ///
     /// # Errors
     ///
-    /// When one part fails, or the plugin does not handle parts.
+    /// When one part fails, or the plugin does not support parts.
     pub async fn synchronize(
         &self,
         pods: Vec<PodSandbox>,
@@ -324,18 +333,18 @@ impl Connection {
             }
             Ok(Vec::new())
         };
-        // All parts share one deadline.
+        // One deadline applies to all parts together.
         timeout(self.options.request_timeout, whole).await.unwrap_or_else(|_| {
             self.close();
             Err(RequestError::Deadline(self.options.request_timeout))
         })
     }
 
-    /// A container is about to be created.
+    /// Sends CreateContainer: the runtime is about to create a container.
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or is gone.
+    /// When the plugin refuses, does not reply in time or has closed the connection.
     pub async fn create_container(
         &self,
         pod: PodSandbox,
@@ -349,11 +358,11 @@ impl Connection {
         request!(self, CREATE_CONTAINER, create_container, request)
     }
 
-    /// The resources of a container are about to change.
+    /// Sends UpdateContainer: the runtime is about to change the resources of a container.
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or is gone.
+    /// When the plugin refuses, does not reply in time or has closed the connection.
     pub async fn update_container(
         &self,
         pod: PodSandbox,
@@ -369,11 +378,11 @@ impl Connection {
         request!(self, UPDATE_CONTAINER, update_container, request)
     }
 
-    /// A container has stopped.
+    /// Sends StopContainer: the runtime has stopped a container.
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or is gone.
+    /// When the plugin refuses, does not reply in time or has closed the connection.
     pub async fn stop_container(
         &self,
         pod: PodSandbox,
@@ -387,11 +396,11 @@ impl Connection {
         request!(self, STOP_CONTAINER, stop_container, request)
     }
 
-    /// The resources of a pod are about to change.
+    /// Sends UpdatePodSandbox: the runtime is about to change the resources of a pod.
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or is gone.
+    /// When the plugin refuses, does not reply in time or has closed the connection.
     pub async fn update_pod_sandbox(
         &self,
         pod: PodSandbox,
@@ -409,11 +418,12 @@ impl Connection {
         reply.map(drop)
     }
 
-    /// The adjustments of all plugins are to be judged.
+    /// Sends ValidateContainerAdjustment: the plugin validates the combined adjustments of all
+    /// plugins.
     ///
     /// # Errors
     ///
-    /// When the plugin does not reply in time or is gone.
+    /// When the plugin does not reply in time or has closed the connection.
     pub async fn validate_container_adjustment(
         &self,
         request: ValidateContainerAdjustmentRequest,
@@ -421,15 +431,16 @@ impl Connection {
         request!(self, VALIDATE_CONTAINER_ADJUSTMENT, validate_container_adjustment, request)
     }
 
-    /// An event without a reply: as a StateChange before 0.12, then as the event's own RPC.
+    /// Sends an event that has no reply. Before 0.12 the event is sent as a StateChange, and since
+    /// 0.12 as its own RPC.
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or is gone.
+    /// When the plugin refuses, does not reply in time or has closed the connection.
     ///
     /// # Panics
     ///
-    /// For an event that has a method of its own here.
+    /// Since NRI 0.12, for an event that has its own method on [`Connection`].
     pub async fn event(
         &self,
         event: Event,
@@ -498,11 +509,11 @@ impl Connection {
         }
     }
 
-    /// The runtime goes down.
+    /// Sends Shutdown: the runtime shuts down.
     ///
     /// # Errors
     ///
-    /// When the plugin does not reply in time or is gone.
+    /// When the plugin does not reply in time or has closed the connection.
     pub async fn shutdown(&self) -> Result<(), RequestError> {
         self.call(|client, context| async move {
             client.shutdown(context, &Empty::default()).await.map(drop)
@@ -524,7 +535,7 @@ impl Connection {
         let deadline = self.options.request_timeout;
         let context = ttrpc::context::with_duration(deadline);
         let reply = tokio::select! {
-            // A reply that is there counts, even if the connection has closed since.
+            // Prefer a reply that has arrived, even if the connection was closed afterwards.
             biased;
             reply = timeout(deadline, request(self.client.clone(), context)) => reply,
             reason = self.mux.closed() => return Err(RequestError::Closed(reason.to_string())),
@@ -541,7 +552,7 @@ impl Connection {
                 Err(RequestError::Deadline(deadline))
             }
             Ok(Err(error)) => {
-                // The ttrpc client times the deadline too, and may notice it first.
+                // The ttrpc client has the same deadline and may report its end first.
                 self.close();
                 match error {
                     ttrpc::Error::Others(text) if text.contains("deadline") => {

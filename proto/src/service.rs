@@ -1,4 +1,4 @@
-//! From [`Plugin`] to the ttrpc service that the runtime calls.
+//! The ttrpc service that receives the calls of the runtime and passes them to a [`Plugin`].
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -18,8 +18,8 @@ use crate::generated::nri_ttrpc as wire;
 use crate::plugin::{Configuration, Creation, Plugin, Refusal};
 use crate::version::NriVersion;
 
-/// NRI's default for the time that a runtime waits for a reply.
-/// Source: containerd/nri `pkg/api/timeouts.go`.
+/// NRI's default time that a runtime waits for a reply. Source: containerd/nri
+/// `pkg/api/timeouts.go`.
 const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
@@ -27,12 +27,12 @@ tokio::task_local! {
     static IN_EVENT: ();
 }
 
-/// True within a plugin's event handler, where the runtime holds its lock.
+/// Returns whether the caller runs in a plugin's event handler, where the runtime holds its lock.
 pub(crate) fn in_event() -> bool {
     IN_EVENT.try_with(|()| ()).is_ok()
 }
 
-/// How far a connection has come.
+/// The progress of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Progress {
     Connected,
@@ -40,18 +40,19 @@ pub(crate) enum Progress {
     /// The plugin refused its configuration.
     Refused(Refusal),
     Synchronized,
-    /// The runtime's synchronisation failed, and it forgets the plugin without closing the connection (NRI before 0.12).
+    /// The synchronisation failed. NRI before 0.12 then drops the plugin without closing the
+    /// connection.
     Forgotten(String),
 }
 
-/// The plugin's end of one connection.
+/// The plugin's side of one connection.
 pub(crate) struct Service<P> {
     plugin: Arc<P>,
     launched: bool,
-    /// The drop-in file that the runtime handed over with the connection of a plugin that it launched.
+    /// Content of the drop-in file, which the runtime sends to a plugin that it launched.
     drop_in: Arc<OnceLock<String>>,
     progress: watch::Sender<Progress>,
-    /// Parts of a split synchronisation.
+    /// The parts of a split synchronisation that have arrived.
     parts: Mutex<(Vec<PodSandbox>, Vec<Container>)>,
 }
 
@@ -66,31 +67,32 @@ impl<P: Plugin> Service<P> {
     }
 
     fn collect(&self, pods: Vec<PodSandbox>, containers: Vec<Container>) {
-        // Nothing that can panic runs while this lock is held.
+        // No code that can panic runs while this lock is held, so the data of a poisoned lock is
+        // valid.
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         parts.0.extend(pods);
         parts.1.extend(containers);
     }
 }
 
-/// Part of the runtime's deadline after which an answer is given without the plugin, in percent.
+/// Percentage of the runtime's deadline after which the service replies without the plugin.
 const PATIENCE: u32 = 90;
 
-/// How a handler ended, when it did not answer.
+/// The reason why a handler gave no reply.
 enum Failure {
     Refused(Refusal),
     Panicked,
     TooSlow(Duration),
 }
 
-/// Runs a plugin's handler, for at most a part of the time that the runtime waits. Give it an async block around the call,
-/// so that a panic before the first await is caught, too.
+/// Runs a plugin's handler, for at most [`PATIENCE`] percent of the runtime's deadline. Pass an
+/// async block around the call, so that a panic before the first await is caught as well.
 async fn run<T>(
     context: &TtrpcContext,
     handler: impl Future<Output = Result<T, Refusal>>,
 ) -> Result<T, Failure> {
     let guarded = AssertUnwindSafe(IN_EVENT.scope((), handler)).catch_unwind();
-    // The runtime tells how long it waits, but need not.
+    // The runtime may send its deadline, but does not have to.
     let deadline = match u64::try_from(context.timeout_nano) {
         Ok(nanos) if nanos > 0 => Duration::from_nanos(nanos) * PATIENCE / 100,
         _ => Duration::MAX,
@@ -103,9 +105,11 @@ async fn run<T>(
     }
 }
 
-/// Answers an event. A handler that panics or takes too long is answered for as if it had nothing to say: left to its
-/// deadline, the runtime would stall until then, drop the plugin and kill what it launched, and if it is late itself, may
-/// even take the missing answer for a refusal.
+/// Returns the reply to an event. If the handler panics or takes too long, the reply is empty.
+///
+/// Without a reply, the runtime would block until its deadline. It would then drop the plugin and
+/// kill a process that it launched. A runtime that is late itself may even treat the missing reply
+/// as a refusal.
 async fn answer<T: Default>(
     event: &'static str,
     context: &TtrpcContext,
@@ -160,7 +164,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         );
         let known = nri_version.unwrap_or(NriVersion(0, 0, 0)).events();
         if self.launched {
-            // Only the first connection brings it.
+            // The runtime sends the drop-in only over the first connection, so keep the first
+            // value.
             let _ = self.drop_in.set(request.config);
         }
         let configuration = Configuration {
@@ -190,8 +195,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
             }
         };
         if events.is_empty() {
-            // An error would keep the whole of NRI 0.6.1 from starting, and 0 would subscribe to everything: so ask for the
-            // event that costs least.
+            // After an error, NRI 0.6.1 would not start at all. A value of 0 would subscribe to all
+            // events. So subscribe to the cheapest event.
             events = EventMask::REMOVE_POD_SANDBOX;
         }
         debug!(%events, "subscribing");
@@ -215,7 +220,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
             std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
         debug!(pods = pods.len(), containers = containers.len(), "synchronizing");
 
-        // Dropped when the runtime passes its deadline meanwhile.
+        // If the runtime's deadline passes, this future is dropped. Then `unfinished` reports the
+        // failure.
         let mut unfinished = Unfinished { progress: &self.progress, outcome: None };
         let result = run(context, async { self.plugin.synchronize(pods, containers).await }).await;
         let result = result.map_err(|failure| match failure {
@@ -230,7 +236,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         drop(unfinished);
         let mut update = result.map_err(status)?;
         for update in &mut update {
-            // One that fails would make the runtime forget the plugin, or not start at all when it launched it.
+            // A failed update would make the runtime drop the plugin. A runtime that launched the
+            // plugin would not start at all.
             update.ignore_failure = true;
         }
         Ok(SynchronizeResponse { update, ..Default::default() })
@@ -456,7 +463,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
                 })
                 .await?
             }
-            // The rest are requests of their own in every version, or newer than this crate.
+            // Every version sends the other known events as their own RPCs. An unknown event is
+            // newer than this crate.
             other => debug!(event = ?other, "ignoring a state change"),
         }
         Ok(Empty::default())
@@ -485,7 +493,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
     }
 }
 
-/// Reports how a synchronisation ended, also when it is dropped before its end.
+/// Reports the outcome of a synchronisation when dropped, even if the synchronisation was
+/// cancelled.
 struct Unfinished<'a> {
     progress: &'a watch::Sender<Progress>,
     outcome: Option<Progress>,

@@ -1,4 +1,4 @@
-//! Connect, register, serve, reconnect.
+//! The stub, which connects, registers and serves a plugin.
 
 use std::fmt;
 use std::fs::{DirBuilder, File};
@@ -30,55 +30,57 @@ use crate::plugin::{Plugin, Refusal};
 use crate::service::{Progress, Service, in_event};
 use crate::version::NriVersion;
 
-/// Where runtimes listen for plugins by default.
+/// The default socket at which runtimes listen for plugins.
 pub const DEFAULT_SOCKET: &str = "/var/run/nri/nri.sock";
 
-/// NRI's default for the time that a runtime waits for a registration; as long is waited for the runtime here.
+/// NRI's default time that a runtime waits for a registration. The stub waits equally long for the
+/// reply to its registration and for Configure.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait for the first synchronisation. Before NRI 0.12 a runtime that fails to gather its pods and containers
-/// leaves the connection open, but never sends an event over it.
+/// Time limit for the first synchronisation. Before NRI 0.12, a runtime that cannot list its pods
+/// and containers leaves the connection open but never sends an event over it.
 const SYNCHRONIZE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a plugin that was launched waits for another instance to go before it tells the runtime, which waits for it
-/// and for nothing else meanwhile.
+/// Time that a launched plugin waits for the lock of another instance before it declines the
+/// connection. The runtime does nothing else until the plugin replies.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a connection has to last for the next one to be tried without delay. A plugin that is dropped for being slow
-/// would else stall its node again at once.
+/// Time that a connection must last before the reconnect delay starts again at its minimum.
+/// Otherwise a plugin that the runtime drops for being slow would block the node again at once.
 const LASTING: Duration = Duration::from_secs(60);
 
-/// Why a plugin cannot run.
+/// The reason why a plugin cannot run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The plugin refused its configuration.
     #[error("{0}")]
     Configure(Refusal),
-    /// The lock that keeps two instances apart cannot be had.
+    /// The lock that prevents a second running instance cannot be acquired.
     #[error("cannot lock {}, which keeps two instances of a plugin apart: {error}", path.display())]
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         error: io::Error,
     },
-    /// The connection that the runtime handed over cannot be used.
+    /// The connection from the runtime that launched the plugin cannot be used.
     #[error("cannot use the connection that the runtime handed over: {0}")]
     Connection(io::Error),
 }
 
-/// Why containers could not be updated.
+/// The reason why containers could not be updated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
-    /// There is no runtime at the moment.
+    /// The plugin has no connection to a runtime.
     #[error("not connected to a runtime")]
     NotConnected,
-    /// Called while handling an event. The runtime holds its lock then and would wait for itself.
+    /// The plugin called the function in an event handler. The runtime holds its lock then and
+    /// would wait for itself.
     #[error("containers cannot be updated from within an event, leave it to a task")]
     InEvent,
-    /// The runtime could not do it. Some of the updates may have been applied.
+    /// The runtime reported a failure. It may have applied some of the updates.
     #[error("the runtime failed to update containers: {0}")]
     Runtime(String),
 }
@@ -90,7 +92,7 @@ pub struct Identity {
     name: String,
 }
 
-/// Index or name of a plugin that no runtime accepts.
+/// The error for an index or name that no runtime accepts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidIdentity {
@@ -103,11 +105,12 @@ pub enum InvalidIdentity {
 }
 
 impl Identity {
-    /// A plugin's index, two digits by which plugins are ordered, and its name, `[a-zA-Z0-9_.+-]+`.
+    /// Returns an identity. `index` has two digits, by which runtimes order plugins. `name` has the
+    /// form `[a-zA-Z0-9_.+-]+`.
     ///
     /// # Errors
     ///
-    /// When one of them has another form.
+    /// When the index or the name has another form.
     pub fn new(index: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidIdentity> {
         let (index, name) = (index.into(), name.into());
         if index.len() != 2 || !index.bytes().all(|b| b.is_ascii_digit()) {
@@ -122,17 +125,18 @@ impl Identity {
 }
 
 impl Identity {
-    /// What a runtime calls a plugin that it launched, whatever that is: it insists on that itself.
+    /// Returns the identity that a runtime gave to a plugin that it launched. The identity is not
+    /// checked, because the runtime requires exactly this one.
     pub(crate) fn given_by_runtime(index: String, name: String) -> Self {
         Self { index, name }
     }
 
-    /// The two digits.
+    /// Returns the index.
     pub fn index(&self) -> &str {
         &self.index
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -144,13 +148,14 @@ impl fmt::Display for Identity {
     }
 }
 
-/// The runtime, for what a plugin asks of it on its own account.
+/// A handle for requests of the plugin to the runtime.
 ///
-/// Stays valid across reconnections.
+/// The handle stays valid across reconnections.
 #[derive(Clone, Debug, Default)]
 pub struct Runtime {
     client: Arc<Mutex<Option<RuntimeClient>>>,
-    /// Go's ttrpc closes a connection on which requests arrive out of order, so there is one at a time.
+    /// Allows one request at a time, because Go's ttrpc closes a connection on which requests
+    /// arrive out of order.
     turn: Arc<tokio::sync::Mutex<()>>,
     renewal: Arc<Notify>,
 }
@@ -162,19 +167,21 @@ impl fmt::Debug for RuntimeClient {
 }
 
 impl Runtime {
-    /// Changes running containers. Returns the updates that the runtime reports as failed, beside success of the rest.
+    /// Updates running containers. Returns the updates that the runtime reports as failed.
     ///
-    /// Success need not mean that all was applied: containerd does not report a failure of an update that has
-    /// `ignore_failure`, and fails the whole for one that has not, after which the rest is not tried. Look at what the
-    /// kernel has.
+    /// Success does not prove that the runtime applied all other updates: containerd does not
+    /// report the failure of an update with `ignore_failure`. If an update without `ignore_failure`
+    /// fails, containerd fails the whole request and does not try the remaining updates. Read the
+    /// values from the kernel to verify them.
     ///
-    /// Waits for as long as the runtime takes, which includes its waiting for events under way; drop the future to give up.
-    /// No plugin gets an UpdateContainer event for these.
+    /// The function waits until the runtime replies, and the runtime first waits for events that it
+    /// is processing. Drop the future to cancel. The runtime sends no plugin an UpdateContainer
+    /// event for these updates.
     ///
     /// # Errors
     ///
-    /// Without a connection, within an event, and when the runtime fails. After a failure it is not known which of the
-    /// updates were applied.
+    /// When the plugin has no connection, or an event handler calls the function. When the runtime
+    /// fails. After a failure of the runtime, the caller cannot know which updates were applied.
     pub async fn update_containers(
         &self,
         update: Vec<ContainerUpdate>,
@@ -192,8 +199,9 @@ impl Runtime {
         }
     }
 
-    /// Gives up the connection and makes a new one, over which the runtime tells of all pods and containers anew. For a plugin
-    /// that finds that it has missed something. Without a connection nothing happens, as one is being made anyway.
+    /// Closes the connection and makes a new one, over which the runtime synchronises all pods and
+    /// containers. Use this function in a plugin that has missed an event. Without a connection the
+    /// function does nothing, because the stub is connecting already.
     pub fn reconnect(&self) {
         self.renewal.notify_waiters();
     }
@@ -208,8 +216,9 @@ impl Runtime {
 }
 
 impl Launched {
-    /// Answers the runtime on behalf of a plugin that cannot run, and goes. To be called before giving up: NRI before 0.7
-    /// does not start, and containerd with it, when a plugin that it launched ends without having registered.
+    /// Registers a plugin that cannot run, and closes the connection. Call this function before the
+    /// plugin exits. If a launched plugin ends without a registration, NRI before 0.7 and
+    /// containerd with it do not start.
     pub async fn decline(self) {
         let identity = self.identity.clone();
         if let Some(Ok(connection)) = self.connection.map(connection) {
@@ -218,15 +227,16 @@ impl Launched {
     }
 }
 
-/// The connection that a runtime handed over.
+/// Converts the file descriptor from a runtime to a connection.
 fn connection(descriptor: OwnedFd) -> io::Result<UnixStream> {
     let connection = std::os::unix::net::UnixStream::from(descriptor);
     connection.set_nonblocking(true)?;
     UnixStream::from_std(connection)
 }
 
-/// Registers and goes, without a word to any plugin; keeps the drop-in file that comes with the answer. NRI before 0.7 does
-/// not start when a plugin that it launched does not register.
+/// Registers, then refuses the configuration and closes the connection. No plugin is called. Stores
+/// the drop-in file that the runtime sends. NRI before 0.7 does not start if a plugin that it
+/// launched does not register.
 async fn decline(
     identity: Identity,
     drop_in: Arc<OnceLock<String>>,
@@ -246,7 +256,7 @@ async fn decline(
     absent.session(connection, true, std::future::pending()).await;
 }
 
-/// Keeps a plugin connected to its runtime.
+/// A runner that keeps a plugin connected to its runtime.
 ///
 /// See the [crate documentation](crate) for an example.
 #[derive(Debug)]
@@ -259,7 +269,7 @@ pub struct Stub<P> {
     drop_in: Arc<OnceLock<String>>,
 }
 
-/// How a connection ended.
+/// The way a connection ended.
 #[derive(Debug)]
 enum End {
     Refused(Refusal),
@@ -267,14 +277,15 @@ enum End {
         reason: String,
         was_synchronized: bool,
     },
-    /// There was none.
+    /// The stub could not connect.
     Unreachable(io::Error),
-    /// A better connection is there.
+    /// A connection replaces this one, because the runtime synchronises the plugin only over the
+    /// new one.
     Replaced(UnixStream),
 }
 
 impl<P: Plugin> Stub<P> {
-    /// A plugin that connects to the runtime's socket.
+    /// Returns a stub for a plugin that connects to the runtime's socket.
     pub fn external(identity: Identity, plugin: P) -> Self {
         Self {
             plugin: Arc::new(plugin),
@@ -286,44 +297,48 @@ impl<P: Plugin> Stub<P> {
         }
     }
 
-    /// A plugin that the runtime launched.
+    /// Returns a stub for a plugin that the runtime launched.
     pub fn launched(launched: Launched, plugin: P) -> Self {
         let identity = launched.identity.clone();
         Self { launched: Some(launched), ..Self::external(identity, plugin) }
     }
 
-    /// The runtime's socket, [`DEFAULT_SOCKET`] if not set. Plugins that were launched come back over it, too.
+    /// Sets the runtime's socket. The default is [`DEFAULT_SOCKET`]. A launched plugin also
+    /// reconnects over this socket.
     pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.socket = path.into();
         self
     }
 
-    /// The plugin.
+    /// Returns the plugin.
     pub fn plugin(&self) -> &Arc<P> {
         &self.plugin
     }
 
-    /// What the plugin can ask of the runtime.
+    /// Returns the handle for requests to the runtime.
     pub fn runtime(&self) -> Runtime {
         self.runtime.clone()
     }
 
-    /// Runs the plugin. Drop the future to stop it.
+    /// Runs the plugin. Drop the future to stop the plugin.
     ///
-    /// A connection that is lost is made again after a while: 100 ms at first, doubled each time up to 15 s, and up to twice
-    /// that at random so that the plugins of a node do not come all at once. A socket that is not there is looked for
-    /// every second or two.
+    /// After a lost connection, the stub waits before it reconnects. The delay starts at 100 ms and
+    /// doubles with each attempt up to 15 s. The stub adds a random delay of up to the same length,
+    /// so that the plugins of a node do not reconnect all at once. If no process listens at the
+    /// socket, the delays grow only to between 1 s and 2 s.
     ///
-    /// Two instances of a plugin on a node would fail every creation of a container, since both set the same values. So an
-    /// instance locks a file beside the runtime's socket, `NAME.lock`, and while another one holds it, waits: as long as
-    /// that takes. The index plays no part in it.
+    /// Two instances of a plugin on a node would fail every creation of a container, because both
+    /// set the same values. So an instance locks the file `NAME.lock` beside the runtime's socket.
+    /// While another instance holds the lock, this one waits without a time limit. The index is not
+    /// part of the file name, so instances with different indexes also exclude each other.
     ///
-    /// Returns `Ok` only for a plugin that was launched, when the runtime that launched it has ended: the next one
-    /// launches its own.
+    /// Returns `Ok` only for a launched plugin, when the runtime that launched it has ended. The
+    /// next runtime launches its own instance.
     ///
     /// # Errors
     ///
-    /// When the plugin refuses its configuration, or the lock file cannot be used.
+    /// When the plugin refuses its configuration, or the lock file or the connection from the
+    /// runtime cannot be used.
     pub async fn run(mut self) -> Result<(), Error> {
         let Some(launched) = self.launched.take() else {
             let _lock = self.lock_instance()?.wait().await?;
@@ -341,7 +356,8 @@ impl<P: Plugin> Stub<P> {
                 }
             };
             let mut lock = pin!(lock.wait());
-            // The instance of a runtime that has just ended is about to go.
+            // Wait for a moment, because the instance that a previous runtime launched may be about
+            // to end.
             let held = match timeout(LOCK_PATIENCE, &mut lock).await {
                 Ok(held) => held,
                 Err(_) => {
@@ -363,7 +379,8 @@ impl<P: Plugin> Stub<P> {
 
     async fn serve(&self, mut launched: Option<UnixStream>) -> Result<(), Error> {
         let mut delays = delays(Duration::from_secs(15));
-        // A socket at which nobody listens costs the runtime nothing.
+        // Delays while no process listens at the socket. They are shorter, because such attempts
+        // cost the runtime nothing.
         let mut knocks = self::delays(Duration::from_secs(1));
         let mut replacement = None;
         let mut told = false;
@@ -385,7 +402,7 @@ impl<P: Plugin> Stub<P> {
                 End::Refused(refusal) => return Err(Error::Configure(refusal)),
                 End::Replaced(connection) => replacement = Some(connection),
                 End::Unreachable(error) => {
-                    // One line for a loss, not one for each try.
+                    // Log one warning per lost connection, not one per attempt.
                     if !told {
                         warn!(socket = %self.socket.display(), %error, "cannot connect to the runtime, trying again");
                         told = true;
@@ -411,7 +428,8 @@ impl<P: Plugin> Stub<P> {
         }
     }
 
-    /// Serves one connection until it ends. Nothing of it is left when this returns.
+    /// Serves one connection until it ends. When the function returns, all handlers of the
+    /// connection have ended.
     async fn session<T>(
         &self,
         trunk: T,
@@ -424,7 +442,7 @@ impl<P: Plugin> Stub<P> {
         let (mux, plugin_conn, runtime_conn) = Mux::new(trunk);
         let (progress, watched) = watch::channel(Progress::Connected);
         let service = Service::new(self.plugin.clone(), launched, self.drop_in.clone(), progress);
-        // A listener that has ended would make the server panic when it is shut down.
+        // Keep the listener pending: the server panics at shutdown if its listener has ended.
         let connections = stream::iter([io::Result::Ok(plugin_conn)]).chain(stream::pending());
         let mut server = Server::new()
             .register_service(create_plugin(Arc::new(service)))
@@ -445,7 +463,7 @@ impl<P: Plugin> Stub<P> {
 
         self.runtime.set(None);
         mux.close();
-        // Waits until handlers under way are dropped.
+        // `shutdown` waits until running handlers are dropped.
         if let Err(error) = server.shutdown().await {
             debug!(%error, "the connection's server did not stop in time");
         }
@@ -461,7 +479,8 @@ impl<P: Plugin> Stub<P> {
         }
     }
 
-    /// Registers, and judges what comes of it. Does not return while all is well.
+    /// Registers the plugin and supervises the connection. Returns only when the connection must
+    /// end.
     async fn converse(
         &self,
         mux: &Mux,
@@ -480,7 +499,8 @@ impl<P: Plugin> Stub<P> {
         if let Err(error) = client.register_plugin(context, &register).await {
             return closed(format!("cannot register as {}: {error}", self.identity));
         }
-        // The senders live in the service, which the server keeps until it is disconnected.
+        // An error means that the senders are dropped. They belong to the service, which the server
+        // keeps until the connection ends.
         let gone = |_| closed("the service ended".to_owned());
         let configured = progress.wait_for(|p| *p != Progress::Connected);
         let configured = match timeout(REGISTRATION_TIMEOUT, configured).await {
@@ -494,12 +514,13 @@ impl<P: Plugin> Stub<P> {
         };
         let version = match configured {
             Progress::Refused(refusal) => {
-                // The first message over this connection is the answer to Configure, without which NRI 0.6.1 does not start.
+                // Wait until the reply to Configure is sent, which is the plugin's first message.
+                // Without this reply NRI 0.6.1 does not start.
                 mux.plugin_messages_sent(1).await;
                 return End::Refused(refusal);
             }
             Progress::Configured(version) => version,
-            // Synchronize overtook the look.
+            // Synchronize has ended before this task read the progress.
             _ => None,
         };
         self.runtime.set(Some(client.clone()));
@@ -530,8 +551,9 @@ impl<P: Plugin> Stub<P> {
         }
     }
 
-    /// NRI before 0.7 does not tell a plugin that it launched which pods and containers exist, but one that comes over the
-    /// socket. It listens there only after all launched plugins are up.
+    /// Connects to the socket of a runtime that does not synchronise plugins that it launched. NRI
+    /// before 0.7 synchronises only external plugins. It listens at the socket only after all
+    /// launched plugins are started.
     async fn replacement_for_unsynchronized(&self) -> UnixStream {
         for delay in delays(Duration::from_secs(1)) {
             match UnixStream::connect(&self.socket).await {
@@ -549,7 +571,7 @@ impl<P: Plugin> Stub<P> {
         let directory = self.socket.parent().unwrap_or(Path::new("/"));
         let path = directory.join(format!("{}.lock", self.identity.name));
         let failed = |error: io::Error| Error::Lock { path: path.clone(), error };
-        // As the runtime makes it.
+        // The runtime creates the directory with the same mode.
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
@@ -564,7 +586,7 @@ impl<P: Plugin> Stub<P> {
     }
 }
 
-/// A growing and randomly varied delay, without end.
+/// Returns growing, randomly varied delays without end.
 fn delays(longest: Duration) -> impl Iterator<Item = Duration> {
     let delays = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(100))
@@ -572,14 +594,14 @@ fn delays(longest: Duration) -> impl Iterator<Item = Duration> {
     delays.with_jitter().without_max_times().build()
 }
 
-/// A descriptor of a process, if it can be waited for.
+/// Registers a pidfd with tokio. Returns `None` if the pidfd cannot be polled.
 fn watch(process: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
-    // SAFETY: the AsyncFd owns the descriptor, and nothing takes it out or replaces it.
+    // SAFETY: the `AsyncFd` owns the descriptor, and no code removes or replaces it.
     #[allow(unsafe_code)]
     unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.ok()
 }
 
-/// Waits until a process has ended, for ever if it is not known which.
+/// Waits until a process has ended. Never returns for `None`.
 async fn ended(process: Option<AsyncFd<OwnedFd>>) {
     if let Some(process) = process
         && process.readable().await.is_ok()
@@ -593,7 +615,8 @@ fn closed(reason: String) -> End {
     End::Closed { reason, was_synchronized: false }
 }
 
-/// The lock that keeps two instances of a plugin apart. The kernel frees it with the process that holds it.
+/// The lock that prevents a second running instance of a plugin. The kernel releases the lock when
+/// its process ends.
 #[derive(Debug)]
 struct InstanceLock {
     path: PathBuf,
@@ -610,7 +633,8 @@ impl InstanceLock {
         let failed = |error| Error::Lock { path: self.path.clone(), error };
         let file = self.file.try_clone().map_err(failed)?;
         let (done, locked) = oneshot::channel();
-        // A thread of its own: tokio waits for its blocking threads when it stops, and this one may never return.
+        // Use a separate thread: tokio waits for its blocking threads at shutdown, and this call
+        // may never return.
         std::thread::spawn(move || {
             let result = flock(file.as_fd(), FlockOperation::LockExclusive);
             let _ = done.send(result);

@@ -1,4 +1,4 @@
-//! Which NRI version a runtime speaks, and what that version knows.
+//! The NRI version of a runtime and the features of each version.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,23 +10,25 @@ use crate::event::EventMask;
 pub struct NriVersion(pub u32, pub u32, pub u32);
 
 impl NriVersion {
-    /// The newest version that this crate speaks.
+    /// The newest version that this crate supports.
     pub const NEWEST: Self = Self(0, 12, 2);
 
-    /// Synchronises plugins that it launched itself. 0.6.1 does so for external plugins only.
+    /// The first version in which a runtime synchronises plugins that it launched. NRI 0.6.1
+    /// synchronises only external plugins.
     pub(crate) const SYNCHRONIZES_LAUNCHED: Self = Self(0, 7, 0);
 
-    /// Has RPCs of their own for the events that were a StateChange before.
+    /// The first version with an RPC for each event that was a StateChange before.
     #[cfg(feature = "runtime")]
     pub(crate) const RPC_PER_EVENT: Self = Self(0, 12, 0);
 
-    /// Splits Synchronize when it does not fit one message.
+    /// The first version that splits a Synchronize that does not fit into one message.
     #[cfg(feature = "runtime")]
     pub(crate) const SPLITS_SYNCHRONIZE: Self = Self(0, 8, 0);
 
-    /// The events that a runtime with this version accepts a subscription for. One unknown event fails the registration.
+    /// Returns the events that a plugin can subscribe to in this version. A single unknown event
+    /// fails the registration.
     pub fn events(self) -> EventMask {
-        // 0.9.1 was never released, but CRI-O 1.33 ships a snapshot on the way to it.
+        // NRI 0.9.1 was never released, but CRI-O 1.33 contains a development snapshot of it.
         EventMask::first(match self {
             v if v >= Self(0, 10, 0) => 14,
             v if v >= Self(0, 9, 1) => 13,
@@ -34,10 +36,13 @@ impl NriVersion {
         })
     }
 
-    /// The version of NRI in a runtime that does not tell it (before 0.12). `None` for an unknown runtime.
+    /// Infers the version of NRI in a runtime that does not report it, as before NRI 0.12. Returns
+    /// `None` for an unknown runtime and for an invalid version. Also returns `None` for a version
+    /// before the first entry of the table.
     ///
-    /// A runtime newer than the table counts as the newest one in it, which is right to within what NRI adds.
-    /// Source: the go.mod files of containerd and CRI-O, as collected in containerd/nri `pkg/api/version.go`.
+    /// A runtime newer than the table gets the NRI version of the newest entry. This version may
+    /// lack only features that NRI has added since. Source: the go.mod files of containerd and
+    /// CRI-O, as collected in containerd/nri `pkg/api/version.go`.
     pub fn infer(runtime: &str, version: &str) -> Option<Self> {
         let table: &[(NriVersion, NriVersion)] = match runtime {
             "containerd" => &CONTAINERD,
@@ -49,7 +54,8 @@ impl NriVersion {
     }
 }
 
-/// First version of the runtime, and the version of NRI in it and in those that follow.
+/// Pairs of a containerd version and its NRI version. An entry applies up to the containerd version
+/// of the next entry.
 const CONTAINERD: [(NriVersion, NriVersion); 9] = [
     (NriVersion(1, 7, 0), NriVersion(0, 3, 0)),
     (NriVersion(1, 7, 7), NriVersion(0, 4, 0)),
@@ -81,7 +87,8 @@ impl fmt::Display for NriVersion {
     }
 }
 
-/// A version that does not begin with `MAJOR.MINOR.PATCH`, with or without a leading `v`.
+/// The error for text that is not a version. A version begins with `MAJOR.MINOR`, with an optional
+/// leading `v` and an optional patch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a version, expected MAJOR.MINOR.PATCH")]
 pub struct InvalidVersion(String);
@@ -89,7 +96,8 @@ pub struct InvalidVersion(String);
 impl FromStr for NriVersion {
     type Err = InvalidVersion;
 
-    /// Takes what distributions make of versions, as `2.1.9~ds1` and `v1.7.24-rc.1+unknown`. A missing patch is 0.
+    /// Parses a version, also with the suffix of a distribution such as `2.1.9~ds1` or
+    /// `v1.7.24-rc.1+unknown`. A missing patch is 0.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
             let mut parts = text.strip_prefix('v').unwrap_or(text).splitn(3, '.');

@@ -1,13 +1,15 @@
-//! The cgroups above the containers, and those beside the pods that are protected: what each should have, and writing it.
+//! Protection of the cgroups above the containers, and of the reserved cgroups outside kubepods.
 //!
-//! [`Tree`] says what a level should have. Here it is written: to the file at once, which takes microseconds, so that an
-//! event is in every ancestor before it is answered; and, where systemd owns the cgroup, it is handed on to be made to
-//! last ([`Ancestors::make_last`]).
+//! [`Tree`] computes the desired value of each level. This module writes the values to the cgroup
+//! files. A write takes microseconds, so every ancestor cgroup holds its new value before the
+//! plugin answers the event. If systemd owns the cgroup, systemd also gets the value
+//! ([`Ancestors::make_last`]).
 //!
-//! Parents are raised before, and lowered after, what lies in them, so that no child's protection is lost meanwhile.
+//! The plugin raises parents before their children, and lowers them after their children. No child
+//! loses protection in between.
 //!
-//! What a cgroup held before its first change is remembered ([`Originals`]), and is what it gets back when nothing below it
-//! is to be protected any more.
+//! [`Originals`] records the values of a cgroup before its first change. The plugin restores these
+//! values when it no longer protects anything in the cgroup.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
@@ -39,26 +41,29 @@ use crate::state::brake::Cause;
 use crate::state::containers::{Container, PodView, Settings};
 use crate::state::originals::{Originals, RaisedLimit, Target, Values};
 
-/// How many calls to systemd are under way at a time.
+/// Maximum number of concurrent calls to systemd.
 const CALLS: usize = 8;
 
-/// How many levels are brought to their values within an event. Where pods share what is not enough, each one that comes or
-/// goes changes the share of all others, which is left to a task.
+/// Maximum number of cgroups that the plugin writes before it answers an event. If all pods
+/// together ask for more than the budget, each new or removed pod changes the shares of all others.
+/// The reconcile task writes those shares later.
 const AT_ONCE: usize = 8;
 
-/// How often a file that cannot be used is tried again within seconds. After that it waits for the next event.
+/// Maximum number of quick retries for a file that fails. They happen within seconds. Afterwards
+/// the plugin retries with the next event.
 const TRIES: u32 = 10;
 
-/// How many values that systemd was told in vain may still come.
+/// Maximum number of unconfirmed values per cgroup that the plugin remembers. systemd may still
+/// write these values to the files.
 const LATE: usize = 4;
 
-/// How many pods that get less than they ask for are named at a time.
+/// Maximum number of pods that one report of shortfalls names.
 const NAMED: usize = 20;
 
-/// The files that are set above containers.
+/// Files that the plugin sets above the containers.
 const KNOBS: [Knob; 2] = [Knob::Min, Knob::Low];
 
-/// The levels above the containers.
+/// The cgroups above the containers, and the reserved cgroups.
 #[derive(Debug)]
 pub struct Ancestors {
     root: Arc<CgroupRoot>,
@@ -66,66 +71,72 @@ pub struct Ancestors {
     originals: Arc<Mutex<Originals>>,
     reports: Arc<Reports>,
     state: Mutex<State>,
-    /// What systemd has to be told, by cgroup: only the last value counts.
+    /// Values to send to systemd, by cgroup. A newer value replaces an older one.
     lasting: Mutex<BTreeMap<CgroupPath, Last>>,
     lasting_changed: Notify,
-    /// The shares of pods have changed.
+    /// Signal: the shares of pods have changed, or a file needs a quick retry.
     shares_changed: Notify,
 }
 
-/// What systemd has to be told of a cgroup.
+/// Values that systemd should keep for one cgroup.
 #[derive(Clone, Copy, Debug)]
 struct Last {
     protection: Protection,
-    /// And that its limits were raised.
+    /// Raised limits. If this is `Some`, systemd should also keep the limits that the files hold.
     raise: Option<Raise>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     tree: Tree,
-    /// The pods' sandboxes, by id.
+    /// Sandboxes of the pods, by sandbox ID.
     sandboxes: HashMap<String, Sandbox>,
     reserved: Vec<Reserved>,
-    /// What the files hold, as far as it is known.
+    /// Values that the files are known to hold.
     in_force: HashMap<CgroupPath, InForce>,
-    /// Nothing is lowered: not all that is on the node is in the tree yet.
+    /// Whether the plugin must not lower any value, because the tree does not contain all
+    /// containers yet.
     hold: bool,
-    /// Another program's changes stay (`repair: false`).
+    /// Whether the plugin leaves changes by other programs in place (`repair: false`).
     leaves_changes: bool,
-    /// Files that were left as another program set them: the cgroup's inode, and what they should hold. They are left until
-    /// they should hold something else.
+    /// Files that the plugin leaves as another program set them, with the cgroup's inode and the
+    /// desired value. The plugin leaves a file until the desired value changes.
     left: HashMap<(CgroupPath, Knob), (u64, Limit)>,
     raising: Raising,
-    /// The same of limits of pods, by file: what they should be is a number of bytes, or microseconds of each second.
+    /// Limits of pods that the plugin leaves as another program set them, with the pod cgroup's
+    /// inode and the desired limit. The limit is in bytes for memory, and in microseconds per
+    /// second for CPU.
     left_limits: HashMap<(CgroupPath, &'static str), (u64, u64)>,
-    /// By file, whatever it should hold: that changes with every pod.
+    /// Repair history of each file. A new desired value does not start a new history, because each
+    /// new pod changes the desired value.
     contention: Contention<(CgroupPath, Knob), ()>,
-    /// The same of limits of pods, by what they should be: another one is another request of a user's.
+    /// Repair history of each limit of a pod. A new desired limit starts a new history, because it
+    /// comes from a new request of the user.
     limits: Contention<(CgroupPath, &'static str), u64>,
-    /// How often the runtime has told of everything.
+    /// Number of synchronizations with the runtime.
     synchronized: u64,
-    /// What systemd was told last, and what it is being told. It writes that to the files in its own time, when there may be
-    /// something newer.
+    /// Values that the plugin has sent to systemd: the last confirmed one and the unconfirmed ones.
+    /// The files may get these values later, when a newer value is desired.
     told: HashMap<CgroupPath, Vec<Protection>>,
-    /// The origins of pods' limits, by sandbox.
+    /// Origins of the pods' limits, by sandbox ID.
     origins: HashMap<String, Origins>,
-    /// How often a file could not be written, or a cgroup not be read. It is said only once.
+    /// Number of failures to write a file, or to read a cgroup (`None`). Only the first failure is
+    /// logged.
     failing: HashMap<(CgroupPath, Option<Knob>), u32>,
-    /// Pods of which it was said that they get less than they ask for.
+    /// Pods that the log has named because they get less than they ask for.
     short: HashSet<CgroupPath>,
     originals_failing: bool,
 }
 
-/// Whether the limits of pods are raised.
+/// Handling of pod limits that are lower than what the containers may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Raising {
-    /// They are.
+    /// The plugin raises them.
     #[default]
     Done,
-    /// Observe mode: it is reported that they would be.
+    /// Observe mode: the plugin only reports that it would raise them.
     Planned,
-    /// They are left as they are.
+    /// The plugin leaves them unchanged.
     Off,
 }
 
@@ -140,34 +151,37 @@ impl Raising {
 }
 
 impl State {
-    /// Whether a file was left as another program set it, and should still hold what it should have held then.
+    /// Returns whether the plugin leaves the file to another program, and `desired` is unchanged
+    /// since then.
     fn is_left(&self, file: &(CgroupPath, Knob), inode: u64, desired: Limit) -> bool {
         self.left.get(file) == Some(&(inode, desired))
     }
 
-    /// The cgroups that should have something, parents first among those of pods.
+    /// Returns all managed cgroups: the levels of the tree with parents first, then the reserved
+    /// cgroups.
     fn cgroups(&self) -> Vec<CgroupPath> {
         let levels = self.tree.levels().into_iter().map(|level| level.cgroup);
         levels.chain(self.reserved.iter().map(|reserved| reserved.cgroup.clone())).collect()
     }
 }
 
-/// Whether this is one of the cgroups that should have something.
+/// Returns whether the plugin manages the cgroup.
 fn is_ours(tree: &Tree, reserved: &[Reserved], cgroup: &CgroupPath) -> bool {
     tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
 }
 
-/// The origins of a pod's limits, as far as they were ever proven.
+/// Origins of a pod's limits, as far as evidence has proven them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Origins {
     memory: Origin,
     cpu: Origin,
-    /// It was said that the pod's limits are tighter, and why they stay.
+    /// Whether the log has explained why the pod's low limits stay.
     is_said: bool,
 }
 
 impl Origins {
-    /// The most that a pod may ask for, with its overhead: its own limit, if it has one.
+    /// Returns the most that the pod may claim: its own memory limit plus its overhead. Returns
+    /// `None` if the pod is not known to have its own limit.
     fn cap(&self, overhead: Bytes) -> Option<Bytes> {
         match self.memory {
             Origin::Own(own) => Some(Bytes::new(own).saturating_add(overhead)),
@@ -176,22 +190,24 @@ impl Origins {
     }
 }
 
-/// A pod, for as long as the runtime has a sandbox for it.
+/// The sandbox of a pod, kept as long as the runtime has the sandbox.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
-    /// Its id in the runtime.
+    /// ID of the sandbox in the runtime.
     pub id: String,
-    /// Where its pod is.
+    /// The pod's cgroup and the cgroups above it.
     pub place: PodPlace,
-    /// What the pod takes beyond its containers, by its runtime class.
+    /// Memory that the pod uses beyond its containers, from its RuntimeClass.
     pub overhead: Bytes,
-    /// The same of processor time per second, in microseconds.
+    /// CPU time that the pod uses beyond its containers, in microseconds per second.
     pub cpu_overhead: u64,
-    /// The limits that the runtime's client gave the pod, without overhead; `None` is none, or not told by this runtime.
+    /// Memory limit that the kubelet gave the pod, without overhead. `None` if there is no limit,
+    /// or if the runtime does not report it.
     pub memory_limit: Option<Bytes>,
-    /// The same of processor time per second, in microseconds.
+    /// CPU limit that the kubelet gave the pod, without overhead. The unit is microseconds per
+    /// second.
     pub cpu_limit: Option<u64>,
-    /// What the pod's annotations ask for.
+    /// Overrides from the pod's annotations.
     pub overrides: Overrides,
 }
 
@@ -202,7 +218,7 @@ impl Sandbox {
     }
 }
 
-/// What the files of a cgroup hold.
+/// Values that the files of a cgroup hold.
 #[derive(Clone, Copy, Debug)]
 struct InForce {
     inode: u64,
@@ -243,22 +259,23 @@ impl Change {
     }
 }
 
-/// A limit that was raised: its file, what that held, and what it was read back to hold.
+/// A raised limit: file name, value before the raise and value read back. In observe mode the last
+/// one is the desired value.
 type Raised = (&'static str, String, String);
 
-/// What [`Ancestors::check`] found.
+/// Result of [`Ancestors::check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checked {
-    /// All is as it should be, or is left as it is.
+    /// The cgroup has its desired values, or the plugin leaves them as they are.
     Settled,
-    /// To be looked at again after this time.
+    /// The cgroup must be checked again after this time.
     Again(Duration),
-    /// There is no such cgroup any more.
+    /// The cgroup no longer exists.
     Gone,
 }
 
 impl Ancestors {
-    /// No pods yet.
+    /// Creates the state of a node without pods.
     pub fn new(
         root: Arc<CgroupRoot>,
         page_size: PageSize,
@@ -277,8 +294,9 @@ impl Ancestors {
         }
     }
 
-    /// Bounds the sum of all protection, and protects cgroups beside the pods. What those leave of all memory is not promised to
-    /// pods a second time.
+    /// Applies new settings: the budget for the protection of all pods, and the reserved cgroups.
+    /// The budget excludes memory that is reserved for these cgroups, so no memory is promised
+    /// twice.
     pub fn set_node(&self, settings: &Settings) {
         let allocatable = settings.node.allocatable;
         let budget = settings.budget();
@@ -306,12 +324,12 @@ impl Ancestors {
         self.apply(&mut state, levels);
     }
 
-    /// A pod's sandbox is there.
+    /// Adds the sandbox of a pod.
     pub fn sandbox(&self, sandbox: Sandbox, policy: &Policy) {
         let mut state = lock(&self.state);
         let levels = state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
         let pod = sandbox.place.cgroup().clone();
-        // It is the first of a new pod, whose cgroups may be new, too.
+        // The pod may be new. Its cgroups may then also be new, so their known values do not count.
         for level in &levels {
             state.in_force.remove(&level.cgroup);
         }
@@ -319,8 +337,8 @@ impl Ancestors {
         self.apply_levels(&mut state, levels, Some(&pod));
     }
 
-    /// These are all sandboxes that there are. Nothing is lowered from now on until [`Ancestors::settle`]: what is known of
-    /// containers is not all.
+    /// Replaces all sandboxes by those that the runtime reported. The plugin lowers no value until
+    /// [`Ancestors::settle`], because it does not know all containers yet.
     pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
         let mut state = lock(&self.state);
         state.synchronized += 1;
@@ -331,7 +349,7 @@ impl Ancestors {
         origins.retain(|sandbox, _| sandboxes.contains_key(sandbox));
     }
 
-    /// The pods that have a sandbox.
+    /// Returns the UIDs of the pods that have a sandbox.
     pub fn pods(&self) -> HashSet<PodUid> {
         let state = lock(&self.state);
         let pods = state
@@ -341,12 +359,12 @@ impl Ancestors {
         pods.map(|pod| pod.uid).collect()
     }
 
-    /// Whether there is a sandbox with this id.
+    /// Returns whether there is a sandbox with this ID.
     pub fn is_sandbox(&self, id: &str) -> bool {
         lock(&self.state).sandboxes.contains_key(id)
     }
 
-    /// A pod's sandbox has ended. A pod may get another one.
+    /// Removes a sandbox that has ended. The pod stays known if it has another sandbox.
     pub fn sandbox_ended(&self, id: &str) {
         let mut state = lock(&self.state);
         state.origins.remove(id);
@@ -355,19 +373,20 @@ impl Ancestors {
             return;
         }
         let levels = state.tree.remove_pod(place.cgroup());
-        // Below the levels that change, and so first to be lowered.
+        // The pod's cgroup lies below the changed levels, so it must be lowered first.
         self.apply(&mut state, vec![place.cgroup().clone()]);
         self.apply_levels(&mut state, levels, None);
     }
 
-    /// A container is to have this much.
+    /// Sets a container's claim.
     pub fn claim(&self, place: &PodPlace, id: &str, claim: Protection) {
         let mut state = lock(&self.state);
         let levels = state.tree.claim(place, id, claim);
         self.apply_levels(&mut state, levels, Some(place.cgroup()));
     }
 
-    /// A container is about to have this much: what it has now counts until it is known that it has.
+    /// Raises a container's claim to `claim`. A larger current claim counts until the container's
+    /// new values are verified.
     pub fn claim_at_least(&self, place: &PodPlace, id: &str, claim: Protection) {
         let mut state = lock(&self.state);
         let now = state.tree.claim_of(id).unwrap_or_default();
@@ -375,14 +394,17 @@ impl Ancestors {
         self.apply_levels(&mut state, levels, Some(place.cgroup()));
     }
 
-    /// A container is about to have its limits: those of its pod are raised to what its containers may then use together, where
-    /// they are known to be the sum of their limits. They are never lowered: that is the kubelet's.
+    /// Raises the limits of a pod before one of its containers gets its own limits. The new limits
+    /// are the sum of what the containers may then use. A pod limit is raised only if its origin is
+    /// known to be such a sum. The plugin never lowers a pod limit, because this is the kubelet's
+    /// task.
     pub fn raise_limits(&self, container: &Container, pod: &PodView) {
         self.raise_where_allowed(container, pod, false);
     }
 
-    /// Somebody has written a pod's limit. It is raised again as [`Self::raise_limits`] does, but not for ever: the time to
-    /// try again after, if it is too early.
+    /// Raises the limits of a pod as [`Self::raise_limits`] does, after another program has written
+    /// one of them. Repeated raises back off. Returns the time to wait if the next raise is not due
+    /// yet.
     pub fn raise_limits_again(&self, container: &Container, pod: &PodView) -> Option<Duration> {
         self.raise_where_allowed(container, pod, true)
     }
@@ -400,7 +422,7 @@ impl Ancestors {
         let overhead = sandbox.map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
         let (memory_in_force, cpu_in_force) = match self.limits(place.cgroup()) {
             Ok(in_force) => in_force,
-            // It is made with its first container.
+            // The pod's cgroup may not exist before the pod's first container.
             Err(CgroupError::Gone(_)) => (None, None),
             Err(error) => {
                 cannot_raise(container, place.cgroup(), &error);
@@ -435,7 +457,7 @@ impl Ancestors {
         };
         if !before.is_said && (is_tight(&memory, origins.memory) || is_tight(&cpu, origins.cpu)) {
             origins.is_said = true;
-            // As a rule it is meant so.
+            // This is no warning, because a low pod limit is usually intended.
             info!(
                 pod = container.pod,
                 container = container.name,
@@ -451,7 +473,8 @@ impl Ancestors {
         if state.sandboxes.contains_key(&container.sandbox) {
             state.origins.insert(container.sandbox.clone(), origins);
         }
-        // A Guaranteed pod requests what it is limited to, whoever gave it the limit.
+        // A Guaranteed pod requests as much as its limit. Its limit therefore caps the claim, even
+        // if the origin of the limit is unknown.
         let is_all_requested =
             place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
         let cap = origins.cap(overhead).or(memory_in_force.filter(|_| is_all_requested));
@@ -464,7 +487,7 @@ impl Ancestors {
             cpu: to(&cpu, origins.cpu),
         };
         let mut again = None;
-        // Memory and processor time have nothing to do with each other.
+        // Memory and CPU are independent: a contended limit of one does not stop the other.
         if state.raising == Raising::Done {
             let memory = raise.memory.map(|to| to.floor_to(self.page_size));
             if let (Some(observed), Some(desired)) = (memory_in_force, memory)
@@ -516,8 +539,9 @@ impl Ancestors {
         again
     }
 
-    /// Whether a pod's limit may be raised to what is `desired`. Where another program has lowered it, it is raised only so often.
-    /// Otherwise the time to try again after, if there is one.
+    /// Decides whether a pod's limit may be raised to `desired`. If another program has lowered the
+    /// limit, repeated raises back off and then stop. Returns the time to wait in `Err` if a later
+    /// try is useful.
     fn may_raise(
         &self,
         state: &mut State,
@@ -554,7 +578,8 @@ impl Ancestors {
         }
     }
 
-    /// Whether a file was raised to a value like this before. Where it is lower, somebody has lowered it.
+    /// Returns whether the plugin has raised the file to a value for which `is_it` is true. If the
+    /// file holds less now, another program has lowered it.
     fn was_raised<V: FromStr>(
         &self,
         file: &(CgroupPath, &'static str),
@@ -572,7 +597,7 @@ impl Ancestors {
         })
     }
 
-    /// Tells that a file is left to whoever keeps changing it.
+    /// Reports that the plugin leaves a file to the program that keeps changing it.
     fn tell_contended(
         &self,
         state: &State,
@@ -586,18 +611,19 @@ impl Ancestors {
             .tell(&cgroup.into(), &What::Contended { knob: *knob, desired, observed, repairs });
     }
 
-    /// The limits in force of memory, and of processor time per second in microseconds; `None` is no limit.
+    /// Returns the limits in force: memory, and CPU time in microseconds per second. `None` is no
+    /// limit.
     fn limits(&self, cgroup: &CgroupPath) -> Result<(Option<Bytes>, Option<u64>), CgroupError> {
         let cgroup = self.root.cgroup(cgroup)?;
         let cpu = match cgroup.cpu_max() {
-            // There is no such limit then.
+            // Without the CPU controller there is no CPU limit.
             Err(CgroupError::Unsupported { .. }) => None,
             cpu => cpu?.rate(),
         };
         Ok((cgroup.read(Knob::Max)?.bytes(), cpu))
     }
 
-    /// Whether the pod of a sandbox is known to have a memory limit of its own.
+    /// Returns whether the pod of this sandbox is known to have its own memory limit.
     pub fn has_own_memory_limit(&self, sandbox: &str) -> bool {
         lock(&self.state)
             .origins
@@ -605,12 +631,12 @@ impl Ancestors {
             .is_some_and(|origins| matches!(origins.memory, Origin::Own(_)))
     }
 
-    /// It has not started yet, or not ended.
+    /// Returns whether the container has not started yet, or has not ended yet.
     pub fn is_alive(&self, container: &Container) -> bool {
         container.is_alive(&self.root)
     }
 
-    /// Raises a pod's limits, and tells which files were, also where another one could not be.
+    /// Raises a pod's limits. Returns the raised files, even if another file could not be written.
     fn raise(
         &self,
         state: &mut State,
@@ -666,7 +692,7 @@ impl Ancestors {
         }
         if let Some(cpu) = raise.cpu {
             let observed = match cgroup.cpu_max() {
-                // There is no such limit then.
+                // Without the CPU controller there is no CPU limit.
                 Err(CgroupError::Unsupported { .. }) => return Ok(()),
                 observed => observed?,
             };
@@ -684,12 +710,12 @@ impl Ancestors {
         Ok(())
     }
 
-    /// Limits of pods that were raised.
+    /// Returns the limits of pods that the plugin has raised.
     pub fn raised_limits(&self) -> Vec<RaisedLimit> {
         lock(&self.originals).raised_limits().to_vec()
     }
 
-    /// What the files of a cgroup's limits hold is to last, where systemd owns the cgroup.
+    /// Makes systemd keep the limits that the cgroup's files hold, if systemd owns the cgroup.
     pub fn make_limits_last(&self, cgroup: &CgroupPath) {
         let state = lock(&self.state);
         if let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open)) {
@@ -697,7 +723,7 @@ impl Ancestors {
         }
     }
 
-    /// A container has ended.
+    /// Removes the claim of a container that has ended.
     pub fn release(&self, id: &str) {
         let mut state = lock(&self.state);
         let pod = state.tree.pod_of(id).cloned();
@@ -705,15 +731,18 @@ impl Ancestors {
         self.apply_levels(&mut state, levels, pod.as_ref());
     }
 
-    /// How often the runtime has told of everything.
+    /// Returns the number of synchronizations with the runtime.
     pub fn synchronized(&self) -> u64 {
         lock(&self.state).synchronized
     }
 
-    /// All is known: brings every level to what it should have, and what is no level any more to what it had.
+    /// Writes the desired values of all levels. Restores the original values of cgroups that the
+    /// plugin has changed earlier and no longer manages.
     ///
-    /// Containers that are not among the given ones are forgotten. `synchronized` is what [`Ancestors::synchronized`] said
-    /// before they were looked at: if the runtime has never told of anything, or has done so again since, all is not known.
+    /// The caller has examined all containers. Claims of containers outside `containers` are
+    /// dropped. `synchronized` is the result of [`Ancestors::synchronized`] before the caller
+    /// examined the containers. Without a synchronization or after a newer one, not all containers
+    /// are known. The call then does nothing.
     pub fn settle(&self, containers: &HashSet<String>, policy: &Policy, synchronized: u64) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -738,7 +767,7 @@ impl Ancestors {
             state.tree.remove_pod(&pod);
         }
         state.hold = false;
-        // What is believed may be wrong by now.
+        // Other programs may have changed the files, so read them again.
         state.in_force.clear();
         let mut cgroups = state.cgroups();
         let known: HashSet<_> = cgroups.iter().cloned().collect();
@@ -755,7 +784,7 @@ impl Ancestors {
         self.report_shortfalls(state);
     }
 
-    /// Forgets what is about containers other than these, and about cgroups that are gone.
+    /// Forgets containers that are not in `containers`, and cgroups that no longer exist.
     pub fn prune(&self, containers: &HashSet<String>) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -775,7 +804,7 @@ impl Ancestors {
         let root = &self.root;
         let kept = lock(&self.originals).retain(|target| match target {
             Target::Container(id) => containers.contains(id),
-            // In doubt it is kept.
+            // Keep the original values if it is unknown whether the cgroup exists.
             Target::Cgroup(path, inode) => {
                 match root.cgroup(path).and_then(|cgroup| cgroup.inode()) {
                     Ok(now) => now == *inode,
@@ -786,12 +815,13 @@ impl Ancestors {
         self.complain(state, kept);
     }
 
-    /// The cgroups that should have something.
+    /// Returns all managed cgroups.
     pub fn cgroups(&self) -> Vec<CgroupPath> {
         lock(&self.state).cgroups()
     }
 
-    /// The cgroups that should have something, with what each is; parents first among those of pods.
+    /// Returns all managed cgroups with their values and kinds. Among the cgroups of pods, parents
+    /// come first.
     pub fn levels(&self) -> Vec<(Level, status::Level)> {
         self.levels_of(&lock(&self.state))
     }
@@ -806,7 +836,7 @@ impl Ancestors {
                 };
             (level, kind)
         });
-        // The same one may be named for the system and for Kubernetes.
+        // The configuration may name one cgroup for both the system and Kubernetes.
         let named: BTreeSet<_> = state.reserved.iter().map(|reserved| &reserved.cgroup).collect();
         let reserved = named.into_iter().map(|cgroup| {
             let [min, low] = self.wanted(state, cgroup);
@@ -818,8 +848,9 @@ impl Ancestors {
         of_pods.chain(reserved).collect()
     }
 
-    /// The values that the cgroups would have if the plugin did not only observe: by the claims of all containers, each with its pod's place
-    /// and its id. In the same order as [`Self::levels`].
+    /// Returns the values that the cgroups would have in enforce mode, in the order of
+    /// [`Self::levels`]. `claims` are the claims of all containers, each with its pod's place and
+    /// the container ID.
     pub fn planned_levels<'c>(
         &self,
         settings: &Settings,
@@ -845,28 +876,30 @@ impl Ancestors {
         self.levels_of(&planned)
     }
 
-    /// The cgroup of all pods, once there was one.
+    /// Returns the cgroup of all pods, if a pod was seen.
     pub fn kubepods(&self) -> Option<CgroupPath> {
         lock(&self.state).tree.kubepods().cloned()
     }
 
-    /// Whether this is one of the cgroups that should have something.
+    /// Returns whether the plugin manages the cgroup.
     pub fn contains(&self, cgroup: &CgroupPath) -> bool {
         let state = lock(&self.state);
         is_ours(&state.tree, &state.reserved, cgroup)
     }
 
-    /// The cgroups beside the pods that are to be protected.
+    /// Returns the reserved cgroups, which lie outside kubepods.
     pub fn reserved(&self) -> Vec<CgroupPath> {
         lock(&self.state).reserved.iter().map(|reserved| reserved.cgroup.clone()).collect()
     }
 
-    /// Whether this is one of the cgroups that the operator names.
+    /// Returns whether the cgroup is a reserved one, named in the configuration or chosen by
+    /// `nodeGuard`.
     pub fn is_reserved(&self, cgroup: &CgroupPath) -> bool {
         lock(&self.state).reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
     }
 
-    /// Compares a level with the kernel and repairs it. `touched`: the files that somebody has written to.
+    /// Compares a cgroup with the kernel and repairs it. `touched` lists the files for which
+    /// inotify reported a write.
     pub fn check(&self, cgroup: &CgroupPath, touched: &[Knob]) -> Checked {
         let mut state = lock(&self.state);
         let state = &mut *state;
@@ -890,7 +923,7 @@ impl Ancestors {
         state.failing.remove(&(cgroup.clone(), None));
         let wanted = self.changes(state, cgroup, &observed);
         for knob in KNOBS {
-            // What is as it should be does not fail any more.
+            // A file with the desired value no longer counts as failing.
             if !wanted.iter().any(|change| change.knob == knob) {
                 state.failing.remove(&(cgroup.clone(), Some(knob)));
             }
@@ -898,7 +931,8 @@ impl Ancestors {
         let (mut changes, mut repairs) = (Vec::new(), Vec::new());
         for change in wanted {
             if state.failing.contains_key(&(cgroup.clone(), Some(change.knob))) {
-                // An attempt that fails is a write, too, to whoever watches.
+                // inotify also reports the plugin's own failed write. Such a report must not cause
+                // another retry.
                 if !touched.contains(&change.knob) {
                     changes.push(change);
                 }
@@ -947,10 +981,12 @@ impl Ancestors {
         checked
     }
 
-    /// Makes the values of cgroups that systemd owns last; a task of its own, as systemd takes its time.
+    /// Makes systemd keep the values of the cgroups that it owns. This is a separate task, because
+    /// systemd may answer slowly.
     ///
-    /// The files hold them already, so nothing is lost by that, unless systemd cannot be reached: then files are all there
-    /// is, and are repaired when they are seen to change.
+    /// The files hold the values already, so a slow answer loses no protection. If systemd is
+    /// unreachable, only the files hold the values. The plugin then repairs them when it sees a
+    /// change.
     pub async fn make_last(self: Arc<Self>, systemd: Systemd) {
         let mut failing = HashSet::new();
         loop {
@@ -958,7 +994,7 @@ impl Ancestors {
             let calls = lasting.into_iter().map(|(cgroup, last)| {
                 let (ancestors, systemd) = (&self, &systemd);
                 async move {
-                    // By now there may be something newer.
+                    // A newer value may have arrived, which replaces this one.
                     let newer = lock(&ancestors.lasting).remove(&cgroup);
                     let last = newer
                         .map_or(last, |newer| Last { raise: newer.raise.or(last.raise), ..newer });
@@ -996,7 +1032,7 @@ impl Ancestors {
                         }
                         failing.insert(cgroup.clone());
                         if let Some(again) = again(&error) {
-                            // Unless there is something newer.
+                            // Keep a newer value if there is one.
                             lock(&self.lasting)
                                 .entry(cgroup)
                                 .and_modify(|newer| newer.raise = newer.raise.or(last.raise))
@@ -1013,31 +1049,32 @@ impl Ancestors {
         }
     }
 
-    /// systemd has taken, or not taken, what it was told.
+    /// Handles systemd's answer for a cgroup.
     fn told(&self, cgroup: &CgroupPath, last: Last, result: &Result<Lasting, SystemdError>) {
         let mut state = lock(&self.state);
         match result {
             Ok(set @ (Lasting::Set | Lasting::Unchanged)) => {
                 state.told.insert(cgroup.clone(), vec![last.protection]);
                 if *set == Lasting::Set {
-                    // It has written this to the files, where there may have been something newer.
+                    // systemd has written this value to the files, where a newer value may be
+                    // desired now.
                     state.in_force.remove(cgroup);
                     self.apply(&mut state, vec![cgroup.clone()]);
                 }
-                // It may have written former limits before it knew of these.
-                // Whoever asked for it was told already.
+                // systemd may have written older limits before it got these, so raise the limits
+                // again. The first raise has been reported already.
                 if let Some(raise) = last.raise {
                     let _ = self.raise(&mut state, cgroup, raise);
                 }
             }
-            // It may do so yet.
+            // systemd may still write these values later.
             Err(SystemdError::Timeout { .. } | SystemdError::Lost { .. }) => {
                 if let Some(told) = state.told.get_mut(cgroup) {
                     let surplus = told.len().saturating_sub(LATE);
                     told.drain(..surplus);
                 }
             }
-            // What the files hold does not come from there.
+            // systemd has not accepted the value, so values in the files do not come from systemd.
             Ok(Lasting::NoUnit) | Err(_) => _ = state.told.remove(cgroup),
         }
     }
@@ -1053,7 +1090,8 @@ impl Ancestors {
         }
     }
 
-    /// Brings what an event has changed to its values: the levels above the event's pod now, the shares of other pods soon.
+    /// Writes the levels that an event has changed. The levels above the event's pod are written
+    /// now. The reconcile task writes the shares of the other pods soon.
     fn apply_levels(&self, state: &mut State, levels: Vec<Level>, pod: Option<&CgroupPath>) {
         let mut cgroups: Vec<_> = levels.into_iter().map(|level| level.cgroup).collect();
         if cgroups.len() > AT_ONCE {
@@ -1065,16 +1103,17 @@ impl Ancestors {
         self.apply(state, cgroups);
     }
 
-    /// Waits until the shares of pods have changed.
+    /// Waits until the shares of pods have changed, or a file needs a quick retry.
     pub async fn shares_changed(&self) {
         self.shares_changed.notified().await;
     }
 
-    /// Brings all cgroups to what they should have, some at a time, and reports whose shares have changed.
+    /// Writes the desired values of all managed cgroups in batches. Then reports the pods that
+    /// newly get less than they ask for, or get all of it again.
     pub async fn share(&self) {
         for cgroups in self.cgroups().chunks(AT_ONCE) {
             self.apply(&mut lock(&self.state), cgroups.to_vec());
-            // Events do not wait for all of it.
+            // Event handlers may take the lock between two batches.
             tokio::task::yield_now().await;
         }
         let mut state = lock(&self.state);
@@ -1083,7 +1122,7 @@ impl Ancestors {
         }
     }
 
-    /// Brings cgroups, given parents first, to what they should have.
+    /// Writes the desired values of `cgroups`, which the caller passes with parents first.
     fn apply(&self, state: &mut State, cgroups: Vec<CgroupPath>) {
         let mut changes = Vec::new();
         for cgroup in cgroups {
@@ -1106,7 +1145,7 @@ impl Ancestors {
         self.write(state, changes);
     }
 
-    /// What nothing is wanted of, and has back what it had, is left alone from then on.
+    /// Stops managing a cgroup that has no desired value and holds its original values.
     fn let_go(&self, state: &mut State, cgroup: &CgroupPath) {
         let Some(in_force) = state.in_force.get(cgroup).copied() else { return };
         if self.wanted(state, cgroup) != [Bytes::ZERO; 2] {
@@ -1132,7 +1171,7 @@ impl Ancestors {
         [reserved.max(desired.min), desired.low]
     }
 
-    /// What has to change for a cgroup to have what it should.
+    /// Returns the changes that give a cgroup its desired values.
     fn changes(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> Vec<Change> {
         let targets = KNOBS.into_iter().zip(self.targets(state, cgroup, observed));
         let changes = targets.map(|(knob, to)| Change {
@@ -1150,7 +1189,7 @@ impl Ancestors {
         changes.filter(is_due).collect()
     }
 
-    /// What the files of a cgroup should hold.
+    /// Returns the values that the cgroup's `memory.min` and `memory.low` should hold.
     fn targets(&self, state: &State, cgroup: &CgroupPath, observed: &InForce) -> [Limit; 2] {
         let wanted = self.wanted(state, cgroup);
         [0, 1].map(|index| {
@@ -1160,13 +1199,14 @@ impl Ancestors {
             let target = Target::Cgroup(cgroup.clone(), observed.inode);
             match lock(&self.originals).get(&target) {
                 Some(values) => values.get(KNOBS[index]).unwrap_or(Limit::Bytes(Bytes::ZERO)),
-                // It was never changed.
+                // The plugin has never changed the cgroup.
                 None => observed.get(KNOBS[index]),
             }
         })
     }
 
-    /// Writes changes that were found parents first, in the order that loses no child's protection.
+    /// Writes `changes` in an order in which no child loses protection. The caller passes parents
+    /// first.
     fn write(&self, state: &mut State, changes: Vec<Change>) {
         let (raising, mut lowering): (Vec<_>, Vec<_>) =
             changes.into_iter().partition(Change::raises);
@@ -1192,7 +1232,7 @@ impl Ancestors {
         let inode = cgroup.inode()?;
         let in_force = match state.in_force.get(&change.cgroup) {
             Some(in_force) if in_force.inode == inode => *in_force,
-            // Another one with its path.
+            // Another cgroup has the same path now.
             _ => InForce::read(&cgroup)?,
         };
         let target = Target::Cgroup(change.cgroup.clone(), inode);
@@ -1207,8 +1247,8 @@ impl Ancestors {
         Ok(())
     }
 
-    /// systemd is to be told of a cgroup, if it may be its own: not of what the files hold, since one of them may be about to
-    /// be repaired.
+    /// Queues the desired values of a cgroup for systemd, if a systemd unit may own the cgroup. The
+    /// values in the files do not count, because the plugin may be about to repair a file.
     fn tell_systemd(
         &self,
         state: &State,
@@ -1230,7 +1270,8 @@ impl Ancestors {
         self.lasting_changed.notify_one();
     }
 
-    /// Something of a cgroup cannot be read or written: it is said once, and tried again soon.
+    /// Handles a cgroup that cannot be read or written: logs the first failure, and requests a
+    /// quick retry.
     fn failed(
         &self,
         state: &mut State,
@@ -1239,7 +1280,8 @@ impl Ancestors {
         error: &CgroupError,
     ) {
         if let CgroupError::Gone(_) = error {
-            // A pod's cgroup may be made with its first container, and goes before the runtime tells.
+            // The runtime may create a pod's cgroup with the first container. It may remove the
+            // cgroup before it reports the end of the pod.
             debug!(%cgroup, "no such cgroup");
             return;
         }
@@ -1308,7 +1350,7 @@ fn cannot_raise(container: &Container, cgroup: &CgroupPath, error: &CgroupError)
     );
 }
 
-/// When to try again what failed; `None` where that is no use.
+/// Returns the delay before the next try of a failed call; `None` if a retry is useless.
 fn again(error: &SystemdError) -> Option<Duration> {
     match error {
         SystemdError::Paused { pause, .. } => Some(*pause),
@@ -1327,7 +1369,7 @@ mod tests {
 
     const KUBEPODS: &str = "kubepods.slice";
 
-    /// A guaranteed pod, whose slice is a unit, on a host with a systemd.
+    /// A host with systemd, and a Guaranteed pod whose slice is a unit.
     struct Arranged {
         host: Host,
         place: PodPlace,
@@ -1375,7 +1417,7 @@ mod tests {
             self.host.root().cgroup(&path(POD)).unwrap().read(Knob::Min).unwrap()
         }
 
-        /// What systemd was told of memory.min, one after the other.
+        /// Returns the values of MemoryMin that systemd has received, oldest first.
         fn told(&self) -> Vec<u64> {
             let settings = |call: &(_, _, Vec<(String, u64)>)| {
                 call.2.iter().find(|(name, _)| name == "MemoryMin").map(|(_, value)| *value)
@@ -1410,7 +1452,7 @@ mod tests {
     #[tokio::test]
     async fn systemd_is_never_told_what_somebody_else_wrote() {
         let arranged = Arranged::new();
-        // How soon one repair follows another decides what is repaired.
+        // The time between two repairs decides whether the plugin repairs, so stop the clock.
         tokio::time::pause();
         arranged.claim(8192);
         for _ in 0..2 {
@@ -1418,7 +1460,7 @@ mod tests {
             assert_eq!(arranged.check(), Checked::Settled);
             assert_eq!(arranged.min(), bytes(8192));
         }
-        // Left for a while.
+        // The third repair must wait.
         arranged.write(4096);
         assert!(matches!(arranged.check(), Checked::Again(_)));
         tokio::time::resume();
@@ -1460,7 +1502,8 @@ mod tests {
             arranged.claim(newer);
             assert_eq!(arranged.min(), bytes(newer));
             writes.add_permits(1);
-            // Nobody checks it, or the watch does, before or after systemd is known to be done.
+            // Only the second round checks the file as the watch does. The plugin may not have
+            // handled systemd's answer yet.
             if index == 2 {
                 arranged.until("late", || arranged.min() != bytes(newer)).await;
                 assert_eq!(arranged.check(), Checked::Settled);

@@ -1,8 +1,12 @@
-//! Making room below a lower limit, so that setting it kills nobody.
+//! Preparation of limit decreases, so that a lower `memory.max` OOM-kills no process.
 //!
-//! First `memory.reclaim`, then `memory.high` at what is used, a margin below the limit at most, so that what grows between the last
-//! look and the runtime's write is slowed down, then the look. None of these kills, whatever comes of it. Setting `memory.max` below usage
-//! does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"), and neither runc nor containerd looks before.
+//! The plugin first reclaims memory by `memory.reclaim`. Then it sets `memory.high` to the current
+//! usage, at most to the limit minus a margin. The kernel then throttles growth between the
+//! plugin's last check and the runtime's write. Finally the plugin checks the usage.
+//!
+//! None of these steps OOM-kills a process, whatever the result. Setting `memory.max` below the
+//! usage does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"). Neither runc nor
+//! containerd checks the usage before.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -18,38 +22,40 @@ use crate::state::containers::{Container, Containers, Update};
 use crate::state::originals::Values;
 use crate::{in_own_thread, lock};
 
-/// How much is reclaimed at a time: what is written back is waited for.
+/// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
+/// written back dirty pages.
 const STEP: Bytes = Bytes::new(16 << 20);
 
-/// How long after the deadline an attempt is waited for.
+/// Time after the deadline in which the plugin still waits for an attempt.
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
-/// What became of a cgroup.
+/// Result of the preparation of a cgroup for a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
-    /// The limit may be set. `memory.high` is at most a margin below it.
+    /// The limit may be set. `memory.high` is at most the limit minus a margin.
     Made,
-    /// The limit would kill. `memory.high` is as before.
+    /// The limit would cause an OOM kill. `memory.high` is restored, at the latest when the reclaim
+    /// ends.
     NotMade(Usage),
 }
 
-/// What became of a container's limit.
+/// Result of an attempt to prepare a container or pod for a lower limit.
 #[derive(Debug)]
 pub enum Attempted {
-    /// It is not lower than the one in force, or nothing is known of that.
+    /// The limit is not lower than the one in force, or the limit in force is unknown.
     NoCut,
-    /// It may be set; `memory.high` may be lower now.
+    /// The limit may be set. `memory.high` may be lower now.
     Made,
-    /// It would kill. All is as before.
+    /// The limit would cause an OOM kill. The cgroup's files are restored.
     NotMade {
-        /// The limit in force.
+        /// Limit in force.
         in_force: Limit,
-        /// What the container uses; `None` while the kernel has not come to an end with another attempt.
+        /// Memory usage; `None` while another attempt or another update is under way.
         usage: Option<Usage>,
     },
 }
 
-/// Makes room in containers, in each by one at a time.
+/// Prepares limit decreases, for each container or pod one at a time.
 #[derive(Debug)]
 pub struct Cuts {
     root: Arc<CgroupRoot>,
@@ -58,17 +64,18 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// No room was asked for yet.
+    /// Creates the value without any attempt under way.
     pub fn new(root: Arc<CgroupRoot>, containers: Arc<Containers>) -> Self {
         Self { root, containers, under_way: Arc::default() }
     }
 
-    /// Makes room in a container for the limit that it is to have, within about `budget`. Where it is made, `update` is under way from
-    /// then on, so that nobody repairs `memory.high`; it is for the caller to see that the container's values are looked at again.
+    /// Prepares a container for its new limit, within about `budget`. After success, the
+    /// container's update state is `update`. In this state the plugin does not repair
+    /// `memory.high`. The caller must ensure that the container's values are checked again.
     ///
     /// # Errors
     ///
-    /// When its cgroup cannot be read, or `memory.high` not be written.
+    /// When the container's cgroup cannot be read, or `memory.high` cannot be written.
     pub async fn make_room(
         &self,
         container: &Container,
@@ -78,14 +85,14 @@ impl Cuts {
         let (Limit::Bytes(limit), Some(path)) = (container.limit, &container.cgroup) else {
             return Ok(Attempted::NoCut);
         };
-        // One that is not running has nothing to lose.
+        // A container that is not running has no process to lose.
         let Ok(cgroup) = self.root.cgroup(path) else { return Ok(Attempted::NoCut) };
         let in_force = match cgroup.read(Knob::Max) {
             Ok(in_force) if in_force > container.limit => in_force,
             _ => return Ok(Attempted::NoCut),
         };
         let Ok(held) = Values::read(&cgroup) else { return Ok(Attempted::NoCut) };
-        // Whoever asked tries again, perhaps before the kernel has come to an end with the last attempt.
+        // The client retries, perhaps before the kernel has finished the last attempt.
         let Some(attempt) = Attempt::begin(&self.under_way, &container.id) else {
             return Ok(Attempted::NotMade { in_force, usage: None });
         };
@@ -95,17 +102,18 @@ impl Cuts {
             return Ok(Attempted::NotMade { in_force, usage: None });
         }
         self.containers.remember(container, held);
-        // Nor is anybody to take what it is lowered to for what it was.
+        // Record the original memory.high so that the temporary value is not mistaken for it.
         let high = container.high_before.or(held.high).unwrap_or(Limit::Max);
         self.containers.swap_update(&container.id, before, update);
         self.containers.set_high_before(&container.id, Some(high));
         let room = make_room(cgroup, limit, high, Instant::now() + budget, attempt).await;
         if !matches!(room, Ok(Room::Made)) {
-            // Unless there was another one meanwhile.
+            // A newer update that has begun meanwhile keeps its state.
             self.containers.swap_update(&container.id, update, before);
         }
         let room = match room {
-            // What cannot be made room in is judged by what it uses: setting the limit would kill all the same.
+            // If the attempt failed, the usage decides: setting the limit could still cause an OOM
+            // kill.
             Err(error) => {
                 let usage = self.root.cgroup(path).and_then(|cgroup| cgroup.usage_in_parts());
                 match usage {
@@ -121,7 +129,8 @@ impl Cuts {
         })
     }
 
-    /// Judges a container's lower limit without changing anything. `Some`: it would kill, whatever is reclaimed before.
+    /// Checks a container's limit decrease without changing anything. Returns `Some` if the
+    /// decrease would cause an OOM kill, whatever the kernel reclaims before.
     pub fn judge(&self, container: &Container) -> Option<LowerLimit> {
         let Limit::Bytes(limit) = container.limit else { return None };
         let cgroup = self.root.cgroup(container.cgroup.as_ref()?).ok()?;
@@ -132,7 +141,8 @@ impl Cuts {
         kills.then_some(LowerLimit { limit: container.limit, in_force, usage })
     }
 
-    /// Judges a pod's own lower limit without changing anything, as [`Self::judge`] does. `id` is that of the pod's sandbox.
+    /// Checks the decrease of a pod's own limit without changing anything, as [`Self::judge`] does.
+    /// `id` is the ID of the pod's sandbox.
     pub fn judge_pod(&self, id: &str, pod: &CgroupPath, limit: Bytes) -> Option<LowerLimit> {
         let cgroup = self.root.cgroup(pod).ok()?;
         let in_force =
@@ -142,8 +152,9 @@ impl Cuts {
         kills.then_some(LowerLimit { limit: limit.into(), in_force, usage })
     }
 
-    /// The most that a pod may use when its limit is set: all of the limit where its containers may use no more than that
-    /// together, since each of them has its margin; else a margin less.
+    /// Returns the maximum usage at which the pod's limit may be set. This is `limit` if the
+    /// containers may use no more than `limit` together, because each container has its own margin.
+    /// Otherwise it is `limit` minus a margin.
     fn most_in_pod(&self, id: &str, limit: Bytes) -> Bytes {
         let mut containers = self.containers.in_sandbox(id);
         containers.retain(|container| container.is_alive(&self.root));
@@ -156,11 +167,14 @@ impl Cuts {
         }
     }
 
-    /// Makes room in the cgroup of a pod, whose sandbox is `id`, for the `limit` that the kubelet is about to set, within about `budget`.
+    /// Prepares the cgroup of a pod for the `limit` that the kubelet is about to set, within about
+    /// `budget`. `id` is the ID of the pod's sandbox.
     ///
-    /// To the byte where the pod's containers may use no more than that together: they have their lower limits before the pod has (the
-    /// kubelet's order), with room in each, and a margin of the pod's own would refuse what harms nobody. Where they may use more, as
-    /// with limits of the pod's own (`PodLevelResources`), with a margin for what grows meanwhile.
+    /// If the containers may use no more than `limit` together, the usage may reach `limit`. The
+    /// kubelet gives the containers their lower limits before the pod, and each container has its
+    /// own margin. An additional margin for the pod would refuse harmless decreases. The containers
+    /// may use more than `limit` if the pod has its own limits (`PodLevelResources`). Then the
+    /// usage must leave a margin for growth.
     ///
     /// # Errors
     ///
@@ -182,12 +196,13 @@ impl Cuts {
             return Ok(Attempted::NotMade { in_force, usage: None });
         };
         let (tell, told) = oneshot::channel();
-        // Of its own, as below.
+        // Use a separate thread, as `make_room` below does.
         in_own_thread("room in a pod", move || {
-            // Nobody may wait any longer. The attempt goes with the answer, so that it is over when the next one may come.
+            // The receiver may have stopped waiting. The attempt travels with the result, so that
+            // it has ended when the next attempt can begin.
             let _ = tell.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
         });
-        // Whatever came of it, what is used decides.
+        // Whatever the result of the reclaim, the usage decides.
         let _ = tokio::time::timeout(budget + LAST_LOOK, told).await;
         let usage = self.root.cgroup(pod)?.usage_in_parts()?;
         Ok(match resize::fits(most, &usage) {
@@ -197,7 +212,7 @@ impl Cuts {
     }
 }
 
-/// Room being made in a container, until the kernel has come to an end with it.
+/// An attempt for a container or pod, which lasts until the kernel has finished the reclaim.
 #[derive(Debug)]
 struct Attempt {
     under_way: Arc<Mutex<HashSet<String>>>,
@@ -205,7 +220,8 @@ struct Attempt {
 }
 
 impl Attempt {
-    /// `None` while there is another in this container.
+    /// Begins an attempt. Returns `None` while another attempt for the same container or pod is
+    /// under way.
     fn begin(under_way: &Arc<Mutex<HashSet<String>>>, id: &str) -> Option<Self> {
         let is_first = lock(under_way).insert(id.to_owned());
         is_first.then(|| Self { under_way: under_way.clone(), id: id.to_owned() })
@@ -218,8 +234,9 @@ impl Drop for Attempt {
     }
 }
 
-/// Makes room in `cgroup`, whose `memory.high` should be `high`, for `limit`, until `deadline` at the latest: a reclaim that takes
-/// longer is left to itself, and `memory.high` put back when it comes to an end.
+/// Prepares `cgroup` for `limit`, until `deadline` at the latest. `high` is the original
+/// `memory.high`. A longer reclaim continues in its own thread, which restores `memory.high` at the
+/// end.
 async fn make_room(
     cgroup: Cgroup,
     limit: Bytes,
@@ -230,19 +247,20 @@ async fn make_room(
     let cgroup = Arc::new(cgroup);
     let (tell, mut told) = oneshot::channel();
     let working = cgroup.clone();
-    // Of its own: there are few threads for what blocks, and the kernel may take its time.
+    // Use a separate thread: there are few threads for blocking work, and the kernel may take long.
     in_own_thread("room", move || {
         let room = try_to(&working, limit, high, deadline);
         if !matches!(room, Ok(Room::Made)) {
             put_back(&working, high);
         }
-        // The attempt goes with the answer, so that it is over when the next one may come.
+        // The attempt travels with the result, so that it has ended when the next attempt can
+        // begin.
         if let Err((Ok(Room::Made), _attempt)) = tell.send((room, attempt)) {
-            // Nobody waits any longer: there is no limit that this room would be for.
+            // The receiver has stopped waiting, so the runtime will not set the limit.
             put_back(&working, high);
         }
     });
-    // A little more than the deadline, for the last look.
+    // Wait a little beyond the deadline, for the last check of the usage.
     let patience = deadline.saturating_duration_since(Instant::now()) + LAST_LOOK;
     let in_time = tokio::time::timeout(patience, &mut told).await;
     told.close();
@@ -262,13 +280,14 @@ fn try_to(
     if let Some(usage) = reclaim(cgroup, most, deadline)? {
         return Ok(Room::NotMade(usage));
     }
-    // As low as it goes without throttling what does not grow: the runtime takes its time.
+    // Use the lowest memory.high that throttles only growth, because the runtime may take long to
+    // set the limit.
     let line = Limit::Bytes(cgroup.usage()?.max(resize::margin(limit)).min(most));
     if high > line {
         cgroup.write(Knob::High, line)?;
     }
     let usage = cgroup.usage_in_parts()?;
-    // Each processor may have charged a little beyond memory.high.
+    // Each CPU may have charged a little beyond memory.high.
     let slack = Bytes::new(resize::margin(limit).get() / 2);
     if usage.current <= most.saturating_add(slack) {
         Ok(Room::Made)
@@ -277,8 +296,8 @@ fn try_to(
     }
 }
 
-/// Reclaims until no more than `most` is used. Returns what is used where that cannot be reached; `None` also where the kernel has no
-/// `memory.reclaim`.
+/// Reclaims memory until the usage is at most `most`. Returns the usage if it stays above `most`.
+/// Returns `None` on success, and also if the kernel has no `memory.reclaim`.
 fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usage>, CgroupError> {
     loop {
         let usage = cgroup.usage_in_parts()?;
@@ -290,19 +309,19 @@ fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usa
         }
         let wanted = usage.current.saturating_sub(most).min(STEP);
         match cgroup.reclaim(wanted) {
-            // What could be reclaimed is gone in any case: see what that was.
+            // The kernel may reclaim only a part. Continue if the usage has fallen.
             Ok(is_all) if is_all || cgroup.usage()? < usage.current => {}
             Ok(_) => return Ok(Some(usage)),
-            // Lowering memory.high does the same.
+            // Lowering memory.high also makes the kernel reclaim memory.
             Err(CgroupError::Unsupported { .. }) => return Ok(None),
             Err(error) => return Err(error),
         }
     }
 }
 
-/// Lets a container go on as before.
+/// Restores `memory.high`.
 fn put_back(cgroup: &Cgroup, high: Limit) {
-    // The cgroup may be gone; else it is found when the container is looked at next.
+    // The cgroup may be gone. Otherwise the next check of the container finds the wrong value.
     if cgroup.read(Knob::High).is_ok_and(|now| now != high) {
         let _ = cgroup.write(Knob::High, high);
     }

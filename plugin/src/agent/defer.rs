@@ -1,7 +1,9 @@
-//! Limits that could not be set without a kill, tried again in the background (`shrink: defer`).
+//! Deferred limit decreases, which the plugin retries in the background (`shrink: defer`).
 //!
-//! A container is left alone as long as the limit cannot be reached, or it waits for memory already. What can be reclaimed is, for
-//! three tenths of each second. Once the limit fits, the runtime is asked for it, and it counts when it is read back.
+//! The plugin does nothing to a container while the limit is out of reach, or while the container
+//! already stalls on memory. Otherwise each pass reclaims memory for up to three tenths of a
+//! second. There is about one pass per second. Once the usage fits, the plugin asks the runtime to
+//! set the limit. The limit counts as applied when it was read back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -20,16 +22,16 @@ use crate::lock;
 use crate::report::{LowerLimit, Reports, What};
 use crate::state::containers::{Container, Containers, Update};
 
-/// How often limits are tried.
+/// Pause between two passes over the deferred limits.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How long room is made for one at a time.
+/// Time for one attempt to prepare a container's limit decrease.
 const BUDGET: Duration = Duration::from_millis(300);
 
-/// How long the runtime has for what it was asked.
+/// Time after which the plugin asks the runtime again for a limit that is not set.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Limits that wait.
+/// The deferred limit decreases.
 #[derive(Debug)]
 pub struct Deferrals {
     root: Arc<CgroupRoot>,
@@ -37,23 +39,23 @@ pub struct Deferrals {
     cuts: Arc<Cuts>,
     reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
-    /// By container.
+    /// Deferred limits, by container ID.
     waiting: Mutex<HashMap<String, Deferral>>,
     changed: Notify,
 }
 
-/// A limit that waits.
+/// A deferred limit decrease.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Deferral {
     limit: Bytes,
     since: Instant,
     patience: Duration,
-    /// When the runtime was last asked for it.
+    /// Time of the last request to the runtime.
     asked: Option<Instant>,
 }
 
 impl Deferrals {
-    /// Nothing waits. What is due is done by the reconcile task, through `work`.
+    /// Creates an empty set. The reconcile task gets the requests for the runtime through `work`.
     pub fn new(
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
@@ -72,11 +74,11 @@ impl Deferrals {
         }
     }
 
-    /// A container is to have this limit, once it can, or never after so long.
+    /// Defers a container's limit for at most `patience`.
     pub fn put(&self, id: &str, limit: Bytes, patience: Duration) {
         let new = Deferral { limit, since: Instant::now(), patience, asked: None };
         let mut waiting = lock(&self.waiting);
-        // Whoever asks for the same again does not make it wait longer.
+        // A repeated request for the same limit does not restart the wait.
         let same = waiting.get(id).filter(|before| before.limit == limit).copied();
         let deferral = same.map_or(new, |before| Deferral { patience, ..before });
         waiting.insert(id.to_owned(), deferral);
@@ -84,17 +86,17 @@ impl Deferrals {
         self.changed.notify_one();
     }
 
-    /// A container's limit waits.
+    /// Returns whether the container has a deferred limit.
     pub fn is_waiting(&self, id: &str) -> bool {
         lock(&self.waiting).contains_key(id)
     }
 
-    /// A container's limit does not wait any more.
+    /// Drops the container's deferred limit.
     pub fn forget(&self, id: &str) {
         lock(&self.waiting).remove(id);
     }
 
-    /// Works for ever.
+    /// Runs forever.
     pub async fn run(self: Arc<Self>) {
         loop {
             let waiting: Vec<_> =
@@ -124,7 +126,7 @@ impl Deferrals {
             None => true,
         };
         let mut waiting = lock(&self.waiting);
-        // Unless there was another update meanwhile.
+        // Keep the limit of an update that came meanwhile.
         let same = waiting
             .get(id)
             .is_some_and(|now| now.limit == deferral.limit && now.since == deferral.since);
@@ -133,7 +135,7 @@ impl Deferrals {
         }
     }
 
-    /// Whether nothing is left to do.
+    /// Tries the limit once. Returns whether the limit is settled.
     async fn try_once(
         &self,
         container: &Container,
@@ -154,7 +156,7 @@ impl Deferrals {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        // A plugin that does not act any more forgets the limit, and says so.
+        // A plugin that no longer enforces drops the limit and reports this.
         if now.duration_since(since) >= patience || !self.containers.settings().enforces() {
             self.reports.tell(
                 &container.into(),
@@ -162,7 +164,7 @@ impl Deferrals {
             );
             return Ok(true);
         }
-        // Where the kernel does not tell of pressure, it is little at a time in any case.
+        // Without memory.pressure the plugin tries as well, because each pass reclaims little.
         let is_of_use = match resize::cut(limit, &usage) {
             Cut::Kills => false,
             Cut::Reclaim => cgroup.pressure().map_or(0.0, |pressure| pressure.percent) < STALLED,
@@ -175,7 +177,7 @@ impl Deferrals {
                     if let Some(deferral) = lock(&self.waiting).get_mut(&container.id) {
                         deferral.asked = Some(now);
                     }
-                    // The task ends only with the program.
+                    // The receiver lives as long as the program.
                     let _ = self.work.send(Work::limit(container, limit));
                 }
                 Attempted::NotMade { .. } => {

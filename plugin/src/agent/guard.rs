@@ -1,19 +1,22 @@
-//! Keeping memory from pods for the rest of the node (`nodeGuard`): all pods together have a limit, `memory.max` of kubepods.
+//! The node guard (`nodeGuard`), which keeps memory for the rest of the node. The guard sets one
+//! limit for all pods together: `memory.max` of kubepods.
 //!
-//! Limits of pods may add up to many times what the node has. When they are used, the kernel looks for memory on the whole
-//! node, and at last for somebody to kill there: it may be the runtime or sshd, and all of them wait until then. With a line
-//! for all pods it reclaims from pods, and kills among pods, by their `oom_score_adj`, which goes by what they use beyond their
-//! requests. `memory.min` of the system's cgroups is the other half ([`crate::config::Config::reserved`]): their page cache
-//! stays.
+//! The limits of pods may add up to many times the node's memory. When pods use that much, the
+//! kernel reclaims memory on the whole node and at last OOM-kills there. The victim may be the
+//! runtime or sshd, and all programs stall until then. With the guard limit, the kernel reclaims
+//! from pods and OOM-kills among pods. It chooses by `oom_score_adj`, which reflects the usage
+//! beyond the requests. The other half of the guard is `memory.min` of the system's cgroups
+//! ([`crate::config::Config::reserved`]), which protects their page cache.
 //!
-//! Not `memory.high`: seen on Linux 7.2, pods overshoot that while they wait, and the kernel kills on the whole node.
+//! The guard does not use `memory.high`. On Linux 7.2, throttled pods exceeded `memory.high` and
+//! the kernel OOM-killed on the whole node.
 //!
-//! The kubelet sets the same file, to what it leaves for pods (`enforceNodeAllocatable`, in the kubelet's
-//! `pkg/kubelet/cm/node_container_manager_linux.go`). Whichever is lower counts. What was there before is kept in a file
-//! ([`Record`]), and is what kubepods gets back.
+//! The kubelet sets the same file to the memory that it leaves for pods (`enforceNodeAllocatable`,
+//! in the kubelet's `pkg/kubelet/cm/node_container_manager_linux.go`). The lower limit applies. The
+//! plugin keeps the value without the guard in a file ([`Record`]) and restores it later.
 //!
-//! Nobody is killed for the line itself: where pods use more than that, what can be reclaimed is, and the line waits for the
-//! rest.
+//! Setting the guard limit kills no process. If pods use more, the plugin reclaims memory and sets
+//! the limit only once the usage fits.
 
 use std::fs;
 use std::io;
@@ -36,56 +39,61 @@ use crate::kubelet::kubepods::{Found, find};
 use crate::report::{LowerLimit, Reports, Subject, What};
 use crate::state::containers::{Containers, is_restored};
 
-/// Half of the guard is missing, and what to do about that.
+/// Warning that half of the guard is missing: there is no cgroup of the system to protect.
 pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
-/// Advice for it.
+/// Advice for [`NO_SYSTEM_SLICE`].
 pub const NAME_THE_SYSTEM: &str = "Name the cgroups of the runtime and the kubelet as systemReservedCgroup and kubeReservedCgroup in the \
                                    configuration, with the amounts systemReserved and kubeReserved";
 
-/// How often kubepods is looked at, beside being watched: inotify may have lost something, or there is another one by now.
+/// Interval of the check of kubepods in addition to inotify. The kernel may have lost an inotify
+/// event, or another cgroup may be kubepods now.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// How often a line that waits is tried.
+/// Interval of the attempts to set a limit that waits.
 const SOON: Duration = Duration::from_secs(5);
 
-/// When a file is looked at again that has just changed.
+/// Delay before the check of a file that has just changed.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// How long room is made at a time. Pods may fill it again as fast as that.
+/// Time for one attempt to reclaim memory. Pods may allocate memory as fast as the kernel reclaims
+/// it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How much is reclaimed at a time: what is written back is waited for.
+/// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
+/// written back dirty pages.
 const STEP: Bytes = Bytes::new(64 << 20);
 
-/// What was changed of kubepods, in a file, so that it can be taken back by whoever runs later.
+/// The guard's change to kubepods, stored in a file so that a later program can undo it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     cgroup: CgroupPath,
     inode: u64,
-    /// What it would hold without the guard.
+    /// Value that `memory.max` would have without the guard.
     before: Limit,
-    /// What it was set to: while that changes, both.
+    /// Limits that the guard has set. While the guard limit changes, these are the old and the new
+    /// one.
     lines: Vec<Bytes>,
 }
 
 impl Record {
-    /// Where it is on a node.
+    /// Path of the record on a node.
     pub const PATH: &str = "run/plimsoll/guard";
 
     fn file(host: &Path) -> PathBuf {
         host.join(Self::PATH)
     }
 
-    /// The record on the node whose file system is at `host`; `None` if there is none that can be read.
+    /// Returns the record on the node whose file system is at `host`. Returns `None` if there is no
+    /// record, or if it cannot be read.
     pub fn load(host: &Path) -> Option<Self> {
         Self::read(host).ok().flatten()
     }
 
-    /// The record on the node whose file system is at `host`; `None` if there is none.
+    /// Returns the record on the node whose file system is at `host`; `None` if there is no record.
     ///
     /// # Errors
     ///
-    /// When there is one that cannot be read.
+    /// When the record cannot be read.
     pub fn read(host: &Path) -> io::Result<Option<Self>> {
         match fs::read(Self::file(host)) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
@@ -94,22 +102,22 @@ impl Record {
         }
     }
 
-    /// The cgroup.
+    /// Returns the cgroup that the guard has changed.
     pub fn cgroup(&self) -> &CgroupPath {
         &self.cgroup
     }
 
-    /// Whether what kubepods holds is what it was set to.
+    /// Returns whether `observed` is a limit that the guard has set.
     fn is_ours(&self, observed: Limit) -> bool {
         self.lines.iter().any(|line| observed == Limit::Bytes(*line))
     }
 
-    /// Whether `cgroup` is the one that was kubepods, and holds what it was set to.
+    /// Returns whether `cgroup` is the recorded kubepods and holds a limit of the guard.
     fn is_in_force(&self, cgroup: &Cgroup) -> Result<bool, CgroupError> {
         Ok(cgroup.inode()? == self.inode && self.is_ours(cgroup.read(Knob::Max)?))
     }
 
-    /// What kubepods would hold without the guard, when it holds `observed`.
+    /// Returns the limit that kubepods would have without the guard, if it holds `observed` now.
     pub fn without(&self, observed: Limit) -> Limit {
         if self.is_ours(observed) { self.before } else { observed }
     }
@@ -132,11 +140,12 @@ impl Record {
     }
 }
 
-/// The cgroup of all pods, if there is one: that of the pods that are known, or else where the kubelet made it.
+/// Returns the cgroup of all pods, if there is one. This is the cgroup of the known pods, or else
+/// the one that the kubelet made.
 ///
 /// # Errors
 ///
-/// When none was found, and there are places that could not be looked into.
+/// When a cgroup cannot be opened. Also when none was found and a directory could not be searched.
 pub fn kubepods(
     root: &CgroupRoot,
     ancestors: &Ancestors,
@@ -156,27 +165,28 @@ pub fn kubepods(
     }
 }
 
-/// Whether `memory.max` of kubepods holds a limit that the guard has set, and not only is to have one.
+/// Returns whether `memory.max` of kubepods holds a limit of the guard. A limit that waits does not
+/// count.
 pub fn is_in_force(root: &CgroupRoot, ancestors: &Ancestors) -> bool {
     let Ok(Some((path, cgroup))) = kubepods(root, ancestors) else { return false };
     Record::load(root.host())
         .is_some_and(|record| record.cgroup == path && record.is_in_force(&cgroup).unwrap_or(false))
 }
 
-/// What is to be done about `memory.max` of kubepods.
+/// Action on `memory.max` of kubepods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// It is as it should be.
+    /// The file holds the right value.
     Nothing,
-    /// It gets the line; without the guard it would hold `before`.
+    /// Set the limit to `line`. Without the guard, the file would hold `before`.
     Set { line: Bytes, before: Limit },
-    /// It gets back what it would hold without the guard.
+    /// Restore the value that the file would hold without the guard.
     PutBack(Limit),
-    /// Somebody has set it since, and it is theirs.
+    /// Forget the record, because another program has set the file since.
     Forget,
 }
 
-/// Decides what is to be done where `line` is wanted, or nothing is.
+/// Decides the action. `line` is the desired guard limit; `None` if no limit is desired.
 fn step(line: Option<Bytes>, observed: Limit, record: Option<&Record>) -> Step {
     let ours = record.filter(|record| record.is_ours(observed));
     let before = ours.map_or(observed, |record| record.before);
@@ -194,19 +204,19 @@ fn step(line: Option<Bytes>, observed: Limit, record: Option<&Record>) -> Step {
     }
 }
 
-/// What became of a line.
+/// Result of an attempt to set the guard limit.
 enum Attempt {
-    /// It was read back.
+    /// The limit was set and read back.
     Set,
-    /// Pods use more, and not enough of it can be reclaimed.
+    /// Pods use more than the limit, and the kernel could not reclaim enough.
     NoRoom(Usage),
-    /// The file holds something else than it did, or another line is wanted by now. Nothing was written.
+    /// The file has changed, or another limit is desired now. The plugin wrote nothing.
     Changed,
-    /// It was written, and another program has written something else since.
+    /// The plugin wrote the limit, but another program has written another value since.
     Overwritten,
 }
 
-/// The task that keeps the line.
+/// The task that keeps the guard limit in force.
 #[derive(Clone, Debug)]
 pub struct Guard {
     host: PathBuf,
@@ -216,22 +226,22 @@ pub struct Guard {
     reports: Arc<Reports>,
 }
 
-/// What the task remembers.
+/// State of the task.
 #[derive(Debug, Default)]
 struct State {
     record: Option<Record>,
-    /// The record is of a line that was not read back.
+    /// Whether the record contains a limit that was not read back.
     is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
-    /// The line that was said to wait, and when it is tried next.
+    /// Limit that was reported as waiting, and the time of the next attempt.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
-    /// There is no cgroup of the system to protect, and it was said.
+    /// Whether the log has said that there is no cgroup of the system to protect.
     is_half: bool,
 }
 
 impl Guard {
-    /// The guard of the node whose file system is at `host`.
+    /// Creates the guard of the node whose file system is at `host`.
     pub fn new(
         host: PathBuf,
         root: Arc<CgroupRoot>,
@@ -242,16 +252,16 @@ impl Guard {
         Self { host, root, containers, ancestors, reports }
     }
 
-    /// Works once the runtime has configured the plugin, for ever. Until then nobody knows which line is wanted, or whether another
-    /// instance keeps one.
+    /// Runs forever, once the runtime has configured the plugin. Before that, the desired limit is
+    /// unknown and another instance of the plugin may keep one.
     pub async fn run_when_configured(self) {
         let mut settings = self.containers.settings_changed();
-        // The sender is in the containers, which are kept here.
+        // `self.containers` owns the sender, so the channel cannot close.
         let _ = settings.changed().await;
         self.run().await;
     }
 
-    /// Works for ever.
+    /// Runs forever.
     pub async fn run(self) {
         let mut settings = self.containers.settings_changed();
         let mut state = State { record: Record::load(&self.host), ..State::default() };
@@ -262,7 +272,8 @@ impl Guard {
             if self.line().is_none() && state.record.is_none() {
                 watched = None;
                 let changed = settings.changed();
-                // `plimsoll restore` may have been called and undone before anybody has taken that over.
+                // `plimsoll restore` was called, but the settings do not show it. The user may undo
+                // it before they do.
                 if self.containers.settings().guard_line().is_some() {
                     let _ = timeout(EVERY, changed).await;
                 } else {
@@ -271,7 +282,8 @@ impl Guard {
                 continue;
             }
             self.look_for_the_system(&mut state);
-            // Before it is looked at, so that nothing is missed in between; and anew, as it may be another one by now.
+            // Watch the cgroup before the check, so that no write is missed in between. Add the
+            // watch on each pass, because another cgroup may be kubepods now.
             watched = self.watch(watched);
             let again = match self.look(&mut state, written).await {
                 Ok(again) => {
@@ -295,7 +307,8 @@ impl Guard {
         }
     }
 
-    /// What is wanted. `plimsoll restore` may have been called just now, and puts back itself.
+    /// Returns the desired guard limit. Returns `None` also after a call of `plimsoll restore`,
+    /// which itself restores the file.
     fn line(&self) -> Option<Bytes> {
         self.containers
             .settings()
@@ -303,7 +316,8 @@ impl Guard {
             .filter(|_| matches!(is_restored(&self.host), Ok(false)))
     }
 
-    /// Says once if half of the guard is missing: the cgroup of the system whose memory it protects.
+    /// Warns once if half of the guard is missing: the system's cgroup, whose memory should be
+    /// protected.
     fn look_for_the_system(&self, state: &mut State) {
         let settings = self.containers.settings();
         let system = CgroupPath::system_slice();
@@ -322,7 +336,7 @@ impl Guard {
 
     fn watch(&self, watched: Option<Watch>) -> Option<Watch> {
         let watch = watched.map_or_else(Watch::new, Ok).and_then(|mut watch| {
-            // What is the matter with it, if anything, says the look at it.
+            // The next check of kubepods reports errors, so ignore them here.
             if let Ok(Some((path, _))) = kubepods(&self.root, &self.ancestors) {
                 watch.add(&self.root, &path)?;
             }
@@ -331,7 +345,8 @@ impl Guard {
         watch.inspect_err(|error| debug!(%error, "kubepods is looked at now and then only")).ok()
     }
 
-    /// Does what is to be done. `written`: somebody has written the file since. Tells when it is to be called again.
+    /// Does the next action. `written` says that inotify has reported a write to the file. Returns
+    /// the delay before the next call.
     async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
         let Some((path, cgroup)) = kubepods(&self.root, &self.ancestors)? else { return Ok(EVERY) };
         let inode = cgroup.inode()?;
@@ -390,7 +405,8 @@ impl Guard {
                 let record = Record { cgroup: path.clone(), inode, before, lines };
                 let attempt = self.set(cgroup, line, observed, record.clone()).await;
                 if matches!(attempt, Ok(Attempt::Overwritten) | Err(_)) {
-                    // It is written down by now, so that it has to be forgotten or taken back.
+                    // The record's file may exist now. A later pass must remove the record or
+                    // restore `memory.max`.
                     (state.record, state.is_unsure) = (Some(record.clone()), true);
                 }
                 match attempt? {
@@ -426,7 +442,7 @@ impl Guard {
         Ok(EVERY)
     }
 
-    /// Another cgroup is kubepods by now: the former one, if it is still there, is to have what it had.
+    /// Restores the former kubepods if it still exists, because another cgroup is kubepods now.
     fn put_back_former(&self, record: &Record) -> Result<(), CgroupError> {
         let put_back = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
@@ -442,7 +458,7 @@ impl Guard {
         }
     }
 
-    /// Makes room below `line`, and sets it where `observed` is still what there is.
+    /// Reclaims memory below `line`. Then sets `line` if the file still holds `observed`.
     async fn set(
         &self,
         cgroup: Cgroup,
@@ -452,7 +468,8 @@ impl Guard {
     ) -> Result<Attempt, CgroupError> {
         let (tell, told) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
-        // Of its own: there are few threads for what blocks, and the kernel may take its time.
+        // Use a separate thread: there are few threads for blocking work, and the kernel may take
+        // long.
         let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
                 if observed > Limit::Bytes(line)
@@ -463,13 +480,13 @@ impl Guard {
                 if guard.line() != Some(line) || cgroup.read(Knob::Max)? != observed {
                     return Ok(Attempt::Changed);
                 }
-                // First of all, so that whatever happens it can be taken back.
+                // Store the record before the write, so that the write can be undone after a crash.
                 guard.complain(record.store(&guard.host));
                 cgroup.write(Knob::Max, line.into())?;
                 let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
                 Ok(if is_set { Attempt::Set } else { Attempt::Overwritten })
             };
-            // Nobody waits any longer when the program ends.
+            // The receiver is gone when the program ends.
             let _ = tell.send(set());
         });
         let failed = |error| CgroupError::Io {
@@ -499,7 +516,7 @@ impl Guard {
     }
 }
 
-/// Whether it was `memory.max` that somebody wrote.
+/// Waits for the next change. Returns whether a program wrote `memory.max`.
 async fn max_written(watch: &mut Option<Watch>) -> bool {
     let Some(watched) = watch else { return std::future::pending().await };
     match watched.next().await {
@@ -512,7 +529,7 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
     }
 }
 
-/// Reclaims until `line` can be set without a kill. What is used, if it cannot.
+/// Reclaims memory until `line` can be set without an OOM kill. Returns the usage if this fails.
 fn make_room(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -599,7 +616,7 @@ mod tests {
     #[test]
     fn what_the_kubelet_sets_since_is_what_comes_back() {
         let set = record(limit(1000), 900);
-        // A kubelet that starts again with another reservation.
+        // A restarted kubelet reserves another amount.
         assert_eq!(
             step(Some(bytes(900)), limit(1200), Some(&set)),
             Step::Set { line: bytes(900), before: limit(1200) }
@@ -614,7 +631,7 @@ mod tests {
             assert_eq!(step(None, held, Some(&changing)), Step::PutBack(limit(1000)));
             assert_eq!(changing.without(held), limit(1000));
         }
-        // It is set once more, so that only one is.
+        // The limit is set once more, so that the record contains only one limit.
         assert_eq!(
             step(Some(bytes(850)), limit(900), Some(&changing)),
             Step::Set { line: bytes(850), before: limit(1000) }

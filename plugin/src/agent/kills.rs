@@ -1,13 +1,16 @@
-//! Containers that the kernel kills for want of memory: seen at once, counted over all ids that a container has had and over
-//! restarts of this plugin, and given more memory where the configuration has it so (`oomRescue`).
+//! OOM kills of containers. The plugin notices each kill at once. It counts the kills of a
+//! container over all its IDs, and over restarts of the plugin. If the configuration asks for it
+//! (`oomRescue`), the plugin raises the limit of a container that is killed too often.
 //!
-//! A pod's `memory.events` counts what happens to its containers, outlives them, and wakes up who watches it. Whose kill it was,
-//! the containers' own files tell, as long as they are there: that is until the runtime has cleaned up behind a process that
-//! has ended, so they are looked at when the kernel wakes, and before a container is forgotten. The kernel counts in the
-//! container first and then upwards, and with `memory.oom.group` the processes one by one, so what is seen may be half of it.
+//! A pod's `memory.events` counts the kills of its containers and outlives them. Each change
+//! triggers inotify. The containers' own files show which container was killed. These files exist
+//! only until the runtime has cleaned up after a process that ended. So the plugin reads them when
+//! inotify reports a change, and before it forgets a container. The kernel counts first in the
+//! container, then in its ancestor cgroups. With `memory.oom.group`, it counts the killed processes
+//! one by one. The plugin may therefore see only a part of a kill.
 //!
-//! All of that is one task's. Events find in memory what they need. What is counted is written down under `/run`, which lives as
-//! long as the cgroups do.
+//! One task does all of this. Event handlers find its results in memory. The task stores the counts
+//! under `/run`, which lives as long as the cgroups.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -38,65 +41,68 @@ use crate::state::brake::Cause;
 use crate::state::containers::{Container, Containers};
 use crate::state::originals;
 
-/// The file that it is written down in.
+/// Name of the file with the counts.
 const FILE: &str = "kills";
 
-/// How often to look whether there was a kill that the kernel has not woken anybody for.
+/// Interval of the check for kills that inotify has not reported.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// The least time between two looks: a container that is held back at `memory.high` wakes up as often as one that is killed.
+/// Minimum time between two checks. A container that is throttled at `memory.high` triggers inotify
+/// as often as a container that is killed.
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// After how long the runtime is asked again for a limit that it has not set, in seconds.
+/// Time after which the plugin asks the runtime again for a limit that is not set, in seconds.
 const RAISE_AGAIN: u64 = 30;
 
-/// For how long after a deferred limit was set a kill counts as caused by it, in seconds.
+/// Time after a deferred limit decrease in which the decrease counts as the cause of a kill, in
+/// seconds.
 const AFTER_A_CUT: u64 = 60;
 
-/// How often a container's kills are told of, in seconds.
+/// Minimum time between two reports about a container, in seconds.
 const TELL_EVERY: u64 = 10;
 
-/// What events have to know of kills.
+/// Data about kills that the event handlers need.
 #[derive(Debug)]
 pub struct Kills {
     containers: Arc<Containers>,
-    /// Limits that were raised, by pod and name of the container.
+    /// Raised limits, by pod and container name.
     rescued: Mutex<HashMap<(CgroupPath, String), Rescued>>,
     changes: mpsc::UnboundedSender<Change>,
 }
 
-/// Something that happened to a container.
+/// A change that the task must know of.
 #[derive(Debug)]
 enum Change {
-    /// It was started, or its user has asked for a limit.
+    /// The container was started, or its user has asked for a limit.
     Runs(Arc<Container>),
-    /// It has ended.
+    /// The container with this pod cgroup and ID has ended.
     Ended(CgroupPath, String),
-    /// The runtime has told of all that run.
+    /// The runtime has reported all running containers.
     All(Vec<Arc<Container>>),
 }
 
 impl Kills {
-    /// These are all containers that run.
+    /// Informs the task of all running containers.
     pub fn synchronize(&self, containers: Vec<Arc<Container>>) {
-        // The task ends only with the program.
+        // The receiver lives as long as the program.
         let _ = self.changes.send(Change::All(containers));
     }
 
-    /// A container was started, or its user has asked for a limit.
+    /// Informs the task that a container was started, or that its user has asked for a limit.
     pub fn runs(&self, container: &Arc<Container>) {
         let _ = self.changes.send(Change::Runs(container.clone()));
     }
 
-    /// A container has ended.
+    /// Informs the task that a container has ended.
     pub fn ended(&self, container: &Container) {
         if let Some(place) = &container.place {
             let _ = self.changes.send(Change::Ended(place.cgroup().clone(), container.id.clone()));
         }
     }
 
-    /// The limit of a container instead of what its user asks for, if it was killed too often with that: of one that runs also when
-    /// that is not wanted any more, since to take it away may kill.
+    /// Returns the raised limit of an active rescue, if the user still asks for the same limit. A
+    /// running container keeps the raised limit even if rescues are off now, because lowering it
+    /// could kill. In observe mode there is no raised limit.
     pub fn limit_for(&self, container: &Container) -> Option<Limit> {
         let rescued = self.rescued(container)?;
         let page = self.containers.settings().node.page_size;
@@ -108,7 +114,8 @@ impl Kills {
             .then_some(rescued.limit.into())
     }
 
-    /// What the user of a container asks for, of which only the limit is known that the runtime has stored.
+    /// Returns the limit that the container's user asks for. The container's known limit comes from
+    /// the runtime, which may have stored a raised limit.
     pub fn asked(&self, container: &Container) -> Limit {
         let rescued =
             self.rescued(container).filter(|rescued| container.limit == rescued.limit.into());
@@ -128,7 +135,7 @@ fn is_wanted(containers: &Containers, container: &Container) -> bool {
         && container.overrides.oom_rescue != Some(None)
 }
 
-/// What is counted, as it is written down.
+/// The counts, as they are stored.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Counted {
     pods: BTreeMap<CgroupPath, Pod>,
@@ -137,15 +144,17 @@ struct Counted {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Pod {
     inode: u64,
-    /// What has become of somebody's kills.
+    /// Counts of the pod's `memory.events` that are attributed to a container, or reported without
+    /// one.
     accounted: Counts,
-    /// How often the pod or a container had reached its limit when there was a kill last.
+    /// Number of times that the pod or a container had reached its limit, as of the last kill.
     limits_reached: u64,
-    /// Its containers that run, by id.
+    /// Running containers of the pod, by ID.
     running: BTreeMap<String, Running>,
-    /// What has happened to its containers, by name.
+    /// Histories of the pod's containers, by name.
     histories: BTreeMap<String, History>,
-    /// The pod was looked at since the plugin was started: what is found at first may have happened before.
+    /// Whether this process has checked the pod before. The first check may find kills from before
+    /// its start.
     #[serde(skip)]
     is_seen: bool,
     #[serde(skip)]
@@ -155,7 +164,7 @@ struct Pod {
 }
 
 impl Pod {
-    /// A container's file has these counts, which then are accounted for.
+    /// Stores the counts of a container's file as accounted for. Returns the new kills.
     fn account(&mut self, id: String, counts: Counts) -> Option<Killed> {
         let running = self.running.get_mut(&id)?;
         let times = counts.kills().saturating_sub(running.counted.kills());
@@ -165,20 +174,20 @@ impl Pod {
     }
 }
 
-/// When something was last told of a container, in seconds since the machine was started.
+/// Times of the last reports about a container, in seconds since the boot.
 #[derive(Clone, Copy, Debug, Default)]
 struct Told {
-    /// That it was killed.
+    /// Report of kills.
     kills: Option<u64>,
-    /// That it may not have more.
+    /// Report that the limit cannot be raised further.
     ceiling: Option<u64>,
-    /// To the runtime, that it is to have more.
+    /// Request to the runtime for a raised limit.
     raised: Option<u64>,
-    /// In observe mode, that it would have more.
+    /// Report of a raise that observe mode left undone.
     planned: Option<u64>,
 }
 
-/// It is time to tell of something again.
+/// Returns whether the next report is due.
 fn is_due(told: Option<u64>, now: u64) -> bool {
     told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY)
 }
@@ -188,7 +197,8 @@ struct Running {
     name: String,
     cgroup: CgroupPath,
     counted: Counts,
-    /// As it was when it was last told of: its end may be told of before its last kill is seen.
+    /// The container as of its last event. The runtime may report its end before the task sees its
+    /// last kill.
     #[serde(skip)]
     container: Option<Arc<Container>>,
 }
@@ -218,13 +228,14 @@ impl Counts {
         }
     }
 
-    /// How often somebody was killed: all processes of a container together are one kill, whose processes may be counted before.
+    /// Returns the number of kills. With `memory.oom.group`, all processes of a container together
+    /// are one kill. The kernel may count the processes before the group.
     fn kills(self) -> u64 {
         if self.groups > 0 { self.groups } else { self.processes }
     }
 }
 
-/// A container that was killed.
+/// Kills of one container.
 #[derive(Debug)]
 struct Killed {
     id: String,
@@ -233,7 +244,7 @@ struct Killed {
     container: Option<Arc<Container>>,
 }
 
-/// The task that watches and counts.
+/// The task that watches for kills and counts them.
 #[derive(Debug)]
 pub struct Watcher {
     root: Arc<CgroupRoot>,
@@ -245,34 +256,35 @@ pub struct Watcher {
     changed: mpsc::UnboundedReceiver<Change>,
     path: PathBuf,
     counted: Counted,
-    /// Nothing was ever written down: what was counted before is not known to have happened lately.
+    /// Whether there were no stored counts at the start. Kills in the cgroup files may then be old.
     is_first: bool,
     is_failing: bool,
-    /// What is accounted for of each kubepods.
+    /// Accounted counts of each kubepods.
     totals: BTreeMap<CgroupPath, Total>,
-    /// To be looked at with the next tick.
+    /// Pods to check with the next tick.
     again: BTreeSet<CgroupPath>,
 }
 
-/// What is accounted for of a kubepods.
+/// Accounted counts of one kubepods.
 #[derive(Debug, Default)]
 struct Total {
-    /// Kills below it.
+    /// Kills below the cgroup.
     kills: Counts,
-    /// How often its own limit was reached; `None` until that was read.
+    /// Number of times that the cgroup's own limit was reached; `None` until the first read.
     reached: Option<u64>,
 }
 
-/// How often the limit of this cgroup itself was reached, unless that cannot be read.
+/// Returns how often the cgroup's own limit was reached; `None` if this cannot be read.
 fn times_reached(root: &CgroupRoot, cgroup: &CgroupPath) -> Option<u64> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.local_events()).map(|events| events.oom).ok()
 }
 
-/// Containers whose limits were raised, as it is written down on the node whose file system is at `host`: by pod and name.
+/// Returns the raised limits of containers that are stored on the node whose file system is at
+/// `host`, with pod and container name.
 ///
 /// # Errors
 ///
-/// When it is written down and cannot be read.
+/// When the file exists and cannot be read.
 pub fn rescued_on(host: &Path) -> io::Result<Vec<(CgroupPath, String, Rescued)>> {
     let text = match fs::read(host.join(originals::DIRECTORY).join(FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -286,11 +298,12 @@ pub fn rescued_on(host: &Path) -> io::Result<Vec<(CgroupPath, String, Rescued)>>
     Ok(rescued.collect())
 }
 
-/// What to look at: pods, and which of their containers have ended.
+/// Pods to check, with the IDs of their containers that have ended.
 type Due = BTreeMap<CgroupPath, BTreeSet<String>>;
 
 impl Watcher {
-    /// Goes on from what is written down on the node whose file system is at `host`. Nobody is watched until [`Watcher::run`].
+    /// Loads the counts that are stored on the node whose file system is at `host`. The task
+    /// watches nothing until [`Watcher::run`].
     pub fn load(
         host: &Path,
         root: Arc<CgroupRoot>,
@@ -336,7 +349,7 @@ impl Watcher {
         (kills, watcher)
     }
 
-    /// Works for ever.
+    /// Runs forever.
     pub async fn run(mut self) {
         let mut wakes = Wakes::new()
             .inspect_err(|error| warn!(%error, "cannot watch for kills; they are found only every {EVERY:?}"))
@@ -358,13 +371,14 @@ impl Watcher {
             }
             if is_tick {
                 woken.extend(std::mem::take(&mut self.again));
-                // One file, as a rule.
+                // This usually reads one file.
                 woken.extend(self.suspects());
                 if woken.is_empty() && changes.is_empty() {
                     continue;
                 }
             }
-            // The kubelet's checkpoint may be large, and the files many.
+            // The kubelet's checkpoint may be large and there may be many files, so use a blocking
+            // thread.
             let worked = tokio::task::spawn_blocking(move || {
                 self.work(changes, woken, &mut wakes);
                 (self, wakes)
@@ -419,7 +433,7 @@ impl Watcher {
         }
     }
 
-    /// A container runs, with a limit that its user may just have asked for.
+    /// Handles a container that runs, and whose user may just have asked for a limit.
     fn runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
         let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
         let path = place.cgroup();
@@ -466,11 +480,12 @@ impl Watcher {
             self.write_down();
         }
         due.entry(path.clone()).or_default();
-        // The one before it may have been forgotten before its last kill was seen.
+        // The container's predecessor may have been forgotten before the task saw its last kill.
         self.consider(path, container);
     }
 
-    /// The pods to look at when the kernel has not woken anybody: all, once there was another kill below a kubepods.
+    /// Returns the pods to check without a report from inotify: all pods, after a new kill below a
+    /// kubepods.
     fn suspects(&mut self) -> Vec<CgroupPath> {
         let mut has_more = false;
         for (top, total) in &mut self.totals {
@@ -485,13 +500,14 @@ impl Watcher {
         if has_more { self.counted.pods.keys().cloned().collect() } else { Vec::new() }
     }
 
-    /// Looks whether there were kills in a pod, and forgets containers of it that have `ended`. `false` if the pod is gone.
+    /// Checks a pod for kills, and forgets its containers in `ended`. Returns `false` if the pod is
+    /// gone.
     fn look(&mut self, path: &CgroupPath, ended: &BTreeSet<String>) -> bool {
         let Some(pod) = self.counted.pods.get_mut(path) else {
             return self.root.cgroup(path).is_ok();
         };
         let before = (pod.accounted, pod.limits_reached);
-        // Before the pod's own count: the kernel goes upwards.
+        // Read the containers before the pod, because the kernel counts upwards.
         let (counts, gone) = look_at_containers(&self.root, pod);
         let events = match self.root.cgroup(path).and_then(|pod| pod.events()) {
             Ok(events) => events,
@@ -510,7 +526,8 @@ impl Watcher {
                 gone.iter().filter_map(|id| Some(&pod.running.get(id)?.name)).collect();
             match (names.len(), gone.last().and_then(|id| Some((id, pod.running.get(id)?)))) {
                 (1, Some((id, last))) => {
-                    // Half of it may have been counted before it was gone.
+                    // A part of the kill may have been counted before the container's cgroup was
+                    // gone.
                     let times =
                         last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
                     let container = last.container.clone();
@@ -541,7 +558,7 @@ impl Watcher {
         }
         gone.iter().chain(ended).for_each(|id| _ = pod.running.remove(id));
         if pod.running.is_empty() {
-            // It may be about to go.
+            // The pod may be about to go.
             self.again.insert(path.clone());
         }
         killed.retain(|killed| killed.times > 0);
@@ -563,12 +580,12 @@ impl Watcher {
         let has_changed = (pod.accounted, pod.limits_reached) != before;
         forgotten.iter().for_each(|name| self.publish(path, name));
         if has_changed {
-            // Before anybody hears of it.
+            // Store the counts before the reports.
             self.write_down();
         }
         for killed in killed {
             let by_ours = self.kills_by_our_limits(path, &killed, is_by_its_limit);
-            // The brake is for what this process does.
+            // The brake counts only kills during this process.
             if was_seen {
                 (0..by_ours).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
             }
@@ -577,7 +594,7 @@ impl Watcher {
         true
     }
 
-    /// Tells of a container's kills, and gives it more if that is due.
+    /// Reports a container's kills, and raises its limit if a raise is due.
     fn killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
         let Some(pod) = self.counted.pods.get_mut(path) else { return };
         let settings = self.containers.settings();
@@ -585,7 +602,8 @@ impl Watcher {
         let now = now();
         let kills =
             pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
-        // It may have been made anew, or its end have been told of.
+        // The runtime may have created a new container of this name, or reported the end of this
+        // one.
         let is_it = |container: &Arc<Container>| {
             container.name == killed.name
                 && container.place.as_ref().is_some_and(|place| place.cgroup() == path)
@@ -618,7 +636,8 @@ impl Watcher {
         }
     }
 
-    /// Gives a container a higher limit, if that is due: its pod first, and what is made anew of it from then on.
+    /// Raises a container's limit if a raise is due. The pod's limit is raised first. Later
+    /// containers of the same name also get the raised limit.
     fn consider(&mut self, path: &CgroupPath, container: &Arc<Container>) {
         if self.containers.settings().observes() {
             return self.plan(path, container, now());
@@ -630,11 +649,11 @@ impl Watcher {
         let recorded = self.containers.record(&container.uid, &container.name, container.moment);
         let pod = self.containers.view_pod(&raised, None, &others, &recorded);
         self.ancestors.raise_limits(&raised, &pod);
-        // The task ends only with the program.
+        // The receiver lives as long as the program.
         let _ = self.work.send(Work::limit(container, limit));
     }
 
-    /// Reports what would become of a container's limit if the plugin did not only observe.
+    /// Reports the raise that observe mode leaves undone.
     fn plan(&mut self, path: &CgroupPath, container: &Container, now: u64) {
         let settings = self.containers.settings();
         let (Some(rescue), Some(asked)) =
@@ -656,7 +675,7 @@ impl Watcher {
         }
         let free = self.free(container);
         let page = settings.node.page_size;
-        // What is decided on a copy has no consequences.
+        // Judge a copy of the history, so that the decision is not stored.
         let what =
             match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
                 Verdict::NotYet => return,
@@ -671,8 +690,8 @@ impl Watcher {
         self.reports.tell_planned(&container.into(), &what);
     }
 
-    /// How many of these kills are by a limit that this plugin has set: the one of all pods, or one that was deferred and is in force
-    /// since a short time.
+    /// Returns how many of these kills were caused by a limit that the plugin has set. This is the
+    /// limit of all pods, or a deferred limit decrease that was applied shortly before.
     fn kills_by_our_limits(
         &mut self,
         path: &CgroupPath,
@@ -693,8 +712,8 @@ impl Watcher {
         }
     }
 
-    /// How often the limit of all pods was reached since this was asked last. A node without memory is no reason to count: the kernel then
-    /// kills in pods, too.
+    /// Returns how often the limit of all pods was reached since the last call. A memory shortage
+    /// of the whole node does not count, though the kernel then also kills in pods.
     fn limit_of_all_reached(&mut self) -> u64 {
         let root = &self.root;
         let since = |(kubepods, total): (&CgroupPath, &mut Total)| {
@@ -708,7 +727,7 @@ impl Watcher {
         self.counted.pods.entry(path.clone()).or_default().told.entry(name.to_owned()).or_default()
     }
 
-    /// A higher limit, if it is due.
+    /// Returns a raised limit if a raise is due.
     fn judge(&mut self, path: &CgroupPath, container: &Container, now: u64) -> Option<Bytes> {
         if !is_wanted(&self.containers, container) {
             return None;
@@ -725,7 +744,7 @@ impl Watcher {
             && container.limit.is_same(asked.into(), settings.node.page_size)
             && told.raised.is_none_or(|raised| now.saturating_sub(raised) >= RAISE_AGAIN)
         {
-            // The runtime has not done what it was asked.
+            // The runtime has not set the requested limit.
             self.told(path, &container.name).raised = Some(now);
             return Some(limit);
         }
@@ -740,7 +759,8 @@ impl Watcher {
         let history = self.counted.pods.get_mut(path)?.histories.get_mut(&container.name)?;
         let limit = history.rescued().map_or(asked, |rescued| rescued.limit);
         let page = settings.node.page_size;
-        // What it was raised to last is not in force yet, or what its user asks for is deferred.
+        // The last raised limit is not in force yet, or the limit that the user asks for is
+        // deferred.
         if !container.limit.is_same(limit.into(), page) {
             return None;
         }
@@ -772,7 +792,7 @@ impl Watcher {
         raised
     }
 
-    /// Whether a container's limit stays because its pod has a limit of its own. Says so.
+    /// Returns whether the pod's own limit prevents a raise, and logs this.
     fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
         let is_bounded = self.ancestors.has_own_memory_limit(&container.sandbox);
         if is_bounded {
@@ -785,8 +805,9 @@ impl Watcher {
         is_bounded
     }
 
-    /// What neither requests, this container's included, nor other raised limits leave of node allocatable; nothing if that is not
-    /// known.
+    /// Returns the part of node allocatable that is neither requested nor taken by other raised
+    /// limits. The requests include the one of this container. Returns zero if node allocatable is
+    /// unknown.
     fn free(&self, container: &Container) -> Bytes {
         let Some(allocatable) = self.containers.settings().node.allocatable else {
             return Bytes::ZERO;
@@ -815,7 +836,7 @@ impl Watcher {
             .saturating_sub(raised.fold(Bytes::ZERO, Bytes::saturating_add))
     }
 
-    /// Lets events know what has come of a container's limit.
+    /// Publishes a container's raised limit for the event handlers.
     fn publish(&self, path: &CgroupPath, name: &str) {
         let rescued =
             self.counted.pods.get(path).and_then(|pod| pod.histories.get(name)?.rescued());
@@ -826,7 +847,7 @@ impl Watcher {
         };
     }
 
-    /// A pod is gone.
+    /// Forgets a pod that is gone.
     fn forget(&mut self, path: &CgroupPath) {
         lock(&self.kills.rescued).retain(|(pod, _), _| pod != path);
         if self.counted.pods.remove(path).is_some_and(|pod| pod.accounted != Counts::default()) {
@@ -853,7 +874,8 @@ impl Watcher {
     }
 }
 
-/// What the files of a pod's containers tell, and the ids of those that have none any more.
+/// Returns the counts of the pod's containers, and the IDs of the containers that have no cgroup
+/// any more.
 fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<String>) {
     let (mut counts, mut gone) = (Vec::new(), Vec::new());
     for (id, running) in &pod.running {
@@ -868,7 +890,7 @@ fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, V
     (counts, gone)
 }
 
-/// Pods whose `memory.events` has changed.
+/// The inotify watches of the pods' `memory.events`.
 struct Wakes {
     watches: Watches,
     events: EventStream<Vec<u8>>,
@@ -896,13 +918,13 @@ impl Wakes {
         Ok(())
     }
 
-    /// A removed cgroup's watch does not always end by itself.
+    /// Removes a pod's watch. The watch of a removed cgroup does not always end by itself.
     fn remove(&mut self, pod: &CgroupPath) {
         let watches = &mut self.watches;
         self.pods.retain(|descriptor, path| {
             let is_it = path == pod;
             if is_it {
-                // It may have ended.
+                // The watch may have ended already.
                 let _ = watches.remove(descriptor.clone());
             }
             !is_it
@@ -912,7 +934,7 @@ impl Wakes {
     async fn next(&mut self) -> io::Result<CgroupPath> {
         loop {
             let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
-            // Also that a pod is gone.
+            // inotify also reports that a pod is gone.
             if let Some(pod) = self.pods.get(&event.wd).cloned() {
                 if event.mask.contains(EventMask::IGNORED) {
                     self.pods.remove(&event.wd);
@@ -923,7 +945,7 @@ impl Wakes {
     }
 }
 
-/// The next pod whose `memory.events` has changed. Waits for ever where that is not to be known.
+/// Returns the next pod whose `memory.events` has changed. Waits forever without inotify.
 async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
     if let Some(some) = wakes {
         match some.next().await {
@@ -937,7 +959,7 @@ async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
     std::future::pending().await
 }
 
-/// Seconds since the machine was started, also those that it slept.
+/// Returns the seconds since the boot, including suspended time.
 fn now() -> u64 {
     u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The running plugin: the service that answers the runtime's events, and its tasks.
+//! The running plugin: the service that answers the runtime's events, and the background tasks.
 
 pub mod ancestors;
 pub mod cut;

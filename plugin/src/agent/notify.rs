@@ -1,4 +1,4 @@
-//! What systemd is told of the plugin where it runs it as a service (`Type=notify`, sd_notify(3)).
+//! Notifications to systemd if it runs the plugin as a service (`Type=notify`, sd_notify(3)).
 
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use tracing::debug;
 const WAITS: &str = "waiting for the container runtime";
 const SYNCHRONIZED: &str = "connected to the container runtime and synchronized";
 
-/// Tells systemd that the plugin is ready once it is synchronized with the runtime, what it is at, and, for the watchdog, that the
-/// loop turns which this runs in: a thread of its own would say so whatever happens to that. Ends where nobody wants to know.
+/// Sends systemd the plugin's status and the pings for the watchdog. After the synchronization with
+/// the runtime, it also reports the plugin as ready. The pings show that the event loop runs: a
+/// separate thread would ping even if the event loop hung. Returns if systemd does not listen.
 pub(crate) async fn keep_informed(mut synchronized: watch::Receiver<bool>) {
     let mut state = state(*synchronized.borrow_and_update());
-    // Only since an interval of nothing is none; without a watchdog nobody heeds it.
+    // `interval` needs a nonzero duration. Without a watchdog, systemd ignores the pings.
     let every =
         daemon::watchdog_enabled(false).map_or(Duration::from_secs(3600), |limit| limit / 2);
     let mut pings = interval(every.max(Duration::from_millis(1)));
@@ -30,7 +31,7 @@ pub(crate) async fn keep_informed(mut synchronized: watch::Receiver<bool>) {
     }
 }
 
-/// Tells systemd that the plugin is about to end.
+/// Notifies systemd that the plugin is about to end.
 pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
@@ -38,12 +39,12 @@ pub(crate) fn stopping() {
 fn state(synchronized: bool) -> Vec<NotifyState> {
     match synchronized {
         false => vec![NotifyState::Status(WAITS.to_owned())],
-        // Whether it was ready before makes no difference.
+        // A repeated READY=1 is harmless.
         true => vec![NotifyState::Ready, NotifyState::Status(SYNCHRONIZED.to_owned())],
     }
 }
 
-/// Tells if there is somebody to be told.
+/// Sends a notification. Returns whether systemd listens.
 fn tell(state: &[NotifyState]) -> bool {
     daemon::notify(false, state).unwrap_or_else(|error| {
         debug!(%error, "cannot tell systemd how this goes");

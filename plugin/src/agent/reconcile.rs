@@ -1,9 +1,11 @@
-//! Compare what containers and the cgroups above them should have with what the kernel holds, and make it so.
+//! Reconciliation of the containers and the cgroups above them. The plugin compares desired and
+//! observed values, and writes the desired ones.
 //!
-//! One task does this, apart from the events: a runtime cannot update containers while it waits for an event's answer. It
-//! looks at a container after each start and update, at whatever somebody writes to or removes (by inotify), at everything
-//! after a synchronisation or a change of the configuration, and now and then. A value counts as applied when it was read
-//! back.
+//! One task does this, separately from the event handlers. A runtime cannot update containers while
+//! it waits for an event's answer. The task checks a container after each start and update. Through
+//! inotify, it checks every cgroup that another program writes to or removes. It checks everything
+//! periodically and after each synchronization or change of the configuration. A value counts as
+//! applied when it was read back.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -31,127 +33,137 @@ use crate::report::{Reports, Subject, What};
 use crate::state::containers::{Container, Containers, Decided, KNOBS, PodView, Update};
 use crate::state::originals::Values;
 
-/// Containers in one request to the runtime, which takes some tenths of a second for each and holds its lock meanwhile.
+/// Maximum number of containers in one request to the runtime. The runtime takes some tenths of a
+/// second for each container, and holds its lock meanwhile.
 const BATCH: usize = 8;
 
-/// How long a runtime may take for one request.
+/// Time that a runtime may take for one request.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the runtime has to be quiet before it is asked to update containers. Without containerd/nri#301 it takes its two locks in one order
-/// for events and in the other for what plugins ask for: with one event being answered, and another one waiting, such a request
-/// stops it for ever (containerd/containerd#13733).
+/// Time without events after which the plugin may ask the runtime to update containers. Without
+/// containerd/nri#301, the runtime takes its two locks in one order for events. For requests from
+/// plugins it takes them in the other order. If such a request arrives while one event is being
+/// answered and another one waits, the runtime deadlocks (containerd/containerd#13733).
 const QUIET: Duration = Duration::from_secs(1);
 
-/// How long a lower limit waits for that.
+/// Time that a limit decrease waits for a quiet runtime.
 const CUT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// After how long to look at a container that was to be updated. There is no word of an update that fails, so it is not for ever. But a
-/// runtime that is busy takes its time: until it has set a lower limit, memory.high keeps what the container allocates from killing
-/// it, and a request of the plugin's own while its client's update is under way may make both stand still (containerd/nri#301, and
-/// the same in CRI-O).
+/// Delay before the check of a container whose update the runtime has announced. The runtime does
+/// not report a failed update, so the plugin cannot wait forever. But a busy runtime may take long.
+/// Until the runtime has set a lower limit, memory.high must stay lowered so that new allocations
+/// cause no OOM kill. A request of the plugin during the client's update may also make both stall
+/// (containerd/nri#301, and the same in CRI-O).
 const LATER: Duration = Duration::from_secs(15);
 
-/// After how long to ask for a container's limit that is being changed.
+/// Delay before the next request for a limit while the container is being updated.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// How often everything is looked at without any reason: a file that somebody keeps open, a lost event.
+/// Interval of the check of everything. It finds changes to a file that a program keeps open, and
+/// changes whose inotify event was lost.
 const TICK: Duration = Duration::from_secs(600);
 
-/// After how long a cgroup that the runtime has not told of is missed. A container's cgroup goes a little later than the
-/// runtime tells, and one that is made while the runtime synchronises may be told of a little later.
+/// Delay before the inspection of a cgroup that the runtime has not reported. A container's cgroup
+/// goes a little after the runtime reports the end. The runtime may report a container a little
+/// late if it was made during the synchronization.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// After how long a file that was repaired is looked at again, if it is not seen to change before.
+/// Delay before the check of a repaired file, if inotify reports no change before.
 const REPAIRED: Duration = Duration::from_millis(500);
 
-/// How long changes of pods' shares are gathered: each one is about all pods.
+/// Time in which changes of the pods' shares are collected, because each change affects all pods.
 const SHARE: Duration = Duration::from_millis(500);
 
-/// What to look at.
+/// Work for the reconcile task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
-    /// One container.
+    /// Check a container.
     Container(String),
-    /// One container whose files the runtime has just written for its client, at its start or by an update.
+    /// Check a container whose files the runtime has just written for its client, at a start or by
+    /// an update.
     Written(String),
-    /// One container, after a while: see that the update with this number came about.
+    /// Check later whether the container's update with this number has taken effect.
     Later(String, u64),
-    /// One container, of which the update with this number should have come about by now.
+    /// Check a container whose update with this number should have taken effect by now.
     Updated(String, u64),
-    /// One container, whose limit is to be another.
+    /// Ask the runtime for another limit of a container.
     Limit {
-        /// Its id.
+        /// ID of the container.
         id: String,
-        /// The limit, which does not kill it.
+        /// The new limit, which does not kill the container.
         limit: Bytes,
-        /// The update that its limit came with when that was decided: nothing of it counts after another.
+        /// Revision of the container at the time of the decision. After a newer revision the
+        /// request is void.
         revision: u64,
     },
-    /// A cgroup above the containers.
+    /// Check a cgroup above the containers.
     Cgroup(CgroupPath),
-    /// A file of a cgroup above the containers, which somebody has written some time ago.
+    /// Check a file of a cgroup above the containers that another program wrote some time ago.
     Touched(CgroupPath, Knob),
-    /// A cgroup of which the runtime may not have told.
+    /// Inspect a cgroup that the runtime may not have reported, or a reserved cgroup that may be
+    /// missing.
     Stranger(CgroupPath),
-    /// The shares of pods that ask for more than there is.
+    /// Write the shares of pods that ask for more than the budget.
     Share,
-    /// Every container and every cgroup above.
+    /// Check every container and every cgroup above.
     All,
 }
 
 impl Work {
-    /// A container is to have another limit, unless its user asks for one before.
+    /// Requests another limit for a container. The request is void once the user asks for another
+    /// limit.
     pub fn limit(container: &Container, limit: Bytes) -> Self {
         Self::Limit { id: container.id.clone(), limit, revision: container.revision }
     }
 }
 
-/// One file of a container that is not as it should be.
+/// A file of a container that does not hold its desired value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Write {
     /// The file.
     pub knob: Knob,
-    /// What it holds.
+    /// Observed value.
     pub observed: Limit,
-    /// What it should hold.
+    /// Desired value.
     pub desired: Limit,
 }
 
-/// A container beside the kernel.
+/// A container, compared with the kernel.
 #[derive(Debug)]
 pub struct Compared {
-    /// What it should have.
+    /// Desired values.
     pub decided: Decided,
-    /// What differs.
+    /// Files that differ.
     pub writes: Vec<Write>,
-    /// What the cgroups above have to protect for it.
+    /// Protection that the cgroups above must provide for the container.
     pub claim: Protection,
-    /// What its files hold.
+    /// Values that the container's files hold.
     pub held: Values,
-    /// How much swap it may use, if that is limited.
+    /// Swap limit, if there is one.
     pub swap_max: Option<Bytes>,
-    /// Its limits, as its files hold them; `None` without a cgroup, or where its processes are not in that.
+    /// Limits that the container's files hold. `None` without a cgroup, or if the container's
+    /// processes are not in the cgroup.
     pub in_force: Option<InForce>,
 }
 
-/// What a container's files hold of what its user asks for.
+/// Observed values of the files that hold the user's limits.
 #[derive(Clone, Copy, Debug)]
 pub struct InForce {
     /// `memory.max`.
     pub memory: Limit,
     /// `cpu.max`.
     pub cpu: CpuMax,
-    /// `cpu.weight`, after an update; `None` without the processor controller.
+    /// `cpu.weight`; `None` unless an update was just made, and without the CPU controller.
     pub weight: Option<u64>,
-    /// `memory.swap.max`, if that is limited.
+    /// `memory.swap.max`, if it is limited.
     pub swap_max: Option<Bytes>,
 }
 
-/// Compares one container with the kernel.
+/// Compares a container with the kernel.
 ///
 /// # Errors
 ///
-/// When its cgroup cannot be read.
+/// When the container's cgroup cannot be read.
 pub fn compare(
     containers: &Containers,
     root: &CgroupRoot,
@@ -167,7 +179,7 @@ pub fn compare(
     };
     let Some(path) = &container.cgroup else { return Ok(without_cgroup()) };
     let cgroup = root.cgroup(path)?;
-    // What the files of an empty cgroup hold is in force for nobody (gVisor).
+    // The values of an empty cgroup apply to no process (gVisor).
     if container.started && !cgroup.has_processes()? {
         return Ok(without_cgroup());
     }
@@ -175,7 +187,8 @@ pub fn compare(
     let decided = if in_force.is_same(container.limit, page) {
         containers.decide(container, &record)
     } else {
-        // An update that failed after it was told of, or one that nobody told of: the kernel is right.
+        // An announced update has failed, or an update was not announced. The kernel's value
+        // counts.
         containers.decide(&Container { limit: in_force, ..container.clone() }, &record)
     };
     let mut writes = Vec::new();
@@ -187,22 +200,23 @@ pub fn compare(
             writes.push(Write { knob, observed, desired });
         }
     }
-    // What is left alone protects all the same.
+    // Values that the policy leaves alone also protect.
     let claim = decided.desired.claim.unwrap_or(held.protection());
-    // Where swap is not accounted for, there is nothing to lose.
+    // Without swap accounting there is no swap limit to lose.
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
-    // Without the processor controller there is no such limit.
+    // Without the CPU controller there is no CPU limit.
     let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
-    // Only an update is compared with it.
+    // The weight is compared only with an update.
     let weight = if container.update == Update::Made { cgroup.cpu_weight().ok() } else { None };
     let in_force = InForce { memory: in_force, cpu, weight, swap_max };
     Ok(Compared { decided, writes, claim, held, swap_max, in_force: Some(in_force) })
 }
 
-/// The update that brings a container's files to their values; `memory.max` by its limit, which the runtime keeps an account of.
+/// Returns the update that sets a container's files to `values`. It carries `memory.max` as the
+/// memory limit, because the runtime keeps account of this limit.
 ///
-/// `swap_max` is how much swap it may use, if that is limited: a runtime that is asked for an update without swap lifts that
-/// limit (containerd and runc), so it is asked for what is in force.
+/// `swap_max` is the swap limit, if there is one. An update without a swap limit makes containerd
+/// and runc remove the limit, so the update repeats the value in force.
 pub fn update(
     id: &str,
     values: impl IntoIterator<Item = (Knob, Limit)>,
@@ -221,11 +235,11 @@ pub fn update(
     ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
 }
 
-/// A limit as a runtime takes it. Where its client has asked for another one, `asked`, together with one of swap, which counts
-/// memory too, that goes with it.
+/// Returns a memory limit in the form of the runtime. `asked` is the limit that the client asked
+/// for. The client's swap limit includes memory, so it is adapted to the new limit.
 pub fn memory_limit(limit: Limit, asked: Option<&LinuxMemory>) -> LinuxMemory {
     let number = |value| Some(OptionalInt64 { value, ..Default::default() }).into();
-    // 2^63-1 is the most that there is.
+    // The runtime's maximum is 2^63-1.
     let limit = limit.bytes().map_or(-1, |bytes| i64::try_from(bytes.get()).unwrap_or(i64::MAX));
     let [asked_limit, asked_swap] = asked.map_or([0, 0], |asked| {
         [&asked.limit, &asked.swap].map(|value| value.as_ref().map_or(0, |value| value.value))
@@ -238,7 +252,7 @@ pub fn memory_limit(limit: Limit, asked: Option<&LinuxMemory>) -> LinuxMemory {
     LinuxMemory { limit: number(limit), swap, ..Default::default() }
 }
 
-/// The task.
+/// The reconcile task.
 #[derive(Debug)]
 pub struct Reconciler {
     containers: Arc<Containers>,
@@ -248,88 +262,89 @@ pub struct Reconciler {
     runtime: nri::Runtime,
     work: mpsc::UnboundedReceiver<Work>,
     watch: Option<Watch>,
-    /// Who has a cgroup that is watched.
+    /// Containers by their watched cgroups.
     by_cgroup: HashMap<CgroupPath, String>,
-    /// What to look at again.
+    /// Scheduled work, by time.
     again: BTreeMap<Instant, Vec<Work>>,
-    /// When everything is looked at next.
+    /// Time of the next check of everything.
     tick: Instant,
     contention: Contention<String, Vec<(Knob, Limit)>>,
-    /// By container.
+    /// Progress by container ID.
     progress: HashMap<String, Progress>,
-    /// What the runtime has to do, one request after the other.
+    /// Batches for the runtime, which handles one after the other.
     updater: mpsc::UnboundedSender<Vec<Pending>>,
-    /// What it has done.
+    /// Batches that are done.
     done: mpsc::UnboundedReceiver<Done>,
-    /// Cgroups of which the runtime has not told, and whether it was asked about them.
+    /// Cgroups that the runtime has not reported. The value says whether the plugin has asked the
+    /// runtime.
     strangers: HashMap<CgroupPath, bool>,
     share_is_due: bool,
-    /// Some place could not be looked into for such cgroups.
+    /// Whether the last search for such cgroups could not read some directories.
     is_census_incomplete: bool,
-    /// Cgroups beside the pods that are not there, of which that was said.
+    /// Reserved cgroups that do not exist, as the log has said.
     missing_reserved: HashSet<CgroupPath>,
-    /// What was said last of whether protection helps.
+    /// Last state of each cgroup: whether its protection is effective.
     standings: HashMap<CgroupPath, Standing>,
 }
 
-/// How far a container has come.
+/// Progress of a container.
 #[derive(Debug, Default)]
 struct Progress {
-    /// The runtime was asked to update it, and has not answered yet.
+    /// Whether the runtime has not answered a request for an update yet.
     is_waiting: bool,
-    /// It was written, and not read back yet.
+    /// Whether the values were written and not read back yet.
     is_unverified: bool,
-    /// Nothing is wanted of it any more, and the runtime was told so.
+    /// Whether the container is unmanaged and the runtime got its original values.
     is_released: bool,
-    /// What it was last found to have, as it should.
+    /// Desired values at the last check that found no drift.
     verified: Option<Vec<(Knob, Limit)>>,
 }
 
-/// What is due.
+/// Checks that are due.
 #[derive(Debug, Default)]
 struct Due {
-    /// By id, and whether somebody wrote to it.
+    /// Container IDs, and whether inotify has reported a write to the container's files.
     containers: BTreeMap<String, bool>,
-    /// And the files that somebody wrote.
+    /// Cgroups above the containers, and the files for which inotify has reported a write.
     cgroups: BTreeMap<CgroupPath, Vec<Knob>>,
     removed: Vec<CgroupPath>,
     share: bool,
     all: bool,
 }
 
-/// What was asked of the runtime.
+/// A request to the runtime that is done.
 #[derive(Debug)]
 struct Done {
     batch: Vec<Pending>,
-    /// The fates of its containers; `None` where there was no runtime to ask.
+    /// Results of the containers; `None` if no runtime was connected.
     fates: Option<Fates>,
 }
 
-/// The containers of a batch that the runtime did not update, by id.
+/// Containers of a batch that the runtime did not update, by ID.
 #[derive(Debug, Default)]
 struct Fates {
     /// The request was outdated before it could be sent.
     dropped: HashSet<String>,
-    /// The runtime refused the request.
+    /// The request failed: the runtime refused it, did not answer, or was not quiet in time.
     rejected: HashSet<String>,
 }
 
-/// What to do about one container.
+/// A pending update of a container.
 #[derive(Debug)]
 struct Pending {
     container: Arc<Container>,
     writes: Vec<Write>,
     attempt: u32,
-    /// How much swap it may use, if that is limited.
+    /// Swap limit, if there is one.
     swap_max: Option<Bytes>,
-    /// The settings that the writes were decided by enforce.
+    /// Whether the plugin was in enforce mode when it decided the writes.
     enforces: bool,
-    /// Another program has changed what the runtime and the files held.
+    /// Whether another program has changed values that the runtime and the files held.
     is_foreign: bool,
 }
 
 impl Reconciler {
-    /// A task that takes its work from `work`.
+    /// Creates the task, which takes its work from `work`.
     pub fn new(
         containers: Arc<Containers>,
         ancestors: Arc<Ancestors>,
@@ -377,7 +392,7 @@ impl Reconciler {
         }
     }
 
-    /// Works until nobody can give it work any more.
+    /// Runs until all senders of work are gone.
     pub async fn run(mut self) {
         loop {
             let mut due = Due::default();
@@ -395,7 +410,7 @@ impl Reconciler {
                 }
                 () = sleep_until(next) => {}
             }
-            // What has come meanwhile is looked at together, and once.
+            // Collect everything that has arrived meanwhile, so that each item is checked once.
             while let Ok(work) = self.work.try_recv() {
                 self.add(work, &mut due);
             }
@@ -432,7 +447,8 @@ impl Reconciler {
             }
             Work::Later(id, number) => self.again(LATER, Work::Updated(id, number)),
             Work::Updated(id, number) => {
-                // There is no word of an update that fails, perhaps after it has written some of the files.
+                // The runtime does not report a failed update, which may have written some of the
+                // files.
                 if self.containers.swap_update(&id, Update::UnderWay(number), Update::Over) {
                     self.contention.expect(id.clone(), std::time::Instant::now());
                 }
@@ -457,7 +473,7 @@ impl Reconciler {
                 }
             }
             Some(Change::Removed(path)) => due.removed.push(path),
-            // Usually the runtime tells of it, too.
+            // The runtime usually reports the cgroup as well.
             Some(Change::Made(path)) if self.ancestors.contains(&path) => {
                 _ = due.cgroups.entry(path).or_default()
             }
@@ -472,7 +488,8 @@ impl Reconciler {
         }
     }
 
-    /// Compares everything, without bringing levels above to new values out of turn.
+    /// Schedules checks of all containers and all managed cgroups. Unlike [`Work::All`], this does
+    /// not call [`Ancestors::settle`].
     fn everything(&mut self, due: &mut Due) {
         for id in self.containers.ids() {
             due.containers.entry(id).or_default();
@@ -494,7 +511,7 @@ impl Reconciler {
         self.again.entry(Instant::now() + delay).or_default().push(work);
     }
 
-    /// Asks the runtime for another limit of a container that runs.
+    /// Asks the runtime for another limit of a running container.
     fn ask_for_limit(&mut self, id: String, limit: Bytes, revision: u64) {
         let known = self.containers.get(&id).filter(|container| container.revision == revision);
         let Some(container) = known else { return };
@@ -511,7 +528,7 @@ impl Reconciler {
         let write =
             Write { knob: Knob::Max, observed: container.limit, desired: Limit::Bytes(limit) };
         self.progress(&id).is_waiting = true;
-        // Alone, so that the runtime tells why if it does not.
+        // Send the request alone, so that the runtime gives the reason of a failure.
         let swap_max = swap_max.and_then(Limit::bytes);
         // Only a plugin that enforces asks for limits.
         let pending = Pending {
@@ -530,7 +547,8 @@ impl Reconciler {
             self.removed(&path);
         }
         if due.all {
-            // Whoever set what it should not may be gone, and there may be another runtime.
+            // Forget all repair histories: the other writer may be gone, and another runtime may be
+            // connected.
             self.contention = Contention::default();
             for id in self.containers.ids() {
                 due.containers.entry(id).or_default();
@@ -543,12 +561,13 @@ impl Reconciler {
         }
         if due.all {
             let policy = self.containers.settings().policy();
-            // Somebody may have set a pod's limit while nobody looked, or forgotten to (the kubelet 1.27 to 1.36).
+            // A program may have set a pod's limit while the plugin did not watch. The kubelet 1.27
+            // to 1.36 may have forgotten to set it.
             for containers in self.by_pod().into_values() {
                 if let Some((container, pod)) = self.view_pod(containers) {
                     self.ancestors.raise_limits(&container, &pod);
                 }
-                // Events do not wait for all of them.
+                // Let events run between two pods.
                 tokio::task::yield_now().await;
             }
             self.ancestors.settle(
@@ -559,7 +578,7 @@ impl Reconciler {
             for cgroup in self.ancestors.cgroups() {
                 self.watch_cgroup(&cgroup);
             }
-            // Of pods that ended while nobody looked.
+            // Remove drop-ins of pods that ended while the plugin did not watch.
             match systemd::drop_ins(self.root.host()) {
                 Ok(left) => left.iter().for_each(|cgroup| self.remove_drop_ins(cgroup)),
                 Err(error) => debug!(%error, "cannot look for drop-ins of pods that are gone"),
@@ -572,7 +591,8 @@ impl Reconciler {
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
-            // The kubelet adds up what users ask for, which is too little where limits were raised.
+            // The kubelet adds up the limits that users ask for. The sum is too low where the
+            // plugin raised limits.
             if touched.contains(&Knob::Max)
                 && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
                 && let Some(wait) = self.ancestors.raise_limits_again(&container, &pod)
@@ -587,11 +607,11 @@ impl Reconciler {
         }
     }
 
-    /// One container of a pod that lives, and what decides the pod's limit.
+    /// Returns a live container of a pod, and the evidence about the pod's limit.
     fn view_pod(&self, mut containers: Vec<Arc<Container>>) -> Option<(Arc<Container>, PodView)> {
         containers.retain(|container| self.ancestors.is_alive(container));
         let alive = containers;
-        // One is enough: the record and the sum are of all.
+        // One container is enough, because the record and the sum cover all containers.
         let (container, alive) = alive.split_first()?;
         let recorded = self.containers.record(&container.uid, &container.name, container.moment);
         let pod = self.containers.view_pod(container, None, alive, &recorded);
@@ -605,7 +625,7 @@ impl Reconciler {
         self.containers.all().into_iter().filter(of_pod).collect()
     }
 
-    /// The containers of each pod.
+    /// Returns the containers of each pod.
     fn by_pod(&self) -> HashMap<CgroupPath, Vec<Arc<Container>>> {
         let mut pods: HashMap<_, Vec<_>> = HashMap::new();
         for container in self.containers.all() {
@@ -617,7 +637,7 @@ impl Reconciler {
     }
 
     async fn look_at(&mut self, batch: &[(String, bool)]) {
-        // What is being changed is looked at when that is done.
+        // A container that is being updated is checked after the update.
         let known =
             batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
         let known: Vec<_> = known
@@ -627,7 +647,7 @@ impl Reconciler {
             .collect();
         let (containers, root) = (self.containers.clone(), self.root.clone());
         let enforces = containers.settings().enforces();
-        // The kubelet's checkpoint may be large.
+        // The kubelet's checkpoint may be large, so use a blocking thread.
         let looked = tokio::task::spawn_blocking(move || {
             let compared = known.into_iter().map(|(container, touched)| {
                 let result = compare(&containers, &root, &container);
@@ -643,7 +663,7 @@ impl Reconciler {
         for (container, touched, result) in looked {
             match self.containers.get(&container.id) {
                 Some(now) if Arc::ptr_eq(&now, &container) => {}
-                // An event came meanwhile, which knows better.
+                // A newer event has changed the container, so this comparison is outdated.
                 Some(_) => {
                     self.again(Duration::ZERO, Work::Container(container.id.clone()));
                     continue;
@@ -674,7 +694,8 @@ impl Reconciler {
                         else {
                             continue;
                         };
-                        // The first one that is not counted is one, too.
+                        // A repair after the runtime's own write is not counted, but it is also a
+                        // first attempt.
                         let attempt = self.contention.repairs(&container.id).max(1);
                         self.progress(&container.id).is_waiting = true;
                         pending.push(Pending {
@@ -696,13 +717,14 @@ impl Reconciler {
         }
         while !pending.is_empty() {
             let batch = pending.drain(..BATCH.min(pending.len())).collect();
-            // It ends only with this task.
+            // The receiver lives as long as this task.
             let _ = self.updater.send(batch);
         }
     }
 
-    /// Sees whether an update has come about that the runtime says it has made. Of one that has not, or of which there was no
-    /// word, what the kernel has counts from now on: it is not asked for again, since to lower a limit late may kill.
+    /// Checks whether an update that the runtime reported as made has taken effect. After a failed
+    /// or unconfirmed update, the plugin adopts the limits in force. It does not ask for the update
+    /// again, because a late limit decrease may kill.
     fn limits_read_back(&mut self, container: &Container, in_force: InForce) {
         let page = self.containers.settings().node.page_size;
         let InForce { memory, cpu, weight, swap_max } = in_force;
@@ -712,7 +734,7 @@ impl Reconciler {
             return;
         }
         if container.update == Update::Made {
-            // What the runtime has stored now came with the update.
+            // The runtime has stored new values with the update.
             self.progress(&container.id).verified = None;
             let is_weight = weight.is_none_or(|weight| container.cpu_shares.is(weight));
             let is_swap = container.swap_max.is_none_or(|wanted| swap_max == Some(wanted));
@@ -737,7 +759,7 @@ impl Reconciler {
                 is_made = false;
                 self.reports.tell(&container.into(), &What::NotResized { knob, desired, observed });
             }
-            // One that is deferred is counted as such.
+            // A deferred limit decrease is counted as deferred.
             let outcome = if is_made { Outcome::Applied } else { Outcome::Failed };
             if !is_made || container.limit <= container.asked {
                 self.reports.metrics.resized(outcome);
@@ -750,8 +772,8 @@ impl Reconciler {
         );
     }
 
-    /// Nothing is wanted of a container any more, and its files hold what they held before. What the runtime has stored may not:
-    /// it is told once. Then the container is left alone.
+    /// Handles a container that is unmanaged and restored. Updates the runtime's stored values
+    /// once, then forgets the container.
     fn let_go(
         &mut self,
         container: &Arc<Container>,
@@ -770,7 +792,8 @@ impl Reconciler {
         Some(Pending { container, writes, attempt: 1, swap_max, enforces, is_foreign: false })
     }
 
-    /// Its values come with its start, or its processes are elsewhere (Kata).
+    /// Sets the claim of a container without a cgroup. The container gets its values at its start,
+    /// or its processes are elsewhere (Kata).
     fn without_cgroup(&self, container: &Container) {
         let record = self.containers.record(&container.uid, &container.name, container.moment);
         let decided = self.containers.decide(container, &record);
@@ -779,7 +802,8 @@ impl Reconciler {
         }
     }
 
-    /// Returns what the runtime has to write, if it is to be written now, and whether another program has changed it.
+    /// Returns the writes for the runtime if they are due now, and whether another program has
+    /// changed the values.
     fn repair(
         &mut self,
         container: &Container,
@@ -805,14 +829,15 @@ impl Reconciler {
             touched,
             std::time::Instant::now(),
         ) {
-            // The runtime has the values already, and systemd from it: the files are all that somebody else has changed.
+            // The runtime and systemd hold the values already. Only the files were changed, so
+            // write only the files.
             Verdict::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
                 self.write_files(container, writes, is_foreign);
                 return None;
             }
             Verdict::Repair => {
                 if let Some(place) = &container.place {
-                    // What it has counts until it has something else.
+                    // The current values count until the container has the new ones.
                     self.ancestors.claim_at_least(
                         place,
                         &container.id,
@@ -820,9 +845,10 @@ impl Reconciler {
                     );
                 }
                 if decided.is_let_go() {
-                    // All of it, for what the runtime has stored.
+                    // Send all values, because the runtime may have stored other ones.
                     self.progress(&container.id).is_released = true;
-                    // The runtime may have to be waited for, and a container is not to stand at its memory.high meanwhile.
+                    // The runtime may have to be quiet first. The container must not stay throttled
+                    // at its memory.high meanwhile.
                     self.write_files(container, writes, false);
                     writes = all_writes(&decided).collect();
                 }
@@ -842,12 +868,13 @@ impl Reconciler {
         None
     }
 
-    /// Writes a container's files, without the runtime. To lower memory.high takes as long as there is memory to reclaim.
+    /// Writes a container's files without the runtime. Lowering memory.high takes as long as the
+    /// kernel reclaims memory.
     fn write_files(&mut self, container: &Container, writes: Vec<Write>, is_foreign: bool) {
         let Some(path) = container.cgroup.clone() else { return };
         let (root, reports, subject) =
             (self.root.clone(), self.reports.clone(), Subject::from(container));
-        // What comes of it is seen by watching the files.
+        // The watch on the files shows the result.
         tokio::task::spawn_blocking(move || {
             for Write { knob, desired, observed } in writes {
                 match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
@@ -865,7 +892,8 @@ impl Reconciler {
         self.again(REPAIRED, Work::Container(container.id.clone()));
     }
 
-    /// The runtime has done, or tried to do, what it was asked: see what came of it.
+    /// Handles a batch that the runtime has done or tried to do, by scheduling checks of its
+    /// containers.
     fn written(&mut self, done: Done, due: &mut Due) {
         for pending in &done.batch {
             let container = &pending.container;
@@ -873,7 +901,7 @@ impl Reconciler {
             progress.is_waiting = false;
             let Some(fates) = &done.fates else {
                 progress.is_released = false;
-                // All are looked at with the next synchronisation.
+                // The next synchronization checks all containers.
                 self.contention.forget(&container.id);
                 continue;
             };
@@ -914,7 +942,7 @@ impl Reconciler {
         }
     }
 
-    /// Its cgroup is gone, which the runtime may tell later, or never.
+    /// Handles a container whose cgroup is gone. The runtime may report the end later, or never.
     fn ended(&mut self, container: &Container) {
         debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the container has ended");
         self.ancestors.release(&container.id);
@@ -925,7 +953,8 @@ impl Reconciler {
         }
     }
 
-    /// What systemd keeps of a unit, the next one of that name would inherit.
+    /// Removes the drop-ins that systemd keeps for a cgroup that is gone. The next unit of the same
+    /// name would inherit them.
     fn remove_drop_ins(&self, cgroup: &CgroupPath) {
         match systemd::remove_drop_ins(self.root.host(), &self.root, cgroup) {
             Ok(false) => {}
@@ -942,7 +971,7 @@ impl Reconciler {
         self.unwatch(cgroup);
         self.strangers.remove(cgroup);
         self.standings.remove(cgroup);
-        // Another one of its path may have been made since.
+        // Another cgroup with the same path may exist now.
         match id.and_then(|id| self.containers.get(&id)) {
             Some(container)
                 if container.cgroup.as_ref() == Some(cgroup)
@@ -1000,14 +1029,16 @@ impl Reconciler {
         self.progress.retain(|id, _| known.contains(id));
         let uids: HashSet<_> =
             self.containers.all().iter().map(|container| container.uid.clone()).collect();
-        // Whoever tells of cgroups may hold what knows them.
+        // `Ancestors` may hold its lock while it reports. Get its cgroups before `retain` takes the
+        // reports' lock, or both could deadlock.
         let cgroups: HashSet<_> = self.ancestors.cgroups().into_iter().collect();
         self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
         self.contention.forget_quiet(std::time::Instant::now());
     }
 
-    /// Looks at the tree for containers of which the runtime has not told. What is found may be about to be told of, or to
-    /// go, so it is looked at again.
+    /// Searches the tree for containers that the runtime has not reported. The runtime may be about
+    /// to report such a container, or its cgroup may be about to go. Therefore it is inspected
+    /// after a delay.
     fn take_census(&mut self) {
         let Found { found, problems } = kubepods::containers(&self.root, self.ancestors.kubepods());
         for (_, cgroup) in found {
@@ -1023,7 +1054,7 @@ impl Reconciler {
         self.is_census_incomplete = is_incomplete;
         for cgroup in self.ancestors.reserved() {
             if !self.missing_reserved.contains(&cgroup) && self.is_gone(&cgroup) {
-                // The kubelet may make it soon: it starts after the runtime.
+                // The kubelet may make the cgroup soon, because it starts after the runtime.
                 self.again(PATIENCE, Work::Stranger(cgroup));
             }
         }
@@ -1032,13 +1063,14 @@ impl Reconciler {
         self.missing_reserved = missing;
     }
 
-    /// Asks the runtime for everything anew if it has not told of what is in a cgroup; once about each.
+    /// Inspects a cgroup. If the runtime has not reported its content, the plugin requests a new
+    /// synchronization. It does so once per cgroup.
     fn meet(&mut self, cgroup: CgroupPath) {
         if self.ancestors.is_reserved(&cgroup) {
             return self.miss_reserved(cgroup);
         }
         if PodCgroup::parse(cgroup.as_str()).is_some() {
-            // A pod's, which was not watched until now.
+            // The cgroup of a pod, which was not watched until now.
             for child in children(&self.root, &cgroup) {
                 self.meet(child);
             }
@@ -1048,7 +1080,7 @@ impl Reconciler {
         if !of_pod || self.is_known(&cgroup) || !self.is_in_use(&cgroup) {
             return;
         }
-        // It may be about to go, of which the runtime has told already.
+        // The cgroup may be about to go, and the runtime may have reported its end already.
         match self.strangers.get(&cgroup) {
             None => {
                 self.strangers.insert(cgroup.clone(), false);
@@ -1062,9 +1094,10 @@ impl Reconciler {
         self.runtime.reconnect();
     }
 
-    /// Says once that a cgroup beside the pods is not there, so that nothing protects what should be in it.
+    /// Warns once that a reserved cgroup does not exist, so that nothing protects the services in
+    /// question.
     fn miss_reserved(&mut self, cgroup: CgroupPath) {
-        // The guard says so itself of the cgroup that it chose.
+        // The guard itself warns about the cgroup that it chose.
         let is_named = !self.containers.settings().config.reserved.is_empty();
         if is_named && self.is_gone(&cgroup) && self.missing_reserved.insert(cgroup.clone()) {
             warn!(
@@ -1093,7 +1126,8 @@ impl Reconciler {
             .is_ok_and(|usage| usage > Bytes::ZERO)
     }
 
-    /// Finds out whether what is written protects, by the kernel's rule, and says when that changes for the worse.
+    /// Checks by the kernel's rule whether the written values protect, and warns when they no
+    /// longer do.
     async fn survey(&mut self) {
         let containers = self.containers.all();
         let (root, cgroups) = (self.root.clone(), self.ancestors.cgroups());
@@ -1141,8 +1175,8 @@ impl Reconciler {
     }
 }
 
-/// Writes by way of the runtime, which stores the values, so that later updates do not undo them. A task of its own, since a
-/// runtime takes its time.
+/// The task that updates containers through the runtime. The runtime stores the values, so later
+/// updates do not undo them. The task is separate, because a runtime may take long.
 struct Updater {
     containers: Arc<Containers>,
     runtime: nri::Runtime,
@@ -1160,7 +1194,7 @@ impl Updater {
         }
     }
 
-    /// Returns what became of the batch; `None` where there is no runtime.
+    /// Sends a batch. Returns the results; `None` if no runtime is connected.
     async fn write(&self, batch: &[Pending]) -> Option<Fates> {
         let mut fates = Fates::default();
         let (first, mut single): (Vec<&Pending>, Vec<&Pending>) =
@@ -1169,12 +1203,12 @@ impl Updater {
             match self.send(&first, true).await {
                 Ok(dropped) => fates.dropped.extend(dropped),
                 Err(Unsent::NotConnected) => return None,
-                // It does not say whose fault it was.
+                // The runtime does not say which container failed.
                 Err(Unsent::Failed(_)) => single.extend(first),
             }
         }
         for pending in single {
-            // Only so does containerd tell why.
+            // containerd gives the reason only for such a request.
             match self.send(&[pending], false).await {
                 Ok(dropped) => fates.dropped.extend(dropped),
                 Err(Unsent::NotConnected) => return None,
@@ -1202,7 +1236,8 @@ impl Updater {
         Some(fates)
     }
 
-    /// Sends what is still wanted once the runtime is quiet. Returns the ids of containers whose request was dropped.
+    /// Sends the requests that are still wanted, once the runtime is quiet. Returns the IDs of the
+    /// containers whose requests were dropped.
     async fn send(
         &self,
         pending: &[&Pending],
@@ -1216,7 +1251,7 @@ impl Updater {
             if wait.is_zero() {
                 break;
             }
-            // Meanwhile memory.high holds the container where it is.
+            // Meanwhile memory.high keeps the container from growing.
             if is_cut && since.elapsed() >= CUT_PATIENCE {
                 return Err(Unsent::Failed(format!(
                     "it was not quiet for {QUIET:?} within {CUT_PATIENCE:?}; trying again later"
@@ -1246,12 +1281,13 @@ impl Updater {
         }
     }
 
-    /// Whether a request that has waited is still wanted: the plugin may only observe by now, or the container have another limit.
+    /// Returns whether a request that has waited is still wanted. The plugin may only observe now,
+    /// or the container may have another limit.
     fn is_current(&self, pending: &Pending) -> bool {
         if pending.enforces && !self.containers.settings().enforces() {
             return false;
         }
-        // A limit that was decided on before another update is not what is wanted any more.
+        // A limit is void if a newer update came after the decision.
         let has_same_revision = || {
             let now = self.containers.get(&pending.container.id);
             now.is_some_and(|now| now.revision == pending.container.revision)
@@ -1260,7 +1296,7 @@ impl Updater {
     }
 }
 
-/// Every value that a container should have, whatever its files hold.
+/// Returns writes of all desired values of a container, whatever its files hold.
 fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
     decided.values().into_iter().map(|(knob, value)| Write {
         knob,
@@ -1269,7 +1305,8 @@ fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
     })
 }
 
-/// Tells what happens to a cgroup; `None` when that cannot be told any more. Waits for ever without a watch.
+/// Returns the next change of a watched cgroup; `None` if inotify fails. Waits forever without a
+/// watch.
 async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
     match watch {
         Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),
@@ -1277,19 +1314,19 @@ async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
     }
 }
 
-/// The cgroups in a cgroup; none if it cannot be looked into.
+/// Returns the cgroups in a cgroup; none if it cannot be read.
 fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default()
 }
 
-/// Why an update was not made.
+/// Reason why an update was not made.
 enum Unsent {
     NotConnected,
     Failed(String),
 }
 
 impl Pending {
-    /// The writes that change something.
+    /// Returns the writes that change a value.
     fn changes(&self) -> impl Iterator<Item = &Write> {
         self.writes.iter().filter(|write| write.observed != write.desired)
     }
@@ -1300,7 +1337,8 @@ impl Pending {
     }
 }
 
-/// A synchronisation brings every container of the node at once, with all that the runtime knows of it; a fraction stays.
+/// Returns freed memory to the kernel. A synchronization delivers all containers of the node with
+/// all that the runtime knows about them. The plugin keeps only a fraction of this.
 pub(crate) fn give_memory_back() {
     // SAFETY: malloc_trim has no preconditions, and takes the allocator's own locks.
     #[cfg(target_env = "gnu")]

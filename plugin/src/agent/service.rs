@@ -1,8 +1,9 @@
-//! The plugin as the runtime sees it: translate, delegate, reply.
+//! The NRI plugin: it translates the runtime's events, delegates the work and replies.
 //!
-//! Events are answered from memory, but for the kubelet's checkpoint, which is read anew when it has changed, for as long
-//! as a tenth of the runtime's request timeout. Nothing here fails a request: what cannot be understood is
-//! reported and left out.
+//! The plugin answers events from memory. It reads the kubelet's checkpoint again if the checkpoint
+//! has changed, for at most a tenth of the runtime's request timeout. Reclaiming memory for a limit
+//! decrease may take longer (`CUT_BUDGET`). Invalid data about pods and containers fails no event:
+//! the plugin reports the data and ignores it.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -42,24 +43,26 @@ use crate::state::containers::{Container, Containers, Decided, Event, KNOBS, Set
 use crate::state::originals::Values;
 use crate::state::raised;
 
-/// Part of the runtime's request timeout within which an event is answered.
+/// Divisor of the runtime's request timeout: an event is answered within this part.
 pub(crate) const BUDGET: u32 = 10;
 
-/// How many times as long a cut may take that is reclaiming: up to half of the timeout, with what comes after it.
+/// Factor by which an event may take longer if it reclaims memory for a limit decrease. Together
+/// with the rest of the event, this is up to half of the timeout.
 pub(crate) const CUT_BUDGET: u32 = 3;
 
-/// Why a cut is refused. Constant, since the kubelet makes an Event of each new text and tries again every 10 to 15 s.
+/// Reason for the refusal of a limit decrease. The text is constant, because the kubelet makes an
+/// Event of each new text and retries every 10 to 15 s.
 const WOULD_KILL: &str = "memory limit not lowered: the container uses more than that and would be killed; it has to free memory \
                           first, or the limit to be higher (plimsoll's log has the numbers)";
 
-/// The same of a pod, also constant.
+/// Reason for the refusal of a pod's limit decrease, also constant.
 const WOULD_KILL_IN_POD: &str = "memory limit of the pod not lowered: it uses more than that and would have processes killed; it has to free \
                                  memory first, or the limit to be higher (plimsoll's log has the numbers)";
 
-/// What the plugin does about a configuration that came into force.
+/// Function that is called with each configuration that comes into force.
 pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
 
-/// The plugin.
+/// The NRI plugin.
 pub struct Service {
     containers: Arc<Containers>,
     ancestors: Arc<Ancestors>,
@@ -68,9 +71,9 @@ pub struct Service {
     host: PathBuf,
     on_config: OnConfig,
     budget: Mutex<Duration>,
-    /// The runtime's text was taken over.
+    /// Whether the plugin has applied the runtime's configuration text.
     configured: AtomicBool,
-    /// How many updates there were.
+    /// Number of updates so far.
     updates: AtomicU64,
     cuts: Arc<Cuts>,
     deferrals: Arc<Deferrals>,
@@ -81,26 +84,26 @@ pub struct Service {
     unstored: Mutex<Option<brake::Record>>,
 }
 
-/// What the plugin consists of besides the events.
+/// State that the event handlers share with the other tasks.
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// The containers.
     pub containers: Arc<Containers>,
-    /// The levels above them.
+    /// The cgroups above the containers.
     pub ancestors: Arc<Ancestors>,
     /// The node's cgroups.
     pub root: Arc<CgroupRoot>,
-    /// Room for lower limits.
+    /// Preparation of limit decreases.
     pub cuts: Arc<Cuts>,
-    /// Limits that wait for room.
+    /// Deferred limit decreases.
     pub deferrals: Arc<Deferrals>,
-    /// Containers that are killed.
+    /// OOM kills and raised limits.
     pub kills: Arc<Kills>,
-    /// What people are told.
+    /// Reports to users.
     pub reports: Arc<Reports>,
     /// Work for the reconcile task.
     pub work: mpsc::UnboundedSender<Work>,
-    /// Whether the runtime has told of its pods and containers, and is still connected.
+    /// Whether the runtime is connected and has reported its pods and containers.
     pub synchronized: watch::Sender<bool>,
 }
 
@@ -111,8 +114,8 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// A plugin on the node whose file system is at `host`, usually `/`. `on_config` is called with each configuration that comes
-    /// into force.
+    /// Creates the plugin on the node whose file system is at `host`, usually `/`. The plugin calls
+    /// `on_config` with each configuration that comes into force.
     pub fn new(parts: Parts, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
         let Parts {
             containers,
@@ -146,18 +149,20 @@ impl Service {
         }
     }
 
-    /// Whether the runtime has told of its pods and containers, and is still connected.
+    /// Returns a channel that says whether the runtime is connected and has reported its pods and
+    /// containers.
     pub fn synchronized(&self) -> watch::Receiver<bool> {
         self.synchronized.subscribe()
     }
 
-    /// Goes on with another configuration, and brings all containers to it.
+    /// Applies another configuration to all containers.
     pub fn reconfigure(&self, config: Config) {
         self.take_over(config);
         self.enqueue(Work::All);
     }
 
-    /// Looks again whether `plimsoll restore` was called or the brake reset, and brings all containers to what follows.
+    /// Checks again whether `plimsoll restore` was called or the brake was reset, and reconciles
+    /// all containers after a change.
     pub fn look_whether_to_stand_aside(&self) {
         let before = self.containers.settings();
         let (settings, _) = self.discover(before.config.clone());
@@ -172,7 +177,7 @@ impl Service {
         self.enqueue(Work::All);
     }
 
-    /// Applies the brake: nothing is written from now on, until an operator resets it.
+    /// Applies the brake: the plugin behaves as in observe mode until an operator resets the brake.
     pub fn apply_brake(&self, record: &brake::Record) {
         if let Err(error) = record.store(&self.host) {
             error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is started again acts again");
@@ -185,7 +190,7 @@ impl Service {
         self.enqueue(Work::All);
     }
 
-    /// Says so where the plugin does not act, and which of its changes stay.
+    /// Logs that the plugin only observes, and which raised limits stay.
     fn say_mode(&self, settings: &Settings) {
         if !settings.observes() {
             return;
@@ -215,7 +220,8 @@ impl Service {
         }
     }
 
-    /// The settings by a configuration. A brake whose record could not be stored stays applied, and storing is tried again.
+    /// Returns the settings for a configuration. If the brake's record could not be stored, the
+    /// brake stays applied. The plugin then tries again to store the record.
     fn discover(&self, config: Config) -> (Settings, NodeMemory) {
         let (mut settings, memory) = Settings::discover(config, &self.host);
         let mut unstored = lock(&self.unstored);
@@ -226,7 +232,8 @@ impl Service {
                     *unstored = None;
                 }
             }
-            // From now on the file counts, and an operator can remove it.
+            // From now on the file decides whether the brake is applied. An operator can remove the
+            // file.
             _ => *unstored = None,
         }
         (settings, memory)
@@ -234,7 +241,7 @@ impl Service {
 
     fn set(&self, settings: Settings) {
         if self.containers.settings().brake.is_some() && settings.brake.is_none() {
-            // Without this the brake would never be applied again.
+            // Without this the brake could never be applied again.
             self.reports.brake.clear();
             info!("the brake was reset");
         }
@@ -278,8 +285,9 @@ impl Service {
         self.set(settings);
     }
 
-    /// Looks again at what pods may use altogether, which stands in for the limit of a container without one. A runtime
-    /// starts its plugins before the kubelet, which makes up its mind later, and may do so anew.
+    /// Determines node allocatable again. It stands in for the limit of a container without a
+    /// limit. A runtime starts its plugins before the kubelet. The kubelet determines node
+    /// allocatable later and may change it.
     fn refresh_node(&self) {
         let before = self.containers.settings();
         if before.config.node_allocatable != NodeAllocatable::Auto {
@@ -294,11 +302,12 @@ impl Service {
     }
 
     fn enqueue(&self, work: Work) {
-        // The task ends only with the program.
+        // The receiver lives as long as the program.
         let _ = self.work.send(work);
     }
 
-    /// An event by NRI's name is answered for as long as what is returned is kept.
+    /// Begins the answer to an event with the NRI name `name`. The answer ends when the returned
+    /// value is dropped.
     fn event(&self, name: &'static str) -> Answering {
         Answering {
             _event: self.containers.event(),
@@ -312,7 +321,8 @@ impl Service {
         self.containers.settings().node.page_size
     }
 
-    /// The kubelet's records of a container and its pod; inconclusive also where they cannot be read in time.
+    /// Returns the kubelet's records of a container and its pod. The result is inconclusive if they
+    /// cannot be read in time.
     async fn record(&self, container: &Container) -> Recorded {
         let moment = container.moment;
         if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment)
@@ -330,7 +340,7 @@ impl Service {
                 Err(Inconclusive)
             }
             Err(_) => {
-                // The task looks again after the start or update.
+                // The reconcile task reads the record again after the start or update.
                 warn!(
                     pod = container.pod,
                     container = container.name,
@@ -341,8 +351,9 @@ impl Service {
         }
     }
 
-    /// A container that was created without this plugin, or before it was started anew: where it has changed it, its unified map holds
-    /// what it has set, and no more the client's words.
+    /// Translates a container that was created without this plugin, or before the plugin restarted.
+    /// If the plugin has changed the container, its unified map holds the plugin's values. The
+    /// original values then replace them.
     fn found(&self, pod: &PodSandbox, container: &api::Container) -> Container {
         let mut found = translate(pod, container, self.page_size());
         if let Some(before) = self.containers.before(&container.id) {
@@ -351,7 +362,7 @@ impl Service {
         found
     }
 
-    /// Remembers a container and decides about it.
+    /// Stores a container and decides its values.
     async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
         if container.limit == Limit::Max {
             self.refresh_node();
@@ -368,14 +379,15 @@ impl Service {
             self.say_if_overcommitted(&container, decided.request.as_ref());
         }
         self.raise_pod(&container, former, &record);
-        // Before the container has it, and what it had before counts until it is known to have it.
+        // Reserve the larger of the old and new claim until the new values are verified.
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
             self.ancestors.claim_at_least(place, &container.id, claim);
         }
         (container, decided)
     }
 
-    /// A limit that the node cannot keep is set all the same. Of requests the sums of their protection tell.
+    /// Warns about a limit above node allocatable, but the limit is applied. Excessive requests
+    /// appear as shortfalls of protection.
     fn say_if_beyond_the_node(&self, container: &Container) {
         if let (Limit::Bytes(limit), Some(allocatable)) =
             (container.limit, self.containers.settings().node.allocatable)
@@ -385,7 +397,7 @@ impl Service {
         }
     }
 
-    /// Nobody is kept from anything by that.
+    /// Warns about a limit that is too many times the request, but the limit is applied.
     fn say_if_overcommitted(&self, container: &Container, request: Option<&Request>) {
         if let (Limit::Bytes(limit), Some(request), Some(most)) =
             (container.limit, request, self.containers.settings().config.max_limit_request_ratio)
@@ -396,8 +408,9 @@ impl Service {
         }
     }
 
-    /// A container's limits are worth nothing where its pod's are tighter. `former` are those that it, or one of its name before it,
-    /// was last to have.
+    /// Raises the pod's limits, because a lower pod limit would make the container's limits
+    /// useless. `former` are the last limits of this container, or of its predecessor with the same
+    /// name.
     fn raise_pod(&self, container: &Container, former: Option<Limits>, recorded: &Recorded) {
         let mut others = self.containers.in_sandbox(&container.sandbox);
         others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
@@ -405,11 +418,12 @@ impl Service {
         self.ancestors.raise_limits(container, &pod);
     }
 
-    /// Makes room for a limit that is lower than the one in force, and tells which one is to stay for now, if it is.
+    /// Prepares the container for a limit decrease. Returns the limit that stays for now if the
+    /// decrease is deferred.
     ///
     /// # Errors
     ///
-    /// When the container would be killed, and that is to be said.
+    /// When the decrease would kill the container and must be refused.
     async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
         let settings = self.containers.settings();
         if settings.stand_aside || settings.config.shrink == Shrink::Allow {
@@ -430,7 +444,7 @@ impl Service {
             Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
             Ok(Attempted::NotMade { in_force, usage }) => (in_force, usage),
             Err(error) => {
-                // Whoever asks for it may do so.
+                // The plugin does not refuse a limit that it cannot prepare for.
                 debug!(pod = container.pod, container = container.name, %error, "cannot make room for a lower limit");
                 return Ok(None);
             }
@@ -440,7 +454,7 @@ impl Service {
             let cut = LowerLimit { limit: container.limit, in_force, usage };
             let what = if is_deferred { What::CutDeferred(cut) } else { What::CutRejected(cut) };
             self.reports.tell(&container.into(), &what);
-            // What happened to it meanwhile was passed over.
+            // The reconcile task has skipped the container during the attempt.
             self.enqueue(Work::Container(container.id.clone()));
         }
         if !is_deferred {
@@ -467,8 +481,9 @@ impl Service {
         self.ancestors.sandbox_ended(id);
     }
 
-    /// Of several containers with one name in a sandbox only the newest is alive: the kubelet makes another one only when the last
-    /// has ended, of which the runtime does not tell where it failed to start.
+    /// Forgets older containers of the same name in the sandbox. The kubelet creates the next
+    /// container only when the last one has ended. The runtime does not report the end of a
+    /// container that failed to start.
     fn forget_older(&self, sandbox: &str, newest: &api::Container) {
         for older in self.others_of_its_name(sandbox, newest) {
             debug!(
@@ -520,7 +535,7 @@ impl Drop for Answering {
     }
 }
 
-/// The sandbox of a pod of the kubelet; `None` for any other.
+/// Returns the sandbox of a pod of the kubelet; `None` for any other pod.
 fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
     let linux = pod.linux.get_or_default();
     let place = place(&linux.cgroup_parent)?;
@@ -565,8 +580,8 @@ impl Plugin for Service {
     async fn configure(&self, configuration: Configuration) -> Result<(), Refusal> {
         self.reports.metrics.connections.inc();
         *lock(&self.budget) = configuration.request_timeout / BUDGET;
-        // What was launched gets the same text on every connection, and watches the file for anything newer. What was not
-        // has read the file itself.
+        // A plugin that the runtime launched gets the same text with every connection, and watches
+        // the file for newer text. Any other plugin has read the file itself.
         let config = match &configuration.drop_in {
             Some(text) if !self.configured.swap(true, Ordering::Relaxed) => {
                 Config::parse(text.as_bytes(), "configuration from the runtime")
@@ -574,7 +589,7 @@ impl Plugin for Service {
             }
             _ => self.containers.settings().config.clone(),
         };
-        // All containers follow with the synchronisation.
+        // The synchronization applies the configuration to all containers.
         self.take_over(config);
         Ok(())
     }
@@ -584,11 +599,13 @@ impl Plugin for Service {
         pods: Vec<PodSandbox>,
         containers: Vec<api::Container>,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
-        // What else the runtime is at is not known yet: it is not to be asked for anything at once.
+        // The runtime may be busy with other events, so this counts as one and delays requests to
+        // the runtime.
         let _event = self.event("Synchronize");
         let alive = newest(containers.into_iter().filter(|container| !has_ended(container)));
-        // Runtimes also tell of sandboxes that have ended and were not removed yet.
-        // That of CRI-O has no process, and with that not the cgroup that is named: whoever has a container that lives does, too.
+        // Runtimes also report sandboxes that have ended and were not removed yet. A live sandbox
+        // of CRI-O has no process, and so the named cgroup does not exist. Therefore a sandbox with
+        // a live container also counts as live.
         let live: HashSet<&str> =
             alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
         let is_over = |pod: &PodSandbox| {
@@ -618,7 +635,7 @@ impl Plugin for Service {
         self.containers.replace(known);
         let running = self.containers.all().into_iter().filter(|container| container.started);
         self.kills.synchronize(running.collect());
-        // In the reply it would keep the runtime locked until the last container is updated.
+        // Updates in the reply would keep the runtime locked until the last container is updated.
         self.enqueue(Work::All);
         self.synchronized.send_replace(true);
         Ok(Vec::new())
@@ -646,8 +663,9 @@ impl Plugin for Service {
         Ok(())
     }
 
-    /// The kubelet is about to set the pod's own limit, by itself: all that is asked is whether it may (from Kubernetes 1.37 on it heeds
-    /// the answer). It sets nothing that is lower before the containers have theirs.
+    /// Decides whether the kubelet may set the pod's own limit. The kubelet sets the limit itself,
+    /// and heeds the answer from Kubernetes 1.37 on. It lowers the pod's limit only after the
+    /// containers' limits.
     async fn update_pod_sandbox(
         &self,
         pod: PodSandbox,
@@ -658,7 +676,7 @@ impl Plugin for Service {
         let of_memory = |resources: &LinuxResources| {
             resources.memory.get_or_default().limit.get_or_default().value
         };
-        // Processor time alone, or no limit.
+        // The update is about CPU alone, or without a limit.
         let (Ok(limit @ 1..), Some(sandbox)) =
             (u64::try_from(of_memory(&resources)), sandbox(&pod))
         else {
@@ -694,7 +712,7 @@ impl Plugin for Service {
                 Err(Refusal::new(WOULD_KILL_IN_POD))
             }
             Err(error) => {
-                // Whoever asks for it may do so.
+                // The plugin does not refuse a limit that it cannot prepare for.
                 debug!(pod = printable(&pod.name), %error, "cannot make room for a pod's lower limit");
                 Ok(())
             }
@@ -721,7 +739,7 @@ impl Plugin for Service {
         self.meet_sandbox(&pod);
         self.forget_older(&pod.id, &container);
         let asked = container.linux.get_or_default().resources.get_or_default().memory.clone();
-        // Whatever the runtime says of its state.
+        // The container has not started, whatever state the runtime reports.
         let mut container =
             Container { started: false, ..translate(&pod, &container, self.page_size()) };
         let rescued = self.kills.limit_for(&container);
@@ -729,16 +747,18 @@ impl Plugin for Service {
         let (container, decided) = self.resolve(container).await;
         // The kernel's defaults need not be set.
         //
-        // A key that is set already is left, whatever its value: a runtime refuses to create a container of which two plugins set
-        // the same key. It keeps account of what plugins set and not of what its client has asked for, so the client's values
-        // could be replaced. But containerd from 2.2 on shows both in one map, and a plugin does not learn who has set what
-        // (containerd/nri, pkg/adaptation/result.go: adjustResources claims each key of a reply and copies it into the request
-        // that the next plugin gets). The container is brought to its value once it runs, and that is no fight.
+        // Leave a key that is set already, whatever its value. A runtime refuses to create a
+        // container if two plugins set the same key. It records the keys of plugins but not the
+        // keys of its client, so the client's values could be replaced. But containerd 2.2 and
+        // later shows both in one map, and a plugin cannot see which program set a key.
+        // (containerd/nri, pkg/adaptation/result.go: adjustResources claims each key of a reply and
+        // copies it into the request for the next plugin.) The plugin sets its value once the
+        // container runs. This write does not count as a repair.
         let wanted = KNOBS.into_iter().filter_map(|knob| {
             let value = decided.value(knob)?;
             match container.unified.get(knob.file_name()) {
                 Some(claimed) if claimed.parse() == Ok(value) => None,
-                // The kubelet sends these with every container.
+                // The kubelet sends the defaults with every container.
                 Some(_) if !is_claimed(&container.unified, knob) => None,
                 Some(claimed) => {
                     warn!(
@@ -785,8 +805,9 @@ impl Plugin for Service {
         container: api::Container,
     ) -> Result<(), Refusal> {
         let _event = self.event("StartContainer");
-        // It was being created while this plugin registered: CRI-O asks the plugins that there are first, and tells of it in a
-        // synchronization only when it is done.
+        // The runtime was creating the container while this plugin registered. CRI-O asks only the
+        // plugins that were registered before. A synchronization of CRI-O contains only containers
+        // whose creation is complete.
         if self.containers.get(&container.id).is_none() && container.linux.is_some() {
             self.meet_sandbox(&pod);
             self.forget_older(&pod.id, &container);
@@ -794,7 +815,7 @@ impl Plugin for Service {
         }
         self.containers.started(&container.id);
         if let Some(container) = self.containers.get(&container.id) {
-            // The runtime has made its first process, which waits for this answer.
+            // The runtime has made the container's first process, which waits for this answer.
             if container.cgroup.as_ref().is_some_and(|path| self.has_processes(path)) {
                 self.containers.set_has_had_processes(&container.id);
             }
@@ -824,7 +845,7 @@ impl Plugin for Service {
         updated.moment = Moment::Update;
         let number = self.updates.fetch_add(1, Ordering::Relaxed);
         updated.update = Update::UnderWay(number);
-        // With other limits it may do.
+        // With its new limits, the container may no longer need a raised memory.high.
         updated.released = None;
         let asked = resources.memory.limit.as_ref().map_or(0, |limit| limit.value);
         if asked != 0 {
@@ -842,7 +863,7 @@ impl Plugin for Service {
             (updated.asked, updated.revision) = (updated.limit, number + 1);
             instead = self.kills.limit_for(&updated);
             updated.limit = instead.unwrap_or(updated.limit);
-            // Nothing of a cut that is refused is remembered.
+            // The plugin stores nothing of a limit decrease that it refuses.
             match self.make_room(&updated).await? {
                 Some(in_force) => {
                     instead = Some(in_force);
@@ -857,13 +878,15 @@ impl Plugin for Service {
         if asked != 0 && container.started {
             self.kills.runs(&container);
         }
-        // The runtime keeps what was set before and sets it again with every update. So all that is wanted is said, and of
-        // the defaults those that the kernel does not have.
+        // The runtime keeps earlier values and sets them again with every update. So the reply
+        // contains all desired values. It contains a default only if the kernel holds another
+        // value.
         let cgroup = container.cgroup.as_ref().and_then(|path| self.root.cgroup(path).ok());
         let values: Vec<(Knob, Limit)> = KNOBS
             .into_iter()
             .filter_map(|knob| Some((knob, decided.value(knob)?)))
-            // As at create; it is looked at when the update is done.
+            // Leave the client's values, as at creation. The reconcile task checks them after the
+            // update.
             .filter(|(knob, _)| !is_claimed(&claimed, *knob))
             .filter(|(knob, value)| {
                 if claimed.contains_key(knob.file_name()) {
@@ -883,7 +906,8 @@ impl Plugin for Service {
             ?values,
             "update"
         );
-        // There is no event for an update that fails, and then the kernel has values that do not go with its limit.
+        // The runtime does not report a failed update. Then the kernel holds values that do not
+        // match the limit.
         self.enqueue(Work::Later(container.id.clone(), number));
         if values.is_empty() && instead.is_none() {
             return Ok(Vec::new());
@@ -896,7 +920,7 @@ impl Plugin for Service {
                 .unwrap_or_else(unknown);
             self.containers.remember(&container, before);
         }
-        // Unless the client has a word on it.
+        // Keep the swap limit unless the client sets it.
         let cgroup = cgroup.filter(|_| !claimed.contains_key(SWAP_MAX));
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
         self.containers.set_swap_max(&container.id, swap_max);
@@ -908,10 +932,12 @@ impl Plugin for Service {
             }
             update
         };
-        // The kubelet sends the kernel's defaults with every update. They are replaced here, and what the runtime stores is the
-        // plugin's. Had another plugin set one of them, the runtime would refuse the update, unless a failure may be ignored: then
-        // it passes over this part, and the container is brought to its values afterwards. (containerd/nri,
-        // pkg/adaptation/result.go: updateResources works on a copy, which counts only where no key is claimed twice.)
+        // The kubelet sends the kernel's defaults with every update. The reply replaces them, so
+        // that the runtime stores the plugin's values. If another plugin has set one of these keys,
+        // the runtime refuses the update. If the failure may be ignored, the runtime skips only
+        // this part and the plugin writes the values afterwards. (containerd/nri,
+        // pkg/adaptation/result.go: updateResources works on a copy, which counts only if no key is
+        // claimed twice.)
         if !values.iter().any(|(knob, _)| claimed.contains_key(knob.file_name())) {
             return Ok(vec![has_to_be(values)]);
         }
@@ -954,15 +980,17 @@ impl Plugin for Service {
     }
 }
 
-/// Whether a unified map has a value of its own for a file. The kernel's default is none: the kubelet sends it with every request,
-/// `memory.high=max` without its MemoryQoS, zeros with it where its policy protects nothing.
+/// Returns whether a unified map sets a file to another value than the kernel's default. The
+/// default does not count, because the kubelet sends it with every request. Without its MemoryQoS
+/// the kubelet sends `memory.high=max`, and with it zeros where its policy protects nothing.
 /// Source: Kubernetes 1.37, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
 fn is_claimed(unified: &HashMap<String, String>, knob: Knob) -> bool {
     unified.get(knob.file_name()).is_some_and(|claimed| claimed.parse() != Ok(knob.default_value()))
 }
 
-/// Leaves of containers with one name in a sandbox the newest. Runtimes with NRI before 0.9 do not tell when one was created: then one
-/// that runs, or was told of last.
+/// Returns the newest of all containers that share a name and a sandbox. Runtimes with NRI before
+/// 0.9 do not report the time of creation. Then a running container counts as the newest, or else
+/// the last one reported.
 fn newest(containers: impl Iterator<Item = api::Container>) -> Vec<api::Container> {
     let age = |container: &api::Container| {
         let runs = matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING));
@@ -991,7 +1019,7 @@ fn has_ended(container: &api::Container) -> bool {
     matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED))
 }
 
-/// Takes what matters here from what the runtime tells. What makes no sense is reported and left out.
+/// Translates a container of the runtime. Invalid data is reported and ignored.
 fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Container {
     let linux = container.linux.get_or_default();
     let resources = linux.resources.get_or_default();
@@ -1004,7 +1032,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
     };
     let mut translated = Container {
         id: container.id.clone(),
-        // Those of Kubernetes are as they were.
+        // Names of Kubernetes stay unchanged.
         name: printable(&container.name),
         pod: format!("{}/{}", printable(&pod.namespace), printable(&pod.name)),
         uid,
@@ -1048,7 +1076,7 @@ fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Co
     translated
 }
 
-/// What part of the processor time is asked for.
+/// Returns the CPU shares that `resources` asks for, or else `known`.
 fn shares(resources: &LinuxResources, known: CpuShares) -> CpuShares {
     match resources.cpu.get_or_default().shares.get_or_default().value {
         0 => known,
@@ -1056,7 +1084,7 @@ fn shares(resources: &LinuxResources, known: CpuShares) -> CpuShares {
     }
 }
 
-/// How much processor time is asked for.
+/// Returns the CPU limit that `resources` asks for, or else `known`.
 fn cpu(resources: &LinuxResources, known: CpuMax) -> CpuMax {
     let cpu = resources.cpu.get_or_default();
     known.updated(cpu.quota.get_or_default().value, cpu.period.get_or_default().value)

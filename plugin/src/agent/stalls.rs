@@ -1,6 +1,8 @@
-//! Containers that stand at `memory.high` for good while the node has memory to spare are released, in steps.
+//! Release of containers that stall at `memory.high` while the node has spare memory. The plugin
+//! raises their `memory.high` in steps.
 //!
-//! What costs something is done only while somebody is held back: that is seen in one file for all pods.
+//! Costly checks run only while the kernel throttles a container. One file for all pods shows this:
+//! the `memory.events` of kubepods.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -20,33 +22,34 @@ use crate::kubelet::node::MemInfo;
 use crate::report::{Line, Reports, What};
 use crate::state::containers::{Container, Containers};
 
-/// How often to look whether anybody is held back.
+/// Interval of the check for throttled containers.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// How long a released container may stand at its new line before the next step.
+/// Time for which a released container must stall at its raised `memory.high` before the next step.
 const NEXT_STEP: Duration = Duration::from_secs(10);
 
-/// How many times as long as the deadline a released container has to be well below its line for that to be put back.
+/// Multiple of the deadline for which a released container must stay well below the policy's
+/// `memory.high`. Then the plugin restores that value.
 const QUIET: u32 = 2;
 
-/// What part of all memory has to stay available.
+/// Divisor for the memory that must stay available: one twentieth of all memory.
 const SPARE: u64 = 20;
 
-/// The task.
+/// The task that releases containers.
 #[derive(Debug)]
 pub struct Stalls {
     containers: Arc<Containers>,
     root: Arc<CgroupRoot>,
     reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
-    /// How often kubepods and pods were held back.
+    /// Last `high` counts from the `memory.events` of kubepods and pods.
     events: HashMap<CgroupPath, u64>,
     watched: HashMap<String, Watched>,
-    /// The kernel keeps no account of pressure.
+    /// Whether the log has said that the kernel has no `memory.pressure`.
     is_blind: bool,
 }
 
-/// A container that stands at its line, or was released from it.
+/// A container that stalls at `memory.high`, or that the plugin has released.
 #[derive(Debug, Default)]
 struct Watched {
     pinned_since: Option<Instant>,
@@ -55,7 +58,8 @@ struct Watched {
 }
 
 impl Stalls {
-    /// Nobody is watched yet. What is released is brought to its new value by the reconcile task, through `work`.
+    /// Creates the task, which watches no container yet. The reconcile task writes each new
+    /// `memory.high`, requested through `work`.
     pub fn new(
         containers: Arc<Containers>,
         root: Arc<CgroupRoot>,
@@ -73,7 +77,7 @@ impl Stalls {
         }
     }
 
-    /// Works for ever.
+    /// Runs forever.
     pub async fn run(mut self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -85,7 +89,8 @@ impl Stalls {
                 self.put_all_back();
                 continue;
             };
-            // The kubelet's checkpoint may be large, and the files many.
+            // The kubelet's checkpoint may be large and there may be many files, so use a blocking
+            // thread.
             let looked = tokio::task::spawn_blocking(move || {
                 let held_back = self.held_back();
                 if !held_back.is_empty() || !self.watched.is_empty() {
@@ -103,7 +108,7 @@ impl Stalls {
         }
     }
 
-    /// The pods that were held back since the last look.
+    /// Returns the pods in which the kernel has throttled a container since the last check.
     fn held_back(&mut self) -> HashSet<CgroupPath> {
         let containers = self.containers.all();
         let places: Vec<_> =
@@ -123,7 +128,8 @@ impl Stalls {
         held_back
     }
 
-    /// Whether what lies in a cgroup was held back since the last look, or ever at the first one.
+    /// Returns whether the kernel has throttled anything in the cgroup since the last check. The
+    /// first check counts all earlier events.
     fn has_more_events(&mut self, cgroup: &CgroupPath) -> bool {
         let events = self.root.cgroup(cgroup).and_then(|cgroup| cgroup.events());
         let Ok(Events { high, .. }) = events else { return false };
@@ -139,7 +145,7 @@ impl Stalls {
                 container.place.as_ref().is_some_and(|place| held_back.contains(place.cgroup()));
             let mut state = match watched.remove(&container.id) {
                 Some(state) if state.is_released == container.released.is_some() => state,
-                // It was updated, and is as any other.
+                // An update has ended the release, so watch the container as a new one.
                 Some(_) => Watched::default(),
                 None if is_held_back => Watched::default(),
                 None => continue,
@@ -185,7 +191,7 @@ impl Stalls {
         }
     }
 
-    /// `None` if it has no line to stand at.
+    /// Returns the container's stall data; `None` if no `memory.high` can throttle the container.
     fn throttled(&self, container: &Container) -> Result<Option<Throttled>, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(None) };
         let cgroup = self.root.cgroup(path)?;
@@ -193,7 +199,7 @@ impl Stalls {
         if high == Limit::Max && container.released.is_none() {
             return Ok(None);
         }
-        // Only what the policy has set is this plugin's to raise.
+        // The plugin raises only a memory.high that its policy has set.
         let record = self.containers.record(&container.uid, &container.name, container.moment);
         let decided =
             self.containers.decide(&Container { released: None, ..container.clone() }, &record);
@@ -209,7 +215,7 @@ impl Stalls {
         }))
     }
 
-    /// How much memory the node could do without.
+    /// Returns the memory that the node can spare.
     fn spare(&self) -> Bytes {
         let meminfo = fs::read_to_string(self.root.host().join("proc/meminfo")).unwrap_or_default();
         let spare = |meminfo: MemInfo| {
@@ -232,7 +238,7 @@ impl Stalls {
         let what = if released.is_some() { What::Released(line) } else { What::PutBack(line) };
         self.reports.tell(&container.into(), &what);
         self.containers.release(&container.id, released);
-        // The task ends only with the program.
+        // The receiver lives as long as the program.
         let _ = self.work.send(Work::Container(container.id.clone()));
     }
 }

@@ -1,8 +1,9 @@
-//! The only code that touches cgroupfs.
+//! Access to cgroupfs. No other code writes to cgroup files.
 //!
-//! A cgroup is an open directory: its path may be taken by another cgroup once it is removed, the open directory never
-//! is. Everything is opened beneath one root. Only the files that [`Knob`] names, `cpu.max` and `memory.reclaim` are written,
-//! and besides these only those named here are read.
+//! A [`Cgroup`] holds an open directory. After a cgroup is removed, a new cgroup may take its path.
+//! The open directory never refers to the new cgroup. Every directory and file is opened beneath
+//! one root ([`CgroupRoot`]). Only the files of [`Knob`], `cpu.max` and `memory.reclaim` are
+//! written. Other files are read only if this module or a submodule names them.
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 
@@ -26,24 +27,24 @@ use crate::core::policy::hierarchy::Observed;
 use crate::core::policy::resize::Usage;
 use crate::core::units::{Bytes, CpuMax, CpuMaxError, Limit, LimitError};
 
-/// A file of the memory controller.
+/// File of the memory controller that holds a protection or a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Knob {
-    /// `memory.min`: what is never reclaimed.
+    /// `memory.min`: the amount of memory that is never reclaimed.
     Min,
-    /// `memory.low`: what is reclaimed last.
+    /// `memory.low`: the amount of memory that is reclaimed last.
     Low,
-    /// `memory.high`: where throttling starts.
+    /// `memory.high`: the usage above which the kernel throttles.
     High,
-    /// `memory.max`: the limit.
+    /// `memory.max`: the memory limit.
     Max,
 }
 
 impl Knob {
-    /// Every file.
+    /// All files.
     pub const ALL: [Self; 4] = [Self::Min, Self::Low, Self::High, Self::Max];
 
-    /// What a new cgroup has.
+    /// Returns the value of the file in a new cgroup.
     pub const fn default_value(self) -> Limit {
         match self {
             Self::Min | Self::Low => Limit::Bytes(Bytes::ZERO),
@@ -51,7 +52,7 @@ impl Knob {
         }
     }
 
-    /// The file's name, which is also the key in the unified map of OCI.
+    /// Returns the name of the file, which is also the key in the `unified` map of OCI.
     pub const fn file_name(self) -> &'static str {
         match self {
             Self::Min => "memory.min",
@@ -68,67 +69,69 @@ impl fmt::Display for Knob {
     }
 }
 
-/// Why a cgroup could not be opened or read.
+/// Error while opening, reading or writing a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The cgroup was removed.
     #[error("cgroup {0} is gone")]
     Gone(CgroupPath),
-    /// The cgroup has no such file: the memory controller is not enabled for it, or the kernel is older than the file.
+    /// The cgroup does not have this file. Either the memory controller is not enabled for the
+    /// cgroup, or the kernel is too old for the file.
     #[error(
         "cgroup {path} has no {file}; enable the memory controller in its parent's cgroup.subtree_control"
     )]
     Unsupported {
-        /// The cgroup.
+        /// Path of the cgroup.
         path: CgroupPath,
-        /// The file.
+        /// Name of the file.
         file: &'static str,
     },
-    /// The file holds something else than it should.
+    /// The file has unexpected content.
     #[error("cgroup {path}: {file}: {error}")]
     Malformed {
-        /// The cgroup.
+        /// Path of the cgroup.
         path: CgroupPath,
-        /// The file.
+        /// Name of the file.
         file: &'static str,
-        /// What is wrong.
+        /// Description of the problem.
         error: String,
     },
-    /// Anything else that went wrong.
+    /// Any other I/O error.
     #[error("cgroup {path}: cannot {operation}: {error}")]
     Io {
-        /// The cgroup.
+        /// Path of the cgroup.
         path: CgroupPath,
-        /// What was tried.
+        /// The attempted operation.
         operation: String,
-        /// What the operating system says.
+        /// Error from the operating system.
         error: io::Error,
     },
 }
 
-/// A file that every cgroup of version 2 has.
+/// File that every cgroup v2 directory has.
 const CONTROLLERS: &str = "cgroup.controllers";
 
-/// The type of file system that cgroups of version 2 are.
+/// Magic number of the cgroup v2 file system (`statfs`).
 const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 
-/// How much swap a cgroup may use.
+/// File with the swap limit of a cgroup.
 pub const SWAP_MAX: &str = "memory.swap.max";
 
-/// What a cgroup uses, with everything below it.
+/// File with the memory usage of a cgroup and its descendants.
 const USAGE: &str = "memory.current";
 
-/// What that is, in parts.
+/// File with the memory usage by kind of memory.
 const STAT: &str = "memory.stat";
 
-/// How much swap a cgroup uses.
+/// File with the swap usage of a cgroup.
 const SWAP_USAGE: &str = "memory.swap.current";
 
-/// Reclaims as much as is written to it. From kernel 5.19 on.
+/// File that makes the kernel reclaim the written amount of memory. Exists since kernel 5.19.
 const RECLAIM: &str = "memory.reclaim";
 
 impl CgroupRoot {
-    /// Adds to `observed` these cgroups with all that lies above them. Those that cannot be read are left out.
+    /// Adds the given cgroups and all their ancestors to `observed`. Skips cgroups that cannot be
+    /// read.
     pub fn observe_all(
         &self,
         cgroups: impl Iterator<Item = CgroupPath>,
@@ -148,27 +151,28 @@ impl CgroupRoot {
     }
 }
 
-/// What has happened to a cgroup and everything below it, counted. The kernel wakes up who watches it.
+/// File with event counters of a cgroup and its descendants. The kernel wakes watchers of this file
+/// when a counter changes.
 pub const EVENTS: &str = "memory.events";
 const LOCAL_EVENTS: &str = "memory.events.local";
 
-/// How long it has waited for memory.
+/// File with the time that the processes of a cgroup waited for memory.
 const PRESSURE: &str = "memory.pressure";
 
-/// How much processor time a cgroup may use.
+/// File with the CPU limit of a cgroup.
 pub const CPU_MAX: &str = "cpu.max";
 
-/// Its part of the processor time that is contended for.
+/// File with the weight of a cgroup when cgroups compete for CPU time.
 pub const CPU_WEIGHT: &str = "cpu.weight";
 
-/// The root of a cgroup v2 hierarchy.
+/// Root of a cgroup v2 hierarchy.
 #[derive(Debug)]
 pub struct CgroupRoot {
     directory: OwnedFd,
     path: PathBuf,
 }
 
-/// The root of the cgroup hierarchy cannot be used.
+/// Error: the root of the cgroup hierarchy cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("cgroup root {}: {error}; expected a cgroup v2 hierarchy", path.display())]
 pub struct RootError {
@@ -177,41 +181,43 @@ pub struct RootError {
 }
 
 impl RootError {
-    /// Whether there is no hierarchy of version 2 at all, which is something else than one that cannot be opened.
+    /// Returns whether there is no cgroup v2 hierarchy at all. A hierarchy that exists but cannot
+    /// be opened is not absent.
     pub fn is_absent(&self) -> bool {
         self.error.kind() == io::ErrorKind::NotFound
     }
 }
 
 impl CgroupRoot {
-    /// Opens the root, usually `/sys/fs/cgroup`.
+    /// Opens the root directory, usually `/sys/fs/cgroup`.
     ///
     /// # Errors
     ///
-    /// When it cannot be opened, or is not of version 2.
+    /// Fails if the directory cannot be opened or is not the root of a cgroup v2 hierarchy.
     pub fn open(path: &Path) -> Result<Self, RootError> {
         let failed = |error: io::Error| RootError { path: path.to_owned(), error };
         let directory = rustix::fs::open(path, DIRECTORY, Mode::empty())
             .map_err(|error| failed(error.into()))?;
-        // Only version 2 has it.
+        // Only cgroup v2 has this file.
         rustix::fs::statat(&directory, CONTROLLERS, AtFlags::empty()).map_err(|error| {
             failed(io::Error::new(io::Error::from(error).kind(), "it has no cgroup.controllers"))
         })?;
         Ok(Self { directory, path: path.to_owned() })
     }
 
-    /// Where it is.
+    /// Returns the path of the root directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The node's file system, in which this is `/sys/fs/cgroup`.
+    /// Returns the root of the node's file system, in which this root directory is
+    /// `/sys/fs/cgroup`.
     pub fn host(&self) -> &Path {
         self.path.ancestors().nth(3).unwrap_or(Path::new("/"))
     }
 
-    /// Whether what protects a cgroup, and no child of it lays claim to, protects its children too: the mount option
-    /// `memory_recursiveprot`.
+    /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option the
+    /// kernel passes protection that no child of a cgroup claims on to all its children.
     pub fn recursive_protection(&self) -> bool {
         let mounts =
             std::fs::read_to_string(self.host().join("proc/self/mounts")).unwrap_or_default();
@@ -223,11 +229,11 @@ impl CgroupRoot {
         })
     }
 
-    /// The cgroups directly below the root.
+    /// Lists the cgroups directly below the root.
     ///
     /// # Errors
     ///
-    /// When the root cannot be listed.
+    /// Fails if the root directory cannot be listed.
     pub fn children(&self) -> Result<Vec<CgroupPath>, CgroupError> {
         children(&self.directory, CgroupPath::top).map_err(|error| CgroupError::Io {
             path: CgroupPath::root(),
@@ -240,11 +246,11 @@ impl CgroupRoot {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when there is none of this path.
+    /// [`CgroupError::Gone`] if no cgroup has this path.
     pub fn cgroup(&self, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
         match open_beneath(&self.directory, path.as_str(), DIRECTORY) {
             Ok(directory) => {
-                // Whatever is the matter with it, the cgroup itself is there.
+                // Ignore errors of the inner cgroup: the cgroup itself exists.
                 let inner = path
                     .subgroup()
                     .and_then(|_| open_beneath(&directory, SUBGROUP, DIRECTORY).ok());
@@ -260,7 +266,8 @@ impl CgroupRoot {
     }
 }
 
-/// The directories in a directory, as cgroups; `path` makes a path of a name.
+/// Lists the subdirectories of `directory` as cgroups. `path` converts a name to a cgroup path, and
+/// names without a path are skipped.
 fn children(
     directory: &OwnedFd,
     path: impl Fn(&str) -> Option<CgroupPath>,
@@ -277,29 +284,32 @@ fn children(
     Ok(children)
 }
 
-/// What has happened to a cgroup and everything below it, counted since it was made.
+/// Event counters since the creation of a cgroup. [`Cgroup::events`] includes the descendants,
+/// [`Cgroup::local_events`] does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
-    /// How often somebody was held back at `memory.high`.
+    /// Number of times that processes were throttled at `memory.high`.
     pub high: u64,
-    /// How often somebody had reached its limit, and nothing could be reclaimed.
+    /// Number of times that usage reached a limit and the kernel could reclaim nothing.
     pub oom: u64,
-    /// How many processes were killed for want of memory, by whatever limit, or the node's.
+    /// Number of OOM-killed processes, whether for a cgroup limit or for lack of memory on the
+    /// node.
     pub oom_kill: u64,
-    /// How often all processes of a cgroup with `memory.oom.group` were killed together; always 0 before kernel 5.17.
+    /// Number of times that the kernel killed all processes of a cgroup with `memory.oom.group`
+    /// together. Always 0 before kernel 5.17.
     pub oom_group_kill: u64,
 }
 
-/// How long a cgroup, all of it together, waited for memory.
+/// Time during which all processes of a cgroup waited for memory at once (`full`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pressure {
-    /// How much of the last ten seconds, in percent.
+    /// Share of the last ten seconds, in percent.
     pub percent: f64,
-    /// How long since it was made.
+    /// Total time since the creation of the cgroup.
     pub total: Duration,
 }
 
-/// A number of 20 digits is the longest content of a file with an amount.
+/// Buffer size for a file with one amount. The longest content is a number of 20 digits.
 const AMOUNT: usize = 32;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -309,43 +319,48 @@ fn open_beneath(directory: impl AsFd, path: &str, flags: OFlags) -> Result<Owned
     openat2(directory, path, flags, Mode::empty(), resolve)
 }
 
-/// In a container's scope, crun puts the processes into a cgroup of this name and gives both the same values: the scope as systemd's
-/// properties, this as files. What is in force says [`Cgroup::read`].
+/// Name of the inner cgroup that crun creates in the scope of a container for the processes. crun
+/// gives both cgroups the same values: as systemd properties of the scope and as files of the inner
+/// cgroup. [`Cgroup::read`] returns the effective value.
 const SUBGROUP: &str = "container";
 
-/// A cgroup: an open directory.
+/// Open directory of a cgroup.
 #[derive(Debug)]
 pub struct Cgroup {
     directory: OwnedFd,
-    /// That of [`SUBGROUP`] in it.
+    /// Directory of the inner cgroup [`SUBGROUP`], if there is one.
     inner: Option<OwnedFd>,
     path: CgroupPath,
 }
 
 impl Cgroup {
-    /// Where it is.
+    /// Returns the path of the cgroup.
     pub fn path(&self) -> &CgroupPath {
         &self.path
     }
 
-    /// What tells it from another cgroup that has its path at another time.
+    /// Returns the inode number, which distinguishes this cgroup from a later cgroup with the same
+    /// path.
     ///
     /// # Errors
     ///
-    /// When the operating system does not say.
+    /// Fails if the operating system cannot return the metadata.
     pub fn inode(&self) -> Result<u64, CgroupError> {
         rustix::fs::fstat(&self.directory)
             .map(|stat| stat.st_ino)
             .map_err(|error| self.failed("look at it", error))
     }
 
-    /// Reads one of its files. Of a container by crun, whose processes are in a cgroup of their own below, what counts of both: a limit
-    /// is the lower one; protection is that of the scope, which the one below has all of (`memory_recursiveprot`, with which systemd mounts
-    /// the hierarchy from kernel 5.7 on).
+    /// Reads the value of a file.
+    ///
+    /// If crun created the container, the processes are in the inner cgroup and both cgroups count.
+    /// For a limit, the lower value of both is returned. For protection, the value of the scope is
+    /// returned: the inner cgroup inherits all of this protection with `memory_recursiveprot`.
+    /// systemd mounts the hierarchy with this option since kernel 5.7.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    /// [`CgroupError::Gone`] if the cgroup was removed.
     pub fn read(&self, knob: Knob) -> Result<Limit, CgroupError> {
         match knob {
             Knob::Min | Knob::Low => self.read_amount(knob.file_name()),
@@ -353,20 +368,21 @@ impl Cgroup {
         }
     }
 
-    /// Reads `memory.current`: what it uses, with everything below it.
+    /// Reads `memory.current`, the memory usage of the cgroup and its descendants.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    /// [`CgroupError::Gone`] if the cgroup was removed.
     pub fn usage(&self) -> Result<Bytes, CgroupError> {
         Ok(self.read_amount(USAGE)?.bytes().unwrap_or(Bytes::new(u64::MAX)))
     }
 
-    /// Reads `memory.swap.max`: how much swap it may use.
+    /// Reads `memory.swap.max`, the swap limit. With an inner cgroup, returns the lower limit of
+    /// both.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Unsupported`] where swap is not accounted for; [`CgroupError::Gone`].
+    /// [`CgroupError::Unsupported`] if the kernel does not account for swap; [`CgroupError::Gone`].
     pub fn swap_max(&self) -> Result<Limit, CgroupError> {
         self.read_lower(SWAP_MAX)
     }
@@ -376,7 +392,7 @@ impl Cgroup {
         let Some(inner) = &self.inner else { return Ok(own) };
         match self.read_in(inner, name, AMOUNT).and_then(|text| self.amount(name, &text)) {
             Ok(inner) => Ok(own.min(inner)),
-            // It goes before the scope does.
+            // The inner cgroup is removed before its scope.
             Err(CgroupError::Gone(_) | CgroupError::Unsupported { .. }) => Ok(own),
             Err(error) => Err(error),
         }
@@ -390,7 +406,7 @@ impl Cgroup {
         text.trim_end_matches('\n').parse().map_err(|error: LimitError| self.malformed(name, error))
     }
 
-    /// Reads a file of which no more than `most` bytes matter.
+    /// Reads at most `most` bytes of a file.
     fn read_text(&self, name: &'static str, most: usize) -> Result<String, CgroupError> {
         self.read_in(&self.directory, name, most)
     }
@@ -403,7 +419,7 @@ impl Cgroup {
     ) -> Result<String, CgroupError> {
         let file = self.open_in(directory, name, OFlags::RDONLY)?;
         let mut buffer = vec![0; most];
-        // The kernel gives such a file whole or not at all.
+        // The kernel returns the whole content of such a file in one read.
         let length = rustix::io::read(&file, &mut buffer)
             .map_err(|error| self.failed(format!("read {name}"), error))?;
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
@@ -419,18 +435,19 @@ impl Cgroup {
         name: &'static str,
         text: &str,
     ) -> Result<(), CgroupError> {
-        // Truncation means nothing to the kernel here.
+        // The kernel ignores truncation of cgroup files. The regular files in tests need it.
         let file = self.open_in(directory, name, OFlags::WRONLY | OFlags::TRUNC)?;
         rustix::io::write(&file, text.as_bytes())
             .map_err(|error| self.failed(format!("write {name}"), error))?;
         Ok(())
     }
 
-    /// Writes one of its files. The kernel keeps whole pages, rounded down. Of a container by crun, both that there are.
+    /// Writes a file. The kernel rounds the value down to whole pages. If crun created the
+    /// container, both cgroups are written.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile; what the kernel says otherwise.
+    /// [`CgroupError::Gone`] if the cgroup was removed; any other error of the kernel.
     pub fn write(&self, knob: Knob, value: Limit) -> Result<(), CgroupError> {
         let text = value.to_string();
         self.write_text(knob.file_name(), &text)?;
@@ -446,7 +463,7 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Unsupported`] where the processor controller is off; [`CgroupError::Gone`].
+    /// [`CgroupError::Unsupported`] if the CPU controller is not enabled; [`CgroupError::Gone`].
     pub fn cpu_max(&self) -> Result<CpuMax, CgroupError> {
         let text = self.read_text(CPU_MAX, 64)?;
         text.trim_end().parse().map_err(|error: CpuMaxError| self.malformed(CPU_MAX, error))
@@ -456,7 +473,7 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Unsupported`] where the processor controller is off; [`CgroupError::Gone`].
+    /// [`CgroupError::Unsupported`] if the CPU controller is not enabled; [`CgroupError::Gone`].
     pub fn cpu_weight(&self) -> Result<u64, CgroupError> {
         let text = self.read_text(CPU_WEIGHT, 32)?;
         text.trim_end()
@@ -468,16 +485,16 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile; what the kernel says otherwise.
+    /// [`CgroupError::Gone`] if the cgroup was removed; any other error of the kernel.
     pub fn set_cpu_max(&self, value: CpuMax) -> Result<(), CgroupError> {
         self.write_text(CPU_MAX, &value.to_string())
     }
 
-    /// What it uses, and what of that could be reclaimed.
+    /// Reads the memory usage and the parts of it that the kernel could reclaim.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    /// [`CgroupError::Gone`] if the cgroup was removed.
     pub fn usage_in_parts(&self) -> Result<Usage, CgroupError> {
         let stat = self.read_text(STAT, 16 << 10)?;
         let fields = stat.lines().filter_map(|line| line.split_once(' '));
@@ -488,37 +505,40 @@ impl Cgroup {
                 fields.iter().filter(|(name, _)| names.contains(name)).map(|(_, value)| *value);
             Bytes::new(values.fold(0, u64::saturating_add))
         };
-        // Without swap accounting, or without swap, there is nothing to swap to.
+        // Without swap accounting or without swap, the kernel cannot swap anything out.
         let swap_left = match (self.swap_max(), self.read_amount(SWAP_USAGE)) {
             (Ok(Limit::Bytes(max)), Ok(Limit::Bytes(used))) => max.saturating_sub(used),
-            // What the node has left is not known here.
+            // Without a swap limit the free swap of the node would count. It is unknown here.
             _ => Bytes::ZERO,
         };
         Ok(Usage {
             current: self.usage()?,
-            // The lists of what can be evicted: shared memory is on those of anonymous memory.
+            // These fields are the LRU lists, from which the kernel can evict. Shared memory is on
+            // the lists of anonymous memory.
             cache: sum(&["inactive_file", "active_file", "slab_reclaimable"]),
             swappable: sum(&["inactive_anon", "active_anon"]),
             swap_left,
         })
     }
 
-    /// Reads `memory.events`: what has happened to it and everything below it.
+    /// Reads `memory.events`, the event counters of the cgroup and its descendants.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    /// [`CgroupError::Gone`] if the cgroup was removed.
     pub fn events(&self) -> Result<Events, CgroupError> {
         self.read_events(EVENTS)
     }
 
-    /// Reads `memory.events.local`: what has happened to this cgroup alone. `oom` counts how often its own `memory.max` was reached and the
-    /// kernel had to kill for it. It counts neither the limits below it nor a lack of memory on the whole node.
+    /// Reads `memory.events.local`, the event counters of this cgroup alone. `oom` counts how often
+    /// usage reached the cgroup's own `memory.max` and the kernel had to kill. `oom` counts neither
+    /// the limits of descendants nor a lack of memory on the node.
+    ///
     /// Source: Documentation/admin-guide/cgroup-v2.rst.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    /// [`CgroupError::Gone`] if the cgroup was removed.
     pub fn local_events(&self) -> Result<Events, CgroupError> {
         self.read_events(LOCAL_EVENTS)
     }
@@ -534,30 +554,33 @@ impl Cgroup {
             high: count("high").ok_or_else(|| expected("high"))?,
             oom: count("oom").ok_or_else(|| expected("oom"))?,
             oom_kill: count("oom_kill").ok_or_else(|| expected("oom_kill"))?,
-            // From kernel 5.17 on.
+            // Missing before kernel 5.17.
             oom_group_kill: count("oom_group_kill").unwrap_or_default(),
         })
     }
 
-    /// Whether there are processes in it or below.
+    /// Returns whether the cgroup or a descendant contains processes.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`], [`CgroupError::Malformed`] or [`CgroupError::Io`].
+    /// [`CgroupError::Gone`] or [`CgroupError::Io`].
     pub fn has_processes(&self) -> Result<bool, CgroupError> {
         match self.read_text("cgroup.events", 512) {
             Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
-            // Every kernel with cgroup v2 has it.
+            // Every kernel with cgroup v2 has this file. If it is missing, assume that there are
+            // processes.
             Err(CgroupError::Unsupported { .. }) => Ok(true),
             Err(error) => Err(error),
         }
     }
 
-    /// Reads how long all of it waited for memory (`full`) from `memory.pressure`.
+    /// Reads from `memory.pressure` how long all processes of the cgroup waited for memory
+    /// (`full`).
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Unsupported`] where the kernel does not keep account of that (`psi=1`); [`CgroupError::Gone`].
+    /// [`CgroupError::Unsupported`] if the kernel does not record pressure (boot option `psi=1`);
+    /// [`CgroupError::Gone`].
     pub fn pressure(&self) -> Result<Pressure, CgroupError> {
         let pressure = self.read_text(PRESSURE, 512)?;
         let parse = || {
@@ -571,21 +594,22 @@ impl Cgroup {
             .ok_or_else(|| self.malformed(PRESSURE, "expected a line 'full avg10=' with numbers"))
     }
 
-    /// Reads what decides about its protection.
+    /// Reads the protection settings and the memory usage of the cgroup.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    /// [`CgroupError::Gone`] if the cgroup was removed.
     pub fn observe(&self) -> Result<Observed, CgroupError> {
         let setting = Protection::of_files(self.read(Knob::Min)?, self.read(Knob::Low)?);
         Ok(Observed { setting, usage: self.usage()? })
     }
 
-    /// How much page cache was not used lately. The kubelet calls what else is in use the working set.
+    /// Reads how much page cache was not used recently. The kubelet calls the rest of the usage the
+    /// working set.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    /// [`CgroupError::Gone`] if the cgroup was removed.
     pub fn inactive_file(&self) -> Result<Bytes, CgroupError> {
         let stat = self.read_text(STAT, 16 << 10)?;
         let inactive =
@@ -595,13 +619,15 @@ impl Cgroup {
         Ok(Bytes::new(inactive))
     }
 
-    /// Reclaims memory by `memory.reclaim`, which never kills. Whether all of it was reclaimed; what could be is in any case.
+    /// Reclaims memory with `memory.reclaim`, which never kills. Returns whether the kernel
+    /// reclaimed the whole amount; otherwise the kernel reclaimed as much as it could.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Unsupported`] before kernel 5.19; [`CgroupError::Gone`].
     pub fn reclaim(&self, amount: Bytes) -> Result<bool, CgroupError> {
-        // Where all is in the inner cgroup, its memory.min would keep that from what is reclaimed further up.
+        // Reclaim in the inner cgroup if there is one, because all memory is there. A reclaim in
+        // the scope would spare what memory.min of the inner cgroup protects.
         let reclaimed = match &self.inner {
             Some(inner) => self.write_in(inner, RECLAIM, &amount.to_string()),
             None => self.write_text(RECLAIM, &amount.to_string()),
@@ -615,11 +641,11 @@ impl Cgroup {
         }
     }
 
-    /// The cgroups in it.
+    /// Lists the child cgroups.
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] when the cgroup was removed meanwhile.
+    /// [`CgroupError::Gone`] if the cgroup was removed.
     pub fn children(&self) -> Result<Vec<CgroupPath>, CgroupError> {
         children(&self.directory, |name| self.path.join(name))
             .map_err(|error| self.failed("list it", error))
@@ -657,7 +683,7 @@ impl Cgroup {
     }
 
     fn is_removed(&self) -> bool {
-        // A directory that is removed while it is open has no links left, and in cgroupfs no files.
+        // A removed directory that is still open has no links. In cgroupfs it has no files either.
         rustix::fs::fstat(&self.directory).is_ok_and(|stat| stat.st_nlink == 0)
             || (rustix::fs::fstatfs(&self.directory)
                 .is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC)
@@ -673,7 +699,7 @@ mod tests {
     use super::*;
     use crate::core::units::Bytes;
 
-    /// A temporary tree that looks like a hierarchy.
+    /// Temporary directory tree that looks like a cgroup hierarchy.
     struct Tree(tempfile::TempDir);
 
     impl Tree {
@@ -782,7 +808,8 @@ mod tests {
         fs::remove_dir_all(tree.0.path().join("a/crio-1.scope/container")).unwrap();
         assert_eq!(cgroup.read(Knob::High).unwrap(), Limit::Max);
         cgroup.write(Knob::High, bytes(8192)).unwrap();
-        // What a container's own processes make in another cgroup is theirs.
+        // Only a scope has an inner cgroup of crun. The workload itself created this cgroup named
+        // `container`, so its value must not change.
         let other = tree.cgroup("a/other").unwrap();
         other.write(Knob::High, Limit::Max).unwrap();
         assert_eq!(
@@ -804,7 +831,7 @@ mod tests {
         assert_eq!(children, ["/a/b", "/a/c"]);
         assert_ne!(cgroup.inode().unwrap(), tree.cgroup("a/b").unwrap().inode().unwrap());
         fs::remove_dir_all(tree.0.path().join("a")).unwrap();
-        // What is open still has its entries, of which there are none.
+        // The open directory of a removed cgroup may still be listed, but is empty.
         assert!(!matches!(cgroup.children(), Ok(children) if !children.is_empty()));
     }
 

@@ -1,4 +1,4 @@
-//! Where a cgroup is.
+//! Paths of cgroups.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SUBGROUP;
 
-/// The path of a cgroup beneath the root: relative, without `.` or `..`.
+/// Path of a cgroup relative to the root, without `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct CgroupPath(String);
@@ -19,7 +19,7 @@ impl TryFrom<String> for CgroupPath {
     }
 }
 
-/// What a runtime gives as a cgroup is not one.
+/// Error: the text is not a valid path of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "cgroup path {0:?}: expected SLICE.slice:PREFIX:NAME, or a path beneath the cgroup root without . or .."
@@ -27,14 +27,15 @@ impl TryFrom<String> for CgroupPath {
 pub struct InvalidPath(String);
 
 impl CgroupPath {
-    /// Reads `linux.cgroupsPath` of OCI, in both of its forms:
+    /// Parses `linux.cgroupsPath` of OCI in both of its forms:
     ///
-    /// - with the systemd driver `SLICE:PREFIX:NAME`, which stands for the scope `PREFIX-NAME.scope` in that slice;
-    /// - else a path, in which a leading `/` means the root of the hierarchy.
+    /// - with the systemd driver `SLICE:PREFIX:NAME`, which means the scope `PREFIX-NAME.scope` in
+    ///   this slice;
+    /// - otherwise a path, where a leading `/` means the root of the hierarchy.
     ///
     /// # Errors
     ///
-    /// When it is neither, or would leave the root.
+    /// Fails if the text has neither form, or if the path would leave the root.
     ///
     /// Source: runc `libcontainer/cgroups/systemd/common.go` (`ExpandSlice`, `getUnitName`).
     pub fn parse(cgroups_path: &str) -> Result<Self, InvalidPath> {
@@ -53,27 +54,28 @@ impl CgroupPath {
         if path.split('/').all(is_part) { Ok(Self(path)) } else { Err(invalid()) }
     }
 
-    /// The slice that systemd runs the system's services in. Source: systemd.special(7).
+    /// Returns the slice in which systemd runs system services. Source: systemd.special(7).
     pub fn system_slice() -> Self {
         Self("system.slice".to_owned())
     }
 
-    /// The cgroup of this name directly below the root; `None` if no cgroup can have this name.
+    /// Returns the cgroup with this name directly below the root. Returns `None` if no cgroup can
+    /// have this name.
     pub(super) fn top(name: &str) -> Option<Self> {
         is_part(name).then(|| Self(name.to_owned()))
     }
 
-    /// The root itself, for messages: it is never opened by this path.
+    /// Returns the root itself. This path is only for messages and is never opened.
     pub(super) const fn root() -> Self {
         Self(String::new())
     }
 
-    /// Reads the cgroup parent of a pod (`pod.linux.cgroup_parent` in NRI): with the systemd driver the name of a slice or
-    /// its path, else a path.
+    /// Parses the cgroup parent of a pod (`pod.linux.cgroup_parent` in NRI). With the systemd
+    /// driver, the text is the name or the path of a slice. Otherwise the text is a path.
     ///
     /// # Errors
     ///
-    /// When it is neither, or would leave the root.
+    /// Fails if the text has neither form, or if the path would leave the root.
     pub fn of_parent(cgroup_parent: &str) -> Result<Self, InvalidPath> {
         if cgroup_parent.contains('/') || !cgroup_parent.ends_with(".slice") {
             return Self::parse(cgroup_parent);
@@ -82,27 +84,28 @@ impl CgroupPath {
         Self::parse(&expand_slice(cgroup_parent).ok_or_else(invalid)?)
     }
 
-    /// Its last part.
+    /// Returns the last component of the path.
     pub fn name(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The cgroup that it lies in; `None` where that is the root.
+    /// Returns the parent cgroup. Returns `None` if the parent is the root.
     pub fn parent(&self) -> Option<Self> {
         Some(Self(self.0.rsplit_once('/')?.0.to_owned()))
     }
 
-    /// The cgroup of this name in it; `None` if no cgroup can have this name.
+    /// Returns the child cgroup with this name. Returns `None` if no cgroup can have this name.
     pub fn join(&self, name: &str) -> Option<Self> {
         is_part(name).then(|| Self(format!("{}/{name}", self.0)))
     }
 
-    /// Where a container's processes are if crun has made its scope; `None` if this is no scope.
+    /// Returns the inner cgroup in which crun puts the processes of a container. Returns `None` if
+    /// this path is not a scope.
     pub fn subgroup(&self) -> Option<Self> {
         if self.0.ends_with(".scope") { self.join(SUBGROUP) } else { None }
     }
 
-    /// The path, relative to the root.
+    /// Returns the path relative to the root.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -118,7 +121,8 @@ fn is_part(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
-/// `a-b.slice` lies in `a.slice`: its path is `a.slice/a-b.slice`.
+/// Expands the name of a slice to its path. `a-b.slice` lies in `a.slice`, so its path is
+/// `a.slice/a-b.slice`.
 fn expand_slice(slice: &str) -> Option<String> {
     let stem = slice.strip_suffix(".slice")?;
     if stem == "-" {

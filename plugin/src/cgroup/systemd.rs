@@ -1,20 +1,26 @@
-//! Makes the protection of a cgroup last where systemd owns it.
+//! Makes the protection of a cgroup persistent where systemd owns the cgroup.
 //!
-//! What is written to the files of a systemd unit's cgroup is gone when systemd next applies the unit's properties: on
-//! daemon-reload and daemon-reexec, and whenever somebody sets any property of the unit. What lasts are properties, set
-//! with `SetUnitProperties(runtime=true)`.
+//! systemd overwrites the files of a unit's cgroup when it applies the unit's properties. systemd
+//! does so on daemon-reload and daemon-reexec, and whenever a program sets any property of the
+//! unit. Only properties persist. The plugin sets them with `SetUnitProperties(runtime=true)`.
 //!
-//! To set one property makes systemd (257 and 262, seen) write nearly every file of the unit's memory, cpu and pids
-//! controllers anew from its own state. So where such a file holds another value than the property, because somebody
-//! wrote the file only, the value in force is set along, and nothing but the protection changes. Not carried along, for
-//! want of a property or of anybody who sets them for a slice: `memory.oom.group`, `memory.zswap.writeback`,
-//! `cpuset.*` and `io.weight`.
+//! When one property is set, systemd rewrites nearly every file of the unit's memory, cpu and pids
+//! controllers. The new values come from systemd's own state (observed with systemd 257 and 262).
+//! Another program may have written such a file without setting the property. The plugin then sets
+//! the property to the value in the file, so that only the protection changes.
 //!
-//! The connection is to the system bus. systemd's private socket is no substitute: zbus takes no message from there, as
-//! its sender has no unique name, and systemd sends every signal to everybody there. Nothing is subscribed to: the
-//! signal `Reloading` would say when files lose their values, and properties do not lose theirs.
+//! The plugin does not carry over `memory.oom.group`, `memory.zswap.writeback`, `cpuset.*` and
+//! `io.weight`. Either they have no property, or no program sets them for a slice.
 //!
-//! Source: systemd's org.freedesktop.systemd1(5), systemd.resource-control(5), and `src/core/cgroup.c`.
+//! The plugin connects to the system bus. systemd's private socket is no alternative: zbus accepts
+//! no message from there, because the sender has no unique name. systemd also sends every signal to
+//! every client there.
+//!
+//! The plugin subscribes to no signal. The signal `Reloading` would announce that files lose their
+//! values, but properties keep theirs.
+//!
+//! Source: systemd's org.freedesktop.systemd1(5), systemd.resource-control(5), and
+//! `src/core/cgroup.c`.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -35,13 +41,14 @@ use super::{Cgroup, CgroupError, CgroupPath, CgroupRoot, DIRECTORY, open_beneath
 use crate::core::pod::PodCgroup;
 use crate::core::policy::Protection;
 
-/// How long one call may take. systemd answers within a second even in an emulated machine; it may be busy reloading.
+/// Timeout of one call. systemd answers within a second even in an emulated machine, but may be
+/// busy with a reload.
 const LIMIT: Duration = Duration::from_secs(5);
 
 const BUS: &str = "run/dbus/system_bus_socket";
 const NAME: &str = "org.freedesktop.systemd1";
 const DROP_INS: &str = "run/systemd/system.control";
-/// Of what is set, and set along.
+/// Drop-in files of all properties that [`Systemd::set`] may set.
 const OURS: [&str; 10] = [
     "50-MemoryMin.conf",
     "50-MemoryLow.conf",
@@ -55,14 +62,14 @@ const OURS: [&str; 10] = [
     "50-TasksMax.conf",
 ];
 
-/// Drop-ins of what is set on purpose.
+/// Drop-in files of the two protection properties.
 const OF_PROTECTION: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
 
-/// How long systemd may take to read all unit files anew.
+/// Timeout of a reload, in which systemd reads all unit files again.
 const RELOAD: Duration = Duration::from_secs(60);
 
-/// Files that systemd writes anew together with the protection, and the properties that it takes the values from.
-/// `cpu.max` is made of two properties.
+/// Files that systemd rewrites together with the protection, with the properties that determine the
+/// values. `cpu.max` is missing here because two properties determine it.
 const CARRIED: [(&str, &str); 6] = [
     ("memory.high", "MemoryHigh"),
     ("memory.max", "MemoryMax"),
@@ -72,89 +79,90 @@ const CARRIED: [(&str, &str); 6] = [
     ("pids.max", "TasksMax"),
 ];
 
-/// The properties of limits.
+/// Properties of the memory limit and the CPU limit.
 const LIMITS: [&str; 2] = ["MemoryMax", "CPUQuotaPerSecUSec"];
 
-/// systemd's word for "none" and "not set"; `max` in files.
+/// systemd's value for "none" and "not set". Files contain `max` instead.
 const INFINITY: u64 = u64::MAX;
-/// In microseconds, as everything about `cpu.max`.
+/// One second in microseconds, the unit of all values of `cpu.max`.
 const A_SECOND: u64 = 1_000_000;
 
-/// How long a cgroup's protection lasts.
+/// Persistence of a cgroup's protection, as returned by [`Systemd::set`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lasting {
-    /// No unit owns exactly this cgroup, or it is gone: the file is all there is.
+    /// No unit owns exactly this cgroup, or the cgroup is gone. Only the file holds the protection.
     NoUnit,
-    /// The unit that owns it had these properties already.
+    /// The unit that owns the cgroup already had these properties.
     Unchanged,
-    /// The unit that owns it was given these properties.
+    /// [`Systemd::set`] set the properties of the unit that owns the cgroup.
     Set,
 }
 
-/// Why a cgroup's protection does not last.
+/// Error while making the protection of a cgroup persistent.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
-    /// There is no way to systemd.
+    /// The plugin cannot connect to systemd.
     #[error("cannot reach systemd at {}: {error}; expected a bus: is the host's /run there, is dbus up?", socket.display())]
     Connect {
-        /// Where it was looked for.
+        /// Path of the bus socket.
         socket: PathBuf,
-        /// What went wrong.
+        /// The cause.
         error: zbus::Error,
     },
-    /// A call took too long.
+    /// systemd did not answer a call in time.
     #[error("unit {unit}: systemd did not answer {call} within {} s; see whether systemctl does", limit.as_secs())]
     Timeout {
-        /// The unit.
+        /// Name of the unit.
         unit: String,
-        /// What was called.
+        /// The called method.
         call: &'static str,
-        /// How long was waited.
+        /// The timeout.
         limit: Duration,
     },
     /// The connection broke, or systemd left the bus.
     #[error("unit {unit}: lost systemd in {call}: {error}; expected it back soon")]
     Lost {
-        /// The unit.
+        /// Name of the unit.
         unit: String,
-        /// What was called.
+        /// The called method.
         call: &'static str,
-        /// What went wrong.
+        /// The cause.
         error: zbus::Error,
     },
-    /// We may not do that.
+    /// systemd denied the call.
     #[error(
         "unit {unit}: systemd denied {call}: {error}; expected to be root on the host: check who runs this"
     )]
     Denied {
-        /// The unit.
+        /// Name of the unit.
         unit: String,
-        /// What was called.
+        /// The called method.
         call: &'static str,
-        /// What systemd said.
+        /// Error from systemd.
         error: zbus::Error,
     },
-    /// systemd answered with another error, or with what it should not.
+    /// systemd answered with another error or with an unexpected reply.
     #[error("unit {unit}: {call} failed: {error}; expected systemd 242 or later: see its journal")]
     Failed {
-        /// The unit.
+        /// Name of the unit.
         unit: String,
-        /// What was called.
+        /// The called method.
         call: &'static str,
-        /// What went wrong.
+        /// The cause.
         error: zbus::Error,
     },
-    /// It failed a moment ago.
+    /// The client backs off after a recent failure.
     #[error("systemd is left alone for another {} s, since: {cause}", pause.as_secs())]
     Paused {
-        /// For how long.
+        /// Remaining time of the back-off.
         pause: Duration,
         /// The last failure.
         cause: String,
     },
 }
 
-/// The way to the host's systemd: one connection, made when it is first needed and anew when it is lost.
+/// Client of the host's systemd. It connects when a connection is first needed, and again after a
+/// connection is lost.
 #[derive(Debug)]
 pub struct Systemd {
     host: PathBuf,
@@ -164,27 +172,31 @@ pub struct Systemd {
 #[derive(Debug, Default)]
 struct State {
     bus: Option<Arc<Connection>>,
-    /// Failures in a row, and what came of the last.
+    /// Number of consecutive failures.
     failures: u32,
+    /// End of the back-off, with the last failure.
     pause: Option<(Instant, String)>,
 }
 
 impl Systemd {
-    /// The systemd of the host whose root directory is `host`. Does nothing yet.
+    /// Creates a client of the systemd on the host whose root directory is `host`. Does not connect
+    /// yet.
     pub fn new(host: &Path) -> Self {
         Self { host: host.to_owned(), state: Mutex::default() }
     }
 
-    /// Makes `memory.min` and `memory.low` of a cgroup last, if a systemd unit owns exactly it; with `limits`, also what
-    /// `memory.max` and `cpu.max` hold. The files should hold all of it already: systemd takes its time.
+    /// Makes `memory.min` and `memory.low` of a cgroup persistent if a systemd unit owns exactly
+    /// this cgroup. With `limits`, also makes the current `memory.max` and `cpu.max` persistent.
+    /// The files should already hold all values, because systemd takes time to write them.
     ///
-    /// May be called for several cgroups at once. Who owns a cgroup is asked each time, in the call that is needed
-    /// anyway, so there is nothing to become stale when a path is used again.
+    /// Several cgroups may be set concurrently. Each call asks systemd again which cgroup the unit
+    /// owns, so the answer cannot be stale when a path is reused. This check needs no extra call.
     ///
     /// # Errors
     ///
-    /// When systemd refuses, cannot be reached, or does not answer in time. After the latter two it is left alone for a
-    /// while that grows with each failure in a row, from a second to a minute.
+    /// Fails if systemd denies the call, is unreachable or does not answer in time. After the last
+    /// two errors the client backs off. The back-off doubles with each consecutive failure, from 1
+    /// second to 64 seconds.
     pub async fn set(
         &self,
         cgroup: &Cgroup,
@@ -195,12 +207,13 @@ impl Systemd {
         let bus = self.bus(None).await?;
         let mut result = unit.set(&bus, cgroup, protection, limits).await;
         if matches!(result, Err(SystemdError::Lost { .. })) {
-            // daemon-reexec or a restart of dbus. To set the same once more does no harm.
+            // systemd was re-executed, or dbus was restarted. Setting the same values twice does no
+            // harm.
             result = unit.set(&*self.bus(Some(&bus)).await?, cgroup, protection, limits).await;
         }
         let mut state = self.state.lock().await;
         match &result {
-            // Nothing is wrong with systemd.
+            // systemd answered, so it can be reached.
             Ok(_) | Err(SystemdError::Denied { .. } | SystemdError::Failed { .. }) => {
                 state.failures = 0
             }
@@ -209,11 +222,11 @@ impl Systemd {
         result
     }
 
-    /// Has systemd read all unit files anew, as after [`remove_protection`].
+    /// Makes systemd read all unit files again, for instance after [`remove_protection`].
     ///
     /// # Errors
     ///
-    /// When systemd refuses, cannot be reached, or does not answer within a minute.
+    /// Fails if systemd denies the call, is unreachable or does not answer within a minute.
     pub async fn reload(&self) -> Result<(), SystemdError> {
         let bus = self.bus(None).await?;
         let manager = Unit { name: "(all)", interface: "org.freedesktop.systemd1.Manager" };
@@ -227,9 +240,9 @@ impl Systemd {
         manager.answer_within(RELOAD, "Reload", call).await.map(|_| ())
     }
 
-    /// The connection, but not one that was found to be lost.
+    /// Returns the connection. Connects again if the connection is closed or is `lost`.
     async fn bus(&self, lost: Option<&Arc<Connection>>) -> Result<Arc<Connection>, SystemdError> {
-        // Held while connecting: others that need the connection wait for this attempt, not for one each.
+        // Keep the lock while connecting, so that concurrent callers share this attempt.
         let mut state = self.state.lock().await;
         if let Some((until, cause)) = &state.pause {
             let pause = until.saturating_duration_since(Instant::now());
@@ -250,7 +263,7 @@ impl Systemd {
 
 impl State {
     fn fail(&mut self, error: &SystemdError) {
-        // Several calls that were under way fail together: that is one failure.
+        // Concurrent calls fail together. Count them as one failure.
         let now = Instant::now();
         if self.pause.as_ref().is_none_or(|(until, _)| *until <= now) {
             let pause = Duration::from_secs(1 << self.failures.min(6));
@@ -277,12 +290,12 @@ async fn connect(host: &Path) -> Result<Connection, SystemdError> {
 
 struct Unit<'a> {
     name: &'a str,
-    /// The D-Bus interface of its kind.
+    /// D-Bus interface of the unit's type.
     interface: &'static str,
 }
 
 impl<'a> Unit<'a> {
-    /// The unit that may own a cgroup, by its name.
+    /// Returns the unit that may own a cgroup, derived from the cgroup's name.
     fn of(cgroup: &'a CgroupPath) -> Option<Self> {
         let name = cgroup.name();
         let interface = match name.rsplit_once('.')?.1 {
@@ -303,7 +316,7 @@ impl<'a> Unit<'a> {
     ) -> Result<Lasting, SystemdError> {
         let path = format!("/org/freedesktop/systemd1/unit/{}", bus_label(self.name));
         let call = "Properties.GetAll";
-        // systemd loads a unit that it does not know; that one has no cgroup.
+        // systemd loads a unit that it does not know. Such a unit has no cgroup.
         let get = bus.call_method(
             Some(NAME),
             path.as_str(),
@@ -337,8 +350,9 @@ impl<'a> Unit<'a> {
         if is_set && !limits {
             return Ok(Lasting::Unchanged);
         }
-        // Files are read after the properties: somebody who sets a property meanwhile (the kubelet) is not mistaken for
-        // one who wrote the file, since systemd writes the file before it reads the next message.
+        // Read the files after the properties. systemd writes the files before it reads the next
+        // message, so each file is at least as new as its property. In the other order, a value
+        // that another program (the kubelet) sets meanwhile would be reverted.
         let carried = carried(&numbers, |file| read(cgroup, file));
         if is_set && !carried.iter().any(|(property, _)| LIMITS.contains(property)) {
             return Ok(Lasting::Unchanged);
@@ -359,7 +373,8 @@ impl<'a> Unit<'a> {
             &body,
         );
         self.answer("SetUnitProperties", set).await?;
-        // It answers before it writes the files, and writes them before it takes the next message.
+        // systemd answers before it writes the files, but writes them before it reads the next
+        // message. After the answer to this ping the files are written.
         let ping = bus.call_method(
             Some(NAME),
             "/org/freedesktop/systemd1",
@@ -398,7 +413,7 @@ impl<'a> Unit<'a> {
         Err(match &error {
             zbus::Error::InputOutput(_) => SystemdError::Lost { unit, call, error },
             zbus::Error::FDO(answer) => match **answer {
-                // systemd is not on the bus for a moment.
+                // systemd is temporarily absent from the bus.
                 ServiceUnknown(_) | NameHasNoOwner(_) | NoReply(_) | Disconnected(_) => {
                     SystemdError::Lost { unit, call, error }
                 }
@@ -412,7 +427,8 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// Whether an error of `GetAll` means that there is no such unit, or that none can have this name.
+/// Returns whether an error of `GetAll` means that there is no such unit, or that no unit can have
+/// this name.
 fn is_unknown(error: &zbus::Error) -> bool {
     use fdo::Error::{InvalidArgs, UnknownInterface, UnknownObject};
     match error {
@@ -426,7 +442,7 @@ fn is_unknown(error: &zbus::Error) -> bool {
     }
 }
 
-/// Escapes a unit's name for its object path, as systemd's `bus_label_escape`.
+/// Escapes the name of a unit for its object path, like systemd's `bus_label_escape`.
 fn bus_label(name: &str) -> String {
     use std::fmt::Write as _;
     let mut label = String::with_capacity(name.len() + 8);
@@ -440,25 +456,28 @@ fn bus_label(name: &str) -> String {
     label
 }
 
-/// The properties whose files hold another value, with that value.
+/// Returns the properties whose files hold another value, with the value of the file.
 fn carried(
     properties: &HashMap<&str, u64>,
     read: impl Fn(&str) -> Option<String>,
 ) -> Vec<(&'static str, u64)> {
     let mut carried = Vec::new();
     for (file, property) in CARRIED {
-        // Without the file the controller is off; without the property systemd is older than it and leaves it alone.
+        // A missing file means that the controller is not enabled. A missing property means that
+        // this systemd version is too old for the file and does not write it.
         if let Some(text) = read(file)
             && let Some(in_force) = number(&text)
             && let Some(&value) = properties.get(property)
             && in_force != in_file(file, value)
         {
-            // systemd takes no 0 for these; 1 byte is no whole page, so it makes a 0 of it.
+            // systemd rejects 0 for these properties. It accepts 1 byte, which is less than a page
+            // and becomes 0 in the file.
             let least = u64::from(matches!(property, "MemoryHigh" | "MemoryMax"));
             carried.push((property, in_force.max(least)));
         }
     }
-    // Who sets MemoryMax without it makes "max" of an amount of swap that is 0 (seen with systemd 257 and 262).
+    // If MemoryMax is set without MemorySwapMax, systemd changes a swap limit of 0 to "max"
+    // (observed with systemd 257 and 262).
     if carried.iter().any(|(property, _)| *property == "MemoryMax")
         && !carried.iter().any(|(property, _)| *property == "MemorySwapMax")
         && let Some(in_force) = read("memory.swap.max").and_then(|text| number(&text))
@@ -474,7 +493,7 @@ fn carried(
     {
         let property_period = if property_period == INFINITY { 100_000 } else { property_period };
         if file_quota == INFINITY {
-            // Its period means nothing.
+            // Without a quota the period has no meaning.
             if property_quota != INFINITY {
                 carried.push((quota, INFINITY));
             }
@@ -482,7 +501,7 @@ fn carried(
             || file_period != property_period
             || file_quota != property_quota.saturating_mul(property_period) / A_SECOND
         {
-            // Rounded up, as systemd rounds down on the way back.
+            // Round up, because systemd rounds down when it computes the quota for the file.
             carried.push((quota, file_quota.saturating_mul(A_SECOND).div_ceil(file_period.max(1))));
             if file_period != property_period {
                 carried.push((period, file_period));
@@ -492,7 +511,7 @@ fn carried(
     carried
 }
 
-/// What the file holds when systemd writes this value of its property.
+/// Returns the content of the file after systemd writes this value of its property.
 fn in_file(file: &str, value: u64) -> u64 {
     let whole_pages = |value: u64| value & !(rustix::param::page_size() as u64 - 1);
     match file {
@@ -522,13 +541,15 @@ fn read(cgroup: &Cgroup, file: &str) -> Option<String> {
     String::from_utf8(buffer[..length].to_vec()).ok()
 }
 
-/// The cgroups of pods for which there may be drop-ins of [`Systemd::set`]. They outlive a unit that systemd made by
-/// itself, like a slice that only a container's scope asked for. Those of a unit that somebody made over D-Bus, as the
-/// kubelet does, are elsewhere, and systemd removes them.
+/// Lists the cgroups of pods that may have drop-ins from [`Systemd::set`].
+///
+/// These drop-ins outlive a unit that systemd created implicitly. An example is a slice that exists
+/// only because the scope of a container named it. The kubelet and other programs create units over
+/// D-Bus. The drop-ins of such a unit are in another directory, and systemd removes them.
 ///
 /// # Errors
 ///
-/// When the directory cannot be listed. That there is none is fine.
+/// Fails if the directory cannot be listed. A missing directory is no error.
 pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
     let Some(directory) = drop_in_directory(host)? else { return Ok(Vec::new()) };
     let mut cgroups = Vec::new();
@@ -544,14 +565,16 @@ pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
     Ok(cgroups)
 }
 
-/// Removes the drop-ins that [`Systemd::set`] left for a cgroup, if that is gone. Whether there were any.
+/// Removes the drop-ins that [`Systemd::set`] left for a cgroup, if this cgroup is gone. Returns
+/// whether there were any.
 ///
-/// They may be the kubelet's own, too: of a unit that is gone, nobody needs them. A later unit of that name would start
-/// with them. Nothing else in the directory is touched, and no symbolic link is followed or removed.
+/// Some of the drop-ins may belong to the kubelet. No program needs the drop-ins of a unit that is
+/// gone, but a later unit with the same name would inherit them. Other files in the directory
+/// remain. Symbolic links are neither followed nor removed.
 ///
 /// # Errors
 ///
-/// When they cannot be removed. That there are none is fine.
+/// Fails if the drop-ins cannot be removed. Missing drop-ins are no error.
 pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> io::Result<bool> {
     if !matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_))) {
         return Ok(false);
@@ -559,12 +582,15 @@ pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> i
     remove_files(host, cgroup, &OURS)
 }
 
-/// Removes the drop-ins of protection that [`Systemd::set`] left for a cgroup that is still there: they count more than what an
-/// administrator has in `/etc`, or makes there later. systemd takes note of that by [`Systemd::reload`]. Whether there were any.
+/// Removes the protection drop-ins that [`Systemd::set`] left for a cgroup that still exists.
+/// Returns whether there were any.
+///
+/// These drop-ins override an administrator's drop-ins in `/etc`, including later ones. systemd
+/// notices the removal at the next [`Systemd::reload`].
 ///
 /// # Errors
 ///
-/// When they cannot be removed. That there are none is fine.
+/// Fails if the drop-ins cannot be removed. Missing drop-ins are no error.
 pub fn remove_protection(host: &Path, cgroup: &CgroupPath) -> io::Result<bool> {
     remove_files(host, cgroup, &OF_PROTECTION)
 }
@@ -642,7 +668,8 @@ mod tests {
     async fn what_the_unit_has_already_is_not_set_again() {
         let host = Host::new().with_bus();
         let systemd = host.systemd();
-        // Files that disagree are none of our business then.
+        // Files that differ from their properties do not matter while the protection is already
+        // set.
         let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
         assert_eq!(
             systemd.set(&cgroup, protection(0, 0), false).await.unwrap(),
@@ -679,7 +706,7 @@ mod tests {
         );
         let written =
             [("memory.swap.max", "0\n"), ("cpu.weight", "77\n"), ("cpu.max", "50500 100000\n")];
-        // As the property, in whole pages.
+        // The same value as in the property, rounded down to whole pages.
         host.fake().properties.insert("MemoryMax".to_owned(), 1_000_000);
         let cgroup =
             host.cgroup(POD, &[written.as_slice(), &[("memory.max", "999424\n")]].concat());
@@ -700,13 +727,13 @@ mod tests {
         assert_eq!(carried("50000 100000\n", 500_000, INFINITY), []);
         assert_eq!(carried("50000 100000\n", 500_000, 100_000), []);
         assert_eq!(carried("max 100000\n", 500_000, INFINITY), [(quota, INFINITY)]);
-        // What runc makes of 0.505 processors: it rounds the property up to 1 %.
+        // runc produces this property from 0.505 processors, because runc rounds up to 1 %.
         assert_eq!(carried("50500 100000\n", 510_000, INFINITY), [(quota, 505_000)]);
         assert_eq!(
             carried("6250 50000\n", INFINITY, INFINITY),
             [(quota, 125_000), (period, 50_000)]
         );
-        // A third of 99999 us is no whole number of us a second.
+        // 33333 of 99999 µs is a third, which is no whole number of µs per second.
         assert_eq!(carried("33333 99999\n", INFINITY, 99_999), [(quota, 333_334)]);
         assert_eq!(carried("33333 99999\n", 333_334, 99_999), []);
         for broken in ["", "max", "a b", "1 0"] {

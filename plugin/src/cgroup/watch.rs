@@ -1,7 +1,8 @@
-//! Learning of what others do to cgroups, by inotify.
+//! Detects changes that other programs make to cgroups, with inotify.
 //!
-//! A write to a file by anybody is seen when it is closed, and so is a cgroup made or removed in one that is watched. The
-//! kernel's own notices (`memory.events`) are of another kind and do not wake anybody here.
+//! The kernel reports a write to a file when the writer closes the file. The kernel also reports
+//! each child cgroup that is created or removed in a watched cgroup. For changes by the kernel
+//! itself (`memory.events`) it sends another kind of event. Such events are not requested here.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -13,25 +14,26 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watch
 
 use super::{CgroupPath, CgroupRoot, Knob};
 
-/// Something that happened to a cgroup.
+/// Change to a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Somebody, perhaps this program, wrote a file of it.
+    /// A program wrote a file of the cgroup. It may be this plugin.
     Written(CgroupPath, Knob),
-    /// It was made.
+    /// The cgroup was created.
     Made(CgroupPath),
-    /// It was removed.
+    /// The cgroup was removed.
     Removed(CgroupPath),
-    /// Too much happened at once: anything may have.
+    /// The kernel dropped events because there were too many at once. Any change is possible.
     Overflow,
 }
 
-/// The cgroups that are watched.
+/// Watches on a set of cgroups.
 pub struct Watch {
     watches: Watches,
     events: EventStream<Vec<u8>>,
     paths: HashMap<WatchDescriptor, CgroupPath>,
-    /// With the inode: the path may be another cgroup's by now, and not every kernel tells that one is gone.
+    /// Watch and inode of each cgroup. The inode is needed because another cgroup may have taken
+    /// the path, and not every kernel reports the removal.
     descriptors: HashMap<CgroupPath, (WatchDescriptor, u64)>,
 }
 
@@ -42,11 +44,12 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Watches nothing yet.
+    /// Creates an instance that watches no cgroup yet.
     ///
     /// # Errors
     ///
-    /// When the kernel has no more inotify instances for this user (`fs.inotify.max_user_instances`).
+    /// Fails if the kernel has no more inotify instances for this user
+    /// (`fs.inotify.max_user_instances`).
     pub fn new() -> io::Result<Self> {
         let inotify = Inotify::init()?;
         let watches = inotify.watches();
@@ -54,11 +57,12 @@ impl Watch {
         Ok(Self { watches, events, paths: HashMap::new(), descriptors: HashMap::new() })
     }
 
-    /// Watches a cgroup; once is enough. One that is gone is not watched, and no error.
+    /// Watches a cgroup. Repeated calls have no effect. A cgroup that is gone is not watched, which
+    /// is no error.
     ///
     /// # Errors
     ///
-    /// When the kernel cannot watch any more (`fs.inotify.max_user_watches`).
+    /// Fails if the kernel allows no more watches (`fs.inotify.max_user_watches`).
     pub fn add(&mut self, root: &CgroupRoot, path: &CgroupPath) -> io::Result<()> {
         let directory = root.path().join(path.as_str());
         let inode = match std::fs::metadata(&directory) {
@@ -84,20 +88,20 @@ impl Watch {
         }
     }
 
-    /// Watches a cgroup no longer. A removed cgroup's watch does not always end by itself.
+    /// Stops watching a cgroup. The watch of a removed cgroup does not always end by itself.
     pub fn remove(&mut self, path: &CgroupPath) {
         if let Some((descriptor, _)) = self.descriptors.remove(path) {
             self.paths.remove(&descriptor);
-            // It may have ended.
+            // The watch may already have ended.
             let _ = self.watches.remove(descriptor);
         }
     }
 
-    /// The next thing that happened.
+    /// Waits for the next change and returns it.
     ///
     /// # Errors
     ///
-    /// When inotify cannot be read any longer.
+    /// Fails if inotify can no longer be read.
     pub async fn next(&mut self) -> io::Result<Change> {
         loop {
             let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
@@ -161,7 +165,7 @@ mod tests {
         fs::remove_dir(tree.path().join("a/b")).unwrap();
         assert_eq!(next(&mut watch).await, Change::Removed(path("a/b")));
 
-        // Another one of this path is watched again.
+        // A new cgroup with the same path is watched again.
         watch.remove(&path("a/b"));
         fs::create_dir(tree.path().join("a/b")).unwrap();
         assert_eq!(next(&mut watch).await, Change::Made(path("a/b")));

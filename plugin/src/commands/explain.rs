@@ -1,4 +1,5 @@
-//! What would happen to a pod's containers, from its manifest alone (`plimsoll explain`).
+//! Explains the values that a pod's containers would get, from the manifest alone (`plimsoll
+//! explain`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -16,125 +17,126 @@ use crate::core::requests::annotation::{self, Overrides};
 use crate::core::requests::{Notice, overridden};
 use crate::core::units::{Bytes, Limit, MilliCpu, QuantityError, excerpt};
 
-/// The largest manifest that is read, in bytes.
+/// Maximum size of a manifest, in bytes.
 pub const LARGEST: usize = 4 << 20;
 
-/// What applies to every pod that is explained.
+/// Settings that apply to every explained pod.
 #[derive(Clone, Debug)]
 pub struct Basis {
-    /// The node's policy.
+    /// Policy of the node.
     pub policy: Policy,
-    /// The node.
+    /// Node allocatable and page size of the node.
     pub node: Node,
-    /// Where node allocatable came from, for the reader.
+    /// Source of node allocatable, for readers.
     pub allocatable_source: String,
 }
 
-/// The manifest cannot be explained.
+/// Reason why a manifest cannot be explained.
 #[derive(Debug, Error)]
 pub enum ExplainError {
-    /// It is too large.
+    /// The manifest is too large. Holds the size in bytes.
     #[error("expected a manifest of at most {LARGEST} bytes, found {0}")]
     TooLarge(usize),
-    /// It is not YAML or JSON.
+    /// The manifest is not YAML or JSON.
     #[error("expected pods as YAML or JSON: {0}")]
     Syntax(String),
-    /// There is no pod in it.
+    /// The manifest contains no pod.
     #[error("expected a Pod, or an object with a pod template such as a Deployment; found {0}")]
     NoPod(String),
-    /// Something that says it is a pod is none, or has quantities that are none. One line for each mistake.
+    /// A pod or one of its quantities is invalid. Holds one line for each mistake.
     #[error("{}", .0.join("\n"))]
     Pods(Vec<String>),
 }
 
-/// The answer for a whole manifest. `Display` is for the reader at 80 columns; serialised, it is the form of `--json`.
+/// Explanation of a whole manifest. `Display` writes text for 80 columns. Serialized, the
+/// explanation has the format of `--json`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// Node allocatable in bytes, if known.
     pub node_allocatable: Option<Bytes>,
-    /// Where that came from.
+    /// Source of node allocatable.
     pub node_allocatable_source: String,
-    /// The page size in bytes.
+    /// Page size in bytes.
     pub page_size: u64,
-    /// The node's throttling factor, if any.
+    /// Throttling factor of the node, if any.
     pub memory_throttling_factor: Option<f64>,
-    /// The node's reservation policy.
+    /// Reservation policy of the node.
     pub memory_reservation_policy: String,
-    /// Objects in the manifest that are no pods.
+    /// Names of the objects in the manifest that are not pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<String>,
-    /// The pods, in the order of the manifest.
+    /// Explanations of the pods, in the order of the manifest.
     pub pods: Vec<PodExplanation>,
 }
 
-/// The answer for one pod.
+/// Explanation of one pod.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodExplanation {
     /// Kind and name of the object, such as `Pod web`.
     pub object: String,
-    /// The class.
+    /// QoS class of the pod.
     pub qos_class: QosClass,
-    /// What its owner should hear of.
+    /// Notes for the owner of the pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The containers, init containers first.
+    /// Explanations of the containers, init containers first.
     pub containers: Vec<ContainerExplanation>,
-    /// The pod's own requests and limits, as they were typed.
+    /// Requests and limits of the whole pod as the manifest states them, without defaults.
     #[serde(skip)]
     pub(crate) typed: Stated,
-    /// Those of the notes that tell of annotations without effect.
+    /// Subset of the notes that report annotations without effect.
     #[serde(skip)]
     pub(crate) without_effect: Vec<String>,
 }
 
-/// The answer for one container.
+/// Explanation of one container.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerExplanation {
-    /// The container's name.
+    /// Name of the container.
     pub name: String,
-    /// What kind of container it is.
+    /// Kind of the container.
     pub kind: ContainerKind,
-    /// The request in bytes.
+    /// Memory request in bytes.
     pub request: Bytes,
-    /// Whether the API server takes the request from the limit.
+    /// Whether the API server copies the request from the limit.
     pub request_defaulted_to_limit: bool,
-    /// The limit in bytes (`memory.max`), if any.
+    /// Memory limit in bytes (`memory.max`), if any.
     pub limit: Option<Bytes>,
-    /// What `memory.min` gets.
+    /// Value for `memory.min`.
     pub memory_min: KnobExplanation,
-    /// What `memory.low` gets.
+    /// Value for `memory.low`.
     pub memory_low: KnobExplanation,
-    /// What `memory.high` gets.
+    /// Value for `memory.high`.
     pub memory_high: KnobExplanation,
-    /// What its owner should hear of.
+    /// Notes for the owner of the container.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// What the drawing ends at: the limit, or else node allocatable.
+    /// End of the drawing's scale: the limit, or else node allocatable.
     #[serde(skip)]
     scale: Option<Bytes>,
-    /// Where it is in the pod, as a JSON pointer.
+    /// JSON pointer to the container in the pod.
     #[serde(skip)]
     pub(crate) pointer: String,
-    /// Its requests and limits, as they were typed.
+    /// Requests and limits of the container as the manifest states them, without defaults.
     #[serde(skip)]
     pub(crate) typed: Stated,
-    /// Those of the notes that tell of annotations without effect.
+    /// Subset of the notes that report annotations without effect.
     #[serde(skip)]
     pub(crate) without_effect: Vec<String>,
 }
 
-/// The kinds of containers in a pod's specification.
+/// Kind of a container in a pod's specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContainerKind {
-    /// Runs before the others and ends.
+    /// Init container that ends before the ordinary containers start.
     Init,
-    /// An init container that keeps running (`restartPolicy: Always`).
+    /// Init container that keeps running (`restartPolicy: Always`).
     Sidecar,
-    /// An ordinary container.
+    /// Ordinary container.
     Container,
 }
 
@@ -148,15 +150,16 @@ impl fmt::Display for ContainerKind {
     }
 }
 
-/// The answer for one cgroup v2 file.
+/// Explanation of one cgroup v2 file.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KnobExplanation {
-    /// What the file will hold before the kernel rounds it to pages: bytes or `"max"`. Absent if it is left alone.
+    /// Value before the kernel rounds it to pages: bytes or `"max"`. `None` if the plugin leaves
+    /// the file alone.
     pub value: Option<Limit>,
-    /// `set`, `default` or `leave-alone`.
+    /// Action for the file: `set`, `default` or `leave-alone`.
     pub setting: &'static str,
-    /// Why, in a sentence.
+    /// Reason for the action, in one sentence.
     pub reason: String,
     #[serde(skip)]
     bytes: Option<Bytes>,
@@ -173,17 +176,19 @@ impl KnobExplanation {
     }
 }
 
-/// Explains every pod in a manifest: YAML of one or more documents, or JSON. Lists are opened, and objects with a pod
-/// template (Deployments, Jobs, CronJobs and so on) count as pods; anything else is skipped and named.
+/// Explains every pod in a manifest: YAML with one or more documents, or JSON. Each item of a list
+/// is explained like a document. An object with a pod template counts as a pod (Deployments, Jobs,
+/// CronJobs and so on). Other objects are skipped and named in the result.
 ///
 /// # Errors
 ///
-/// If the manifest cannot be read, holds no pod, or holds a pod with mistakes; then all of them are named.
+/// If the manifest is too large or cannot be parsed. If the manifest contains no pod. If a pod has
+/// mistakes: then the error lists the mistakes of all pods.
 pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainError> {
     if manifest.len() > LARGEST {
         return Err(ExplainError::TooLarge(manifest.len()));
     }
-    // A plain `n` or `on` is a word.
+    // Read an unquoted `n` or `on` as a string, not as a boolean.
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(manifest, options)
         .map_err(|error| ExplainError::Syntax(error.to_string()))?;
@@ -228,19 +233,20 @@ pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainErro
     })
 }
 
-/// Something in a pod that is not as it has to be.
+/// Mistake in a pod's manifest.
 pub(crate) struct Mistake {
-    /// Where it is in the pod, as a JSON pointer. Not all of it need exist.
+    /// JSON pointer to the mistake in the pod. The last parts of the pointer may not exist.
     pub(crate) pointer: String,
-    /// Kind and name of the container that it concerns, if it is one alone.
+    /// Kind and name of the container, if the mistake concerns only one container.
     pub(crate) container: Option<(ContainerKind, String)>,
-    /// What was expected and found.
+    /// Description of the expected and the found value.
     pub(crate) problem: String,
 }
 
-/// A list's items, or the document itself, each with its JSON pointer in the document.
+/// Returns the items of a list, or the document itself if it is not a list. Each value has its JSON
+/// pointer in the document.
 ///
-/// The items of a list of one kind, such as a PodList, need not say theirs.
+/// Items of a typed list such as a PodList may omit their kind. The function then adds the kind.
 pub(crate) fn opened(mut document: Value) -> Vec<(String, Value)> {
     let kind = document.get("kind").and_then(Value::as_str);
     let Some(of_items) = kind.and_then(|kind| kind.strip_suffix("List")).map(str::to_owned) else {
@@ -277,7 +283,8 @@ pub(crate) fn object_name(document: &Value) -> String {
     }
 }
 
-/// The pod in an object, with its JSON pointer there: the object itself, or what a controller would make.
+/// Returns the pod in an object, with the pod's JSON pointer in the object. The pod is the object
+/// itself or the pod template of a controller.
 pub(crate) fn pod_template(mut document: Value) -> Option<(&'static str, Value)> {
     let kind = document.get("kind")?.as_str()?;
     if kind == "Pod" {
@@ -290,7 +297,7 @@ pub(crate) fn pod_template(mut document: Value) -> Option<(&'static str, Value)>
     })
 }
 
-/// Explains one pod, or says all that is wrong with it.
+/// Explains one pod, or returns all mistakes in the pod.
 pub(crate) fn explain_template(
     object: &str,
     template: &Value,
@@ -301,7 +308,7 @@ pub(crate) fn explain_template(
         container: None,
         problem,
     };
-    // Where a mistake is costs time to know, so it is asked for only once there is one.
+    // Tracking the path of a mistake is slow, so only the second attempt tracks the path.
     let pod = Pod::deserialize(template)
         .or_else(|_| serde_path_to_error::deserialize(template))
         .map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
@@ -385,7 +392,7 @@ pub(crate) fn explain_template(
     })
 }
 
-/// The same as a JSON pointer.
+/// Converts a path to a JSON pointer.
 fn pointer(path: &serde_path_to_error::Path) -> String {
     path.iter().fold(String::new(), |pointer, segment| match segment {
         Segment::Seq { index } => format!("{pointer}/{index}"),
@@ -410,7 +417,7 @@ fn explain_container(
         notices.push(Notice::AnnotationOutranked { by: Provenance::PodSpec });
     }
     let request = Request::exact(stated.memory_request.unwrap_or(Bytes::ZERO), Provenance::PodSpec);
-    // Kubernetes takes a limit of 0 for none.
+    // Kubernetes treats a limit of 0 as no limit.
     let limit = stated.memory_limit.filter(|&limit| limit > Bytes::ZERO);
     if let Some(limit) = limit
         && request.bytes > limit
@@ -459,7 +466,7 @@ fn explain_container(
     }
 }
 
-/// Annotations for containers that the pod does not have.
+/// Returns a message for each annotation for a container that the pod does not have.
 fn without_container(
     annotations: &HashMap<String, String>,
     containers: &[(ContainerKind, &Container, String)],
@@ -481,7 +488,7 @@ fn without_container(
         .collect()
 }
 
-/// Requests and limits, and for each that is none its field and what is wrong.
+/// Parses requests and limits. Adds the field and the error of each invalid quantity to `problems`.
 fn stated(
     resources: Option<&ResourceRequirements>,
     problems: &mut Vec<(&'static str, QuantityError)>,
@@ -505,7 +512,7 @@ fn stated(
     }
 }
 
-/// The width that the text is laid out for.
+/// Width of the text, in columns.
 const COLUMNS: usize = 80;
 
 impl fmt::Display for Explanation {
@@ -595,7 +602,8 @@ impl fmt::Display for ContainerExplanation {
 }
 
 impl ContainerExplanation {
-    /// A line that shows protection, throttling and end to scale.
+    /// Returns a line that shows protection, throttling and the end of the scale. Returns `None` if
+    /// the scale is 0 or unknown.
     fn drawing(&self) -> Option<String> {
         const CELLS: usize = 60;
         let scale = self.scale.filter(|&scale| scale > Bytes::ZERO)?;
@@ -620,7 +628,8 @@ impl ContainerExplanation {
                 }
             })
             .collect();
-        // Marks on one cell would hide each other: the end stays where it is, the others give way to the left.
+        // Marks in the same cell would hide each other. The mark at the end keeps its cell, and the
+        // other marks move to the left.
         line[CELLS] = if self.limit.is_some() { 'M' } else { 'A' };
         let mut free = CELLS - 1;
         if let Some(high) = high {
@@ -635,7 +644,7 @@ impl ContainerExplanation {
     }
 }
 
-/// Writes text in lines of at most [`COLUMNS`], all indented; a longer word is left whole.
+/// Writes indented text in lines of at most [`COLUMNS`]. A longer word stays whole.
 pub(crate) fn wrap(f: &mut fmt::Formatter<'_>, indent: usize, text: &str) -> fmt::Result {
     let mut used = 0;
     for word in text.split(' ') {
@@ -753,7 +762,7 @@ spec:
         let objects: Vec<_> = explanation.pods.iter().map(|pod| pod.object.as_str()).collect();
         assert_eq!(objects, ["Deployment d", "CronJob c"]);
         assert_eq!(explanation.skipped, ["Service n/s"]);
-        // As the API server has it, where items do not say what they are.
+        // The API server returns such lists, whose items omit their kind.
         for (kind, item) in [
             ("PodList", "{metadata: {name: p}, spec: {containers: [{name: a}]}}".to_owned()),
             (

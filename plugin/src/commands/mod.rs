@@ -313,11 +313,11 @@ struct Man {
     directory: PathBuf,
 }
 
-/// What went wrong, by exit code.
+/// The failure of a command, by exit code.
 pub(crate) enum Failure {
-    /// Something failed that is not the caller's doing: 1.
+    /// A failure that the user did not cause: exit code 1.
     Runtime(anyhow::Error),
-    /// What the caller gave is no good: 2.
+    /// Invalid input from the user: exit code 2.
     Usage(anyhow::Error),
 }
 
@@ -330,28 +330,30 @@ impl Failure {
     }
 }
 
-/// Lets names of hosts be looked up in /etc/hosts and DNS alone. For what /etc/nsswitch.conf may have besides, a static program
-/// would load modules of the node, and with them the node's own C library, which is another one than it was built with.
+/// Restricts host name lookups to /etc/hosts and DNS. For other sources in /etc/nsswitch.conf,
+/// glibc loads modules of the node into a static program. These modules load the node's C library,
+/// which differs from the C library that the program was built with.
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
 fn look_names_up_alone() {
     use std::ffi::{c_char, c_int};
 
     #[allow(unsafe_code)]
-    // SAFETY: declared as in glibc's nss.h.
+    // SAFETY: the declaration matches glibc's nss.h.
     unsafe extern "C" {
         fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
     }
-    // SAFETY: both end with a zero and are only read; there is no other thread yet.
+    // SAFETY: both strings end with a zero byte, and glibc only reads them. No other thread runs
+    // yet.
     #[allow(unsafe_code)]
     let status = unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
     debug_assert_eq!(status, 0, "this is a database, and these are its services");
 }
 
-/// Does what the command line says.
+/// Runs the command that the command line names.
 pub fn main() -> ExitCode {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     look_names_up_alone();
-    // A runtime gives no arguments to what it launches.
+    // A runtime launches plugins without arguments.
     let launched = std::env::args_os().len() < 2 && std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
     let cli = if launched { Cli::parse_from(["plimsoll", "run"]) } else { Cli::parse() };
     let result = match cli.command {
@@ -372,7 +374,7 @@ pub fn main() -> ExitCode {
         Ok(code) => return code,
         Err(failure) => failure.into_parts(),
     };
-    // Alternate form: with its causes, on one line.
+    // The alternate form prints the error and its causes on one line.
     eprintln!("{error:#}");
     ExitCode::from(code)
 }
@@ -387,7 +389,7 @@ impl Completions {
 
 impl Man {
     fn run(self) -> Result<(), Failure> {
-        // A page for 'help' says what --help does.
+        // Omit the page of the `help` command, because `--help` prints the same text.
         clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &self.directory)
             .with_context(|| {
                 format!(
@@ -468,7 +470,8 @@ fn load_config(path: &Path) -> Result<Config, Failure> {
     Config::parse(&text, &shown(path)).map_err(|errors| Failure::Usage(errors.into()))
 }
 
-/// Reads a file or standard input, at most one byte further than `most`: enough to see that it is too large.
+/// Reads a file or standard input, at most `most` + 1 bytes. The extra byte shows the caller that
+/// the input is too large.
 fn read(path: &Path, most: usize) -> Result<Vec<u8>, Failure> {
     read_file(path, most)
         .with_context(|| format!("cannot read {}", shown(path)))
@@ -483,12 +486,12 @@ fn read_file(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What to call a file in messages.
+/// Returns the name of a file for messages.
 fn shown(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }
 
-/// Writes to standard output. A reader that has gone away has seen enough.
+/// Writes to standard output. Ignores a closed pipe, because its reader needs no more output.
 fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     match io::stdout().lock().write_fmt(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Runtime(

@@ -1,8 +1,10 @@
-//! `plimsoll restore`: back to what would be without the plugin.
+//! The command `plimsoll restore`: restores the values that cgroups held before the plugin changed
+//! them.
 //!
-//! A mark tells every instance of the plugin, running or started later, to want nothing of anybody; the plugin's own way of
-//! bringing containers and cgroups to what they should have then brings them back. Where no instance runs, one runs here
-//! for as long as it takes. Here is only looked at what becomes of it.
+//! The command creates a marker file. While the file exists, every instance of the plugin desires
+//! no values. Reconciling therefore restores the originals. Where no instance runs, the command
+//! runs an instance itself until everything is restored. The rest of this module only observes and
+//! reports the result.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -34,26 +36,28 @@ use tokio::time::{Instant, timeout};
 use crate::commands::run::Node;
 use crate::commands::{Failure, ResetBrake, Restore, print};
 
-/// How long it may take. A runtime takes some tenths of a second for each container.
+/// Time limit for restoring all values. A runtime needs some tenths of a second per container.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long the runtime may take to tell of containers whose cgroups are not where the kubelet puts them.
+/// Time limit for the plugin to notice the marker file. Also the time limit for the runtime to list
+/// containers whose cgroups are outside the kubelet's cgroups.
 const WORD: Duration = Duration::from_secs(30);
 
-/// How many targets are named that were not found.
+/// The most missing targets that the report names.
 const NAMED: usize = 20;
 
-/// How often is looked when nothing is heard.
+/// Poll interval while inotify reports no change.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A cgroup that the plugin has changed.
 struct Changed {
     cgroup: CgroupPath,
-    /// The id of a container; else it is above the containers or beside the pods.
+    /// The id of the container. `None` for an ancestor cgroup of containers and for a reserved
+    /// cgroup beside the pods.
     container: Option<String>,
-    /// What it should get back.
+    /// The values to restore.
     original: Values,
-    /// What it has at first.
+    /// The values that the cgroup held before the restore.
     before: Values,
 }
 
@@ -74,17 +78,18 @@ impl ResetBrake {
     }
 }
 
-/// What became of all that the plugin has changed.
+/// The state of all cgroups and containers that the plugin has changed.
 #[derive(Default)]
 struct Looked {
     changed: Vec<Changed>,
-    /// Containers of which no cgroup was found.
+    /// Ids of containers whose cgroup was not found.
     missing: BTreeSet<String>,
-    /// Cgroups that have ended, and containers by the runtime's word.
+    /// Targets that no longer exist: removed cgroups, and containers that the runtime does not
+    /// list.
     ended: Vec<String>,
-    /// Places that could not be searched: what is missing may be there.
+    /// Errors about cgroups that could not be searched. Missing containers may be there.
     unsearched: Vec<String>,
-    /// Targets that are there and could not be read.
+    /// Errors about existing targets that could not be read.
     problems: Vec<String>,
 }
 
@@ -129,7 +134,7 @@ impl Restore {
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
         let has_plugin = runtime.block_on(self.wait_for_the_plugin());
-        // The plugin may have changed more until it knew of the mark.
+        // The plugin may have changed more values until it noticed the marker file.
         let originals = Originals::load(&self.host)
             .context("cannot read what cgroups held before")
             .map_err(Failure::Runtime)?;
@@ -165,7 +170,8 @@ impl Restore {
         }
     }
 
-    /// Waits until the plugin, where one runs and answers, knows of the mark. Whether one does.
+    /// Waits until a running plugin has noticed the marker file, for at most [`WORD`]. Returns
+    /// whether a plugin runs and answers.
     async fn wait_for_the_plugin(&self) -> bool {
         let deadline = Instant::now() + WORD;
         loop {
@@ -177,9 +183,11 @@ impl Restore {
         }
     }
 
-    /// Waits until all is as it was. Tells how many are not.
+    /// Waits until all values are restored. Returns the number of cgroups that are not restored,
+    /// plus the number of containers whose stored values in the runtime are not updated.
     ///
-    /// `kubepods`: the cgroup that memory was kept from. `has_plugin`: a plugin runs, which tells the runtime.
+    /// `kubepods` is the cgroup that the node guard has limited. `has_plugin` states that another
+    /// instance runs and updates the runtime.
     async fn wait(
         &self,
         root: &CgroupRoot,
@@ -194,7 +202,8 @@ impl Restore {
         let synchronized = service.synchronized();
         let identity =
             Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?;
-        // Waits for as long as another instance runs, which does it then.
+        // While another instance runs, this one waits for the lock. The other instance restores the
+        // values.
         let stub = Stub::external(identity, service).socket(&self.socket);
         let guard = tokio::spawn(tasks.guard().run());
         let reconciler = tasks.spawn(stub.runtime());
@@ -212,7 +221,7 @@ impl Restore {
             let guarded = usize::from(Record::load(&self.host).is_some());
             guarded + changed.iter().filter(|changed| !changed.is_back(root)).count()
         };
-        // The files of a container have back what they had before the runtime has forgotten what it has stored.
+        // A container's files are restored before the runtime's stored values are updated.
         let untold_of_all = |changed: &[Changed]| {
             let known = Originals::load(&self.host).ok();
             let is_told = |changed: &Changed| {
@@ -220,7 +229,8 @@ impl Restore {
             };
             changed.iter().filter(|changed| changed.is_back(root) && !is_told(changed)).count()
         };
-        // Where all places could be searched, only a container elsewhere or an ended one is missing.
+        // After a complete search, a missing container has ended or its cgroup is outside the
+        // kubelet's cgroups.
         let word = Instant::now() + if looked.unsearched.is_empty() { WORD } else { PATIENCE };
         let (mut left, mut untold) = (left_of_all(&looked.changed), untold_of_all(&looked.changed));
         loop {
@@ -232,7 +242,7 @@ impl Restore {
             {
                 break;
             }
-            // Whatever it is, or nothing, it is looked at again.
+            // Look at the cgroups again after an event, an error or a timeout.
             let _ = timeout(LOOK, watch.next()).await;
             if !looked.missing.is_empty()
                 && let Some(told) = self.told(&containers, *synchronized.borrow()).await
@@ -241,7 +251,8 @@ impl Restore {
             }
             (left, untold) = (left_of_all(&looked.changed), untold_of_all(&looked.changed));
         }
-        // So that what systemd keeps does not come back, nor counts more than what an administrator has configured.
+        // Remove systemd's runtime drop-ins. Otherwise systemd would set the plugin's values again,
+        // and the drop-ins would override the administrator's configuration.
         let systemd = Systemd::new(&self.host);
         let remove = |path: &CgroupPath| {
             systemd::remove_protection(&self.host, path).unwrap_or_else(|error| {
@@ -251,10 +262,11 @@ impl Restore {
         };
         let changed = looked.changed.iter().filter(|changed| changed.container.is_none());
         let changed: Vec<_> = changed.map(|changed| (&changed.cgroup, changed.original)).collect();
-        // Each of them, whether the one before had any or not.
+        // Count instead of `any`, which would stop at the first removal.
         let is_removed = changed.iter().filter(|(path, _)| remove(path)).count() > 0;
-        // Cgroups that had their originals before already, as after a switch to observe mode, may still have drop-ins. Other values
-        // are another program's, and so are their drop-ins.
+        // Cgroups that were restored earlier may still have drop-ins, as after a switch to observe
+        // mode. If a cgroup holds other values than its originals, another program has set the
+        // values and the drop-ins.
         let former = originals.former().filter(|(path, inode, original)| {
             root.cgroup(path).is_ok_and(|cgroup| {
                 cgroup.inode().is_ok_and(|held| held == *inode)
@@ -269,7 +281,8 @@ impl Restore {
         {
             eprintln!("note: {error}; call 'systemctl daemon-reload'");
         }
-        // Where that did not bring back the value, because somebody else had set it at runtime before.
+        // Set the property where the reload did not restore the original. Another program may have
+        // set the original at runtime, in the same drop-in file.
         for (path, original) in changed.into_iter().chain(former) {
             let [min, low] =
                 [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
@@ -294,8 +307,9 @@ impl Restore {
 }
 
 impl Restore {
-    /// All containers that the runtime has, by id, and their cgroups where known: as it told this instance of the plugin, or
-    /// the one that runs. `None` where it told neither.
+    /// Returns all containers of the runtime by id, with their cgroups where known. The list comes
+    /// from this instance of the plugin or from the running instance. `None` if the runtime has
+    /// synchronized neither instance.
     async fn told(
         &self,
         containers: &Containers,
@@ -317,9 +331,10 @@ fn failed(error: io::Error, operation: &str, path: &Path) -> Failure {
 }
 
 impl Looked {
-    /// Looks for all that the plugin has changed.
+    /// Searches for all cgroups and containers that the plugin has changed.
     fn new(root: &CgroupRoot, originals: &Originals) -> Self {
-        // Pods that were changed tell where the kubelet's cgroup is, wherever that may be.
+        // The paths of changed pods show the cgroup of all pods, even where the search does not
+        // find it.
         let known = originals.targets().filter_map(|target| match target {
             Target::Cgroup(path, _) => {
                 let pod = PodCgroup::parse(path.as_str())?;
@@ -359,7 +374,7 @@ impl Looked {
         looked
     }
 
-    /// Has what cgroups held when they were looked at before.
+    /// Takes the values before the restore from an earlier search.
     fn remember(&mut self, earlier: Looked) {
         for changed in &mut self.changed {
             if let Some(former) =
@@ -380,7 +395,7 @@ impl Looked {
         let read = || {
             let open = root.cgroup(cgroup)?;
             match target {
-                // Another one of its path.
+                // Another cgroup has the same path now.
                 Target::Cgroup(path, inode) if open.inode()? != *inode => {
                     Err(CgroupError::Gone(path.clone()))
                 }
@@ -404,7 +419,8 @@ impl Looked {
         }
     }
 
-    /// The runtime has told of all its containers, so each that is missing is one of them or has ended.
+    /// Resolves the missing containers by the runtime's complete list. A missing container is
+    /// either on the list or has ended.
     fn take_word(
         &mut self,
         root: &CgroupRoot,
@@ -423,9 +439,11 @@ impl Looked {
         }
     }
 
-    /// Why success cannot be reported although all that was found has back what it had; `None` where it can.
+    /// Returns the reason why the command cannot report success although all found targets are
+    /// restored. `None` if the command can report success.
     fn unsettled(&self) -> Option<String> {
-        // Only the runtime knows that a container has ended: its cgroup may be outside of the kubelet's.
+        // Only the runtime knows whether a container has ended, because its cgroup may be outside
+        // the kubelet's cgroups.
         let runtime = "the container runtime did not say whether they have ended".to_owned();
         let elsewhere =
             (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
@@ -447,7 +465,8 @@ impl Looked {
 }
 
 impl Changed {
-    /// A container whose runtime has not been told yet.
+    /// Returns whether this is a container whose stored values in the runtime are not updated yet.
+    /// Until then [`Originals`] keeps its entry.
     fn is_known_to(&self, originals: &Originals, root: &CgroupRoot) -> bool {
         let Some(id) = &self.container else { return false };
         originals.get(&Target::Container(id.clone())).is_some()
@@ -457,14 +476,14 @@ impl Changed {
     fn is_back(&self, root: &CgroupRoot) -> bool {
         let held = match root.cgroup(&self.cgroup).and_then(|cgroup| Values::read(&cgroup)) {
             Ok(held) => held,
-            // It has ended meanwhile.
+            // The cgroup was removed meanwhile, so nothing is left to restore.
             Err(CgroupError::Gone(_)) => return true,
             Err(_) => return false,
         };
         let page = PageSize::of_this_machine();
         KNOBS.into_iter().all(|knob| {
             let default = Some(knob.default_value());
-            // Above containers memory.high is nobody's here.
+            // The plugin does not set memory.high of ancestor cgroups, so any value is accepted.
             (self.container.is_none() && self.original.get(knob).is_none())
                 || match (held.get(knob), self.original.get(knob).or(default)) {
                     (Some(held), Some(original)) => held.is_same(original, page),
@@ -475,7 +494,8 @@ impl Changed {
 }
 
 impl Looked {
-    /// One line for each file that has another value than before, and for each target that was not found.
+    /// Returns the report: one line per file with a changed value, per missing target and per
+    /// raised limit that stays.
     fn report(&self, root: &CgroupRoot, guarded: bool, staying: &[String]) -> String {
         let mut report = String::new();
         for Changed { cgroup, before, .. } in &self.changed {

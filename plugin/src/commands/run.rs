@@ -1,4 +1,4 @@
-//! `plimsoll run`: the plugin as a process.
+//! The command `plimsoll run`: runs the plugin in this process.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -43,27 +43,30 @@ use crate::agent::notify;
 use crate::commands::{Failure, Run, load_config, read_file};
 use crate::report::log::{self, Level};
 
-/// How long nothing must have happened in the configuration's directory for its file to be read.
+/// Time without a change in the configuration directory before the plugin reads the file.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// How long that is waited for: what else is in the directory may change all the time.
+/// The longest wait for [`QUIET`]. Other files in the directory may change all the time.
 const MOST: Duration = Duration::from_secs(2);
 
 impl Run {
-    /// Runs the plugin until it is told to stop, or the runtime that launched it ends.
+    /// Runs the plugin until a signal stops it or the runtime that launched it ends.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        // Until the plugin minds them, and in a process that does nothing but wait for the plugin.
+        // Ignore these signals until the plugin handles them. The first process of a launched
+        // plugin only waits for the second one, so it ignores them until its end.
         for signal in [SIGHUP, SIGUSR1] {
             let ignored = signal_hook::flag::register(signal, Arc::default());
             ignored.context("wait for signals").map_err(Failure::Runtime)?;
         }
         let (level, is_read) = log::start(self.log_format);
-        // Before somebody replaces the file, after which it has another name.
+        // Read the path now: once the file is replaced, the kernel appends ` (deleted)` to the
+        // path.
         let program =
             std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
         let result = match Launched::from_env() {
             Ok(None) => self.plugin(None, level, &program),
-            // The runtime kills the process that it launched when it drops the plugin, and never launches it again.
+            // A runtime that drops the plugin kills the process that it launched, and never
+            // launches the plugin again. So run the plugin in a second process.
             Ok(Some(launched)) => match launched.detach() {
                 Ok(launched) => self.plugin(Some(launched), level, &program),
                 Err(status) => {
@@ -76,7 +79,8 @@ impl Run {
             }
         };
         let result = match result {
-            // What main prints is nothing for whoever reads the log.
+            // `main` prints errors to standard error as text, which does not reach the log here. So
+            // log the error.
             Err(failure) if !is_read => {
                 let (error, code) = failure.into_parts();
                 error!("{error:#}");
@@ -109,7 +113,7 @@ impl Run {
         };
         let config = match (&launched, &self.config) {
             (_, Some(path)) => load_config(path)?,
-            // The runtime hands it over.
+            // The runtime sends the configuration over the connection.
             (Some(launched), None) if launched.is_connected() => Config::default(),
             (_, None) => match files.iter().find(|path| path.exists()) {
                 Some(path) => load_config(path)?,
@@ -177,7 +181,7 @@ impl Run {
                         warn!("'plimsoll restore' takes effect only with a restart: {error:#}");
                     }
                 };
-                // The first never ends.
+                // `config` never ends, so `join` does not return either.
                 let _: (Infallible, ()) = tokio::join!(config, restored);
             });
             tokio::select! {
@@ -196,7 +200,8 @@ impl Run {
             End::Anew => {
                 let mut command = Command::new(program);
                 match std::env::args_os().len() {
-                    // Without arguments only what a runtime launches is told what to do.
+                    // Without arguments, the new program runs the plugin only if NRI_PLUGIN_SOCKET
+                    // is set. A successor does not have this variable.
                     0 | 1 => command.arg("run"),
                     _ => command.args(std::env::args_os().skip(1)),
                 };
@@ -213,7 +218,7 @@ impl Run {
     }
 }
 
-/// What the plugin works with.
+/// The state of the plugin on one node, before its tasks start.
 pub(crate) struct Node {
     host: PathBuf,
     parts: Parts,
@@ -221,11 +226,15 @@ pub(crate) struct Node {
     todo: mpsc::UnboundedReceiver<Work>,
 }
 
-/// What the plugin does beside answering events.
+/// The plugin's background tasks, which run beside the event handlers.
 pub(crate) struct Tasks(Node);
 
 impl Node {
-    /// The node whose file system is at `host`.
+    /// Opens the cgroup hierarchy and the stored state of the node whose file system is at `host`.
+    ///
+    /// # Errors
+    ///
+    /// When the cgroup hierarchy cannot be opened.
     pub(crate) fn open(host: &Path, config: Config) -> Result<Self, Failure> {
         let root = CgroupRoot::open(&host.join("sys/fs/cgroup"))
             .map_err(|error| Failure::Runtime(error.into()))?;
@@ -280,35 +289,36 @@ impl Node {
         Ok(Self { host: host.to_owned(), parts, watcher, todo })
     }
 
-    /// The containers.
+    /// Returns the containers.
     pub(crate) fn containers(&self) -> &Arc<Containers> {
         &self.parts.containers
     }
 
-    /// Where all that is told goes.
+    /// Returns the store of all reports.
     pub(crate) fn reports(&self) -> &Arc<Reports> {
         &self.parts.reports
     }
 
-    /// The plugin, and its tasks, which start when it is known how to reach the runtime.
+    /// Returns the plugin and its tasks. [`Tasks::spawn`] starts the tasks, because they need the
+    /// connection to the runtime.
     pub(crate) fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
         (Service::new(self.parts.clone(), &self.host, on_config), Tasks(self))
     }
 }
 
 impl Tasks {
-    /// Answers who asks.
+    /// Returns the server for status and metrics.
     pub(crate) fn server(&self) -> Server {
         Server::new(self.0.parts.clone())
     }
 
-    /// Keeps memory from pods.
+    /// Returns the node guard, which limits the memory of all pods together.
     pub(crate) fn guard(&self) -> Guard {
         let Parts { containers, ancestors, root, reports, .. } = self.0.parts.clone();
         Guard::new(self.0.host.clone(), root, containers, ancestors, reports)
     }
 
-    /// Starts them. The handle is of the one whose end is a failure.
+    /// Starts the tasks. Returns the handle of the reconcile task, whose end is a failure.
     pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
         let Node { host, parts, watcher, todo } = self.0;
         let Parts { containers, ancestors, root, deferrals, reports, work, .. } = parts;
@@ -320,29 +330,29 @@ impl Tasks {
     }
 }
 
-/// The files that a runtime takes the configuration of a plugin from, best first.
+/// Returns the paths from which a runtime reads a plugin's configuration, in order of precedence.
 /// Source: containerd/nri `pkg/adaptation/plugin.go`.
 fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
     let full = identity.to_string();
-    // An index is two digits and a dash.
+    // The name follows the two digits of the index and a dash.
     let name = full.get(3..).unwrap_or_default().to_owned();
     [full, name].map(|name| Path::new(DROP_INS).join(format!("{name}.conf"))).into()
 }
 
-/// What comes of a task that should have gone on for ever.
+/// Returns the failure for a task that should never have ended.
 fn ended(result: Result<(), JoinError>, failed: &'static str) -> Failure {
     let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
     Failure::Runtime(error.context(failed))
 }
 
-/// How the plugin ends when all is well.
+/// The way the plugin ends without a failure.
 enum End {
     Stop,
-    /// With what is in the program's file by now in its place.
+    /// Replace this process by the program that the program file holds now.
     Anew,
 }
 
-/// The signals that mean something to the plugin, or might to whoever sends them.
+/// The signals that the plugin handles. The plugin only logs SIGUSR1.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -352,7 +362,8 @@ struct Signals {
 }
 
 impl Signals {
-    /// From now on none of them ends the program by itself.
+    /// Installs the handlers. From then on, none of the signals ends the process by its default
+    /// action.
     fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -363,7 +374,8 @@ impl Signals {
         })
     }
 
-    /// Waits until one of them ends the plugin. `reload` is notified when the configuration is to be read again.
+    /// Waits for a signal that ends the plugin. SIGHUP notifies `reload`, which makes the plugin
+    /// read its configuration again.
     async fn ended(mut self, program: &Path, reload: &Notify) -> End {
         loop {
             let signal = tokio::select! {
@@ -383,7 +395,8 @@ impl Signals {
                     reload.notify_one();
                     continue;
                 }
-                // Others open their logs again, or reload.
+                // Other programs reopen their logs or reload on SIGUSR1, so name the signal that
+                // reloads.
                 _ = self.other.recv() => {
                     info!(signal = "SIGUSR1", "the signal has no meaning here; going on. SIGHUP reloads the configuration");
                     continue;
@@ -396,7 +409,7 @@ impl Signals {
     }
 }
 
-/// Applies the brake whenever the plugin does too much.
+/// Applies the brake whenever the number of repairs, conflicts or kills exceeds its bound.
 async fn keep_brake(service: Arc<Service>, reports: Arc<Reports>) {
     loop {
         let record = reports.brake.exceeded(report::now).await;
@@ -404,7 +417,8 @@ async fn keep_brake(service: Arc<Service>, reports: Arc<Reports>) {
     }
 }
 
-/// Looks whether to stand aside, or to act again after the brake was reset, whenever that may have changed. Returns only when it cannot watch any longer.
+/// Watches the marker file of `plimsoll restore` and the brake's record, and applies every change.
+/// Returns only when it cannot watch any longer.
 async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     let directory = host.join(originals::DIRECTORY);
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
@@ -416,7 +430,8 @@ async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     service.look_whether_to_stand_aside();
     loop {
         let change = changes.next().await.context("inotify ended")?.context("read inotify")?;
-        // What else is kept there is the plugin's own, and changes often. Without a name: there may have been too many.
+        // The directory's other files are the plugin's own and change often. An event without a
+        // name may report lost events.
         let marks = [Path::new(STAND_ASIDE).file_name(), Some(OsStr::new(brake::FILE))];
         if change.name.is_none_or(|name| marks.contains(&Some(name.as_os_str()))) {
             service.look_whether_to_stand_aside();
@@ -424,7 +439,8 @@ async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     }
 }
 
-/// Takes over the first of `files` that exists whenever it has changed, and when `reload` is notified.
+/// Applies the configuration in the first existing file of `files` whenever the file changes, and
+/// when `reload` is notified.
 async fn watch(
     files: &[PathBuf],
     service: &Service,
@@ -488,8 +504,9 @@ fn unwatched(files: &str, error: &anyhow::Error) {
     warn!("changes of {files} take effect only with SIGHUP or a restart: {error:#}");
 }
 
-/// Goes on with what a configuration file holds, unless it is what is in force, or no configuration. `is_asked_for`: somebody
-/// wants to hear of either.
+/// Applies the text of a configuration file, if the text is valid and differs from the
+/// configuration in force. `is_asked_for` states that the user requested the reload, so an
+/// unchanged configuration is logged.
 fn take_over(
     file: &str,
     text: &[u8],
@@ -504,8 +521,8 @@ fn take_over(
                 info!(file, "the configuration is in force already");
             }
         }
-        // A program that writes the file may have made it empty before. At the start nothing else is in force, and an empty one
-        // stands for the defaults.
+        // A program that rewrites the file may have truncated it first. At the start an empty file
+        // means the defaults, which are in force already.
         Ok(_) if is_empty(text) => warn!(
             "{file} is empty: expected at least one field, or {{}} for the defaults; the configuration before stays in force"
         ),
@@ -517,31 +534,32 @@ fn take_over(
     }
 }
 
-/// Whether there is nothing in a file of YAML but white space, comments and marks of documents.
+/// Returns whether a YAML file holds only white space, comments and document markers.
 fn is_empty(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text);
     let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
     lines.all(|line| line.is_empty() || line.starts_with('#') || ["---", "..."].contains(&line))
 }
 
-/// Changes of the configuration's directory, which may not be there yet.
+/// A watch for changes in the configuration directory, which need not exist yet.
 struct Changes {
     directory: PathBuf,
     events: EventStream<[u8; 4096]>,
     watched: Option<Watched>,
 }
 
-/// A directory that is watched.
+/// A watched directory.
 struct Watched {
     descriptor: WatchDescriptor,
     path: PathBuf,
-    /// What is to appear in it; `None` if it is the one that everything is about.
+    /// The name of the missing entry that the plugin waits for. `None` if this is the configuration
+    /// directory.
     missing: Option<OsString>,
 }
 
 impl Changes {
-    /// Files are replaced by renaming, and the ConfigMaps of Kubernetes by renaming a directory beside them: so it is the
-    /// directory that is watched.
+    /// Starts to watch the directory of `files`. A watch of a file would miss a replacement by
+    /// rename. Kubernetes replaces the files of a ConfigMap by renaming a directory beside them.
     fn new(files: &[PathBuf]) -> anyhow::Result<Self> {
         let directory = match files.first().and_then(|file| file.parent()) {
             Some(directory) if directory != Path::new("") => directory,
@@ -554,7 +572,7 @@ impl Changes {
         Ok(changes)
     }
 
-    /// Watches the directory, or the nearest above it that is there.
+    /// Watches the configuration directory, or its nearest existing ancestor.
     fn watch(&mut self) -> anyhow::Result<()> {
         loop {
             let (path, missing) = nearest(&self.directory);
@@ -569,11 +587,11 @@ impl Changes {
                 }
             };
             if let Some(before) = self.watched.take() {
-                // It may be gone.
+                // The kernel may have removed the watch already.
                 let _ = self.events.watches().remove(before.descriptor);
             }
             match self.events.watches().add(&path, its_own | in_it) {
-                // Another look: what is missing may have been made meanwhile.
+                // Loop again, because the missing directory may have been created meanwhile.
                 Ok(descriptor) => self.watched = Some(Watched { descriptor, path, missing }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
@@ -583,8 +601,8 @@ impl Changes {
         }
     }
 
-    /// Waits until something has changed that may concern the files, and no more has for a while: a file may be made empty and
-    /// filled then.
+    /// Waits for a change that may affect the files. Then waits until no change follows for
+    /// [`QUIET`], because a program may truncate a file before it writes the new content.
     async fn next(&mut self) -> anyhow::Result<()> {
         while !self.concerns().await? {}
         let quiet = async {
@@ -596,7 +614,7 @@ impl Changes {
         timeout(MOST, quiet).await.unwrap_or(Ok(()))
     }
 
-    /// Waits for the next event, and tells whether it may concern the files.
+    /// Waits for the next event and returns whether it may affect the files.
     async fn concerns(&mut self) -> anyhow::Result<bool> {
         let event = self.events.next().await.context("inotify ended")?.context("read inotify")?;
         let is_lost = event.mask.contains(EventMask::Q_OVERFLOW);
@@ -607,7 +625,8 @@ impl Changes {
         let is_over = EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF;
         if is_lost || event.mask.intersects(is_over) {
             if event.mask.contains(EventMask::MOVE_SELF) {
-                // Where it is now is nobody's concern.
+                // The watch would follow the directory to its new path, where its changes do not
+                // matter.
                 let _ = self.events.watches().remove(watched.descriptor.clone());
             }
             self.watched = None;
@@ -619,7 +638,8 @@ impl Changes {
     }
 }
 
-/// A directory, or the nearest above it that is there, and what is missing there.
+/// Returns a directory or its nearest existing ancestor, and the first path component that is
+/// missing there.
 fn nearest(directory: &Path) -> (PathBuf, Option<OsString>) {
     let mut missing = None;
     for above in directory.ancestors() {
@@ -641,7 +661,7 @@ mod tests {
 
     use super::*;
 
-    /// Where lines go.
+    /// A buffer for log lines.
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -662,7 +682,7 @@ mod tests {
         }
     }
 
-    /// Whether a change is told of.
+    /// Returns whether a change is reported within 5 s.
     async fn is_told(changes: &mut Changes) -> bool {
         timeout(Duration::from_secs(5), changes.next()).await.is_ok_and(|change| change.is_ok())
     }
@@ -673,7 +693,7 @@ mod tests {
         let directory = root.path().join("nri/conf.d");
         let mut changes =
             Changes::new(&[directory.join("a.conf"), directory.join("b.conf")]).expect("watched");
-        // Others are nobody's concern.
+        // Other entries in an ancestor directory are ignored.
         fs::write(root.path().join("hosts"), "").expect("written");
         fs::create_dir(root.path().join("apt")).expect("made");
         assert!(timeout(QUIET, changes.next()).await.is_err());
@@ -683,7 +703,7 @@ mod tests {
         assert!(is_told(&mut changes).await);
         fs::write(directory.join("b.conf"), "{}").expect("written");
         assert!(is_told(&mut changes).await);
-        // Made elsewhere, and moved here with what is in it.
+        // A directory tree that was created elsewhere and then moved here.
         fs::remove_dir_all(root.path().join("nri")).expect("removed");
         assert!(is_told(&mut changes).await);
         fs::create_dir_all(root.path().join("new/conf.d")).expect("made");
@@ -720,7 +740,7 @@ mod tests {
         }
     }
 
-    /// Time passes as soon as everybody waits for it.
+    /// With paused time, tokio advances the clock as soon as every task waits for a timer.
     #[tokio::test(start_paused = true)]
     async fn nothing_is_logged_at_rest_however_often_all_is_looked_at() {
         let host = tempfile::tempdir().expect("a directory");
@@ -759,7 +779,7 @@ mod tests {
         container.linux.mut_or_insert_default().cgroups_path = format!("/{cgroup}");
         assert!(stub.plugin().synchronize(vec![pod], vec![container]).await.is_ok());
 
-        // Until it has settled.
+        // Wait until the plugin has reached a stable state.
         tokio::time::sleep(Duration::from_secs(1800)).await;
         let before = lines.take();
         tokio::time::sleep(Duration::from_secs(1300)).await;

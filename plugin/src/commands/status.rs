@@ -1,4 +1,4 @@
-//! `plimsoll status`: asks the plugin, and draws what it says.
+//! The command `plimsoll status`: requests the plugin's status and prints it.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -24,10 +24,10 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use crate::commands::{Failure, print};
 
-/// How often `--watch` asks.
+/// Interval between two requests of `--watch`.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Where output leads to no terminal, there is room for every column.
+/// Width in columns where the output is not a terminal, large enough for the whole table.
 const WIDEST: usize = 1000;
 
 /// Show what the plugin knows of the node's containers.
@@ -135,26 +135,27 @@ impl StatusCommand {
         }
         loop {
             let screen = Screen::of_stdout(self.wide);
-            // The plugin may come back.
+            // Continue after an error, because the plugin may start again.
             let text =
                 runtime.block_on(self.draw(&screen)).unwrap_or_else(|error| format!("{error:#}\n"));
-            // A line that is longer than the terminal is wide would push the first one out.
+            // Shorten long lines: a line that wraps would scroll the first line off the screen.
             let lines: Vec<_> = text
                 .lines()
                 .take(screen.rows.saturating_sub(1))
                 .map(|line| screen.cut(line))
                 .collect();
-            // Home, and clear what is left of each line and below.
+            // Move the cursor home, and clear the rest of each line and everything below the last
+            // one.
             let drawn = write!(io::stdout(), "\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"));
             if drawn.and_then(|()| io::stdout().flush()).is_err() {
-                // Nobody looks any more.
+                // The reader of the output is gone.
                 return Ok(ExitCode::SUCCESS);
             }
             std::thread::sleep(EVERY);
         }
     }
 
-    /// What is to be seen now.
+    /// Requests the status and returns the text to print.
     async fn draw(&self, screen: &Screen) -> anyhow::Result<String> {
         let mut status = serve::ask(&self.host).await?;
         if self.ready {
@@ -178,7 +179,8 @@ impl StatusCommand {
         Ok(if self.pod.is_some() { story(&status, now()) } else { overview(&status, screen) })
     }
 
-    /// What is down is in no state, and of no class.
+    /// Returns whether the filters include a container that is down. Such a container has no class,
+    /// and counts as `killed`.
     fn is_wanted_down(&self, down: &DownStatus) -> bool {
         self.pod.as_ref().is_none_or(|pod| is_pod(&down.namespace, &down.pod, pod))
             && self.namespace.as_ref().is_none_or(|namespace| down.namespace == *namespace)
@@ -205,7 +207,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Why nothing is set, or not for new containers.
+/// Returns the reasons why the plugin sets no values, or sets none for new containers.
 fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
     let waits = (!node.synchronized)
         .then_some("waiting for the container runtime: new containers get no values");
@@ -214,7 +216,7 @@ fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
     waits.into_iter().chain(node.stands_aside.then_some(stands_aside))
 }
 
-/// What is to be said where the plugin only observes.
+/// Returns the messages for a plugin that only observes; empty otherwise.
 fn observing(node: &NodeStatus) -> Vec<String> {
     if node.mode == Mode::Enforce || node.stands_aside {
         return Vec::new();
@@ -233,7 +235,7 @@ fn observing(node: &NodeStatus) -> Vec<String> {
     vec![why, would]
 }
 
-/// Where it is drawn.
+/// The size and colours of the output.
 struct Screen {
     columns: usize,
     rows: usize,
@@ -256,29 +258,29 @@ impl Screen {
 }
 
 impl Screen {
-    /// As much of a line as there is room for; styles take none, and end with the line.
+    /// Shortens a line to the terminal's width. Lines with styles stay whole.
     fn cut(&self, line: &str) -> String {
         if line.contains('\x1b') {
-            // The table, which fits.
+            // Only table rows have styles, and the table fits the terminal already.
             return line.to_owned();
         }
         line.chars().take(self.columns).collect()
     }
 }
 
-/// A column of the table, with the least width that its like needs.
+/// A column of the table.
 struct Column {
     title: &'static str,
     is_number: bool,
     text: fn(&ContainerStatus, &Status) -> String,
-    /// The last to go is what is first here.
+    /// The priority, 0 is the highest. A narrow terminal omits the columns with the highest ranks.
     rank: usize,
 }
 
-/// How many cells a load is drawn in.
+/// Width of the LOAD drawing in cells, without the end mark.
 const CELLS: usize = 20;
 
-/// In the order of the table.
+/// The columns in the order of the table.
 const COLUMNS: [Column; 14] = [
     Column { title: "STATE", is_number: false, text: |row, _| row.state.to_string(), rank: 0 },
     Column { title: "CONTAINER", is_number: false, text: |row, _| name_of(row), rank: 1 },
@@ -355,7 +357,7 @@ fn show(limit: Limit) -> String {
     limit.bytes().map_or_else(|| "max".to_owned(), Bytes::approx)
 }
 
-/// What a file should hold, and what it holds if that is something else.
+/// Returns the desired value, and after `!=` the observed value if it differs.
 fn pair(row: &ContainerStatus, of: fn(&crate::report::status::Values) -> Option<Limit>) -> String {
     match (of(&row.desired), row.observed.as_ref().map(of)) {
         (Some(desired), Some(Some(observed))) if desired != observed => {
@@ -389,7 +391,8 @@ fn request(row: &ContainerStatus) -> String {
     }
 }
 
-/// The load, to scale: usage against the lines.
+/// Draws the usage and the marks of the memory values to the scale of the limit. Without a limit,
+/// the scale is node allocatable.
 fn load(row: &ContainerStatus, status: &Status) -> String {
     let values = row.observed.unwrap_or(row.desired);
     let limit = values.max.and_then(Limit::bytes);
@@ -399,14 +402,15 @@ fn load(row: &ContainerStatus, status: &Status) -> String {
         let share = u128::from(bytes.get()) * CELLS as u128 / u128::from(scale.get());
         usize::try_from(share).unwrap_or(CELLS).min(CELLS)
     };
-    // Something in use is seen.
+    // Any usage above 0 fills at least one cell.
     let filled = if usage > Bytes::ZERO { cell(usage).max(1) } else { 0 };
     let mut line: Vec<char> = (0..=CELLS).map(|at| if at < filled { '#' } else { '-' }).collect();
     line[CELLS] = if limit.is_some() { 'M' } else { 'A' };
     let amount =
         |limit: Option<Limit>| limit.and_then(Limit::bytes).filter(|bytes| *bytes > Bytes::ZERO);
     let (min, low) = (amount(values.min), amount(values.low));
-    // Marks on one cell would hide each other: the end stays where it is, the others give way to the left.
+    // Two marks on one cell would hide each other. The end mark stays in place, and the other marks
+    // move to the left.
     let mut free = CELLS - 1;
     for (mark, bytes) in
         [('H', amount(values.high)), if min >= low { ('m', min) } else { ('l', low) }]
@@ -429,7 +433,7 @@ fn percent(part: Bytes, whole: Option<Bytes>) -> String {
     }
 }
 
-/// The node in a line, and a line for each container.
+/// Returns the lines about the node and a table with one row per container.
 fn overview(status: &Status, screen: &Screen) -> String {
     let node = &status.node;
     let mut text = String::new();
@@ -472,7 +476,7 @@ fn overview(status: &Status, screen: &Screen) -> String {
     for hindrance in hindrances(node) {
         let _ = writeln!(text, "{}", screen.cut(hindrance));
     }
-    // Those of pods are in their stories.
+    // Reports about the cgroups of pods are shown only with the pod (`story`).
     for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.level != Level::Pod) {
         if let Some(report) = cgroup.reports.iter().find(|report| report.is_late()) {
             let line = format!("{}: {}", excerpt(cgroup.cgroup.as_str()), report.message);
@@ -498,7 +502,8 @@ fn overview(status: &Status, screen: &Screen) -> String {
         })
         .collect();
     let shown = columns_that_fit(&widths, screen.columns);
-    // What is left for names, which are cut in the middle: their ends tell them apart.
+    // The remaining width is for names. Long names are shortened in the middle, because their ends
+    // distinguish them.
     let others: usize = shown.iter().filter(|at| **at != NAME).map(|at| widths[*at] + GAP).sum();
     let name_width = screen.columns.saturating_sub(others).max(LEAST_NAME);
     let mut table = Table::new();
@@ -517,7 +522,7 @@ fn overview(status: &Status, screen: &Screen) -> String {
             }
         }
     }
-    // A line for each, after that of the titles.
+    // The first line is the header, then one line follows per container.
     let states = std::iter::once(None).chain(status.containers.iter().map(|row| Some(row.state)));
     for (line, state) in table.to_string().lines().zip(states) {
         let line = line.trim_end();
@@ -531,12 +536,12 @@ fn overview(status: &Status, screen: &Screen) -> String {
 }
 
 const NAME: usize = 1;
-/// Between columns.
+/// Spaces between two columns.
 const GAP: usize = 2;
-/// A name is not cut shorter than this.
+/// Least width of a shortened name.
 const LEAST_NAME: usize = 20;
 
-/// The columns that a terminal is wide enough for, in the order of the table.
+/// Returns the indexes of the columns that fit the terminal, in the order of the table.
 fn columns_that_fit(widths: &[usize], columns: usize) -> Vec<usize> {
     let mut by_rank: Vec<usize> = (0..COLUMNS.len()).collect();
     by_rank.sort_by_key(|at| COLUMNS[*at].rank);
@@ -579,7 +584,7 @@ fn style(state: State) -> Option<Style> {
     Some(colour.on_default())
 }
 
-/// All there is to say of the containers of a pod, or of several pods of a name.
+/// Returns everything known about the containers of a pod, or of several pods with the same name.
 fn story(status: &Status, now: u64) -> String {
     let mut text = String::new();
     let mut told: Vec<&CgroupPath> = Vec::new();
@@ -631,7 +636,7 @@ fn story(status: &Status, now: u64) -> String {
         }
         tell(&mut text, &row.reports, now);
         text.push('\n');
-        // Those above, from the pod upwards.
+        // The ancestor cgroups, from the pod upwards.
         let mut above = row.cgroup.as_ref().and_then(CgroupPath::parent);
         while let Some(path) = above {
             if let Some(cgroup) = status.cgroups.iter().find(|cgroup| cgroup.cgroup == path)
@@ -656,7 +661,8 @@ fn story(status: &Status, now: u64) -> String {
     text
 }
 
-/// What may have foreign text in it, whole, since what to do is at its end.
+/// Makes a message that may contain another program's text safe to print. The limit of 2000
+/// characters keeps its end, which says what to do.
 fn sentence(text: &str) -> String {
     harmless(text, 2000, &['\'', '"'])
 }
@@ -719,7 +725,7 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// Amounts are those of a limit of 100.
+    /// Returns a container as JSON. The tests choose amounts relative to a limit of 100.
     fn container(name: &str, usage: u64, min: u64, high: &str, max: &str) -> String {
         let values = format!(r#"{{"min": {min}, "low": 0, "high": {high}, "max": {max}}}"#);
         format!(

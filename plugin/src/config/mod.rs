@@ -1,41 +1,51 @@
-//! The configuration file: YAML, with the names of `KubeletConfiguration` where it is the same thing.
+//! Configuration file in YAML. Fields that `KubeletConfiguration` also has use its names.
 //!
 //! ```yaml
-//! mode: enforce                            # enforce, or observe: work everything out and report it, and write nothing
+//! mode: enforce                            # enforce; or observe: only report, write nothing
 //! memoryThrottlingFactor: 0.9              # above 0, at most 1; null: never set memory.high
 //! memoryReservationPolicy: HardReservation # None, TieredReservation or HardReservation
-//! memoryMinHeadroom: 2Mi                   # how far memory.min stays below the limit; 0: as Kubernetes has it
+//! memoryMinHeadroom: 2Mi                   # how far memory.min stays below the limit;
+//!                                          #   0: as in Kubernetes
 //! nodeAllocatable: auto                    # auto or a quantity, such as 60Gi
-//! systemReservedCgroup: /system.slice      # with the amount, memory.min of that cgroup; not set by default
-//! systemReserved: {memory: 500Mi}
-//! kubeReservedCgroup: /kubelet.slice       # likewise
-//! kubeReserved: {memory: 500Mi}
-//! nodeGuard: null                          # how much is kept from all pods together, such as 500Mi; null: nothing
-//! throttleDeadline: 30s                    # how long a container may stand at memory.high; null: for ever
-//! shrink: reject                           # of a memory limit that would kill: reject, defer or allow
-//! shrinkDeadline: 10m                      # how long a deferred one is tried
-//! oomRescue: null                          # null: off; a mapping with any of the following, or {}: on
-//! # kills: 3                               #   how often a container is killed
-//! # window: 10m                            #   within this time for its limit to be raised
-//! # factor: 1.2                            #   to so many times what it was, from 1 to 10,
-//! # minimum: 100Mi                         #   and by no less than this
-//! # ceiling: 10%                           #   up to a quantity, or by so much of what node allocatable leaves free
-//! raisePodLimits: true                     # whether a pod's limits are raised to the sum of its containers' limits
-//! repair: true                             # whether a value that another program changed is set again
-//! brake:                                   # when the plugin stops writing by itself; null: never
-//!   repairs: 500                           #   after so many repairs,
-//!   conflicts: 50                          #   values left to another writer,
-//!   kills: 20                              #   or kills by limits that the plugin has set,
-//!   window: 10m                            #   within this time
-//! maxLimitRequestRatio: 4                  # of which limit to request a pod's owner is warned, at least 1; null: of none
-//! metricsAddress: null                     # where metrics are served by TCP, such as 127.0.0.1:9477; null: nowhere
-//! containerMetrics: false                  # whether there are metrics of each container
-//! kubeconfig: null                         # credentials for Kubernetes Events, such as /etc/plimsoll/kubeconfig; null: none
+//! systemReservedCgroup: /system.slice      # cgroup to protect; not set by default
+//! systemReserved: {memory: 500Mi}          # memory.min of that cgroup; not set by default
+//! kubeReservedCgroup: /kubelet.slice       # cgroup to protect; not set by default
+//! kubeReserved: {memory: 500Mi}            # memory.min of that cgroup; not set by default
+//! nodeGuard: null                          # memory kept from all pods together, such as 500Mi;
+//!                                          #   null: none
+//! throttleDeadline: 30s                    # how long a container may be throttled at
+//!                                          #   memory.high; null: no maximum
+//! shrink: reject                           # reject, defer or allow limits that would OOM-kill
+//! shrinkDeadline: 10m                      # how long a deferred limit is retried
+//! oomRescue: null                          # null: off; {} or a mapping of these fields: on
+//! # kills: 3                               #   OOM kills of a container
+//! # window: 10m                            #   within this time before its limit is raised
+//! # factor: 1.2                            #   new limit as multiple of the old, from 1 to 10
+//! # minimum: 100Mi                         #   smallest limit increase
+//! # ceiling: 10%                           #   highest limit as a quantity, or largest increase
+//!                                          #   as a share of the free node allocatable
+//! raisePodLimits: true                     # whether pod limits are raised to the sum of the
+//!                                          #   limits of the pod's containers
+//! repair: true                             # whether foreign changes of a value are repaired
+//! brake:                                   # the plugin stops writing above any of these
+//!                                          #   bounds; null: never
+//!   repairs: 500                           #   repairs
+//!   conflicts: 50                          #   values left to another writer
+//!   kills: 20                              #   OOM kills by limits that the plugin has set
+//!   window: 10m                            #   time within which these count
+//! maxLimitRequestRatio: 4                  # highest ratio of limit to request without a
+//!                                          #   warning, at least 1; null: no warning
+//! metricsAddress: null                     # TCP address for metrics, such as 127.0.0.1:9477;
+//!                                          #   null: none
+//! containerMetrics: false                  # whether each container has metrics
+//! kubeconfig: null                         # credentials for Kubernetes Events, such as
+//!                                          #   /etc/plimsoll/kubeconfig; null: the service
+//!                                          #   account of the plugin's pod, if any
 //! logLevel: info                           # error, warn, info, debug or trace
 //! ```
 //!
-//! Every field may be left out, and an empty file is a valid one; but one that becomes empty while the plugin runs does not
-//! replace what is in force. [`Config::parse`] reports every mistake at once.
+//! Every field is optional, and an empty file is valid. If the file becomes empty while the plugin
+//! runs, the configuration in force stays. [`Config::parse`] reports every mistake at once.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -54,49 +64,53 @@ use crate::core::policy::{Policy, ReservationPolicy, ThrottlingFactor};
 use crate::core::units::{Bytes, excerpt};
 use crate::state::brake::Bounds;
 
-/// Where runtimes look for the configuration of plugins.
+/// Directory where runtimes look for the configuration of plugins.
 pub const DROP_INS: &str = "/etc/nri/conf.d";
 
-/// The largest configuration that is read, in bytes.
+/// Maximum size of a configuration in bytes.
 pub const LARGEST: usize = 1 << 20;
 
-/// A configuration that can be acted on: it cannot be made from a mistaken file.
+/// A valid configuration. A file with mistakes never yields one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Whether values are written, or only worked out and reported.
+    /// Whether the plugin writes values, or only reports them.
     pub mode: Mode,
     /// Throttling and reservation.
     pub policy: Policy,
-    /// Where node allocatable comes from.
+    /// Source of node allocatable.
     pub node_allocatable: NodeAllocatable,
-    /// Cgroups beside the pods that are protected by `memory.min`: the system's, Kubernetes' own.
+    /// Cgroups beside the pods that `memory.min` protects: those of the system and of Kubernetes
+    /// itself.
     pub reserved: Vec<Reserved>,
-    /// How much memory is kept from all pods together, by `memory.max` of kubepods; `None` is none. At least all of `reserved`.
+    /// Memory kept from all pods together, by `memory.max` of kubepods. At least the sum of
+    /// `reserved`; `None` keeps nothing.
     pub node_guard: Option<Bytes>,
-    /// How long a container may stand at `memory.high` while the node has memory to spare; `None` is for ever.
+    /// Maximum time that a container is throttled at `memory.high` while the node has memory to
+    /// spare. `None` is no maximum.
     pub throttle_deadline: Option<Duration>,
-    /// What to do about a memory limit that would kill.
+    /// Reaction to a memory limit that would OOM-kill.
     pub shrink: Shrink,
-    /// How long such a limit is tried if it is deferred.
+    /// Maximum time that a deferred limit is retried.
     pub shrink_deadline: Duration,
-    /// Whether and how containers that are killed again and again get more memory.
+    /// Rules for raising the limit of a container that is OOM-killed repeatedly; `None` never
+    /// raises it.
     pub oom_rescue: Option<OomRescue>,
     /// Whether a pod's limits are raised to the sum of its containers' limits.
     pub raise_pod_limits: bool,
-    /// Whether a value that another program changed is set again.
+    /// Whether the plugin repairs a value that another program changed.
     pub repair: bool,
-    /// The bounds beyond which the plugin stops writing by itself; `None` is never.
+    /// Bounds above which the plugin stops writing by itself; `None` is never.
     pub brake: Option<Bounds>,
-    /// Of which ratio of limit to request a pod's owner is warned; `None` is of none.
+    /// Highest ratio of limit to request without a warning to the pod's owner; `None` never warns.
     pub max_limit_request_ratio: Option<f64>,
-    /// Where metrics are served by TCP; `None` is nowhere.
+    /// TCP address that serves metrics; `None` is none.
     pub metrics_address: Option<SocketAddr>,
-    /// Whether there are metrics of each container.
+    /// Whether each container has metrics.
     pub container_metrics: bool,
-    /// The file with the credentials for Kubernetes Events, an absolute path. `None` is the service account of the pod that this
-    /// runs in, or no Events where it runs in none.
+    /// Absolute path of the file with the credentials for Kubernetes Events. `None` uses the
+    /// service account of the plugin's pod. Outside of a pod, `None` disables Events.
     pub kubeconfig: Option<PathBuf>,
-    /// What is logged.
+    /// Lowest severity that is logged.
     pub log_level: LogLevel,
 }
 
@@ -124,19 +138,20 @@ impl Default for Config {
     }
 }
 
-/// The plugin's mode: whether it acts.
+/// Mode of the plugin: whether it acts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// The plugin sets values, and refuses limit decreases that would kill.
+    /// The plugin sets values, and refuses limit decreases that would OOM-kill.
     #[default]
     Enforce,
-    /// The plugin works everything out and reports it. It writes, refuses, raises and adjusts nothing.
+    /// The plugin only reports what it would do. It does not write, refuse, raise or adjust
+    /// anything.
     Observe,
 }
 
 impl Mode {
-    /// Every mode.
+    /// All modes.
     pub const ALL: [Self; 2] = [Self::Enforce, Self::Observe];
 }
 
@@ -149,15 +164,15 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What to do about a memory limit that is lower than what a container uses, and cannot be reached by reclaiming at once.
+/// Reaction to a memory limit below the container's usage that immediate reclaim cannot reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shrink {
-    /// Whoever asks for it gets an error.
+    /// The resize fails with an error.
     #[default]
     Reject,
-    /// The rest of the update is made, and the limit set when the container has come to use less.
+    /// The rest of the update is made. The plugin sets the limit once the container uses less.
     Defer,
-    /// The plugin has no say: the runtime sets the limit, and the kernel may kill.
+    /// The plugin does not intervene. The runtime sets the limit, and the kernel may OOM-kill.
     Allow,
 }
 
@@ -175,18 +190,18 @@ impl fmt::Display for Shrink {
     }
 }
 
-/// A cgroup beside the pods, and how much of it is protected.
+/// A cgroup beside the pods and its protection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
-    /// Who it is for.
+    /// Owner of the reservation.
     pub owner: Owner,
-    /// The cgroup.
+    /// Path of the cgroup.
     pub cgroup: CgroupPath,
-    /// Its `memory.min`, more than 0.
+    /// `memory.min` of the cgroup, more than 0.
     pub memory: Bytes,
 }
 
-/// Who a reservation beside the pods is for.
+/// Owner of a reservation beside the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// The operating system (`systemReserved`).
@@ -198,7 +213,8 @@ pub enum Owner {
 impl Owner {
     const ALL: [Self; 2] = [Self::System, Self::Kube];
 
-    /// The fields for the cgroup and for the amount, as the kubelet names them.
+    /// Returns the names of the fields for the cgroup and for the amount, as the kubelet names
+    /// them.
     const fn fields(self) -> (&'static str, &'static str) {
         match self {
             Self::System => (SYSTEM_CGROUP, SYSTEM_RESERVED),
@@ -207,36 +223,36 @@ impl Owner {
     }
 }
 
-/// Where node allocatable memory comes from.
+/// Source of node allocatable memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NodeAllocatable {
-    /// From the node itself: [`crate::kubelet::node::NodeMemory::discover`].
+    /// Found on the node itself: [`crate::kubelet::node::NodeMemory::discover`].
     #[default]
     Auto,
-    /// This amount, more than 0.
+    /// A fixed amount, more than 0.
     Fixed(Bytes),
 }
 
-/// The least important message that is logged.
+/// Lowest severity that is logged. Each level includes the levels before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     /// Failures.
     Error,
-    /// And what may need attention.
+    /// Conditions that may need attention.
     Warn,
-    /// And changes.
+    /// Changes.
     #[default]
     Info,
-    /// And every decision.
+    /// Every decision.
     Debug,
-    /// And every message exchanged.
+    /// Every message exchanged.
     Trace,
 }
 
 impl LogLevel {
     const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
 
-    /// The name used in the configuration, which is also that of the `tracing` crate.
+    /// Returns the name in the configuration, which the `tracing` crate also uses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -248,12 +264,12 @@ impl LogLevel {
     }
 }
 
-/// The effective configuration as a file that says the same.
+/// Writes the effective configuration as an equivalent file.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{MODE}: {}", self.mode)?;
         match self.policy.throttling {
-            // Always with a decimal point, as in the documentation.
+            // Always write a decimal point, as in the documentation.
             Some(factor) => writeln!(f, "{THROTTLING}: {:?}", factor.get())?,
             None => writeln!(f, "{THROTTLING}: null")?,
         }
@@ -265,7 +281,8 @@ impl fmt::Display for Config {
         }
         for Reserved { owner, cgroup, memory } in &self.reserved {
             let (cgroup_field, memory_field) = owner.fields();
-            // Quoted as JSON, which YAML is a superset of: a cgroup's name may hold anything.
+            // A cgroup's name may contain any character. Quote the name as JSON, which is valid
+            // YAML.
             writeln!(f, "{cgroup_field}: {}", serde_json::Value::from(cgroup.to_string()))?;
             writeln!(f, "{memory_field}: {{memory: {}}}", memory.quantity())?;
         }
@@ -307,13 +324,13 @@ impl fmt::Display for Config {
             None => writeln!(f, "{RATIO}: null")?,
         }
         match self.metrics_address {
-            // In quotes, for the brackets of IPv6.
+            // Quotes are needed for the brackets of IPv6.
             Some(address) => writeln!(f, "{METRICS_ADDRESS}: \"{address}\"")?,
             None => writeln!(f, "{METRICS_ADDRESS}: null")?,
         }
         writeln!(f, "{CONTAINER_METRICS}: {}", self.container_metrics)?;
         match &self.kubeconfig {
-            // Quoted as JSON, as above.
+            // Quote as JSON, as above.
             Some(path) => {
                 writeln!(f, "{KUBECONFIG}: {}", serde_json::Value::from(path.to_string_lossy()))?
             }
@@ -370,11 +387,11 @@ const FIELDS: [&str; 22] = [
     LOG_LEVEL,
 ];
 
-/// The fields of `brake`, which also has [`KILLS`] and [`WINDOW`].
+/// Fields of `brake`, which also has [`KILLS`] and [`WINDOW`].
 const REPAIRS: &str = "repairs";
 const CONFLICTS: &str = "conflicts";
 
-/// The fields of `oomRescue`.
+/// Fields of `oomRescue`.
 const KILLS: &str = "kills";
 const WINDOW: &str = "window";
 const FACTOR: &str = "factor";
@@ -382,26 +399,30 @@ const MINIMUM: &str = "minimum";
 const CEILING: &str = "ceiling";
 
 impl Config {
-    /// How long a container may stand at `memory.high` if nothing else is configured.
+    /// Default of `throttleDeadline`.
     pub const THROTTLE_DEADLINE: Duration = Duration::from_secs(30);
 
-    /// How long a deferred limit is tried if nothing else is configured.
+    /// Default of `shrinkDeadline`.
     pub const SHRINK_DEADLINE: Duration = Duration::from_secs(600);
 
-    /// Of which ratio of limit to request a pod's owner is warned if nothing else is configured.
+    /// Default of `maxLimitRequestRatio`.
     pub const MAX_LIMIT_REQUEST_RATIO: f64 = 4.0;
 
-    /// What all of `reserved` adds up to.
+    /// Returns the sum of `reserved`.
     pub fn reserved_in_all(&self) -> Bytes {
         self.reserved.iter().fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory))
     }
 
-    /// Reads a configuration. `source` names it in messages, usually by its path.
+    /// Parses a configuration. `source` names the configuration in messages, usually by its path.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong, in the order of the lines: unknown and repeated fields, values of the wrong type or
-    /// out of range, what is not YAML, not UTF-8 or larger than [`LARGEST`].
+    /// All mistakes, in the order of their lines:
+    ///
+    /// - unknown or repeated fields
+    /// - values of the wrong type or out of range
+    /// - text that is not YAML or not UTF-8
+    /// - text larger than [`LARGEST`]
     pub fn parse(text: &[u8], source: &str) -> Result<Self, ConfigErrors> {
         let errors = |errors| ConfigErrors { source_name: source.to_owned(), errors };
         if text.len() > LARGEST {
@@ -428,18 +449,18 @@ impl Config {
         if found.is_empty() {
             Ok(config)
         } else {
-            // A syntax error ends the reading, so it is already the last.
+            // Parsing stops at a syntax error, so the syntax error is already the last mistake.
             Err(errors(found))
         }
     }
 }
 
-/// Everything that is wrong with a configuration. `Display` gives one line for each.
+/// All mistakes in a configuration. `Display` writes one line for each.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub struct ConfigErrors {
-    /// The name of the configuration, as given to [`Config::parse`].
+    /// Name of the configuration, as passed to [`Config::parse`].
     pub source_name: String,
-    /// The mistakes, in the order of their lines. Never empty.
+    /// Mistakes in the order of their lines. Never empty.
     pub errors: Vec<FieldError>,
 }
 
@@ -453,16 +474,16 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// One thing that is wrong with a configuration. `Display` gives `LINE: field: expected …, found …`.
+/// One mistake in a configuration. `Display` writes `LINE: field: expected …, found …`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
-    /// The line, from 1.
+    /// Line number, from 1.
     pub line: u64,
-    /// The field, if the mistake is within one.
+    /// Field of the mistake; `None` outside of a field.
     pub field: Option<String>,
-    /// The expected form.
+    /// Form that was expected.
     pub expected: String,
-    /// What is there instead.
+    /// Text that was found.
     pub found: String,
 }
 
@@ -476,12 +497,13 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// A configuration as it was typed: any fields with any values, in order, repeated or not.
+/// Unchecked configuration: the fields in the order of the file, including unknown and repeated
+/// fields.
 #[derive(Default)]
 struct RawConfig(Vec<(Spanned<String>, Spanned<RawValue>)>);
 
 impl RawConfig {
-    /// Reads as far as the text is YAML; the error is what ended the reading.
+    /// Reads the fields up to the first YAML error, and returns that error.
     fn read(text: &str) -> (Self, Option<FieldError>) {
         let mut raw = Self::default();
         let result = serde_saphyr::with_deserializer_from_str_with_options(
@@ -501,7 +523,8 @@ impl RawConfig {
         (raw, error)
     }
 
-    /// Turns what was typed into a configuration; mistaken fields keep their default and are reported.
+    /// Converts the fields into a configuration. Fields with mistakes are reported and keep their
+    /// defaults.
     fn validate(self) -> (Config, Vec<FieldError>) {
         let mut config = Config::default();
         let mut errors = Vec::new();
@@ -639,7 +662,7 @@ impl RawConfig {
             let line =
                 |field: &str| seen.iter().find(|(name, _)| name == field).map(|(_, line)| *line);
             let mut alone = |field: &str, other: &str| {
-                // Where the other one is there, it was complained of.
+                // If the other field exists but is invalid, its own mistake is already reported.
                 if let (Some(line), None) = (line(field), line(other)) {
                     let (field, found) = (Some(field.to_owned()), "none".to_owned());
                     errors.push(FieldError {
@@ -683,7 +706,7 @@ impl RawConfig {
             config.raise_pod_limits,
             seen.iter().find(|(name, _)| name == RAISE),
         ) {
-            // A container's limit is worth no more than its pod's.
+            // A pod's limit also bounds its containers, so a rescue must raise both limits.
             let (expected, found) =
                 (format!("true beside {RESCUE}, which raises both limits"), "false".to_owned());
             errors.push(FieldError { line: *line, field: Some(RAISE.to_owned()), expected, found });
@@ -695,13 +718,14 @@ impl RawConfig {
 
 fn options() -> Options {
     serde_saphyr::options! {
-        // Repeated fields arrive one by one, to be reported with all else.
+        // Repeated fields arrive one by one, so that `validate` reports them with all other
+        // mistakes.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         merge_keys: MergeKeyPolicy::AsOrdinary,
-        // "no", "on" and the like are words.
+        // Read "no", "on" and similar words as text.
         strict_booleans: true,
         with_snippet: false,
-        // .nan and .inf are numbers out of range, not broken YAML.
+        // Read .nan and .inf as numbers out of range, not as broken YAML.
         non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
     }
 }
@@ -718,13 +742,13 @@ fn nearest_field(unknown: &str) -> Option<&'static str> {
                 field,
             )
         })
-        // More than half of a short name is no slip.
+        // A difference of more than half of a short name is not a typing error.
         .filter(|(distance, field)| *distance <= 4.min(field.len() / 2))
         .min()
         .map(|(_, field)| field)
 }
 
-/// What a message of the YAML library says is wrong, without its position and its advice.
+/// Returns the mistake from a message of the YAML library, without position and advice.
 pub(crate) fn complaint(message: &str) -> &str {
     let line = message.lines().next().unwrap_or_default();
     let end = [" at line ", ", expected ", ";"]
@@ -735,7 +759,7 @@ pub(crate) fn complaint(message: &str) -> &str {
     line[..end].trim()
 }
 
-/// Collects the fields into the caller's list, so that those before a syntax error are not lost.
+/// Collects fields into the caller's list, which keeps the fields before a syntax error.
 impl<'de> DeserializeSeed<'de> for &mut RawConfig {
     type Value = ();
 
@@ -772,7 +796,7 @@ impl<'de> Visitor<'de> for &mut RawConfig {
     }
 }
 
-/// A value as it was typed.
+/// An unchecked value.
 #[derive(Clone, Debug, PartialEq)]
 enum RawValue {
     Null,
@@ -825,7 +849,7 @@ impl RawValue {
         CgroupPath::of_parent(text).ok()
     }
 
-    /// The amount in a resource list of Kubernetes that has nothing else in it.
+    /// Returns the amount of a Kubernetes resource list that has no resource but memory.
     fn memory(&self) -> Option<Bytes> {
         let Self::Map(fields) = self else { return None };
         match &fields[..] {
@@ -836,7 +860,7 @@ impl RawValue {
         }
     }
 
-    /// What is expected instead, and what is there, if it is none.
+    /// Returns the OOM rescue. The error has the expected form and the value found.
     fn oom_rescue(&self) -> Result<Option<OomRescue>, (String, String)> {
         let fields = match self {
             Self::Null => return Ok(None),
@@ -897,7 +921,7 @@ impl RawValue {
         Ok(Some(rescue))
     }
 
-    /// The bounds of the brake; an error is what is expected instead, and what is there.
+    /// Returns the bounds of the brake. The error has the expected form and the value found.
     fn brake(&self) -> Result<Option<Bounds>, (String, String)> {
         let fields = match self {
             Self::Null => return Ok(None),
@@ -971,7 +995,7 @@ impl fmt::Display for LogLevel {
     }
 }
 
-/// What to call the value in a message.
+/// Name of the value in messages.
 impl fmt::Display for RawValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -1090,7 +1114,7 @@ mod tests {
             "f.yaml:1: systemReservedCgroup: expected systemReserved beside it, found none\n\
              f.yaml:2: kubeReserved: expected kubeReservedCgroup beside it, found none"
         );
-        // What is wrong with the amount is said once.
+        // An invalid amount is reported once, not also as a missing field.
         let error =
             parse("systemReservedCgroup: /system.slice\nsystemReserved: {memory: 0}").unwrap_err();
         assert_eq!(error.lines().count(), 1, "{error}");
@@ -1491,7 +1515,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
                     max_limit_request_ratio: seen.0,
                     metrics_address: seen.1,
                     container_metrics: seen.2,
-                    // At least what is reserved.
+                    // At least the sum of `reserved`.
                     node_guard: seen.3.map(|most| {
                         Bytes::new(system.as_ref().map_or(1, |(_, memory)| *memory).max(most))
                     }),

@@ -1,4 +1,4 @@
-//! What should be: pure functions of what is known.
+//! Decision logic: pure functions that compute the desired state from known facts.
 
 pub mod outcome;
 pub mod pod;

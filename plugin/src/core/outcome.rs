@@ -1,36 +1,36 @@
-//! What became of an attempt to bring a container or a cgroup to its values.
+//! Results of attempts to set the values of a container or a cgroup.
 
 use std::fmt;
 
 use crate::cgroup::CgroupError;
 
-/// The outcome. `Display` gives one lowercase word, fit for logs and metrics.
+/// Result of an attempt. `Display` writes one lowercase word for logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// Values were changed, and read back as they should be.
+    /// The plugin or the runtime changed values, and a later read found the desired values.
     Applied,
-    /// They were as they should be.
+    /// The values were already as desired.
     Unchanged,
-    /// What they should be is not known.
+    /// The desired values are not known.
     Unresolved,
-    /// The container or cgroup is gone.
+    /// The container or cgroup no longer exists.
     Gone,
     /// The kernel or the cgroup lacks the file.
     Unsupported,
-    /// Somebody else keeps changing them.
+    /// Another program keeps changing the values.
     Contended,
-    /// Somebody refused to change them.
+    /// The plugin or the runtime refused the change.
     Rejected,
-    /// They are changed later.
+    /// The change is postponed.
     Deferred,
-    /// They would be changed, or the change be refused, if the plugin did not only observe.
+    /// The plugin only observes. Otherwise it would make or refuse the change.
     Planned,
-    /// They could not be read or written.
+    /// A value could not be read or written, or an in-place resize did not take effect.
     Failed,
 }
 
 impl Outcome {
-    /// The outcome of an attempt that ended with this error.
+    /// Returns the outcome of an attempt that ended with this error.
     pub const fn of(error: &CgroupError) -> Self {
         match error {
             CgroupError::Gone(_) => Self::Gone,

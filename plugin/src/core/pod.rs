@@ -1,4 +1,4 @@
-//! What is known of a pod and its containers, and where each number came from.
+//! Facts about a pod and its containers, with the source of each number.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -7,17 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::units::{Bytes, Limit, MilliCpu};
 
-/// A pod's unique identifier as the kubelet writes it: a UUID, or the hash of a static pod's file.
+/// Unique identifier of a pod as the kubelet writes it: a UUID, or the hash of a static pod's file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodUid(String);
 
 impl PodUid {
-    /// An identifier, taken as it is: it is only ever compared, never made a path of.
+    /// Creates an identifier from unchecked text. The plugin only compares identifiers and never
+    /// builds a path from one.
     pub fn new(uid: impl Into<String>) -> Self {
         Self(uid.into())
     }
 
-    /// The identifier as text.
+    /// Returns the identifier as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -35,25 +36,26 @@ impl fmt::Display for PodUid {
     }
 }
 
-/// A pod's quality of service class, in the sense of Kubernetes.
+/// Quality of service class of a pod, as Kubernetes defines it.
 ///
-/// `Display` gives the name that the Kubernetes API uses.
+/// `Display` writes the name that the Kubernetes API uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum QosClass {
-    /// Every container has a processor and a memory limit, and requests equal to them.
+    /// Every container has a CPU limit and a memory limit, and its requests equal its limits.
     Guaranteed,
-    /// Some container has a request or a limit.
+    /// At least one container has a request or a limit, but the pod is not Guaranteed.
     Burstable,
     /// No container has a request or a limit.
     BestEffort,
 }
 
 impl QosClass {
-    /// The class of a pod by the requests and limits of all its containers, init containers included and
-    /// ephemeral ones not. Zero counts as not given. This is the rule of `ComputePodQOS` in Kubernetes'
-    /// `pkg/apis/core/v1/helper/qos`, for processor and memory.
+    /// Returns the class of a pod from the CPU and memory requests and limits of its containers.
     ///
-    /// Requests must already be defaulted to limits, as the API server does.
+    /// The rule is `ComputePodQOS` in Kubernetes' `pkg/apis/core/v1/helper/qos`. Init containers
+    /// count, ephemeral containers do not. Zero counts as not set.
+    ///
+    /// The caller must first default missing requests to the limits, as the API server does.
     pub fn from_resources<'a>(containers: impl IntoIterator<Item = &'a Stated>) -> Self {
         let mut any = false;
         let mut every_limit_given = true;
@@ -96,13 +98,13 @@ impl fmt::Display for QosClass {
     }
 }
 
-/// Requests and limits as a pod's specification states them, for one container or, where the pod has resources of
-/// its own, for the pod. `None` is not given.
+/// Requests and limits as stated in a pod's specification. They belong to one container, or to the
+/// pod where it has pod-level resources. `None` means not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stated {
-    /// Processor request.
+    /// CPU request.
     pub cpu_request: Option<MilliCpu>,
-    /// Processor limit.
+    /// CPU limit.
     pub cpu_limit: Option<MilliCpu>,
     /// Memory request.
     pub memory_request: Option<Bytes>,
@@ -111,7 +113,7 @@ pub struct Stated {
 }
 
 impl Stated {
-    /// Fills in requests that were not given from the limits, as the API server does when it stores a pod.
+    /// Sets missing requests to the limits, as the API server does when it stores a pod.
     #[must_use]
     pub fn with_defaults(self) -> Self {
         Self {
@@ -122,37 +124,41 @@ impl Stated {
     }
 }
 
-/// What a pod's cgroup says about it: the kubelet encodes class and identifier in its name.
+/// Class and identifier of a pod, which the kubelet encodes in the name of the pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodCgroup {
-    /// The class, which decides under which parent the kubelet puts the pod.
+    /// The pod's class, which decides under which parent cgroup the kubelet puts the pod.
     pub class: QosClass,
     /// The pod's identifier.
     pub uid: PodUid,
 }
 
 impl PodCgroup {
-    /// Reads the cgroup parent that the runtime reports for a pod (`pod.linux.cgroup_parent` in NRI).
+    /// Parses the cgroup parent that the runtime reports for a pod (`pod.linux.cgroup_parent` in
+    /// NRI).
     ///
-    /// Both of the kubelet's drivers are understood, below any `--cgroup-root`:
+    /// The names of both kubelet cgroup drivers are accepted, below any `--cgroup-root`:
     ///
     /// - systemd: `kubepods-burstable-pod<uid with _ for ->.slice`, alone or at the end of a path;
     /// - cgroupfs: `/kubepods/burstable/pod<uid>`.
     ///
-    /// Guaranteed pods have no class in the name and sit directly below `kubepods`. `None` means that no kubelet
-    /// made this parent. See `pkg/kubelet/cm/cgroup_manager_linux.go` and `pod_container_manager_linux.go`.
+    /// Names of Guaranteed pods contain no class, and their cgroups lie directly below `kubepods`.
+    /// Returns `None` if no kubelet made this parent. Sources: Kubernetes
+    /// `pkg/kubelet/cm/cgroup_manager_linux.go` and `pod_container_manager_linux.go`.
     pub fn parse(cgroup_parent: &str) -> Option<Self> {
         let path = cgroup_parent.trim_end_matches('/');
         let name = path.rsplit('/').next()?;
         if let Some(stem) = name.strip_suffix(".slice") {
-            // systemd nests slices by "-", so the driver writes the identifier's own "-" as "_".
+            // In slice names "-" means nesting, so the kubelet writes "_" for each "-" of the
+            // identifier.
             let uid = stem.rsplit('-').next()?.strip_prefix("pod")?;
             return Self::below(stem.rsplit('-').skip(1), uid.replace('_', "-"));
         }
         Self::below(path.rsplit('/').skip(1), name.strip_prefix("pod")?.to_owned())
     }
 
-    /// `ancestors` are the names above the pod, nearest first.
+    /// Builds the result from the pod's identifier and its `ancestors`. `ancestors` are the names
+    /// above the pod, nearest first.
     fn below<'a>(mut ancestors: impl Iterator<Item = &'a str>, uid: String) -> Option<Self> {
         let class = match ancestors.next()? {
             "kubepods" => QosClass::Guaranteed,
@@ -172,19 +178,22 @@ impl PodCgroup {
     }
 }
 
-/// Which of the kubelet's checkpoint files, below its root directory (`/var/lib/kubelet`), holds a record.
+/// Checkpoint file of the kubelet that holds a record. The files lie in the kubelet's root
+/// directory (`/var/lib/kubelet`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CheckpointFile {
-    /// `actuated_pods_state` (1.33 and later): written just before a container is created.
+    /// `actuated_pods_state` (1.33 and later): written just before the kubelet creates a container.
     Actuated,
-    /// `allocated_pods_state` (1.33 and later): written when a pod is admitted or a resize accepted.
+    /// `allocated_pods_state` (1.33 and later): written when the kubelet admits a pod or accepts a
+    /// resize.
     Allocated,
-    /// `pod_status_manager_state` (1.32, only with the alpha gate for in-place resize).
+    /// `pod_status_manager_state` (1.32): written only with the alpha feature gate for in-place
+    /// resize.
     StatusManager,
 }
 
 impl CheckpointFile {
-    /// The name of the file.
+    /// Returns the name of the file.
     pub const fn file_name(self) -> &'static str {
         match self {
             Self::Actuated => "actuated_pods_state",
@@ -194,25 +203,28 @@ impl CheckpointFile {
     }
 }
 
-/// Where a memory request was learnt. `Display` gives a stable lowercase label, fit for logs and metrics.
+/// Source of a memory request. `Display` writes a stable lowercase label for logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Provenance {
-    /// The kubelet's checkpoint: exact.
+    /// The kubelet's checkpoint. Exact.
     Checkpoint(CheckpointFile),
-    /// `memory.min` or `memory.low` in the unified map that the kubelet sent: exact.
+    /// `memory.min` or `memory.low` in the unified map that the kubelet sent. Exact.
     Unified,
-    /// The pod's annotation `memory-request.plimsoll.nri.io`: exact, and as true as its author.
+    /// The pod's annotation `memory-request.plimsoll.nri.io`. Exact, but only as reliable as the
+    /// author of the pod.
     Annotation,
-    /// The QoS class alone: a Guaranteed container requests its limit, a BestEffort one nothing. Exact.
+    /// The QoS class alone: a Guaranteed container requests its limit, a BestEffort container 0.
+    /// Exact.
     QosClass,
-    /// The container's `oom_score_adj`, inverted: within a thousandth of the node's memory.
+    /// The container's `oom_score_adj`, inverted. The bounds lie a thousandth of the node's memory
+    /// apart, and up to three thousandths for the values 3 and 999.
     OomScoreAdj,
-    /// The pod's own specification, which only `plimsoll explain` sees: exact.
+    /// The pod's own specification, which only `plimsoll explain` reads. Exact.
     PodSpec,
 }
 
 impl Provenance {
-    /// The label.
+    /// Returns the label.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Checkpoint(CheckpointFile::Actuated) => "checkpoint-actuated",
@@ -233,37 +245,37 @@ impl fmt::Display for Provenance {
     }
 }
 
-/// A container's memory request, with where it came from and how far it may be off.
+/// Memory request of a container, with its source and its error bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The request in bytes; where it is not exact, the lowest that it can be, so that no container is protected
-    /// beyond what it asked for.
+    /// The request in bytes. If the request is not exact, this is its lower bound. So no container
+    /// is protected beyond its request.
     pub bytes: Bytes,
-    /// The highest that the request can be; equal to `bytes` where it is exact.
+    /// The upper bound of the request. Equals `bytes` if the request is exact.
     pub at_most: Bytes,
-    /// Where it came from.
+    /// The source of the request.
     pub provenance: Provenance,
 }
 
 impl Request {
-    /// A request known to the byte.
+    /// Creates a request that is known to the byte.
     pub const fn exact(bytes: Bytes, provenance: Provenance) -> Self {
         Self { bytes, at_most: bytes, provenance }
     }
 
-    /// By how many bytes the true request may exceed `bytes`.
+    /// Returns by how many bytes the true request may exceed `bytes`.
     pub const fn error_bound(&self) -> Bytes {
         self.at_most.saturating_sub(self.bytes)
     }
 
-    /// The request with both bounds brought down to `ceiling` where they exceed it.
+    /// Returns the request with each bound lowered to at most `ceiling`.
     #[must_use]
     pub fn capped(self, ceiling: Bytes) -> Self {
         Self { bytes: self.bytes.min(ceiling), at_most: self.at_most.min(ceiling), ..self }
     }
 }
 
-/// As in `128Mi (annotation)` and `62Mi to 64Mi (oom-score-adj)`.
+/// Writes for example `128Mi (annotation)` or `62Mi to 64Mi (oom-score-adj)`.
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.bytes.quantity())?;
@@ -274,10 +286,10 @@ impl fmt::Display for Request {
     }
 }
 
-/// What is known of one container's memory.
+/// Known memory request and limit of one container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
-    /// The request; `None` is unknown, which is not zero.
+    /// The request. `None` means unknown, which differs from zero.
     pub request: Option<Request>,
     /// The limit (`memory.max`).
     pub limit: Limit,

@@ -1,4 +1,4 @@
-//! Amounts of memory, as the kernel, CRI and Kubernetes write them.
+//! Amounts of memory and CPU time in the notations of the kernel, CRI and Kubernetes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,10 +6,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-/// An amount of memory in bytes. Zero is a value like any other, never "unset".
+/// Amount of memory in bytes. Zero is an ordinary value and never means "unset".
 ///
-/// `Display` and `FromStr` use the kernel's form, a plain decimal number; [`Bytes::from_quantity`] reads the
-/// Kubernetes form and [`Bytes::quantity`] writes it.
+/// `Display` and `FromStr` use the kernel's notation, a plain decimal number.
+/// [`Bytes::from_quantity`] reads the Kubernetes notation, and [`Bytes::quantity`] writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Bytes(u64);
@@ -21,35 +21,36 @@ impl<'de> Deserialize<'de> for Bytes {
 }
 
 impl Bytes {
-    /// No bytes at all.
+    /// Zero bytes.
     pub const ZERO: Self = Self(0);
 
     /// The largest amount that Kubernetes can express: 2^63-1.
     pub const MAX: Self = Self(i64::MAX as u64);
 
-    /// An amount of `bytes`; more than [`Bytes::MAX`] becomes [`Bytes::MAX`].
+    /// Creates an amount of `bytes`, limited to [`Bytes::MAX`].
     pub const fn new(bytes: u64) -> Self {
         if bytes > Self::MAX.0 { Self::MAX } else { Self(bytes) }
     }
 
-    /// The number of bytes, at most 2^63-1.
+    /// Returns the number of bytes, at most 2^63-1.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// Reads a Kubernetes quantity (`128Mi`, `1.5Gi`, `1e9`, `500M`, `1000m`) as bytes, rounding a fraction of a
-    /// byte up, as `Quantity.Value()` does.
+    /// Parses a Kubernetes quantity (`128Mi`, `1.5Gi`, `1e9`, `500M`, `1000m`) as bytes. A fraction
+    /// of a byte is rounded up, as `Quantity.Value()` does.
     ///
     /// # Errors
     ///
-    /// Names the text when it is not a quantity, is negative, or is more than 2^63-1 bytes. (Kubernetes caps the
-    /// latter silently; an operator who typed it is better told.)
+    /// Returns an error with the text if it is not a quantity, is negative, or exceeds 2^63-1
+    /// bytes. Kubernetes silently caps a larger amount, but an operator who typed it should see an
+    /// error.
     pub fn from_quantity(text: &str) -> Result<Self, QuantityError> {
         parse_quantity(text, 0).map(Self)
     }
 
-    /// Writes the amount as a Kubernetes quantity, exactly, with the largest binary suffix that divides it:
-    /// `1536Mi`, `1000`.
+    /// Formats the exact amount as a Kubernetes quantity with the largest binary suffix that
+    /// divides it: `1536Mi`, `1000`.
     pub fn quantity(self) -> String {
         const SUFFIXES: [&str; 6] = ["Ei", "Pi", "Ti", "Gi", "Mi", "Ki"];
         if self.0 != 0 {
@@ -63,8 +64,8 @@ impl Bytes {
         self.0.to_string()
     }
 
-    /// Writes the amount for a reader: at most one decimal, rounded, with a binary suffix. Exact amounts stay
-    /// exact (`128Mi`), others are approximate (`913.2Mi`).
+    /// Formats the amount for people: with a binary suffix, rounded to at most one decimal.
+    /// Multiples of a unit stay exact (`128Mi`), other amounts are approximate (`913.2Mi`).
     pub fn approx(self) -> String {
         const SUFFIXES: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
         let mut value = self.0 as f64;
@@ -77,19 +78,19 @@ impl Bytes {
         format!("{}{}", text.strip_suffix(".0").unwrap_or(&text), SUFFIXES[steps])
     }
 
-    /// Takes `other` away, stopping at zero.
+    /// Subtracts `other`. The result is at least zero.
     #[must_use]
     pub const fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }
 
-    /// Adds `other`, stopping at [`Bytes::MAX`].
+    /// Adds `other`. The result is at most [`Bytes::MAX`].
     #[must_use]
     pub const fn saturating_add(self, other: Self) -> Self {
         Self::new(self.0.saturating_add(other.0))
     }
 
-    /// Rounds down to whole pages, as the kernel does with every value written to a `memory.*` file.
+    /// Rounds down to whole pages, as the kernel does with each value written to a `memory.*` file.
     #[must_use]
     pub const fn floor_to(self, page: PageSize) -> Self {
         Self(self.0 & !(page.0 - 1))
@@ -113,15 +114,16 @@ impl FromStr for Bytes {
     }
 }
 
-/// The text is not a whole number of bytes.
+/// Error: the text is not a whole number of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected a whole number of bytes up to 9223372036854775807, found '{0}'")]
 pub struct BytesError(String);
 
-/// An upper bound: a number of bytes, or none.
+/// Upper bound: a number of bytes, or no limit.
 ///
-/// Only [`FromStr`] and [`fmt::Display`] know the kernel's word for none, `max`; only [`Limit::from_cri`] knows how
-/// the container runtime interface writes it. Every number is below [`Limit::Max`] in the ordering.
+/// Only [`FromStr`] and [`fmt::Display`] know the kernel's word `max` for no limit. Only
+/// [`Limit::from_cri`] knows the notation of the container runtime interface (CRI). In the
+/// ordering, every number is below [`Limit::Max`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Limit {
     /// At most this many bytes. Zero is a limit of zero.
@@ -130,7 +132,7 @@ pub enum Limit {
     Max,
 }
 
-/// A number, or `"max"`.
+/// Serializes as a number, or as `"max"`.
 impl Serialize for Limit {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -156,14 +158,16 @@ impl<'de> Deserialize<'de> for Limit {
 }
 
 impl Limit {
-    /// Reads a limit as CRI and NRI deliver it in `memory.limit`: 0 and -1 mean none, and so does a number which
-    /// the kernel would turn into `max` because its page counter cannot hold it (2^63-1 rounded down to pages;
-    /// 2^63-1 is what cgroup v1 shows for no limit).
+    /// Converts a limit as CRI and NRI deliver it in `memory.limit`.
+    ///
+    /// 0 and -1 mean no limit. A number that the kernel's page counter cannot hold also means no
+    /// limit, because the kernel turns it into `max`. The first such number is 2^63-1 rounded down
+    /// to pages. cgroup v1 shows 2^63-1 for no limit.
     ///
     /// # Errors
     ///
-    /// Any other negative number is a mistake of the caller's. Treat the container as one without a limit, and
-    /// say so.
+    /// Any other negative number is a mistake of the caller. Treat the container as one without a
+    /// limit, and log the error.
     pub const fn from_cri(value: i64, page: PageSize) -> Result<Self, NegativeLimit> {
         if value == 0 || value == -1 {
             return Ok(Self::Max);
@@ -175,7 +179,7 @@ impl Limit {
         if bytes.0 >= Bytes::MAX.floor_to(page).0 { Ok(Self::Max) } else { Ok(Self::Bytes(bytes)) }
     }
 
-    /// What the kernel makes of it: whole pages, rounded down.
+    /// Returns the limit as the kernel stores it: rounded down to whole pages.
     #[must_use]
     pub const fn floor_to(self, page: PageSize) -> Self {
         match self {
@@ -184,12 +188,12 @@ impl Limit {
         }
     }
 
-    /// Whether the kernel makes the same of both.
+    /// Returns whether the kernel stores the same value for both limits.
     pub fn is_same(self, other: Self, page: PageSize) -> bool {
         self.floor_to(page) == other.floor_to(page)
     }
 
-    /// The number of bytes, if there is a limit.
+    /// Returns the number of bytes, or `None` if there is no limit.
     pub const fn bytes(self) -> Option<Bytes> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
@@ -224,42 +228,42 @@ impl FromStr for Limit {
     }
 }
 
-/// The text is not what a cgroup v2 memory file holds.
+/// Error: the text is not a value of a cgroup v2 memory file.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected a whole number of bytes or 'max', found '{0}'")]
 pub struct LimitError(String);
 
-/// A memory limit below -1 came from the runtime.
+/// Error: the runtime sent a memory limit below -1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("memory limit {0} is negative; expected bytes, or 0 or -1 for none: taken as no limit")]
 pub struct NegativeLimit(pub i64);
 
-/// The size of a page in bytes: a power of two.
+/// Size of a page in bytes, a power of two.
 ///
-/// Kubernetes rounds by the page size of the machine (`os.Getpagesize()`), 4096 on amd64.
+/// Kubernetes rounds to the page size of the machine (`os.Getpagesize()`), which is 4096 on amd64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageSize(u64);
 
 impl PageSize {
-    /// 4096 bytes, the page size of amd64 and the usual one of arm64.
+    /// 4096 bytes: the page size of amd64, and the usual one of arm64.
     pub const KIB4: Self = Self(4096);
 
-    /// A page of `bytes`, or `None` unless that is a power of two between 1 and 2^30.
+    /// Creates a page size, or returns `None` unless `bytes` is a power of two between 1 and 2^30.
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes.is_power_of_two() && bytes <= 1 << 30 { Some(Self(bytes)) } else { None }
     }
 
-    /// That of the kernel that runs this program.
+    /// Returns the page size of the running kernel.
     pub fn of_this_machine() -> Self {
         Self::new(rustix::param::page_size() as u64).unwrap_or(Self::KIB4)
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// What the kernel makes of `bytes` as a limit: whole pages.
+    /// Rounds a limit down to whole pages, as the kernel does.
     pub const fn round_down(self, bytes: Bytes) -> Bytes {
         Bytes::new(bytes.get() / self.0 * self.0)
     }
@@ -271,24 +275,26 @@ impl fmt::Display for PageSize {
     }
 }
 
-/// What `cpu.max` holds: how much processor time may be used in each period.
+/// Value of `cpu.max`: the CPU time that may be used in each period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuMax {
-    /// In microseconds; `None` is no limit, the kernel's `max`.
+    /// Quota in microseconds. `None` means no limit, the kernel's `max`.
     pub quota: Option<u64>,
-    /// In microseconds, above 0.
+    /// Period in microseconds, above 0.
     pub period: u64,
 }
 
 impl CpuMax {
-    /// The kernel's default period, which is also the kubelet's.
+    /// The default period of the kernel and of the kubelet, in microseconds.
     pub const PERIOD: u64 = 100_000;
 
     /// No limit.
     pub const NONE: Self = Self { quota: None, period: Self::PERIOD };
 
-    /// What it becomes by an update as CRI and NRI deliver it: 0 is "as it is", which containerd also puts for what was left out,
-    /// and a quota below that is none.
+    /// Returns the value after an update as CRI and NRI deliver it.
+    ///
+    /// A quota or period of 0 means unchanged; containerd also sends 0 for omitted values. A
+    /// negative quota means no limit.
     #[must_use]
     pub fn updated(self, quota: i64, period: u64) -> Self {
         Self {
@@ -297,13 +303,15 @@ impl CpuMax {
         }
     }
 
-    /// Processor time per second in microseconds, rounded up: a million is one processor. `None` is no limit.
+    /// Returns the CPU time per second in microseconds, rounded up. One million is one CPU. `None`
+    /// means no limit.
     pub fn rate(self) -> Option<u64> {
         let rate = (u128::from(self.quota?) * 1_000_000).div_ceil(u128::from(self.period.max(1)));
         Some(u64::try_from(rate).unwrap_or(u64::MAX))
     }
 
-    /// Whether a file that was given `asked` may hold this: systemd keeps a rate in whole hundredths of a processor, rounded up.
+    /// Returns whether a file may hold this value after `asked` was written. systemd rounds a rate
+    /// up to whole hundredths of a CPU.
     pub fn is(self, asked: Self) -> bool {
         match (self.rate(), asked.rate()) {
             (Some(observed), Some(asked)) => {
@@ -313,7 +321,7 @@ impl CpuMax {
         }
     }
 
-    /// As much processor time as `rate` allows, in periods of the same length.
+    /// Returns the value that allows this `rate`, with the same period.
     #[must_use]
     pub fn with_rate(self, rate: u64) -> Self {
         let quota = (u128::from(rate) * u128::from(self.period)).div_ceil(1_000_000);
@@ -321,15 +329,19 @@ impl CpuMax {
     }
 }
 
-/// Processor shares as OCI and CRI have them, 2 to 262144; 0 is not set.
+/// CPU shares as in OCI and CRI: 2 to 262144, or 0 for not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuShares(pub u64);
 
 impl CpuShares {
-    /// Whether `weight` of `cpu.weight` is what a runtime makes of them: to scale, as runtimes did until 2025, or by the curve that
-    /// keeps the default a default (runc 1.4, crun 1.23 and newer). Of shares that are not set any is.
+    /// Returns whether a runtime may convert these shares to this `weight` of `cpu.weight`.
     ///
-    /// Source: opencontainers/cgroups `utils.go`, `ConvertCPUSharesToCgroupV2Value`, before and since version 0.0.3.
+    /// Until 2025 runtimes converted linearly. runc 1.4, crun 1.23 and newer versions use a curve
+    /// that maps the default shares to the default weight. If the shares are not set, every weight
+    /// is accepted.
+    ///
+    /// Source: opencontainers/cgroups `utils.go`, `ConvertCPUSharesToCgroupV2Value`, before and
+    /// since version 0.0.3.
     pub fn is(self, weight: u64) -> bool {
         if self.0 == 0 {
             return true;
@@ -373,58 +385,61 @@ impl FromStr for CpuMax {
     }
 }
 
-/// The text is not what `cpu.max` holds.
+/// Error: the text is not a value of `cpu.max`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected microseconds or 'max', and the period in microseconds, found '{0}'")]
 pub struct CpuMaxError(String);
 
-/// An amount of processor time in thousandths of a core.
+/// Amount of CPU time in thousandths of a core.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MilliCpu(u64);
 
 impl MilliCpu {
-    /// Reads a Kubernetes quantity of cores (`0.5`, `500m`, `2`), rounding up to whole thousandths.
+    /// Parses a Kubernetes quantity of cores (`0.5`, `500m`, `2`), rounding up to whole
+    /// thousandths.
     ///
     /// # Errors
     ///
-    /// As [`Bytes::from_quantity`].
+    /// Returns the same errors as [`Bytes::from_quantity`].
     pub fn from_quantity(text: &str) -> Result<Self, QuantityError> {
         parse_quantity(text, 3).map(Self)
     }
 
-    /// The number of thousandths of a core.
+    /// Returns the number of thousandths of a core.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// As processor time per second in microseconds, as [`CpuMax::rate`].
+    /// Returns the CPU time per second in microseconds, as [`CpuMax::rate`] does.
     pub const fn rate(self) -> u64 {
         self.0.saturating_mul(1000)
     }
 }
 
-/// The text is not a Kubernetes quantity that can be used here.
+/// Error: the text is not a Kubernetes quantity that the plugin can use.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum QuantityError {
-    /// Not of the form number plus suffix.
+    /// The text is not a number with an optional suffix.
     #[error("expected a quantity such as 128Mi, 1.5Gi, 500M or 1e9, found '{0}'")]
     Form(String),
-    /// Below zero.
+    /// The quantity is below zero.
     #[error("expected a quantity of zero or more, found '{0}'")]
     Negative(String),
-    /// More than 2^63-1.
+    /// The quantity exceeds 2^63-1.
     #[error("expected a quantity of at most 9223372036854775807 (2^63-1), found '{0}'")]
     TooLarge(String),
 }
 
-/// The longest text taken for a quantity. Kubernetes has no bound; nobody writes one this long on purpose.
+/// Maximum length of a quantity. Kubernetes has no bound, but no real quantity is this long.
 const LONGEST_QUANTITY: usize = 128;
 
-/// Reads a quantity and returns it times 10^`scale`, rounded up to a whole number of at most 2^63-1.
+/// Parses a quantity and returns it times 10^`scale`, rounded up to a whole number of at most
+/// 2^63-1.
 ///
-/// Exact for every input. The crate `kube_quantity` (0.9) was tried first: it reads `1.5Gi` as 1 GiB and `1500m` as
-/// nothing, refuses `7Ei` and `1E`, and goes through a floating point number, which loses the last digits of amounts
-/// beyond 2^53. Unlike Kubernetes, a suffix without a number (`Ki`, which it takes for 0) is refused.
+/// The result is exact for every input. The crate `kube_quantity` (0.9) is not: it reads `1.5Gi` as
+/// 1 GiB and `1500m` as 0, and refuses `7Ei` and `1E`. It also computes in floating point, which
+/// loses the last digits of amounts beyond 2^53. This function refuses a suffix without a number
+/// (`Ki`), which Kubernetes reads as 0.
 ///
 /// Grammar: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
 fn parse_quantity(text: &str, scale: i64) -> Result<u64, QuantityError> {
@@ -454,11 +469,13 @@ fn parse_quantity(text: &str, scale: i64) -> Result<u64, QuantityError> {
     if negative {
         return Err(QuantityError::Negative(excerpt(text)));
     }
-    // Where the decimal point stands in `digits` once suffix and scale are applied; may lie outside of them.
+    // Position of the decimal point in `digits` after suffix and scale. The position may lie
+    // outside `digits`.
     let point = whole.len() as i64 + decimal_exponent + scale;
     let (integer_digits, mut fraction_digits) = if point <= 0 {
-        // Far below one: what remains is rounded up to one, so the exact number of zeros between no longer
-        // matters beyond what a binary suffix (less than 10^19) could lift.
+        // The value is below one, and any remainder rounds up to one. Beyond a certain number of
+        // leading zeros the exact number no longer matters: a binary suffix multiplies by less than
+        // 10^19.
         let zeros = point.unsigned_abs().min(LONGEST_QUANTITY as u64) as usize;
         (Vec::new(), [vec![0; zeros], digits].concat())
     } else if point as u64 >= digits.len() as u64 {
@@ -494,7 +511,7 @@ fn parse_quantity(text: &str, scale: i64) -> Result<u64, QuantityError> {
     u64::try_from(value).ok().filter(|&value| value <= Bytes::MAX.0).ok_or_else(too_large)
 }
 
-/// The powers of two and of ten that a quantity's suffix stands for.
+/// Returns the exponents of two and of ten for a quantity's suffix.
 fn suffix_exponents(suffix: &str) -> Option<(u32, i64)> {
     Some(match suffix {
         "" => (0, 0),
@@ -517,17 +534,19 @@ fn suffix_exponents(suffix: &str) -> Option<(u32, i64)> {
     })
 }
 
-/// A foreign name, whole as far as it can be one of Kubernetes (253 characters), on one line and without control characters.
+/// Escapes a foreign name to one line without control characters. Keeps up to 253 characters, the
+/// longest name in Kubernetes.
 pub fn printable(name: &str) -> String {
     name.chars().take(253).flat_map(char::escape_debug).collect()
 }
 
-/// Foreign text for a message: short, on one line, without control characters.
+/// Shortens foreign text to one line without control characters, for messages.
 pub fn excerpt(text: &str) -> String {
     harmless(text, 64, &[])
 }
 
-/// Foreign text of which `most` characters are shown, and nothing that a terminal would act on; `kept` are as they are.
+/// Escapes characters of foreign text that a terminal would interpret, and keeps at most `most`
+/// characters. The characters in `kept` are not escaped.
 pub fn harmless(text: &str, most: usize, kept: &[char]) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
     for character in text.chars().take(most) {

@@ -1,19 +1,23 @@
-//! The kubelet's checkpoints: what it recorded of each container's resources.
+//! Checkpoints of the kubelet: its records of each container's resources.
 //!
-//! The files lie in the kubelet's root directory and are JSON (`pkg/kubelet/allocation/state` in Kubernetes 1.33 and
-//! later, `pkg/kubelet/status/state` in 1.32): an envelope with a checksum around a string that is JSON again. All
-//! known forms are read:
+//! The files are in the kubelet's root directory and contain JSON. The code is in
+//! `pkg/kubelet/allocation/state` in Kubernetes 1.33 and later, and in `pkg/kubelet/status/state`
+//! in 1.32. A file is an envelope with a checksum and a string that is JSON again. All known forms
+//! are read:
 //!
-//! - `{"data": "{\"entries\": {uid: {\"ContainerResources\": {name: resources}, ...}}}", "checksum": n}`;
+//! - `{"data": "{\"entries\": {uid: pod}}", "checksum": n}`, where `pod` is
+//!   `{\"ContainerResources\": {name: resources}, ...}`;
 //! - the same with `"version": "v2"` and a base64 `podList` beside the entries, which is skipped;
 //! - `{"data": "{\"allocationEntries\": {uid: {name: resources}}}", "checksum": n}` of 1.32.
 //!
-//! The checksum is not verified: it guards the kubelet against its own bugs, and a file cut short is no JSON anyway.
+//! The checksum is not verified. It protects the kubelet against its own bugs, and a truncated file
+//! is no valid JSON anyway.
 //!
-//! **A file that cannot be read has no records, but is not "no record"**: unless another file has one, the answer is
-//! [`Inconclusive`]. An earlier version of the file does not count, even if it was good. The older content would still
-//! be right for most containers, but wrong for exactly those whose change made the kubelet write the file; the sources
-//! that come after this one are at least true, if less exact.
+//! **An unreadable file does not mean "no record"**: unless another file has the record, the answer
+//! is [`Inconclusive`]. An earlier version of the file is not used, even if it was readable. The
+//! older content would still be correct for most containers. It would be wrong for exactly those
+//! containers whose change made the kubelet write the file. The plugin's other sources of the
+//! request are less exact, but correct.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -33,59 +37,64 @@ use thiserror::Error;
 use crate::core::pod::{CheckpointFile, PodUid};
 use crate::core::units::{Bytes, MilliCpu, QuantityError, excerpt};
 
-/// The kubelet's root directory unless it was told otherwise (`--root-dir`).
+/// Default of the kubelet's root directory (`--root-dir`).
 pub const DEFAULT_DIR: &str = "/var/lib/kubelet";
 
-/// The largest file that is read, in bytes. 500 pods make about 1 MiB; with whole pod specifications (v2) a few MiB.
+/// Maximum size of a file that is read, in bytes. 500 pods need about 1 MiB, or a few MiB with
+/// whole pod specifications (v2).
 pub const LARGEST_FILE: u64 = 64 << 20;
 
-/// What the kubelet recorded of one container's memory.
+/// The kubelet's record of one container's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The file that holds the record.
+    /// File that contains the record.
     pub file: CheckpointFile,
-    /// The request; `None` is not given.
+    /// Memory request; `None` if not given.
     pub request: Option<Bytes>,
-    /// The limit; `None` is not given.
+    /// Memory limit; `None` if not given.
     pub limit: Option<Bytes>,
 }
 
 impl Record {
-    /// The request that follows from the record: the limit where only that is given, as the API server defaults it,
-    /// and 0 where neither is.
+    /// Returns the request that follows from the record. If only the limit is given, it is also the
+    /// request (the default of the API server). If neither is given, the request is 0.
     pub fn effective_request(&self) -> Bytes {
         self.request.or(self.limit).unwrap_or(Bytes::ZERO)
     }
 }
 
-/// The kubelet's records of a container and of its pod, as far as there are any.
+/// The kubelet's records of a container and its pod, as far as they exist.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// The container's.
+    /// Record of the container.
     pub record: Option<Record>,
-    /// The pod's. It may be there without one of the container: ephemeral containers are in no record.
+    /// Record of the pod. It may exist without a record of the container, because ephemeral
+    /// containers are never recorded.
     pub pod: Option<Arc<PodRecord>>,
 }
 
-/// Whether the kubelet has a record could not be found out: a file cannot be read, or not in time.
+/// Error: it is unknown whether the kubelet has a record. A file cannot be read, or not in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inconclusive;
 
-/// What is known of the kubelet's records.
+/// Result of a search for the kubelet's records.
 pub type Recorded = Result<Found, Inconclusive>;
 
-/// When the record is needed, which decides the file that is right.
+/// Point in time for which the record is needed. It decides which file is correct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// A container is being created, or found running: what the kubelet last acted on.
+    /// A container is being created or was found running. The record must show what the kubelet
+    /// last acted on.
     Create,
-    /// A container is being updated: what the kubelet is about to act on, recorded when it accepted the resize.
+    /// A container is being updated. The record must show what the kubelet is about to act on. The
+    /// kubelet wrote this record when it accepted the resize.
     Update,
 }
 
 impl Moment {
-    /// The files to ask, best first. The later ones matter where a kubelet leaves a container out of the better one
-    /// (1.33 does so with init containers in the actuated file) and on 1.32.
+    /// Returns the files to search, best first. The later files matter on 1.32, and where a kubelet
+    /// omits a container from the best file. For example, 1.33 omits init containers from the
+    /// actuated file.
     const fn files(self) -> [CheckpointFile; 3] {
         match self {
             Self::Create => {
@@ -98,72 +107,72 @@ impl Moment {
     }
 }
 
-/// What a look-up found.
+/// Result of a look-up.
 #[derive(Debug)]
 pub struct Lookup {
-    /// The records, from the first readable file that has one of the container.
+    /// Records from the first readable file that has one of the container.
     pub found: Recorded,
-    /// Files found unreadable just now. A file is reported once per version of it, so these can be logged as they
-    /// come.
+    /// Files that this look-up found unreadable. Each version of a file is reported once, so the
+    /// caller can log every problem.
     pub problems: Vec<CheckpointError>,
 }
 
-/// A checkpoint could not be used, or not all of it.
+/// Error: a checkpoint could not be used as a whole or in part.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
     /// The file could not be opened or read.
     #[error("kubelet checkpoint {path}: {error}; its records are not used")]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         error: io::Error,
     },
-    /// It is a symbolic link, a pipe or the like.
+    /// The file is no regular file, for example a symbolic link or a pipe.
     #[error("kubelet checkpoint {path}: expected a regular file; its records are not used")]
     NotAFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// It is larger than [`LARGEST_FILE`].
+    /// The file is larger than [`LARGEST_FILE`].
     #[error(
         "kubelet checkpoint {path}: {size} bytes, expected at most {LARGEST_FILE}; its records are not used"
     )]
     TooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its size in bytes.
+        /// Size of the file in bytes.
         size: u64,
     },
-    /// It is not of a known form.
+    /// The file has no known form.
     #[error("kubelet checkpoint {path}: {error}; its records are not used")]
     Form {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the problem.
         error: FormError,
     },
-    /// Some of its records are not readable; the others are used.
+    /// Some records of the file are unreadable. The other records are used.
     #[error(
         "kubelet checkpoint {path}: {count} records have no readable memory quantity, the first being {first}"
     )]
     Records {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// How many.
+        /// Number of unreadable records.
         count: usize,
-        /// Where the first one is and what is wrong with it.
+        /// Place of the first unreadable record, and its problem.
         first: String,
     },
 }
 
-/// The bytes are not a checkpoint of a known form.
+/// Error: the bytes are not a checkpoint of a known form.
 #[derive(Debug, Error)]
 pub enum FormError {
-    /// The envelope is not JSON, or not what an envelope should be.
+    /// The envelope is not JSON, or not an envelope as the kubelet writes it.
     #[error("expected JSON with a string 'data', as the kubelet writes it: {0}")]
     Envelope(serde_json::Error),
-    /// What is in the envelope is not JSON, or not what it should be.
+    /// The data in the envelope is not JSON, or not data as the kubelet writes it.
     #[error("expected JSON with 'entries' in 'data', as the kubelet writes it: {0}")]
     Data(serde_json::Error),
     /// The kubelet is newer than this plugin and no longer writes the entries.
@@ -173,25 +182,25 @@ pub enum FormError {
     Newer(String),
 }
 
-/// The kubelet's checkpoints in one directory, read again only when they change.
+/// Cache of the kubelet's checkpoints in one directory. A file is read again only when it changes.
 ///
-/// Look-ups block on the file system: at most for reading and parsing a changed file (about 10 ms per MiB), usually
-/// for three `stat` calls. Call from a thread that may block.
+/// Look-ups block on the file system, so call them from a thread that may block. Most look-ups need
+/// one to three `stat` calls. To read and parse a changed file takes about 10 ms per MiB.
 #[derive(Debug)]
 pub struct Checkpoints {
     dir: PathBuf,
-    /// In the order of [`Checkpoints::slot`].
+    /// Cached files, in the order of [`Checkpoints::slot`].
     cached: [Cached; 3],
 }
 
-/// A search for a container through one file after the other.
+/// Search for a container in one file after the other.
 struct Search<'a> {
     uid: &'a PodUid,
     container: &'a str,
     found: Found,
-    /// A file that may have had the record could not be read.
+    /// Whether a file that may contain the record could not be read.
     is_inconclusive: bool,
-    /// A file was read.
+    /// Whether a file was read.
     is_read: bool,
 }
 
@@ -200,10 +209,11 @@ impl<'a> Search<'a> {
         Self { uid, container, found: Found::default(), is_inconclusive: false, is_read: false }
     }
 
-    /// Takes what a file says, and tells whether no other file has to be asked.
+    /// Searches a file. Returns whether no other file has to be searched.
     fn is_over(&mut self, file: CheckpointFile, cached: &Cached) -> bool {
         if cached.is_unreadable() {
-            // A kubelet that writes the newer files leaves the one of 1.32 as it was.
+            // A kubelet that writes the newer files leaves the file of 1.32 unchanged, so that file
+            // does not matter then.
             self.is_inconclusive |= file != CheckpointFile::StatusManager || !self.is_read;
             return false;
         }
@@ -234,28 +244,29 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What is remembered of one file.
+/// Cached content of one file.
 #[derive(Debug, Default)]
 struct Cached {
-    /// The version that `records` came from; `None` where the file is missing or must be tried again.
+    /// Version of the file that `records` came from. `None` if the file is missing or must be read
+    /// again.
     version: Option<Version>,
     records: Records,
-    /// Why the file's records, or some of them, are not known.
+    /// Reason why some or all of the file's records are unknown.
     problem: Option<Problem>,
-    /// The last input/output error, to report each kind once.
+    /// Kind of the last I/O error, so that each kind is reported once.
     failure: Option<io::ErrorKind>,
 }
 
-/// Why records are not known.
+/// Reason why records are unknown.
 #[derive(Debug)]
 struct Problem {
     text: String,
-    /// None of the file's records are.
+    /// Whether all records of the file are unknown.
     is_of_all: bool,
 }
 
-/// Tells one version of a file from another. The kubelet replaces its checkpoints by rename, so already the inode
-/// differs from that of the version before.
+/// Version of a file, to detect changes. The kubelet replaces its checkpoints by rename, so the
+/// inode alone already differs from the previous version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
     device: u64,
@@ -278,12 +289,13 @@ impl Version {
 }
 
 impl Checkpoints {
-    /// The checkpoints in `dir`, usually [`DEFAULT_DIR`]. Reads nothing yet.
+    /// Creates a cache of the checkpoints in `dir`, usually [`DEFAULT_DIR`]. Reads nothing yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), cached: Default::default() }
     }
 
-    /// Finds the record of a container. Missing files are normal (older kubelets have none) and no problem.
+    /// Finds the record of a container. Missing files are no problem, because older kubelets have
+    /// none.
     pub fn lookup(&mut self, uid: &PodUid, container: &str, moment: Moment) -> Lookup {
         let mut problems = Vec::new();
         let mut search = Search::new(uid, container);
@@ -297,8 +309,8 @@ impl Checkpoints {
         Lookup { found: search.found(), problems }
     }
 
-    /// Does what [`lookup`](Self::lookup) does if no file need be read for it, else `None`. Costs a look at the metadata of
-    /// the files that it asks, usually one.
+    /// Does the same as [`lookup`](Self::lookup) if no file has to be read. Otherwise returns
+    /// `None`. Reads only the metadata of the searched files, usually of one.
     pub fn lookup_unchanged(
         &self,
         uid: &PodUid,
@@ -319,7 +331,7 @@ impl Checkpoints {
         Some(search.found())
     }
 
-    /// What could not be read of the files when they were looked at last.
+    /// Returns the problems of the files, as of the last look-up.
     pub fn problems(&self) -> Vec<String> {
         self.cached
             .iter()
@@ -337,7 +349,7 @@ impl Checkpoints {
 }
 
 impl Cached {
-    /// Brings `records` to what the file holds now.
+    /// Updates `records` to the current content of the file.
     fn refresh(&mut self, path: &Path, problems: &mut Vec<CheckpointError>) {
         match path.symlink_metadata() {
             Ok(metadata) if self.version == Some(Version::of(&metadata)) => return,
@@ -390,14 +402,14 @@ impl Cached {
         }
     }
 
-    /// Remembers an error, and returns it.
+    /// Stores an error and returns it.
     fn problem(&mut self, error: CheckpointError) -> CheckpointError {
         let is_of_all = !matches!(error, CheckpointError::Records { .. });
         self.problem = Some(Problem { text: error.to_string(), is_of_all });
         error
     }
 
-    /// The file is there, and its records are not to be known.
+    /// Returns whether the file exists but its records are unknown.
     fn is_unreadable(&self) -> bool {
         self.problem.as_ref().is_some_and(|problem| problem.is_of_all)
     }
@@ -418,14 +430,15 @@ impl Cached {
     }
 }
 
-/// Opens a file, without following a symbolic link, blocking on a pipe or reading from anything but a regular file:
-/// those are `None`.
+/// Opens a regular file. Neither follows a symbolic link nor blocks on a pipe. Returns `None`
+/// instead of any file that is not a regular file.
 fn open(path: &Path) -> io::Result<(Option<File>, Version)> {
     let metadata = path.symlink_metadata()?;
     if !metadata.is_file() {
         return Ok((None, Version::of(&metadata)));
     }
-    // What was a regular file a moment ago may have been replaced, hence the flags and the second look.
+    // Another file may have replaced the regular file since the first check. Hence the flags and
+    // the second check.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
     let metadata = file.metadata()?;
@@ -433,7 +446,8 @@ fn open(path: &Path) -> io::Result<(Option<File>, Version)> {
     Ok((metadata.is_file().then_some(file), version))
 }
 
-/// The memory and the processor limit of every container in a checkpoint, and nothing else of it.
+/// Memory request, memory limit and CPU limit of every container in a checkpoint. The limits of
+/// pods are included.
 #[derive(Debug, Default)]
 pub struct Records {
     pods: HashMap<PodUid, Arc<PodRecord>>,
@@ -442,7 +456,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// How many containers have a record.
+    /// Returns the number of containers that have a record.
     pub fn len(&self) -> usize {
         self.pods
             .values()
@@ -450,12 +464,13 @@ impl Records {
             .sum()
     }
 
-    /// Whether no container has a record.
+    /// Returns whether no container has a record.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Keeps what `raw` says. A quantity of memory that is none makes that record unreadable: reported, never 0.
+    /// Converts `raw` to an entry. An invalid memory quantity makes the record unreadable: it is
+    /// reported and never counts as 0.
     fn read(&mut self, raw: RawResources, whose: impl FnOnce() -> String) -> Option<Entry> {
         let memory = |list: Option<&RawList>| {
             quantity(list.and_then(|list| list.memory.as_ref()), Bytes::from_quantity)
@@ -463,7 +478,8 @@ impl Records {
         match (memory(raw.requests.as_ref()), memory(raw.limits.as_ref())) {
             (Ok(request), Ok(limit)) => {
                 let cpu_limit = raw.limits.as_ref().and_then(|limits| limits.cpu.as_ref());
-                // One that is none is as good as none: nothing follows from it.
+                // An invalid CPU quantity counts as no CPU limit, because no memory value depends
+                // on it.
                 let cpu_limit = quantity(cpu_limit, MilliCpu::from_quantity).unwrap_or(None);
                 Some(Entry { request, limit, cpu_limit })
             }
@@ -476,7 +492,7 @@ impl Records {
     }
 }
 
-/// Reads a quantity, which the kubelet writes as a string.
+/// Parses a quantity, which the kubelet writes as a string.
 fn quantity<T>(
     value: Option<&Value>,
     parse: impl FnOnce(&str) -> Result<T, QuantityError>,
@@ -492,50 +508,51 @@ fn quantity<T>(
     parsed.map(Some).map_err(|error| error.to_string())
 }
 
-/// What the kubelet recorded of one pod.
+/// The kubelet's record of one pod.
 #[derive(Debug)]
 pub struct PodRecord {
-    /// By name; `None` is unreadable. A pod has few: a list is smaller than a map, and as quick.
+    /// Containers by name; `None` is an unreadable record. A pod has few containers, so a list is
+    /// smaller than a map and as fast.
     containers: Box<[(Box<str>, Option<Entry>)]>,
     pod_level: PodLevel,
 }
 
-/// The limits that a record has.
+/// Limits in a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecordedLimits {
-    /// Of memory; `None` is not given.
+    /// Memory limit; `None` if not given.
     pub memory: Option<Bytes>,
-    /// Of processor time; `None` is not given.
+    /// CPU limit; `None` if not given.
     pub cpu: Option<MilliCpu>,
 }
 
-/// What a record says of a pod's own resources (`spec.resources`, Kubernetes 1.34).
+/// Record of a pod's own resources (`spec.resources`, Kubernetes 1.34).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PodLevel {
-    /// Nothing, which proves nothing: only a kubelet with the gate InPlacePodLevelResourcesVerticalScaling (on by
-    /// default since 1.36) records them.
+    /// The record has no resources of the pod's own, which proves nothing. Only a kubelet with the
+    /// gate InPlacePodLevelResourcesVerticalScaling (on by default since 1.36) records them.
     #[default]
     Unrecorded,
-    /// These limits, and no others.
+    /// The pod has these limits of its own and no others.
     Limits(RecordedLimits),
-    /// Something that cannot be read.
+    /// The record of the pod's own resources is unreadable.
     Unreadable,
 }
 
 impl PodRecord {
-    /// What it says of the pod's own limits.
+    /// Returns the record of the pod's own limits.
     pub fn pod_level(&self) -> PodLevel {
         self.pod_level
     }
 
-    /// The limits of a container; `None` if it has no record.
+    /// Returns the limits of a container. Returns `None` if the container has no readable record.
     pub fn limits(&self, container: &str) -> Option<RecordedLimits> {
         let (_, entry) = self.containers.iter().find(|(name, _)| **name == *container)?;
         entry.map(|entry| RecordedLimits { memory: entry.limit, cpu: entry.cpu_limit })
     }
 
-    /// The names of its containers, also of those whose records cannot be read. Before Kubernetes 1.35 plain init
-    /// containers are not among them, and ephemeral ones never are.
+    /// Returns the names of the containers, including those with unreadable records. Before
+    /// Kubernetes 1.35, plain init containers are missing. Ephemeral containers are always missing.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.containers.iter().map(|(name, _)| &**name)
     }
@@ -548,14 +565,15 @@ struct Entry {
     cpu_limit: Option<MilliCpu>,
 }
 
-/// Reads a checkpoint file's bytes.
+/// Parses a checkpoint file.
 ///
-/// The file's bytes are let go before the JSON within them is parsed, so that not much more than the size of the file is
-/// held for long.
+/// The function frees the bytes of the file before it parses the JSON in them. So it does not hold
+/// much more memory than the size of the file for long.
 ///
 /// # Errors
 ///
-/// If the bytes are not of a form that the [module documentation](self) lists. Unknown fields are skipped.
+/// Fails if the bytes have none of the forms in the [module documentation](self). Unknown fields
+/// are skipped.
 pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -577,7 +595,8 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     let data: Data = serde_json::from_str(&envelope.data).map_err(FormError::Data)?;
     drop(envelope.data);
 
-    // No pods at all make neither entries nor a list; a list alone is the next version of the format.
+    // Without any pods there are neither entries nor a list. A list alone is the next version of
+    // the format.
     let known_version = envelope.version.as_deref().is_none_or(|version| version == "v2");
     if data.entries.is_none()
         && data.allocation_entries.is_none()
@@ -609,10 +628,10 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     Ok(records)
 }
 
-/// By name. Go writes an empty map or list as `null`.
+/// Resources of containers, by name. Go writes an empty map or list as `null`.
 type RawContainers = Pairs<Option<RawResources>>;
 
-/// A JSON object as a list of its pairs: many small maps would cost more than all the rest of the reading.
+/// JSON object as a list of its pairs. Many small maps would cost more than all other parsing.
 struct Pairs<V>(Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
@@ -681,7 +700,8 @@ struct RawResources {
 
 #[derive(Default, Deserialize)]
 struct RawList {
-    /// A quantity, which the kubelet writes as a string. Kept raw, so that one that is not does not spoil the file.
+    /// Quantity, which the kubelet writes as a string. It is kept raw, so that an invalid quantity
+    /// does not make the whole file unreadable.
     memory: Option<Value>,
     cpu: Option<Value>,
 }
@@ -726,7 +746,7 @@ mod tests {
             Self { dir, checkpoints }
         }
 
-        /// Writes as the kubelet does: a new file, then a rename.
+        /// Writes a file as the kubelet does: a new file, then a rename.
         fn write(&self, file: CheckpointFile, text: &str) {
             let temporary = self.dir.path().join("temporary");
             fs::write(&temporary, text).unwrap();
@@ -993,7 +1013,7 @@ mod tests {
             (Some(&good[..20]), Some(&*other), None, Err(Inconclusive)),
             (Some(&*other), Some(&good[..20]), None, Err(Inconclusive)),
             (Some(&*other), None, None, Ok(false)),
-            // What an older kubelet has left does not matter to a newer one's pods.
+            // A file left by an older kubelet does not matter to the pods of a newer kubelet.
             (Some(&*other), None, Some("garbage"), Ok(false)),
             (None, None, Some("garbage"), Err(Inconclusive)),
         ] {
@@ -1026,7 +1046,7 @@ mod tests {
                 "PodLevelResources": pod_level,
             }}});
             node.write(CheckpointFile::Actuated, &envelope(&data, None));
-            // An ephemeral container has no record, and its pod has.
+            // An ephemeral container has no record, but its pod has one.
             let found = node
                 .checkpoints
                 .lookup(&PodUid::new("uid-1"), "debugger", Moment::Create)

@@ -1,14 +1,16 @@
-//! Where the kubelet keeps its pods: the one place that looks for them in the hierarchy.
+//! Finds the cgroups of the kubelet's pods. No other module searches the hierarchy for them.
 //!
-//! The kubelet puts its cgroup of all pods below its `--cgroup-root`. The names depend on its cgroup driver:
+//! The kubelet puts the cgroup of all pods below its `--cgroup-root`. The names depend on its
+//! cgroup driver:
 //!
 //! - cgroupfs: `kubepods`, such as `/kubepods` or `/kubelet/kubepods`;
 //! - systemd: `kubepods.slice`, or below a cgroup root `PREFIX-kubepods.slice`, such as
 //!   `/kubelet.slice/kubelet-kubepods.slice`.
 //!
-//! The search goes down the hierarchy level by level and ends at the first level with such a name. A deeper one is another
-//! node's: a Kubernetes node may run in a container of this one. A directory that cannot be listed is an error in the answer,
-//! since pods may be in it: "none found" is believed only without errors.
+//! The search goes down the hierarchy level by level and ends at the first level with such a name.
+//! A deeper match belongs to another node, because a Kubernetes node may run in a container of this
+//! node. A directory that cannot be listed is an error in the answer, because it may contain pods.
+//! An empty answer is reliable only without errors.
 //!
 //! Source: `pkg/kubelet/cm/cgroup_manager_linux.go` of Kubernetes (`NewCgroupName`, `ToSystemd`).
 
@@ -17,21 +19,21 @@ use std::io;
 use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot};
 use crate::core::pod::PodCgroup;
 
-/// The most parts of a path that is looked for.
+/// Maximum depth of the search, in components of a path.
 const DEEPEST: usize = 5;
 
-/// The most cgroups that are listed in one search.
+/// Maximum number of cgroups that are listed in one search.
 const MOST: usize = 4096;
 
-/// The length of a container's id, which consists of hexadecimal digits.
+/// Length of a container's ID, which consists of hexadecimal digits.
 const ID: usize = 64;
 
-/// Cgroups that were looked for, and where it was not possible to look.
+/// Result of a search: the cgroups found, and the places that could not be searched.
 #[derive(Debug)]
 pub struct Found<T> {
-    /// The cgroups.
+    /// Cgroups found.
     pub found: Vec<T>,
-    /// Places that could not be looked into. With any of them, more may be there than was found.
+    /// Places that could not be searched. If there are any, more cgroups may exist than were found.
     pub problems: Vec<CgroupError>,
 }
 
@@ -41,7 +43,7 @@ impl<T> Default for Found<T> {
     }
 }
 
-/// Whether the kubelet gives this name to its cgroup of all pods.
+/// Returns whether the kubelet gives this name to the cgroup of all pods.
 fn is_kubepods(name: &str) -> bool {
     match name.strip_suffix(".slice") {
         Some(stem) => stem == "kubepods" || stem.ends_with("-kubepods"),
@@ -49,7 +51,7 @@ fn is_kubepods(name: &str) -> bool {
     }
 }
 
-/// The cgroups of the classes Burstable and BestEffort in a cgroup of all pods.
+/// Returns the cgroups of the QoS classes Burstable and BestEffort in a cgroup of all pods.
 pub fn classes(kubepods: &CgroupPath) -> impl Iterator<Item = CgroupPath> {
     let stem = kubepods.name().strip_suffix(".slice");
     ["burstable", "besteffort"].into_iter().filter_map(move |class| match stem {
@@ -58,7 +60,7 @@ pub fn classes(kubepods: &CgroupPath) -> impl Iterator<Item = CgroupPath> {
     })
 }
 
-/// Whether this is a cgroup of all pods, or of a class of them.
+/// Returns whether this is a cgroup of all pods or of a QoS class.
 pub fn is_above_pods(cgroup: &CgroupPath) -> bool {
     let is_class_of = |kubepods: &CgroupPath| {
         is_kubepods(kubepods.name()) && classes(kubepods).any(|class| class == *cgroup)
@@ -66,15 +68,17 @@ pub fn is_above_pods(cgroup: &CgroupPath) -> bool {
     is_kubepods(cgroup.name()) || cgroup.parent().as_ref().is_some_and(is_class_of)
 }
 
-/// Whether there is nothing of this node's kubelet below a cgroup of this name: it holds processes of a container or session.
+/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet, because it
+/// holds the processes of a container or session.
 fn is_leaf(name: &str) -> bool {
     let is_id =
         name.len() >= ID && name.bytes().rev().take(ID).all(|byte| byte.is_ascii_hexdigit());
     is_id || name.ends_with(".scope")
 }
 
-/// Finds the cgroups of all pods. There is one, unless the kubelet was started with another cgroup driver since the node
-/// booted; those of systemd come first.
+/// Finds the cgroups of all pods. Usually there is exactly one. There are several if the kubelet
+/// was restarted with another cgroup driver since the node booted. Cgroups of the systemd driver
+/// come first.
 pub fn find(root: &CgroupRoot) -> Found<CgroupPath> {
     let mut answer = Found::default();
     let mut listed = 0;
@@ -109,7 +113,8 @@ pub fn find(root: &CgroupRoot) -> Found<CgroupPath> {
     answer
 }
 
-/// Finds the cgroups of pods: in the cgroups of all pods that [`find`] finds, and in `known` ones.
+/// Finds the cgroups of pods: in the cgroups of all pods that [`find`] finds, and in the `known`
+/// ones.
 pub fn pods(root: &CgroupRoot, known: impl IntoIterator<Item = CgroupPath>) -> Found<CgroupPath> {
     let Found { found: mut kubepods, problems } = find(root);
     kubepods.extend(known);
@@ -129,7 +134,7 @@ pub fn pods(root: &CgroupRoot, known: impl IntoIterator<Item = CgroupPath>) -> F
     answer
 }
 
-/// Finds the cgroups in those of pods, with the id in the name of each.
+/// Finds the child cgroups of pods. Returns each cgroup with the ID in its name.
 pub fn containers(
     root: &CgroupRoot,
     known: impl IntoIterator<Item = CgroupPath>,
@@ -144,7 +149,7 @@ pub fn containers(
 }
 
 impl<T> Found<T> {
-    /// The cgroups in a cgroup. One that is gone meanwhile has none.
+    /// Lists the children of a cgroup. A cgroup that is gone has none.
     fn children(&mut self, root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
         match root.cgroup(cgroup).and_then(|cgroup| cgroup.children()) {
             Ok(children) => children,
@@ -157,8 +162,9 @@ impl<T> Found<T> {
     }
 }
 
-/// The id in the name that a runtime gives to a container's or sandbox's cgroup: `ID`, `PREFIX-ID.scope`, for CRI-O with the
-/// cgroupfs driver `crio-ID` and `crio-conmon-ID`, and for Kata `kata_ID`.
+/// Returns the ID in the name of the cgroup that a runtime created for a container or sandbox.
+/// Known forms are `ID` and `PREFIX-ID.scope`. CRI-O with the cgroupfs driver uses `crio-ID` and
+/// `crio-conmon-ID`. Kata uses `kata_ID`.
 pub fn id_in(name: &str) -> &str {
     if let Some(id) = name.strip_prefix("kata_") {
         return id;
@@ -174,7 +180,7 @@ mod tests {
 
     use super::*;
 
-    /// A hierarchy with these cgroups.
+    /// Creates a hierarchy with these cgroups.
     fn tree(cgroups: &[&str]) -> (tempfile::TempDir, CgroupRoot) {
         let tree = tempfile::tempdir().unwrap();
         fs::write(tree.path().join("cgroup.controllers"), "memory\n").unwrap();
@@ -262,7 +268,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_listed_is_an_error() {
-        // A symbolic link in its place is what even root cannot open here.
+        // Replace the directory by a symbolic link, which even root cannot open here.
         let (tree, root) = tree(&["kubepods.slice/kubepods-burstable.slice"]);
         let elsewhere = tempfile::tempdir().unwrap();
         let class = tree.path().join("kubepods.slice/kubepods-burstable.slice");
@@ -284,7 +290,8 @@ mod tests {
         let many: Vec<_> = (0..=MOST).map(|number| format!("system.slice/{number}")).collect();
         let many: Vec<_> = many.iter().map(String::as_str).chain(["z/kubepods"]).collect();
         let (_tree, root) = tree(&many);
-        // It is on a level before.
+        // kubepods is on the second level, so the search ends before it lists the many cgroups
+        // there.
         assert_eq!(paths(&find(&root).found), ["z/kubepods"]);
         let (_tree, root) = tree(&many[..=MOST]);
         let Found { found, problems } = find(&root);

@@ -1,4 +1,5 @@
-//! What this node's kubelet says: its configuration, its records, and where its pods' cgroups are. Read only.
+//! Information from this node's kubelet: its configuration, its records and the cgroups of its
+//! pods. Read only.
 
 pub mod checkpoint;
 pub mod kubepods;

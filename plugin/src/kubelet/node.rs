@@ -1,15 +1,17 @@
-//! Node allocatable memory, found on the node itself (`nodeAllocatable: auto`).
+//! Node allocatable memory, determined on the node itself (`nodeAllocatable: auto`).
 //!
-//! The kubelet computes it as memory less system-reserved, kube-reserved, hugepages and the hard eviction threshold
-//! (`pkg/kubelet/cm/node_container_manager_linux.go`). It does not store the number where a plugin could read it, but
-//! leaves two traces:
+//! The kubelet computes node allocatable as total memory minus system-reserved, kube-reserved,
+//! hugepages and the hard eviction threshold (`pkg/kubelet/cm/node_container_manager_linux.go`).
+//! The kubelet does not store the result where a plugin could read it, but leaves two traces:
 //!
-//! - its configuration file, which may be incomplete: flags and drop-in files override it;
-//! - `memory.max` of the `kubepods` cgroup, which has everything subtracted but the eviction threshold, is rounded down
-//!   to pages, and is all memory where node allocatable is not enforced for pods.
+//! - its configuration file, which may be incomplete because flags and drop-in files override it;
+//! - `memory.max` of the `kubepods` cgroup, rounded down to pages. The eviction threshold is not
+//!   subtracted from this value. If node allocatable is not enforced for pods, the value is all
+//!   memory.
 //!
-//! If the configuration explains the cgroup, its exact number is used. If they disagree, the cgroup shows what is in
-//! force. With neither, this is no Kubernetes node, and all memory but hugepages may be used.
+//! If the configuration explains the value of the cgroup, the exact number from the configuration
+//! is used. If they disagree, the cgroup shows what is in force. If both are missing, this is no
+//! Kubernetes node. Pods may then use all memory except hugepages.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,52 +33,56 @@ const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
 const CGROUPS: &str = "sys/fs/cgroup";
 const MEMINFO: &str = "proc/meminfo";
 
-/// The kubelet's hard eviction threshold for memory where none is configured: 100Mi.
+/// Default of the kubelet's hard eviction threshold for memory: 100Mi.
 const DEFAULT_EVICTION: Bytes = Bytes::new(100 << 20);
 
-/// The largest of these files that is read, in bytes.
+/// Maximum size of these files, in bytes.
 const LARGEST_FILE: usize = 1 << 20;
 
-/// What the node says of its memory.
+/// Memory of the node, with the sources of this information.
 #[derive(Debug)]
 pub struct NodeMemory {
-    /// All memory (MemTotal), to which the kubelet relates `oom_score_adj`; `None` only if /proc/meminfo is unreadable.
+    /// Total memory (MemTotal), from which the kubelet computes `oom_score_adj`. `None` only if
+    /// /proc/meminfo is unreadable.
     pub mem_total: Option<Bytes>,
-    /// All memory less hugepages.
+    /// Total memory without hugepages.
     pub usable: Option<Bytes>,
-    /// What pods may use altogether; `None` is unknown.
+    /// Memory available to all pods together; `None` if unknown.
     pub allocatable: Option<Bytes>,
-    /// Where `allocatable` came from.
+    /// Source of `allocatable`.
     pub source: AllocatableSource,
-    /// What could not be read and had to be done without.
+    /// Files and places that could not be read and are ignored.
     pub problems: Vec<NodeError>,
-    /// Where the kubelet sets the same files, by its configuration, and how to settle it.
+    /// Signs in the kubelet's configuration that the kubelet sets the same files, with the
+    /// solution.
     pub conflicts: Vec<Conflict>,
-    /// Why it is not known whether the kubelet sets the same files.
+    /// Reason why it is unknown whether the kubelet sets the same files.
     pub unsettled: Option<Unsettled>,
-    /// The kubelet's configuration was read.
+    /// Whether the kubelet's configuration was read and understood.
     pub has_kubelet_config: bool,
 }
 
-/// The kubelet sets files that this plugin sets, too. `Display` says which, and how to settle it.
+/// Conflict with the kubelet, which sets the same files as this plugin. `Display` names the files
+/// and the solution.
 ///
-/// Source: `pkg/kubelet/cm/qos_container_manager_linux.go` and `helpers_linux.go` of Kubernetes 1.36 and 1.37.
+/// Source: `pkg/kubelet/cm/qos_container_manager_linux.go` and `helpers_linux.go` of Kubernetes
+/// 1.36 and 1.37.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Conflict {
-    /// Its feature gate `MemoryQoS` is on, and it reserves.
+    /// The feature gate `MemoryQoS` is on, and its policy is not `None`.
     #[error(
         "has its own MemoryQoS on (featureGates), which sets memory.min, memory.low and memory.high of the same cgroups by its \
          own rules, and those of kubepods and the classes every minute; set featureGates.MemoryQoS to false and restart it"
     )]
     MemoryQos,
-    /// The same, with its policy `None`.
+    /// The feature gate `MemoryQoS` is on, and its policy is `None`.
     #[error(
         "has its own MemoryQoS on with memoryReservationPolicy None: when it starts (Kubernetes 1.36.0: every minute) it sets \
          memory.min of kubepods and memory.low of the classes to 0, without which nothing below is protected; set \
          featureGates.MemoryQoS to false and restart it"
     )]
     MemoryQosNone,
-    /// The gate is not set, but fields that are of use only with it.
+    /// The feature gate is not set, but fields are set that have an effect only with it.
     #[error(
         "is configured with memoryReservationPolicy or memoryThrottlingFactor, a sign that its own MemoryQoS is on, which sets \
          memory.min, memory.low and memory.high of the same cgroups by its own rules; set featureGates.MemoryQoS to false, take \
@@ -85,24 +91,26 @@ pub enum Conflict {
     MemoryQosSign,
 }
 
-/// Why it is unknown whether the kubelet's own MemoryQoS is on. `Display` says what to do about it, too.
+/// Reason why it is unknown whether the kubelet's own MemoryQoS is on. `Display` includes the
+/// solution.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Unsettled {
-    /// The gate is not set, and its default depends on the kubelet's version.
+    /// The feature gate is not set, and its default depends on the kubelet's version.
     #[error(
         "/{KUBELET_CONFIG} does not set featureGates.MemoryQoS, which is on by default from Kubernetes 1.37 on: the kubelet then sets \
          memory.min of kubepods and memory.low of the classes to 0 when it starts; set featureGates.MemoryQoS to false there and \
          restart the kubelet, whatever its version is"
     )]
     DefaultOfVersion,
-    /// The kubelet's configuration is not where it was looked for.
+    /// The kubelet's configuration is not at the expected path. The list has the other known paths
+    /// that exist.
     #[error(
         "found no configuration of the kubelet at /{KUBELET_CONFIG}{}; see which file and flags the kubelet is started with (--config), \
          and that featureGates.MemoryQoS is false there",
         elsewhere(.0)
     )]
     NoConfig(Vec<&'static str>),
-    /// The kubelet's configuration could not be read.
+    /// The kubelet's configuration could not be read or understood.
     #[error(
         "cannot read /{KUBELET_CONFIG}; see that it is right and that featureGates.MemoryQoS is false there"
     )]
@@ -119,8 +127,8 @@ fn elsewhere(paths: &[&str]) -> String {
     }
 }
 
-/// Where distributions keep the kubelet's configuration: EKS and Bottlerocket, GKE, AKS, k3s and RKE2, kubespray, kOps, OpenShift, Talos, k0s
-/// and MicroK8s.
+/// Paths at which distributions keep the kubelet's configuration: EKS and Bottlerocket, GKE, AKS,
+/// k3s and RKE2, kubespray, kOps, OpenShift, Talos, k0s and MicroK8s.
 const KUBELET_CONFIGS: [&str; 13] = [
     "etc/kubernetes/kubelet/config.json",
     "etc/kubernetes/kubelet/kubelet-config.json",
@@ -137,31 +145,33 @@ const KUBELET_CONFIGS: [&str; 13] = [
     "var/snap/microk8s/current/args/kubelet",
 ];
 
-/// What the kubelet's configuration says of its own MemoryQoS.
+/// State of the kubelet's own MemoryQoS according to its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryQos {
-    /// It is off.
+    /// MemoryQoS is off.
     Off,
-    /// It is on.
+    /// MemoryQoS is on.
     On(Conflict),
-    /// It is on from Kubernetes 1.37 on, or only before.
+    /// The state depends on the version: MemoryQoS is on only since Kubernetes 1.37, or only
+    /// before.
     ByVersion,
 }
 
-/// Where node allocatable came from. `Display` is the middle of a sentence.
+/// Source of node allocatable. `Display` is a phrase for the middle of a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllocatableSource {
     /// The kubelet's configuration.
     KubeletConfig,
-    /// The kubelet's configuration, and `memory.max` of kubepods agrees.
+    /// The kubelet's configuration, confirmed by `memory.max` of kubepods.
     KubeletConfigConfirmed,
-    /// `memory.max` of kubepods less the eviction threshold; the kubelet's configuration says otherwise.
+    /// `memory.max` of kubepods minus the eviction threshold. The kubelet's configuration does not
+    /// explain this value.
     KubepodsOverConfig,
-    /// `memory.max` of kubepods less the eviction threshold; there is no readable configuration.
+    /// `memory.max` of kubepods minus the eviction threshold. There is no readable configuration.
     Kubepods,
-    /// All memory less hugepages: there is no sign of a kubelet.
+    /// Total memory without hugepages, because there is no sign of a kubelet.
     AllMemory,
-    /// Nothing could be read.
+    /// No source, because nothing could be read.
     Nowhere,
 }
 
@@ -180,34 +190,34 @@ impl fmt::Display for AllocatableSource {
     }
 }
 
-/// A file that node allocatable could have come from is no use.
+/// Problem with a file that could have determined node allocatable.
 #[derive(Debug, Error)]
 pub enum NodeError {
-    /// It could not be read.
+    /// The file could not be read.
     #[error("{path}: {error}; it is done without")]
     Io {
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// What went wrong.
+        /// The cause.
         error: io::Error,
     },
-    /// It does not say what it should.
+    /// The file has unexpected content.
     #[error("{path}: {expected}; it is done without")]
     Form {
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// What was expected and found.
+        /// The expected and the observed content.
         expected: String,
     },
-    /// The hierarchy of cgroups could not be opened.
+    /// The root of the cgroup hierarchy could not be opened.
     #[error("cannot look for kubepods: {0}; it is done without")]
     Root(#[from] RootError),
-    /// A place where kubepods could be could not be looked into.
+    /// A place that may contain kubepods could not be searched.
     #[error("cannot look for kubepods: {0}; it is done without")]
     Search(#[from] CgroupError),
 }
 
-/// One sentence for the log.
+/// Formats one sentence for the log.
 impl fmt::Display for NodeMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.allocatable {
@@ -227,8 +237,9 @@ impl fmt::Display for NodeMemory {
 }
 
 impl NodeMemory {
-    /// Reads the node whose file system is at `root`, usually `/`. Never fails: what cannot be read is done without and
-    /// named in `problems`; a missing file is only a problem if nothing can replace it.
+    /// Reads the node whose file system is at `root`, usually `/`. Never fails: unreadable files
+    /// are ignored and listed in `problems`. A missing file is a problem only if no other source
+    /// can replace it.
     pub fn discover(root: &Path, page: PageSize) -> Self {
         let mut problems = Vec::new();
         let mut use_file = |path: &str| match read(root, path) {
@@ -277,7 +288,7 @@ impl NodeMemory {
         };
         let kubepods =
             kubepods.and_then(|(cgroup, path, text)| match text.trim_end().parse::<Limit>() {
-                // What the plugin itself has set says nothing of the kubelet.
+                // A value that the plugin itself has set says nothing about the kubelet.
                 Ok(limit) => Some(match record.filter(|record| *record.cgroup() == cgroup) {
                     Some(record) => record.without(limit),
                     None => limit,
@@ -313,7 +324,8 @@ impl NodeMemory {
     }
 }
 
-/// The cgroups of all pods on the node whose file system is at `root`, and where it was not possible to look for them.
+/// Finds the cgroups of all pods on the node whose file system is at `root`. Also returns the
+/// places that could not be searched.
 fn find_kubepods(root: &Path) -> (Vec<CgroupPath>, Vec<NodeError>) {
     match CgroupRoot::open(&root.join(CGROUPS)) {
         Ok(root) => {
@@ -335,20 +347,21 @@ fn choose(
         |total: Bytes| config.map_or(DEFAULT_EVICTION, |config| config.eviction.of(total));
     let enforced = kubepods.and_then(Limit::bytes);
     let Some(meminfo) = meminfo else {
-        // Without the total a percentage cannot be computed; the default is the best guess.
+        // The total memory is unknown, so a percentage is computed from memory.max of kubepods.
         return match enforced {
             Some(max) => (Some(max.saturating_sub(eviction(max))), AllocatableSource::Kubepods),
             None => (None, AllocatableSource::Nowhere),
         };
     };
     let usable = meminfo.usable();
-    // Where node allocatable is not enforced for pods, the kubelet gives kubepods all memory there is.
+    // If node allocatable is not enforced for pods, the kubelet sets memory.max of kubepods to all
+    // memory.
     let enforced = enforced.filter(|&max| max < usable.floor_to(page));
     match (config, enforced) {
         (Some(config), enforced) => {
             let reserved = config.system.saturating_add(config.kube);
             let before_eviction = usable.saturating_sub(reserved);
-            // Older kubelets left hugepages in kubepods' memory.max.
+            // Older kubelets did not subtract hugepages from memory.max of kubepods.
             let explained = |max| {
                 max == before_eviction.floor_to(page)
                     || max == meminfo.total.saturating_sub(reserved).floor_to(page)
@@ -375,7 +388,7 @@ fn choose(
     }
 }
 
-/// Reads a file below `root`; `None` if there is none.
+/// Reads a file below `root`. Returns `None` if there is no such file.
 fn read(root: &Path, path: &str) -> io::Result<Option<String>> {
     let text = |bytes| {
         String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
@@ -383,9 +396,9 @@ fn read(root: &Path, path: &str) -> io::Result<Option<String>> {
     read_bytes(&root.join(path), LARGEST_FILE)?.map(text).transpose()
 }
 
-/// Reads a regular file of at most `most` bytes; `None` if there is none.
+/// Reads a regular file of at most `most` bytes. Returns `None` if there is no such file.
 pub(crate) fn read_bytes(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
-    // A pipe in its place must not make this wait.
+    // A pipe in place of the file must not block this function.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
@@ -403,28 +416,30 @@ pub(crate) fn read_bytes(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>
     Ok(Some(bytes))
 }
 
-/// What is needed of /proc/meminfo.
+/// Values from /proc/meminfo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemInfo {
     /// `MemTotal`.
     pub total: Bytes,
-    /// Memory set aside as hugepages of any size (`Hugetlb`, or the default size alone on kernels before 4.19).
+    /// Memory set aside as hugepages of any size (`Hugetlb`). Kernels before 4.19 report only
+    /// hugepages of the default size.
     pub hugepages: Bytes,
-    /// `MemAvailable`: what could be used without swapping. 0 where it is missing.
+    /// `MemAvailable`: memory that could be used without swapping. 0 if the line is missing.
     pub available: Bytes,
 }
 
 impl MemInfo {
-    /// All memory less hugepages.
+    /// Returns the total memory without hugepages.
     pub fn usable(self) -> Bytes {
         self.total.saturating_sub(self.hugepages)
     }
 
-    /// Reads /proc/meminfo.
+    /// Parses /proc/meminfo.
     ///
     /// # Errors
     ///
-    /// A sentence, if there is no readable `MemTotal`. Other lines may be missing or odd.
+    /// Returns a sentence if there is no readable `MemTotal`. Other lines may be missing or
+    /// malformed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -447,7 +462,7 @@ impl MemInfo {
     }
 }
 
-/// What the kubelet's configuration keeps from pods.
+/// Memory that the kubelet's configuration keeps from pods, and the state of MemoryQoS.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KubeletReservations {
     /// `systemReserved.memory`.
@@ -458,21 +473,22 @@ pub struct KubeletReservations {
     pub eviction: Threshold,
     /// Whether `enforceNodeAllocatable` contains `pods`, as it does by default.
     pub enforced_for_pods: bool,
-    /// Its own MemoryQoS.
+    /// State of the kubelet's own MemoryQoS.
     pub memory_qos: MemoryQos,
 }
 
-/// An eviction threshold.
+/// Eviction threshold.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Threshold {
-    /// An amount.
+    /// Amount of memory.
     Bytes(Bytes),
-    /// A share of all memory, held as the kubelet holds it: a 32-bit fraction of 1.
+    /// Share of the total memory as a 32-bit fraction of 1, the type that the kubelet uses.
     Share(f32),
 }
 
 impl Threshold {
-    /// The amount, for a node with `total` memory; computed as the kubelet does (`GetThresholdQuantity`).
+    /// Returns the amount for a node with `total` memory, computed as in the kubelet
+    /// (`GetThresholdQuantity`).
     pub fn of(self, total: Bytes) -> Bytes {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -492,11 +508,11 @@ impl Threshold {
 }
 
 impl KubeletReservations {
-    /// Reads a `KubeletConfiguration`, in YAML or JSON. Only what concerns memory is looked at.
+    /// Parses a `KubeletConfiguration` in YAML or JSON. Only fields about memory are read.
     ///
     /// # Errors
     ///
-    /// A sentence, if the text is not YAML or one of these fields does not have its form.
+    /// Returns a sentence if the text is not YAML or if one of these fields is malformed.
     pub fn parse(text: &str) -> Result<Self, String> {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
@@ -529,7 +545,8 @@ impl KubeletReservations {
             None => Ok(Bytes::ZERO),
         };
         let eviction = match raw.eviction_hard {
-            // A list without memory.available replaces the default with nothing, unless defaults are merged in.
+            // Without memory.available in the map there is no threshold, unless the defaults are
+            // merged in.
             Some(mut list) => match list.remove("memory.available").flatten() {
                 Some(text) => Threshold::parse(&text)
                     .map_err(|error| format!("evictionHard[\"memory.available\"]: {error}"))?,
@@ -544,7 +561,8 @@ impl KubeletReservations {
         let gate = |name: &str| gates.get(name).copied().flatten();
         let is_configured =
             raw.memory_reservation_policy.is_some() || raw.memory_throttling_factor.is_some();
-        // The gate is of stage alpha before 1.37, off by default, and of stage beta since, on by default.
+        // The gate is alpha and off by default before 1.37. Since 1.37 it is beta and on by
+        // default.
         let memory_qos = match (gate("MemoryQoS"), gate("AllAlpha"), gate("AllBeta")) {
             (Some(false), ..) => MemoryQos::Off,
             (Some(true), ..) | (None, Some(true), None | Some(true)) => {
@@ -583,7 +601,7 @@ mod tests {
         Bytes::new(amount * MIB)
     }
 
-    /// A file system with these files in it.
+    /// Creates a file system with these files and reads the node in it.
     fn node(files: &[(&str, &str)]) -> (TempDir, NodeMemory) {
         let root = TempDir::new().unwrap();
         for (path, text) in [("sys/fs/cgroup/cgroup.controllers", "memory\n")].iter().chain(files) {
@@ -606,7 +624,7 @@ evictionHard:
   memory.available: 500Mi
   nodefs.available: 10%
 ";
-    /// 8Gi less 300M and 200Mi.
+    /// 8Gi minus 300M and 200Mi.
     const BEFORE_EVICTION: u64 = (8 << 30) - 300_000_000 - (200 << 20);
 
     #[test]
@@ -638,7 +656,7 @@ evictionHard:
         let (_root, guarded) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4294967296\n")]);
         let (_root, before) = node(&[files[0], (KUBEPODS_MAX[1], "max\n")]);
         assert_eq!((guarded.allocatable, guarded.source), (before.allocatable, before.source));
-        // A lower one is the kubelet's.
+        // A lower limit comes from the kubelet.
         let (_root, lower) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4290772992\n")]);
         assert_eq!(lower.allocatable, Some(Bytes::new(4_290_772_992 - (100 << 20))));
     }
@@ -881,7 +899,7 @@ evictionHard:
             ("evictionHard: {memory.available: 1Gi}", 8192, mib(1024)),
             ("evictionHard: {memory.available: '0'}", 8192, Bytes::ZERO),
             ("evictionHard: {memory.available: 25%}", 8192, mib(2048)),
-            // 0.05 as a 32-bit fraction is a little more than 0.05.
+            // 0.05 as a 32-bit fraction is slightly more than 0.05.
             ("evictionHard: {memory.available: '5%'}", 8192, Bytes::new(429_496_736)),
         ] {
             let reservations = KubeletReservations::parse(config).unwrap();

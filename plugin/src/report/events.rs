@@ -1,11 +1,15 @@
-//! Kubernetes Events: what a pod's owner should hear of, on the pod, by the API server.
+//! Kubernetes Events about pods, which the plugin writes to the API server for the pod's owner.
 //!
-//! Nobody waits for them. `Events::put` leaves what was told in a queue of [`QUEUE`]; what does not fit is dropped and counted. A
-//! thread of its own, which is there only where there are credentials, takes it from there: a name that is resolved, a handshake, or a
-//! program that gives a token, keeps no runtime's event from being answered. It ends with the process, sent or not.
+//! No caller waits for the API server. `Events::put` adds an incident to a queue of [`QUEUE`]
+//! entries. An incident that does not fit is dropped and counted.
 //!
-//! The same thing of the same container within [`LATELY`] is one Event, whose series counts it. An API server that is gone is tried
-//! again, less and less often, as long as there is something to send that is not older than [`STALE`].
+//! A separate thread sends the incidents and exists only with credentials. Name resolution, TLS
+//! handshakes and token programs therefore never delay an answer to the runtime. The thread ends
+//! with the process, even if incidents are still unsent.
+//!
+//! The same incident of the same container within [`LATELY`] is one Event, whose series counts the
+//! repetitions. The thread retries an unreachable API server with growing delays. It stops when
+//! every incident is older than [`STALE`].
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -34,34 +38,36 @@ use crate::core::units::harmless;
 use crate::lock;
 use crate::report::{Deed, Identity, Kind, LATELY, Subject, What};
 
-/// Who reports. The API server wants a qualified name.
+/// Reporting controller in Events. The API server requires a qualified name.
 const CONTROLLER: &str = "plimsoll";
 
-/// How much may wait to be sent.
+/// Maximum number of incidents that wait to be sent.
 pub const QUEUE: usize = 256;
 
-/// How old what is sent may be.
+/// Maximum age of an incident that is still sent.
 pub const STALE: Duration = Duration::from_secs(300);
 
-/// How long the API server may take to answer.
+/// Maximum time for one attempt to reach the API server.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The least and the most between two attempts to reach the API server.
+/// Shortest and longest delay between two attempts to reach the API server.
 const BACKOFF: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
-/// How much is written of a pod, and on the node: so much at once, and then one in so much time.
+/// Rate limits per pod and for the node: a burst, then one write per interval.
 const OF_A_POD: Rate = Rate { burst: 10.0, every: Duration::from_secs(60) };
 const OF_THE_NODE: Rate = Rate { burst: 50.0, every: Duration::from_secs(1) };
 
-/// How many Events are remembered, to count what is told again.
+/// Maximum number of sent Events that are remembered to count repeated incidents.
 const REMEMBERED: usize = 1024;
 
-/// The largest note, in bytes. Source: Kubernetes `pkg/apis/core/validation/events.go`.
+/// Maximum length of a note in bytes. Source: Kubernetes `pkg/apis/core/validation/events.go`.
 const NOTE: usize = 1024;
 
-/// What a pod's owner hears of, by what it was that was done. The rest is the node's own affair, and in its log.
+/// Returns the Event's action for an incident that concerns the pod's owner. `None` is for
+/// incidents that concern only the node, which are in the plugin's log.
 ///
-/// The reason is the [`Kind`] itself, in observe mode with `Observed` before it, and the type Warning where somebody has to do something about it.
+/// The Event's reason is the [`Kind`], in observe mode with the prefix `Observed`. The Event's type
+/// is Warning if the incident requires action.
 pub const fn action(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::CutRejected
@@ -73,7 +79,7 @@ pub const fn action(kind: Kind) -> Option<&'static str> {
         Kind::Rescued | Kind::AtCeiling => Some("Rescue"),
         Kind::BeyondNode | Kind::Overcommitted => Some("Admit"),
         Kind::Released | Kind::PutBack => Some("Throttle"),
-        // The kubelet tells of kills.
+        // The kubelet itself reports kills.
         Kind::Killed
         | Kind::Repaired
         | Kind::Contended
@@ -83,12 +89,13 @@ pub const fn action(kind: Kind) -> Option<&'static str> {
     }
 }
 
-/// Where credentials come from.
+/// Source of the API server credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
-    /// A file that the configuration names. Nobody's own is looked for: it may be an administrator's.
+    /// Kubeconfig file that the configuration names. The plugin never uses `~/.kube/config`,
+    /// because that file may belong to an administrator.
     Kubeconfig(PathBuf),
-    /// The service account of the pod that this runs in.
+    /// Service account of the pod that the plugin runs in.
     InCluster,
 }
 
@@ -119,7 +126,8 @@ impl Source {
                 let mut config =
                     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                         .await?;
-                // What the environment has (HTTPS_PROXY) is not meant for the API server of the node's own cluster.
+                // Use only a proxy from the kubeconfig. A proxy from the environment (HTTPS_PROXY)
+                // is not meant for the API server of the node's own cluster.
                 config.proxy_url = config.proxy_url.filter(|_| has_proxy);
                 config
             }
@@ -129,17 +137,18 @@ impl Source {
                 config
             }
         };
-        // What is tried again, and when, is decided here.
+        // `Publisher::write` decides on retries.
         config.default_retry = false;
-        // It runs the program that gives a token, where there is one, and waits for it: one at a time, and not here, where a program that
-        // hangs would keep anybody from saying so.
+        // `Client::try_from` runs the token program of the kubeconfig and blocks until the program
+        // ends. Use the blocking pool, whose single thread runs one program at a time. A token
+        // program that hangs must not stop the timeout that reports the failure.
         Ok(tokio::task::spawn_blocking(move || Client::try_from(config)).await??)
     }
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The way to the Events of what is told.
+/// Entry point for Kubernetes Events: the credentials and the queue to the sending thread.
 #[derive(Debug, Default)]
 pub struct Events(Mutex<Way>);
 
@@ -151,8 +160,9 @@ struct Way {
 }
 
 impl Events {
-    /// Publishes with the credentials of this file from now on, or of the pod that this runs in; without either not at all. What
-    /// was to be sent with those before is dropped.
+    /// Applies the credentials: the kubeconfig file, or else the service account of the plugin's
+    /// pod. Without either, the plugin writes no Events. A change of credentials drops the queued
+    /// incidents.
     pub fn configure(&self, kubeconfig: Option<&Path>, dropped: &Counter) {
         self.follow(Source::find(kubeconfig), dropped);
     }
@@ -178,7 +188,7 @@ impl Events {
         }
     }
 
-    /// Leaves what was told to be sent, if it is of interest to a pod's owner. Takes no time.
+    /// Queues an incident that concerns a pod's owner. Never blocks.
     pub(crate) fn put(&self, subject: &Subject, what: &What, deed: Deed, dropped: &Counter) {
         let way = lock(&self.0);
         let Some(queue) = &way.queue else { return };
@@ -202,19 +212,21 @@ fn start(source: Source, queue: mpsc::Receiver<Told>, dropped: Counter) -> io::R
     Ok(())
 }
 
-/// What was told of a container, as far as an Event has it. Small, whatever the names are.
+/// An incident with the data that its Event needs. Long names cannot make it large, because
+/// [`Told::of`] rejects them.
 #[derive(Clone, Debug)]
 struct Told {
     namespace: String,
     pod: String,
     uid: String,
-    /// `None`: it is of the pod itself.
+    /// Name of the container; `None` if the incident concerns the pod itself.
     container: Option<String>,
     identity: Identity,
     deed: Deed,
     action: &'static str,
     is_warning: bool,
-    /// What it is to have. The note of an Event stays as it is, so another one is another Event.
+    /// Desired value. The note of an Event never changes, so another desired value needs another
+    /// Event.
     desired: Option<String>,
     note: String,
     at: Timestamp,
@@ -222,7 +234,9 @@ struct Told {
 }
 
 impl Told {
-    /// `None` if nobody is to hear of it, or it is not of a pod that Kubernetes could have: then there is nothing to attach it to.
+    /// Returns the data for an Event. `None` if the incident does not concern the pod's owner. Also
+    /// `None` if Kubernetes allows no pod with these names, since no object for the Event can
+    /// exist.
     fn of(subject: &Subject, what: &What, deed: Deed) -> Option<Self> {
         let action = action(what.kind())?;
         let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
@@ -231,7 +245,7 @@ impl Told {
             && container.as_deref().is_none_or(is_label)
             && pod.len() <= 253
             && pod.split('.').all(is_part)
-            // A static pod's is a digest.
+            // The UID of a static pod is a digest, which is a label like any UUID.
             && is_label(uid);
         is_possible.then(|| Self {
             namespace: namespace.to_owned(),
@@ -243,7 +257,7 @@ impl Told {
             action,
             is_warning: what.is_warning(),
             desired: match what.kind() {
-                // In steps, one after the other.
+                // `memory.high` changes in several steps, which are one Event.
                 Kind::Released | Kind::PutBack => None,
                 _ => what.fields().desired.or(what.fields().limit),
             },
@@ -260,7 +274,8 @@ impl Told {
         self.identity.0
     }
 
-    /// It is one Event with another one. That a limit is many times the request is told once of a pod.
+    /// Returns whether both incidents belong to the same Event. A pod has one `Overcommitted` Event
+    /// for all its containers.
     fn is_like(&self, other: &Self) -> bool {
         let is_once = self.kind() == Kind::Overcommitted;
         self.uid == other.uid
@@ -269,7 +284,7 @@ impl Told {
             && (is_once || (self.container == other.container && self.desired == other.desired))
     }
 
-    /// The kind, which is marked where nothing was done.
+    /// Returns the kind, with a prefix if observe mode left the action undone.
     fn reason(&self) -> String {
         match self.deed {
             Deed::Done => self.kind().to_string(),
@@ -284,7 +299,8 @@ impl Told {
                 name: Some(self.name()),
                 ..ObjectMeta::default()
             },
-            // As the kubelet's own of static pods, too: the uid is the one of the file, by which kubectl looks for them.
+            // For a static pod, this is the UID of the manifest file. The kubelet's own Events have
+            // the same UID. kubectl finds Events by this UID.
             regarding: Some(ObjectReference {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Pod".to_owned()),
@@ -308,8 +324,10 @@ impl Told {
         }
     }
 
-    /// As client-go names them: by pod and time. A name that was sent already is known by that, so what a plugin that starts anew
-    /// finds and tells again has always the same.
+    /// Returns the Event's name from pod and time, as client-go does.
+    ///
+    /// A restarted plugin reports `Overcommitted` and `BeyondNode` again. Their names contain a
+    /// hash instead of the time, so the API server detects the duplicate.
     fn name(&self) -> String {
         let suffix = match self.kind() {
             Kind::Overcommitted | Kind::BeyondNode => {
@@ -324,7 +342,7 @@ impl Told {
     }
 }
 
-/// A part of a name (RFC 1123), of at most 253 bytes.
+/// Returns whether the text is a valid part of a name (RFC 1123) of at most 253 bytes.
 fn is_part(text: &str) -> bool {
     let is_end = |byte: Option<&u8>| {
         byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
@@ -340,7 +358,7 @@ fn is_label(text: &str) -> bool {
     text.len() <= 63 && is_part(text)
 }
 
-/// On one line, without what a terminal would act on, and as long as it may be.
+/// Returns the text on one line without terminal control characters, shortened to [`NOTE`].
 fn note(text: &str) -> String {
     let mut note = harmless(text, NOTE, &['\'', '"']);
     if note.len() > NOTE {
@@ -354,14 +372,14 @@ fn note(text: &str) -> String {
     note
 }
 
-/// So much at once, and then one in so much time.
+/// Rate limit: a burst, then one write per interval.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     burst: f64,
     every: Duration,
 }
 
-/// What is left of a [`Rate`].
+/// Token bucket: the unused part of a [`Rate`].
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     tokens: f64,
@@ -379,11 +397,11 @@ impl Bucket {
     }
 }
 
-/// How much may still be written.
+/// Remaining writes of the node and of each pod.
 #[derive(Debug)]
 struct Limits {
     node: Bucket,
-    /// By uid; those that are full are not here.
+    /// Buckets by pod UID. Full buckets are left out.
     pods: HashMap<String, Bucket>,
 }
 
@@ -408,34 +426,34 @@ impl Limits {
     }
 }
 
-/// What was sent.
+/// An Event that was sent.
 #[derive(Debug)]
 struct Sent {
     told: Told,
-    /// The Event's.
+    /// Name of the Event.
     name: String,
-    /// When it was told last,
+    /// Time of the last incident.
     last: Instant,
-    /// and how often.
+    /// Number of incidents.
     count: i32,
 }
 
-/// What is to be written.
+/// A write to the API server.
 #[derive(Clone, Debug, PartialEq)]
 enum Write {
     Create,
-    /// Told so often.
+    /// Sets the number of incidents of an existing Event.
     Count {
         name: String,
         count: i32,
     },
 }
 
-/// What was sent, and how much more may be.
+/// Events that were sent, and the remaining rate limits.
 #[derive(Debug)]
 struct History {
     limits: Limits,
-    /// The latest last.
+    /// Oldest first.
     sent: VecDeque<Sent>,
 }
 
@@ -444,11 +462,12 @@ impl History {
         Self { limits: Limits::new(now), sent: VecDeque::new() }
     }
 
-    /// What to write of this.
+    /// Decides what to write for an incident; `None` is nothing.
     ///
     /// # Errors
     ///
-    /// When too much is written of the pod, or on the node. What was told again is counted, and comes with the next time.
+    /// [`TooMuch`] if a new Event would exceed the rate of the pod or the node. A repeated incident
+    /// is always counted, and the next write of its Event contains the count.
     fn judge(&mut self, told: &Told, now: Instant) -> Result<Option<Write>, TooMuch> {
         let is_late =
             |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(LATELY);
@@ -489,20 +508,20 @@ impl History {
     }
 }
 
-/// More than is written.
+/// The rate limit of the pod or the node is exceeded.
 #[derive(Debug, PartialEq)]
 struct TooMuch;
 
-/// What came of an attempt.
+/// Reason why an attempt failed.
 #[derive(Debug)]
 enum Failure {
-    /// This one has no place there. Others may.
+    /// The API server refuses this Event, but may accept other Events.
     Refused(String),
-    /// The Event that was to be counted is gone.
+    /// The Event to count no longer exists.
     Gone,
-    /// It may go well later.
+    /// A later attempt may succeed.
     Later(String),
-    /// It may do so if the server does not know its accounts yet.
+    /// 403. A later attempt may succeed if the API server has not loaded its accounts yet.
     Forbidden(String),
 }
 
@@ -516,7 +535,7 @@ impl From<kube::Error> for Failure {
             403 if causes.iter().any(|cause| cause.reason == "NamespaceTerminating") => {
                 Self::Refused(message)
             }
-            // A server that has just started knows neither accounts nor rights for a moment.
+            // An API server that has just started may not have loaded its accounts and roles yet.
             403 => Self::Forbidden(message),
             401 | 429 | 500.. => Self::Later(message),
             _ => Self::Refused(message),
@@ -524,7 +543,7 @@ impl From<kube::Error> for Failure {
     }
 }
 
-/// An error with those that led to it.
+/// Returns the error text with the texts of all its causes.
 fn in_full(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -538,18 +557,19 @@ fn in_full(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Who sends.
+/// Sender of the Events.
 struct Publisher {
     connect: Box<dyn Fn() -> BoxFuture<'static, Result<Client, BoxError>> + Send>,
     instance: String,
-    /// Made anew after every failure: what it was made of may have changed.
+    /// Connection to the API server. Dropped before every delayed retry, because the credentials
+    /// may have changed.
     client: Option<Client>,
     history: History,
     is_lost: bool,
-    /// The server has taken an Event since it was last lost: what it forbids then it forbids for good, as by a quota, or outside of
-    /// the namespaces that a role is for.
+    /// The API server has accepted an Event since the connection last failed. A 403 is then
+    /// permanent, for example a quota or a namespace outside of the role.
     is_proven: bool,
-    /// Of the attempts since the last that went well.
+    /// Delays between attempts since the last success.
     waits: ExponentialBackoff,
     dropped: Counter,
 }
@@ -581,10 +601,10 @@ impl Publisher {
         }
     }
 
-    /// Works until nobody puts anything into the queue any more.
+    /// Sends incidents until the queue is closed and empty.
     async fn run(mut self, mut queue: mpsc::Receiver<Told>) {
         while let Some(told) = queue.recv().await {
-            // It takes nothing from those that are new.
+            // A stale incident must not use up the rate limit of new incidents.
             if told.since.elapsed() >= STALE {
                 self.dropped.inc();
                 continue;
@@ -600,9 +620,9 @@ impl Publisher {
         }
     }
 
-    /// Tells whether it was written.
+    /// Writes to the API server, with retries. Returns whether the write succeeded.
     async fn write(&mut self, told: &Told, mut write: Write, queue: &mpsc::Receiver<Told>) -> bool {
-        // Nobody waits for it any more when the queue is closed: there are other credentials, or none.
+        // A closed queue means that the credentials have changed or are gone, so stop retrying.
         while told.since.elapsed() < STALE && !queue.is_closed() {
             let failure = match timeout(PATIENCE, self.attempt(told, &write)).await {
                 Ok(Ok(())) => {
@@ -678,7 +698,7 @@ impl Publisher {
         };
         match result {
             Ok(_) => Ok(()),
-            // The answer to the attempt before was lost.
+            // The Event exists already: the answer to an earlier attempt was lost.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -761,7 +781,7 @@ mod tests {
         let (desired, observed) = (Limit::Max, Limit::Max);
         let repaired = What::Repaired { knob: Knob::High, desired, observed };
         assert!(Told::of(&subject("default/web", "u", "app"), &repaired, Deed::Done).is_none());
-        // Of a cgroup above the containers nobody knows whose it is.
+        // An incident without a pod has no object for an Event.
         assert!(Told::of(&Subject::default(), &rejected(1), Deed::Done).is_none());
     }
 
@@ -827,7 +847,7 @@ mod tests {
                 pod
             );
         }
-        // The longest and the oddest that it can have.
+        // The longest and most unusual names that Kubernetes allows.
         for pod in ["a".repeat(253), format!("{}.b", "a".repeat(120)), "0.a-b.9".to_owned()] {
             let told = Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done)
                 .unwrap();
@@ -977,7 +997,7 @@ mod tests {
             0,
             "they were counted again, and the one left was used for that"
         );
-        // The node's own.
+        // The rate limit of the node.
         let mut history = History::new(start);
         let pods = (0..200).filter(|pod| {
             history.judge(&told(&format!("u{pod}"), "app", &rejected(1)), start).is_ok()
@@ -994,10 +1014,11 @@ mod tests {
         );
     }
 
-    /// What was asked for: method, path and body.
+    /// Requests to the API server: method, path and body.
     type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
 
-    /// An API server that answers with these codes, one after the other; 0 is no answer. With how often it was connected to.
+    /// Returns a publisher whose API server answers with these status codes in order; 0 is no
+    /// answer. Also returns the requests and the number of connections.
     fn publisher(codes: &'static [u16]) -> (Publisher, Requests, Arc<AtomicUsize>) {
         let (requests, connections) = (Requests::default(), Arc::<AtomicUsize>::default());
         let mut publisher = Publisher::new(Source::InCluster, Counter::default());
@@ -1025,7 +1046,7 @@ mod tests {
                     let status = |code: u16| json!({ "kind": "Status", "code": code, "message": "no\u{1b}[2J" });
                     let (code, answer) = match code {
                         200 => (200, json!({ "metadata": {} , "eventTime": null })),
-                        // In a namespace that ends.
+                        // 403 in a namespace that is being deleted.
                         1403 => (
                             403,
                             json!({ "kind": "Status", "code": 403, "message": "ends", "details": cause }),
@@ -1052,7 +1073,7 @@ mod tests {
         while sender.capacity() < QUEUE {
             sleep(Duration::from_millis(1)).await;
         }
-        // It is at the last one, for as long as it likes.
+        // Allow all the time for retries of the last incident.
         sleep(2 * STALE).await;
         drop(sender);
         running.await.unwrap();
@@ -1080,7 +1101,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_fails_is_tried_again_with_credentials_read_anew() {
         let (publisher, requests, connections) = publisher(&[503, 0, 401, 403, 429, 409]);
-        // The answer to the attempt before was lost: it is there already.
+        // The final 409 means that an earlier attempt created the Event but its answer was lost.
         assert_eq!(publish(publisher, 1).await, 0);
         let requests = requests.lock().unwrap();
         assert_eq!((requests.len(), connections.load(Ordering::Relaxed)), (6, 6));

@@ -1,4 +1,4 @@
-//! Where messages of `plimsoll run` go, and in which form.
+//! Destination and format of the messages of `plimsoll run`.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -24,19 +24,20 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
-/// What the program is called in journal and syslog.
+/// Name of the program in journal and syslog.
 const NAME: &std::ffi::CStr = c"plimsoll";
 
-/// Before the names of the journal's fields, so that they are nobody else's.
+/// Prefix of the plugin's journal fields, which prevents clashes with other fields.
 const PREFIX: &str = "PLIMSOLL_";
 
-/// Who tells of every step of a request to the API server, which nobody wants to hear at any level.
+/// Targets that log every step of a request to the API server. Their messages below `info` are
+/// suppressed at every log level.
 const QUIET: [&str; 4] = ["hyper", "kube", "rustls", "tower"];
 
-/// The most messages that wait for their reader.
+/// Maximum number of messages that wait to be written.
 const WAITING: usize = 4096;
 
-/// How long the end of the program waits for a reader of messages.
+/// Maximum time that the program waits for its messages to be written before it ends.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The form of messages.
@@ -48,11 +49,11 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// How much is logged.
+/// Handle that changes the log level.
 pub(crate) struct Level(reload::Handle<LevelFilter, Registry>);
 
 impl Level {
-    /// From now on.
+    /// Sets the log level.
     pub(crate) fn set(&self, wanted: LogLevel) {
         let filter = match wanted {
             LogLevel::Error => LevelFilter::ERROR,
@@ -61,19 +62,23 @@ impl Level {
             LogLevel::Debug => LevelFilter::DEBUG,
             LogLevel::Trace => LevelFilter::TRACE,
         };
-        // Fails only when the subscriber is gone, and then nothing is logged anyway.
+        // Fails only if the subscriber is gone. Then nothing is logged in any case.
         let _ = self.0.reload(filter);
     }
 }
 
-/// Logs to standard error, or to the journal when that leads there or nowhere, as it does when a runtime launched this. Tells
-/// whether what `main` writes to standard error as text reaches who reads this.
+/// Starts logging to standard error. Text goes to the journal if standard error leads there or
+/// nowhere. A runtime that launches the plugin gives it /dev/null as standard error. If standard
+/// error leads nowhere and there is no journal, text goes to syslog.
+///
+/// Also returns whether text that `main` writes to standard error reaches the reader of the log.
 pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     let (filter, level) = reload::Layer::new(LevelFilter::INFO);
     let text = || tracing_subscriber::fmt::layer().with_target(false);
     let nowhere = leads_nowhere(io::stderr());
     let to_journal = logging::connected_to_journal() || nowhere;
-    // Not by the journal's own protocol is what a process says last: the journal may not know any more whose unit it was.
+    // The last message of a process goes to standard error instead of the journal's own protocol.
+    // journald may no longer find the unit of a process that has ended.
     let is_read = format == LogFormat::Text && !nowhere;
     let output = if format == LogFormat::Json {
         text().json().flatten_event(true).with_writer(Queued(io::stderr)).boxed()
@@ -85,7 +90,7 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
         text().with_writer(Queued(syslog)).with_ansi(false).with_level(false).without_time().boxed()
     } else {
         let text = text().with_writer(Queued(io::stderr));
-        // Whoever reads a pipe adds the time and does not want colours.
+        // The reader of a pipe adds the time and expects no colours.
         if rustix::termios::isatty(io::stderr()) {
             text.with_ansi(true).boxed()
         } else {
@@ -100,7 +105,8 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     (Level(level), is_read)
 }
 
-/// True for /dev/null, which runtimes give to what they launch, and for what is closed.
+/// Returns whether the stream is closed or /dev/null. Runtimes give /dev/null to the plugins that
+/// they launch.
 fn leads_nowhere(stream: impl AsFd) -> bool {
     let null = rustix::fs::stat("/dev/null").map(|null| null.st_rdev);
     match rustix::fs::fstat(stream) {
@@ -109,7 +115,8 @@ fn leads_nowhere(stream: impl AsFd) -> bool {
     }
 }
 
-/// Logs to the journal. Fields are in the line, for those who read that alone, and beside it, for those who search.
+/// Layer that logs to the journal. The message text contains the fields for readers. The same
+/// fields are journal fields for searches.
 struct Journal;
 
 impl<S: Subscriber> Layer<S> for Journal {
@@ -128,7 +135,8 @@ impl<S: Subscriber> Layer<S> for Journal {
         let text = line.message + &line.text;
         queue(move || {
             if logging::journal_send(priority, &text, fields.into_iter()).is_err() {
-                // The journal may be starting anew: standard error waits for it, where it leads there.
+                // The journal may be restarting. If standard error leads to the journal, this write
+                // waits for it.
                 let _ = writeln!(io::stderr(), "{text}");
             }
         });
@@ -138,17 +146,17 @@ impl<S: Subscriber> Layer<S> for Journal {
 /// Writes one message.
 type Write = Box<dyn FnOnce() + Send>;
 
-/// Messages on their way to the thread that writes them.
+/// Queue of messages for the thread that writes them.
 static QUEUE: OnceLock<SyncSender<Write>> = OnceLock::new();
 
-/// How many messages found no room in the queue, since that was last said.
+/// Number of messages lost to a full queue since the last warning.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Has the thread of messages call `write`.
+/// Queues `write` for the thread that writes messages.
 ///
-/// Each write may block for as long as the journal, or the reader of standard error, stands still. The runtime waits for our
-/// answers meanwhile, so the thread that answers never writes a message itself. A message for which there is no room is lost, and
-/// counted.
+/// A write blocks while the journal or the reader of standard error does not read. The runtime
+/// waits for the plugin's answers, so the thread that answers never writes a message itself. A
+/// message that finds the queue full is lost and counted.
 fn queue(write: impl FnOnce() + Send + 'static) {
     let queue = QUEUE.get_or_init(|| {
         let (queue, messages) = mpsc::sync_channel::<Write>(WAITING);
@@ -161,7 +169,8 @@ fn queue(write: impl FnOnce() + Send + 'static) {
                 }
             }
         };
-        // Without the thread, the receiver is gone, and each message is written where it arises.
+        // If the thread cannot start, the receiver is dropped and each caller writes its message
+        // itself.
         let _ = thread::Builder::new().name("messages".to_owned()).spawn(write_all);
         queue
     });
@@ -174,20 +183,20 @@ fn queue(write: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Waits until the messages so far are written, or nobody seems to read them.
+/// Waits until the queued messages are written, for at most [`PATIENCE`].
 pub(crate) fn flush() {
     if QUEUE.get().is_some() {
         let (done, written) = mpsc::channel();
         queue(move || {
-            // Nobody waits any more, if it took too long.
+            // Fails if `flush` has already timed out.
             let _ = done.send(());
         });
-        // An error means that nobody reads them.
+        // On an error the messages are not being read, so do not wait any longer.
         let _ = written.recv_timeout(PATIENCE);
     }
 }
 
-/// Writers of another kind, whose messages go through the queue.
+/// Wrapper that sends the messages of another `MakeWriter` through the queue.
 struct Queued<M>(M);
 
 impl<'a, M> MakeWriter<'a> for Queued<M>
@@ -206,10 +215,10 @@ where
     }
 }
 
-/// A message that is being put together. It is queued when it is dropped.
+/// A message under construction. Dropping it adds it to the queue.
 struct Message<W: io::Write + Send + 'static> {
     text: Vec<u8>,
-    /// Always there until the message is dropped.
+    /// `Some` until the message is dropped.
     writer: Option<W>,
 }
 
@@ -227,24 +236,24 @@ impl<W: io::Write + Send> Drop for Message<W> {
     fn drop(&mut self) {
         if let Some(mut writer) = self.writer.take() {
             let text = mem::take(&mut self.text);
-            // Nobody could be told of an error.
+            // There is no place to report a write error to.
             queue(move || drop(writer.write_all(&text)));
         }
     }
 }
 
-/// An event's message and fields.
+/// Message and fields of a log event.
 #[derive(Default)]
 struct Line {
     message: String,
-    /// As they are in the line.
+    /// Fields as the message text shows them.
     text: String,
     fields: Vec<(String, String)>,
 }
 
 impl Line {
     fn add(&mut self, field: &Field, value: String, shown: &str) {
-        // Control characters would hide the whole line from whoever reads the journal.
+        // The journal hides a whole message that contains control characters, so escape them.
         let shown = shown.chars().fold(String::new(), |mut shown, character| {
             match character {
                 '\n' => shown.push(character),

@@ -1,7 +1,8 @@
-//! What is counted and measured, in the form of OpenMetrics.
+//! Counters and gauges in the OpenMetrics format.
 //!
-//! No series names a pod or a container, so there are as many with 10,000 of them as with one; unless the configuration asks for
-//! those of containers (`containerMetrics`), which are called and labelled as cAdvisor's where it has the same, after our prefix.
+//! No series names a pod or a container by default. 10,000 containers have as many series as one.
+//! With `containerMetrics` there are series for each container. A series that cAdvisor also has
+//! uses cAdvisor's name and labels after the prefix `plimsoll_`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
@@ -24,94 +25,95 @@ use crate::core::units::{Bytes, Limit, printable};
 use crate::report::Kind;
 use crate::report::status::{self, ContainerStatus, State, Status, Values};
 
-/// Up to what an event's answer takes, in seconds. The last but two is a tenth of the runtime's default timeout.
+/// Upper bounds of the latency buckets in seconds. The bound 0.2 is a tenth of the runtime's
+/// default timeout.
 const LATENCIES: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
 
-/// The levels above containers, and that beside pods.
+/// Levels above the containers, and the level of the reserved cgroups beside the pods.
 const LEVELS: [status::Level; 4] =
     [status::Level::Kubepods, status::Level::Class, status::Level::Pod, status::Level::Reserved];
 
-/// Where a request was learnt that is not known.
+/// Provenance label of a request that is unknown.
 const UNKNOWN: &str = "unknown";
 
-/// Everything that is counted.
+/// All counters of the plugin.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Resizes, by outcome.
+    /// Resizes by outcome.
     pub resizes: Family<OfOutcome, Counter>,
-    /// How much lower refused limits would have been.
+    /// Sum of the differences between the limits in force and the lower limits that were refused.
     pub rejected_bytes: Counter,
-    /// Deferred limits that were given up.
+    /// Deferred limits that the plugin gave up.
     pub deferrals_given_up: Counter,
-    /// Pods whose limits were raised to what their containers may use.
+    /// Pod limits that were raised to what the pod's containers may use.
     pub pod_limits_raised: Counter,
-    /// Files that somebody else had changed.
+    /// Files that another program had changed and that the plugin repaired.
     pub repairs: Family<OfLevel, Counter>,
-    /// Files that are left to somebody else.
+    /// Files that the plugin left to another writer.
     pub contended: Family<OfLevel, Counter>,
-    /// How often containers were killed for want of memory.
+    /// OOM kills of containers.
     pub oom_kills: Family<OfKill, Counter>,
-    /// Containers whose limits were to be raised for that.
+    /// OOM rescues by outcome: limits that were raised, and raises that the ceiling prevented.
     pub rescues: Family<OfOutcome, Counter>,
-    /// Releases from `memory.high`.
+    /// Releases of containers that were throttled at `memory.high`.
     pub stalls_released: Counter,
-    /// How long events took to be answered.
+    /// Time to answer NRI events.
     pub events: Events,
-    /// How often a runtime was connected to.
+    /// Connections to a runtime.
     pub connections: Counter,
     /// Kubernetes Events that were not written.
     pub events_dropped: Counter,
-    /// What was not done in observe mode.
+    /// Actions that observe mode left undone.
     pub planned: Family<OfKind, Counter>,
 }
 
-/// Labels of what was not done.
+/// Labels of an action that observe mode left undone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfKind {
-    /// What it was.
+    /// Kind of the incident.
     pub kind: String,
 }
 
-/// Labels of what can go one way or another.
+/// Labels of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfOutcome {
-    /// What became of it.
+    /// Outcome of the attempt.
     pub outcome: Outcome,
 }
 
-/// Labels of kills.
+/// Labels of OOM kills.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfKill {
-    /// Whose limit it was.
+    /// Limit that caused the kill.
     pub by: By,
 }
 
-/// Whose limit a container was killed for.
+/// Limit that caused an OOM kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "as it is written")]
 pub enum By {
-    /// Its own, or its pod's.
+    /// Limit of the container or of its pod.
     limit,
-    /// One above, or the node's memory.
+    /// Limit of a cgroup above the pod, or the node's memory.
     node,
 }
 
-/// Labels of what concerns one file.
+/// Labels of a cgroup file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfLevel {
-    /// Where it is.
+    /// Level of the cgroup.
     pub level: Level,
-    /// Which it is.
+    /// Name of the file.
     pub knob: File,
 }
 
-/// Where a file is.
+/// Level of the cgroup that a file belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// In a container.
+    /// Cgroup of a container.
     Container,
-    /// Above, or beside the pods.
+    /// Cgroup above the containers, or a reserved cgroup beside the pods.
     Ancestor,
 }
 
@@ -124,7 +126,7 @@ impl EncodeLabelValue for Level {
     }
 }
 
-/// A file's name.
+/// Name of a cgroup file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct File(&'static str);
 
@@ -135,7 +137,7 @@ impl From<Knob> for File {
 }
 
 impl File {
-    /// `cpu.max`, of pods.
+    /// `cpu.max` of a pod.
     pub const CPU_MAX: Self = Self(CPU_MAX);
 }
 
@@ -151,14 +153,14 @@ impl EncodeLabelValue for Outcome {
     }
 }
 
-/// Labels of events.
+/// Labels of NRI events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfEvent {
-    /// NRI's name of it.
+    /// NRI's name of the event.
     pub event: &'static str,
 }
 
-/// A histogram for each event.
+/// Latency histogram for each NRI event.
 #[derive(Clone, Debug)]
 pub struct Events(Family<OfEvent, Histogram, fn() -> Histogram>);
 
@@ -169,29 +171,30 @@ impl Default for Events {
 }
 
 impl Metrics {
-    /// An event was answered.
+    /// Records the time that the answer to an NRI event took.
     pub fn answered(&self, event: &'static str, took: Duration) {
         self.events.0.get_or_create(&OfEvent { event }).observe(took.as_secs_f64());
     }
 
-    /// A resize came to this.
+    /// Counts a resize.
     pub fn resized(&self, outcome: Outcome) {
         self.resizes.get_or_create(&OfOutcome { outcome }).inc();
     }
 
-    /// In observe mode this was not done.
+    /// Counts an action that observe mode left undone.
     pub fn planned(&self, kind: Kind) {
         self.planned.get_or_create(&OfKind { kind: kind.to_string() }).inc();
     }
 
-    /// A rescue came to this.
+    /// Counts an OOM rescue.
     pub fn rescued(&self, outcome: Outcome) {
         self.rescues.get_or_create(&OfOutcome { outcome }).inc();
     }
 
-    /// Gives all of them their names.
+    /// Registers every counter under its name.
     pub fn register(&self, registry: &mut Registry) {
-        // What appears only with its first event cannot be seen to become more.
+        // Start these series at 0. An increase is invisible in a series that appears with its first
+        // event.
         for outcome in [Outcome::Applied, Outcome::Rejected, Outcome::Deferred, Outcome::Failed] {
             let _ = self.resizes.get_or_create(&OfOutcome { outcome });
         }
@@ -287,7 +290,7 @@ impl Metrics {
     }
 }
 
-/// Labels of protection.
+/// Labels of the protection of a level.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfProtection {
     level: &'static str,
@@ -320,7 +323,7 @@ struct OfVersion {
     version: String,
 }
 
-/// As cAdvisor has them.
+/// Labels of a container, named as in cAdvisor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfContainer {
     namespace: String,
@@ -331,11 +334,11 @@ struct OfContainer {
 type Bytewise<S> = Family<S, Gauge>;
 type Real = Gauge<f64, AtomicU64>;
 
-/// Everything, as text in the form of OpenMetrics 1.0.
+/// Encodes all metrics as OpenMetrics 1.0 text.
 ///
 /// # Errors
 ///
-/// Never, as text can always be made longer.
+/// Never, because the text can always grow.
 pub fn encode(
     metrics: &Metrics,
     status: &Status,
@@ -489,7 +492,7 @@ fn register_node(status: &Status, registry: &mut Registry) {
         containers.set(i64::try_from(count).unwrap_or(i64::MAX));
         registry.register(name, help, containers);
     }
-    // Where that is unknown, so is this.
+    // Without node allocatable this count is unknown, so leave out the metric.
     if let Some(allocatable) = node.allocatable {
         let count =
             status.containers.iter().filter(|container| is_beyond(container, allocatable)).count();
@@ -506,7 +509,7 @@ fn register_node(status: &Status, registry: &mut Registry) {
     }
     registry.register("containers", "Containers, by what plimsoll status says of them", states);
     let provenances = Family::<OfProvenance, Gauge>::default();
-    // What is worth an alert is there also while it is none.
+    // Export this series even at 0, because it is worth an alert.
     let _ = provenances.get_or_create(&OfProvenance { provenance: UNKNOWN.to_owned() });
     for container in &status.containers {
         let provenance =
@@ -520,7 +523,7 @@ fn register_node(status: &Status, registry: &mut Registry) {
     );
 }
 
-/// What is protected by level, and how many files are not as they should be.
+/// Registers the protection by level and the number of files that differ from their desired values.
 fn register_levels(status: &Status, registry: &mut Registry) {
     let mut sums: BTreeMap<(&'static str, Knob, &'static str), Bytes> = BTreeMap::new();
     let mut add = |level, value, of: Protection| {
@@ -538,7 +541,8 @@ fn register_levels(status: &Status, registry: &mut Registry) {
         if status.node.mode == Mode::Observe {
             continue;
         }
-        // Where nothing is wanted the file is left alone.
+        // The plugin leaves a file alone if its desired value is 0. An unread cgroup does not
+        // count.
         let observed = cgroup.observed.unwrap_or(cgroup.desired);
         let pairs = [(cgroup.desired.min, observed.min), (cgroup.desired.low, observed.low)];
         let differs =
@@ -623,7 +627,8 @@ fn register_containers(status: &Status, registry: &mut Registry) {
     let stalled = Family::<OfContainer, Counter<f64, AtomicU64>>::default();
     let mut seen = HashSet::new();
     for container in &status.containers {
-        // Of a name there may be two for a moment, one that ends and one that begins.
+        // Two containers can have the same name for a moment while one ends and the next one
+        // starts.
         let name = (&container.namespace, &container.pod, &container.container);
         if container.observed.is_none() || !seen.insert(name) {
             continue;

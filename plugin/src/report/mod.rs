@@ -1,6 +1,8 @@
-//! What is told to people: each thing once, from here to the log, the metrics, `plimsoll status` and Kubernetes Events; and what there is to see on demand ([`status`], served by [`serve`]).
+//! Reports of incidents in the log, the metrics, `plimsoll status` and Kubernetes Events. Users can
+//! also request the current status ([`status`]), which [`serve`] provides.
 //!
-//! Whoever finds something out calls [`Reports::tell`] with a [`What`], and knows nothing of where that goes.
+//! Code that detects an incident calls [`Reports::tell`] with a [`What`]. This module alone chooses
+//! where the incident appears.
 
 pub mod events;
 pub(crate) mod log;
@@ -29,25 +31,26 @@ use crate::report::metrics::{File, Level, Metrics, OfLevel};
 use crate::state::brake::{Cause, Tally};
 use crate::state::containers::Container;
 
-/// How many different things are remembered of one container or cgroup.
+/// Maximum number of different incidents that are remembered for one container or cgroup.
 const REMEMBERED: usize = 16;
 
-/// How long what was told counts, in seconds.
+/// Time in seconds during which a report is recent.
 pub const LATELY: u64 = 600;
 
-/// How many times of one thing are remembered: the kubelet tries a resize again every 10 to 15 seconds.
+/// Maximum number of times that are remembered for one incident. The kubelet retries a resize every
+/// 10 to 15 seconds.
 const TIMES: usize = 128;
 
-/// Whom something is about.
+/// Pod, container or cgroup that an incident concerns.
 #[derive(Clone, Debug, Default)]
 pub struct Subject {
     /// Namespace and name of the pod, as `namespace/name`.
     pub pod: Option<String>,
-    /// The pod's uid.
+    /// UID of the pod.
     pub uid: Option<PodUid>,
-    /// The container's name.
+    /// Name of the container.
     pub container: Option<String>,
-    /// The cgroup.
+    /// Path of the cgroup.
     pub cgroup: Option<CgroupPath>,
 }
 
@@ -68,180 +71,183 @@ impl From<&CgroupPath> for Subject {
     }
 }
 
-/// A memory limit that is lower than what a container uses.
+/// A memory limit that is lower than the usage of a container, of a pod or of all pods.
 #[derive(Clone, Copy, Debug)]
 pub struct LowerLimit {
-    /// The limit wanted.
+    /// Limit that was requested.
     pub limit: Limit,
-    /// The limit in force.
+    /// Limit in force.
     pub in_force: Limit,
-    /// What the container uses.
+    /// Usage of the container, of the pod or of all pods.
     pub usage: Usage,
 }
 
-/// Something worth telling.
+/// An incident to report.
 #[derive(Clone, Debug)]
 pub enum What {
-    /// A lower limit would kill, and was refused.
+    /// The plugin refused a limit decrease that would OOM-kill.
     CutRejected(LowerLimit),
-    /// A lower limit would kill, and waits until it does not.
+    /// The plugin deferred a limit decrease that would OOM-kill now.
     CutDeferred(LowerLimit),
-    /// It has waited for too long.
+    /// The plugin gave up a deferred limit that waited too long, or stopped acting meanwhile.
     CutGivenUp(LowerLimit),
-    /// It does not wait any longer.
+    /// A deferred limit is in force.
     CutApplied {
         /// The limit that was deferred.
         desired: Bytes,
-        /// What is in force.
+        /// The limit in force.
         observed: Limit,
     },
-    /// The runtime says that it has made an update, and has not.
+    /// The runtime reported an update as done, but the kernel has another value.
     NotResized {
-        /// The file.
+        /// Name of the file.
         knob: &'static str,
-        /// What it should hold.
+        /// Value that the file should have.
         desired: String,
-        /// What it holds.
+        /// Value that the file has.
         observed: String,
     },
-    /// A pod's limit was tighter than what its containers may use.
+    /// A pod's limit was lower than what its containers may use, and was raised.
     PodRaised {
-        /// The file.
+        /// Name of the file.
         knob: &'static str,
-        /// What it holds now.
+        /// Value that the file has now.
         desired: String,
-        /// What it held.
+        /// Value that the file had before.
         observed: String,
     },
-    /// Somebody else had changed a file.
+    /// The plugin repaired a file that another program had changed.
     Repaired {
         /// The file.
         knob: Knob,
-        /// What it should hold.
+        /// Value that the file should have.
         desired: Limit,
-        /// What it held.
+        /// Value that the plugin found.
         observed: Limit,
     },
-    /// Somebody else keeps changing a file.
+    /// Another program keeps changing a file, so the plugin leaves the file alone.
     Contended {
         /// The file.
         knob: Knob,
-        /// What it should hold.
+        /// Value that the file should have.
         desired: Limit,
-        /// What it holds.
+        /// Value that the file has.
         observed: Limit,
-        /// How often it was repaired.
+        /// Number of repairs.
         repairs: u32,
     },
-    /// Somebody else keeps lowering the `cpu.max` of a pod.
+    /// Another program keeps lowering the `cpu.max` of a pod, so the plugin leaves the file alone.
     CpuContended {
-        /// What it should hold.
+        /// Value that the file should have.
         desired: CpuMax,
-        /// What it holds.
+        /// Value that the file has.
         observed: CpuMax,
-        /// How often it was raised again.
+        /// Number of times that the plugin raised the value.
         repairs: u32,
     },
-    /// The same of a file above pods that the kubelet may set, too. [`Reports::tell`] makes it of `Contended`.
+    /// Like `Contended`, for a cgroup above the pods whose file the kubelet may also set.
+    /// [`Reports::tell`] makes this variant from `Contended`.
     ContendedWithKubelet {
         /// The file.
         knob: Knob,
-        /// What it should hold.
+        /// Value that the file should have.
         desired: Limit,
-        /// What it holds.
+        /// Value that the file has.
         observed: Limit,
-        /// How often it was repaired.
+        /// Number of repairs.
         repairs: u32,
     },
-    /// The kernel killed processes for want of memory.
+    /// The kernel OOM-killed processes of a container.
     Killed {
-        /// The container's limit.
+        /// Limit of the container.
         limit: Option<Limit>,
-        /// By that, or the pod's, and not by a limit above or for want of memory on the node.
+        /// True for a kill by the limit of the container or its pod. False for a kill by a limit
+        /// above, or for a node without free memory.
         by_own_limit: bool,
-        /// How often lately.
+        /// Number of kills within `window`.
         kills: usize,
-        /// How long that is.
+        /// Time within which kills count.
         window: Duration,
     },
-    /// Its limit was raised, since it is killed again and again.
+    /// The plugin raised the limit of a container that is OOM-killed repeatedly.
     Rescued {
-        /// What its user asks for.
+        /// Limit that the user asked for.
         asked: Bytes,
-        /// What it had.
+        /// Limit before the raise.
         observed: Bytes,
-        /// What it gets.
+        /// Limit after the raise.
         desired: Bytes,
-        /// How often it was killed,
+        /// Number of kills within `window`.
         kills: usize,
-        /// and within what time.
+        /// Time within which kills count.
         window: Duration,
     },
-    /// It is killed again and again, and may not have more.
+    /// A container is OOM-killed repeatedly, but its limit may not be raised further.
     AtCeiling {
-        /// What it has.
+        /// Limit of the container.
         observed: Bytes,
-        /// What it may have.
+        /// Highest limit that the container may have.
         ceiling: Bytes,
-        /// What nobody has requested on the node.
+        /// Node allocatable that no container has requested.
         free: Bytes,
-        /// How often it was killed,
+        /// Number of kills within `window`.
         kills: usize,
-        /// and within what time.
+        /// Time within which kills count.
         window: Duration,
     },
-    /// Its limit is more than the node has.
+    /// A container's limit is above node allocatable.
     BeyondNode {
-        /// The limit.
+        /// Limit of the container.
         limit: Bytes,
-        /// What pods may use altogether.
+        /// Node allocatable: memory for all pods together.
         allocatable: Bytes,
     },
-    /// Its limit is too many times its request.
+    /// A container's limit is too many times its request.
     Overcommitted {
-        /// The request, or the most that it can be.
+        /// Request of the container, or the upper bound if the request is not exact.
         request: Bytes,
-        /// The limit.
+        /// Limit of the container.
         limit: Bytes,
-        /// How many times its request it may be.
+        /// Highest ratio of limit to request without a warning.
         most: f64,
     },
-    /// All pods together may not use more than this from now on.
+    /// The plugin set the limit of all pods together (`nodeGuard`).
     Guarded {
-        /// The limit.
+        /// Limit after the change.
         desired: Bytes,
-        /// What it was.
+        /// Limit before the change.
         observed: Limit,
     },
-    /// All pods together use more than they are to have.
+    /// All pods together use more than `nodeGuard` would leave them, so the limit waits.
     GuardWaits(LowerLimit),
-    /// All pods together have the limit again that they would have without the guard.
+    /// The plugin restored the limit that all pods together have without `nodeGuard`.
     Unguarded {
-        /// The limit.
+        /// Limit that was written.
         desired: Limit,
-        /// What it is.
+        /// Limit that was read back.
         observed: Limit,
     },
-    /// It stood at `memory.high`, which was raised.
+    /// A container was throttled at `memory.high`, so the plugin raised its `memory.high`.
     Released(Line),
-    /// It was released before, and has its `memory.high` again.
+    /// A container that was released has its original `memory.high` again.
     PutBack(Line),
 }
 
-/// Where a container stands.
+/// Change of a container's `memory.high`.
 #[derive(Clone, Copy, Debug)]
 pub struct Line {
-    /// `memory.high` from now on.
+    /// `memory.high` after the change.
     pub desired: Limit,
-    /// `memory.high` until now.
+    /// `memory.high` before the change.
     pub observed: Limit,
-    /// What it uses.
+    /// Usage of the container.
     pub usage: Bytes,
-    /// How much of the last ten seconds all of it waited for memory, in percent.
+    /// Share of the last ten seconds that all of the container waited for memory, in percent.
     pub stalled: f64,
 }
 
-/// What kind of thing was told: in `plimsoll status`, and the reason of Events. A name stays.
+/// Kind of an incident, as `plimsoll status` and the reason of Kubernetes Events show it. The names
+/// are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each is a `What` without its numbers")]
 pub enum Kind {
@@ -265,22 +271,22 @@ pub enum Kind {
     PutBack,
 }
 
-/// What was told, without its numbers but for the limit that was asked for, and the file.
+/// Identity of an incident: kind, requested limit and file. Other numbers do not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity(Kind, Option<Limit>, Option<&'static str>);
 
-/// Whether what is told was done, or would have been done in another mode.
+/// Whether an action was done, or only planned in observe mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Deed {
-    /// It was done, or simply is so.
+    /// The action was done, or the incident is a plain fact.
     #[default]
     Done,
-    /// Observe mode: it was not done.
+    /// Observe mode: the action was not done.
     Planned,
 }
 
 impl Deed {
-    /// The words before what would have been done.
+    /// Returns the message prefix of a planned action.
     const fn prefix(self) -> &'static str {
         match self {
             Self::Done => "",
@@ -295,7 +301,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The fields of a line in the log.
+/// Fields of a log message.
 #[derive(Debug, Default)]
 struct Fields {
     knob: Option<&'static str>,
@@ -319,7 +325,8 @@ struct Fields {
 }
 
 impl What {
-    /// The same, with what its subject says of it.
+    /// Returns the incident with what its subject adds. `Contended` above the pods becomes
+    /// `ContendedWithKubelet`.
     fn of_subject(&self, subject: &Subject) -> Self {
         match (self, &subject.cgroup) {
             (
@@ -337,7 +344,7 @@ impl What {
         }
     }
 
-    /// The kind.
+    /// Returns the kind.
     pub const fn kind(&self) -> Kind {
         match self {
             Self::CutRejected(_) => Kind::CutRejected,
@@ -363,7 +370,7 @@ impl What {
         }
     }
 
-    /// What makes it the same thing again, if with other numbers.
+    /// Returns what identifies the incident when it repeats with other numbers.
     const fn identity(&self) -> Identity {
         let (limit, knob) = match self {
             Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => {
@@ -379,7 +386,7 @@ impl What {
         Identity(self.kind(), limit, knob)
     }
 
-    /// Somebody has to do something about it.
+    /// Returns whether the incident requires action by the operator or the pod's owner.
     const fn is_warning(&self) -> bool {
         !matches!(
             self,
@@ -393,7 +400,7 @@ impl What {
         )
     }
 
-    /// What happened, and what to do. Without numbers: the same each time.
+    /// Returns what happened and what to do. The text has no numbers, so it is always the same.
     const fn text(&self) -> &'static str {
         match self {
             Self::CutRejected(_) => {
@@ -477,7 +484,7 @@ impl What {
             stalled: Some(line.stalled),
             ..Fields::default()
         };
-        // In quotes only what has a space in it.
+        // Quote only a value that contains a space.
         let text = |value: &dyn fmt::Display| {
             let text = value.to_string();
             if text.contains(' ') { format!("{text:?}") } else { text }
@@ -560,7 +567,7 @@ impl What {
     }
 }
 
-/// For people: numbers as quantities, and no fields.
+/// Message for people, with amounts as quantities and without log fields.
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quantity =
@@ -675,7 +682,7 @@ impl fmt::Display for What {
                 "the memory limit of {} is {:.1} times the request of {}, expected at most {most} times",
                 limit.quantity(),
                 limit.get() as f64 / request.get() as f64,
-                // From oom_score_adj it is not a round number.
+                // A request derived from oom_score_adj is not a round number.
                 request.approx()
             ),
             Self::Released(line) => write!(
@@ -690,32 +697,32 @@ impl fmt::Display for What {
     }
 }
 
-/// Something that was told, perhaps several times.
+/// An incident that was reported, possibly several times.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// What it was the last time; for this program alone.
+    /// The latest incident; only for this program.
     #[serde(skip)]
     pub what: Option<What>,
-    /// The kind.
+    /// Kind of the incident.
     pub kind: Kind,
-    /// For people.
+    /// Message for people.
     pub message: String,
-    /// Observe mode: it was not done, only worked out.
+    /// Observe mode: the action was planned but not done.
     #[serde(default)]
     pub planned: bool,
-    /// When it was told first, in seconds since 1970,
+    /// Time of the first incident, in seconds since 1970.
     pub first: u64,
-    /// and last.
+    /// Time of the latest incident, in seconds since 1970.
     pub last: u64,
-    /// How often since it was told first.
+    /// Number of incidents since the first one.
     pub count: u64,
-    /// When it was told lately; for this program alone.
+    /// Recent times of the incident; only for this program.
     #[serde(skip)]
     lately: Times,
 }
 
-/// The times of the last [`LATELY`] seconds at which something was told, at most [`TIMES`].
+/// Times of an incident within the last [`LATELY`] seconds, at most [`TIMES`].
 #[derive(Clone, Debug, Default)]
 struct Times(VecDeque<u64>);
 
@@ -732,35 +739,35 @@ impl Times {
     }
 }
 
-/// Whose reports they are: a pod's uid and a container's name, or a cgroup's path.
+/// Owner of reports: a pod's UID with a container's name, or a cgroup's path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Whose {
     Container(PodUid, String),
     Cgroup(CgroupPath),
 }
 
-/// Where all that is told goes.
+/// Destination of all incidents.
 #[derive(Debug, Default)]
 pub struct Reports {
-    /// What is counted.
+    /// Counters.
     pub metrics: Metrics,
-    /// What counts towards the brake.
+    /// Counts for the automatic brake.
     pub brake: Tally,
     events: Events,
     recent: Mutex<HashMap<Whose, Told>>,
 }
 
-/// What was told of somebody.
+/// Reports of one container or cgroup.
 #[derive(Debug, Default)]
 struct Told {
     /// Namespace and name of the pod.
     pod: Option<String>,
-    /// The latest first.
+    /// Latest first.
     reports: VecDeque<Report>,
 }
 
 impl Reports {
-    /// Tells of something.
+    /// Reports an incident.
     pub fn tell(&self, subject: &Subject, what: &What) {
         let what = &what.of_subject(subject);
         say(subject, what, Deed::Done);
@@ -769,7 +776,8 @@ impl Reports {
         self.events.put(subject, what, Deed::Done, &self.metrics.events_dropped);
     }
 
-    /// Tells of something that was not done, as the plugin only observes. It counts as that, and is marked wherever it is seen.
+    /// Reports an action that observe mode left undone. The metrics count planned actions
+    /// separately, and every output marks them.
     pub fn tell_planned(&self, subject: &Subject, what: &What) {
         say(subject, what, Deed::Planned);
         self.metrics.planned(what.kind());
@@ -777,7 +785,7 @@ impl Reports {
         self.events.put(subject, what, Deed::Planned, &self.metrics.events_dropped);
     }
 
-    /// Goes on with another configuration.
+    /// Applies another configuration.
     pub fn configure(&self, config: &Config) {
         self.brake.configure(config.brake);
         self.events.configure(config.kubeconfig.as_deref(), &self.metrics.events_dropped);
@@ -812,7 +820,8 @@ impl Reports {
             What::Rescued { .. } => metrics.rescued(Outcome::Applied),
             What::AtCeiling { .. } => metrics.rescued(Outcome::Rejected),
             What::Released(_) => _ = metrics.stalls_released.inc(),
-            // Counted once for all files of an update, and for each kill.
+            // Other code counts two of these: an update once for all its files, and every single
+            // kill.
             What::NotResized { .. }
             | What::Killed { .. }
             | What::BeyondNode { .. }
@@ -848,17 +857,17 @@ impl Reports {
         reports.push_front(report);
     }
 
-    /// What was told of a container, whatever ids it has had; the latest first.
+    /// Returns the reports of a container, whose id may have changed. Latest first.
     pub fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.of(&Whose::Container(uid.clone(), name.to_owned()))
     }
 
-    /// What was told of a cgroup above the containers; the latest first.
+    /// Returns the reports of a cgroup above the containers. Latest first.
     pub fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
         self.of(&Whose::Cgroup(cgroup.clone()))
     }
 
-    /// How often something was told lately.
+    /// Returns how often the matching incidents occurred recently.
     pub fn count_lately(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
         let recent = lock(&self.recent);
         let reports = recent.values().flat_map(|told| &told.reports);
@@ -873,7 +882,7 @@ impl Reports {
             .unwrap_or_default()
     }
 
-    /// What was told lately of containers that are down at the moment: those that are not among `known`.
+    /// Returns the recent reports of containers that are not in `known`, because they are down.
     pub fn of_others(&self, known: &HashSet<(PodUid, String)>) -> Vec<(Subject, Vec<Report>)> {
         let recent = lock(&self.recent);
         let others = recent.iter().filter_map(|(whose, told)| match whose {
@@ -890,14 +899,15 @@ impl Reports {
         others.collect()
     }
 
-    /// Forgets what was told of pods and cgroups other than these, unless it was lately.
+    /// Forgets the reports of pods and cgroups that no longer exist. Recent reports of containers
+    /// stay.
     pub fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,
         is_level: impl Fn(&CgroupPath) -> bool,
     ) {
         lock(&self.recent).retain(|whose, told| match whose {
-            // It may be down at the moment.
+            // The container may only be down at the moment.
             Whose::Container(uid, _) => is_there(uid) || told.reports.iter().any(Report::is_late),
             Whose::Cgroup(cgroup) => is_level(cgroup),
         });
@@ -905,12 +915,12 @@ impl Reports {
 }
 
 impl Report {
-    /// It was told not long ago.
+    /// Returns whether the latest incident is recent: at most [`LATELY`] seconds old.
     pub fn is_late(&self) -> bool {
         self.is_within(LATELY)
     }
 
-    /// It was told within so many seconds.
+    /// Returns whether the latest incident is at most `seconds` old.
     pub fn is_within(&self, seconds: u64) -> bool {
         now().saturating_sub(self.last) <= seconds
     }
@@ -926,15 +936,15 @@ impl Whose {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// One line in the log.
+/// Writes one log message.
 fn say(subject: &Subject, what: &What, deed: Deed) {
     let fields = what.fields();
-    // Of a container its pod and name are enough.
+    // The pod and the container name identify a container, so only a kill also shows the cgroup.
     let cgroup = subject
         .cgroup
         .as_ref()

@@ -1,8 +1,9 @@
-//! Who asks is answered: `/status` (JSON) and `/metrics` (OpenMetrics) by HTTP over a unix socket that only root can use, and
-//! `/metrics` alone over TCP where the configuration has it so (`metricsAddress`).
+//! Serves `/status` (JSON) and `/metrics` (OpenMetrics) over a unix socket that only root can use.
+//! If `metricsAddress` is configured, `/metrics` is also served over TCP.
 //!
-//! Somebody who asks slowly, or too often, keeps nobody from anything but other askers of the same kind: few are served at a time,
-//! each for a while at most; all is read for one of them after the other, by a thread of its own, so that no event waits for them.
+//! A slow or busy client delays only other clients of the same listener. Each listener serves few
+//! clients at a time, and each client only for a limited time. A separate thread reads the node's
+//! state for one client after the other, so reading never delays NRI events.
 
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, Permissions};
@@ -33,30 +34,30 @@ use crate::report::status::{Status, VERSION};
 use crate::state::originals;
 use crate::{in_own_thread, lock};
 
-/// The socket's name in the plugin's directory.
+/// Name of the socket in the plugin's directory.
 const SOCKET: &str = "plimsoll.sock";
 
-/// How many are served at a time.
+/// Maximum number of clients that a listener serves at a time.
 const AT_A_TIME: usize = 8;
 
-/// How long somebody may take to ask.
+/// Maximum time for a client to send the header of its request.
 const ASKING: Duration = Duration::from_secs(1);
 
-/// How long somebody is served, and waits for an answer,
+/// Maximum duration of a connection, and maximum time to wait for the plugin's answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// and how long while others wait.
+/// Maximum duration of a connection while another client waits.
 const SHARE: Duration = Duration::from_secs(1);
 
-/// After how long to try again to listen.
+/// Delay before the plugin tries to listen again.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// The socket of the plugin on the node whose file system is at `host`.
+/// Returns the path of the plugin's socket on the node whose file system is at `host`.
 pub fn socket(host: &Path) -> PathBuf {
     host.join(originals::DIRECTORY).join(SOCKET)
 }
 
-/// Why the plugin did not tell its status.
+/// Error when the plugin's status could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot ask the plugin by {} (does it run, and is this user root? see plimsoll doctor)", socket.display())]
 pub struct Unanswered {
@@ -80,11 +81,11 @@ enum Silence {
     Late,
 }
 
-/// Asks the plugin of the node whose file system is at `host`.
+/// Requests the status from the plugin on the node whose file system is at `host`.
 ///
 /// # Errors
 ///
-/// When nobody answers, or not what this version understands.
+/// When the plugin does not answer, or answers in a form that this version does not understand.
 pub async fn ask(host: &Path) -> Result<Status, Unanswered> {
     let socket = socket(host);
     let asked = async {
@@ -111,23 +112,23 @@ pub async fn ask(host: &Path) -> Result<Status, Unanswered> {
     result.map_err(|source| Unanswered { socket: socket.clone(), source })
 }
 
-/// How old metrics may be that are served by TCP, where anybody may ask.
+/// Maximum age of metrics that are served over TCP, where any client can send requests.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What is served.
+/// Server of status and metrics.
 #[derive(Clone, Debug)]
 pub struct Server {
     parts: Parts,
-    /// Who may read.
+    /// Permit to read the node's state, for one reader at a time.
     turn: Arc<Semaphore>,
     latest: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
-/// For how many there is room.
+/// Limited places for the clients of one listener.
 #[derive(Debug)]
 struct Room {
     places: Arc<Semaphore>,
-    /// Somebody waits for a place.
+    /// Notifies one client that another client waits for its place.
     is_full: Notify,
 }
 
@@ -136,20 +137,22 @@ impl Room {
         Arc::new(Self { places: Arc::new(Semaphore::new(AT_A_TIME)), is_full: Notify::new() })
     }
 
-    /// A place; somebody who has had it for long enough makes room.
+    /// Waits for a place. If all are taken, requests the place of a client that has had it for
+    /// [`SHARE`].
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Some(place);
         }
         self.is_full.notify_one();
-        // It is never closed.
+        // The semaphore is never closed.
         let place = self.places.clone().acquire_owned().await.ok();
-        // Somebody may have gone without being asked to.
+        // Withdraw the notification if a client left before it received the notification.
         let _ = self.is_full.notified().now_or_never();
         place
     }
 
-    /// How long somebody may keep a place.
+    /// Waits until the client must leave: after [`PATIENCE`], or after [`SHARE`] if another client
+    /// waits.
     async fn over(&self) {
         let asked_to_go = async {
             sleep(SHARE).await;
@@ -162,7 +165,7 @@ impl Room {
     }
 }
 
-/// What somebody may ask for.
+/// Paths that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Offer {
     Everything,
@@ -170,12 +173,12 @@ enum Offer {
 }
 
 impl Server {
-    /// Serves what these know.
+    /// Returns a server for these parts of the plugin.
     pub fn new(parts: Parts) -> Self {
         Self { parts, turn: Arc::new(Semaphore::new(1)), latest: Arc::default() }
     }
 
-    /// Serves by the socket of the node whose file system is at `host`, for ever.
+    /// Serves over the plugin's socket on the node whose file system is at `host`. Never returns.
     pub async fn run(self, host: PathBuf) {
         let path = socket(&host);
         let room = Room::new();
@@ -204,7 +207,8 @@ impl Server {
         }
     }
 
-    /// Serves metrics by TCP, at whatever address the configuration has, for ever. `changed` tells of another configuration.
+    /// Serves metrics over TCP at the configured address. `changed` signals a new configuration.
+    /// Never returns.
     pub async fn run_metrics(self, changed: Arc<Notify>) {
         let room = Room::new();
         let mut told = None;
@@ -267,7 +271,8 @@ impl Server {
         });
     }
 
-    /// The text that is asked for. Whoever goes away meanwhile does not make room for another reader before this one is done.
+    /// Returns the requested text. If the client disconnects early, the next reader still waits
+    /// until this read ends.
     async fn read(&self, is_status: bool, offer: Offer) -> Result<String, String> {
         let turn = self.turn.clone().acquire_owned().await.map_err(|error| error.to_string())?;
         let fresh = lock(&self.latest)
@@ -278,7 +283,7 @@ impl Server {
         }
         let server = self.clone();
         let (tell, told) = oneshot::channel();
-        // Of its own: events may want the few that there are for what blocks.
+        // Use a separate thread, because NRI events may need the few threads of the blocking pool.
         in_own_thread("status", move || {
             let parts = &server.parts;
             let status = Status::read(parts);
@@ -293,7 +298,7 @@ impl Server {
                 *lock(&server.latest) = Some((Instant::now(), text.clone()));
             }
             drop(turn);
-            // Nobody may wait any longer.
+            // Fails if the client has disconnected.
             let _ = tell.send(text);
         });
         told.await.map_err(|_| "reading failed; see the log".to_owned())?
@@ -341,11 +346,11 @@ fn response(status: StatusCode, content_type: &'static str, text: String) -> Res
     response
 }
 
-/// Listens where only root can connect.
+/// Listens on a socket that only root can connect to.
 async fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        // Nobody else can get at the socket, whatever its own mode is until that is set.
+        // Only root can enter the directory, so the socket is safe before its own mode is set.
         fs::set_permissions(directory, Permissions::from_mode(0o700))?;
     }
     match UnixStream::connect(path).await {

@@ -1,8 +1,9 @@
-//! What the plugin knows of the node at this moment: every container and every cgroup above, what each should have, what the
-//! kernel holds, and a word for what that amounts to.
+//! Current status of the node: each container and each ancestor cgroup with its desired and
+//! observed values. One word sums up the state of each container.
 //!
-//! The form is that of `plimsoll status --json`, which stays: fields may be added, none goes or changes its meaning without
-//! another [`VERSION`]. Amounts are bytes, or `"max"`; what is not known is `null`.
+//! The format is that of `plimsoll status --json` and is stable. New fields may appear, but
+//! removing a field or changing its meaning requires another [`VERSION`]. Amounts are bytes or
+//! `"max"`. An unknown value is `null`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -25,28 +26,30 @@ use crate::kubelet::node::MemInfo;
 use crate::report::{Kind, Report, Subject, What};
 use crate::state::containers::{Container, Containers, Decided, Settings, Update};
 
-/// The version of this form.
+/// Version of this format.
 pub const VERSION: u32 = 1;
 
-/// How many threads read files, and how many things are not worth another one.
+/// Maximum number of threads that read files. Up to [`FEW`] items are not worth another thread.
 const MOST_THREADS: usize = 4;
 const FEW: usize = 50;
 
-/// The node.
+/// Status of the node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// [`VERSION`].
+    /// Version of the format ([`VERSION`]).
     pub version: u32,
-    /// The program's version.
+    /// Version of the program.
     pub plimsoll: String,
-    /// The node as a whole.
+    /// Status of the node as a whole.
     pub node: NodeStatus,
-    /// The cgroups above the containers, and those beside the pods that are protected; parents before children.
+    /// Cgroups above the containers, parents before children. Also the protected cgroups beside the
+    /// pods.
     pub cgroups: Vec<CgroupStatus>,
-    /// The containers, trouble first.
+    /// Containers, with the worst state first.
     pub containers: Vec<ContainerStatus>,
-    /// Containers that are down at the moment, of which something was told lately: such as one that is killed again and again.
+    /// Containers that are down but have recent reports, such as a container that is OOM-killed
+    /// repeatedly.
     pub down: Vec<DownStatus>,
 }
 
@@ -54,110 +57,114 @@ pub struct Status {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DownStatus {
-    /// Namespace of its pod.
+    /// Namespace of the pod.
     pub namespace: String,
-    /// Name of its pod.
+    /// Name of the pod.
     pub pod: String,
-    /// Its pod's uid.
+    /// UID of the pod.
     pub uid: String,
-    /// Its name.
+    /// Name of the container.
     pub container: String,
-    /// What was told of it lately, the latest first.
+    /// Recent reports, latest first.
     pub reports: Vec<Report>,
 }
 
-/// The node as a whole.
+/// Status of the node as a whole.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
-    /// All memory.
+    /// Total memory of the node.
     pub memory: Option<Bytes>,
-    /// What is available of it, by the kernel's estimate.
+    /// Available memory, as the kernel estimates it.
     pub available: Option<Bytes>,
-    /// What pods may use altogether.
+    /// Node allocatable: memory for all pods together.
     pub allocatable: Option<Bytes>,
-    /// What all pods together may use (`nodeGuard`); `null` if that is not bounded, also for want of a cgroup to bound.
+    /// Limit of all pods together (`nodeGuard`). `null` without such a limit, or if kubepods is
+    /// missing or unreadable.
     pub guard: Option<Bytes>,
-    /// Why the node guard is not in force, or a part of it is not, or in observe mode would not be; `null` if all is, or none is wanted.
+    /// Reason why the node guard is not fully in force, or would not be in observe mode. `null` if
+    /// the guard has no problem or is not configured.
     #[serde(default)]
     pub guard_problem: Option<String>,
-    /// What of the node could not be read, why, and what to do about it.
+    /// Facts about the node that could not be read, each with the reason and advice.
     #[serde(default)]
     pub problems: Vec<String>,
-    /// `memory.max` of kubepods; `null` if there is no such cgroup, or it cannot be read.
+    /// `memory.max` of kubepods; `null` if kubepods is missing or unreadable.
     pub pods_max: Option<Limit>,
-    /// The container runtime is connected, and has told of its pods and containers.
+    /// Whether the container runtime is connected and has sent its pods and containers.
     pub synchronized: bool,
-    /// `plimsoll restore` was called: nothing is set.
+    /// Whether `plimsoll restore` is in force, so that the plugin sets nothing.
     pub stands_aside: bool,
-    /// Whether the plugin acts, or only works out what it would do.
+    /// Whether the plugin acts, or only reports what it would do.
     #[serde(default)]
     pub mode: Mode,
-    /// The reason why the plugin only observes, although it is configured to act; `null` unless the brake was applied.
+    /// Reason why the brake switched the plugin to observe mode; `null` unless the brake was
+    /// applied.
     #[serde(default)]
     pub brake: Option<String>,
-    /// What all pods together might use by `nodeGuard` if the plugin did not only observe; `null` otherwise.
+    /// Observe mode: limit of all pods together that `nodeGuard` would set; `null` otherwise.
     #[serde(default)]
     pub planned_guard: Option<Bytes>,
-    /// In observe mode: how many containers use more than the `memory.high` that they would have.
+    /// Observe mode: number of containers that use more than their planned `memory.high`.
     #[serde(default)]
     pub would_throttle: usize,
-    /// In observe mode: how many limit decreases of the last ten minutes would have been refused or deferred.
+    /// Observe mode: number of limit decreases of the last ten minutes that would have been refused
+    /// or deferred.
     #[serde(default)]
     pub would_refuse: u64,
-    /// The sum of all containers' requests, as far as they are known.
+    /// Sum of all known container requests.
     pub requests: Bytes,
-    /// The sum of all containers' limits.
+    /// Sum of all container limits.
     pub limits: Bytes,
-    /// How many containers have no limit.
+    /// Number of containers without a limit.
     pub unlimited: usize,
-    /// What all containers use.
+    /// Usage of all containers together.
     pub usage: Bytes,
 }
 
-/// A cgroup above the containers, or one beside the pods that is protected.
+/// A cgroup above the containers, or a protected cgroup beside the pods.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CgroupStatus {
-    /// Its path below the root.
+    /// Path below the cgroup root.
     pub cgroup: CgroupPath,
-    /// What it is.
+    /// Level of the cgroup.
     pub level: Level,
-    /// What its files should hold.
+    /// Protection that the files should have.
     pub desired: Protection,
-    /// What they hold; `null` if there is no such cgroup, or it cannot be read.
+    /// Protection that the files have; `null` if the cgroup is missing or unreadable.
     pub observed: Option<Protection>,
-    /// Why that is not known, and what to do about it.
+    /// Reason why the observed values are unknown, with advice.
     #[serde(default)]
     pub problem: Option<String>,
-    /// How much of what it uses is protected, by the kernel's rule.
+    /// Part of the usage that is protected by the kernel's rule.
     pub effective: Option<Protection>,
-    /// Whether what is written helps.
+    /// Whether the observed protection has an effect.
     pub standing: Option<Standing>,
-    /// What it uses.
+    /// Usage of the cgroup.
     pub usage: Option<Bytes>,
-    /// Its limit.
+    /// Limit of the cgroup.
     pub max: Option<Limit>,
-    /// What was told of it lately, the latest first.
+    /// Reports of the cgroup, latest first.
     pub reports: Vec<Report>,
 }
 
-/// Which level a cgroup is.
+/// Level of a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// All pods.
+    /// Cgroup of all pods.
     Kubepods,
-    /// All pods of a class.
+    /// Cgroup of all pods of a QoS class.
     Class,
-    /// A pod.
+    /// Cgroup of a pod.
     Pod,
-    /// Beside the pods, and named by the operator.
+    /// Cgroup beside the pods that the operator named.
     Reserved,
 }
 
 impl Level {
-    /// The word.
+    /// Returns the word for the level.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Kubepods => "kubepods",
@@ -168,80 +175,81 @@ impl Level {
     }
 }
 
-/// A container.
+/// Status of a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerStatus {
-    /// Namespace of its pod.
+    /// Namespace of the pod.
     pub namespace: String,
-    /// Name of its pod.
+    /// Name of the pod.
     pub pod: String,
-    /// Its pod's uid.
+    /// UID of the pod.
     pub uid: String,
-    /// Its name.
+    /// Name of the container.
     pub container: String,
-    /// Its id in the runtime.
+    /// Id of the container in the runtime.
     pub id: String,
-    /// Its cgroup, below the root.
+    /// Path of the container's cgroup below the cgroup root.
     pub cgroup: Option<CgroupPath>,
-    /// What all this amounts to.
+    /// State that sums up all other fields.
     pub state: State,
-    /// Its QoS class.
+    /// QoS class.
     pub class: QosClass,
-    /// Its request.
+    /// Memory request.
     pub request: Option<RequestStatus>,
-    /// The limit that its user asks for.
+    /// Limit that the user asked for.
     pub asked: Limit,
-    /// What it uses (`memory.current`).
+    /// Usage (`memory.current`).
     pub usage: Option<Bytes>,
-    /// The same without page cache that was not used lately, as the kubelet counts it.
+    /// Usage without inactive page cache, as the kubelet counts the working set.
     pub working_set: Option<Bytes>,
-    /// How much more than its request that is.
+    /// Part of the working set above the request.
     pub over_request: Bytes,
-    /// Its limit is more than `maxLimitRequestRatio` times its request.
+    /// Whether the limit is more than `maxLimitRequestRatio` times the request.
     pub overcommitted: bool,
-    /// In observe mode: it uses more than the `memory.high` that it would have.
+    /// Observe mode: whether the container uses more than its planned `memory.high`.
     #[serde(default)]
     pub would_throttle: bool,
-    /// What its files should hold; `max` is its limit.
+    /// Values that the files should have. `max` is the container's limit.
     pub desired: Values,
-    /// Why.
+    /// Reasons for the desired values.
     pub reasons: Reasons,
-    /// What they hold; `null` if they cannot be read.
+    /// Values that the files have; `null` if the files cannot be read.
     pub observed: Option<Values>,
-    /// Why that is not known, and what to do about it.
+    /// Reason why the observed values are unknown, with advice.
     #[serde(default)]
     pub problem: Option<String>,
-    /// How much of what it uses is protected, by the kernel's rule.
+    /// Part of the usage that is protected by the kernel's rule.
     pub effective: Option<Protection>,
-    /// Whether what is written helps.
+    /// Whether the observed protection has an effect.
     pub standing: Option<Standing>,
-    /// How long all of it has waited for memory, in seconds, since it was started (`memory.pressure`, full).
+    /// Time in seconds since the start that all of the container waited for memory
+    /// (`memory.pressure`, full).
     pub stalled_seconds: Option<f64>,
-    /// How much of the last ten seconds that was, in percent.
+    /// Share of the last ten seconds that all of the container waited for memory, in percent.
     pub stalled_percent: Option<f64>,
-    /// How many of its processes the kernel has killed for want of memory.
+    /// Number of the container's processes that the kernel has OOM-killed.
     pub oom_kills: Option<u64>,
-    /// What was told of it lately, whatever ids it has had, the latest first.
+    /// Reports of the container, whose id may have changed. Latest first.
     pub reports: Vec<Report>,
 }
 
-/// A request.
+/// A memory request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestStatus {
-    /// The request, or the least that it can be.
+    /// The request, or its lower bound if the request is not exact.
     pub bytes: Bytes,
-    /// The most that it can be.
+    /// Upper bound of the request.
     pub at_most: Bytes,
-    /// Where it was learnt.
+    /// Source of the request.
     pub provenance: String,
 }
 
-/// What a container's files hold, or should.
+/// Values of a container's files, observed or desired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Values {
-    /// `memory.min`; `null` is to be left alone.
+    /// `memory.min`. A desired value of `null` leaves the file alone.
     pub min: Option<Limit>,
     /// `memory.low`.
     pub low: Option<Limit>,
@@ -252,7 +260,7 @@ pub struct Values {
 }
 
 impl Values {
-    /// How many files hold something else than they should, which is these values.
+    /// Returns the number of files whose `observed` value differs from these desired values.
     pub fn differs_from(self, observed: Self) -> usize {
         let all = |values: Self| [values.min, values.low, values.high, values.max];
         all(self)
@@ -263,51 +271,51 @@ impl Values {
     }
 }
 
-/// Why files should hold what they should.
+/// Reasons for the desired values of a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reasons {
-    /// `memory.min`.
+    /// Reason for `memory.min`.
     pub min: String,
-    /// `memory.low`.
+    /// Reason for `memory.low`.
     pub low: String,
-    /// `memory.high`.
+    /// Reason for `memory.high`.
     pub high: String,
 }
 
-/// What all that is known of a container amounts to, in a word. What is worse comes first.
+/// State of a container in one word. Worse states come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// The kernel killed processes of it within the last ten minutes.
+    /// The kernel OOM-killed processes of the container within the last ten minutes.
     Killed,
-    /// A lower limit was refused, or given up, since it uses more.
+    /// A limit decrease was refused or given up, because the container uses more.
     Refused,
-    /// A lower limit waits until it uses less.
+    /// A limit decrease waits until the container uses less.
     Deferred,
-    /// Somebody else keeps setting its files.
+    /// Another program keeps changing the container's files.
     Contended,
-    /// Its files are not as they should be.
+    /// The files differ from their desired values.
     Drifted,
-    /// It stands at `memory.high`, waiting for memory.
+    /// The container is throttled at `memory.high` and waits for memory.
     Throttled,
-    /// Observe mode: it uses more than the `memory.high` that it would have.
+    /// Observe mode: the container uses more than its planned `memory.high`.
     WouldThrottle,
-    /// Its limit was raised since it was killed again and again.
+    /// The plugin raised the limit after repeated OOM kills.
     Rescued,
-    /// It uses more than it requested, which may be taken from it.
+    /// The container uses more than its request. The kernel may reclaim the excess.
     OverRequest,
-    /// What is written for it does not protect: a cgroup above has less.
+    /// Some or all of the protection has no effect, because an ancestor cgroup has less protection.
     Inert,
-    /// It has not started yet, or its cgroup or one above cannot be read.
+    /// The container has not started, or its cgroup or an ancestor cgroup cannot be read.
     Unread,
-    /// Nothing is protected for it.
+    /// The container has no protection.
     Unprotected,
-    /// Its request is protected.
+    /// The container's request is protected.
     Protected,
 }
 
 impl State {
-    /// All of them, the worst first.
+    /// All states, worst first.
     pub const ALL: [Self; 13] = [
         Self::Killed,
         Self::Refused,
@@ -324,7 +332,7 @@ impl State {
         Self::Protected,
     ];
 
-    /// The word.
+    /// Returns the word for the state.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Killed => "killed",
@@ -350,7 +358,8 @@ impl fmt::Display for State {
     }
 }
 
-/// The same of each, by as many threads as there are processors, but few: most of it is the kernel's work.
+/// Applies `of` to each item in parallel and returns the results in order. A few threads suffice,
+/// because most of the work is the kernel's.
 fn in_parallel<T: Sync, R: Send>(items: &[T], of: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     let of = &of;
@@ -366,7 +375,7 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], of: impl Fn(&T) -> R + Sync) -> Ve
     })
 }
 
-/// What was read of a container.
+/// Values read from a container's cgroup.
 #[derive(Clone, Copy, Debug, Default)]
 struct Read {
     values: Values,
@@ -403,7 +412,7 @@ impl Read {
 }
 
 impl Status {
-    /// Reads all of it. Takes some tens of microseconds for each container.
+    /// Reads the status. Takes some tens of microseconds for each container.
     pub fn read(parts: &Parts) -> Self {
         let Parts { containers, ancestors, root, reports, .. } = parts;
         let settings = containers.settings();
@@ -480,7 +489,8 @@ impl Status {
                 container_status(&settings, container, plan, read.as_ref(), effective, told, wait)
             })
             .collect();
-        // The worst first; among those the one that uses most beyond its request.
+        // Worst state first. Within a state, the container with the largest excess over its request
+        // first.
         rows.sort_by(|a, b| {
             let key = |row: &ContainerStatus| (row.state, std::cmp::Reverse(row.over_request));
             key(a).cmp(&key(b)).then_with(|| {
@@ -542,10 +552,10 @@ impl Status {
     }
 }
 
-/// Why nothing was read of a container.
+/// Reason why a container that has not started was not read.
 const NOT_STARTED: &str = "it has not started yet";
 
-/// Why something could not be read, and what to do about it.
+/// Returns why a cgroup could not be read, with advice.
 fn unread(error: &CgroupError) -> String {
     match error {
         CgroupError::Gone(_) => {
@@ -557,7 +567,7 @@ fn unread(error: &CgroupError) -> String {
     }
 }
 
-/// What of the node is not known.
+/// Returns the facts about the node that are unknown, with advice.
 fn node_problems(
     containers: &Containers,
     settings: &Settings,
@@ -584,7 +594,7 @@ fn node_problems(
     problems
 }
 
-/// Says in observe mode that pods use more than the guard would leave them.
+/// Observe mode: returns a message if pods use more than the guard would leave them.
 fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
     match kubepods.usage() {
         Ok(usage) => (usage > line).then(|| {
@@ -595,7 +605,7 @@ fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
     }
 }
 
-/// Says that the guard protects nothing of the system, as there is no cgroup of it.
+/// Returns a message if the guard protects nothing of the system, because there is no system.slice.
 fn half_a_guard(settings: &Settings, root: &CgroupRoot) -> Option<String> {
     if !settings.config.reserved.is_empty() {
         return None;
@@ -667,17 +677,17 @@ impl NodeStatus {
     }
 }
 
-/// The parts of `namespace/name`.
+/// Splits `namespace/name`.
 fn namespace_and_name(pod: &str) -> (&str, &str) {
     pod.split_once('/').unwrap_or(("", pod))
 }
 
-/// What others know of a container's limit.
+/// State of a container's limit that other modules know.
 #[derive(Clone, Copy, Debug)]
 struct Wait {
-    /// A lower one waits.
+    /// A limit decrease is deferred.
     is_deferred: bool,
-    /// It was raised by ourselves.
+    /// The plugin raised the limit as an OOM rescue.
     is_rescued: bool,
 }
 
@@ -779,28 +789,29 @@ fn container_status(
     }
 }
 
-/// What a container's state is judged by.
+/// Facts that decide the state of a container.
 #[derive(Clone, Copy, Debug)]
 struct Facts<'r> {
     is_read: bool,
     is_changing: bool,
-    /// Nothing is set, so what differs is no trouble.
+    /// Observe mode: the plugin sets nothing, so a difference is no drift.
     only_observes: bool,
     usage: Option<Bytes>,
     desired: Values,
     observed: Values,
-    /// It has a higher limit than its user asks for.
+    /// The limit is higher than the limit that the user asked for.
     is_beyond_asked: bool,
     wait: Wait,
     throttled: Option<Throttled>,
     is_over: bool,
     standing: Option<Standing>,
-    /// The latest first.
+    /// Latest first.
     reports: &'r [Report],
 }
 
 impl Facts<'_> {
-    /// It uses more than the `memory.high` that it would have.
+    /// Returns whether observe mode is on and the container uses more than its planned
+    /// `memory.high`.
     fn would_throttle(&self) -> bool {
         self.only_observes
             && self
@@ -821,7 +832,7 @@ impl Facts<'_> {
         if self.wait.is_deferred {
             return State::Deferred;
         }
-        // As long as the limit is what it was then.
+        // A refusal counts only while the limit in force is still the same as then.
         let is_refused = self.reports.iter().filter(|report| report.is_late()).any(|report| {
             match &report.what {
                 Some(What::CutRejected(cut)) => {
@@ -835,7 +846,7 @@ impl Facts<'_> {
         }
         if self.desired.differs_from(self.observed) > 0 && !self.is_changing && !self.only_observes
         {
-            // It is told once, however long it goes on.
+            // A conflict is reported only once, so its report counts even if it is old.
             let is_contended = self.reports.iter().any(|report| report.kind == Kind::Contended);
             return if is_contended { State::Contended } else { State::Drifted };
         }
@@ -853,7 +864,7 @@ impl Facts<'_> {
             Some(Standing::Inert | Standing::Partly) => State::Inert,
             Some(Standing::Protected) => State::Protected,
             Some(Standing::Unclaimed) => State::Unprotected,
-            // A cgroup above could not be read.
+            // An ancestor cgroup could not be read.
             None => State::Unread,
         }
     }
@@ -887,7 +898,7 @@ mod tests {
     const DEFERRED: Wait = Wait { is_deferred: true, is_rescued: false };
     const RESCUED: Wait = Wait { is_deferred: false, is_rescued: true };
 
-    /// A container with a limit of 250 MiB, all of it as it should be.
+    /// A container with a limit of 250 MiB whose files all have their desired values.
     fn fine() -> Facts<'static> {
         let values = Values {
             min: Some(mib(64)),
@@ -951,7 +962,7 @@ mod tests {
             (State::Rescued, Facts { is_over: true, ..rescued }, vec![]),
             (State::Throttled, Facts { throttled, ..rescued }, vec![]),
             (State::Drifted, Facts { throttled, observed: written, ..fine() }, vec![]),
-            // What would be set is no drift.
+            // In observe mode a difference is no drift.
             (State::Protected, Facts { only_observes: true, observed: written, ..fine() }, vec![]),
             (
                 State::WouldThrottle,
@@ -967,9 +978,10 @@ mod tests {
             ),
             (State::Refused, fine(), vec![report(What::CutRejected(cut), LATELY - 5)]),
             (State::Protected, fine(), vec![report(What::CutRejected(cut), LATELY + 5)]),
-            // It has another limit since.
+            // The limit has changed since the refusal.
             (State::Rescued, rescued, vec![report(What::CutRejected(cut), 0)]),
-            // What it has it does not have for a rescue: it was given up.
+            // The limit is above the user's limit without a rescue, because the plugin gave up a
+            // deferred limit.
             (
                 State::Refused,
                 Facts { is_beyond_asked: true, ..fine() },

@@ -1,8 +1,9 @@
-//! The automatic brake: the plugin stops writing by itself when it does too much.
+//! Automatic brake: stops all writes of the plugin when the plugin intervenes too often.
 //!
-//! [`Tally`] counts repairs, conflicts and kills by limits that the plugin has set. Once one of them exceeds its
-//! bound ([`Bounds`]), the plugin behaves as with `mode: observe`. It stays so across restarts, until an operator
-//! removes the record ([`Record`]) with `plimsoll reset-brake`. The record is below `/run`, so a reboot removes it, too.
+//! [`Tally`] counts repairs, conflicts and kills by limits that the plugin has set. When one count
+//! exceeds its bound ([`Bounds`]), the plugin behaves as with `mode: observe`. The brake stays
+//! applied across restarts until an operator calls `plimsoll reset-brake`, which removes the record
+//! ([`Record`]). The record is below `/run`, so a reboot also removes it.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -17,19 +18,20 @@ use tokio::sync::Notify;
 use crate::lock;
 use crate::state::originals::DIRECTORY;
 
-/// The record's name in the plugin's directory.
+/// Name of the record's file in the plugin's directory.
 pub const FILE: &str = "brake";
 
-/// The bounds beyond which the plugin stops writing (`brake`): how often within [`Bounds::window`].
+/// Bounds of the brake (`brake` in the configuration): the highest counts within [`Bounds::window`]
+/// with which the plugin still writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Repairs, from 1 on.
+    /// Number of repairs, at least 1.
     pub repairs: u32,
-    /// Values left to another writer, from 1 on.
+    /// Number of values left to another writer, at least 1.
     pub conflicts: u32,
-    /// Kills by limits that the plugin has set, from 1 on.
+    /// Number of kills by limits that the plugin has set, at least 1.
     pub kills: u32,
-    /// The time within which they count.
+    /// Time window of the counts.
     pub window: Duration,
 }
 
@@ -39,13 +41,13 @@ impl Default for Bounds {
     }
 }
 
-/// A cause for which the brake is applied.
+/// Cause for which the brake is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
-    /// A value that another program changed was set again.
+    /// The plugin restored a value that another program had changed.
     Repairs,
-    /// A value was left to another writer.
+    /// The plugin left a value to another writer.
     Conflicts,
     /// The kernel killed a process because of a limit that the plugin has set.
     Kills,
@@ -62,7 +64,7 @@ impl Cause {
         }
     }
 
-    /// The word for it in messages.
+    /// Returns the name of the cause in messages.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Repairs => "repairs",
@@ -72,17 +74,17 @@ impl Cause {
     }
 }
 
-/// The reason why the brake was applied, as it is kept in a file.
+/// Reason why the brake was applied, stored in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// The cause that exceeded its bound.
+    /// Cause that exceeded its bound.
     pub cause: Cause,
-    /// How many of them there were within the window.
+    /// Number of events within the window.
     pub count: u32,
-    /// The window in seconds.
+    /// Window in seconds.
     pub window_seconds: u64,
-    /// When the brake was applied, in seconds since 1970.
+    /// Time when the brake was applied, in seconds since 1970.
     pub at: u64,
 }
 
@@ -91,11 +93,13 @@ impl Record {
         host.join(DIRECTORY).join(FILE)
     }
 
-    /// The record on the node whose file system is at `host`; `None` without one.
+    /// Loads the record on the node whose file system is at `host`. Returns `None` if there is no
+    /// record.
     ///
     /// # Errors
     ///
-    /// When there is a record that cannot be read: then the brake is to be taken for applied.
+    /// Fails if there is a record that cannot be read. The caller must then treat the brake as
+    /// applied.
     pub fn load(host: &Path) -> io::Result<Option<Self>> {
         match fs::read(Self::file(host)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -104,11 +108,11 @@ impl Record {
         }
     }
 
-    /// Keeps the record, by rename.
+    /// Writes the record to a new file, then renames the file.
     ///
     /// # Errors
     ///
-    /// When the file cannot be written.
+    /// Fails if the file cannot be written.
     pub fn store(&self, host: &Path) -> io::Result<()> {
         let file = Self::file(host);
         fs::create_dir_all(host.join(DIRECTORY))?;
@@ -121,7 +125,7 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// When there is one that cannot be removed.
+    /// Fails if there is a record that cannot be removed.
     pub fn remove(host: &Path) -> io::Result<bool> {
         match fs::remove_file(Self::file(host)) {
             Ok(()) => Ok(true),
@@ -131,7 +135,7 @@ impl Record {
     }
 }
 
-/// As in `501 repairs within 10m`.
+/// Formats the record as in `501 repairs within 10m`.
 impl std::fmt::Display for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let window = humantime::format_duration(Duration::from_secs(self.window_seconds));
@@ -139,10 +143,10 @@ impl std::fmt::Display for Record {
     }
 }
 
-/// The counts of the last [`Bounds::window`].
+/// Counts of the events within the last [`Bounds::window`].
 #[derive(Debug, Default)]
 pub struct Tally {
-    // Short: nothing waits while it is held.
+    // Held only briefly: no code waits while it holds this lock.
     counts: Mutex<Counts>,
     exceeded: Notify,
 }
@@ -152,23 +156,23 @@ struct Counts {
     bounds: Option<Bounds>,
     times: [VecDeque<Instant>; 3],
     exceeded: Option<(Cause, u32, Bounds)>,
-    /// A bound was exceeded, and that was acted on.
+    /// Whether a bound was exceeded and [`Tally::exceeded`] has reported it.
     is_applied: bool,
 }
 
 impl Tally {
-    /// Counts against these bounds from now on; `None` counts nothing.
+    /// Sets the bounds. With `None`, no event is counted.
     pub fn configure(&self, bounds: Option<Bounds>) {
         lock(&self.counts).bounds = bounds;
     }
 
-    /// Forgets everything, as after a reset.
+    /// Resets all counts, as after a reset of the brake.
     pub fn clear(&self) {
         let mut counts = lock(&self.counts);
         *counts = Counts { bounds: counts.bounds, ..Counts::default() };
     }
 
-    /// Counts something that happened at `now`.
+    /// Counts an event that happened at `now`.
     pub fn count(&self, cause: Cause, now: Instant) {
         let mut counts = lock(&self.counts);
         let Some(bounds) = counts.bounds.filter(|_| !counts.is_applied) else { return };
@@ -179,7 +183,7 @@ impl Tally {
         while times.front().is_some_and(|first| now.duration_since(*first) > bounds.window) {
             times.pop_front();
         }
-        // No more than that are needed, however long the window is.
+        // More entries are never needed, however long the window is.
         while times.len() > bound as usize + 1 {
             times.pop_front();
         }
@@ -189,7 +193,8 @@ impl Tally {
         }
     }
 
-    /// Waits until a bound is exceeded. Counts nothing from then on, until [`Self::clear`].
+    /// Waits until a bound is exceeded, then returns the record. Counting stops until
+    /// [`Self::clear`].
     pub async fn exceeded(&self, at: impl Fn() -> u64) -> Record {
         loop {
             let exceeded = {
@@ -221,7 +226,7 @@ mod tests {
     fn more_than_the_bound_within_the_window() {
         let (tally, start) = (Tally::default(), Instant::now());
         tally.configure(Some(bounds()));
-        // Three within any minute, for ever.
+        // At most three repairs within any minute do not exceed the bound.
         for at in 0..20 {
             tally.count(Cause::Repairs, start + Duration::from_secs(21 * at));
             assert_eq!(exceeded(&tally), None, "{at}");

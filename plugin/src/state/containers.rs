@@ -1,6 +1,7 @@
-//! The containers of the node: what is known of each, and what it should have.
+//! Containers of the node: their known state and their desired values.
 //!
-//! Events and the reconcile task come to the same values by the same way: [`Containers::decide`].
+//! Event handlers and the reconcile task use the same function to compute desired values:
+//! [`Containers::decide`].
 
 use std::collections::HashMap;
 use std::io;
@@ -28,120 +29,136 @@ use crate::lock;
 use crate::state::brake;
 use crate::state::originals::{DIRECTORY, Originals, Target, Values};
 
-/// A container as the runtime told of it.
+/// Container as reported by the runtime.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Container {
-    /// Its id in the runtime.
+    /// ID in the runtime.
     pub id: String,
-    /// Its name in its pod.
+    /// Name in its pod.
     pub name: String,
     /// Namespace and name of its pod, as `namespace/name`.
     pub pod: String,
-    /// Its pod's uid.
+    /// UID of its pod.
     pub uid: PodUid,
-    /// The id of its pod's sandbox.
+    /// ID of its pod's sandbox.
     pub sandbox: String,
-    /// Its limit: asked for at create or by the last update, or what it is to have instead.
+    /// Memory limit that the container should have. The create request or the last update asked for
+    /// it, or the plugin chose another limit instead.
     pub limit: Limit,
-    /// What its user asks for.
+    /// Memory limit that the user asks for.
     pub asked: Limit,
-    /// Which update its limit came with.
+    /// Identifier of the update that set the limit; 0 for the create request.
     pub revision: u64,
-    /// How much processor time it may use: asked for at create or by the last update.
+    /// CPU limit from the create request or the last update.
     pub cpu: CpuMax,
-    /// Its part of the processor time that is contended for: asked for at create or by the last update.
+    /// CPU shares from the create request or the last update. They divide CPU time among competing
+    /// cgroups.
     pub cpu_shares: CpuShares,
-    /// How much swap the last update was to leave it with; `None` is whatever there is.
+    /// Swap limit that the container should keep after the last update. With `None`, any value is
+    /// accepted.
     pub swap_max: Option<Bytes>,
-    /// The unified map that the CRI client sent with the create or the last update.
+    /// `unified` map that the CRI client sent with the create request or the last update.
     pub unified: HashMap<String, String>,
-    /// What its pod's annotations ask for.
+    /// Overrides from the annotations of its pod.
     pub overrides: Overrides,
     /// Its `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
-    /// The last thing that the kubelet did to it, which decides what record is right: after an update it takes the kubelet
-    /// a moment to write down that it has acted on it.
+    /// Last operation of the kubelet on the container. This operation decides which record of the
+    /// kubelet is correct: after an update the kubelet needs a moment to record that it has acted
+    /// on the update.
     pub moment: Moment,
-    /// It was started, so it has a cgroup.
+    /// Whether the container was started, so that it has a cgroup.
     pub started: bool,
-    /// Its cgroup was seen with processes, so that it has ended once the cgroup is gone. With Kata and gVisor that never is so: all
-    /// processes of a pod are in the cgroup of its sandbox, and only the runtime tells when a container has ended.
+    /// Whether processes were seen in its cgroup. If so, the container has ended once the cgroup is
+    /// gone.
+    ///
+    /// With Kata and gVisor this field stays false. All processes of a pod are then in the cgroup
+    /// of its sandbox, and only the runtime reports the end of a container.
     pub has_had_processes: bool,
-    /// What has come of its last update.
+    /// Phase of its last update.
     pub update: Update,
-    /// `memory.high` while it is released from where the policy has it.
+    /// Raised `memory.high` while the container is released from the policy's `memory.high`
+    /// (`throttleDeadline`).
     pub released: Option<Limit>,
-    /// Its cgroup; `None` if the runtime gave none, or none that can be used.
+    /// Its cgroup. `None` if the runtime reported no path or an invalid path.
     pub cgroup: Option<CgroupPath>,
-    /// Where its pod is; `None` where no kubelet made the pod's cgroup.
+    /// Place of its pod in the hierarchy. `None` if the pod's cgroup was not created by a kubelet.
     pub place: Option<PodPlace>,
-    /// `memory.high` before it was lowered for a cut, until it was read back. What it is to have where the policy leaves it alone.
+    /// Original `memory.high` during a limit decrease, until the plugin has read back the desired
+    /// value. It is the desired value itself where the policy leaves `memory.high` alone.
     pub high_before: Option<Limit>,
 }
 
-/// What has come of a container's last update.
+/// Phase of a container's last update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Update {
-    /// There was none, or it was read back, or has not come about.
+    /// No update is pending. Either there was none, or its result was read back, or it did not take
+    /// place.
     Over,
-    /// The runtime is about to make the one with this number, so that the container's files are neither as before nor as after.
+    /// The runtime is about to apply the update with this number. The files may hold a mix of old
+    /// and new values.
     UnderWay(u64),
-    /// The runtime says that it has made it.
+    /// The runtime reports that it has applied the update.
     Made,
 }
 
 impl Update {
-    /// One that this plugin is about to ask the runtime for.
+    /// Update that this plugin is about to request from the runtime.
     pub const OURS: Self = Self::UnderWay(u64::MAX);
 }
 
-/// What a container should have.
+/// Desired state of a container.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decided {
-    /// Its QoS class.
+    /// QoS class of the pod.
     pub class: QosClass,
-    /// Its request; `None` is unknown.
+    /// Memory request; `None` if unknown.
     pub request: Option<Request>,
-    /// The values.
+    /// Desired values of the policy.
     pub desired: Desired,
-    /// What somebody should hear of.
+    /// Problems to report in the log.
     pub notices: Vec<Notice>,
-    /// What the files held before this plugin changed them; `None` if it never has.
+    /// Original values of the files. `None` if this plugin never changed them.
     pub before: Option<Values>,
-    /// `memory.high` while it is released from where the policy has it.
+    /// Raised `memory.high` while the container is released from the policy's `memory.high`
+    /// (`throttleDeadline`).
     pub released: Option<Limit>,
-    /// `memory.high` before it was lowered for a cut, until it was read back. What it is to have where the policy leaves it alone.
+    /// Original `memory.high` during a limit decrease, until the plugin has read back the desired
+    /// value. It is the desired value itself where the policy leaves `memory.high` alone.
     pub high_before: Option<Limit>,
 }
 
 impl Container {
-    /// The kubelet's QoS class; `None` where no kubelet made the pod's cgroup.
+    /// Returns the kubelet's QoS class. Returns `None` if the pod's cgroup was not created by a
+    /// kubelet.
     pub fn class(&self) -> Option<QosClass> {
         self.place.as_ref().map(PodPlace::class)
     }
 
-    /// It has not started yet, or not ended.
+    /// Returns whether the container has not started yet or has not ended.
     pub fn is_alive(&self, root: &CgroupRoot) -> bool {
         let is_gone =
             |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
         !(self.started && self.has_had_processes && self.cgroup.as_ref().is_some_and(is_gone))
     }
 
-    /// What it may use.
+    /// Returns the limits that the container should have.
     pub fn limits(&self) -> Limits {
         Limits { memory: self.limit, cpu: self.cpu.rate() }
     }
 
-    /// What it could use if it had what its user asks for.
+    /// Returns the limits that the container would have if it had the memory limit that its user
+    /// asks for.
     pub fn asked_limits(&self) -> Limits {
         Limits { memory: self.asked, ..self.limits() }
     }
 }
 
 impl Decided {
-    /// The value that a file should have; `None` is to be left alone.
+    /// Returns the desired value of a file. Returns `None` if the file is to be left alone.
     ///
-    /// Where the policy has no say in a file, that is what it held before this plugin changed it, if it did.
+    /// If the policy has no value for a file, the original value is desired. If this plugin never
+    /// changed the file, it is left alone.
     pub fn value(&self, knob: Knob) -> Option<Limit> {
         let (decision, value) = match knob {
             Knob::Min => (&self.desired.min, self.desired.min_value()),
@@ -156,12 +173,13 @@ impl Decided {
         }
     }
 
-    /// The values that its files should have; those that are to be left alone are not among them.
+    /// Returns the desired values of the files, without the files that are to be left alone.
     pub fn values(&self) -> Vec<(Knob, Limit)> {
         KNOBS.into_iter().filter_map(|knob| Some((knob, self.value(knob)?))).collect()
     }
 
-    /// Nothing is wanted of the container, which this plugin has changed before.
+    /// Returns whether the container is unmanaged: the policy has no value for it, but this plugin
+    /// has changed it before.
     pub fn is_let_go(&self) -> bool {
         let Desired { min, low, high, .. } = &self.desired;
         let has_no_say = |decision: &Decision| {
@@ -170,7 +188,7 @@ impl Decided {
         self.before.is_some() && [min, low, high].into_iter().all(has_no_say)
     }
 
-    /// What to do with a file.
+    /// Returns what the policy wants for a file.
     pub fn setting(&self, knob: Knob) -> Setting {
         match knob {
             Knob::Min => self.desired.min.setting,
@@ -181,86 +199,89 @@ impl Decided {
     }
 }
 
-/// What is known of a pod's limits beside its cgroup: the kubelet's record and the containers that live.
+/// Evidence about a pod's limits from outside its cgroup: the kubelet's record and the containers
+/// that have not ended.
 #[derive(Clone, Debug)]
 pub struct PodView {
     /// Memory, in bytes.
     pub memory: (PodLimitRecord, Vec<Member>),
-    /// Processor time per second, in microseconds.
+    /// CPU time per second, in microseconds.
     pub cpu: (PodLimitRecord, Vec<Member>),
 }
 
-/// The files that this plugin sets.
+/// Files that this plugin sets by its policy.
 pub const KNOBS: [Knob; 3] = [Knob::Min, Knob::Low, Knob::High];
 
-/// A file whose being there, beneath the node's file system, means that nothing is wanted of anybody: `plimsoll restore` was
-/// called.
+/// Marker file, relative to the root of the node's file system. While it exists the plugin manages
+/// nothing. `plimsoll restore` creates it.
 pub const STAND_ASIDE: &str = "run/plimsoll/restored";
 
-/// Whether [`STAND_ASIDE`] is there on the node whose file system is at `host`.
+/// Returns whether [`STAND_ASIDE`] exists on the node whose file system is at `host`.
 ///
 /// # Errors
 ///
-/// When it cannot be found out.
+/// Fails if the operating system cannot look for the file.
 pub fn is_restored(host: &Path) -> io::Result<bool> {
     match host.join(STAND_ASIDE).try_exists() {
-        // A directory on the way to it is a file.
+        // A parent of the marker file is no directory, so there is no marker file.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
         result => result,
     }
 }
 
-/// The node's side of a decision.
+/// Node-wide input of all decisions.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The configuration in force.
+    /// Configuration in force.
     pub config: Config,
-    /// What pods may use altogether, and the page size.
+    /// Memory available to all pods together, and the page size.
     pub node: Node,
-    /// All memory.
+    /// Total memory.
     pub mem_total: Option<Bytes>,
-    /// All memory less hugepages.
+    /// Total memory without hugepages.
     pub usable: Option<Bytes>,
-    /// `plimsoll restore` was called: nothing is wanted of anybody.
+    /// Whether `plimsoll restore` was called, so that the plugin manages nothing.
     pub stand_aside: bool,
-    /// The reason why the brake was applied; `None` where it was not.
+    /// Reason why the brake was applied; `None` if it is not applied.
     pub brake: Option<String>,
 }
 
 impl Settings {
-    /// Whether the plugin acts: it sets values, raises limits and refuses limit decreases.
+    /// Returns whether the plugin acts: it sets values, raises limits and refuses limit decreases.
     pub fn enforces(&self) -> bool {
         !self.stand_aside && self.mode() == Mode::Enforce
     }
 
-    /// Whether the plugin only reports what it would do.
+    /// Returns whether the plugin only reports what it would do.
     pub fn observes(&self) -> bool {
         !self.stand_aside && self.mode() == Mode::Observe
     }
 
-    /// The mode in force: the configured one, unless the brake was applied.
+    /// Returns the mode in force: the configured mode, or observe if the brake is applied.
     pub fn mode(&self) -> Mode {
         if self.brake.is_some() { Mode::Observe } else { self.config.mode }
     }
 
-    /// The policy by which files are written: nothing is wanted of any file while the plugin does not act.
+    /// Returns the policy for writing files. While the plugin does not act, this policy has no
+    /// value for any file.
     pub fn policy(&self) -> Policy {
         if self.enforces() { self.config.policy } else { Policy::OFF }
     }
 
-    /// The cgroups to protect beside the pods.
+    /// Returns the cgroups besides the pods that the plugin protects.
     pub fn reserved(&self) -> Vec<Reserved> {
         if self.enforces() { self.planned_reserved() } else { Vec::new() }
     }
 
-    /// The cgroups that would be protected beside the pods, whether the plugin acts or not.
+    /// Returns the cgroups besides the pods that the plugin would protect if it acted.
     pub fn planned_reserved(&self) -> Vec<Reserved> {
         if self.stand_aside {
             return Vec::new();
         }
         match self.config.node_guard {
-            // The rest is for the kernel itself and for what runs elsewhere, such as sessions: were all of it promised to
-            // services, their page cache could take what nobody can give back (seen on a node: it ran out of memory).
+            // A quarter is left for the kernel and for processes outside system.slice, such as
+            // sessions. If all of it were protected for services, the kernel could not reclaim
+            // their page cache in it. A node ran out of memory this way.
             Some(kept)
                 if self.config.reserved.is_empty() && self.planned_guard_line().is_some() =>
             {
@@ -271,19 +292,22 @@ impl Settings {
         }
     }
 
-    /// What all pods together may use, in whole pages (`nodeGuard`); `None` if that is not bounded, or nothing would be left.
+    /// Returns the limit of all pods together in whole pages (`nodeGuard`). Returns `None` if there
+    /// is no such limit or the limit would leave nothing for pods. Also returns `None` while the
+    /// plugin does not act.
     pub fn guard_line(&self) -> Option<Bytes> {
         self.planned_guard_line().filter(|_| self.enforces())
     }
 
-    /// The limit of all pods together by the configuration, whether the plugin acts or not.
+    /// Returns the configured limit of all pods together, whether the plugin acts or not.
     pub fn planned_guard_line(&self) -> Option<Bytes> {
         let kept = self.config.node_guard.filter(|_| !self.stand_aside)?;
         let line = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
         (line > Bytes::ZERO).then_some(line)
     }
 
-    /// What may be promised to pods: all memory less what is kept from them.
+    /// Returns the memory that may be promised to pods: total memory without hugepages and without
+    /// the memory kept from pods.
     pub fn left_for_pods(&self) -> Option<Bytes> {
         if self.stand_aside {
             return self.usable;
@@ -292,13 +316,15 @@ impl Settings {
         Some(self.planned_guard_line().map_or(left, |line| left.min(line)))
     }
 
-    /// The most that is protected for pods altogether; `None` is unknown, and bounds nothing.
+    /// Returns the upper bound of the protection of all pods together. `None` means that the bound
+    /// is unknown and not applied.
     pub fn budget(&self) -> Option<Bytes> {
         let allocatable = self.node.allocatable?;
         Some(self.left_for_pods().map_or(allocatable, |left| allocatable.min(left)))
     }
 
-    /// Takes the node whose file system is at `host`, and tells what was chosen for the log.
+    /// Determines the settings of the node whose file system is at `host`. Also returns the facts
+    /// about its memory, for the log.
     pub fn discover(config: Config, host: &Path) -> (Self, NodeMemory) {
         let page_size = PageSize::of_this_machine();
         let memory = NodeMemory::discover(host, page_size);
@@ -312,7 +338,7 @@ impl Settings {
         });
         let brake = match brake::Record::load(host) {
             Ok(record) => record.map(|record| record.to_string()),
-            // In doubt nothing is written.
+            // If the record is unreadable, write nothing.
             Err(error) => {
                 Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE))
             }
@@ -332,7 +358,7 @@ impl Settings {
     }
 }
 
-/// All containers, and what decides about them.
+/// All containers, with the data that their desired values depend on.
 #[derive(Debug)]
 pub struct Containers {
     known: Mutex<Index>,
@@ -340,19 +366,19 @@ pub struct Containers {
     settings_changed: watch::Sender<()>,
     checkpoints: Mutex<Checkpoints>,
     originals: Arc<Mutex<Originals>>,
-    /// It was said that what containers held before cannot be written down.
+    /// Whether a failure to record original values was already reported.
     has_complained: AtomicBool,
     traffic: Arc<Mutex<Traffic>>,
 }
 
-/// The runtime's events, as far as they reach this plugin.
+/// The runtime's events, as far as this plugin receives them.
 #[derive(Debug, Default)]
 struct Traffic {
     under_way: usize,
     last: Option<Instant>,
 }
 
-/// An event that is being answered.
+/// Event that is being answered, until this value is dropped.
 #[derive(Debug)]
 pub struct Event(Arc<Mutex<Traffic>>);
 
@@ -367,9 +393,10 @@ impl Drop for Event {
 #[derive(Debug, Default)]
 struct Index {
     by_id: HashMap<String, Arc<Container>>,
-    /// The ids of a pod's containers, by that of its sandbox.
+    /// IDs of the containers in a sandbox, by the ID of the sandbox.
     by_sandbox: HashMap<String, Vec<String>>,
-    /// What containers of a sandbox were last to have, by name, also those that have ended.
+    /// Last limits that each container of a sandbox should have had, by container name. Ended
+    /// containers are included.
     last_limits: HashMap<String, HashMap<String, Limits>>,
 }
 
@@ -397,7 +424,7 @@ impl Index {
 }
 
 impl Containers {
-    /// No containers yet.
+    /// Creates an instance without containers.
     pub fn new(
         settings: Settings,
         checkpoints: Checkpoints,
@@ -415,13 +442,14 @@ impl Containers {
         }
     }
 
-    /// The runtime has sent an event, which is being answered for as long as what is returned is kept.
+    /// Registers an event from the runtime. The event counts as being answered until the returned
+    /// value is dropped.
     pub fn event(&self) -> Event {
         lock(&self.traffic).under_way += 1;
         Event(self.traffic.clone())
     }
 
-    /// How long it will be, at least, until the runtime has been quiet for `quiet`.
+    /// Returns the shortest time to wait until the runtime has sent no event for `quiet`.
     pub fn until_quiet(&self, quiet: Duration) -> Duration {
         let traffic = lock(&self.traffic);
         if traffic.under_way > 0 {
@@ -430,55 +458,57 @@ impl Containers {
         traffic.last.map_or(Duration::ZERO, |last| quiet.saturating_sub(last.elapsed()))
     }
 
-    /// What decides at the moment.
+    /// Returns the settings in force.
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Decides by other settings from now on.
+    /// Replaces the settings.
     pub fn set_settings(&self, settings: Settings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         self.settings_changed.send_replace(());
     }
 
-    /// Tells of every change of the settings.
+    /// Returns a receiver that is notified of every change of the settings.
     pub fn settings_changed(&self) -> watch::Receiver<()> {
         self.settings_changed.subscribe()
     }
 
-    /// Remembers a container, or what has changed about it.
+    /// Adds a container or replaces its state.
     pub fn insert(&self, container: Container) -> Arc<Container> {
         let container = Arc::new(container);
         lock(&self.known).insert(container.clone());
         container
     }
 
-    /// Remembers these and forgets all others.
+    /// Replaces all containers.
     pub fn replace(&self, containers: impl IntoIterator<Item = Container>) {
         let mut guard = lock(&self.known);
-        // What is down at the moment comes again.
+        // Keep the last limits, because the runtime does not report a container that is just being
+        // restarted.
         let last_limits = std::mem::take(&mut guard.last_limits);
         let mut known = Index { last_limits, ..Index::default() };
         containers.into_iter().for_each(|container| known.insert(Arc::new(container)));
         *guard = known;
     }
 
-    /// A container was started.
+    /// Records that a container was started.
     pub fn started(&self, id: &str) {
         self.change(id, |container| container.started = true);
     }
 
-    /// There are processes in a container's cgroup.
+    /// Records that there are processes in a container's cgroup.
     pub fn set_has_had_processes(&self, id: &str) {
         self.change(id, |container| container.has_had_processes = true);
     }
 
-    /// A container's update has come so far.
+    /// Sets the phase of a container's update.
     pub fn set_update(&self, id: &str, update: Update) {
         self.change(id, |container| container.update = update);
     }
 
-    /// The same, unless it has come further than `from`. Tells whether it was so.
+    /// Sets the phase of a container's update to `to` if it is `from`. Returns whether it was
+    /// `from`.
     pub fn swap_update(&self, id: &str, from: Update, to: Update) -> bool {
         let mut is_swapped = false;
         self.change(id, |container| {
@@ -490,17 +520,19 @@ impl Containers {
         is_swapped
     }
 
-    /// A container's update is to leave it with so much swap.
+    /// Sets the swap limit that a container should keep after its update.
     pub fn set_swap_max(&self, id: &str, swap_max: Option<Bytes>) {
         self.change(id, |container| container.swap_max = swap_max);
     }
 
-    /// `memory.high` of a container is about to be lowered from this for a cut, or is as it should be again.
+    /// Records the original `memory.high` before a limit decrease lowers it. `None` means that
+    /// `memory.high` has its desired value again.
     pub fn set_high_before(&self, id: &str, high: Option<Limit>) {
         self.change(id, |container| container.high_before = high);
     }
 
-    /// A container's limits were read back, and are others than those known. Unless there was another event meanwhile.
+    /// Records the limits read back from a container's cgroup and ends its update. `None` means
+    /// that a limit is as expected. Does nothing if there was another event meanwhile.
     pub fn read_back(&self, container: &Container, memory: Option<Limit>, cpu: Option<CpuMax>) {
         self.change(&container.id, |now| {
             if now.update == container.update && !matches!(now.update, Update::UnderWay(_)) {
@@ -521,7 +553,7 @@ impl Containers {
         }
     }
 
-    /// Releases a container from `memory.high` as far as this, or no longer.
+    /// Records the raised `memory.high` of a released container. `None` ends the release.
     pub fn release(&self, id: &str, released: Option<Limit>) {
         self.change(id, |container| container.released = released);
     }
@@ -531,24 +563,26 @@ impl Containers {
         lock(&self.known).remove(id);
     }
 
-    /// The container with this id.
+    /// Returns the container with this ID.
     pub fn get(&self, id: &str) -> Option<Arc<Container>> {
         lock(&self.known).by_id.get(id).cloned()
     }
 
-    /// What a container's files held before this plugin changed them; `None` if it never has.
+    /// Returns the original values of a container's files. Returns `None` if this plugin never
+    /// changed them.
     pub fn before(&self, id: &str) -> Option<Values> {
         lock(&self.originals).get(&Target::Container(id.to_owned()))
     }
 
-    /// This plugin is about to change a container's files, which hold this. Only the first time counts.
+    /// Records the original values of a container's files before this plugin changes them. Only the
+    /// first call has an effect.
     pub fn remember(&self, container: &Container, before: Values) {
         let result =
             lock(&self.originals).remember(Target::Container(container.id.clone()), before);
         self.complain(container, result);
     }
 
-    /// A container has back what it had, and is left alone.
+    /// Records that a container has its original values again and is unmanaged.
     pub fn restored(&self, container: &Container) {
         let result = lock(&self.originals).restored(&Target::Container(container.id.clone()));
         self.complain(container, result);
@@ -567,7 +601,7 @@ impl Containers {
         }
     }
 
-    /// Forgets the containers of a sandbox, and tells which.
+    /// Forgets the containers of a sandbox. Returns their IDs.
     pub fn remove_sandbox(&self, sandbox: &str) -> Vec<String> {
         let mut known = lock(&self.known);
         known.last_limits.remove(sandbox);
@@ -578,30 +612,30 @@ impl Containers {
         ended
     }
 
-    /// The containers of a sandbox.
+    /// Returns the containers of a sandbox.
     pub fn in_sandbox(&self, sandbox: &str) -> Vec<Arc<Container>> {
         let known = lock(&self.known);
         let ids = known.by_sandbox.get(sandbox).into_iter().flatten();
         ids.filter_map(|id| known.by_id.get(id).cloned()).collect()
     }
 
-    /// What the container of this name was last to have in this sandbox.
+    /// Returns the last limits that the container with this name in this sandbox should have had.
     pub fn last_limits(&self, sandbox: &str, name: &str) -> Option<Limits> {
         lock(&self.known).last_limits.get(sandbox)?.get(name).copied()
     }
 
-    /// The ids of all containers.
+    /// Returns the IDs of all containers.
     pub fn ids(&self) -> Vec<String> {
         lock(&self.known).by_id.keys().cloned().collect()
     }
 
-    /// All containers.
+    /// Returns all containers.
     pub fn all(&self) -> Vec<Arc<Container>> {
         lock(&self.known).by_id.values().cloned().collect()
     }
 
-    /// The kubelet's records of a container and its pod. Reads files, though rarely: only when they have changed. Logs what
-    /// is wrong with them.
+    /// Looks up the kubelet's records of a container and its pod. Reads only files that have
+    /// changed, which is rare. Logs the problems of these files.
     pub fn record(&self, uid: &PodUid, name: &str, moment: Moment) -> Recorded {
         let lookup = lock(&self.checkpoints).lookup(uid, name, moment);
         for problem in lookup.problems {
@@ -610,19 +644,22 @@ impl Containers {
         lookup.found
     }
 
-    /// What could not be read of the kubelet's records when they were looked at last.
+    /// Returns the problems of the kubelet's records, as of the last look-up.
     pub fn record_problems(&self) -> Vec<String> {
         lock(&self.checkpoints).problems()
     }
 
-    /// The kubelet's records of a container and its pod, if no file need be read for them: quick enough for an event.
+    /// Returns the kubelet's records of a container and its pod if no file has to be read. This is
+    /// fast enough for an event handler.
     pub fn fresh_record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Recorded> {
-        // Somebody else may be reading a large file meanwhile.
+        // Another thread may hold the lock while it reads a large file.
         self.checkpoints.try_lock().ok()?.lookup_unchanged(uid, name, moment)
     }
 
-    /// What is known of the limits of a container's pod, of which `recorded` is the kubelet's record. `former` are the limits that
-    /// the container was last to have, and `others` the other containers of the pod that live.
+    /// Collects the evidence about the limits of a container's pod.
+    ///
+    /// `recorded` is the kubelet's record of the pod. `former` is the last limits that the
+    /// container should have had. `others` are the other containers of the pod that have not ended.
     pub fn view_pod(
         &self,
         container: &Container,
@@ -631,7 +668,8 @@ impl Containers {
         recorded: &Recorded,
     ) -> PodView {
         let pod = recorded.as_ref().ok().and_then(|found| found.pod.clone());
-        // The kubelet writes down that a container was updated only when that is done.
+        // The kubelet records an update of a container only after the update is done. So each
+        // container needs the record for its own last operation.
         let recorded_limits = |other: &Container| {
             let found = if other.moment == container.moment {
                 None
@@ -698,8 +736,8 @@ impl Containers {
         PodView { memory: (of_memory, memory), cpu: (of_cpu, cpu) }
     }
 
-    /// What a container's files should hold, given what is known of the kubelet's record of it. While the plugin does not act,
-    /// that is what they held before the plugin changed them.
+    /// Returns the desired state of a container, given the kubelet's record of it. While the plugin
+    /// does not act, the original values are desired.
     pub fn decide(&self, container: &Container, recorded: &Recorded) -> Decided {
         let planned = self.plan(container, recorded);
         let settings = self.settings();
@@ -711,7 +749,8 @@ impl Containers {
         Decided { desired, ..planned }
     }
 
-    /// What a container's files would hold by the node's policy, whether the plugin acts or not.
+    /// Returns the desired state of a container by the node's policy, whether the plugin acts or
+    /// not.
     pub fn plan(&self, container: &Container, recorded: &Recorded) -> Decided {
         let settings = self.settings();
         let resolution = requests::resolve(&Known {

@@ -1,4 +1,4 @@
-//! What the plugin knows, and what it keeps in files over restarts.
+//! State of the plugin, partly kept in files that survive a restart.
 
 pub mod brake;
 pub mod containers;

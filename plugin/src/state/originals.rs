@@ -1,20 +1,27 @@
-//! What files held before this plugin changed them, kept where a crash of the plugin cannot lose it.
+//! Original values of files before the plugin changed them, kept in a file that survives a crash of
+//! the plugin.
 //!
-//! One line of JSON for each container or cgroup, appended before its first change to a file under `/run`, which lives as
-//! long as the cgroups do:
+//! The file has one line of JSON for each container or cgroup, appended before its first change.
+//! The file is below `/run`, which lives as long as the cgroups do:
 //!
 //! ```json
 //! {"cgroup":"kubepods.slice","inode":4242,"memory.min":"0","memory.low":"0"}
 //! {"container":"3f0c…","memory.high":"50331648"}
-//! {"cgroup":"kubepods/burstable/pod1","inode":4243,"raised":"memory.max","from":"104857600","to":"209715200"}
+//! {"cgroup":"kubepods/pod1","inode":4243,"raised":"memory.max","from":"1048576","to":"2097152"}
 //! ```
 //!
-//! A line with `raised` is about a limit of a pod that is not put back, since to lower it could kill: it is remembered to be named.
+//! A line with `raised` is about a raised limit of a pod. The plugin never restores this limit,
+//! because a limit decrease could kill. The line serves only to report the limit.
 //!
-//! A line with `"restored":true` takes back those before it. Cgroups above containers are remembered further, since systemd may keep
-//! drop-ins for them, which only `plimsoll restore` removes. A container's line names only what the runtime's client asked for; the rest was the kernel's default. A line that is
-//! torn by a crash is skipped, since its change was not made yet. Another line that cannot be read is counted, and kept.
-//! A target that is not in it was never changed.
+//! A line with `"restored":true` cancels the earlier lines of its target. Cgroups above containers
+//! stay recorded, because systemd may keep drop-ins for them. Only `plimsoll restore` removes these
+//! drop-ins.
+//!
+//! A line written before a container exists has only the values that the runtime's client asked
+//! for. Each missing value was the kernel's default.
+//!
+//! A line torn by a crash is skipped, because its change was not made yet. Any other unreadable
+//! line is counted and kept. A target without a line was never changed.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -27,25 +34,26 @@ use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Knob};
 use crate::core::policy::Protection;
 use crate::core::units::Limit;
 
-/// Where the plugin keeps state, beneath the node's file system.
+/// Directory of the plugin's state, relative to the root of the node's file system.
 pub const DIRECTORY: &str = "run/plimsoll";
 
-/// The file's name.
+/// Name of the file in [`DIRECTORY`].
 const FILE: &str = "originals";
 
-/// How many lines the file may have beyond twice those that are needed, before it is written anew.
+/// Number of lines that the file may have beyond twice the needed lines, before it is rewritten.
 const SLACK: usize = 1000;
 
-/// Who something was changed of.
+/// Container or cgroup whose values the plugin changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// A container, by its id, which is never used again.
+    /// Container, by its ID. An ID is never used again.
     Container(String),
-    /// A cgroup, by its path and the inode that tells it from another one of that path.
+    /// Cgroup, by its path and inode. The inode distinguishes it from another cgroup with the same
+    /// path.
     Cgroup(CgroupPath, u64),
 }
 
-/// Values from before. `None` is the kernel's default.
+/// Original values. `None` is the kernel's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Values {
     /// `memory.min`.
@@ -57,7 +65,8 @@ pub struct Values {
 }
 
 impl Values {
-    /// The values that a unified map of OCI asks for; what the kernel would not take is left out, and so are its defaults.
+    /// Returns the values that a `unified` map of OCI asks for. Values that cannot be parsed and
+    /// the kernel's defaults are left out.
     pub fn of_unified(unified: &HashMap<String, String>) -> Self {
         let value = |knob: Knob| {
             let value = unified.get(knob.file_name())?.parse().ok()?;
@@ -66,29 +75,30 @@ impl Values {
         Self { min: value(Knob::Min), low: value(Knob::Low), high: value(Knob::High) }
     }
 
-    /// What a cgroup's files hold.
+    /// Reads the values from the files of a cgroup.
     ///
     /// # Errors
     ///
-    /// When they cannot be read.
+    /// Fails if the files cannot be read.
     pub fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
         let read = |knob| cgroup.read(knob).map(Some);
         Ok(Self { min: read(Knob::Min)?, low: read(Knob::Low)?, high: read(Knob::High)? })
     }
 
-    /// A unified map of OCI that asks for them.
+    /// Returns a `unified` map of OCI that asks for these values.
     pub fn to_unified(self) -> HashMap<String, String> {
         let value = |knob: Knob| Some((knob.file_name().to_owned(), self.get(knob)?.to_string()));
         Knob::ALL.into_iter().filter_map(value).collect()
     }
 
-    /// What they protect; a limit of `max` protects nothing that could be added up.
+    /// Returns the protection of these values. A value of `max` counts as 0, because it cannot be
+    /// summed.
     pub fn protection(&self) -> Protection {
         let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
         Protection { min: bytes(self.min), low: bytes(self.low) }
     }
 
-    /// The value of a file that this plugin sets.
+    /// Returns the value of a file. `memory.max` is not recorded here, so its result is `None`.
     pub fn get(&self, knob: Knob) -> Option<Limit> {
         match knob {
             Knob::Min => self.min,
@@ -99,22 +109,22 @@ impl Values {
     }
 }
 
-/// A limit of a pod that was raised, and stays so.
+/// Limit of a pod that was raised and stays raised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RaisedLimit {
-    /// The pod's cgroup.
+    /// Cgroup of the pod.
     pub cgroup: CgroupPath,
-    /// What tells it from another one of that path.
+    /// Inode of the cgroup, which distinguishes it from another cgroup with the same path.
     pub inode: u64,
-    /// The file.
+    /// Name of the file.
     pub file: String,
-    /// What it held before it was raised for the first time.
+    /// Value before the first raise.
     pub from: String,
-    /// What it was raised to last.
+    /// Value after the last raise.
     pub to: String,
 }
 
-/// A line of the file.
+/// Line of the file.
 #[derive(Serialize, Deserialize)]
 struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,10 +139,10 @@ struct Line {
     low: Option<String>,
     #[serde(rename = "memory.high", skip_serializing_if = "Option::is_none")]
     high: Option<String>,
-    /// It has back what it had.
+    /// Whether the target has its original values again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     restored: bool,
-    /// The file of a limit that was raised, and from and to what.
+    /// Name of the file of a raised limit. `from` and `to` are the old and the new value.
     #[serde(skip_serializing_if = "Option::is_none")]
     raised: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,27 +210,27 @@ impl Line {
     }
 }
 
-/// All that is remembered.
+/// All recorded values, with the file that holds them.
 #[derive(Debug)]
 pub struct Originals {
     path: PathBuf,
     known: HashMap<Target, Values>,
     raised: Vec<RaisedLimit>,
-    /// Cgroups above containers that have back what they had, and what that is.
+    /// Cgroups above containers that have their original values again, with these values.
     former: HashMap<Target, Values>,
-    /// Lines that cannot be read: they may name something that was changed.
+    /// Unreadable lines. They may be about a target that was changed.
     unreadable: Vec<Vec<u8>>,
     file: Option<File>,
     lines: usize,
 }
 
 impl Originals {
-    /// Reads what is remembered on the node whose file system is at `host`. Nothing is written until something is to be
-    /// remembered.
+    /// Loads the values recorded on the node whose file system is at `host`. Writes no file until
+    /// there is something to record.
     ///
     /// # Errors
     ///
-    /// When there is a file that cannot be read.
+    /// Fails if there is a file that cannot be read.
     pub fn load(host: &Path) -> io::Result<Self> {
         let mut originals = Self::none(host);
         let file = match File::open(&originals.path) {
@@ -233,7 +243,7 @@ impl Originals {
             let text = line?;
             let is_read = match serde_json::from_slice::<Line>(&text) {
                 Ok(line) => originals.note(line),
-                // It is empty, or its end is missing.
+                // The line is empty, or its end is missing.
                 Err(error) => error.is_eof(),
             };
             if !is_read {
@@ -243,7 +253,7 @@ impl Originals {
         Ok(originals)
     }
 
-    /// Remembers what a line says. Whether it can be understood.
+    /// Applies a line. Returns whether the line has a known form.
     fn note(&mut self, line: Line) -> bool {
         if line.raised.is_some() {
             return line.read_raised().map(|limit| self.note_raised(limit)).is_some();
@@ -253,7 +263,7 @@ impl Originals {
             Some((target, _)) if restored => _ = self.leave(&target),
             Some((target, values)) => {
                 self.former.remove(&target);
-                // What was there first is what counts.
+                // Only the first line of a target has its original values.
                 self.known.entry(target).or_insert(values);
             }
             None => return false,
@@ -261,7 +271,7 @@ impl Originals {
         true
     }
 
-    /// Makes a target one that is not changed any more. Whether it was changed.
+    /// Marks a target as no longer changed. Returns whether it was changed.
     fn leave(&mut self, target: &Target) -> bool {
         let Some(values) = self.known.remove(target) else { return false };
         if matches!(target, Target::Cgroup(..)) {
@@ -270,8 +280,8 @@ impl Originals {
         true
     }
 
-    /// Cgroups above containers that were changed and have back what they had: path, inode and what they had. systemd may
-    /// still have drop-ins for them.
+    /// Returns the cgroups above containers that have their original values again: path, inode and
+    /// these values. systemd may still have drop-ins for these cgroups.
     pub fn former(&self) -> impl Iterator<Item = (&CgroupPath, u64, Values)> {
         self.former.iter().filter_map(|(target, values)| match target {
             Target::Cgroup(path, inode) => Some((path, *inode, *values)),
@@ -279,12 +289,13 @@ impl Originals {
         })
     }
 
-    /// The number of lines that cannot be read, those torn by a crash left out. What they name is unknown.
+    /// Returns the number of unreadable lines, without those torn by a crash. Their targets are
+    /// unknown.
     pub fn unreadable(&self) -> usize {
         self.unreadable.len()
     }
 
-    /// Nothing is remembered yet.
+    /// Creates an instance without any recorded values. Does not read the file.
     pub fn none(host: &Path) -> Self {
         Self {
             path: host.join(DIRECTORY).join(FILE),
@@ -297,16 +308,17 @@ impl Originals {
         }
     }
 
-    /// Limits of pods that were raised, as far as their pods were there when [`Originals::retain`] was called last.
+    /// Returns the raised limits of pods. [`Originals::retain`] removes the limits of pods that are
+    /// gone.
     pub fn raised_limits(&self) -> &[RaisedLimit] {
         &self.raised
     }
 
-    /// Remembers that a limit of a pod was raised.
+    /// Records a raised limit of a pod.
     ///
     /// # Errors
     ///
-    /// When it cannot be written down. It is remembered nevertheless, as long as the program runs.
+    /// Fails if the file cannot be written. The limit is then recorded only in memory.
     pub fn remember_raised(&mut self, limit: RaisedLimit) -> io::Result<()> {
         let line = json(&Line::of_raised(&limit))?;
         self.note_raised(limit);
@@ -323,21 +335,22 @@ impl Originals {
         }
     }
 
-    /// What a target had before; `None` if it was never changed.
+    /// Returns the original values of a target. Returns `None` if it was never changed.
     pub fn get(&self, target: &Target) -> Option<Values> {
         self.known.get(target).copied()
     }
 
-    /// All targets that were changed.
+    /// Returns all changed targets.
     pub fn targets(&self) -> impl Iterator<Item = &Target> {
         self.known.keys()
     }
 
-    /// Remembers what a target has before it is changed for the first time.
+    /// Records the values of a target before its first change. Later calls for the target have no
+    /// effect.
     ///
     /// # Errors
     ///
-    /// When it cannot be written down. It is remembered nevertheless, as long as the program runs.
+    /// Fails if the file cannot be written. The values are then recorded only in memory.
     pub fn remember(&mut self, target: Target, values: Values) -> io::Result<()> {
         if self.known.contains_key(&target) {
             return Ok(());
@@ -348,11 +361,12 @@ impl Originals {
         self.append(&line)
     }
 
-    /// A target has back what it had: it counts as never changed.
+    /// Records that a target has its original values again. The target then counts as never
+    /// changed.
     ///
     /// # Errors
     ///
-    /// When it cannot be written down. It is forgotten nevertheless, as long as the program runs.
+    /// Fails if the file cannot be written. The target is then forgotten only in memory.
     pub fn restored(&mut self, target: &Target) -> io::Result<()> {
         if !self.leave(target) {
             return Ok(());
@@ -364,7 +378,8 @@ impl Originals {
         self.lines += 1;
         let result = self.write(line);
         if result.is_err() {
-            // It may hold a part of the line, or be on a file system that has been mounted over.
+            // The file may now end with part of the line, or lie on a file system that was mounted
+            // over. So it is opened again for the next line.
             self.file = None;
         }
         result
@@ -378,7 +393,7 @@ impl Originals {
                     fs::create_dir_all(directory)?;
                 }
                 let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
-                // The line before may be torn.
+                // The previous line may be torn.
                 file.write_all(b"\n")?;
                 self.file.insert(file)
             }
@@ -386,11 +401,12 @@ impl Originals {
         file.write_all(line)
     }
 
-    /// Forgets those who are gone. The file is written anew when most of it is about them.
+    /// Forgets the targets for which `keep` returns false. Rewrites the file when most of its lines
+    /// are about forgotten targets.
     ///
     /// # Errors
     ///
-    /// When the file cannot be written; it stays as it is then.
+    /// Fails if the file cannot be written. The file then stays as it is.
     pub fn retain(&mut self, mut keep: impl FnMut(&Target) -> bool) -> io::Result<()> {
         self.known.retain(|target, _| keep(target));
         self.raised.retain(|limit| keep(&Target::Cgroup(limit.cgroup.clone(), limit.inode)));
@@ -615,7 +631,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_down_is_said_and_remembered() {
         let host = tempfile::tempdir().unwrap();
-        // A file where the directory should be.
+        // Creates a file in place of the directory.
         fs::write(host.path().join("run"), "").unwrap();
         let mut originals = Originals::none(host.path());
         assert!(originals.remember(container("a"), min(1)).is_err());

@@ -1,4 +1,5 @@
-//! The limits that the plugin has raised, and that stay when it stops to act: to lower one could kill.
+//! Limits that the plugin raised. They stay raised when the plugin stops acting, because a limit
+//! decrease could kill.
 
 use crate::agent::kills;
 use crate::cgroup::{CPU_MAX, CgroupError, CgroupRoot, Knob};
@@ -6,7 +7,9 @@ use crate::core::policy::rescue::Rescued;
 use crate::core::units::printable;
 use crate::state::originals::RaisedLimit;
 
-/// One line for each of these limits: of pods, where `raised` tells of all that there were, and of containers by oomRescue.
+/// Returns one line of text for each of these limits. `raised` lists the raised limits of pods, of
+/// which only those still in force are returned. The raised limits of containers come from the
+/// record of oomRescue, without pods that are gone.
 pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
     let is_so = |limit: &&RaisedLimit| {
         let open = root
@@ -19,7 +22,7 @@ pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
             } else {
                 open.read(Knob::Max).map(|value| value.to_string())
             };
-            // Where that is not known, it is named.
+            // List the limit if its value is unknown.
             held.map_or(true, |held| held == limit.to)
         })
     };

@@ -1,4 +1,4 @@
-//! A systemd on a bus of its own, for tests, with one unit: a pod's slice.
+//! Fake systemd on its own bus for tests, with one unit: the slice of a pod.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,11 +20,11 @@ use super::{
 pub(crate) const POD: &str = "kubepods.slice/kubepods-pod1_2.slice";
 pub(crate) const UNIT: &str = "kubepods-pod1_2.slice";
 
-/// How the fake answers.
+/// Behavior of the fake.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Mood {
     Well,
-    /// Writes files only with a permit of [`Fake::writes`], after it has answered.
+    /// Answers first. Writes the files only with a permit of [`Fake::writes`].
     Late,
     Never,
     /// Closes the connection once instead of answering.
@@ -32,7 +32,7 @@ pub(crate) enum Mood {
     Error(&'static str),
 }
 
-/// Unit, runtime, settings.
+/// Arguments of a SetUnitProperties call: unit, runtime, settings.
 pub(crate) type Call = (String, bool, Vec<(String, u64)>);
 
 pub(crate) struct Fake {
@@ -40,14 +40,14 @@ pub(crate) struct Fake {
     pub(crate) control_group: &'static str,
     pub(crate) properties: HashMap<String, u64>,
     pub(crate) connections: usize,
-    /// What SetUnitProperties was called with.
+    /// Arguments of all SetUnitProperties calls.
     pub(crate) set: Vec<Call>,
-    /// How often Reload was called.
+    /// Number of Reload calls.
     pub(crate) reloads: usize,
     pub(crate) writes: Arc<Semaphore>,
 }
 
-/// A host with a bus that has only systemd on it, and a cgroup hierarchy.
+/// Host with a cgroup hierarchy. [`Host::with_bus`] adds a bus with only systemd on it.
 pub(crate) struct Host {
     pub(crate) directory: tempfile::TempDir,
     fake: Arc<Mutex<Fake>>,
@@ -139,7 +139,7 @@ async fn serve(stream: UnixStream, fake: Arc<Mutex<Fake>>, cgroups: PathBuf) {
     }
 }
 
-/// `None` is the end of the connection.
+/// Answers a message. Returns `None` to close the connection.
 async fn answer(
     connection: &Connection,
     message: &Message,

@@ -1,9 +1,11 @@
-//! Whether a node is able to run the plugin, and what to do where it is not (`plimsoll doctor`).
+//! Checks whether a node can run the plugin, and what to change if not (`plimsoll doctor`).
 //!
-//! [`Facts::collect`] looks, [`Facts::judge`] concludes. A file that cannot be read is a fact like any other, nothing is read
-//! beyond a bound, and nothing is changed. Paths in findings are those that the node itself knows.
+//! [`Facts::collect`] gathers facts, and [`Facts::judge`] turns the facts into findings. An
+//! unreadable file is a fact too. The size of each read is bounded, and nothing is changed.
+//! Findings name paths as they are on the node, without the prefix of `--host`.
 //!
-//! Sources: the kernel's `Documentation/admin-guide/cgroup-v2.rst`; Kubernetes' KEP-2570; containerd/nri `pkg/adaptation`.
+//! Sources: the kernel's `Documentation/admin-guide/cgroup-v2.rst`; Kubernetes' KEP-2570;
+//! containerd/nri `pkg/adaptation`.
 
 pub(crate) mod runtime;
 
@@ -38,21 +40,22 @@ use crate::state::brake;
 use crate::state::containers::STAND_ASIDE;
 use crate::state::originals::DIRECTORY;
 
-/// The largest file that is read, in bytes, but for the kubelet's checkpoints.
+/// Maximum size of a file, in bytes. The kubelet's checkpoints have their own maximum.
 const LARGEST: usize = 1 << 20;
 
-/// How many entries of a directory are looked at, and how many names printed.
+/// Maximum number of directory entries that are read.
 const MOST_ENTRIES: usize = 4096;
+/// Maximum number of names in a finding.
 const MOST_NAMES: usize = 16;
 
-/// How many entries of `/proc` are looked at.
+/// Maximum number of entries of `/proc` that are read.
 const MOST_PROCESSES: usize = 1 << 16;
 
-/// Flags of the kubelet that count more than its configuration, and change node allocatable.
+/// Kubelet flags that override the kubelet's configuration file and change node allocatable.
 const ALLOCATABLE_FLAGS: [&str; 4] =
     ["--system-reserved", "--kube-reserved", "--eviction-hard", "--enforce-node-allocatable"];
 
-/// The longest finding, in characters.
+/// Maximum length of a text in a finding, in characters.
 const LONGEST: usize = 4000;
 
 const CGROUPS: &str = "sys/fs/cgroup";
@@ -62,30 +65,33 @@ pub(crate) const UNITS: [&str; 4] =
     ["etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 const BUS: &str = "run/dbus/system_bus_socket";
 
-/// The kernel that ended hangs at `memory.high` (KEP-2570), and the one from which on there is `memory.reclaim`.
+/// First kernel in which processes no longer hang at `memory.high` (KEP-2570).
 const OLDEST_KERNEL: Version = Version(5, 9, 0);
+/// First kernel with `memory.reclaim`.
 const RECLAIM_KERNEL: Version = Version(5, 19, 0);
 
-/// What runtimes give a plugin for a request, and below what that is little.
+/// Default time that a runtime waits for a plugin's answer to a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Shortest request or registration timeout that causes no warning.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Below these, the plugin and what else runs on a node soon find no room.
+/// Number of inotify instances below which programs on the node may soon fail to get one.
 const FEW_INSTANCES: u64 = 32;
+/// Number of inotify watches below which programs on the node may soon fail to get one.
 const FEW_WATCHES: u64 = 4096;
 
-/// Plugins that set memory values of containers, by a part of their names.
+/// Parts of the names of plugins that also set memory values of containers.
 const RIVALS: [&str; 3] = ["memory-qos", "koordlet", "koordinator"];
 
-/// How a check went.
+/// Result of a check, ordered from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mark {
-    /// As it should be.
+    /// The node is as it should be.
     Ok,
-    /// The plugin works, but something is less than it could be.
+    /// The plugin works, but with a restriction.
     Warning,
-    /// It could not be found out: something that should be there could not be read.
+    /// The check cannot determine the result, for instance because an expected file is unreadable.
     Unknown,
     /// The plugin cannot work.
     Failed,
@@ -102,28 +108,29 @@ impl fmt::Display for Mark {
     }
 }
 
-/// The answer to one check.
+/// Finding of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Which check: a name that does not change between versions.
+    /// Name of the check, which stays the same in all versions.
     pub check: &'static str,
-    /// How it went.
+    /// Result of the check.
     pub mark: Mark,
-    /// What is there.
+    /// Observed state.
     pub found: String,
-    /// What to do about it, unless it is as it should be.
+    /// Advice on what to do; absent if the result is ok.
     #[serde(rename = "do", skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
 
-/// All findings. `Display` is for the reader at 80 columns; serialised, it is the form of `--json`.
+/// All findings about a node. `Display` writes text for 80 columns. Serialized, the report has the
+/// format of `--json`.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Whether the plugin can work, as far as it could be found out.
+    /// Whether the plugin can work, which is true if no check failed.
     pub able: bool,
-    /// How many checks have the mark `unknown`.
+    /// Number of checks with the mark `unknown`.
     pub unknown: usize,
-    /// One for each check that applies.
+    /// One finding for each check that applies.
     pub checks: Vec<Finding>,
 }
 
@@ -145,7 +152,8 @@ impl Finding {
         Self { mark: Mark::Failed, ..Self::warning(check, found, advice) }
     }
 
-    /// All of a check's findings as one.
+    /// Merges the findings of one check into one finding with the worst mark. Without findings the
+    /// result is ok with the text `otherwise`.
     fn all(check: &'static str, otherwise: impl AsRef<str>, findings: Vec<Self>) -> Self {
         let join = |texts: Vec<String>| texts.join("; ");
         let Some(mark) = findings.iter().map(|finding| finding.mark).max() else {
@@ -159,7 +167,8 @@ impl Finding {
     }
 }
 
-/// Text that may come from elsewhere, so that it does nothing but be read; line breaks stay.
+/// Escapes foreign text so that a terminal only displays it. Keeps line breaks, quotes and
+/// backslashes.
 fn shown(text: &str) -> String {
     harmless(text, LONGEST, &['\n', '\'', '"', '\\'])
 }
@@ -197,7 +206,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Where texts begin, after the mark.
+/// Column at which texts start, after the mark.
 const INDENT: usize = 9;
 
 struct Indented(String);
@@ -208,7 +217,7 @@ impl fmt::Display for Indented {
     }
 }
 
-/// What a file holds; `None` if there is none; else why it cannot be read.
+/// Content of a file: `None` if the file does not exist, an error if the file is unreadable.
 pub(crate) type Held<T> = Result<Option<T>, Unreadable>;
 type Text = Held<String>;
 
@@ -219,7 +228,7 @@ pub(crate) struct Unreadable {
 }
 
 impl Unreadable {
-    /// A file that should be there is not.
+    /// Returns the error for a file that should exist but does not.
     fn missing() -> Self {
         Self { is_denied: false, why: "it is not there".to_owned() }
     }
@@ -242,7 +251,7 @@ pub(crate) fn read_bytes(path: &Path) -> Held<Vec<u8>> {
     }
 }
 
-/// Whether there is something at a path.
+/// Returns whether a path exists.
 fn is_there(path: &Path) -> Result<bool, Unreadable> {
     match path.try_exists() {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
@@ -250,12 +259,12 @@ fn is_there(path: &Path) -> Result<bool, Unreadable> {
     }
 }
 
-/// The names in a directory, in order; none where it cannot be read.
+/// Returns the sorted names in a directory, or no names if the directory is unreadable.
 pub(crate) fn names(path: &Path) -> Vec<String> {
     list(path).unwrap_or_default()
 }
 
-/// The names in a directory, in order; none where there is no such directory.
+/// Returns the sorted names in a directory, or no names if the directory does not exist.
 fn list(path: &Path) -> Result<Vec<String>, Unreadable> {
     let entries = match fs::read_dir(path) {
         Err(error)
@@ -273,7 +282,7 @@ fn list(path: &Path) -> Result<Vec<String>, Unreadable> {
     Ok(names)
 }
 
-/// Where a path of the node lies below `host`; `..` leads nowhere else.
+/// Returns the location of a node's path below `host`. A `..` in the path cannot leave `host`.
 pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
     let mut inside = PathBuf::new();
     for component in Path::new(path).components() {
@@ -288,7 +297,7 @@ pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
     host.join(inside)
 }
 
-/// What comes of a connection.
+/// Result of a connection attempt to a unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Socket {
     Listens,
@@ -299,7 +308,7 @@ pub(crate) enum Socket {
 
 impl Socket {
     pub(crate) fn connect(path: &Path) -> Self {
-        // A server that accepts nobody must not make this wait.
+        // A server that accepts no connections must not block the check.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let connected = SocketAddrUnix::new(path).and_then(|address| {
             let socket =
@@ -307,7 +316,7 @@ impl Socket {
             rustix::net::connect(&socket, &address)
         });
         match connected {
-            // Its queue is full, so there is one.
+            // EAGAIN means that the listen queue is full, so a server exists.
             Ok(()) | Err(Errno::AGAIN) => Self::Listens,
             Err(Errno::NOENT | Errno::NOTDIR) => Self::Absent,
             Err(Errno::ACCESS | Errno::PERM) => Self::Denied,
@@ -317,7 +326,7 @@ impl Socket {
     }
 }
 
-/// How cgroups are mounted.
+/// Kind of cgroup hierarchy that is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hierarchy {
     V2,
@@ -326,29 +335,31 @@ enum Hierarchy {
     Missing,
 }
 
-/// A cgroup, and whether those in it have the memory controller.
+/// Ancestor cgroup of the pods, and whether the cgroup enables the memory controller for its
+/// children.
 #[derive(Debug)]
 struct Level {
-    /// Below the root; empty for the root itself.
+    /// Path relative to the cgroup root; empty for the root itself.
     path: String,
     enabled: Result<bool, Unreadable>,
     has_children: Result<bool, Unreadable>,
 }
 
-/// A cgroup with the memory controller, and which of its files it lacks.
+/// Cgroup with the memory controller, and the needed files that the cgroup lacks.
 #[derive(Debug)]
 struct Child {
     path: String,
     missing: Vec<&'static str>,
-    /// Those of which that could not be found out, and why.
+    /// Files whose existence could not be determined, with the error.
     unread: Vec<String>,
 }
 
-/// A program that a runtime launches.
+/// Program in a runtime's plugin directory, which the runtime may launch.
 #[derive(Debug)]
 pub(crate) struct Program {
     pub(crate) path: String,
-    /// As it counts for the runtime: two digits, a dash and a name.
+    /// Two digits before the dash in the file name, such as `90` in `90-plimsoll`. Runtimes order
+    /// plugins by this index. `None` if the name has no index.
     index: Option<String>,
     name: String,
     is_executable: bool,
@@ -384,16 +395,16 @@ impl Program {
     }
 }
 
-/// A process of the kubelet.
+/// Running kubelet process.
 #[derive(Debug)]
 struct Kubelet {
     arguments: Vec<String>,
-    /// The names of its drop-ins (`--config-dir`).
+    /// File names in the kubelet's drop-in directory (`--config-dir`).
     drop_ins: Result<Vec<String>, Unreadable>,
 }
 
 impl Kubelet {
-    /// All kubelets that run on the node whose file system is at `host`.
+    /// Returns all kubelets that run on the node whose file system is at `host`.
     fn all(host: &Path) -> Result<Vec<Self>, Unreadable> {
         let processes = match fs::read_dir(host.join("proc")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -411,7 +422,7 @@ impl Kubelet {
             }
             match Self::read(host, &process.path()) {
                 Ok(kubelet) => kubelets.extend(kubelet),
-                // It has ended meanwhile.
+                // The process has ended in the meantime.
                 Err(_) if !process.path().exists() => {}
                 Err(error) => return Err(error),
             }
@@ -419,7 +430,8 @@ impl Kubelet {
         Ok(kubelets)
     }
 
-    /// The kubelet whose directory in `/proc` is `process`; `None` for another program.
+    /// Reads the process whose directory in `/proc` is `process`. Returns `None` if the process is
+    /// not a kubelet.
     fn read(host: &Path, process: &Path) -> Result<Option<Self>, Unreadable> {
         if read(&process.join("comm"))?.is_none_or(|name| name.trim_end() != "kubelet") {
             return Ok(None);
@@ -433,7 +445,8 @@ impl Kubelet {
         Ok(Some(kubelet))
     }
 
-    /// The values of a flag, in order. The last one counts, but for lists.
+    /// Returns the values of a flag in order. The last value counts, except for flags that take a
+    /// list.
     fn values<'a>(&'a self, flag: &'a str) -> impl Iterator<Item = &'a str> {
         let arguments = self.arguments.iter().enumerate();
         arguments.filter_map(move |(at, argument)| match argument.strip_prefix(flag)? {
@@ -442,14 +455,15 @@ impl Kubelet {
         })
     }
 
-    /// The feature gate `MemoryQoS` by flags, which count more than files; `None` where no flag sets it.
+    /// Returns whether flags enable the feature gate `MemoryQoS`, or `None` if no flag sets the
+    /// gate. Flags override configuration files.
     fn memory_qos(&self) -> Option<bool> {
         let gates = self.values("--feature-gates").flat_map(|gates| gates.split(','));
         let gate = gates.filter_map(|gate| gate.trim().strip_prefix("MemoryQoS=")).last()?;
         Some(!gate.eq_ignore_ascii_case("false"))
     }
 
-    /// Files of its configuration that are not read here.
+    /// Describes the parts of the kubelet's configuration that this check does not read.
     fn unread_configurations(&self) -> Vec<String> {
         let mut unread = Vec::new();
         match self.values("--config").last() {
@@ -477,7 +491,7 @@ impl Kubelet {
     }
 }
 
-/// What is known of a node.
+/// Observed facts about a node.
 #[derive(Debug)]
 pub struct Facts {
     is_root: bool,
@@ -485,7 +499,7 @@ pub struct Facts {
     controllers: Text,
     disables_memory: bool,
     levels: Vec<Level>,
-    /// Where it was not possible to look for kubepods.
+    /// Errors of the search for the kubepods cgroup.
     unsearched: Vec<String>,
     child: Option<Child>,
     release: Text,
@@ -494,17 +508,19 @@ pub struct Facts {
     runtimes: Vec<Runtime>,
     nri: Socket,
     nri_path: PathBuf,
-    /// The configuration files that there are, best first.
+    /// Existing configuration files of the plugin, the one with the highest precedence first.
     drop_ins: Vec<(String, Result<Vec<u8>, Unreadable>)>,
     programs: Vec<Program>,
-    /// Names of the other files in the drop-ins' directory.
+    /// Names of the other files in the directories of plugin configurations.
     others: Vec<String>,
-    /// Directories of plugins and their configuration that could not be listed, and why.
+    /// Directories of plugins and of plugin configurations that could not be listed, with the
+    /// error.
     unlisted: Vec<String>,
     unit: Option<String>,
-    /// The process that is the plugin; `None` is unknown.
+    /// Process that runs the plugin: `Some(None)` if there is none, `None` if unknown.
     process: Option<Option<String>>,
-    /// The mode that the plugin tells where it runs, or why it does not.
+    /// Mode that the running plugin reports, or why it reports none. `None` without a plugin
+    /// socket.
     told: Option<Result<Mode, String>>,
     memory: NodeMemory,
     kubelet_config: Text,
@@ -513,7 +529,7 @@ pub struct Facts {
     checkpoints: Vec<&'static str>,
     checkpoint_problems: Vec<String>,
     has_systemd: Result<bool, Unreadable>,
-    /// Whether there is a cgroup of the system's services.
+    /// Whether the cgroup `system.slice` exists.
     has_system_slice: Result<bool, Unreadable>,
     bus: Socket,
     swaps: Text,
@@ -524,8 +540,9 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Looks at the node whose file system is at `host`, usually `/`, and at the runtime's NRI socket. Writes nothing, but the
-    /// runtime's log gets a line about a plugin that did not register.
+    /// Collects facts about the node whose file system is at `host`, usually `/`. Also connects to
+    /// the runtime's NRI socket. Writes nothing, but the runtime logs a plugin that did not
+    /// register.
     pub fn collect(host: &Path, socket: &Path) -> Self {
         let file = |path: &str| read(&host.join(path));
         let root = host.join(CGROUPS);
@@ -632,7 +649,7 @@ impl Facts {
         let unit =
             unit.into_iter().find(|path| host.join(path).exists()).map(|path| format!("/{path}"));
 
-        // Any question makes it read them.
+        // A lookup without a matching pod reads all checkpoint files.
         let uid = PodUid::new("");
         let found = Checkpoints::new(host.join(KUBELET)).lookup(&uid, "", Moment::Create);
         let files =
@@ -706,7 +723,8 @@ fn has_memory(controllers: Option<&str>) -> bool {
         .any(|controller| controller == "memory")
 }
 
-/// The process that holds the lock of the plugin's only instance, beside the runtime's socket; `None` is unknown.
+/// Returns the process that holds the plugin's instance lock, a file beside the runtime's NRI
+/// socket. The outer `None` means unknown. The inner `None` means that no process holds the lock.
 pub(crate) fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
     let locks = read(&host.join("proc/locks")).ok()??;
     let lock = match socket.parent()?.join("plimsoll.lock").metadata() {
@@ -714,7 +732,8 @@ pub(crate) fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(None),
         Err(_) => return None,
     };
-    // Its columns: number, kind, whether it is mandatory, mode, process, major:minor:inode, range.
+    // Columns of /proc/locks: number, kind, advisory or mandatory, mode, process,
+    // major:minor:inode, range.
     let (major, minor) = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
     let file = format!("{major:02x}:{minor:02x}:{}", lock.ino());
     Some(locks.lines().find_map(|line| {
@@ -724,7 +743,7 @@ pub(crate) fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
     }))
 }
 
-/// Asks the plugin for its mode, where its socket says that it runs.
+/// Asks the plugin for its mode. Returns `None` if the plugin's socket does not exist.
 fn told(host: &Path) -> Option<Result<Mode, String>> {
     if !serve::socket(host).exists() {
         return None;
@@ -737,10 +756,10 @@ fn told(host: &Path) -> Option<Result<Mode, String>> {
 }
 
 impl Facts {
-    /// One finding for each check that applies.
+    /// Returns one finding for each check that applies.
     pub fn judge(&self) -> Report {
         let nri = self.nri();
-        // Where it is switched off there is no socket, and one finding is enough.
+        // A runtime with NRI switched off serves no socket, so the finding about NRI suffices.
         let socket = if nri.as_ref().is_some_and(|nri| nri.mark == Mark::Failed) {
             None
         } else {
@@ -777,7 +796,7 @@ impl Facts {
         Report { able: checks.iter().all(|finding| finding.mark != Mark::Failed), unknown, checks }
     }
 
-    /// What to do about something that cannot be read.
+    /// Returns the advice for a file that cannot be read.
     const fn how_to_read(&self) -> &'static str {
         if self.is_root { "see why that cannot be read" } else { "call this as root" }
     }
@@ -853,7 +872,8 @@ impl Facts {
             Path::new("/sys/fs/cgroup").join(&level.path).join("cgroup.subtree_control")
         };
         let has_kubepods = self.levels.iter().any(|level| !level.path.is_empty());
-        // A cgroup without children needs none for them, and gets it with the first.
+        // A cgroup without children needs no controller for children. The kubelet or systemd
+        // enables the controller with the first child.
         for level in &self.levels {
             let file = full(level).display().to_string();
             match &level.has_children {
@@ -936,7 +956,8 @@ impl Facts {
     fn memory_files(&self) -> Option<Finding> {
         const CHECK: &str = "memory-files";
         let Some(Child { path, missing, unread }) = &self.child else {
-            // Without the controller there is none anywhere, which was said of that.
+            // Without the controller no cgroup has these files. The check `memory-controller`
+            // reports the missing controller.
             let has_controller =
                 self.controllers.as_ref().is_ok_and(|text| has_memory(text.as_deref()));
             return has_controller.then(|| {
@@ -947,7 +968,7 @@ impl Facts {
         };
         let release = self.release.as_ref().ok().and_then(|text| Version::find(text.as_deref()?));
         let is_old = release.is_some_and(|release| release < RECLAIM_KERNEL);
-        // What an old kernel cannot have was said of the kernel.
+        // A kernel before 5.19 has no memory.reclaim. The check `kernel` reports the old kernel.
         let missing: Vec<_> = missing
             .iter()
             .filter(|file| !(is_old && **file == "memory.reclaim"))
@@ -1017,7 +1038,8 @@ impl Facts {
         )
     }
 
-    /// The runtimes that are here: those that listen, or else those that are configured.
+    /// Returns the runtimes that are present. Runtimes whose socket listens or denies access count.
+    /// Without such a socket, runtimes with configuration files count.
     fn present(&self) -> Vec<&Runtime> {
         let by = |is: fn(&Runtime) -> bool| {
             self.runtimes.iter().filter(|runtime| is(runtime)).collect::<Vec<_>>()
@@ -1091,7 +1113,7 @@ impl Facts {
         let off: Vec<_> =
             present.iter().filter_map(|runtime| Some((*runtime, runtime.why_off()?))).collect();
         let mut findings = Vec::new();
-        // Where one of two has it, that one serves.
+        // If NRI is on in one of two runtimes, that runtime serves the plugin.
         if off.len() == present.len() {
             for (Runtime { kind, .. }, (why, advice)) in &off {
                 findings.push(match self.nri {
@@ -1402,7 +1424,7 @@ impl Facts {
 
     fn kubelet_memory_qos(&self) -> Finding {
         const CHECK: &str = "kubelet-memory-qos";
-        // What it is, and what to do.
+        // Splits a message into the observed state and the advice.
         let split = |text: String| match text.split_once("; ") {
             Some((found, advice)) => (found.to_owned(), advice.to_owned()),
             None => (text, "switch it off".to_owned()),
@@ -1445,7 +1467,8 @@ impl Facts {
         Finding::all(CHECK, otherwise, conflicts.chain(unknown).collect())
     }
 
-    /// Settings of the kubelet by which node allocatable may differ from its configuration file.
+    /// Describes kubelet settings that may make node allocatable differ from the kubelet's
+    /// configuration file.
     fn allocatable_overrides(&self) -> Vec<String> {
         let kubelets = self.kubelets.as_deref().unwrap_or_default();
         let overrides = kubelets.iter().flat_map(|kubelet| {
@@ -1457,7 +1480,8 @@ impl Facts {
         overrides.collect()
     }
 
-    /// The plugin's configuration, where there is a valid one.
+    /// Returns the plugin's configuration from its first configuration file. Returns `None` if the
+    /// file is missing or invalid.
     fn config(&self) -> Option<Config> {
         self.drop_ins.first().and_then(|(path, text)| Config::parse(text.as_ref().ok()?, path).ok())
     }
@@ -1600,7 +1624,8 @@ impl Facts {
     fn d_bus(&self) -> Finding {
         const CHECK: &str = "d-bus";
         match &self.has_systemd {
-            // A pod may have the bus, and nothing else of systemd.
+            // A pod may have the D-Bus socket without /run/systemd/system. A socket that listens
+            // therefore also shows that systemd is the init.
             Ok(is_init) if *is_init || matches!(self.bus, Socket::Listens) => {}
             Ok(_) => return Finding::ok(CHECK, "not needed, as systemd is not the init"),
             Err(error) => {
@@ -1677,7 +1702,7 @@ impl Facts {
         }
     }
 
-    /// Whether the plugin acts.
+    /// Checks whether the plugin writes values or only observes.
     fn mode(&self) -> Finding {
         const CHECK: &str = "mode";
         let says = |mode| match mode {
@@ -1777,7 +1802,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use tempfile::TempDir;
 
-    /// A node in a directory, on which all is as it should be.
+    /// Node in a temporary directory, for which every check is ok.
     struct Node {
         root: TempDir,
         listeners: Vec<(&'static str, UnixListener)>,
@@ -1874,12 +1899,12 @@ mod tests {
             self.listeners.push((path, UnixListener::bind(inside).unwrap()));
         }
 
-        /// Nobody listens any more, but the socket stays.
+        /// Stops the listener but keeps the socket file.
         fn die(&mut self, path: &str) {
             self.listeners.retain(|(listening, _)| *listening != path);
         }
 
-        /// Nothing is left of a socket.
+        /// Stops the listener and removes the socket file.
         fn close(&mut self, path: &str) {
             self.die(path);
             self.remove(path);
@@ -1887,7 +1912,8 @@ mod tests {
 
         fn facts(&self) -> Facts {
             let mut facts = Facts::collect(self.root.path(), &self.path(NRI_SOCKET));
-            // No program of another machine's file system is run.
+            // Doctor runs no program of another file system, so containerd's version is unknown
+            // here.
             facts.runtimes[0].version.get_or_insert(Version(2, 1, 0));
             facts
         }
@@ -1897,7 +1923,8 @@ mod tests {
         }
     }
 
-    /// What is not as it should be, but for who runs the tests.
+    /// Returns the findings that are not ok. Ignores `root`, which depends on the user of the
+    /// tests.
     fn troubles(facts: &Facts) -> Vec<Finding> {
         let report = facts.judge();
         assert_eq!(report.able, report.checks.iter().all(|finding| finding.mark != Mark::Failed));
@@ -1985,7 +2012,7 @@ mod tests {
             let file = format!("{level}cgroup.subtree_control");
             check(&file, &file, &format!("echo +memory > /sys/fs/cgroup/{file}"));
         }
-        // Nobody is in it.
+        // The cgroup of the BestEffort pods has no children.
         assert_eq!(
             controller("kubepods.slice/kubepods-besteffort.slice/cgroup.subtree_control", "cpu\n"),
             []
@@ -2163,7 +2190,7 @@ mod tests {
             "out of disabled_plugins",
         );
 
-        // By default.
+        // Without a setting, the version decides.
         node.write(CONTAINERD_CONFIG, "");
         let mut facts = node.facts();
         for (version, found) in [
@@ -2302,7 +2329,7 @@ mod tests {
             "plugin_registration_timeout",
         );
 
-        // Its configuration is looked for there, and elsewhere.
+        // Doctor searches this directory and the default directory for the plugin's configuration.
         let node = with("plugin_config_path = '/etc/elsewhere'");
         expect(
             &node.troubles(),
@@ -2364,7 +2391,7 @@ mod tests {
     fn every_mistake_of_the_plugins_configuration_is_shown() {
         let node = Node::good();
         node.write(DROP_IN, "logLevel: loud\nmemoryThrottlingFactor: 2\n");
-        // Without its configuration the mode is unknown, too.
+        // Without a valid configuration the mode is unknown too.
         let troubles = |node: &Node| {
             let mut troubles = node.troubles();
             assert_eq!(
@@ -2440,7 +2467,7 @@ mod tests {
             "does not run",
             "restart the container runtime",
         );
-        // Who holds it is not known.
+        // Without /proc/locks the holder of the lock is unknown.
         node.remove("proc/locks");
         expect(
             &node.troubles(),
@@ -2721,7 +2748,7 @@ mod tests {
         node.write("sys/fs/cgroup/kubelet.slice/cgroup.subtree_control", "memory\n");
         assert_eq!(node.troubles(), []);
         ok(&node.facts(), "memory-files", "/sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice");
-        // Also of what lies above it.
+        // The check covers the cgroup above kubepods and the classes below kubepods.
         for level in [
             "kubelet.slice",
             "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice",
@@ -2733,7 +2760,7 @@ mod tests {
         }
     }
 
-    /// Each of these files decides about a check.
+    /// Each of these files decides the result of a check.
     #[test]
     fn a_file_that_is_missing_is_never_ok() {
         for (path, check) in [
@@ -2761,7 +2788,7 @@ mod tests {
         is_unknown(&node.facts(), "run", "d-bus");
     }
 
-    /// A symbolic link to itself cannot be read by root either.
+    /// Even root cannot read a symbolic link to itself.
     #[test]
     fn a_file_that_is_unreadable_is_never_ok() {
         for (path, check) in [
@@ -2989,7 +3016,8 @@ mod tests {
             for what in ["directory", "pipe", "large", "binary", "loop"] {
                 let node = Node::good();
                 let inside = node.path(path);
-                // What only NodeMemory and CgroupRoot read: the kernel's own files, or root's.
+                // Skip pipes at paths that only the kernel or root can create. `CgroupRoot` reads
+                // proc/self/mounts with a blocking call, which would wait for a writer.
                 if what == "pipe"
                     && ["proc/meminfo", "proc/self/mounts", KUBELET_CONFIG, "memory.max"]
                         .iter()

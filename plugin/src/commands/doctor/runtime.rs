@@ -1,7 +1,7 @@
-//! Container runtimes: which there are, and how their configuration has NRI.
+//! Detection of the node's container runtimes and of their NRI configuration.
 //!
-//! Sources: containerd `docs/NRI.md` and `cmd/containerd/server/config` of 1.7 and 2.3; CRI-O `internal/config/nri` and
-//! `pkg/config`.
+//! Sources: containerd `docs/NRI.md` and `cmd/containerd/server/config` of 1.7 and 2.3; CRI-O
+//! `internal/config/nri` and `pkg/config`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -16,18 +16,19 @@ use rustix::fs::OFlags;
 use super::{MOST_ENTRIES, Socket, UNITS, below, names, read};
 use crate::core::units::excerpt;
 
-/// How many files of a runtime's configuration are read.
+/// Maximum number of configuration files read for containerd, and of drop-ins read for CRI-O.
 const MOST_FILES: usize = 64;
 
-/// How long a runtime may take to say its version.
+/// Time limit for a runtime's program to print its version.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Major, minor and patch.
+/// Version as major, minor and patch number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub(crate) u64, pub(crate) u64, pub(crate) u64);
 
 impl Version {
-    /// The first word that is a version, such as `v2.1.9`, `"1.34.0"` or `6.12.0-cloud-amd64`.
+    /// Returns the first word that is a version, such as `v2.1.9`, `"1.34.0"` or
+    /// `6.12.0-cloud-amd64`. A missing patch number counts as 0.
     pub(crate) fn find(text: &str) -> Option<Self> {
         text.split_ascii_whitespace().find_map(|word| {
             let word = word.trim_start_matches(['v', '"']);
@@ -46,7 +47,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// A container runtime.
+/// Container runtime with its state on the node.
 #[derive(Debug)]
 pub(crate) struct Runtime {
     pub(crate) kind: &'static Kind,
@@ -55,23 +56,25 @@ pub(crate) struct Runtime {
     pub(crate) settings: Settings,
 }
 
-/// What differs between runtimes.
+/// Properties that differ between containerd and CRI-O.
 #[derive(Debug)]
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
     pub(crate) program: &'static str,
     pub(crate) socket: &'static str,
-    /// Which one has NRI, and which one has it on unless told otherwise.
+    /// First version that supports NRI.
     pub(crate) oldest: Version,
+    /// First version that enables NRI by default.
     pub(crate) on_from: Version,
-    /// The keys of NRI's settings: its switch and what that is where NRI is off, then those below.
+    /// Configuration key that switches NRI, and its value while NRI is off.
     pub(crate) switch: (&'static str, bool),
+    /// Other keys of the NRI settings, indexed by `PLUGIN_PATH` to `NO_CONNECTIONS`.
     pub(crate) keys: [&'static str; 6],
     pub(crate) how_to_switch_on: &'static str,
 }
 
 impl Kind {
-    /// NRI's settings of this runtime.
+    /// Returns this runtime's NRI settings from the configuration files below `host`.
     pub(crate) fn settings(&self, host: &Path, version: Option<Version>) -> Settings {
         match self.program {
             "crio" => Settings::of_crio(host),
@@ -79,7 +82,9 @@ impl Kind {
         }
     }
 
-    /// Where its program may be: where systemd starts it from, or where programs are looked for, which may leave the last one out.
+    /// Returns the paths where the runtime's program may be. The path in systemd's `ExecStart`
+    /// comes first. The bare name is next, for a search in `PATH`. The last path is in
+    /// `/usr/local/bin`, which `PATH` may lack.
     fn programs(&self, host: &Path) -> Vec<String> {
         let command =
             start_command(host, &format!("{}.service", self.program), "").unwrap_or_default();
@@ -87,7 +92,7 @@ impl Kind {
             .split_ascii_whitespace()
             .next()
             .map(|word| word.trim_start_matches(['@', '-', ':', '+', '!']));
-        // A script of another name might do anything when it is asked.
+        // Do not run a program with another name: with `--version` such a script could do anything.
         let started = started
             .filter(|path| path.starts_with('/') && path.ends_with(&format!("/{}", self.program)));
         let others = [self.program.to_owned(), format!("/usr/local/bin/{}", self.program)];
@@ -141,13 +146,14 @@ pub(crate) static CRIO: Kind = Kind {
                        /etc/crio/crio.conf.d, and restart crio",
 };
 
-/// The first containerd of 1.7 whose NRI is new enough.
+/// First containerd 1.7 release whose NRI is new enough (0.6.1 or newer).
 pub(crate) const CONTAINERD_1_7: Version = Version(1, 7, 16);
 
-/// NRI's settings of a runtime, as its configuration files have them.
+/// NRI settings of a runtime, merged from its configuration files.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
-    /// Whether it is switched off, and by what.
+    /// Whether NRI is switched off, and the setting that decides. `None` if no file has such a
+    /// setting.
     pub(crate) is_off: Option<(bool, String)>,
     pub(crate) plugin_path: Option<String>,
     pub(crate) config_path: Option<String>,
@@ -155,32 +161,38 @@ pub(crate) struct Settings {
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) registration_timeout: Option<Duration>,
     pub(crate) takes_no_connections: bool,
-    /// The runtime serves no kubelet.
+    /// Whether containerd's CRI plugin is disabled, so that containerd serves no kubelet.
     pub(crate) is_without_cri: bool,
     pub(crate) files: usize,
     pub(crate) problems: Vec<String>,
-    /// Files that could not be read, and why.
+    /// Files that could not be read, with the error. Includes an `ExecStart` that does not show
+    /// which configuration file containerd uses.
     pub(crate) unread: Vec<String>,
-    /// NRI's section, as the files together have it.
+    /// NRI section that results from all files.
     pub(crate) section: toml::Table,
-    /// The first file, which names all others; of containerd.
+    /// Path of containerd's main configuration file, which imports all others. Empty for CRI-O.
     pub(crate) main: String,
-    /// The version of that file's form, and what it imports.
+    /// Value of `version` in the main file: the version of the file format.
     pub(crate) form: Option<i64>,
+    /// Entries of `imports` in the main file.
     pub(crate) imports: Vec<String>,
 }
 
-/// Where containerd's configuration is unless it is told otherwise.
+/// Default path of containerd's configuration file.
 const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 
-/// The command by which systemd starts a unit, as its files say; drop-ins of the name `but` do not count.
+/// Returns the command with which systemd starts a unit, from `ExecStart` in the unit file and its
+/// drop-ins. Ignores drop-ins with the file name `but`. Returns `None` without a unit or a command,
+/// or if a file cannot be read.
 pub(crate) fn start_command(host: &Path, unit: &str, but: &str) -> Option<String> {
     let unit = UNITS
         .into_iter()
         .map(|directory| format!("{directory}/{unit}"))
         .find(|unit| host.join(unit).exists())?;
     let name = unit.rsplit('/').next()?;
-    // By their names, whatever directory they are in; of those of one name the first directory's counts.
+    // systemd applies drop-ins in the order of their file names, whatever their directory is. If
+    // several directories have a file of the same name, only the file in the first directory
+    // counts.
     let mut drop_ins = BTreeMap::new();
     for directory in UNITS.map(|directory| format!("{directory}/{name}.d")) {
         for file in names(&host.join(&directory))
@@ -196,18 +208,19 @@ pub(crate) fn start_command(host: &Path, unit: &str, but: &str) -> Option<String
         let text = read(&host.join(path)).ok().flatten()?.replace("\\\n", " ");
         let settings = text.lines().filter_map(|line| line.split_once('='));
         for (_, value) in settings.filter(|(key, _)| key.trim() == "ExecStart") {
-            // Without a value, those before do not count.
+            // An empty `ExecStart=` discards the commands before it.
             command = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
         }
     }
     command
 }
 
-/// The configuration that a command starts containerd with, and the command without it.
+/// Returns the configuration file that a command starts containerd with. The second value is the
+/// command without the configuration flag.
 ///
 /// # Errors
 ///
-/// Where it takes systemd to know what the words are.
+/// If the command contains quotes or one of `$%\`. Only systemd knows the resulting words.
 pub(crate) fn containerd_config(command: &str) -> Result<(String, String), String> {
     if let Some(character) = command.chars().find(|character| "$%\"'\\".contains(*character)) {
         return Err(format!(
@@ -219,7 +232,7 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
     let mut others = Vec::new();
     let mut words = command.split_ascii_whitespace();
     while let Some(word) = words.next() {
-        // As Go's flags are: one dash is as good as two.
+        // containerd accepts flags with one dash or two, as Go's `flag` package does.
         let flag = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).unwrap_or_default();
         match flag.split_once('=') {
             Some(("config" | "c", path)) => config = path.to_owned(),
@@ -233,8 +246,9 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
 }
 
 impl Settings {
-    /// Those of containerd: of its configuration, and of what that imports, in that order. The last one counts: from 2.0 on
-    /// of each key; before, of the whole section.
+    /// Returns containerd's settings from its main configuration file and all imports, in the order
+    /// of the imports. Later files override earlier ones: single keys since 2.0, the whole section
+    /// before 2.0. An unknown version counts as 2.0 or newer.
     pub(crate) fn of_containerd(host: &Path, version: Option<Version>) -> Self {
         let command = start_command(host, "containerd.service", "").unwrap_or_default();
         let (main, problem) = match containerd_config(&command) {
@@ -295,8 +309,8 @@ impl Settings {
         settings
     }
 
-    /// Those of CRI-O: of its configuration, and of the files below the directory beside it, in the order of their names. The
-    /// last one counts.
+    /// Returns CRI-O's settings from `crio.conf` and all files below `crio.conf.d`, in the order of
+    /// their paths. Later files override earlier ones.
     pub(crate) fn of_crio(host: &Path) -> Self {
         let mut settings = Self::default();
         let drop_ins = matches(host, "/etc/crio/crio.conf.d/**/*").unwrap_or_default();
@@ -327,7 +341,8 @@ impl Settings {
             .ok()
     }
 
-    /// Has none of the files before have NRI's section.
+    /// Discards the NRI section of all files read so far. Keeps the effects of `disabled_plugins`,
+    /// which is not part of the section.
     fn forget_section(&mut self) {
         let Self { is_off, is_without_cri, files, problems, unread, main, form, imports, .. } =
             std::mem::take(self);
@@ -379,7 +394,7 @@ impl Settings {
         ];
         for (key, field) in texts {
             match section.get(kind.keys[key]).map(toml::Value::as_str) {
-                // Empty is the default.
+                // An empty path selects the default.
                 Some(Some(text)) => *field = Some(text.to_owned()).filter(|text| !text.is_empty()),
                 Some(None) => wrong(kind.keys[key], "a path"),
                 None => {}
@@ -396,7 +411,7 @@ impl Settings {
                 None => continue,
             };
             match duration {
-                // 0 is the default.
+                // A timeout of 0 selects the default.
                 Some(duration) => *field = Some(duration).filter(|duration| !duration.is_zero()),
                 None => wrong(kind.keys[key], "a duration such as \"2s\""),
             }
@@ -404,7 +419,8 @@ impl Settings {
     }
 }
 
-/// The files that an `imports` of containerd's stands for.
+/// Returns the files that an entry of containerd's `imports` selects. A relative entry starts at
+/// the directory of `parent`, the file that contains the entry.
 fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'static str> {
     let import = match Path::new(parent).parent() {
         Some(directory) if !import.starts_with('/') => {
@@ -415,7 +431,7 @@ fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'st
     if !import.contains('*') {
         return Ok(vec![import]);
     }
-    // Each level more is a look at all directories of the one above.
+    // Each further part with `*` lists all directories that the part before it matches.
     if import.split('/').filter(|part| part.contains('*')).count() > 1 {
         return Err("expected one part with * at most; it is passed over");
     }
@@ -423,7 +439,8 @@ fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'st
     matches(host, &pattern).ok_or("expected a pattern; it is passed over")
 }
 
-/// The paths of a node that a pattern stands for, in the order in which a walk comes by; `None` where it is no pattern.
+/// Returns the node's paths that match a pattern, in the order of a directory walk. Returns `None`
+/// if the pattern is invalid.
 fn matches(host: &Path, pattern: &str) -> Option<Vec<String>> {
     let root = glob::Pattern::escape(host.to_string_lossy().trim_end_matches('/'));
     let mut paths: Vec<_> =
@@ -434,7 +451,7 @@ fn matches(host: &Path, pattern: &str) -> Option<Vec<String>> {
     Some(paths.iter().filter_map(inside).collect())
 }
 
-/// The version that a program says it has.
+/// Runs a program with `--version` and returns the version in its output.
 fn said_version(program: &str) -> Option<Version> {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -452,7 +469,8 @@ fn said_version(program: &str) -> Option<Version> {
         }
     };
     let mut output = child.stdout.take().filter(|_| succeeded)?;
-    // What it has started may hold the pipe open: what is in it is enough.
+    // A child of the program may keep the pipe open, so a read to the end could block. The data in
+    // the pipe at this time suffices.
     rustix::fs::fcntl_setfl(&output, OFlags::NONBLOCK).ok()?;
     let mut text = [0; 4096];
     let length = output.read(&mut text).ok()?;
@@ -460,11 +478,12 @@ fn said_version(program: &str) -> Option<Version> {
 }
 
 impl Runtime {
-    /// Those that are known, here or not. No program is run but those of this machine.
+    /// Returns all known runtimes, whether present or not. Runs a runtime's program only if `host`
+    /// is the root of this machine.
     pub(crate) fn all(host: &Path) -> Vec<Self> {
         let runtimes = [&CONTAINERD, &CRIO].into_iter().map(|kind| {
             let socket = Socket::connect(&host.join(kind.socket));
-            // CRI-O writes it down at each start.
+            // CRI-O writes its version to this file at each start.
             let written = if kind.program == "crio" {
                 read(&host.join("run/crio/version"))
             } else {
@@ -479,7 +498,7 @@ impl Runtime {
         runtimes.collect()
     }
 
-    /// Why NRI is off, if it is, and what to do.
+    /// Returns why NRI is off and what to do, or `None` if nothing shows that NRI is off.
     pub(crate) fn why_off(&self) -> Option<(String, String)> {
         let Self { kind, version, settings, .. } = self;
         let name = kind.name;

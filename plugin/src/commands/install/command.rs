@@ -1,4 +1,5 @@
-//! `plimsoll install` and `plimsoll uninstall`: shows the plan, asks, and has it carried out.
+//! The commands `plimsoll install` and `plimsoll uninstall`. Each command shows its plan and
+//! executes the plan once the user agrees.
 
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _};
@@ -15,7 +16,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::commands::{Failure, print};
 
-/// Without these nothing that is installed would work; what else may fail is mended by installing.
+/// Checks of `plimsoll doctor` that must not fail before an installation. Installing can correct a
+/// failure of the other checks.
 const NEEDED: [&str; 5] = ["cgroup-v2", "memory-controller", "kernel", "runtime", "configuration"];
 
 /// Who starts the plugin.
@@ -75,7 +77,7 @@ pub(crate) struct Install {
     node: Node,
 }
 
-// Its documentation would take the place of the commands' own.
+// Not a doc comment: clap would show a doc comment here instead of the help of each command.
 #[derive(Args)]
 struct Node {
     /// The container runtime's NRI socket
@@ -179,7 +181,7 @@ impl Install {
     }
 }
 
-/// Sees the files that the host's first process sees, from now on.
+/// Moves this process into the mount namespace of the host's first process.
 fn move_to_host() -> io::Result<()> {
     let mounts = fs::File::open("/proc/1/ns/mnt")?;
     Ok(move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))?)
@@ -216,7 +218,7 @@ fn refused(refusal: install::Refusal) -> Failure {
     Failure::Runtime(anyhow::Error::new(refusal).context("nothing was changed"))
 }
 
-/// Whether to go on.
+/// Returns whether to execute the plan: with `--yes`, or after the user agreed.
 fn agreed(yes: bool) -> Result<bool, Failure> {
     if yes {
         return Ok(true);
@@ -246,7 +248,7 @@ fn carry_out(plan: &Plan, host: &Path, socket: &Path) -> Result<(), Failure> {
         registered.context("cannot listen to signals").map_err(Failure::Runtime)?;
     }
     plan.carry_out(&mut hands, |step| {
-        // Nothing hangs on its being read.
+        // Execute the plan even if standard output cannot be written.
         let _ = print(format_args!("{}\n", step.action));
     })
     .map_err(|failed| Failure::Runtime(failed.into()))

@@ -1,11 +1,21 @@
-//! Putting the plugin on a node and taking it off again (`plimsoll install`, `plimsoll uninstall`): what is there ([`Facts`]), what is
-//! to be done about it ([`Plan`]), and doing it with a way back ([`Plan::carry_out`]).
+//! Installs the plugin on a node (`plimsoll install`) and removes it (`plimsoll uninstall`).
+//! [`Facts`] collects the state of the node. [`Plan`] lists the necessary steps.
+//! [`Plan::carry_out`] executes the steps and undoes them after a failure.
 //!
-//! No file of the operator's is written. Where NRI is off it is switched on by a file of its own: among those that CRI-O or
-//! containerd's `imports` read anyway; else by a second configuration of containerd's, which imports the operator's and then
-//! switches NRI on, and a drop-in that has systemd start containerd with that. Sources: containerd 1.7 and 2.1
-//! `cmd/containerd/server/config`: imports count more than the file that names them, in the order of their names there, in 1.7 with
-//! all of a plugin's section and since 2.0 with each key of it; CRI-O `pkg/config`.
+//! The module never writes the operator's configuration files of the runtime. Where NRI is off, the
+//! module adds a file that switches NRI on:
+//!
+//! - For CRI-O, a drop-in in its configuration directory.
+//! - For a containerd whose configuration imports a directory, a file in that directory.
+//! - For another containerd, a second configuration and a systemd drop-in that starts containerd
+//!   with it. The second configuration imports the operator's configuration and then the file that
+//!   switches NRI on.
+//!
+//! An imported file overrides the file that imports it, and a later import overrides an earlier
+//! one. containerd 1.7 replaces the whole section of a plugin, but containerd 2.0 and newer merge
+//! single keys.
+//!
+//! Sources: containerd 1.7 and 2.1 `cmd/containerd/server/config`, CRI-O `pkg/config`.
 
 pub(crate) mod command;
 
@@ -35,22 +45,23 @@ use crate::report::serve;
 use crate::state::containers::{STAND_ASIDE, is_restored};
 use crate::state::originals;
 
-/// The configuration as it is shipped.
+/// The plugin's shipped configuration file.
 const CONFIG_TEXT: &[u8] = include_bytes!("../../../../deploy/90-plimsoll.conf");
 
-/// The systemd unit as it is shipped.
+/// The shipped systemd unit.
 const UNIT_TEXT: &[u8] = include_bytes!("../../../../deploy/plimsoll.service");
 
 const PROGRAM: &str = "/usr/local/bin/plimsoll";
 const NAME: &str = "90-plimsoll";
 const SERVICE: &str = "plimsoll";
 const UNIT: &str = "/etc/systemd/system/plimsoll.service";
-/// That systemd starts the unit with the node.
+/// The symbolic link by which systemd starts the unit at boot.
 const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/plimsoll.service";
-/// Where an operator's own settings for the unit are.
+/// The directory of the operator's drop-ins for the unit.
 const UNIT_DROP_INS: &str = "/etc/systemd/system/plimsoll.service.d";
 
-/// Sorted after what an operator would call a file of his own, such as `crio.conf` or `override.conf`.
+/// The CRI-O drop-in that switches NRI on. The later of two drop-ins by name wins, so the name
+/// sorts after usual names such as `crio.conf` or `override.conf`.
 const CRIO_SWITCH: &str = "/etc/crio/crio.conf.d/zz-plimsoll.conf";
 const IMPORTED_SWITCH: &str = "zz-plimsoll.toml";
 const CONTAINERD_CONFIG: &str = "/etc/containerd/plimsoll/config.toml";
@@ -58,7 +69,7 @@ const CONTAINERD_SWITCH: &str = "/etc/containerd/plimsoll/nri.toml";
 const CONTAINERD_DROP_IN_NAME: &str = "zz-plimsoll.conf";
 const CONTAINERD_DROP_IN: &str = "/etc/systemd/system/containerd.service.d/zz-plimsoll.conf";
 
-/// Directories that may be there for the plugin alone, the innermost first.
+/// Directories that may exist only for the plugin. An inner directory comes before its parent.
 const DIRECTORIES: [&str; 8] = [
     "/etc/containerd/plimsoll",
     "/etc/systemd/system/containerd.service.d",
@@ -70,28 +81,30 @@ const DIRECTORIES: [&str; 8] = [
     "/etc/crio/crio.conf.d",
 ];
 
-/// How long a command may take: a runtime starts anew within seconds, on a busy node perhaps within a minute.
+/// Time limit for one command. A runtime restarts within seconds, or within about a minute on a
+/// busy node.
 const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 
-/// `plimsoll restore` gives up by itself, before this.
+/// Time limit for `plimsoll restore`. Its own deadlines add up to 150 s: 30 s for the plugin and
+/// 120 s for the values.
 const RESTORE_LIMIT: Duration = Duration::from_secs(150);
 
-/// How long is waited for what comes of a command.
+/// Time limit for the effect of an action, such as a socket that listens.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why a runtime is waited for.
+/// The reason shown for [`Action::AwaitRuntime`].
 const CONNECT: &str = "plugins connect there";
 
-/// Why the plugin is waited for.
+/// The reason shown for [`Action::AwaitSynchronized`].
 const SYNCHRONIZED: &str = "from then on containers get their values";
 
-/// Why something was not done that could have been.
+/// The failure reported after the user has interrupted the program.
 const INTERRUPTED: &str = "interrupted";
 
-/// How often is looked.
+/// Poll interval while waiting.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Who starts the plugin.
+/// The way the plugin is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// systemd, as a service that connects to the runtime.
@@ -100,88 +113,93 @@ pub enum Mode {
     Launched,
 }
 
-/// Why nothing is planned.
+/// The reason why there is no plan.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refusal(String);
 
-/// The process that is the plugin.
+/// The running process of the plugin.
 #[derive(Clone, Debug)]
 struct Process {
     id: i32,
-    /// The file that it runs; with ` (deleted)` where there is another one by now.
+    /// Path of its program file. The kernel appends ` (deleted)` once the file was replaced or
+    /// removed.
     program: String,
-    /// Whether systemd runs it as the service. Its file does not tell: that of a DaemonSet has the same name.
+    /// Whether systemd runs the process as the service. The path cannot show this, because the
+    /// program of a DaemonSet may have the same path.
     is_service: bool,
 }
 
-/// What is known of a node.
+/// The state of a node that the plans depend on.
 #[derive(Debug)]
 pub struct Facts {
     /// The runtime of the node.
     kind: &'static Kind,
-    /// Its name and version.
+    /// Name and version of the runtime.
     runtime: String,
     version: Option<Version>,
     settings: Settings,
-    /// Why NRI is off.
+    /// The reason why NRI is off; `None` where NRI is on.
     why_off: Option<String>,
-    /// Whether somebody listens at NRI's socket.
+    /// Whether a process listens at NRI's socket.
     is_served: bool,
-    /// What systemd starts containerd with, without what this module put there.
+    /// The command by which systemd starts containerd, without this module's drop-in.
     command: Option<String>,
-    /// What is in the files that this module may write or remove.
+    /// Content of each file that this module may write or remove, by path. An entry with empty
+    /// content marks the state directory as present.
     files: BTreeMap<String, Vec<u8>>,
-    /// The plugin's programs in the runtime's directory, the one that runs first.
+    /// The plugin's programs in the runtime's plugin directory. The running program comes first.
     launched: Vec<String>,
-    /// A package's unit.
+    /// Whether a package has installed the unit.
     is_packaged: bool,
     is_enabled: bool,
     /// Whether `plimsoll restore` was called.
     stands_aside: bool,
     process: Option<Process>,
-    /// Whether that is one of the programs in the runtime's directory which it launches.
+    /// Whether the runtime has launched the process from its plugin directory.
     is_launched: bool,
-    /// The program to be put there.
+    /// Content of the program to install.
     program: Vec<u8>,
     lock: String,
 }
 
-/// One thing to be done.
+/// A single action of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Write a file, in place of one that is there, at once and whole.
+    /// Write a file, or replace it atomically.
     Write {
-        /// The file, as the node knows it.
+        /// Absolute path on the node.
         path: String,
-        /// What it holds then.
+        /// The new content.
         content: Vec<u8>,
-        /// Its permissions.
+        /// The permission bits.
         mode: u32,
     },
     /// Remove a file.
     Remove(String),
-    /// Remove a directory with all that is in it.
+    /// Remove a directory and its content.
     RemoveAll(String),
-    /// Remove a directory if there is nothing in it.
+    /// Remove a directory if it is empty.
     RemoveEmpty(String),
-    /// Give every cgroup back what it had, as by `plimsoll restore`.
+    /// Restore the original values of every cgroup by `plimsoll restore`.
     Restore,
     /// Call `systemctl`.
     Systemctl(Vec<String>),
-    /// Tell the plugin's process, if there is one, to end.
+    /// End the plugin's process with SIGTERM, if a process runs.
     End(String),
-    /// Tell the plugin's process to go on with the program that is there by now.
+    /// Send SIGUSR2 to the plugin's process, so that the process executes the program that is now
+    /// installed.
     Replace(String),
-    /// Look whether the files of the runtime of this unit, and of this version if that is known, have NRI on by now.
+    /// Check that the runtime's configuration files have NRI on. The runtime is given by its unit,
+    /// and by its version if known.
     CheckNri(&'static str, Option<Version>),
-    /// Wait for the runtime to listen at NRI's socket.
+    /// Wait until the runtime listens at NRI's socket.
     AwaitRuntime,
-    /// Wait for the process of this program to be the plugin.
+    /// Wait until a process of this program holds the plugin's lock.
     AwaitPlugin(String),
-    /// Wait for the plugin to say that it is synchronized with the runtime.
+    /// Wait until the plugin reports that it is synchronized with the runtime.
     AwaitSynchronized,
-    /// Wait for there to be none.
+    /// Wait until no process holds the plugin's lock.
     AwaitNone,
 }
 
@@ -208,25 +226,27 @@ impl fmt::Display for Action {
     }
 }
 
-/// An action, and the way back from it.
+/// An action and the actions that undo it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What.
+    /// The action.
     pub action: Action,
-    /// Why.
+    /// The reason, shown to the user.
     pub why: String,
-    /// What takes it back, in that order. Files are put back anyway.
+    /// The actions that undo the step, in this order. Files are not listed, because [`Act::act`]
+    /// returns how to put them back.
     undo: Vec<Action>,
-    /// What is to be done once all is taken back: the first of these that works.
+    /// Alternatives to execute once all steps are undone. The first one that succeeds ends the
+    /// list.
     afterwards: Vec<Action>,
 }
 
-/// What is to be done, in that order.
+/// The steps of an installation or removal, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The steps; none if nothing is to be done.
+    /// The steps; empty if nothing is to be done.
     pub steps: Vec<Step>,
-    /// What is left as it is, and why.
+    /// Notes for the user: each names something that stays unchanged, with the reason.
     pub notes: Vec<String>,
 }
 
@@ -240,7 +260,8 @@ impl Plan {
         self.add(systemctl(words), why)
     }
 
-    /// Something of systemd's files is another one by now, and again when it is taken back.
+    /// Adds a `systemctl daemon-reload` for changed files of systemd. An undo changes the files
+    /// again, so it reloads them too.
     fn reload(&mut self) {
         let step = self.systemctl(&["daemon-reload"], "systemd reads its files anew");
         step.afterwards = vec![systemctl(&["daemon-reload"])];
@@ -260,7 +281,8 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Whether the runtime launches this program of the plugin's: it passes over what has no index.
+/// Returns whether the runtime launches this program of the plugin. The runtime skips file names
+/// without an index.
 fn has_index(program: &str) -> bool {
     program.ends_with("-plimsoll")
 }
@@ -270,11 +292,13 @@ fn systemctl(words: &[&str]) -> Action {
 }
 
 impl Facts {
-    /// Looks at the node whose file system is at `host`, and at the runtime's NRI socket. `program` is the program to install.
+    /// Collects the state of the node whose file system is at `host`. `socket` is the runtime's NRI
+    /// socket, and `program` is the content of the program to install.
     ///
     /// # Errors
     ///
-    /// Where there is no runtime, or no systemd, or more than one runtime.
+    /// When systemd does not run or not exactly one runtime runs. When a file cannot be read or
+    /// replaced.
     pub fn collect(host: &Path, socket: &Path, program: Vec<u8>) -> Result<Self, Refusal> {
         if !host.join("run/systemd/system").is_dir() {
             return Err(Refusal(
@@ -286,7 +310,8 @@ impl Facts {
         if runtimes.len() > 1 && runtimes.iter().any(|runtime| runtime.socket == Socket::Listens) {
             runtimes.retain(|runtime| runtime.socket == Socket::Listens);
         }
-        // Where both run, containerd is somebody else's, who has no use for its part for the kubelet.
+        // Where containerd and CRI-O both run, skip a containerd whose CRI plugin is disabled:
+        // another program such as Docker uses it.
         if runtimes.len() > 1 {
             runtimes.retain(|runtime| !runtime.settings.is_without_cri);
         }
@@ -333,7 +358,8 @@ impl Facts {
         };
         let takes_connections = facts.takes_connections();
         facts.why_off = {
-            // Its settings say more than what it serves: that may be from before.
+            // The configuration files count more than the socket: the runtime may serve the socket
+            // by an older configuration.
             runtime.settings = std::mem::take(&mut facts.settings);
             let is_told = runtime.settings.is_off.is_some() || !takes_connections;
             let unserved = || {
@@ -358,7 +384,8 @@ impl Facts {
         paths.extend(drop_ins.map(|name| format!("{UNIT_DROP_INS}/{name}")));
         for path in paths {
             let inside = below(host, &path);
-            // It would be written as a file, and put back as one.
+            // The plan can write and put back only regular files. A masked unit is a symbolic link
+            // to /dev/null.
             if inside.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
                 let advice = if path == UNIT {
                     ", by systemctl unmask plimsoll if it is masked"
@@ -396,12 +423,13 @@ impl Facts {
         &self.runtime
     }
 
-    /// The name of its unit.
+    /// The name of the runtime's unit.
     fn service(&self) -> &'static str {
         self.kind.program
     }
 
-    /// Where the program is that the runtime launches: under the name that it has, if there is one already.
+    /// The path of the program that the runtime launches: the existing program, or else the default
+    /// name.
     fn launched_program(&self) -> String {
         let directory =
             self.settings.plugin_path.as_deref().unwrap_or(PLUGINS).trim_end_matches('/');
@@ -412,7 +440,7 @@ impl Facts {
             .unwrap_or_else(|| format!("{directory}/{NAME}"))
     }
 
-    /// The configuration files that count, best first.
+    /// The paths that the plugin's configuration may have, in order of precedence.
     fn configurations(&self) -> Vec<String> {
         let configured = self.settings.config_path.iter().map(String::as_str).chain([DROP_INS]);
         let files = configured.flat_map(|directory| {
@@ -422,7 +450,8 @@ impl Facts {
         files.collect()
     }
 
-    /// The file among those that containerd's own configuration imports.
+    /// The path of the file that switches NRI on in a directory that containerd imports. `None` if
+    /// containerd's configuration imports no directory.
     fn imported_switch(&self) -> Option<String> {
         let directory =
             self.settings.imports.iter().find_map(|import| import.strip_suffix("/*.toml"))?;
@@ -436,20 +465,21 @@ impl Facts {
         (!directory.contains('*')).then(|| format!("{directory}/{IMPORTED_SWITCH}"))
     }
 
-    /// Whether plugins can connect to the runtime where they look for it.
+    /// Returns whether plugins can connect to the runtime at the default socket.
     fn takes_connections(&self) -> bool {
         !self.settings.takes_no_connections && self.foreign_socket().is_none()
     }
 
-    /// NRI's socket, where it is not the one that plugins look for.
+    /// The configured NRI socket, if it differs from the default socket.
     fn foreign_socket(&self) -> Option<&str> {
-        // /var/run is /run.
+        // /var/run is a symbolic link to /run.
         let of = |path: &str| path.trim_start_matches("/var").to_owned();
         self.settings.socket_path.as_deref().filter(|path| of(path) != of(nri::DEFAULT_SOCKET))
     }
 
-    /// Whether a process that was launched is able to go on with another program: that one connects, and reads the configuration
-    /// where services have it.
+    /// Returns whether a launched plugin can execute a new program in the same process. The new
+    /// program connects to the default socket and reads the default configuration directory, so the
+    /// runtime must use both.
     fn may_be_replaced(&self) -> bool {
         let is_default = |path: &str| path.trim_end_matches('/') == DROP_INS;
         self.takes_connections() && self.settings.config_path.as_deref().is_none_or(is_default)
@@ -459,7 +489,8 @@ impl Facts {
         self.process.as_ref().is_some_and(|process| process.is_service)
     }
 
-    /// Refuses where somebody else runs the plugin.
+    /// Refuses if the running plugin is neither the service nor launched by the runtime, such as a
+    /// plugin of a DaemonSet.
     fn check_process(&self) -> Result<(), Refusal> {
         match &self.process {
             Some(Process { id, program, .. }) if !self.is_external() && !self.is_launched => {
@@ -473,7 +504,7 @@ impl Facts {
         }
     }
 
-    /// Refuses where no plugin can connect, whatever is switched on.
+    /// Refuses if plugins cannot connect to the runtime, even with NRI on.
     fn check_connections(&self, advice: &str) -> Result<(), Refusal> {
         if self.settings.takes_no_connections {
             return Err(Refusal(format!(
@@ -491,8 +522,8 @@ impl Facts {
         }
     }
 
-    /// Whether the program and the service are a package's, which says when they change. Not where this module's are used in spite
-    /// of that: then the unit is in place of the package's.
+    /// Returns whether a package provides the program and the service, and therefore upgrades them.
+    /// Returns false if this module's unit overrides the package's unit.
     fn uses_package(&self) -> bool {
         let unit =
             self.files.get(UNIT).map(|unit| String::from_utf8_lossy(unit)).unwrap_or_default();
@@ -500,11 +531,12 @@ impl Facts {
             && !unit.lines().any(|line| line.starts_with(&format!("ExecStart={PROGRAM} ")))
     }
 
-    /// What `plimsoll install` does. Nothing, where all is there.
+    /// Returns the plan of `plimsoll install`. The plan is empty if everything is installed.
     ///
     /// # Errors
     ///
-    /// Where it cannot be done.
+    /// When the running plugin was not installed by this module, or the runtime does not allow the
+    /// installation.
     pub fn plan(&self, mode: Mode) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
         self.check_process()?;
@@ -592,7 +624,8 @@ impl Facts {
         match mode {
             Mode::External => {
                 if let Some(process) = self.process.as_ref().filter(|_| self.is_launched) {
-                    // No runtime launches it a second time, unless it starts anew itself.
+                    // A runtime launches a plugin only at its own start, so an undo restarts the
+                    // runtime.
                     let step = plan.add(
                         Action::End(process.file().to_owned()),
                         "the service takes over; values stay meanwhile",
@@ -640,7 +673,8 @@ impl Facts {
                 } else if is_renewed {
                     let why = "one reconnection; values stay meanwhile, and who is created then gets them after it";
                     let step = plan.add(Action::Replace(launched.clone()), why);
-                    // Where the new one has ended at its start.
+                    // Restart the runtime if the new program has ended at its start, so that no
+                    // process is left to replace.
                     let restart = systemctl(&["restart", self.service()]);
                     step.afterwards = vec![Action::Replace(launched.clone()), restart];
                     plan.add(
@@ -654,11 +688,12 @@ impl Facts {
         Ok(plan)
     }
 
-    /// What `plimsoll install --nri-only` does: what the plugin needs of the runtime, wherever it comes from. Nothing, where all is there.
+    /// Returns the plan of `plimsoll install --nri-only`, which only switches NRI on. The plan is
+    /// empty if NRI is on and its socket is served.
     ///
     /// # Errors
     ///
-    /// Where it cannot be done.
+    /// When plugins cannot connect to the runtime, or NRI cannot be switched on.
     pub fn plan_nri(&self) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
         self.check_connections("change that, or let the runtime launch the plugin")?;
@@ -669,14 +704,14 @@ impl Facts {
         Ok(plan)
     }
 
-    /// Takes the service out of what systemd starts, and stops it.
+    /// Adds the steps that disable and stop the service.
     fn disable(&self, plan: &mut Plan, why: &str) {
         if self.is_enabled
             && !self.is_packaged
             && !self.files.contains_key(UNIT)
             && !self.is_external()
         {
-            // systemctl would say that there is no such unit.
+            // `systemctl disable` fails for a unit that does not exist.
             plan.add(
                 Action::Remove(ENABLED.to_owned()),
                 "left by a package that was removed; its service is gone",
@@ -692,14 +727,14 @@ impl Facts {
         }
     }
 
-    /// Restarts the runtime, and once more when that is taken back.
+    /// Adds a restart of the runtime. An undo restarts the runtime once more.
     fn restart_runtime<'p>(&self, plan: &'p mut Plan, why: &str) -> &'p mut Step {
         let step = plan.systemctl(&["restart", self.service()], why);
         step.afterwards = vec![systemctl(&["restart", self.service()])];
         step
     }
 
-    /// Restarts a runtime at whose socket plugins cannot connect yet.
+    /// Adds a restart of the runtime if plugins cannot connect to its NRI socket yet.
     fn have_it_served(&self, plan: &mut Plan) {
         let why = match &self.why_off {
             Some(_) => "it reads its configuration at its start; containers go on",
@@ -712,7 +747,8 @@ impl Facts {
         plan.add(Action::AwaitRuntime, CONNECT);
     }
 
-    /// Switches NRI on where it is off. Tells if systemd has to read its files anew.
+    /// Adds the steps that switch NRI on and check it, if NRI is off. Returns whether systemd has
+    /// to reload its files.
     fn switch_on_if_off(&self, plan: &mut Plan) -> Result<bool, Refusal> {
         let Some(why) = &self.why_off else { return Ok(false) };
         let reload = self.switch_on(plan, why)?;
@@ -723,7 +759,8 @@ impl Facts {
         Ok(reload)
     }
 
-    /// What takes back that the plugin was started, and what it has done since where it was not there before.
+    /// Returns the actions that undo a start of the plugin. If the plugin had no process and no
+    /// state before, they also restore all values and remove the state.
     fn undo_start(&self, end: Action) -> Vec<Action> {
         let state = format!("/{}", originals::DIRECTORY);
         if self.process.is_some() || self.files.contains_key(&state) {
@@ -742,7 +779,7 @@ impl Facts {
         Action::Write { path: path.to_owned(), content: content.to_owned(), mode }
     }
 
-    /// Switches NRI on. Tells if systemd has to read its files anew.
+    /// Adds the files that switch NRI on. Returns whether systemd has to reload its files.
     fn switch_on(&self, plan: &mut Plan, why: &str) -> Result<bool, Refusal> {
         let settings = &self.settings;
         if why.ends_with("has no NRI") {
@@ -768,7 +805,8 @@ impl Facts {
                 "NRI is {why}, which no other file can take back: take it out, and call this again"
             )));
         }
-        // Without a file everything is as by default.
+        // The file format version. Without any configuration file, the new files choose version 2.
+        // A file that names no version has version 1.
         let form = match (settings.form, settings.files) {
             (Some(form), _) => form,
             (None, 0) => 2,
@@ -780,7 +818,8 @@ impl Facts {
                 excerpt(&settings.main)
             )));
         }
-        // In containerd 1.7 it replaces those before it.
+        // In containerd 1.7 this section replaces the earlier ones, so repeat the operator's other
+        // keys.
         let mut section = settings.section.clone();
         section.insert(CONTAINERD.switch.0.to_owned(), toml::Value::Boolean(false));
         let plugins = toml::Table::from_iter([(
@@ -807,7 +846,8 @@ impl Facts {
             )));
         };
         let (operators, others) = containerd_config(command).map_err(Refusal)?;
-        // A file that is imported has to be there, but what a pattern stands for may come later. One is what has a * in it.
+        // containerd fails if an imported file does not exist, but a pattern may match no file yet.
+        // Only an import that contains `*` is a pattern, so `.tom[*l]` stands for `.toml`.
         let operators_import = match settings.files {
             0 => operators.strip_suffix(".toml").map(|stem| format!("{stem}.tom[*l]")),
             _ => Some(operators.clone()),
@@ -835,11 +875,11 @@ impl Facts {
         Ok(true)
     }
 
-    /// What `plimsoll uninstall` does. Nothing, where nothing is there.
+    /// Returns the plan of `plimsoll uninstall`. The plan is empty if the plugin is not installed.
     ///
     /// # Errors
     ///
-    /// Where somebody else runs the plugin.
+    /// When the running plugin is neither the service nor launched by the runtime.
     pub fn removal(&self) -> Result<Plan, Refusal> {
         let state = format!("/{}", originals::DIRECTORY);
         let there = |path: &str| self.files.contains_key(path);
@@ -918,7 +958,7 @@ impl Facts {
         for path in imported.chain(DIRECTORIES) {
             plan.add(Action::RemoveEmpty(path.to_owned()), "nobody else has anything there");
         }
-        // Last, as it is not put back.
+        // The state comes last, because an undo cannot put it back.
         plan.add(
             Action::RemoveAll(state),
             "what cgroups held before, and what it knew of containers",
@@ -928,7 +968,7 @@ impl Facts {
 }
 
 impl Process {
-    /// The file, whether or not there is another one by now.
+    /// The path of the program file, without ` (deleted)`.
     fn file(&self) -> &str {
         self.program.strip_suffix(" (deleted)").unwrap_or(&self.program)
     }
@@ -937,8 +977,8 @@ impl Process {
         self.file() != self.program
     }
 
-    /// Whether it runs this program of the node's. The kernel calls that by its name without symbolic links, as which a directory
-    /// such as /opt may be there.
+    /// Returns whether the process runs this program of the node. The kernel reports the path with
+    /// symbolic links resolved, and a directory such as /opt may be a symbolic link.
     fn runs(&self, host: &Path, program: &str) -> bool {
         let path = below(host, program);
         let directory = path.parent().and_then(|directory| directory.canonicalize().ok());
@@ -950,7 +990,7 @@ impl Process {
     }
 }
 
-/// The process that holds the lock of the only instance.
+/// Returns the process that holds the plugin's lock.
 fn process(host: &Path, socket: &Path) -> Option<Process> {
     let id = holder(host, socket)??;
     let directory = host.join("proc").join(&id);
@@ -960,37 +1000,39 @@ fn process(host: &Path, socket: &Path) -> Option<Process> {
     Some(Process { id: id.parse().ok()?, program, is_service })
 }
 
-/// What does things. There is one that does them, [`Hands`], and tests have others.
+/// Executes actions. The implementation is [`Hands`]; tests have others.
 pub trait Act {
-    /// Does something; returns what puts back the files that it has changed, in that order.
+    /// Executes an action. Returns how to put back the files that the action has changed, in the
+    /// order of the changes.
     ///
     /// # Errors
     ///
-    /// When it fails, with what is to be said about it. What it has changed by then it has to put back itself.
+    /// When the action fails, with a message for the user. A failed action puts back the files that
+    /// it has changed.
     fn act(&mut self, action: &Action) -> Result<Vec<PutBack>, String>;
 
-    /// Puts something back.
+    /// Puts one file, link or directory back.
     ///
     /// # Errors
     ///
-    /// When it fails, with what is to be said about it.
+    /// When it cannot be put back, with a message for the user.
     fn put_back(&mut self, what: PutBack) -> Result<(), String>;
 
-    /// Whether somebody wants it to stop.
+    /// Returns whether the user has interrupted the program.
     fn is_interrupted(&self) -> bool {
         false
     }
 
-    /// What was done is taken back from here on, and nobody interrupts that.
+    /// Begins the undo. The user cannot interrupt it.
     fn turn_back(&mut self) {}
 }
 
-/// What was there before.
+/// The earlier state of a path.
 #[derive(Clone, Debug)]
 pub enum PutBack {
-    /// A file with its permissions.
+    /// A file with its content and permission bits.
     File(PathBuf, Vec<u8>, u32),
-    /// A symbolic link, and where it leads.
+    /// A symbolic link and its target.
     Link(PathBuf, PathBuf),
     /// No file.
     NoFile(PathBuf),
@@ -1000,22 +1042,23 @@ pub enum PutBack {
     Directory(PathBuf),
 }
 
-/// Why a plan was not carried out, and what became of it.
+/// The failure of a plan and the result of its undo.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step}: {why}; {}", if left.is_empty() { "all before it was undone".to_owned() } else { format!("of what was before it, this could not be undone: {}", left.join("; ")) })]
 pub struct Failed {
     step: String,
     why: String,
-    /// What could not be undone.
+    /// Messages about actions that could not be undone.
     left: Vec<String>,
 }
 
 impl Plan {
-    /// Does what is planned, and tells of each step before it is done. When one fails or is interrupted, all is put back.
+    /// Executes the plan and calls `tell` before each step. Undoes all steps when a step fails or
+    /// the user interrupts.
     ///
     /// # Errors
     ///
-    /// When a step failed.
+    /// When a step fails or the user interrupts the program.
     pub fn carry_out(
         &self,
         hands: &mut impl Act,
@@ -1035,7 +1078,7 @@ impl Plan {
             match hands.act(&step.action) {
                 Ok(before) => done.push((step, before)),
                 Err(why) => {
-                    // A command that fails may have done something all the same.
+                    // A failed command may have taken effect in part, so undo this step as well.
                     done.push((step, Vec::new()));
                     let left = undo(done, hands);
                     return Err(Failed { step: step.action.to_string(), why, left });
@@ -1046,7 +1089,7 @@ impl Plan {
     }
 }
 
-/// Takes everything back. Tells what could not be.
+/// Undoes all steps. Returns messages about actions that could not be undone.
 fn undo(done: Vec<(&Step, Vec<PutBack>)>, hands: &mut impl Act) -> Vec<String> {
     hands.turn_back();
     let mut left = Vec::new();
@@ -1057,7 +1100,8 @@ fn undo(done: Vec<(&Step, Vec<PutBack>)>, hands: &mut impl Act) -> Vec<String> {
         }
         let mut has_failed = false;
         for undo in &step.undo {
-            // What is kept tells what is left to be given back, and who still runs needs it.
+            // Keep the state after a failure: it lists the values that are still to be restored,
+            // and a plugin that still runs needs it.
             let result = match undo {
                 Action::Remove(_) | Action::RemoveAll(_) if has_failed => {
                     Err("it is still needed".to_owned())
@@ -1071,7 +1115,7 @@ fn undo(done: Vec<(&Step, Vec<PutBack>)>, hands: &mut impl Act) -> Vec<String> {
         }
         afterwards.push(&step.afterwards);
     }
-    // In the order in which they were done.
+    // In the order of the steps.
     for actions in afterwards.into_iter().rev() {
         let mut failed = Vec::new();
         for action in actions {
@@ -1088,18 +1132,19 @@ fn undo(done: Vec<(&Step, Vec<PutBack>)>, hands: &mut impl Act) -> Vec<String> {
     left
 }
 
-/// Works on a node's file system, and on the processes and units of this machine.
+/// Executes actions on a node's file system, and on the processes and units of this machine.
 #[derive(Debug)]
 pub struct Hands {
     host: PathBuf,
     socket: PathBuf,
-    /// Whether somebody wants it to stop.
+    /// Set when the user interrupts the program.
     interrupted: Arc<AtomicBool>,
     turns_back: bool,
 }
 
 impl Hands {
-    /// For the node whose file system is at `host`, with the runtime's NRI socket.
+    /// Returns an executor for the node whose file system is at `host`, with the runtime's NRI
+    /// socket.
     pub fn new(host: &Path, socket: &Path) -> Self {
         Self {
             host: host.to_owned(),
@@ -1109,12 +1154,13 @@ impl Hands {
         }
     }
 
-    /// What is to be set when somebody wants it to stop.
+    /// Returns the flag that a signal handler sets to interrupt the plan.
     pub fn interrupted(&self) -> Arc<AtomicBool> {
         self.interrupted.clone()
     }
 
-    /// Waits until something is there, for a while.
+    /// Waits until `look` returns a value, for at most [`PATIENCE`]. `expected` names the condition
+    /// in the error.
     fn wait(&self, expected: &str, look: impl FnMut() -> Option<()>) -> Result<(), String> {
         match self.until(PATIENCE, look) {
             Some(()) => Ok(()),
@@ -1123,7 +1169,8 @@ impl Hands {
         }
     }
 
-    /// Looks until there is something, or for that long, or until it is interrupted.
+    /// Polls `look` until it returns a value. Returns `None` after `limit` or when the user
+    /// interrupts.
     fn until<T>(&self, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         let began = Instant::now();
         loop {
@@ -1134,12 +1181,14 @@ impl Hands {
         }
     }
 
-    /// Runs a command, which may print, to its end.
+    /// Runs a command and waits for its end, for at most `limit`. The command inherits this
+    /// process's output.
     fn run(&self, command: &mut Command, limit: Duration) -> Result<(), String> {
-        // Ctrl-C is for this process, which ends it, or lets it take something back.
+        // Keep the SIGINT of Ctrl-C from the command: this process either kills the command or lets
+        // an undo finish.
         command.stdin(Stdio::null()).process_group(0);
         if self.turns_back {
-            // Perhaps there is no terminal any more, and who cannot print would fail.
+            // The terminal may be gone after SIGHUP, and a command that cannot print would fail.
             command.stdout(Stdio::null());
         }
         let mut child = command.spawn().map_err(|error| error.to_string())?;
@@ -1310,7 +1359,7 @@ impl Act for Hands {
     }
 }
 
-/// What puts a file back that is about to be changed.
+/// Reads the state of a path before a change, so that the change can be undone.
 fn held(path: &Path) -> io::Result<PutBack> {
     if let Ok(target) = fs::read_link(path) {
         return Ok(PutBack::Link(path.to_owned(), target));
@@ -1328,11 +1377,13 @@ fn held(path: &Path) -> io::Result<PutBack> {
     }
 }
 
-/// Readers see the old content or the new; what is being run goes on.
+/// Replaces a file atomically: readers see either the old or the new content. A process that runs
+/// the old file continues.
 fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".plimsoll-new");
-    // Runtimes launch what they find; what has no permission to be run they pass over.
+    // The new file is not executable while it is written, because a runtime launches every
+    // executable file in its plugin directory.
     let new = path.with_file_name(name);
     let written = (|| {
         let _ = fs::remove_file(&new);

@@ -1,4 +1,4 @@
-//! `plimsoll lint`: which files there are, and what they hold, for [`crate::commands::lint`].
+//! Command line of `plimsoll lint`: finds and reads the files for [`crate::commands::lint`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,8 @@ impl Lint {
                     }
                     Err((file, error)) => (file, Err(error)),
                 };
-                // As code scanning knows them: from where it is called, which is the root of the repository.
+                // Name files relative to the current directory. Code scanning expects paths
+                // relative to the repository root, where a pipeline runs the command.
                 let name =
                     file.strip_prefix(&here).or_else(|_| file.strip_prefix(".")).unwrap_or(&file);
                 match read {
@@ -132,7 +133,8 @@ impl Lint {
         })
     }
 
-    /// What is the same wherever it runs: this machine is not the node.
+    /// Returns the basis of the explanations. Ignores memory and page size of this machine, because
+    /// this machine is not the node.
     fn basis(&self, config: &Config) -> Basis {
         let configured = match config.node_allocatable {
             NodeAllocatable::Fixed(bytes) => Some(bytes),
@@ -150,7 +152,8 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(format_args!("{json}\n"))
 }
 
-/// The file itself, or those of a directory in the order of their names; or where one cannot look, and why.
+/// Returns `path` itself if it is not a directory. For a directory, returns the manifests below it
+/// in the order of their names. An error holds the path that could not be listed.
 fn files(path: &Path) -> Box<dyn Iterator<Item = Result<PathBuf, (PathBuf, io::Error)>>> {
     if !path.is_dir() {
         return Box::new(std::iter::once(Ok(path.to_owned())));
@@ -163,7 +166,7 @@ fn files(path: &Path) -> Box<dyn Iterator<Item = Result<PathBuf, (PathBuf, io::E
                 let named = file.extension().is_some_and(|extension| {
                     ["yaml", "yml", "json"].iter().any(|known| extension == *known)
                 });
-                // A link to a file counts.
+                // A symbolic link to a file counts as a file.
                 (named && file.is_file()).then_some(Ok(file))
             }
             Err(error) => Some(Err((error.path().unwrap_or(&directory).to_owned(), error.into()))),

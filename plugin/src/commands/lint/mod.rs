@@ -1,7 +1,9 @@
-//! What is to be said of the memory of the pods in Kubernetes manifests (`plimsoll lint`).
+//! Checks the memory settings of pods in Kubernetes manifests (`plimsoll lint`).
 //!
-//! Text in, findings out: [`Report::lint`] takes one file after the other. Each document in a file is read on its own, so
-//! that a broken one hides nothing of the others. What a pod is and what it would get is decided by [`crate::commands::explain`].
+//! [`Report::lint`] takes the text of one file after another and collects findings. Each document
+//! of a file is parsed on its own, so a broken document hides no findings in the others.
+//! [`crate::commands::explain`] decides which objects are pods and which values their containers
+//! would get.
 
 pub(crate) mod command;
 
@@ -26,7 +28,7 @@ use crate::config::complaint;
 use crate::core::pod::{QosClass, Stated};
 use crate::core::units::{Bytes, Limit, harmless};
 
-/// The largest file that is read, in bytes.
+/// Maximum size of a file, in bytes.
 pub const LARGEST: usize = 64 << 20;
 
 /// How much a finding matters.
@@ -51,31 +53,31 @@ impl fmt::Display for Level {
     }
 }
 
-/// What is looked for.
+/// Rule that manifests are checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// The file cannot be read.
     Unreadable,
-    /// The document is no YAML.
+    /// The document is not YAML or JSON.
     Syntax,
-    /// What says that it is a pod, or has one, is none.
+    /// An object that is a pod or has a pod template is invalid.
     Invalid,
-    /// The request is more than the limit.
+    /// The memory request is above the limit.
     MemoryRequestAboveLimit,
-    /// The limit is too many times the request.
+    /// The memory limit is too many times the request.
     LimitRequestRatio,
-    /// There is no request.
+    /// The memory request is missing.
     MemoryRequestMissing,
-    /// There is no limit.
+    /// The memory limit is missing.
     MemoryLimitMissing,
-    /// An annotation in this program's name does nothing.
+    /// An annotation of the domain `plimsoll.nri.io` has no effect.
     AnnotationIgnored,
-    /// There is a limit alone, which Kubernetes then takes for the request, too.
+    /// A container has a limit but no request, so Kubernetes uses the limit as the request too.
     MemoryRequestDefaulted,
 }
 
 impl Rule {
-    /// Every rule, the most important ones first.
+    /// All rules, the most important first.
     pub const ALL: [Self; 9] = [
         Self::Unreadable,
         Self::Syntax,
@@ -88,7 +90,7 @@ impl Rule {
         Self::MemoryRequestDefaulted,
     ];
 
-    /// Its name, which does not change from version to version.
+    /// Returns the name of the rule, which stays the same in all versions.
     pub const fn id(self) -> &'static str {
         match self {
             Self::Unreadable => "unreadable",
@@ -103,7 +105,7 @@ impl Rule {
         }
     }
 
-    /// How much its findings matter.
+    /// Returns the level of the rule's findings.
     pub const fn level(self) -> Level {
         match self {
             Self::Unreadable | Self::Syntax | Self::Invalid | Self::MemoryRequestAboveLimit => {
@@ -117,7 +119,7 @@ impl Rule {
         }
     }
 
-    /// What it finds, in a few words.
+    /// Returns a short description of the rule.
     pub const fn summary(self) -> &'static str {
         match self {
             Self::Unreadable => "a file that cannot be read",
@@ -132,7 +134,7 @@ impl Rule {
         }
     }
 
-    /// What it means and what to do.
+    /// Returns the consequence of a violation and what to do.
     pub const fn help(self) -> &'static str {
         match self {
             Self::Unreadable => {
@@ -172,12 +174,12 @@ impl Serialize for Rule {
     }
 }
 
-/// A file's names. Serialised it is the one for readers.
+/// Names of a file. Serialized, a file is its name for readers.
 #[derive(Clone, Debug)]
 struct File {
-    /// For readers: its path, without anything that a terminal would act on.
+    /// Path for readers, with all characters escaped that a terminal would act on.
     shown: String,
-    /// Its path as a URI, relative if the path is.
+    /// Path as a URI, relative if the path is relative.
     uri: String,
 }
 
@@ -203,7 +205,7 @@ impl Serialize for File {
     }
 }
 
-/// A line and a column, both from 1.
+/// Position in a file: line and column, both counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Place {
     line: u64,
@@ -214,7 +216,8 @@ impl Place {
     const START: Self = Self { line: 1, column: 1 };
 }
 
-/// Whose a finding is: the object's kind and name, and the container's, if it is one alone.
+/// Subject of a finding: kind and name of the object. Includes the container if the finding
+/// concerns only one container.
 #[derive(Clone, Debug)]
 struct Owner {
     object: String,
@@ -231,7 +234,7 @@ impl fmt::Display for Owner {
     }
 }
 
-/// One thing to be said.
+/// Violation of a rule at a place in a file.
 #[derive(Clone, Debug)]
 pub struct Finding {
     file: File,
@@ -242,17 +245,17 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// What was looked for.
+    /// Returns the violated rule.
     pub const fn rule(&self) -> Rule {
         self.rule
     }
 
-    /// The line, from 1.
+    /// Returns the line, counted from 1.
     pub const fn line(&self) -> u64 {
         self.place.line
     }
 
-    /// What is said, and of whom, without the file.
+    /// Returns the message with its subject, without the file.
     fn text(&self) -> String {
         match &self.owner {
             Some(owner) => format!("{owner}: {}", self.message),
@@ -297,7 +300,7 @@ impl Serialize for Finding {
     }
 }
 
-/// A container and what it would get.
+/// Checked container with the values that the container would get.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Looked {
@@ -306,13 +309,13 @@ struct Looked {
     place: Place,
     object: String,
     qos_class: QosClass,
-    /// How many times the request the limit is, if there are both.
+    /// Limit divided by request, if both are set.
     ratio: Option<f64>,
     #[serde(flatten)]
     container: ContainerExplanation,
 }
 
-/// All that is to be said of some files. Serialised, it is the form of `--format json`.
+/// Findings about a number of files. Serialized, the report has the format of `--format json`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -326,32 +329,33 @@ pub struct Report {
 }
 
 impl Report {
-    /// Nothing yet. A container's limit may be up to `max_ratio` times its request.
+    /// Creates an empty report. A limit above `max_ratio` times the request will be a finding.
     pub const fn new(basis: Basis, max_ratio: f64) -> Self {
         Self { basis, max_ratio, files: 0, pods: 0, findings: Vec::new(), containers: Vec::new() }
     }
 
-    /// The findings, in the order of the files and, within each, of the lines.
+    /// Returns the findings, ordered by file and then by line.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// The level of the finding that matters most.
+    /// Returns the highest level of the findings, or `None` without findings.
     pub fn worst(&self) -> Option<Level> {
         self.findings.iter().map(|finding| finding.rule.level()).max()
     }
 
-    /// Takes in that a file cannot be read.
+    /// Adds a finding for a file that cannot be read.
     pub fn unreadable(&mut self, path: &Path, error: &io::Error) {
         self.files += 1;
         let message = format!("cannot read it: {error}");
         self.find(&File::new(path), Place::START, Rule::Unreadable, None, message);
     }
 
-    /// Takes in a file: YAML of one or more documents, or JSON. Lists are opened, and objects with a pod template
-    /// (Deployments, Jobs, CronJobs and so on) count as pods; anything else is passed over.
+    /// Checks a file: YAML with one or more documents, or JSON. Each item of a list is checked like
+    /// a document. An object with a pod template counts as a pod (Deployments, Jobs, CronJobs and
+    /// so on). Other objects are ignored.
     ///
-    /// The path is only a name; `-` is standard input.
+    /// `path` only names the file in findings; `-` means standard input.
     pub fn lint(&mut self, path: &Path, text: &[u8]) {
         self.files += 1;
         let file = File::new(path);
@@ -378,7 +382,7 @@ impl Report {
         self.findings.push(Finding { file: file.clone(), place, rule, owner, message });
     }
 
-    /// Takes in one document, which has so many lines before it in its file.
+    /// Checks one document. `before` is the number of lines before the document in its file.
     fn document(&mut self, file: &File, before: u64, text: &[u8]) {
         let documents = match parse(text) {
             Ok(documents) => documents,
@@ -421,12 +425,13 @@ impl Report {
         }
     }
 
-    /// Takes in one pod; `at` tells where something in it is, by its JSON pointer.
+    /// Checks one pod. `at` returns the place of a value from the value's JSON pointer in the pod.
     fn pod(&mut self, file: &File, pod: PodExplanation, at: impl Fn(&str) -> Place) {
         let PodExplanation { object, qos_class, containers, typed: of_pod, without_effect, .. } =
             pod;
         let owner = Owner { object: object.clone(), container: None };
-        // One for the whole pod is found with each container.
+        // A message about an annotation of the whole pod occurs once per container, so report equal
+        // messages once.
         let of_containers = containers.iter().flat_map(|container| &container.without_effect);
         let messages: BTreeSet<&String> = without_effect.iter().chain(of_containers).collect();
         for message in messages {
@@ -494,7 +499,8 @@ impl Report {
         }
     }
 
-    /// Looks at how request and limit of a container or pod go together; `field` tells where `requests` and `limits` are.
+    /// Checks the memory request of a container or pod against its limit. `field` returns the place
+    /// of the memory value in `requests` or `limits`.
     fn amounts(
         &mut self,
         file: &File,
@@ -529,12 +535,13 @@ impl Report {
         }
     }
 
-    /// The findings for a reader, one on each line, with how many there are; with `values`, each container's, too.
+    /// Returns the findings as text: one line per finding, then a line with the counts. With
+    /// `values`, the text also shows the values of each container.
     pub const fn text(&self, values: bool) -> impl fmt::Display {
         Text { report: self, values }
     }
 
-    /// The findings as SARIF 2.1.0, with what GitHub's code scanning asks for.
+    /// Returns the findings as SARIF 2.1.0, with the fields that GitHub's code scanning requires.
     pub fn sarif(&self) -> Value {
         let rules = Rule::ALL.map(|rule| {
             json!({
@@ -550,7 +557,7 @@ impl Report {
             .iter()
             .map(|finding| {
                 let Finding { file, place, rule, .. } = finding;
-                // In a SARIF message brackets make links.
+                // SARIF messages use brackets for links, so escape brackets.
                 let text =
                     finding.text().replace('\\', r"\\").replace('[', r"\[").replace(']', r"\]");
                 json!({
@@ -636,7 +643,7 @@ impl fmt::Display for Looked {
     }
 }
 
-/// Kubernetes takes 0 for none.
+/// Returns `None` for 0, because Kubernetes treats 0 as not set.
 fn some(bytes: Bytes) -> Option<Bytes> {
     (bytes > Bytes::ZERO).then_some(bytes)
 }
@@ -649,7 +656,8 @@ fn ratio(request: Option<Bytes>, limit: Option<Bytes>) -> Option<f64> {
     Some(limit?.get() as f64 / request?.get() as f64)
 }
 
-/// A ratio for a reader: rounded up, so that what is above a number never looks like it.
+/// Rounds a ratio up to two decimals for readers. A ratio above the maximum then never looks equal
+/// to the maximum.
 fn times(ratio: f64) -> f64 {
     (ratio * 100.0).ceil() / 100.0
 }
@@ -658,18 +666,19 @@ fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// As much of a message about a mistake as is shown.
+/// Maximum length of the description of a mistake, in characters.
 const LONGEST_PROBLEM: usize = 300;
 
-/// Foreign text without anything that a terminal would act on, but otherwise as it is.
+/// Escapes foreign text so that a terminal only displays it. Keeps quotes and backslashes, and
+/// shortens the text to `most` characters.
 fn shown(text: &str, most: usize) -> String {
     harmless(text, most, &['\'', '"', '\\'])
 }
 
-/// The documents in a file, each with how many lines are before it.
+/// Splits a file into documents, each with the number of lines before it.
 ///
-/// YAML has no place for a line that starts with `---` or `...` except between documents, so no more of it needs to be
-/// understood.
+/// YAML allows a line that starts with `---` or `...` only between documents. The split therefore
+/// needs no further knowledge of YAML.
 fn documents(text: &[u8]) -> Vec<(u64, &[u8])> {
     let is = |line: &[u8], marker: &[u8; 3]| {
         line.strip_prefix(marker)
@@ -677,7 +686,7 @@ fn documents(text: &[u8]) -> Vec<(u64, &[u8])> {
     };
     let mut documents = Vec::new();
     let (mut start, mut before, mut end) = (0, 0, 0);
-    // Directives and comments before the `---` of a document belong to it.
+    // Directives and comments before a `---` belong to the document that starts there.
     let mut preamble = true;
     for (line, lines) in text.split_inclusive(|&byte| byte == b'\n').zip(0..) {
         if is(line, b"---") && !preamble {
@@ -696,7 +705,8 @@ fn documents(text: &[u8]) -> Vec<(u64, &[u8])> {
     documents
 }
 
-/// Reads a document; there is none in nothing but comments. The error is where and what is wrong.
+/// Parses the YAML or JSON in `text`. Text with nothing but comments contains no document. The
+/// error holds the place and the problem.
 fn parse(text: &[u8]) -> Result<Vec<Located>, (Place, String)> {
     let text = std::str::from_utf8(text).map_err(|error| {
         let (valid, rest) = text.split_at(error.valid_up_to());
@@ -708,12 +718,12 @@ fn parse(text: &[u8]) -> Result<Vec<Located>, (Place, String)> {
         )
     })?;
     let mut budget = Budget::default();
-    // Large Lists are fine; what comes from aliases may not be much more than the text itself.
+    // Large Lists are allowed. Aliases may not expand to much more than the text itself.
     budget.max_nodes = budget.max_nodes.max(text.len());
     budget.max_events = budget.max_events.max(2 * text.len());
     let options = serde_saphyr::options! {
         with_snippet: false,
-        // A plain `n` or `on` is a word.
+        // Read an unquoted `n` or `on` as a string, not as a boolean.
         strict_booleans: true,
         budget: Some(budget),
     };
@@ -728,15 +738,16 @@ fn parse(text: &[u8]) -> Result<Vec<Located>, (Place, String)> {
     })
 }
 
-/// Where the parts of a value are.
+/// Place of a value and of its parts.
 struct Places {
     place: Place,
-    /// By field, or by index.
+    /// Places of the parts, by field name or by index.
     parts: BTreeMap<String, Places>,
 }
 
 impl Places {
-    /// Where that is which a JSON pointer leads to, or the last on the way that is there.
+    /// Returns the place of the value at a JSON pointer. If the value does not exist, returns the
+    /// place of its nearest existing ancestor.
     fn of(&self, pointer: &str) -> Place {
         let mut at = self;
         for field in pointer.split('/').skip(1) {
@@ -749,7 +760,7 @@ impl Places {
     }
 }
 
-/// A value and where it is, and where its parts are.
+/// Value with its place and with the places of its parts.
 struct Located {
     value: Value,
     place: Place,
@@ -765,7 +776,7 @@ impl<'de> Deserialize<'de> for Located {
     }
 }
 
-/// A value and where its parts are.
+/// Value with the places of its parts.
 struct Inner {
     value: Value,
     parts: BTreeMap<String, Places>,
@@ -878,12 +889,13 @@ mod tests {
         report(text).findings.iter().map(ToString::to_string).collect()
     }
 
-    /// Line and rule of each finding.
+    /// Returns line and rule of each finding.
     fn rules(text: &str) -> Vec<(u64, &'static str)> {
         report(text).findings.iter().map(|finding| (finding.line(), finding.rule().id())).collect()
     }
 
-    /// The rules for one container with these resources, or for a pod with these fields besides.
+    /// Returns the rules that a pod with one container violates. `resources` are the container's
+    /// resources, and `of_pod` are further fields of the pod's specification.
     fn of_container(resources: &str, of_pod: &str) -> Vec<&'static str> {
         let text = format!(
             "kind: Pod\nspec: {{containers: [{{name: a, resources: {resources}}}], {of_pod}}}\n"
@@ -1103,7 +1115,7 @@ spec:
             .pods,
             2
         );
-        // A finding is on its line also where the item does not say its kind.
+        // The finding has the right line even if the item of a list omits its kind.
         assert_eq!(
             rules("kind: PodList\nitems:\n- spec:\n    containers: [{name: a}]\n"),
             rules("kind: List\nitems:\n- spec:\n    containers: [{name: a}]\n  kind: Pod\n")
@@ -1234,7 +1246,7 @@ spec:
     #[test]
     fn hostile_names_do_no_harm_in_any_form() {
         let hostile = format!("\\e[31m\\nf.yaml:1: error: x\\u202e\\x85{}", "x".repeat(1 << 20));
-        // A key may not be that long.
+        // YAML limits such a key to 1024 characters.
         let key = &hostile[..50];
         let text = format!(
             "kind: \"{hostile}\"\nmetadata: {{name: \"{hostile}\", namespace: \"{hostile}\", annotations: {{\"{key}.plimsoll.nri.io\": \"{hostile}\", \

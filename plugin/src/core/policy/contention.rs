@@ -1,44 +1,48 @@
-//! Repairing what somebody else changes: a few times, ever more slowly, then no more.
+//! Back-off for repairs of values that another program changes. The plugin repairs a few times with
+//! increasing delays and then gives up.
 //!
-//! The runtime's writes for its client are no fight: the client cannot know what the plugin wants. [`Contention::expect`]
-//! announces one, and its repair counts for nothing.
+//! The runtime's writes for its client (the kubelet) are not conflicts, because the client does not
+//! know the plugin's desired value. [`Contention::expect`] announces one of these writes, and its
+//! repair is not counted.
 //!
-//! Pure: the time is given.
+//! The module reads no clock: the caller passes the time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// How often a value is repaired before it is left to whoever else sets it.
+/// Number of repairs of a value before the plugin gives up.
 pub const REPAIRS: u32 = 5;
 
-/// How long nobody must have changed a value for its history to be forgotten. The kubelet writes every minute.
+/// Time without changes after which the plugin forgets a value's history. It must exceed one
+/// minute, because the kubelet writes every minute.
 const QUIET: Duration = Duration::from_secs(600);
 
-/// What to do about a value that is not as it should be.
+/// Decision on a value that differs from the desired one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Repair it now.
+    /// Repair the value now.
     Repair,
-    /// It was repaired just now: look again after this time.
+    /// The value was repaired recently. Check again after this time.
     Wait(Duration),
-    /// Leave it, and say so.
+    /// Give up: leave the value, and report the conflict.
     GiveUp,
-    /// It was left before.
+    /// The plugin gave up earlier. Leave the value.
     Leave,
 }
 
-/// The histories of values, by whose they are.
+/// Repair histories of values, by key.
 #[derive(Debug)]
 pub struct Contention<K, V> {
     histories: HashMap<K, History<V>>,
-    /// Values that the runtime has written for its client since they were last as they should be, and when.
+    /// Times of the runtime's writes for its client, for values not yet judged or found as desired
+    /// since.
     expected: HashMap<K, Instant>,
 }
 
 #[derive(Debug)]
 struct History<V> {
-    /// What the value should be; when that changes, the history begins anew.
+    /// The desired value. The history restarts when the desired value changes.
     desired: V,
     repairs: u32,
     given_up: bool,
@@ -52,25 +56,27 @@ impl<K, V> Default for Contention<K, V> {
 }
 
 impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
-    /// The runtime has written a value for its client: where that is not the desired one, repairing it once is no fight.
+    /// Records that the runtime wrote a value for its client. If the value then differs from the
+    /// desired one, the next repair is not counted as a conflict.
     pub fn expect(&mut self, key: K, now: Instant) {
         self.expected.insert(key, now);
     }
 
-    /// Whether the runtime has written a value for its client that was not found as it should be since.
+    /// Returns whether the runtime wrote a value for its client, and the value was neither judged
+    /// nor found as desired since.
     pub fn is_expected(&self, key: &K) -> bool {
         self.expected.contains_key(key)
     }
 
-    /// The value is as it should be: whatever changes it from now on is somebody else.
+    /// Records that the value is as desired. Later changes count as changes by another program.
     pub fn settle(&mut self, key: &K) {
         self.expected.remove(key);
     }
 
-    /// Judges a value that is found not to be `desired`. `touched`: somebody has written it since it was last looked at, as
-    /// far as is known.
+    /// Decides what to do about a value that differs from `desired`. `touched` means that a write
+    /// since the last check is known.
     pub fn judge(&mut self, key: K, desired: V, touched: bool, now: Instant) -> Verdict {
-        // Also where a fight was given up: nobody has written but the runtime, and once for each request of its client.
+        // The repair is also due after `GiveUp`: only the runtime wrote, once per client request.
         if self.expected.remove(&key).is_some() {
             return Verdict::Repair;
         }
@@ -91,7 +97,8 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
             }
             return Verdict::Leave;
         }
-        // The first repair at once, the second, too: it may have been set while something else was under way.
+        // The first two repairs are immediate. An operation that was already under way may have
+        // overwritten the first one.
         let earliest = match history.repairs {
             0 | 1 => Duration::ZERO,
             repairs => Duration::from_millis(100 << repairs),
@@ -109,7 +116,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         Verdict::Repair
     }
 
-    /// Whether a value is left to whoever else sets it.
+    /// Returns whether the plugin has given up on a value and leaves it.
     pub fn is_left(&self, key: &K, desired: &V, now: Instant) -> bool {
         let is_so = |history: &History<V>| {
             history.given_up
@@ -119,18 +126,18 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.histories.get(key).is_some_and(is_so)
     }
 
-    /// How often a value was repaired lately.
+    /// Returns the number of repairs in the value's current history.
     pub fn repairs(&self, key: &K) -> u32 {
         self.histories.get(key).map_or(0, |history| history.repairs)
     }
 
-    /// The value is to be judged as if for the first time.
+    /// Forgets a value, so that it is next judged without history.
     pub fn forget(&mut self, key: &K) {
         self.histories.remove(key);
         self.expected.remove(key);
     }
 
-    /// Forgets those who have been quiet, so that not all who ever were are kept.
+    /// Forgets values without recent changes, so that the maps do not grow without bound.
     pub fn forget_quiet(&mut self, now: Instant) {
         self.histories.retain(|_, history| now.duration_since(history.last) < QUIET);
         self.expected.retain(|_, since| now.duration_since(*since) < QUIET);
@@ -143,7 +150,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Somebody writes again whenever it was repaired, `every` so often. Gives the verdicts until it is left.
+    /// Simulates a program that writes again `every` so often after each repair. Returns the
+    /// decisions until the value is left.
     fn fight(
         every: Duration,
         contention: &mut Contention<&str, u32>,
@@ -193,7 +201,7 @@ mod tests {
             now += 60 * SECOND;
             assert_eq!(contention.judge("a", 1, true, now), Verdict::Leave);
         }
-        // A look without a new write in between.
+        // A check without a new write since the last one.
         assert_eq!(contention.judge("a", 1, false, now + QUIET / 2), Verdict::Leave);
         assert_eq!(contention.judge("a", 1, false, now + QUIET), Verdict::Repair);
     }
@@ -224,13 +232,13 @@ mod tests {
         for _ in 0..10 * REPAIRS {
             contention.expect("a", now);
             assert!(contention.is_expected(&"a"));
-            // Without a wait, and without a trace.
+            // The repair is immediate and is not counted.
             assert_eq!(contention.judge("a", 1, true, now), Verdict::Repair);
             assert_eq!(contention.repairs(&"a"), 0);
             assert!(!contention.is_expected(&"a"));
             now += SECOND / 100;
         }
-        // Each excuses one repair.
+        // Each announced write excuses only one repair.
         let (verdicts, _) = fight(Duration::ZERO, &mut contention, now);
         assert_eq!(
             verdicts.iter().filter(|verdict| **verdict == Verdict::Repair).count(),

@@ -1,46 +1,52 @@
-//! Protection from kubepods down to the container: what each level above the containers should have, and what the
-//! kernel makes of what is there.
+//! Protection of all levels from kubepods down to the containers: desired values of the ancestor
+//! cgroups, and effective protection in the kernel.
 //!
-//! A container's `memory.min` and `memory.low` are worth no more than what its pod, its class's cgroup and kubepods
-//! have. All amounts are bytes. The kernel rounds each file down to pages, which never leaves a parent short: the sum
-//! of what its children round down to is not above its own sum rounded down.
+//! A container's `memory.min` and `memory.low` protect at most as much as its pod, its class's
+//! cgroup and kubepods do. All amounts are bytes. The kernel rounds each file down to pages, but a
+//! parent never falls short. The children's rounded values never add up to more than their rounded
+//! sum.
 //!
-//! # What each level should have
+//! # Desired values of each level
 //!
-//! [`Tree`] keeps the claims. `memory.min` and `memory.low` are summed apart:
+//! [`Tree`] keeps the claims. `memory.min` and `memory.low` have separate sums:
 //!
-//! - A pod has the sum of its containers' claims, and its overhead (that of its runtime class), but no more than a limit of
-//!   its own: the kubelet gives each container without a limit all of that.
-//! - The cgroup of a class (Burstable, BestEffort) has the sum of its pods.
-//! - kubepods has as `memory.min` all of `memory.min` **and** `memory.low` below it, and as `memory.low` all of
-//!   `memory.low` below it. The first is Kubernetes' tiered rule: nothing outside kubepods may take what its pods
-//!   were promised. The second is needed too, since the kernel hands `memory.min` and `memory.low` down separately:
-//!   with 0 here, every `memory.low` below would do nothing.
+//! - A pod gets the sum of its containers' claims plus its overhead (from the RuntimeClass). A
+//!   limit of the pod's own bounds this sum, because the kubelet gives that whole limit to each
+//!   container without a limit.
+//! - The cgroup of a class (Burstable, BestEffort) gets the sum of its pods.
+//! - kubepods gets the sum of `memory.min` **and** `memory.low` below it as its `memory.min`. This
+//!   is Kubernetes' tiered rule: no process outside kubepods may use memory promised to pods.
+//! - kubepods also gets the sum of `memory.low` below it as its `memory.low`. The kernel
+//!   distributes `memory.min` and `memory.low` separately, so 0 here would make every `memory.low`
+//!   below ineffective.
 //!
-//! What all pods have together, `memory.min` and `memory.low` added, never exceeds the budget (node allocatable):
+//! The protection of all pods, `memory.min` plus `memory.low`, never exceeds the budget (node
+//! allocatable):
 //!
-//! - Guaranteed pods come first. If they alone ask for more than the budget, each gets its share of the budget, in
-//!   proportion to what it asks for, and other pods get nothing.
-//! - Burstable and BestEffort pods have the rest. If they ask for more than that, each gets its share of it.
-//! - A share is rounded down to a byte, for `memory.min` and `memory.low` of a pod each. The levels above add up the
-//!   pods' shares, so that the sums are exact at every level.
+//! - Guaranteed pods come first. If they alone claim more than the budget, each gets a share in
+//!   proportion to its claim. Other pods then get nothing.
+//! - Burstable and BestEffort pods share the rest. If they claim more than the rest, each gets a
+//!   share in proportion to its claim.
+//! - A pod's shares of `memory.min` and `memory.low` are each rounded down to a byte. The ancestors
+//!   add up the pods' shares, so that the sums are exact at every level.
 //!
-//! Without a budget, the most that [`Bytes`] can hold takes its place.
+//! Without a budget, [`Bytes::MAX`] is the budget.
 //!
-//! A container's own files keep what it asks for, also where its pod gets less: the kernel never lets children have
-//! more than their parent's effective protection, and divides that by how much of its claim each child uses at the
-//! time, which is better than any division made beforehand.
+//! A container's own files keep its full claim, even where its pod gets less. The kernel bounds the
+//! children's protection by their parent's effective protection. The kernel distributes this
+//! protection by how much of its claim each child uses at the time, which is better than any fixed
+//! distribution.
 //!
-//! Sources: KEP-2570 of Kubernetes ("Support Memory QoS with cgroups v2", as of 1.36) for the sums; the
-//! kernel's `Documentation/admin-guide/cgroup-v2.rst` (`memory.min`, `memory.low`, `memory_recursiveprot`) for what
-//! they mean. The bound is ours.
+//! Sources: KEP-2570 of Kubernetes ("Support Memory QoS with cgroups v2", as of 1.36) for the sums.
+//! The kernel's `Documentation/admin-guide/cgroup-v2.rst` defines `memory.min`, `memory.low` and
+//! `memory_recursiveprot`. The budget is this plugin's addition.
 //!
-//! # What the kernel makes of it
+//! # Effective protection in the kernel
 //!
-//! [`effective`] is the rule of `effective_protection` in the kernel's `mm/page_counter.c` (formerly in
-//! `mm/memcontrol.c`) for one cgroup and one file, [`effective_tree`] follows it down a whole tree, and [`Standing`]
-//! says whether what is written helps. The kernel counts in pages, so that its values may differ by less than one
-//! page for each level.
+//! [`effective`] follows `effective_protection` in the kernel's `mm/page_counter.c` (formerly in
+//! `mm/memcontrol.c`) for one cgroup and one file. [`effective_tree`] applies the rule to a whole
+//! tree. [`Standing`] classifies the effect of the written values. The kernel counts in pages, so
+//! its values may differ by less than one page for each level.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -52,7 +58,7 @@ use crate::core::pod::QosClass;
 use crate::core::policy::Protection;
 use crate::core::units::Bytes;
 
-/// Where a pod is: its cgroup, and those above it up to kubepods.
+/// Position of a pod in the cgroup tree: its cgroup and the ancestors up to kubepods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodPlace {
     cgroup: CgroupPath,
@@ -62,8 +68,8 @@ pub struct PodPlace {
 }
 
 impl PodPlace {
-    /// The place of a pod of `class` with this cgroup. Guaranteed pods lie in kubepods itself, others in their class's
-    /// cgroup in kubepods. `None` if the path has too few parts for that.
+    /// Creates the place of a pod of `class` with this cgroup. Guaranteed pods lie directly in
+    /// kubepods, other pods in their class's cgroup. Returns `None` if the path has too few parts.
     pub fn new(cgroup: CgroupPath, class: QosClass) -> Option<Self> {
         let parent = cgroup.parent()?;
         let (class_cgroup, kubepods) = match class {
@@ -76,65 +82,67 @@ impl PodPlace {
         Some(Self { cgroup, class, class_cgroup, kubepods })
     }
 
-    /// The pod's cgroup.
+    /// Returns the pod's cgroup.
     pub fn cgroup(&self) -> &CgroupPath {
         &self.cgroup
     }
 
-    /// The pod's class.
+    /// Returns the pod's class.
     pub const fn class(&self) -> QosClass {
         self.class
     }
 
-    /// The cgroup of its class; Guaranteed pods have none.
+    /// Returns the cgroup of the pod's class. Guaranteed pods have none.
     pub fn class_cgroup(&self) -> Option<&CgroupPath> {
         self.class_cgroup.as_ref()
     }
 
-    /// The cgroup of all pods.
+    /// Returns the cgroup of all pods.
     pub fn kubepods(&self) -> &CgroupPath {
         &self.kubepods
     }
 }
 
-/// What a cgroup above the containers should have.
+/// Desired protection of a cgroup above the containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level {
-    /// The cgroup: a pod's, a class's, or kubepods.
+    /// The cgroup: of a pod, of a class, or kubepods.
     pub cgroup: CgroupPath,
-    /// What its files should hold.
+    /// The desired values of its files.
     pub protection: Protection,
 }
 
-/// A pod that gets less than it asks for, as the node has not enough.
+/// Pod with less protection than its claim, because the budget is too small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortfall {
     /// The pod's cgroup.
     pub pod: CgroupPath,
-    /// What it asks for.
+    /// The pod's claim.
     pub asked: Protection,
-    /// What it gets.
+    /// The pod's share.
     pub gets: Protection,
 }
 
-/// The claims of all containers, and what follows from them for the levels above.
+/// Claims of all containers, and the resulting desired values of the cgroups above them.
 ///
-/// Whatever changes it returns every level that should now have something else than before the call, parents before
-/// children. Becoming known counts as a change, even with nothing to protect: the files may hold something from
-/// earlier. A call costs the same however many pods there are, unless they ask for more than the budget.
+/// Each changing method returns the levels with a new desired value, parents before children. The
+/// first appearance of a level counts as a change even without protection, because the files may
+/// hold old values. The cost of a call does not depend on the number of pods, unless the pods claim
+/// more than the budget.
 ///
-/// A pod stays known until [`Tree::remove_pod`]; what is above it, for good. Several kubepods share one budget.
+/// The tree keeps a pod until [`Tree::remove_pod`], and the pod's ancestors forever. Several
+/// kubepods cgroups share one budget.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
     budget: Option<Bytes>,
     pods: HashMap<CgroupPath, Pod>,
-    /// What kubepods and the cgroups of classes should have.
+    /// Sums for kubepods and the cgroups of classes, which are their desired values.
     above: HashMap<CgroupPath, Sum>,
     /// The pod of each container.
     containers: HashMap<String, CgroupPath>,
-    /// `memory.min` and `memory.low` of all Guaranteed pods, as they ask.
+    /// Sum of `memory.min` and `memory.low` that all Guaranteed pods claim.
     guaranteed: u128,
-    /// The same of all other pods.
+    /// Sum of `memory.min` and `memory.low` that all other pods claim.
     others: u128,
 }
 
@@ -143,15 +151,16 @@ struct Pod {
     place: PodPlace,
     containers: HashMap<String, Protection>,
     overhead: Protection,
-    /// The most that the pod may use, if that is a limit of its own.
+    /// Upper bound of the pod's claim, from the pod's memory limit.
     cap: Option<Bytes>,
-    /// Of the containers and the overhead.
+    /// Sum of the claims of the containers and the overhead.
     asked: Sum,
     gets: Protection,
 }
 
 impl Tree {
-    /// No pods yet, and this much to share among them: node allocatable. `None` is unknown, and bounds nothing.
+    /// Creates a tree without pods. The budget is node allocatable. `None` means that the budget is
+    /// unknown and does not bound the claims.
     pub fn new(budget: Option<Bytes>) -> Self {
         Self { budget, ..Self::default() }
     }
@@ -163,7 +172,7 @@ impl Tree {
         self.finish(change)
     }
 
-    /// A container's claim, new or instead of its last one; also makes its pod known. A container that was in
+    /// Sets a container's claim and adds its pod to the tree if needed. A container that was in
     /// another pod moves.
     pub fn claim(&mut self, pod: &PodPlace, container: &str, claim: Protection) -> Vec<Level> {
         let mut change = self.begin();
@@ -178,39 +187,39 @@ impl Tree {
         self.finish(change)
     }
 
-    /// A container's claim, as it asks.
+    /// Returns a container's claim.
     pub fn claim_of(&self, container: &str) -> Option<Protection> {
         self.pods.get(self.containers.get(container)?)?.containers.get(container).copied()
     }
 
-    /// Every container with a claim, in no order.
+    /// Returns every container with a claim, in no particular order.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         self.containers.keys().map(String::as_str)
     }
 
-    /// Every known pod's cgroup, in no order.
+    /// Returns the cgroup of every known pod, in no particular order.
     pub fn pods(&self) -> impl Iterator<Item = &CgroupPath> {
         self.pods.keys()
     }
 
-    /// The pod that a container's claim counts in.
+    /// Returns the pod to which a container's claim belongs.
     pub fn pod_of(&self, container: &str) -> Option<&CgroupPath> {
         self.containers.get(container)
     }
 
-    /// Whether this is a known pod's cgroup.
+    /// Returns whether this is the cgroup of a known pod.
     pub fn is_pod(&self, cgroup: &CgroupPath) -> bool {
         self.pods.contains_key(cgroup)
     }
 
-    /// Drops a container's claim. Nothing happens if it has none.
+    /// Removes a container's claim, if there is one.
     pub fn release(&mut self, container: &str) -> Vec<Level> {
         let mut change = self.begin();
         self.forget(container, &mut change);
         self.finish(change)
     }
 
-    /// What a pod asks for beyond its containers. Also makes the pod known.
+    /// Sets the claim of a pod's overhead and adds the pod to the tree if needed.
     pub fn set_overhead(&mut self, pod: &PodPlace, overhead: Protection) -> Vec<Level> {
         let mut change = self.begin();
         self.edit(pod, &mut change, |pod| {
@@ -220,7 +229,7 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Bounds what a pod asks for, by a limit of its own; `None` is no bound. Nothing happens if there is no such pod.
+    /// Sets the upper bound of a pod's claim. `None` removes the bound. An unknown pod is ignored.
     pub fn set_cap(&mut self, pod: &CgroupPath, cap: Option<Bytes>) -> Vec<Level> {
         let Some(place) =
             self.pods.get(pod).filter(|pod| pod.cap != cap).map(|pod| pod.place.clone())
@@ -232,7 +241,8 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Drops a pod with its containers. The levels above stay known. Nothing happens if there is no such pod.
+    /// Removes a pod with its containers. The tree keeps the levels above. An unknown pod is
+    /// ignored.
     pub fn remove_pod(&mut self, pod: &CgroupPath) -> Vec<Level> {
         let mut change = self.begin();
         if let Some(pod) = self.withdraw(pod, &mut change) {
@@ -243,17 +253,17 @@ impl Tree {
         self.finish(change)
     }
 
-    /// What this pod, class or kubepods should have; `None` if it is not known.
+    /// Returns the desired protection of this cgroup, or `None` if the cgroup is not known.
     pub fn desired(&self, cgroup: &CgroupPath) -> Option<Protection> {
         let pod = self.pods.get(cgroup).map(|pod| pod.gets);
         pod.or_else(|| self.above.get(cgroup).map(|sum| sum.protection()))
     }
 
-    /// What every known level should have, parents before children.
+    /// Returns the desired protection of every known level, parents before children.
     pub fn levels(&self) -> Vec<Level> {
         let above = self.above.iter().map(|(cgroup, sum)| (cgroup, sum.protection()));
         let pods = self.pods.iter().map(|(cgroup, pod)| (cgroup, pod.gets));
-        // In the order of paths a parent comes before what lies in it.
+        // Sorted by path, a parent comes before its descendants.
         let levels: BTreeMap<_, _> = above.chain(pods).collect();
         levels
             .into_iter()
@@ -261,7 +271,7 @@ impl Tree {
             .collect()
     }
 
-    /// The cgroup of all pods: one, unless pods lie in several.
+    /// Returns the cgroup of all pods. If there are several, returns the first by path.
     pub fn kubepods(&self) -> Option<&CgroupPath> {
         let is_top = |cgroup: &&CgroupPath| {
             cgroup.parent().is_none_or(|parent| !self.above.contains_key(&parent))
@@ -269,13 +279,14 @@ impl Tree {
         self.above.keys().filter(is_top).min()
     }
 
-    /// Whether some pod gets less than it asks for: all together ask for more than the budget.
+    /// Returns whether any pod gets less than its claim, because all claims together exceed the
+    /// budget.
     pub fn is_short(&self) -> bool {
         let shares = self.shares();
         shares.guaranteed.is_short() || shares.others.is_short()
     }
 
-    /// The pods that get less than they ask for, in the order of their paths.
+    /// Returns the pods that get less than their claims, sorted by path.
     pub fn shortfalls(&self) -> Vec<Shortfall> {
         if !self.is_short() {
             return Vec::new();
@@ -300,11 +311,12 @@ impl Tree {
         Change { shares: self.shares(), before: BTreeMap::new(), pods: Vec::new() }
     }
 
-    /// Gives pods what they get now: those that were touched, and all of a class whose share is another.
+    /// Updates the shares of all touched pods. If the share of a class changed, all pods of that
+    /// class are updated.
     fn finish(&mut self, mut change: Change) -> Vec<Level> {
         let shares = self.shares();
         let is_other = |class| !shares.of(class).is_same_for_all(change.shares.of(class));
-        // Looking at every pod is the exception that over-commitment makes.
+        // Only over-commitment makes a visit of every pod necessary.
         if is_other(QosClass::Guaranteed) || is_other(QosClass::Burstable) {
             let places = self.pods.values().map(|pod| &pod.place);
             change.pods =
@@ -326,10 +338,10 @@ impl Tree {
         changed.collect()
     }
 
-    /// Changes a pod, which becomes known if it is not.
+    /// Edits a pod and adds it to the tree if needed.
     fn edit(&mut self, place: &PodPlace, change: &mut Change, edit: impl FnOnce(&mut Pod)) {
         let mut pod = self.withdraw(&place.cgroup, change).unwrap_or_else(|| Pod::new(place));
-        // The class may be another than it was said to be.
+        // The caller may pass another class than before.
         pod.place = place.clone();
         edit(&mut pod);
         *self.asked_by(place.class) += total(pod.asks_for());
@@ -338,7 +350,7 @@ impl Tree {
         self.pods.insert(place.cgroup.clone(), pod);
     }
 
-    /// Takes a pod out of every sum. What it gets is nothing until it is settled again.
+    /// Removes a pod from every sum. The pod's share is zero until [`Tree::finish`] sets it.
     fn withdraw(&mut self, cgroup: &CgroupPath, change: &mut Change) -> Option<Pod> {
         self.note(cgroup, change);
         let mut pod = self.pods.remove(cgroup)?;
@@ -377,7 +389,7 @@ impl Tree {
         kubepods.replace_min(last.low, new.low);
     }
 
-    /// Remembers what a level should have had before the call, if that is not remembered yet.
+    /// Records the desired value of a level before the call, once per call.
     fn note(&self, cgroup: &CgroupPath, change: &mut Change) {
         if !change.before.contains_key(cgroup) {
             change.before.insert(cgroup.clone(), self.desired(cgroup));
@@ -404,7 +416,7 @@ impl Pod {
         }
     }
 
-    /// What it asks for.
+    /// Returns the pod's claim: the sum, bounded by the cap.
     fn asks_for(&self) -> Protection {
         let Protection { min, low } = self.asked.protection();
         match self.cap {
@@ -414,17 +426,17 @@ impl Pod {
     }
 }
 
-/// What is kept during one call.
+/// State kept during one call.
 struct Change {
-    /// The shares before it.
+    /// The shares before the call.
     shares: Shares,
-    /// What the levels should have had before it, for those that were touched.
+    /// The desired values of the touched levels before the call.
     before: BTreeMap<CgroupPath, Option<Protection>>,
-    /// The pods that were touched.
+    /// The touched pods.
     pods: Vec<PodPlace>,
 }
 
-/// A sum of protections, exact: neither a node's containers nor its pods are enough to overflow it.
+/// Exact sum of protections. A node has too few containers and pods for an overflow.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sum {
     min: u128,
@@ -432,7 +444,7 @@ struct Sum {
 }
 
 impl Sum {
-    /// Replaces one of its parts.
+    /// Replaces one addend.
     fn replace(&mut self, last: Protection, new: Protection) {
         self.replace_min(last.min, new.min);
         self.low = self.low + u128::from(new.low.get()) - u128::from(last.low.get());
@@ -442,7 +454,7 @@ impl Sum {
         self.min = self.min + u128::from(new.get()) - u128::from(last.get());
     }
 
-    /// The sum, or the most there is where it is more than that.
+    /// Returns the sum, where each part is at most [`Bytes::MAX`].
     fn protection(&self) -> Protection {
         Protection { min: saturated(self.min), low: saturated(self.low) }
     }
@@ -456,7 +468,7 @@ fn total(protection: Protection) -> u128 {
     u128::from(protection.min.get()) + u128::from(protection.low.get())
 }
 
-/// How much of what some pods ask for together they get.
+/// Part of a group's total claim that the group gets.
 #[derive(Clone, Copy, PartialEq)]
 struct Share {
     asked: u128,
@@ -468,12 +480,13 @@ impl Share {
         self.granted < self.asked
     }
 
-    /// Whether every pod that asks for the same gets the same by both.
+    /// Returns whether both shares give the same protection to every possible claim.
     fn is_same_for_all(self, other: Self) -> bool {
         self == other || !self.is_short() && !other.is_short()
     }
 
-    /// What a pod gets that asks for this. Both factors are below 2^63.
+    /// Returns the part for a pod with this claim. Both factors are below 2^63, so the product
+    /// cannot overflow.
     fn part(self, asked: Protection) -> Protection {
         if !self.is_short() {
             return asked;
@@ -497,34 +510,37 @@ impl Shares {
     }
 }
 
-/// What the effective protection of one cgroup by one file depends on.
+/// Inputs for the effective protection of one cgroup by one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What the cgroup uses (`memory.current`).
+    /// The cgroup's usage (`memory.current`).
     pub usage: Bytes,
-    /// What its parent uses.
+    /// The parent's usage.
     pub parent_usage: Bytes,
-    /// What its file holds.
+    /// The value of the cgroup's file.
     pub setting: Bytes,
-    /// How far the same file protects its parent.
+    /// The parent's effective protection by the same file.
     pub parent_effective: Bytes,
-    /// What all children of the parent, this one included, use of what their files hold: the sum of the lesser of
-    /// usage and setting.
+    /// Protected usage of all children of the parent, including this cgroup: the sum of the lesser
+    /// of usage and setting.
     pub siblings_protected: Bytes,
     /// Whether cgroup2 is mounted with `memory_recursiveprot`.
     pub recursive: bool,
 }
 
-/// How far a cgroup is protected that does not lie directly in the cgroup where the reclaim starts (there, what the
-/// file holds is what protects).
+/// Computes the effective protection of a cgroup by one file, as the kernel does.
 ///
-/// - What the cgroup uses of what its file holds is protected, if that is within what protects the parent for all
-///   children together. Else they divide that among them in proportion.
-/// - With `memory_recursiveprot`, what protects the parent and no child lays claim to is divided among the children
-///   in proportion to what they use beyond their claims.
+/// The rule does not apply to direct children of the cgroup where reclaim starts. Their files
+/// protect with their full values.
 ///
-/// This is the kernel's value. It is above the usage only where the parent's is above the parent's usage, and then
-/// means the same as if it were equal to the usage: all is protected.
+/// - A child's protected usage is the lesser of its usage and its setting. If the parent's
+///   effective protection covers the protected usage of all children, each child gets its own.
+///   Otherwise the children share the parent's protection in proportion to their protected usage.
+/// - With `memory_recursiveprot`, the children also share the parent's unclaimed protection. The
+///   shares are in proportion to the usage beyond each child's claim.
+///
+/// The result can exceed the usage only if the parent's protection exceeds the parent's usage. Then
+/// the whole usage is protected.
 pub fn effective(step: &Step) -> Bytes {
     let [usage, parent_usage, setting, parent_effective, siblings_protected] = [
         step.usage,
@@ -538,7 +554,8 @@ pub fn effective(step: &Step) -> Bytes {
     if siblings_protected > parent_effective {
         return saturated(protected * parent_effective / siblings_protected);
     }
-    // Where usages were not read at the same time, the parent's can be the lesser one.
+    // If the usages were read at different times, the parent's usage can be less than the
+    // children's.
     if step.recursive && parent_usage > siblings_protected {
         let unclaimed = parent_effective - siblings_protected;
         return saturated(
@@ -548,21 +565,22 @@ pub fn effective(step: &Step) -> Bytes {
     saturated(protected)
 }
 
-/// What was read of one cgroup.
+/// Values read from one cgroup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// What its files hold.
+    /// The values of its files.
     pub setting: Protection,
-    /// What it uses (`memory.current`).
+    /// Its usage (`memory.current`).
     pub usage: Bytes,
 }
 
-/// How much of what each cgroup uses is effectively protected when memory runs out in `root`: in a cgroup by its
-/// `memory.max`, or on the whole node (`None`).
+/// Computes how much of each cgroup's usage is effectively protected during reclaim that starts in
+/// `root`. The cause of reclaim is a cgroup's `memory.max`. With `None` the cause is memory
+/// pressure on the whole node.
 ///
-/// `observed` must hold what lies between `root` and the cgroups of interest, with all siblings on the way. A cgroup
-/// whose ancestors are not all there, up to `root`, is not in the answer. Of a cgroup that uses nothing, nothing is
-/// protected (the kernel does not even look at it).
+/// `observed` must contain all cgroups between `root` and the cgroups of interest, with all their
+/// siblings. The result omits a cgroup if `observed` lacks one of its ancestors below `root`. A
+/// cgroup without usage has no protection, because the kernel skips it.
 pub fn effective_tree(
     root: Option<&CgroupPath>,
     observed: &BTreeMap<CgroupPath, Observed>,
@@ -576,7 +594,8 @@ pub fn effective_tree(
             claimed.entry(parent).or_default().replace(Protection::default(), protected);
         }
     }
-    // The kernel's own values, from which those of the children follow. A parent's path comes before its children's.
+    // The kernel's own values, from which the children's values follow. Paths are sorted, so a
+    // parent comes before its children.
     let mut found: BTreeMap<CgroupPath, Protection> = BTreeMap::new();
     for (cgroup, &Observed { setting, usage }) in observed {
         let parent = cgroup.parent();
@@ -613,29 +632,31 @@ pub fn effective_tree(
     found
 }
 
-/// Whether what is written in a cgroup's files helps it.
+/// Effect of the values written in a cgroup's files.
 ///
-/// `Display` gives one lowercase word, fit for logs and metrics.
+/// `Display` writes one lowercase word for logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
-    /// Nothing is written.
+    /// The files claim no protection.
     Unclaimed,
-    /// It helps: at least nine tenths of what it should protect is protected. (All of it, but usages that are read
-    /// one after the other do not add up exactly.) So it is with a cgroup that uses nothing.
+    /// At least nine tenths of the claimed usage is effectively protected. The threshold is below 1
+    /// because usages read one after another do not add up exactly. A cgroup without usage also
+    /// counts as protected.
     Protected,
-    /// Some of what it should protect is protected.
+    /// At least one tenth of the claimed usage is effectively protected, but less than nine tenths.
     Partly,
-    /// It is written in vain: less than a tenth of what it should protect is protected, mostly nothing.
+    /// Less than one tenth of the claimed usage is effectively protected, usually nothing.
     Inert,
 }
 
 impl Standing {
-    /// Every standing, for messages and tests.
+    /// All standings, for messages and tests.
     pub const ALL: [Self; 4] = [Self::Unclaimed, Self::Protected, Self::Partly, Self::Inert];
 
-    /// Judges by what a cgroup's files hold, what it uses, and how much of that [`effective_tree`] finds protected.
-    /// What a file should protect is the lesser of what it holds and the usage. The worse of both files counts.
+    /// Classifies a cgroup by its settings, its usage and its effective protection from
+    /// [`effective_tree`]. A file's claimed usage is the lesser of its setting and the usage. The
+    /// worse result of both files counts.
     pub fn of(setting: Protection, usage: Bytes, effective: Protection) -> Self {
         let knob = |setting: Bytes, effective: Bytes| {
             if setting == Bytes::ZERO {
@@ -695,7 +716,7 @@ mod tests {
         place(&format!("kubepods/besteffort/{name}"), QosClass::BestEffort)
     }
 
-    /// Levels as `path min low`.
+    /// Formats levels as `path min low`.
     fn shown(levels: &[Level]) -> Vec<String> {
         let line = |Level { cgroup, protection }: &Level| {
             format!("{cgroup} {} {}", protection.min, protection.low)
@@ -857,7 +878,7 @@ mod tests {
             shown(&tree.levels()),
             ["/x 150 150", "/x/y 0 150", "/x/y/a 0 75", "/x/y/b 0 75"]
         );
-        // Now x/y stands for kubepods of the first and for the class of the second.
+        // x/y is now kubepods for the first pod, and the class cgroup for the second.
         tree.set_overhead(&place("x/y/a", QosClass::Guaranteed), protection(0, 0));
         assert_eq!(
             shown(&tree.levels()),
@@ -890,7 +911,7 @@ mod tests {
         tree.claim(&guaranteed("g"), "1", protection(700, 0));
         tree.claim(&burstable("a"), "2", protection(0, 200));
         assert!(tree.shortfalls().is_empty());
-        // 400 are asked for, 300 are left.
+        // The pods claim 400, and 300 are left.
         assert_eq!(
             shown(&tree.claim(&besteffort("b"), "3", protection(100, 100))),
             [
@@ -911,7 +932,7 @@ mod tests {
             ]
         );
         assert_eq!(tree.claim_of("2"), Some(protection(0, 200)));
-        // A Guaranteed pod takes from all others, and gives back when it goes.
+        // A Guaranteed pod displaces all other pods until it is removed.
         assert_eq!(
             shown(&tree.claim(&guaranteed("h"), "4", protection(300, 0))),
             [
@@ -982,7 +1003,7 @@ mod tests {
         assert!(tree.levels().iter().all(|level| level.protection == Protection::default()));
     }
 
-    /// The same as [`Tree`], computed anew.
+    /// Reference model of [`Tree`] that recomputes all values.
     #[derive(Clone, Debug, Default)]
     struct Model {
         budget: Option<Bytes>,
@@ -1176,7 +1197,7 @@ mod tests {
                 let parent = tree.desired(&parent).unwrap();
                 prop_assert!(sum.min <= u128::from(parent.min.get()) && sum.low <= u128::from(parent.low.get()));
             }
-            // Who comes first keeps everything if it fits, and nobody goes short who need not.
+            // Guaranteed pods keep their claims if they fit, and no pod gets less without need.
             let asked = |pod: usize| model.asked(pod).iter().sum::<u128>();
             let of_first = |first| {
                 let pods = model.overheads.keys().copied();
@@ -1200,7 +1221,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// Rows of path, `memory.min`, `memory.low` and usage, in MiB.
+    /// Builds observed values from rows of path, `memory.min`, `memory.low` and usage, in MiB.
     fn observed(rows: &[(&str, u64, u64, u64)]) -> BTreeMap<CgroupPath, Observed> {
         let row = |&(cgroup, min, low, usage): &(&str, u64, u64, u64)| {
             (
@@ -1214,15 +1235,15 @@ mod tests {
         rows.iter().map(row).collect()
     }
 
-    /// What is effective by `memory.min` in the cgroup, in whole MiB.
+    /// Returns the cgroup's effective `memory.min` in whole MiB.
     fn min_of(rows: &[(&str, u64, u64, u64)], recursive: bool, cgroup: &str) -> u64 {
         effective_tree(None, &observed(rows), recursive)[&path(cgroup)].min.get() / MIB
     }
 
     #[test]
     fn the_kernels_examples_come_out_as_it_says() {
-        // mm/memcontrol.c of 5.x: 2 GiB for children that claim 3, 1, 0 and 10 GiB, of which they use 2, 2, 2 and 0:
-        // the first two get 1.3 and 0.6.
+        // Example in mm/memcontrol.c of 5.x: a parent has 2 GiB. Its children claim 3, 1, 0 and 10
+        // GiB and use 2, 2, 2 and 0 GiB. The first two get 1.3 and 0.6 GiB.
         let step = |usage: u64, setting: u64| Step {
             usage: Bytes::new(usage),
             parent_usage: Bytes::new(6000),
@@ -1236,8 +1257,9 @@ mod tests {
         {
             assert_eq!(effective(&step(usage, setting)), Bytes::new(expected), "{usage} {setting}");
         }
-        // The same place, for memory_recursiveprot: 2 GiB for children that claim 1 and 0; in balance they use 1.5
-        // and 0.5, and all of that is protected.
+        // Example for memory_recursiveprot in the same file: a parent has 2 GiB, and its children
+        // claim 1 and 0 GiB. In balance the children use 1.5 and 0.5 GiB, and all of that is
+        // protected.
         for (usage, setting, plain, recursive) in [(1500, 1000, 1000, 1500), (500, 0, 0, 500)] {
             let step = |recursive| Step {
                 usage: Bytes::new(usage),
@@ -1254,7 +1276,7 @@ mod tests {
 
     #[test]
     fn the_tree_of_the_kernels_selftest_is_divided_by_use() {
-        // tools/testing/selftests/cgroup/test_memcontrol.c, test_memcg_protection.
+        // Source: tools/testing/selftests/cgroup/test_memcontrol.c, test_memcg_protection.
         let rows = [
             ("a", 50, 0, 150),
             ("a/b", 50, 0, 150),
@@ -1274,7 +1296,8 @@ mod tests {
 
     #[test]
     fn protection_needs_every_level_unless_it_is_recursive() {
-        // As measured: a container with 100 MiB, under pressure from outside kubepods.
+        // Measured results: a container uses 100 MiB, and the memory pressure comes from outside
+        // kubepods.
         const CONTAINER: &str = "kubepods/burstable/pod/container";
         for (kubepods, class, pod, container, plain, recursive) in [
             (100, 100, 100, 100, 100, 100),
@@ -1352,7 +1375,8 @@ mod tests {
         );
     }
 
-    /// A tree whose usages add up: each cgroup uses what its children use, and something itself.
+    /// Generates a tree with consistent usages: each cgroup uses what its children use, plus an
+    /// amount of its own.
     fn consistent() -> impl Strategy<Value = BTreeMap<CgroupPath, Observed>> {
         let amount = || prop_oneof![2 => 0..200u64, 1 => Just(0), 1 => 0..1u64 << 58];
         let row = || (amount(), amount(), amount());

@@ -1,7 +1,9 @@
-//! The decision: which values a container's `memory.min`, `memory.low` and `memory.high` should have, and why.
+//! Decision on a container's `memory.min`, `memory.low` and `memory.high`: the desired values and
+//! the reasons.
 //!
-//! [`desired`] is a total function of values. The arithmetic is Kubernetes' own to the byte (KEP-2570,
-//! `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`), in the order of its float64 operations on amd64.
+//! [`desired`] is a total function of its arguments. The arithmetic equals the kubelet's to the
+//! byte, with its float64 operations in their order on amd64. Source: KEP-2570,
+//! `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
 
 pub mod contention;
 pub mod hierarchy;
@@ -18,22 +20,23 @@ use thiserror::Error;
 use crate::core::pod::{QosClass, Request, Resources};
 use crate::core::units::{Bytes, Limit, PageSize, excerpt};
 
-/// How far between request and limit a container may go before it is throttled: above 0, at most 1.
+/// Throttling factor: the fraction of the way from request to limit at which throttling starts.
+/// Above 0, at most 1.
 ///
-/// 1 throttles only in the last page below the limit.
+/// A factor of 1 throttles only in the last page below the limit.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct ThrottlingFactor(f64);
 
 impl ThrottlingFactor {
-    /// Kubernetes' default since 1.27.
+    /// The default of Kubernetes since 1.27.
     pub const DEFAULT: Self = Self(0.9);
 
-    /// A factor, or `None` unless it is above 0 and at most 1.
+    /// Creates a factor, or returns `None` unless the number is above 0 and at most 1.
     pub fn new(factor: f64) -> Option<Self> {
         (factor > 0.0 && factor <= 1.0).then_some(Self(factor))
     }
 
-    /// The number, above 0 and at most 1.
+    /// Returns the number, above 0 and at most 1.
     pub const fn get(self) -> f64 {
         self.0
     }
@@ -53,17 +56,19 @@ impl FromStr for ThrottlingFactor {
     }
 }
 
-/// The text is not a throttling factor.
+/// Error: the text is not a throttling factor.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected a number above 0 and at most 1, found '{0}'")]
 pub struct FactorError(String);
 
-/// What a memory request protects (`memoryReservationPolicy`), from the weakest to the strongest.
+/// Policy for the protection of memory requests (`memoryReservationPolicy`), ordered from the
+/// weakest to the strongest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ReservationPolicy {
-    /// Nothing: `memory.min` and `memory.low` are 0.
+    /// No protection: `memory.min` and `memory.low` are 0.
     None,
-    /// `memory.min` for Guaranteed containers, `memory.low` for Burstable ones (Kubernetes 1.36).
+    /// `memory.min` for Guaranteed containers, `memory.low` for Burstable containers (Kubernetes
+    /// 1.36).
     TieredReservation,
     /// `memory.min` for every container with a request (Kubernetes 1.27).
     #[default]
@@ -71,11 +76,11 @@ pub enum ReservationPolicy {
 }
 
 impl ReservationPolicy {
-    /// Every policy, for messages and tests.
+    /// All policies, for messages and tests.
     pub const ALL: [Self; 3] = [Self::None, Self::TieredReservation, Self::HardReservation];
 }
 
-/// The name used in configuration.
+/// Writes the name used in the configuration.
 impl fmt::Display for ReservationPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -86,22 +91,22 @@ impl fmt::Display for ReservationPolicy {
     }
 }
 
-/// What applies to a container: the node's configuration, with the pod's overrides.
+/// Policy for a container: the node's configuration with the pod's overrides.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
-    /// Where throttling starts; `None` never sets `memory.high`.
+    /// Throttling factor. With `None` the plugin never sets `memory.high`.
     pub throttling: Option<ThrottlingFactor>,
-    /// What is protected.
+    /// Protection of the request.
     pub reservation: ReservationPolicy,
-    /// How far below its limit a container's `memory.min` stays (`memoryMinHeadroom`).
+    /// Distance of `memory.min` below the container's limit (`memoryMinHeadroom`).
     pub headroom: Bytes,
 }
 
 impl Policy {
-    /// Twice what was measured to be enough.
+    /// Default headroom: twice the amount that measurements found sufficient.
     pub const DEFAULT_HEADROOM: Bytes = Bytes::new(2 << 20);
 
-    /// Nothing is wanted of any file.
+    /// Policy without protection and throttling: every file has the kernel's default.
     pub const OFF: Self =
         Self { throttling: None, reservation: ReservationPolicy::None, headroom: Bytes::ZERO };
 }
@@ -116,56 +121,57 @@ impl Default for Policy {
     }
 }
 
-/// What the decision needs to know of the node.
+/// Properties of the node that the decision depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Memory that pods may use altogether, which stands in for a limit where there is none; `None` is unknown.
+    /// Memory that all pods together may use (node allocatable). The decision uses it where a
+    /// container has no limit. `None` means unknown.
     pub allocatable: Option<Bytes>,
     /// The page size.
     pub page_size: PageSize,
 }
 
-/// How much is protected: of a container, or of all below a cgroup.
+/// Amount of protected memory, for one container or for everything below a cgroup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protection {
-    /// By `memory.min`.
+    /// Protection by `memory.min`.
     pub min: Bytes,
-    /// By `memory.low`.
+    /// Protection by `memory.low`.
     pub low: Bytes,
 }
 
 impl Protection {
-    /// What files that hold this protect: `max` is more than there can be.
+    /// Returns the protection of files with these values. `max` becomes [`Bytes::MAX`].
     pub fn of_files(min: Limit, low: Limit) -> Self {
         let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
         Self { min: bytes(min), low: bytes(low) }
     }
 
-    /// The more of both, by each file.
+    /// Returns the larger value for each file.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self { min: self.min.max(other.min), low: self.low.max(other.low) }
     }
 }
 
-/// What to do with one cgroup v2 file.
+/// Action for one cgroup v2 file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
-    /// Set it to this.
+    /// Set the file to this value.
     Set(Limit),
-    /// Have it at the kernel's default: 0 for `memory.min` and `memory.low`, `max` for `memory.high`. Nothing needs
-    /// to be sent for a new container; one that had another value must be put back.
+    /// Use the kernel's default: 0 for `memory.min` and `memory.low`, `max` for `memory.high`. For
+    /// a new container the plugin sends nothing. A file with another value must be reset.
     Default,
-    /// Not known; keep whatever is there.
+    /// The desired value is not known. Keep the current value.
     LeaveAlone,
 }
 
-/// What to do with one cgroup v2 file, and why.
+/// Action for one cgroup v2 file, with its reason.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decision {
-    /// What to do.
+    /// The action.
     pub setting: Setting,
-    /// Why, in a sentence with the numbers.
+    /// The reason, which prints as a sentence with the numbers.
     pub reason: Reason,
 }
 
@@ -183,31 +189,35 @@ impl Decision {
     }
 }
 
-/// What a container's memory files should hold.
+/// Desired values of a container's memory files.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Desired {
-    /// `memory.min`: never reclaimed. Not rounded: the kernel rounds down to pages.
+    /// `memory.min`: memory below this is never reclaimed. The value is not rounded; the kernel
+    /// rounds it down to pages.
     pub min: Decision,
-    /// `memory.low`: reclaimed only when nothing unprotected is left. Not rounded.
+    /// `memory.low`: memory below this is reclaimed only when no unprotected memory is left. The
+    /// value is not rounded.
     pub low: Decision,
-    /// `memory.high`: throttled and reclaimed above this. Whole pages.
+    /// `memory.high`: above this the container is throttled and reclaimed. The value is in whole
+    /// pages.
     pub high: Decision,
-    /// What the cgroups above have to protect for it: the request to the byte, without headroom. `None` is unknown.
+    /// Protection that the ancestor cgroups need for the container: the exact request without
+    /// headroom. `None` means unknown.
     pub claim: Option<Protection>,
 }
 
 impl Desired {
-    /// The value wanted for `memory.min`; `None` is to be left alone.
+    /// Returns the desired value of `memory.min`. `None` means keep the current value.
     pub fn min_value(&self) -> Option<Limit> {
         value(self.min.setting, Limit::Bytes(Bytes::ZERO))
     }
 
-    /// The value wanted for `memory.low`; `None` is to be left alone.
+    /// Returns the desired value of `memory.low`. `None` means keep the current value.
     pub fn low_value(&self) -> Option<Limit> {
         value(self.low.setting, Limit::Bytes(Bytes::ZERO))
     }
 
-    /// The value wanted for `memory.high`; `None` is to be left alone.
+    /// Returns the desired value of `memory.high`. `None` means keep the current value.
     pub fn high_value(&self) -> Option<Limit> {
         value(self.high.setting, Limit::Max)
     }
@@ -221,17 +231,17 @@ fn value(setting: Setting, default: Limit) -> Option<Limit> {
     }
 }
 
-/// What stands for the limit in the formula for `memory.high`.
+/// Upper end of the range in the formula for `memory.high`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ceiling {
     /// The container's limit.
     Limit(Bytes),
-    /// Node allocatable, as the container has no limit.
+    /// Node allocatable, because the container has no limit.
     Allocatable(Bytes),
 }
 
 impl Ceiling {
-    /// The amount, whichever it is.
+    /// Returns the amount.
     pub const fn bytes(self) -> Bytes {
         match self {
             Self::Limit(bytes) | Self::Allocatable(bytes) => bytes,
@@ -248,7 +258,7 @@ impl fmt::Display for Ceiling {
     }
 }
 
-/// Why a file gets its value. `Display` is one plain sentence with the numbers in it.
+/// Reason for the value of a file. `Display` writes one plain sentence with the numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reason {
     /// The policy is `None`.
@@ -257,54 +267,54 @@ pub enum Reason {
     IsRequest(Request),
     /// The request exceeds the limit, so the value is the limit.
     CappedAtLimit {
-        /// The request as it came.
+        /// The original request.
         request: Request,
         /// The limit.
         limit: Bytes,
     },
-    /// The request leaves less than the headroom below the limit.
+    /// The request is closer to the limit than the headroom allows.
     Headroom {
         /// The request.
         request: Request,
         /// The limit.
         limit: Bytes,
-        /// What is kept free below it.
+        /// Memory below the limit that stays unprotected.
         headroom: Bytes,
     },
     /// The request is 0.
     RequestIsZero(Request),
     /// The request is not known.
     RequestUnknown,
-    /// `TieredReservation` protects this class by the other of `memory.min` and `memory.low`.
+    /// `TieredReservation` protects this class with the other file: `memory.min` or `memory.low`.
     OtherTier(QosClass),
     /// `HardReservation` does not use `memory.low`.
     HardUsesMin,
-    /// There is no throttling factor.
+    /// The policy has no throttling factor.
     NoThrottling,
     /// Guaranteed containers are not throttled.
     GuaranteedNotThrottled,
-    /// Request and limit are equal, so there is nothing between them to throttle.
+    /// Request and limit are equal, so there is no range to throttle in.
     RequestEqualsLimit(Bytes),
-    /// Neither a limit nor node allocatable is known.
+    /// The container has no limit, and node allocatable is not known.
     AllocatableUnknown,
-    /// The value is the formula's.
+    /// The value is the result of the formula.
     Formula(Formula),
-    /// The formula gives no more than the request, which would throttle what was asked for.
+    /// The result is not above the request, so `memory.high` would throttle requested memory.
     NotAboveRequest(Formula),
 }
 
-/// The numbers of the formula for `memory.high`.
+/// Inputs and result of the formula for `memory.high`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Formula {
     /// The request.
     pub request: Request,
-    /// What stands for the limit.
+    /// The upper end of the range.
     pub ceiling: Ceiling,
     /// The factor.
     pub factor: ThrottlingFactor,
     /// The page size.
     pub page_size: PageSize,
-    /// What comes out, in whole pages.
+    /// The result in bytes, rounded down to whole pages.
     pub result: i64,
 }
 
@@ -358,20 +368,26 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Decides what a container's memory files should hold.
+/// Decides the desired values of a container's memory files.
 ///
 /// - A request above the limit counts as the limit.
-/// - Where the request is known only within bounds, the lower bound is used, so that nothing is protected that was
-///   not asked for; and `memory.high` is set only if it is above the upper bound, so that what was asked for is
-///   never throttled.
-/// - Where the request is unknown, whatever depends on it is left alone.
-/// - Without a limit, node allocatable stands in for it, also for a Burstable container without any request
-///   (kubernetes/kubernetes treats it so since BestEffort pods were fixed; until then it set nothing).
-/// - `memory.min` stays [`Policy::headroom`] below the limit. This is the one deliberate difference from Kubernetes: a pod's
-///   `memory.max` is the sum of its containers' limits, so when a container is protected up to its limit, the pod's limit
-///   finds nothing in it to reclaim, and the container is killed for its own page cache (measured: with 4 KiB of headroom
-///   it dies, with 1 MiB it lives). What it takes is what else is charged to the pod, such as the sandbox's pause process,
-///   which does not grow with the limit; so it is an amount and not a share.
+/// - If only bounds of the request are known, protection uses the lower bound. So only requested
+///   memory is protected. `memory.high` is set only above the upper bound, so that requested memory
+///   is never throttled.
+/// - If the request is unknown, values that depend on the request stay as they are.
+/// - Node allocatable replaces a missing limit, also for a Burstable container without any request.
+///   kubernetes/kubernetes has done so since its fix for BestEffort pods; before, the kubelet set
+///   nothing.
+/// - `memory.min` stays [`Policy::headroom`] below the limit. This is the only deliberate
+///   difference from Kubernetes.
+///
+/// The headroom prevents OOM kills. A pod's `memory.max` is the sum of its containers' limits. If a
+/// container is protected up to its limit, the kernel finds nothing to reclaim at the pod's limit.
+/// The kernel then OOM-kills the container because of its own page cache. In measurements the
+/// container died with 4 KiB of headroom and survived with 1 MiB.
+///
+/// The headroom covers the other memory charged to the pod, such as the sandbox's pause process.
+/// That memory does not grow with the limit, so the headroom is an amount and not a fraction.
 pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Policy) -> Desired {
     let exact = reservation(resources);
     let claim = value(exact.setting, Limit::Bytes(Bytes::ZERO)).and_then(Limit::bytes);
@@ -397,7 +413,7 @@ pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Pol
     Desired { min, low, high: throttling(resources, class, node, policy.throttling), claim }
 }
 
-/// What a pod's overhead adds to what its containers claim: by the same file as they.
+/// Returns the protection for a pod's overhead. The overhead uses the same file as the containers.
 pub fn overhead(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
     match (policy.reservation, class) {
         (ReservationPolicy::None, _) => Protection::default(),
@@ -409,7 +425,7 @@ pub fn overhead(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
     }
 }
 
-/// Brings a value for `memory.min` down to what leaves the headroom below the limit.
+/// Lowers a value of `memory.min` so that the headroom below the limit stays unprotected.
 fn below_limit(exact: Decision, resources: &Resources, headroom: Bytes) -> Decision {
     let (Setting::Set(Limit::Bytes(wanted)), Limit::Bytes(limit), Some(request)) =
         (exact.setting, resources.limit, resources.request)
@@ -424,7 +440,7 @@ fn below_limit(exact: Decision, resources: &Resources, headroom: Bytes) -> Decis
     if most == Bytes::ZERO { Decision::default(reason) } else { Decision::set(most, reason) }
 }
 
-/// The value that protects the request.
+/// Returns the decision that protects the request.
 fn reservation(resources: &Resources) -> Decision {
     let Some(request) = resources.request else {
         return Decision::leave_alone(Reason::RequestUnknown);
@@ -438,7 +454,7 @@ fn reservation(resources: &Resources) -> Decision {
     }
 }
 
-/// `memory.high`.
+/// Decides the value of `memory.high`.
 fn throttling(
     resources: &Resources,
     class: QosClass,
@@ -472,11 +488,11 @@ fn throttling(
     }
 }
 
-/// The kubelet's expression for `memory.high`, operation by operation.
+/// Computes `memory.high` with the kubelet's expression, operation by operation.
 ///
-/// The floor comes before the division by the page size, as in the kubelet (the KEP's text has it after); the
-/// conversion to an integer then cuts off the rest. The multiplication wraps as Go's does, which only amounts near
-/// 2^63 reach.
+/// As in the kubelet, the floor comes before the division by the page size. The text of the KEP has
+/// the floor after the division. The conversion to an integer then drops the fraction. The
+/// multiplication wraps as in Go, which only happens with amounts near 2^63.
 fn memory_high(request: Bytes, limit: Bytes, factor: ThrottlingFactor, page: PageSize) -> i64 {
     let request = request.get() as f64;
     let limit = limit.get() as f64;
@@ -520,7 +536,7 @@ mod tests {
         desired(resources, class, &node(Some(mib(8192))), &policy).high.setting
     }
 
-    /// The tables of KEP-2570, "Alpha v1.27", which assume pages of 1 MiB.
+    /// Examples from the tables of KEP-2570, "Alpha v1.27", which assume pages of 1 MiB.
     #[test]
     fn the_examples_of_kep_2570_come_out_as_written() {
         let mut cases: Vec<(u64, f64, Option<u64>)> =
@@ -777,7 +793,8 @@ mod tests {
             )
         };
         let most = Bytes::MAX.get();
-        // float64 cannot hold the limit; rounded to pages by the kernel, high and max are the same.
+        // float64 cannot represent the limit exactly. The kernel rounds to pages, so high and max
+        // become equal.
         let near = Bytes::new(most - 4096).saturating_add(Bytes::new(1));
         assert_eq!(wanted(0, Some(most - 4096)).high.setting, set(near));
         assert_eq!(wanted(most, None).high.setting, Setting::Default);
@@ -800,7 +817,8 @@ mod tests {
     }
 
     fn amounts() -> impl Strategy<Value = u64> {
-        // Beyond 2^52 float64 no longer holds every byte, and the kubelet's own expression may exceed the limit.
+        // The amounts stay below 2^52. Above 2^53 float64 does not represent every byte, and the
+        // kubelet's own expression may exceed the limit.
         prop_oneof![0u64..1 << 20, 0u64..1 << 36, 0u64..1 << 52]
     }
 

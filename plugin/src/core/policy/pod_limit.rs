@@ -1,109 +1,124 @@
-//! The origin of a pod's limit: the sum of its containers' limits, or the pod's own (`spec.resources`).
+//! Origin of a pod's limit: the sum of its containers' limits, or a limit of the pod's own
+//! (`spec.resources`).
 //!
-//! Only a sum may be raised to what the containers need now. A limit of the pod's own is narrower on purpose, and
-//! Kubernetes 1.34 and 1.35 record it nowhere. So a limit counts as the sum only where one of these proves it:
+//! The plugin raises a pod's limit to its containers' current need only if the limit is a sum. A
+//! limit of the pod's own is deliberately narrower, and Kubernetes 1.34 and 1.35 record it nowhere.
+//! So a limit counts as a sum only if one of these facts proves it:
 //!
-//! - **The kubelet's record** of the pod's own resources is there, and has no such limit.
-//! - **No pod-level limit can be this low.** The API server takes none below that of a container, and a container's
-//!   recorded limit is above both the pod's limit in force and the one that the pod was created with.
-//! - **The amounts are equal.** The kubelet recorded a limit for each container, the runtime has told of all containers
-//!   in the record, and their limits add up to what the pod has, or had when it was created (`pod_resources`). Where the
-//!   kubelet has no records at all, a container's limit has changed, and the former ones add up to that.
-//! - **It was proven before**, for the same sandbox.
+//! - **The kubelet's record** contains the pod's own resources, without a limit of this kind.
+//! - **No pod-level limit can be this low.** The API server rejects a pod-level limit below a
+//!   container's limit. A container's recorded limit is above the pod's limit in force and above
+//!   the pod's limit at creation.
+//! - **The amounts are equal.** The kubelet recorded a limit for each container, and the runtime
+//!   has reported all recorded containers. Their limits add up to the pod's current limit, or to
+//!   its limit at creation (`pod_resources`).
+//! - **The amounts are equal around a change.** The kubelet has no records at all, but a
+//!   container's limit has changed or was raised. The limits before or after the change add up to
+//!   the pod's limit.
+//! - **It was proven before** for the same sandbox.
 //!
-//! It is the pod's own where the record says so, and where a container without a recorded limit has one equal to the
-//! pod's: the kubelet gives a container without a limit that of its pod. It stays so when that container has ended. A pod
-//! with such a container in its record never has a sum.
+//! A limit is the pod's own if the record says so. A container whose record has no limit also
+//! proves this if its limit equals the pod's. The kubelet gives the pod's limit to a container
+//! without a limit. The result remains after that container ends. Without any records, the
+//! unchanged limit from the pod's creation is also the pod's own if its unchanged containers may
+//! together use more.
 //!
-//! Memory and processor time are judged apart. Ephemeral containers are in no record and have no limit: they count
-//! nowhere. Sources: Kubernetes `pkg/kubelet/kuberuntime` (`getMemoryLimit`), `pkg/kubelet/cm/helpers_linux.go`
-//! (`ResourceConfigForPod`), `pkg/kubelet/allocation` (what is recorded), `pkg/apis/core/validation` (bounds), 1.34 to 1.37.
+//! If the record has no pod-level resources, a recorded container without a limit excludes a sum.
+//!
+//! Memory and CPU time are judged separately. Ephemeral containers are in no record and have no
+//! limit, so they do not count. Sources, Kubernetes 1.34 to 1.37: `pkg/kubelet/kuberuntime`
+//! (`getMemoryLimit`), `pkg/kubelet/cm/helpers_linux.go` (`ResourceConfigForPod`),
+//! `pkg/kubelet/allocation` (the records), `pkg/apis/core/validation` (bounds).
 
-/// Where a pod's limit comes from.
+/// Origin of a pod's limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// Nothing proves either.
+    /// Neither origin is proven.
     #[default]
     Unknown,
-    /// It is the sum of the limits of the pod's containers.
+    /// The limit is the sum of the limits of the pod's containers.
     Sum,
-    /// It is the pod's own, and this much.
+    /// The limit is the pod's own. The amount excludes the overhead.
     Own(u64),
 }
 
-/// One resource of one container. Amounts are bytes, or processor time per second in microseconds.
+/// Limits of one container for one resource. Amounts are bytes, or microseconds of CPU time per
+/// second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// The limit that it is to have; `None` is no limit.
+    /// The desired limit. `None` means no limit.
     pub limit: Option<u64>,
-    /// The limit that its user asks for.
+    /// The limit that the user asks for.
     pub asked: Option<u64>,
-    /// The limit that its user asked for before, if that was another.
+    /// The limit that the user asked for before, if it differs.
     pub former: Option<u64>,
-    /// The kubelet's record of its limit.
+    /// The kubelet's record of the container's limit.
     pub recorded: RecordedLimit,
 }
 
 /// The kubelet's record of a container's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordedLimit {
-    /// There is no record of the container.
+    /// The kubelet has no record of the container.
     NoRecord,
-    /// The container has no limit of its own.
+    /// The record has no limit.
     NoLimit,
-    /// The container's own limit.
+    /// The recorded limit.
     Limit(u64),
 }
 
-/// The kubelet's record of a pod, as far as it concerns one resource.
+/// The kubelet's record of a pod, for one resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodLimitRecord {
-    /// The kubelet has none.
+    /// The kubelet has no record of the pod.
     Absent,
-    /// Whether it has one is not known.
+    /// The records cannot be read, so it is not known whether one exists.
     Unreadable,
-    /// The kubelet has one.
+    /// The kubelet has a record of the pod.
     Present {
-        /// The pod's own limit; `None` if it says nothing of the pod's own resources, `Some(None)` if they have no such limit.
+        /// The pod's own limit. `None` means that the record has no pod-level resources.
+        /// `Some(None)` means that the pod-level resources have no limit of this kind.
         own: Option<Option<u64>>,
-        /// The runtime has told of every container in it.
+        /// Whether the runtime has reported every container in the record.
         is_complete: bool,
-        /// Every container in it has a limit, also those that have ended. The kubelet gives a pod no sum otherwise.
+        /// Whether every container in the record has a limit, including ended containers. Otherwise
+        /// the kubelet sets no sum as the pod's limit.
         all_limited: bool,
     },
 }
 
-/// What is known of one limit of a pod.
+/// Known facts about one limit of a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
     /// The kubelet's record of the pod.
     pub record: PodLimitRecord,
-    /// The containers that live.
+    /// The living containers.
     pub members: &'a [Member],
-    /// The limit in the pod's cgroup; `None` if it has none, or is not there.
+    /// The limit in the pod's cgroup. `None` means that there is no limit or no cgroup.
     pub in_force: Option<u64>,
-    /// The limit that the runtime's client gave the pod at its creation, without overhead.
+    /// The limit that the runtime's client (the kubelet) set when it created the pod, without
+    /// overhead.
     pub at_creation: Option<u64>,
-    /// What the pod has in its cgroup beyond its containers' limits.
+    /// The pod's overhead, which its cgroup has in addition to the containers' limits.
     pub overhead: u64,
-    /// What is counted.
+    /// The unit of the amounts.
     pub unit: Unit,
 }
 
-/// What is counted, and so how exact a cgroup keeps it.
+/// Unit of a limit, which determines the precision of a cgroup's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Bytes, in pages of this many.
+    /// Bytes, with this page size.
     Bytes(u64),
-    /// Processor time per second in microseconds.
+    /// Microseconds of CPU time per second.
     Rate,
 }
 
-/// A hundredth of a processor, to which systemd rounds up.
+/// A hundredth of a CPU in microseconds per second. systemd rounds up to a multiple of it.
 const HUNDREDTH: u64 = 10_000;
 
 impl Unit {
-    /// Whether a cgroup that was given `asked` may hold `observed`.
+    /// Returns whether a cgroup may hold `observed` after `asked` was written.
     fn is_same(self, observed: u64, asked: u64) -> bool {
         match self {
             Self::Bytes(page) => observed / page.max(1) == asked / page.max(1),
@@ -116,7 +131,7 @@ impl Unit {
 }
 
 impl Evidence<'_> {
-    /// Judges where the limit comes from, after `before`.
+    /// Determines the origin of the limit, given the earlier result `before`.
     pub fn origin(&self, before: Origin) -> Origin {
         match self.record {
             PodLimitRecord::Unreadable => before,
@@ -134,7 +149,8 @@ impl Evidence<'_> {
             self.members.iter().filter(|member| member.recorded == RecordedLimit::NoLimit);
         let mut inherited = unlimited.filter_map(|member| member.asked).peekable();
         if inherited.peek().is_some() {
-            // Somebody other than the kubelet may have given it a limit.
+            // A different limit may come from another program than the kubelet, so it proves
+            // nothing.
             return inherited
                 .find(|limit| self.is_pods(*limit))
                 .map_or(Origin::Unknown, Origin::Own);
@@ -142,7 +158,7 @@ impl Evidence<'_> {
         if let Origin::Own(own) = before
             && self.is_pods(own)
         {
-            // The container that proved it may have ended.
+            // The container that proved this may have ended.
             return before;
         }
         if !all_limited {
@@ -178,7 +194,8 @@ impl Evidence<'_> {
         }
         let asked = sum(limited.map(|member| member.asked)).unwrap_or(0);
         match (self.in_force, self.at_creation) {
-            // Not even as they were created do their limits fit, so it never was their sum.
+            // The pod still has its limit from creation, and its unchanged containers' limits
+            // exceed that limit. So the limit never was their sum.
             (Some(in_force), Some(own))
                 if self.unit.is_same(in_force, own.saturating_add(self.overhead))
                     && asked > own
@@ -193,8 +210,9 @@ impl Evidence<'_> {
         }
     }
 
-    /// Whether the pod has, or was created with, the sum of these containers' limits: as they are, as they were before, or as far as
-    /// this plugin has raised them. It raises only sums.
+    /// Returns whether the sum of these containers' limits is the pod's limit now or at creation.
+    /// The current, the former and the raised limits are tried. A match with raised limits also
+    /// proves a sum, because the plugin raises only sums.
     fn adds_up<'m>(
         &self,
         members: impl Iterator<Item = &'m Member> + Clone,
@@ -207,15 +225,15 @@ impl Evidence<'_> {
         [now, former, raised].into_iter().flatten().any(|sum| self.is_pods(sum))
     }
 
-    /// Whether the pod has, or was created with, this limit.
+    /// Returns whether this is the pod's limit now or at creation.
     fn is_pods(&self, limit: u64) -> bool {
         self.in_force.is_some_and(|in_force| {
             self.unit.is_same(in_force, limit.saturating_add(self.overhead))
         }) || self.at_creation.is_some_and(|at_creation| self.unit.is_same(at_creation, limit))
     }
 
-    /// What the containers may use together, with the overhead. Where the pod's limit is their sum, one without a limit is
-    /// ephemeral. `None` if none has a limit.
+    /// Returns the sum of the containers' limits with the overhead, or `None` if no container has a
+    /// limit. If the pod's limit is a sum, only ephemeral containers have no limit.
     pub fn needed(&self) -> Option<u64> {
         let mut limits = self.members.iter().filter_map(|member| member.limit).peekable();
         limits.peek()?;
@@ -223,7 +241,7 @@ impl Evidence<'_> {
     }
 }
 
-/// The sum; `None` if one is missing, or there are none.
+/// Returns the sum, or `None` if an addend is missing or there are none.
 fn sum(limits: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     let mut limits = limits.peekable();
     limits.peek()?;
@@ -237,11 +255,11 @@ mod tests {
     const UNRECORDED: PodLimitRecord =
         PodLimitRecord::Present { own: None, is_complete: true, all_limited: true };
 
-    /// The same, before the runtime has told of every container.
+    /// The same record, before the runtime has reported every container.
     const INCOMPLETE: PodLimitRecord =
         PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
 
-    /// A container whose limit is recorded as it is.
+    /// Creates a container whose recorded limit equals its limit.
     fn own(limit: u64) -> Member {
         Member {
             limit: Some(limit),
@@ -251,7 +269,7 @@ mod tests {
         }
     }
 
-    /// A container that the kubelet gave the pod's limit.
+    /// Creates a container to which the kubelet gave the pod's limit.
     fn inherits(limit: u64) -> Member {
         Member { recorded: RecordedLimit::NoLimit, ..own(limit) }
     }
@@ -260,7 +278,7 @@ mod tests {
         Member { recorded: RecordedLimit::NoRecord, ..own(limit) }
     }
 
-    /// As `kubectl debug` makes it.
+    /// An ephemeral container, as `kubectl debug` creates it.
     const EPHEMERAL: Member =
         Member { limit: None, asked: None, former: None, recorded: RecordedLimit::NoRecord };
 
@@ -278,7 +296,7 @@ mod tests {
         let record =
             |own| PodLimitRecord::Present { own: Some(own), is_complete: false, all_limited: true };
         assert_eq!(origin(record(Some(200)), &[own(100), own(100)], 200), Origin::Own(200));
-        // It has processor time or hugepages of its own.
+        // The pod-level resources contain only another resource, CPU time or hugepages.
         assert_eq!(origin(record(None), &[own(100), own(100)], 150), Origin::Sum);
         let members = [own(100)];
         let changed = evidence(record(Some(200)), &members, 100);
@@ -293,7 +311,7 @@ mod tests {
             assert_eq!(origin(UNRECORDED, members, 200), Origin::Own(200), "{members:?}");
             assert_eq!(origin(INCOMPLETE, members, 200), Origin::Own(200), "{members:?}");
         }
-        // Another amount is somebody else's doing, and proves nothing.
+        // Another program set a different amount, which proves nothing.
         assert_eq!(origin(UNRECORDED, &[own(50), inherits(100)], 200), Origin::Unknown);
         assert_eq!(
             evidence(UNRECORDED, &[inherits(100)], 200).origin(Origin::Sum),
@@ -316,7 +334,7 @@ mod tests {
         );
         assert_eq!(evidence(record, &[own(300)], 200).origin(Origin::Unknown), Origin::Unknown);
         assert_eq!(evidence(UNRECORDED, &members, 200).origin(Origin::Own(200)), Origin::Own(200));
-        // The pod has another limit since.
+        // The pod's limit has changed since.
         assert_eq!(evidence(UNRECORDED, &[own(300)], 300).origin(Origin::Own(200)), Origin::Sum);
     }
 
@@ -329,16 +347,16 @@ mod tests {
         assert_eq!(origin(UNRECORDED, &[EPHEMERAL], 160), Origin::Unknown);
         let overhead = Evidence { overhead: 8, ..evidence(UNRECORDED, &members, 158) };
         assert_eq!(overhead.origin(Origin::Unknown), Origin::Sum);
-        // The overhead is beside what the pod was created with.
+        // The limit at creation does not include the overhead.
         let at_creation =
             Evidence { at_creation: Some(150), ..evidence(UNRECORDED, &members, 120) };
         assert_eq!(Evidence { overhead: 8, ..at_creation }.origin(Origin::Unknown), Origin::Sum);
-        // One was changed in the record before the pod was.
+        // The record already has the new limit of a container, but the pod still has the old sum.
         let changed = [own(100), Member { former: Some(50), ..own(90) }];
         assert_eq!(origin(UNRECORDED, &changed, 150), Origin::Sum);
     }
 
-    /// The pod's own limit of 100 is as large as the limit of its first container.
+    /// The pod's own limit of 100 equals the limit of its first container.
     #[test]
     fn containers_that_are_yet_to_come_prove_nothing() {
         assert_eq!(origin(INCOMPLETE, &[own(100)], 100), Origin::Unknown);
@@ -349,7 +367,7 @@ mod tests {
     fn no_pod_level_limit_is_below_a_containers() {
         assert_eq!(origin(INCOMPLETE, &[own(200), own(50)], 150), Origin::Sum);
         assert_eq!(origin(INCOMPLETE, &[own(200)], 0), Origin::Unknown);
-        // Somebody has narrowed what is the pod's own.
+        // Another program lowered the pod's own limit.
         let members = [own(150), own(150)];
         let narrowed = Evidence { at_creation: Some(200), ..evidence(INCOMPLETE, &members, 100) };
         assert_eq!(narrowed.origin(Origin::Unknown), Origin::Unknown);
@@ -387,7 +405,7 @@ mod tests {
         let at_creation =
             Evidence { at_creation: Some(200), ..evidence(PodLimitRecord::Absent, &members, 200) };
         assert_eq!(at_creation.origin(Origin::Unknown), Origin::Own(200));
-        // The kubelet has resized it since, of which not every runtime tells.
+        // The kubelet resized the pod since, and not every runtime reports this.
         let resized = Evidence { in_force: Some(400), ..at_creation };
         assert_eq!(resized.origin(Origin::Unknown), Origin::Unknown);
         assert_eq!(at_creation.origin(Origin::Sum), Origin::Sum);

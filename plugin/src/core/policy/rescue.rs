@@ -1,6 +1,7 @@
-//! Whether a container that is killed again and again for want of memory gets more of it, and how much.
+//! OOM rescue: decides whether a repeatedly OOM-killed container gets a higher limit, and which
+//! one.
 //!
-//! Pure: the time is given, in seconds since the machine was started.
+//! The module reads no clock: the caller passes the time in seconds since boot.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,25 +10,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::units::{Bytes, Limit, PageSize};
 
-/// How many kills of one container are remembered at most: more than can be asked for.
+/// Maximum number of remembered kills per container. Equals the largest configurable number.
 const REMEMBERED: usize = 1000;
 
-/// How limits of containers are raised (`oomRescue`).
+/// Rules for raising the limits of containers (`oomRescue`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OomRescue {
-    /// How often a container has to be killed, 1 to 1000,
+    /// Number of kills within `window` that triggers a rescue, 1 to 1000.
     pub kills: u32,
-    /// and within what time.
+    /// Time window in which the kills count.
     pub window: Duration,
-    /// How many times as much it gets, 1 to 10.
+    /// Factor from the current limit to the next one, 1 to 10.
     pub factor: f64,
-    /// How much more at least.
+    /// Minimum increase.
     pub minimum: Bytes,
-    /// How much at most.
+    /// Ceiling of the raised limit.
     pub ceiling: Ceiling,
 }
 
-/// By factor and minimum as the Vertical Pod Autoscaler after a kill (`--oom-bump-up-ratio`, `--oom-min-bump-up-bytes`).
+/// Uses the factor and the minimum of the Vertical Pod Autoscaler after an OOM kill
+/// (`--oom-bump-up-ratio`, `--oom-min-bump-up-bytes`).
 impl Default for OomRescue {
     fn default() -> Self {
         Self {
@@ -40,12 +42,13 @@ impl Default for OomRescue {
     }
 }
 
-/// How far a limit is raised at most.
+/// Ceiling of a raised limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ceiling {
-    /// To this.
+    /// At most this limit.
     Limit(Bytes),
-    /// By so many hundredths, 1 to 100, of what the requests of all pods leave of node allocatable.
+    /// An increase of at most this percentage (1 to 100) of the node allocatable memory that no pod
+    /// requests.
     Share(u64),
 }
 
@@ -59,7 +62,8 @@ impl fmt::Display for Ceiling {
 }
 
 impl Ceiling {
-    /// The highest limit for a container whose user asks for `asked`, on a node with `free` memory that nobody has requested.
+    /// Returns the highest limit for a container whose user asks for `asked`. `free` is the node's
+    /// memory that no pod requests.
     fn most(self, asked: Bytes, free: Bytes) -> Bytes {
         let all = asked.saturating_add(free);
         match self {
@@ -72,39 +76,39 @@ impl Ceiling {
     }
 }
 
-/// What is remembered of a container, whatever ids it has had, for as long as its user asks for the same limit.
+/// History of a container across restarts. It lasts as long as the user asks for the same limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// What its user asks for, if that is known.
+    /// The limit that the user asks for. `None` means unknown or no limit.
     asked: Option<Bytes>,
-    /// When it was killed.
+    /// The times of the kills, in seconds since boot.
     kills: Vec<u64>,
-    /// What it was raised to.
+    /// The raised limit.
     rescued: Option<Rescued>,
 }
 
-/// A limit that was raised.
+/// A raised limit of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rescued {
-    /// What its user asks for.
+    /// The limit that the user asks for.
     pub asked: Bytes,
-    /// What it has instead.
+    /// The raised limit, which the container gets instead.
     pub limit: Bytes,
 }
 
-/// What to do about a container that was killed.
+/// Decision on a container that was OOM-killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing yet.
+    /// Wait for more kills.
     NotYet,
-    /// It gets this limit. Kills are counted anew.
+    /// Raise the limit to this value. The kill count restarts at 0.
     Raise(Bytes),
-    /// It may not have more than it has. Kills are counted anew.
+    /// The container's limit has reached this ceiling. The kill count restarts at 0.
     AtCeiling(Bytes),
 }
 
 impl History {
-    /// It was killed.
+    /// Records OOM kills.
     pub fn killed(&mut self, times: u64, now: u64) {
         let times = usize::try_from(times).unwrap_or(REMEMBERED).min(REMEMBERED);
         self.kills.extend(std::iter::repeat_n(now, times));
@@ -112,17 +116,18 @@ impl History {
         self.kills.drain(..surplus);
     }
 
-    /// How often it was killed within this time.
+    /// Returns the number of kills within this window.
     pub fn kills(&self, window: Duration, now: u64) -> usize {
         self.kills.iter().filter(|kill| now.saturating_sub(**kill) <= window.as_secs()).count()
     }
 
-    /// What it was raised to.
+    /// Returns the raised limit.
     pub fn rescued(&self) -> Option<Rescued> {
         self.rescued
     }
 
-    /// Its user asks for this limit. Whether that is another one than before, with which nothing of what was has to do.
+    /// Records the limit that the user asks for, and clears the history if that limit changed.
+    /// Returns whether the limit changed. A first limit after `None` is not a change.
     pub fn asks_for(&mut self, asked: Limit, page: PageSize) -> bool {
         let is_new = self.asked.is_some_and(|before| !asked.is_same(before.into(), page));
         if is_new {
@@ -132,8 +137,9 @@ impl History {
         is_new
     }
 
-    /// Whether it is to have a higher limit than it has, when its user asks for `asked`. `own_ceiling` is its pod's word on it, `free`
-    /// what the node has left.
+    /// Decides whether the container gets a higher limit. `asked` is the limit that the user asks
+    /// for, and `own_ceiling` comes from the pod's annotation. `free` is the node's memory that no
+    /// pod requests.
     pub fn judge(
         &mut self,
         rescue: &OomRescue,
@@ -177,7 +183,7 @@ mod tests {
         OomRescue { ceiling, ..OomRescue::default() }
     }
 
-    /// Killed often enough.
+    /// Creates a history with enough kills for a rescue.
     fn killed() -> History {
         let mut history = History::default();
         history.killed(3, NOW);
@@ -220,9 +226,9 @@ mod tests {
             judge(&mut killed(), Ceiling::Limit(mib(100)), mib(100)),
             Verdict::AtCeiling(mib(100))
         );
-        // 5 % of 1000 MiB.
+        // The increase is 5 % of 1000 MiB.
         assert_eq!(judge(&mut killed(), Ceiling::Share(5), mib(100)), Verdict::Raise(mib(150)));
-        // Whatever the ceiling, the node has no more.
+        // The node's free memory bounds the limit, whatever the ceiling is.
         assert_eq!(
             judge(&mut killed(), Ceiling::Limit(mib(5000)), mib(3950)),
             Verdict::Raise(mib(4740))
@@ -267,7 +273,7 @@ mod tests {
         let mut history = killed();
         assert!(!asks_for(&mut history, mib(100).into()));
         judge(&mut history, Ceiling::Limit(mib(2000)), mib(100));
-        // The same in whole pages, as the kernel has it.
+        // The kernel rounds this limit to the same whole pages.
         assert!(!asks_for(&mut history, Limit::Bytes(Bytes::new(mib(100).get() + 4095))));
         assert!(history.rescued().is_some());
         for other in [mib(150).into(), Limit::Max] {

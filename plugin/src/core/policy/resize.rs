@@ -1,87 +1,92 @@
-//! Decisions on resizes: whether a lower limit can be reached without a kill, and how far a pod's limits are to be raised.
+//! Decisions on in-place resizes: whether a limit decrease is possible without an OOM kill, and how
+//! far to raise a pod's limits. The module also decides how to release a stalled container from
+//! `memory.high`.
 //!
-//! Pure: no files, no clock.
+//! The functions are pure: they use no files and no clock.
 
 use crate::core::units::{Bytes, Limit};
 
-/// How much a limit has to leave free at least: for the pause process in the pod's own limit, and for what is charged between
-/// the last look and the runtime's write while `memory.high` slows the container down.
+/// Minimum free memory below a new limit. It covers the pause process below the pod's own limit. It
+/// also covers memory charged between the last check and the runtime's write, while `memory.high`
+/// throttles the container.
 const LEAST_MARGIN: Bytes = Bytes::new(2 << 20);
 
-/// The part of a limit that has to stay free. By how much `memory.high` slows down depends on how far it is exceeded, in parts: by 1 %
-/// not at all, by 4 % a tenth of a second for every 64 pages (kernel: `calculate_high_delay` in `mm/memcontrol.c`).
+/// Divisor for the free part of a limit: 1/25, or 4 %. Throttling by `memory.high` grows with the
+/// relative excess: none at 1 %, a tenth of a second for every 64 pages at 4 %. Source:
+/// `calculate_high_delay` in the kernel's `mm/memcontrol.c`.
 const MARGIN_PART: u64 = 25;
 
-/// What a container, or a pod, may use.
+/// Memory and CPU limits of a container or a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory.
+    /// Memory limit.
     pub memory: Limit,
-    /// Processor time per second in microseconds; `None` is no limit.
+    /// CPU limit in microseconds of CPU time per second. `None` means no limit.
     pub cpu: Option<u64>,
 }
 
-/// How far a pod's limits are to be raised; `None` is not at all.
+/// Higher limits for a pod. `None` means that the limit is not raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raise {
-    /// `memory.max`, in bytes.
+    /// New `memory.max` in bytes.
     pub memory: Option<Bytes>,
-    /// `cpu.max`, as processor time per second in microseconds.
+    /// New `cpu.max` in microseconds of CPU time per second.
     pub cpu: Option<u64>,
 }
 
 impl Raise {
-    /// Nothing is raised.
+    /// No limit is raised.
     pub const NONE: Self = Self { memory: None, cpu: None };
 }
 
-/// What a cgroup uses, and what of that can be had back without a kill.
+/// Memory usage of a cgroup, with the parts that the kernel can reclaim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// `memory.current`.
     pub current: Bytes,
-    /// Page cache that is not shared memory, and reclaimable kernel memory.
+    /// Page cache without shared memory, plus reclaimable kernel memory.
     pub cache: Bytes,
-    /// Memory that could be swapped out.
+    /// Memory that the kernel could swap out.
     pub swappable: Bytes,
-    /// How much more swap may be used.
+    /// Swap that the cgroup may still use.
     pub swap_left: Bytes,
 }
 
 impl Usage {
-    /// What can be reclaimed at most.
+    /// Returns the maximum that the kernel can reclaim.
     pub fn reclaimable(&self) -> Bytes {
         self.cache.saturating_add(self.swappable.min(self.swap_left)).min(self.current)
     }
 }
 
-/// Whether a container can have a lower limit.
+/// Result of the check whether usage fits below a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// It uses no more than that.
+    /// The usage fits already.
     Fits,
-    /// If as much is reclaimed as can be.
+    /// The usage fits if the kernel reclaims enough.
     Reclaim,
-    /// Whatever is reclaimed, it would be killed.
+    /// The usage does not fit even after all reclaim. The limit decrease would cause an OOM kill.
     Kills,
 }
 
-/// Whether a limit is more than `most` times a request. Nothing requested is no promise that could be broken.
+/// Returns whether a limit exceeds `most` times a request. A request of 0 promises nothing, so the
+/// result is false.
 pub fn is_overcommitted(limit: Bytes, request: Bytes, most: f64) -> bool {
     request > Bytes::ZERO && limit.get() as f64 > request.get() as f64 * most
 }
 
-/// How much has to stay free below a limit when it is set: 4 %, at least 2 MiB.
+/// Returns the memory that must stay free below a new limit: 4 %, at least 2 MiB.
 pub fn margin(limit: Bytes) -> Bytes {
     Bytes::new(limit.get() / MARGIN_PART).max(LEAST_MARGIN)
 }
 
-/// Judges a cut to `limit` of something that may grow while it is made.
+/// Checks a limit decrease to `limit`, with the margin for growth during the decrease.
 pub fn cut(limit: Bytes, usage: &Usage) -> Cut {
     fits(limit.saturating_sub(margin(limit)), usage)
 }
 
-/// Judges whether it uses no more than `most`.
+/// Checks whether the usage is at most `most`, without a margin.
 pub fn fits(most: Bytes, usage: &Usage) -> Cut {
     if usage.current <= most {
         Cut::Fits
@@ -92,35 +97,42 @@ pub fn fits(most: Bytes, usage: &Usage) -> Cut {
     }
 }
 
-/// A container of which `memory.high` may be holding too much back.
+/// Memory state of a container that `memory.high` may throttle too much.
 #[derive(Clone, Copy, Debug)]
 pub struct Throttled {
-    /// What it uses.
+    /// Memory usage.
     pub usage: Bytes,
-    /// `memory.high` as it should be.
+    /// Desired `memory.high`.
     pub line: Bytes,
-    /// `memory.high` as it is.
+    /// Observed `memory.high`.
     pub high: Limit,
-    /// Its limit, or what stands in for one.
+    /// The container's limit, or a substitute where it has none.
     pub max: Bytes,
-    /// How much of the last ten seconds all of it waited for memory, in percent (`memory.pressure`, full).
+    /// Percentage of the last ten seconds in which all tasks waited for memory (`memory.pressure`,
+    /// full).
     pub stalled: f64,
 }
 
 impl Throttled {
-    /// It stands at `memory.high`, and does nothing else.
+    /// Returns whether the usage is near or above `memory.high` and the container is stalled for at
+    /// least [`STALLED`] percent of the time.
     pub fn is_pinned(&self) -> bool {
         let near = |high: Bytes| self.usage >= high.saturating_sub(Bytes::new(high.get() / NEAR));
         self.stalled >= STALLED && self.high.bytes().is_some_and(near)
     }
 
-    /// It would not be throttled if `memory.high` were as it should be.
+    /// Returns whether the usage is far enough below the desired `memory.high` to restore that
+    /// value.
     pub fn is_well_below(&self) -> bool {
         self.usage < self.line.saturating_sub(Bytes::new(self.line.get() / WELL_BELOW))
     }
 
-    /// The next value for `memory.high`, while the node has `free` memory to spare: a quarter of the way to the limit on, as far
-    /// as the node has that, and none at all at the end; and how far that is. `None` if there is no room.
+    /// Returns the next `memory.high` and the size of the step, or `None` if `memory.high` is `max`
+    /// already.
+    ///
+    /// A step is a quarter of the way from the desired `memory.high` to the limit, at least 4 MiB.
+    /// Also returns `None` if the step exceeds `free`, the memory that the node can spare. The last
+    /// step removes `memory.high`.
     pub fn release(&self, free: Bytes) -> Option<(Limit, Bytes)> {
         let high = self.high.bytes()?;
         let step =
@@ -133,19 +145,20 @@ impl Throttled {
     }
 }
 
-/// What part of `memory.high` usage may be below it and still be held back by it.
+/// Divisor of `memory.high`: usage at most 1/32 below `memory.high` counts as throttled.
 const NEAR: u64 = 32;
 
-/// From what part of ten seconds on a container counts as standing still, in percent.
+/// Stalled time from which a container counts as stalled, in percent of ten seconds.
 pub const STALLED: f64 = 10.0;
 
-/// What part of the line usage has to be below it for the line to be put back.
+/// Divisor of the desired `memory.high`: usage must be more than 1/10 below it before the plugin
+/// restores it.
 const WELL_BELOW: u64 = 10;
 
-/// In how many steps a container is released.
+/// Number of steps from the desired `memory.high` to the limit.
 const STEPS: u64 = 4;
 
-/// The least step.
+/// Minimum size of a step.
 const LEAST_STEP: Bytes = Bytes::new(4 << 20);
 
 #[cfg(test)]
@@ -169,7 +182,7 @@ mod tests {
             (100, 97, 1, Cut::Reclaim),
             (100, 128, 31, Cut::Kills),
             (100, 128, 32, Cut::Reclaim),
-            // 4 % of it, and 2 MiB.
+            // The margin is 4 % for large limits and 2 MiB for small ones.
             (1000, 960, 0, Cut::Fits),
             (1000, 961, 0, Cut::Kills),
             (20, 18, 0, Cut::Fits),

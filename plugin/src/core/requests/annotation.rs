@@ -1,16 +1,17 @@
-//! What a pod asks for by annotation.
+//! Overrides in a pod's annotations.
 //!
-//! The form is that of other NRI plugins: `<what>.plimsoll.nri.io/container.<name>` for one container,
-//! `<what>.plimsoll.nri.io/pod` or plain `<what>.plimsoll.nri.io` for all of a pod's containers. The most specific
-//! valid one counts. An invalid one is reported and then treated as if it were not there, so that the next less
-//! specific one counts: the pod's author gets the pod-wide value, not a silent return to the node's.
+//! The key has the form of other NRI plugins: `<what>.plimsoll.nri.io/container.<name>` for one
+//! container. `<what>.plimsoll.nri.io/pod` or plain `<what>.plimsoll.nri.io` applies to all
+//! containers of a pod. The most specific valid annotation counts. The plugin reports an invalid
+//! annotation and then uses the next less specific one. So the pod's author gets the pod-wide
+//! value, and not silently the node's.
 //!
 //! | what | value |
 //! |---|---|
-//! | `memory-request` | a quantity, such as `128Mi`; used only where the kubelet has no record |
+//! | `memory-request` | a quantity, such as `128Mi`; used only if the kubelet has no record |
 //! | `throttling-factor` | a number above 0 and at most 1, or `none` for no throttling |
-//! | `reservation` | `none`, `tiered` or `hard`; not more than the node's own policy |
-//! | `oom-rescue` | `off`, or how far a limit may be raised, such as `512Mi`; not more than the node's own ceiling |
+//! | `reservation` | `none`, `tiered` or `hard`; at most the node's own policy |
+//! | `oom-rescue` | `off`, or the highest limit, such as `512Mi`; at most the node's own ceiling |
 
 use std::collections::HashMap;
 
@@ -18,7 +19,7 @@ use crate::core::policy::{ReservationPolicy, ThrottlingFactor};
 use crate::core::requests::Notice;
 use crate::core::units::{Bytes, excerpt};
 
-/// The end of every key's first part.
+/// Domain at the end of each key's prefix.
 pub const DOMAIN: &str = "plimsoll.nri.io";
 
 const MEMORY_REQUEST: &str = "memory-request.plimsoll.nri.io";
@@ -26,26 +27,27 @@ const THROTTLING_FACTOR: &str = "throttling-factor.plimsoll.nri.io";
 const RESERVATION: &str = "reservation.plimsoll.nri.io";
 const OOM_RESCUE: &str = "oom-rescue.plimsoll.nri.io";
 
-/// How many unknown keys are named before the rest is only counted.
+/// Number of unknown keys that are reported by name. Further keys are only counted.
 const UNKNOWN_NAMED: usize = 5;
 
-/// What the annotations say about one container. `None` is nothing.
+/// Values of the annotations for one container. `None` means that there is no annotation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Overrides {
     /// The memory request.
     pub memory_request: Option<Bytes>,
-    /// The throttling factor; `Some(None)` asks for no throttling.
+    /// The throttling factor. `Some(None)` disables throttling.
     pub throttling: Option<Option<ThrottlingFactor>>,
     /// The reservation policy.
     pub reservation: Option<ReservationPolicy>,
-    /// How far its limit may be raised when it is killed again and again; `Some(None)` asks for it to be left.
+    /// The highest limit to which an OOM rescue may raise the container's limit. `Some(None)`
+    /// disables OOM rescues.
     pub oom_rescue: Option<Option<Bytes>>,
 }
 
 impl Overrides {
     /// Reads a pod's annotations for the container of this name.
     ///
-    /// Takes twelve look-ups, whatever the number of annotations.
+    /// Needs at most twelve look-ups, independent of the number of annotations.
     pub fn read(annotations: &HashMap<String, String>, container: &str) -> (Self, Vec<Notice>) {
         let mut notices = Vec::new();
         let overrides = Self {
@@ -98,7 +100,7 @@ impl Overrides {
     }
 }
 
-/// The value of the most specific valid annotation for `what`.
+/// Returns the value of the most specific valid annotation for `what`.
 fn most_specific<T>(
     annotations: &HashMap<String, String>,
     container: &str,
@@ -118,8 +120,8 @@ fn most_specific<T>(
     None
 }
 
-/// Reports annotations that look like this plugin's and are not, such as a misspelt `memory-requests`. At most a few
-/// are named, the rest counted. Goes through all annotations, so call it once per pod.
+/// Reports unknown annotations in this plugin's domain, such as a misspelt `memory-requests`. Names
+/// only a few and counts the rest. Reads all annotations, so call it once per pod.
 pub fn unknown(annotations: &HashMap<String, String>) -> Vec<Notice> {
     let mut keys: Vec<&str> =
         annotations.keys().map(String::as_str).filter(|key| is_unknown(key)).collect();

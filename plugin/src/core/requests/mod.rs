@@ -1,21 +1,26 @@
-//! Where a container's memory request comes from.
+//! Sources of a container's memory request.
 //!
-//! No runtime delivers it. [`resolve`] takes the best of what there is; the order, best first:
+//! No runtime delivers the request. [`resolve`] takes the first source that answers, in this order:
 //!
-//! 1. **The kubelet's checkpoint** ([`crate::kubelet::checkpoint`]). It alone knows a request to the byte after a resize, and that of
-//!    a container in a pod with resources of its own, whose class says nothing about the container. A record without
-//!    a request is an answer too: the limit if there is one (as the API server defaults it), else 0.
-//! 2. **The QoS class**, where it leaves no choice: a Guaranteed container requests its limit, a BestEffort one
-//!    nothing. Before the sources below, since the kubelet's word on the class outranks a pod author's annotation.
-//!    A Guaranteed container without a limit (only possible with pod-level resources) stays open here.
-//! 3. **`memory.min` or `memory.low` in the unified map** that the kubelet sent (its own MemoryQoS is on).
-//! 4. **The annotation** `memory-request` ([`annotation`]): only where it is certain that no checkpoint has a record,
-//!    and at most what `oom_score_adj` allows ([`oom_score_adj::at_most`]), else node allocatable. A pod's author could
-//!    otherwise claim protection that the scheduler did not account for. While a checkpoint cannot be read, there may be
-//!    a record, and the annotation has no say.
+//! 1. **The kubelet's checkpoint** ([`crate::kubelet::checkpoint`]). Only the checkpoint has the
+//!    exact request after a resize. Only the checkpoint has the request in a pod with pod-level
+//!    resources, whose class does not determine the containers' requests. A record without a
+//!    request is also an answer. The request then equals the limit (the API server's default), or
+//!    is 0 without a limit.
+//! 2. **The QoS class**, where it determines the request: a Guaranteed container requests its
+//!    limit, a BestEffort container 0. The class comes from the kubelet and so outranks a pod
+//!    author's annotation. The class does not answer for a Guaranteed container without a limit,
+//!    which exists only with pod-level resources.
+//! 3. **`memory.min` or `memory.low` in the unified map** from the kubelet, whose own MemoryQoS
+//!    feature is then on.
+//! 4. **The annotation** `memory-request` ([`annotation`]), if certainly no checkpoint has a
+//!    record. The value is at most what `oom_score_adj` allows ([`oom_score_adj::at_most`]), and at
+//!    most node allocatable. Otherwise a pod's author could claim protection that the scheduler did
+//!    not account for. While a checkpoint cannot be read, the annotation is ignored because a
+//!    record may exist.
 //! 5. **`oom_score_adj`, inverted** ([`oom_score_adj`]), with its error bound.
 //!
-//! If none of these answers, the request is unknown, which is not 0.
+//! If no source answers, the request is unknown. Unknown differs from 0.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,45 +35,50 @@ pub mod oom_score_adj;
 use crate::kubelet::checkpoint::{Inconclusive, Record};
 use annotation::Overrides;
 
-/// What is known of a container when its request is to be found.
+/// Known facts about a container, as input for finding its request.
 #[derive(Clone, Debug)]
 pub struct Known<'a> {
-    /// The kubelet's class for the pod; `None` where no kubelet made the pod's cgroup.
+    /// The pod's class from the kubelet. `None` if no kubelet made the pod's cgroup.
     pub class: Option<QosClass>,
-    /// The container's memory limit. At an update that does not carry one (0 in NRI), the limit still in force.
+    /// The container's memory limit. For an update without a limit (0 in NRI), the limit still in
+    /// force.
     pub limit: Limit,
-    /// The unified map that came with the container from the CRI client; never what this plugin added itself.
+    /// The unified map that the CRI client sent with the container, without this plugin's
+    /// additions.
     pub unified: &'a HashMap<String, String>,
     /// The pod's overrides for this container.
     pub overrides: &'a Overrides,
-    /// The container's `oom_score_adj`. An update does not carry it; the one from create is then still the best there
-    /// is, since a kubelet that can resize also keeps checkpoints.
+    /// The container's `oom_score_adj` from its creation. Updates do not carry a value, but a
+    /// kubelet that can resize also keeps checkpoints.
     pub oom_score_adj: Option<i64>,
-    /// The node's memory (MemTotal), to which the kubelet relates `oom_score_adj`.
+    /// The node's memory (MemTotal), from which the kubelet computes `oom_score_adj`.
     pub mem_total: Option<Bytes>,
-    /// Node allocatable, which bounds what an annotation may claim: a limit does not, nobody accounts for it.
+    /// Node allocatable, the upper bound of an annotated request. The container's limit is no such
+    /// bound, because the scheduler does not account for limits.
     pub allocatable: Option<Bytes>,
-    /// The kubelet's record, if it has one: [`crate::kubelet::checkpoint::Checkpoints::lookup`].
+    /// The kubelet's record, if there is one: [`crate::kubelet::checkpoint::Checkpoints::lookup`].
     pub record: Result<Option<&'a Record>, Inconclusive>,
 }
 
-/// What was found.
+/// Result of the search for a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolution {
-    /// The container's class: the kubelet's where there is one, else by request and limit.
+    /// The container's class, from the kubelet or else from request and limit.
     pub class: QosClass,
-    /// The request; `None` is unknown.
+    /// The request. `None` means unknown.
     pub request: Option<Request>,
-    /// What the operator or the pod's owner should hear of.
+    /// Notices for the operator or the pod's owner.
     pub notices: Vec<Notice>,
 }
 
-/// Finds a container's memory request by the order of preference in the [module documentation](self).
+/// Finds a container's memory request in the order of the [module documentation](self).
 ///
-/// Where no kubelet gave the pod a class, the class follows from request and limit, by memory alone: equal means
-/// Guaranteed, neither means BestEffort (and so a request of 0), anything else Burstable. A limit without a request
-/// does not make a Guaranteed container here: only the API server defaults one to the other, and it had no part in
-/// such a pod.
+/// Without a class from a kubelet, the class follows from the memory request and limit. If they are
+/// equal, the class is Guaranteed. If there is neither, the class is BestEffort and the request is
+/// 0. Otherwise the class is Burstable.
+///
+/// A limit without a request does not make a container Guaranteed here. Only the API server
+/// defaults the request to the limit, and such a pod did not pass through it.
 pub fn resolve(known: &Known<'_>) -> Resolution {
     let mut notices = Vec::new();
     let request = find(known, &mut notices);
@@ -130,13 +140,14 @@ fn find(known: &Known<'_>, notices: &mut Vec<Notice>) -> Option<Request> {
     oom_score_adj::request(known.oom_score_adj?, known.mem_total?, known.limit)
 }
 
-/// The annotated request, within what is known otherwise.
+/// Returns the annotated request, bounded by other known facts.
 ///
-/// `oom_score_adj` may come from a request that is larger than the container's, so that it bounds an annotation only from
-/// above. An annotation below what it says is taken, and counts as inexact: the request may be larger.
+/// The kubelet may compute `oom_score_adj` from more than the container's request, so it bounds an
+/// annotation only from above. An annotation below the inverted range is used but counts as
+/// inexact, because the true request may be larger.
 fn from_annotation(known: &Known<'_>, requested: Bytes, notices: &mut Vec<Notice>) -> Request {
     let mut bytes = requested;
-    // Only the kubelet's formula is known.
+    // Without a class from a kubelet, the formula behind `oom_score_adj` is unknown.
     let scored = match (known.class, known.oom_score_adj, known.mem_total) {
         (Some(_), Some(adj), Some(mem_total)) => {
             oom_score_adj::request(adj, mem_total, known.limit)
@@ -163,8 +174,8 @@ fn from_annotation(known: &Known<'_>, requested: Bytes, notices: &mut Vec<Notice
     Request { bytes, at_most, provenance: Provenance::Annotation }
 }
 
-/// The request in the kubelet's own `memory.min` or `memory.low`. A zero is no evidence: newer kubelets send it to
-/// clear what an older configuration left behind.
+/// Returns the request in the kubelet's own `memory.min` or `memory.low`. A zero proves nothing,
+/// because newer kubelets send it to clear values of an older configuration.
 fn from_unified(unified: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Option<Bytes> {
     ["memory.min", "memory.low"].into_iter().find_map(|key| {
         match unified.get(key)?.parse::<Bytes>() {
@@ -178,12 +189,14 @@ fn from_unified(unified: &HashMap<String, String>, notices: &mut Vec<Notice>) ->
     })
 }
 
-/// The policy for one container: the node's, with the pod's overrides.
+/// Returns the policy for one container: the node's policy with the pod's overrides.
 ///
-/// Pod authors are not trusted: an override may ask for less protection than the node's policy gives (`None` below
-/// `TieredReservation` below `HardReservation`), not for more, since protection is taken from everybody else on the
-/// node. Throttling concerns only the container itself and may be set freely on a node that throttles; one that does not,
-/// throttles nobody.
+/// Pod authors are not trusted, because protection takes memory from all other pods on the node. So
+/// an override may ask for less protection than the node's policy, but not for more. From weak to
+/// strong the policies are `None`, `TieredReservation` and `HardReservation`.
+///
+/// Throttling affects only the container itself, so an override may set any factor on a node with
+/// throttling. On a node without throttling the override has no effect.
 pub fn overridden(node: &Policy, overrides: &Overrides) -> (Policy, Vec<Notice>) {
     let mut notices = Vec::new();
     let reservation = match overrides.reservation {
@@ -205,69 +218,69 @@ pub fn overridden(node: &Policy, overrides: &Overrides) -> (Policy, Vec<Notice>)
     (Policy { throttling, reservation, ..*node }, notices)
 }
 
-/// Something that does not stop the work, but that somebody should hear of. `Display` is one sentence for the log,
-/// without the names of pod and container, which the caller has.
+/// Notice for the operator or the pod's owner about a problem that does not stop the plugin.
+/// `Display` writes one sentence for the log; the caller adds the names of pod and container.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// An annotation's value is not of the expected form; the annotation is ignored.
+    /// An annotation has an invalid value and is ignored.
     InvalidAnnotation {
         /// The annotation's key.
         key: String,
-        /// What was expected and found.
+        /// The expected and the found value.
         error: String,
     },
-    /// An annotation in this plugin's name that it does not know; it has no effect.
+    /// An annotation in this plugin's domain is unknown and has no effect.
     UnknownAnnotation {
         /// The annotation's key, shortened.
         key: String,
     },
-    /// More unknown annotations, not listed.
+    /// There are more unknown annotations, which are not listed.
     MoreUnknownAnnotations {
-        /// How many.
+        /// Their number.
         count: usize,
     },
-    /// The annotated memory request is not used because a better source has spoken.
+    /// The annotated memory request is not used, because a better source has the request.
     AnnotationOutranked {
         /// The better source.
         by: Provenance,
     },
-    /// The annotated memory request is not used, as the kubelet's checkpoint cannot be read.
+    /// The annotated memory request is not used, because the kubelet's checkpoint cannot be read.
     AnnotationUnconfirmed,
-    /// The annotated memory request exceeds what `oom_score_adj` allows, which is used instead.
+    /// The annotated memory request exceeds the bound from `oom_score_adj`, and the bound is used.
     AnnotationAboveOomScore {
-        /// What the annotation asks for.
+        /// The annotated request.
         requested: Bytes,
-        /// What `oom_score_adj` allows.
+        /// The bound from `oom_score_adj`.
         at_most: Bytes,
     },
-    /// The annotated memory request exceeds node allocatable, which is used instead.
+    /// The annotated memory request exceeds node allocatable, and node allocatable is used.
     AnnotationAboveAllocatable {
-        /// What the annotation asks for.
+        /// The annotated request.
         requested: Bytes,
         /// Node allocatable.
         allocatable: Bytes,
     },
-    /// The annotated reservation is stronger than the node's policy, which is used instead.
+    /// The annotated reservation is stronger than the node's policy, and the node's policy is used.
     ReservationAboveNode {
-        /// What the annotation asks for.
+        /// The annotated policy.
         asked: ReservationPolicy,
-        /// What the node's policy gives.
+        /// The node's policy.
         allowed: ReservationPolicy,
     },
-    /// The annotation asks for throttling on a node that throttles nobody.
+    /// The annotation asks for throttling on a node without throttling.
     ThrottlingOff,
-    /// The request exceeds the limit, which is used instead.
+    /// The request exceeds the limit, and the limit is used.
     RequestAboveLimit {
         /// The request.
         request: Request,
         /// The limit.
         limit: Bytes,
     },
-    /// A value in the unified map is not a number of bytes; it is ignored.
+    /// A value in the unified map is not a number of bytes and is ignored.
     InvalidUnified {
         /// The key.
         key: &'static str,
-        /// What was expected and found.
+        /// The expected and the found value.
         error: String,
     },
 }
@@ -331,7 +344,7 @@ mod tests {
         Bytes::new(amount * MIB)
     }
 
-    /// Owns what [`Known`] borrows. Every source speaks; tests silence those they do not want.
+    /// Owns the values that [`Known`] borrows.
     struct Case {
         class: Option<QosClass>,
         limit: Limit,
@@ -501,7 +514,7 @@ mod tests {
         );
     }
 
-    /// 960 means a request of 40 to 41 MiB of 1000.
+    /// 960 means a request of 40 to 41 MiB of 1000 MiB.
     #[test]
     fn an_annotation_is_bounded_by_the_oom_score() {
         let mut case = Case::no_source(Some(QosClass::Burstable), Limit::Max);
@@ -509,7 +522,8 @@ mod tests {
         for (annotated, bytes, at_most) in [
             (30, mib(30), Bytes::new(41 * MIB - 1)),
             (40, mib(40), mib(40)),
-            // A thousandth of memory beyond, for what the kubelet may have read of it.
+            // The bound allows one more thousandth, because the kubelet may have read another
+            // MemTotal.
             (41, mib(41), mib(41)),
             (42, Bytes::new(42 * MIB - 1), Bytes::new(42 * MIB - 1)),
             (3000, Bytes::new(42 * MIB - 1), Bytes::new(42 * MIB - 1)),
@@ -524,7 +538,7 @@ mod tests {
             case.resolve().notices[0].to_string(),
             "annotation memory-request 3000Mi exceeds what the kubelet's oom_score_adj allows, 44040191, which is used"
         );
-        // Not every runtime's client has the kubelet's formula.
+        // A runtime's client other than the kubelet may use another formula.
         case.class = None;
         assert_eq!(case.request(), Some((mib(900), Provenance::Annotation)));
     }
@@ -576,7 +590,7 @@ mod tests {
                 (Policy { throttling: expected, ..Policy::default() }, vec![])
             );
         }
-        // Where nobody is throttled, nobody is.
+        // An override does not enable throttling on a node without throttling.
         let overrides = Overrides { throttling: Some(half), ..Overrides::default() };
         let off = Policy { throttling: None, ..Policy::default() };
         assert_eq!(overridden(&off, &overrides), (off, vec![Notice::ThrottlingOff]));

@@ -1,36 +1,41 @@
-//! The request as far as `oom_score_adj` tells it.
+//! Estimate of the memory request from `oom_score_adj`.
 //!
-//! The kubelet gives a Burstable container `1000 - 1000 * request / MemTotal` in whole numbers, not below 3 and not
-//! above 999 (`pkg/kubelet/qos/policy.go`); -997 and 1000 stand for other classes and say nothing of an amount.
+//! The kubelet gives a Burstable container `1000 - 1000 * request / MemTotal` in whole numbers,
+//! from 3 to 999 (`pkg/kubelet/qos/policy.go`). -997 and 1000 mean other classes and contain no
+//! amount.
 //!
-//! It is an estimate. Newer kubelets start from more than the container's own request, and each of these makes the value
-//! lower, and so the estimate higher than the request:
+//! The result is an estimate. Newer kubelets start from more than the container's own request. Each
+//! of these cases lowers the value and so raises the estimate above the request:
 //!
-//! - A sidecar gets the lowest value among the pod's ordinary containers if that is lower (1.29 and later).
-//! - A share of a request of the pod's own that no container has is added (1.34 and later), and memory of dynamic
-//!   resources (1.37 and later).
-//! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) the value is up to nine lower on a node with 1 TiB.
+//! - A sidecar gets the lowest value of the pod's ordinary containers if that is lower (1.29 and
+//!   later).
+//! - The kubelet adds a share of the pod-level request that no container has (1.34 and later), and
+//!   memory of dynamic resources (1.37 and later).
+//! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) the value is up to nine lower on a node
+//!   with 1 TiB.
 //!
-//! So it bounds the request from above, and not from below. Nothing the runtime delivers tells these containers apart;
-//! the limit caps the damage, and kubelets from 1.33 have checkpoints.
+//! So the estimate bounds the request from above, but not from below. The runtime delivers nothing
+//! that identifies these containers. The container's limit bounds the error, and kubelets from 1.33
+//! have checkpoints.
 
 use crate::core::pod::{Provenance, Request};
 use crate::core::units::{Bytes, Limit};
 
 /// The value for a Burstable container that requests nearly all memory or more.
 const LOWEST: i64 = 3;
-/// The value for a Burstable container that requests next to nothing.
+/// The value for a Burstable container with a request of 0 or nearly 0.
 const HIGHEST: i64 = 999;
 
-/// Inverts `oom_score_adj` for a node with `mem_total` bytes. The result covers every request that the kubelet would
-/// have given this value, cut at the limit, since no request may exceed it.
+/// Inverts `oom_score_adj` for a node with `mem_total` bytes. The result covers every request up to
+/// `mem_total` for which the kubelet's formula gives this value. The bounds are at most the limit,
+/// because no request may exceed it.
 ///
-/// `None` where the value is not one that the kubelet gives Burstable containers.
+/// Returns `None` if the kubelet never gives this value to Burstable containers.
 pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Request> {
     if !(LOWEST..=HIGHEST).contains(&oom_score_adj) {
         return None;
     }
-    // floor(1000 * request / total) is between these two, both included.
+    // floor(1000 * request / total) lies between these two values, inclusive.
     let (first, last) = match 1000 - oom_score_adj as u64 {
         1 => (0, 1),
         997 => (997, u64::MAX),
@@ -48,8 +53,9 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     Some(limit.bytes().map_or(request, |limit| request.capped(limit)))
 }
 
-/// The most that a container with this value may have requested: the upper bound of [`request`], and a thousandth of
-/// memory more, since the kubelet may have read another amount of memory when it started. `None` as there.
+/// Returns the largest request that a container with this value may have. This is the upper bound
+/// of [`request`] plus a thousandth of `mem_total`, because the kubelet may have read another
+/// MemTotal when it started. Returns `None` in the same cases as [`request`].
 pub fn at_most(oom_score_adj: i64, mem_total: Bytes) -> Option<Bytes> {
     let request = request(oom_score_adj, mem_total, Limit::Max)?;
     Some(request.at_most.saturating_add(Bytes::new(mem_total.get() / 1000)))
@@ -60,7 +66,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What the kubelet computes for a Burstable container.
+    /// Computes the kubelet's value for a Burstable container.
     fn kubelet(request: u64, mem_total: u64) -> i64 {
         let adj = 1000 - (1000 * request as i128 / mem_total as i128) as i64;
         adj.clamp(LOWEST, HIGHEST)
