@@ -1,8 +1,10 @@
-// A client of the container runtime that stays connected, so that a request costs a node a few milliseconds and not the third of a second
-// that crictl takes to start. For what the tests do again and again on their way; what they find out is asked with crictl.
+// A client of the container runtime that keeps its connection open. A request costs the node a few
+// milliseconds, while crictl takes a third of a second to start. The tests use this client for
+// steps that they repeat often. They use crictl for the results that they check.
 //
-// It listens on 127.0.0.1 at the port that its first argument names. A connection brings one line, a request, and gets the status, 0 or
-// 1, on a line of its own, and what the request says or the error. Messages are files as crictl reads them.
+// The client listens on 127.0.0.1 at the port in its first argument. Each connection sends one line
+// with a request. The answer begins with a line that holds the status, 0 or 1. The output of the
+// request or the error follows. Messages for the runtime are JSON files as crictl reads them.
 package main
 
 import (
@@ -25,13 +27,13 @@ import (
 )
 
 const (
-	// Where crictl finds the runtime.
+	// The file in which crictl finds the runtime's endpoint.
 	configuration = "/etc/crictl.yaml"
 	endpoint      = "runtime-endpoint: "
-	// A runtime that is just being restarted is waited for.
+	// Time limit of a request, long enough to wait for a runtime that restarts.
 	patience = 200 * time.Second
-	// How many pods end at a time. containerd gives an end ten seconds; six pods that ended together on a slow node took longer, and
-	// then as long again to be tried once more.
+	// Number of pods that stop at the same time. containerd gives the end of a pod ten seconds. Six
+	// pods that ended together on a slow node took longer, and the next attempt took as long again.
 	atOnce = 2
 )
 
@@ -65,7 +67,8 @@ func run() error {
 	}
 }
 
-// The connection is made with the first request, and again whenever the runtime comes back.
+// Returns a client of the runtime. gRPC connects at the first request and again whenever the
+// runtime comes back.
 func connect() (cri.RuntimeServiceClient, error) {
 	text, err := os.ReadFile(configuration)
 	if err != nil {
@@ -87,7 +90,7 @@ func connect() (cri.RuntimeServiceClient, error) {
 	return nil, fmt.Errorf("%s: no %q", configuration, endpoint)
 }
 
-// Tells systemd.
+// Notifies systemd that this service is ready.
 func ready() error {
 	socket, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
@@ -117,7 +120,7 @@ func serve(client net.Conn, runtime cri.RuntimeServiceClient) {
 	}
 }
 
-// The lines to be said.
+// Executes a request and returns the lines of its output.
 func answer(ctx context.Context, runtime cri.RuntimeServiceClient, words []string) ([]string, error) {
 	if len(words) == 0 {
 		return nil, errors.New("expected a request")
@@ -128,19 +131,19 @@ func answer(ctx context.Context, runtime cri.RuntimeServiceClient, words []strin
 	}
 	const more = -1
 	switch {
-	// Waits until the runtime answers.
+	// version: waits until the runtime answers.
 	case is("version", 0, 0):
 		_, err := runtime.Version(ctx, &cri.VersionRequest{})
 		return nil, err
-	// HANDLER SANDBOX CONTAINER…: runs a pod. The ids on one line, the sandbox's first.
+	// run HANDLER SANDBOX CONTAINER…: runs a pod. Prints the ids on one line, the sandbox's first.
 	case is("run", 2, more):
 		ids, err := runPod(ctx, runtime, words[0], words[1], words[2:])
 		return []string{strings.Join(ids, " ")}, err
-	// POD SANDBOX CONTAINER: creates a container and starts it. Its id.
+	// start POD SANDBOX CONTAINER: creates and starts a container. Prints the container's id.
 	case is("start", 3, 3):
 		id, err := start(ctx, runtime, words[0], words[1], words[2])
 		return []string{id}, err
-	// CONTAINER BYTES: another limit of memory.
+	// update CONTAINER BYTES: sets the memory limit of a container.
 	case is("update", 2, 2):
 		limit, err := strconv.ParseInt(words[1], 10, 64)
 		if err != nil {
@@ -149,10 +152,10 @@ func answer(ctx context.Context, runtime cri.RuntimeServiceClient, words []strin
 		resources := &cri.LinuxContainerResources{MemoryLimitInBytes: limit}
 		_, err = runtime.UpdateContainerResources(ctx, &cri.UpdateContainerResourcesRequest{ContainerId: words[0], Linux: resources})
 		return nil, err
-	// POD…: stops pods and removes them.
+	// remove POD…: stops and removes pods.
 	case is("remove", 1, more):
 		return nil, remove(ctx, runtime, words)
-	// The same with all of them.
+	// clear: stops and removes all pods.
 	case is("clear", 0, 0):
 		pods, err := runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 		if err != nil {

@@ -1,4 +1,6 @@
-//! A real kube-apiserver on this machine, with Debian's etcd. `cluster.rs` has the rest of a cluster.
+//! A real kube-apiserver on this machine with Debian's etcd.
+//!
+//! `cluster.rs` adds the other parts of a cluster.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
@@ -11,20 +13,22 @@ use crate::go;
 use crate::image::run;
 use crate::node::RunDir;
 
-/// Who may do everything. This and [`KUBELET`] are tokens, too.
+/// The user name and bearer token of the cluster administrator (group `system:masters`).
 pub const ADMINISTRATOR: &str = "administrator";
 
-/// The kubelet of the node [`NODE`].
+/// The bearer token of the kubelet on the node [`NODE`]. Its user is `system:node:node`.
 pub const KUBELET: &str = "kubelet";
 
-/// The name of the only node that there may be.
+/// The node's name. No other node can join, because the kubelet's token is valid for this node
+/// only.
 pub const NODE: &str = "node";
 
-/// The service `kubernetes`, the first of the addresses for services. No proxy is needed where a node's machine leads that to the
-/// server by itself.
+/// The address and port of the service `kubernetes`: the first address of the service range.
+///
+/// No kube-proxy is needed if the node's virtual machine forwards this address to the server.
 pub const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 2, 97), 443);
 
-/// The server. What is running of it ends with this.
+/// An API server with its etcd. Dropping this value kills both processes.
 pub struct ApiServer {
     directory: RunDir,
     port: u16,
@@ -33,25 +37,30 @@ pub struct ApiServer {
     server: Option<Running>,
 }
 
-/// A program that ends with this, and with the thread that started it.
+/// A child process.
+///
+/// The process is killed when this value is dropped or when the thread that started it ends.
 pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended.
+        // An error only means that the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 impl ApiServer {
-    /// Starts one with nothing in it. When it answers at `/readyz`, it is ready.
+    /// Starts an API server without objects.
+    ///
+    /// The server is ready when it answers at `/readyz`, which may be after this function returns.
     pub fn start() -> Result<Self> {
-        // Nobody makes the accounts that pods are to have.
+        // The admission plugin would reject pods, because no controller creates their service
+        // accounts here.
         Self::start_with(&["--disable-admission-plugins=ServiceAccount", "--allow-privileged=true"])
     }
 
-    /// Starts one for a whole cluster, where pods have accounts.
+    /// Starts an API server for a whole cluster, in which pods have service accounts.
     pub(crate) fn start_for_cluster() -> Result<Self> {
         Self::start_with(&["--allow-privileged=true"])
     }
@@ -81,7 +90,8 @@ impl ApiServer {
             "kube-apiserver".to_owned(),
             format!("--etcd-servers={etcd}"),
             "--bind-address=127.0.0.1".to_owned(),
-            // Nobody goes there (RFC 5737), but it must not be this machine, nor be missing.
+            // No client uses this documentation address (RFC 5737). The server needs an advertised
+            // address, which must not be an address of this machine.
             "--advertise-address=192.0.2.1".to_owned(),
             format!("--secure-port={port}"),
             format!("--cert-dir={}", path("certificates").display()),
@@ -90,7 +100,7 @@ impl ApiServer {
             "--service-account-issuer=https://plimsoll.invalid".to_owned(),
             format!("--service-account-key-file={key}"),
             format!("--service-account-signing-key-file={key}"),
-            // The first one is SERVICE.
+            // The first address of this range is SERVICE.
             "--service-cluster-ip-range=10.0.2.96/28".to_owned(),
         ];
         let arguments =
@@ -100,43 +110,45 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// Kills the server; what it knows is in etcd.
+    /// Kills the server process. All objects stay in etcd.
     pub fn kill(&mut self) {
         self.server = None;
     }
 
-    /// Starts the server after [`ApiServer::kill`].
+    /// Starts the server again after [`ApiServer::kill`].
     pub fn start_again(&mut self) -> Result<()> {
         self.server = Some(spawn(&program()?, &self.arguments, &self.path("kube-apiserver.log"))?);
         Ok(())
     }
 
-    /// A file of what belongs to the server.
+    /// Returns the path of the file `name` in the server's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path.join(name)
     }
 
-    /// The certificate that the server has made itself: of its authority, too.
+    /// Returns the path of the certificate that the server generated.
+    ///
+    /// The file also contains the certificate of the authority that signed it.
     pub(crate) fn certificate(&self) -> PathBuf {
         self.path("certificates/apiserver.crt")
     }
 
-    /// The key of accounts' tokens.
+    /// Returns the path of the key that signs the tokens of service accounts.
     pub(crate) fn key(&self) -> PathBuf {
         self.path("key")
     }
 
-    /// Where the server listens on this machine's loopback.
+    /// Returns the server's port on this machine's loopback address.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// A kubeconfig with this token, for this machine.
+    /// Returns a kubeconfig with this token for use on this machine.
     pub fn kubeconfig(&self, token: &str) -> String {
         kubeconfig((Ipv4Addr::LOCALHOST, self.port), &self.certificate(), token)
     }
 
-    /// What etcd and the others have said last.
+    /// Returns the last 15 log lines of etcd and of each control plane program.
     pub fn log(&self) -> String {
         let last = |name| {
             let text = fs::read_to_string(self.path(name)).unwrap_or_default();
@@ -149,7 +161,7 @@ impl ApiServer {
     }
 }
 
-/// A kubeconfig for a server at this address, with its certificate's place and a token.
+/// Returns a kubeconfig with the server's address, the path of its certificate and a token.
 pub(crate) fn kubeconfig(server: (Ipv4Addr, u16), certificate: &Path, token: &str) -> String {
     let ((address, port), certificate) = (server, certificate.display());
     format!(
@@ -160,9 +172,9 @@ pub(crate) fn kubeconfig(server: (Ipv4Addr, u16), certificate: &Path, token: &st
     )
 }
 
-/// Ports that nobody listened at a moment ago.
+/// Returns `N` different ports that were free a moment ago.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    // All at a time, so that they differ.
+    // All listeners stay open until the last one is bound, so that the ports differ.
     let listeners: Vec<_> = (0..N)
         .map(|_| TcpListener::bind("127.0.0.1:0"))
         .collect::<Result<_, _>>()
@@ -174,7 +186,9 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
     Ok(ports)
 }
 
-/// Starts a program that does not outlive this one.
+/// Starts a program and appends its output to `log`.
+///
+/// The kernel kills the program when the thread that started it ends.
 pub(crate) fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Running> {
     let output = File::options().create(true).append(true).open(log);
     let output = output.with_context(|| format!("creating {}", log.display()))?;
@@ -186,18 +200,20 @@ pub(crate) fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<
         child
             .context("starting setpriv: is it installed? (hack/prepare installs what is needed)")?,
     );
-    // One that cannot be started ends at once.
+    // If setpriv cannot start the program, the process ends soon. The check may run before that.
     let ended = child.0.try_wait().with_context(|| format!("waiting for {}", program.display()))?;
     ensure!(ended.is_none(), "{} has ended: see {}", program.display(), log.display());
     Ok(child)
 }
 
-/// Builds the programs of Kubernetes, if they are not in the cache.
+/// Builds the Kubernetes programs if they are not in the cache.
 pub fn prepare() -> Result<()> {
     program().map(|_| ())
 }
 
-/// The programs of Kubernetes in one, built from their Go modules at the versions in `integration/kubernetes/go.mod`.
+/// Returns the path of a single program that contains the Kubernetes programs.
+///
+/// The program is built from the Go modules at the versions in `integration/kubernetes/go.mod`.
 pub(crate) fn program() -> Result<PathBuf> {
     let modules = fs::read_to_string(go::source("kubernetes").join("go.mod"))
         .context("reading go.mod of Kubernetes")?;
@@ -206,7 +222,7 @@ pub(crate) fn program() -> Result<PathBuf> {
     let (major, rest) =
         version.split_once('.').with_context(|| format!("no version: {version}"))?;
     let (minor, _) = rest.split_once('.').with_context(|| format!("no version: {version}"))?;
-    // What its own build does, so that each tells what it is.
+    // Set the version as the build of Kubernetes does, so that each program reports its version.
     let told = [
         ("gitVersion", format!("v{version}")),
         ("gitMajor", major.to_owned()),
@@ -216,6 +232,6 @@ pub(crate) fn program() -> Result<PathBuf> {
         .iter()
         .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
         .collect();
-    // Not optimised, which takes longer than all that they do here.
+    // Without optimisation, which takes longer than all the work of the programs in the tests.
     go::own("kubernetes", &["-gcflags=all=-N -l", &format!("-ldflags=-s -w{told}")])
 }

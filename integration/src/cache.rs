@@ -1,7 +1,8 @@
-//! A store of things that are slow to make, outside the work tree, keyed by everything that goes into them.
+//! A cache outside the work tree for files that are slow to build.
 //!
-//! An entry is a directory `NAME-KEY`. It is made beside its final place and renamed there, so that it is whole whenever
-//! it exists; a file lock for each name keeps two processes from making the same thing twice.
+//! An entry is a directory `NAME-KEY`. The key is a digest of everything that goes into the entry.
+//! A new entry is built in another directory and then renamed, so that every existing entry is
+//! complete. A file lock per name keeps two processes from building the same entry.
 
 use std::env;
 use std::fs::{self, File};
@@ -11,10 +12,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-/// Entries of another key that nobody used for this long are removed when a new one is made.
+/// The time after which unused entries are removed.
+///
+/// The removal happens when an entry with the same name and another key is built.
 const UNUSED: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// The cache's directory: `$PLIMSOLL_CACHE`, else `plimsoll` in the XDG cache directory.
+/// Returns the cache directory: `$PLIMSOLL_CACHE`, or else `plimsoll` in the XDG cache directory.
 pub fn directory() -> Result<PathBuf> {
     let dir = if let Some(dir) = env::var_os("PLIMSOLL_CACHE") {
         PathBuf::from(dir)
@@ -29,12 +32,12 @@ pub fn directory() -> Result<PathBuf> {
     fs::canonicalize(&dir).with_context(|| format!("resolving the cache {}", dir.display()))
 }
 
-/// A digest of all that goes into an entry.
+/// A digest of everything that goes into an entry.
 #[derive(Clone, Default)]
 pub struct Key(Sha256);
 
 impl Key {
-    /// Adds one named ingredient.
+    /// Adds one named input.
     pub fn add(&mut self, name: &str, content: impl AsRef<[u8]>) -> &mut Self {
         for part in [name.as_bytes(), content.as_ref()] {
             self.0.update((part.len() as u64).to_be_bytes());
@@ -43,7 +46,7 @@ impl Key {
         self
     }
 
-    /// Adds every file below `dir`, with its relative path.
+    /// Adds the relative path and the content of every file below `dir`.
     pub fn add_tree(&mut self, dir: &Path) -> Result<&mut Self> {
         let mut pending = vec![dir.to_path_buf()];
         let mut files = Vec::new();
@@ -73,7 +76,9 @@ impl Key {
     }
 }
 
-/// The directory of entry `name` with `key`; `make` fills a new one if there is none.
+/// Returns the directory of the entry `name` with `key`.
+///
+/// If the entry does not exist, `make` fills a new directory.
 pub fn entry(name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = directory()?;
     let path = cache.join(format!("{name}-{}", key.hex()));
@@ -95,12 +100,12 @@ pub fn entry(name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> R
         let taken = started.elapsed().unwrap_or_default();
         progress(&format!("made {name} in {:.0} s", taken.as_secs_f64()));
     }
-    // The time of last use, for remove_unused.
+    // The modification time of this file is the time of the last use; see `remove_unused`.
     File::create(path.join("used")).with_context(|| format!("marking {} used", path.display()))?;
     Ok(path)
 }
 
-/// One line on standard error, for steps that take longer than a person likes to wait in the dark.
+/// Prints a line to standard error, so that the user sees the progress of slow steps.
 pub fn progress(line: &str) {
     eprintln!("[node] {line}");
 }
@@ -114,7 +119,8 @@ fn remove_unused(cache: &Path, name: &str) -> Result<()> {
             .ok()
             .and_then(|used| used.elapsed().ok())
             .is_some_and(|age| age > UNUSED);
-        // A killed process leaves its work directory; the lock we hold says that nobody is at work in it.
+        // A killed process leaves its work directory behind. This process holds the lock of the
+        // name, so no other process works in that directory.
         let abandoned = file_name.starts_with(&format!("making-{name}-"));
         if abandoned || (unused && file_name.starts_with(&format!("{name}-"))) {
             fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! The memory files of cgroups as the node's kernel has them.
+//! Reads the memory files of cgroups on a node.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 
 use crate::node::Node;
 
-/// Where cgroup v2 is mounted on the node.
+/// The mount point of cgroup v2 on the node.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
-/// The kernel's `max`: no limit.
+/// The value that stands for the kernel's `max`: no limit.
 pub const MAX: u64 = u64::MAX;
 
-/// The memory values of one cgroup in bytes; [`MAX`] where the file says `max`.
+/// The memory values of one cgroup in bytes. [`MAX`] stands for `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// memory.min
@@ -29,8 +29,10 @@ pub struct Memory {
     pub swap_max: u64,
 }
 
-/// Reads the values of several cgroups (paths below [`ROOT`]) in one go. Of a container by crun, whose processes are in a cgroup
-/// `container` of its scope, the scope's protection, and the lower limits of both.
+/// Reads the values of several cgroups (paths below [`ROOT`]) with one command.
+///
+/// crun puts a container's processes into the cgroup `container` within the container's scope. For
+/// such a container the protection is the scope's. Each limit is the lower one of both cgroups.
 pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     let mut script = String::new();
     for cgroup in cgroups {
@@ -68,13 +70,13 @@ pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     Ok(memory)
 }
 
-/// A cgroup (a path below [`ROOT`]) and those above it, the topmost first.
+/// Returns the ancestors of a cgroup (a path below [`ROOT`]) and the cgroup itself, topmost first.
 pub fn chain(cgroup: &str) -> Vec<&str> {
     let ends = cgroup.match_indices('/').map(|(at, _)| at).chain([cgroup.len()]);
     ends.map(|end| &cgroup[..end]).collect()
 }
 
-/// What a cgroup uses, in bytes.
+/// The memory usage of a cgroup in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// memory.current
@@ -85,7 +87,7 @@ pub struct Usage {
     pub file: u64,
 }
 
-/// Reads what several cgroups use.
+/// Reads the memory usage of several cgroups.
 pub fn usage(node: &Node, cgroups: &[&str]) -> Result<Vec<Usage>> {
     let mut script = String::new();
     for cgroup in cgroups {
@@ -111,7 +113,7 @@ pub fn usage(node: &Node, cgroups: &[&str]) -> Result<Vec<Usage>> {
         .collect())
 }
 
-/// Reads memory.events: how often each thing happened.
+/// Reads memory.events: the number of times that each event happened.
 pub fn events(node: &Node, cgroup: &str) -> Result<BTreeMap<String, u64>> {
     let file = node.read(&format!("{ROOT}/{cgroup}/memory.events"))?;
     let entry = |line: &str| {
@@ -122,38 +124,41 @@ pub fn events(node: &Node, cgroup: &str) -> Result<BTreeMap<String, u64>> {
     file.lines().map(entry).collect()
 }
 
-/// What a file of a cgroup is to hold.
+/// The expected content of one file of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// The cgroup below [`ROOT`].
+    /// The path of the cgroup below [`ROOT`].
     pub cgroup: String,
-    /// The file's name.
+    /// The name of the file.
     pub file: &'static str,
-    /// Its content; [`MAX`] stands for `max`.
+    /// The expected value. [`MAX`] stands for `max`.
     pub value: u64,
 }
 
 impl Expected {
-    /// `file` of `cgroup` is to hold `value`.
+    /// Expects `value` in `file` of `cgroup`.
     pub fn new(cgroup: impl Into<String>, file: &'static str, value: u64) -> Expected {
         Expected { cgroup: cgroup.into(), file, value }
     }
 }
 
-/// How long files were wrong after something was done.
+/// The time that files took to reach their expected values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// By the node's clock: zero if they were right all the time.
+    /// The time of the last wrong value, by the node's clock. Zero if no value was ever wrong.
     pub after: Duration,
-    /// How often a shell on the node looked at all files until then, one time after the other with pauses of 5 ms. A node that is slow,
-    /// since its machine has other things to do, is slow in this, too.
+    /// The number of times that a shell on the node had checked all files by then.
+    ///
+    /// The shell pauses for 5 ms between checks. A busy host slows the checks down together with
+    /// the node, so this number depends less on the host's load than the time.
     pub looks: u64,
 }
 
-/// Runs a script on the node and waits until all files hold what is expected, and go on to for the time `hold`. Returns how
-/// long after the script's end the last of them was still wrong.
+/// Runs a script on the node and waits until all files have their expected values.
 ///
-/// Which files are wrong after `limit` is the error.
+/// The files must then keep these values for the time `hold`. Returns how long after the script's
+/// end a file was wrong for the last time. If files are still wrong after `limit`, the error names
+/// them.
 pub fn settle(
     node: &Node,
     script: &str,
@@ -166,8 +171,8 @@ pub fn settle(
         let value = if *value == MAX { "max".to_owned() } else { value.to_string() };
         let _ = write!(wanted, " {ROOT}/{cgroup}/{file} {value}");
     }
-    // Without a process for each look: a fork takes longer here than what is waited for. Nothing ever comes through the
-    // pipe, so that reading from it is a pause.
+    // The loop starts no process, because a fork takes longer on the node than the awaited change.
+    // The pipe never has data, so a `read` with a timeout is a pause.
     let output = node.try_run_within(
         limit + hold + Duration::from_secs(120),
         &format!(

@@ -1,4 +1,4 @@
-//! A cluster of one node: a real kubelet in a virtual machine, and the control plane on this machine.
+//! A cluster of one node: a real kubelet in a virtual machine and the control plane on the host.
 
 use std::cell::Cell;
 use std::fs;
@@ -24,17 +24,20 @@ use crate::placement;
 use crate::runtime::Runtime;
 use crate::support;
 
-/// How long the server may take to be ready, and the node after it.
+/// The time limit for each slow step, such as the start of the server and of the node.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Nothing has to be reached from a pod's own network; but there has to be one.
+/// The CNI configuration. The pods in the tests need no connections, but every pod must have a
+/// network.
 const NETWORK: &str = r#"{
   "cniVersion": "1.0.0", "name": "pods",
   "plugins": [{ "type": "ptp", "ipam": { "type": "host-local", "subnet": "10.88.0.0/16" } }]
 }"#;
 
-/// The kubelet's configuration: as it comes, with no feature gate, as people have it. A container in a loop of restarts waits ten
-/// and then 20 seconds, as ever, but no longer, and what has failed is tried again every 10 seconds, not every minute.
+/// The kubelet's configuration: the defaults without feature gates, as most users have it.
+///
+/// Two waits are shorter to save time. A container in a crash loop waits 10 s and then at most 20 s
+/// before each restart. The kubelet retries failed operations every 10 s instead of every minute.
 const CONFIGURATION: &str = "\
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -59,7 +62,7 @@ Restart=always
 OOMScoreAdjust=-999
 ";
 
-/// What the controller manager does here: what a DaemonSet and its account need.
+/// The controllers that the controller manager runs: a DaemonSet and its service account need them.
 const CONTROLLERS: &[&str] = &[
     "daemonset-controller",
     "garbage-collector-controller",
@@ -70,45 +73,51 @@ const CONTROLLERS: &[&str] = &[
     "taint-eviction-controller",
 ];
 
-/// NRI off in the operator's configuration of containerd, and the runtime as that has it.
+/// A script that disables NRI in the operator's containerd configuration.
+///
+/// The script restarts containerd and checks that no NRI socket exists afterwards.
 const SWITCH_NRI_OFF: &str = "
     printf '\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n' >>/etc/containerd/config.toml
     systemctl restart containerd
     cri version
     ! grep nri.sock /proc/net/unix";
 
-/// What a test finds in its cluster.
+/// The installation of Plimsoll that a test needs in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plimsoll {
-    /// No Plimsoll.
+    /// Plimsoll is not installed.
     Absent,
-    /// As it is published, with this configuration.
+    /// The published manifests with this configuration.
     Deployed(&'static str),
-    /// The same on a node where NRI was off before, with the component that switches it on.
+    /// The same with the component `enable-nri`, on a node where NRI was disabled before.
     EnablingNri(&'static str),
 }
 
-/// A cluster with one node, which is ready.
+/// A cluster with one ready node.
 pub struct Cluster {
     program: PathBuf,
     server: ApiServer,
     _others: [Running; 2],
     node: Node,
-    /// What is there; `None` if that is not known.
+    /// The current installation of Plimsoll. `None` if it is unknown.
     deployed: Option<Plimsoll>,
     has_image: bool,
 }
 
 impl Cluster {
-    /// Runs a test's case with the cluster that the tests of one program share, without pods, and with `plimsoll`. It is started when it is
-    /// first needed, used by one test at a time, and ended once no other waits for it: a kubelet without pods still takes half a processor.
+    /// Runs a test case on the cluster that the tests of one program share.
     ///
-    /// A guest that dies is the emulator's fault: the case runs once more, with another cluster.
+    /// The cluster has no pods and the installation `plimsoll` when the case starts. The first test
+    /// starts the cluster, and one test uses it at a time. The cluster ends when no other test
+    /// waits for it, because a kubelet without pods still uses half a processor.
+    ///
+    /// If the virtual machine dies, the case runs once more on a new cluster. Such a death is a
+    /// fault of the emulator.
     pub fn with(plimsoll: &Plimsoll, case: impl Fn(&Cluster)) {
         static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
         support::begin().expect("a file for what passes");
         let _place = Place::for_cluster();
-        // What a test has left behind is for the next one to remove.
+        // A test that panicked may have left objects behind. `prepare` removes them.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = Self::run(&mut shared, plimsoll, case);
         if !fleet::is_cluster_wanted() {
@@ -119,7 +128,7 @@ impl Cluster {
         }
     }
 
-    /// Runs the case, with the panic that ended it.
+    /// Runs the case. The error is the panic that ended the case.
     fn run(
         shared: &mut Option<Cluster>,
         plimsoll: &Plimsoll,
@@ -161,7 +170,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// For the table in SUPPORT.md.
+    /// Records that the case passed, for the table in SUPPORT.md.
     fn passed(&self, placement: &str) -> Result<()> {
         let version = self.kubectl(&[
             "get",
@@ -228,7 +237,7 @@ impl Cluster {
             let node = format!("node/{NODE}");
             cluster.kubectl(&["wait", "--for=create", &seconds, &node])?;
             cluster.kubectl(&["wait", "--for=condition=Ready", &seconds, &node])?;
-            // Pods need it.
+            // The API server rejects pods until this service account exists.
             cluster.kubectl(&["wait", "--for=create", &seconds, "serviceaccount/default"])
         });
         if let Err(error) = outcome {
@@ -261,17 +270,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// The node.
+    /// Returns the node.
     pub fn node(&self) -> &Node {
         &self.node
     }
 
-    /// Runs kubectl as the administrator and returns what it prints. An exit status other than 0 is an error.
+    /// Runs kubectl as the administrator and returns its standard output.
+    ///
+    /// An exit status other than 0 is an error.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         kubectl(&self.program, &self.server, arguments)
     }
 
-    /// Waits until kubectl, which is to watch something, prints a line that is as wanted, and returns it.
+    /// Runs kubectl with `--watch` and returns the first line of output that `is_wanted` accepts.
     pub fn watch(&self, arguments: &[&str], is_wanted: impl Fn(&str) -> bool) -> Result<String> {
         let mut child = kubectl_command(&self.program, &self.server)
             .args(arguments)
@@ -285,7 +296,7 @@ impl Cluster {
             seen.push(line.clone());
             is_wanted(line)
         });
-        // It may have ended.
+        // An error only means that kubectl has already ended.
         let _ = child.kill();
         child.wait().context("waiting for kubectl")?;
         found.with_context(|| {
@@ -297,7 +308,9 @@ impl Cluster {
         })
     }
 
-    /// Deploys Plimsoll as it is published, with this configuration and these components, and waits until the runtime knows it.
+    /// Deploys the published manifests of Plimsoll with this configuration and these components.
+    ///
+    /// Returns when the runtime has synchronised with the plugin.
     fn deploy(&mut self, config: &str, components: &str) -> Result<()> {
         if !self.has_image {
             self.import_image().context("making Plimsoll's image known to the node")?;
@@ -315,7 +328,8 @@ impl Cluster {
         fs::write(directory.join("kustomization.yaml"), format!("resources: [base]\n{components}"))
             .context("writing a kustomization")?;
         let cursor = placement::cursor(&self.node)?;
-        // From here on there is something to remove, but not what was asked for.
+        // Until the deployment succeeds, the installation is unknown. After a failure the next test
+        // then removes it.
         self.deployed = None;
         self.kubectl(&["apply", "-k", &directory.display().to_string()])?;
         let rollout = [
@@ -336,7 +350,7 @@ impl Cluster {
         placement::until_synchronised_since(&self.node, &cursor)
     }
 
-    /// Takes Plimsoll off the node, and what it has set.
+    /// Restores the values that Plimsoll has set and removes Plimsoll from the cluster.
     fn remove(&mut self) -> Result<()> {
         if self.deployed == Some(Plimsoll::Absent) {
             return Ok(());
@@ -359,7 +373,8 @@ impl Cluster {
             "--namespace=kube-system",
             "--timeout=300s",
         ])?;
-        // There it is said that nothing is to be set.
+        // `plimsoll restore` left a marker file there that keeps every later plugin from setting
+        // values.
         self.node.run("rm -rf /run/plimsoll")?;
         self.deployed = Some(Plimsoll::Absent);
         Ok(())
@@ -371,7 +386,7 @@ impl Cluster {
 
     fn import_image(&self) -> Result<()> {
         let package = self.server.path("package");
-        // The times in it are of no interest here.
+        // The file times in the package do not matter here.
         placement::package(&package, 0)?;
         let files =
             fs::read_dir(&package).with_context(|| format!("listing {}", package.display()))?;
@@ -389,7 +404,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Deletes all pods in the namespace `default` and their Events, and waits for it.
+    /// Deletes all pods and Events in the namespace `default` and waits until they are gone.
     fn clear(&self) -> Result<()> {
         self.kubectl(&["delete", "pods", "--all", "--grace-period=1", "--timeout=300s"])?;
         self.kubectl(&["delete", "events", "--all"])?;
@@ -397,11 +412,14 @@ impl Cluster {
     }
 }
 
-/// What a cluster consists of ends with the thread that started it, which must not be that of a single test.
+/// Starts a cluster in a thread that never ends.
+///
+/// The kernel kills the cluster's processes when the thread that started them ends. A test's thread
+/// would end too early.
 fn start_elsewhere() -> Cluster {
     let (started, cluster) = mpsc::channel();
     thread::spawn(move || {
-        // Somebody waits.
+        // `start_elsewhere` waits for this result, so sending cannot fail.
         let _ = started.send(Cluster::start());
         loop {
             thread::park();
@@ -436,13 +454,13 @@ fn until_ready(program: &Path, server: &ApiServer) -> Result<()> {
             Err(error) if Instant::now() > deadline => {
                 bail!("the API server is not ready: {error:#}\n{}", server.log())
             }
-            // Nothing tells when it begins to listen.
+            // Poll, because the server does not signal when it begins to listen.
             Err(_) => thread::sleep(Duration::from_millis(100)),
         }
     }
 }
 
-/// Starts one of the programs that only talk to the server.
+/// Starts a control plane program that communicates only with the API server.
 fn start(program: &Path, server: &ApiServer, name: &str, more: &[String]) -> Result<Running> {
     let arguments = [
         name.to_owned(),
@@ -454,7 +472,7 @@ fn start(program: &Path, server: &ApiServer, name: &str, more: &[String]) -> Res
     apiserver::spawn(program, &arguments, &server.path(&format!("{name}.log")))
 }
 
-/// A disk with the programs of Kubernetes.
+/// Returns the path of a disk image with the Kubernetes programs.
 fn disk(program: &Path) -> Result<PathBuf> {
     let mut key = Key::default();
     key.add("program", program.display().to_string()).add("recipe", "ext4 without a journal");

@@ -1,42 +1,48 @@
-//! crictl on the node: what a person or the kubelet asks of the runtime, one command a call.
+//! crictl on the node, with one crictl command per call.
+//!
+//! The commands send the requests that a user or the kubelet sends to the runtime.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::node::{Node, Output};
 
-/// `crictl inspect`: status, stored specification and more.
+/// Returns the output of `crictl inspect`: status, stored specification and more.
 pub fn inspect(node: &Node, container: &str) -> Result<Value> {
     json(node, &format!("crictl inspect {container}"))
 }
 
-/// `crictl inspectp`: the same for a pod sandbox.
+/// Returns the output of `crictl inspectp`, which is the same for a pod sandbox.
 pub fn inspect_pod(node: &Node, sandbox: &str) -> Result<Value> {
     json(node, &format!("crictl inspectp {sandbox}"))
 }
 
-/// The unified map in the stored specification of a container: what the runtime writes again on every update.
+/// Returns the unified map in the stored specification of a container.
+///
+/// The runtime writes these values again on every update.
 pub fn stored_unified(inspected: &Value) -> &Value {
     &inspected["info"]["runtimeSpec"]["linux"]["resources"]["unified"]
 }
 
-/// `crictl update --memory`; any exit status is an answer.
+/// Runs `crictl update --memory` and returns the output with any exit status.
 pub fn try_update_memory(node: &Node, container: &str, limit: u64) -> Result<Output> {
     node.try_run(&format!("crictl update --memory {limit} {container}"))
 }
 
-/// `crictl update --memory`.
+/// Runs `crictl update --memory`. An exit status other than 0 is an error.
 pub fn update_memory(node: &Node, container: &str, limit: u64) -> Result<()> {
     node.run(&format!("crictl update --memory {limit} {container}")).map(|_| ())
 }
 
-/// `crictl exec`.
+/// Runs `crictl exec` and returns the output with any exit status.
 pub fn exec(node: &Node, container: &str, command: &str) -> Result<Output> {
     node.try_run(&format!("crictl exec {container} {command}"))
 }
 
-/// `crictl stop` without a grace period, then `crictl rm`. While a container is just ending either fails for a moment: they are tried
-/// again, as by the kubelet.
+/// Runs `crictl stop` without a grace period and then `crictl rm`.
+///
+/// Both commands can fail for a moment while the container ends. This function then retries them up
+/// to seven times, as the kubelet retries them.
 pub fn remove(node: &Node, container: &str) -> Result<()> {
     let script = format!(
         "for again in 1 1 1 1 1 1 1 0; do
@@ -47,7 +53,7 @@ pub fn remove(node: &Node, container: &str) -> Result<()> {
     node.run(&script).map(|_| ())
 }
 
-/// What the runtime gave as the reason of an error: the text behind gRPC's own.
+/// Returns the runtime's reason for an error: the first line after the text of gRPC itself.
 pub fn reason(error: &anyhow::Error) -> String {
     let error = format!("{error:#}");
     let reason =

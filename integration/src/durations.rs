@@ -1,6 +1,10 @@
-//! How long cases take on nodes: a line for people on standard error, also while the test runner captures what tests print, and a line
-//! for programs in the directory `node-cases` beside cargo's: what came of it, seconds, seconds of these until the node was ready
-//! for it, runtime and name, with tabs between them. `hack/check` makes tables of these.
+//! Records how long test cases take on nodes.
+//!
+//! Each case prints a line for users to standard error, even while the test runner captures output.
+//! Each case also writes a line for programs to a file in the directory `node-cases`, which is
+//! beside cargo's own directories. The fields of this line are separated by tabs: outcome, total
+//! seconds, seconds until the node was ready, runtime and name. `hack/check` makes tables of these
+//! lines.
 
 use std::env;
 use std::fs::File;
@@ -13,25 +17,26 @@ use anyhow::{Context, Result};
 
 use crate::support;
 
-/// The directory of the files, one for each test program.
+/// The directory with one file for each test program.
 const DIRECTORY: &str = "node-cases";
 
 static FILE: Mutex<Option<File>> = Mutex::new(None);
 
-/// The name of this thread's case.
+/// Returns the name of this thread's case.
 ///
-/// The test runner names a thread after its test, unless it has only one.
+/// The test runner names each thread after its test, unless the runner uses only one thread.
 pub fn case_name() -> String {
     thread::current().name().unwrap_or("a case").to_owned()
 }
 
-/// Notes how long this thread's case took in all, and how long of that until its node was ready for it.
+/// Records the total time of this thread's case and the part of it until the node was ready.
 pub fn note(runtime: &str, outcome: &str, took: Duration, preparing: Duration) {
     let (case, took, preparing) = (case_name(), took.as_secs_f64(), preparing.as_secs_f64());
     let line = format!(
         "[case] {took:6.1} s, {preparing:5.1} s of them to prepare, {runtime}: {case}: {outcome}\n"
     );
-    // Past the capture of `eprintln!`. Nobody is to fail for a closed terminal.
+    // Write to standard error directly, because the test runner captures `eprintln!`. A closed
+    // terminal must not fail the test.
     let _ = io::stderr().write_all(line.as_bytes());
     let line = format!("{outcome}\t{took:.1}\t{preparing:.1}\t{runtime}\t{case}\n");
     if let Err(error) = append(&line) {
@@ -39,13 +44,13 @@ pub fn note(runtime: &str, outcome: &str, took: Duration, preparing: Duration) {
     }
 }
 
-/// Adds a line to this program's file, which begins anew with the program.
+/// Appends a line to this program's file. The first line of a run replaces the old file.
 fn append(line: &str) -> Result<()> {
     let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
     if file.is_none() {
         let program = env::current_exe().context("looking for this program")?;
         let name = program.file_stem().context("this program has no name")?;
-        // Without the digest that cargo adds, so that there is one file for each program.
+        // Omit the digest that cargo appends to the name, so that each program has one file.
         let name = name.to_string_lossy();
         let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
         let path = support::directory(&program, DIRECTORY)?.join(name);

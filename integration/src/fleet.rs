@@ -1,4 +1,6 @@
-//! The nodes of a test binary: started when first needed, shared by its tests, each used by one test at a time.
+//! The nodes that the tests of one test binary share.
+//!
+//! A node is started when a test first needs it. One test uses a node at a time.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -16,15 +18,17 @@ use crate::placement::{self, Mode};
 use crate::runtime::Runtime;
 use crate::support;
 
-/// How many nodes are up at a time: each wants a processor to itself, and the machine may have no more than two.
+/// The maximum number of running nodes.
+///
+/// Each node needs a processor of its own, and the host may have only two processors.
 const MOST_NODES: usize = 2;
 
-/// What a test finds on its node besides the runtime.
+/// The installation of the plugin that a test needs on its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plugin {
-    /// No plugin: the control group.
+    /// No plugin. The control group needs such nodes.
     Absent,
-    /// The plugin with this configuration.
+    /// The plugin with this placement and configuration.
     Installed(Mode, String),
 }
 
@@ -35,7 +39,7 @@ struct Member {
 }
 
 impl Member {
-    /// How much has to be done until this node is as a case needs it, from nothing to what only a new node mends.
+    /// Returns the most expensive preparation that this node needs for a case.
     fn misfit(&self, needs: &Needs) -> Misfit {
         if self.node.runtime() != needs.runtime {
             Misfit::Runtime
@@ -49,7 +53,7 @@ impl Member {
     }
 }
 
-/// The preparation that a node lacks for a case, the cheapest first.
+/// The preparation that a node needs for a case, the cheapest first. `Runtime` needs a new node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Misfit {
     Nothing,
@@ -58,7 +62,7 @@ enum Misfit {
     Runtime,
 }
 
-/// A case's requirements of a node.
+/// The requirements of a case for its node.
 #[derive(Clone, PartialEq, Eq)]
 struct Needs {
     runtime: Runtime,
@@ -69,7 +73,7 @@ struct Needs {
 /// The machine that a case waits for.
 enum Wanted {
     Node(Needs),
-    /// The cluster, which is not for this module to start.
+    /// The cluster, which `cluster.rs` starts.
     Cluster,
 }
 
@@ -77,7 +81,7 @@ struct Fleet {
     idle: Vec<Member>,
     in_use: usize,
     is_cluster_in_use: bool,
-    /// Cases that may not run yet, in the order in which they came.
+    /// The cases that may not run yet, in the order of their arrival.
     waiting: Vec<(ThreadId, Wanted)>,
 }
 
@@ -87,11 +91,13 @@ static FLEET: Mutex<Fleet> = Mutex::new(Fleet {
     is_cluster_in_use: false,
     waiting: Vec::new(),
 });
-/// Another case may be the next one.
+/// Notified whenever another case may be the next one to run.
 static CHANGED: Condvar = Condvar::new();
 
 impl Fleet {
-    /// The idle node that fits best, unless none has the runtime.
+    /// Returns the index of the idle node that needs the least preparation, and this preparation.
+    ///
+    /// The index is `None` if no idle node has the runtime.
     fn best(&self, needs: &Needs) -> (Misfit, Option<usize>) {
         let fitting =
             self.idle.iter().enumerate().map(|(index, member)| (member.misfit(needs), Some(index)));
@@ -99,8 +105,11 @@ impl Fleet {
         fitting.min_by_key(|(misfit, _)| *misfit).unwrap_or((Misfit::Runtime, None))
     }
 
-    /// Whether the case of this thread is the next one: the one of a cluster, as they are the longest row of cases that run one
-    /// after the other, or else the one to whose needs an idle node is nearest.
+    /// Returns whether the case of this thread is the next one to run.
+    ///
+    /// A case for the cluster comes first, because these cases form the longest sequence that
+    /// cannot run in parallel. Otherwise the case whose best idle node needs the least preparation
+    /// is next.
     fn is_next(&self, case: ThreadId) -> bool {
         let may_run = self.waiting.iter().filter_map(|(thread, wanted)| match wanted {
             Wanted::Cluster if self.is_cluster_in_use => None,
@@ -112,11 +121,15 @@ impl Fleet {
     }
 }
 
-/// Runs a test's case on a node with `runtime` without pods and with `plugin` in place, whose runtime has `driver`.
+/// Runs a test case on a node with this runtime, cgroup driver and plugin installation, without
+/// pods.
 ///
-/// A guest that dies is the emulator's fault, and a containerd that stands still in what containerd/nri#301 mends is its own, not a
-/// verdict: the reason is printed and the case runs once more on a new node. Every other failure panics, and takes the node away, so
-/// that the next case finds a fresh one. A case that changes the plugin's configuration or placement has to undo that before it ends.
+/// Two kinds of failure do not count as a test result. The virtual machine can die, which is the
+/// emulator's fault. containerd can hang in the bug that containerd/nri#301 fixes. In both
+/// situations the reason is printed and the case runs once more on a new node.
+///
+/// Every other failure panics and discards the node, so that the next case gets a fresh one. A case
+/// that changes the plugin's configuration or placement must undo the change before the case ends.
 pub fn on_node(
     runtime: Runtime,
     driver: Driver,
@@ -153,21 +166,22 @@ pub fn on_node(
     }
 }
 
-/// The right to have a machine at work.
+/// The permission to run a machine. Dropping this value returns the permission.
 pub(crate) struct Place {
-    /// The node, if there is one already.
+    /// The node, if an idle one was assigned or the case has returned its node.
     member: Option<Member>,
     is_of_cluster: bool,
 }
 
 impl Place {
-    /// Waits for the only place from which the cluster may be used.
+    /// Waits for the permission to use the cluster, which one case has at a time.
     pub(crate) fn for_cluster() -> Place {
         Place::take(Wanted::Cluster)
     }
 
-    /// Waits until a machine may be at work, and until this case is the next one: with more threads than machines, cases that need the
-    /// same follow each other.
+    /// Waits until another machine may run and this case is the next one.
+    ///
+    /// With more threads than machines, cases with the same needs follow each other.
     fn take(wanted: Wanted) -> Place {
         let case = thread::current().id();
         let mut fleet = fleet();
@@ -186,7 +200,7 @@ impl Place {
             Wanted::Cluster => (fleet.is_cluster_in_use, place.is_of_cluster) = (true, true),
         }
         if place.member.is_none() && fleet.idle.len() + fleet.in_use > MOST_NODES {
-            fleet.idle.pop(); // makes room for the one to be started
+            fleet.idle.pop(); // ends an idle node, so that a new one may start
         }
         CHANGED.notify_all();
         place
@@ -203,17 +217,22 @@ impl Drop for Place {
     }
 }
 
-/// Whether a case waits for the cluster.
+/// Returns whether a case waits for the cluster.
 pub(crate) fn is_cluster_wanted() -> bool {
     fleet().waiting.iter().any(|(_, wanted)| matches!(wanted, Wanted::Cluster))
 }
 
-/// The state behind the lock is whole at any time, so a panic of another holder does not matter.
+/// Locks the fleet.
+///
+/// A poisoned lock is fine, because the state behind the lock is consistent at any time.
 fn fleet() -> MutexGuard<'static, Fleet> {
     FLEET.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs the case once. After a failure, which comes with the machine's fate, the node does not go back to the fleet.
+/// Runs the case once.
+///
+/// After a failure the node does not return to the fleet. If the machine ended or containerd hangs,
+/// the error includes the reason.
 fn attempt(
     mut place: Place,
     needs: &Needs,
@@ -269,7 +288,9 @@ fn prepare(member: &mut Member, needs: &Needs) -> Result<()> {
     Ok(())
 }
 
-/// Turns a failed assertion into an error, since the node's death may be behind it; the panic hook has printed it.
+/// Turns a panic of the case into an error, because a dead node may be the cause.
+///
+/// The panic hook has already printed the panic.
 fn guarded(case: impl Fn() -> Result<()>) -> Result<()> {
     panic::catch_unwind(AssertUnwindSafe(case)).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
@@ -278,21 +299,31 @@ fn guarded(case: impl Fn() -> Result<()>) -> Result<()> {
     })
 }
 
-/// Declares tests for every combination of runtime, cgroup driver and placement, named after these:
-/// `containerd_2_1::systemd::launched::a_sentence`.
+/// Declares tests for combinations of runtime, cgroup driver and placement.
 ///
-/// `node_tests!(control: { a_sentence, .. })`, `node_tests!(plugin: { .. })` and `node_tests!(external: { .. })` take the
-/// names of functions `fn(&Node, Driver) -> Result<()>` in the calling module; the latter two need `fn config() -> String`
-/// beside them. `external` leaves out the plugin that the runtime launches, for what does not depend on it; `plugin` has it with one
-/// of the cgroup drivers, as it does not depend on that.
+/// The name of a test contains its combination: `containerd_2_1::systemd::launched::a_sentence`.
 ///
-/// Which node meets which:
-/// - the first ones have come out differently on runtimes or drivers: they are met by the two nodes that differ most, in kernel, NRI,
-///   OCI runtime and driver: containerd 1.7 with cgroupfs and CRI-O with systemd;
-/// - `every: { .. }` are what each runtime has to do, with one driver each;
-/// - `once: { .. }` are met by CRI-O with systemd.
+/// The macro takes the names of functions `fn(&Node, Driver) -> Result<()>` in the calling module.
+/// It has three forms:
 ///
-/// With the feature `every-combination` all are met by all.
+/// - `node_tests!(control: { a_sentence, .. })` runs each test without the plugin.
+/// - `node_tests!(plugin: { .. })` runs each test twice: with a launched and with an external
+///   plugin.
+/// - `node_tests!(external: { .. })` runs each test with an external plugin only. It is for tests
+///   whose outcome does not depend on the placement.
+///
+/// The forms `plugin` and `external` also need `fn config() -> String` in the calling module.
+///
+/// The group of a test determines its nodes:
+///
+/// - The first group has tests whose outcome has differed between runtimes or drivers. Its nodes
+///   are containerd 1.7 with cgroupfs and CRI-O with systemd. These two nodes differ most in
+///   kernel, NRI, OCI runtime and driver.
+/// - `every: { .. }` has tests of what each runtime must do. Its nodes have each runtime with one
+///   driver.
+/// - `once: { .. }` has tests for one node: CRI-O with systemd.
+///
+/// With the feature `every-combination` all tests run on all nodes.
 #[macro_export]
 macro_rules! node_tests {
     (

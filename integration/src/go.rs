@@ -1,4 +1,4 @@
-//! Programs built from Go modules, and kept in the cache.
+//! Builds programs from Go modules and keeps them in the cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,26 +8,28 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Key};
 use crate::image::run;
 
-/// Programs of one module.
+/// Programs to build from one Go module.
 pub struct Programs {
-    /// The name in the cache.
+    /// The name of the cache entry.
     pub name: &'static str,
     /// The module's path.
     pub module: &'static str,
-    /// Its version, with the `v`.
+    /// The module's version, with the `v`.
     pub version: &'static str,
-    /// Build tags.
+    /// The build tags.
     pub tags: &'static [&'static str],
-    /// The variable that is set to the version, without the `v`, if the program does not find out by itself.
+    /// The Go variable to set to the version without the `v`.
+    ///
+    /// `None` if the program finds out its version by itself.
     pub version_variable: Option<&'static str>,
-    /// The programs' packages below the module.
+    /// The packages of the programs, relative to the module.
     pub packages: &'static [&'static str],
-    /// Packages of whose tests a program is to be made, with `.test` behind its name.
+    /// The packages whose tests are built into programs. Their names end with `.test`.
     pub tests: &'static [&'static str],
 }
 
 impl Programs {
-    /// The directory with the programs, built first if they are not in the cache.
+    /// Returns the directory with the programs. They are built first if they are not in the cache.
     pub fn obtain(&self) -> Result<PathBuf> {
         let mut key = Key::default();
         key.add("module", self.module)
@@ -43,8 +45,11 @@ impl Programs {
         cache::entry(self.name, &key, |dir| self.build(dir))
     }
 
-    /// As `go install MODULE@VERSION` does, but in the module's own directory: that takes its locked dependencies, and asks the
-    /// proxy for this one version only and not for a list of all, which not every proxy has.
+    /// Builds the programs like `go install MODULE@VERSION`, but in the module's own directory.
+    ///
+    /// In this directory Go uses the dependencies that the module has locked. Go also requests only
+    /// this version from the proxy. It does not request the list of all versions, which some
+    /// proxies lack.
     fn build(&self, dir: &Path) -> Result<()> {
         let variable = self
             .version_variable
@@ -67,7 +72,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Where the module's source is, which nobody may write to.
+    /// Returns the directory of the module's source, which is read-only.
     pub fn source(&self) -> Result<PathBuf> {
         let module = format!("{}@{}", self.module, self.version);
         let described = run(Command::new("go").args(["mod", "download", "-json", &module]))?;
@@ -77,12 +82,14 @@ impl Programs {
     }
 }
 
-/// Where the module of a program of this repository is.
+/// Returns the directory of the Go module `integration/NAME` in this repository.
 pub fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// A program of this repository, built from the Go module in `integration/NAME`, with these arguments for `go build`. Its path.
+/// Builds the Go module `integration/NAME` of this repository with these arguments for `go build`.
+///
+/// Returns the path of the program, which is kept in the cache.
 pub fn own(name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let source = source(name);
     let mut key = Key::default();

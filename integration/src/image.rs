@@ -1,4 +1,4 @@
-//! The disk, kernel and initial RAM file system of a node, made of Debian packages.
+//! Builds the disk, kernel and initial RAM file system of a node from Debian packages.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -25,7 +25,8 @@ const CRICTL: Programs = Programs {
 };
 
 const PACKAGES: &[&str] = &[
-    // What mmdebstrap's custom variant leaves to us: dpkg's own needs and the essential tools that the node uses.
+    // mmdebstrap's variant `custom` installs no packages by itself. dpkg needs some of these
+    // packages, and the node uses the others as essential tools.
     "base-files",
     "base-passwd",
     "bash",
@@ -46,7 +47,7 @@ const PACKAGES: &[&str] = &[
     "sed",
     "tar",
     "util-linux",
-    // The node.
+    // The node's other programs.
     "busybox-static",
     "containerd",
     "dbus",
@@ -59,7 +60,9 @@ const PACKAGES: &[&str] = &[
     "systemd-sysv",
 ];
 
-/// All packages, with those that CRI-O and the newest containerd need; see `runtime.rs`.
+/// Returns all packages of a distribution.
+///
+/// On forky they include the packages that CRI-O and the newest containerd need; see `runtime.rs`.
 fn packages(distro: Distro) -> Vec<&'static str> {
     match distro {
         Distro::Forky => {
@@ -69,7 +72,7 @@ fn packages(distro: Distro) -> Vec<&'static str> {
     }
 }
 
-/// Units that a target pulls in on the node; all others that the packages enable are left out.
+/// The units that targets start on the node. All other units that the packages enable are disabled.
 const WANTED_UNITS: &[(&str, &str)] = &[
     ("sysinit.target", "systemd-journald.service"),
     ("sockets.target", "systemd-journald.socket"),
@@ -77,21 +80,21 @@ const WANTED_UNITS: &[(&str, &str)] = &[
     ("sockets.target", "dbus.socket"),
 ];
 
-/// Paths of the installed packages that nothing on the node reads.
+/// The directories below /usr/share that nothing on the node reads.
 const UNREAD: &[&str] =
     &["doc", "man", "locale", "info", "i18n", "zoneinfo", "bash-completion", "lintian"];
 
-/// Which Debian a node runs, and with it which runc, systemd and kernel.
+/// The Debian release of a node, which determines the versions of runc, systemd and kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Distro {
-    /// Debian 14 as it is coming to be.
+    /// Debian 14, which is still in development.
     Forky,
     /// Debian 13.
     Trixie,
 }
 
 impl Distro {
-    /// The suite's name in the Debian archive.
+    /// Returns the suite's name in the Debian archive.
     pub fn suite(self) -> &'static str {
         match self {
             Distro::Forky => "forky",
@@ -106,18 +109,20 @@ impl fmt::Display for Distro {
     }
 }
 
-/// The files a node boots from; they are never written to once made.
+/// The files that a node boots from. They never change after they are built.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Kernel, initial RAM file system and key of the distribution.
+    /// The directory with the kernel, the initial RAM file system and the ssh key.
     base: PathBuf,
-    /// The disk with the runtime.
+    /// The directory with the disk, which includes the runtime.
     dir: PathBuf,
 }
 
 impl Image {
-    /// The image of a node with `runtime` from the cache, made first if it is not there. Nodes of one distribution share a root; only
-    /// what a runtime adds is made for each.
+    /// Returns the image of a node with `runtime`. It is built first if it is not in the cache.
+    ///
+    /// Nodes of one distribution share a root directory. For each runtime only the runtime's files
+    /// are added to the root and packed into a disk.
     pub fn obtain(runtime: Runtime) -> Result<Image> {
         let base = base(runtime.distro())?;
         let files = node_files().join(runtime.name());
@@ -128,7 +133,7 @@ impl Image {
         key.add_tree(&files)?;
         let dir = cache::entry(&format!("image-{runtime}"), &key, |dir| {
             let root = dir.join("root");
-            // Hard links: what is added replaces files and never writes into them.
+            // Hard links are safe, because the steps below replace files and never write into them.
             run(Command::new("cp")
                 .args(["--archive", "--link"])
                 .arg(base.join("root"))
@@ -141,40 +146,43 @@ impl Image {
         Ok(Image { base, dir })
     }
 
-    /// The raw ext4 disk.
+    /// Returns the path of the raw ext4 disk.
     pub fn disk(&self) -> PathBuf {
         self.dir.join("disk.img")
     }
 
-    /// The uncompressed kernel.
+    /// Returns the path of the uncompressed kernel.
     pub fn kernel(&self) -> PathBuf {
         self.base.join("vmlinux")
     }
 
-    /// The initial RAM file system: it loads the disk's driver and hands over to systemd.
+    /// Returns the path of the initial RAM file system, which loads the disk driver and starts
+    /// systemd.
     pub fn initrd(&self) -> PathBuf {
         self.base.join("initrd")
     }
 
-    /// The private key that the node lets in as root.
+    /// Returns the path of the private key for the root login on the node.
     pub fn ssh_key(&self) -> PathBuf {
         self.base.join("ssh_key")
     }
 
-    /// Versions of the packages and of the kernel, one `name version` a line.
+    /// Returns the versions of packages and kernel, one `name version` per line.
     pub fn versions(&self) -> Result<String> {
         let path = self.base.join("versions");
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// Identifies the image's content.
+    /// Returns an identifier of the image's content.
     pub(crate) fn id(&self) -> String {
         self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
-/// The directory of what the nodes of one distribution share: kernel, initial RAM file system, key, and `root`, with everything but
-/// the runtime's own files.
+/// Returns the directory with the files that the nodes of one distribution share.
+///
+/// These are the kernel, the initial RAM file system, the ssh key and `root`. The directory `root`
+/// has all files of the node except the runtime's own.
 fn base(distro: Distro) -> Result<PathBuf> {
     let program = workload()?;
     let files = node_files();
@@ -198,7 +206,8 @@ fn node_files() -> PathBuf {
 
 fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path) -> Result<()> {
     let root = dir.join("root");
-    // One of them computes, and the other one mostly downloads and unpacks.
+    // Do both at the same time: building the clients mostly computes, and the bootstrap mostly
+    // downloads and unpacks.
     let (crictl, cri) = thread::scope(|scope| {
         let clients = scope.spawn(|| {
             CRICTL.obtain().and_then(|crictl| Ok((crictl, go::own("cri", &["-ldflags=-s -w"])?)))
@@ -213,7 +222,7 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
 
     copy_tree(common, &root)?;
     wire_units(&root)?;
-    // The package made a host key of its own while it was installed.
+    // The package generated a host key while it was installed. ssh-keygen below needs a free path.
     let host_key = root.join("etc/ssh/ssh_host_ed25519_key");
     if host_key.exists() {
         fs::remove_file(&host_key).context("removing the package's host key")?;
@@ -245,7 +254,9 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
     Ok(())
 }
 
-/// Makes a disk of a root. It has no journal: a node's disk is thrown away, never recovered. The size is sparse.
+/// Makes a sparse ext4 disk from a root directory.
+///
+/// The disk has no journal, because a node's disk is discarded and never recovered.
 fn pack(root: &Path, disk: &Path) -> Result<()> {
     run(Command::new("mke2fs")
         .args(["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum"])
@@ -256,7 +267,7 @@ fn pack(root: &Path, disk: &Path) -> Result<()> {
     .map(|_| ())
 }
 
-/// Copies files into a root, in place of those that are there.
+/// Copies files into a root directory and replaces existing files.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("creating {}", to.display()))?;
     run(Command::new("cp")
@@ -271,7 +282,8 @@ fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> {
     let hook = hook.to_str().context("the path of integration/node is not UTF-8")?;
     ensure!(!hook.contains('\''), "the path of integration/node must not contain a quote: {hook}");
     let suite = distro.suite();
-    // Mirrors hiccup, above all on a testing suite in motion; a second and third try cost little.
+    // Mirrors fail now and then, especially for a testing suite that changes. Retrying costs
+    // little.
     const TRIES: u32 = 3;
     for attempt in 1..=TRIES {
         progress(&format!("installing Debian {suite} from {mirror}"));
@@ -279,7 +291,8 @@ fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> {
         command
             .args(["--quiet", "--mode=root", "--variant=custom", "--format=directory"])
             .arg(format!("--include={}", packages(distro).join(",")))
-            // A frozen or cached mirror serves a release file past its date. Signatures are verified all the same.
+            // A frozen or cached mirror serves expired release files. apt still verifies
+            // signatures.
             .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
             .arg("--aptopt=Acquire::Retries \"5\"")
             .arg("--aptopt=APT::Install-Recommends \"false\"")
@@ -308,7 +321,7 @@ fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The mirror this machine's own apt uses for Debian, else the default one.
+/// Returns the Debian mirror that this machine's apt uses, or else the default mirror.
 pub(crate) fn debian_mirror() -> String {
     let targets = Command::new("apt-get")
         .args([
@@ -343,7 +356,9 @@ fn record_versions(distro: Distro, root: &Path, path: &Path) -> Result<()> {
         .with_context(|| format!("writing {}", path.display()))
 }
 
-/// The compressed kernel: in /boot, or in newer suites beside its modules.
+/// Returns the path of the compressed kernel.
+///
+/// The kernel is in /boot, or in newer suites beside its modules.
 fn find_kernel(root: &Path) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root.join("boot")).into_iter().flatten().flatten() {
@@ -370,10 +385,12 @@ fn modules(root: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Takes the ELF kernel out of a bzImage: QEMU starts that directly (PVH), without the decompressor running emulated.
+/// Extracts the ELF kernel from a bzImage.
+///
+/// QEMU starts an ELF kernel directly (PVH), so no emulated processor has to decompress the kernel.
 fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
     let image = fs::read(bzimage).with_context(|| format!("reading {}", bzimage.display()))?;
-    // Offsets of the x86 boot protocol's header.
+    // The offsets are those of the header of the x86 boot protocol.
     let word = |at: usize| -> Result<usize> {
         let bytes = image.get(at..at + 4).context("the kernel image ends inside its header")?;
         Ok(u32::from_le_bytes(bytes.try_into().context("reading the kernel's header")?) as usize)
@@ -386,7 +403,8 @@ fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
     let payload = image
         .get(start..start + word(0x24c)?)
         .with_context(|| format!("{} has no payload where its header says", bzimage.display()))?;
-    // The build appends the uncompressed size as four more bytes, which the decompressors take for garbage.
+    // The kernel's build appends the uncompressed size as four more bytes. Decompressors would
+    // treat them as garbage.
     let payload = &payload[..payload.len() - 4];
     let decompressor = match payload {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
@@ -413,8 +431,11 @@ fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The disk is virtio, a module in Debian's cloud kernels, because the built-in NVMe driver's device cannot be
-/// snapshotted: so something has to load that module first.
+/// Writes an initial RAM file system that loads the disk driver, mounts the disk and starts
+/// systemd.
+///
+/// The disk is a virtio disk, whose driver is a module in Debian's cloud kernels. The NVMe driver
+/// is built into these kernels, but QEMU cannot make snapshots of an NVMe device.
 fn write_initrd(root: &Path, initrd: &Path) -> Result<()> {
     let script = "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
@@ -448,7 +469,10 @@ fn busybox(root: &Path) -> Result<PathBuf> {
     places.into_iter().find(|path| path.exists()).context("no busybox in the new root")
 }
 
-/// One member in cpio's "newc" form: thirteen hexadecimal fields, the name, the data, each padded to four bytes.
+/// Appends one member in cpio's "newc" format.
+///
+/// A member has a magic number, thirteen hexadecimal fields, the name and the data. Zeros pad the
+/// name and the data so that each ends at a multiple of four bytes.
 fn append_cpio(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
     let inode = archive.len();
     let (size, name_size) = (data.len(), name.len() + 1);
@@ -466,7 +490,9 @@ fn append_cpio(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
 
-/// Leaves of the packages' units only those that the node needs: what is not started costs no emulated time.
+/// Disables all units of the packages and enables only the units that the node needs.
+///
+/// Every further unit would cost emulated processor time.
 fn wire_units(root: &Path) -> Result<()> {
     let units = root.join("etc/systemd/system");
     for dir in [&root.join("usr/lib/systemd/system"), &units] {
@@ -491,7 +517,7 @@ fn wire_units(root: &Path) -> Result<()> {
     symlink("node.target", &default).context("setting the default target")
 }
 
-/// The static program of the containers, from `src/bin/workload.rs`.
+/// Builds the static program of the containers from `src/bin/workload.rs` and returns its content.
 fn workload() -> Result<Vec<u8>> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = run(Command::new(&rustc).arg("-vV"))?;
@@ -509,7 +535,9 @@ fn workload() -> Result<Vec<u8>> {
     fs::read(dir.join("workload")).context("reading the workload's binary")
 }
 
-/// Runs a command of this machine to its end and returns its output, or an error with what it said.
+/// Runs a command on this machine and returns its standard output.
+///
+/// If the command fails, the error has the last 20 lines of the command's standard error.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().with_context(|| {

@@ -1,10 +1,22 @@
-//! A double of the kubelet: it does to the node what the kubelet does, in the same order.
+//! A double of the kubelet. It changes the node in the same ways and in the same order as the
+//! kubelet.
 //!
-//! For a pod: its cgroup, the checkpoint of what is allocated, the sandbox; for each container the checkpoint of what is
-//! actuated, then create and start. For an in-place resize: allocated, the pod's cgroup if it grows, the runtime's update,
-//! the pod's cgroup if it shrinks, actuated. Whatever a test has to do without can be switched off or replaced.
+//! To run a pod, the double makes the pod's cgroup, writes the checkpoint of the allocated
+//! resources and runs the sandbox. For each container it then writes the checkpoint of the actuated
+//! resources, creates the container and starts the container.
 //!
-//! What it writes without being asked, each minute, is [`Kubelet::update_qos_classes`].
+//! An in-place resize has these steps:
+//!
+//! 1. Write the checkpoint of the allocated resources.
+//! 2. Raise the limit of the pod's cgroup, for a limit increase.
+//! 3. Update the container through the runtime.
+//! 4. Lower the limit of the pod's cgroup, for a limit decrease.
+//! 5. Write the checkpoint of the actuated resources.
+//!
+//! A test can switch off or replace each part that it must do without.
+//!
+//! [`Kubelet::update_qos_classes`] writes the values that the kubelet writes every minute by
+//! itself.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -22,26 +34,28 @@ use crate::oci;
 /// 1 MiB in bytes.
 pub const MIB: u64 = 1 << 20;
 
-/// Where the kubelet keeps its state.
+/// The directory of the kubelet's state on the node.
 pub const STATE: &str = "/var/lib/kubelet";
 
-/// Messages to the runtime, on the node.
+/// The directory on the node for messages to the runtime.
 const MESSAGES: &str = "/run/kubelet-double";
-/// Directories shared with the workloads, on the node.
+/// The directory on the node with the directories that are shared with the workloads.
 const CONTROL: &str = "/run/workload";
-/// How many pods of a batch are made at a time: some of them wait for systemd.
+/// The number of pods of a batch that start at the same time. Some of them wait for systemd.
 const AT_A_TIME: u32 = 3;
-/// For a batch of pods.
+/// The time limit for a batch of pods.
 const BATCH_LIMIT: Duration = Duration::from_secs(600);
-/// oom_score_adj of containers in guaranteed pods.
+/// The oom_score_adj of containers in guaranteed pods.
 const GUARANTEED_OOM_SCORE_ADJ: i64 = -997;
 
-/// Who makes the cgroups of pods and containers: also the name of the runtime handler that works this way.
+/// The cgroup driver, which determines the program that makes the cgroups of pods and containers.
+///
+/// The runtime handler that uses the driver has the driver's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Driver {
-    /// systemd, asked over D-Bus.
+    /// systemd makes them, on request over D-Bus.
     Systemd,
-    /// The kubelet and the runtime themselves.
+    /// The kubelet and the runtime make them directly.
     Cgroupfs,
 }
 
@@ -54,19 +68,19 @@ impl fmt::Display for Driver {
     }
 }
 
-/// The quality of service class of a pod.
+/// The QoS class of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
-    /// Limits equal requests, for cpu and memory, in every container.
+    /// Every container has limits for CPU and memory that equal its requests.
     Guaranteed,
-    /// Something is requested or limited.
+    /// At least one container has a request or a limit, but the pod is not guaranteed.
     Burstable,
-    /// Nothing is.
+    /// No container has a request or a limit.
     BestEffort,
 }
 
 impl Qos {
-    /// As it appears in names of cgroups.
+    /// Returns the name of the class as in names of cgroups.
     pub fn name(self) -> &'static str {
         match self {
             Qos::Guaranteed => "guaranteed",
@@ -76,57 +90,59 @@ impl Qos {
     }
 }
 
-/// A container to be run: what the pod's author wrote.
+/// A container to run, as the pod's author specifies it.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerSpec {
-    /// Its name in the pod.
+    /// The container's name in the pod.
     pub name: String,
     /// Memory request in bytes.
     pub memory_request: Option<u64>,
     /// Memory limit in bytes.
     pub memory_limit: Option<u64>,
-    /// CPU request in thousandths.
+    /// CPU request in thousandths of a processor.
     pub cpu_request: Option<u64>,
-    /// CPU limit in thousandths.
+    /// CPU limit in thousandths of a processor.
     pub cpu_limit: Option<u64>,
     /// Unified cgroup values in the CRI request, as the kubelet's own MemoryQoS sends them.
     pub unified: BTreeMap<String, String>,
-    /// oom_score_adj in place of the one by the kubelet's formula.
+    /// The oom_score_adj to use instead of the result of the kubelet's formula.
     pub oom_score_adj: Option<i64>,
 }
 
 impl ContainerSpec {
-    /// A container without requests and limits.
+    /// Returns a container without requests and limits.
     pub fn new(name: &str) -> ContainerSpec {
         ContainerSpec { name: name.to_owned(), ..ContainerSpec::default() }
     }
 
-    /// With a memory request.
+    /// Sets the memory request.
     pub fn request(mut self, bytes: u64) -> Self {
         self.memory_request = Some(bytes);
         self
     }
 
-    /// With a memory limit.
+    /// Sets the memory limit.
     pub fn limit(mut self, bytes: u64) -> Self {
         self.memory_limit = Some(bytes);
         self
     }
 
-    /// With equal cpu request and limit, which a guaranteed pod needs.
+    /// Sets the CPU request and limit to the same value, which a guaranteed pod needs.
     pub fn cpu(mut self, thousandths: u64) -> Self {
         self.cpu_request = Some(thousandths);
         self.cpu_limit = Some(thousandths);
         self
     }
 
-    /// With a unified value in the CRI request.
+    /// Adds a unified cgroup value to the CRI request.
     pub fn unified(mut self, key: &str, value: impl ToString) -> Self {
         self.unified.insert(key.to_owned(), value.to_string());
         self
     }
 
-    /// The memory request, which the API server takes from the limit where only that is given.
+    /// Returns the memory request.
+    ///
+    /// If only the limit is set, the API server and this function set the request to the limit.
     pub fn effective_request(&self) -> Option<u64> {
         self.memory_request.or(self.memory_limit)
     }
@@ -135,7 +151,7 @@ impl ContainerSpec {
         self.cpu_request.or(self.cpu_limit)
     }
 
-    /// As `ResourceRequirements` in a checkpoint.
+    /// Returns the resources as `ResourceRequirements` in a checkpoint.
     fn resources(&self) -> Value {
         let list = |cpu: Option<u64>, memory: Option<u64>| {
             let mut list = Map::new();
@@ -156,21 +172,21 @@ impl ContainerSpec {
     }
 }
 
-/// A pod to be run.
+/// A pod to run.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
-    /// Its name, in the namespace `default`.
+    /// The pod's name in the namespace `default`.
     pub name: String,
-    /// Its annotations.
+    /// The pod's annotations.
     pub annotations: BTreeMap<String, String>,
-    /// The memory that its runtime class takes beside the containers, in bytes.
+    /// The memory overhead of the pod's runtime class in bytes, in addition to the containers.
     pub overhead: u64,
-    /// Its containers.
+    /// The pod's containers.
     pub containers: Vec<ContainerSpec>,
 }
 
 impl PodSpec {
-    /// A pod without containers.
+    /// Returns a pod without containers.
     pub fn new(name: &str) -> PodSpec {
         PodSpec {
             name: name.to_owned(),
@@ -180,25 +196,26 @@ impl PodSpec {
         }
     }
 
-    /// With an annotation.
+    /// Adds an annotation.
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// With a memory overhead, which counts as requested and, where the pod is limited, as allowed.
+    /// Sets the memory overhead. It is added to the pod's request, and to the limit if there is
+    /// one.
     pub fn overhead(mut self, bytes: u64) -> Self {
         self.overhead = bytes;
         self
     }
 
-    /// With one more container.
+    /// Adds a container.
     pub fn container(mut self, container: ContainerSpec) -> Self {
         self.containers.push(container);
         self
     }
 
-    /// The class that the API server computes.
+    /// Returns the QoS class that the API server computes.
     pub fn qos(&self) -> Qos {
         let unset =
             |c: &ContainerSpec| c.effective_request().or(c.effective_cpu_request()).is_none();
@@ -217,7 +234,7 @@ impl PodSpec {
         }
     }
 
-    /// The pod's memory limit, overhead included: there is one only if every container has one.
+    /// Returns the pod's memory limit with the overhead, if every container has a memory limit.
     pub fn memory_limit(&self) -> Option<u64> {
         let limits: Option<u64> =
             self.containers.iter().map(|container| container.memory_limit).sum();
@@ -228,26 +245,26 @@ impl PodSpec {
 /// A running pod.
 #[derive(Clone, Debug)]
 pub struct Pod {
-    /// What it was made of; a resize changes it.
+    /// The pod's specification. A resize changes it.
     pub spec: PodSpec,
-    /// Its unique id.
+    /// The pod's UID.
     pub uid: String,
-    /// The runtime's id of its sandbox.
+    /// The runtime's ID of the pod's sandbox.
     pub sandbox: String,
-    /// Its cgroup below the root.
+    /// The path of the pod's cgroup below the cgroup root.
     pub cgroup: String,
-    /// Its containers, in the order of the specification.
+    /// The containers in the order of the specification.
     pub containers: Vec<Container>,
 }
 
 impl Pod {
-    /// The container called `name`.
+    /// Returns the container called `name`.
     pub fn container(&self, name: &str) -> Result<&Container> {
         let found = self.containers.iter().find(|container| container.name == name);
         found.with_context(|| format!("pod {} has no container {name}", self.spec.name))
     }
 
-    /// The requests of the containers that run, as the specification has them, and the overhead.
+    /// Returns the sum of the specified requests of the running containers, plus the overhead.
     pub fn live_request(&self) -> u64 {
         let runs = |spec: &&ContainerSpec| {
             self.containers.iter().any(|container| container.name == spec.name)
@@ -261,19 +278,20 @@ impl Pod {
 /// A running container.
 #[derive(Clone, Debug)]
 pub struct Container {
-    /// Its name in the pod.
+    /// The container's name in the pod.
     pub name: String,
-    /// The runtime's id.
+    /// The runtime's ID of the container.
     pub id: String,
-    /// Its cgroup below the root.
+    /// The path of the container's cgroup below the cgroup root.
     pub cgroup: String,
-    /// The directory on the node through which its workload takes commands.
+    /// The directory on the node through which the workload receives commands.
     pub control: String,
 }
 
 impl Container {
-    /// Tells the workload inside to do something (see `src/bin/workload.rs`) and returns what it answered: `ok ...`,
-    /// `error ...`, or `gone` if it ended meanwhile.
+    /// Sends a command to the workload (see `src/bin/workload.rs`) and returns the answer.
+    ///
+    /// The answer is `ok ...`, `error ...`, or `gone` if the workload ended meanwhile.
     pub fn call(&self, node: &Node, command: &str) -> Result<String> {
         let output = node.try_run(&format!("workload call {} {command}", self.control))?;
         let answer = output.stdout.trim_end().to_owned();
@@ -288,13 +306,16 @@ impl Container {
     }
 }
 
-/// The kubelet's part of a node.
+/// The kubelet double of a node.
 pub struct Kubelet<'n> {
     node: &'n Node,
     driver: Driver,
-    /// Whether checkpoints are written. Turned off later, the files stay as they are: stale.
+    /// Whether checkpoints are written. If a test switches this off later, the old files become
+    /// stale.
     pub checkpoints: bool,
-    /// Whether all processes of a container are killed together (the kubelet's default on cgroup v2).
+    /// Whether the kernel kills all processes of a container together.
+    ///
+    /// This is the kubelet's default on cgroup v2 (memory.oom.group).
     pub group_kill: bool,
     memory_qos: bool,
     capacity: u64,
@@ -303,20 +324,23 @@ pub struct Kubelet<'n> {
     pods_made: u32,
 }
 
-/// systemReserved in the kubelet's configuration on the node.
+/// systemReserved for memory in the kubelet's configuration on the node, in bytes.
 pub const SYSTEM_RESERVED: u64 = 100 * MIB;
-/// evictionHard for memory.available there.
+/// evictionHard for memory.available in the same configuration, in bytes.
 pub const EVICTION_HARD: u64 = 50 * MIB;
 
 impl<'n> Kubelet<'n> {
-    /// Starts on a node without pods (see [`clear`]): the cgroups of the classes.
+    /// Starts the double and makes the cgroups of the QoS classes.
+    ///
+    /// The node must not have pods (see [`clear`]).
     pub fn start(node: &'n Node, driver: Driver) -> Result<Kubelet<'n>> {
         let mut script = format!(
             "mkdir -p {STATE} {MESSAGES} {CONTROL}\n\
              sed -i 's/^cgroupDriver: .*/cgroupDriver: {driver}/' {STATE}/config.yaml\n\
              awk '/^MemTotal:/ {{print $2 * 1024}}' /proc/meminfo\n"
         );
-        // The capacity is in the script's output: let the node subtract.
+        // The node computes the limit, because this process learns the capacity only from the
+        // script's output.
         let _ = writeln!(
             script,
             "top=$(awk '/^MemTotal:/ {{print $2 * 1024 - {SYSTEM_RESERVED}}}' /proc/meminfo)"
@@ -352,22 +376,22 @@ impl<'n> Kubelet<'n> {
         })
     }
 
-    /// The cgroup driver.
+    /// Returns the cgroup driver.
     pub fn driver(&self) -> Driver {
         self.driver
     }
 
-    /// The node's memory in bytes.
+    /// Returns the node's memory in bytes.
     pub fn capacity(&self) -> u64 {
         self.capacity
     }
 
-    /// What pods may request in total: capacity less reservation less hard eviction.
+    /// Returns node allocatable memory in bytes: capacity minus systemReserved minus evictionHard.
     pub fn allocatable(&self) -> u64 {
         self.capacity - SYSTEM_RESERVED - EVICTION_HARD
     }
 
-    /// The cgroup of all pods.
+    /// Returns the cgroup of all pods.
     pub fn top_cgroup(&self) -> &'static str {
         match self.driver {
             Driver::Systemd => "kubepods.slice",
@@ -375,7 +399,7 @@ impl<'n> Kubelet<'n> {
         }
     }
 
-    /// The cgroup of a class's pods. Guaranteed pods lie in the one of all pods.
+    /// Returns the cgroup of a QoS class. Guaranteed pods are directly in the cgroup of all pods.
     pub fn class_cgroup(&self, class: Qos) -> String {
         let top = self.top_cgroup();
         match (self.driver, class) {
@@ -385,8 +409,10 @@ impl<'n> Kubelet<'n> {
         }
     }
 
-    /// Switches the kubelet's own MemoryQoS on, with the policy None: in its configuration on the node, and in what it
-    /// writes each minute.
+    /// Enables the kubelet's own MemoryQoS with the policy None.
+    ///
+    /// This changes the kubelet's configuration on the node and the values that the kubelet writes
+    /// every minute.
     pub fn enable_memory_qos(&mut self) -> Result<()> {
         self.memory_qos = true;
         let script = format!("sed -i 's/MemoryQoS: false/MemoryQoS: true/' {STATE}/config.yaml");
@@ -394,15 +420,19 @@ impl<'n> Kubelet<'n> {
         Ok(())
     }
 
-    /// Does what the kubelet does each minute.
+    /// Writes the cgroup values that the kubelet writes every minute.
     pub fn update_qos_classes(&self) -> Result<()> {
         self.node.run(&self.qos_update()).context("updating the cgroups of the classes")?;
         Ok(())
     }
 
-    /// The script of [`Kubelet::update_qos_classes`]: it sets the weights of all pods and of the classes, the limit of all
-    /// pods, and with MemoryQoS takes away their protection. With the systemd driver these become properties first, as
-    /// runc's library does it, so that systemd sets anew whatever else it knows of the unit.
+    /// Returns the script of [`Kubelet::update_qos_classes`].
+    ///
+    /// The script sets the limit of all pods and the CPU weights of all pods and of the classes.
+    /// With MemoryQoS it also sets the protection of all pods and of the burstable class to 0.
+    ///
+    /// With the systemd driver the script first sets unit properties, as runc's library does.
+    /// systemd then also writes all other values that it knows of the unit.
     pub fn qos_update(&self) -> String {
         let root = cgroup::ROOT;
         let top = self.top_cgroup();
@@ -462,7 +492,9 @@ impl<'n> Kubelet<'n> {
         Ok(Pod { spec, uid, sandbox, cgroup: pod_cgroup, containers })
     }
 
-    /// Runs one more container in a pod, as init and ephemeral containers run: the pod's class, limit and specification stay.
+    /// Runs one more container in a pod, as init and ephemeral containers run.
+    ///
+    /// The pod's class, limit and specification do not change.
     pub fn run_container(&mut self, pod: &mut Pod, spec: &ContainerSpec) -> Result<()> {
         let mut script = format!("pod={}\n", pod.sandbox);
         self.allocated[&pod.uid]["ContainerResources"][&spec.name] = spec.resources();
@@ -480,7 +512,7 @@ impl<'n> Kubelet<'n> {
         Ok(())
     }
 
-    /// Stops and removes one container of a pod; the pod goes on, and its specification stays.
+    /// Stops and removes one container of a pod. The pod keeps running with the same specification.
     pub fn remove_container(&mut self, pod: &mut Pod, name: &str) -> Result<()> {
         crictl::remove(self.node, &pod.container(name)?.id)
             .with_context(|| format!("removing container {name} of pod {}", pod.spec.name))?;
@@ -488,8 +520,10 @@ impl<'n> Kubelet<'n> {
         Ok(())
     }
 
-    /// Runs many pods at once, with as few steps as can be: some at a time, checkpoints written once before the first, and
-    /// without waiting for the workloads.
+    /// Runs many pods with as few steps as possible.
+    ///
+    /// A few pods start at the same time. The checkpoints are written once, before the first pod
+    /// starts. This function does not wait for the workloads.
     pub fn run_pods(&mut self, specs: Vec<PodSpec>) -> Result<Vec<Pod>> {
         let handler = self.driver;
         let mut script = String::new();
@@ -514,7 +548,8 @@ impl<'n> Kubelet<'n> {
                 .iter()
                 .map(|container| format!(" {MESSAGES}/{uid}/{}.json", container.name))
                 .collect();
-            // Each in a process of its own; the script fails if one does. A line is printed at once, whole.
+            // Start each pod in a process of its own. The script fails if one of them fails. Each
+            // process prints its whole line with one write, so lines do not mix.
             let _ = writeln!(
                 script,
                 "{{ ids=$(cri run {handler} {sandbox}{messages}) && echo {uid} $ids; }} &\n\
@@ -522,7 +557,7 @@ impl<'n> Kubelet<'n> {
             );
         }
         script.push_str("while [ $((jobs--)) -gt 0 ]; do wait -n; done\n");
-        // Too long for an argument.
+        // Send the script on standard input, because it is too long for a command line argument.
         let file = format!("{MESSAGES}/batch");
         let run = format!("cat > {file}; jobs=0; . {file}");
         let output = self
@@ -556,7 +591,7 @@ impl<'n> Kubelet<'n> {
         Ok(pods)
     }
 
-    /// Removes many pods and their cgroups with as few steps as can be.
+    /// Removes many pods and their cgroups with as few steps as possible.
     pub fn remove_pods(&mut self, pods: &[Pod]) -> Result<()> {
         if pods.is_empty() {
             return Ok(());
@@ -592,8 +627,10 @@ impl<'n> Kubelet<'n> {
         Ok(())
     }
 
-    /// Resizes the memory of one container in place, in the kubelet's order. An error of the runtime's update is returned
-    /// and leaves the rest undone, as in the kubelet.
+    /// Resizes the memory of one container in place, in the kubelet's order.
+    ///
+    /// If the runtime's update fails, its error is returned and the later steps do not run. The
+    /// kubelet does the same.
     pub fn resize(
         &mut self,
         pod: &mut Pod,
@@ -622,7 +659,7 @@ impl<'n> Kubelet<'n> {
         if grows {
             script.push_str(&pod_limit);
         }
-        // 0 stands for "as it is" in CRI; the kubelet cannot take a limit away in place either.
+        // In CRI, 0 leaves the limit unchanged. The kubelet cannot remove a limit in place either.
         let _ = writeln!(script, "cri update {id} {}", limit.unwrap_or(0));
         if !grows && after != before {
             script.push_str(&pod_limit);
@@ -636,7 +673,7 @@ impl<'n> Kubelet<'n> {
         Ok(())
     }
 
-    /// The cgroup of a pod's sandbox below the root.
+    /// Returns the path of the sandbox's cgroup below the cgroup root.
     pub fn sandbox_cgroup(&self, pod: &Pod) -> String {
         format!(
             "{}/{}",
@@ -645,13 +682,17 @@ impl<'n> Kubelet<'n> {
         )
     }
 
-    /// Gives a pod's cgroup another memory limit than the sum of its containers', or none.
+    /// Sets the memory limit of a pod's cgroup independently of the containers' limits.
+    ///
+    /// `None` removes the limit.
     pub fn limit_pod(&self, pod: &Pod, limit: Option<u64>) -> Result<()> {
         self.node.run(&self.pod_limit(&pod.cgroup, limit)).context("changing a pod's limit")?;
         Ok(())
     }
 
-    /// Gives the cgroup of all pods another memory limit; [`Kubelet::update_qos_classes`] takes it back.
+    /// Changes the memory limit of the cgroup of all pods.
+    ///
+    /// [`Kubelet::update_qos_classes`] restores the kubelet's limit.
     pub fn limit_pods(&self, limit: u64) -> Result<()> {
         self.node
             .run(&self.pod_limit(self.top_cgroup(), Some(limit)))
@@ -665,12 +706,12 @@ impl<'n> Kubelet<'n> {
             .with_context(|| format!("removing pod {}", pod.spec.name))
     }
 
-    /// Removes the checkpoint files; with [`Kubelet::checkpoints`] off they stay away.
+    /// Removes the checkpoint files. They stay absent while [`Kubelet::checkpoints`] is off.
     pub fn remove_checkpoints(&self) -> Result<()> {
         self.node.run(&format!("rm -f {STATE}/*_pods_state")).map(|_| ())
     }
 
-    /// The kubelet's formula.
+    /// Returns the oom_score_adj by the kubelet's formula.
     pub fn oom_score_adj(&self, qos: Qos, container: &ContainerSpec) -> i64 {
         match qos {
             Qos::Guaranteed => GUARANTEED_OOM_SCORE_ADJ,
@@ -683,7 +724,9 @@ impl<'n> Kubelet<'n> {
         }
     }
 
-    /// Gives the pod a uid and the script that makes its cgroup, and enters it into what is allocated.
+    /// Adds a pod to the allocated resources.
+    ///
+    /// Returns the pod's UID, its cgroup and the script that makes the cgroup.
     fn admit(&mut self, spec: &PodSpec) -> (String, String, String) {
         self.pods_made += 1;
         let uid = uid(&spec.name, self.pods_made);
@@ -695,7 +738,9 @@ impl<'n> Kubelet<'n> {
         (uid, cgroup, script)
     }
 
-    /// Puts the sandbox's message into a file on the node, whose path it returns.
+    /// Adds commands to the script that write the sandbox's message to a file on the node.
+    ///
+    /// Returns the path of the file.
     fn put_sandbox_message(
         &self,
         script: &mut String,
@@ -710,7 +755,10 @@ impl<'n> Kubelet<'n> {
         message
     }
 
-    /// The same for a container, and the directory for its commands.
+    /// Adds commands to the script that write a container's message to a file on the node.
+    ///
+    /// The commands also make the directory through which the workload receives commands. Returns
+    /// the path of the file.
     fn put_container_message(
         &self,
         script: &mut String,
@@ -725,7 +773,10 @@ impl<'n> Kubelet<'n> {
         message
     }
 
-    /// Actuates, creates and starts a container in the sandbox `$pod`, waits for its workload and prints its id.
+    /// Adds commands to the script that start a container in the sandbox `$pod`.
+    ///
+    /// The commands write the checkpoint of the actuated resources, create the container and start
+    /// it. They then wait for the workload and print the container's ID.
     fn start_container(
         &mut self,
         script: &mut String,
@@ -847,7 +898,7 @@ impl<'n> Kubelet<'n> {
             resources["cpu_quota"] = json!(cpu * 100);
         }
         if let Some(limit) = container.memory_limit {
-            // A swap limit equal to the memory limit is the kubelet's NoSwap.
+            // A swap limit equal to the memory limit allows no swap, as the kubelet's NoSwap does.
             resources["memory_limit_in_bytes"] = json!(limit);
             resources["memory_swap_limit_in_bytes"] = json!(limit);
         }
@@ -868,7 +919,9 @@ impl<'n> Kubelet<'n> {
     }
 }
 
-/// Leaves the node as it is before its kubelet starts: configured, without pods, checkpoints or cgroups of pods.
+/// Resets a node to its state before the kubelet starts.
+///
+/// The node then has the kubelet's configuration, but no pods, checkpoints or cgroups of pods.
 pub fn clear(node: &Node) -> Result<()> {
     let root = cgroup::ROOT;
     let configuration = format!(
@@ -901,8 +954,11 @@ pub fn clear(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Stops and removes sandboxes. containerd fails (`ttrpc: closed`) for a container whose process just ended by itself; the
-/// kubelet tries again later, and so does this. All of them are stopped at once, which on a busy machine takes longer than other calls.
+/// Returns a script that stops and removes sandboxes, with up to five attempts.
+///
+/// containerd fails (`ttrpc: closed`) for a container whose process just ended by itself. The
+/// kubelet retries later, and so does the script. One request stops all sandboxes, so on a busy
+/// machine it takes longer than other requests.
 fn remove_sandboxes(request: &str) -> String {
     format!(
         "for attempt in 1 2 3 4 last; do
@@ -912,18 +968,22 @@ fn remove_sandboxes(request: &str) -> String {
     )
 }
 
-/// A checkpoint file: `data` is JSON in a string, with the checksum that the kubelet verifies.
+/// Returns the content of a checkpoint file.
+///
+/// `data` is JSON in a string. The kubelet verifies the checksum of `data`.
 pub fn checkpoint(entries: &Map<String, Value>) -> Result<Value> {
     let data =
         serde_json::to_string(&json!({ "entries": entries })).context("writing a checkpoint")?;
-    // FNV-1a in 32 bits over the value as Go prints it with its type.
+    // The checksum is the 32-bit FNV-1a hash of the value as Go prints it with its type.
     let checksum = format!("(string){data}")
         .bytes()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     Ok(json!({ "data": data, "checksum": checksum }))
 }
 
-/// A quantity of bytes in its canonical form: the largest binary unit that leaves a whole number.
+/// Returns a number of bytes as a quantity in canonical form.
+///
+/// The quantity has the largest binary unit that leaves a whole number.
 pub fn quantity(bytes: u64) -> String {
     for (unit, size) in [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)] {
         if bytes > 0 && bytes.is_multiple_of(size) {
@@ -933,9 +993,11 @@ pub fn quantity(bytes: u64) -> String {
     bytes.to_string()
 }
 
-/// Namespaces of sandbox and containers: the node's network, so that no CNI plugin is needed.
+/// Returns the namespaces of sandbox and containers.
+///
+/// The network namespace is the node's, so that no CNI plugin is needed.
 fn namespaces() -> Value {
-    // The CRI's numbers: 0 the pod's, 1 the container's own, 2 the node's.
+    // The numbers of the CRI: 0 is the pod's namespace, 1 the container's own, 2 the node's.
     json!({ "network": 2, "pid": 1, "ipc": 0 })
 }
 
@@ -947,7 +1009,7 @@ fn sandbox_message(spec: &PodSpec, uid: &str, pod_cgroup: &str) -> Value {
         0 => json!({}),
         bytes => json!({ "memory_limit_in_bytes": bytes }),
     };
-    // The sums of what there is, also where a container has no limit.
+    // Sum the existing limits, even if another container has no limit.
     let mut resources = json!({ "cpu_period": 100_000 });
     let sum = |limit: fn(&ContainerSpec) -> Option<u64>| {
         spec.containers.iter().filter_map(limit).sum::<u64>()
@@ -978,7 +1040,9 @@ fn sandbox_message(spec: &PodSpec, uid: &str, pod_cgroup: &str) -> Value {
     })
 }
 
-/// A transient slice, as the kubelet asks for it; `systemctl start` waits for what that began.
+/// Returns a script that starts a transient slice with the properties that the kubelet requests.
+///
+/// `systemctl start` waits for the job that `StartTransientUnit` began.
 fn start_slice(name: &str, properties: &[(&str, &str, &str)]) -> String {
     let mut script = format!(
         "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager \
@@ -993,7 +1057,9 @@ fn start_slice(name: &str, properties: &[(&str, &str, &str)]) -> String {
     script
 }
 
-/// A cgroup whose children have the controllers that the kubelet hands down.
+/// Returns a script that makes a cgroup.
+///
+/// The script enables the controllers that the kubelet enables for child cgroups.
 fn make_group(path: &str) -> String {
     format!("mkdir -p {path}; echo '+cpu +memory +pids' > {path}/cgroup.subtree_control\n")
 }
@@ -1006,7 +1072,9 @@ fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// A pod's uid: in the API server's form, the same for the same name and turn.
+/// Returns a pod's UID in the API server's form.
+///
+/// The same name and turn always give the same UID.
 fn uid(name: &str, turn: u32) -> String {
     let digest = Sha256::digest(format!("{name} {turn}"));
     let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,5 +1,8 @@
-//! Throwaway nodes for Plimsoll: a real kernel, systemd, container runtime and crictl in QEMU, and a double of the kubelet; and a
-//! real API server without a node.
+//! Throwaway nodes and a real API server for the tests of Plimsoll.
+//!
+//! A node is a QEMU virtual machine with a real kernel, systemd, container runtime and crictl. A
+//! double replaces the kubelet. The API server runs without a node, or with one node and a real
+//! kubelet.
 
 pub mod apiserver;
 pub mod cache;

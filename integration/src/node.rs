@@ -1,8 +1,11 @@
-//! A throwaway machine in QEMU, emulated in software, and the way in.
+//! A throwaway virtual machine in QEMU, emulated in software, and a shell on it.
 //!
-//! The first start of an image boots it and stores a snapshot of the ready node in the cache; later starts load that.
-//! A guest that dies while it boots is booted again a bounded number of times: rare faults of emulated multiprocessing
-//! are the machine's, not a verdict on what is tested. One that dies later is reported by every call: [`Node::fate`].
+//! The first start of an image boots the machine and stores a snapshot of the ready node in the
+//! cache. Later starts load the snapshot.
+//!
+//! A guest that dies during a boot is booted again, a limited number of times. Emulated
+//! multiprocessing has rare faults, which are no test result. If a guest dies later, every call
+//! reports its death; see [`Node::fate`].
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -26,37 +29,44 @@ use crate::image::Image;
 use crate::runtime::Runtime;
 use crate::{oci, peers};
 
-/// Guest memory in MiB. What a node's pods may use is about 300 MiB less.
+/// The guest's memory in MiB. Pods can use about 300 MiB less.
 pub const MEMORY_MIB: u64 = 1400;
 
 const PROCESSORS: &str = "1";
-/// How often a start is tried before it counts as failed.
+/// The number of attempts before a start counts as failed.
 const STARTS: u32 = 4;
-/// From power-on to ready; takes some 20 s on an idle machine of two cores.
+/// The time limit from power-on to ready. A boot takes about 20 s on an idle host with two cores.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
-/// For one command on the node, unless said otherwise.
+/// The default time limit for one command on the node.
 const COMMAND_LIMIT: Duration = Duration::from_secs(240);
-/// Name of the snapshot inside the disk.
+/// The name of the snapshot inside the disk.
 const SNAPSHOT: &str = "ready";
 const READY_MARK: &str = "NODE-READY";
 
-/// `norandmaps`: QEMU 7.2 translates a program anew for each address it is mapped to, which makes a fork with an exec three times
-/// as long. `damon_stat`: it samples all memory for ever, which took a fifth of the processor of a node with a kubelet.
+/// The kernel's command line.
+///
+/// - `norandmaps`: QEMU 7.2 translates a program again for each address to which the program is
+///   mapped. With random addresses a fork with an exec takes three times as long.
+/// - `damon_stat.enabled=N`: DAMON otherwise samples all memory all the time. This took a fifth of
+///   the processor of a node with a kubelet.
 const KERNEL_ARGUMENTS: &str = "rw console=ttyS0 quiet loglevel=4 panic=-1 oops=panic net.ifnames=0 mitigations=off norandmaps \
     random.trust_cpu=on damon_stat.enabled=N no_timer_check nowatchdog audit=0 apparmor=0 systemd.show_status=0 systemd.ssh_auto=no";
 
-/// What a command on the node printed and how it ended.
+/// The output and exit status of a command on the node.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// Standard output.
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
-    /// How the command ended.
+    /// The exit status.
     pub status: ExitStatus,
 }
 
-/// A running node. Dropping it, or the end of this process, ends it.
+/// A running node.
+///
+/// The node ends when this value is dropped or this process ends, unless [`Node::start_kept`]
+/// started it.
 pub struct Node {
     runtime: Runtime,
     machine: Machine,
@@ -64,13 +74,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node: from the snapshot in the cache, which is made first if need be.
+    /// Starts a node from the snapshot in the cache. The snapshot is made first if there is none.
     pub fn start(runtime: Runtime) -> Result<Node> {
         Node::start_in(runtime, Lifetime::Process)
     }
 
-    /// Like [`Node::start`], for a node that stays up when it is dropped and when this process ends. [`Node::way_in`] says
-    /// how to reach it.
+    /// Starts a node that keeps running after this value is dropped and after this process ends.
+    ///
+    /// [`Node::way_in`] returns the command to reach it.
     pub fn start_kept(runtime: Runtime) -> Result<Node> {
         let mut node = Node::start_in(runtime, Lifetime::Kept)?;
         node.machine.kept = true;
@@ -78,7 +89,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Boots a node that has more than others. There is no snapshot of it.
+    /// Boots a node with additional equipment. Such a node has no snapshot.
     pub fn boot(runtime: Runtime, equipment: &Equipment) -> Result<Node> {
         let image = Image::obtain(runtime)?;
         persevere(&format!("booting the {runtime} node"), |_| {
@@ -86,7 +97,7 @@ impl Node {
         })
     }
 
-    /// Makes the image and the snapshot, so that a start takes seconds.
+    /// Makes the image and the snapshot, so that later starts take only seconds.
     pub fn prepare(runtime: Runtime) -> Result<()> {
         snapshot(runtime, &Image::obtain(runtime)?).map(|_| ())
     }
@@ -96,7 +107,7 @@ impl Node {
         let snapshot = snapshot(runtime, &image)?;
         persevere(&format!("starting the {runtime} node"), |attempt| {
             let started = Instant::now();
-            // A snapshot that failed once may be at fault itself: after that, boot.
+            // Only the first attempt loads the snapshot, because the snapshot itself may be broken.
             let start = if attempt == 1 { Start::Load(&snapshot) } else { Start::Boot };
             let node = Node::launch(runtime, &image, start, lifetime)?;
             progress(&format!(
@@ -126,7 +137,7 @@ impl Node {
         let machine = Machine::power_on(image, &disk, dir, &start, lifetime)?;
         let node = Node::connect(runtime, image, machine)?;
         match start {
-            // The clock stood still since the snapshot was taken.
+            // The guest's clock stopped when the snapshot was taken.
             Start::Load(_) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 node.run(&format!("date --set=@{} >/dev/null", now.as_secs()))?;
@@ -143,7 +154,7 @@ impl Node {
         Ok(Node { runtime, machine, shell })
     }
 
-    /// What a freshly booted node still lacks.
+    /// Imports the container images, which a freshly booted node does not have.
     fn settle(&self) -> Result<()> {
         self.run(&format!(
             "{}\ncrictl images >/dev/null\nsync",
@@ -153,17 +164,19 @@ impl Node {
         Ok(())
     }
 
-    /// Its container runtime.
+    /// Returns the node's container runtime.
     pub fn runtime(&self) -> Runtime {
         self.runtime
     }
 
-    /// How the machine ended, if it did.
+    /// Returns how the machine ended, or `None` if it still runs.
     pub fn fate(&self) -> Option<String> {
         self.machine.fate()
     }
 
-    /// Runs a bash script (`set -euo pipefail`) as root on the node. An exit status other than 0 is an error.
+    /// Runs a bash script (`set -euo pipefail`) as root on the node.
+    ///
+    /// An exit status other than 0 is an error.
     pub fn run(&self, script: &str) -> Result<Output> {
         let output = self.try_run(script)?;
         if !output.status.success() {
@@ -179,17 +192,18 @@ impl Node {
         Ok(output)
     }
 
-    /// Like [`Node::run`], but every exit status is an answer. Only a command that could not be run, or did not end within
-    /// four minutes, is an error.
+    /// Runs a script like [`Node::run`], but returns the output with any exit status.
+    ///
+    /// It is an error if the script cannot be run or does not end within four minutes.
     pub fn try_run(&self, script: &str) -> Result<Output> {
         self.try_run_within(COMMAND_LIMIT, script, Vec::new())
     }
 
-    /// Like [`Node::try_run`] with another limit and something for the script to read from standard input.
+    /// Runs a script like [`Node::try_run`], with another time limit and with standard input.
     pub fn try_run_within(&self, limit: Duration, script: &str, input: Vec<u8>) -> Result<Output> {
         let answer =
             self.shell.run(limit, script, input).map_err(|error| self.machine.blame(error))?;
-        // 255 is also ssh's own word for a lost connection.
+        // ssh also returns 255 itself, for a lost connection.
         if answer.status.code() == Some(255)
             && let Some(fate) = self.fate_soon()
         {
@@ -198,13 +212,17 @@ impl Node {
         Ok(answer)
     }
 
-    /// The machine's end may be seen a moment later than that of the connection into it.
+    /// Returns how the machine ended, after a wait of at most two seconds.
+    ///
+    /// The end of the ssh connection may be visible a moment before the end of QEMU.
     fn fate_soon(&self) -> Option<String> {
         self.machine.wait_for_end(Duration::from_secs(2));
         self.fate()
     }
 
-    /// Writes a file with its parent directories, by rename: readers see the old content or the new.
+    /// Writes a file and makes its parent directories.
+    ///
+    /// A rename replaces the file, so readers see either the old or the new content.
     pub fn write_file(&self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Result<()> {
         let script = format!(
             "set -euo pipefail; mkdir -p \"$(dirname {path})\"; cat > {path}.new; chmod {mode:o} {path}.new; mv {path}.new {path}"
@@ -224,7 +242,7 @@ impl Node {
         Ok(self.run(&format!("cat {path}"))?.stdout)
     }
 
-    /// The command that opens a shell on the node.
+    /// Returns the command that opens a shell on the node.
     pub fn way_in(&self) -> String {
         format!(
             "ssh -i {} -p {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1",
@@ -233,34 +251,37 @@ impl Node {
         )
     }
 
-    /// The process id of the node's QEMU.
+    /// Returns the process ID of the node's QEMU.
     pub fn process_id(&self) -> u32 {
         self.machine.process_id
     }
 }
 
-/// How long a node lives.
+/// The lifetime of a node.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lifetime {
     /// At most as long as this process.
     Process,
-    /// Until somebody ends it.
+    /// Until the user ends it.
     Kept,
 }
 
 enum Start<'a> {
     Boot,
     Load(&'a Path),
-    /// A boot, too.
+    /// Boots a machine with additional equipment.
     Equipped(&'a Equipment),
 }
 
-/// What a machine has that others have not.
+/// The additional equipment of a machine.
 #[derive(Clone, Debug)]
 pub struct Equipment {
-    /// A second disk, which cannot be written to: `/dev/vdb`.
+    /// A second, read-only disk: `/dev/vdb`.
     pub disk: PathBuf,
-    /// An address and a port in the machine's network, 10.0.2.0/24, that lead to a port of this machine's loopback.
+    /// An address and a port in the guest's network 10.0.2.0/24, and a port on the host's loopback
+    /// address.
+    ///
+    /// QEMU forwards connections from the former to the latter.
     pub relay: (Ipv4Addr, u16, u16),
 }
 
@@ -272,7 +293,10 @@ impl Equipment {
         device.into_iter().chain([drive]).collect()
     }
 
-    /// A process for each connection, since QEMU makes only one by itself.
+    /// Returns the QEMU option for the relay.
+    ///
+    /// The option starts a process for each connection, because QEMU itself makes only one
+    /// connection.
     fn forwarding(&self) -> String {
         let (address, port, local) = self.relay;
         let relay = format!("exec 3<>/dev/tcp/127.0.0.1/{local}; cat <&3 & cat >&3; kill $!");
@@ -280,7 +304,7 @@ impl Equipment {
     }
 }
 
-/// Tries to start something a bounded number of times and prints why it has to be done again.
+/// Tries to start something up to [`STARTS`] times and prints the error of each failed attempt.
 fn persevere<T>(what: &str, mut start: impl FnMut(u32) -> Result<T>) -> Result<T> {
     let mut attempt = 1;
     loop {
@@ -294,7 +318,9 @@ fn persevere<T>(what: &str, mut start: impl FnMut(u32) -> Result<T>) -> Result<T
     }
 }
 
-/// The disk with a snapshot of the ready node, made by booting it if the cache has none for this QEMU and processor.
+/// Returns the path of the disk with a snapshot of the ready node.
+///
+/// If the cache has no snapshot for this QEMU and processor, the node is booted to make one.
 fn snapshot(runtime: Runtime, image: &Image) -> Result<PathBuf> {
     let version = Command::new("qemu-system-x86_64").arg("--version").output().context(
         "starting qemu-system-x86_64: is qemu-system-x86 installed? (hack/prepare does it)",
@@ -345,14 +371,16 @@ impl Node {
     }
 }
 
-/// QEMU's control socket.
+/// A connection to QEMU's control socket.
 struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
-    /// Waits for QEMU to connect, and then until it obeys: when it does, a saved machine is loaded and its ports are open.
+    /// Waits until QEMU connects and executes the first command.
+    ///
+    /// By then a saved machine is loaded and its ports are open.
     fn accept(listener: &UnixListener) -> Result<Monitor> {
         let (stream, _) = listener.accept().context("waiting for QEMU's monitor")?;
-        // Saving or loading a machine moves a few hundred megabytes.
+        // A long timeout, because saving or loading a machine moves a few hundred megabytes.
         stream.set_read_timeout(Some(Duration::from_secs(120))).context("setting a timeout")?;
         let mut monitor = Monitor(BufReader::new(stream));
         monitor.execute("qmp_capabilities", &json!({}))?;
@@ -376,17 +404,20 @@ impl Monitor {
                 bail!("QEMU refused {command}: {error}");
             }
             if let Some(value) = answer.get_mut("return") {
-                return Ok(value.take()); // greetings and events come in between
+                return Ok(value.take()); // skips QEMU's greeting and events
             }
         }
     }
 }
 
-/// What one machine writes: its disk in the cache, its sockets in a short path (their names are limited to 108 bytes).
+/// The directories with the files of one machine.
+///
+/// The disk is in the cache. The sockets are in another directory with a short path, because the
+/// path of a socket is limited to 108 bytes.
 pub(crate) struct RunDir {
     pub(crate) path: PathBuf,
     sockets: TempDir,
-    /// Held by us and by QEMU, so for as long as one of both lives; see `sweep`.
+    /// A file lock that this process and QEMU hold until both have ended; see `sweep`.
     lock: File,
     kept: bool,
 }
@@ -400,7 +431,8 @@ impl RunDir {
             .prefix("node-")
             .tempdir()
             .context("creating a directory for sockets")?;
-        // The directory appears with its lock held, or a sweep of another process could take it for abandoned.
+        // The directory gets its final name only after its lock is held. Otherwise the sweep of
+        // another process could remove it as abandoned.
         let work = tempfile::Builder::new().prefix(".new-").tempdir_in(&parent);
         let work = work.with_context(|| format!("creating a directory in {}", parent.display()))?;
         let lock = File::create_new(work.path().join("lock")).context("creating a run lock")?;
@@ -418,13 +450,15 @@ impl RunDir {
 impl Drop for RunDir {
     fn drop(&mut self) {
         if !self.kept {
-            // Nothing to be done about a failure here; a later start sweeps it.
+            // Ignore an error, because a later start removes the directory.
             let _ = fs::remove_dir_all(&self.path);
         }
     }
 }
 
-/// Removes the disks of machines that ended without us: their locks are free.
+/// Removes the directories of machines that ended without cleaning up.
+///
+/// The locks of such directories are free.
 fn sweep(parent: &Path) -> Result<()> {
     for entry in fs::read_dir(parent).with_context(|| format!("listing {}", parent.display()))? {
         let path = entry.with_context(|| format!("listing {}", parent.display()))?.path();
@@ -433,7 +467,7 @@ fn sweep(parent: &Path) -> Result<()> {
             && !hidden
             && lock.try_lock().is_ok()
         {
-            // Another process may be sweeping the same directory: that it is gone is all that counts.
+            // Ignore errors, because another process may be removing the same directory.
             if let Ok(sockets) = fs::read_link(path.join("sockets")) {
                 let _ = fs::remove_dir_all(sockets);
             }
@@ -447,9 +481,9 @@ fn sweep(parent: &Path) -> Result<()> {
 struct Machine {
     child: Arc<Mutex<Child>>,
     process_id: u32,
-    /// Set when QEMU has ended.
+    /// A description of QEMU's end, set when QEMU has ended.
     fate: Arc<Mutex<Option<String>>>,
-    /// Disconnected when QEMU has ended.
+    /// A channel that is disconnected when QEMU has ended.
     ended: Mutex<Receiver<()>>,
     port: u16,
     monitor: Monitor,
@@ -458,7 +492,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// Starts QEMU; on a boot, returns when the node is ready.
+    /// Starts QEMU. If the machine boots, waits until the node is ready.
     fn power_on(
         image: &Image,
         disk: &Path,
@@ -476,7 +510,7 @@ impl Machine {
         let listener = UnixListener::bind(&monitor_path)
             .with_context(|| format!("listening on {}", monitor_path.display()))?;
         let mut command = match lifetime {
-            // Without this, a killed test run would leave QEMU behind.
+            // Without setpriv, a killed test run would leave QEMU behind.
             Lifetime::Process => {
                 let mut command = Command::new("setpriv");
                 command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -486,8 +520,10 @@ impl Machine {
         };
         command
             .args(["-accel", "tcg,thread=multi,tb-size=256"])
-            // cx16: Linux 6.12 double-faults under QEMU 7.2 with it. la57: five-level page tables cost emulated time. erms, fsrm: with
-            // them the kernel clears and copies memory byte by byte, which QEMU emulates as such.
+            // - cx16: with it, Linux 6.12 double-faults under QEMU 7.2.
+            // - la57: five-level page tables cost emulated time.
+            // - erms, fsrm: with them, the kernel clears and copies memory with instructions that
+            //   QEMU emulates byte by byte.
             .args(["-cpu", "max,la57=off,cx16=off,erms=off,fsrm=off"])
             .args(["-machine", "q35,usb=off,smbus=off,sata=off"])
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
@@ -497,7 +533,7 @@ impl Machine {
             .arg("-initrd")
             .arg(image.initrd())
             .args(["-append", KERNEL_ARGUMENTS])
-            // Thrown away after use, so never flushed to the machine's own disk.
+            // cache=unsafe: the disk is discarded after use, so QEMU need not flush it to the host.
             .args([
                 "-drive",
                 &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display()),
@@ -512,14 +548,15 @@ impl Machine {
             .args(["-serial", "stdio"])
             .arg("-qmp")
             .arg(format!("unix:{}", monitor_path.display()))
-            // An empty file, and with it the lock.
+            // Standard input is the empty lock file, so QEMU also holds the lock.
             .stdin(dir.lock.try_clone().context("sharing a run lock with QEMU")?)
             .stdout(Stdio::piped())
             .stderr(
                 File::create(&qemu_log)
                     .with_context(|| format!("creating {}", qemu_log.display()))?,
             )
-            // A Ctrl-C is for us; we take the machine down, or leave it.
+            // A Ctrl-C must not reach QEMU. Only this program handles Ctrl-C and ends or keeps the
+            // machine.
             .process_group(0);
         match start {
             Start::Load(_) => command.args(["-loadvm", SNAPSHOT]),
@@ -535,12 +572,13 @@ impl Machine {
         let log = File::create(&console_log)
             .with_context(|| format!("creating {}", console_log.display()))?;
         let told = Arc::clone(&fate);
-        // One thread for the machine's whole life: the kernel ends QEMU together with the *thread* that started it, so
-        // that must not be one of a single test.
+        // This thread exists as long as the machine. The kernel kills QEMU when the *thread* that
+        // started it ends, so a test's thread must not start QEMU.
         thread::spawn(move || {
             let _end = end;
             tend(command, log, &qemu_log, &started, &lines, &told);
-            // If QEMU ended before it connected to its monitor, somebody waits there still.
+            // If QEMU ended before it connected to its monitor, `Monitor::accept` still waits. This
+            // connection ends the wait.
             let _ = UnixStream::connect(&monitor_path);
         });
         let child = child.recv().context("the thread that starts QEMU ended early")?.context(
@@ -585,11 +623,12 @@ impl Machine {
     }
 
     fn wait_for_end(&self, limit: Duration) {
-        // Nothing is ever sent: this returns when the other side is dropped, or at the limit.
+        // Nothing is ever sent. The call returns when the sender is dropped or after the time
+        // limit.
         let _ = lock(&self.ended).recv_timeout(limit);
     }
 
-    /// Puts the machine's death, if it died, before an error that came of it.
+    /// Adds the machine's fate as context to an error, if the machine has ended.
     fn blame(&self, error: anyhow::Error) -> anyhow::Error {
         match self.fate() {
             Some(fate) => error.context(format!("the machine died: {fate}")),
@@ -601,13 +640,13 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if !self.kept {
-            let _ = lock(&self.child).kill(); // it may have ended by itself
+            let _ = lock(&self.child).kill(); // fails if QEMU has already ended
             self.wait_for_end(Duration::from_secs(5));
         }
     }
 }
 
-/// Starts QEMU, passes on its console, and says how it ended.
+/// Starts QEMU, forwards the lines of its console and records how QEMU ended.
 fn tend(
     mut command: Command,
     mut log: File,
@@ -637,7 +676,7 @@ fn tend(
         tail.push(line.clone());
         let _ = lines.send(line);
     }
-    // The console is closed: QEMU has ended, or is about to.
+    // The console is closed, so QEMU has ended or is about to end.
     let status = lock(&child).wait();
     let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
     let said = fs::read_to_string(qemu_log).unwrap_or_default();
@@ -645,18 +684,24 @@ fn tend(
         Some(format!("QEMU ended ({status}) {}\nconsole: {}", said.trim_end(), tail.join("\n")));
 }
 
-/// The state behind these locks is whole at any time, so a panic of another holder does not matter.
+/// Locks a mutex.
+///
+/// A poisoned lock is fine, because the state behind these locks is consistent at any time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn free_port() -> Result<u16> {
-    // Another process may take it before QEMU does: QEMU then ends at once, and the start is tried again.
+    // Another process may take the port before QEMU takes it. QEMU then ends at once and the start
+    // is tried again.
     let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
     Ok(listener.local_addr().context("looking for a free port")?.port())
 }
 
-/// The function `cri` of every script on the node: a request for the client that stays connected to the runtime (see `integration/cri`).
+/// The bash function `cri`, which every script on the node has.
+///
+/// The function sends a request to the client that stays connected to the runtime (see
+/// `integration/cri`).
 const CRI: &str = r#"
 cri() {
     local channel answer=
@@ -667,7 +712,10 @@ cri() {
     if [ "${answer%%$'\n'*}" = 0 ]; then printf %s "${answer#*$'\n'}"; else echo "cri: ${answer#*$'\n'}" >&2; return 1; fi
 }"#;
 
-/// One multiplexed ssh connection: a command over it costs a tenth of a second, a connection of its own ten times that.
+/// A multiplexed ssh connection.
+///
+/// A command over this connection takes a tenth of a second. A connection per command would take
+/// ten times as long.
 struct Shell {
     control: PathBuf,
     port: u16,
@@ -682,8 +730,9 @@ impl Shell {
             key: image.ssh_key(),
         };
         let log = machine.dir.path.join("ssh.log");
-        // -f: the command returns when the connection stands. It goes on in the background for as long as the machine
-        // lives; its output must not be our pipes, which would never close.
+        // -f: ssh returns when the connection is established and continues in the background while
+        // the machine runs. Its output must not be pipes of this process, because they would never
+        // close.
         let status = Command::new("timeout")
             .args(["--kill-after=5", "120"])
             .args(["ssh", "-f", "-N", "-M"])
@@ -710,12 +759,12 @@ impl Shell {
             "BatchMode=yes",
             "IdentitiesOnly=yes",
             "IdentityAgent=none",
-            "StrictHostKeyChecking=no", // the host key is as new as the image, and the port is on this machine
+            "StrictHostKeyChecking=no", // each image has a new host key; the port is on this host
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
             "ConnectTimeout=100",
-            "Compression=yes", // less to decrypt, which is what takes long
-            "KexAlgorithms=curve25519-sha256", // the cheapest to emulate
+            "Compression=yes", // less data to decrypt, which is the slow part
+            "KexAlgorithms=curve25519-sha256", // the algorithm that is fastest to emulate
         ] {
             options.extend(["-o".to_owned(), option.to_owned()]);
         }
@@ -735,7 +784,8 @@ impl Shell {
             .spawn()
             .context("starting ssh: is openssh-client installed?")?;
         let feeder = child.stdin.take().map(|mut stdin| {
-            // A command that does not read all of its input has its reasons: its exit status tells.
+            // Ignore write errors. A command need not read all of its input, and its exit status
+            // shows whether it failed.
             thread::spawn(move || drop(stdin.write_all(&input)))
         });
         let output = child.wait_with_output().context("waiting for a command on the node")?;
@@ -761,7 +811,7 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        // Fails when the machine is gone already, and with it the connection.
+        // Ignore an error: there is no connection any more if the machine has already ended.
         let _ = Command::new("ssh")
             .args(["-O", "exit"])
             .args(self.options())
@@ -772,7 +822,7 @@ impl Drop for Shell {
     }
 }
 
-/// A script's first lines, for messages.
+/// Returns the first lines of a script for messages.
 fn excerpt(script: &str) -> String {
     const LINES: usize = 25;
     let mut shown: Vec<&str> = script.lines().take(LINES).collect();

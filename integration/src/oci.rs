@@ -1,4 +1,6 @@
-//! Container images made here, each of one static file: the sandbox's and the workload's, and one with a shell.
+//! The container images of the tests: one for sandboxes, one for workloads and one with a shell.
+//!
+//! Each image has a single static program.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,19 +12,21 @@ use sha2::{Digest, Sha256};
 
 use crate::peers;
 
-/// The image of the sandbox container, as named in the runtime's configuration.
+/// The image of sandboxes, as named in the runtime's configuration.
 pub const PAUSE: &str = "plimsoll.test/pause:1";
-/// The image of the program in `src/bin/workload.rs`.
+/// The image of workloads with the program from `src/bin/workload.rs`.
 pub const WORKLOAD: &str = "plimsoll.test/workload:1";
 
-/// Where the archive with all is on a node.
+/// The path on a node of the archive with all images.
 pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
 
-/// What busybox is in an image by names of links.
+/// The busybox commands of the image with a shell. Each one is a symbolic link to busybox.
 const APPLETS: &[&str] =
     &["sh", "cat", "echo", "grep", "id", "ls", "mount", "sleep", "stat", "test"];
 
-/// Writes an archive with all images; `program` is the static workload binary, `busybox` that.
+/// Writes an archive with all images.
+///
+/// `program` is the static workload binary and `busybox` is the static busybox binary.
 pub fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> Result<()> {
     let file = File::create(archive).with_context(|| format!("creating {}", archive.display()))?;
     let mut tar = tar::Builder::new(file);
@@ -58,7 +62,8 @@ pub fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> Result<(
                 "Entrypoint": entrypoint,
                 "Cmd": command,
                 "Env": ["PATH=/bin"],
-                // As process 1 of its namespace it would never see a SIGTERM that it has no handler for.
+                // The program is process 1 of its PID namespace and does not handle SIGTERM. The
+                // kernel discards such a signal.
                 "StopSignal": "SIGKILL",
             },
             "rootfs": { "type": "layers", "diff_ids": [&layer_digest] },
@@ -72,7 +77,8 @@ pub fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> Result<(
         append_blob(&mut tar, &config)?;
         append_blob(&mut tar, &manifest)?;
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-        // containerd knows its own, other programs the specification's.
+        // containerd reads its own annotation. Other programs read the one of the OCI
+        // specification.
         entry["annotations"] =
             json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
         manifests.push(entry);

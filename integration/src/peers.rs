@@ -1,4 +1,6 @@
-//! Programs of others on a node: plugins that run beside ours, and tests that runtimes have for what speaks NRI and CRI.
+//! Programs of other projects on a node.
+//!
+//! These are NRI plugins that run beside Plimsoll, and the tests of NRI that CRI-O has.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,19 +14,24 @@ use crate::node::Node;
 use crate::placement;
 use crate::runtime::CRIO;
 
-/// Where they are on the node.
+/// The directory of these programs on the node.
 pub const DIRECTORY: &str = "/usr/local/libexec/peers";
 
-/// The plugins: one logs events, one compares what they say before and after, one sets rlimits that annotations ask for.
+/// The plugins from the NRI project.
+///
+/// `logger` logs events. `differ` compares the events before and after all other plugins.
+/// `ulimit-adjuster` sets the rlimits that annotations request.
 const PLUGINS: [&str; 3] = ["logger", "differ", "ulimit-adjuster"];
 
-/// Their source, as Debian 13 has it: they are modules of their own, without a version that a module proxy would know.
+/// The path of the plugins' source in the archive of Debian 13.
+///
+/// Each plugin is a Go module without a version, so a module proxy does not have it.
 const SOURCE: &str =
     "pool/main/g/golang-github-containerd-nri/golang-github-containerd-nri_0.6.1.orig.tar.gz";
 const SOURCE_DIGEST: &str =
     "SHA256:b35a8f297a5cf3ce9c87514de76123804893e17b2378b413fbbe9d428c40be8d";
 
-/// CRI-O's own tests of NRI, which need no more of CRI-O than its socket.
+/// CRI-O's own tests of NRI. They need nothing of CRI-O except its socket.
 const NRI_TEST: Programs = Programs {
     name: "nri-test",
     tags: &[
@@ -38,22 +45,22 @@ const NRI_TEST: Programs = Programs {
     ..CRIO
 };
 
-/// The image that those start containers of.
+/// The image from which CRI-O's tests start containers.
 pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 
-/// Builds all of them, if they are not in the cache.
+/// Builds all programs if they are not in the cache.
 pub fn prepare() -> Result<()> {
     plugins()?;
     NRI_TEST.obtain().map(|_| ())
 }
 
-/// Puts the plugins on a node, built first if they are not in the cache.
+/// Copies the plugins to a node. They are built first if they are not in the cache.
 pub fn put_plugins(node: &Node) -> Result<()> {
     let built = plugins()?;
     PLUGINS.iter().try_for_each(|name| put(node, built.join(name)))
 }
 
-/// Puts `nri.test` on a node: CRI-O's own tests of NRI.
+/// Copies `nri.test`, CRI-O's own tests of NRI, to a node.
 pub fn put_nri_tests(node: &Node) -> Result<()> {
     put(node, NRI_TEST.obtain()?.join("nri.test"))
 }

@@ -1,6 +1,7 @@
-//! Where the plugin runs on a node: launched by the runtime, or on its own under systemd.
+//! Installs the plugin on a node: launched by the runtime, or external under systemd.
 //!
-//! Every step here waits for the runtime to log that it has synchronised with the plugin.
+//! Each function that starts the plugin waits until the runtime logs that it has synchronised with
+//! the plugin.
 
 use std::fmt;
 use std::fs;
@@ -15,29 +16,33 @@ use crate::image::run;
 use crate::kubelet::Driver;
 use crate::node::Node;
 
-/// The configuration file: the runtime's drop-in, which the plugin reads itself when it is external.
+/// The path of the configuration file, which is the runtime's drop-in file for the plugin.
+///
+/// An external plugin reads the file itself.
 pub const CONFIG: &str = "/etc/nri/conf.d/90-plimsoll.conf";
 
-/// Where the external plugin's program is on the node, which is also the command line.
+/// The path of the external plugin's program on the node, which is also its command line.
 pub const EXTERNAL_BINARY: &str = "/usr/local/bin/plimsoll";
 const LAUNCHED_BINARY: &str = "/opt/nri/plugins/90-plimsoll";
 const CLAIMER_UNIT: &str = "claimer";
 const UNIT: &str = "/etc/systemd/system/plimsoll.service";
-/// The unit as it is shipped.
+/// The published systemd unit.
 const UNIT_TEXT: &str = include_str!("../../deploy/plimsoll.service");
 
-/// What the runtime logs of a plugin, launched or external, that it has synchronised with and calls from now on: a line of
-/// the list of its plugins, in every version from NRI 0.6.
+/// A regular expression for the runtime's log line after a synchronisation with the plugin.
+///
+/// The line is part of the list of plugins that the runtime calls from now on. It is the same for
+/// launched and external plugins and for every version from NRI 0.6.
 const SYNCHRONISED: &str = "#[0-9]+: .*90-plimsoll";
-/// The same for a second plugin.
+/// The same for the second plugin.
 const CLAIMER_SYNCHRONISED: &str = "#[0-9]+: .*10-claimer";
 
-/// Who starts the plugin.
+/// The placement of the plugin, which determines the program that starts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// The runtime, from its plugin directory.
+    /// The runtime starts the plugin from its plugin directory.
     Launched,
-    /// systemd.
+    /// systemd starts the plugin as a service.
     External,
 }
 
@@ -50,7 +55,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Builds the plugin as it is released, once for each process, and returns the binary's path.
+/// Builds the release version of the plugin once per process and returns the path of the binary.
 pub fn build() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build_once().map_err(|error| format!("{error:#}")));
@@ -62,7 +67,7 @@ fn build_once() -> Result<PathBuf> {
     Ok(PathBuf::from(output.trim_end()))
 }
 
-/// The program of a plugin that is placed so.
+/// Returns the path of the plugin's program on the node for this placement.
 pub const fn binary(mode: Mode) -> &'static str {
     match mode {
         Mode::Launched => LAUNCHED_BINARY,
@@ -70,8 +75,10 @@ pub const fn binary(mode: Mode) -> &'static str {
     }
 }
 
-/// Packs the plugin as it is released, into `directory`: `plimsoll_VERSION_ARCHITECTURE.deb`, `….oci.tar` and so on. The times in
-/// there are `epoch`, in seconds since 1970.
+/// Makes the release packages of the plugin in `directory`.
+///
+/// They include `plimsoll_VERSION_ARCHITECTURE.deb` and `….oci.tar`. All file times in them
+/// are `epoch`, in seconds since 1970.
 pub fn package(directory: &Path, epoch: u64) -> Result<()> {
     run(Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/package"))
         .arg(build()?)
@@ -80,7 +87,9 @@ pub fn package(directory: &Path, epoch: u64) -> Result<()> {
     Ok(())
 }
 
-/// Puts the plugin on the node with `config`, in place of any that is there, and waits until the runtime knows it.
+/// Installs the plugin with `config` on the node and replaces any installed plugin.
+///
+/// Returns when the runtime has synchronised with the plugin.
 pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     remove(node)?;
     let binary = upload(node, &build()?)?;
@@ -102,18 +111,18 @@ pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
     until_synchronised(node, &start).with_context(|| format!("installing the plugin, {mode}"))
 }
 
-/// Gives the plugin, launched or external, another configuration, and waits until it is in force.
+/// Replaces the configuration of a launched or external plugin and waits until the plugin uses it.
 pub fn configure(node: &Node, config: &str) -> Result<()> {
     let new = format!("{CONFIG}.new");
     node.write_file(&new, config, 0o644)?;
     let script = format!("mv {new} {CONFIG}");
-    // A launched one has none of its own.
+    // A launched plugin has no unit of its own, so its messages are in the journal of the runtime.
     let units = format!("plimsoll --unit {}", node.runtime().unit());
     wait_for_journal(node, &units, "configuration changed", &script)
         .context("changing the configuration")
 }
 
-/// Takes the plugin off the node, if it is there, with what it knows.
+/// Removes the plugin and its state from the node, if it is installed.
 pub fn remove(node: &Node) -> Result<()> {
     node.run(&format!(
         "if [ -e {UNIT} ]; then
@@ -130,18 +139,22 @@ pub fn remove(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The script that restarts the runtime, without a plugin to wait for, and waits until it answers.
+/// Returns a script that restarts the runtime and waits until the runtime answers.
+///
+/// The script does not wait for a plugin.
 pub fn bare_restart(node: &Node) -> String {
     format!("systemctl restart {}; cri version", node.runtime().unit())
 }
 
-/// Restarts the runtime below running containers, and waits for the plugin to be back.
+/// Restarts the runtime while containers run and waits until the plugin is synchronised again.
 pub fn restart_runtime(node: &Node) -> Result<()> {
     until_synchronised(node, &format!("systemctl restart {}", node.runtime().unit()))
         .context("restarting the runtime")
 }
 
-/// Has a runtime that knows one cgroup driver at a time work with this one. There must be no pods.
+/// Switches a runtime that has one cgroup driver at a time to this driver.
+///
+/// The node must not have pods.
 pub fn switch_driver(node: &Node, driver: Driver) -> Result<()> {
     let (file, content) = node.runtime().driver_configuration(driver);
     node.write_file(file, content, 0o644)?;
@@ -149,28 +162,30 @@ pub fn switch_driver(node: &Node, driver: Driver) -> Result<()> {
     Ok(())
 }
 
-/// Restarts the external plugin, and waits for it to be back.
+/// Restarts the external plugin and waits until it is synchronised again.
 pub fn restart_plugin(node: &Node) -> Result<()> {
     until_synchronised(node, "systemctl restart plimsoll").context("restarting the plugin")
 }
 
-/// Runs a script on the node that has to lead to a new synchronisation with the plugin, and waits for that.
+/// Runs a script on the node and waits for the new synchronisation that the script must cause.
 pub fn until_synchronised(node: &Node, script: &str) -> Result<()> {
     wait_for_journal(node, node.runtime().unit(), SYNCHRONISED, script)
 }
 
-/// The external plugin's messages. A node's journal goes on from case to case: `skip` as many as there were before.
+/// Returns the external plugin's messages without the first `skip` ones.
+///
+/// A node's journal continues from case to case, so a case skips the messages of earlier cases.
 pub fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
     let output = node.run("journalctl --unit plimsoll --output cat")?.stdout;
     Ok(output.lines().skip(skip).map(str::to_owned).collect())
 }
 
-/// The place in the node's journal after which it is new.
+/// Returns a cursor for the current end of the node's journal.
 pub fn cursor(node: &Node) -> Result<String> {
     Ok(node.run(CURSOR)?.stdout.trim().to_owned())
 }
 
-/// Waits until the runtime has synchronised with the plugin after that place in the journal.
+/// Waits until the runtime has synchronised with the plugin after this cursor of the journal.
 pub fn until_synchronised_since(node: &Node, cursor: &str) -> Result<()> {
     wait_since(node, cursor, node.runtime().unit(), SYNCHRONISED, "")
         .context("waiting for the plugin")
@@ -179,8 +194,9 @@ pub fn until_synchronised_since(node: &Node, cursor: &str) -> Result<()> {
 const CURSOR: &str =
     "journalctl --quiet --lines 1 --show-cursor --output cat | sed -n 's/^-- cursor: //p'";
 
-/// Runs a script on the node, then waits until the journal of `unit` has a line, written since, that matches the
-/// extended regular expression `pattern`.
+/// Runs a script on the node and then waits for a new line in the journal of `unit`.
+///
+/// The line must match the extended regular expression `pattern`.
 pub fn wait_for_journal(node: &Node, unit: &str, pattern: &str, script: &str) -> Result<()> {
     wait_since(node, &format!("$({CURSOR})"), unit, pattern, script)
 }
@@ -207,15 +223,18 @@ fn wait_since(node: &Node, cursor: &str, unit: &str, pattern: &str, script: &str
     Ok(())
 }
 
-/// Tells if containerd stands still in a request of a plugin to update containers (containerd/containerd#13733), which without
-/// containerd/nri#301 it may do for ever: its stacks have that in them, and still have some seconds later.
+/// Returns a description if containerd hangs in a plugin's request to update containers.
+///
+/// containerd/containerd#13733 describes the hang. Without the fix in containerd/nri#301 it may
+/// last forever. containerd hangs if two dumps of its stacks some seconds apart contain the
+/// request.
 pub fn is_stuck(node: &Node) -> Option<String> {
     if node.runtime().unit() != "containerd" {
         return None;
     }
     const REQUEST: &str = "adaptation.(*Adaptation).updateContainers";
     let dump = "systemctl kill --kill-whom main --signal USR1 containerd";
-    // Each of them is one line.
+    // Each stack in the request has one such line in the journal.
     let found = || -> Option<u64> {
         let count =
             format!("journalctl --unit containerd --output cat | grep -cF '{REQUEST}' || true");
@@ -229,11 +248,13 @@ pub fn is_stuck(node: &Node) -> Option<String> {
     (before < first && first < second).then(|| format!("containerd stands still in {REQUEST}"))
 }
 
-/// Puts a second plugin on the node, which sets `key` of every container created from now on to `value`, and is asked before
-/// ours (its index is 10). [`unclaim`] takes it off again. `program` is that of `src/bin/claimer.rs`, which cargo has built
-/// for the test: `env!("CARGO_BIN_EXE_claimer")`.
+/// Starts a second plugin on the node that sets `key` of every new container to `value`.
+///
+/// The plugin has the index 10, so the runtime calls it before Plimsoll. [`unclaim`] stops it.
+/// `program` is the program of `src/bin/claimer.rs`, which cargo builds for the test:
+/// `env!("CARGO_BIN_EXE_claimer")`.
 pub fn claim(node: &Node, program: &Path, key: &str, value: &str) -> Result<()> {
-    // What debuggers want is most of it, and would take long to send.
+    // Remove debug information, which is most of the program and would take long to send.
     let stripped = tempfile::tempdir().context("creating a directory")?;
     let small = stripped.path().join("claimer");
     let status =
@@ -248,13 +269,13 @@ pub fn claim(node: &Node, program: &Path, key: &str, value: &str) -> Result<()> 
         .context("starting a second plugin")
 }
 
-/// Ends the second plugin.
+/// Stops the second plugin.
 pub fn unclaim(node: &Node) -> Result<()> {
     node.run(&format!("systemctl stop {CLAIMER_UNIT}")).context("ending the second plugin")?;
     Ok(())
 }
 
-/// A program's place on the node; it is sent only once.
+/// Returns the path of a program on the node. A program that the node lacks is copied first.
 pub(crate) fn upload(node: &Node, local: &Path) -> Result<String> {
     let binary = fs::read(local).with_context(|| format!("reading {}", local.display()))?;
     let digest: String =

@@ -1,7 +1,9 @@
-//! Memory pressure in arrangements that tell protected page cache from other.
+//! Memory pressure that shows whether the kernel protects page cache.
 //!
-//! Which level's protection counts depends on where the reclaim comes from. Below the limit of all pods it is that of the
-//! class, the pod and the container, while that of all pods itself plays no part. On a node that is full it is all of them.
+//! The protection that counts depends on the cgroup where reclaim starts. If reclaim starts at the
+//! limit of all pods, the protection of the class, the pod and the container counts. The protection
+//! of the cgroup of all pods does not count. On a full node the protection of all these cgroups
+//! counts.
 
 use std::path::Path;
 
@@ -12,27 +14,30 @@ use crate::crictl;
 use crate::kubelet::{Container, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
 use crate::node::Node;
 
-/// What the protected container requests.
+/// The memory request of the protected container in bytes.
 pub const REQUEST: u64 = 100 * MIB;
-/// Page cache of each of both containers before the pressure.
+/// The page cache of each of the two containers before the pressure, in bytes.
 pub const CACHE: u64 = 80 * MIB;
-/// What all pods may use during the contest.
+/// The memory limit of all pods during the contest.
 const ALL_PODS: u64 = 300 * MIB;
-/// What the hog takes of that: with both caches it would be more than there is, with one of them it fits.
+/// The first allocation of the hog.
+///
+/// Together with one cache it fits into the limit of all pods, but not with both caches.
 const HOG: u64 = 195 * MIB;
-/// By how much it goes on.
+/// The size of each further allocation of the hog.
 const STEP: u64 = 8 * MIB;
-/// How often a node reclaims at most.
+/// The maximum number of reclaims of the whole node.
 const RECLAIMS: usize = 5;
 const LIMIT: u64 = 160 * MIB;
 
-/// A burstable container that requests memory, one of the same class that does not, both with page cache, and a hog beside
-/// them.
+/// Two burstable containers with page cache and a best-effort hog, each in a pod of its own.
+///
+/// One container requests enough memory to protect its cache. The other one requests only 1 MiB.
 pub struct Contest<'n> {
     node: &'n Node,
     /// The pod with the protected container `app`.
     pub protected: Pod,
-    /// The pod of the other.
+    /// The pod of the other container.
     pub other: Pod,
     hog: Pod,
 }
@@ -40,26 +45,28 @@ pub struct Contest<'n> {
 /// The page cache that each container has after the pressure, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Left {
-    /// Of the protected container.
+    /// Page cache of the protected container.
     pub protected: u64,
-    /// Of the other.
+    /// Page cache of the other container.
     pub other: u64,
 }
 
 impl Left {
-    /// Whether the protected container has all its cache, at the cost of the other.
+    /// Returns whether the kernel reclaimed only the other container's cache.
+    ///
+    /// The protected container must have more than 95 % of its cache and the other less than half.
     pub fn is_protected(&self) -> bool {
         self.protected > CACHE / 100 * 95 && self.other < CACHE / 2
     }
 
-    /// Whether both have lost a good part.
+    /// Returns whether both containers have lost more than a fifth of their cache.
     pub fn is_shared(&self) -> bool {
         self.protected < CACHE / 100 * 80 && self.other < CACHE / 100 * 80
     }
 }
 
 impl<'n> Contest<'n> {
-    /// Runs the pods below a common limit.
+    /// Runs the pods with a common memory limit.
     pub fn run(node: &'n Node, kubelet: &mut Kubelet<'_>) -> Result<Contest<'n>> {
         kubelet.limit_pods(ALL_PODS)?;
         let app = || ContainerSpec::new("app");
@@ -73,8 +80,10 @@ impl<'n> Contest<'n> {
         Ok(Contest { node, protected, other, hog })
     }
 
-    /// Both read; then the hog beside them takes what the limit of all pods leaves, and more: step by step until what is left is as
-    /// `is_wanted`, or there is nothing more to take.
+    /// Fills both caches and then lets the hog allocate more than the limit of all pods leaves.
+    ///
+    /// The hog continues step by step until `is_wanted` accepts the remaining caches or they are
+    /// nearly empty. Returns the remaining caches.
     pub fn below_the_limit_of_all_pods(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.fill()?;
         let hog = self.hog.container("app")?;
@@ -96,9 +105,13 @@ impl<'n> Contest<'n> {
         Ok(left)
     }
 
-    /// Both read; then the node reclaims whatever is not protected: again and again, at most `RECLAIMS` times, until what is left is as
-    /// `is_wanted`. By the kernel's older way of reclaim: with multi-generational LRU neither 6.12 nor 7.2 heeds memory.min when asked
-    /// through the root's memory.reclaim.
+    /// Fills both caches and then lets the kernel reclaim all memory that is not protected.
+    ///
+    /// The reclaim is repeated up to `RECLAIMS` times until `is_wanted` accepts the remaining
+    /// caches. Returns the remaining caches.
+    ///
+    /// The kernel uses its older LRU meanwhile. With multi-generational LRU, Linux 6.12 and 7.2
+    /// ignore memory.min for a reclaim through the root's memory.reclaim.
     pub fn on_a_full_node(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.node
             .run("echo n > /sys/kernel/mm/lru_gen/enabled")
@@ -106,7 +119,7 @@ impl<'n> Contest<'n> {
         self.fill()?;
         let mut left = self.left()?;
         for _ in 0..RECLAIMS {
-            // It always fails: there is less than was asked for.
+            // The write always fails, because it requests more memory than the node has.
             self.node
                 .run(&format!("! echo {} > {}/memory.reclaim", 4096 * MIB, cgroup::ROOT))
                 .context("reclaiming all there is")?;
@@ -126,7 +139,7 @@ impl<'n> Contest<'n> {
             let answer = pod.container("app")?.call(self.node, &format!("write /cache {CACHE}"))?;
             anyhow::ensure!(answer.starts_with("ok"), "writing says {answer:?}");
         }
-        // What is not written to the disk yet could not be reclaimed.
+        // The kernel cannot reclaim page cache that is not yet written to the disk.
         self.node.run("sync").context("writing caches back")?;
         Ok(())
     }
@@ -141,25 +154,28 @@ impl<'n> Contest<'n> {
     }
 }
 
-/// The limit of the container that [`read_more_than_fits`] is for.
+/// The memory limit in bytes of the container for [`read_more_than_fits`].
 pub const SMALL_LIMIT: u64 = 128 * MIB;
 
-/// A guaranteed pod whose container has [`SMALL_LIMIT`].
+/// Returns a guaranteed pod whose container has the limit [`SMALL_LIMIT`].
 pub fn small_pod() -> PodSpec {
     PodSpec::new("small").container(small_container())
 }
 
-/// Its container.
+/// Returns the container of [`small_pod`].
 pub fn small_container() -> ContainerSpec {
     ContainerSpec::new("app").limit(SMALL_LIMIT).cpu(2000)
 }
 
-/// Fills half of the pod's memory with what cannot be reclaimed and then reads a file three times as large as its limit.
-/// Returns what the workload answers: how much it read, or `gone`.
+/// Fills half of the pod's memory with anonymous memory and then reads a file of three times its
+/// limit.
 ///
-/// What hits a limit is a charge for a whole folio, and the container's own limit comes first unless something else in the
-/// pod uses more than that. The sandbox here uses next to nothing, so it is charged with a monitor process's worth (by a
-/// file in memory), and read-ahead kept small.
+/// Returns the workload's answer: the number of bytes that it read, or `gone`.
+///
+/// The pod's limit must be hit before the container's equal limit. The kernel charges whole folios,
+/// so the rest of the pod must use more memory than one folio. The sandbox of the test uses almost
+/// no memory. So a file in memory charges 1 MiB to the sandbox, as much as a monitor process. A
+/// small read-ahead keeps the folios small.
 pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Result<String> {
     let monitor =
         format!("echo $$ > {}/{}/cgroup.procs", cgroup::ROOT, kubelet.sandbox_cgroup(pod));
@@ -179,12 +195,14 @@ pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Res
     answer
 }
 
-/// What [`read_more_than_fits`] returns for a container that lives.
+/// Returns the answer of [`read_more_than_fits`] for a container that survives.
 pub fn read_it_all() -> String {
     format!("ok {}", 400 * MIB)
 }
 
-/// Where the node sees the container's root. containerd's specification names it below its own directory of the container.
+/// Returns the path on the node of the container's root directory.
+///
+/// In containerd's specification the path is relative to containerd's directory for the container.
 fn root_directory(node: &Node, container: &Container) -> Result<String> {
     let inspected = crictl::inspect(node, &container.id)?;
     let path = inspected["info"]["runtimeSpec"]["root"]["path"]

@@ -1,4 +1,6 @@
-//! Memory over time: a script on the node reads the files of a pod and its container several times a second, until it is told to end.
+//! Records the memory of a pod and its container over time.
+//!
+//! A script on the node reads the cgroup files several times a second until it is stopped.
 
 use anyhow::{Context, Result, ensure};
 
@@ -9,8 +11,12 @@ use crate::node::Node;
 const SCRIPT: &str = "/run/recorder.sh";
 const SAMPLES: &str = "/run/recorder.samples";
 
-/// Takes the pod's cgroup and the name of the sandbox's in it. Its own processes would cost more than what is read: everything is
-/// bash's own, and nothing ever comes through the pipe, so that reading from it is a pause. A container comes and goes meanwhile.
+/// The script. Its arguments are the pod's cgroup and the name of the sandbox's cgroup within the
+/// pod.
+///
+/// The script starts no processes, because they would cost more than reading the files. The pipe
+/// never has data, so a `read` with a timeout is a pause. The container may end and restart
+/// meanwhile.
 const RECORDER: &str = r#"
 cd "$1"
 exec {pause}<> <(:)
@@ -32,37 +38,41 @@ while :; do
 done
 "#;
 
-/// What was read at one time.
+/// The values that the script read at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// When, in microseconds by the node's clock.
+    /// The time in microseconds by the node's clock.
     pub at: u64,
-    /// oom_kill of the pod so far. Where all of a container is killed at once, one process counts twice.
+    /// The pod's oom_kill count so far.
+    ///
+    /// If the kernel kills all processes of a container at once, it counts one process twice.
     pub kills: u64,
-    /// memory.max of the pod; [`MAX`] for none.
+    /// The pod's memory.max. [`MAX`] stands for no limit.
     pub pod_max: u64,
-    /// Its container; none while that is down.
+    /// The memory of the container. `None` while the container is down.
     pub container: Option<Level>,
 }
 
-/// Memory of a container in bytes.
+/// The memory values of a container in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {
     /// memory.current
     pub current: u64,
-    /// memory.high; [`MAX`] for none.
+    /// memory.high. [`MAX`] stands for no limit.
     pub high: u64,
-    /// memory.max; [`MAX`] for none.
+    /// memory.max. [`MAX`] stands for no limit.
     pub max: u64,
 }
 
-/// What reads a pod's files on a node.
+/// A running recording on a node.
 pub struct Recorder<'n> {
     node: &'n Node,
 }
 
 impl<'n> Recorder<'n> {
-    /// Starts to record a pod of one container; there is one at a time on a node. Returns when it has its first sample.
+    /// Starts to record a pod with one container. Returns when the first sample exists.
+    ///
+    /// A node can have only one recording at a time.
     pub fn start(node: &'n Node, kubelet: &Kubelet<'_>, pod: &Pod) -> Result<Recorder<'n>> {
         node.write_file(SCRIPT, RECORDER, 0o755)?;
         let sandbox = kubelet.sandbox_cgroup(pod);
@@ -78,13 +88,13 @@ impl<'n> Recorder<'n> {
         Ok(Recorder { node })
     }
 
-    /// The time in microseconds by the node's clock.
+    /// Returns the time in microseconds by the node's clock.
     pub fn now(&self) -> Result<u64> {
         let now = self.node.run("echo ${EPOCHREALTIME//[.,]/}")?.stdout;
         now.trim().parse().with_context(|| format!("{now:?} is no time"))
     }
 
-    /// Ends it and returns all samples, of which there is at least one.
+    /// Stops the recording and returns its samples. There is at least one sample.
     pub fn stop(self) -> Result<Vec<Sample>> {
         let samples = self
             .node
@@ -96,7 +106,9 @@ impl<'n> Recorder<'n> {
     }
 }
 
-/// Reads a line of the script: time, kills, memory.max of the pod, and three values of the container or `-`.
+/// Parses a line of the script.
+///
+/// The line has the time, the kills, the pod's memory.max and three values of the container or `-`.
 fn parse(line: &str) -> Result<Sample> {
     let read = |word: &str| match word {
         "-" => Ok(None),
@@ -111,14 +123,17 @@ fn parse(line: &str) -> Result<Sample> {
             "time, kills, limit of the pod, and usage, memory.high and limit of the container expected: {line:?}"
         );
     };
-    // It may go while it is read.
+    // A container that ends while its files are read has only some of the values.
     let container =
         current.zip(high).zip(max).map(|((current, high), max)| Level { current, high, max });
     Ok(Sample { at, kills, pod_max, container })
 }
 
-/// When the kernel killed processes of the pod: the first samples that count them. What is counted from one sample to the next and on
-/// to the one after that is one kill: of a container that is killed as a whole the processes are counted one after another.
+/// Returns the times of OOM kills in the pod: for each kill the time of the first sample that
+/// counts it.
+///
+/// Increases in consecutive samples are one kill. If the kernel kills a whole container, it counts
+/// the processes one after another.
 pub fn kills(samples: &[Sample]) -> Vec<u64> {
     let mut counted =
         samples.windows(2).map(|pair| (pair[1].at, pair[1].kills > pair[0].kills)).peekable();
@@ -132,7 +147,7 @@ pub fn kills(samples: &[Sample]) -> Vec<u64> {
     kills
 }
 
-/// When the limit of the pod was raised, and to what.
+/// Returns the time of each increase of the pod's limit and the new limit.
 pub fn raises(samples: &[Sample]) -> Vec<(u64, u64)> {
     let raised = samples.windows(2).filter(|pair| pair[1].pod_max > pair[0].pod_max);
     raised.map(|pair| (pair[1].at, pair[1].pod_max)).collect()

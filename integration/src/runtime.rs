@@ -1,4 +1,4 @@
-//! The container runtimes that nodes have.
+//! The container runtimes of the nodes.
 
 use std::fmt;
 use std::fs;
@@ -11,16 +11,16 @@ use crate::go::Programs;
 use crate::image::{Distro, run};
 use crate::kubelet::Driver;
 
-/// A container runtime, in the version that a node has.
+/// A container runtime in the version of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Runtime {
-    /// containerd 1.7 of Debian 13, with NRI 0.6, switched on by our configuration.
+    /// containerd 1.7 of Debian 13 with NRI 0.6, which the node's configuration enables.
     Containerd17,
-    /// containerd 2.1 of Debian 14, with NRI 0.8, on by default.
+    /// containerd 2.1 of Debian 14 with NRI 0.8, which is enabled by default.
     Containerd21,
-    /// The newest containerd, with NRI 0.12.
+    /// The newest containerd with NRI 0.12.
     Containerd24,
-    /// The newest CRI-O, with NRI 0.11.
+    /// The newest CRI-O with NRI 0.11.
     Crio136,
 }
 
@@ -38,7 +38,7 @@ pub(crate) const CRIO: Programs = Programs {
     name: "crio",
     module: "github.com/cri-o/cri-o",
     version: "v1.36.3",
-    // What would need libraries of C.
+    // These tags exclude or replace everything that needs C libraries.
     tags: &[
         "containers_image_openpgp",
         "containers_image_ostree_stub",
@@ -50,11 +50,11 @@ pub(crate) const CRIO: Programs = Programs {
 };
 
 impl Runtime {
-    /// All of them.
+    /// All runtimes.
     pub const ALL: [Runtime; 4] =
         [Runtime::Containerd17, Runtime::Containerd21, Runtime::Containerd24, Runtime::Crio136];
 
-    /// Its name and minor version: the directory of its files in `node/`.
+    /// Returns the name and minor version. The runtime's files are in `node/` under this name.
     pub fn name(self) -> &'static str {
         match self {
             Runtime::Containerd17 => "containerd-1.7",
@@ -64,7 +64,7 @@ impl Runtime {
         }
     }
 
-    /// The Debian that the node runs, and with it the kernel, systemd, runc and crun.
+    /// Returns the node's Debian release, which determines the kernel, systemd, runc and crun.
     pub fn distro(self) -> Distro {
         match self {
             Runtime::Containerd17 => Distro::Trixie,
@@ -72,7 +72,7 @@ impl Runtime {
         }
     }
 
-    /// Its systemd unit.
+    /// Returns the runtime's systemd unit.
     pub fn unit(self) -> &'static str {
         match self {
             Runtime::Containerd17 | Runtime::Containerd21 | Runtime::Containerd24 => "containerd",
@@ -80,12 +80,14 @@ impl Runtime {
         }
     }
 
-    /// Whether it has one cgroup driver at a time, by its configuration, and not one for each handler.
+    /// Returns whether the runtime has one configured cgroup driver instead of one per handler.
     pub fn has_one_driver(self) -> bool {
         self == Runtime::Crio136
     }
 
-    /// The file that sets the cgroup driver of one that has one at a time, and its content.
+    /// Returns the path and content of the file that sets the cgroup driver.
+    ///
+    /// This is for a runtime that has one driver at a time.
     pub(crate) fn driver_configuration(self, driver: Driver) -> (&'static str, String) {
         let content = format!(
             "[crio.runtime]\ncgroup_manager = \"{driver}\"\ndefault_runtime = \"{driver}\"\n"
@@ -93,7 +95,7 @@ impl Runtime {
         ("/etc/crio/crio.conf.d/50-driver.conf", content)
     }
 
-    /// The name of a container's cgroup within that of its pod.
+    /// Returns the name of a container's cgroup within the pod's cgroup.
     pub fn cgroup_name(self, driver: Driver, container: &str) -> String {
         match (self, driver) {
             (Runtime::Crio136, Driver::Systemd) => format!("crio-{container}.scope"),
@@ -103,22 +105,28 @@ impl Runtime {
         }
     }
 
-    /// Whether it refuses a limit below what a container uses by itself, though not one that is reached while it sets it.
+    /// Returns whether the runtime itself refuses a limit below the container's usage.
+    ///
+    /// The runtime does not notice usage that reaches the limit while the runtime sets the limit.
     pub fn refuses_cuts(self) -> bool {
         self == Runtime::Crio136
     }
 
-    /// Whether it may forget what updates have set when it is restarted: it keeps that in memory. What is in force stays.
+    /// Returns whether the runtime may forget earlier updates when it restarts.
+    ///
+    /// Such a runtime keeps updates only in memory. The values in the cgroups do not change.
     pub fn may_forget_updates(self) -> bool {
         self == Runtime::Crio136
     }
 
-    /// Whether plugins see the unified map of a request to create a container.
+    /// Returns whether plugins see the unified map of a request to create a container.
     pub fn shows_unified(self) -> bool {
         self == Runtime::Crio136
     }
 
-    /// The name of a sandbox's cgroup within that of its pod: without a process of its own it has no scope.
+    /// Returns the name of a sandbox's cgroup within the pod's cgroup.
+    ///
+    /// A sandbox of CRI-O has no process of its own and therefore no systemd scope.
     pub fn sandbox_cgroup_name(self, driver: Driver, sandbox: &str) -> String {
         match self {
             Runtime::Crio136 => self.cgroup_name(Driver::Cgroupfs, sandbox),
@@ -128,10 +136,11 @@ impl Runtime {
         }
     }
 
-    /// The script that makes the archive's images known to it.
+    /// Returns a script that imports the archive's images into the runtime.
     pub(crate) fn import(self, archive: &str, images: &[&str]) -> String {
         match self {
-            // Newer ones import in the daemon by default, which does not know the archive's names without being told.
+            // Newer versions need `--local`. They import in the daemon by default, and the daemon
+            // does not find the archive's image names by itself.
             Runtime::Containerd17 => format!("ctr --namespace k8s.io images import {archive} >/dev/null"),
             Runtime::Containerd21 | Runtime::Containerd24 => {
                 format!("ctr --namespace k8s.io images import --local {archive} >/dev/null")
@@ -150,16 +159,20 @@ impl fmt::Display for Runtime {
     }
 }
 
-/// Puts what Debian has no package of into the root of a node that is to have this runtime. The files must not be there before.
+/// Installs the programs without a Debian package into the root directory of a node with this
+/// runtime.
+///
+/// The files must not exist there before.
 pub(crate) fn install(runtime: Runtime, root: &Path) -> Result<()> {
     match runtime {
         Runtime::Containerd17 | Runtime::Containerd21 => Ok(()),
-        // Not /opt/containerd: every containerd looks there first for shims, and Debian's own would start one that it cannot talk to.
+        // Not /opt/containerd: every containerd looks for shims there first. Debian's containerd
+        // would start a shim from there that does not work with it.
         Runtime::Containerd24 => copy_programs(CONTAINERD, &root.join("opt/containerd-2.4/bin")),
         Runtime::Crio136 => {
             let destination = root.join("usr/local/bin");
             copy_programs(CRIO, &destination)?;
-            // CRI-O's helper that keeps namespaces is a program of C in its module.
+            // pinns, CRI-O's helper that pins namespaces, is a C program in CRI-O's module.
             let sources = CRIO.source()?.join("pinns/src");
             run(Command::new("cc")
                 .args(["-std=c99", "-Os", "-static", "-o"])

@@ -1,4 +1,6 @@
-//! What users of resizing in place have met: the same steps for nodes with the plugin and without.
+//! Problems that users of in-place resize have had.
+//!
+//! The steps are the same for nodes with the plugin and without it.
 
 use std::time::Duration;
 
@@ -8,47 +10,51 @@ use crate::cgroup::{self, Memory};
 use crate::kubelet::{Container, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
 use crate::node::Node;
 
-/// What a hungry container needs, and a satisfied one has.
+/// The memory in bytes that the container in [`hungry`] needs and the one in [`satisfied`] uses.
 pub const NEEDS: u64 = 128 * MIB;
 
-/// Numbers that are random enough, and the same every time.
+/// A pseudo-random number generator that returns the same numbers every time.
 #[derive(Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers that follow from this one.
+    /// Returns a generator with this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next one, below `bound`.
+    /// Returns the next number, which is below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        // Knuth's MMIX.
+        // The constants are from the generator of Knuth's MMIX.
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
 }
 
-/// memory.high by the default throttling factor, 0.9.
+/// Returns memory.high for the default throttling factor 0.9, in whole pages.
 pub fn memory_high(request: u64, limit: u64) -> u64 {
     (request + 9 * (limit - request) / 10) / 4096 * 4096
 }
 
-/// A container that allocates.
+/// Lets the container `app` allocate memory and returns the workload's answer.
 pub fn alloc(node: &Node, pod: &Pod, bytes: u64) -> Result<String> {
     pod.container("app")?.call(node, &format!("alloc {bytes}"))
 }
 
-/// Memory of a pod and its container.
+/// Returns the memory values of a pod and of its container `app`.
 pub fn memory(node: &Node, pod: &Pod) -> Result<[Memory; 2]> {
     let found = cgroup::memory(node, &[&pod.cgroup, &pod.container("app")?.cgroup])?;
     found.try_into().ok().context("two were asked for")
 }
 
-/// "hungry": a container that needs more than its limit is killed. While it is down its limit is raised, and it is made anew
-/// in the pod's cgroup as that is, as the kubelet of Kubernetes 1.27 to 1.36 does (kubernetes#138760). Returns the pod and what
-/// became of the second one: the workload's answer to the same wish.
+/// Runs a container that is OOM-killed, because it needs more memory than its limit.
+///
+/// While the container is down, its limit is raised. The new container starts in the pod's cgroup,
+/// whose limit stays as it is. The kubelet of Kubernetes 1.27 to 1.36 does the same
+/// (kubernetes#138760).
+///
+/// Returns the pod and the workload's answer to the same allocation in the new container.
 pub fn hungry(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
     let spec = |limit: u64| ContainerSpec::new("app").request(32 * MIB).limit(limit);
     let mut pod = kubelet.run_pod(PodSpec::new("hungry").container(spec(100 * MIB)))?;
@@ -60,13 +66,13 @@ pub fn hungry(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
     Ok((pod, answer))
 }
 
-/// A container with a limit of 250 MiB.
+/// Returns a pod whose container has a limit of 250 MiB.
 pub fn ample() -> PodSpec {
     PodSpec::new("satisfied")
         .container(ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB))
 }
 
-/// That container, with 128 MiB in use.
+/// Runs the pod of [`ample`] and lets its container allocate 128 MiB.
 pub fn satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
     let pod = kubelet.run_pod(ample())?;
     let answer = alloc(node, &pod, NEEDS)?;
@@ -74,12 +80,14 @@ pub fn satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
     Ok(pod)
 }
 
-/// Cuts its limit to less than it uses.
+/// Decreases the limit of the container in [`satisfied`] to 100 MiB, which is below its usage.
 pub fn cut(kubelet: &mut Kubelet<'_>, pod: &mut Pod) -> Result<()> {
     kubelet.resize(pod, "app", Some(64 * MIB), Some(100 * MIB))
 }
 
-/// A container with 120 MiB of page cache and a limit of 150 MiB, which is cut to 60. Returns the pod and what the runtime says.
+/// Decreases the limit of a container with 120 MiB of page cache from 150 to 60 MiB.
+///
+/// Returns the pod and the runtime's answer.
 pub fn cached(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, Result<()>)> {
     let app = ContainerSpec::new("app").limit(150 * MIB).cpu(2000);
     let mut pod = kubelet.run_pod(PodSpec::new("cached").container(app))?;
@@ -94,20 +102,24 @@ pub fn cached(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, Result<()>
     Ok((pod, cut))
 }
 
-/// Whether the container lives, and how many processes of its pod were killed.
+/// Returns whether the container lives and how many processes of its pod were OOM-killed.
 pub fn fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
     let lives =
         pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));
     Ok((lives, cgroup::events(node, &pod.cgroup)?["oom_kill"]))
 }
 
-/// What a container that stands at its memory.high asks for: 60 MiB beyond that, and well within its limit of 200 MiB.
+/// The allocation in bytes of a container that is throttled at its memory.high.
+///
+/// The allocation is 60 MiB above memory.high and well below the container's limit of 200 MiB.
 const BEYOND: u64 = 150 * MIB;
 
-/// memory.high of that container.
+/// The memory.high of this container in bytes.
 pub const LINE: u64 = 90 * MIB;
 
-/// Lets a container go beyond its memory.high, which makes it stand still, and tells whether it comes to have what it asks for.
+/// Lets a container allocate beyond its memory.high, so that the kernel throttles it.
+///
+/// Returns whether the allocation completes within 280 s.
 pub fn goes_beyond(node: &Node, pod: &Pod) -> Result<bool> {
     const LIMIT: Duration = Duration::from_secs(300);
     let control = &pod.container("app")?.control;
@@ -122,21 +134,23 @@ pub fn goes_beyond(node: &Node, pod: &Pod) -> Result<bool> {
     Ok(output.status.success())
 }
 
-/// A container that stands at its memory.high.
+/// The state of a container that is throttled at its memory.high.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
-    /// How long it has waited for memory, by the kernel's account of the container, in microseconds.
+    /// The stall time of the container in microseconds, from its memory.pressure.
     pub stalled: u64,
-    /// What it uses after that, in bytes.
+    /// The container's memory usage after this time, in bytes.
     pub current: u64,
-    /// How often it went beyond memory.high.
+    /// The number of times that the container exceeded memory.high.
     pub times: u64,
-    /// Whether it has what it asked for.
+    /// Whether the workload has answered, which it does when the allocation completes.
     pub is_satisfied: bool,
 }
 
-/// Lets a container go beyond its memory.high, and waits until it has what it asks for or has stalled for 10 seconds. The kernel counts
-/// these: on a slow machine that takes longer.
+/// Lets a container allocate beyond its memory.high, so that the kernel throttles it.
+///
+/// Waits until the allocation completes or the container has stalled for 10 seconds. The kernel
+/// counts the stall time, so the wait takes longer on a slow machine.
 pub fn stands(node: &Node, pod: &Pod) -> Result<Standing> {
     const LIMIT: Duration = Duration::from_secs(300);
     let Container { control, cgroup, .. } = pod.container("app")?;
@@ -159,8 +173,10 @@ pub fn stands(node: &Node, pod: &Pod) -> Result<Standing> {
     Ok(Standing { stalled, current, times, is_satisfied: words > 0 })
 }
 
-/// A container that grows from 60 to 130 MiB while its limit of 250 MiB is cut to 100, at a pace that lets the runtime's write fall
-/// into that. Tells what the runtime says, and how often the kernel had to kill for that write.
+/// Decreases the limit of a container from 250 to 100 MiB while its usage grows from 60 to 130 MiB.
+///
+/// The pace must be slow enough that the runtime writes the limit during the growth. Returns
+/// whether the update succeeded and how often the write of the limit invoked the OOM killer.
 pub fn grows_while_it_is_cut(
     node: &Node,
     pod: &Pod,
@@ -169,8 +185,8 @@ pub fn grows_while_it_is_cut(
     let container = pod.container("app")?;
     let answer = alloc(node, pod, 60 * MIB)?;
     ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
-    // What it goes on to allocate when it has the limit is its own affair: then it is the workload that asks the kernel for
-    // memory, and not whoever writes the limit.
+    // OOM kills that an allocation of the workload causes under the new limit do not count. In such
+    // a case the workload invokes the OOM killer, and not the program that writes the limit.
     let Container { control, id, .. } = container;
     let output = node.try_run(&format!(
         "dmesg --clear
@@ -189,8 +205,10 @@ pub fn grows_while_it_is_cut(
     Ok((output.status.success(), killed))
 }
 
-/// The pods of [`balloon`], by name: what they request, their limit, and what they come to use, in MiB. The first two stay within
-/// what they request. The others use more than three times that, but less than their memory.high: together more than the node has.
+/// The pods of [`balloon`]: name, request, limit and final usage, the latter three in MiB.
+///
+/// The first two pods stay within their requests. The others use more than three times their
+/// requests but less than their memory.high. Together the pods use more memory than the node has.
 const BALLOONS: [(&str, u64, u64, u64); 5] = [
     ("a", 160, 400, 150),
     ("b", 80, 200, 75),
@@ -199,48 +217,51 @@ const BALLOONS: [(&str, u64, u64, u64); 5] = [
     ("e", 80, 400, 300),
 ];
 
-/// How many pods follow in [`balloon`] at most.
+/// The maximum number of additional pods in [`balloon`].
 const MORE: usize = 5;
 
-/// What came of [`balloon`].
+/// The outcome of [`balloon`].
 #[derive(Debug)]
 pub struct Balloon {
-    /// The pods whose container lives.
+    /// The names of the pods whose container survived.
     pub alive: Vec<&'static str>,
-    /// How often the kernel killed because the whole node was out of memory.
+    /// The number of OOM kills because the whole node was out of memory.
     pub node_kills: usize,
-    /// How often it killed because of a limit: by the cgroup that has it.
+    /// The OOM kills because of a limit. Each entry is the cgroup with the limit.
     pub limit_kills: Vec<String>,
-    /// How much page cache of system.slice was taken from it and read again, in pages (workingset_refault_file).
+    /// The page cache of system.slice that was reclaimed and read again, in pages
+    /// (workingset_refault_file).
     pub refaults: u64,
-    /// How long calls of the runtime took, made one after another meanwhile.
+    /// The latency of calls to the runtime, which were made one after another meanwhile.
     pub runtime: Latency,
-    /// How long it took a service in system.slice to read what it works with, again and again.
+    /// The latency of a service in system.slice that reads its working set repeatedly.
     pub service: Latency,
 }
 
-/// How long something took.
+/// The latency of a repeated operation.
 #[derive(Debug)]
 pub struct Latency {
-    /// How often it was done.
+    /// The number of operations.
     pub count: usize,
-    /// How often it failed.
+    /// The number of failed operations.
     pub failures: usize,
-    /// The longest, in milliseconds.
+    /// The longest duration in milliseconds.
     pub slowest: u64,
 }
 
-/// Pods A to E, whose limits are far above what they request, use more and more until the node has no more; all at once.
+/// Runs the pods `a` to `e`, which all allocate at the same time until the node has no free memory.
 ///
-/// If that takes less than `enough` pages of page cache from system.slice, one pod after the other follows that takes whatever there
-/// is, at most `MORE` of them.
+/// The limits of these pods are far above their requests. If fewer than `enough` pages of page
+/// cache of system.slice are reclaimed and read again, more pods follow one after the other. Each
+/// of them takes all memory that it can get. There are at most `MORE` of them.
 pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Balloon> {
     let specs = BALLOONS.map(|(name, request, limit, _)| {
         PodSpec::new(name)
             .container(ContainerSpec::new("app").request(request * MIB).limit(limit * MIB))
     });
     let mut pods = kubelet.run_pods(specs.into())?;
-    // In the slice of the system's services, as the runtime and the kubelet are; what calls from a shell is not.
+    // The probes run in system.slice, as the runtime and the kubelet do. Commands from the ssh
+    // shell run in another slice.
     let probe = |name: &str, command: &str| {
         format!(
             "rm -f /run/{name}
@@ -281,7 +302,7 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
         let pod = kubelet
             .run_pod(PodSpec::new(&format!("more-{more}")).container(ContainerSpec::new("app")))?;
         let control = &pod.container("app")?.control;
-        // Until it is killed, or has more than the node.
+        // Allocate until the container is killed or has more memory than the node.
         let script = format!(
             "for _ in {{1..40}}; do workload call {control} alloc {} >/dev/null || break; done\n",
             40 * MIB
@@ -319,8 +340,10 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
     })
 }
 
-/// Runs a script, waits until the service that reads all it works with has done so once more from the beginning, and returns how many
-/// pages of system.slice were read again since they had been taken from it.
+/// Runs a script and returns how many pages of system.slice were reclaimed and read again so far.
+///
+/// The function first waits until the probe service has read its whole working set once more from
+/// the beginning.
 fn refaults(node: &Node, script: &str) -> Result<u64> {
     let script = format!(
         "{script}seen=$(wc -l </run/probe-service)
@@ -328,7 +351,7 @@ fn refaults(node: &Node, script: &str) -> Result<u64> {
          awk '$1 == \"workingset_refault_file\" {{ print $2 }}' {}/system.slice/memory.stat",
         cgroup::ROOT
     );
-    // A machine with other things to do is slow to read it all while memory is short.
+    // A long time limit, because a busy host reads the working set slowly while memory is short.
     let output =
         node.try_run_within(Duration::from_secs(900), &script, Vec::new()).context("ballooning")?;
     ensure!(
@@ -340,7 +363,7 @@ fn refaults(node: &Node, script: &str) -> Result<u64> {
     output.stdout.trim().parse().with_context(|| format!("refaults: {:?}", output.stdout))
 }
 
-/// Reads lines of an exit status and milliseconds.
+/// Parses lines with an exit status and milliseconds.
 fn latency(lines: &str) -> Result<Latency> {
     let mut latency = Latency { count: 0, failures: 0, slowest: 0 };
     for line in lines.lines().filter(|line| !line.is_empty()) {

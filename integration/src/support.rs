@@ -1,7 +1,8 @@
-//! What passed on which node, and the table in SUPPORT.md that is made of it.
+//! Records the cases that passed on each node and makes the table in SUPPORT.md from these records.
 //!
-//! Each test program that runs on nodes leaves a file in the target directory, with a line for each case that passed. It starts anew with
-//! the program, so that the files together are what was run last.
+//! Each test program with node tests writes a file in the target directory, with a line for each
+//! passed case. Each run of the program replaces its file, so the files together are the last
+//! results.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
@@ -19,15 +20,15 @@ use serde::{Deserialize, Serialize};
 use crate::kubelet::Driver;
 use crate::node::Node;
 
-/// Where the table is, and between which lines.
+/// The document with the table. The table is between the lines `BEGIN` and `END`.
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../SUPPORT.md");
 const BEGIN: &str = "<!-- hack/support writes this -->\n\n";
 const END: &str = "\n<!-- to here -->\n";
 
-/// The directory of what has passed.
+/// The directory with the files of passed cases.
 const PASSED: &str = "passed-on-nodes";
 
-/// A node, in the words of its own programs.
+/// The properties of a node, as its own programs report them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Facts {
     runtime: String,
@@ -43,17 +44,19 @@ struct Facts {
 struct Passed {
     #[serde(flatten)]
     facts: Facts,
-    /// The version of a real kubelet.
+    /// The version of the real kubelet. `None` for the kubelet double.
     kubernetes: Option<String>,
     placement: String,
     case: String,
 }
 
-/// What is known of nodes, by runtime and driver: those of one kind are from the same image.
+/// The known properties of nodes by runtime and driver.
+///
+/// Nodes of one kind have the same image and therefore the same properties.
 static KNOWN: LazyLock<Mutex<HashMap<(String, Driver), Facts>>> = LazyLock::new(Mutex::default);
 static FILE: Mutex<Option<File>> = Mutex::new(None);
 
-/// Begins this program's file anew: what passed in earlier runs does not count from here on.
+/// Empties this program's file on the first call, so that results of earlier runs no longer count.
 pub fn begin() -> Result<()> {
     let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
     if file.is_none() {
@@ -65,7 +68,9 @@ pub fn begin() -> Result<()> {
     Ok(())
 }
 
-/// Notes that this thread's case passed on a node: with the plugin in this placement, and the kubelet's double or, by its version, a real one.
+/// Records that this thread's case passed on a node with the plugin in this placement.
+///
+/// `kubernetes` is the version of a real kubelet, or `None` for the kubelet double.
 pub fn passed(
     node: &Node,
     driver: Driver,
@@ -96,7 +101,8 @@ pub fn passed(
 }
 
 fn ask(node: &Node, driver: Driver) -> Result<Facts> {
-    // Each handler has its OCI runtime, and handlers are called as the drivers here.
+    // Each handler has its own OCI runtime. On the nodes a handler has the name of its cgroup
+    // driver.
     let script = format!(
         r#". /etc/os-release; echo "$PRETTY_NAME"; uname -r; systemctl --version | awk 'NR == 1 {{ print $2 }}'
            said=$(crictl version); echo "$said" | awk '/^Runtime(Name|Version):/ {{ print $2 }}'
@@ -119,14 +125,16 @@ fn ask(node: &Node, driver: Driver) -> Result<Facts> {
     })
 }
 
-/// A version without what a distribution or a build adds.
+/// Returns a version without the suffix of a distribution or a build.
 fn upstream(version: &str) -> &str {
     version.split(['~', '+']).next().unwrap_or(version)
 }
 
-/// Where the files of test programs are: beside the directory of a program's like, by this name.
+/// Returns the directory `name` for files of test programs and makes it if necessary.
+///
+/// It is beside the directory `deps` in the target directory of `program`.
 pub(crate) fn directory(program: &Path, name: &str) -> Result<PathBuf> {
-    // As target/debug/deps/plugin-0123456789abcdef or target/debug/support.
+    // `program` is, for example, target/debug/deps/plugin-0123456789abcdef or target/debug/support.
     let profile = program.ancestors().find(|path| path.join("deps").is_dir());
     let directory =
         profile.context("this program is not in a target directory of cargo")?.join(name);
@@ -134,10 +142,10 @@ pub(crate) fn directory(program: &Path, name: &str) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Writes what was run last into SUPPORT.md.
+/// Writes the results of the last runs into SUPPORT.md.
 pub fn write() -> Result<()> {
     let directory = directory(&env::current_exe().context("looking for this program")?, PASSED)?;
-    // One program may have been built, and run, more than once: the latest counts.
+    // Several builds of one program may have written files. Only the latest file counts.
     let mut latest = BTreeMap::new();
     for entry in
         fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))?
@@ -175,7 +183,7 @@ pub fn write() -> Result<()> {
         .context("writing SUPPORT.md")
 }
 
-/// What comes before the table and after it.
+/// Returns the parts of the document before and after the table.
 fn around(document: &str) -> Result<(&str, &str)> {
     let (before, rest) =
         document.split_once(BEGIN).context("SUPPORT.md has no beginning of the table")?;
@@ -194,7 +202,7 @@ const COLUMNS: [&str; 8] = [
     "cases passed",
 ];
 
-/// Cases, by how the plugin was placed.
+/// The cases by placement of the plugin.
 type Placements<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
 fn table(passed: &[Passed]) -> String {
@@ -283,7 +291,10 @@ mod tests {
         );
     }
 
-    /// Debian moves on, so exact versions are those of the day when it was written, and so is what had run.
+    /// Compares only runtimes with their minor versions and drivers.
+    ///
+    /// Debian changes, so the exact versions in the table are those of the day when it was written.
+    /// The cases in the table are those that had run by then.
     #[test]
     fn the_table_claims_no_runtime_and_driver_that_tests_do_not_run_on() {
         let document = fs::read_to_string(DOCUMENT).unwrap();

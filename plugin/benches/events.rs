@@ -1,7 +1,9 @@
-//! What the plugin costs a node, beside a plugin that does nothing, in one run: `cargo bench -p plimsoll`.
+//! Measures the cost of the plugin on a node, compared with a plugin that does nothing.
 //!
-//! Both are processes of their own and are driven over real sockets by the runtime's side of the protocol. Machines differ
-//! and are shared, so look at the ratios.
+//! `cargo bench -p plimsoll`
+//!
+//! Both plugins run as separate processes in the same run. The runtime's side of the protocol
+//! drives them over real sockets. Machines differ and are shared, so compare only the ratios.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +27,7 @@ const KNOWN: usize = 1000;
 const SAMPLES: usize = 3000;
 const MIB: i64 = 1 << 20;
 
-/// Subscribes to the events that are measured, and does nothing.
+/// A plugin that subscribes to the measured events and does nothing.
 struct Empty;
 
 impl Plugin for Empty {
@@ -38,7 +40,7 @@ impl Plugin for Empty {
     }
 }
 
-/// A directory that looks like a node, the socket of its runtime, and a plugin that is connected to it.
+/// A directory that looks like a node, the connection of its runtime, and the connected plugin.
 struct Bench {
     plugin: Child,
     connection: Connection,
@@ -54,7 +56,7 @@ impl Drop for Bench {
 
 impl Bench {
     async fn start(command: impl FnOnce(&Path) -> Command) -> Self {
-        // In memory, as cgroupfs and /run are.
+        // Use a file system in memory, because cgroupfs and /run are in memory too.
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         for path in ["sys/fs/cgroup", "proc", "var/lib/kubelet"] {
             fs::create_dir_all(directory.path().join(path)).unwrap();
@@ -100,7 +102,8 @@ impl Bench {
         .await
     }
 
-    /// Pods with one container each, known to the kubelet and with the values that they should have.
+    /// Creates pods with one container each. The kubelet's checkpoint lists all containers, and
+    /// their cgroups hold the desired values.
     async fn make(&self, count: usize) -> Vec<(PodSandbox, Container)> {
         let pods: Vec<_> = (0..count).map(pod).collect();
         self.write_checkpoint(&pods);
@@ -117,7 +120,8 @@ impl Bench {
         pods
     }
 
-    /// The container's cgroup and those above it, as they are without the plugin.
+    /// Creates the container's cgroup and its ancestor cgroups, with the values that they have
+    /// without the plugin.
     fn make_cgroup(&self, container: &Container) {
         let (root, cgroup) = (self.directory.path().join("sys/fs/cgroup"), self.cgroup(container));
         fs::create_dir_all(&cgroup).unwrap();
@@ -147,12 +151,12 @@ impl Bench {
         }
     }
 
-    /// What the plugin's process, with threads that have ended, has used of a processor.
+    /// Returns the CPU time that the plugin's process has used. Threads that have ended count too.
     #[allow(unsafe_code)]
     fn cpu(&self) -> Duration {
         let pid = i32::try_from(self.plugin.id()).unwrap();
         let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
-        // SAFETY: both write where they are told to, which is ours.
+        // SAFETY: both functions write only to the given pointers, which point to local variables.
         let results = unsafe {
             [
                 libc::clock_getcpuclockid(pid, &raw mut clock),
@@ -196,7 +200,7 @@ impl Bench {
         adjust.unwrap_or_default().linux.unwrap_or_default().resources.unwrap_or_default().unified
     }
 
-    /// One CreateContainer.
+    /// Measures one CreateContainer event.
     async fn time_create(&self, (pod, container): &(PodSandbox, Container)) -> Duration {
         let (pod, container) = (pod.clone(), container.clone());
         let start = Instant::now();
@@ -204,7 +208,7 @@ impl Bench {
         start.elapsed()
     }
 
-    /// One UpdateContainer.
+    /// Measures one UpdateContainer event.
     async fn time_update(&self, (pod, container): &(PodSandbox, Container)) -> Duration {
         let (pod, container) = (pod.clone(), container.clone());
         let resources = container.linux.resources.clone().unwrap();
@@ -248,7 +252,7 @@ fn pod(i: usize) -> (PodSandbox, Container) {
     (pod, container)
 }
 
-/// The same, asked of Plimsoll and of the plugin that does nothing.
+/// Durations of the same event with Plimsoll and with the plugin that does nothing.
 #[derive(Default)]
 struct Pair {
     ours: Vec<Duration>,
@@ -280,7 +284,8 @@ async fn synchronization(count: usize) -> Duration {
     start.elapsed()
 }
 
-/// What a container that comes and goes costs beside many others, until it is in, and out of, every cgroup above it.
+/// Measures the time to create and stop a container beside these numbers of other containers. The
+/// time includes the writes to every ancestor cgroup.
 async fn beside(counts: &[usize]) {
     let mut benches = Vec::new();
     for &count in counts {
@@ -292,7 +297,7 @@ async fn beside(counts: &[usize]) {
         benches.push((count, bench, Vec::new()));
     }
     for _ in 0..SAMPLES / 3 {
-        // In turns, so that whatever else the machine does meets all.
+        // Alternate between the nodes, so that other load on the machine affects all of them.
         for (count, bench, samples) in &mut benches {
             let (sandbox, container) = pod(*count);
             let (again, ended) = (sandbox.clone(), container.clone());
@@ -315,12 +320,13 @@ async fn beside(counts: &[usize]) {
     }
 }
 
-/// What `memory.events` says after so many kills.
+/// Returns the content of `memory.events` after this number of kills.
 fn killed(times: u64) -> String {
     format!("low 0\nhigh 0\nmax 0\noom {times:04}\noom_kill {times:04}\noom_group_kill 0\n")
 }
 
-/// From the kernel's count of a kill until the pod's limit is raised, one after the other.
+/// Measures the time from the kernel's count of a kill until the plugin raises the pod's limit. The
+/// pods follow one after the other.
 async fn rescues(count: usize) {
     let bench = Bench::plimsoll().await;
     let pods = bench.make(count).await;
@@ -328,11 +334,11 @@ async fn rescues(count: usize) {
     fs::write(bench.directory.path().join("config"), config).unwrap();
     let (sandboxes, containers): (Vec<_>, Vec<_>) = pods.iter().cloned().unzip();
     bench.connection.synchronize(sandboxes, containers).await.unwrap();
-    // What is counted is written down when all are watched.
+    // The plugin writes this file after its first synchronization.
     while !bench.directory.path().join("run/plimsoll/kills").exists() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // And the configuration is taken over when the directory has been quiet for a while.
+    // The plugin applies the configuration once the directory has not changed for a short time.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut samples = Vec::new();
     for (_, container) in &pods {
@@ -360,7 +366,7 @@ async fn rescues(count: usize) {
     );
 }
 
-/// How long somebody waits for `plimsoll status`, from the call to the end of the table.
+/// Measures the time of `plimsoll status` from the call to the end of the table.
 async fn status(count: usize) {
     let bench = Bench::plimsoll().await;
     bench.make(count).await;
@@ -380,14 +386,15 @@ async fn status(count: usize) {
     println!("plimsoll status of {count} containers: p50 {p50:.1} ms, p90 {p90:.1} ms");
 }
 
-/// What the plugin uses of a processor while nothing happens, and for looking at everything.
+/// Measures the CPU usage of the plugin while nothing happens, and the CPU time for one check of
+/// everything.
 async fn at_rest(count: usize) {
     let bench = Bench::plimsoll().await;
     let pods = bench.make(count).await;
     let (sandboxes, containers): (Vec<_>, Vec<_>) = pods.into_iter().unzip();
     let before = bench.cpu();
     bench.connection.synchronize(sandboxes, containers).await.unwrap();
-    // Looking at all is done when it no longer uses anything.
+    // The check of everything is over when the plugin uses no more CPU time.
     let mut now = bench.cpu();
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -410,8 +417,9 @@ async fn at_rest(count: usize) {
     );
 }
 
-/// Until every one of this many containers was looked at after a synchronisation, and what is then resident: in kB, all of
-/// it and what is not of the program's file.
+/// Returns the time from a synchronization until the plugin has checked every one of `count`
+/// containers. Also returns the resident memory afterwards, in kB: all of it, and the anonymous
+/// part.
 async fn looked_at(count: usize) -> (Duration, u64, u64) {
     let mut read = None;
     let mut bench = Bench::start(|directory| {
@@ -444,7 +452,8 @@ async fn looked_at(count: usize) -> (Duration, u64, u64) {
         looked_at.recv().await.unwrap();
     }
     let took = start.elapsed();
-    // Its answer comes after what is done once all were looked at.
+    // This round trip gives the plugin time for the work that follows the checks. The reply may
+    // come before that work is done, because the reconcile task yields between two pods.
     bench.connection.synchronize(Vec::new(), Vec::new()).await.unwrap();
     let status = fs::read_to_string(format!("/proc/{}/status", bench.plugin.id())).unwrap();
     for line in status.lines() {
@@ -477,7 +486,7 @@ async fn main() {
     let (empty, ours) = (Bench::empty().await, Bench::plimsoll().await);
     let known = ours.make(KNOWN).await;
     empty.make(KNOWN).await;
-    // In turns, so that whatever else the machine does meets both.
+    // Alternate between the plugins, so that other load on the machine affects both.
     let (mut create, mut update, mut rewritten) =
         (Pair::default(), Pair::default(), Pair::default());
     for pod in known.iter().cycle().take(SAMPLES) {
@@ -486,7 +495,8 @@ async fn main() {
         update.ours.push(ours.time_update(pod).await);
         update.empty.push(empty.time_update(pod).await);
     }
-    // As a kubelet does before every create: the file of all containers is read anew.
+    // A kubelet rewrites the checkpoint before it creates a container. The plugin then reads the
+    // whole file again.
     for pod in known.iter().take(SAMPLES / 10) {
         ours.write_checkpoint(&known);
         rewritten.ours.push(ours.time_create(pod).await);

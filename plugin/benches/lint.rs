@@ -1,8 +1,8 @@
-//! What it takes to check 10,000 documents.
+//! Measures how long `plimsoll lint` takes to check 10,000 documents.
 //!
 //! `cargo bench -p plimsoll --bench lint`
 
-// Clippy spares only test functions.
+// The setting in clippy.toml allows `unwrap` only in test functions.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 const DOCUMENTS: usize = 10_000;
 
-/// How often each is done; the least of them counts, as on a machine that does other things, too.
+/// Number of runs of each case. The shortest run counts, because other load on the machine only
+/// lengthens a run.
 const TIMES: usize = 5;
 
-/// A Deployment of usual length: two containers, with what manifests have besides resources.
+/// Returns a Deployment of usual length, with two containers and the usual fields besides
+/// resources.
 fn document(i: usize) -> String {
     let (request, limit) = (64 << (i % 4), 512 << (i % 3));
     format!(
@@ -82,7 +84,8 @@ spec:
     )
 }
 
-/// How long the program takes for a directory with the documents in so many files.
+/// Returns the shortest time of `plimsoll lint` for a directory that holds all documents in `files`
+/// files.
 fn lint(files: usize, format: &str) -> Duration {
     let directory = tempfile::tempdir().unwrap();
     for file in 0..files {
@@ -94,7 +97,7 @@ fn lint(files: usize, format: &str) -> Duration {
         let start = Instant::now();
         let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
         command.arg("lint").arg(directory.path()).args(["--format", format]).stdout(Stdio::null());
-        // It finds warnings, which are no failure.
+        // The documents cause warnings, which do not count as failures.
         assert!(command.status().unwrap().code() == Some(0));
         start.elapsed()
     };

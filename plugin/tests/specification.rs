@@ -1,4 +1,4 @@
-//! What is written in the repository's documents, against the repository.
+//! Tests of the statements in the repository's documents against the repository.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,14 +13,14 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// What is looked at in a document.
+/// The parts of a document that the tests check.
 #[derive(Default)]
 struct Document {
-    /// By the names that links have for them.
+    /// Headings, in the form that links use.
     headings: BTreeSet<String>,
-    /// Text and destination.
+    /// Text and destination of each link.
     links: Vec<(String, String)>,
-    /// The first words in bold of each item of a list, and the item's links.
+    /// The first bold words of each list item, and the links of the item.
     items: Vec<(String, Vec<(String, String)>)>,
 }
 
@@ -28,7 +28,7 @@ impl Document {
     fn read(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap();
         let mut document = Self::default();
-        // Text and destination of what is open, and the words of the headline or in bold.
+        // Text and destination of the open link, and the words of the latest heading or bold text.
         let (mut link, mut words, mut is_in_item) = (None, String::new(), false);
         for event in Parser::new_ext(&text, Options::ENABLE_TABLES) {
             match event {
@@ -69,7 +69,7 @@ impl Document {
     }
 }
 
-/// The name of a heading in links, as GitHub makes it.
+/// Returns the name of a heading in links, in the form of GitHub.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
     kept.flat_map(char::to_lowercase)
@@ -77,7 +77,8 @@ fn anchor(heading: &str) -> String {
         .collect()
 }
 
-/// The names of the tests in a Rust file: those with the attribute, and those that are declared for nodes.
+/// Returns the names of the tests in a Rust file: functions with a test attribute, and names in
+/// `node_tests!`.
 fn tests(source: &str) -> BTreeSet<&str> {
     let mut names = BTreeSet::new();
     let (mut is_test, mut of_nodes) = (false, false);

@@ -1,6 +1,7 @@
-//! The smallest useful plugin: prints every event.
+//! A minimal plugin that prints the synchronization and the main events of pods and containers.
 //!
-//! Run it beside the runtime with `cargo run --example logger`, or install it as /opt/nri/plugins/10-logger.
+//! Start it beside the runtime with `cargo run --example logger`, or install it as
+//! /opt/nri/plugins/10-logger.
 
 use nri::api::{Container, ContainerUpdate, LinuxResources, PodSandbox};
 use nri::{Creation, EventMask, Identity, Launched, Plugin, Refusal, Stub};

@@ -1,6 +1,6 @@
-//! The checked-in code under `src/generated` is what `nri.proto` generates.
+//! Checks that the code in `src/generated` is the code that `nri.proto` generates.
 //!
-//! After a change to `nri.proto` run `NRI_REGENERATE=1 cargo test -p nri --test generated`.
+//! After a change to `nri.proto`, run `NRI_REGENERATE=1 cargo test -p nri --test generated`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,8 +10,8 @@ use protobuf_codegen::{Customize, CustomizeCallback};
 
 const PACKAGE: &str = "nri.pkg.api.v1alpha1";
 
-/// The comments of `nri.proto` by full name of what they stand above. The generator's own parser drops comments, so
-/// without this the public messages would have no documentation.
+/// The comments of `nri.proto`, by the full name of the item below each comment. The generator's
+/// own parser drops comments. Without this type the public messages would have no documentation.
 struct Comments(HashMap<String, String>);
 
 impl Comments {
@@ -61,7 +61,7 @@ impl CustomizeCallback for Comments {
 
     fn field(&self, field: &FieldDescriptor) -> Customize {
         let message = field.containing_message();
-        // Entries of maps are synthetic messages, which are not generated.
+        // Each map entry is a synthetic message, for which no code is generated.
         if message.proto().options.map_entry() {
             return Customize::default();
         }
@@ -87,7 +87,8 @@ fn regenerating_from_nri_proto_gives_the_code_that_is_checked_in() {
         .rust_protobuf_customize(
             Customize::default()
                 .gen_mod_rs(false)
-                // Without reflection: half the code, and nothing here needs descriptors at run time.
+                // Omit reflection: it doubles the code, and nothing here needs descriptors at run
+                // time.
                 .lite_runtime(true),
         )
         .rust_protobuf_customize_callback(Comments::parse(&proto))

@@ -1,4 +1,4 @@
-//! The stub against the runtime's side of the protocol, over real sockets.
+//! Tests of the stub with the runtime's side of the protocol, over real sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,8 @@ const EVERYTHING: EventMask = EventMask::from_bits(0x3fff);
 const V0_6: NriVersion = NriVersion(0, 6, 1);
 const V0_12: NriVersion = NriVersion(0, 12, 0);
 
-/// Tells what it is called for. Containers with certain names get certain answers.
+/// A plugin that reports each call to the test. Pods and containers with certain names get certain
+/// answers.
 struct Recorder {
     calls: mpsc::UnboundedSender<String>,
     events: EventMask,
@@ -205,7 +206,7 @@ fn named(name: &str) -> Container {
     Container { name: name.into(), ..container("c") }
 }
 
-/// A directory with a socket at which a runtime listens, and plugins that connect there.
+/// A directory with the socket of a runtime, to which plugins connect.
 struct Node {
     directory: tempfile::TempDir,
     listener: UnixListener,
@@ -383,7 +384,7 @@ async fn a_synchronization_in_parts_arrives_whole() {
         .collect();
     let updates = runtime.synchronize(pods, containers).await.expect("10 MB in parts");
     assert_eq!(plugin.next().await, "synchronize 1000 5000");
-    // Else one that fails would make the runtime forget the plugin.
+    // Without `ignore_failure`, a failed update would make the runtime forget the plugin.
     assert_eq!(updates, [ContainerUpdate { ignore_failure: true, ..update("c0") }]);
 }
 
@@ -463,9 +464,9 @@ async fn a_runtime_that_comes_later_is_found() {
 async fn a_runtime_that_never_answers_is_left_and_tried_again() {
     let node = Node::new();
     let _plugin = node.start();
-    // Accepts, and says nothing to the registration.
+    // This runtime accepts the connection, but does not answer the registration.
     let mut mute = node.trunk().await;
-    // Registers the plugin, but never synchronizes it.
+    // This runtime registers the plugin, but never synchronizes it.
     let (forgetful, _updates) = node.accept(Options::default()).await;
     let mut rest = Vec::new();
     tokio::io::AsyncReadExt::read_to_end(&mut mute, &mut rest).await.expect("the plugin closed it");
@@ -492,7 +493,8 @@ async fn garbage_from_the_runtime_ends_the_connection_and_the_next_one_works() {
 
 #[tokio::test]
 async fn a_plugin_that_the_runtime_forgot_registers_again() {
-    // Before NRI 0.12 a failed synchronization leaves the connection open, without a single event to come.
+    // Before NRI 0.12, the connection stays open after a failed synchronization, but the runtime
+    // sends no more events.
     let node = Node::new();
     let _plugin = node.start();
     let (runtime, _updates) = node.accept(Options::default()).await;
@@ -545,7 +547,7 @@ async fn two_instances_are_never_registered_at_once() {
     let first = node.start();
     let (connection, _updates) = node.accept(Options::default()).await;
     connection.synchronize(vec![], vec![]).await.expect("a reply");
-    // By another index, it would set the same values all the same.
+    // An instance with another index would still set the same values.
     let second = node.start_as("20", EVERYTHING, false);
     tokio::select! {
         biased;

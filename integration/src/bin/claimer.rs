@@ -1,4 +1,4 @@
-//! A second plugin for the tests: it claims one unified key of every container that is created.
+//! A second NRI plugin for the tests. It sets one unified cgroup value of every new container.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
-//! The main job, seen on a real node, without and with the plugin: pods of each class, and what the kernel holds for them; then
-//! what users of resizing in place have met.
+//! A demonstration of the plugin's main job on a real node, without and with the plugin.
+//!
+//! The demo runs pods of each QoS class and shows the memory values that the kernel holds for them.
+//! Then it shows the outcomes of in-place resizes that caused problems for users.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -20,11 +22,11 @@ use integration::placement::{self, Mode};
 use integration::runtime::Runtime;
 use integration::stories;
 
-/// The plugin's configuration in the demo, spelled out: these are its defaults.
+/// The plugin's configuration in the demo. All values are the defaults.
 const CONFIG: &str = "memoryThrottlingFactor: 0.9\nmemoryReservationPolicy: HardReservation\nnodeAllocatable: auto\n";
 const FACTOR: f64 = 0.9;
 const PAGE: u64 = 4096;
-/// How far memory.min stays below the limit.
+/// The distance in bytes that memory.min keeps below the limit.
 const HEADROOM: u64 = 2 * MIB;
 
 /// Boots a throwaway node, runs pods of each class on it, and shows the memory values that the kernel holds for them:
@@ -37,7 +39,7 @@ struct Arguments {
     keep: bool,
 }
 
-/// Where the kubelet double leaves a container's request to be found.
+/// The source from which the plugin can read a container's memory request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Checkpoint,
@@ -47,7 +49,7 @@ enum Source {
 }
 
 impl Source {
-    /// What the plugin calls it in its log.
+    /// Returns the plugin's name for the source in its log.
     fn label(self) -> &'static str {
         match self {
             Source::Checkpoint => "checkpoint-actuated",
@@ -63,7 +65,9 @@ struct Case {
     source: Source,
 }
 
-/// A request in the CRI's unified map is not among the sources: containerd 2.1 does not show it to plugins.
+/// Returns the pods of the demo and the source of each memory request.
+///
+/// No request is in the CRI unified map, because containerd 2.1 does not show that map to plugins.
 fn cases() -> Vec<Case> {
     let app = || ContainerSpec::new("app");
     let case = |pod, source| Case { pod, source };
@@ -97,7 +101,7 @@ fn cases() -> Vec<Case> {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let started = Instant::now();
-    // Two nodes at once, and what is shown of them one after the other.
+    // Both nodes run at the same time, but their results are printed one after the other.
     let (node, wrong) = thread::scope(|scope| {
         let with = scope.spawn(|| with_plugin(arguments.keep));
         println!("{}", without_plugin()?);
@@ -138,7 +142,9 @@ fn without_plugin() -> Result<String> {
     ))
 }
 
-/// The node, what is to be shown of it, and how much of that is wrong.
+/// Runs the demo with the plugin.
+///
+/// Returns the node, the text to print and the number of wrong values.
 fn with_plugin(keep: bool) -> Result<(Node, String, usize)> {
     let node = thread::scope(|scope| {
         let building = scope.spawn(|| {
@@ -174,7 +180,10 @@ fn indent(text: &str) -> String {
     text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
-/// Runs all pods, reads the kernel's values and compares them with what `expected` says, if it says anything.
+/// Runs all pods, reads the kernel's values and compares them with the values of `expected`.
+///
+/// Nothing is compared if `expected` returns `None`. Returns the table and the number of wrong
+/// values.
 fn run(
     node: &Node,
     kubelet: &mut Kubelet<'_>,
@@ -190,7 +199,8 @@ fn run(
     }
     kubelet.checkpoints = true;
     if pods.iter().any(|(case, _)| expected(kubelet, case).is_some()) {
-        // The plugin writes the sums right after the containers. The table shows it if they never come.
+        // The plugin writes the sums right after the values of the containers. A timeout is ignored
+        // here, because the table then shows the wrong sums.
         let sums = sums(kubelet, &pods).map(|(name, sum)| Expected::new(name, "memory.min", sum));
         let _ = cgroup::settle(node, "", &sums, Duration::ZERO, Duration::from_secs(10));
     }
@@ -244,7 +254,7 @@ fn run(
             cell(value.max, want.map(|want| want.max)),
         ]);
     }
-    // Without the cgroups above nothing of it protects.
+    // memory.min of a container protects nothing unless the ancestor cgroups have memory.min too.
     for (name, want) in sums(kubelet, &pods) {
         let value = cgroup::memory(node, &[&name])?[0];
         let unchecked = pods.first().is_some_and(|(case, _)| expected(kubelet, case).is_none());
@@ -275,7 +285,7 @@ fn run(
     Ok((table, wrong))
 }
 
-/// The cgroups of all pods and of the burstable ones, and what their memory.min has to be.
+/// Returns the cgroups of all pods and of the burstable pods, with their expected memory.min.
 fn sums(kubelet: &Kubelet<'_>, pods: &[(Case, Pod)]) -> [(String, u64); 2] {
     let levels = [
         (kubelet.top_cgroup().to_owned(), None),
@@ -289,9 +299,9 @@ fn sums(kubelet: &Kubelet<'_>, pods: &[(Case, Pod)]) -> [(String, u64); 2] {
     })
 }
 
-/// What becomes of containers that are resized, a few lines each, and with the plugin how much of that is not as it promises.
+/// Resizes containers in place. Returns a text about the outcomes and the number of wrong ones.
 ///
-/// Pods stay to the end: the node goes with them.
+/// Without the plugin no outcome counts as wrong. The pods are not removed: they end with the node.
 fn resizes(node: &Node, kubelet: &mut Kubelet<'_>, has_plugin: bool) -> Result<(String, usize)> {
     let (mut told, mut wrong) = (String::new(), 0);
     let mut tell = |what: &str, became: &str, is_right: bool| {
@@ -345,7 +355,7 @@ fn resizes(node: &Node, kubelet: &mut Kubelet<'_>, has_plugin: bool) -> Result<(
 
     let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
     let app = if has_plugin {
-        // The factor puts memory.high to the same place.
+        // This factor results in the same memory.high, `stories::LINE`.
         let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
         placement::configure(
             node,
@@ -416,7 +426,9 @@ fn resizes(node: &Node, kubelet: &mut Kubelet<'_>, has_plugin: bool) -> Result<(
     Ok((told, wrong))
 }
 
-/// Where the plugin says that it found the request of the pod's container: `... request=64Mi (checkpoint-actuated) ...`.
+/// Returns the source of the container's request by the plugin's log.
+///
+/// The log line contains, for example, `request=64Mi (checkpoint-actuated)`.
 fn source_in_log<'l>(log: &'l str, pod: &str) -> Option<&'l str> {
     let of_pod = format!("/{pod}\"");
     let line = log.lines().rfind(|line| line.contains("create ") && line.contains(&of_pod))?;
@@ -428,11 +440,14 @@ fn show(bytes: u64) -> String {
     if bytes == MAX { "max".to_owned() } else { bytes.to_string() }
 }
 
-/// What is known of the request, worked out here and not by the plugin's code.
+/// Returns the request in bytes that the plugin can know.
+///
+/// The demo computes the request without the plugin's code.
 fn request(kubelet: &Kubelet<'_>, case: &Case) -> u64 {
     let container = &case.pod.containers[0];
     match case.source {
-        // Known to a thousandth of the node's memory; the lower end is what may be reserved.
+        // oom_score_adj gives the request to a thousandth of the node's memory. The plugin may
+        // reserve only the lowest request that fits.
         Source::OomScoreAdj => {
             let thousandths = 1000 - kubelet.oom_score_adj(Qos::Burstable, container);
             (thousandths.unsigned_abs() * kubelet.capacity()).div_ceil(1000)
@@ -441,7 +456,9 @@ fn request(kubelet: &Kubelet<'_>, case: &Case) -> u64 {
     }
 }
 
-/// What Kubernetes' formula gives, less the headroom below the limit.
+/// Returns the memory values by the formula of Kubernetes.
+///
+/// memory.min is at most the limit minus the headroom.
 fn expected(kubelet: &Kubelet<'_>, case: &Case) -> Memory {
     let container = &case.pod.containers[0];
     let request = request(kubelet, case);

@@ -1,4 +1,6 @@
-//! Makes what the tests on nodes need and what takes long on a new machine: `hack/check` starts it while the compiler is at work.
+//! Prepares everything for the node tests that takes long on a new machine.
+//!
+//! `hack/check` starts this program while the compiler works.
 
 use integration::cache::progress;
 use integration::node::Node;
@@ -6,8 +8,8 @@ use integration::runtime::Runtime;
 use integration::{apiserver, peers, placement};
 
 fn main() -> anyhow::Result<()> {
-    // One after the other: each of them uses all processors while it is built. First what most of the tests need: they need not wait for
-    // the rest.
+    // Prepare one part after the other, because each build uses all processors. The parts that most
+    // tests need come first, so that these tests need not wait for the rest.
     let node = |runtime| {
         Node::prepare(runtime)?;
         progress(&format!("the {runtime} node can be started"));

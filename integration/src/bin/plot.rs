@@ -1,5 +1,8 @@
-//! Memory over time against its lines, drawn from what happens on a real node: a cut that is refused, and a container that is rescued
-//! from a loop of kills. A story that does not go as it is told here is an error, and then no picture is written.
+//! Draws the memory usage and limits of containers over time, recorded on a real node.
+//!
+//! One picture shows a limit decrease that the plugin refuses. The other picture shows a container
+//! that the plugin rescues from repeated OOM kills. If the events differ from the expected ones,
+//! the program fails and writes no picture.
 
 use std::fs;
 use std::path::Path;
@@ -17,13 +20,15 @@ use integration::stories;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Rescues after every second kill, and by no more than such a small container needs.
+/// The plugin's configuration: a limit increase after every second OOM kill.
+///
+/// The increase is 30 MiB instead of the default, because the container is small.
 const RESCUE: &str = "oomRescue: {kills: 2, factor: 1.2, minimum: 30Mi, ceiling: 200Mi}\n";
-/// The limits of the container in the loop, in MiB: what it starts with and is raised to.
+/// The limits in MiB of the container in the OOM loop: the first one and the raised ones.
 const LOOP_LIMITS: [u64; 3] = [60, 90, 120];
-/// What that container needs, in MiB.
+/// The memory in MiB that this container needs.
 const LOOP_NEEDS: u64 = 104;
-/// What is allocated at a time, in MiB.
+/// The size of one allocation in MiB.
 const STEP: u64 = 4;
 
 fn main() -> Result<()> {
@@ -55,22 +60,22 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A chart: what was recorded, and what is to be said about it.
+/// A chart: the recorded samples and the notes on them.
 struct Panel {
     title: &'static str,
-    /// The axis ends there, in MiB.
+    /// The upper end of the memory axis in MiB.
     top: u64,
     samples: Vec<Sample>,
     notes: Vec<Note>,
 }
 
-/// Text beside a moment.
+/// A text beside a moment on the time axis.
 struct Note {
-    /// In microseconds by the node's clock.
+    /// The moment in microseconds by the node's clock.
     at: u64,
-    /// Where its first line is, in MiB.
+    /// The height of the first line of text on the memory axis, in MiB.
     level: u64,
-    /// Whether the text ends at the moment, and does not begin there.
+    /// Whether the text ends at the moment instead of beginning there.
     before: bool,
     text: String,
 }
@@ -85,7 +90,9 @@ impl Note {
     }
 }
 
-/// Lets the container allocate step by step, and tells whether it got all of it.
+/// Makes the container allocate `mib` MiB step by step.
+///
+/// Returns whether all allocations succeeded.
 fn grow(node: &Node, pod: &Pod, mib: u64) -> Result<bool> {
     const GONE: i32 = 3;
     let output = node.try_run(&format!(
@@ -101,7 +108,7 @@ fn grow(node: &Node, pod: &Pod, mib: u64) -> Result<bool> {
     }
 }
 
-/// Goes on with nothing to happen, for the picture's sake.
+/// Waits, so that the picture shows a time without events.
 fn wait(node: &Node, seconds: f64) -> Result<()> {
     node.run(&format!("sleep {seconds}")).map(|_| ())
 }
@@ -113,7 +120,8 @@ fn cut_that_kills(node: &Node) -> Result<Panel> {
     ensure!(grow(node, &pod, stories::NEEDS / MIB)?, "the container was killed before the cut");
     wait(node, 1.0)?;
     let asked = recorder.now()?;
-    // What the runtime says is a matter of chance: that it did so, or what it stumbles over since the container is gone.
+    // Ignore the runtime's answer, because it depends on timing. The runtime reports success or an
+    // error about the missing container.
     let _ = stories::cut(&mut kubelet, &mut pod);
     wait(node, 6.0)?;
     let samples = recorder.stop()?;
@@ -165,7 +173,7 @@ fn cut_that_is_refused(node: &Node) -> Result<Panel> {
     let set =
         samples.iter().find(|sample| sample.container.is_some_and(|level| level.max == 100 * MIB));
     let set = set.context("no sample has the limit that was set")?.at;
-    // The rest of it is what to do.
+    // The text after the semicolon is advice to the user and not part of the reason.
     let reason = refused.split(';').next().unwrap_or_default();
     let notes = vec![
         Note::after(
@@ -219,7 +227,7 @@ fn rescued_loop(node: &Node) -> Result<Panel> {
     })
 }
 
-/// Breaks text into lines of at most so many characters, where words allow it.
+/// Breaks text between words into lines of at most `width` bytes. Longer words stay whole.
 fn wrap(text: &str, width: usize) -> String {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
@@ -236,15 +244,17 @@ fn wrap(text: &str, width: usize) -> String {
     lines.join("\n")
 }
 
-/// A line through values that stay until the next one; a value that is missing interrupts it.
+/// Returns step lines through values that each last until the next value.
+///
+/// A missing value ends a line.
 fn steps(values: impl Iterator<Item = (f64, Option<f64>)>) -> Vec<Vec<(f64, f64)>> {
     let mut lines: Vec<Vec<(f64, f64)>> = Vec::new();
     let mut open = false;
     for (at, value) in values {
-        // The last one stays until now, also where it ends.
+        // The last value lasts until this moment, even if the line ends here.
         if open && let Some(line) = lines.last_mut() {
             let &(_, last) = line.last().expect("a line begins with a point");
-            // A point that only prolongs the same value moves.
+            // If the last two points have the same value, move the last point and add none.
             if line.len() > 1 && line[line.len() - 2].1 == last {
                 line.pop();
             }
@@ -271,7 +281,7 @@ const HIGH: RGBColor = RGBColor(225, 120, 0);
 const LIMIT: RGBColor = RGBColor(190, 20, 35);
 const INK: RGBColor = RGBColor(40, 40, 40);
 
-/// Draws charts below each other, as SVG.
+/// Draws the charts below each other and returns the picture as SVG.
 fn draw(panels: &[Panel]) -> Result<String> {
     let mut svg = String::new();
     {
@@ -424,7 +434,7 @@ mod tests {
         for text in ["loop", "killed", "again", "MiB", "seconds"] {
             assert!(with.contains(text), "{text}");
         }
-        // That of the legend is there in any case.
+        // The legend always has one line of this colour.
         let high = |svg: &str| svg.matches("stroke=\"#E17800\"").count();
         assert_eq!((high(&with), high(&without)), (2, 1));
     }

@@ -1,4 +1,6 @@
-//! Writes SUPPORT.md anew from what the tests on nodes have left in the target directory: `hack/support`.
+//! Rewrites the table in SUPPORT.md from the results of the node tests in the target directory.
+//!
+//! `hack/support` runs this program.
 
 fn main() -> anyhow::Result<()> {
     integration::support::write()

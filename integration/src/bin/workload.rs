@@ -1,16 +1,28 @@
-//! The program inside the containers of the tests, and the client that tells it what to do.
+//! The program inside the test containers, and the client that sends commands to it.
 //!
-//! - `workload pause`: does nothing, for ever (the sandbox).
-//! - `workload serve DIR`: takes commands on the socket `DIR/socket`, one a line, and answers each with one line.
-//! - `workload keep BYTES`: takes so much memory at once, and keeps it for ever.
-//! - `workload call DIR COMMAND...`: sends one command from outside and prints the answer; exit 0 if it starts with `ok`.
+//! - `workload pause`: does nothing forever (the sandbox).
+//! - `workload serve DIR`: reads commands from the socket `DIR/socket`, one per line, and answers
+//!   each command with one line.
+//! - `workload keep BYTES`: allocates this amount of memory at once and keeps it forever.
+//! - `workload hold BYTES`: allocates this amount of memory and exits; the command `child` uses it.
+//! - `workload call DIR COMMAND...`: sends one command from outside and prints the answer. The exit
+//!   status is 0 if the answer starts with `ok`.
 //!
-//! Commands: `ping`, `alloc BYTES` (anonymous memory, touched), `touch` (all of it again), `free` (all of it),
-//! `read PATH` (into page cache), `write PATH BYTES` (dirty page cache), `child BYTES` (a child that allocates; the
-//! answer says how it ended), `grow BYTES MILLISECONDS` (the same as `alloc`, but from now on, so long for each MiB, until
-//! `free`), `exit CODE`.
+//! These are the commands:
 //!
-//! It is linked statically and uses the standard library only: the image is this one file.
+//! - `ping`: only answers.
+//! - `alloc BYTES`: allocates anonymous memory and touches it.
+//! - `touch`: touches all memory of `alloc` again.
+//! - `free`: frees all memory.
+//! - `read PATH`: reads a file into page cache.
+//! - `write PATH BYTES`: writes a file, which makes dirty page cache.
+//! - `child BYTES`: runs a child process that allocates. The answer says how the child ended.
+//! - `grow BYTES MILLISECONDS`: allocates in the background until `free`, with this pause after
+//!   each MiB.
+//! - `exit CODE`: exits with this status.
+//!
+//! The program is linked statically and uses only the standard library, because the container image
+//! has no other file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -24,7 +36,7 @@ use std::{env, thread};
 const PAGE: usize = 4096;
 const CHUNK: usize = 1 << 20;
 
-/// Whether what was told to grow goes on.
+/// Whether the threads of `grow` keep their memory and continue to allocate.
 static GROWING: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
@@ -62,7 +74,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Memory that stays touched until it is freed.
+/// Touched memory that stays allocated until it is freed.
 #[derive(Default)]
 struct Held(Vec<Vec<u8>>);
 
@@ -83,24 +95,25 @@ fn touch(block: &mut [u8]) {
     for byte in block.iter_mut().step_by(PAGE) {
         *byte = byte.wrapping_add(1);
     }
-    // Keeps the writes: nothing reads the block otherwise.
+    // Without this call the compiler could remove the writes, because nothing reads the block.
     std::hint::black_box(block);
 }
 
 fn serve(dir: &Path) -> io::Result<()> {
     let socket = dir.join("socket");
     if socket.exists() {
-        fs::remove_file(&socket)?; // of the container's previous life
+        fs::remove_file(&socket)?; // from the previous run of the container
     }
-    // It has its name once it listens: between both who connects is refused.
+    // The socket gets its name only after it listens. The kernel would refuse a client that
+    // connects between bind and listen.
     let unnamed = dir.join("socket.new");
     if unnamed.exists() {
         fs::remove_file(&unnamed)?;
     }
     let listener = UnixListener::bind(&unnamed)?;
     fs::rename(&unnamed, &socket)?;
-    // Opening a FIFO for writing waits for a reader, and the other way round: a client that came before the socket
-    // existed waits there, without polling. See `call`.
+    // Opening a FIFO blocks until another process opens the other end. A client that finds no
+    // socket opens the FIFO, so it waits for the server without polling. See `call`.
     let started = dir.join("started");
     if started.exists() {
         thread::spawn(move || while OpenOptions::new().write(true).open(&started).is_ok() {});
@@ -113,7 +126,7 @@ fn serve(dir: &Path) -> io::Result<()> {
             let answer = line.and_then(|line| obey(&mut held, &line));
             let answer = answer.unwrap_or_else(|error| format!("error {error}"));
             if writeln!(answers, "{answer}").is_err() {
-                break; // the client is gone; the next one may come
+                break; // the client has disconnected: accept the next client
             }
         }
     }
@@ -187,7 +200,7 @@ fn call(dir: &Path, command: &str) -> io::Result<bool> {
     let socket = dir.join("socket");
     let stream = match UnixStream::connect(&socket) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            drop(File::open(dir.join("started"))?); // waits for the server
+            drop(File::open(dir.join("started"))?); // blocks until the server listens
             UnixStream::connect(&socket)?
         }
         other => other?,
@@ -195,7 +208,7 @@ fn call(dir: &Path, command: &str) -> io::Result<bool> {
     writeln!(&stream, "{command}")?;
     let mut answer = String::new();
     if BufReader::new(&stream).read_line(&mut answer)? == 0 {
-        answer = "gone\n".into(); // ended while it worked: killed, or told to exit
+        answer = "gone\n".into(); // the server was killed or exited during the command
     }
     print!("{answer}");
     Ok(answer.starts_with("ok"))

@@ -1,6 +1,7 @@
-//! With the plugin connected: real plugins of containerd/nri go on beside it, and CRI-O's own tests of NRI pass.
+//! Tests with other NRI programs while the plugin is connected. Real plugins of containerd/nri work
+//! beside the plugin, and CRI-O's own NRI tests pass.
 //!
-//! What the plugins and the tests are, and where they come from, is in `integration/src/peers.rs`.
+//! `integration/src/peers.rs` describes these plugins and tests and names their sources.
 
 #[cfg(feature = "every-combination")]
 use std::time::Duration;
@@ -15,7 +16,7 @@ use integration::peers::NRI_TEST_IMAGE;
 use integration::peers::{self, DIRECTORY};
 use integration::placement::{self, EXTERNAL_BINARY};
 
-/// How far memory.min stays below the limit.
+/// Distance between memory.min and the limit, in bytes: the default of `memoryMinHeadroom`.
 const HEADROOM: u64 = 2 * MIB;
 
 macro_rules! conformance {
@@ -32,7 +33,8 @@ macro_rules! conformance {
                 on_node(Runtime::$runtime, Driver::$driver, &plugin, super::plugins_of_others);
             }
 
-            /// They wait ten seconds for a pod, and no more, which a busy machine may take.
+            /// CRI-O's tests wait at most ten seconds for a pod. A busy machine may need longer, so
+            /// this test runs only with the feature `every-combination`.
             #[cfg(feature = "every-combination")]
             #[test]
             fn the_tests_of_nri_that_cri_o_has_pass() {
@@ -43,12 +45,17 @@ macro_rules! conformance {
     };
 }
 
-// The tests take two minutes more on containerd, which they were not made for.
+// CRI-O's tests take two minutes longer on containerd, for which they were not written.
 #[cfg(feature = "every-combination")]
 conformance!(containerd_2_4, Containerd24, Systemd);
 conformance!(crio_1_36, Crio136, Systemd);
 
-/// The plugin's process, and how often it was connected to the runtime and synchronized. It still is.
+/// Returns how often the plugin's process has connected to the runtime and synchronized, and the
+/// invocation ID of the plugin's service.
+///
+/// # Errors
+///
+/// When the plugin is not connected now.
 fn connections(node: &Node) -> Result<String> {
     let script = format!(
         "{EXTERNAL_BINARY} status --ready >/dev/null
@@ -64,7 +71,8 @@ fn connections(node: &Node) -> Result<String> {
 fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
     peers::put_plugins(node)?;
     let mut kubelet = Kubelet::start(node, driver)?;
-    // The differ has one plugin before all others and one behind them.
+    // The differ connects two plugins: index 00 comes before all other plugins, index 99 after
+    // them.
     let plugins = [
         ("logger", "-idx 05 -log-file /tmp/logger.log", "05-logger"),
         ("ulimit-adjuster", "-idx 20", "20-ulimit-adjuster"),
@@ -115,7 +123,7 @@ fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
     {
         ensure!(logged.contains(event), "the logger has not heard of {event}:\n{logged}");
     }
-    // Each of them goes on, and the plugin was connected all the time.
+    // The three programs still run, and the plugin has kept its connection.
     node.run("systemctl is-active logger ulimit-adjuster differ >/dev/null")?;
     assert_eq!(connections(node)?, before);
     placement::until_synchronised(node, "systemctl restart plimsoll")?;
@@ -138,7 +146,7 @@ fn tests_of_nri(node: &Node, driver: Driver) -> Result<()> {
     let ended =
         |how: &str| said.lines().filter(|line| line.starts_with(&format!("--- {how}: "))).count();
     ensure!(output.status.success() && ended("FAIL") == 0, "{}:\n{said}", output.status);
-    // Two want two processors, two want two NUMA nodes: this machine has one of each.
+    // Two tests need two processors and two tests need two NUMA nodes. The node has one of each.
     let skipped: Vec<_> = said.lines().filter(|line| line.starts_with("--- SKIP: ")).collect();
     let wants_more = |line: &&str| line.contains("TestCpuset") || line.contains("TestMemset");
     ensure!(skipped.iter().all(wants_more), "skipped: {skipped:?}");
@@ -149,7 +157,7 @@ fn tests_of_nri(node: &Node, driver: Driver) -> Result<()> {
         ended("PASS"),
         skipped.len()
     );
-    // The plugin was connected all the time.
+    // The plugin has kept its connection.
     assert_eq!(connections(node)?, before);
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The control group: nodes as they are without the plugin. What the other tests see must come of it, and not be there anyway.
+//! The control group: tests on nodes without the plugin. They prove that the results of the other
+//! tests come from the plugin.
 
 use std::time::Duration;
 
@@ -68,7 +69,8 @@ fn every_class_gets_its_limit_and_nothing_else(node: &Node, driver: Driver) -> R
             unreachable!("two were asked for")
         };
         let max = limit.unwrap_or(MAX);
-        // The pod's swap is not the kubelet's to limit; a container's is, when its memory is.
+        // The kubelet never limits a pod's swap. The kubelet limits a container's swap if the
+        // container has a memory limit.
         assert_eq!(
             of_pod,
             Memory { min: 0, low: 0, high: MAX, max, swap_max: MAX },
@@ -151,7 +153,8 @@ fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Resu
     };
     let idle = charged("anon")?;
     assert_eq!(container.call(node, &format!("alloc {}", 20 * MIB))?, format!("ok {}", 20 * MIB));
-    // The kernel's statistics lag by up to 2 s in the worst case, but a read of the file flushes what is large.
+    // memory.stat lags by up to 2 s in the worst case, but a read of the file flushes large
+    // changes.
     assert!(charged("anon")? >= idle + 19 * MIB);
     container.call(node, "free")?;
     assert!(charged("anon")? < idle + 5 * MIB);
@@ -161,7 +164,7 @@ fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Resu
     Ok(())
 }
 
-/// Writes memory.min of several cgroups by hand.
+/// Writes memory.min of several cgroups with the shell.
 fn write_min(node: &Node, values: &[(&str, u64)]) -> Result<()> {
     let commands = values
         .iter()
@@ -219,7 +222,8 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
             .map(|_| ())
     };
     let (reload, left) = match driver {
-        // systemd 257 does what a reload entails only when it has to do with the unit again.
+        // After a daemon-reload systemd 257 writes its own values only with the next change of the
+        // unit.
         Driver::Systemd => (
             "systemctl daemon-reload; systemctl set-property --runtime kubepods.slice CPUWeight=50",
             0,
@@ -231,7 +235,7 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
         becomes(writer, left)?;
     }
     if driver == Driver::Systemd {
-        // What was set as a property stays.
+        // systemd keeps a value that was set as a property of the unit.
         let set = format!("systemctl set-property --runtime {top} MemoryMin={value}");
         becomes(&format!("{set}; systemctl daemon-reload; {}", kubelet.qos_update()), value)?;
     }
@@ -252,7 +256,7 @@ fn many_pods_are_made_and_removed_at_once(node: &Node, driver: Driver) -> Result
     let limits: Vec<u64> = cgroup::memory(node, &paths)?.iter().map(|memory| memory.max).collect();
     assert_eq!(limits, [32 * MIB, MAX, 32 * MIB, 40 * MIB]);
 
-    // A container that lives only for a while, in a pod that goes on.
+    // A container that ends before its pod, like an init container.
     kubelet.run_container(&mut pods[1], &ContainerSpec::new("init").limit(16 * MIB))?;
     let init = pods[1].container("init")?.cgroup.clone();
     assert_eq!(cgroup::memory(node, &[&init])?[0].max, 16 * MIB);
@@ -274,7 +278,8 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let mut pod = stories::satisfied(&mut kubelet, node)?;
-    // The runtime reports success, or what it stumbles over when the container is gone.
+    // containerd reports success, or an error because the container is gone. CRI-O refuses the
+    // limit decrease.
     let cut = stories::cut(&mut kubelet, &mut pod);
     println!("{} {driver}: the runtime says of the cut: {cut:?}", node.runtime());
     let (lives, kills) = stories::fate(node, &pod)?;
@@ -285,8 +290,9 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     }
     kubelet.remove_pod(&pod)?;
 
-    // The runtime's write has to fall into the growth. Which pace lets it depends on the machine: one that was refused had grown
-    // before it, and one that lives had not grown enough.
+    // The container must grow while the runtime writes the limit. The right pace depends on the
+    // machine. If the runtime refused the limit decrease, the container had grown too early. If the
+    // limit decrease did not kill, the container had not grown enough.
     let (mut pace, mut tried) = (8.0, Vec::new());
     while tried.len() < 20 {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
@@ -330,7 +336,7 @@ fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Re
         standing.current < stories::LINE + 45 * MIB,
         "memory.high does not hold it back: {standing:?}"
     );
-    // The node has memory to spare, and it is its own limit that is far.
+    // The container is throttled far below its own limit, while the node has memory to spare.
     let [memory] = cgroup::memory(node, &[&pod.container("app")?.cgroup])?[..] else {
         unreachable!("one was asked for")
     };
@@ -343,7 +349,7 @@ fn pods_that_use_more_than_the_node_has_take_it_from_the_system(
     driver: Driver,
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    // Most of what the service works with.
+    // Pages of page cache, 32 MiB: most of the 40 MiB that the service in system.slice reads.
     let most = 8192;
     let balloon = stories::balloon(&mut kubelet, node, most)?;
     println!("{} {driver}: without the plugin: {balloon:?}", node.runtime());

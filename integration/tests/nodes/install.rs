@@ -1,5 +1,6 @@
-//! `plimsoll install`, upgrades of what it installed, and `plimsoll uninstall`, on real nodes: containerd 2 as it is, and 1.7 and CRI-O
-//! with NRI off in the operator's configuration.
+//! Tests of `plimsoll install`, of upgrades and of `plimsoll uninstall` on real nodes. NRI is on in
+//! containerd 2, as by default. In containerd 1.7 and CRI-O NRI is off in the operator's
+//! configuration.
 
 use std::fs;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use integration::node::{Node, Output};
 use integration::placement;
 use integration::runtime::Runtime;
 
-// No matter with which cgroup driver. Where NRI is on already there is less to do.
+// The cgroup driver does not matter, so each runtime has one driver here. `install` has less to do
+// if NRI is already on, so those cases need the feature `every-combination`.
 mod containerd_1_7 {
     integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [
         it_is_installed_and_removed_without_a_trace;
@@ -34,7 +36,7 @@ mod crio_1_36 {
     ]);
 }
 
-/// Where the operator has put the program.
+/// Path of the program that the operator has downloaded.
 const DOWNLOAD: &str = "/root/plimsoll";
 const LAUNCHED: &str = "/opt/nri/plugins/90-plimsoll";
 const INSTALLED: &str = "/usr/local/bin/plimsoll";
@@ -43,11 +45,11 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// The operator's configuration of the runtime, how NRI is switched off there, and the file that switches it on again; `None` where it
-/// is on.
+/// Returns the operator's configuration file of the runtime, the command that switches NRI off in
+/// this file, and the drop-in file that switches NRI on again. Returns `None` if NRI stays on.
 fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'static str)> {
     match runtime {
-        // As it is by default.
+        // containerd 1.7 has NRI off by default, so removing the setting is enough.
         Runtime::Containerd17 => {
             let off = "sed -i '/nri.v1.nri/,/disable/d'";
             Some(("/etc/containerd/config.toml", off, "/etc/containerd/plimsoll/nri.toml"))
@@ -64,7 +66,7 @@ fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'stati
     }
 }
 
-/// Everything that an installation may leave.
+/// Lists everything that an installation may leave behind.
 fn traces(node: &Node) -> Result<String> {
     let listed = node.run(&format!(
         "{{ find /etc /opt /usr/local /run/plimsoll /run/systemd/system -printf '%p %y %s %l\\n' 2>/dev/null || true; }} | sort
@@ -76,12 +78,13 @@ fn traces(node: &Node) -> Result<String> {
     Ok(listed.stdout)
 }
 
-/// What a container's cgroup and those above it hold.
+/// Returns the memory values of the container's cgroup and of its ancestor cgroups.
 fn values(node: &Node, pod: &Pod) -> Result<Vec<Memory>> {
     cgroup::memory(node, &cgroup::chain(&pod.container("app")?.cgroup))
 }
 
-/// Waits until the pod's container has what it requests: containers that ran before are looked at once the plugin is ready.
+/// Waits until memory.min of the pod's container is the request. The plugin reconciles containers
+/// that already ran only after it has become ready.
 fn protected(node: &Node, pod: &Pod) -> Result<()> {
     let expected = [Expected::new(&pod.container("app")?.cgroup, "memory.min", 32 * MIB)];
     cgroup::settle(node, "", &expected, Duration::from_millis(200), Duration::from_secs(60))
@@ -92,7 +95,8 @@ fn install(node: &Node, arguments: &str) -> Result<Output> {
     node.run(&format!("{DOWNLOAD} install --yes {arguments}"))
 }
 
-/// Makes another version of the program: what follows an executable's end does nothing.
+/// Makes another version of the program: appends a byte, which has no effect at the end of an
+/// executable.
 fn another_version(node: &Node) -> Result<()> {
     node.run(&format!(
         "cp {DOWNLOAD} {DOWNLOAD}.new; echo >>{DOWNLOAD}.new; mv {DOWNLOAD}.new {DOWNLOAD}"
@@ -106,8 +110,8 @@ fn process_of_runtime(node: &Node) -> Result<String> {
         .stdout)
 }
 
-/// Installs another version while memory.min of a container and of the cgroups above it is read every 5 ms, and while another container is
-/// created.
+/// Installs another version of the program. Meanwhile a script reads memory.min of a container and
+/// of its ancestor cgroups every 5 ms, and another container is created.
 fn upgrade(
     node: &Node,
     kubelet: &mut Kubelet,
@@ -157,7 +161,7 @@ END
         watched[1..].iter().all(|lowest| *lowest >= 32 * MIB),
         "it was protected at any time: {watched:?}"
     );
-    // The plugin may have come back after it was created.
+    // The plugin may have reconnected only after the container was created.
     let expected = format!(
         "timeout 100 bash -c 'until [ $(cat {}/{}/memory.min) = {} ]; do sleep 0.1; done'",
         cgroup::ROOT,
@@ -165,7 +169,7 @@ END
         16 * MIB
     );
     node.run(&expected).context("the container that was created meanwhile")?;
-    // It says so right after it has become ready.
+    // The plugin logs this line right after it has become ready.
     let connections = format!(
         "timeout 100 bash -c \"until journalctl --identifier plimsoll --after-cursor '{cursor}' --output cat |
              grep -c 'connected to the runtime and synchronized'; do sleep 0.2; done\" | tail -n 1"
@@ -174,7 +178,8 @@ END
     kubelet.remove_pod(&created)
 }
 
-/// A node as its operator has it, with the program downloaded and a pod that runs already.
+/// Prepares a node with the operator's configuration, the downloaded program and a pod that already
+/// runs.
 fn prepare(node: &Node, driver: Driver) -> Result<(Kubelet<'_>, Pod)> {
     if let Some((file, off, _)) = switched_off(node.runtime()) {
         node.run(&format!(
@@ -189,7 +194,7 @@ fn prepare(node: &Node, driver: Driver) -> Result<(Kubelet<'_>, Pod)> {
     Ok((kubelet, pod))
 }
 
-/// Uninstalls, after which there is nothing to do.
+/// Uninstalls the plugin and checks that a second `uninstall` has nothing to do.
 fn uninstall(node: &Node) -> Result<()> {
     let removed = node.run(&format!("{INSTALLED} uninstall --yes"))?.stdout;
     println!("{removed}");
@@ -198,7 +203,7 @@ fn uninstall(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Takes back what [`prepare`] did.
+/// Undoes the changes of [`prepare`].
 fn clean_up(node: &Node, kubelet: &mut Kubelet, pod: &Pod) -> Result<()> {
     kubelet.remove_pod(pod)?;
     if let Some((file, ..)) = switched_off(node.runtime()) {
@@ -210,12 +215,14 @@ fn clean_up(node: &Node, kubelet: &mut Kubelet, pod: &Pod) -> Result<()> {
 fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> Result<()> {
     let (mut kubelet, pod) = prepare(node, driver)?;
     let (before, values_before) = (traces(node)?, values(node, &pod)?);
-    // Left behind by a runtime that listened there, it is in nobody's way, and no trace of ours.
+    // A runtime leaves its socket behind when NRI is switched off, so `prepare` has removed the
+    // socket. A socket that `uninstall` leaves is harmless and does not come from the plugin.
+    // `traces` therefore does not list the socket.
     let switched_off = switched_off(node.runtime());
     let is_on = node.try_run("test -S /run/nri/nri.sock")?.status.success();
     assert_eq!(is_on, switched_off.is_none(), "NRI is on");
 
-    // Shown, and not done.
+    // Without an answer to its question, `install` shows the plan and does nothing.
     let shown = node.try_run(&format!("{DOWNLOAD} install </dev/null"))?;
     assert_eq!(shown.status.code(), Some(1), "{}", shown.stderr);
     println!("{}", shown.stdout);
@@ -229,7 +236,7 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     }
     assert_eq!(traces(node)?, before);
 
-    // The last step fails, although what it starts is up.
+    // Make the last step fail, although the service has started.
     let fails = "mkdir -p /root/bin; printf '#!/bin/sh\\n/usr/bin/systemctl \"$@\"; test \"$1\" != start\\n' >/root/bin/systemctl
                  chmod 755 /root/bin/systemctl";
     let failed =
@@ -242,7 +249,7 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
 
     let installed = install(node, "")?;
     println!("{}", installed.stdout);
-    // Nobody can find out what a kubelet does that does not run.
+    // No kubelet runs here, so `install` cannot check what the kubelet does.
     let verdict = "Plimsoll can work on this node, as far as this could find out: 0 failed";
     assert!(installed.stdout.contains(verdict), "{}", installed.stdout);
     protected(node, &pod)?;
@@ -261,7 +268,7 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
     install(node, "")?;
     protected(node, &pod)?;
 
-    // What the unit promises.
+    // Check the promises of the systemd unit: hardening, readiness and ordering.
     let security =
         node.run("systemd-analyze security --no-pager plimsoll | grep 'Overall exposure'")?.stdout;
     let exposure =
@@ -279,14 +286,14 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
         "{}",
         shown.stdout
     );
-    // What it may still do: open cgroups, and have systemd set properties.
+    // Despite the hardening, the plugin can open cgroup files and make systemd set properties.
     let reserve = format!(
         "printf 'systemReservedCgroup: /system.slice\\nsystemReserved: {{memory: 100Mi}}\\n' >{0}.new; mv {0}.new {0}
          timeout 100 bash -c 'until [ \"$(systemctl show system.slice --property MemoryMin --value)\" = 104857600 ]; do sleep 0.2; done'",
         placement::CONFIG
     );
     node.run(&reserve).context("protection of system.slice")?;
-    // And take away what systemd keeps of cgroups that are gone.
+    // The plugin can also remove the settings that systemd keeps for cgroups that are gone.
     let kept = "nsenter --mount --target $(systemctl show plimsoll --property MainPID --value) test -w /run/systemd/system.control";
     node.run(kept).context("its settings of units are to be removed")?;
     let drop_in = "/run/systemd/system/plimsoll.service.d";

@@ -1,5 +1,6 @@
-//! What kubectl shows of the stories that README.md tells: a real kubelet, a real API server, and Plimsoll as the DaemonSet that is
-//! published. The same without it, where that differs.
+//! Tests of the scenarios in docs/kubernetes.md, as kubectl shows them. They use a real kubelet, a
+//! real API server and the published DaemonSet. Scenarios that end differently without Plimsoll
+//! also run without it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,18 +11,20 @@ use integration::cluster::{Cluster, Plimsoll};
 use integration::kubelet::MIB;
 use integration::stories::memory_high;
 
-/// The configuration of the DaemonSet: what the kubelet keeps from pods, with what it wants to be left before it evicts. Services use 300 MiB.
+/// Configuration of the DaemonSet. `nodeGuard` is the kubelet's `systemReserved` (400 MiB) plus its
+/// hard eviction threshold (100 MiB). Services of the system use 300 MiB.
 const CONFIG: &str = "nodeGuard: 500Mi\n";
 
-/// What the DaemonSet's own pod requests.
+/// Memory request of the DaemonSet's own pod, in bytes.
 const OWN_REQUEST: u64 = 32 * MIB;
 
 const BURSTABLE: &str = "kubepods.slice/kubepods-burstable.slice";
 
-/// For what the kubelet does within seconds, or within its retries; a busy machine makes minutes of that.
+/// Timeout for steps that the kubelet does within seconds or with its next retry. A busy machine
+/// needs minutes.
 const PATIENCE: &str = "--timeout=300s";
 
-/// Starts the pods of a file in `manifests/` and waits until they are ready.
+/// Creates the pods of a file in `manifests/` and waits until these pods are ready.
 fn apply(cluster: &Cluster, file: &str, pods: &[&str]) {
     let mut script = String::from("cd /run; ");
     for pod in pods {
@@ -38,14 +41,14 @@ fn apply(cluster: &Cluster, file: &str, pods: &[&str]) {
     cluster.kubectl(&arguments).unwrap();
 }
 
-/// Tells the program in a pod to do something.
+/// Sends a command to the workload in a pod and returns the answer.
 fn call(cluster: &Cluster, pod: &str, command: &str) -> String {
     let answer =
         cluster.node().try_run(&format!("workload call /run/control/{pod} {command}")).unwrap();
     answer.stdout.trim().to_owned()
 }
 
-/// A part of a pod as the API server has it.
+/// Returns a field of a pod from the API server.
 fn field(cluster: &Cluster, pod: &str, path: &str) -> String {
     cluster.kubectl(&["get", "pod", pod, "--output", &format!("jsonpath={{{path}}}")]).unwrap()
 }
@@ -54,7 +57,7 @@ fn restarts(cluster: &Cluster, pod: &str) -> u32 {
     field(cluster, pod, ".status.containerStatuses[0].restartCount").parse().unwrap()
 }
 
-/// Waits until a part of a pod is so.
+/// Waits until a field of a pod has this value.
 fn until(cluster: &Cluster, pod: &str, path: &str, value: &str) {
     let condition = format!("--for=jsonpath={{{path}}}={value}");
     cluster.kubectl(&["wait", PATIENCE, &condition, &format!("pod/{pod}")]).unwrap();
@@ -70,7 +73,7 @@ fn resize(cluster: &Cluster, pod: &str, limit: &str) {
     cluster.kubectl(&["patch", "pod", pod, "--subresource", "resize", "--patch", &patch]).unwrap();
 }
 
-/// Waits until kubectl shows that a resize is done, and nothing that is left to do.
+/// Waits until kubectl shows the new limit and no longer shows the condition `PodResizeInProgress`.
 fn until_resized(cluster: &Cluster, pod: &str, limit: &str) {
     until_resized_at(cluster, pod, LIMIT, limit);
 }
@@ -83,7 +86,7 @@ fn until_resized_at(cluster: &Cluster, pod: &str, field: &str, limit: &str) {
         .unwrap();
 }
 
-/// Waits until the kubelet has failed to resize a pod for a reason that contains this.
+/// Waits until the kubelet has failed to resize a pod with a message that contains `because`.
 fn until_refused(cluster: &Cluster, pod: &str, because: &str) {
     let path = format!("jsonpath={{{IN_PROGRESS}.reason}}: {{{IN_PROGRESS}.message}}{{\"\\n\"}}");
     cluster
@@ -93,7 +96,8 @@ fn until_refused(cluster: &Cluster, pod: &str, because: &str) {
         .unwrap();
 }
 
-/// Waits for an Event of a pod that has this in its text: who reports it, its type, and its text.
+/// Waits for an Event of a pod with this reason, whose message contains `text`. Returns the
+/// reporting component, the type and the message.
 fn event(cluster: &Cluster, pod: &str, reason: &str, text: &str) -> String {
     let selector = format!("involvedObject.name={pod},reason={reason}");
     let path = "jsonpath={.reportingComponent} {.type}: {.message}{\"\\n\"}";
@@ -101,7 +105,7 @@ fn event(cluster: &Cluster, pod: &str, reason: &str, text: &str) -> String {
     cluster.watch(&arguments, |line| line.contains(text)).unwrap()
 }
 
-/// The cgroups of a pod and its container.
+/// Returns the cgroups of a pod and of its first container.
 fn cgroups(cluster: &Cluster, pod: &str) -> [String; 2] {
     let uid = field(cluster, pod, ".metadata.uid").replace('-', "_");
     let id = field(cluster, pod, ".status.containerStatuses[0].containerID");
@@ -111,18 +115,19 @@ fn cgroups(cluster: &Cluster, pod: &str) -> [String; 2] {
     [pod, container]
 }
 
-/// Waits until files are so.
+/// Waits until cgroup files hold these values.
 fn settle(cluster: &Cluster, expected: &[(&str, &'static str, u64)]) {
     let expected: Vec<_> =
         expected.iter().map(|&(cgroup, file, value)| Expected::new(cgroup, file, value)).collect();
     cgroup::settle(cluster.node(), "", &expected, Duration::ZERO, Duration::from_secs(60)).unwrap();
 }
 
-/// Lets the container `stress` use 150 MiB, and returns the least limit in MiB that is more than a whole MiB above all that its pod uses.
-/// The kubelet takes that for enough; Plimsoll wants a part in 25 of it free.
+/// Lets the container `stress` use 150 MiB. Returns the smallest limit in whole MiB that is at
+/// least 1 MiB above the usage of the pod. The kubelet accepts this limit. Plimsoll refuses it,
+/// because 1/25 of a limit must stay free.
 fn fill(cluster: &Cluster, pod: &str) -> u64 {
     assert!(call(cluster, "stress", &format!("alloc {}", 150 * MIB)).starts_with("ok"));
-    // What can be reclaimed would make room.
+    // Reclaim memory first. Otherwise Plimsoll could reclaim enough to accept the limit.
     let root = cgroup::ROOT;
     let script =
         format!("echo 64M > {root}/{pod}/memory.reclaim || true; cat {root}/{pod}/memory.current");
@@ -200,10 +205,10 @@ mod plimsoll {
             );
 
             let tight = fill(cluster, &pod);
-            // The kubelet sees by itself that less than what is used is too little. It does not ask for it.
+            // The kubelet itself refuses a limit below the usage and does not ask the runtime.
             resize(cluster, "stress", "120Mi");
             until_refused(cluster, "stress", "below current usage");
-            // A little more than that is enough for the kubelet, and not for Plimsoll.
+            // The kubelet accepts a limit slightly above the usage, but Plimsoll refuses it.
             resize(cluster, "stress", &format!("{tight}Mi"));
             until_refused(cluster, "stress", "plimsoll");
             let kubelets = event(cluster, "stress", "ResizeError", "plimsoll");
@@ -227,7 +232,7 @@ mod plimsoll {
             assert!(call(cluster, "stress", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
             assert_eq!(restarts(cluster, "stress"), 0);
 
-            // Once there is room, the kubelet's next attempt succeeds.
+            // Once the container has freed memory, the kubelet's next attempt succeeds.
             assert!(call(cluster, "stress", "free").starts_with("ok"));
             until_resized(cluster, "stress", &format!("{tight}Mi"));
             settle(
@@ -239,14 +244,15 @@ mod plimsoll {
     }
 }
 
-/// The other stories of README.md. Each takes minutes on an emulated node with a kubelet, so these are in `hack/check full`.
+/// Scenarios that run only in `hack/check full`. Each takes minutes on an emulated node with a
+/// kubelet.
 #[cfg(feature = "every-combination")]
 mod more {
     use super::*;
 
     const CPU_REQUEST: &str = ".status.containerStatuses[0].resources.requests.cpu";
 
-    /// The same for how much processor time is requested.
+    /// Resizes the CPU request of a pod's container in place.
     fn resize_cpu(cluster: &Cluster, pod: &str, request: &str) {
         let patch = format!(
             r#"{{"spec":{{"containers":[{{"name":"app","resources":{{"requests":{{"cpu":"{request}"}}}}}}]}}}}"#
@@ -256,7 +262,7 @@ mod more {
             .unwrap();
     }
 
-    /// The lines that Plimsoll's container has logged.
+    /// Returns the log lines of Plimsoll's container.
     fn logged(cluster: &Cluster) -> Vec<String> {
         let log = cluster
             .node()
@@ -266,7 +272,7 @@ mod more {
         log.lines().map(str::to_owned).collect()
     }
 
-    /// The same for what the containers of the pod shared may use together.
+    /// Field with the pod's own memory limit in force, for all its containers together.
     const POD_LIMIT: &str = ".status.resources.limits.memory";
 
     fn resize_shared(cluster: &Cluster, limit: &str) {
@@ -276,7 +282,7 @@ mod more {
             .unwrap();
     }
 
-    /// Starts the pod shared, which then uses 130 MiB, and returns its cgroup.
+    /// Creates the pod `shared`, lets it use 130 MiB and returns its cgroup.
     fn shared(cluster: &Cluster) -> String {
         apply(cluster, "shared.yaml", &["shared"]);
         let [pod, container] = cgroups(cluster, "shared");
@@ -288,7 +294,7 @@ mod more {
     mod alone {
         use super::*;
 
-        /// Where nothing but a pod's own limit changes, the kubelet does not even look at what is used.
+        /// If only the pod's own limit changes, the kubelet does not check the usage at all.
         #[test]
         fn a_cut_of_a_pods_own_limit_below_what_is_used_kills_at_once() {
             Cluster::with(&Plimsoll::Absent, |cluster| {
@@ -313,7 +319,7 @@ mod more {
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
                 let path = format!("{}/manifests/hungry.yaml", env!("CARGO_MANIFEST_DIR"));
                 cluster.kubectl(&["apply", "-f", &path]).unwrap();
-                // Now it is down for 20 seconds.
+                // After its second restart the container is down for 20 seconds.
                 let state = "jsonpath={.status.containerStatuses[0]['restartCount', 'state.terminated.reason', 'state.waiting.reason']}{\"\\n\"}";
                 let is_down =
                     |line: &str| ["2 OOMKilled", "2 CrashLoopBackOff"].contains(&line.trim_end());
@@ -322,7 +328,9 @@ mod more {
                 settle(cluster, &[(&pod, "memory.max", 100 * MIB)]);
                 resize(cluster, "hungry", "200Mi");
                 until_resized(cluster, "hungry", "200Mi");
-                // It comes to have all that it was killed for. On a slow machine it is started, and killed, once more before it is resized.
+                // Wait until a container has all the memory that it needs. On a slow machine the
+                // kubelet restarts the container once more before the resize, and the kernel
+                // OOM-kills it once more.
                 let root = cgroup::ROOT;
                 let script = format!(
                     "timeout 110 sh -c 'until awk \"/^anon / && \\$2 >= {} {{ print FILENAME; found = 1; exit }} END {{ exit !found }}\" \
@@ -348,13 +356,14 @@ mod more {
                         (container, "memory.high", memory_high(32 * MIB, 200 * MIB)),
                     ],
                 );
-                // From then on it lives.
+                // From then on the container is not killed again.
                 assert_eq!(cgroups(cluster, "hungry"), [pod, container.to_owned()]);
                 assert_eq!(restarts(cluster, "hungry"), before);
             });
         }
 
-        /// The kubelet, as it comes, asks for the kernel's defaults in memory files with each request.
+        /// In its default configuration the kubelet sends the kernel's defaults of memory files
+        /// with each update.
         #[test]
         fn resizes_of_cpu_leave_memory_to_the_policy() {
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
@@ -396,7 +405,7 @@ mod more {
                 assert!(call(cluster, "shared", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
                 assert_eq!(restarts(cluster, "shared"), 0);
 
-                // Once there is room, the kubelet's next attempt succeeds.
+                // Once the pod has freed memory, the kubelet's next attempt succeeds.
                 assert!(call(cluster, "shared", "free").starts_with("ok"));
                 until_resized_at(cluster, "shared", POD_LIMIT, "115Mi");
                 settle(cluster, &[(&pod, "memory.max", 115 * MIB)]);
@@ -438,7 +447,8 @@ mod more {
                 }
                 cluster.node().run(&(script + "wait")).unwrap();
 
-                // Somebody was killed, and made anew; nobody was evicted, and the node as a whole was never out of memory.
+                // The kernel OOM-kills the container of c, d or e. The kubelet restarts the
+                // container and evicts no pod. The node as a whole is never out of memory.
                 let last = "jsonpath={.metadata.name} {.status.containerStatuses[0].lastState.terminated.reason}{\"\\n\"}";
                 let killed =
                     |line: &str| ["c OOMKilled", "d OOMKilled", "e OOMKilled"].contains(&line);
@@ -481,7 +491,7 @@ mod more {
                     cluster,
                     &[(&container, "memory.min", 100 * MIB), (&pod, "memory.min", 100 * MIB)],
                 );
-                // The operator's configuration is as it was.
+                // The operator's configuration file is unchanged.
                 let off = cluster
                     .node()
                     .run("grep -A 1 nri.v1.nri /etc/containerd/config.toml")

@@ -1,4 +1,4 @@
-//! Everything that is shown on nodes. One program, so that its cases share nodes.
+//! All tests that run on nodes. They are in one test program, so that the cases share nodes.
 
 mod conformance;
 mod control;

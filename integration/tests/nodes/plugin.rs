@@ -1,6 +1,7 @@
-//! The main job on real nodes: what the plugin makes of requests and limits, as the kernel and crictl show it.
+//! Tests of the plugin's main job on real nodes: the values that follow from requests and limits,
+//! as the kernel and crictl show them.
 //!
-//! What a container has without the plugin is shown by the control group in `control.rs`.
+//! The control group in `control.rs` shows the values of a container without the plugin.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ node_tests!(plugin: {}, once: {
     the_node_is_found_able_and_shown_with_its_containers,
 });
 
-/// What does not depend on who starts the plugin.
+/// Tests whose results do not depend on whether systemd or the runtime starts the plugin.
 mod values_of {
     use super::*;
 
@@ -32,17 +33,18 @@ mod values_of {
     });
 }
 
-/// The defaults: an empty file would not replace what is in force.
+/// Returns the default configuration. A running plugin ignores an empty file and keeps the
+/// configuration in force.
 fn config() -> String {
     "{}\n".to_owned()
 }
 
 const FACTOR: f64 = 0.9;
 const PAGE: u64 = 4096;
-/// How far memory.min stays below the limit.
+/// Distance between memory.min and the limit, in bytes: the default of `memoryMinHeadroom`.
 const HEADROOM: u64 = 2 * MIB;
 
-/// KEP-2570: floor((request + factor * (limit - request)) / page) * page.
+/// Returns memory.high by KEP-2570: floor((request + factor * (limit - request)) / page) * page.
 fn high(request: u64, ceiling: u64, factor: f64) -> u64 {
     ((request as f64 + factor * (ceiling as f64 - request as f64)) / PAGE as f64).floor() as u64
         * PAGE
@@ -52,7 +54,7 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// How the plugin is placed, since a case does not know.
+/// Finds out whether systemd or the runtime has started the plugin, because a case does not know.
 fn mode(node: &Node) -> Result<Mode> {
     let external = node.try_run("systemctl --quiet is-active plimsoll")?.status.success();
     Ok(if external { Mode::External } else { Mode::Launched })
@@ -66,7 +68,8 @@ fn values(node: &Node, pod: &Pod) -> Result<(u64, u64, u64, u64)> {
     Ok((min, low, high, max))
 }
 
-/// What the runtime has stored, and would set again: the values of the keys that are there.
+/// Returns the memory values that the runtime has stored and would set again. Omits keys without a
+/// stored value.
 fn stored(node: &Node, pod: &Pod) -> Result<Vec<(String, String)>> {
     let inspected = crictl::inspect(node, &pod.container("app")?.id)?;
     let unified = crictl::stored_unified(&inspected).as_object().cloned().unwrap_or_default();
@@ -93,7 +96,8 @@ fn every_class_gets_its_values(node: &Node, driver: Driver) -> Result<()> {
         "Guaranteed"
     );
 
-    // Not whole pages: the file holds them, the runtime stores the request as it is.
+    // The request is not a multiple of the page size. memory.min holds whole pages, but the runtime
+    // stores the exact request.
     let request = 33_333_333;
     let burstable = kubelet
         .run_pod(PodSpec::new("burstable").container(app().request(request).limit(96 * MIB)))?;
@@ -128,7 +132,7 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
     let spec = |name: &str| PodSpec::new(name).container(app().request(40 * MIB).limit(80 * MIB));
     let annotation = "memory-request.plimsoll.nri.io/container.app";
 
-    // The kubelet's word counts more than the pod's author's.
+    // The kubelet's checkpoint takes precedence over the annotation of the pod's author.
     let pod = kubelet.run_pod(spec("recorded").annotation(annotation, "20Mi"))?;
     assert_eq!(values(node, &pod)?.0, 40 * MIB, "checkpoint");
 
@@ -141,7 +145,8 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
         "annotation"
     );
 
-    // From the OOM score the request is known to within a thousandth of the node's memory, and its lower end is taken.
+    // The OOM score gives the request only to within 1/1000 of the node's memory. The plugin uses
+    // the lowest possible request.
     let pod = kubelet.run_pod(spec("scored"))?;
     let score = kubelet.oom_score_adj(pod.spec.qos(), &pod.spec.containers[0]);
     let lowest = ((1000 - score).unsigned_abs() * kubelet.capacity()).div_ceil(1000);
@@ -152,15 +157,17 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
         kubelet.run_pod(PodSpec::new("guaranteed").container(app().limit(64 * MIB).cpu(100)))?;
     assert_eq!(values(node, &pod)?.0, 64 * MIB - HEADROOM, "QoS class");
 
-    // What a kubelet with its own MemoryQoS sends. The plugin's answer overrules it all the same.
+    // A kubelet with its own MemoryQoS sends these values. The plugin's values still take
+    // precedence.
     let sent = app()
         .request(40 * MIB)
         .limit(80 * MIB)
         .unified("memory.min", 40 * MIB)
         .unified("memory.high", 44 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("sent").container(sent))?;
-    // containerd does not show plugins the unified map of a create, so that the next best source counts. Where it is shown, what it
-    // sets is changed once the container runs.
+    // If the runtime does not show plugins the unified map of a create request, the plugin uses the
+    // next best source. If the runtime shows the map, the plugin changes the map's values once the
+    // container runs.
     let request = if node.runtime().shows_unified() { 40 * MIB } else { lowest };
     let cgroup = &pod.container("app")?.cgroup;
     let expected =
@@ -192,8 +199,11 @@ fn annotations_override_the_configuration_and_bad_ones_do_not(
     Ok(())
 }
 
-/// Waits until the container has these values. A runtime that stands still for long between its question to the plugin and its own
-/// write is taken for one that does not write, and what the plugin sets then is right a moment after that write.
+/// Waits until the container has these values.
+///
+/// The runtime may pause for long between its request to the plugin and its own write. The plugin
+/// then assumes that the runtime does not write, and sets the values itself. In this case the
+/// values are right only a moment after the runtime's write.
 fn holds(node: &Node, pod: &Pod, values: [(&'static str, u64); 3]) -> Result<()> {
     let cgroup = &pod.container("app")?.cgroup;
     let expected = values.map(|(file, value)| Expected::new(cgroup, file, value));
@@ -216,7 +226,8 @@ fn a_resize_brings_the_values_that_go_with_it(node: &Node, driver: Driver) -> Re
             ],
         )?;
     }
-    // Request equal to the limit: nothing between them to throttle, so the old memory.high must go.
+    // The request equals the limit, so there is nothing to throttle. The plugin must reset the old
+    // memory.high.
     kubelet.resize(&mut pod, "app", Some(80 * MIB), Some(80 * MIB))?;
     holds(
         node,
@@ -235,7 +246,7 @@ fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Drive
     let mode = mode(node)?;
     let file = placement::CONFIG;
     let change = |config: &str, said: &str| {
-        // Replaced by renaming, as editors and ConfigMaps do.
+        // Replace the file by renaming, as editors and ConfigMap volumes do.
         let script = format!("printf '{config}' >{file}.new && mv {file}.new {file}");
         placement::wait_for_journal(node, unit(node, mode), said, &script)
     };
@@ -260,7 +271,7 @@ fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driv
     let expected = (32 * MIB, 0, high(32 * MIB, 96 * MIB, FACTOR), 96 * MIB);
     assert_eq!(values(node, &pod)?, expected);
     let mode = mode(node)?;
-    // While the plugin or the runtime is not there to repair it.
+    // Change the files while the plugin or the runtime is stopped, so that no repair follows.
     let runtime =
         ["stop", "start"].map(|verb| format!("systemctl {verb} {}", node.runtime().unit()));
     let plugin = [
@@ -279,8 +290,9 @@ fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driv
         placement::wait_for_journal(node, unit(node, mode), "verified", &script)?;
         assert_eq!(values(node, &pod)?, expected, "{restart}");
     }
-    // Those of before the restart have ended: one that connects over the socket, or two that a runtime launched, the one that
-    // it knows of and the one that outlives being dropped.
+    // The plugin's processes from before the restart have ended. In external mode the plugin has
+    // one process, which connects over the socket. In launched mode the plugin has two processes:
+    // the runtime knows one of them, and the other survives when the runtime drops the plugin.
     let processes = node
         .run("for exe in /proc/[0-9]*/exe; do readlink $exe; done | grep -c plimsoll || true")?
         .stdout;
@@ -289,7 +301,7 @@ fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driv
         Mode::External => "1",
     };
     assert_eq!(processes.trim(), expected_processes);
-    // Restarted and connected: new containers get theirs.
+    // The restarted plugin is connected, so new containers get their values.
     let pod = kubelet.run_pod(PodSpec::new("new").container(app().limit(64 * MIB).cpu(100)))?;
     assert_eq!(values(node, &pod)?.0, 64 * MIB - HEADROOM);
     Ok(())
@@ -300,7 +312,8 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
     let status = || -> Result<serde_json::Value> {
         Ok(serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?)
     };
-    // Values that were written before are put back first, also those above, also those that the runtime has stored.
+    // In observe mode the plugin first restores the values that it wrote before. It restores the
+    // container's files, the ancestor cgroups and the values in the runtime's store.
     let mut kubelet = Kubelet::start(node, driver)?;
     let spec = |name: &str| PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB));
     let before = kubelet.run_pod(spec("before"))?;
@@ -336,7 +349,8 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
         (&shown["desired"]["min"], &shown["observed"]["min"]),
         (&(32 * MIB).into(), &0.into())
     );
-    // The plugin would refuse this decrease. What the runtime makes of it is its own.
+    // The plugin would refuse this limit decrease in enforce mode. The answer of the runtime does
+    // not matter here.
     let answer = pod.container("app")?.call(node, &format!("alloc {}", 60 * MIB))?;
     assert!(answer.starts_with("ok"), "{answer}");
     crictl::try_update_memory(node, &pod.container("app")?.id, 40 * MIB)?;
@@ -351,7 +365,7 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
     Ok(())
 }
 
-/// Whose journal has the plugin's messages.
+/// Returns the systemd unit whose journal has the plugin's messages.
 fn unit(node: &Node, mode: Mode) -> &'static str {
     match mode {
         Mode::Launched => node.runtime().unit(),
@@ -367,7 +381,7 @@ fn the_node_is_found_able_and_shown_with_its_containers(node: &Node, driver: Dri
     let doctor = node.try_run(&format!("{program} doctor"))?;
     println!("{} {driver}:\n{}", node.runtime(), doctor.stdout);
     assert!(doctor.status.success(), "{}", doctor.stdout);
-    // What is read is what is there, by the words of the kernel.
+    // The observed values in the status are the values in the kernel's files.
     let status: serde_json::Value =
         serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?;
     let [container] = &status["containers"].as_array().context("containers")?[..] else {

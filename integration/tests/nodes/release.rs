@@ -1,4 +1,5 @@
-//! What is released: what is in it, that it is the same each time it is packed, and the Debian package's life on nodes.
+//! Tests of the released files: their content, their reproducibility, and the Debian package on
+//! nodes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +20,7 @@ use integration::placement;
 use serde_json::Value;
 use tempfile::TempDir;
 
-// A package is the same for every runtime.
+// The Debian package is the same for every runtime.
 mod containerd_2_1 {
     integration::node_tests!(@driver Containerd21 systemd Systemd control [
         the_debian_package_keeps_out_of_the_way_of_another_installation;
@@ -32,10 +33,10 @@ mod crio_1_36 {
     ]);
 }
 
-/// A time at which nothing was built.
+/// Time stamp of the packed files, in seconds since 1970. No file was really built at that time.
 const EPOCH: u64 = 1_700_000_000;
 
-/// A registry's users fetch it in a moment.
+/// Maximum size of the image archive in bytes, so that a node pulls the image quickly.
 const MOST: u64 = 15_000_000;
 
 fn released() -> &'static Path {
@@ -61,7 +62,7 @@ fn said(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The files of the image archive.
+/// Returns the files of the image archive by path.
 fn image() -> BTreeMap<String, Vec<u8>> {
     let mut archive = tar::Archive::new(File::open(file(".oci.tar")).unwrap());
     let entries = archive.entries().unwrap().map(|entry| {
@@ -77,7 +78,7 @@ fn json(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap()
 }
 
-/// What a descriptor refers to.
+/// Returns the blob that a descriptor refers to.
 fn blob<'a>(image: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value) -> &'a [u8] {
     &image[&format!("blobs/{}", descriptor["digest"].as_str().unwrap().replace(':', "/"))]
 }
@@ -85,7 +86,8 @@ fn blob<'a>(image: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value) -> &'a [u8
 #[test]
 fn packed_at_another_time_by_somebody_else_it_is_the_same() {
     let again = tempfile::tempdir().unwrap();
-    // Somebody with other habits, and a copy of the program with other times and permissions.
+    // Pack with another umask, time zone and locale, from a copy of the program with other times
+    // and permissions.
     let program = again.path().join("program");
     fs::copy(placement::build().unwrap(), &program).unwrap();
     fs::set_permissions(&program, PermissionsExt::from_mode(0o700)).unwrap();
@@ -126,7 +128,7 @@ fn the_program_needs_no_library_and_names_nobody_s_directories() {
     for directory in [root.to_str().unwrap(), &format!("{home}/.cargo")] {
         assert!(!has(directory), "{directory} is in it");
     }
-    // Where this would have been found.
+    // The program does contain source paths, so the checks above would have found a directory.
     assert!(has("plugin/src/"));
 }
 
@@ -167,7 +169,7 @@ fn the_image_is_the_program_and_nothing_else() {
         files,
         [directory("usr/"), directory("usr/bin/"), ("-rwxr-xr-x", "0/0", "usr/bin/plimsoll")]
     );
-    // It runs where there is nothing else.
+    // The program runs in a root directory that contains no other file.
     said(Command::new("tar").arg("--extract").arg("--file").arg(&packed).current_dir(&root));
     fs::remove_file(&packed).unwrap();
     let version = said(
@@ -187,7 +189,7 @@ fn the_debian_package_has_all_that_a_node_wants() {
         said(Command::new("dpkg-deb").arg("--field").arg(&package).arg(name)).trim_end().to_owned()
     };
     assert_eq!([field("Package"), field("Version")], ["plimsoll", env!("CARGO_PKG_VERSION")]);
-    // The C library is in it.
+    // The program contains the C library.
     assert_eq!(field("Depends"), "");
     let root = tempfile::tempdir().unwrap();
     said(Command::new("dpkg-deb").arg("--raw-extract").args([package.as_path(), root.path()]));
@@ -219,7 +221,7 @@ fn upload(node: &Node) -> Result<()> {
     node.write_file(PACKAGE, fs::read(file(".deb"))?, 0o644)
 }
 
-/// Waits for memory.min and memory.high of a container.
+/// Waits until memory.min and memory.high of a container have these values.
 fn reaches(node: &Node, cgroup: &str, min: u64, high: u64) -> Result<()> {
     let expected =
         [Expected::new(cgroup, "memory.min", min), Expected::new(cgroup, "memory.high", high)];
@@ -243,7 +245,7 @@ fn the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_n
     reaches(node, cgroup, 40 * MIB, high)?;
     assert_eq!(node.run("systemctl is-enabled plimsoll")?.stdout, "enabled\n");
 
-    // An update is a new process, and one reconnection; values stay.
+    // An update starts a new process, which reconnects once. The values stay.
     let process =
         || Ok::<_, anyhow::Error>(node.run("systemctl show --property MainPID plimsoll")?.stdout);
     let first = process()?;
@@ -255,7 +257,7 @@ fn the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_n
     reaches(node, cgroup, 40 * MIB, 65 * MIB)?;
     node.run("dpkg --remove plimsoll")?;
     reaches(node, cgroup, 0, MAX)?;
-    // What the operator wrote stays until all is to go.
+    // `dpkg --remove` keeps the operator's configuration file. `dpkg --purge` deletes this file.
     assert_eq!(node.read("/etc/nri/conf.d/90-plimsoll.conf")?, "memoryThrottlingFactor: 0.5\n");
     node.run("! systemctl is-active plimsoll && ! test -e /run/plimsoll")?;
     placement::until_synchronised(node, &format!("dpkg --install {PACKAGE}"))?;
@@ -275,7 +277,7 @@ fn the_debian_package_keeps_out_of_the_way_of_another_installation(
     let output = node.run(&format!("install -D /bin/true {other}; dpkg --install {PACKAGE}"))?;
     assert!(output.stderr.contains(other), "{}", output.stderr);
     node.run("! systemctl is-active plimsoll && ! systemctl is-enabled plimsoll")?;
-    // Nor does its end touch what that one has set.
+    // Purging the package does not restore the values that the other installation has set.
     node.run(&format!("dpkg --purge plimsoll; ! test -e /run/plimsoll/restored; rm {other}"))?;
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! Resizes in place on real nodes: raises, cuts, and what a container uses meanwhile.
+//! Tests of in-place resizes on real nodes: limit increases, limit decreases, and containers whose
+//! usage changes meanwhile.
 //!
-//! That the stories here end otherwise without the plugin is shown by the control group in `control.rs`.
+//! The control group in `control.rs` shows that these scenarios end differently without the plugin.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -29,12 +30,12 @@ node_tests!(external: {
     containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be,
 });
 
-/// How long values must stay right.
+/// Time for which values must stay right.
 const HOLD: Duration = Duration::from_millis(400);
-/// When waiting is given up.
+/// Timeout for values to become right.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The defaults.
+/// Returns the default configuration.
 fn config() -> String {
     "{}\n".to_owned()
 }
@@ -57,7 +58,8 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
         assert_eq!((of_pod.max, of_container.max), (limit, limit));
         assert_eq!(of_container.swap_max, 0, "what the kubelet said of swap stays");
     }
-    // Only the request: what it protects moves, in the pod too, and where it is throttled.
+    // Change only the request. memory.min and memory.high of the container change, and memory.min
+    // of the pod.
     for request in [96 * MIB, 64 * MIB] {
         kubelet.resize(&mut pod, "app", Some(request), Some(150 * MIB))?;
         let cgroup = &pod.container("app")?.cgroup;
@@ -97,7 +99,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
         "{story}"
     );
 
-    // Once it has freed memory, the same cut passes.
+    // Once the container has freed memory, the same limit decrease succeeds.
     pod.container("app")?.call(node, "free")?;
     stories::cut(&mut kubelet, &mut pod)?;
     let [of_pod, of_container] = stories::memory(node, &pod)?;
@@ -116,7 +118,7 @@ fn a_limit_that_was_raised_while_the_container_was_down_saves_it(
     assert!(answer.starts_with("ok"), "{answer}");
     let [of_pod, of_container] = stories::memory(node, &pod)?;
     assert_eq!((of_pod.max, of_container.max), (200 * MIB, 200 * MIB));
-    // It lasts.
+    // The pod's raised limit survives systemd's writes.
     node.run("systemctl daemon-reload")?;
     if driver == Driver::Systemd {
         let unit = pod.cgroup.rsplit('/').next().unwrap_or_default();
@@ -142,7 +144,7 @@ fn page_cache_makes_room_for_a_cut(node: &Node, driver: Driver) -> Result<()> {
 
 fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    // The factor puts memory.high where the control group has it.
+    // With this factor memory.high has the same value as in the control group.
     let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
     placement::configure(
         node,
@@ -158,7 +160,7 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
     assert!(said.iter().any(|line| line.contains("released a container")), "{said:#?}");
     let [_, of_container] = stories::memory(node, &pod)?;
     assert!(of_container.high > stories::LINE && of_container.max == 200 * MIB, "{of_container:?}");
-    // Back below, it is as before.
+    // Once the usage is below memory.high again, the plugin restores the previous memory.high.
     let free = format!("workload call {} free", pod.container("app")?.control);
     placement::wait_for_journal(node, "plimsoll", "which is put back", &free)?;
     cgroup::settle(
@@ -224,7 +226,8 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(
             containers.iter().map(|container| container.cgroup.as_str()).collect();
         Ok(cgroup::memory(node, &cgroups)?.iter().map(|memory| memory.max / MIB).collect())
     };
-    // A slow node does not write back all of the page cache while the runtime waits. The kubelet asks again then, too.
+    // A slow node does not write back the whole page cache while the runtime waits. Repeat the
+    // updates then, like the kubelet.
     let mut answers = told(&cut_all)?;
     for _ in 0..20 {
         if answers != "0 1 1" {
@@ -237,7 +240,7 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(
     containers[1].call(node, "free")?;
     assert_eq!(told(&cut_all)?, "0 0 0");
     assert_eq!(limits()?, [60, 60, 60]);
-    // Then the kubelet lowers the pod's, and nobody raises that again.
+    // The kubelet then lowers the pod's limit, and the plugin does not raise that limit again.
     kubelet.limit_pod(&pod, Some(180 * MIB))?;
     cgroup::settle(
         node,
@@ -280,7 +283,7 @@ fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driv
     placement::configure(node, &config())
 }
 
-/// The limit that the runtime has stored.
+/// Returns the memory limit that the runtime has stored for a container, in bytes.
 fn stored_limit(node: &Node, container: &str) -> Result<u64> {
     let inspected = crictl::inspect(node, container)?;
     let limit = &inspected["info"]["runtimeSpec"]["linux"]["resources"]["memory"]["limit"];
@@ -299,7 +302,7 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
     placement::configure(node, &rescue)?;
     let app = ContainerSpec::new("app").request(32 * MIB).limit(60 * MIB);
     let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
-    // What each next container of the name gets, and whether 70 MiB fit into that.
+    // Limits in MiB of the successive containers with this name, and whether 70 MiB fit.
     for (limit, fits) in [(60, false), (60, false), (80, true)] {
         let memory = stories::memory(node, &pod)?;
         assert_eq!(memory[1].max, limit * MIB);
@@ -313,7 +316,8 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
     }
     kubelet.remove_pod(&pod)?;
 
-    // A child of it is killed, and it lives on: its limit is raised in place, by as much as the ceiling leaves.
+    // The kernel OOM-kills a child process, and the container keeps running. The plugin raises the
+    // container's limit in place, at most to the ceiling.
     kubelet.group_kill = false;
     let pod = kubelet.run_pod(PodSpec::new("forking").container(app))?;
     let container = pod.container("app")?;
@@ -328,7 +332,7 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
         cgroup::settle(node, &twice, &limits(limit), HOLD, PATIENCE)?;
     }
     assert_eq!(stored_limit(node, &container.id)?, 110 * MIB);
-    // And no further.
+    // The plugin does not raise the limit above the ceiling.
     placement::wait_for_journal(node, "plimsoll", "may not get more memory", &twice)?;
     cgroup::settle(node, "", &limits(110), HOLD, PATIENCE)?;
     assert_eq!(container.call(node, "ping")?, "ok");
@@ -363,7 +367,7 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
             limits.iter().enumerate().map(of_container).collect::<Result<_>>()?;
         Ok(of_containers.into_iter().flatten().collect())
     };
-    // The kubelet says nothing to the pod's cgroup here.
+    // The kubelet's double does not raise the limit of the pod's cgroup here, so the plugin must.
     let at_once: String = ids.iter().map(|id| format!("cri update {id} {} & ", 30 * MIB)).collect();
     cgroup::settle(node, &format!("{at_once} wait"), &expected(&limits)?, HOLD, PATIENCE)?;
     let sum = [Expected::new(&pod.cgroup, "memory.max", limits.iter().sum())];
@@ -378,7 +382,8 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
             (limits[index], is_stored[index]) = ((20 + random.below(40)) * MIB, true);
             let _ = writeln!(script, "cri update {} {}", ids[index], limits[index]);
         }
-        // In the middle of it the plugin is killed, which systemd starts again, or the runtime is restarted.
+        // In every other part, kill the plugin in the middle of the updates, so that systemd
+        // restarts it. In the other parts, restart the runtime after the updates.
         if part % 2 == 0 {
             let middle = script.len() / 2;
             let line = middle + script[middle..].find('\n').unwrap_or_default() + 1;
@@ -418,10 +423,10 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
         ensure!(!output.status.success(), "a limit of {limit} passed");
         assert_eq!(stories::memory(node, &pod)?, before, "{limit}");
     }
-    // 0 is no word on it.
+    // A limit of 0 means that the request does not change the limit.
     node.run(&format!("crictl update --memory 0 --cpu-share 77 {id}"))?;
     assert_eq!(stories::memory(node, &pod)?, before);
-    // No limit, and one beyond what there is.
+    // A limit far above the node's memory, and no limit.
     for limit in ["9223372036854775807", "-1"] {
         let output = node.try_run(&format!("crictl update --memory={limit} {id}"))?;
         println!(
@@ -434,7 +439,8 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
         assert!(memory.max == cgroup::MAX || memory.max >= 100 * MIB, "{memory:?}");
         assert_eq!(stories::fate(node, &pod)?, (true, 0));
     }
-    // One that is gone, one that was never there, and one that has ended and is still known.
+    // A removed container, a container that never existed, and one that has ended but that the
+    // runtime still knows.
     kubelet.remove_container(&mut pod, "app")?;
     for id in [id.as_str(), "0123456789abcdef"] {
         ensure!(

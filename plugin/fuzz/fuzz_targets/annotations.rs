@@ -1,4 +1,5 @@
-//! A pod's annotations and cgroup parent: lines of `key=value`, the first being the parent.
+//! Fuzz target for a pod's cgroup parent and annotations. The first line of the input is the
+//! parent, and each other line is an annotation `key=value`.
 #![no_main]
 
 use std::collections::HashMap;

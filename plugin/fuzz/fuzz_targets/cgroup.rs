@@ -1,4 +1,5 @@
-//! Cgroup paths and parents from the runtime: nothing that is accepted leads out of the hierarchy.
+//! Fuzz target for cgroup paths and cgroup parents from the runtime. No accepted path leads out of
+//! the cgroup hierarchy.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! A kubelet checkpoint: the bytes as the file, and as the data inside a good envelope.
+//! Fuzz target for the kubelet's checkpoint. The input is first the whole file, and then the data
+//! inside a valid envelope.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

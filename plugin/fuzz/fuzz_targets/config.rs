@@ -1,4 +1,5 @@
-//! A configuration file. What is accepted must survive being printed and read again.
+//! Fuzz target for the configuration file. An accepted configuration is the same after it was
+//! printed and parsed again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A manifest for `plimsoll explain`.
+//! Fuzz target for a manifest that `plimsoll explain` reads.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

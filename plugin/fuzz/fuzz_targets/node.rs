@@ -1,4 +1,4 @@
-//! The files that node allocatable comes from.
+//! Fuzz target for the files from which the plugin computes node allocatable.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,6 +1,5 @@
 //! Black-box tests of the program: arguments, output and exit codes.
 
-// Clippy spares only the test functions themselves.
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -21,7 +20,7 @@ fn plimsoll(args: &[&str], stdin: &str) -> Ran {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The program may have ended without reading.
+    // The program may have ended without reading its standard input.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     Ran {
@@ -262,7 +261,7 @@ fn a_node_that_can_run_the_plugin_is_code_0_also_with_warnings_and_as_json() {
     assert_eq!(ran.code, 1, "{}", ran.stdout);
     let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(json["able"], false);
-    // Every check is in the help.
+    // The help describes every check.
     let help = plimsoll(&["doctor", "--help"], "").stdout;
     for check in json["checks"].as_array().unwrap() {
         assert!(help.contains(&format!("  {} ", check["check"].as_str().unwrap())), "{check}");
@@ -277,7 +276,7 @@ fn manifests_are_checked_wherever_they_are_and_warnings_are_no_failure() {
     file(&dir, "a/service.json", "{\"kind\": \"Service\"}");
     file(&dir, "a/readme.md", "[");
     file(&dir, "z.yaml", &POD.replace("128Mi", "512Mi"));
-    // Neither a loop nor a link to nowhere is followed.
+    // lint follows neither a symbolic link that forms a loop nor one to a missing file.
     std::os::unix::fs::symlink(dir.path(), dir.path().join("a/loop")).unwrap();
     std::os::unix::fs::symlink("/nonexistent", dir.path().join("a/gone.yaml")).unwrap();
     let ran = plimsoll(&["lint", as_str(dir.path())], "");
@@ -349,7 +348,7 @@ fn findings_come_as_json_and_as_sarif_with_paths_from_here() {
         assert_eq!(output.status.code(), Some(0));
         serde_json::from_slice(&output.stdout).unwrap()
     };
-    // What the current directory is called may be a link.
+    // The path of the current directory may contain symbolic links.
     let absolute = dir.path().canonicalize().unwrap();
     for path in [".", "pod.yaml", as_str(&absolute)] {
         let sarif = lint(path, "sarif");
@@ -436,7 +435,8 @@ fn every_command_has_a_manual_page_with_every_option() {
             help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
         for option in options {
             let option = option.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-            // A dash that is not to become another character is written with a backslash.
+            // The manual page writes each dash with a backslash. Otherwise the dash could become
+            // another character.
             assert!(page.contains(&option.replace('-', r"\-")), "{command} {option}: {page}");
         }
     }

@@ -1,4 +1,5 @@
-//! The program against the runtime's side of the protocol and a temporary tree that stands for the node.
+//! Tests of the program with the runtime's side of the protocol, on a temporary tree that stands
+//! for the node.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,7 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixDatagram;
 use tokio::time::{sleep, timeout};
 
-/// `daemon` is what launched the plugin, and dies.
+/// Kills `daemon`, which stands for the runtime that launched the plugin. Checks that the plugin
+/// ends and does not connect again.
 async fn ends_with_its_runtime(node: &Node, daemon: &mut Daemon, runtime: &harness::Runtime) {
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
@@ -41,7 +43,8 @@ async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_va
     let updates = runtime.serve_update(&[&pod]).await;
     assert_eq!(updates[&pod.container.id]["memory.min"], (32 * MIB).to_string());
     runtime.holds(&pod.cgroup(), "memory.min", 32 * MIB).await;
-    // What nothing else tells, its client does.
+    // No other source has this request, so the plugin takes it from the unified map of the
+    // runtime's client.
     let mut pod = Pod::new("burstable", "told", 64 * MIB);
     pod.linux().resources.as_mut().unwrap().unified = unified(&[("memory.min", 48 * MIB)]);
     runtime.make_cgroup(&pod);
@@ -61,11 +64,11 @@ async fn containers_of_each_class_get_their_values_at_create() {
 
     let guaranteed = Pod::new("guaranteed", "g", 200 * MIB);
     assert_eq!(runtime.create(&guaranteed).await, unified(&[("memory.min", 200 * MIB)]));
-    // 100 + 0.9 x (200 - 100) MiB
+    // memory.high is 100 + 0.9 x (200 - 100) MiB.
     let burstable = Pod::new("burstable", "b", 200 * MIB);
     let expected = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
     assert_eq!(runtime.create(&burstable).await, expected);
-    // Without a limit: 64 MiB + 0.9 x (4 GiB - 64 MiB), in whole pages.
+    // Without a limit, memory.high is 64 MiB + 0.9 x (4 GiB - 64 MiB), in whole pages.
     let unlimited = Pod::new("burstable", "n", 0);
     let high = (64 * MIB * 10 + 9 * (4096 - 64) * MIB) / 10 / 4096 * 4096;
     assert_eq!(
@@ -90,13 +93,13 @@ async fn values_are_read_back_after_the_start_and_repaired_once() {
     runtime.started(&pod).await;
     assert!(daemon.says("outcome=unchanged").await.contains("min=\"209715200\""));
 
-    // A runtime that did not do as it was told.
+    // This runtime does not apply the plugin's values.
     let pod = Pod::new("guaranteed", "h", 200 * MIB);
     runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     runtime.started(&pod).await;
-    // An update without swap would lift its limit.
+    // Without memory.swap.max, the update would remove the swap limit.
     let expected = unified(&[("memory.min", 200 * MIB), ("memory.swap.max", 0)]);
     assert_eq!(runtime.serve_update(&[&pod]).await["id-h"], expected);
     daemon.says("outcome=applied").await;
@@ -112,7 +115,7 @@ async fn a_value_that_does_not_stay_is_left_after_some_attempts() {
     runtime.make_cgroup(&pod);
     runtime.synchronize(&[&pod]).await;
     for _ in 0..5 {
-        // Says yes and does nothing.
+        // The runtime reports success but changes nothing.
         runtime.serve_update(&[]).await;
     }
     let line = daemon.says("outcome=contended").await;
@@ -171,10 +174,10 @@ async fn an_update_follows_the_new_limit_and_the_new_request() {
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
 
-    // The limit alone.
+    // Only the limit changes.
     let expected = unified(&[("memory.min", 100 * MIB), ("memory.high", 280 * MIB)]);
     assert_eq!(runtime.update(&pod, memory_limit(300 * MIB)).await, expected);
-    // The request alone: the update says nothing of memory.
+    // Only the request changes. The update itself contains no memory values.
     node.checkpoint("allocated_pods_state", &[("b", "app", 200 * MIB)]);
     let expected = unified(&[("memory.min", 200 * MIB), ("memory.high", 290 * MIB)]);
     assert_eq!(runtime.update(&pod, LinuxResources::default()).await, expected);
@@ -193,12 +196,12 @@ async fn keys_that_are_no_longer_wanted_are_put_back_to_their_default() {
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
-    // Request equal to the limit: nothing to throttle.
+    // The request equals the limit, so there is nothing to throttle.
     let updated = runtime.update(&pod, memory_limit(100 * MIB)).await;
     let mut expected = unified(&[("memory.min", 100 * MIB)]);
     expected.insert("memory.high".into(), "max".into());
     assert_eq!(updated, expected);
-    // No request: nothing to protect.
+    // There is no request, so there is nothing to protect.
     node.checkpoint("allocated_pods_state", &[("b", "app", 0)]);
     let updated = runtime.update(&pod, memory_limit(100 * MIB)).await;
     assert_eq!(updated["memory.min"], "0");
@@ -237,7 +240,8 @@ async fn the_kernels_limit_counts_when_an_update_did_not_come_about() {
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
-    // Told to the plugin, and then failed for another reason: there is no event for that.
+    // The runtime announces the update to the plugin, and then fails for another reason. No event
+    // reports such a failure.
     let updated = runtime.update(&pod, memory_limit(300 * MIB)).await;
     assert_eq!(updated["memory.high"], (280 * MIB).to_string());
     let line = daemon.says("outcome=unchanged").await;
@@ -292,10 +296,11 @@ async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled_once_t
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     let mut pod = Pod::new("burstable", "b", 200 * MIB);
-    // As a kubelet with its own MemoryQoS does, where the runtime lets plugins see it.
+    // A kubelet with its own MemoryQoS sends these values. Some runtimes show them to plugins.
     let sent = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
     pod.linux().resources.as_mut().unwrap().unified = sent;
-    // What is claimed already may be another plugin's, and then the runtime would refuse to create the container.
+    // Another plugin may have set these keys already. If two plugins set the same key, the runtime
+    // refuses to create the container.
     let created = runtime.create(&pod).await;
     assert_eq!(created, unified(&[("memory.low", 100 * MIB)]));
     assert!(daemon.says("once the container runs").await.contains("memory.min"));
@@ -303,9 +308,9 @@ async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled_once_t
     runtime.apply(&pod, &unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]));
     runtime.apply(&pod, &created);
     runtime.started(&pod).await;
-    // Without a throttling factor memory.high is not this plugin's to set.
+    // Without a throttling factor, the plugin does not manage memory.high.
     assert_eq!(runtime.serve_update(&[&pod]).await["id-b"], unified(&[("memory.min", 0)]));
-    // And with an update, in which there is a new one.
+    // An update may carry a new memory.min from the kubelet.
     let mut resources = memory_limit(300 * MIB);
     resources.unified = unified(&[("memory.min", 150 * MIB)]);
     assert_eq!(runtime.update(&pod, resources).await["memory.low"], (150 * MIB).to_string());
@@ -380,7 +385,7 @@ async fn nonsense_from_the_runtime_is_named_and_the_container_still_created() {
     assert_eq!(runtime.create(&annotated).await, unified(&[("memory.min", 100 * MIB)]));
     daemon.says("9995 more annotations").await;
 
-    // Nothing else was lost.
+    // The plugin still handles valid containers.
     assert_eq!(
         runtime.create(&Pod::new("guaranteed", "g", MIB)).await,
         unified(&[("memory.min", MIB)])
@@ -410,7 +415,7 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     runtime.synchronize(&[]).await;
     let pod = Pod::new("burstable", "b", 200 * MIB).scored(50 * MIB);
     let pod = pod.annotate("memory-request.plimsoll.nri.io", "51Mi");
-    // 994: from 6 thousandths of 8 GiB on.
+    // oom_score_adj is 994, so the request is at least 6 thousandths of 8 GiB.
     let low = 8192 * MIB * 6 / 1000 + 1;
     let from_score = unified(&[
         ("memory.min", low),
@@ -440,8 +445,9 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
 
     let huge = good.replacen('{', &format!(r#"{{"padding":"{}","#, "x".repeat(10 << 20)), 1);
     node.replace("host/var/lib/kubelet/actuated_pods_state", &huge);
-    // Read in time, or else the container is created without what depends on it, and follows after its start. The author's
-    // annotation does not count: there is a record.
+    // Either the plugin reads the file in time, or it creates the container without the values that
+    // need the file. It then sets those values after the start. The pod author's annotation does
+    // not count, because the checkpoint has a record.
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
@@ -454,7 +460,7 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     assert_eq!(runtime.read(&pod, "memory.min"), from_checkpoint["memory.min"]);
     assert_eq!(runtime.read(&pod, "memory.high"), from_checkpoint["memory.high"]);
 
-    // A version that holds nothing that can be read here, a file that is too large, and one that is none.
+    // The file has a newer version without readable data, then is too large, then is a directory.
     let path = node.path("host/var/lib/kubelet/actuated_pods_state");
     node.replace(
         "host/var/lib/kubelet/actuated_pods_state",
@@ -477,7 +483,8 @@ async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
-    // 990: less than 11 thousandths of 8 GiB, and one more for the kubelet's idea of them.
+    // oom_score_adj is 990, so the request is below 11 thousandths of 8 GiB. The bound is one
+    // thousandth higher, because the kubelet may have read another MemTotal.
     let greedy = Pod::new("burstable", "b", 0)
         .scored(82 * MIB)
         .annotate("memory-request.plimsoll.nri.io", "3Gi");
@@ -489,7 +496,7 @@ async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
     runtime.apply(&greedy, &created);
     runtime.started(&greedy).await;
     daemon.says("outcome=unchanged").await;
-    // While a checkpoint cannot be read it has no say, wherever the container is looked at.
+    // While a checkpoint cannot be read, the plugin ignores the annotation in every check.
     node.write("host/var/lib/kubelet/actuated_pods_state", "torn");
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n");
     let asked = runtime.serve_update(&[&greedy]).await;
@@ -518,7 +525,7 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     assert_eq!(asked["id-b"], expected);
     daemon.says("outcome=applied").await;
 
-    // Made anew and filled then, as install and some editors do.
+    // `install` and some editors create a new file and write the content afterwards.
     fs::remove_file(node.path("plimsoll.yaml")).unwrap();
     let text = "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: 0.5\n";
     let mut file = fs::File::create(node.path("plimsoll.yaml")).unwrap();
@@ -526,7 +533,8 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
     drop(file);
 
-    // In place, and with two mistakes: the configuration before stays.
+    // The file is overwritten in place and has two mistakes. The previous configuration stays in
+    // force.
     node.write("plimsoll.yaml", "memoryThrottlingFactor: 2\nmemoryReservationPolcy: None\n");
     let first = daemon.says("plimsoll.yaml:1: memoryThrottlingFactor").await;
     assert!(first.contains("found the number 2"), "{first}");
@@ -534,7 +542,7 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     daemon.says("stays in force").await;
     assert_eq!(runtime.create(&pod).await["memory.high"], (150 * MIB).to_string());
 
-    // Switched off: everything as if the plugin were not there.
+    // Throttling and protection are off, so the values are the same as without the plugin.
     node.replace("plimsoll.yaml", "memoryThrottlingFactor: null\nmemoryReservationPolicy: None\n");
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked["id-b"]["memory.high"], "max");
@@ -547,7 +555,8 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
 
 const TIGHT: &str = "nodeAllocatable: 4Gi\nmemoryThrottlingFactor: 0.5\nlogLevel: debug\n";
 
-/// What memory.high of a container without a limit is set to, in MiB; a factor of 0.5 makes 2048 of it.
+/// Returns memory.high of a new container without a limit, in MiB. With a factor of 0.5 the value
+/// is 2048.
 async fn high(runtime: &harness::Runtime) -> i64 {
     let created = runtime.create(&Pod::new("besteffort", "e", 0)).await;
     created["memory.high"].parse::<i64>().unwrap() / MIB
@@ -563,7 +572,8 @@ async fn hangup_reloads_what_no_watch_sees() {
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     assert_eq!(high(&runtime).await, 3686);
-    // The directory of the link has nothing of it.
+    // Only the target of the symbolic link changes, and the plugin watches the directory of the
+    // link.
     node.write("elsewhere/real.yaml", TIGHT);
     daemon.signal(Signal::HUP);
     daemon.says("configuration changed").await;
@@ -583,7 +593,7 @@ async fn hangup_reloads_what_no_watch_sees() {
 async fn signals_that_reload_others_end_nothing() {
     let node = Node::new();
     let mut daemon = node.start();
-    // Also while it waits for a runtime's answer.
+    // The plugin also survives the signals while it waits for an answer of the runtime.
     let trunk = node.trunk().await;
     daemon.signal(Signal::HUP);
     daemon.signal(Signal::USR1);
@@ -619,7 +629,7 @@ async fn a_launched_plugin_and_what_waits_for_it_survive_hangup() {
         daemon.says(if signal == Signal::HUP { "SIGHUP" } else { "SIGUSR1" }).await;
     }
     kill_process(plugin, Signal::TERM).unwrap();
-    // The plugin's own, by way of what waits.
+    // The waiting process exits with the plugin's exit code.
     assert_eq!(timeout(Duration::from_secs(60), daemon.ends()).await.unwrap().code(), Some(0));
 }
 
@@ -636,7 +646,7 @@ async fn an_empty_file_replaces_no_configuration() {
         assert!(line.contains("WARN") && line.contains("stays in force"), "{line}");
         assert_eq!(high(&runtime).await, 2048, "{empty:?}");
     }
-    // Also where it is asked for.
+    // The plugin also ignores an empty file when the user requests a reload.
     daemon.signal(Signal::HUP);
     daemon.says("is empty").await;
     assert_eq!(high(&runtime).await, 2048);
@@ -671,7 +681,8 @@ async fn a_configuration_directory_that_appears_is_watched() {
     for (config, expected) in [(TIGHT, 2048), ("nodeAllocatable: 4Gi\nlogLevel: debug\n", 3686)] {
         fs::remove_dir_all(node.path("etc")).unwrap();
         daemon.says("was removed; the configuration before stays in force").await;
-        // One after the other, or all at once.
+        // The directories appear one after the other in the first round, and all at once in the
+        // second.
         if expected == 2048 {
             fs::create_dir(node.path("etc")).unwrap();
             sleep(Duration::from_millis(300)).await;
@@ -701,7 +712,7 @@ async fn node_allocatable_follows_a_kubelet_that_starts_later() {
     node.write("host/sys/fs/cgroup/kubepods/memory.max", &format!("{}\n", 4196 * MIB));
     let later = unified(&[("memory.high", 4096 * MIB * 9 / 10 / 4096 * 4096)]);
     assert_eq!(runtime.create(&Pod::new("besteffort", "f", 0)).await, later);
-    // Those that run follow.
+    // Running containers also get the new value.
     assert_eq!(runtime.serve_update(&[&pod]).await["id-e"], later);
     daemon.says("outcome=applied").await;
 }
@@ -751,7 +762,7 @@ async fn a_launched_plugin_with_a_broken_configuration_registers_and_exits_with_
     let node = Node::new();
     let (daemon, trunk) = node.launch();
     let config = "memoryThrottlingFactor: [\n".to_owned();
-    // NRI 0.6.1 would not start if the plugin failed.
+    // If the plugin failed, NRI 0.6.1 would not start.
     let runtime = node
         .serve(trunk, Options { config, nri_version: NriVersion(0, 6, 1), ..Options::default() })
         .await;
@@ -764,7 +775,8 @@ async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_u
     let node = Node::new();
     fs::remove_file(node.path("host/sys/fs/cgroup/cgroup.controllers")).unwrap();
     let (mut daemon, trunk) = node.launch();
-    // A plugin that goes without an answer would keep NRI 0.6.1, and containerd with it, from starting.
+    // If a plugin exits without an answer, NRI 0.6.1 does not start. Then containerd does not start
+    // either.
     let runtime =
         node.serve(trunk, Options { nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;
     runtime.connection.closed().await;
@@ -772,7 +784,8 @@ async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_u
     assert_eq!(daemon.ends().await.code(), Some(1));
 }
 
-/// The process that the runtime launched, which is not the one that works.
+/// Returns the process that the runtime launched. It only waits for the second process, which runs
+/// the plugin.
 fn launched_process(of: &Daemon) -> rustix::process::Pid {
     let children =
         fs::read_to_string(format!("/proc/{0}/task/{0}/children", of.child.id())).unwrap();
@@ -786,7 +799,7 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
     let config = "nodeAllocatable: 4Gi\nmemoryThrottlingFactor: 0.5\n".to_owned();
     let runtime = node.serve(trunk, Options { config, ..Options::default() }).await;
     runtime.synchronize(&[]).await;
-    // What runtimes do when a reply comes too late.
+    // A runtime does this when a reply comes too late.
     runtime.connection.close();
     rustix::process::kill_process(launched_process(&daemon), rustix::process::Signal::KILL)
         .unwrap();
@@ -795,14 +808,13 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
     let pod = Pod::new("besteffort", "e", 0);
     runtime.make_cgroup(&pod);
     runtime.synchronize(&[&pod]).await;
-    // With the configuration that it was launched with.
+    // The plugin keeps the configuration that it was launched with.
     let mut runtime = runtime;
     assert_eq!(
         runtime.serve_update(&[&pod]).await["id-e"],
         unified(&[("memory.high", 2048 * MIB)])
     );
 
-    // The runtime dies.
     ends_with_its_runtime(&node, &mut daemon, &runtime).await;
 }
 
@@ -835,7 +847,7 @@ async fn a_launched_plugin_waits_while_another_instance_runs() {
     external.says("synchronized").await;
 
     let (mut daemon, trunk) = node.launch();
-    // It answers, so that the runtime starts, and goes.
+    // The second plugin answers so that the runtime can start, and then disconnects.
     let second = node.serve(trunk, Options::default()).await;
     second.connection.closed().await;
     daemon.says("another instance of this plugin is running").await;
@@ -861,7 +873,8 @@ fn a_node_without_cgroup_v2_is_exit_code_1() {
     assert!(message.contains(&Path::new("sys/fs/cgroup").display().to_string()), "{message}");
 }
 
-/// A service manager's socket, and a plugin that is to be watched by it, with a ping every 50 ms.
+/// Returns a plugin that runs as a systemd service, and the service manager's socket. The plugin
+/// pings the watchdog every 50 ms.
 fn service(node: &Node) -> (Daemon, UnixDatagram) {
     let path = node.path("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
@@ -871,7 +884,8 @@ fn service(node: &Node) -> (Daemon, UnixDatagram) {
     (Daemon::spawn(command), manager)
 }
 
-/// Waits until the service manager is told something with this text; what it is told before that goes with it.
+/// Waits until the service manager has received `text`. Returns all that it has received until
+/// then.
 async fn told(manager: &UnixDatagram, text: &str) -> String {
     let mut said = String::new();
     while !said.contains(text) {
@@ -890,7 +904,8 @@ async fn a_service_is_ready_when_it_is_synchronized_and_says_what_it_waits_for()
     let runtime = node.accept().await;
     let said = told(&manager, "WATCHDOG=1").await;
     assert!(said.contains("STATUS=waiting for the container runtime\n"), "{said}");
-    // Connected, registered and configured, and not told of containers yet.
+    // The plugin is connected, registered and configured, but the runtime has not sent its
+    // containers yet.
     assert!(!said.contains("READY=1"), "{said}");
     runtime.synchronize(&[]).await;
     let said = told(&manager, "READY=1").await;
@@ -913,7 +928,8 @@ async fn a_loop_that_hangs_does_not_feed_the_watchdog() {
     runtime.synchronize(&[]).await;
     told(&manager, "READY=1").await;
     told(&manager, "WATCHDOG=1").await;
-    // Its reader waits for whoever has it open to write something. Only when it is being read can it be opened like this.
+    // The plugin's read of a FIFO blocks until a writer writes or closes it. Opening the FIFO like
+    // this succeeds only while the plugin has it open for reading.
     let status = Command::new("mkfifo").arg(node.path("new")).status().unwrap();
     assert!(status.success());
     fs::rename(node.path("new"), node.path("plimsoll.yaml")).unwrap();
@@ -952,7 +968,7 @@ async fn a_launched_plugin_is_replaced_by_a_new_version_with_one_reconnection() 
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     daemon.says("synchronized").await;
-    // The same process: whoever waits for it does so still.
+    // The process stays the same, so the launched process still waits for it.
     assert!(started());
     let line = fs::read_to_string(format!("/proc/{}/cmdline", plugin.as_raw_nonzero())).unwrap();
     assert!(line.contains("\0run\0"), "{line}");

@@ -1,4 +1,5 @@
-//! What is in deploy/kustomize/monitoring for Prometheus and Grafana, against the metrics that there really are.
+//! Tests of the files for Prometheus and Grafana in deploy/kustomize/monitoring against the metrics
+//! that the plugin serves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,7 +12,7 @@ use promql_parser::label::{Matcher, Matchers};
 use promql_parser::parser::{self, Expr, LabelModifier, token};
 use serde_json::Value;
 
-/// What Prometheus itself gives every series that it scrapes.
+/// Labels that Prometheus adds to every scraped series.
 const OF_SCRAPES: [&str; 2] = ["instance", "job"];
 
 /// A series: its name and labels.
@@ -51,7 +52,8 @@ fn promtool(arguments: &[&str], input: &str) {
     assert!(status.success(), "promtool {arguments:?}: {status}\n{stdout}\n{stderr}");
 }
 
-/// The metrics of a node with containers of each class, of which one uses more than it requested, and one has no limit.
+/// Returns the metrics of a node with one container of each QoS class. The Burstable container uses
+/// more than its request, and the BestEffort container has no limit.
 async fn metrics(of_containers: bool) -> String {
     let config =
         format!("nodeAllocatable: 4Gi\nnodeGuard: 1Gi\ncontainerMetrics: {of_containers}\n");
@@ -75,7 +77,8 @@ async fn metrics(of_containers: bool) -> String {
     node.metrics().await
 }
 
-/// The series of an exposition. Each is written as a selector is.
+/// Returns the series of an exposition. Each sample starts with a series in the syntax of a PromQL
+/// selector.
 fn series(exposition: &str) -> Vec<Series> {
     let samples = exposition.lines().filter(|line| !line.starts_with('#'));
     let parsed = samples.map(|line| {
@@ -88,7 +91,8 @@ fn series(exposition: &str) -> Vec<Series> {
     parsed.collect()
 }
 
-/// The labels of what an expression comes to. Every selector in it has to match one of the series that there are.
+/// Returns the labels of an expression's result. Every selector in the expression must match a
+/// series in `known`.
 fn labels_of(expr: &Expr, known: &[Series]) -> BTreeSet<String> {
     match expr {
         Expr::VectorSelector(selector) => {
@@ -132,7 +136,7 @@ fn selected(name: &str, matchers: &Matchers, known: &[Series]) -> BTreeSet<Strin
     let (of_scrapes, ours): (Vec<_>, Vec<_>) =
         matchers.matchers.iter().partition(|matcher| OF_SCRAPES.contains(&matcher.name.as_str()));
     let mut labels: BTreeSet<_> = OF_SCRAPES.map(str::to_owned).into();
-    // Prometheus' own.
+    // Prometheus itself creates this series.
     if name == "up" {
         assert!(!of_scrapes.is_empty() && ours.is_empty(), "up of which job?");
         return labels;
@@ -153,14 +157,15 @@ fn parse(expr: &str) -> Expr {
     parser::parse(expr).unwrap_or_else(|error| panic!("{expr}: {error}"))
 }
 
-/// The words between double braces.
+/// Returns the texts between double braces.
 fn templates(text: &str) -> impl Iterator<Item = &str> {
     text.split("{{").skip(1).map(|rest| rest.split_once("}}").expect("braces are closed").0.trim())
 }
 
 #[tokio::test]
 async fn metrics_are_named_as_prometheus_has_it() {
-    // promtool reads the form from before OpenMetrics, in which a counter's own name ends with what its sample ends with.
+    // promtool reads the text format from before OpenMetrics. In that format the name of a counter
+    // includes the suffix of its sample.
     let converted = metrics(true).await.lines().fold(String::new(), |all, line| {
         let words: Vec<_> = line.splitn(4, ' ').collect();
         all + &match words[..] {
@@ -176,7 +181,7 @@ async fn metrics_are_named_as_prometheus_has_it() {
 
 #[tokio::test]
 async fn alerts_are_made_of_metrics_that_there_are() {
-    // Those of containers are an option.
+    // Container metrics are optional, so no alert may depend on them.
     let known = series(&metrics(false).await);
     promtool(&["check", "rules", deploy("alerts.yaml").to_str().unwrap()], "");
     let rules = yaml("alerts.yaml");
@@ -220,7 +225,7 @@ async fn each_alert_fires_where_it_should_and_not_elsewhere() {
             instances.insert(instance);
         }
         assert_eq!(instances, ["bad", "fine"].map(str::to_owned).into(), "{name}");
-        // All that fires is this alert, for the one.
+        // Only this alert fires, and only for the instance `bad`.
         let expected: Vec<_> = list(&test["promql_expr_test"]).collect();
         assert_eq!(text(&expected[0]["expr"]), "ALERTS{alertstate=\"firing\"}", "{name}");
         let fires: Vec<_> =
@@ -275,7 +280,7 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
         assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
         for target in list(&panel["targets"]) {
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
-            // What Grafana puts there.
+            // Grafana replaces these variables.
             let expr =
                 text(&target["expr"]).replace("$__rate_interval", "5m").replace("$instance", ".*");
             let labels = labels_of(&parse(&expr), &known);
@@ -287,7 +292,8 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
         }
     }
     assert!(!shown.is_empty());
-    // Nothing that has an alert is to be searched for elsewhere.
+    // Every metric of an alert must have a panel, so that an operator finds the cause on the
+    // dashboard.
     let silent = ["plimsoll_stands_aside", "plimsoll_brake_applied"];
     for rule in list(&yaml("alerts.yaml")["groups"]).flat_map(|group| list(&group["rules"])) {
         let names = text(&rule["expr"]).split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -310,7 +316,7 @@ async fn there_are_as_many_series_with_many_pods_as_with_few() {
     assert_eq!(counts, [counts[0]; 5]);
 }
 
-/// Kustomize has no means to put a file into an object.
+/// Kustomize cannot insert a file into an object, so prometheusrule.yaml repeats alerts.yaml.
 #[test]
 fn the_operator_s_rule_has_the_alerts_of_alerts_yaml() {
     let rule = fs::read_to_string(deploy("prometheusrule.yaml")).unwrap();

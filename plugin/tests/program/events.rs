@@ -1,4 +1,4 @@
-//! Kubernetes Events, at a real API server.
+//! Tests of Kubernetes Events with a real API server.
 
 use std::fs;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debu
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// An API server with the rights of `deploy/kustomize/base/rbac.yaml`.
+/// An API server with the roles of `deploy/kustomize/base/rbac.yaml`.
 struct Cluster {
     server: ApiServer,
     administrator: Client,
@@ -35,7 +35,7 @@ impl Cluster {
         let server = ApiServer::start().unwrap();
         let ready = async {
             loop {
-                // Its certificate comes with it.
+                // The server makes its certificate while it starts, so there may be no client yet.
                 if let Some(client) = client(&server, ADMINISTRATOR).await
                     && is_ready(&client).await
                 {
@@ -56,12 +56,12 @@ impl Cluster {
         Self { server, administrator, token }
     }
 
-    /// The plugin on a node, which is given its rights while it runs.
+    /// Starts the plugin on a node, and gives it credentials while it runs.
     async fn plugin(&self) -> (Node, Daemon, Runtime) {
         self.plugin_with(CONFIG).await
     }
 
-    /// The same with a configuration of its own.
+    /// Starts the plugin as [`Self::plugin`] does, with this configuration.
     async fn plugin_with(&self, config: &str) -> (Node, Daemon, Runtime) {
         let (node, mut daemon, runtime) = start(config).await;
         daemon.says("there are no Kubernetes Events").await;
@@ -72,7 +72,7 @@ impl Cluster {
         (node, daemon, runtime)
     }
 
-    /// A pod of the cluster, as the runtime sees it.
+    /// Creates a pod in the API server. Returns the pod as the runtime reports it.
     async fn pod(&self, name: &str, limit: i64) -> Pod {
         let containers = json!([{ "name": "app", "image": "app" }]);
         let pod = json!({ "metadata": { "name": name }, "spec": { "nodeName": "n", "containers": containers } });
@@ -86,12 +86,12 @@ impl Cluster {
     async fn events(&self) -> Vec<Event> {
         let events = Api::<Event>::namespaced(self.administrator.clone(), "default");
         let mut events = events.list(&ListParams::default()).await.unwrap().items;
-        // A slow API server tells of its own troubles there.
+        // A slow API server writes Events about its own problems to this namespace.
         events.retain(|event| event.reporting_controller.as_deref() == Some("plimsoll"));
         events
     }
 
-    /// Waits for the Event with this reason about this pod that was counted so often.
+    /// Waits for the Event about this pod with this reason and this count.
     async fn event(&self, pod: &Pod, reason: &str, count: i32) -> Event {
         let looks = async {
             loop {
@@ -122,7 +122,7 @@ fn from<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
-/// `kubectl create token --namespace kube-system`
+/// Creates a token, as `kubectl create token --namespace kube-system` does.
 async fn token(administrator: &Client, account: &str) -> String {
     let accounts = Api::<ServiceAccount>::namespaced(administrator.clone(), "kube-system");
     let request: TokenRequest = from(json!({ "metadata": {}, "spec": { "audiences": [] } }));
@@ -131,7 +131,7 @@ async fn token(administrator: &Client, account: &str) -> String {
     answer.status.unwrap().token.unwrap()
 }
 
-/// `kubectl auth can-i --list`
+/// Returns the client's permissions, as `kubectl auth can-i --list` does.
 async fn rules(client: Client) -> Vec<ResourceRule> {
     let asked: SelfSubjectRulesReview = from(json!({ "spec": { "namespace": "default" } }));
     let review = Api::<SelfSubjectRulesReview>::all(client)
@@ -147,7 +147,8 @@ async fn client(server: &ApiServer, token: &str) -> Option<Client> {
     Client::try_from(config.ok()?).ok()
 }
 
-/// Ready, and with the namespaces of a cluster, which it makes itself a moment later.
+/// Returns whether the API server is ready and has its namespaces. The server makes the namespaces
+/// itself shortly after it is ready.
 async fn is_ready(client: &Client) -> bool {
     let request = hyper::Request::get("/readyz").body(Vec::new()).unwrap();
     let namespaces = Api::<Namespace>::all(client.clone());
@@ -156,7 +157,7 @@ async fn is_ready(client: &Client) -> bool {
         && namespaces.get("default").await.is_ok()
 }
 
-/// `kubectl apply -f deploy/kustomize/base/rbac.yaml`
+/// Creates the objects of the file, as `kubectl apply -f deploy/kustomize/base/rbac.yaml` does.
 async fn apply(administrator: &Client) {
     let text = fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -185,21 +186,23 @@ async fn apply(administrator: &Client) {
     }
 }
 
-/// Runs a pod that cannot be cut to 100 MiB.
+/// Runs a pod whose usage does not allow a limit decrease to 100 MiB.
 async fn run(runtime: &Runtime, pod: &Pod) {
     runtime.make_cgroup(pod);
     runtime.run(pod).await;
     runtime.uses(pod, 128 * MIB, 10 * MIB);
 }
 
-/// Asks for too low a limit, which is refused at once, whatever there is to tell of it to whom.
+/// Asks for a limit that is too low. The plugin must refuse it at once, whether or not the API
+/// server is reachable.
 async fn refused(runtime: &Runtime, pod: &Pod) {
     let cut = runtime.connection.update_container(
         pod.sandbox.clone(),
         pod.container.clone(),
         memory_limit(100 * MIB),
     );
-    // Half of what a runtime waits for: Events would take longer if there were nobody to take them.
+    // An attempt to reach the API server may take 10 s (`PATIENCE` in `report/events.rs`). The
+    // plugin must not wait for the attempt.
     let answer = timeout(Duration::from_secs(5), cut).await.expect("the plugin answers");
     assert!(answer.unwrap_err().to_string().contains("would be killed"));
 }
@@ -240,7 +243,7 @@ async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other
         assert_eq!(event[field], expected, "{field}");
     }
 
-    // Of each other kind that comes with a create.
+    // A container creation also causes these kinds of Events.
     let greedy = cluster.pod("greedy", 8192 * MIB).await;
     node.checkpoint("actuated_pods_state", &[(&greedy.sandbox.uid, "app", 64 * MIB)]);
     run(&runtime, &greedy).await;
@@ -248,7 +251,7 @@ async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other
     cluster.event(&greedy, "Overcommitted", 1).await;
 
     let plimsoll = client(&cluster.server, &cluster.token).await.unwrap();
-    // Of every account, and of this one besides.
+    // Compare with an account without roles: every account has these permissions.
     let nobody = token(&cluster.administrator, "nobody").await;
     let common = rules(client(&cluster.server, &nobody).await.unwrap()).await;
     let own: Vec<_> =
@@ -328,11 +331,11 @@ async fn an_api_server_that_is_gone_keeps_nobody_waiting_and_hears_what_happens_
     }
     daemon.says("cannot write Kubernetes Events").await;
     cluster.server.start_again().unwrap();
-    // It is tried every few seconds.
+    // The plugin retries with growing delays, at first about 1 s.
     daemon.says("Kubernetes Events reach the API server again").await;
     cluster.event(&pod, "CutRejected", 3).await;
 
-    // It ends at once, whatever is still to be sent.
+    // The plugin ends at once, even with unsent Events.
     cluster.server.kill();
     refused(&runtime, &pod).await;
     daemon.says("cannot write Kubernetes Events").await;
@@ -361,13 +364,15 @@ async fn names_and_annotations_that_are_meant_to_do_harm_do_none() {
             refused(&runtime, &pod).await;
         }
     }
-    // The longest name that a pod can have, of which an Event's has to be less.
+    // The longest possible name of a pod, 253 characters. The Event's name has the same maximum and
+    // a suffix, so it contains only a part of the pod's name.
     let longest = cluster.pod(&"a".repeat(253), 250 * MIB).await;
     run(&runtime, &longest).await;
     refused(&runtime, &longest).await;
     let event = cluster.event(&longest, "CutRejected", 1).await;
     assert_eq!(event.metadata.name.unwrap().len(), 253);
-    // Of the others at most what is left of a name that is nothing but too long.
+    // Among the hostile pods, at most the one with the overlong name has Events. Their pod name is
+    // shortened to 253 characters.
     for event in cluster.events().await {
         let regarding = event.regarding.unwrap();
         let (name, note) = (regarding.name.unwrap(), event.note.unwrap());

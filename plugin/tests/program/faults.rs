@@ -1,5 +1,5 @@
-//! Faults that a temporary tree does not have by itself: strace kills the plugin at its writes and makes calls fail, and
-//! cgroups come and go while they are walked.
+//! Tests with faults that do not occur in a temporary tree by itself. strace kills the plugin at
+//! its writes and makes system calls fail. Cgroups come and go while the plugin walks them.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -19,10 +19,11 @@ const KUBEPODS: &str = "kubepods";
 const BURSTABLE: &str = "kubepods/burstable";
 const KNOBS: [&str; 2] = ["memory.min", "memory.low"];
 
-/// A pod, and what it asks for.
+/// A pod and its memory request in bytes.
 type Asking = (Pod, i64);
 
-/// A node with a policy that needs both files of kubepods, one of which somebody had a use for before.
+/// Returns a node whose policy needs both files of kubepods. Another program has already set
+/// memory.low of kubepods.
 fn node() -> (Node, PathBuf) {
     let node = Node::new();
     let config = "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmaxLimitRequestRatio: null\n";
@@ -35,7 +36,7 @@ fn node() -> (Node, PathBuf) {
     (node, root)
 }
 
-/// What a file holds before the plugin comes.
+/// Returns the content of a file before the plugin starts.
 fn before(file: &Path) -> String {
     if file.ends_with("cgroup/kubepods/memory.low") {
         (7 * MIB).to_string()
@@ -48,11 +49,13 @@ fn held(file: &Path) -> String {
     fs::read_to_string(file).unwrap().trim_end().to_owned()
 }
 
-/// The plugin, with a fault where it touches one of these files: `CALL:FAULT`, in the words of strace.
+/// Starts the plugin with a fault in the system calls on these files. `fault` is `CALL:FAULT` in
+/// the syntax of strace.
 fn start_with_fault(node: &Node, files: &[PathBuf], fault: &str) -> Daemon {
     let (call, _) = fault.split_once(':').unwrap();
     let mut command = Command::new("strace");
-    // -D: not strace is the child, but the plugin. Of its threads only the first one is traced, which does all of this.
+    // With -D the child is the plugin instead of strace. strace traces only the plugin's first
+    // thread, which makes all these calls.
     command.args(["-D", "-y", "-e", &format!("trace={call}"), "-e", &format!("inject={fault}")]);
     command
         .args(files.iter().flat_map(|file| ["-P".as_ref(), file.as_os_str()]))
@@ -70,7 +73,7 @@ fn pods(pods: &[Asking]) -> Vec<&Pod> {
     pods.iter().map(|(pod, _)| pod).collect()
 }
 
-/// The kubelet writes down what pods ask for.
+/// Writes the pods' requests to the checkpoints, as the kubelet does.
 fn record(node: &Node, pods: &[Asking]) {
     let entries: Vec<_> =
         pods.iter().map(|(pod, request)| (pod.sandbox.uid.as_str(), "app", *request)).collect();
@@ -85,13 +88,15 @@ async fn run_pods(node: &Node, runtime: &Runtime, alive: &mut Vec<Asking>) {
         let pod = Pod::new(class, uid, limit * MIB);
         alive.push((pod.clone(), request * MIB));
         record(node, alive);
-        // Not the container's, which on a slow machine would be there for long before the plugin is told of it.
+        // Create the pod's cgroup, but not the container's. On a slow machine the container's
+        // cgroup would exist long before the runtime reports the container.
         runtime.make_cgroup_at(&pod.cgroup());
         runtime.run(&pod).await;
     }
 }
 
-/// Raises every level, and lowers it. `alive` are the pods that there are at any time.
+/// Raises the values of every level, and lowers them again. `alive` holds the pods that exist at
+/// any time.
 async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Asking>) {
     run_pods(node, runtime, alive).await;
     for (index, request) in [(0, 150), (1, 20)] {
@@ -107,7 +112,7 @@ async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Ask
     runtime.end(&pod).await;
 }
 
-/// The levels' files that do not hold what these pods add up to.
+/// Returns the files of all levels that do not hold the sum of these pods' requests.
 fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
     let sum = |level: &str| {
         alive
@@ -130,7 +135,7 @@ fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
     files.filter(|(file, sum)| held(file) != sum.to_string()).map(|(file, _)| file).collect()
 }
 
-/// Waits until every level is right, and does meanwhile what the plugin asks for.
+/// Waits until every level holds the right values. Meanwhile it executes the plugin's requests.
 async fn until_right(runtime: &mut Runtime, alive: &[Asking]) {
     let root = runtime.root.clone();
     let looks = async {
@@ -147,7 +152,8 @@ async fn until_right(runtime: &mut Runtime, alive: &[Asking]) {
     );
 }
 
-/// No cgroup protects less than those in it do together.
+/// Checks that no cgroup protects less memory than its children together. Returns the cgroup's own
+/// memory.min and memory.low.
 fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
     let children = fs::read_dir(cgroup)
         .unwrap()
@@ -165,8 +171,9 @@ fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
     own
 }
 
-/// In cgroupfs a file keeps what it held when a write does not come about; here it was truncated before. In the file of
-/// originals a part of a write may come about.
+/// Completes the plugin's last write, which the kill interrupted. In cgroupfs a file keeps its
+/// value if a write does not complete, but the plugin has truncated the regular file here. The file
+/// of originals instead gets a part of a line, because such a write may be partial.
 fn finish_last_write(node: &Node) {
     let log = fs::read_to_string(node.path("strace")).unwrap();
     // write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
@@ -183,7 +190,8 @@ fn finish_last_write(node: &Node) {
     }
 }
 
-/// Kills the plugin at its nth write, and starts it again. False if there are not so many.
+/// Kills the plugin at its nth write, starts it again and checks the result. Returns false if the
+/// plugin makes fewer writes.
 async fn is_killed_at_write(nth: usize) -> bool {
     let (node, root) = node();
     let levels = [
@@ -208,7 +216,7 @@ async fn is_killed_at_write(nth: usize) -> bool {
     finish_last_write(&node);
     assert_nothing_is_lost(&root.join(KUBEPODS));
 
-    // The runtime goes on alone.
+    // The runtime continues without the plugin.
     pods(&alive)
         .into_iter()
         .filter(|pod| !runtime.cgroup(pod).exists())
@@ -219,7 +227,7 @@ async fn is_killed_at_write(nth: usize) -> bool {
     until_right(&mut runtime, &alive).await;
     assert_nothing_is_lost(&root.join(KUBEPODS));
 
-    // What was before is then known from the file alone.
+    // From now on only the file of originals holds the original values.
     daemon.kill().await;
     let mut restore = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     restore.arg("restore").args(node.arguments().into_iter().skip(1));
@@ -254,12 +262,13 @@ async fn killed_at_any_write_the_plugin_loses_no_protection_finds_the_sums_and_g
     assert!(writes > 20, "only {writes}");
 }
 
-/// In cgroupfs a file keeps what it held when a write fails; here it was truncated before, and gets that back.
+/// Restores a file's content after each of `failures` failed writes. In cgroupfs a file keeps its
+/// value when a write fails, but the plugin has truncated the regular file here.
 fn keep(file: &Path, failures: usize) {
     let held = held(file);
     let mut inotify = Inotify::init().unwrap();
     inotify.watches().add(file, WatchMask::MODIFY).unwrap();
-    // The plugin hears of files that are closed.
+    // Keep the file open. If the test closed the file, the plugin would get an inotify event.
     let file = OpenOptions::new().write(true).open(file).unwrap();
     std::thread::spawn(move || {
         for _ in 0..failures {
@@ -271,7 +280,8 @@ fn keep(file: &Path, failures: usize) {
     });
 }
 
-/// Pods come while a call fails for a file above them, and goes on to fail for a while. Gives the plugin's warnings.
+/// Starts pods while a system call fails for a file of an ancestor cgroup. The first `failures`
+/// calls fail. Returns the plugin's warnings.
 async fn passing_fault(
     level: &str,
     knob: &str,
@@ -284,7 +294,7 @@ async fn passing_fault(
     if call == "write" {
         keep(&file, failures);
     }
-    // The delay is time to give the file back what it held.
+    // The delay gives `keep` the time to restore the file's content.
     let fault = format!("{call}:error={error}:delay_exit=100000:when=1..{failures}");
     let mut daemon = start_with_fault(&node, std::slice::from_ref(&file), &fault);
     let mut runtime = node.accept().await;
@@ -299,7 +309,8 @@ async fn passing_fault(
     let mut warnings = Vec::new();
     while let Some(line) = daemon.messages.recv().await {
         assert!(!line.contains("somebody else"), "{error}: {line}");
-        // Unless the file was still empty when it was read.
+        // Ignore warnings about an empty file: the plugin may have read the file before `keep`
+        // restored it.
         warnings
             .extend(Some(line).filter(|line| line.contains("WARN") && !line.contains("found ''")));
     }
@@ -326,7 +337,7 @@ async fn a_file_that_cannot_be_used_for_a_while_is_named_once_and_has_its_value_
         assert!(call == "read" || line.contains("desired=104857600"), "{line}");
     });
     futures::future::join_all(cases).await;
-    // So the kernel says that a cgroup has just been removed.
+    // The kernel returns this error for a cgroup that was just removed.
     assert!(passing_fault(KUBEPODS, "memory.min", "write", "ENODEV", 1).await.is_empty());
 }
 

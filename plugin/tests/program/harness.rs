@@ -1,5 +1,6 @@
-//! A temporary tree that stands for a node, the program on it, and a runtime that does what containerd and runc do with a
-//! unified map: it writes it into the container's files.
+//! Doubles for a node and its runtime, and the program that runs on them. A temporary directory
+//! tree is the node's file system. The runtime writes a unified map to the container's files, as
+//! containerd and runc do.
 
 #![allow(missing_docs)]
 
@@ -23,7 +24,8 @@ use tokio::sync::mpsc;
 
 pub const MIB: i64 = 1 << 20;
 
-/// Hands its standard input over as descriptor 3, as a runtime hands over a connection. Outlives a plugin that is killed.
+/// Shell script that starts the plugin with the script's standard input as descriptor 3, as a
+/// runtime passes a connection. The script keeps running after a signal has killed the plugin.
 pub const LAUNCHER: &str = r#"
 exec 3<&0 0</dev/null
 "$0" "$@" &
@@ -34,7 +36,7 @@ code=$?
 exit $code
 "#;
 
-/// A directory that looks like a node's file system, and the socket of its runtime.
+/// A directory with the layout of a node's file system, and the socket of the node's runtime.
 pub struct Node {
     pub directory: tempfile::TempDir,
     pub listener: UnixListener,
@@ -68,13 +70,14 @@ impl Node {
         fs::write(self.path(path), content).unwrap();
     }
 
-    /// Replaces a file as the kubelet and editors do.
+    /// Replaces a file by a rename, as the kubelet and editors do.
     pub fn replace(&self, path: &str, content: &str) {
         self.write("new", content);
         fs::rename(self.path("new"), self.path(path)).unwrap();
     }
 
-    /// The kubelet's checkpoint: requests in bytes by pod and container.
+    /// Writes a checkpoint file of the kubelet. Each element of `requests` is a pod UID, a
+    /// container name and a memory request in bytes.
     pub fn checkpoint(&self, file: &str, requests: &[(&str, &str, i64)]) {
         let mut entries = serde_json::Map::new();
         for (uid, container, request) in requests {
@@ -87,7 +90,8 @@ impl Node {
         self.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
     }
 
-    /// The kubelet's checkpoint of a pod whose limit is its own, below that of its container.
+    /// Writes the kubelet's checkpoint of a pod with its own memory limit (`spec.resources`), to
+    /// both files.
     pub fn checkpoint_with_pod_limit(
         &self,
         uid: &str,
@@ -104,8 +108,8 @@ impl Node {
         );
     }
 
-    /// The kubelet's checkpoint of a pod whose containers have these limits in MiB, in both files. It says nothing of resources of
-    /// the pod's own, as in Kubernetes 1.34.
+    /// Writes the kubelet's checkpoint of a pod whose containers have these limits in MiB, to both
+    /// files. 0 means no limit. The checkpoint has no pod-level resources, as in Kubernetes 1.34.
     pub fn checkpoint_with_limits(&self, uid: &str, limits: &[(&str, i64)]) {
         let of_container = |(name, limit): &(&str, i64)| {
             let limits = if *limit > 0 {
@@ -119,7 +123,7 @@ impl Node {
         self.checkpoint_of_pod(uid, &containers.into(), &serde_json::Value::Null);
     }
 
-    /// The kubelet's checkpoint of one pod, in both files.
+    /// Writes the kubelet's checkpoint of one pod, to both files.
     pub fn checkpoint_of_pod(
         &self,
         uid: &str,
@@ -153,7 +157,8 @@ impl Node {
             .into()
     }
 
-    /// Launches the plugin as a runtime does, from a process that stands for the runtime.
+    /// Launches the plugin as a runtime does. A shell with [`LAUNCHER`] is the parent process, in
+    /// the role of the runtime.
     pub fn launch(&self) -> (Daemon, UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut command = Command::new("sh");
@@ -165,7 +170,7 @@ impl Node {
             .env("NRI_PLUGIN_NAME", "plimsoll")
             .env("NRI_PLUGIN_IDX", "90")
             .env("NRI_PLUGIN_SOCKET", "3")
-            // So that messages come to the test instead of the journal, if there is one.
+            // The shell finds `tail` through PATH.
             .env("PATH", std::env::var_os("PATH").unwrap())
             .stdin(Stdio::from(OwnedFd::from(theirs)));
         let daemon = Daemon::spawn(command);
@@ -177,9 +182,9 @@ impl Node {
         self.listener.accept().await.unwrap().0
     }
 
-    /// Accepts the plugin's connection, without telling it of any container yet.
+    /// Accepts the plugin's connection. The runtime has not reported any container yet.
     pub async fn accept(&self) -> Runtime {
-        // Machines are shared: nothing here is about being in time.
+        // Use long timeouts, because other programs may slow down the machine.
         let patience = Duration::from_secs(30);
         let options = Options {
             request_timeout: patience,
@@ -189,7 +194,7 @@ impl Node {
         self.serve(self.trunk().await, options).await
     }
 
-    /// The metrics by the socket, without HTTP's part.
+    /// Returns the metrics from the socket, without the HTTP header.
     pub async fn metrics(&self) -> String {
         let socket = self.path("host/run/plimsoll/plimsoll.sock");
         let connect = || std::os::unix::net::UnixStream::connect(socket).unwrap();
@@ -213,7 +218,7 @@ impl Node {
     }
 }
 
-/// What HTTP answers.
+/// Sends an HTTP request for `path` and returns the complete response.
 pub fn get(mut stream: impl Read + Write, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut text = String::new();
@@ -221,7 +226,7 @@ pub fn get(mut stream: impl Read + Write, path: &str) -> String {
     text
 }
 
-/// A plugin with this configuration, whose runtime has no containers.
+/// Starts the plugin with this configuration and a runtime without containers.
 pub async fn start(config: &str) -> (Node, Daemon, Runtime) {
     let node = Node::new();
     node.replace("plimsoll.yaml", config);
@@ -231,7 +236,7 @@ pub async fn start(config: &str) -> (Node, Daemon, Runtime) {
     (node, daemon, runtime)
 }
 
-/// What `plimsoll restore` says, and its exit code.
+/// Runs `plimsoll restore`. Returns its exit code and its output.
 pub async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     command.arg("restore").args(node.arguments().into_iter().skip(1)).args(arguments);
@@ -242,7 +247,7 @@ pub async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// What the program prints with these arguments on this node, and its exit code.
+/// Runs the program with these arguments on this node. Returns its output and its exit code.
 pub async fn plimsoll(node: &Node, arguments: &[&str]) -> (String, i32) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     command.args(arguments).arg("--host").arg(node.path("host"));
@@ -252,19 +257,19 @@ pub async fn plimsoll(node: &Node, arguments: &[&str]) -> (String, i32) {
     (text, output.status.code().unwrap())
 }
 
-/// What `plimsoll status` prints, and its exit code.
+/// Runs `plimsoll status`. Returns its output and its exit code.
 pub async fn status(node: &Node, arguments: &[&str]) -> (String, i32) {
     plimsoll(node, &[&["status"], arguments].concat()).await
 }
 
-/// What `plimsoll status --json` prints.
+/// Returns the output of `plimsoll status --json`.
 pub async fn status_json(node: &Node) -> serde_json::Value {
     let (text, code) = status(node, &["--json"]).await;
     assert_eq!(code, 0, "{text}");
     serde_json::from_str(&text).unwrap()
 }
 
-/// The program.
+/// A running program, with the lines of its standard error.
 pub struct Daemon {
     pub child: Child,
     pub messages: mpsc::UnboundedReceiver<String>,
@@ -284,7 +289,7 @@ impl Daemon {
         Self { child, messages }
     }
 
-    /// Waits for a message with this text.
+    /// Waits for a message that contains `text`, and returns the message.
     pub async fn says(&mut self, text: &str) -> String {
         let mut before = Vec::new();
         let found = tokio::time::timeout(Duration::from_secs(60), async {
@@ -307,13 +312,13 @@ impl Daemon {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Kills it, and waits until it has ended.
+    /// Kills the program, and waits until it has ended.
     pub async fn kill(self) {
         self.signal(rustix::process::Signal::KILL);
         self.ends().await;
     }
 
-    /// Does something that the program sees only as a whole.
+    /// Calls `act` while the program is stopped, so that the program sees all changes at once.
     pub fn while_it_is_stopped(&self, act: impl FnOnce()) {
         use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
         self.signal(Signal::STOP);
@@ -338,12 +343,13 @@ impl Drop for Daemon {
     }
 }
 
-/// The runtime, with files for its containers.
+/// A connected runtime, with the cgroup files of its containers.
 pub struct Runtime {
     pub connection: Connection,
     pub updates: mpsc::UnboundedReceiver<UpdateRequest>,
     pub root: PathBuf,
-    /// The plugin is about to be killed: whoever gets no answer any more is given the time to notice.
+    /// Whether the plugin may end during a call. A failed call then waits for 60 s before it
+    /// panics, so that the test can end first.
     pub outlives_plugin: bool,
 }
 
@@ -388,7 +394,8 @@ impl Pod {
         self
     }
 
-    /// With the `oom_score_adj` that the kubelet gives a Burstable container that requests this much of the 8 GiB of a [`Node`].
+    /// Sets the `oom_score_adj` that the kubelet gives a Burstable container with this memory
+    /// request. A [`Node`] has 8 GiB.
     pub fn scored(mut self, request: i64) -> Self {
         self.linux().oom_score_adj.as_mut().unwrap().value = 1000 - 1000 * request / (8 << 30);
         self
@@ -398,7 +405,7 @@ impl Pod {
         self.sandbox.linux.cgroup_parent.trim_start_matches('/').to_owned()
     }
 
-    /// With limits that the runtime's client gives the pod with its sandbox.
+    /// Sets the pod limits that the runtime's client passes when it creates the sandbox.
     pub fn created_with(mut self, resources: LinuxResources) -> Self {
         self.sandbox.linux.as_mut().unwrap().pod_resources = Some(resources).into();
         self
@@ -426,7 +433,8 @@ pub fn unified(pairs: &[(&str, i64)]) -> HashMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect()
 }
 
-/// Stands for the kernel: whatever is written to `memory.reclaim` makes the usage less by that.
+/// Simulates the kernel's reclaim: a write to `memory.reclaim` lowers the usage by the written
+/// amount, at most by the page cache.
 pub fn reclaims(cgroup: PathBuf, mut current: i64, mut cache: i64) {
     fs::write(cgroup.join("memory.reclaim"), "").unwrap();
     let mut inotify = inotify::Inotify::init().unwrap();
@@ -450,7 +458,8 @@ pub fn reclaims(cgroup: PathBuf, mut current: i64, mut cache: i64) {
     });
 }
 
-/// Writes a file in one go, as the kernel takes it: an empty file would be a mistake to whoever reads it meanwhile.
+/// Overwrites a file with a single write and without truncation, because a concurrent reader must
+/// not see an empty file. Newlines pad the value to the old length.
 pub fn overwrite(path: &Path, value: &str) {
     let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
     let length = usize::try_from(file.metadata().unwrap().len()).unwrap().max(value.len() + 1);
@@ -523,7 +532,8 @@ impl Runtime {
         self.root.join(pod.container.linux.cgroups_path.trim_start_matches('/'))
     }
 
-    /// Makes the container's cgroup, and those above it, with the kernel's defaults.
+    /// Makes the container's cgroup with its memory limit, and missing ancestor cgroups. The other
+    /// values are the kernel's defaults.
     pub fn make_cgroup(&self, pod: &Pod) {
         let cgroup = self.cgroup(pod);
         for above in cgroup.ancestors().skip(1).take_while(|above| **above != *self.root) {
@@ -535,7 +545,7 @@ impl Runtime {
         make_files(&cgroup, &if limit > 0 { limit.to_string() } else { "max".into() });
     }
 
-    /// A container that uses this much, of which `cache` can be reclaimed.
+    /// Sets the memory usage of a container to `current`. The kernel can reclaim `cache` of this.
     pub fn uses(&self, pod: &Pod, current: i64, cache: i64) {
         let cgroup = self.cgroup(pod);
         let stat = format!(
@@ -547,7 +557,7 @@ impl Runtime {
         fs::rename(cgroup.join("new"), cgroup.join("memory.stat")).unwrap();
         fs::write(cgroup.join("new"), format!("{current}\n")).unwrap();
         fs::rename(cgroup.join("new"), cgroup.join("memory.current")).unwrap();
-        // Those above use what lies in them.
+        // The usage of an ancestor cgroup is the sum over its children.
         for above in cgroup.ancestors().skip(1).take_while(|above| **above != *self.root) {
             let children = fs::read_dir(above).unwrap().map(|entry| entry.unwrap().path());
             let usage = |child: PathBuf| {
@@ -564,12 +574,13 @@ impl Runtime {
         }
     }
 
-    /// Where a cgroup is.
+    /// Returns the path of a cgroup in the file system.
     pub fn path(&self, cgroup: &str) -> PathBuf {
         self.root.join(cgroup)
     }
 
-    /// What a cgroup's file holds; empty while it is being written.
+    /// Returns the content of a cgroup's file without trailing white space. The result may be empty
+    /// while another program truncates and writes the file.
     pub fn file(&self, cgroup: &str, name: &str) -> String {
         let path = self.root.join(cgroup).join(name);
         fs::read_to_string(&path)
@@ -582,7 +593,7 @@ impl Runtime {
         overwrite(&self.root.join(cgroup).join(name), value);
     }
 
-    /// Waits until a cgroup's file holds this.
+    /// Waits until a cgroup's file holds `value`.
     pub async fn holds(&self, cgroup: &str, name: &str, value: impl ToString) {
         let wanted = value.to_string();
         let looks = async {
@@ -595,7 +606,8 @@ impl Runtime {
         }
     }
 
-    /// Makes a pod with its container as a runtime does, and gives it its values.
+    /// Creates and starts a pod with its container as a runtime does, with the values that the
+    /// plugin asks for.
     pub async fn run(&self, pod: &Pod) {
         self.pod_event(Event::RUN_POD_SANDBOX, pod).await;
         let wanted = self.create(pod).await;
@@ -604,17 +616,18 @@ impl Runtime {
         self.started(pod).await;
     }
 
-    /// Gives a container's cgroup the look of one that is in use, without telling the plugin.
+    /// Sets the memory usage of a container's cgroup as if the container ran, without an event for
+    /// the plugin.
     pub fn run_unseen(&self, pod: &Pod) {
         fs::write(self.cgroup(pod).join("memory.current"), "4096\n").unwrap();
     }
 
-    /// Makes a cgroup that is no container's.
+    /// Makes a cgroup that belongs to no container.
     pub fn make_cgroup_at(&self, cgroup: &str) {
         make_files(&self.root.join(cgroup), "max");
     }
 
-    /// Ends a pod as a runtime and the kubelet do.
+    /// Ends a pod as the runtime and the kubelet do.
     pub async fn end(&self, pod: &Pod) {
         fs::remove_dir_all(self.cgroup(pod)).unwrap();
         self.stop(pod).await;
@@ -637,7 +650,8 @@ impl Runtime {
         fs::read_to_string(self.cgroup(pod).join(name)).unwrap().trim_end().to_owned()
     }
 
-    /// Waits for the plugin's next request and does what it asks for these pods. Tells what was asked, by container.
+    /// Waits for the plugin's next request and applies the requested values to these pods. Returns
+    /// the requested values by container ID.
     pub async fn serve_update(
         &mut self,
         pods: &[&Pod],
@@ -649,7 +663,8 @@ impl Runtime {
         )
     }
 
-    /// The plugin asks for no limit of any container within this time, whatever else it asks for.
+    /// Checks that the plugin asks for no memory limit within this time. Other requests are
+    /// allowed.
     pub async fn asks_for_no_limit(&mut self, time: Duration) {
         let asked = tokio::time::timeout(time, async {
             while let Some(request) = self.updates.recv().await {
@@ -661,7 +676,7 @@ impl Runtime {
         assert!(asked.await.is_err(), "the plugin is gone");
     }
 
-    /// Does what the plugin asks for these pods until something else has happened.
+    /// Applies the plugin's requests to these pods until `done` is ready.
     pub async fn serve_until<T>(&mut self, pods: &[&Pod], done: impl Future<Output = T>) -> T {
         tokio::pin!(done);
         loop {
@@ -690,7 +705,8 @@ impl Runtime {
     }
 }
 
-/// A runtime that tells plugins of resized pods, as from NRI 0.10 on.
+/// Returns the options of CRI-O with NRI 0.11. From NRI 0.10 on, the runtime reports in-place
+/// resizes of pods to its plugins.
 pub fn crio() -> Options {
     Options {
         name: "cri-o".into(),

@@ -1,4 +1,5 @@
-//! `plimsoll install` and `plimsoll uninstall` on a temporary tree that stands for the node. Its systemd and processes are a double.
+//! Tests of `plimsoll install` and `plimsoll uninstall` on a temporary tree that stands for the
+//! node. A test double replaces the node's systemd and processes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,18 +22,18 @@ const UNIT: &str = "etc/systemd/system/plimsoll.service";
 const OFF: &str = "version = 2\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\nplugin_request_timeout = \"3s\"\n";
 const ON: &str = "version = 3\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = false\n";
 
-/// A node, whose systemd and runtime do what they are told.
+/// A node with test doubles of systemd, the runtime and the plugin's process.
 struct Node {
     directory: tempfile::TempDir,
     hands: Hands,
     runtime: &'static str,
     _cri: UnixListener,
     nri: Option<UnixListener>,
-    /// Which call is to fail, and whether it does something all the same.
+    /// The index of the call that fails, and whether the call takes effect before it fails.
     fails: Option<(usize, bool)>,
-    /// Before which call somebody interrupts.
+    /// The index of the call before which the user interrupts.
     interrupted: Option<usize>,
-    /// Whether everything can be given back.
+    /// Whether `plimsoll restore` succeeds.
     restores: bool,
     calls: Vec<String>,
 }
@@ -71,7 +72,7 @@ impl Node {
         node
     }
 
-    /// With containerd, its configuration, and NRI as that has it.
+    /// Returns a node with containerd and this configuration, which determines whether NRI is on.
     fn new(config: &str) -> Self {
         let mut node = Self::of_runtime("containerd");
         node.put("etc/containerd/config.toml", config);
@@ -114,7 +115,8 @@ impl Node {
         self.carry_out(&plan).unwrap();
     }
 
-    /// What the kernel calls a program of the node, and back.
+    /// Returns the path that the kernel reports for a program of the node. The kernel resolves
+    /// symbolic links.
     fn without_links(&self, program: &str) -> String {
         match fs::read_link(self.host().join("opt")) {
             Ok(opt) => program.replacen("/opt/", &format!("/{}/", opt.display()), 1),
@@ -122,7 +124,7 @@ impl Node {
         }
     }
 
-    /// The process that is the plugin, or none.
+    /// Makes this program the running plugin. `None` means that no plugin runs.
     fn set_process(&self, program: Option<&str>) {
         let lock = self.host().join("run/nri/plimsoll.lock");
         let exe = self.host().join("proc/7/exe");
@@ -149,7 +151,8 @@ impl Node {
         Some(program.to_str().unwrap().replace("/var/opt/", "/opt/"))
     }
 
-    /// What a runtime's start comes to: it listens where NRI is on and plugins may connect, and launches what it finds.
+    /// Simulates a restart of the runtime. The runtime listens if NRI is on and plugins may
+    /// connect. It launches the program in its plugin directory.
     fn restart_runtime(&mut self) {
         self.nri = None;
         let _ = fs::remove_file(self.socket());
@@ -178,7 +181,7 @@ impl Node {
             ["daemon-reload"] => {}
             ["enable", "plimsoll"] => {
                 fs::create_dir_all(enabled.parent().unwrap()).unwrap();
-                // What is enabled may be enabled again.
+                // `systemctl enable` also succeeds for an enabled unit.
                 let _ = symlink("../plimsoll.service", enabled);
             }
             ["disable", "plimsoll"] => {
@@ -203,7 +206,8 @@ impl Node {
         }
     }
 
-    /// All files with what is in them, which program runs, and whether NRI is served.
+    /// Returns all files with their content, the running program, and whether the NRI socket is
+    /// served.
     fn state(&self) -> (BTreeMap<PathBuf, String>, Option<String>, bool) {
         let entries = walkdir::WalkDir::new(self.host()).into_iter().map(Result::unwrap);
         let entries = entries.filter(|entry| {
@@ -220,7 +224,8 @@ impl Node {
             };
             (entry.into_path(), text)
         });
-        // What is put back is another file with the same in it.
+        // A file that was put back is a new file with the old content. The kernel still reports the
+        // running program as deleted.
         let process = self.process().map(|program| program.replace(" (deleted)", ""));
         (files.collect(), process, self.nri.is_some())
     }
@@ -249,11 +254,12 @@ impl Act for Node {
             }
             Action::Replace(program) => {
                 assert!(self.nri.is_some(), "it connects");
-                // One that ends at its start.
+                // A broken program ends at its start.
                 let is_broken = self.text(&program[1..]) == "broken";
                 self.set_process(Some(program).filter(|_| !is_broken).map(String::as_str));
             }
-            // It can only be asked for what it has changed while the runtime can be asked, too.
+            // While original values are stored, `plimsoll restore` needs the runtime's socket or a
+            // running plugin.
             Action::Restore if !self.restores => return Err("injected".to_owned()),
             Action::Restore => {
                 let is_asked = self.nri.is_some() || self.process().is_some();
@@ -262,7 +268,8 @@ impl Act for Node {
             }
             Action::Write { path, .. } => {
                 before = self.hands.act(action)?;
-                // As the kernel calls what runs from a file that has been replaced.
+                // The kernel appends this text to the path of a running program whose file was
+                // replaced.
                 if self.process().as_ref() == Some(path) {
                     self.set_process(Some(&format!("{path} (deleted)")));
                 }
@@ -296,7 +303,8 @@ fn nri_is_switched_on_beside_the_operators_file_which_stays() {
     let config: toml::Table = node.text("etc/containerd/plimsoll/config.toml").parse().unwrap();
     let expected = "version = 2\nimports = ['/etc/containerd/config.toml', '/etc/containerd/plimsoll/nri.toml']";
     assert_eq!(config, expected.parse().unwrap());
-    // A plugin's section replaces the one before, so that what else the operator has in it is in ours.
+    // containerd 1.7 replaces the whole section of a plugin. So the new section repeats the
+    // operator's other keys.
     let switch: toml::Table = node.text("etc/containerd/plimsoll/nri.toml").parse().unwrap();
     assert_eq!(switch, OFF.replace("true", "false").parse().unwrap());
     assert_eq!(node.process().as_deref(), Some(PROGRAM));
@@ -328,7 +336,8 @@ fn a_configuration_that_comes_later_counts_too() {
     node.install("new", Mode::External);
     assert!(node.nri.is_some());
     let config: toml::Table = node.text("etc/containerd/plimsoll/config.toml").parse().unwrap();
-    // As Go's filepath.Glob has it; without a * containerd would take it for a name.
+    // Go's filepath.Glob accepts this pattern. Without a `*`, containerd would take it as a file
+    // name.
     let expected = "version = 2\nimports = ['/etc/containerd/config.tom[*l]', '/etc/containerd/plimsoll/nri.toml']";
     assert_eq!(config, expected.parse().unwrap());
     assert!(!node.plan("new", Mode::Launched).to_string().contains("/plugins-of-mine/"));
@@ -369,7 +378,7 @@ fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
         assert!(!node.host().join(path).exists(), "{path}");
     }
     assert_eq!(node.facts("").plan_nri().unwrap().steps, [], "it is on");
-    // The file is there, and nobody has restarted the runtime.
+    // The configuration has NRI on, but the runtime was not restarted since.
     node.nri = None;
     let plan = node.facts("").plan_nri().unwrap();
     let actions: Vec<_> = plan.steps.iter().map(|step| step.action.to_string()).collect();
@@ -399,7 +408,7 @@ fn nri_alone_is_not_switched_on_where_nobody_could_connect() {
 
 #[test]
 fn from_a_container_it_works_on_what_the_first_process_sees() {
-    // The first process here sees nothing that runs; who calls the program sees systemd.
+    // The first process sees neither systemd nor a runtime. The caller of the program sees systemd.
     let script =
         "mount -t tmpfs none /run; mkdir -p /run/systemd/system; \"$0\" install --nri-only $1";
     let said = |from: &str| {
@@ -421,7 +430,7 @@ fn crio_gets_a_drop_in() {
     let mut node = Node::of_runtime("crio");
     node.put("run/crio/version", "\"1.34.0\"");
     node.put("etc/crio/crio.conf.d/crio.conf", "[crio.nri]\nenable_nri = false\n");
-    // Left by another runtime, which does not run.
+    // Another runtime, which does not run, has left this file.
     node.put("etc/containerd/config.toml", OFF);
     node.install("new", Mode::Launched);
     let switch: toml::Table = node.text("etc/crio/crio.conf.d/zz-plimsoll.conf").parse().unwrap();
@@ -453,7 +462,7 @@ fn an_upgrade_restarts_nothing_but_the_plugin() {
     node.calls.clear();
     node.install("new", Mode::External);
     assert_eq!(node.calls, [format!("write {PROGRAM}"), "systemctl restart plimsoll".to_owned()]);
-    // One that was interrupted.
+    // The previous upgrade was interrupted before it restarted the plugin.
     node.set_process(Some(&format!("{PROGRAM} (deleted)")));
     node.calls.clear();
     node.install("new", Mode::External);
@@ -513,7 +522,7 @@ fn of_programs_that_the_runtime_would_launch_one_is_left() {
         assert_eq!(node.plan("new", Mode::Launched).steps, []);
         each_step_may_fail(prepare, |node| node.plan("new", Mode::Launched));
     }
-    // The one that runs is the one to be replaced.
+    // The plan replaces the program that runs, and removes the other one.
     let node = Node::new(ON);
     for name in ["90-plimsoll", "95-plimsoll"] {
         node.put(&format!("opt/nri/plugins/{name}"), "by hand");
@@ -545,14 +554,16 @@ fn uninstalling_leaves_what_was_there_before() {
     }
 }
 
-/// Has each step of a plan fail, and looks whether all is as it was before.
+/// Makes each step of a plan fail, and checks that the undo restores the former state. Returns the
+/// number of steps.
 fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Plan) -> usize {
     let steps = plan_of(&prepare()).steps.len();
     for at in 0..steps {
         for is_done in [false, true] {
             let mut node = prepare();
             let plan = plan_of(&node);
-            // What fails to write a file puts back what it has changed itself.
+            // Only a command can fail after it took effect. An action on files puts its own changes
+            // back when it fails.
             if is_done && !matches!(plan.steps[at].action, Action::Systemctl(_)) {
                 continue;
             }
@@ -625,7 +636,7 @@ fn the_plugin_is_waited_for_until_it_says_that_it_is_synchronized() {
     for is_synchronized in [false, false, true] {
         assert!(!waits.is_finished());
         let (mut asker, _) = socket.accept().unwrap();
-        // Who answers before being asked is not understood.
+        // Read the request first, because the client does not accept an answer before its request.
         let mut question = [0; 4096];
         assert!(asker.read(&mut question).unwrap() > 0);
         let node = serde_json::json!({
@@ -666,7 +677,7 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
         let plan = node.facts("").removal().unwrap();
         node.carry_out(&plan).unwrap();
     }
-    // It would not find its configuration again.
+    // A program that is replaced in place would not find its configuration in this directory.
     let mut node = Node::new(&format!("{ON}plugin_config_path = '/etc/plugins'\n"));
     node.install("old", Mode::Launched);
     let steps = node.plan("new", Mode::Launched).to_string();
@@ -682,7 +693,7 @@ fn a_new_program_that_ends_at_its_start_is_taken_back() {
     node.install("old", Mode::Launched);
     let before = node.state();
     let plan = node.plan("broken", Mode::Launched);
-    // Nobody waits for what is known not to come.
+    // Make the wait for the program fail at once, because the program has already ended.
     node.fails = Some((node.calls.len() + plan.steps.len() - 2, false));
     let failed = node.carry_out(&plan).unwrap_err().to_string();
     assert_eq!(node.state(), before, "{failed}: {:?}", node.calls);
@@ -695,7 +706,7 @@ fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
     let plan = node.plan("new", Mode::External);
     let last = plan.steps.len() - 1;
     assert!(matches!(plan.steps[last].action, Action::Systemctl(_)));
-    // The last step, and what takes it back.
+    // The last step fails, and so does the restore in its undo.
     node.fails = Some((last, true));
     node.restores = false;
     let failed = node.carry_out(&plan).unwrap_err().to_string();
@@ -741,7 +752,8 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
     node.set_process(Some("/home/me/plimsoll"));
     let own = node.facts("new").plan(Mode::External).unwrap_err().to_string();
     assert!(own.contains("process 7") && own.contains("/home/me/plimsoll"), "{own}");
-    // A DaemonSet's program has the name of a package's, and holds the lock of the node.
+    // The program of a DaemonSet may have the path of an installed program, and holds the node's
+    // lock.
     let pod = "0::/kubepods.slice/kubepods-poda.slice/cri-containerd-b.scope\n";
     for program in ["/usr/bin/plimsoll", PROGRAM] {
         node.set_process(Some(program));
@@ -782,7 +794,7 @@ fn what_came_with_a_package_is_used_and_stays() {
         "usr/lib/systemd/system/plimsoll.service",
         "[Service]\nExecStart=/usr/bin/plimsoll run\n",
     );
-    // As 'systemctl edit --full' makes it of the package's.
+    // `systemctl edit --full` creates such a copy of the package's unit.
     let edited = "[Service]\nExecStart=/usr/bin/plimsoll run --log-format json\n";
     let own = "etc/systemd/system/plimsoll.service.d/override.conf";
     node.put(UNIT, edited);
@@ -878,7 +890,8 @@ fn the_purge_of_the_package_leaves_the_link_of_another_installation() {
     assert_eq!(called, "");
 }
 
-/// Runs a script of the package's on a node, with doubles of what it calls. Tells what it called and said.
+/// Runs a maintainer script of the package on a node, with test doubles of the commands that it
+/// calls. Returns the calls and standard error.
 fn maintain(node: &Node, script: &str, action: &str) -> (String, String) {
     for program in ["systemctl", "deb-systemd-helper"] {
         let text = format!("#!/bin/sh\necho {program} $* >>{}/called\n", node.host().display());
@@ -901,7 +914,8 @@ fn maintain(node: &Node, script: &str, action: &str) -> (String, String) {
 
 #[test]
 fn the_removal_of_the_package_leaves_what_another_instance_protects() {
-    // What is called of this machine's is a double, and its /run is another one.
+    // Test doubles replace the commands that would act on this machine. A new file system replaces
+    // /run.
     let prepare = "mount -t tmpfs none /run; mkdir -p /run/systemd/system /run/nri /run/plimsoll /run/bin; cd /run/bin; \
                    printf '#!/bin/sh\\necho ${0##*/} $* >>/run/called' >plimsoll; cp plimsoll deb-systemd-invoke; \
                    printf '#!/bin/sh\\ncat /run/service' >systemctl; chmod 755 *; echo 0 >/run/service; PATH=/run/bin:$PATH";
@@ -921,7 +935,7 @@ fn the_removal_of_the_package_leaves_what_another_instance_protects() {
         (String::new(), true),
         (format!("touch {lock}"), true),
         (format!("{holds}; echo $! >/run/service"), true),
-        // It waits for that one.
+        // The service waits for the lock of the other instance.
         (format!("{holds}; echo $$ >/run/service"), false),
         (holds.clone(), false),
     ] {
@@ -933,7 +947,7 @@ fn the_removal_of_the_package_leaves_what_another_instance_protects() {
     }
 }
 
-/// A node on which the program would be installed by itself.
+/// Returns a node that passes all checks that `plimsoll install` requires.
 fn able() -> Node {
     let node = Node::new(OFF);
     for path in ["sys/fs/cgroup", "proc/sys/kernel"] {
@@ -968,7 +982,7 @@ fn who_is_interrupted_between_steps_takes_back_what_was_done_and_no_more() {
 
 #[test]
 fn who_is_interrupted_while_waiting_takes_all_back() {
-    // What it waits for: a command, and somebody to listen.
+    // The signal arrives while the program waits for a command, or for a listener at NRI's socket.
     for (signal, restart) in
         [(Signal::TERM, "exec sleep 60"), (Signal::HUP, "exec sleep 60"), (Signal::INT, "")]
     {
@@ -996,7 +1010,7 @@ fn who_is_interrupted_while_waiting_takes_all_back() {
         } else {
             "systemctl restart containerd"
         };
-        // In the plan it is indented.
+        // The plan shows the same text, but indented.
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(said.any(|line| line.unwrap() == step));
         while !node.host().join("bin/systemctl.again").exists() {

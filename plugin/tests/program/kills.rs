@@ -1,4 +1,5 @@
-//! Containers that are killed for want of memory: seen, counted, and given more where that is wanted.
+//! Tests of OOM kills: the plugin reports and counts them. If `oomRescue` is configured, it raises
+//! the limit of a container that is killed too often.
 
 use std::fs;
 
@@ -8,12 +9,14 @@ use nri::api::{Event, LinuxMemory, OptionalInt64};
 const RESCUE: &str =
     "nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 3, ceiling: 250Mi}\n";
 
-/// Gives a cgroup a new count of kills, as the kernel does, by its own limit or one in it.
+/// Sets the kill counts in a cgroup's `memory.events`, as the kernel does. The limit of the cgroup
+/// or of a descendant has caused all kills.
 fn count(runtime: &Runtime, cgroup: &str, processes: u64, groups: u64) {
     count_by(runtime, cgroup, processes, processes, groups);
 }
 
-/// The same with how often a limit was reached.
+/// Sets the kill counts as [`count`] does. `limits` is the number of times that a limit was reached
+/// (`oom`).
 fn count_by(runtime: &Runtime, cgroup: &str, limits: u64, processes: u64, groups: u64) {
     let text = format!(
         "low 0\nhigh 0\nmax 7\noom {limits:04}\noom_kill {processes:04}\noom_group_kill {groups:04}"
@@ -21,13 +24,14 @@ fn count_by(runtime: &Runtime, cgroup: &str, limits: u64, processes: u64, groups
     runtime.set_file(cgroup, "memory.events", &text);
 }
 
-/// Counts in a container and then in its pod, as the kernel does.
+/// Sets the kill counts of a container and then of its pod, in the order of the kernel.
 fn count_up(runtime: &Runtime, pod: &Pod, processes: u64, groups: u64) {
     count(runtime, &container(pod), processes, groups);
     count(runtime, &pod.cgroup(), processes, groups);
 }
 
-/// A container is killed and its cgroup removed before the plugin can look: its pod's count is all that is left.
+/// Kills a container and removes its cgroup while the plugin is stopped. Only the pod's counts then
+/// show the kill.
 fn dies_unseen(daemon: &Daemon, runtime: &Runtime, pod: &Pod, processes: u64, groups: u64) {
     daemon.while_it_is_stopped(|| {
         fs::remove_dir_all(runtime.cgroup(pod)).unwrap();
@@ -35,14 +39,14 @@ fn dies_unseen(daemon: &Daemon, runtime: &Runtime, pod: &Pod, processes: u64, gr
     });
 }
 
-/// What the plugin has written down of the container `app` of a pod.
+/// Returns the kill history that the plugin has stored for the container `app` of a pod.
 fn history(node: &Node, uid: &str) -> serde_json::Value {
     let text = fs::read_to_string(node.path("host/run/plimsoll/kills")).unwrap_or_default();
     let counted: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     counted["pods"][format!("kubepods/burstable/pod{uid}")]["histories"]["app"].clone()
 }
 
-/// Waits until so many kills of it count.
+/// Waits until the stored history of the container `app` has this number of kills.
 async fn counts(node: &Node, uid: &str, kills: u64) {
     until(&format!("{kills} kills"), || {
         history(node, uid)["kills"].as_array().map_or(0, Vec::len) as u64 == kills
@@ -70,7 +74,8 @@ fn container(pod: &Pod) -> String {
     format!("{}/{}", pod.cgroup(), pod.container.id)
 }
 
-/// A pod of the kubelet with a limit of its own, as large as its container's, that runs.
+/// Runs a pod without kills. `limit` is the limit of the pod's cgroup, which the kubelet sets to
+/// the container's limit.
 async fn run(runtime: &Runtime, pod: &Pod, limit: i64) {
     runtime.make_cgroup(pod);
     runtime.set_file(&pod.cgroup(), "memory.max", &limit.to_string());
@@ -80,7 +85,9 @@ async fn run(runtime: &Runtime, pod: &Pod, limit: i64) {
     runtime.run(pod).await;
 }
 
-/// The same container, made anew by the kubelet with the next id. Tells the limit that it gets, if it is another.
+/// Creates and starts the next container of the same name with a new ID, as the kubelet does after
+/// a kill. The user asks for `limit`. Returns the memory limits that the plugin sets instead, or
+/// `None` if it sets none.
 async fn again(runtime: &Runtime, pod: &mut Pod, limit: i64) -> Option<LinuxMemory> {
     let _ = fs::remove_dir_all(runtime.cgroup(pod));
     runtime.stop(pod).await;
@@ -116,7 +123,7 @@ fn limits(memory: &LinuxMemory) -> (i64, i64) {
     (memory.limit.value, memory.swap.get_or_default().value)
 }
 
-/// The limit that the plugin asks the runtime for.
+/// Waits until the plugin asks the runtime for a limit. Applies this limit and returns it.
 async fn asked(runtime: &mut Runtime, pod: &Pod) -> i64 {
     let request =
         tokio::time::timeout(std::time::Duration::from_secs(60), runtime.updates.recv()).await;
@@ -144,18 +151,20 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
     count(&runtime, &container(&side), 0, 0);
     runtime.run(&side).await;
 
-    // The kernel counts at the container first, and wakes up who watches the pod.
+    // The kernel counts in the container first. Its write to the pod's `memory.events` triggers the
+    // plugin's inotify watch.
     count_up(&runtime, &side, 1, 0);
     let line = daemon.says("the kernel killed processes of the container").await;
     for part in ["container=\"side\"", "pod=\"default/b\"", "kills=1", "limit=104857600", "podb"] {
         assert!(line.contains(part), "{part}: {line}");
     }
-    // The runtime was quicker, and nothing is left of the container but the pod's count: all its processes at once are one kill.
+    // The runtime removes the cgroup before the plugin reads it, so only the pod's counts are left.
+    // With `memory.oom.group`, all processes of the container together are one kill.
     dies_unseen(&daemon, &runtime, &pod, 4, 1);
     let line = daemon.says("the kernel killed processes of the container").await;
     assert!(line.contains("container=\"app\"") && line.contains("kills=1"), "{line}");
 
-    // While the plugin is away it is made anew, and killed again.
+    // While no plugin runs, the kubelet creates the container again and the kernel kills it again.
     daemon.kill().await;
     pod.container.id.push('x');
     let path = format!("/{}", container(&pod));
@@ -168,7 +177,7 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
     runtime.synchronize(&[&pod, &side]).await;
     let line = daemon.says("the kernel killed processes of the container").await;
     assert!(line.contains("container=\"app\"") && line.contains("kills=2"), "{line}");
-    // Nobody asked for more than to be told.
+    // Without `oomRescue` the plugin only reports kills and raises no limit.
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
@@ -197,9 +206,10 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     run(&runtime, &pod, 100 * MIB).await;
     for kills in 1..=3 {
         assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
-        // Once more: its cgroup is gone before anybody could look.
+        // The runtime removes the container's cgroup before the plugin can read it.
         dies_unseen(&daemon, &runtime, &pod, 2 * kills, kills);
-        // Each is looked at.
+        // Wait until the plugin has counted this kill. The third kill triggers the rescue, which
+        // resets the count.
         if kills < 3 {
             counts(&node, "b", kills).await;
         }
@@ -214,7 +224,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
-    // The limit of memory and swap goes with it.
+    // The plugin raises the combined limit of memory and swap as well.
     assert_eq!(
         again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits),
         Some((200 * MIB, 200 * MIB))
@@ -224,7 +234,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
         (200 * MIB).to_string(),
         "the pod's cgroup first"
     );
-    // It stays so over restarts of the container and of the plugin.
+    // The limit stays raised over restarts of the container and of the plugin.
     assert_eq!(
         again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits),
         Some((200 * MIB, 200 * MIB))
@@ -256,7 +266,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
         let memory = again(&runtime, &mut pod, 100 * MIB).await;
         assert_eq!(memory.as_ref().map(limits), Some((expected * MIB, expected * MIB)), "{kills}");
     }
-    // Its user says something else: that counts, and what was before is forgotten.
+    // If the user asks for another limit, this limit applies. The plugin forgets the rescue.
     assert_eq!(again(&runtime, &mut pod, 120 * MIB).await, None);
     forgotten(&node, "b").await;
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
@@ -272,11 +282,12 @@ async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
     assert_eq!(limit, 200 * MIB);
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
     daemon.says("raised the pod's limit").await;
-    // What goes with the limit comes when that is read back.
+    // After the plugin has read back the limit, it asks for the `memory.high` that belongs to the
+    // limit.
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked["id-b"]["memory.high"].parse().unwrap();
     assert!((170 * MIB..=180 * MIB).contains(&high), "{high}");
-    // An update of the kubelet with the limit as it was asked for does not undo it,
+    // If the kubelet sends the user's unchanged limit again, the raised limit stays.
     let (sandbox, updated) = (pod.sandbox.clone(), pod.container.clone());
     let reply = runtime
         .connection
@@ -285,7 +296,7 @@ async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
         .unwrap();
     let resources = reply.update[0].linux.resources.get_or_default();
     assert_eq!(resources.memory.limit.value, 200 * MIB);
-    // but another one is what its user wants.
+    // If the user asks for another limit, this limit applies.
     let (sandbox, updated) = (pod.sandbox.clone(), pod.container.clone());
     let reply = runtime
         .connection
@@ -302,7 +313,7 @@ async fn a_kill_counts_also_if_the_end_of_the_container_is_told_of_before_it_is_
     run(&runtime, &pod, 100 * MIB).await;
     daemon.signal(rustix::process::Signal::STOP);
     let (end, goes_on) = (runtime.stop(&pod), async {
-        // The plugin finds both when it goes on.
+        // The plugin finds the kill and the reported end together when it continues.
         count_up(&runtime, &pod, 3, 0);
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         daemon.signal(rustix::process::Signal::CONT);
@@ -360,9 +371,10 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     dies_unseen(&daemon, &runtime, &pod, 1, 1);
     daemon.says("raising the limit").await;
     let memory = again(&runtime, &mut pod, 100 * MIB).await.unwrap();
-    // A tenth of 500 MiB; its own request counts while it is made.
+    // The raise is a tenth of the free 500 MiB. The container's own request also counts while the
+    // container is down.
     assert_eq!(memory.limit.value, 150 * MIB);
-    // What one was given the next one cannot have.
+    // Memory of one raise is not available for the next one, so 450 MiB are free.
     let mut other = other;
     dies_unseen(&daemon, &runtime, &other, 1, 1);
     daemon.says("raising the limit").await;
@@ -375,13 +387,15 @@ async fn a_kill_that_is_seen_half_counts_once() {
     let (node, daemon, runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
-    // The kernel counts one process, then all of them as a group, then the others, each in the container before its pod.
+    // The kernel counts one process, then the group. At last the kernel counts the other processes.
+    // Each count appears in the container before the pod.
     for (processes, groups) in [(1, 0), (1, 1), (5, 1)] {
         count_up(&runtime, &pod, processes, groups);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         counts(&node, "b", 1).await;
     }
-    // The next one is seen in the container while it is there, and as a whole in the pod when it is gone.
+    // The plugin sees a part of the next kill in the container's file. It sees the whole kill in
+    // the pod's file after the container's cgroup is gone.
     count_up(&runtime, &pod, 6, 1);
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     dies_unseen(&daemon, &runtime, &pod, 9, 2);
@@ -395,7 +409,8 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     run(&runtime, &pod, 100 * MIB).await;
     count_up(&runtime, &pod, 1, 0);
     counts(&node, "b", 1).await;
-    // The pod's is not to be read: what its container's tells meanwhile is counted when it is.
+    // The pod's `memory.events` cannot be read. A kill that only the container's file shows
+    // meanwhile must count once the pod's file can be read again.
     let events = runtime.cgroup(&pod).parent().unwrap().join("memory.events");
     let away = events.with_extension("away");
     fs::rename(&events, &away).unwrap();
@@ -407,7 +422,8 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     fs::rename(&away, &events).unwrap();
     count(&runtime, &pod.cgroup(), 2, 0);
     counts(&node, "b", 2).await;
-    // Gone, and there again with the next container.
+    // The pod's file is removed and made again before the next container starts. A later kill must
+    // still count.
     fs::remove_file(&events).unwrap();
     count(&runtime, &pod.cgroup(), 2, 0);
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
@@ -427,7 +443,7 @@ async fn who_is_killed_for_the_nodes_sake_does_not_get_more_for_it() {
     let line = daemon.says("the kernel killed processes of the container").await;
     assert!(line.contains("by=\"the node or kubepods") && line.contains("kills=0"), "{line}");
     assert!(history(&node, "b").is_null());
-    // By its own limit it counts.
+    // A kill by the container's own limit counts.
     count_by(&runtime, &container(&pod), 1, 4, 0);
     count_by(&runtime, &pod.cgroup(), 1, 4, 0);
     daemon.says("raising the limit").await;
@@ -440,7 +456,8 @@ async fn what_the_user_asks_for_meanwhile_counts() {
     run(&runtime, &pod, 100 * MIB).await;
     count_up(&runtime, &pod, 3, 0);
     daemon.says("raising the limit").await;
-    // The runtime is asked only when it has been quiet for half a second.
+    // The plugin asks the runtime for the raised limit only after one second without events
+    // (`QUIET` in `agent/reconcile.rs`). The user asks for another limit before that.
     runtime.update(&pod, memory_limit(220 * MIB)).await;
     fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 220 * MIB)).unwrap();
     runtime.updated(&pod).await;
@@ -473,7 +490,8 @@ async fn observing_drops_limits_that_wait_for_the_runtime() {
         node.replace("plimsoll.yaml", &format!("mode: observe\n{RESCUE}"));
         daemon.says("mode is observe").await;
     };
-    // The plugin asks the runtime for the limit only once it is quiet.
+    // These events delay the plugin's request for the limit, because the plugin waits until the
+    // runtime is quiet.
     let restless = async {
         loop {
             runtime.pod_event(Event::RUN_POD_SANDBOX, &pod).await;

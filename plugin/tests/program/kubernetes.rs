@@ -1,7 +1,9 @@
-//! What is in deploy/ for Kubernetes, as kustomize and Helm render it, and what a real API server says of it.
+//! Tests of the files for Kubernetes in deploy/. kustomize and Helm render the files, and a real
+//! API server validates the objects.
 //!
-//! The usual validators (kubeconform, kubeval) take their schemas from repositories that no package registry has. An API server knows
-//! them by itself: with strict validation it refuses unknown fields, and besides all that it refuses always.
+//! The usual validators (kubeconform, kubeval) take their schemas from repositories that no package
+//! registry has. An API server has the schemas itself. With strict validation it also refuses
+//! unknown fields.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,11 +28,12 @@ use tokio::time::{sleep, timeout};
 
 const HELM: Programs = programs("helm", "helm.sh/helm/v4", "v4.3.1", &["./cmd/helm"]);
 
-/// The newest that needs no newer Go than the rest does.
+/// The newest version that does not need a newer Go than the other programs.
 const KUSTOMIZE: Programs =
     programs("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.8.2", &["."]);
 
-/// Nothing of it is built: its module has the definitions of what it adds to a cluster.
+/// The Prometheus operator. No program of it is built: the tests read only the custom resource
+/// definitions in its module.
 const OPERATOR: Programs = programs(
     "prometheus-operator",
     "github.com/prometheus-operator/prometheus-operator",
@@ -49,7 +52,7 @@ const fn programs(
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What Helm adds to everything.
+/// Labels that Helm adds to every object.
 const OF_HELM: [&str; 4] = [
     "app.kubernetes.io/instance",
     "app.kubernetes.io/managed-by",
@@ -57,7 +60,8 @@ const OF_HELM: [&str; 4] = [
     "helm.sh/chart",
 ];
 
-/// Everything that is off by default, and needs definitions that not every cluster has.
+/// Chart values that are off by default. Not every cluster has the definitions that some of them
+/// need.
 const ALL: [&str; 3] =
     ["podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboard.enabled=true"];
 
@@ -67,7 +71,7 @@ fn deploy(path: &str) -> PathBuf {
 
 fn helm(arguments: &[&str]) -> Output {
     let helm = HELM.obtain().unwrap().join("helm");
-    // Nothing of whoever runs this.
+    // Hide the Helm settings of the user who runs the test.
     let home = tempfile::tempdir().unwrap();
     Command::new(helm)
         .env("HOME", home.path())
@@ -77,7 +81,7 @@ fn helm(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// What `helm template` says with these values, as `--set-json` takes them.
+/// Runs `helm template` with these values, in the syntax of `--set-json`.
 fn template(values: &[&str]) -> Output {
     let chart = deploy("helm/plimsoll");
     let mut arguments =
@@ -90,7 +94,7 @@ fn chart(values: &[&str]) -> Vec<Value> {
     objects(template(values))
 }
 
-/// The base, and these components, as somebody names them in a kustomization of his own.
+/// Renders the base with these components, as a user's own kustomization does.
 fn kustomize(components: &[&str]) -> Vec<Value> {
     let kustomize = KUSTOMIZE.obtain().unwrap().join("kustomize");
     let directory = tempfile::tempdir().unwrap();
@@ -122,14 +126,15 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     objects.iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
 }
 
-/// The plugin's configuration in the cluster.
+/// Returns the plugin's configuration in the ConfigMap.
 fn config(objects: &[Value]) -> Config {
     let text = text(of_kind(objects, "ConfigMap"), "/data/90-plimsoll.conf");
     Config::parse(text.as_bytes(), "the ConfigMap")
         .unwrap_or_else(|errors| panic!("{errors}\n{text}"))
 }
 
-/// Takes away what Helm adds to labels and selectors, and comments of the configuration.
+/// Removes the labels that Helm adds to objects and selectors, and the comments of the
+/// configuration.
 fn plain(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -144,7 +149,7 @@ fn plain(value: &mut Value) {
     }
 }
 
-/// By kind and name.
+/// Returns the objects by kind and name.
 fn by_name(objects: Vec<Value>) -> BTreeMap<(String, String), Value> {
     let mut named = BTreeMap::new();
     for mut object in objects {
@@ -163,13 +168,13 @@ fn same(left: Vec<Value>, right: Vec<Value>) {
     }
 }
 
-/// An API server that knows what the operator of Prometheus defines.
+/// Starts an API server and adds the custom resource definitions of the Prometheus operator.
 async fn api_server() -> (ApiServer, Client) {
     let server = ApiServer::start().unwrap();
     let ready = async {
         loop {
             let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(ADMINISTRATOR)).unwrap();
-            // Its certificate comes with it.
+            // This fails until the server has written its certificate.
             if let Ok(config) =
                 ClientConfig::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                     .await
@@ -213,13 +218,13 @@ fn is_established(definition: &CustomResourceDefinition) -> bool {
         .is_some_and(|all| all.iter().any(|one| one.type_ == "Established" && one.status == "True"))
 }
 
-/// `kubectl apply --server-side --dry-run=server --validate=strict`
+/// Applies an object like `kubectl apply --server-side --dry-run=server --validate=strict`.
 async fn apply(client: &Client, object: &Value) -> Result<DynamicObject, kube::Error> {
     let (group, version) =
         text(object, "/apiVersion").split_once('/').unwrap_or(("", text(object, "/apiVersion")));
     let kind = GroupVersionKind::gvk(group, version, text(object, "/kind"));
     let looked_up = async {
-        // What was defined a moment ago may not be listed yet.
+        // The API server may not list a new kind at once.
         loop {
             match pinned_kind(client, &kind).await {
                 Ok(found) => return found,
@@ -243,7 +248,7 @@ async fn apply(client: &Client, object: &Value) -> Result<DynamicObject, kube::E
     api.patch(text(object, "/metadata/name"), &strictly, &Patch::Apply(object)).await
 }
 
-/// What the DaemonSet would make of itself, which has admissions of its own.
+/// Returns the pod that the DaemonSet would create. Pods pass their own admission plugins.
 fn pod(objects: &[Value]) -> Value {
     let daemon_set = of_kind(objects, "DaemonSet");
     let mut pod = daemon_set["spec"]["template"].clone();
@@ -267,7 +272,7 @@ async fn an_api_server_that_is_strict_takes_every_object() {
             }
         }
     }
-    // It would have said so.
+    // The API server refuses each of these mistakes, so acceptance means something.
     for (kind, field, value) in [
         (
             "DaemonSet",
@@ -324,7 +329,8 @@ fn the_chart_hands_every_field_of_the_configuration_over() {
     });
     let objects = chart(&[&format!("config={whole}")]);
     assert_eq!(config(&objects), Config::parse(whole.to_string().as_bytes(), "").unwrap());
-    // Nothing of it was a default, so nothing of it can have been lost. What a pod has no use for is refused.
+    // No value is a default except raisePodLimits, which oomRescue requires. So the chart cannot
+    // lose another field unnoticed. The chart refuses kubeconfig, because a pod has no use for it.
     let complaint = Config::parse(b"unknown: 1", "").unwrap_err().to_string();
     let (_, list) = complaint.split_once("expected one of ").unwrap();
     let (list, _) = list.split_once(", found").unwrap();
@@ -379,7 +385,8 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
             !status.success() && stderr.contains(complaint) && stderr.contains("schema"),
             "{value}: {stderr}"
         );
-        // Nothing that the plugin would take, but that Helm makes other numbers of large ones.
+        // The plugin must refuse each of these values too. Skip numbers: Helm changes the form of
+        // large numbers, so the schema refuses numbers that the plugin would accept.
         if let Some((field, value)) =
             value.strip_prefix("config.").and_then(|field| field.split_once('='))
             && value.parse::<f64>().is_err()
@@ -389,7 +396,8 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
     }
 }
 
-/// Where metrics are served by TCP, and what of that the DaemonSet says.
+/// Returns the TCP address where the plugin serves metrics, and the container ports in the
+/// DaemonSet.
 fn metrics(objects: &[Value]) -> (Option<SocketAddr>, &Value) {
     let ports =
         &of_kind(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["ports"];
@@ -426,7 +434,7 @@ fn the_pod_is_ready_where_the_plugin_is_and_lives_where_it_answers() {
         let command: Vec<_> =
             container[probe]["exec"]["command"].as_array().unwrap().iter().collect();
         assert_eq!(command, ["plimsoll", "status", expected], "{probe}");
-        // The program knows what it is asked, and nobody answers it here.
+        // The program accepts these arguments. The exit code is 1 because no plugin answers here.
         let mut program = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
         let output =
             program.args(["status", expected, "--host"]).arg(node.path()).output().unwrap();
@@ -447,7 +455,7 @@ fn nri_is_switched_on_by_the_same_image_where_that_is_wanted_and_nothing_else_is
             (&json!(true), &json!(true))
         );
         assert_eq!(pod["containers"][0]["securityContext"]["privileged"], Value::Null);
-        // The program knows what it is asked.
+        // The program accepts these arguments.
         let arguments =
             first["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
         let output = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
@@ -534,8 +542,9 @@ fn the_chart_is_as_helm_wants_it() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// Brings a ConfigMap to the node as the kubelet does: into a directory of its own, whose name then becomes `..data` by renaming a link.
-/// Source: `pkg/volume/util/atomic_writer.go` of Kubernetes.
+/// Updates the volume of a ConfigMap as the kubelet does. The kubelet writes the files into a new
+/// directory. Then it makes `..data` point to this directory by renaming a symbolic link. Source:
+/// `pkg/volume/util/atomic_writer.go` of Kubernetes.
 fn bring(volume: &Path, generation: &str, config: &str) {
     let directory = volume.join(generation);
     fs::create_dir_all(&directory).unwrap();

@@ -1,4 +1,4 @@
-//! What is logged, and in which form.
+//! Tests of the log messages and their format.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
 
-/// A pod that requests 64 MiB.
+/// Runs a pod that requests 64 MiB.
 async fn run(node: &Node, runtime: &Runtime) -> Pod {
     node.checkpoint("actuated_pods_state", &[("b", "app", 64 * MIB)]);
     let pod = Pod::new("burstable", "b", 250 * MIB);
@@ -23,7 +23,7 @@ async fn run(node: &Node, runtime: &Runtime) -> Pod {
     pod
 }
 
-/// A resize to this limit, which is refused.
+/// Resizes the container to this limit, and checks that the plugin refuses.
 async fn refuse(runtime: &Runtime, pod: &Pod, limit: i64) {
     let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
     let answer = runtime.connection.update_container(sandbox, container, memory_limit(limit)).await;
@@ -81,7 +81,8 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
         assert!(of(&line, &["message"])[0].is_string(), "{line}");
     }
 
-    // What ends it, too, and mistakes that take several lines otherwise.
+    // A fatal error is also JSON. All mistakes in the configuration are one message, although the
+    // text format uses several lines.
     node.replace("plimsoll.yaml", "memoryThrottlingFactor: 2\nlogLevel: loud\n");
     let mut daemon =
         node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);
@@ -92,16 +93,18 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
     assert_eq!(daemon.ends().await.code(), Some(2));
 }
 
-/// As runtimes launch plugins,
+/// Shell command that discards standard error. A runtime starts plugins like this.
 const NOWHERE: &str = "exec 2>/dev/null";
 
-/// and as systemd runs services.
+/// Shell command that declares standard error to be a stream to the journal. systemd starts
+/// services like this.
 const TO_JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
 
-/// A pipe that nobody reads.
+/// Shell command that connects standard error to a pipe that no process reads.
 const TO_FULL_PIPE: &str = "mkfifo \"$JOURNAL/pipe\" && exec 2<>\"$JOURNAL/pipe\"";
 
-/// The plugin where the journal is what the test reads, with standard error as a shell's words make it.
+/// Starts the plugin with a journal socket that the test reads. The shell command `standard_error`
+/// redirects standard error.
 fn start_with_journal(node: &Node, standard_error: &str) -> (Daemon, UnixDatagram) {
     let directory = node.path("journal");
     fs::create_dir(&directory).unwrap();
@@ -120,7 +123,7 @@ fn start_with_journal(node: &Node, standard_error: &str) -> (Daemon, UnixDatagra
     (Daemon::spawn(command), journal)
 }
 
-/// Waits for an entry whose message has this text.
+/// Waits for a journal entry whose message contains this text.
 async fn entry(journal: &UnixDatagram, text: &'static str) -> BTreeMap<String, String> {
     let journal = journal.try_clone().unwrap();
     let read = move || loop {
@@ -190,14 +193,15 @@ async fn who_does_not_read_messages_holds_up_neither_answers_nor_the_end() {
         let runtime = node.accept().await;
         runtime.synchronize(&[]).await;
         let pod = run(&node, &runtime).await;
-        // Each is a message of its own. The kernel keeps few messages to a socket, and 64 KiB in a pipe.
+        // Each refusal logs a different message. The kernel queues only a few messages per socket,
+        // and 64 KiB per pipe.
         let socket = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
         let messages = (2 * socket.trim().parse::<i64>().unwrap()).clamp(600, 1200);
         for message in 0..messages {
             refuse(&runtime, &pod, 100 * MIB - 4096 * message).await;
         }
         if standard_error == NOWHERE {
-            // None is lost.
+            // No message is lost.
             let last = format!("desired={}", 100 * MIB - 4096 * (messages - 1));
             entry(&journal, last.leak()).await;
         }
@@ -213,7 +217,8 @@ async fn what_ends_it_reaches_the_journal_also_if_it_ends_before_that_looks_whos
         node.replace("plimsoll.yaml", "logLevel: loud\n");
         node
     };
-    // The stream that standard error is has its unit's name from the beginning.
+    // The journal knows the unit of this stream from its start, so standard error gets the last
+    // message.
     let node = mistaken();
     let (mut daemon, _journal) = start_with_journal(&node, TO_JOURNAL);
     daemon.says("logLevel").await;

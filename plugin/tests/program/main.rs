@@ -1,4 +1,5 @@
-//! The program, with doubles of what a node has: one program of tests, which is linked once, and whose tests wait side by side.
+//! Tests of the program with doubles for the parts of a node. All tests are one program, because
+//! one program is linked once and its tests wait concurrently.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 

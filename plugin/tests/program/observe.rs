@@ -1,4 +1,5 @@
-//! `mode: observe`, the switches, and the brake: what the plugin does not do, and what it says instead.
+//! Tests of `mode: observe`, of the configuration's switches and of the brake: the plugin leaves
+//! actions undone and reports them.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,16 +12,17 @@ use crate::harness::{
 use nri::api::{Event, LinuxResources};
 use serde_json::Value;
 
-/// Everything that the plugin can do is switched on.
+/// Configuration that switches on all actions of the plugin.
 const ALL: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nthrottleDeadline: 1s\n\
                    oomRescue: {kills: 1, ceiling: 1Gi}\n";
 
-/// Everything that the plugin can do is switched off.
+/// Configuration that switches off all actions of the plugin.
 const PASSIVE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\nmemoryThrottlingFactor: null\n\
                        memoryReservationPolicy: None\nnodeGuard: null\nthrottleDeadline: null\nshrink: allow\n\
                        oomRescue: null\nraisePodLimits: false\nrepair: false\n";
 
-/// The kubelet's record of a container that requests 64 MiB and may have 100: its pod has no limit of its own.
+/// Writes the kubelet's record of a container with a request of 64 MiB and a limit of 100 MiB. The
+/// record has no pod-level resources.
 fn checkpoint(node: &Node) {
     let resources =
         serde_json::json!({ "requests": { "memory": "64Mi" }, "limits": { "memory": "100Mi" } });
@@ -33,17 +35,17 @@ fn checkpoint(node: &Node) {
     }
 }
 
-/// The program, whose opened files are listed.
+/// Starts the program under strace, which lists the files that the program opens.
 fn start_traced(node: &Node) -> Daemon {
     let mut command = Command::new("strace");
-    // -D: not strace is the child, but the plugin.
+    // With -D, the test's child process is the plugin instead of strace.
     command.args(["-D", "-f", "-qq", "-y", "-e", "trace=open,openat,openat2,creat,truncate", "-o"]);
     command.arg(node.path("strace")).arg(env!("CARGO_BIN_EXE_plimsoll")).args(node.arguments());
     command.arg("--config").arg(node.path("plimsoll.yaml"));
     Daemon::spawn(command)
 }
 
-/// How often the program has opened a cgroup's file to write it.
+/// Returns the traced calls by which the program has opened a cgroup's file for writing.
 fn writes(node: &Node) -> Vec<String> {
     let traced = fs::read_to_string(node.path("strace")).unwrap();
     assert!(traced.contains("memory.max"), "the program has read no cgroup");
@@ -54,21 +56,22 @@ fn writes(node: &Node) -> Vec<String> {
     traced.lines().filter(is_write).map(str::to_owned).collect()
 }
 
-/// What the plugin has changed by its answers.
+/// Everything that the plugin has changed or requested.
 #[derive(Debug, Default, PartialEq)]
 struct Adjusted {
     created: HashMap<String, String>,
     updated: usize,
     refused: bool,
     asked: usize,
-    /// The metrics of what it did of itself.
+    /// The metrics in [`ACTIONS`] that are above 0.
     actions: Vec<&'static str>,
-    /// The files that others wrote, as they are at the end.
+    /// The final values of the files that other programs wrote.
     files: Vec<String>,
 }
 
 impl Adjusted {
-    /// Nothing, and what others wrote is there.
+    /// Returns the result of a plugin that does nothing: the files hold the values of the other
+    /// programs.
     fn nothing() -> Self {
         Self {
             files: vec!["4096".to_owned(), "8192".to_owned(), "max".to_owned()],
@@ -77,7 +80,7 @@ impl Adjusted {
     }
 }
 
-/// Each counts one kind of action.
+/// Metrics that each count one kind of action.
 const ACTIONS: [&str; 7] = [
     "plimsoll_resizes_total{outcome=\"rejected\"}",
     "plimsoll_pod_limits_raised_total",
@@ -88,13 +91,14 @@ const ACTIONS: [&str; 7] = [
     "plimsoll_stalls_released_total",
 ];
 
-/// Whether a metric is more than 0.
+/// Returns whether a metric is above 0.
 fn is_counted(metrics: &str, name: &str) -> bool {
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("{name}:\n{metrics}")) != "0"
 }
 
-/// An update as the runtime makes it: with what the plugin answers, or not at all.
+/// Updates a container's limit as a runtime does. Applies the values of the plugin's answer, or
+/// changes nothing if the plugin refuses the update.
 async fn update(runtime: &Runtime, pod: &Pod, limit: i64, adjusted: &mut Adjusted) {
     let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
     match runtime.connection.update_container(sandbox, container, memory_limit(limit)).await {
@@ -114,43 +118,44 @@ fn cgroup(pod: &Pod) -> String {
     format!("{}/{}", pod.cgroup(), pod.container.id)
 }
 
-/// The kernel's counts of a cgroup, always as long.
+/// Returns the content of `memory.events` with these counts. The length is always the same.
 fn events(high: u32, max: u32, oom: u32, kills: u32) -> String {
     format!(
         "low 0\nhigh {high:04}\nmax {max}\noom {oom:04}\noom_kill {kills:04}\noom_group_kill 0000"
     )
 }
 
-/// Gives a pod and its container these counts.
+/// Sets `memory.events` of a pod and its container to this text.
 fn set_events(runtime: &Runtime, pod: &Pod, text: &str) {
     for cgroup in [cgroup(pod), pod.cgroup()] {
         runtime.set_file(&cgroup, "memory.events", text);
     }
 }
 
-/// Gives a pod and its container a count of kills by their limit.
+/// Sets the kill count of a pod and its container. Their own limits have caused the kills.
 fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
     set_events(runtime, pod, &events(0, 7, count, count));
 }
 
-/// Gives a pod and its container a count of kills for the limit of all pods.
+/// Sets the kill count of a pod and its container. The limit of all pods has caused the kills.
 fn kills_by_limit_of_all(runtime: &Runtime, pod: &Pod, count: u32) {
     runtime.set_file("kubepods", "memory.events.local", &events(0, 7, count, 0));
     node_kills(runtime, pod, count);
 }
 
-/// Gives a pod and its container a count of kills that were not for their own limits.
+/// Sets the kill count of a pod and its container. Their own limits have not caused the kills.
 fn node_kills(runtime: &Runtime, pod: &Pod, count: u32) {
     set_events(runtime, pod, &events(0, 7, 0, count));
 }
 
-/// Gives a container this share of time in which it waits for memory, in percent.
+/// Sets the percentage of time in which a container waits for memory (`memory.pressure`).
 fn pressure(runtime: &Runtime, pod: &Pod, percent: &str) {
     let rest = format!("avg10={percent} avg60=0.00 avg300=0.00 total=1");
     runtime.set_file(&cgroup(pod), "memory.pressure", &format!("some {rest}\nfull {rest}"));
 }
 
-/// A container stands at `memory.high` for long enough to be released, while the node has memory to spare.
+/// Simulates a container that stalls at `memory.high` until its release is due, while the node has
+/// spare memory.
 async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut usize) {
     node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
     pressure(runtime, pod, "90.00");
@@ -164,13 +169,13 @@ async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });
-    // The plugin looks every 5 seconds, and sees at its second look that the deadline is over.
+    // The plugin checks every 5 seconds. The deadline has passed at the second check.
     runtime.update_all(asked, pod, Duration::from_secs(12)).await;
     counting.abort();
     pressure(runtime, pod, "00.00");
 }
 
-/// The files that others write, and what they write.
+/// Returns the files that other programs write, with the written values.
 fn foreign(pod: &Pod) -> [(String, &'static str, &'static str); 3] {
     [
         (cgroup(pod), "memory.min", "4096"),
@@ -179,7 +184,9 @@ fn foreign(pod: &Pod) -> [(String, &'static str, &'static str); 3] {
     ]
 }
 
-/// A container is created, throttled, resized both ways, killed, and written to by others. Returns what was adjusted.
+/// Creates and throttles a container, and asks for a limit decrease and a limit increase. Then
+/// changes the container's cgroups as other programs do, and counts kills. Returns the plugin's
+/// changes.
 async fn everything(
     node: &Node,
     daemon: &mut Daemon,
@@ -199,13 +206,13 @@ async fn everything(
     daemon.says("verified").await;
     runtime.uses(&pod, 99 * MIB, 0);
     stands_still(node, runtime, &pod, &mut adjusted.asked).await;
-    // The kernel would have to kill for the first, and the pod's limit is too low for the second.
+    // A limit of 50 MiB would cause an OOM kill. A limit of 200 MiB exceeds the pod's limit.
     for limit in [50, 200] {
         update(runtime, &pod, limit * MIB, &mut adjusted).await;
     }
-    // Until the values are as they should be.
+    // Give the plugin time to set its desired values.
     runtime.update_all(&mut adjusted.asked, &pod, Duration::from_secs(2)).await;
-    // What others write.
+    // Write to the files as other programs do.
     for (cgroup, knob, value) in foreign(&pod) {
         runtime.set_file(&cgroup, knob, value);
     }
@@ -222,9 +229,10 @@ async fn everything(
     adjusted
 }
 
-/// The requests that the plugin sends of itself.
+/// Handling of the requests that the plugin sends on its own initiative.
 trait Asks {
-    /// Grants what the plugin asks for within this time, and counts that.
+    /// Grants the plugin's requests within this time, and adds the number of requested updates to
+    /// `asked`.
     async fn update_all(&mut self, asked: &mut usize, pod: &Pod, time: Duration);
 }
 
@@ -246,7 +254,7 @@ impl Asks for Runtime {
     }
 }
 
-/// A node with a kubepods that uses next to nothing, and this configuration.
+/// Returns a node with this configuration, whose kubepods uses only 4 KiB.
 fn node(config: &str) -> Node {
     let node = Node::new();
     node.write("plimsoll.yaml", config);
@@ -329,13 +337,13 @@ async fn status_shows_what_would_be() {
     assert_eq!(update(refused).await.unwrap().update, []);
     let line = daemon.says("observe mode, not done: refused to lower the limit").await;
     assert!(line.contains("outcome=planned") && line.contains("usage=103809024"), "{line}");
-    // The kubelet left the pod's limit behind.
+    // The kubelet has not raised the pod's limit.
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
     assert_eq!(update(memory_limit(200 * MIB)).await.unwrap().update, []);
     let line = daemon.says("observe mode, not done: raised the pod's limit").await;
     assert!(line.contains("desired=209715200") && line.contains("observed=104857600"), "{line}");
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
-    // The runtime did not make it, for whatever reason.
+    // The runtime has not set the 200 MiB, so the container still has 100 MiB.
     assert_eq!(update(memory_limit(100 * MIB)).await.unwrap().update, []);
     runtime.updated(&pod).await;
     daemon.says("outcome=unchanged").await;
@@ -392,7 +400,7 @@ async fn status_shows_what_would_be() {
     }
 }
 
-/// A pod that has its values.
+/// Runs a pod, and waits until kubepods holds the pod's protection.
 async fn run_pod(runtime: &Runtime) -> Pod {
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
@@ -401,7 +409,7 @@ async fn run_pod(runtime: &Runtime) -> Pod {
     pod
 }
 
-/// A pod of which nothing was killed so far.
+/// Runs a pod without kills.
 async fn run_counted(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
@@ -416,7 +424,7 @@ async fn run_counted(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
 
 #[tokio::test]
 async fn doctor_tells_the_mode_of_the_plugin_that_runs() {
-    // With a configuration that doctor does not know of.
+    // The plugin runs with a configuration file that `doctor` does not know.
     let (node, mut daemon, _runtime) = start(OBSERVE).await;
     daemon.says("mode is observe").await;
     let (text, _) = plimsoll(&node, &["doctor", "--json"]).await;
@@ -445,10 +453,10 @@ async fn switching_to_observe_restores_first() {
 
     node.replace("plimsoll.yaml", OBSERVE);
     daemon.says("mode is observe").await;
-    // At once, whatever else the runtime has to do.
+    // The plugin restores the container's files at once, without waiting for a quiet runtime.
     runtime.holds(&container, "memory.high", "max").await;
     runtime.holds(&container, "memory.min", 0).await;
-    // The runtime, too, forgets what it has stored.
+    // The runtime gets the restored values as well, because it would set its stored values again.
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked[&pod.container.id]["memory.min"], "0");
     assert_eq!(asked[&pod.container.id]["memory.high"], "max");
@@ -475,7 +483,7 @@ async fn switching_to_observe_names_limits_that_stay_raised() {
         start("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n").await;
     let pod = run_pod(&runtime).await;
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
-    // With its limit the container gets that of its pod.
+    // The container's limit increase makes the plugin raise the pod's limit.
     runtime.update(&pod, memory_limit(200 * MIB)).await;
     daemon.says("raised the pod's limit").await;
     node.replace("plimsoll.yaml", OBSERVE);
@@ -519,7 +527,8 @@ async fn what_was_left_without_repair_stays_left() {
     daemon.says("verified").await;
     runtime.set_file(&pod.cgroup(), "memory.min", "8192");
     daemon.says("left as another program set it").await;
-    // Another program writes again, and all is looked at: a second look means that the first has ended.
+    // Another program writes again. Each new configuration makes the plugin check everything, and
+    // the second request shows that the first check has ended.
     runtime.set_file(&pod.cgroup(), "memory.min", "12288");
     for factor in [0.5, 0.6] {
         node.replace("plimsoll.yaml", &format!("{config}memoryThrottlingFactor: {factor}\n"));
@@ -531,7 +540,8 @@ async fn what_was_left_without_repair_stays_left() {
 const ONE_REPAIR: &str =
     "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
 
-/// Another program changes two files of a pod, which applies a brake with `repairs: 1`.
+/// Changes two files of a pod as another program does. With `repairs: 1`, the two repairs apply the
+/// brake.
 async fn two_repairs(daemon: &mut Daemon, runtime: &Runtime, pod: &Pod) {
     for knob in ["memory.min", "memory.low"] {
         runtime.set_file(&pod.cgroup(), knob, "4096");
@@ -563,7 +573,7 @@ async fn too_many_repairs_apply_the_brake() {
     );
     assert!(node.metrics().await.contains("plimsoll_brake_applied 1"));
 
-    // It stays so for the next process.
+    // The brake stays applied for the next process.
     drop((daemon, runtime));
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -651,7 +661,7 @@ async fn a_throttled_container_is_left_without_a_deadline() {
         fs::write(runtime.path(&level).join("memory.events"), events(1, 0, 0, 0)).unwrap();
     }
     assert!(tokio::time::timeout(Duration::from_secs(4), runtime.updates.recv()).await.is_err());
-    // With a deadline of less than that it is released.
+    // With a deadline of 1 s the plugin releases the container.
     node.replace("plimsoll.yaml", &config("1s"));
     daemon.says("released a container that stood at memory.high").await;
 }
@@ -673,7 +683,8 @@ async fn repairs_through_the_runtime_apply_the_brake() {
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
     let container = cgroup(&pod);
-    // The plugin writes the first repair itself, and leaves the second to the runtime.
+    // The plugin writes the first repair to the file itself. It asks the runtime for the second
+    // repair.
     runtime.set_file(&container, "memory.min", "4096");
     runtime.holds(&container, "memory.min", 64 * MIB).await;
     daemon.says("repaired").await;
@@ -702,7 +713,7 @@ async fn the_brake_stays_applied_without_its_record() {
     daemon.says("configuration changed").await;
     assert_eq!(status_json(&node).await["node"]["brake"], "2 repairs within 10m");
     assert!(!node.path("host/run/plimsoll/brake").exists());
-    // The record is stored as soon as it can be, so that an operator can reset it.
+    // The plugin stores the record as soon as possible, so that an operator can reset the brake.
     fs::remove_dir(&obstacle).unwrap();
     node.replace("plimsoll.yaml", ONE_REPAIR);
     daemon.says("configuration changed").await;
@@ -722,9 +733,10 @@ async fn a_brake_that_was_reset_is_applied_again() {
     two_repairs(&mut daemon, &runtime, &pod).await;
     daemon.says("the brake is applied").await;
     runtime.serve_update(&[&pod]).await;
-    // Else it may ask once more.
+    // Wait for the verified values, because the plugin may send another request before that.
     daemon.says("verified").await;
-    // It is reset while the plugin stands aside, which the plugin sees as one change.
+    // The operator resets the brake while `plimsoll restore` is in force. The plugin is stopped, so
+    // that it sees both removed files as one change.
     let [restored, brake] =
         ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
     fs::write(&restored, "").unwrap();
@@ -735,7 +747,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
     });
     daemon.says("'plimsoll restore' was undone").await;
     runtime.serve_update(&[&pod]).await;
-    // Before that, what another program writes may be seen as what was there before, and is no repair.
+    // Wait for the verified values. Before that, the plugin may take another program's value for
+    // the original, which it does not repair.
     daemon.says("verified").await;
     runtime.holds(&pod.cgroup(), "memory.min", 64 * MIB).await;
     two_repairs(&mut daemon, &runtime, &pod).await;
@@ -749,7 +762,7 @@ async fn too_many_conflicts_apply_the_brake() {
     let (node, mut daemon, runtime) = start(config).await;
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
-    // Another program never stops writing two files.
+    // Another program keeps writing two files.
     let fight = async {
         loop {
             for knob in ["memory.min", "memory.low"] {
@@ -768,7 +781,7 @@ async fn too_many_conflicts_apply_the_brake() {
 
 const ONE_KILL: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nbrake: {kills: 1}\n";
 
-/// A pod of which one process was killed for want of memory in kubepods.
+/// Runs a pod in which the limit of kubepods has killed one process.
 async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
     let pod = run_counted(daemon, runtime).await;
     kills_by_limit_of_all(runtime, &pod, 1);
@@ -776,7 +789,7 @@ async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
     pod
 }
 
-/// Waits until the metrics have this count of kills that were not for limits of pods.
+/// Waits until the metrics have this count of kills that no limit of a pod or container has caused.
 async fn node_kills_are_counted(node: &Node, count: u32) {
     let counted = format!("plimsoll_oom_kills_total{{by=\"node\"}} {count}");
     while !node.metrics().await.contains(&counted) {
@@ -824,7 +837,7 @@ async fn kills_before_the_start_apply_no_brake() {
     runtime.synchronize(&[&pod]).await;
     daemon.says("killed processes").await;
     assert_eq!(status_json(&node).await["node"]["brake"], Value::Null);
-    // Those that follow count.
+    // Later kills count.
     kills_by_limit_of_all(&runtime, &pod, 7);
     daemon.says("the brake is applied").await;
 }

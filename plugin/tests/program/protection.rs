@@ -1,4 +1,4 @@
-//! The levels above containers: that they follow, stay, and go back.
+//! Tests of the cgroups above containers: the plugin sets, repairs and restores their values.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,7 +15,7 @@ use proptest::test_runner::TestRunner;
 const KUBEPODS: &str = "kubepods";
 const BURSTABLE: &str = "kubepods/burstable";
 
-/// A node whose classes have their cgroups, as the kubelet makes them, and the plugin on it.
+/// Starts the plugin on a node with the cgroups of the QoS classes, as the kubelet makes them.
 async fn start() -> (Node, Daemon, Runtime) {
     let node = Node::new();
     let daemon = node.start();
@@ -34,7 +34,8 @@ fn burstable(node: &Node, uid: &str, request: i64) -> Pod {
     Pod::new("burstable", uid, 2 * request)
 }
 
-/// What is read is what is there when the runtime gets its answer: nothing is waited for.
+/// The test reads the files as soon as the plugin has answered, without waiting. So the plugin must
+/// write them before it answers.
 #[tokio::test]
 async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_it_has_ended() {
     let (node, _daemon, runtime) = start().await;
@@ -98,7 +99,7 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
         node.checkpoint("allocated_pods_state", &[("b", "app", request * MIB)]);
         let updated = runtime.update(&pod, harness::memory_limit(300 * MIB)).await;
         assert_eq!(updated["memory.min"], (request * MIB).to_string());
-        // The container does not have it yet.
+        // The container does not have its new value yet, so the larger of both values counts.
         for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
             assert_eq!(
                 runtime.file(cgroup, "memory.min"),
@@ -109,7 +110,8 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
         runtime.apply(&pod, &updated);
         runtime.set_file(&format!("{}/id-b", pod.cgroup()), "memory.max", &(300 * MIB).to_string());
         runtime.updated(&pod).await;
-        // Else the next request is known before this one was looked at.
+        // Wait for the check of this update. Otherwise the plugin might already read the next
+        // request from the checkpoint.
         daemon.says("outcome=unchanged").await;
         for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
             runtime.holds(cgroup, "memory.min", request * MIB).await;
@@ -120,13 +122,13 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
 #[tokio::test]
 async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
     let (_node, mut daemon, runtime) = start().await;
-    // Of 4 GiB.
+    // The pods ask for 6 GiB, and node allocatable is 4 GiB.
     let pods = ["a", "b", "c"].map(|uid| Pod::new("guaranteed", uid, 2048 * MIB));
     for pod in &pods {
         runtime.make_cgroup(pod);
         runtime.run(pod).await;
     }
-    // Thirds of a byte are lost, and then the rest of a page.
+    // The division by three loses fractions of a byte. The plugin then rounds down to whole pages.
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), (4096 * MIB - 4096).to_string());
     for pod in &pods {
         assert_eq!(
@@ -156,16 +158,16 @@ async fn what_somebody_else_writes_is_repaired_at_every_level() {
         );
     }
     let container = format!("{}/id-b", pod.cgroup());
-    // The runtime need not be asked for what it has stored.
+    // The runtime has stored this value already, so the plugin repairs only the file.
     runtime.set_file(&container, "memory.high", "max");
     runtime.holds(&container, "memory.high", 190 * MIB).await;
     daemon.says("outcome=applied").await;
-    // A cgroup that was removed and made again has nothing of it.
+    // After the pod's cgroup was removed, kubepods has no protection for the pod.
     fs::remove_dir_all(runtime.cgroup(&pod).parent().unwrap()).unwrap();
     runtime.holds(KUBEPODS, "memory.min", 0).await;
 }
 
-/// As crun makes it: the container's processes are in a cgroup of their own.
+/// crun puts the container's processes into a separate cgroup inside the scope.
 #[tokio::test]
 async fn what_is_written_to_the_inner_cgroup_of_a_scope_is_repaired_too() {
     let (node, mut daemon, runtime) = start().await;
@@ -209,7 +211,7 @@ async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
-    // It stays theirs, and new pods come all the same.
+    // The other program's value stays, and new pods start as usual.
     runtime.set_file(KUBEPODS, "memory.min", "8192");
     let other = Pod::new("guaranteed", "g", 200 * MIB);
     runtime.make_cgroup(&other);
@@ -231,7 +233,7 @@ async fn a_container_that_ends_unannounced_is_no_longer_counted() {
     for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
         runtime.holds(cgroup, "memory.min", 0).await;
     }
-    // An update of what has ended does not bring it back.
+    // An update of the ended container adds no claim.
     let mut ended = pod.clone();
     ended.container.state = nri::api::ContainerState::CONTAINER_STOPPED.into();
     runtime.stop(&ended).await;
@@ -244,7 +246,7 @@ async fn a_container_that_ends_unannounced_is_no_longer_counted() {
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), "0");
 }
 
-/// Another container of a pod's sandbox by the same name.
+/// Returns another container of the same name in the pod's sandbox.
 fn next(pod: &Pod, id: &str) -> Pod {
     let mut next = pod.clone();
     next.container.id = id.into();
@@ -253,7 +255,8 @@ fn next(pod: &Pod, id: &str) -> Pod {
     next
 }
 
-/// containerd makes the task before it calls plugins: a start that fails there sends no event.
+/// containerd makes the task before it calls plugins. If this step of a start fails, containerd
+/// sends no event.
 #[tokio::test]
 async fn a_failed_start_does_not_count() {
     let (node, _daemon, runtime) = start().await;
@@ -270,13 +273,13 @@ async fn a_failed_start_does_not_count() {
         assert_eq!(runtime.file(KUBEPODS, "memory.min"), (100 * MIB).to_string(), "{id}");
         second = if name == "app" { next } else { second };
     }
-    // Updates of what has ended come from nobody who knows of it, and bring nothing back.
+    // The plugin has forgotten the first container, so an update of this container adds no claim.
     let (sandbox, first) = (pod.sandbox.clone(), pod.container.clone());
     let reply =
         runtime.connection.update_container(sandbox, first, harness::memory_limit(300 * MIB)).await;
     assert_eq!(reply.unwrap().update, []);
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), (100 * MIB).to_string());
-    // A runtime may still have all of them, in any order.
+    // A runtime may still report all of these containers, in any order.
     drop(runtime);
     let runtime = node.accept().await;
     let mut first = pod.clone();
@@ -289,14 +292,14 @@ async fn a_failed_start_does_not_count() {
         runtime.holds(KUBEPODS, "memory.min", 100 * MIB).await;
     }
     runtime.stop(&second).await;
-    // The first one is not counted again.
+    // The plugin does not count the first container again.
     runtime.holds(KUBEPODS, "memory.min", 0).await;
 }
 
 #[tokio::test]
 async fn a_pod_claims_no_more_than_its_own_limit() {
     let (node, _daemon, runtime) = start().await;
-    // The kubelet gives both containers the limit of their Guaranteed pod, and has no records.
+    // The kubelet gives both containers the limit of their Guaranteed pod. There is no record.
     let pod = Pod::new("guaranteed", "g", 200 * MIB)
         .created_with(harness::memory_limit(200 * MIB))
         .overhead(8 * MIB);
@@ -310,7 +313,7 @@ async fn a_pod_claims_no_more_than_its_own_limit() {
     for cgroup in [&pod.cgroup(), KUBEPODS] {
         runtime.holds(cgroup, "memory.min", 208 * MIB).await;
     }
-    // It is told anew of, and then one of them ends.
+    // The runtime reports both containers again, and then one of them ends.
     drop(runtime);
     let runtime = node.accept().await;
     runtime.synchronize(&[&pod, &side]).await;
@@ -335,12 +338,13 @@ async fn a_guaranteed_pod_claims_no_more_than_its_limit_whatever_is_known_of_it(
     for cgroup in [&pod.cgroup(), KUBEPODS] {
         runtime.holds(cgroup, "memory.min", 200 * MIB).await;
     }
-    // The kubelet raises a pod's limit before those of its containers.
+    // The kubelet raises a pod's limit before the limits of its containers.
     runtime.set_file(&pod.cgroup(), "memory.max", &(300 * MIB).to_string());
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
-/// With Kata all processes of a pod are in the cgroup of its sandbox, and containers have none. gVisor makes empty ones.
+/// With Kata, all processes of a pod are in the sandbox's cgroup and containers have no cgroups.
+/// gVisor makes empty cgroups for containers.
 #[tokio::test]
 async fn a_container_without_processes_of_its_own_keeps_its_claim() {
     let (node, mut daemon, runtime) = start().await;
@@ -372,7 +376,8 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
         line.contains("default/gvisor") && line.contains("outcome=unresolved"),
         "nothing was read back: {line}"
     );
-    // After an update, and told of anew, with everything looked at.
+    // Update the container, then let the runtime report everything again. The plugin then checks
+    // everything.
     runtime.update(&gvisor, harness::memory_limit(300 * MIB)).await;
     runtime.updated(&gvisor).await;
     drop(runtime);
@@ -382,7 +387,8 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
     runtime.holds(KUBEPODS, "memory.min", 410 * MIB).await;
     assert_eq!(runtime.file(&kata.cgroup(), "memory.min"), (110 * MIB).to_string());
     assert_eq!(runtime.file(&gvisor.cgroup(), "memory.min"), (300 * MIB).to_string());
-    // Nothing is asked of the runtime, and nothing repaired, for longer than an unknown cgroup is waited for.
+    // The plugin asks the runtime for nothing and repairs nothing. The 12 s exceed the delay before
+    // the first inspection of an unknown cgroup, 10 s (`PATIENCE` in `agent/reconcile.rs`).
     let asked = tokio::time::timeout(Duration::from_secs(12), async {
         tokio::select! {
             _ = runtime.updates.recv() => "for an update",
@@ -390,7 +396,8 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
         }
     });
     assert_eq!(asked.await.ok(), None);
-    // The empty one goes; the runtime tells when they have ended.
+    // The removal of gVisor's empty cgroup does not mean that the container has ended. Only the
+    // runtime reports the ends.
     fs::remove_dir_all(runtime.cgroup(&gvisor)).unwrap();
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n");
     daemon.says("configuration changed").await;
@@ -400,7 +407,7 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
     runtime.holds(KUBEPODS, "memory.min", 10 * MIB).await;
 }
 
-/// CRI-O names a cgroup for a sandbox that it makes none for.
+/// CRI-O reports a cgroup path for a sandbox, but makes no cgroup there.
 #[tokio::test]
 async fn a_pod_lives_as_long_as_its_container_whatever_became_of_its_sandbox() {
     let (node, _daemon, runtime) = start().await;
@@ -445,7 +452,7 @@ async fn a_container_that_the_runtime_did_not_tell_of_is_asked_for() {
 async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memory() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
-    // All memory is 8 GiB.
+    // The node has 8 GiB of memory.
     let config =
         "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nsystemReservedCgroup: /system.slice\n";
     node.replace(
@@ -469,7 +476,7 @@ async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memor
 async fn what_is_written_and_protects_nothing_is_reported() {
     let (node, mut daemon, runtime) = start().await;
     let mut pod = Pod::new("guaranteed", "g", 200 * MIB);
-    // What lies above kubepods is the operator's.
+    // The cgroups above kubepods belong to the operator, so the plugin does not set them.
     let parent = format!("/outer{}", pod.sandbox.linux.cgroup_parent);
     pod.linux().cgroups_path = format!("{parent}/{}", pod.container.id);
     pod.sandbox.linux.as_mut().unwrap().cgroup_parent = parent;
@@ -483,7 +490,8 @@ async fn what_is_written_and_protects_nothing_is_reported() {
     assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
     let line = daemon.says("what is written does not protect").await;
     assert!(line.contains("container=\"app\"") && line.contains("effective_min=\"0\""), "{line}");
-    // It does once the level above has it, and nothing more is said.
+    // Once the cgroup above has enough protection, the values protect. The plugin then logs this at
+    // debug level instead of a warning.
     runtime.set_file("outer", "memory.min", &(300 * MIB).to_string());
     node.replace("plimsoll.yaml", &format!("{config}logLevel: debug\n"));
     daemon.says("standing=protected").await;
@@ -502,7 +510,8 @@ async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
     let expected = [300, 100, 100, 200];
     daemon.kill().await;
     drop(runtime);
-    // A pod that ended while nobody looked has left its sum in the levels above it; one that came has none in them.
+    // If a pod ended while no plugin ran, the cgroups above still hold its protection. If a pod
+    // started meanwhile, they hold none for it.
     for half_done in 0..1 << levels.len() {
         let mut daemon = node.start();
         let runtime = node.accept().await;
@@ -550,7 +559,7 @@ async fn while_the_runtime_is_asked_for_everything_no_level_is_lowered() {
     );
 }
 
-/// Pods come, change and go at random; at the end every level is what a fresh sum over what lives gives.
+/// Pods start and end at random. At the end, every level must hold the sum over the live pods.
 #[tokio::test]
 async fn two_hundred_pods_come_and_go_and_every_sum_is_exact() {
     let (node, mut daemon, mut runtime) = start().await;
@@ -615,7 +624,7 @@ fn defaults() -> HashMap<String, String> {
 #[tokio::test]
 async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again() {
     let (node, mut daemon, mut runtime) = start().await;
-    // Somebody had a use for it before.
+    // Another program has set this value before.
     runtime.set_file(KUBEPODS, "memory.min", &(7 * MIB).to_string());
     let pod = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &pod).await;
@@ -634,7 +643,7 @@ async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again()
     assert_eq!(code, Some(0));
     assert!(said.contains("nothing had to be changed"), "{said}");
 
-    // Nothing is set meanwhile, also not for who is new.
+    // After `restore`, the plugin sets no values for new pods either.
     let other = Pod::new("guaranteed", "g", 200 * MIB);
     runtime.make_cgroup(&other);
     assert_eq!(runtime.create(&other).await, HashMap::new());
@@ -647,14 +656,14 @@ async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again()
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
-/// Runs a pod, and waits until it has its values.
+/// Runs a pod, and waits until it has its desired values.
 async fn run(runtime: &Runtime, daemon: &mut Daemon, pod: &Pod) {
     runtime.make_cgroup(pod);
     runtime.run(pod).await;
     daemon.says("outcome=unchanged").await;
 }
 
-/// Restores while the runtime has no containers. What is said, and its exit code.
+/// Runs `plimsoll restore` with a runtime without containers. Returns the exit code and the output.
 async fn restore_without_containers(node: &Node) -> (Option<i32>, String) {
     let serve = async {
         let runtime = node.accept().await;
@@ -672,7 +681,7 @@ async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
     run(&runtime, &mut daemon, &pod).await;
     daemon.kill().await;
     drop(runtime);
-    // Of somebody else, never touched: stays.
+    // The plugin has never changed this pod. Another program has set its value, which must stay.
     let foreign = Pod::new("guaranteed", "foreign", 200 * MIB);
     let serve = async {
         let mut runtime = node.accept().await;
@@ -689,7 +698,7 @@ async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
     assert_eq!(runtime.read(&foreign, "memory.min"), (50 * MIB).to_string());
     drop(runtime);
 
-    // A plugin that starts stands aside, until that is undone.
+    // A plugin that starts afterwards sets nothing until `restore --undo`.
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&[&pod]).await;
@@ -700,7 +709,7 @@ async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
-/// Answers the next who ask for the status, one after the other, in place of a plugin.
+/// Answers the next status request in place of a plugin.
 async fn answer_status(listener: &tokio::net::UnixListener, status: &serde_json::Value) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let (mut stream, _) = listener.accept().await.unwrap();
@@ -723,7 +732,7 @@ async fn restore_takes_back_what_a_plugin_changes_until_it_knows_of_it() {
     daemon.kill().await;
     drop(runtime);
 
-    // The plugin is one that has remembered nothing yet when it is asked for the first time.
+    // This plugin has recorded no original value yet when it gets the first status request.
     let originals = node.path("host/run/plimsoll/originals");
     let remembered = fs::read(&originals).unwrap();
     fs::remove_file(&originals).unwrap();
@@ -751,7 +760,7 @@ async fn restore_takes_back_what_a_plugin_changes_until_it_knows_of_it() {
     );
 }
 
-/// Moves a pod below another cgroup root.
+/// Returns the pod with its cgroups below another cgroup root.
 fn below(mut pod: Pod, root: &str) -> Pod {
     let parent = format!("/{root}{}", pod.sandbox.linux.cgroup_parent);
     pod.linux().cgroups_path = format!("{parent}/{}", pod.container.id);
@@ -762,7 +771,8 @@ fn below(mut pod: Pod, root: &str) -> Pod {
 #[tokio::test]
 async fn restore_finds_containers_below_a_cgroup_root() {
     let (node, mut daemon, runtime) = start().await;
-    // A stale one at the top, as another cgroup driver leaves it, is not where the pods are.
+    // Remove the kubepods that `start` has made at the top. It would look like a leftover of
+    // another cgroup driver, and the pods are below `/kubelet`.
     fs::remove_dir_all(runtime.path(KUBEPODS)).unwrap();
     let pod = below(burstable(&node, "b", 100 * MIB), "kubelet");
     run(&runtime, &mut daemon, &pod).await;
@@ -790,7 +800,7 @@ async fn restore_names_what_it_did_not_find() {
     run(&runtime, &mut daemon, &pod).await;
     daemon.kill().await;
     drop(runtime);
-    // The container ended while no plugin ran.
+    // The pod and its container ended while no plugin ran.
     fs::remove_dir_all(runtime_path(&node, &pod.cgroup())).unwrap();
     let (code, said) = restore_without_containers(&node).await;
     assert_eq!(code, Some(0), "{said}");
@@ -809,7 +819,8 @@ async fn restore_fails_where_it_could_not_look() {
     run(&runtime, &mut daemon, &pod).await;
     daemon.kill().await;
     drop(runtime);
-    // A symbolic link is what even root does not follow there.
+    // The program does not follow symbolic links in cgroup paths, so even root cannot read this
+    // cgroup.
     let pod_cgroup = runtime_path(&node, &pod.cgroup());
     let elsewhere = node.path("elsewhere");
     fs::rename(&pod_cgroup, &elsewhere).unwrap();
@@ -829,11 +840,12 @@ async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     let inside = burstable(&node, "c", 100 * MIB);
     run(&runtime, &mut daemon, &inside).await;
     daemon.kill().await;
-    // One container is outside of the cgroup of all pods, as with another cgroup driver than the kubelet's.
+    // One container's cgroup is outside kubepods. This happens if the runtime uses another cgroup
+    // driver than the kubelet.
     let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()]
         .map(|path| runtime.path(&path));
     fs::rename(&from, &to).unwrap();
-    // Everything else already holds its originals.
+    // All other cgroups already hold their original values.
     for cgroup in [
         KUBEPODS,
         "kubepods/burstable",
@@ -870,7 +882,7 @@ async fn restore_names_limits_that_stay_raised() {
     runtime.make_cgroup(&pod);
     runtime.run(&pod).await;
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
-    // With its limit the container gets that of its pod.
+    // The container's limit increase makes the plugin raise the pod's limit.
     runtime.update(&pod, harness::memory_limit(200 * MIB)).await;
     daemon.says("raised the pod's limit").await;
     let inode =
@@ -923,7 +935,7 @@ async fn restore_removes_drop_ins_left_by_observe_mode() {
     let enforce = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /system.slice\nsystemReserved: {memory: 500Mi}\n";
     node.replace("plimsoll.yaml", enforce);
     runtime.holds("system.slice", "memory.min", 500 * MIB).await;
-    // As systemd has it for a unit that the plugin has set properties of.
+    // A drop-in file as systemd makes it for a unit whose properties the plugin has set.
     let drop_in = |unit: &str| {
         let path = node
             .path("host/run/systemd/system.control")
@@ -935,7 +947,7 @@ async fn restore_removes_drop_ins_left_by_observe_mode() {
     let [ours, others] = ["system.slice", "other.slice"].map(drop_in);
     node.replace("plimsoll.yaml", &format!("mode: observe\n{enforce}"));
     runtime.holds("system.slice", "memory.min", 0).await;
-    // Written once the plugin leaves the cgroup alone.
+    // The plugin writes this once it no longer manages the cgroup.
     let is_left = || {
         let originals = fs::read_to_string(node.path("host/run/plimsoll/originals")).unwrap();
         originals
@@ -955,7 +967,7 @@ async fn restore_removes_drop_ins_left_by_observe_mode() {
 async fn an_unreadable_mark_of_restore_sets_nothing() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
-    // Even root cannot find out what this points to.
+    // Even root cannot resolve this symbolic link, which points to itself.
     std::os::unix::fs::symlink("restored", node.path("host/run/plimsoll/restored")).unwrap();
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -972,7 +984,7 @@ async fn originals_that_cannot_be_read_are_no_success() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
     let unreadable = "{\"container\":\"a\",\"memory.min\":{\"v\":1}}\nGARBAGE\n";
-    // The last one is torn, as by a crash.
+    // The last line is incomplete, as after a crash.
     node.write("host/run/plimsoll/originals", &format!("{unreadable}{{\"container\":\"b\",\"memo"));
     let (code, said) = restore(&node, &[]).await;
     assert_eq!(code, Some(1), "{said}");
@@ -1069,7 +1081,8 @@ fn pods_use(runtime: &Runtime, current: i64, cache: i64) {
     runtime.set_file(KUBEPODS, "memory.current", &current.to_string());
 }
 
-/// The plugin has to have looked once more for it to be gone.
+/// Waits until the guard's record is gone. The plugin removes the record at its next check of
+/// kubepods.
 async fn nothing_is_kept_from_pods(node: &Node) {
     let record = node.path("host/run/plimsoll/guard");
     let looks = async {
@@ -1087,20 +1100,21 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
-    // All memory is 8 GiB.
+    // The node has 8 GiB of memory.
     let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n";
     node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 5Gi\n"));
     let line = daemon.says("keeps memory from pods").await;
     assert!(line.contains("observed=max") && line.contains("desired=3221225472"), "{line}");
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     runtime.holds("system.slice", "memory.min", 3840 * MIB).await;
-    // Nor are pods promised more than they may have.
+    // The protection of pods does not exceed the guard limit.
     let pod = Pod::new("guaranteed", "g", 4096 * MIB);
     runtime.make_cgroup(&pod);
     runtime.run(&pod).await;
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), (3072 * MIB).to_string());
 
-    // Somebody else's higher limit is lowered again, and is what is there in the end.
+    // If another program sets a higher limit, the plugin lowers it again. At the end the plugin
+    // restores this program's value.
     runtime.set_file(KUBEPODS, "memory.max", &(7000 * MIB).to_string());
     let line = daemon.says("repaired").await;
     assert!(line.contains("knob=\"memory.max\"") && line.contains("observed=7340032000"), "{line}");
@@ -1112,7 +1126,8 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     runtime.holds("system.slice", "memory.min", 0).await;
     nothing_is_kept_from_pods(&node).await;
 
-    // A lower one is the kubelet's, and stays, whatever becomes of ours.
+    // A limit below the guard limit is the kubelet's. The plugin leaves it, with or without the
+    // guard.
     node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 5Gi\n"));
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     runtime.set_file(KUBEPODS, "memory.max", &(2000 * MIB).to_string());
@@ -1125,7 +1140,7 @@ async fn a_line_that_is_overwritten_at_once_leaves_no_record() {
     let (node, _daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
-    // As soon as it can, another program replaces what the plugin sets.
+    // Another program replaces the plugin's value as soon as possible.
     let file = runtime.path(KUBEPODS).join("memory.max");
     let theirs = (2000 * MIB).to_string();
     let ended = Arc::new(AtomicBool::new(false));
@@ -1164,7 +1179,7 @@ async fn nobody_is_killed_for_what_is_kept_from_pods() {
         None,
         "nothing is to be taken back"
     );
-    // What can be reclaimed is, as far as it is needed.
+    // The plugin reclaims memory, but not more than needed.
     pods_use(&runtime, 4000 * MIB, 1500 * MIB);
     harness::reclaims(runtime.path(KUBEPODS), 4000 * MIB, 1500 * MIB);
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
@@ -1178,7 +1193,8 @@ async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
-    // However often that is: a write that the plugin sees before it is told of it counts as what was there.
+    // The loop has no fixed number of rounds, because the plugin does not count every write as a
+    // conflict. A write that it finds when it reads back its own value does not count.
     let fight = async {
         loop {
             runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
@@ -1204,7 +1220,7 @@ async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
     node.replace("plimsoll.yaml", guarded);
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     daemon.kill().await;
-    // By whoever runs next without it.
+    // The next plugin restores the value, because its configuration has no guard.
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\n");
     let daemon = node.start();
     let runtime = node.accept().await;
@@ -1212,7 +1228,7 @@ async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
     runtime.holds(KUBEPODS, "memory.max", 7000 * MIB).await;
     nothing_is_kept_from_pods(&node).await;
 
-    // By `plimsoll restore`, while nothing runs.
+    // `plimsoll restore` restores the value while no plugin runs.
     node.replace("plimsoll.yaml", guarded);
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     daemon.kill().await;
@@ -1228,11 +1244,11 @@ async fn a_line_that_is_raised_needs_no_room() {
     pods_use(&runtime, 100 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
-    // All of it is in use, and nothing can be reclaimed.
+    // Pods use all memory below the guard limit, and the kernel can reclaim nothing.
     pods_use(&runtime, 3072 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5000Mi\n");
     runtime.holds(KUBEPODS, "memory.max", 3192 * MIB).await;
-    // A lower one waits, and nothing is lost by that.
+    // A lower guard limit waits, and the old one stays in force.
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
     daemon.says("the line is set once they use less").await;
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (3192 * MIB).to_string());
@@ -1267,7 +1283,7 @@ async fn another_kubepods_gets_the_line_and_the_former_one_what_it_had() {
     fs::write(lies_idle.join("memory.stat"), "anon 4096\n").unwrap();
     pods_use(&runtime, 100 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
-    // Nothing is known of pods yet, and this one is looked for first.
+    // The plugin knows no pod yet, and its search finds `kubepods.slice` first.
     runtime.holds("kubepods.slice", "memory.max", 3072 * MIB).await;
     runtime.run(&Pod::new("guaranteed", "g", 100 * MIB)).await;
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
@@ -1284,7 +1300,8 @@ async fn node_guard_without_system_slice_is_said() {
     let line = daemon.says("nodeGuard found no cgroup system.slice").await;
     assert!(line.contains("WARN") && line.contains("systemReservedCgroup"), "{line}");
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
-    // Another look says it no more, until there was one.
+    // Later checks do not repeat the warning. The plugin warns again only after the cgroup has
+    // existed and is gone.
     runtime.make_cgroup_at("system.slice");
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
     runtime.holds(KUBEPODS, "memory.max", 2048 * MIB).await;

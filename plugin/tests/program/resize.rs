@@ -1,4 +1,4 @@
-//! Resizes: that limits reach the cgroups.
+//! Tests of in-place resizes: the limits must reach the cgroups of containers and pods.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,7 +10,7 @@ use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;
 use plimsoll::core::policy::contention::REPAIRS;
 
-/// A node, the plugin on it, and a runtime that has told of everything.
+/// Starts a node with the plugin, and a runtime without containers.
 async fn start() -> (Node, Daemon, Runtime) {
     let node = Node::new();
     let daemon = node.start();
@@ -19,7 +19,7 @@ async fn start() -> (Node, Daemon, Runtime) {
     (node, daemon, runtime)
 }
 
-/// 100000 us are one processor.
+/// Sets the CPU limit. `quota` is in microseconds per 100000 us, so 100000 is one CPU.
 fn cpu(mut resources: LinuxResources, quota: i64) -> LinuxResources {
     let quota = Some(OptionalInt64 { value: quota, ..Default::default() }).into();
     let period = Some(OptionalUInt64 { value: 100_000, ..Default::default() }).into();
@@ -27,7 +27,7 @@ fn cpu(mut resources: LinuxResources, quota: i64) -> LinuxResources {
     resources
 }
 
-/// Another container of a pod.
+/// Returns another container of the pod.
 fn beside(pod: &Pod, name: &str, limit: i64) -> Pod {
     let mut other = pod.clone();
     other.container.id = format!("id-{name}");
@@ -47,7 +47,8 @@ async fn a_limit_that_was_raised_while_the_container_was_down_reaches_its_pod_be
     runtime.set_file(&hungry.cgroup(), "memory.max", &(100 * MIB).to_string());
     runtime.set_file(&hungry.cgroup(), "cpu.max", "10000 100000\n");
     runtime.run(&hungry).await;
-    // It is killed, and what the kubelet makes anew has another id, and a limit that the pod's cgroup knows nothing of.
+    // The container is killed. The kubelet creates its successor with another ID and a higher
+    // limit, but does not raise the limit of the pod's cgroup.
     fs::remove_dir_all(runtime.cgroup(&hungry)).unwrap();
     let mut again = beside(&hungry, "again", 0);
     again.container.name = hungry.container.name.clone();
@@ -85,7 +86,7 @@ async fn a_pods_limit_is_raised_to_the_sum_before_an_update_and_never_lowered() 
         fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", limit * MIB)).unwrap();
         runtime.updated(&pod).await;
     }
-    // Processor time is not limited in the pod, so nothing of it is set there.
+    // The pod has no CPU limit, so the plugin sets none.
     runtime.update(&pod, cpu(LinuxResources::default(), 20_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "max 100000");
 }
@@ -99,7 +100,7 @@ async fn a_pod_keeps_its_limit_beside_a_container_without_one_and_gets_none_wher
     runtime.update(&pod, memory_limit(120 * MIB)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), "max");
     runtime.set_file(&pod.cgroup(), "memory.max", &(120 * MIB).to_string());
-    // As kubectl debug makes one.
+    // An ephemeral container without a limit, as `kubectl debug` makes it.
     let debug = beside(&pod, "debug", 0);
     runtime.make_cgroup(&debug);
     runtime.run(&debug).await;
@@ -122,11 +123,12 @@ async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_
     runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
     runtime.set_file(&known.cgroup(), "memory.max", &(150 * MIB).to_string());
     runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
-    // Where the kubelet has written nothing down, it may be meant so.
+    // The kubelet has no record of this pod, so its low limit may be intended.
     assert_eq!(runtime.file(&unknown.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
-/// A pod whose limit is known to be the sum of its containers' limits, which was raised to that.
+/// Starts a pod whose limit is proven to be the sum of its containers' limits. The plugin has
+/// raised the limit from 100 MiB to this sum, 200 MiB.
 async fn raised(config: &str) -> (Node, Daemon, Runtime, Pod) {
     let node = Node::new();
     node.replace("plimsoll.yaml", config);
@@ -137,7 +139,7 @@ async fn raised(config: &str) -> (Node, Daemon, Runtime, Pod) {
     runtime.make_cgroup(&pod);
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
     runtime.synchronize(&[&pod]).await;
-    // It is watched by then.
+    // The plugin watches the pod's cgroup once the values are verified.
     runtime.serve_update(&[&pod]).await;
     daemon.says("verified").await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
@@ -156,10 +158,10 @@ async fn who_keeps_lowering_a_pods_limit_is_left_alone_in_the_end() {
     let line = daemon.says("outcome=contended").await;
     assert!(line.contains("memory.max") && line.contains(&last), "{line}");
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), last);
-    // Also with an event that has nothing to do with it.
+    // The limit also stays after an event about other resources.
     runtime.update(&pod, cpu(LinuxResources::default(), 20_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), last);
-    // A resize of the kubelet's is none of that.
+    // The conflict does not stop a resize by the kubelet.
     runtime.update(&pod, memory_limit(250 * MIB)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (250 * MIB).to_string());
 }
@@ -171,7 +173,8 @@ async fn without_repair_a_pods_lower_limit_stays() {
     let lower = (150 * MIB).to_string();
     runtime.set_file(&pod.cgroup(), "memory.max", &lower);
     daemon.says("left as another program set it").await;
-    // A look at everything: a second one means that the first has ended.
+    // Each new configuration makes the plugin check everything. The second request shows that the
+    // first check has ended.
     for headroom in ["8Mi", "16Mi"] {
         node.replace("plimsoll.yaml", &format!("{config}memoryMinHeadroom: {headroom}\n"));
         runtime.serve_update(&[&pod]).await;
@@ -188,7 +191,7 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     runtime.synchronize(&[]).await;
     let mut pod = Pod::new("burstable", "b", 200 * MIB);
     *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(200 * MIB), 10_000);
-    // Limits of the container alone, as the kubelet records them.
+    // The kubelet's record has limits of the container, and pod-level resources without a limit.
     let recorded = |cpu: &str| {
         let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
         node.checkpoint_of_pod("b", &app, &serde_json::json!({ "limits": {} }));
@@ -208,11 +211,12 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
 }
 
-/// A pod whose `cpu.max` was raised with its container's.
+/// Runs a pod whose `cpu.max` the plugin has raised together with its container's limit. Returns
+/// the pod and the container's limits.
 async fn with_more_processor_time(node: &Node, runtime: &Runtime) -> (Pod, LinuxResources) {
     let mut pod = Pod::new("burstable", "b", 200 * MIB);
     *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(200 * MIB), 10_000);
-    // Limits of the container alone, as the kubelet records them.
+    // The kubelet's record has limits of the container, and pod-level resources without a limit.
     let recorded = |cpu: &str| {
         let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
         node.checkpoint_of_pod("b", &app, &serde_json::json!({ "limits": {} }));
@@ -237,7 +241,7 @@ async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
     let raises = async {
         for _ in 0..REPAIRS {
             runtime.set_file(&pod.cgroup(), "cpu.max", lower);
-            // It is looked at with each event of the pod, and raised ever more slowly.
+            // The plugin checks `cpu.max` with each event of the pod. Repeated raises back off.
             while runtime.file(&pod.cgroup(), "cpu.max") == lower {
                 runtime.update(&pod, same.clone()).await;
             }
@@ -259,7 +263,7 @@ async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
         line.contains("knob=\"cpu.max\"") && line.contains(&format!("observed=\"{lower}\"")),
         "{line}"
     );
-    // Another limit is a request of its own.
+    // Another limit is a new request of the user, so the plugin raises the pod's limit.
     runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");
 }
@@ -302,7 +306,7 @@ async fn what_an_update_does_not_mention_stays() {
     fs::write(runtime.cgroup(&pod).join("cpu.max"), "30000 100000\n").unwrap();
     runtime.run(&pod).await;
     daemon.says("outcome=unchanged").await;
-    // containerd puts 0 for what it was not told.
+    // containerd sends 0 for values that its client has not set.
     let mut resources = cpu(memory_limit(200 * MIB), 0);
     resources.cpu.as_mut().unwrap().period = Some(OptionalUInt64::default()).into();
     let asked = runtime.update(&pod, resources).await;
@@ -325,7 +329,7 @@ async fn a_pod_without_a_cgroup_yet_refuses_nobody() {
     assert!(!adjusted.is_empty());
 }
 
-/// A container with a limit of 250 MiB, that runs.
+/// Runs a container with a limit of 250 MiB.
 async fn runs(runtime: &Runtime, daemon: &mut Daemon) -> Pod {
     let pod = Pod::new("burstable", "b", 250 * MIB);
     runtime.make_cgroup(&pod);
@@ -352,7 +356,7 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
     let mut daemon = node.start();
     let runtime = node.serve(node.trunk().await, harness::crio()).await;
     runtime.synchronize(&[]).await;
-    // The kubelet has lowered its container's limit before.
+    // The kubelet lowers the container's limit before the pod's limit.
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
     runtime.run(&pod).await;
@@ -381,11 +385,12 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
         "outcome=rejected",
     ];
     assert!(parts.iter().all(|part| line.contains(part)) && !line.contains("container="), "{line}");
-    // What is not lower, or nothing about memory, is nobody's concern; what the pod takes by itself counts.
+    // The plugin accepts a limit that is not lower, and an update without a memory limit. The pod's
+    // limit includes the overhead.
     for (overhead, limit) in [(0, 250 * MIB), (0, 0), (10 * MIB, 240 * MIB)] {
         ask(overhead, limit).await.unwrap();
     }
-    // Page cache makes room, to the byte.
+    // The plugin reclaims page cache until the usage equals the limit.
     harness::reclaims(cgroup.clone(), 128 * MIB, 10 * MIB);
     ask(0, 118 * MIB).await.unwrap();
     assert_eq!(
@@ -397,13 +402,14 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
         (250 * MIB).to_string(),
         "it is the kubelet's to set"
     );
-    // Where containers may grow beyond that together, there has to be a margin, of 4 %.
+    // The sum of the containers' limits exceeds the pod's limit, so a 4 % margin is required.
     let side = beside(&pod, "side", 100 * MIB);
     runtime.make_cgroup(&side);
     runtime.run(&side).await;
     ask(0, 122 * MIB).await.unwrap_err();
     ask(0, 123 * MIB).await.unwrap();
-    // Once it has ended it may not, whether or not the runtime tells of it.
+    // After the second container has ended, no margin is needed. The plugin sees the end even if
+    // the runtime does not report it.
     fs::remove_dir_all(runtime.cgroup(&side)).unwrap();
     ask(0, 118 * MIB).await.unwrap();
 }
@@ -434,11 +440,11 @@ async fn a_cut_that_would_kill_is_refused_with_a_constant_text_and_changes_nothi
         "0",
         "a request is not known of it"
     );
-    // Once it has freed memory, the same passes.
+    // After the container has freed memory, the plugin accepts the same limit.
     runtime.uses(&pod, 60 * MIB, 0);
     let unified = cut(&runtime, &pod, 100 * MIB).await.unwrap();
     assert!(unified.contains_key("memory.high"), "{unified:?}");
-    // And a limit that is not lower is none to be refused.
+    // The plugin accepts a limit that is not lower, whatever the usage is.
     runtime.uses(&pod, 249 * MIB, 0);
     for limit in [250 * MIB, 300 * MIB, 0, -1] {
         cut(&runtime, &pod, limit).await.unwrap();
@@ -460,7 +466,7 @@ async fn page_cache_is_reclaimed_for_a_cut_and_memory_high_closes_the_gap_until_
     assert!(current <= 58 * MIB, "{current}");
     let line: i64 = runtime.read(&pod, "memory.high").parse().unwrap();
     assert!((current..=58 * MIB).contains(&line), "{line}, with {current} in use");
-    // What the runtime writes after the limit.
+    // The runtime writes this `memory.high` after the limit.
     let high: i64 = unified["memory.high"].parse().unwrap();
     assert!(high <= 60 * MIB, "{high}");
     fs::write(runtime.cgroup(&pod).join("memory.max"), (60 * MIB).to_string()).unwrap();
@@ -480,7 +486,8 @@ async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be
     runtime.uses(&pod, 20 * MIB, 0);
     cut(&runtime, &pod, 60 * MIB).await.unwrap();
     assert_eq!(runtime.read(&pod, "memory.high"), (20 * MIB).to_string());
-    // No word of it, and the limit is as before.
+    // The runtime neither sets the limit nor reports a result. After 15 s (`LATER` in
+    // `agent/reconcile.rs`) the plugin restores `memory.high`.
     daemon.says("outcome=applied").await;
     runtime.holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", "max").await;
 }
@@ -510,16 +517,17 @@ async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
     let pod = runs(&runtime, &mut daemon).await;
     runtime.uses(&pod, 128 * MIB, 120 * MIB);
     let before = files(&runtime.cgroup(&pod));
-    // To open it takes until somebody reads it.
+    // Opening a FIFO for writing blocks until another thread opens it for reading.
     let fifo = runtime.cgroup(&pod).join("memory.reclaim");
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
         .unwrap();
     let start = Instant::now();
     assert!(cut(&runtime, &pod, 60 * MIB).await.unwrap_err().contains("would be killed"));
     assert!(start.elapsed() < Duration::from_secs(2), "half of the timeout: {:?}", start.elapsed());
-    // Again at once: one at a time.
+    // A second attempt fails at once, because the plugin makes one attempt at a time.
     assert!(cut(&runtime, &pod, 60 * MIB).await.is_err());
-    // It comes to an end, with room for a limit that nobody waits for any more.
+    // The reclaim ends, and the usage fits below the limit. But the plugin has already refused the
+    // limit.
     runtime.uses(&pod, 20 * MIB, 0);
     let mut inotify = inotify::Inotify::init().unwrap();
     inotify
@@ -527,7 +535,7 @@ async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
         .add(runtime.cgroup(&pod).join("memory.high"), inotify::WatchMask::CLOSE_WRITE)
         .unwrap();
     let reader = std::thread::spawn(move || fs::read_to_string(fifo).unwrap());
-    // memory.high is lowered, and put back.
+    // The plugin lowers `memory.high` and then restores it.
     assert!(inotify.read_events_blocking(&mut [0; 1024]).unwrap().count() > 0);
     while files(&runtime.cgroup(&pod)) != before {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -541,7 +549,7 @@ async fn a_limit_of_swap_is_asked_for_with_every_update() {
     let pod = runs(&runtime, &mut daemon).await;
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     assert_eq!(cut(&runtime, &pod, 300 * MIB).await.unwrap()["memory.swap.max"], "0");
-    // Unless the kubelet has a word on it.
+    // The plugin omits the swap limit if the kubelet sets one.
     let mut resources = memory_limit(300 * MIB);
     resources.unified.insert("memory.swap.max".into(), "4096".into());
     assert!(!runtime.update(&pod, resources).await.contains_key("memory.swap.max"));
@@ -557,7 +565,7 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
     runtime.uses(&pod, 20 * MIB, 0);
     fs::write(runtime.cgroup(&pod).join("cpu.weight"), "50\n").unwrap();
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
-    // The runtime says that it has set all of it.
+    // The runtime reports the update as made, but has not set the limits.
     let mut resources = cpu(memory_limit(100 * MIB), 20_000);
     resources.cpu.as_mut().unwrap().shares =
         Some(OptionalUInt64 { value: 1024, ..Default::default() }).into();
@@ -574,11 +582,13 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
         let line = daemon.says("says that it has resized the container, and has not").await;
         assert!(line.contains(knob) && line.contains(&format!("desired={desired} ")), "{line}");
     }
-    // What goes with the limit that is there is asked for, and stored.
+    // The plugin asks the runtime for the `memory.high` that belongs to the limit in force. The
+    // runtime stores the value.
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked[&pod.container.id]["memory.high"].parse().unwrap();
     assert!(high > 200 * MIB, "{high}");
-    // An update of something else has nothing to do with it.
+    // A later CPU update must not be refused, although the usage now exceeds the failed memory
+    // limit.
     runtime.uses(&pod, 200 * MIB, 0);
     runtime.update(&pod, cpu(memory_limit(0), 30_000)).await;
 }
@@ -592,7 +602,9 @@ async fn a_cut_under_way_is_not_disturbed_by_an_update_before_it() {
     fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 260 * MIB)).unwrap();
     runtime.apply(&pod, &asked);
     runtime.updated(&pod).await;
-    // After 5 s the plugin looks what has come of it. The runtime takes longer than that with the next.
+    // The plugin's check of the first update must not restore `memory.high` during the second
+    // update. This check is due 15 s after the first update (`LATER` in `agent/reconcile.rs`),
+    // after the end of this test.
     tokio::time::sleep(Duration::from_secs(3)).await;
     cut(&runtime, &pod, 60 * MIB).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -627,7 +639,8 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     };
     runtime.uses(&pod, 280 * MIB, 0);
     pressure("90.00");
-    // It goes on being held back, though the node has less than a twentieth left.
+    // The kernel keeps throttling the container. The node has less than one twentieth of its memory
+    // available, so the plugin does not release the container.
     let held_back = {
         let levels = ["kubepods", "kubepods/burstable/podb"]
             .map(|level| runtime.root.join(level).join("memory.events"));
@@ -660,7 +673,7 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked["id-b"]["memory.high"], (285 * MIB).to_string());
     daemon.says("outcome=applied").await;
-    // It needs no more of it.
+    // The container no longer needs the raised `memory.high`.
     counting.abort();
     pressure("0.00");
     runtime.uses(&pod, 100 * MIB, 0);
@@ -722,7 +735,8 @@ async fn a_pod_with_limits_of_its_own_keeps_them() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
 }
 
-/// Kubernetes 1.34 and 1.35 give both containers the limits of their pod, and record none of them.
+/// Kubernetes 1.34 and 1.35 give both containers the limits of their pod, and record none of these
+/// limits.
 #[tokio::test]
 async fn a_pods_own_limits_stay_where_nothing_records_them() {
     let limits = || cpu(memory_limit(200 * MIB), 50_000);
@@ -734,7 +748,8 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
         (pod, side)
     };
     let (node, mut daemon, runtime) = start().await;
-    // One with a record that cannot tell, one without any, and one whose checkpoint cannot be read.
+    // The first pod has a record without limits. The second pod has no record. The third pod's
+    // checkpoint cannot be read.
     for (ratio, (uid, record)) in
         (5..).zip([("told", Some("")), ("untold", None), ("torn", Some("torn"))])
     {
@@ -752,7 +767,7 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
         runtime.run(&pod).await;
         runtime.make_cgroup(&side);
         runtime.run(&side).await;
-        // Whoever narrows it further is not overridden.
+        // The plugin does not override a lower limit of another program.
         runtime.set_file(&pod.cgroup(), "memory.max", &(150 * MIB).to_string());
         let config =
             format!("nodeAllocatable: 4Gi\nlogLevel: debug\nmaxLimitRequestRatio: {ratio}\n");
@@ -766,7 +781,7 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
     }
 }
 
-/// What is the pod's own is one resource at a time.
+/// A pod-level limit of one resource says nothing about the pod's limits of other resources.
 #[tokio::test]
 async fn a_pods_own_processor_or_hugepages_limit_blocks_no_memory() {
     let (node, _daemon, runtime) = start().await;
@@ -808,7 +823,8 @@ async fn a_debug_container_does_not_block_a_raise() {
     runtime.run(&debug).await;
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     runtime.stop(&pod).await;
-    // Resized while it was down, with which the kubelet forgets the pod's cgroup.
+    // The user has resized the container while it was down. The kubelet then does not update the
+    // pod's cgroup.
     node.checkpoint_with_limits("b", &[("app", 200)]);
     let mut again = beside(&pod, "again", 200 * MIB);
     again.container.name = pod.container.name.clone();
@@ -816,8 +832,9 @@ async fn a_debug_container_does_not_block_a_raise() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
 }
 
-/// Each by another proof: all limits in the record add up, to what the pod has, or had when it was created; a container's limit is
-/// more than any limit of the pod's own could allow; and what was proven is known after a reconnection.
+/// Each raise has another proof. For the first pod, the recorded limits added up to the pod's limit
+/// in force. This proof outlasts a reconnection. For the second pod, the recorded limits add up to
+/// the pod's limit at its creation.
 #[tokio::test]
 async fn a_pod_whose_limit_is_known_to_be_the_sum_is_raised() {
     let (node, _daemon, runtime) = start().await;
@@ -831,7 +848,8 @@ async fn a_pod_whose_limit_is_known_to_be_the_sum_is_raised() {
     runtime.run(&side).await;
     drop(runtime);
     let runtime = node.accept().await;
-    // Resized while nobody looked, and not as far as a single limit would prove it.
+    // The container was resized while the plugin was disconnected. The new limit alone is no proof,
+    // because it is below the pod's limit.
     node.checkpoint_with_limits("b", &[("app", 120), ("side", 50)]);
     let mut resized = pod.clone();
     resized.linux().resources = Some(memory_limit(120 * MIB)).into();
@@ -872,7 +890,8 @@ async fn a_pod_that_may_have_its_own_limit_is_left_and_said_once() {
     }
 }
 
-/// A node that defers, and a container on it with a limit of 250 MiB that uses 128 MiB.
+/// Starts the plugin with `shrink: defer`, and runs a container with a limit of 250 MiB. The
+/// container uses 128 MiB, of which 10 MiB are page cache.
 async fn deferring(deadline: &str) -> (Node, Daemon, Runtime, Pod) {
     let node = Node::new();
     let config = format!(
@@ -887,7 +906,8 @@ async fn deferring(deadline: &str) -> (Node, Daemon, Runtime, Pod) {
     (node, daemon, runtime, pod)
 }
 
-/// Asks for a limit, with as much swap, and tells what limits the plugin has the runtime set instead.
+/// Asks for a memory limit and an equal swap limit. Returns the memory and swap limits that the
+/// plugin sets instead, or 0 where it sets none.
 async fn limits(runtime: &Runtime, pod: &Pod, limit: i64) -> (i64, i64) {
     let mut resources = memory_limit(limit);
     resources.memory.as_mut().unwrap().swap =
@@ -926,7 +946,7 @@ async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
     assert_eq!(runtime.read(&pod, "memory.high"), (60 * MIB).to_string(), "the gap is closed");
     fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 100 * MIB)).unwrap();
     request.succeed(Vec::new());
-    // What goes with the limit follows.
+    // The plugin then asks for the `memory.high` that belongs to the limit.
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked["id-b"]["memory.high"].parse().unwrap();
     assert!(high < 100 * MIB, "{high}");
@@ -974,7 +994,8 @@ async fn a_cut_that_is_deferred_too_long_is_given_up_and_another_update_takes_it
         assert!(line.contains(part), "{part}: {line}");
     }
     assert_eq!(files(&runtime.cgroup(&pod)), before);
-    // Deferred again, and then its user wants to have more after all.
+    // The limit decrease is deferred again. Then the user asks for a limit increase, which replaces
+    // the deferred limit.
     limits(&runtime, &pod, 100 * MIB).await;
     assert_eq!(limits(&runtime, &pod, 300 * MIB).await, (0, 0));
     runtime.uses(&pod, 60 * MIB, 0);
@@ -1003,7 +1024,8 @@ async fn observing_gives_up_a_deferred_limit_and_says_so_once() {
     }
 }
 
-/// What kubelets send with every request: without their MemoryQoS, and with it where its policy protects nothing.
+/// The unified maps that kubelets send with every request. The first one is without the kubelet's
+/// MemoryQoS. The second one is with MemoryQoS where its policy protects nothing.
 const DEFAULTS: [&[(&str, &str)]; 2] =
     [&[("memory.high", "max")], &[("memory.min", "0"), ("memory.low", "0")]];
 
@@ -1011,7 +1033,8 @@ fn texts(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-/// A container of 100 MiB of 200 that was created with these keys, and has its values.
+/// Runs a container with a request of 100 MiB and a limit of 200 MiB, created with the unified map
+/// `sent`. Returns once the container has its desired values.
 async fn runs_with(
     node: &Node,
     daemon: &mut Daemon,
@@ -1043,7 +1066,7 @@ fn wanted() -> Vec<String> {
     [100 * MIB, 0, 190 * MIB, 200 * MIB].map(|value| value.to_string()).into()
 }
 
-/// Everything that was said from here on, which is nothing of a fight.
+/// Ends the plugin, and checks that its remaining messages report no conflict and no repair.
 async fn has_not_fought(mut daemon: Daemon) {
     daemon.signal(rustix::process::Signal::TERM);
     while let Some(line) = daemon.messages.recv().await {
@@ -1074,10 +1097,12 @@ async fn resizes_with_default_claims_keep_every_value() {
     }
 }
 
-/// Another plugin has set the same: then NRI passes over what the reply has for it. Or the runtime does not heed it.
+/// The runtime does not apply the plugin's reply. This happens if another plugin has set the same
+/// keys, because NRI then skips the reply's values. It also happens if the runtime ignores the
+/// reply.
 #[tokio::test]
 async fn updates_that_undo_values_are_no_fight() {
-    // A claim that is more than a default is not replaced in the reply; it is overruled afterwards.
+    // The reply replaces only defaults. The plugin overrides any other value after the update.
     for (sent, is_replaced) in
         [(texts(DEFAULTS[0]), true), (texts(&[("memory.high", "4096")]), false)]
     {
@@ -1119,7 +1144,7 @@ async fn only_replaced_defaults_may_be_passed_over() {
         reply.update.iter().map(part).collect::<Vec<_>>()
     };
     let keys = |keys: &[&str]| keys.iter().map(|&key| key.to_owned()).collect::<Vec<_>>();
-    // Nothing is replaced.
+    // The reply replaces no default, so the runtime must not ignore a failure.
     let all = keys(&["memory.high", "memory.min"]);
     assert_eq!(parts(300 * MIB, &[]).await, [(false, None, all.clone())]);
     assert_eq!(
@@ -1127,9 +1152,11 @@ async fn only_replaced_defaults_may_be_passed_over() {
         [(false, None, keys(&["memory.min"]))]
     );
     assert_eq!(parts(300 * MIB, &[("memory.low", "0")]).await, [(false, None, all.clone())]);
-    // Something is, and nothing else has to come with it.
+    // The reply replaces a default and has no other required part, so the runtime may ignore a
+    // failure.
     assert_eq!(parts(300 * MIB, &[("memory.high", "max")]).await, [(true, None, all.clone())]);
-    // A limit of swap and one that is not lowered yet are not put at risk.
+    // The swap limit and the limit in force of a deferred decrease are required. They are in a
+    // separate update whose failure the runtime must not ignore.
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     let deferred = parts(100 * MIB, &[("memory.high", "max")]).await;
     assert_eq!(deferred, [(false, Some(250 * MIB), keys(&["memory.swap.max"])), (true, None, all)]);

@@ -1,4 +1,4 @@
-//! What is to be seen of the plugin: `plimsoll status`, and metrics.
+//! Tests of the output of `plimsoll status`, and of metrics.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,13 +13,13 @@ use serde_json::Value;
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
 
-/// The rows of the table, by their words.
+/// Returns the rows of the table, including the titles, split into words.
 fn rows(text: &str) -> Vec<Vec<&str>> {
     let table = text.lines().skip_while(|line| !line.starts_with("STATE"));
     table.map(|line| line.split_whitespace().collect()).collect()
 }
 
-/// A pod whose container of 250 MiB requests 64.
+/// Runs a pod whose container requests 64 MiB and has a limit of 250 MiB.
 async fn run(node: &Node, runtime: &Runtime, uid: &str) -> Pod {
     for file in ["actuated_pods_state", "allocated_pods_state"] {
         node.checkpoint(file, &[("b", "app", 64 * MIB), ("other", "app", 64 * MIB)]);
@@ -78,7 +78,7 @@ async fn status_shows_what_each_container_should_have_and_has_and_a_word_for_it(
     assert_eq!(all["cgroups"][2]["desired"]["min"], 64 * MIB);
     assert_eq!(all["cgroups"][2]["observed"]["min"], 64 * MIB);
 
-    // In use beyond the request; and then what somebody else writes.
+    // The container uses more than its request. Later another program changes memory.max.
     runtime.uses(&pod, 150 * MIB, 20 * MIB);
     let (text, _) = status(&node, &[]).await;
     assert_eq!(rows(&text)[1][0], "over-request", "{text}");
@@ -170,7 +170,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         assert!(text.lines().any(|other| other == line), "{line}\n{text}");
     }
     assert!(!text.contains("default") && !text.contains("\"app\""), "no names: {text}");
-    // After another update the refusal is not the last word any more.
+    // After another update the refusal no longer determines the state.
     runtime.uses(&pod, 50 * MIB, 20 * MIB);
     runtime
         .connection
@@ -190,7 +190,7 @@ async fn metrics_are_served_by_tcp_where_the_configuration_has_it_so_and_of_cont
  {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     run(&node, &runtime, "b").await;
-    // Free a moment ago, and nobody else's yet.
+    // This port was free a moment ago, and no other program uses it yet.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert!(TcpStream::connect(address).is_err());
     node.replace(
@@ -207,7 +207,7 @@ async fn metrics_are_served_by_tcp_where_the_configuration_has_it_so_and_of_cont
         text.contains(&format!("plimsoll_container_spec_memory_limit_bytes{labels} {}", 250 * MIB)),
         "{text}"
     );
-    // Names and reasons are for root alone.
+    // Only root may see names and reasons, so TCP does not serve /status.
     assert!(ask("/status").await.unwrap().starts_with("HTTP/1.1 404"));
     node.replace("plimsoll.yaml", CONFIG);
     daemon.says("configuration changed").await;
@@ -232,7 +232,7 @@ async fn only_root_may_ask_and_who_asks_slowly_keeps_nobody_from_anything() {
     let (text, code) = status(&node, &[]).await;
     assert_eq!(code, 0, "{text}");
     drop(stuck);
-    // What it leaves behind is in nobody's way.
+    // The socket that the old process leaves behind does not hinder the new one.
     drop((daemon, runtime));
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -273,7 +273,7 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
     let (text, code) = status(&node, &["b"]).await;
     assert!(code == 0 && text.contains("default/b/app: down at the moment"), "{text}");
     assert!(node.metrics().await.contains("plimsoll_oom_kills_total{by=\"limit\"} 1\n"));
-    // A pod that is gone is nobody's trouble any more.
+    // Status does not show a container whose pod is gone.
     runtime.pod_event(nri::api::Event::STOP_POD_SANDBOX, &pod).await;
     let (text, _) = status(&node, &[]).await;
     assert!(!text.contains("down:"), "{text}");
@@ -282,7 +282,7 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
 #[tokio::test]
 async fn who_asks_and_does_not_read_makes_room_for_others() {
     let (node, _daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
-    // So many that no answer fits into what the kernel keeps of it.
+    // With this many pods, no answer fits into the kernel's socket buffer.
     let pods: Vec<_> =
         (0..400).map(|number| Pod::new("burstable", &format!("pod-{number}"), 250 * MIB)).collect();
     runtime.synchronize(&pods.iter().collect::<Vec<_>>()).await;
@@ -303,7 +303,7 @@ async fn who_asks_and_does_not_read_makes_room_for_others() {
 #[tokio::test]
 async fn hostile_names_and_annotations_do_no_harm() {
     let (node, mut daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
-    // Three of them are as much as a message may have.
+    // Three of these texts have 3 MiB together, and a message may have at most 4 MiB.
     let hostile = |from: &str| {
         format!("{from}\x1b[2J\"evil\"\\\n}} 1\nplimsoll_evil 1\n{}", "x".repeat(1 << 20))
     };
@@ -395,7 +395,7 @@ async fn a_guard_that_is_not_in_force_is_not_shown() {
         !metrics.contains("plimsoll_guard_bytes") && !metrics.contains("plimsoll_kubepods_max"),
         "{metrics}"
     );
-    // What should be protected beside the pods is not there.
+    // The cgroup that the guard should protect beside the pods does not exist.
     assert!(metrics.contains("plimsoll_unread_cgroups{level=\"reserved\"} 1\n"), "{metrics}");
 
     runtime.make_cgroup_at("kubepods");
@@ -449,7 +449,7 @@ async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stan
     let ready = ("ready\n".to_owned(), 0, true);
     assert_eq!(is_ready().await, ready);
 
-    // Registered again, and not told of containers yet.
+    // The plugin has registered again, but the runtime has not sent its containers yet.
     drop(runtime);
     let runtime = node.accept().await;
     let (text, code, synchronized) = is_ready().await;

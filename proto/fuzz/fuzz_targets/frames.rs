@@ -1,4 +1,5 @@
-//! Bytes from the socket: any of them end the trunk with a reason, or are read to their end.
+//! Fuzz target for the bytes from the runtime's socket. The multiplexer reads the input to its end,
+//! or reports why the other side's data ended the connection.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

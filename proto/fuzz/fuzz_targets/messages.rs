@@ -1,4 +1,5 @@
-//! Messages from the runtime: decoding never panics, and what was decoded encodes to something that decodes to the same.
+//! Fuzz target for messages from the runtime. Decoding never panics. A decoded message is the same
+//! after it was encoded and decoded again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
