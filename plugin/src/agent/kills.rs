@@ -114,6 +114,16 @@ impl Kills {
             .then_some(rescued.limit.into())
     }
 
+    /// Whether the container has the raised limit of a rescue. Observe mode does not matter: the
+    /// limit stays raised there.
+    pub fn is_rescued(&self, container: &Container) -> bool {
+        let page = self.containers.settings().node.page_size;
+        self.rescued(container).is_some_and(|rescued| {
+            container.limit.is_same(rescued.limit.into(), page)
+                && container.asked.is_same(rescued.asked.into(), page)
+        })
+    }
+
     /// Returns the limit that the container's user asks for. The container's known limit comes from
     /// the runtime, which may have stored a raised limit.
     pub fn asked(&self, container: &Container) -> Limit {

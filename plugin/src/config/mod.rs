@@ -963,7 +963,10 @@ impl RawValue {
                     *bound = *value as u32;
                 }
                 value => {
-                    return Err((format!("{field}: a number from 1 to 1000000"), value.to_string()));
+                    return Err((
+                        format!("{field}: a number from 1 to 1000000"),
+                        value.to_string(),
+                    ));
                 }
             }
         }

@@ -639,13 +639,14 @@ impl fmt::Display for What {
                 f,
                 "the pod's {CPU_MAX} is {observed} again and again instead of {desired}; left so after {repairs} repairs"
             ),
-            Self::ContendedWithKubelet { knob, desired, observed, repairs } => {
+            Self::ContendedWithKubelet { knob: of, desired, observed, repairs } => {
                 let ([desired, observed], knob) =
-                    ([desired, observed].map(quantity), knob.file_name());
+                    ([desired, observed].map(quantity), of.file_name());
                 write!(
                     f,
-                    "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs. The kubelet's own \
-                     MemoryQoS may be the other writer"
+                    "{knob} is {observed} again and again instead of {desired}; left so after {repairs} repairs. The kubelet's {} may be \
+                     the other writer",
+                    if *of == Knob::Max { "enforceNodeAllocatable" } else { "own MemoryQoS" }
                 )
             }
             Self::Killed { by_own_limit: false, .. } => f.write_str(

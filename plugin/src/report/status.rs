@@ -484,7 +484,7 @@ impl Status {
                 let told = reports.of_container(&container.uid, &container.name);
                 let wait = Wait {
                     is_deferred: parts.deferrals.is_waiting(&container.id),
-                    is_rescued: parts.kills.limit_for(container) == Some(container.limit),
+                    is_rescued: parts.kills.is_rescued(container),
                 };
                 container_status(&settings, container, plan, read.as_ref(), effective, told, wait)
             })

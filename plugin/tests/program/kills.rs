@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
+use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start, status_json};
 use nri::api::{Event, LinuxMemory, OptionalInt64};
 
 const RESCUE: &str =
@@ -304,6 +304,28 @@ async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
         .await
         .unwrap();
     assert!(reply.update[0].linux.resources.get_or_default().memory.is_none());
+}
+
+#[tokio::test]
+async fn observing_shows_a_raised_limit_as_rescued() {
+    let (node, daemon, mut runtime) = start(RESCUE).await;
+    let pod = Pod::new("burstable", "b", 100 * MIB);
+    run(&runtime, &pod, 100 * MIB).await;
+    count_up(&runtime, &pod, 3, 0);
+    assert_eq!(asked(&mut runtime, &pod).await, 200 * MIB);
+    runtime.serve_update(&[&pod]).await;
+    // A restart forgets the kill, which would be the state.
+    drop(runtime);
+    daemon.kill().await;
+    node.replace("plimsoll.yaml", &format!("{RESCUE}mode: observe\n"));
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    let mut pod = pod;
+    pod.linux().resources = Some(memory_limit(200 * MIB)).into();
+    runtime.synchronize(&[&pod]).await;
+    runtime.serve_update(&[&pod]).await;
+    daemon.says("stays, as lowering it could kill").await;
+    assert_eq!(status_json(&node).await["containers"][0]["state"], "rescued");
 }
 
 #[tokio::test]
