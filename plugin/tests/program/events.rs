@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 const CONFIG: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n";
 
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An API server with the roles of `deploy/kustomize/base/rbac.yaml`.
 struct Cluster {

@@ -50,7 +50,7 @@ const fn programs(
     Programs { name, module, version, tags: &[], version_variable: None, packages, tests: &[] }
 }
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Labels that Helm adds to every object.
 const OF_HELM: [&str; 4] = [
