@@ -377,7 +377,7 @@ struct Monitor(BufReader<UnixStream>);
 impl Monitor {
     /// Waits until QEMU connects and executes the first command.
     ///
-    /// By then a saved machine is loaded and its ports are open.
+    /// QEMU has then loaded a saved machine and opened its ports.
     fn accept(listener: &UnixListener) -> Result<Monitor> {
         let (stream, _) = listener.accept().context("waiting for QEMU's monitor")?;
         // A long timeout, because saving or loading a machine moves a few hundred megabytes.

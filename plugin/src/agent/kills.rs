@@ -104,13 +104,11 @@ impl Kills {
     /// running container keeps the raised limit even if rescues are off now, because lowering it
     /// could kill. In observe mode there is no raised limit.
     pub fn limit_for(&self, container: &Container) -> Option<Limit> {
-        let rescued = self.rescued(container)?;
-        let page = self.containers.settings().node.page_size;
+        let rescued = self.rescue_of_request(container)?;
         if self.containers.settings().observes() {
             return None;
         }
-        let is_the_same = container.asked.is_same(rescued.asked.into(), page);
-        (is_the_same && (container.started || is_wanted(&self.containers, container)))
+        (container.started || is_wanted(&self.containers, container))
             .then_some(rescued.limit.into())
     }
 
@@ -118,10 +116,8 @@ impl Kills {
     /// limit stays raised there.
     pub fn is_rescued(&self, container: &Container) -> bool {
         let page = self.containers.settings().node.page_size;
-        self.rescued(container).is_some_and(|rescued| {
-            container.limit.is_same(rescued.limit.into(), page)
-                && container.asked.is_same(rescued.asked.into(), page)
-        })
+        self.rescue_of_request(container)
+            .is_some_and(|rescued| container.limit.is_same(rescued.limit.into(), page))
     }
 
     /// Returns the limit that the container's user asks for. The container's known limit comes from
@@ -130,6 +126,13 @@ impl Kills {
         let rescued =
             self.rescued(container).filter(|rescued| container.limit == rescued.limit.into());
         rescued.map_or(container.limit, |rescued| rescued.asked.into())
+    }
+
+    /// Returns the container's rescue if the user still asks for the limit that was raised.
+    fn rescue_of_request(&self, container: &Container) -> Option<Rescued> {
+        let page = self.containers.settings().node.page_size;
+        self.rescued(container)
+            .filter(|rescued| container.asked.is_same(rescued.asked.into(), page))
     }
 
     fn rescued(&self, container: &Container) -> Option<Rescued> {

@@ -217,30 +217,30 @@ impl Restore {
         if let Some(cgroup) = kubepods {
             watch.add(root, cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
         }
-        let left_of_all = |changed: &[Changed]| {
-            let guarded = usize::from(Record::load(&self.host).is_some());
-            guarded + changed.iter().filter(|changed| !changed.is_back(root)).count()
-        };
-        // A container's files are restored before the runtime's stored values are updated.
-        let untold_of_all = |changed: &[Changed]| {
+        // Counts what does not hold its originals yet, and what does but was not updated in the
+        // runtime: a container's files are restored before the runtime's stored values.
+        let count = |changed: &[Changed]| {
             let known = Originals::load(&self.host).ok();
             let is_told = |changed: &Changed| {
                 known.as_ref().is_some_and(|known| !changed.is_known_to(known, root))
             };
-            changed.iter().filter(|changed| changed.is_back(root) && !is_told(changed)).count()
+            let (back, away): (Vec<_>, Vec<_>) =
+                changed.iter().partition(|changed| changed.is_back(root));
+            let guarded = usize::from(Record::load(&self.host).is_some());
+            (guarded + away.len(), back.into_iter().filter(|changed| !is_told(changed)).count())
         };
         // After a complete search, a missing container has ended or its cgroup is outside the
         // kubelet's cgroups.
         let word = Instant::now() + if looked.unsearched.is_empty() { WORD } else { PATIENCE };
-        let (mut left, mut untold) = (left_of_all(&looked.changed), untold_of_all(&looked.changed));
-        loop {
+        let unfinished = loop {
+            let (left, untold) = count(&looked.changed);
             let is_answered = has_plugin || *synchronized.borrow();
             let now = Instant::now();
             if !((left > 0 && now < deadline)
                 || (untold > 0 && now < if is_answered { deadline } else { word })
                 || (!looked.missing.is_empty() && now < word))
             {
-                break;
+                break left + untold;
             }
             // Look at the cgroups again after an event, an error or a timeout.
             let _ = timeout(LOOK, watch.next()).await;
@@ -249,8 +249,7 @@ impl Restore {
             {
                 looked.take_word(root, originals, &told);
             }
-            (left, untold) = (left_of_all(&looked.changed), untold_of_all(&looked.changed));
-        }
+        };
         // Remove systemd's runtime drop-ins. Otherwise systemd would set the plugin's values again,
         // and the drop-ins would override the administrator's configuration.
         let systemd = Systemd::new(&self.host);
@@ -302,7 +301,7 @@ impl Restore {
         guard.abort();
         plugin.abort();
         reconciler.abort();
-        Ok(left + untold)
+        Ok(unfinished)
     }
 }
 

@@ -655,8 +655,7 @@ async fn a_throttled_container_is_left_without_a_deadline() {
     runtime.synchronize(&[]).await;
     let pod = run_pod(&runtime).await;
     runtime.uses(&pod, runtime.file(&cgroup(&pod), "memory.high").parse().unwrap(), 0);
-    let pressure = "some avg10=95.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=90.00 avg60=0.00 avg300=0.00 total=1\n";
-    fs::write(runtime.cgroup(&pod).join("memory.pressure"), pressure).unwrap();
+    pressure(&runtime, &pod, "90.00");
     for level in ["kubepods".to_owned(), pod.cgroup()] {
         fs::write(runtime.path(&level).join("memory.events"), events(1, 0, 0, 0)).unwrap();
     }

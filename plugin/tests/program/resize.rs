@@ -182,6 +182,25 @@ async fn without_repair_a_pods_lower_limit_stays() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
 }
 
+/// Writes the kubelet's record of pod `b`: 200 MiB and `cpu` as limits of its container, and
+/// pod-level resources without a limit.
+fn record_limits(node: &Node, cpu: &str) {
+    let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
+    node.checkpoint_of_pod("b", &app, &serde_json::json!({ "limits": {} }));
+}
+
+/// Runs pod `b`, whose limits of 200 MiB and a tenth of a CPU are those of its container.
+async fn run_with_cpu_limit(node: &Node, runtime: &Runtime) -> Pod {
+    let mut pod = Pod::new("burstable", "b", 200 * MIB);
+    *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(200 * MIB), 10_000);
+    record_limits(node, "100m");
+    runtime.make_cgroup(&pod);
+    runtime.set_file(&pod.cgroup(), "memory.max", &(200 * MIB).to_string());
+    runtime.set_file(&pod.cgroup(), "cpu.max", "10000 100000");
+    runtime.run(&pod).await;
+    pod
+}
+
 #[tokio::test]
 async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     let node = Node::new();
@@ -189,23 +208,12 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     let mut daemon = node.start();
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
-    let mut pod = Pod::new("burstable", "b", 200 * MIB);
-    *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(200 * MIB), 10_000);
-    // The kubelet's record has limits of the container, and pod-level resources without a limit.
-    let recorded = |cpu: &str| {
-        let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
-        node.checkpoint_of_pod("b", &app, &serde_json::json!({ "limits": {} }));
-    };
-    recorded("100m");
-    runtime.make_cgroup(&pod);
-    runtime.set_file(&pod.cgroup(), "memory.max", &(200 * MIB).to_string());
-    runtime.set_file(&pod.cgroup(), "cpu.max", "10000 100000");
-    runtime.run(&pod).await;
+    let pod = run_with_cpu_limit(&node, &runtime).await;
     daemon.says("verified").await;
     let lower = (150 * MIB).to_string();
     runtime.set_file(&pod.cgroup(), "memory.max", &lower);
     daemon.says("left as another program set it").await;
-    recorded("300m");
+    record_limits(&node, "300m");
     runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
@@ -214,19 +222,8 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
 /// Runs a pod whose `cpu.max` the plugin has raised together with its container's limit. Returns
 /// the pod and the container's limits.
 async fn with_more_processor_time(node: &Node, runtime: &Runtime) -> (Pod, LinuxResources) {
-    let mut pod = Pod::new("burstable", "b", 200 * MIB);
-    *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(200 * MIB), 10_000);
-    // The kubelet's record has limits of the container, and pod-level resources without a limit.
-    let recorded = |cpu: &str| {
-        let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
-        node.checkpoint_of_pod("b", &app, &serde_json::json!({ "limits": {} }));
-    };
-    recorded("100m");
-    runtime.make_cgroup(&pod);
-    runtime.set_file(&pod.cgroup(), "memory.max", &(200 * MIB).to_string());
-    runtime.set_file(&pod.cgroup(), "cpu.max", "10000 100000");
-    runtime.run(&pod).await;
-    recorded("200m");
+    let pod = run_with_cpu_limit(node, runtime).await;
+    record_limits(node, "200m");
     let more = cpu(memory_limit(200 * MIB), 20_000);
     runtime.update(&pod, more.clone()).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "20000 100000");

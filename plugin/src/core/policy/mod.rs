@@ -387,7 +387,7 @@ impl fmt::Display for Reason {
 /// container died with 4 KiB of headroom and survived with 1 MiB.
 ///
 /// The headroom covers the other memory charged to the pod, such as the sandbox's pause process.
-/// That memory does not grow with the limit, so the headroom is an amount and not a fraction.
+/// The other memory does not grow with the limit, so the headroom is an amount, not a fraction.
 pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Policy) -> Desired {
     let exact = reservation(resources);
     let claim = value(exact.setting, Limit::Bytes(Bytes::ZERO)).and_then(Limit::bytes);
