@@ -1,17 +1,16 @@
-//! The Plimsoll plugin: computes cgroup v2 values from memory requests and limits, with a reason
-//! for each value.
+//! The Plimsoll plugin and its command line.
 //!
-//! The functions in [`core`] only compute: they read no files and write none. Numbers are whole
-//! bytes unless a type says otherwise.
+//! The crate `plimsoll-core` decides what the values should be. This crate collects the facts,
+//! writes the values and reports what happened.
 //!
 //! The steps for one container:
 //!
-//! 1. [`core::pod::PodCgroup::parse`] finds the kubelet's QoS class in the cgroup parent.
+//! 1. [`plimsoll_core::pod::PodCgroup::parse`] finds the kubelet's QoS class in the cgroup parent.
 //! 2. [`kubelet::checkpoint::Checkpoints::lookup`] finds the request in the kubelet's checkpoint
-//!    files. [`core::requests::annotation::Overrides::read`] reads the pod's annotations.
-//! 3. [`core::requests::resolve`] chooses the best source for the request.
-//! 4. [`core::policy::desired`] computes the desired values of `memory.min`, `memory.low` and
-//!    `memory.high`.
+//!    files. [`plimsoll_core::requests::annotation::Overrides::read`] reads the pod's annotations.
+//! 3. [`plimsoll_core::requests::resolve`] chooses the best source for the request.
+//! 4. [`plimsoll_core::policy::desired`] computes the desired values of `memory.min`, `memory.low`
+//!    and `memory.high`.
 //! 5. [`agent::service`] returns the desired values to the runtime. [`agent::reconcile`] writes
 //!    them to the cgroups of running containers and reads them back.
 
@@ -19,7 +18,6 @@ pub mod agent;
 pub mod cgroup;
 pub mod commands;
 pub mod config;
-pub mod core;
 pub mod kubelet;
 pub mod report;
 pub mod state;

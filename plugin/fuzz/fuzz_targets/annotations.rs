@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 
 use libfuzzer_sys::fuzz_target;
-use plimsoll::core::pod::PodCgroup;
-use plimsoll::core::requests::annotation::{self, Overrides};
+use plimsoll_core::pod::PodCgroup;
+use plimsoll_core::requests::annotation::{self, Overrides};
 
 fuzz_target!(|text: &str| {
     let mut lines = text.lines();

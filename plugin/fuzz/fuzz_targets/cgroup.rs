@@ -3,8 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plimsoll::cgroup::CgroupPath;
-use plimsoll::core::pod::PodCgroup;
+use plimsoll_core::pod::{CgroupPath, PodCgroup};
 
 fuzz_target!(|text: &str| {
     let _ = PodCgroup::parse(text);

@@ -3,8 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use plimsoll::commands::explain::{Basis, explain};
-use plimsoll::core::policy::{Node, Policy};
-use plimsoll::core::units::{Bytes, PageSize};
+use plimsoll_core::policy::{Node, Policy};
+use plimsoll_core::units::{Bytes, PageSize};
 
 fuzz_target!(|text: &str| {
     let basis = Basis {

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plimsoll::core::units::{Bytes, Limit};
 use plimsoll::kubelet::node::{KubeletReservations, MemInfo};
+use plimsoll_core::units::{Bytes, Limit};
 
 fuzz_target!(|text: &str| {
     let _ = MemInfo::parse(text);

@@ -18,25 +18,26 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use plimsoll_core::incident::Incident;
+use plimsoll_core::outcome::Outcome;
+use plimsoll_core::pod::{CgroupPath, PodCgroup, PodUid, QosClass};
+use plimsoll_core::policy::contention::{Contention, Verdict};
+use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
+use plimsoll_core::policy::pod_limit::{Evidence, Origin, Unit};
+use plimsoll_core::policy::resize::Raise;
+use plimsoll_core::policy::{self, Policy, Protection};
+use plimsoll_core::requests;
+use plimsoll_core::requests::annotation::Overrides;
+use plimsoll_core::units::{Bytes, CPU_MAX, CpuMax, Knob, Limit, PageSize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
-use crate::cgroup::{CPU_MAX, Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::config::Reserved;
-use crate::core::outcome::Outcome;
-use crate::core::pod::{PodCgroup, PodUid, QosClass};
-use crate::core::policy::contention::{Contention, Verdict};
-use crate::core::policy::hierarchy::{Level, PodPlace, Tree};
-use crate::core::policy::pod_limit::{Evidence, Origin, Unit};
-use crate::core::policy::resize::Raise;
-use crate::core::policy::{self, Policy, Protection};
-use crate::core::requests;
-use crate::core::requests::annotation::Overrides;
-use crate::core::units::{Bytes, CpuMax, Limit, PageSize};
 use crate::lock;
-use crate::report::{Reports, What, status};
+use crate::report::{Reports, status};
 use crate::state::brake::Cause;
 use crate::state::containers::{Container, PodView, Settings};
 use crate::state::originals::{Originals, RaisedLimit, Target, Values};
@@ -496,7 +497,7 @@ impl Ancestors {
                 let file = (place.cgroup().clone(), Knob::Max.file_name());
                 let [now, to] = [observed, desired].map(Limit::Bytes);
                 let is_lowered = is_touched || self.was_raised(&file, |raised: Limit| raised >= to);
-                let contended = |repairs| What::Contended {
+                let contended = |repairs| Incident::Contended {
                     knob: Knob::Max,
                     desired: to,
                     observed: now,
@@ -516,7 +517,7 @@ impl Ancestors {
                     raised.rate().is_none_or(|rate| rate >= desired)
                 });
                 let contended =
-                    |repairs| What::CpuContended { desired: to, observed: now, repairs };
+                    |repairs| Incident::CpuContended { desired: to, observed: now, repairs };
                 if self.may_raise(state, file, is_lowered, desired, contended).is_err() {
                     raise.cpu = None;
                 }
@@ -525,7 +526,7 @@ impl Ancestors {
         let (raised, result) = self.raise(state, place.cgroup(), raise);
         for (file, observed, desired) in &raised {
             let (desired, observed) = (desired.clone(), observed.clone());
-            let what = What::PodRaised { knob: file, desired, observed };
+            let what = Incident::PodRaised { knob: file, desired, observed };
             if state.raising == Raising::Planned {
                 self.reports.tell_planned(&container.into(), &what);
             } else {
@@ -548,7 +549,7 @@ impl Ancestors {
         file: (CgroupPath, &'static str),
         is_lowered: bool,
         desired: u64,
-        contended: impl FnOnce(u32) -> What,
+        contended: impl FnOnce(u32) -> Incident,
     ) -> Result<(), Option<Duration>> {
         let pod = &file.0;
         if state.leaves_changes {
@@ -608,7 +609,7 @@ impl Ancestors {
         let (cgroup, knob) = file;
         let repairs = state.contention.repairs(file);
         self.reports
-            .tell(&cgroup.into(), &What::Contended { knob: *knob, desired, observed, repairs });
+            .tell(&cgroup.into(), &Incident::Contended { knob: *knob, desired, observed, repairs });
     }
 
     /// Returns the limits in force: memory, and CPU time in microseconds per second. `None` is no
@@ -974,8 +975,10 @@ impl Ancestors {
         self.write(state, changes);
         for Change { cgroup, knob, from, to } in repairs {
             if state.in_force.get(&cgroup).is_some_and(|in_force| in_force.get(knob) == to) {
-                self.reports
-                    .tell(&(&cgroup).into(), &What::Repaired { knob, desired: to, observed: from });
+                self.reports.tell(
+                    &(&cgroup).into(),
+                    &Incident::Repaired { knob, desired: to, observed: from },
+                );
             }
         }
         checked
@@ -1298,7 +1301,7 @@ impl Ancestors {
                 desired = change.map(|change| tracing::field::display(change.to)),
                 observed = change.map(|change| tracing::field::display(change.from)),
                 %error,
-                outcome = %Outcome::of(error),
+                outcome = %Outcome::from(error),
                 "what lies in this cgroup may not be protected; it is tried again soon, and then with every event. If that \
                  does not help, see whether cgroupfs is mounted read-write here, and the plugin runs as root. Said once"
             );
@@ -1345,7 +1348,7 @@ fn cannot_raise(container: &Container, cgroup: &CgroupPath, error: &CgroupError)
         container = container.name,
         %cgroup,
         %error,
-        outcome = %Outcome::of(error),
+        outcome = %Outcome::from(error),
         "cannot raise the pod's limits, which may be tighter than what its containers may use"
     );
 }
@@ -1363,9 +1366,10 @@ fn again(error: &SystemdError) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_core::pod::QosClass;
+
     use super::*;
     use crate::cgroup::systemd::fake::{Host, Mood, POD};
-    use crate::core::pod::QosClass;
 
     const KUBEPODS: &str = "kubepods.slice";
 

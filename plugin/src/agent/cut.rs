@@ -12,12 +12,13 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use plimsoll_core::incident::LowerLimit;
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::resize::{self, Cut, Usage};
+use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::oneshot;
 
-use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
-use crate::core::policy::resize::{self, Cut, Usage};
-use crate::core::units::{Bytes, Limit};
-use crate::report::LowerLimit;
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::state::containers::{Container, Containers, Update};
 use crate::state::originals::Values;
 use crate::{in_own_thread, lock};

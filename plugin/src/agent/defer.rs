@@ -9,17 +9,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use plimsoll_core::incident::{Incident, LowerLimit};
+use plimsoll_core::policy::resize::{self, Cut, STALLED};
+use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::reconcile::Work;
-use crate::cgroup::{CgroupError, CgroupRoot, Knob};
-use crate::core::policy::resize::{self, Cut, STALLED};
-use crate::core::units::{Bytes, Limit};
+use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::lock;
-use crate::report::{LowerLimit, Reports, What};
+use crate::report::Reports;
 use crate::state::containers::{Container, Containers, Update};
 
 /// Pause between two passes over the deferred limits.
@@ -147,8 +148,10 @@ impl Deferrals {
         let page = self.containers.settings().node.page_size;
         let in_force = cgroup.read(Knob::Max)?;
         if in_force <= Limit::Bytes(limit).floor_to(page) {
-            self.reports
-                .tell(&container.into(), &What::CutApplied { desired: limit, observed: in_force });
+            self.reports.tell(
+                &container.into(),
+                &Incident::CutApplied { desired: limit, observed: in_force },
+            );
             return Ok(true);
         }
         let now = Instant::now();
@@ -160,7 +163,7 @@ impl Deferrals {
         if now.duration_since(since) >= patience || !self.containers.settings().enforces() {
             self.reports.tell(
                 &container.into(),
-                &What::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }),
+                &Incident::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }),
             );
             return Ok(true);
         }

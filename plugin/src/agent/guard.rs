@@ -24,6 +24,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use plimsoll_core::incident::{Incident, LowerLimit, Subject};
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::contention::{Contention, Verdict};
+use plimsoll_core::policy::resize::{self, Cut, Usage};
+use plimsoll_core::units::{Bytes, Knob, Limit};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -31,12 +36,9 @@ use tracing::{debug, warn};
 
 use crate::agent::ancestors::Ancestors;
 use crate::cgroup::watch::{Change, Watch};
-use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
-use crate::core::policy::contention::{Contention, Verdict};
-use crate::core::policy::resize::{self, Cut, Usage};
-use crate::core::units::{Bytes, Limit};
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{Found, find};
-use crate::report::{LowerLimit, Reports, Subject, What};
+use crate::report::Reports;
 use crate::state::containers::{Containers, is_restored};
 
 /// Warning that half of the guard is missing: there is no cgroup of the system to protect.
@@ -371,7 +373,7 @@ impl Guard {
                 let observed = cgroup.read(Knob::Max)?;
                 self.ancestors.make_limits_last(&path);
                 self.forget(state);
-                self.reports.tell(&subject, &What::Unguarded { desired: before, observed });
+                self.reports.tell(&subject, &Incident::Unguarded { desired: before, observed });
             }
             Step::Set { line, before } => {
                 let now = Instant::now();
@@ -394,7 +396,7 @@ impl Guard {
                         Verdict::GiveUp => {
                             let (repairs, desired) = (state.contention.repairs(&path), line.into());
                             let what =
-                                What::Contended { knob: Knob::Max, desired, observed, repairs };
+                                Incident::Contended { knob: Knob::Max, desired, observed, repairs };
                             self.reports.tell(&subject, &what);
                             return Ok(EVERY);
                         }
@@ -417,7 +419,7 @@ impl Guard {
                         {
                             let waits =
                                 LowerLimit { limit: line.into(), in_force: observed, usage };
-                            self.reports.tell(&subject, &What::GuardWaits(waits));
+                            self.reports.tell(&subject, &Incident::GuardWaits(waits));
                         }
                         return Ok(SOON);
                     }
@@ -432,9 +434,9 @@ impl Guard {
                 self.reports.tell(
                     &subject,
                     &if was_set {
-                        What::Repaired { knob: Knob::Max, desired, observed }
+                        Incident::Repaired { knob: Knob::Max, desired, observed }
                     } else {
-                        What::Guarded { desired: line, observed }
+                        Incident::Guarded { desired: line, observed }
                     },
                 );
             }

@@ -21,6 +21,10 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, StreamExt as _};
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
+use plimsoll_core::incident::{Incident, IncidentKind, Subject};
+use plimsoll_core::pod::{CgroupPath, PodCgroup};
+use plimsoll_core::policy::rescue::{History, Rescued, Verdict};
+use plimsoll_core::units::{Bytes, Limit};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -30,13 +34,10 @@ use tracing::{debug, error, warn};
 use crate::agent::ancestors::Ancestors;
 use crate::agent::guard;
 use crate::agent::reconcile::{Work, give_memory_back};
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, EVENTS, Events};
-use crate::core::pod::PodCgroup;
-use crate::core::policy::rescue::{History, Rescued, Verdict};
-use crate::core::units::{Bytes, Limit};
+use crate::cgroup::{CgroupError, CgroupRoot, EVENTS, Events};
 use crate::lock;
 use crate::report::metrics::{By, OfKill};
-use crate::report::{Kind, Report, Reports, Subject, What};
+use crate::report::{Report, Reports};
 use crate::state::brake::Cause;
 use crate::state::containers::{Container, Containers};
 use crate::state::originals;
@@ -640,8 +641,12 @@ impl Watcher {
                 }
             };
             let limit = container.as_ref().map(|container| container.limit);
-            let what =
-                What::Killed { limit, by_own_limit: is_by_its_limit, kills, window: rescue.window };
+            let what = Incident::Killed {
+                limit,
+                by_own_limit: is_by_its_limit,
+                kills,
+                window: rescue.window,
+            };
             self.reports.tell(&Subject { cgroup: Some(path.clone()), ..subject }, &what);
         }
         if let Some(container) = container {
@@ -693,10 +698,10 @@ impl Watcher {
             match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
                 Verdict::NotYet => return,
                 Verdict::Raise(desired) => {
-                    What::Rescued { asked, observed: asked, desired, kills, window }
+                    Incident::Rescued { asked, observed: asked, desired, kills, window }
                 }
                 Verdict::AtCeiling(ceiling) => {
-                    What::AtCeiling { observed: asked, ceiling, free, kills, window }
+                    Incident::AtCeiling { observed: asked, ceiling, free, kills, window }
                 }
             };
         self.told(path, &container.name).planned = Some(now);
@@ -716,8 +721,9 @@ impl Watcher {
             return if guard::is_in_force(&self.root, &self.ancestors) { times } else { 0 };
         }
         let Some(pod) = PodCgroup::parse(path.as_str()) else { return 0 };
-        let is_ours =
-            |report: &Report| report.kind == Kind::CutApplied && report.is_within(AFTER_A_CUT);
+        let is_ours = |report: &Report| {
+            report.kind == IncidentKind::CutApplied && report.is_within(AFTER_A_CUT)
+        };
         if self.reports.of_container(&pod.uid, &killed.name).iter().any(is_ours) {
             killed.times
         } else {
@@ -784,12 +790,13 @@ impl Watcher {
                 self.publish(path, &container.name);
                 self.told(path, &container.name).raised = Some(now);
                 let window = rescue.window;
-                let what = What::Rescued { asked, observed: limit, desired: raised, kills, window };
+                let what =
+                    Incident::Rescued { asked, observed: limit, desired: raised, kills, window };
                 self.reports.tell(&container.into(), &what);
                 Some(raised)
             }
             Verdict::AtCeiling(most) => {
-                let what = What::AtCeiling {
+                let what = Incident::AtCeiling {
                     observed: limit,
                     ceiling: most,
                     free,

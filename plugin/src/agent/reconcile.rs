@@ -14,22 +14,22 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use nri::UpdateError;
 use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxMemory, LinuxResources, OptionalInt64};
+use plimsoll_core::incident::{Incident, Subject};
+use plimsoll_core::outcome::Outcome;
+use plimsoll_core::pod::{CgroupPath, PodCgroup};
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::contention::{Contention, REPAIRS, Verdict};
+use plimsoll_core::policy::hierarchy::{self, Observed, Standing};
+use plimsoll_core::units::{Bytes, CPU_MAX, CpuMax, Knob, Limit};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::agent::ancestors::{Ancestors, Checked};
-use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
-use crate::cgroup::{CPU_MAX, CPU_WEIGHT, CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
-use crate::core::outcome::Outcome;
-use crate::core::pod::PodCgroup;
-use crate::core::policy::Protection;
-use crate::core::policy::contention::{Contention, REPAIRS, Verdict};
-use crate::core::policy::hierarchy::{self, Observed, Standing};
-use crate::core::units::{Bytes, CpuMax, Limit};
+use crate::cgroup::{CPU_WEIGHT, CgroupError, CgroupRoot, SWAP_MAX, systemd};
 use crate::kubelet::kubepods::{self, Found, id_in};
-use crate::report::{Reports, Subject, What};
+use crate::report::Reports;
 use crate::state::containers::{Container, Containers, Decided, KNOBS, PodView, Update};
 use crate::state::originals::Values;
 
@@ -757,7 +757,8 @@ impl Reconciler {
                     continue;
                 }
                 is_made = false;
-                self.reports.tell(&container.into(), &What::NotResized { knob, desired, observed });
+                self.reports
+                    .tell(&container.into(), &Incident::NotResized { knob, desired, observed });
             }
             // A deferred limit decrease is counted as deferred.
             let outcome = if is_made { Outcome::Applied } else { Outcome::Failed };
@@ -859,7 +860,7 @@ impl Reconciler {
             Verdict::GiveUp => {
                 self.progress(&container.id).is_unverified = false;
                 for Write { knob, observed, desired } in writes {
-                    let what = What::Contended { knob, desired, observed, repairs: REPAIRS };
+                    let what = Incident::Contended { knob, desired, observed, repairs: REPAIRS };
                     self.reports.tell(&container.into(), &what);
                 }
             }
@@ -879,7 +880,7 @@ impl Reconciler {
             for Write { knob, desired, observed } in writes {
                 match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
                     Ok(()) if is_foreign => {
-                        reports.tell(&subject, &What::Repaired { knob, desired, observed })
+                        reports.tell(&subject, &Incident::Repaired { knob, desired, observed })
                     }
                     Ok(()) => {
                         debug!(cgroup = %path, knob = knob.file_name(), "written again after an update")
@@ -912,7 +913,7 @@ impl Reconciler {
                 for &Write { knob, desired, observed } in pending.changes() {
                     self.reports.tell(
                         &container.as_ref().into(),
-                        &What::Repaired { knob, desired, observed },
+                        &Incident::Repaired { knob, desired, observed },
                     );
                 }
             }
@@ -1359,7 +1360,7 @@ fn rejected(container: &Container, error: &str) {
 }
 
 fn unreadable(container: &Container, error: &CgroupError) {
-    let outcome = Outcome::of(error);
+    let outcome = Outcome::from(error);
     if outcome == Outcome::Gone {
         debug!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");
     } else {

@@ -17,6 +17,14 @@ use nri::api::{
     LinuxResources, PodSandbox,
 };
 use nri::{Configuration, Creation, EventMask, Plugin, Refusal};
+use plimsoll_core::incident::{Incident, LowerLimit, Subject};
+use plimsoll_core::pod::{CgroupPath, PodCgroup, PodUid, Request};
+use plimsoll_core::policy::Setting;
+use plimsoll_core::policy::hierarchy::PodPlace;
+use plimsoll_core::policy::resize::{self, Limits};
+use plimsoll_core::requests::Inconclusive;
+use plimsoll_core::requests::annotation::{self, Overrides};
+use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit, PageSize, excerpt, printable};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
@@ -26,22 +34,15 @@ use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::defer::Deferrals;
 use crate::agent::kills::Kills;
 use crate::agent::reconcile::{Work, memory_limit, update};
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob, SWAP_MAX};
+use crate::cgroup::{CgroupError, CgroupRoot, SWAP_MAX};
 use crate::config::{Config, NodeAllocatable, Shrink};
-use crate::core::pod::{PodCgroup, PodUid, Request};
-use crate::core::policy::Setting;
-use crate::core::policy::hierarchy::PodPlace;
-use crate::core::policy::resize::{self, Limits};
-use crate::core::requests::annotation::{self, Overrides};
-use crate::core::units::{Bytes, CpuMax, CpuShares, Limit, PageSize, excerpt, printable};
-use crate::kubelet::checkpoint::{Inconclusive, Moment, Recorded};
+use crate::kubelet::checkpoint::{Moment, Recorded};
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
-use crate::report::{LowerLimit, Reports, Subject, What};
-use crate::state::brake;
+use crate::report::Reports;
 use crate::state::containers::{Container, Containers, Decided, Event, KNOBS, Settings, Update};
 use crate::state::originals::Values;
-use crate::state::raised;
+use crate::state::{brake, raised};
 
 /// Divisor of the runtime's request timeout: an event is answered within this part.
 pub(crate) const BUDGET: u32 = 10;
@@ -393,7 +394,7 @@ impl Service {
             (container.limit, self.containers.settings().node.allocatable)
             && limit > allocatable
         {
-            self.reports.tell(&container.into(), &What::BeyondNode { limit, allocatable });
+            self.reports.tell(&container.into(), &Incident::BeyondNode { limit, allocatable });
         }
     }
 
@@ -403,7 +404,7 @@ impl Service {
             (container.limit, request, self.containers.settings().config.max_limit_request_ratio)
             && resize::is_overcommitted(limit, request.at_most, most)
         {
-            let what = What::Overcommitted { request: request.at_most, limit, most };
+            let what = Incident::Overcommitted { request: request.at_most, limit, most };
             self.reports.tell(&container.into(), &what);
         }
     }
@@ -432,8 +433,11 @@ impl Service {
         if settings.observes() {
             if let Some(cut) = self.cuts.judge(container) {
                 let is_deferred = settings.config.shrink == Shrink::Defer;
-                let what =
-                    if is_deferred { What::CutDeferred(cut) } else { What::CutRejected(cut) };
+                let what = if is_deferred {
+                    Incident::CutDeferred(cut)
+                } else {
+                    Incident::CutRejected(cut)
+                };
                 self.reports.tell_planned(&container.into(), &what);
             }
             return Ok(None);
@@ -452,7 +456,8 @@ impl Service {
         let is_deferred = settings.config.shrink == Shrink::Defer;
         if let Some(usage) = usage {
             let cut = LowerLimit { limit: container.limit, in_force, usage };
-            let what = if is_deferred { What::CutDeferred(cut) } else { What::CutRejected(cut) };
+            let what =
+                if is_deferred { Incident::CutDeferred(cut) } else { Incident::CutRejected(cut) };
             self.reports.tell(&container.into(), &what);
             // The reconcile task has skipped the container during the attempt.
             self.enqueue(Work::Container(container.id.clone()));
@@ -697,7 +702,7 @@ impl Plugin for Service {
         };
         if settings.observes() {
             if let Some(cut) = self.cuts.judge_pod(&sandbox.id, cgroup, limit) {
-                self.reports.tell_planned(&subject(), &What::CutRejected(cut));
+                self.reports.tell_planned(&subject(), &Incident::CutRejected(cut));
             }
             return Ok(());
         }
@@ -707,7 +712,7 @@ impl Plugin for Service {
             Ok(Attempted::NotMade { in_force, usage }) => {
                 if let Some(usage) = usage {
                     let cut = LowerLimit { limit: Limit::Bytes(limit), in_force, usage };
-                    self.reports.tell(&subject(), &What::CutRejected(cut));
+                    self.reports.tell(&subject(), &Incident::CutRejected(cut));
                 }
                 Err(Refusal::new(WOULD_KILL_IN_POD))
             }

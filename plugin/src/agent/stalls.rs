@@ -9,17 +9,19 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
+use plimsoll_core::incident::{Incident, Line};
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::hierarchy::PodPlace;
+use plimsoll_core::policy::resize::Throttled;
+use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, warn};
 
 use crate::agent::reconcile::Work;
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Events, Knob};
-use crate::core::policy::hierarchy::PodPlace;
-use crate::core::policy::resize::Throttled;
-use crate::core::units::{Bytes, Limit};
+use crate::cgroup::{CgroupError, CgroupRoot, Events};
 use crate::kubelet::node::MemInfo;
-use crate::report::{Line, Reports, What};
+use crate::report::Reports;
 use crate::state::containers::{Container, Containers};
 
 /// Interval of the check for throttled containers.
@@ -235,7 +237,8 @@ impl Stalls {
         let &Throttled { line, high: observed, usage, stalled, .. } = throttled;
         let desired = released.unwrap_or(line.into());
         let line = Line { desired, observed, usage, stalled };
-        let what = if released.is_some() { What::Released(line) } else { What::PutBack(line) };
+        let what =
+            if released.is_some() { Incident::Released(line) } else { Incident::PutBack(line) };
         self.reports.tell(&container.into(), &what);
         self.containers.release(&container.id, released);
         // The receiver lives as long as the program.

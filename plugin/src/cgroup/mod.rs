@@ -7,66 +7,29 @@
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 
-mod path;
 pub mod systemd;
 pub mod watch;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use plimsoll_core::outcome::Outcome;
+use plimsoll_core::pod::{CgroupPath, SUBGROUP};
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::hierarchy::Observed;
+use plimsoll_core::policy::resize::Usage;
+use plimsoll_core::units::{
+    Bytes, CPU_MAX, CpuMax, CpuMaxError, Knob, Limit, LimitError, PageSize,
+};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
-pub use self::path::{CgroupPath, InvalidPath};
-use crate::core::policy::Protection;
-use crate::core::policy::hierarchy::Observed;
-use crate::core::policy::resize::Usage;
-use crate::core::units::{Bytes, CpuMax, CpuMaxError, Limit, LimitError};
-
-/// File of the memory controller that holds a protection or a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Knob {
-    /// `memory.min`: the amount of memory that is never reclaimed.
-    Min,
-    /// `memory.low`: the amount of memory that is reclaimed last.
-    Low,
-    /// `memory.high`: the usage above which the kernel throttles.
-    High,
-    /// `memory.max`: the memory limit.
-    Max,
-}
-
-impl Knob {
-    /// All files.
-    pub const ALL: [Self; 4] = [Self::Min, Self::Low, Self::High, Self::Max];
-
-    /// Returns the value of the file in a new cgroup.
-    pub const fn default_value(self) -> Limit {
-        match self {
-            Self::Min | Self::Low => Limit::Bytes(Bytes::ZERO),
-            Self::High | Self::Max => Limit::Max,
-        }
-    }
-
-    /// Returns the name of the file, which is also the key in the `unified` map of OCI.
-    pub const fn file_name(self) -> &'static str {
-        match self {
-            Self::Min => "memory.min",
-            Self::Low => "memory.low",
-            Self::High => "memory.high",
-            Self::Max => "memory.max",
-        }
-    }
-}
-
-impl fmt::Display for Knob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.file_name())
-    }
+/// Returns the page size of the running kernel.
+pub fn page_size() -> PageSize {
+    PageSize::new(rustix::param::page_size() as u64).unwrap_or(PageSize::KIB4)
 }
 
 /// Error while opening, reading or writing a cgroup.
@@ -129,6 +92,17 @@ const SWAP_USAGE: &str = "memory.swap.current";
 /// File that makes the kernel reclaim the written amount of memory. Exists since kernel 5.19.
 const RECLAIM: &str = "memory.reclaim";
 
+impl From<&CgroupError> for Outcome {
+    /// Returns the outcome of an attempt that ended with this error.
+    fn from(error: &CgroupError) -> Self {
+        match error {
+            CgroupError::Gone(_) => Self::Gone,
+            CgroupError::Unsupported { .. } => Self::Unsupported,
+            CgroupError::Malformed { .. } | CgroupError::Io { .. } => Self::Failed,
+        }
+    }
+}
+
 impl CgroupRoot {
     /// Adds the given cgroups and all their ancestors to `observed`. Skips cgroups that cannot be
     /// read.
@@ -158,9 +132,6 @@ const LOCAL_EVENTS: &str = "memory.events.local";
 
 /// File with the time that the processes of a cgroup waited for memory.
 const PRESSURE: &str = "memory.pressure";
-
-/// File with the CPU limit of a cgroup.
-pub const CPU_MAX: &str = "cpu.max";
 
 /// File with the weight of a cgroup when cgroups compete for CPU time.
 pub const CPU_WEIGHT: &str = "cpu.weight";
@@ -318,11 +289,6 @@ fn open_beneath(directory: impl AsFd, path: &str, flags: OFlags) -> Result<Owned
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     openat2(directory, path, flags, Mode::empty(), resolve)
 }
-
-/// Name of the inner cgroup that crun creates in the scope of a container for the processes. crun
-/// gives both cgroups the same values: as systemd properties of the scope and as files of the inner
-/// cgroup. [`Cgroup::read`] returns the effective value.
-const SUBGROUP: &str = "container";
 
 /// Open directory of a cgroup.
 #[derive(Debug)]
@@ -696,8 +662,9 @@ impl Cgroup {
 mod tests {
     use std::fs;
 
+    use plimsoll_core::units::Bytes;
+
     use super::*;
-    use crate::core::units::Bytes;
 
     /// Temporary directory tree that looks like a cgroup hierarchy.
     struct Tree(tempfile::TempDir);

@@ -30,6 +30,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use plimsoll_core::pod::{CgroupPath, PodCgroup};
+use plimsoll_core::policy::Protection;
 use rustix::fs::{AtFlags, Dir, FileType, Mode};
 use rustix::io::Errno;
 use tokio::net::UnixStream;
@@ -37,9 +39,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use zbus::{Connection, Message, Variant, connection::Builder, fdo};
 
-use super::{Cgroup, CgroupError, CgroupPath, CgroupRoot, DIRECTORY, open_beneath};
-use crate::core::pod::PodCgroup;
-use crate::core::policy::Protection;
+use super::{Cgroup, CgroupError, CgroupRoot, DIRECTORY, open_beneath};
 
 /// Timeout of one call. systemd answers within a second even in an emulated machine, but may be
 /// busy with a reload.
@@ -636,11 +636,11 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    use plimsoll_core::units::Bytes;
     use tokio::time::advance;
 
     use super::fake::{Host, Mood, POD, UNIT};
     use super::*;
-    use crate::core::units::Bytes;
 
     fn protection(min: u64, low: u64) -> Protection {
         Protection { min: Bytes::new(min), low: Bytes::new(low) }

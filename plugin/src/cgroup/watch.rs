@@ -11,8 +11,10 @@ use std::os::unix::fs::MetadataExt as _;
 
 use futures::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::units::Knob;
 
-use super::{CgroupPath, CgroupRoot, Knob};
+use super::CgroupRoot;
 
 /// Change to a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,16 +6,15 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use plimsoll_core::pod::{Provenance, QosClass, Request, Resources, Stated};
+use plimsoll_core::policy::{Decision, Node, Policy, Setting, desired};
+use plimsoll_core::requests::annotation::{self, Overrides};
+use plimsoll_core::requests::{Notice, overridden};
+use plimsoll_core::units::{Bytes, Limit, MilliCpu, QuantityError, excerpt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 use thiserror::Error;
-
-use crate::core::pod::{Provenance, QosClass, Request, Resources, Stated};
-use crate::core::policy::{Decision, Node, Policy, Setting, desired};
-use crate::core::requests::annotation::{self, Overrides};
-use crate::core::requests::{Notice, overridden};
-use crate::core::units::{Bytes, Limit, MilliCpu, QuantityError, excerpt};
 
 /// Maximum size of a manifest, in bytes.
 pub const LARGEST: usize = 4 << 20;
@@ -665,10 +664,11 @@ pub(crate) fn wrap(f: &mut fmt::Formatter<'_>, indent: usize, text: &str) -> fmt
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::core::policy::ReservationPolicy;
-    use crate::core::units::PageSize;
+    use plimsoll_core::policy::ReservationPolicy;
+    use plimsoll_core::units::PageSize;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn basis() -> Basis {
         Basis {

@@ -13,18 +13,18 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::commands::doctor::Facts;
-use crate::commands::explain::Basis;
-use crate::config::{self, Config, NodeAllocatable};
-use crate::core::policy::Node;
-use crate::core::units::{Bytes, PageSize};
-use crate::kubelet::node::NodeMemory;
 use anyhow::{Context, anyhow};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use plimsoll_core::policy::Node;
+use plimsoll_core::units::Bytes;
 
+use crate::commands::doctor::Facts;
+use crate::commands::explain::Basis;
 use crate::commands::install::command::{Install, Uninstall};
 use crate::commands::status::StatusCommand;
+use crate::config::{self, Config, NodeAllocatable};
+use crate::kubelet::node::NodeMemory;
 use crate::report::log::LogFormat;
 
 /// Draws the line how deep each container may be loaded with memory.
@@ -428,7 +428,7 @@ impl Explain {
             Some(path) => load_config(path)?,
             None => Config::default(),
         };
-        let page_size = PageSize::of_this_machine();
+        let page_size = crate::cgroup::page_size();
         let (allocatable, allocatable_source) =
             match (self.node_allocatable, config.node_allocatable) {
                 (Some(bytes), _) => (Some(bytes), "given by --node-allocatable".to_owned()),

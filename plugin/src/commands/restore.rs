@@ -14,27 +14,26 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::{Context, anyhow};
+use nri::{Identity, Stub};
+use plimsoll_core::pod::{CgroupPath, PodCgroup};
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::hierarchy::PodPlace;
+use plimsoll_core::units::{Bytes, Knob, excerpt, printable};
+use tokio::time::{Instant, timeout};
+
 use crate::agent::guard::Record;
 use crate::cgroup::systemd::{self, Systemd};
 use crate::cgroup::watch::Watch;
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
-use crate::config::Config;
-use crate::core::pod::PodCgroup;
-use crate::core::policy::Protection;
-use crate::core::policy::hierarchy::PodPlace;
-use crate::core::units::{Bytes, PageSize, excerpt, printable};
-use crate::kubelet::kubepods::{self, Found};
-use crate::report::serve;
-use crate::state::brake;
-use crate::state::containers::{Containers, KNOBS, STAND_ASIDE};
-use crate::state::originals::{DIRECTORY, Originals, Target, Values};
-use crate::state::raised;
-use anyhow::{Context, anyhow};
-use nri::{Identity, Stub};
-use tokio::time::{Instant, timeout};
-
+use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::commands::run::Node;
 use crate::commands::{Failure, ResetBrake, Restore, print};
+use crate::config::Config;
+use crate::kubelet::kubepods::{self, Found};
+use crate::report::serve;
+use crate::state::containers::{Containers, KNOBS, STAND_ASIDE};
+use crate::state::originals::{DIRECTORY, Originals, Target, Values};
+use crate::state::{brake, raised};
 
 /// Time limit for restoring all values. A runtime needs some tenths of a second per container.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -479,7 +478,7 @@ impl Changed {
             Err(CgroupError::Gone(_)) => return true,
             Err(_) => return false,
         };
-        let page = PageSize::of_this_machine();
+        let page = crate::cgroup::page_size();
         KNOBS.into_iter().all(|knob| {
             let default = Some(knob.default_value());
             // The plugin does not set memory.high of ancestor cgroups, so any value is accepted.

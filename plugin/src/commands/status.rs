@@ -6,23 +6,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use crate::cgroup::CgroupPath;
-use crate::config::Mode;
-use crate::core::pod::QosClass;
-use crate::core::policy::Protection;
-use crate::core::units::{Bytes, Limit, excerpt, harmless, printable};
-use crate::report::Report;
-use crate::report::serve;
-use crate::report::status::{
-    CgroupStatus, ContainerStatus, DownStatus, Level, NodeStatus, State, Status,
-};
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
+use plimsoll_core::pod::{CgroupPath, QosClass};
+use plimsoll_core::policy::Protection;
+use plimsoll_core::units::{Bytes, Limit, excerpt, harmless, printable};
 
 use crate::commands::{Failure, print};
+use crate::config::Mode;
+use crate::report::status::{
+    CgroupStatus, ContainerStatus, DownStatus, Level, NodeStatus, State, Status,
+};
+use crate::report::{Report, serve};
 
 /// Interval between two requests of `--watch`.
 const EVERY: Duration = Duration::from_secs(1);

@@ -52,16 +52,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::rescue::{Ceiling, OomRescue};
+use plimsoll_core::policy::{Policy, ReservationPolicy, ThrottlingFactor};
+use plimsoll_core::units::{Bytes, excerpt};
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Deserializer, Options, Spanned};
 use thiserror::Error;
 
-use crate::cgroup::CgroupPath;
-use crate::core::policy::rescue::{Ceiling, OomRescue};
-use crate::core::policy::{Policy, ReservationPolicy, ThrottlingFactor};
-use crate::core::units::{Bytes, excerpt};
 use crate::state::brake::Bounds;
 
 /// Directory where runtimes look for the configuration of plugins.

@@ -28,14 +28,14 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use plimsoll_core::pod::{CheckpointFile, PodUid};
+use plimsoll_core::requests::{Inconclusive, Record};
+use plimsoll_core::units::{Bytes, MilliCpu, QuantityError, excerpt};
 use rustix::fs::OFlags;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use thiserror::Error;
-
-use crate::core::pod::{CheckpointFile, PodUid};
-use crate::core::units::{Bytes, MilliCpu, QuantityError, excerpt};
 
 /// Default of the kubelet's root directory (`--root-dir`).
 pub const DEFAULT_DIR: &str = "/var/lib/kubelet";
@@ -43,25 +43,6 @@ pub const DEFAULT_DIR: &str = "/var/lib/kubelet";
 /// Maximum size of a file that is read, in bytes. 500 pods need about 1 MiB, or a few MiB with
 /// whole pod specifications (v2).
 pub const LARGEST_FILE: u64 = 64 << 20;
-
-/// The kubelet's record of one container's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// File that contains the record.
-    pub file: CheckpointFile,
-    /// Memory request; `None` if not given.
-    pub request: Option<Bytes>,
-    /// Memory limit; `None` if not given.
-    pub limit: Option<Bytes>,
-}
-
-impl Record {
-    /// Returns the request that follows from the record. If only the limit is given, it is also the
-    /// request (the default of the API server). If neither is given, the request is 0.
-    pub fn effective_request(&self) -> Bytes {
-        self.request.or(self.limit).unwrap_or(Bytes::ZERO)
-    }
-}
 
 /// The kubelet's records of a container and its pod, as far as they exist.
 #[derive(Clone, Debug, Default)]
@@ -72,10 +53,6 @@ pub struct Found {
     /// containers are never recorded.
     pub pod: Option<Arc<PodRecord>>,
 }
-
-/// Error: it is unknown whether the kubelet has a record. A file cannot be read, or not in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inconclusive;
 
 /// Result of a search for the kubelet's records.
 pub type Recorded = Result<Found, Inconclusive>;

@@ -19,14 +19,15 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::units::{Bytes, Limit, PageSize, excerpt};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 use thiserror::Error;
 
 use crate::agent::guard::Record;
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, RootError};
-use crate::core::units::{Bytes, Limit, PageSize, excerpt};
+use crate::cgroup::{CgroupError, CgroupRoot, RootError};
 use crate::kubelet::kubepods::{self, Found};
 
 const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
@@ -640,7 +641,7 @@ evictionHard:
             0,
         )
         .unwrap();
-        let memory = NodeMemory::discover(root.path(), PageSize::of_this_machine());
+        let memory = NodeMemory::discover(root.path(), crate::cgroup::page_size());
         assert_eq!(memory.source, AllocatableSource::AllMemory);
         assert_eq!(
             memory.problems[0].to_string(),

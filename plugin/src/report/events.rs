@@ -29,14 +29,15 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
 use kube::{Client, Config};
+use plimsoll_core::incident::{Identity, Incident, IncidentKind, Subject};
+use plimsoll_core::units::harmless;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::core::units::harmless;
 use crate::lock;
-use crate::report::{Deed, Identity, Kind, LATELY, Subject, What};
+use crate::report::{Deed, LATELY};
 
 /// Reporting controller in Events. The API server requires a qualified name.
 const CONTROLLER: &str = "plimsoll";
@@ -66,26 +67,26 @@ const NOTE: usize = 1024;
 /// Returns the Event's action for an incident that concerns the pod's owner. `None` is for
 /// incidents that concern only the node, which are in the plugin's log.
 ///
-/// The Event's reason is the [`Kind`], in observe mode with the prefix `Observed`. The Event's type
+/// The Event's reason is the [`IncidentKind`], in observe mode with the prefix `Observed`. The Event's type
 /// is Warning if the incident requires action.
-pub const fn action(kind: Kind) -> Option<&'static str> {
+pub const fn action(kind: IncidentKind) -> Option<&'static str> {
     match kind {
-        Kind::CutRejected
-        | Kind::CutDeferred
-        | Kind::CutGivenUp
-        | Kind::CutApplied
-        | Kind::NotResized
-        | Kind::PodRaised => Some("Resize"),
-        Kind::Rescued | Kind::AtCeiling => Some("Rescue"),
-        Kind::BeyondNode | Kind::Overcommitted => Some("Admit"),
-        Kind::Released | Kind::PutBack => Some("Throttle"),
+        IncidentKind::CutRejected
+        | IncidentKind::CutDeferred
+        | IncidentKind::CutGivenUp
+        | IncidentKind::CutApplied
+        | IncidentKind::NotResized
+        | IncidentKind::PodRaised => Some("Resize"),
+        IncidentKind::Rescued | IncidentKind::AtCeiling => Some("Rescue"),
+        IncidentKind::BeyondNode | IncidentKind::Overcommitted => Some("Admit"),
+        IncidentKind::Released | IncidentKind::PutBack => Some("Throttle"),
         // The kubelet itself reports kills.
-        Kind::Killed
-        | Kind::Repaired
-        | Kind::Contended
-        | Kind::Guarded
-        | Kind::GuardWaits
-        | Kind::Unguarded => None,
+        IncidentKind::Killed
+        | IncidentKind::Repaired
+        | IncidentKind::Contended
+        | IncidentKind::Guarded
+        | IncidentKind::GuardWaits
+        | IncidentKind::Unguarded => None,
     }
 }
 
@@ -189,7 +190,7 @@ impl Events {
     }
 
     /// Queues an incident that concerns a pod's owner. Never blocks.
-    pub(crate) fn put(&self, subject: &Subject, what: &What, deed: Deed, dropped: &Counter) {
+    pub(crate) fn put(&self, subject: &Subject, what: &Incident, deed: Deed, dropped: &Counter) {
         let way = lock(&self.0);
         let Some(queue) = &way.queue else { return };
         if let Some(told) = Told::of(subject, what, deed)
@@ -237,7 +238,7 @@ impl Told {
     /// Returns the data for an Event. `None` if the incident does not concern the pod's owner. Also
     /// `None` if Kubernetes allows no pod with these names, since no object for the Event can
     /// exist.
-    fn of(subject: &Subject, what: &What, deed: Deed) -> Option<Self> {
+    fn of(subject: &Subject, what: &Incident, deed: Deed) -> Option<Self> {
         let action = action(what.kind())?;
         let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
         let (uid, container) = (subject.uid.as_ref()?.as_str(), &subject.container);
@@ -258,7 +259,7 @@ impl Told {
             is_warning: what.is_warning(),
             desired: match what.kind() {
                 // `memory.high` changes in several steps, which are one Event.
-                Kind::Released | Kind::PutBack => None,
+                IncidentKind::Released | IncidentKind::PutBack => None,
                 _ => what.fields().desired.or(what.fields().limit),
             },
             note: note(&match container {
@@ -270,14 +271,14 @@ impl Told {
         })
     }
 
-    fn kind(&self) -> Kind {
-        self.identity.0
+    fn kind(&self) -> IncidentKind {
+        self.identity.kind()
     }
 
     /// Returns whether both incidents belong to the same Event. A pod has one `Overcommitted` Event
     /// for all its containers.
     fn is_like(&self, other: &Self) -> bool {
-        let is_once = self.kind() == Kind::Overcommitted;
+        let is_once = self.kind() == IncidentKind::Overcommitted;
         self.uid == other.uid
             && self.identity == other.identity
             && self.deed == other.deed
@@ -330,7 +331,7 @@ impl Told {
     /// hash instead of the time, so the API server detects the duplicate.
     fn name(&self) -> String {
         let suffix = match self.kind() {
-            Kind::Overcommitted | Kind::BeyondNode => {
+            IncidentKind::Overcommitted | IncidentKind::BeyondNode => {
                 let mut hasher = DefaultHasher::new();
                 (&self.uid, self.kind(), &self.note).hash(&mut hasher);
                 format!(".{:016x}", hasher.finish())
@@ -471,14 +472,14 @@ impl History {
     fn judge(&mut self, told: &Told, now: Instant) -> Result<Option<Write>, TooMuch> {
         let is_late =
             |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(LATELY);
-        self.sent.retain(|sent| is_late(sent) || sent.told.kind() == Kind::Overcommitted);
+        self.sent.retain(|sent| is_late(sent) || sent.told.kind() == IncidentKind::Overcommitted);
         match self
             .sent
             .iter()
             .position(|sent| sent.told.is_like(told))
             .and_then(|at| self.sent.remove(at))
         {
-            Some(sent) if told.kind() == Kind::Overcommitted => {
+            Some(sent) if told.kind() == IncidentKind::Overcommitted => {
                 self.sent.push_back(sent);
                 Ok(None)
             }
@@ -718,14 +719,13 @@ mod tests {
     use http_body_util::{BodyExt as _, Full};
     use hyper::body::Bytes as Body;
     use hyper::{Method, Response};
+    use plimsoll_core::incident::{Line, LowerLimit};
+    use plimsoll_core::pod::PodUid;
+    use plimsoll_core::policy::resize::Usage;
+    use plimsoll_core::units::{Bytes, Knob, Limit};
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::cgroup::Knob;
-    use crate::core::pod::PodUid;
-    use crate::core::policy::resize::Usage;
-    use crate::core::units::{Bytes, Limit};
-    use crate::report::{Line, LowerLimit};
 
     const MIB: u64 = 1 << 20;
 
@@ -738,16 +738,16 @@ mod tests {
         }
     }
 
-    fn rejected(mib: u64) -> What {
+    fn rejected(mib: u64) -> Incident {
         let (limit, in_force) = (Bytes::new(mib * MIB).into(), Bytes::new(250 * MIB).into());
-        What::CutRejected(LowerLimit { limit, in_force, usage: Usage::default() })
+        Incident::CutRejected(LowerLimit { limit, in_force, usage: Usage::default() })
     }
 
-    fn overcommitted() -> What {
-        What::Overcommitted { request: Bytes::new(MIB), limit: Bytes::new(10 * MIB), most: 4.0 }
+    fn overcommitted() -> Incident {
+        Incident::Overcommitted { request: Bytes::new(MIB), limit: Bytes::new(10 * MIB), most: 4.0 }
     }
 
-    fn told(uid: &str, container: &str, what: &What) -> Told {
+    fn told(uid: &str, container: &str, what: &Incident) -> Told {
         Told::of(&subject("default/web", uid, container), what, Deed::Done).unwrap()
     }
 
@@ -755,21 +755,26 @@ mod tests {
     fn what_a_pods_owner_can_do_something_about_is_an_event_and_the_nodes_own_affairs_are_not() {
         for (kinds, expected) in [
             (
-                &[Kind::CutRejected, Kind::CutDeferred, Kind::CutGivenUp, Kind::CutApplied][..],
+                &[
+                    IncidentKind::CutRejected,
+                    IncidentKind::CutDeferred,
+                    IncidentKind::CutGivenUp,
+                    IncidentKind::CutApplied,
+                ][..],
                 Some("Resize"),
             ),
-            (&[Kind::NotResized, Kind::PodRaised], Some("Resize")),
-            (&[Kind::Rescued, Kind::AtCeiling], Some("Rescue")),
-            (&[Kind::BeyondNode, Kind::Overcommitted], Some("Admit")),
-            (&[Kind::Released, Kind::PutBack], Some("Throttle")),
+            (&[IncidentKind::NotResized, IncidentKind::PodRaised], Some("Resize")),
+            (&[IncidentKind::Rescued, IncidentKind::AtCeiling], Some("Rescue")),
+            (&[IncidentKind::BeyondNode, IncidentKind::Overcommitted], Some("Admit")),
+            (&[IncidentKind::Released, IncidentKind::PutBack], Some("Throttle")),
             (
                 &[
-                    Kind::Killed,
-                    Kind::Repaired,
-                    Kind::Contended,
-                    Kind::Guarded,
-                    Kind::GuardWaits,
-                    Kind::Unguarded,
+                    IncidentKind::Killed,
+                    IncidentKind::Repaired,
+                    IncidentKind::Contended,
+                    IncidentKind::Guarded,
+                    IncidentKind::GuardWaits,
+                    IncidentKind::Unguarded,
                 ],
                 None,
             ),
@@ -779,7 +784,7 @@ mod tests {
             }
         }
         let (desired, observed) = (Limit::Max, Limit::Max);
-        let repaired = What::Repaired { knob: Knob::High, desired, observed };
+        let repaired = Incident::Repaired { knob: Knob::High, desired, observed };
         assert!(Told::of(&subject("default/web", "u", "app"), &repaired, Deed::Done).is_none());
         // An incident without a pod has no object for an Event.
         assert!(Told::of(&Subject::default(), &rejected(1), Deed::Done).is_none());
@@ -814,7 +819,7 @@ mod tests {
         );
         let line =
             Line { desired: Limit::Max, observed: Limit::Max, usage: Bytes::ZERO, stalled: 20.0 };
-        let event = told("0a-1", "app", &What::Released(line)).event("node-1");
+        let event = told("0a-1", "app", &Incident::Released(line)).event("node-1");
         assert_eq!(event.type_.as_deref(), Some("Normal"));
     }
 
@@ -1134,9 +1139,9 @@ mod tests {
 
     #[test]
     fn what_a_plugin_that_starts_anew_tells_again_has_the_same_name() {
-        let name = |what: &What| told("u", "app", what).name();
+        let name = |what: &Incident| told("u", "app", what).name();
         assert_eq!(name(&overcommitted()), name(&overcommitted()));
-        let beyond = |mib: u64| What::BeyondNode {
+        let beyond = |mib: u64| Incident::BeyondNode {
             limit: Bytes::new(mib * MIB),
             allocatable: Bytes::new(MIB),
         };
@@ -1147,7 +1152,7 @@ mod tests {
 
     #[test]
     fn another_value_is_another_event_as_its_text_stays() {
-        let raised = |mib: u64| What::PodRaised {
+        let raised = |mib: u64| Incident::PodRaised {
             knob: "memory.max",
             desired: (mib * MIB).to_string(),
             observed: MIB.to_string(),

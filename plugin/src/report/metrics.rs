@@ -9,6 +9,11 @@ use std::fmt::Write;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use plimsoll_core::incident::IncidentKind;
+use plimsoll_core::outcome::Outcome;
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::hierarchy::Standing;
+use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit, printable};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -16,13 +21,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::cgroup::{CPU_MAX, Knob};
 use crate::config::Mode;
-use crate::core::outcome::Outcome;
-use crate::core::policy::Protection;
-use crate::core::policy::hierarchy::Standing;
-use crate::core::units::{Bytes, Limit, printable};
-use crate::report::Kind;
 use crate::report::status::{self, ContainerStatus, State, Status, Values};
 
 /// Upper bounds of the latency buckets in seconds. The bound 0.2 is a tenth of the runtime's
@@ -71,7 +70,7 @@ pub struct Metrics {
 /// Labels of an action that observe mode left undone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfKind {
-    /// Kind of the incident.
+    /// IncidentKind of the incident.
     pub kind: String,
 }
 
@@ -79,7 +78,7 @@ pub struct OfKind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfOutcome {
     /// Outcome of the attempt.
-    pub outcome: Outcome,
+    pub outcome: OutcomeLabel,
 }
 
 /// Labels of OOM kills.
@@ -147,9 +146,13 @@ impl EncodeLabelValue for File {
     }
 }
 
-impl EncodeLabelValue for Outcome {
+/// Outcome as the value of a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OutcomeLabel(pub Outcome);
+
+impl EncodeLabelValue for OutcomeLabel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        write!(encoder, "{self}")
+        write!(encoder, "{}", self.0)
     }
 }
 
@@ -178,17 +181,17 @@ impl Metrics {
 
     /// Counts a resize.
     pub fn resized(&self, outcome: Outcome) {
-        self.resizes.get_or_create(&OfOutcome { outcome }).inc();
+        self.resizes.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) }).inc();
     }
 
     /// Counts an action that observe mode left undone.
-    pub fn planned(&self, kind: Kind) {
+    pub fn planned(&self, kind: IncidentKind) {
         self.planned.get_or_create(&OfKind { kind: kind.to_string() }).inc();
     }
 
     /// Counts an OOM rescue.
     pub fn rescued(&self, outcome: Outcome) {
-        self.rescues.get_or_create(&OfOutcome { outcome }).inc();
+        self.rescues.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) }).inc();
     }
 
     /// Registers every counter under its name.
@@ -196,10 +199,10 @@ impl Metrics {
         // Start these series at 0. An increase is invisible in a series that appears with its first
         // event.
         for outcome in [Outcome::Applied, Outcome::Rejected, Outcome::Deferred, Outcome::Failed] {
-            let _ = self.resizes.get_or_create(&OfOutcome { outcome });
+            let _ = self.resizes.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) });
         }
         for outcome in [Outcome::Applied, Outcome::Rejected] {
-            let _ = self.rescues.get_or_create(&OfOutcome { outcome });
+            let _ = self.rescues.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) });
         }
         for by in [By::limit, By::node] {
             let _ = self.oom_kills.get_or_create(&OfKill { by });
@@ -279,7 +282,7 @@ impl Metrics {
             "Kubernetes Events that were not written: too many at once, refused, or too old when the API server was back",
             self.events_dropped.clone(),
         );
-        for kind in [Kind::CutRejected, Kind::PodRaised, Kind::Rescued] {
+        for kind in [IncidentKind::CutRejected, IncidentKind::PodRaised, IncidentKind::Rescued] {
             let _ = self.planned.get_or_create(&OfKind { kind: kind.to_string() });
         }
         registry.register(

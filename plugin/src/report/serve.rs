@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use plimsoll_core::units::excerpt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -28,7 +29,6 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::agent::service::Parts;
-use crate::core::units::excerpt;
 use crate::report::metrics;
 use crate::report::status::{Status, VERSION};
 use crate::state::originals;

@@ -11,19 +11,20 @@ use std::fs;
 use std::panic;
 use std::thread;
 
+use plimsoll_core::incident::{Incident, IncidentKind, Subject};
+use plimsoll_core::pod::{CgroupPath, QosClass};
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::hierarchy::{self, Observed, Standing};
+use plimsoll_core::policy::resize::{self, Throttled};
+use plimsoll_core::units::{Bytes, Knob, Limit};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::guard;
 use crate::agent::service::Parts;
-use crate::cgroup::{Cgroup, CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::config::Mode;
-use crate::core::pod::QosClass;
-use crate::core::policy::Protection;
-use crate::core::policy::hierarchy::{self, Observed, Standing};
-use crate::core::policy::resize::{self, Throttled};
-use crate::core::units::{Bytes, Limit};
 use crate::kubelet::node::MemInfo;
-use crate::report::{Kind, Report, Subject, What};
+use crate::report::Report;
 use crate::state::containers::{Container, Containers, Decided, Settings, Update};
 
 /// Version of this format.
@@ -664,7 +665,8 @@ impl NodeStatus {
             planned_guard,
             would_throttle: rows.iter().filter(|row| row.would_throttle).count(),
             would_refuse: reports.count_lately(|report| {
-                report.planned && matches!(report.kind, Kind::CutRejected | Kind::CutDeferred)
+                report.planned
+                    && matches!(report.kind, IncidentKind::CutRejected | IncidentKind::CutDeferred)
             }),
             pods_max: pods_max.ok(),
             synchronized: *synchronized.borrow(),
@@ -821,9 +823,10 @@ impl Facts<'_> {
     }
 
     fn state(&self) -> State {
-        let was =
-            |kind: Kind| self.reports.iter().any(|report| report.is_late() && report.kind == kind);
-        if was(Kind::Killed) {
+        let was = |kind: IncidentKind| {
+            self.reports.iter().any(|report| report.is_late() && report.kind == kind)
+        };
+        if was(IncidentKind::Killed) {
             return State::Killed;
         }
         if !self.is_read {
@@ -835,7 +838,7 @@ impl Facts<'_> {
         // A refusal counts only while the limit in force is still the same as then.
         let is_refused = self.reports.iter().filter(|report| report.is_late()).any(|report| {
             match &report.what {
-                Some(What::CutRejected(cut)) => {
+                Some(Incident::CutRejected(cut)) => {
                     !report.planned && Some(cut.in_force) == self.observed.max
                 }
                 _ => false,
@@ -847,7 +850,8 @@ impl Facts<'_> {
         if self.desired.differs_from(self.observed) > 0 && !self.is_changing && !self.only_observes
         {
             // A conflict is reported only once, so its report counts even if it is old.
-            let is_contended = self.reports.iter().any(|report| report.kind == Kind::Contended);
+            let is_contended =
+                self.reports.iter().any(|report| report.kind == IncidentKind::Contended);
             return if is_contended { State::Contended } else { State::Drifted };
         }
         if self.throttled.is_some_and(|throttled| throttled.is_pinned()) {
@@ -872,11 +876,13 @@ impl Facts<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::core::policy::resize::Usage;
-    use crate::report::{LATELY, LowerLimit, now};
+    use plimsoll_core::incident::LowerLimit;
+    use plimsoll_core::policy::resize::Usage;
 
-    fn report(what: What, ago: u64) -> Report {
+    use super::*;
+    use crate::report::{LATELY, now};
+
+    fn report(what: Incident, ago: u64) -> Report {
         let last = now() - ago;
         let (kind, message) = (what.kind(), what.to_string());
         Report {
@@ -925,14 +931,14 @@ mod tests {
     #[test]
     fn the_worst_that_is_known_is_the_state() {
         let cut = LowerLimit { limit: mib(100), in_force: mib(250), usage: Usage::default() };
-        let killed = What::Killed {
+        let killed = Incident::Killed {
             limit: None,
             by_own_limit: true,
             kills: 1,
             window: std::time::Duration::ZERO,
         };
         let (desired, observed) = (mib(64), mib(0));
-        let contended = What::Contended { knob: Knob::Min, desired, observed, repairs: 5 };
+        let contended = Incident::Contended { knob: Knob::Min, desired, observed, repairs: 5 };
         let raised = Values { max: Some(mib(300)), ..fine().desired };
         let written = Values { min: Some(mib(0)), ..fine().observed };
         let rescued = Facts {
@@ -976,22 +982,22 @@ mod tests {
                 Facts { observed: written, ..fine() },
                 vec![report(contended, LATELY + 100)],
             ),
-            (State::Refused, fine(), vec![report(What::CutRejected(cut), LATELY - 5)]),
-            (State::Protected, fine(), vec![report(What::CutRejected(cut), LATELY + 5)]),
+            (State::Refused, fine(), vec![report(Incident::CutRejected(cut), LATELY - 5)]),
+            (State::Protected, fine(), vec![report(Incident::CutRejected(cut), LATELY + 5)]),
             // The limit has changed since the refusal.
-            (State::Rescued, rescued, vec![report(What::CutRejected(cut), 0)]),
+            (State::Rescued, rescued, vec![report(Incident::CutRejected(cut), 0)]),
             // The limit is above the user's limit without a rescue, because the plugin gave up a
             // deferred limit.
             (
                 State::Refused,
                 Facts { is_beyond_asked: true, ..fine() },
-                vec![report(What::CutGivenUp(cut), LATELY + 5)],
+                vec![report(Incident::CutGivenUp(cut), LATELY + 5)],
             ),
             (State::Deferred, Facts { is_beyond_asked: true, wait: DEFERRED, ..fine() }, vec![]),
             (
                 State::Unread,
                 Facts { is_read: false, ..fine() },
-                vec![report(What::CutRejected(cut), 0)],
+                vec![report(Incident::CutRejected(cut), 0)],
             ),
             (State::Killed, Facts { is_read: false, ..fine() }, vec![report(killed, LATELY - 5)]),
         ] {

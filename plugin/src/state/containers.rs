@@ -10,19 +10,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use plimsoll_core::pod::{CgroupPath, PodUid, QosClass, Request, Resources};
+use plimsoll_core::policy::hierarchy::PodPlace;
+use plimsoll_core::policy::pod_limit::{Member, PodLimitRecord, RecordedLimit};
+use plimsoll_core::policy::resize::Limits;
+use plimsoll_core::policy::{self, Decision, Desired, Node, Policy, Reason, Setting};
+use plimsoll_core::requests::annotation::Overrides;
+use plimsoll_core::requests::{self, Known, Notice};
+use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit, MilliCpu};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::cgroup::{CgroupError, CgroupPath, CgroupRoot, Knob};
+use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::config::{Config, Mode, NodeAllocatable, Owner, Reserved};
-use crate::core::pod::{PodUid, QosClass, Request, Resources};
-use crate::core::policy::hierarchy::PodPlace;
-use crate::core::policy::pod_limit::{Member, PodLimitRecord, RecordedLimit};
-use crate::core::policy::resize::Limits;
-use crate::core::policy::{self, Decision, Desired, Node, Policy, Reason, Setting};
-use crate::core::requests::annotation::Overrides;
-use crate::core::requests::{self, Known, Notice};
-use crate::core::units::{Bytes, CpuMax, CpuShares, Limit, MilliCpu, PageSize};
 use crate::kubelet::checkpoint::{Checkpoints, Moment, PodLevel, Recorded, RecordedLimits};
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
@@ -326,7 +326,7 @@ impl Settings {
     /// Determines the settings of the node whose file system is at `host`. Also returns the facts
     /// about its memory, for the log.
     pub fn discover(config: Config, host: &Path) -> (Self, NodeMemory) {
-        let page_size = PageSize::of_this_machine();
+        let page_size = crate::cgroup::page_size();
         let memory = NodeMemory::discover(host, page_size);
         let allocatable = match config.node_allocatable {
             NodeAllocatable::Auto => memory.allocatable,

@@ -28,11 +28,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::Protection;
+use plimsoll_core::units::{Knob, Limit};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Knob};
-use crate::core::policy::Protection;
-use crate::core::units::Limit;
+use crate::cgroup::{Cgroup, CgroupError};
 
 /// Directory of the plugin's state, relative to the root of the node's file system.
 pub const DIRECTORY: &str = "run/plimsoll";
@@ -448,8 +449,9 @@ fn json(line: &Line) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_core::units::Bytes;
+
     use super::*;
-    use crate::core::units::Bytes;
 
     fn container(id: &str) -> Target {
         Target::Container(id.to_owned())

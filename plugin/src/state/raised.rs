@@ -1,10 +1,11 @@
 //! Limits that the plugin raised. They stay raised when the plugin stops acting, because a limit
 //! decrease could kill.
 
+use plimsoll_core::policy::rescue::Rescued;
+use plimsoll_core::units::{CPU_MAX, Knob, printable};
+
 use crate::agent::kills;
-use crate::cgroup::{CPU_MAX, CgroupError, CgroupRoot, Knob};
-use crate::core::policy::rescue::Rescued;
-use crate::core::units::printable;
+use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::state::originals::RaisedLimit;
 
 /// Returns one line of text for each of these limits. `raised` lists the raised limits of pods, of

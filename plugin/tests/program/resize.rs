@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit};
 use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;
-use plimsoll::core::policy::contention::REPAIRS;
+use plimsoll_core::policy::contention::REPAIRS;
+
+use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit};
 
 /// Starts a node with the plugin, and a runtime without containers.
 async fn start() -> (Node, Daemon, Runtime) {

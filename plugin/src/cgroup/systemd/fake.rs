@@ -7,15 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::StreamExt as _;
+use plimsoll_core::pod::CgroupPath;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use zbus::message::Type;
 use zbus::{Connection, Guid, Message, Variant, connection::Builder};
 
-use super::{
-    BUS, CARRIED, Cgroup, CgroupPath, CgroupRoot, DROP_INS, INFINITY, NAME, Systemd,
-    remove_drop_ins,
-};
+use super::{BUS, CARRIED, Cgroup, CgroupRoot, DROP_INS, INFINITY, NAME, Systemd, remove_drop_ins};
 
 pub(crate) const POD: &str = "kubepods.slice/kubepods-pod1_2.slice";
 pub(crate) const UNIT: &str = "kubepods-pod1_2.slice";

@@ -17,6 +17,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use plimsoll_core::pod::kubepods::classes;
+use plimsoll_core::pod::{CgroupPath, CheckpointFile, PodUid};
+use plimsoll_core::units::{Bytes, excerpt, harmless};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
@@ -27,11 +30,9 @@ use self::runtime::{
 };
 use crate::agent::guard::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use crate::agent::service::{BUDGET, CUT_BUDGET};
-use crate::cgroup::{CgroupPath, CgroupRoot};
+use crate::cgroup::{CgroupRoot, page_size};
 use crate::commands::explain::wrap;
 use crate::config::{Config, DROP_INS, Mode, NodeAllocatable};
-use crate::core::pod::{CheckpointFile, PodUid};
-use crate::core::units::{Bytes, PageSize, excerpt, harmless};
 use crate::kubelet::checkpoint::{Checkpoints, Moment};
 use crate::kubelet::kubepods::{self, Found};
 use crate::kubelet::node::{self, AllocatableSource, KubeletReservations, NodeMemory};
@@ -584,7 +585,7 @@ impl Facts {
             child
         });
         let mut above = BTreeSet::from([String::new()]);
-        for cgroup in kubepods.iter().cloned().chain(kubepods.iter().flat_map(kubepods::classes)) {
+        for cgroup in kubepods.iter().cloned().chain(kubepods.iter().flat_map(classes)) {
             let upwards = std::iter::successors(Some(cgroup), CgroupPath::parent);
             above.extend(upwards.map(|cgroup| cgroup.as_str().to_owned()));
         }
@@ -693,7 +694,7 @@ impl Facts {
             unit,
             process: holder(host, socket),
             told: told(host),
-            memory: NodeMemory::discover(host, PageSize::of_this_machine()),
+            memory: NodeMemory::discover(host, page_size()),
             kubelet_config: file(&format!("{KUBELET}/config.yaml")),
             has_kubelet: host.join(KUBELET).exists(),
             kubelets: Kubelet::all(host),

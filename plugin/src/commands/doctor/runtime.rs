@@ -11,10 +11,10 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use plimsoll_core::units::excerpt;
 use rustix::fs::OFlags;
 
 use super::{MOST_ENTRIES, Socket, UNITS, below, names, read};
-use crate::core::units::excerpt;
 
 /// Maximum number of configuration files read for containerd, and of drop-ins read for CRI-O.
 const MOST_FILES: usize = 64;

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use plimsoll_core::units::excerpt;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::commands::doctor::runtime::{
@@ -40,7 +41,6 @@ use crate::commands::doctor::runtime::{
 use crate::commands::doctor::{PLUGINS, Program, Socket, UNITS, below, holder, names};
 use crate::commands::explain::wrap;
 use crate::config::DROP_INS;
-use crate::core::units::excerpt;
 use crate::report::serve;
 use crate::state::containers::{STAND_ASIDE, is_restored};
 use crate::state::originals;

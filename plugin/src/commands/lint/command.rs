@@ -4,17 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::commands::explain::Basis;
-use crate::commands::lint::{self, Level, Report};
-use crate::config::{Config, NodeAllocatable};
-use crate::core::policy::Node;
-use crate::core::units::{Bytes, PageSize};
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
+use plimsoll_core::policy::Node;
+use plimsoll_core::units::{Bytes, PageSize};
 use serde::Serialize;
 use walkdir::WalkDir;
 
+use crate::commands::explain::Basis;
+use crate::commands::lint::{self, Level, Report};
 use crate::commands::{Failure, load_config, print, quantity, read_file, shown};
+use crate::config::{Config, NodeAllocatable};
 
 /// Check the memory of pods in manifests, as for a pipeline.
 #[derive(Args)]

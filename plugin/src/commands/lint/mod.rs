@@ -15,6 +15,8 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use plimsoll_core::pod::{QosClass, Stated};
+use plimsoll_core::units::{Bytes, Limit, harmless};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Number, Value, json};
@@ -25,8 +27,6 @@ use crate::commands::explain::{
     object_name, opened, pod_template,
 };
 use crate::config::complaint;
-use crate::core::pod::{QosClass, Stated};
-use crate::core::units::{Bytes, Limit, harmless};
 
 /// Maximum size of a file, in bytes.
 pub const LARGEST: usize = 64 << 20;
@@ -870,11 +870,12 @@ impl<'de> Deserialize<'de> for Inner {
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_core::policy::{Node, Policy};
+    use plimsoll_core::units::PageSize;
+    use proptest::prelude::*;
+
     use super::*;
     use crate::config::Config;
-    use crate::core::policy::{Node, Policy};
-    use crate::core::units::PageSize;
-    use proptest::prelude::*;
 
     fn report(text: &str) -> Report {
         let node = Node { allocatable: Some(Bytes::new(8 << 30)), page_size: PageSize::KIB4 };

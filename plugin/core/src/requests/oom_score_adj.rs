@@ -18,8 +18,8 @@
 //! that identifies these containers. The container's limit bounds the error, and kubelets from 1.33
 //! have checkpoints.
 
-use crate::core::pod::{Provenance, Request};
-use crate::core::units::{Bytes, Limit};
+use crate::pod::{Provenance, Request};
+use crate::units::{Bytes, Limit};
 
 /// The value for a Burstable container that requests nearly all memory or more.
 const LOWEST: i64 = 3;
@@ -111,7 +111,7 @@ mod tests {
 
         #[test]
         fn no_input_panics(adj: i64, mem_total: u64, limit: i64) {
-            let limit = Limit::from_cri(limit, crate::core::units::PageSize::KIB4).unwrap_or(Limit::Max);
+            let limit = Limit::from_cri(limit, crate::units::PageSize::KIB4).unwrap_or(Limit::Max);
             if let Some(found) = request(adj, Bytes::new(mem_total), limit) {
                 prop_assert!(found.bytes <= found.at_most);
             }

@@ -2,7 +2,7 @@
 //!
 //! No runtime delivers the request. [`resolve`] takes the first source that answers, in this order:
 //!
-//! 1. **The kubelet's checkpoint** ([`crate::kubelet::checkpoint`]). Only the checkpoint has the
+//! 1. **The kubelet's checkpoint** (`checkpoint` in the plugin). Only the checkpoint has the
 //!    exact request after a resize. Only the checkpoint has the request in a pod with pod-level
 //!    resources, whose class does not determine the containers' requests. A record without a
 //!    request is also an answer. The request then equals the limit (the API server's default), or
@@ -25,14 +25,16 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use crate::core::pod::{Provenance, QosClass, Request};
-use crate::core::policy::{Policy, ReservationPolicy};
-use crate::core::units::{Bytes, Limit};
+use crate::pod::{Provenance, QosClass, Request};
+use crate::policy::{Policy, ReservationPolicy};
+use crate::units::{Bytes, Limit};
 
 pub mod annotation;
 pub mod oom_score_adj;
+mod record;
 
-use crate::kubelet::checkpoint::{Inconclusive, Record};
+pub use self::record::{Inconclusive, Record};
+
 use annotation::Overrides;
 
 /// Known facts about a container, as input for finding its request.
@@ -56,7 +58,7 @@ pub struct Known<'a> {
     /// Node allocatable, the upper bound of an annotated request. The container's limit is no such
     /// bound, because the scheduler does not account for limits.
     pub allocatable: Option<Bytes>,
-    /// The kubelet's record, if there is one: [`crate::kubelet::checkpoint::Checkpoints::lookup`].
+    /// The kubelet's record, if there is one.
     pub record: Result<Option<&'a Record>, Inconclusive>,
 }
 
@@ -335,8 +337,8 @@ impl fmt::Display for Notice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::pod::CheckpointFile;
-    use crate::core::policy::ThrottlingFactor;
+    use crate::pod::CheckpointFile;
+    use crate::policy::ThrottlingFactor;
 
     const MIB: u64 = 1 << 20;
 

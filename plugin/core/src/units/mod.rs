@@ -1,10 +1,14 @@
 //! Amounts of memory and CPU time in the notations of the kernel, CRI and Kubernetes.
 
+mod knob;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
+
+pub use self::knob::{CPU_MAX, Knob};
 
 /// Amount of memory in bytes. Zero is an ordinary value and never means "unset".
 ///
@@ -251,11 +255,6 @@ impl PageSize {
     /// Creates a page size, or returns `None` unless `bytes` is a power of two between 1 and 2^30.
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes.is_power_of_two() && bytes <= 1 << 30 { Some(Self(bytes)) } else { None }
-    }
-
-    /// Returns the page size of the running kernel.
-    pub fn of_this_machine() -> Self {
-        Self::new(rustix::param::page_size() as u64).unwrap_or(Self::KIB4)
     }
 
     /// Returns the size in bytes.

@@ -1,11 +1,15 @@
 //! Facts about a pod and its containers, with the source of each number.
 
+pub mod kubepods;
+mod path;
+
 use std::borrow::Borrow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::units::{Bytes, Limit, MilliCpu};
+pub use self::path::{CgroupPath, InvalidPath, SUBGROUP};
+use crate::units::{Bytes, Limit, MilliCpu};
 
 /// Unique identifier of a pod as the kubelet writes it: a UUID, or the hash of a static pod's file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

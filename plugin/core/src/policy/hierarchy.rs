@@ -53,10 +53,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::CgroupPath;
-use crate::core::pod::QosClass;
-use crate::core::policy::Protection;
-use crate::core::units::Bytes;
+use crate::pod::CgroupPath;
+use crate::pod::QosClass;
+use crate::policy::Protection;
+use crate::units::Bytes;
 
 /// Position of a pod in the cgroup tree: its cgroup and the ancestors up to kubepods.
 #[derive(Clone, Debug, PartialEq, Eq)]

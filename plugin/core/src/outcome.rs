@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::cgroup::CgroupError;
-
 /// Result of an attempt. `Display` writes one lowercase word for logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -27,17 +25,6 @@ pub enum Outcome {
     Planned,
     /// A value could not be read or written, or an in-place resize did not take effect.
     Failed,
-}
-
-impl Outcome {
-    /// Returns the outcome of an attempt that ended with this error.
-    pub const fn of(error: &CgroupError) -> Self {
-        match error {
-            CgroupError::Gone(_) => Self::Gone,
-            CgroupError::Unsupported { .. } => Self::Unsupported,
-            CgroupError::Malformed { .. } | CgroupError::Io { .. } => Self::Failed,
-        }
-    }
 }
 
 impl fmt::Display for Outcome {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::units::{Bytes, Limit, PageSize};
+use crate::units::{Bytes, Limit, PageSize};
 
 /// Maximum number of remembered kills per container. Equals the largest configurable number.
 const REMEMBERED: usize = 1000;

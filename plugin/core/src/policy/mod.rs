@@ -17,8 +17,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::core::pod::{QosClass, Request, Resources};
-use crate::core::units::{Bytes, Limit, PageSize, excerpt};
+use crate::pod::{QosClass, Request, Resources};
+use crate::units::{Bytes, Limit, PageSize, excerpt};
 
 /// Throttling factor: the fraction of the way from request to limit at which throttling starts.
 /// Above 0, at most 1.
@@ -503,7 +503,7 @@ fn memory_high(request: Bytes, limit: Bytes, factor: ThrottlingFactor, page: Pag
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::pod::Provenance;
+    use crate::pod::Provenance;
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
@@ -561,7 +561,7 @@ mod tests {
 
     #[test]
     fn the_grid_up_to_64_gib_equals_the_table_computed_by_go() {
-        let table = include_str!("../../../tests/data/memory_high.csv");
+        let table = include_str!("../../tests/data/memory_high.csv");
         let mut rows = 0;
         for row in table.lines().filter(|line| !line.starts_with('#')) {
             let columns: Vec<&str> = row.split(',').collect();

@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::SUBGROUP;
+/// Name of the inner cgroup that crun creates in the scope of a container for the processes. crun
+/// gives both cgroups the same values: as systemd properties of the scope and as files of the inner
+/// cgroup.
+pub const SUBGROUP: &str = "container";
 
 /// Path of a cgroup relative to the root, without `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,7 +42,7 @@ impl CgroupPath {
     ///
     /// Source: runc `libcontainer/cgroups/systemd/common.go` (`ExpandSlice`, `getUnitName`).
     pub fn parse(cgroups_path: &str) -> Result<Self, InvalidPath> {
-        let invalid = || InvalidPath(crate::core::units::excerpt(cgroups_path));
+        let invalid = || InvalidPath(crate::units::excerpt(cgroups_path));
         let path = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
             [slice, prefix, name] if slice.ends_with(".slice") && !slice.contains('/') => {
                 let unit = if name.ends_with(".slice") {
@@ -61,12 +64,12 @@ impl CgroupPath {
 
     /// Returns the cgroup with this name directly below the root. Returns `None` if no cgroup can
     /// have this name.
-    pub(super) fn top(name: &str) -> Option<Self> {
+    pub fn top(name: &str) -> Option<Self> {
         is_part(name).then(|| Self(name.to_owned()))
     }
 
     /// Returns the root itself. This path is only for messages and is never opened.
-    pub(super) const fn root() -> Self {
+    pub const fn root() -> Self {
         Self(String::new())
     }
 
@@ -80,7 +83,7 @@ impl CgroupPath {
         if cgroup_parent.contains('/') || !cgroup_parent.ends_with(".slice") {
             return Self::parse(cgroup_parent);
         }
-        let invalid = || InvalidPath(crate::core::units::excerpt(cgroup_parent));
+        let invalid = || InvalidPath(crate::units::excerpt(cgroup_parent));
         Self::parse(&expand_slice(cgroup_parent).ok_or_else(invalid)?)
     }
 

@@ -4,7 +4,7 @@
 //!
 //! The functions are pure: they use no files and no clock.
 
-use crate::core::units::{Bytes, Limit};
+use crate::units::{Bytes, Limit};
 
 /// Minimum free memory below a new limit. It covers the pause process below the pod's own limit. It
 /// also covers memory charged between the last check and the runtime's write, while `memory.high`

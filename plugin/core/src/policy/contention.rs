@@ -145,6 +145,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "only the clock makes an Instant to count from")]
 mod tests {
     use super::*;
 

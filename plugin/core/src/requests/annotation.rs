@@ -15,9 +15,9 @@
 
 use std::collections::HashMap;
 
-use crate::core::policy::{ReservationPolicy, ThrottlingFactor};
-use crate::core::requests::Notice;
-use crate::core::units::{Bytes, excerpt};
+use crate::policy::{ReservationPolicy, ThrottlingFactor};
+use crate::requests::Notice;
+use crate::units::{Bytes, excerpt};
 
 /// Domain at the end of each key's prefix.
 pub const DOMAIN: &str = "plimsoll.nri.io";
