@@ -13,14 +13,13 @@
 //!
 //! The kubelet sets the same file to the memory that it leaves for pods (`enforceNodeAllocatable`,
 //! in the kubelet's `pkg/kubelet/cm/node_container_manager_linux.go`). The lower limit applies. The
-//! plugin keeps the value without the guard in a file ([`Record`]) and restores it later.
+//! plugin keeps the value without the guard in a file ([`GuardRecord`]) and restores it later.
 //!
 //! Setting the guard limit kills no process. If pods use more, the plugin reclaims memory and sets
 //! the limit only once the usage fits.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +28,6 @@ use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::contention::{Contention, Verdict};
 use plimsoll_core::policy::resize::{self, Cut, Usage};
 use plimsoll_core::units::{Bytes, Knob, Limit};
-use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -40,6 +38,8 @@ use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{Found, find};
 use crate::report::Reports;
 use crate::state::containers::{Containers, is_restored};
+use crate::state::guard_record;
+use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
 /// Warning that half of the guard is missing: there is no cgroup of the system to protect.
 pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
@@ -64,83 +64,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
 /// written back dirty pages.
 const STEP: Bytes = Bytes::new(64 << 20);
-
-/// The guard's change to kubepods, stored in a file so that a later program can undo it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    cgroup: CgroupPath,
-    inode: u64,
-    /// Value that `memory.max` would have without the guard.
-    before: Limit,
-    /// Limits that the guard has set. While the guard limit changes, these are the old and the new
-    /// one.
-    lines: Vec<Bytes>,
-}
-
-impl Record {
-    /// Path of the record on a node.
-    pub const PATH: &str = "run/plimsoll/guard";
-
-    fn file(host: &Path) -> PathBuf {
-        host.join(Self::PATH)
-    }
-
-    /// Returns the record on the node whose file system is at `host`. Returns `None` if there is no
-    /// record, or if it cannot be read.
-    pub fn load(host: &Path) -> Option<Self> {
-        Self::read(host).ok().flatten()
-    }
-
-    /// Returns the record on the node whose file system is at `host`; `None` if there is no record.
-    ///
-    /// # Errors
-    ///
-    /// When the record cannot be read.
-    pub fn read(host: &Path) -> io::Result<Option<Self>> {
-        match fs::read(Self::file(host)) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Returns the cgroup that the guard has changed.
-    pub fn cgroup(&self) -> &CgroupPath {
-        &self.cgroup
-    }
-
-    /// Returns whether `observed` is a limit that the guard has set.
-    fn is_ours(&self, observed: Limit) -> bool {
-        self.lines.iter().any(|line| observed == Limit::Bytes(*line))
-    }
-
-    /// Returns whether `cgroup` is the recorded kubepods and holds a limit of the guard.
-    fn is_in_force(&self, cgroup: &Cgroup) -> Result<bool, CgroupError> {
-        Ok(cgroup.inode()? == self.inode && self.is_ours(cgroup.read(Knob::Max)?))
-    }
-
-    /// Returns the limit that kubepods would have without the guard, if it holds `observed` now.
-    pub fn without(&self, observed: Limit) -> Limit {
-        if self.is_ours(observed) { self.before } else { observed }
-    }
-
-    fn store(&self, host: &Path) -> io::Result<()> {
-        let file = Self::file(host);
-        if let Some(directory) = file.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let new = file.with_extension("new");
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(new, file)
-    }
-
-    fn remove(host: &Path) -> io::Result<()> {
-        match fs::remove_file(Self::file(host)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-}
 
 /// Returns the cgroup of all pods, if there is one. This is the cgroup of the known pods, or else
 /// the one that the kubelet made.
@@ -167,43 +90,18 @@ pub fn kubepods(
     }
 }
 
+/// Returns whether `cgroup` is the recorded kubepods and holds a limit of the guard.
+fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError> {
+    Ok(cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?))
+}
+
 /// Returns whether `memory.max` of kubepods holds a limit of the guard. A limit that waits does not
 /// count.
 pub fn is_in_force(root: &CgroupRoot, ancestors: &Ancestors) -> bool {
     let Ok(Some((path, cgroup))) = kubepods(root, ancestors) else { return false };
-    Record::load(root.host())
-        .is_some_and(|record| record.cgroup == path && record.is_in_force(&cgroup).unwrap_or(false))
-}
-
-/// Action on `memory.max` of kubepods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// The file holds the right value.
-    Nothing,
-    /// Set the limit to `line`. Without the guard, the file would hold `before`.
-    Set { line: Bytes, before: Limit },
-    /// Restore the value that the file would hold without the guard.
-    PutBack(Limit),
-    /// Forget the record, because another program has set the file since.
-    Forget,
-}
-
-/// Decides the action. `line` is the desired guard limit; `None` if no limit is desired.
-fn step(line: Option<Bytes>, observed: Limit, record: Option<&Record>) -> Step {
-    let ours = record.filter(|record| record.is_ours(observed));
-    let before = ours.map_or(observed, |record| record.before);
-    match line {
-        Some(line) if Limit::Bytes(line) < before => {
-            if observed == Limit::Bytes(line) && ours.is_some() {
-                Step::Nothing
-            } else {
-                Step::Set { line, before }
-            }
-        }
-        _ if ours.is_some() => Step::PutBack(before),
-        _ if record.is_some() => Step::Forget,
-        _ => Step::Nothing,
-    }
+    guard_record::load(root.host()).is_some_and(|record| {
+        record.cgroup == path && is_held_by(&record, &cgroup).unwrap_or(false)
+    })
 }
 
 /// Result of an attempt to set the guard limit.
@@ -231,7 +129,7 @@ pub struct Guard {
 /// State of the task.
 #[derive(Debug, Default)]
 struct State {
-    record: Option<Record>,
+    record: Option<GuardRecord>,
     /// Whether the record contains a limit that was not read back.
     is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
@@ -266,7 +164,7 @@ impl Guard {
     /// Runs forever.
     pub async fn run(self) {
         let mut settings = self.containers.settings_changed();
-        let mut state = State { record: Record::load(&self.host), ..State::default() };
+        let mut state = State { record: guard_record::load(&self.host), ..State::default() };
         let mut written = false;
         let mut watched = None;
         loop {
@@ -361,13 +259,13 @@ impl Guard {
         let line = self.line();
         let observed = cgroup.read(Knob::Max)?;
         let subject = Subject::from(&path);
-        match step(line, observed, state.record.as_ref()) {
-            Step::Nothing => state.waits = None,
-            Step::Forget => {
+        match guard_step(line, observed, state.record.as_ref()) {
+            GuardStep::Nothing => state.waits = None,
+            GuardStep::Forget => {
                 state.waits = None;
                 self.forget(state);
             }
-            Step::PutBack(before) => {
+            GuardStep::PutBack(before) => {
                 state.waits = None;
                 cgroup.write(Knob::Max, before)?;
                 let observed = cgroup.read(Knob::Max)?;
@@ -375,7 +273,7 @@ impl Guard {
                 self.forget(state);
                 self.reports.tell(&subject, &Incident::Unguarded { desired: before, observed });
             }
-            Step::Set { line, before } => {
+            GuardStep::Set { line, before } => {
                 let now = Instant::now();
                 if let Some((waits, due)) = state.waits
                     && waits == line
@@ -404,7 +302,7 @@ impl Guard {
                 }
                 let lines = [observed.bytes().filter(|_| observed != before), Some(line)];
                 let lines = lines.into_iter().flatten().collect();
-                let record = Record { cgroup: path.clone(), inode, before, lines };
+                let record = GuardRecord { cgroup: path.clone(), inode, before, lines };
                 let attempt = self.set(cgroup, line, observed, record.clone()).await;
                 if matches!(attempt, Ok(Attempt::Overwritten) | Err(_)) {
                     // The record's file may exist now. A later pass must remove the record or
@@ -426,8 +324,8 @@ impl Guard {
                     Attempt::Set => {}
                 }
                 state.waits = None;
-                let record = Record { lines: vec![line], ..record };
-                self.complain(record.store(&self.host));
+                let record = GuardRecord { lines: vec![line], ..record };
+                self.complain(guard_record::store(&record, &self.host));
                 (state.record, state.is_unsure) = (Some(record), false);
                 self.ancestors.make_limits_last(&path);
                 let desired = Limit::Bytes(line);
@@ -445,10 +343,10 @@ impl Guard {
     }
 
     /// Restores the former kubepods if it still exists, because another cgroup is kubepods now.
-    fn put_back_former(&self, record: &Record) -> Result<(), CgroupError> {
+    fn put_back_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
         let put_back = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
-            if record.is_in_force(&cgroup)? {
+            if is_held_by(&record, &cgroup)? {
                 cgroup.write(Knob::Max, record.before)?;
                 self.ancestors.make_limits_last(&record.cgroup);
             }
@@ -466,7 +364,7 @@ impl Guard {
         cgroup: Cgroup,
         line: Bytes,
         observed: Limit,
-        record: Record,
+        record: GuardRecord,
     ) -> Result<Attempt, CgroupError> {
         let (tell, told) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
@@ -483,7 +381,7 @@ impl Guard {
                     return Ok(Attempt::Changed);
                 }
                 // Store the record before the write, so that the write can be undone after a crash.
-                guard.complain(record.store(&guard.host));
+                guard.complain(guard_record::store(&record, &guard.host));
                 cgroup.write(Knob::Max, line.into())?;
                 let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
                 Ok(if is_set { Attempt::Set } else { Attempt::Overwritten })
@@ -502,13 +400,13 @@ impl Guard {
 
     fn forget(&self, state: &mut State) {
         if state.record.take().is_some() {
-            self.complain(Record::remove(&self.host));
+            self.complain(guard_record::remove(&self.host));
         }
     }
 
     fn complain(&self, result: io::Result<()>) {
         if let Err(error) = result {
-            let file = Record::file(&self.host);
+            let file = guard_record::file(&self.host);
             warn!(
                 "cannot write {}: {error}; 'plimsoll restore' will not know what kubepods memory.max was before. Make room \
                  there, or make it writable",
@@ -547,113 +445,5 @@ fn make_room(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError>
             Ok(_) | Err(CgroupError::Unsupported { .. }) => return Ok(Some(usage)),
             Err(error) => return Err(error),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    fn bytes(mib: u64) -> Bytes {
-        Bytes::new(mib * MIB)
-    }
-
-    fn limit(mib: u64) -> Limit {
-        Limit::Bytes(bytes(mib))
-    }
-
-    fn record(before: Limit, line: u64) -> Record {
-        Record {
-            cgroup: CgroupPath::parse("kubepods").unwrap(),
-            inode: 7,
-            before,
-            lines: vec![bytes(line)],
-        }
-    }
-
-    #[test]
-    fn pods_get_the_line_unless_the_kubelet_leaves_them_less() {
-        assert_eq!(
-            step(Some(bytes(900)), Limit::Max, None),
-            Step::Set { line: bytes(900), before: Limit::Max }
-        );
-        assert_eq!(
-            step(Some(bytes(900)), limit(1000), None),
-            Step::Set { line: bytes(900), before: limit(1000) }
-        );
-        assert_eq!(step(Some(bytes(900)), limit(800), None), Step::Nothing);
-        assert_eq!(
-            step(Some(bytes(900)), limit(900), None),
-            Step::Nothing,
-            "it is the kubelet's own"
-        );
-        assert_eq!(step(None, limit(800), None), Step::Nothing);
-    }
-
-    #[test]
-    fn what_was_there_before_comes_back_unless_somebody_set_it_since() {
-        let set = record(limit(1000), 900);
-        assert_eq!(step(Some(bytes(900)), limit(900), Some(&set)), Step::Nothing);
-        assert_eq!(step(None, limit(900), Some(&set)), Step::PutBack(limit(1000)));
-        assert_eq!(step(None, limit(800), Some(&set)), Step::Forget);
-        assert_eq!(step(None, limit(1000), Some(&set)), Step::Forget);
-    }
-
-    #[test]
-    fn another_line_starts_from_what_was_there_before() {
-        let set = record(limit(1000), 900);
-        assert_eq!(
-            step(Some(bytes(950)), limit(900), Some(&set)),
-            Step::Set { line: bytes(950), before: limit(1000) }
-        );
-        assert_eq!(
-            step(Some(bytes(850)), limit(900), Some(&set)),
-            Step::Set { line: bytes(850), before: limit(1000) }
-        );
-        assert_eq!(step(Some(bytes(1100)), limit(900), Some(&set)), Step::PutBack(limit(1000)));
-    }
-
-    #[test]
-    fn what_the_kubelet_sets_since_is_what_comes_back() {
-        let set = record(limit(1000), 900);
-        // A restarted kubelet reserves another amount.
-        assert_eq!(
-            step(Some(bytes(900)), limit(1200), Some(&set)),
-            Step::Set { line: bytes(900), before: limit(1200) }
-        );
-        assert_eq!(step(Some(bytes(900)), limit(700), Some(&set)), Step::Forget);
-    }
-
-    #[test]
-    fn while_the_line_changes_both_are_the_guards_own() {
-        let changing = Record { lines: vec![bytes(900), bytes(850)], ..record(limit(1000), 0) };
-        for held in [limit(900), limit(850)] {
-            assert_eq!(step(None, held, Some(&changing)), Step::PutBack(limit(1000)));
-            assert_eq!(changing.without(held), limit(1000));
-        }
-        // The limit is set once more, so that the record contains only one limit.
-        assert_eq!(
-            step(Some(bytes(850)), limit(900), Some(&changing)),
-            Step::Set { line: bytes(850), before: limit(1000) }
-        );
-    }
-
-    #[test]
-    fn a_record_is_read_as_it_was_written_and_a_torn_one_is_none() {
-        let host = tempfile::tempdir().unwrap();
-        assert_eq!(Record::load(host.path()), None);
-        let record = record(Limit::Max, 900);
-        record.store(host.path()).unwrap();
-        assert_eq!(Record::load(host.path()), Some(record.clone()));
-        assert_eq!(record.without(limit(900)), Limit::Max);
-        assert_eq!(record.without(limit(800)), limit(800));
-        fs::write(Record::file(host.path()), "{\"cgroup\":").unwrap();
-        assert_eq!(Record::load(host.path()), None);
-        assert!(Record::read(host.path()).is_err());
-        Record::remove(host.path()).unwrap();
-        Record::remove(host.path()).unwrap();
-        assert_eq!(Record::load(host.path()), None);
     }
 }

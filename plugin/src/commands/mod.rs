@@ -26,6 +26,7 @@ use crate::commands::status::StatusCommand;
 use crate::config::{self, Config, NodeAllocatable};
 use crate::kubelet::node::NodeMemory;
 use crate::report::log::LogFormat;
+use crate::state::guard_record;
 
 /// Draws the line how deep each container may be loaded with memory.
 #[derive(Parser)]
@@ -436,7 +437,8 @@ impl Explain {
                     (Some(bytes), "given by the configuration".to_owned())
                 }
                 (None, NodeAllocatable::Auto) => {
-                    let memory = NodeMemory::discover(Path::new("/"), page_size);
+                    let host = Path::new("/");
+                    let memory = NodeMemory::discover(host, page_size, guard_record::read(host));
                     for problem in &memory.problems {
                         eprintln!("note: {problem}");
                     }

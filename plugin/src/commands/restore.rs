@@ -22,7 +22,6 @@ use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::units::{Bytes, Knob, excerpt, printable};
 use tokio::time::{Instant, timeout};
 
-use crate::agent::guard::Record;
 use crate::cgroup::systemd::{self, Systemd};
 use crate::cgroup::watch::Watch;
 use crate::cgroup::{CgroupError, CgroupRoot};
@@ -32,8 +31,10 @@ use crate::config::Config;
 use crate::kubelet::kubepods::{self, Found};
 use crate::report::serve;
 use crate::state::containers::{Containers, KNOBS, STAND_ASIDE};
+use crate::state::guard_record;
 use crate::state::originals::{DIRECTORY, Originals, Target, Values};
 use crate::state::{brake, raised};
+use plimsoll_core::policy::guard::GuardRecord;
 
 /// Time limit for restoring all values. A runtime needs some tenths of a second per container.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -113,11 +114,11 @@ impl Restore {
             .context("cannot read what cgroups held before")
             .map_err(Failure::Runtime)?;
         let before = Looked::new(&root, &originals);
-        let (kubepods, problem) = match Record::read(&self.host) {
+        let (kubepods, problem) = match guard_record::read(&self.host) {
             Ok(record) => (record, None),
-            Err(error) => (None, Some(format!("/{}: {error}", Record::PATH))),
+            Err(error) => (None, Some(format!("/{}: {error}", GuardRecord::PATH))),
         };
-        let kubepods = kubepods.map(|record| record.cgroup().clone());
+        let kubepods = kubepods.map(|record| record.cgroup);
         let max = |cgroup: &CgroupPath| {
             root.cgroup(cgroup).and_then(|cgroup| cgroup.read(Knob::Max)).ok()
         };
@@ -225,7 +226,7 @@ impl Restore {
             };
             let (back, away): (Vec<_>, Vec<_>) =
                 changed.iter().partition(|changed| changed.is_back(root));
-            let guarded = usize::from(Record::load(&self.host).is_some());
+            let guarded = usize::from(guard_record::load(&self.host).is_some());
             (guarded + away.len(), back.into_iter().filter(|changed| !is_told(changed)).count())
         };
         // After a complete search, a missing container has ended or its cgroup is outside the

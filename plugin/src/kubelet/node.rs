@@ -20,13 +20,13 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::guard::GuardRecord;
 use plimsoll_core::units::{Bytes, Limit, PageSize, excerpt};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::agent::guard::Record;
 use crate::cgroup::{CgroupError, CgroupRoot, RootError};
 use crate::kubelet::kubepods::{self, Found};
 
@@ -240,8 +240,8 @@ impl fmt::Display for NodeMemory {
 impl NodeMemory {
     /// Reads the node whose file system is at `root`, usually `/`. Never fails: unreadable files
     /// are ignored and listed in `problems`. A missing file is a problem only if no other source
-    /// can replace it.
-    pub fn discover(root: &Path, page: PageSize) -> Self {
+    /// can replace it. `guard` is the stored record of the guard.
+    pub fn discover(root: &Path, page: PageSize, guard: io::Result<Option<GuardRecord>>) -> Self {
         let mut problems = Vec::new();
         let mut use_file = |path: &str| match read(root, path) {
             Ok(text) => text,
@@ -258,8 +258,8 @@ impl NodeMemory {
             let text = use_file(&path)?;
             Some((cgroup, path, text))
         });
-        let record = Record::read(root).unwrap_or_else(|error| {
-            problems.push(NodeError::Io { path: format!("/{}", Record::PATH), error });
+        let record = guard.unwrap_or_else(|error| {
+            problems.push(NodeError::Io { path: format!("/{}", GuardRecord::PATH), error });
             None
         });
         problems.extend(unsearched);
@@ -290,7 +290,7 @@ impl NodeMemory {
         let kubepods =
             kubepods.and_then(|(cgroup, path, text)| match text.trim_end().parse::<Limit>() {
                 // A value that the plugin itself has set says nothing about the kubelet.
-                Ok(limit) => Some(match record.filter(|record| *record.cgroup() == cgroup) {
+                Ok(limit) => Some(match record.filter(|record| record.cgroup == cgroup) {
                     Some(record) => record.without(limit),
                     None => limit,
                 }),
@@ -610,7 +610,9 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let memory = NodeMemory::discover(root.path(), PageSize::KIB4);
+        let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
+        let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
         (root, memory)
     }
 
@@ -641,7 +643,7 @@ evictionHard:
             0,
         )
         .unwrap();
-        let memory = NodeMemory::discover(root.path(), crate::cgroup::page_size());
+        let memory = NodeMemory::discover(root.path(), crate::cgroup::page_size(), Ok(None));
         assert_eq!(memory.source, AllocatableSource::AllMemory);
         assert_eq!(
             memory.problems[0].to_string(),
@@ -716,7 +718,9 @@ evictionHard:
         let cgroups = root.path().join(CGROUPS);
         fs::remove_dir_all(&cgroups).unwrap();
         fs::write(&cgroups, "").unwrap();
-        let memory = NodeMemory::discover(root.path(), PageSize::KIB4);
+        let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
+        let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
         let problem = memory.problems[0].to_string();
         assert!(problem.starts_with("cannot look for kubepods: cgroup root "), "{problem}");
     }
@@ -880,7 +884,9 @@ evictionHard:
     fn a_directory_in_place_of_a_file_is_a_problem_and_no_panic() {
         let (root, _) = node(&[(MEMINFO, MEMINFO_8G)]);
         fs::create_dir_all(root.path().join(KUBELET_CONFIG)).unwrap();
-        let memory = NodeMemory::discover(root.path(), PageSize::KIB4);
+        let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
+        let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
         assert_eq!(memory.source, AllocatableSource::AllMemory);
         assert_eq!(memory.problems.len(), 1);
     }

@@ -27,6 +27,7 @@ use crate::kubelet::checkpoint::{Checkpoints, Moment, PodLevel, Recorded, Record
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
 use crate::state::brake;
+use crate::state::guard_record;
 use crate::state::originals::{DIRECTORY, Originals, Target, Values};
 
 /// Container as reported by the runtime.
@@ -327,7 +328,7 @@ impl Settings {
     /// about its memory, for the log.
     pub fn discover(config: Config, host: &Path) -> (Self, NodeMemory) {
         let page_size = crate::cgroup::page_size();
-        let memory = NodeMemory::discover(host, page_size);
+        let memory = NodeMemory::discover(host, page_size, guard_record::read(host));
         let allocatable = match config.node_allocatable {
             NodeAllocatable::Auto => memory.allocatable,
             NodeAllocatable::Fixed(bytes) => Some(bytes),

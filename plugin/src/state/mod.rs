@@ -2,5 +2,6 @@
 
 pub mod brake;
 pub mod containers;
+pub mod guard_record;
 pub mod originals;
 pub mod raised;

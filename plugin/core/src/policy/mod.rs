@@ -6,6 +6,7 @@
 //! `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
 
 pub mod contention;
+pub mod guard;
 pub mod hierarchy;
 pub mod pod_limit;
 pub mod rescue;

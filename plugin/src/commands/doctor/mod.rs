@@ -39,6 +39,7 @@ use crate::kubelet::node::{self, AllocatableSource, KubeletReservations, NodeMem
 use crate::report::serve;
 use crate::state::brake;
 use crate::state::containers::STAND_ASIDE;
+use crate::state::guard_record;
 use crate::state::originals::DIRECTORY;
 
 /// Maximum size of a file, in bytes. The kubelet's checkpoints have their own maximum.
@@ -694,7 +695,7 @@ impl Facts {
             unit,
             process: holder(host, socket),
             told: told(host),
-            memory: NodeMemory::discover(host, page_size()),
+            memory: NodeMemory::discover(host, page_size(), guard_record::read(host)),
             kubelet_config: file(&format!("{KUBELET}/config.yaml")),
             has_kubelet: host.join(KUBELET).exists(),
             kubelets: Kubelet::all(host),

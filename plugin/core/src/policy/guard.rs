@@ -1,0 +1,166 @@
+//! The guard: a limit of all pods together (`nodeGuard`).
+
+use serde::{Deserialize, Serialize};
+
+use crate::pod::CgroupPath;
+use crate::units::{Bytes, Limit};
+
+/// The guard's change to kubepods, stored in a file so that a later program can undo it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardRecord {
+    /// Cgroup that the guard has changed.
+    pub cgroup: CgroupPath,
+    /// Inode of the cgroup.
+    pub inode: u64,
+    /// Value that `memory.max` would have without the guard.
+    pub before: Limit,
+    /// Limits that the guard has set. While the guard limit changes, these are the old and the new
+    /// one.
+    pub lines: Vec<Bytes>,
+}
+
+impl GuardRecord {
+    /// Path of the record on a node.
+    pub const PATH: &str = "run/plimsoll/guard";
+
+    /// Returns whether `observed` is a limit that the guard has set.
+    pub fn is_ours(&self, observed: Limit) -> bool {
+        self.lines.iter().any(|line| observed == Limit::Bytes(*line))
+    }
+
+    /// Returns the limit that kubepods would have without the guard, if it holds `observed` now.
+    pub fn without(&self, observed: Limit) -> Limit {
+        if self.is_ours(observed) { self.before } else { observed }
+    }
+}
+
+/// Action on `memory.max` of kubepods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardStep {
+    /// The file holds the right value.
+    Nothing,
+    /// Set the limit to `line`. Without the guard, the file would hold `before`.
+    Set {
+        /// Limit to set.
+        line: Bytes,
+        /// Value that the file would hold without the guard.
+        before: Limit,
+    },
+    /// Restore the value that the file would hold without the guard.
+    PutBack(Limit),
+    /// Forget the record, because another program has set the file since.
+    Forget,
+}
+
+/// Decides the action. `line` is the desired guard limit; `None` if no limit is desired.
+pub fn guard_step(line: Option<Bytes>, observed: Limit, record: Option<&GuardRecord>) -> GuardStep {
+    let ours = record.filter(|record| record.is_ours(observed));
+    let before = ours.map_or(observed, |record| record.before);
+    match line {
+        Some(line) if Limit::Bytes(line) < before => {
+            if observed == Limit::Bytes(line) && ours.is_some() {
+                GuardStep::Nothing
+            } else {
+                GuardStep::Set { line, before }
+            }
+        }
+        _ if ours.is_some() => GuardStep::PutBack(before),
+        _ if record.is_some() => GuardStep::Forget,
+        _ => GuardStep::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn bytes(mib: u64) -> Bytes {
+        Bytes::new(mib * MIB)
+    }
+
+    fn limit(mib: u64) -> Limit {
+        Limit::Bytes(bytes(mib))
+    }
+
+    fn record(before: Limit, line: u64) -> GuardRecord {
+        GuardRecord {
+            cgroup: CgroupPath::parse("kubepods").unwrap(),
+            inode: 7,
+            before,
+            lines: vec![bytes(line)],
+        }
+    }
+
+    #[test]
+    fn pods_get_the_line_unless_the_kubelet_leaves_them_less() {
+        assert_eq!(
+            guard_step(Some(bytes(900)), Limit::Max, None),
+            GuardStep::Set { line: bytes(900), before: Limit::Max }
+        );
+        assert_eq!(
+            guard_step(Some(bytes(900)), limit(1000), None),
+            GuardStep::Set { line: bytes(900), before: limit(1000) }
+        );
+        assert_eq!(guard_step(Some(bytes(900)), limit(800), None), GuardStep::Nothing);
+        assert_eq!(
+            guard_step(Some(bytes(900)), limit(900), None),
+            GuardStep::Nothing,
+            "it is the kubelet's own"
+        );
+        assert_eq!(guard_step(None, limit(800), None), GuardStep::Nothing);
+    }
+
+    #[test]
+    fn what_was_there_before_comes_back_unless_somebody_set_it_since() {
+        let set = record(limit(1000), 900);
+        assert_eq!(guard_step(Some(bytes(900)), limit(900), Some(&set)), GuardStep::Nothing);
+        assert_eq!(guard_step(None, limit(900), Some(&set)), GuardStep::PutBack(limit(1000)));
+        assert_eq!(guard_step(None, limit(800), Some(&set)), GuardStep::Forget);
+        assert_eq!(guard_step(None, limit(1000), Some(&set)), GuardStep::Forget);
+    }
+
+    #[test]
+    fn another_line_starts_from_what_was_there_before() {
+        let set = record(limit(1000), 900);
+        assert_eq!(
+            guard_step(Some(bytes(950)), limit(900), Some(&set)),
+            GuardStep::Set { line: bytes(950), before: limit(1000) }
+        );
+        assert_eq!(
+            guard_step(Some(bytes(850)), limit(900), Some(&set)),
+            GuardStep::Set { line: bytes(850), before: limit(1000) }
+        );
+        assert_eq!(
+            guard_step(Some(bytes(1100)), limit(900), Some(&set)),
+            GuardStep::PutBack(limit(1000))
+        );
+    }
+
+    #[test]
+    fn what_the_kubelet_sets_since_is_what_comes_back() {
+        let set = record(limit(1000), 900);
+        // A restarted kubelet reserves another amount.
+        assert_eq!(
+            guard_step(Some(bytes(900)), limit(1200), Some(&set)),
+            GuardStep::Set { line: bytes(900), before: limit(1200) }
+        );
+        assert_eq!(guard_step(Some(bytes(900)), limit(700), Some(&set)), GuardStep::Forget);
+    }
+
+    #[test]
+    fn while_the_line_changes_both_are_the_guards_own() {
+        let changing =
+            GuardRecord { lines: vec![bytes(900), bytes(850)], ..record(limit(1000), 0) };
+        for held in [limit(900), limit(850)] {
+            assert_eq!(guard_step(None, held, Some(&changing)), GuardStep::PutBack(limit(1000)));
+            assert_eq!(changing.without(held), limit(1000));
+        }
+        // The limit is set once more, so that the record contains only one limit.
+        assert_eq!(
+            guard_step(Some(bytes(850)), limit(900), Some(&changing)),
+            GuardStep::Set { line: bytes(850), before: limit(1000) }
+        );
+    }
+}

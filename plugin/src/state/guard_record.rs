@@ -1,0 +1,89 @@
+//! File with the guard's record. A later program uses the record to undo the guard's change.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use plimsoll_core::policy::guard::GuardRecord;
+
+/// Returns the path of the record on the node whose file system is at `host`.
+pub fn file(host: &Path) -> PathBuf {
+    host.join(GuardRecord::PATH)
+}
+
+/// Returns the record on the node whose file system is at `host`. Returns `None` if there is no
+/// record, or if it cannot be read.
+pub fn load(host: &Path) -> Option<GuardRecord> {
+    read(host).ok().flatten()
+}
+
+/// Returns the record on the node whose file system is at `host`; `None` if there is no record.
+///
+/// # Errors
+///
+/// When the record cannot be read.
+pub fn read(host: &Path) -> io::Result<Option<GuardRecord>> {
+    match fs::read(file(host)) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Stores the record.
+///
+/// # Errors
+///
+/// When the file cannot be written.
+pub fn store(record: &GuardRecord, host: &Path) -> io::Result<()> {
+    let file = file(host);
+    if let Some(directory) = file.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let new = file.with_extension("new");
+    fs::write(&new, serde_json::to_vec(record)?)?;
+    fs::rename(new, file)
+}
+
+/// Removes the record, if there is one.
+///
+/// # Errors
+///
+/// When the file cannot be removed.
+pub fn remove(host: &Path) -> io::Result<()> {
+    match fs::remove_file(file(host)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_core::pod::CgroupPath;
+    use plimsoll_core::units::{Bytes, Limit};
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_a_torn_one_is_none() {
+        let host = tempfile::tempdir().unwrap();
+        assert_eq!(load(host.path()), None);
+        let record = GuardRecord {
+            cgroup: CgroupPath::parse("kubepods").unwrap(),
+            inode: 7,
+            before: Limit::Max,
+            lines: vec![Bytes::new(900 << 20)],
+        };
+        let limit = |mib: u64| Limit::Bytes(Bytes::new(mib << 20));
+        store(&record, host.path()).unwrap();
+        assert_eq!(load(host.path()), Some(record.clone()));
+        assert_eq!(record.without(limit(900)), Limit::Max);
+        assert_eq!(record.without(limit(800)), limit(800));
+        fs::write(file(host.path()), "{\"cgroup\":").unwrap();
+        assert_eq!(load(host.path()), None);
+        assert!(read(host.path()).is_err());
+        remove(host.path()).unwrap();
+        remove(host.path()).unwrap();
+        assert_eq!(load(host.path()), None);
+    }
+}
