@@ -39,8 +39,10 @@ use crate::config::Reserved;
 use crate::lock;
 use crate::report::{Reports, status};
 use crate::state::brake::Cause;
-use crate::state::containers::{Container, PodView, Settings};
+use crate::state::container::Container;
 use crate::state::originals::{Originals, RaisedLimit, Target, Values};
+use crate::state::pod_view::PodView;
+use crate::state::settings::Settings;
 
 /// Maximum number of concurrent calls to systemd.
 const CALLS: usize = 8;

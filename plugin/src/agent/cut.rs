@@ -19,7 +19,8 @@ use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::oneshot;
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
-use crate::state::containers::{Container, Containers, Update};
+use crate::state::container::{Container, Update};
+use crate::state::containers::Containers;
 use crate::state::originals::Values;
 use crate::{in_own_thread, lock};
 

@@ -21,7 +21,8 @@ use crate::agent::reconcile::Work;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::lock;
 use crate::report::Reports;
-use crate::state::containers::{Container, Containers, Update};
+use crate::state::container::{Container, Update};
+use crate::state::containers::Containers;
 
 /// Pause between two passes over the deferred limits.
 const EVERY: Duration = Duration::from_secs(1);

@@ -37,8 +37,9 @@ use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{Found, find};
 use crate::report::Reports;
-use crate::state::containers::{Containers, is_restored};
+use crate::state::containers::Containers;
 use crate::state::guard_record;
+use crate::state::settings::is_restored;
 use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
 /// Warning that half of the guard is missing: there is no cgroup of the system to protect.

@@ -39,7 +39,8 @@ use crate::lock;
 use crate::report::metrics::{By, OfKill};
 use crate::report::{Report, Reports};
 use crate::state::brake::Cause;
-use crate::state::containers::{Container, Containers};
+use crate::state::container::Container;
+use crate::state::containers::Containers;
 use crate::state::originals;
 
 /// Name of the file with the counts.

@@ -30,8 +30,10 @@ use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{CPU_WEIGHT, CgroupError, CgroupRoot, SWAP_MAX, systemd};
 use crate::kubelet::kubepods::{self, Found, id_in};
 use crate::report::Reports;
-use crate::state::containers::{Container, Containers, Decided, KNOBS, PodView, Update};
+use crate::state::container::{Container, Decided, KNOBS, Update};
+use crate::state::containers::Containers;
 use crate::state::originals::Values;
+use crate::state::pod_view::PodView;
 
 /// Maximum number of containers in one request to the runtime. The runtime takes some tenths of a
 /// second for each container, and holds its lock meanwhile.

@@ -40,8 +40,11 @@ use crate::kubelet::checkpoint::{Moment, Recorded};
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
 use crate::report::Reports;
-use crate::state::containers::{Container, Containers, Decided, Event, KNOBS, Settings, Update};
+use crate::state::container::{Container, Decided, KNOBS, Update};
+use crate::state::containers::Containers;
 use crate::state::originals::Values;
+use crate::state::settings::Settings;
+use crate::state::traffic::Event;
 use crate::state::{brake, raised};
 
 /// Divisor of the runtime's request timeout: an event is answered within this part.

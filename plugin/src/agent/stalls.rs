@@ -22,7 +22,8 @@ use crate::agent::reconcile::Work;
 use crate::cgroup::{CgroupError, CgroupRoot, Events};
 use crate::kubelet::node::MemInfo;
 use crate::report::Reports;
-use crate::state::containers::{Container, Containers};
+use crate::state::container::Container;
+use crate::state::containers::Containers;
 
 /// Interval of the check for throttled containers.
 const EVERY: Duration = Duration::from_secs(5);

@@ -30,9 +30,11 @@ use crate::commands::{Failure, ResetBrake, Restore, print};
 use crate::config::Config;
 use crate::kubelet::kubepods::{self, Found};
 use crate::report::serve;
-use crate::state::containers::{Containers, KNOBS, STAND_ASIDE};
+use crate::state::container::KNOBS;
+use crate::state::containers::Containers;
 use crate::state::guard_record;
 use crate::state::originals::{DIRECTORY, Originals, Target, Values};
+use crate::state::settings::STAND_ASIDE;
 use crate::state::{brake, raised};
 use plimsoll_core::policy::guard::GuardRecord;
 

@@ -26,7 +26,7 @@ use crate::lock;
 use crate::report::events::Events;
 use crate::report::metrics::{File, Level, Metrics, OfLevel};
 use crate::state::brake::{Cause, Tally};
-use crate::state::containers::Container;
+use crate::state::container::Container;
 
 /// Maximum number of different incidents that are remembered for one container or cgroup.
 const REMEMBERED: usize = 16;

@@ -25,7 +25,9 @@ use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::config::Mode;
 use crate::kubelet::node::MemInfo;
 use crate::report::Report;
-use crate::state::containers::{Container, Containers, Decided, Settings, Update};
+use crate::state::container::{Container, Decided, Update};
+use crate::state::containers::Containers;
+use crate::state::settings::Settings;
 
 /// Version of this format.
 pub const VERSION: u32 = 1;

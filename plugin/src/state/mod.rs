@@ -1,7 +1,11 @@
 //! State of the plugin, partly kept in files that survive a restart.
 
 pub mod brake;
+pub mod container;
 pub mod containers;
 pub mod guard_record;
 pub mod originals;
+pub mod pod_view;
 pub mod raised;
+pub mod settings;
+pub mod traffic;

@@ -38,9 +38,9 @@ use crate::kubelet::kubepods::{self, Found};
 use crate::kubelet::node::{self, AllocatableSource, KubeletReservations, NodeMemory};
 use crate::report::serve;
 use crate::state::brake;
-use crate::state::containers::STAND_ASIDE;
 use crate::state::guard_record;
 use crate::state::originals::DIRECTORY;
+use crate::state::settings::STAND_ASIDE;
 
 /// Maximum size of a file, in bytes. The kubelet's checkpoints have their own maximum.
 const LARGEST: usize = 1 << 20;

@@ -42,8 +42,8 @@ use crate::commands::doctor::{PLUGINS, Program, Socket, UNITS, below, holder, na
 use crate::commands::explain::wrap;
 use crate::config::DROP_INS;
 use crate::report::serve;
-use crate::state::containers::{STAND_ASIDE, is_restored};
 use crate::state::originals;
+use crate::state::settings::{STAND_ASIDE, is_restored};
 
 /// The plugin's shipped configuration file.
 const CONFIG_TEXT: &[u8] = include_bytes!("../../../../deploy/90-plimsoll.conf");

@@ -1,0 +1,188 @@
+//! A container as the runtime reported it, and its desired state.
+
+use std::collections::HashMap;
+
+use plimsoll_core::pod::{CgroupPath, PodUid, QosClass, Request};
+use plimsoll_core::policy::hierarchy::PodPlace;
+use plimsoll_core::policy::resize::Limits;
+use plimsoll_core::policy::{Decision, Desired, Reason, Setting};
+use plimsoll_core::requests::Notice;
+use plimsoll_core::requests::annotation::Overrides;
+use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit};
+
+use crate::cgroup::{CgroupError, CgroupRoot};
+use crate::kubelet::checkpoint::Moment;
+use crate::state::originals::Values;
+
+/// Container as reported by the runtime.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Container {
+    /// ID in the runtime.
+    pub id: String,
+    /// Name in its pod.
+    pub name: String,
+    /// Namespace and name of its pod, as `namespace/name`.
+    pub pod: String,
+    /// UID of its pod.
+    pub uid: PodUid,
+    /// ID of its pod's sandbox.
+    pub sandbox: String,
+    /// Memory limit that the container should have. The create request or the last update asked for
+    /// it, or the plugin chose another limit instead.
+    pub limit: Limit,
+    /// Memory limit that the user asks for.
+    pub asked: Limit,
+    /// Identifier of the update that set the limit; 0 for the create request.
+    pub revision: u64,
+    /// CPU limit from the create request or the last update.
+    pub cpu: CpuMax,
+    /// CPU shares from the create request or the last update. They divide CPU time among competing
+    /// cgroups.
+    pub cpu_shares: CpuShares,
+    /// Swap limit that the container should keep after the last update. With `None`, any value is
+    /// accepted.
+    pub swap_max: Option<Bytes>,
+    /// `unified` map that the CRI client sent with the create request or the last update.
+    pub unified: HashMap<String, String>,
+    /// Overrides from the annotations of its pod.
+    pub overrides: Overrides,
+    /// Its `oom_score_adj`.
+    pub oom_score_adj: Option<i64>,
+    /// Last operation of the kubelet on the container. This operation decides which record of the
+    /// kubelet is correct: after an update the kubelet needs a moment to record that it has acted
+    /// on the update.
+    pub moment: Moment,
+    /// Whether the container was started, so that it has a cgroup.
+    pub started: bool,
+    /// Whether processes were seen in its cgroup. If so, the container has ended once the cgroup is
+    /// gone.
+    ///
+    /// With Kata and gVisor this field stays false. All processes of a pod are then in the cgroup
+    /// of its sandbox, and only the runtime reports the end of a container.
+    pub has_had_processes: bool,
+    /// Phase of its last update.
+    pub update: Update,
+    /// Raised `memory.high` while the container is released from the policy's `memory.high`
+    /// (`throttleDeadline`).
+    pub released: Option<Limit>,
+    /// Its cgroup. `None` if the runtime reported no path or an invalid path.
+    pub cgroup: Option<CgroupPath>,
+    /// Place of its pod in the hierarchy. `None` if the pod's cgroup was not created by a kubelet.
+    pub place: Option<PodPlace>,
+    /// Original `memory.high` during a limit decrease, until the plugin has read back the desired
+    /// value. It is the desired value itself where the policy leaves `memory.high` alone.
+    pub high_before: Option<Limit>,
+}
+
+/// Phase of a container's last update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// No update is pending. Either there was none, or its result was read back, or it did not take
+    /// place.
+    Over,
+    /// The runtime is about to apply the update with this number. The files may hold a mix of old
+    /// and new values.
+    UnderWay(u64),
+    /// The runtime reports that it has applied the update.
+    Made,
+}
+
+impl Update {
+    /// Update that this plugin is about to request from the runtime.
+    pub const OURS: Self = Self::UnderWay(u64::MAX);
+}
+
+/// Desired state of a container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decided {
+    /// QoS class of the pod.
+    pub class: QosClass,
+    /// Memory request; `None` if unknown.
+    pub request: Option<Request>,
+    /// Desired values of the policy.
+    pub desired: Desired,
+    /// Problems to report in the log.
+    pub notices: Vec<Notice>,
+    /// Original values of the files. `None` if this plugin never changed them.
+    pub before: Option<Values>,
+    /// Raised `memory.high` while the container is released from the policy's `memory.high`
+    /// (`throttleDeadline`).
+    pub released: Option<Limit>,
+    /// Original `memory.high` during a limit decrease, until the plugin has read back the desired
+    /// value. It is the desired value itself where the policy leaves `memory.high` alone.
+    pub high_before: Option<Limit>,
+}
+
+impl Container {
+    /// Returns the kubelet's QoS class. Returns `None` if the pod's cgroup was not created by a
+    /// kubelet.
+    pub fn class(&self) -> Option<QosClass> {
+        self.place.as_ref().map(PodPlace::class)
+    }
+
+    /// Returns whether the container has not started yet or has not ended.
+    pub fn is_alive(&self, root: &CgroupRoot) -> bool {
+        let is_gone =
+            |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
+        !(self.started && self.has_had_processes && self.cgroup.as_ref().is_some_and(is_gone))
+    }
+
+    /// Returns the limits that the container should have.
+    pub fn limits(&self) -> Limits {
+        Limits { memory: self.limit, cpu: self.cpu.rate() }
+    }
+
+    /// Returns the limits that the container would have if it had the memory limit that its user
+    /// asks for.
+    pub fn asked_limits(&self) -> Limits {
+        Limits { memory: self.asked, ..self.limits() }
+    }
+}
+
+impl Decided {
+    /// Returns the desired value of a file. Returns `None` if the file is to be left alone.
+    ///
+    /// If the policy has no value for a file, the original value is desired. If this plugin never
+    /// changed the file, it is left alone.
+    pub fn value(&self, knob: Knob) -> Option<Limit> {
+        let (decision, value) = match knob {
+            Knob::Min => (&self.desired.min, self.desired.min_value()),
+            Knob::Low => (&self.desired.low, self.desired.low_value()),
+            Knob::High => (&self.desired.high, self.desired.high_value()),
+            Knob::Max => return None,
+        };
+        match decision.reason {
+            Reason::NothingReserved | Reason::NoThrottling => self.before?.get(knob).or(value),
+            _ if knob == Knob::High => value.max(self.released).or(self.high_before),
+            _ => value,
+        }
+    }
+
+    /// Returns the desired values of the files, without the files that are to be left alone.
+    pub fn values(&self) -> Vec<(Knob, Limit)> {
+        KNOBS.into_iter().filter_map(|knob| Some((knob, self.value(knob)?))).collect()
+    }
+
+    /// Returns whether the container is unmanaged: the policy has no value for it, but this plugin
+    /// has changed it before.
+    pub fn is_let_go(&self) -> bool {
+        let Desired { min, low, high, .. } = &self.desired;
+        let has_no_say = |decision: &Decision| {
+            matches!(decision.reason, Reason::NothingReserved | Reason::NoThrottling)
+        };
+        self.before.is_some() && [min, low, high].into_iter().all(has_no_say)
+    }
+
+    /// Returns what the policy wants for a file.
+    pub fn setting(&self, knob: Knob) -> Setting {
+        match knob {
+            Knob::Min => self.desired.min.setting,
+            Knob::Low => self.desired.low.setting,
+            Knob::High => self.desired.high.setting,
+            Knob::Max => Setting::LeaveAlone,
+        }
+    }
+}
+
+/// Files that this plugin sets by its policy.
+pub const KNOBS: [Knob; 3] = [Knob::Min, Knob::Low, Knob::High];
