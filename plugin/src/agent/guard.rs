@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::agent::ancestors::Ancestors;
+use crate::agent::levels::Ancestors;
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{Found, find};

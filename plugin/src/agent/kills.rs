@@ -31,8 +31,8 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, warn};
 
-use crate::agent::ancestors::Ancestors;
 use crate::agent::guard;
+use crate::agent::levels::Ancestors;
 use crate::agent::reconcile::{Work, give_memory_back};
 use crate::cgroup::{CgroupError, CgroupRoot, EVENTS, Events};
 use crate::lock;

@@ -1,10 +1,10 @@
 //! The running plugin: the service that answers the runtime's events, and the background tasks.
 
-pub mod ancestors;
 pub mod cut;
 pub mod defer;
 pub mod guard;
 pub mod kills;
+pub mod levels;
 pub(crate) mod notify;
 pub mod reconcile;
 pub mod service;

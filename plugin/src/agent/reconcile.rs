@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::agent::ancestors::{Ancestors, Checked};
+use crate::agent::levels::{Ancestors, Checked};
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{CPU_WEIGHT, CgroupError, CgroupRoot, SWAP_MAX, systemd};
 use crate::kubelet::kubepods::{self, Found, id_in};

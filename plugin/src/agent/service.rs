@@ -29,10 +29,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::agent::ancestors::{Ancestors, Sandbox};
 use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::defer::Deferrals;
 use crate::agent::kills::Kills;
+use crate::agent::levels::{Ancestors, Sandbox};
 use crate::agent::reconcile::{Work, memory_limit, update};
 use crate::cgroup::{CgroupError, CgroupRoot, SWAP_MAX};
 use crate::config::{Config, NodeAllocatable, Shrink};

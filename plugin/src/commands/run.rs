@@ -10,11 +10,11 @@ use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::agent::ancestors::Ancestors;
 use crate::agent::cut::Cuts;
 use crate::agent::defer::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::kills::Watcher;
+use crate::agent::levels::Ancestors;
 use crate::agent::reconcile::{Reconciler, Work};
 use crate::agent::service::{OnConfig, Parts, Service};
 use crate::agent::stalls::Stalls;

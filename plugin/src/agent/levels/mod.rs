@@ -1,0 +1,301 @@
+//! Protection of the cgroups above the containers, and of the reserved cgroups outside kubepods.
+//!
+//! [`Tree`] computes the desired value of each level. This module writes the values to the cgroup
+//! files. A write takes microseconds, so every ancestor cgroup holds its new value before the
+//! plugin answers the event. If systemd owns the cgroup, systemd also gets the value
+//! ([`Ancestors::make_last`]).
+//!
+//! The plugin raises parents before their children, and lowers them after their children. No child
+//! loses protection in between.
+//!
+//! [`Originals`] records the values of a cgroup before its first change. The plugin restores these
+//! values when it no longer protects anything in the cgroup.
+
+mod apply;
+mod check;
+mod lasting;
+mod pod_limits;
+mod query;
+mod sandbox;
+mod settle;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::contention::Contention;
+use plimsoll_core::policy::hierarchy::{PodPlace, Tree};
+use plimsoll_core::policy::resize::Raise;
+use plimsoll_core::policy::{Policy, Protection};
+use plimsoll_core::units::{Knob, Limit, PageSize};
+use tokio::sync::Notify;
+use tracing::warn;
+
+pub use self::check::Checked;
+use self::sandbox::Origins;
+pub use self::sandbox::Sandbox;
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
+use crate::config::Reserved;
+use crate::lock;
+use crate::report::Reports;
+use crate::state::container::Container;
+use crate::state::originals::Originals;
+use crate::state::settings::Settings;
+
+/// Files that the plugin sets above the containers.
+const KNOBS: [Knob; 2] = [Knob::Min, Knob::Low];
+
+/// The cgroups above the containers, and the reserved cgroups.
+#[derive(Debug)]
+pub struct Ancestors {
+    root: Arc<CgroupRoot>,
+    page_size: PageSize,
+    originals: Arc<Mutex<Originals>>,
+    reports: Arc<Reports>,
+    state: Mutex<State>,
+    /// Values to send to systemd, by cgroup. A newer value replaces an older one.
+    lasting: Mutex<BTreeMap<CgroupPath, Last>>,
+    lasting_changed: Notify,
+    /// Signal: the shares of pods have changed, or a file needs a quick retry.
+    shares_changed: Notify,
+}
+
+/// Values that systemd should keep for one cgroup.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    protection: Protection,
+    /// Raised limits. If this is `Some`, systemd should also keep the limits that the files hold.
+    raise: Option<Raise>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tree: Tree,
+    /// Sandboxes of the pods, by sandbox ID.
+    sandboxes: HashMap<String, Sandbox>,
+    reserved: Vec<Reserved>,
+    /// Values that the files are known to hold.
+    in_force: HashMap<CgroupPath, InForce>,
+    /// Whether the plugin must not lower any value, because the tree does not contain all
+    /// containers yet.
+    hold: bool,
+    /// Whether the plugin leaves changes by other programs in place (`repair: false`).
+    leaves_changes: bool,
+    /// Files that the plugin leaves as another program set them, with the cgroup's inode and the
+    /// desired value. The plugin leaves a file until the desired value changes.
+    left: HashMap<(CgroupPath, Knob), (u64, Limit)>,
+    raising: Raising,
+    /// Limits of pods that the plugin leaves as another program set them, with the pod cgroup's
+    /// inode and the desired limit. The limit is in bytes for memory, and in microseconds per
+    /// second for CPU.
+    left_limits: HashMap<(CgroupPath, &'static str), (u64, u64)>,
+    /// Repair history of each file. A new desired value does not start a new history, because each
+    /// new pod changes the desired value.
+    contention: Contention<(CgroupPath, Knob), ()>,
+    /// Repair history of each limit of a pod. A new desired limit starts a new history, because it
+    /// comes from a new request of the user.
+    limits: Contention<(CgroupPath, &'static str), u64>,
+    /// Number of synchronizations with the runtime.
+    synchronized: u64,
+    /// Values that the plugin has sent to systemd: the last confirmed one and the unconfirmed ones.
+    /// The files may get these values later, when a newer value is desired.
+    told: HashMap<CgroupPath, Vec<Protection>>,
+    /// Origins of the pods' limits, by sandbox ID.
+    origins: HashMap<String, Origins>,
+    /// Number of failures to write a file, or to read a cgroup (`None`). Only the first failure is
+    /// logged.
+    failing: HashMap<(CgroupPath, Option<Knob>), u32>,
+    /// Pods that the log has named because they get less than they ask for.
+    short: HashSet<CgroupPath>,
+    originals_failing: bool,
+}
+
+/// Handling of pod limits that are lower than what the containers may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Raising {
+    /// The plugin raises them.
+    #[default]
+    Done,
+    /// Observe mode: the plugin only reports that it would raise them.
+    Planned,
+    /// The plugin leaves them unchanged.
+    Off,
+}
+
+impl Raising {
+    fn of(settings: &Settings) -> Self {
+        match settings.config.raise_pod_limits && !settings.stand_aside {
+            false => Self::Off,
+            true if settings.enforces() => Self::Done,
+            true => Self::Planned,
+        }
+    }
+}
+
+impl State {
+    /// Returns whether the plugin leaves the file to another program, and `desired` is unchanged
+    /// since then.
+    fn is_left(&self, file: &(CgroupPath, Knob), inode: u64, desired: Limit) -> bool {
+        self.left.get(file) == Some(&(inode, desired))
+    }
+
+    /// Returns all managed cgroups: the levels of the tree with parents first, then the reserved
+    /// cgroups.
+    fn cgroups(&self) -> Vec<CgroupPath> {
+        let levels = self.tree.levels().into_iter().map(|level| level.cgroup);
+        levels.chain(self.reserved.iter().map(|reserved| reserved.cgroup.clone())).collect()
+    }
+}
+
+/// Returns whether the plugin manages the cgroup.
+fn is_ours(tree: &Tree, reserved: &[Reserved], cgroup: &CgroupPath) -> bool {
+    tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
+}
+
+/// Values that the files of a cgroup hold.
+#[derive(Clone, Copy, Debug)]
+struct InForce {
+    inode: u64,
+    min: Limit,
+    low: Limit,
+}
+
+impl InForce {
+    fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
+        Ok(Self {
+            inode: cgroup.inode()?,
+            min: cgroup.read(Knob::Min)?,
+            low: cgroup.read(Knob::Low)?,
+        })
+    }
+
+    fn get(&self, knob: Knob) -> Limit {
+        if knob == Knob::Low { self.low } else { self.min }
+    }
+
+    fn set(&mut self, knob: Knob, value: Limit) {
+        *(if knob == Knob::Low { &mut self.low } else { &mut self.min }) = value;
+    }
+}
+
+impl Ancestors {
+    /// Creates the state of a node without pods.
+    pub fn new(
+        root: Arc<CgroupRoot>,
+        page_size: PageSize,
+        originals: Arc<Mutex<Originals>>,
+        reports: Arc<Reports>,
+    ) -> Self {
+        Self {
+            root,
+            page_size,
+            originals,
+            reports,
+            state: Mutex::default(),
+            lasting: Mutex::default(),
+            lasting_changed: Notify::new(),
+            shares_changed: Notify::new(),
+        }
+    }
+
+    /// Applies new settings: the budget for the protection of all pods, and the reserved cgroups.
+    /// The budget excludes memory that is reserved for these cgroups, so no memory is promised
+    /// twice.
+    pub fn set_node(&self, settings: &Settings) {
+        let allocatable = settings.node.allocatable;
+        let budget = settings.budget();
+        if let (Some(allocatable), Some(budget)) = (allocatable, budget)
+            && budget < allocatable
+        {
+            warn!(
+                "systemReserved, kubeReserved and nodeGuard leave {} of all memory, which is less than node allocatable, {}; that much \
+                 at most is protected for pods",
+                budget.quantity(),
+                allocatable.quantity()
+            );
+        }
+        let mut state = lock(&self.state);
+        state.leaves_changes = !settings.config.repair;
+        if !state.leaves_changes {
+            state.left.clear();
+            state.left_limits.clear();
+        }
+        state.raising = Raising::of(settings);
+        let former = std::mem::replace(&mut state.reserved, settings.reserved());
+        let mut levels: Vec<_> =
+            former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
+        levels.extend(state.tree.set_budget(budget).into_iter().map(|level| level.cgroup));
+        self.apply(&mut state, levels);
+    }
+
+    /// Adds the sandbox of a pod.
+    pub fn sandbox(&self, sandbox: Sandbox, policy: &Policy) {
+        let mut state = lock(&self.state);
+        let levels = state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
+        let pod = sandbox.place.cgroup().clone();
+        // The pod may be new. Its cgroups may then also be new, so their known values do not count.
+        for level in &levels {
+            state.in_force.remove(&level.cgroup);
+        }
+        state.sandboxes.insert(sandbox.id.clone(), sandbox);
+        self.apply_levels(&mut state, levels, Some(&pod));
+    }
+
+    /// Replaces all sandboxes by those that the runtime reported. The plugin lowers no value until
+    /// [`Ancestors::settle`], because it does not know all containers yet.
+    pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
+        let mut state = lock(&self.state);
+        state.synchronized += 1;
+        state.hold = true;
+        state.sandboxes =
+            sandboxes.into_iter().map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
+        let State { sandboxes, origins, .. } = &mut *state;
+        origins.retain(|sandbox, _| sandboxes.contains_key(sandbox));
+    }
+
+    /// Removes a sandbox that has ended. The pod stays known if it has another sandbox.
+    pub fn sandbox_ended(&self, id: &str) {
+        let mut state = lock(&self.state);
+        state.origins.remove(id);
+        let Some(Sandbox { place, .. }) = state.sandboxes.remove(id) else { return };
+        if state.sandboxes.values().any(|other| other.place.cgroup() == place.cgroup()) {
+            return;
+        }
+        let levels = state.tree.remove_pod(place.cgroup());
+        // The pod's cgroup lies below the changed levels, so it must be lowered first.
+        self.apply(&mut state, vec![place.cgroup().clone()]);
+        self.apply_levels(&mut state, levels, None);
+    }
+
+    /// Sets a container's claim.
+    pub fn claim(&self, place: &PodPlace, id: &str, claim: Protection) {
+        let mut state = lock(&self.state);
+        let levels = state.tree.claim(place, id, claim);
+        self.apply_levels(&mut state, levels, Some(place.cgroup()));
+    }
+
+    /// Raises a container's claim to `claim`. A larger current claim counts until the container's
+    /// new values are verified.
+    pub fn claim_at_least(&self, place: &PodPlace, id: &str, claim: Protection) {
+        let mut state = lock(&self.state);
+        let now = state.tree.claim_of(id).unwrap_or_default();
+        let levels = state.tree.claim(place, id, claim.max(now));
+        self.apply_levels(&mut state, levels, Some(place.cgroup()));
+    }
+
+    /// Returns whether the container has not started yet, or has not ended yet.
+    pub fn is_alive(&self, container: &Container) -> bool {
+        container.is_alive(&self.root)
+    }
+
+    /// Removes the claim of a container that has ended.
+    pub fn release(&self, id: &str) {
+        let mut state = lock(&self.state);
+        let pod = state.tree.pod_of(id).cloned();
+        let levels = state.tree.release(id);
+        self.apply_levels(&mut state, levels, pod.as_ref());
+    }
+}
+
+#[cfg(test)]
+mod tests;

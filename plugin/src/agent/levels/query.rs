@@ -1,0 +1,113 @@
+//! Answers questions about the levels: their cgroups, values and kinds.
+
+use std::collections::{BTreeSet, HashSet};
+
+use plimsoll_core::pod::{CgroupPath, PodCgroup, PodUid};
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
+
+use super::sandbox::Sandbox;
+use super::{Ancestors, State, is_ours};
+use crate::lock;
+use crate::report::status;
+use crate::state::settings::Settings;
+
+impl Ancestors {
+    /// Returns all managed cgroups.
+    pub fn cgroups(&self) -> Vec<CgroupPath> {
+        lock(&self.state).cgroups()
+    }
+
+    /// Returns all managed cgroups with their values and kinds. Among the cgroups of pods, parents
+    /// come first.
+    pub fn levels(&self) -> Vec<(Level, status::Level)> {
+        self.levels_of(&lock(&self.state))
+    }
+
+    fn levels_of(&self, state: &State) -> Vec<(Level, status::Level)> {
+        let of_pods = state.tree.levels().into_iter().map(|level| {
+            let kind =
+                match level.cgroup.parent().filter(|parent| state.tree.desired(parent).is_some()) {
+                    _ if state.tree.is_pod(&level.cgroup) => status::Level::Pod,
+                    Some(_) => status::Level::Class,
+                    None => status::Level::Kubepods,
+                };
+            (level, kind)
+        });
+        // The configuration may name one cgroup for both the system and Kubernetes.
+        let named: BTreeSet<_> = state.reserved.iter().map(|reserved| &reserved.cgroup).collect();
+        let reserved = named.into_iter().map(|cgroup| {
+            let [min, low] = self.wanted(state, cgroup);
+            (
+                Level { cgroup: cgroup.clone(), protection: Protection { min, low } },
+                status::Level::Reserved,
+            )
+        });
+        of_pods.chain(reserved).collect()
+    }
+
+    /// Returns the values that the cgroups would have in enforce mode, in the order of
+    /// [`Self::levels`]. `claims` are the claims of all containers, each with its pod's place and
+    /// the container ID.
+    pub fn planned_levels<'c>(
+        &self,
+        settings: &Settings,
+        claims: impl Iterator<Item = (&'c PodPlace, &'c str, Protection)>,
+    ) -> Vec<(Level, status::Level)> {
+        let mut planned = {
+            let state = lock(&self.state);
+            let (sandboxes, origins) = (state.sandboxes.clone(), state.origins.clone());
+            let (tree, reserved) = (Tree::new(settings.budget()), settings.planned_reserved());
+            State { tree, sandboxes, origins, reserved, ..State::default() }
+        };
+        for sandbox in planned.sandboxes.values() {
+            planned.tree.set_overhead(&sandbox.place, sandbox.protection(&settings.config.policy));
+        }
+        for (place, id, claim) in claims {
+            planned.tree.claim(place, id, claim);
+        }
+        for (id, origins) in &planned.origins {
+            if let Some(Sandbox { place, overhead, .. }) = planned.sandboxes.get(id) {
+                planned.tree.set_cap(place.cgroup(), origins.cap(*overhead));
+            }
+        }
+        self.levels_of(&planned)
+    }
+
+    /// Returns the cgroup of all pods, if a pod was seen.
+    pub fn kubepods(&self) -> Option<CgroupPath> {
+        lock(&self.state).tree.kubepods().cloned()
+    }
+
+    /// Returns whether the plugin manages the cgroup.
+    pub fn contains(&self, cgroup: &CgroupPath) -> bool {
+        let state = lock(&self.state);
+        is_ours(&state.tree, &state.reserved, cgroup)
+    }
+
+    /// Returns the reserved cgroups, which lie outside kubepods.
+    pub fn reserved(&self) -> Vec<CgroupPath> {
+        lock(&self.state).reserved.iter().map(|reserved| reserved.cgroup.clone()).collect()
+    }
+
+    /// Returns whether the cgroup is a reserved one, named in the configuration or chosen by
+    /// `nodeGuard`.
+    pub fn is_reserved(&self, cgroup: &CgroupPath) -> bool {
+        lock(&self.state).reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
+    }
+
+    /// Returns the UIDs of the pods that have a sandbox.
+    pub fn pods(&self) -> HashSet<PodUid> {
+        let state = lock(&self.state);
+        let pods = state
+            .sandboxes
+            .values()
+            .filter_map(|sandbox| PodCgroup::parse(sandbox.place.cgroup().as_str()));
+        pods.map(|pod| pod.uid).collect()
+    }
+
+    /// Returns whether there is a sandbox with this ID.
+    pub fn is_sandbox(&self, id: &str) -> bool {
+        lock(&self.state).sandboxes.contains_key(id)
+    }
+}

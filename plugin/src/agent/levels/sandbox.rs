@@ -1,0 +1,56 @@
+//! The sandbox of a pod, and the origin of the pod's limits.
+
+use plimsoll_core::policy::hierarchy::PodPlace;
+use plimsoll_core::policy::pod_limit::Origin;
+use plimsoll_core::policy::{self, Policy, Protection};
+use plimsoll_core::requests;
+use plimsoll_core::requests::annotation::Overrides;
+use plimsoll_core::units::Bytes;
+
+/// Origins of a pod's limits, as far as evidence has proven them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Origins {
+    pub(super) memory: Origin,
+    pub(super) cpu: Origin,
+    /// Whether the log has explained why the pod's low limits stay.
+    pub(super) is_said: bool,
+}
+
+impl Origins {
+    /// Returns the most that the pod may claim: its own memory limit plus its overhead. Returns
+    /// `None` if the pod is not known to have its own limit.
+    pub(super) fn cap(&self, overhead: Bytes) -> Option<Bytes> {
+        match self.memory {
+            Origin::Own(own) => Some(Bytes::new(own).saturating_add(overhead)),
+            Origin::Sum | Origin::Unknown => None,
+        }
+    }
+}
+
+/// The sandbox of a pod, kept as long as the runtime has the sandbox.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    /// ID of the sandbox in the runtime.
+    pub id: String,
+    /// The pod's cgroup and the cgroups above it.
+    pub place: PodPlace,
+    /// Memory that the pod uses beyond its containers, from its RuntimeClass.
+    pub overhead: Bytes,
+    /// CPU time that the pod uses beyond its containers, in microseconds per second.
+    pub cpu_overhead: u64,
+    /// Memory limit that the kubelet gave the pod, without overhead. `None` if there is no limit,
+    /// or if the runtime does not report it.
+    pub memory_limit: Option<Bytes>,
+    /// CPU limit that the kubelet gave the pod, without overhead. The unit is microseconds per
+    /// second.
+    pub cpu_limit: Option<u64>,
+    /// Overrides from the pod's annotations.
+    pub overrides: Overrides,
+}
+
+impl Sandbox {
+    pub(super) fn protection(&self, node: &Policy) -> Protection {
+        let (policy, _) = requests::overridden(node, &self.overrides);
+        policy::overhead(self.overhead, self.place.class(), &policy)
+    }
+}

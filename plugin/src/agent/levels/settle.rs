@@ -1,0 +1,146 @@
+//! Writes all levels once every container is known, forgets what is gone, and reports shortfalls.
+
+use std::collections::HashSet;
+
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::Policy;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::apply::AT_ONCE;
+use super::{Ancestors, State, is_ours};
+use crate::cgroup::CgroupError;
+use crate::lock;
+use crate::state::originals::Target;
+
+/// Maximum number of pods that one report of shortfalls names.
+const NAMED: usize = 20;
+
+impl Ancestors {
+    /// Writes the desired values of all levels. Restores the original values of cgroups that the
+    /// plugin has changed earlier and no longer manages.
+    ///
+    /// The caller has examined all containers. Claims of containers outside `containers` are
+    /// dropped. `synchronized` is the result of [`Ancestors::synchronized`] before the caller
+    /// examined the containers. Without a synchronization or after a newer one, not all containers
+    /// are known. The call then does nothing.
+    pub fn settle(&self, containers: &HashSet<String>, policy: &Policy, synchronized: u64) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if synchronized == 0 || state.synchronized != synchronized {
+            return;
+        }
+        let gone: Vec<_> = state
+            .tree
+            .containers()
+            .filter(|id| !containers.contains(*id))
+            .map(str::to_owned)
+            .collect();
+        for id in gone {
+            state.tree.release(&id);
+        }
+        let mut pods: HashSet<_> = state.tree.pods().cloned().collect();
+        for sandbox in state.sandboxes.values() {
+            state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
+            pods.remove(sandbox.place.cgroup());
+        }
+        for pod in pods {
+            state.tree.remove_pod(&pod);
+        }
+        state.hold = false;
+        // Other programs may have changed the files, so read them again.
+        state.in_force.clear();
+        let mut cgroups = state.cgroups();
+        let known: HashSet<_> = cgroups.iter().cloned().collect();
+        let changed_once = {
+            let originals = lock(&self.originals);
+            let cgroups = originals.targets().filter_map(|target| match target {
+                Target::Cgroup(path, _) if !known.contains(path) => Some(path.clone()),
+                _ => None,
+            });
+            cgroups.collect::<Vec<_>>()
+        };
+        cgroups.extend(changed_once);
+        self.apply(state, cgroups);
+        self.report_shortfalls(state);
+    }
+
+    /// Forgets containers that are not in `containers`, and cgroups that no longer exist.
+    pub fn prune(&self, containers: &HashSet<String>) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if state.synchronized == 0 {
+            return;
+        }
+        let now = Instant::now().into_std();
+        state.contention.forget_quiet(now);
+        state.limits.forget_quiet(now);
+        let State { tree, in_force, failing, reserved, told, left, left_limits, .. } = state;
+        let is_ours = |cgroup: &CgroupPath| is_ours(tree, reserved, cgroup);
+        in_force.retain(|cgroup, _| is_ours(cgroup));
+        told.retain(|cgroup, _| is_ours(cgroup));
+        left.retain(|(cgroup, _), _| is_ours(cgroup));
+        left_limits.retain(|(cgroup, _), _| is_ours(cgroup));
+        failing.retain(|(cgroup, _), _| is_ours(cgroup));
+        let root = &self.root;
+        let kept = lock(&self.originals).retain(|target| match target {
+            Target::Container(id) => containers.contains(id),
+            // Keep the original values if it is unknown whether the cgroup exists.
+            Target::Cgroup(path, inode) => {
+                match root.cgroup(path).and_then(|cgroup| cgroup.inode()) {
+                    Ok(now) => now == *inode,
+                    Err(error) => !matches!(error, CgroupError::Gone(_)),
+                }
+            }
+        });
+        self.complain(state, kept);
+    }
+
+    /// Writes the desired values of all managed cgroups in batches. Then reports the pods that
+    /// newly get less than they ask for, or get all of it again.
+    pub async fn share(&self) {
+        for cgroups in self.cgroups().chunks(AT_ONCE) {
+            self.apply(&mut lock(&self.state), cgroups.to_vec());
+            // Event handlers may take the lock between two batches.
+            tokio::task::yield_now().await;
+        }
+        let mut state = lock(&self.state);
+        if !state.hold {
+            self.report_shortfalls(&mut state);
+        }
+    }
+
+    pub(super) fn report_shortfalls(&self, state: &mut State) {
+        let shortfalls = state.tree.shortfalls();
+        let (old, new): (Vec<_>, Vec<_>) =
+            shortfalls.into_iter().partition(|shortfall| state.short.contains(&shortfall.pod));
+        for shortfall in new.iter().take(NAMED) {
+            warn!(
+                cgroup = %shortfall.pod,
+                asked_min = shortfall.asked.min.quantity(),
+                gets_min = shortfall.gets.min.quantity(),
+                asked_low = shortfall.asked.low.quantity(),
+                gets_low = shortfall.gets.low.quantity(),
+                "pods ask for more protection than node allocatable; this one gets less than it asks for"
+            );
+        }
+        if new.len() > NAMED {
+            warn!("and {} more pods get less protection than they ask for", new.len() - NAMED);
+        }
+        let short: HashSet<_> = old.into_iter().chain(new).map(|shortfall| shortfall.pod).collect();
+        for pod in state.short.difference(&short).take(NAMED) {
+            info!(cgroup = %pod, "the pod gets all that it asks for again, or is gone");
+        }
+        state.short = short;
+    }
+
+    /// Waits until the shares of pods have changed, or a file needs a quick retry.
+    pub async fn shares_changed(&self) {
+        self.shares_changed.notified().await;
+    }
+
+    /// Returns the number of synchronizations with the runtime.
+    pub fn synchronized(&self) -> u64 {
+        lock(&self.state).synchronized
+    }
+}

@@ -1,0 +1,164 @@
+//! Tests of the levels with a double of systemd.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use plimsoll_core::pod::{CgroupPath, QosClass};
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::hierarchy::PodPlace;
+use plimsoll_core::units::{Bytes, Knob, Limit, PageSize};
+
+use super::{Ancestors, Checked};
+use crate::cgroup::systemd::fake::{Host, Mood, POD};
+use crate::lock;
+use crate::state::originals::Originals;
+
+const KUBEPODS: &str = "kubepods.slice";
+
+/// A host with systemd, and a Guaranteed pod whose slice is a unit.
+struct Arranged {
+    host: Host,
+    place: PodPlace,
+    ancestors: Arc<Ancestors>,
+}
+
+impl Arranged {
+    fn new() -> Self {
+        let host = Host::new().with_bus();
+        for cgroup in [KUBEPODS, POD] {
+            host.cgroup(cgroup, &[("memory.min", "0"), ("memory.low", "0")]);
+        }
+        let originals = Arc::new(Mutex::new(Originals::none(host.directory.path())));
+        let place = PodPlace::new(path(POD), QosClass::Guaranteed).unwrap();
+        let ancestors = Arc::new(Ancestors::new(
+            Arc::new(host.root()),
+            PageSize::KIB4,
+            originals,
+            Arc::default(),
+        ));
+        Self { host, place, ancestors }
+    }
+
+    fn make_last(&self) {
+        tokio::spawn(self.ancestors.clone().make_last(self.host.systemd()));
+    }
+
+    fn claim(&self, min: u64) {
+        self.ancestors.claim(
+            &self.place,
+            "app",
+            Protection { min: Bytes::new(min), low: Bytes::ZERO },
+        );
+    }
+
+    fn write(&self, min: u64) {
+        self.host.cgroup(POD, &[("memory.min", &min.to_string())]);
+    }
+
+    fn check(&self) -> Checked {
+        self.ancestors.check(&path(POD), &[Knob::Min])
+    }
+
+    fn min(&self) -> Limit {
+        self.host.root().cgroup(&path(POD)).unwrap().read(Knob::Min).unwrap()
+    }
+
+    /// Returns the values of MemoryMin that systemd has received, oldest first.
+    fn told(&self) -> Vec<u64> {
+        let settings = |call: &(_, _, Vec<(String, u64)>)| {
+            call.2.iter().find(|(name, _)| name == "MemoryMin").map(|(_, value)| *value)
+        };
+        self.host.fake().set.iter().filter_map(settings).collect()
+    }
+
+    async fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let looks = async {
+            while !is_so() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let looked = tokio::time::timeout(Duration::from_secs(30), looks).await;
+        assert!(
+            looked.is_ok(),
+            "{what}: memory.min is {}, systemd was told {:?}",
+            self.min(),
+            self.told()
+        );
+    }
+}
+
+fn path(path: &str) -> CgroupPath {
+    CgroupPath::parse(path).unwrap()
+}
+
+fn bytes(bytes: u64) -> Limit {
+    Limit::Bytes(Bytes::new(bytes))
+}
+
+#[tokio::test]
+async fn systemd_is_never_told_what_somebody_else_wrote() {
+    let arranged = Arranged::new();
+    // The time between two repairs decides whether the plugin repairs, so stop the clock.
+    tokio::time::pause();
+    arranged.claim(8192);
+    for _ in 0..2 {
+        arranged.write(4096);
+        assert_eq!(arranged.check(), Checked::Settled);
+        assert_eq!(arranged.min(), bytes(8192));
+    }
+    // The third repair must wait.
+    arranged.write(4096);
+    assert!(matches!(arranged.check(), Checked::Again(_)));
+    tokio::time::resume();
+    arranged.make_last();
+    arranged.until("told", || !arranged.told().is_empty()).await;
+    assert_eq!(arranged.told(), [8192]);
+}
+
+#[tokio::test]
+async fn a_foreign_write_counts_while_systemd_is_told() {
+    let arranged = Arranged::new();
+    arranged.host.fake().mood = Mood::Late;
+    arranged.make_last();
+    arranged.claim(8192);
+    arranged.until("told", || !arranged.told().is_empty()).await;
+    tokio::time::pause();
+    for repairs in 1..=2 {
+        arranged.write(0);
+        arranged.check();
+        assert_eq!(
+            lock(&arranged.ancestors.state).contention.repairs(&(path(POD), Knob::Min)),
+            repairs
+        );
+    }
+    arranged.write(0);
+    assert!(matches!(arranged.check(), Checked::Again(_)));
+}
+
+#[tokio::test]
+async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_elses() {
+    let arranged = Arranged::new();
+    arranged.host.fake().mood = Mood::Late;
+    let writes = arranged.host.fake().writes.clone();
+    arranged.make_last();
+    let values = [8192, 4096, 16384, 12288];
+    arranged.claim(values[0]);
+    for (index, newer) in values.into_iter().enumerate().skip(1) {
+        arranged.until("told", || arranged.told().len() == index).await;
+        arranged.claim(newer);
+        assert_eq!(arranged.min(), bytes(newer));
+        writes.add_permits(1);
+        // Only the second round checks the file as the watch does. The plugin may not have
+        // handled systemd's answer yet.
+        if index == 2 {
+            arranged.until("late", || arranged.min() != bytes(newer)).await;
+            assert_eq!(arranged.check(), Checked::Settled);
+        }
+        arranged.until("newer", || arranged.told().last() == Some(&newer)).await;
+        assert_eq!(arranged.min(), bytes(newer));
+    }
+    writes.add_permits(1);
+    arranged.until("told all", || writes.available_permits() == 0).await;
+    assert_eq!(arranged.told(), values);
+    assert_eq!(lock(&arranged.ancestors.state).contention.repairs(&(path(POD), Knob::Min)), 0);
+}
