@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use crate::agent::cut::{Attempted, Cuts};
-use crate::agent::reconcile::Work;
+use crate::agent::reconciler::Work;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::lock;
 use crate::report::Reports;

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, warn};
 
-use crate::agent::reconcile::Work;
+use crate::agent::reconciler::Work;
 use crate::cgroup::{CgroupError, CgroupRoot, Events};
 use crate::kubelet::node::MemInfo;
 use crate::report::Reports;

@@ -15,7 +15,7 @@ use crate::agent::defer::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::kills::Watcher;
 use crate::agent::levels::Ancestors;
-use crate::agent::reconcile::{Reconciler, Work};
+use crate::agent::reconciler::{Reconciler, Work};
 use crate::agent::service::{OnConfig, Parts, Service};
 use crate::agent::stalls::Stalls;
 use crate::cgroup::CgroupRoot;

@@ -19,9 +19,7 @@ use tracing::warn;
 
 use crate::kubelet::checkpoint::{Checkpoints, Moment, Recorded};
 use crate::lock;
-use crate::state::container::Container;
-use crate::state::container::Decided;
-use crate::state::container::Update;
+use crate::state::container::{Container, Decided, Update};
 use crate::state::originals::{Originals, Target, Values};
 use crate::state::settings::Settings;
 use crate::state::traffic::{Event, Traffic};

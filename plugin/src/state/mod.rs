@@ -4,6 +4,7 @@ pub mod brake;
 pub mod container;
 pub mod containers;
 pub mod guard_record;
+pub mod kill_counts;
 pub mod originals;
 pub mod pod_view;
 pub mod raised;

@@ -4,8 +4,8 @@
 use plimsoll_core::policy::rescue::Rescued;
 use plimsoll_core::units::{CPU_MAX, Knob, printable};
 
-use crate::agent::kills;
 use crate::cgroup::{CgroupError, CgroupRoot};
+use crate::state::kill_counts;
 use crate::state::originals::RaisedLimit;
 
 /// Returns one line of text for each of these limits. `raised` lists the raised limits of pods, of
@@ -35,7 +35,7 @@ pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
             printable(file)
         )
     });
-    let rescued = match kills::rescued_on(root.host()) {
+    let rescued = match kill_counts::rescued_on(root.host()) {
         Ok(rescued) => rescued,
         Err(error) => {
             return pods

@@ -10,9 +10,8 @@ use tracing::warn;
 
 use crate::config::{Config, Mode, NodeAllocatable, Owner, Reserved};
 use crate::kubelet::node::NodeMemory;
-use crate::state::brake;
-use crate::state::guard_record;
 use crate::state::originals::DIRECTORY;
+use crate::state::{brake, guard_record};
 
 /// Marker file, relative to the root of the node's file system. While it exists the plugin manages
 /// nothing. `plimsoll restore` creates it.

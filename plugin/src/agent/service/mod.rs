@@ -5,7 +5,11 @@
 //! decrease may take longer (`CUT_BUDGET`). Invalid data about pods and containers fails no event:
 //! the plugin reports the data and ignores it.
 
-use std::collections::hash_map::Entry;
+mod forget;
+mod resolve;
+mod settings;
+mod translate;
+
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,39 +17,34 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nri::api::{
-    self, ContainerAdjustment, ContainerState, ContainerUpdate, LinuxContainerAdjustment,
-    LinuxResources, PodSandbox,
+    self, ContainerAdjustment, ContainerUpdate, LinuxContainerAdjustment, LinuxResources,
+    PodSandbox,
 };
 use nri::{Configuration, Creation, EventMask, Plugin, Refusal};
 use plimsoll_core::incident::{Incident, LowerLimit, Subject};
-use plimsoll_core::pod::{CgroupPath, PodCgroup, PodUid, Request};
+use plimsoll_core::pod::{CgroupPath, PodUid};
 use plimsoll_core::policy::Setting;
-use plimsoll_core::policy::hierarchy::PodPlace;
-use plimsoll_core::policy::resize::{self, Limits};
-use plimsoll_core::requests::Inconclusive;
-use plimsoll_core::requests::annotation::{self, Overrides};
-use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit, PageSize, excerpt, printable};
+use plimsoll_core::requests::annotation;
+use plimsoll_core::units::{Bytes, Knob, Limit, PageSize, excerpt, printable};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use self::translate::{cpu, has_ended, is_claimed, limit, newest, sandbox, shares, translate};
 use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::defer::Deferrals;
 use crate::agent::kills::Kills;
-use crate::agent::levels::{Ancestors, Sandbox};
-use crate::agent::reconcile::{Work, memory_limit, update};
+use crate::agent::levels::Ancestors;
+use crate::agent::reconciler::{Work, memory_limit, update};
 use crate::cgroup::{CgroupError, CgroupRoot, SWAP_MAX};
-use crate::config::{Config, NodeAllocatable, Shrink};
-use crate::kubelet::checkpoint::{Moment, Recorded};
-use crate::kubelet::node::NodeMemory;
+use crate::config::{Config, Shrink};
+use crate::kubelet::checkpoint::Moment;
 use crate::lock;
 use crate::report::Reports;
-use crate::state::container::{Container, Decided, KNOBS, Update};
+use crate::state::brake;
+use crate::state::container::{Container, KNOBS, Update};
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
-use crate::state::settings::Settings;
 use crate::state::traffic::Event;
-use crate::state::{brake, raised};
 
 /// Divisor of the runtime's request timeout: an event is answered within this part.
 pub(crate) const BUDGET: u32 = 10;
@@ -159,152 +158,6 @@ impl Service {
         self.synchronized.subscribe()
     }
 
-    /// Applies another configuration to all containers.
-    pub fn reconfigure(&self, config: Config) {
-        self.take_over(config);
-        self.enqueue(Work::All);
-    }
-
-    /// Checks again whether `plimsoll restore` was called or the brake was reset, and reconciles
-    /// all containers after a change.
-    pub fn look_whether_to_stand_aside(&self) {
-        let before = self.containers.settings();
-        let (settings, _) = self.discover(before.config.clone());
-        if settings.stand_aside != before.stand_aside {
-            self.tell_whether_it_stands_aside(&settings);
-        } else if settings.brake != before.brake {
-            self.say_mode(&settings);
-        } else {
-            return;
-        }
-        self.set(settings);
-        self.enqueue(Work::All);
-    }
-
-    /// Applies the brake: the plugin behaves as in observe mode until an operator resets the brake.
-    pub fn apply_brake(&self, record: &brake::Record) {
-        if let Err(error) = record.store(&self.host) {
-            error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is started again acts again");
-            *lock(&self.unstored) = Some(record.clone());
-        }
-        let before = self.containers.settings();
-        let (settings, _) = self.discover(before.config.clone());
-        self.say_mode(&settings);
-        self.set(settings);
-        self.enqueue(Work::All);
-    }
-
-    /// Logs that the plugin only observes, and which raised limits stay.
-    fn say_mode(&self, settings: &Settings) {
-        if !settings.observes() {
-            return;
-        }
-        match &settings.brake {
-            Some(brake) => error!(
-                brake,
-                "the brake is applied: nothing is set, raised or refused any more; find out why there was so much, then call \
-                 'plimsoll reset-brake'"
-            ),
-            None => warn!(
-                "mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be"
-            ),
-        }
-        for limit in raised::staying(&self.root, &self.ancestors.raised_limits()) {
-            warn!(limit, "stays, as lowering it could kill");
-        }
-    }
-
-    fn tell_whether_it_stands_aside(&self, settings: &Settings) {
-        if settings.stand_aside {
-            warn!(
-                "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'"
-            );
-        } else {
-            info!("'plimsoll restore' was undone");
-        }
-    }
-
-    /// Returns the settings for a configuration. If the brake's record could not be stored, the
-    /// brake stays applied. The plugin then tries again to store the record.
-    fn discover(&self, config: Config) -> (Settings, NodeMemory) {
-        let (mut settings, memory) = Settings::discover(config, &self.host);
-        let mut unstored = lock(&self.unstored);
-        match unstored.as_ref() {
-            Some(record) if settings.brake.is_none() => {
-                settings.brake = Some(record.to_string());
-                if record.store(&self.host).is_ok() {
-                    *unstored = None;
-                }
-            }
-            // From now on the file decides whether the brake is applied. An operator can remove the
-            // file.
-            _ => *unstored = None,
-        }
-        (settings, memory)
-    }
-
-    fn set(&self, settings: Settings) {
-        if self.containers.settings().brake.is_some() && settings.brake.is_none() {
-            // Without this the brake could never be applied again.
-            self.reports.brake.clear();
-            info!("the brake was reset");
-        }
-        self.ancestors.set_node(&settings);
-        self.containers.set_settings(settings);
-    }
-
-    fn take_over(&self, config: Config) {
-        let (settings, memory) = self.discover(config);
-        let config = &settings.config;
-        for problem in &memory.problems {
-            warn!(%problem, "node memory");
-        }
-        match config.node_allocatable {
-            NodeAllocatable::Auto => info!("{memory}"),
-            NodeAllocatable::Fixed(bytes) => {
-                info!("node allocatable is {bytes} bytes, as configured")
-            }
-        }
-        if settings.stand_aside {
-            self.tell_whether_it_stands_aside(&settings);
-        } else {
-            self.say_mode(&settings);
-        }
-        if let (Some(kept), None, false) =
-            (config.node_guard, settings.planned_guard_line(), settings.stand_aside)
-        {
-            let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
-            warn!(
-                "nodeGuard would leave pods nothing: expected less than all memory, {all}, found {}; no memory is kept from pods",
-                kept.quantity()
-            );
-        }
-        for conflict in &memory.conflicts {
-            warn!(%conflict, "the kubelet");
-        }
-        if let Some(unsettled) = &memory.unsettled {
-            info!(%unsettled, "it is unknown whether the kubelet's own MemoryQoS is on");
-        }
-        (self.on_config)(config);
-        self.set(settings);
-    }
-
-    /// Determines node allocatable again. It stands in for the limit of a container without a
-    /// limit. A runtime starts its plugins before the kubelet. The kubelet determines node
-    /// allocatable later and may change it.
-    fn refresh_node(&self) {
-        let before = self.containers.settings();
-        if before.config.node_allocatable != NodeAllocatable::Auto {
-            return;
-        }
-        let (settings, memory) = self.discover(before.config.clone());
-        if settings.node != before.node {
-            info!("{memory}");
-            self.set(settings);
-            self.enqueue(Work::All);
-        }
-    }
-
     fn enqueue(&self, work: Work) {
         // The receiver lives as long as the program.
         let _ = self.work.send(work);
@@ -324,209 +177,6 @@ impl Service {
     fn page_size(&self) -> PageSize {
         self.containers.settings().node.page_size
     }
-
-    /// Returns the kubelet's records of a container and its pod. The result is inconclusive if they
-    /// cannot be read in time.
-    async fn record(&self, container: &Container) -> Recorded {
-        let moment = container.moment;
-        if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment)
-        {
-            return record;
-        }
-        let budget = *lock(&self.budget);
-        let (containers, uid, name) =
-            (self.containers.clone(), container.uid.clone(), container.name.clone());
-        let lookup = tokio::task::spawn_blocking(move || containers.record(&uid, &name, moment));
-        match timeout(budget, lookup).await {
-            Ok(Ok(record)) => record,
-            Ok(Err(error)) => {
-                warn!(pod = container.pod, container = container.name, %error, "looking up the kubelet's record failed");
-                Err(Inconclusive)
-            }
-            Err(_) => {
-                // The reconcile task reads the record again after the start or update.
-                warn!(
-                    pod = container.pod,
-                    container = container.name,
-                    "the kubelet's checkpoint could not be read within {budget:?}, going on without it"
-                );
-                Err(Inconclusive)
-            }
-        }
-    }
-
-    /// Translates a container that was created without this plugin, or before the plugin restarted.
-    /// If the plugin has changed the container, its unified map holds the plugin's values. The
-    /// original values then replace them.
-    fn found(&self, pod: &PodSandbox, container: &api::Container) -> Container {
-        let mut found = translate(pod, container, self.page_size());
-        if let Some(before) = self.containers.before(&container.id) {
-            found.unified = before.to_unified();
-        }
-        found
-    }
-
-    /// Stores a container and decides its values.
-    async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
-        if container.limit == Limit::Max {
-            self.refresh_node();
-        }
-        let record = self.record(&container).await;
-        let former = self.containers.last_limits(&container.sandbox, &container.name);
-        let container = self.containers.insert(container);
-        let decided = self.containers.decide(&container, &record);
-        for notice in &decided.notices {
-            warn!(pod = container.pod, container = container.name, "{notice}");
-        }
-        if former != Some(container.limits()) {
-            self.say_if_beyond_the_node(&container);
-            self.say_if_overcommitted(&container, decided.request.as_ref());
-        }
-        self.raise_pod(&container, former, &record);
-        // Reserve the larger of the old and new claim until the new values are verified.
-        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
-            self.ancestors.claim_at_least(place, &container.id, claim);
-        }
-        (container, decided)
-    }
-
-    /// Warns about a limit above node allocatable, but the limit is applied. Excessive requests
-    /// appear as shortfalls of protection.
-    fn say_if_beyond_the_node(&self, container: &Container) {
-        if let (Limit::Bytes(limit), Some(allocatable)) =
-            (container.limit, self.containers.settings().node.allocatable)
-            && limit > allocatable
-        {
-            self.reports.tell(&container.into(), &Incident::BeyondNode { limit, allocatable });
-        }
-    }
-
-    /// Warns about a limit that is too many times the request, but the limit is applied.
-    fn say_if_overcommitted(&self, container: &Container, request: Option<&Request>) {
-        if let (Limit::Bytes(limit), Some(request), Some(most)) =
-            (container.limit, request, self.containers.settings().config.max_limit_request_ratio)
-            && resize::is_overcommitted(limit, request.at_most, most)
-        {
-            let what = Incident::Overcommitted { request: request.at_most, limit, most };
-            self.reports.tell(&container.into(), &what);
-        }
-    }
-
-    /// Raises the pod's limits, because a lower pod limit would make the container's limits
-    /// useless. `former` are the last limits of this container, or of its predecessor with the same
-    /// name.
-    fn raise_pod(&self, container: &Container, former: Option<Limits>, recorded: &Recorded) {
-        let mut others = self.containers.in_sandbox(&container.sandbox);
-        others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
-        let pod = self.containers.view_pod(container, former, &others, recorded);
-        self.ancestors.raise_limits(container, &pod);
-    }
-
-    /// Prepares the container for a limit decrease. Returns the limit that stays for now if the
-    /// decrease is deferred.
-    ///
-    /// # Errors
-    ///
-    /// When the decrease would kill the container and must be refused.
-    async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
-        let settings = self.containers.settings();
-        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
-            return Ok(None);
-        }
-        if settings.observes() {
-            if let Some(cut) = self.cuts.judge(container) {
-                let is_deferred = settings.config.shrink == Shrink::Defer;
-                let what = if is_deferred {
-                    Incident::CutDeferred(cut)
-                } else {
-                    Incident::CutRejected(cut)
-                };
-                self.reports.tell_planned(&container.into(), &what);
-            }
-            return Ok(None);
-        }
-        let budget = *lock(&self.budget) * CUT_BUDGET;
-        let (in_force, usage) = match self.cuts.make_room(container, container.update, budget).await
-        {
-            Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
-            Ok(Attempted::NotMade { in_force, usage }) => (in_force, usage),
-            Err(error) => {
-                // The plugin does not refuse a limit that it cannot prepare for.
-                debug!(pod = container.pod, container = container.name, %error, "cannot make room for a lower limit");
-                return Ok(None);
-            }
-        };
-        let is_deferred = settings.config.shrink == Shrink::Defer;
-        if let Some(usage) = usage {
-            let cut = LowerLimit { limit: container.limit, in_force, usage };
-            let what =
-                if is_deferred { Incident::CutDeferred(cut) } else { Incident::CutRejected(cut) };
-            self.reports.tell(&container.into(), &what);
-            // The reconcile task has skipped the container during the attempt.
-            self.enqueue(Work::Container(container.id.clone()));
-        }
-        if !is_deferred {
-            return Err(Refusal::new(WOULD_KILL));
-        }
-        if let Limit::Bytes(limit) = container.limit {
-            self.deferrals.put(&container.id, limit, settings.config.shrink_deadline);
-        }
-        Ok(Some(in_force))
-    }
-
-    fn meet_sandbox(&self, pod: &PodSandbox) {
-        if let Some(sandbox) = sandbox(pod)
-            && !self.ancestors.is_sandbox(&sandbox.id)
-        {
-            self.ancestors.sandbox(sandbox, &self.containers.settings().policy());
-        }
-    }
-
-    fn sandbox_ended(&self, id: &str) {
-        for container in self.containers.remove_sandbox(id) {
-            self.ancestors.release(&container);
-        }
-        self.ancestors.sandbox_ended(id);
-    }
-
-    /// Forgets older containers of the same name in the sandbox. The kubelet creates the next
-    /// container only when the last one has ended. The runtime does not report the end of a
-    /// container that failed to start.
-    fn forget_older(&self, sandbox: &str, newest: &api::Container) {
-        for older in self.others_of_its_name(sandbox, newest) {
-            debug!(
-                pod = older.pod,
-                container = older.name,
-                id = older.id,
-                "another one has taken its place"
-            );
-            self.forget(&older.id);
-        }
-    }
-
-    fn others_of_its_name(
-        &self,
-        sandbox: &str,
-        container: &api::Container,
-    ) -> impl Iterator<Item = Arc<Container>> + use<> {
-        let (id, name) = (container.id.clone(), printable(&container.name));
-        self.containers
-            .in_sandbox(sandbox)
-            .into_iter()
-            .filter(move |other| other.name == name && other.id != id)
-    }
-
-    fn has_processes(&self, cgroup: &CgroupPath) -> bool {
-        self.root.cgroup(cgroup).and_then(|cgroup| cgroup.has_processes()).unwrap_or(false)
-    }
-
-    fn forget(&self, id: &str) {
-        if let Some(container) = self.containers.get(id) {
-            self.kills.ended(&container);
-        }
-        self.containers.remove(id);
-        self.ancestors.release(id);
-    }
 }
 
 /// An event that is being answered.
@@ -541,34 +191,6 @@ impl Drop for Answering {
     fn drop(&mut self) {
         self.reports.metrics.answered(self.name, self.since.elapsed());
     }
-}
-
-/// Returns the sandbox of a pod of the kubelet; `None` for any other pod.
-fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
-    let linux = pod.linux.get_or_default();
-    let place = place(&linux.cgroup_parent)?;
-    let memory = |resources: &LinuxResources| {
-        u64::try_from(resources.memory.get_or_default().limit.get_or_default().value)
-            .ok()
-            .filter(|limit| *limit > 0)
-    };
-    let (overhead, limits) =
-        (linux.pod_overhead.get_or_default(), linux.pod_resources.get_or_default());
-    let (overrides, _) = Overrides::read(&pod.annotations, "");
-    Some(Sandbox {
-        id: pod.id.clone(),
-        place,
-        overhead: Bytes::new(memory(overhead).unwrap_or(0)),
-        cpu_overhead: cpu(overhead, CpuMax::NONE).rate().unwrap_or(0),
-        memory_limit: memory(limits).map(Bytes::new),
-        cpu_limit: cpu(limits, CpuMax::NONE).rate(),
-        overrides,
-    })
-}
-
-fn place(cgroup_parent: &str) -> Option<PodPlace> {
-    let class = PodCgroup::parse(cgroup_parent)?.class;
-    PodPlace::new(CgroupPath::of_parent(cgroup_parent).ok()?, class)
 }
 
 impl Plugin for Service {
@@ -985,162 +607,5 @@ impl Plugin for Service {
         let _event = self.event("RemoveContainer");
         self.forget(&container.id);
         Ok(())
-    }
-}
-
-/// Returns whether a unified map sets a file to another value than the kernel's default. The
-/// default does not count, because the kubelet sends it with every request. Without its MemoryQoS
-/// the kubelet sends `memory.high=max`, and with it zeros where its policy protects nothing.
-/// Source: Kubernetes 1.37, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
-fn is_claimed(unified: &HashMap<String, String>, knob: Knob) -> bool {
-    unified.get(knob.file_name()).is_some_and(|claimed| claimed.parse() != Ok(knob.default_value()))
-}
-
-/// Returns the newest of all containers that share a name and a sandbox. Runtimes with NRI before
-/// 0.9 do not report the time of creation. Then a running container counts as the newest, or else
-/// the last one reported.
-fn newest(containers: impl Iterator<Item = api::Container>) -> Vec<api::Container> {
-    let age = |container: &api::Container| {
-        let runs = matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING));
-        (container.created_at, runs)
-    };
-    let mut newest: Vec<api::Container> = Vec::new();
-    let mut places: HashMap<(String, String), usize> = HashMap::new();
-    for container in containers {
-        match places.entry((container.pod_sandbox_id.clone(), container.name.clone())) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(newest.len());
-                newest.push(container);
-            }
-            Entry::Occupied(place) => {
-                let other = &mut newest[*place.get()];
-                if age(&container) >= age(other) {
-                    *other = container;
-                }
-            }
-        }
-    }
-    newest
-}
-
-fn has_ended(container: &api::Container) -> bool {
-    matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED))
-}
-
-/// Translates a container of the runtime. Invalid data is reported and ignored.
-fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Container {
-    let linux = container.linux.get_or_default();
-    let resources = linux.resources.get_or_default();
-    let cgroup_parent = &pod.linux.get_or_default().cgroup_parent;
-    let parent = PodCgroup::parse(cgroup_parent);
-    let (overrides, notices) = Overrides::read(&pod.annotations, &container.name);
-    let uid = match &parent {
-        Some(parent) if pod.uid.is_empty() => parent.uid.clone(),
-        _ => PodUid::new(pod.uid.clone()),
-    };
-    let mut translated = Container {
-        id: container.id.clone(),
-        // Names of Kubernetes stay unchanged.
-        name: printable(&container.name),
-        pod: format!("{}/{}", printable(&pod.namespace), printable(&pod.name)),
-        uid,
-        sandbox: pod.id.clone(),
-        limit: Limit::Max,
-        asked: Limit::Max,
-        revision: 0,
-        cpu: CpuMax::NONE,
-        cpu_shares: shares(resources, CpuShares::default()),
-        swap_max: None,
-        unified: resources.unified.clone(),
-        overrides,
-        oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
-        moment: Moment::Create,
-        update: Update::Over,
-        released: None,
-        high_before: None,
-        has_had_processes: false,
-        started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
-        cgroup: None,
-        place: place(cgroup_parent),
-    };
-    for notice in notices {
-        warn!(pod = translated.pod, container = translated.name, "{notice}");
-    }
-    let asked = resources.memory.get_or_default().limit.get_or_default().value;
-    translated.limit = limit(asked, page, &translated);
-    translated.asked = translated.limit;
-    translated.cpu = cpu(resources, CpuMax::NONE);
-    if !linux.cgroups_path.is_empty() {
-        match CgroupPath::parse(&linux.cgroups_path) {
-            Ok(path) => translated.cgroup = Some(path),
-            Err(error) => warn!(
-                pod = translated.pod,
-                container = translated.name,
-                %error,
-                "the container's values cannot be verified"
-            ),
-        }
-    }
-    translated
-}
-
-/// Returns the CPU shares that `resources` asks for, or else `known`.
-fn shares(resources: &LinuxResources, known: CpuShares) -> CpuShares {
-    match resources.cpu.get_or_default().shares.get_or_default().value {
-        0 => known,
-        shares => CpuShares(shares),
-    }
-}
-
-/// Returns the CPU limit that `resources` asks for, or else `known`.
-fn cpu(resources: &LinuxResources, known: CpuMax) -> CpuMax {
-    let cpu = resources.cpu.get_or_default();
-    known.updated(cpu.quota.get_or_default().value, cpu.period.get_or_default().value)
-}
-
-fn limit(asked: i64, page: PageSize, container: &Container) -> Limit {
-    Limit::from_cri(asked, page).unwrap_or_else(|error| {
-        warn!(pod = container.pod, container = container.name, "{error}");
-        Limit::Max
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_of_one_name_is_left() {
-        let container = |id: &str, name: &str, sandbox: &str, created_at, state: ContainerState| {
-            api::Container {
-                id: id.into(),
-                name: name.into(),
-                pod_sandbox_id: sandbox.into(),
-                created_at,
-                state: state.into(),
-                ..Default::default()
-            }
-        };
-        let (created, running) =
-            (ContainerState::CONTAINER_CREATED, ContainerState::CONTAINER_RUNNING);
-        for (containers, expected) in [
-            (vec![], ""),
-            (vec![container("a", "x", "1", 1, running), container("b", "x", "1", 2, created)], "b"),
-            (vec![container("b", "x", "1", 2, created), container("a", "x", "1", 1, running)], "b"),
-            (vec![container("a", "x", "1", 0, running), container("b", "x", "1", 0, created)], "a"),
-            (vec![container("a", "x", "1", 0, created), container("b", "x", "1", 0, created)], "b"),
-            (
-                vec![container("a", "x", "1", 1, running), container("b", "x", "2", 2, running)],
-                "a b",
-            ),
-            (
-                vec![container("a", "x", "1", 1, running), container("b", "y", "1", 2, running)],
-                "a b",
-            ),
-        ] {
-            let left: Vec<_> =
-                newest(containers.into_iter()).into_iter().map(|container| container.id).collect();
-            assert_eq!(left.join(" "), expected);
-        }
     }
 }

@@ -1,0 +1,226 @@
+//! Finds new kills in the counts of a pod, and reports them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use plimsoll_core::incident::{Incident, IncidentKind, Subject};
+use plimsoll_core::pod::{CgroupPath, PodCgroup};
+use tracing::{debug, warn};
+
+use super::{AFTER_A_CUT, Total, Watcher, is_due, now, times_reached};
+use crate::agent::guard;
+use crate::cgroup::{CgroupError, CgroupRoot};
+use crate::report::Report;
+use crate::report::metrics::{By, OfKill};
+use crate::state::brake::Cause;
+use crate::state::container::Container;
+use crate::state::kill_counts::{Counts, Killed, Pod};
+
+/// Returns the counts of the pod's containers, and the IDs of the containers that have no cgroup
+/// any more.
+fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<String>) {
+    let (mut counts, mut gone) = (Vec::new(), Vec::new());
+    for (id, running) in &pod.running {
+        match root.cgroup(&running.cgroup).and_then(|cgroup| cgroup.events()) {
+            Ok(events) => counts.push((id.clone(), events.into())),
+            Err(CgroupError::Gone(_)) => gone.push(id.clone()),
+            Err(error) => {
+                debug!(cgroup = %running.cgroup, %error, "cannot tell whether it was killed")
+            }
+        }
+    }
+    (counts, gone)
+}
+
+impl Watcher {
+    /// Returns the pods to check without a report from inotify: all pods, after a new kill below a
+    /// kubepods.
+    pub(super) fn suspects(&mut self) -> Vec<CgroupPath> {
+        let mut has_more = false;
+        for (top, total) in &mut self.totals {
+            let count = self
+                .root
+                .cgroup(top)
+                .and_then(|top| top.events())
+                .map(Counts::from)
+                .unwrap_or_default();
+            has_more |= std::mem::replace(&mut total.kills, count) != count;
+        }
+        if has_more { self.counted.pods.keys().cloned().collect() } else { Vec::new() }
+    }
+
+    /// Checks a pod for kills, and forgets its containers in `ended`. Returns `false` if the pod is
+    /// gone.
+    pub(super) fn look(&mut self, path: &CgroupPath, ended: &BTreeSet<String>) -> bool {
+        let Some(pod) = self.counted.pods.get_mut(path) else {
+            return self.root.cgroup(path).is_ok();
+        };
+        let before = (pod.accounted, pod.limits_reached);
+        // Read the containers before the pod, because the kernel counts upwards.
+        let (counts, gone) = look_at_containers(&self.root, pod);
+        let events = match self.root.cgroup(path).and_then(|pod| pod.events()) {
+            Ok(events) => events,
+            Err(CgroupError::Gone(_)) => return false,
+            Err(error) => {
+                debug!(cgroup = %path, %error, "cannot tell whether anybody was killed");
+                return true;
+            }
+        };
+        let was_seen = std::mem::replace(&mut pod.is_seen, true);
+        let mut killed: Vec<_> =
+            counts.into_iter().filter_map(|(id, counts)| pod.account(id, counts)).collect();
+        let rest = Counts::from(events).since(pod.accounted);
+        if rest.kills() > 0 {
+            let names: BTreeSet<_> =
+                gone.iter().filter_map(|id| Some(&pod.running.get(id)?.name)).collect();
+            match (names.len(), gone.last().and_then(|id| Some((id, pod.running.get(id)?)))) {
+                (1, Some((id, last))) => {
+                    // A part of the kill may have been counted before the container's cgroup was
+                    // gone.
+                    let times =
+                        last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
+                    let container = last.container.clone();
+                    killed.push(Killed {
+                        id: id.clone(),
+                        name: last.name.clone(),
+                        times,
+                        container,
+                    });
+                    pod.accounted = events.into();
+                }
+                (0, _) if pod.unexplained != rest => {
+                    pod.unexplained = rest;
+                    self.again.insert(path.clone());
+                }
+                _ => {
+                    let might_be =
+                        names.into_iter().map(String::as_str).collect::<Vec<_>>().join(" or ");
+                    warn!(
+                        cgroup = %path,
+                        processes = rest.processes,
+                        might_be,
+                        "the kernel killed processes of the pod for want of memory; whose they were cannot be told"
+                    );
+                    pod.accounted = events.into();
+                }
+            }
+        }
+        gone.iter().chain(ended).for_each(|id| _ = pod.running.remove(id));
+        if pod.running.is_empty() {
+            // The pod may be about to go.
+            self.again.insert(path.clone());
+        }
+        killed.retain(|killed| killed.times > 0);
+        let is_by_its_limit = events.oom > pod.limits_reached;
+        let mut forgotten = Vec::new();
+        if !killed.is_empty() {
+            pod.limits_reached = events.oom;
+            let now = now();
+            for Killed { id, name, times, .. } in killed.iter().filter(|_| is_by_its_limit) {
+                let history = pod.histories.entry(name.clone()).or_default();
+                if let Some(container) = self.containers.get(id)
+                    && history.asks_for(container.asked, self.containers.settings().node.page_size)
+                {
+                    forgotten.push(name.clone());
+                }
+                history.killed(*times, now);
+            }
+        }
+        let has_changed = (pod.accounted, pod.limits_reached) != before;
+        forgotten.iter().for_each(|name| self.publish(path, name));
+        if has_changed {
+            // Store the counts before the reports.
+            self.write_down();
+        }
+        for killed in killed {
+            let by_ours = self.kills_by_our_limits(path, &killed, is_by_its_limit);
+            // The brake counts only kills during this process.
+            if was_seen {
+                (0..by_ours).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
+            }
+            self.killed(path, &killed, is_by_its_limit);
+        }
+        true
+    }
+
+    /// Reports a container's kills, and raises its limit if a raise is due.
+    pub(super) fn killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
+        let Some(pod) = self.counted.pods.get_mut(path) else { return };
+        let settings = self.containers.settings();
+        let rescue = settings.config.oom_rescue.unwrap_or_default();
+        let now = now();
+        let kills =
+            pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
+        // The runtime may have created a new container of this name, or reported the end of this
+        // one.
+        let is_it = |container: &Arc<Container>| {
+            container.name == killed.name
+                && container.place.as_ref().is_some_and(|place| place.cgroup() == path)
+        };
+        let container = self
+            .containers
+            .all()
+            .into_iter()
+            .filter(is_it)
+            .max_by_key(|container| container.id != killed.id);
+        let container = container.or_else(|| killed.container.clone());
+        let by = if is_by_its_limit { By::limit } else { By::node };
+        self.reports.metrics.oom_kills.get_or_create(&OfKill { by }).inc_by(killed.times);
+        if is_due(self.told(path, &killed.name).kills, now) {
+            self.told(path, &killed.name).kills = Some(now);
+            let subject = match &container {
+                Some(container) => container.as_ref().into(),
+                None => {
+                    let uid = PodCgroup::parse(path.as_str()).map(|pod| pod.uid);
+                    Subject { uid, container: Some(killed.name.clone()), ..Subject::default() }
+                }
+            };
+            let limit = container.as_ref().map(|container| container.limit);
+            let what = Incident::Killed {
+                limit,
+                by_own_limit: is_by_its_limit,
+                kills,
+                window: rescue.window,
+            };
+            self.reports.tell(&Subject { cgroup: Some(path.clone()), ..subject }, &what);
+        }
+        if let Some(container) = container {
+            self.consider(path, &container);
+        }
+    }
+
+    /// Returns how many of these kills were caused by a limit that the plugin has set. This is the
+    /// limit of all pods, or a deferred limit decrease that was applied shortly before.
+    pub(super) fn kills_by_our_limits(
+        &mut self,
+        path: &CgroupPath,
+        killed: &Killed,
+        is_by_its_limit: bool,
+    ) -> u64 {
+        if !is_by_its_limit {
+            let times = self.limit_of_all_reached();
+            return if guard::is_in_force(&self.root, &self.ancestors) { times } else { 0 };
+        }
+        let Some(pod) = PodCgroup::parse(path.as_str()) else { return 0 };
+        let is_ours = |report: &Report| {
+            report.kind == IncidentKind::CutApplied && report.is_within(AFTER_A_CUT)
+        };
+        if self.reports.of_container(&pod.uid, &killed.name).iter().any(is_ours) {
+            killed.times
+        } else {
+            0
+        }
+    }
+
+    /// Returns how often the limit of all pods was reached since the last call. A memory shortage
+    /// of the whole node does not count, though the kernel then also kills in pods.
+    pub(super) fn limit_of_all_reached(&mut self) -> u64 {
+        let root = &self.root;
+        let since = |(kubepods, total): (&CgroupPath, &mut Total)| {
+            let now = times_reached(root, kubepods)?;
+            Some(now.saturating_sub(total.reached.replace(now)?))
+        };
+        self.totals.iter_mut().filter_map(since).sum()
+    }
+}

@@ -1,0 +1,422 @@
+//! OOM kills of containers. The plugin notices each kill at once. It counts the kills of a
+//! container over all its IDs, and over restarts of the plugin. If the configuration asks for it
+//! (`oomRescue`), the plugin raises the limit of a container that is killed too often.
+//!
+//! A pod's `memory.events` counts the kills of its containers and outlives them. Each change
+//! triggers inotify. The containers' own files show which container was killed. These files exist
+//! only until the runtime has cleaned up after a process that ended. So the plugin reads them when
+//! inotify reports a change, and before it forgets a container. The kernel counts first in the
+//! container, then in its ancestor cgroups. With `memory.oom.group`, it counts the killed processes
+//! one by one. The plugin may therefore see only a part of a kill.
+//!
+//! One task does all of this. Event handlers find its results in memory. The task stores the counts
+//! under `/run`, which lives as long as the cgroups.
+
+mod count;
+mod rescue;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::rescue::Rescued;
+use plimsoll_core::units::Limit;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{error, warn};
+
+use self::watch::{Wakes, next};
+use crate::agent::levels::Ancestors;
+use crate::agent::memory::give_memory_back;
+use crate::agent::reconciler::Work;
+use crate::cgroup::CgroupRoot;
+use crate::lock;
+use crate::report::Reports;
+use crate::state::container::Container;
+use crate::state::containers::Containers;
+use crate::state::kill_counts::{Counted, Counts, FILE, Pod, Running, Told};
+use crate::state::originals;
+
+/// Interval of the check for kills that inotify has not reported.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Minimum time between two checks. A container that is throttled at `memory.high` triggers inotify
+/// as often as a container that is killed.
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// Time after which the plugin asks the runtime again for a limit that is not set, in seconds.
+const RAISE_AGAIN: u64 = 30;
+
+/// Time after a deferred limit decrease in which the decrease counts as the cause of a kill, in
+/// seconds.
+const AFTER_A_CUT: u64 = 60;
+
+/// Minimum time between two reports about a container, in seconds.
+const TELL_EVERY: u64 = 10;
+
+/// Data about kills that the event handlers need.
+#[derive(Debug)]
+pub struct Kills {
+    containers: Arc<Containers>,
+    /// Raised limits, by pod and container name.
+    rescued: Mutex<HashMap<(CgroupPath, String), Rescued>>,
+    changes: mpsc::UnboundedSender<Change>,
+}
+
+/// A change that the task must know of.
+#[derive(Debug)]
+enum Change {
+    /// The container was started, or its user has asked for a limit.
+    Runs(Arc<Container>),
+    /// The container with this pod cgroup and ID has ended.
+    Ended(CgroupPath, String),
+    /// The runtime has reported all running containers.
+    All(Vec<Arc<Container>>),
+}
+
+impl Kills {
+    /// Informs the task of all running containers.
+    pub fn synchronize(&self, containers: Vec<Arc<Container>>) {
+        // The receiver lives as long as the program.
+        let _ = self.changes.send(Change::All(containers));
+    }
+
+    /// Informs the task that a container was started, or that its user has asked for a limit.
+    pub fn runs(&self, container: &Arc<Container>) {
+        let _ = self.changes.send(Change::Runs(container.clone()));
+    }
+
+    /// Informs the task that a container has ended.
+    pub fn ended(&self, container: &Container) {
+        if let Some(place) = &container.place {
+            let _ = self.changes.send(Change::Ended(place.cgroup().clone(), container.id.clone()));
+        }
+    }
+
+    /// Returns the raised limit of an active rescue, if the user still asks for the same limit. A
+    /// running container keeps the raised limit even if rescues are off now, because lowering it
+    /// could kill. In observe mode there is no raised limit.
+    pub fn limit_for(&self, container: &Container) -> Option<Limit> {
+        let rescued = self.rescue_of_request(container)?;
+        if self.containers.settings().observes() {
+            return None;
+        }
+        (container.started || is_wanted(&self.containers, container))
+            .then_some(rescued.limit.into())
+    }
+
+    /// Whether the container has the raised limit of a rescue. Observe mode does not matter: the
+    /// limit stays raised there.
+    pub fn is_rescued(&self, container: &Container) -> bool {
+        let page = self.containers.settings().node.page_size;
+        self.rescue_of_request(container)
+            .is_some_and(|rescued| container.limit.is_same(rescued.limit.into(), page))
+    }
+
+    /// Returns the limit that the container's user asks for. The container's known limit comes from
+    /// the runtime, which may have stored a raised limit.
+    pub fn asked(&self, container: &Container) -> Limit {
+        let rescued =
+            self.rescued(container).filter(|rescued| container.limit == rescued.limit.into());
+        rescued.map_or(container.limit, |rescued| rescued.asked.into())
+    }
+
+    /// Returns the container's rescue if the user still asks for the limit that was raised.
+    fn rescue_of_request(&self, container: &Container) -> Option<Rescued> {
+        let page = self.containers.settings().node.page_size;
+        self.rescued(container)
+            .filter(|rescued| container.asked.is_same(rescued.asked.into(), page))
+    }
+
+    fn rescued(&self, container: &Container) -> Option<Rescued> {
+        let pod = container.place.as_ref()?.cgroup().clone();
+        lock(&self.rescued).get(&(pod, container.name.clone())).copied()
+    }
+}
+
+fn is_wanted(containers: &Containers, container: &Container) -> bool {
+    let settings = containers.settings();
+    settings.config.oom_rescue.is_some()
+        && settings.enforces()
+        && container.overrides.oom_rescue != Some(None)
+}
+
+/// Returns whether the next report is due.
+fn is_due(told: Option<u64>, now: u64) -> bool {
+    told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY)
+}
+
+/// The task that watches for kills and counts them.
+#[derive(Debug)]
+pub struct Watcher {
+    root: Arc<CgroupRoot>,
+    containers: Arc<Containers>,
+    ancestors: Arc<Ancestors>,
+    kills: Arc<Kills>,
+    reports: Arc<Reports>,
+    work: mpsc::UnboundedSender<Work>,
+    changed: mpsc::UnboundedReceiver<Change>,
+    path: PathBuf,
+    counted: Counted,
+    /// Whether there were no stored counts at the start. Kills in the cgroup files may then be old.
+    is_first: bool,
+    is_failing: bool,
+    /// Accounted counts of each kubepods.
+    totals: BTreeMap<CgroupPath, Total>,
+    /// Pods to check with the next tick.
+    again: BTreeSet<CgroupPath>,
+}
+
+/// Accounted counts of one kubepods.
+#[derive(Debug, Default)]
+struct Total {
+    /// Kills below the cgroup.
+    kills: Counts,
+    /// Number of times that the cgroup's own limit was reached; `None` until the first read.
+    reached: Option<u64>,
+}
+
+/// Returns how often the cgroup's own limit was reached; `None` if this cannot be read.
+fn times_reached(root: &CgroupRoot, cgroup: &CgroupPath) -> Option<u64> {
+    root.cgroup(cgroup).and_then(|cgroup| cgroup.local_events()).map(|events| events.oom).ok()
+}
+
+/// Pods to check, with the IDs of their containers that have ended.
+type Due = BTreeMap<CgroupPath, BTreeSet<String>>;
+
+impl Watcher {
+    /// Loads the counts that are stored on the node whose file system is at `host`. The task
+    /// watches nothing until [`Watcher::run`].
+    pub fn load(
+        host: &Path,
+        root: Arc<CgroupRoot>,
+        containers: Arc<Containers>,
+        ancestors: Arc<Ancestors>,
+        reports: Arc<Reports>,
+        work: mpsc::UnboundedSender<Work>,
+    ) -> (Arc<Kills>, Self) {
+        let path = host.join(originals::DIRECTORY).join(FILE);
+        let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Counted>(&text)?));
+        let (counted, is_first) = match read {
+            Ok(counted) => (counted, false),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    warn!(file = %path.display(), %error, "cannot read the kills that were counted before; counting anew");
+                }
+                (Counted::default(), true)
+            }
+        };
+        let rescued = counted.pods.iter().flat_map(|(path, pod)| {
+            pod.histories.iter().filter_map(move |(name, history)| {
+                Some(((path.clone(), name.clone()), history.rescued()?))
+            })
+        });
+        let (changes, changed) = mpsc::unbounded_channel();
+        let rescued = Mutex::new(rescued.collect());
+        let kills = Arc::new(Kills { containers: containers.clone(), rescued, changes });
+        let watcher = Self {
+            root,
+            containers,
+            ancestors,
+            kills: kills.clone(),
+            reports,
+            work,
+            changed,
+            path,
+            counted,
+            is_first,
+            is_failing: false,
+            totals: BTreeMap::new(),
+            again: BTreeSet::new(),
+        };
+        (kills, watcher)
+    }
+
+    /// Runs forever.
+    pub async fn run(mut self) {
+        let mut wakes = Wakes::new()
+            .inspect_err(|error| warn!(%error, "cannot watch for kills; they are found only every {EVERY:?}"))
+            .ok();
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let (mut changes, mut woken, mut is_tick) = (Vec::new(), BTreeSet::new(), false);
+            tokio::select! {
+                Some(change) = self.changed.recv() => changes.push(change),
+                pod = next(&mut wakes) => { woken.insert(pod); }
+                _ = ticks.tick() => is_tick = true,
+            }
+            while let Ok(change) = self.changed.try_recv() {
+                changes.push(change);
+            }
+            while let Some(pod) = next(&mut wakes).now_or_never() {
+                woken.insert(pod);
+            }
+            if is_tick {
+                woken.extend(std::mem::take(&mut self.again));
+                // This usually reads one file.
+                woken.extend(self.suspects());
+                if woken.is_empty() && changes.is_empty() {
+                    continue;
+                }
+            }
+            // The kubelet's checkpoint may be large and there may be many files, so use a blocking
+            // thread.
+            let worked = tokio::task::spawn_blocking(move || {
+                self.work(changes, woken, &mut wakes);
+                (self, wakes)
+            });
+            match worked.await {
+                Ok(worked) => (self, wakes) = worked,
+                Err(error) => {
+                    error!(%error, "looking for containers that were killed failed; they are not counted any more");
+                    return;
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn work(
+        &mut self,
+        changes: Vec<Change>,
+        woken: BTreeSet<CgroupPath>,
+        wakes: &mut Option<Wakes>,
+    ) {
+        let is_about_all = changes.iter().any(|change| matches!(change, Change::All(_)));
+        let mut due: Due = woken.into_iter().map(|pod| (pod, BTreeSet::new())).collect();
+        for change in changes {
+            match change {
+                Change::Runs(container) => self.runs(&container, wakes, &mut due),
+                Change::Ended(pod, id) => _ = due.entry(pod).or_default().insert(id),
+                Change::All(containers) => {
+                    containers.iter().for_each(|container| self.runs(container, wakes, &mut due));
+                    let known: BTreeSet<_> =
+                        containers.iter().map(|container| &container.id).collect();
+                    for (pod, counted) in &self.counted.pods {
+                        let gone = counted.running.keys().filter(|id| !known.contains(id)).cloned();
+                        due.entry(pod.clone()).or_default().extend(gone);
+                    }
+                    if std::mem::take(&mut self.is_first) {
+                        self.write_down();
+                    }
+                }
+            }
+        }
+        for (pod, ended) in due {
+            if !self.look(&pod, &ended) {
+                if let Some(wakes) = wakes {
+                    wakes.remove(&pod);
+                }
+                self.forget(&pod);
+            }
+        }
+        if is_about_all {
+            give_memory_back();
+        }
+    }
+
+    /// Handles a container that runs, and whose user may just have asked for a limit.
+    fn runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
+        let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
+        let path = place.cgroup();
+        let Ok(open) = self.root.cgroup(path) else { return };
+        let (Ok(inode), Ok(events)) = (open.inode(), open.events()) else { return };
+        if let Some(wakes) = wakes
+            && let Err(error) = wakes.add(&self.root, path)
+        {
+            warn!(cgroup = %path, %error, "cannot watch for kills, which are found only every {EVERY:?}");
+        }
+        let total = self.totals.entry(place.kubepods().clone()).or_default();
+        total.reached = total.reached.or_else(|| times_reached(&self.root, place.kubepods()));
+        let is_first = self.is_first;
+        let pod = self.counted.pods.entry(path.clone()).or_default();
+        if pod.inode != inode {
+            *pod = Pod { inode, ..Pod::default() };
+            if is_first {
+                (pod.accounted, pod.limits_reached) = (events.into(), events.oom);
+            }
+        }
+        let counted = || {
+            self.root
+                .cgroup(cgroup)
+                .and_then(|cgroup| cgroup.events())
+                .map(Counts::from)
+                .unwrap_or_default()
+        };
+        pod.running.entry(container.id.clone()).or_insert_with(|| Running {
+            name: container.name.clone(),
+            cgroup: cgroup.clone(),
+            counted: if is_first { counted() } else { Counts::default() },
+            container: None,
+        });
+        if let Some(running) = pod.running.get_mut(&container.id) {
+            running.container = Some(container.clone());
+        }
+        let page = self.containers.settings().node.page_size;
+        let is_forgotten = pod
+            .histories
+            .get_mut(&container.name)
+            .is_some_and(|history| history.asks_for(container.asked, page));
+        if is_forgotten {
+            self.publish(path, &container.name);
+            self.write_down();
+        }
+        due.entry(path.clone()).or_default();
+        // The container's predecessor may have been forgotten before the task saw its last kill.
+        self.consider(path, container);
+    }
+
+    fn told(&mut self, path: &CgroupPath, name: &str) -> &mut Told {
+        self.counted.pods.entry(path.clone()).or_default().told.entry(name.to_owned()).or_default()
+    }
+
+    /// Publishes a container's raised limit for the event handlers.
+    fn publish(&self, path: &CgroupPath, name: &str) {
+        let rescued =
+            self.counted.pods.get(path).and_then(|pod| pod.histories.get(name)?.rescued());
+        let key = (path.clone(), name.to_owned());
+        match rescued {
+            Some(rescued) => lock(&self.kills.rescued).insert(key, rescued),
+            None => lock(&self.kills.rescued).remove(&key),
+        };
+    }
+
+    /// Forgets a pod that is gone.
+    fn forget(&mut self, path: &CgroupPath) {
+        lock(&self.kills.rescued).retain(|(pod, _), _| pod != path);
+        if self.counted.pods.remove(path).is_some_and(|pod| pod.accounted != Counts::default()) {
+            self.write_down();
+        }
+    }
+
+    fn write_down(&mut self) {
+        let save = || {
+            if let Some(directory) = self.path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+            let new = self.path.with_extension("new");
+            fs::write(&new, serde_json::to_vec(&self.counted)?)?;
+            fs::rename(&new, &self.path)
+        };
+        let result: io::Result<()> = save();
+        if let Err(error) = &result
+            && !self.is_failing
+        {
+            warn!(file = %self.path.display(), %error, "cannot write down kills; after a restart they are not known any more");
+        }
+        self.is_failing = result.is_err();
+    }
+}
+
+/// Returns the seconds since the boot, including suspended time.
+fn now() -> u64 {
+    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or_default()
+}

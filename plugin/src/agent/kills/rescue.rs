@@ -1,0 +1,185 @@
+//! Raises the limit of a container that is killed too often.
+
+use std::sync::Arc;
+
+use plimsoll_core::incident::Incident;
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::rescue::{History, Rescued, Verdict};
+use plimsoll_core::units::{Bytes, Limit};
+use tracing::debug;
+
+use super::{RAISE_AGAIN, Watcher, is_due, is_wanted, now};
+use crate::agent::reconciler::Work;
+use crate::lock;
+use crate::state::container::Container;
+
+impl Watcher {
+    /// Raises a container's limit if a raise is due. The pod's limit is raised first. Later
+    /// containers of the same name also get the raised limit.
+    pub(super) fn consider(&mut self, path: &CgroupPath, container: &Arc<Container>) {
+        if self.containers.settings().observes() {
+            return self.plan(path, container, now());
+        }
+        let Some(limit) = self.judge(path, container, now()) else { return };
+        let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
+        let mut others = self.containers.in_sandbox(&container.sandbox);
+        others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
+        let recorded = self.containers.record(&container.uid, &container.name, container.moment);
+        let pod = self.containers.view_pod(&raised, None, &others, &recorded);
+        self.ancestors.raise_limits(&raised, &pod);
+        // The receiver lives as long as the program.
+        let _ = self.work.send(Work::limit(container, limit));
+    }
+
+    /// Reports the raise that observe mode leaves undone.
+    pub(super) fn plan(&mut self, path: &CgroupPath, container: &Container, now: u64) {
+        let settings = self.containers.settings();
+        let (Some(rescue), Some(asked)) =
+            (settings.config.oom_rescue.as_ref(), container.asked.bytes())
+        else {
+            return;
+        };
+        let own_ceiling = container.overrides.oom_rescue;
+        let Some(pod) = self.counted.pods.get(path) else { return };
+        let Some(history) = pod.histories.get(&container.name) else { return };
+        let is_told = pod.told.get(&container.name).is_some_and(|told| !is_due(told.planned, now));
+        let (kills, window) = (history.kills(rescue.window, now), rescue.window);
+        if is_told
+            || kills < rescue.kills as usize
+            || own_ceiling == Some(None)
+            || self.is_bounded_by_its_pod(container)
+        {
+            return;
+        }
+        let free = self.free(container);
+        let page = settings.node.page_size;
+        // Judge a copy of the history, so that the decision is not stored.
+        let what =
+            match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
+                Verdict::NotYet => return,
+                Verdict::Raise(desired) => {
+                    Incident::Rescued { asked, observed: asked, desired, kills, window }
+                }
+                Verdict::AtCeiling(ceiling) => {
+                    Incident::AtCeiling { observed: asked, ceiling, free, kills, window }
+                }
+            };
+        self.told(path, &container.name).planned = Some(now);
+        self.reports.tell_planned(&container.into(), &what);
+    }
+
+    /// Returns a raised limit if a raise is due.
+    pub(super) fn judge(
+        &mut self,
+        path: &CgroupPath,
+        container: &Container,
+        now: u64,
+    ) -> Option<Bytes> {
+        if !is_wanted(&self.containers, container) {
+            return None;
+        }
+        let settings = self.containers.settings();
+        let rescue = settings.config.oom_rescue.as_ref()?;
+        let asked = container.asked.bytes()?;
+        let pod = self.counted.pods.get(path)?;
+        let kills = pod.histories.get(&container.name)?.kills(rescue.window, now);
+        let told = pod.told.get(&container.name).copied().unwrap_or_default();
+        let rescued = pod.histories.get(&container.name).and_then(History::rescued);
+        if let Some(Rescued { limit, .. }) = rescued
+            && container.started
+            && container.limit.is_same(asked.into(), settings.node.page_size)
+            && told.raised.is_none_or(|raised| now.saturating_sub(raised) >= RAISE_AGAIN)
+        {
+            // The runtime has not set the requested limit.
+            self.told(path, &container.name).raised = Some(now);
+            return Some(limit);
+        }
+        if kills < rescue.kills as usize || !is_due(told.ceiling, now) {
+            return None;
+        }
+        if self.is_bounded_by_its_pod(container) {
+            return None;
+        }
+        let free = self.free(container);
+        let own_ceiling = container.overrides.oom_rescue.flatten();
+        let history = self.counted.pods.get_mut(path)?.histories.get_mut(&container.name)?;
+        let limit = history.rescued().map_or(asked, |rescued| rescued.limit);
+        let page = settings.node.page_size;
+        // The last raised limit is not in force yet, or the limit that the user asks for is
+        // deferred.
+        if !container.limit.is_same(limit.into(), page) {
+            return None;
+        }
+        let verdict = history.judge(rescue, asked, own_ceiling, free, page, now);
+        let raised = match verdict {
+            Verdict::NotYet => return None,
+            Verdict::Raise(raised) => {
+                self.publish(path, &container.name);
+                self.told(path, &container.name).raised = Some(now);
+                let window = rescue.window;
+                let what =
+                    Incident::Rescued { asked, observed: limit, desired: raised, kills, window };
+                self.reports.tell(&container.into(), &what);
+                Some(raised)
+            }
+            Verdict::AtCeiling(most) => {
+                let what = Incident::AtCeiling {
+                    observed: limit,
+                    ceiling: most,
+                    free,
+                    kills,
+                    window: rescue.window,
+                };
+                self.reports.tell(&container.into(), &what);
+                self.told(path, &container.name).ceiling = Some(now);
+                None
+            }
+        };
+        self.write_down();
+        raised
+    }
+
+    /// Returns whether the pod's own limit prevents a raise, and logs this.
+    pub(super) fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
+        let is_bounded = self.ancestors.has_own_memory_limit(&container.sandbox);
+        if is_bounded {
+            debug!(
+                pod = container.pod,
+                container = container.name,
+                "its pod has limits of its own, which stay"
+            );
+        }
+        is_bounded
+    }
+
+    /// Returns the part of node allocatable that is neither requested nor taken by other raised
+    /// limits. The requests include the one of this container. Returns zero if node allocatable is
+    /// unknown.
+    pub(super) fn free(&self, container: &Container) -> Bytes {
+        let Some(allocatable) = self.containers.settings().node.allocatable else {
+            return Bytes::ZERO;
+        };
+        let request = |container: &Container| {
+            let record = self.containers.record(&container.uid, &container.name, container.moment);
+            self.containers
+                .decide(container, &record)
+                .request
+                .map_or(Bytes::ZERO, |request| request.bytes)
+        };
+        let mut all = self.containers.all();
+        all.retain(|other| self.ancestors.is_alive(other));
+        let others = all
+            .iter()
+            .filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));
+        let requests =
+            others.map(|other| request(other)).fold(request(container), Bytes::saturating_add);
+        let own =
+            container.place.as_ref().map(|place| (place.cgroup().clone(), container.name.clone()));
+        let raised = lock(&self.kills.rescued);
+        let others = raised.iter().filter(|(whose, _)| Some(*whose) != own.as_ref());
+        let raised = others.map(|(_, rescued)| rescued.limit.saturating_sub(rescued.asked));
+        allocatable
+            .saturating_sub(requests)
+            .saturating_sub(raised.fold(Bytes::ZERO, Bytes::saturating_add))
+    }
+}

@@ -1,0 +1,107 @@
+//! Searches the tree for containers and reserved cgroups that the plugin does not know.
+
+use plimsoll_core::pod::{CgroupPath, PodCgroup};
+use plimsoll_core::units::Bytes;
+use tracing::warn;
+
+use super::work::Work;
+use super::{PATIENCE, Reconciler};
+use crate::cgroup::{CgroupError, CgroupRoot};
+use crate::kubelet::kubepods::{self, Found, id_in};
+
+/// Returns the cgroups in a cgroup; none if it cannot be read.
+fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
+    root.cgroup(cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default()
+}
+
+impl Reconciler {
+    /// Searches the tree for containers that the runtime has not reported. The runtime may be about
+    /// to report such a container, or its cgroup may be about to go. Therefore it is inspected
+    /// after a delay.
+    pub(super) fn take_census(&mut self) {
+        let Found { found, problems } = kubepods::containers(&self.root, self.ancestors.kubepods());
+        for (_, cgroup) in found {
+            if !self.is_known(&cgroup) {
+                self.again(PATIENCE, Work::Stranger(cgroup));
+            }
+        }
+        let is_incomplete = !problems.is_empty();
+        if is_incomplete && !self.is_census_incomplete {
+            let error = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            warn!(error, "cannot look for containers that the runtime did not tell of. Said once");
+        }
+        self.is_census_incomplete = is_incomplete;
+        for cgroup in self.ancestors.reserved() {
+            if !self.missing_reserved.contains(&cgroup) && self.is_gone(&cgroup) {
+                // The kubelet may make the cgroup soon, because it starts after the runtime.
+                self.again(PATIENCE, Work::Stranger(cgroup));
+            }
+        }
+        let mut missing = std::mem::take(&mut self.missing_reserved);
+        missing.retain(|cgroup| self.is_gone(cgroup));
+        self.missing_reserved = missing;
+    }
+
+    /// Inspects a cgroup. If the runtime has not reported its content, the plugin requests a new
+    /// synchronization. It does so once per cgroup.
+    pub(super) fn meet(&mut self, cgroup: CgroupPath) {
+        if self.ancestors.is_reserved(&cgroup) {
+            return self.miss_reserved(cgroup);
+        }
+        if PodCgroup::parse(cgroup.as_str()).is_some() {
+            // The cgroup of a pod, which was not watched until now.
+            for child in children(&self.root, &cgroup) {
+                self.meet(child);
+            }
+            return;
+        }
+        let of_pod = cgroup.parent().is_some_and(|pod| PodCgroup::parse(pod.as_str()).is_some());
+        if !of_pod || self.is_known(&cgroup) || !self.is_in_use(&cgroup) {
+            return;
+        }
+        // The cgroup may be about to go, and the runtime may have reported its end already.
+        match self.strangers.get(&cgroup) {
+            None => {
+                self.strangers.insert(cgroup.clone(), false);
+                self.again(PATIENCE, Work::Stranger(cgroup));
+                return;
+            }
+            Some(true) => return,
+            Some(false) => _ = self.strangers.insert(cgroup.clone(), true),
+        }
+        warn!(%cgroup, "the runtime has not told of what is in this cgroup; asking it for everything anew");
+        self.runtime.reconnect();
+    }
+
+    /// Warns once that a reserved cgroup does not exist, so that nothing protects the services in
+    /// question.
+    pub(super) fn miss_reserved(&mut self, cgroup: CgroupPath) {
+        // The guard itself warns about the cgroup that it chose.
+        let is_named = !self.containers.settings().config.reserved.is_empty();
+        if is_named && self.is_gone(&cgroup) && self.missing_reserved.insert(cgroup.clone()) {
+            warn!(
+                %cgroup,
+                "systemReservedCgroup or kubeReservedCgroup names a cgroup that is not there: nothing protects what it should hold. Name the \
+                 cgroup in which the services are. Said once"
+            );
+        }
+    }
+
+    pub(super) fn is_gone(&self, cgroup: &CgroupPath) -> bool {
+        matches!(self.root.cgroup(cgroup), Err(CgroupError::Gone(_)))
+    }
+
+    pub(super) fn is_known(&self, cgroup: &CgroupPath) -> bool {
+        let id = id_in(cgroup.name());
+        self.containers.get(id).is_some()
+            || self.ancestors.is_sandbox(id)
+            || self.by_cgroup.contains_key(cgroup)
+    }
+
+    pub(super) fn is_in_use(&self, cgroup: &CgroupPath) -> bool {
+        self.root
+            .cgroup(cgroup)
+            .and_then(|cgroup| cgroup.usage())
+            .is_ok_and(|usage| usage > Bytes::ZERO)
+    }
+}

@@ -1,0 +1,104 @@
+//! Compares a container with the kernel.
+
+use plimsoll_core::policy::Protection;
+use plimsoll_core::units::{Bytes, CpuMax, Knob, Limit};
+
+use crate::cgroup::{CgroupError, CgroupRoot};
+use crate::state::container::{Container, Decided, KNOBS, Update};
+use crate::state::containers::Containers;
+use crate::state::originals::Values;
+
+/// A file of a container that does not hold its desired value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Write {
+    /// The file.
+    pub knob: Knob,
+    /// Observed value.
+    pub observed: Limit,
+    /// Desired value.
+    pub desired: Limit,
+}
+
+/// A container, compared with the kernel.
+#[derive(Debug)]
+pub struct Compared {
+    /// Desired values.
+    pub decided: Decided,
+    /// Files that differ.
+    pub writes: Vec<Write>,
+    /// Protection that the cgroups above must provide for the container.
+    pub claim: Protection,
+    /// Values that the container's files hold.
+    pub held: Values,
+    /// Swap limit, if there is one.
+    pub swap_max: Option<Bytes>,
+    /// Limits that the container's files hold. `None` without a cgroup, or if the container's
+    /// processes are not in the cgroup.
+    pub in_force: Option<InForce>,
+}
+
+/// Observed values of the files that hold the user's limits.
+#[derive(Clone, Copy, Debug)]
+pub struct InForce {
+    /// `memory.max`.
+    pub memory: Limit,
+    /// `cpu.max`.
+    pub cpu: CpuMax,
+    /// `cpu.weight`; `None` unless an update was just made, and without the CPU controller.
+    pub weight: Option<u64>,
+    /// `memory.swap.max`, if it is limited.
+    pub swap_max: Option<Bytes>,
+}
+
+/// Compares a container with the kernel.
+///
+/// # Errors
+///
+/// When the container's cgroup cannot be read.
+pub fn compare(
+    containers: &Containers,
+    root: &CgroupRoot,
+    container: &Container,
+) -> Result<Compared, CgroupError> {
+    let page = containers.settings().node.page_size;
+    let record = containers.record(&container.uid, &container.name, container.moment);
+    let without_cgroup = || {
+        let decided = containers.decide(container, &record);
+        let claim = decided.desired.claim.unwrap_or_default();
+        let (writes, held) = (Vec::new(), Values::default());
+        Compared { decided, writes, claim, held, swap_max: None, in_force: None }
+    };
+    let Some(path) = &container.cgroup else { return Ok(without_cgroup()) };
+    let cgroup = root.cgroup(path)?;
+    // The values of an empty cgroup apply to no process (gVisor).
+    if container.started && !cgroup.has_processes()? {
+        return Ok(without_cgroup());
+    }
+    let in_force = cgroup.read(Knob::Max)?;
+    let decided = if in_force.is_same(container.limit, page) {
+        containers.decide(container, &record)
+    } else {
+        // An announced update has failed, or an update was not announced. The kernel's value
+        // counts.
+        containers.decide(&Container { limit: in_force, ..container.clone() }, &record)
+    };
+    let mut writes = Vec::new();
+    let held = Values::read(&cgroup)?;
+    for knob in KNOBS {
+        if let (Some(observed), Some(desired)) = (held.get(knob), decided.value(knob))
+            && !observed.is_same(desired, page)
+        {
+            writes.push(Write { knob, observed, desired });
+        }
+    }
+    // Values that the policy leaves alone also protect.
+    let claim = decided.desired.claim.unwrap_or(held.protection());
+    // Without swap accounting there is no swap limit to lose.
+    let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
+    // Without the CPU controller there is no CPU limit.
+    let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
+    // The weight is compared only with an update.
+    let weight = if container.update == Update::Made { cgroup.cpu_weight().ok() } else { None };
+    let in_force = InForce { memory: in_force, cpu, weight, swap_max };
+    Ok(Compared { decided, writes, claim, held, swap_max, in_force: Some(in_force) })
+}

@@ -1,0 +1,391 @@
+//! Compares containers with the kernel, repairs their values and handles the results.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use plimsoll_core::incident::{Incident, Subject};
+use plimsoll_core::outcome::Outcome;
+use plimsoll_core::policy::contention::{REPAIRS, Verdict};
+use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
+use tracing::{debug, info, warn};
+
+use super::compare::{Compared, InForce, Write, compare};
+use super::updater::{Done, Pending};
+use super::work::Work;
+use super::{BATCH, BUSY, Due, REPAIRED, Reconciler};
+use crate::cgroup::{CPU_WEIGHT, CgroupError, SWAP_MAX};
+use crate::state::container::{Container, Decided, KNOBS, Update};
+
+/// Returns writes of all desired values of a container, whatever its files hold.
+fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
+    decided.values().into_iter().map(|(knob, value)| Write {
+        knob,
+        observed: value,
+        desired: value,
+    })
+}
+
+fn unreadable(container: &Container, error: &CgroupError) {
+    let outcome = Outcome::from(error);
+    if outcome == Outcome::Gone {
+        debug!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");
+    } else {
+        warn!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");
+    }
+}
+
+impl Reconciler {
+    pub(super) async fn look_at(&mut self, batch: &[(String, bool)]) {
+        // A container that is being updated is checked after the update.
+        let known =
+            batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
+        let known: Vec<_> = known
+            .filter(|(container, _)| {
+                !matches!(container.update, Update::UnderWay(_)) && !self.is_waiting(&container.id)
+            })
+            .collect();
+        let (containers, root) = (self.containers.clone(), self.root.clone());
+        let enforces = containers.settings().enforces();
+        // The kubelet's checkpoint may be large, so use a blocking thread.
+        let looked = tokio::task::spawn_blocking(move || {
+            let compared = known.into_iter().map(|(container, touched)| {
+                let result = compare(&containers, &root, &container);
+                (container, touched, result)
+            });
+            compared.collect::<Vec<_>>()
+        });
+        let Ok(looked) = looked.await else {
+            warn!("looking at containers panicked; they are left as they are until the next event");
+            return;
+        };
+        let mut pending = Vec::new();
+        for (container, touched, result) in looked {
+            match self.containers.get(&container.id) {
+                Some(now) if Arc::ptr_eq(&now, &container) => {}
+                // A newer event has changed the container, so this comparison is outdated.
+                Some(_) => {
+                    self.again(Duration::ZERO, Work::Container(container.id.clone()));
+                    continue;
+                }
+                None => continue,
+            }
+            match result {
+                Ok(compared) => {
+                    self.watch_container(&container);
+                    let is_in_force = compared.in_force.is_some();
+                    if let Some(in_force) = compared.in_force {
+                        if container.started {
+                            self.containers.set_has_had_processes(&container.id);
+                        }
+                        self.limits_read_back(&container, in_force);
+                    }
+                    if compared.writes.is_empty() {
+                        if compared.decided.is_let_go() {
+                            pending.extend(self.let_go(&container, &compared, enforces));
+                        }
+                        if let Some(place) = &container.place {
+                            self.ancestors.claim(place, &container.id, compared.claim);
+                        }
+                        self.settled(&container, &compared.decided, is_in_force);
+                    } else {
+                        let swap_max = compared.swap_max;
+                        let Some((writes, is_foreign)) = self.repair(&container, compared, touched)
+                        else {
+                            continue;
+                        };
+                        // A repair after the runtime's own write is not counted, but it is also a
+                        // first attempt.
+                        let attempt = self.contention.repairs(&container.id).max(1);
+                        self.progress(&container.id).is_waiting = true;
+                        pending.push(Pending {
+                            container,
+                            writes,
+                            attempt,
+                            swap_max,
+                            enforces,
+                            is_foreign,
+                        });
+                    }
+                }
+                Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
+                    self.ended(&container);
+                }
+                Err(CgroupError::Gone(_)) => self.without_cgroup(&container),
+                Err(error) => unreadable(&container, &error),
+            }
+        }
+        while !pending.is_empty() {
+            let batch = pending.drain(..BATCH.min(pending.len())).collect();
+            // The receiver lives as long as this task.
+            let _ = self.updater.send(batch);
+        }
+    }
+
+    /// Checks whether an update that the runtime reported as made has taken effect. After a failed
+    /// or unconfirmed update, the plugin adopts the limits in force. It does not ask for the update
+    /// again, because a late limit decrease may kill.
+    pub(super) fn limits_read_back(&mut self, container: &Container, in_force: InForce) {
+        let page = self.containers.settings().node.page_size;
+        let InForce { memory, cpu, weight, swap_max } = in_force;
+        let is_memory = memory.is_same(container.limit, page);
+        let is_cpu = cpu.is(container.cpu);
+        if is_memory && is_cpu && container.update == Update::Over {
+            return;
+        }
+        if container.update == Update::Made {
+            // The runtime has stored new values with the update.
+            self.progress(&container.id).verified = None;
+            let is_weight = weight.is_none_or(|weight| container.cpu_shares.is(weight));
+            let is_swap = container.swap_max.is_none_or(|wanted| swap_max == Some(wanted));
+            let mut is_made = true;
+            let text = |swap_max: Option<Bytes>| {
+                swap_max.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string())
+            };
+            for (knob, desired, observed, is_so) in [
+                (Knob::Max.file_name(), container.limit.to_string(), memory.to_string(), is_memory),
+                (CPU_MAX, container.cpu.to_string(), cpu.to_string(), is_cpu),
+                (
+                    CPU_WEIGHT,
+                    container.cpu_shares.to_string(),
+                    weight.unwrap_or_default().to_string(),
+                    is_weight,
+                ),
+                (SWAP_MAX, text(container.swap_max), text(swap_max), is_swap),
+            ] {
+                if is_so {
+                    continue;
+                }
+                is_made = false;
+                self.reports
+                    .tell(&container.into(), &Incident::NotResized { knob, desired, observed });
+            }
+            // A deferred limit decrease is counted as deferred.
+            let outcome = if is_made { Outcome::Applied } else { Outcome::Failed };
+            if !is_made || container.limit <= container.asked {
+                self.reports.metrics.resized(outcome);
+            }
+        }
+        self.containers.read_back(
+            container,
+            (!is_memory).then_some(memory),
+            (!is_cpu).then_some(cpu),
+        );
+    }
+
+    /// Handles a container that is unmanaged and restored. Updates the runtime's stored values
+    /// once, then forgets the container.
+    pub(super) fn let_go(
+        &mut self,
+        container: &Arc<Container>,
+        compared: &Compared,
+        enforces: bool,
+    ) -> Option<Pending> {
+        let progress = self.progress(&container.id);
+        if std::mem::take(&mut progress.is_released) {
+            self.containers.restored(container);
+            return None;
+        }
+        progress.is_released = true;
+        progress.is_waiting = true;
+        let writes = all_writes(&compared.decided).collect();
+        let (container, swap_max) = (container.clone(), compared.swap_max);
+        Some(Pending { container, writes, attempt: 1, swap_max, enforces, is_foreign: false })
+    }
+
+    /// Sets the claim of a container without a cgroup. The container gets its values at its start,
+    /// or its processes are elsewhere (Kata).
+    pub(super) fn without_cgroup(&self, container: &Container) {
+        let record = self.containers.record(&container.uid, &container.name, container.moment);
+        let decided = self.containers.decide(container, &record);
+        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
+            self.ancestors.claim(place, &container.id, claim);
+        }
+    }
+
+    /// Returns the writes for the runtime if they are due now, and whether another program has
+    /// changed the values.
+    pub(super) fn repair(
+        &mut self,
+        container: &Container,
+        compared: Compared,
+        touched: bool,
+    ) -> Option<(Vec<Write>, bool)> {
+        let Compared { decided, mut writes, claim, held, .. } = compared;
+        let desired = decided.values();
+        let is_stored = self.progress(&container.id).verified.as_ref() == Some(&desired);
+        if is_stored && !self.containers.settings().config.repair {
+            debug!(
+                pod = container.pod,
+                container = container.name,
+                "left as another program set it"
+            );
+            return None;
+        }
+        // The runtime's writes for its client are not foreign.
+        let is_foreign = is_stored && !self.contention.is_expected(&container.id);
+        match self.contention.judge(
+            container.id.clone(),
+            desired,
+            touched,
+            std::time::Instant::now(),
+        ) {
+            // The runtime and systemd hold the values already. Only the files were changed, so
+            // write only the files.
+            Verdict::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
+                self.write_files(container, writes, is_foreign);
+                return None;
+            }
+            Verdict::Repair => {
+                if let Some(place) = &container.place {
+                    // The current values count until the container has the new ones.
+                    self.ancestors.claim_at_least(
+                        place,
+                        &container.id,
+                        claim.max(held.protection()),
+                    );
+                }
+                if decided.is_let_go() {
+                    // Send all values, because the runtime may have stored other ones.
+                    self.progress(&container.id).is_released = true;
+                    // The runtime may have to be quiet first. The container must not stay throttled
+                    // at its memory.high meanwhile.
+                    self.write_files(container, writes, false);
+                    writes = all_writes(&decided).collect();
+                }
+                self.containers.remember(container, held);
+                return Some((writes, is_foreign));
+            }
+            Verdict::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
+            Verdict::GiveUp => {
+                self.progress(&container.id).is_unverified = false;
+                for Write { knob, observed, desired } in writes {
+                    let what = Incident::Contended { knob, desired, observed, repairs: REPAIRS };
+                    self.reports.tell(&container.into(), &what);
+                }
+            }
+            Verdict::Leave => {}
+        }
+        None
+    }
+
+    /// Writes a container's files without the runtime. Lowering memory.high takes as long as the
+    /// kernel reclaims memory.
+    pub(super) fn write_files(
+        &mut self,
+        container: &Container,
+        writes: Vec<Write>,
+        is_foreign: bool,
+    ) {
+        let Some(path) = container.cgroup.clone() else { return };
+        let (root, reports, subject) =
+            (self.root.clone(), self.reports.clone(), Subject::from(container));
+        // The watch on the files shows the result.
+        tokio::task::spawn_blocking(move || {
+            for Write { knob, desired, observed } in writes {
+                match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
+                    Ok(()) if is_foreign => {
+                        reports.tell(&subject, &Incident::Repaired { knob, desired, observed })
+                    }
+                    Ok(()) => {
+                        debug!(cgroup = %path, knob = knob.file_name(), "written again after an update")
+                    }
+                    Err(error) => debug!(cgroup = %path, %error, "cannot repair the file"),
+                }
+            }
+        });
+        self.progress(&container.id).is_unverified = true;
+        self.again(REPAIRED, Work::Container(container.id.clone()));
+    }
+
+    /// Handles a batch that the runtime has done or tried to do, by scheduling checks of its
+    /// containers.
+    pub(super) fn written(&mut self, done: Done, due: &mut Due) {
+        for pending in &done.batch {
+            let container = &pending.container;
+            let progress = self.progress(&container.id);
+            progress.is_waiting = false;
+            let Some(fates) = &done.fates else {
+                progress.is_released = false;
+                // The next synchronization checks all containers.
+                self.contention.forget(&container.id);
+                continue;
+            };
+            let is_dropped = fates.dropped.contains(&container.id);
+            progress.is_released &= !is_dropped;
+            progress.is_unverified |= !is_dropped;
+            if pending.is_foreign && !is_dropped && !fates.rejected.contains(&container.id) {
+                for &Write { knob, desired, observed } in pending.changes() {
+                    self.reports.tell(
+                        &container.as_ref().into(),
+                        &Incident::Repaired { knob, desired, observed },
+                    );
+                }
+            }
+            due.containers.entry(container.id.clone()).or_default();
+        }
+    }
+
+    pub(super) fn settled(&mut self, container: &Container, decided: &Decided, is_in_force: bool) {
+        if container.high_before.is_some() {
+            self.containers.set_high_before(&container.id, None);
+        }
+        let progress = self.progress(&container.id);
+        progress.verified = Some(decided.values());
+        let is_unverified = std::mem::take(&mut progress.is_unverified);
+        self.contention.settle(&container.id);
+        let outcome = match is_unverified {
+            _ if !is_in_force => Outcome::Unresolved,
+            false => Outcome::Unchanged,
+            true => Outcome::Applied,
+        };
+        let values = KNOBS.map(|knob| decided.value(knob).map(|value| value.to_string()));
+        let [min, low, high] = values.map(|value| value.unwrap_or_else(|| "unknown".to_owned()));
+        if outcome == Outcome::Applied {
+            info!(pod = container.pod, container = container.name, min, low, high, %outcome, "verified");
+        } else {
+            debug!(pod = container.pod, container = container.name, min, low, high, %outcome, "verified");
+        }
+    }
+
+    /// Handles a container whose cgroup is gone. The runtime may report the end later, or never.
+    pub(super) fn ended(&mut self, container: &Container) {
+        debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the container has ended");
+        self.ancestors.release(&container.id);
+        self.contention.forget(&container.id);
+        self.progress.remove(&container.id);
+        if let Some(cgroup) = &container.cgroup {
+            self.unwatch(cgroup);
+        }
+    }
+
+    /// Asks the runtime for another limit of a running container.
+    pub(super) fn ask_for_limit(&mut self, id: String, limit: Bytes, revision: u64) {
+        let known = self.containers.get(&id).filter(|container| container.revision == revision);
+        let Some(container) = known else { return };
+        let is_changing =
+            matches!(container.update, Update::UnderWay(_)) && container.update != Update::OURS;
+        if is_changing || self.is_waiting(&id) {
+            return self.again(BUSY, Work::Limit { id, limit, revision });
+        }
+        self.containers.swap_update(&id, Update::OURS, Update::Over);
+        let swap_max = container
+            .cgroup
+            .as_ref()
+            .and_then(|cgroup| self.root.cgroup(cgroup).ok()?.swap_max().ok());
+        let write =
+            Write { knob: Knob::Max, observed: container.limit, desired: Limit::Bytes(limit) };
+        self.progress(&id).is_waiting = true;
+        // Send the request alone, so that the runtime gives the reason of a failure.
+        let swap_max = swap_max.and_then(Limit::bytes);
+        // Only a plugin that enforces asks for limits.
+        let pending = Pending {
+            container,
+            writes: vec![write],
+            attempt: 2,
+            swap_max,
+            enforces: true,
+            is_foreign: false,
+        };
+        let _ = self.updater.send(vec![pending]);
+    }
+}

@@ -1,0 +1,384 @@
+//! Reconciliation of the containers and the cgroups above them. The plugin compares desired and
+//! observed values, and writes the desired ones.
+//!
+//! One task does this, separately from the event handlers. A runtime cannot update containers while
+//! it waits for an event's answer. The task checks a container after each start and update. Through
+//! inotify, it checks every cgroup that another program writes to or removes. It checks everything
+//! periodically and after each synchronization or change of the configuration. A value counts as
+//! applied when it was read back.
+
+mod census;
+mod compare;
+mod containers;
+mod survey;
+mod updater;
+mod watching;
+mod wire;
+mod work;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::contention::Contention;
+use plimsoll_core::policy::hierarchy::Standing;
+use plimsoll_core::units::{Knob, Limit};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+pub use self::compare::{Compared, InForce, Write, compare};
+use self::updater::{Done, Pending, Updater};
+use self::watching::changed;
+pub use self::wire::{memory_limit, update};
+pub use self::work::Work;
+use crate::agent::levels::{Ancestors, Checked};
+use crate::agent::memory::give_memory_back;
+use crate::cgroup::watch::Watch;
+use crate::cgroup::{CgroupRoot, systemd};
+use crate::report::Reports;
+use crate::state::container::{Container, Update};
+use crate::state::containers::Containers;
+use crate::state::pod_view::PodView;
+
+/// Maximum number of containers in one request to the runtime. The runtime takes some tenths of a
+/// second for each container, and holds its lock meanwhile.
+pub(super) const BATCH: usize = 8;
+
+/// Delay before the check of a container whose update the runtime has announced. The runtime does
+/// not report a failed update, so the plugin cannot wait forever. But a busy runtime may take long.
+/// Until the runtime has set a lower limit, memory.high must stay lowered so that new allocations
+/// cause no OOM kill. A request of the plugin during the client's update may also make both stall
+/// (containerd/nri#301, and the same in CRI-O).
+pub(super) const LATER: Duration = Duration::from_secs(15);
+
+/// Delay before the next request for a limit while the container is being updated.
+pub(super) const BUSY: Duration = Duration::from_secs(1);
+
+/// Interval of the check of everything. It finds changes to a file that a program keeps open, and
+/// changes whose inotify event was lost.
+pub(super) const TICK: Duration = Duration::from_secs(600);
+
+/// Delay before the inspection of a cgroup that the runtime has not reported. A container's cgroup
+/// goes a little after the runtime reports the end. The runtime may report a container a little
+/// late if it was made during the synchronization.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Delay before the check of a repaired file, if inotify reports no change before.
+pub(super) const REPAIRED: Duration = Duration::from_millis(500);
+
+/// Time in which changes of the pods' shares are collected, because each change affects all pods.
+pub(super) const SHARE: Duration = Duration::from_millis(500);
+
+/// The reconcile task.
+#[derive(Debug)]
+pub struct Reconciler {
+    containers: Arc<Containers>,
+    ancestors: Arc<Ancestors>,
+    root: Arc<CgroupRoot>,
+    reports: Arc<Reports>,
+    runtime: nri::Runtime,
+    work: mpsc::UnboundedReceiver<Work>,
+    watch: Option<Watch>,
+    /// Containers by their watched cgroups.
+    by_cgroup: HashMap<CgroupPath, String>,
+    /// Scheduled work, by time.
+    again: BTreeMap<Instant, Vec<Work>>,
+    /// Time of the next check of everything.
+    tick: Instant,
+    contention: Contention<String, Vec<(Knob, Limit)>>,
+    /// Progress by container ID.
+    progress: HashMap<String, Progress>,
+    /// Batches for the runtime, which handles one after the other.
+    updater: mpsc::UnboundedSender<Vec<Pending>>,
+    /// Batches that are done.
+    done: mpsc::UnboundedReceiver<Done>,
+    /// Cgroups that the runtime has not reported. The value says whether the plugin has asked the
+    /// runtime.
+    strangers: HashMap<CgroupPath, bool>,
+    share_is_due: bool,
+    /// Whether the last search for such cgroups could not read some directories.
+    is_census_incomplete: bool,
+    /// Reserved cgroups that do not exist, as the log has said.
+    missing_reserved: HashSet<CgroupPath>,
+    /// Last state of each cgroup: whether its protection is effective.
+    standings: HashMap<CgroupPath, Standing>,
+}
+
+/// Progress of a container.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Whether the runtime has not answered a request for an update yet.
+    is_waiting: bool,
+    /// Whether the values were written and not read back yet.
+    is_unverified: bool,
+    /// Whether the container is unmanaged and the runtime got its original values.
+    is_released: bool,
+    /// Desired values at the last check that found no drift.
+    verified: Option<Vec<(Knob, Limit)>>,
+}
+
+/// Checks that are due.
+#[derive(Debug, Default)]
+struct Due {
+    /// Container IDs, and whether inotify has reported a write to the container's files.
+    containers: BTreeMap<String, bool>,
+    /// Cgroups above the containers, and the files for which inotify has reported a write.
+    cgroups: BTreeMap<CgroupPath, Vec<Knob>>,
+    removed: Vec<CgroupPath>,
+    share: bool,
+    all: bool,
+}
+
+impl Reconciler {
+    /// Creates the task, which takes its work from `work`.
+    pub fn new(
+        containers: Arc<Containers>,
+        ancestors: Arc<Ancestors>,
+        root: Arc<CgroupRoot>,
+        reports: Arc<Reports>,
+        runtime: nri::Runtime,
+        work: mpsc::UnboundedReceiver<Work>,
+    ) -> Self {
+        let watch = Watch::new()
+            .inspect_err(|error| {
+                warn!(%error, "cannot watch cgroups; what others change is found only every {TICK:?}");
+            })
+            .ok();
+        let (updater, updates) = mpsc::unbounded_channel();
+        let (tell, done) = mpsc::unbounded_channel();
+        tokio::spawn(
+            Updater {
+                containers: containers.clone(),
+                runtime: runtime.clone(),
+                updates,
+                done: tell,
+            }
+            .run(),
+        );
+        Self {
+            updater,
+            done,
+            containers,
+            ancestors,
+            root,
+            reports,
+            runtime,
+            work,
+            watch,
+            by_cgroup: HashMap::new(),
+            again: BTreeMap::new(),
+            tick: Instant::now() + TICK,
+            contention: Contention::default(),
+            progress: HashMap::new(),
+            strangers: HashMap::new(),
+            share_is_due: false,
+            is_census_incomplete: false,
+            missing_reserved: HashSet::new(),
+            standings: HashMap::new(),
+        }
+    }
+
+    /// Runs until all senders of work are gone.
+    pub async fn run(mut self) {
+        loop {
+            let mut due = Due::default();
+            let next = self.again.first_key_value().map_or(self.tick, |(at, _)| self.tick.min(*at));
+            tokio::select! {
+                work = self.work.recv() => match work {
+                    Some(work) => self.add(work, &mut due),
+                    None => return,
+                },
+                change = changed(&mut self.watch) => self.notice(change, &mut due),
+                Some(done) = self.done.recv() => self.written(done, &mut due),
+                () = self.ancestors.shares_changed(), if !self.share_is_due => {
+                    self.share_is_due = true;
+                    self.again(SHARE, Work::Share);
+                }
+                () = sleep_until(next) => {}
+            }
+            // Collect everything that has arrived meanwhile, so that each item is checked once.
+            while let Ok(work) = self.work.try_recv() {
+                self.add(work, &mut due);
+            }
+            while let Some(change) = changed(&mut self.watch).now_or_never() {
+                self.notice(change, &mut due);
+            }
+            let now = Instant::now();
+            while let Some(entry) = self.again.first_entry().filter(|entry| *entry.key() <= now) {
+                for work in entry.remove() {
+                    self.add(work, &mut due);
+                }
+            }
+            let tick = now >= self.tick;
+            if tick {
+                self.everything(&mut due);
+            }
+            let all = due.all;
+            self.look(due).await;
+            if tick || all {
+                self.tick = Instant::now() + TICK;
+                self.forget_who_is_gone();
+                self.take_census();
+                self.survey().await;
+            }
+        }
+    }
+
+    fn add(&mut self, work: Work, due: &mut Due) {
+        match work {
+            Work::Container(id) => _ = due.containers.entry(id).or_default(),
+            Work::Written(id) => {
+                self.contention.expect(id.clone(), std::time::Instant::now());
+                due.containers.entry(id).or_default();
+            }
+            Work::Later(id, number) => self.again(LATER, Work::Updated(id, number)),
+            Work::Updated(id, number) => {
+                // The runtime does not report a failed update, which may have written some of the
+                // files.
+                if self.containers.swap_update(&id, Update::UnderWay(number), Update::Over) {
+                    self.contention.expect(id.clone(), std::time::Instant::now());
+                }
+                due.containers.entry(id).or_default();
+            }
+            Work::Limit { id, limit, revision } => self.ask_for_limit(id, limit, revision),
+            Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
+            Work::Touched(path, knob) => due.cgroups.entry(path).or_default().push(knob),
+            Work::Stranger(path) => self.meet(path),
+            Work::Share => due.share = true,
+            Work::All => due.all = true,
+        }
+    }
+
+    /// Schedules checks of all containers and all managed cgroups. Unlike [`Work::All`], this does
+    /// not call [`Ancestors::settle`].
+    fn everything(&mut self, due: &mut Due) {
+        for id in self.containers.ids() {
+            due.containers.entry(id).or_default();
+        }
+        for cgroup in self.ancestors.cgroups() {
+            due.cgroups.entry(cgroup).or_default();
+        }
+    }
+
+    fn progress(&mut self, id: &str) -> &mut Progress {
+        self.progress.entry(id.to_owned()).or_default()
+    }
+
+    fn is_waiting(&self, id: &str) -> bool {
+        self.progress.get(id).is_some_and(|progress| progress.is_waiting)
+    }
+
+    fn again(&mut self, delay: Duration, work: Work) {
+        self.again.entry(Instant::now() + delay).or_default().push(work);
+    }
+
+    async fn look(&mut self, mut due: Due) {
+        for path in std::mem::take(&mut due.removed) {
+            self.removed(&path);
+        }
+        if due.all {
+            // Forget all repair histories: the other writer may be gone, and another runtime may be
+            // connected.
+            self.contention = Contention::default();
+            for id in self.containers.ids() {
+                due.containers.entry(id).or_default();
+            }
+        }
+        let synchronized = self.ancestors.synchronized();
+        let containers: Vec<_> = due.containers.into_iter().collect();
+        for batch in containers.chunks(BATCH * 16) {
+            self.look_at(batch).await;
+        }
+        if due.all {
+            let policy = self.containers.settings().policy();
+            // A program may have set a pod's limit while the plugin did not watch. The kubelet 1.27
+            // to 1.36 may have forgotten to set it.
+            for containers in self.by_pod().into_values() {
+                if let Some((container, pod)) = self.view_pod(containers) {
+                    self.ancestors.raise_limits(&container, &pod);
+                }
+                // Let events run between two pods.
+                tokio::task::yield_now().await;
+            }
+            self.ancestors.settle(
+                &self.containers.ids().into_iter().collect(),
+                &policy,
+                synchronized,
+            );
+            for cgroup in self.ancestors.cgroups() {
+                self.watch_cgroup(&cgroup);
+            }
+            // Remove drop-ins of pods that ended while the plugin did not watch.
+            match systemd::drop_ins(self.root.host()) {
+                Ok(left) => left.iter().for_each(|cgroup| self.remove_drop_ins(cgroup)),
+                Err(error) => debug!(%error, "cannot look for drop-ins of pods that are gone"),
+            }
+            give_memory_back();
+        }
+        if due.share {
+            self.share_is_due = false;
+            self.ancestors.share().await;
+        }
+        for (cgroup, touched) in due.cgroups {
+            self.watch_cgroup(&cgroup);
+            // The kubelet adds up the limits that users ask for. The sum is too low where the
+            // plugin raised limits.
+            if touched.contains(&Knob::Max)
+                && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
+                && let Some(wait) = self.ancestors.raise_limits_again(&container, &pod)
+            {
+                self.again(wait, Work::Touched(cgroup.clone(), Knob::Max));
+            }
+            match self.ancestors.check(&cgroup, &touched) {
+                Checked::Settled => {}
+                Checked::Again(wait) => self.again(wait, Work::Cgroup(cgroup)),
+                Checked::Gone => self.unwatch(&cgroup),
+            }
+        }
+    }
+
+    /// Returns a live container of a pod, and the evidence about the pod's limit.
+    fn view_pod(&self, mut containers: Vec<Arc<Container>>) -> Option<(Arc<Container>, PodView)> {
+        containers.retain(|container| self.ancestors.is_alive(container));
+        let alive = containers;
+        // One container is enough, because the record and the sum cover all containers.
+        let (container, alive) = alive.split_first()?;
+        let recorded = self.containers.record(&container.uid, &container.name, container.moment);
+        let pod = self.containers.view_pod(container, None, alive, &recorded);
+        Some((container.clone(), pod))
+    }
+
+    fn in_pod(&self, pod: &CgroupPath) -> Vec<Arc<Container>> {
+        let of_pod = |container: &Arc<Container>| {
+            container.place.as_ref().is_some_and(|place| place.cgroup() == pod)
+        };
+        self.containers.all().into_iter().filter(of_pod).collect()
+    }
+
+    /// Returns the containers of each pod.
+    fn by_pod(&self) -> HashMap<CgroupPath, Vec<Arc<Container>>> {
+        let mut pods: HashMap<_, Vec<_>> = HashMap::new();
+        for container in self.containers.all() {
+            if let Some(place) = &container.place {
+                pods.entry(place.cgroup().clone()).or_default().push(container);
+            }
+        }
+        pods
+    }
+
+    fn forget_who_is_gone(&mut self) {
+        let known: HashSet<_> = self.containers.ids().into_iter().collect();
+        self.ancestors.prune(&known);
+        self.progress.retain(|id, _| known.contains(id));
+        let uids: HashSet<_> =
+            self.containers.all().iter().map(|container| container.uid.clone()).collect();
+        // `Ancestors` may hold its lock while it reports. Get its cgroups before `retain` takes the
+        // reports' lock, or both could deadlock.
+        let cgroups: HashSet<_> = self.ancestors.cgroups().into_iter().collect();
+        self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
+        self.contention.forget_quiet(std::time::Instant::now());
+    }
+}

@@ -1,0 +1,58 @@
+//! Checks by the kernel's rule whether the written values protect.
+
+use std::collections::{BTreeMap, HashMap};
+
+use plimsoll_core::policy::hierarchy::{self, Observed, Standing};
+use tracing::{debug, warn};
+
+use super::Reconciler;
+
+impl Reconciler {
+    /// Checks by the kernel's rule whether the written values protect, and warns when they no
+    /// longer do.
+    pub(super) async fn survey(&mut self) {
+        let containers = self.containers.all();
+        let (root, cgroups) = (self.root.clone(), self.ancestors.cgroups());
+        let names: HashMap<_, _> = containers
+            .iter()
+            .filter_map(|container| {
+                Some((container.cgroup.clone()?, (container.pod.clone(), container.name.clone())))
+            })
+            .collect();
+        let surveyed = tokio::task::spawn_blocking(move || {
+            let containers = containers.iter().filter_map(|container| container.cgroup.clone());
+            let mut observed = BTreeMap::new();
+            root.observe_all(containers.chain(cgroups), &mut observed);
+            let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
+            (observed, effective)
+        });
+        let Ok((observed, effective)) = surveyed.await else { return };
+        for (cgroup, protection) in effective {
+            let Some(Observed { setting, usage }) = observed.get(&cgroup) else { continue };
+            let standing = Standing::of(*setting, *usage, protection);
+            let before = self.standings.insert(cgroup.clone(), standing);
+            let of = names.get(&cgroup);
+            if of.is_none() && !self.ancestors.is_reserved(&cgroup) {
+                continue;
+            }
+            let (pod, container) =
+                of.map(|(pod, container)| (pod.as_str(), container.as_str())).unzip();
+            if standing == Standing::Inert && before != Some(Standing::Inert) {
+                warn!(
+                    pod,
+                    container,
+                    %cgroup,
+                    usage = usage.quantity(),
+                    min = setting.min.quantity(),
+                    low = setting.low.quantity(),
+                    effective_min = protection.min.quantity(),
+                    effective_low = protection.low.quantity(),
+                    %standing,
+                    "what is written does not protect: a cgroup above has less"
+                );
+            } else if before.is_some_and(|before| before != standing) {
+                debug!(pod, container, %cgroup, %standing, "standing");
+            }
+        }
+    }
+}

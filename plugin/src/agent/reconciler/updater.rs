@@ -1,0 +1,210 @@
+//! The task that updates containers through the runtime.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nri::UpdateError;
+use nri::api::ContainerUpdate;
+use plimsoll_core::outcome::Outcome;
+use plimsoll_core::units::{Bytes, Knob};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tracing::{info, warn};
+
+use super::compare::Write;
+use super::wire::update;
+use crate::state::container::Container;
+use crate::state::containers::Containers;
+
+/// The task that updates containers through the runtime. The runtime stores the values, so later
+/// updates do not undo them. The task is separate, because a runtime may take long.
+pub(super) struct Updater {
+    pub(super) containers: Arc<Containers>,
+    pub(super) runtime: nri::Runtime,
+    pub(super) updates: mpsc::UnboundedReceiver<Vec<Pending>>,
+    pub(super) done: mpsc::UnboundedSender<Done>,
+}
+
+impl Updater {
+    pub(super) async fn run(mut self) {
+        while let Some(batch) = self.updates.recv().await {
+            let fates = self.write(&batch).await;
+            if self.done.send(Done { batch, fates }).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends a batch. Returns the results; `None` if no runtime is connected.
+    pub(super) async fn write(&self, batch: &[Pending]) -> Option<Fates> {
+        let mut fates = Fates::default();
+        let (first, mut single): (Vec<&Pending>, Vec<&Pending>) =
+            batch.iter().partition(|pending| pending.attempt == 1);
+        if !first.is_empty() {
+            match self.send(&first, true).await {
+                Ok(dropped) => fates.dropped.extend(dropped),
+                Err(Unsent::NotConnected) => return None,
+                // The runtime does not say which container failed.
+                Err(Unsent::Failed(_)) => single.extend(first),
+            }
+        }
+        for pending in single {
+            // containerd gives the reason only for such a request.
+            match self.send(&[pending], false).await {
+                Ok(dropped) => fates.dropped.extend(dropped),
+                Err(Unsent::NotConnected) => return None,
+                Err(Unsent::Failed(error)) => {
+                    rejected(&pending.container, &error);
+                    fates.rejected.insert(pending.container.id.clone());
+                }
+            }
+        }
+        let sent = batch.iter().filter(|pending| !fates.dropped.contains(&pending.container.id));
+        for pending in sent {
+            let Pending { container, attempt, .. } = pending;
+            for Write { knob, observed, desired } in pending.changes() {
+                info!(
+                    pod = container.pod,
+                    container = container.name,
+                    knob = knob.file_name(),
+                    %desired,
+                    %observed,
+                    attempt,
+                    "changing a running container"
+                );
+            }
+        }
+        Some(fates)
+    }
+
+    /// Sends the requests that are still wanted, once the runtime is quiet. Returns the IDs of the
+    /// containers whose requests were dropped.
+    pub(super) async fn send(
+        &self,
+        pending: &[&Pending],
+        ignore_failure: bool,
+    ) -> Result<Vec<String>, Unsent> {
+        let lowers = |write: &Write| write.knob == Knob::Max && write.desired < write.observed;
+        let is_cut = pending.iter().flat_map(|pending| &pending.writes).any(lowers);
+        let since = Instant::now();
+        loop {
+            let wait = self.containers.until_quiet(QUIET);
+            if wait.is_zero() {
+                break;
+            }
+            // Meanwhile memory.high keeps the container from growing.
+            if is_cut && since.elapsed() >= CUT_PATIENCE {
+                return Err(Unsent::Failed(format!(
+                    "it was not quiet for {QUIET:?} within {CUT_PATIENCE:?}; trying again later"
+                )));
+            }
+            tokio::time::sleep(wait).await;
+        }
+        let (current, outdated): (Vec<&Pending>, Vec<&Pending>) =
+            pending.iter().partition(|pending| self.is_current(pending));
+        let dropped = outdated.into_iter().map(|pending| pending.container.id.clone()).collect();
+        let updates: Vec<_> =
+            current.into_iter().map(|pending| pending.update(ignore_failure)).collect();
+        if updates.is_empty() {
+            return Ok(dropped);
+        }
+        match timeout(UPDATE_TIMEOUT, self.runtime.update_containers(updates)).await {
+            Ok(Ok(failed)) if failed.is_empty() => Ok(dropped),
+            Ok(Ok(failed)) => Err(Unsent::Failed(format!(
+                "the runtime failed to update {} containers",
+                failed.len()
+            ))),
+            Ok(Err(UpdateError::NotConnected)) => Err(Unsent::NotConnected),
+            Ok(Err(error)) => Err(Unsent::Failed(error.to_string())),
+            Err(_) => {
+                Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}")))
+            }
+        }
+    }
+
+    /// Returns whether a request that has waited is still wanted. The plugin may only observe now,
+    /// or the container may have another limit.
+    pub(super) fn is_current(&self, pending: &Pending) -> bool {
+        if pending.enforces && !self.containers.settings().enforces() {
+            return false;
+        }
+        // A limit is void if a newer update came after the decision.
+        let has_same_revision = || {
+            let now = self.containers.get(&pending.container.id);
+            now.is_some_and(|now| now.revision == pending.container.revision)
+        };
+        pending.writes.iter().all(|write| write.knob != Knob::Max) || has_same_revision()
+    }
+}
+
+/// Reason why an update was not made.
+pub(super) enum Unsent {
+    NotConnected,
+    Failed(String),
+}
+
+impl Pending {
+    /// Returns the writes that change a value.
+    pub(super) fn changes(&self) -> impl Iterator<Item = &Write> {
+        self.writes.iter().filter(|write| write.observed != write.desired)
+    }
+
+    pub(super) fn update(&self, ignore_failure: bool) -> ContainerUpdate {
+        let values = self.writes.iter().map(|write| (write.knob, write.desired));
+        ContainerUpdate { ignore_failure, ..update(&self.container.id, values, self.swap_max) }
+    }
+}
+
+/// A pending update of a container.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) container: Arc<Container>,
+    pub(super) writes: Vec<Write>,
+    pub(super) attempt: u32,
+    /// Swap limit, if there is one.
+    pub(super) swap_max: Option<Bytes>,
+    /// Whether the plugin was in enforce mode when it decided the writes.
+    pub(super) enforces: bool,
+    /// Whether another program has changed values that the runtime and the files held.
+    pub(super) is_foreign: bool,
+}
+
+/// A request to the runtime that is done.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) batch: Vec<Pending>,
+    /// Results of the containers; `None` if no runtime was connected.
+    pub(super) fates: Option<Fates>,
+}
+
+/// Containers of a batch that the runtime did not update, by ID.
+#[derive(Debug, Default)]
+pub(super) struct Fates {
+    /// The request was outdated before it could be sent.
+    pub(super) dropped: HashSet<String>,
+    /// The request failed: the runtime refused it, did not answer, or was not quiet in time.
+    pub(super) rejected: HashSet<String>,
+}
+
+/// Time that a runtime may take for one request.
+pub(super) const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time without events after which the plugin may ask the runtime to update containers. Without
+/// containerd/nri#301, the runtime takes its two locks in one order for events. For requests from
+/// plugins it takes them in the other order. If such a request arrives while one event is being
+/// answered and another one waits, the runtime deadlocks (containerd/containerd#13733).
+pub(super) const QUIET: Duration = Duration::from_secs(1);
+
+/// Time that a limit decrease waits for a quiet runtime.
+pub(super) const CUT_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) fn rejected(container: &Container, error: &str) {
+    warn!(
+        pod = container.pod,
+        container = container.name,
+        error,
+        outcome = %Outcome::Rejected,
+        "the runtime did not update the container"
+    );
+}

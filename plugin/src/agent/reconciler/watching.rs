@@ -1,0 +1,118 @@
+//! Watches cgroups, and turns their changes into checks.
+
+use std::time::Duration;
+
+use plimsoll_core::pod::CgroupPath;
+use tracing::{debug, warn};
+
+use super::work::Work;
+use super::{Due, PATIENCE, Reconciler, TICK};
+use crate::cgroup::systemd;
+use crate::cgroup::watch::{Change, Watch};
+use crate::state::container::Container;
+
+/// Returns the next change of a watched cgroup; `None` if inotify fails. Waits forever without a
+/// watch.
+pub(super) async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
+    match watch {
+        Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),
+        None => std::future::pending().await,
+    }
+}
+
+impl Reconciler {
+    pub(super) fn notice(&mut self, change: Option<Change>, due: &mut Due) {
+        match change {
+            Some(Change::Written(path, knob)) => {
+                if let Some(id) = self.by_cgroup.get(&path) {
+                    due.containers.insert(id.clone(), true);
+                } else if self.ancestors.contains(&path) {
+                    due.cgroups.entry(path).or_default().push(knob);
+                }
+            }
+            Some(Change::Removed(path)) => due.removed.push(path),
+            // The runtime usually reports the cgroup as well.
+            Some(Change::Made(path)) if self.ancestors.contains(&path) => {
+                _ = due.cgroups.entry(path).or_default()
+            }
+            Some(Change::Made(path)) => self.again(PATIENCE, Work::Stranger(path)),
+            Some(Change::Overflow) => self.everything(due),
+            None => {
+                warn!(
+                    "cannot watch cgroups any longer; what others change is found only every {TICK:?}"
+                );
+                self.watch = None;
+            }
+        }
+    }
+
+    pub(super) fn removed(&mut self, cgroup: &CgroupPath) {
+        self.remove_drop_ins(cgroup);
+        let id = self.by_cgroup.get(cgroup).cloned();
+        self.unwatch(cgroup);
+        self.strangers.remove(cgroup);
+        self.standings.remove(cgroup);
+        // Another cgroup with the same path may exist now.
+        match id.and_then(|id| self.containers.get(&id)) {
+            Some(container)
+                if container.cgroup.as_ref() == Some(cgroup)
+                    && (!container.started || container.has_had_processes)
+                    && self.root.cgroup(cgroup).is_err() =>
+            {
+                self.ended(&container);
+            }
+            Some(container) => self.again(Duration::ZERO, Work::Container(container.id.clone())),
+            None if self.ancestors.contains(cgroup) => {
+                self.again(Duration::ZERO, Work::Cgroup(cgroup.clone()))
+            }
+            None => {}
+        }
+    }
+
+    /// Removes the drop-ins that systemd keeps for a cgroup that is gone. The next unit of the same
+    /// name would inherit them.
+    pub(super) fn remove_drop_ins(&self, cgroup: &CgroupPath) {
+        match systemd::remove_drop_ins(self.root.host(), &self.root, cgroup) {
+            Ok(false) => {}
+            Ok(true) => debug!(%cgroup, "removed the drop-ins of a unit that is gone"),
+            Err(error) => {
+                warn!(%cgroup, %error, "cannot remove the drop-ins of a unit that is gone")
+            }
+        }
+    }
+
+    pub(super) fn watch_container(&mut self, container: &Container) {
+        if let Some(place) = &container.place {
+            for cgroup in [Some(place.kubepods()), place.class_cgroup(), Some(place.cgroup())]
+                .into_iter()
+                .flatten()
+            {
+                self.watch_cgroup(cgroup);
+            }
+        }
+        if let Some(cgroup) = &container.cgroup
+            && self.by_cgroup.get(cgroup) != Some(&container.id)
+        {
+            for cgroup in [Some(cgroup.clone()), cgroup.subgroup()].into_iter().flatten() {
+                self.watch_cgroup(&cgroup);
+                self.by_cgroup.insert(cgroup, container.id.clone());
+            }
+        }
+    }
+
+    pub(super) fn watch_cgroup(&mut self, cgroup: &CgroupPath) {
+        let Some(watch) = &mut self.watch else { return };
+        if let Err(error) = watch.add(&self.root, cgroup) {
+            debug!(%cgroup, %error, "cannot watch the cgroup; what others change in it is found only every {TICK:?}");
+        }
+    }
+
+    pub(super) fn unwatch(&mut self, cgroup: &CgroupPath) {
+        for cgroup in [Some(cgroup.clone()), cgroup.subgroup()].into_iter().flatten() {
+            self.by_cgroup.remove(&cgroup);
+            if let Some(watch) = &mut self.watch {
+                watch.remove(&cgroup);
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Requests to the runtime in the form of NRI.
+
+use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxMemory, LinuxResources, OptionalInt64};
+use plimsoll_core::units::{Bytes, Knob, Limit};
+
+use crate::cgroup::SWAP_MAX;
+
+/// Returns the update that sets a container's files to `values`. It carries `memory.max` as the
+/// memory limit, because the runtime keeps account of this limit.
+///
+/// `swap_max` is the swap limit, if there is one. An update without a swap limit makes containerd
+/// and runc remove the limit, so the update repeats the value in force.
+pub fn update(
+    id: &str,
+    values: impl IntoIterator<Item = (Knob, Limit)>,
+    swap_max: Option<Bytes>,
+) -> ContainerUpdate {
+    let (limit, values): (Vec<_>, Vec<_>) =
+        values.into_iter().partition(|(knob, _)| *knob == Knob::Max);
+    let memory = limit.first().map(|(_, limit)| memory_limit(*limit, None));
+    let values =
+        values.into_iter().map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()));
+    let unified = values
+        .chain(swap_max.map(|swap_max| (SWAP_MAX.to_owned(), swap_max.to_string())))
+        .collect();
+    let resources = LinuxResources { unified, memory: memory.into(), ..Default::default() };
+    let linux = LinuxContainerUpdate { resources: Some(resources).into(), ..Default::default() };
+    ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
+}
+
+/// Returns a memory limit in the form of the runtime. `asked` is the limit that the client asked
+/// for. The client's swap limit includes memory, so it is adapted to the new limit.
+pub fn memory_limit(limit: Limit, asked: Option<&LinuxMemory>) -> LinuxMemory {
+    let number = |value| Some(OptionalInt64 { value, ..Default::default() }).into();
+    // The runtime's maximum is 2^63-1.
+    let limit = limit.bytes().map_or(-1, |bytes| i64::try_from(bytes.get()).unwrap_or(i64::MAX));
+    let [asked_limit, asked_swap] = asked.map_or([0, 0], |asked| {
+        [&asked.limit, &asked.swap].map(|value| value.as_ref().map_or(0, |value| value.value))
+    });
+    let swap = match asked_swap {
+        1.. if limit < 0 => number(-1),
+        1.. => number(limit.saturating_add(asked_swap.saturating_sub(asked_limit).max(0))),
+        _ => None.into(),
+    };
+    LinuxMemory { limit: number(limit), swap, ..Default::default() }
+}

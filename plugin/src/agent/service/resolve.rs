@@ -1,0 +1,178 @@
+//! Decides a container's values, and prepares it for a limit decrease.
+
+use std::sync::Arc;
+
+use nri::Refusal;
+use nri::api::{self, PodSandbox};
+use plimsoll_core::incident::{Incident, LowerLimit};
+use plimsoll_core::pod::Request;
+use plimsoll_core::policy::resize::{self, Limits};
+use plimsoll_core::requests::Inconclusive;
+use plimsoll_core::units::Limit;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::translate::translate;
+use super::{CUT_BUDGET, Service, WOULD_KILL};
+use crate::agent::cut::Attempted;
+use crate::agent::reconciler::Work;
+use crate::config::Shrink;
+use crate::kubelet::checkpoint::Recorded;
+use crate::lock;
+use crate::state::container::{Container, Decided};
+
+impl Service {
+    /// Returns the kubelet's records of a container and its pod. The result is inconclusive if they
+    /// cannot be read in time.
+    pub(super) async fn record(&self, container: &Container) -> Recorded {
+        let moment = container.moment;
+        if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment)
+        {
+            return record;
+        }
+        let budget = *lock(&self.budget);
+        let (containers, uid, name) =
+            (self.containers.clone(), container.uid.clone(), container.name.clone());
+        let lookup = tokio::task::spawn_blocking(move || containers.record(&uid, &name, moment));
+        match timeout(budget, lookup).await {
+            Ok(Ok(record)) => record,
+            Ok(Err(error)) => {
+                warn!(pod = container.pod, container = container.name, %error, "looking up the kubelet's record failed");
+                Err(Inconclusive)
+            }
+            Err(_) => {
+                // The reconcile task reads the record again after the start or update.
+                warn!(
+                    pod = container.pod,
+                    container = container.name,
+                    "the kubelet's checkpoint could not be read within {budget:?}, going on without it"
+                );
+                Err(Inconclusive)
+            }
+        }
+    }
+
+    /// Translates a container that was created without this plugin, or before the plugin restarted.
+    /// If the plugin has changed the container, its unified map holds the plugin's values. The
+    /// original values then replace them.
+    pub(super) fn found(&self, pod: &PodSandbox, container: &api::Container) -> Container {
+        let mut found = translate(pod, container, self.page_size());
+        if let Some(before) = self.containers.before(&container.id) {
+            found.unified = before.to_unified();
+        }
+        found
+    }
+
+    /// Stores a container and decides its values.
+    pub(super) async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
+        if container.limit == Limit::Max {
+            self.refresh_node();
+        }
+        let record = self.record(&container).await;
+        let former = self.containers.last_limits(&container.sandbox, &container.name);
+        let container = self.containers.insert(container);
+        let decided = self.containers.decide(&container, &record);
+        for notice in &decided.notices {
+            warn!(pod = container.pod, container = container.name, "{notice}");
+        }
+        if former != Some(container.limits()) {
+            self.say_if_beyond_the_node(&container);
+            self.say_if_overcommitted(&container, decided.request.as_ref());
+        }
+        self.raise_pod(&container, former, &record);
+        // Reserve the larger of the old and new claim until the new values are verified.
+        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
+            self.ancestors.claim_at_least(place, &container.id, claim);
+        }
+        (container, decided)
+    }
+
+    /// Warns about a limit above node allocatable, but the limit is applied. Excessive requests
+    /// appear as shortfalls of protection.
+    pub(super) fn say_if_beyond_the_node(&self, container: &Container) {
+        if let (Limit::Bytes(limit), Some(allocatable)) =
+            (container.limit, self.containers.settings().node.allocatable)
+            && limit > allocatable
+        {
+            self.reports.tell(&container.into(), &Incident::BeyondNode { limit, allocatable });
+        }
+    }
+
+    /// Warns about a limit that is too many times the request, but the limit is applied.
+    pub(super) fn say_if_overcommitted(&self, container: &Container, request: Option<&Request>) {
+        if let (Limit::Bytes(limit), Some(request), Some(most)) =
+            (container.limit, request, self.containers.settings().config.max_limit_request_ratio)
+            && resize::is_overcommitted(limit, request.at_most, most)
+        {
+            let what = Incident::Overcommitted { request: request.at_most, limit, most };
+            self.reports.tell(&container.into(), &what);
+        }
+    }
+
+    /// Raises the pod's limits, because a lower pod limit would make the container's limits
+    /// useless. `former` are the last limits of this container, or of its predecessor with the same
+    /// name.
+    pub(super) fn raise_pod(
+        &self,
+        container: &Container,
+        former: Option<Limits>,
+        recorded: &Recorded,
+    ) {
+        let mut others = self.containers.in_sandbox(&container.sandbox);
+        others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
+        let pod = self.containers.view_pod(container, former, &others, recorded);
+        self.ancestors.raise_limits(container, &pod);
+    }
+
+    /// Prepares the container for a limit decrease. Returns the limit that stays for now if the
+    /// decrease is deferred.
+    ///
+    /// # Errors
+    ///
+    /// When the decrease would kill the container and must be refused.
+    pub(super) async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
+        let settings = self.containers.settings();
+        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
+            return Ok(None);
+        }
+        if settings.observes() {
+            if let Some(cut) = self.cuts.judge(container) {
+                let is_deferred = settings.config.shrink == Shrink::Defer;
+                let what = if is_deferred {
+                    Incident::CutDeferred(cut)
+                } else {
+                    Incident::CutRejected(cut)
+                };
+                self.reports.tell_planned(&container.into(), &what);
+            }
+            return Ok(None);
+        }
+        let budget = *lock(&self.budget) * CUT_BUDGET;
+        let (in_force, usage) = match self.cuts.make_room(container, container.update, budget).await
+        {
+            Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
+            Ok(Attempted::NotMade { in_force, usage }) => (in_force, usage),
+            Err(error) => {
+                // The plugin does not refuse a limit that it cannot prepare for.
+                debug!(pod = container.pod, container = container.name, %error, "cannot make room for a lower limit");
+                return Ok(None);
+            }
+        };
+        let is_deferred = settings.config.shrink == Shrink::Defer;
+        if let Some(usage) = usage {
+            let cut = LowerLimit { limit: container.limit, in_force, usage };
+            let what =
+                if is_deferred { Incident::CutDeferred(cut) } else { Incident::CutRejected(cut) };
+            self.reports.tell(&container.into(), &what);
+            // The reconcile task has skipped the container during the attempt.
+            self.enqueue(Work::Container(container.id.clone()));
+        }
+        if !is_deferred {
+            return Err(Refusal::new(WOULD_KILL));
+        }
+        if let Limit::Bytes(limit) = container.limit {
+            self.deferrals.put(&container.id, limit, settings.config.shrink_deadline);
+        }
+        Ok(Some(in_force))
+    }
+}
