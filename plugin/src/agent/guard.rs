@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::agent::levels::Ancestors;
+use crate::agent::levels::Levels;
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{Found, find};
@@ -74,14 +74,14 @@ const STEP: Bytes = Bytes::new(64 << 20);
 /// When a cgroup cannot be opened. Also when none was found and a directory could not be searched.
 pub fn kubepods(
     root: &CgroupRoot,
-    ancestors: &Ancestors,
+    levels: &Levels,
 ) -> Result<Option<(CgroupPath, Cgroup)>, CgroupError> {
     let open = |path: CgroupPath| match root.cgroup(&path) {
         Ok(cgroup) => Some(Ok((path, cgroup))),
         Err(CgroupError::Gone(_)) => None,
         Err(error) => Some(Err(error)),
     };
-    if let Some(known) = ancestors.kubepods().and_then(open) {
+    if let Some(known) = levels.kubepods().and_then(open) {
         return known.map(Some);
     }
     let Found { found, problems } = find(root);
@@ -98,8 +98,8 @@ fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError
 
 /// Returns whether `memory.max` of kubepods holds a limit of the guard. A limit that waits does not
 /// count.
-pub fn is_in_force(root: &CgroupRoot, ancestors: &Ancestors) -> bool {
-    let Ok(Some((path, cgroup))) = kubepods(root, ancestors) else { return false };
+pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
+    let Ok(Some((path, cgroup))) = kubepods(root, levels) else { return false };
     guard_record::load(root.host()).is_some_and(|record| {
         record.cgroup == path && is_held_by(&record, &cgroup).unwrap_or(false)
     })
@@ -123,7 +123,7 @@ pub struct Guard {
     host: PathBuf,
     root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
-    ancestors: Arc<Ancestors>,
+    levels: Arc<Levels>,
     reports: Arc<Reports>,
 }
 
@@ -147,10 +147,10 @@ impl Guard {
         host: PathBuf,
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
-        ancestors: Arc<Ancestors>,
+        levels: Arc<Levels>,
         reports: Arc<Reports>,
     ) -> Self {
-        Self { host, root, containers, ancestors, reports }
+        Self { host, root, containers, levels, reports }
     }
 
     /// Runs forever, once the runtime has configured the plugin. Before that, the desired limit is
@@ -238,7 +238,7 @@ impl Guard {
     fn watch(&self, watched: Option<Watch>) -> Option<Watch> {
         let watch = watched.map_or_else(Watch::new, Ok).and_then(|mut watch| {
             // The next check of kubepods reports errors, so ignore them here.
-            if let Ok(Some((path, _))) = kubepods(&self.root, &self.ancestors) {
+            if let Ok(Some((path, _))) = kubepods(&self.root, &self.levels) {
                 watch.add(&self.root, &path)?;
             }
             Ok(watch)
@@ -249,7 +249,7 @@ impl Guard {
     /// Does the next action. `written` says that inotify has reported a write to the file. Returns
     /// the delay before the next call.
     async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
-        let Some((path, cgroup)) = kubepods(&self.root, &self.ancestors)? else { return Ok(EVERY) };
+        let Some((path, cgroup)) = kubepods(&self.root, &self.levels)? else { return Ok(EVERY) };
         let inode = cgroup.inode()?;
         if let Some(record) = &state.record
             && (record.cgroup != path || record.inode != inode)
@@ -270,7 +270,7 @@ impl Guard {
                 state.waits = None;
                 cgroup.write(Knob::Max, before)?;
                 let observed = cgroup.read(Knob::Max)?;
-                self.ancestors.make_limits_last(&path);
+                self.levels.make_limits_last(&path);
                 self.forget(state);
                 self.reports.tell(&subject, &Incident::Unguarded { desired: before, observed });
             }
@@ -328,7 +328,7 @@ impl Guard {
                 let record = GuardRecord { lines: vec![line], ..record };
                 self.complain(guard_record::store(&record, &self.host));
                 (state.record, state.is_unsure) = (Some(record), false);
-                self.ancestors.make_limits_last(&path);
+                self.levels.make_limits_last(&path);
                 let desired = Limit::Bytes(line);
                 self.reports.tell(
                     &subject,
@@ -349,7 +349,7 @@ impl Guard {
             let cgroup = self.root.cgroup(&record.cgroup)?;
             if is_held_by(&record, &cgroup)? {
                 cgroup.write(Knob::Max, record.before)?;
-                self.ancestors.make_limits_last(&record.cgroup);
+                self.levels.make_limits_last(&record.cgroup);
             }
             Ok(())
         };

@@ -14,7 +14,7 @@ use crate::agent::cut::Cuts;
 use crate::agent::defer::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::kills::Watcher;
-use crate::agent::levels::Ancestors;
+use crate::agent::levels::Levels;
 use crate::agent::reconciler::{Reconciler, Work};
 use crate::agent::service::{OnConfig, Parts, Service};
 use crate::agent::stalls::Stalls;
@@ -254,8 +254,8 @@ impl Node {
         let originals = Arc::new(Mutex::new(originals));
         let reports = Arc::<Reports>::default();
         let page_size = settings.node.page_size;
-        let ancestors =
-            Arc::new(Ancestors::new(root.clone(), page_size, originals.clone(), reports.clone()));
+        let levels =
+            Arc::new(Levels::new(root.clone(), page_size, originals.clone(), reports.clone()));
         let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
         let containers = Arc::new(Containers::new(settings, checkpoints, originals));
         let (work, todo) = mpsc::unbounded_channel();
@@ -271,14 +271,14 @@ impl Node {
             host,
             root.clone(),
             containers.clone(),
-            ancestors.clone(),
+            levels.clone(),
             reports.clone(),
             work.clone(),
         );
         let synchronized = watch::Sender::default();
         let parts = Parts {
             containers,
-            ancestors,
+            levels,
             root,
             cuts,
             deferrals,
@@ -315,19 +315,19 @@ impl Tasks {
 
     /// Returns the node guard, which limits the memory of all pods together.
     pub(crate) fn guard(&self) -> Guard {
-        let Parts { containers, ancestors, root, reports, .. } = self.0.parts.clone();
-        Guard::new(self.0.host.clone(), root, containers, ancestors, reports)
+        let Parts { containers, levels, root, reports, .. } = self.0.parts.clone();
+        Guard::new(self.0.host.clone(), root, containers, levels, reports)
     }
 
     /// Starts the tasks. Returns the handle of the reconcile task, whose end is a failure.
     pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
         let Node { host, parts, watcher, todo } = self.0;
-        let Parts { containers, ancestors, root, deferrals, reports, work, .. } = parts;
-        tokio::spawn(ancestors.clone().make_last(Systemd::new(&host)));
+        let Parts { containers, levels, root, deferrals, reports, work, .. } = parts;
+        tokio::spawn(levels.clone().make_last(Systemd::new(&host)));
         tokio::spawn(Stalls::new(containers.clone(), root.clone(), reports.clone(), work).run());
         tokio::spawn(deferrals.run());
         tokio::spawn(watcher.run());
-        tokio::spawn(Reconciler::new(containers, ancestors, root, reports, runtime, todo).run())
+        tokio::spawn(Reconciler::new(containers, levels, root, reports, runtime, todo).run())
     }
 }
 

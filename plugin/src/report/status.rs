@@ -417,7 +417,7 @@ impl Read {
 impl Status {
     /// Reads the status. Takes some tens of microseconds for each container.
     pub fn read(parts: &Parts) -> Self {
-        let Parts { containers, ancestors, root, reports, .. } = parts;
+        let Parts { containers, levels, root, reports, .. } = parts;
         let settings = containers.settings();
         let page = settings.node.page_size;
         let known = containers.all();
@@ -439,9 +439,9 @@ impl Status {
             let claims = known.iter().zip(&plans).filter_map(|(container, plan)| {
                 Some((container.place.as_ref()?, container.id.as_str(), plan.desired.claim?))
             });
-            ancestors.planned_levels(&settings, claims)
+            levels.planned_levels(&settings, claims)
         } else {
-            ancestors.levels()
+            levels.levels()
         };
         let mut above = BTreeSet::new();
         let paths = levels.iter().map(|(level, _)| Some(level.cgroup.clone()));
@@ -507,7 +507,7 @@ impl Status {
         });
         let names =
             known.iter().map(|container| (container.uid.clone(), container.name.clone())).collect();
-        let pods = ancestors.pods();
+        let pods = parts.levels.pods();
         let is_down =
             |subject: &Subject| subject.uid.as_ref().is_some_and(|uid| pods.contains(uid));
         let down = reports.of_others(&names).into_iter().filter(|(subject, _)| is_down(subject));
@@ -625,7 +625,7 @@ fn half_a_guard(settings: &Settings, root: &CgroupRoot) -> Option<String> {
 
 impl NodeStatus {
     fn read(parts: &Parts, rows: &[ContainerStatus]) -> Self {
-        let Parts { containers, ancestors, root, reports, synchronized, .. } = parts;
+        let Parts { containers, levels, root, reports, synchronized, .. } = parts;
         let settings = containers.settings();
         let meminfo =
             fs::read_to_string(root.host().join("proc/meminfo")).map_err(|error| error.to_string());
@@ -635,7 +635,7 @@ impl NodeStatus {
         let sum = |of: &dyn Fn(&ContainerStatus) -> Option<Bytes>| {
             rows.iter().filter_map(of).fold(Bytes::ZERO, Bytes::saturating_add)
         };
-        let kubepods = guard::kubepods(root, ancestors);
+        let kubepods = guard::kubepods(root, levels);
         let pods_max = match &kubepods {
             Ok(Some((_, cgroup))) => cgroup.read(Knob::Max).map_err(|error| error.to_string()),
             Ok(None) => Err("there is no kubepods cgroup".to_owned()),

@@ -200,7 +200,7 @@ impl Watcher {
     ) -> u64 {
         if !is_by_its_limit {
             let times = self.limit_of_all_reached();
-            return if guard::is_in_force(&self.root, &self.ancestors) { times } else { 0 };
+            return if guard::is_in_force(&self.root, &self.levels) { times } else { 0 };
         }
         let Some(pod) = PodCgroup::parse(path.as_str()) else { return 0 };
         let is_ours = |report: &Report| {

@@ -33,7 +33,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, warn};
 
 use self::watch::{Wakes, next};
-use crate::agent::levels::Ancestors;
+use crate::agent::levels::Levels;
 use crate::agent::memory::give_memory_back;
 use crate::agent::reconciler::Work;
 use crate::cgroup::CgroupRoot;
@@ -158,7 +158,7 @@ fn is_due(told: Option<u64>, now: u64) -> bool {
 pub struct Watcher {
     root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
-    ancestors: Arc<Ancestors>,
+    levels: Arc<Levels>,
     kills: Arc<Kills>,
     reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
@@ -198,7 +198,7 @@ impl Watcher {
         host: &Path,
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
-        ancestors: Arc<Ancestors>,
+        levels: Arc<Levels>,
         reports: Arc<Reports>,
         work: mpsc::UnboundedSender<Work>,
     ) -> (Arc<Kills>, Self) {
@@ -224,7 +224,7 @@ impl Watcher {
         let watcher = Self {
             root,
             containers,
-            ancestors,
+            levels,
             kills: kills.clone(),
             reports,
             work,

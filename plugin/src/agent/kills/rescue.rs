@@ -23,10 +23,10 @@ impl Watcher {
         let Some(limit) = self.judge(path, container, now()) else { return };
         let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
         let mut others = self.containers.in_sandbox(&container.sandbox);
-        others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
+        others.retain(|other| other.name != container.name && self.levels.is_alive(other));
         let recorded = self.containers.record(&container.uid, &container.name, container.moment);
         let pod = self.containers.view_pod(&raised, None, &others, &recorded);
-        self.ancestors.raise_limits(&raised, &pod);
+        self.levels.raise_limits(&raised, &pod);
         // The receiver lives as long as the program.
         let _ = self.work.send(Work::limit(container, limit));
     }
@@ -141,7 +141,7 @@ impl Watcher {
 
     /// Returns whether the pod's own limit prevents a raise, and logs this.
     pub(super) fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
-        let is_bounded = self.ancestors.has_own_memory_limit(&container.sandbox);
+        let is_bounded = self.levels.has_own_memory_limit(&container.sandbox);
         if is_bounded {
             debug!(
                 pod = container.pod,
@@ -167,7 +167,7 @@ impl Watcher {
                 .map_or(Bytes::ZERO, |request| request.bytes)
         };
         let mut all = self.containers.all();
-        all.retain(|other| self.ancestors.is_alive(other));
+        all.retain(|other| self.levels.is_alive(other));
         let others = all
             .iter()
             .filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));

@@ -8,7 +8,7 @@ use plimsoll_core::policy::hierarchy::Level;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tracing::{debug, warn};
 
-use super::{Ancestors, InForce, KNOBS, State};
+use super::{Levels, InForce, KNOBS, State};
 use crate::cgroup::CgroupError;
 use crate::lock;
 use crate::state::originals::{Target, Values};
@@ -37,7 +37,7 @@ pub(super) const AT_ONCE: usize = 8;
 /// the plugin retries with the next event.
 const TRIES: u32 = 10;
 
-impl Ancestors {
+impl Levels {
     /// Writes the levels that an event has changed. The levels above the event's pod are written
     /// now. The reconcile task writes the shares of the other pods soon.
     pub(super) fn apply_levels(

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::apply::Change;
-use super::{Ancestors, InForce, KNOBS, State};
+use super::{Levels, InForce, KNOBS, State};
 use crate::cgroup::CgroupError;
 use crate::lock;
 
-/// Result of [`Ancestors::check`].
+/// Result of [`Levels::check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checked {
     /// The cgroup has its desired values, or the plugin leaves them as they are.
@@ -26,7 +26,7 @@ pub enum Checked {
     Gone,
 }
 
-impl Ancestors {
+impl Levels {
     /// Compares a cgroup with the kernel and repairs it. `touched` lists the files for which
     /// inotify reported a write.
     pub fn check(&self, cgroup: &CgroupPath, touched: &[Knob]) -> Checked {

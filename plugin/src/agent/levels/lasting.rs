@@ -10,7 +10,7 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::resize::Raise;
 use tracing::{debug, info, warn};
 
-use super::{Ancestors, InForce, Last, State};
+use super::{Levels, InForce, Last, State};
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
 use crate::lock;
 
@@ -32,7 +32,7 @@ fn again(error: &SystemdError) -> Option<Duration> {
     }
 }
 
-impl Ancestors {
+impl Levels {
     /// Makes systemd keep the values of the cgroups that it owns. This is a separate task, because
     /// systemd may answer slowly.
     ///
@@ -44,22 +44,22 @@ impl Ancestors {
         loop {
             let lasting = self.next_lasting().await;
             let calls = lasting.into_iter().map(|(cgroup, last)| {
-                let (ancestors, systemd) = (&self, &systemd);
+                let (levels, systemd) = (&self, &systemd);
                 async move {
                     // A newer value may have arrived, which replaces this one.
-                    let newer = lock(&ancestors.lasting).remove(&cgroup);
+                    let newer = lock(&levels.lasting).remove(&cgroup);
                     let last = newer
                         .map_or(last, |newer| Last { raise: newer.raise.or(last.raise), ..newer });
-                    lock(&ancestors.state)
+                    lock(&levels.state)
                         .told
                         .entry(cgroup.clone())
                         .or_default()
                         .push(last.protection);
-                    let result = match ancestors.root.cgroup(&cgroup) {
+                    let result = match levels.root.cgroup(&cgroup) {
                         Ok(open) => systemd.set(&open, last.protection, last.raise.is_some()).await,
                         Err(_) => Ok(Lasting::NoUnit),
                     };
-                    ancestors.told(&cgroup, last, &result);
+                    levels.told(&cgroup, last, &result);
                     (cgroup, last, result)
                 }
             });

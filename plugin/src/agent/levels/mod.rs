@@ -3,7 +3,7 @@
 //! [`Tree`] computes the desired value of each level. This module writes the values to the cgroup
 //! files. A write takes microseconds, so every ancestor cgroup holds its new value before the
 //! plugin answers the event. If systemd owns the cgroup, systemd also gets the value
-//! ([`Ancestors::make_last`]).
+//! ([`Levels::make_last`]).
 //!
 //! The plugin raises parents before their children, and lowers them after their children. No child
 //! loses protection in between.
@@ -47,7 +47,7 @@ const KNOBS: [Knob; 2] = [Knob::Min, Knob::Low];
 
 /// The cgroups above the containers, and the reserved cgroups.
 #[derive(Debug)]
-pub struct Ancestors {
+pub struct Levels {
     root: Arc<CgroupRoot>,
     page_size: PageSize,
     originals: Arc<Mutex<Originals>>,
@@ -178,7 +178,7 @@ impl InForce {
     }
 }
 
-impl Ancestors {
+impl Levels {
     /// Creates the state of a node without pods.
     pub fn new(
         root: Arc<CgroupRoot>,
@@ -242,7 +242,7 @@ impl Ancestors {
     }
 
     /// Replaces all sandboxes by those that the runtime reported. The plugin lowers no value until
-    /// [`Ancestors::settle`], because it does not know all containers yet.
+    /// [`Levels::settle`], because it does not know all containers yet.
     pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
         let mut state = lock(&self.state);
         state.synchronized += 1;

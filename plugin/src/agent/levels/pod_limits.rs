@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::sandbox::Origins;
-use super::{Ancestors, InForce, Raising, State};
+use super::{Levels, InForce, Raising, State};
 use crate::cgroup::CgroupError;
 use crate::lock;
 use crate::state::brake::Cause;
@@ -37,7 +37,7 @@ fn cannot_raise(container: &Container, cgroup: &CgroupPath, error: &CgroupError)
 /// one is the desired value.
 type Raised = (&'static str, String, String);
 
-impl Ancestors {
+impl Levels {
     /// Raises the limits of a pod before one of its containers gets its own limits. The new limits
     /// are the sum of what the containers may then use. A pod limit is raised only if its origin is
     /// known to be such a sum. The plugin never lowers a pod limit, because this is the kubelet's

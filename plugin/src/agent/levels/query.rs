@@ -7,12 +7,12 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
 
 use super::sandbox::Sandbox;
-use super::{Ancestors, State, is_ours};
+use super::{Levels, State, is_ours};
 use crate::lock;
 use crate::report::status;
 use crate::state::settings::Settings;
 
-impl Ancestors {
+impl Levels {
     /// Returns all managed cgroups.
     pub fn cgroups(&self) -> Vec<CgroupPath> {
         lock(&self.state).cgroups()

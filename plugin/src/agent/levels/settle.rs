@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::apply::AT_ONCE;
-use super::{Ancestors, State, is_ours};
+use super::{Levels, State, is_ours};
 use crate::cgroup::CgroupError;
 use crate::lock;
 use crate::state::originals::Target;
@@ -16,12 +16,12 @@ use crate::state::originals::Target;
 /// Maximum number of pods that one report of shortfalls names.
 const NAMED: usize = 20;
 
-impl Ancestors {
+impl Levels {
     /// Writes the desired values of all levels. Restores the original values of cgroups that the
     /// plugin has changed earlier and no longer manages.
     ///
     /// The caller has examined all containers. Claims of containers outside `containers` are
-    /// dropped. `synchronized` is the result of [`Ancestors::synchronized`] before the caller
+    /// dropped. `synchronized` is the result of [`Levels::synchronized`] before the caller
     /// examined the containers. Without a synchronization or after a newer one, not all containers
     /// are known. The call then does nothing.
     pub fn settle(&self, containers: &HashSet<String>, policy: &Policy, synchronized: u64) {

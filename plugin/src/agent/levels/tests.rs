@@ -8,7 +8,7 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::units::{Bytes, Knob, Limit, PageSize};
 
-use super::{Ancestors, Checked};
+use super::{Levels, Checked};
 use crate::cgroup::systemd::fake::{Host, Mood, POD};
 use crate::lock;
 use crate::state::originals::Originals;
@@ -19,7 +19,7 @@ const KUBEPODS: &str = "kubepods.slice";
 struct Arranged {
     host: Host,
     place: PodPlace,
-    ancestors: Arc<Ancestors>,
+    levels: Arc<Levels>,
 }
 
 impl Arranged {
@@ -30,21 +30,21 @@ impl Arranged {
         }
         let originals = Arc::new(Mutex::new(Originals::none(host.directory.path())));
         let place = PodPlace::new(path(POD), QosClass::Guaranteed).unwrap();
-        let ancestors = Arc::new(Ancestors::new(
+        let levels = Arc::new(Levels::new(
             Arc::new(host.root()),
             PageSize::KIB4,
             originals,
             Arc::default(),
         ));
-        Self { host, place, ancestors }
+        Self { host, place, levels }
     }
 
     fn make_last(&self) {
-        tokio::spawn(self.ancestors.clone().make_last(self.host.systemd()));
+        tokio::spawn(self.levels.clone().make_last(self.host.systemd()));
     }
 
     fn claim(&self, min: u64) {
-        self.ancestors.claim(
+        self.levels.claim(
             &self.place,
             "app",
             Protection { min: Bytes::new(min), low: Bytes::ZERO },
@@ -56,7 +56,7 @@ impl Arranged {
     }
 
     fn check(&self) -> Checked {
-        self.ancestors.check(&path(POD), &[Knob::Min])
+        self.levels.check(&path(POD), &[Knob::Min])
     }
 
     fn min(&self) -> Limit {
@@ -127,7 +127,7 @@ async fn a_foreign_write_counts_while_systemd_is_told() {
         arranged.write(0);
         arranged.check();
         assert_eq!(
-            lock(&arranged.ancestors.state).contention.repairs(&(path(POD), Knob::Min)),
+            lock(&arranged.levels.state).contention.repairs(&(path(POD), Knob::Min)),
             repairs
         );
     }
@@ -160,5 +160,5 @@ async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_e
     writes.add_permits(1);
     arranged.until("told all", || writes.available_permits() == 0).await;
     assert_eq!(arranged.told(), values);
-    assert_eq!(lock(&arranged.ancestors.state).contention.repairs(&(path(POD), Knob::Min)), 0);
+    assert_eq!(lock(&arranged.levels.state).contention.repairs(&(path(POD), Knob::Min)), 0);
 }

@@ -19,7 +19,7 @@ impl Reconciler {
     /// to report such a container, or its cgroup may be about to go. Therefore it is inspected
     /// after a delay.
     pub(super) fn take_census(&mut self) {
-        let Found { found, problems } = kubepods::containers(&self.root, self.ancestors.kubepods());
+        let Found { found, problems } = kubepods::containers(&self.root, self.levels.kubepods());
         for (_, cgroup) in found {
             if !self.is_known(&cgroup) {
                 self.again(PATIENCE, Work::Stranger(cgroup));
@@ -31,7 +31,7 @@ impl Reconciler {
             warn!(error, "cannot look for containers that the runtime did not tell of. Said once");
         }
         self.is_census_incomplete = is_incomplete;
-        for cgroup in self.ancestors.reserved() {
+        for cgroup in self.levels.reserved() {
             if !self.missing_reserved.contains(&cgroup) && self.is_gone(&cgroup) {
                 // The kubelet may make the cgroup soon, because it starts after the runtime.
                 self.again(PATIENCE, Work::Stranger(cgroup));
@@ -45,7 +45,7 @@ impl Reconciler {
     /// Inspects a cgroup. If the runtime has not reported its content, the plugin requests a new
     /// synchronization. It does so once per cgroup.
     pub(super) fn meet(&mut self, cgroup: CgroupPath) {
-        if self.ancestors.is_reserved(&cgroup) {
+        if self.levels.is_reserved(&cgroup) {
             return self.miss_reserved(cgroup);
         }
         if PodCgroup::parse(cgroup.as_str()).is_some() {
@@ -94,7 +94,7 @@ impl Reconciler {
     pub(super) fn is_known(&self, cgroup: &CgroupPath) -> bool {
         let id = id_in(cgroup.name());
         self.containers.get(id).is_some()
-            || self.ancestors.is_sandbox(id)
+            || self.levels.is_sandbox(id)
             || self.by_cgroup.contains_key(cgroup)
     }
 

@@ -84,7 +84,7 @@ impl Reconciler {
                             pending.extend(self.let_go(&container, &compared, enforces));
                         }
                         if let Some(place) = &container.place {
-                            self.ancestors.claim(place, &container.id, compared.claim);
+                            self.levels.claim(place, &container.id, compared.claim);
                         }
                         self.settled(&container, &compared.decided, is_in_force);
                     } else {
@@ -198,7 +198,7 @@ impl Reconciler {
         let record = self.containers.record(&container.uid, &container.name, container.moment);
         let decided = self.containers.decide(container, &record);
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
-            self.ancestors.claim(place, &container.id, claim);
+            self.levels.claim(place, &container.id, claim);
         }
     }
 
@@ -238,7 +238,7 @@ impl Reconciler {
             Verdict::Repair => {
                 if let Some(place) = &container.place {
                     // The current values count until the container has the new ones.
-                    self.ancestors.claim_at_least(
+                    self.levels.claim_at_least(
                         place,
                         &container.id,
                         claim.max(held.protection()),
@@ -350,7 +350,7 @@ impl Reconciler {
     /// Handles a container whose cgroup is gone. The runtime may report the end later, or never.
     pub(super) fn ended(&mut self, container: &Container) {
         debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the container has ended");
-        self.ancestors.release(&container.id);
+        self.levels.release(&container.id);
         self.contention.forget(&container.id);
         self.progress.remove(&container.id);
         if let Some(cgroup) = &container.cgroup {

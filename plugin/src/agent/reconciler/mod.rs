@@ -34,7 +34,7 @@ use self::updater::{Done, Pending, Updater};
 use self::watching::changed;
 pub use self::wire::{memory_limit, update};
 pub use self::work::Work;
-use crate::agent::levels::{Ancestors, Checked};
+use crate::agent::levels::{Levels, Checked};
 use crate::agent::memory::give_memory_back;
 use crate::cgroup::watch::Watch;
 use crate::cgroup::{CgroupRoot, systemd};
@@ -76,7 +76,7 @@ pub(super) const SHARE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Reconciler {
     containers: Arc<Containers>,
-    ancestors: Arc<Ancestors>,
+    levels: Arc<Levels>,
     root: Arc<CgroupRoot>,
     reports: Arc<Reports>,
     runtime: nri::Runtime,
@@ -136,7 +136,7 @@ impl Reconciler {
     /// Creates the task, which takes its work from `work`.
     pub fn new(
         containers: Arc<Containers>,
-        ancestors: Arc<Ancestors>,
+        levels: Arc<Levels>,
         root: Arc<CgroupRoot>,
         reports: Arc<Reports>,
         runtime: nri::Runtime,
@@ -162,7 +162,7 @@ impl Reconciler {
             updater,
             done,
             containers,
-            ancestors,
+            levels,
             root,
             reports,
             runtime,
@@ -193,7 +193,7 @@ impl Reconciler {
                 },
                 change = changed(&mut self.watch) => self.notice(change, &mut due),
                 Some(done) = self.done.recv() => self.written(done, &mut due),
-                () = self.ancestors.shares_changed(), if !self.share_is_due => {
+                () = self.levels.shares_changed(), if !self.share_is_due => {
                     self.share_is_due = true;
                     self.again(SHARE, Work::Share);
                 }
@@ -253,12 +253,12 @@ impl Reconciler {
     }
 
     /// Schedules checks of all containers and all managed cgroups. Unlike [`Work::All`], this does
-    /// not call [`Ancestors::settle`].
+    /// not call [`Levels::settle`].
     fn everything(&mut self, due: &mut Due) {
         for id in self.containers.ids() {
             due.containers.entry(id).or_default();
         }
-        for cgroup in self.ancestors.cgroups() {
+        for cgroup in self.levels.cgroups() {
             due.cgroups.entry(cgroup).or_default();
         }
     }
@@ -287,7 +287,7 @@ impl Reconciler {
                 due.containers.entry(id).or_default();
             }
         }
-        let synchronized = self.ancestors.synchronized();
+        let synchronized = self.levels.synchronized();
         let containers: Vec<_> = due.containers.into_iter().collect();
         for batch in containers.chunks(BATCH * 16) {
             self.look_at(batch).await;
@@ -298,17 +298,17 @@ impl Reconciler {
             // to 1.36 may have forgotten to set it.
             for containers in self.by_pod().into_values() {
                 if let Some((container, pod)) = self.view_pod(containers) {
-                    self.ancestors.raise_limits(&container, &pod);
+                    self.levels.raise_limits(&container, &pod);
                 }
                 // Let events run between two pods.
                 tokio::task::yield_now().await;
             }
-            self.ancestors.settle(
+            self.levels.settle(
                 &self.containers.ids().into_iter().collect(),
                 &policy,
                 synchronized,
             );
-            for cgroup in self.ancestors.cgroups() {
+            for cgroup in self.levels.cgroups() {
                 self.watch_cgroup(&cgroup);
             }
             // Remove drop-ins of pods that ended while the plugin did not watch.
@@ -320,7 +320,7 @@ impl Reconciler {
         }
         if due.share {
             self.share_is_due = false;
-            self.ancestors.share().await;
+            self.levels.share().await;
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
@@ -328,11 +328,11 @@ impl Reconciler {
             // plugin raised limits.
             if touched.contains(&Knob::Max)
                 && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
-                && let Some(wait) = self.ancestors.raise_limits_again(&container, &pod)
+                && let Some(wait) = self.levels.raise_limits_again(&container, &pod)
             {
                 self.again(wait, Work::Touched(cgroup.clone(), Knob::Max));
             }
-            match self.ancestors.check(&cgroup, &touched) {
+            match self.levels.check(&cgroup, &touched) {
                 Checked::Settled => {}
                 Checked::Again(wait) => self.again(wait, Work::Cgroup(cgroup)),
                 Checked::Gone => self.unwatch(&cgroup),
@@ -342,7 +342,7 @@ impl Reconciler {
 
     /// Returns a live container of a pod, and the evidence about the pod's limit.
     fn view_pod(&self, mut containers: Vec<Arc<Container>>) -> Option<(Arc<Container>, PodView)> {
-        containers.retain(|container| self.ancestors.is_alive(container));
+        containers.retain(|container| self.levels.is_alive(container));
         let alive = containers;
         // One container is enough, because the record and the sum cover all containers.
         let (container, alive) = alive.split_first()?;
@@ -371,13 +371,13 @@ impl Reconciler {
 
     fn forget_who_is_gone(&mut self) {
         let known: HashSet<_> = self.containers.ids().into_iter().collect();
-        self.ancestors.prune(&known);
+        self.levels.prune(&known);
         self.progress.retain(|id, _| known.contains(id));
         let uids: HashSet<_> =
             self.containers.all().iter().map(|container| container.uid.clone()).collect();
-        // `Ancestors` may hold its lock while it reports. Get its cgroups before `retain` takes the
+        // `Levels` may hold its lock while it reports. Get its cgroups before `retain` takes the
         // reports' lock, or both could deadlock.
-        let cgroups: HashSet<_> = self.ancestors.cgroups().into_iter().collect();
+        let cgroups: HashSet<_> = self.levels.cgroups().into_iter().collect();
         self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
         self.contention.forget_quiet(std::time::Instant::now());
     }

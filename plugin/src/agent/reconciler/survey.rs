@@ -12,7 +12,7 @@ impl Reconciler {
     /// longer do.
     pub(super) async fn survey(&mut self) {
         let containers = self.containers.all();
-        let (root, cgroups) = (self.root.clone(), self.ancestors.cgroups());
+        let (root, cgroups) = (self.root.clone(), self.levels.cgroups());
         let names: HashMap<_, _> = containers
             .iter()
             .filter_map(|container| {
@@ -32,7 +32,7 @@ impl Reconciler {
             let standing = Standing::of(*setting, *usage, protection);
             let before = self.standings.insert(cgroup.clone(), standing);
             let of = names.get(&cgroup);
-            if of.is_none() && !self.ancestors.is_reserved(&cgroup) {
+            if of.is_none() && !self.levels.is_reserved(&cgroup) {
                 continue;
             }
             let (pod, container) =

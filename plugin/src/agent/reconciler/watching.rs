@@ -26,13 +26,13 @@ impl Reconciler {
             Some(Change::Written(path, knob)) => {
                 if let Some(id) = self.by_cgroup.get(&path) {
                     due.containers.insert(id.clone(), true);
-                } else if self.ancestors.contains(&path) {
+                } else if self.levels.contains(&path) {
                     due.cgroups.entry(path).or_default().push(knob);
                 }
             }
             Some(Change::Removed(path)) => due.removed.push(path),
             // The runtime usually reports the cgroup as well.
-            Some(Change::Made(path)) if self.ancestors.contains(&path) => {
+            Some(Change::Made(path)) if self.levels.contains(&path) => {
                 _ = due.cgroups.entry(path).or_default()
             }
             Some(Change::Made(path)) => self.again(PATIENCE, Work::Stranger(path)),
@@ -62,7 +62,7 @@ impl Reconciler {
                 self.ended(&container);
             }
             Some(container) => self.again(Duration::ZERO, Work::Container(container.id.clone())),
-            None if self.ancestors.contains(cgroup) => {
+            None if self.levels.contains(cgroup) => {
                 self.again(Duration::ZERO, Work::Cgroup(cgroup.clone()))
             }
             None => {}

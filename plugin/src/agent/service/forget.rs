@@ -14,17 +14,17 @@ use crate::state::container::Container;
 impl Service {
     pub(super) fn meet_sandbox(&self, pod: &PodSandbox) {
         if let Some(sandbox) = sandbox(pod)
-            && !self.ancestors.is_sandbox(&sandbox.id)
+            && !self.levels.is_sandbox(&sandbox.id)
         {
-            self.ancestors.sandbox(sandbox, &self.containers.settings().policy());
+            self.levels.sandbox(sandbox, &self.containers.settings().policy());
         }
     }
 
     pub(super) fn sandbox_ended(&self, id: &str) {
         for container in self.containers.remove_sandbox(id) {
-            self.ancestors.release(&container);
+            self.levels.release(&container);
         }
-        self.ancestors.sandbox_ended(id);
+        self.levels.sandbox_ended(id);
     }
 
     /// Forgets older containers of the same name in the sandbox. The kubelet creates the next
@@ -63,6 +63,6 @@ impl Service {
             self.kills.ended(&container);
         }
         self.containers.remove(id);
-        self.ancestors.release(id);
+        self.levels.release(id);
     }
 }

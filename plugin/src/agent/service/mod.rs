@@ -33,7 +33,7 @@ use self::translate::{cpu, has_ended, is_claimed, limit, newest, sandbox, shares
 use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::defer::Deferrals;
 use crate::agent::kills::Kills;
-use crate::agent::levels::Ancestors;
+use crate::agent::levels::Levels;
 use crate::agent::reconciler::{Work, memory_limit, update};
 use crate::cgroup::{CgroupError, CgroupRoot, SWAP_MAX};
 use crate::config::{Config, Shrink};
@@ -68,7 +68,7 @@ pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
 /// The NRI plugin.
 pub struct Service {
     containers: Arc<Containers>,
-    ancestors: Arc<Ancestors>,
+    levels: Arc<Levels>,
     root: Arc<CgroupRoot>,
     work: mpsc::UnboundedSender<Work>,
     host: PathBuf,
@@ -93,7 +93,7 @@ pub struct Parts {
     /// The containers.
     pub containers: Arc<Containers>,
     /// The cgroups above the containers.
-    pub ancestors: Arc<Ancestors>,
+    pub levels: Arc<Levels>,
     /// The node's cgroups.
     pub root: Arc<CgroupRoot>,
     /// Preparation of limit decreases.
@@ -122,7 +122,7 @@ impl Service {
     pub fn new(parts: Parts, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
         let Parts {
             containers,
-            ancestors,
+            levels,
             root,
             cuts,
             deferrals,
@@ -135,7 +135,7 @@ impl Service {
         let (host, configured, updates) = (host.into(), AtomicBool::new(false), AtomicU64::new(0));
         Self {
             containers,
-            ancestors,
+            levels,
             root,
             work,
             host,
@@ -245,7 +245,7 @@ impl Plugin for Service {
                     matches!(self.root.cgroup(&cgroup), Err(CgroupError::Gone(_)))
                 })
         };
-        self.ancestors
+        self.levels
             .synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
         let pods: HashMap<&str, &PodSandbox> =
             pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();

@@ -82,7 +82,7 @@ impl Service {
         self.raise_pod(&container, former, &record);
         // Reserve the larger of the old and new claim until the new values are verified.
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
-            self.ancestors.claim_at_least(place, &container.id, claim);
+            self.levels.claim_at_least(place, &container.id, claim);
         }
         (container, decided)
     }
@@ -119,9 +119,9 @@ impl Service {
         recorded: &Recorded,
     ) {
         let mut others = self.containers.in_sandbox(&container.sandbox);
-        others.retain(|other| other.name != container.name && self.ancestors.is_alive(other));
+        others.retain(|other| other.name != container.name && self.levels.is_alive(other));
         let pod = self.containers.view_pod(container, former, &others, recorded);
-        self.ancestors.raise_limits(container, &pod);
+        self.levels.raise_limits(container, &pod);
     }
 
     /// Prepares the container for a limit decrease. Returns the limit that stays for now if the

@@ -62,7 +62,7 @@ impl Service {
                 "mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be"
             ),
         }
-        for limit in raised::staying(&self.root, &self.ancestors.raised_limits()) {
+        for limit in raised::staying(&self.root, &self.levels.raised_limits()) {
             warn!(limit, "stays, as lowering it could kill");
         }
     }
@@ -102,7 +102,7 @@ impl Service {
             self.reports.brake.clear();
             info!("the brake was reset");
         }
-        self.ancestors.set_node(&settings);
+        self.levels.set_node(&settings);
         self.containers.set_settings(settings);
     }
 
