@@ -254,8 +254,12 @@ impl Node {
         let originals = Arc::new(Mutex::new(originals));
         let reports = Arc::<Reports>::default();
         let page_size = settings.node.page_size;
-        let levels =
-            Arc::new(Levels::new(root.clone(), page_size, originals.clone(), reports.clone()));
+        let levels = Arc::new(Levels::new(
+            root.clone(),
+            page_size,
+            originals.clone(),
+            reports.brake.clone(),
+        ));
         let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
         let containers = Arc::new(Containers::new(settings, checkpoints, originals));
         let (work, todo) = mpsc::unbounded_channel();
@@ -276,17 +280,8 @@ impl Node {
             work.clone(),
         );
         let synchronized = watch::Sender::default();
-        let parts = Parts {
-            containers,
-            levels,
-            root,
-            cuts,
-            deferrals,
-            kills,
-            reports,
-            work,
-            synchronized,
-        };
+        let parts =
+            Parts { containers, levels, root, cuts, deferrals, kills, reports, work, synchronized };
         Ok(Self { host: host.to_owned(), parts, watcher, todo })
     }
 

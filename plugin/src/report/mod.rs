@@ -11,10 +11,10 @@ pub mod serve;
 pub mod status;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
-use plimsoll_core::incident::{Incident, IncidentKind, Subject};
+use plimsoll_core::incident::{Incident, IncidentKind, Occurrence, Subject};
 use plimsoll_core::outcome::Outcome;
 use plimsoll_core::pod::{CgroupPath, PodUid};
 use plimsoll_core::units::Limit;
@@ -26,7 +26,6 @@ use crate::lock;
 use crate::report::events::Events;
 use crate::report::metrics::{File, Level, Metrics, OfLevel};
 use crate::state::brake::{Cause, Tally};
-use crate::state::container::Container;
 
 /// Maximum number of different incidents that are remembered for one container or cgroup.
 const REMEMBERED: usize = 16;
@@ -37,17 +36,6 @@ pub const LATELY: u64 = 600;
 /// Maximum number of times that are remembered for one incident. The kubelet retries a resize every
 /// 10 to 15 seconds.
 const TIMES: usize = 128;
-
-impl From<&Container> for Subject {
-    fn from(container: &Container) -> Self {
-        Self {
-            pod: Some(container.pod.clone()),
-            uid: Some(container.uid.clone()),
-            container: Some(container.name.clone()),
-            cgroup: container.cgroup.clone(),
-        }
-    }
-}
 
 /// Whether an action was done, or only planned in observe mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,7 +112,7 @@ pub struct Reports {
     /// Counters.
     pub metrics: Metrics,
     /// Counts for the automatic brake.
-    pub brake: Tally,
+    pub brake: Arc<Tally>,
     events: Events,
     recent: Mutex<HashMap<Whose, Told>>,
 }
@@ -155,6 +143,17 @@ impl Reports {
         self.metrics.planned(what.kind());
         self.remember(subject, what, Deed::Planned);
         self.events.put(subject, what, Deed::Planned, &self.metrics.events_dropped);
+    }
+
+    /// Reports incidents that code has returned which held a lock.
+    pub fn report_all(&self, occurrences: impl IntoIterator<Item = Occurrence>) {
+        for Occurrence { subject, incident, is_planned } in occurrences {
+            if is_planned {
+                self.tell_planned(&subject, &incident);
+            } else {
+                self.tell(&subject, &incident);
+            }
+        }
     }
 
     /// Applies another configuration.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use plimsoll_core::incident::Subject;
 use plimsoll_core::pod::{CgroupPath, PodUid, QosClass, Request};
 use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::policy::resize::Limits;
@@ -111,6 +112,17 @@ pub struct Decided {
     /// Original `memory.high` during a limit decrease, until the plugin has read back the desired
     /// value. It is the desired value itself where the policy leaves `memory.high` alone.
     pub high_before: Option<Limit>,
+}
+
+impl From<&Container> for Subject {
+    fn from(container: &Container) -> Self {
+        Self {
+            pod: Some(container.pod.clone()),
+            uid: Some(container.uid.clone()),
+            container: Some(container.name.clone()),
+            cgroup: container.cgroup.clone(),
+        }
+    }
 }
 
 impl Container {

@@ -26,7 +26,8 @@ impl Watcher {
         others.retain(|other| other.name != container.name && self.levels.is_alive(other));
         let recorded = self.containers.record(&container.uid, &container.name, container.moment);
         let pod = self.containers.view_pod(&raised, None, &others, &recorded);
-        self.levels.raise_limits(&raised, &pod);
+        let raise = self.levels.raise_limits(&raised, &pod, false);
+        self.reports.report_all(raise.incidents);
         // The receiver lives as long as the program.
         let _ = self.work.send(Work::limit(container, limit));
     }

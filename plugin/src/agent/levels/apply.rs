@@ -8,7 +8,7 @@ use plimsoll_core::policy::hierarchy::Level;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tracing::{debug, warn};
 
-use super::{Levels, InForce, KNOBS, State};
+use super::{InForce, KNOBS, Levels, State};
 use crate::cgroup::CgroupError;
 use crate::lock;
 use crate::state::originals::{Target, Values};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use plimsoll_core::incident::Incident;
+use plimsoll_core::incident::{Incident, Occurrence};
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::contention::Verdict;
@@ -11,13 +11,22 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::apply::Change;
-use super::{Levels, InForce, KNOBS, State};
+use super::{InForce, KNOBS, Levels, State};
 use crate::cgroup::CgroupError;
 use crate::lock;
 
 /// Result of [`Levels::check`].
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// What the caller does next.
+    pub next: CheckNext,
+    /// Incidents to report.
+    pub incidents: Vec<Occurrence>,
+}
+
+/// Next action after a check of a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checked {
+pub enum CheckNext {
     /// The cgroup has its desired values, or the plugin leaves them as they are.
     Settled,
     /// The cgroup must be checked again after this time.
@@ -26,29 +35,43 @@ pub enum Checked {
     Gone,
 }
 
+/// Decision about a file that does not hold its desired value.
+enum FileDecision {
+    /// Write the file. The change is not a repair of another program's write.
+    Write,
+    /// Write the file, and report the repair.
+    Repair,
+    /// Leave the file for this time.
+    Wait(Duration),
+    /// Leave the file, and report that another program keeps changing it.
+    GiveUp,
+    /// Leave the file.
+    Leave,
+}
+
 impl Levels {
     /// Compares a cgroup with the kernel and repairs it. `touched` lists the files for which
     /// inotify reported a write.
     pub fn check(&self, cgroup: &CgroupPath, touched: &[Knob]) -> Checked {
-        let mut state = lock(&self.state);
-        let state = &mut *state;
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let mut incidents = Vec::new();
         let believed = state.in_force.get(cgroup).copied();
-        let observed = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open));
-        let observed = match observed {
+        let observed = match self.root.cgroup(cgroup).and_then(|open| InForce::read(&open)) {
             Ok(observed) => observed,
             Err(error) => {
                 state.in_force.remove(cgroup);
-                return match error {
-                    CgroupError::Gone(_) => Checked::Gone,
+                let next = match error {
+                    CgroupError::Gone(_) => CheckNext::Gone,
                     error => {
                         self.failed(state, cgroup, None, &error);
-                        Checked::Settled
+                        CheckNext::Settled
                     }
                 };
+                return Checked { next, incidents };
             }
         };
         state.in_force.insert(cgroup.clone(), observed);
-        let mut checked = Checked::Settled;
         state.failing.remove(&(cgroup.clone(), None));
         let wanted = self.changes(state, cgroup, &observed);
         for knob in KNOBS {
@@ -57,72 +80,74 @@ impl Levels {
                 state.failing.remove(&(cgroup.clone(), Some(knob)));
             }
         }
+        let mut next = CheckNext::Settled;
         let (mut changes, mut repairs) = (Vec::new(), Vec::new());
         for change in wanted {
-            if state.failing.contains_key(&(cgroup.clone(), Some(change.knob))) {
-                // inotify also reports the plugin's own failed write. Such a report must not cause
-                // another retry.
-                if !touched.contains(&change.knob) {
-                    changes.push(change);
-                }
-                continue;
-            }
-            let key = (cgroup.clone(), change.knob);
-            let is_foreign = believed.is_some_and(|before| {
-                before.inode == observed.inode && before.get(change.knob) == change.to
-            });
-            let late = |told: &Protection| {
-                let told = if change.knob == Knob::Low { told.low } else { told.min };
-                change.from == Limit::Bytes(told)
-            };
-            if state.told.get(cgroup).is_some_and(|told| told.iter().any(late)) {
-                debug!(%cgroup, knob = change.knob.file_name(), "systemd was late with an earlier value");
-                changes.push(change);
-                continue;
-            }
-            if state.leaves_changes && is_foreign {
-                debug!(%cgroup, knob = change.knob.file_name(), observed = %change.from, "left as another program set it");
-                state.left.insert(key, (observed.inode, change.to));
-                continue;
-            }
-            match state.contention.judge(
-                key.clone(),
-                (),
-                touched.contains(&change.knob),
-                Instant::now().into_std(),
-            ) {
-                Verdict::Repair => {
+            let is_touched = touched.contains(&change.knob);
+            match decide(state, &change, believed, observed.inode, is_touched) {
+                FileDecision::Write => changes.push(change),
+                FileDecision::Repair => {
                     repairs.push(change.clone());
                     changes.push(change);
                 }
-                Verdict::Wait(wait) => checked = Checked::Again(wait),
-                Verdict::GiveUp => self.tell_contended(state, &key, change.to, change.from),
-                Verdict::Leave => {}
+                FileDecision::Wait(wait) => next = CheckNext::Again(wait),
+                FileDecision::GiveUp => incidents.push(contended(state, &change)),
+                FileDecision::Leave => {}
             }
         }
         self.write(state, changes);
         for Change { cgroup, knob, from, to } in repairs {
             if state.in_force.get(&cgroup).is_some_and(|in_force| in_force.get(knob) == to) {
-                self.reports.tell(
-                    &(&cgroup).into(),
-                    &Incident::Repaired { knob, desired: to, observed: from },
-                );
+                let incident = Incident::Repaired { knob, desired: to, observed: from };
+                incidents.push(Occurrence::new(&cgroup, incident));
             }
         }
-        checked
+        Checked { next, incidents }
     }
+}
 
-    /// Reports that the plugin leaves a file to the program that keeps changing it.
-    fn tell_contended(
-        &self,
-        state: &State,
-        file: &(CgroupPath, Knob),
-        desired: Limit,
-        observed: Limit,
-    ) {
-        let (cgroup, knob) = file;
-        let repairs = state.contention.repairs(file);
-        self.reports
-            .tell(&cgroup.into(), &Incident::Contended { knob: *knob, desired, observed, repairs });
+/// Decides what to do about a file. `believed` are the values that the cgroup's files held
+/// according to the plugin, and `inode` is the cgroup's inode now.
+fn decide(
+    state: &mut State,
+    change: &Change,
+    believed: Option<InForce>,
+    inode: u64,
+    is_touched: bool,
+) -> FileDecision {
+    let Change { cgroup, knob, from, to } = change;
+    let key = (cgroup.clone(), *knob);
+    if state.failing.contains_key(&(cgroup.clone(), Some(*knob))) {
+        // inotify also reports the plugin's own failed write. Such a report must not cause another
+        // retry.
+        return if is_touched { FileDecision::Leave } else { FileDecision::Write };
     }
+    let is_late = |told: &Protection| {
+        let told = if *knob == Knob::Low { told.low } else { told.min };
+        *from == Limit::Bytes(told)
+    };
+    if state.told.get(cgroup).is_some_and(|told| told.iter().any(is_late)) {
+        debug!(%cgroup, knob = knob.file_name(), "systemd was late with an earlier value");
+        return FileDecision::Write;
+    }
+    let is_foreign =
+        believed.is_some_and(|before| before.inode == inode && before.get(*knob) == *to);
+    if state.leaves_changes && is_foreign {
+        debug!(%cgroup, knob = knob.file_name(), observed = %from, "left as another program set it");
+        state.left.insert(key, (inode, *to));
+        return FileDecision::Leave;
+    }
+    match state.contention.judge(key, (), is_touched, Instant::now().into_std()) {
+        Verdict::Repair => FileDecision::Repair,
+        Verdict::Wait(wait) => FileDecision::Wait(wait),
+        Verdict::GiveUp => FileDecision::GiveUp,
+        Verdict::Leave => FileDecision::Leave,
+    }
+}
+
+/// Returns the incident that the plugin leaves a file to the program that keeps changing it.
+fn contended(state: &State, change: &Change) -> Occurrence {
+    let &Change { ref cgroup, knob, from: observed, to: desired } = change;
+    let repairs = state.contention.repairs(&(cgroup.clone(), knob));
+    Occurrence::new(cgroup, Incident::Contended { knob, desired, observed, repairs })
 }

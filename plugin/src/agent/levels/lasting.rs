@@ -10,7 +10,7 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::resize::Raise;
 use tracing::{debug, info, warn};
 
-use super::{Levels, InForce, Last, State};
+use super::{InForce, Last, Levels, State};
 use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
 use crate::lock;
 

@@ -31,13 +31,14 @@ use plimsoll_core::units::{Knob, Limit, PageSize};
 use tokio::sync::Notify;
 use tracing::warn;
 
-pub use self::check::Checked;
+pub use self::check::{CheckNext, Checked};
+pub use self::pod_limits::LimitRaise;
 use self::sandbox::Origins;
 pub use self::sandbox::Sandbox;
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::config::Reserved;
 use crate::lock;
-use crate::report::Reports;
+use crate::state::brake::Tally;
 use crate::state::container::Container;
 use crate::state::originals::Originals;
 use crate::state::settings::Settings;
@@ -51,7 +52,8 @@ pub struct Levels {
     root: Arc<CgroupRoot>,
     page_size: PageSize,
     originals: Arc<Mutex<Originals>>,
-    reports: Arc<Reports>,
+    /// Counts for the automatic brake.
+    brake: Arc<Tally>,
     state: Mutex<State>,
     /// Values to send to systemd, by cgroup. A newer value replaces an older one.
     lasting: Mutex<BTreeMap<CgroupPath, Last>>,
@@ -184,13 +186,13 @@ impl Levels {
         root: Arc<CgroupRoot>,
         page_size: PageSize,
         originals: Arc<Mutex<Originals>>,
-        reports: Arc<Reports>,
+        brake: Arc<Tally>,
     ) -> Self {
         Self {
             root,
             page_size,
             originals,
-            reports,
+            brake,
             state: Mutex::default(),
             lasting: Mutex::default(),
             lasting_changed: Notify::new(),

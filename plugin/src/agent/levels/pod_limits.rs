@@ -1,9 +1,12 @@
 //! Raises the limits of pods that are lower than what the containers may use.
+//!
+//! A pod limit is raised only if its origin is known to be the sum of its containers' limits. The
+//! plugin never lowers a pod limit, because this is the kubelet's task.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-use plimsoll_core::incident::Incident;
+use plimsoll_core::incident::{Incident, Occurrence};
 use plimsoll_core::outcome::Outcome;
 use plimsoll_core::pod::{CgroupPath, QosClass};
 use plimsoll_core::policy::contention::Verdict;
@@ -14,7 +17,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::sandbox::Origins;
-use super::{Levels, InForce, Raising, State};
+use super::{InForce, Levels, Raising, State};
 use crate::cgroup::CgroupError;
 use crate::lock;
 use crate::state::brake::Cause;
@@ -22,63 +25,121 @@ use crate::state::container::Container;
 use crate::state::originals::RaisedLimit;
 use crate::state::pod_view::PodView;
 
-fn cannot_raise(container: &Container, cgroup: &CgroupPath, error: &CgroupError) {
-    warn!(
-        pod = container.pod,
-        container = container.name,
-        %cgroup,
-        %error,
-        outcome = %Outcome::from(error),
-        "cannot raise the pod's limits, which may be tighter than what its containers may use"
-    );
+/// Result of [`Levels::raise_limits`].
+#[derive(Debug, Default)]
+pub struct LimitRaise {
+    /// Incidents to report.
+    pub incidents: Vec<Occurrence>,
+    /// Time to wait if the next raise is not due yet.
+    pub again: Option<Duration>,
 }
 
 /// A raised limit: file name, value before the raise and value read back. In observe mode the last
 /// one is the desired value.
-type Raised = (&'static str, String, String);
+type RaisedFile = (&'static str, String, String);
+
+/// A file with a pod's limit.
+type LimitFile = (CgroupPath, &'static str);
+
+/// Evidence about the two limits of a pod.
+struct PodEvidence<'v> {
+    memory: Evidence<'v>,
+    cpu: Evidence<'v>,
+}
+
+impl PodEvidence<'_> {
+    /// Returns whether a limit of unknown origin is lower than what the containers may use.
+    fn has_low_limit_of_unknown_origin(&self, origins: &Origins) -> bool {
+        let is_low = |evidence: &Evidence<'_>, origin| {
+            origin == Origin::Unknown
+                && evidence
+                    .in_force
+                    .zip(evidence.needed())
+                    .is_some_and(|(now, needed)| now < needed)
+        };
+        is_low(&self.memory, origins.memory) || is_low(&self.cpu, origins.cpu)
+    }
+
+    /// Returns the limits that the pod needs, where the limit in force is a sum.
+    fn needed(&self, origins: &Origins) -> Raise {
+        let needed =
+            |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
+        Raise {
+            memory: needed(&self.memory, origins.memory).map(Bytes::new),
+            cpu: needed(&self.cpu, origins.cpu),
+        }
+    }
+}
 
 impl Levels {
     /// Raises the limits of a pod before one of its containers gets its own limits. The new limits
-    /// are the sum of what the containers may then use. A pod limit is raised only if its origin is
-    /// known to be such a sum. The plugin never lowers a pod limit, because this is the kubelet's
-    /// task.
-    pub fn raise_limits(&self, container: &Container, pod: &PodView) {
-        self.raise_where_allowed(container, pod, false);
-    }
-
-    /// Raises the limits of a pod as [`Self::raise_limits`] does, after another program has written
-    /// one of them. Repeated raises back off. Returns the time to wait if the next raise is not due
-    /// yet.
-    pub fn raise_limits_again(&self, container: &Container, pod: &PodView) -> Option<Duration> {
-        self.raise_where_allowed(container, pod, true)
-    }
-
-    fn raise_where_allowed(
+    /// are the sum of what the containers may then use. `is_touched` says that inotify has reported
+    /// a write of another program to `memory.max`. Repeated raises then back off.
+    pub fn raise_limits(
         &self,
         container: &Container,
         pod: &PodView,
         is_touched: bool,
-    ) -> Option<Duration> {
-        let place = container.place.as_ref()?;
+    ) -> LimitRaise {
+        let mut result = LimitRaise::default();
+        let Some(place) = &container.place else { return result };
+        let path = place.cgroup();
         let mut guard = lock(&self.state);
         let state = &mut *guard;
-        let sandbox = state.sandboxes.get(&container.sandbox);
-        let overhead = sandbox.map_or(Bytes::ZERO, |sandbox| sandbox.overhead);
-        let (memory_in_force, cpu_in_force) = match self.limits(place.cgroup()) {
+        let (memory_in_force, cpu_in_force) = match self.limits(path) {
             Ok(in_force) => in_force,
             // The pod's cgroup may not exist before the pod's first container.
             Err(CgroupError::Gone(_)) => (None, None),
             Err(error) => {
-                cannot_raise(container, place.cgroup(), &error);
-                return None;
+                cannot_raise(container, path, &error);
+                return result;
             }
         };
+        let evidence = self.pod_evidence(state, container, pod, memory_in_force, cpu_in_force);
+        let origins = update_origins(state, container, &evidence);
+        // A Guaranteed pod requests as much as its limit. Its limit therefore caps the claim, even
+        // if the origin of the limit is unknown.
+        let is_all_requested =
+            place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
+        let overhead = Bytes::new(evidence.memory.overhead);
+        let cap = origins.cap(overhead).or(memory_in_force.filter(|_| is_all_requested));
+        let levels = state.tree.set_cap(path, cap);
+        self.apply_levels(state, levels, Some(path));
+        let mut raise = evidence.needed(&origins);
+        if state.raising == Raising::Done {
+            // Memory and CPU are independent: a contended limit of one does not stop the other.
+            let in_force = memory_in_force;
+            self.may_raise_memory(state, path, in_force, &mut raise, is_touched, &mut result);
+            self.may_raise_cpu(state, path, cpu_in_force, &mut raise, &mut result);
+        }
+        let (raised, written) = self.raise(state, path, raise);
+        result.incidents.extend(raised.into_iter().map(|(knob, observed, desired)| Occurrence {
+            subject: container.into(),
+            incident: Incident::PodRaised { knob, desired, observed },
+            is_planned: state.raising == Raising::Planned,
+        }));
+        match written {
+            Ok(()) | Err(CgroupError::Gone(_)) => {}
+            Err(error) => cannot_raise(container, path, &error),
+        }
+        result
+    }
+
+    fn pod_evidence<'v>(
+        &self,
+        state: &State,
+        container: &Container,
+        pod: &'v PodView,
+        memory_in_force: Option<Bytes>,
+        cpu_in_force: Option<u64>,
+    ) -> PodEvidence<'v> {
+        let sandbox = state.sandboxes.get(&container.sandbox);
         let memory = Evidence {
             record: pod.memory.0,
             members: &pod.memory.1,
             in_force: memory_in_force.map(Bytes::get),
             at_creation: sandbox.and_then(|sandbox| sandbox.memory_limit).map(Bytes::get),
-            overhead: overhead.get(),
+            overhead: sandbox.map_or(0, |sandbox| sandbox.overhead.get()),
             unit: Unit::Bytes(self.page_size.get()),
         };
         let cpu = Evidence {
@@ -89,98 +150,66 @@ impl Levels {
             overhead: sandbox.map_or(0, |sandbox| sandbox.cpu_overhead),
             unit: Unit::Rate,
         };
-        let before = state.origins.get(&container.sandbox).copied().unwrap_or_default();
-        let mut origins =
-            Origins { memory: memory.origin(before.memory), cpu: cpu.origin(before.cpu), ..before };
-        let is_tight = |evidence: &Evidence<'_>, origin| {
-            origin == Origin::Unknown
-                && evidence
-                    .in_force
-                    .zip(evidence.needed())
-                    .is_some_and(|(now, needed)| now < needed)
-        };
-        if !before.is_said && (is_tight(&memory, origins.memory) || is_tight(&cpu, origins.cpu)) {
-            origins.is_said = true;
-            // This is no warning, because a low pod limit is usually intended.
-            info!(
-                pod = container.pod,
-                container = container.name,
-                cgroup = %place.cgroup(),
-                memory = memory.in_force,
-                memory_needed = memory.needed(),
-                cpu = cpu.in_force,
-                cpu_needed = cpu.needed(),
-                "the pod's limit is tighter than what its containers may use, and is left: neither the kubelet's record, nor what the \
-                 runtime tells of the pod, nor its history proves that it is the sum of their limits. Said once"
-            );
+        PodEvidence { memory, cpu }
+    }
+
+    /// Removes the raise of `memory.max` if it is not due now.
+    fn may_raise_memory(
+        &self,
+        state: &mut State,
+        pod: &CgroupPath,
+        in_force: Option<Bytes>,
+        raise: &mut Raise,
+        is_touched: bool,
+        result: &mut LimitRaise,
+    ) {
+        let (Some(observed), Some(needed)) = (in_force, raise.memory) else { return };
+        let desired = needed.floor_to(self.page_size);
+        if observed >= desired {
+            return;
         }
-        if state.sandboxes.contains_key(&container.sandbox) {
-            state.origins.insert(container.sandbox.clone(), origins);
+        let file = (pod.clone(), Knob::Max.file_name());
+        let [now, to] = [observed, desired].map(Limit::Bytes);
+        let is_lowered = is_touched || self.was_raised(&file, |raised: Limit| raised >= to);
+        let contended =
+            |repairs| Incident::Contended { knob: Knob::Max, desired: to, observed: now, repairs };
+        let decision = self.may_raise(
+            state,
+            file,
+            is_lowered,
+            desired.get(),
+            contended,
+            &mut result.incidents,
+        );
+        if let Err(wait) = decision {
+            (raise.memory, result.again) = (None, wait);
         }
-        // A Guaranteed pod requests as much as its limit. Its limit therefore caps the claim, even
-        // if the origin of the limit is unknown.
-        let is_all_requested =
-            place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
-        let cap = origins.cap(overhead).or(memory_in_force.filter(|_| is_all_requested));
-        let levels = state.tree.set_cap(place.cgroup(), cap);
-        self.apply_levels(state, levels, Some(place.cgroup()));
-        let to =
-            |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
-        let mut raise = Raise {
-            memory: to(&memory, origins.memory).map(Bytes::new),
-            cpu: to(&cpu, origins.cpu),
-        };
-        let mut again = None;
-        // Memory and CPU are independent: a contended limit of one does not stop the other.
-        if state.raising == Raising::Done {
-            let memory = raise.memory.map(|to| to.floor_to(self.page_size));
-            if let (Some(observed), Some(desired)) = (memory_in_force, memory)
-                && observed < desired
-            {
-                let file = (place.cgroup().clone(), Knob::Max.file_name());
-                let [now, to] = [observed, desired].map(Limit::Bytes);
-                let is_lowered = is_touched || self.was_raised(&file, |raised: Limit| raised >= to);
-                let contended = |repairs| Incident::Contended {
-                    knob: Knob::Max,
-                    desired: to,
-                    observed: now,
-                    repairs,
-                };
-                if let Err(wait) = self.may_raise(state, file, is_lowered, desired.get(), contended)
-                {
-                    (raise.memory, again) = (None, wait);
-                }
-            }
-            if let (Some(observed), Some(desired)) = (cpu_in_force, raise.cpu)
-                && observed < desired
-            {
-                let file = (place.cgroup().clone(), CPU_MAX);
-                let [now, to] = [observed, desired].map(|rate| CpuMax::NONE.with_rate(rate));
-                let is_lowered = self.was_raised(&file, |raised: CpuMax| {
-                    raised.rate().is_none_or(|rate| rate >= desired)
-                });
-                let contended =
-                    |repairs| Incident::CpuContended { desired: to, observed: now, repairs };
-                if self.may_raise(state, file, is_lowered, desired, contended).is_err() {
-                    raise.cpu = None;
-                }
-            }
+    }
+
+    /// Removes the raise of `cpu.max` if it is not due now.
+    fn may_raise_cpu(
+        &self,
+        state: &mut State,
+        pod: &CgroupPath,
+        in_force: Option<u64>,
+        raise: &mut Raise,
+        result: &mut LimitRaise,
+    ) {
+        let (Some(observed), Some(desired)) = (in_force, raise.cpu) else { return };
+        if observed >= desired {
+            return;
         }
-        let (raised, result) = self.raise(state, place.cgroup(), raise);
-        for (file, observed, desired) in &raised {
-            let (desired, observed) = (desired.clone(), observed.clone());
-            let what = Incident::PodRaised { knob: file, desired, observed };
-            if state.raising == Raising::Planned {
-                self.reports.tell_planned(&container.into(), &what);
-            } else {
-                self.reports.tell(&container.into(), &what);
-            }
+        let file = (pod.clone(), CPU_MAX);
+        let [now, to] = [observed, desired].map(|rate| CpuMax::NONE.with_rate(rate));
+        let is_lowered = self
+            .was_raised(&file, |raised: CpuMax| raised.rate().is_none_or(|rate| rate >= desired));
+        let contended = |repairs| Incident::CpuContended { desired: to, observed: now, repairs };
+        if self
+            .may_raise(state, file, is_lowered, desired, contended, &mut result.incidents)
+            .is_err()
+        {
+            raise.cpu = None;
         }
-        match result {
-            Ok(()) | Err(CgroupError::Gone(_)) => {}
-            Err(error) => cannot_raise(container, place.cgroup(), &error),
-        }
-        again
     }
 
     /// Decides whether a pod's limit may be raised to `desired`. If another program has lowered the
@@ -189,10 +218,11 @@ impl Levels {
     fn may_raise(
         &self,
         state: &mut State,
-        file: (CgroupPath, &'static str),
+        file: LimitFile,
         is_lowered: bool,
         desired: u64,
         contended: impl FnOnce(u32) -> Incident,
+        incidents: &mut Vec<Occurrence>,
     ) -> Result<(), Option<Duration>> {
         let pod = &file.0;
         if state.leaves_changes {
@@ -210,12 +240,13 @@ impl Levels {
         }
         match state.limits.judge(file.clone(), desired, is_lowered, now) {
             Verdict::Repair => {
-                self.reports.brake.count(Cause::Repairs, now);
+                self.brake.count(Cause::Repairs, now);
                 Ok(())
             }
             Verdict::Wait(wait) => Err(Some(wait)),
             Verdict::GiveUp => {
-                self.reports.tell(&pod.into(), &contended(state.limits.repairs(&file)));
+                let incident = contended(state.limits.repairs(&file));
+                incidents.push(Occurrence::new(pod, incident));
                 Err(None)
             }
             Verdict::Leave => Err(None),
@@ -224,11 +255,7 @@ impl Levels {
 
     /// Returns whether the plugin has raised the file to a value for which `is_it` is true. If the
     /// file holds less now, another program has lowered it.
-    pub(super) fn was_raised<V: FromStr>(
-        &self,
-        file: &(CgroupPath, &'static str),
-        is_it: impl Fn(V) -> bool,
-    ) -> bool {
+    fn was_raised<V: FromStr>(&self, file: &LimitFile, is_it: impl Fn(V) -> bool) -> bool {
         let (pod, file) = file;
         let Ok(inode) = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()) else {
             return false;
@@ -243,10 +270,7 @@ impl Levels {
 
     /// Returns the limits in force: memory, and CPU time in microseconds per second. `None` is no
     /// limit.
-    pub(super) fn limits(
-        &self,
-        cgroup: &CgroupPath,
-    ) -> Result<(Option<Bytes>, Option<u64>), CgroupError> {
+    fn limits(&self, cgroup: &CgroupPath) -> Result<(Option<Bytes>, Option<u64>), CgroupError> {
         let cgroup = self.root.cgroup(cgroup)?;
         let cpu = match cgroup.cpu_max() {
             // Without the CPU controller there is no CPU limit.
@@ -270,7 +294,7 @@ impl Levels {
         state: &mut State,
         pod: &CgroupPath,
         raise: Raise,
-    ) -> (Vec<Raised>, Result<(), CgroupError>) {
+    ) -> (Vec<RaisedFile>, Result<(), CgroupError>) {
         let mut raised = Vec::new();
         if state.raising == Raising::Off {
             return (raised, Ok(()));
@@ -301,7 +325,7 @@ impl Levels {
         pod: &CgroupPath,
         raise: &Raise,
         raising: Raising,
-        raised: &mut Vec<Raised>,
+        raised: &mut Vec<RaisedFile>,
     ) -> Result<(), CgroupError> {
         if *raise == Raise::NONE {
             return Ok(());
@@ -350,4 +374,44 @@ impl Levels {
             self.tell_systemd(&state, cgroup, &in_force, Some(Raise::NONE));
         }
     }
+}
+
+/// Updates the origins of a pod's limits. Logs once per pod that a low limit of unknown origin
+/// stays.
+fn update_origins(state: &mut State, container: &Container, evidence: &PodEvidence<'_>) -> Origins {
+    let PodEvidence { memory, cpu } = evidence;
+    let before = state.origins.get(&container.sandbox).copied().unwrap_or_default();
+    let mut origins =
+        Origins { memory: memory.origin(before.memory), cpu: cpu.origin(before.cpu), ..before };
+    if !before.is_said && evidence.has_low_limit_of_unknown_origin(&origins) {
+        origins.is_said = true;
+        // This is no warning, because a low pod limit is usually intended.
+        info!(
+            pod = container.pod,
+            container = container.name,
+            cgroup = container.place.as_ref().map(|place| tracing::field::display(place.cgroup())),
+            memory = memory.in_force,
+            memory_needed = memory.needed(),
+            cpu = cpu.in_force,
+            cpu_needed = cpu.needed(),
+            "the pod's limit is tighter than what its containers may use, and is left: neither \
+             the kubelet's record, nor what the runtime tells of the pod, nor its history proves \
+             that it is the sum of their limits. Said once"
+        );
+    }
+    if state.sandboxes.contains_key(&container.sandbox) {
+        state.origins.insert(container.sandbox.clone(), origins);
+    }
+    origins
+}
+
+fn cannot_raise(container: &Container, cgroup: &CgroupPath, error: &CgroupError) {
+    warn!(
+        pod = container.pod,
+        container = container.name,
+        %cgroup,
+        %error,
+        outcome = %Outcome::from(error),
+        "cannot raise the pod's limits, which may be tighter than what its containers may use"
+    );
 }

@@ -8,7 +8,7 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::units::{Bytes, Knob, Limit, PageSize};
 
-use super::{Levels, Checked};
+use super::{CheckNext, Levels};
 use crate::cgroup::systemd::fake::{Host, Mood, POD};
 use crate::lock;
 use crate::state::originals::Originals;
@@ -30,12 +30,8 @@ impl Arranged {
         }
         let originals = Arc::new(Mutex::new(Originals::none(host.directory.path())));
         let place = PodPlace::new(path(POD), QosClass::Guaranteed).unwrap();
-        let levels = Arc::new(Levels::new(
-            Arc::new(host.root()),
-            PageSize::KIB4,
-            originals,
-            Arc::default(),
-        ));
+        let levels =
+            Arc::new(Levels::new(Arc::new(host.root()), PageSize::KIB4, originals, Arc::default()));
         Self { host, place, levels }
     }
 
@@ -55,8 +51,8 @@ impl Arranged {
         self.host.cgroup(POD, &[("memory.min", &min.to_string())]);
     }
 
-    fn check(&self) -> Checked {
-        self.levels.check(&path(POD), &[Knob::Min])
+    fn check(&self) -> CheckNext {
+        self.levels.check(&path(POD), &[Knob::Min]).next
     }
 
     fn min(&self) -> Limit {
@@ -103,12 +99,12 @@ async fn systemd_is_never_told_what_somebody_else_wrote() {
     arranged.claim(8192);
     for _ in 0..2 {
         arranged.write(4096);
-        assert_eq!(arranged.check(), Checked::Settled);
+        assert_eq!(arranged.check(), CheckNext::Settled);
         assert_eq!(arranged.min(), bytes(8192));
     }
     // The third repair must wait.
     arranged.write(4096);
-    assert!(matches!(arranged.check(), Checked::Again(_)));
+    assert!(matches!(arranged.check(), CheckNext::Again(_)));
     tokio::time::resume();
     arranged.make_last();
     arranged.until("told", || !arranged.told().is_empty()).await;
@@ -132,7 +128,7 @@ async fn a_foreign_write_counts_while_systemd_is_told() {
         );
     }
     arranged.write(0);
-    assert!(matches!(arranged.check(), Checked::Again(_)));
+    assert!(matches!(arranged.check(), CheckNext::Again(_)));
 }
 
 #[tokio::test]
@@ -152,7 +148,7 @@ async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_e
         // handled systemd's answer yet.
         if index == 2 {
             arranged.until("late", || arranged.min() != bytes(newer)).await;
-            assert_eq!(arranged.check(), Checked::Settled);
+            assert_eq!(arranged.check(), CheckNext::Settled);
         }
         arranged.until("newer", || arranged.told().last() == Some(&newer)).await;
         assert_eq!(arranged.min(), bytes(newer));

@@ -238,11 +238,7 @@ impl Reconciler {
             Verdict::Repair => {
                 if let Some(place) = &container.place {
                     // The current values count until the container has the new ones.
-                    self.levels.claim_at_least(
-                        place,
-                        &container.id,
-                        claim.max(held.protection()),
-                    );
+                    self.levels.claim_at_least(place, &container.id, claim.max(held.protection()));
                 }
                 if decided.is_let_go() {
                     // Send all values, because the runtime may have stored other ones.

@@ -34,7 +34,7 @@ use self::updater::{Done, Pending, Updater};
 use self::watching::changed;
 pub use self::wire::{memory_limit, update};
 pub use self::work::Work;
-use crate::agent::levels::{Levels, Checked};
+use crate::agent::levels::{CheckNext, Levels};
 use crate::agent::memory::give_memory_back;
 use crate::cgroup::watch::Watch;
 use crate::cgroup::{CgroupRoot, systemd};
@@ -298,16 +298,13 @@ impl Reconciler {
             // to 1.36 may have forgotten to set it.
             for containers in self.by_pod().into_values() {
                 if let Some((container, pod)) = self.view_pod(containers) {
-                    self.levels.raise_limits(&container, &pod);
+                    let raise = self.levels.raise_limits(&container, &pod, false);
+                    self.reports.report_all(raise.incidents);
                 }
                 // Let events run between two pods.
                 tokio::task::yield_now().await;
             }
-            self.levels.settle(
-                &self.containers.ids().into_iter().collect(),
-                &policy,
-                synchronized,
-            );
+            self.levels.settle(&self.containers.ids().into_iter().collect(), &policy, synchronized);
             for cgroup in self.levels.cgroups() {
                 self.watch_cgroup(&cgroup);
             }
@@ -328,14 +325,19 @@ impl Reconciler {
             // plugin raised limits.
             if touched.contains(&Knob::Max)
                 && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
-                && let Some(wait) = self.levels.raise_limits_again(&container, &pod)
             {
-                self.again(wait, Work::Touched(cgroup.clone(), Knob::Max));
+                let raise = self.levels.raise_limits(&container, &pod, true);
+                self.reports.report_all(raise.incidents);
+                if let Some(wait) = raise.again {
+                    self.again(wait, Work::Touched(cgroup.clone(), Knob::Max));
+                }
             }
-            match self.levels.check(&cgroup, &touched) {
-                Checked::Settled => {}
-                Checked::Again(wait) => self.again(wait, Work::Cgroup(cgroup)),
-                Checked::Gone => self.unwatch(&cgroup),
+            let checked = self.levels.check(&cgroup, &touched);
+            self.reports.report_all(checked.incidents);
+            match checked.next {
+                CheckNext::Settled => {}
+                CheckNext::Again(wait) => self.again(wait, Work::Cgroup(cgroup)),
+                CheckNext::Gone => self.unwatch(&cgroup),
             }
         }
     }

@@ -120,17 +120,8 @@ impl Service {
     /// Creates the plugin on the node whose file system is at `host`, usually `/`. The plugin calls
     /// `on_config` with each configuration that comes into force.
     pub fn new(parts: Parts, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
-        let Parts {
-            containers,
-            levels,
-            root,
-            cuts,
-            deferrals,
-            kills,
-            reports,
-            work,
-            synchronized,
-        } = parts;
+        let Parts { containers, levels, root, cuts, deferrals, kills, reports, work, synchronized } =
+            parts;
         let budget = Mutex::new(Duration::from_millis(200));
         let (host, configured, updates) = (host.into(), AtomicBool::new(false), AtomicU64::new(0));
         Self {

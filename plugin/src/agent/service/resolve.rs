@@ -121,7 +121,8 @@ impl Service {
         let mut others = self.containers.in_sandbox(&container.sandbox);
         others.retain(|other| other.name != container.name && self.levels.is_alive(other));
         let pod = self.containers.view_pod(container, former, &others, recorded);
-        self.levels.raise_limits(container, &pod);
+        let raise = self.levels.raise_limits(container, &pod, false);
+        self.reports.report_all(raise.incidents);
     }
 
     /// Prepares the container for a limit decrease. Returns the limit that stays for now if the
