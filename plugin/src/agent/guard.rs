@@ -32,13 +32,13 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::agent::levels::Levels;
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{Found, find};
 use crate::report::Reports;
 use crate::state::containers::Containers;
 use crate::state::guard_record;
+use crate::state::levels::Levels;
 use crate::state::settings::is_restored;
 use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 

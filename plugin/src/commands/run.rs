@@ -14,10 +14,10 @@ use crate::agent::cut::Cuts;
 use crate::agent::defer::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::kills::Watcher;
-use crate::agent::levels::Levels;
 use crate::agent::reconciler::{Reconciler, Work};
 use crate::agent::service::{OnConfig, Parts, Service};
 use crate::agent::stalls::Stalls;
+use crate::agent::systemd::keep_values;
 use crate::cgroup::CgroupRoot;
 use crate::cgroup::systemd::Systemd;
 use crate::config::{self, Config, DROP_INS};
@@ -26,6 +26,7 @@ use crate::report::serve::Server;
 use crate::report::{self, Reports};
 use crate::state::brake;
 use crate::state::containers::Containers;
+use crate::state::levels::Levels;
 use crate::state::originals::{self, Originals};
 use crate::state::settings::{STAND_ASIDE, Settings};
 use anyhow::{Context, anyhow};
@@ -318,7 +319,7 @@ impl Tasks {
     pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
         let Node { host, parts, watcher, todo } = self.0;
         let Parts { containers, levels, root, deferrals, reports, work, .. } = parts;
-        tokio::spawn(levels.clone().make_last(Systemd::new(&host)));
+        tokio::spawn(keep_values(levels.clone(), root.clone(), Systemd::new(&host)));
         tokio::spawn(Stalls::new(containers.clone(), root.clone(), reports.clone(), work).run());
         tokio::spawn(deferrals.run());
         tokio::spawn(watcher.run());

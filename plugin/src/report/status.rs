@@ -27,6 +27,7 @@ use crate::kubelet::node::MemInfo;
 use crate::report::Report;
 use crate::state::container::{Container, Decided, Update};
 use crate::state::containers::Containers;
+pub use crate::state::levels::LevelKind as Level;
 use crate::state::settings::Settings;
 
 /// Version of this format.
@@ -150,32 +151,6 @@ pub struct CgroupStatus {
     pub max: Option<Limit>,
     /// Reports of the cgroup, latest first.
     pub reports: Vec<Report>,
-}
-
-/// Level of a cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Cgroup of all pods.
-    Kubepods,
-    /// Cgroup of all pods of a QoS class.
-    Class,
-    /// Cgroup of a pod.
-    Pod,
-    /// Cgroup beside the pods that the operator named.
-    Reserved,
-}
-
-impl Level {
-    /// Returns the word for the level.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Kubepods => "kubepods",
-            Self::Class => "class",
-            Self::Pod => "pod",
-            Self::Reserved => "reserved",
-        }
-    }
 }
 
 /// Status of a container.

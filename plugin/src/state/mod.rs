@@ -5,6 +5,7 @@ pub mod container;
 pub mod containers;
 pub mod guard_record;
 pub mod kill_counts;
+pub mod levels;
 pub mod originals;
 pub mod pod_view;
 pub mod raised;

@@ -33,7 +33,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, warn};
 
 use self::watch::{Wakes, next};
-use crate::agent::levels::Levels;
 use crate::agent::memory::give_memory_back;
 use crate::agent::reconciler::Work;
 use crate::cgroup::CgroupRoot;
@@ -42,6 +41,7 @@ use crate::report::Reports;
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 use crate::state::kill_counts::{Counted, Counts, FILE, Pod, Running, Told};
+use crate::state::levels::Levels;
 use crate::state::originals;
 
 /// Interval of the check for kills that inotify has not reported.

@@ -34,13 +34,13 @@ use self::updater::{Done, Pending, Updater};
 use self::watching::changed;
 pub use self::wire::{memory_limit, update};
 pub use self::work::Work;
-use crate::agent::levels::{CheckNext, Levels};
 use crate::agent::memory::give_memory_back;
 use crate::cgroup::watch::Watch;
 use crate::cgroup::{CgroupRoot, systemd};
 use crate::report::Reports;
 use crate::state::container::{Container, Update};
 use crate::state::containers::Containers;
+use crate::state::levels::{CheckNext, Levels};
 use crate::state::pod_view::PodView;
 
 /// Maximum number of containers in one request to the runtime. The runtime takes some tenths of a

@@ -33,7 +33,6 @@ use self::translate::{cpu, has_ended, is_claimed, limit, newest, sandbox, shares
 use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::defer::Deferrals;
 use crate::agent::kills::Kills;
-use crate::agent::levels::Levels;
 use crate::agent::reconciler::{Work, memory_limit, update};
 use crate::cgroup::{CgroupError, CgroupRoot, SWAP_MAX};
 use crate::config::{Config, Shrink};
@@ -43,6 +42,7 @@ use crate::report::Reports;
 use crate::state::brake;
 use crate::state::container::{Container, KNOBS, Update};
 use crate::state::containers::Containers;
+use crate::state::levels::Levels;
 use crate::state::originals::Values;
 use crate::state::traffic::Event;
 

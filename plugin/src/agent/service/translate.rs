@@ -10,9 +10,9 @@ use plimsoll_core::requests::annotation::Overrides;
 use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit, PageSize, printable};
 use tracing::warn;
 
-use crate::agent::levels::Sandbox;
 use crate::kubelet::checkpoint::Moment;
 use crate::state::container::{Container, Update};
+use crate::state::levels::Sandbox;
 
 /// Returns the sandbox of a pod of the kubelet; `None` for any other pod.
 pub(super) fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {

@@ -7,9 +7,8 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
 
 use super::sandbox::Sandbox;
-use super::{Levels, State, is_ours};
+use super::{LevelKind, Levels, State, is_ours};
 use crate::lock;
-use crate::report::status;
 use crate::state::settings::Settings;
 
 impl Levels {
@@ -20,17 +19,17 @@ impl Levels {
 
     /// Returns all managed cgroups with their values and kinds. Among the cgroups of pods, parents
     /// come first.
-    pub fn levels(&self) -> Vec<(Level, status::Level)> {
+    pub fn levels(&self) -> Vec<(Level, LevelKind)> {
         self.levels_of(&lock(&self.state))
     }
 
-    fn levels_of(&self, state: &State) -> Vec<(Level, status::Level)> {
+    fn levels_of(&self, state: &State) -> Vec<(Level, LevelKind)> {
         let of_pods = state.tree.levels().into_iter().map(|level| {
             let kind =
                 match level.cgroup.parent().filter(|parent| state.tree.desired(parent).is_some()) {
-                    _ if state.tree.is_pod(&level.cgroup) => status::Level::Pod,
-                    Some(_) => status::Level::Class,
-                    None => status::Level::Kubepods,
+                    _ if state.tree.is_pod(&level.cgroup) => LevelKind::Pod,
+                    Some(_) => LevelKind::Class,
+                    None => LevelKind::Kubepods,
                 };
             (level, kind)
         });
@@ -40,7 +39,7 @@ impl Levels {
             let [min, low] = self.wanted(state, cgroup);
             (
                 Level { cgroup: cgroup.clone(), protection: Protection { min, low } },
-                status::Level::Reserved,
+                LevelKind::Reserved,
             )
         });
         of_pods.chain(reserved).collect()
@@ -53,7 +52,7 @@ impl Levels {
         &self,
         settings: &Settings,
         claims: impl Iterator<Item = (&'c PodPlace, &'c str, Protection)>,
-    ) -> Vec<(Level, status::Level)> {
+    ) -> Vec<(Level, LevelKind)> {
         let mut planned = {
             let state = lock(&self.state);
             let (sandboxes, origins) = (state.sandboxes.clone(), state.origins.clone());

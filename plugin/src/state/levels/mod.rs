@@ -13,6 +13,7 @@
 
 mod apply;
 mod check;
+mod kind;
 mod lasting;
 mod pod_limits;
 mod query;
@@ -25,13 +26,14 @@ use std::sync::{Arc, Mutex};
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::contention::Contention;
 use plimsoll_core::policy::hierarchy::{PodPlace, Tree};
-use plimsoll_core::policy::resize::Raise;
 use plimsoll_core::policy::{Policy, Protection};
 use plimsoll_core::units::{Knob, Limit, PageSize};
 use tokio::sync::Notify;
 use tracing::warn;
 
 pub use self::check::{CheckNext, Checked};
+pub use self::kind::LevelKind;
+pub use self::lasting::Last;
 pub use self::pod_limits::LimitRaise;
 use self::sandbox::Origins;
 pub use self::sandbox::Sandbox;
@@ -60,14 +62,6 @@ pub struct Levels {
     lasting_changed: Notify,
     /// Signal: the shares of pods have changed, or a file needs a quick retry.
     shares_changed: Notify,
-}
-
-/// Values that systemd should keep for one cgroup.
-#[derive(Clone, Copy, Debug)]
-struct Last {
-    protection: Protection,
-    /// Raised limits. If this is `Some`, systemd should also keep the limits that the files hold.
-    raise: Option<Raise>,
 }
 
 #[derive(Debug, Default)]

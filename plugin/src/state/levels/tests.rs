@@ -9,6 +9,7 @@ use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::units::{Bytes, Knob, Limit, PageSize};
 
 use super::{CheckNext, Levels};
+use crate::agent::systemd::keep_values;
 use crate::cgroup::systemd::fake::{Host, Mood, POD};
 use crate::lock;
 use crate::state::originals::Originals;
@@ -36,7 +37,8 @@ impl Arranged {
     }
 
     fn make_last(&self) {
-        tokio::spawn(self.levels.clone().make_last(self.host.systemd()));
+        let root = Arc::new(self.host.root());
+        tokio::spawn(keep_values(self.levels.clone(), root, self.host.systemd()));
     }
 
     fn claim(&self, min: u64) {

@@ -1,0 +1,114 @@
+//! Values that systemd should keep for the cgroups that it owns.
+
+use std::collections::BTreeMap;
+
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::resize::Raise;
+
+use super::{InForce, Levels, State};
+use crate::cgroup::systemd::{Lasting, SystemdError};
+use crate::lock;
+
+/// Maximum number of unconfirmed values per cgroup that the plugin remembers. systemd may still
+/// write these values to the files.
+const LATE: usize = 4;
+
+/// Values that systemd should keep for one cgroup.
+#[derive(Clone, Copy, Debug)]
+pub struct Last {
+    /// Protection of the cgroup.
+    pub protection: Protection,
+    /// Raised limits. If this is `Some`, systemd should also keep the limits that the files hold.
+    pub raise: Option<Raise>,
+}
+
+impl Levels {
+    /// Returns the newest value for a cgroup that systemd is about to get, and remembers that
+    /// systemd may write this value to the files.
+    pub fn begin_call(&self, cgroup: &CgroupPath, last: Last) -> Last {
+        let newer = lock(&self.lasting).remove(cgroup);
+        let last = newer.map_or(last, |newer| Last { raise: newer.raise.or(last.raise), ..newer });
+        lock(&self.state).told.entry(cgroup.clone()).or_default().push(last.protection);
+        last
+    }
+
+    /// Queues a value that systemd did not accept for another call. A newer value has precedence.
+    pub fn retry(&self, cgroup: CgroupPath, last: Last) {
+        lock(&self.lasting)
+            .entry(cgroup)
+            .and_modify(|newer| newer.raise = newer.raise.or(last.raise))
+            .or_insert(last);
+        self.lasting_changed.notify_one();
+    }
+
+    /// Handles systemd's answer for a cgroup.
+    pub fn end_call(
+        &self,
+        cgroup: &CgroupPath,
+        last: Last,
+        result: &Result<Lasting, SystemdError>,
+    ) {
+        let mut state = lock(&self.state);
+        match result {
+            Ok(set @ (Lasting::Set | Lasting::Unchanged)) => {
+                state.told.insert(cgroup.clone(), vec![last.protection]);
+                if *set == Lasting::Set {
+                    // systemd has written this value to the files, where a newer value may be
+                    // desired now.
+                    state.in_force.remove(cgroup);
+                    self.apply(&mut state, vec![cgroup.clone()]);
+                }
+                // systemd may have written older limits before it got these, so raise the limits
+                // again. The first raise has been reported already.
+                if let Some(raise) = last.raise {
+                    let _ = self.raise(&mut state, cgroup, raise);
+                }
+            }
+            // systemd may still write these values later.
+            Err(SystemdError::Timeout { .. } | SystemdError::Lost { .. }) => {
+                if let Some(told) = state.told.get_mut(cgroup) {
+                    let surplus = told.len().saturating_sub(LATE);
+                    told.drain(..surplus);
+                }
+            }
+            // systemd has not accepted the value, so values in the files do not come from systemd.
+            Ok(Lasting::NoUnit) | Err(_) => _ = state.told.remove(cgroup),
+        }
+    }
+
+    /// Waits for values that systemd should keep.
+    pub async fn next_lasting(&self) -> BTreeMap<CgroupPath, Last> {
+        loop {
+            let changed = self.lasting_changed.notified();
+            let lasting = std::mem::take(&mut *lock(&self.lasting));
+            if !lasting.is_empty() {
+                return lasting;
+            }
+            changed.await;
+        }
+    }
+
+    /// Queues the desired values of a cgroup for systemd, if a systemd unit may own the cgroup. The
+    /// values in the files do not count, because the plugin may be about to repair a file.
+    pub(super) fn tell_systemd(
+        &self,
+        state: &State,
+        cgroup: &CgroupPath,
+        in_force: &InForce,
+        raise: Option<Raise>,
+    ) {
+        if ![".slice", ".scope", ".service"].iter().any(|suffix| cgroup.name().ends_with(suffix)) {
+            return;
+        }
+        let [mut min, mut low] = self.targets(state, cgroup, in_force);
+        if state.hold {
+            (min, low) = (min.max(in_force.min), low.max(in_force.low));
+        }
+        let protection = Protection::of_files(min, low);
+        let mut lasting = lock(&self.lasting);
+        let last = lasting.entry(cgroup.clone()).or_insert(Last { protection, raise });
+        *last = Last { protection, raise: raise.or(last.raise) };
+        self.lasting_changed.notify_one();
+    }
+}
