@@ -5,24 +5,23 @@
 //! second. There is about one pass per second. Once the usage fits, the plugin asks the runtime to
 //! set the limit. The limit counts as applied when it was read back.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_core::incident::{Incident, LowerLimit};
 use plimsoll_core::policy::resize::{self, Cut, STALLED};
-use plimsoll_core::units::{Bytes, Knob, Limit};
-use tokio::sync::{Notify, mpsc};
+use plimsoll_core::units::{Knob, Limit};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::reconciler::Work;
 use crate::cgroup::{CgroupError, CgroupRoot};
-use crate::lock;
 use crate::report::Reports;
 use crate::state::container::{Container, Update};
 use crate::state::containers::Containers;
+use crate::state::deferred::{Deferral, DeferredLimits};
 
 /// Pause between two passes over the deferred limits.
 const EVERY: Duration = Duration::from_secs(1);
@@ -33,7 +32,7 @@ const BUDGET: Duration = Duration::from_millis(300);
 /// Time after which the plugin asks the runtime again for a limit that is not set.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The deferred limit decreases.
+/// The task that retries deferred limit decreases.
 #[derive(Debug)]
 pub struct Deferrals {
     root: Arc<CgroupRoot>,
@@ -41,70 +40,28 @@ pub struct Deferrals {
     cuts: Arc<Cuts>,
     reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
-    /// Deferred limits, by container ID.
-    waiting: Mutex<HashMap<String, Deferral>>,
-    changed: Notify,
-}
-
-/// A deferred limit decrease.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Deferral {
-    limit: Bytes,
-    since: Instant,
-    patience: Duration,
-    /// Time of the last request to the runtime.
-    asked: Option<Instant>,
+    deferred: Arc<DeferredLimits>,
 }
 
 impl Deferrals {
-    /// Creates an empty set. The reconcile task gets the requests for the runtime through `work`.
+    /// Creates the task. The reconcile task gets the requests for the runtime through `work`.
     pub fn new(
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
         cuts: Arc<Cuts>,
         reports: Arc<Reports>,
         work: mpsc::UnboundedSender<Work>,
+        deferred: Arc<DeferredLimits>,
     ) -> Self {
-        Self {
-            root,
-            containers,
-            cuts,
-            reports,
-            work,
-            waiting: Mutex::default(),
-            changed: Notify::new(),
-        }
-    }
-
-    /// Defers a container's limit for at most `patience`.
-    pub fn put(&self, id: &str, limit: Bytes, patience: Duration) {
-        let new = Deferral { limit, since: Instant::now(), patience, asked: None };
-        let mut waiting = lock(&self.waiting);
-        // A repeated request for the same limit does not restart the wait.
-        let same = waiting.get(id).filter(|before| before.limit == limit).copied();
-        let deferral = same.map_or(new, |before| Deferral { patience, ..before });
-        waiting.insert(id.to_owned(), deferral);
-        drop(waiting);
-        self.changed.notify_one();
-    }
-
-    /// Returns whether the container has a deferred limit.
-    pub fn is_waiting(&self, id: &str) -> bool {
-        lock(&self.waiting).contains_key(id)
-    }
-
-    /// Drops the container's deferred limit.
-    pub fn forget(&self, id: &str) {
-        lock(&self.waiting).remove(id);
+        Self { root, containers, cuts, reports, work, deferred }
     }
 
     /// Runs forever.
-    pub async fn run(self: Arc<Self>) {
+    pub async fn run(self) {
         loop {
-            let waiting: Vec<_> =
-                lock(&self.waiting).iter().map(|(id, deferral)| (id.clone(), *deferral)).collect();
+            let waiting = self.deferred.all();
             if waiting.is_empty() {
-                self.changed.notified().await;
+                self.deferred.added().await;
                 continue;
             }
             for (id, deferral) in waiting {
@@ -127,13 +84,8 @@ impl Deferrals {
             },
             None => true,
         };
-        let mut waiting = lock(&self.waiting);
-        // Keep the limit of an update that came meanwhile.
-        let same = waiting
-            .get(id)
-            .is_some_and(|now| now.limit == deferral.limit && now.since == deferral.since);
-        if same && settled {
-            waiting.remove(id);
+        if settled {
+            self.deferred.settle(id, deferral);
         }
     }
 
@@ -178,9 +130,7 @@ impl Deferrals {
             let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
             match self.cuts.make_room(&lowered, Update::OURS, BUDGET).await? {
                 Attempted::Made => {
-                    if let Some(deferral) = lock(&self.waiting).get_mut(&container.id) {
-                        deferral.asked = Some(now);
-                    }
+                    self.deferred.set_asked(&container.id, now);
                     // The receiver lives as long as the program.
                     let _ = self.work.send(Work::limit(container, limit));
                 }

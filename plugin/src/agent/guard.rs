@@ -34,19 +34,13 @@ use tracing::{debug, warn};
 
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
-use crate::kubelet::kubepods::{Found, find};
 use crate::report::Reports;
 use crate::state::containers::Containers;
 use crate::state::guard_record;
 use crate::state::levels::Levels;
 use crate::state::settings::is_restored;
+pub use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
-
-/// Warning that half of the guard is missing: there is no cgroup of the system to protect.
-pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
-/// Advice for [`NO_SYSTEM_SLICE`].
-pub const NAME_THE_SYSTEM: &str = "Name the cgroups of the runtime and the kubelet as systemReservedCgroup and kubeReservedCgroup in the \
-                                   configuration, with the amounts systemReserved and kubeReserved";
 
 /// Interval of the check of kubepods in addition to inotify. The kernel may have lost an inotify
 /// event, or another cgroup may be kubepods now.
@@ -66,31 +60,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// written back dirty pages.
 const STEP: Bytes = Bytes::new(64 << 20);
 
-/// Returns the cgroup of all pods, if there is one. This is the cgroup of the known pods, or else
-/// the one that the kubelet made.
-///
-/// # Errors
-///
-/// When a cgroup cannot be opened. Also when none was found and a directory could not be searched.
-pub fn kubepods(
-    root: &CgroupRoot,
-    levels: &Levels,
-) -> Result<Option<(CgroupPath, Cgroup)>, CgroupError> {
-    let open = |path: CgroupPath| match root.cgroup(&path) {
-        Ok(cgroup) => Some(Ok((path, cgroup))),
-        Err(CgroupError::Gone(_)) => None,
-        Err(error) => Some(Err(error)),
-    };
-    if let Some(known) = levels.kubepods().and_then(open) {
-        return known.map(Some);
-    }
-    let Found { found, problems } = find(root);
-    match found.into_iter().find_map(open) {
-        Some(found) => found.map(Some),
-        None => problems.into_iter().next().map_or(Ok(None), Err),
-    }
-}
-
 /// Returns whether `cgroup` is the recorded kubepods and holds a limit of the guard.
 fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError> {
     Ok(cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?))
@@ -99,7 +68,7 @@ fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError
 /// Returns whether `memory.max` of kubepods holds a limit of the guard. A limit that waits does not
 /// count.
 pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
-    let Ok(Some((path, cgroup))) = kubepods(root, levels) else { return false };
+    let Ok(Some((path, cgroup))) = levels.open_kubepods() else { return false };
     guard_record::load(root.host()).is_some_and(|record| {
         record.cgroup == path && is_held_by(&record, &cgroup).unwrap_or(false)
     })
@@ -238,7 +207,7 @@ impl Guard {
     fn watch(&self, watched: Option<Watch>) -> Option<Watch> {
         let watch = watched.map_or_else(Watch::new, Ok).and_then(|mut watch| {
             // The next check of kubepods reports errors, so ignore them here.
-            if let Ok(Some((path, _))) = kubepods(&self.root, &self.levels) {
+            if let Ok(Some((path, _))) = self.levels.open_kubepods() {
                 watch.add(&self.root, &path)?;
             }
             Ok(watch)
@@ -249,7 +218,7 @@ impl Guard {
     /// Does the next action. `written` says that inotify has reported a write to the file. Returns
     /// the delay before the next call.
     async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
-        let Some((path, cgroup)) = kubepods(&self.root, &self.levels)? else { return Ok(EVERY) };
+        let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(EVERY) };
         let inode = cgroup.inode()?;
         if let Some(record) = &state.record
             && (record.cgroup != path || record.inode != inode)

@@ -12,7 +12,8 @@ const SYNCHRONIZED: &str = "connected to the container runtime and synchronized"
 
 /// Sends systemd the plugin's status and the pings for the watchdog. After the synchronization with
 /// the runtime, it also reports the plugin as ready. The pings show that the event loop runs: a
-/// separate thread would ping even if the event loop hung. Returns if systemd does not listen.
+/// separate thread would ping even if the event loop hung. Never returns. Sends nothing if systemd does
+/// not listen.
 pub(crate) async fn keep_informed(mut synchronized: watch::Receiver<bool>) {
     let mut state = state(*synchronized.borrow_and_update());
     // `interval` needs a nonzero duration. Without a watchdog, systemd ignores the pings.
@@ -25,10 +26,11 @@ pub(crate) async fn keep_informed(mut synchronized: watch::Receiver<bool>) {
             _ = pings.tick() => state = vec![NotifyState::Watchdog],
             changed = synchronized.changed() => match changed {
                 Ok(()) => state = self::state(*synchronized.borrow_and_update()),
-                Err(_) => return,
+                Err(_) => break,
             }
         }
     }
+    std::future::pending().await
 }
 
 /// Notifies systemd that the plugin is about to end.

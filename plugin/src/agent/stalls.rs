@@ -16,7 +16,7 @@ use plimsoll_core::policy::resize::Throttled;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::agent::reconciler::Work;
 use crate::cgroup::{CgroupError, CgroupRoot, Events};
@@ -80,7 +80,8 @@ impl Stalls {
         }
     }
 
-    /// Runs forever.
+    /// Runs forever, in a thread that may block: there may be many files, and the kubelet's
+    /// checkpoint may be large.
     pub async fn run(mut self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -92,21 +93,9 @@ impl Stalls {
                 self.put_all_back();
                 continue;
             };
-            // The kubelet's checkpoint may be large and there may be many files, so use a blocking
-            // thread.
-            let looked = tokio::task::spawn_blocking(move || {
-                let held_back = self.held_back();
-                if !held_back.is_empty() || !self.watched.is_empty() {
-                    self.look(&held_back, deadline);
-                }
-                self
-            });
-            match looked.await {
-                Ok(looked) => self = looked,
-                Err(error) => {
-                    error!(%error, "looking for containers that stand at memory.high failed; it is not done any more");
-                    return;
-                }
+            let held_back = self.held_back();
+            if !held_back.is_empty() || !self.watched.is_empty() {
+                self.look(&held_back, deadline);
             }
         }
     }

@@ -22,10 +22,11 @@ use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::units::{Bytes, Knob, excerpt, printable};
 use tokio::time::{Instant, timeout};
 
+use crate::agent::node::Node;
+use crate::agent::supervise::Supervisor;
 use crate::cgroup::systemd::{self, Systemd};
 use crate::cgroup::watch::Watch;
 use crate::cgroup::{CgroupError, CgroupRoot};
-use crate::commands::run::Node;
 use crate::commands::{Failure, ResetBrake, Restore, print};
 use crate::config::Config;
 use crate::kubelet::kubepods::{self, Found};
@@ -198,7 +199,8 @@ impl Restore {
         kubepods: Option<&CgroupPath>,
         has_plugin: bool,
     ) -> Result<usize, Failure> {
-        let node = Node::open(&self.host, Config::default())?;
+        let node = Node::open(&self.host, Config::default())
+            .map_err(|error| Failure::Runtime(error.into()))?;
         let containers = node.containers().clone();
         let (service, tasks) = node.into_service(Box::new(|_| ()));
         let synchronized = service.synchronized();
@@ -207,8 +209,10 @@ impl Restore {
         // While another instance runs, this one waits for the lock. The other instance restores the
         // values.
         let stub = Stub::external(identity, service).socket(&self.socket);
+        let (supervisor, ends) = Supervisor::new();
         let guard = tokio::spawn(tasks.guard().run());
-        let reconciler = tasks.spawn(stub.runtime());
+        let started = tasks.start(stub.runtime(), &supervisor).context("start a thread");
+        started.map_err(Failure::Runtime)?;
         let plugin = tokio::spawn(stub.run());
 
         let mut watch = Watch::new().context("start inotify").map_err(Failure::Runtime)?;
@@ -302,7 +306,7 @@ impl Restore {
         }
         guard.abort();
         plugin.abort();
-        reconciler.abort();
+        supervisor.stop(ends).await;
         Ok(unfinished)
     }
 }

@@ -7,37 +7,26 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::cut::Cuts;
-use crate::agent::defer::Deferrals;
-use crate::agent::guard::Guard;
-use crate::agent::kills::Watcher;
-use crate::agent::reconciler::{Reconciler, Work};
-use crate::agent::service::{OnConfig, Parts, Service};
-use crate::agent::stalls::Stalls;
-use crate::agent::systemd::keep_values;
-use crate::cgroup::CgroupRoot;
-use crate::cgroup::systemd::Systemd;
+use crate::agent::node::Node;
+use crate::agent::service::Service;
+use crate::agent::supervise::Supervisor;
 use crate::config::{self, Config, DROP_INS};
-use crate::kubelet::checkpoint::Checkpoints;
-use crate::report::serve::Server;
 use crate::report::{self, Reports};
 use crate::state::brake;
 use crate::state::containers::Containers;
-use crate::state::levels::Levels;
-use crate::state::originals::{self, Originals};
-use crate::state::settings::{STAND_ASIDE, Settings};
-use anyhow::{Context, anyhow};
+use crate::state::originals::{self};
+use crate::state::settings::STAND_ASIDE;
+use anyhow::Context;
 use futures::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use nri::{Identity, Launched, Stub};
 use rustix::fs::Access;
 use signal_hook::consts::{SIGHUP, SIGUSR1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -137,6 +126,7 @@ impl Run {
         let node = match Node::open(&self.host, config) {
             Ok(node) => node,
             Err(error) => {
+                let error = Failure::Runtime(error.into());
                 if let Some(launched) = launched {
                     runtime.block_on(launched.decline());
                 }
@@ -166,16 +156,18 @@ impl Run {
                 None => Stub::external(identity, service),
             };
             let stub = stub.socket(self.socket);
+            let (supervisor, mut ends) = Supervisor::new();
             let server = tasks.server();
-            tokio::spawn(server.clone().run(self.host.clone()));
-            tokio::spawn(server.run_metrics(metrics_changed));
-            let guard = tokio::spawn(tasks.guard().run_when_configured());
-            let reconciler = tasks.spawn(stub.runtime());
+            supervisor.spawn("status", server.clone().run(self.host.clone()));
+            supervisor.spawn("metrics", server.run_metrics(metrics_changed));
+            supervisor.spawn("guard", tasks.guard().run_when_configured());
+            let started = tasks.start(stub.runtime(), &supervisor).context("start a thread");
+            started.map_err(Failure::Runtime)?;
             let service = stub.plugin().clone();
-            tokio::spawn(notify::keep_informed(service.synchronized()));
-            tokio::spawn(keep_brake(service.clone(), reports));
+            supervisor.spawn("notify", notify::keep_informed(service.synchronized()));
+            supervisor.spawn("brake", keep_brake(service.clone(), reports));
             let reloads = reload.clone();
-            tokio::spawn(async move {
+            supervisor.spawn("configuration", async move {
                 configured.notified().await;
                 let config = watch(&files, &service, &containers, &reloads);
                 let restored = async {
@@ -192,8 +184,7 @@ impl Run {
                     Err(nri::Error::Configure(refusal)) => Err(Failure::Usage(refusal.into())),
                     Err(error) => Err(Failure::Runtime(error.into())),
                 },
-                result = reconciler => Err(ended(result, "the task that repairs values failed")),
-                result = guard => Err(ended(result, "the task that keeps memory from pods failed")),
+                end = ends.first() => Err(Failure::Runtime(end.into())),
                 end = signals.ended(program, &reload) => Ok(end),
             }
         });
@@ -220,113 +211,6 @@ impl Run {
     }
 }
 
-/// The state of the plugin on one node, before its tasks start.
-pub(crate) struct Node {
-    host: PathBuf,
-    parts: Parts,
-    watcher: Watcher,
-    todo: mpsc::UnboundedReceiver<Work>,
-}
-
-/// The plugin's background tasks, which run beside the event handlers.
-pub(crate) struct Tasks(Node);
-
-impl Node {
-    /// Opens the cgroup hierarchy and the stored state of the node whose file system is at `host`.
-    ///
-    /// # Errors
-    ///
-    /// When the cgroup hierarchy cannot be opened.
-    pub(crate) fn open(host: &Path, config: Config) -> Result<Self, Failure> {
-        let root = CgroupRoot::open(&host.join("sys/fs/cgroup"))
-            .map_err(|error| Failure::Runtime(error.into()))?;
-        let root = Arc::new(root);
-        let (settings, _) = Settings::discover(config, host);
-        let originals = Originals::load(host).unwrap_or_else(|error| {
-            warn!(%error, "cannot read what cgroups held before; 'plimsoll restore' will not know it");
-            Originals::none(host)
-        });
-        if originals.unreadable() > 0 {
-            warn!(
-                lines = originals.unreadable(),
-                "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not know what they name, and fail"
-            );
-        }
-        let originals = Arc::new(Mutex::new(originals));
-        let reports = Arc::<Reports>::default();
-        let page_size = settings.node.page_size;
-        let levels = Arc::new(Levels::new(
-            root.clone(),
-            page_size,
-            originals.clone(),
-            reports.brake.clone(),
-        ));
-        let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
-        let containers = Arc::new(Containers::new(settings, checkpoints, originals));
-        let (work, todo) = mpsc::unbounded_channel();
-        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
-        let deferrals = Arc::new(Deferrals::new(
-            root.clone(),
-            containers.clone(),
-            cuts.clone(),
-            reports.clone(),
-            work.clone(),
-        ));
-        let (kills, watcher) = Watcher::load(
-            host,
-            root.clone(),
-            containers.clone(),
-            levels.clone(),
-            reports.clone(),
-            work.clone(),
-        );
-        let synchronized = watch::Sender::default();
-        let parts =
-            Parts { containers, levels, root, cuts, deferrals, kills, reports, work, synchronized };
-        Ok(Self { host: host.to_owned(), parts, watcher, todo })
-    }
-
-    /// Returns the containers.
-    pub(crate) fn containers(&self) -> &Arc<Containers> {
-        &self.parts.containers
-    }
-
-    /// Returns the store of all reports.
-    pub(crate) fn reports(&self) -> &Arc<Reports> {
-        &self.parts.reports
-    }
-
-    /// Returns the plugin and its tasks. [`Tasks::spawn`] starts the tasks, because they need the
-    /// connection to the runtime.
-    pub(crate) fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
-        (Service::new(self.parts.clone(), &self.host, on_config), Tasks(self))
-    }
-}
-
-impl Tasks {
-    /// Returns the server for status and metrics.
-    pub(crate) fn server(&self) -> Server {
-        Server::new(self.0.parts.clone())
-    }
-
-    /// Returns the node guard, which limits the memory of all pods together.
-    pub(crate) fn guard(&self) -> Guard {
-        let Parts { containers, levels, root, reports, .. } = self.0.parts.clone();
-        Guard::new(self.0.host.clone(), root, containers, levels, reports)
-    }
-
-    /// Starts the tasks. Returns the handle of the reconcile task, whose end is a failure.
-    pub(crate) fn spawn(self, runtime: nri::Runtime) -> JoinHandle<()> {
-        let Node { host, parts, watcher, todo } = self.0;
-        let Parts { containers, levels, root, deferrals, reports, work, .. } = parts;
-        tokio::spawn(keep_values(levels.clone(), root.clone(), Systemd::new(&host)));
-        tokio::spawn(Stalls::new(containers.clone(), root.clone(), reports.clone(), work).run());
-        tokio::spawn(deferrals.run());
-        tokio::spawn(watcher.run());
-        tokio::spawn(Reconciler::new(containers, levels, root, reports, runtime, todo).run())
-    }
-}
-
 /// Returns the paths from which a runtime reads a plugin's configuration, in order of precedence.
 /// Source: containerd/nri `pkg/adaptation/plugin.go`.
 fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
@@ -334,12 +218,6 @@ fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
     // The name follows the two digits of the index and a dash.
     let name = full.get(3..).unwrap_or_default().to_owned();
     [full, name].map(|name| Path::new(DROP_INS).join(format!("{name}.conf"))).into()
-}
-
-/// Returns the failure for a task that should never have ended.
-fn ended(result: Result<(), JoinError>, failed: &'static str) -> Failure {
-    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
-    Failure::Runtime(error.context(failed))
 }
 
 /// The way the plugin ends without a failure.
@@ -767,7 +645,7 @@ mod tests {
         let (service, tasks) =
             Node::open(host.path(), config).ok().expect("a node").into_service(Box::new(|_| {}));
         let stub = Stub::external(Identity::new("90", "plimsoll").expect("an identity"), service);
-        let _reconciler = tasks.spawn(stub.runtime());
+        tokio::spawn(tasks.reconciler(stub.runtime()).run());
         let mut pod = api::PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
         pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
         let mut container =

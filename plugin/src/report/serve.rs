@@ -28,10 +28,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::agent::service::Parts;
+use crate::report::Reports;
 use crate::report::metrics;
 use crate::report::status::{Status, VERSION};
 use crate::state::originals;
+use crate::state::shared::SharedState;
 use crate::{in_own_thread, lock};
 
 /// Name of the socket in the plugin's directory.
@@ -118,7 +119,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Server of status and metrics.
 #[derive(Clone, Debug)]
 pub struct Server {
-    parts: Parts,
+    state: SharedState,
+    reports: Arc<Reports>,
     /// Permit to read the node's state, for one reader at a time.
     turn: Arc<Semaphore>,
     latest: Arc<Mutex<Option<(Instant, String)>>>,
@@ -173,9 +175,9 @@ enum Offer {
 }
 
 impl Server {
-    /// Returns a server for these parts of the plugin.
-    pub fn new(parts: Parts) -> Self {
-        Self { parts, turn: Arc::new(Semaphore::new(1)), latest: Arc::default() }
+    /// Creates a server of this state and these reports.
+    pub fn new(state: SharedState, reports: Arc<Reports>) -> Self {
+        Self { state, reports, turn: Arc::new(Semaphore::new(1)), latest: Arc::default() }
     }
 
     /// Serves over the plugin's socket on the node whose file system is at `host`. Never returns.
@@ -213,8 +215,8 @@ impl Server {
         let room = Room::new();
         let mut told = None;
         loop {
-            let address = self.parts.containers.settings().config.metrics_address;
-            let is_other = || self.parts.containers.settings().config.metrics_address != address;
+            let address = self.state.containers.settings().config.metrics_address;
+            let is_other = || self.state.containers.settings().config.metrics_address != address;
             let Some(address) = address else {
                 changed.notified().await;
                 continue;
@@ -285,13 +287,13 @@ impl Server {
         let (tell, told) = oneshot::channel();
         // Use a separate thread, because NRI events may need the few threads of the blocking pool.
         in_own_thread("status", move || {
-            let parts = &server.parts;
-            let status = Status::read(parts);
+            let Server { state, reports, .. } = &server;
+            let status = Status::read(state, reports);
             let text = if is_status {
                 serde_json::to_string(&status).map_err(|error| error.to_string())
             } else {
-                let of_containers = parts.containers.settings().config.container_metrics;
-                metrics::encode(&parts.reports.metrics, &status, of_containers)
+                let of_containers = state.containers.settings().config.container_metrics;
+                metrics::encode(&reports.metrics, &status, of_containers)
                     .map_err(|error| error.to_string())
             };
             if let (Ok(text), Offer::Metrics) = (&text, offer) {

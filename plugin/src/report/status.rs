@@ -19,16 +19,16 @@ use plimsoll_core::policy::resize::{self, Throttled};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use serde::{Deserialize, Serialize};
 
-use crate::agent::guard;
-use crate::agent::service::Parts;
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::config::Mode;
 use crate::kubelet::node::MemInfo;
 use crate::report::Report;
+use crate::report::Reports;
 use crate::state::container::{Container, Decided, Update};
 use crate::state::containers::Containers;
 pub use crate::state::levels::LevelKind as Level;
-use crate::state::settings::Settings;
+use crate::state::settings::{NO_SYSTEM_SLICE, Settings};
+use crate::state::shared::SharedState;
 
 /// Version of this format.
 pub const VERSION: u32 = 1;
@@ -391,8 +391,8 @@ impl Read {
 
 impl Status {
     /// Reads the status. Takes some tens of microseconds for each container.
-    pub fn read(parts: &Parts) -> Self {
-        let Parts { containers, levels, root, reports, .. } = parts;
+    pub fn read(state: &SharedState, reports: &Reports) -> Self {
+        let SharedState { containers, levels, root, .. } = state;
         let settings = containers.settings();
         let page = settings.node.page_size;
         let known = containers.all();
@@ -461,8 +461,8 @@ impl Status {
                     container.cgroup.as_ref().and_then(|cgroup| effective.get(cgroup)).copied();
                 let told = reports.of_container(&container.uid, &container.name);
                 let wait = Wait {
-                    is_deferred: parts.deferrals.is_waiting(&container.id),
-                    is_rescued: parts.kills.is_rescued(container),
+                    is_deferred: state.deferred.is_waiting(&container.id),
+                    is_rescued: state.rescues.is_rescued(container),
                 };
                 container_status(&settings, container, plan, read.as_ref(), effective, told, wait)
             })
@@ -482,7 +482,7 @@ impl Status {
         });
         let names =
             known.iter().map(|container| (container.uid.clone(), container.name.clone())).collect();
-        let pods = parts.levels.pods();
+        let pods = state.levels.pods();
         let is_down =
             |subject: &Subject| subject.uid.as_ref().is_some_and(|uid| pods.contains(uid));
         let down = reports.of_others(&names).into_iter().filter(|(subject, _)| is_down(subject));
@@ -522,7 +522,7 @@ impl Status {
         Self {
             version: VERSION,
             plimsoll: env!("CARGO_PKG_VERSION").to_owned(),
-            node: NodeStatus::read(parts, &rows),
+            node: NodeStatus::read(state, reports, &rows),
             cgroups: cgroups.collect(),
             containers: rows,
             down: down.collect(),
@@ -592,15 +592,15 @@ fn half_a_guard(settings: &Settings, root: &CgroupRoot) -> Option<String> {
         Ok(_) => None,
         Err(CgroupError::Gone(_)) => {
             let protects = if settings.observes() { "would protect" } else { "protects" };
-            Some(format!("{}: nothing {protects} the system", guard::NO_SYSTEM_SLICE))
+            Some(format!("{}: nothing {protects} the system", NO_SYSTEM_SLICE))
         }
         Err(error) => Some(format!("nodeGuard: cannot look for system.slice: {error}")),
     }
 }
 
 impl NodeStatus {
-    fn read(parts: &Parts, rows: &[ContainerStatus]) -> Self {
-        let Parts { containers, levels, root, reports, synchronized, .. } = parts;
+    fn read(state: &SharedState, reports: &Reports, rows: &[ContainerStatus]) -> Self {
+        let SharedState { containers, levels, root, synchronized, .. } = state;
         let settings = containers.settings();
         let meminfo =
             fs::read_to_string(root.host().join("proc/meminfo")).map_err(|error| error.to_string());
@@ -610,7 +610,7 @@ impl NodeStatus {
         let sum = |of: &dyn Fn(&ContainerStatus) -> Option<Bytes>| {
             rows.iter().filter_map(of).fold(Bytes::ZERO, Bytes::saturating_add)
         };
-        let kubepods = guard::kubepods(root, levels);
+        let kubepods = levels.open_kubepods();
         let pods_max = match &kubepods {
             Ok(Some((_, cgroup))) => cgroup.read(Knob::Max).map_err(|error| error.to_string()),
             Ok(None) => Err("there is no kubepods cgroup".to_owned()),

@@ -3,11 +3,14 @@
 pub mod brake;
 pub mod container;
 pub mod containers;
+pub mod deferred;
 pub mod guard_record;
 pub mod kill_counts;
 pub mod levels;
 pub mod originals;
 pub mod pod_view;
 pub mod raised;
+pub mod rescues;
 pub mod settings;
+pub mod shared;
 pub mod traffic;

@@ -13,6 +13,13 @@ use crate::kubelet::node::NodeMemory;
 use crate::state::originals::DIRECTORY;
 use crate::state::{brake, guard_record};
 
+/// Warning that half of the guard is missing: there is no cgroup of the system to protect.
+pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
+
+/// Advice for [`NO_SYSTEM_SLICE`].
+pub const NAME_THE_SYSTEM: &str = "Name the cgroups of the runtime and the kubelet as systemReservedCgroup and kubeReservedCgroup in the \
+                                   configuration, with the amounts systemReserved and kubeReserved";
+
 /// Marker file, relative to the root of the node's file system. While it exists the plugin manages
 /// nothing. `plimsoll restore` creates it.
 pub const STAND_ASIDE: &str = "run/plimsoll/restored";

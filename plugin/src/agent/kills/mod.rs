@@ -16,33 +16,31 @@ mod count;
 mod rescue;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::rescue::Rescued;
-use plimsoll_core::units::Limit;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing::{error, warn};
+use tracing::warn;
 
 use self::watch::{Wakes, next};
 use crate::agent::memory::give_memory_back;
 use crate::agent::reconciler::Work;
 use crate::cgroup::CgroupRoot;
-use crate::lock;
 use crate::report::Reports;
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 use crate::state::kill_counts::{Counted, Counts, FILE, Pod, Running, Told};
 use crate::state::levels::Levels;
 use crate::state::originals;
+use crate::state::rescues::Rescues;
 
 /// Interval of the check for kills that inotify has not reported.
 const EVERY: Duration = Duration::from_secs(10);
@@ -61,12 +59,9 @@ const AFTER_A_CUT: u64 = 60;
 /// Minimum time between two reports about a container, in seconds.
 const TELL_EVERY: u64 = 10;
 
-/// Data about kills that the event handlers need.
+/// Sender of changes to the task that watches for kills.
 #[derive(Debug)]
 pub struct Kills {
-    containers: Arc<Containers>,
-    /// Raised limits, by pod and container name.
-    rescued: Mutex<HashMap<(CgroupPath, String), Rescued>>,
     changes: mpsc::UnboundedSender<Change>,
 }
 
@@ -99,53 +94,6 @@ impl Kills {
             let _ = self.changes.send(Change::Ended(place.cgroup().clone(), container.id.clone()));
         }
     }
-
-    /// Returns the raised limit of an active rescue, if the user still asks for the same limit. A
-    /// running container keeps the raised limit even if rescues are off now, because lowering it
-    /// could kill. In observe mode there is no raised limit.
-    pub fn limit_for(&self, container: &Container) -> Option<Limit> {
-        let rescued = self.rescue_of_request(container)?;
-        if self.containers.settings().observes() {
-            return None;
-        }
-        (container.started || is_wanted(&self.containers, container))
-            .then_some(rescued.limit.into())
-    }
-
-    /// Whether the container has the raised limit of a rescue. Observe mode does not matter: the
-    /// limit stays raised there.
-    pub fn is_rescued(&self, container: &Container) -> bool {
-        let page = self.containers.settings().node.page_size;
-        self.rescue_of_request(container)
-            .is_some_and(|rescued| container.limit.is_same(rescued.limit.into(), page))
-    }
-
-    /// Returns the limit that the container's user asks for. The container's known limit comes from
-    /// the runtime, which may have stored a raised limit.
-    pub fn asked(&self, container: &Container) -> Limit {
-        let rescued =
-            self.rescued(container).filter(|rescued| container.limit == rescued.limit.into());
-        rescued.map_or(container.limit, |rescued| rescued.asked.into())
-    }
-
-    /// Returns the container's rescue if the user still asks for the limit that was raised.
-    fn rescue_of_request(&self, container: &Container) -> Option<Rescued> {
-        let page = self.containers.settings().node.page_size;
-        self.rescued(container)
-            .filter(|rescued| container.asked.is_same(rescued.asked.into(), page))
-    }
-
-    fn rescued(&self, container: &Container) -> Option<Rescued> {
-        let pod = container.place.as_ref()?.cgroup().clone();
-        lock(&self.rescued).get(&(pod, container.name.clone())).copied()
-    }
-}
-
-fn is_wanted(containers: &Containers, container: &Container) -> bool {
-    let settings = containers.settings();
-    settings.config.oom_rescue.is_some()
-        && settings.enforces()
-        && container.overrides.oom_rescue != Some(None)
 }
 
 /// Returns whether the next report is due.
@@ -159,7 +107,7 @@ pub struct Watcher {
     root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
     levels: Arc<Levels>,
-    kills: Arc<Kills>,
+    rescues: Arc<Rescues>,
     reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
     changed: mpsc::UnboundedReceiver<Change>,
@@ -201,7 +149,7 @@ impl Watcher {
         levels: Arc<Levels>,
         reports: Arc<Reports>,
         work: mpsc::UnboundedSender<Work>,
-    ) -> (Arc<Kills>, Self) {
+    ) -> (Arc<Kills>, Arc<Rescues>, Self) {
         let path = host.join(originals::DIRECTORY).join(FILE);
         let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Counted>(&text)?));
         let (counted, is_first) = match read {
@@ -219,13 +167,13 @@ impl Watcher {
             })
         });
         let (changes, changed) = mpsc::unbounded_channel();
-        let rescued = Mutex::new(rescued.collect());
-        let kills = Arc::new(Kills { containers: containers.clone(), rescued, changes });
+        let rescues = Arc::new(Rescues::new(containers.clone(), rescued));
+        let kills = Arc::new(Kills { changes });
         let watcher = Self {
             root,
             containers,
             levels,
-            kills: kills.clone(),
+            rescues: rescues.clone(),
             reports,
             work,
             changed,
@@ -236,10 +184,11 @@ impl Watcher {
             totals: BTreeMap::new(),
             again: BTreeSet::new(),
         };
-        (kills, watcher)
+        (kills, rescues, watcher)
     }
 
-    /// Runs forever.
+    /// Runs forever, in a thread that may block: there may be many files, and the kubelet's
+    /// checkpoint may be large.
     pub async fn run(mut self) {
         let mut wakes = Wakes::new()
             .inspect_err(|error| warn!(%error, "cannot watch for kills; they are found only every {EVERY:?}"))
@@ -267,19 +216,7 @@ impl Watcher {
                     continue;
                 }
             }
-            // The kubelet's checkpoint may be large and there may be many files, so use a blocking
-            // thread.
-            let worked = tokio::task::spawn_blocking(move || {
-                self.work(changes, woken, &mut wakes);
-                (self, wakes)
-            });
-            match worked.await {
-                Ok(worked) => (self, wakes) = worked,
-                Err(error) => {
-                    error!(%error, "looking for containers that were killed failed; they are not counted any more");
-                    return;
-                }
-            }
+            self.work(changes, woken, &mut wakes);
             sleep(PAUSE).await;
         }
     }
@@ -382,16 +319,12 @@ impl Watcher {
     fn publish(&self, path: &CgroupPath, name: &str) {
         let rescued =
             self.counted.pods.get(path).and_then(|pod| pod.histories.get(name)?.rescued());
-        let key = (path.clone(), name.to_owned());
-        match rescued {
-            Some(rescued) => lock(&self.kills.rescued).insert(key, rescued),
-            None => lock(&self.kills.rescued).remove(&key),
-        };
+        self.rescues.set(path, name, rescued);
     }
 
     /// Forgets a pod that is gone.
     fn forget(&mut self, path: &CgroupPath) {
-        lock(&self.kills.rescued).retain(|(pod, _), _| pod != path);
+        self.rescues.forget_pod(path);
         if self.counted.pods.remove(path).is_some_and(|pod| pod.accounted != Counts::default()) {
             self.write_down();
         }

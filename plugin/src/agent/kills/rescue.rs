@@ -8,10 +8,10 @@ use plimsoll_core::policy::rescue::{History, Rescued, Verdict};
 use plimsoll_core::units::{Bytes, Limit};
 use tracing::debug;
 
-use super::{RAISE_AGAIN, Watcher, is_due, is_wanted, now};
+use super::{RAISE_AGAIN, Watcher, is_due, now};
 use crate::agent::reconciler::Work;
-use crate::lock;
 use crate::state::container::Container;
+use crate::state::rescues::is_rescue_wanted;
 
 impl Watcher {
     /// Raises a container's limit if a raise is due. The pod's limit is raised first. Later
@@ -76,7 +76,7 @@ impl Watcher {
         container: &Container,
         now: u64,
     ) -> Option<Bytes> {
-        if !is_wanted(&self.containers, container) {
+        if !is_rescue_wanted(&self.containers, container) {
             return None;
         }
         let settings = self.containers.settings();
@@ -174,13 +174,8 @@ impl Watcher {
             .filter(|other| (&other.uid, &other.name) != (&container.uid, &container.name));
         let requests =
             others.map(|other| request(other)).fold(request(container), Bytes::saturating_add);
-        let own =
-            container.place.as_ref().map(|place| (place.cgroup().clone(), container.name.clone()));
-        let raised = lock(&self.kills.rescued);
-        let others = raised.iter().filter(|(whose, _)| Some(*whose) != own.as_ref());
-        let raised = others.map(|(_, rescued)| rescued.limit.saturating_sub(rescued.asked));
         allocatable
             .saturating_sub(requests)
-            .saturating_sub(raised.fold(Bytes::ZERO, Bytes::saturating_add))
+            .saturating_sub(self.rescues.raised_by_others(container))
     }
 }

@@ -46,18 +46,13 @@ impl Reconciler {
             .collect();
         let (containers, root) = (self.containers.clone(), self.root.clone());
         let enforces = containers.settings().enforces();
-        // The kubelet's checkpoint may be large, so use a blocking thread.
-        let looked = tokio::task::spawn_blocking(move || {
-            let compared = known.into_iter().map(|(container, touched)| {
+        let looked: Vec<_> = known
+            .into_iter()
+            .map(|(container, touched)| {
                 let result = compare(&containers, &root, &container);
                 (container, touched, result)
-            });
-            compared.collect::<Vec<_>>()
-        });
-        let Ok(looked) = looked.await else {
-            warn!("looking at containers panicked; they are left as they are until the next event");
-            return;
-        };
+            })
+            .collect();
         let mut pending = Vec::new();
         for (container, touched, result) in looked {
             match self.containers.get(&container.id) {

@@ -26,8 +26,9 @@ use plimsoll_core::policy::contention::Contention;
 use plimsoll_core::policy::hierarchy::Standing;
 use plimsoll_core::units::{Knob, Limit};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 pub use self::compare::{Compared, InForce, Write, compare};
 use self::updater::{Done, Pending, Updater};
@@ -93,6 +94,8 @@ pub struct Reconciler {
     progress: HashMap<String, Progress>,
     /// Batches for the runtime, which handles one after the other.
     updater: mpsc::UnboundedSender<Vec<Pending>>,
+    /// The task that sends the batches.
+    updater_task: JoinHandle<()>,
     /// Batches that are done.
     done: mpsc::UnboundedReceiver<Done>,
     /// Cgroups that the runtime has not reported. The value says whether the plugin has asked the
@@ -149,7 +152,7 @@ impl Reconciler {
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
         let (tell, done) = mpsc::unbounded_channel();
-        tokio::spawn(
+        let updater_task = tokio::spawn(
             Updater {
                 containers: containers.clone(),
                 runtime: runtime.clone(),
@@ -160,6 +163,7 @@ impl Reconciler {
         );
         Self {
             updater,
+            updater_task,
             done,
             containers,
             levels,
@@ -181,7 +185,8 @@ impl Reconciler {
         }
     }
 
-    /// Runs until all senders of work are gone.
+    /// Runs until all senders of work are gone, or the task that sends batches has failed. Runs in a
+    /// thread that may block: there may be many files, and the kubelet's checkpoint may be large.
     pub async fn run(mut self) {
         loop {
             let mut due = Due::default();
@@ -198,6 +203,10 @@ impl Reconciler {
                     self.again(SHARE, Work::Share);
                 }
                 () = sleep_until(next) => {}
+                ended = &mut self.updater_task => {
+                    error!(?ended, "the task that updates containers through the runtime ended");
+                    return;
+                }
             }
             // Collect everything that has arrived meanwhile, so that each item is checked once.
             while let Ok(work) = self.work.try_recv() {
@@ -222,7 +231,7 @@ impl Reconciler {
                 self.tick = Instant::now() + TICK;
                 self.forget_who_is_gone();
                 self.take_census();
-                self.survey().await;
+                self.survey();
             }
         }
     }

@@ -10,23 +10,19 @@ use super::Reconciler;
 impl Reconciler {
     /// Checks by the kernel's rule whether the written values protect, and warns when they no
     /// longer do.
-    pub(super) async fn survey(&mut self) {
+    pub(super) fn survey(&mut self) {
         let containers = self.containers.all();
-        let (root, cgroups) = (self.root.clone(), self.levels.cgroups());
         let names: HashMap<_, _> = containers
             .iter()
             .filter_map(|container| {
                 Some((container.cgroup.clone()?, (container.pod.clone(), container.name.clone())))
             })
             .collect();
-        let surveyed = tokio::task::spawn_blocking(move || {
-            let containers = containers.iter().filter_map(|container| container.cgroup.clone());
-            let mut observed = BTreeMap::new();
-            root.observe_all(containers.chain(cgroups), &mut observed);
-            let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
-            (observed, effective)
-        });
-        let Ok((observed, effective)) = surveyed.await else { return };
+        let paths = containers.iter().filter_map(|container| container.cgroup.clone());
+        let mut observed = BTreeMap::new();
+        self.root.observe_all(paths.chain(self.levels.cgroups()), &mut observed);
+        let recursive = self.root.recursive_protection();
+        let effective = hierarchy::effective_tree(None, &observed, recursive);
         for (cgroup, protection) in effective {
             let Some(Observed { setting, usage }) = observed.get(&cgroup) else { continue };
             let standing = Standing::of(*setting, *usage, protection);

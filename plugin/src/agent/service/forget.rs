@@ -14,17 +14,17 @@ use crate::state::container::Container;
 impl Service {
     pub(super) fn meet_sandbox(&self, pod: &PodSandbox) {
         if let Some(sandbox) = sandbox(pod)
-            && !self.levels.is_sandbox(&sandbox.id)
+            && !self.state.levels.is_sandbox(&sandbox.id)
         {
-            self.levels.sandbox(sandbox, &self.containers.settings().policy());
+            self.state.levels.sandbox(sandbox, &self.state.containers.settings().policy());
         }
     }
 
     pub(super) fn sandbox_ended(&self, id: &str) {
-        for container in self.containers.remove_sandbox(id) {
-            self.levels.release(&container);
+        for container in self.state.containers.remove_sandbox(id) {
+            self.state.levels.release(&container);
         }
-        self.levels.sandbox_ended(id);
+        self.state.levels.sandbox_ended(id);
     }
 
     /// Forgets older containers of the same name in the sandbox. The kubelet creates the next
@@ -48,21 +48,22 @@ impl Service {
         container: &api::Container,
     ) -> impl Iterator<Item = Arc<Container>> + use<> {
         let (id, name) = (container.id.clone(), printable(&container.name));
-        self.containers
+        self.state
+            .containers
             .in_sandbox(sandbox)
             .into_iter()
             .filter(move |other| other.name == name && other.id != id)
     }
 
     pub(super) fn has_processes(&self, cgroup: &CgroupPath) -> bool {
-        self.root.cgroup(cgroup).and_then(|cgroup| cgroup.has_processes()).unwrap_or(false)
+        self.state.root.cgroup(cgroup).and_then(|cgroup| cgroup.has_processes()).unwrap_or(false)
     }
 
     pub(super) fn forget(&self, id: &str) {
-        if let Some(container) = self.containers.get(id) {
+        if let Some(container) = self.state.containers.get(id) {
             self.kills.ended(&container);
         }
-        self.containers.remove(id);
-        self.levels.release(id);
+        self.state.containers.remove(id);
+        self.state.levels.release(id);
     }
 }

@@ -31,19 +31,18 @@ use tracing::{debug, info, warn};
 
 use self::translate::{cpu, has_ended, is_claimed, limit, newest, sandbox, shares, translate};
 use crate::agent::cut::{Attempted, Cuts};
-use crate::agent::defer::Deferrals;
 use crate::agent::kills::Kills;
+use crate::agent::node::Agent;
 use crate::agent::reconciler::{Work, memory_limit, update};
-use crate::cgroup::{CgroupError, CgroupRoot, SWAP_MAX};
+use crate::cgroup::{CgroupError, SWAP_MAX};
 use crate::config::{Config, Shrink};
 use crate::kubelet::checkpoint::Moment;
 use crate::lock;
 use crate::report::Reports;
 use crate::state::brake;
 use crate::state::container::{Container, KNOBS, Update};
-use crate::state::containers::Containers;
-use crate::state::levels::Levels;
 use crate::state::originals::Values;
+use crate::state::shared::SharedState;
 use crate::state::traffic::Event;
 
 /// Divisor of the runtime's request timeout: an event is answered within this part.
@@ -67,9 +66,7 @@ pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
 
 /// The NRI plugin.
 pub struct Service {
-    containers: Arc<Containers>,
-    levels: Arc<Levels>,
-    root: Arc<CgroupRoot>,
+    state: SharedState,
     work: mpsc::UnboundedSender<Work>,
     host: PathBuf,
     on_config: OnConfig,
@@ -79,66 +76,36 @@ pub struct Service {
     /// Number of updates so far.
     updates: AtomicU64,
     cuts: Arc<Cuts>,
-    deferrals: Arc<Deferrals>,
     kills: Arc<Kills>,
     reports: Arc<Reports>,
-    synchronized: watch::Sender<bool>,
     /// The brake's record, as long as its file could not be written.
     unstored: Mutex<Option<brake::Record>>,
 }
 
-/// State that the event handlers share with the other tasks.
-#[derive(Clone, Debug)]
-pub struct Parts {
-    /// The containers.
-    pub containers: Arc<Containers>,
-    /// The cgroups above the containers.
-    pub levels: Arc<Levels>,
-    /// The node's cgroups.
-    pub root: Arc<CgroupRoot>,
-    /// Preparation of limit decreases.
-    pub cuts: Arc<Cuts>,
-    /// Deferred limit decreases.
-    pub deferrals: Arc<Deferrals>,
-    /// OOM kills and raised limits.
-    pub kills: Arc<Kills>,
-    /// Reports to users.
-    pub reports: Arc<Reports>,
-    /// Work for the reconcile task.
-    pub work: mpsc::UnboundedSender<Work>,
-    /// Whether the runtime is connected and has reported its pods and containers.
-    pub synchronized: watch::Sender<bool>,
-}
-
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service").field("containers", &self.containers).finish_non_exhaustive()
+        f.debug_struct("Service")
+            .field("containers", &self.state.containers)
+            .finish_non_exhaustive()
     }
 }
 
 impl Service {
     /// Creates the plugin on the node whose file system is at `host`, usually `/`. The plugin calls
     /// `on_config` with each configuration that comes into force.
-    pub fn new(parts: Parts, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
-        let Parts { containers, levels, root, cuts, deferrals, kills, reports, work, synchronized } =
-            parts;
-        let budget = Mutex::new(Duration::from_millis(200));
-        let (host, configured, updates) = (host.into(), AtomicBool::new(false), AtomicU64::new(0));
+    pub fn new(agent: Agent, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
+        let Agent { state, cuts, kills, reports, work } = agent;
         Self {
-            containers,
-            levels,
-            root,
+            state,
             work,
-            host,
+            host: host.into(),
             on_config,
-            budget,
-            configured,
-            updates,
+            budget: Mutex::new(Duration::from_millis(200)),
+            configured: AtomicBool::new(false),
+            updates: AtomicU64::new(0),
             cuts,
-            deferrals,
             kills,
             reports,
-            synchronized,
             unstored: Mutex::default(),
         }
     }
@@ -146,7 +113,7 @@ impl Service {
     /// Returns a channel that says whether the runtime is connected and has reported its pods and
     /// containers.
     pub fn synchronized(&self) -> watch::Receiver<bool> {
-        self.synchronized.subscribe()
+        self.state.synchronized.subscribe()
     }
 
     fn enqueue(&self, work: Work) {
@@ -158,7 +125,7 @@ impl Service {
     /// value is dropped.
     fn event(&self, name: &'static str) -> Answering {
         Answering {
-            _event: self.containers.event(),
+            _event: self.state.containers.event(),
             reports: self.reports.clone(),
             name,
             since: Instant::now(),
@@ -166,7 +133,7 @@ impl Service {
     }
 
     fn page_size(&self) -> PageSize {
-        self.containers.settings().node.page_size
+        self.state.containers.settings().node.page_size
     }
 }
 
@@ -208,7 +175,7 @@ impl Plugin for Service {
                 Config::parse(text.as_bytes(), "configuration from the runtime")
                     .map_err(|errors| Refusal::new(errors.to_string()))?
             }
-            _ => self.containers.settings().config.clone(),
+            _ => self.state.containers.settings().config.clone(),
         };
         // The synchronization applies the configuration to all containers.
         self.take_over(config);
@@ -233,10 +200,11 @@ impl Plugin for Service {
             let cgroup = CgroupPath::parse(&pod.linux.get_or_default().cgroups_path).ok();
             !live.contains(pod.id.as_str())
                 && cgroup.is_some_and(|cgroup| {
-                    matches!(self.root.cgroup(&cgroup), Err(CgroupError::Gone(_)))
+                    matches!(self.state.root.cgroup(&cgroup), Err(CgroupError::Gone(_)))
                 })
         };
-        self.levels
+        self.state
+            .levels
             .synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
         let pods: HashMap<&str, &PodSandbox> =
             pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
@@ -251,19 +219,21 @@ impl Plugin for Service {
             };
             Some(self.found(pod, &container))
         });
-        let known =
-            known.map(|container| Container { asked: self.kills.asked(&container), ..container });
-        self.containers.replace(known);
-        let running = self.containers.all().into_iter().filter(|container| container.started);
+        let known = known.map(|container| Container {
+            asked: self.state.rescues.asked(&container),
+            ..container
+        });
+        self.state.containers.replace(known);
+        let running = self.state.containers.all().into_iter().filter(|container| container.started);
         self.kills.synchronize(running.collect());
         // Updates in the reply would keep the runtime locked until the last container is updated.
         self.enqueue(Work::All);
-        self.synchronized.send_replace(true);
+        self.state.synchronized.send_replace(true);
         Ok(Vec::new())
     }
 
     async fn disconnected(&self) {
-        self.synchronized.send_replace(false);
+        self.state.synchronized.send_replace(false);
     }
 
     async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
@@ -303,7 +273,7 @@ impl Plugin for Service {
         else {
             return Ok(());
         };
-        let settings = self.containers.settings();
+        let settings = self.state.containers.settings();
         if settings.stand_aside || settings.config.shrink == Shrink::Allow {
             return Ok(());
         }
@@ -363,7 +333,7 @@ impl Plugin for Service {
         // The container has not started, whatever state the runtime reports.
         let mut container =
             Container { started: false, ..translate(&pod, &container, self.page_size()) };
-        let rescued = self.kills.limit_for(&container);
+        let rescued = self.state.rescues.limit_for(&container);
         container.limit = rescued.unwrap_or(container.limit);
         let (container, decided) = self.resolve(container).await;
         // The kernel's defaults need not be set.
@@ -409,7 +379,7 @@ impl Plugin for Service {
         let mut adjust = ContainerAdjustment::new();
         let memory = rescued.map(|limit| memory_limit(limit, asked.as_ref()));
         if !unified.is_empty() || memory.is_some() {
-            self.containers.remember(&container, Values::of_unified(&container.unified));
+            self.state.containers.remember(&container, Values::of_unified(&container.unified));
             let resources = LinuxResources { unified, memory: memory.into(), ..Default::default() };
             let linux = LinuxContainerAdjustment {
                 resources: Some(resources).into(),
@@ -429,16 +399,16 @@ impl Plugin for Service {
         // The runtime was creating the container while this plugin registered. CRI-O asks only the
         // plugins that were registered before. A synchronization of CRI-O contains only containers
         // whose creation is complete.
-        if self.containers.get(&container.id).is_none() && container.linux.is_some() {
+        if self.state.containers.get(&container.id).is_none() && container.linux.is_some() {
             self.meet_sandbox(&pod);
             self.forget_older(&pod.id, &container);
             self.resolve(Container { started: false, ..self.found(&pod, &container) }).await;
         }
-        self.containers.started(&container.id);
-        if let Some(container) = self.containers.get(&container.id) {
+        self.state.containers.started(&container.id);
+        if let Some(container) = self.state.containers.get(&container.id) {
             // The runtime has made the container's first process, which waits for this answer.
             if container.cgroup.as_ref().is_some_and(|path| self.has_processes(path)) {
-                self.containers.set_has_had_processes(&container.id);
+                self.state.containers.set_has_had_processes(&container.id);
             }
             self.kills.runs(&container);
         }
@@ -454,7 +424,7 @@ impl Plugin for Service {
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
         let _event = self.event("UpdateContainer");
         let page = self.page_size();
-        let mut updated = match self.containers.get(&container.id) {
+        let mut updated = match self.state.containers.get(&container.id) {
             Some(known) => (*known).clone(),
             None if has_ended(&container)
                 || self.others_of_its_name(&pod.id, &container).next().is_some() =>
@@ -482,7 +452,7 @@ impl Plugin for Service {
         let mut instead = None;
         if asked != 0 {
             (updated.asked, updated.revision) = (updated.limit, number + 1);
-            instead = self.kills.limit_for(&updated);
+            instead = self.state.rescues.limit_for(&updated);
             updated.limit = instead.unwrap_or(updated.limit);
             // The plugin stores nothing of a limit decrease that it refuses.
             match self.make_room(&updated).await? {
@@ -490,10 +460,10 @@ impl Plugin for Service {
                     instead = Some(in_force);
                     updated.limit = in_force;
                 }
-                None => self.deferrals.forget(&updated.id),
+                None => self.state.deferred.forget(&updated.id),
             }
             updated.high_before =
-                self.containers.get(&updated.id).and_then(|known| known.high_before);
+                self.state.containers.get(&updated.id).and_then(|known| known.high_before);
         }
         let (container, decided) = self.resolve(updated).await;
         if asked != 0 && container.started {
@@ -502,7 +472,7 @@ impl Plugin for Service {
         // The runtime keeps earlier values and sets them again with every update. So the reply
         // contains all desired values. It contains a default only if the kernel holds another
         // value.
-        let cgroup = container.cgroup.as_ref().and_then(|path| self.root.cgroup(path).ok());
+        let cgroup = container.cgroup.as_ref().and_then(|path| self.state.root.cgroup(path).ok());
         let values: Vec<(Knob, Limit)> = KNOBS
             .into_iter()
             .filter_map(|knob| Some((knob, decided.value(knob)?)))
@@ -539,12 +509,12 @@ impl Plugin for Service {
                 .as_ref()
                 .and_then(|cgroup| Values::read(cgroup).ok())
                 .unwrap_or_else(unknown);
-            self.containers.remember(&container, before);
+            self.state.containers.remember(&container, before);
         }
         // Keep the swap limit unless the client sets it.
         let cgroup = cgroup.filter(|_| !claimed.contains_key(SWAP_MAX));
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
-        self.containers.set_swap_max(&container.id, swap_max);
+        self.state.containers.set_swap_max(&container.id, swap_max);
         let memory = instead.map(|limit| memory_limit(limit, resources.memory.as_ref()));
         let has_to_be = |values: Vec<_>| {
             let mut update = update(&container.id, values, swap_max);
@@ -574,7 +544,7 @@ impl Plugin for Service {
         container: api::Container,
     ) -> Result<(), Refusal> {
         let _event = self.event("PostUpdateContainer");
-        self.containers.set_update(&container.id, Update::Made);
+        self.state.containers.set_update(&container.id, Update::Made);
         self.enqueue(Work::Written(container.id));
         Ok(())
     }

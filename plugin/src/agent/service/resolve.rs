@@ -26,13 +26,14 @@ impl Service {
     /// cannot be read in time.
     pub(super) async fn record(&self, container: &Container) -> Recorded {
         let moment = container.moment;
-        if let Some(record) = self.containers.fresh_record(&container.uid, &container.name, moment)
+        if let Some(record) =
+            self.state.containers.fresh_record(&container.uid, &container.name, moment)
         {
             return record;
         }
         let budget = *lock(&self.budget);
         let (containers, uid, name) =
-            (self.containers.clone(), container.uid.clone(), container.name.clone());
+            (self.state.containers.clone(), container.uid.clone(), container.name.clone());
         let lookup = tokio::task::spawn_blocking(move || containers.record(&uid, &name, moment));
         match timeout(budget, lookup).await {
             Ok(Ok(record)) => record,
@@ -57,7 +58,7 @@ impl Service {
     /// original values then replace them.
     pub(super) fn found(&self, pod: &PodSandbox, container: &api::Container) -> Container {
         let mut found = translate(pod, container, self.page_size());
-        if let Some(before) = self.containers.before(&container.id) {
+        if let Some(before) = self.state.containers.before(&container.id) {
             found.unified = before.to_unified();
         }
         found
@@ -69,9 +70,9 @@ impl Service {
             self.refresh_node();
         }
         let record = self.record(&container).await;
-        let former = self.containers.last_limits(&container.sandbox, &container.name);
-        let container = self.containers.insert(container);
-        let decided = self.containers.decide(&container, &record);
+        let former = self.state.containers.last_limits(&container.sandbox, &container.name);
+        let container = self.state.containers.insert(container);
+        let decided = self.state.containers.decide(&container, &record);
         for notice in &decided.notices {
             warn!(pod = container.pod, container = container.name, "{notice}");
         }
@@ -82,7 +83,7 @@ impl Service {
         self.raise_pod(&container, former, &record);
         // Reserve the larger of the old and new claim until the new values are verified.
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
-            self.levels.claim_at_least(place, &container.id, claim);
+            self.state.levels.claim_at_least(place, &container.id, claim);
         }
         (container, decided)
     }
@@ -91,7 +92,7 @@ impl Service {
     /// appear as shortfalls of protection.
     pub(super) fn say_if_beyond_the_node(&self, container: &Container) {
         if let (Limit::Bytes(limit), Some(allocatable)) =
-            (container.limit, self.containers.settings().node.allocatable)
+            (container.limit, self.state.containers.settings().node.allocatable)
             && limit > allocatable
         {
             self.reports.tell(&container.into(), &Incident::BeyondNode { limit, allocatable });
@@ -100,9 +101,11 @@ impl Service {
 
     /// Warns about a limit that is too many times the request, but the limit is applied.
     pub(super) fn say_if_overcommitted(&self, container: &Container, request: Option<&Request>) {
-        if let (Limit::Bytes(limit), Some(request), Some(most)) =
-            (container.limit, request, self.containers.settings().config.max_limit_request_ratio)
-            && resize::is_overcommitted(limit, request.at_most, most)
+        if let (Limit::Bytes(limit), Some(request), Some(most)) = (
+            container.limit,
+            request,
+            self.state.containers.settings().config.max_limit_request_ratio,
+        ) && resize::is_overcommitted(limit, request.at_most, most)
         {
             let what = Incident::Overcommitted { request: request.at_most, limit, most };
             self.reports.tell(&container.into(), &what);
@@ -118,10 +121,10 @@ impl Service {
         former: Option<Limits>,
         recorded: &Recorded,
     ) {
-        let mut others = self.containers.in_sandbox(&container.sandbox);
-        others.retain(|other| other.name != container.name && self.levels.is_alive(other));
-        let pod = self.containers.view_pod(container, former, &others, recorded);
-        let raise = self.levels.raise_limits(container, &pod, false);
+        let mut others = self.state.containers.in_sandbox(&container.sandbox);
+        others.retain(|other| other.name != container.name && self.state.levels.is_alive(other));
+        let pod = self.state.containers.view_pod(container, former, &others, recorded);
+        let raise = self.state.levels.raise_limits(container, &pod, false);
         self.reports.report_all(raise.incidents);
     }
 
@@ -132,7 +135,7 @@ impl Service {
     ///
     /// When the decrease would kill the container and must be refused.
     pub(super) async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
-        let settings = self.containers.settings();
+        let settings = self.state.containers.settings();
         if settings.stand_aside || settings.config.shrink == Shrink::Allow {
             return Ok(None);
         }
@@ -172,7 +175,7 @@ impl Service {
             return Err(Refusal::new(WOULD_KILL));
         }
         if let Limit::Bytes(limit) = container.limit {
-            self.deferrals.put(&container.id, limit, settings.config.shrink_deadline);
+            self.state.deferred.put(&container.id, limit, settings.config.shrink_deadline);
         }
         Ok(Some(in_force))
     }

@@ -21,7 +21,7 @@ impl Service {
     /// Checks again whether `plimsoll restore` was called or the brake was reset, and reconciles
     /// all containers after a change.
     pub fn look_whether_to_stand_aside(&self) {
-        let before = self.containers.settings();
+        let before = self.state.containers.settings();
         let (settings, _) = self.discover(before.config.clone());
         if settings.stand_aside != before.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
@@ -40,7 +40,7 @@ impl Service {
             error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is started again acts again");
             *lock(&self.unstored) = Some(record.clone());
         }
-        let before = self.containers.settings();
+        let before = self.state.containers.settings();
         let (settings, _) = self.discover(before.config.clone());
         self.say_mode(&settings);
         self.set(settings);
@@ -62,7 +62,7 @@ impl Service {
                 "mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be"
             ),
         }
-        for limit in raised::staying(&self.root, &self.levels.raised_limits()) {
+        for limit in raised::staying(&self.state.root, &self.state.levels.raised_limits()) {
             warn!(limit, "stays, as lowering it could kill");
         }
     }
@@ -97,13 +97,13 @@ impl Service {
     }
 
     pub(super) fn set(&self, settings: Settings) {
-        if self.containers.settings().brake.is_some() && settings.brake.is_none() {
+        if self.state.containers.settings().brake.is_some() && settings.brake.is_none() {
             // Without this the brake could never be applied again.
             self.reports.brake.clear();
             info!("the brake was reset");
         }
-        self.levels.set_node(&settings);
-        self.containers.set_settings(settings);
+        self.state.levels.set_node(&settings);
+        self.state.containers.set_settings(settings);
     }
 
     pub(super) fn take_over(&self, config: Config) {
@@ -146,7 +146,7 @@ impl Service {
     /// limit. A runtime starts its plugins before the kubelet. The kubelet determines node
     /// allocatable later and may change it.
     pub(super) fn refresh_node(&self) {
-        let before = self.containers.settings();
+        let before = self.state.containers.settings();
         if before.config.node_allocatable != NodeAllocatable::Auto {
             return;
         }

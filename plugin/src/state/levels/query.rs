@@ -8,6 +8,8 @@ use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
 
 use super::sandbox::Sandbox;
 use super::{LevelKind, Levels, State, is_ours};
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::kubelet::kubepods::{Found, find};
 use crate::lock;
 use crate::state::settings::Settings;
 
@@ -108,5 +110,27 @@ impl Levels {
     /// Returns whether there is a sandbox with this ID.
     pub fn is_sandbox(&self, id: &str) -> bool {
         lock(&self.state).sandboxes.contains_key(id)
+    }
+
+    /// Returns the cgroup of all pods, if there is one. This is the cgroup of the known pods, or else
+    /// the one that the kubelet made.
+    ///
+    /// # Errors
+    ///
+    /// When a cgroup cannot be opened. Also when none was found and a directory could not be searched.
+    pub fn open_kubepods(&self) -> Result<Option<(CgroupPath, Cgroup)>, CgroupError> {
+        let open = |path: CgroupPath| match self.root.cgroup(&path) {
+            Ok(cgroup) => Some(Ok((path, cgroup))),
+            Err(CgroupError::Gone(_)) => None,
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(known) = self.kubepods().and_then(open) {
+            return known.map(Some);
+        }
+        let Found { found, problems } = find(&self.root);
+        match found.into_iter().find_map(open) {
+            Some(found) => found.map(Some),
+            None => problems.into_iter().next().map_or(Ok(None), Err),
+        }
     }
 }

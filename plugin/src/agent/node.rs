@@ -1,0 +1,175 @@
+//! Opens the plugin's state on one node, and starts the tasks that run beside the event handlers.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+use crate::agent::cut::Cuts;
+use crate::agent::defer::Deferrals;
+use crate::agent::guard::Guard;
+use crate::agent::kills::{Kills, Watcher};
+use crate::agent::reconciler::{Reconciler, Work};
+use crate::agent::service::{OnConfig, Service};
+use crate::agent::stalls::Stalls;
+use crate::agent::supervise::Supervisor;
+use crate::agent::systemd::keep_values;
+use crate::cgroup::systemd::Systemd;
+use crate::cgroup::{CgroupRoot, RootError};
+use crate::config::Config;
+use crate::kubelet::checkpoint::Checkpoints;
+use crate::report::Reports;
+use crate::report::serve::Server;
+use crate::state::containers::Containers;
+use crate::state::deferred::DeferredLimits;
+use crate::state::levels::Levels;
+use crate::state::originals::Originals;
+use crate::state::settings::Settings;
+use crate::state::shared::SharedState;
+
+/// The state of the plugin on one node, before its tasks start.
+pub struct Node {
+    host: PathBuf,
+    agent: Agent,
+    watcher: Watcher,
+    todo: mpsc::UnboundedReceiver<Work>,
+}
+
+/// What the event handlers have beside the shared state.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// State that the event handlers share with the other tasks.
+    pub state: SharedState,
+    /// Preparation of limit decreases.
+    pub cuts: Arc<Cuts>,
+    /// Sender of changes to the task that watches for OOM kills.
+    pub kills: Arc<Kills>,
+    /// Reports to users.
+    pub reports: Arc<Reports>,
+    /// Work for the reconcile task.
+    pub work: mpsc::UnboundedSender<Work>,
+}
+
+/// The plugin's background tasks, which run beside the event handlers.
+pub struct Tasks(Node);
+
+impl Node {
+    /// Opens the cgroup hierarchy and the stored state of the node whose file system is at `host`.
+    ///
+    /// # Errors
+    ///
+    /// When the cgroup hierarchy cannot be opened.
+    pub fn open(host: &Path, config: Config) -> Result<Self, RootError> {
+        let root = Arc::new(CgroupRoot::open(&host.join("sys/fs/cgroup"))?);
+        let (settings, _) = Settings::discover(config, host);
+        let originals = Arc::new(Mutex::new(load_originals(host)));
+        let reports = Arc::<Reports>::default();
+        let levels = Arc::new(Levels::new(
+            root.clone(),
+            settings.node.page_size,
+            originals.clone(),
+            reports.brake.clone(),
+        ));
+        let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
+        let containers = Arc::new(Containers::new(settings, checkpoints, originals));
+        let (work, todo) = mpsc::unbounded_channel();
+        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
+        let (kills, rescues, watcher) = Watcher::load(
+            host,
+            root.clone(),
+            containers.clone(),
+            levels.clone(),
+            reports.clone(),
+            work.clone(),
+        );
+        let deferred = Arc::<DeferredLimits>::default();
+        let synchronized = watch::Sender::default();
+        let state = SharedState { containers, levels, root, deferred, rescues, synchronized };
+        let agent = Agent { state, cuts, kills, reports, work };
+        Ok(Self { host: host.to_owned(), agent, watcher, todo })
+    }
+
+    /// Returns the containers.
+    pub fn containers(&self) -> &Arc<Containers> {
+        &self.agent.state.containers
+    }
+
+    /// Returns the store of all reports.
+    pub fn reports(&self) -> &Arc<Reports> {
+        &self.agent.reports
+    }
+
+    /// Returns the plugin and its tasks. [`Tasks::start`] starts the tasks, because they need the
+    /// connection to the runtime.
+    pub fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
+        (Service::new(self.agent.clone(), &self.host, on_config), Tasks(self))
+    }
+}
+
+/// Returns the stored original values. Values that cannot be read are named in the log.
+fn load_originals(host: &Path) -> Originals {
+    let originals = Originals::load(host).unwrap_or_else(|error| {
+        warn!(%error, "cannot read what cgroups held before; 'plimsoll restore' will not know it");
+        Originals::none(host)
+    });
+    if originals.unreadable() > 0 {
+        warn!(
+            lines = originals.unreadable(),
+            "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not know what \
+             they name, and fail"
+        );
+    }
+    originals
+}
+
+impl Tasks {
+    /// Returns the server for status and metrics.
+    pub fn server(&self) -> Server {
+        Server::new(self.0.agent.state.clone(), self.0.agent.reports.clone())
+    }
+
+    /// Returns the node guard, which limits the memory of all pods together.
+    pub fn guard(&self) -> Guard {
+        let Agent { state, reports, .. } = self.0.agent.clone();
+        let SharedState { containers, levels, root, .. } = state;
+        Guard::new(self.0.host.clone(), root, containers, levels, reports)
+    }
+
+    /// Returns the reconcile task alone.
+    pub fn reconciler(self, runtime: nri::Runtime) -> Reconciler {
+        let Node { agent, todo, .. } = self.0;
+        let SharedState { containers, levels, root, .. } = agent.state;
+        Reconciler::new(containers, levels, root, agent.reports, runtime, todo)
+    }
+
+    /// Starts the tasks. Tasks that read many files or large ones have threads of their own, so
+    /// that they never delay the answer to an event.
+    ///
+    /// # Errors
+    ///
+    /// When a thread cannot be started.
+    pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
+        let Node { host, agent, watcher, todo } = self.0;
+        let Agent { state, cuts, reports, work, .. } = agent;
+        let SharedState { containers, levels, root, deferred, .. } = state;
+        let systemd = keep_values(levels.clone(), root.clone(), Systemd::new(&host));
+        supervisor.spawn("systemd", systemd);
+        let deferrals = Deferrals::new(
+            root.clone(),
+            containers.clone(),
+            cuts,
+            reports.clone(),
+            work.clone(),
+            deferred,
+        );
+        supervisor.spawn("deferrals", deferrals.run());
+        let stalls = Stalls::new(containers.clone(), root.clone(), reports.clone(), work);
+        supervisor.spawn_thread("throttling", || stalls.run())?;
+        supervisor.spawn_thread("kills", || watcher.run())?;
+        supervisor.spawn_thread("reconciler", move || {
+            Reconciler::new(containers, levels, root, reports, runtime, todo).run()
+        })
+    }
+}

@@ -1,0 +1,84 @@
+//! Limit decreases that wait until the container uses less (`shrink: defer`).
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use plimsoll_core::units::Bytes;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::lock;
+
+/// Limits that wait, by container ID. The lock protects only the map, and no I/O happens while it
+/// is held.
+#[derive(Debug, Default)]
+pub struct DeferredLimits {
+    waiting: Mutex<HashMap<String, Deferral>>,
+    added: Notify,
+}
+
+/// A deferred limit decrease.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Deferral {
+    /// Limit that the user asks for.
+    pub limit: Bytes,
+    /// Time of the first request.
+    pub since: Instant,
+    /// Time after which the limit is given up.
+    pub patience: Duration,
+    /// Time of the last request to the runtime.
+    pub asked: Option<Instant>,
+}
+
+impl DeferredLimits {
+    /// Defers a container's limit for at most `patience`.
+    pub fn put(&self, id: &str, limit: Bytes, patience: Duration) {
+        let new = Deferral { limit, since: Instant::now(), patience, asked: None };
+        let mut waiting = lock(&self.waiting);
+        // A repeated request for the same limit does not restart the wait.
+        let same = waiting.get(id).filter(|before| before.limit == limit).copied();
+        let deferral = same.map_or(new, |before| Deferral { patience, ..before });
+        waiting.insert(id.to_owned(), deferral);
+        drop(waiting);
+        self.added.notify_one();
+    }
+
+    /// Returns whether the container has a deferred limit.
+    pub fn is_waiting(&self, id: &str) -> bool {
+        lock(&self.waiting).contains_key(id)
+    }
+
+    /// Drops the container's deferred limit.
+    pub fn forget(&self, id: &str) {
+        lock(&self.waiting).remove(id);
+    }
+
+    /// Returns all limits that wait.
+    pub fn all(&self) -> Vec<(String, Deferral)> {
+        lock(&self.waiting).iter().map(|(id, deferral)| (id.clone(), *deferral)).collect()
+    }
+
+    /// Waits until a limit is added.
+    pub async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// Drops the container's limit unless an update has replaced it.
+    pub fn settle(&self, id: &str, deferral: Deferral) {
+        let mut waiting = lock(&self.waiting);
+        let is_same = waiting
+            .get(id)
+            .is_some_and(|now| now.limit == deferral.limit && now.since == deferral.since);
+        if is_same {
+            waiting.remove(id);
+        }
+    }
+
+    /// Records the time of a request to the runtime.
+    pub fn set_asked(&self, id: &str, now: Instant) {
+        if let Some(deferral) = lock(&self.waiting).get_mut(id) {
+            deferral.asked = Some(now);
+        }
+    }
+}
