@@ -26,6 +26,7 @@ use crate::state::containers::Containers;
 use crate::state::deferred::DeferredLimits;
 use crate::state::levels::Levels;
 use crate::state::originals::Originals;
+use crate::state::records::{RecordReader, Records};
 use crate::state::settings::Settings;
 use crate::state::shared::SharedState;
 
@@ -34,6 +35,7 @@ pub struct Node {
     host: PathBuf,
     agent: Agent,
     watcher: Watcher,
+    reader: RecordReader,
     todo: mpsc::UnboundedReceiver<Work>,
 }
 
@@ -72,8 +74,8 @@ impl Node {
             originals.clone(),
             reports.brake.clone(),
         ));
-        let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
-        let containers = Arc::new(Containers::new(settings, checkpoints, originals));
+        let (records, reader) = Records::new(Checkpoints::new(host.join("var/lib/kubelet")));
+        let containers = Arc::new(Containers::new(settings, records, originals));
         let (work, todo) = mpsc::unbounded_channel();
         let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
         let (kills, rescues, watcher) = Watcher::load(
@@ -88,7 +90,7 @@ impl Node {
         let synchronized = watch::Sender::default();
         let state = SharedState { containers, levels, root, deferred, rescues, synchronized };
         let agent = Agent { state, cuts, kills, reports, work };
-        Ok(Self { host: host.to_owned(), agent, watcher, todo })
+        Ok(Self { host: host.to_owned(), agent, watcher, reader, todo })
     }
 
     /// Returns the containers.
@@ -137,11 +139,11 @@ impl Tasks {
         Guard::new(self.0.host.clone(), root, containers, levels, reports)
     }
 
-    /// Returns the reconcile task alone.
-    pub fn reconciler(self, runtime: nri::Runtime) -> Reconciler {
-        let Node { agent, todo, .. } = self.0;
+    /// Returns the reconcile task, and the reader of the kubelet's records that it needs.
+    pub fn reconciler(self, runtime: nri::Runtime) -> (Reconciler, RecordReader) {
+        let Node { agent, todo, reader, .. } = self.0;
         let SharedState { containers, levels, root, .. } = agent.state;
-        Reconciler::new(containers, levels, root, agent.reports, runtime, todo)
+        (Reconciler::new(containers, levels, root, agent.reports, runtime, todo), reader)
     }
 
     /// Starts the tasks. Tasks that read many files or large ones have threads of their own, so
@@ -151,7 +153,7 @@ impl Tasks {
     ///
     /// When a thread cannot be started.
     pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
-        let Node { host, agent, watcher, todo } = self.0;
+        let Node { host, agent, watcher, reader, todo } = self.0;
         let Agent { state, cuts, reports, work, .. } = agent;
         let SharedState { containers, levels, root, deferred, .. } = state;
         let systemd = keep_values(levels.clone(), root.clone(), Systemd::new(&host));
@@ -166,6 +168,7 @@ impl Tasks {
         );
         supervisor.spawn("deferrals", deferrals.run());
         let stalls = Stalls::new(containers.clone(), root.clone(), reports.clone(), work);
+        supervisor.spawn_thread("records", || reader.run())?;
         supervisor.spawn_thread("throttling", || stalls.run())?;
         supervisor.spawn_thread("kills", || watcher.run())?;
         supervisor.spawn_thread("reconciler", move || {

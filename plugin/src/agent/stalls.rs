@@ -192,7 +192,7 @@ impl Stalls {
             return Ok(None);
         }
         // The plugin raises only a memory.high that its policy has set.
-        let record = self.containers.record(&container.uid, &container.name, container.moment);
+        let record = self.containers.record(container);
         let decided =
             self.containers.decide(&Container { released: None, ..container.clone() }, &record);
         let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };

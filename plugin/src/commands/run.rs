@@ -645,7 +645,10 @@ mod tests {
         let (service, tasks) =
             Node::open(host.path(), config).ok().expect("a node").into_service(Box::new(|_| {}));
         let stub = Stub::external(Identity::new("90", "plimsoll").expect("an identity"), service);
-        tokio::spawn(tasks.reconciler(stub.runtime()).run());
+        let (reconciler, reader) = tasks.reconciler(stub.runtime());
+        let (supervisor, _ends) = Supervisor::new();
+        supervisor.spawn_thread("records", || reader.run()).expect("a thread");
+        tokio::spawn(reconciler.run());
         let mut pod = api::PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
         pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
         let mut container =

@@ -406,7 +406,7 @@ impl Status {
         let plans: Vec<_> = known
             .iter()
             .map(|container| {
-                let record = containers.record(&container.uid, &container.name, container.moment);
+                let record = containers.record(container);
                 containers.plan(container, &record)
             })
             .collect();
@@ -551,7 +551,7 @@ fn node_problems(
     settings: &Settings,
     meminfo: &Result<MemInfo, String>,
 ) -> Vec<String> {
-    let records = containers.record_problems().into_iter();
+    let records = containers.records.problems().into_iter();
     let mut problems: Vec<_> = records
         .map(|problem| {
             format!("{problem}. See the kubelet's log: it writes the file anew with each pod")

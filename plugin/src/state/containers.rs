@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use plimsoll_core::pod::{PodUid, Resources};
+use plimsoll_core::pod::Resources;
 use plimsoll_core::policy::resize::Limits;
 use plimsoll_core::policy::{self, Policy};
 use plimsoll_core::requests::{self, Known};
@@ -17,10 +17,11 @@ use plimsoll_core::units::{Bytes, CpuMax, Limit};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::kubelet::checkpoint::{Checkpoints, Moment, Recorded};
+use crate::kubelet::checkpoint::Recorded;
 use crate::lock;
 use crate::state::container::{Container, Decided, Update};
 use crate::state::originals::{Originals, Target, Values};
+use crate::state::records::Records;
 use crate::state::settings::Settings;
 use crate::state::traffic::{Event, Traffic};
 
@@ -30,7 +31,8 @@ pub struct Containers {
     known: Mutex<Index>,
     settings: RwLock<Arc<Settings>>,
     settings_changed: watch::Sender<()>,
-    checkpoints: Mutex<Checkpoints>,
+    /// The kubelet's records.
+    pub records: Records,
     originals: Arc<Mutex<Originals>>,
     /// Whether a failure to record original values was already reported.
     has_complained: AtomicBool,
@@ -72,17 +74,13 @@ impl Index {
 
 impl Containers {
     /// Creates an instance without containers.
-    pub fn new(
-        settings: Settings,
-        checkpoints: Checkpoints,
-        originals: Arc<Mutex<Originals>>,
-    ) -> Self {
-        let (settings, checkpoints) = (RwLock::new(Arc::new(settings)), Mutex::new(checkpoints));
+    pub fn new(settings: Settings, records: Records, originals: Arc<Mutex<Originals>>) -> Self {
+        let settings = RwLock::new(Arc::new(settings));
         Self {
             known: Mutex::default(),
             settings,
             settings_changed: watch::Sender::new(()),
-            checkpoints,
+            records,
             originals,
             has_complained: AtomicBool::default(),
             traffic: Arc::default(),
@@ -288,26 +286,9 @@ impl Containers {
         lock(&self.known).by_id.values().cloned().collect()
     }
 
-    /// Looks up the kubelet's records of a container and its pod. Reads only files that have
-    /// changed, which is rare. Logs the problems of these files.
-    pub fn record(&self, uid: &PodUid, name: &str, moment: Moment) -> Recorded {
-        let lookup = lock(&self.checkpoints).lookup(uid, name, moment);
-        for problem in lookup.problems {
-            warn!(%problem, "kubelet checkpoint");
-        }
-        lookup.found
-    }
-
-    /// Returns the problems of the kubelet's records, as of the last look-up.
-    pub fn record_problems(&self) -> Vec<String> {
-        lock(&self.checkpoints).problems()
-    }
-
-    /// Returns the kubelet's records of a container and its pod if no file has to be read. This is
-    /// fast enough for an event handler.
-    pub fn fresh_record(&self, uid: &PodUid, name: &str, moment: Moment) -> Option<Recorded> {
-        // Another thread may hold the lock while it reads a large file.
-        self.checkpoints.try_lock().ok()?.lookup_unchanged(uid, name, moment)
+    /// Returns the kubelet's records of a container and its pod. The caller may block.
+    pub fn record(&self, container: &Container) -> Recorded {
+        self.records.wait(&container.uid, &container.name, container.moment)
     }
 
     /// Returns the desired state of a container, given the kubelet's record of it. While the plugin

@@ -10,6 +10,7 @@ pub mod levels;
 pub mod originals;
 pub mod pod_view;
 pub mod raised;
+pub mod records;
 pub mod rescues;
 pub mod settings;
 pub mod shared;

@@ -39,7 +39,7 @@ impl Containers {
             let found = if other.moment == container.moment {
                 None
             } else {
-                self.fresh_record(&other.uid, &other.name, other.moment).and_then(Result::ok)
+                self.records.fresh(&other.uid, &other.name, other.moment).and_then(Result::ok)
             };
             let pod = found.and_then(|found| found.pod).or_else(|| pod.clone());
             pod.and_then(|pod| pod.limits(&other.name))

@@ -24,7 +24,7 @@ impl Watcher {
         let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
         let mut others = self.containers.in_sandbox(&container.sandbox);
         others.retain(|other| other.name != container.name && self.levels.is_alive(other));
-        let recorded = self.containers.record(&container.uid, &container.name, container.moment);
+        let recorded = self.containers.record(container);
         let pod = self.containers.view_pod(&raised, None, &others, &recorded);
         let raise = self.levels.raise_limits(&raised, &pod, false);
         self.reports.report_all(raise.incidents);
@@ -161,7 +161,7 @@ impl Watcher {
             return Bytes::ZERO;
         };
         let request = |container: &Container| {
-            let record = self.containers.record(&container.uid, &container.name, container.moment);
+            let record = self.containers.record(container);
             self.containers
                 .decide(container, &record)
                 .request

@@ -61,7 +61,7 @@ pub fn compare(
     container: &Container,
 ) -> Result<Compared, CgroupError> {
     let page = containers.settings().node.page_size;
-    let record = containers.record(&container.uid, &container.name, container.moment);
+    let record = containers.record(container);
     let without_cgroup = || {
         let decided = containers.decide(container, &record);
         let claim = decided.desired.claim.unwrap_or_default();

@@ -190,7 +190,7 @@ impl Reconciler {
     /// Sets the claim of a container without a cgroup. The container gets its values at its start,
     /// or its processes are elsewhere (Kata).
     pub(super) fn without_cgroup(&self, container: &Container) {
-        let record = self.containers.record(&container.uid, &container.name, container.moment);
+        let record = self.containers.record(container);
         let decided = self.containers.decide(container, &record);
         if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
             self.levels.claim(place, &container.id, claim);

@@ -357,7 +357,7 @@ impl Reconciler {
         let alive = containers;
         // One container is enough, because the record and the sum cover all containers.
         let (container, alive) = alive.split_first()?;
-        let recorded = self.containers.record(&container.uid, &container.name, container.moment);
+        let recorded = self.containers.record(container);
         let pod = self.containers.view_pod(container, None, alive, &recorded);
         Some((container.clone(), pod))
     }

@@ -7,9 +7,7 @@ use nri::api::{self, PodSandbox};
 use plimsoll_core::incident::{Incident, LowerLimit};
 use plimsoll_core::pod::Request;
 use plimsoll_core::policy::resize::{self, Limits};
-use plimsoll_core::requests::Inconclusive;
 use plimsoll_core::units::Limit;
-use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::translate::translate;
@@ -23,34 +21,11 @@ use crate::state::container::{Container, Decided};
 
 impl Service {
     /// Returns the kubelet's records of a container and its pod. The result is inconclusive if they
-    /// cannot be read in time.
+    /// cannot be read in time. The reconcile task reads them again after the start or update.
     pub(super) async fn record(&self, container: &Container) -> Recorded {
-        let moment = container.moment;
-        if let Some(record) =
-            self.state.containers.fresh_record(&container.uid, &container.name, moment)
-        {
-            return record;
-        }
         let budget = *lock(&self.budget);
-        let (containers, uid, name) =
-            (self.state.containers.clone(), container.uid.clone(), container.name.clone());
-        let lookup = tokio::task::spawn_blocking(move || containers.record(&uid, &name, moment));
-        match timeout(budget, lookup).await {
-            Ok(Ok(record)) => record,
-            Ok(Err(error)) => {
-                warn!(pod = container.pod, container = container.name, %error, "looking up the kubelet's record failed");
-                Err(Inconclusive)
-            }
-            Err(_) => {
-                // The reconcile task reads the record again after the start or update.
-                warn!(
-                    pod = container.pod,
-                    container = container.name,
-                    "the kubelet's checkpoint could not be read within {budget:?}, going on without it"
-                );
-                Err(Inconclusive)
-            }
-        }
+        let records = &self.state.containers.records;
+        records.lookup(&container.uid, &container.name, container.moment, budget).await
     }
 
     /// Translates a container that was created without this plugin, or before the plugin restarted.

@@ -1,0 +1,248 @@
+//! The kubelet's records of containers and pods. One thread reads the kubelet's files, so a slow
+//! file system delays nothing else.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self as blocking, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use plimsoll_core::pod::PodUid;
+use plimsoll_core::requests::Inconclusive;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::kubelet::checkpoint::{Checkpoints, Moment, Recorded};
+use crate::lock;
+
+/// Time that a task which may block waits for a record. Afterwards no task waits until a read ends.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Access to the kubelet's records.
+#[derive(Debug)]
+pub struct Records {
+    shared: Arc<Shared>,
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+/// The task that reads the kubelet's files. Run the task in a thread that may block.
+#[derive(Debug)]
+pub struct RecordReader {
+    shared: Arc<Shared>,
+    requests: mpsc::UnboundedReceiver<Request>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// The cached files. The reader holds the lock while it reads them, so others only try it.
+    checkpoints: Mutex<Checkpoints>,
+    /// Problems of the files as of the last look-up. No I/O happens while the lock is held.
+    problems: Mutex<Vec<String>>,
+    /// Whether a task has waited in vain and no read has ended since then.
+    is_stuck: AtomicBool,
+}
+
+/// A look-up that needs to read files.
+#[derive(Debug)]
+struct Request {
+    uid: PodUid,
+    container: String,
+    moment: Moment,
+    reply: Reply,
+}
+
+/// Receiver of a result: a future, or a thread that waits.
+#[derive(Debug)]
+enum Reply {
+    Async(oneshot::Sender<Recorded>),
+    Blocking(blocking::SyncSender<Recorded>),
+}
+
+impl Records {
+    /// Creates the access to these files. The files are read once [`RecordReader::run`] runs.
+    pub fn new(checkpoints: Checkpoints) -> (Self, RecordReader) {
+        let (send, requests) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            checkpoints: Mutex::new(checkpoints),
+            problems: Mutex::default(),
+            is_stuck: AtomicBool::new(false),
+        });
+        (Self { shared: shared.clone(), requests: send }, RecordReader { shared, requests })
+    }
+
+    /// Returns the records of a container and its pod if no file has to be read.
+    pub fn fresh(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<Recorded> {
+        // The reader may hold the lock while it reads a large file.
+        self.shared.checkpoints.try_lock().ok()?.lookup_unchanged(uid, container, moment)
+    }
+
+    /// Looks up the records of a container and its pod. Returns [`Inconclusive`] if the files
+    /// cannot be read within `budget`.
+    pub async fn lookup(
+        &self,
+        uid: &PodUid,
+        container: &str,
+        moment: Moment,
+        budget: Duration,
+    ) -> Recorded {
+        if let Some(record) = self.fresh(uid, container, moment) {
+            return record;
+        }
+        let (send, reply) = oneshot::channel();
+        self.request(uid, container, moment, Reply::Async(send));
+        match timeout(budget, reply).await {
+            Ok(Ok(record)) => record,
+            Ok(Err(_)) => Err(Inconclusive),
+            Err(_) => {
+                warn!(
+                    uid = uid.as_str(),
+                    container,
+                    "the kubelet's checkpoint was not read within {budget:?}; the plugin goes on \
+                     without it and reads it again later"
+                );
+                Err(Inconclusive)
+            }
+        }
+    }
+
+    /// Looks up the records as [`Self::lookup`] does, for a task that may block.
+    pub fn wait(&self, uid: &PodUid, container: &str, moment: Moment) -> Recorded {
+        if let Some(record) = self.fresh(uid, container, moment) {
+            return record;
+        }
+        if self.shared.is_stuck.load(Ordering::Relaxed) {
+            return Err(Inconclusive);
+        }
+        let (send, reply) = blocking::sync_channel(1);
+        self.request(uid, container, moment, Reply::Blocking(send));
+        match reply.recv_timeout(PATIENCE) {
+            Ok(record) => record,
+            Err(RecvTimeoutError::Disconnected) => Err(Inconclusive),
+            Err(RecvTimeoutError::Timeout) => {
+                if !self.shared.is_stuck.swap(true, Ordering::Relaxed) {
+                    warn!(
+                        "the kubelet's checkpoint was not read within {PATIENCE:?}; until it can \
+                         be read, the plugin goes on without it. See whether the file system of \
+                         the kubelet's directory answers"
+                    );
+                }
+                Err(Inconclusive)
+            }
+        }
+    }
+
+    /// Returns the problems of the files, as of the last look-up.
+    pub fn problems(&self) -> Vec<String> {
+        lock(&self.shared.problems).clone()
+    }
+
+    fn request(&self, uid: &PodUid, container: &str, moment: Moment, reply: Reply) {
+        let (uid, container) = (uid.clone(), container.to_owned());
+        // Without the reader, the reply's sender is dropped and the result is inconclusive.
+        let _ = self.requests.send(Request { uid, container, moment, reply });
+    }
+
+    /// Holds the files closed until the returned value is dropped, as a stuck file system does.
+    #[cfg(test)]
+    pub fn hold(&self) -> std::sync::MutexGuard<'_, Checkpoints> {
+        lock(&self.shared.checkpoints)
+    }
+}
+
+impl RecordReader {
+    /// Runs until the last [`Records`] is gone.
+    pub async fn run(mut self) {
+        while let Some(request) = self.requests.recv().await {
+            if !request.reply.is_closed() {
+                self.read(request);
+            }
+        }
+    }
+
+    fn read(&self, request: Request) {
+        let Request { uid, container, moment, reply } = request;
+        let mut checkpoints = lock(&self.shared.checkpoints);
+        let lookup = checkpoints.lookup(&uid, &container, moment);
+        let problems = checkpoints.problems();
+        drop(checkpoints);
+        *lock(&self.shared.problems) = problems;
+        self.shared.is_stuck.store(false, Ordering::Relaxed);
+        for problem in lookup.problems {
+            warn!(%problem, "kubelet checkpoint");
+        }
+        // The receiver may have stopped waiting.
+        match reply {
+            Reply::Async(reply) => _ = reply.send(lookup.found),
+            Reply::Blocking(reply) => _ = reply.send(lookup.found),
+        }
+    }
+}
+
+impl Reply {
+    /// Returns whether it is known that nobody waits for the reply any more.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Async(reply) => reply.is_closed(),
+            Self::Blocking(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    const UID: &str = "5d0f6a4e-0000-4000-8000-000000000001";
+
+    /// Runs the reader of an empty directory in its own thread.
+    fn records() -> (Arc<Records>, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let (records, reader) = Records::new(Checkpoints::new(directory.path().to_owned()));
+        thread::spawn(|| {
+            let event_loop = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            event_loop.block_on(reader.run());
+        });
+        (Arc::new(records), directory)
+    }
+
+    fn write(directory: &tempfile::TempDir) {
+        let entries = format!(
+            r#"{{"entries":{{"{UID}":{{"ContainerResources":{{"app":{{"requests":{{"memory":"64Mi"}}}}}}}}}}}}"#
+        );
+        let file = serde_json::json!({ "data": entries, "checksum": 0 }).to_string();
+        std::fs::write(directory.path().join("actuated_pods_state"), file).unwrap();
+    }
+
+    fn request(recorded: Recorded) -> Result<Option<u64>, Inconclusive> {
+        Ok(recorded?.record.and_then(|record| record.request).map(|request| request.get() >> 20))
+    }
+
+    #[tokio::test]
+    async fn both_kinds_of_lookup_read_changed_files() {
+        let (records, directory) = records();
+        let uid = PodUid::new(UID);
+        assert_eq!(request(records.wait(&uid, "app", Moment::Create)), Ok(None));
+        write(&directory);
+        let budget = Duration::from_secs(60);
+        let found = records.lookup(&uid, "app", Moment::Create, budget).await;
+        assert_eq!(request(found), Ok(Some(64)));
+        assert_eq!(request(records.wait(&uid, "app", Moment::Create)), Ok(Some(64)));
+    }
+
+    #[tokio::test]
+    async fn a_lookup_ends_while_the_files_are_closed() {
+        let (records, directory) = records();
+        write(&directory);
+        let uid = PodUid::new(UID);
+        let held = records.hold();
+        let budget = Duration::from_millis(1);
+        let found = records.lookup(&uid, "app", Moment::Create, budget).await;
+        assert_eq!(request(found), Err(Inconclusive));
+        drop(held);
+        let budget = Duration::from_secs(60);
+        let found = records.lookup(&uid, "app", Moment::Create, budget).await;
+        assert_eq!(request(found), Ok(Some(64)));
+    }
+}
