@@ -1,5 +1,6 @@
 //! The running plugin: the service that answers the runtime's events, and the background tasks.
 
+pub mod configurator;
 pub mod cut;
 pub mod defer;
 pub mod guard;

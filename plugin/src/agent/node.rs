@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
+use crate::agent::configurator::OnConfig;
 use crate::agent::cut::Cuts;
 use crate::agent::defer::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::kills::{Kills, Watcher};
 use crate::agent::reconciler::{Reconciler, Work};
-use crate::agent::service::{OnConfig, Service};
+use crate::agent::service::Service;
 use crate::agent::stalls::Stalls;
 use crate::agent::supervise::Supervisor;
 use crate::agent::systemd::keep_values;

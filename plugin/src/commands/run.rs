@@ -10,8 +10,8 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agent::configurator::Configurator;
 use crate::agent::node::Node;
-use crate::agent::service::Service;
 use crate::agent::supervise::Supervisor;
 use crate::config::{self, Config, DROP_INS};
 use crate::report::{self, Reports};
@@ -165,19 +165,23 @@ impl Run {
             started.map_err(Failure::Runtime)?;
             let service = stub.plugin().clone();
             supervisor.spawn("notify", notify::keep_informed(service.synchronized()));
-            supervisor.spawn("brake", keep_brake(service.clone(), reports));
+            let configurator = service.configurator();
             let reloads = reload.clone();
-            supervisor.spawn("configuration", async move {
+            // These tasks read files, so they have a thread of their own.
+            let settings = move || async move {
                 configured.notified().await;
-                let config = watch(&files, &service, &containers, &reloads);
+                let config = watch(&files, &configurator, &containers, &reloads);
                 let restored = async {
-                    if let Err(error) = watch_restored(&self.host, &service).await {
+                    if let Err(error) = watch_restored(&self.host, &configurator).await {
                         warn!("'plimsoll restore' takes effect only with a restart: {error:#}");
                     }
                 };
+                let brake = keep_brake(configurator.clone(), reports);
                 // `config` never ends, so `join` does not return either.
-                let _: (Infallible, ()) = tokio::join!(config, restored);
-            });
+                let _: (Infallible, (), ()) = tokio::join!(config, restored, brake);
+            };
+            let started = supervisor.spawn_thread("configuration", settings);
+            started.context("start a thread").map_err(Failure::Runtime)?;
             tokio::select! {
                 result = stub.run() => match result {
                     Ok(()) => Ok(End::Stop),
@@ -285,7 +289,7 @@ impl Signals {
 }
 
 /// Applies the brake whenever the number of repairs, conflicts or kills exceeds its bound.
-async fn keep_brake(service: Arc<Service>, reports: Arc<Reports>) {
+async fn keep_brake(service: Arc<Configurator>, reports: Arc<Reports>) {
     loop {
         let record = reports.brake.exceeded(report::now).await;
         service.apply_brake(&record);
@@ -294,7 +298,7 @@ async fn keep_brake(service: Arc<Service>, reports: Arc<Reports>) {
 
 /// Watches the marker file of `plimsoll restore` and the brake's record, and applies every change.
 /// Returns only when it cannot watch any longer.
-async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
+async fn watch_restored(host: &Path, service: &Configurator) -> anyhow::Result<()> {
     let directory = host.join(originals::DIRECTORY);
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     let inotify = Inotify::init().context("start inotify")?;
@@ -318,7 +322,7 @@ async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
 /// when `reload` is notified.
 async fn watch(
     files: &[PathBuf],
-    service: &Service,
+    service: &Configurator,
     containers: &Containers,
     reload: &Notify,
 ) -> Infallible {
@@ -385,7 +389,7 @@ fn unwatched(files: &str, error: &anyhow::Error) {
 fn take_over(
     file: &str,
     text: &[u8],
-    service: &Service,
+    service: &Configurator,
     containers: &Containers,
     is_asked_for: bool,
 ) {

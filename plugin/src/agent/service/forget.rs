@@ -1,17 +1,47 @@
 //! Adds sandboxes, and forgets sandboxes and containers that have ended.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use nri::api::{self, PodSandbox};
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::printable;
+use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::Service;
 use super::translate::sandbox;
+use crate::cgroup::CgroupError;
+use crate::in_own_thread;
 use crate::state::container::Container;
 
 impl Service {
+    /// Returns the IDs of the sandboxes without a cgroup and without a container in `live`.
+    pub(super) async fn ended_sandboxes(
+        &self,
+        pods: &[PodSandbox],
+        live: &HashSet<&str>,
+    ) -> HashSet<String> {
+        let candidates = pods.iter().filter(|pod| !live.contains(pod.id.as_str()));
+        let candidates: Vec<_> = candidates
+            .filter_map(|pod| {
+                let cgroups_path = &pod.linux.get_or_default().cgroups_path;
+                Some((pod.id.clone(), CgroupPath::parse(cgroups_path).ok()?))
+            })
+            .collect();
+        let root = self.state.root.clone();
+        let (tell, told) = oneshot::channel();
+        in_own_thread("sandboxes", move || {
+            let is_gone =
+                |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
+            let ended = candidates.into_iter().filter(|(_, cgroup)| is_gone(cgroup));
+            // The receiver is gone if the runtime has disconnected.
+            let _ = tell.send(ended.map(|(id, _)| id).collect());
+        });
+        // Without a thread, all sandboxes count as running. The runtime reports their ends.
+        told.await.unwrap_or_default()
+    }
+
     pub(super) fn meet_sandbox(&self, pod: &PodSandbox) {
         if let Some(sandbox) = sandbox(pod)
             && !self.state.levels.is_sandbox(&sandbox.id)

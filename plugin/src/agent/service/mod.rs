@@ -7,7 +7,6 @@
 
 mod forget;
 mod resolve;
-mod settings;
 mod translate;
 
 use std::collections::{HashMap, HashSet};
@@ -22,28 +21,29 @@ use nri::api::{
 };
 use nri::{Configuration, Creation, EventMask, Plugin, Refusal};
 use plimsoll_core::incident::{Incident, LowerLimit, Subject};
-use plimsoll_core::pod::{CgroupPath, PodUid};
+use plimsoll_core::pod::PodUid;
 use plimsoll_core::policy::Setting;
 use plimsoll_core::requests::annotation;
 use plimsoll_core::units::{Bytes, Knob, Limit, PageSize, excerpt, printable};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use self::translate::{cpu, has_ended, is_claimed, limit, newest, sandbox, shares, translate};
+use crate::agent::configurator::{Configurator, OnConfig};
 use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::kills::Kills;
 use crate::agent::node::Agent;
 use crate::agent::reconciler::{Work, memory_limit, update};
-use crate::cgroup::{CgroupError, SWAP_MAX};
+use crate::cgroup::SWAP_MAX;
 use crate::config::{Config, Shrink};
 use crate::kubelet::checkpoint::Moment;
-use crate::lock;
 use crate::report::Reports;
-use crate::state::brake;
 use crate::state::container::{Container, KNOBS, Update};
 use crate::state::originals::Values;
 use crate::state::shared::SharedState;
 use crate::state::traffic::Event;
+use crate::{in_own_thread, lock};
 
 /// Divisor of the runtime's request timeout: an event is answered within this part.
 pub(crate) const BUDGET: u32 = 10;
@@ -61,15 +61,11 @@ const WOULD_KILL: &str = "memory limit not lowered: the container uses more than
 const WOULD_KILL_IN_POD: &str = "memory limit of the pod not lowered: it uses more than that and would have processes killed; it has to free \
                                  memory first, or the limit to be higher (plimsoll's log has the numbers)";
 
-/// Function that is called with each configuration that comes into force.
-pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
-
 /// The NRI plugin.
 pub struct Service {
     state: SharedState,
     work: mpsc::UnboundedSender<Work>,
-    host: PathBuf,
-    on_config: OnConfig,
+    configurator: Arc<Configurator>,
     budget: Mutex<Duration>,
     /// Whether the plugin has applied the runtime's configuration text.
     configured: AtomicBool,
@@ -78,8 +74,6 @@ pub struct Service {
     cuts: Arc<Cuts>,
     kills: Arc<Kills>,
     reports: Arc<Reports>,
-    /// The brake's record, as long as its file could not be written.
-    unstored: Mutex<Option<brake::Record>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -94,19 +88,18 @@ impl Service {
     /// Creates the plugin on the node whose file system is at `host`, usually `/`. The plugin calls
     /// `on_config` with each configuration that comes into force.
     pub fn new(agent: Agent, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
+        let configurator = Arc::new(Configurator::new(&agent, host.into(), on_config));
         let Agent { state, cuts, kills, reports, work } = agent;
         Self {
             state,
             work,
-            host: host.into(),
-            on_config,
+            configurator,
             budget: Mutex::new(Duration::from_millis(200)),
             configured: AtomicBool::new(false),
             updates: AtomicU64::new(0),
             cuts,
             kills,
             reports,
-            unstored: Mutex::default(),
         }
     }
 
@@ -114,6 +107,34 @@ impl Service {
     /// containers.
     pub fn synchronized(&self) -> watch::Receiver<bool> {
         self.state.synchronized.subscribe()
+    }
+
+    /// Returns what applies configurations, the brake and the marker of `plimsoll restore`.
+    pub fn configurator(&self) -> Arc<Configurator> {
+        self.configurator.clone()
+    }
+
+    /// Runs `work` in a thread, and waits for its end for at most `budget`. Later work takes effect
+    /// all the same.
+    async fn off_the_loop(
+        &self,
+        budget: Duration,
+        work: impl FnOnce(&Configurator) + Send + 'static,
+    ) {
+        let configurator = self.configurator.clone();
+        let (tell, told) = oneshot::channel();
+        in_own_thread("settings", move || {
+            work(&configurator);
+            // The receiver may have stopped waiting.
+            let _ = tell.send(());
+        });
+        if timeout(budget, told).await.is_err() {
+            warn!(
+                "the node's settings were not read within {budget:?}; the plugin goes on with the \
+                 former ones until they are. See whether the file system of the kubelet's \
+                 directory answers"
+            );
+        }
     }
 
     fn enqueue(&self, work: Work) {
@@ -177,8 +198,14 @@ impl Plugin for Service {
             }
             _ => self.state.containers.settings().config.clone(),
         };
-        // The synchronization applies the configuration to all containers.
-        self.take_over(config);
+        let budget = configuration.request_timeout / BUDGET * CUT_BUDGET;
+        let work = self.work.clone();
+        let apply = move |configurator: &Configurator| {
+            configurator.apply_config(config);
+            // The synchronization may have come before. The receiver lives as long as the program.
+            let _ = work.send(Work::All);
+        };
+        self.off_the_loop(budget, apply).await;
         Ok(())
     }
 
@@ -196,13 +223,8 @@ impl Plugin for Service {
         // a live container also counts as live.
         let live: HashSet<&str> =
             alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
-        let is_over = |pod: &PodSandbox| {
-            let cgroup = CgroupPath::parse(&pod.linux.get_or_default().cgroups_path).ok();
-            !live.contains(pod.id.as_str())
-                && cgroup.is_some_and(|cgroup| {
-                    matches!(self.state.root.cgroup(&cgroup), Err(CgroupError::Gone(_)))
-                })
-        };
+        let ended = self.ended_sandboxes(&pods, &live).await;
+        let is_over = |pod: &PodSandbox| ended.contains(&pod.id);
         self.state
             .levels
             .synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());

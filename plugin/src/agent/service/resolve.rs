@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 
 use super::translate::translate;
 use super::{CUT_BUDGET, Service, WOULD_KILL};
+use crate::agent::configurator::Configurator;
 use crate::agent::cut::Attempted;
 use crate::agent::reconciler::Work;
 use crate::config::Shrink;
@@ -42,7 +43,8 @@ impl Service {
     /// Stores a container and decides its values.
     pub(super) async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
         if container.limit == Limit::Max {
-            self.refresh_node();
+            let budget = *lock(&self.budget);
+            self.off_the_loop(budget, Configurator::refresh_node).await;
         }
         let record = self.record(&container).await;
         let former = self.state.containers.last_limits(&container.sandbox, &container.name);

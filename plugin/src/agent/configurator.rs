@@ -1,26 +1,80 @@
-//! Applies configurations, the brake and the marker of `plimsoll restore`.
+//! Applies configurations, the brake and the marker of `plimsoll restore`. All functions read files,
+//! so they may block.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use plimsoll_core::units::Bytes;
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::Service;
+use crate::agent::node::Agent;
 use crate::agent::reconciler::Work;
 use crate::config::{Config, NodeAllocatable};
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
+use crate::report::Reports;
 use crate::state::settings::Settings;
+use crate::state::shared::SharedState;
 use crate::state::{brake, raised};
 
-impl Service {
+/// Function that is called with each configuration that comes into force.
+pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
+
+/// Applies settings to the plugin's state.
+pub struct Configurator {
+    state: SharedState,
+    reports: Arc<Reports>,
+    work: mpsc::UnboundedSender<Work>,
+    host: PathBuf,
+    on_config: OnConfig,
+    /// Serializes changes of the settings. The holder may read files, so the event loop never takes
+    /// this lock.
+    turn: Mutex<()>,
+    /// Whether a thread determines node allocatable now.
+    is_refreshing: AtomicBool,
+    /// The brake's record, as long as its file could not be written.
+    unstored: Mutex<Option<brake::Record>>,
+}
+
+impl std::fmt::Debug for Configurator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Configurator").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+impl Configurator {
+    /// Creates the value for the node whose file system is at `host`, usually `/`. The plugin calls
+    /// `on_config` with each configuration that comes into force.
+    pub fn new(agent: &Agent, host: PathBuf, on_config: OnConfig) -> Self {
+        Self {
+            state: agent.state.clone(),
+            reports: agent.reports.clone(),
+            work: agent.work.clone(),
+            host,
+            on_config,
+            turn: Mutex::default(),
+            is_refreshing: AtomicBool::new(false),
+            unstored: Mutex::default(),
+        }
+    }
+
+    fn enqueue(&self, work: Work) {
+        // The receiver lives as long as the program.
+        let _ = self.work.send(work);
+    }
+
     /// Applies another configuration to all containers.
     pub fn reconfigure(&self, config: Config) {
-        self.take_over(config);
+        self.apply_config(config);
         self.enqueue(Work::All);
     }
 
     /// Checks again whether `plimsoll restore` was called or the brake was reset, and reconciles
     /// all containers after a change.
     pub fn look_whether_to_stand_aside(&self) {
+        let _turn = lock(&self.turn);
         let before = self.state.containers.settings();
         let (settings, _) = self.discover(before.config.clone());
         if settings.stand_aside != before.stand_aside {
@@ -36,6 +90,7 @@ impl Service {
 
     /// Applies the brake: the plugin behaves as in observe mode until an operator resets the brake.
     pub fn apply_brake(&self, record: &brake::Record) {
+        let _turn = lock(&self.turn);
         if let Err(error) = record.store(&self.host) {
             error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is started again acts again");
             *lock(&self.unstored) = Some(record.clone());
@@ -48,7 +103,7 @@ impl Service {
     }
 
     /// Logs that the plugin only observes, and which raised limits stay.
-    pub(super) fn say_mode(&self, settings: &Settings) {
+    fn say_mode(&self, settings: &Settings) {
         if !settings.observes() {
             return;
         }
@@ -67,7 +122,7 @@ impl Service {
         }
     }
 
-    pub(super) fn tell_whether_it_stands_aside(&self, settings: &Settings) {
+    fn tell_whether_it_stands_aside(&self, settings: &Settings) {
         if settings.stand_aside {
             warn!(
                 "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'"
@@ -79,7 +134,7 @@ impl Service {
 
     /// Returns the settings for a configuration. If the brake's record could not be stored, the
     /// brake stays applied. The plugin then tries again to store the record.
-    pub(super) fn discover(&self, config: Config) -> (Settings, NodeMemory) {
+    fn discover(&self, config: Config) -> (Settings, NodeMemory) {
         let (mut settings, memory) = Settings::discover(config, &self.host);
         let mut unstored = lock(&self.unstored);
         match unstored.as_ref() {
@@ -96,7 +151,7 @@ impl Service {
         (settings, memory)
     }
 
-    pub(super) fn set(&self, settings: Settings) {
+    fn set(&self, settings: Settings) {
         if self.state.containers.settings().brake.is_some() && settings.brake.is_none() {
             // Without this the brake could never be applied again.
             self.reports.brake.clear();
@@ -106,7 +161,9 @@ impl Service {
         self.state.containers.set_settings(settings);
     }
 
-    pub(super) fn take_over(&self, config: Config) {
+    /// Applies another configuration. The caller has all containers reconciled afterwards.
+    pub fn apply_config(&self, config: Config) {
+        let _turn = lock(&self.turn);
         let (settings, memory) = self.discover(config);
         let config = &settings.config;
         for problem in &memory.problems {
@@ -145,16 +202,21 @@ impl Service {
     /// Determines node allocatable again. It stands in for the limit of a container without a
     /// limit. A runtime starts its plugins before the kubelet. The kubelet determines node
     /// allocatable later and may change it.
-    pub(super) fn refresh_node(&self) {
+    pub fn refresh_node(&self) {
         let before = self.state.containers.settings();
-        if before.config.node_allocatable != NodeAllocatable::Auto {
+        if before.config.node_allocatable != NodeAllocatable::Auto
+            || self.is_refreshing.swap(true, Ordering::Relaxed)
+        {
             return;
         }
+        let _turn = lock(&self.turn);
+        let before = self.state.containers.settings();
         let (settings, memory) = self.discover(before.config.clone());
         if settings.node != before.node {
             info!("{memory}");
             self.set(settings);
             self.enqueue(Work::All);
         }
+        self.is_refreshing.store(false, Ordering::Relaxed);
     }
 }
