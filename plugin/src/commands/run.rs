@@ -115,7 +115,6 @@ impl Run {
 
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(2)
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;

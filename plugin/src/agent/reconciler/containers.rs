@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use plimsoll_core::incident::{Incident, Subject};
+use plimsoll_core::incident::Incident;
 use plimsoll_core::outcome::Outcome;
 use plimsoll_core::policy::contention::{REPAIRS, Verdict};
 use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
@@ -14,6 +14,7 @@ use super::updater::{Done, Pending};
 use super::work::Work;
 use super::{BATCH, BUSY, Due, REPAIRED, Reconciler};
 use crate::cgroup::{CPU_WEIGHT, CgroupError, SWAP_MAX};
+use crate::in_own_thread;
 use crate::state::container::{Container, Decided, KNOBS, Update};
 
 /// Returns writes of all desired values of a container, whatever its files hold.
@@ -201,7 +202,7 @@ impl Reconciler {
     /// changed the values.
     pub(super) fn repair(
         &mut self,
-        container: &Container,
+        container: &Arc<Container>,
         compared: Compared,
         touched: bool,
     ) -> Option<(Vec<Write>, bool)> {
@@ -251,7 +252,7 @@ impl Reconciler {
                 self.progress(&container.id).is_unverified = false;
                 for Write { knob, observed, desired } in writes {
                     let what = Incident::Contended { knob, desired, observed, repairs: REPAIRS };
-                    self.reports.tell(&container.into(), &what);
+                    self.reports.tell(&container.as_ref().into(), &what);
                 }
             }
             Verdict::Leave => {}
@@ -259,26 +260,34 @@ impl Reconciler {
         None
     }
 
-    /// Writes a container's files without the runtime. Lowering memory.high takes as long as the
-    /// kernel reclaims memory.
+    /// Writes a container's files without the runtime, in a thread. Lowering memory.high takes as
+    /// long as the kernel reclaims memory.
     pub(super) fn write_files(
         &mut self,
-        container: &Container,
+        container: &Arc<Container>,
         writes: Vec<Write>,
         is_foreign: bool,
     ) {
         let Some(path) = container.cgroup.clone() else { return };
-        let (root, reports, subject) =
-            (self.root.clone(), self.reports.clone(), Subject::from(container));
+        let (root, reports) = (self.root.clone(), self.reports.clone());
+        let (containers, decided_for) = (self.containers.clone(), container.clone());
         // The watch on the files shows the result.
-        tokio::task::spawn_blocking(move || {
+        in_own_thread("write", move || {
             for Write { knob, desired, observed } in writes {
+                // An event has changed the container since the decision, or it has ended. Another
+                // check follows the event.
+                let now = containers.get(&decided_for.id);
+                if !now.is_some_and(|now| Arc::ptr_eq(&now, &decided_for)) {
+                    return;
+                }
                 match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
                     Ok(()) if is_foreign => {
-                        reports.tell(&subject, &Incident::Repaired { knob, desired, observed })
+                        let repaired = Incident::Repaired { knob, desired, observed };
+                        reports.tell(&decided_for.as_ref().into(), &repaired);
                     }
                     Ok(()) => {
-                        debug!(cgroup = %path, knob = knob.file_name(), "written again after an update")
+                        let knob = knob.file_name();
+                        debug!(cgroup = %path, knob, "written again after an update");
                     }
                     Err(error) => debug!(cgroup = %path, %error, "cannot repair the file"),
                 }
