@@ -4,12 +4,14 @@
 //! The files hold the values already, so a slow answer loses no protection. If systemd is
 //! unreachable, only the files hold the values. The plugin then repairs them when it sees a change.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use plimsoll_core::pod::CgroupPath;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::cgroup::CgroupRoot;
@@ -19,55 +21,125 @@ use crate::state::levels::{Last, Levels};
 /// Maximum number of concurrent calls to systemd.
 const CALLS: usize = 8;
 
-/// Runs forever.
+/// Runs forever. A slow or failed call for one cgroup delays no other cgroup.
 pub async fn keep_values(levels: Arc<Levels>, root: Arc<CgroupRoot>, systemd: Systemd) {
+    let mut queue = Queue::default();
     let mut failing = HashSet::new();
+    let mut calls = FuturesUnordered::new();
     loop {
-        let lasting = levels.next_lasting().await;
-        let calls = lasting.into_iter().map(|(cgroup, last)| {
-            let (levels, root, systemd) = (&levels, &root, &systemd);
-            async move {
-                let last = levels.begin_call(&cgroup, last);
-                let result = match root.cgroup(&cgroup) {
-                    Ok(open) => systemd.set(&open, last.protection, last.raise.is_some()).await,
-                    Err(_) => Ok(Lasting::NoUnit),
-                };
-                levels.end_call(&cgroup, last, &result);
-                (cgroup, last, result)
+        while calls.len() < CALLS
+            && let Some((cgroup, last)) = queue.pop()
+        {
+            calls.push(call(&levels, &root, &systemd, cgroup, last));
+        }
+        tokio::select! {
+            lasting = levels.next_lasting() => {
+                lasting.into_iter().for_each(|(cgroup, last)| queue.add(cgroup, last));
             }
-        });
-        let done: Vec<_> = futures::stream::iter(calls).buffer_unordered(CALLS).collect().await;
-        let mut pause = None;
-        let mut retries: Vec<(CgroupPath, Last)> = Vec::new();
-        for (cgroup, last, result) in done {
-            match result {
-                Ok(lasting) => {
-                    debug!(%cgroup, ?lasting, "systemd");
-                    if failing.remove(&cgroup) && failing.is_empty() {
-                        info!("systemd keeps the values of its cgroups again");
-                    }
-                }
-                Err(error) => {
-                    if failing.is_empty() {
-                        warn!(
-                            %cgroup,
-                            %error,
-                            "systemd does not keep the values of its cgroups; they are written to \
-                             the files alone, and repaired when they change. Said once"
-                        );
-                    }
-                    failing.insert(cgroup.clone());
-                    if let Some(again) = again(&error) {
-                        retries.push((cgroup, last));
-                        pause = pause.max(Some(again));
-                    }
+            () = until(queue.next_retry()) => queue.add_retries(),
+            Some((cgroup, last, result)) = calls.next(), if !calls.is_empty() => {
+                queue.in_flight.remove(&cgroup);
+                if let Some(pause) = handle(&cgroup, &result, &mut failing) {
+                    queue.retries.entry(Instant::now() + pause).or_default().push((cgroup, last));
                 }
             }
         }
-        if let Some(pause) = pause {
-            tokio::time::sleep(pause).await;
+    }
+}
+
+/// Values that systemd has not got yet.
+#[derive(Default)]
+struct Queue {
+    waiting: BTreeMap<CgroupPath, Last>,
+    /// Cgroups with a call in flight. A newer value waits until the call ends.
+    in_flight: HashSet<CgroupPath>,
+    /// Values of failed calls, by the time of the next try.
+    retries: BTreeMap<Instant, Vec<(CgroupPath, Last)>>,
+}
+
+impl Queue {
+    /// Adds a value, which replaces an older one.
+    fn add(&mut self, cgroup: CgroupPath, last: Last) {
+        let older = self.waiting.get(&cgroup).and_then(|older| older.raise);
+        self.waiting.insert(cgroup, Last { raise: last.raise.or(older), ..last });
+    }
+
+    /// Removes a value whose cgroup has no call in flight, and marks the cgroup.
+    fn pop(&mut self) -> Option<(CgroupPath, Last)> {
+        let cgroup = self.waiting.keys().find(|cgroup| !self.in_flight.contains(*cgroup))?.clone();
+        let last = self.waiting.remove(&cgroup)?;
+        self.in_flight.insert(cgroup.clone());
+        Some((cgroup, last))
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        self.retries.first_key_value().map(|(at, _)| *at)
+    }
+
+    /// Adds the values whose next try is due, unless there are newer ones.
+    fn add_retries(&mut self) {
+        for (cgroup, last) in self.retries.pop_first().into_iter().flat_map(|(_, due)| due) {
+            self.waiting
+                .entry(cgroup)
+                .and_modify(|newer| newer.raise = newer.raise.or(last.raise))
+                .or_insert(last);
         }
-        retries.into_iter().for_each(|(cgroup, last)| levels.retry(cgroup, last));
+    }
+}
+
+/// Result of a call of systemd for a cgroup.
+type Called = (CgroupPath, Last, Result<Lasting, SystemdError>);
+
+async fn call(
+    levels: &Levels,
+    root: &CgroupRoot,
+    systemd: &Systemd,
+    cgroup: CgroupPath,
+    last: Last,
+) -> Called {
+    let last = levels.begin_call(&cgroup, last);
+    let result = match root.cgroup(&cgroup) {
+        Ok(open) => systemd.set(&open, last.protection, last.raise.is_some()).await,
+        Err(_) => Ok(Lasting::NoUnit),
+    };
+    levels.end_call(&cgroup, last, &result);
+    (cgroup, last, result)
+}
+
+/// Logs a result. Returns the time to wait before the next try of a failed call.
+fn handle(
+    cgroup: &CgroupPath,
+    result: &Result<Lasting, SystemdError>,
+    failing: &mut HashSet<CgroupPath>,
+) -> Option<Duration> {
+    match result {
+        Ok(lasting) => {
+            debug!(%cgroup, ?lasting, "systemd");
+            if failing.remove(cgroup) && failing.is_empty() {
+                info!("systemd keeps the values of its cgroups again");
+            }
+            None
+        }
+        Err(error) => {
+            if failing.is_empty() {
+                warn!(
+                    %cgroup,
+                    %error,
+                    "systemd does not keep the values of its cgroups; they are written to the \
+                     files alone, and repaired when they change. Said once"
+                );
+            }
+            failing.insert(cgroup.clone());
+            again(error)
+        }
+    }
+}
+
+/// Waits until this time; forever without one.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -79,5 +151,48 @@ fn again(error: &SystemdError) -> Option<Duration> {
             Some(Duration::from_secs(1))
         }
         SystemdError::Denied { .. } | SystemdError::Failed { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_core::policy::Protection;
+    use plimsoll_core::policy::resize::Raise;
+    use plimsoll_core::units::Bytes;
+
+    use super::*;
+
+    fn path(name: &str) -> CgroupPath {
+        CgroupPath::parse(name).unwrap()
+    }
+
+    fn last(min: u64, raise: Option<Raise>) -> Last {
+        Last { protection: Protection { min: Bytes::new(min), low: Bytes::ZERO }, raise }
+    }
+
+    #[test]
+    fn a_call_in_flight_delays_only_its_cgroup() {
+        let mut queue = Queue::default();
+        queue.add(path("a"), last(1, None));
+        assert_eq!(queue.pop().map(|(cgroup, _)| cgroup), Some(path("a")));
+        queue.add(path("a"), last(2, None));
+        queue.add(path("b"), last(3, None));
+        assert_eq!(queue.pop().map(|(cgroup, _)| cgroup), Some(path("b")));
+        assert!(queue.pop().is_none(), "both cgroups have a call in flight");
+        queue.in_flight.remove(&path("a"));
+        assert_eq!(queue.pop().map(|(_, last)| last.protection.min), Some(Bytes::new(2)));
+    }
+
+    #[test]
+    fn a_retry_keeps_newer_values_and_raises() {
+        let mut queue = Queue::default();
+        let failed = last(1, Some(Raise::NONE));
+        queue.retries.insert(Instant::now(), vec![(path("a"), failed), (path("b"), failed)]);
+        queue.add(path("a"), last(2, None));
+        queue.add_retries();
+        let minima: Vec<_> = std::iter::from_fn(|| queue.pop())
+            .map(|(_, last)| (last.protection.min.get(), last.raise.is_some()))
+            .collect();
+        assert_eq!(minima, [(2, true), (1, true)]);
     }
 }

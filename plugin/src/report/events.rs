@@ -12,7 +12,6 @@
 //! every incident is older than [`STALE`].
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -332,15 +331,22 @@ impl Told {
     fn name(&self) -> String {
         let suffix = match self.kind() {
             IncidentKind::Overcommitted | IncidentKind::BeyondNode => {
-                let mut hasher = DefaultHasher::new();
-                (&self.uid, self.kind(), &self.note).hash(&mut hasher);
-                format!(".{:016x}", hasher.finish())
+                let identity = format!("{}/{}/{}", self.uid, self.kind(), self.note);
+                format!(".{:016x}", stable_hash(identity.as_bytes()))
             }
             _ => format!(".{:x}", self.at.as_nanosecond()),
         };
         let pod: String = self.pod.chars().take(253 - suffix.len()).collect();
         format!("{}{suffix}", pod.trim_end_matches(['.', '-']))
     }
+}
+
+/// Returns the FNV-1a hash. Unlike the standard library's hash, it is the same in every version of
+/// the plugin.
+fn stable_hash(bytes: &[u8]) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    bytes.iter().fold(OFFSET, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
 }
 
 /// Returns whether the text is a valid part of a name (RFC 1123) of at most 253 bytes.
@@ -1195,5 +1201,12 @@ mod tests {
         assert!(start.elapsed() >= STALE);
         let attempts = requests.lock().unwrap().len();
         assert!((6..20).contains(&attempts), "{attempts} attempts within {STALE:?}");
+    }
+
+    #[test]
+    fn hashes_in_names_are_those_of_every_version() {
+        // The published values of FNV-1a.
+        assert_eq!(stable_hash(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(stable_hash(b"foobar"), 0x8594_4171_f739_67e8);
     }
 }

@@ -3,7 +3,7 @@
 //! Event handlers and the reconcile task use the same function to compute desired values:
 //! [`Containers::decide`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -126,12 +126,17 @@ impl Containers {
         container
     }
 
-    /// Replaces all containers.
-    pub fn replace(&self, containers: impl IntoIterator<Item = Container>) {
+    /// Replaces all containers. `sandboxes` are the IDs of the sandboxes that the runtime has.
+    pub fn replace(
+        &self,
+        containers: impl IntoIterator<Item = Container>,
+        sandboxes: &HashSet<String>,
+    ) {
         let mut guard = lock(&self.known);
         // Keep the last limits, because the runtime does not report a container that is just being
-        // restarted.
-        let last_limits = std::mem::take(&mut guard.last_limits);
+        // restarted. A sandbox may have gone while the runtime was not connected.
+        let mut last_limits = std::mem::take(&mut guard.last_limits);
+        last_limits.retain(|sandbox, _| sandboxes.contains(sandbox));
         let mut known = Index { last_limits, ..Index::default() };
         containers.into_iter().for_each(|container| known.insert(Arc::new(container)));
         *guard = known;

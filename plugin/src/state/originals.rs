@@ -223,6 +223,8 @@ pub struct Originals {
     unreadable: Vec<Vec<u8>>,
     file: Option<File>,
     lines: usize,
+    /// Whether a line could not be written, so that the file must be written anew.
+    is_behind: bool,
 }
 
 impl Originals {
@@ -306,6 +308,7 @@ impl Originals {
             unreadable: Vec::new(),
             file: None,
             lines: 0,
+            is_behind: false,
         }
     }
 
@@ -377,7 +380,9 @@ impl Originals {
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         self.lines += 1;
-        let result = self.write(line);
+        // Memory has what earlier lines should have said, and this line too.
+        let result = if self.is_behind { self.rewrite() } else { self.write(line) };
+        self.is_behind = result.is_err();
         if result.is_err() {
             // The file may now end with part of the line, or lie on a file system that was mounted
             // over. So it is opened again for the next line.
@@ -403,19 +408,33 @@ impl Originals {
     }
 
     /// Forgets the targets for which `keep` returns false. Rewrites the file when most of its lines
-    /// are about forgotten targets.
+    /// are about forgotten targets, or when a line could not be written before.
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. The file then stays as it is.
+    /// Fails if the file cannot be written. The file then stays as it is, and the next call tries
+    /// again.
     pub fn retain(&mut self, mut keep: impl FnMut(&Target) -> bool) -> io::Result<()> {
         self.known.retain(|target, _| keep(target));
         self.raised.retain(|limit| keep(&Target::Cgroup(limit.cgroup.clone(), limit.inode)));
         self.former.retain(|target, _| keep(target));
-        let needed =
-            self.known.len() + 2 * self.former.len() + self.raised.len() + self.unreadable.len();
-        if self.lines <= 2 * needed + SLACK {
+        if !self.is_behind && self.lines <= 2 * self.needed() + SLACK {
             return Ok(());
+        }
+        let result = self.rewrite();
+        self.is_behind = result.is_err();
+        result
+    }
+
+    /// Returns the number of lines that a new file has.
+    fn needed(&self) -> usize {
+        self.known.len() + 2 * self.former.len() + self.raised.len() + self.unreadable.len()
+    }
+
+    /// Writes the file anew from memory.
+    fn rewrite(&mut self) -> io::Result<()> {
+        if let Some(directory) = self.path.parent() {
+            fs::create_dir_all(directory)?;
         }
         let mut text = Vec::new();
         for line in &self.unreadable {
@@ -436,7 +455,7 @@ impl Originals {
         fs::write(&new, text)?;
         fs::rename(&new, &self.path)?;
         self.file = None;
-        self.lines = needed;
+        self.lines = self.needed();
         Ok(())
     }
 }
@@ -638,5 +657,27 @@ mod tests {
         let mut originals = Originals::none(host.path());
         assert!(originals.remember(container("a"), min(1)).is_err());
         assert_eq!(originals.get(&container("a")), Some(min(1)));
+    }
+
+    #[test]
+    fn lines_that_failed_are_written_later() {
+        for is_retain in [true, false] {
+            let host = tempfile::tempdir().unwrap();
+            let directory = host.path().join(DIRECTORY);
+            std::fs::create_dir_all(directory.parent().unwrap()).unwrap();
+            std::fs::write(&directory, "in the way").unwrap();
+            let mut originals = Originals::none(host.path());
+            let [first, second] = ["a", "b"].map(|id| Target::Container(id.to_owned()));
+            assert!(originals.remember(first.clone(), Values::default()).is_err());
+            std::fs::remove_file(&directory).unwrap();
+            if is_retain {
+                originals.retain(|_| true).unwrap();
+            } else {
+                originals.remember(second.clone(), Values::default()).unwrap();
+            }
+            let read = Originals::load(host.path()).unwrap();
+            assert!(read.get(&first).is_some());
+            assert_eq!(read.get(&second).is_some(), !is_retain);
+        }
     }
 }

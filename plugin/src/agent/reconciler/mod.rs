@@ -37,7 +37,7 @@ pub use self::wire::{memory_limit, update};
 pub use self::work::Work;
 use crate::agent::memory::give_memory_back;
 use crate::cgroup::watch::Watch;
-use crate::cgroup::{CgroupRoot, systemd};
+use crate::cgroup::{CgroupError, CgroupRoot, systemd};
 use crate::report::Reports;
 use crate::state::container::{Container, Update};
 use crate::state::containers::Containers;
@@ -391,5 +391,11 @@ impl Reconciler {
         let cgroups: HashSet<_> = self.levels.cgroups().into_iter().collect();
         self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
         self.contention.forget_quiet(std::time::Instant::now());
+        // inotify may have lost the removal of a cgroup.
+        let root = &self.root;
+        let is_gone =
+            |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
+        self.strangers.retain(|cgroup, _| !is_gone(cgroup));
+        self.standings.retain(|cgroup, _| !is_gone(cgroup));
     }
 }

@@ -230,6 +230,7 @@ impl Plugin for Service {
             .synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
         let pods: HashMap<&str, &PodSandbox> =
             pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
+        let sandboxes = pods.keys().map(|id| (*id).to_owned()).collect();
         let known = alive.into_iter().filter_map(|container| {
             let Some(pod) = pods.get(container.pod_sandbox_id.as_str()) else {
                 warn!(
@@ -245,7 +246,7 @@ impl Plugin for Service {
             asked: self.state.rescues.asked(&container),
             ..container
         });
-        self.state.containers.replace(known);
+        self.state.containers.replace(known, &sandboxes);
         let running = self.state.containers.all().into_iter().filter(|container| container.started);
         self.kills.synchronize(running.collect());
         // Updates in the reply would keep the runtime locked until the last container is updated.

@@ -33,15 +33,6 @@ impl Levels {
         last
     }
 
-    /// Queues a value that systemd did not accept for another call. A newer value has precedence.
-    pub fn retry(&self, cgroup: CgroupPath, last: Last) {
-        lock(&self.lasting)
-            .entry(cgroup)
-            .and_modify(|newer| newer.raise = newer.raise.or(last.raise))
-            .or_insert(last);
-        self.lasting_changed.notify_one();
-    }
-
     /// Handles systemd's answer for a cgroup.
     pub fn end_call(
         &self,
@@ -72,8 +63,20 @@ impl Levels {
                     told.drain(..surplus);
                 }
             }
-            // systemd has not accepted the value, so values in the files do not come from systemd.
-            Ok(Lasting::NoUnit) | Err(_) => _ = state.told.remove(cgroup),
+            // systemd did not accept this value. It may still write earlier ones that it did not
+            // confirm.
+            Err(_) => {
+                if let Some(told) = state.told.get_mut(cgroup) {
+                    if let Some(at) = told.iter().rposition(|told| *told == last.protection) {
+                        told.remove(at);
+                    }
+                    if told.is_empty() {
+                        state.told.remove(cgroup);
+                    }
+                }
+            }
+            // Values in the files do not come from systemd.
+            Ok(Lasting::NoUnit) => _ = state.told.remove(cgroup),
         }
     }
 
