@@ -4,22 +4,13 @@
 //! double replaces the kubelet. The API server runs without a node, or with one node and a real
 //! kubelet.
 
-pub mod apiserver;
-pub mod cache;
-pub mod cgroup;
 pub mod cluster;
-pub mod crictl;
-pub mod durations;
 pub mod fleet;
-pub mod go;
 pub mod image;
 pub mod kubelet;
-pub mod node;
-pub mod oci;
-pub mod peers;
+pub mod machine;
 pub mod placement;
-pub mod pressure;
-pub mod recording;
+pub mod probe;
 pub mod runtime;
 pub mod stories;
-pub mod support;
+pub mod tools;

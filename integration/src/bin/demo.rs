@@ -12,15 +12,15 @@ use anyhow::{Result, anyhow};
 use clap::Parser;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
-use integration::cache::progress;
-use integration::cgroup::{self, Expected, MAX, Memory};
-use integration::crictl;
 use integration::image::Image;
-use integration::kubelet::{self, ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos};
-use integration::node::Node;
+use integration::kubelet::{self, ContainerSpec, Kubelet, MIB, Pod, PodSpec, Qos};
+use integration::machine::Node;
 use integration::placement::{self, Mode};
-use integration::runtime::Runtime;
+use integration::probe::cgroup::{self, Expected, MAX, Memory};
+use integration::probe::crictl;
+use integration::runtime::{Driver, Runtime};
 use integration::stories;
+use integration::tools::progress::progress;
 
 /// The plugin's configuration in the demo. All values are the defaults.
 const CONFIG: &str = "memoryThrottlingFactor: 0.9\nmemoryReservationPolicy: HardReservation\nnodeAllocatable: auto\n";

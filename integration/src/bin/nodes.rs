@@ -2,10 +2,11 @@
 //!
 //! `hack/check` starts this program while the compiler works.
 
-use integration::cache::progress;
-use integration::node::Node;
+use integration::machine::Node;
+use integration::placement::peers;
 use integration::runtime::Runtime;
-use integration::{apiserver, peers, placement};
+use integration::tools::progress::progress;
+use integration::{cluster, placement};
 
 fn main() -> anyhow::Result<()> {
     // Prepare one part after the other, because each build uses all processors. The parts that most
@@ -20,7 +21,7 @@ fn main() -> anyhow::Result<()> {
         .partition(|runtime| matches!(runtime, Runtime::Crio136 | Runtime::Containerd17));
     first.into_iter().try_for_each(node)?;
     placement::build()?;
-    apiserver::prepare()?;
+    cluster::prepare()?;
     others.into_iter().try_for_each(node)?;
     peers::prepare()
 }

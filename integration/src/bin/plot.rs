@@ -8,15 +8,15 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use integration::cache::progress;
-use integration::cgroup::MAX;
-use integration::crictl;
-use integration::kubelet::{self, ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec};
-use integration::node::Node;
+use integration::kubelet::{self, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
+use integration::machine::Node;
 use integration::placement::{self, Mode};
-use integration::recording::{self, Level, Recorder, Sample};
-use integration::runtime::Runtime;
+use integration::probe::cgroup::MAX;
+use integration::probe::crictl;
+use integration::runtime::{Driver, Runtime};
 use integration::stories;
+use integration::stories::recording::{self, Level, Recorder, Sample};
+use integration::tools::progress::progress;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 

@@ -3,5 +3,5 @@
 //! `hack/support` runs this program.
 
 fn main() -> anyhow::Result<()> {
-    integration::support::write()
+    integration::fleet::support::write()
 }

@@ -1,20 +1,21 @@
 //! Tests with other NRI programs while the plugin is connected. Real plugins of containerd/nri work
 //! beside the plugin, and CRI-O's own NRI tests pass.
 //!
-//! `integration/src/peers.rs` describes these plugins and tests and names their sources.
+//! `integration/src/placement/peers.rs` describes these plugins and tests and names their sources.
 
 #[cfg(feature = "every-combination")]
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::cgroup;
-use integration::crictl;
-use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
-use integration::node::Node;
 #[cfg(feature = "every-combination")]
-use integration::peers::NRI_TEST_IMAGE;
-use integration::peers::{self, DIRECTORY};
+use integration::image::NRI_TEST_IMAGE;
+use integration::kubelet::{ContainerSpec, Kubelet, MIB, PodSpec};
+use integration::machine::Node;
+use integration::placement::peers::{self, DIRECTORY};
 use integration::placement::{self, EXTERNAL_BINARY};
+use integration::probe::cgroup;
+use integration::probe::crictl;
+use integration::runtime::Driver;
 
 /// Distance between memory.min and the limit, in bytes: the default of `memoryMinHeadroom`.
 const HEADROOM: u64 = 2 * MIB;
@@ -23,9 +24,8 @@ macro_rules! conformance {
     ($module:ident, $runtime:ident, $driver:ident) => {
         mod $module {
             use integration::fleet::{Plugin, on_node};
-            use integration::kubelet::Driver;
             use integration::placement::Mode;
-            use integration::runtime::Runtime;
+            use integration::runtime::{Driver, Runtime};
 
             #[test]
             fn plugins_of_others_and_this_one_each_get_what_they_want() {

@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration::cgroup::{self, Expected, MAX, Memory};
-use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec, Qos, SYSTEM_RESERVED};
-use integration::node::Node;
-use integration::pressure::{self, Contest, Left};
-use integration::{crictl, node_tests, stories};
+use integration::kubelet::{ContainerSpec, Kubelet, MIB, PodSpec, Qos, SYSTEM_RESERVED};
+use integration::machine::Node;
+use integration::probe::cgroup::{self, Expected, MAX, Memory};
+use integration::probe::crictl;
+use integration::runtime::Driver;
+use integration::stories::pressure::{self, Contest, Left};
+use integration::{node_tests, stories};
 
 node_tests!(control: {
     unified_values_of_the_request_reach_the_kernel,

@@ -6,11 +6,11 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::cgroup::{self, Expected, Memory};
-use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec};
-use integration::node::{Node, Output};
+use integration::kubelet::{ContainerSpec, Kubelet, MIB, Pod, PodSpec};
+use integration::machine::{Node, Output};
 use integration::placement;
-use integration::runtime::Runtime;
+use integration::probe::cgroup::{self, Expected, Memory};
+use integration::runtime::{Driver, Runtime};
 
 // The cgroup driver does not matter, so each runtime has one driver here. `install` has less to do
 // if NRI is already on, so those cases need the feature `every-combination`.

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use integration::cgroup::{self, Expected, MAX};
 use integration::cluster::{Cluster, Plimsoll};
 use integration::kubelet::MIB;
+use integration::probe::cgroup::{self, Expected, MAX};
 use integration::stories::memory_high;
 
 /// Configuration of the DaemonSet. `nodeGuard` is the kubelet's `systemReserved` (400 MiB) plus its

@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration::cgroup::{self, Expected, MAX, Memory};
-use integration::crictl;
-use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec};
-use integration::node::Node;
+use integration::kubelet::{ContainerSpec, Kubelet, MIB, Pod, PodSpec};
+use integration::machine::Node;
 use integration::node_tests;
 use integration::placement::{self, Mode};
+use integration::probe::cgroup::{self, Expected, MAX, Memory};
+use integration::probe::crictl;
+use integration::runtime::Driver;
 
 node_tests!(plugin: {}, once: {
     running_containers_are_brought_back_after_a_restart,

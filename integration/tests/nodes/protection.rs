@@ -9,15 +9,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::cgroup::{self, Expected, MAX, Settled};
-use integration::crictl;
-use integration::kubelet::{
-    ContainerSpec, Driver, Kubelet, MIB, Pod, PodSpec, Qos, SYSTEM_RESERVED,
-};
-use integration::node::Node;
+use integration::kubelet::{ContainerSpec, Kubelet, MIB, Pod, PodSpec, Qos, SYSTEM_RESERVED};
+use integration::machine::Node;
 use integration::node_tests;
 use integration::placement::{self, CONFIG, EXTERNAL_BINARY, journal};
-use integration::pressure::{self, Contest, Left};
+use integration::probe::cgroup::{self, Expected, MAX, Settled};
+use integration::probe::crictl;
+use integration::runtime::Driver;
+use integration::stories::pressure::{self, Contest, Left};
 use integration::stories::{self, Random};
 
 node_tests!(external: {

@@ -13,10 +13,11 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Result;
-use integration::cgroup::{self, Expected, MAX};
-use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
-use integration::node::Node;
+use integration::kubelet::{ContainerSpec, Kubelet, MIB, PodSpec};
+use integration::machine::Node;
 use integration::placement;
+use integration::probe::cgroup::{self, Expected, MAX};
+use integration::runtime::Driver;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -7,12 +7,13 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::cgroup::{self, Expected};
-use integration::crictl;
-use integration::kubelet::{ContainerSpec, Driver, Kubelet, MIB, PodSpec};
-use integration::node::Node;
+use integration::kubelet::{ContainerSpec, Kubelet, MIB, PodSpec};
+use integration::machine::Node;
 use integration::node_tests;
 use integration::placement::{self, journal};
+use integration::probe::cgroup::{self, Expected};
+use integration::probe::crictl;
+use integration::runtime::Driver;
 use integration::stories::{self, Random};
 
 node_tests!(external: {

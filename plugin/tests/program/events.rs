@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
-use integration::apiserver::{ADMINISTRATOR, ApiServer};
+use integration::cluster::{ADMINISTRATOR, ApiServer};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::authorization::v1::{ResourceRule, SelfSubjectRulesReview};
 use k8s_openapi::api::core::v1::{

@@ -14,8 +14,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use crate::harness::Node;
-use integration::apiserver::{ADMINISTRATOR, ApiServer};
-use integration::go::Programs;
+use integration::cluster::{ADMINISTRATOR, ApiServer};
+use integration::tools::go::Programs;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};

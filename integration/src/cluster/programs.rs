@@ -1,0 +1,68 @@
+//! The Kubernetes programs, and a disk with them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::tools::cache::{self, Key};
+use crate::tools::command::run;
+use crate::tools::go;
+
+/// Builds the Kubernetes programs if they are not in the cache.
+pub fn prepare() -> Result<()> {
+    program().map(|_| ())
+}
+
+/// Returns the path of a single program that contains the Kubernetes programs.
+///
+/// The program is built from the Go modules at the versions in `integration/kubernetes/go.mod`.
+pub(super) fn program() -> Result<PathBuf> {
+    let modules = fs::read_to_string(go::source("kubernetes").join("go.mod"))
+        .context("reading go.mod of Kubernetes")?;
+    let version = modules.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"));
+    let version = version.context("go.mod of Kubernetes has no k8s.io/kubernetes")?;
+    let (major, rest) =
+        version.split_once('.').with_context(|| format!("no version: {version}"))?;
+    let (minor, _) = rest.split_once('.').with_context(|| format!("no version: {version}"))?;
+    // Set the version as the build of Kubernetes does, so that each program reports its version.
+    let told = [
+        ("gitVersion", format!("v{version}")),
+        ("gitMajor", major.to_owned()),
+        ("gitMinor", minor.to_owned()),
+    ];
+    let told: String = told
+        .iter()
+        .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
+        .collect();
+    // Without optimisation, which takes longer than all the work of the programs in the tests.
+    go::own("kubernetes", &["-gcflags=all=-N -l", &format!("-ldflags=-s -w{told}")])
+}
+
+/// Returns the path of a disk image with the Kubernetes programs.
+pub(super) fn disk(program: &Path) -> Result<PathBuf> {
+    let mut key = Key::default();
+    key.add("program", program.display().to_string()).add("recipe", "ext4 without a journal");
+    let dir = cache::entry("kubernetes-disk", &key, |dir| {
+        let root = tempfile::tempdir_in(dir).context("creating a directory")?;
+        let copy = root.path().join("kubernetes");
+        fs::hard_link(program, &copy).with_context(|| format!("linking {}", copy.display()))?;
+        run(Command::new("mke2fs")
+            .args([
+                "-q",
+                "-t",
+                "ext4",
+                "-O",
+                "^has_journal,^metadata_csum",
+                "-E",
+                "root_owner=0:0",
+                "-d",
+            ])
+            .arg(root.path())
+            .arg(dir.join("disk.img"))
+            .arg("1G"))
+        .map(|_| ())
+    })?;
+    Ok(dir.join("disk.img"))
+}

@@ -1,0 +1,61 @@
+//! Records how long test cases take on nodes.
+//!
+//! Each case prints a line for users to standard error, even while the test runner captures output.
+//! Each case also writes a line for programs to a file in the directory `node-cases`, which is
+//! beside cargo's own directories. The fields of this line are separated by tabs: outcome, total
+//! seconds, seconds until the node was ready, runtime and name. `hack/check` makes tables of these
+//! lines.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::tools::target_directory;
+
+/// The directory with one file for each test program.
+const DIRECTORY: &str = "node-cases";
+
+static FILE: Mutex<Option<File>> = Mutex::new(None);
+
+/// Returns the name of this thread's case.
+///
+/// The test runner names each thread after its test, unless the runner uses only one thread.
+pub fn case_name() -> String {
+    thread::current().name().unwrap_or("a case").to_owned()
+}
+
+/// Records the total time of this thread's case and the part of it until the node was ready.
+pub fn note(runtime: &str, outcome: &str, took: Duration, preparing: Duration) {
+    let (case, took, preparing) = (case_name(), took.as_secs_f64(), preparing.as_secs_f64());
+    let line = format!(
+        "[case] {took:6.1} s, {preparing:5.1} s of them to prepare, {runtime}: {case}: {outcome}\n"
+    );
+    // Write to standard error directly, because the test runner captures `eprintln!`. A closed
+    // terminal must not fail the test.
+    let _ = io::stderr().write_all(line.as_bytes());
+    let line = format!("{outcome}\t{took:.1}\t{preparing:.1}\t{runtime}\t{case}\n");
+    if let Err(error) = append(&line) {
+        let _ = writeln!(io::stderr(), "[case] the duration is not written down: {error:#}");
+    }
+}
+
+/// Appends a line to this program's file. The first line of a run replaces the old file.
+fn append(line: &str) -> Result<()> {
+    let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+    if file.is_none() {
+        let program = env::current_exe().context("looking for this program")?;
+        let name = program.file_stem().context("this program has no name")?;
+        // Omit the digest that cargo appends to the name, so that each program has one file.
+        let name = name.to_string_lossy();
+        let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
+        let path = target_directory::directory(&program, DIRECTORY)?.join(name);
+        *file = Some(File::create(&path).with_context(|| format!("creating {}", path.display()))?);
+    }
+    let file = file.as_mut().context("the file was opened above")?;
+    file.write_all(line.as_bytes()).context("writing a line")
+}

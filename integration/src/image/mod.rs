@@ -1,0 +1,14 @@
+//! Builds the disk, kernel and initial RAM file system of a node from Debian packages.
+
+mod base;
+mod disk;
+mod files;
+mod initrd;
+mod kernel;
+mod oci;
+mod packages;
+mod workload;
+
+pub use disk::Image;
+pub(crate) use oci::ARCHIVE;
+pub use oci::{NRI_TEST_IMAGE, PAUSE, WORKLOAD};

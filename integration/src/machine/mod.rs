@@ -1,0 +1,20 @@
+//! A throwaway virtual machine in QEMU, emulated in software, and a shell on it.
+//!
+//! The first start of an image boots the machine and stores a snapshot of the ready node in the
+//! cache. Later starts load the snapshot.
+//!
+//! A guest that dies during a boot is booted again, a limited number of times. Emulated
+//! multiprocessing has rare faults, which are no test result. If a guest dies later, every call
+//! reports its death; see [`Node::fate`].
+
+mod monitor;
+mod node;
+mod qemu;
+mod shell;
+mod snapshot;
+mod start;
+
+pub use node::Node;
+pub use qemu::MEMORY_MIB;
+pub use shell::Output;
+pub use start::Equipment;

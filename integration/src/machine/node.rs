@@ -1,0 +1,197 @@
+//! A running node and the commands on it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use crate::image::{self, Image};
+use crate::machine::qemu::{Machine, SNAPSHOT};
+use crate::machine::shell::{Output, Shell, excerpt};
+use crate::machine::start::{Lifetime, Start};
+use crate::runtime::Runtime;
+use crate::tools::run_directory::RunDir;
+
+/// The default time limit for one command on the node.
+const COMMAND_LIMIT: Duration = Duration::from_secs(240);
+
+/// A running node.
+///
+/// The node ends when this value is dropped or this process ends, unless [`Node::start_kept`]
+/// started it.
+pub struct Node {
+    runtime: Runtime,
+    pub(super) machine: Machine,
+    shell: Shell,
+}
+
+impl Node {
+    pub(super) fn launch(
+        runtime: Runtime,
+        image: &Image,
+        start: Start<'_>,
+        lifetime: Lifetime,
+    ) -> Result<Node> {
+        let dir = RunDir::create()?;
+        let disk = dir.path.join("disk.qcow2");
+        match start {
+            Start::Load(snapshot) => {
+                fs::copy(snapshot, &disk).with_context(|| {
+                    format!("copying {} to {}", snapshot.display(), disk.display())
+                })?;
+            }
+            Start::Boot | Start::Equipped(_) => create_overlay(image, &disk)?,
+        }
+        let machine = Machine::power_on(image, &disk, dir, &start, lifetime)?;
+        let node = Node::connect(runtime, image, machine)?;
+        match start {
+            // The guest's clock stopped when the snapshot was taken.
+            Start::Load(_) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                node.run(&format!("date --set=@{} >/dev/null", now.as_secs()))?;
+            }
+            Start::Boot | Start::Equipped(_) => node.settle()?,
+        }
+        Ok(node)
+    }
+
+    fn connect(runtime: Runtime, image: &Image, machine: Machine) -> Result<Node> {
+        let shell = Shell::open(image, &machine)
+            .map_err(|error| machine.blame(error))
+            .with_context(|| format!("opening a shell on the {runtime} node"))?;
+        Ok(Node { runtime, machine, shell })
+    }
+
+    /// Imports the container images, which a freshly booted node does not have.
+    fn settle(&self) -> Result<()> {
+        self.run(&format!(
+            "{}\ncrictl images >/dev/null\nsync",
+            self.runtime
+                .import(image::ARCHIVE, &[image::PAUSE, image::WORKLOAD, image::NRI_TEST_IMAGE])
+        ))
+        .context("importing the container images")?;
+        Ok(())
+    }
+
+    /// Returns the node's container runtime.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
+    /// Returns how the machine ended, or `None` if it still runs.
+    pub fn fate(&self) -> Option<String> {
+        self.machine.fate()
+    }
+
+    /// Runs a bash script (`set -euo pipefail`) as root on the node.
+    ///
+    /// An exit status other than 0 is an error.
+    pub fn run(&self, script: &str) -> Result<Output> {
+        let output = self.try_run(script)?;
+        if !output.status.success() {
+            bail!(
+                "on the {} node, {}:\n{}\nstdout: {}\nstderr: {}",
+                self.runtime,
+                output.status,
+                excerpt(script),
+                output.stdout.trim_end(),
+                output.stderr.trim_end()
+            );
+        }
+        Ok(output)
+    }
+
+    /// Runs a script like [`Node::run`], but returns the output with any exit status.
+    ///
+    /// It is an error if the script cannot be run or does not end within four minutes.
+    pub fn try_run(&self, script: &str) -> Result<Output> {
+        self.try_run_within(COMMAND_LIMIT, script, Vec::new())
+    }
+
+    /// Runs a script like [`Node::try_run`], with another time limit and with standard input.
+    pub fn try_run_within(&self, limit: Duration, script: &str, input: Vec<u8>) -> Result<Output> {
+        let answer =
+            self.shell.run(limit, script, input).map_err(|error| self.machine.blame(error))?;
+        // ssh also returns 255 itself, for a lost connection.
+        if answer.status.code() == Some(255)
+            && let Some(fate) = self.fate_soon()
+        {
+            bail!("the {} node died: {fate}", self.runtime);
+        }
+        Ok(answer)
+    }
+
+    /// Returns how the machine ended, after a wait of at most two seconds.
+    ///
+    /// The end of the ssh connection may be visible a moment before the end of QEMU.
+    fn fate_soon(&self) -> Option<String> {
+        self.machine.wait_for_end(Duration::from_secs(2));
+        self.fate()
+    }
+
+    /// Writes a file and makes its parent directories.
+    ///
+    /// A rename replaces the file, so readers see either the old or the new content.
+    pub fn write_file(&self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Result<()> {
+        let script = format!(
+            "set -euo pipefail; mkdir -p \"$(dirname {path})\"; cat > {path}.new; chmod {mode:o} {path}.new; mv {path}.new {path}"
+        );
+        let output = self.try_run_within(COMMAND_LIMIT, &script, content.into())?;
+        ensure!(
+            output.status.success(),
+            "writing {path} on the {} node: {}",
+            self.runtime,
+            output.stderr.trim_end()
+        );
+        Ok(())
+    }
+
+    /// Reads a file as text.
+    pub fn read(&self, path: &str) -> Result<String> {
+        Ok(self.run(&format!("cat {path}"))?.stdout)
+    }
+
+    /// Returns the command that opens a shell on the node.
+    pub fn way_in(&self) -> String {
+        format!(
+            "ssh -i {} -p {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1",
+            self.shell.key.display(),
+            self.machine.port
+        )
+    }
+
+    /// Returns the process ID of the node's QEMU.
+    pub fn process_id(&self) -> u32 {
+        self.machine.process_id
+    }
+
+    pub(super) fn close_and_save(self, saved: &Path) -> Result<()> {
+        let Node { mut machine, shell, .. } = self;
+        drop(shell);
+        let disk = machine.dir.path.join("disk.qcow2");
+        let said = machine.monitor.execute(
+            "human-monitor-command",
+            &json!({ "command-line": format!("savevm {SNAPSHOT}") }),
+        )?;
+        ensure!(said == json!(""), "QEMU could not save the machine: {said}");
+        machine.monitor.execute("quit", &json!({}))?;
+        machine.wait_for_end(Duration::from_secs(30));
+        fs::copy(&disk, saved)
+            .with_context(|| format!("copying {} to {}", disk.display(), saved.display()))?;
+        Ok(())
+    }
+}
+
+fn create_overlay(image: &Image, overlay: &Path) -> Result<()> {
+    let status = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .arg(image.disk())
+        .arg(overlay)
+        .status()
+        .context("starting qemu-img: is qemu-utils installed? (hack/prepare does it)")?;
+    ensure!(status.success(), "qemu-img could not create {}", overlay.display());
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! A QEMU process.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::image::Image;
+use crate::machine::monitor::Monitor;
+use crate::machine::start::{Lifetime, Start};
+use crate::tools::process::free_port;
+use crate::tools::run_directory::RunDir;
+
+/// The guest's memory in MiB. Pods can use about 300 MiB less.
+pub const MEMORY_MIB: u64 = 1400;
+
+const PROCESSORS: &str = "1";
+
+/// The time limit from power-on to ready. A boot takes about 20 s on an idle host with two cores.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+
+/// The name of the snapshot inside the disk.
+pub(super) const SNAPSHOT: &str = "ready";
+
+const READY_MARK: &str = "NODE-READY";
+
+/// The kernel's command line.
+///
+/// - `norandmaps`: QEMU 7.2 translates a program again for each address to which the program is
+///   mapped. With random addresses a fork with an exec takes three times as long.
+/// - `damon_stat.enabled=N`: DAMON otherwise samples all memory all the time. This took a fifth of
+///   the processor of a node with a kubelet.
+const KERNEL_ARGUMENTS: &str = "rw console=ttyS0 quiet loglevel=4 panic=-1 oops=panic net.ifnames=0 mitigations=off norandmaps \
+    random.trust_cpu=on damon_stat.enabled=N no_timer_check nowatchdog audit=0 apparmor=0 systemd.show_status=0 systemd.ssh_auto=no";
+
+/// A QEMU process.
+pub(super) struct Machine {
+    child: Arc<Mutex<Child>>,
+    pub(super) process_id: u32,
+    /// A description of QEMU's end, set when QEMU has ended.
+    fate: Arc<Mutex<Option<String>>>,
+    /// A channel that is disconnected when QEMU has ended.
+    ended: Mutex<Receiver<()>>,
+    pub(super) port: u16,
+    pub(super) monitor: Monitor,
+    pub(super) dir: RunDir,
+    pub(super) kept: bool,
+}
+
+impl Machine {
+    /// Starts QEMU. If the machine boots, waits until the node is ready.
+    pub(super) fn power_on(
+        image: &Image,
+        disk: &Path,
+        dir: RunDir,
+        start: &Start<'_>,
+        lifetime: Lifetime,
+    ) -> Result<Machine> {
+        let port = free_port()?;
+        let forwarding = match start {
+            Start::Equipped(equipment) => equipment.forwarding(),
+            _ => String::new(),
+        };
+        let qemu_log = dir.path.join("qemu.log");
+        let monitor_path = dir.sockets.path().join("qmp");
+        let listener = UnixListener::bind(&monitor_path)
+            .with_context(|| format!("listening on {}", monitor_path.display()))?;
+        let mut command = match lifetime {
+            // Without setpriv, a killed test run would leave QEMU behind.
+            Lifetime::Process => {
+                let mut command = Command::new("setpriv");
+                command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+                command
+            }
+            Lifetime::Kept => Command::new("qemu-system-x86_64"),
+        };
+        command
+            .args(["-accel", "tcg,thread=multi,tb-size=256"])
+            // - cx16: with it, Linux 6.12 double-faults under QEMU 7.2.
+            // - la57: five-level page tables cost emulated time.
+            // - erms, fsrm: with them, the kernel clears and copies memory with instructions that
+            //   QEMU emulates byte by byte.
+            .args(["-cpu", "max,la57=off,cx16=off,erms=off,fsrm=off"])
+            .args(["-machine", "q35,usb=off,smbus=off,sata=off"])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            .args(["-m", &MEMORY_MIB.to_string(), "-smp", PROCESSORS])
+            .arg("-kernel")
+            .arg(image.kernel())
+            .arg("-initrd")
+            .arg(image.initrd())
+            .args(["-append", KERNEL_ARGUMENTS])
+            // cache=unsafe: the disk is discarded after use, so QEMU need not flush it to the host.
+            .args([
+                "-drive",
+                &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display()),
+            ])
+            .args(["-device", "virtio-blk-pci,drive=disk"])
+            .args([
+                "-netdev",
+                &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22{forwarding}"),
+            ])
+            .args(["-device", "virtio-net-pci,netdev=net,romfile="])
+            .args(["-device", "virtio-rng-pci"])
+            .args(["-serial", "stdio"])
+            .arg("-qmp")
+            .arg(format!("unix:{}", monitor_path.display()))
+            // Standard input is the empty lock file, so QEMU also holds the lock.
+            .stdin(dir.lock.try_clone().context("sharing a run lock with QEMU")?)
+            .stdout(Stdio::piped())
+            .stderr(
+                File::create(&qemu_log)
+                    .with_context(|| format!("creating {}", qemu_log.display()))?,
+            )
+            // A Ctrl-C must not reach QEMU. Only this program handles Ctrl-C and ends or keeps the
+            // machine.
+            .process_group(0);
+        match start {
+            Start::Load(_) => command.args(["-loadvm", SNAPSHOT]),
+            Start::Equipped(equipment) => command.args(equipment.arguments()),
+            Start::Boot => &mut command,
+        };
+
+        let (lines, console) = mpsc::channel();
+        let (started, child) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        let fate = Arc::new(Mutex::new(None));
+        let console_log = dir.path.join("console.log");
+        let log = File::create(&console_log)
+            .with_context(|| format!("creating {}", console_log.display()))?;
+        let told = Arc::clone(&fate);
+        // This thread exists as long as the machine. The kernel kills QEMU when the *thread* that
+        // started it ends, so a test's thread must not start QEMU.
+        thread::spawn(move || {
+            let _end = end;
+            tend(command, log, &qemu_log, &started, &lines, &told);
+            // If QEMU ended before it connected to its monitor, `Monitor::accept` still waits. This
+            // connection ends the wait.
+            let _ = UnixStream::connect(&monitor_path);
+        });
+        let child = child.recv().context("the thread that starts QEMU ended early")?.context(
+            "starting qemu-system-x86_64: are qemu-system-x86 and util-linux installed?",
+        )?;
+        let process_id = lock(&child).id();
+        let monitor = Monitor::accept(&listener).map_err(|error| {
+            let _ = lock(&child).kill();
+            let _ = ended.recv_timeout(Duration::from_secs(5));
+            error.context(lock(&fate).clone().unwrap_or_default())
+        })?;
+        let ended = Mutex::new(ended);
+        let machine = Machine { child, process_id, fate, ended, port, monitor, dir, kept: false };
+        if !matches!(start, Start::Load(_)) {
+            machine.wait_until_ready(&console)?;
+        }
+        Ok(machine)
+    }
+
+    fn wait_until_ready(&self, console: &Receiver<String>) -> Result<()> {
+        let deadline = Instant::now() + BOOT_LIMIT;
+        let mut last = String::new();
+        loop {
+            match console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains(READY_MARK) => return Ok(()),
+                Ok(line) => last = line,
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!(
+                        "the node was not ready within {BOOT_LIMIT:?}; its last console line: {last:?}"
+                    )
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.wait_for_end(Duration::from_secs(5));
+                    bail!("the machine ended while booting: {}", self.fate().unwrap_or_default())
+                }
+            }
+        }
+    }
+
+    pub(super) fn fate(&self) -> Option<String> {
+        lock(&self.fate).clone()
+    }
+
+    pub(super) fn wait_for_end(&self, limit: Duration) {
+        // Nothing is ever sent. The call returns when the sender is dropped or after the time
+        // limit.
+        let _ = lock(&self.ended).recv_timeout(limit);
+    }
+
+    /// Adds the machine's fate as context to an error, if the machine has ended.
+    pub(super) fn blame(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.fate() {
+            Some(fate) => error.context(format!("the machine died: {fate}")),
+            None => error,
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = lock(&self.child).kill(); // fails if QEMU has already ended
+            self.wait_for_end(Duration::from_secs(5));
+        }
+    }
+}
+
+/// Starts QEMU, forwards the lines of its console and records how QEMU ended.
+fn tend(
+    mut command: Command,
+    mut log: File,
+    qemu_log: &Path,
+    started: &mpsc::Sender<std::io::Result<Arc<Mutex<Child>>>>,
+    lines: &mpsc::Sender<String>,
+    fate: &Mutex<Option<String>>,
+) {
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            let _ = started.send(Err(error));
+            return;
+        }
+    };
+    let console = child.stdout.take();
+    let child = Arc::new(Mutex::new(child));
+    let _ = started.send(Ok(Arc::clone(&child)));
+    let mut tail = Vec::new();
+    for line in BufReader::new(console.expect("stdout is piped")).split(b'\n') {
+        let Ok(line) = line else { break };
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let _ = writeln!(log, "{line}");
+        if tail.len() == 30 {
+            tail.remove(0);
+        }
+        tail.push(line.clone());
+        let _ = lines.send(line);
+    }
+    // The console is closed, so QEMU has ended or is about to end.
+    let status = lock(&child).wait();
+    let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+    let said = fs::read_to_string(qemu_log).unwrap_or_default();
+    *lock(fate) =
+        Some(format!("QEMU ended ({status}) {}\nconsole: {}", said.trim_end(), tail.join("\n")));
+}
+
+/// Locks a mutex.
+///
+/// A poisoned lock is fine, because the state behind these locks is consistent at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

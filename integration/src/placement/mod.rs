@@ -1,0 +1,22 @@
+//! Installs the plugin on a node: launched by the runtime, or external under systemd.
+//!
+//! Each function that starts the plugin waits until the runtime logs that it has synchronised with
+//! the plugin.
+
+mod build;
+mod claimer;
+mod journal;
+pub mod peers;
+mod plimsoll;
+mod upload;
+
+pub use build::{build, package};
+pub use claimer::{claim, unclaim};
+pub(crate) use journal::is_stuck;
+pub use journal::{
+    cursor, journal, until_synchronised, until_synchronised_since, wait_for_journal,
+};
+pub use plimsoll::{
+    CONFIG, EXTERNAL_BINARY, Mode, bare_restart, binary, configure, install, remove,
+    restart_plugin, restart_runtime, switch_driver,
+};

@@ -1,0 +1,233 @@
+//! Reads the memory files of cgroups on a node.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::machine::Node;
+
+/// The mount point of cgroup v2 on the node.
+pub const ROOT: &str = "/sys/fs/cgroup";
+
+/// The value that stands for the kernel's `max`: no limit.
+pub const MAX: u64 = u64::MAX;
+
+/// The memory values of one cgroup in bytes. [`MAX`] stands for `max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// memory.min
+    pub min: u64,
+    /// memory.low
+    pub low: u64,
+    /// memory.high
+    pub high: u64,
+    /// memory.max
+    pub max: u64,
+    /// memory.swap.max
+    pub swap_max: u64,
+}
+
+/// Reads the values of several cgroups (paths below [`ROOT`]) with one command.
+///
+/// crun puts a container's processes into the cgroup `container` within the container's scope. For
+/// such a container the protection is the scope's. Each limit is the lower one of both cgroups.
+pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
+    let mut script = String::new();
+    for cgroup in cgroups {
+        let _ = writeln!(
+            script,
+            "cd {ROOT}/{cgroup}
+             inner=.; if [ -e container ]; then inner=container; fi
+             echo $(<memory.min); echo $(<memory.low)
+             for file in memory.high memory.max memory.swap.max; do
+                 echo $(<$file) $(<$inner/$file)
+             done"
+        );
+    }
+    let output = node.run(&script).context("reading the memory files of cgroups")?;
+    let value = |text: &str| match text {
+        "max" => Ok(MAX),
+        bytes => bytes.parse().with_context(|| format!("{bytes:?} is neither bytes nor max")),
+    };
+    let lower = |line: &str| {
+        line.split(' ')
+            .map(value)
+            .collect::<Result<Vec<u64>>>()?
+            .into_iter()
+            .min()
+            .context("no value")
+    };
+    let values: Vec<u64> = output.stdout.lines().map(lower).collect::<Result<_>>()?;
+    let mut memory = Vec::new();
+    for value in values.chunks(5) {
+        let &[min, low, high, max, swap_max] = value else {
+            anyhow::bail!("five values expected for each cgroup, got {value:?}");
+        };
+        memory.push(Memory { min, low, high, max, swap_max });
+    }
+    Ok(memory)
+}
+
+/// Returns the ancestors of a cgroup (a path below [`ROOT`]) and the cgroup itself, topmost first.
+pub fn chain(cgroup: &str) -> Vec<&str> {
+    let ends = cgroup.match_indices('/').map(|(at, _)| at).chain([cgroup.len()]);
+    ends.map(|end| &cgroup[..end]).collect()
+}
+
+/// The memory usage of a cgroup in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// memory.current
+    pub current: u64,
+    /// Anonymous memory.
+    pub anon: u64,
+    /// Page cache.
+    pub file: u64,
+}
+
+/// Reads the memory usage of several cgroups.
+pub fn usage(node: &Node, cgroups: &[&str]) -> Result<Vec<Usage>> {
+    let mut script = String::new();
+    for cgroup in cgroups {
+        let _ = writeln!(
+            script,
+            "cd {ROOT}/{cgroup}; awk 'FNR == NR {{ print; nextfile }} $1 == \"anon\" || $1 == \"file\" {{ print $2 }}' \
+             memory.current memory.stat"
+        );
+    }
+    let output = node.run(&script).context("reading what cgroups use")?;
+    let values: Vec<u64> = output
+        .stdout
+        .lines()
+        .map(|line| line.parse().with_context(|| format!("{line:?} is not a number of bytes")))
+        .collect::<Result<_>>()?;
+    ensure!(
+        values.len() == 3 * cgroups.len(),
+        "three values expected for each cgroup, got {values:?}"
+    );
+    Ok(values
+        .chunks(3)
+        .map(|three| Usage { current: three[0], anon: three[1], file: three[2] })
+        .collect())
+}
+
+/// Reads memory.events: the number of times that each event happened.
+pub fn events(node: &Node, cgroup: &str) -> Result<BTreeMap<String, u64>> {
+    let file = node.read(&format!("{ROOT}/{cgroup}/memory.events"))?;
+    let entry = |line: &str| {
+        let (name, count) =
+            line.split_once(' ').with_context(|| format!("{line:?} in memory.events"))?;
+        Ok((name.to_owned(), count.parse().with_context(|| format!("{line:?} in memory.events"))?))
+    };
+    file.lines().map(entry).collect()
+}
+
+/// The expected content of one file of a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// The path of the cgroup below [`ROOT`].
+    pub cgroup: String,
+    /// The name of the file.
+    pub file: &'static str,
+    /// The expected value. [`MAX`] stands for `max`.
+    pub value: u64,
+}
+
+impl Expected {
+    /// Expects `value` in `file` of `cgroup`.
+    pub fn new(cgroup: impl Into<String>, file: &'static str, value: u64) -> Expected {
+        Expected { cgroup: cgroup.into(), file, value }
+    }
+}
+
+/// The time that files took to reach their expected values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The time of the last wrong value, by the node's clock. Zero if no value was ever wrong.
+    pub after: Duration,
+    /// The number of times that a shell on the node had checked all files by then.
+    ///
+    /// The shell pauses for 5 ms between checks. A busy host slows the checks down together with
+    /// the node, so this number depends less on the host's load than the time.
+    pub looks: u64,
+}
+
+/// Runs a script on the node and waits until all files have their expected values.
+///
+/// The files must then keep these values for the time `hold`. Returns how long after the script's
+/// end a file was wrong for the last time. If files are still wrong after `limit`, the error names
+/// them.
+pub fn settle(
+    node: &Node,
+    script: &str,
+    expected: &[Expected],
+    hold: Duration,
+    limit: Duration,
+) -> Result<Settled> {
+    let mut wanted = String::new();
+    for Expected { cgroup, file, value } in expected {
+        let value = if *value == MAX { "max".to_owned() } else { value.to_string() };
+        let _ = write!(wanted, " {ROOT}/{cgroup}/{file} {value}");
+    }
+    // The loop starts no process, because a fork takes longer on the node than the awaited change.
+    // The pipe never has data, so a `read` with a timeout is a pause.
+    let output = node.try_run_within(
+        limit + hold + Duration::from_secs(120),
+        &format!(
+            "wanted=({wanted})
+             exec {{pause}}<> <(:)
+             {{ :
+             {script}
+             }} >&2
+             began=${{EPOCHREALTIME//[.,]/}} wrong_at=0 looks=0 wrong_looks=0
+             while :; do
+                 wrong= looks=$((looks + 1))
+                 for ((i = 0; i < ${{#wanted[@]}}; i += 2)); do
+                     value=gone
+                     file=${{wanted[i]}} want=${{wanted[i + 1]}}
+                     {{ read -r value <$file; }} 2>/dev/null || value=gone
+                     if [[ $value != $want ]]; then wrong+=\"$file is $value instead of $want\"$'\\n'; fi
+                     # Where a container by crun has its processes.
+                     file=${{file%/*}}/container/${{file##*/}}
+                     if [[ -e $file ]]; then
+                         {{ read -r value <$file; }} 2>/dev/null || value=$want
+                         if [[ $value != $want ]]; then wrong+=\"$file is $value instead of $want\"$'\\n'; fi
+                     fi
+                 done
+                 now=$((${{EPOCHREALTIME//[.,]/}} - began))
+                 if [[ $wrong ]]; then wrong_at=$now wrong_looks=$looks; fi
+                 if ((now - wrong_at >= {hold})); then echo $wrong_at $wrong_looks; exit; fi
+                 if ((now >= {limit})); then printf '%s' \"$wrong\"; exit 1; fi
+                 read -r -t 0.005 -u $pause || true
+             done",
+            hold = hold.as_micros(),
+            limit = (limit + hold).as_micros(),
+        ),
+        Vec::new(),
+    )?;
+    ensure!(
+        output.status.success(),
+        "not settled within {limit:?} ({}) of\n{script}\n{}{}",
+        output.status,
+        output.stdout,
+        output.stderr
+    );
+    let numbers = output.stdout.trim().split_once(' ');
+    let (microseconds, looks) =
+        numbers.with_context(|| format!("two numbers expected: {:?}", output.stdout))?;
+    let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number"));
+    Ok(Settled { after: Duration::from_micros(number(microseconds)?), looks: number(looks)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_leads_from_the_top_to_the_cgroup_itself() {
+        assert_eq!(chain("a/b/c"), ["a", "a/b", "a/b/c"]);
+        assert_eq!(chain("a"), ["a"]);
+    }
+}

@@ -1,0 +1,23 @@
+//! The cgroup drivers.
+
+use std::fmt;
+
+/// The cgroup driver, which determines the program that makes the cgroups of pods and containers.
+///
+/// The runtime handler that uses the driver has the driver's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Driver {
+    /// systemd makes them, on request over D-Bus.
+    Systemd,
+    /// The kubelet and the runtime make them directly.
+    Cgroupfs,
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Driver::Systemd => "systemd",
+            Driver::Cgroupfs => "cgroupfs",
+        })
+    }
+}

@@ -1,0 +1,182 @@
+//! Pods that together need more memory than the node has.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::kubelet::{ContainerSpec, Kubelet, MIB, PodSpec};
+use crate::machine::Node;
+use crate::probe::cgroup;
+use crate::stories::resizes::fate;
+
+/// The pods of [`balloon`]: name, request, limit and final usage, the latter three in MiB.
+///
+/// The first two pods stay within their requests. The others use more than three times their
+/// requests but less than their memory.high. Together the pods use more memory than the node has.
+const BALLOONS: [(&str, u64, u64, u64); 5] = [
+    ("a", 160, 400, 150),
+    ("b", 80, 200, 75),
+    ("c", 80, 800, 640),
+    ("d", 80, 400, 300),
+    ("e", 80, 400, 300),
+];
+
+/// The maximum number of additional pods in [`balloon`].
+const MORE: usize = 5;
+
+/// The outcome of [`balloon`].
+#[derive(Debug)]
+pub struct Balloon {
+    /// The names of the pods whose container survived.
+    pub alive: Vec<&'static str>,
+    /// The number of OOM kills because the whole node was out of memory.
+    pub node_kills: usize,
+    /// The OOM kills because of a limit. Each entry is the cgroup with the limit.
+    pub limit_kills: Vec<String>,
+    /// The page cache of system.slice that was reclaimed and read again, in pages
+    /// (workingset_refault_file).
+    pub refaults: u64,
+    /// The latency of calls to the runtime, which were made one after another meanwhile.
+    pub runtime: Latency,
+    /// The latency of a service in system.slice that reads its working set repeatedly.
+    pub service: Latency,
+}
+
+/// The latency of a repeated operation.
+#[derive(Debug)]
+pub struct Latency {
+    /// The number of operations.
+    pub count: usize,
+    /// The number of failed operations.
+    pub failures: usize,
+    /// The longest duration in milliseconds.
+    pub slowest: u64,
+}
+
+/// Runs the pods `a` to `e`, which all allocate at the same time until the node has no free memory.
+///
+/// The limits of these pods are far above their requests. If fewer than `enough` pages of page
+/// cache of system.slice are reclaimed and read again, more pods follow one after the other. Each
+/// of them takes all memory that it can get. There are at most `MORE` of them.
+pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Balloon> {
+    let specs = BALLOONS.map(|(name, request, limit, _)| {
+        PodSpec::new(name)
+            .container(ContainerSpec::new("app").request(request * MIB).limit(limit * MIB))
+    });
+    let mut pods = kubelet.run_pods(specs.into())?;
+    // The probes run in system.slice, as the runtime and the kubelet do. Commands from the ssh
+    // shell run in another slice.
+    let probe = |name: &str, command: &str| {
+        format!(
+            "rm -f /run/{name}
+             systemd-run --quiet --collect --unit {name} --slice system.slice sh -c '
+                 while :; do
+                     began=$(date +%s%N)
+                     {command} >/dev/null 2>&1; status=$?
+                     echo $status $(( ($(date +%s%N) - began) / 1000000 )) >> /run/{name}
+                     sleep 0.2
+                 done'
+             until test -s /run/{name}; do sleep 0.1; done\n"
+        )
+    };
+    let script = format!(
+        "dmesg --clear; head --bytes {} /dev/urandom > /var/lib/working-set\n{}{}",
+        40 * MIB,
+        probe("probe-runtime", "crictl --timeout 100s ps"),
+        probe("probe-service", "cat /var/lib/working-set"),
+    );
+    node.run(&script).context("starting what looks at the system")?;
+    let before = refaults(node, "")?;
+    let calls: Vec<String> = pods
+        .iter()
+        .zip(BALLOONS)
+        .map(|(pod, (.., uses))| {
+            Ok(format!(
+                "workload call {} alloc {} >/dev/null &\n",
+                pod.container("app")?.control,
+                uses * MIB
+            ))
+        })
+        .collect::<Result<_>>()?;
+    let mut taken = refaults(node, &format!("{}wait\n", calls.concat()))? - before;
+    for more in 0..MORE {
+        if taken >= enough {
+            break;
+        }
+        let pod = kubelet
+            .run_pod(PodSpec::new(&format!("more-{more}")).container(ContainerSpec::new("app")))?;
+        let control = &pod.container("app")?.control;
+        // Allocate until the container is killed or has more memory than the node.
+        let script = format!(
+            "for _ in {{1..40}}; do workload call {control} alloc {} >/dev/null || break; done\n",
+            40 * MIB
+        );
+        pods.push(pod);
+        taken = refaults(node, &script)? - before;
+    }
+    let output = node.run(
+        "systemctl stop probe-runtime probe-service
+         dmesg | grep -o 'oom-kill:constraint=.*' || true
+         echo END-OF-KILLS; cat /run/probe-runtime
+         echo END-OF-RUNTIME; cat /run/probe-service",
+    )?;
+    let (kills, rest) = output.stdout.split_once("END-OF-KILLS").context("no list of kills")?;
+    let (runtime, service) = rest.split_once("END-OF-RUNTIME").context("no latencies")?;
+    let of_limits =
+        kills.lines().filter_map(|line| line.split_once("oom_memcg=")?.1.split(',').next());
+    let mut alive = Vec::new();
+    for (pod, (name, ..)) in pods.iter().zip(BALLOONS) {
+        if fate(node, pod)?.0 {
+            alive.push(name);
+        }
+    }
+    kubelet.remove_pods(&pods)?;
+    Ok(Balloon {
+        alive,
+        node_kills: kills
+            .lines()
+            .filter(|line| line.contains("constraint=CONSTRAINT_NONE"))
+            .count(),
+        limit_kills: of_limits.map(str::to_owned).collect(),
+        refaults: taken,
+        runtime: latency(runtime)?,
+        service: latency(service)?,
+    })
+}
+
+/// Runs a script and returns how many pages of system.slice were reclaimed and read again so far.
+///
+/// The function first waits until the probe service has read its whole working set once more from
+/// the beginning.
+fn refaults(node: &Node, script: &str) -> Result<u64> {
+    let script = format!(
+        "{script}seen=$(wc -l </run/probe-service)
+         until [ $(wc -l </run/probe-service) -ge $((seen + 2)) ]; do sleep 0.1; done
+         awk '$1 == \"workingset_refault_file\" {{ print $2 }}' {}/system.slice/memory.stat",
+        cgroup::ROOT
+    );
+    // A long time limit, because a busy host reads the working set slowly while memory is short.
+    let output =
+        node.try_run_within(Duration::from_secs(900), &script, Vec::new()).context("ballooning")?;
+    ensure!(
+        output.status.success(),
+        "ballooning ({}): {}",
+        output.status,
+        output.stderr.trim_end()
+    );
+    output.stdout.trim().parse().with_context(|| format!("refaults: {:?}", output.stdout))
+}
+
+/// Parses lines with an exit status and milliseconds.
+fn latency(lines: &str) -> Result<Latency> {
+    let mut latency = Latency { count: 0, failures: 0, slowest: 0 };
+    for line in lines.lines().filter(|line| !line.is_empty()) {
+        let (status, milliseconds) = line.split_once(' ').with_context(|| format!("{line:?}"))?;
+        latency.count += 1;
+        latency.failures += usize::from(status != "0");
+        latency.slowest =
+            latency.slowest.max(milliseconds.parse().with_context(|| format!("{line:?}"))?);
+    }
+    ensure!(latency.count > 0, "nothing was measured");
+    Ok(latency)
+}

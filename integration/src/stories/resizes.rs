@@ -1,0 +1,121 @@
+//! Problems that users of in-place resize have had.
+//!
+//! The steps are the same for nodes with the plugin and without it.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::kubelet::{Container, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
+use crate::machine::Node;
+use crate::probe::cgroup::{self, Memory};
+
+/// The memory in bytes that the container in [`hungry`] needs and the one in [`satisfied`] uses.
+pub const NEEDS: u64 = 128 * MIB;
+
+/// Returns memory.high for the default throttling factor 0.9, in whole pages.
+pub fn memory_high(request: u64, limit: u64) -> u64 {
+    (request + 9 * (limit - request) / 10) / 4096 * 4096
+}
+
+/// Lets the container `app` allocate memory and returns the workload's answer.
+pub fn alloc(node: &Node, pod: &Pod, bytes: u64) -> Result<String> {
+    pod.container("app")?.call(node, &format!("alloc {bytes}"))
+}
+
+/// Returns the memory values of a pod and of its container `app`.
+pub fn memory(node: &Node, pod: &Pod) -> Result<[Memory; 2]> {
+    let found = cgroup::memory(node, &[&pod.cgroup, &pod.container("app")?.cgroup])?;
+    found.try_into().ok().context("two were asked for")
+}
+
+/// Runs a container that is OOM-killed, because it needs more memory than its limit.
+///
+/// While the container is down, its limit is raised. The new container starts in the pod's cgroup,
+/// whose limit stays as it is. The kubelet of Kubernetes 1.27 to 1.36 does the same
+/// (kubernetes#138760).
+///
+/// Returns the pod and the workload's answer to the same allocation in the new container.
+pub fn hungry(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
+    let spec = |limit: u64| ContainerSpec::new("app").request(32 * MIB).limit(limit);
+    let mut pod = kubelet.run_pod(PodSpec::new("hungry").container(spec(100 * MIB)))?;
+    let answer = alloc(node, &pod, NEEDS)?;
+    ensure!(answer == "gone", "100 MiB are not enough, but the workload says {answer:?}");
+    kubelet.remove_container(&mut pod, "app")?;
+    kubelet.run_container(&mut pod, &spec(200 * MIB))?;
+    let answer = alloc(node, &pod, NEEDS)?;
+    Ok((pod, answer))
+}
+
+/// Returns a pod whose container has a limit of 250 MiB.
+pub fn ample() -> PodSpec {
+    PodSpec::new("satisfied")
+        .container(ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB))
+}
+
+/// Runs the pod of [`ample`] and lets its container allocate 128 MiB.
+pub fn satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
+    let pod = kubelet.run_pod(ample())?;
+    let answer = alloc(node, &pod, NEEDS)?;
+    ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
+    Ok(pod)
+}
+
+/// Decreases the limit of the container in [`satisfied`] to 100 MiB, which is below its usage.
+pub fn cut(kubelet: &mut Kubelet<'_>, pod: &mut Pod) -> Result<()> {
+    kubelet.resize(pod, "app", Some(64 * MIB), Some(100 * MIB))
+}
+
+/// Decreases the limit of a container with 120 MiB of page cache from 150 to 60 MiB.
+///
+/// Returns the pod and the runtime's answer.
+pub fn cached(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, Result<()>)> {
+    let app = ContainerSpec::new("app").limit(150 * MIB).cpu(2000);
+    let mut pod = kubelet.run_pod(PodSpec::new("cached").container(app))?;
+    let container = pod.container("app")?;
+    let answer = container.call(node, &format!("write /cache {}", 120 * MIB))?;
+    ensure!(answer.starts_with("ok"), "writing says {answer:?}");
+    let [usage] = cgroup::usage(node, &[&container.cgroup])?[..] else {
+        unreachable!("one was asked for")
+    };
+    ensure!(usage.file > 100 * MIB, "{usage:?}");
+    let cut = kubelet.resize(&mut pod, "app", Some(60 * MIB), Some(60 * MIB));
+    Ok((pod, cut))
+}
+
+/// Returns whether the container lives and how many processes of its pod were OOM-killed.
+pub fn fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
+    let lives =
+        pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));
+    Ok((lives, cgroup::events(node, &pod.cgroup)?["oom_kill"]))
+}
+
+/// Decreases the limit of a container from 250 to 100 MiB while its usage grows from 60 to 130 MiB.
+///
+/// The pace must be slow enough that the runtime writes the limit during the growth. Returns
+/// whether the update succeeded and how often the write of the limit invoked the OOM killer.
+pub fn grows_while_it_is_cut(
+    node: &Node,
+    pod: &Pod,
+    milliseconds_per_mib: u64,
+) -> Result<(bool, u64)> {
+    let container = pod.container("app")?;
+    let answer = alloc(node, pod, 60 * MIB)?;
+    ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
+    // OOM kills that an allocation of the workload causes under the new limit do not count. In such
+    // a case the workload invokes the OOM killer, and not the program that writes the limit.
+    let Container { control, id, .. } = container;
+    let output = node.try_run(&format!(
+        "dmesg --clear
+         workload call {control} grow {} {milliseconds_per_mib} >/dev/null || exit 3
+         status=0
+         crictl update --memory {} {id} >/dev/null || status=$?
+         workload call {control} free >/dev/null || true
+         dmesg | grep 'invoked oom-killer' | grep --count --invert-match ' workload invoked' || true
+         exit $status",
+        70 * MIB,
+        100 * MIB,
+    ))?;
+    ensure!(output.status.code() != Some(3), "the workload does not grow: {}", output.stderr);
+    let killed =
+        output.stdout.trim().parse().with_context(|| format!("counting kills: {output:?}"))?;
+    Ok((output.status.success(), killed))
+}

@@ -1,0 +1,73 @@
+//! A container that is throttled at its memory.high.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::kubelet::{Container, MIB, Pod};
+use crate::machine::Node;
+use crate::probe::cgroup;
+
+/// The allocation in bytes of a container that is throttled at its memory.high.
+///
+/// The allocation is 60 MiB above memory.high and well below the container's limit of 200 MiB.
+const BEYOND: u64 = 150 * MIB;
+
+/// The memory.high of this container in bytes.
+pub const LINE: u64 = 90 * MIB;
+
+/// Lets a container allocate beyond its memory.high, so that the kernel throttles it.
+///
+/// Returns whether the allocation completes within 280 s.
+pub fn goes_beyond(node: &Node, pod: &Pod) -> Result<bool> {
+    const LIMIT: Duration = Duration::from_secs(300);
+    let control = &pod.container("app")?.control;
+    let script = format!("timeout {} workload call {control} alloc {BEYOND}", LIMIT.as_secs() - 20);
+    let output = node.try_run_within(LIMIT, &script, Vec::new())?;
+    ensure!(
+        output.status.success() || output.status.code() == Some(124),
+        "{}: {}",
+        output.status,
+        output.stderr
+    );
+    Ok(output.status.success())
+}
+
+/// The state of a container that is throttled at its memory.high.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// The stall time of the container in microseconds, from its memory.pressure.
+    pub stalled: u64,
+    /// The container's memory usage after this time, in bytes.
+    pub current: u64,
+    /// The number of times that the container exceeded memory.high.
+    pub times: u64,
+    /// Whether the workload has answered, which it does when the allocation completes.
+    pub is_satisfied: bool,
+}
+
+/// Lets a container allocate beyond its memory.high, so that the kernel throttles it.
+///
+/// Waits until the allocation completes or the container has stalled for 10 seconds. The kernel
+/// counts the stall time, so the wait takes longer on a slow machine.
+pub fn stands(node: &Node, pod: &Pod) -> Result<Standing> {
+    const LIMIT: Duration = Duration::from_secs(300);
+    let Container { control, cgroup, .. } = pod.container("app")?;
+    let script = format!(
+        "cd {}/{cgroup}
+         stalled() {{ sed -n 's/^some .*total=//p' memory.pressure; }}
+         rm -f /run/beyond; before=$(stalled)
+         setsid workload call {control} alloc {BEYOND} </dev/null >/run/beyond 2>&1 &
+         until [ -s /run/beyond ] || [ $(($(stalled) - before)) -ge 10000000 ]; do sleep 0.2; done
+         echo $(($(stalled) - before)) $(<memory.current) $(awk '$1 == \"high\" {{ print $2 }}' memory.events) $(wc -w </run/beyond)",
+        cgroup::ROOT
+    );
+    let output = node.try_run_within(LIMIT, &script, Vec::new())?;
+    ensure!(output.status.success(), "{}: {}", output.status, output.stderr);
+    let numbers: Vec<u64> =
+        output.stdout.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let &[stalled, current, times, words] = numbers.as_slice() else {
+        bail!("four numbers expected: {numbers:?}")
+    };
+    Ok(Standing { stalled, current, times, is_satisfied: words > 0 })
+}

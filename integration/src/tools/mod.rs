@@ -1,0 +1,10 @@
+//! Tools on this machine that know nothing about nodes.
+
+pub mod cache;
+pub(crate) mod command;
+pub(crate) mod debian;
+pub mod go;
+pub(crate) mod process;
+pub mod progress;
+pub(crate) mod run_directory;
+pub(crate) mod target_directory;
