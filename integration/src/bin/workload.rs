@@ -147,17 +147,7 @@ fn obey(held: &mut Held, line: &str) -> io::Result<String> {
             Ok(format!("ok {}", held.total()))
         }
         ["grow", bytes, pause] => {
-            let (bytes, pause) = (number(bytes)?, Duration::from_millis(number(pause)? as u64));
-            GROWING.store(true, Ordering::Relaxed);
-            thread::spawn(move || {
-                let mut held = Held::default();
-                while GROWING.load(Ordering::Relaxed) {
-                    if held.total() < bytes {
-                        held.alloc(CHUNK);
-                    }
-                    thread::sleep(pause);
-                }
-            });
+            grow(number(bytes)?, Duration::from_millis(number(pause)? as u64));
             Ok("ok".into())
         }
         ["free"] => {
@@ -194,6 +184,20 @@ fn obey(held: &mut Held, line: &str) -> io::Result<String> {
         ["exit", code] => std::process::exit(code.parse().map_err(io::Error::other)?),
         _ => Err(io::Error::other(format!("no such command: {line}"))),
     }
+}
+
+/// Allocates in the background until `free`, with a pause after each MiB.
+fn grow(bytes: usize, pause: Duration) {
+    GROWING.store(true, Ordering::Relaxed);
+    thread::spawn(move || {
+        let mut held = Held::default();
+        while GROWING.load(Ordering::Relaxed) {
+            if held.total() < bytes {
+                held.alloc(CHUNK);
+            }
+            thread::sleep(pause);
+        }
+    });
 }
 
 fn call(dir: &Path, command: &str) -> io::Result<bool> {

@@ -57,21 +57,8 @@ impl Kubelet<'_> {
             );
         }
         script.push_str("while [ $((jobs--)) -gt 0 ]; do wait -n; done\n");
-        // Send the script on standard input, because it is too long for a command line argument.
-        let file = format!("{MESSAGES}/batch");
-        let run = format!("cat > {file}; jobs=0; . {file}");
-        let output = self
-            .node
-            .try_run_within(BATCH_LIMIT, &run, script.into_bytes())
-            .context("running pods")?;
-        ensure!(
-            output.status.success(),
-            "running pods ({}): {}",
-            output.status,
-            output.stderr.trim_end()
-        );
+        let output = self.run_batch(script)?;
         let ids: BTreeMap<&str, Vec<&str>> = output
-            .stdout
             .lines()
             .filter_map(|line| line.split_once(' '))
             .map(|(uid, ids)| (uid, ids.split(' ').collect()))
@@ -89,6 +76,24 @@ impl Kubelet<'_> {
             pods.push(Pod { spec, uid, sandbox: (*sandbox).to_owned(), cgroup, containers });
         }
         Ok(pods)
+    }
+
+    /// Runs the script of [`Kubelet::run_pods`] and returns its standard output.
+    fn run_batch(&self, script: String) -> Result<String> {
+        // Send the script on standard input, because it is too long for a command line argument.
+        let file = format!("{MESSAGES}/batch");
+        let run = format!("cat > {file}; jobs=0; . {file}");
+        let output = self
+            .node
+            .try_run_within(BATCH_LIMIT, &run, script.into_bytes())
+            .context("running pods")?;
+        ensure!(
+            output.status.success(),
+            "running pods ({}): {}",
+            output.status,
+            output.stderr.trim_end()
+        );
+        Ok(output.stdout)
     }
 
     /// Removes many pods and their cgroups with as few steps as possible.

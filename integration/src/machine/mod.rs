@@ -7,6 +7,7 @@
 //! multiprocessing has rare faults, which are no test result. If a guest dies later, every call
 //! reports its death; see [`Node::fate`].
 
+mod hardware;
 mod monitor;
 mod node;
 mod qemu;
@@ -14,7 +15,7 @@ mod shell;
 mod snapshot;
 mod start;
 
+pub use hardware::MEMORY_MIB;
 pub use node::Node;
-pub use qemu::MEMORY_MIB;
 pub use shell::Output;
 pub use start::Equipment;

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,15 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::image::Image;
+use crate::machine::hardware::{self, Attachments};
 use crate::machine::monitor::Monitor;
 use crate::machine::start::{Lifetime, Start};
 use crate::tools::process::free_port;
 use crate::tools::run_directory::RunDir;
-
-/// The guest's memory in MiB. Pods can use about 300 MiB less.
-pub const MEMORY_MIB: u64 = 1400;
-
-const PROCESSORS: &str = "1";
 
 /// The time limit from power-on to ready. A boot takes about 20 s on an idle host with two cores.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
@@ -31,15 +27,6 @@ const BOOT_LIMIT: Duration = Duration::from_secs(300);
 pub(super) const SNAPSHOT: &str = "ready";
 
 const READY_MARK: &str = "NODE-READY";
-
-/// The kernel's command line.
-///
-/// - `norandmaps`: QEMU 7.2 translates a program again for each address to which the program is
-///   mapped. With random addresses a fork with an exec takes three times as long.
-/// - `damon_stat.enabled=N`: DAMON otherwise samples all memory all the time. This took a fifth of
-///   the processor of a node with a kubelet.
-const KERNEL_ARGUMENTS: &str = "rw console=ttyS0 quiet loglevel=4 panic=-1 oops=panic net.ifnames=0 mitigations=off norandmaps \
-    random.trust_cpu=on damon_stat.enabled=N no_timer_check nowatchdog audit=0 apparmor=0 systemd.show_status=0 systemd.ssh_auto=no";
 
 /// A QEMU process.
 pub(super) struct Machine {
@@ -69,85 +56,24 @@ impl Machine {
             Start::Equipped(equipment) => equipment.forwarding(),
             _ => String::new(),
         };
-        let qemu_log = dir.path.join("qemu.log");
         let monitor_path = dir.sockets.path().join("qmp");
         let listener = UnixListener::bind(&monitor_path)
             .with_context(|| format!("listening on {}", monitor_path.display()))?;
-        let mut command = match lifetime {
-            // Without setpriv, a killed test run would leave QEMU behind.
-            Lifetime::Process => {
-                let mut command = Command::new("setpriv");
-                command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-                command
-            }
-            Lifetime::Kept => Command::new("qemu-system-x86_64"),
-        };
-        command
-            .args(["-accel", "tcg,thread=multi,tb-size=256"])
-            // - cx16: with it, Linux 6.12 double-faults under QEMU 7.2.
-            // - la57: five-level page tables cost emulated time.
-            // - erms, fsrm: with them, the kernel clears and copies memory with instructions that
-            //   QEMU emulates byte by byte.
-            .args(["-cpu", "max,la57=off,cx16=off,erms=off,fsrm=off"])
-            .args(["-machine", "q35,usb=off,smbus=off,sata=off"])
-            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-            .args(["-m", &MEMORY_MIB.to_string(), "-smp", PROCESSORS])
-            .arg("-kernel")
-            .arg(image.kernel())
-            .arg("-initrd")
-            .arg(image.initrd())
-            .args(["-append", KERNEL_ARGUMENTS])
-            // cache=unsafe: the disk is discarded after use, so QEMU need not flush it to the host.
-            .args([
-                "-drive",
-                &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display()),
-            ])
-            .args(["-device", "virtio-blk-pci,drive=disk"])
-            .args([
-                "-netdev",
-                &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22{forwarding}"),
-            ])
-            .args(["-device", "virtio-net-pci,netdev=net,romfile="])
-            .args(["-device", "virtio-rng-pci"])
-            .args(["-serial", "stdio"])
-            .arg("-qmp")
-            .arg(format!("unix:{}", monitor_path.display()))
-            // Standard input is the empty lock file, so QEMU also holds the lock.
-            .stdin(dir.lock.try_clone().context("sharing a run lock with QEMU")?)
-            .stdout(Stdio::piped())
-            .stderr(
-                File::create(&qemu_log)
-                    .with_context(|| format!("creating {}", qemu_log.display()))?,
-            )
-            // A Ctrl-C must not reach QEMU. Only this program handles Ctrl-C and ends or keeps the
-            // machine.
-            .process_group(0);
+        let mut command = program(lifetime);
+        command.args(hardware::arguments(&Attachments {
+            kernel: &image.kernel(),
+            initrd: &image.initrd(),
+            disk,
+            monitor: &monitor_path,
+            port,
+            forwarding: &forwarding,
+        }));
         match start {
             Start::Load(_) => command.args(["-loadvm", SNAPSHOT]),
             Start::Equipped(equipment) => command.args(equipment.arguments()),
             Start::Boot => &mut command,
         };
-
-        let (lines, console) = mpsc::channel();
-        let (started, child) = mpsc::channel();
-        let (end, ended) = mpsc::channel();
-        let fate = Arc::new(Mutex::new(None));
-        let console_log = dir.path.join("console.log");
-        let log = File::create(&console_log)
-            .with_context(|| format!("creating {}", console_log.display()))?;
-        let told = Arc::clone(&fate);
-        // This thread exists as long as the machine. The kernel kills QEMU when the *thread* that
-        // started it ends, so a test's thread must not start QEMU.
-        thread::spawn(move || {
-            let _end = end;
-            tend(command, log, &qemu_log, &started, &lines, &told);
-            // If QEMU ended before it connected to its monitor, `Monitor::accept` still waits. This
-            // connection ends the wait.
-            let _ = UnixStream::connect(&monitor_path);
-        });
-        let child = child.recv().context("the thread that starts QEMU ended early")?.context(
-            "starting qemu-system-x86_64: are qemu-system-x86 and util-linux installed?",
-        )?;
+        let Process { child, fate, console, ended } = Process::spawn(command, &dir, monitor_path)?;
         let process_id = lock(&child).id();
         let monitor = Monitor::accept(&listener).map_err(|error| {
             let _ = lock(&child).kill();
@@ -207,6 +133,66 @@ impl Drop for Machine {
             let _ = lock(&self.child).kill(); // fails if QEMU has already ended
             self.wait_for_end(Duration::from_secs(5));
         }
+    }
+}
+
+/// Returns QEMU's command without arguments.
+fn program(lifetime: Lifetime) -> Command {
+    match lifetime {
+        // Without setpriv, a killed test run would leave QEMU behind.
+        Lifetime::Process => {
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+            command
+        }
+        Lifetime::Kept => Command::new("qemu-system-x86_64"),
+    }
+}
+
+/// A started QEMU process and what the thread that started it reports.
+struct Process {
+    child: Arc<Mutex<Child>>,
+    fate: Arc<Mutex<Option<String>>>,
+    /// The lines of the console.
+    console: Receiver<String>,
+    ended: Receiver<()>,
+}
+
+impl Process {
+    fn spawn(mut command: Command, dir: &RunDir, monitor: PathBuf) -> Result<Process> {
+        let qemu_log = dir.path.join("qemu.log");
+        command
+            // Standard input is the empty lock file, so QEMU also holds the lock.
+            .stdin(dir.lock.try_clone().context("sharing a run lock with QEMU")?)
+            .stdout(Stdio::piped())
+            .stderr(
+                File::create(&qemu_log)
+                    .with_context(|| format!("creating {}", qemu_log.display()))?,
+            )
+            // A Ctrl-C must not reach QEMU. Only this program handles Ctrl-C and ends or keeps the
+            // machine.
+            .process_group(0);
+        let (lines, console) = mpsc::channel();
+        let (started, child) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        let fate = Arc::new(Mutex::new(None));
+        let console_log = dir.path.join("console.log");
+        let log = File::create(&console_log)
+            .with_context(|| format!("creating {}", console_log.display()))?;
+        let told = Arc::clone(&fate);
+        // This thread exists as long as the machine. The kernel kills QEMU when the *thread* that
+        // started it ends, so a test's thread must not start QEMU.
+        thread::spawn(move || {
+            let _end = end;
+            tend(command, log, &qemu_log, &started, &lines, &told);
+            // If QEMU ended before it connected to its monitor, `Monitor::accept` still waits. This
+            // connection ends the wait.
+            let _ = UnixStream::connect(&monitor);
+        });
+        let child = child.recv().context("the thread that starts QEMU ended early")?.context(
+            "starting qemu-system-x86_64: are qemu-system-x86 and util-linux installed?",
+        )?;
+        Ok(Process { child, fate, console, ended })
     }
 }
 

@@ -91,6 +91,7 @@ fn snapshot(runtime: Runtime, image: &Image) -> Result<PathBuf> {
         .add("recipe", include_str!("snapshot.rs"))
         .add("node", include_str!("node.rs"))
         .add("qemu arguments", include_str!("qemu.rs"))
+        .add("hardware", include_str!("hardware.rs"))
         .add("start", include_str!("start.rs"))
         .add("qemu", version.stdout)
         .add("processor", model);

@@ -171,11 +171,31 @@ pub fn settle(
         let value = if *value == MAX { "max".to_owned() } else { value.to_string() };
         let _ = write!(wanted, " {ROOT}/{cgroup}/{file} {value}");
     }
+    let script_limit = limit + hold + Duration::from_secs(120);
+    let output = node.try_run_within(
+        script_limit,
+        &settle_script(&wanted, script, hold, limit),
+        Vec::new(),
+    )?;
+    ensure!(
+        output.status.success(),
+        "not settled within {limit:?} ({}) of\n{script}\n{}{}",
+        output.status,
+        output.stdout,
+        output.stderr
+    );
+    let numbers = output.stdout.trim().split_once(' ');
+    let (microseconds, looks) =
+        numbers.with_context(|| format!("two numbers expected: {:?}", output.stdout))?;
+    let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number"));
+    Ok(Settled { after: Duration::from_micros(number(microseconds)?), looks: number(looks)? })
+}
+
+/// Returns the script of [`settle`].
+fn settle_script(wanted: &str, script: &str, hold: Duration, limit: Duration) -> String {
     // The loop starts no process, because a fork takes longer on the node than the awaited change.
     // The pipe never has data, so a `read` with a timeout is a pause.
-    let output = node.try_run_within(
-        limit + hold + Duration::from_secs(120),
-        &format!(
+    format!(
             "wanted=({wanted})
              exec {{pause}}<> <(:)
              {{ :
@@ -204,21 +224,7 @@ pub fn settle(
              done",
             hold = hold.as_micros(),
             limit = (limit + hold).as_micros(),
-        ),
-        Vec::new(),
-    )?;
-    ensure!(
-        output.status.success(),
-        "not settled within {limit:?} ({}) of\n{script}\n{}{}",
-        output.status,
-        output.stdout,
-        output.stderr
-    );
-    let numbers = output.stdout.trim().split_once(' ');
-    let (microseconds, looks) =
-        numbers.with_context(|| format!("two numbers expected: {:?}", output.stdout))?;
-    let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number"));
-    Ok(Settled { after: Duration::from_micros(number(microseconds)?), looks: number(looks)? })
+        )
 }
 
 #[cfg(test)]

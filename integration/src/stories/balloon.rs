@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::kubelet::{ContainerSpec, Kubelet, MIB, PodSpec};
+use crate::kubelet::{ContainerSpec, Kubelet, MIB, Pod, PodSpec};
 use crate::machine::Node;
 use crate::probe::cgroup;
 use crate::stories::resizes::fate;
@@ -64,28 +64,7 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
             .container(ContainerSpec::new("app").request(request * MIB).limit(limit * MIB))
     });
     let mut pods = kubelet.run_pods(specs.into())?;
-    // The probes run in system.slice, as the runtime and the kubelet do. Commands from the ssh
-    // shell run in another slice.
-    let probe = |name: &str, command: &str| {
-        format!(
-            "rm -f /run/{name}
-             systemd-run --quiet --collect --unit {name} --slice system.slice sh -c '
-                 while :; do
-                     began=$(date +%s%N)
-                     {command} >/dev/null 2>&1; status=$?
-                     echo $status $(( ($(date +%s%N) - began) / 1000000 )) >> /run/{name}
-                     sleep 0.2
-                 done'
-             until test -s /run/{name}; do sleep 0.1; done\n"
-        )
-    };
-    let script = format!(
-        "dmesg --clear; head --bytes {} /dev/urandom > /var/lib/working-set\n{}{}",
-        40 * MIB,
-        probe("probe-runtime", "crictl --timeout 100s ps"),
-        probe("probe-service", "cat /var/lib/working-set"),
-    );
-    node.run(&script).context("starting what looks at the system")?;
+    start_probes(node)?;
     let before = refaults(node, "")?;
     let calls: Vec<String> = pods
         .iter()
@@ -114,6 +93,40 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
         pods.push(pod);
         taken = refaults(node, &script)? - before;
     }
+    let outcome = outcome(node, &pods, taken)?;
+    kubelet.remove_pods(&pods)?;
+    Ok(outcome)
+}
+
+/// Starts the services whose latency is measured.
+fn start_probes(node: &Node) -> Result<()> {
+    // The probes run in system.slice, as the runtime and the kubelet do. Commands from the ssh
+    // shell run in another slice.
+    let probe = |name: &str, command: &str| {
+        format!(
+            "rm -f /run/{name}
+             systemd-run --quiet --collect --unit {name} --slice system.slice sh -c '
+                 while :; do
+                     began=$(date +%s%N)
+                     {command} >/dev/null 2>&1; status=$?
+                     echo $status $(( ($(date +%s%N) - began) / 1000000 )) >> /run/{name}
+                     sleep 0.2
+                 done'
+             until test -s /run/{name}; do sleep 0.1; done\n"
+        )
+    };
+    let script = format!(
+        "dmesg --clear; head --bytes {} /dev/urandom > /var/lib/working-set\n{}{}",
+        40 * MIB,
+        probe("probe-runtime", "crictl --timeout 100s ps"),
+        probe("probe-service", "cat /var/lib/working-set"),
+    );
+    node.run(&script).context("starting what looks at the system")?;
+    Ok(())
+}
+
+/// Stops the services and reads what happened.
+fn outcome(node: &Node, pods: &[Pod], refaults: u64) -> Result<Balloon> {
     let output = node.run(
         "systemctl stop probe-runtime probe-service
          dmesg | grep -o 'oom-kill:constraint=.*' || true
@@ -130,7 +143,6 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
             alive.push(name);
         }
     }
-    kubelet.remove_pods(&pods)?;
     Ok(Balloon {
         alive,
         node_kills: kills
@@ -138,7 +150,7 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
             .filter(|line| line.contains("constraint=CONSTRAINT_NONE"))
             .count(),
         limit_kills: of_limits.map(str::to_owned).collect(),
-        refaults: taken,
+        refaults,
         runtime: latency(runtime)?,
         service: latency(service)?,
     })

@@ -1,0 +1,184 @@
+//! Records the events that the charts show, and checks that they are the expected ones.
+
+use anyhow::{Context, Result, bail, ensure};
+use integration::kubelet::{ContainerSpec, Kubelet, MIB, Pod, PodSpec};
+use integration::machine::Node;
+use integration::probe::crictl;
+use integration::runtime::Driver;
+use integration::stories;
+use integration::stories::recording::{self, Recorder};
+
+use crate::chart::{Note, Panel};
+
+/// The limits in MiB of the container in the OOM loop: the first one and the raised ones.
+const LOOP_LIMITS: [u64; 3] = [60, 90, 120];
+
+/// The memory in MiB that this container needs.
+const LOOP_NEEDS: u64 = 104;
+
+/// The size of one allocation in MiB.
+const STEP: u64 = 4;
+
+/// Makes the container allocate `mib` MiB step by step.
+///
+/// Returns whether all allocations succeeded.
+fn grow(node: &Node, pod: &Pod, mib: u64) -> Result<bool> {
+    const GONE: i32 = 3;
+    let output = node.try_run(&format!(
+        "for _ in $(seq {}); do workload call {} alloc {} >/dev/null || exit {GONE}; sleep 0.05; done",
+        mib / STEP,
+        pod.container("app")?.control,
+        STEP * MIB
+    ))?;
+    match output.status.code() {
+        Some(0) => Ok(true),
+        Some(GONE) => Ok(false),
+        _ => bail!("allocating {mib} MiB ({}): {}", output.status, output.stderr.trim_end()),
+    }
+}
+
+/// Waits, so that the picture shows a time without events.
+fn wait(node: &Node, seconds: f64) -> Result<()> {
+    node.run(&format!("sleep {seconds}")).map(|_| ())
+}
+
+pub(crate) fn cut_that_kills(node: &Node) -> Result<Panel> {
+    let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
+    let mut pod = kubelet.run_pod(stories::ample())?;
+    let recorder = Recorder::start(node, &kubelet, &pod)?;
+    ensure!(grow(node, &pod, stories::NEEDS / MIB)?, "the container was killed before the cut");
+    wait(node, 1.0)?;
+    let asked = recorder.now()?;
+    // Ignore the runtime's answer, because it depends on timing. The runtime reports success or an
+    // error about the missing container.
+    let _ = stories::cut(&mut kubelet, &mut pod);
+    wait(node, 6.0)?;
+    let samples = recorder.stop()?;
+    let &[killed] = recording::kills(&samples).as_slice() else { bail!("one kill expected") };
+    ensure!(killed > asked, "killed before the cut");
+    let (lives, _) = stories::fate(node, &pod)?;
+    ensure!(!lives, "the container lives");
+    let notes =
+        vec![Note::after(killed, 75, "limit of 100 MiB asked for:\nkilled by the kernel (OOM)")];
+    Ok(Panel { title: "The same without Plimsoll", top: 275, samples, notes })
+}
+
+pub(crate) fn cut_that_is_refused(node: &Node) -> Result<Panel> {
+    let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
+    let mut pod = kubelet.run_pod(stories::ample())?;
+    let recorder = Recorder::start(node, &kubelet, &pod)?;
+    ensure!(grow(node, &pod, stories::NEEDS / MIB)?, "the container was killed before the cut");
+    wait(node, 1.0)?;
+    let before = stories::memory(node, &pod)?;
+    let asked = recorder.now()?;
+    let Err(refused) = stories::cut(&mut kubelet, &mut pod) else { bail!("the cut passed") };
+    let refused = crictl::reason(&refused);
+    ensure!(refused.contains("would be killed"), "refused for another reason: {refused}");
+    ensure!(stories::memory(node, &pod)? == before, "the refused cut has changed something");
+    ensure!(grow(node, &pod, 16)?, "the container was killed after the refused cut");
+    wait(node, 3.0)?;
+    let freed = recorder.now()?;
+    let answer = pod.container("app")?.call(node, "free")?;
+    ensure!(answer.starts_with("ok"), "freeing says {answer:?}");
+    wait(node, 1.5)?;
+    let again = recorder.now()?;
+    stories::cut(&mut kubelet, &mut pod).context("once it has freed memory")?;
+    ensure!(
+        stories::memory(node, &pod)?.iter().all(|memory| memory.max == 100 * MIB),
+        "the cut passed, but is not made"
+    );
+    wait(node, 0.5)?;
+    ensure!(grow(node, &pod, 64)?, "the container was killed after the cut that passed");
+    wait(node, 2.0)?;
+    let fate = stories::fate(node, &pod)?;
+    ensure!(fate == (true, 0), "whether it lives, and kills: {fate:?}");
+    let samples = recorder.stop()?;
+    let limits =
+        samples.iter().filter(|sample| sample.at < again).filter_map(|sample| sample.container);
+    ensure!(
+        limits.map(|level| level.max).all(|max| max == 250 * MIB),
+        "memory.max has moved before the second cut"
+    );
+    let set =
+        samples.iter().find(|sample| sample.container.is_some_and(|level| level.max == 100 * MIB));
+    let set = set.context("no sample has the limit that was set")?.at;
+    // The text after the semicolon is advice to the user and not part of the reason.
+    let reason = refused.split(';').next().unwrap_or_default();
+    let notes = vec![
+        Note::after(
+            asked,
+            216,
+            format!("limit of 100 MiB asked for; refused:\n{}", wrap(reason, 36)),
+        ),
+        Note::after(freed, 75, "frees its\nmemory"),
+        Note::after(set, 212, "limit of 100 MiB\nasked for; set"),
+    ];
+    Ok(Panel { title: "With Plimsoll", top: 275, samples, notes })
+}
+
+pub(crate) fn rescued_loop(node: &Node) -> Result<Panel> {
+    let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
+    let app = ContainerSpec::new("app").request(32 * MIB).limit(LOOP_LIMITS[0] * MIB);
+    let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
+    let recorder = Recorder::start(node, &kubelet, &pod)?;
+    let [first, second, enough] = LOOP_LIMITS;
+    for (limit, fits) in
+        [(first, false), (first, false), (second, false), (second, false), (enough, true)]
+    {
+        let has = stories::memory(node, &pod)?[1].max;
+        ensure!(has == limit * MIB, "a limit of {limit} MiB expected, found {has} bytes");
+        let has_all = grow(node, &pod, LOOP_NEEDS)?;
+        ensure!(has_all == fits, "with {limit} MiB: whether it has what it needs: {has_all}");
+        if fits {
+            break;
+        }
+        kubelet.remove_container(&mut pod, "app")?;
+        kubelet.run_container(&mut pod, &app)?;
+    }
+    wait(node, 4.0)?;
+    ensure!(stories::fate(node, &pod)?.0, "the container does not live at last");
+    let samples = recorder.stop()?;
+    let (kills, raises) = (recording::kills(&samples), recording::raises(&samples));
+    ensure!(kills.len() == 4, "{} moments of a kill", kills.len());
+    let raised: Vec<u64> = raises.iter().map(|(_, limit)| limit / MIB).collect();
+    ensure!(raised == LOOP_LIMITS[1..], "the pod's limit became {raised:?} MiB");
+    let killed = kills.iter().map(|at| Note::before(*at, 20, "killed"));
+    let raised = raises.iter().map(|(at, limit)| {
+        let limit = limit / MIB;
+        Note::after(*at, limit + 22, format!("Plimsoll raises\nthe limit to {limit} MiB"))
+    });
+    let notes = killed.chain(raised).collect();
+    Ok(Panel {
+        title: "A container that needs 104 MiB, oomRescue after two kills",
+        top: 155,
+        samples,
+        notes,
+    })
+}
+
+/// Breaks text between words into lines of at most `width` bytes. Longer words stay whole.
+fn wrap(text: &str, width: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is a line from the start");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.len() + 1 + word.len() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_broken_between_words() {
+        assert_eq!(wrap("a bc def ghijkl m", 5), "a bc\ndef\nghijkl\nm");
+    }
+}
