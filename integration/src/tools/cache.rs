@@ -118,10 +118,33 @@ fn remove_unused(cache: &Path, name: &str) -> Result<()> {
             .is_some_and(|age| age > UNUSED);
         // A killed process leaves its work directory behind. This process holds the lock of the
         // name, so no other process works in that directory.
-        let abandoned = file_name.starts_with(&format!("making-{name}-"));
-        if abandoned || (unused && file_name.starts_with(&format!("{name}-"))) {
+        let is_abandoned = has_name(&file_name, &format!("making-{name}"));
+        if is_abandoned || (unused && has_name(&file_name, name)) {
             fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
         }
     }
     Ok(())
+}
+
+/// Returns whether a file name consists of `name`, a hyphen and a suffix without hyphens.
+///
+/// A name can begin with another name, such as `kubernetes-disk` with `kubernetes`. Neither a key
+/// nor the suffix of a work directory has a hyphen.
+fn has_name(file_name: &str, name: &str) -> bool {
+    let suffix = file_name.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+    suffix.is_some_and(|suffix| !suffix.contains('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entry_of_longer_name_is_another() {
+        assert!(has_name("kubernetes-0123456789abcdef", "kubernetes"));
+        assert!(has_name("making-kubernetes-disk-x7Yz01", "making-kubernetes-disk"));
+        assert!(!has_name("kubernetes-disk-0123456789abcdef", "kubernetes"));
+        assert!(!has_name("making-kubernetes-disk-x7Yz01", "making-kubernetes"));
+        assert!(!has_name("kubernetes.lock", "kubernetes"));
+    }
 }
