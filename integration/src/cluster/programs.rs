@@ -2,13 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::tools::cache::{self, Key};
-use crate::tools::command::run;
-use crate::tools::go;
+use crate::tools::ext4;
+use crate::tools::go::{OwnProgram, own_source};
+
+/// The name of the Go module, the program and the cache entry.
+const NAME: &str = "kubernetes";
+
+/// The size of the disk. The disk is sparse.
+const SIZE: &str = "1G";
 
 /// Builds the Kubernetes programs if they are not in the cache.
 pub fn prepare() -> Result<()> {
@@ -19,7 +24,7 @@ pub fn prepare() -> Result<()> {
 ///
 /// The program is built from the Go modules at the versions in `integration/kubernetes/go.mod`.
 pub(super) fn program() -> Result<PathBuf> {
-    let modules = fs::read_to_string(go::source("kubernetes").join("go.mod"))
+    let modules = fs::read_to_string(own_source(NAME).join("go.mod"))
         .context("reading go.mod of Kubernetes")?;
     let version = modules.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"));
     let version = version.context("go.mod of Kubernetes has no k8s.io/kubernetes")?;
@@ -37,32 +42,22 @@ pub(super) fn program() -> Result<PathBuf> {
         .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
         .collect();
     // Without optimisation, which takes longer than all the work of the programs in the tests.
-    go::own("kubernetes", &["-gcflags=all=-N -l", &format!("-ldflags=-s -w{told}")])
+    let flags = vec!["-gcflags=all=-N -l".to_owned(), format!("-ldflags=-s -w{told}")];
+    OwnProgram { name: NAME, flags }.obtain()
 }
 
 /// Returns the path of a disk image with the Kubernetes programs.
 pub(super) fn disk(program: &Path) -> Result<PathBuf> {
+    let entry = program.parent().and_then(Path::file_name).context("a program without an entry")?;
     let mut key = Key::default();
-    key.add("program", program.display().to_string()).add("recipe", "ext4 without a journal");
+    key.add("program", entry.as_encoded_bytes())
+        .add("file system", ext4::OPTIONS.join(" "))
+        .add("size", SIZE);
     let dir = cache::entry("kubernetes-disk", &key, |dir| {
         let root = tempfile::tempdir_in(dir).context("creating a directory")?;
         let copy = root.path().join("kubernetes");
         fs::hard_link(program, &copy).with_context(|| format!("linking {}", copy.display()))?;
-        run(Command::new("mke2fs")
-            .args([
-                "-q",
-                "-t",
-                "ext4",
-                "-O",
-                "^has_journal,^metadata_csum",
-                "-E",
-                "root_owner=0:0",
-                "-d",
-            ])
-            .arg(root.path())
-            .arg(dir.join("disk.img"))
-            .arg("1G"))
-        .map(|_| ())
+        ext4::make_disk(root.path(), &dir.join("disk.img"), SIZE)
     })?;
     Ok(dir.join("disk.img"))
 }

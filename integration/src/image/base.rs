@@ -17,7 +17,7 @@ use crate::image::workload::workload;
 use crate::runtime::Distro;
 use crate::tools::cache::{self, Key};
 use crate::tools::command::run;
-use crate::tools::go::{self, Programs};
+use crate::tools::go::{OwnProgram, Programs};
 
 const CRICTL: Programs = Programs {
     name: "crictl",
@@ -29,6 +29,16 @@ const CRICTL: Programs = Programs {
     tests: &[],
 };
 
+/// The source files with the steps of the build.
+const SOURCES: [(&str, &str); 6] = [
+    ("base.rs", include_str!("base.rs")),
+    ("files.rs", include_str!("files.rs")),
+    ("packages.rs", include_str!("packages.rs")),
+    ("kernel.rs", include_str!("kernel.rs")),
+    ("initrd.rs", include_str!("initrd.rs")),
+    ("oci.rs", include_str!("oci.rs")),
+];
+
 /// The units that targets start on the node. All other units that the packages enable are disabled.
 const WANTED_UNITS: &[(&str, &str)] = &[
     ("sysinit.target", "systemd-journald.service"),
@@ -36,6 +46,11 @@ const WANTED_UNITS: &[(&str, &str)] = &[
     ("sockets.target", "systemd-journald-dev-log.socket"),
     ("sockets.target", "dbus.socket"),
 ];
+
+/// Returns the client that stays connected to the runtime.
+fn cri() -> OwnProgram {
+    OwnProgram { name: "cri", flags: vec!["-ldflags=-s -w".to_owned()] }
+}
 
 /// Returns the directory with the files that the nodes of one distribution share.
 ///
@@ -46,18 +61,15 @@ pub(super) fn base(distro: Distro) -> Result<PathBuf> {
     let files = node_files();
     let (common, hook) = (files.join("common"), files.join("kernel-hook.sh"));
     let mut key = Key::default();
-    key.add("recipe", include_str!("base.rs"))
-        .add("files", include_str!("files.rs"))
-        .add("packages", include_str!("packages.rs"))
-        .add("kernel", include_str!("kernel.rs"))
-        .add("initrd", include_str!("initrd.rs"))
-        .add("workload", include_str!("workload.rs"))
-        .add("archive", include_str!("oci.rs"))
-        .add("suite", distro.suite())
+    for (name, text) in SOURCES {
+        key.add_source(name, text);
+    }
+    key.add("suite", distro.suite())
         .add("program", &program)
-        .add("crictl", CRICTL.version)
-        .add("hook", fs::read(&hook).with_context(|| format!("reading {}", hook.display()))?);
-    key.add_tree(&common)?.add_tree(&go::source("cri"))?;
+        .add("hook", fs::read(&hook).with_context(|| format!("reading {}", hook.display()))?)
+        .add_key("crictl", &CRICTL.key())
+        .add_key("cri", &cri().key()?);
+    key.add_tree(&common)?;
     cache::entry(&format!("base-{distro}"), &key, |dir| {
         build(distro, &hook, &common, &program, dir)
     })
@@ -68,9 +80,8 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
     // Do both at the same time: building the clients mostly computes, and the bootstrap mostly
     // downloads and unpacks.
     let (crictl, cri) = thread::scope(|scope| {
-        let clients = scope.spawn(|| {
-            CRICTL.obtain().and_then(|crictl| Ok((crictl, go::own("cri", &["-ldflags=-s -w"])?)))
-        });
+        let clients =
+            scope.spawn(|| CRICTL.obtain().and_then(|crictl| Ok((crictl, cri().obtain()?))));
         bootstrap(distro, hook, &root)?;
         clients.join().map_err(|_| anyhow!("building crictl and cri: a panic"))?
     })?;
@@ -138,4 +149,21 @@ fn wire_units(root: &Path) -> Result<()> {
         fs::remove_file(&default).context("removing the default target")?;
     }
     symlink("node.target", &default).context("setting the default target")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_here_is_in_a_key() {
+        // The program of workload.rs is in the key with its content. disk.rs has its own entry.
+        let others = ["workload.rs", "disk.rs", "mod.rs"];
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/image");
+        for file in fs::read_dir(here).unwrap() {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            let is_known = SOURCES.iter().any(|(source, _)| *source == name);
+            assert!(is_known || others.contains(&&*name), "{name} is in no key");
+        }
+    }
 }

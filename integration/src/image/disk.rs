@@ -7,10 +7,14 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::image::base::base;
-use crate::image::files::{copy_tree, node_files, pack};
+use crate::image::files::{copy_tree, node_files};
 use crate::runtime::{self, Runtime};
 use crate::tools::cache::{self, Key};
 use crate::tools::command::run;
+use crate::tools::ext4;
+
+/// The size of the disk. The disk is sparse.
+const SIZE: &str = "4G";
 
 /// The files that a node boots from. They never change after they are built.
 #[derive(Clone, Debug)]
@@ -31,8 +35,11 @@ impl Image {
         let files = node_files().join(runtime.name());
         let mut key = Key::default();
         key.add("base", base.file_name().unwrap_or_default().as_encoded_bytes())
-            .add("recipe", include_str!("../runtime/programs.rs"))
-            .add("runtime", runtime.name());
+            .add("runtime", runtime.name())
+            .add("file system", ext4::OPTIONS.join(" "))
+            .add_source("disk.rs", include_str!("disk.rs"))
+            .add_source("files.rs", include_str!("files.rs"));
+        runtime::add_programs(runtime, &mut key);
         key.add_tree(&files)?;
         let dir = cache::entry(&format!("image-{runtime}"), &key, |dir| {
             let root = dir.join("root");
@@ -43,7 +50,7 @@ impl Image {
                 .arg(&root))?;
             runtime::install(runtime, &root)?;
             copy_tree(&files, &root)?;
-            pack(&root, &dir.join("disk.img"))?;
+            ext4::make_disk(&root, &dir.join("disk.img"), SIZE)?;
             fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))
         })?;
         Ok(Image { base, dir })

@@ -1,4 +1,4 @@
-//! The files of a node in this repository, and root directories and disks made of them.
+//! The files of a node in this repository.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,18 +19,5 @@ pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         .args(["--recursive", "--no-preserve=ownership", "--remove-destination"])
         .arg(from.join("."))
         .arg(to))
-    .map(|_| ())
-}
-
-/// Makes a sparse ext4 disk from a root directory.
-///
-/// The disk has no journal, because a node's disk is discarded and never recovered.
-pub(super) fn pack(root: &Path, disk: &Path) -> Result<()> {
-    run(Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum"])
-        .args(["-E", "lazy_itable_init=1,root_owner=0:0", "-d"])
-        .arg(root)
-        .arg(disk)
-        .arg("4G"))
     .map(|_| ())
 }

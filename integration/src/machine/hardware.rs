@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::machine::overlay::FORMAT;
+
 /// The guest's memory in MiB. Pods can use about 300 MiB less.
 pub const MEMORY_MIB: u64 = 1400;
 
@@ -36,7 +38,7 @@ pub(super) fn arguments(attachments: &Attachments<'_>) -> Vec<String> {
     let (memory, kernel, initrd) =
         (MEMORY_MIB.to_string(), kernel.display().to_string(), initrd.display().to_string());
     // cache=unsafe: the disk is discarded after use, so QEMU need not flush it to the host.
-    let drive = format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", disk.display());
+    let drive = format!("file={},format={FORMAT},if=none,id=disk,cache=unsafe", disk.display());
     let network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22{forwarding}");
     let monitor = format!("unix:{}", monitor.display());
     let options: [&[&str]; 15] = [

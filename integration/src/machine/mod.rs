@@ -10,6 +10,7 @@
 mod hardware;
 mod monitor;
 mod node;
+mod overlay;
 mod qemu;
 mod shell;
 mod snapshot;

@@ -1,15 +1,13 @@
 //! A running node and the commands on it.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
 
 use crate::image::{self, Image};
-use crate::machine::qemu::{Machine, SNAPSHOT};
+use crate::machine::overlay;
+use crate::machine::qemu::Machine;
 use crate::machine::shell::{Output, Shell, excerpt};
 use crate::machine::start::{Lifetime, Start};
 use crate::runtime::Runtime;
@@ -25,7 +23,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(240);
 pub struct Node {
     runtime: Runtime,
     pub(super) machine: Machine,
-    shell: Shell,
+    pub(super) shell: Shell,
 }
 
 impl Node {
@@ -43,7 +41,7 @@ impl Node {
                     format!("copying {} to {}", snapshot.display(), disk.display())
                 })?;
             }
-            Start::Boot | Start::Equipped(_) => create_overlay(image, &disk)?,
+            Start::Boot | Start::Equipped(_) => overlay::create(image, &disk)?,
         }
         let machine = Machine::power_on(image, &disk, dir, &start, lifetime)?;
         let node = Node::connect(runtime, image, machine)?;
@@ -67,12 +65,7 @@ impl Node {
 
     /// Imports the container images, which a freshly booted node does not have.
     fn settle(&self) -> Result<()> {
-        self.run(&format!(
-            "{}\ncrictl images >/dev/null\nsync",
-            self.runtime
-                .import(image::ARCHIVE, &[image::PAUSE, image::WORKLOAD, image::NRI_TEST_IMAGE])
-        ))
-        .context("importing the container images")?;
+        self.run(&settle_script(self.runtime)).context("importing the container images")?;
         Ok(())
     }
 
@@ -167,31 +160,11 @@ impl Node {
     pub fn process_id(&self) -> u32 {
         self.machine.process_id
     }
-
-    pub(super) fn close_and_save(self, saved: &Path) -> Result<()> {
-        let Node { mut machine, shell, .. } = self;
-        drop(shell);
-        let disk = machine.dir.path.join("disk.qcow2");
-        let said = machine.monitor.execute(
-            "human-monitor-command",
-            &json!({ "command-line": format!("savevm {SNAPSHOT}") }),
-        )?;
-        ensure!(said == json!(""), "QEMU could not save the machine: {said}");
-        machine.monitor.execute("quit", &json!({}))?;
-        machine.wait_for_end(Duration::from_secs(30));
-        fs::copy(&disk, saved)
-            .with_context(|| format!("copying {} to {}", disk.display(), saved.display()))?;
-        Ok(())
-    }
 }
 
-fn create_overlay(image: &Image, overlay: &Path) -> Result<()> {
-    let status = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .arg(image.disk())
-        .arg(overlay)
-        .status()
-        .context("starting qemu-img: is qemu-utils installed? (hack/prepare does it)")?;
-    ensure!(status.success(), "qemu-img could not create {}", overlay.display());
-    Ok(())
+/// Returns the script that completes a freshly booted node.
+pub(super) fn settle_script(runtime: Runtime) -> String {
+    let images = [image::PAUSE, image::WORKLOAD, image::NRI_TEST_IMAGE];
+    let import = runtime.import(image::ARCHIVE, &images);
+    format!("{import}\ncrictl images >/dev/null\nsync")
 }

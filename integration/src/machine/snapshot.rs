@@ -1,14 +1,17 @@
 //! Starts nodes, from a snapshot if possible.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
 use crate::image::Image;
-use crate::machine::node::Node;
+use crate::machine::hardware::{self, Attachments};
+use crate::machine::node::{Node, settle_script};
+use crate::machine::qemu::SNAPSHOT;
 use crate::machine::start::{Equipment, Lifetime, Start};
 use crate::runtime::Runtime;
 use crate::tools::cache::{self, Key};
@@ -61,6 +64,23 @@ impl Node {
             Ok(node)
         })
     }
+
+    /// Saves the machine on its disk, ends it and copies the disk.
+    fn close_and_save(self, saved: &Path) -> Result<()> {
+        let Node { mut machine, shell, .. } = self;
+        drop(shell);
+        let disk = machine.dir.path.join("disk.qcow2");
+        let said = machine.monitor.execute(
+            "human-monitor-command",
+            &json!({ "command-line": format!("savevm {SNAPSHOT}") }),
+        )?;
+        ensure!(said == json!(""), "QEMU could not save the machine: {said}");
+        machine.monitor.execute("quit", &json!({}))?;
+        machine.wait_for_end(Duration::from_secs(30));
+        fs::copy(&disk, saved)
+            .with_context(|| format!("copying {} to {}", disk.display(), saved.display()))?;
+        Ok(())
+    }
 }
 
 /// Tries to start something up to [`STARTS`] times and prints the error of each failed attempt.
@@ -86,15 +106,23 @@ fn snapshot(runtime: Runtime, image: &Image) -> Result<PathBuf> {
     )?;
     let processors = fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
     let model = processors.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
+    // The paths and the port differ between machines with the same hardware.
+    let hardware = hardware::arguments(&Attachments {
+        kernel: Path::new("kernel"),
+        initrd: Path::new("initrd"),
+        disk: Path::new("disk"),
+        monitor: Path::new("monitor"),
+        port: 0,
+        forwarding: "",
+    });
     let mut key = Key::default();
     key.add("image", image.id())
-        .add("recipe", include_str!("snapshot.rs"))
-        .add("node", include_str!("node.rs"))
-        .add("qemu arguments", include_str!("qemu.rs"))
-        .add("hardware", include_str!("hardware.rs"))
-        .add("start", include_str!("start.rs"))
         .add("qemu", version.stdout)
-        .add("processor", model);
+        .add("processor", model)
+        .add("hardware", hardware.join("\n"))
+        .add("name", SNAPSHOT)
+        .add("script", settle_script(runtime))
+        .add_source("snapshot.rs", include_str!("snapshot.rs"));
     let dir = cache::entry(&format!("snapshot-{runtime}"), &key, |dir| {
         persevere(&format!("booting the {runtime} node"), |_| {
             progress(&format!("booting the {runtime} node, to keep a snapshot of it"));

@@ -13,7 +13,7 @@ use crate::runtime::CRIO;
 use crate::tools::cache::{self, Key};
 use crate::tools::command::run;
 use crate::tools::debian::debian_mirror;
-use crate::tools::go::Programs;
+use crate::tools::go::{Build, Programs};
 
 /// The directory of these programs on the node.
 pub const DIRECTORY: &str = "/usr/local/libexec/peers";
@@ -73,8 +73,11 @@ fn put(node: &Node, program: PathBuf) -> Result<()> {
 }
 
 fn plugins() -> Result<PathBuf> {
+    let build =
+        Build { verb: &["build"], flags: vec!["-ldflags=-s -w".to_owned()], packages: &["."] };
     let mut key = Key::default();
-    key.add("source", SOURCE_DIGEST).add("recipe", include_str!("peers.rs"));
+    key.add("source", SOURCE_DIGEST).add("plugins", PLUGINS.join(" "));
+    build.add_to(&mut key);
     cache::entry("nri-plugins", &key, |dir| {
         let work = tempfile::tempdir().context("creating a directory")?;
         let archive = work.path().join("nri.tar.gz");
@@ -87,14 +90,8 @@ fn plugins() -> Result<PathBuf> {
             .arg(&archive)
             .arg("-C")
             .arg(work.path()))?;
-        for name in PLUGINS {
-            run(Command::new("go")
-                .current_dir(work.path().join("plugins").join(name))
-                .env("CGO_ENABLED", "0")
-                .args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
-                .arg(dir.join(name))
-                .arg("."))?;
-        }
-        Ok(())
+        PLUGINS.iter().try_for_each(|name| {
+            build.run(&work.path().join("plugins").join(name), &dir.join(name))
+        })
     })
 }

@@ -7,33 +7,24 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::runtime::kind::Runtime;
+use crate::runtime::modules::{CONTAINERD, CRIO};
+use crate::tools::cache::Key;
 use crate::tools::command::run;
 use crate::tools::go::Programs;
 
-const CONTAINERD: Programs = Programs {
-    name: "containerd",
-    module: "github.com/containerd/containerd/v2",
-    version: "v2.4.2",
-    tags: &["no_btrfs", "no_devmapper", "no_zfs"],
-    version_variable: Some("github.com/containerd/containerd/v2/version.Version"),
-    packages: &["./cmd/containerd", "./cmd/containerd-shim-runc-v2", "./cmd/ctr"],
-    tests: &[],
-};
-
-pub(crate) const CRIO: Programs = Programs {
-    name: "crio",
-    module: "github.com/cri-o/cri-o",
-    version: "v1.36.3",
-    // These tags exclude or replace everything that needs C libraries.
-    tags: &[
-        "containers_image_openpgp",
-        "containers_image_ostree_stub",
-        "exclude_graphdriver_btrfs",
-    ],
-    version_variable: None,
-    packages: &["./cmd/crio"],
-    tests: &[],
-};
+/// Adds the programs that [`install`] installs to a key.
+pub(crate) fn add_programs(runtime: Runtime, key: &mut Key) {
+    match runtime {
+        Runtime::Containerd17 | Runtime::Containerd21 => {}
+        Runtime::Containerd24 => {
+            key.add_key("containerd", &CONTAINERD.key());
+        }
+        Runtime::Crio136 => {
+            key.add_key("crio", &CRIO.key());
+        }
+    }
+    key.add_source("programs.rs", include_str!("programs.rs"));
+}
 
 /// Installs the programs without a Debian package into the root directory of a node with this
 /// runtime.

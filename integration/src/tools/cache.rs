@@ -1,8 +1,30 @@
 //! A cache outside the work tree for files that are slow to build.
 //!
-//! An entry is a directory `NAME-KEY`. The key is a digest of everything that goes into the entry.
-//! A new entry is built in another directory and then renamed, so that every existing entry is
-//! complete. A file lock per name keeps two processes from building the same entry.
+//! An entry is a directory `NAME-KEY`. The key is a digest of everything that decides the content
+//! of the entry. A new entry is built in another directory and then renamed, so that every existing
+//! entry is complete. A file lock per name keeps two processes from building the same entry.
+//!
+//! Each file that builds an entry also makes the entry's key, from four kinds of inputs:
+//!
+//! - Data that the build uses: versions, arguments of commands, and scripts for the node
+//!   ([`Key::add`]). The build and the key read the same constant or call the same function.
+//! - Trees of files that the build copies or compiles ([`Key::add_tree`]).
+//! - Other entries that the build uses: their keys, not their content ([`Key::add_key`]).
+//! - Steps that are not data: the text of the source files that have these steps
+//!   ([`Key::add_source`]). Such a file has no code that other entries use.
+//!
+//! | entry | file | inputs |
+//! |---|---|---|
+//! | programs from Go modules | `tools/go.rs` | version, arguments; for our own modules the tree |
+//! | `workload` | `image/workload.rs` | source, arguments, version of the compiler |
+//! | `base-DISTRO` | `image/base.rs` | steps, `node/common`, kernel hook, programs |
+//! | `image-RUNTIME` | `image/disk.rs` | base, steps, `node/RUNTIME`, programs |
+//! | `snapshot-RUNTIME` | `machine/snapshot.rs` | image, steps, QEMU and its arguments, script |
+//! | `kubernetes-disk` | `cluster/programs.rs` | programs, options of the file system |
+//! | `nri-plugins` | `placement/peers.rs` | digest of the source, arguments |
+//!
+//! No key has the versions of the Debian packages or of Go. To build an entry with newer ones,
+//! delete its directory.
 
 use std::env;
 use std::fs::{self, File};
@@ -72,7 +94,23 @@ impl Key {
         Ok(self)
     }
 
-    fn hex(&self) -> String {
+    /// Adds another entry by its key.
+    pub fn add_key(&mut self, name: &str, key: &Key) -> &mut Self {
+        self.add(name, key.hex())
+    }
+
+    /// Adds the text of a Rust source file without comment lines, empty lines and unit tests.
+    pub fn add_source(&mut self, name: &str, text: &str) -> &mut Self {
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let lines = code.lines().filter(|line| {
+            let line = line.trim_start();
+            !line.is_empty() && !line.starts_with("//")
+        });
+        self.add(name, lines.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Returns the key as text.
+    pub(crate) fn hex(&self) -> String {
         let digest = self.0.clone().finalize();
         digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -138,6 +176,19 @@ fn has_name(file_name: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn comments_and_tests_are_not_in_the_key() {
+        let key = |text| {
+            let mut key = Key::default();
+            key.add_source("a.rs", text);
+            key.hex()
+        };
+        let code = "fn a() {}\nfn b() {}\n";
+        let commented = "//! A.\nfn a() {}\n\n    // B.\nfn b() {}\n#[cfg(test)]\nmod tests {}\n";
+        assert_eq!(key(code), key(commented));
+        assert_ne!(key(code), key("fn a() {}\nfn c() {}\n"));
+    }
 
     #[test]
     fn entry_of_longer_name_is_another() {

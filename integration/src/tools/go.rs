@@ -8,6 +8,12 @@ use anyhow::{Context, Result};
 use crate::tools::cache::{self, Key};
 use crate::tools::command::run;
 
+/// The environment variable of every build: the programs need no C library.
+const ENVIRONMENT: (&str, &str) = ("CGO_ENABLED", "0");
+
+/// The flags of every build. The programs contain no paths of this machine.
+const FLAGS: [&str; 2] = ["-trimpath", "-buildvcs=false"];
+
 /// Programs to build from one Go module.
 pub struct Programs {
     /// The name of the cache entry.
@@ -31,45 +37,38 @@ pub struct Programs {
 impl Programs {
     /// Returns the directory with the programs. They are built first if they are not in the cache.
     pub fn obtain(&self) -> Result<PathBuf> {
-        let mut key = Key::default();
-        key.add("module", self.module)
-            .add("version", self.version)
-            .add("recipe", include_str!("go.rs"));
-        for (name, parts) in [("tag", self.tags), ("package", self.packages), ("test", self.tests)]
-        {
-            for part in parts {
-                key.add(name, part);
-            }
-        }
-        key.add("variable", self.version_variable.unwrap_or_default());
-        cache::entry(self.name, &key, |dir| self.build(dir))
+        cache::entry(self.name, &self.key(), |dir| {
+            // In its own directory, Go uses the dependencies that the module has locked. Go also
+            // requests only this version from the proxy. `go install MODULE@VERSION` would request
+            // the list of all versions, which some proxies lack.
+            let source = self.source()?;
+            self.builds().iter().try_for_each(|build| build.run(&source, &dir.join("")))
+        })
     }
 
-    /// Builds the programs like `go install MODULE@VERSION`, but in the module's own directory.
-    ///
-    /// In this directory Go uses the dependencies that the module has locked. Go also requests only
-    /// this version from the proxy. It does not request the list of all versions, which some
-    /// proxies lack.
-    fn build(&self, dir: &Path) -> Result<()> {
+    /// Returns the cache key of the programs.
+    pub(crate) fn key(&self) -> Key {
+        let mut key = Key::default();
+        key.add("module", self.module).add("version", self.version);
+        for build in self.builds() {
+            build.add_to(&mut key);
+        }
+        key
+    }
+
+    fn builds(&self) -> Vec<Build<'_>> {
         let variable = self
             .version_variable
             .map(|name| format!(" -X {name}={}", self.version.trim_start_matches('v')));
-        let source = self.source()?;
-        let go = |arguments: &[&str]| {
-            let mut command = Command::new("go");
-            command.current_dir(&source).env("CGO_ENABLED", "0").args(arguments);
-            command.args(["-trimpath", "-buildvcs=false", "-tags", &self.tags.join(",")]);
-            command.arg(format!("-ldflags=-s -w{}", variable.as_deref().unwrap_or_default()));
-            command.arg("-o").arg(dir.join(""));
-            command
-        };
-        if !self.packages.is_empty() {
-            run(go(&["build"]).args(self.packages))?;
-        }
-        if !self.tests.is_empty() {
-            run(go(&["test", "-c"]).args(self.tests))?;
-        }
-        Ok(())
+        let flags = vec![
+            format!("-tags={}", self.tags.join(",")),
+            format!("-ldflags=-s -w{}", variable.unwrap_or_default()),
+        ];
+        let build = |verb, packages| Build { verb, flags: flags.clone(), packages };
+        [build(&["build"][..], self.packages), build(&["test", "-c"], self.tests)]
+            .into_iter()
+            .filter(|build| !build.packages.is_empty())
+            .collect()
     }
 
     /// Returns the directory of the module's source, which is read-only.
@@ -77,33 +76,107 @@ impl Programs {
         let module = format!("{}@{}", self.module, self.version);
         let described = run(Command::new("go").args(["mod", "download", "-json", &module]))?;
         let described: serde_json::Value =
-            serde_json::from_str(&described).context("reading what `go mod download` said")?;
+            serde_json::from_str(&described).context("reading the answer of `go mod download`")?;
         Ok(described["Dir"].as_str().with_context(|| format!("no source for {module}"))?.into())
     }
 }
 
 /// Returns the directory of the Go module `integration/NAME` in this repository.
-pub fn source(name: &str) -> PathBuf {
+pub(crate) fn own_source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// Builds the Go module `integration/NAME` of this repository with these arguments for `go build`.
-///
-/// Returns the path of the program, which is kept in the cache.
-pub fn own(name: &str, arguments: &[&str]) -> Result<PathBuf> {
-    let source = source(name);
-    let mut key = Key::default();
-    key.add_tree(&source)?
-        .add("recipe", include_str!("go.rs"))
-        .add("arguments", arguments.join(" "));
-    let dir = cache::entry(name, &key, |dir| {
+/// A Go module `integration/NAME` in this repository with one program.
+pub(crate) struct OwnProgram {
+    /// The name of the directory, the program and the cache entry.
+    pub(crate) name: &'static str,
+    /// Flags of `go build`.
+    pub(crate) flags: Vec<String>,
+}
+
+impl OwnProgram {
+    /// Returns the path of the program. It is built first if it is not in the cache.
+    pub(crate) fn obtain(&self) -> Result<PathBuf> {
+        let dir = cache::entry(self.name, &self.key()?, |dir| {
+            self.build().run(&own_source(self.name), &dir.join(self.name))
+        })?;
+        Ok(dir.join(self.name))
+    }
+
+    /// Returns the cache key of the program.
+    pub(crate) fn key(&self) -> Result<Key> {
+        let mut key = Key::default();
+        key.add_tree(&own_source(self.name))?;
+        self.build().add_to(&mut key);
+        Ok(key)
+    }
+
+    fn build(&self) -> Build<'_> {
+        Build { verb: &["build"], flags: self.flags.clone(), packages: &["."] }
+    }
+}
+
+/// A call of the `go` command that builds programs.
+pub(crate) struct Build<'a> {
+    /// The subcommand.
+    pub(crate) verb: &'a [&'a str],
+    pub(crate) flags: Vec<String>,
+    pub(crate) packages: &'a [&'a str],
+}
+
+impl Build<'_> {
+    /// Builds the packages of the module in the directory `source`.
+    ///
+    /// `output` is the path of the program, or of a directory if it ends with a slash.
+    pub(crate) fn run(&self, source: &Path, output: &Path) -> Result<()> {
         let mut command = Command::new("go");
-        command.current_dir(&source).env("CGO_ENABLED", "0").args([
-            "build",
-            "-trimpath",
-            "-buildvcs=false",
-        ]);
-        run(command.args(arguments).arg("-o").arg(dir.join(name)).arg(".")).map(|_| ())
-    })?;
-    Ok(dir.join(name))
+        command.current_dir(source).env(ENVIRONMENT.0, ENVIRONMENT.1);
+        command.args(self.verb).args(FLAGS).args(&self.flags);
+        run(command.arg("-o").arg(output).args(self.packages)).map(|_| ())
+    }
+
+    /// Adds the call to a key.
+    pub(crate) fn add_to(&self, key: &mut Key) {
+        key.add("environment", format!("{}={}", ENVIRONMENT.0, ENVIRONMENT.1));
+        let words = self.verb.iter().chain(&FLAGS).copied();
+        for word in words.chain(self.flags.iter().map(String::as_str)) {
+            key.add("word", word);
+        }
+        for package in self.packages {
+            key.add("package", package);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HELLO: Programs = Programs {
+        name: "hello",
+        module: "example.com/hello",
+        version: "v1.2.3",
+        tags: &["a", "b"],
+        version_variable: Some("main.Version"),
+        packages: &["./cmd/hello"],
+        tests: &[],
+    };
+
+    #[test]
+    fn key_changes_with_every_input() {
+        let keys = [
+            HELLO,
+            Programs { module: "example.com/other", ..HELLO },
+            Programs { version: "v1.2.4", ..HELLO },
+            Programs { tags: &["a"], ..HELLO },
+            Programs { version_variable: None, ..HELLO },
+            Programs { packages: &["./cmd/hello", "./cmd/bye"], ..HELLO },
+            Programs { packages: &[], tests: &["./cmd/hello"], ..HELLO },
+        ]
+        .map(|programs| programs.key().hex());
+        for (index, key) in keys.iter().enumerate() {
+            assert!(!keys[..index].contains(key), "input {index} is not in the key");
+        }
+        assert_eq!(Programs { name: "another", ..HELLO }.key().hex(), HELLO.key().hex());
+    }
 }

@@ -3,6 +3,7 @@
 pub mod cache;
 pub(crate) mod command;
 pub(crate) mod debian;
+pub(crate) mod ext4;
 pub mod go;
 pub(crate) mod process;
 pub mod progress;
