@@ -17,7 +17,7 @@ use crate::image::Image;
 use crate::machine::hardware::{self, Attachments};
 use crate::machine::monitor::Monitor;
 use crate::machine::start::{Lifetime, Start};
-use crate::tools::process::free_port;
+use crate::tools::process::free_ports;
 use crate::tools::run_directory::RunDir;
 
 /// The time limit from power-on to ready. A boot takes about 20 s on an idle host with two cores.
@@ -51,7 +51,8 @@ impl Machine {
         start: &Start<'_>,
         lifetime: Lifetime,
     ) -> Result<Machine> {
-        let port = free_port()?;
+        // If another process takes the port first, QEMU ends at once and the start is tried again.
+        let [port] = free_ports()?;
         let forwarding = match start {
             Start::Equipped(equipment) => equipment.forwarding(),
             _ => String::new(),

@@ -1,11 +1,16 @@
 //! Child processes that end with this process, and free ports for them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
+
+/// The program that sets the signal for the end of the parent thread and then becomes the child.
+const LAUNCHER: &str = "setpriv";
 
 /// A child process.
 ///
@@ -27,20 +32,41 @@ pub(crate) fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<
     let output = File::options().create(true).append(true).open(log);
     let output = output.with_context(|| format!("creating {}", log.display()))?;
     let errors = output.try_clone().context("opening the log twice")?;
-    let mut command = Command::new("setpriv");
+    let mut command = Command::new(LAUNCHER);
     command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
     let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
     let mut child = Running(
         child
             .context("starting setpriv: is it installed? (hack/prepare installs what is needed)")?,
     );
-    // If setpriv cannot start the program, the process ends soon. The check may run before that.
-    let ended = child.0.try_wait().with_context(|| format!("waiting for {}", program.display()))?;
-    ensure!(ended.is_none(), "{} has ended: see {}", program.display(), log.display());
+    wait_for_exec(&mut child.0)
+        .with_context(|| format!("starting {}: see {}", program.display(), log.display()))?;
     Ok(child)
 }
 
+/// Waits until setpriv has become the program.
+///
+/// An error means that setpriv could not start the program, or that the program ended at once.
+fn wait_for_exec(child: &mut Child) -> Result<()> {
+    let executable = format!("/proc/{}/exe", child.id());
+    loop {
+        let status = child.try_wait().context("waiting for setpriv")?;
+        if let Some(status) = status {
+            bail!("the process has ended ({status})");
+        }
+        // The link of a process that has just ended cannot be read.
+        if let Ok(path) = fs::read_link(&executable)
+            && path.file_name().is_some_and(|name| name != LAUNCHER)
+        {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Returns `N` different ports that were free a moment ago.
+///
+/// Another process may take a port before the caller's program takes the port.
 pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N]> {
     // All listeners stay open until the last one is bound, so that the ports differ.
     let listeners: Vec<_> = (0..N)
@@ -54,9 +80,27 @@ pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N]> {
     Ok(ports)
 }
 
-pub(crate) fn free_port() -> Result<u16> {
-    // Another process may take the port before QEMU takes it. QEMU then ends at once and the start
-    // is tried again.
-    let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
-    Ok(listener.local_addr().context("looking for a free port")?.port())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_that_cannot_start_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let Err(error) = spawn(&directory.path().join("missing"), &[], &log) else {
+            panic!("a program that does not exist was started")
+        };
+        assert!(format!("{error:#}").contains("has ended"), "{error:#}");
+        assert!(fs::read_to_string(&log).unwrap().contains("missing"));
+    }
+
+    #[test]
+    fn running_program_is_not_setpriv() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let running = spawn(Path::new("sleep"), &["60".to_owned()], &log).unwrap();
+        let command = fs::read_to_string(format!("/proc/{}/comm", running.0.id())).unwrap();
+        assert_eq!(command, "sleep\n");
+    }
 }
