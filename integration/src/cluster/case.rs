@@ -10,7 +10,8 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::cluster::with_node::{Cluster, Plimsoll};
-use crate::fleet::{self, Place, durations, support};
+use crate::fleet::durations::{self, Outcome};
+use crate::fleet::{self, Place, support};
 use crate::runtime::Driver;
 use crate::tools::progress::progress;
 
@@ -60,22 +61,23 @@ impl Cluster {
                     panic!("noting that the case has passed: {error:?}");
                 }
             }));
+            let fate = match &outcome {
+                Ok(()) => None,
+                Err(_) => shared.as_ref().and_then(|cluster| cluster.node.fate()),
+            };
+            let verdict = Outcome::new(outcome.is_ok(), fate.is_some(), is_last);
             let took = started.elapsed();
-            let verdict = if outcome.is_ok() { "passed" } else { "failed" };
             durations::note("cluster", verdict, took, prepared.get().unwrap_or(took));
             let Err(failure) = outcome else { break };
-            match shared.as_ref().and_then(|cluster| cluster.node.fate()) {
-                Some(fate) => {
-                    *shared = None;
-                    if is_last {
-                        return Err(failure);
-                    }
-                    progress(&format!(
-                        "the cluster's node did not last for a case, which runs once more: {fate}"
-                    ));
-                }
-                None => return Err(failure),
+            let Some(fate) = fate else { return Err(failure) };
+            // The next case needs a new cluster.
+            *shared = None;
+            if is_last {
+                return Err(failure);
             }
+            progress(&format!(
+                "the cluster's node did not last for a case, which runs once more: {fate}"
+            ));
         }
         Ok(())
     }

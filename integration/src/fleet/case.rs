@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
-use crate::fleet::durations;
+use crate::fleet::durations::{self, Outcome};
 use crate::fleet::queue::{Member, Misfit, Needs, Place, Plugin, Wanted};
 use crate::fleet::support;
 use crate::kubelet;
@@ -40,11 +40,8 @@ pub fn on_node(
             prepared.set(Some(started.elapsed()));
             case(node, driver)
         });
-        let verdict = match &outcome {
-            Ok(()) => "passed",
-            Err((Some(_), _)) if !last => "its node did not last",
-            Err(_) => "failed",
-        };
+        let has_node_died = matches!(outcome, Err((Some(_), _)));
+        let verdict = Outcome::new(outcome.is_ok(), has_node_died, last);
         let took = started.elapsed();
         durations::note(runtime.name(), verdict, took, prepared.get().unwrap_or(took));
         let (fate, error) = match outcome {

@@ -7,6 +7,7 @@
 //! lines.
 
 use std::env;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -29,8 +30,40 @@ pub fn case_name() -> String {
     thread::current().name().unwrap_or("a case").to_owned()
 }
 
+/// The outcome of one run of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The case passed.
+    Passed,
+    /// The case failed.
+    Failed,
+    /// The case failed because its node died. The case runs once more.
+    Retried,
+}
+
+impl Outcome {
+    /// Returns the outcome of a run that passed, or that failed while its node died or lived.
+    pub fn new(has_passed: bool, has_node_died: bool, is_last_run: bool) -> Outcome {
+        match (has_passed, has_node_died && !is_last_run) {
+            (true, _) => Outcome::Passed,
+            (false, true) => Outcome::Retried,
+            (false, false) => Outcome::Failed,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Outcome::Passed => "passed",
+            Outcome::Failed => "failed",
+            Outcome::Retried => "node died",
+        })
+    }
+}
+
 /// Records the total time of this thread's case and the part of it until the node was ready.
-pub fn note(runtime: &str, outcome: &str, took: Duration, preparing: Duration) {
+pub fn note(runtime: &str, outcome: Outcome, took: Duration, preparing: Duration) {
     let (case, took, preparing) = (case_name(), took.as_secs_f64(), preparing.as_secs_f64());
     let line = format!(
         "[case] {took:6.1} s, {preparing:5.1} s of them to prepare, {runtime}: {case}: {outcome}\n"
@@ -58,4 +91,17 @@ fn append(line: &str) -> Result<()> {
     }
     let file = file.as_mut().context("the file was opened above")?;
     file.write_all(line.as_bytes()).context("writing a line")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_last_run_on_dead_node_fails() {
+        assert_eq!(Outcome::new(true, false, true), Outcome::Passed);
+        assert_eq!(Outcome::new(false, true, false), Outcome::Retried);
+        assert_eq!(Outcome::new(false, true, true), Outcome::Failed);
+        assert_eq!(Outcome::new(false, false, false), Outcome::Failed);
+    }
 }
