@@ -22,9 +22,20 @@ pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 /// The path on a node of the archive with all images.
 pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
 
+/// The media type of a manifest.
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
 /// The busybox commands of the image with a shell. Each one is a symbolic link to busybox.
 const APPLETS: &[&str] =
     &["sh", "cat", "echo", "grep", "id", "ls", "mount", "sleep", "stat", "test"];
+
+/// A container image with one layer.
+struct ContainerImage<'a> {
+    name: &'a str,
+    layer: &'a [u8],
+    entrypoint: &'a [&'a str],
+    command: &'a [&'a str],
+}
 
 /// Writes an archive with all images.
 ///
@@ -32,9 +43,38 @@ const APPLETS: &[&str] =
 pub(super) fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> Result<()> {
     let file = File::create(archive).with_context(|| format!("creating {}", archive.display()))?;
     let mut tar = tar::Builder::new(file);
+    let (workload, shell) = (workload_layer(program)?, shell_layer(busybox)?);
+    let entrypoint = &["/workload"][..];
+    let images = [
+        (PAUSE, &workload, entrypoint, &["pause"][..]),
+        (WORKLOAD, &workload, entrypoint, &["serve", "/control"]),
+        (NRI_TEST_IMAGE, &shell, &[], &["sh"]),
+    ];
+    let manifests: Vec<Value> = images
+        .into_iter()
+        .map(|(name, layer, entrypoint, command)| {
+            append_image(&mut tar, &ContainerImage { name, layer, entrypoint, command })
+        })
+        .collect::<Result<_>>()?;
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": manifests,
+    });
+    append(&mut tar, "index.json", 0o644, &serde_json::to_vec(&index)?)?;
+    append(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    tar.finish().with_context(|| format!("finishing {}", archive.display()))
+}
+
+/// Returns the layer with the workload.
+fn workload_layer(program: &[u8]) -> Result<Vec<u8>> {
     let mut layer = tar::Builder::new(Vec::new());
     append(&mut layer, "workload", 0o755, program)?;
-    let workload = layer.into_inner().context("finishing the image layer")?;
+    layer.into_inner().context("finishing the layer with the workload")
+}
+
+/// Returns the layer with busybox and its commands.
+fn shell_layer(busybox: &[u8]) -> Result<Vec<u8>> {
     let mut layer = tar::Builder::new(Vec::new());
     append(&mut layer, "bin/busybox", 0o755, busybox)?;
     for applet in APPLETS {
@@ -46,53 +86,39 @@ pub(super) fn write_archive(program: &[u8], busybox: &[u8], archive: &Path) -> R
             .append_link(&mut header, format!("bin/{applet}"), "busybox")
             .context("adding a link to the image")?;
     }
-    let shell = layer.into_inner().context("finishing the image layer")?;
+    layer.into_inner().context("finishing the layer with the shell")
+}
 
-    let entrypoint = &["/workload"][..];
-    let images = [
-        (PAUSE, &workload, entrypoint, &["pause"][..]),
-        (WORKLOAD, &workload, entrypoint, &["serve", "/control"]),
-        (NRI_TEST_IMAGE, &shell, &[], &["sh"]),
-    ];
-    let mut manifests = Vec::new();
-    for (name, layer, entrypoint, command) in images {
-        let layer_digest = append_blob(&mut tar, layer)?;
-        let config = serde_json::to_vec(&json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {
-                "Entrypoint": entrypoint,
-                "Cmd": command,
-                "Env": ["PATH=/bin"],
-                // The program is process 1 of its PID namespace and does not handle SIGTERM. The
-                // kernel discards such a signal.
-                "StopSignal": "SIGKILL",
-            },
-            "rootfs": { "type": "layers", "diff_ids": [&layer_digest] },
-        }))?;
-        let manifest = serde_json::to_vec(&json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
-        }))?;
-        append_blob(&mut tar, &config)?;
-        append_blob(&mut tar, &manifest)?;
-        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-        // containerd reads its own annotation. Other programs read the one of the OCI
-        // specification.
-        entry["annotations"] =
-            json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
-        manifests.push(entry);
-    }
-    let index = json!({
+/// Adds the blobs of an image to the archive and returns the image's entry in the index.
+fn append_image<W: Write>(tar: &mut tar::Builder<W>, image: &ContainerImage<'_>) -> Result<Value> {
+    let ContainerImage { name, layer, entrypoint, command } = image;
+    let layer_digest = append_blob(tar, layer)?;
+    let config = serde_json::to_vec(&json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {
+            "Entrypoint": entrypoint,
+            "Cmd": command,
+            "Env": ["PATH=/bin"],
+            // The program is process 1 of its PID namespace and does not handle SIGTERM. The
+            // kernel discards such a signal.
+            "StopSignal": "SIGKILL",
+        },
+        "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
+    }))?;
+    let manifest = serde_json::to_vec(&json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": manifests,
-    });
-    append(&mut tar, "index.json", 0o644, &serde_json::to_vec(&index)?)?;
-    append(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    tar.finish().with_context(|| format!("finishing {}", archive.display()))
+        "mediaType": MANIFEST,
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+    }))?;
+    append_blob(tar, &config)?;
+    append_blob(tar, &manifest)?;
+    let mut entry = descriptor(MANIFEST, &manifest);
+    // containerd reads its own annotation. Other programs read the one of the OCI specification.
+    entry["annotations"] =
+        json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
+    Ok(entry)
 }
 
 fn digest(content: &[u8]) -> String {
@@ -121,4 +147,49 @@ fn append<W: Write>(
     header.set_mode(mode);
     tar.append_data(&mut header, path, content)
         .with_context(|| format!("adding {path} to the image archive"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    use super::*;
+
+    /// Returns the files of an archive by their paths.
+    fn files(archive: &Path) -> BTreeMap<String, Vec<u8>> {
+        let mut archive = tar::Archive::new(File::open(archive).unwrap());
+        let read = |entry: std::io::Result<tar::Entry<'_, File>>| {
+            let mut entry = entry.unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            (entry.path().unwrap().display().to_string(), content)
+        };
+        archive.entries().unwrap().map(read).collect()
+    }
+
+    #[test]
+    fn every_descriptor_leads_to_its_blob() {
+        let directory = tempfile::tempdir().unwrap();
+        let archive = directory.path().join("images.tar");
+        write_archive(b"program", b"busybox", &archive).unwrap();
+        let files = files(&archive);
+        let blob = |descriptor: &Value| {
+            let digest_of = descriptor["digest"].as_str().unwrap();
+            let content = &files[&format!("blobs/{}", digest_of.replace(':', "/"))];
+            assert_eq!(digest(content), digest_of);
+            assert_eq!(descriptor["size"], content.len());
+            content.clone()
+        };
+        let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+        let mut names = Vec::new();
+        for entry in index["manifests"].as_array().unwrap() {
+            names.push(entry["annotations"]["io.containerd.image.name"].as_str().unwrap());
+            let manifest: Value = serde_json::from_slice(&blob(entry)).unwrap();
+            let config: Value = serde_json::from_slice(&blob(&manifest["config"])).unwrap();
+            let layer = blob(&manifest["layers"][0]);
+            assert_eq!(config["rootfs"]["diff_ids"], json!([digest(&layer)]));
+        }
+        assert_eq!(names, [PAUSE, WORKLOAD, NRI_TEST_IMAGE]);
+    }
 }
