@@ -10,22 +10,22 @@ use nri::api::{
 };
 use nri::{Creation, EventMask, Identity, Plugin, Refusal, Stub};
 
-/// Connects to the runtime's NRI socket and sets one unified cgroup value of every container that is created.
+/// Connects to the runtime's NRI socket and sets one unified cgroup value of every new container
 #[derive(Parser)]
 struct Claimer {
-    /// Its place among the plugins: the lower, the earlier it is asked
+    /// Index of the plugin: the runtime calls plugins with a lower index first
     #[arg(long, default_value = "10")]
     index: String,
 
-    /// The unified key, such as memory.high
+    /// Unified key, such as memory.high
     #[arg(long)]
     key: String,
 
-    /// Its value
+    /// Value of the key
     #[arg(long)]
     value: String,
 
-    /// The runtime's NRI socket
+    /// NRI socket of the runtime
     #[arg(long, default_value = nri::DEFAULT_SOCKET)]
     socket: PathBuf,
 }

@@ -55,7 +55,8 @@ impl ApiServer {
         let directory = RunDir::create()?;
         let path = |name: &str| directory.path.join(name);
         let tokens = format!(
-            "{ADMINISTRATOR},{ADMINISTRATOR},0,system:masters\n{KUBELET},system:node:{NODE},1,system:nodes\n"
+            "{ADMINISTRATOR},{ADMINISTRATOR},0,system:masters\n\
+             {KUBELET},system:node:{NODE},1,system:nodes\n"
         );
         fs::write(path("tokens"), tokens).context("writing tokens")?;
         run(Command::new("ssh-keygen")
@@ -152,7 +153,8 @@ pub(crate) fn kubeconfig(server: (Ipv4Addr, u16), certificate: &Path, token: &st
     let ((address, port), certificate) = (server, certificate.display());
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-         clusters: [{{name: test, cluster: {{server: \"https://{address}:{port}\", certificate-authority: \"{certificate}\"}}}}]\n\
+         clusters: [{{name: test, cluster: {{server: \"https://{address}:{port}\", \
+         certificate-authority: \"{certificate}\"}}}}]\n\
          users: [{{name: test, user: {{token: \"{token}\"}}}}]\n\
          contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n"
     )

@@ -49,7 +49,7 @@ impl Cluster {
             let started = Instant::now();
             let prepared = Cell::new(None);
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
-                let cluster = shared.get_or_insert_with(start_elsewhere);
+                let cluster = shared.get_or_insert_with(start_in_own_thread);
                 if let Err(error) = cluster.prepare(plimsoll) {
                     panic!("the cluster is not ready for a case: {error:?}");
                 }
@@ -76,7 +76,7 @@ impl Cluster {
                 return Err(failure);
             }
             progress(&format!(
-                "the cluster's node did not last for a case, which runs once more: {fate}"
+                "the cluster's node died during a case, which runs once more: {fate}"
             ));
         }
         Ok(())
@@ -102,10 +102,10 @@ impl Cluster {
 ///
 /// The kernel kills the cluster's processes when the thread that started them ends. A test's thread
 /// would end too early.
-fn start_elsewhere() -> Cluster {
+fn start_in_own_thread() -> Cluster {
     let (started, cluster) = mpsc::channel();
     thread::spawn(move || {
-        // `start_elsewhere` waits for this result, so sending cannot fail.
+        // `start_in_own_thread` waits for this result, so sending cannot fail.
         let _ = started.send(Cluster::start());
         loop {
             thread::park();

@@ -15,7 +15,8 @@ use crate::tools::command::run;
 ///
 /// The script restarts containerd and checks that no NRI socket exists afterwards.
 const SWITCH_NRI_OFF: &str = "
-    printf '\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n' >>/etc/containerd/config.toml
+    printf '\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n' \
+        >>/etc/containerd/config.toml
     systemctl restart containerd
     cri version
     ! grep nri.sock /proc/net/unix";
@@ -86,7 +87,10 @@ impl Cluster {
         if self.deployed == Some(Plimsoll::Absent) {
             return Ok(());
         }
-        let restore = "for id in $(crictl ps --quiet --name '^plimsoll$'); do crictl exec $id plimsoll restore; done";
+        let restore = "
+            for id in $(crictl ps --quiet --name '^plimsoll$'); do
+                crictl exec $id plimsoll restore
+            done";
         self.node.run(restore).context("restoring what Plimsoll has set")?;
         self.kubectl(&[
             "delete",

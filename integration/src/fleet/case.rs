@@ -50,7 +50,8 @@ pub fn on_node(
         };
         match fate {
             Some(fate) if !last => progress(&format!(
-                "the {runtime} node did not last for a case, which runs once more: {fate}\nthe case had failed with: {error:#}"
+                "the {runtime} node died during a case, which runs once more: {fate}\n\
+                 the case failed with: {error:#}"
             )),
             _ => panic!("on the {runtime} node: {error:?}"),
         }

@@ -33,25 +33,34 @@ macro_rules! node_tests {
         $(, once: { $($once:ident),* $(,)? })?
     ) => {
         mod containerd_1_7 {
-            $crate::node_tests!(@driver Containerd17 cgroupfs Cgroupfs $kind [$($name)* $($($every)*)?; $($($once)*)?]);
-            $crate::node_tests!(@driver Containerd17 systemd Systemd $kind [; $($name)* $($($every)*)? $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd17 cgroupfs Cgroupfs $kind
+                [$($name)* $($($every)*)?; $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd17 systemd Systemd $kind
+                [; $($name)* $($($every)*)? $($($once)*)?]);
         }
         mod containerd_2_1 {
-            $crate::node_tests!(@driver Containerd21 systemd Systemd $kind [$($($every)*)?; $($name)* $($($once)*)?]);
-            $crate::node_tests!(@driver Containerd21 cgroupfs Cgroupfs $kind [; $($name)* $($($every)*)? $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd21 systemd Systemd $kind
+                [$($($every)*)?; $($name)* $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd21 cgroupfs Cgroupfs $kind
+                [; $($name)* $($($every)*)? $($($once)*)?]);
         }
         mod containerd_2_4 {
-            $crate::node_tests!(@driver Containerd24 cgroupfs Cgroupfs $kind [$($($every)*)?; $($name)* $($($once)*)?]);
-            $crate::node_tests!(@driver Containerd24 systemd Systemd $kind [; $($name)* $($($every)*)? $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd24 cgroupfs Cgroupfs $kind
+                [$($($every)*)?; $($name)* $($($once)*)?]);
+            $crate::node_tests!(@driver Containerd24 systemd Systemd $kind
+                [; $($name)* $($($every)*)? $($($once)*)?]);
         }
         mod crio_1_36 {
-            $crate::node_tests!(@driver Crio136 systemd Systemd $kind [$($name)* $($($every)*)? $($($once)*)?;]);
-            $crate::node_tests!(@driver Crio136 cgroupfs Cgroupfs $kind [; $($name)* $($($every)*)? $($($once)*)?]);
+            $crate::node_tests!(@driver Crio136 systemd Systemd $kind
+                [$($name)* $($($every)*)? $($($once)*)?;]);
+            $crate::node_tests!(@driver Crio136 cgroupfs Cgroupfs $kind
+                [; $($name)* $($($every)*)? $($($once)*)?]);
         }
     };
     (@driver $runtime:ident $module:ident $driver:ident control $names:tt) => {
         mod $module {
-            $crate::node_tests!(@cases $runtime $driver ($crate::fleet::Plugin::Absent) [super::super] $names);
+            $crate::node_tests!(@cases $runtime $driver ($crate::fleet::Plugin::Absent)
+                [super::super] $names);
         }
     };
     (@driver $runtime:ident $module:ident $driver:ident plugin $names:tt) => {
@@ -86,7 +95,8 @@ macro_rules! node_tests {
     (@case $runtime:ident $driver:ident $plugin:tt [$($up:tt)*] $name:ident) => {
         #[test]
         fn $name() {
-            let (runtime, driver) = ($crate::runtime::Runtime::$runtime, $crate::runtime::Driver::$driver);
+            let runtime = $crate::runtime::Runtime::$runtime;
+            let driver = $crate::runtime::Driver::$driver;
             $crate::fleet::on_node(runtime, driver, &$plugin, $($up)*::$name);
         }
     };

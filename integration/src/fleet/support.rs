@@ -107,10 +107,14 @@ fn ask(node: &Node, driver: Driver) -> Result<Facts> {
     // Each handler has its own OCI runtime. On the nodes a handler has the name of its cgroup
     // driver.
     let script = format!(
-        r#". /etc/os-release; echo "$PRETTY_NAME"; uname -r; systemctl --version | awk 'NR == 1 {{ print $2 }}'
+        r#". /etc/os-release; echo "$PRETTY_NAME"; uname -r
+           systemctl --version | awk 'NR == 1 {{ print $2 }}'
            said=$(crictl version); echo "$said" | awk '/^Runtime(Name|Version):/ {{ print $2 }}'
-           path=$({{ cat /etc/crio/crio.conf.d/* /etc/containerd/config.toml 2>/dev/null || true; }} | awk -F "[\"']" \
-               '/^\[/ {{ found = /runtimes\.{driver}(\.options)?\]$/ }} found && /^(runtime_path|BinaryName)/ {{ print $2; exit }}')
+           files='/etc/crio/crio.conf.d/* /etc/containerd/config.toml'
+           path=$({{ cat $files 2>/dev/null || true; }} |
+               awk -F "[\"']" '
+                   /^\[/ {{ found = /runtimes\.{driver}(\.options)?\]$/ }}
+                   found && /^(runtime_path|BinaryName)/ {{ print $2; exit }}')
            "${{path:-runc}}" --version | sed -n 1p"#
     );
     let said = node.run(&script)?.stdout;

@@ -55,7 +55,8 @@ fn append_cpio(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
     let (size, name_size) = (data.len(), name.len() + 1);
     archive.extend(
         format!(
-            "070701{inode:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{size:08x}{:08x}{:08x}{:08x}{:08x}{name_size:08x}{:08x}",
+            "070701{inode:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{size:08x}\
+             {:08x}{:08x}{:08x}{:08x}{name_size:08x}{:08x}",
             0, 0, 1, 0, 0, 0, 0, 0, 0
         )
         .bytes(),

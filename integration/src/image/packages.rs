@@ -99,8 +99,8 @@ pub(super) fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> 
             }
             Err(error) => {
                 return Err(error.context(format!(
-                    "installing Debian {suite} from {mirror}; it needs root, the network, and a debian-archive-keyring \
-                     that knows the suite's keys (apt-get install debian-archive-keyring)"
+                    "installing Debian {suite} from {mirror}: this needs root, the network and the \
+                     keys of the suite (apt-get install debian-archive-keyring)"
                 )));
             }
         }

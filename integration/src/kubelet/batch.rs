@@ -145,17 +145,22 @@ impl Kubelet<'_> {
 pub fn clear(node: &Node) -> Result<()> {
     let root = cgroup::ROOT;
     let configuration = format!(
-        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupDriver: systemd\n\
-         enforceNodeAllocatable: [pods]\nfeatureGates:\n  MemoryQoS: false\nsystemReserved:\n  memory: {}\nevictionHard:\n  memory.available: {}\n",
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+         cgroupDriver: systemd\nenforceNodeAllocatable: [pods]\n\
+         featureGates:\n  MemoryQoS: false\nsystemReserved:\n  memory: {}\n\
+         evictionHard:\n  memory.available: {}\n",
         quantity(SYSTEM_RESERVED),
         quantity(EVICTION_HARD)
     );
     let script = format!(
         "{}
          if systemctl --quiet is-active kubepods.slice; then systemctl stop kubepods.slice; fi
-         if [ -d {root}/kubepods ]; then find {root}/kubepods -depth -type d -exec rmdir '{{}}' +; fi
-         # Properties set on slices outlive them here and would be inherited by the next of the same name.
-         left=$(find /run/systemd/system.control /run/systemd/transient -maxdepth 1 -name 'kubepods*' 2>/dev/null || true)
+         if [ -d {root}/kubepods ]; then
+             find {root}/kubepods -depth -type d -exec rmdir '{{}}' +
+         fi
+         # Properties of a slice outlive the slice here. A new slice of this name would have them.
+         left=$(find /run/systemd/system.control /run/systemd/transient -maxdepth 1 \
+             -name 'kubepods*' 2>/dev/null || true)
          if [ -n \"$left\" ]; then rm -rf $left; systemctl daemon-reload; fi
          rm -rf {STATE} {MESSAGES} {CONTROL} /var/log/pods
          mkdir -p {STATE}

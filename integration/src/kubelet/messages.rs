@@ -103,7 +103,10 @@ impl Kubelet<'_> {
             "annotations": { "io.kubernetes.container.restartCount": "0" },
             "mounts": [{ "container_path": "/control", "host_path": control }],
             "log_path": format!("{name}.log"),
-            "linux": { "resources": resources, "security_context": { "namespace_options": namespaces() } },
+            "linux": {
+                "resources": resources,
+                "security_context": { "namespace_options": namespaces() },
+            },
         })
     }
 }

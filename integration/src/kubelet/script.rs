@@ -9,7 +9,8 @@ use serde_json::Value;
 /// `systemctl start` waits for the job that `StartTransientUnit` began.
 pub(super) fn start_slice(name: &str, properties: &[(&str, &str, &str)]) -> String {
     let mut script = format!(
-        "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager \
+        "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
+         org.freedesktop.systemd1.Manager \
          StartTransientUnit 'ssa(sv)a(sa(sv))' {name} replace {} DefaultDependencies b false \
          MemoryAccounting b true CPUAccounting b true TasksAccounting b true",
         4 + properties.len()

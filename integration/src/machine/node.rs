@@ -51,21 +51,21 @@ impl Node {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 node.run(&format!("date --set=@{} >/dev/null", now.as_secs()))?;
             }
-            Start::Boot | Start::Equipped(_) => node.settle()?,
+            Start::Boot | Start::Equipped(_) => node.import_images()?,
         }
         Ok(node)
     }
 
     fn connect(runtime: Runtime, image: &Image, machine: Machine) -> Result<Node> {
         let shell = Shell::open(image, &machine)
-            .map_err(|error| machine.blame(error))
+            .map_err(|error| machine.add_fate(error))
             .with_context(|| format!("opening a shell on the {runtime} node"))?;
         Ok(Node { runtime, machine, shell })
     }
 
     /// Imports the container images, which a freshly booted node does not have.
-    fn settle(&self) -> Result<()> {
-        self.run(&settle_script(self.runtime)).context("importing the container images")?;
+    fn import_images(&self) -> Result<()> {
+        self.run(&import_script(self.runtime)).context("importing the container images")?;
         Ok(())
     }
 
@@ -107,7 +107,7 @@ impl Node {
     /// Runs a script like [`Node::try_run`], with another time limit and with standard input.
     pub fn try_run_within(&self, limit: Duration, script: &str, input: Vec<u8>) -> Result<Output> {
         let answer =
-            self.shell.run(limit, script, input).map_err(|error| self.machine.blame(error))?;
+            self.shell.run(limit, script, input).map_err(|error| self.machine.add_fate(error))?;
         // ssh also returns 255 itself, for a lost connection.
         if answer.status.code() == Some(255)
             && let Some(fate) = self.fate_soon()
@@ -130,7 +130,8 @@ impl Node {
     /// A rename replaces the file, so readers see either the old or the new content.
     pub fn write_file(&self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Result<()> {
         let script = format!(
-            "set -euo pipefail; mkdir -p \"$(dirname {path})\"; cat > {path}.new; chmod {mode:o} {path}.new; mv {path}.new {path}"
+            "set -euo pipefail; mkdir -p \"$(dirname {path})\"; cat > {path}.new; \
+             chmod {mode:o} {path}.new; mv {path}.new {path}"
         );
         let output = self.try_run_within(COMMAND_LIMIT, &script, content.into())?;
         ensure!(
@@ -148,9 +149,10 @@ impl Node {
     }
 
     /// Returns the command that opens a shell on the node.
-    pub fn way_in(&self) -> String {
+    pub fn ssh_command(&self) -> String {
         format!(
-            "ssh -i {} -p {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1",
+            "ssh -i {} -p {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+             root@127.0.0.1",
             self.shell.key.display(),
             self.machine.port
         )
@@ -163,7 +165,7 @@ impl Node {
 }
 
 /// Returns the script that completes a freshly booted node.
-pub(super) fn settle_script(runtime: Runtime) -> String {
+pub(super) fn import_script(runtime: Runtime) -> String {
     let images = [image::PAUSE, image::WORKLOAD, image::NRI_TEST_IMAGE];
     let import = runtime.import(image::ARCHIVE, &images);
     format!("{import}\ncrictl images >/dev/null\nsync")

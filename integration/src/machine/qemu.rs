@@ -98,7 +98,8 @@ impl Machine {
                 Ok(line) => last = line,
                 Err(RecvTimeoutError::Timeout) => {
                     bail!(
-                        "the node was not ready within {BOOT_LIMIT:?}; its last console line: {last:?}"
+                        "the node was not ready within {BOOT_LIMIT:?}; \
+                         its last console line: {last:?}"
                     )
                 }
                 Err(RecvTimeoutError::Disconnected) => {
@@ -120,7 +121,7 @@ impl Machine {
     }
 
     /// Adds the machine's fate as context to an error, if the machine has ended.
-    pub(super) fn blame(&self, error: anyhow::Error) -> anyhow::Error {
+    pub(super) fn add_fate(&self, error: anyhow::Error) -> anyhow::Error {
         match self.fate() {
             Some(fate) => error.context(format!("the machine died: {fate}")),
             None => error,
@@ -185,7 +186,7 @@ impl Process {
         // started it ends, so a test's thread must not start QEMU.
         thread::spawn(move || {
             let _end = end;
-            tend(command, log, &qemu_log, &started, &lines, &told);
+            watch(command, log, &qemu_log, &started, &lines, &told);
             // If QEMU ended before it connected to its monitor, `Monitor::accept` still waits. This
             // connection ends the wait.
             let _ = UnixStream::connect(&monitor);
@@ -198,7 +199,7 @@ impl Process {
 }
 
 /// Starts QEMU, forwards the lines of its console and records how QEMU ended.
-fn tend(
+fn watch(
     mut command: Command,
     mut log: File,
     qemu_log: &Path,

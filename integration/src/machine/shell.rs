@@ -34,7 +34,8 @@ cri() {
     echo "$*" >&$channel
     IFS= read -r -d '' answer <&$channel || true
     exec {channel}>&-
-    if [ "${answer%%$'\n'*}" = 0 ]; then printf %s "${answer#*$'\n'}"; else echo "cri: ${answer#*$'\n'}" >&2; return 1; fi
+    if [ "${answer%%$'\n'*}" != 0 ]; then echo "cri: ${answer#*$'\n'}" >&2; return 1; fi
+    printf %s "${answer#*$'\n'}"
 }"#;
 
 /// A multiplexed ssh connection.

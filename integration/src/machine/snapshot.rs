@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::image::Image;
 use crate::machine::hardware::{self, Attachments};
-use crate::machine::node::{Node, settle_script};
+use crate::machine::node::{Node, import_script};
 use crate::machine::qemu::SNAPSHOT;
 use crate::machine::start::{Equipment, Lifetime, Start};
 use crate::runtime::Runtime;
@@ -28,7 +28,7 @@ impl Node {
 
     /// Starts a node that keeps running after this value is dropped and after this process ends.
     ///
-    /// [`Node::way_in`] returns the command to reach it.
+    /// [`Node::ssh_command`] returns the command to reach it.
     pub fn start_kept(runtime: Runtime) -> Result<Node> {
         let mut node = Node::start_in(runtime, Lifetime::Kept)?;
         node.machine.kept = true;
@@ -39,7 +39,7 @@ impl Node {
     /// Boots a node with additional equipment. Such a node has no snapshot.
     pub fn boot(runtime: Runtime, equipment: &Equipment) -> Result<Node> {
         let image = Image::obtain(runtime)?;
-        persevere(&format!("booting the {runtime} node"), |_| {
+        retry(&format!("booting the {runtime} node"), |_| {
             Node::launch(runtime, &image, Start::Equipped(equipment), Lifetime::Process)
         })
     }
@@ -52,7 +52,7 @@ impl Node {
     fn start_in(runtime: Runtime, lifetime: Lifetime) -> Result<Node> {
         let image = Image::obtain(runtime)?;
         let snapshot = snapshot(runtime, &image)?;
-        persevere(&format!("starting the {runtime} node"), |attempt| {
+        retry(&format!("starting the {runtime} node"), |attempt| {
             let started = Instant::now();
             // Only the first attempt loads the snapshot, because the snapshot itself may be broken.
             let start = if attempt == 1 { Start::Load(&snapshot) } else { Start::Boot };
@@ -84,7 +84,7 @@ impl Node {
 }
 
 /// Tries to start something up to [`STARTS`] times and prints the error of each failed attempt.
-fn persevere<T>(what: &str, mut start: impl FnMut(u32) -> Result<T>) -> Result<T> {
+fn retry<T>(what: &str, mut start: impl FnMut(u32) -> Result<T>) -> Result<T> {
     let mut attempt = 1;
     loop {
         match start(attempt) {
@@ -121,10 +121,10 @@ fn snapshot(runtime: Runtime, image: &Image) -> Result<PathBuf> {
         .add("processor", model)
         .add("hardware", hardware.join("\n"))
         .add("name", SNAPSHOT)
-        .add("script", settle_script(runtime))
+        .add("script", import_script(runtime))
         .add_source("snapshot.rs", include_str!("snapshot.rs"));
     let dir = cache::entry(&format!("snapshot-{runtime}"), &key, |dir| {
-        persevere(&format!("booting the {runtime} node"), |_| {
+        retry(&format!("booting the {runtime} node"), |_| {
             progress(&format!("booting the {runtime} node, to keep a snapshot of it"));
             let node = Node::launch(runtime, image, Start::Boot, Lifetime::Process)?;
             node.close_and_save(&dir.join("disk.qcow2"))

@@ -49,7 +49,8 @@ fn wait_since(node: &Node, cursor: &str, unit: &str, pattern: &str, script: &str
     let output = node.try_run(&format!(
         "cursor=\"{cursor}\"
          {script}
-         exec 3< <(exec journalctl --unit {unit} --after-cursor \"$cursor\" --output cat --no-tail --follow 2>/dev/null)
+         exec 3< <(exec journalctl --unit {unit} --after-cursor \"$cursor\" --output cat \
+             --no-tail --follow 2>/dev/null)
          follower=$!
          status=0
          timeout {SECONDS} grep -E -q -m 1 '{pattern}' <&3 || status=$?

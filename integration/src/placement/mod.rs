@@ -17,6 +17,6 @@ pub use journal::{
     cursor, journal, until_synchronised, until_synchronised_since, wait_for_journal,
 };
 pub use plimsoll::{
-    CONFIG, EXTERNAL_BINARY, Mode, bare_restart, binary, configure, install, remove,
-    restart_plugin, restart_runtime, switch_driver,
+    CONFIG, EXTERNAL_BINARY, Mode, binary, configure, install, remove, restart_plugin,
+    restart_runtime, restart_script, switch_driver,
 };

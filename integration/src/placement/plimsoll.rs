@@ -68,7 +68,8 @@ pub fn install(node: &Node, mode: Mode, config: &str) -> Result<()> {
         Mode::External => {
             node.write_file(UNIT, UNIT_TEXT, 0o644)?;
             format!(
-                "install -D -m 755 {binary} {EXTERNAL_BINARY}\nsystemctl daemon-reload\nsystemctl start plimsoll"
+                "install -D -m 755 {binary} {EXTERNAL_BINARY}\n\
+                 systemctl daemon-reload\nsystemctl start plimsoll"
             )
         }
     };
@@ -90,14 +91,16 @@ pub fn configure(node: &Node, config: &str) -> Result<()> {
 pub fn remove(node: &Node) -> Result<()> {
     node.run(&format!(
         "if [ -e {UNIT} ]; then
-             systemctl stop plimsoll; rm -f {UNIT} {EXTERNAL_BINARY} {CONFIG}; systemctl daemon-reload
+             systemctl stop plimsoll
+             rm -f {UNIT} {EXTERNAL_BINARY} {CONFIG}
+             systemctl daemon-reload
          fi
          if [ -e {LAUNCHED_BINARY} ]; then
              rm -f {LAUNCHED_BINARY} {CONFIG}; {}
          fi
          rm -rf /run/plimsoll
          rmdir /etc/nri/conf.d /etc/nri 2>/dev/null || true",
-        bare_restart(node)
+        restart_script(node)
     ))
     .context("removing the plugin")?;
     Ok(())
@@ -106,7 +109,7 @@ pub fn remove(node: &Node) -> Result<()> {
 /// Returns a script that restarts the runtime and waits until the runtime answers.
 ///
 /// The script does not wait for a plugin.
-pub fn bare_restart(node: &Node) -> String {
+pub fn restart_script(node: &Node) -> String {
     format!("systemctl restart {}; cri version", node.runtime().unit())
 }
 
@@ -122,7 +125,7 @@ pub fn restart_runtime(node: &Node) -> Result<()> {
 pub fn switch_driver(node: &Node, driver: Driver) -> Result<()> {
     let (file, content) = node.runtime().driver_configuration(driver);
     node.write_file(file, content, 0o644)?;
-    node.run(&bare_restart(node)).with_context(|| format!("switching to the driver {driver}"))?;
+    node.run(&restart_script(node)).with_context(|| format!("switching to the driver {driver}"))?;
     Ok(())
 }
 

@@ -93,7 +93,8 @@ pub fn usage(node: &Node, cgroups: &[&str]) -> Result<Vec<Usage>> {
     for cgroup in cgroups {
         let _ = writeln!(
             script,
-            "cd {ROOT}/{cgroup}; awk 'FNR == NR {{ print; nextfile }} $1 == \"anon\" || $1 == \"file\" {{ print $2 }}' \
+            "cd {ROOT}/{cgroup}
+             awk 'FNR == NR {{ print; nextfile }} $1 ~ /^(anon|file)$/ {{ print $2 }}' \
              memory.current memory.stat"
         );
     }
@@ -196,7 +197,12 @@ fn settle_script(wanted: &str, script: &str, hold: Duration, limit: Duration) ->
     // The loop starts no process, because a fork takes longer on the node than the awaited change.
     // The pipe never has data, so a `read` with a timeout is a pause.
     format!(
-            "wanted=({wanted})
+        "wanted=({wanted})
+             compare() {{
+                 if [[ $value != $want ]]; then
+                     wrong+=\"$file is $value instead of $want\"$'\\n'
+                 fi
+             }}
              exec {{pause}}<> <(:)
              {{ :
              {script}
@@ -208,12 +214,12 @@ fn settle_script(wanted: &str, script: &str, hold: Duration, limit: Duration) ->
                      value=gone
                      file=${{wanted[i]}} want=${{wanted[i + 1]}}
                      {{ read -r value <$file; }} 2>/dev/null || value=gone
-                     if [[ $value != $want ]]; then wrong+=\"$file is $value instead of $want\"$'\\n'; fi
-                     # Where a container by crun has its processes.
+                     compare
+                     # The processes of a container by crun are in this cgroup.
                      file=${{file%/*}}/container/${{file##*/}}
                      if [[ -e $file ]]; then
                          {{ read -r value <$file; }} 2>/dev/null || value=$want
-                         if [[ $value != $want ]]; then wrong+=\"$file is $value instead of $want\"$'\\n'; fi
+                         compare
                      fi
                  done
                  now=$((${{EPOCHREALTIME//[.,]/}} - began))
@@ -222,9 +228,9 @@ fn settle_script(wanted: &str, script: &str, hold: Duration, limit: Duration) ->
                  if ((now >= {limit})); then printf '%s' \"$wrong\"; exit 1; fi
                  read -r -t 0.005 -u $pause || true
              done",
-            hold = hold.as_micros(),
-            limit = (limit + hold).as_micros(),
-        )
+        hold = hold.as_micros(),
+        limit = (limit + hold).as_micros(),
+    )
 }
 
 #[cfg(test)]
@@ -235,5 +241,28 @@ mod tests {
     fn a_chain_leads_from_the_top_to_the_cgroup_itself() {
         assert_eq!(chain("a/b/c"), ["a", "a/b", "a/b/c"]);
         assert_eq!(chain("a"), ["a"]);
+    }
+
+    #[test]
+    fn script_waits_for_value_and_names_wrong_file() {
+        const SHORT: Duration = Duration::from_millis(100);
+        const LONG: Duration = Duration::from_secs(30);
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("memory.min");
+        let file = file.to_str().unwrap();
+        let run = |script: &str, limit: Duration| {
+            let wanted = format!(" {file} 4096");
+            let script = settle_script(&wanted, script, Duration::from_millis(20), limit);
+            let bash = format!("set -euo pipefail\n{script}");
+            let output = std::process::Command::new("bash").args(["-c", &bash]).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        };
+        assert_eq!(run(&format!("echo 4096 > {file}"), LONG), (Some(0), "0 0\n".to_owned()));
+        let wrong = format!("{file} is 0 instead of 4096\n");
+        assert_eq!(run(&format!("echo 0 > {file}"), SHORT), (Some(1), wrong));
+        let (code, output) =
+            run(&format!("echo 0 > {file}; (sleep 0.05; echo 4096 > {file}) &"), LONG);
+        let after: u64 = output.split(' ').next().unwrap().parse().unwrap();
+        assert!(code == Some(0) && after > 0, "{code:?}: {output}");
     }
 }

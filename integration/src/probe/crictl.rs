@@ -46,7 +46,8 @@ pub fn exec(node: &Node, container: &str, command: &str) -> Result<Output> {
 pub fn remove(node: &Node, container: &str) -> Result<()> {
     let script = format!(
         "for again in 1 1 1 1 1 1 1 0; do
-             if crictl stop --timeout 0 {container} >/dev/null && crictl rm {container} >/dev/null; then break; fi
+             if crictl stop --timeout 0 {container} >/dev/null &&
+                 crictl rm {container} >/dev/null; then break; fi
              [ $again = 1 ]
          done"
     );

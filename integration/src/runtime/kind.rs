@@ -77,7 +77,7 @@ impl Runtime {
     /// Returns whether the runtime itself refuses a limit below the container's usage.
     ///
     /// The runtime does not notice usage that reaches the limit while the runtime sets the limit.
-    pub fn refuses_cuts(self) -> bool {
+    pub fn refuses_limit_decreases(self) -> bool {
         self == Runtime::Crio136
     }
 
@@ -107,17 +107,20 @@ impl Runtime {
 
     /// Returns a script that imports the archive's images into the runtime.
     pub(crate) fn import(self, archive: &str, images: &[&str]) -> String {
+        const IMPORT: &str = "ctr --namespace k8s.io images import";
+        let copy = |image: &&str| {
+            format!(
+                "skopeo copy --quiet oci-archive:{archive}:{image} containers-storage:{image}\n"
+            )
+        };
         match self {
             // Newer versions need `--local`. They import in the daemon by default, and the daemon
             // does not find the archive's image names by itself.
-            Runtime::Containerd17 => format!("ctr --namespace k8s.io images import {archive} >/dev/null"),
+            Runtime::Containerd17 => format!("{IMPORT} {archive} >/dev/null"),
             Runtime::Containerd21 | Runtime::Containerd24 => {
-                format!("ctr --namespace k8s.io images import --local {archive} >/dev/null")
+                format!("{IMPORT} --local {archive} >/dev/null")
             }
-            Runtime::Crio136 => images
-                .iter()
-                .map(|image| format!("skopeo copy --quiet oci-archive:{archive}:{image} containers-storage:{image}\n"))
-                .collect(),
+            Runtime::Crio136 => images.iter().map(copy).collect(),
         }
     }
 }

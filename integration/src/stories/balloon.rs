@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::kubelet::{ContainerSpec, Kubelet, MIB, Pod, PodSpec};
 use crate::machine::Node;
 use crate::probe::cgroup;
-use crate::stories::resizes::fate;
+use crate::stories::resizes::read_fate;
 
 /// The pods of [`balloon`]: name, request, limit and final usage, the latter three in MiB.
 ///
@@ -139,7 +139,7 @@ fn outcome(node: &Node, pods: &[Pod], refaults: u64) -> Result<Balloon> {
         kills.lines().filter_map(|line| line.split_once("oom_memcg=")?.1.split(',').next());
     let mut alive = Vec::new();
     for (pod, (name, ..)) in pods.iter().zip(BALLOONS) {
-        if fate(node, pod)?.0 {
+        if read_fate(node, pod)?.0 {
             alive.push(name);
         }
     }

@@ -12,7 +12,7 @@ mod throttled;
 pub use balloon::{Balloon, Latency, balloon};
 pub use random::Random;
 pub use resizes::{
-    NEEDS, alloc, ample, cached, cut, fate, grows_while_it_is_cut, hungry, memory, memory_high,
-    satisfied,
+    NEEDS, alloc, ample_pod, decrease_limit, decrease_limit_below_cache, grow_during_decrease,
+    memory, memory_high, read_fate, run_oom_killed, run_satisfied,
 };
-pub use throttled::{LINE, Standing, goes_beyond, stands};
+pub use throttled::{MEMORY_HIGH, Stall, exceed_high, stall_at_high};

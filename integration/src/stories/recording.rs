@@ -23,7 +23,9 @@ exec {pause}<> <(:)
 value() { { read -r value <"$1"; } 2>/dev/null || value=-; }
 while :; do
     line=${EPOCHREALTIME//[.,]/}
-    while read -r name count; do if [[ $name = oom_kill ]]; then line+=" $count"; fi; done <memory.events
+    while read -r name count; do
+        if [[ $name = oom_kill ]]; then line+=" $count"; fi
+    done <memory.events
     value memory.max; line+=" $value"
     container='- - -'
     for group in */; do
@@ -79,8 +81,8 @@ impl<'n> Recorder<'n> {
         let sandbox = sandbox.rsplit('/').next().unwrap_or_default();
         node.run(&format!(
             "rm -f {SAMPLES}
-             systemd-run --quiet --collect --unit recorder --slice system.slice --property StandardOutput=file:{SAMPLES} \
-                 bash {SCRIPT} {ROOT}/{} {sandbox}
+             systemd-run --quiet --collect --unit recorder --slice system.slice \
+                 --property StandardOutput=file:{SAMPLES} bash {SCRIPT} {ROOT}/{} {sandbox}
              until test -s {SAMPLES}; do sleep 0.1; done",
             pod.cgroup
         ))
@@ -120,7 +122,8 @@ fn parse(line: &str) -> Result<Sample> {
     let values: Vec<Option<u64>> = line.split(' ').map(read).collect::<Result<_>>()?;
     let &[Some(at), Some(kills), Some(pod_max), current, high, max] = values.as_slice() else {
         anyhow::bail!(
-            "time, kills, limit of the pod, and usage, memory.high and limit of the container expected: {line:?}"
+            "a sample has six values (time, kills, pod limit, usage, memory.high, limit), \
+             found {line:?}"
         );
     };
     // A container that ends while its files are read has only some of the values.

@@ -8,7 +8,7 @@ use crate::kubelet::{Container, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
 use crate::machine::Node;
 use crate::probe::cgroup::{self, Memory};
 
-/// The memory in bytes that the container in [`hungry`] needs and the one in [`satisfied`] uses.
+/// The memory in bytes that the container in [`run_oom_killed`] needs and the one in [`run_satisfied`] uses.
 pub const NEEDS: u64 = 128 * MIB;
 
 /// Returns memory.high for the default throttling factor 0.9, in whole pages.
@@ -34,7 +34,7 @@ pub fn memory(node: &Node, pod: &Pod) -> Result<[Memory; 2]> {
 /// (kubernetes#138760).
 ///
 /// Returns the pod and the workload's answer to the same allocation in the new container.
-pub fn hungry(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
+pub fn run_oom_killed(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
     let spec = |limit: u64| ContainerSpec::new("app").request(32 * MIB).limit(limit);
     let mut pod = kubelet.run_pod(PodSpec::new("hungry").container(spec(100 * MIB)))?;
     let answer = alloc(node, &pod, NEEDS)?;
@@ -46,28 +46,31 @@ pub fn hungry(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
 }
 
 /// Returns a pod whose container has a limit of 250 MiB.
-pub fn ample() -> PodSpec {
+pub fn ample_pod() -> PodSpec {
     PodSpec::new("satisfied")
         .container(ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB))
 }
 
-/// Runs the pod of [`ample`] and lets its container allocate 128 MiB.
-pub fn satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
-    let pod = kubelet.run_pod(ample())?;
+/// Runs the pod of [`ample_pod`] and lets its container allocate 128 MiB.
+pub fn run_satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
+    let pod = kubelet.run_pod(ample_pod())?;
     let answer = alloc(node, &pod, NEEDS)?;
     ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
     Ok(pod)
 }
 
-/// Decreases the limit of the container in [`satisfied`] to 100 MiB, which is below its usage.
-pub fn cut(kubelet: &mut Kubelet<'_>, pod: &mut Pod) -> Result<()> {
+/// Decreases the limit of the container in [`run_satisfied`] to 100 MiB, which is below its usage.
+pub fn decrease_limit(kubelet: &mut Kubelet<'_>, pod: &mut Pod) -> Result<()> {
     kubelet.resize(pod, "app", Some(64 * MIB), Some(100 * MIB))
 }
 
 /// Decreases the limit of a container with 120 MiB of page cache from 150 to 60 MiB.
 ///
 /// Returns the pod and the runtime's answer.
-pub fn cached(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, Result<()>)> {
+pub fn decrease_limit_below_cache(
+    kubelet: &mut Kubelet<'_>,
+    node: &Node,
+) -> Result<(Pod, Result<()>)> {
     let app = ContainerSpec::new("app").limit(150 * MIB).cpu(2000);
     let mut pod = kubelet.run_pod(PodSpec::new("cached").container(app))?;
     let container = pod.container("app")?;
@@ -82,7 +85,7 @@ pub fn cached(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, Result<()>
 }
 
 /// Returns whether the container lives and how many processes of its pod were OOM-killed.
-pub fn fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
+pub fn read_fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
     let lives =
         pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));
     Ok((lives, cgroup::events(node, &pod.cgroup)?["oom_kill"]))
@@ -92,7 +95,7 @@ pub fn fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
 ///
 /// The pace must be slow enough that the runtime writes the limit during the growth. Returns
 /// whether the update succeeded and how often the write of the limit invoked the OOM killer.
-pub fn grows_while_it_is_cut(
+pub fn grow_during_decrease(
     node: &Node,
     pod: &Pod,
     milliseconds_per_mib: u64,

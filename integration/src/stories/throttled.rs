@@ -14,12 +14,12 @@ use crate::probe::cgroup;
 const BEYOND: u64 = 150 * MIB;
 
 /// The memory.high of this container in bytes.
-pub const LINE: u64 = 90 * MIB;
+pub const MEMORY_HIGH: u64 = 90 * MIB;
 
 /// Lets a container allocate beyond its memory.high, so that the kernel throttles it.
 ///
 /// Returns whether the allocation completes within 280 s.
-pub fn goes_beyond(node: &Node, pod: &Pod) -> Result<bool> {
+pub fn exceed_high(node: &Node, pod: &Pod) -> Result<bool> {
     const LIMIT: Duration = Duration::from_secs(300);
     let control = &pod.container("app")?.control;
     let script = format!("timeout {} workload call {control} alloc {BEYOND}", LIMIT.as_secs() - 20);
@@ -35,7 +35,7 @@ pub fn goes_beyond(node: &Node, pod: &Pod) -> Result<bool> {
 
 /// The state of a container that is throttled at its memory.high.
 #[derive(Clone, Copy, Debug)]
-pub struct Standing {
+pub struct Stall {
     /// The stall time of the container in microseconds, from its memory.pressure.
     pub stalled: u64,
     /// The container's memory usage after this time, in bytes.
@@ -50,7 +50,7 @@ pub struct Standing {
 ///
 /// Waits until the allocation completes or the container has stalled for 10 seconds. The kernel
 /// counts the stall time, so the wait takes longer on a slow machine.
-pub fn stands(node: &Node, pod: &Pod) -> Result<Standing> {
+pub fn stall_at_high(node: &Node, pod: &Pod) -> Result<Stall> {
     const LIMIT: Duration = Duration::from_secs(300);
     let Container { control, cgroup, .. } = pod.container("app")?;
     let script = format!(
@@ -59,7 +59,8 @@ pub fn stands(node: &Node, pod: &Pod) -> Result<Standing> {
          rm -f /run/beyond; before=$(stalled)
          setsid workload call {control} alloc {BEYOND} </dev/null >/run/beyond 2>&1 &
          until [ -s /run/beyond ] || [ $(($(stalled) - before)) -ge 10000000 ]; do sleep 0.2; done
-         echo $(($(stalled) - before)) $(<memory.current) $(awk '$1 == \"high\" {{ print $2 }}' memory.events) $(wc -w </run/beyond)",
+         times=$(awk '$1 == \"high\" {{ print $2 }}' memory.events)
+         echo $(($(stalled) - before)) $(<memory.current) $times $(wc -w </run/beyond)",
         cgroup::ROOT
     );
     let output = node.try_run_within(LIMIT, &script, Vec::new())?;
@@ -69,5 +70,5 @@ pub fn stands(node: &Node, pod: &Pod) -> Result<Standing> {
     let &[stalled, current, times, words] = numbers.as_slice() else {
         bail!("four numbers expected: {numbers:?}")
     };
-    Ok(Standing { stalled, current, times, is_satisfied: words > 0 })
+    Ok(Stall { stalled, current, times, is_satisfied: words > 0 })
 }

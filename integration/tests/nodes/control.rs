@@ -279,13 +279,13 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     driver: Driver,
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let mut pod = stories::satisfied(&mut kubelet, node)?;
+    let mut pod = stories::run_satisfied(&mut kubelet, node)?;
     // containerd reports success, or an error because the container is gone. CRI-O refuses the
     // limit decrease.
-    let cut = stories::cut(&mut kubelet, &mut pod);
+    let cut = stories::decrease_limit(&mut kubelet, &mut pod);
     println!("{} {driver}: the runtime says of the cut: {cut:?}", node.runtime());
-    let (lives, kills) = stories::fate(node, &pod)?;
-    if node.runtime().refuses_cuts() {
+    let (lives, kills) = stories::read_fate(node, &pod)?;
+    if node.runtime().refuses_limit_decreases() {
         assert!(cut.is_err() && lives && kills == 0, "{cut:?}, lives: {lives}, kills: {kills}");
     } else {
         assert!(!lives && kills > 0, "lives: {lives}, kills: {kills}");
@@ -299,7 +299,7 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     while tried.len() < 20 {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
         let pod = kubelet.run_pod(PodSpec::new("growing").container(app))?;
-        let (made, kills) = stories::grows_while_it_is_cut(node, &pod, pace as u64)?;
+        let (made, kills) = stories::grow_during_decrease(node, &pod, pace as u64)?;
         println!(
             "{} {driver}: {pace:.1} ms for each MiB: made: {made}, killed: {kills}",
             node.runtime()
@@ -316,7 +316,7 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
         "it does not grow into the cut: {tried:?}"
     );
 
-    let (pod, answer) = stories::hungry(&mut kubelet, node)?;
+    let (pod, answer) = stories::run_oom_killed(&mut kubelet, node)?;
     assert_eq!(answer, "gone", "the container has 200 MiB, its pod 100");
     kubelet.remove_pod(&pod)
 }
@@ -326,23 +326,23 @@ fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Re
     let app = ContainerSpec::new("app")
         .request(40 * MIB)
         .limit(200 * MIB)
-        .unified("memory.high", stories::LINE);
+        .unified("memory.high", stories::MEMORY_HIGH);
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
-    let standing = stories::stands(node, &pod)?;
+    let standing = stories::stall_at_high(node, &pod)?;
     println!("{} {driver}: {standing:?}", node.runtime());
     assert!(
         !standing.is_satisfied && standing.times > 0,
         "memory.high does not hold it back: {standing:?}"
     );
     assert!(
-        standing.current < stories::LINE + 45 * MIB,
+        standing.current < stories::MEMORY_HIGH + 45 * MIB,
         "memory.high does not hold it back: {standing:?}"
     );
     // The container is throttled far below its own limit, while the node has memory to spare.
     let [memory] = cgroup::memory(node, &[&pod.container("app")?.cgroup])?[..] else {
         unreachable!("one was asked for")
     };
-    assert_eq!((memory.high, memory.max), (stories::LINE, 200 * MIB));
+    assert_eq!((memory.high, memory.max), (stories::MEMORY_HIGH, 200 * MIB));
     Ok(())
 }
 

@@ -184,7 +184,7 @@ fn prepare(node: &Node, driver: Driver) -> Result<(Kubelet<'_>, Pod)> {
     if let Some((file, off, _)) = switched_off(node.runtime()) {
         node.run(&format!(
             "cp {file} /root/config; {off} {file}; {}; rm /run/nri/nri.sock",
-            placement::bare_restart(node)
+            placement::restart_script(node)
         ))?;
     }
     node.write_file(DOWNLOAD, fs::read(placement::build()?)?, 0o755)?;
@@ -207,7 +207,7 @@ fn uninstall(node: &Node) -> Result<()> {
 fn clean_up(node: &Node, kubelet: &mut Kubelet, pod: &Pod) -> Result<()> {
     kubelet.remove_pod(pod)?;
     if let Some((file, ..)) = switched_off(node.runtime()) {
-        node.run(&format!("mv /root/config {file}; {}", placement::bare_restart(node)))?;
+        node.run(&format!("mv /root/config {file}; {}", placement::restart_script(node)))?;
     }
     node.run("rm -rf /root/plimsoll /root/watch* /root/done /root/install*").map(|_| ())
 }

@@ -46,7 +46,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
     driver: Driver,
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let mut pod = stories::satisfied(&mut kubelet, node)?;
+    let mut pod = stories::run_satisfied(&mut kubelet, node)?;
     let id = pod.container("app")?.id.clone();
     let cpu_max = format!("/sys/fs/cgroup/{}/cpu.max", pod.container("app")?.cgroup);
     for quota in ["30000", "10000", "30000"] {
@@ -75,12 +75,12 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
     let before = stories::memory(node, &pod)?;
     let so_far = journal(node, 0)?.len();
     for _ in 0..2 {
-        let Err(refused) = stories::cut(&mut kubelet, &mut pod) else {
+        let Err(refused) = stories::decrease_limit(&mut kubelet, &mut pod) else {
             anyhow::bail!("the cut passed")
         };
         assert!(format!("{refused:#}").contains("would be killed"), "{refused:#}");
     }
-    assert_eq!(stories::fate(node, &pod)?, (true, 0));
+    assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     assert_eq!(stories::memory(node, &pod)?, before);
     let said = journal(node, so_far)?;
     let said: Vec<_> = said.iter().filter(|line| line.contains("outcome=rejected")).collect();
@@ -102,10 +102,10 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
 
     // Once the container has freed memory, the same limit decrease succeeds.
     pod.container("app")?.call(node, "free")?;
-    stories::cut(&mut kubelet, &mut pod)?;
+    stories::decrease_limit(&mut kubelet, &mut pod)?;
     let [of_pod, of_container] = stories::memory(node, &pod)?;
     assert_eq!((of_pod.max, of_container.max), (100 * MIB, 100 * MIB));
-    assert_eq!(stories::fate(node, &pod)?, (true, 0));
+    assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     assert_eq!(of_container.high, stories::memory_high(64 * MIB, 100 * MIB));
     Ok(())
 }
@@ -115,7 +115,7 @@ fn a_limit_that_was_raised_while_the_container_was_down_saves_it(
     driver: Driver,
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let (pod, answer) = stories::hungry(&mut kubelet, node)?;
+    let (pod, answer) = stories::run_oom_killed(&mut kubelet, node)?;
     assert!(answer.starts_with("ok"), "{answer}");
     let [of_pod, of_container] = stories::memory(node, &pod)?;
     assert_eq!((of_pod.max, of_container.max), (200 * MIB, 200 * MIB));
@@ -132,21 +132,21 @@ fn a_limit_that_was_raised_while_the_container_was_down_saves_it(
 
 fn page_cache_makes_room_for_a_cut(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    let (pod, cut) = stories::cached(&mut kubelet, node)?;
+    let (pod, cut) = stories::decrease_limit_below_cache(&mut kubelet, node)?;
     cut?;
     let [of_pod, of_container] = stories::memory(node, &pod)?;
     assert_eq!(
         (of_pod.max, of_container.max, of_container.high),
         (60 * MIB, 60 * MIB, cgroup::MAX)
     );
-    assert_eq!(stories::fate(node, &pod)?, (true, 0));
+    assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     Ok(())
 }
 
 fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     // With this factor memory.high has the same value as in the control group.
-    let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
+    let factor = (stories::MEMORY_HIGH - 40 * MIB) as f64 / (160 * MIB) as f64;
     placement::configure(
         node,
         &format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"),
@@ -154,20 +154,23 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
     let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
     let [_, of_container] = stories::memory(node, &pod)?;
-    assert_eq!(of_container.high, stories::LINE);
+    assert_eq!(of_container.high, stories::MEMORY_HIGH);
     let so_far = journal(node, 0)?.len();
-    assert!(stories::goes_beyond(node, &pod)?, "it stands there: {:#?}", journal(node, so_far)?);
+    assert!(stories::exceed_high(node, &pod)?, "it stands there: {:#?}", journal(node, so_far)?);
     let said = journal(node, so_far)?;
     assert!(said.iter().any(|line| line.contains("released a container")), "{said:#?}");
     let [_, of_container] = stories::memory(node, &pod)?;
-    assert!(of_container.high > stories::LINE && of_container.max == 200 * MIB, "{of_container:?}");
+    assert!(
+        of_container.high > stories::MEMORY_HIGH && of_container.max == 200 * MIB,
+        "{of_container:?}"
+    );
     // Once the usage is below memory.high again, the plugin restores the previous memory.high.
     let free = format!("workload call {} free", pod.container("app")?.control);
     placement::wait_for_journal(node, "plimsoll", "which is put back", &free)?;
     cgroup::settle(
         node,
         "",
-        &[Expected::new(&pod.container("app")?.cgroup, "memory.high", stories::LINE)],
+        &[Expected::new(&pod.container("app")?.cgroup, "memory.high", stories::MEMORY_HIGH)],
         HOLD,
         PATIENCE,
     )?;
@@ -179,7 +182,7 @@ fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> 
     for pace in [4, 8, 16] {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
         let pod = kubelet.run_pod(PodSpec::new(&format!("growing-{pace}")).container(app))?;
-        let (made, killed) = stories::grows_while_it_is_cut(node, &pod, pace)?;
+        let (made, killed) = stories::grow_during_decrease(node, &pod, pace)?;
         println!(
             "{} {driver}: {pace} ms for each MiB: made: {made}, killed: {killed}",
             node.runtime()
@@ -257,7 +260,7 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(
 fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     placement::configure(node, "shrink: defer\n")?;
-    let pod = stories::satisfied(&mut kubelet, node)?;
+    let pod = stories::run_satisfied(&mut kubelet, node)?;
     let container = pod.container("app")?.clone();
     let cut = format!(
         "crictl update --memory {} --cpu-period 100000 --cpu-quota 30000 {}",
@@ -271,7 +274,7 @@ fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driv
         node.read(&format!("/sys/fs/cgroup/{}/cpu.max", container.cgroup))?.trim_end(),
         "30000 100000"
     );
-    assert_eq!(stories::fate(node, &pod)?, (true, 0));
+    assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     let free = format!("workload call {} free", container.control);
     placement::wait_for_journal(node, "plimsoll", "the deferred limit is in force", &free)?;
     let expected =
@@ -280,7 +283,7 @@ fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driv
     cgroup::settle(node, "", &expected, HOLD, PATIENCE)?;
     assert_eq!(stored_limit(node, &container.id)?, 100 * MIB);
     assert_eq!(stories::memory(node, &pod)?[1].swap_max, 0, "what the kubelet said of swap stays");
-    assert_eq!(stories::fate(node, &pod)?, (true, 0));
+    assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     placement::configure(node, &config())
 }
 
@@ -438,7 +441,7 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
         );
         let [_, memory] = stories::memory(node, &pod)?;
         assert!(memory.max == cgroup::MAX || memory.max >= 100 * MIB, "{memory:?}");
-        assert_eq!(stories::fate(node, &pod)?, (true, 0));
+        assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     }
     // A removed container, a container that never existed, and one that has ended but that the
     // runtime still knows.

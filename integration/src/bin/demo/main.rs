@@ -59,7 +59,7 @@ fn main() -> Result<ExitCode> {
     if arguments.keep {
         println!(
             "\nThe node is up. To get in:\n    {}\nTo end it:\n    kill {}",
-            node.way_in(),
+            node.ssh_command(),
             node.process_id()
         );
     }

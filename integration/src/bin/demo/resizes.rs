@@ -68,17 +68,17 @@ fn lives((lives, killed): (bool, u64)) -> String {
 
 /// Decreases a limit below the usage, once with anonymous memory and once with page cache.
 fn cuts(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Result<Pod> {
-    let mut satisfied = stories::satisfied(kubelet, node)?;
-    let cut = stories::cut(kubelet, &mut satisfied);
-    let fate = stories::fate(node, &satisfied)?;
+    let mut satisfied = stories::run_satisfied(kubelet, node)?;
+    let cut = stories::decrease_limit(kubelet, &mut satisfied);
+    let fate = stories::read_fate(node, &satisfied)?;
     report.tell(
         "A container uses 128 of its 250 MiB, and its limit is cut to 100 MiB:",
         &format!("{}; {}", says(&cut), lives(fate)),
         cut.is_err() && fate == (true, 0),
     );
 
-    let (pod, cut) = stories::cached(kubelet, node)?;
-    let fate = stories::fate(node, &pod)?;
+    let (pod, cut) = stories::decrease_limit_below_cache(kubelet, node)?;
+    let fate = stories::read_fate(node, &pod)?;
     report.tell(
         "A container has 120 MiB of page cache, and its limit is cut from 150 to 60 MiB:",
         &format!("{}; {}", says(&cut), lives(fate)),
@@ -89,7 +89,7 @@ fn cuts(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Result<P
 
 /// Raises the limit of a container that is down.
 fn killed_while_down(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Result<()> {
-    let (_, answer) = stories::hungry(kubelet, node)?;
+    let (_, answer) = stories::run_oom_killed(kubelet, node)?;
     let fits = answer.starts_with("ok");
     report.tell(
         "A container needs 128 MiB and is killed at its limit of 100; while it is down that is raised to 200 MiB:",
@@ -108,26 +108,26 @@ fn throttled(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Res
     let has_plugin = report.has_plugin;
     let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
     let app = if has_plugin {
-        // This factor results in the same memory.high, `stories::LINE`.
-        let factor = (stories::LINE - 40 * MIB) as f64 / (160 * MIB) as f64;
+        // This factor results in the same memory.high, `stories::MEMORY_HIGH`.
+        let factor = (stories::MEMORY_HIGH - 40 * MIB) as f64 / (160 * MIB) as f64;
         placement::configure(
             node,
             &format!("memoryThrottlingFactor: {factor}\nthrottleDeadline: 5s\n"),
         )?;
         app
     } else {
-        app.unified("memory.high", stories::LINE)
+        app.unified("memory.high", stories::MEMORY_HIGH)
     };
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
     let (became, is_released) = if has_plugin {
-        let is_released = stories::goes_beyond(node, &pod)?;
+        let is_released = stories::exceed_high(node, &pod)?;
         (
             if is_released { "it is released, and has what it needs" } else { "it stands there" }
                 .to_owned(),
             is_released,
         )
     } else {
-        let stories::Standing { stalled, current, .. } = stories::stands(node, &pod)?;
+        let stories::Stall { stalled, current, .. } = stories::stall_at_high(node, &pod)?;
         let (seconds, current) = (stalled as f64 / 1e6, current / MIB);
         (format!("it stands there: after {seconds:.0} s of waiting it has {current} MiB"), false)
     };

@@ -44,19 +44,19 @@ fn wait(node: &Node, seconds: f64) -> Result<()> {
 
 pub(crate) fn cut_that_kills(node: &Node) -> Result<Panel> {
     let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
-    let mut pod = kubelet.run_pod(stories::ample())?;
+    let mut pod = kubelet.run_pod(stories::ample_pod())?;
     let recorder = Recorder::start(node, &kubelet, &pod)?;
     ensure!(grow(node, &pod, stories::NEEDS / MIB)?, "the container was killed before the cut");
     wait(node, 1.0)?;
     let asked = recorder.now()?;
     // Ignore the runtime's answer, because it depends on timing. The runtime reports success or an
     // error about the missing container.
-    let _ = stories::cut(&mut kubelet, &mut pod);
+    let _ = stories::decrease_limit(&mut kubelet, &mut pod);
     wait(node, 6.0)?;
     let samples = recorder.stop()?;
     let &[killed] = recording::kills(&samples).as_slice() else { bail!("one kill expected") };
     ensure!(killed > asked, "killed before the cut");
-    let (lives, _) = stories::fate(node, &pod)?;
+    let (lives, _) = stories::read_fate(node, &pod)?;
     ensure!(!lives, "the container lives");
     let notes =
         vec![Note::after(killed, 75, "limit of 100 MiB asked for:\nkilled by the kernel (OOM)")];
@@ -65,13 +65,15 @@ pub(crate) fn cut_that_kills(node: &Node) -> Result<Panel> {
 
 pub(crate) fn cut_that_is_refused(node: &Node) -> Result<Panel> {
     let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
-    let mut pod = kubelet.run_pod(stories::ample())?;
+    let mut pod = kubelet.run_pod(stories::ample_pod())?;
     let recorder = Recorder::start(node, &kubelet, &pod)?;
     ensure!(grow(node, &pod, stories::NEEDS / MIB)?, "the container was killed before the cut");
     wait(node, 1.0)?;
     let before = stories::memory(node, &pod)?;
     let asked = recorder.now()?;
-    let Err(refused) = stories::cut(&mut kubelet, &mut pod) else { bail!("the cut passed") };
+    let Err(refused) = stories::decrease_limit(&mut kubelet, &mut pod) else {
+        bail!("the cut passed")
+    };
     let refused = crictl::reason(&refused);
     ensure!(refused.contains("would be killed"), "refused for another reason: {refused}");
     ensure!(stories::memory(node, &pod)? == before, "the refused cut has changed something");
@@ -82,7 +84,7 @@ pub(crate) fn cut_that_is_refused(node: &Node) -> Result<Panel> {
     ensure!(answer.starts_with("ok"), "freeing says {answer:?}");
     wait(node, 1.5)?;
     let again = recorder.now()?;
-    stories::cut(&mut kubelet, &mut pod).context("once it has freed memory")?;
+    stories::decrease_limit(&mut kubelet, &mut pod).context("once it has freed memory")?;
     ensure!(
         stories::memory(node, &pod)?.iter().all(|memory| memory.max == 100 * MIB),
         "the cut passed, but is not made"
@@ -90,7 +92,7 @@ pub(crate) fn cut_that_is_refused(node: &Node) -> Result<Panel> {
     wait(node, 0.5)?;
     ensure!(grow(node, &pod, 64)?, "the container was killed after the cut that passed");
     wait(node, 2.0)?;
-    let fate = stories::fate(node, &pod)?;
+    let fate = stories::read_fate(node, &pod)?;
     ensure!(fate == (true, 0), "whether it lives, and kills: {fate:?}");
     let samples = recorder.stop()?;
     let limits =
@@ -136,7 +138,7 @@ pub(crate) fn rescued_loop(node: &Node) -> Result<Panel> {
         kubelet.run_container(&mut pod, &app)?;
     }
     wait(node, 4.0)?;
-    ensure!(stories::fate(node, &pod)?.0, "the container does not live at last");
+    ensure!(stories::read_fate(node, &pod)?.0, "the container does not live at last");
     let samples = recorder.stop()?;
     let (kills, raises) = (recording::kills(&samples), recording::raises(&samples));
     ensure!(kills.len() == 4, "{} moments of a kill", kills.len());
