@@ -26,7 +26,7 @@ impl Cluster {
     /// fault of the emulator.
     pub fn with(plimsoll: &Plimsoll, case: impl Fn(&Cluster)) {
         static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
-        support::begin().expect("a file for what passes");
+        support::begin().expect("the file of passed cases cannot be created");
         let _place = Place::for_cluster();
         // A test that panicked may have left objects behind. `prepare` removes them.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,14 +51,14 @@ impl Cluster {
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
                 let cluster = shared.get_or_insert_with(start_in_own_thread);
                 if let Err(error) = cluster.prepare(plimsoll) {
-                    panic!("the cluster is not ready for a case: {error:?}");
+                    panic!("the cluster cannot be prepared for a case: {error:?}");
                 }
                 prepared.set(Some(started.elapsed()));
                 case(cluster);
                 let placement =
                     if *plimsoll == Plimsoll::Absent { "without" } else { "as a DaemonSet" };
                 if let Err(error) = cluster.passed(placement) {
-                    panic!("noting that the case has passed: {error:?}");
+                    panic!("the passed case cannot be recorded: {error:?}");
                 }
             }));
             let fate = match &outcome {
@@ -113,7 +113,7 @@ fn start_in_own_thread() -> Cluster {
     });
     match cluster.recv() {
         Ok(Ok(cluster)) => cluster,
-        Ok(Err(error)) => panic!("the cluster does not start: {error:?}"),
-        Err(_) => panic!("the thread that starts the cluster has ended"),
+        Ok(Err(error)) => panic!("the cluster cannot be started: {error:?}"),
+        Err(_) => panic!("the thread that starts the cluster panicked"),
     }
 }

@@ -14,7 +14,7 @@ use crate::tools::command::run;
 /// A script that disables NRI in the operator's containerd configuration.
 ///
 /// The script restarts containerd and checks that no NRI socket exists afterwards.
-const SWITCH_NRI_OFF: &str = "
+const DISABLE_NRI: &str = "
     printf '\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n' \
         >>/etc/containerd/config.toml
     systemctl restart containerd
@@ -32,7 +32,7 @@ impl Cluster {
             Plimsoll::Absent => {}
             Plimsoll::Deployed(config) => self.deploy(config, "")?,
             Plimsoll::EnablingNri(config) => {
-                self.node.run(SWITCH_NRI_OFF).context("switching NRI off")?;
+                self.node.run(DISABLE_NRI).context("disabling NRI")?;
                 self.deploy(config, "components: [enable-nri]\n")?;
             }
         }
@@ -45,7 +45,7 @@ impl Cluster {
     /// Returns when the runtime has synchronised with the plugin.
     fn deploy(&mut self, config: &str, components: &str) -> Result<()> {
         if !self.has_image {
-            self.import_image().context("making Plimsoll's image known to the node")?;
+            self.import_image().context("importing Plimsoll's image")?;
             self.has_image = true;
         }
         let directory = self.kustomization();
@@ -91,7 +91,7 @@ impl Cluster {
             for id in $(crictl ps --quiet --name '^plimsoll$'); do
                 crictl exec $id plimsoll restore
             done";
-        self.node.run(restore).context("restoring what Plimsoll has set")?;
+        self.node.run(restore).context("restoring the values that Plimsoll set")?;
         self.kubectl(&[
             "delete",
             "-k",
@@ -128,14 +128,18 @@ impl Cluster {
         let archive = files
             .filter_map(|file| Some(file.ok()?.path()))
             .find(|path| path.to_string_lossy().ends_with(".oci.tar"))
-            .with_context(|| format!("no image in {}", package.display()))?;
+            .with_context(|| format!("{} has no image archive", package.display()))?;
         let archive =
             fs::read(&archive).with_context(|| format!("reading {}", archive.display()))?;
         let script = "cat > /run/image.tar
              ctr --namespace k8s.io images import --local /run/image.tar >/dev/null
              rm /run/image.tar";
         let output = self.node.try_run_within(PATIENCE, script, archive)?;
-        ensure!(output.status.success(), "importing it: {}", output.stderr.trim_end());
+        ensure!(
+            output.status.success(),
+            "importing Plimsoll's image: {}",
+            output.stderr.trim_end()
+        );
         Ok(())
     }
 }

@@ -27,28 +27,32 @@ pub(super) fn program() -> Result<PathBuf> {
     let modules = fs::read_to_string(own_source(NAME).join("go.mod"))
         .context("reading go.mod of Kubernetes")?;
     let version = modules.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"));
-    let version = version.context("go.mod of Kubernetes has no k8s.io/kubernetes")?;
+    let version = version.context("go.mod of Kubernetes does not require k8s.io/kubernetes")?;
     let (major, rest) =
-        version.split_once('.').with_context(|| format!("no version: {version}"))?;
-    let (minor, _) = rest.split_once('.').with_context(|| format!("no version: {version}"))?;
+        version.split_once('.').with_context(|| format!("{version:?} is not a version"))?;
+    let (minor, _) =
+        rest.split_once('.').with_context(|| format!("{version:?} is not a version"))?;
     // Set the version as the build of Kubernetes does, so that each program reports its version.
-    let told = [
+    let variables = [
         ("gitVersion", format!("v{version}")),
         ("gitMajor", major.to_owned()),
         ("gitMinor", minor.to_owned()),
     ];
-    let told: String = told
+    let variables: String = variables
         .iter()
         .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
         .collect();
     // Without optimisation, which takes longer than all the work of the programs in the tests.
-    let flags = vec!["-gcflags=all=-N -l".to_owned(), format!("-ldflags=-s -w{told}")];
+    let flags = vec!["-gcflags=all=-N -l".to_owned(), format!("-ldflags=-s -w{variables}")];
     OwnProgram { name: NAME, flags }.obtain()
 }
 
 /// Returns the path of a disk image with the Kubernetes programs.
 pub(super) fn disk(program: &Path) -> Result<PathBuf> {
-    let entry = program.parent().and_then(Path::file_name).context("a program without an entry")?;
+    let entry = program
+        .parent()
+        .and_then(Path::file_name)
+        .context("the Kubernetes program is not in a cache entry")?;
     let mut key = Key::default();
     key.add("program", entry.as_encoded_bytes())
         .add("file system", ext4::OPTIONS.join(" "))

@@ -173,7 +173,7 @@ impl Cluster {
         child.wait().context("waiting for kubectl")?;
         found.with_context(|| {
             format!(
-                "kubectl {} never showed what was wanted, but\n{}",
+                "kubectl {} must print the expected line, but printed:\n{}",
                 arguments.join(" "),
                 seen.join("\n")
             )

@@ -30,7 +30,7 @@ pub fn on_node(
     plugin: &Plugin,
     case: impl Fn(&Node, Driver) -> Result<()>,
 ) {
-    support::begin().expect("a file for what passes");
+    support::begin().expect("the file of passed cases cannot be created");
     let needs = Needs { runtime, driver, plugin: plugin.clone() };
     for last in [false, true] {
         let place = Place::take(Wanted::Node(needs.clone()));

@@ -73,7 +73,7 @@ pub fn note(runtime: &str, outcome: Outcome, took: Duration, preparing: Duration
     let _ = io::stderr().write_all(line.as_bytes());
     let line = format!("{outcome}\t{took:.1}\t{preparing:.1}\t{runtime}\t{case}\n");
     if let Err(error) = append(&line) {
-        let _ = writeln!(io::stderr(), "[case] the duration is not written down: {error:#}");
+        let _ = writeln!(io::stderr(), "[case] the duration cannot be recorded: {error:#}");
     }
 }
 
@@ -81,7 +81,7 @@ pub fn note(runtime: &str, outcome: Outcome, took: Duration, preparing: Duration
 fn append(line: &str) -> Result<()> {
     let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
     if file.is_none() {
-        let program = env::current_exe().context("looking for this program")?;
+        let program = env::current_exe().context("finding the path of this program")?;
         let name = program.file_stem().context("this program has no name")?;
         // Omit the digest that cargo appends to the name, so that each program has one file.
         let name = name.to_string_lossy();
@@ -90,7 +90,7 @@ fn append(line: &str) -> Result<()> {
         *file = Some(File::create(&path).with_context(|| format!("creating {}", path.display()))?);
     }
     let file = file.as_mut().context("the file was opened above")?;
-    file.write_all(line.as_bytes()).context("writing a line")
+    file.write_all(line.as_bytes()).context("writing the duration of a case")
 }
 
 #[cfg(test)]

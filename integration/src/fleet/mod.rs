@@ -1,4 +1,4 @@
-//! The nodes that the tests of one test binary share, and the results of the tests.
+//! The nodes that the tests of one test binary share, and the records of the test cases.
 
 mod case;
 pub mod durations;

@@ -63,7 +63,7 @@ static FILE: Mutex<Option<File>> = Mutex::new(None);
 pub fn begin() -> Result<()> {
     let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
     if file.is_none() {
-        let program = env::current_exe().context("looking for this program")?;
+        let program = env::current_exe().context("finding the path of this program")?;
         let path = directory(&program, PASSED)?
             .join(program.file_stem().context("this program has no name")?);
         *file = Some(File::create(&path).with_context(|| format!("creating {}", path.display()))?);
@@ -96,11 +96,11 @@ pub fn passed(
         placement: placement.to_owned(),
         case: thread::current().name().unwrap_or("a case").to_owned(),
     };
-    let mut line = serde_json::to_string(&passed).context("writing what passed")?;
+    let mut line = serde_json::to_string(&passed).context("recording a passed case")?;
     line.push('\n');
     let mut file = FILE.lock().unwrap_or_else(PoisonError::into_inner);
-    let file = file.as_mut().context("no test of this program has begun")?;
-    file.write_all(line.as_bytes()).context("writing what passed")
+    let file = file.as_mut().context("a passed case is recorded before `begin`")?;
+    file.write_all(line.as_bytes()).context("recording a passed case")
 }
 
 fn ask(node: &Node, driver: Driver) -> Result<Facts> {
@@ -120,7 +120,7 @@ fn ask(node: &Node, driver: Driver) -> Result<Facts> {
     let said = node.run(&script)?.stdout;
     let lines: Vec<&str> = said.lines().map(str::trim).collect();
     let [distribution, kernel, systemd, name, version, oci_runtime] = lines[..] else {
-        anyhow::bail!("six lines were expected of a node, it said:\n{said}")
+        anyhow::bail!("the node must print 6 lines, but printed:\n{said}")
     };
     Ok(Facts {
         runtime: format!("{name} {}", upstream(version)),
@@ -139,19 +139,20 @@ fn upstream(version: &str) -> &str {
 
 /// Writes the results of the last runs into SUPPORT.md.
 pub fn write() -> Result<()> {
-    let directory = directory(&env::current_exe().context("looking for this program")?, PASSED)?;
+    let directory =
+        directory(&env::current_exe().context("finding the path of this program")?, PASSED)?;
     // Several builds of one program may have written files. Only the latest file counts.
     let mut latest = BTreeMap::new();
     for entry in
         fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))?
     {
-        let path = entry.context("listing what passed")?.path();
+        let path = entry.context("listing the records of passed cases")?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let program = name.split('-').next().unwrap_or_default().to_owned();
         let time = path
             .metadata()
             .and_then(|metadata| metadata.modified())
-            .context("when was this written?")?;
+            .context("reading the modification time of a record")?;
         let newest = latest.entry(program).or_insert((time, path.clone()));
         if newest.0 < time {
             *newest = (time, path);
@@ -169,7 +170,7 @@ pub fn write() -> Result<()> {
     }
     ensure!(
         !passed.is_empty(),
-        "nothing has passed on nodes in {}: run hack/check first",
+        "{} has no passed cases: run hack/check first",
         directory.display()
     );
     let document = fs::read_to_string(DOCUMENT).context("reading SUPPORT.md")?;
@@ -181,8 +182,8 @@ pub fn write() -> Result<()> {
 /// Returns the parts of the document before and after the table.
 fn around(document: &str) -> Result<(&str, &str)> {
     let (before, rest) =
-        document.split_once(BEGIN).context("SUPPORT.md has no beginning of the table")?;
-    let (_, after) = rest.split_once(END).context("SUPPORT.md has no end of the table")?;
+        document.split_once(BEGIN).context("SUPPORT.md has no line before the table")?;
+    let (_, after) = rest.split_once(END).context("SUPPORT.md has no line after the table")?;
     Ok((before, after))
 }
 

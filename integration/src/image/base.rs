@@ -83,7 +83,7 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
         let clients =
             scope.spawn(|| CRICTL.obtain().and_then(|crictl| Ok((crictl, cri().obtain()?))));
         bootstrap(distro, hook, &root)?;
-        clients.join().map_err(|_| anyhow!("building crictl and cri: a panic"))?
+        clients.join().map_err(|_| anyhow!("the thread that builds crictl and cri panicked"))?
     })?;
     record_versions(distro, &root, &dir.join("versions"))?;
     let kernel = find_kernel(&root)?;

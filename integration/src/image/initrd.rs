@@ -43,7 +43,7 @@ exec /bin/busybox switch_root /root /usr/lib/systemd/systemd
 
 pub(super) fn busybox(root: &Path) -> Result<PathBuf> {
     let places = ["usr/bin/busybox", "bin/busybox"].map(|path| root.join(path));
-    places.into_iter().find(|path| path.exists()).context("no busybox in the new root")
+    places.into_iter().find(|path| path.exists()).context("the new root has no busybox")
 }
 
 /// Appends one member in cpio's "newc" format.

@@ -23,7 +23,7 @@ pub(super) fn find_kernel(root: &Path) -> Result<PathBuf> {
     }
     match found.as_slice() {
         [kernel] => Ok(kernel.clone()),
-        _ => bail!("expected one kernel image in the new root, found {found:?}"),
+        _ => bail!("the new root must have one kernel image, but has {found:?}"),
     }
 }
 
@@ -32,7 +32,7 @@ pub(super) fn modules(root: &Path) -> Result<PathBuf> {
     let mut versions = fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))?;
     match (versions.next(), versions.next()) {
         (Some(Ok(only)), None) => Ok(only.path()),
-        _ => bail!("expected the modules of exactly one kernel in {}", dir.display()),
+        _ => bail!("{} must have the modules of exactly one kernel", dir.display()),
     }
 }
 
@@ -51,9 +51,9 @@ pub(super) fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
         Some(sectors) => usize::from(*sectors),
     };
     let start = (setup_sectors + 1) * 512 + word(0x248)?;
-    let payload = image
-        .get(start..start + word(0x24c)?)
-        .with_context(|| format!("{} has no payload where its header says", bzimage.display()))?;
+    let payload = image.get(start..start + word(0x24c)?).with_context(|| {
+        format!("{} ends before the payload that its header describes", bzimage.display())
+    })?;
     // The kernel's build appends the uncompressed size as four more bytes. Decompressors would
     // treat them as garbage.
     let payload = &payload[..payload.len() - 4];
@@ -61,7 +61,7 @@ pub(super) fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
         [0x1f, 0x8b, ..] => "gzip",
-        _ => bail!("{}: unknown compression {:x?}", bzimage.display(), &payload[..4]),
+        _ => bail!("{} has an unknown compression: {:x?}", bzimage.display(), &payload[..4]),
     };
     let output =
         File::create(vmlinux).with_context(|| format!("creating {}", vmlinux.display()))?;

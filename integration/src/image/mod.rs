@@ -1,4 +1,4 @@
-//! Builds the disk, kernel and initial RAM file system of a node from Debian packages.
+//! What a node boots from: a disk, a kernel and an initial RAM file system from Debian packages.
 
 mod base;
 mod disk;

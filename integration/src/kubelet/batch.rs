@@ -68,7 +68,7 @@ impl Kubelet<'_> {
             let (sandbox, ids) = ids
                 .get(&*uid)
                 .and_then(|ids| ids.split_first())
-                .context("no ids of a pod just run")?;
+                .context("the script must print the IDs of every pod")?;
             let containers = spec.containers.iter().zip(ids);
             let containers = containers
                 .map(|(container, id)| self.container(&uid, &cgroup, &container.name, id))

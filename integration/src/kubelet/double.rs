@@ -51,7 +51,7 @@ pub const EVICTION_HARD: u64 = 50 * MIB;
 impl<'n> Kubelet<'n> {
     /// Starts the double and makes the cgroups of the QoS classes.
     ///
-    /// The node must not have pods (see [`clear`]).
+    /// The node must not have pods (see [`clear`](crate::kubelet::clear)).
     pub fn start(node: &'n Node, driver: Driver) -> Result<Kubelet<'n>> {
         let mut script = format!(
             "mkdir -p {STATE} {MESSAGES} {CONTROL}\n\
@@ -79,7 +79,7 @@ impl<'n> Kubelet<'n> {
                 let _ = writeln!(script, "echo $top > {root}/kubepods/memory.max");
             }
         }
-        let output = node.run(&script).context("setting up the kubelet's part of the node")?;
+        let output = node.run(&script).context("making the cgroups of the QoS classes")?;
         let capacity = output.stdout.lines().next().unwrap_or_default();
         let capacity = capacity.parse().with_context(|| format!("MemTotal is {capacity:?}"))?;
         Ok(Kubelet {
@@ -135,7 +135,7 @@ impl<'n> Kubelet<'n> {
     pub fn enable_memory_qos(&mut self) -> Result<()> {
         self.memory_qos = true;
         let script = format!("sed -i 's/MemoryQoS: false/MemoryQoS: true/' {STATE}/config.yaml");
-        self.node.run(&script).context("switching MemoryQoS on")?;
+        self.node.run(&script).context("enabling MemoryQoS")?;
         Ok(())
     }
 

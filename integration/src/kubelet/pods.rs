@@ -25,7 +25,7 @@ impl Kubelet<'_> {
         let output =
             self.node.run(&script).with_context(|| format!("running pod {}", spec.name))?;
         let mut ids = output.stdout.lines();
-        let sandbox = ids.next().context("cri run printed no id")?.to_owned();
+        let sandbox = ids.next().context("the script must print the ID of the sandbox")?.to_owned();
         let containers: Vec<Container> = spec
             .containers
             .iter()

@@ -1,4 +1,4 @@
-//! A throwaway virtual machine in QEMU, emulated in software, and a shell on it.
+//! Nodes: virtual machines in QEMU, emulated in software, with a shell.
 //!
 //! The first start of an image boots the machine and stores a snapshot of the ready node in the
 //! cache. Later starts load the snapshot.

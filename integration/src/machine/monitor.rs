@@ -26,16 +26,16 @@ impl Monitor {
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.0.get_mut(), "{request}")
-            .with_context(|| format!("telling QEMU to {command}"))?;
+            .with_context(|| format!("sending {command} to QEMU"))?;
         loop {
             let mut line = String::new();
             let read = self
                 .0
                 .read_line(&mut line)
-                .with_context(|| format!("QEMU's answer to {command}"))?;
+                .with_context(|| format!("reading QEMU's answer to {command}"))?;
             ensure!(read > 0, "QEMU closed its monitor instead of answering {command}");
-            let mut answer: Value =
-                serde_json::from_str(&line).with_context(|| format!("QEMU's answer {line:?}"))?;
+            let mut answer: Value = serde_json::from_str(&line)
+                .with_context(|| format!("parsing QEMU's answer {line:?}"))?;
             if let Some(error) = answer.get("error") {
                 bail!("QEMU refused {command}: {error}");
             }

@@ -116,7 +116,9 @@ impl Shell {
         });
         let output = child.wait_with_output().context("waiting for a command on the node")?;
         if let Some(feeder) = feeder {
-            feeder.join().map_err(|_| anyhow!("feeding a command on the node failed"))?;
+            feeder
+                .join()
+                .map_err(|_| anyhow!("the thread that writes the input of a command panicked"))?;
         }
         let output = Output {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

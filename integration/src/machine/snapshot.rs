@@ -125,7 +125,7 @@ fn snapshot(runtime: Runtime, image: &Image) -> Result<PathBuf> {
         .add_source("snapshot.rs", include_str!("snapshot.rs"));
     let dir = cache::entry(&format!("snapshot-{runtime}"), &key, |dir| {
         retry(&format!("booting the {runtime} node"), |_| {
-            progress(&format!("booting the {runtime} node, to keep a snapshot of it"));
+            progress(&format!("booting the {runtime} node for a snapshot"));
             let node = Node::launch(runtime, image, Start::Boot, Lifetime::Process)?;
             node.close_and_save(&dir.join("disk.qcow2"))
         })

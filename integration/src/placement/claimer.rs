@@ -11,7 +11,7 @@ use crate::placement::upload::upload;
 
 const CLAIMER_UNIT: &str = "claimer";
 
-/// The same for the second plugin.
+/// A regular expression for the runtime's log line after a synchronisation with the second plugin.
 const CLAIMER_SYNCHRONISED: &str = "#[0-9]+: .*10-claimer";
 
 /// Starts a second plugin on the node that sets `key` of every new container to `value`.
@@ -37,6 +37,6 @@ pub fn claim(node: &Node, program: &Path, key: &str, value: &str) -> Result<()> 
 
 /// Stops the second plugin.
 pub fn unclaim(node: &Node) -> Result<()> {
-    node.run(&format!("systemctl stop {CLAIMER_UNIT}")).context("ending the second plugin")?;
+    node.run(&format!("systemctl stop {CLAIMER_UNIT}")).context("stopping the second plugin")?;
     Ok(())
 }

@@ -89,5 +89,5 @@ pub(crate) fn is_stuck(node: &Node) -> Option<String> {
         found()
     };
     let (before, first, second) = (found()?, dumped(dump)?, dumped(&format!("sleep 5; {dump}"))?);
-    (before < first && first < second).then(|| format!("containerd stands still in {REQUEST}"))
+    (before < first && first < second).then(|| format!("containerd hangs in {REQUEST}"))
 }

@@ -1,7 +1,7 @@
-//! Installs the plugin on a node: launched by the runtime, or external under systemd.
+//! The programs that tests install on a node: Plimsoll and other NRI plugins.
 //!
-//! Each function that starts the plugin waits until the runtime logs that it has synchronised with
-//! the plugin.
+//! The runtime launches Plimsoll, or systemd starts Plimsoll as an external plugin. Each function
+//! that starts Plimsoll waits until the runtime logs that it has synchronised with the plugin.
 
 mod build;
 mod claimer;

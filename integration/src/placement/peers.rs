@@ -68,7 +68,7 @@ fn put(node: &Node, program: PathBuf) -> Result<()> {
     let uploaded = upload(node, &program)?;
     let name = program.file_name().unwrap_or_default().display();
     node.run(&format!("mkdir -p {DIRECTORY}; ln -sf {uploaded} {DIRECTORY}/{name}"))
-        .with_context(|| format!("putting {name} on the node"))?;
+        .with_context(|| format!("copying {name} to the node"))?;
     Ok(())
 }
 

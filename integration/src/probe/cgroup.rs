@@ -1,4 +1,4 @@
-//! Reads the memory files of cgroups on a node.
+//! The memory files of cgroups on a node.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -49,7 +49,9 @@ pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     let output = node.run(&script).context("reading the memory files of cgroups")?;
     let value = |text: &str| match text {
         "max" => Ok(MAX),
-        bytes => bytes.parse().with_context(|| format!("{bytes:?} is neither bytes nor max")),
+        bytes => {
+            bytes.parse().with_context(|| format!("{bytes:?} is neither a number of bytes nor max"))
+        }
     };
     let lower = |line: &str| {
         line.split(' ')
@@ -57,13 +59,13 @@ pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
             .collect::<Result<Vec<u64>>>()?
             .into_iter()
             .min()
-            .context("no value")
+            .context("a line has no value")
     };
     let values: Vec<u64> = output.stdout.lines().map(lower).collect::<Result<_>>()?;
     let mut memory = Vec::new();
     for value in values.chunks(5) {
         let &[min, low, high, max, swap_max] = value else {
-            anyhow::bail!("five values expected for each cgroup, got {value:?}");
+            anyhow::bail!("the script must print 5 values for each cgroup, but printed {value:?}");
         };
         memory.push(Memory { min, low, high, max, swap_max });
     }
@@ -98,7 +100,7 @@ pub fn usage(node: &Node, cgroups: &[&str]) -> Result<Vec<Usage>> {
              memory.current memory.stat"
         );
     }
-    let output = node.run(&script).context("reading what cgroups use")?;
+    let output = node.run(&script).context("reading the memory usage of cgroups")?;
     let values: Vec<u64> = output
         .stdout
         .lines()
@@ -106,7 +108,7 @@ pub fn usage(node: &Node, cgroups: &[&str]) -> Result<Vec<Usage>> {
         .collect::<Result<_>>()?;
     ensure!(
         values.len() == 3 * cgroups.len(),
-        "three values expected for each cgroup, got {values:?}"
+        "the script must print 3 values for each cgroup, but printed {values:?}"
     );
     Ok(values
         .chunks(3)
@@ -180,15 +182,16 @@ pub fn settle(
     )?;
     ensure!(
         output.status.success(),
-        "not settled within {limit:?} ({}) of\n{script}\n{}{}",
+        "files have wrong values {limit:?} ({}) after\n{script}\n{}{}",
         output.status,
         output.stdout,
         output.stderr
     );
     let numbers = output.stdout.trim().split_once(' ');
-    let (microseconds, looks) =
-        numbers.with_context(|| format!("two numbers expected: {:?}", output.stdout))?;
-    let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number"));
+    let (microseconds, looks) = numbers.with_context(|| {
+        format!("the script must print 2 numbers, but printed {:?}", output.stdout)
+    })?;
+    let number = |text: &str| text.parse().with_context(|| format!("{text:?} is not a number"));
     Ok(Settled { after: Duration::from_micros(number(microseconds)?), looks: number(looks)? })
 }
 

@@ -1,4 +1,4 @@
-//! crictl on the node, with one crictl command per call.
+//! Calls of crictl on a node.
 //!
 //! The commands send the requests that a user or the kubelet sends to the runtime.
 

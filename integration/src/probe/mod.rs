@@ -1,4 +1,4 @@
-//! The memory files of cgroups, and crictl, on a node.
+//! Clients for a node: they read the memory files of cgroups and call crictl.
 
 pub mod cgroup;
 pub mod crictl;

@@ -1,4 +1,4 @@
-//! The container runtimes of the nodes and their differences.
+//! The container runtimes and their differences.
 
 use std::fmt;
 

@@ -121,7 +121,7 @@ fn start_probes(node: &Node) -> Result<()> {
         probe("probe-runtime", "crictl --timeout 100s ps"),
         probe("probe-service", "cat /var/lib/working-set"),
     );
-    node.run(&script).context("starting what looks at the system")?;
+    node.run(&script).context("starting the probes")?;
     Ok(())
 }
 
@@ -133,8 +133,10 @@ fn outcome(node: &Node, pods: &[Pod], refaults: u64) -> Result<Balloon> {
          echo END-OF-KILLS; cat /run/probe-runtime
          echo END-OF-RUNTIME; cat /run/probe-service",
     )?;
-    let (kills, rest) = output.stdout.split_once("END-OF-KILLS").context("no list of kills")?;
-    let (runtime, service) = rest.split_once("END-OF-RUNTIME").context("no latencies")?;
+    let (kills, rest) =
+        output.stdout.split_once("END-OF-KILLS").context("the output has no list of kills")?;
+    let (runtime, service) =
+        rest.split_once("END-OF-RUNTIME").context("the output has no latencies")?;
     let of_limits =
         kills.lines().filter_map(|line| line.split_once("oom_memcg=")?.1.split(',').next());
     let mut alive = Vec::new();
@@ -168,27 +170,35 @@ fn refaults(node: &Node, script: &str) -> Result<u64> {
         cgroup::ROOT
     );
     // A long time limit, because a busy host reads the working set slowly while memory is short.
-    let output =
-        node.try_run_within(Duration::from_secs(900), &script, Vec::new()).context("ballooning")?;
+    let output = node
+        .try_run_within(Duration::from_secs(900), &script, Vec::new())
+        .context("allocating memory in all pods")?;
     ensure!(
         output.status.success(),
-        "ballooning ({}): {}",
+        "allocating memory in all pods ({}): {}",
         output.status,
         output.stderr.trim_end()
     );
-    output.stdout.trim().parse().with_context(|| format!("refaults: {:?}", output.stdout))
+    output.stdout.trim().parse().with_context(|| {
+        format!("the script must print the number of refaults, but printed {:?}", output.stdout)
+    })
 }
 
 /// Parses lines with an exit status and milliseconds.
 fn latency(lines: &str) -> Result<Latency> {
     let mut latency = Latency { count: 0, failures: 0, slowest: 0 };
     for line in lines.lines().filter(|line| !line.is_empty()) {
-        let (status, milliseconds) = line.split_once(' ').with_context(|| format!("{line:?}"))?;
+        let (status, milliseconds) = line
+            .split_once(' ')
+            .with_context(|| format!("{line:?} is not an exit status and milliseconds"))?;
         latency.count += 1;
         latency.failures += usize::from(status != "0");
-        latency.slowest =
-            latency.slowest.max(milliseconds.parse().with_context(|| format!("{line:?}"))?);
+        latency.slowest = latency.slowest.max(
+            milliseconds
+                .parse()
+                .with_context(|| format!("{line:?} is not an exit status and milliseconds"))?,
+        );
     }
-    ensure!(latency.count > 0, "nothing was measured");
+    ensure!(latency.count > 0, "the probe measured no operation");
     Ok(latency)
 }

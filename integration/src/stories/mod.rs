@@ -1,6 +1,7 @@
-//! Problems that users of in-place resize have had.
+//! Sequences of steps that several tests need.
 //!
-//! The steps are the same for nodes with the plugin and without it.
+//! Most of them are problems that users of in-place resize have had. The steps are the same for
+//! nodes with the plugin and without the plugin.
 
 mod balloon;
 pub mod pressure;

@@ -75,7 +75,7 @@ impl<'n> Contest<'n> {
             PodSpec::new("hog").container(app()),
         ];
         let pods = kubelet.run_pods(specs)?;
-        let [protected, other, hog] = pods.try_into().ok().context("three pods were asked for")?;
+        let [protected, other, hog] = pods.try_into().ok().context("running three pods")?;
         Ok(Contest { node, protected, other, hog })
     }
 
@@ -93,7 +93,7 @@ impl<'n> Contest<'n> {
             let left = self.left()?;
             anyhow::ensure!(
                 answer == format!("ok {taken}"),
-                "the hog says {answer:?} to {taken}; left are {left:?}"
+                "the hog must have {taken} bytes, but answered {answer:?}; caches: {left:?}"
             );
             step = STEP;
             if is_wanted(&left) || left.protected + left.other < 3 * step {
@@ -121,7 +121,7 @@ impl<'n> Contest<'n> {
             // The write always fails, because it requests more memory than the node has.
             self.node
                 .run(&format!("! echo {} > {}/memory.reclaim", 4096 * MIB, cgroup::ROOT))
-                .context("reclaiming all there is")?;
+                .context("reclaiming all memory")?;
             left = self.left()?;
             if is_wanted(&left) {
                 break;
@@ -129,17 +129,20 @@ impl<'n> Contest<'n> {
         }
         self.node
             .run("echo y > /sys/kernel/mm/lru_gen/enabled")
-            .context("switching back to the LRU of before")?;
+            .context("switching back to the multi-generational LRU")?;
         Ok(left)
     }
 
     fn fill(&self) -> Result<()> {
         for pod in [&self.protected, &self.other] {
             let answer = pod.container("app")?.call(self.node, &format!("write /cache {CACHE}"))?;
-            anyhow::ensure!(answer.starts_with("ok"), "writing says {answer:?}");
+            anyhow::ensure!(
+                answer.starts_with("ok"),
+                "the workload must write a file, but answered {answer:?}"
+            );
         }
         // The kernel cannot reclaim page cache that is not yet written to the disk.
-        self.node.run("sync").context("writing caches back")?;
+        self.node.run("sync").context("writing dirty page cache to the disk")?;
         Ok(())
     }
 
@@ -147,7 +150,7 @@ impl<'n> Contest<'n> {
         let (protected, other) = (self.protected.container("app")?, self.other.container("app")?);
         let [protected, other] = cgroup::usage(self.node, &[&protected.cgroup, &other.cgroup])?[..]
         else {
-            unreachable!("two were asked for")
+            unreachable!("the request was for two cgroups")
         };
         Ok(Left { protected: protected.file, other: other.file })
     }
@@ -187,7 +190,10 @@ pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Res
         400 * MIB
     ))?;
     let answer = container.call(node, &format!("alloc {}", 60 * MIB)).and_then(|answer| {
-        anyhow::ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
+        anyhow::ensure!(
+            answer.starts_with("ok"),
+            "the workload must allocate memory, but answered {answer:?}"
+        );
         container.call(node, "read /large")
     });
     node.run("rm /dev/shm/monitor")?;
@@ -206,7 +212,7 @@ fn root_directory(node: &Node, container: &Container) -> Result<String> {
     let inspected = crictl::inspect(node, &container.id)?;
     let path = inspected["info"]["runtimeSpec"]["root"]["path"]
         .as_str()
-        .context("no root in the specification")?;
+        .context("the container's specification has no root")?;
     let bundle = format!("/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}", container.id);
     Ok(Path::new(&bundle).join(path).display().to_string())
 }

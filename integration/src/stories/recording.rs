@@ -86,14 +86,14 @@ impl<'n> Recorder<'n> {
              until test -s {SAMPLES}; do sleep 0.1; done",
             pod.cgroup
         ))
-        .context("starting to record memory")?;
+        .context("starting the recording")?;
         Ok(Recorder { node })
     }
 
     /// Returns the time in microseconds by the node's clock.
     pub fn now(&self) -> Result<u64> {
         let now = self.node.run("echo ${EPOCHREALTIME//[.,]/}")?.stdout;
-        now.trim().parse().with_context(|| format!("{now:?} is no time"))
+        now.trim().parse().with_context(|| format!("{now:?} is not a time"))
     }
 
     /// Stops the recording and returns its samples. There is at least one sample.
@@ -101,9 +101,9 @@ impl<'n> Recorder<'n> {
         let samples = self
             .node
             .run(&format!("systemctl stop recorder; cat {SAMPLES}"))
-            .context("ending a recording")?;
+            .context("stopping the recording")?;
         let samples: Vec<Sample> = samples.stdout.lines().map(parse).collect::<Result<_>>()?;
-        ensure!(!samples.is_empty(), "nothing was recorded");
+        ensure!(!samples.is_empty(), "the recording has no sample");
         Ok(samples)
     }
 }

@@ -1,6 +1,4 @@
-//! Problems that users of in-place resize have had.
-//!
-//! The steps are the same for nodes with the plugin and without it.
+//! Limit decreases and limit increases that caused problems for users.
 
 use anyhow::{Context, Result, ensure};
 
@@ -8,7 +6,7 @@ use crate::kubelet::{Container, ContainerSpec, Kubelet, MIB, Pod, PodSpec};
 use crate::machine::Node;
 use crate::probe::cgroup::{self, Memory};
 
-/// The memory in bytes that the container in [`run_oom_killed`] needs and the one in [`run_satisfied`] uses.
+/// The memory in bytes that the containers of [`run_oom_killed`] and [`run_satisfied`] allocate.
 pub const NEEDS: u64 = 128 * MIB;
 
 /// Returns memory.high for the default throttling factor 0.9, in whole pages.
@@ -24,7 +22,7 @@ pub fn alloc(node: &Node, pod: &Pod, bytes: u64) -> Result<String> {
 /// Returns the memory values of a pod and of its container `app`.
 pub fn memory(node: &Node, pod: &Pod) -> Result<[Memory; 2]> {
     let found = cgroup::memory(node, &[&pod.cgroup, &pod.container("app")?.cgroup])?;
-    found.try_into().ok().context("two were asked for")
+    found.try_into().ok().context("reading the memory values of two cgroups")
 }
 
 /// Runs a container that is OOM-killed, because it needs more memory than its limit.
@@ -38,7 +36,10 @@ pub fn run_oom_killed(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, St
     let spec = |limit: u64| ContainerSpec::new("app").request(32 * MIB).limit(limit);
     let mut pod = kubelet.run_pod(PodSpec::new("hungry").container(spec(100 * MIB)))?;
     let answer = alloc(node, &pod, NEEDS)?;
-    ensure!(answer == "gone", "100 MiB are not enough, but the workload says {answer:?}");
+    ensure!(
+        answer == "gone",
+        "the container must be OOM-killed, but the workload answered {answer:?}"
+    );
     kubelet.remove_container(&mut pod, "app")?;
     kubelet.run_container(&mut pod, &spec(200 * MIB))?;
     let answer = alloc(node, &pod, NEEDS)?;
@@ -55,7 +56,7 @@ pub fn ample_pod() -> PodSpec {
 pub fn run_satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
     let pod = kubelet.run_pod(ample_pod())?;
     let answer = alloc(node, &pod, NEEDS)?;
-    ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
+    ensure!(answer.starts_with("ok"), "the workload must allocate memory, but answered {answer:?}");
     Ok(pod)
 }
 
@@ -75,11 +76,11 @@ pub fn decrease_limit_below_cache(
     let mut pod = kubelet.run_pod(PodSpec::new("cached").container(app))?;
     let container = pod.container("app")?;
     let answer = container.call(node, &format!("write /cache {}", 120 * MIB))?;
-    ensure!(answer.starts_with("ok"), "writing says {answer:?}");
+    ensure!(answer.starts_with("ok"), "the workload must write a file, but answered {answer:?}");
     let [usage] = cgroup::usage(node, &[&container.cgroup])?[..] else {
-        unreachable!("one was asked for")
+        unreachable!("the request was for one cgroup")
     };
-    ensure!(usage.file > 100 * MIB, "{usage:?}");
+    ensure!(usage.file > 100 * MIB, "the page cache must exceed 100 MiB: {usage:?}");
     let cut = kubelet.resize(&mut pod, "app", Some(60 * MIB), Some(60 * MIB));
     Ok((pod, cut))
 }
@@ -102,7 +103,7 @@ pub fn grow_during_decrease(
 ) -> Result<(bool, u64)> {
     let container = pod.container("app")?;
     let answer = alloc(node, pod, 60 * MIB)?;
-    ensure!(answer.starts_with("ok"), "allocating says {answer:?}");
+    ensure!(answer.starts_with("ok"), "the workload must allocate memory, but answered {answer:?}");
     // OOM kills that an allocation of the workload causes under the new limit do not count. In such
     // a case the workload invokes the OOM killer, and not the program that writes the limit.
     let Container { control, id, .. } = container;
@@ -117,7 +118,7 @@ pub fn grow_during_decrease(
         70 * MIB,
         100 * MIB,
     ))?;
-    ensure!(output.status.code() != Some(3), "the workload does not grow: {}", output.stderr);
+    ensure!(output.status.code() != Some(3), "the workload must grow, but: {}", output.stderr);
     let killed =
         output.stdout.trim().parse().with_context(|| format!("counting kills: {output:?}"))?;
     Ok((output.status.success(), killed))

@@ -26,7 +26,7 @@ pub fn exceed_high(node: &Node, pod: &Pod) -> Result<bool> {
     let output = node.try_run_within(LIMIT, &script, Vec::new())?;
     ensure!(
         output.status.success() || output.status.code() == Some(124),
-        "{}: {}",
+        "allocating beyond memory.high ({}): {}",
         output.status,
         output.stderr
     );
@@ -64,11 +64,16 @@ pub fn stall_at_high(node: &Node, pod: &Pod) -> Result<Stall> {
         cgroup::ROOT
     );
     let output = node.try_run_within(LIMIT, &script, Vec::new())?;
-    ensure!(output.status.success(), "{}: {}", output.status, output.stderr);
+    ensure!(
+        output.status.success(),
+        "waiting for the stall ({}): {}",
+        output.status,
+        output.stderr
+    );
     let numbers: Vec<u64> =
         output.stdout.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     let &[stalled, current, times, words] = numbers.as_slice() else {
-        bail!("four numbers expected: {numbers:?}")
+        bail!("the script must print 4 numbers, but printed {numbers:?}")
     };
     Ok(Stall { stalled, current, times, is_satisfied: words > 0 })
 }

@@ -77,7 +77,10 @@ impl Programs {
         let described = run(Command::new("go").args(["mod", "download", "-json", &module]))?;
         let described: serde_json::Value =
             serde_json::from_str(&described).context("reading the answer of `go mod download`")?;
-        Ok(described["Dir"].as_str().with_context(|| format!("no source for {module}"))?.into())
+        Ok(described["Dir"]
+            .as_str()
+            .with_context(|| format!("go mod download named no directory for {module}"))?
+            .into())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tools on this machine that know nothing about nodes.
+//! Helpers that know nothing of nodes: the cache, Go builds, child processes.
 
 pub mod cache;
 pub(crate) mod command;

@@ -1,4 +1,4 @@
-//! Child processes that end with this process, and free ports for them.
+//! Child processes that end with the thread that started them, and free ports for them.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -31,7 +31,7 @@ impl Drop for Running {
 pub(crate) fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Running> {
     let output = File::options().create(true).append(true).open(log);
     let output = output.with_context(|| format!("creating {}", log.display()))?;
-    let errors = output.try_clone().context("opening the log twice")?;
+    let errors = output.try_clone().context("duplicating the descriptor of the log")?;
     let mut command = Command::new(LAUNCHER);
     command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
     let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
@@ -52,7 +52,7 @@ fn wait_for_exec(child: &mut Child) -> Result<()> {
     loop {
         let status = child.try_wait().context("waiting for setpriv")?;
         if let Some(status) = status {
-            bail!("the process has ended ({status})");
+            bail!("the process ended at its start ({status})");
         }
         // The link of a process that has just ended cannot be read.
         if let Ok(path) = fs::read_link(&executable)
@@ -91,7 +91,7 @@ mod tests {
         let Err(error) = spawn(&directory.path().join("missing"), &[], &log) else {
             panic!("a program that does not exist was started")
         };
-        assert!(format!("{error:#}").contains("has ended"), "{error:#}");
+        assert!(format!("{error:#}").contains("ended at its start"), "{error:#}");
         assert!(fs::read_to_string(&log).unwrap().contains("missing"));
     }
 

@@ -1,4 +1,4 @@
-//! Directories for the files of running processes, which disappear with the processes.
+//! Directories for the files of a running machine or server. They end with the processes.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -9,9 +9,9 @@ use tempfile::TempDir;
 
 use crate::tools::cache;
 
-/// The directories with the files of one machine.
+/// The directories with the files of one machine or server.
 ///
-/// The disk is in the cache. The sockets are in another directory with a short path, because the
+/// Most files are in the cache. The sockets are in another directory with a short path, because the
 /// path of a socket is limited to 108 bytes.
 pub(crate) struct RunDir {
     pub(crate) path: PathBuf,
@@ -22,6 +22,7 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
+    /// Creates new directories and removes those of ended processes.
     pub(crate) fn create() -> Result<RunDir> {
         let parent = cache::directory()?.join("run");
         fs::create_dir_all(&parent).with_context(|| format!("creating {}", parent.display()))?;
@@ -55,7 +56,7 @@ impl Drop for RunDir {
     }
 }
 
-/// Removes the directories of machines that ended without cleaning up.
+/// Removes the directories of processes that ended without removing them.
 ///
 /// The locks of such directories are free.
 fn sweep(parent: &Path) -> Result<()> {

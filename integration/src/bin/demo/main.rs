@@ -23,14 +23,16 @@ use crate::resizes::resizes;
 use crate::values::{expected, run};
 
 /// The plugin's configuration in the demo. All values are the defaults.
-const CONFIG: &str = "memoryThrottlingFactor: 0.9\nmemoryReservationPolicy: HardReservation\nnodeAllocatable: auto\n";
+const CONFIG: &str = "memoryThrottlingFactor: 0.9\n\
+    memoryReservationPolicy: HardReservation\nnodeAllocatable: auto\n";
 
-/// Boots a throwaway node, runs pods of each class on it, and shows the memory values that the kernel holds for them:
-/// first without the plugin, then with it, each value marked right (=) or wrong against the formula. Then it tells what becomes
-/// of containers that are resized, likewise.
+/// Shows the memory values and the outcomes of resizes on two nodes: without and with the plugin
+///
+/// The values are those that the kernel holds for pods of each class. The demo compares the values
+/// with the formula of Kubernetes and marks each one as right (=) or WRONG.
 #[derive(Parser)]
 struct Arguments {
-    /// Leave the node up at the end, with pods and plugin, and say how to get in.
+    /// Keep the node with the plugin and its pods, and print the command that opens a shell on it
     #[arg(long)]
     keep: bool,
 }
@@ -42,23 +44,24 @@ fn main() -> Result<ExitCode> {
     let (node, wrong) = thread::scope(|scope| {
         let with = scope.spawn(|| with_plugin(arguments.keep));
         println!("{}", without_plugin()?);
-        let (node, shown, wrong) =
-            with.join().map_err(|_| anyhow!("the node with the plugin: a panic"))??;
+        let (node, shown, wrong) = with
+            .join()
+            .map_err(|_| anyhow!("the thread of the node with the plugin panicked"))??;
         println!("{shown}");
         anyhow::Ok((node, wrong))
     })?;
     println!(
         "{} in {:.0} s.",
         if wrong == 0 {
-            "All of it is right".to_owned()
+            "All values and outcomes are right".to_owned()
         } else {
-            format!("{wrong} of it are WRONG")
+            format!("{wrong} values or outcomes are WRONG")
         },
         started.elapsed().as_secs_f64()
     );
     if arguments.keep {
         println!(
-            "\nThe node is up. To get in:\n    {}\nTo end it:\n    kill {}",
+            "\nThe node keeps running. To open a shell:\n    {}\nTo end the node:\n    kill {}",
             node.ssh_command(),
             node.process_id()
         );
@@ -66,6 +69,7 @@ fn main() -> Result<ExitCode> {
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Runs the demo without the plugin and returns the text to print.
 fn without_plugin() -> Result<String> {
     let node = Node::start(Runtime::Containerd21)?;
     let versions = Image::obtain(Runtime::Containerd21)?.versions()?;
@@ -74,7 +78,8 @@ fn without_plugin() -> Result<String> {
     let (table, _) = run(&node, &mut kubelet, |_, _| None)?;
     let (resizes, _) = resizes(&node, &mut kubelet, false)?;
     Ok(format!(
-        "\nThe nodes, virtual machines:\n{}\n\nWithout the plugin:\n\n{table}\n\nResizes without the plugin:\n\n{resizes}",
+        "\nVersions on the nodes:\n{}\n\nWithout the plugin:\n\n{table}\n\n\
+         Resizes without the plugin:\n\n{resizes}",
         indent(&versions)
     ))
 }
@@ -93,11 +98,11 @@ fn with_plugin(keep: bool) -> Result<(Node, String, usize)> {
         } else {
             Node::start(Runtime::Containerd21)
         };
-        building.join().map_err(|_| anyhow!("building the plugin: a panic"))??;
+        building.join().map_err(|_| anyhow!("the thread that builds the plugin panicked"))??;
         node
     })?;
     kubelet::clear(&node)?;
-    progress("installing the plugin, to be launched by containerd");
+    progress("installing the plugin, which containerd launches");
     placement::install(&node, Mode::Launched, CONFIG)?;
     let mut kubelet = Kubelet::start(&node, Driver::Systemd)?;
     let (table, wrong_values) =
@@ -105,14 +110,15 @@ fn with_plugin(keep: bool) -> Result<(Node, String, usize)> {
     let (resizes, wrong_stories) = resizes(&node, &mut kubelet, true)?;
     drop(kubelet);
     let shown = format!(
-        "\nWith the plugin, launched by containerd and configured so:\n{}\n\n{table}\n\
-         Values in bytes. = as the formula says; anything else is marked WRONG with the value expected.\n\
+        "\nWith the plugin, which containerd launches, and this configuration:\n{}\n\n{table}\n\
+         Values are in bytes. = means equal to the formula. WRONG precedes the expected value.\n\
          \nResizes with the plugin:\n\n{resizes}",
         indent(CONFIG)
     );
     Ok((node, shown, wrong_values + wrong_stories))
 }
 
+/// Returns the lines with four spaces before each.
 fn indent(text: &str) -> String {
     text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }

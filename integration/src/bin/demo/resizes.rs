@@ -18,26 +18,26 @@ pub(crate) fn resizes(
     kubelet: &mut Kubelet<'_>,
     has_plugin: bool,
 ) -> Result<(String, usize)> {
-    let mut report = Report { has_plugin, told: String::new(), wrong: 0 };
-    let satisfied = cuts(node, kubelet, &mut report)?;
+    let mut report = Report { has_plugin, text: String::new(), wrong: 0 };
+    let satisfied = decreases(node, kubelet, &mut report)?;
     killed_while_down(node, kubelet, &mut report)?;
     throttled(node, kubelet, &mut report)?;
     if has_plugin {
         deferred(node, &satisfied, &mut report)?;
         rescued(node, kubelet, &mut report)?;
     }
-    Ok((report.told, report.wrong))
+    Ok((report.text, report.wrong))
 }
 
 /// The text about the outcomes and the number of wrong ones.
 struct Report {
     has_plugin: bool,
-    told: String,
+    text: String,
     wrong: usize,
 }
 
 impl Report {
-    fn tell(&mut self, what: &str, became: &str, is_right: bool) {
+    fn add(&mut self, action: &str, outcome: &str, is_right: bool) {
         let mark = match self.has_plugin {
             false => "-",
             true if is_right => "=",
@@ -46,43 +46,43 @@ impl Report {
                 "WRONG"
             }
         };
-        let _ = writeln!(self.told, "  {what}\n    {mark} {became}");
+        let _ = writeln!(self.text, "  {action}\n    {mark} {outcome}");
     }
 }
 
 /// Returns a text about the runtime's answer to a resize.
-fn says(result: &Result<()>) -> String {
+fn answer_text(result: &Result<()>) -> String {
     match result {
-        Ok(()) => "the runtime says that it did so".to_owned(),
-        Err(error) => format!("the runtime says: {}", crictl::reason(error)),
+        Ok(()) => "the runtime reports success".to_owned(),
+        Err(error) => format!("the runtime refuses: {}", crictl::reason(error)),
     }
 }
 
 /// Returns a text about the fate of a container.
-fn lives((lives, killed): (bool, u64)) -> String {
+fn fate_text((lives, killed): (bool, u64)) -> String {
     match (lives, killed) {
-        (true, 0) => "it lives".to_owned(),
-        (_, killed) => format!("{killed} of its processes were killed"),
+        (true, 0) => "the container lives".to_owned(),
+        (_, killed) => format!("{killed} of its processes were OOM-killed"),
     }
 }
 
 /// Decreases a limit below the usage, once with anonymous memory and once with page cache.
-fn cuts(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Result<Pod> {
+fn decreases(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Result<Pod> {
     let mut satisfied = stories::run_satisfied(kubelet, node)?;
-    let cut = stories::decrease_limit(kubelet, &mut satisfied);
+    let resize = stories::decrease_limit(kubelet, &mut satisfied);
     let fate = stories::read_fate(node, &satisfied)?;
-    report.tell(
-        "A container uses 128 of its 250 MiB, and its limit is cut to 100 MiB:",
-        &format!("{}; {}", says(&cut), lives(fate)),
-        cut.is_err() && fate == (true, 0),
+    report.add(
+        "A container uses 128 MiB. Its limit is decreased from 250 to 100 MiB:",
+        &format!("{}; {}", answer_text(&resize), fate_text(fate)),
+        resize.is_err() && fate == (true, 0),
     );
 
-    let (pod, cut) = stories::decrease_limit_below_cache(kubelet, node)?;
+    let (pod, resize) = stories::decrease_limit_below_cache(kubelet, node)?;
     let fate = stories::read_fate(node, &pod)?;
-    report.tell(
-        "A container has 120 MiB of page cache, and its limit is cut from 150 to 60 MiB:",
-        &format!("{}; {}", says(&cut), lives(fate)),
-        cut.is_ok() && fate == (true, 0),
+    report.add(
+        "A container has 120 MiB of page cache. Its limit is decreased from 150 to 60 MiB:",
+        &format!("{}; {}", answer_text(&resize), fate_text(fate)),
+        resize.is_ok() && fate == (true, 0),
     );
     Ok(satisfied)
 }
@@ -91,12 +91,13 @@ fn cuts(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Result<P
 fn killed_while_down(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Result<()> {
     let (_, answer) = stories::run_oom_killed(kubelet, node)?;
     let fits = answer.starts_with("ok");
-    report.tell(
-        "A container needs 128 MiB and is killed at its limit of 100; while it is down that is raised to 200 MiB:",
+    report.add(
+        "A container needs 128 MiB and is OOM-killed at its limit of 100 MiB. \
+         While the container is down, the limit is raised to 200 MiB:",
         if fits {
-            "it starts and has what it needs"
+            "the container starts and gets the memory"
         } else {
-            "it is killed again, by the limit of its pod"
+            "the container is OOM-killed again, at the limit of its pod"
         },
         fits,
     );
@@ -119,27 +120,32 @@ fn throttled(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Res
         app.unified("memory.high", stories::MEMORY_HIGH)
     };
     let pod = kubelet.run_pod(PodSpec::new("pinned").container(app))?;
-    let (became, is_released) = if has_plugin {
+    let (outcome, is_released) = if has_plugin {
         let is_released = stories::exceed_high(node, &pod)?;
-        (
-            if is_released { "it is released, and has what it needs" } else { "it stands there" }
-                .to_owned(),
-            is_released,
-        )
+        let outcome = if is_released {
+            "the plugin releases the container, which gets the memory"
+        } else {
+            "the container stays throttled"
+        };
+        (outcome.to_owned(), is_released)
     } else {
         let stories::Stall { stalled, current, .. } = stories::stall_at_high(node, &pod)?;
         let (seconds, current) = (stalled as f64 / 1e6, current / MIB);
-        (format!("it stands there: after {seconds:.0} s of waiting it has {current} MiB"), false)
+        let outcome = format!(
+            "the container stays throttled: after {seconds:.0} s of stalls it has {current} MiB"
+        );
+        (outcome, false)
     };
-    report.tell(
-        "A container with a limit of 200 MiB needs 150, and stands at its memory.high of 90 (with 'throttleDeadline: 5s'):",
-        &became,
+    report.add(
+        "A container with a limit of 200 MiB needs 150 MiB and is throttled at its \
+         memory.high of 90 MiB (with 'throttleDeadline: 5s'):",
+        &outcome,
         is_released,
     );
     Ok(())
 }
 
-/// Decreases the limit of the container of [`cuts`] with `shrink: defer`.
+/// Decreases the limit of the container of [`decreases`] with `shrink: defer`.
 fn deferred(node: &Node, satisfied: &Pod, report: &mut Report) -> Result<()> {
     placement::configure(
         node,
@@ -151,10 +157,10 @@ fn deferred(node: &Node, satisfied: &Pod, report: &mut Report) -> Result<()> {
     let free = format!("workload call {} free", container.control);
     let expected = [cgroup::Expected::new(&container.cgroup, "memory.max", 100 * MIB)];
     let took = cgroup::settle(node, &free, &expected, Duration::ZERO, Duration::from_secs(60))?;
-    report.tell(
-        "The first one again, with 'shrink: defer'; then it frees its memory:",
+    report.add(
+        "The first limit decrease again, with 'shrink: defer'. Then the container frees memory:",
         &format!(
-            "its limit stays {}, and becomes 100Mi {:.1} s after that",
+            "the limit stays {}, and becomes 100Mi {:.1} s after the container freed memory",
             kubelet::quantity(before),
             took.after.as_secs_f64()
         ),
@@ -172,10 +178,11 @@ fn rescued(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Resul
     kubelet.run_container(&mut pod, &app)?;
     let limit = stories::memory(node, &pod)?[1].max;
     let second = stories::alloc(node, &pod, 70 * MIB)?;
-    report.tell(
-        "A container needs 70 MiB and is killed at its limit of 60, with 'oomRescue' after one kill:",
+    report.add(
+        "A container needs 70 MiB and is OOM-killed at its limit of 60 MiB \
+         (with 'oomRescue' after one kill):",
         &format!(
-            "it is made anew with {}, and has what it needs: {}",
+            "the next container has a limit of {} and gets the memory: {}",
             kubelet::quantity(limit),
             second.starts_with("ok")
         ),

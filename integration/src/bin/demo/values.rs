@@ -124,7 +124,7 @@ fn new_table() -> Table {
         "pod",
         "class",
         "request",
-        "from",
+        "source",
         "limit",
         "memory.min",
         "memory.low",
@@ -148,7 +148,7 @@ fn add_container(
         (Some(_), Some(label)) if label == case.source.label() => format!("{label} ="),
         (Some(_), label) => {
             wrong += 1;
-            format!("{} WRONG: {}", label.unwrap_or("nowhere"), case.source.label())
+            format!("{} WRONG: {}", label.unwrap_or("unknown"), case.source.label())
         }
     };
     let mut cell = |read: u64, want: Option<u64>| match want {
@@ -198,7 +198,7 @@ fn add_sums(
         };
         let name = name.rsplit('/').next().unwrap_or_default().to_owned();
         let sums = [
-            "sum of below",
+            "sum of its children",
             "",
             "",
             "",

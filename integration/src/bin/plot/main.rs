@@ -18,7 +18,7 @@ use integration::runtime::Runtime;
 use integration::tools::progress::progress;
 
 use crate::chart::draw;
-use crate::scenes::{cut_that_is_refused, cut_that_kills, rescued_loop};
+use crate::scenes::{killing_decrease, refused_decrease, rescued_loop};
 
 /// The plugin's configuration: a limit increase after every second OOM kill.
 ///
@@ -30,17 +30,17 @@ fn main() -> Result<()> {
     placement::build()?;
     let node = Node::start(Runtime::Containerd21)?;
 
-    progress("a cut below what is used, without the plugin");
+    progress("a limit decrease below the usage, without the plugin");
     kubelet::clear(&node)?;
-    let killed = cut_that_kills(&node).context("the cut without the plugin")?;
+    let killed = killing_decrease(&node).context("the limit decrease without the plugin")?;
     kubelet::clear(&node)?;
     placement::install(&node, Mode::External, "")?;
-    progress("the same with it");
-    let refused = cut_that_is_refused(&node).context("the cut with the plugin")?;
-    progress("a loop of kills");
+    progress("the same limit decrease with the plugin");
+    let refused = refused_decrease(&node).context("the limit decrease with the plugin")?;
+    progress("repeated OOM kills");
     kubelet::clear(&node)?;
     placement::configure(&node, RESCUE)?;
-    let rescued = rescued_loop(&node).context("the loop of kills")?;
+    let rescued = rescued_loop(&node).context("the repeated OOM kills")?;
 
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("plots");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;

@@ -6,7 +6,7 @@ use integration::machine::Node;
 use integration::probe::crictl;
 use integration::runtime::Driver;
 use integration::stories;
-use integration::stories::recording::{self, Recorder};
+use integration::stories::recording::{self, Recorder, Sample};
 
 use crate::chart::{Note, Panel};
 
@@ -25,7 +25,9 @@ const STEP: u64 = 4;
 fn grow(node: &Node, pod: &Pod, mib: u64) -> Result<bool> {
     const GONE: i32 = 3;
     let output = node.try_run(&format!(
-        "for _ in $(seq {}); do workload call {} alloc {} >/dev/null || exit {GONE}; sleep 0.05; done",
+        "for _ in $(seq {}); do
+             workload call {} alloc {} >/dev/null || exit {GONE}; sleep 0.05
+         done",
         mib / STEP,
         pod.container("app")?.control,
         STEP * MIB
@@ -42,11 +44,15 @@ fn wait(node: &Node, seconds: f64) -> Result<()> {
     node.run(&format!("sleep {seconds}")).map(|_| ())
 }
 
-pub(crate) fn cut_that_kills(node: &Node) -> Result<Panel> {
+/// Decreases the limit below the usage without the plugin: the kernel kills the container.
+pub(crate) fn killing_decrease(node: &Node) -> Result<Panel> {
     let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
     let mut pod = kubelet.run_pod(stories::ample_pod())?;
     let recorder = Recorder::start(node, &kubelet, &pod)?;
-    ensure!(grow(node, &pod, stories::NEEDS / MIB)?, "the container was killed before the cut");
+    ensure!(
+        grow(node, &pod, stories::NEEDS / MIB)?,
+        "the container was killed before the limit decrease"
+    );
     wait(node, 1.0)?;
     let asked = recorder.now()?;
     // Ignore the runtime's answer, because it depends on timing. The runtime reports success or an
@@ -54,56 +60,61 @@ pub(crate) fn cut_that_kills(node: &Node) -> Result<Panel> {
     let _ = stories::decrease_limit(&mut kubelet, &mut pod);
     wait(node, 6.0)?;
     let samples = recorder.stop()?;
-    let &[killed] = recording::kills(&samples).as_slice() else { bail!("one kill expected") };
-    ensure!(killed > asked, "killed before the cut");
+    let &[killed] = recording::kills(&samples).as_slice() else {
+        bail!("the recording must have one OOM kill")
+    };
+    ensure!(killed > asked, "the container was killed before the limit decrease");
     let (lives, _) = stories::read_fate(node, &pod)?;
-    ensure!(!lives, "the container lives");
+    ensure!(!lives, "the container must be killed, but lives");
     let notes =
         vec![Note::after(killed, 75, "limit of 100 MiB asked for:\nkilled by the kernel (OOM)")];
     Ok(Panel { title: "The same without Plimsoll", top: 275, samples, notes })
 }
 
-pub(crate) fn cut_that_is_refused(node: &Node) -> Result<Panel> {
+/// Decreases the limit below the usage with the plugin: the plugin refuses until memory is free.
+pub(crate) fn refused_decrease(node: &Node) -> Result<Panel> {
     let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
     let mut pod = kubelet.run_pod(stories::ample_pod())?;
     let recorder = Recorder::start(node, &kubelet, &pod)?;
-    ensure!(grow(node, &pod, stories::NEEDS / MIB)?, "the container was killed before the cut");
+    ensure!(
+        grow(node, &pod, stories::NEEDS / MIB)?,
+        "the container was killed before the limit decrease"
+    );
     wait(node, 1.0)?;
     let before = stories::memory(node, &pod)?;
     let asked = recorder.now()?;
     let Err(refused) = stories::decrease_limit(&mut kubelet, &mut pod) else {
-        bail!("the cut passed")
+        bail!("the limit decrease must be refused, but succeeded")
     };
     let refused = crictl::reason(&refused);
-    ensure!(refused.contains("would be killed"), "refused for another reason: {refused}");
-    ensure!(stories::memory(node, &pod)? == before, "the refused cut has changed something");
-    ensure!(grow(node, &pod, 16)?, "the container was killed after the refused cut");
+    ensure!(
+        refused.contains("would be killed"),
+        "the limit decrease was refused for another reason: {refused}"
+    );
+    ensure!(
+        stories::memory(node, &pod)? == before,
+        "the refused limit decrease changed memory values"
+    );
+    ensure!(grow(node, &pod, 16)?, "the container was killed after the refused limit decrease");
     wait(node, 3.0)?;
     let freed = recorder.now()?;
     let answer = pod.container("app")?.call(node, "free")?;
-    ensure!(answer.starts_with("ok"), "freeing says {answer:?}");
+    ensure!(answer.starts_with("ok"), "the workload must free its memory, but answered {answer:?}");
     wait(node, 1.5)?;
     let again = recorder.now()?;
-    stories::decrease_limit(&mut kubelet, &mut pod).context("once it has freed memory")?;
+    stories::decrease_limit(&mut kubelet, &mut pod)
+        .context("decreasing the limit of a container that freed memory")?;
     ensure!(
         stories::memory(node, &pod)?.iter().all(|memory| memory.max == 100 * MIB),
-        "the cut passed, but is not made"
+        "the limit decrease succeeded, but memory.max is not 100 MiB"
     );
     wait(node, 0.5)?;
-    ensure!(grow(node, &pod, 64)?, "the container was killed after the cut that passed");
+    ensure!(grow(node, &pod, 64)?, "the container was killed after the limit decrease");
     wait(node, 2.0)?;
     let fate = stories::read_fate(node, &pod)?;
-    ensure!(fate == (true, 0), "whether it lives, and kills: {fate:?}");
+    ensure!(fate == (true, 0), "the container must live without OOM kills, but: {fate:?}");
     let samples = recorder.stop()?;
-    let limits =
-        samples.iter().filter(|sample| sample.at < again).filter_map(|sample| sample.container);
-    ensure!(
-        limits.map(|level| level.max).all(|max| max == 250 * MIB),
-        "memory.max has moved before the second cut"
-    );
-    let set =
-        samples.iter().find(|sample| sample.container.is_some_and(|level| level.max == 100 * MIB));
-    let set = set.context("no sample has the limit that was set")?.at;
+    let set = find_new_limit(&samples, again)?;
     // The text after the semicolon is advice to the user and not part of the reason.
     let reason = refused.split(';').next().unwrap_or_default();
     let notes = vec![
@@ -118,6 +129,20 @@ pub(crate) fn cut_that_is_refused(node: &Node) -> Result<Panel> {
     Ok(Panel { title: "With Plimsoll", top: 275, samples, notes })
 }
 
+/// Returns the time of the first sample with the new limit, which must be after `again`.
+fn find_new_limit(samples: &[Sample], again: u64) -> Result<u64> {
+    let limits =
+        samples.iter().filter(|sample| sample.at < again).filter_map(|sample| sample.container);
+    ensure!(
+        limits.map(|level| level.max).all(|max| max == 250 * MIB),
+        "memory.max changed before the second limit decrease"
+    );
+    let set =
+        samples.iter().find(|sample| sample.container.is_some_and(|level| level.max == 100 * MIB));
+    Ok(set.context("no sample has the new limit")?.at)
+}
+
+/// Runs a container that is OOM-killed repeatedly until the plugin has raised its limit twice.
 pub(crate) fn rescued_loop(node: &Node) -> Result<Panel> {
     let mut kubelet = Kubelet::start(node, Driver::Systemd)?;
     let app = ContainerSpec::new("app").request(32 * MIB).limit(LOOP_LIMITS[0] * MIB);
@@ -128,9 +153,12 @@ pub(crate) fn rescued_loop(node: &Node) -> Result<Panel> {
         [(first, false), (first, false), (second, false), (second, false), (enough, true)]
     {
         let has = stories::memory(node, &pod)?[1].max;
-        ensure!(has == limit * MIB, "a limit of {limit} MiB expected, found {has} bytes");
+        ensure!(has == limit * MIB, "memory.max must be {limit} MiB, but is {has} bytes");
         let has_all = grow(node, &pod, LOOP_NEEDS)?;
-        ensure!(has_all == fits, "with {limit} MiB: whether it has what it needs: {has_all}");
+        ensure!(
+            has_all == fits,
+            "with {limit} MiB, success of all allocations must be {fits}, but is {has_all}"
+        );
         if fits {
             break;
         }
@@ -138,12 +166,16 @@ pub(crate) fn rescued_loop(node: &Node) -> Result<Panel> {
         kubelet.run_container(&mut pod, &app)?;
     }
     wait(node, 4.0)?;
-    ensure!(stories::read_fate(node, &pod)?.0, "the container does not live at last");
+    ensure!(stories::read_fate(node, &pod)?.0, "the container must live at the end");
     let samples = recorder.stop()?;
     let (kills, raises) = (recording::kills(&samples), recording::raises(&samples));
-    ensure!(kills.len() == 4, "{} moments of a kill", kills.len());
+    ensure!(kills.len() == 4, "the recording must have 4 OOM kills, but has {}", kills.len());
     let raised: Vec<u64> = raises.iter().map(|(_, limit)| limit / MIB).collect();
-    ensure!(raised == LOOP_LIMITS[1..], "the pod's limit became {raised:?} MiB");
+    ensure!(
+        raised == LOOP_LIMITS[1..],
+        "the pod's limit must be raised to {:?} MiB, but was raised to {raised:?}",
+        &LOOP_LIMITS[1..]
+    );
     let killed = kills.iter().map(|at| Note::before(*at, 20, "killed"));
     let raised = raises.iter().map(|(at, limit)| {
         let limit = limit / MIB;
