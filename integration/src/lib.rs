@@ -8,7 +8,7 @@
 //!
 //! | folder | content |
 //! |---|---|
-//! | [`tools`] | the cache, Go builds, child processes and other helpers that know nothing of nodes |
+//! | [`tools`] | the cache, Go builds, child processes: helpers that know nothing of nodes |
 //! | [`runtime`] | container runtimes: versions, differences and programs; cgroup drivers |
 //! | [`image`] | what a node boots from: packages, kernel, disk and container images |
 //! | [`machine`] | a node: QEMU, its hardware, its snapshot and the shell |
@@ -17,7 +17,7 @@
 //! | [`placement`] | programs that tests install on a node: Plimsoll and other NRI plugins |
 //! | [`fleet`] | the nodes that test cases share, and the records of the cases |
 //! | [`cluster`] | a real API server, and a cluster with a real kubelet |
-//! | [`stories`] | sequences of steps that several tests need: resizes, OOM kills, memory pressure |
+//! | [`stories`] | sequences of steps for several tests: resizes, OOM kills, memory pressure |
 //!
 //! Tests in `tests/nodes` use these folders, and so do the programs in `src/bin`. A file imports
 //! from another file of its own folder by the file's path, never through the folder's `mod.rs`.

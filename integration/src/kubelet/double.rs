@@ -51,7 +51,7 @@ pub const EVICTION_HARD: u64 = 50 * MIB;
 impl<'n> Kubelet<'n> {
     /// Starts the double and makes the cgroups of the QoS classes.
     ///
-    /// The node must not have pods (see [`clear`](crate::kubelet::clear)).
+    /// The node must not have pods (see `kubelet::clear`).
     pub fn start(node: &'n Node, driver: Driver) -> Result<Kubelet<'n>> {
         let mut script = format!(
             "mkdir -p {STATE} {MESSAGES} {CONTROL}\n\
