@@ -65,7 +65,7 @@ fn connections(node: &Node) -> Result<String> {
              grep -c 'connected to the runtime and synchronized'; do sleep 0.2; done\" | tail -n 1
          echo $process"
     );
-    Ok(node.run(&script).context("asking whether the plugin is connected")?.stdout)
+    Ok(node.run(&script).context("reading the state of the plugin's connection")?.stdout)
 }
 
 fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
@@ -98,13 +98,14 @@ fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
     ))?;
     let container = pod.container("app")?.clone();
     assert_eq!(cgroup::memory(node, &[&container.cgroup])?[0].min, 64 * MIB - HEADROOM);
-    let process =
-        crictl::inspect(node, &container.id)?["info"]["pid"].as_u64().context("no process")?;
+    let process = crictl::inspect(node, &container.id)?["info"]["pid"]
+        .as_u64()
+        .context("the container has no process ID")?;
     let limits = node.read(&format!("/proc/{process}/limits"))?;
     let files = limits
         .lines()
         .find(|line| line.starts_with("Max open files"))
-        .context("no limit of open files")?;
+        .context("the process has no limit of open files")?;
     assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["123", "456"]);
 
     kubelet.resize(&mut pod, "app", Some(96 * MIB), Some(96 * MIB))?;
@@ -116,12 +117,12 @@ fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
     let (seen, logged) = (seen?, logged?);
     ensure!(
         seen.contains("memory.min") && seen.contains(&wanted),
-        "the differ has not seen memory.min {wanted}:\n{seen}"
+        "the differ must see memory.min {wanted}, but saw:\n{seen}"
     );
     for event in
         ["RunPodSandbox", "CreateContainer", "UpdateContainer", "StopContainer", "RemovePodSandbox"]
     {
-        ensure!(logged.contains(event), "the logger has not heard of {event}:\n{logged}");
+        ensure!(logged.contains(event), "the logger must log {event}, but logged:\n{logged}");
     }
     // The three programs still run, and the plugin has kept its connection.
     node.run("systemctl is-active logger ulimit-adjuster differ >/dev/null")?;
@@ -145,12 +146,19 @@ fn tests_of_nri(node: &Node, driver: Driver) -> Result<()> {
     let said = output.stdout;
     let ended =
         |how: &str| said.lines().filter(|line| line.starts_with(&format!("--- {how}: "))).count();
-    ensure!(output.status.success() && ended("FAIL") == 0, "{}:\n{said}", output.status);
+    ensure!(
+        output.status.success() && ended("FAIL") == 0,
+        "no test may fail ({}):\n{said}",
+        output.status
+    );
     // Two tests need two processors and two tests need two NUMA nodes. The node has one of each.
     let skipped: Vec<_> = said.lines().filter(|line| line.starts_with("--- SKIP: ")).collect();
     let wants_more = |line: &&str| line.contains("TestCpuset") || line.contains("TestMemset");
-    ensure!(skipped.iter().all(wants_more), "skipped: {skipped:?}");
-    ensure!(ended("PASS") >= 8, "{said}");
+    ensure!(
+        skipped.iter().all(wants_more),
+        "only tests for larger nodes may be skipped: {skipped:?}"
+    );
+    ensure!(ended("PASS") >= 8, "at least 8 tests must pass:\n{said}");
     println!(
         "{}: {} tests of NRI pass, {} are skipped",
         node.runtime(),

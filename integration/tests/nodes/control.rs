@@ -32,7 +32,11 @@ node_tests!(control: {
 
 fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {
     let version = node.run("crictl version; crictl --version; test -S /var/run/nri/nri.sock")?;
-    let (name, minor) = node.runtime().name().split_once('-').context("a name and a version")?;
+    let (name, minor) = node
+        .runtime()
+        .name()
+        .split_once('-')
+        .context("splitting the runtime's name and version")?;
     let name = if name == "crio" { "cri-o" } else { name };
     let said = format!("RuntimeName:  {name}");
     assert!(
@@ -83,7 +87,8 @@ fn every_class_gets_its_limit_and_nothing_else(node: &Node, driver: Driver) -> R
 
         let inspected = crictl::inspect(node, &container.id)?;
         let unified = crictl::stored_unified(&inspected).as_object();
-        let keys: Vec<&String> = unified.context("no unified map")?.keys().collect();
+        let keys: Vec<&String> =
+            unified.context("the stored specification has no unified map")?.keys().collect();
         assert_eq!(keys, ["memory.oom.group"], "{class:?}");
         let score = &inspected["info"]["runtimeSpec"]["process"]["oomScoreAdj"];
         assert_eq!(score.as_i64(), Some(oom_score_adj), "{class:?}");
@@ -131,7 +136,7 @@ fn a_resize_in_place_changes_limits_and_checkpoints(node: &Node, driver: Driver)
         let file = node.read(&format!("/var/lib/kubelet/{state}"))?;
         let file: serde_json::Value = serde_json::from_str(&file)?;
         let data: serde_json::Value =
-            serde_json::from_str(file["data"].as_str().context("no data")?)?;
+            serde_json::from_str(file["data"].as_str().context("the checkpoint has no data")?)?;
         let resources = &data["entries"][&pod.uid]["ContainerResources"]["c"];
         assert_eq!(resources["requests"]["memory"], "48Mi", "{state}");
         assert_eq!(resources["limits"]["memory"], "96Mi", "{state}");
@@ -162,7 +167,11 @@ fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Resu
     assert!(charged("anon")? < idle + 5 * MIB);
     container.call(node, &format!("write /cache {}", 20 * MIB))?;
     assert!(charged("file")? >= 19 * MIB);
-    assert_eq!(container.call(node, &format!("alloc {}", 200 * MIB))?, "gone", "beyond its limit");
+    assert_eq!(
+        container.call(node, &format!("alloc {}", 200 * MIB))?,
+        "gone",
+        "an allocation beyond the limit must end the workload"
+    );
     Ok(())
 }
 
@@ -191,10 +200,10 @@ fn protection_needs_every_level(node: &Node, driver: Driver) -> Result<()> {
 
     write_min(node, &[(class, 0)])?;
     let left = contest.below_the_limit_of_all_pods(Left::is_shared)?;
-    assert!(left.is_shared(), "without the class's: {left:?}");
+    assert!(left.is_shared(), "without memory.min of the class: {left:?}");
     write_min(node, &[(class, pressure::REQUEST), (top, 0)])?;
     let left = contest.on_a_full_node(Left::is_shared)?;
-    assert!(left.is_shared(), "without that of all pods: {left:?}");
+    assert!(left.is_shared(), "without memory.min of all pods: {left:?}");
     Ok(())
 }
 
@@ -283,7 +292,7 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     // containerd reports success, or an error because the container is gone. CRI-O refuses the
     // limit decrease.
     let cut = stories::decrease_limit(&mut kubelet, &mut pod);
-    println!("{} {driver}: the runtime says of the cut: {cut:?}", node.runtime());
+    println!("{} {driver}: the runtime answers the limit decrease: {cut:?}", node.runtime());
     let (lives, kills) = stories::read_fate(node, &pod)?;
     if node.runtime().refuses_limit_decreases() {
         assert!(cut.is_err() && lives && kills == 0, "{cut:?}, lives: {lives}, kills: {kills}");
@@ -301,7 +310,7 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
         let pod = kubelet.run_pod(PodSpec::new("growing").container(app))?;
         let (made, kills) = stories::grow_during_decrease(node, &pod, pace as u64)?;
         println!(
-            "{} {driver}: {pace:.1} ms for each MiB: made: {made}, killed: {kills}",
+            "{} {driver}: {pace:.1} ms for each MiB: success {made}, kills {kills}",
             node.runtime()
         );
         kubelet.remove_pod(&pod)?;
@@ -313,11 +322,11 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     }
     assert!(
         tried.last().is_some_and(|&(.., kills)| kills > 0),
-        "it does not grow into the cut: {tried:?}"
+        "the container must grow during the limit decrease: {tried:?}"
     );
 
     let (pod, answer) = stories::run_oom_killed(&mut kubelet, node)?;
-    assert_eq!(answer, "gone", "the container has 200 MiB, its pod 100");
+    assert_eq!(answer, "gone", "the limits are 200 MiB of the container and 100 MiB of the pod");
     kubelet.remove_pod(&pod)
 }
 
@@ -332,11 +341,11 @@ fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Re
     println!("{} {driver}: {standing:?}", node.runtime());
     assert!(
         !standing.is_satisfied && standing.times > 0,
-        "memory.high does not hold it back: {standing:?}"
+        "memory.high must throttle the container: {standing:?}"
     );
     assert!(
         standing.current < stories::MEMORY_HIGH + 45 * MIB,
-        "memory.high does not hold it back: {standing:?}"
+        "memory.high must throttle the container: {standing:?}"
     );
     // The container is throttled far below its own limit, while the node has memory to spare.
     let [memory] = cgroup::memory(node, &[&pod.container("app")?.cgroup])?[..] else {
@@ -355,7 +364,10 @@ fn pods_that_use_more_than_the_node_has_take_it_from_the_system(
     let most = 8192;
     let balloon = stories::balloon(&mut kubelet, node, most)?;
     println!("{} {driver}: without the plugin: {balloon:?}", node.runtime());
-    assert!(balloon.node_kills > 0, "the node was never out of memory: {balloon:?}");
-    assert!(balloon.refaults >= most, "the system kept its page cache: {balloon:?}");
+    assert!(balloon.node_kills > 0, "the node must be out of memory: {balloon:?}");
+    assert!(
+        balloon.refaults >= most,
+        "the kernel must reclaim the system's page cache: {balloon:?}"
+    );
     Ok(())
 }

@@ -153,13 +153,17 @@ END
     )?;
     println!("{}", ended.stdout);
     let mut lines = ended.stdout.lines();
-    ensure!(lines.next() == Some("0"), "the upgrade failed");
-    let watched: Vec<u64> =
-        lines.next().context("watched")?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+    ensure!(lines.next() == Some("0"), "the upgrade must succeed");
+    let watched: Vec<u64> = lines
+        .next()
+        .context("reading the counts of the watcher")?
+        .split(' ')
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
     ensure!(watched[0] > 20, "{watched:?}");
     ensure!(
         watched[1..].iter().all(|lowest| *lowest >= 32 * MIB),
-        "it was protected at any time: {watched:?}"
+        "memory.min must never be 0: {watched:?}"
     );
     // The plugin may have reconnected only after the container was created.
     let expected = format!(
@@ -168,13 +172,13 @@ END
         created.container("app")?.cgroup,
         16 * MIB
     );
-    node.run(&expected).context("the container that was created meanwhile")?;
+    node.run(&expected).context("checking the container created during the upgrade")?;
     // The plugin logs this line right after it has become ready.
     let connections = format!(
         "timeout 100 bash -c \"until journalctl --identifier plimsoll --after-cursor '{cursor}' --output cat |
              grep -c 'connected to the runtime and synchronized'; do sleep 0.2; done\" | tail -n 1"
     );
-    assert_eq!(node.run(&connections)?.stdout, "1\n", "one reconnection");
+    assert_eq!(node.run(&connections)?.stdout, "1\n", "the plugin must reconnect once");
     kubelet.remove_pod(&created)
 }
 
@@ -220,7 +224,7 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     // `traces` therefore does not list the socket.
     let switched_off = switched_off(node.runtime());
     let is_on = node.try_run("test -S /run/nri/nri.sock")?.status.success();
-    assert_eq!(is_on, switched_off.is_none(), "NRI is on");
+    assert_eq!(is_on, switched_off.is_none(), "whether NRI is enabled");
 
     // Without an answer to its question, `install` shows the plan and does nothing.
     let shown = node.try_run(&format!("{DOWNLOAD} install </dev/null"))?;
@@ -271,8 +275,10 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
     // Check the promises of the systemd unit: hardening, readiness and ordering.
     let security =
         node.run("systemd-analyze security --no-pager plimsoll | grep 'Overall exposure'")?.stdout;
-    let exposure =
-        security.split(' ').find_map(|word| word.parse::<f64>().ok()).context("a number")?;
+    let exposure = security
+        .split(' ')
+        .find_map(|word| word.parse::<f64>().ok())
+        .context("reading the exposure of the unit")?;
     println!("{security}");
     assert!(exposure < 3.0, "{security}");
     let shown = node.run("systemctl show plimsoll --property StatusText,Type,ActiveState; systemctl show multi-user.target --property After")?;
@@ -292,10 +298,10 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
          timeout 100 bash -c 'until [ \"$(systemctl show system.slice --property MemoryMin --value)\" = 104857600 ]; do sleep 0.2; done'",
         placement::CONFIG
     );
-    node.run(&reserve).context("protection of system.slice")?;
+    node.run(&reserve).context("checking the protection of system.slice")?;
     // The plugin can also remove the settings that systemd keeps for cgroups that are gone.
     let kept = "nsenter --mount --target $(systemctl show plimsoll --property MainPID --value) test -w /run/systemd/system.control";
-    node.run(kept).context("its settings of units are to be removed")?;
+    node.run(kept).context("removing the plugin's unit settings")?;
     let drop_in = "/run/systemd/system/plimsoll.service.d";
     node.run(&format!(
         "mkdir -p {drop_in}; printf '[Service]\\nWatchdogSec=2\\n' >{drop_in}/watchdog.conf; systemctl daemon-reload; systemctl restart plimsoll"
@@ -306,12 +312,12 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
         "connected to the runtime",
         "systemctl kill --signal STOP plimsoll",
     )
-    .context("a plugin that hangs is killed and comes back")?;
+    .context("waiting for the restart of a hanging plugin")?;
     node.run(&format!("rm -r {drop_in}; systemctl daemon-reload; systemctl restart plimsoll"))?;
 
     let runtime = process_of_runtime(node)?;
     upgrade(node, &mut kubelet, &pod, "external", "")?;
-    assert_eq!(process_of_runtime(node)?, runtime, "nobody restarted it");
+    assert_eq!(process_of_runtime(node)?, runtime, "the runtime must not be restarted");
 
     let moved = install(node, "--mode launched")?.stdout;
     println!("{moved}");
@@ -325,7 +331,7 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
     upgrade(node, &mut kubelet, &pod, "launched", "--mode launched")?;
     let moved_back = install(node, "")?.stdout;
     println!("{moved_back}");
-    assert_eq!(process_of_runtime(node)?, runtime, "nobody restarted it");
+    assert_eq!(process_of_runtime(node)?, runtime, "the runtime must not be restarted");
     protected(node, &pod)?;
     let programs = node.run("readlink /proc/[0-9]*/exe | grep plimsoll || true")?.stdout;
     assert_eq!(programs, format!("{INSTALLED}\n"));

@@ -77,7 +77,10 @@ fn stored(node: &Node, pod: &Pod) -> Result<Vec<(String, String)>> {
     let ours = unified
         .into_iter()
         .filter(|(key, _)| ["memory.min", "memory.low", "memory.high"].contains(&key.as_str()));
-    ours.map(|(key, value)| Ok((key, value.as_str().context("a text")?.to_owned()))).collect()
+    ours.map(|(key, value)| {
+        Ok((key, value.as_str().context("a stored value is not text")?.to_owned()))
+    })
+    .collect()
 }
 
 fn pairs(pairs: &[(&str, u64)]) -> Vec<(String, String)> {
@@ -175,7 +178,7 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
         [("memory.min", request / PAGE * PAGE), ("memory.high", high(request, 80 * MIB, FACTOR))];
     let expected = expected.map(|(file, value)| Expected::new(cgroup, file, value));
     cgroup::settle(node, "", &expected, Duration::from_millis(400), Duration::from_secs(60))
-        .context("unified")?;
+        .context("waiting for the values of the pod with a unified map")?;
     Ok(())
 }
 
@@ -259,7 +262,11 @@ fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Drive
     change("memoryThrottlingFactor: 7\\n", "stays in force")?;
     assert_eq!(values(node, &pod)?, (0, 32 * MIB, 64 * MIB, 96 * MIB));
     change("memoryReservationPolicy: None\\nmemoryThrottlingFactor: null\\n", "verified")?;
-    assert_eq!(values(node, &pod)?, (0, 0, MAX, 96 * MIB), "as without the plugin");
+    assert_eq!(
+        values(node, &pod)?,
+        (0, 0, MAX, 96 * MIB),
+        "the values must be those without the plugin"
+    );
     change("{}\\n", "verified")?;
     assert_eq!(values(node, &pod)?, (32 * MIB, 0, high(32 * MIB, 96 * MIB, FACTOR), 96 * MIB));
     Ok(())
@@ -334,18 +341,18 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
         assert!(stored.iter().all(is_default), "{stored:?}");
         Ok(())
     };
-    untouched(&before).context("a container from before")?;
+    untouched(&before).context("checking the container that ran before observe mode")?;
 
     let pod = kubelet.run_pod(spec("observed"))?;
     untouched(&pod)?;
-    assert_eq!(stored(node, &pod)?, pairs(&[]), "nothing was adjusted");
+    assert_eq!(stored(node, &pod)?, pairs(&[]), "the plugin must not adjust the container");
     let all = status()?;
     assert_eq!(all["node"]["mode"], "observe");
-    let shown = all["containers"].as_array().context("containers")?;
+    let shown = all["containers"].as_array().context("the status has no containers")?;
     let shown = shown
         .iter()
         .find(|container| container["pod"] == "observed")
-        .context("the pod is not shown")?;
+        .context("the status does not show the pod")?;
     assert_eq!(
         (&shown["desired"]["min"], &shown["observed"]["min"]),
         (&(32 * MIB).into(), &0.into())
@@ -362,7 +369,7 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
     placement::configure(node, &config())?;
     let expected = Expected::new(&before.container("app")?.cgroup, "memory.min", 32 * MIB);
     cgroup::settle(node, "", &[expected], Duration::from_millis(200), Duration::from_secs(60))
-        .context("enforcing again")?;
+        .context("waiting for values after observe mode")?;
     Ok(())
 }
 
@@ -385,8 +392,9 @@ fn the_node_is_found_able_and_shown_with_its_containers(node: &Node, driver: Dri
     // The observed values in the status are the values in the kernel's files.
     let status: serde_json::Value =
         serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?;
-    let [container] = &status["containers"].as_array().context("containers")?[..] else {
-        anyhow::bail!("one container is expected: {status:#}")
+    let [container] = &status["containers"].as_array().context("the status has no containers")?[..]
+    else {
+        anyhow::bail!("the status must have one container: {status:#}")
     };
     let (min, low, high, max) = values(node, &pod)?;
     let observed = serde_json::json!({ "min": min, "low": low, "high": high, "max": max });
@@ -397,8 +405,11 @@ fn the_node_is_found_able_and_shown_with_its_containers(node: &Node, driver: Dri
         container["usage"].as_u64() > Some(0) && container["stalledSeconds"].is_number(),
         "{container:#}"
     );
-    let levels = status["cgroups"].as_array().context("cgroups")?;
-    let of_pod = levels.iter().find(|level| level["level"] == "pod").context("no pod")?;
+    let levels = status["cgroups"].as_array().context("the status has no cgroups")?;
+    let of_pod = levels
+        .iter()
+        .find(|level| level["level"] == "pod")
+        .context("the status has no cgroup of the pod")?;
     assert_eq!(
         (&of_pod["observed"]["min"], &of_pod["standing"]),
         (&(32 * MIB).into(), &"protected".into())

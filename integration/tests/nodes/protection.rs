@@ -122,7 +122,7 @@ fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Resul
         cgroup::settle(node, script, expected, HOLD, LIMIT).with_context(|| what.to_owned())?;
     let milliseconds = settled.after.as_secs_f64() * 1000.0;
     println!(
-        "{}: {what}: right after {milliseconds:.1} ms, {} looks",
+        "{}: {what}: right after {milliseconds:.1} ms, {} checks",
         node.runtime(),
         settled.looks
     );
@@ -138,7 +138,7 @@ fn settled(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Resu
     let settled = settle(node, what, script, expected)?;
     ensure!(
         settled.after <= SOON || settled.looks <= SOON_LOOKS,
-        "{what}: right only after {settled:?}"
+        "{what}: values must be right at once, but were right after {settled:?}"
     );
     Ok(())
 }
@@ -163,11 +163,7 @@ fn burstable() -> PodSpec {
 
 /// Runs a guaranteed and a burstable pod.
 fn two_pods(kubelet: &mut Kubelet<'_>) -> Result<[Pod; 2]> {
-    kubelet
-        .run_pods(vec![guaranteed(), burstable()])?
-        .try_into()
-        .ok()
-        .context("two pods were asked for")
+    kubelet.run_pods(vec![guaranteed(), burstable()])?.try_into().ok().context("running two pods")
 }
 
 fn file(cgroup: &str, name: &str) -> String {
@@ -288,7 +284,7 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
     let said = journal(node, so_far)?;
     assert!(
         said.iter().any(|line| line.contains("allocatable")),
-        "who lost how much is said: {said:#?}"
+        "a message must name each pod's loss: {said:#?}"
     );
     kubelet.remove_pod(&pods[1])?;
     settled(
@@ -317,7 +313,7 @@ fn a_protected_container_keeps_its_working_set_under_pressure(
     let class = kubelet.class_cgroup(Qos::Burstable);
     node.run(&format!("systemctl stop plimsoll; echo 0 > {}", file(&class, "memory.min")))?;
     let left = contest.below_the_limit_of_all_pods(Left::is_shared)?;
-    assert!(left.is_shared(), "without the class's: {left:?}");
+    assert!(left.is_shared(), "without memory.min of the class: {left:?}");
     placement::until_synchronised(node, "systemctl start plimsoll")?;
     reached(node, &format!("{driver}: the plugin started again"), "", &files)?;
     let left = contest.below_the_limit_of_all_pods(Left::is_protected)?;
@@ -415,7 +411,7 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
     for cgroup in [top, &class, &pod.cgroup] {
         let parts = [&format!("cgroup=/{cgroup} "), "memory.min", "observed=0", "outcome=applied"];
         let repaired = said.iter().any(|line| parts.iter().all(|part| line.contains(part)));
-        assert!(repaired, "no repair of {cgroup} in {said:#?}");
+        assert!(repaired, "a message must report the repair of {cgroup}: {said:#?}");
     }
 
     // The plugin reports a kubelet that has its own MemoryQoS on, because that kubelet writes every
@@ -488,11 +484,13 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     let repairs = || -> Result<usize> { Ok(node.read("/run/repairs")?.lines().count()) };
     let mut lines = journal(node, so_far)?;
     lines.retain(|line| line.contains("outcome=contended"));
-    let [line] = &lines[..] else { anyhow::bail!("one line expected, got {lines:#?}") };
+    let [line] = &lines[..] else {
+        anyhow::bail!("the plugin must report one message, but reported {lines:#?}")
+    };
     for part in
         [kubelet.top_cgroup(), "memory.min", &format!("desired={sum}"), "observed=0", "repairs="]
     {
-        assert!(line.contains(part), "{part:?} is missing in {line:?}");
+        assert!(line.contains(part), "the message must contain {part:?}: {line:?}");
     }
     let repaired = repairs()?;
     assert!((1..=10).contains(&repaired), "repaired {repaired} times");
@@ -502,9 +500,9 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
          process=$(systemctl show plimsoll --property MainPID --value)
          before=$(woken $process); sleep 3; echo $(($(woken $process) - before))",
     )?;
-    let woken: u64 = woken.stdout.trim().parse().context("counting how often the plugin ran")?;
+    let woken: u64 = woken.stdout.trim().parse().context("reading the number of wakeups")?;
     println!("{} {driver}: {repaired} repairs, then woken {woken} times in 3 s", node.runtime());
-    assert!(woken < 100, "woken {woken} times in 3 s");
+    assert!(woken < 100, "the plugin must not wake up more than 100 times in 3 s: {woken}");
     assert_eq!(repairs()?, repaired);
     // The plugin still repairs the other levels.
     let class = file(&kubelet.class_cgroup(Qos::Burstable), "memory.min");
@@ -536,7 +534,7 @@ fn another_plugin_may_claim_the_same_key(node: &Node, driver: Driver) -> Result<
         let said = journal(node, so_far)?;
         assert!(
             said.iter().any(|line| line.contains("has set this") && line.contains(key)),
-            "nothing is said of {key}: {said:#?}"
+            "a message must name {key}: {said:#?}"
         );
         // The runtime refuses to create a container if two plugins set the same key, so the plugin
         // omits the key. The plugin sets its own value once the container runs.
@@ -678,7 +676,10 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     let said = node.run("plimsoll restore")?.stdout;
     println!("{said}");
     for group in [kubelet.top_cgroup(), &pods[0].cgroup, &pods[1].containers[0].cgroup] {
-        assert!(said.lines().any(|line| line.contains(group)), "{group} is missing in\n{said}");
+        assert!(
+            said.lines().any(|line| line.contains(group)),
+            "the output must name {group}:\n{said}"
+        );
     }
     reached(node, &format!("{driver}: restored beside the plugin"), "", &default)?;
     for pod in &pods {
@@ -692,7 +693,7 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     assert_eq!(
         changed(&node.run("plimsoll restore")?.stdout),
         0,
-        "the second time there is nothing to do"
+        "a second restore must change nothing"
     );
     // After a restart the plugin still sets nothing, and an update of a container sets no value
     // again.
@@ -711,7 +712,7 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     let reload = if driver == Driver::Systemd { "systemctl daemon-reload" } else { "" };
     reached(node, &format!("{driver}: restored without the plugin"), reload, &default)?;
     assert_eq!(leftovers(node)?, "");
-    assert_eq!(lives()?, before, "what was not ours to change");
+    assert_eq!(lives()?, before, "values of other writers must not change");
     placement::until_synchronised(node, "systemctl start plimsoll")?;
     reached(node, &format!("{driver}: started after restore"), "", &default)?;
     reached(node, &format!("{driver}: restore undone again"), "plimsoll restore --undo", &ours)
@@ -760,7 +761,10 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(
     assert_eq!((balloon.runtime.failures, balloon.service.failures), (0, 0), "{balloon:?}");
     // Measured: 2 and 9 pages with nodeGuard, 24,000 and more without. Times are not checked,
     // because they depend on the load of this machine.
-    assert!(balloon.refaults < 2048, "the system's page cache was taken: {balloon:?}");
+    assert!(
+        balloon.refaults < 2048,
+        "the kernel must not reclaim the system's page cache: {balloon:?}"
+    );
 
     // The guard's values stay in force after writes of systemd and of a kubelet that restarts.
     for (what, script) in [

@@ -122,12 +122,12 @@ fn the_program_needs_no_library_and_names_nobody_s_directories() {
         said(Command::new("readelf").arg("--program-headers").arg(placement::build().unwrap()));
     assert!(
         headers.contains("LOAD") && !headers.contains("INTERP"),
-        "it wants a dynamic linker: {headers}"
+        "the program must not need a dynamic linker: {headers}"
     );
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let home = std::env::var("HOME").unwrap();
     for directory in [root.to_str().unwrap(), &format!("{home}/.cargo")] {
-        assert!(!has(directory), "{directory} is in it");
+        assert!(!has(directory), "the program must not contain {directory}");
     }
     // The program does contain source paths, so the checks above would have found a directory.
     assert!(has("plugin/src/"));
@@ -139,7 +139,7 @@ fn the_image_is_the_program_and_nothing_else() {
     let image = image();
     let index = json(&image["index.json"]);
     let [descriptor] = index["manifests"].as_array().unwrap().as_slice() else {
-        panic!("{index:#}")
+        panic!("the index must have one manifest: {index:#}")
     };
     let kustomization =
         concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/kustomization.yaml");
@@ -155,7 +155,9 @@ fn the_image_is_the_program_and_nothing_else() {
     let config = json(blob(&image, &manifest["config"]));
     assert_eq!(config["config"]["User"], "65532:65532");
     assert_eq!(config["config"]["Entrypoint"], serde_json::json!(["plimsoll"]));
-    let [layer] = manifest["layers"].as_array().unwrap().as_slice() else { panic!("{manifest:#}") };
+    let [layer] = manifest["layers"].as_array().unwrap().as_slice() else {
+        panic!("the manifest must have one layer: {manifest:#}")
+    };
 
     let root = tempfile::tempdir().unwrap();
     let packed = root.path().join("layer.tar.gz");

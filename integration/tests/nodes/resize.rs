@@ -57,7 +57,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
         kubelet.resize(&mut pod, "app", Some(64 * MIB), Some(limit))?;
         let [of_pod, of_container] = stories::memory(node, &pod)?;
         assert_eq!((of_pod.max, of_container.max), (limit, limit));
-        assert_eq!(of_container.swap_max, 0, "what the kubelet said of swap stays");
+        assert_eq!(of_container.swap_max, 0, "the kubelet's swap limit must not change");
     }
     // Change only the request. memory.min and memory.high of the container change, and memory.min
     // of the pod.
@@ -76,7 +76,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
     let so_far = journal(node, 0)?.len();
     for _ in 0..2 {
         let Err(refused) = stories::decrease_limit(&mut kubelet, &mut pod) else {
-            anyhow::bail!("the cut passed")
+            anyhow::bail!("the limit decrease must be refused")
         };
         assert!(format!("{refused:#}").contains("would be killed"), "{refused:#}");
     }
@@ -84,15 +84,17 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
     assert_eq!(stories::memory(node, &pod)?, before);
     let said = journal(node, so_far)?;
     let said: Vec<_> = said.iter().filter(|line| line.contains("outcome=rejected")).collect();
-    ensure!(said.len() == 2, "two refusals expected: {said:#?}");
+    ensure!(said.len() == 2, "the plugin must report two refusals: {said:#?}");
     for part in ["memory.max", "desired=104857600", "observed=157286400", "usage=", "reclaimable="]
     {
         assert!(said[0].contains(part), "{part}: {}", said[0]);
     }
     let status = node.run("plimsoll status")?.stdout;
     println!("{} {driver}:\n{status}", node.runtime());
-    let row =
-        status.lines().find(|line| line.starts_with("refused ")).context("nobody is refused")?;
+    let row = status
+        .lines()
+        .find(|line| line.starts_with("refused "))
+        .context("the status has no refusals")?;
     assert!(row.contains("default/satisfied/app") && row.contains("150Mi"), "{status}");
     let story = node.run(&format!("plimsoll status {}", pod.spec.name))?.stdout;
     assert!(
@@ -156,7 +158,11 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
     let [_, of_container] = stories::memory(node, &pod)?;
     assert_eq!(of_container.high, stories::MEMORY_HIGH);
     let so_far = journal(node, 0)?.len();
-    assert!(stories::exceed_high(node, &pod)?, "it stands there: {:#?}", journal(node, so_far)?);
+    assert!(
+        stories::exceed_high(node, &pod)?,
+        "the plugin must release the container: {:#?}",
+        journal(node, so_far)?
+    );
     let said = journal(node, so_far)?;
     assert!(said.iter().any(|line| line.contains("released a container")), "{said:#?}");
     let [_, of_container] = stories::memory(node, &pod)?;
@@ -184,7 +190,7 @@ fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> 
         let pod = kubelet.run_pod(PodSpec::new(&format!("growing-{pace}")).container(app))?;
         let (made, killed) = stories::grow_during_decrease(node, &pod, pace)?;
         println!(
-            "{} {driver}: {pace} ms for each MiB: made: {made}, killed: {killed}",
+            "{} {driver}: {pace} ms for each MiB: success {made}, kills {killed}",
             node.runtime()
         );
         assert_eq!(killed, 0);
@@ -206,7 +212,7 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(
     let containers = [pod.container("idle")?, pod.container("busy")?, pod.container("cached")?];
     for (container, work) in [(containers[1], "alloc"), (containers[2], "write /cache")] {
         let answer = container.call(node, &format!("{work} {}", 110 * MIB))?;
-        ensure!(answer.starts_with("ok"), "{work} says {answer:?}");
+        ensure!(answer.starts_with("ok"), "the workload must do {work:?}, but answered {answer:?}");
     }
     let cut_all: String = containers
         .iter()
@@ -282,7 +288,11 @@ fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driv
     let expected = expected.map(|(name, value)| Expected::new(&container.cgroup, name, value));
     cgroup::settle(node, "", &expected, HOLD, PATIENCE)?;
     assert_eq!(stored_limit(node, &container.id)?, 100 * MIB);
-    assert_eq!(stories::memory(node, &pod)?[1].swap_max, 0, "what the kubelet said of swap stays");
+    assert_eq!(
+        stories::memory(node, &pod)?[1].swap_max,
+        0,
+        "the kubelet's swap limit must not change"
+    );
     assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     placement::configure(node, &config())
 }
@@ -310,7 +320,7 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
     for (limit, fits) in [(60, false), (60, false), (80, true)] {
         let memory = stories::memory(node, &pod)?;
         assert_eq!(memory[1].max, limit * MIB);
-        assert_eq!(memory[0].max, limit * MIB, "of the pod");
+        assert_eq!(memory[0].max, limit * MIB, "memory.max of the pod");
         let answer = stories::alloc(node, &pod, 70 * MIB)?;
         assert_eq!(answer.starts_with("ok"), fits, "{limit} MiB: {answer}");
         if !fits {
@@ -424,7 +434,7 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
     let before = stories::memory(node, &pod)?;
     for limit in ["4096", "1"] {
         let output = node.try_run(&format!("crictl update --memory {limit} {id}"))?;
-        ensure!(!output.status.success(), "a limit of {limit} passed");
+        ensure!(!output.status.success(), "a limit of {limit} must be refused");
         assert_eq!(stories::memory(node, &pod)?, before, "{limit}");
     }
     // A limit of 0 means that the request does not change the limit.
@@ -456,7 +466,7 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
     node.run(&format!("crictl stop --timeout 0 {id} >/dev/null"))?;
     let output = node.try_run(&format!("crictl update --memory {} {id}", 200 * MIB))?;
     println!(
-        "{} {driver}: of one that has ended: {} {}",
+        "{} {driver}: update of a container that has ended: {} {}",
         node.runtime(),
         output.status,
         output.stderr.trim_end()

@@ -1,4 +1,4 @@
-//! The program's commands and their output.
+//! Commands of the program, and their output and exit codes.
 
 use std::process::Command;
 
@@ -45,6 +45,6 @@ pub async fn status(node: &Node, arguments: &[&str]) -> (String, i32) {
 /// Returns the output of `plimsoll status --json`.
 pub async fn status_json(node: &Node) -> serde_json::Value {
     let (text, code) = status(node, &["--json"]).await;
-    assert_eq!(code, 0, "{text}");
+    assert_eq!(code, 0, "`plimsoll status --json` must succeed, but printed:\n{text}");
     serde_json::from_str(&text).unwrap()
 }

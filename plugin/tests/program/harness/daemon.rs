@@ -52,7 +52,10 @@ impl Daemon {
         });
         match found.await {
             Ok(Some(line)) => line,
-            _ => panic!("the program did not say {text:?}, but:\n{}", before.join("\n")),
+            _ => panic!(
+                "the program must log {text:?} within 60 s, but logged:\n{}",
+                before.join("\n")
+            ),
         }
     }
 

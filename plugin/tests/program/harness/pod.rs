@@ -51,7 +51,7 @@ impl Pod {
     }
 
     /// Sets the `oom_score_adj` that the kubelet gives a Burstable container with this memory
-    /// request. A [`Node`] has 8 GiB.
+    /// request on a node with 8 GiB.
     pub fn scored(mut self, request: i64) -> Self {
         self.linux().oom_score_adj.as_mut().unwrap().value = 1000 - 1000 * request / (8 << 30);
         self

@@ -49,8 +49,8 @@ impl Runtime {
         let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
         let reply =
             self.answer(self.connection.update_container(sandbox, container, resources)).await;
-        let [update] =
-            <[ContainerUpdate; 1]>::try_from(reply.update).expect("one container is updated");
+        let [update] = <[ContainerUpdate; 1]>::try_from(reply.update)
+            .expect("the answer must update one container");
         assert_eq!(update.container_id, pod.container.id);
         update.linux.unwrap_or_default().resources.unwrap_or_default().unified
     }
@@ -59,7 +59,11 @@ impl Runtime {
         let sandboxes = pods.iter().map(|pod| pod.sandbox.clone()).collect();
         let containers = pods.iter().map(|pod| pod.container.clone()).collect();
         let updates = self.connection.synchronize(sandboxes, containers).await.unwrap();
-        assert_eq!(updates, [], "the runtime would keep its lock while it updates them all");
+        assert_eq!(
+            updates,
+            [],
+            "the answer to Synchronize must have no updates, for which the runtime keeps its lock"
+        );
     }
 
     pub async fn started(&self, pod: &Pod) {
@@ -89,7 +93,7 @@ impl Runtime {
         make_files(&cgroup, &if limit > 0 { limit.to_string() } else { "max".into() });
     }
 
-    /// Sets the memory usage of a container to `current`. The kernel can reclaim `cache` of this.
+    /// Sets the memory usage of a container to `current`. The kernel can reclaim `cache` bytes of it.
     pub fn uses(&self, pod: &Pod, current: i64, cache: i64) {
         let cgroup = self.cgroup(pod);
         let stat = format!(
@@ -128,7 +132,7 @@ impl Runtime {
     pub fn file(&self, cgroup: &str, name: &str) -> String {
         let path = self.root.join(cgroup).join(name);
         fs::read_to_string(&path)
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+            .unwrap_or_else(|error| panic!("reading {}: {error}", path.display()))
             .trim_end()
             .to_owned()
     }
@@ -146,12 +150,15 @@ impl Runtime {
             }
         };
         if tokio::time::timeout(Duration::from_secs(30), looks).await.is_err() {
-            panic!("{cgroup}/{name} is {}, expected {wanted}", self.file(cgroup, name));
+            panic!(
+                "{cgroup}/{name} must be {wanted} within 30 s, but is {}",
+                self.file(cgroup, name)
+            );
         }
     }
 
     /// Creates and starts a pod with its container as a runtime does, with the values that the
-    /// plugin asks for.
+    /// plugin requests.
     pub async fn run(&self, pod: &Pod) {
         self.pod_event(Event::RUN_POD_SANDBOX, pod).await;
         let wanted = self.create(pod).await;
@@ -202,22 +209,24 @@ impl Runtime {
     ) -> HashMap<String, HashMap<String, String>> {
         let request = tokio::time::timeout(Duration::from_secs(60), self.updates.recv()).await;
         self.serve(
-            request.expect("the plugin updates containers").expect("the plugin is connected"),
+            request
+                .expect("the plugin must request an update within 60 s")
+                .expect("the plugin must stay connected"),
             pods,
         )
     }
 
-    /// Checks that the plugin asks for no memory limit within this time. Other requests are
+    /// Checks that the plugin requests no memory limit within this time. Other requests are
     /// allowed.
     pub async fn asks_for_no_limit(&mut self, time: Duration) {
         let asked = tokio::time::timeout(time, async {
             while let Some(request) = self.updates.recv().await {
                 let memory = request.update[0].linux.resources.memory.clone();
-                assert!(memory.is_none(), "{memory:?}");
+                assert!(memory.is_none(), "the plugin must not request a limit: {memory:?}");
                 request.succeed(Vec::new());
             }
         });
-        assert!(asked.await.is_err(), "the plugin is gone");
+        assert!(asked.await.is_err(), "the plugin must stay connected");
     }
 
     /// Applies the plugin's requests to these pods until `done` is ready.
