@@ -10,13 +10,15 @@
 mod hardware;
 mod monitor;
 mod node;
+mod options;
 mod overlay;
 mod qemu;
+mod retry;
 mod shell;
 mod snapshot;
 mod start;
 
 pub use hardware::MEMORY_MIB;
 pub use node::Node;
+pub use options::Equipment;
 pub use shell::Output;
-pub use start::Equipment;

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::image::{self, Image};
+use crate::machine::options::{Lifetime, Start};
 use crate::machine::overlay;
 use crate::machine::qemu::Machine;
 use crate::machine::shell::{Output, Shell, excerpt};
-use crate::machine::start::{Lifetime, Start};
 use crate::runtime::Runtime;
 use crate::tools::run_directory::RunDir;
 

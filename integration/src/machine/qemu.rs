@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use crate::image::Image;
 use crate::machine::hardware::{self, Attachments};
 use crate::machine::monitor::Monitor;
-use crate::machine::start::{Lifetime, Start};
+use crate::machine::options::{Lifetime, Start};
 use crate::tools::process::free_ports;
 use crate::tools::run_directory::RunDir;
 

@@ -1,51 +1,59 @@
-//! How a machine starts and how long it lives.
+//! Starts nodes, from a snapshot if possible.
 
-use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-/// The lifetime of a node.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lifetime {
-    /// At most as long as this process.
-    Process,
-    /// Until the user ends it.
-    Kept,
-}
+use anyhow::Result;
 
-pub(super) enum Start<'a> {
-    Boot,
-    Load(&'a Path),
-    /// Boots a machine with additional equipment.
-    Equipped(&'a Equipment),
-}
+use crate::image::Image;
+use crate::machine::node::Node;
+use crate::machine::options::{Equipment, Lifetime, Start};
+use crate::machine::retry::retry;
+use crate::machine::snapshot::snapshot;
+use crate::runtime::Runtime;
+use crate::tools::progress::progress;
 
-/// The additional equipment of a machine.
-#[derive(Clone, Debug)]
-pub struct Equipment {
-    /// A second, read-only disk: `/dev/vdb`.
-    pub disk: PathBuf,
-    /// An address and a port in the guest's network 10.0.2.0/24, and a port on the host's loopback
-    /// address.
-    ///
-    /// QEMU forwards connections from the former to the latter.
-    pub relay: (Ipv4Addr, u16, u16),
-}
-
-impl Equipment {
-    pub(super) fn arguments(&self) -> Vec<String> {
-        let device = ["-device", "virtio-blk-pci,drive=second", "-drive"].map(str::to_owned);
-        let drive =
-            format!("file={},format=raw,if=none,id=second,readonly=on", self.disk.display());
-        device.into_iter().chain([drive]).collect()
+impl Node {
+    /// Starts a node from the snapshot in the cache. The snapshot is made first if there is none.
+    pub fn start(runtime: Runtime) -> Result<Node> {
+        Node::start_in(runtime, Lifetime::Process)
     }
 
-    /// Returns the QEMU option for the relay.
+    /// Starts a node that keeps running after this value is dropped and after this process ends.
     ///
-    /// The option starts a process for each connection, because QEMU itself makes only one
-    /// connection.
-    pub(super) fn forwarding(&self) -> String {
-        let (address, port, local) = self.relay;
-        let relay = format!("exec 3<>/dev/tcp/127.0.0.1/{local}; cat <&3 & cat >&3; kill $!");
-        format!(",guestfwd=tcp:{address}:{port}-cmd:bash -c '{relay}'")
+    /// [`Node::ssh_command`] returns the command to reach it.
+    pub fn start_kept(runtime: Runtime) -> Result<Node> {
+        let mut node = Node::start_in(runtime, Lifetime::Kept)?;
+        node.machine.kept = true;
+        node.machine.dir.kept = true;
+        Ok(node)
+    }
+
+    /// Boots a node with additional equipment. Such a node has no snapshot.
+    pub fn boot(runtime: Runtime, equipment: &Equipment) -> Result<Node> {
+        let image = Image::obtain(runtime)?;
+        retry(&format!("booting the {runtime} node"), |_| {
+            Node::launch(runtime, &image, Start::Equipped(equipment), Lifetime::Process)
+        })
+    }
+
+    /// Makes the image and the snapshot, so that later starts take only seconds.
+    pub fn prepare(runtime: Runtime) -> Result<()> {
+        snapshot(runtime, &Image::obtain(runtime)?).map(|_| ())
+    }
+
+    fn start_in(runtime: Runtime, lifetime: Lifetime) -> Result<Node> {
+        let image = Image::obtain(runtime)?;
+        let snapshot = snapshot(runtime, &image)?;
+        retry(&format!("starting the {runtime} node"), |attempt| {
+            let started = Instant::now();
+            // Only the first attempt loads the snapshot, because the snapshot itself may be broken.
+            let start = if attempt == 1 { Start::Load(&snapshot) } else { Start::Boot };
+            let node = Node::launch(runtime, &image, start, lifetime)?;
+            progress(&format!(
+                "{runtime} node ready after {:.1} s",
+                started.elapsed().as_secs_f64()
+            ));
+            Ok(node)
+        })
     }
 }
