@@ -172,11 +172,12 @@ fn imports(source: &Source) -> Vec<Import> {
 
 /// Returns the paths of a tree such as `a::{b, c::{d, e}}`.
 fn paths(tree: &str) -> Vec<Vec<String>> {
-    let names = |path: &str| {
-        path.split("::").map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned)
+    let names = |path: &str| -> Vec<String> {
+        let names = path.split("::").map(str::trim).filter(|name| !name.is_empty());
+        names.map(str::to_owned).collect()
     };
     let Some((before, rest)) = tree.split_once('{') else {
-        let path: Vec<_> = names(tree.split(" as ").next().unwrap()).collect();
+        let path = names(tree.split(" as ").next().unwrap());
         return if path.is_empty() { Vec::new() } else { vec![path] };
     };
     let inside = rest.rsplit_once('}').map_or(rest, |(inside, _)| inside);
@@ -193,7 +194,7 @@ fn paths(tree: &str) -> Vec<Vec<String>> {
         }
         parts.last_mut().unwrap().push(letter);
     }
-    let prefix: Vec<_> = names(before).collect();
+    let prefix = names(before);
     let with_prefix = |path: Vec<String>| prefix.iter().cloned().chain(path).collect();
     parts.iter().flat_map(|part| paths(part.trim())).map(with_prefix).collect()
 }
