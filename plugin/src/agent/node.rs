@@ -12,6 +12,7 @@ use crate::agent::cut::Cuts;
 use crate::agent::defer::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::kills::{Kills, Watcher};
+use crate::agent::notify::{Ping, keep_informed};
 use crate::agent::reconciler::{Reconciler, Work};
 use crate::agent::service::Service;
 use crate::agent::stalls::Stalls;
@@ -38,6 +39,7 @@ pub struct Node {
     watcher: Watcher,
     reader: RecordReader,
     todo: mpsc::UnboundedReceiver<Work>,
+    pings: (mpsc::UnboundedSender<Ping>, mpsc::UnboundedReceiver<Ping>),
 }
 
 /// What the event handlers have beside the shared state.
@@ -91,7 +93,8 @@ impl Node {
         let synchronized = watch::Sender::default();
         let state = SharedState { containers, levels, root, deferred, rescues, synchronized };
         let agent = Agent { state, cuts, kills, reports, work };
-        Ok(Self { host: host.to_owned(), agent, watcher, reader, todo })
+        let pings = mpsc::unbounded_channel();
+        Ok(Self { host: host.to_owned(), agent, watcher, reader, todo, pings })
     }
 
     /// Returns the containers.
@@ -142,9 +145,9 @@ impl Tasks {
 
     /// Returns the reconcile task, and the reader of the kubelet's records that it needs.
     pub fn reconciler(self, runtime: nri::Runtime) -> (Reconciler, RecordReader) {
-        let Node { agent, todo, reader, .. } = self.0;
+        let Node { agent, todo, reader, pings, .. } = self.0;
         let SharedState { containers, levels, root, .. } = agent.state;
-        (Reconciler::new(containers, levels, root, agent.reports, runtime, todo), reader)
+        (Reconciler::new(containers, levels, root, agent.reports, runtime, todo, pings.1), reader)
     }
 
     /// Starts the tasks. Tasks that read many files or large ones have threads of their own, so
@@ -154,11 +157,13 @@ impl Tasks {
     ///
     /// When a thread cannot be started.
     pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
-        let Node { host, agent, watcher, reader, todo } = self.0;
+        let Node { host, agent, watcher, reader, todo, pings } = self.0;
         let Agent { state, cuts, reports, work, .. } = agent;
-        let SharedState { containers, levels, root, deferred, .. } = state;
+        let SharedState { containers, levels, root, deferred, synchronized, .. } = state;
         let systemd = keep_values(levels.clone(), root.clone(), Systemd::new(&host));
         supervisor.spawn("systemd", systemd);
+        let notify = keep_informed(synchronized.subscribe(), pings.0);
+        supervisor.spawn("notify", notify);
         let deferrals = Deferrals::new(
             root.clone(),
             containers.clone(),
@@ -173,7 +178,7 @@ impl Tasks {
         supervisor.spawn_thread("throttling", || stalls.run())?;
         supervisor.spawn_thread("kills", || watcher.run())?;
         supervisor.spawn_thread("reconciler", move || {
-            Reconciler::new(containers, levels, root, reports, runtime, todo).run()
+            Reconciler::new(containers, levels, root, reports, runtime, todo, pings.1).run()
         })
     }
 }

@@ -3,34 +3,62 @@
 use std::time::Duration;
 
 use libsystemd::daemon::{self, NotifyState};
-use tokio::sync::watch;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
 const WAITS: &str = "waiting for the container runtime";
 const SYNCHRONIZED: &str = "connected to the container runtime and synchronized";
 
+/// Question to the reconcile task whether its loop runs.
+pub(crate) type Ping = oneshot::Sender<()>;
+
 /// Sends systemd the plugin's status and the pings for the watchdog. After the synchronization with
-/// the runtime, it also reports the plugin as ready. The pings show that the event loop runs: a
-/// separate thread would ping even if the event loop hung. Never returns. Sends nothing if systemd does
+/// the runtime, it also reports the plugin as ready. Never returns. Sends nothing if systemd does
 /// not listen.
-pub(crate) async fn keep_informed(mut synchronized: watch::Receiver<bool>) {
+///
+/// A ping shows that both loops run: this one, which answers the runtime, and the one of the
+/// reconcile task, which must answer `reconciler` before each ping.
+pub(crate) async fn keep_informed(
+    mut synchronized: watch::Receiver<bool>,
+    reconciler: mpsc::UnboundedSender<Ping>,
+) {
     let mut state = state(*synchronized.borrow_and_update());
     // `interval` needs a nonzero duration. Without a watchdog, systemd ignores the pings.
     let every =
         daemon::watchdog_enabled(false).map_or(Duration::from_secs(3600), |limit| limit / 2);
     let mut pings = interval(every.max(Duration::from_millis(1)));
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asked: Option<oneshot::Receiver<()>> = None;
     while tell(&state) {
-        tokio::select! {
-            _ = pings.tick() => state = vec![NotifyState::Watchdog],
+        state = tokio::select! {
+            _ = pings.tick(), if asked.is_none() => {
+                let (ping, answer) = oneshot::channel();
+                // The end of the reconcile task ends the process.
+                let _ = reconciler.send(ping);
+                asked = Some(answer);
+                Vec::new()
+            }
+            Ok(()) = answered(&mut asked) => {
+                asked = None;
+                vec![NotifyState::Watchdog]
+            }
             changed = synchronized.changed() => match changed {
-                Ok(()) => state = self::state(*synchronized.borrow_and_update()),
+                Ok(()) => self::state(*synchronized.borrow_and_update()),
                 Err(_) => break,
             }
-        }
+        };
     }
     std::future::pending().await
+}
+
+/// Waits for the answer to a ping; forever without one.
+async fn answered(asked: &mut Option<oneshot::Receiver<()>>) -> Result<(), RecvError> {
+    match asked {
+        Some(answer) => answer.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Notifies systemd that the plugin is about to end.
@@ -48,6 +76,9 @@ fn state(synchronized: bool) -> Vec<NotifyState> {
 
 /// Sends a notification. Returns whether systemd listens.
 fn tell(state: &[NotifyState]) -> bool {
+    if state.is_empty() {
+        return true;
+    }
     daemon::notify(false, state).unwrap_or_else(|error| {
         debug!(%error, "cannot tell systemd how this goes");
         true

@@ -163,7 +163,6 @@ impl Run {
             let started = tasks.start(stub.runtime(), &supervisor).context("start a thread");
             started.map_err(Failure::Runtime)?;
             let service = stub.plugin().clone();
-            supervisor.spawn("notify", notify::keep_informed(service.synchronized()));
             let configurator = service.configurator();
             let reloads = reload.clone();
             // These tasks read files, so they have a thread of their own.

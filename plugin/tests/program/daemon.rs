@@ -927,26 +927,32 @@ async fn a_loop_that_hangs_does_not_feed_the_watchdog() {
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     told(&manager, "READY=1").await;
+    let pod = Pod::new("burstable", "a", 256 << 20);
+    runtime.run(&pod).await;
     told(&manager, "WATCHDOG=1").await;
-    // The plugin's read of a FIFO blocks until a writer writes or closes it. Opening the FIFO like
-    // this succeeds only while the plugin has it open for reading.
+    // The reconcile task reads the limits of each container. Its read of a FIFO blocks until a
+    // writer writes or closes it. Opening the FIFO like this succeeds only while the plugin has it
+    // open for reading.
+    let file = runtime.cgroup(&pod).join("memory.max");
     let status = Command::new("mkfifo").arg(node.path("new")).status().unwrap();
     assert!(status.success());
-    fs::rename(node.path("new"), node.path("plimsoll.yaml")).unwrap();
+    fs::rename(node.path("new"), &file).unwrap();
+    fs::write(node.path("plimsoll.yaml"), "throttlingFactor: 0.5").unwrap();
     let writer = timeout(Duration::from_secs(60), async {
         loop {
             let flags = OFlags::WRONLY | OFlags::NONBLOCK;
-            if let Ok(writer) = rustix::fs::open(node.path("plimsoll.yaml"), flags, Mode::empty()) {
+            if let Ok(writer) = rustix::fs::open(&file, flags, Mode::empty()) {
                 return writer;
             }
             sleep(Duration::from_millis(10)).await;
         }
     });
-    let writer = writer.await.expect("the configuration is read");
+    let writer = writer.await.expect("the container's limit is read");
     while manager.try_recv(&mut [0; 4096]).is_ok() {}
     let told_while_hanging = timeout(Duration::from_secs(1), manager.recv(&mut [0; 4096])).await;
     assert!(told_while_hanging.is_err());
     drop(writer);
+    fs::remove_file(&file).unwrap();
     told(&manager, "WATCHDOG=1").await;
 }
 

@@ -36,6 +36,7 @@ use self::watching::changed;
 pub use self::wire::{memory_limit, update};
 pub use self::work::Work;
 use crate::agent::memory::give_memory_back;
+use crate::agent::notify::Ping;
 use crate::cgroup::watch::Watch;
 use crate::cgroup::{CgroupError, CgroupRoot, systemd};
 use crate::report::Reports;
@@ -82,6 +83,8 @@ pub struct Reconciler {
     reports: Arc<Reports>,
     runtime: nri::Runtime,
     work: mpsc::UnboundedReceiver<Work>,
+    /// Questions whether the loop runs, for the watchdog.
+    pings: mpsc::UnboundedReceiver<Ping>,
     watch: Option<Watch>,
     /// Containers by their watched cgroups.
     by_cgroup: HashMap<CgroupPath, String>,
@@ -144,6 +147,7 @@ impl Reconciler {
         reports: Arc<Reports>,
         runtime: nri::Runtime,
         work: mpsc::UnboundedReceiver<Work>,
+        pings: mpsc::UnboundedReceiver<Ping>,
     ) -> Self {
         let watch = Watch::new()
             .inspect_err(|error| {
@@ -171,6 +175,7 @@ impl Reconciler {
             reports,
             runtime,
             work,
+            pings,
             watch,
             by_cgroup: HashMap::new(),
             again: BTreeMap::new(),
@@ -197,6 +202,10 @@ impl Reconciler {
                     None => return,
                 },
                 change = changed(&mut self.watch) => self.notice(change, &mut due),
+                Some(ping) = self.pings.recv() => {
+                    // The task that asks may have ended.
+                    let _ = ping.send(());
+                }
                 Some(done) = self.done.recv() => self.written(done, &mut due),
                 () = self.levels.shares_changed(), if !self.share_is_due => {
                     self.share_is_due = true;
