@@ -30,7 +30,7 @@ pub(crate) struct Unreadable {
 impl Unreadable {
     /// Returns the error for a file that should exist but does not.
     pub(crate) fn missing() -> Self {
-        Self { is_denied: false, why: "it is not there".to_owned() }
+        Self { is_denied: false, why: "the file does not exist".to_owned() }
     }
 }
 

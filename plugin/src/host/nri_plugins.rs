@@ -8,18 +8,21 @@ use crate::host::files::{below, names};
 /// Default directory of the NRI plugins that a runtime launches.
 pub(crate) const PLUGINS: &str = "/opt/nri/plugins";
 
-/// NriPlugin in a runtime's plugin directory, which the runtime may launch.
+/// Program in a runtime's plugin directory, which the runtime may launch.
 #[derive(Debug)]
 pub(crate) struct NriPlugin {
+    /// Path on the node.
     pub(crate) path: String,
     /// Two digits before the dash in the file name, such as `90` in `90-plimsoll`. Runtimes order
     /// plugins by this index. `None` if the name has no index.
     pub(crate) index: Option<String>,
+    /// File name without the index.
     pub(crate) name: String,
     pub(crate) is_executable: bool,
 }
 
 impl NriPlugin {
+    /// Returns the programs in a directory of the node.
     pub(crate) fn all(host: &Path, directory: &str) -> Vec<Self> {
         let inside = below(host, directory);
         let programs = names(&inside).into_iter().filter_map(|file| {
@@ -44,6 +47,7 @@ impl NriPlugin {
         programs.collect()
     }
 
+    /// Returns whether the program is this plugin.
     pub(crate) fn is_ours(&self) -> bool {
         self.name == "plimsoll"
     }

@@ -9,13 +9,18 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// Result of a connection attempt to a unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Socket {
+    /// A process accepts connections.
     Listens,
+    /// The socket does not exist.
     Absent,
+    /// The kernel denied access.
     Denied,
+    /// The socket exists but is not usable, for this reason.
     Dead(String),
 }
 
 impl Socket {
+    /// Connects to the socket and closes the connection.
     pub(crate) fn connect(path: &Path) -> Self {
         // A server that accepts no connections must not block the check.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -29,7 +34,7 @@ impl Socket {
             Ok(()) | Err(Errno::AGAIN) => Self::Listens,
             Err(Errno::NOENT | Errno::NOTDIR) => Self::Absent,
             Err(Errno::ACCESS | Errno::PERM) => Self::Denied,
-            Err(Errno::CONNREFUSED) => Self::Dead("nobody listens there".to_owned()),
+            Err(Errno::CONNREFUSED) => Self::Dead("no process listens".to_owned()),
             Err(error) => Self::Dead(io::Error::from(error).to_string()),
         }
     }

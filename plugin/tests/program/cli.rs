@@ -223,7 +223,8 @@ fn a_node_that_cannot_run_the_plugin_is_code_1_and_told_what_to_do() {
     let ran = plimsoll(&args, "");
     assert_eq!((ran.code, ran.stderr.as_str()), (1, ""));
     assert!(ran.stdout.contains(
-        "failed   cgroup-v2: no cgroups at /sys/fs/cgroup\n         do: mount cgroup2 there"
+        "failed   cgroup-v2: expected cgroup v2 at /sys/fs/cgroup, found no cgroups\n         \
+         do: mount cgroup2 there"
     ));
     assert!(ran.stdout.contains("Plimsoll cannot work on this node: 2 failed, "), "{}", ran.stdout);
 }
@@ -251,7 +252,7 @@ fn a_node_that_can_run_the_plugin_is_code_0_also_with_warnings_and_as_json() {
     };
     assert_eq!(
         check("cgroup-v2"),
-        serde_json::json!({"check": "cgroup-v2", "mark": "ok", "found": "version 2 at /sys/fs/cgroup"})
+        serde_json::json!({"check": "cgroup-v2", "mark": "ok", "found": "cgroup v2 is mounted at /sys/fs/cgroup"})
     );
     assert_eq!(check("runtime")["mark"], "warning");
     assert!(check("runtime")["do"].as_str().unwrap().starts_with("start containerd or CRI-O"));

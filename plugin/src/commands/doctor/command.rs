@@ -8,40 +8,42 @@ use clap::Args;
 use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::{Failure, print};
 
-/// Tell whether this node is able to run the plugin, and what to do where it is not.
+/// Check whether this node can run the plugin, and say what to change.
 #[derive(Args)]
 #[command(
     long_about = "\
-Look at everything that the plugin needs of a node, and print one finding for each: ok, warning, unknown or failed, what was found, and \
-what to do about it. A check is unknown, and never ok, where something that should be there could not be read. Ends with 1 if something \
-failed, with which the plugin cannot work; warnings and unknown checks leave it 0, and the last line counts them. Changes nothing; the container \
-runtime's log gets a line about a plugin that did not register. Call it as root.
+Check everything that the plugin needs of a node. Each check prints one finding: the mark ok, \
+warning, unknown or failed, the observed state, and what to do. A check is unknown, and never ok, \
+if doctor cannot read something that should exist. The exit code is 1 if a check failed, because \
+the plugin then cannot work. Warnings and unknown checks keep the exit code 0, and the last line \
+counts them. doctor changes nothing. The container runtime logs a plugin that did not register. \
+Run doctor as root.
 
-The checks, some of which do not apply everywhere:
+Some checks do not apply to every node. The checks:
 
-  root                  this may see everything
-  cgroup-v2             how cgroups are mounted
-  memory-controller     enabled from the root down to the classes of pods
+  root                  doctor runs as root
+  cgroup-v2             the node mounts cgroup v2
+  memory-controller     enabled from the root to the QoS classes of pods
   kernel                5.9 or newer, better 5.19
-  memory-files          memory.high, memory.reclaim, memory.oom.group are there
-  recursive-protection  mounted with memory_recursiveprot
-  pressure              memory.pressure is there, by which stalls are seen
-  runtime               containerd or CRI-O, and which version
-  nri                   switched on in the runtime's configuration
-  nri-socket            there, and somebody listens
-  nri-timeouts          long enough
-  configuration         the plugin's file is valid
-  installation          launched by the runtime or a service, and running
-  other-plugins         which there are, and whether they set the same
-  kubelet-memory-qos    the kubelet does not set the same
-  node-allocatable      known, and from where
-  node-guard            leaves pods what the scheduler counts on
-  checkpoints           the kubelet's, from which requests are known
-  d-bus                 systemd can be reached
+  memory-files          memory.high, memory.reclaim, memory.oom.group exist
+  recursive-protection  cgroup2 is mounted with memory_recursiveprot
+  pressure              memory.pressure exists, which shows stalls
+  runtime               containerd or CRI-O runs, in a known version
+  nri                   the runtime's configuration has NRI on
+  nri-socket            the runtime serves the NRI socket
+  nri-timeouts          the runtime waits long enough for an answer
+  configuration         the plugin's configuration file is valid
+  installation          the runtime or a service starts the plugin, and it runs
+  other-plugins         other NRI plugins, and whether they set the same values
+  kubelet-memory-qos    the kubelet does not set the same values
+  node-allocatable      known, and from which source
+  node-guard            leaves pods the memory that the scheduler counts on
+  checkpoints           the kubelet's records of requests exist
+  d-bus                 the plugin can reach systemd
   swap                  on or off
-  restore               'plimsoll restore' was not called
-  mode                  enforce or observe, and that the brake was not applied
-  inotify               limits that are not too low",
+  restore               'plimsoll restore' is not in effect
+  mode                  enforce or observe, and whether the brake stopped the plugin
+  inotify               the limits are high enough",
     after_long_help = "\
 Examples:
   plimsoll doctor
@@ -52,7 +54,7 @@ pub(crate) struct Doctor {
     #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
     socket: PathBuf,
 
-    /// Where the node's file system is: its /etc, /opt, /proc, /run, /sys/fs/cgroup and /var/lib/kubelet
+    /// Root of the node's file system: /etc, /opt, /proc, /run, /sys/fs/cgroup, /var/lib/kubelet
     #[arg(long, value_name = "DIR", default_value = "/")]
     host: PathBuf,
 

@@ -51,6 +51,7 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Creates a finding without advice.
     pub(super) fn ok(check: &'static str, found: impl AsRef<str>) -> Self {
         Self { check, mark: Mark::Ok, found: shown(found.as_ref()), advice: None }
     }

@@ -40,7 +40,8 @@ pub(super) const FILES: [(&str, &str); 28] = [
         "cpu memory pids\n",
     ),
     (
-        "sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice/memory.max",
+        "sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/\
+         kubepods-burstable-podx.slice/memory.max",
         "max\n",
     ),
     ("sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice/cgroup.subtree_control", ""),
@@ -77,7 +78,10 @@ impl Node {
         let inode = lock.ino();
         node.write(
             "proc/locks",
-            &format!("1: POSIX  ADVISORY  WRITE 7 00:01:5 0 EOF\n2: FLOCK  ADVISORY  WRITE 4321 {major:02x}:{minor:02x}:{inode} 0 EOF\n"),
+            &format!(
+                "1: POSIX  ADVISORY  WRITE 7 00:01:5 0 EOF\n\
+                 2: FLOCK  ADVISORY  WRITE 4321 {major:02x}:{minor:02x}:{inode} 0 EOF\n"
+            ),
         );
         for path in [CONTAINERD_SOCKET, NRI_SOCKET, BUS] {
             node.listen(path);

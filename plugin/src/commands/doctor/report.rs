@@ -41,7 +41,7 @@ impl fmt::Display for Report {
         let count = |mark| self.checks.iter().filter(|finding| finding.mark == mark).count();
         let verdict = match (self.able, self.unknown) {
             (true, 0) => "Plimsoll can work on this node",
-            (true, _) => "Plimsoll can work on this node, as far as this could find out",
+            (true, _) => "Plimsoll can work on this node, but some checks are unknown",
             (false, _) => "Plimsoll cannot work on this node",
         };
         write!(f, "{verdict}: {} failed, {} warnings", count(Mark::Failed), count(Mark::Warning))?;

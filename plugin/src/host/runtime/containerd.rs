@@ -28,7 +28,8 @@ const CRI_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containe
 pub(crate) fn containerd_config(command: &str) -> Result<(String, String), String> {
     if let Some(character) = command.chars().find(|character| "$%\"'\\".contains(*character)) {
         return Err(format!(
-            "cannot tell which configuration containerd.service starts containerd with: {} has {character}, expected plain words",
+            "cannot tell which configuration containerd.service uses: expected plain words in \
+             ExecStart, found {character} in {}",
             excerpt(command)
         ));
     }
@@ -131,7 +132,7 @@ enum ConfigPath {
 /// If the unit is masked or unreadable, so that the start command is unknown.
 fn find_config(host: &Path) -> Result<ConfigPath, String> {
     let command = start_command(host, "containerd.service", "").map_err(|error| {
-        format!("cannot tell which configuration containerd is started with: {error}")
+        format!("cannot tell which configuration containerd.service uses: {error}")
     })?;
     Ok(match containerd_config(&command.unwrap_or_default()) {
         Ok((main, _)) => ConfigPath::Known(main),
@@ -159,10 +160,10 @@ fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'st
     }
     // Each further part with `*` lists all directories that the part before it matches.
     if import.split('/').filter(|part| part.contains('*')).count() > 1 {
-        return Err("expected one part with * at most; it is passed over");
+        return Err("expected at most one part with *; the import is ignored");
     }
     let pattern = below(Path::new("/"), &import).to_string_lossy().replace("**", "*");
-    matches(host, &pattern).ok_or("expected a pattern; it is passed over")
+    matches(host, &pattern).ok_or("expected a valid pattern; the import is ignored")
 }
 
 #[cfg(test)]
@@ -210,7 +211,7 @@ mod tests {
         );
         let problems = NriSettings::of_containerd(host.path(), None).unread;
         assert!(
-            problems.len() == 1 && problems[0].contains("containerd $OPTIONS has $"),
+            problems.len() == 1 && problems[0].contains("found $ in containerd $OPTIONS"),
             "{problems:?}"
         );
     }
@@ -220,7 +221,8 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let section = "[plugins.'io.containerd.nri.v1.nri']\n";
         let main = format!(
-            "imports = ['b.toml']\n{section}disable = false\nplugin_path = '/p'\ndisable_connections = true\n"
+            "imports = ['b.toml']\n{section}disable = false\nplugin_path = '/p'\n\
+             disable_connections = true\n"
         );
         put(host.path(), "etc/containerd/config.toml", &main);
         put(host.path(), "etc/containerd/b.toml", &format!("{section}plugin_config_path = '/c'\n"));

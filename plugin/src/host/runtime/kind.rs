@@ -13,8 +13,11 @@ pub(crate) enum RuntimeProduct {
 #[derive(Debug)]
 pub(crate) struct RuntimeKind {
     pub(crate) product: RuntimeProduct,
+    /// Name in messages.
     pub(crate) name: &'static str,
+    /// Name of the program and of its systemd unit.
     pub(crate) program: &'static str,
+    /// CRI socket, relative to the root of the node.
     pub(crate) socket: &'static str,
     /// First version that supports NRI.
     pub(crate) oldest: Version,

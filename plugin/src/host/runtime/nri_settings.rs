@@ -35,7 +35,7 @@ impl fmt::Display for NriSwitch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DisabledPlugins { path } => {
-                write!(f, "disabled_plugins of {} names it", excerpt(path))
+                write!(f, "disabled_plugins of {} names io.containerd.nri.v1.nri", excerpt(path))
             }
             Self::Section { path, key, value } => {
                 write!(f, "{} has {key} = {value}", excerpt(path))
@@ -50,15 +50,24 @@ pub(crate) struct NriSettings {
     /// Whether NRI is switched off, and the setting that decides. `None` if no file has such a
     /// setting.
     pub(crate) is_off: Option<(bool, NriSwitch)>,
+    /// Directory of the plugins that the runtime launches. `None` selects the default, as in the
+    /// next four fields.
     pub(crate) plugin_path: Option<String>,
+    /// Directory of the plugins' configuration files.
     pub(crate) config_path: Option<String>,
+    /// NRI socket.
     pub(crate) socket_path: Option<String>,
+    /// Time that the runtime waits for a plugin's answer to a request.
     pub(crate) request_timeout: Option<Duration>,
+    /// Time that the runtime waits for a plugin to register.
     pub(crate) registration_timeout: Option<Duration>,
+    /// Whether the runtime only launches plugins and accepts no connections.
     pub(crate) takes_no_connections: bool,
     /// Whether containerd's CRI plugin is disabled, so that containerd serves no kubelet.
     pub(crate) is_without_cri: bool,
+    /// Number of files that were read.
     pub(crate) files: usize,
+    /// Files and settings with an unexpected form.
     pub(crate) problems: Vec<String>,
     /// Files that could not be read, with the error. Includes an `ExecStart` that does not show
     /// which configuration file containerd uses.
@@ -74,6 +83,7 @@ pub(crate) struct NriSettings {
 }
 
 impl NriSettings {
+    /// Reads and parses a configuration file. Records an unreadable or invalid file.
     pub(super) fn load(&mut self, host: &Path, path: &str) -> Option<toml::Table> {
         let text = match read(&below(host, path)) {
             Ok(text) => text?,
@@ -201,14 +211,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_runtime_configuration_is_read_or_named(text in "(imports|disabled_plugins|plugins|'io.containerd.nri.v1.nri'|disable|plugin_path|plugin_request_timeout|crio|nri|[\\[\\]{}=.,'*/]|true|1|2s|\n|.){0,30}") {
+        fn any_runtime_configuration_is_read_or_named(
+            text in "(imports|disabled_plugins|plugins|'io.containerd.nri.v1.nri'|disable|\
+                plugin_path|plugin_request_timeout|crio|nri|[\\[\\]{}=.,'*/]|true|1|2s|\n|.){0,30}"
+        ) {
             let root = TempDir::new().unwrap();
             for path in ["etc/containerd/config.toml", "etc/crio/crio.conf"] {
                 let path = root.path().join(path);
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(path, &text).unwrap();
             }
-            let settings = [NriSettings::of_containerd(root.path(), None), NriSettings::of_crio(root.path())];
+            let settings = [
+                NriSettings::of_containerd(root.path(), None),
+                NriSettings::of_crio(root.path()),
+            ];
             prop_assert!(settings.iter().all(|settings| settings.files == 1));
         }
     }

@@ -22,17 +22,17 @@ pub(crate) struct PluginFacts {
     pub(crate) drop_ins: Vec<(String, Result<Vec<u8>, Unreadable>)>,
     pub(crate) programs: Vec<NriPlugin>,
     /// Names of the other files in the directories of plugin configurations.
-    pub(crate) others: Vec<String>,
+    pub(crate) other_configurations: Vec<String>,
     /// Directories of plugins and of plugin configurations that could not be listed, with the
     /// error.
     pub(crate) unlisted: Vec<String>,
     pub(crate) unit: Option<String>,
     /// Process that runs the plugin: `Some(None)` if there is none, `None` if unknown.
     pub(crate) process: Option<Option<String>>,
-    /// Mode that the running plugin reports, or why it reports none. `None` without a plugin
+    /// Mode that the running plugin reports, or why there is no report. `None` without a plugin
     /// socket.
-    pub(crate) told: Option<Result<Mode, String>>,
-    pub(crate) stands_aside: Result<bool, Unreadable>,
+    pub(crate) reported_mode: Option<Result<Mode, String>>,
+    pub(crate) is_restored: Result<bool, Unreadable>,
     pub(crate) brake: Result<Option<brake::Record>, String>,
 }
 
@@ -52,7 +52,7 @@ impl PluginFacts {
         plugins.iter().for_each(|directory| _ = listed(directory));
         let ours = configuration_names(&programs);
         let mut drop_ins = Vec::new();
-        let mut others = Vec::new();
+        let mut other_configurations = Vec::new();
         for directory in directories(runtimes, DROP_INS, |settings| &settings.config_path) {
             for name in &ours {
                 let path = format!("{}/{name}", directory.trim_end_matches('/'));
@@ -62,7 +62,8 @@ impl PluginFacts {
                     Err(error) => drop_ins.push((path, Err(error))),
                 }
             }
-            others.extend(listed(&directory).into_iter().filter(|name| !ours.contains(name)));
+            other_configurations
+                .extend(listed(&directory).into_iter().filter(|name| !ours.contains(name)));
         }
         let unit =
             UNIT_DIRECTORIES.into_iter().map(|directory| format!("{directory}/plimsoll.service"));
@@ -71,12 +72,12 @@ impl PluginFacts {
         Self {
             drop_ins,
             programs,
-            others,
+            other_configurations,
             unlisted,
             unit,
             process: holder(host, socket),
-            told: told(host),
-            stands_aside: is_there(&host.join(STAND_ASIDE)),
+            reported_mode: ask_mode(host),
+            is_restored: is_there(&host.join(STAND_ASIDE)),
             brake: brake::Record::load(host).map_err(|error| error.to_string()),
         }
     }
@@ -111,7 +112,7 @@ fn configuration_names(programs: &[NriPlugin]) -> [String; 2] {
 }
 
 /// Asks the plugin for its mode. Returns `None` if the plugin's socket does not exist.
-fn told(host: &Path) -> Option<Result<Mode, String>> {
+fn ask_mode(host: &Path) -> Option<Result<Mode, String>> {
     if !serve::socket(host).exists() {
         return None;
     }

@@ -4,14 +4,24 @@ use plimsoll_core::units::Bytes;
 
 use crate::agent::guard::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use crate::commands::doctor::facts::NodeFacts;
+use crate::commands::doctor::facts::kubelet::KUBELET;
 use crate::commands::doctor::finding::Finding;
 use crate::commands::doctor::findings::kubelet::unread_configurations;
 use crate::config::{Config, NodeAllocatable};
-use crate::kubelet::node::AllocatableSource;
+use crate::kubelet::node::{AllocatableSource, NodeError};
 
 /// Kubelet flags that override the kubelet's configuration file and change node allocatable.
 const ALLOCATABLE_FLAGS: [&str; 4] =
     ["--system-reserved", "--kube-reserved", "--eviction-hard", "--enforce-node-allocatable"];
+
+/// Name of the check of node allocatable.
+const ALLOCATABLE: &str = "node-allocatable";
+/// Name of the check of the node guard.
+const GUARD: &str = "node-guard";
+
+/// Advice if doctor cannot determine node allocatable.
+const USE_KUBECTL: &str = "set nodeAllocatable in the configuration to the allocatable memory that \
+                           'kubectl describe node' shows";
 
 impl NodeFacts {
     /// Describes kubelet settings that may make node allocatable differ from the kubelet's
@@ -28,111 +38,137 @@ impl NodeFacts {
     }
 
     pub(super) fn node_allocatable(&self) -> Finding {
-        const CHECK: &str = "node-allocatable";
         if let Some(Config { node_allocatable: NodeAllocatable::Fixed(bytes), .. }) =
             self.plugin.config()
         {
-            return Finding::ok(
-                CHECK,
-                format!("{bytes} bytes ({}), given by the configuration", bytes.approx()),
-            );
+            let found = format!("{bytes} bytes ({}), from the configuration", bytes.approx());
+            return Finding::ok(ALLOCATABLE, found);
         }
-        let advice =
-            "see that these files are there and right, or set nodeAllocatable in the configuration";
-        let problems = self
-            .kubelet
-            .memory
-            .problems
-            .iter()
-            .map(|problem| Finding::unknown(CHECK, problem.to_string(), advice));
-        let mut findings: Vec<_> = problems.collect();
-        let source = self.kubelet.memory.source;
+        let advice = "correct these files, or set nodeAllocatable in the configuration";
+        let problems = self.kubelet.memory.problems.iter();
+        let mut findings: Vec<_> = problems
+            .map(|problem| Finding::unknown(ALLOCATABLE, describe_problem(problem), advice))
+            .collect();
         let Some(bytes) = self.kubelet.memory.allocatable else {
-            findings.push(Finding::unknown(CHECK, format!("unknown, from {source}"), advice));
-            return Finding::all(CHECK, "", findings);
+            let found = "node allocatable is unknown, because doctor could read no source";
+            findings.push(Finding::unknown(ALLOCATABLE, found, advice));
+            return Finding::all(ALLOCATABLE, "", findings);
         };
+        let source = describe_source(self.kubelet.memory.source);
         let found = format!("{bytes} bytes ({}), from {source}", bytes.approx());
-        let from_kubectl = "set nodeAllocatable in the configuration to what 'kubectl describe node' has as allocatable memory";
-        if matches!(
-            source,
-            AllocatableSource::KubeletConfig | AllocatableSource::KubeletConfigConfirmed
-        ) {
-            let overrides = self.allocatable_overrides().into_iter();
-            findings.extend(
-                overrides
-                    .map(|why| Finding::unknown(CHECK, format!("{found}: {why}"), from_kubectl)),
-            );
-        }
-        let no_config = "no configuration of the kubelet at /var/lib/kubelet/config.yaml";
-        match source {
-            AllocatableSource::KubepodsOverConfig => findings.push(Finding::warning(
-                CHECK,
+        let doubts = self.allocatable_doubts(&found, !findings.is_empty());
+        findings.extend(doubts);
+        Finding::all(ALLOCATABLE, found, findings)
+    }
+
+    /// Returns the findings that show that node allocatable may differ from `found`.
+    fn allocatable_doubts(&self, found: &str, has_problem: bool) -> Vec<Finding> {
+        let unknown = |why: &str, advice: &str| {
+            Finding::unknown(ALLOCATABLE, format!("{found}{why}"), advice)
+        };
+        match self.kubelet.memory.source {
+            AllocatableSource::KubeletConfig | AllocatableSource::KubeletConfigConfirmed => {
+                let overrides = self.allocatable_overrides().into_iter();
+                overrides.map(|why| unknown(&format!(", but {why}"), USE_KUBECTL)).collect()
+            }
+            AllocatableSource::KubepodsOverConfig => vec![Finding::warning(
+                ALLOCATABLE,
                 format!(
-                    "{found}: /var/lib/kubelet/config.yaml does not explain memory.max of kubepods, so flags or drop-ins of the \
-                     kubelet may change its eviction threshold, too"
+                    "{found}: /{KUBELET}/config.yaml does not explain memory.max of kubepods, so \
+                     flags or drop-ins of the kubelet may also change the eviction threshold"
                 ),
-                from_kubectl,
-            )),
-            AllocatableSource::AllMemory => findings.push(Finding::unknown(
-                CHECK,
-                format!("{found}: there is no kubepods cgroup, and {no_config}"),
+                USE_KUBECTL,
+            )],
+            AllocatableSource::AllMemory => vec![unknown(
+                &format!(": expected a kubepods cgroup or /{KUBELET}/config.yaml, found neither"),
                 "start the kubelet, or set nodeAllocatable in the configuration",
-            )),
-            AllocatableSource::Kubepods if findings.is_empty() => findings.push(Finding::unknown(
-                CHECK,
-                format!("{found} of 100Mi, the kubelet's default: there is {no_config}"),
-                from_kubectl,
-            )),
-            _ => {}
+            )],
+            AllocatableSource::Kubepods if !has_problem => vec![unknown(
+                &format!(
+                    " of 100Mi, the kubelet's default: expected /{KUBELET}/config.yaml, found none"
+                ),
+                USE_KUBECTL,
+            )],
+            AllocatableSource::Kubepods | AllocatableSource::Nowhere => Vec::new(),
         }
-        Finding::all(CHECK, found, findings)
     }
 
     pub(super) fn node_guard(&self) -> Option<Finding> {
-        const CHECK: &str = "node-guard";
         let config = self.plugin.config()?;
         let kept = config.node_guard?;
         let Some(usable) = self.kubelet.memory.usable else {
-            let found = "cannot find out what nodeGuard leaves pods: /proc/meminfo cannot be read; nothing is kept from them";
-            return Some(Finding::unknown(CHECK, found, self.how_to_read()));
+            let found = "/proc/meminfo is unreadable, so nodeGuard keeps no memory from pods";
+            return Some(Finding::unknown(GUARD, found, self.how_to_read()));
         };
-        let line = usable.saturating_sub(kept);
+        let left = usable.saturating_sub(kept);
+        let found = format!("leaves pods {} of {}", left.approx(), usable.approx());
+        if left == Bytes::ZERO {
+            let advice = "set nodeGuard to less than all memory";
+            return Some(Finding::warning(GUARD, found, advice));
+        }
         let allocatable = match config.node_allocatable {
             NodeAllocatable::Auto => self.kubelet.memory.allocatable,
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
-        let mut found = format!("leaves pods {} of {}", line.approx(), usable.approx());
-        if line == Bytes::ZERO {
-            return Some(Finding::warning(CHECK, found, "set nodeGuard to less than all memory"));
-        }
         let mut findings = Vec::new();
         match allocatable {
-            Some(allocatable) if allocatable > line => findings.push(Finding::warning(
-                CHECK,
-                format!("{found}, and the scheduler counts on {}", allocatable.approx()),
-                "let the kubelet reserve as much (systemReserved, evictionHard), or set nodeGuard to less",
+            Some(allocatable) if allocatable > left => findings.push(Finding::warning(
+                GUARD,
+                format!("{found}, but the scheduler counts on {}", allocatable.approx()),
+                "raise the kubelet's systemReserved or evictionHard, or lower nodeGuard",
             )),
             Some(_) => {}
-            None => {
-                found = format!("{found}; what the scheduler counts on is unknown");
-                findings.push(Finding::unknown(CHECK, &found, "set nodeAllocatable in the configuration"));
-            }
+            None => findings.push(Finding::unknown(
+                GUARD,
+                format!("{found}; node allocatable is unknown"),
+                "set nodeAllocatable in the configuration",
+            )),
         }
         if config.reserved.is_empty() {
-            match &self.cgroups.has_system_slice {
-                Ok(true) => {}
-                Ok(false) => findings.push(Finding::warning(
-                    CHECK,
-                    format!("{NO_SYSTEM_SLICE}: nothing protects the memory of the system"),
-                    NAME_THE_SYSTEM,
-                )),
-                Err(error) => {
-                    let found = format!("/sys/fs/cgroup/system.slice: {}", error.why);
-                    findings.push(Finding::unknown(CHECK, found, self.how_to_read()));
-                }
+            findings.extend(self.system_slice());
+        }
+        Some(Finding::all(GUARD, found, findings))
+    }
+
+    /// Returns a finding if the cgroup `system.slice` does not exist.
+    fn system_slice(&self) -> Option<Finding> {
+        match &self.cgroups.has_system_slice {
+            Ok(true) => None,
+            Ok(false) => Some(Finding::warning(
+                GUARD,
+                format!("{NO_SYSTEM_SLICE}, so nothing protects the memory of the system"),
+                NAME_THE_SYSTEM,
+            )),
+            Err(error) => {
+                let found = format!("/sys/fs/cgroup/system.slice: {}", error.why);
+                Some(Finding::unknown(GUARD, found, self.how_to_read()))
             }
         }
-        Some(Finding::all(CHECK, found, findings))
+    }
+}
+
+/// Describes a problem of a file from which node allocatable is computed.
+fn describe_problem(problem: &NodeError) -> String {
+    match problem {
+        NodeError::Io { path, error } => format!("{path}: {error}"),
+        NodeError::Form { path, expected } => format!("{path}: {expected}"),
+        NodeError::Root(error) => format!("cannot search for kubepods: {error}"),
+        NodeError::Search(error) => format!("cannot search for kubepods: {error}"),
+    }
+}
+
+/// Returns the source of node allocatable as a phrase for the middle of a sentence.
+fn describe_source(source: AllocatableSource) -> &'static str {
+    match source {
+        AllocatableSource::KubeletConfig => "the kubelet's configuration",
+        AllocatableSource::KubeletConfigConfirmed => {
+            "the kubelet's configuration and memory.max of kubepods"
+        }
+        AllocatableSource::KubepodsOverConfig | AllocatableSource::Kubepods => {
+            "memory.max of kubepods minus hard eviction"
+        }
+        AllocatableSource::AllMemory => "all memory minus hugepages",
+        AllocatableSource::Nowhere => "no source",
     }
 }
 
@@ -155,7 +191,7 @@ mod tests {
         node.write(DROP_IN, "nodeGuard: 90Mi\n");
         ok(&node.facts(), "node-guard", "leaves pods 7.9Gi of 8Gi");
         node.write(DROP_IN, "nodeGuard: 1Gi\n");
-        let found = "leaves pods 7Gi of 8Gi, and the scheduler counts on 7.9Gi";
+        let found = "leaves pods 7Gi of 8Gi, but the scheduler counts on 7.9Gi";
         expect(&node.troubles(), "node-guard", Mark::Warning, found, "systemReserved");
         node.write(DROP_IN, "nodeGuard: 1Gi\nnodeAllocatable: 6Gi\n");
         ok(&node.facts(), "node-guard", "leaves pods 7Gi of 8Gi");

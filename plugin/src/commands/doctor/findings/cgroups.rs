@@ -16,36 +16,30 @@ const MEMORY_CONTROLLER: &str = "memory-controller";
 impl NodeFacts {
     pub(super) fn cgroup_v2(&self) -> Finding {
         const CHECK: &str = "cgroup-v2";
-        const SWITCH: &str = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, or without systemd with \
-                              cgroup_no_v1=all and cgroup2 mounted at /sys/fs/cgroup";
-        let hierarchy = match &self.cgroups.hierarchy {
-            Ok(hierarchy) => hierarchy,
-            Err(error) => {
-                return Finding::unknown(
-                    CHECK,
-                    format!("/sys/fs/cgroup: {}", error.why),
-                    self.how_to_read(),
-                );
+        const SWITCH: &str = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's \
+                              command line; without systemd, boot with cgroup_no_v1=all and mount \
+                              cgroup2 at /sys/fs/cgroup";
+        let (found, advice) = match &self.cgroups.hierarchy {
+            Ok(Hierarchy::V2) => {
+                return Finding::ok(CHECK, "cgroup v2 is mounted at /sys/fs/cgroup");
             }
-        };
-        match hierarchy {
-            Hierarchy::V2 => Finding::ok(CHECK, "version 2 at /sys/fs/cgroup"),
-            Hierarchy::Hybrid => {
-                let found = "the hybrid hierarchy: version 2 is only at /sys/fs/cgroup/unified, and the memory controller with \
-                             version 1";
-                Finding::failed(CHECK, found, SWITCH)
-            }
-            Hierarchy::V1 => Finding::failed(
-                CHECK,
-                "version 1 at /sys/fs/cgroup, which has no memory.min or memory.high",
+            Ok(Hierarchy::Hybrid) => (
+                "the hybrid hierarchy, which has the memory controller in version 1 and version 2 \
+                 only at /sys/fs/cgroup/unified",
                 SWITCH,
             ),
-            Hierarchy::Missing => Finding::failed(
-                CHECK,
-                "no cgroups at /sys/fs/cgroup",
-                "mount cgroup2 there, or give --host where the node's file system is",
+            Ok(Hierarchy::V1) => ("version 1, which has no memory.min or memory.high", SWITCH),
+            Ok(Hierarchy::Missing) => (
+                "no cgroups",
+                "mount cgroup2 there, or set --host to the root of the node's file system",
             ),
-        }
+            Err(error) => {
+                let found = format!("/sys/fs/cgroup: {}", error.why);
+                return Finding::unknown(CHECK, found, self.how_to_read());
+            }
+        };
+        let found = format!("expected cgroup v2 at /sys/fs/cgroup, found {found}");
+        Finding::failed(CHECK, found, advice)
     }
 
     pub(super) fn memory_controller(&self) -> Finding {
@@ -58,83 +52,76 @@ impl NodeFacts {
             return finding;
         }
         if has_kubepods {
-            return Finding::ok(MEMORY_CONTROLLER, "on from the root to the classes of pods");
+            let found = "the memory controller is enabled from the root to the QoS classes";
+            return Finding::ok(MEMORY_CONTROLLER, found);
         }
         if !self.cgroups.unsearched.is_empty() {
             let found = format!(
-                "on at the root; cannot look for kubepods: {}",
+                "the memory controller is enabled at the root; cannot search for kubepods: {}",
                 self.cgroups.unsearched.join("; ")
             );
             return Finding::unknown(MEMORY_CONTROLLER, found, self.how_to_read());
         }
-        let advice = "start the kubelet; without one there is nothing above containers to set";
         Finding::warning(
             MEMORY_CONTROLLER,
-            "on at the root, but there is no kubepods cgroup",
-            advice,
+            "the memory controller is enabled at the root, but no kubepods cgroup exists",
+            "start the kubelet, which creates the cgroups above containers",
         )
     }
 
     /// Returns a finding if the root has no memory controller.
     fn root_controller(&self) -> Option<Finding> {
-        const CHECK: &str = MEMORY_CONTROLLER;
-        match &self.cgroups.controllers {
-            Ok(text) if has_memory(text.as_deref()) => {}
-            Ok(_) if self.cgroups.disables_memory => {
-                let advice = "take cgroup_disable=memory off the kernel's command line, and boot";
-                return Some(Finding::failed(CHECK, "the kernel has it switched off", advice));
-            }
-            Ok(_) => {
-                let advice = "boot with cgroup_enable=memory cgroup_no_v1=memory; the kernel needs CONFIG_MEMCG";
-                return Some(Finding::failed(
-                    CHECK,
-                    "/sys/fs/cgroup/cgroup.controllers does not have it",
-                    advice,
-                ));
-            }
+        const FILE: &str = "/sys/fs/cgroup/cgroup.controllers";
+        Some(match &self.cgroups.controllers {
+            Ok(text) if has_memory(text.as_deref()) => return None,
+            Ok(_) if self.cgroups.disables_memory => Finding::failed(
+                MEMORY_CONTROLLER,
+                "the kernel's command line switches the memory controller off",
+                "remove cgroup_disable=memory from the kernel's command line and reboot",
+            ),
+            Ok(_) => Finding::failed(
+                MEMORY_CONTROLLER,
+                format!("expected the memory controller in {FILE}, found none"),
+                "boot a kernel with CONFIG_MEMCG with cgroup_enable=memory cgroup_no_v1=memory",
+            ),
             Err(error) => {
-                let found = format!("/sys/fs/cgroup/cgroup.controllers: {}", error.why);
-                return Some(Finding::unknown(CHECK, found, self.how_to_read()));
+                let found = format!("{FILE}: {}", error.why);
+                Finding::unknown(MEMORY_CONTROLLER, found, self.how_to_read())
             }
-        }
-        None
+        })
     }
 
     /// Returns a finding if a cgroup with children does not enable the memory controller.
     fn level(&self, level: &CgroupLevel, has_kubepods: bool) -> Option<Finding> {
-        const CHECK: &str = MEMORY_CONTROLLER;
         let directory = Path::new("/sys/fs/cgroup").join(&level.path);
         let file = directory.join("cgroup.subtree_control").display().to_string();
+        let unknown =
+            |found: String| Some(Finding::unknown(MEMORY_CONTROLLER, found, self.how_to_read()));
         // A cgroup without children needs no controller for children. The kubelet or systemd
         // enables the controller with the first child.
         match &level.has_children {
             Ok(true) => {}
             Ok(false) => return None,
             Err(error) => {
-                let found = format!("cannot list {}: {}", directory.display(), error.why);
-                return Some(Finding::unknown(CHECK, found, self.how_to_read()));
+                return unknown(format!("cannot list {}: {}", directory.display(), error.why));
             }
         }
         match &level.enabled {
-            Ok(true) => {}
+            Ok(true) => None,
             Ok(false) => {
-                let advice = format!(
-                    "echo +memory > {file}; if it is gone again, see the logs of the kubelet and systemd"
+                let found = format!(
+                    "expected the memory controller in {file}, found none, so the cgroups below \
+                     have no memory.* files"
                 );
-                let found =
-                    format!("{file} does not have it, so what is below has no memory.* files");
+                let advice = format!(
+                    "run 'echo +memory > {file}'; if the controller disappears again, read the \
+                     logs of the kubelet and systemd"
+                );
                 let finding = if has_kubepods { Finding::failed } else { Finding::warning };
-                return Some(finding(CHECK, found, advice));
+                Some(finding(MEMORY_CONTROLLER, found, advice))
             }
-            Err(error) => {
-                return Some(Finding::unknown(
-                    CHECK,
-                    format!("{file}: {}", error.why),
-                    self.how_to_read(),
-                ));
-            }
+            Err(error) => unknown(format!("{file}: {}", error.why)),
         }
-        None
     }
 
     pub(super) fn memory_files(&self) -> Option<Finding> {
@@ -145,9 +132,8 @@ impl NodeFacts {
             let has_controller =
                 self.cgroups.controllers.as_ref().is_ok_and(|text| has_memory(text.as_deref()));
             return has_controller.then(|| {
-                let found =
-                    "there is no cgroup with the memory controller below /sys/fs/cgroup to look at";
-                Finding::unknown(CHECK, found, "start the kubelet, and call this again")
+                let found = "no cgroup below /sys/fs/cgroup has the memory controller";
+                Finding::unknown(CHECK, found, "start the kubelet and run doctor again")
             });
         };
         let release =
@@ -161,66 +147,55 @@ impl NodeFacts {
             .collect();
         let place = format!("/sys/fs/cgroup/{}", excerpt(path));
         if !unread.is_empty() {
-            return Some(Finding::unknown(
-                CHECK,
-                format!("{place}: {}", unread.join("; ")),
-                self.how_to_read(),
-            ));
+            let found = format!("{place}: {}", unread.join("; "));
+            return Some(Finding::unknown(CHECK, found, self.how_to_read()));
         }
         if missing.is_empty() {
-            return Some(Finding::ok(CHECK, format!("all that are needed in {place}")));
+            let found = format!("{place} has all memory files that the plugin needs");
+            return Some(Finding::ok(CHECK, found));
         }
         let found = format!("{place} has no {}", missing.join(", no "));
         let finding =
             if missing.contains(&"memory.high") { Finding::failed } else { Finding::warning };
-        Some(finding(
-            CHECK,
-            found,
-            "run a kernel of 5.19 or newer that was built with all of CONFIG_MEMCG",
-        ))
+        let advice = "boot a kernel of 5.19 or newer that was built with CONFIG_MEMCG";
+        Some(finding(CHECK, found, advice))
     }
 
     pub(super) fn recursive_protection(&self) -> Finding {
         const CHECK: &str = "recursive-protection";
         match &self.cgroups.is_recursive {
-            Ok(true) => return Finding::ok(CHECK, "cgroup2 is mounted with memory_recursiveprot"),
-            Ok(false) => {}
-            Err(error) => {
-                let found = format!("/proc/self/mounts: {}", error.why);
-                return Finding::unknown(
-                    CHECK,
-                    found,
-                    "see that it has memory_recursiveprot for cgroup2 (mount -t cgroup2)",
-                );
-            }
+            Ok(true) => Finding::ok(CHECK, "cgroup2 is mounted with memory_recursiveprot"),
+            Ok(false) => Finding::warning(
+                CHECK,
+                "expected cgroup2 with memory_recursiveprot, found it without: systemReserved and \
+                 kubeReserved then protect no cgroups below their own; containers stay protected",
+                "run 'mount -o remount,nsdelegate,memory_recursiveprot /sys/fs/cgroup' (kernel \
+                 5.7 or newer; systemd does so at boot)",
+            ),
+            Err(error) => Finding::unknown(
+                CHECK,
+                format!("/proc/self/mounts: {}", error.why),
+                "check that 'mount -t cgroup2' shows memory_recursiveprot",
+            ),
         }
-        let found = "cgroup2 is mounted without memory_recursiveprot: containers are protected all the same, as every level above \
-                     them is set, but systemReserved and kubeReserved do not reach what lies below their cgroups";
-        let advice = "mount -o remount,nsdelegate,memory_recursiveprot /sys/fs/cgroup (kernel 5.7 or newer; systemd does it at boot)";
-        Finding::warning(CHECK, found, advice)
     }
 
     pub(super) fn pressure(&self) -> Finding {
         const CHECK: &str = "pressure";
-        let why = match &self.cgroups.pressure {
-            Ok(Some(_)) => return Finding::ok(CHECK, "memory.pressure is there"),
-            Ok(None) => "there is none",
-            Err(error) => {
-                let found = format!("memory.pressure: {}", error.why);
-                return Finding::unknown(
-                    CHECK,
-                    found,
-                    "see that 'cat /proc/pressure/memory' works, else boot with psi=1",
-                );
-            }
-        };
-        Finding::warning(
-            CHECK,
-            format!(
-                "memory.pressure: {why}; containers that stand still at memory.high are not released (throttleDeadline)"
+        match &self.cgroups.pressure {
+            Ok(Some(_)) => Finding::ok(CHECK, "memory.pressure exists"),
+            Ok(None) => Finding::warning(
+                CHECK,
+                "memory.pressure does not exist, so the plugin does not release throttled \
+                 containers (throttleDeadline)",
+                "boot with psi=1 on the kernel's command line",
             ),
-            "boot with psi=1 on the kernel's command line",
-        )
+            Err(error) => Finding::unknown(
+                CHECK,
+                format!("memory.pressure: {}", error.why),
+                "check that 'cat /proc/pressure/memory' works; if not, boot with psi=1",
+            ),
+        }
     }
 }
 
@@ -236,9 +211,9 @@ mod tests {
     #[test]
     fn cgroups_of_version_1_fail_and_are_told_from_the_hybrid() {
         for (place, found) in [
-            ("unified/cgroup.controllers", "hybrid"),
-            ("memory/tasks", "version 1 at"),
-            ("none", "no cgroups at /sys/fs/cgroup"),
+            ("unified/cgroup.controllers", "found the hybrid hierarchy"),
+            ("memory/tasks", "found version 1"),
+            ("none", "cgroup v2 at /sys/fs/cgroup, found no cgroups"),
         ] {
             let node = Node::good();
             node.remove(CGROUPS);
@@ -268,7 +243,7 @@ mod tests {
                 advice,
             );
         };
-        check("cgroup.controllers", "cgroup.controllers does not have it", "cgroup_enable=memory");
+        check("cgroup.controllers", "cgroup.controllers, found none", "cgroup_enable=memory");
         for level in ["", "kubepods.slice/", "kubepods.slice/kubepods-burstable.slice/"] {
             let file = format!("{level}cgroup.subtree_control");
             check(&file, &file, &format!("echo +memory > /sys/fs/cgroup/{file}"));
@@ -286,7 +261,7 @@ mod tests {
             &node.troubles(),
             "memory-controller",
             Mark::Failed,
-            "switched off",
+            "switches the memory controller off",
             "cgroup_disable=memory",
         );
 

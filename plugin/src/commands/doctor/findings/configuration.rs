@@ -9,120 +9,107 @@ use crate::state::brake;
 use crate::state::containers::STAND_ASIDE;
 use crate::state::originals::DIRECTORY;
 
+/// Name of the check of the mode.
+const MODE: &str = "mode";
+
 impl NodeFacts {
     pub(super) fn configuration(&self) -> Finding {
         const CHECK: &str = "configuration";
         let Some((path, text)) = self.plugin.drop_ins.first() else {
-            if self.plugin.told.is_some() {
-                let found = format!(
-                    "no {DROP_INS}/90-plimsoll.conf, and the plugin that runs may have another file"
-                );
-                let advice = "call 'plimsoll check' with the file that the plugin was given with --config, or that the chart made";
+            let file = format!("{DROP_INS}/90-plimsoll.conf");
+            if self.plugin.reported_mode.is_some() {
+                let found = format!("{file} does not exist; the plugin may use another file");
+                let advice = "run 'plimsoll check' with the file that the plugin's --config \
+                              names, or with the chart's ConfigMap";
                 return Finding::unknown(CHECK, found, advice);
             }
-            return Finding::ok(
-                CHECK,
-                format!("no {DROP_INS}/90-plimsoll.conf, so the defaults are in force"),
-            );
+            let found = format!("{file} does not exist, so the defaults apply");
+            return Finding::ok(CHECK, found);
         };
         let shown = excerpt(path);
         let text = match text {
             Ok(text) => text,
-            Err(error) if error.is_denied && !self.is_root => {
-                return Finding::unknown(
-                    CHECK,
-                    format!("{shown}: {}", error.why),
-                    "call this as root",
-                );
-            }
             Err(error) => {
-                let advice = "make it a file that root can read, or remove it: the defaults are in force then";
-                return Finding::failed(CHECK, format!("{shown}: {}", error.why), advice);
+                let found = format!("{shown}: {}", error.why);
+                if error.is_denied && !self.is_root {
+                    return Finding::unknown(CHECK, found, self.how_to_read());
+                }
+                let advice = "replace it by a file that root can read, or remove it to use the \
+                              defaults";
+                return Finding::failed(CHECK, found, advice);
             }
         };
         match Config::parse(text, &shown) {
             Ok(_) => match self.plugin.drop_ins.get(1) {
-                Some((other, _)) => Finding::ok(
-                    CHECK,
-                    format!("{shown} is valid; {} is passed over", excerpt(other)),
-                ),
+                Some((other, _)) => {
+                    let other = excerpt(other);
+                    Finding::ok(CHECK, format!("{shown} is valid; the plugin ignores {other}"))
+                }
                 None => Finding::ok(CHECK, format!("{shown} is valid")),
             },
             Err(errors) => {
-                let found = format!(
-                    "{shown} has mistakes, with which the plugin does not start:\n{errors}"
-                );
-                Finding::failed(
-                    CHECK,
-                    found,
-                    format!("mend them; 'plimsoll check {shown}' looks again"),
-                )
+                let found = format!("{shown} is invalid, so the plugin does not start:\n{errors}");
+                let advice = format!("correct the file and run 'plimsoll check {shown}'");
+                Finding::failed(CHECK, found, advice)
             }
         }
     }
 
     pub(super) fn restore(&self) -> Finding {
         const CHECK: &str = "restore";
-        match &self.plugin.stands_aside {
-            Ok(false) => Finding::ok(CHECK, "'plimsoll restore' was not called"),
+        match &self.plugin.is_restored {
+            Ok(false) => Finding::ok(CHECK, "'plimsoll restore' is not in effect"),
             Ok(true) => {
-                let found = "'plimsoll restore' was called, so nothing is set";
-                Finding::warning(CHECK, found, "plimsoll restore --undo")
+                let found = "'plimsoll restore' is in effect, so the plugin sets nothing";
+                Finding::warning(CHECK, found, "run 'plimsoll restore --undo'")
             }
-            Err(error) => Finding::unknown(
-                CHECK,
-                format!("/{STAND_ASIDE}: {}", error.why),
-                self.how_to_read(),
-            ),
+            Err(error) => {
+                let found = format!("/{STAND_ASIDE}: {}", error.why);
+                Finding::unknown(CHECK, found, self.how_to_read())
+            }
         }
     }
 
     /// Checks whether the plugin writes values or only observes.
     pub(super) fn mode(&self) -> Finding {
-        const CHECK: &str = "mode";
-        let says = |mode| match mode {
-            Mode::Enforce => Finding::ok(CHECK, "enforce"),
-            Mode::Observe => {
-                Finding::ok(CHECK, "observe: nothing is set; 'plimsoll status' shows what would be")
-            }
-        };
         match &self.plugin.brake {
-            Ok(Some(record)) => {
-                let found = format!("the brake is applied after {record}, so nothing is set");
-                Finding::warning(
-                    CHECK,
-                    found,
-                    "find out why there was so much, then plimsoll reset-brake",
-                )
+            Ok(Some(record)) => Finding::warning(
+                MODE,
+                format!("the brake stopped the plugin after {record}; the plugin sets nothing"),
+                "find the cause, then run 'plimsoll reset-brake'",
+            ),
+            Err(error) => Finding::unknown(
+                MODE,
+                format!("/{DIRECTORY}/{}: {error}; the plugin only observes", brake::FILE),
+                "run 'plimsoll reset-brake'",
+            ),
+            Ok(None) => self.mode_without_brake(),
+        }
+    }
+
+    fn mode_without_brake(&self) -> Finding {
+        let plugin = &self.plugin;
+        let mode = match (&plugin.reported_mode, plugin.config(), plugin.drop_ins.first()) {
+            (Some(Ok(mode)), ..) => *mode,
+            (Some(Err(why)), ..) => {
+                let found = format!("the plugin does not report its mode: {}", excerpt(why));
+                let advice = "start the plugin, or run 'plimsoll status' as root";
+                return Finding::unknown(MODE, found, advice);
             }
-            Err(error) => {
-                let found =
-                    format!("/{DIRECTORY}/{}: {error}; the plugin only observes", brake::FILE);
-                Finding::unknown(CHECK, found, "plimsoll reset-brake")
+            (None, None, Some((path, _))) => {
+                let found = format!("mode unknown, because {} is invalid", excerpt(path));
+                let advice = "see the check 'configuration'; 'plimsoll status' shows the mode of a \
+                              running plugin";
+                return Finding::unknown(MODE, found, advice);
             }
-            Ok(None) => {
-                match (&self.plugin.told, self.plugin.config(), self.plugin.drop_ins.first()) {
-                    (Some(Ok(mode)), ..) => says(*mode),
-                    (Some(Err(why)), ..) => {
-                        let found = format!("the plugin does not tell it: {}", excerpt(why));
-                        Finding::unknown(
-                            CHECK,
-                            found,
-                            "start the plugin, or call 'plimsoll status' as root",
-                        )
-                    }
-                    (None, None, Some((path, _))) => {
-                        let found =
-                            format!("{} is not valid, so the mode is unknown", excerpt(path));
-                        Finding::unknown(
-                            CHECK,
-                            found,
-                            "see the check 'configuration'; 'plimsoll status' shows the mode in force",
-                        )
-                    }
-                    (None, config, _) => says(config.unwrap_or_default().mode),
-                }
-            }
+            (None, config, _) => config.unwrap_or_default().mode,
+        };
+        match mode {
+            Mode::Enforce => Finding::ok(MODE, "enforce: the plugin sets values"),
+            Mode::Observe => Finding::ok(
+                MODE,
+                "observe: the plugin sets nothing; 'plimsoll status' shows the desired values",
+            ),
         }
     }
 }
@@ -161,7 +148,7 @@ mod tests {
             found[0].found
         );
         fs::write(node.path(DROP_IN), b"logLevel: \xff").unwrap();
-        expect(&troubles(&node), "configuration", Mark::Failed, "UTF-8", "mend");
+        expect(&troubles(&node), "configuration", Mark::Failed, "UTF-8", "correct the file");
         node.remove(DROP_IN);
         fs::create_dir(node.path(DROP_IN)).unwrap();
         expect(
@@ -172,17 +159,17 @@ mod tests {
             "file that root can read",
         );
         node.remove(DROP_IN);
-        ok(&node.facts(), "configuration", "the defaults are in force");
+        ok(&node.facts(), "configuration", "the defaults apply");
         node.write("etc/nri/conf.d/plimsoll.conf", "logLevel: loud\n");
         expect(
             &troubles(&node),
             "configuration",
             Mark::Failed,
             "conf.d/plimsoll.conf:1: logLevel",
-            "mend",
+            "correct the file",
         );
         node.write(DROP_IN, "");
-        ok(&node.facts(), "configuration", "/etc/nri/conf.d/plimsoll.conf is passed over");
+        ok(&node.facts(), "configuration", "ignores /etc/nri/conf.d/plimsoll.conf");
     }
 
     #[test]
@@ -195,7 +182,7 @@ mod tests {
             &mode,
             "mode",
             Mark::Unknown,
-            "/etc/nri/conf.d/90-plimsoll.conf is not valid",
+            "/etc/nri/conf.d/90-plimsoll.conf is invalid",
             "'configuration'",
         );
         node.remove(DROP_IN);
@@ -211,7 +198,7 @@ mod tests {
             &node.troubles(),
             "mode",
             Mark::Unknown,
-            "the plugin does not tell it: ",
+            "the plugin does not report its mode: ",
             "plimsoll status",
         );
     }

@@ -10,63 +10,84 @@ use crate::host::socket::Socket;
 /// Parts of the names of plugins that also set memory values of containers.
 const RIVALS: [&str; 3] = ["memory-qos", "koordlet", "koordinator"];
 
+/// Name of the check of the installed plugin.
+const INSTALLATION: &str = "installation";
+
 impl NodeFacts {
     pub(super) fn installation(&self) -> Finding {
-        const CHECK: &str = "installation";
         let mut findings = Vec::new();
         let ours: Vec<_> =
             self.plugin.programs.iter().filter(|program| program.is_ours()).collect();
         for NriPlugin { path, .. } in ours.iter().filter(|program| !program.is_executable) {
-            let found =
-                format!("{} is not executable, so the runtime passes over it", excerpt(path));
-            findings.push(Finding::warning(CHECK, found, format!("chmod 755 {}", excerpt(path))));
+            let path = excerpt(path);
+            let found = format!("{path} is not executable, so the runtime ignores the file");
+            let advice = format!("run 'chmod 755 {path}'");
+            findings.push(Finding::warning(INSTALLATION, found, advice));
         }
         let launched =
             ours.iter().filter(|program| program.is_executable && program.index.is_some());
         let mut ways: Vec<_> = launched.map(|program| excerpt(&program.path)).collect();
         ways.extend(self.plugin.unit.clone());
         if ways.len() > 1 {
-            findings.push(Finding::warning(
-                CHECK,
-                format!("{} are there, and only one of them works at a time", ways.join(" and ")),
-                "remove all but one",
-            ));
+            let found = format!("expected one installation, found {}", ways.join(" and "));
+            let advice = "remove all but one, because only one plugin can run";
+            findings.push(Finding::warning(INSTALLATION, found, advice));
         }
+        let way = ways.first().map(String::as_str);
         let process = self.plugin.process.as_ref().map(Option::as_deref);
-        match (ways.first(), process) {
-            (None, _) if !self.plugin.unlisted.is_empty() => {
-                findings.push(Finding::unknown(CHECK, self.plugin.unlisted.join("; "), self.how_to_read()));
-            }
-            (None, Some(None) | None) if findings.is_empty() => findings.push(Finding::warning(
-                CHECK,
-                format!("neither {PLUGINS}/90-plimsoll nor a plimsoll.service is there"),
-                "plimsoll install",
-            )),
-            (Some(way), Some(None)) if self.nri == Socket::Listens => findings.push(Finding::warning(
-                CHECK,
-                format!("{way} is there, but does not run"),
-                match self.plugin.unit {
-                    Some(_) => "systemctl enable --now plimsoll; its messages: journalctl -u plimsoll",
-                    None => "restart the container runtime, which launches it; its messages: journalctl -t plimsoll",
-                },
-            )),
-            (Some(way), None) => findings.push(Finding::unknown(
-                CHECK,
-                format!("{way} is there; cannot find out whether it runs, as /proc/locks or the lock beside the NRI socket cannot be read"),
-                "see whether it does: pgrep -a plimsoll",
-            )),
-            _ => {}
-        }
+        findings.extend(self.process(way, process, !findings.is_empty()));
         let runs = match process {
-            Some(Some(id)) => format!(" and runs as process {}", excerpt(id)),
-            _ => String::new(),
+            Some(Some(id)) => format!("runs as process {}", excerpt(id)),
+            _ => "does not run".to_owned(),
         };
-        let way = ways.first().map_or("it was started by somebody else", String::as_str);
-        Finding::all(
-            CHECK,
-            if ways.is_empty() { format!("{way}{runs}") } else { format!("{way} is there{runs}") },
-            findings,
-        )
+        let otherwise = match way {
+            Some(way) => format!("{way} is installed and {runs}"),
+            None => format!("another program started the plugin, which {runs}"),
+        };
+        Finding::all(INSTALLATION, otherwise, findings)
+    }
+
+    /// Returns a finding if the plugin is not installed or does not run. `way` is the program or
+    /// unit that is installed. `process` runs the plugin.
+    fn process(
+        &self,
+        way: Option<&str>,
+        process: Option<Option<&str>>,
+        has_finding: bool,
+    ) -> Option<Finding> {
+        Some(match (way, process) {
+            (None, _) if !self.plugin.unlisted.is_empty() => {
+                let found = self.plugin.unlisted.join("; ");
+                Finding::unknown(INSTALLATION, found, self.how_to_read())
+            }
+            (None, Some(None) | None) if !has_finding => Finding::warning(
+                INSTALLATION,
+                format!("expected {PLUGINS}/90-plimsoll or plimsoll.service, found neither"),
+                "run 'plimsoll install'",
+            ),
+            (Some(way), Some(None)) if self.nri == Socket::Listens => Finding::warning(
+                INSTALLATION,
+                format!("{way} is installed, but the plugin does not run"),
+                match self.plugin.unit {
+                    Some(_) => {
+                        "run 'systemctl enable --now plimsoll' and read 'journalctl -u plimsoll'"
+                    }
+                    None => {
+                        "restart the container runtime, which launches the plugin, and read \
+                         'journalctl -t plimsoll'"
+                    }
+                },
+            ),
+            (Some(way), None) => Finding::unknown(
+                INSTALLATION,
+                format!(
+                    "{way} is installed; cannot tell whether the plugin runs, because /proc/locks \
+                     or the lock beside the NRI socket is unreadable"
+                ),
+                "check with 'pgrep -a plimsoll'",
+            ),
+            _ => return None,
+        })
     }
 
     pub(super) fn other_plugins(&self) -> Finding {
@@ -77,49 +98,43 @@ impl NodeFacts {
             .iter()
             .filter(|program| !program.is_ours() && program.is_executable)
             .collect();
-        let mut findings = Vec::new();
-        for NriPlugin { path, .. } in
-            programs.iter().filter(|program| program.index.is_none()).take(MOST_NAMES)
-        {
-            findings.push(Finding::warning(
-                CHECK,
-                format!(
-                    "{} has no name such as 10-name, and runtimes do not start NRI beside such a file",
-                    excerpt(path)
-                ),
-                "rename it, or remove it",
-            ));
-        }
+        let nameless = programs.iter().filter(|program| program.index.is_none()).take(MOST_NAMES);
+        let nameless = nameless.map(|program| {
+            let path = excerpt(&program.path);
+            let found = format!(
+                "expected a name such as 10-name, found {path}; the runtime does not start NRI \
+                 with such a file"
+            );
+            Finding::warning(CHECK, found, "rename the file, or remove it")
+        });
+        let mut findings: Vec<_> = nameless.collect();
         if !self.plugin.unlisted.is_empty() {
-            findings.push(Finding::unknown(
-                CHECK,
-                self.plugin.unlisted.join("; "),
-                self.how_to_read(),
-            ));
+            let found = self.plugin.unlisted.join("; ");
+            findings.push(Finding::unknown(CHECK, found, self.how_to_read()));
         }
         let mut known: Vec<_> = programs.iter().map(|program| program.path.as_str()).collect();
-        known.extend(self.plugin.others.iter().map(String::as_str));
+        known.extend(self.plugin.other_configurations.iter().map(String::as_str));
         let is_rival =
             |name: &&&str| RIVALS.iter().any(|rival| name.to_lowercase().contains(rival));
         let rivals: Vec<_> =
             known.iter().filter(is_rival).take(MOST_NAMES).map(|name| excerpt(name)).collect();
         if !rivals.is_empty() {
-            findings.push(Finding::warning(
-                CHECK,
-                format!(
-                    "{}: sets memory values of containers, too, and of two that set the same NRI refuses the container",
-                    rivals.join(", ")
-                ),
-                "let only one of them set memory.min, memory.low and memory.high",
-            ));
+            let found = format!(
+                "other plugins also set memory values of containers: {}; NRI rejects a container \
+                 if two plugins set the same value",
+                rivals.join(", ")
+            );
+            let advice = "let only one plugin set memory.min, memory.low and memory.high";
+            findings.push(Finding::warning(CHECK, found, advice));
         }
         let mut shown: Vec<_> = known.iter().take(MOST_NAMES).map(|name| excerpt(name)).collect();
         if known.len() > MOST_NAMES {
             shown.push(format!("{} more", known.len() - MOST_NAMES));
         }
-        let otherwise = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+        let otherwise = if shown.is_empty() { "no file".to_owned() } else { shown.join(", ") };
         let otherwise = format!(
-            "{otherwise} in the runtime's directories; plugins that connect by themselves are not seen"
+            "{otherwise} in the runtime's directories; doctor does not see plugins that connect \
+             by themselves"
         );
         Finding::all(CHECK, otherwise, findings)
     }
@@ -137,8 +152,7 @@ mod tests {
     fn the_plugin_is_there_once_and_runs() {
         let node = Node::good();
         node.write("etc/systemd/system/plimsoll.service", "");
-        let found =
-            "/opt/nri/plugins/90-plimsoll and /etc/systemd/system/plimsoll.service are there";
+        let found = "found /opt/nri/plugins/90-plimsoll and /etc/systemd/system/plimsoll.service";
         expect(&node.troubles(), "installation", Mark::Warning, found, "remove all but one");
         node.remove(BINARY);
         assert_eq!(node.troubles(), []);
@@ -168,14 +182,18 @@ mod tests {
             &node.troubles(),
             "installation",
             Mark::Unknown,
-            "cannot find out whether it runs",
+            "cannot tell whether the plugin runs",
             "pgrep",
         );
         fs::set_permissions(node.path(BINARY), fs::Permissions::from_mode(0o644)).unwrap();
         expect(&node.troubles(), "installation", Mark::Warning, "not executable", "chmod 755");
         let node = Node::good();
         node.remove(BINARY);
-        ok(&node.facts(), "installation", "started by somebody else and runs as process 4321");
+        ok(
+            &node.facts(),
+            "installation",
+            "another program started the plugin, which runs as process 4321",
+        );
     }
 
     #[test]
@@ -195,21 +213,21 @@ mod tests {
             &plugin("40-nri-memory-qos").troubles(),
             "other-plugins",
             Mark::Warning,
-            "sets memory values",
+            "set memory values",
             "only one",
         );
         expect(
             &plugin("00-koordlet").troubles(),
             "other-plugins",
             Mark::Warning,
-            "sets memory values",
+            "set memory values",
             "only one",
         );
         expect(
             &plugin("logger").troubles(),
             "other-plugins",
             Mark::Warning,
-            "no name such as 10-name",
+            "expected a name such as 10-name",
             "rename",
         );
     }

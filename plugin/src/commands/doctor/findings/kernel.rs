@@ -13,36 +13,38 @@ const OLDEST_KERNEL: Version = Version(5, 9, 0);
 impl NodeFacts {
     pub(super) fn kernel(&self) -> Finding {
         const CHECK: &str = "kernel";
+        const FILE: &str = "/proc/sys/kernel/osrelease";
+        let unknown = |found: String| {
+            Finding::unknown(CHECK, found, "check that 'uname -r' shows 5.19 or newer")
+        };
         let release = match &self.system.release {
             Ok(text) => text.as_deref().unwrap_or_default().trim(),
-            Err(error) => {
-                let found =
-                    format!("its release is unknown: /proc/sys/kernel/osrelease: {}", error.why);
-                return Finding::unknown(CHECK, found, "see that it is 5.19 or newer (uname -r)");
-            }
+            Err(error) => return unknown(format!("kernel release unknown: {FILE}: {}", error.why)),
         };
         let shown = excerpt(release);
         match Version::find(release) {
-            None => Finding::unknown(
-                CHECK,
-                format!("its release is unknown: /proc/sys/kernel/osrelease has '{shown}'"),
-                "see that it is 5.19 or newer (uname -r)",
-            ),
+            None => unknown(format!(
+                "kernel release unknown: expected a version in {FILE}, found '{shown}'"
+            )),
             Some(version) if version < OLDEST_KERNEL => Finding::failed(
                 CHECK,
-                format!("{shown}, before 5.9, where processes may hang for good at memory.high"),
-                "upgrade to 5.9, better to 5.19 or newer",
+                format!(
+                    "expected kernel 5.9 or newer, found {shown}, in which processes can hang at \
+                     memory.high"
+                ),
+                "upgrade the kernel to 5.9 at least, better to 5.19 or newer",
             ),
             Some(version) if version < RECLAIM_KERNEL => Finding::warning(
                 CHECK,
                 format!(
-                    "{shown}, before 5.19: without memory.reclaim a limit is lowered only where there is room already"
+                    "expected kernel 5.19 or newer, found {shown}; without memory.reclaim, a \
+                     limit decrease succeeds only if usage already fits"
                 ),
-                "upgrade to 5.19 or newer",
+                "upgrade the kernel to 5.19 or newer",
             ),
             Some(_) => Finding::ok(
                 CHECK,
-                format!("{shown} (5.9 has memory.high as needed, 5.19 memory.reclaim)"),
+                format!("{shown} (memory.high works since 5.9, memory.reclaim exists since 5.19)"),
             ),
         }
     }
@@ -56,11 +58,11 @@ mod tests {
     #[test]
     fn kernels_are_judged_by_their_release() {
         for (release, mark, found) in [
-            ("5.8.18", Some(Mark::Failed), "5.8.18, before 5.9"),
-            ("5.10.0-28-amd64", Some(Mark::Warning), "5.10.0-28-amd64, before 5.19"),
+            ("5.8.18", Some(Mark::Failed), "kernel 5.9 or newer, found 5.8.18"),
+            ("5.10.0-28-amd64", Some(Mark::Warning), "kernel 5.19 or newer, found 5.10.0-28-amd64"),
             ("5.19", None, ""),
             ("7.2-rc1", None, ""),
-            ("plan9", Some(Mark::Unknown), "has 'plan9'"),
+            ("plan9", Some(Mark::Unknown), "found 'plan9'"),
             ("", Some(Mark::Unknown), "unknown"),
         ] {
             let node = Node::good();

@@ -110,27 +110,26 @@ impl NodeFacts {
         if !self.kubelet.checkpoint_problems.is_empty() {
             let found = self.kubelet.checkpoint_problems.join("; ");
             let advice = if self.is_root {
-                "see the kubelet's log; it writes them anew"
+                "read the kubelet's log; the kubelet writes these files again"
             } else {
-                "call this as root"
+                self.how_to_read()
             };
             return Finding::unknown(CHECK, found, advice);
         }
         if !self.kubelet.checkpoints.is_empty() {
-            return Finding::ok(
-                CHECK,
-                format!("/{KUBELET} has {}", self.kubelet.checkpoints.join(" and ")),
-            );
+            let files = self.kubelet.checkpoints.join(" and ");
+            return Finding::ok(CHECK, format!("/{KUBELET} has {files}"));
         }
         let found = if self.kubelet.has_kubelet {
             format!(
-                "/{KUBELET} has none, as with Kubernetes before 1.33: most requests are known to a thousandth of memory only"
+                "/{KUBELET} has no checkpoints, as before Kubernetes 1.33: the plugin knows most \
+                 requests only to 0.1 % of the node's memory"
             )
         } else {
-            format!("there is no /{KUBELET}: requests are estimated")
+            format!("/{KUBELET} does not exist, so the plugin estimates requests")
         };
-        let advice =
-            "run Kubernetes 1.33 or newer, or annotate pods with memory-request.plimsoll.nri.io";
+        let advice = "use Kubernetes 1.33 or newer, or annotate pods with \
+                      memory-request.plimsoll.nri.io";
         Finding::warning(CHECK, found, advice)
     }
 }
@@ -160,28 +159,26 @@ fn memory_qos_conflict(conflict: Conflict) -> Finding {
     Finding::warning(MEMORY_QOS, found, advice)
 }
 
-/// Describes the parts of the kubelet's configuration that this check does not read.
+/// Describes the parts of the kubelet's configuration that doctor does not read.
 pub(super) fn unread_configurations(kubelet: &KubeletProcess) -> Vec<String> {
     let mut unread = Vec::new();
     match kubelet.values("--config").last() {
         Some(path) if Path::new(path) == Path::new("/").join(KUBELET).join("config.yaml") => {}
-        Some(path) => {
-            unread.push(format!("the kubelet is started with --config {}", excerpt(path)))
-        }
-        None => unread.push("the kubelet is started without --config".to_owned()),
+        Some(path) => unread.push(format!("the kubelet runs with --config {}", excerpt(path))),
+        None => unread.push("the kubelet runs without --config".to_owned()),
     }
     let directory = excerpt(kubelet.values("--config-dir").last().unwrap_or_default());
     match &kubelet.drop_ins {
         Ok(names) if names.is_empty() => {}
         Ok(names) => {
             let names: Vec<_> = names.iter().take(MOST_NAMES).map(|name| excerpt(name)).collect();
-            unread.push(format!(
-                "drop-ins of the kubelet in {directory} are not read: {}",
-                names.join(", ")
-            ));
+            let names = names.join(", ");
+            unread
+                .push(format!("doctor does not read the kubelet's drop-ins {directory}: {names}"));
         }
-        Err(error) => unread
-            .push(format!("cannot list drop-ins of the kubelet in {directory}: {}", error.why)),
+        Err(error) => {
+            unread.push(format!("cannot list the kubelet's drop-ins in {directory}: {}", error.why))
+        }
     }
     unread
 }
@@ -255,14 +252,8 @@ mod tests {
     fn flags_and_drop_ins_of_the_kubelet_are_not_ok() {
         let config = "/usr/bin/kubelet\0--config\0/var/lib/kubelet/config.yaml\0";
         for (flags, found) in [
-            (
-                "--config-dir=/etc/kubernetes/kubelet.conf.d\0",
-                "kubelet.conf.d are not read: 20.conf",
-            ),
-            (
-                "--config-dir\0/etc/kubernetes/kubelet.conf.d\0",
-                "kubelet.conf.d are not read: 20.conf",
-            ),
+            ("--config-dir=/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d: 20.conf"),
+            ("--config-dir\0/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d: 20.conf"),
             ("--feature-gates=MemoryQoS=true\0", "flag --feature-gates sets MemoryQoS"),
             ("--feature-gates=MemoryQoS=no\0", "sets MemoryQoS to no, expected true or false"),
             ("--config=/etc/kubelet.yaml\0", "--config /etc/kubelet.yaml"),
@@ -308,7 +299,8 @@ mod tests {
         node.remove(KUBELET_CONFIG);
         node.write("etc/kubernetes/kubelet/config.json", r#"{"kind": "KubeletConfiguration"}"#);
         let mut troubles = node.troubles();
-        let found = "(7.9Gi), from kubepods memory.max less hard eviction of 100Mi, the kubelet's default: there is no";
+        let found = "(7.9Gi), from memory.max of kubepods minus hard eviction of 100Mi, the \
+                     kubelet's default";
         expect(
             &troubles.split_off(1),
             "node-allocatable",
@@ -316,7 +308,8 @@ mod tests {
             found,
             "kubectl describe node",
         );
-        let found = "expected a kubelet configuration at /var/lib/kubelet/config.yaml; found /etc/kubernetes/kubelet/config.json";
+        let found = "expected a kubelet configuration at /var/lib/kubelet/config.yaml; found \
+                     /etc/kubernetes/kubelet/config.json";
         expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "--config");
         node.remove("sys/fs/cgroup/kubepods.slice/memory.max");
         let troubles = node.troubles();
@@ -324,7 +317,7 @@ mod tests {
             &troubles[1..],
             "node-allocatable",
             Mark::Unknown,
-            "no sign of a kubelet",
+            "from all memory minus hugepages",
             "start the kubelet",
         );
         assert_eq!(node.facts().judge().unknown, 2);
@@ -344,7 +337,8 @@ mod tests {
             "set featureGates.MemoryQoS to false",
         );
         let text = node.facts().judge().to_string();
-        let verdict = "Plimsoll can work on this node, as far as this could find out: 0 failed, 0 warnings, 1 unknown.";
+        let verdict = "Plimsoll can work on this node, but some checks are unknown: 0 failed, 0 \
+                       warnings, 1 unknown.";
         assert!(text.ends_with(&format!("{verdict}\n")), "{text}");
     }
 
@@ -360,7 +354,8 @@ mod tests {
             "",
         );
         node.remove("var/lib/kubelet/actuated_pods_state");
-        expect(&node.troubles(), "checkpoints", Mark::Warning, "before 1.33", "annotate");
+        let found = "before Kubernetes 1.33";
+        expect(&node.troubles(), "checkpoints", Mark::Warning, found, "annotate");
         node.remove(KUBELET);
         node.write(DROP_IN, "nodeAllocatable: 4Gi\n");
         let troubles = node.troubles();
@@ -368,7 +363,7 @@ mod tests {
             &troubles[1..],
             "checkpoints",
             Mark::Warning,
-            "there is no /var/lib/kubelet",
+            "/var/lib/kubelet does not exist",
             "1.33",
         );
     }

@@ -79,13 +79,13 @@ mod tests {
         ok(
             &facts,
             "installation",
-            "/opt/nri/plugins/90-plimsoll is there and runs as process 4321",
+            "/opt/nri/plugins/90-plimsoll is installed and runs as process 4321",
         );
         ok(&facts, "kernel", "6.12.0-1-amd64");
         ok(
             &facts,
             "nri-timeouts",
-            "containerd waits 2s for an answer, of which an event has 200ms and a cut that reclaims 600ms",
+            "waits 2s for an answer, so an event may take 200ms and a limit decrease 600ms",
         );
         ok(&facts, "node-allocatable", "(7.9Gi), from the kubelet's configuration");
     }

@@ -9,7 +9,7 @@ use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::finding::{Finding, MOST_NAMES, shown};
 use crate::config::DROP_INS;
 use crate::host::runtime::detect::{NriOff, OffCause, Runtime};
-use crate::host::runtime::kind::RuntimeProduct;
+use crate::host::runtime::kind::{RuntimeKind, RuntimeProduct};
 use crate::host::runtime::nri_settings::NriSwitch;
 use crate::host::socket::Socket;
 
@@ -21,6 +21,8 @@ const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Name of the check of the NRI settings.
 const NRI: &str = "nri";
+/// Name of the check of the NRI timeouts.
+const TIMEOUTS: &str = "nri-timeouts";
 
 impl NodeFacts {
     /// Returns the runtimes that are present. Runtimes whose socket listens or denies access count.
@@ -43,7 +45,8 @@ impl NodeFacts {
             .map(|runtime| runtime.kind.name);
         let on: Vec<_> = on.collect();
         (!present.is_empty()).then(|| {
-            Finding::all(NRI, format!("not switched off in {}", on.join(" and ")), findings)
+            let otherwise = format!("NRI is not switched off in {}", on.join(" and "));
+            Finding::all(NRI, otherwise, findings)
         })
     }
 
@@ -57,12 +60,13 @@ impl NodeFacts {
         let findings = off.iter().map(|off| match self.nri {
             Socket::Listens => {
                 let found = format!(
-                    "{off}, though the socket is served: it will be off once {} restarts",
+                    "{}, but still served until {} restarts",
+                    describe_off(off),
                     off.kind.name
                 );
                 Finding::warning(NRI, found, how_to_switch_on(off))
             }
-            _ => Finding::failed(NRI, off.to_string(), how_to_switch_on(off)),
+            _ => Finding::failed(NRI, describe_off(off), how_to_switch_on(off)),
         });
         findings.collect()
     }
@@ -71,14 +75,14 @@ impl NodeFacts {
         const CHECK: &str = "nri-socket";
         let shown = shown(&self.nri_path.display().to_string());
         let why = match &self.nri {
-            Socket::Listens => return Some(Finding::ok(CHECK, format!("{shown} is served"))),
+            Socket::Listens => {
+                return Some(Finding::ok(CHECK, format!("{shown} accepts connections")));
+            }
             Socket::Denied => {
                 let found = format!("{shown}: permission denied");
-                let advice =
-                    if self.is_root { "see which policy forbids it" } else { "call this as root" };
-                return Some(Finding::unknown(CHECK, found, advice));
+                return Some(Finding::unknown(CHECK, found, self.how_to_read()));
             }
-            Socket::Absent => format!("there is no {shown}"),
+            Socket::Absent => format!("{shown} does not exist"),
             Socket::Dead(why) => format!("{shown}: {why}"),
         };
         let present = self.present();
@@ -87,71 +91,79 @@ impl NodeFacts {
         if has_launched && present.iter().any(|runtime| runtime.settings.takes_no_connections) {
             return None;
         }
+        Some(Finding::failed(CHECK, why, self.how_to_serve(&present)))
+    }
+
+    /// Returns the advice if no runtime serves the NRI socket.
+    fn how_to_serve(&self, present: &[&Runtime]) -> String {
+        // /var/run is a symbolic link to /run.
         let short = |path: &str| path.strip_prefix("/var").unwrap_or(path).to_owned();
-        let elsewhere =
-            present.iter().filter_map(|runtime| runtime.settings.socket_path.as_deref());
         let given = short(&self.nri_path.to_string_lossy());
-        let advice = match elsewhere.into_iter().find(|path| short(path) != given) {
-            Some(path) => format!("give --socket {}, to plimsoll run, too", excerpt(path)),
-            None if self.runtimes.iter().all(|runtime| runtime.socket != Socket::Listens) => {
-                "start the container runtime".to_owned()
-            }
-            None => "restart the container runtime and see its log for nri: containerd before 2.0 and CRI-O before 1.30 have it off \
-                     by default"
-                .to_owned(),
-        };
-        Some(Finding::failed(CHECK, why, advice))
+        let mut configured =
+            present.iter().filter_map(|runtime| runtime.settings.socket_path.as_deref());
+        if let Some(path) = configured.find(|path| short(path) != given) {
+            return format!("use --socket {}, also for plimsoll run", excerpt(path));
+        }
+        if self.runtimes.iter().all(|runtime| runtime.socket != Socket::Listens) {
+            return "start the container runtime".to_owned();
+        }
+        "restart the container runtime and read its log about nri: NRI is off by default in \
+         containerd before 2.0 and CRI-O before 1.30"
+            .to_owned()
     }
 
     pub(super) fn nri_timeouts(&self) -> Option<Finding> {
-        const CHECK: &str = "nri-timeouts";
         let present = self.present();
-        let shown = |duration: Duration| humantime::format_duration(duration).to_string();
         let mut findings = Vec::new();
         let mut fine = Vec::new();
         for Runtime { kind, settings, .. } in &present {
+            let RuntimeKind { name, keys, .. } = kind;
             let request = settings.request_timeout.unwrap_or(REQUEST_TIMEOUT);
-            let event = request / BUDGET;
-            let found = format!(
-                "{} waits {} for an answer, of which an event has {} and a cut that reclaims {}",
-                kind.name,
-                shown(request),
-                shown(event),
-                shown(event * CUT_BUDGET)
-            );
+            let found = request_timeout(name, request);
             if !settings.unread.is_empty() {
-                let found = format!("{found}, by what could be read of its configuration");
-                let advice = format!("see that {} is 2s or more there", kind.keys.request_timeout);
-                findings.push(Finding::unknown(CHECK, found, advice));
+                let found = format!("{found}, unless an unread file says otherwise");
+                let advice = format!("check that {} is 2s or more", keys.request_timeout);
+                findings.push(Finding::unknown(TIMEOUTS, found, advice));
                 continue;
             }
             if request < SHORT_TIMEOUT {
-                let advice = format!(
-                    "set {} to \"2s\" or more and restart {}",
-                    kind.keys.request_timeout, kind.name
-                );
-                findings.push(Finding::warning(CHECK, found, advice));
+                let advice = format!("set {} to \"2s\" and restart {name}", keys.request_timeout);
+                findings.push(Finding::warning(TIMEOUTS, found, advice));
             } else {
                 fine.push(found);
             }
-            if let Some(registration) =
-                settings.registration_timeout.filter(|timeout| *timeout < SHORT_TIMEOUT)
-            {
-                findings.push(Finding::warning(
-                    CHECK,
-                    format!(
-                        "{} waits only {} for a plugin to register",
-                        kind.name,
-                        shown(registration)
-                    ),
-                    format!(
-                        "set {} to \"5s\" and restart {}",
-                        kind.keys.registration_timeout, kind.name
-                    ),
-                ));
+            let registration = settings.registration_timeout;
+            if let Some(timeout) = registration.filter(|timeout| *timeout < SHORT_TIMEOUT) {
+                let timeout = humantime::format_duration(timeout);
+                let found = format!(
+                    "expected {name} to wait 1s or more for a plugin to register, found {timeout}"
+                );
+                let advice =
+                    format!("set {} to \"5s\" and restart {name}", keys.registration_timeout);
+                findings.push(Finding::warning(TIMEOUTS, found, advice));
             }
         }
-        (!present.is_empty()).then(|| Finding::all(CHECK, fine.join("; "), findings))
+        (!present.is_empty()).then(|| Finding::all(TIMEOUTS, fine.join("; "), findings))
+    }
+}
+
+/// Describes the time that a runtime waits for an answer, and the parts that the plugin uses.
+fn request_timeout(name: &str, timeout: Duration) -> String {
+    let event = timeout / BUDGET;
+    let shown = humantime::format_duration;
+    format!(
+        "{name} waits {} for an answer, so an event may take {} and a limit decrease {}",
+        shown(timeout),
+        shown(event),
+        shown(event * CUT_BUDGET)
+    )
+}
+
+/// Describes a runtime with NRI off.
+fn describe_off(off: &NriOff) -> String {
+    match off.cause {
+        OffCause::Unsupported(_) => off.to_string(),
+        OffCause::Switch(_) | OffCause::Default(_) => format!("NRI is {off}"),
     }
 }
 
@@ -160,18 +172,17 @@ fn how_to_switch_on(NriOff { kind, cause }: &NriOff) -> String {
     let name = kind.name;
     match (cause, kind.product) {
         (OffCause::Unsupported(_), _) => format!("upgrade {name} to {} or newer", kind.on_from),
-        (OffCause::Switch(NriSwitch::DisabledPlugins { .. }), _) => {
-            format!("take io.containerd.nri.v1.nri out of disabled_plugins, and restart {name}")
-        }
-        (_, RuntimeProduct::Containerd) => {
-            "plimsoll install does so; or set disable = false under \
-             [plugins.\"io.containerd.nri.v1.nri\"] in /etc/containerd/config.toml, and restart \
+        (OffCause::Switch(NriSwitch::DisabledPlugins { path }), _) => format!(
+            "remove io.containerd.nri.v1.nri from disabled_plugins in {} and restart {name}",
+            excerpt(path)
+        ),
+        (_, RuntimeProduct::Containerd) => "run 'plimsoll install', or set disable = false under \
+             [plugins.\"io.containerd.nri.v1.nri\"] in /etc/containerd/config.toml and restart \
              containerd"
-                .to_owned()
-        }
+            .to_owned(),
         (_, RuntimeProduct::Crio) => {
-            "plimsoll install does so; or set enable_nri = true under [crio.nri] in a file in \
-             /etc/crio/crio.conf.d, and restart crio"
+            "run 'plimsoll install', or set enable_nri = true under [crio.nri] in a file in \
+             /etc/crio/crio.conf.d and restart crio"
                 .to_owned()
         }
     }
@@ -179,44 +190,43 @@ fn how_to_switch_on(NriOff { kind, cause }: &NriOff) -> String {
 
 /// Returns the findings about a runtime's NRI settings other than the switch.
 fn nri_settings(Runtime { kind, settings, .. }: &Runtime) -> Vec<Finding> {
+    let RuntimeKind { name, keys, .. } = kind;
     let mut findings = Vec::new();
     for problem in settings.unread.iter().take(MOST_NAMES) {
         let advice = format!(
-            "see that {} has NRI on there; what is told of NRI here is without it",
-            kind.name
+            "check that {name} has NRI on; the findings about NRI ignore what doctor cannot read"
         );
         findings.push(Finding::unknown(NRI, problem, advice));
     }
     for problem in settings.problems.iter().take(MOST_NAMES) {
         let advice = format!(
-            "mend it where {} does not take it; what is told of NRI here is without it",
-            kind.name
+            "correct the setting if {name} rejects it; the findings about NRI ignore the setting"
         );
         findings.push(Finding::warning(NRI, problem, advice));
     }
     if settings.takes_no_connections {
+        let key = keys.no_connections;
         findings.push(Finding::warning(
-                    NRI,
-                    format!(
-                        "{} has {} = true: the plugin works only when launched, and not again once its connection is lost",
-                        kind.name, kind.keys.no_connections
-                    ),
-                    format!("set {} = false and restart {}", kind.keys.no_connections, kind.name),
-                ));
+            NRI,
+            format!(
+                "expected {key} = false in {name}, found true: the plugin works only if the \
+                 runtime launches it, and cannot reconnect"
+            ),
+            format!("set {key} = false and restart {name}"),
+        ));
     }
-    if let Some(path) =
-        settings.config_path.as_deref().filter(|path| path.trim_end_matches('/') != DROP_INS)
-    {
+    let config_path = settings.config_path.as_deref();
+    if let Some(path) = config_path.filter(|path| path.trim_end_matches('/') != DROP_INS) {
+        let key = keys.config_path;
         findings.push(Finding::warning(
-                    NRI,
-                    format!(
-                        "{} has {} = '{}': changes of the configuration there take effect only with a restart",
-                        kind.name,
-                        kind.keys.config_path,
-                        excerpt(path)
-                    ),
-                    format!("leave {} out, or run the plugin as a service with --config", kind.keys.config_path),
-                ));
+            NRI,
+            format!(
+                "{name} has {key} = '{}': the plugin reads changes of that configuration only \
+                 when it starts",
+                excerpt(path)
+            ),
+            format!("remove {key}, or run the plugin as a service with --config"),
+        ));
     }
     findings
 }
@@ -241,7 +251,7 @@ mod tests {
             &node.troubles(),
             "nri",
             Mark::Warning,
-            "off once containerd restarts",
+            "still served until containerd restarts",
             "disable = false",
         );
         node.close(NRI_SOCKET);
@@ -258,7 +268,7 @@ mod tests {
             "nri",
             Mark::Failed,
             "disabled_plugins",
-            "out of disabled_plugins",
+            "from disabled_plugins in /etc/containerd/config.toml",
         );
 
         // Without a setting, the version decides.
@@ -316,7 +326,7 @@ mod tests {
             &troubles,
             "nri-socket",
             Mark::Failed,
-            "there is no",
+            "does not exist",
             "restart the container runtime",
         );
     }
@@ -325,7 +335,7 @@ mod tests {
     fn a_runtimes_configuration_with_mistakes_is_named() {
         for (text, found) in [
             ("plugins = [", "/etc/containerd/config.toml: "),
-            ("imports = ['/*/*/x.toml']", "import /*/*/x.toml: expected one part with *"),
+            ("imports = ['/*/*/x.toml']", "import /*/*/x.toml: expected at most one part with *"),
             (
                 "[plugins.'io.containerd.nri.v1.nri']\ndisable = 'no'",
                 "disable: expected true or false",
@@ -341,7 +351,7 @@ mod tests {
         ] {
             let node = Node::good();
             node.write(CONTAINERD_CONFIG, text);
-            expect(&node.troubles(), "nri", Mark::Warning, found, "mend it");
+            expect(&node.troubles(), "nri", Mark::Warning, found, "correct the setting");
         }
         let node = Node::good();
         node.write(CONTAINERD_CONFIG, &"#".repeat(LARGEST + 1));
@@ -350,10 +360,10 @@ mod tests {
             &troubles.split_off(1),
             "nri-timeouts",
             Mark::Unknown,
-            "what could be read",
+            "unless an unread file says otherwise",
             "plugin_request_timeout",
         );
-        expect(&troubles, "nri", Mark::Unknown, "at most 1048576 bytes", "has NRI on there");
+        expect(&troubles, "nri", Mark::Unknown, "at most 1048576 bytes", "has NRI on");
     }
 
     #[test]
@@ -370,7 +380,7 @@ mod tests {
             &with("disable_connections = true").troubles(),
             "nri",
             Mark::Warning,
-            "only when launched",
+            "only if the runtime launches it",
             "disable_connections = false",
         );
         let mut node = with("disable_connections = true");
@@ -379,7 +389,7 @@ mod tests {
             &node.troubles(),
             "nri",
             Mark::Warning,
-            "only when launched",
+            "only if the runtime launches it",
             "disable_connections = false",
         );
 
@@ -388,7 +398,7 @@ mod tests {
             &short,
             "nri-timeouts",
             Mark::Warning,
-            "an event has 10ms and a cut that reclaims 30ms",
+            "an event may take 10ms and a limit decrease 30ms",
             "plugin_request_timeout to \"2s\"",
         );
         let short = with("plugin_registration_timeout = '100ms'").troubles();
@@ -396,7 +406,7 @@ mod tests {
             &short,
             "nri-timeouts",
             Mark::Warning,
-            "100ms for a plugin to register",
+            "for a plugin to register, found 100ms",
             "plugin_registration_timeout",
         );
 
@@ -407,13 +417,13 @@ mod tests {
             "nri",
             Mark::Warning,
             "plugin_config_path = '/etc/elsewhere'",
-            "leave plugin_config_path out",
+            "remove plugin_config_path",
         );
         node.write("etc/elsewhere/90-plimsoll.conf", "x: 1");
         assert!(
             node.troubles().iter().any(|finding| finding
                 .found
-                .contains("/etc/elsewhere/90-plimsoll.conf has mistakes"))
+                .contains("/etc/elsewhere/90-plimsoll.conf is invalid"))
         );
 
         let node = with("plugin_path = '/usr/nri'");
@@ -428,8 +438,8 @@ mod tests {
             &node.troubles(),
             "nri-socket",
             Mark::Failed,
-            "there is no",
-            "give --socket /run/other.sock",
+            "does not exist",
+            "use --socket /run/other.sock",
         );
     }
 
@@ -441,7 +451,7 @@ mod tests {
             &node.troubles(),
             "nri-socket",
             Mark::Failed,
-            "nobody listens there",
+            "no process listens",
             "restart the container runtime",
         );
         node.close(NRI_SOCKET);
@@ -449,7 +459,7 @@ mod tests {
             &node.troubles(),
             "nri-socket",
             Mark::Failed,
-            "there is no",
+            "does not exist",
             "restart the container runtime",
         );
         let mut facts = node.facts();
@@ -472,6 +482,6 @@ mod tests {
         let timeouts = troubles.split_off(1);
         expect(&timeouts, "nri-timeouts", Mark::Unknown, "", "plugin_request_timeout");
         let found = "/etc/systemd/system/containerd.service is masked";
-        expect(&troubles, "nri", Mark::Unknown, found, "has NRI on there");
+        expect(&troubles, "nri", Mark::Unknown, found, "has NRI on");
     }
 }

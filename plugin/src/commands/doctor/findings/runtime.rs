@@ -6,64 +6,79 @@ use crate::host::runtime::detect::Runtime;
 use crate::host::runtime::kind::{CONTAINERD, CONTAINERD_1_7, RuntimeProduct};
 use crate::host::socket::Socket;
 
+/// Name of the check of the container runtimes.
+const RUNTIME: &str = "runtime";
+
 impl NodeFacts {
     pub(super) fn runtime(&self) -> Finding {
-        const CHECK: &str = "runtime";
-        let mut findings = Vec::new();
         let here: Vec<_> =
             self.runtimes.iter().filter(|runtime| runtime.socket == Socket::Listens).collect();
         if here.is_empty() {
-            let states = self.runtimes.iter().map(|Runtime { kind, socket, .. }| match socket {
-                Socket::Denied => format!("/{}: permission denied", kind.socket),
-                Socket::Dead(why) => format!("/{}: {why}", kind.socket),
-                _ => format!("no /{}", kind.socket),
-            });
-            let found = states.collect::<Vec<_>>().join(", ");
-            let is_denied = self.runtimes.iter().any(|runtime| runtime.socket == Socket::Denied);
-            if is_denied {
-                return Finding::unknown(CHECK, found, self.how_to_read());
-            }
-            let advice = "start containerd or CRI-O; elsewhere its settings are not looked at";
-            return Finding::warning(CHECK, found, advice);
+            return self.no_runtime();
         }
+        let mut findings = Vec::new();
         if here.len() > 1 {
             findings.push(Finding::warning(
-                CHECK,
-                "both containerd and CRI-O listen, and only the one that was started last has the NRI socket",
-                "switch NRI off in the one that the kubelet does not use, or stop it",
+                RUNTIME,
+                "expected one runtime, found containerd and CRI-O; only the runtime that started \
+                 last serves the NRI socket",
+                "switch NRI off in the runtime that the kubelet does not use, or stop that runtime",
             ));
         }
-        for Runtime { kind, version, settings, .. } in &here {
+        for Runtime { kind, settings, .. } in &here {
             if settings.is_without_cri && here.len() == 1 {
                 findings.push(Finding::warning(
-                    CHECK,
-                    format!("{} has its CRI plugin off, so that it serves no kubelet", kind.name),
-                    "take cri out of disabled_plugins in /etc/containerd/config.toml, and restart containerd",
-                ));
-            }
-            if version.is_none() && kind.product == RuntimeProduct::Containerd {
-                findings.push(Finding::unknown(
-                    CHECK,
-                    "containerd, of unknown version: its NRI may be of before 0.6.1",
-                    "see that 'containerd --version' says 1.7.16 or newer, or call this on the node itself, without --host",
-                ));
-            }
-            if let Some(version) = version
-                && kind.product == RuntimeProduct::Containerd
-                && (CONTAINERD.oldest..CONTAINERD_1_7).contains(version)
-            {
-                findings.push(Finding::warning(
-                    CHECK,
-                    format!("{} {version} has an NRI of before 0.6.1", kind.name),
-                    "upgrade to 1.7.16 or newer",
+                    RUNTIME,
+                    format!("{}'s CRI plugin is disabled, so it serves no kubelet", kind.name),
+                    "remove cri from disabled_plugins in /etc/containerd/config.toml and restart \
+                     containerd",
                 ));
             }
         }
+        findings.extend(here.iter().filter_map(|runtime| nri_version(runtime)));
         let named = here.iter().map(|Runtime { kind, version, .. }| match version {
             Some(version) => format!("{} {version}", kind.name),
-            None => format!("{}, of unknown version", kind.name),
+            None => format!("{} of unknown version", kind.name),
         });
-        Finding::all(CHECK, named.collect::<Vec<_>>().join(" and "), findings)
+        Finding::all(RUNTIME, named.collect::<Vec<_>>().join(" and "), findings)
+    }
+
+    /// Returns the finding if no runtime listens.
+    fn no_runtime(&self) -> Finding {
+        let states = self.runtimes.iter().map(|Runtime { kind, socket, .. }| match socket {
+            Socket::Denied => format!("/{}: permission denied", kind.socket),
+            Socket::Dead(why) => format!("/{}: {why}", kind.socket),
+            _ => format!("no /{}", kind.socket),
+        });
+        let found = states.collect::<Vec<_>>().join(", ");
+        if self.runtimes.iter().any(|runtime| runtime.socket == Socket::Denied) {
+            return Finding::unknown(RUNTIME, found, self.how_to_read());
+        }
+        let found = format!("expected a running containerd or CRI-O, found {found}");
+        let advice = "start containerd or CRI-O; doctor does not check other runtimes";
+        Finding::warning(RUNTIME, found, advice)
+    }
+}
+
+/// Returns a finding if containerd's version, and so its NRI, may be too old.
+fn nri_version(Runtime { kind, version, .. }: &Runtime) -> Option<Finding> {
+    match (kind.product, version) {
+        (RuntimeProduct::Containerd, None) => Some(Finding::unknown(
+            RUNTIME,
+            "containerd of unknown version: before 1.7.16, its NRI is older than 0.6.1",
+            "check that 'containerd --version' shows 1.7.16 or newer, or run doctor on the node \
+             without --host",
+        )),
+        (RuntimeProduct::Containerd, Some(version))
+            if (CONTAINERD.oldest..CONTAINERD_1_7).contains(version) =>
+        {
+            Some(Finding::warning(
+                RUNTIME,
+                format!("expected containerd 1.7.16 or newer, found containerd {version}"),
+                "upgrade containerd, whose NRI is older than 0.6.1",
+            ))
+        }
+        _ => None,
     }
 }
 
@@ -83,7 +98,7 @@ mod tests {
             &node.troubles(),
             "runtime",
             Mark::Warning,
-            "containerd.sock: nobody listens there, no /run/crio",
+            "containerd.sock: no process listens, no /run/crio",
             "start",
         );
 
@@ -98,7 +113,7 @@ mod tests {
             &node.troubles(),
             "runtime",
             Mark::Warning,
-            "both containerd and CRI-O",
+            "found containerd and CRI-O",
             "switch NRI off",
         );
 
@@ -119,9 +134,21 @@ mod tests {
         let path = "/etc/containerd/config.toml".to_owned();
         let switch = NriSwitch::Section { path, key: "disable", value: false };
         facts.runtimes[0].settings.is_off = Some((false, switch));
-        expect(&troubles(&facts), "runtime", Mark::Warning, "containerd 1.7.2", "1.7.16");
+        expect(
+            &troubles(&facts),
+            "runtime",
+            Mark::Warning,
+            "containerd 1.7.2",
+            "upgrade containerd",
+        );
         node.write(CONTAINERD_CONFIG, "disabled_plugins = ['cri']");
-        expect(&node.troubles(), "runtime", Mark::Warning, "CRI plugin off", "disabled_plugins");
+        expect(
+            &node.troubles(),
+            "runtime",
+            Mark::Warning,
+            "CRI plugin is disabled",
+            "disabled_plugins",
+        );
     }
 
     #[test]

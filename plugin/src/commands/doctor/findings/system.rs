@@ -5,6 +5,7 @@ use plimsoll_core::units::excerpt;
 use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::facts::system::BUS;
 use crate::commands::doctor::finding::{Finding, MOST_NAMES};
+use crate::host::files::Text;
 use crate::host::socket::Socket;
 
 /// Number of inotify instances below which programs on the node may soon fail to get one.
@@ -13,74 +14,76 @@ const FEW_INSTANCES: u64 = 32;
 /// Number of inotify watches below which programs on the node may soon fail to get one.
 const FEW_WATCHES: u64 = 4096;
 
+/// Name of the check of the inotify limits.
+const INOTIFY: &str = "inotify";
+
 impl NodeFacts {
     pub(super) fn d_bus(&self) -> Finding {
         const CHECK: &str = "d-bus";
         match &self.system.has_systemd {
             // A pod may have the D-Bus socket without /run/systemd/system. A socket that listens
-            // therefore also shows that systemd is the init.
+            // therefore also shows that systemd is the init process.
             Ok(is_init) if *is_init || matches!(self.system.bus, Socket::Listens) => {}
-            Ok(_) => return Finding::ok(CHECK, "not needed, as systemd is not the init"),
+            Ok(_) => {
+                let found = "systemd is not the init process, so the plugin needs no D-Bus";
+                return Finding::ok(CHECK, found);
+            }
             Err(error) => {
                 let found =
-                    format!("cannot find out whether systemd is the init: /run: {}", error.why);
-                return Finding::unknown(
-                    CHECK,
-                    found,
-                    "give --host where the node's file system is, with its /run",
-                );
+                    format!("cannot tell whether systemd is the init process: /run: {}", error.why);
+                let advice = "set --host to the root of the node's file system, including /run";
+                return Finding::unknown(CHECK, found, advice);
             }
         }
         let why = match &self.system.bus {
-            Socket::Listens => return Finding::ok(CHECK, format!("/{BUS} is served")),
-            Socket::Absent => format!("there is no /{BUS}"),
+            Socket::Listens => return Finding::ok(CHECK, format!("/{BUS} accepts connections")),
+            Socket::Absent => format!("/{BUS} does not exist"),
             Socket::Denied => {
-                return Finding::unknown(
-                    CHECK,
-                    format!("/{BUS}: permission denied"),
-                    self.how_to_read(),
-                );
+                let found = format!("/{BUS}: permission denied");
+                return Finding::unknown(CHECK, found, self.how_to_read());
             }
             Socket::Dead(why) => format!("/{BUS}: {why}"),
         };
         let found = format!(
-            "{why}; values of slices are gone after a daemon-reload, until they are repaired"
+            "{why}; a daemon-reload of systemd resets values of slices until the plugin repairs \
+             the values"
         );
-        Finding::warning(CHECK, found, "install and start dbus (systemctl start dbus.socket)")
+        Finding::warning(CHECK, found, "install dbus and run 'systemctl start dbus.socket'")
     }
 
     pub(super) fn swap(&self) -> Finding {
         const CHECK: &str = "swap";
-        match &self.system.swaps {
-            Ok(Some(swaps)) => {
-                let swaps = swaps.lines().skip(1);
-                let names: Vec<_> = swaps
-                    .filter_map(|line| line.split_ascii_whitespace().next())
-                    .take(MOST_NAMES)
-                    .map(excerpt)
-                    .collect();
-                if names.is_empty() {
-                    return Finding::ok(CHECK, "off");
-                }
-                let found = format!(
-                    "on ({}); containers have some of it only with the kubelet's swapBehavior LimitedSwap, and keep their part over \
-                     updates; what stands at memory.high is swapped out first then",
-                    names.join(", ")
-                );
-                Finding::ok(CHECK, found)
-            }
+        let swaps = match &self.system.swaps {
+            Ok(Some(swaps)) => swaps,
             Ok(None) => {
-                let advice = "see SwapTotal in /proc/meminfo: 0 is off";
-                Finding::unknown(CHECK, "/proc/swaps: it is not there", advice)
+                let advice = "check SwapTotal in /proc/meminfo: 0 means that swap is off";
+                return Finding::unknown(CHECK, "/proc/swaps does not exist", advice);
             }
             Err(error) => {
-                Finding::unknown(CHECK, format!("/proc/swaps: {}", error.why), self.how_to_read())
+                let found = format!("/proc/swaps: {}", error.why);
+                return Finding::unknown(CHECK, found, self.how_to_read());
             }
+        };
+        let names: Vec<_> = swaps
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_ascii_whitespace().next())
+            .take(MOST_NAMES)
+            .map(excerpt)
+            .collect();
+        if names.is_empty() {
+            return Finding::ok(CHECK, "swap is off");
         }
+        let found = format!(
+            "swap is on ({}): containers use swap only with the kubelet's swapBehavior \
+             LimitedSwap, and keep their share over updates; the kernel then swaps out memory of \
+             throttled containers first",
+            names.join(", ")
+        );
+        Finding::ok(CHECK, found)
     }
 
     pub(super) fn inotify(&self) -> Finding {
-        const CHECK: &str = "inotify";
         let limits = [
             ("max_user_instances", &self.system.instances, FEW_INSTANCES),
             ("max_user_watches", &self.system.watches, FEW_WATCHES),
@@ -88,41 +91,35 @@ impl NodeFacts {
         let mut findings = Vec::new();
         let mut fine = Vec::new();
         for (name, text, few) in limits {
-            let unread = |why: &str| {
-                let found = format!("/proc/sys/fs/inotify/{name}: {why}");
-                Finding::unknown(
-                    CHECK,
-                    found,
-                    format!("see that it is {} or more (sysctl fs.inotify.{name})", few * 4),
-                )
-            };
-            let why = match text {
-                Ok(None) => {
-                    findings.push(unread("it is not there"));
-                    continue;
-                }
-                Ok(Some(text)) => match text.trim().parse::<u64>() {
-                    Ok(limit) if limit >= few => {
-                        fine.push(format!("{name} {limit}"));
-                        continue;
-                    }
-                    Ok(limit) => format!("only {limit}"),
-                    Err(_) => "expected a number".to_owned(),
-                },
-                Err(error) => {
-                    findings.push(unread(&error.why));
-                    continue;
-                }
-            };
-            let found = format!("/proc/sys/fs/inotify/{name}: {why}");
-            findings.push(Finding::warning(
-                CHECK,
-                found,
-                format!("sysctl fs.inotify.{name}={}", few * 4),
-            ));
+            match inotify_limit(name, text, few) {
+                Ok(limit) => fine.push(format!("{name} {limit}")),
+                Err(finding) => findings.push(finding),
+            }
         }
-        Finding::all(CHECK, fine.join(", "), findings)
+        Finding::all(INOTIFY, fine.join(", "), findings)
     }
+}
+
+/// Returns an inotify limit of at least `few`, or the finding about the limit.
+fn inotify_limit(name: &str, text: &Text, few: u64) -> Result<u64, Finding> {
+    let path = format!("/proc/sys/fs/inotify/{name}");
+    let unknown = |found: String| {
+        let advice = format!("check that 'sysctl fs.inotify.{name}' shows {} or more", few * 4);
+        Finding::unknown(INOTIFY, found, advice)
+    };
+    let text = match text {
+        Ok(Some(text)) => text,
+        Ok(None) => return Err(unknown(format!("{path} does not exist"))),
+        Err(error) => return Err(unknown(format!("{path}: {}", error.why))),
+    };
+    let found = match text.trim().parse::<u64>() {
+        Ok(limit) if limit >= few => return Ok(limit),
+        Ok(limit) => limit.to_string(),
+        Err(_) => format!("'{}'", excerpt(text.trim())),
+    };
+    let found = format!("{path}: expected {few} or more, found {found}");
+    let advice = format!("run 'sysctl fs.inotify.{name}={}'", few * 4);
+    Err(Finding::warning(INOTIFY, found, advice))
 }
 
 #[cfg(test)]
@@ -136,16 +133,22 @@ mod tests {
     fn a_bus_without_systemds_directory_is_looked_at() {
         let node = Node::good();
         node.remove("run/systemd");
-        ok(&node.facts(), "d-bus", &format!("/{BUS} is served"));
+        ok(&node.facts(), "d-bus", &format!("/{BUS} accepts connections"));
     }
 
     #[test]
     fn d_bus_is_needed_where_systemd_is() {
         let mut node = Node::good();
         node.die(BUS);
-        expect(&node.troubles(), "d-bus", Mark::Warning, "nobody listens there", "dbus");
+        expect(&node.troubles(), "d-bus", Mark::Warning, "no process listens", "dbus");
         node.close(BUS);
-        expect(&node.troubles(), "d-bus", Mark::Warning, "there is no /run/dbus", "dbus");
+        expect(
+            &node.troubles(),
+            "d-bus",
+            Mark::Warning,
+            "/run/dbus/system_bus_socket does not exist",
+            "dbus",
+        );
         node.remove("run/systemd");
         assert_eq!(node.troubles(), []);
     }
@@ -161,14 +164,20 @@ mod tests {
         ok(
             &node.facts(),
             "swap",
-            "on (/dev/sda2); containers have some of it only with the kubelet's swapBehavior LimitedSwap",
+            "swap is on (/dev/sda2): containers use swap only with the kubelet's swapBehavior",
         );
         node.write(STAND_ASIDE, "");
-        expect(&node.troubles(), "restore", Mark::Warning, "was called", "plimsoll restore --undo");
+        expect(
+            &node.troubles(),
+            "restore",
+            Mark::Warning,
+            "is in effect",
+            "plimsoll restore --undo",
+        );
         ok(&Node::good().facts(), "mode", "enforce");
         let node = Node::good();
         node.write("etc/nri/conf.d/90-plimsoll.conf", "mode: observe");
-        ok(&node.facts(), "mode", "observe: nothing is set");
+        ok(&node.facts(), "mode", "observe: the plugin sets nothing");
         node.write(
             "run/plimsoll/brake",
             r#"{"cause": "kills", "count": 21, "windowSeconds": 600, "at": 7}"#,
@@ -183,14 +192,14 @@ mod tests {
         node.write("run/plimsoll/brake", "{");
         expect(&node.troubles(), "mode", Mark::Unknown, "/run/plimsoll/brake: ", "reset-brake");
         for name in ["max_user_instances", "max_user_watches"] {
-            for (text, found) in [("8\n", "only 8"), ("many", "expected a number")] {
+            for (text, found) in [("8\n", "8"), ("many", "'many'")] {
                 let node = Node::good();
                 node.write(&format!("proc/sys/fs/inotify/{name}"), text);
                 expect(
                     &node.troubles(),
                     "inotify",
                     Mark::Warning,
-                    &format!("{name}: {found}"),
+                    &format!("or more, found {found}"),
                     &format!("sysctl fs.inotify.{name}="),
                 );
             }
