@@ -119,6 +119,21 @@ pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
     host.join(inside)
 }
 
+/// Returns the file that a symbolic link names, as the node sees the link: an absolute target is
+/// below `host`. Follows links only in the last part of the path.
+pub(crate) fn follow_link(host: &Path, path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    // The kernel gives up after 40 links, too. The caller then gets an error from the kernel.
+    for _ in 0..40 {
+        let Ok(target) = fs::read_link(&path) else { break };
+        path = match path.parent() {
+            Some(directory) if target.is_relative() => directory.join(target),
+            _ => below(host, &target.to_string_lossy()),
+        };
+    }
+    path
+}
+
 /// Returns the node's paths that match a pattern, in the order of a directory walk. Returns `None`
 /// if the pattern is invalid.
 pub(crate) fn matches(host: &Path, pattern: &str) -> Option<Vec<String>> {

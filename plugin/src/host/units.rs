@@ -8,7 +8,7 @@ use std::path::Path;
 
 use plimsoll_core::units::excerpt;
 
-use crate::host::files::{Unreadable, list, read};
+use crate::host::files::{Unreadable, follow_link, list, read};
 
 /// Directories of unit files, from highest to lowest precedence.
 pub(crate) const UNIT_DIRECTORIES: [&str; 5] = [
@@ -72,7 +72,8 @@ pub(crate) fn start_command(
     }
     let mut command = None;
     for path in std::iter::once(path).chain(find_drop_ins(host, unit, but)?) {
-        let text = read(&host.join(&path)).and_then(|text| text.ok_or_else(Unreadable::missing));
+        let file = follow_link(host, &host.join(&path));
+        let text = read(&file).and_then(|text| text.ok_or_else(Unreadable::missing));
         let text = text.map_err(|error| UnitError::unreadable(&path, error))?.replace("\\\n", " ");
         let settings = text.lines().filter_map(|line| line.split_once('='));
         for (_, value) in settings.filter(|(key, _)| key.trim() == "ExecStart") {
@@ -150,6 +151,20 @@ mod tests {
             let path = format!("{directory}/systemd/system/{UNIT}");
             put(host.path(), &path, &format!("[Service]\nExecStart={program}\n"));
             assert_eq!(command().as_deref(), Some(program));
+        }
+    }
+
+    #[test]
+    fn links_stay_inside_the_host() {
+        let host = tempfile::tempdir().unwrap();
+        put(host.path(), "opt/units/own.service", "[Service]\nExecStart=/a\n");
+        put(host.path(), "etc/systemd/system/.keep", "");
+        let unit = host.path().join("etc/systemd/system").join(UNIT);
+        for target in ["/opt/units/own.service", "../../../opt/units/own.service"] {
+            symlink(target, &unit).unwrap();
+            let command = start_command(host.path(), UNIT, "").unwrap();
+            assert_eq!(command.as_deref(), Some("/a"), "{target}");
+            fs::remove_file(&unit).unwrap();
         }
     }
 
