@@ -45,16 +45,17 @@ pub(crate) fn read(path: &Path) -> Text {
     Ok(read_bytes(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Reads a regular file of at most [`LARGEST`] bytes.
+/// Reads a regular file of at most [`LARGEST`] bytes. Returns `None` if there is no such file or
+/// directory.
 pub(crate) fn read_bytes(path: &Path) -> FileResult<Vec<u8>> {
-    match read_regular(path) {
+    match read_regular(path, LARGEST) {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
         result => Ok(result?),
     }
 }
 
-/// Reads a regular file of at most [`LARGEST`] bytes. Returns `None` if there is no such file.
-fn read_regular(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// Reads a regular file of at most `most` bytes. Returns `None` if there is no such file.
+pub(crate) fn read_regular(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
     // A pipe in place of the file must not block this function.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -66,9 +67,9 @@ fn read_regular(path: &Path) -> io::Result<Option<Vec<u8>>> {
         return Err(io::Error::other("expected a regular file"));
     }
     let mut bytes = Vec::new();
-    file.take(LARGEST as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > LARGEST {
-        return Err(io::Error::other(format!("expected at most {LARGEST} bytes")));
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        return Err(io::Error::other(format!("expected at most {most} bytes")));
     }
     Ok(Some(bytes))
 }
