@@ -13,7 +13,7 @@ use crate::host::runtime::nri_settings::NriSettings;
 use crate::host::units::UNIT_DIRECTORIES;
 use crate::report::serve;
 use crate::state::brake;
-use crate::state::containers::STAND_ASIDE;
+use crate::state::settings::STAND_ASIDE;
 
 /// NodeFacts about the installed plugin and about other NRI plugins.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::finding::Finding;
 use crate::config::{Config, DROP_INS, Mode};
 use crate::state::brake;
-use crate::state::containers::STAND_ASIDE;
+use crate::state::settings::STAND_ASIDE;
 use crate::state::originals::DIRECTORY;
 
 /// Name of the check of the mode.
