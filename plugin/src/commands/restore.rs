@@ -6,6 +6,8 @@
 //! runs an instance itself until everything is restored. The rest of this module only observes and
 //! reports the result.
 
+pub(super) mod arguments;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
@@ -22,12 +24,13 @@ use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::units::{Bytes, Knob, excerpt, printable};
 use tokio::time::{Instant, timeout};
 
+use self::arguments::{ResetBrake, Restore};
 use crate::agent::node::Node;
 use crate::agent::supervise::Supervisor;
 use crate::cgroup::systemd::{self, Systemd};
 use crate::cgroup::watch::Watch;
 use crate::cgroup::{CgroupError, CgroupRoot};
-use crate::commands::{Failure, ResetBrake, Restore, print};
+use crate::commands::{Failure, print};
 use crate::config::Config;
 use crate::kubelet::kubepods::{self, Found};
 use crate::report::serve;

@@ -1,5 +1,7 @@
 //! The command `plimsoll run`: runs the plugin in this process.
 
+pub(super) mod arguments;
+
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -30,8 +32,9 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
+use self::arguments::Run;
 use crate::agent::notify;
-use crate::commands::{Failure, Run, load_config, read_file};
+use crate::commands::{Failure, load_config, read_file};
 use crate::report::log::{self, Level};
 
 /// Time without a change in the configuration directory before the plugin reads the file.

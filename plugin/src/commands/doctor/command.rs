@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::commands::doctor::facts::NodeFacts;
-use crate::commands::{Failure, print};
+use crate::commands::failure::Failure;
+use crate::commands::output::print;
 
 /// Check whether this node can run the plugin, and say what to change.
 #[derive(Args)]

@@ -12,8 +12,10 @@ use serde::Serialize;
 use walkdir::WalkDir;
 
 use crate::commands::explain::Basis;
+use crate::commands::failure::Failure;
+use crate::commands::input::{load_config, quantity, read_file, shown};
 use crate::commands::lint::{self, Level, Report};
-use crate::commands::{Failure, load_config, print, quantity, read_file, shown};
+use crate::commands::output::print;
 use crate::config::{Config, NodeAllocatable};
 
 /// Check the memory of pods in manifests, as for a pipeline.

@@ -1,0 +1,105 @@
+//! Command line of the program and the call of its commands.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::commands::check::Check;
+use crate::commands::completions::Completions;
+use crate::commands::doctor::command::Doctor;
+use crate::commands::explain::command::Explain;
+#[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+use crate::commands::host_names::look_names_up_alone;
+use crate::commands::install::command::{Install, Uninstall};
+use crate::commands::lint::command::Lint;
+use crate::commands::man::Man;
+use crate::commands::restore::arguments::{ResetBrake, Restore};
+use crate::commands::run::arguments::Run;
+use crate::commands::status::StatusCommand;
+
+/// Draws the line how deep each container may be loaded with memory.
+#[derive(Parser)]
+#[command(
+    version,
+    about,
+    long_about = "\
+Plimsoll is a plugin for containerd and CRI-O (NRI) that turns memory requests and limits into cgroup v2 values:
+
+  memory.min   the request, which the kernel then never reclaims
+  memory.low   the request, which the kernel reclaims last
+  memory.high  request + factor x (limit - request), where throttling starts
+  memory.max   the limit, which the runtime sets itself",
+    after_help = "\
+Exit codes: 0 fine, 1 something failed, 2 bad usage, configuration or manifest."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(Run),
+    Status(StatusCommand),
+    Install(Install),
+    Uninstall(Uninstall),
+    Restore(Restore),
+    ResetBrake(ResetBrake),
+    Doctor(Doctor),
+    Check(Check),
+    Explain(Explain),
+    Lint(Lint),
+    Completions(Completions),
+    Man(Man),
+}
+
+/// Runs the command that the command line names.
+pub fn main() -> ExitCode {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    look_names_up_alone();
+    // A runtime launches plugins without arguments.
+    let launched = std::env::args_os().len() < 2 && std::env::var_os("NRI_PLUGIN_SOCKET").is_some();
+    let cli = if launched { Cli::parse_from(["plimsoll", "run"]) } else { Cli::parse() };
+    let result = match cli.command {
+        Command::Run(run) => run.run(),
+        Command::Status(status) => status.run(),
+        Command::Install(install) => install.run(),
+        Command::Uninstall(uninstall) => uninstall.run(),
+        Command::Restore(restore) => restore.run(),
+        Command::ResetBrake(reset) => reset.run(),
+        Command::Doctor(doctor) => doctor.run(),
+        Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),
+        Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),
+        Command::Lint(lint) => lint.run(),
+        Command::Completions(completions) => {
+            completions.run(Cli::command()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Man(man) => man.run(Cli::command()).map(|()| ExitCode::SUCCESS),
+    };
+    let (error, code) = match result {
+        Ok(code) => return code,
+        Err(failure) => failure.into_parts(),
+    };
+    // The alternate form prints the error and its causes on one line.
+    eprintln!("{error:#}");
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_and_every_option_says_what_it_is_for() {
+        let mut program = Cli::command();
+        program.build();
+        let commands: Vec<_> = program.get_subcommands().collect();
+        assert!(commands.len() > 5);
+        for command in commands {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {argument}", command.get_name());
+            }
+        }
+    }
+}

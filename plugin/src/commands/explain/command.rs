@@ -1,0 +1,99 @@
+//! Command line of `plimsoll explain`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use clap::Args;
+use plimsoll_core::policy::Node;
+use plimsoll_core::units::Bytes;
+
+use crate::commands::explain::{Basis, LARGEST, explain};
+use crate::commands::failure::Failure;
+use crate::commands::input::{load_config, quantity, read, shown};
+use crate::commands::output::print;
+use crate::config::{Config, NodeAllocatable};
+use crate::kubelet::node::NodeMemory;
+use crate::state::guard_record;
+
+/// Show what a pod's containers would get, and why.
+#[derive(Args)]
+#[command(
+    long_about = "\
+Show for each container of a pod the values of memory.min, memory.low and memory.high, with the reason for each, and \
+draw them to scale. Needs no node and changes nothing.
+
+The manifest may hold several documents, lists, and objects with a pod template such as Deployments. Annotations are \
+honoured (<what>.plimsoll.nri.io, then nothing, /pod or /container.<name>):
+
+  throttling-factor  a number above 0 and at most 1, or none
+  reservation        none, tiered or hard, but not more than the node's policy
+  memory-request     a quantity, used only where the kubelet has no record; so not here
+
+Containers without a limit are measured against node allocatable. It comes from --node-allocatable, or the \
+configuration, or else from this machine.",
+    after_long_help = "\
+Examples:
+  plimsoll explain -f pod.yaml --node-allocatable 60Gi
+  plimsoll explain -f pod.yaml --config /etc/nri/conf.d/90-plimsoll.conf
+  kubectl get pod web -o yaml | plimsoll explain -f - --json"
+)]
+pub(crate) struct Explain {
+    /// The manifest, YAML or JSON; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+
+    /// The node's configuration file; without it, the defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Memory that pods may use altogether on the node, such as 60Gi
+    #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
+    node_allocatable: Option<Bytes>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Explain {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let config = match &self.config {
+            Some(path) => load_config(path)?,
+            None => Config::default(),
+        };
+        let page_size = crate::cgroup::page_size();
+        let (allocatable, allocatable_source) =
+            match (self.node_allocatable, config.node_allocatable) {
+                (Some(bytes), _) => (Some(bytes), "given by --node-allocatable".to_owned()),
+                (None, NodeAllocatable::Fixed(bytes)) => {
+                    (Some(bytes), "given by the configuration".to_owned())
+                }
+                (None, NodeAllocatable::Auto) => {
+                    let host = Path::new("/");
+                    let memory = NodeMemory::discover(host, page_size, guard_record::read(host));
+                    for problem in &memory.problems {
+                        eprintln!("note: {problem}");
+                    }
+                    (memory.allocatable, format!("that of this machine, from {}", memory.source))
+                }
+            };
+        let basis = Basis {
+            policy: config.policy,
+            node: Node { allocatable, page_size },
+            allocatable_source,
+        };
+
+        let manifest = read(&self.file, LARGEST)?;
+        let refused = |error: anyhow::Error| Failure::Usage(error.context(shown(&self.file)));
+        let manifest = String::from_utf8(manifest)
+            .map_err(|error| refused(anyhow!("expected UTF-8 text: {error}")))?;
+        let explanation = explain(&manifest, &basis).map_err(|error| refused(error.into()))?;
+        if self.json {
+            let json = serde_json::to_string_pretty(&explanation)
+                .map_err(|error| Failure::Runtime(error.into()))?;
+            print(format_args!("{json}\n"))
+        } else {
+            print(format_args!("{explanation}"))
+        }
+    }
+}

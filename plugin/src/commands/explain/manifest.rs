@@ -1,0 +1,191 @@
+//! Pods of a manifest: lists, objects with a pod template, and the explanation of all of them.
+
+use plimsoll_core::units::excerpt;
+use serde_json::Value;
+
+use crate::commands::explain::model::{Basis, ExplainError, Explanation, LARGEST};
+use crate::commands::explain::pod::explain_template;
+
+/// Explains every pod in a manifest: YAML with one or more documents, or JSON. Each item of a list
+/// is explained like a document. An object with a pod template counts as a pod (Deployments, Jobs,
+/// CronJobs and so on). Other objects are skipped and named in the result.
+///
+/// # Errors
+///
+/// If the manifest is too large or cannot be parsed. If the manifest contains no pod. If a pod has
+/// mistakes: then the error lists the mistakes of all pods.
+pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainError> {
+    if manifest.len() > LARGEST {
+        return Err(ExplainError::TooLarge(manifest.len()));
+    }
+    // Read an unquoted `n` or `on` as a string, not as a boolean.
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(manifest, options)
+        .map_err(|error| ExplainError::Syntax(error.to_string()))?;
+
+    let mut pods = Vec::new();
+    let mut skipped = Vec::new();
+    let mut errors = Vec::new();
+    for (_, document) in documents.into_iter().flat_map(opened) {
+        if document.is_null() {
+            continue;
+        }
+        let object = object_name(&document);
+        let Some((_, template)) = pod_template(document) else {
+            skipped.push(object);
+            continue;
+        };
+        match explain_template(&object, &template, basis) {
+            Ok(pod) => pods.push(pod),
+            Err(mistakes) => {
+                errors.extend(mistakes.into_iter().map(|mistake| match mistake.container {
+                    Some((kind, name)) => format!("{object}, {kind} {name}: {}", mistake.problem),
+                    None => format!("{object}: {}", mistake.problem),
+                }));
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(ExplainError::Pods(errors));
+    }
+    if pods.is_empty() {
+        let found = if skipped.is_empty() { "nothing".to_owned() } else { skipped.join(", ") };
+        return Err(ExplainError::NoPod(found));
+    }
+    Ok(Explanation {
+        node_allocatable: basis.node.allocatable,
+        node_allocatable_source: basis.allocatable_source.clone(),
+        page_size: basis.node.page_size.get(),
+        memory_throttling_factor: basis.policy.throttling.map(|factor| factor.get()),
+        memory_reservation_policy: basis.policy.reservation.to_string(),
+        skipped,
+        pods,
+    })
+}
+
+/// Returns the items of a list, or the document itself if it is not a list. Each value has its JSON
+/// pointer in the document.
+///
+/// Items of a typed list such as a PodList may omit their kind. The function then adds the kind.
+pub(crate) fn opened(mut document: Value) -> Vec<(String, Value)> {
+    let kind = document.get("kind").and_then(Value::as_str);
+    let Some(of_items) = kind.and_then(|kind| kind.strip_suffix("List")).map(str::to_owned) else {
+        return vec![(String::new(), document)];
+    };
+    match document.get_mut("items") {
+        Some(Value::Array(items)) => {
+            let opened = items.drain(..).enumerate().map(|(index, mut item)| {
+                if let Value::Object(item) = &mut item
+                    && !of_items.is_empty()
+                {
+                    item.entry("kind").or_insert_with(|| of_items.clone().into());
+                }
+                (format!("/items/{index}"), item)
+            });
+            opened.collect()
+        }
+        _ if of_items.is_empty() => Vec::new(),
+        _ => vec![(String::new(), document)],
+    }
+}
+
+pub(crate) fn object_name(document: &Value) -> String {
+    let text = |pointer: &str, otherwise: &str| {
+        excerpt(document.pointer(pointer).and_then(Value::as_str).unwrap_or(otherwise))
+    };
+    let name = match text("/metadata/name", "") {
+        name if name.is_empty() => text("/metadata/generateName", "without a name"),
+        name => name,
+    };
+    match text("/metadata/namespace", "") {
+        namespace if namespace.is_empty() => format!("{} {name}", text("/kind", "object")),
+        namespace => format!("{} {namespace}/{name}", text("/kind", "object")),
+    }
+}
+
+/// Returns the pod in an object, with the pod's JSON pointer in the object. The pod is the object
+/// itself or the pod template of a controller.
+pub(crate) fn pod_template(mut document: Value) -> Option<(&'static str, Value)> {
+    let kind = document.get("kind")?.as_str()?;
+    if kind == "Pod" {
+        return Some(("", document));
+    }
+    ["/spec/template", "/spec/jobTemplate/spec/template"].into_iter().find_map(|pointer| {
+        let template =
+            document.pointer_mut(pointer).filter(|template| template.get("spec").is_some())?;
+        Some((pointer, template.take()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::commands::explain::testing::{basis, explained};
+
+    #[test]
+    fn lists_and_templates_are_opened_and_other_objects_skipped() {
+        let template = "{metadata: {}, spec: {containers: [{name: a}]}}";
+        let manifest = format!(
+            "---\nkind: Service\nmetadata: {{name: s, namespace: n}}\n---\nkind: Deployment\nmetadata: {{name: d}}\nspec: {{template: {template}}}\n---\n\
+             kind: List\nitems:\n- {{kind: CronJob, metadata: {{name: c}}, spec: {{jobTemplate: {{spec: {{template: {template}}}}}}}}}\n---\n"
+        );
+        let explanation = explained(&manifest);
+        let objects: Vec<_> = explanation.pods.iter().map(|pod| pod.object.as_str()).collect();
+        assert_eq!(objects, ["Deployment d", "CronJob c"]);
+        assert_eq!(explanation.skipped, ["Service n/s"]);
+        // The API server returns such lists, whose items omit their kind.
+        for (kind, item) in [
+            ("PodList", "{metadata: {name: p}, spec: {containers: [{name: a}]}}".to_owned()),
+            (
+                "DeploymentList",
+                format!("{{metadata: {{name: d}}, spec: {{template: {template}}}}}"),
+            ),
+        ] {
+            let explanation = explained(&format!("kind: {kind}\nitems: [{item}, {item}]"));
+            assert_eq!((explanation.pods.len(), explanation.skipped.len()), (2, 0), "{kind}");
+            assert!(
+                explanation.pods[0].object.starts_with(kind.trim_end_matches("List")),
+                "{}",
+                explanation.pods[0].object
+            );
+        }
+    }
+
+    #[test]
+    fn manifests_that_cannot_be_explained_say_why() {
+        for (manifest, expected) in [
+            (
+                "",
+                "expected a Pod, or an object with a pod template such as a Deployment; found nothing",
+            ),
+            (
+                "kind: Service",
+                "expected a Pod, or an object with a pod template such as a Deployment; found Service without a name",
+            ),
+            ("kind: [", "expected pods as YAML or JSON: "),
+            ("kind: Pod", "Pod without a name: expected a spec with containers, found none"),
+            (
+                "kind: Pod\nspec: {containers: []}",
+                "Pod without a name: expected at least one container, found none",
+            ),
+            ("kind: Pod\nmetadata: 3", "Pod without a name: expected a pod: "),
+            (
+                "kind: Pod\nspec: {containers: [{name: a, resources: {limits: {memory: 1GB}, requests: {cpu: -1}}}]}",
+                "Pod without a name, container a: resources.requests.cpu: expected a quantity of zero or more, found '-1'\n\
+                 Pod without a name, container a: resources.limits.memory: expected a quantity such as 128Mi, 1.5Gi, 500M or 1e9, found '1GB'",
+            ),
+        ] {
+            let error = explain(manifest, &basis()).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{manifest}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_explained_or_refused(text in "(kind: Pod|spec:|containers:|- name: a|resources:|memory: 1|metadata:|annotations:|[{}\\[\\],]|\n|  |.){0,25}") {
+            let _ = explain(&text, &basis());
+        }
+    }
+}

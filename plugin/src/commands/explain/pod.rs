@@ -1,0 +1,188 @@
+//! Explanation of one pod.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use plimsoll_core::pod::{QosClass, Stated};
+use plimsoll_core::requests::annotation;
+use plimsoll_core::units::excerpt;
+use serde::Deserialize as _;
+use serde_json::Value;
+use serde_path_to_error::Segment;
+
+use crate::commands::explain::container::explain_container;
+use crate::commands::explain::model::{
+    Basis, ContainerExplanation, ContainerKind, Mistake, PodExplanation,
+};
+use crate::commands::explain::resources::stated;
+
+/// Container of a pod with its kind and its JSON pointer in the pod.
+type PlacedContainer<'a> = (ContainerKind, &'a Container, String);
+
+/// Explains one pod, or returns all mistakes in the pod.
+pub(crate) fn explain_template(
+    object: &str,
+    template: &Value,
+    basis: &Basis,
+) -> Result<PodExplanation, Vec<Mistake>> {
+    let pod = read_pod(template).map_err(|mistake| vec![mistake])?;
+    let Some(spec) = &pod.spec else {
+        return Err(vec![of_pod(
+            "/spec",
+            "expected a spec with containers, found none".to_owned(),
+        )]);
+    };
+    let containers = containers(spec);
+    let (typed, as_typed) = read_resources(spec, &containers)?;
+    let defaulted: Vec<Stated> = as_typed.iter().map(|stated| stated.with_defaults()).collect();
+
+    let annotations: HashMap<String, String> =
+        pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
+    let mut without_effect: Vec<String> =
+        annotation::unknown(&annotations).iter().map(ToString::to_string).collect();
+    without_effect.extend(without_container(&annotations, &containers));
+    let mut notes = without_effect.clone();
+    let class = if typed == Stated::default() {
+        QosClass::from_resources(&defaulted)
+    } else {
+        notes.push("the pod has resources of its own, which decide its class".to_owned());
+        QosClass::from_resources([&typed.with_defaults()])
+    };
+
+    let containers = containers
+        .into_iter()
+        .zip(as_typed)
+        .map(|((kind, container, pointer), typed)| ContainerExplanation {
+            pointer,
+            ..explain_container(kind, &container.name, typed, class, &annotations, basis)
+        })
+        .collect();
+    Ok(PodExplanation {
+        object: object.to_owned(),
+        qos_class: class,
+        notes,
+        containers,
+        typed,
+        without_effect,
+    })
+}
+
+/// Returns a mistake that concerns the whole pod.
+fn of_pod(pointer: &str, problem: String) -> Mistake {
+    Mistake { pointer: pointer.to_owned(), container: None, problem }
+}
+
+/// Converts a template into a pod.
+fn read_pod(template: &Value) -> Result<Pod, Mistake> {
+    // Tracking the path of a mistake is slow, so only the second attempt tracks the path.
+    Pod::deserialize(template).or_else(|_| serde_path_to_error::deserialize(template)).map_err(
+        |error: serde_path_to_error::Error<serde_json::Error>| {
+            of_pod(&pointer(error.path()), format!("expected a pod: {}", error.inner()))
+        },
+    )
+}
+
+/// Returns the containers of a pod, init containers first.
+fn containers(spec: &PodSpec) -> Vec<PlacedContainer<'_>> {
+    let init = spec.init_containers.iter().flatten().enumerate().map(|(index, container)| {
+        let sidecar = container.restart_policy.as_deref() == Some("Always");
+        let kind = if sidecar { ContainerKind::Sidecar } else { ContainerKind::Init };
+        (kind, container, format!("/spec/initContainers/{index}"))
+    });
+    let ordinary = spec.containers.iter().enumerate().map(|(index, container)| {
+        (ContainerKind::Container, container, format!("/spec/containers/{index}"))
+    });
+    init.chain(ordinary).collect()
+}
+
+/// Reads the requests and limits of the pod and of each of its containers. The error holds all
+/// mistakes.
+fn read_resources(
+    spec: &PodSpec,
+    containers: &[PlacedContainer<'_>],
+) -> Result<(Stated, Vec<Stated>), Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    if spec.containers.is_empty() {
+        mistakes.push(of_pod(
+            "/spec/containers",
+            "expected at least one container, found none".to_owned(),
+        ));
+    }
+    let mut stated = |resources: Option<&ResourceRequirements>,
+                      pointer: &str,
+                      container: Option<(ContainerKind, &str)>| {
+        let mut problems = Vec::new();
+        let stated = stated(resources, &mut problems);
+        mistakes.extend(problems.into_iter().map(|(field, problem)| Mistake {
+            pointer: format!("{pointer}/{}", field.replace('.', "/")),
+            container: container.map(|(kind, name)| (kind, excerpt(name))),
+            problem: format!("{field}: {problem}"),
+        }));
+        stated
+    };
+    let as_typed: Vec<Stated> = containers
+        .iter()
+        .map(|(kind, container, pointer)| {
+            stated(container.resources.as_ref(), pointer, Some((*kind, &container.name)))
+        })
+        .collect();
+    let typed = stated(spec.resources.as_ref(), "/spec", None);
+    if mistakes.is_empty() { Ok((typed, as_typed)) } else { Err(mistakes) }
+}
+
+/// Converts a path to a JSON pointer.
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    path.iter().fold(String::new(), |pointer, segment| match segment {
+        Segment::Seq { index } => format!("{pointer}/{index}"),
+        Segment::Map { key } => format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Enum { .. } | Segment::Unknown => pointer,
+    })
+}
+
+/// Returns a message for each annotation for a container that the pod does not have.
+fn without_container(
+    annotations: &HashMap<String, String>,
+    containers: &[PlacedContainer<'_>],
+) -> Vec<String> {
+    let mut keys: Vec<&String> = annotations
+        .keys()
+        .filter(|key| {
+            key.split_once('/').is_some_and(|(what, target)| {
+                what.ends_with(annotation::DOMAIN)
+                    && target.strip_prefix("container.").is_some_and(|name| {
+                        containers.iter().all(|(_, container, _)| container.name != name)
+                    })
+            })
+        })
+        .collect();
+    keys.sort_unstable();
+    keys.into_iter()
+        .map(|key| format!("annotation {}: the pod has no such container", excerpt(key)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::explain::testing::{explained, pod};
+
+    #[test]
+    fn init_containers_and_sidecars_are_explained_and_count_for_the_class() {
+        let explanation = explained(&pod(
+            "  initContainers:\n  - {name: setup}\n  - {name: mesh, restartPolicy: Always}\n  containers:\n  - {name: a, resources: {limits: {cpu: 1, memory: 64Mi}}}\n",
+        ));
+        let kinds: Vec<_> =
+            explanation.pods[0].containers.iter().map(|container| container.kind).collect();
+        assert_eq!(kinds, [ContainerKind::Init, ContainerKind::Sidecar, ContainerKind::Container]);
+        assert_eq!(explanation.pods[0].qos_class, QosClass::Burstable);
+    }
+
+    #[test]
+    fn a_pods_own_resources_decide_its_class() {
+        let explanation = explained(&pod(
+            "  resources: {limits: {cpu: 1, memory: 1Gi}}\n  containers: [{name: a}]",
+        ));
+        assert_eq!(explanation.pods[0].qos_class, QosClass::Guaranteed);
+        assert_eq!(explanation.pods[0].containers[0].memory_min.setting, "default");
+    }
+}

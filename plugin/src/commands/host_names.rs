@@ -1,0 +1,19 @@
+//! Host name lookups of a statically linked program.
+
+/// Restricts host name lookups to /etc/hosts and DNS. For other sources in /etc/nsswitch.conf,
+/// glibc loads modules of the node into a static program. These modules load the node's C library,
+/// which differs from the C library that the program was built with.
+pub(super) fn look_names_up_alone() {
+    use std::ffi::{c_char, c_int};
+
+    #[allow(unsafe_code)]
+    // SAFETY: the declaration matches glibc's nss.h.
+    unsafe extern "C" {
+        fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+    }
+    // SAFETY: both strings end with a zero byte, and glibc only reads them. No other thread runs
+    // yet.
+    #[allow(unsafe_code)]
+    let status = unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
+    debug_assert_eq!(status, 0, "this is a database, and these are its services");
+}

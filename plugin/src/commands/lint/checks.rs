@@ -1,0 +1,270 @@
+//! Checks of one pod against the rules.
+
+use std::collections::BTreeSet;
+
+use plimsoll_core::pod::Stated;
+use plimsoll_core::units::Bytes;
+
+use crate::commands::explain::{ContainerExplanation, PodExplanation};
+use crate::commands::lint::finding::Owner;
+use crate::commands::lint::place::{File, Place};
+use crate::commands::lint::report::{Looked, Report};
+use crate::commands::lint::rule::Rule;
+
+impl Report {
+    /// Checks one pod. `at` returns the place of a value from the value's JSON pointer in the pod.
+    pub(super) fn pod(&mut self, file: &File, pod: PodExplanation, at: impl Fn(&str) -> Place) {
+        let PodExplanation { object, qos_class, containers, typed: of_pod, without_effect, .. } =
+            pod;
+        let owner = Owner { object: object.clone(), container: None };
+        // A message about an annotation of the whole pod occurs once per container, so report equal
+        // messages once.
+        let of_containers = containers.iter().flat_map(|container| &container.without_effect);
+        let messages: BTreeSet<&String> = without_effect.iter().chain(of_containers).collect();
+        for message in messages {
+            let place = at("/metadata/annotations");
+            self.find(file, place, Rule::AnnotationIgnored, Some(owner.clone()), message.clone());
+        }
+        self.amounts(file, &owner, of_pod, |field| at(&format!("/spec/resources/{field}/memory")));
+        for container in containers {
+            let place = at(&format!("{}/name", container.pointer));
+            self.container(file, &object, of_pod.with_defaults(), &container, &at);
+            let (request, limit) = (some(container.request), some_of(container.typed.memory_limit));
+            self.containers.push(Looked {
+                file: file.clone(),
+                place,
+                object: object.clone(),
+                qos_class,
+                ratio: ratio(request, limit),
+                container,
+            });
+        }
+    }
+
+    /// Checks one container of a pod. `of_pod` are the requests and limits of the whole pod, with
+    /// defaults.
+    fn container(
+        &mut self,
+        file: &File,
+        object: &str,
+        of_pod: Stated,
+        container: &ContainerExplanation,
+        at: impl Fn(&str) -> Place,
+    ) {
+        let place = at(&format!("{}/name", container.pointer));
+        let owner = Owner {
+            object: object.to_owned(),
+            container: Some((container.kind, container.name.clone())),
+        };
+        let typed = container.typed;
+        let field = |field: &str| at(&format!("{}/resources/{field}/memory", container.pointer));
+        self.amounts(file, &owner, typed, field);
+        let (request, limit) = (some(container.request), some_of(typed.memory_limit));
+        if request.is_none() && some_of(of_pod.memory_request).is_none() {
+            let message = match typed.memory_request {
+                Some(_) => "expected a memory request above 0, which is none",
+                None => "expected a memory request, found none",
+            };
+            let owner = Some(owner.clone());
+            self.find(file, place, Rule::MemoryRequestMissing, owner, message.to_owned());
+        }
+        if limit.is_none() && some_of(of_pod.memory_limit).is_none() {
+            let message = match typed.memory_limit {
+                Some(_) => "expected a memory limit above 0, which is none",
+                None => "expected a memory limit, found none",
+            };
+            let owner = Some(owner.clone());
+            self.find(file, place, Rule::MemoryLimitMissing, owner, message.to_owned());
+        }
+        if let (None, Some(limit)) = (typed.memory_request, limit) {
+            let message = format!("without a memory request it is the limit, {}", limit.quantity());
+            let place = field("limits");
+            self.find(file, place, Rule::MemoryRequestDefaulted, Some(owner), message);
+        }
+    }
+
+    /// Checks the memory request of a container or pod against its limit. `field` returns the place
+    /// of the memory value in `requests` or `limits`.
+    fn amounts(
+        &mut self,
+        file: &File,
+        owner: &Owner,
+        typed: Stated,
+        field: impl Fn(&str) -> Place,
+    ) {
+        let Some((request, limit)) = typed.memory_request.zip(typed.memory_limit) else {
+            return;
+        };
+        let (requested, limited) = (request.quantity(), limit.quantity());
+        if request > limit {
+            let message = format!(
+                "expected a memory request of at most the limit {limited}, found {requested}"
+            );
+            self.find(
+                file,
+                field("requests"),
+                Rule::MemoryRequestAboveLimit,
+                Some(owner.clone()),
+                message,
+            );
+        } else if let Some(ratio) =
+            ratio(some(request), some(limit)).filter(|&ratio| ratio > self.max_ratio)
+        {
+            let message = format!(
+                "memory limit {limited} is {} times the request {requested}, expected at most {} times",
+                times(ratio),
+                self.max_ratio
+            );
+            self.find(file, field("limits"), Rule::LimitRequestRatio, Some(owner.clone()), message);
+        }
+    }
+}
+
+/// Returns `None` for 0, because Kubernetes treats 0 as not set.
+fn some(bytes: Bytes) -> Option<Bytes> {
+    (bytes > Bytes::ZERO).then_some(bytes)
+}
+
+fn some_of(bytes: Option<Bytes>) -> Option<Bytes> {
+    bytes.and_then(some)
+}
+
+fn ratio(request: Option<Bytes>, limit: Option<Bytes>) -> Option<f64> {
+    Some(limit?.get() as f64 / request?.get() as f64)
+}
+
+/// Rounds a ratio up to two decimals for readers. A ratio above the maximum then never looks equal
+/// to the maximum.
+pub(super) fn times(ratio: f64) -> f64 {
+    (ratio * 100.0).ceil() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::commands::lint::testing::{DEPLOYMENT, found, of_container, report};
+
+    #[test]
+    fn each_rule_finds_what_it_is_for_and_nothing_else() {
+        for (resources, expected) in [
+            ("{requests: {memory: 256Mi}, limits: {memory: 1Gi}}", &[][..]),
+            (
+                "{requests: {memory: 256Mi}, limits: {memory: '1073741825'}}",
+                &["limit-request-ratio"],
+            ),
+            ("{requests: {memory: 1Gi}, limits: {memory: 1Gi}}", &[]),
+            (
+                "{requests: {memory: 1073741825}, limits: {memory: 1Gi}}",
+                &["memory-request-above-limit"],
+            ),
+            ("{limits: {memory: 1Gi}}", &["memory-request-defaulted"]),
+            ("{requests: {memory: 1Gi}}", &["memory-limit-missing"]),
+            (
+                "{requests: {cpu: 1}, limits: {cpu: 1}}",
+                &["memory-request-missing", "memory-limit-missing"],
+            ),
+            ("{}", &["memory-request-missing", "memory-limit-missing"]),
+            ("null", &["memory-request-missing", "memory-limit-missing"]),
+            (
+                "{requests: {memory: 0}, limits: {memory: 0}}",
+                &["memory-request-missing", "memory-limit-missing"],
+            ),
+            ("{requests: {memory: 0}, limits: {memory: 1Gi}}", &["memory-request-missing"]),
+            (
+                "{requests: {memory: 1Gi}, limits: {memory: 0}}",
+                &["memory-limit-missing", "memory-request-above-limit"],
+            ),
+            ("{requests: {memory: 1GB}}", &["invalid"]),
+            ("{requests: {memory: 99999999999999999999}}", &["invalid"]),
+            ("{limits: {memory: -1, cpu: lots}}", &["invalid", "invalid"]),
+            ("[]", &["invalid"]),
+        ] {
+            assert_eq!(of_container(resources, ""), expected, "{resources}");
+        }
+    }
+
+    #[test]
+    fn what_a_pod_has_for_all_of_its_containers_need_not_be_said_for_each() {
+        let of_pod = |resources: &str| of_container("{}", &format!("resources: {resources}"));
+        assert_eq!(of_pod("{limits: {memory: 1Gi}}"), [""; 0]);
+        assert_eq!(of_pod("{requests: {memory: 1Gi}}"), ["memory-limit-missing"]);
+        assert_eq!(
+            of_pod("{requests: {memory: 1Mi}, limits: {memory: 1Gi}}"),
+            ["limit-request-ratio"]
+        );
+        assert_eq!(
+            of_pod("{requests: {memory: 2Gi}, limits: {memory: 1Gi}}"),
+            ["memory-request-above-limit"]
+        );
+        assert_eq!(
+            of_pod("{limits: {cpu: 1}}"),
+            ["memory-request-missing", "memory-limit-missing"]
+        );
+    }
+
+    #[test]
+    fn a_finding_has_the_line_of_what_it_is_about() {
+        let text = format!(
+            "kind: Service\n---\n{DEPLOYMENT}---\nkind: List\nitems:\n- kind: Pod\n  spec:\n    containers:\n    - name: x\n      resources:\n        limits:\n          memory: 1GB\n"
+        );
+        let effect = "annotation throttling-factor.plimsoll.nri.io: expected a number above 0 and at most 1, or none, found '2'; it is \
+                      ignored [annotation-ignored]";
+        assert_eq!(
+            found(&text),
+            [
+                format!("f.yaml:13: warning: Deployment shop/web: {effect}"),
+                "f.yaml:17: warning: Deployment shop/web, init container setup: expected a memory request, found none \
+                 [memory-request-missing]"
+                    .to_owned(),
+                "f.yaml:17: warning: Deployment shop/web, init container setup: expected a memory limit, found none \
+                 [memory-limit-missing]"
+                    .to_owned(),
+                "f.yaml:20: note: Deployment shop/web, sidecar mesh: without a memory request it is the limit, 64Mi \
+                 [memory-request-defaulted]"
+                    .to_owned(),
+                "f.yaml:28: warning: Deployment shop/web, container app: memory limit 1Gi is 8 times the request 128Mi, \
+                 expected at most 4 times [limit-request-ratio]"
+                    .to_owned(),
+                "f.yaml:38: error: Pod without a name, container x: resources.limits.memory: expected a quantity such as \
+                 128Mi, 1.5Gi, 500M or 1e9, found '1GB' [invalid]"
+                    .to_owned(),
+            ]
+        );
+    }
+
+    #[test]
+    fn values_class_and_ratio_are_those_of_an_explanation() {
+        let report = report(DEPLOYMENT);
+        let json = serde_json::to_value(&report).unwrap();
+        let app = &json["containers"][2];
+        assert_eq!(
+            (&app["name"], &app["line"], &app["qosClass"]),
+            (&json!("app"), &json!(20), &json!("Burstable"))
+        );
+        assert_eq!((&app["ratio"], &app["memoryMin"]["value"]), (&json!(8.0), &json!(134_217_728)));
+        assert_eq!(json["containers"][1]["kind"], "sidecar");
+        assert_eq!(json["containers"][0]["ratio"], Value::Null);
+        let finding = &json["findings"][4];
+        assert_eq!(
+            (&finding["rule"], &finding["level"]),
+            (&json!("limit-request-ratio"), &json!("warning"))
+        );
+        assert_eq!(
+            (&finding["file"], &finding["line"], &finding["column"]),
+            (&json!("f.yaml"), &json!(26), &json!(21))
+        );
+        assert_eq!(
+            (&finding["object"], &finding["container"]),
+            (&json!("Deployment shop/web"), &json!("app"))
+        );
+        let text = report.text(true).to_string();
+        assert!(
+            text.ends_with(
+                "f.yaml:20: Deployment shop/web, container app:\n  Burstable, limit 8 times the request; min 128Mi, low 0, \
+                 high 934.4Mi, max 1Gi\n1 file, 1 pod, 3 containers: 4 warnings, 1 note\n"
+            ),
+            "{text}"
+        );
+    }
+}

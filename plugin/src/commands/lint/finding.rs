@@ -1,0 +1,93 @@
+//! Finding: a violation of a rule at a place.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use crate::commands::explain::ContainerKind;
+use crate::commands::lint::place::{File, Place};
+use crate::commands::lint::rule::{Level, Rule};
+
+/// Subject of a finding: kind and name of the object. Includes the container if the finding
+/// concerns only one container.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    pub(super) object: String,
+    pub(super) container: Option<(ContainerKind, String)>,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.object)?;
+        match &self.container {
+            Some((kind, name)) => write!(f, ", {kind} {name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Violation of a rule at a place in a file.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub(super) file: File,
+    pub(super) place: Place,
+    pub(super) rule: Rule,
+    pub(super) owner: Option<Owner>,
+    pub(super) message: String,
+}
+
+impl Finding {
+    /// Returns the violated rule.
+    pub const fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// Returns the line, counted from 1.
+    pub const fn line(&self) -> u64 {
+        self.place.line
+    }
+
+    /// Returns the message with its subject, without the file.
+    pub(super) fn text(&self) -> String {
+        match &self.owner {
+            Some(owner) => format!("{owner}: {}", self.message),
+            None => self.message.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (file, line, level) = (&self.file.shown, self.place.line, self.rule.level());
+        write!(f, "{file}:{line}: {level}: {} [{}]", self.text(), self.rule.id())
+    }
+}
+
+impl Serialize for Finding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Form<'a> {
+            file: &'a File,
+            #[serde(flatten)]
+            place: Place,
+            level: Level,
+            rule: Rule,
+            object: Option<&'a str>,
+            container: Option<&'a str>,
+            message: &'a str,
+        }
+        let owner = self.owner.as_ref();
+        Form {
+            file: &self.file,
+            place: self.place,
+            level: self.rule.level(),
+            rule: self.rule,
+            object: owner.map(|owner| owner.object.as_str()),
+            container: owner
+                .and_then(|owner| owner.container.as_ref())
+                .map(|(_, name)| name.as_str()),
+            message: &self.message,
+        }
+        .serialize(serializer)
+    }
+}

@@ -1,0 +1,59 @@
+//! Places of findings: files, lines and columns.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use plimsoll_core::units::harmless;
+use serde::{Serialize, Serializer};
+
+/// Names of a file. Serialized, a file is its name for readers.
+#[derive(Clone, Debug)]
+pub(super) struct File {
+    /// Path for readers, with all characters escaped that a terminal would act on.
+    pub(super) shown: String,
+    /// Path as a URI, relative if the path is relative.
+    pub(super) uri: String,
+}
+
+impl File {
+    pub(super) fn new(path: &Path) -> Self {
+        const ENCODED: &AsciiSet =
+            &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+        if path == Path::new("-") {
+            return Self { shown: "standard input".to_owned(), uri: "stdin".to_owned() };
+        }
+        let encoded = percent_encode(path.as_os_str().as_bytes(), ENCODED);
+        let scheme = if path.is_absolute() { "file://" } else { "" };
+        Self {
+            shown: shown(&path.to_string_lossy(), usize::MAX),
+            uri: format!("{scheme}{encoded}"),
+        }
+    }
+}
+
+impl Serialize for File {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.shown)
+    }
+}
+
+/// Position in a file: line and column, both counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(super) struct Place {
+    pub(super) line: u64,
+    pub(super) column: u64,
+}
+
+impl Place {
+    pub(super) const START: Self = Self { line: 1, column: 1 };
+}
+
+/// Maximum length of the description of a mistake, in characters.
+pub(super) const LONGEST_PROBLEM: usize = 300;
+
+/// Escapes foreign text so that a terminal only displays it. Keeps quotes and backslashes, and
+/// shortens the text to `most` characters.
+pub(super) fn shown(text: &str, most: usize) -> String {
+    harmless(text, most, &['\'', '"', '\\'])
+}

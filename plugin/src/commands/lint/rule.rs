@@ -1,0 +1,164 @@
+//! Rules that manifests are checked against, and their levels.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::{Serialize, Serializer};
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Good to know.
+    Note,
+    /// Works, but perhaps not as it was meant.
+    Warning,
+    /// Cannot be read, or Kubernetes would refuse it.
+    Error,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// Rule that manifests are checked against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// The file cannot be read.
+    Unreadable,
+    /// The document is not YAML or JSON.
+    Syntax,
+    /// An object that is a pod or has a pod template is invalid.
+    Invalid,
+    /// The memory request is above the limit.
+    MemoryRequestAboveLimit,
+    /// The memory limit is too many times the request.
+    LimitRequestRatio,
+    /// The memory request is missing.
+    MemoryRequestMissing,
+    /// The memory limit is missing.
+    MemoryLimitMissing,
+    /// An annotation of the domain `plimsoll.nri.io` has no effect.
+    AnnotationIgnored,
+    /// A container has a limit but no request, so Kubernetes uses the limit as the request too.
+    MemoryRequestDefaulted,
+}
+
+impl Rule {
+    /// All rules, the most important first.
+    pub const ALL: [Self; 9] = [
+        Self::Unreadable,
+        Self::Syntax,
+        Self::Invalid,
+        Self::MemoryRequestAboveLimit,
+        Self::LimitRequestRatio,
+        Self::MemoryRequestMissing,
+        Self::MemoryLimitMissing,
+        Self::AnnotationIgnored,
+        Self::MemoryRequestDefaulted,
+    ];
+
+    /// Returns the name of the rule, which stays the same in all versions.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::Syntax => "syntax",
+            Self::Invalid => "invalid",
+            Self::MemoryRequestAboveLimit => "memory-request-above-limit",
+            Self::LimitRequestRatio => "limit-request-ratio",
+            Self::MemoryRequestMissing => "memory-request-missing",
+            Self::MemoryLimitMissing => "memory-limit-missing",
+            Self::AnnotationIgnored => "annotation-ignored",
+            Self::MemoryRequestDefaulted => "memory-request-defaulted",
+        }
+    }
+
+    /// Returns the level of the rule's findings.
+    pub const fn level(self) -> Level {
+        match self {
+            Self::Unreadable | Self::Syntax | Self::Invalid | Self::MemoryRequestAboveLimit => {
+                Level::Error
+            }
+            Self::LimitRequestRatio
+            | Self::MemoryRequestMissing
+            | Self::MemoryLimitMissing
+            | Self::AnnotationIgnored => Level::Warning,
+            Self::MemoryRequestDefaulted => Level::Note,
+        }
+    }
+
+    /// Returns a short description of the rule.
+    pub const fn summary(self) -> &'static str {
+        match self {
+            Self::Unreadable => "a file that cannot be read",
+            Self::Syntax => "a document that is no YAML or JSON",
+            Self::Invalid => "a pod without containers, or with wrong values",
+            Self::MemoryRequestAboveLimit => "a memory request above the limit",
+            Self::LimitRequestRatio => "a memory limit too many times the request",
+            Self::MemoryRequestMissing => "a container without memory request",
+            Self::MemoryLimitMissing => "a container without memory limit",
+            Self::AnnotationIgnored => "an annotation of plimsoll.nri.io without effect",
+            Self::MemoryRequestDefaulted => "a memory limit without request",
+        }
+    }
+
+    /// Returns the consequence of a violation and what to do.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Unreadable => {
+                "Nothing is known of what is in the file. See to its path and its permissions."
+            }
+            Self::Syntax => {
+                "Nothing is known of what is in the document. Correct it; a template has to be rendered first."
+            }
+            Self::Invalid => "Kubernetes would refuse the pod. Correct the field.",
+            Self::MemoryRequestAboveLimit => {
+                "Kubernetes refuses such a pod. Lower the request or raise the limit."
+            }
+            Self::LimitRequestRatio => {
+                "The scheduler counts the request, but up to the limit may be used: the node may run short, and nothing \
+                 beyond the request is protected. Raise the request or lower the limit."
+            }
+            Self::MemoryRequestMissing => {
+                "The scheduler counts nothing for the container, and nothing of it is protected. Request what it needs."
+            }
+            Self::MemoryLimitMissing => {
+                "The container may use all that the node has; throttling starts only near node allocatable. Set a limit."
+            }
+            Self::AnnotationIgnored => {
+                "The container gets what it would get without the annotation. Correct or remove it."
+            }
+            Self::MemoryRequestDefaulted => {
+                "Kubernetes takes the limit for the request, so that all of it is protected and memory.high is not set. \
+                 State the request if it is not meant to be the limit."
+            }
+        }
+    }
+}
+
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_in_the_list_under_a_name_of_its_own() {
+        let mut ids = Rule::ALL.map(Rule::id);
+        ids.sort_unstable();
+        assert!(ids.windows(2).all(|pair| pair[0] != pair[1]));
+        assert!(ids.iter().all(|id| {
+            id.chars().all(|character| character.is_ascii_lowercase() || character == '-')
+        }));
+    }
+}

@@ -1,0 +1,97 @@
+//! Configuration as data, and its defaults.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use plimsoll_core::policy::Policy;
+use plimsoll_core::policy::rescue::OomRescue;
+use plimsoll_core::units::Bytes;
+
+use crate::config::brake::Bounds;
+use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
+use crate::config::reserved::Reserved;
+
+/// A valid configuration. A file with mistakes never yields one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Whether the plugin writes values, or only reports them.
+    pub mode: Mode,
+    /// Throttling and reservation.
+    pub policy: Policy,
+    /// Source of node allocatable.
+    pub node_allocatable: NodeAllocatable,
+    /// Cgroups beside the pods that `memory.min` protects: those of the system and of Kubernetes
+    /// itself.
+    pub reserved: Vec<Reserved>,
+    /// Memory kept from all pods together, by `memory.max` of kubepods. At least the sum of
+    /// `reserved`; `None` keeps nothing.
+    pub node_guard: Option<Bytes>,
+    /// Maximum time that a container is throttled at `memory.high` while the node has memory to
+    /// spare. `None` is no maximum.
+    pub throttle_deadline: Option<Duration>,
+    /// Reaction to a memory limit that would OOM-kill.
+    pub shrink: Shrink,
+    /// Maximum time that a deferred limit is retried.
+    pub shrink_deadline: Duration,
+    /// Rules for raising the limit of a container that is OOM-killed repeatedly; `None` never
+    /// raises it.
+    pub oom_rescue: Option<OomRescue>,
+    /// Whether a pod's limits are raised to the sum of its containers' limits.
+    pub raise_pod_limits: bool,
+    /// Whether the plugin repairs a value that another program changed.
+    pub repair: bool,
+    /// Bounds above which the plugin stops writing by itself; `None` is never.
+    pub brake: Option<Bounds>,
+    /// Highest ratio of limit to request without a warning to the pod's owner; `None` never warns.
+    pub max_limit_request_ratio: Option<f64>,
+    /// TCP address that serves metrics; `None` is none.
+    pub metrics_address: Option<SocketAddr>,
+    /// Whether each container has metrics.
+    pub container_metrics: bool,
+    /// Absolute path of the file with the credentials for Kubernetes Events. `None` uses the
+    /// service account of the plugin's pod. Outside of a pod, `None` disables Events.
+    pub kubeconfig: Option<PathBuf>,
+    /// Lowest severity that is logged.
+    pub log_level: LogLevel,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            policy: Policy::default(),
+            node_allocatable: NodeAllocatable::default(),
+            reserved: Vec::new(),
+            node_guard: None,
+            throttle_deadline: Some(Self::THROTTLE_DEADLINE),
+            shrink: Shrink::default(),
+            shrink_deadline: Self::SHRINK_DEADLINE,
+            oom_rescue: None,
+            raise_pod_limits: true,
+            repair: true,
+            brake: Some(Bounds::default()),
+            max_limit_request_ratio: Some(Self::MAX_LIMIT_REQUEST_RATIO),
+            metrics_address: None,
+            container_metrics: false,
+            kubeconfig: None,
+            log_level: LogLevel::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Default of `throttleDeadline`.
+    pub const THROTTLE_DEADLINE: Duration = Duration::from_secs(30);
+
+    /// Default of `shrinkDeadline`.
+    pub const SHRINK_DEADLINE: Duration = Duration::from_secs(600);
+
+    /// Default of `maxLimitRequestRatio`.
+    pub const MAX_LIMIT_REQUEST_RATIO: f64 = 4.0;
+
+    /// Returns the sum of `reserved`.
+    pub fn reserved_in_all(&self) -> Bytes {
+        self.reserved.iter().fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory))
+    }
+}

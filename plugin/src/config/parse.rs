@@ -1,0 +1,433 @@
+//! Parser of configuration files: text to fields.
+
+use std::fmt;
+
+use plimsoll_core::units::excerpt;
+use serde::de::{DeserializeSeed, MapAccess, Visitor};
+use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
+use serde_saphyr::{Deserializer, Options, Spanned};
+
+use crate::config::errors::{ConfigErrors, FieldError};
+use crate::config::model::Config;
+use crate::config::value::RawValue;
+
+/// Maximum size of a configuration in bytes.
+pub const LARGEST: usize = 1 << 20;
+
+impl Config {
+    /// Parses a configuration. `source` names the configuration in messages, usually by its path.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes, in the order of their lines:
+    ///
+    /// - unknown or repeated fields
+    /// - values of the wrong type or out of range
+    /// - text that is not YAML or not UTF-8
+    /// - text larger than [`LARGEST`]
+    pub fn parse(text: &[u8], source: &str) -> Result<Self, ConfigErrors> {
+        let errors = |errors| ConfigErrors { source_name: source.to_owned(), errors };
+        if text.len() > LARGEST {
+            return Err(errors(vec![FieldError {
+                line: 1,
+                field: None,
+                expected: format!("at most {LARGEST} bytes"),
+                found: format!("{} bytes", text.len()),
+            }]));
+        }
+        let text = std::str::from_utf8(text).map_err(|error| {
+            let line =
+                1 + text[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+            errors(vec![FieldError {
+                line: line as u64,
+                field: None,
+                expected: "UTF-8 text".to_owned(),
+                found: format!("byte 0x{:02x}", text[error.valid_up_to()]),
+            }])
+        })?;
+        let (raw, syntax) = RawConfig::read(text);
+        let (config, mut found) = raw.validate();
+        found.extend(syntax);
+        if found.is_empty() {
+            Ok(config)
+        } else {
+            // Parsing stops at a syntax error, so the syntax error is already the last mistake.
+            Err(errors(found))
+        }
+    }
+}
+
+/// Unchecked configuration: the fields in the order of the file, including unknown and repeated
+/// fields.
+#[derive(Default)]
+pub(super) struct RawConfig(pub(super) Vec<(Spanned<String>, Spanned<RawValue>)>);
+
+impl RawConfig {
+    /// Reads the fields up to the first YAML error, and returns that error.
+    fn read(text: &str) -> (Self, Option<FieldError>) {
+        let mut raw = Self::default();
+        let result = serde_saphyr::with_deserializer_from_str_with_options(
+            text,
+            options(),
+            |deserializer: Deserializer<'_, '_>| (&mut raw).deserialize(deserializer),
+        );
+        let error = result.err().map(|error| {
+            let error = error.without_snippet();
+            FieldError {
+                line: error.location().map_or(1, |location| location.line().max(1)),
+                field: None,
+                expected: "one 'field: value' a line, in YAML".to_owned(),
+                found: excerpt(complaint(&error.to_string())),
+            }
+        });
+        (raw, error)
+    }
+}
+
+fn options() -> Options {
+    serde_saphyr::options! {
+        // Repeated fields arrive one by one, so that `validate` reports them with all other
+        // mistakes.
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        merge_keys: MergeKeyPolicy::AsOrdinary,
+        // Read "no", "on" and similar words as text.
+        strict_booleans: true,
+        with_snippet: false,
+        // Read .nan and .inf as numbers out of range, not as broken YAML.
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
+    }
+}
+
+/// Returns the mistake from a message of the YAML library, without position and advice.
+pub(crate) fn complaint(message: &str) -> &str {
+    let line = message.lines().next().unwrap_or_default();
+    let end = [" at line ", ", expected ", ";"]
+        .iter()
+        .filter_map(|end| line.find(end))
+        .min()
+        .unwrap_or(line.len());
+    line[..end].trim()
+}
+
+/// Collects fields into the caller's list, which keeps the fields before a syntax error.
+impl<'de> DeserializeSeed<'de> for &mut RawConfig {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut RawConfig {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("fields")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key()? {
+            let value = map.next_value()?;
+            self.0.push((key, value));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use plimsoll_core::pod::CgroupPath;
+    use plimsoll_core::policy::rescue::{Ceiling, OomRescue};
+    use plimsoll_core::policy::{Policy, ReservationPolicy, ThrottlingFactor};
+    use plimsoll_core::units::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::brake::Bounds;
+    use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
+    use crate::config::reserved::{Owner, Reserved};
+    use crate::config::testing::parse;
+
+    fn reserved(owner: Owner, cgroup: &str, memory: u64) -> Reserved {
+        Reserved { owner, cgroup: CgroupPath::parse(cgroup).unwrap(), memory: Bytes::new(memory) }
+    }
+
+    #[test]
+    fn an_empty_configuration_is_the_default() {
+        for text in ["", "\n\n", "# nothing\n", "---\n", "{}", "null", "---\n# x\n...\n"] {
+            assert_eq!(parse(text), Ok(Config::default()), "{text:?}");
+        }
+        let config = Config::default();
+        assert_eq!(config.policy.throttling, ThrottlingFactor::new(0.9));
+        assert_eq!(config.policy.reservation, ReservationPolicy::HardReservation);
+        assert_eq!(config.node_allocatable, NodeAllocatable::Auto);
+        assert_eq!(config.log_level, LogLevel::Info);
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        assert_eq!(
+            parse(
+                "mode: observe\nmemoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 1Mi\n\
+                 nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: {memory: 500Mi}\n\
+                 kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
+                 nodeGuard: 2Gi\nthrottleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
+                 oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nraisePodLimits: true\n\
+                 repair: false\nbrake: {repairs: 7, conflicts: 6, kills: 5, window: 1m}\nmaxLimitRequestRatio: 2.5\n\
+                 metricsAddress: 127.0.0.1:9477\ncontainerMetrics: true\nkubeconfig: /k\nlogLevel: debug\n"
+            ),
+            Ok(Config {
+                mode: Mode::Observe,
+                policy: Policy {
+                    throttling: ThrottlingFactor::new(0.5),
+                    reservation: ReservationPolicy::TieredReservation,
+                    headroom: Bytes::new(1 << 20),
+                },
+                node_allocatable: NodeAllocatable::Fixed(Bytes::new(60 << 30)),
+                reserved: vec![
+                    reserved(Owner::System, "/system.slice", 500 << 20),
+                    reserved(Owner::Kube, "/kubelet.slice/kubelet.service", 1 << 30),
+                ],
+                node_guard: Some(Bytes::new(2 << 30)),
+                throttle_deadline: Some(Duration::from_secs(125)),
+                shrink: Shrink::Defer,
+                shrink_deadline: Duration::from_secs(3600),
+                oom_rescue: Some(OomRescue {
+                    kills: 5,
+                    window: Duration::from_secs(60),
+                    factor: 2.0,
+                    minimum: Bytes::new(1 << 20),
+                    ceiling: Ceiling::Limit(Bytes::new(1 << 30)),
+                }),
+                raise_pod_limits: true,
+                repair: false,
+                brake: Some(Bounds {
+                    repairs: 7,
+                    conflicts: 6,
+                    kills: 5,
+                    window: Duration::from_secs(60)
+                }),
+                max_limit_request_ratio: Some(2.5),
+                metrics_address: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
+                container_metrics: true,
+                kubeconfig: Some("/k".into()),
+                log_level: LogLevel::Debug,
+            })
+        );
+    }
+
+    #[test]
+    fn null_means_never_to_throttle_and_none_is_a_policy() {
+        for null in ["null", "~", ""] {
+            let config =
+                parse(&format!("memoryThrottlingFactor: {null}\nmemoryReservationPolicy: None"))
+                    .unwrap();
+            assert_eq!(config.policy, Policy { headroom: Policy::DEFAULT_HEADROOM, ..Policy::OFF });
+        }
+    }
+
+    #[test]
+    fn an_amount_may_be_a_number() {
+        for (text, bytes) in [
+            ("4294967296", 4_294_967_296),
+            ("1e9", 1_000_000_000),
+            ("'512Mi'", 512 << 20),
+            ("0x100000", 1 << 20),
+        ] {
+            let config = parse(&format!("nodeAllocatable: {text}"));
+            assert_eq!(
+                config.map(|config| config.node_allocatable),
+                Ok(NodeAllocatable::Fixed(Bytes::new(bytes))),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_error_is_reported_with_line_field_and_form() {
+        let text = "\
+# comment
+memoryThrottlingFactor: 1.5
+memoryReservationPolicy: hard
+
+nodeAllocatable: 60GB
+logLevel: [debug]
+logLevel: debug
+memoryThrottlingfactor: 0.9
+color: red
+";
+        assert_eq!(
+            parse(text).unwrap_err(),
+            "\
+f.yaml:2: memoryThrottlingFactor: expected a number above 0 and at most 1, or null, found the number 1.5
+f.yaml:3: memoryReservationPolicy: expected None, TieredReservation or HardReservation, found 'hard'
+f.yaml:5: nodeAllocatable: expected auto, or a quantity above 0 such as 60Gi, found '60GB'
+f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
+f.yaml:7: logLevel: expected each field once, found it again after line 6
+f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
+f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
+             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, nodeGuard, throttleDeadline, shrink, \
+             shrinkDeadline, oomRescue, raisePodLimits, repair, brake, maxLimitRequestRatio, metricsAddress, containerMetrics, kubeconfig, logLevel, found an \
+             unknown field"
+        );
+    }
+
+    #[test]
+    fn values_of_the_wrong_type_or_range_are_errors() {
+        for line in [
+            "memoryThrottlingFactor: 0",
+            "memoryThrottlingFactor: -0.5",
+            "memoryThrottlingFactor: .nan",
+            "memoryThrottlingFactor: .inf",
+            "memoryThrottlingFactor: '0.9'",
+            "memoryThrottlingFactor: none",
+            "memoryThrottlingFactor: true",
+            "memoryThrottlingFactor: [0.9]",
+            "memoryThrottlingFactor: {a: 1}",
+            "mode: off",
+            "mode: null",
+            "mode: Observe",
+            "raisePodLimits: yes",
+            "raisePodLimits: null",
+            "repair: 1",
+            "shrink: never",
+            "brake: true",
+            "brake: 5",
+            "throttleDeadline: 0s",
+            "maxLimitRequestRatio: 0.5",
+            "maxLimitRequestRatio: many",
+            "metricsAddress: 9477",
+            "metricsAddress: localhost:9477",
+            "containerMetrics: yes",
+            "kubeconfig: ~/.kube/config",
+            "kubeconfig: 5",
+            "kubeconfig: {}",
+            "throttleDeadline: 30",
+            "throttleDeadline: soon",
+            "throttleDeadline: -1s",
+            "memoryReservationPolicy: null",
+            "memoryReservationPolicy: none",
+            "memoryReservationPolicy: 1",
+            "nodeAllocatable: null",
+            "nodeAllocatable: 0",
+            "nodeAllocatable: -1Gi",
+            "nodeAllocatable: 16Ei",
+            "nodeAllocatable: Auto",
+            "nodeAllocatable: true",
+            "nodeAllocatable: 99999999999999999999999999999999",
+            "memoryMinHeadroom: -1",
+            "memoryMinHeadroom: null",
+            "memoryMinHeadroom: 2%",
+            "systemReservedCgroup: /",
+            "systemReservedCgroup: /system.slice/../..",
+            "systemReservedCgroup: a.slice:b:c",
+            "systemReservedCgroup: 1",
+            "kubeReservedCgroup: [a]",
+            "systemReserved: 500Mi",
+            "systemReserved: {}",
+            "systemReserved: {memory: 0}",
+            "systemReserved: {memory: 1Gi, cpu: 1}",
+            "kubeReserved: {cpu: 1}",
+            "kubeReserved: {memory: {a: b}}",
+            "logLevel: INFO",
+            "logLevel: 3",
+            "logLevel: off",
+            "logLevel:",
+        ] {
+            let error = parse(line).unwrap_err();
+            let field = line.split(':').next().unwrap();
+            assert!(error.starts_with(&format!("f.yaml:1: {field}: expected ")), "{line}: {error}");
+            assert_eq!(error.lines().count(), 1, "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_mapping_is_an_error_with_a_line() {
+        for text in [
+            "- a\n- b",
+            "text",
+            "3",
+            "\"",
+            "a: b: c",
+            "a: [",
+            "{",
+            "a: 1\n---\na: 2",
+            "\tlogLevel: x",
+            "a: *b",
+            "? [a]\n: b",
+            "<<: {a: b}",
+            "%YAML 9",
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.lines().all(|line| line.starts_with("f.yaml:")), "{text:?}: {error}");
+            assert!(error.contains("expected "), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn mistakes_before_a_syntax_error_are_reported_too() {
+        let error =
+            parse("logLevel: loud\nnodeAllocatable: [1\nmemoryThrottlingFactor: 2\n").unwrap_err();
+        assert!(error.starts_with("f.yaml:1: logLevel: expected error, warn"), "{error}");
+        assert!(error.contains("\nf.yaml:"), "{error}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_found_on_their_line() {
+        let errors = Config::parse(b"logLevel: info\n\xff", "f.yaml").unwrap_err();
+        assert_eq!(errors.to_string(), "f.yaml:2: expected UTF-8 text, found byte 0xff");
+    }
+
+    #[test]
+    fn oversized_and_exploding_input_is_refused() {
+        let error = Config::parse(&vec![b'#'; LARGEST + 1], "f.yaml").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "f.yaml:1: expected at most 1048576 bytes, found 1048577 bytes"
+        );
+        let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for level in 1..12 {
+            let previous = format!("*a{},", level - 1).repeat(10);
+            bomb.push_str(&format!("a{level}: &a{level} [{previous}]\n"));
+        }
+        assert!(parse(&bomb).is_err());
+        assert!(parse(&"[".repeat(100_000)).is_err());
+    }
+
+    #[test]
+    fn foreign_text_in_messages_stays_on_one_line() {
+        let error = parse("\"a\\nb\": \"c\\nd\"\nlogLevel: \"e\\nf\"").unwrap_err();
+        assert_eq!(error.lines().count(), 2, "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_configuration_or_errors(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            if let Err(errors) = Config::parse(&bytes, "f.yaml") {
+                prop_assert!(!errors.errors.is_empty());
+            }
+        }
+
+        #[test]
+        fn anything_like_yaml_is_a_configuration_or_errors(text in "((memoryThrottlingFactor|logLevel|nodeAllocatable|x): ?|[-\\[\\]{}&*!|>'\"%@`,?:#~]|[0-9a-z.]{0,3}| |\n){0,20}") {
+            if let Err(errors) = Config::parse(text.as_bytes(), "f.yaml") {
+                prop_assert!(errors.to_string().lines().count() == errors.errors.len());
+            }
+        }
+    }
+}

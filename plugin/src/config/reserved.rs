@@ -1,0 +1,39 @@
+//! Protection of cgroups beside the pods.
+
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::units::Bytes;
+
+use crate::config::names::{KUBE_CGROUP, KUBE_RESERVED, SYSTEM_CGROUP, SYSTEM_RESERVED};
+
+/// A cgroup beside the pods and its protection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// Owner of the reservation.
+    pub owner: Owner,
+    /// Path of the cgroup.
+    pub cgroup: CgroupPath,
+    /// `memory.min` of the cgroup, more than 0.
+    pub memory: Bytes,
+}
+
+/// Owner of a reservation beside the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The operating system (`systemReserved`).
+    System,
+    /// The kubelet and the container runtime (`kubeReserved`).
+    Kube,
+}
+
+impl Owner {
+    pub(super) const ALL: [Self; 2] = [Self::System, Self::Kube];
+
+    /// Returns the names of the fields for the cgroup and for the amount, as the kubelet names
+    /// them.
+    pub(super) const fn fields(self) -> (&'static str, &'static str) {
+        match self {
+            Self::System => (SYSTEM_CGROUP, SYSTEM_RESERVED),
+            Self::Kube => (KUBE_CGROUP, KUBE_RESERVED),
+        }
+    }
+}
