@@ -6,6 +6,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::check::Check;
 use crate::commands::completions::Completions;
+use crate::commands::config::ConfigCommand;
 use crate::commands::doctor::command::Doctor;
 use crate::commands::explain::command::Explain;
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
@@ -17,20 +18,21 @@ use crate::commands::restore::arguments::{ResetBrake, Restore};
 use crate::commands::run::arguments::Run;
 use crate::commands::status::StatusCommand;
 
-/// Draws the line how deep each container may be loaded with memory.
+/// Sets the memory protection and throttling of each container on a node.
 #[derive(Parser)]
 #[command(
     version,
     about,
     long_about = "\
-Plimsoll is a plugin for containerd and CRI-O (NRI) that turns memory requests and limits into cgroup v2 values:
+Plimsoll is a plugin (NRI) for containerd and CRI-O. It turns the memory requests and limits of
+pods into cgroup v2 values:
 
-  memory.min   the request, which the kernel then never reclaims
-  memory.low   the request, which the kernel reclaims last
-  memory.high  request + factor x (limit - request), where throttling starts
-  memory.max   the limit, which the runtime sets itself",
+  memory.min   the request: the kernel never reclaims this memory
+  memory.low   the request: the kernel reclaims this memory last
+  memory.high  request + factor x (limit - request): the kernel throttles above it
+  memory.max   the limit: the container runtime sets it",
     after_help = "\
-Exit codes: 0 fine, 1 something failed, 2 bad usage, configuration or manifest."
+Exit codes: 0 success, 1 failure, 2 mistake in usage, configuration or manifest."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -47,6 +49,7 @@ enum Command {
     ResetBrake(ResetBrake),
     Doctor(Doctor),
     Check(Check),
+    Config(ConfigCommand),
     Explain(Explain),
     Lint(Lint),
     Completions(Completions),
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::ResetBrake(reset) => reset.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Check(check) => check.run().map(|()| ExitCode::SUCCESS),
+        Command::Config(config) => config.run().map(|()| ExitCode::SUCCESS),
         Command::Explain(explain) => explain.run().map(|()| ExitCode::SUCCESS),
         Command::Lint(lint) => lint.run(),
         Command::Completions(completions) => {

@@ -3,9 +3,11 @@
 mod check;
 pub mod cli;
 mod completions;
+mod config;
 pub mod doctor;
 pub mod explain;
 mod failure;
+mod field_docs;
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
 mod host_names;
 mod input;

@@ -7,18 +7,26 @@ pub(super) const COLUMNS: usize = 80;
 
 /// Writes indented text in lines of at most [`COLUMNS`]. A longer word stays whole.
 pub(crate) fn wrap(f: &mut fmt::Formatter<'_>, indent: usize, text: &str) -> fmt::Result {
+    wrap_after(f, &" ".repeat(indent), COLUMNS, text)
+}
+
+/// Writes text in lines of at most `columns`, each after `prefix`. A longer word stays whole.
+pub(super) fn wrap_after(
+    f: &mut dyn fmt::Write,
+    prefix: &str,
+    columns: usize,
+    text: &str,
+) -> fmt::Result {
     let mut used = 0;
     for word in text.split(' ') {
         let width = word.chars().count();
-        if used == 0 {
-            write!(f, "{:indent$}{word}", "")?;
-            used = indent + width;
-        } else if used + 1 + width <= COLUMNS {
+        if used > 0 && used + 1 + width <= columns {
             write!(f, " {word}")?;
             used += 1 + width;
         } else {
-            write!(f, "\n{:indent$}{word}", "")?;
-            used = indent + width;
+            let end = if used == 0 { "" } else { "\n" };
+            write!(f, "{end}{prefix}{word}")?;
+            used = prefix.chars().count() + width;
         }
     }
     writeln!(f)

@@ -183,13 +183,18 @@ mod tests {
     fn every_field_is_read() {
         assert_eq!(
             parse(
-                "mode: observe\nmemoryThrottlingFactor: 0.5\nmemoryReservationPolicy: TieredReservation\nmemoryMinHeadroom: 1Mi\n\
-                 nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: {memory: 500Mi}\n\
+                "mode: observe\nmemoryThrottlingFactor: 0.5\nmemoryReservationPolicy: \
+                 TieredReservation\nmemoryMinHeadroom: 1Mi\n\
+                 nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: \
+                 {memory: 500Mi}\n\
                  kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
                  nodeGuard: 2Gi\nthrottleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
-                 oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: 1Gi}\nraisePodLimits: true\n\
-                 repair: false\nbrake: {repairs: 7, conflicts: 6, kills: 5, window: 1m}\nmaxLimitRequestRatio: 2.5\n\
-                 metricsAddress: 127.0.0.1:9477\ncontainerMetrics: true\nkubeconfig: /k\nlogLevel: debug\n"
+                 oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: \
+                 1Gi}\nraisePodLimits: true\n\
+                 repair: false\nbrake: {repairs: 7, conflicts: 6, kills: 5, window: \
+                 1m}\nmaxLimitRequestRatio: 2.5\n\
+                 metricsAddress: 127.0.0.1:9477\ncontainerMetrics: true\nkubeconfig: /k\nlogLevel: \
+                 debug\n"
             ),
             Ok(Config {
                 mode: Mode::Observe,
@@ -274,15 +279,20 @@ color: red
         assert_eq!(
             parse(text).unwrap_err(),
             "\
-f.yaml:2: memoryThrottlingFactor: expected a number above 0 and at most 1, or null, found the number 1.5
+f.yaml:2: memoryThrottlingFactor: expected a number above 0 and at most 1, or null, found the \
+    number 1.5
 f.yaml:3: memoryReservationPolicy: expected None, TieredReservation or HardReservation, found 'hard'
 f.yaml:5: nodeAllocatable: expected auto, or a quantity above 0 such as 60Gi, found '60GB'
 f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
 f.yaml:7: logLevel: expected each field once, found it again after line 6
-f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an unknown field
-f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservationPolicy, memoryMinHeadroom, nodeAllocatable, \
-             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, nodeGuard, throttleDeadline, shrink, \
-             shrinkDeadline, oomRescue, raisePodLimits, repair, brake, maxLimitRequestRatio, metricsAddress, containerMetrics, kubeconfig, logLevel, found an \
+f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an \
+    unknown field
+f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservationPolicy, \
+    memoryMinHeadroom, nodeAllocatable, \
+             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, nodeGuard, \
+             throttleDeadline, shrink, \
+             shrinkDeadline, oomRescue, raisePodLimits, repair, brake, maxLimitRequestRatio, \
+             metricsAddress, containerMetrics, kubeconfig, logLevel, found an \
              unknown field"
         );
     }
@@ -415,16 +425,24 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
         assert_eq!(error.lines().count(), 2, "{error}");
     }
 
+    /// Pattern of text that resembles a configuration.
+    const LIKE_CONFIGURATIONS: &str = concat!(
+        "((memoryThrottlingFactor|logLevel|nodeAllocatable|x): ?",
+        "|[-\\[\\]{}&*!|>'\"%@`,?:#~]|[0-9a-z.]{0,3}| |\n){0,20}",
+    );
+
     proptest! {
         #[test]
-        fn any_bytes_are_a_configuration_or_errors(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+        fn any_bytes_are_a_configuration_or_errors(
+            bytes in proptest::collection::vec(any::<u8>(), 0..120),
+        ) {
             if let Err(errors) = Config::parse(&bytes, "f.yaml") {
                 prop_assert!(!errors.errors.is_empty());
             }
         }
 
         #[test]
-        fn anything_like_yaml_is_a_configuration_or_errors(text in "((memoryThrottlingFactor|logLevel|nodeAllocatable|x): ?|[-\\[\\]{}&*!|>'\"%@`,?:#~]|[0-9a-z.]{0,3}| |\n){0,20}") {
+        fn anything_like_yaml_is_a_configuration_or_errors(text in LIKE_CONFIGURATIONS) {
             if let Err(errors) = Config::parse(text.as_bytes(), "f.yaml") {
                 prop_assert!(errors.to_string().lines().count() == errors.errors.len());
             }

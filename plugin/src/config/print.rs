@@ -2,87 +2,34 @@
 
 use std::fmt;
 
-use plimsoll_core::policy::rescue::OomRescue;
-
-use crate::config::brake::Bounds;
-use crate::config::choices::NodeAllocatable;
+use crate::config::fields::{FIELDS, Field};
 use crate::config::model::Config;
-use crate::config::names::*;
-use crate::config::reserved::Reserved;
+use crate::config::setting::Value;
 
 /// Writes the effective configuration as an equivalent file.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{MODE}: {}", self.mode)?;
-        match self.policy.throttling {
-            // Always write a decimal point, as in the documentation.
-            Some(factor) => writeln!(f, "{THROTTLING}: {:?}", factor.get())?,
-            None => writeln!(f, "{THROTTLING}: null")?,
-        }
-        writeln!(f, "{RESERVATION}: {}", self.policy.reservation)?;
-        writeln!(f, "{HEADROOM}: {}", self.policy.headroom.quantity())?;
-        match self.node_allocatable {
-            NodeAllocatable::Auto => writeln!(f, "{ALLOCATABLE}: auto")?,
-            NodeAllocatable::Fixed(bytes) => writeln!(f, "{ALLOCATABLE}: {}", bytes.quantity())?,
-        }
-        for Reserved { owner, cgroup, memory } in &self.reserved {
-            let (cgroup_field, memory_field) = owner.fields();
-            // A cgroup's name may contain any character. Quote the name as JSON, which is valid
-            // YAML.
-            writeln!(f, "{cgroup_field}: {}", serde_json::Value::from(cgroup.to_string()))?;
-            writeln!(f, "{memory_field}: {{memory: {}}}", memory.quantity())?;
-        }
-        match self.node_guard {
-            Some(kept) => writeln!(f, "{GUARD}: {}", kept.quantity())?,
-            None => writeln!(f, "{GUARD}: null")?,
-        }
-        match self.throttle_deadline {
-            Some(deadline) => writeln!(f, "{DEADLINE}: {}", humantime::format_duration(deadline))?,
-            None => writeln!(f, "{DEADLINE}: null")?,
-        }
-        writeln!(f, "{SHRINK}: {}", self.shrink)?;
-        writeln!(f, "{SHRINK_DEADLINE}: {}", humantime::format_duration(self.shrink_deadline))?;
-        match &self.oom_rescue {
-            Some(OomRescue { kills, window, factor, minimum, ceiling }) => {
-                let (window, minimum) = (humantime::format_duration(*window), minimum.quantity());
-                writeln!(
-                    f,
-                    "{RESCUE}: {{{KILLS}: {kills}, {WINDOW}: {window}, {FACTOR}: {factor:?}, {MINIMUM}: {minimum}, \
-                     {CEILING}: {ceiling}}}"
-                )?;
+        for field in FIELDS {
+            if let Some(value) = field.value(self) {
+                writeln!(f, "{}: {value}", field.name)?;
             }
-            None => writeln!(f, "{RESCUE}: null")?,
         }
-        writeln!(f, "{RAISE}: {}", self.raise_pod_limits)?;
-        writeln!(f, "{REPAIR}: {}", self.repair)?;
-        match &self.brake {
-            Some(Bounds { repairs, conflicts, kills, window }) => {
-                let window = humantime::format_duration(*window);
-                writeln!(
-                    f,
-                    "{BRAKE}: {{{REPAIRS}: {repairs}, {CONFLICTS}: {conflicts}, {KILLS}: {kills}, {WINDOW}: {window}}}"
-                )?;
+        Ok(())
+    }
+}
+
+impl Field {
+    /// Returns the value of the field as YAML, or `None` if the field is not set.
+    pub(super) fn value(&self, config: &Config) -> Option<String> {
+        match (self.access.get)(config)? {
+            Value::Mapping => {
+                let inner = self.fields().iter().filter_map(|field| {
+                    field.value(config).map(|value| format!("{}: {value}", field.name))
+                });
+                Some(format!("{{{}}}", inner.collect::<Vec<_>>().join(", ")))
             }
-            None => writeln!(f, "{BRAKE}: null")?,
+            value => Some(value.to_string()),
         }
-        match self.max_limit_request_ratio {
-            Some(ratio) => writeln!(f, "{RATIO}: {ratio:?}")?,
-            None => writeln!(f, "{RATIO}: null")?,
-        }
-        match self.metrics_address {
-            // Quotes are needed for the brackets of IPv6.
-            Some(address) => writeln!(f, "{METRICS_ADDRESS}: \"{address}\"")?,
-            None => writeln!(f, "{METRICS_ADDRESS}: null")?,
-        }
-        writeln!(f, "{CONTAINER_METRICS}: {}", self.container_metrics)?;
-        match &self.kubeconfig {
-            // Quote as JSON, as above.
-            Some(path) => {
-                writeln!(f, "{KUBECONFIG}: {}", serde_json::Value::from(path.to_string_lossy()))?
-            }
-            None => writeln!(f, "{KUBECONFIG}: null")?,
-        }
-        writeln!(f, "{LOG_LEVEL}: {}", self.log_level.as_str())
     }
 }
 
@@ -93,14 +40,15 @@ mod tests {
     use std::time::Duration;
 
     use plimsoll_core::pod::CgroupPath;
-    use plimsoll_core::policy::rescue::Ceiling;
+    use plimsoll_core::policy::rescue::{Ceiling, OomRescue};
     use plimsoll_core::policy::{Policy, ReservationPolicy, ThrottlingFactor};
     use plimsoll_core::units::Bytes;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::choices::{LogLevel, Mode, Shrink};
-    use crate::config::reserved::Owner;
+    use crate::config::brake::Bounds;
+    use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
+    use crate::config::reserved::{Owner, Reserved};
     use crate::config::testing::parse;
 
     fn rescues() -> impl Strategy<Value = OomRescue> {

@@ -3,8 +3,6 @@
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::Bytes;
 
-use crate::config::names::{KUBE_CGROUP, KUBE_RESERVED, SYSTEM_CGROUP, SYSTEM_RESERVED};
-
 /// A cgroup beside the pods and its protection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
@@ -23,17 +21,4 @@ pub enum Owner {
     System,
     /// The kubelet and the container runtime (`kubeReserved`).
     Kube,
-}
-
-impl Owner {
-    pub(super) const ALL: [Self; 2] = [Self::System, Self::Kube];
-
-    /// Returns the names of the fields for the cgroup and for the amount, as the kubelet names
-    /// them.
-    pub(super) const fn fields(self) -> (&'static str, &'static str) {
-        match self {
-            Self::System => (SYSTEM_CGROUP, SYSTEM_RESERVED),
-            Self::Kube => (KUBE_CGROUP, KUBE_RESERVED),
-        }
-    }
 }

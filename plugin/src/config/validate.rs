@@ -1,234 +1,168 @@
 //! Conversion of fields into a configuration.
 
-use std::net::SocketAddr;
-
-use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::ReservationPolicy;
 use plimsoll_core::units::{Bytes, excerpt};
 
-use crate::config::choices::{LogLevel, Mode, Shrink};
+use crate::config::draft::{Draft, DraftReserved};
 use crate::config::errors::FieldError;
+use crate::config::fields::{
+    FIELDS, Field, GUARD, KUBE_CGROUP, KUBE_RESERVED, Mistake, RAISE, RESCUE, SYSTEM_CGROUP,
+    SYSTEM_RESERVED,
+};
 use crate::config::model::Config;
-use crate::config::names::*;
 use crate::config::parse::RawConfig;
 use crate::config::reserved::{Owner, Reserved};
-use crate::config::value::RawValue;
 
 impl RawConfig {
     /// Converts the fields into a configuration. Fields with mistakes are reported and keep their
     /// defaults.
     pub(super) fn validate(self) -> (Config, Vec<FieldError>) {
-        let mut config = Config::default();
-        let mut errors = Vec::new();
-        let mut seen: Vec<(String, u64)> = Vec::new();
-        let mut cgroups: Vec<(&str, CgroupPath)> = Vec::new();
-        let mut amounts: Vec<(&str, Bytes)> = Vec::new();
+        let mut draft = Draft::default();
+        let mut errors = Errors::default();
         for (key, value) in self.0 {
-            let (field, line) = (key.value, key.referenced.line().max(1));
-            let mut wrong = |expected: String, found: String| {
-                errors.push(FieldError { line, field: Some(excerpt(&field)), expected, found });
-            };
-            if let Some((_, first)) = seen.iter().find(|(name, _)| *name == field) {
-                wrong("each field once".to_owned(), format!("it again after line {first}"));
+            let (name, line) = (key.value, key.referenced.line().max(1));
+            if let Some(first) = errors.line(&name) {
+                let found = format!("it again after line {first}");
+                errors.add(line, &name, Mistake { expected: "each field once".to_owned(), found });
                 continue;
             }
-            let value = value.value;
-            match field.as_str() {
-                MODE => match value.one_of(Mode::ALL) {
-                    Some(mode) => config.mode = mode,
-                    None => wrong("enforce or observe".to_owned(), value.to_string()),
-                },
-                THROTTLING => match value.throttling() {
-                    Some(throttling) => config.policy.throttling = throttling,
-                    None => wrong("a number above 0 and at most 1, or null".to_owned(), value.to_string()),
-                },
-                RESERVATION => match value.one_of(ReservationPolicy::ALL) {
-                    Some(reservation) => config.policy.reservation = reservation,
-                    None => wrong("None, TieredReservation or HardReservation".to_owned(), value.to_string()),
-                },
-                ALLOCATABLE => match value.node_allocatable() {
-                    Some(allocatable) => config.node_allocatable = allocatable,
-                    None => wrong("auto, or a quantity above 0 such as 60Gi".to_owned(), value.to_string()),
-                },
-                HEADROOM => match value.quantity() {
-                    Some(headroom) => config.policy.headroom = headroom,
-                    None => wrong("a quantity such as 2Mi, or 0".to_owned(), value.to_string()),
-                },
-                SYSTEM_CGROUP | KUBE_CGROUP => match value.cgroup() {
-                    Some(cgroup) => {
-                        cgroups.push((if field == KUBE_CGROUP { KUBE_CGROUP } else { SYSTEM_CGROUP }, cgroup))
-                    }
-                    None => wrong(
-                        "the path of a cgroup, such as /system.slice, beneath the root and without . or ..".to_owned(),
-                        value.to_string(),
-                    ),
-                },
-                SYSTEM_RESERVED | KUBE_RESERVED => match value.memory() {
-                    Some(amount) => {
-                        amounts.push((if field == KUBE_RESERVED { KUBE_RESERVED } else { SYSTEM_RESERVED }, amount));
-                    }
-                    None => wrong(
-                        "a mapping with a quantity above 0, such as {memory: 500Mi}".to_owned(),
-                        value.to_string(),
-                    ),
-                },
-                GUARD => match value {
-                    RawValue::Null => config.node_guard = None,
-                    value => match value.quantity() {
-                        Some(kept) if kept > Bytes::ZERO => config.node_guard = Some(kept),
-                        _ => wrong("a quantity above 0 such as 500Mi, or null".to_owned(), value.to_string()),
-                    },
-                },
-                DEADLINE => match value.duration() {
-                    Some(deadline) => config.throttle_deadline = deadline,
-                    None => wrong("a time above 0 such as 30s or 2m, or null".to_owned(), value.to_string()),
-                },
-                SHRINK => match value.one_of(Shrink::ALL) {
-                    Some(shrink) => config.shrink = shrink,
-                    None => wrong("reject, defer or allow".to_owned(), value.to_string()),
-                },
-                SHRINK_DEADLINE => match value.duration() {
-                    Some(Some(deadline)) => config.shrink_deadline = deadline,
-                    _ => wrong("a time above 0 such as 10m".to_owned(), value.to_string()),
-                },
-                RESCUE => match value.oom_rescue() {
-                    Ok(rescue) => config.oom_rescue = rescue,
-                    Err((expected, found)) => wrong(expected, found),
-                },
-                RAISE | REPAIR | CONTAINER_METRICS => match value {
-                    RawValue::Bool(is_so) => match field.as_str() {
-                        RAISE => config.raise_pod_limits = is_so,
-                        REPAIR => config.repair = is_so,
-                        _ => config.container_metrics = is_so,
-                    },
-                    value => wrong("true or false".to_owned(), value.to_string()),
-                },
-                BRAKE => match value.brake() {
-                    Ok(brake) => config.brake = brake,
-                    Err((expected, found)) => wrong(expected, found),
-                },
-                RATIO => match value {
-                    RawValue::Null => config.max_limit_request_ratio = None,
-                    RawValue::Number { value: ratio, .. } if (1.0..=1e9).contains(&ratio) => {
-                        config.max_limit_request_ratio = Some(ratio);
-                    }
-                    value => wrong("a number of at least 1, or null".to_owned(), value.to_string()),
-                },
-                METRICS_ADDRESS => match &value {
-                    RawValue::Null => config.metrics_address = None,
-                    RawValue::Text(text) if text.parse::<SocketAddr>().is_ok() => {
-                        config.metrics_address = text.parse().ok();
-                    }
-                    value => {
-                        wrong("an address and a port such as 127.0.0.1:9477, or null".to_owned(), value.to_string())
-                    }
-                },
-                KUBECONFIG => match &value {
-                    RawValue::Null => config.kubeconfig = None,
-                    RawValue::Text(text) if text.starts_with('/') && !text.contains('\0') => {
-                        config.kubeconfig = Some(text.into());
-                    }
-                    value => wrong(
-                        "an absolute path such as /etc/plimsoll/kubeconfig, or null".to_owned(),
-                        value.to_string(),
-                    ),
-                },
-                LOG_LEVEL => match value.one_of(LogLevel::ALL) {
-                    Some(level) => config.log_level = level,
-                    None => wrong("error, warn, info, debug or trace".to_owned(), value.to_string()),
-                },
-                unknown => {
-                    let expected = match nearest_field(unknown) {
-                        Some(nearest) => format!("{nearest} (did you mean that?)"),
-                        None => format!("one of {}", FIELDS.join(", ")),
-                    };
-                    wrong(expected, "an unknown field".to_owned());
-                }
-            }
-            seen.push((field, line));
-        }
-        for owner in Owner::ALL {
-            let (cgroup_field, memory_field) = owner.fields();
-            let cgroup = cgroups.iter().find(|(field, _)| *field == cgroup_field);
-            let memory = amounts.iter().find(|(field, _)| *field == memory_field);
-            let line =
-                |field: &str| seen.iter().find(|(name, _)| name == field).map(|(_, line)| *line);
-            let mut alone = |field: &str, other: &str| {
-                // If the other field exists but is invalid, its own mistake is already reported.
-                if let (Some(line), None) = (line(field), line(other)) {
-                    let (field, found) = (Some(field.to_owned()), "none".to_owned());
-                    errors.push(FieldError {
-                        line,
-                        field,
-                        expected: format!("{other} beside it"),
-                        found,
-                    });
-                }
+            errors.seen.push((name.clone(), line));
+            let checked = match FIELDS.iter().find(|field| field.name == name) {
+                Some(field) => field.check(&value.value),
+                None => Err(unknown(&name)),
             };
-            match (cgroup, memory) {
-                (Some((_, cgroup)), Some((_, memory))) => {
-                    config.reserved.push(Reserved {
-                        owner,
-                        cgroup: cgroup.clone(),
-                        memory: *memory,
-                    });
+            match checked {
+                Ok(values) => {
+                    for (field, value) in values {
+                        (field.access.set)(&mut draft, value);
+                    }
                 }
-                (Some(_), None) => alone(cgroup_field, memory_field),
-                (None, Some(_)) => alone(memory_field, cgroup_field),
-                (None, None) => {}
+                Err(mistake) => errors.add(line, &name, mistake),
             }
         }
+        let Draft { mut config, system, kube } = draft;
+        config.reserved.extend(errors.check_reserved(
+            system,
+            Owner::System,
+            &SYSTEM_CGROUP,
+            &SYSTEM_RESERVED,
+        ));
+        config.reserved.extend(errors.check_reserved(
+            kube,
+            Owner::Kube,
+            &KUBE_CGROUP,
+            &KUBE_RESERVED,
+        ));
+        errors.check_guard(&config);
+        errors.check_rescue(&config);
+        errors.errors.sort_by_key(|error| error.line);
+        (config, errors.errors)
+    }
+}
+
+/// Mistakes found so far, and the lines of the fields.
+#[derive(Default)]
+struct Errors {
+    errors: Vec<FieldError>,
+    /// Names of the fields that the file has, with the line of the first use.
+    seen: Vec<(String, u64)>,
+}
+
+impl Errors {
+    /// Returns the line of a field, or `None` if the file does not have the field.
+    fn line(&self, name: &str) -> Option<u64> {
+        self.seen.iter().find(|(seen, _)| seen == name).map(|(_, line)| *line)
+    }
+
+    fn add(&mut self, line: u64, field: &str, Mistake { expected, found }: Mistake) {
+        self.errors.push(FieldError { line, field: Some(excerpt(field)), expected, found });
+    }
+
+    /// Returns the protection of a cgroup. Reports a path without its amount, and the reverse.
+    fn check_reserved(
+        &mut self,
+        draft: DraftReserved,
+        owner: Owner,
+        cgroup_field: &Field,
+        memory_field: &Field,
+    ) -> Option<Reserved> {
+        let (field, other) = match (draft.cgroup, draft.memory) {
+            (Some(cgroup), Some(memory)) => return Some(Reserved { owner, cgroup, memory }),
+            (Some(_), None) => (cgroup_field.name, memory_field.name),
+            (None, Some(_)) => (memory_field.name, cgroup_field.name),
+            (None, None) => return None,
+        };
+        // If the other field exists but is invalid, its own mistake is already reported.
+        if let (Some(line), None) = (self.line(field), self.line(other)) {
+            let (expected, found) = (format!("{other} beside it"), "none".to_owned());
+            self.add(line, field, Mistake { expected, found });
+        }
+        None
+    }
+
+    /// Reports a guard that keeps less memory than the protected cgroups need.
+    fn check_guard(&mut self, config: &Config) {
         let reserved = config.reserved_in_all();
-        if let (Some(kept), Some((_, line))) =
-            (config.node_guard, seen.iter().find(|(name, _)| name == GUARD))
+        if let (Some(kept), Some(line)) = (config.node_guard, self.line(GUARD.name))
             && kept < reserved
         {
-            errors.push(FieldError {
-                line: *line,
-                field: Some(GUARD.to_owned()),
-                expected: format!(
-                    "at least what {SYSTEM_RESERVED} and {KUBE_RESERVED} add up to, {}",
-                    reserved.quantity()
-                ),
-                found: kept.quantity(),
-            });
+            let expected = format!(
+                "at least the sum of {} and {}, {}",
+                SYSTEM_RESERVED.name,
+                KUBE_RESERVED.name,
+                reserved.quantity()
+            );
+            self.add(line, GUARD.name, Mistake { expected, found: kept.quantity() });
         }
-        if let (Some(_), false, Some((_, line))) = (
-            &config.oom_rescue,
-            config.raise_pod_limits,
-            seen.iter().find(|(name, _)| name == RAISE),
-        ) {
-            // A pod's limit also bounds its containers, so a rescue must raise both limits.
-            let (expected, found) =
-                (format!("true beside {RESCUE}, which raises both limits"), "false".to_owned());
-            errors.push(FieldError { line: *line, field: Some(RAISE.to_owned()), expected, found });
-        }
-        errors.sort_by_key(|error| error.line);
-        (config, errors)
     }
+
+    /// Reports an OOM rescue that raises nothing, and one that may not raise the limits of pods.
+    fn check_rescue(&mut self, config: &Config) {
+        let Some(rescue) = &config.oom_rescue else { return };
+        if let Some(line) = self.line(RESCUE.name)
+            && rescue.factor <= 1.0
+            && rescue.minimum == Bytes::ZERO
+        {
+            let expected = "a factor above 1, or a minimum above 0".to_owned();
+            self.add(line, RESCUE.name, Mistake { expected, found: "neither".to_owned() });
+        } else if let (false, Some(line)) = (config.raise_pod_limits, self.line(RAISE.name)) {
+            // A pod's limit also bounds its containers, so a rescue must raise both limits.
+            let expected = format!("true beside {}, which raises both limits", RESCUE.name);
+            self.add(line, RAISE.name, Mistake { expected, found: "false".to_owned() });
+        }
+    }
+}
+
+/// Returns the mistake for a field that does not exist.
+fn unknown(name: &str) -> Mistake {
+    let expected = match nearest_field(name) {
+        Some(nearest) => format!("{nearest} (did you mean that?)"),
+        None => {
+            let names: Vec<&str> = FIELDS.iter().map(|field| field.name).collect();
+            format!("one of {}", names.join(", "))
+        }
+    };
+    Mistake { expected, found: "an unknown field".to_owned() }
 }
 
 fn nearest_field(unknown: &str) -> Option<&'static str> {
     FIELDS
-        .into_iter()
+        .iter()
         .map(|field| {
-            (
-                strsim::damerau_levenshtein(
-                    &field.to_lowercase(),
-                    &excerpt(unknown).to_lowercase(),
-                ),
-                field,
-            )
+            let (name, unknown) = (field.name.to_lowercase(), excerpt(unknown).to_lowercase());
+            (strsim::damerau_levenshtein(&name, &unknown), field.name)
         })
         // A difference of more than half of a short name is not a typing error.
-        .filter(|(distance, field)| *distance <= 4.min(field.len() / 2))
+        .filter(|(distance, name)| *distance <= 4.min(name.len() / 2))
         .min()
-        .map(|(_, field)| field)
+        .map(|(_, name)| name)
 }
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_core::policy::rescue::{Ceiling, OomRescue};
+
     use super::*;
+    use crate::config::brake::Bounds;
     use crate::config::testing::parse;
 
     #[test]
@@ -250,12 +184,14 @@ mod tests {
         let kube = "kubeReservedCgroup: /kubelet.slice\nkubeReserved: {memory: 1Gi}\n";
         assert_eq!(
             parse(&format!("{system}{kube}nodeGuard: 1500Mi")).unwrap_err(),
-            "f.yaml:5: nodeGuard: expected at least what systemReserved and kubeReserved add up to, 1524Mi, found 1500Mi"
+            "f.yaml:5: nodeGuard: expected at least the sum of systemReserved and kubeReserved, \
+             1524Mi, found 1500Mi"
         );
         assert!(parse(&format!("{system}{kube}nodeGuard: 1524Mi")).is_ok());
         assert_eq!(
             parse("nodeGuard: 0").unwrap_err(),
-            "f.yaml:1: nodeGuard: expected a quantity above 0 such as 500Mi, or null, found the number 0"
+            "f.yaml:1: nodeGuard: expected a quantity above 0 such as 500Mi, or null, found the \
+             number 0"
         );
         assert_eq!(parse("nodeGuard: null"), Ok(Config::default()));
     }
@@ -264,8 +200,84 @@ mod tests {
     fn a_rescue_needs_pods_to_be_raised() {
         assert_eq!(
             parse("oomRescue: {}\nraisePodLimits: false").unwrap_err(),
-            "f.yaml:2: raisePodLimits: expected true beside oomRescue, which raises both limits, found false"
+            "f.yaml:2: raisePodLimits: expected true beside oomRescue, which raises both limits, \
+             found false"
         );
         assert!(parse("raisePodLimits: false").is_ok());
+    }
+
+    #[test]
+    fn a_rescue_is_off_unless_there_is_a_mapping() {
+        assert_eq!(parse("oomRescue: null").unwrap().oom_rescue, None);
+        assert_eq!(parse("oomRescue: {}").unwrap().oom_rescue, Some(OomRescue::default()));
+        let share = parse("oomRescue: {ceiling: 25%}").unwrap().oom_rescue.unwrap();
+        assert_eq!(share.ceiling, Ceiling::Share(25));
+        for (text, complaint) in [
+            ("on", "expected a mapping such as {kills: 3, ceiling: 1Gi}, or null, found 'on'"),
+            ("{kills: 0}", "expected kills: a whole number from 1 to 1000, found the number 0"),
+            ("{kills: 1.5}", "expected kills: a whole number from 1 to 1000, found the number 1.5"),
+            ("{window: 0s}", "expected window: a time above 0 such as 10m, found '0s'"),
+            ("{factor: 0.9}", "expected factor: a number from 1 to 10, found the number 0.9"),
+            (
+                "{minimum: -1}",
+                "expected minimum: a quantity such as 100Mi, or 0, found the number -1",
+            ),
+            (
+                "{ceiling: 0%}",
+                "expected ceiling: a quantity above 0, or a share from 1% to 100%, such as 1Gi, \
+                 found '0%'",
+            ),
+            (
+                "{ceiling: 101%}",
+                "expected ceiling: a quantity above 0, or a share from 1% to 100%, such as 1Gi, \
+                 found '101%'",
+            ),
+            (
+                "{factor: 1, minimum: 0}",
+                "expected a factor above 1, or a minimum above 0, found neither",
+            ),
+            (
+                "{kill: 3}",
+                "expected no other fields than kills, window, factor, minimum, ceiling, found \
+                 'kill'",
+            ),
+            ("{kills: 3, kills: 4}", "expected each field once, found 'kills' again"),
+        ] {
+            let error = parse(&format!("oomRescue: {text}")).unwrap_err();
+            assert_eq!(error, format!("f.yaml:1: oomRescue: {complaint}"), "{text}");
+        }
+        assert!(
+            parse("shrink: never\nshrinkDeadline: null")
+                .unwrap_err()
+                .contains("f.yaml:2: shrinkDeadline: expected a time")
+        );
+    }
+
+    #[test]
+    fn the_brake_has_bounds_or_is_off() {
+        assert_eq!(parse("").unwrap().brake, Some(Bounds::default()));
+        assert_eq!(parse("brake: null").unwrap().brake, None);
+        assert_eq!(
+            parse("brake: {kills: 1}").unwrap().brake,
+            Some(Bounds { kills: 1, ..Bounds::default() })
+        );
+        for (text, complaint) in [
+            ("on", "expected a mapping such as {repairs: 500}, or null, found 'on'"),
+            ("{kills: 0}", "expected kills: a whole number from 1 to 1000000, found the number 0"),
+            (
+                "{repairs: 1e7}",
+                "expected repairs: a whole number from 1 to 1000000, found the number 10000000",
+            ),
+            ("{window: 0s}", "expected window: a time above 0 such as 10m, found '0s'"),
+            ("{window: null}", "expected window: a time above 0 such as 10m, found nothing (null)"),
+            (
+                "{kill: 3}",
+                "expected no other fields than repairs, conflicts, kills, window, found 'kill'",
+            ),
+            ("{kills: 3, kills: 4}", "expected each field once, found 'kills' again"),
+        ] {
+            let error = parse(&format!("brake: {text}")).unwrap_err();
+            assert_eq!(error, format!("f.yaml:1: brake: {complaint}"), "{text}");
+        }
     }
 }

@@ -59,10 +59,14 @@ fn a_valid_configuration_is_shown_with_its_defaults() {
     assert_eq!(
         ran.stdout,
         format!(
-            "# {} is valid and amounts to:\nmode: enforce\nmemoryThrottlingFactor: 0.8\nmemoryReservationPolicy: HardReservation\n\
-             memoryMinHeadroom: 2Mi\nnodeAllocatable: auto\nnodeGuard: null\nthrottleDeadline: 30s\nshrink: reject\n\
+            "# {} is valid. The effective configuration:\nmode: enforce\nmemoryThrottlingFactor: \
+             0.8\nmemoryReservationPolicy: HardReservation\n\
+             memoryMinHeadroom: 2Mi\nnodeAllocatable: auto\nnodeGuard: null\nthrottleDeadline: \
+             30s\nshrink: reject\n\
              shrinkDeadline: 10m\noomRescue: null\nraisePodLimits: true\nrepair: true\n\
-             brake: {{repairs: 500, conflicts: 50, kills: 20, window: 10m}}\nmaxLimitRequestRatio: 4.0\nmetricsAddress: null\ncontainerMetrics: false\nkubeconfig: null\nlogLevel: info\n",
+             brake: {{repairs: 500, conflicts: 50, kills: 20, window: 10m}}\nmaxLimitRequestRatio: \
+             4.0\nmetricsAddress: null\ncontainerMetrics: false\nkubeconfig: null\nlogLevel: \
+             info\n",
             path.display()
         )
     );
@@ -76,7 +80,8 @@ fn every_mistake_in_a_configuration_is_reported_and_the_code_is_2() {
     assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
     assert_eq!(
         ran.stderr.replace(as_str(&path), "F"),
-        "F:1: memoryThrottlingFactor: expected a number above 0 and at most 1, or null, found the number 2\n\
+        "F:1: memoryThrottlingFactor: expected a number above 0 and at most 1, or null, found the \
+         number 2\n\
          F:3: logLevel: expected error, warn, info, debug or trace, found 'loud'\n"
     );
 }
@@ -111,13 +116,20 @@ fn bad_usage_is_code_2_and_help_is_code_0() {
         &[][..],
         &["sail"],
         &["check"],
+        &["config"],
         &["explain"],
         &["explain", "-f", "-", "--node-allocatable", "lots"],
         &["explain", "-f", "-", "--node-allocatable", "0"],
     ] {
         assert_eq!(plimsoll(args, POD).code, 2, "{args:?}");
     }
-    for args in [&["--help"][..], &["check", "--help"], &["explain", "--help"], &["--version"]] {
+    for args in [
+        &["--help"][..],
+        &["check", "--help"],
+        &["config", "default"],
+        &["explain", "--help"],
+        &["--version"],
+    ] {
         let ran = plimsoll(args, "");
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{args:?}");
     }
@@ -154,7 +166,8 @@ allocatable where there is no limit. = is protected, ~ is throttled.
 #[test]
 fn an_explanation_follows_the_configuration() {
     let dir = TempDir::new().unwrap();
-    let config = "memoryThrottlingFactor: null\nmemoryReservationPolicy: TieredReservation\nnodeAllocatable: 4Gi\n";
+    let config = "memoryThrottlingFactor: null\nmemoryReservationPolicy: \
+                  TieredReservation\nnodeAllocatable: 4Gi\n";
     let config = file(&dir, "p.conf", config);
     let pod = file(&dir, "pod.yaml", POD);
     let ran = plimsoll(&["explain", "-f", as_str(&pod), "--config", as_str(&config), "--json"], "");
@@ -185,7 +198,7 @@ fn an_explanation_follows_the_configuration() {
 fn without_a_given_allocatable_this_machine_is_asked_and_named() {
     let ran = plimsoll(&["explain", "-f", "-"], POD);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert!(ran.stdout.contains("that of this machine, from"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("of this machine, from"), "{}", ran.stdout);
 }
 
 #[test]
@@ -195,7 +208,8 @@ fn a_manifest_that_is_no_good_is_code_2_and_names_the_place() {
     let ran = plimsoll(&["explain", "-f", as_str(&path)], "");
     assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
     assert!(ran.stderr.ends_with(
-        "pod.yaml: Pod web, container app: resources.limits.memory: expected a quantity such as 128Mi, 1.5Gi, 500M or \
+        "pod.yaml: Pod web, container app: resources.limits.memory: expected a quantity such as \
+         128Mi, 1.5Gi, 500M or \
          1e9, found '1GB'\n"
     ), "{}", ran.stderr);
 }
@@ -284,7 +298,8 @@ fn manifests_are_checked_wherever_they_are_and_warnings_are_no_failure() {
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
     assert_eq!(
         ran.stdout.replace(as_str(dir.path()), "D"),
-        "D/a/b/pod.yml:7: warning: Pod web, container app: memory limit 1Gi is 8 times the request 128Mi, expected at \
+        "D/a/b/pod.yml:7: warning: Pod web, container app: memory limit 1Gi is 8 times the request \
+         128Mi, expected at \
          most 4 times [limit-request-ratio]\n3 files, 2 pods, 2 containers: 1 warning\n"
     );
     assert_eq!(
@@ -310,9 +325,11 @@ fn a_manifest_that_is_broken_fails_and_hides_nothing_of_the_others() {
     assert_eq!((ran.code, ran.stderr.as_str()), (2, ""));
     let starts = [
         &format!("{}:1: error: expected YAML or JSON, found: ", broken.display()),
-        "/nonexistent.yaml:1: error: cannot read it: No such file or directory (os error 2) [unreadable]",
+        "/nonexistent.yaml:1: error: cannot read the file: No such file or directory (os error 2) \
+         [unreadable]",
         &format!("{}:7: warning: Pod web, container app: ", pod.display()),
-        "standard input:1: error: Pod without a name: expected a spec with containers, found none [invalid]",
+        "standard input:1: error: Pod without a name: expected a spec with containers, found none \
+         [invalid]",
         "4 files, 2 pods, 1 container: 3 errors, 1 warning",
     ];
     assert_eq!(ran.stdout.lines().count(), starts.len(), "{}", ran.stdout);

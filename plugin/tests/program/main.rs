@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod cli;
+mod configuration;
 mod daemon;
 mod deploy;
 mod events;

@@ -1,0 +1,24 @@
+//! Configuration while its fields are read.
+
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::units::Bytes;
+
+use crate::config::model::Config;
+
+/// Configuration while its fields are read. A field that is missing or has a mistake keeps its
+/// default.
+#[derive(Default)]
+pub(super) struct Draft {
+    pub(super) config: Config,
+    /// `systemReservedCgroup` and `systemReserved`.
+    pub(super) system: DraftReserved,
+    /// `kubeReservedCgroup` and `kubeReserved`.
+    pub(super) kube: DraftReserved,
+}
+
+/// Protection of a cgroup whose path and amount are two fields.
+#[derive(Default)]
+pub(super) struct DraftReserved {
+    pub(super) cgroup: Option<CgroupPath>,
+    pub(super) memory: Option<Bytes>,
+}
