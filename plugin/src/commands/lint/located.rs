@@ -1,14 +1,14 @@
 //! Values of a document with their places.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::de::{MapAccess, SeqAccess};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Number, Value};
 use serde_saphyr::Spanned;
 
 use crate::commands::lint::place::Place;
+use crate::config::any_value::{self, AnyValue, Scalar};
 
 /// Place of a value and of its parts.
 pub(super) struct Places {
@@ -54,87 +54,41 @@ struct Inner {
     parts: BTreeMap<String, Places>,
 }
 
-impl From<Value> for Inner {
-    fn from(value: Value) -> Self {
-        Self { value, parts: BTreeMap::new() }
-    }
-}
-
 impl<'de> Deserialize<'de> for Inner {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue)
+        any_value::deserialize(deserializer)
     }
 }
 
-/// Builds an [`Inner`] from a value of any type.
-struct AnyValue;
-
-impl<'de> Visitor<'de> for AnyValue {
-    type Value = Inner;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
+impl<'de> AnyValue<'de> for Inner {
+    fn from_scalar(scalar: Scalar<'_>) -> Self {
+        let value = match scalar {
+            Scalar::Null => Value::Null,
+            Scalar::Bool(value) => value.into(),
+            Scalar::Signed(value) => value.into(),
+            Scalar::Unsigned(value) => value.into(),
+            Scalar::Large(text, _) => text.into(),
+            Scalar::Float(value) => Number::from_f64(value).map_or(Value::Null, Value::Number),
+            Scalar::Text(text) => text.into(),
+        };
+        Self { value, parts: BTreeMap::new() }
     }
 
-    fn visit_unit<E>(self) -> Result<Inner, E> {
-        Ok(Value::Null.into())
-    }
-
-    fn visit_none<E>(self) -> Result<Inner, E> {
-        Ok(Value::Null.into())
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Inner, D::Error> {
-        Inner::deserialize(deserializer)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Inner, E> {
-        Ok(Value::from(value).into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Inner, E> {
-        Ok(Value::from(value).into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Inner, E> {
-        Ok(Value::from(value).into())
-    }
-
-    fn visit_i128<E>(self, value: i128) -> Result<Inner, E> {
-        Ok(Value::from(value.to_string()).into())
-    }
-
-    fn visit_u128<E>(self, value: u128) -> Result<Inner, E> {
-        Ok(Value::from(value.to_string()).into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Inner, E> {
-        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number).into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Inner, E> {
-        Ok(Value::from(value).into())
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Inner, E> {
-        Ok(Value::from(value).into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Inner, A::Error> {
+    fn from_list<A: SeqAccess<'de>>(mut list: A) -> Result<Self, A::Error> {
         let (mut values, mut places) = (Vec::new(), BTreeMap::new());
         while let Some(Located { value, place, parts }) = list.next_element()? {
             places.insert(values.len().to_string(), Places { place, parts });
             values.push(value);
         }
-        Ok(Inner { value: Value::Array(values), parts: places })
+        Ok(Self { value: Value::Array(values), parts: places })
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Inner, A::Error> {
+    fn from_map<A: MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
         let (mut values, mut places) = (serde_json::Map::new(), BTreeMap::new());
         while let Some((field, Located { value, place, parts })) = map.next_entry::<String, _>()? {
             places.insert(field.clone(), Places { place, parts });
             values.insert(field, value);
         }
-        Ok(Inner { value: Value::Object(values), parts: places })
+        Ok(Self { value: Value::Object(values), parts: places })
     }
 }
