@@ -6,14 +6,14 @@ use clap_complete::Shell;
 use crate::commands::failure::Failure;
 use crate::commands::output::print;
 
-/// Print what a shell needs to complete commands and options.
+/// Print the completions of commands and options for a shell.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   plimsoll completions bash > /usr/share/bash-completion/completions/plimsoll
   plimsoll completions zsh > /usr/local/share/zsh/site-functions/_plimsoll")]
 pub(crate) struct Completions {
-    /// The shell
+    /// Shell
     shell: Shell,
 }
 

@@ -8,14 +8,14 @@ use clap::Args;
 use crate::commands::failure::Failure;
 use crate::commands::input::shown;
 
-/// Write the manual pages, one for the program and one for each command.
+/// Write the manual pages of the program and its commands.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   plimsoll man /usr/local/share/man/man1
   man plimsoll-status")]
 pub(crate) struct Man {
-    /// The directory to write them to, which has to be there
+    /// Existing directory for the pages
     directory: PathBuf,
 }
 

@@ -15,22 +15,22 @@ use crate::config::{Config, NodeAllocatable};
 use crate::kubelet::node::NodeMemory;
 use crate::state::guard_record;
 
-/// Show what a pod's containers would get, and why.
+/// Show the values that a pod's containers would get, with reasons.
 #[derive(Args)]
 #[command(
     long_about = "\
-Show for each container of a pod the values of memory.min, memory.low and memory.high, with the reason for each, and \
-draw them to scale. Needs no node and changes nothing.
+Show memory.min, memory.low and memory.high of each container of a pod, with the reason for each
+value, and draw them to scale. The command needs no node and changes nothing.
 
-The manifest may hold several documents, lists, and objects with a pod template such as Deployments. Annotations are \
-honoured (<what>.plimsoll.nri.io, then nothing, /pod or /container.<name>):
+The manifest may have several documents, lists, and objects with a pod template such as
+Deployments. These annotations of the pod count. Each may end in /container.<name>, /pod or neither:
 
-  throttling-factor  a number above 0 and at most 1, or none
-  reservation        none, tiered or hard, but not more than the node's policy
-  memory-request     a quantity, used only where the kubelet has no record; so not here
+  throttling-factor.plimsoll.nri.io  a number above 0 and at most 1, or none
+  reservation.plimsoll.nri.io        none, tiered or hard, at most the node's policy
+  memory-request.plimsoll.nri.io     a quantity; ignored here, because the manifest has the request
 
-Containers without a limit are measured against node allocatable. It comes from --node-allocatable, or the \
-configuration, or else from this machine.",
+Node allocatable replaces the limit of containers without a limit. It comes from
+--node-allocatable, from the configuration, or from this machine.",
     after_long_help = "\
 Examples:
   plimsoll explain -f pod.yaml --node-allocatable 60Gi
@@ -38,15 +38,15 @@ Examples:
   kubectl get pod web -o yaml | plimsoll explain -f - --json"
 )]
 pub(crate) struct Explain {
-    /// The manifest, YAML or JSON; - is standard input
+    /// Manifest in YAML or JSON; - is standard input
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
 
-    /// The node's configuration file; without it, the defaults
+    /// Configuration file of the node; by default, the default configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Memory that pods may use altogether on the node, such as 60Gi
+    /// Memory that all pods of the node may use together, such as 60Gi
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     node_allocatable: Option<Bytes>,
 
@@ -74,7 +74,7 @@ impl Explain {
                     for problem in &memory.problems {
                         eprintln!("note: {problem}");
                     }
-                    (memory.allocatable, format!("that of this machine, from {}", memory.source))
+                    (memory.allocatable, format!("of this machine, from {}", memory.source))
                 }
             };
         let basis = Basis {

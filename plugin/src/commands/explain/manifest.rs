@@ -128,8 +128,10 @@ mod tests {
     fn lists_and_templates_are_opened_and_other_objects_skipped() {
         let template = "{metadata: {}, spec: {containers: [{name: a}]}}";
         let manifest = format!(
-            "---\nkind: Service\nmetadata: {{name: s, namespace: n}}\n---\nkind: Deployment\nmetadata: {{name: d}}\nspec: {{template: {template}}}\n---\n\
-             kind: List\nitems:\n- {{kind: CronJob, metadata: {{name: c}}, spec: {{jobTemplate: {{spec: {{template: {template}}}}}}}}}\n---\n"
+            "---\nkind: Service\nmetadata: {{name: s, namespace: n}}\n---\nkind: \
+             Deployment\nmetadata: {{name: d}}\nspec: {{template: {template}}}\n---\n\
+             kind: List\nitems:\n- {{kind: CronJob, metadata: {{name: c}}, spec: {{jobTemplate: \
+             {{spec: {{template: {template}}}}}}}}}\n---\n"
         );
         let explanation = explained(&manifest);
         let objects: Vec<_> = explanation.pods.iter().map(|pod| pod.object.as_str()).collect();
@@ -158,11 +160,13 @@ mod tests {
         for (manifest, expected) in [
             (
                 "",
-                "expected a Pod, or an object with a pod template such as a Deployment; found nothing",
+                "expected a Pod, or an object with a pod template such as a Deployment; found \
+                 nothing",
             ),
             (
                 "kind: Service",
-                "expected a Pod, or an object with a pod template such as a Deployment; found Service without a name",
+                "expected a Pod, or an object with a pod template such as a Deployment; found \
+                 Service without a name",
             ),
             ("kind: [", "expected pods as YAML or JSON: "),
             ("kind: Pod", "Pod without a name: expected a spec with containers, found none"),
@@ -172,9 +176,12 @@ mod tests {
             ),
             ("kind: Pod\nmetadata: 3", "Pod without a name: expected a pod: "),
             (
-                "kind: Pod\nspec: {containers: [{name: a, resources: {limits: {memory: 1GB}, requests: {cpu: -1}}}]}",
-                "Pod without a name, container a: resources.requests.cpu: expected a quantity of zero or more, found '-1'\n\
-                 Pod without a name, container a: resources.limits.memory: expected a quantity such as 128Mi, 1.5Gi, 500M or 1e9, found '1GB'",
+                "kind: Pod\nspec: {containers: [{name: a, resources: {limits: {memory: 1GB}, \
+                 requests: {cpu: -1}}}]}",
+                "Pod without a name, container a: resources.requests.cpu: expected a quantity of \
+                 zero or more, found '-1'\n\
+                 Pod without a name, container a: resources.limits.memory: expected a quantity \
+                 such as 128Mi, 1.5Gi, 500M or 1e9, found '1GB'",
             ),
         ] {
             let error = explain(manifest, &basis()).unwrap_err().to_string();
@@ -182,9 +189,15 @@ mod tests {
         }
     }
 
+    /// Pattern of text that resembles manifests.
+    const LIKE_MANIFESTS: &str = concat!(
+        r"(kind: Pod|spec:|containers:|- name: a|resources:|memory: 1|metadata:|annotations:",
+        "|[{}\\[\\],]|\n|  |.){0,25}",
+    );
+
     proptest! {
         #[test]
-        fn any_text_is_explained_or_refused(text in "(kind: Pod|spec:|containers:|- name: a|resources:|memory: 1|metadata:|annotations:|[{}\\[\\],]|\n|  |.){0,25}") {
+        fn any_text_is_explained_or_refused(text in LIKE_MANIFESTS) {
             let _ = explain(&text, &basis());
         }
     }

@@ -45,7 +45,7 @@ pub(crate) fn explain_template(
     let class = if typed == Stated::default() {
         QosClass::from_resources(&defaulted)
     } else {
-        notes.push("the pod has resources of its own, which decide its class".to_owned());
+        notes.push("the resources of the pod itself decide its QoS class".to_owned());
         QosClass::from_resources([&typed.with_defaults()])
     };
 
@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn init_containers_and_sidecars_are_explained_and_count_for_the_class() {
         let explanation = explained(&pod(
-            "  initContainers:\n  - {name: setup}\n  - {name: mesh, restartPolicy: Always}\n  containers:\n  - {name: a, resources: {limits: {cpu: 1, memory: 64Mi}}}\n",
+            "  initContainers:\n  - {name: setup}\n  - {name: mesh, restartPolicy: Always}\n  \
+             containers:\n  - {name: a, resources: {limits: {cpu: 1, memory: 64Mi}}}\n",
         ));
         let kinds: Vec<_> =
             explanation.pods[0].containers.iter().map(|container| container.kind).collect();

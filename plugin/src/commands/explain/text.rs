@@ -25,7 +25,7 @@ impl fmt::Display for Explanation {
             ),
         )?;
         for skipped in &self.skipped {
-            writeln!(f, "Skipped {skipped}: it holds no pod.")?;
+            writeln!(f, "Skipped {skipped}: no pod in it.")?;
         }
         for pod in &self.pods {
             write!(f, "\n{pod}")?;
@@ -37,7 +37,8 @@ impl fmt::Display for Explanation {
             .any(|container| container.scale.is_some())
         {
             f.write_str(
-                "\nDrawn to scale: m memory.min, l memory.low, H memory.high, M memory.max, A node\n\
+                "\nDrawn to scale: m memory.min, l memory.low, H memory.high, M memory.max, A \
+                 node\n\
                  allocatable where there is no limit. = is protected, ~ is throttled.\n",
             )?;
         }
@@ -100,9 +101,9 @@ mod tests {
 
     #[test]
     fn the_text_fits_80_columns() {
-        let manifest = pod(
-            "  containers: [{name: a, resources: {requests: {memory: '1234567890'}, limits: {memory: 1234567890123}}}, {name: b}]",
-        );
+        let manifest =
+            pod("  containers: [{name: a, resources: {requests: {memory: '1234567890'}, limits: \
+             {memory: 1234567890123}}}, {name: b}]");
         let text = explained(&manifest).to_string();
         for line in text.lines() {
             assert!(line.chars().count() <= COLUMNS, "{line}");

@@ -62,7 +62,7 @@ impl Report {
         let (request, limit) = (some(container.request), some_of(typed.memory_limit));
         if request.is_none() && some_of(of_pod.memory_request).is_none() {
             let message = match typed.memory_request {
-                Some(_) => "expected a memory request above 0, which is none",
+                Some(_) => "expected a memory request above 0, found 0",
                 None => "expected a memory request, found none",
             };
             let owner = Some(owner.clone());
@@ -70,14 +70,17 @@ impl Report {
         }
         if limit.is_none() && some_of(of_pod.memory_limit).is_none() {
             let message = match typed.memory_limit {
-                Some(_) => "expected a memory limit above 0, which is none",
+                Some(_) => "expected a memory limit above 0, found 0",
                 None => "expected a memory limit, found none",
             };
             let owner = Some(owner.clone());
             self.find(file, place, Rule::MemoryLimitMissing, owner, message.to_owned());
         }
         if let (None, Some(limit)) = (typed.memory_request, limit) {
-            let message = format!("without a memory request it is the limit, {}", limit.quantity());
+            let message = format!(
+                "expected a memory request, found only a limit: Kubernetes uses {} for both",
+                limit.quantity()
+            );
             let place = field("limits");
             self.find(file, place, Rule::MemoryRequestDefaulted, Some(owner), message);
         }
@@ -111,7 +114,8 @@ impl Report {
             ratio(some(request), some(limit)).filter(|&ratio| ratio > self.max_ratio)
         {
             let message = format!(
-                "memory limit {limited} is {} times the request {requested}, expected at most {} times",
+                "memory limit {limited} is {} times the request {requested}, expected at most {} \
+                 times",
                 times(ratio),
                 self.max_ratio
             );
@@ -206,27 +210,33 @@ mod tests {
     #[test]
     fn a_finding_has_the_line_of_what_it_is_about() {
         let text = format!(
-            "kind: Service\n---\n{DEPLOYMENT}---\nkind: List\nitems:\n- kind: Pod\n  spec:\n    containers:\n    - name: x\n      resources:\n        limits:\n          memory: 1GB\n"
+            "kind: Service\n---\n{DEPLOYMENT}---\nkind: List\nitems:\n- kind: Pod\n  spec:\n    \
+             containers:\n    - name: x\n      resources:\n        limits:\n          memory: 1GB\n"
         );
-        let effect = "annotation throttling-factor.plimsoll.nri.io: expected a number above 0 and at most 1, or none, found '2'; it is \
+        let effect = "annotation throttling-factor.plimsoll.nri.io: expected a number above 0 and \
+                      at most 1, or none, found '2'; it is \
                       ignored [annotation-ignored]";
         assert_eq!(
             found(&text),
             [
                 format!("f.yaml:13: warning: Deployment shop/web: {effect}"),
-                "f.yaml:17: warning: Deployment shop/web, init container setup: expected a memory request, found none \
+                "f.yaml:17: warning: Deployment shop/web, init container setup: expected a memory \
+                 request, found none \
                  [memory-request-missing]"
                     .to_owned(),
-                "f.yaml:17: warning: Deployment shop/web, init container setup: expected a memory limit, found none \
+                "f.yaml:17: warning: Deployment shop/web, init container setup: expected a memory \
+                 limit, found none \
                  [memory-limit-missing]"
                     .to_owned(),
-                "f.yaml:20: note: Deployment shop/web, sidecar mesh: without a memory request it is the limit, 64Mi \
-                 [memory-request-defaulted]"
+                "f.yaml:20: note: Deployment shop/web, sidecar mesh: expected a memory request, \
+                 found only a limit: Kubernetes uses 64Mi for both [memory-request-defaulted]"
                     .to_owned(),
-                "f.yaml:28: warning: Deployment shop/web, container app: memory limit 1Gi is 8 times the request 128Mi, \
+                "f.yaml:28: warning: Deployment shop/web, container app: memory limit 1Gi is 8 \
+                 times the request 128Mi, \
                  expected at most 4 times [limit-request-ratio]"
                     .to_owned(),
-                "f.yaml:38: error: Pod without a name, container x: resources.limits.memory: expected a quantity such as \
+                "f.yaml:38: error: Pod without a name, container x: resources.limits.memory: \
+                 expected a quantity such as \
                  128Mi, 1.5Gi, 500M or 1e9, found '1GB' [invalid]"
                     .to_owned(),
             ]
@@ -261,7 +271,8 @@ mod tests {
         let text = report.text(true).to_string();
         assert!(
             text.ends_with(
-                "f.yaml:20: Deployment shop/web, container app:\n  Burstable, limit 8 times the request; min 128Mi, low 0, \
+                "f.yaml:20: Deployment shop/web, container app:\n  Burstable, limit 8 times the \
+                 request; min 128Mi, low 0, \
                  high 934.4Mi, max 1Gi\n1 file, 1 pod, 3 containers: 4 warnings, 1 note\n"
             ),
             "{text}"

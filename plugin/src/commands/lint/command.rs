@@ -18,27 +18,32 @@ use crate::commands::lint::{self, Level, Report};
 use crate::commands::output::print;
 use crate::config::{Config, NodeAllocatable};
 
-/// Check the memory of pods in manifests, as for a pipeline.
+/// Check the memory requests and limits in manifests.
 #[derive(Args)]
 #[command(
     long_about = "\
-Check requests and limits of memory in Kubernetes manifests: of pods, of objects with a pod template such as Deployments, \
-StatefulSets, DaemonSets, Jobs and CronJobs, and of lists of these. Other objects are passed over. A file may hold several \
-documents; a broken one is reported and hides nothing of the others. Directories are searched to any depth for *.yaml, *.yml \
-and *.json; symbolic links to directories are not followed. Templates have to be rendered first: helm template . | plimsoll \
-lint -
+Check the memory requests and limits in Kubernetes manifests, as for a pipeline. The command checks
+pods, objects with a pod template (Deployments, StatefulSets, DaemonSets, Jobs, CronJobs and so on)
+and lists of them, and ignores other objects. A file may have several documents: a broken document
+hides no findings in the others.
+
+The command searches directories at any depth for *.yaml, *.yml and *.json, and does not follow
+symbolic links to directories. Render templates first: helm template . | plimsoll lint -
+
+The rules and their levels:
 
   error    unreadable                  a file that cannot be read
-  error    syntax                      a document that is no YAML or JSON
-  error    invalid                     a pod without containers, or with wrong values
+  error    syntax                      a document that is not YAML or JSON
+  error    invalid                     a pod without containers, or with invalid values
   error    memory-request-above-limit  a memory request above the limit
   warning  limit-request-ratio         a memory limit too many times the request
-  warning  memory-request-missing      a container without memory request
-  warning  memory-limit-missing        a container without memory limit
+  warning  memory-request-missing      a container without a memory request
+  warning  memory-limit-missing        a container without a memory limit
   warning  annotation-ignored          an annotation of plimsoll.nri.io without effect
-  note     memory-request-defaulted    a memory limit without request
+  note     memory-request-defaulted    a memory limit without a request
 
-Exit codes: 0 fine, also with findings below --fail-on; 1 findings of that level; 2 errors, whatever --fail-on says.",
+Exit codes: 0 no findings, or only findings below --fail-on; 1 findings of at least that level;
+2 errors, whatever --fail-on is.",
     after_long_help = "\
 Examples:
   plimsoll lint deploy/
@@ -46,31 +51,31 @@ Examples:
   plimsoll lint deploy/ --format sarif > plimsoll.sarif"
 )]
 pub(crate) struct Lint {
-    /// Manifests, YAML or JSON, and directories that hold such; - is standard input
+    /// Manifests in YAML or JSON, and directories of manifests; - is standard input
     #[arg(required = true, value_name = "FILE|DIR")]
     paths: Vec<PathBuf>,
 
-    /// How many times its memory request a container's limit may be; without it, the configuration's maxLimitRequestRatio
+    /// Highest allowed ratio of memory limit to request; by default, maxLimitRequestRatio
     #[arg(long, value_name = "NUMBER", value_parser = ratio)]
     max_ratio: Option<f64>,
 
-    /// The lowest level of findings to fail for
+    /// Lowest level of findings for which the command fails
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Level::Error)]
     fail_on: Level,
 
-    /// The form of the output
+    /// Format of the output
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Text)]
     format: Format,
 
-    /// As text, show class, ratio and values of every container, too; JSON always has them
+    /// Also print class, ratio and values of each container; JSON always has them
     #[arg(long)]
     values: bool,
 
-    /// The nodes' configuration file; without it, the defaults
+    /// Configuration file of the nodes; by default, the default configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Memory that pods may use altogether on a node, such as 60Gi, for the values of containers without a limit
+    /// Memory that all pods of a node may use together, such as 60Gi
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     node_allocatable: Option<Bytes>,
 }
@@ -85,7 +90,7 @@ enum Format {
 fn ratio(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(ratio) if ratio >= 1.0 && f64::is_finite(ratio) => Ok(ratio),
-        _ => Err("expected a number of 1 or more".to_owned()),
+        _ => Err("expected a number of at least 1".to_owned()),
     }
 }
 

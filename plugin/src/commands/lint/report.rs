@@ -65,7 +65,7 @@ impl Report {
     /// Adds a finding for a file that cannot be read.
     pub fn unreadable(&mut self, path: &Path, error: &io::Error) {
         self.files += 1;
-        let message = format!("cannot read it: {error}");
+        let message = format!("cannot read the file: {error}");
         self.find(&File::new(path), Place::START, Rule::Unreadable, None, message);
     }
 
@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn a_field_of_the_wrong_type_is_found_on_its_line() {
-        let text = "kind: Job\nspec:\n  template:\n    spec:\n      containers:\n      - name: a\n        tty: 3\n";
+        let text = "kind: Job\nspec:\n  template:\n    spec:\n      containers:\n      - name: \
+                    a\n        tty: 3\n";
         assert_eq!(rules(text), [(7, "invalid")]);
         assert!(
             found(text)[0]
@@ -167,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_broken_document_hides_nothing_of_the_others() {
-        let text = "kind: Pod\nspec: {containers: []}\n---\nkind: [\n--- # third\na: b: c\n...\n%YAML 1.2\n---\nkind: Pod\nspec: {containers: []}\n";
+        let text = "kind: Pod\nspec: {containers: []}\n---\nkind: [\n--- # third\na: b: \
+                    c\n...\n%YAML 1.2\n---\nkind: Pod\nspec: {containers: []}\n";
         assert_eq!(rules(text), [(2, "invalid"), (4, "syntax"), (6, "syntax"), (11, "invalid")]);
         let mut latin = report("");
         latin.lint(Path::new("g.yaml"), b"a: b\nc: \xe9\n---\nkind: Pod");
@@ -239,9 +241,16 @@ mod tests {
         );
     }
 
+    /// Pattern of text that resembles manifests.
+    const LIKE_MANIFESTS: &str = concat!(
+        r"(kind: Pod|spec:|containers:|- name: a|resources:|limits:|memory: 1|metadata:",
+        r"|annotations:|&a|\*a|<<: |---|\.\.\.",
+        "|[{}\\[\\],]|\n|  |.){0,25}",
+    );
+
     proptest! {
         #[test]
-        fn any_text_is_taken(text in "(kind: Pod|spec:|containers:|- name: a|resources:|limits:|memory: 1|metadata:|annotations:|&a|\\*a|<<: |---|\\.\\.\\.|[{}\\[\\],]|\n|  |.){0,25}") {
+        fn any_text_is_taken(text in LIKE_MANIFESTS) {
             for finding in report(&text).findings {
                 prop_assert!(finding.line() <= text.lines().count().max(1) as u64 + 1, "{finding}");
                 prop_assert_eq!(finding.to_string().lines().count(), 1);

@@ -97,46 +97,48 @@ impl Rule {
     pub const fn summary(self) -> &'static str {
         match self {
             Self::Unreadable => "a file that cannot be read",
-            Self::Syntax => "a document that is no YAML or JSON",
-            Self::Invalid => "a pod without containers, or with wrong values",
+            Self::Syntax => "a document that is not YAML or JSON",
+            Self::Invalid => "a pod without containers, or with invalid values",
             Self::MemoryRequestAboveLimit => "a memory request above the limit",
             Self::LimitRequestRatio => "a memory limit too many times the request",
-            Self::MemoryRequestMissing => "a container without memory request",
-            Self::MemoryLimitMissing => "a container without memory limit",
+            Self::MemoryRequestMissing => "a container without a memory request",
+            Self::MemoryLimitMissing => "a container without a memory limit",
             Self::AnnotationIgnored => "an annotation of plimsoll.nri.io without effect",
-            Self::MemoryRequestDefaulted => "a memory limit without request",
+            Self::MemoryRequestDefaulted => "a memory limit without a request",
         }
     }
 
     /// Returns the consequence of a violation and what to do.
     pub const fn help(self) -> &'static str {
         match self {
-            Self::Unreadable => {
-                "Nothing is known of what is in the file. See to its path and its permissions."
-            }
+            Self::Unreadable => "The file was not checked. Correct its path or its permissions.",
             Self::Syntax => {
-                "Nothing is known of what is in the document. Correct it; a template has to be rendered first."
+                "The document was not checked. Correct the syntax. Render a template first."
             }
             Self::Invalid => "Kubernetes would refuse the pod. Correct the field.",
             Self::MemoryRequestAboveLimit => {
-                "Kubernetes refuses such a pod. Lower the request or raise the limit."
+                "Kubernetes would refuse the pod. Lower the request or raise the limit."
             }
             Self::LimitRequestRatio => {
-                "The scheduler counts the request, but up to the limit may be used: the node may run short, and nothing \
-                 beyond the request is protected. Raise the request or lower the limit."
+                "The scheduler counts only the request, but the container may use up to the \
+                 limit. The node may run short of memory, and the kernel protects only the \
+                 request. Raise the request or lower the limit."
             }
             Self::MemoryRequestMissing => {
-                "The scheduler counts nothing for the container, and nothing of it is protected. Request what it needs."
+                "The scheduler counts nothing for the container, and the kernel protects none of \
+                 its memory. Request the memory that the container needs."
             }
             Self::MemoryLimitMissing => {
-                "The container may use all that the node has; throttling starts only near node allocatable. Set a limit."
+                "The container may use all memory of the node, and the kernel throttles it only \
+                 near node allocatable. Set a limit."
             }
             Self::AnnotationIgnored => {
-                "The container gets what it would get without the annotation. Correct or remove it."
+                "The container gets the values that it would get without the annotation. Correct \
+                 or remove the annotation."
             }
             Self::MemoryRequestDefaulted => {
-                "Kubernetes takes the limit for the request, so that all of it is protected and memory.high is not set. \
-                 State the request if it is not meant to be the limit."
+                "Kubernetes uses the limit as the request: the kernel protects all of it, and \
+                 memory.high is not set. Set a request if it should be below the limit."
             }
         }
     }

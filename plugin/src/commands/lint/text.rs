@@ -84,11 +84,17 @@ mod tests {
         // YAML limits such a key to 1024 characters.
         let key = &hostile[..50];
         let text = format!(
-            "kind: \"{hostile}\"\nmetadata: {{name: \"{hostile}\", namespace: \"{hostile}\", annotations: {{\"{key}.plimsoll.nri.io\": \"{hostile}\", \
-             throttling-factor.plimsoll.nri.io: \"{hostile}\", \"reservation.plimsoll.nri.io/container.{key}\": hard}}}}\n\
-             spec: {{template: {{metadata: {{annotations: {{throttling-factor.plimsoll.nri.io: \"{hostile}\"}}}}, spec: {{containers: [{{name: \"{hostile}\"}}]}}}}}}\n---\n\
-             kind: Pod\nspec: {{containers: [{{name: \"{hostile}\", resources: {{limits: {{memory: \"{hostile}\"}}}}}}]}}\n---\n\
-             kind: Pod\nspec: \"{hostile}\"\n---\n{{\"{key}\": 1, \"{key}\": 2}}\n---\n*{hostile}\n---\n\"{hostile}\" : \"{hostile}\n"
+            "kind: \"{hostile}\"\nmetadata: {{name: \"{hostile}\", namespace: \"{hostile}\", \
+             annotations: {{\"{key}.plimsoll.nri.io\": \"{hostile}\", \
+             throttling-factor.plimsoll.nri.io: \"{hostile}\", \
+             \"reservation.plimsoll.nri.io/container.{key}\": hard}}}}\n\
+             spec: {{template: {{metadata: {{annotations: \
+             {{throttling-factor.plimsoll.nri.io: \"{hostile}\"}}}}, spec: {{containers: \
+             [{{name: \"{hostile}\"}}]}}}}}}\n---\n\
+             kind: Pod\nspec: {{containers: [{{name: \"{hostile}\", resources: {{limits: \
+             {{memory: \"{hostile}\"}}}}}}]}}\n---\n\
+             kind: Pod\nspec: \"{hostile}\"\n---\n{{\"{key}\": 1, \"{key}\": \
+             2}}\n---\n*{hostile}\n---\n\"{hostile}\" : \"{hostile}\n"
         );
         let mut report = report(&text);
         report.unreadable(Path::new("\u{1b}[31m\n.yaml"), &io::Error::other("no"));

@@ -4,48 +4,50 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-/// Put everything back to what it would be without the plugin.
+/// Restore the values that the plugin changed.
 #[derive(Args)]
 #[command(
     long_about = "\
-Give every running container, and every cgroup above the containers or beside the pods, back what it held before the plugin \
-changed it; the container runtime's stored values, too. Processor values and memory.max are not touched, and no container is \
-restarted. Prints what was changed, as CGROUP FILE: BEFORE -> NOW.
+Restore the original values of containers, of the cgroups above them and of the cgroups beside the
+pods. The command also restores the container runtime's stored values. It does not change CPU
+values and memory.max of containers, and it restarts no container. Each change is printed as
+CGROUP FILE: BEFORE -> NOW.
 
-Works with the plugin running or not. From then on the plugin sets nothing, also after a restart, until --undo or the next \
-boot. plimsoll uninstall calls this first. Calling it again does no harm.",
+The command works whether the plugin runs or not. Afterwards the plugin sets nothing, even if it
+restarts, until 'plimsoll restore --undo' or a reboot. 'plimsoll uninstall' calls this command
+first. A second call changes nothing.",
     after_long_help = "\
 Examples:
   plimsoll restore
   plimsoll restore --undo"
 )]
 pub(crate) struct Restore {
-    /// Let the plugin set values again
+    /// Allow the plugin to set values again
     #[arg(long)]
     pub(in crate::commands) undo: bool,
 
-    /// The container runtime's NRI socket
+    /// NRI socket of the container runtime
     #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
     pub(in crate::commands) socket: PathBuf,
 
-    /// Where the node's file system is: its /proc, /run, /sys/fs/cgroup and /var/lib/kubelet
+    /// Root of the node's file system, with /proc, /run, /sys/fs/cgroup and /var/lib/kubelet
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub(in crate::commands) host: PathBuf,
 }
 
-/// Let the plugin act again after it has stopped by itself.
+/// Allow the plugin to write again after it stopped by itself.
 #[derive(Args)]
 #[command(
     long_about = "\
-Let the plugin act again after the automatic brake was applied. The plugin stops writing, as in observe mode, when repairs, \
-conflicts with other writers, or kills by limits that it has set exceed the bounds in its configuration (brake). Find out first \
-why there were so many: plimsoll status and the log name the cause.",
+Release the automatic brake, so that the plugin writes again. The brake stops all writes, as in
+observe mode, when the counts of repairs, conflicts with other writers or OOM kills exceed the
+bounds in the configuration (brake). Find the cause first: 'plimsoll status' and the log name it.",
     after_long_help = "\
 Examples:
   plimsoll reset-brake"
 )]
 pub(crate) struct ResetBrake {
-    /// Where the node's file system is, in which the plugin's directory is run/plimsoll
+    /// Root of the node's file system, with the plugin's directory run/plimsoll
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub(in crate::commands) host: PathBuf,
 }
