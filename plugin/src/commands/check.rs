@@ -24,6 +24,7 @@ pub(crate) struct Check {
 }
 
 impl Check {
+    /// Validates the file and prints the effective configuration.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let config = load_config(&self.file)?;
         print(format_args!(

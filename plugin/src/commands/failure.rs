@@ -9,6 +9,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Returns the error and the exit code.
     pub(super) fn into_parts(self) -> (anyhow::Error, u8) {
         match self {
             Self::Runtime(error) => (error, 1),

@@ -24,6 +24,7 @@ impl fmt::Display for Help {
     }
 }
 
+/// Writes a field with its default and its documentation.
 fn help(f: &mut fmt::Formatter<'_>, name: &str, field: &Field) -> fmt::Result {
     writeln!(f, "\n  {name}: {}", field.default.unwrap_or("(not set)"))?;
     write_docs(f, "      ", COLUMNS, field)
@@ -75,10 +76,12 @@ fn mapping(field: &Field) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
+/// Writes YAML as a comment.
 fn commented_out(f: &mut dyn fmt::Write, text: &str) -> fmt::Result {
     text.lines().try_for_each(|line| writeln!(f, "# {line}"))
 }
 
+/// Returns the first example of a field.
 fn example(field: &Field) -> &'static str {
     field.examples.first().copied().unwrap_or_default()
 }

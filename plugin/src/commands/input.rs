@@ -10,6 +10,7 @@ use plimsoll_core::units::Bytes;
 use crate::commands::failure::Failure;
 use crate::config::{self, Config};
 
+/// Parses the value of an option: an amount of memory above 0.
 pub(in crate::commands) fn quantity(text: &str) -> Result<Bytes, String> {
     match Bytes::from_quantity(text) {
         Ok(Bytes::ZERO) => Err("expected a quantity above 0".to_owned()),
@@ -18,6 +19,7 @@ pub(in crate::commands) fn quantity(text: &str) -> Result<Bytes, String> {
     }
 }
 
+/// Reads and validates a configuration file.
 pub(in crate::commands) fn load_config(path: &Path) -> Result<Config, Failure> {
     let text = read(path, config::LARGEST)?;
     Config::parse(&text, &shown(path)).map_err(|errors| Failure::Usage(errors.into()))
@@ -31,6 +33,7 @@ pub(in crate::commands) fn read(path: &Path, most: usize) -> Result<Vec<u8>, Fai
         .map_err(Failure::Usage)
 }
 
+/// Reads a file or standard input, as [`read`] does.
 pub(in crate::commands) fn read_file(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let source: Box<dyn Read> =

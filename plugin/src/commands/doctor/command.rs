@@ -65,6 +65,7 @@ pub(crate) struct Doctor {
 }
 
 impl Doctor {
+    /// Checks the node and prints the findings.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let report = NodeFacts::collect(&self.host, &self.socket).judge();
         if self.json {

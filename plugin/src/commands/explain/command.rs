@@ -56,6 +56,7 @@ pub(crate) struct Explain {
 }
 
 impl Explain {
+    /// Explains the pods of the manifest.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let config = match &self.config {
             Some(path) => load_config(path)?,

@@ -12,6 +12,7 @@ use crate::commands::explain::model::{
     Basis, ContainerExplanation, ContainerKind, KnobExplanation,
 };
 
+/// Explains one container. `typed` is what the manifest states, without defaults.
 pub(super) fn explain_container(
     kind: ContainerKind,
     name: &str,

@@ -26,7 +26,7 @@ pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainErro
     let mut pods = Vec::new();
     let mut skipped = Vec::new();
     let mut errors = Vec::new();
-    for (_, document) in documents.into_iter().flat_map(opened) {
+    for (_, document) in documents.into_iter().flat_map(list_items) {
         if document.is_null() {
             continue;
         }
@@ -67,14 +67,14 @@ pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainErro
 /// pointer in the document.
 ///
 /// Items of a typed list such as a PodList may omit their kind. The function then adds the kind.
-pub(crate) fn opened(mut document: Value) -> Vec<(String, Value)> {
+pub(crate) fn list_items(mut document: Value) -> Vec<(String, Value)> {
     let kind = document.get("kind").and_then(Value::as_str);
     let Some(of_items) = kind.and_then(|kind| kind.strip_suffix("List")).map(str::to_owned) else {
         return vec![(String::new(), document)];
     };
     match document.get_mut("items") {
         Some(Value::Array(items)) => {
-            let opened = items.drain(..).enumerate().map(|(index, mut item)| {
+            let items = items.drain(..).enumerate().map(|(index, mut item)| {
                 if let Value::Object(item) = &mut item
                     && !of_items.is_empty()
                 {
@@ -82,13 +82,14 @@ pub(crate) fn opened(mut document: Value) -> Vec<(String, Value)> {
                 }
                 (format!("/items/{index}"), item)
             });
-            opened.collect()
+            items.collect()
         }
         _ if of_items.is_empty() => Vec::new(),
         _ => vec![(String::new(), document)],
     }
 }
 
+/// Returns kind, namespace and name of an object for messages.
 pub(crate) fn object_name(document: &Value) -> String {
     let text = |pointer: &str, otherwise: &str| {
         excerpt(document.pointer(pointer).and_then(Value::as_str).unwrap_or(otherwise))

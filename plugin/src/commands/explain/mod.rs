@@ -13,7 +13,7 @@ mod testing;
 mod text;
 
 pub use self::manifest::explain;
-pub(crate) use self::manifest::{object_name, opened, pod_template};
+pub(crate) use self::manifest::{list_items, object_name, pod_template};
 pub use self::model::{
     Basis, ContainerExplanation, ContainerKind, ExplainError, Explanation, KnobExplanation,
     LARGEST, PodExplanation,

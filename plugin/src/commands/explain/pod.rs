@@ -40,7 +40,7 @@ pub(crate) fn explain_template(
         pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
     let mut without_effect: Vec<String> =
         annotation::unknown(&annotations).iter().map(ToString::to_string).collect();
-    without_effect.extend(without_container(&annotations, &containers));
+    without_effect.extend(unknown_containers(&annotations, &containers));
     let mut notes = without_effect.clone();
     let class = if typed == Stated::default() {
         QosClass::from_resources(&defaulted)
@@ -77,7 +77,7 @@ fn read_pod(template: &Value) -> Result<Pod, Mistake> {
     // Tracking the path of a mistake is slow, so only the second attempt tracks the path.
     Pod::deserialize(template).or_else(|_| serde_path_to_error::deserialize(template)).map_err(
         |error: serde_path_to_error::Error<serde_json::Error>| {
-            of_pod(&pointer(error.path()), format!("expected a pod: {}", error.inner()))
+            of_pod(&json_pointer(error.path()), format!("expected a pod: {}", error.inner()))
         },
     )
 }
@@ -131,7 +131,7 @@ fn read_resources(
 }
 
 /// Converts a path to a JSON pointer.
-fn pointer(path: &serde_path_to_error::Path) -> String {
+fn json_pointer(path: &serde_path_to_error::Path) -> String {
     path.iter().fold(String::new(), |pointer, segment| match segment {
         Segment::Seq { index } => format!("{pointer}/{index}"),
         Segment::Map { key } => format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")),
@@ -140,7 +140,7 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
 }
 
 /// Returns a message for each annotation for a container that the pod does not have.
-fn without_container(
+fn unknown_containers(
     annotations: &HashMap<String, String>,
     containers: &[PlacedContainer<'_>],
 ) -> Vec<String> {

@@ -6,36 +6,44 @@ use plimsoll_core::pod::Stated;
 use plimsoll_core::units::Bytes;
 
 use crate::commands::explain::{ContainerExplanation, PodExplanation};
-use crate::commands::lint::finding::Owner;
+use crate::commands::lint::finding::Subject;
 use crate::commands::lint::place::{File, Place};
-use crate::commands::lint::report::{Looked, Report};
+use crate::commands::lint::report::{CheckedContainer, Report};
 use crate::commands::lint::rule::Rule;
 
 impl Report {
     /// Checks one pod. `at` returns the place of a value from the value's JSON pointer in the pod.
-    pub(super) fn pod(&mut self, file: &File, pod: PodExplanation, at: impl Fn(&str) -> Place) {
+    pub(super) fn check_pod(
+        &mut self,
+        file: &File,
+        pod: PodExplanation,
+        at: impl Fn(&str) -> Place,
+    ) {
         let PodExplanation { object, qos_class, containers, typed: of_pod, without_effect, .. } =
             pod;
-        let owner = Owner { object: object.clone(), container: None };
+        let subject = Subject { object: object.clone(), container: None };
         // A message about an annotation of the whole pod occurs once per container, so report equal
         // messages once.
         let of_containers = containers.iter().flat_map(|container| &container.without_effect);
         let messages: BTreeSet<&String> = without_effect.iter().chain(of_containers).collect();
         for message in messages {
             let place = at("/metadata/annotations");
-            self.find(file, place, Rule::AnnotationIgnored, Some(owner.clone()), message.clone());
+            self.add(file, place, Rule::AnnotationIgnored, Some(subject.clone()), message.clone());
         }
-        self.amounts(file, &owner, of_pod, |field| at(&format!("/spec/resources/{field}/memory")));
+        self.check_amounts(file, &subject, of_pod, |field| {
+            at(&format!("/spec/resources/{field}/memory"))
+        });
         for container in containers {
             let place = at(&format!("{}/name", container.pointer));
-            self.container(file, &object, of_pod.with_defaults(), &container, &at);
-            let (request, limit) = (some(container.request), some_of(container.typed.memory_limit));
-            self.containers.push(Looked {
+            self.check_container(file, &object, of_pod.with_defaults(), &container, &at);
+            let (request, limit) =
+                (nonzero(container.request), container.typed.memory_limit.and_then(nonzero));
+            self.containers.push(CheckedContainer {
                 file: file.clone(),
                 place,
                 object: object.clone(),
                 qos_class,
-                ratio: ratio(request, limit),
+                ratio: limit_request_ratio(request, limit),
                 container,
             });
         }
@@ -43,7 +51,7 @@ impl Report {
 
     /// Checks one container of a pod. `of_pod` are the requests and limits of the whole pod, with
     /// defaults.
-    fn container(
+    fn check_container(
         &mut self,
         file: &File,
         object: &str,
@@ -52,29 +60,29 @@ impl Report {
         at: impl Fn(&str) -> Place,
     ) {
         let place = at(&format!("{}/name", container.pointer));
-        let owner = Owner {
+        let subject = Subject {
             object: object.to_owned(),
             container: Some((container.kind, container.name.clone())),
         };
         let typed = container.typed;
         let field = |field: &str| at(&format!("{}/resources/{field}/memory", container.pointer));
-        self.amounts(file, &owner, typed, field);
-        let (request, limit) = (some(container.request), some_of(typed.memory_limit));
-        if request.is_none() && some_of(of_pod.memory_request).is_none() {
+        self.check_amounts(file, &subject, typed, field);
+        let (request, limit) = (nonzero(container.request), typed.memory_limit.and_then(nonzero));
+        if request.is_none() && of_pod.memory_request.and_then(nonzero).is_none() {
             let message = match typed.memory_request {
                 Some(_) => "expected a memory request above 0, found 0",
                 None => "expected a memory request, found none",
             };
-            let owner = Some(owner.clone());
-            self.find(file, place, Rule::MemoryRequestMissing, owner, message.to_owned());
+            let subject = Some(subject.clone());
+            self.add(file, place, Rule::MemoryRequestMissing, subject, message.to_owned());
         }
-        if limit.is_none() && some_of(of_pod.memory_limit).is_none() {
+        if limit.is_none() && of_pod.memory_limit.and_then(nonzero).is_none() {
             let message = match typed.memory_limit {
                 Some(_) => "expected a memory limit above 0, found 0",
                 None => "expected a memory limit, found none",
             };
-            let owner = Some(owner.clone());
-            self.find(file, place, Rule::MemoryLimitMissing, owner, message.to_owned());
+            let subject = Some(subject.clone());
+            self.add(file, place, Rule::MemoryLimitMissing, subject, message.to_owned());
         }
         if let (None, Some(limit)) = (typed.memory_request, limit) {
             let message = format!(
@@ -82,16 +90,16 @@ impl Report {
                 limit.quantity()
             );
             let place = field("limits");
-            self.find(file, place, Rule::MemoryRequestDefaulted, Some(owner), message);
+            self.add(file, place, Rule::MemoryRequestDefaulted, Some(subject), message);
         }
     }
 
     /// Checks the memory request of a container or pod against its limit. `field` returns the place
     /// of the memory value in `requests` or `limits`.
-    fn amounts(
+    fn check_amounts(
         &mut self,
         file: &File,
-        owner: &Owner,
+        subject: &Subject,
         typed: Stated,
         field: impl Fn(&str) -> Place,
     ) {
@@ -103,43 +111,46 @@ impl Report {
             let message = format!(
                 "expected a memory request of at most the limit {limited}, found {requested}"
             );
-            self.find(
+            self.add(
                 file,
                 field("requests"),
                 Rule::MemoryRequestAboveLimit,
-                Some(owner.clone()),
+                Some(subject.clone()),
                 message,
             );
-        } else if let Some(ratio) =
-            ratio(some(request), some(limit)).filter(|&ratio| ratio > self.max_ratio)
+        } else if let Some(ratio) = limit_request_ratio(nonzero(request), nonzero(limit))
+            .filter(|&ratio| ratio > self.max_ratio)
         {
             let message = format!(
                 "memory limit {limited} is {} times the request {requested}, expected at most {} \
                  times",
-                times(ratio),
+                round_up(ratio),
                 self.max_ratio
             );
-            self.find(file, field("limits"), Rule::LimitRequestRatio, Some(owner.clone()), message);
+            self.add(
+                file,
+                field("limits"),
+                Rule::LimitRequestRatio,
+                Some(subject.clone()),
+                message,
+            );
         }
     }
 }
 
 /// Returns `None` for 0, because Kubernetes treats 0 as not set.
-fn some(bytes: Bytes) -> Option<Bytes> {
+fn nonzero(bytes: Bytes) -> Option<Bytes> {
     (bytes > Bytes::ZERO).then_some(bytes)
 }
 
-fn some_of(bytes: Option<Bytes>) -> Option<Bytes> {
-    bytes.and_then(some)
-}
-
-fn ratio(request: Option<Bytes>, limit: Option<Bytes>) -> Option<f64> {
+/// Returns the limit divided by the request, if both are set.
+fn limit_request_ratio(request: Option<Bytes>, limit: Option<Bytes>) -> Option<f64> {
     Some(limit?.get() as f64 / request?.get() as f64)
 }
 
 /// Rounds a ratio up to two decimals for readers. A ratio above the maximum then never looks equal
 /// to the maximum.
-pub(super) fn times(ratio: f64) -> f64 {
+pub(super) fn round_up(ratio: f64) -> f64 {
     (ratio * 100.0).ceil() / 100.0
 }
 

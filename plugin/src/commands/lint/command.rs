@@ -95,6 +95,7 @@ fn ratio(text: &str) -> Result<f64, String> {
 }
 
 impl Lint {
+    /// Checks the manifests and prints the findings.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let config = match &self.config {
             Some(path) => load_config(path)?,
@@ -120,7 +121,7 @@ impl Lint {
                     file.strip_prefix(&here).or_else(|_| file.strip_prefix(".")).unwrap_or(&file);
                 match read {
                     Ok(text) => report.lint(name, &text),
-                    Err(error) => report.unreadable(name, &error),
+                    Err(error) => report.add_unreadable(name, &error),
                 }
             }
             if !found {

@@ -2,7 +2,7 @@
 
 use serde_saphyr::Budget;
 
-use crate::commands::lint::located::Located;
+use crate::commands::lint::located::PlacedValue;
 use crate::commands::lint::place::{LONGEST_PROBLEM, Place, shown};
 use crate::config::complaint;
 
@@ -38,7 +38,7 @@ pub(super) fn documents(text: &[u8]) -> Vec<(u64, &[u8])> {
 
 /// Parses the YAML or JSON in `text`. Text with nothing but comments contains no document. The
 /// error holds the place and the problem.
-pub(super) fn parse(text: &[u8]) -> Result<Vec<Located>, (Place, String)> {
+pub(super) fn parse(text: &[u8]) -> Result<Vec<PlacedValue>, (Place, String)> {
     let text = std::str::from_utf8(text).map_err(|error| {
         let (valid, rest) = text.split_at(error.valid_up_to());
         let line = 1 + valid.iter().filter(|&&byte| byte == b'\n').count();

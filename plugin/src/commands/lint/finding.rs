@@ -11,12 +11,12 @@ use crate::commands::lint::rule::{Level, Rule};
 /// Subject of a finding: kind and name of the object. Includes the container if the finding
 /// concerns only one container.
 #[derive(Clone, Debug)]
-pub(super) struct Owner {
+pub(super) struct Subject {
     pub(super) object: String,
     pub(super) container: Option<(ContainerKind, String)>,
 }
 
-impl fmt::Display for Owner {
+impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.object)?;
         match &self.container {
@@ -32,7 +32,7 @@ pub struct Finding {
     pub(super) file: File,
     pub(super) place: Place,
     pub(super) rule: Rule,
-    pub(super) owner: Option<Owner>,
+    pub(super) subject: Option<Subject>,
     pub(super) message: String,
 }
 
@@ -49,8 +49,8 @@ impl Finding {
 
     /// Returns the message with its subject, without the file.
     pub(super) fn text(&self) -> String {
-        match &self.owner {
-            Some(owner) => format!("{owner}: {}", self.message),
+        match &self.subject {
+            Some(subject) => format!("{subject}: {}", self.message),
             None => self.message.clone(),
         }
     }
@@ -76,15 +76,15 @@ impl Serialize for Finding {
             container: Option<&'a str>,
             message: &'a str,
         }
-        let owner = self.owner.as_ref();
+        let subject = self.subject.as_ref();
         Form {
             file: &self.file,
             place: self.place,
             level: self.rule.level(),
             rule: self.rule,
-            object: owner.map(|owner| owner.object.as_str()),
-            container: owner
-                .and_then(|owner| owner.container.as_ref())
+            object: subject.map(|subject| subject.object.as_str()),
+            container: subject
+                .and_then(|subject| subject.container.as_ref())
                 .map(|(_, name)| name.as_str()),
             message: &self.message,
         }

@@ -10,14 +10,14 @@ use serde_saphyr::Spanned;
 use crate::commands::lint::place::Place;
 use crate::config::any_value::{self, AnyValue, Scalar};
 
-/// Place of a value and of its parts.
-pub(super) struct Places {
+/// Place of a value, with the places of its parts.
+pub(super) struct PlaceTree {
     pub(super) place: Place,
     /// Places of the parts, by field name or by index.
-    pub(super) parts: BTreeMap<String, Places>,
+    pub(super) parts: BTreeMap<String, PlaceTree>,
 }
 
-impl Places {
+impl PlaceTree {
     /// Returns the place of the value at a JSON pointer. If the value does not exist, returns the
     /// place of its nearest existing ancestor.
     pub(super) fn of(&self, pointer: &str) -> Place {
@@ -33,15 +33,15 @@ impl Places {
 }
 
 /// Value with its place and with the places of its parts.
-pub(super) struct Located {
+pub(super) struct PlacedValue {
     pub(super) value: Value,
     pub(super) place: Place,
-    pub(super) parts: BTreeMap<String, Places>,
+    pub(super) parts: BTreeMap<String, PlaceTree>,
 }
 
-impl<'de> Deserialize<'de> for Located {
+impl<'de> Deserialize<'de> for PlacedValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Spanned { value: Inner { value, parts }, referenced, .. } =
+        let Spanned { value: ValueWithParts { value, parts }, referenced, .. } =
             Spanned::deserialize(deserializer)?;
         let place = Place { line: referenced.line().max(1), column: referenced.column().max(1) };
         Ok(Self { value, place, parts })
@@ -49,18 +49,18 @@ impl<'de> Deserialize<'de> for Located {
 }
 
 /// Value with the places of its parts.
-struct Inner {
+struct ValueWithParts {
     value: Value,
-    parts: BTreeMap<String, Places>,
+    parts: BTreeMap<String, PlaceTree>,
 }
 
-impl<'de> Deserialize<'de> for Inner {
+impl<'de> Deserialize<'de> for ValueWithParts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         any_value::deserialize(deserializer)
     }
 }
 
-impl<'de> AnyValue<'de> for Inner {
+impl<'de> AnyValue<'de> for ValueWithParts {
     fn from_scalar(scalar: Scalar<'_>) -> Self {
         let value = match scalar {
             Scalar::Null => Value::Null,
@@ -76,8 +76,8 @@ impl<'de> AnyValue<'de> for Inner {
 
     fn from_list<A: SeqAccess<'de>>(mut list: A) -> Result<Self, A::Error> {
         let (mut values, mut places) = (Vec::new(), BTreeMap::new());
-        while let Some(Located { value, place, parts }) = list.next_element()? {
-            places.insert(values.len().to_string(), Places { place, parts });
+        while let Some(PlacedValue { value, place, parts }) = list.next_element()? {
+            places.insert(values.len().to_string(), PlaceTree { place, parts });
             values.push(value);
         }
         Ok(Self { value: Value::Array(values), parts: places })
@@ -85,8 +85,10 @@ impl<'de> AnyValue<'de> for Inner {
 
     fn from_map<A: MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
         let (mut values, mut places) = (serde_json::Map::new(), BTreeMap::new());
-        while let Some((field, Located { value, place, parts })) = map.next_entry::<String, _>()? {
-            places.insert(field.clone(), Places { place, parts });
+        while let Some((field, PlacedValue { value, place, parts })) =
+            map.next_entry::<String, _>()?
+        {
+            places.insert(field.clone(), PlaceTree { place, parts });
             values.insert(field, value);
         }
         Ok(Self { value: Value::Object(values), parts: places })

@@ -7,11 +7,11 @@ use plimsoll_core::pod::QosClass;
 use serde::Serialize;
 
 use crate::commands::explain::{
-    Basis, ContainerExplanation, explain_template, object_name, opened, pod_template,
+    Basis, ContainerExplanation, explain_template, list_items, object_name, pod_template,
 };
 use crate::commands::lint::documents::{documents, parse};
-use crate::commands::lint::finding::{Finding, Owner};
-use crate::commands::lint::located::{Located, Places};
+use crate::commands::lint::finding::{Finding, Subject};
+use crate::commands::lint::located::{PlaceTree, PlacedValue};
 use crate::commands::lint::place::{File, LONGEST_PROBLEM, Place, shown};
 use crate::commands::lint::rule::{Level, Rule};
 
@@ -21,7 +21,7 @@ pub const LARGEST: usize = 64 << 20;
 /// Checked container with the values that the container would get.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Looked {
+pub(super) struct CheckedContainer {
     pub(super) file: File,
     #[serde(flatten)]
     pub(super) place: Place,
@@ -43,7 +43,7 @@ pub struct Report {
     pub(super) files: usize,
     pub(super) pods: usize,
     pub(super) findings: Vec<Finding>,
-    pub(super) containers: Vec<Looked>,
+    pub(super) containers: Vec<CheckedContainer>,
 }
 
 impl Report {
@@ -63,10 +63,10 @@ impl Report {
     }
 
     /// Adds a finding for a file that cannot be read.
-    pub fn unreadable(&mut self, path: &Path, error: &io::Error) {
+    pub fn add_unreadable(&mut self, path: &Path, error: &io::Error) {
         self.files += 1;
         let message = format!("cannot read the file: {error}");
-        self.find(&File::new(path), Place::START, Rule::Unreadable, None, message);
+        self.add(&File::new(path), Place::START, Rule::Unreadable, None, message);
     }
 
     /// Checks a file: YAML with one or more documents, or JSON. Each item of a list is checked like
@@ -80,38 +80,38 @@ impl Report {
         if text.len() > LARGEST {
             let message =
                 format!("expected a file of at most {LARGEST} bytes, found more; split it");
-            return self.find(&file, Place::START, Rule::Unreadable, None, message);
+            return self.add(&file, Place::START, Rule::Unreadable, None, message);
         }
         let known = self.findings.len();
         for (before, document) in documents(text) {
-            self.document(&file, before, document);
+            self.check_document(&file, before, document);
         }
         self.findings[known..].sort_by_key(|finding| finding.place);
     }
 
-    pub(super) fn find(
+    pub(super) fn add(
         &mut self,
         file: &File,
         place: Place,
         rule: Rule,
-        owner: Option<Owner>,
+        subject: Option<Subject>,
         message: String,
     ) {
-        self.findings.push(Finding { file: file.clone(), place, rule, owner, message });
+        self.findings.push(Finding { file: file.clone(), place, rule, subject, message });
     }
 
     /// Checks one document. `before` is the number of lines before the document in its file.
-    fn document(&mut self, file: &File, before: u64, text: &[u8]) {
+    fn check_document(&mut self, file: &File, before: u64, text: &[u8]) {
         let documents = match parse(text) {
             Ok(documents) => documents,
             Err((place, problem)) => {
                 let place = Place { line: place.line + before, ..place };
-                return self.find(file, place, Rule::Syntax, None, problem);
+                return self.add(file, place, Rule::Syntax, None, problem);
             }
         };
-        for Located { value, place, parts } in documents {
-            let places = Places { place, parts };
-            for (in_document, object) in opened(value) {
+        for PlacedValue { value, place, parts } in documents {
+            let places = PlaceTree { place, parts };
+            for (in_document, object) in list_items(value) {
                 let name = object_name(&object);
                 let Some((in_object, template)) = pod_template(object) else {
                     continue;
@@ -123,17 +123,17 @@ impl Report {
                     Place { line: line + before, column }
                 };
                 match explain_template(&name, &template, &self.basis) {
-                    Ok(pod) => self.pod(file, pod, at),
+                    Ok(pod) => self.check_pod(file, pod, at),
                     Err(mistakes) => {
                         for mistake in mistakes {
-                            let owner =
-                                Owner { object: name.clone(), container: mistake.container };
+                            let subject =
+                                Subject { object: name.clone(), container: mistake.container };
                             let problem = shown(&mistake.problem, LONGEST_PROBLEM);
-                            self.find(
+                            self.add(
                                 file,
                                 at(&mistake.pointer),
                                 Rule::Invalid,
-                                Some(owner),
+                                Some(subject),
                                 problem,
                             );
                         }

@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn sarif_is_what_code_scanning_takes() {
         let mut report = report(DEPLOYMENT);
-        report.unreadable(Path::new("a b/\u{e9}#.yaml"), &io::Error::other("no"));
+        report.add_unreadable(Path::new("a b/\u{e9}#.yaml"), &io::Error::other("no"));
         report.lint(Path::new("-"), b"[");
         report.lint(Path::new("/x.yaml"), b"kind: Pod\nmetadata: {name: '[a](b)'}");
         let sarif = report.sarif();

@@ -5,8 +5,8 @@ use std::fmt;
 use plimsoll_core::units::{Bytes, Limit};
 
 use crate::commands::explain::KnobExplanation;
-use crate::commands::lint::checks::times;
-use crate::commands::lint::report::{Looked, Report};
+use crate::commands::lint::checks::round_up;
+use crate::commands::lint::report::{CheckedContainer, Report};
 use crate::commands::lint::rule::Level;
 
 impl Report {
@@ -33,23 +33,24 @@ impl fmt::Display for Text<'_> {
         }
         let of_level = |level: Level| {
             let count = findings.iter().filter(|finding| finding.rule.level() == level).count();
-            (count > 0).then(|| counted(count, &level.to_string()))
+            (count > 0).then(|| count_text(count, &level.to_string()))
         };
         let counts: Vec<String> =
             [Level::Error, Level::Warning, Level::Note].into_iter().filter_map(of_level).collect();
         let counts = if counts.is_empty() { "nothing found".to_owned() } else { counts.join(", ") };
         let [files, pods, containers] =
             [(*files, "file"), (*pods, "pod"), (containers.len(), "container")]
-                .map(|(count, what)| counted(count, what));
+                .map(|(count, what)| count_text(count, what));
         writeln!(f, "{files}, {pods}, {containers}: {counts}")
     }
 }
 
-impl fmt::Display for Looked {
+impl fmt::Display for CheckedContainer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, place, object, qos_class, ratio, container } = self;
-        let ratio = ratio
-            .map_or(String::new(), |ratio| format!(", limit {} times the request", times(ratio)));
+        let ratio = ratio.map_or(String::new(), |ratio| {
+            format!(", limit {} times the request", round_up(ratio))
+        });
         writeln!(
             f,
             "{}:{}: {object}, {} {}:",
@@ -67,7 +68,7 @@ impl fmt::Display for Looked {
     }
 }
 
-fn counted(count: usize, what: &str) -> String {
+fn count_text(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
@@ -97,7 +98,7 @@ mod tests {
              2}}\n---\n*{hostile}\n---\n\"{hostile}\" : \"{hostile}\n"
         );
         let mut report = report(&text);
-        report.unreadable(Path::new("\u{1b}[31m\n.yaml"), &io::Error::other("no"));
+        report.add_unreadable(Path::new("\u{1b}[31m\n.yaml"), &io::Error::other("no"));
         assert_eq!(report.findings.len(), 9, "{}", report.text(false));
         let lines = report.findings.len() + 2 * report.containers.len() + 1;
         for (form, expected) in [
