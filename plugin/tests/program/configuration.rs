@@ -104,7 +104,10 @@ fn schema(field: &Field) -> Value {
             None => json!({"anyOf": [schema, {"type": "null"}]}),
         };
     }
-    schema["description"] = field.doc.into();
+    schema["description"] = match field.null {
+        Some(effect) => format!("{} null: {effect}.", field.doc).into(),
+        None => field.doc.into(),
+    };
     if let Some(default) = field.default {
         schema["default"] = serde_saphyr::from_str(default).unwrap();
     }

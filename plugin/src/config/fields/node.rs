@@ -83,7 +83,7 @@ static KUBE_MEMORY: Field = Field {
 pub(in crate::config) static GUARD: Field = Field {
     name: "nodeGuard",
     doc: "Memory that the plugin keeps from all pods together by memory.max of kubepods. \
-          It must be at least the sum of systemReserved and kubeReserved. \
+          The amount must be at least the sum of systemReserved and kubeReserved. \
           Reserve at least as much in the kubelet, or the scheduler counts on memory that pods \
           cannot have.",
     kind: Kind::Quantity { may_be_zero: false },

@@ -20,7 +20,7 @@ pub(super) static RATIO: Field = Field {
 pub(super) static METRICS_ADDRESS: Field = Field {
     name: "metricsAddress",
     doc: "TCP address that serves metrics. \
-          The socket /run/plimsoll/plimsoll.sock always serves them at /metrics.",
+          The socket /run/plimsoll/plimsoll.sock also serves metrics at /metrics.",
     kind: Kind::Address,
     null: Some("no TCP address serves metrics"),
     unit: "",

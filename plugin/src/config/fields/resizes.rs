@@ -8,7 +8,7 @@ pub(super) static DEADLINE: Field = Field {
     name: "throttleDeadline",
     doc: "Maximum time that a container is stalled at memory.high while the node has free memory. \
           The plugin then raises memory.high in steps. \
-          It restores memory.high once the container uses much less.",
+          The plugin restores memory.high once the container uses much less.",
     kind: Kind::Duration,
     null: Some("there is no maximum"),
     unit: "ms, s, m, h or d",

@@ -20,7 +20,7 @@ pub(super) static REPAIR: Field = Field {
 pub(super) static BRAKE: Field = Field {
     name: "brake",
     doc: "Bounds above which the plugin stops writing, as in observe mode. \
-          'plimsoll reset-brake' lets it write again. \
+          'plimsoll reset-brake' lets the plugin write again. \
           Each field inside is optional.",
     kind: Kind::Mapping { fields: &[&REPAIRS, &CONFLICTS, &KILLS, &WINDOW], is_complete: false },
     null: Some("the plugin never stops by itself"),

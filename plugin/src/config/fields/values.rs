@@ -15,7 +15,7 @@ pub(super) static MODE: Field = Field {
         Choice {
             value: "observe",
             meaning: "The plugin computes and reports everything, but writes nothing. \
-                      It restores the values that it wrote before.",
+                      Values that the plugin changed before get their originals back.",
         },
     ]),
     null: None,
@@ -63,7 +63,7 @@ pub(super) static RESERVATION: Field = Field {
 pub(super) static HEADROOM: Field = Field {
     name: "memoryMinHeadroom",
     doc: "Distance of a container's memory.min below its limit. \
-          Without it, the container's own page cache can cause an OOM kill. \
+          Without this distance, the container's own page cache can cause an OOM kill. \
           The value 0 gives the memory.min of Kubernetes.",
     kind: Kind::Quantity { may_be_zero: true },
     null: None,
@@ -77,8 +77,9 @@ pub(super) static HEADROOM: Field = Field {
 pub(super) static ALLOCATABLE: Field = Field {
     name: "nodeAllocatable",
     doc: "Memory that all pods of the node may use together. \
-          It replaces the limit of containers without a limit. \
-          With auto, the plugin finds it in the kubelet's configuration, the kubepods cgroup and \
+          This amount replaces the limit of containers without a limit. \
+          With auto, the plugin reads the amount from the kubelet's configuration, the kubepods \
+          cgroup and \
           /proc/meminfo.",
     kind: Kind::QuantityOrAuto,
     null: None,
