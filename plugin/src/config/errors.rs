@@ -7,7 +7,7 @@ use thiserror::Error;
 /// All mistakes in a configuration. `Display` writes one line for each.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub struct ConfigErrors {
-    /// Name of the configuration, as passed to [`Config::parse`].
+    /// Name of the configuration, as passed to [`crate::config::Config::parse`].
     pub source_name: String,
     /// Mistakes in the order of their lines. Never empty.
     pub errors: Vec<FieldError>,
