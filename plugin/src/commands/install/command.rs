@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::commands::doctor::{self, Mark};
-use crate::commands::install::{self, Facts, Hands, Mode, Plan};
+use crate::commands::install::facts::InstallFacts;
+use crate::commands::install::plan::{InstallMode, Plan, Refusal};
+use crate::commands::install::system::SystemExecutor;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -22,7 +24,7 @@ const NEEDED: [&str; 5] = ["cgroup-v2", "memory-controller", "kernel", "runtime"
 
 /// Who starts the plugin.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum By {
+enum ModeArgument {
     /// systemd: a service that connects to the runtime. It is restricted, watched, restarted, and upgraded by itself
     External,
     /// The container runtime, with which it starts and ends. For a runtime that takes no connections of plugins
@@ -63,7 +65,7 @@ pub(crate) struct Install {
 
     /// Who starts the plugin
     #[arg(long, value_name = "MODE", value_enum, default_value = "external")]
-    mode: By,
+    mode: ModeArgument,
 
     /// Only switch NRI on, and restart the runtime if it was off: for a plugin that comes in another way, such as a DaemonSet
     #[arg(long, conflicts_with = "mode")]
@@ -142,12 +144,13 @@ impl Install {
         }
         let program = std::env::current_exe().and_then(fs::read);
         let program = program.context("cannot read this program").map_err(Failure::Runtime)?;
-        let facts = Facts::collect(&self.node.host, &self.node.socket, program).map_err(refused)?;
+        let facts =
+            InstallFacts::collect(&self.node.host, &self.node.socket, program).map_err(refused)?;
         let mode = match self.mode {
-            By::External => Mode::External,
-            By::Launched => Mode::Launched,
+            ModeArgument::External => InstallMode::External,
+            ModeArgument::Launched => InstallMode::Launched,
         };
-        let plan = facts.plan(mode).map_err(refused)?;
+        let plan = facts.plan_installation(mode).map_err(refused)?;
         if plan.steps.is_empty() {
             print(format_args!(
                 "nothing to do: the plugin is installed as asked, with {}\n{plan}",
@@ -158,7 +161,7 @@ impl Install {
             if !agreed(self.yes)? {
                 return Ok(ExitCode::FAILURE);
             }
-            carry_out(&plan, &self.node.host, &self.node.socket)?;
+            execute(&plan, &self.node.host, &self.node.socket)?;
         }
         let report = doctor::Facts::collect(&self.node.host, &self.node.socket).judge();
         print(format_args!("\n{report}"))?;
@@ -166,15 +169,15 @@ impl Install {
     }
 
     fn switch_nri_on(self) -> Result<ExitCode, Failure> {
-        let facts =
-            Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
+        let facts = InstallFacts::collect(&self.node.host, &self.node.socket, Vec::new())
+            .map_err(refused)?;
         let plan = facts.plan_nri().map_err(refused)?;
         if !plan.steps.is_empty() {
             print(format_args!("To switch NRI on in {}:\n{plan}", facts.runtime()))?;
             if !agreed(self.yes)? {
                 return Ok(ExitCode::FAILURE);
             }
-            carry_out(&plan, &self.node.host, &self.node.socket)?;
+            execute(&plan, &self.node.host, &self.node.socket)?;
         }
         print(format_args!("NRI is on in {}\n", facts.runtime()))?;
         Ok(ExitCode::SUCCESS)
@@ -190,9 +193,9 @@ fn move_to_host() -> io::Result<()> {
 impl Uninstall {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         check_root(&self.node.host)?;
-        let facts =
-            Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
-        let plan = facts.removal().map_err(refused)?;
+        let facts = InstallFacts::collect(&self.node.host, &self.node.socket, Vec::new())
+            .map_err(refused)?;
+        let plan = facts.plan_removal().map_err(refused)?;
         if plan.steps.is_empty() {
             print(format_args!("nothing to do: the plugin is not installed\n{plan}"))?;
             return Ok(ExitCode::SUCCESS);
@@ -201,7 +204,7 @@ impl Uninstall {
         if !agreed(self.yes)? {
             return Ok(ExitCode::FAILURE);
         }
-        carry_out(&plan, &self.node.host, &self.node.socket)?;
+        execute(&plan, &self.node.host, &self.node.socket)?;
         print(format_args!("the plugin is off this node\n"))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -214,7 +217,7 @@ fn check_root(host: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn refused(refusal: install::Refusal) -> Failure {
+fn refused(refusal: Refusal) -> Failure {
     Failure::Runtime(anyhow::Error::new(refusal).context("nothing was changed"))
 }
 
@@ -241,13 +244,13 @@ fn agreed(yes: bool) -> Result<bool, Failure> {
     Ok(agreed)
 }
 
-fn carry_out(plan: &Plan, host: &Path, socket: &Path) -> Result<(), Failure> {
-    let mut hands = Hands::new(host, socket);
+fn execute(plan: &Plan, host: &Path, socket: &Path) -> Result<(), Failure> {
+    let mut executor = SystemExecutor::new(host, socket);
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        let registered = signal_hook::flag::register(signal, hands.interrupted());
+        let registered = signal_hook::flag::register(signal, executor.interrupted());
         registered.context("cannot listen to signals").map_err(Failure::Runtime)?;
     }
-    plan.carry_out(&mut hands, |step| {
+    plan.execute(&mut executor, |step| {
         // Execute the plan even if standard output cannot be written.
         let _ = print(format_args!("{}\n", step.action));
     })

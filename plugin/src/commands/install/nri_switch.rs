@@ -1,0 +1,143 @@
+//! The files that switch NRI on in the runtime.
+
+use plimsoll_core::units::excerpt;
+
+use crate::commands::doctor::runtime::{CONTAINERD, containerd_config};
+use crate::commands::install::facts::InstallFacts;
+use crate::commands::install::paths::{
+    CONTAINERD_CONFIG, CONTAINERD_DROP_IN, CONTAINERD_SWITCH, CRIO_SWITCH,
+};
+use crate::commands::install::plan::{Action, Plan, Refusal};
+
+impl InstallFacts {
+    /// Adds the steps that switch NRI on and check it, if NRI is off. Returns whether systemd has
+    /// to reload its files.
+    pub(super) fn switch_on_if_off(&self, plan: &mut Plan) -> Result<bool, Refusal> {
+        let Some(why) = &self.why_off else { return Ok(false) };
+        let reload = self.switch_on(plan, why)?;
+        plan.add(
+            Action::CheckNri(self.service(), self.version),
+            "a file that is read later may have it off",
+        );
+        Ok(reload)
+    }
+
+    /// Adds the files that switch NRI on. Returns whether systemd has to reload its files.
+    fn switch_on(&self, plan: &mut Plan, why: &str) -> Result<bool, Refusal> {
+        let settings = &self.settings;
+        if why.ends_with("has no NRI") {
+            return Err(Refusal(format!(
+                "{why}: upgrade it to {} or newer, and call this again",
+                self.kind.on_from
+            )));
+        }
+        if !settings.problems.is_empty() || !settings.unread.is_empty() {
+            let problems = [&settings.problems[..], &settings.unread].concat().join("; ");
+            return Err(Refusal(format!(
+                "NRI is {why}, and not all of the configuration is understood: {problems}"
+            )));
+        }
+        let header = "# Put here by 'plimsoll install', taken away by 'plimsoll uninstall'.\n";
+        if self.kind.name != CONTAINERD.name {
+            let text = format!("{header}[crio.nri]\nenable_nri = true\n");
+            plan.add(self.write(CRIO_SWITCH, text.as_bytes(), 0o644), format!("NRI is {why}"));
+            return Ok(false);
+        }
+        if why.contains("disabled_plugins") {
+            return Err(Refusal(format!(
+                "NRI is {why}, which no other file can take back: take it out, and call this again"
+            )));
+        }
+        self.switch_on_containerd(plan, why, header)
+    }
+
+    /// Adds the files that switch NRI on in containerd. Returns whether systemd has to reload its
+    /// files.
+    fn switch_on_containerd(
+        &self,
+        plan: &mut Plan,
+        why: &str,
+        header: &str,
+    ) -> Result<bool, Refusal> {
+        let settings = &self.settings;
+        // The file format version. Without any configuration file, the new files choose version 2.
+        // A file that names no version has version 1.
+        let form = match (settings.form, settings.files) {
+            (Some(form), _) => form,
+            (None, 0) => 2,
+            (None, _) => 1,
+        };
+        if form < 2 {
+            return Err(Refusal(format!(
+                "NRI is {why}, and {} has no 'version = 2' or newer, which it takes: \
+                 'containerd config migrate' tells what it is then",
+                excerpt(&settings.main)
+            )));
+        }
+        // In containerd 1.7 this section replaces the earlier ones, so repeat the operator's other
+        // keys.
+        let mut section = settings.section.clone();
+        section.insert(CONTAINERD.switch.0.to_owned(), toml::Value::Boolean(false));
+        let plugins = toml::Table::from_iter([(
+            "io.containerd.nri.v1.nri".to_owned(),
+            toml::Value::Table(section),
+        )]);
+        let table = toml::Table::from_iter([
+            ("version".to_owned(), toml::Value::Integer(form)),
+            ("plugins".to_owned(), toml::Value::Table(plugins)),
+        ]);
+        let text = format!("{header}{table}").into_bytes();
+        if let Some(path) = self.imported_switch() {
+            plan.add(
+                self.write(&path, &text, 0o644),
+                format!("NRI is {why}; {} imports this", excerpt(&settings.main)),
+            );
+            return Ok(false);
+        }
+        let Some(command) = &self.command else {
+            return Err(Refusal(format!(
+                "NRI is {why}, and its configuration imports no directory: expected a \
+                 containerd.service that could start it with another one"
+            )));
+        };
+        let (operators, others) = containerd_config(command).map_err(Refusal)?;
+        plan.add(self.write(CONTAINERD_SWITCH, &text, 0o644), format!("NRI is {why}"));
+        self.add_second_configuration(plan, form, &operators, header);
+        let drop_in = format!(
+            "{header}[Service]\nExecStart=\nExecStart={others} --config {CONTAINERD_CONFIG}\n"
+        );
+        let why = format!("starts containerd with that; {} stays as it is", excerpt(&operators));
+        plan.add(self.write(CONTAINERD_DROP_IN, drop_in.as_bytes(), 0o644), why);
+        Ok(true)
+    }
+
+    /// Adds the second configuration of containerd. The second configuration imports the operator's
+    /// file `operators`, and then the file that switches NRI on. `form` is the file format version.
+    fn add_second_configuration(&self, plan: &mut Plan, form: i64, operators: &str, header: &str) {
+        // containerd fails if an imported file does not exist, but a pattern may match no file yet.
+        // Only an import that contains `*` is a pattern, so `.tom[*l]` stands for `.toml`.
+        let operators_import = match self.settings.files {
+            0 => operators.strip_suffix(".toml").map(|stem| format!("{stem}.tom[*l]")),
+            _ => Some(operators.to_owned()),
+        };
+        let imports = operators_import.into_iter().chain([CONTAINERD_SWITCH.to_owned()]);
+        let imports = imports.map(toml::Value::String).collect();
+        let config = toml::Table::from_iter([
+            ("version".to_owned(), toml::Value::Integer(form)),
+            ("imports".to_owned(), toml::Value::Array(imports)),
+        ]);
+        let operators_file = excerpt(operators);
+        let why = match self.settings.files {
+            0 => format!(
+                "takes over all of {operators_file} if that comes, with 'version = {form}', and \
+                 then the switch"
+            ),
+            _ => format!(
+                "takes over all of {operators_file}, which imports no directory, and then the \
+                 switch"
+            ),
+        };
+        let text = format!("{header}{config}").into_bytes();
+        plan.add(self.write(CONTAINERD_CONFIG, &text, 0o644), why);
+    }
+}
