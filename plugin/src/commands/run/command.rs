@@ -1,0 +1,248 @@
+//! The command `plimsoll run`: finds the settings, starts the plugin and waits for its end.
+
+use std::convert::Infallible;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use nri::{Identity, Launched, Stub, Successor};
+use signal_hook::consts::{SIGHUP, SIGUSR1};
+use tokio::sync::Notify;
+use tokio::task::JoinError;
+use tracing::{error, warn};
+
+use crate::agent::notify;
+use crate::agent::service::OnConfig;
+use crate::commands::run::config::watch_config;
+use crate::commands::run::markers::{keep_brake, watch_restored};
+use crate::commands::run::signals::{End, Signals};
+use crate::commands::run::start::Node;
+use crate::commands::{Failure, Run, load_config};
+use crate::config::{Config, DROP_INS};
+use crate::report::Reports;
+use crate::report::log::{self, Level};
+
+/// The settings of this process that do not come from the configuration file.
+struct ProcessSettings {
+    /// The name by which the plugin registers.
+    identity: Identity,
+    /// The paths that the configuration file may have, in order of precedence.
+    files: Vec<PathBuf>,
+    /// The level of log messages.
+    level: Level,
+}
+
+impl Run {
+    /// Runs the plugin until a signal stops it or the runtime that launched it ends.
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        // Ignore these signals until the plugin handles them. The first process of a launched
+        // plugin only waits for the second one, so it ignores them until its end.
+        for signal in [SIGHUP, SIGUSR1] {
+            let ignored = signal_hook::flag::register(signal, Arc::default());
+            ignored.context("wait for signals").map_err(Failure::Runtime)?;
+        }
+        let (level, is_read) = log::start(self.log_format);
+        // Read the path now: once the file is replaced, the kernel appends ` (deleted)` to the
+        // path.
+        let program =
+            std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
+        let result = match Launched::from_env() {
+            Ok(None) => self.plugin(None, level, &program),
+            // A runtime that drops the plugin kills the process that it launched, and never
+            // launches the plugin again. So run the plugin in a second process.
+            Ok(Some(launched)) => match launched.detach() {
+                Ok(launched) => self.plugin(Some(launched), level, &program),
+                Err(status) => {
+                    let code = status.code().and_then(|code| u8::try_from(code).ok());
+                    return Ok(ExitCode::from(code.unwrap_or(1)));
+                }
+            },
+            Err(error) => {
+                Err(Failure::Runtime(anyhow::Error::new(error).context("launched by a runtime")))
+            }
+        };
+        let result = match result {
+            // `main` prints errors to standard error as text, which does not reach the log here. So
+            // log the error.
+            Err(failure) if !is_read => {
+                let (error, code) = failure.into_parts();
+                error!("{error:#}");
+                Ok(ExitCode::from(code))
+            }
+            result => result,
+        };
+        log::flush();
+        result
+    }
+
+    fn plugin(
+        self,
+        launched: Option<Launched>,
+        level: Level,
+        program: &Path,
+    ) -> Result<ExitCode, Failure> {
+        let successor = launched.as_ref().map(Launched::successor).transpose();
+        let successor =
+            successor.context("keep what a new version needs").map_err(Failure::Runtime)?;
+        let identity = match &launched {
+            Some(launched) => launched.identity().clone(),
+            None => {
+                Identity::new("90", "plimsoll").map_err(|error| Failure::Runtime(error.into()))?
+            }
+        };
+        let files = match &self.config {
+            Some(path) => vec![path.clone()],
+            None => drop_ins(&identity),
+        };
+        let config = self.initial_config(launched.as_ref(), &files)?;
+        level.set(config.log_level);
+
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build()
+            .context("start the asynchronous runtime")
+            .map_err(Failure::Runtime)?;
+        let signals = {
+            let _context = runtime.enter();
+            Signals::new().context("wait for signals").map_err(Failure::Runtime)?
+        };
+        let node = match Node::open(&self.host, config) {
+            Ok(node) => node,
+            Err(error) => {
+                if let Some(launched) = launched {
+                    runtime.block_on(launched.decline());
+                }
+                return Err(error);
+            }
+        };
+        let settings = ProcessSettings { identity, files, level };
+        match runtime.block_on(self.serve(node, settings, launched, signals, program))? {
+            End::Stop => Ok(ExitCode::SUCCESS),
+            End::Anew => Err(execute_again(program, successor)),
+        }
+    }
+
+    /// Returns the configuration at the start of the plugin.
+    fn initial_config(
+        &self,
+        launched: Option<&Launched>,
+        files: &[PathBuf],
+    ) -> Result<Config, Failure> {
+        match (launched, &self.config) {
+            (_, Some(path)) => load_config(path),
+            // The runtime sends the configuration over the connection.
+            (Some(launched), None) if launched.is_connected() => Ok(Config::default()),
+            (_, None) => match files.iter().find(|path| path.exists()) {
+                Some(path) => load_config(path),
+                None => Ok(Config::default()),
+            },
+        }
+    }
+
+    /// Starts all tasks of the plugin and waits for its end.
+    async fn serve(
+        self,
+        node: Node,
+        settings: ProcessSettings,
+        launched: Option<Launched>,
+        signals: Signals,
+        program: &Path,
+    ) -> Result<End, Failure> {
+        let ProcessSettings { identity, files, level } = settings;
+        let configured = Arc::new(Notify::new());
+        let metrics_changed = Arc::new(Notify::new());
+        let reload = Arc::new(Notify::new());
+        let (containers, reports) = (node.containers().clone(), node.reports().clone());
+        let on_config =
+            on_config(level, reports.clone(), configured.clone(), metrics_changed.clone());
+        let (service, tasks) = node.into_service(on_config);
+        let stub = match launched {
+            Some(launched) => Stub::launched(launched, service),
+            None => Stub::external(identity, service),
+        };
+        let stub = stub.socket(self.socket);
+        let server = tasks.server();
+        tokio::spawn(server.clone().run(self.host.clone()));
+        tokio::spawn(server.run_metrics(metrics_changed));
+        let guard = tokio::spawn(tasks.guard().run_when_configured());
+        let reconciler = tasks.spawn(stub.runtime());
+        let service = stub.plugin().clone();
+        tokio::spawn(notify::keep_informed(service.synchronized()));
+        tokio::spawn(keep_brake(service.clone(), reports));
+        let reloads = reload.clone();
+        tokio::spawn(async move {
+            configured.notified().await;
+            let config = watch_config(&files, &service, &containers, &reloads);
+            let restored = async {
+                if let Err(error) = watch_restored(&self.host, &service).await {
+                    warn!("'plimsoll restore' takes effect only with a restart: {error:#}");
+                }
+            };
+            // `config` never ends, so `join` does not return either.
+            let _: (Infallible, ()) = tokio::join!(config, restored);
+        });
+        tokio::select! {
+            result = stub.run() => match result {
+                Ok(()) => Ok(End::Stop),
+                Err(nri::Error::Configure(refusal)) => Err(Failure::Usage(refusal.into())),
+                Err(error) => Err(Failure::Runtime(error.into())),
+            },
+            result = reconciler => Err(ended(result, "the task that repairs values failed")),
+            result = guard => Err(ended(result, "the task that keeps memory from pods failed")),
+            end = signals.ended(program, &reload) => Ok(end),
+        }
+    }
+}
+
+/// Returns the callback for every configuration that comes into force.
+fn on_config(
+    level: Level,
+    reports: Arc<Reports>,
+    configured: Arc<Notify>,
+    metrics_changed: Arc<Notify>,
+) -> OnConfig {
+    Box::new(move |config: &Config| {
+        level.set(config.log_level);
+        reports.configure(config);
+        configured.notify_one();
+        metrics_changed.notify_one();
+    })
+}
+
+/// Replaces this process by the program that the program file holds now. Returns only after a
+/// failure.
+fn execute_again(program: &Path, successor: Option<Successor>) -> Failure {
+    let mut command = Command::new(program);
+    match std::env::args_os().len() {
+        // Without arguments, the new program runs the plugin only if NRI_PLUGIN_SOCKET is set. A
+        // successor does not have this variable.
+        0 | 1 => command.arg("run"),
+        _ => command.args(std::env::args_os().skip(1)),
+    };
+    log::flush();
+    let error = match successor {
+        Some(successor) => successor.exec(&mut command),
+        None => command.exec(),
+    };
+    Failure::Runtime(
+        anyhow::Error::new(error).context(format!("cannot start {}", program.display())),
+    )
+}
+
+/// Returns the paths from which a runtime reads a plugin's configuration, in order of precedence.
+/// Source: containerd/nri `pkg/adaptation/plugin.go`.
+fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
+    let full = identity.to_string();
+    // The name follows the two digits of the index and a dash.
+    let name = full.get(3..).unwrap_or_default().to_owned();
+    [full, name].map(|name| Path::new(DROP_INS).join(format!("{name}.conf"))).into()
+}
+
+/// Returns the failure for a task that should never have ended.
+fn ended(result: Result<(), JoinError>, failed: &'static str) -> Failure {
+    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
+    Failure::Runtime(error.context(failed))
+}
