@@ -1,0 +1,32 @@
+//! Messages about the plugin's state on the node.
+
+use crate::config::Mode;
+use crate::report::status::NodeStatus;
+
+/// Returns the reasons why the plugin sets no values, or sets none for new containers.
+pub(super) fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
+    let waits = (!node.synchronized)
+        .then_some("waiting for the container runtime: new containers get no values");
+    let stands_aside =
+        "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'";
+    waits.into_iter().chain(node.stands_aside.then_some(stands_aside))
+}
+
+/// Returns the messages for a plugin that only observes; empty otherwise.
+pub(super) fn observing(node: &NodeStatus) -> Vec<String> {
+    if node.mode == Mode::Enforce || node.stands_aside {
+        return Vec::new();
+    }
+    let why = match &node.brake {
+        Some(brake) => {
+            format!("brake applied after {brake}: nothing is set, until 'plimsoll reset-brake'")
+        }
+        None => "observe mode: nothing is set, raised or refused".to_owned(),
+    };
+    let would = format!(
+        "what would be set comes before '!='; {} containers would be throttled now, {} limit \
+         decreases would have been refused within ten minutes",
+        node.would_throttle, node.would_refuse
+    );
+    vec![why, would]
+}
