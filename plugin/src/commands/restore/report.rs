@@ -1,0 +1,98 @@
+//! The report of what was restored, and what was not.
+
+use std::fmt::Write as _;
+
+use plimsoll_core::units::excerpt;
+
+use crate::cgroup::CgroupRoot;
+use crate::commands::restore::survey::{ChangedCgroup, Survey};
+use crate::commands::restore::wait::RESTORE_LIMIT;
+use crate::state::containers::KNOBS;
+use crate::state::originals::Values;
+
+/// The most missing targets that the report names.
+const MOST_NAMED: usize = 20;
+
+/// Describes the number of cgroups and containers that are not restored in time.
+pub(super) fn describe_unfinished(left: usize) -> String {
+    format!(
+        "{left} cgroups do not have back what they had within {} s, or the container runtime was \
+         not told of it: expected the container runtime, and the plugin where it runs, to answer; \
+         see their logs and call this again",
+        RESTORE_LIMIT.as_secs()
+    )
+}
+
+impl Survey {
+    /// Returns the reason why the command cannot report success although all found targets are
+    /// restored. `None` if the command can report success.
+    pub(super) fn describe_unresolved(&self) -> Option<String> {
+        // Only the runtime knows whether a container has ended, because its cgroup may be outside
+        // the kubelet's cgroups.
+        let runtime = "the container runtime did not say whether they have ended".to_owned();
+        let elsewhere =
+            (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
+        let why: Vec<_> = self
+            .problems
+            .iter()
+            .chain(elsewhere.into_iter().flatten())
+            .map(String::as_str)
+            .collect();
+        (!why.is_empty()).then(|| {
+            format!(
+                "could not look at all that plimsoll has changed, {} containers among it: {}; \
+                 expected to read every cgroup, or the container runtime to say which containers \
+                 have ended: start the runtime, and call this again",
+                self.missing.len(),
+                why.into_iter().take(MOST_NAMED).collect::<Vec<_>>().join("; ")
+            )
+        })
+    }
+
+    /// Returns the report: one line per file with a changed value, per missing target and per
+    /// raised limit that stays.
+    pub(super) fn write_report(
+        &self,
+        root: &CgroupRoot,
+        guarded: bool,
+        staying: &[String],
+    ) -> String {
+        let mut report = String::new();
+        for ChangedCgroup { cgroup, before, .. } in &self.changed {
+            let Ok(held) = root.cgroup(cgroup).and_then(|cgroup| Values::read(&cgroup)) else {
+                continue;
+            };
+            for knob in KNOBS {
+                if let (Some(before), Some(held)) = (before.get(knob), held.get(knob))
+                    && before != held
+                {
+                    let _ = writeln!(report, "{cgroup} {knob}: {before} -> {held}");
+                }
+            }
+        }
+        let missing = self
+            .missing
+            .iter()
+            .map(|id| format!("container {}; its cgroup may have ended", excerpt(id)));
+        let not_found: Vec<_> = self
+            .ended
+            .iter()
+            .map(|target| format!("{target}; it has ended"))
+            .chain(missing)
+            .collect();
+        for target in not_found.iter().take(MOST_NAMED) {
+            let _ = writeln!(report, "not found: {target}");
+        }
+        if not_found.len() > MOST_NAMED {
+            let _ = writeln!(report, "not found: {} more", not_found.len() - MOST_NAMED);
+        }
+        for limit in staying {
+            let _ = writeln!(report, "stays, as lowering it could kill: {limit}");
+        }
+        if report.is_empty() && !guarded && self.describe_unresolved().is_none() {
+            report.push_str("nothing had to be changed\n");
+        }
+        report.push_str("plimsoll sets nothing any more, until 'plimsoll restore --undo'\n");
+        report
+    }
+}
