@@ -1083,3 +1083,31 @@ fn without_a_word_of_consent_nothing_is_changed() {
     assert!(stdout.ends_with("nothing was changed: say --yes to have it done\n"), "{stdout}");
     assert_eq!(node.state(), before);
 }
+
+#[test]
+fn an_undo_goes_on_after_its_terminal_is_gone() {
+    let node = able();
+    // Every call prints to standard error first, and counts only if it can print. The first restart
+    // of the runtime hangs until the user interrupts.
+    let script = "#!/bin/sh\necho note >&2 || exit 1\necho \"$*\" >>$0.called\n\
+                  test \"$*\" != 'restart containerd' || test -e $0.again || \
+                  { touch $0.again; exec sleep 60; }\n";
+    node.put("bin/systemctl", script);
+    node.put("bin/systemctl.called", "");
+    fs::set_permissions(node.host().join("bin/systemctl"), fs::Permissions::from_mode(0o755))
+        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.args(["install", "--yes", "--host"]).arg(node.host());
+    command.arg("--socket").arg(node.socket());
+    command.env("PATH", format!("{}/bin:/usr/bin:/bin", node.host().display()));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !node.host().join("bin/systemctl.again").exists() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(node.host().join(UNIT).exists());
+    drop(child.stderr.take());
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    child.wait().unwrap();
+    assert_eq!(node.text("bin/systemctl.called"), "daemon-reload\nrestart containerd\n".repeat(2));
+    assert!(!node.host().join(UNIT).exists());
+}

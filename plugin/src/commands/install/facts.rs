@@ -52,8 +52,8 @@ pub struct InstallFacts {
     pub(super) lock: String,
 }
 
-/// Returns whether the runtime launches this program of the plugin. The runtime skips file names
-/// without an index.
+/// Returns whether the runtime can launch this program of the plugin. A runtime expects an index, a
+/// dash and a name, such as `90-plimsoll`.
 pub(super) fn has_index(program: &str) -> bool {
     program.ends_with("-plimsoll")
 }
@@ -206,8 +206,11 @@ impl InstallFacts {
     /// The configured NRI socket, if it differs from the default socket.
     pub(super) fn foreign_socket(&self) -> Option<&str> {
         // /var/run is a symbolic link to /run.
-        let of = |path: &str| path.trim_start_matches("/var").to_owned();
-        self.settings.socket_path.as_deref().filter(|path| of(path) != of(nri::DEFAULT_SOCKET))
+        let is_default = |path: &str| {
+            path.strip_prefix("/var").filter(|path| path.starts_with("/run/")).unwrap_or(path)
+                == nri::DEFAULT_SOCKET.trim_start_matches("/var")
+        };
+        self.settings.socket_path.as_deref().filter(|path| !is_default(path))
     }
 
     /// Returns whether a launched plugin can execute a new program in the same process. The new

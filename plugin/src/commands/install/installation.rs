@@ -14,6 +14,7 @@ const RECONNECTION: &str =
     "one reconnection; values stay meanwhile, and who is created then gets them after it";
 
 impl InstallFacts {
+    /// Returns the plan of `plimsoll install`. The plan is empty if everything is installed.
     ///
     /// # Errors
     ///

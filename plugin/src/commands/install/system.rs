@@ -1,13 +1,13 @@
 //! Executes actions on a node.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,17 +17,27 @@ use crate::commands::doctor::{Socket, below, holder};
 use crate::commands::install::executor::{Executor, INTERRUPTED, PathState};
 use crate::commands::install::files::{
     read_path_state, remove_all, remove_empty, remove_file, replace_file, restore_path_state,
+    undo_changes,
 };
 use crate::commands::install::plan::Action;
 use crate::commands::install::process::{PluginProcess, plugin_process};
+use crate::commands::restore::LONGEST_WAIT;
 use crate::report::serve;
 
+/// Time limit for one command. A runtime restarts within seconds, or within about a minute on a
 /// busy node.
 const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 
-/// Time limit for `plimsoll restore`. Its own deadlines add up to 150 s: 30 s for the plugin and
-/// 120 s for the values.
-const RESTORE_LIMIT: Duration = Duration::from_secs(150);
+/// Time that `plimsoll restore` may need beyond its own deadlines: for answers of the plugin, up to
+/// 10 s each, and for systemd, which may need a minute to reload its files.
+const RESTORE_MARGIN: Duration = Duration::from_secs(120);
+
+/// Time limit for `plimsoll restore`. The command reports what it could not restore, so it must end
+/// by itself before this limit.
+const RESTORE_LIMIT: Duration = LONGEST_WAIT.saturating_add(RESTORE_MARGIN);
+
+/// Time limit for the messages of a command after its end.
+const MESSAGES_LIMIT: Duration = Duration::from_secs(1);
 
 /// Time limit for the effect of an action, such as a socket that listens.
 const EFFECT_LIMIT: Duration = Duration::from_secs(30);
@@ -93,10 +103,22 @@ impl SystemExecutor {
         // an undo finish.
         command.stdin(Stdio::null()).process_group(0);
         if self.is_undoing {
-            // The terminal may be gone after SIGHUP, and a command that cannot print would fail.
-            command.stdout(Stdio::null());
+            // The terminal may be gone after SIGHUP, and a command that cannot print would fail. So
+            // this process reads the messages of the command, and prints them if it can.
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
         }
         let mut child = command.spawn().map_err(|error| error.to_string())?;
+        let messages = child.stderr.take().and_then(forward_messages);
+        let result = self.wait_for_child(&mut child, limit);
+        if let Some(messages) = messages {
+            // Another process may keep the pipe open.
+            self.until(MESSAGES_LIMIT, || messages.is_finished().then_some(()));
+        }
+        result
+    }
+
+    /// Waits for the end of a command, for at most `limit`. Kills the command after `limit`.
+    fn wait_for_child(&self, child: &mut Child, limit: Duration) -> Result<(), String> {
         match self.until(limit, || child.try_wait().transpose()) {
             Some(Ok(status)) if status.success() => Ok(()),
             Some(Ok(status)) => Err(format!("it ended with {status}")),
@@ -186,12 +208,9 @@ impl Executor for SystemExecutor {
     fn execute(&mut self, action: &Action) -> Result<Vec<PathState>, String> {
         match action {
             Action::Write { path, content, mode } => {
-                return self.write(path, content, *mode).or_else(|(before, error)| {
-                    for before in before.into_iter().rev() {
-                        self.restore_path(before)?;
-                    }
-                    Err(error.to_string())
-                });
+                return self
+                    .write(path, content, *mode)
+                    .map_err(|(before, error)| undo_changes(before, error.to_string()));
             }
             Action::Remove(path) => return remove_file(&below(&self.host, path)),
             Action::RemoveEmpty(path) => return Ok(remove_empty(below(&self.host, path))),
@@ -237,6 +256,18 @@ impl Executor for SystemExecutor {
     }
 }
 
+/// Prints the messages of a command from another thread, and ignores failures to print. Returns
+/// `None` if the kernel allows no further thread.
+fn forward_messages(mut messages: ChildStderr) -> Option<JoinHandle<()>> {
+    let forward = move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = messages.read(&mut buffer) {
+            let _ = io::stderr().write_all(&buffer[..length]);
+        }
+    };
+    thread::Builder::new().name("messages".to_owned()).spawn(forward).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,5 +292,12 @@ mod tests {
         put("etc/containerd/late.toml", &format!("{section}plugin_path = '/p'\n"));
         assert_eq!(is_on(Version(2, 0, 0)), Ok(()));
         assert!(is_on(Version(1, 7, 24)).is_err_and(|why| why.contains("last one")));
+    }
+
+    #[test]
+    fn restore_reports_before_it_is_killed() {
+        // One answer of the plugin takes up to 10 s, and one reload of systemd up to 60 s.
+        let answers_and_reload = Duration::from_secs(3 * 10 + 60);
+        assert!(RESTORE_LIMIT > LONGEST_WAIT + answers_and_reload);
     }
 }

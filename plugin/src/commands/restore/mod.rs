@@ -12,3 +12,5 @@ mod instance;
 mod report;
 mod survey;
 mod wait;
+
+pub(crate) use wait::LONGEST_WAIT;

@@ -19,6 +19,9 @@ use crate::state::originals::Originals;
 /// Time limit for restoring all values. A runtime needs some tenths of a second per container.
 pub(super) const RESTORE_LIMIT: Duration = Duration::from_secs(120);
 
+/// The sum of this command's own deadlines.
+pub(crate) const LONGEST_WAIT: Duration = ANSWER_LIMIT.saturating_add(RESTORE_LIMIT);
+
 /// Poll interval while inotify reports no change.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
