@@ -769,6 +769,27 @@ fn below(mut pod: Pod, root: &str) -> Pod {
 }
 
 #[tokio::test]
+async fn restore_fails_where_the_plugin_does_not_answer() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
+    // The kernel accepts the connection, but this plugin hangs.
+    let socket = node.path("host/run/plimsoll/plimsoll.sock");
+    let hangs = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("a running plugin may set values again"), "{said}");
+    assert!(said.contains("no answer within 10s") && said.contains("restart it"), "{said}");
+    for claim in ["nothing had to be changed", "sets nothing any more"] {
+        assert!(!said.contains(claim), "{said}");
+    }
+    // The process has ended, and has left its socket.
+    drop(hangs);
+    assert!(socket.exists());
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test]
 async fn restore_finds_containers_below_a_cgroup_root() {
     let (node, mut daemon, runtime) = start().await;
     // Remove the kubepods that `start` has made at the top. It would look like a leftover of

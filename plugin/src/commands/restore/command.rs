@@ -11,7 +11,7 @@ use plimsoll_core::policy::guard::GuardRecord;
 use plimsoll_core::units::Knob;
 
 use crate::cgroup::CgroupRoot;
-use crate::commands::restore::instance::wait_for_plugin;
+use crate::commands::restore::instance::{RunningPlugin, wait_for_plugin};
 use crate::commands::restore::report::describe_unfinished;
 use crate::commands::restore::survey::Survey;
 use crate::commands::restore::wait::RestoreWait;
@@ -63,7 +63,7 @@ impl Restore {
             .build()
             .context("start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
-        let has_plugin = runtime.block_on(wait_for_plugin(&self.host));
+        let plugin = runtime.block_on(wait_for_plugin(&self.host));
         // The plugin may have changed more values until it noticed the marker file.
         let originals = load_originals(&self.host)?;
         let mut survey = Survey::new(&root, &originals);
@@ -76,9 +76,14 @@ impl Restore {
             root: &root,
             originals: &originals,
             kubepods: kubepods.as_ref(),
-            has_plugin,
+            has_plugin: plugin != RunningPlugin::Absent,
         };
         let left = runtime.block_on(wait.run(&mut survey))?;
+        if let RunningPlugin::Unknown(_) = plugin
+            && let RunningPlugin::Unknown(why) = runtime.block_on(wait_for_plugin(&self.host))
+        {
+            survey.unknown_plugin = Some(why);
+        }
         if let (Some(cgroup), Some(before)) = (&kubepods, guarded)
             && let Some(held) = max(cgroup).filter(|held| *held != before)
         {
@@ -86,7 +91,11 @@ impl Restore {
         }
         print(format_args!("{}", survey.write_report(&root, kubepods.is_some(), &staying)))?;
         let left = (left > 0).then(|| describe_unfinished(left));
-        let why: Vec<_> = left.into_iter().chain(survey.describe_unresolved()).collect();
+        let why: Vec<_> = left
+            .into_iter()
+            .chain(survey.describe_unknown_plugin())
+            .chain(survey.describe_unresolved())
+            .collect();
         if why.is_empty() {
             Ok(ExitCode::SUCCESS)
         } else {

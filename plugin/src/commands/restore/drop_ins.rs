@@ -1,5 +1,6 @@
 //! Removes systemd's runtime drop-ins with the plugin's values.
 
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use plimsoll_core::pod::CgroupPath;
@@ -25,7 +26,7 @@ pub(super) async fn remove_drop_ins(
     let systemd = Systemd::new(host);
     let remove = |path: &CgroupPath| {
         systemd::remove_protection(host, path).unwrap_or_else(|error| {
-            eprintln!("note: {path}: cannot remove systemd's drop-ins: {error}");
+            note(format_args!("{path}: cannot remove systemd's drop-ins: {error}"));
             false
         })
     };
@@ -33,22 +34,11 @@ pub(super) async fn remove_drop_ins(
     let changed: Vec<_> = changed.map(|changed| (&changed.cgroup, changed.original)).collect();
     // Count instead of `any`, which would stop at the first removal.
     let is_removed = changed.iter().filter(|(path, _)| remove(path)).count() > 0;
-    // Cgroups that were restored earlier may still have drop-ins, as after a switch to observe
-    // mode. If a cgroup holds other values than its originals, another program has set the
-    // values and the drop-ins.
-    let former = originals.former().filter(|(path, inode, original)| {
-        root.cgroup(path).is_ok_and(|cgroup| {
-            cgroup.inode().is_ok_and(|held| held == *inode)
-                && Values::read(&cgroup)
-                    .is_ok_and(|held| held.protection() == original.protection())
-        })
-    });
-    let former = former.map(|(path, _, original)| (path, original));
-    let former: Vec<_> = former.filter(|(path, _)| remove(path)).collect();
+    let former: Vec<_> = find_former(root, originals).filter(|(path, _)| remove(path)).collect();
     if (is_removed || !former.is_empty())
         && let Err(error) = systemd.reload().await
     {
-        eprintln!("note: {error}; call 'systemctl daemon-reload'");
+        note(format_args!("{error}; call 'systemctl daemon-reload'"));
     }
     // Set the property where the reload did not restore the original. Another program may have
     // set the original at runtime, in the same drop-in file.
@@ -59,13 +49,73 @@ pub(super) async fn remove_drop_ins(
         if let Ok(cgroup) = root.cgroup(path)
             && let Err(error) = systemd.set(&cgroup, protection, false).await
         {
-            eprintln!("note: {error}");
+            note(format_args!("{error}"));
         }
     }
     if let Some(cgroup) = kubepods.and_then(|path| root.cgroup(path).ok())
         && let (Ok(min), Ok(low)) = (cgroup.read(Knob::Min), cgroup.read(Knob::Low))
         && let Err(error) = systemd.set(&cgroup, Protection::of_files(min, low), true).await
     {
-        eprintln!("note: {error}");
+        note(format_args!("{error}"));
+    }
+}
+
+/// Returns the cgroups that were restored earlier, with their originals. These cgroups may still
+/// have drop-ins, as after a switch to observe mode.
+///
+/// If a cgroup holds other values than its originals, another program has set the values and the
+/// drop-ins. Such a cgroup is left out.
+fn find_former<'a>(
+    root: &'a CgroupRoot,
+    originals: &'a Originals,
+) -> impl Iterator<Item = (&'a CgroupPath, Values)> {
+    // `Values::protection` would not do, because it counts `max` as 0.
+    let protection =
+        |values: &Values| [values.min, values.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
+    let former = originals.former().filter(move |(path, inode, original)| {
+        root.cgroup(path).is_ok_and(|cgroup| {
+            cgroup.inode().is_ok_and(|held| held == *inode)
+                && Values::read(&cgroup).is_ok_and(|held| protection(&held) == protection(original))
+        })
+    });
+    former.map(|(path, _, original)| (path, original))
+}
+
+/// Prints a note to standard error. Ignores errors, because the terminal may be gone.
+fn note(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "note: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cgroup_with_max_is_not_restored_to_0() {
+        let host = tempfile::tempdir().expect("a directory");
+        let root = host.path().join("sys/fs/cgroup");
+        let cgroup = root.join("system.slice");
+        fs::create_dir_all(&cgroup).expect("it is made");
+        fs::create_dir_all(host.path().join("run/plimsoll")).expect("it is made");
+        fs::write(root.join("cgroup.controllers"), "memory").expect("it is written");
+        let set = |min: &str| {
+            for (file, value) in [("min", min), ("low", "0"), ("high", "max")] {
+                fs::write(cgroup.join(format!("memory.{file}")), value).expect("it is written");
+            }
+        };
+        let inode = fs::metadata(&cgroup).expect("it is there").ino();
+        let line =
+            |rest: &str| format!("{{\"cgroup\":\"/system.slice\",\"inode\":{inode},{rest}}}\n");
+        let lines = line("\"memory.min\":\"0\",\"memory.low\":\"0\"") + &line("\"restored\":true");
+        fs::write(host.path().join("run/plimsoll/originals"), lines).expect("it is written");
+        let originals = Originals::load(host.path()).expect("it is read");
+        let root = CgroupRoot::open(&root).expect("a hierarchy");
+        set("0");
+        assert_eq!(find_former(&root, &originals).count(), 1);
+        set("max");
+        assert_eq!(find_former(&root, &originals).count(), 0);
     }
 }

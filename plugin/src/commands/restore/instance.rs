@@ -1,12 +1,14 @@
 //! The instances of the plugin: the running one, and one that this command runs.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nri::{Identity, Stub};
 use plimsoll_core::pod::CgroupPath;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -15,23 +17,59 @@ use crate::commands::Failure;
 use crate::commands::run::Node;
 use crate::config::Config;
 use crate::report::serve;
-use crate::state::containers::Containers;
+use crate::state::containers::{Containers, STAND_ASIDE};
 
 /// Time limit for the plugin to notice the marker file. Also the time limit for the runtime to list
 /// containers whose cgroups are outside the kubelet's cgroups.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// Waits until a running plugin has noticed the marker file, for at most [`ANSWER_LIMIT`].
-/// Returns whether a plugin runs and answers.
-pub(super) async fn wait_for_plugin(host: &Path) -> bool {
+/// The plugin that runs on the node, as far as this command knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RunningPlugin {
+    /// No process listens at the plugin's socket.
+    Absent,
+    /// The plugin answers. It has noticed the marker file, or it reads the marker file before it
+    /// sets values.
+    Answers,
+    /// The plugin may still set values, for this reason.
+    Unknown(String),
+}
+
+/// Waits until a running plugin has noticed the marker file, for at most [`ANSWER_LIMIT`]. A plugin
+/// that does not answer one request is unknown.
+pub(super) async fn wait_for_plugin(host: &Path) -> RunningPlugin {
     let deadline = Instant::now() + ANSWER_LIMIT;
     loop {
-        let Ok(status) = serve::ask(host).await else { return false };
-        if status.node.stands_aside || Instant::now() >= deadline {
-            return true;
+        let status = match serve::ask(host).await {
+            Ok(status) => status,
+            Err(_) if is_absent(host).await => return RunningPlugin::Absent,
+            Err(error) => {
+                return RunningPlugin::Unknown(format!("{:#}", anyhow::Error::new(error)));
+            }
+        };
+        if status.node.stands_aside {
+            return RunningPlugin::Answers;
+        }
+        if Instant::now() >= deadline {
+            // A plugin that the runtime has not synchronized reads the marker file when it connects.
+            return match status.node.synchronized {
+                true => RunningPlugin::Unknown(format!(
+                    "it has not noticed /{STAND_ASIDE} within {} s",
+                    ANSWER_LIMIT.as_secs()
+                )),
+                false => RunningPlugin::Answers,
+            };
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Returns whether no process listens at the plugin's socket.
+async fn is_absent(host: &Path) -> bool {
+    let connected = UnixStream::connect(serve::socket(host)).await;
+    connected.is_err_and(|error| {
+        matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    })
 }
 
 /// The instance of the plugin that this command runs. While another instance runs, this one waits

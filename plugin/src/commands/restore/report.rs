@@ -7,7 +7,7 @@ use plimsoll_core::units::excerpt;
 use crate::cgroup::CgroupRoot;
 use crate::commands::restore::survey::{ChangedCgroup, Survey};
 use crate::commands::restore::wait::RESTORE_LIMIT;
-use crate::state::containers::KNOBS;
+use crate::state::containers::{KNOBS, STAND_ASIDE};
 use crate::state::originals::Values;
 
 /// The most missing targets that the report names.
@@ -45,6 +45,17 @@ impl Survey {
                  have ended: start the runtime, and call this again",
                 self.missing.len(),
                 why.into_iter().take(MOST_NAMED).collect::<Vec<_>>().join("; ")
+            )
+        })
+    }
+
+    /// Returns the reason why a running plugin may still set values, and what to do. `None` if no
+    /// plugin can.
+    pub(super) fn describe_unknown_plugin(&self) -> Option<String> {
+        self.unknown_plugin.as_ref().map(|why| {
+            format!(
+                "a running plugin may set values again: {why}; expected it to answer and to \
+                 notice /{STAND_ASIDE}: stop it or restart it, and call this again"
             )
         })
     }
@@ -88,6 +99,9 @@ impl Survey {
         }
         for limit in staying {
             let _ = writeln!(report, "stays, as lowering it could kill: {limit}");
+        }
+        if self.unknown_plugin.is_some() {
+            return report;
         }
         if report.is_empty() && !guarded && self.describe_unresolved().is_none() {
             report.push_str("nothing had to be changed\n");

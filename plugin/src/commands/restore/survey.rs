@@ -36,6 +36,8 @@ pub(super) struct Survey {
     pub(super) unsearched: Vec<String>,
     /// Errors about existing targets that could not be read.
     pub(super) problems: Vec<String>,
+    /// The reason why a running plugin may still set values. `None` if no plugin can.
+    pub(super) unknown_plugin: Option<String>,
 }
 
 impl Survey {
