@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use nri::{Identity, Launched, Stub, Successor};
-use signal_hook::consts::{SIGHUP, SIGUSR1};
 use tokio::sync::Notify;
 use tokio::task::JoinError;
 use tracing::{error, warn};
@@ -17,7 +16,7 @@ use crate::agent::notify;
 use crate::agent::service::OnConfig;
 use crate::commands::run::config::watch_config;
 use crate::commands::run::markers::{keep_brake, watch_restored};
-use crate::commands::run::signals::{End, Signals};
+use crate::commands::run::signals::{EarlySignals, End, Signals, ignore_signals};
 use crate::commands::run::start::Node;
 use crate::commands::{Failure, Run, load_config};
 use crate::config::{Config, DROP_INS};
@@ -37,23 +36,18 @@ struct ProcessSettings {
 impl Run {
     /// Runs the plugin until a signal stops it or the runtime that launched it ends.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        // Ignore these signals until the plugin handles them. The first process of a launched
-        // plugin only waits for the second one, so it ignores them until its end.
-        for signal in [SIGHUP, SIGUSR1] {
-            let ignored = signal_hook::flag::register(signal, Arc::default());
-            ignored.context("wait for signals").map_err(Failure::Runtime)?;
-        }
+        let early = EarlySignals::record().context("wait for signals").map_err(Failure::Runtime)?;
         let (level, is_read) = log::start(self.log_format);
         // Read the path now: once the file is replaced, the kernel appends ` (deleted)` to the
         // path.
         let program =
             std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
         let result = match Launched::from_env() {
-            Ok(None) => self.plugin(None, level, &program),
+            Ok(None) => self.plugin(None, early, level, &program),
             // A runtime that drops the plugin kills the process that it launched, and never
             // launches the plugin again. So run the plugin in a second process.
             Ok(Some(launched)) => match launched.detach() {
-                Ok(launched) => self.plugin(Some(launched), level, &program),
+                Ok(launched) => self.plugin(Some(launched), early, level, &program),
                 Err(status) => {
                     let code = status.code().and_then(|code| u8::try_from(code).ok());
                     return Ok(ExitCode::from(code.unwrap_or(1)));
@@ -80,6 +74,7 @@ impl Run {
     fn plugin(
         self,
         launched: Option<Launched>,
+        early: EarlySignals,
         level: Level,
         program: &Path,
     ) -> Result<ExitCode, Failure> {
@@ -107,7 +102,7 @@ impl Run {
             .map_err(Failure::Runtime)?;
         let signals = {
             let _context = runtime.enter();
-            Signals::new().context("wait for signals").map_err(Failure::Runtime)?
+            Signals::new(early).context("wait for signals").map_err(Failure::Runtime)?
         };
         let node = match Node::open(&self.host, config) {
             Ok(node) => node,
@@ -223,6 +218,7 @@ fn execute_again(program: &Path, successor: Option<Successor>) -> Failure {
         _ => command.args(std::env::args_os().skip(1)),
     };
     log::flush();
+    ignore_signals();
     let error = match successor {
         Some(successor) => successor.exec(&mut command),
         None => command.exec(),

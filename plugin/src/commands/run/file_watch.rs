@@ -1,20 +1,26 @@
 //! Watches the directory of the configuration file.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Time without a change in the configuration directory before the plugin reads the file.
 const QUIET: Duration = Duration::from_millis(200);
 
 /// The longest wait for [`QUIET`]. Other files in the directory may change all the time.
 const MOST: Duration = Duration::from_secs(2);
+
+/// Interval at which the plugin looks whether the path leads to another directory. inotify does not
+/// report that a directory above was renamed, or that a symbolic link has another target.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A watch for changes in the configuration directory, which need not exist yet.
 pub(super) struct FileWatch {
@@ -27,6 +33,8 @@ pub(super) struct FileWatch {
 struct Watched {
     descriptor: WatchDescriptor,
     path: PathBuf,
+    /// The device and inode of the directory at the time when the watch began.
+    identity: Option<(u64, u64)>,
     /// The name of the missing entry that the plugin waits for. `None` if this is the configuration
     /// directory.
     missing: Option<OsString>,
@@ -51,7 +59,12 @@ impl FileWatch {
     fn watch(&mut self) -> anyhow::Result<()> {
         loop {
             let (path, missing) = nearest(&self.directory);
-            if self.watched.as_ref().is_some_and(|watched| watched.path == path) {
+            let identity = identify(&path);
+            if self
+                .watched
+                .as_ref()
+                .is_some_and(|watched| watched.path == path && watched.identity == identity)
+            {
                 return Ok(());
             }
             let its_own = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
@@ -67,7 +80,9 @@ impl FileWatch {
             }
             match self.events.watches().add(&path, its_own | in_it) {
                 // Loop again, because the missing directory may have been created meanwhile.
-                Ok(descriptor) => self.watched = Some(Watched { descriptor, path, missing }),
+                Ok(descriptor) => {
+                    self.watched = Some(Watched { descriptor, path, identity, missing })
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("watch {}", path.display()));
@@ -79,7 +94,19 @@ impl FileWatch {
     /// Waits for a change that may affect the files. Then waits until no change follows for
     /// [`QUIET`], because a program may truncate a file before it writes the new content.
     pub(super) async fn next(&mut self) -> anyhow::Result<()> {
-        while !self.concerns().await? {}
+        let mut check = Instant::now() + CHECK_INTERVAL;
+        loop {
+            match timeout_at(check, self.concerns()).await {
+                Ok(Ok(true)) => break,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) if self.is_elsewhere() => {
+                    self.watch()?;
+                    break;
+                }
+                Err(_) => check = Instant::now() + CHECK_INTERVAL,
+            }
+        }
         let quiet = async {
             while let Ok(concerns) = timeout(QUIET, self.concerns()).await {
                 concerns?;
@@ -87,6 +114,15 @@ impl FileWatch {
             Ok(())
         };
         timeout(MOST, quiet).await.unwrap_or(Ok(()))
+    }
+
+    /// Returns whether the path of the configuration directory leads to another directory than the
+    /// watched one.
+    fn is_elsewhere(&self) -> bool {
+        let (path, _) = nearest(&self.directory);
+        self.watched
+            .as_ref()
+            .is_none_or(|watched| watched.path != path || watched.identity != identify(&path))
     }
 
     /// Waits for the next event and returns whether it may affect the files.
@@ -113,6 +149,12 @@ impl FileWatch {
     }
 }
 
+/// Returns the device and inode of a directory. `None` if they cannot be read.
+fn identify(directory: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(directory).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
 /// Returns a directory or its nearest existing ancestor, and the first path component that is
 /// missing there.
 fn nearest(directory: &Path) -> (PathBuf, Option<OsString>) {
@@ -129,8 +171,6 @@ fn nearest(directory: &Path) -> (PathBuf, Option<OsString>) {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     /// Returns whether a change is reported within 5 s.
@@ -162,6 +202,21 @@ mod tests {
         assert!(is_told(&mut changes).await);
         fs::write(directory.join("a.conf"), "{}").expect("written");
         assert!(is_told(&mut changes).await);
+    }
+
+    #[tokio::test]
+    async fn a_renamed_directory_above_is_noticed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = root.path().join("nri/conf.d");
+        fs::create_dir_all(&directory).expect("made");
+        let mut watch = FileWatch::new(&[directory.join("a.conf")]).expect("watched");
+        fs::rename(root.path().join("nri"), root.path().join("old")).expect("renamed");
+        fs::create_dir_all(&directory).expect("made");
+        let change = timeout(2 * CHECK_INTERVAL, watch.next()).await;
+        assert!(change.is_ok_and(|change| change.is_ok()));
+        // From then on, changes in the new directory are noticed at once.
+        fs::write(directory.join("a.conf"), "{}").expect("written");
+        assert!(is_told(&mut watch).await);
     }
 
     #[tokio::test]
