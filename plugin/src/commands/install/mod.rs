@@ -368,7 +368,7 @@ impl Facts {
                     facts.runtime
                 )
             };
-            let why = runtime.why_off().map(|(why, _)| why);
+            let why = runtime.why_off().map(|off| off.to_string());
             let why = why.or_else(|| (!is_told && !facts.is_served).then(unserved));
             facts.settings = std::mem::take(&mut runtime.settings);
             why
@@ -1246,7 +1246,7 @@ impl Hands {
     fn check_nri(&self, unit: &str, version: Option<Version>) -> Result<(), String> {
         let kind = if unit == CRIO.program { &CRIO } else { &CONTAINERD };
         match kind.settings(&self.host, version).is_off {
-            Some((true, why)) => Err(why),
+            Some((true, switch)) => Err(switch.to_string()),
             Some((false, _)) => Ok(()),
             None => Err("expected the file that switches it on to be read, and to be the last one with NRI's section"
                 .to_owned()),

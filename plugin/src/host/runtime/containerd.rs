@@ -7,7 +7,7 @@ use plimsoll_core::units::excerpt;
 
 use crate::host::files::{below, matches};
 use crate::host::runtime::kind::CONTAINERD;
-use crate::host::runtime::nri_settings::{MOST_FILES, NriSettings};
+use crate::host::runtime::nri_settings::{MOST_FILES, NriSettings, NriSwitch};
 use crate::host::units::start_command;
 use crate::host::version::Version;
 
@@ -77,10 +77,8 @@ impl NriSettings {
             for disabled in list("disabled_plugins") {
                 match disabled {
                     "io.containerd.nri.v1.nri" => {
-                        settings.is_off = Some((
-                            true,
-                            format!("disabled_plugins of {} names it", excerpt(&path)),
-                        ));
+                        let switch = NriSwitch::DisabledPlugins { path: path.clone() };
+                        settings.is_off = Some((true, switch));
                     }
                     "cri" | "io.containerd.grpc.v1.cri" | "io.containerd.cri.v1.runtime" => {
                         settings.is_without_cri = true;

@@ -27,6 +27,7 @@ impl NriSettings {
 mod tests {
     use super::*;
     use crate::host::fixture::put;
+    use crate::host::runtime::nri_settings::NriSwitch;
 
     #[test]
     fn crio_reads_directories_below_its_drop_ins_too() {
@@ -39,7 +40,11 @@ mod tests {
             found,
             Some((
                 true,
-                "/etc/crio/crio.conf.d/20-more/00-b.conf has enable_nri = false".to_owned()
+                NriSwitch::Section {
+                    path: "/etc/crio/crio.conf.d/20-more/00-b.conf".to_owned(),
+                    key: "enable_nri",
+                    value: false
+                }
             ))
         );
         put(host.path(), "etc/crio/crio.conf.d/20-z.conf", &is(true));

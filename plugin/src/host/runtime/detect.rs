@@ -1,10 +1,11 @@
 //! Detection of the runtimes that are present on a node.
 
+use std::fmt;
 use std::path::Path;
 
 use crate::host::files::read;
-use crate::host::runtime::kind::{CONTAINERD, CRIO, RuntimeKind};
-use crate::host::runtime::nri_settings::NriSettings;
+use crate::host::runtime::kind::{CONTAINERD, CRIO, RuntimeKind, RuntimeProduct};
+use crate::host::runtime::nri_settings::{NriSettings, NriSwitch};
 use crate::host::runtime::program::said_version;
 use crate::host::socket::Socket;
 use crate::host::version::Version;
@@ -21,9 +22,9 @@ pub(crate) struct Runtime {
 impl RuntimeKind {
     /// Returns this runtime's NRI settings from the configuration files below `host`.
     pub(crate) fn settings(&self, host: &Path, version: Option<Version>) -> NriSettings {
-        match self.program {
-            "crio" => NriSettings::of_crio(host),
-            _ => NriSettings::of_containerd(host, version),
+        match self.product {
+            RuntimeProduct::Crio => NriSettings::of_crio(host),
+            RuntimeProduct::Containerd => NriSettings::of_containerd(host, version),
         }
     }
 }
@@ -35,10 +36,9 @@ impl Runtime {
         let runtimes = [&CONTAINERD, &CRIO].into_iter().map(|kind| {
             let socket = Socket::connect(&host.join(kind.socket));
             // CRI-O writes its version to this file at each start.
-            let written = if kind.program == "crio" {
-                read(&host.join("run/crio/version"))
-            } else {
-                Ok(None)
+            let written = match kind.product {
+                RuntimeProduct::Crio => read(&host.join("run/crio/version")),
+                RuntimeProduct::Containerd => Ok(None),
             };
             let written = written.ok().flatten().and_then(|text| Version::find(&text));
             let may_run = host == Path::new("/") && socket != Socket::Absent;
@@ -49,29 +49,46 @@ impl Runtime {
         runtimes.collect()
     }
 
-    /// Returns why NRI is off and what to do, or `None` if nothing shows that NRI is off.
-    pub(crate) fn why_off(&self) -> Option<(String, String)> {
+    /// Returns why NRI is off, or `None` if nothing shows that NRI is off.
+    pub(crate) fn why_off(&self) -> Option<NriOff> {
         let Self { kind, version, settings, .. } = self;
-        let name = kind.name;
-        if let Some(version) = version.filter(|version| *version < kind.oldest) {
-            let advice = format!("upgrade {name} to {} or newer", kind.on_from);
-            return Some((format!("{name} {version} has no NRI"), advice));
-        }
-        match (&settings.is_off, version) {
-            (Some((true, why)), _) if why.starts_with("disabled_plugins") => {
-                let advice = format!(
-                    "take io.containerd.nri.v1.nri out of disabled_plugins, and restart {name}"
-                );
-                Some((format!("off in {name}: {why}"), advice))
+        let cause = match (&settings.is_off, version) {
+            (_, Some(version)) if *version < kind.oldest => OffCause::Unsupported(*version),
+            (Some((true, switch)), _) => OffCause::Switch(switch.clone()),
+            (None, Some(version)) if *version < kind.on_from => OffCause::Default(*version),
+            _ => return None,
+        };
+        Some(NriOff { kind, cause })
+    }
+}
+
+/// NRI that is off in a runtime. `Display` names the runtime and the cause.
+#[derive(Clone, Debug)]
+pub(crate) struct NriOff {
+    pub(crate) kind: &'static RuntimeKind,
+    pub(crate) cause: OffCause,
+}
+
+/// Cause why NRI is off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum OffCause {
+    /// This version of the runtime has no NRI.
+    Unsupported(Version),
+    /// A setting switches NRI off.
+    Switch(NriSwitch),
+    /// No file has a setting, and NRI is off by default in this version.
+    Default(Version),
+}
+
+impl fmt::Display for NriOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RuntimeKind { name, on_from, .. } = self.kind;
+        match &self.cause {
+            OffCause::Unsupported(version) => write!(f, "{name} {version} has no NRI"),
+            OffCause::Switch(switch) => write!(f, "off in {name}: {switch}"),
+            OffCause::Default(version) => {
+                write!(f, "off in {name} {version}, as by default before {on_from}")
             }
-            (Some((true, why)), _) => {
-                Some((format!("off in {name}: {why}"), kind.how_to_switch_on.to_owned()))
-            }
-            (None, Some(version)) if *version < kind.on_from => Some((
-                format!("off in {name} {version}, as by default before {}", kind.on_from),
-                kind.how_to_switch_on.to_owned(),
-            )),
-            _ => None,
         }
     }
 }

@@ -1,24 +1,55 @@
 //! NRI settings of a runtime, merged from its configuration files.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use plimsoll_core::units::excerpt;
 
 use crate::host::files::{below, read};
-use crate::host::runtime::kind::{
-    CONFIG_PATH, NO_CONNECTIONS, PLUGIN_PATH, REGISTRATION, REQUEST, RuntimeKind, SOCKET_PATH,
-};
+use crate::host::runtime::kind::{NriKeys, RuntimeKind};
 
 /// Maximum number of configuration files read for containerd, and of drop-ins read for CRI-O.
 pub(crate) const MOST_FILES: usize = 64;
+
+/// Setting that switches NRI on or off. `Display` names the setting and its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NriSwitch {
+    /// `disabled_plugins` of a containerd file names NRI. Another file cannot undo this.
+    DisabledPlugins {
+        /// The containerd file.
+        path: String,
+    },
+    /// The switch in the NRI section of a file.
+    Section {
+        /// The file with the section.
+        path: String,
+        /// Configuration key of the switch.
+        key: &'static str,
+        /// Value of the switch.
+        value: bool,
+    },
+}
+
+impl fmt::Display for NriSwitch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DisabledPlugins { path } => {
+                write!(f, "disabled_plugins of {} names it", excerpt(path))
+            }
+            Self::Section { path, key, value } => {
+                write!(f, "{} has {key} = {value}", excerpt(path))
+            }
+        }
+    }
+}
 
 /// NRI settings of a runtime, merged from its configuration files.
 #[derive(Debug, Default)]
 pub(crate) struct NriSettings {
     /// Whether NRI is switched off, and the setting that decides. `None` if no file has such a
     /// setting.
-    pub(crate) is_off: Option<(bool, String)>,
+    pub(crate) is_off: Option<(bool, NriSwitch)>,
     pub(crate) plugin_path: Option<String>,
     pub(crate) config_path: Option<String>,
     pub(crate) socket_path: Option<String>,
@@ -65,7 +96,8 @@ impl NriSettings {
     pub(super) fn forget_section(&mut self) {
         let Self { is_off, is_without_cri, files, problems, unread, main, form, imports, .. } =
             std::mem::take(self);
-        let is_off = is_off.filter(|(_, why)| why.starts_with("disabled_plugins"));
+        let is_off =
+            is_off.filter(|(_, switch)| matches!(switch, NriSwitch::DisabledPlugins { .. }));
         *self = Self {
             is_off,
             is_without_cri,
@@ -79,50 +111,73 @@ impl NriSettings {
         };
     }
 
+    /// Merges the NRI section of the file at `path` into the settings.
     pub(super) fn take(&mut self, section: Option<&toml::Value>, path: &str, kind: &RuntimeKind) {
         let Some(section) = section else { return };
-        self.section.extend(
-            section
-                .as_table()
-                .into_iter()
-                .flatten()
-                .map(|(key, value)| (key.clone(), value.clone())),
-        );
-        let path = excerpt(path);
-        let problems = &mut self.problems;
-        let mut wrong = |key: &str, expected: &str| {
-            problems.push(format!("{path}: {key}: expected {expected}"))
-        };
+        let pairs = section.as_table().into_iter().flatten();
+        self.section.extend(pairs.map(|(key, value)| (key.clone(), value.clone())));
+        let reader = SectionReader { section, keys: &kind.keys };
         let (switch, off) = kind.switch;
-        match section.get(switch).map(toml::Value::as_bool) {
-            Some(Some(is)) => {
-                self.is_off = Some((is == off, format!("{path} has {switch} = {is}")))
-            }
-            Some(None) => wrong(switch, "true or false"),
+        let mut wrong = Vec::new();
+        reader.read_flag(switch, &mut wrong, |value| {
+            let switch = NriSwitch::Section { path: path.to_owned(), key: switch, value };
+            self.is_off = Some((value == off, switch));
+        });
+        reader.read_flag(kind.keys.no_connections, &mut wrong, |value| {
+            self.takes_no_connections = value;
+        });
+        reader.read_paths(self, &mut wrong);
+        reader.read_timeouts(self, &mut wrong);
+        let path = excerpt(path);
+        let problems = wrong
+            .iter()
+            .map(|WrongType { key, expected }| format!("{path}: {key}: expected {expected}"));
+        self.problems.extend(problems);
+    }
+}
+
+/// Key whose value has the wrong type.
+struct WrongType {
+    key: &'static str,
+    expected: &'static str,
+}
+
+/// Reader for the values of one NRI section.
+struct SectionReader<'a> {
+    section: &'a toml::Value,
+    keys: &'a NriKeys,
+}
+
+impl SectionReader<'_> {
+    fn read_flag(&self, key: &'static str, wrong: &mut Vec<WrongType>, set: impl FnOnce(bool)) {
+        match self.section.get(key).map(toml::Value::as_bool) {
+            Some(Some(value)) => set(value),
+            Some(None) => wrong.push(WrongType { key, expected: "true or false" }),
             None => {}
         }
-        match section.get(kind.keys[NO_CONNECTIONS]).map(toml::Value::as_bool) {
-            Some(Some(is)) => self.takes_no_connections = is,
-            Some(None) => wrong(kind.keys[NO_CONNECTIONS], "true or false"),
-            None => {}
-        }
-        let texts = [
-            (PLUGIN_PATH, &mut self.plugin_path),
-            (CONFIG_PATH, &mut self.config_path),
-            (SOCKET_PATH, &mut self.socket_path),
-        ];
-        for (key, field) in texts {
-            match section.get(kind.keys[key]).map(toml::Value::as_str) {
+    }
+
+    fn read_paths(&self, settings: &mut NriSettings, wrong: &mut Vec<WrongType>) {
+        for (key, field) in [
+            (self.keys.plugin_path, &mut settings.plugin_path),
+            (self.keys.config_path, &mut settings.config_path),
+            (self.keys.socket_path, &mut settings.socket_path),
+        ] {
+            match self.section.get(key).map(toml::Value::as_str) {
                 // An empty path selects the default.
                 Some(Some(text)) => *field = Some(text.to_owned()).filter(|text| !text.is_empty()),
-                Some(None) => wrong(kind.keys[key], "a path"),
+                Some(None) => wrong.push(WrongType { key, expected: "a path" }),
                 None => {}
             }
         }
-        for (key, field) in
-            [(REQUEST, &mut self.request_timeout), (REGISTRATION, &mut self.registration_timeout)]
-        {
-            let duration = match section.get(kind.keys[key]) {
+    }
+
+    fn read_timeouts(&self, settings: &mut NriSettings, wrong: &mut Vec<WrongType>) {
+        for (key, field) in [
+            (self.keys.request_timeout, &mut settings.request_timeout),
+            (self.keys.registration_timeout, &mut settings.registration_timeout),
+        ] {
+            let duration = match self.section.get(key) {
                 Some(toml::Value::Integer(nanoseconds)) => {
                     u64::try_from(*nanoseconds).ok().map(Duration::from_nanos)
                 }
@@ -132,7 +187,7 @@ impl NriSettings {
             match duration {
                 // A timeout of 0 selects the default.
                 Some(duration) => *field = Some(duration).filter(|duration| !duration.is_zero()),
-                None => wrong(kind.keys[key], "a duration such as \"2s\""),
+                None => wrong.push(WrongType { key, expected: "a duration such as \"2s\"" }),
             }
         }
     }

@@ -8,52 +8,93 @@ use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::facts::kubelet::KUBELET;
 use crate::commands::doctor::finding::{Finding, MOST_NAMES};
 use crate::host::kubelet_process::KubeletProcess;
-use crate::kubelet::node::KubeletReservations;
+use crate::kubelet::node::{Conflict, KubeletReservations, Unsettled};
+
+/// Name of the check of the kubelet's own MemoryQoS.
+const MEMORY_QOS: &str = "kubelet-memory-qos";
 
 impl NodeFacts {
     pub(super) fn kubelet_memory_qos(&self) -> Finding {
-        const CHECK: &str = "kubelet-memory-qos";
-        // Splits a message into the observed state and the advice.
-        let split = |text: String| match text.split_once("; ") {
-            Some((found, advice)) => (found.to_owned(), advice.to_owned()),
-            None => (text, "switch it off".to_owned()),
-        };
         if let Some(unsettled) = &self.kubelet.memory.unsettled {
-            let (mut found, advice) = split(unsettled.to_string());
-            let problem = match &self.kubelet.config {
-                Ok(text) => text.as_deref().and_then(|text| KubeletReservations::parse(text).err()),
-                Err(error) => Some(error.why.clone()),
-            };
-            if let Some(problem) = problem {
-                found = format!("{found}: {problem}");
-            }
-            return Finding::unknown(CHECK, found, advice);
+            return self.unsettled_memory_qos(unsettled);
         }
-        let conflicts = self.kubelet.memory.conflicts.iter().map(|conflict| {
-            let (found, advice) = split(conflict.to_string());
-            Finding::warning(CHECK, format!("the kubelet {found}"), advice)
-        });
-        let overrides = match &self.kubelet.kubelets {
-            Err(error) => vec![format!("cannot look for the kubelet's process in /proc: {}", error.why)],
-            Ok(kubelets) if kubelets.is_empty() => vec![
-                "found no process of the kubelet: its flags and drop-ins may override /var/lib/kubelet/config.yaml"
-                    .to_owned(),
-            ],
-            Ok(kubelets) => {
-                let unsettled = kubelets.iter().filter(|kubelet| kubelet.memory_qos() != Some(false));
-                let overrides = unsettled.flat_map(|kubelet| {
-                    let is_set = kubelet.memory_qos() == Some(true);
-                    let flag = is_set.then(|| "the kubelet has a flag --feature-gates that sets MemoryQoS".to_owned());
-                    flag.into_iter().chain(unread_configurations(kubelet))
-                });
-                overrides.collect()
+        let conflicts = self.kubelet.memory.conflicts.iter().copied().map(memory_qos_conflict);
+        let overrides = self.memory_qos_overrides();
+        let advice = "check that the flags and drop-ins of the kubelet set featureGates.MemoryQoS \
+                      to false; 'kubectl get --raw /api/v1/nodes/NODE/proxy/configz' shows the \
+                      gates in force";
+        let unknown =
+            overrides.into_iter().map(|found| Finding::unknown(MEMORY_QOS, found, advice));
+        let otherwise = "the kubelet's MemoryQoS is off in /var/lib/kubelet/config.yaml, and no \
+                         flag or drop-in overrides the file";
+        Finding::all(MEMORY_QOS, otherwise, conflicts.chain(unknown).collect())
+    }
+
+    /// Returns the finding if the configuration does not show whether MemoryQoS is on.
+    fn unsettled_memory_qos(&self, unsettled: &Unsettled) -> Finding {
+        let (found, advice) = match unsettled {
+            Unsettled::DefaultOfVersion => (
+                format!(
+                    "/{KUBELET}/config.yaml does not set featureGates.MemoryQoS, which is on by \
+                     default since Kubernetes 1.37: the kubelet then sets memory.min of kubepods \
+                     and memory.low of the QoS classes to 0 when it starts"
+                ),
+                "set featureGates.MemoryQoS to false in that file and restart the kubelet",
+            ),
+            Unsettled::NoConfig(elsewhere) => {
+                let elsewhere = match &elsewhere[..] {
+                    [] => String::new(),
+                    paths => format!(
+                        "; found /{}, which flags and drop-ins may override",
+                        paths.join(" and /")
+                    ),
+                };
+                (
+                    format!(
+                        "expected a kubelet configuration at /{KUBELET}/config.yaml{elsewhere}"
+                    ),
+                    "check that featureGates.MemoryQoS is false in the file that the kubelet's \
+                     --config names, and in the kubelet's flags",
+                )
             }
+            Unsettled::Unreadable => (
+                format!("cannot read /{KUBELET}/config.yaml"),
+                "correct the file and set featureGates.MemoryQoS to false",
+            ),
         };
-        let advice = "see that featureGates.MemoryQoS is false in the flags and drop-ins of the kubelet; 'kubectl get --raw \
-                      /api/v1/nodes/NODE/proxy/configz' shows what is in force";
-        let unknown = overrides.into_iter().map(|found| Finding::unknown(CHECK, found, advice));
-        let otherwise = "off in /var/lib/kubelet/config.yaml (featureGates), which no flag or drop-in of the kubelet overrides";
-        Finding::all(CHECK, otherwise, conflicts.chain(unknown).collect())
+        let problem = match &self.kubelet.config {
+            Ok(text) => text.as_deref().and_then(|text| KubeletReservations::parse(text).err()),
+            Err(error) => Some(error.why.clone()),
+        };
+        let found = match problem {
+            Some(problem) => format!("{found}: {problem}"),
+            None => found,
+        };
+        Finding::unknown(MEMORY_QOS, found, advice)
+    }
+
+    /// Describes the flags and unread files that may switch MemoryQoS on.
+    fn memory_qos_overrides(&self) -> Vec<String> {
+        let kubelets = match &self.kubelet.kubelets {
+            Err(error) => {
+                return vec![format!("cannot search /proc for the kubelet: {}", error.why)];
+            }
+            Ok(kubelets) => kubelets,
+        };
+        if kubelets.is_empty() {
+            return vec![format!(
+                "found no kubelet process: its flags and drop-ins may override \
+                 /{KUBELET}/config.yaml"
+            )];
+        }
+        let unsettled = kubelets.iter().filter(|kubelet| kubelet.memory_qos() != Some(false));
+        let overrides = unsettled.flat_map(|kubelet| {
+            let is_set = kubelet.memory_qos() == Some(true);
+            let flag =
+                is_set.then(|| "the kubelet's flag --feature-gates sets MemoryQoS".to_owned());
+            flag.into_iter().chain(unread_configurations(kubelet))
+        });
+        overrides.collect()
     }
 
     pub(super) fn checkpoints(&self) -> Finding {
@@ -84,6 +125,31 @@ impl NodeFacts {
             "run Kubernetes 1.33 or newer, or annotate pods with memory-request.plimsoll.nri.io";
         Finding::warning(CHECK, found, advice)
     }
+}
+
+/// Returns the finding if the configuration shows that MemoryQoS is on.
+fn memory_qos_conflict(conflict: Conflict) -> Finding {
+    const RESTART: &str = "set featureGates.MemoryQoS to false and restart the kubelet";
+    let (found, advice) = match conflict {
+        Conflict::MemoryQos => (
+            "the kubelet's MemoryQoS is on (featureGates): the kubelet sets memory.min, \
+             memory.low and memory.high of the same cgroups",
+            RESTART,
+        ),
+        Conflict::MemoryQosNone => (
+            "the kubelet's MemoryQoS is on with memoryReservationPolicy None: the kubelet sets \
+             memory.min of kubepods and memory.low of the QoS classes to 0, so the cgroups below \
+             lose their protection",
+            RESTART,
+        ),
+        Conflict::MemoryQosSign => (
+            "the kubelet's configuration has memoryReservationPolicy or memoryThrottlingFactor, \
+             so MemoryQoS is probably on: the kubelet then sets memory.min, memory.low and \
+             memory.high of the same cgroups",
+            "set featureGates.MemoryQoS to false, remove both fields and restart the kubelet",
+        ),
+    };
+    Finding::warning(MEMORY_QOS, found, advice)
 }
 
 /// Describes the parts of the kubelet's configuration that this check does not read.
@@ -123,7 +189,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_the_kubelet_is_said() {
         for (policy, found) in [
-            ("None", "below is protected"),
+            ("None", "lose their protection"),
             ("TieredReservation", "memory.high of the same cgroups"),
         ] {
             let node = Node::good();
@@ -145,7 +211,7 @@ mod tests {
             &node.troubles(),
             "kubelet-memory-qos",
             Mark::Warning,
-            "a sign",
+            "probably on",
             "set featureGates.MemoryQoS to false",
         );
         let node = Node::good();
@@ -153,15 +219,9 @@ mod tests {
         let found = "systemReserved.memory: expected a quantity";
         let mut troubles = node.troubles();
         expect(&troubles.split_off(1), "node-allocatable", Mark::Unknown, found, "nodeAllocatable");
-        expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "see that it is right");
+        expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "correct the file");
         node.write(DROP_IN, "nodeAllocatable: 4Gi\n");
-        expect(
-            &node.troubles(),
-            "kubelet-memory-qos",
-            Mark::Unknown,
-            found,
-            "see that it is right",
-        );
+        expect(&node.troubles(), "kubelet-memory-qos", Mark::Unknown, found, "correct the file");
         node.remove(KUBELET_CONFIG);
         fs::create_dir(node.path(KUBELET_CONFIG)).unwrap();
         let troubles = node.troubles();
@@ -170,7 +230,7 @@ mod tests {
             "kubelet-memory-qos",
             Mark::Unknown,
             "expected a regular file",
-            "see that it is right",
+            "correct the file",
         );
         let node = Node::good();
         node.remove("proc/meminfo");
@@ -195,7 +255,7 @@ mod tests {
                 "--config-dir\0/etc/kubernetes/kubelet.conf.d\0",
                 "kubelet.conf.d are not read: 20.conf",
             ),
-            ("--feature-gates=MemoryQoS=true\0", "--feature-gates that sets MemoryQoS"),
+            ("--feature-gates=MemoryQoS=true\0", "flag --feature-gates sets MemoryQoS"),
             ("--config=/etc/kubelet.yaml\0", "--config /etc/kubelet.yaml"),
         ] {
             let node = Node::good();
@@ -231,7 +291,7 @@ mod tests {
             &node.troubles(),
             "kubelet-memory-qos",
             Mark::Unknown,
-            "found no process of the kubelet",
+            "found no kubelet process",
             "configz",
         );
     }
@@ -250,7 +310,7 @@ mod tests {
             found,
             "kubectl describe node",
         );
-        let found = "found no configuration of the kubelet at /var/lib/kubelet/config.yaml, but /etc/kubernetes/kubelet/config.json";
+        let found = "expected a kubelet configuration at /var/lib/kubelet/config.yaml; found /etc/kubernetes/kubelet/config.json";
         expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "--config");
         node.remove("sys/fs/cgroup/kubepods.slice/memory.max");
         let troubles = node.troubles();
@@ -269,7 +329,7 @@ mod tests {
         let node = Node::good();
         node.write(KUBELET_CONFIG, "kind: KubeletConfiguration\n");
         let found =
-            "does not set featureGates.MemoryQoS, which is on by default from Kubernetes 1.37 on";
+            "does not set featureGates.MemoryQoS, which is on by default since Kubernetes 1.37";
         expect(
             &node.troubles(),
             "kubelet-memory-qos",

@@ -8,8 +8,9 @@ use crate::agent::service::{BUDGET, CUT_BUDGET};
 use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::finding::{Finding, MOST_NAMES, shown};
 use crate::config::DROP_INS;
-use crate::host::runtime::detect::Runtime;
-use crate::host::runtime::kind::{CONFIG_PATH, NO_CONNECTIONS, REGISTRATION, REQUEST};
+use crate::host::runtime::detect::{NriOff, OffCause, Runtime};
+use crate::host::runtime::kind::RuntimeProduct;
+use crate::host::runtime::nri_settings::NriSwitch;
 use crate::host::socket::Socket;
 
 /// Default time that a runtime waits for a plugin's answer to a request.
@@ -49,24 +50,21 @@ impl NodeFacts {
     /// Returns one finding for each runtime with NRI off. If NRI is on in one of two runtimes, that
     /// runtime serves the plugin, so there is no finding.
     fn switched_off(&self, present: &[&Runtime]) -> Vec<Finding> {
-        let off: Vec<_> =
-            present.iter().filter_map(|runtime| Some((*runtime, runtime.why_off()?))).collect();
-        let mut findings = Vec::new();
-        if off.len() == present.len() {
-            for (Runtime { kind, .. }, (why, advice)) in &off {
-                findings.push(match self.nri {
-                    Socket::Listens => {
-                        let found = format!(
-                            "{why}, though the socket is served: it will be off once {} restarts",
-                            kind.name
-                        );
-                        Finding::warning(NRI, found, advice)
-                    }
-                    _ => Finding::failed(NRI, why, advice),
-                });
-            }
+        let off: Vec<_> = present.iter().filter_map(|runtime| runtime.why_off()).collect();
+        if off.len() < present.len() {
+            return Vec::new();
         }
-        findings
+        let findings = off.iter().map(|off| match self.nri {
+            Socket::Listens => {
+                let found = format!(
+                    "{off}, though the socket is served: it will be off once {} restarts",
+                    off.kind.name
+                );
+                Finding::warning(NRI, found, how_to_switch_on(off))
+            }
+            _ => Finding::failed(NRI, off.to_string(), how_to_switch_on(off)),
+        });
+        findings.collect()
     }
 
     pub(super) fn nri_socket(&self) -> Option<Finding> {
@@ -123,14 +121,14 @@ impl NodeFacts {
             );
             if !settings.unread.is_empty() {
                 let found = format!("{found}, by what could be read of its configuration");
-                let advice = format!("see that {} is 2s or more there", kind.keys[REQUEST]);
+                let advice = format!("see that {} is 2s or more there", kind.keys.request_timeout);
                 findings.push(Finding::unknown(CHECK, found, advice));
                 continue;
             }
             if request < SHORT_TIMEOUT {
                 let advice = format!(
                     "set {} to \"2s\" or more and restart {}",
-                    kind.keys[REQUEST], kind.name
+                    kind.keys.request_timeout, kind.name
                 );
                 findings.push(Finding::warning(CHECK, found, advice));
             } else {
@@ -146,11 +144,36 @@ impl NodeFacts {
                         kind.name,
                         shown(registration)
                     ),
-                    format!("set {} to \"5s\" and restart {}", kind.keys[REGISTRATION], kind.name),
+                    format!(
+                        "set {} to \"5s\" and restart {}",
+                        kind.keys.registration_timeout, kind.name
+                    ),
                 ));
             }
         }
         (!present.is_empty()).then(|| Finding::all(CHECK, fine.join("; "), findings))
+    }
+}
+
+/// Returns the advice for a runtime with NRI off.
+fn how_to_switch_on(NriOff { kind, cause }: &NriOff) -> String {
+    let name = kind.name;
+    match (cause, kind.product) {
+        (OffCause::Unsupported(_), _) => format!("upgrade {name} to {} or newer", kind.on_from),
+        (OffCause::Switch(NriSwitch::DisabledPlugins { .. }), _) => {
+            format!("take io.containerd.nri.v1.nri out of disabled_plugins, and restart {name}")
+        }
+        (_, RuntimeProduct::Containerd) => {
+            "plimsoll install does so; or set disable = false under \
+             [plugins.\"io.containerd.nri.v1.nri\"] in /etc/containerd/config.toml, and restart \
+             containerd"
+                .to_owned()
+        }
+        (_, RuntimeProduct::Crio) => {
+            "plimsoll install does so; or set enable_nri = true under [crio.nri] in a file in \
+             /etc/crio/crio.conf.d, and restart crio"
+                .to_owned()
+        }
     }
 }
 
@@ -176,9 +199,9 @@ fn nri_settings(Runtime { kind, settings, .. }: &Runtime) -> Vec<Finding> {
                     NRI,
                     format!(
                         "{} has {} = true: the plugin works only when launched, and not again once its connection is lost",
-                        kind.name, kind.keys[NO_CONNECTIONS]
+                        kind.name, kind.keys.no_connections
                     ),
-                    format!("set {} = false and restart {}", kind.keys[NO_CONNECTIONS], kind.name),
+                    format!("set {} = false and restart {}", kind.keys.no_connections, kind.name),
                 ));
     }
     if let Some(path) =
@@ -189,10 +212,10 @@ fn nri_settings(Runtime { kind, settings, .. }: &Runtime) -> Vec<Finding> {
                     format!(
                         "{} has {} = '{}': changes of the configuration there take effect only with a restart",
                         kind.name,
-                        kind.keys[CONFIG_PATH],
+                        kind.keys.config_path,
                         excerpt(path)
                     ),
-                    format!("leave {} out, or run the plugin as a service with --config", kind.keys[CONFIG_PATH]),
+                    format!("leave {} out, or run the plugin as a service with --config", kind.keys.config_path),
                 ));
     }
     findings

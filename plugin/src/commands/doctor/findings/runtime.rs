@@ -3,7 +3,7 @@
 use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::finding::Finding;
 use crate::host::runtime::detect::Runtime;
-use crate::host::runtime::kind::{CONTAINERD, CONTAINERD_1_7};
+use crate::host::runtime::kind::{CONTAINERD, CONTAINERD_1_7, RuntimeProduct};
 use crate::host::socket::Socket;
 
 impl NodeFacts {
@@ -41,7 +41,7 @@ impl NodeFacts {
                     "take cri out of disabled_plugins in /etc/containerd/config.toml, and restart containerd",
                 ));
             }
-            if version.is_none() && kind.name == CONTAINERD.name {
+            if version.is_none() && kind.product == RuntimeProduct::Containerd {
                 findings.push(Finding::unknown(
                     CHECK,
                     "containerd, of unknown version: its NRI may be of before 0.6.1",
@@ -49,7 +49,7 @@ impl NodeFacts {
                 ));
             }
             if let Some(version) = version
-                && kind.name == CONTAINERD.name
+                && kind.product == RuntimeProduct::Containerd
                 && (CONTAINERD.oldest..CONTAINERD_1_7).contains(version)
             {
                 findings.push(Finding::warning(
@@ -71,6 +71,7 @@ impl NodeFacts {
 mod tests {
     use crate::commands::doctor::finding::Mark;
     use crate::commands::doctor::fixture::*;
+    use crate::host::runtime::nri_settings::NriSwitch;
     use crate::host::socket::Socket;
     use crate::host::version::Version;
 
@@ -115,7 +116,9 @@ mod tests {
 
         let mut facts = node.facts();
         facts.runtimes[0].version = Some(Version(1, 7, 2));
-        facts.runtimes[0].settings.is_off = Some((false, String::new()));
+        let path = "/etc/containerd/config.toml".to_owned();
+        let switch = NriSwitch::Section { path, key: "disable", value: false };
+        facts.runtimes[0].settings.is_off = Some((false, switch));
         expect(&troubles(&facts), "runtime", Mark::Warning, "containerd 1.7.2", "1.7.16");
         node.write(CONTAINERD_CONFIG, "disabled_plugins = ['cri']");
         expect(&node.troubles(), "runtime", Mark::Warning, "CRI plugin off", "disabled_plugins");
