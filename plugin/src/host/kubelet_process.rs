@@ -69,11 +69,59 @@ impl KubeletProcess {
         })
     }
 
-    /// Returns whether flags enable the feature gate `MemoryQoS`, or `None` if no flag sets the
-    /// gate. Flags override configuration files.
-    pub(crate) fn memory_qos(&self) -> Option<bool> {
+    /// Returns the value of the feature gate `MemoryQoS` in the flags. Flags override configuration
+    /// files.
+    pub(crate) fn memory_qos(&self) -> GateFlag {
         let gates = self.values("--feature-gates").flat_map(|gates| gates.split(','));
-        let gate = gates.filter_map(|gate| gate.trim().strip_prefix("MemoryQoS=")).last()?;
-        Some(!gate.eq_ignore_ascii_case("false"))
+        let pairs = gates.filter_map(|gate| gate.split_once('='));
+        let gate =
+            pairs.filter(|(name, _)| name.trim() == "MemoryQoS").map(|(_, value)| value).last();
+        gate.map_or(GateFlag::Unset, GateFlag::parse)
+    }
+}
+
+/// Value of a feature gate in the flags of a Kubernetes program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum GateFlag {
+    /// No flag sets the gate.
+    Unset,
+    On,
+    Off,
+    /// The value is not a boolean, so the program should not have started.
+    Invalid(String),
+}
+
+impl GateFlag {
+    /// Parses a boolean as Go's `strconv.ParseBool` does.
+    fn parse(text: &str) -> Self {
+        match text.trim() {
+            "1" | "t" | "T" | "TRUE" | "true" | "True" => Self::On,
+            "0" | "f" | "F" | "FALSE" | "false" | "False" => Self::Off,
+            other => Self::Invalid(other.to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn feature_gates_are_booleans_of_go() {
+        let gate = |value: &str| {
+            let gates = format!("--feature-gates=A=true,MemoryQoS={value}");
+            KubeletProcess { arguments: vec![gates], drop_ins: Ok(Vec::new()) }.memory_qos()
+        };
+        for value in ["1", "t", "T", "TRUE", "true", "True"] {
+            assert_eq!(gate(value), GateFlag::On, "{value}");
+        }
+        for value in ["0", "f", "F", "FALSE", "false", "False"] {
+            assert_eq!(gate(value), GateFlag::Off, "{value}");
+        }
+        for value in ["", "no", "fALSE", "off"] {
+            assert_eq!(gate(value), GateFlag::Invalid(value.to_owned()), "{value}");
+        }
+        let none = KubeletProcess { arguments: Vec::new(), drop_ins: Ok(Vec::new()) };
+        assert_eq!(none.memory_qos(), GateFlag::Unset);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) use crate::host::files::{below, names};
 pub(crate) use crate::host::nri_plugins::{NriPlugin as Program, PLUGINS};
 pub(crate) use crate::host::plugin_lock::holder;
 pub(crate) use crate::host::socket::Socket;
-pub(crate) use crate::host::units::UNITS;
+pub(crate) use crate::host::units::PACKAGE_UNIT_DIRECTORIES;
 
 /// Names of [`crate::host`] for the command `install`.
 pub(crate) mod runtime {

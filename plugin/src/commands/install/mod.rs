@@ -38,7 +38,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::commands::doctor::runtime::{
     CONTAINERD, CRIO, Kind, Runtime, Settings, Version, containerd_config, start_command,
 };
-use crate::commands::doctor::{PLUGINS, Program, Socket, UNITS, below, holder, names};
+use crate::commands::doctor::{
+    PACKAGE_UNIT_DIRECTORIES, PLUGINS, Program, Socket, below, holder, names,
+};
 use crate::commands::explain::wrap;
 use crate::config::DROP_INS;
 use crate::report::serve;
@@ -341,9 +343,11 @@ impl Facts {
             version,
             why_off: None,
             is_served: Socket::connect(socket) == Socket::Listens,
-            command: start_command(host, "containerd.service", CONTAINERD_DROP_IN_NAME),
+            command: start_command(host, "containerd.service", CONTAINERD_DROP_IN_NAME)
+                .ok()
+                .flatten(),
             files: BTreeMap::new(),
-            is_packaged: UNITS[2..]
+            is_packaged: PACKAGE_UNIT_DIRECTORIES
                 .iter()
                 .any(|unit| host.join(unit).join("plimsoll.service").exists()),
             is_enabled: host.join(&ENABLED[1..]).symlink_metadata().is_ok(),

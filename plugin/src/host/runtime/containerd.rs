@@ -14,6 +14,11 @@ use crate::host::version::Version;
 /// Default path of containerd's configuration file.
 const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 
+/// Name of the NRI plugin in containerd's configuration.
+const NRI_PLUGIN: &str = "io.containerd.nri.v1.nri";
+/// Names of the CRI plugin in `disabled_plugins`, in file formats 1, 2 and 3.
+const CRI_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
+
 /// Returns the configuration file that a command starts containerd with. The second value is the
 /// command without the configuration flag.
 ///
@@ -46,65 +51,98 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
 
 impl NriSettings {
     /// Returns containerd's settings from its main configuration file and all imports, in the order
-    /// of the imports. Later files override earlier ones: single keys since 2.0, the whole section
-    /// before 2.0. An unknown version counts as 2.0 or newer.
+    /// of the imports. An unknown version counts as 2.0 or newer.
+    ///
+    /// containerd merges the files as `mergeConfig` of `cmd/containerd/server/config` does. Later
+    /// files override the NRI section of earlier files: single keys since 2.0, the whole section
+    /// before 2.0. `disabled_plugins` is the union of all files.
     pub(crate) fn of_containerd(host: &Path, version: Option<Version>) -> Self {
-        let command = start_command(host, "containerd.service", "").unwrap_or_default();
-        let (main, problem) = match containerd_config(&command) {
-            Ok((main, _)) => (main, None),
-            Err(problem) => (CONTAINERD_CONFIG.to_owned(), Some(problem)),
-        };
+        let mut settings = Self::default();
+        match find_config(host) {
+            Ok(ConfigPath::Known(main)) => settings.main = main,
+            Ok(ConfigPath::Assumed(main, problem)) => {
+                settings.main = main;
+                settings.unread.push(problem);
+            }
+            Err(problem) => {
+                settings.unread.push(problem);
+                return settings;
+            }
+        }
         let replaces = version.is_some_and(|version| version < Version(2, 0, 0));
-        let mut settings =
-            Self { main: main.clone(), unread: problem.into_iter().collect(), ..Self::default() };
-        let mut pending = vec![main];
+        let mut disabled = None;
+        let mut pending = vec![settings.main.clone()];
         let mut loaded = HashSet::new();
         while let Some(path) = (!pending.is_empty()).then(|| pending.remove(0)) {
             if loaded.len() == MOST_FILES || !loaded.insert(path.clone()) {
                 continue;
             }
             let Some(table) = settings.load(host, &path) else { continue };
-            let section =
-                table.get("plugins").and_then(|plugins| plugins.get("io.containerd.nri.v1.nri"));
+            let section = table.get("plugins").and_then(|plugins| plugins.get(NRI_PLUGIN));
             if replaces && section.is_some() {
                 settings.forget_section();
             }
             settings.take(section, &path, &CONTAINERD);
-            let list = |key: &str| {
-                let values = table.get(key).and_then(toml::Value::as_array).into_iter().flatten();
-                values.filter_map(toml::Value::as_str)
-            };
-            for disabled in list("disabled_plugins") {
-                match disabled {
-                    "io.containerd.nri.v1.nri" => {
-                        let switch = NriSwitch::DisabledPlugins { path: path.clone() };
-                        settings.is_off = Some((true, switch));
-                    }
-                    "cri" | "io.containerd.grpc.v1.cri" | "io.containerd.cri.v1.runtime" => {
-                        settings.is_without_cri = true;
-                    }
-                    _ => {}
+            for plugin in texts(&table, "disabled_plugins") {
+                settings.is_without_cri |= CRI_PLUGINS.contains(&plugin);
+                if plugin == NRI_PLUGIN {
+                    disabled.get_or_insert(NriSwitch::DisabledPlugins { path: path.clone() });
                 }
             }
             if path == settings.main {
                 settings.form = table.get("version").and_then(toml::Value::as_integer);
-                settings.imports = list("imports").map(str::to_owned).collect();
+                settings.imports = texts(&table, "imports").map(str::to_owned).collect();
             }
-            for import in list("imports") {
-                match imported(host, &path, import) {
-                    Ok(paths) => pending.extend(paths),
-                    Err(why) => {
-                        settings.problems.push(format!(
-                            "{}: import {}: {why}",
-                            excerpt(&path),
-                            excerpt(import)
-                        ));
-                    }
-                }
-            }
+            pending.extend(settings.find_imports(host, &path, &table));
+        }
+        if let Some(switch) = disabled {
+            settings.is_off = Some((true, switch));
         }
         settings
     }
+
+    /// Returns the files that the file at `path` imports, and records invalid entries.
+    fn find_imports(&mut self, host: &Path, path: &str, table: &toml::Table) -> Vec<String> {
+        let mut files = Vec::new();
+        for import in texts(table, "imports") {
+            match imported(host, path, import) {
+                Ok(paths) => files.extend(paths),
+                Err(why) => {
+                    let (path, import) = (excerpt(path), excerpt(import));
+                    self.problems.push(format!("{path}: import {import}: {why}"));
+                }
+            }
+        }
+        files
+    }
+}
+
+/// Path of containerd's main configuration file.
+enum ConfigPath {
+    Known(String),
+    /// The default path, because the start command cannot be interpreted. The text says why.
+    Assumed(String, String),
+}
+
+/// Returns the path of the configuration file that `containerd.service` starts containerd with.
+///
+/// # Errors
+///
+/// If the unit is masked or unreadable, so that the start command is unknown.
+fn find_config(host: &Path) -> Result<ConfigPath, String> {
+    let command = start_command(host, "containerd.service", "").map_err(|error| {
+        format!("cannot tell which configuration containerd is started with: {error}")
+    })?;
+    Ok(match containerd_config(&command.unwrap_or_default()) {
+        Ok((main, _)) => ConfigPath::Known(main),
+        Err(problem) => ConfigPath::Assumed(CONTAINERD_CONFIG.to_owned(), problem),
+    })
+}
+
+/// Returns the texts in the list `key` of a configuration file.
+fn texts<'a>(table: &'a toml::Table, key: &str) -> impl Iterator<Item = &'a str> {
+    let values = table.get(key).and_then(toml::Value::as_array).into_iter().flatten();
+    values.filter_map(toml::Value::as_str)
 }
 
 /// Returns the files that an entry of containerd's `imports` selects. A relative entry starts at
@@ -167,7 +205,7 @@ mod tests {
             "[Service]\n ExecStart =\tcontainerd $OPTIONS\n",
         );
         assert_eq!(
-            start_command(host.path(), "containerd.service", "").as_deref(),
+            start_command(host.path(), "containerd.service", "").unwrap().as_deref(),
             Some("containerd $OPTIONS")
         );
         let problems = NriSettings::of_containerd(host.path(), None).unread;
@@ -196,5 +234,51 @@ mod tests {
             [Some("/c".to_owned()), Some("/c".to_owned())]
         );
         assert_eq!([old.files, new.files], [2, 2]);
+    }
+
+    #[test]
+    fn disabled_plugins_of_any_file_count() {
+        let section = "[plugins.'io.containerd.nri.v1.nri']\ndisable = false\n";
+        let disabled = "disabled_plugins = ['io.containerd.nri.v1.nri']\n";
+        let imports = "imports = ['b.toml']\n";
+        let main = "/etc/containerd/config.toml";
+        for (first, second, path) in [
+            (format!("{imports}{disabled}"), section.to_owned(), main),
+            (format!("{imports}{section}"), disabled.to_owned(), "/etc/containerd/b.toml"),
+            (format!("{imports}{disabled}"), "disabled_plugins = []".to_owned(), main),
+            (format!("{imports}{disabled}"), disabled.to_owned(), main),
+        ] {
+            let host = tempfile::tempdir().unwrap();
+            put(host.path(), "etc/containerd/config.toml", &first);
+            put(host.path(), "etc/containerd/b.toml", &second);
+            let expected = NriSwitch::DisabledPlugins { path: path.to_owned() };
+            for version in [Version(1, 7, 24), Version(2, 0, 0)] {
+                let settings = NriSettings::of_containerd(host.path(), Some(version));
+                assert_eq!(settings.is_off, Some((true, expected.clone())), "{first}{second}");
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_start_command_hides_the_configuration() {
+        let unit = "etc/systemd/system/containerd.service";
+        for masked in [true, false] {
+            let host = tempfile::tempdir().unwrap();
+            put(host.path(), "lib/systemd/system/containerd.service", "[Service]\n");
+            put(host.path(), "etc/containerd/config.toml", "disabled_plugins = ['cri']");
+            let drop_in = format!("{unit}.d/10-options.conf");
+            let (path, target, why) = match masked {
+                true => (unit, "/dev/null", "/etc/systemd/system/containerd.service is masked"),
+                false => {
+                    (&drop_in[..], "10-options.conf", "containerd.service.d/10-options.conf: ")
+                }
+            };
+            let link = host.path().join(path);
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(target, link).unwrap();
+            let settings = NriSettings::of_containerd(host.path(), None);
+            assert!(settings.unread.len() == 1 && settings.unread[0].contains(why), "{settings:?}");
+            assert_eq!((settings.files, settings.is_without_cri), (0, false));
+        }
     }
 }

@@ -55,7 +55,10 @@ impl Runtime {
         let cause = match (&settings.is_off, version) {
             (_, Some(version)) if *version < kind.oldest => OffCause::Unsupported(*version),
             (Some((true, switch)), _) => OffCause::Switch(switch.clone()),
-            (None, Some(version)) if *version < kind.on_from => OffCause::Default(*version),
+            // An unread file may switch NRI on.
+            (None, Some(version)) if *version < kind.on_from && settings.unread.is_empty() => {
+                OffCause::Default(*version)
+            }
             _ => return None,
         };
         Some(NriOff { kind, cause })

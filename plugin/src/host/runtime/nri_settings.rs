@@ -91,15 +91,12 @@ impl NriSettings {
             .ok()
     }
 
-    /// Discards the NRI section of all files read so far. Keeps the effects of `disabled_plugins`,
-    /// which is not part of the section.
+    /// Discards the NRI section of all files read so far. Keeps the facts that are not part of the
+    /// section.
     pub(super) fn forget_section(&mut self) {
-        let Self { is_off, is_without_cri, files, problems, unread, main, form, imports, .. } =
+        let Self { is_without_cri, files, problems, unread, main, form, imports, .. } =
             std::mem::take(self);
-        let is_off =
-            is_off.filter(|(_, switch)| matches!(switch, NriSwitch::DisabledPlugins { .. }));
         *self = Self {
-            is_off,
             is_without_cri,
             files,
             problems,

@@ -20,8 +20,8 @@ impl RuntimeKind {
     /// comes first. The bare name is next, for a search in `PATH`. The last path is in
     /// `/usr/local/bin`, which `PATH` may lack.
     pub(super) fn programs(&self, host: &Path) -> Vec<String> {
-        let command =
-            start_command(host, &format!("{}.service", self.program), "").unwrap_or_default();
+        let command = start_command(host, &format!("{}.service", self.program), "");
+        let command = command.ok().flatten().unwrap_or_default();
         let started = command
             .split_ascii_whitespace()
             .next()

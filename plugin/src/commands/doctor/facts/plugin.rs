@@ -10,7 +10,7 @@ use crate::host::nri_plugins::{NriPlugin, PLUGINS};
 use crate::host::plugin_lock::holder;
 use crate::host::runtime::detect::Runtime;
 use crate::host::runtime::nri_settings::NriSettings;
-use crate::host::units::UNITS;
+use crate::host::units::UNIT_DIRECTORIES;
 use crate::report::serve;
 use crate::state::brake;
 use crate::state::containers::STAND_ASIDE;
@@ -64,7 +64,8 @@ impl PluginFacts {
             }
             others.extend(listed(&directory).into_iter().filter(|name| !ours.contains(name)));
         }
-        let unit = UNITS.into_iter().map(|directory| format!("{directory}/plimsoll.service"));
+        let unit =
+            UNIT_DIRECTORIES.into_iter().map(|directory| format!("{directory}/plimsoll.service"));
         let unit =
             unit.into_iter().find(|path| host.join(path).exists()).map(|path| format!("/{path}"));
         Self {

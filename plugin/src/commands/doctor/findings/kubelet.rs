@@ -7,7 +7,7 @@ use plimsoll_core::units::excerpt;
 use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::facts::kubelet::KUBELET;
 use crate::commands::doctor::finding::{Finding, MOST_NAMES};
-use crate::host::kubelet_process::KubeletProcess;
+use crate::host::kubelet_process::{GateFlag, KubeletProcess};
 use crate::kubelet::node::{Conflict, KubeletReservations, Unsettled};
 
 /// Name of the check of the kubelet's own MemoryQoS.
@@ -87,12 +87,20 @@ impl NodeFacts {
                  /{KUBELET}/config.yaml"
             )];
         }
-        let unsettled = kubelets.iter().filter(|kubelet| kubelet.memory_qos() != Some(false));
-        let overrides = unsettled.flat_map(|kubelet| {
-            let is_set = kubelet.memory_qos() == Some(true);
-            let flag =
-                is_set.then(|| "the kubelet's flag --feature-gates sets MemoryQoS".to_owned());
-            flag.into_iter().chain(unread_configurations(kubelet))
+        let overrides = kubelets.iter().flat_map(|kubelet| {
+            let flag = match kubelet.memory_qos() {
+                GateFlag::Off => return Vec::new(),
+                GateFlag::Unset => None,
+                GateFlag::On => {
+                    Some("the kubelet's flag --feature-gates sets MemoryQoS".to_owned())
+                }
+                GateFlag::Invalid(value) => Some(format!(
+                    "the kubelet's flag --feature-gates sets MemoryQoS to {}, expected true or \
+                     false",
+                    excerpt(&value)
+                )),
+            };
+            flag.into_iter().chain(unread_configurations(kubelet)).collect()
         });
         overrides.collect()
     }
@@ -256,6 +264,7 @@ mod tests {
                 "kubelet.conf.d are not read: 20.conf",
             ),
             ("--feature-gates=MemoryQoS=true\0", "flag --feature-gates sets MemoryQoS"),
+            ("--feature-gates=MemoryQoS=no\0", "sets MemoryQoS to no, expected true or false"),
             ("--config=/etc/kubelet.yaml\0", "--config /etc/kubelet.yaml"),
         ] {
             let node = Node::good();
@@ -273,10 +282,7 @@ mod tests {
         let node = Node::good();
         node.write("proc/4242/cmdline", &format!("{config}--config-dir=/etc/kubernetes/empty\0"));
         assert_eq!(node.troubles(), []);
-        node.write(
-            "proc/4242/cmdline",
-            &format!("{config}--feature-gates=A=true,MemoryQoS=false\0"),
-        );
+        node.write("proc/4242/cmdline", &format!("{config}--feature-gates=A=true,MemoryQoS=F\0"));
         assert_eq!(node.troubles(), []);
         node.write("proc/4242/cmdline", &format!("{config}--eviction-hard=memory.available<1Gi\0"));
         expect(

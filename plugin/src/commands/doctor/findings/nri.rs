@@ -457,4 +457,21 @@ mod tests {
         facts.is_root = false;
         expect(&troubles(&facts), "nri-socket", Mark::Unknown, "permission denied", "as root");
     }
+
+    #[test]
+    fn masked_unit_leaves_nri_unknown() {
+        let node = Node::good();
+        let unit = node.path("etc/systemd/system/containerd.service");
+        fs::create_dir_all(unit.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink("/dev/null", unit).unwrap();
+        node.write(CONTAINERD_CONFIG, "disabled_plugins = ['io.containerd.nri.v1.nri']");
+        let mut facts = node.facts();
+        // NRI is off by default in this version, but an unknown file may switch NRI on.
+        facts.runtimes[0].version = Some(Version(1, 7, 24));
+        let mut troubles = troubles(&facts);
+        let timeouts = troubles.split_off(1);
+        expect(&timeouts, "nri-timeouts", Mark::Unknown, "", "plugin_request_timeout");
+        let found = "/etc/systemd/system/containerd.service is masked";
+        expect(&troubles, "nri", Mark::Unknown, found, "has NRI on there");
+    }
 }
