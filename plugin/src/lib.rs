@@ -18,6 +18,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod commands;
 pub mod config;
+pub mod host;
 pub mod kubelet;
 pub mod report;
 pub mod state;

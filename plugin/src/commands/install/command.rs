@@ -127,7 +127,7 @@ impl Install {
         if self.nri_only {
             return self.switch_nri_on();
         }
-        let report = doctor::Facts::collect(&self.node.host, &self.node.socket).judge();
+        let report = doctor::NodeFacts::collect(&self.node.host, &self.node.socket).judge();
         let is_needed = |check: &str| NEEDED.contains(&check);
         let mut failed = report
             .checks
@@ -163,7 +163,7 @@ impl Install {
             }
             execute(&plan, &self.node.host, &self.node.socket)?;
         }
-        let report = doctor::Facts::collect(&self.node.host, &self.node.socket).judge();
+        let report = doctor::NodeFacts::collect(&self.node.host, &self.node.socket).judge();
         print(format_args!("\n{report}"))?;
         Ok(if report.able { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

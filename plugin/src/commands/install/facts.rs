@@ -7,8 +7,7 @@ use std::path::Path;
 
 use plimsoll_core::units::excerpt;
 
-use crate::commands::doctor::runtime::{Kind, Runtime, Settings, Version, start_command};
-use crate::commands::doctor::{PLUGINS, Program, Socket, UNITS, below, names};
+use crate::commands::install::nri_off::WhyOff;
 use crate::commands::install::paths::{
     CONTAINERD_CONFIG, CONTAINERD_DROP_IN, CONTAINERD_DROP_IN_NAME, CONTAINERD_SWITCH, CRIO_SWITCH,
     ENABLED, IMPORTED_SWITCH, NAME, PROGRAM, SERVICE, UNIT, UNIT_DROP_INS,
@@ -16,6 +15,14 @@ use crate::commands::install::paths::{
 use crate::commands::install::plan::Refusal;
 use crate::commands::install::process::{PluginProcess, plugin_process};
 use crate::config::DROP_INS;
+use crate::host::files::{below, names};
+use crate::host::nri_plugins::{NriPlugin, PLUGINS};
+use crate::host::runtime::detect::Runtime;
+use crate::host::runtime::kind::RuntimeKind;
+use crate::host::runtime::nri_settings::NriSettings;
+use crate::host::socket::Socket;
+use crate::host::units::{PACKAGE_UNIT_DIRECTORIES, start_command};
+use crate::host::version::Version;
 use crate::state::containers::is_restored;
 use crate::state::originals;
 
@@ -23,13 +30,13 @@ use crate::state::originals;
 #[derive(Debug)]
 pub struct InstallFacts {
     /// The runtime of the node.
-    pub(super) kind: &'static Kind,
+    pub(super) kind: &'static RuntimeKind,
     /// Name and version of the runtime.
     pub(super) runtime: String,
     pub(super) version: Option<Version>,
-    pub(super) settings: Settings,
+    pub(super) settings: NriSettings,
     /// The reason why NRI is off; `None` where NRI is on.
-    pub(super) why_off: Option<String>,
+    pub(super) why_off: Option<WhyOff>,
     /// Whether a process listens at NRI's socket.
     pub(super) is_served: bool,
     /// The command by which systemd starts containerd, without this module's drop-in.
@@ -76,7 +83,7 @@ impl InstallFacts {
         let settings = std::mem::take(&mut runtime.settings);
         let plugins = settings.plugin_path.clone().unwrap_or_else(|| PLUGINS.to_owned());
         let launched: Vec<_> =
-            Program::all(host, &plugins).into_iter().filter(Program::is_ours).collect();
+            NriPlugin::all(host, &plugins).into_iter().filter(NriPlugin::is_ours).collect();
         let mut launched: Vec<_> = launched.into_iter().map(|program| program.path).collect();
         let version = runtime.version;
         let lock = socket.with_file_name("plimsoll.lock");
@@ -92,9 +99,11 @@ impl InstallFacts {
             version,
             why_off: None,
             is_served: Socket::connect(socket) == Socket::Listens,
-            command: start_command(host, "containerd.service", CONTAINERD_DROP_IN_NAME),
+            command: start_command(host, "containerd.service", CONTAINERD_DROP_IN_NAME)
+                .ok()
+                .flatten(),
             files: BTreeMap::new(),
-            is_packaged: UNITS[2..]
+            is_packaged: PACKAGE_UNIT_DIRECTORIES
                 .iter()
                 .any(|unit| host.join(unit).join("plimsoll.service").exists()),
             is_enabled: host.join(&ENABLED[1..]).symlink_metadata().is_ok(),
@@ -113,16 +122,14 @@ impl InstallFacts {
     }
 
     /// Returns the reason why NRI is off. `None` where NRI is on.
-    fn find_why_off(&mut self, runtime: &mut Runtime) -> Option<String> {
+    fn find_why_off(&mut self, runtime: &mut Runtime) -> Option<WhyOff> {
         // The configuration files count more than the socket: the runtime may serve the socket
         // by an older configuration.
         let takes_connections = self.takes_connections();
         runtime.settings = std::mem::take(&mut self.settings);
         let is_told = runtime.settings.is_off.is_some() || !takes_connections;
-        let unserved = || {
-            format!("off in {}: nobody listens at its socket, and no file has it on", self.runtime)
-        };
-        let why = runtime.why_off().map(|(why, _)| why);
+        let unserved = || WhyOff::Unserved { runtime: self.runtime.clone() };
+        let why = runtime.why_off().map(WhyOff::Runtime);
         let why = why.or_else(|| (!is_told && !self.is_served).then(unserved));
         self.settings = std::mem::take(&mut runtime.settings);
         why

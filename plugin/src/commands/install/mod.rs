@@ -23,6 +23,7 @@ mod executor;
 mod facts;
 mod files;
 mod installation;
+mod nri_off;
 mod nri_switch;
 mod paths;
 mod plan;

@@ -2,12 +2,14 @@
 
 use plimsoll_core::units::excerpt;
 
-use crate::commands::doctor::runtime::{CONTAINERD, containerd_config};
 use crate::commands::install::facts::InstallFacts;
+use crate::commands::install::nri_off::WhyOff;
 use crate::commands::install::paths::{
     CONTAINERD_CONFIG, CONTAINERD_DROP_IN, CONTAINERD_SWITCH, CRIO_SWITCH,
 };
 use crate::commands::install::plan::{Action, Plan, Refusal};
+use crate::host::runtime::containerd::containerd_config;
+use crate::host::runtime::kind::CONTAINERD;
 
 impl InstallFacts {
     /// Adds the steps that switch NRI on and check it, if NRI is off. Returns whether systemd has
@@ -23,9 +25,9 @@ impl InstallFacts {
     }
 
     /// Adds the files that switch NRI on. Returns whether systemd has to reload its files.
-    fn switch_on(&self, plan: &mut Plan, why: &str) -> Result<bool, Refusal> {
+    fn switch_on(&self, plan: &mut Plan, why: &WhyOff) -> Result<bool, Refusal> {
         let settings = &self.settings;
-        if why.ends_with("has no NRI") {
+        if why.is_unsupported() {
             return Err(Refusal(format!(
                 "{why}: upgrade it to {} or newer, and call this again",
                 self.kind.on_from
@@ -43,7 +45,7 @@ impl InstallFacts {
             plan.add(self.write(CRIO_SWITCH, text.as_bytes(), 0o644), format!("NRI is {why}"));
             return Ok(false);
         }
-        if why.contains("disabled_plugins") {
+        if why.is_disabled_plugin() {
             return Err(Refusal(format!(
                 "NRI is {why}, which no other file can take back: take it out, and call this again"
             )));
@@ -56,7 +58,7 @@ impl InstallFacts {
     fn switch_on_containerd(
         &self,
         plan: &mut Plan,
-        why: &str,
+        why: &WhyOff,
         header: &str,
     ) -> Result<bool, Refusal> {
         let settings = &self.settings;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use plimsoll_core::units::excerpt;
 
-use crate::commands::doctor::runtime::Version;
 use crate::commands::explain::wrap;
+use crate::host::version::Version;
 
 /// The way the plugin is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::commands::doctor::{below, holder};
 use crate::commands::install::paths::SERVICE;
+use crate::host::files::below;
+use crate::host::plugin_lock::holder;
 
 /// The running process of the plugin.
 #[derive(Clone, Debug)]

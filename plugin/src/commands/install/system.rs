@@ -12,8 +12,6 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::commands::doctor::runtime::{CONTAINERD, CRIO, Version};
-use crate::commands::doctor::{Socket, below, holder};
 use crate::commands::install::executor::{Executor, INTERRUPTED, PathState};
 use crate::commands::install::files::{
     read_path_state, remove_all, remove_empty, remove_file, replace_file, restore_path_state,
@@ -22,6 +20,11 @@ use crate::commands::install::files::{
 use crate::commands::install::plan::Action;
 use crate::commands::install::process::{PluginProcess, plugin_process};
 use crate::commands::restore::LONGEST_WAIT;
+use crate::host::files::below;
+use crate::host::plugin_lock::holder;
+use crate::host::runtime::kind::{CONTAINERD, CRIO};
+use crate::host::socket::Socket;
+use crate::host::version::Version;
 use crate::report::serve;
 
 /// Time limit for one command. A runtime restarts within seconds, or within about a minute on a
@@ -193,7 +196,7 @@ impl SystemExecutor {
     fn check_nri(&self, unit: &str, version: Option<Version>) -> Result<(), String> {
         let kind = if unit == CRIO.program { &CRIO } else { &CONTAINERD };
         match kind.settings(&self.host, version).is_off {
-            Some((true, why)) => Err(why),
+            Some((true, switch)) => Err(switch.to_string()),
             Some((false, _)) => Ok(()),
             None => {
                 Err("expected the file that switches it on to be read, and to be the last one \

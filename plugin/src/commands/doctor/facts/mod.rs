@@ -1,0 +1,49 @@
+//! NodeFacts about a node, collected without a judgement.
+//!
+//! An unreadable file is a fact too. The size of each read is bounded, and nothing is changed.
+
+pub(crate) mod cgroups;
+pub(crate) mod kubelet;
+pub(crate) mod plugin;
+pub(crate) mod system;
+
+use std::path::{Path, PathBuf};
+
+use crate::commands::doctor::facts::cgroups::CgroupFacts;
+use crate::commands::doctor::facts::kubelet::KubeletFacts;
+use crate::commands::doctor::facts::plugin::PluginFacts;
+use crate::commands::doctor::facts::system::SystemFacts;
+use crate::host::runtime::detect::Runtime;
+use crate::host::socket::Socket;
+
+/// Observed facts about a node.
+#[derive(Debug)]
+pub struct NodeFacts {
+    pub(crate) is_root: bool,
+    pub(crate) cgroups: CgroupFacts,
+    pub(crate) system: SystemFacts,
+    pub(crate) runtimes: Vec<Runtime>,
+    pub(crate) nri: Socket,
+    pub(crate) nri_path: PathBuf,
+    pub(crate) plugin: PluginFacts,
+    pub(crate) kubelet: KubeletFacts,
+}
+
+impl NodeFacts {
+    /// Collects facts about the node whose file system is at `host`, usually `/`. Also connects to
+    /// the runtime's NRI socket. Writes nothing, but the runtime logs a plugin that did not
+    /// register.
+    pub fn collect(host: &Path, socket: &Path) -> Self {
+        let runtimes = Runtime::all(host);
+        Self {
+            is_root: rustix::process::geteuid().is_root(),
+            cgroups: CgroupFacts::collect(host),
+            system: SystemFacts::collect(host),
+            nri: Socket::connect(socket),
+            nri_path: socket.to_owned(),
+            plugin: PluginFacts::collect(host, socket, &runtimes),
+            kubelet: KubeletFacts::collect(host),
+            runtimes,
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Findings about the cgroup hierarchy and the files of the memory controller.
+
+use std::path::Path;
+
+use plimsoll_core::units::excerpt;
+
+use crate::commands::doctor::facts::NodeFacts;
+use crate::commands::doctor::facts::cgroups::{CgroupLevel, Hierarchy, SampleCgroup, has_memory};
+use crate::commands::doctor::facts::system::RECLAIM_KERNEL;
+use crate::commands::doctor::finding::Finding;
+use crate::host::version::Version;
+
+/// Name of the check of the memory controller.
+const MEMORY_CONTROLLER: &str = "memory-controller";
+
+impl NodeFacts {
+    pub(super) fn cgroup_v2(&self) -> Finding {
+        const CHECK: &str = "cgroup-v2";
+        const SWITCH: &str = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, or without systemd with \
+                              cgroup_no_v1=all and cgroup2 mounted at /sys/fs/cgroup";
+        let hierarchy = match &self.cgroups.hierarchy {
+            Ok(hierarchy) => hierarchy,
+            Err(error) => {
+                return Finding::unknown(
+                    CHECK,
+                    format!("/sys/fs/cgroup: {}", error.why),
+                    self.how_to_read(),
+                );
+            }
+        };
+        match hierarchy {
+            Hierarchy::V2 => Finding::ok(CHECK, "version 2 at /sys/fs/cgroup"),
+            Hierarchy::Hybrid => {
+                let found = "the hybrid hierarchy: version 2 is only at /sys/fs/cgroup/unified, and the memory controller with \
+                             version 1";
+                Finding::failed(CHECK, found, SWITCH)
+            }
+            Hierarchy::V1 => Finding::failed(
+                CHECK,
+                "version 1 at /sys/fs/cgroup, which has no memory.min or memory.high",
+                SWITCH,
+            ),
+            Hierarchy::Missing => Finding::failed(
+                CHECK,
+                "no cgroups at /sys/fs/cgroup",
+                "mount cgroup2 there, or give --host where the node's file system is",
+            ),
+        }
+    }
+
+    pub(super) fn memory_controller(&self) -> Finding {
+        if let Some(finding) = self.root_controller() {
+            return finding;
+        }
+        let has_kubepods = self.cgroups.levels.iter().any(|level| !level.path.is_empty());
+        let mut levels = self.cgroups.levels.iter();
+        if let Some(finding) = levels.find_map(|level| self.level(level, has_kubepods)) {
+            return finding;
+        }
+        if has_kubepods {
+            return Finding::ok(MEMORY_CONTROLLER, "on from the root to the classes of pods");
+        }
+        if !self.cgroups.unsearched.is_empty() {
+            let found = format!(
+                "on at the root; cannot look for kubepods: {}",
+                self.cgroups.unsearched.join("; ")
+            );
+            return Finding::unknown(MEMORY_CONTROLLER, found, self.how_to_read());
+        }
+        let advice = "start the kubelet; without one there is nothing above containers to set";
+        Finding::warning(
+            MEMORY_CONTROLLER,
+            "on at the root, but there is no kubepods cgroup",
+            advice,
+        )
+    }
+
+    /// Returns a finding if the root has no memory controller.
+    fn root_controller(&self) -> Option<Finding> {
+        const CHECK: &str = MEMORY_CONTROLLER;
+        match &self.cgroups.controllers {
+            Ok(text) if has_memory(text.as_deref()) => {}
+            Ok(_) if self.cgroups.disables_memory => {
+                let advice = "take cgroup_disable=memory off the kernel's command line, and boot";
+                return Some(Finding::failed(CHECK, "the kernel has it switched off", advice));
+            }
+            Ok(_) => {
+                let advice = "boot with cgroup_enable=memory cgroup_no_v1=memory; the kernel needs CONFIG_MEMCG";
+                return Some(Finding::failed(
+                    CHECK,
+                    "/sys/fs/cgroup/cgroup.controllers does not have it",
+                    advice,
+                ));
+            }
+            Err(error) => {
+                let found = format!("/sys/fs/cgroup/cgroup.controllers: {}", error.why);
+                return Some(Finding::unknown(CHECK, found, self.how_to_read()));
+            }
+        }
+        None
+    }
+
+    /// Returns a finding if a cgroup with children does not enable the memory controller.
+    fn level(&self, level: &CgroupLevel, has_kubepods: bool) -> Option<Finding> {
+        const CHECK: &str = MEMORY_CONTROLLER;
+        let directory = Path::new("/sys/fs/cgroup").join(&level.path);
+        let file = directory.join("cgroup.subtree_control").display().to_string();
+        // A cgroup without children needs no controller for children. The kubelet or systemd
+        // enables the controller with the first child.
+        match &level.has_children {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => {
+                let found = format!("cannot list {}: {}", directory.display(), error.why);
+                return Some(Finding::unknown(CHECK, found, self.how_to_read()));
+            }
+        }
+        match &level.enabled {
+            Ok(true) => {}
+            Ok(false) => {
+                let advice = format!(
+                    "echo +memory > {file}; if it is gone again, see the logs of the kubelet and systemd"
+                );
+                let found =
+                    format!("{file} does not have it, so what is below has no memory.* files");
+                let finding = if has_kubepods { Finding::failed } else { Finding::warning };
+                return Some(finding(CHECK, found, advice));
+            }
+            Err(error) => {
+                return Some(Finding::unknown(
+                    CHECK,
+                    format!("{file}: {}", error.why),
+                    self.how_to_read(),
+                ));
+            }
+        }
+        None
+    }
+
+    pub(super) fn memory_files(&self) -> Option<Finding> {
+        const CHECK: &str = "memory-files";
+        let Some(SampleCgroup { path, missing, unread }) = &self.cgroups.sample else {
+            // Without the controller no cgroup has these files. The check `memory-controller`
+            // reports the missing controller.
+            let has_controller =
+                self.cgroups.controllers.as_ref().is_ok_and(|text| has_memory(text.as_deref()));
+            return has_controller.then(|| {
+                let found =
+                    "there is no cgroup with the memory controller below /sys/fs/cgroup to look at";
+                Finding::unknown(CHECK, found, "start the kubelet, and call this again")
+            });
+        };
+        let release =
+            self.system.release.as_ref().ok().and_then(|text| Version::find(text.as_deref()?));
+        let is_old = release.is_some_and(|release| release < RECLAIM_KERNEL);
+        // A kernel before 5.19 has no memory.reclaim. The check `kernel` reports the old kernel.
+        let missing: Vec<_> = missing
+            .iter()
+            .filter(|file| !(is_old && **file == "memory.reclaim"))
+            .copied()
+            .collect();
+        let place = format!("/sys/fs/cgroup/{}", excerpt(path));
+        if !unread.is_empty() {
+            return Some(Finding::unknown(
+                CHECK,
+                format!("{place}: {}", unread.join("; ")),
+                self.how_to_read(),
+            ));
+        }
+        if missing.is_empty() {
+            return Some(Finding::ok(CHECK, format!("all that are needed in {place}")));
+        }
+        let found = format!("{place} has no {}", missing.join(", no "));
+        let finding =
+            if missing.contains(&"memory.high") { Finding::failed } else { Finding::warning };
+        Some(finding(
+            CHECK,
+            found,
+            "run a kernel of 5.19 or newer that was built with all of CONFIG_MEMCG",
+        ))
+    }
+
+    pub(super) fn recursive_protection(&self) -> Finding {
+        const CHECK: &str = "recursive-protection";
+        match &self.cgroups.is_recursive {
+            Ok(true) => return Finding::ok(CHECK, "cgroup2 is mounted with memory_recursiveprot"),
+            Ok(false) => {}
+            Err(error) => {
+                let found = format!("/proc/self/mounts: {}", error.why);
+                return Finding::unknown(
+                    CHECK,
+                    found,
+                    "see that it has memory_recursiveprot for cgroup2 (mount -t cgroup2)",
+                );
+            }
+        }
+        let found = "cgroup2 is mounted without memory_recursiveprot: containers are protected all the same, as every level above \
+                     them is set, but systemReserved and kubeReserved do not reach what lies below their cgroups";
+        let advice = "mount -o remount,nsdelegate,memory_recursiveprot /sys/fs/cgroup (kernel 5.7 or newer; systemd does it at boot)";
+        Finding::warning(CHECK, found, advice)
+    }
+
+    pub(super) fn pressure(&self) -> Finding {
+        const CHECK: &str = "pressure";
+        let why = match &self.cgroups.pressure {
+            Ok(Some(_)) => return Finding::ok(CHECK, "memory.pressure is there"),
+            Ok(None) => "there is none",
+            Err(error) => {
+                let found = format!("memory.pressure: {}", error.why);
+                return Finding::unknown(
+                    CHECK,
+                    found,
+                    "see that 'cat /proc/pressure/memory' works, else boot with psi=1",
+                );
+            }
+        };
+        Finding::warning(
+            CHECK,
+            format!(
+                "memory.pressure: {why}; containers that stand still at memory.high are not released (throttleDeadline)"
+            ),
+            "boot with psi=1 on the kernel's command line",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::commands::doctor::facts::cgroups::CGROUPS;
+    use crate::commands::doctor::finding::Mark;
+    use crate::commands::doctor::fixture::*;
+    use crate::host::files::Unreadable;
+
+    #[test]
+    fn cgroups_of_version_1_fail_and_are_told_from_the_hybrid() {
+        for (place, found) in [
+            ("unified/cgroup.controllers", "hybrid"),
+            ("memory/tasks", "version 1 at"),
+            ("none", "no cgroups at /sys/fs/cgroup"),
+        ] {
+            let node = Node::good();
+            node.remove(CGROUPS);
+            node.write(&format!("{CGROUPS}/{place}"), "");
+            let advice = if place == "none" {
+                "mount cgroup2"
+            } else {
+                "systemd.unified_cgroup_hierarchy=1"
+            };
+            expect(&node.troubles(), "cgroup-v2", Mark::Failed, found, advice);
+        }
+    }
+
+    #[test]
+    fn the_memory_controller_has_to_be_on_at_every_level_that_has_children() {
+        let controller = |path: &str, text: &str| {
+            let node = Node::good();
+            node.write(&format!("{CGROUPS}/{path}"), text);
+            node.troubles()
+        };
+        let check = |path: &str, found: &str, advice: &str| {
+            expect(
+                &controller(path, "cpu memoryless\n"),
+                "memory-controller",
+                Mark::Failed,
+                found,
+                advice,
+            );
+        };
+        check("cgroup.controllers", "cgroup.controllers does not have it", "cgroup_enable=memory");
+        for level in ["", "kubepods.slice/", "kubepods.slice/kubepods-burstable.slice/"] {
+            let file = format!("{level}cgroup.subtree_control");
+            check(&file, &file, &format!("echo +memory > /sys/fs/cgroup/{file}"));
+        }
+        // The cgroup of the BestEffort pods has no children.
+        assert_eq!(
+            controller("kubepods.slice/kubepods-besteffort.slice/cgroup.subtree_control", "cpu\n"),
+            []
+        );
+
+        let node = Node::good();
+        node.write(&format!("{CGROUPS}/cgroup.controllers"), "cpu\n");
+        node.write("proc/cmdline", "quiet cgroup_disable=memory\n");
+        expect(
+            &node.troubles(),
+            "memory-controller",
+            Mark::Failed,
+            "switched off",
+            "cgroup_disable=memory",
+        );
+
+        let node = Node::good();
+        let cgroupfs = format!("{CGROUPS}/kubepods");
+        fs::rename(node.path("sys/fs/cgroup/kubepods.slice"), node.path(&cgroupfs)).unwrap();
+        assert_eq!(node.troubles(), []);
+        node.write(&format!("{cgroupfs}/cgroup.subtree_control"), "");
+        expect(
+            &node.troubles(),
+            "memory-controller",
+            Mark::Failed,
+            "kubepods/cgroup.subtree_control",
+            "+memory",
+        );
+        node.remove(&cgroupfs);
+        for file in [
+            "memory.current",
+            "memory.high",
+            "memory.reclaim",
+            "memory.oom.group",
+            "memory.pressure",
+        ] {
+            node.write(&format!("{CGROUPS}/system.slice/{file}"), "");
+        }
+        node.write(&format!("{CGROUPS}/system.slice/cgroup.subtree_control"), "");
+        expect(
+            &node.troubles(),
+            "memory-controller",
+            Mark::Warning,
+            "no kubepods cgroup",
+            "start the kubelet",
+        );
+    }
+
+    #[test]
+    fn a_level_that_cannot_be_listed_is_unknown() {
+        let mut facts = Node::good().facts();
+        let level =
+            facts.cgroups.levels.iter_mut().find(|level| level.path == "kubepods.slice").unwrap();
+        level.has_children =
+            Err(Unreadable { is_denied: false, why: "input/output error".to_owned() });
+        expect(
+            &troubles(&facts),
+            "memory-controller",
+            Mark::Unknown,
+            "cannot list /sys/fs/cgroup/kubepods.slice",
+            "",
+        );
+    }
+
+    #[test]
+    fn kubepods_is_looked_at_below_a_cgroup_root() {
+        let node = Node::good();
+        fs::create_dir(node.path("sys/fs/cgroup/kubelet.slice")).unwrap();
+        let kubepods = "sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice";
+        fs::rename(node.path("sys/fs/cgroup/kubepods.slice"), node.path(kubepods)).unwrap();
+        for class in ["burstable", "besteffort"] {
+            let [from, to] = ["kubepods", "kubelet-kubepods"]
+                .map(|stem| format!("{kubepods}/{stem}-{class}.slice"));
+            fs::rename(node.path(&from), node.path(&to)).unwrap();
+        }
+        node.write("sys/fs/cgroup/kubelet.slice/cgroup.subtree_control", "memory\n");
+        assert_eq!(node.troubles(), []);
+        ok(&node.facts(), "memory-files", "/sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice");
+        // The check covers the cgroup above kubepods and the classes below kubepods.
+        for level in [
+            "kubelet.slice",
+            "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice",
+        ] {
+            let file = format!("sys/fs/cgroup/{level}/cgroup.subtree_control");
+            node.write(&file, "pids\n");
+            expect(&node.troubles(), "memory-controller", Mark::Failed, &file, "+memory");
+            node.write(&file, "memory\n");
+        }
+    }
+
+    #[test]
+    fn files_that_the_kernel_should_have_are_missed() {
+        for (file, mark) in [
+            ("memory.high", Mark::Failed),
+            ("memory.reclaim", Mark::Warning),
+            ("memory.oom.group", Mark::Warning),
+        ] {
+            let node = Node::good();
+            node.remove(&format!("{CGROUPS}/kubepods.slice/{file}"));
+            let found = format!("kubepods.slice has no {file}");
+            expect(&node.troubles(), "memory-files", mark, &found, "kernel");
+        }
+        let node = Node::good();
+        node.remove(&format!("{CGROUPS}/kubepods.slice/memory.reclaim"));
+        node.write("proc/sys/kernel/osrelease", "5.15.0");
+        expect(&node.troubles(), "kernel", Mark::Warning, "memory.reclaim", "5.19");
+    }
+
+    #[test]
+    fn what_the_kernel_may_do_better_is_said() {
+        let node = Node::good();
+        node.write("proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n");
+        expect(
+            &node.troubles(),
+            "recursive-protection",
+            Mark::Warning,
+            "systemReserved",
+            "remount,nsdelegate,memory_recursiveprot",
+        );
+        let node = Node::good();
+        node.remove(&format!("{CGROUPS}/kubepods.slice/memory.pressure"));
+        expect(&node.troubles(), "pressure", Mark::Warning, "throttleDeadline", "psi=1");
+    }
+}

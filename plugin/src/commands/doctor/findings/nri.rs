@@ -1,0 +1,477 @@
+//! Findings about NRI: the switch, the socket and the timeouts.
+
+use std::time::Duration;
+
+use plimsoll_core::units::excerpt;
+
+use crate::agent::service::{BUDGET, CUT_BUDGET};
+use crate::commands::doctor::facts::NodeFacts;
+use crate::commands::doctor::finding::{Finding, MOST_NAMES, shown};
+use crate::config::DROP_INS;
+use crate::host::runtime::detect::{NriOff, OffCause, Runtime};
+use crate::host::runtime::kind::RuntimeProduct;
+use crate::host::runtime::nri_settings::NriSwitch;
+use crate::host::socket::Socket;
+
+/// Default time that a runtime waits for a plugin's answer to a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Shortest request or registration timeout that causes no warning.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Name of the check of the NRI settings.
+const NRI: &str = "nri";
+
+impl NodeFacts {
+    /// Returns the runtimes that are present. Runtimes whose socket listens or denies access count.
+    /// Without such a socket, runtimes with configuration files count.
+    pub(super) fn present(&self) -> Vec<&Runtime> {
+        let by = |is: fn(&Runtime) -> bool| {
+            self.runtimes.iter().filter(|runtime| is(runtime)).collect::<Vec<_>>()
+        };
+        let here = by(|runtime| matches!(runtime.socket, Socket::Listens | Socket::Denied));
+        if here.is_empty() { by(|runtime| runtime.settings.files > 0) } else { here }
+    }
+
+    pub(super) fn nri(&self) -> Option<Finding> {
+        let present = self.present();
+        let mut findings = self.switched_off(&present);
+        findings.extend(present.iter().flat_map(|runtime| nri_settings(runtime)));
+        let on = present
+            .iter()
+            .filter(|runtime| runtime.why_off().is_none())
+            .map(|runtime| runtime.kind.name);
+        let on: Vec<_> = on.collect();
+        (!present.is_empty()).then(|| {
+            Finding::all(NRI, format!("not switched off in {}", on.join(" and ")), findings)
+        })
+    }
+
+    /// Returns one finding for each runtime with NRI off. If NRI is on in one of two runtimes, that
+    /// runtime serves the plugin, so there is no finding.
+    fn switched_off(&self, present: &[&Runtime]) -> Vec<Finding> {
+        let off: Vec<_> = present.iter().filter_map(|runtime| runtime.why_off()).collect();
+        if off.len() < present.len() {
+            return Vec::new();
+        }
+        let findings = off.iter().map(|off| match self.nri {
+            Socket::Listens => {
+                let found = format!(
+                    "{off}, though the socket is served: it will be off once {} restarts",
+                    off.kind.name
+                );
+                Finding::warning(NRI, found, how_to_switch_on(off))
+            }
+            _ => Finding::failed(NRI, off.to_string(), how_to_switch_on(off)),
+        });
+        findings.collect()
+    }
+
+    pub(super) fn nri_socket(&self) -> Option<Finding> {
+        const CHECK: &str = "nri-socket";
+        let shown = shown(&self.nri_path.display().to_string());
+        let why = match &self.nri {
+            Socket::Listens => return Some(Finding::ok(CHECK, format!("{shown} is served"))),
+            Socket::Denied => {
+                let found = format!("{shown}: permission denied");
+                let advice =
+                    if self.is_root { "see which policy forbids it" } else { "call this as root" };
+                return Some(Finding::unknown(CHECK, found, advice));
+            }
+            Socket::Absent => format!("there is no {shown}"),
+            Socket::Dead(why) => format!("{shown}: {why}"),
+        };
+        let present = self.present();
+        let has_launched =
+            self.plugin.programs.iter().any(|program| program.is_ours() && program.is_executable);
+        if has_launched && present.iter().any(|runtime| runtime.settings.takes_no_connections) {
+            return None;
+        }
+        let short = |path: &str| path.strip_prefix("/var").unwrap_or(path).to_owned();
+        let elsewhere =
+            present.iter().filter_map(|runtime| runtime.settings.socket_path.as_deref());
+        let given = short(&self.nri_path.to_string_lossy());
+        let advice = match elsewhere.into_iter().find(|path| short(path) != given) {
+            Some(path) => format!("give --socket {}, to plimsoll run, too", excerpt(path)),
+            None if self.runtimes.iter().all(|runtime| runtime.socket != Socket::Listens) => {
+                "start the container runtime".to_owned()
+            }
+            None => "restart the container runtime and see its log for nri: containerd before 2.0 and CRI-O before 1.30 have it off \
+                     by default"
+                .to_owned(),
+        };
+        Some(Finding::failed(CHECK, why, advice))
+    }
+
+    pub(super) fn nri_timeouts(&self) -> Option<Finding> {
+        const CHECK: &str = "nri-timeouts";
+        let present = self.present();
+        let shown = |duration: Duration| humantime::format_duration(duration).to_string();
+        let mut findings = Vec::new();
+        let mut fine = Vec::new();
+        for Runtime { kind, settings, .. } in &present {
+            let request = settings.request_timeout.unwrap_or(REQUEST_TIMEOUT);
+            let event = request / BUDGET;
+            let found = format!(
+                "{} waits {} for an answer, of which an event has {} and a cut that reclaims {}",
+                kind.name,
+                shown(request),
+                shown(event),
+                shown(event * CUT_BUDGET)
+            );
+            if !settings.unread.is_empty() {
+                let found = format!("{found}, by what could be read of its configuration");
+                let advice = format!("see that {} is 2s or more there", kind.keys.request_timeout);
+                findings.push(Finding::unknown(CHECK, found, advice));
+                continue;
+            }
+            if request < SHORT_TIMEOUT {
+                let advice = format!(
+                    "set {} to \"2s\" or more and restart {}",
+                    kind.keys.request_timeout, kind.name
+                );
+                findings.push(Finding::warning(CHECK, found, advice));
+            } else {
+                fine.push(found);
+            }
+            if let Some(registration) =
+                settings.registration_timeout.filter(|timeout| *timeout < SHORT_TIMEOUT)
+            {
+                findings.push(Finding::warning(
+                    CHECK,
+                    format!(
+                        "{} waits only {} for a plugin to register",
+                        kind.name,
+                        shown(registration)
+                    ),
+                    format!(
+                        "set {} to \"5s\" and restart {}",
+                        kind.keys.registration_timeout, kind.name
+                    ),
+                ));
+            }
+        }
+        (!present.is_empty()).then(|| Finding::all(CHECK, fine.join("; "), findings))
+    }
+}
+
+/// Returns the advice for a runtime with NRI off.
+fn how_to_switch_on(NriOff { kind, cause }: &NriOff) -> String {
+    let name = kind.name;
+    match (cause, kind.product) {
+        (OffCause::Unsupported(_), _) => format!("upgrade {name} to {} or newer", kind.on_from),
+        (OffCause::Switch(NriSwitch::DisabledPlugins { .. }), _) => {
+            format!("take io.containerd.nri.v1.nri out of disabled_plugins, and restart {name}")
+        }
+        (_, RuntimeProduct::Containerd) => {
+            "plimsoll install does so; or set disable = false under \
+             [plugins.\"io.containerd.nri.v1.nri\"] in /etc/containerd/config.toml, and restart \
+             containerd"
+                .to_owned()
+        }
+        (_, RuntimeProduct::Crio) => {
+            "plimsoll install does so; or set enable_nri = true under [crio.nri] in a file in \
+             /etc/crio/crio.conf.d, and restart crio"
+                .to_owned()
+        }
+    }
+}
+
+/// Returns the findings about a runtime's NRI settings other than the switch.
+fn nri_settings(Runtime { kind, settings, .. }: &Runtime) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for problem in settings.unread.iter().take(MOST_NAMES) {
+        let advice = format!(
+            "see that {} has NRI on there; what is told of NRI here is without it",
+            kind.name
+        );
+        findings.push(Finding::unknown(NRI, problem, advice));
+    }
+    for problem in settings.problems.iter().take(MOST_NAMES) {
+        let advice = format!(
+            "mend it where {} does not take it; what is told of NRI here is without it",
+            kind.name
+        );
+        findings.push(Finding::warning(NRI, problem, advice));
+    }
+    if settings.takes_no_connections {
+        findings.push(Finding::warning(
+                    NRI,
+                    format!(
+                        "{} has {} = true: the plugin works only when launched, and not again once its connection is lost",
+                        kind.name, kind.keys.no_connections
+                    ),
+                    format!("set {} = false and restart {}", kind.keys.no_connections, kind.name),
+                ));
+    }
+    if let Some(path) =
+        settings.config_path.as_deref().filter(|path| path.trim_end_matches('/') != DROP_INS)
+    {
+        findings.push(Finding::warning(
+                    NRI,
+                    format!(
+                        "{} has {} = '{}': changes of the configuration there take effect only with a restart",
+                        kind.name,
+                        kind.keys.config_path,
+                        excerpt(path)
+                    ),
+                    format!("leave {} out, or run the plugin as a service with --config", kind.keys.config_path),
+                ));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use crate::commands::doctor::finding::Mark;
+    use crate::commands::doctor::fixture::*;
+    use crate::host::files::LARGEST;
+    use crate::host::socket::Socket;
+    use crate::host::version::Version;
+
+    #[test]
+    fn nri_switched_off_fails_with_the_way_to_switch_it_on() {
+        let off = "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n";
+        let mut node = Node::good();
+        node.write(CONTAINERD_CONFIG, off);
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Warning,
+            "off once containerd restarts",
+            "disable = false",
+        );
+        node.close(NRI_SOCKET);
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Failed,
+            "/etc/containerd/config.toml has disable = true",
+            "disable = false",
+        );
+        node.write(CONTAINERD_CONFIG, "disabled_plugins = ['io.containerd.nri.v1.nri']");
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Failed,
+            "disabled_plugins",
+            "out of disabled_plugins",
+        );
+
+        // Without a setting, the version decides.
+        node.write(CONTAINERD_CONFIG, "");
+        let mut facts = node.facts();
+        for (version, found) in [
+            (Version(1, 7, 24), "off in containerd 1.7.24, as by default"),
+            (Version(1, 6, 0), "has no NRI"),
+        ] {
+            facts.runtimes[0].version = Some(version);
+            let advice = if version.1 == 6 { "upgrade containerd" } else { "disable = false" };
+            let troubles = troubles(&facts);
+            let nri: Vec<_> =
+                troubles.into_iter().filter(|finding| finding.check != "runtime").collect();
+            expect(&nri, "nri", Mark::Failed, found, advice);
+        }
+
+        node.close(CONTAINERD_SOCKET);
+        node.listen(CRIO_SOCKET);
+        node.write("etc/crio/crio.conf", "[crio.nri]\nenable_nri = true\n");
+        node.write("etc/crio/crio.conf.d/99.conf", "[crio.nri]\nenable_nri = false\n");
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Failed,
+            "99.conf has enable_nri = false",
+            "enable_nri = true",
+        );
+    }
+
+    #[test]
+    fn containerds_imports_count_in_their_order_and_end() {
+        let mut node = Node::good();
+        node.close(NRI_SOCKET);
+        let section = |is: bool| format!("[plugins.'io.containerd.nri.v1.nri']\ndisable = {is}\n");
+        node.write(
+            CONTAINERD_CONFIG,
+            &format!(
+                "imports = ['conf.d/*.toml', 'config.toml', '/../etc/containerd/x']\n{}",
+                section(false)
+            ),
+        );
+        node.write("etc/containerd/conf.d/a.toml", &section(false));
+        node.write("etc/containerd/conf.d/b.toml", &section(true));
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Failed,
+            "/etc/containerd/conf.d/b.toml has disable = true",
+            "",
+        );
+        node.write("etc/containerd/x", &section(false));
+        let troubles = node.troubles();
+        expect(
+            &troubles,
+            "nri-socket",
+            Mark::Failed,
+            "there is no",
+            "restart the container runtime",
+        );
+    }
+
+    #[test]
+    fn a_runtimes_configuration_with_mistakes_is_named() {
+        for (text, found) in [
+            ("plugins = [", "/etc/containerd/config.toml: "),
+            ("imports = ['/*/*/x.toml']", "import /*/*/x.toml: expected one part with *"),
+            (
+                "[plugins.'io.containerd.nri.v1.nri']\ndisable = 'no'",
+                "disable: expected true or false",
+            ),
+            (
+                "[plugins.'io.containerd.nri.v1.nri']\nsocket_path = 3",
+                "socket_path: expected a path",
+            ),
+            (
+                "[plugins.'io.containerd.nri.v1.nri']\nplugin_request_timeout = 'soon'",
+                "plugin_request_timeout: expected a duration",
+            ),
+        ] {
+            let node = Node::good();
+            node.write(CONTAINERD_CONFIG, text);
+            expect(&node.troubles(), "nri", Mark::Warning, found, "mend it");
+        }
+        let node = Node::good();
+        node.write(CONTAINERD_CONFIG, &"#".repeat(LARGEST + 1));
+        let mut troubles = node.troubles();
+        expect(
+            &troubles.split_off(1),
+            "nri-timeouts",
+            Mark::Unknown,
+            "what could be read",
+            "plugin_request_timeout",
+        );
+        expect(&troubles, "nri", Mark::Unknown, "at most 1048576 bytes", "has NRI on there");
+    }
+
+    #[test]
+    fn settings_of_nri_that_take_something_away_are_warned_of() {
+        let with = |setting: &str| {
+            let node = Node::good();
+            node.write(
+                CONTAINERD_CONFIG,
+                &format!("[plugins.'io.containerd.nri.v1.nri']\n{setting}\n"),
+            );
+            node
+        };
+        expect(
+            &with("disable_connections = true").troubles(),
+            "nri",
+            Mark::Warning,
+            "only when launched",
+            "disable_connections = false",
+        );
+        let mut node = with("disable_connections = true");
+        node.close(NRI_SOCKET);
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Warning,
+            "only when launched",
+            "disable_connections = false",
+        );
+
+        let short = with("plugin_request_timeout = '100ms'").troubles();
+        expect(
+            &short,
+            "nri-timeouts",
+            Mark::Warning,
+            "an event has 10ms and a cut that reclaims 30ms",
+            "plugin_request_timeout to \"2s\"",
+        );
+        let short = with("plugin_registration_timeout = '100ms'").troubles();
+        expect(
+            &short,
+            "nri-timeouts",
+            Mark::Warning,
+            "100ms for a plugin to register",
+            "plugin_registration_timeout",
+        );
+
+        // Doctor searches this directory and the default directory for the plugin's configuration.
+        let node = with("plugin_config_path = '/etc/elsewhere'");
+        expect(
+            &node.troubles(),
+            "nri",
+            Mark::Warning,
+            "plugin_config_path = '/etc/elsewhere'",
+            "leave plugin_config_path out",
+        );
+        node.write("etc/elsewhere/90-plimsoll.conf", "x: 1");
+        assert!(
+            node.troubles().iter().any(|finding| finding
+                .found
+                .contains("/etc/elsewhere/90-plimsoll.conf has mistakes"))
+        );
+
+        let node = with("plugin_path = '/usr/nri'");
+        assert_eq!(node.troubles(), []);
+        node.write("usr/nri/10-x", "");
+        fs::set_permissions(node.path("usr/nri/10-x"), fs::Permissions::from_mode(0o755)).unwrap();
+        ok(&node.facts(), "other-plugins", "/usr/nri/10-x");
+
+        let mut node = with("socket_path = '/run/other.sock'");
+        node.close(NRI_SOCKET);
+        expect(
+            &node.troubles(),
+            "nri-socket",
+            Mark::Failed,
+            "there is no",
+            "give --socket /run/other.sock",
+        );
+    }
+
+    #[test]
+    fn without_its_socket_nri_is_of_no_use() {
+        let mut node = Node::good();
+        node.die(NRI_SOCKET);
+        expect(
+            &node.troubles(),
+            "nri-socket",
+            Mark::Failed,
+            "nobody listens there",
+            "restart the container runtime",
+        );
+        node.close(NRI_SOCKET);
+        expect(
+            &node.troubles(),
+            "nri-socket",
+            Mark::Failed,
+            "there is no",
+            "restart the container runtime",
+        );
+        let mut facts = node.facts();
+        facts.nri = Socket::Denied;
+        facts.is_root = false;
+        expect(&troubles(&facts), "nri-socket", Mark::Unknown, "permission denied", "as root");
+    }
+
+    #[test]
+    fn masked_unit_leaves_nri_unknown() {
+        let node = Node::good();
+        let unit = node.path("etc/systemd/system/containerd.service");
+        fs::create_dir_all(unit.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink("/dev/null", unit).unwrap();
+        node.write(CONTAINERD_CONFIG, "disabled_plugins = ['io.containerd.nri.v1.nri']");
+        let mut facts = node.facts();
+        // NRI is off by default in this version, but an unknown file may switch NRI on.
+        facts.runtimes[0].version = Some(Version(1, 7, 24));
+        let mut troubles = troubles(&facts);
+        let timeouts = troubles.split_off(1);
+        expect(&timeouts, "nri-timeouts", Mark::Unknown, "", "plugin_request_timeout");
+        let found = "/etc/systemd/system/containerd.service is masked";
+        expect(&troubles, "nri", Mark::Unknown, found, "has NRI on there");
+    }
+}

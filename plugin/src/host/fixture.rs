@@ -1,0 +1,11 @@
+//! Helper for the tests of this folder.
+
+use std::fs;
+use std::path::Path;
+
+/// Writes a file below `host`, with all directories above it.
+pub(super) fn put(host: &Path, path: &str, text: &str) {
+    let path = host.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}

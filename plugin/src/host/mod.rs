@@ -1,0 +1,16 @@
+//! NodeFacts about the node that do not depend on the plugin: container runtimes with their
+//! configuration, systemd units, sockets, NRI plugins and the kubelet's process.
+//!
+//! This folder reads files, connects to sockets and asks a runtime's program for its version.
+//! [`crate::commands::doctor`] judges the facts, and [`crate::commands::install`] changes the node.
+
+pub(crate) mod files;
+#[cfg(test)]
+mod fixture;
+pub(crate) mod kubelet_process;
+pub(crate) mod nri_plugins;
+pub(crate) mod plugin_lock;
+pub(crate) mod runtime;
+pub(crate) mod socket;
+pub(crate) mod units;
+pub(crate) mod version;

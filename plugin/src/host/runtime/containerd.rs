@@ -1,0 +1,284 @@
+//! containerd's configuration: the file that containerd is started with, and all imports.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use plimsoll_core::units::excerpt;
+
+use crate::host::files::{below, matches};
+use crate::host::runtime::kind::CONTAINERD;
+use crate::host::runtime::nri_settings::{MOST_FILES, NriSettings, NriSwitch};
+use crate::host::units::start_command;
+use crate::host::version::Version;
+
+/// Default path of containerd's configuration file.
+const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
+
+/// Name of the NRI plugin in containerd's configuration.
+const NRI_PLUGIN: &str = "io.containerd.nri.v1.nri";
+/// Names of the CRI plugin in `disabled_plugins`, in file formats 1, 2 and 3.
+const CRI_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
+
+/// Returns the configuration file that a command starts containerd with. The second value is the
+/// command without the configuration flag.
+///
+/// # Errors
+///
+/// If the command contains quotes or one of `$%\`. Only systemd knows the resulting words.
+pub(crate) fn containerd_config(command: &str) -> Result<(String, String), String> {
+    if let Some(character) = command.chars().find(|character| "$%\"'\\".contains(*character)) {
+        return Err(format!(
+            "cannot tell which configuration containerd.service starts containerd with: {} has {character}, expected plain words",
+            excerpt(command)
+        ));
+    }
+    let mut config = CONTAINERD_CONFIG.to_owned();
+    let mut others = Vec::new();
+    let mut words = command.split_ascii_whitespace();
+    while let Some(word) = words.next() {
+        // containerd accepts flags with one dash or two, as Go's `flag` package does.
+        let flag = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).unwrap_or_default();
+        match flag.split_once('=') {
+            Some(("config" | "c", path)) => config = path.to_owned(),
+            None if ["config", "c"].contains(&flag) => {
+                config = words.next().map_or(config, str::to_owned)
+            }
+            _ => others.push(word),
+        }
+    }
+    Ok((config, others.join(" ")))
+}
+
+impl NriSettings {
+    /// Returns containerd's settings from its main configuration file and all imports, in the order
+    /// of the imports. An unknown version counts as 2.0 or newer.
+    ///
+    /// containerd merges the files as `mergeConfig` of `cmd/containerd/server/config` does. Later
+    /// files override the NRI section of earlier files: single keys since 2.0, the whole section
+    /// before 2.0. `disabled_plugins` is the union of all files.
+    pub(crate) fn of_containerd(host: &Path, version: Option<Version>) -> Self {
+        let mut settings = Self::default();
+        match find_config(host) {
+            Ok(ConfigPath::Known(main)) => settings.main = main,
+            Ok(ConfigPath::Assumed(main, problem)) => {
+                settings.main = main;
+                settings.unread.push(problem);
+            }
+            Err(problem) => {
+                settings.unread.push(problem);
+                return settings;
+            }
+        }
+        let replaces = version.is_some_and(|version| version < Version(2, 0, 0));
+        let mut disabled = None;
+        let mut pending = vec![settings.main.clone()];
+        let mut loaded = HashSet::new();
+        while let Some(path) = (!pending.is_empty()).then(|| pending.remove(0)) {
+            if loaded.len() == MOST_FILES || !loaded.insert(path.clone()) {
+                continue;
+            }
+            let Some(table) = settings.load(host, &path) else { continue };
+            let section = table.get("plugins").and_then(|plugins| plugins.get(NRI_PLUGIN));
+            if replaces && section.is_some() {
+                settings.forget_section();
+            }
+            settings.take(section, &path, &CONTAINERD);
+            for plugin in texts(&table, "disabled_plugins") {
+                settings.is_without_cri |= CRI_PLUGINS.contains(&plugin);
+                if plugin == NRI_PLUGIN {
+                    disabled.get_or_insert(NriSwitch::DisabledPlugins { path: path.clone() });
+                }
+            }
+            if path == settings.main {
+                settings.form = table.get("version").and_then(toml::Value::as_integer);
+                settings.imports = texts(&table, "imports").map(str::to_owned).collect();
+            }
+            pending.extend(settings.find_imports(host, &path, &table));
+        }
+        if let Some(switch) = disabled {
+            settings.is_off = Some((true, switch));
+        }
+        settings
+    }
+
+    /// Returns the files that the file at `path` imports, and records invalid entries.
+    fn find_imports(&mut self, host: &Path, path: &str, table: &toml::Table) -> Vec<String> {
+        let mut files = Vec::new();
+        for import in texts(table, "imports") {
+            match imported(host, path, import) {
+                Ok(paths) => files.extend(paths),
+                Err(why) => {
+                    let (path, import) = (excerpt(path), excerpt(import));
+                    self.problems.push(format!("{path}: import {import}: {why}"));
+                }
+            }
+        }
+        files
+    }
+}
+
+/// Path of containerd's main configuration file.
+enum ConfigPath {
+    Known(String),
+    /// The default path, because the start command cannot be interpreted. The text says why.
+    Assumed(String, String),
+}
+
+/// Returns the path of the configuration file that `containerd.service` starts containerd with.
+///
+/// # Errors
+///
+/// If the unit is masked or unreadable, so that the start command is unknown.
+fn find_config(host: &Path) -> Result<ConfigPath, String> {
+    let command = start_command(host, "containerd.service", "").map_err(|error| {
+        format!("cannot tell which configuration containerd is started with: {error}")
+    })?;
+    Ok(match containerd_config(&command.unwrap_or_default()) {
+        Ok((main, _)) => ConfigPath::Known(main),
+        Err(problem) => ConfigPath::Assumed(CONTAINERD_CONFIG.to_owned(), problem),
+    })
+}
+
+/// Returns the texts in the list `key` of a configuration file.
+fn texts<'a>(table: &'a toml::Table, key: &str) -> impl Iterator<Item = &'a str> {
+    let values = table.get(key).and_then(toml::Value::as_array).into_iter().flatten();
+    values.filter_map(toml::Value::as_str)
+}
+
+/// Returns the files that an entry of containerd's `imports` selects. A relative entry starts at
+/// the directory of `parent`, the file that contains the entry.
+fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'static str> {
+    let import = match Path::new(parent).parent() {
+        Some(directory) if !import.starts_with('/') => {
+            directory.join(import).to_string_lossy().into_owned()
+        }
+        _ => import.to_owned(),
+    };
+    if !import.contains('*') {
+        return Ok(vec![import]);
+    }
+    // Each further part with `*` lists all directories that the part before it matches.
+    if import.split('/').filter(|part| part.contains('*')).count() > 1 {
+        return Err("expected one part with * at most; it is passed over");
+    }
+    let pattern = below(Path::new("/"), &import).to_string_lossy().replace("**", "*");
+    matches(host, &pattern).ok_or("expected a pattern; it is passed over")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::fixture::put;
+
+    #[test]
+    fn the_configuration_is_the_one_that_containerd_is_started_with() {
+        for flag in [
+            "--config /x.toml",
+            "--config=/x.toml",
+            "-config /x.toml",
+            "-config=/x.toml",
+            "-c /x.toml",
+            "-c=/x.toml",
+        ] {
+            let command = format!("/usr/bin/containerd {flag} --log-level warn");
+            let expected =
+                ("/x.toml".to_owned(), "/usr/bin/containerd --log-level warn".to_owned());
+            assert_eq!(containerd_config(&command), Ok(expected), "{flag}");
+        }
+        let plain =
+            ("/etc/containerd/config.toml".to_owned(), "containerd -a /s --configs".to_owned());
+        assert_eq!(containerd_config("containerd -a /s --configs"), Ok(plain));
+        for command in [
+            "containerd $OPTIONS",
+            "containerd '-c' /x",
+            "containerd \"--config=/x\"",
+            "containerd -c /%H",
+            "a\\x20b",
+        ] {
+            assert!(containerd_config(command).is_err(), "{command}");
+        }
+
+        let host = tempfile::tempdir().unwrap();
+        put(
+            host.path(),
+            "lib/systemd/system/containerd.service",
+            "[Service]\n ExecStart =\tcontainerd $OPTIONS\n",
+        );
+        assert_eq!(
+            start_command(host.path(), "containerd.service", "").unwrap().as_deref(),
+            Some("containerd $OPTIONS")
+        );
+        let problems = NriSettings::of_containerd(host.path(), None).unread;
+        assert!(
+            problems.len() == 1 && problems[0].contains("containerd $OPTIONS has $"),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn of_sections_the_last_one_counts_whole_before_containerd_2_and_by_key_since() {
+        let host = tempfile::tempdir().unwrap();
+        let section = "[plugins.'io.containerd.nri.v1.nri']\n";
+        let main = format!(
+            "imports = ['b.toml']\n{section}disable = false\nplugin_path = '/p'\ndisable_connections = true\n"
+        );
+        put(host.path(), "etc/containerd/config.toml", &main);
+        put(host.path(), "etc/containerd/b.toml", &format!("{section}plugin_config_path = '/c'\n"));
+        let of = |version| NriSettings::of_containerd(host.path(), Some(version));
+        let (old, new) = (of(Version(1, 7, 24)), of(Version(2, 0, 0)));
+        assert_eq!([old.section.len(), new.section.len()], [1, 4]);
+        assert_eq!((old.is_off, old.plugin_path, old.takes_no_connections), (None, None, false));
+        assert_eq!((new.plugin_path.as_deref(), new.takes_no_connections), (Some("/p"), true));
+        assert_eq!(
+            [old.config_path, new.config_path],
+            [Some("/c".to_owned()), Some("/c".to_owned())]
+        );
+        assert_eq!([old.files, new.files], [2, 2]);
+    }
+
+    #[test]
+    fn disabled_plugins_of_any_file_count() {
+        let section = "[plugins.'io.containerd.nri.v1.nri']\ndisable = false\n";
+        let disabled = "disabled_plugins = ['io.containerd.nri.v1.nri']\n";
+        let imports = "imports = ['b.toml']\n";
+        let main = "/etc/containerd/config.toml";
+        for (first, second, path) in [
+            (format!("{imports}{disabled}"), section.to_owned(), main),
+            (format!("{imports}{section}"), disabled.to_owned(), "/etc/containerd/b.toml"),
+            (format!("{imports}{disabled}"), "disabled_plugins = []".to_owned(), main),
+            (format!("{imports}{disabled}"), disabled.to_owned(), main),
+        ] {
+            let host = tempfile::tempdir().unwrap();
+            put(host.path(), "etc/containerd/config.toml", &first);
+            put(host.path(), "etc/containerd/b.toml", &second);
+            let expected = NriSwitch::DisabledPlugins { path: path.to_owned() };
+            for version in [Version(1, 7, 24), Version(2, 0, 0)] {
+                let settings = NriSettings::of_containerd(host.path(), Some(version));
+                assert_eq!(settings.is_off, Some((true, expected.clone())), "{first}{second}");
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_start_command_hides_the_configuration() {
+        let unit = "etc/systemd/system/containerd.service";
+        for masked in [true, false] {
+            let host = tempfile::tempdir().unwrap();
+            put(host.path(), "lib/systemd/system/containerd.service", "[Service]\n");
+            put(host.path(), "etc/containerd/config.toml", "disabled_plugins = ['cri']");
+            let drop_in = format!("{unit}.d/10-options.conf");
+            let (path, target, why) = match masked {
+                true => (unit, "/dev/null", "/etc/systemd/system/containerd.service is masked"),
+                false => {
+                    (&drop_in[..], "10-options.conf", "containerd.service.d/10-options.conf: ")
+                }
+            };
+            let link = host.path().join(path);
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(target, link).unwrap();
+            let settings = NriSettings::of_containerd(host.path(), None);
+            assert!(settings.unread.len() == 1 && settings.unread[0].contains(why), "{settings:?}");
+            assert_eq!((settings.files, settings.is_without_cri), (0, false));
+        }
+    }
+}

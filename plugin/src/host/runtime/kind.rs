@@ -1,0 +1,76 @@
+//! Kinds of container runtimes: properties that differ between containerd and CRI-O.
+
+use crate::host::version::Version;
+
+/// Product that a runtime is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RuntimeProduct {
+    Containerd,
+    Crio,
+}
+
+/// Properties that differ between containerd and CRI-O.
+#[derive(Debug)]
+pub(crate) struct RuntimeKind {
+    pub(crate) product: RuntimeProduct,
+    pub(crate) name: &'static str,
+    pub(crate) program: &'static str,
+    pub(crate) socket: &'static str,
+    /// First version that supports NRI.
+    pub(crate) oldest: Version,
+    /// First version that enables NRI by default.
+    pub(crate) on_from: Version,
+    /// Configuration key that switches NRI, and its value while NRI is off.
+    pub(crate) switch: (&'static str, bool),
+    pub(crate) keys: NriKeys,
+}
+
+/// Configuration keys of the NRI settings other than the switch.
+#[derive(Debug)]
+pub(crate) struct NriKeys {
+    pub(crate) plugin_path: &'static str,
+    pub(crate) config_path: &'static str,
+    pub(crate) socket_path: &'static str,
+    pub(crate) request_timeout: &'static str,
+    pub(crate) registration_timeout: &'static str,
+    pub(crate) no_connections: &'static str,
+}
+
+pub(crate) static CONTAINERD: RuntimeKind = RuntimeKind {
+    product: RuntimeProduct::Containerd,
+    name: "containerd",
+    program: "containerd",
+    socket: "run/containerd/containerd.sock",
+    oldest: Version(1, 7, 0),
+    on_from: Version(2, 0, 0),
+    switch: ("disable", true),
+    keys: NriKeys {
+        plugin_path: "plugin_path",
+        config_path: "plugin_config_path",
+        socket_path: "socket_path",
+        request_timeout: "plugin_request_timeout",
+        registration_timeout: "plugin_registration_timeout",
+        no_connections: "disable_connections",
+    },
+};
+
+pub(crate) static CRIO: RuntimeKind = RuntimeKind {
+    product: RuntimeProduct::Crio,
+    name: "CRI-O",
+    program: "crio",
+    socket: "run/crio/crio.sock",
+    oldest: Version(1, 26, 0),
+    on_from: Version(1, 30, 0),
+    switch: ("enable_nri", false),
+    keys: NriKeys {
+        plugin_path: "nri_plugin_dir",
+        config_path: "nri_plugin_config_dir",
+        socket_path: "nri_listen",
+        request_timeout: "nri_plugin_request_timeout",
+        registration_timeout: "nri_plugin_registration_timeout",
+        no_connections: "nri_disable_connections",
+    },
+};
+
+/// First containerd 1.7 release whose NRI is new enough (0.6.1 or newer).
+pub(crate) const CONTAINERD_1_7: Version = Version(1, 7, 16);

@@ -1,0 +1,215 @@
+//! NRI settings of a runtime, merged from its configuration files.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use plimsoll_core::units::excerpt;
+
+use crate::host::files::{below, read};
+use crate::host::runtime::kind::{NriKeys, RuntimeKind};
+
+/// Maximum number of configuration files read for containerd, and of drop-ins read for CRI-O.
+pub(crate) const MOST_FILES: usize = 64;
+
+/// Setting that switches NRI on or off. `Display` names the setting and its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NriSwitch {
+    /// `disabled_plugins` of a containerd file names NRI. Another file cannot undo this.
+    DisabledPlugins {
+        /// The containerd file.
+        path: String,
+    },
+    /// The switch in the NRI section of a file.
+    Section {
+        /// The file with the section.
+        path: String,
+        /// Configuration key of the switch.
+        key: &'static str,
+        /// Value of the switch.
+        value: bool,
+    },
+}
+
+impl fmt::Display for NriSwitch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DisabledPlugins { path } => {
+                write!(f, "disabled_plugins of {} names it", excerpt(path))
+            }
+            Self::Section { path, key, value } => {
+                write!(f, "{} has {key} = {value}", excerpt(path))
+            }
+        }
+    }
+}
+
+/// NRI settings of a runtime, merged from its configuration files.
+#[derive(Debug, Default)]
+pub(crate) struct NriSettings {
+    /// Whether NRI is switched off, and the setting that decides. `None` if no file has such a
+    /// setting.
+    pub(crate) is_off: Option<(bool, NriSwitch)>,
+    pub(crate) plugin_path: Option<String>,
+    pub(crate) config_path: Option<String>,
+    pub(crate) socket_path: Option<String>,
+    pub(crate) request_timeout: Option<Duration>,
+    pub(crate) registration_timeout: Option<Duration>,
+    pub(crate) takes_no_connections: bool,
+    /// Whether containerd's CRI plugin is disabled, so that containerd serves no kubelet.
+    pub(crate) is_without_cri: bool,
+    pub(crate) files: usize,
+    pub(crate) problems: Vec<String>,
+    /// Files that could not be read, with the error. Includes an `ExecStart` that does not show
+    /// which configuration file containerd uses.
+    pub(crate) unread: Vec<String>,
+    /// NRI section that results from all files.
+    pub(crate) section: toml::Table,
+    /// Path of containerd's main configuration file, which imports all others. Empty for CRI-O.
+    pub(crate) main: String,
+    /// Value of `version` in the main file: the version of the file format.
+    pub(crate) form: Option<i64>,
+    /// Entries of `imports` in the main file.
+    pub(crate) imports: Vec<String>,
+}
+
+impl NriSettings {
+    pub(super) fn load(&mut self, host: &Path, path: &str) -> Option<toml::Table> {
+        let text = match read(&below(host, path)) {
+            Ok(text) => text?,
+            Err(error) => {
+                self.unread.push(format!("{}: {}", excerpt(path), error.why));
+                return None;
+            }
+        };
+        self.files += 1;
+        let table = toml::from_str::<toml::Table>(&text);
+        table
+            .map_err(|error| {
+                self.problems.push(format!("{}: {}", excerpt(path), excerpt(error.message())))
+            })
+            .ok()
+    }
+
+    /// Discards the NRI section of all files read so far. Keeps the facts that are not part of the
+    /// section.
+    pub(super) fn forget_section(&mut self) {
+        let Self { is_without_cri, files, problems, unread, main, form, imports, .. } =
+            std::mem::take(self);
+        *self = Self {
+            is_without_cri,
+            files,
+            problems,
+            unread,
+            main,
+            form,
+            imports,
+            ..Self::default()
+        };
+    }
+
+    /// Merges the NRI section of the file at `path` into the settings.
+    pub(super) fn take(&mut self, section: Option<&toml::Value>, path: &str, kind: &RuntimeKind) {
+        let Some(section) = section else { return };
+        let pairs = section.as_table().into_iter().flatten();
+        self.section.extend(pairs.map(|(key, value)| (key.clone(), value.clone())));
+        let reader = SectionReader { section, keys: &kind.keys };
+        let (switch, off) = kind.switch;
+        let mut wrong = Vec::new();
+        reader.read_flag(switch, &mut wrong, |value| {
+            let switch = NriSwitch::Section { path: path.to_owned(), key: switch, value };
+            self.is_off = Some((value == off, switch));
+        });
+        reader.read_flag(kind.keys.no_connections, &mut wrong, |value| {
+            self.takes_no_connections = value;
+        });
+        reader.read_paths(self, &mut wrong);
+        reader.read_timeouts(self, &mut wrong);
+        let path = excerpt(path);
+        let problems = wrong
+            .iter()
+            .map(|WrongType { key, expected }| format!("{path}: {key}: expected {expected}"));
+        self.problems.extend(problems);
+    }
+}
+
+/// Key whose value has the wrong type.
+struct WrongType {
+    key: &'static str,
+    expected: &'static str,
+}
+
+/// Reader for the values of one NRI section.
+struct SectionReader<'a> {
+    section: &'a toml::Value,
+    keys: &'a NriKeys,
+}
+
+impl SectionReader<'_> {
+    fn read_flag(&self, key: &'static str, wrong: &mut Vec<WrongType>, set: impl FnOnce(bool)) {
+        match self.section.get(key).map(toml::Value::as_bool) {
+            Some(Some(value)) => set(value),
+            Some(None) => wrong.push(WrongType { key, expected: "true or false" }),
+            None => {}
+        }
+    }
+
+    fn read_paths(&self, settings: &mut NriSettings, wrong: &mut Vec<WrongType>) {
+        for (key, field) in [
+            (self.keys.plugin_path, &mut settings.plugin_path),
+            (self.keys.config_path, &mut settings.config_path),
+            (self.keys.socket_path, &mut settings.socket_path),
+        ] {
+            match self.section.get(key).map(toml::Value::as_str) {
+                // An empty path selects the default.
+                Some(Some(text)) => *field = Some(text.to_owned()).filter(|text| !text.is_empty()),
+                Some(None) => wrong.push(WrongType { key, expected: "a path" }),
+                None => {}
+            }
+        }
+    }
+
+    fn read_timeouts(&self, settings: &mut NriSettings, wrong: &mut Vec<WrongType>) {
+        for (key, field) in [
+            (self.keys.request_timeout, &mut settings.request_timeout),
+            (self.keys.registration_timeout, &mut settings.registration_timeout),
+        ] {
+            let duration = match self.section.get(key) {
+                Some(toml::Value::Integer(nanoseconds)) => {
+                    u64::try_from(*nanoseconds).ok().map(Duration::from_nanos)
+                }
+                Some(value) => value.as_str().and_then(|text| humantime::parse_duration(text).ok()),
+                None => continue,
+            };
+            match duration {
+                // A timeout of 0 selects the default.
+                Some(duration) => *field = Some(duration).filter(|duration| !duration.is_zero()),
+                None => wrong.push(WrongType { key, expected: "a duration such as \"2s\"" }),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_runtime_configuration_is_read_or_named(text in "(imports|disabled_plugins|plugins|'io.containerd.nri.v1.nri'|disable|plugin_path|plugin_request_timeout|crio|nri|[\\[\\]{}=.,'*/]|true|1|2s|\n|.){0,30}") {
+            let root = TempDir::new().unwrap();
+            for path in ["etc/containerd/config.toml", "etc/crio/crio.conf"] {
+                let path = root.path().join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, &text).unwrap();
+            }
+            let settings = [NriSettings::of_containerd(root.path(), None), NriSettings::of_crio(root.path())];
+            prop_assert!(settings.iter().all(|settings| settings.files == 1));
+        }
+    }
+}

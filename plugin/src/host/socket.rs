@@ -1,0 +1,36 @@
+//! State of a unix socket, found by an attempt to connect.
+
+use std::io;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// Result of a connection attempt to a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Socket {
+    Listens,
+    Absent,
+    Denied,
+    Dead(String),
+}
+
+impl Socket {
+    pub(crate) fn connect(path: &Path) -> Self {
+        // A server that accepts no connections must not block the check.
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let connected = SocketAddrUnix::new(path).and_then(|address| {
+            let socket =
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            rustix::net::connect(&socket, &address)
+        });
+        match connected {
+            // EAGAIN means that the listen queue is full, so a server exists.
+            Ok(()) | Err(Errno::AGAIN) => Self::Listens,
+            Err(Errno::NOENT | Errno::NOTDIR) => Self::Absent,
+            Err(Errno::ACCESS | Errno::PERM) => Self::Denied,
+            Err(Errno::CONNREFUSED) => Self::Dead("nobody listens there".to_owned()),
+            Err(error) => Self::Dead(io::Error::from(error).to_string()),
+        }
+    }
+}
