@@ -549,7 +549,7 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     assert_eq!(asked["id-b"]["memory.low"], "0");
 
     fs::remove_file(node.path("plimsoll.yaml")).unwrap();
-    daemon.says("was removed; the configuration before stays in force").await;
+    daemon.says("was removed; the previous configuration stays in force").await;
     assert_eq!(runtime.create(&pod).await, HashMap::new());
 }
 
@@ -701,7 +701,7 @@ async fn a_configuration_directory_that_appears_is_watched() {
     runtime.synchronize(&[]).await;
     for (config, expected) in [(TIGHT, 2048), ("nodeAllocatable: 4Gi\nlogLevel: debug\n", 3686)] {
         fs::remove_dir_all(node.path("etc")).unwrap();
-        daemon.says("was removed; the configuration before stays in force").await;
+        daemon.says("was removed; the previous configuration stays in force").await;
         // The directories appear one after the other in the first round, and all at once in the
         // second.
         if expected == 2048 {
@@ -984,7 +984,7 @@ async fn a_launched_plugin_is_replaced_by_a_new_version_with_one_reconnection() 
     let started = || fs::metadata(format!("/proc/{waits}/exe")).is_ok();
 
     kill_process(plugin, Signal::USR2).unwrap();
-    daemon.says("starting anew").await;
+    daemon.says("executing the new program").await;
     runtime.connection.closed().await;
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;

@@ -14,7 +14,7 @@ use tracing::{error, warn};
 
 use crate::agent::notify;
 use crate::agent::service::OnConfig;
-use crate::commands::run::config::watch_config;
+use crate::commands::run::config::{wait_while_empty, watch_config};
 use crate::commands::run::markers::{keep_brake, watch_restored};
 use crate::commands::run::signals::{EarlySignals, End, Signals, ignore_signals};
 use crate::commands::run::start::Node;
@@ -36,12 +36,15 @@ struct ProcessSettings {
 impl Run {
     /// Runs the plugin until a signal stops it or the runtime that launched it ends.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let early = EarlySignals::record().context("wait for signals").map_err(Failure::Runtime)?;
+        let early = EarlySignals::record()
+            .context("cannot install signal handlers")
+            .map_err(Failure::Runtime)?;
         let (level, is_read) = log::start(self.log_format);
         // Read the path now: once the file is replaced, the kernel appends ` (deleted)` to the
         // path.
-        let program =
-            std::env::current_exe().context("find the program's file").map_err(Failure::Runtime)?;
+        let program = std::env::current_exe()
+            .context("cannot find the program's file")
+            .map_err(Failure::Runtime)?;
         let result = match Launched::from_env() {
             Ok(None) => self.plugin(None, early, level, &program),
             // A runtime that drops the plugin kills the process that it launched, and never
@@ -79,8 +82,9 @@ impl Run {
         program: &Path,
     ) -> Result<ExitCode, Failure> {
         let successor = launched.as_ref().map(Launched::successor).transpose();
-        let successor =
-            successor.context("keep what a new version needs").map_err(Failure::Runtime)?;
+        let successor = successor
+            .context("cannot duplicate a file descriptor for a new version")
+            .map_err(Failure::Runtime)?;
         let identity = match &launched {
             Some(launched) => launched.identity().clone(),
             None => {
@@ -98,11 +102,13 @@ impl Run {
             .enable_all()
             .max_blocking_threads(2)
             .build()
-            .context("start the asynchronous runtime")
+            .context("cannot start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
         let signals = {
             let _context = runtime.enter();
-            Signals::new(early).context("wait for signals").map_err(Failure::Runtime)?
+            Signals::new(early)
+                .context("cannot install signal handlers")
+                .map_err(Failure::Runtime)?
         };
         let node = match Node::open(&self.host, config) {
             Ok(node) => node,
@@ -126,12 +132,16 @@ impl Run {
         launched: Option<&Launched>,
         files: &[PathBuf],
     ) -> Result<Config, Failure> {
+        let load = |path: &Path| {
+            wait_while_empty(path);
+            load_config(path)
+        };
         match (launched, &self.config) {
-            (_, Some(path)) => load_config(path),
+            (_, Some(path)) => load(path),
             // The runtime sends the configuration over the connection.
             (Some(launched), None) if launched.is_connected() => Ok(Config::default()),
             (_, None) => match files.iter().find(|path| path.exists()) {
-                Some(path) => load_config(path),
+                Some(path) => load(path),
                 None => Ok(Config::default()),
             },
         }
@@ -186,7 +196,7 @@ impl Run {
                 Err(error) => Err(Failure::Runtime(error.into())),
             },
             result = reconciler => Err(ended(result, "the task that repairs values failed")),
-            result = guard => Err(ended(result, "the task that keeps memory from pods failed")),
+            result = guard => Err(ended(result, "the task of the node guard failed")),
             end = signals.ended(program, &reload) => Ok(end),
         }
     }
@@ -239,6 +249,6 @@ fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
 
 /// Returns the failure for a task that should never have ended.
 fn ended(result: Result<(), JoinError>, failed: &'static str) -> Failure {
-    let error = result.err().map_or_else(|| anyhow!("it ended"), anyhow::Error::new);
+    let error = result.err().map_or_else(|| anyhow!("the task ended"), anyhow::Error::new);
     Failure::Runtime(error.context(failed))
 }

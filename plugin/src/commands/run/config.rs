@@ -2,7 +2,9 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
@@ -12,6 +14,12 @@ use crate::commands::read_file;
 use crate::commands::run::file_watch::FileWatch;
 use crate::config::{self, Config};
 use crate::state::containers::Containers;
+
+/// The longest wait at the start for the content of an empty file.
+const EMPTY_LIMIT: Duration = Duration::from_secs(1);
+
+/// Poll interval while the file is empty.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Applies the configuration in the first existing file of `files` whenever the file changes, and
 /// when `reload` is notified.
@@ -34,17 +42,17 @@ pub(super) async fn watch_config(
         match now {
             None if seen.is_some() => {
                 warn!(
-                    "the configuration file was removed; the configuration before stays in force"
+                    "the configuration file was removed; the previous configuration stays in force"
                 );
                 seen = None;
             }
             None if is_asked_for => {
-                warn!("there is no {names}; the configuration before stays in force")
+                warn!("found no file {names}; the previous configuration stays in force")
             }
             None => {}
             Some((file, Err(error))) => {
                 error!(
-                    "cannot read {}: {error}; the configuration before stays in force",
+                    "cannot read {}: {error}; the previous configuration stays in force",
                     file.display()
                 );
             }
@@ -105,7 +113,17 @@ fn apply_config(
             info!(file, "configuration changed");
             service.reconfigure(config);
         }
-        Err(errors) => error!("{errors}\nthe configuration before stays in force"),
+        Err(errors) => error!("{errors}\nthe previous configuration stays in force"),
+    }
+}
+
+/// Waits until a configuration file has content, for at most [`EMPTY_LIMIT`]. An editor truncates a
+/// file before it writes the new content, so a file without a single byte may be incomplete.
+pub(super) fn wait_while_empty(file: &Path) {
+    let deadline = Instant::now() + EMPTY_LIMIT;
+    let is_empty = || read_file(file, config::LARGEST).is_ok_and(|text| text.is_empty());
+    while is_empty() && Instant::now() < deadline {
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -118,7 +136,33 @@ fn is_empty(text: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    #[test]
+    fn a_truncated_file_is_waited_for_at_the_start() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("plimsoll.yaml");
+        fs::write(&file, "").expect("written");
+        let written = thread::spawn({
+            let file = file.clone();
+            move || {
+                thread::sleep(EMPTY_LIMIT / 5);
+                fs::write(file, "logLevel: debug\n").expect("written");
+            }
+        });
+        wait_while_empty(&file);
+        assert_eq!(fs::read_to_string(&file).expect("read"), "logLevel: debug\n");
+        written.join().expect("it ends");
+        // A file that stays empty means the defaults. A comment shows that a file is complete.
+        fs::write(&file, "").expect("written");
+        wait_while_empty(&file);
+        fs::write(&file, "# nothing").expect("written");
+        let began = Instant::now();
+        wait_while_empty(&file);
+        assert!(began.elapsed() < EMPTY_LIMIT);
+    }
 
     #[test]
     fn comments_and_marks_alone_are_empty() {

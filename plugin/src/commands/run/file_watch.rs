@@ -48,8 +48,8 @@ impl FileWatch {
             Some(directory) if directory != Path::new("") => directory,
             _ => Path::new("."),
         };
-        let inotify = Inotify::init().context("start inotify")?;
-        let events = inotify.into_event_stream([0; 4096]).context("read inotify")?;
+        let inotify = Inotify::init().context("cannot start inotify")?;
+        let events = inotify.into_event_stream([0; 4096]).context("cannot read from inotify")?;
         let mut changes = Self { directory: directory.to_owned(), events, watched: None };
         changes.watch()?;
         Ok(changes)
@@ -85,7 +85,7 @@ impl FileWatch {
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    return Err(error).with_context(|| format!("watch {}", path.display()));
+                    return Err(error).with_context(|| format!("cannot watch {}", path.display()));
                 }
             }
         }
@@ -127,7 +127,12 @@ impl FileWatch {
 
     /// Waits for the next event and returns whether it may affect the files.
     async fn concerns(&mut self) -> anyhow::Result<bool> {
-        let event = self.events.next().await.context("inotify ended")?.context("read inotify")?;
+        let event = self
+            .events
+            .next()
+            .await
+            .context("inotify ended")?
+            .context("cannot read from inotify")?;
         let is_lost = event.mask.contains(EventMask::Q_OVERFLOW);
         let Some(watched) = &self.watched else { return Ok(false) };
         if event.wd != watched.descriptor && !is_lost {

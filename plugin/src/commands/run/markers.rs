@@ -28,15 +28,17 @@ pub(super) async fn keep_brake(service: Arc<Service>, reports: Arc<Reports>) {
 /// Returns only when it cannot watch any longer.
 pub(super) async fn watch_restored(host: &Path, service: &Service) -> anyhow::Result<()> {
     let directory = host.join(originals::DIRECTORY);
-    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-    let inotify = Inotify::init().context("start inotify")?;
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let inotify = Inotify::init().context("cannot start inotify")?;
     let watched =
         inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
-    watched.with_context(|| format!("watch {}", directory.display()))?;
-    let mut changes = inotify.into_event_stream([0; 4096]).context("read inotify")?;
+    watched.with_context(|| format!("cannot watch {}", directory.display()))?;
+    let mut changes = inotify.into_event_stream([0; 4096]).context("cannot read from inotify")?;
     service.look_whether_to_stand_aside();
     loop {
-        let change = changes.next().await.context("inotify ended")?.context("read inotify")?;
+        let change =
+            changes.next().await.context("inotify ended")?.context("cannot read from inotify")?;
         // The directory's other files are the plugin's own and change often. An event without a
         // name may report lost events.
         let marks = [Path::new(STAND_ASIDE).file_name(), Some(OsStr::new(brake::FILE))];

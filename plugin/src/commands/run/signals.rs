@@ -10,8 +10,9 @@
 //! | SIGPIPE | None: Rust's runtime ignores the signal, and the write fails instead. |
 //!
 //! Other daemons reload or reopen their logs on some of these signals, but the default action of
-//! most of these signals ends a process. So no signal in the table except SIGTERM and SIGINT ends
-//! the plugin, from the first line of `run` on, and also while the process executes another program.
+//! most of these signals ends a process. In the plugin only SIGTERM and SIGINT end the process,
+//! from the first line of `run` on. The other signals are harmless also while the process executes
+//! another program.
 
 use std::convert::Infallible;
 use std::io;
@@ -131,11 +132,11 @@ async fn wait_for_replacement(mut replace: Signal, early: &EarlySignals, program
         warn!(
             program = %program.display(),
             %error,
-            "cannot start anew: expected a program there; going on"
+            "cannot execute the program: expected an executable file; the plugin continues"
         );
         replace.recv().await;
     }
-    info!(program = %program.display(), "starting anew; containers keep their values");
+    info!(program = %program.display(), "executing the new program; containers keep their values");
 }
 
 /// Notifies `reload` at each SIGHUP.
@@ -150,9 +151,6 @@ async fn pass_on(mut hangup: Signal, reload: &Notify) -> Infallible {
 /// the signal that reloads.
 async fn log_signal(name: &'static str, mut signal: Signal) {
     while signal.recv().await.is_some() {
-        info!(
-            signal = name,
-            "the signal has no meaning here; going on. SIGHUP reloads the configuration"
-        );
+        info!(signal = name, "the signal has no effect; SIGHUP reloads the configuration");
     }
 }

@@ -132,15 +132,15 @@ fn load_originals(host: &Path) -> Originals {
     let originals = Originals::load(host).unwrap_or_else(|error| {
         warn!(
             %error,
-            "cannot read what cgroups held before; 'plimsoll restore' will not know it"
+            "cannot read the original values of cgroups: 'plimsoll restore' will not restore them"
         );
         Originals::none(host)
     });
     if originals.unreadable() > 0 {
         warn!(
             lines = originals.unreadable(),
-            "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not know what \
-             they name, and fail"
+            "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not restore \
+             their cgroups, and fail"
         );
     }
     originals
