@@ -17,9 +17,9 @@ pub struct PlanFailure {
 /// Describes the result of the undo.
 fn describe_undo(left: &[String]) -> String {
     if left.is_empty() {
-        return "all before it was undone".to_owned();
+        return "all earlier steps were undone".to_owned();
     }
-    format!("of what was before it, this could not be undone: {}", left.join("; "))
+    format!("some earlier steps could not be undone: {}", left.join("; "))
 }
 
 impl Plan {

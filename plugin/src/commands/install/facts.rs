@@ -76,7 +76,7 @@ impl InstallFacts {
     pub fn collect(host: &Path, socket: &Path, program: Vec<u8>) -> Result<Self, Refusal> {
         if !host.join("run/systemd/system").is_dir() {
             return Err(Refusal(
-                "expected systemd to run here: /run/systemd/system is not there".to_owned(),
+                "systemd does not run here: expected the directory /run/systemd/system".to_owned(),
             ));
         }
         let mut runtime = find_runtime(host)?;
@@ -238,8 +238,8 @@ impl InstallFacts {
         match &self.process {
             Some(PluginProcess { id, program, .. }) if !self.is_external() && !self.is_launched => {
                 Err(Refusal(format!(
-                    "process {id} is the plugin, from {}: expected none but what is \
-                     installed; stop it, or remove the DaemonSet that runs it",
+                    "process {id} runs the plugin from {}: expected only the installed plugin; \
+                     stop the process, or remove the DaemonSet that runs it",
                     excerpt(program)
                 )))
             }
@@ -251,13 +251,13 @@ impl InstallFacts {
     pub(super) fn check_connections(&self, advice: &str) -> Result<(), Refusal> {
         if self.settings.takes_no_connections {
             return Err(Refusal(format!(
-                "{} takes no connections of plugins (disable_connections): {advice}",
+                "{} accepts no connections of plugins (disable_connections): {advice}",
                 self.runtime
             )));
         }
         match self.foreign_socket() {
             Some(path) => Err(Refusal(format!(
-                "NRI's socket is configured to be {}, expected {}: {advice}",
+                "the runtime serves NRI at {}, expected {}: {advice}",
                 excerpt(path),
                 nri::DEFAULT_SOCKET
             ))),
@@ -303,11 +303,14 @@ fn read_regular(host: &Path, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
     // The plan can write and put back only regular files. A masked unit is a symbolic link to
     // /dev/null.
     if inside.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
-        let advice =
-            if path == UNIT { ", by systemctl unmask plimsoll if it is masked" } else { "" };
+        let advice = if path == UNIT {
+            ", or call systemctl unmask plimsoll if the unit is masked"
+        } else {
+            ""
+        };
         let path = excerpt(path);
         return Err(Refusal(format!(
-            "{path}: expected a regular file, or none: remove what is there{advice}"
+            "{path}: expected a regular file or no file, found another type: remove it{advice}"
         )));
     }
     match fs::read(inside) {

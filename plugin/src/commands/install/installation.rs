@@ -10,8 +10,7 @@ use crate::commands::install::steps::{CONNECT, SYNCHRONIZED};
 use crate::config::DROP_INS;
 
 /// The reason shown for a step that replaces the running plugin.
-const RECONNECTION: &str =
-    "one reconnection; values stay meanwhile, and who is created then gets them after it";
+const RECONNECTION: &str = "the plugin reconnects once; new containers get their values after that";
 
 impl InstallFacts {
     /// Returns the plan of `plimsoll install`. The plan is empty if everything is installed.
@@ -24,7 +23,7 @@ impl InstallFacts {
         let mut plan = Plan::default();
         self.check_process()?;
         if mode == InstallMode::External {
-            self.check_connections("use --mode launched, or change that")?;
+            self.check_connections("use --mode launched, or change this setting")?;
         }
         self.write_program(&mut plan);
         self.write_configuration(&mut plan, mode);
@@ -57,12 +56,12 @@ impl InstallFacts {
     fn write_program(&self, plan: &mut Plan) {
         if self.uses_package() {
             plan.notes.push(
-                "the program and the service are a package's: upgrade them by the package manager"
+                "a package has installed the program: upgrade it with the package manager"
                     .to_owned(),
             );
         } else if self.is_new(PROGRAM) {
             let why = match self.files.contains_key(PROGRAM) {
-                true => "the program, in another version than it is there",
+                true => "the program, in another version than the installed one",
                 false => "the program",
             };
             plan.add(self.write(PROGRAM, &self.program, 0o755), why);
@@ -73,7 +72,7 @@ impl InstallFacts {
     fn write_configuration(&self, plan: &mut Plan, mode: InstallMode) {
         match self.configurations().iter().find(|path| self.files.contains_key(*path)) {
             Some(path) if self.files[path] != CONFIG_TEXT => {
-                plan.notes.push(format!("{} stays as it is", excerpt(path)))
+                plan.notes.push(format!("{} stays unchanged", excerpt(path)))
             }
             Some(_) => {}
             None => {
@@ -99,7 +98,7 @@ impl InstallFacts {
         if !self.uses_package() && self.files.get(UNIT).map(Vec::as_slice) != Some(UNIT_TEXT) {
             let why = match self.files.contains_key(UNIT) {
                 true => {
-                    "the service, in place of the one there; settings of your own belong into a \
+                    "the service, instead of the existing unit; put your own settings into a \
                      drop-in"
                 }
                 false => "the service",
@@ -108,7 +107,7 @@ impl InstallFacts {
             reload = true;
         }
         for path in &self.launched {
-            plan.add(Action::Remove(path.clone()), "two of them would be in each other's way");
+            plan.add(Action::Remove(path.clone()), "only one plugin may run on the node");
         }
         reload
     }
@@ -118,18 +117,18 @@ impl InstallFacts {
     fn write_launched_program(&self, plan: &mut Plan) -> bool {
         let launched = self.launched_program();
         let mut reload = false;
-        self.disable(plan, "two of them would be in each other's way");
+        self.disable(plan, "only one plugin may run on the node");
         if self.files.contains_key(UNIT) && !self.uses_package() {
             plan.add(Action::Remove(UNIT.to_owned()), "the runtime launches the plugin");
             reload = true;
         }
         for path in self.launched.iter().filter(|path| **path != launched) {
-            plan.add(Action::Remove(path.clone()), "two of them would be in each other's way");
+            plan.add(Action::Remove(path.clone()), "only one plugin may run on the node");
         }
         if self.is_new(&launched) {
             plan.add(
                 self.write(&launched, &self.program, 0o755),
-                "the program, where the runtime launches it",
+                "the program that the runtime launches",
             );
         }
         reload
@@ -142,19 +141,21 @@ impl InstallFacts {
             // A runtime launches a plugin only at its own start, so an undo restarts the runtime.
             let step = plan.add(
                 Action::Terminate(process.file().to_owned()),
-                "the service takes over; values stay meanwhile",
+                "the service replaces it; containers keep their values",
             );
             step.afterwards = vec![systemctl(&["restart", self.service()])];
         }
         self.have_it_served(plan);
         if !self.is_enabled {
-            let step = plan.systemctl(&["enable", SERVICE], "it is started with the node");
+            let step = plan.systemctl(&["enable", SERVICE], "systemd starts the service at boot");
             step.undo = vec![systemctl(&["disable", SERVICE])];
         }
         let is_current = self.process.as_ref().is_some_and(|process| !process.is_replaced());
         if !self.is_external() {
-            let step =
-                plan.systemctl(&["start", SERVICE], "until it is synchronized with the runtime");
+            let step = plan.systemctl(
+                &["start", SERVICE],
+                "the command waits until the plugin is synchronized with the runtime",
+            );
             step.undo = self.undo_start(systemctl(&["stop", SERVICE]));
         } else if replaced || !is_current {
             let step = plan.systemctl(&["restart", SERVICE], RECONNECTION);
@@ -173,13 +174,15 @@ impl InstallFacts {
             || !self.is_launched
             || is_renewed && !self.may_be_replaced()
         {
-            let step = self
-                .restart_runtime(plan, "it launches plugins only at its start; containers go on");
+            let step = self.restart_runtime(
+                plan,
+                "the runtime launches plugins only at its start; containers keep running",
+            );
             step.undo = self.undo_start(Action::Terminate(launched.clone()));
             if self.takes_connections() {
                 plan.add(Action::AwaitRuntime, CONNECT);
             }
-            plan.add(Action::AwaitPlugin(launched), "the runtime launches it");
+            plan.add(Action::AwaitPlugin(launched), "the runtime launches the plugin");
             plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
         } else if is_renewed {
             let step = plan.add(Action::Replace(launched.clone()), RECONNECTION);
@@ -187,7 +190,7 @@ impl InstallFacts {
             // left to replace.
             let restart = systemctl(&["restart", self.service()]);
             step.afterwards = vec![Action::Replace(launched.clone()), restart];
-            plan.add(Action::AwaitPlugin(launched), "the new version goes on in the same process");
+            plan.add(Action::AwaitPlugin(launched), "the same process runs the new version");
             plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
         }
     }
@@ -200,7 +203,7 @@ impl InstallFacts {
     /// When plugins cannot connect to the runtime, or NRI cannot be switched on.
     pub fn plan_nri(&self) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
-        self.check_connections("change that, or let the runtime launch the plugin")?;
+        self.check_connections("change this setting, or let the runtime launch the plugin")?;
         if self.switch_on_if_off(&mut plan)? {
             plan.reload();
         }

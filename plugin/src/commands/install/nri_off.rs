@@ -37,7 +37,11 @@ impl fmt::Display for WhyOff {
         match self {
             Self::Runtime(off) => off.fmt(f),
             Self::Unserved { runtime } => {
-                write!(f, "off in {runtime}: nobody listens at its socket, and no file has it on")
+                write!(
+                    f,
+                    "off in {runtime}: no process listens at NRI's socket, and no file \
+                    switches NRI on"
+                )
             }
         }
     }

@@ -19,7 +19,7 @@ impl InstallFacts {
         let reload = self.switch_on(plan, why)?;
         plan.add(
             Action::CheckNri(self.service(), self.version),
-            "a file that is read later may have it off",
+            "a file that the runtime reads later may switch NRI off",
         );
         Ok(reload)
     }
@@ -29,17 +29,17 @@ impl InstallFacts {
         let settings = &self.settings;
         if why.is_unsupported() {
             return Err(Refusal(format!(
-                "{why}: upgrade it to {} or newer, and call this again",
+                "{why}: upgrade it to {} or newer, and call the command again",
                 self.kind.on_from
             )));
         }
         if !settings.problems.is_empty() || !settings.unread.is_empty() {
             let problems = [&settings.problems[..], &settings.unread].concat().join("; ");
             return Err(Refusal(format!(
-                "NRI is {why}, and not all of the configuration is understood: {problems}"
+                "NRI is {why}, and parts of the configuration are not understood: {problems}"
             )));
         }
-        let header = "# Put here by 'plimsoll install', taken away by 'plimsoll uninstall'.\n";
+        let header = "# Written by 'plimsoll install', removed by 'plimsoll uninstall'.\n";
         if self.kind.name != CONTAINERD.name {
             let text = format!("{header}[crio.nri]\nenable_nri = true\n");
             plan.add(self.write(CRIO_SWITCH, text.as_bytes(), 0o644), format!("NRI is {why}"));
@@ -47,7 +47,8 @@ impl InstallFacts {
         }
         if why.is_disabled_plugin() {
             return Err(Refusal(format!(
-                "NRI is {why}, which no other file can take back: take it out, and call this again"
+                "NRI is {why}, and no other file can undo this: remove the entry, and call the \
+                 command again"
             )));
         }
         self.switch_on_containerd(plan, why, header)
@@ -71,8 +72,8 @@ impl InstallFacts {
         };
         if form < 2 {
             return Err(Refusal(format!(
-                "NRI is {why}, and {} has no 'version = 2' or newer, which it takes: \
-                 'containerd config migrate' tells what it is then",
+                "NRI is {why}, and {} has no 'version = 2' or newer: convert the file with \
+                 'containerd config migrate', and call the command again",
                 excerpt(&settings.main)
             )));
         }
@@ -92,14 +93,14 @@ impl InstallFacts {
         if let Some(path) = self.imported_switch() {
             plan.add(
                 self.write(&path, &text, 0o644),
-                format!("NRI is {why}; {} imports this", excerpt(&settings.main)),
+                format!("NRI is {why}; {} imports this file", excerpt(&settings.main)),
             );
             return Ok(false);
         }
         let Some(command) = &self.command else {
             return Err(Refusal(format!(
                 "NRI is {why}, and its configuration imports no directory: expected a \
-                 containerd.service that could start it with another one"
+                 containerd.service, to start containerd with a second configuration"
             )));
         };
         let (operators, others) = containerd_config(command).map_err(Refusal)?;
@@ -108,7 +109,10 @@ impl InstallFacts {
         let drop_in = format!(
             "{header}[Service]\nExecStart=\nExecStart={others} --config {CONTAINERD_CONFIG}\n"
         );
-        let why = format!("starts containerd with that; {} stays as it is", excerpt(&operators));
+        let why = format!(
+            "starts containerd with this configuration; {} stays unchanged",
+            excerpt(&operators)
+        );
         plan.add(self.write(CONTAINERD_DROP_IN, drop_in.as_bytes(), 0o644), why);
         Ok(true)
     }
@@ -131,12 +135,12 @@ impl InstallFacts {
         let operators_file = excerpt(operators);
         let why = match self.settings.files {
             0 => format!(
-                "takes over all of {operators_file} if that comes, with 'version = {form}', and \
-                 then the switch"
+                "imports {operators_file} if you create it with 'version = {form}', and then the \
+                 file that switches NRI on"
             ),
             _ => format!(
-                "takes over all of {operators_file}, which imports no directory, and then the \
-                 switch"
+                "imports {operators_file}, which imports no directory, and then the file that \
+                 switches NRI on"
             ),
         };
         let text = format!("{header}{config}").into_bytes();

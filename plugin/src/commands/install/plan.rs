@@ -67,9 +67,9 @@ impl fmt::Display for Action {
             Self::Write { path, .. } => write!(f, "write {}", excerpt(path)),
             Self::Remove(path) | Self::RemoveAll(path) => write!(f, "remove {}", excerpt(path)),
             Self::RemoveEmpty(path) => write!(f, "remove {} if it is empty", excerpt(path)),
-            Self::Restore => f.write_str("give every container and cgroup back what it had"),
+            Self::Restore => f.write_str("restore the original values of all cgroups"),
             Self::Systemctl(words) => write!(f, "systemctl {}", words.join(" ")),
-            Self::Terminate(program) => write!(f, "end {}", excerpt(program)),
+            Self::Terminate(program) => write!(f, "stop the process of {}", excerpt(program)),
             Self::Replace(program) => write!(f, "replace the running {}", excerpt(program)),
             Self::CheckNri(..) => {
                 f.write_str("check that NRI is on in the runtime's configuration")
@@ -91,8 +91,8 @@ pub struct PlanStep {
     pub action: Action,
     /// The reason, shown to the user.
     pub why: String,
-    /// The actions that undo the step, in this order. Files are not listed, because [`Executor::execute`]
-    /// returns how to put them back.
+    /// The actions that undo the step, in this order. Files are not listed, because
+    /// [`Executor::execute`](crate::commands::install::Executor::execute) returns their states.
     pub(super) undo: Vec<Action>,
     /// Alternatives to execute once all steps are undone. The first one that succeeds ends the
     /// list.
@@ -126,7 +126,7 @@ impl Plan {
     /// Adds a `systemctl daemon-reload` for changed files of systemd. An undo changes the files
     /// again, so it reloads them too.
     pub(super) fn reload(&mut self) {
-        let step = self.systemctl(&["daemon-reload"], "systemd reads its files anew");
+        let step = self.systemctl(&["daemon-reload"], "systemd must read the changed files");
         step.afterwards = vec![systemctl(&["daemon-reload"])];
     }
 }

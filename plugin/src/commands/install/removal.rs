@@ -21,8 +21,7 @@ impl InstallFacts {
         let mut plan = Plan::default();
         if self.is_packaged {
             plan.notes.push(
-                "what came with a package stays, for the package manager to remove, and so do \
-                 settings of your own"
+                "files of a package stay for the package manager, and your own settings stay, too"
                     .to_owned(),
             );
         }
@@ -30,9 +29,12 @@ impl InstallFacts {
         self.stop_plugin(&mut plan);
         let has_switch = self.remove_files(&mut plan);
         if has_switch {
-            self.restart_runtime(&mut plan, "NRI is off again as it was; containers go on");
+            self.restart_runtime(
+                &mut plan,
+                "NRI is off again, as before the installation; containers keep running",
+            );
         }
-        self.remove(&mut plan, &self.lock, "the lock of the only instance");
+        self.remove(&mut plan, &self.lock, "the lock file of the plugin");
         if plan.steps.len() == 1 && !self.has(&state) {
             plan.steps.clear();
             return Ok(plan);
@@ -40,13 +42,10 @@ impl InstallFacts {
         let imported = self.imported_switch().filter(|path| self.has(path));
         let imported = imported.iter().filter_map(|path| Some(path.rsplit_once('/')?.0));
         for path in imported.chain(DIRECTORIES) {
-            plan.add(Action::RemoveEmpty(path.to_owned()), "nobody else has anything there");
+            plan.add(Action::RemoveEmpty(path.to_owned()), "no other program has files there");
         }
         // The state comes last, because an undo cannot put it back.
-        plan.add(
-            Action::RemoveAll(state),
-            "what cgroups held before, and what it knew of containers",
-        );
+        plan.add(Action::RemoveAll(state), "the plugin's state, with the original values");
         Ok(plan)
     }
 
@@ -65,7 +64,7 @@ impl InstallFacts {
     /// Adds the step that restores all values.
     fn restore_values(&self, plan: &mut Plan, state: &str) {
         let step = plan
-            .add(Action::Restore, "as by plimsoll restore; where that fails, nothing else is done");
+            .add(Action::Restore, "by plimsoll restore; if this fails, nothing else is changed");
         if !self.stands_aside {
             step.undo = vec![Action::Remove(format!("/{STAND_ASIDE}"))];
             step.undo.extend((!self.has(state)).then(|| Action::RemoveEmpty(state.to_owned())));
@@ -74,17 +73,17 @@ impl InstallFacts {
 
     /// Adds the steps that stop the plugin and remove the programs that the runtime launches.
     fn stop_plugin(&self, plan: &mut Plan) {
-        self.disable(plan, "it ends, and is not started with the node any more");
+        self.disable(plan, "systemd stops the service, and does not start it at boot any more");
         for path in &self.launched {
-            plan.add(Action::Remove(path.clone()), "the program, where the runtime launches it");
+            plan.add(Action::Remove(path.clone()), "the program that the runtime launches");
         }
         if let Some(process) = self.process.as_ref().filter(|_| !self.is_external()) {
             let step = plan.add(
                 Action::Terminate(process.file().to_owned()),
-                "it ends; the runtime goes on without it",
+                "the plugin stops; the runtime continues without it",
             );
             step.afterwards = vec![systemctl(&["restart", self.service()])];
-            plan.add(Action::AwaitExit, "what it keeps is removed");
+            plan.add(Action::AwaitExit, "the last step removes its state");
         }
     }
 
@@ -100,13 +99,12 @@ impl InstallFacts {
         let drop_ins = self.files.keys().filter(|path| path.starts_with(UNIT_DROP_INS)).cloned();
         let drop_ins: Vec<_> = drop_ins.filter(is_installed).collect();
         for path in &drop_ins {
-            self.remove(plan, path, "settings of your own for the service");
+            self.remove(plan, path, "your own settings of the service");
         }
         for path in self.configurations().into_iter().filter(is_installed) {
             let why = match self.files.get(&path).is_some_and(|content| content != CONFIG_TEXT) {
                 true => {
-                    "the plugin's configuration, with what was changed in it: keep a copy if you \
-                     want it back"
+                    "the plugin's configuration, with your changes: keep a copy if you need them"
                 }
                 false => "the plugin's configuration",
             };
@@ -118,7 +116,7 @@ impl InstallFacts {
         let switches: Vec<_> =
             containerd.chain([CRIO_SWITCH.to_owned()]).chain(self.imported_switch()).collect();
         for path in &switches {
-            self.remove(plan, path, "what switches NRI on");
+            self.remove(plan, path, "it switches NRI on");
         }
         if has_unit || self.has(CONTAINERD_DROP_IN) || !drop_ins.is_empty() {
             plan.reload();

@@ -6,7 +6,7 @@ use crate::commands::install::plan::{Action, Plan, PlanStep, systemctl};
 use crate::state::originals;
 
 /// The reason shown for [`Action::AwaitRuntime`].
-pub(super) const CONNECT: &str = "plugins connect there";
+pub(super) const CONNECT: &str = "plugins connect to this socket";
 
 /// The reason shown for [`Action::AwaitSynchronized`].
 pub(super) const SYNCHRONIZED: &str = "from then on containers get their values";
@@ -20,10 +20,7 @@ impl InstallFacts {
             && !self.is_external()
         {
             // `systemctl disable` fails for a unit that does not exist.
-            plan.add(
-                Action::Remove(ENABLED.to_owned()),
-                "left by a package that was removed; its service is gone",
-            );
+            plan.add(Action::Remove(ENABLED.to_owned()), "a removed package has left this link");
             return;
         }
         if self.is_enabled || self.is_external() {
@@ -45,11 +42,9 @@ impl InstallFacts {
     /// Adds a restart of the runtime if plugins cannot connect to its NRI socket yet.
     pub(super) fn have_it_served(&self, plan: &mut Plan) {
         let why = match &self.why_off {
-            Some(_) => "it reads its configuration at its start; containers go on",
+            Some(_) => "the runtime reads its configuration at its start; containers keep running",
             None if self.is_served => return,
-            None => {
-                "NRI is on in its configuration, and nobody listens at its socket; containers go on"
-            }
+            None => "NRI is on in the configuration, but not served yet; containers keep running",
         };
         self.restart_runtime(plan, why);
         plan.add(Action::AwaitRuntime, CONNECT);

@@ -75,8 +75,8 @@ impl SystemExecutor {
         self.interrupted.clone()
     }
 
-    /// Waits until `look` returns a value, for at most [`EFFECT_LIMIT`]. `expected` names the condition
-    /// in the error.
+    /// Waits until `look` returns a value, for at most [`EFFECT_LIMIT`]. `expected` names the
+    /// condition in the error.
     fn wait(&self, expected: &str, look: impl FnMut() -> Option<()>) -> Result<(), String> {
         match self.until(EFFECT_LIMIT, look) {
             Some(()) => Ok(()),
@@ -124,14 +124,14 @@ impl SystemExecutor {
     fn wait_for_child(&self, child: &mut Child, limit: Duration) -> Result<(), String> {
         match self.until(limit, || child.try_wait().transpose()) {
             Some(Ok(status)) if status.success() => Ok(()),
-            Some(Ok(status)) => Err(format!("it ended with {status}")),
+            Some(Ok(status)) => Err(format!("the command ended with {status}")),
             Some(Err(error)) => Err(error.to_string()),
             None => {
                 let _ = child.kill();
                 let _ = child.wait();
                 Err(match self.is_interrupted() {
                     true => INTERRUPTED.to_owned(),
-                    false => format!("expected it to end within {} s", limit.as_secs()),
+                    false => format!("the command did not end within {} s", limit.as_secs()),
                 })
             }
         }
@@ -167,9 +167,9 @@ impl SystemExecutor {
         let Some(process) = plugin_process(&self.host, &self.socket)
             .filter(|process| process.runs(&self.host, program))
         else {
-            return Err("expected it to be the plugin; it is not any more".to_owned());
+            return Err("the plugin does not run this program any more".to_owned());
         };
-        let id = Pid::from_raw(process.id).ok_or("its process is not known")?;
+        let id = Pid::from_raw(process.id).ok_or("the plugin's process id is invalid")?;
         kill_process(id, signal).map_err(|error| io::Error::from(error).to_string())
     }
 
@@ -190,7 +190,7 @@ impl SystemExecutor {
         let says = || {
             runtime.block_on(serve::ask(&self.host)).ok().filter(|status| status.node.synchronized)
         };
-        self.wait("it to say so by /run/plimsoll/plimsoll.sock", || says().map(drop))
+        self.wait("the plugin to report this at /run/plimsoll/plimsoll.sock", || says().map(drop))
     }
 
     fn check_nri(&self, unit: &str, version: Option<Version>) -> Result<(), String> {
@@ -199,8 +199,8 @@ impl SystemExecutor {
             Some((true, switch)) => Err(switch.to_string()),
             Some((false, _)) => Ok(()),
             None => {
-                Err("expected the file that switches it on to be read, and to be the last one \
-                         with NRI's section"
+                Err("the configuration does not have NRI on: expected the runtime to read the new \
+                    file as the last file with NRI's section"
                     .to_owned())
             }
         }
@@ -228,19 +228,19 @@ impl Executor for SystemExecutor {
             Action::CheckNri(unit, version) => self.check_nri(unit, *version)?,
             Action::AwaitRuntime => {
                 let listens = || (Socket::connect(&self.socket) == Socket::Listens).then_some(());
-                self.wait("somebody to listen there", listens)?;
+                self.wait("the runtime to listen at NRI's socket", listens)?;
             }
             Action::AwaitPlugin(program) => {
                 let is = |process: &PluginProcess| {
                     process.runs(&self.host, program) && !process.is_replaced()
                 };
                 let runs = || plugin_process(&self.host, &self.socket).filter(is).map(drop);
-                self.wait("it to run", runs)?;
+                self.wait("the plugin to run", runs)?;
             }
             Action::AwaitSynchronized => self.await_synchronized()?,
             Action::AwaitExit => {
                 let none = || (holder(&self.host, &self.socket)?.is_none()).then_some(());
-                self.wait("it to end", none)?;
+                self.wait("the plugin to exit", none)?;
             }
         }
         Ok(Vec::new())
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!([is_on(Version(1, 7, 24)), is_on(Version(2, 0, 0))], [Ok(()), Ok(())]);
         put("etc/containerd/late.toml", &format!("{section}plugin_path = '/p'\n"));
         assert_eq!(is_on(Version(2, 0, 0)), Ok(()));
-        assert!(is_on(Version(1, 7, 24)).is_err_and(|why| why.contains("last one")));
+        assert!(is_on(Version(1, 7, 24)).is_err_and(|why| why.contains("last file")));
     }
 
     #[test]

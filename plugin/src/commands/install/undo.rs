@@ -21,7 +21,7 @@ pub(super) fn undo_steps(
             // and a plugin that still runs needs it.
             let result = match undo {
                 Action::Remove(_) | Action::RemoveAll(_) if has_failed => {
-                    Err("it is still needed".to_owned())
+                    Err("kept, because the plugin still needs it".to_owned())
                 }
                 _ => executor.execute(undo).map(drop),
             };

@@ -28,7 +28,7 @@ impl ResetBrake {
         print(format_args!(
             "{}\n",
             if was_applied {
-                "reset: plimsoll acts again, where it runs"
+                "the brake was reset: a running plugin sets values again"
             } else {
                 "the brake was not applied"
             }
@@ -61,7 +61,7 @@ impl Restore {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .context("start the asynchronous runtime")
+            .context("cannot start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
         let plugin = runtime.block_on(wait_for_plugin(&self.host));
         // The plugin may have changed more values until it noticed the marker file.
@@ -90,24 +90,30 @@ impl Restore {
             print(format_args!("{cgroup} {}: {before} -> {held}\n", Knob::Max))?;
         }
         print(format_args!("{}", survey.write_report(&root, kubepods.is_some(), &staying)))?;
-        let left = (left > 0).then(|| describe_unfinished(left));
-        let why: Vec<_> = left
-            .into_iter()
-            .chain(survey.describe_unknown_plugin())
-            .chain(survey.describe_unresolved())
-            .collect();
-        if why.is_empty() {
-            Ok(ExitCode::SUCCESS)
-        } else {
-            Err(Failure::Runtime(anyhow!(why.join("; "))))
-        }
+        conclude(left, &survey)
+    }
+}
+
+/// Returns the result of the command. `left` is the number of cgroups and containers that are not
+/// restored.
+fn conclude(left: usize, survey: &Survey) -> Result<ExitCode, Failure> {
+    let why: Vec<_> = (left > 0)
+        .then(|| describe_unfinished(left))
+        .into_iter()
+        .chain(survey.describe_unknown_plugin())
+        .chain(survey.describe_unresolved())
+        .collect();
+    if why.is_empty() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Err(Failure::Runtime(anyhow!(why.join("; "))))
     }
 }
 
 /// Removes the marker file, so that the plugin sets values again.
 fn undo(mark: &Path) -> Result<ExitCode, Failure> {
     match fs::remove_file(mark) {
-        Ok(()) => print(format_args!("undone: plimsoll sets values again, where it runs\n")),
+        Ok(()) => print(format_args!("restore was undone: a running plugin sets values again\n")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             print(format_args!("there is nothing to undo: 'plimsoll restore' was not called\n"))
         }
@@ -125,7 +131,9 @@ fn make_mark(mark: &Path) -> Result<(), Failure> {
 }
 
 fn load_originals(host: &Path) -> Result<Originals, Failure> {
-    Originals::load(host).context("cannot read what cgroups held before").map_err(Failure::Runtime)
+    Originals::load(host)
+        .context("cannot read the original values of cgroups")
+        .map_err(Failure::Runtime)
 }
 
 fn failed(error: io::Error, operation: &str, path: &Path) -> Failure {

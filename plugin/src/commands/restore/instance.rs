@@ -51,7 +51,8 @@ pub(super) async fn wait_for_plugin(host: &Path) -> RunningPlugin {
             return RunningPlugin::Answers;
         }
         if Instant::now() >= deadline {
-            // A plugin that the runtime has not synchronized reads the marker file when it connects.
+            // A plugin that the runtime has not synchronized reads the marker file when it
+            // connects.
             return match status.node.synchronized {
                 true => RunningPlugin::Unknown(format!(
                     "it has not noticed /{STAND_ASIDE} within {} s",

@@ -16,9 +16,8 @@ const MOST_NAMED: usize = 20;
 /// Describes the number of cgroups and containers that are not restored in time.
 pub(super) fn describe_unfinished(left: usize) -> String {
     format!(
-        "{left} cgroups do not have back what they had within {} s, or the container runtime was \
-         not told of it: expected the container runtime, and the plugin where it runs, to answer; \
-         see their logs and call this again",
+        "{left} cgroups or containers were not restored within {} s: expected the container \
+         runtime and a running plugin to answer; see their logs, and call this again",
         RESTORE_LIMIT.as_secs()
     )
 }
@@ -29,7 +28,7 @@ impl Survey {
     pub(super) fn describe_unresolved(&self) -> Option<String> {
         // Only the runtime knows whether a container has ended, because its cgroup may be outside
         // the kubelet's cgroups.
-        let runtime = "the container runtime did not say whether they have ended".to_owned();
+        let runtime = "the container runtime did not report whether they have ended".to_owned();
         let elsewhere =
             (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
         let why: Vec<_> = self
@@ -40,9 +39,9 @@ impl Survey {
             .collect();
         (!why.is_empty()).then(|| {
             format!(
-                "could not look at all that plimsoll has changed, {} containers among it: {}; \
-                 expected to read every cgroup, or the container runtime to say which containers \
-                 have ended: start the runtime, and call this again",
+                "could not check all changed cgroups, among them those of {} containers: {}; \
+                 expected to read every cgroup, or the container runtime to report which \
+                 containers have ended: start the runtime, and call this again",
                 self.missing.len(),
                 why.into_iter().take(MOST_NAMED).collect::<Vec<_>>().join("; ")
             )
@@ -98,7 +97,7 @@ impl Survey {
             let _ = writeln!(report, "not found: {} more", not_found.len() - MOST_NAMED);
         }
         for limit in staying {
-            let _ = writeln!(report, "stays, as lowering it could kill: {limit}");
+            let _ = writeln!(report, "stays raised, because lowering it could kill: {limit}");
         }
         if self.unknown_plugin.is_some() {
             return report;
@@ -106,7 +105,7 @@ impl Survey {
         if report.is_empty() && !guarded && self.describe_unresolved().is_none() {
             report.push_str("nothing had to be changed\n");
         }
-        report.push_str("plimsoll sets nothing any more, until 'plimsoll restore --undo'\n");
+        report.push_str("plimsoll sets no values until 'plimsoll restore --undo'\n");
         report
     }
 }

@@ -60,8 +60,8 @@ impl Survey {
         match originals.unreadable() {
             0 => {}
             lines => survey.problems.push(format!(
-                "/{DIRECTORY}/originals: {lines} lines cannot be read, and what they name keeps \
-                 its values: correct the lines, or reboot the node"
+                "/{DIRECTORY}/originals: {lines} lines cannot be read, so their cgroups keep the \
+                 plugin's values: correct the lines, or reboot the node"
             )),
         }
         let containers: HashMap<String, CgroupPath> = found.into_iter().collect();
@@ -145,7 +145,7 @@ impl Survey {
         for id in std::mem::take(&mut self.missing) {
             match containers.get(&id) {
                 Some(None) => self.problems.push(format!(
-                    "container {}: the runtime has it, its cgroup is unknown",
+                    "container {}: the runtime lists it, but its cgroup is unknown",
                     excerpt(&id)
                 )),
                 Some(Some(cgroup)) => {

@@ -75,10 +75,13 @@ impl RestoreWait<'_> {
 
     /// Watches all cgroups that change.
     fn watch(&self, survey: &Survey) -> Result<Watch, Failure> {
-        let mut watch = Watch::new().context("start inotify").map_err(Failure::Runtime)?;
+        let mut watch = Watch::new().context("cannot start inotify").map_err(Failure::Runtime)?;
         let cgroups = survey.changed.iter().map(|changed| &changed.cgroup).chain(self.kubepods);
         for cgroup in cgroups {
-            watch.add(self.root, cgroup).context("watch cgroups").map_err(Failure::Runtime)?;
+            watch
+                .add(self.root, cgroup)
+                .context("cannot watch cgroups")
+                .map_err(Failure::Runtime)?;
         }
         Ok(watch)
     }

@@ -20,36 +20,38 @@ use crate::report::serve;
 /// Interval between two requests of `--watch`.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Show what the plugin knows of the node's containers.
+/// Show the state of the node's containers.
 #[derive(Args)]
 #[command(
     long_about = "\
-Show what the plugin knows of the node's containers: trouble first, in as many columns as the terminal is wide.
+Show the plugin's view of the node's containers. Containers with problems come first. A narrow
+terminal shows fewer columns.
 
-  state      killed         the kernel killed processes of it within the last ten minutes
-             refused        a lower limit was refused, since it uses more
-             deferred       a lower limit waits until it uses less
-             contended      somebody else keeps setting its files
-             drifted        its files are not as they should be
-             throttled      it stands at memory.high, waiting for memory
-             would-throttle observe mode: it uses more than the memory.high that it would have
-             rescued        its limit was raised since it was killed again and again
-             over-request   it uses more than it requested, which may be taken from it
-             inert          what is written for it does not protect: a cgroup above has less
-             unread         it has not started yet, or its cgroup or one above cannot be read
-             unprotected    nothing is protected for it
+  state      killed         the kernel killed its processes within the last ten minutes
+             refused        a limit decrease was refused, because the container uses more memory
+             deferred       a limit decrease waits until the container uses less memory
+             contended      another program keeps changing its cgroup files
+             drifted        its cgroup files differ from the desired values
+             throttled      it is throttled at memory.high
+             would-throttle observe mode: it uses more than the desired memory.high
+             rescued        its limit was raised after repeated OOM kills
+             over-request   it uses more than its request, so the kernel may reclaim the excess
+             inert          its protection has no effect, because a cgroup above it has less
+             unread         it has not started yet, or a cgroup file cannot be read
+             unprotected    it has no protection
              protected      its request is protected
   usage      memory.current
-  load       that, drawn to scale: # in use, m memory.min, l memory.low, H memory.high, M memory.max, A node allocatable
-             where there is no limit
-  min..max   what the files should hold; where they hold something else, that follows after !=
-  effective  how much of what it uses is protected by the kernel's rule, all cgroups above considered
-  over       how much more than its request it uses, without page cache that was not used lately
-  stalled    how long all of it has waited for memory since it was started
-  kills      how many of its processes the kernel has killed for want of memory
-  request    and where it was learnt
+  load       usage drawn to scale: # usage, m memory.min, l memory.low, H memory.high,
+             M memory.max, or A node allocatable for a container without a limit
+  min..max   the desired values of the cgroup files; a different observed value follows after !=
+  effective  the part of its usage that the kernel protects, with all cgroups above considered
+  over       its usage above the request, without page cache that was not used recently
+  stalled    the time for which all its processes have waited for memory since its start
+  kills      the number of its processes that the kernel killed for lack of memory
+  request    the memory request, and its source
 
-With the name of a pod, the whole story of that: why each value is what it is, the cgroups above, and what happened lately.",
+With the name of a pod, the command shows the reason for each value, the cgroups above the pod, and
+recent events.",
     after_long_help = "\
 Examples:
   plimsoll status
@@ -62,11 +64,11 @@ pub(crate) struct StatusCommand {
     #[command(flatten)]
     selection: Selection,
 
-    /// All columns, whatever the terminal's width
+    /// Show all columns, also in a narrow terminal
     #[arg(long)]
     wide: bool,
 
-    /// Draw it anew every second
+    /// Refresh the output every second
     #[arg(long, conflicts_with = "json")]
     watch: bool,
 
@@ -74,11 +76,15 @@ pub(crate) struct StatusCommand {
     #[arg(long)]
     json: bool,
 
-    /// Only tell whether it sets anything: exit code 1 if the runtime is not connected, or 'plimsoll restore' was called
-    #[arg(long, conflicts_with_all = ["pod", "namespace", "state", "class", "wide", "watch", "json"])]
+    /// Only report whether the plugin sets values. Exit code 1: the runtime is not connected, or
+    /// 'plimsoll restore' was called
+    #[arg(
+        long,
+        conflicts_with_all = ["pod", "namespace", "state", "class", "wide", "watch", "json"]
+    )]
     ready: bool,
 
-    /// Where the node's file system is, in which the plugin's socket lies at run/plimsoll
+    /// The root of the node's file system, with the plugin's socket in run/plimsoll
     #[arg(long, value_name = "DIR", default_value = "/")]
     host: PathBuf,
 }
@@ -88,7 +94,7 @@ impl StatusCommand {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .context("start the asynchronous runtime")
+            .context("cannot start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
         if !self.watch {
             let text = runtime
@@ -135,7 +141,7 @@ impl StatusCommand {
             && status.containers.is_empty()
             && status.down.is_empty()
         {
-            bail!("no containers of a pod '{}' are known on this node", excerpt(pod));
+            bail!("found no containers of a pod '{}' on this node", excerpt(pod));
         }
         if self.json {
             return Ok(serde_json::to_string_pretty(&status)? + "\n");

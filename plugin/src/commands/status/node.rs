@@ -8,7 +8,7 @@ pub(super) fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str
     let waits = (!node.synchronized)
         .then_some("waiting for the container runtime: new containers get no values");
     let stands_aside =
-        "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'";
+        "'plimsoll restore' was called: the plugin sets no values until 'plimsoll restore --undo'";
     waits.into_iter().chain(node.stands_aside.then_some(stands_aside))
 }
 
@@ -19,12 +19,15 @@ pub(super) fn observing(node: &NodeStatus) -> Vec<String> {
     }
     let why = match &node.brake {
         Some(brake) => {
-            format!("brake applied after {brake}: nothing is set, until 'plimsoll reset-brake'")
+            format!(
+                "brake applied after {brake}: the plugin sets no values until 'plimsoll \
+                reset-brake'"
+            )
         }
-        None => "observe mode: nothing is set, raised or refused".to_owned(),
+        None => "observe mode: the plugin sets, raises and refuses nothing".to_owned(),
     };
     let would = format!(
-        "what would be set comes before '!='; {} containers would be throttled now, {} limit \
+        "desired values come before '!='; {} containers would be throttled now, {} limit \
          decreases would have been refused within ten minutes",
         node.would_throttle, node.would_refuse
     );

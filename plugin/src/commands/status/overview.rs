@@ -62,7 +62,7 @@ fn write_node(text: &mut String, node: &NodeStatus, screen: &Screen) {
             Some(max) if max <= Limit::Bytes(line) => String::new(),
             Some(Limit::Bytes(max)) => format!("; kubepods has {}", max.approx()),
             Some(Limit::Max) => "; kubepods has max".to_owned(),
-            None => "; what kubepods has is unknown".to_owned(),
+            None => "; memory.max of kubepods is unknown".to_owned(),
         };
         let line = format!("all pods together may use {} (nodeGuard){held}", line.approx());
         let _ = writeln!(text, "{}", screen.cut(&line));

@@ -63,7 +63,7 @@ fn write_container(text: &mut String, row: &ContainerStatus, status: &Status, no
     let working_set = row.working_set.map_or_else(unknown, Bytes::approx);
     let _ = writeln!(
         text,
-        "  usage {}, of which {working_set} in active use; request {}; over that {}",
+        "  usage {}, of which {working_set} in active use; request {}; over the request {}",
         row.usage.map_or_else(unknown, Bytes::approx),
         request(row),
         row.over_request.approx()

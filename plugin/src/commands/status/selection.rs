@@ -8,18 +8,18 @@ use crate::report::status::{ContainerStatus, DownStatus, State};
 // Not a doc comment: clap would show a doc comment here instead of the help of the command.
 #[derive(Args)]
 pub(super) struct Selection {
-    /// A pod, as NAME or NAMESPACE/NAME: the whole story of it
+    /// Show all details of one pod, given as NAME or NAMESPACE/NAME
     pub(super) pod: Option<String>,
 
-    /// Only containers of this namespace
+    /// Show only containers of this namespace
     #[arg(short, long)]
     namespace: Option<String>,
 
-    /// Only containers in these states
+    /// Show only containers in these states
     #[arg(long, value_name = "STATE,...", value_delimiter = ',', value_parser = state)]
     state: Vec<State>,
 
-    /// Only containers of this QoS class
+    /// Show only containers of this QoS class
     #[arg(long, value_parser = class)]
     class: Option<QosClass>,
 }
