@@ -127,10 +127,10 @@ impl InstallFacts {
         // by an older configuration.
         let takes_connections = self.takes_connections();
         runtime.settings = std::mem::take(&mut self.settings);
-        let is_told = runtime.settings.is_off.is_some() || !takes_connections;
+        let is_configured = runtime.settings.is_off.is_some() || !takes_connections;
         let unserved = || WhyOff::Unserved { runtime: self.runtime.clone() };
         let why = runtime.why_off().map(WhyOff::Runtime);
-        let why = why.or_else(|| (!is_told && !self.is_served).then(unserved));
+        let why = why.or_else(|| (!is_configured && !self.is_served).then(unserved));
         self.settings = std::mem::take(&mut runtime.settings);
         why
     }

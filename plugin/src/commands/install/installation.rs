@@ -42,7 +42,7 @@ impl InstallFacts {
         });
         match mode {
             InstallMode::External => self.start_service(&mut plan, replaced),
-            InstallMode::Launched => self.have_it_launched(&mut plan, replaced),
+            InstallMode::Launched => self.launch_program(&mut plan, replaced),
         }
         Ok(plan)
     }
@@ -145,7 +145,7 @@ impl InstallFacts {
             );
             step.afterwards = vec![systemctl(&["restart", self.service()])];
         }
-        self.have_it_served(plan);
+        self.restart_if_unserved(plan);
         if !self.is_enabled {
             let step = plan.systemctl(&["enable", SERVICE], "systemd starts the service at boot");
             step.undo = vec![systemctl(&["disable", SERVICE])];
@@ -165,14 +165,15 @@ impl InstallFacts {
 
     /// Adds the steps after which the runtime has launched the program, or the running plugin has
     /// executed it. `replaced` states that earlier steps write a new program.
-    fn have_it_launched(&self, plan: &mut Plan, replaced: bool) {
+    fn launch_program(&self, plan: &mut Plan, replaced: bool) {
         let launched = self.launched_program();
-        let is_renewed = replaced || self.process.as_ref().is_some_and(PluginProcess::is_replaced);
-        let is_missed = self.takes_connections() && !self.is_served;
+        let has_new_program =
+            replaced || self.process.as_ref().is_some_and(PluginProcess::is_replaced);
+        let is_unserved = self.takes_connections() && !self.is_served;
         if self.why_off.is_some()
-            || is_missed
+            || is_unserved
             || !self.is_launched
-            || is_renewed && !self.may_be_replaced()
+            || has_new_program && !self.may_be_replaced()
         {
             let step = self.restart_runtime(
                 plan,
@@ -184,7 +185,7 @@ impl InstallFacts {
             }
             plan.add(Action::AwaitPlugin(launched), "the runtime launches the plugin");
             plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
-        } else if is_renewed {
+        } else if has_new_program {
             let step = plan.add(Action::Replace(launched.clone()), RECONNECTION);
             // Restart the runtime if the new program has ended at its start, so that no process is
             // left to replace.
@@ -207,7 +208,7 @@ impl InstallFacts {
         if self.switch_on_if_off(&mut plan)? {
             plan.reload();
         }
-        self.have_it_served(&mut plan);
+        self.restart_if_unserved(&mut plan);
         Ok(plan)
     }
 }

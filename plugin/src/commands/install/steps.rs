@@ -40,7 +40,7 @@ impl InstallFacts {
     }
 
     /// Adds a restart of the runtime if plugins cannot connect to its NRI socket yet.
-    pub(super) fn have_it_served(&self, plan: &mut Plan) {
+    pub(super) fn restart_if_unserved(&self, plan: &mut Plan) {
         let why = match &self.why_off {
             Some(_) => "the runtime reads its configuration at its start; containers keep running",
             None if self.is_served => return,

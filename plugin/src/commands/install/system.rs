@@ -78,7 +78,7 @@ impl SystemExecutor {
     /// Waits until `look` returns a value, for at most [`EFFECT_LIMIT`]. `expected` names the
     /// condition in the error.
     fn wait(&self, expected: &str, look: impl FnMut() -> Option<()>) -> Result<(), String> {
-        match self.until(EFFECT_LIMIT, look) {
+        match self.poll(EFFECT_LIMIT, look) {
             Some(()) => Ok(()),
             None if self.is_interrupted() => Err(INTERRUPTED.to_owned()),
             None => Err(format!("expected {expected} within {} s", EFFECT_LIMIT.as_secs())),
@@ -87,7 +87,7 @@ impl SystemExecutor {
 
     /// Polls `look` until it returns a value. Returns `None` after `limit` or when the user
     /// interrupts.
-    fn until<T>(&self, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    fn poll<T>(&self, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         let began = Instant::now();
         loop {
             match look() {
@@ -115,14 +115,14 @@ impl SystemExecutor {
         let result = self.wait_for_child(&mut child, limit);
         if let Some(messages) = messages {
             // Another process may keep the pipe open.
-            self.until(MESSAGES_LIMIT, || messages.is_finished().then_some(()));
+            self.poll(MESSAGES_LIMIT, || messages.is_finished().then_some(()));
         }
         result
     }
 
     /// Waits for the end of a command, for at most `limit`. Kills the command after `limit`.
     fn wait_for_child(&self, child: &mut Child, limit: Duration) -> Result<(), String> {
-        match self.until(limit, || child.try_wait().transpose()) {
+        match self.poll(limit, || child.try_wait().transpose()) {
             Some(Ok(status)) if status.success() => Ok(()),
             Some(Ok(status)) => Err(format!("the command ended with {status}")),
             Some(Err(error)) => Err(error.to_string()),
@@ -187,10 +187,10 @@ impl SystemExecutor {
             .enable_all()
             .build()
             .map_err(|error| error.to_string())?;
-        let says = || {
+        let ask = || {
             runtime.block_on(serve::ask(&self.host)).ok().filter(|status| status.node.synchronized)
         };
-        self.wait("the plugin to report this at /run/plimsoll/plimsoll.sock", || says().map(drop))
+        self.wait("the plugin to report this at /run/plimsoll/plimsoll.sock", || ask().map(drop))
     }
 
     fn check_nri(&self, unit: &str, version: Option<Version>) -> Result<(), String> {

@@ -48,17 +48,17 @@ impl RestoreWait<'_> {
         let deadline = Instant::now() + RESTORE_LIMIT;
         // After a complete search, a missing container has ended or its cgroup is outside the
         // kubelet's cgroups.
-        let word = Instant::now()
+        let answer_deadline = Instant::now()
             + if survey.unsearched.is_empty() { ANSWER_LIMIT } else { RESTORE_LIMIT };
         let unfinished = loop {
-            let (left, untold) = self.count(&survey.changed);
-            let is_answered = self.has_plugin || instance.is_synchronized();
+            let (left, unstored) = self.count(&survey.changed);
+            let has_runtime = self.has_plugin || instance.is_synchronized();
             let now = Instant::now();
             if !((left > 0 && now < deadline)
-                || (untold > 0 && now < if is_answered { deadline } else { word })
-                || (!survey.missing.is_empty() && now < word))
+                || (unstored > 0 && now < if has_runtime { deadline } else { answer_deadline })
+                || (!survey.missing.is_empty() && now < answer_deadline))
             {
-                break left + untold;
+                break left + unstored;
             }
             // Look at the cgroups again after an event, an error or a timeout.
             let _ = timeout(POLL_INTERVAL, watch.next()).await;
@@ -90,12 +90,12 @@ impl RestoreWait<'_> {
     /// runtime: a container's files are restored before the runtime's stored values.
     fn count(&self, changed: &[ChangedCgroup]) -> (usize, usize) {
         let known = Originals::load(self.host).ok();
-        let is_told = |changed: &ChangedCgroup| {
+        let is_stored = |changed: &ChangedCgroup| {
             known.as_ref().is_some_and(|known| !changed.is_awaiting_runtime(known, self.root))
         };
-        let (back, away): (Vec<_>, Vec<_>) =
+        let (restored, others): (Vec<_>, Vec<_>) =
             changed.iter().partition(|changed| changed.is_restored(self.root));
         let guarded = usize::from(guard_record::load(self.host).is_some());
-        (guarded + away.len(), back.into_iter().filter(|changed| !is_told(changed)).count())
+        (guarded + others.len(), restored.into_iter().filter(|changed| !is_stored(changed)).count())
     }
 }

@@ -122,7 +122,7 @@ impl Run {
         let settings = ProcessSettings { identity, files, level };
         match runtime.block_on(self.serve(node, settings, launched, signals, program))? {
             End::Stop => Ok(ExitCode::SUCCESS),
-            End::Anew => Err(execute_again(program, successor)),
+            End::Replace => Err(execute_new_program(program, successor)),
         }
     }
 
@@ -195,9 +195,9 @@ impl Run {
                 Err(nri::Error::Configure(refusal)) => Err(Failure::Usage(refusal.into())),
                 Err(error) => Err(Failure::Runtime(error.into())),
             },
-            result = reconciler => Err(ended(result, "the task that repairs values failed")),
-            result = guard => Err(ended(result, "the task of the node guard failed")),
-            end = signals.ended(program, &reload) => Ok(end),
+            result = reconciler => Err(task_failure(result, "the task that repairs values failed")),
+            result = guard => Err(task_failure(result, "the task of the node guard failed")),
+            end = signals.wait_for_end(program, &reload) => Ok(end),
         }
     }
 }
@@ -219,7 +219,7 @@ fn on_config(
 
 /// Replaces this process by the program that the program file holds now. Returns only after a
 /// failure.
-fn execute_again(program: &Path, successor: Option<Successor>) -> Failure {
+fn execute_new_program(program: &Path, successor: Option<Successor>) -> Failure {
     let mut command = Command::new(program);
     match std::env::args_os().len() {
         // Without arguments, the new program runs the plugin only if NRI_PLUGIN_SOCKET is set. A
@@ -248,7 +248,7 @@ fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
 }
 
 /// Returns the failure for a task that should never have ended.
-fn ended(result: Result<(), JoinError>, failed: &'static str) -> Failure {
+fn task_failure(result: Result<(), JoinError>, failed: &'static str) -> Failure {
     let error = result.err().map_or_else(|| anyhow!("the task ended"), anyhow::Error::new);
     Failure::Runtime(error.context(failed))
 }

@@ -96,7 +96,7 @@ impl FileWatch {
     pub(super) async fn next(&mut self) -> anyhow::Result<()> {
         let mut check = Instant::now() + CHECK_INTERVAL;
         loop {
-            match timeout_at(check, self.concerns()).await {
+            match timeout_at(check, self.is_relevant()).await {
                 Ok(Ok(true)) => break,
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => return Err(error),
@@ -108,8 +108,8 @@ impl FileWatch {
             }
         }
         let quiet = async {
-            while let Ok(concerns) = timeout(QUIET, self.concerns()).await {
-                concerns?;
+            while let Ok(is_relevant) = timeout(QUIET, self.is_relevant()).await {
+                is_relevant?;
             }
             Ok(())
         };
@@ -126,7 +126,7 @@ impl FileWatch {
     }
 
     /// Waits for the next event and returns whether it may affect the files.
-    async fn concerns(&mut self) -> anyhow::Result<bool> {
+    async fn is_relevant(&mut self) -> anyhow::Result<bool> {
         let event = self
             .events
             .next()
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     /// Returns whether a change is reported within 5 s.
-    async fn is_told(changes: &mut FileWatch) -> bool {
+    async fn is_reported(changes: &mut FileWatch) -> bool {
         timeout(Duration::from_secs(5), changes.next()).await.is_ok_and(|change| change.is_ok())
     }
 
@@ -194,19 +194,19 @@ mod tests {
         fs::create_dir(root.path().join("apt")).expect("made");
         assert!(timeout(QUIET, changes.next()).await.is_err());
         fs::create_dir(root.path().join("nri")).expect("made");
-        assert!(is_told(&mut changes).await);
+        assert!(is_reported(&mut changes).await);
         fs::create_dir(&directory).expect("made");
-        assert!(is_told(&mut changes).await);
+        assert!(is_reported(&mut changes).await);
         fs::write(directory.join("b.conf"), "{}").expect("written");
-        assert!(is_told(&mut changes).await);
+        assert!(is_reported(&mut changes).await);
         // A directory tree that was created elsewhere and then moved here.
         fs::remove_dir_all(root.path().join("nri")).expect("removed");
-        assert!(is_told(&mut changes).await);
+        assert!(is_reported(&mut changes).await);
         fs::create_dir_all(root.path().join("new/conf.d")).expect("made");
         fs::rename(root.path().join("new"), root.path().join("nri")).expect("moved");
-        assert!(is_told(&mut changes).await);
+        assert!(is_reported(&mut changes).await);
         fs::write(directory.join("a.conf"), "{}").expect("written");
-        assert!(is_told(&mut changes).await);
+        assert!(is_reported(&mut changes).await);
     }
 
     #[tokio::test]
@@ -221,7 +221,7 @@ mod tests {
         assert!(change.is_ok_and(|change| change.is_ok()));
         // From then on, changes in the new directory are noticed at once.
         fs::write(directory.join("a.conf"), "{}").expect("written");
-        assert!(is_told(&mut watch).await);
+        assert!(is_reported(&mut watch).await);
     }
 
     #[tokio::test]

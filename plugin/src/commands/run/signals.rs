@@ -35,7 +35,7 @@ const HARMLESS: [i32; 6] = [SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGIO]
 pub(super) enum End {
     Stop,
     /// Replace this process by the program that the program file holds now.
-    Anew,
+    Replace,
 }
 
 /// A record of signals that arrived before [`Signals`] handles them.
@@ -102,7 +102,7 @@ impl Signals {
 
     /// Waits for a signal that ends the plugin. SIGHUP notifies `reload`, which makes the plugin
     /// read its configuration again.
-    pub(super) async fn ended(self, program: &Path, reload: &Notify) -> End {
+    pub(super) async fn wait_for_end(self, program: &Path, reload: &Notify) -> End {
         let Self { mut interrupt, mut terminate, replace, reload: hangup, others, early } = self;
         for (name, signal) in others {
             tokio::spawn(log_signal(name, signal));
@@ -110,8 +110,8 @@ impl Signals {
         tokio::select! {
             _ = interrupt.recv() => stop("SIGINT"),
             _ = terminate.recv() => stop("SIGTERM"),
-            () = wait_for_replacement(replace, &early, program) => End::Anew,
-            never = pass_on(hangup, reload) => match never {},
+            () = wait_for_replacement(replace, &early, program) => End::Replace,
+            never = notify_reloads(hangup, reload) => match never {},
         }
     }
 }
@@ -140,7 +140,7 @@ async fn wait_for_replacement(mut replace: Signal, early: &EarlySignals, program
 }
 
 /// Notifies `reload` at each SIGHUP.
-async fn pass_on(mut hangup: Signal, reload: &Notify) -> Infallible {
+async fn notify_reloads(mut hangup: Signal, reload: &Notify) -> Infallible {
     while hangup.recv().await.is_some() {
         reload.notify_one();
     }

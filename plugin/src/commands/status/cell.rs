@@ -17,23 +17,23 @@ pub(super) fn name_of(row: &ContainerStatus) -> String {
     full_name(&row.namespace, &row.pod, &row.container)
 }
 
-pub(super) fn show(limit: Limit) -> String {
+pub(super) fn format_limit(limit: Limit) -> String {
     limit.bytes().map_or_else(|| "max".to_owned(), Bytes::approx)
 }
 
 /// Returns the desired value, and after `!=` the observed value if it differs.
-pub(super) fn pair(row: &ContainerStatus, of: fn(&Values) -> Option<Limit>) -> String {
+pub(super) fn format_pair(row: &ContainerStatus, of: fn(&Values) -> Option<Limit>) -> String {
     match (of(&row.desired), row.observed.as_ref().map(of)) {
         (Some(desired), Some(Some(observed))) if desired != observed => {
-            let [rough, other] = [show(desired), show(observed)];
+            let [rough, other] = [format_limit(desired), format_limit(observed)];
             if rough == other {
                 format!("{desired}!={observed}")
             } else {
                 format!("{rough}!={other}")
             }
         }
-        (Some(desired), _) => show(desired),
-        (None, Some(Some(observed))) => show(observed),
+        (Some(desired), _) => format_limit(desired),
+        (None, Some(Some(observed))) => format_limit(observed),
         (None, _) => unknown(),
     }
 }
@@ -57,11 +57,11 @@ pub(super) fn request(row: &ContainerStatus) -> String {
 
 /// Makes a message that may contain another program's text safe to print. The limit of 2000
 /// characters keeps its end, which says what to do.
-pub(super) fn sentence(text: &str) -> String {
+pub(super) fn printable_message(text: &str) -> String {
     harmless(text, 2000, &['\'', '"'])
 }
 
-pub(super) fn protection(of: Protection) -> String {
+pub(super) fn format_protection(of: Protection) -> String {
     match (of.min, of.low) {
         (min, Bytes::ZERO) => min.approx(),
         (min, low) => format!("min {}, low {}", min.approx(), low.approx()),

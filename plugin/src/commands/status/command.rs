@@ -9,9 +9,9 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use plimsoll_core::units::excerpt;
 
-use crate::commands::status::node::hindrances;
+use crate::commands::status::node::not_ready_reasons;
 use crate::commands::status::overview::overview;
-use crate::commands::status::pod::story;
+use crate::commands::status::pod::describe_pods;
 use crate::commands::status::screen::Screen;
 use crate::commands::status::selection::Selection;
 use crate::commands::{Failure, print};
@@ -98,7 +98,7 @@ impl StatusCommand {
             .map_err(Failure::Runtime)?;
         if !self.watch {
             let text = runtime
-                .block_on(self.draw(&Screen::of_stdout(self.wide)))
+                .block_on(self.render(&Screen::of_stdout(self.wide)))
                 .map_err(Failure::Runtime)?;
             print(format_args!("{text}"))?;
             return Ok(ExitCode::SUCCESS);
@@ -106,8 +106,9 @@ impl StatusCommand {
         loop {
             let screen = Screen::of_stdout(self.wide);
             // Continue after an error, because the plugin may start again.
-            let text =
-                runtime.block_on(self.draw(&screen)).unwrap_or_else(|error| format!("{error:#}\n"));
+            let text = runtime
+                .block_on(self.render(&screen))
+                .unwrap_or_else(|error| format!("{error:#}\n"));
             // Shorten long lines: a line that wraps would scroll the first line off the screen.
             let lines: Vec<_> = text
                 .lines()
@@ -126,12 +127,12 @@ impl StatusCommand {
     }
 
     /// Requests the status and returns the text to print.
-    async fn draw(&self, screen: &Screen) -> anyhow::Result<String> {
+    async fn render(&self, screen: &Screen) -> anyhow::Result<String> {
         let mut status = serve::ask(&self.host).await?;
         if self.ready {
-            let hindrances: Vec<_> = hindrances(&status.node).collect();
-            if !hindrances.is_empty() {
-                bail!("not ready: {}", hindrances.join("; "));
+            let not_ready_reasons: Vec<_> = not_ready_reasons(&status.node).collect();
+            if !not_ready_reasons.is_empty() {
+                bail!("not ready: {}", not_ready_reasons.join("; "));
             }
             return Ok("ready\n".to_owned());
         }
@@ -147,7 +148,7 @@ impl StatusCommand {
             return Ok(serde_json::to_string_pretty(&status)? + "\n");
         }
         Ok(if self.selection.pod.is_some() {
-            story(&status, now())
+            describe_pods(&status, now())
         } else {
             overview(&status, screen)
         })

@@ -4,7 +4,7 @@ use crate::config::Mode;
 use crate::report::status::NodeStatus;
 
 /// Returns the reasons why the plugin sets no values, or sets none for new containers.
-pub(super) fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
+pub(super) fn not_ready_reasons(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
     let waits = (!node.synchronized)
         .then_some("waiting for the container runtime: new containers get no values");
     let stands_aside =
@@ -13,7 +13,7 @@ pub(super) fn hindrances(node: &NodeStatus) -> impl Iterator<Item = &'static str
 }
 
 /// Returns the messages for a plugin that only observes; empty otherwise.
-pub(super) fn observing(node: &NodeStatus) -> Vec<String> {
+pub(super) fn describe_observe_mode(node: &NodeStatus) -> Vec<String> {
     if node.mode == Mode::Enforce || node.stands_aside {
         return Vec::new();
     }

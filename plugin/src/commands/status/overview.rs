@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use plimsoll_core::units::{Bytes, Limit, excerpt, printable};
 
-use crate::commands::status::cell::{full_name, sentence};
-use crate::commands::status::node::{hindrances, observing};
+use crate::commands::status::cell::{full_name, printable_message};
+use crate::commands::status::node::{describe_observe_mode, not_ready_reasons};
 use crate::commands::status::screen::Screen;
 use crate::commands::status::table::write_table;
 use crate::report::status::{DownStatus, Level, NodeStatus, Status};
@@ -37,7 +37,7 @@ pub(super) fn overview(status: &Status, screen: &Screen) -> String {
         },
     );
     write_node(&mut text, node, screen);
-    // Reports about the cgroups of pods are shown only with the pod (`story`).
+    // Reports about the cgroups of pods are shown only with the pod (`describe_pods`).
     for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.level != Level::Pod) {
         if let Some(report) = cgroup.reports.iter().find(|report| report.is_late()) {
             let line = format!("{}: {}", excerpt(cgroup.cgroup.as_str()), report.message);
@@ -71,17 +71,17 @@ fn write_node(text: &mut String, node: &NodeStatus, screen: &Screen) {
         let line = format!("all pods together might use {} (nodeGuard)", line.approx());
         let _ = writeln!(text, "{}", screen.cut(&line));
     }
-    for line in observing(node) {
+    for line in describe_observe_mode(node) {
         let _ = writeln!(text, "{}", screen.cut(&line));
     }
     if let Some(problem) = &node.guard_problem {
         let _ = writeln!(text, "{}", screen.cut(&printable(problem)));
     }
     for problem in &node.problems {
-        let _ = writeln!(text, "{}", sentence(problem));
+        let _ = writeln!(text, "{}", printable_message(problem));
     }
-    for hindrance in hindrances(node) {
-        let _ = writeln!(text, "{}", screen.cut(hindrance));
+    for reason in not_ready_reasons(node) {
+        let _ = writeln!(text, "{}", screen.cut(reason));
     }
 }
 

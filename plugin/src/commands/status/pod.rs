@@ -8,16 +8,17 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::units::{Bytes, excerpt};
 
 use crate::commands::status::cell::{
-    full_name, name_of, pair, protection, request, sentence, show, unknown,
+    format_limit, format_pair, format_protection, full_name, name_of, printable_message, request,
+    unknown,
 };
 use crate::commands::status::load::load;
 use crate::report::Report;
 use crate::report::status::{CgroupStatus, ContainerStatus, DownStatus, Status};
 
 /// Returns everything known about the containers of a pod, or of several pods with the same name.
-pub(super) fn story(status: &Status, now: u64) -> String {
+pub(super) fn describe_pods(status: &Status, now: u64) -> String {
     let mut text = String::new();
-    let mut told: Vec<&CgroupPath> = Vec::new();
+    let mut ancestors: Vec<&CgroupPath> = Vec::new();
     for row in &status.containers {
         write_container(&mut text, row, status, now);
         text.push('\n');
@@ -25,9 +26,9 @@ pub(super) fn story(status: &Status, now: u64) -> String {
         let mut above = row.cgroup.as_ref().and_then(CgroupPath::parent);
         while let Some(path) = above {
             if let Some(cgroup) = status.cgroups.iter().find(|cgroup| cgroup.cgroup == path)
-                && !told.contains(&&cgroup.cgroup)
+                && !ancestors.contains(&&cgroup.cgroup)
             {
-                told.push(&cgroup.cgroup);
+                ancestors.push(&cgroup.cgroup);
             }
             above = path.parent();
         }
@@ -35,12 +36,12 @@ pub(super) fn story(status: &Status, now: u64) -> String {
     for DownStatus { namespace, pod, container, reports, .. } in &status.down {
         let name = full_name(namespace, pod, container);
         let _ = writeln!(text, "{name}: down at the moment");
-        tell(&mut text, reports, now);
+        write_reports(&mut text, reports, now);
         text.push('\n');
     }
-    for path in told {
+    for path in ancestors {
         if let Some(cgroup) = status.cgroups.iter().find(|cgroup| cgroup.cgroup == *path) {
-            tell_cgroup(&mut text, cgroup, now);
+            write_cgroup(&mut text, cgroup, now);
         }
     }
     text
@@ -58,7 +59,7 @@ fn write_container(text: &mut String, row: &ContainerStatus, status: &Status, no
         load(row, status)
     );
     if let Some(problem) = &row.problem {
-        let _ = writeln!(text, "  cannot be read: {}", sentence(problem));
+        let _ = writeln!(text, "  cannot be read: {}", printable_message(problem));
     }
     let working_set = row.working_set.map_or_else(unknown, Bytes::approx);
     let _ = writeln!(
@@ -78,50 +79,50 @@ fn write_container(text: &mut String, row: &ContainerStatus, status: &Status, no
              {kills} processes killed"
         );
     }
-    tell(text, &row.reports, now);
+    write_reports(text, &row.reports, now);
 }
 
 /// Appends the memory values of a container, with their reasons.
 fn write_values(text: &mut String, row: &ContainerStatus) {
     let reasons = &row.reasons;
     for (file, value, reason) in [
-        ("memory.min ", pair(row, |values| values.min), &reasons.min),
-        ("memory.low ", pair(row, |values| values.low), &reasons.low),
-        ("memory.high", pair(row, |values| values.high), &reasons.high),
+        ("memory.min ", format_pair(row, |values| values.min), &reasons.min),
+        ("memory.low ", format_pair(row, |values| values.low), &reasons.low),
+        ("memory.high", format_pair(row, |values| values.high), &reasons.high),
     ] {
         let _ = writeln!(text, "  {file}  {value:>10}  {reason}");
     }
     let asked = if Some(row.asked) == row.desired.max {
         String::new()
     } else {
-        format!("  asked for: {}", show(row.asked))
+        format!("  asked for: {}", format_limit(row.asked))
     };
-    let _ = writeln!(text, "  memory.max   {:>10}{asked}", pair(row, |values| values.max));
+    let _ = writeln!(text, "  memory.max   {:>10}{asked}", format_pair(row, |values| values.max));
     if let (Some(effective), Some(standing)) = (row.effective, row.standing) {
-        let _ = writeln!(text, "  effective    {}: {standing}", protection(effective));
+        let _ = writeln!(text, "  effective    {}: {standing}", format_protection(effective));
     }
 }
 
-fn tell_cgroup(text: &mut String, cgroup: &CgroupStatus, now: u64) {
+fn write_cgroup(text: &mut String, cgroup: &CgroupStatus, now: u64) {
     let _ = writeln!(text, "{} {}", cgroup.level.word(), excerpt(cgroup.cgroup.as_str()));
-    let or_unknown = |value: Option<Protection>| value.map_or_else(unknown, protection);
+    let or_unknown = |value: Option<Protection>| value.map_or_else(unknown, format_protection);
     let _ = writeln!(
         text,
         "  usage {}, limit {}; protection {}, read back {}, effective {}{}",
         cgroup.usage.map_or_else(unknown, Bytes::approx),
-        cgroup.max.map_or_else(unknown, show),
-        protection(cgroup.desired),
+        cgroup.max.map_or_else(unknown, format_limit),
+        format_protection(cgroup.desired),
         or_unknown(cgroup.observed),
         or_unknown(cgroup.effective),
         cgroup.standing.map(|standing| format!(": {standing}")).unwrap_or_default()
     );
     if let Some(problem) = &cgroup.problem {
-        let _ = writeln!(text, "  cannot be read: {}", sentence(problem));
+        let _ = writeln!(text, "  cannot be read: {}", printable_message(problem));
     }
-    tell(text, &cgroup.reports, now);
+    write_reports(text, &cgroup.reports, now);
 }
 
-fn tell(text: &mut String, reports: &[Report], now: u64) {
+fn write_reports(text: &mut String, reports: &[Report], now: u64) {
     for report in reports {
         let ago = |then: u64| {
             humantime::format_duration(Duration::from_secs(now.saturating_sub(then))).to_string()

@@ -7,7 +7,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use plimsoll_core::units::Bytes;
 
-use crate::commands::status::cell::{name_of, pair, request, unknown};
+use crate::commands::status::cell::{format_pair, name_of, request, unknown};
 use crate::commands::status::load::load;
 use crate::commands::status::screen::Screen;
 use crate::report::status::{ContainerStatus, State, Status};
@@ -36,25 +36,25 @@ const COLUMNS: [Column; 14] = [
     Column {
         title: "MIN",
         is_number: true,
-        text: |row, _| pair(row, |values| values.min),
+        text: |row, _| format_pair(row, |values| values.min),
         rank: 6,
     },
     Column {
         title: "LOW",
         is_number: true,
-        text: |row, _| pair(row, |values| values.low),
+        text: |row, _| format_pair(row, |values| values.low),
         rank: 12,
     },
     Column {
         title: "HIGH",
         is_number: true,
-        text: |row, _| pair(row, |values| values.high),
+        text: |row, _| format_pair(row, |values| values.high),
         rank: 5,
     },
     Column {
         title: "MAX",
         is_number: true,
-        text: |row, _| pair(row, |values| values.max),
+        text: |row, _| format_pair(row, |values| values.max),
         rank: 4,
     },
     Column {
