@@ -246,7 +246,7 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     let failed =
         node.try_run(&format!("{fails}; PATH=/root/bin:$PATH {DOWNLOAD} install --yes"))?;
     assert_eq!(failed.status.code(), Some(1), "{}", failed.stdout);
-    assert!(failed.stderr.ends_with("all before it was undone\n"), "{}", failed.stderr);
+    assert!(failed.stderr.ends_with("all earlier steps were undone\n"), "{}", failed.stderr);
     node.run("rm -r /root/bin")?;
     assert_eq!(traces(node)?, before);
     assert_eq!(values(node, &pod)?, values_before);

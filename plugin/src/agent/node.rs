@@ -117,14 +117,17 @@ impl Node {
 /// Returns the stored original values. Values that cannot be read are named in the log.
 fn load_originals(host: &Path) -> Originals {
     let originals = Originals::load(host).unwrap_or_else(|error| {
-        warn!(%error, "cannot read what cgroups held before; 'plimsoll restore' will not know it");
+        warn!(
+            %error,
+            "cannot read the original values of cgroups: 'plimsoll restore' will not restore them"
+        );
         Originals::none(host)
     });
     if originals.unreadable() > 0 {
         warn!(
             lines = originals.unreadable(),
-            "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not know what \
-             they name, and fail"
+            "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not restore \
+             their cgroups, and fail"
         );
     }
     originals
@@ -180,5 +183,93 @@ impl Tasks {
         supervisor.spawn_thread("reconciler", move || {
             Reconciler::new(containers, levels, root, reports, runtime, todo, pings.1).run()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io;
+    use std::time::Duration;
+
+    use nri::{Identity, Plugin as _, Stub, api};
+    use tracing::subscriber;
+
+    use super::*;
+
+    /// A buffer for log lines.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panicked").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        fn take(&self) -> String {
+            String::from_utf8(std::mem::take(&mut *self.0.lock().expect("nobody panicked")))
+                .expect("text")
+        }
+    }
+
+    /// With paused time, tokio advances the clock as soon as every task waits for a timer.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_logged_at_rest_however_often_all_is_looked_at() {
+        let host = tempfile::tempdir().expect("a directory");
+        let cgroup = "kubepods/burstable/podb/id-b";
+        let root = host.path().join("sys/fs/cgroup");
+        for directory in Path::new(cgroup).ancestors() {
+            let directory = root.join(directory);
+            fs::create_dir_all(&directory).expect("made");
+            for (file, value) in [
+                ("min", "0"),
+                ("low", "0"),
+                ("high", "max"),
+                ("max", "104857600"),
+                ("current", "4096"),
+            ] {
+                fs::write(directory.join(format!("memory.{file}")), value).expect("written");
+            }
+        }
+        fs::write(root.join("cgroup.controllers"), "memory").expect("written");
+        let config = Config::parse(b"nodeAllocatable: 4Gi", "").expect("valid");
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let logged = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        let _logged =
+            subscriber::set_default(logged.with_max_level(tracing::Level::DEBUG).finish());
+
+        let (service, tasks) =
+            Node::open(host.path(), config).ok().expect("a node").into_service(Box::new(|_| {}));
+        let stub = Stub::external(Identity::new("90", "plimsoll").expect("an identity"), service);
+        let (reconciler, reader) = tasks.reconciler(stub.runtime());
+        let (supervisor, _ends) = Supervisor::new();
+        supervisor.spawn_thread("records", || reader.run()).expect("a thread");
+        tokio::spawn(reconciler.run());
+        let mut pod = api::PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
+        pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
+        let mut container =
+            api::Container { id: "id-b".into(), pod_sandbox_id: "s".into(), ..Default::default() };
+        container.state = api::ContainerState::CONTAINER_RUNNING.into();
+        container.linux.mut_or_insert_default().cgroups_path = format!("/{cgroup}");
+        assert!(stub.plugin().synchronize(vec![pod], vec![container]).await.is_ok());
+
+        // Wait until the plugin has reached a stable state.
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+        let before = lines.take();
+        tokio::time::sleep(Duration::from_secs(1300)).await;
+        let after = lines.take();
+        let looks = after
+            .lines()
+            .filter(|line| line.contains("DEBUG") && line.contains("verified"))
+            .count();
+        assert!(looks >= 2, "{before}\n\n{after}");
+        assert!(after.lines().all(|line| line.contains("DEBUG")), "{after}");
     }
 }

@@ -549,7 +549,7 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     assert_eq!(asked["id-b"]["memory.low"], "0");
 
     fs::remove_file(node.path("plimsoll.yaml")).unwrap();
-    daemon.says("was removed; the configuration before stays in force").await;
+    daemon.says("was removed; the previous configuration stays in force").await;
     assert_eq!(runtime.create(&pod).await, HashMap::new());
 }
 
@@ -634,6 +634,27 @@ async fn a_launched_plugin_and_what_waits_for_it_survive_hangup() {
 }
 
 #[tokio::test]
+async fn signals_without_a_meaning_end_nothing() {
+    let node = Node::new();
+    let mut daemon = node.start();
+    let runtime = node.accept().await;
+    runtime.synchronize(&[]).await;
+    for signal in [Signal::WINCH, Signal::PIPE] {
+        daemon.signal(signal);
+    }
+    for (signal, name) in
+        [(Signal::ALARM, "SIGALRM"), (Signal::VTALARM, "SIGVTALRM"), (Signal::IO, "SIGIO")]
+    {
+        daemon.signal(signal);
+        let line = daemon.says(name).await;
+        assert!(line.contains("SIGHUP reloads the configuration"), "{line}");
+    }
+    assert_eq!(high(&runtime).await, 3686);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ends().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn an_empty_file_replaces_no_configuration() {
     let node = Node::new();
     node.write("plimsoll.yaml", TIGHT);
@@ -680,7 +701,7 @@ async fn a_configuration_directory_that_appears_is_watched() {
     runtime.synchronize(&[]).await;
     for (config, expected) in [(TIGHT, 2048), ("nodeAllocatable: 4Gi\nlogLevel: debug\n", 3686)] {
         fs::remove_dir_all(node.path("etc")).unwrap();
-        daemon.says("was removed; the configuration before stays in force").await;
+        daemon.says("was removed; the previous configuration stays in force").await;
         // The directories appear one after the other in the first round, and all at once in the
         // second.
         if expected == 2048 {
@@ -969,7 +990,7 @@ async fn a_launched_plugin_is_replaced_by_a_new_version_with_one_reconnection() 
     let started = || fs::metadata(format!("/proc/{waits}/exe")).is_ok();
 
     kill_process(plugin, Signal::USR2).unwrap();
-    daemon.says("starting anew").await;
+    daemon.says("executing the new program").await;
     runtime.connection.closed().await;
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
@@ -980,4 +1001,24 @@ async fn a_launched_plugin_is_replaced_by_a_new_version_with_one_reconnection() 
     assert!(line.contains("\0run\0"), "{line}");
 
     ends_with_its_runtime(&node, &mut daemon, &runtime).await;
+}
+
+#[tokio::test]
+async fn further_replacements_at_the_start_end_nothing() {
+    let node = Node::new();
+    let (mut daemon, trunk) = node.launch();
+    let runtime = node.serve(trunk, Options::default()).await;
+    runtime.synchronize(&[]).await;
+    daemon.says("synchronized").await;
+    let waits = launched_process(&daemon).as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{waits}/task/{waits}/children")).unwrap();
+    let plugin = Pid::from_raw(children.trim().parse().unwrap()).unwrap();
+    // Many of these signals arrive while the process executes the program.
+    for _ in 0..300 {
+        kill_process(plugin, Signal::USR2).expect("it still runs");
+        sleep(Duration::from_millis(1)).await;
+    }
+    sleep(Duration::from_millis(500)).await;
+    let line = fs::read_to_string(format!("/proc/{}/cmdline", plugin.as_raw_nonzero())).unwrap();
+    assert!(line.contains("\0run\0"), "{line}");
 }

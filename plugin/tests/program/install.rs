@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use plimsoll::commands::install::{Act, Action, Facts, Failed, Hands, Mode, Plan, PutBack};
+use plimsoll::commands::install::{
+    Action, Executor, InstallFacts, InstallMode, PathState, Plan, PlanFailure, SystemExecutor,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = "/usr/local/bin/plimsoll";
@@ -25,7 +27,7 @@ const ON: &str = "version = 3\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable =
 /// A node with test doubles of systemd, the runtime and the plugin's process.
 struct Node {
     directory: tempfile::TempDir,
-    hands: Hands,
+    executor: SystemExecutor,
     runtime: &'static str,
     _cri: UnixListener,
     nri: Option<UnixListener>,
@@ -55,9 +57,9 @@ impl Node {
         }
         fs::create_dir(host.join("run").join(runtime)).unwrap();
         let cri = UnixListener::bind(host.join(format!("run/{runtime}/{runtime}.sock"))).unwrap();
-        let hands = Hands::new(host, &host.join("run/nri/nri.sock"));
+        let executor = SystemExecutor::new(host, &host.join("run/nri/nri.sock"));
         let node = Self {
-            hands,
+            executor,
             directory,
             runtime,
             _cri: cri,
@@ -98,21 +100,21 @@ impl Node {
         fs::read_to_string(self.host().join(path)).unwrap()
     }
 
-    fn facts(&self, program: &str) -> Facts {
-        Facts::collect(self.host(), &self.socket(), program.into()).unwrap()
+    fn facts(&self, program: &str) -> InstallFacts {
+        InstallFacts::collect(self.host(), &self.socket(), program.into()).unwrap()
     }
 
-    fn plan(&self, program: &str, mode: Mode) -> Plan {
-        self.facts(program).plan(mode).unwrap()
+    fn plan(&self, program: &str, mode: InstallMode) -> Plan {
+        self.facts(program).plan_installation(mode).unwrap()
     }
 
-    fn carry_out(&mut self, plan: &Plan) -> Result<(), Failed> {
-        plan.carry_out(self, |_| {})
+    fn execute(&mut self, plan: &Plan) -> Result<(), PlanFailure> {
+        plan.execute(self, |_| {})
     }
 
-    fn install(&mut self, program: &str, mode: Mode) {
+    fn install(&mut self, program: &str, mode: InstallMode) {
         let plan = self.plan(program, mode);
-        self.carry_out(&plan).unwrap();
+        self.execute(&plan).unwrap();
     }
 
     /// Returns the path that the kernel reports for a program of the node. The kernel resolves
@@ -159,7 +161,7 @@ impl Node {
         if self.process().is_some_and(|program| program.starts_with(LAUNCHED)) {
             self.set_process(None);
         }
-        if self.hands.act(&Action::CheckNri(self.runtime, None)).is_err() {
+        if self.executor.execute(&Action::CheckNri(self.runtime, None)).is_err() {
             return;
         }
         let config =
@@ -231,8 +233,8 @@ impl Node {
     }
 }
 
-impl Act for Node {
-    fn act(&mut self, action: &Action) -> Result<Vec<PutBack>, String> {
+impl Executor for Node {
+    fn execute(&mut self, action: &Action) -> Result<Vec<PathState>, String> {
         let fails = self.fails.filter(|(at, _)| *at == self.calls.len());
         self.calls.push(action.to_string());
         if let Some((_, false)) = fails {
@@ -241,7 +243,7 @@ impl Act for Node {
         let mut before = Vec::new();
         match action {
             Action::Systemctl(words) => self.systemctl(words),
-            Action::End(program) => {
+            Action::Terminate(program) => {
                 let program = program.replace("/var/opt/", "/opt/");
                 assert!(
                     self.process()
@@ -267,7 +269,7 @@ impl Act for Node {
                 self.put("run/plimsoll/restored", "");
             }
             Action::Write { path, .. } => {
-                before = self.hands.act(action)?;
+                before = self.executor.execute(action)?;
                 // The kernel appends this text to the path of a running program whose file was
                 // replaced.
                 if self.process().as_ref() == Some(path) {
@@ -275,7 +277,7 @@ impl Act for Node {
                 }
             }
             Action::AwaitSynchronized => assert!(self.process().is_some()),
-            other => before = self.hands.act(other)?,
+            other => before = self.executor.execute(other)?,
         }
         match fails {
             Some(_) => Err("injected".to_owned()),
@@ -283,8 +285,8 @@ impl Act for Node {
         }
     }
 
-    fn put_back(&mut self, what: PutBack) -> Result<(), String> {
-        self.hands.put_back(what)
+    fn restore_path(&mut self, what: PathState) -> Result<(), String> {
+        self.executor.restore_path(what)
     }
 
     fn is_interrupted(&self) -> bool {
@@ -295,7 +297,7 @@ impl Act for Node {
 #[test]
 fn nri_is_switched_on_beside_the_operators_file_which_stays() {
     let mut node = Node::new(OFF);
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     assert_eq!(node.text("etc/containerd/config.toml"), OFF);
     let drop_in = node.text("etc/systemd/system/containerd.service.d/zz-plimsoll.conf");
     let command = "\n[Service]\nExecStart=\nExecStart=/usr/bin/containerd --log-level warn --config /etc/containerd/plimsoll/config.toml\n";
@@ -320,32 +322,32 @@ fn nri_is_switched_on_beside_the_operators_file_which_stays() {
 fn a_directory_that_is_imported_anyway_gets_the_switch() {
     let config = "version = 2\nimports = ['conf.d/*.toml']\ndisabled_plugins = []\n";
     let mut node = Node::new(&format!("{config}{}", OFF.replace("version = 2\n", "")));
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     let switch: toml::Table = node.text("etc/containerd/conf.d/zz-plimsoll.toml").parse().unwrap();
     assert_eq!(switch, OFF.replace("true", "false").parse().unwrap());
     assert!(!node.host().join("etc/systemd/system/containerd.service.d").exists());
     assert!(node.nri.is_some());
-    let plan = node.facts("").removal().unwrap();
-    node.carry_out(&plan).unwrap();
+    let plan = node.facts("").plan_removal().unwrap();
+    node.execute(&plan).unwrap();
     assert!(!node.host().join("etc/containerd/conf.d").exists());
 }
 
 #[test]
 fn a_configuration_that_comes_later_counts_too() {
     let mut node = Node::of_runtime("containerd");
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     assert!(node.nri.is_some());
     let config: toml::Table = node.text("etc/containerd/plimsoll/config.toml").parse().unwrap();
     // Go's filepath.Glob accepts this pattern. Without a `*`, containerd would take it as a file
     // name.
     let expected = "version = 2\nimports = ['/etc/containerd/config.tom[*l]', '/etc/containerd/plimsoll/nri.toml']";
     assert_eq!(config, expected.parse().unwrap());
-    assert!(!node.plan("new", Mode::Launched).to_string().contains("/plugins-of-mine/"));
+    assert!(!node.plan("new", InstallMode::Launched).to_string().contains("/plugins-of-mine/"));
     node.put("etc/containerd/config.toml.old", &format!("{OFF}plugin_path = '/old'\n"));
     node.put("etc/containerd/config.toml", &format!("{OFF}plugin_path = '/plugins-of-mine'\n"));
-    let plan = node.plan("new", Mode::Launched).to_string();
+    let plan = node.plan("new", InstallMode::Launched).to_string();
     assert!(plan.contains("write /plugins-of-mine/90-plimsoll"), "{plan}");
-    assert_eq!(node.plan("new", Mode::External).steps, [], "the switch counts more");
+    assert_eq!(node.plan("new", InstallMode::External).steps, [], "the switch counts more");
 }
 
 #[test]
@@ -354,7 +356,7 @@ fn the_drop_in_counts_more_than_the_operators() {
     let command =
         "[Service]\nExecStart=\nExecStart=/opt/containerd -config=/etc/containerd/config.toml\n";
     node.put("etc/systemd/system/containerd.service.d/override.conf", command);
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     let drop_in = node.text("etc/systemd/system/containerd.service.d/zz-plimsoll.conf");
     assert!(
         drop_in.ends_with(
@@ -369,7 +371,7 @@ fn the_drop_in_counts_more_than_the_operators() {
 fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
     let mut node = Node::new(OFF);
     let plan = node.facts("").plan_nri().unwrap();
-    node.carry_out(&plan).unwrap();
+    node.execute(&plan).unwrap();
     assert!(node.nri.is_some());
     assert_eq!(node.text("etc/containerd/config.toml"), OFF);
     let commands: Vec<_> = node.calls.iter().filter(|call| call.starts_with("systemctl")).collect();
@@ -394,7 +396,10 @@ fn nri_alone_is_not_switched_on_where_nobody_could_connect() {
     ] {
         for config in [ON, OFF] {
             let refused = refusal(&Node::new(&format!("{config}{key}\n")));
-            assert!(refused.contains(found) && refused.contains("change that"), "{refused}");
+            assert!(
+                refused.contains(found) && refused.contains("change this setting"),
+                "{refused}"
+            );
         }
     }
     let node = Node::of_runtime("crio");
@@ -402,7 +407,7 @@ fn nri_alone_is_not_switched_on_where_nobody_could_connect() {
     let refused = refusal(&node);
     assert_eq!(
         refused,
-        "CRI-O 1.25.3 has no NRI: upgrade it to 1.30.0 or newer, and call this again"
+        "CRI-O 1.25.3 has no NRI: upgrade it to 1.30.0 or newer, and call the command again"
     );
 }
 
@@ -422,7 +427,7 @@ fn from_a_container_it_works_on_what_the_first_process_sees() {
     let without = said("");
     assert!(without.contains("expected containerd or CRI-O to run here"), "{without}");
     let from_container = said("--from-container");
-    assert!(from_container.contains("expected systemd to run here"), "{from_container}");
+    assert!(from_container.contains("systemd does not run here"), "{from_container}");
 }
 
 #[test]
@@ -432,19 +437,19 @@ fn crio_gets_a_drop_in() {
     node.put("etc/crio/crio.conf.d/crio.conf", "[crio.nri]\nenable_nri = false\n");
     // Another runtime, which does not run, has left this file.
     node.put("etc/containerd/config.toml", OFF);
-    node.install("new", Mode::Launched);
+    node.install("new", InstallMode::Launched);
     let switch: toml::Table = node.text("etc/crio/crio.conf.d/zz-plimsoll.conf").parse().unwrap();
     assert_eq!(switch, "[crio.nri]\nenable_nri = true".parse().unwrap());
     assert_eq!(node.process().as_deref(), Some(LAUNCHED));
-    let plan = node.facts("").removal().unwrap();
-    node.carry_out(&plan).unwrap();
+    let plan = node.facts("").plan_removal().unwrap();
+    node.execute(&plan).unwrap();
     assert!(!node.host().join("etc/crio/crio.conf.d/zz-plimsoll.conf").exists());
     assert!(node.nri.is_none());
 }
 
 #[test]
 fn a_second_time_there_is_nothing_to_do_and_a_changed_configuration_stays() {
-    for mode in [Mode::External, Mode::Launched] {
+    for mode in [InstallMode::External, InstallMode::Launched] {
         for config in [OFF, ON] {
             let mut node = Node::new(config);
             node.put(CONFIG, "memoryThrottlingFactor: 0.5\n");
@@ -458,20 +463,20 @@ fn a_second_time_there_is_nothing_to_do_and_a_changed_configuration_stays() {
 #[test]
 fn an_upgrade_restarts_nothing_but_the_plugin() {
     let mut node = Node::new(ON);
-    node.install("old", Mode::External);
+    node.install("old", InstallMode::External);
     node.calls.clear();
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     assert_eq!(node.calls, [format!("write {PROGRAM}"), "systemctl restart plimsoll".to_owned()]);
     // The previous upgrade was interrupted before it restarted the plugin.
     node.set_process(Some(&format!("{PROGRAM} (deleted)")));
     node.calls.clear();
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     assert_eq!(node.calls, ["systemctl restart plimsoll"]);
 
     let mut node = Node::new(ON);
-    node.install("old", Mode::Launched);
+    node.install("old", InstallMode::Launched);
     node.calls.clear();
-    node.install("new", Mode::Launched);
+    node.install("new", InstallMode::Launched);
     let writes = [PROGRAM, LAUNCHED].map(|path| format!("write {path}"));
     assert_eq!(node.calls[..2], writes);
     let waits = [format!("wait for {LAUNCHED} to run"), SYNCHRONIZED.to_owned()];
@@ -484,14 +489,14 @@ fn an_upgrade_restarts_nothing_but_the_plugin() {
 #[test]
 fn whoever_starts_it_there_is_never_more_than_one() {
     let mut node = Node::new(ON);
-    node.install("new", Mode::External);
-    node.install("new", Mode::Launched);
+    node.install("new", InstallMode::External);
+    node.install("new", InstallMode::Launched);
     assert_eq!(node.process().as_deref(), Some(LAUNCHED));
     assert!(!node.host().join(UNIT).exists());
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     assert_eq!(node.process().as_deref(), Some(PROGRAM));
     assert!(!node.host().join(&LAUNCHED[1..]).exists());
-    assert_eq!(node.plan("new", Mode::External).steps, []);
+    assert_eq!(node.plan("new", InstallMode::External).steps, []);
 }
 
 #[test]
@@ -513,14 +518,14 @@ fn of_programs_that_the_runtime_would_launch_one_is_left() {
             node
         };
         let mut node = prepare();
-        node.install("new", Mode::Launched);
+        node.install("new", InstallMode::Launched);
         assert_eq!(plugins(&node), ["10-other", "90-plimsoll"]);
         assert_eq!(
             (node.process().as_deref(), &*node.text(&LAUNCHED[1..])),
             (Some(LAUNCHED), "new")
         );
-        assert_eq!(node.plan("new", Mode::Launched).steps, []);
-        each_step_may_fail(prepare, |node| node.plan("new", Mode::Launched));
+        assert_eq!(node.plan("new", InstallMode::Launched).steps, []);
+        each_step_may_fail(prepare, |node| node.plan("new", InstallMode::Launched));
     }
     // The plan replaces the program that runs, and removes the other one.
     let node = Node::new(ON);
@@ -528,16 +533,19 @@ fn of_programs_that_the_runtime_would_launch_one_is_left() {
         node.put(&format!("opt/nri/plugins/{name}"), "by hand");
     }
     node.set_process(Some("/opt/nri/plugins/95-plimsoll"));
-    let plan = node.plan("new", Mode::Launched).to_string();
+    let plan = node.plan("new", InstallMode::Launched).to_string();
     assert!(plan.contains("remove /opt/nri/plugins/90-plimsoll"), "{plan}");
     assert!(plan.contains("replace the running /opt/nri/plugins/95-plimsoll"), "{plan}");
 }
 
 #[test]
 fn uninstalling_leaves_what_was_there_before() {
-    for (mode, config) in
-        [(Mode::External, OFF), (Mode::Launched, OFF), (Mode::External, ON), (Mode::Launched, ON)]
-    {
+    for (mode, config) in [
+        (InstallMode::External, OFF),
+        (InstallMode::Launched, OFF),
+        (InstallMode::External, ON),
+        (InstallMode::Launched, ON),
+    ] {
         let mut node = Node::new(config);
         node.put("etc/nri/conf.d/10-other.conf", "");
         let before = node.state();
@@ -545,12 +553,12 @@ fn uninstalling_leaves_what_was_there_before() {
         node.put(CONFIG, "memoryThrottlingFactor: 0.5\n");
         node.put("etc/systemd/system/plimsoll.service.d/override.conf", "[Service]\n");
         node.put("run/plimsoll/restored", "");
-        let plan = node.facts("").removal().unwrap();
+        let plan = node.facts("").plan_removal().unwrap();
         let shown = plan.to_string();
-        assert!(shown.contains("keep a copy") && shown.contains("settings of your own"), "{shown}");
-        node.carry_out(&plan).unwrap();
+        assert!(shown.contains("keep a copy") && shown.contains("your own settings"), "{shown}");
+        node.execute(&plan).unwrap();
         assert_eq!(node.state(), before, "{mode:?}");
-        assert_eq!(node.facts("").removal().unwrap(), Plan::default());
+        assert_eq!(node.facts("").plan_removal().unwrap(), Plan::default());
     }
 }
 
@@ -570,9 +578,9 @@ fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Pla
             let before = node.state();
             node.calls.clear();
             node.fails = Some((at, is_done));
-            let failed = node.carry_out(&plan).unwrap_err().to_string();
+            let failed = node.execute(&plan).unwrap_err().to_string();
             let step = &plan.steps[at].action;
-            assert_eq!(failed, format!("cannot {step}: injected; all before it was undone"));
+            assert_eq!(failed, format!("cannot {step}: injected; all earlier steps were undone"));
             assert_eq!(node.state(), before, "{step}, done: {is_done}: {:?}", node.calls);
             let again = plan_of(&node).steps;
             assert_eq!(again, plan.steps, "it may be tried again");
@@ -588,20 +596,36 @@ fn when_any_step_fails_all_before_it_is_undone() {
         node.install("old", mode);
         node
     };
-    let fresh = each_step_may_fail(|| Node::new(OFF), |node| node.plan("new", Mode::External));
+    let fresh =
+        each_step_may_fail(|| Node::new(OFF), |node| node.plan("new", InstallMode::External));
     assert!(fresh >= 11, "{fresh}");
-    each_step_may_fail(|| Node::new(OFF), |node| node.plan("new", Mode::Launched));
+    each_step_may_fail(|| Node::new(OFF), |node| node.plan("new", InstallMode::Launched));
     let upgraded = || {
-        let node = installed(ON, Mode::External);
+        let node = installed(ON, InstallMode::External);
         node.put(UNIT, "of an older version");
         node
     };
-    each_step_may_fail(upgraded, |node| node.plan("new", Mode::External));
-    each_step_may_fail(|| installed(ON, Mode::Launched), |node| node.plan("new", Mode::Launched));
-    each_step_may_fail(|| installed(ON, Mode::External), |node| node.plan("new", Mode::Launched));
-    each_step_may_fail(|| installed(ON, Mode::Launched), |node| node.plan("new", Mode::External));
-    each_step_may_fail(|| installed(OFF, Mode::External), |node| node.facts("").removal().unwrap());
-    each_step_may_fail(|| installed(OFF, Mode::Launched), |node| node.facts("").removal().unwrap());
+    each_step_may_fail(upgraded, |node| node.plan("new", InstallMode::External));
+    each_step_may_fail(
+        || installed(ON, InstallMode::Launched),
+        |node| node.plan("new", InstallMode::Launched),
+    );
+    each_step_may_fail(
+        || installed(ON, InstallMode::External),
+        |node| node.plan("new", InstallMode::Launched),
+    );
+    each_step_may_fail(
+        || installed(ON, InstallMode::Launched),
+        |node| node.plan("new", InstallMode::External),
+    );
+    each_step_may_fail(
+        || installed(OFF, InstallMode::External),
+        |node| node.facts("").plan_removal().unwrap(),
+    );
+    each_step_may_fail(
+        || installed(OFF, InstallMode::Launched),
+        |node| node.facts("").plan_removal().unwrap(),
+    );
 }
 
 #[test]
@@ -611,18 +635,18 @@ fn where_opt_is_a_symbolic_link_the_program_there_is_known_all_the_same() {
     fs::create_dir_all(node.host().join("var/opt")).unwrap();
     symlink("var/opt", node.host().join("opt")).unwrap();
     let before = node.state();
-    node.install("old", Mode::Launched);
+    node.install("old", InstallMode::Launched);
     assert_eq!(
         fs::read_link(node.host().join("proc/7/exe")).unwrap(),
         Path::new("/var/opt/nri/plugins/90-plimsoll")
     );
-    assert_eq!(node.plan("old", Mode::Launched).steps, []);
-    node.install("new", Mode::Launched);
+    assert_eq!(node.plan("old", InstallMode::Launched).steps, []);
+    node.install("new", InstallMode::Launched);
     assert_eq!(node.text(&LAUNCHED[1..]), "new");
-    node.install("new", Mode::External);
-    node.install("new", Mode::Launched);
-    let plan = node.facts("").removal().unwrap();
-    node.carry_out(&plan).unwrap();
+    node.install("new", InstallMode::External);
+    node.install("new", InstallMode::Launched);
+    let plan = node.facts("").plan_removal().unwrap();
+    node.execute(&plan).unwrap();
     assert_eq!(node.state(), before);
 }
 
@@ -631,8 +655,8 @@ fn the_plugin_is_waited_for_until_it_says_that_it_is_synchronized() {
     let host = tempfile::tempdir().unwrap();
     fs::create_dir_all(host.path().join("run/plimsoll")).unwrap();
     let socket = UnixListener::bind(host.path().join("run/plimsoll/plimsoll.sock")).unwrap();
-    let mut hands = Hands::new(host.path(), &host.path().join("run/nri/nri.sock"));
-    let waits = thread::spawn(move || hands.act(&Action::AwaitSynchronized).map(drop));
+    let mut executor = SystemExecutor::new(host.path(), &host.path().join("run/nri/nri.sock"));
+    let waits = thread::spawn(move || executor.execute(&Action::AwaitSynchronized).map(drop));
     for is_synchronized in [false, false, true] {
         assert!(!waits.is_finished());
         let (mut asker, _) = socket.accept().unwrap();
@@ -658,11 +682,11 @@ fn the_plugin_is_waited_for_until_it_says_that_it_is_synchronized() {
 fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
     for alone in ["disable_connections = true\n", "socket_path = '/run/other.sock'\n"] {
         let mut node = Node::new(&format!("{ON}{alone}"));
-        node.install("old", Mode::Launched);
+        node.install("old", InstallMode::Launched);
         assert_eq!(node.process().as_deref(), Some(LAUNCHED));
-        assert_eq!(node.plan("old", Mode::Launched).steps, []);
+        assert_eq!(node.plan("old", InstallMode::Launched).steps, []);
         node.calls.clear();
-        node.install("new", Mode::Launched);
+        node.install("new", InstallMode::Launched);
         let runs = format!("wait for {LAUNCHED} to run");
         assert_eq!(
             node.calls[2..],
@@ -670,17 +694,17 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
         );
         let upgrade = || {
             let mut node = Node::new(&format!("{ON}{alone}"));
-            node.install("old", Mode::Launched);
+            node.install("old", InstallMode::Launched);
             node
         };
-        each_step_may_fail(upgrade, |node| node.plan("new", Mode::Launched));
-        let plan = node.facts("").removal().unwrap();
-        node.carry_out(&plan).unwrap();
+        each_step_may_fail(upgrade, |node| node.plan("new", InstallMode::Launched));
+        let plan = node.facts("").plan_removal().unwrap();
+        node.execute(&plan).unwrap();
     }
     // A program that is replaced in place would not find its configuration in this directory.
     let mut node = Node::new(&format!("{ON}plugin_config_path = '/etc/plugins'\n"));
-    node.install("old", Mode::Launched);
-    let steps = node.plan("new", Mode::Launched).to_string();
+    node.install("old", InstallMode::Launched);
+    let steps = node.plan("new", InstallMode::Launched).to_string();
     assert!(
         steps.contains("systemctl restart containerd") && !steps.contains("replace the running"),
         "{steps}"
@@ -690,67 +714,72 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
 #[test]
 fn a_new_program_that_ends_at_its_start_is_taken_back() {
     let mut node = Node::new(ON);
-    node.install("old", Mode::Launched);
+    node.install("old", InstallMode::Launched);
     let before = node.state();
-    let plan = node.plan("broken", Mode::Launched);
+    let plan = node.plan("broken", InstallMode::Launched);
     // Make the wait for the program fail at once, because the program has already ended.
     node.fails = Some((node.calls.len() + plan.steps.len() - 2, false));
-    let failed = node.carry_out(&plan).unwrap_err().to_string();
+    let failed = node.execute(&plan).unwrap_err().to_string();
     assert_eq!(node.state(), before, "{failed}: {:?}", node.calls);
-    assert_eq!(node.plan("old", Mode::Launched).steps, []);
+    assert_eq!(node.plan("old", InstallMode::Launched).steps, []);
 }
 
 #[test]
 fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
     let mut node = Node::new(OFF);
-    let plan = node.plan("new", Mode::External);
+    let plan = node.plan("new", InstallMode::External);
     let last = plan.steps.len() - 1;
     assert!(matches!(plan.steps[last].action, Action::Systemctl(_)));
     // The last step fails, and so does the restore in its undo.
     node.fails = Some((last, true));
     node.restores = false;
-    let failed = node.carry_out(&plan).unwrap_err().to_string();
+    let failed = node.execute(&plan).unwrap_err().to_string();
+    assert!(failed.contains("restore the original values of all cgroups: injected"), "{failed}");
     assert!(
-        failed.contains("give every container and cgroup back what it had: injected"),
+        failed.contains("remove /run/plimsoll: kept, because the plugin still needs it"),
         "{failed}"
     );
-    assert!(failed.contains("remove /run/plimsoll: it is still needed"), "{failed}");
     assert!(node.host().join("run/plimsoll/originals").exists());
 }
 
 #[test]
 fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
-    let refusal =
-        |config: &str, mode| Node::new(config).facts("new").plan(mode).unwrap_err().to_string();
-    let disabled =
-        refusal("version = 2\ndisabled_plugins = ['io.containerd.nri.v1.nri']\n", Mode::External);
+    let refusal = |config: &str, mode| {
+        Node::new(config).facts("new").plan_installation(mode).unwrap_err().to_string()
+    };
+    let disabled = refusal(
+        "version = 2\ndisabled_plugins = ['io.containerd.nri.v1.nri']\n",
+        InstallMode::External,
+    );
     assert!(
-        disabled.contains("disabled_plugins") && disabled.contains("take it out"),
+        disabled.contains("disabled_plugins") && disabled.contains("remove the entry"),
         "{disabled}"
     );
-    let old = refusal(&OFF.replace("version = 2\n", ""), Mode::External);
+    let old = refusal(&OFF.replace("version = 2\n", ""), InstallMode::External);
     assert!(old.contains("containerd config migrate"), "{old}");
-    let alone = refusal(&format!("{ON}disable_connections = true\n"), Mode::External);
+    let alone = refusal(&format!("{ON}disable_connections = true\n"), InstallMode::External);
     assert!(alone.contains("--mode launched"), "{alone}");
     assert!(
         Node::new(&format!("{ON}disable_connections = true\n"))
             .facts("new")
-            .plan(Mode::Launched)
+            .plan_installation(InstallMode::Launched)
             .is_ok()
     );
-    let elsewhere = refusal(&format!("{ON}socket_path = '/run/other.sock'\n"), Mode::External);
+    let elsewhere =
+        refusal(&format!("{ON}socket_path = '/run/other.sock'\n"), InstallMode::External);
     assert!(elsewhere.contains("/run/other.sock"), "{elsewhere}");
     let node = Node::new(OFF);
     node.put(
         "usr/lib/systemd/system/containerd.service",
         "[Service]\nExecStart=/usr/bin/containerd $OPTIONS\n",
     );
-    let unknown = node.facts("new").plan(Mode::External).unwrap_err().to_string();
+    let unknown =
+        node.facts("new").plan_installation(InstallMode::External).unwrap_err().to_string();
     assert!(unknown.contains("cannot tell which configuration"), "{unknown}");
 
     let node = Node::new(ON);
     node.set_process(Some("/home/me/plimsoll"));
-    let own = node.facts("new").plan(Mode::External).unwrap_err().to_string();
+    let own = node.facts("new").plan_installation(InstallMode::External).unwrap_err().to_string();
     assert!(own.contains("process 7") && own.contains("/home/me/plimsoll"), "{own}");
     // The program of a DaemonSet may have the path of an installed program, and holds the node's
     // lock.
@@ -758,13 +787,16 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
     for program in ["/usr/bin/plimsoll", PROGRAM] {
         node.set_process(Some(program));
         node.put("proc/7/cgroup", pod);
-        for refusal in [node.facts("new").plan(Mode::External), node.facts("new").removal()] {
+        for refusal in [
+            node.facts("new").plan_installation(InstallMode::External),
+            node.facts("new").plan_removal(),
+        ] {
             assert!(refusal.unwrap_err().to_string().contains("remove the DaemonSet"));
         }
     }
 
     let collect = |node: &Node| {
-        Facts::collect(node.host(), &node.socket(), Vec::new()).unwrap_err().to_string()
+        InstallFacts::collect(node.host(), &node.socket(), Vec::new()).unwrap_err().to_string()
     };
     for (path, advice) in
         [(UNIT, "systemctl unmask plimsoll"), (&LAUNCHED[1..], "expected a regular file")]
@@ -778,7 +810,7 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
 
     let bare = tempfile::tempdir().unwrap();
     let collect = || {
-        Facts::collect(bare.path(), &bare.path().join("nri.sock"), Vec::new())
+        InstallFacts::collect(bare.path(), &bare.path().join("nri.sock"), Vec::new())
             .unwrap_err()
             .to_string()
     };
@@ -801,15 +833,15 @@ fn what_came_with_a_package_is_used_and_stays() {
     node.put(own, "[Service]\n");
     node.put(CONFIG, "logLevel: debug\n");
     let before = node.state();
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     assert!(!node.host().join(&PROGRAM[1..]).exists());
-    let newer = node.plan("newer", Mode::External);
+    let newer = node.plan("newer", InstallMode::External);
     assert_eq!(newer.steps, []);
-    assert!(newer.to_string().contains("upgrade them by the"), "{newer}");
-    node.install("new", Mode::Launched);
-    let plan = node.facts("").removal().unwrap();
-    assert!(plan.to_string().contains("what came with a package stays"), "{plan}");
-    node.carry_out(&plan).unwrap();
+    assert!(newer.to_string().contains("upgrade it with the"), "{newer}");
+    node.install("new", InstallMode::Launched);
+    let plan = node.facts("").plan_removal().unwrap();
+    assert!(plan.to_string().contains("files of a package stay"), "{plan}");
+    node.execute(&plan).unwrap();
     assert_eq!(node.state(), before);
 }
 
@@ -823,34 +855,37 @@ fn the_link_that_a_removed_package_leaves_is_in_nobodys_way() {
         node.restart_runtime();
         node
     };
-    for mode in [Mode::External, Mode::Launched] {
+    for mode in [InstallMode::External, InstallMode::Launched] {
         let mut node = left();
         node.install("new", mode);
-        assert_eq!(node.host().join(enabled).symlink_metadata().is_ok(), mode == Mode::External);
-        let plan = node.facts("").removal().unwrap();
-        node.carry_out(&plan).unwrap();
+        assert_eq!(
+            node.host().join(enabled).symlink_metadata().is_ok(),
+            mode == InstallMode::External
+        );
+        let plan = node.facts("").plan_removal().unwrap();
+        node.execute(&plan).unwrap();
         assert!(node.host().join(enabled).symlink_metadata().is_err(), "{mode:?}");
     }
     let mut node = left();
-    let plan = node.facts("").removal().unwrap();
-    node.carry_out(&plan).unwrap();
+    let plan = node.facts("").plan_removal().unwrap();
+    node.execute(&plan).unwrap();
     assert!(node.host().join(enabled).symlink_metadata().is_err());
-    each_step_may_fail(left, |node| node.plan("new", Mode::Launched));
-    each_step_may_fail(left, |node| node.facts("").removal().unwrap());
+    each_step_may_fail(left, |node| node.plan("new", InstallMode::Launched));
+    each_step_may_fail(left, |node| node.facts("").plan_removal().unwrap());
 }
 
 #[test]
 fn what_was_installed_before_a_package_came_is_upgraded_and_removed() {
     let mut node = Node::new(ON);
-    node.install("old", Mode::External);
+    node.install("old", InstallMode::External);
     node.put(
         "usr/lib/systemd/system/plimsoll.service",
         "[Service]\nExecStart=/usr/bin/plimsoll run\n",
     );
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     assert_eq!(node.text(&PROGRAM[1..]), "new");
-    let plan = node.facts("").removal().unwrap();
-    node.carry_out(&plan).unwrap();
+    let plan = node.facts("").plan_removal().unwrap();
+    node.execute(&plan).unwrap();
     assert!(!node.host().join(&PROGRAM[1..]).exists() && !node.host().join(UNIT).exists());
     assert!(node.host().join(CONFIG).exists());
 }
@@ -885,7 +920,7 @@ fn the_purge_of_the_package_leaves_the_link_of_another_installation() {
     let (called, _) = maintain(&node, "postrm", "purge");
     assert_eq!(called, "deb-systemd-helper purge plimsoll.service\n");
     let mut node = Node::new(ON);
-    node.install("new", Mode::External);
+    node.install("new", InstallMode::External);
     let (called, _) = maintain(&node, "postrm", "purge");
     assert_eq!(called, "");
 }
@@ -962,16 +997,16 @@ fn able() -> Node {
 
 #[test]
 fn who_is_interrupted_between_steps_takes_back_what_was_done_and_no_more() {
-    let steps = Node::new(OFF).plan("new", Mode::External).steps.len();
+    let steps = Node::new(OFF).plan("new", InstallMode::External).steps.len();
     for at in 0..steps {
         let mut node = Node::new(OFF);
-        let plan = node.plan("new", Mode::External);
+        let plan = node.plan("new", InstallMode::External);
         let before = node.state();
         node.interrupted = Some(at);
-        let failed = node.carry_out(&plan).unwrap_err().to_string();
+        let failed = node.execute(&plan).unwrap_err().to_string();
         assert_eq!(
             failed,
-            format!("cannot {}: interrupted; all before it was undone", plan.steps[at].action)
+            format!("cannot {}: interrupted; all earlier steps were undone", plan.steps[at].action)
         );
         assert_eq!(node.state(), before);
         let restarts =
@@ -1021,7 +1056,7 @@ fn who_is_interrupted_while_waiting_takes_all_back() {
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert_eq!(stderr, format!("cannot {step}: interrupted; all before it was undone\n"));
+        assert_eq!(stderr, format!("cannot {step}: interrupted; all earlier steps were undone\n"));
         assert_eq!(
             node.text("bin/systemctl.called"),
             "daemon-reload\nrestart containerd\n".repeat(2)
@@ -1048,6 +1083,37 @@ fn without_a_word_of_consent_nothing_is_changed() {
         ),
         "{stdout}{stderr}"
     );
-    assert!(stdout.ends_with("nothing was changed: say --yes to have it done\n"), "{stdout}");
+    assert!(
+        stdout.ends_with("nothing was changed: call the command with --yes to execute the steps\n"),
+        "{stdout}"
+    );
     assert_eq!(node.state(), before);
+}
+
+#[test]
+fn an_undo_goes_on_after_its_terminal_is_gone() {
+    let node = able();
+    // Every call prints to standard error first, and counts only if it can print. The first restart
+    // of the runtime hangs until the user interrupts.
+    let script = "#!/bin/sh\necho note >&2 || exit 1\necho \"$*\" >>$0.called\n\
+                  test \"$*\" != 'restart containerd' || test -e $0.again || \
+                  { touch $0.again; exec sleep 60; }\n";
+    node.put("bin/systemctl", script);
+    node.put("bin/systemctl.called", "");
+    fs::set_permissions(node.host().join("bin/systemctl"), fs::Permissions::from_mode(0o755))
+        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.args(["install", "--yes", "--host"]).arg(node.host());
+    command.arg("--socket").arg(node.socket());
+    command.env("PATH", format!("{}/bin:/usr/bin:/bin", node.host().display()));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !node.host().join("bin/systemctl.again").exists() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(node.host().join(UNIT).exists());
+    drop(child.stderr.take());
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    child.wait().unwrap();
+    assert_eq!(node.text("bin/systemctl.called"), "daemon-reload\nrestart containerd\n".repeat(2));
+    assert!(!node.host().join(UNIT).exists());
 }

@@ -571,7 +571,7 @@ async fn a_changed_configmap_takes_effect_and_a_mistaken_one_does_not() {
     daemon.says("configuration changed").await;
     bring(&volume, "..2026_3", "nodeAllocatabel: 2Gi\n");
     fs::remove_dir_all(volume.join("..2026_2")).unwrap();
-    daemon.says("the configuration before stays in force").await;
+    daemon.says("the previous configuration stays in force").await;
     bring(&volume, "..2026_4", "nodeAllocatable: 1Gi\n");
     fs::remove_dir_all(volume.join("..2026_3")).unwrap();
     daemon.says("configuration changed").await;

@@ -375,7 +375,7 @@ async fn status_shows_what_would_be() {
 
     let (text, _) = plimsoll(&node, &["status"]).await;
     for part in [
-        "observe mode: nothing is set, raised or refused",
+        "observe mode: the plugin sets, raises and refuses nothing",
         "1 containers would be throttled now, 1 limit decreases would have been refused",
         "all pods together might use 7Gi (nodeGuard)",
         "64Mi!=0",
@@ -567,7 +567,7 @@ async fn too_many_repairs_apply_the_brake() {
     let (text, _) = plimsoll(&node, &["status"]).await;
     assert!(
         text.contains(
-            "brake applied after 2 repairs within 10m: nothing is set, until 'plimsoll reset-brake'"
+            "brake applied after 2 repairs within 10m: the plugin sets no values until 'plimsoll reset-brake'"
         ),
         "{text}"
     );
@@ -583,7 +583,7 @@ async fn too_many_repairs_apply_the_brake() {
 
     assert_eq!(
         plimsoll(&node, &["reset-brake"]).await,
-        ("reset: plimsoll acts again, where it runs\n".to_owned(), 0)
+        ("the brake was reset: a running plugin sets values again\n".to_owned(), 0)
     );
     daemon.says("the brake was reset").await;
     runtime.serve_update(&[&pod]).await;
@@ -718,7 +718,7 @@ async fn the_brake_stays_applied_without_its_record() {
     daemon.says("configuration changed").await;
     assert_eq!(
         plimsoll(&node, &["reset-brake"]).await,
-        ("reset: plimsoll acts again, where it runs\n".to_owned(), 0)
+        ("the brake was reset: a running plugin sets values again\n".to_owned(), 0)
     );
     daemon.says("the brake was reset").await;
     assert_eq!(status_json(&node).await["node"]["mode"], "enforce");

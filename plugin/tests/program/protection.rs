@@ -769,6 +769,27 @@ fn below(mut pod: Pod, root: &str) -> Pod {
 }
 
 #[tokio::test]
+async fn restore_fails_where_the_plugin_does_not_answer() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
+    // The kernel accepts the connection, but this plugin hangs.
+    let socket = node.path("host/run/plimsoll/plimsoll.sock");
+    let hangs = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("a running plugin may set values again"), "{said}");
+    assert!(said.contains("no answer within 10s") && said.contains("restart it"), "{said}");
+    for claim in ["nothing had to be changed", "sets no values until"] {
+        assert!(!said.contains(claim), "{said}");
+    }
+    // The process has ended, and has left its socket.
+    drop(hangs);
+    assert!(socket.exists());
+    let (code, said) = restore(&node, &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test]
 async fn restore_finds_containers_below_a_cgroup_root() {
     let (node, mut daemon, runtime) = start().await;
     // Remove the kubepods that `start` has made at the top. It would look like a leftover of
@@ -827,7 +848,7 @@ async fn restore_fails_where_it_could_not_look() {
     std::os::unix::fs::symlink(&elsewhere, &pod_cgroup).unwrap();
     let (code, said) = restore_without_containers(&node).await;
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("could not look at all that plimsoll has changed"), "{said}");
+    assert!(said.contains("could not check all changed cgroups"), "{said}");
     assert!(said.contains(&pod.cgroup()), "{said}");
     assert!(!said.contains("nothing had to be changed"), "{said}");
 }
@@ -862,7 +883,7 @@ async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     assert_eq!(code, Some(1), "{said}");
     assert!(
         said.contains(
-            "1 containers among it: the container runtime did not say whether they have ended"
+            "among them those of 1 containers: the container runtime did not report whether they have ended"
         ),
         "{said}"
     );
@@ -904,7 +925,8 @@ async fn restore_names_limits_that_stay_raised() {
     };
     let (_, (code, said)) = tokio::join!(serve, restore(&node, &[]));
     assert_eq!(code, Some(0), "{said}");
-    let stays = format!("stays, as lowering it could kill: /{} memory.max: ", pod.cgroup());
+    let stays =
+        format!("stays raised, because lowering it could kill: /{} memory.max: ", pod.cgroup());
     let raised = format!("{stays}{}, raised from {} for", 200 * MIB, 100 * MIB);
     assert!(said.contains(&raised), "{said}");
     let rescued = format!(

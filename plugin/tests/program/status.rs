@@ -137,7 +137,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         assert!(!text.contains("default/other"), "{text}");
     }
     let (text, code) = status(&node, &["nobody"]).await;
-    assert_eq!((code, text.trim()), (1, "no containers of a pod 'nobody' are known on this node"));
+    assert_eq!((code, text.trim()), (1, "found no containers of a pod 'nobody' on this node"));
 
     let text = node.metrics().await;
     for line in [

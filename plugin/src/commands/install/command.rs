@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::commands::doctor::{self, Mark};
-use crate::commands::install::{self, Facts, Hands, Mode, Plan};
+use crate::commands::install::facts::InstallFacts;
+use crate::commands::install::plan::{InstallMode, Plan, Refusal};
+use crate::commands::install::system::SystemExecutor;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -20,34 +22,44 @@ use crate::commands::{Failure, print};
 /// failure of the other checks.
 const NEEDED: [&str; 5] = ["cgroup-v2", "memory-controller", "kernel", "runtime", "configuration"];
 
-/// Who starts the plugin.
+/// The program that starts the plugin.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum By {
-    /// systemd: a service that connects to the runtime. It is restricted, watched, restarted, and upgraded by itself
+enum ModeArgument {
+    /// systemd starts the plugin as a service, which connects to the runtime. systemd restricts,
+    /// watches and restarts the service
     External,
-    /// The container runtime, with which it starts and ends. For a runtime that takes no connections of plugins
+    /// The container runtime starts and ends the plugin. For a runtime that accepts no connections
+    /// of plugins
     Launched,
 }
 
-/// Put the plugin on this node, or another version of it, and start it.
+/// Install or upgrade the plugin on this node, and start it.
 #[derive(Args)]
 #[command(
     long_about = "\
-Put this program on the node, as the plugin. Finds the container runtime (containerd or CRI-O) and its configuration, shows what \
-is to be done, and does it once you agree, or with --yes:
+Install this program as the plugin on the node.
 
-  - switch NRI on where it is off, as it is by default in containerd 1.7: by a file beside the operator's, which stays as it is
-  - the program in /usr/local/bin, the configuration /etc/nri/conf.d/90-plimsoll.conf unless there is one, and the systemd unit,
-    or with --mode launched the program in /opt/nri/plugins
-  - restart the runtime, only where it has to read something anew; containers go on
-  - start the plugin, and wait until it runs: the service until it is synchronized with the runtime
+The command finds the container runtime (containerd or CRI-O) and its configuration. The command
+prints the steps, and executes the steps after you agree, or with --yes:
 
-Then it runs the checks of plimsoll doctor. When a step fails or is interrupted, all before it is undone. Where nothing is left to do, nothing is \
-done, so call it as often as you like: with another --mode to change that, with a newer program to upgrade. An upgrade replaces \
-the file at once, and takes one reconnection, or a restart of a runtime that a launched plugin cannot come back to; containers \
-keep their values meanwhile. Where a package brought the program and the service, they stay the package's to upgrade.
+  - Switch NRI on if NRI is off, which is the default of containerd 1.7. The command adds a file,
+    and never changes your configuration of the runtime.
+  - Write the program /usr/local/bin/plimsoll and the systemd unit. With --mode launched, write the
+    program to /opt/nri/plugins instead of the unit.
+  - Write the configuration /etc/nri/conf.d/90-plimsoll.conf, unless there is a configuration.
+  - Restart the runtime, only if the runtime must read changed files. Containers keep running.
+  - Start the plugin, and wait until the plugin is synchronized with the runtime.
 
-Ends with 1 if something failed, if the node is not able to run the plugin, or if nobody agreed.",
+Then the command runs the checks of plimsoll doctor. If a step fails or you interrupt the command,
+the command undoes all earlier steps.
+
+You can call the command again at any time: a complete installation stays unchanged. Call the
+command with another --mode to change the mode, and call a newer program to upgrade. An upgrade
+replaces the program, and the plugin reconnects once. Some launched plugins cannot reconnect, so
+the upgrade restarts the runtime. Containers keep their values during an upgrade. If a package has
+installed the program and the service, upgrade them with the package manager.
+
+Exit code 1: a step failed, the node cannot run the plugin, or you did not agree.",
     after_long_help = "\
 Examples:
   plimsoll install
@@ -57,19 +69,21 @@ Examples:
   plimsoll install --nri-only"
 )]
 pub(crate) struct Install {
-    /// Do it without asking
+    /// Execute the steps without a question
     #[arg(long, short)]
     yes: bool,
 
-    /// Who starts the plugin
+    /// The program that starts the plugin
     #[arg(long, value_name = "MODE", value_enum, default_value = "external")]
-    mode: By,
+    mode: ModeArgument,
 
-    /// Only switch NRI on, and restart the runtime if it was off: for a plugin that comes in another way, such as a DaemonSet
+    /// Only switch NRI on, and restart the runtime if NRI was off. For a plugin that is installed
+    /// in another way, such as a DaemonSet
     #[arg(long, conflicts_with = "mode")]
     nri_only: bool,
 
-    /// Work from within a container, with the host's files and commands: it has to be privileged, and to share the host's processes
+    /// Run in a container, but use the host's files and commands. The container must be privileged
+    /// and share the host's process namespace
     #[arg(long, requires = "nri_only", conflicts_with = "host")]
     from_container: bool,
 
@@ -84,29 +98,34 @@ struct Node {
     #[arg(long, value_name = "PATH", default_value = nri::DEFAULT_SOCKET)]
     socket: PathBuf,
 
-    /// Where the node's file system is; its systemd is reached by the systemctl of this machine all the same
+    /// The root of the node's file system. The command always calls the systemctl of this machine
     #[arg(long, value_name = "DIR", default_value = "/")]
     host: PathBuf,
 }
 
-/// Give everything back what it had, and take the plugin off this node.
+/// Restore the original values, and remove the plugin from this node.
 #[derive(Args)]
 #[command(
     long_about = "\
-Take the plugin off the node. First everything gets back what it had, as by plimsoll restore; where that fails, nothing else is \
-done. Then the plugin is stopped, and all that plimsoll install has put there is removed: the configuration, too, also where it \
-was changed, and what switches NRI on, after which the runtime is restarted. Shows what is to be done, and does it once you agree, \
-or with --yes. When a step fails or is interrupted, all before it is undone.
+Remove the plugin from the node.
 
-Where there is a package of it, what that has put there stays for the package manager to remove, and so do the configuration and \
-your settings of the service.",
+The command first restores the original values of all cgroups, as plimsoll restore does. If this
+fails, the command changes nothing else. Then the command stops the plugin, and removes all files
+of plimsoll install: the program, the service, the configuration even if you changed it, and the
+files that switch NRI on. The command restarts the runtime if it has removed such a file.
+
+The command prints the steps, and executes the steps after you agree, or with --yes. If a step
+fails or you interrupt the command, the command undoes all earlier steps.
+
+Files of a package, the configuration and your own settings of the service stay if the plugin was
+installed from a package. The package manager removes them.",
     after_long_help = "\
 Examples:
   plimsoll uninstall
   plimsoll uninstall --yes"
 )]
 pub(crate) struct Uninstall {
-    /// Do it without asking
+    /// Execute the steps without a question
     #[arg(long, short)]
     yes: bool,
 
@@ -119,13 +138,13 @@ impl Install {
         check_root(&self.node.host)?;
         if self.from_container {
             move_to_host()
-                .context("cannot leave the container: expected it to be privileged")
+                .context("cannot enter the host's mount namespace: expected a privileged container")
                 .map_err(Failure::Runtime)?;
         }
         if self.nri_only {
             return self.switch_nri_on();
         }
-        let report = doctor::Facts::collect(&self.node.host, &self.node.socket).judge();
+        let report = doctor::NodeFacts::collect(&self.node.host, &self.node.socket).judge();
         let is_needed = |check: &str| NEEDED.contains(&check);
         let mut failed = report
             .checks
@@ -142,39 +161,40 @@ impl Install {
         }
         let program = std::env::current_exe().and_then(fs::read);
         let program = program.context("cannot read this program").map_err(Failure::Runtime)?;
-        let facts = Facts::collect(&self.node.host, &self.node.socket, program).map_err(refused)?;
+        let facts =
+            InstallFacts::collect(&self.node.host, &self.node.socket, program).map_err(refused)?;
         let mode = match self.mode {
-            By::External => Mode::External,
-            By::Launched => Mode::Launched,
+            ModeArgument::External => InstallMode::External,
+            ModeArgument::Launched => InstallMode::Launched,
         };
-        let plan = facts.plan(mode).map_err(refused)?;
+        let plan = facts.plan_installation(mode).map_err(refused)?;
         if plan.steps.is_empty() {
             print(format_args!(
-                "nothing to do: the plugin is installed as asked, with {}\n{plan}",
+                "nothing to do: the plugin is installed with {}\n{plan}",
                 facts.runtime()
             ))?;
         } else {
             print(format_args!("To install the plugin with {}:\n{plan}", facts.runtime()))?;
-            if !agreed(self.yes)? {
+            if !has_consent(self.yes)? {
                 return Ok(ExitCode::FAILURE);
             }
-            carry_out(&plan, &self.node.host, &self.node.socket)?;
+            execute(&plan, &self.node.host, &self.node.socket)?;
         }
-        let report = doctor::Facts::collect(&self.node.host, &self.node.socket).judge();
+        let report = doctor::NodeFacts::collect(&self.node.host, &self.node.socket).judge();
         print(format_args!("\n{report}"))?;
         Ok(if report.able { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn switch_nri_on(self) -> Result<ExitCode, Failure> {
-        let facts =
-            Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
+        let facts = InstallFacts::collect(&self.node.host, &self.node.socket, Vec::new())
+            .map_err(refused)?;
         let plan = facts.plan_nri().map_err(refused)?;
         if !plan.steps.is_empty() {
             print(format_args!("To switch NRI on in {}:\n{plan}", facts.runtime()))?;
-            if !agreed(self.yes)? {
+            if !has_consent(self.yes)? {
                 return Ok(ExitCode::FAILURE);
             }
-            carry_out(&plan, &self.node.host, &self.node.socket)?;
+            execute(&plan, &self.node.host, &self.node.socket)?;
         }
         print(format_args!("NRI is on in {}\n", facts.runtime()))?;
         Ok(ExitCode::SUCCESS)
@@ -190,44 +210,47 @@ fn move_to_host() -> io::Result<()> {
 impl Uninstall {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         check_root(&self.node.host)?;
-        let facts =
-            Facts::collect(&self.node.host, &self.node.socket, Vec::new()).map_err(refused)?;
-        let plan = facts.removal().map_err(refused)?;
+        let facts = InstallFacts::collect(&self.node.host, &self.node.socket, Vec::new())
+            .map_err(refused)?;
+        let plan = facts.plan_removal().map_err(refused)?;
         if plan.steps.is_empty() {
             print(format_args!("nothing to do: the plugin is not installed\n{plan}"))?;
             return Ok(ExitCode::SUCCESS);
         }
         print(format_args!("To remove the plugin:\n{plan}"))?;
-        if !agreed(self.yes)? {
+        if !has_consent(self.yes)? {
             return Ok(ExitCode::FAILURE);
         }
-        carry_out(&plan, &self.node.host, &self.node.socket)?;
-        print(format_args!("the plugin is off this node\n"))?;
+        execute(&plan, &self.node.host, &self.node.socket)?;
+        print(format_args!("the plugin was removed from this node\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
 fn check_root(host: &Path) -> Result<(), Failure> {
     if host == Path::new("/") && !rustix::process::geteuid().is_root() {
-        return Err(Failure::Runtime(anyhow!("expected to run as root: call it again with sudo")));
+        return Err(Failure::Runtime(anyhow!("this command needs root: call it again with sudo")));
     }
     Ok(())
 }
 
-fn refused(refusal: install::Refusal) -> Failure {
+fn refused(refusal: Refusal) -> Failure {
     Failure::Runtime(anyhow::Error::new(refusal).context("nothing was changed"))
 }
 
 /// Returns whether to execute the plan: with `--yes`, or after the user agreed.
-fn agreed(yes: bool) -> Result<bool, Failure> {
+fn has_consent(yes: bool) -> Result<bool, Failure> {
     if yes {
         return Ok(true);
     }
     if !io::stdin().is_terminal() {
-        print(format_args!("nothing was changed: say --yes to have it done\n"))?;
+        print(format_args!(
+            "nothing was changed: call the command with --yes to execute the \
+            steps\n"
+        ))?;
         return Ok(false);
     }
-    print(format_args!("Do it? [y/N] "))?;
+    print(format_args!("Execute these steps? [y/N] "))?;
     io::Write::flush(&mut io::stdout())
         .context("cannot write to standard output")
         .map_err(Failure::Runtime)?;
@@ -241,13 +264,13 @@ fn agreed(yes: bool) -> Result<bool, Failure> {
     Ok(agreed)
 }
 
-fn carry_out(plan: &Plan, host: &Path, socket: &Path) -> Result<(), Failure> {
-    let mut hands = Hands::new(host, socket);
+fn execute(plan: &Plan, host: &Path, socket: &Path) -> Result<(), Failure> {
+    let mut executor = SystemExecutor::new(host, socket);
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        let registered = signal_hook::flag::register(signal, hands.interrupted());
-        registered.context("cannot listen to signals").map_err(Failure::Runtime)?;
+        let registered = signal_hook::flag::register(signal, executor.interrupted());
+        registered.context("cannot install signal handlers").map_err(Failure::Runtime)?;
     }
-    plan.carry_out(&mut hands, |step| {
+    plan.execute(&mut executor, |step| {
         // Execute the plan even if standard output cannot be written.
         let _ = print(format_args!("{}\n", step.action));
     })

@@ -6,8 +6,8 @@ use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::finding::Finding;
 use crate::config::{Config, DROP_INS, Mode};
 use crate::state::brake;
-use crate::state::settings::STAND_ASIDE;
 use crate::state::originals::DIRECTORY;
+use crate::state::settings::STAND_ASIDE;
 
 /// Name of the check of the mode.
 const MODE: &str = "mode";

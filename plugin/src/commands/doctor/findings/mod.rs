@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::commands::doctor::facts::system::BUS;
     use crate::commands::doctor::fixture::*;
-    use crate::state::containers::STAND_ASIDE;
+    use crate::state::settings::STAND_ASIDE;
 
     #[test]
     fn a_good_node_has_nothing_to_do() {

@@ -127,7 +127,7 @@ mod tests {
     use crate::commands::doctor::facts::system::BUS;
     use crate::commands::doctor::finding::Mark;
     use crate::commands::doctor::fixture::*;
-    use crate::state::containers::STAND_ASIDE;
+    use crate::state::settings::STAND_ASIDE;
 
     #[test]
     fn a_bus_without_systemds_directory_is_looked_at() {

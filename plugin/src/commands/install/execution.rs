@@ -1,0 +1,60 @@
+//! Executes a plan.
+
+use crate::commands::install::executor::{Executor, INTERRUPTED, PathState};
+use crate::commands::install::plan::{Plan, PlanStep};
+use crate::commands::install::undo::undo_steps;
+
+/// The failure of a plan and the result of its undo.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}: {why}; {}", describe_undo(left))]
+pub struct PlanFailure {
+    step: String,
+    why: String,
+    /// Messages about actions that could not be undone.
+    left: Vec<String>,
+}
+
+/// Describes the result of the undo.
+fn describe_undo(left: &[String]) -> String {
+    if left.is_empty() {
+        return "all earlier steps were undone".to_owned();
+    }
+    format!("some earlier steps could not be undone: {}", left.join("; "))
+}
+
+impl Plan {
+    /// Executes the plan and calls `tell` before each step. Undoes all steps when a step fails or
+    /// the user interrupts.
+    ///
+    /// # Errors
+    ///
+    /// When a step fails or the user interrupts the program.
+    pub fn execute(
+        &self,
+        executor: &mut impl Executor,
+        mut tell: impl FnMut(&PlanStep),
+    ) -> Result<(), PlanFailure> {
+        let mut done: Vec<(&PlanStep, Vec<PathState>)> = Vec::new();
+        for step in &self.steps {
+            if executor.is_interrupted() {
+                let left = undo_steps(done, executor);
+                return Err(PlanFailure {
+                    step: step.action.to_string(),
+                    why: INTERRUPTED.to_owned(),
+                    left,
+                });
+            }
+            tell(step);
+            match executor.execute(&step.action) {
+                Ok(before) => done.push((step, before)),
+                Err(why) => {
+                    // A failed command may have taken effect in part, so undo this step as well.
+                    done.push((step, Vec::new()));
+                    let left = undo_steps(done, executor);
+                    return Err(PlanFailure { step: step.action.to_string(), why, left });
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,325 @@
+//! The state of a node that an installation depends on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use plimsoll_core::units::excerpt;
+
+use crate::commands::install::nri_off::WhyOff;
+use crate::commands::install::paths::{
+    CONTAINERD_CONFIG, CONTAINERD_DROP_IN, CONTAINERD_DROP_IN_NAME, CONTAINERD_SWITCH, CRIO_SWITCH,
+    ENABLED, IMPORTED_SWITCH, NAME, PROGRAM, SERVICE, UNIT, UNIT_DROP_INS,
+};
+use crate::commands::install::plan::Refusal;
+use crate::commands::install::process::{PluginProcess, plugin_process};
+use crate::config::DROP_INS;
+use crate::host::files::{below, names};
+use crate::host::nri_plugins::{NriPlugin, PLUGINS};
+use crate::host::runtime::detect::Runtime;
+use crate::host::runtime::kind::RuntimeKind;
+use crate::host::runtime::nri_settings::NriSettings;
+use crate::host::socket::Socket;
+use crate::host::units::{PACKAGE_UNIT_DIRECTORIES, start_command};
+use crate::host::version::Version;
+use crate::state::originals;
+use crate::state::settings::is_restored;
+
+/// The state of a node that the plans depend on.
+#[derive(Debug)]
+pub struct InstallFacts {
+    /// The runtime of the node.
+    pub(super) kind: &'static RuntimeKind,
+    /// Name and version of the runtime.
+    pub(super) runtime: String,
+    pub(super) version: Option<Version>,
+    pub(super) settings: NriSettings,
+    /// The reason why NRI is off; `None` where NRI is on.
+    pub(super) why_off: Option<WhyOff>,
+    /// Whether a process listens at NRI's socket.
+    pub(super) is_served: bool,
+    /// The command by which systemd starts containerd, without this module's drop-in.
+    pub(super) command: Option<String>,
+    /// Content of each file that this module may write or remove, by path. An entry with empty
+    /// content marks the state directory as present.
+    pub(super) files: BTreeMap<String, Vec<u8>>,
+    /// The plugin's programs in the runtime's plugin directory. The running program comes first.
+    pub(super) launched: Vec<String>,
+    /// Whether a package has installed the unit.
+    pub(super) is_packaged: bool,
+    pub(super) is_enabled: bool,
+    /// Whether `plimsoll restore` was called.
+    pub(super) stands_aside: bool,
+    pub(super) process: Option<PluginProcess>,
+    /// Whether the runtime has launched the process from its plugin directory.
+    pub(super) is_launched: bool,
+    /// Content of the program to install.
+    pub(super) program: Vec<u8>,
+    pub(super) lock: String,
+}
+
+/// Returns whether the runtime can launch this program of the plugin. A runtime expects an index, a
+/// dash and a name, such as `90-plimsoll`.
+pub(super) fn has_index(program: &str) -> bool {
+    program.ends_with("-plimsoll")
+}
+
+impl InstallFacts {
+    /// Collects the state of the node whose file system is at `host`. `socket` is the runtime's NRI
+    /// socket, and `program` is the content of the program to install.
+    ///
+    /// # Errors
+    ///
+    /// When systemd does not run or not exactly one runtime runs. When a file cannot be read or
+    /// replaced.
+    pub fn collect(host: &Path, socket: &Path, program: Vec<u8>) -> Result<Self, Refusal> {
+        if !host.join("run/systemd/system").is_dir() {
+            return Err(Refusal(
+                "systemd does not run here: expected the directory /run/systemd/system".to_owned(),
+            ));
+        }
+        let mut runtime = find_runtime(host)?;
+        let settings = std::mem::take(&mut runtime.settings);
+        let plugins = settings.plugin_path.clone().unwrap_or_else(|| PLUGINS.to_owned());
+        let launched: Vec<_> =
+            NriPlugin::all(host, &plugins).into_iter().filter(NriPlugin::is_ours).collect();
+        let mut launched: Vec<_> = launched.into_iter().map(|program| program.path).collect();
+        let version = runtime.version;
+        let lock = socket.with_file_name("plimsoll.lock");
+        let process = plugin_process(host, socket);
+        let runs = |path: &String| process.as_ref().is_some_and(|process| process.runs(host, path));
+        launched.sort_by_key(|path| !runs(path));
+        let is_launched = launched.iter().any(|path| has_index(path) && runs(path));
+        let mut facts = Self {
+            kind: runtime.kind,
+            runtime: version.map_or(runtime.kind.name.to_owned(), |version| {
+                format!("{} {version}", runtime.kind.name)
+            }),
+            version,
+            why_off: None,
+            is_served: Socket::connect(socket) == Socket::Listens,
+            command: start_command(host, "containerd.service", CONTAINERD_DROP_IN_NAME)
+                .ok()
+                .flatten(),
+            files: BTreeMap::new(),
+            is_packaged: PACKAGE_UNIT_DIRECTORIES
+                .iter()
+                .any(|unit| host.join(unit).join("plimsoll.service").exists()),
+            is_enabled: host.join(&ENABLED[1..]).symlink_metadata().is_ok(),
+            stands_aside: is_restored(host).unwrap_or(true),
+            is_launched: is_launched && process.as_ref().is_some_and(|process| !process.is_service),
+            process,
+            program,
+            lock: format!("/{}", lock.strip_prefix(host).unwrap_or(&lock).display())
+                .replace("//", "/"),
+            launched,
+            settings,
+        };
+        facts.why_off = facts.find_why_off(&mut runtime);
+        facts.read_files(host)?;
+        Ok(facts)
+    }
+
+    /// Returns the reason why NRI is off. `None` where NRI is on.
+    fn find_why_off(&mut self, runtime: &mut Runtime) -> Option<WhyOff> {
+        // The configuration files count more than the socket: the runtime may serve the socket
+        // by an older configuration.
+        let takes_connections = self.takes_connections();
+        runtime.settings = std::mem::take(&mut self.settings);
+        let is_configured = runtime.settings.is_off.is_some() || !takes_connections;
+        let unserved = || WhyOff::Unserved { runtime: self.runtime.clone() };
+        let why = runtime.why_off().map(WhyOff::Runtime);
+        let why = why.or_else(|| (!is_configured && !self.is_served).then(unserved));
+        self.settings = std::mem::take(&mut runtime.settings);
+        why
+    }
+
+    /// Reads the files that a plan may write or remove, and looks for the state directory.
+    fn read_files(&mut self, host: &Path) -> Result<(), Refusal> {
+        let mut paths =
+            vec![PROGRAM.to_owned(), UNIT.to_owned(), CRIO_SWITCH.to_owned(), self.lock.clone()];
+        paths.extend([CONTAINERD_CONFIG, CONTAINERD_SWITCH, CONTAINERD_DROP_IN].map(str::to_owned));
+        paths.extend(self.imported_switch());
+        paths.extend(self.launched.clone());
+        paths.push(self.launched_program());
+        paths.extend(self.configurations());
+        let drop_ins = names(&below(host, UNIT_DROP_INS)).into_iter();
+        paths.extend(drop_ins.map(|name| format!("{UNIT_DROP_INS}/{name}")));
+        for path in paths {
+            if let Some(content) = read_regular(host, &path)? {
+                self.files.insert(path, content);
+            }
+        }
+        let state = format!("/{}", originals::DIRECTORY);
+        if below(host, &state).is_dir() {
+            self.files.insert(state, Vec::new());
+        }
+        Ok(())
+    }
+
+    /// The runtime's name and version.
+    pub fn runtime(&self) -> &str {
+        &self.runtime
+    }
+
+    /// The name of the runtime's unit.
+    pub(super) fn service(&self) -> &'static str {
+        self.kind.program
+    }
+
+    /// The path of the program that the runtime launches: the existing program, or else the default
+    /// name.
+    pub(super) fn launched_program(&self) -> String {
+        let directory =
+            self.settings.plugin_path.as_deref().unwrap_or(PLUGINS).trim_end_matches('/');
+        self.launched
+            .iter()
+            .find(|path| has_index(path))
+            .cloned()
+            .unwrap_or_else(|| format!("{directory}/{NAME}"))
+    }
+
+    /// The paths that the plugin's configuration may have, in order of precedence.
+    pub(super) fn configurations(&self) -> Vec<String> {
+        let configured = self.settings.config_path.iter().map(String::as_str).chain([DROP_INS]);
+        let files = configured.flat_map(|directory| {
+            let directory = directory.trim_end_matches('/').to_owned();
+            [NAME, SERVICE].map(|name| format!("{directory}/{name}.conf"))
+        });
+        files.collect()
+    }
+
+    /// The path of the file that switches NRI on in a directory that containerd imports. `None` if
+    /// containerd's configuration imports no directory.
+    pub(super) fn imported_switch(&self) -> Option<String> {
+        let directory =
+            self.settings.imports.iter().find_map(|import| import.strip_suffix("/*.toml"))?;
+        let directory = match directory.strip_prefix('/') {
+            Some(_) => directory.to_owned(),
+            None => format!(
+                "{}/{directory}",
+                self.settings.main.rsplit_once('/').map_or("", |(parent, _)| parent)
+            ),
+        };
+        (!directory.contains('*')).then(|| format!("{directory}/{IMPORTED_SWITCH}"))
+    }
+
+    /// Returns whether plugins can connect to the runtime at the default socket.
+    pub(super) fn takes_connections(&self) -> bool {
+        !self.settings.takes_no_connections && self.foreign_socket().is_none()
+    }
+
+    /// The configured NRI socket, if it differs from the default socket.
+    pub(super) fn foreign_socket(&self) -> Option<&str> {
+        // /var/run is a symbolic link to /run.
+        let is_default = |path: &str| {
+            path.strip_prefix("/var").filter(|path| path.starts_with("/run/")).unwrap_or(path)
+                == nri::DEFAULT_SOCKET.trim_start_matches("/var")
+        };
+        self.settings.socket_path.as_deref().filter(|path| !is_default(path))
+    }
+
+    /// Returns whether a launched plugin can execute a new program in the same process. The new
+    /// program connects to the default socket and reads the default configuration directory, so the
+    /// runtime must use both.
+    pub(super) fn may_be_replaced(&self) -> bool {
+        let is_default = |path: &str| path.trim_end_matches('/') == DROP_INS;
+        self.takes_connections() && self.settings.config_path.as_deref().is_none_or(is_default)
+    }
+
+    pub(super) fn is_external(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.is_service)
+    }
+
+    /// Refuses if the running plugin is neither the service nor launched by the runtime, such as a
+    /// plugin of a DaemonSet.
+    pub(super) fn check_process(&self) -> Result<(), Refusal> {
+        match &self.process {
+            Some(PluginProcess { id, program, .. }) if !self.is_external() && !self.is_launched => {
+                Err(Refusal(format!(
+                    "process {id} runs the plugin from {}: expected only the installed plugin; \
+                     stop the process, or remove the DaemonSet that runs it",
+                    excerpt(program)
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses if plugins cannot connect to the runtime, even with NRI on.
+    pub(super) fn check_connections(&self, advice: &str) -> Result<(), Refusal> {
+        if self.settings.takes_no_connections {
+            return Err(Refusal(format!(
+                "{} accepts no connections of plugins (disable_connections): {advice}",
+                self.runtime
+            )));
+        }
+        match self.foreign_socket() {
+            Some(path) => Err(Refusal(format!(
+                "the runtime serves NRI at {}, expected {}: {advice}",
+                excerpt(path),
+                nri::DEFAULT_SOCKET
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns whether a package provides the program and the service, and therefore upgrades them.
+    /// Returns false if this module's unit overrides the package's unit.
+    pub(super) fn uses_package(&self) -> bool {
+        let unit =
+            self.files.get(UNIT).map(|unit| String::from_utf8_lossy(unit)).unwrap_or_default();
+        self.is_packaged
+            && !unit.lines().any(|line| line.starts_with(&format!("ExecStart={PROGRAM} ")))
+    }
+}
+
+/// Returns the only runtime of the node.
+fn find_runtime(host: &Path) -> Result<Runtime, Refusal> {
+    let mut runtimes = Runtime::all(host);
+    runtimes.retain(|runtime| runtime.socket != Socket::Absent);
+    if runtimes.len() > 1 && runtimes.iter().any(|runtime| runtime.socket == Socket::Listens) {
+        runtimes.retain(|runtime| runtime.socket == Socket::Listens);
+    }
+    // Where containerd and CRI-O both run, skip a containerd whose CRI plugin is disabled:
+    // another program such as Docker uses it.
+    if runtimes.len() > 1 {
+        runtimes.retain(|runtime| !runtime.settings.is_without_cri);
+    }
+    if runtimes.len() == 1
+        && let Some(runtime) = runtimes.pop()
+    {
+        return Ok(runtime);
+    }
+    let found: Vec<_> = runtimes.iter().map(|runtime| runtime.kind.name).collect();
+    let found = if found.is_empty() { "neither".to_owned() } else { found.join(" and ") };
+    Err(Refusal(format!("expected containerd or CRI-O to run here, found {found}")))
+}
+
+/// Reads a regular file of the node. `None` if the file does not exist.
+fn read_regular(host: &Path, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
+    let inside = below(host, path);
+    // The plan can write and put back only regular files. A masked unit is a symbolic link to
+    // /dev/null.
+    if inside.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        let advice = if path == UNIT {
+            ", or call systemctl unmask plimsoll if the unit is masked"
+        } else {
+            ""
+        };
+        let path = excerpt(path);
+        return Err(Refusal(format!(
+            "{path}: expected a regular file or no file, found another type: remove it{advice}"
+        )));
+    }
+    match fs::read(inside) {
+        Ok(content) => Ok(Some(content)),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(Refusal(format!("cannot read {}: {error}", excerpt(path)))),
+    }
+}

@@ -1,0 +1,178 @@
+//! Reads and replaces files so that a change can be undone.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::commands::install::executor::PathState;
+
+/// Reads the state of a path before a change, so that the change can be undone.
+pub(super) fn read_path_state(path: &Path) -> io::Result<PathState> {
+    if let Ok(target) = fs::read_link(path) {
+        return Ok(PathState::Link(path.to_owned(), target));
+    }
+    match fs::read(path) {
+        Ok(content) => Ok(PathState::File(
+            path.to_owned(),
+            content,
+            fs::metadata(path)?.permissions().mode() & 0o7777,
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(PathState::NoFile(path.to_owned()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts one file, link or directory back.
+pub(super) fn restore_path_state(state: &PathState) -> Result<(), String> {
+    let (path, result) = match state {
+        PathState::File(path, content, mode) => (path, replace_file(path, content, *mode)),
+        PathState::Link(path, target) => (path, symlink(target, path)),
+        PathState::NoFile(path) => (path, fs::remove_file(path)),
+        PathState::NoDirectory(path) => (path, fs::remove_dir(path)),
+        PathState::Directory(path) => (path, fs::create_dir(path)),
+    };
+    let is_absent = matches!(state, PathState::NoFile(_) | PathState::NoDirectory(_));
+    match result {
+        Err(error) if is_absent && error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error)
+            if matches!(state, PathState::Directory(_))
+                && error.kind() == io::ErrorKind::AlreadyExists =>
+        {
+            Ok(())
+        }
+        result => result.map_err(|error| format!("{}: {error}", path.display())),
+    }
+}
+
+/// Puts everything back that a failed action has changed, given in the order of the changes.
+/// Returns a message with the failure of the action and all failures of the undo.
+pub(super) fn undo_changes(before: Vec<PathState>, failure: String) -> String {
+    let failures: Vec<_> =
+        before.iter().rev().filter_map(|state| restore_path_state(state).err()).collect();
+    if failures.is_empty() {
+        return failure;
+    }
+    format!("{failure}; its own changes could not be undone: {}", failures.join("; "))
+}
+
+/// Removes a file. Returns its earlier state, or nothing if there was no file.
+pub(super) fn remove_file(path: &Path) -> Result<Vec<PathState>, String> {
+    let failed = |error: io::Error| error.to_string();
+    match read_path_state(path).map_err(failed)? {
+        PathState::NoFile(_) => Ok(Vec::new()),
+        before => fs::remove_file(path).map_err(failed).map(|()| vec![before]),
+    }
+}
+
+/// Removes a directory if it is empty. Returns its earlier state, or nothing if it stays.
+pub(super) fn remove_empty(path: PathBuf) -> Vec<PathState> {
+    remove_staging(path.join(STAGING));
+    match fs::remove_dir(&path) {
+        Ok(()) => vec![PathState::Directory(path)],
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Removes a directory and its content.
+pub(super) fn remove_all(path: &Path) -> Result<(), String> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
+        _ => Ok(()),
+    }
+}
+
+/// Name of the directory, beside a file, in which the new content of the file is written.
+///
+/// A runtime launches every executable file in its plugin directory, and fails for a name without
+/// an index. But a runtime skips directories, so an interrupted write leaves nothing that it
+/// launches. Source: containerd/nri `pkg/adaptation/adaptation.go`.
+const STAGING: &str = ".plimsoll-new";
+
+/// Replaces a file atomically: readers see either the old or the new content. A process that runs
+/// the old file continues.
+pub(super) fn replace_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let replaced = stage_file(path, content, mode).and_then(|new| fs::rename(new, path));
+    remove_staging(path.with_file_name(STAGING));
+    replaced
+}
+
+/// Writes the new content of a file beside the file. Returns the path of the new content.
+fn stage_file(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
+    let directory = path.with_file_name(STAGING);
+    remove_staging(directory.clone());
+    fs::DirBuilder::new().mode(0o700).create(&directory)?;
+    let new = directory.join(path.file_name().unwrap_or_default());
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    Ok(new)
+}
+
+/// Removes the content that an interrupted write has left.
+fn remove_staging(directory: PathBuf) {
+    let _ = fs::remove_dir_all(directory);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_write_leaves_nothing_to_launch() {
+        let plugins = tempfile::tempdir().expect("a directory");
+        let program = plugins.path().join("90-plimsoll");
+        // The process is killed before it renames the new file.
+        stage_file(&program, b"new", 0o755).expect("it is written");
+        let launched = |entry: &fs::DirEntry| {
+            let metadata = entry.metadata().expect("it is there");
+            !metadata.is_dir() && metadata.permissions().mode() & 0o111 != 0
+        };
+        let entries = fs::read_dir(plugins.path()).expect("a directory").flatten();
+        assert_eq!(entries.filter(launched).count(), 0);
+        // The next write succeeds, and a removal of the directory removes what was left.
+        replace_file(&program, b"newer", 0o755).expect("it is replaced");
+        let names: Vec<_> = fs::read_dir(plugins.path()).expect("a directory").flatten().collect();
+        assert_eq!(names.iter().filter(|entry| launched(entry)).count(), 1);
+        assert_eq!(names.len(), 1);
+        fs::remove_file(&program).expect("it is removed");
+        stage_file(&program, b"new", 0o755).expect("it is written");
+        assert_eq!(remove_empty(plugins.path().to_owned()).len(), 1);
+    }
+
+    #[test]
+    fn a_file_without_its_directory_is_a_failure() {
+        let root = tempfile::tempdir().expect("a directory");
+        let gone = root.path().join("gone/file");
+        for state in [
+            PathState::File(gone.clone(), b"text".to_vec(), 0o644),
+            PathState::Link(gone.clone(), root.path().to_owned()),
+            PathState::Directory(gone.clone()),
+        ] {
+            assert!(restore_path_state(&state).is_err(), "{state:?}");
+        }
+        for state in [PathState::NoFile(gone.clone()), PathState::NoDirectory(gone)] {
+            assert_eq!(restore_path_state(&state), Ok(()));
+        }
+        let there = PathState::Directory(root.path().to_owned());
+        assert_eq!(restore_path_state(&there), Ok(()), "it is there already");
+    }
+
+    #[test]
+    fn a_failed_undo_hides_no_failure() {
+        let root = tempfile::tempdir().expect("a directory");
+        let [first, second] = ["a", "b"].map(|name| root.path().join(name));
+        for directory in [&first, &second] {
+            fs::create_dir(directory).expect("it is made");
+        }
+        let states = [&first, &second].map(|path| PathState::NoFile(path.clone()));
+        let failure = undo_changes(states.into(), "no space left".to_owned());
+        for part in ["no space left", &*first.to_string_lossy(), &*second.to_string_lossy()] {
+            assert!(failure.contains(part), "{part}: {failure}");
+        }
+        assert_eq!(undo_changes(Vec::new(), "no space left".to_owned()), "no space left");
+    }
+}

@@ -1,0 +1,182 @@
+//! Applies the configuration file whenever it changes.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tracing::{error, info, warn};
+
+use crate::agent::configurator::Configurator;
+use crate::commands::read_file;
+use crate::commands::run::file_watch::FileWatch;
+use crate::config::{self, Config};
+use crate::state::containers::Containers;
+
+/// The longest wait at the start for the content of an empty file.
+const EMPTY_LIMIT: Duration = Duration::from_secs(1);
+
+/// Poll interval while the file is empty.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Applies the configuration in the first existing file of `files` whenever the file changes, and
+/// when `reload` is notified.
+pub(super) async fn watch_config(
+    files: &[PathBuf],
+    configurator: &Configurator,
+    containers: &Containers,
+    reload: &Notify,
+) -> Infallible {
+    let names =
+        files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ");
+    let mut changes = FileWatch::new(files).inspect_err(|error| unwatched(&names, error)).ok();
+    let mut is_asked_for = false;
+    let mut seen = None;
+    loop {
+        let now = files.iter().find_map(|file| match read_file(file, config::LARGEST) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            result => Some((file, result)),
+        });
+        match now {
+            None if seen.is_some() => {
+                warn!(
+                    "the configuration file was removed; the previous configuration stays in force"
+                );
+                seen = None;
+            }
+            None if is_asked_for => {
+                warn!("found no file {names}; the previous configuration stays in force")
+            }
+            None => {}
+            Some((file, Err(error))) => {
+                error!(
+                    "cannot read {}: {error}; the previous configuration stays in force",
+                    file.display()
+                );
+            }
+            Some((file, Ok(text))) if is_asked_for || seen.as_ref() != Some(&text) => {
+                apply_config(
+                    &file.display().to_string(),
+                    &text,
+                    configurator,
+                    containers,
+                    is_asked_for,
+                );
+                seen = Some(text);
+            }
+            Some(_) => {}
+        }
+        let changed = async {
+            let Some(watched) = &mut changes else { return std::future::pending().await };
+            watched.next().await
+        };
+        is_asked_for = tokio::select! {
+            changed = changed => {
+                if let Err(error) = changed {
+                    unwatched(&names, &error);
+                    changes = None;
+                }
+                false
+            }
+            () = reload.notified() => {
+                info!(signal = "SIGHUP", "reading the configuration again");
+                true
+            }
+        };
+    }
+}
+
+fn unwatched(files: &str, error: &anyhow::Error) {
+    warn!("changes of {files} take effect only with SIGHUP or a restart: {error:#}");
+}
+
+/// Applies the text of a configuration file, if the text is valid and differs from the
+/// configuration in force. `is_asked_for` states that the user requested the reload, so an
+/// unchanged configuration is logged.
+fn apply_config(
+    file: &str,
+    text: &[u8],
+    configurator: &Configurator,
+    containers: &Containers,
+    is_asked_for: bool,
+) {
+    let in_force = &containers.settings().config;
+    match Config::parse(text, file) {
+        Ok(config) if config == *in_force => {
+            if is_asked_for {
+                info!(file, "the configuration is in force already");
+            }
+        }
+        // A program that rewrites the file may have truncated it first. At the start an empty file
+        // means the defaults, which are in force already.
+        Ok(_) if is_empty(text) => warn!(
+            "{file} is empty: expected at least one field, or {{}} for the defaults; the \
+             configuration before stays in force"
+        ),
+        Ok(config) => {
+            info!(file, "configuration changed");
+            configurator.reconfigure(config);
+        }
+        Err(errors) => error!("{errors}\nthe previous configuration stays in force"),
+    }
+}
+
+/// Waits until a configuration file has content, for at most [`EMPTY_LIMIT`]. An editor truncates a
+/// file before it writes the new content, so a file without a single byte may be incomplete.
+pub(super) fn wait_while_empty(file: &Path) {
+    let deadline = Instant::now() + EMPTY_LIMIT;
+    let is_empty = || read_file(file, config::LARGEST).is_ok_and(|text| text.is_empty());
+    while is_empty() && Instant::now() < deadline {
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Returns whether a YAML file holds only white space, comments and document markers.
+fn is_empty(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
+    lines.all(|line| line.is_empty() || line.starts_with('#') || ["---", "..."].contains(&line))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_truncated_file_is_waited_for_at_the_start() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("plimsoll.yaml");
+        fs::write(&file, "").expect("written");
+        let written = thread::spawn({
+            let file = file.clone();
+            move || {
+                thread::sleep(EMPTY_LIMIT / 5);
+                fs::write(file, "logLevel: debug\n").expect("written");
+            }
+        });
+        wait_while_empty(&file);
+        assert_eq!(fs::read_to_string(&file).expect("read"), "logLevel: debug\n");
+        written.join().expect("it ends");
+        // A file that stays empty means the defaults. A comment shows that a file is complete.
+        fs::write(&file, "").expect("written");
+        wait_while_empty(&file);
+        fs::write(&file, "# nothing").expect("written");
+        let began = Instant::now();
+        wait_while_empty(&file);
+        assert!(began.elapsed() < EMPTY_LIMIT);
+    }
+
+    #[test]
+    fn comments_and_marks_alone_are_empty() {
+        for text in ["", "\n", " \t\r\n", "# a: b", "---\n# a\n...\n", "\u{feff}\n"] {
+            assert!(is_empty(text.as_bytes()), "{text:?}");
+        }
+        for text in ["{}", "null", "a: b", "# a\nb", "---\n{}\n", "\0"] {
+            assert!(!is_empty(text.as_bytes()), "{text:?}");
+        }
+    }
+}

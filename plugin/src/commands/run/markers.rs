@@ -1,0 +1,49 @@
+//! The files that stop the plugin while it runs: the marker file of `plimsoll restore` and the
+//! brake's record.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures::StreamExt as _;
+use inotify::{Inotify, WatchMask};
+
+use crate::agent::configurator::Configurator;
+use crate::report::{self, Reports};
+use crate::state::brake;
+use crate::state::originals;
+use crate::state::settings::STAND_ASIDE;
+
+/// Applies the brake whenever the number of repairs, conflicts or kills exceeds its bound.
+pub(super) async fn keep_brake(configurator: &Configurator, reports: Arc<Reports>) {
+    loop {
+        let record = reports.brake.exceeded(report::now).await;
+        configurator.apply_brake(&record);
+    }
+}
+
+/// Watches the marker file of `plimsoll restore` and the brake's record, and applies every change.
+/// Returns only when it cannot watch any longer.
+pub(super) async fn watch_restored(host: &Path, configurator: &Configurator) -> anyhow::Result<()> {
+    let directory = host.join(originals::DIRECTORY);
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let inotify = Inotify::init().context("cannot start inotify")?;
+    let watched =
+        inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
+    watched.with_context(|| format!("cannot watch {}", directory.display()))?;
+    let mut changes = inotify.into_event_stream([0; 4096]).context("cannot read from inotify")?;
+    configurator.look_whether_to_stand_aside();
+    loop {
+        let change =
+            changes.next().await.context("inotify ended")?.context("cannot read from inotify")?;
+        // The directory's other files are the plugin's own and change often. An event without a
+        // name may report lost events.
+        let marks = [Path::new(STAND_ASIDE).file_name(), Some(OsStr::new(brake::FILE))];
+        if change.name.is_none_or(|name| marks.contains(&Some(name.as_os_str()))) {
+            configurator.look_whether_to_stand_aside();
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The signals that the plugin handles.
+//!
+//! | Signal | Effect |
+//! |---|---|
+//! | SIGTERM, SIGINT | The plugin stops. Containers keep their values. |
+//! | SIGHUP | The plugin reads its configuration again. |
+//! | SIGUSR2 | The process executes the program that the program's file holds now. |
+//! | SIGUSR1, SIGALRM, SIGVTALRM, SIGIO | The plugin only logs the signal. |
+//! | SIGWINCH | None: the kernel ignores the signal by default. |
+//! | SIGPIPE | None: Rust's runtime ignores the signal, and the write fails instead. |
+//!
+//! Other daemons reload or reopen their logs on some of these signals, but the default action of
+//! most of these signals ends a process. In the plugin only SIGTERM and SIGINT end the process,
+//! from the first line of `run` on. The other signals are harmless also while the process executes
+//! another program.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::Access;
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGIO, SIGUSR1, SIGUSR2, SIGVTALRM};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::agent::notify;
+
+/// The signals that must not end the process before [`Signals`] handles them.
+const HARMLESS: [i32; 6] = [SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGIO];
+
+/// The way the plugin ends without a failure.
+pub(super) enum End {
+    Stop,
+    /// Replace this process by the program that the program file holds now.
+    Replace,
+}
+
+/// A record of signals that arrived before [`Signals`] handles them.
+pub(super) struct EarlySignals {
+    /// Whether SIGUSR2 arrived.
+    replace: Arc<AtomicBool>,
+}
+
+impl EarlySignals {
+    /// Keeps the signals from ending the process, until [`Signals`] handles them. The first process
+    /// of a launched plugin only waits for the second one, so it ignores them until its end.
+    pub(super) fn record() -> io::Result<Self> {
+        let replace = Arc::<AtomicBool>::default();
+        for number in HARMLESS {
+            let flag = if number == SIGUSR2 { replace.clone() } else { Arc::default() };
+            signal_hook::flag::register(number, flag)?;
+        }
+        Ok(Self { replace })
+    }
+}
+
+/// Ignores the signals while this process executes another program. The new program inherits that
+/// a signal is ignored until it handles the signal, but it does not inherit handlers.
+pub(super) fn ignore_signals() {
+    for number in HARMLESS {
+        // SAFETY: SIG_IGN is a valid disposition for these signals, and this process handles none
+        // of them any more.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::signal(number, libc::SIG_IGN);
+        }
+    }
+}
+
+/// The handlers of the signals in this module's table.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    replace: Signal,
+    reload: Signal,
+    /// Signals without a meaning, with their names.
+    others: [(&'static str, Signal); 4],
+    early: EarlySignals,
+}
+
+impl Signals {
+    /// Installs the handlers. From then on, none of the signals ends the process by its default
+    /// action.
+    pub(super) fn new(early: EarlySignals) -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            replace: signal(SignalKind::user_defined2())?,
+            reload: signal(SignalKind::hangup())?,
+            others: [
+                ("SIGUSR1", signal(SignalKind::user_defined1())?),
+                ("SIGALRM", signal(SignalKind::alarm())?),
+                ("SIGVTALRM", signal(SignalKind::from_raw(SIGVTALRM))?),
+                ("SIGIO", signal(SignalKind::io())?),
+            ],
+            early,
+        })
+    }
+
+    /// Waits for a signal that ends the plugin. SIGHUP notifies `reload`, which makes the plugin
+    /// read its configuration again.
+    pub(super) async fn wait_for_end(self, program: &Path, reload: &Notify) -> End {
+        let Self { mut interrupt, mut terminate, replace, reload: hangup, others, early } = self;
+        for (name, signal) in others {
+            tokio::spawn(log_signal(name, signal));
+        }
+        tokio::select! {
+            _ = interrupt.recv() => stop("SIGINT"),
+            _ = terminate.recv() => stop("SIGTERM"),
+            () = wait_for_replacement(replace, &early, program) => End::Replace,
+            never = notify_reloads(hangup, reload) => match never {},
+        }
+    }
+}
+
+/// Logs that the plugin stops.
+fn stop(signal: &str) -> End {
+    notify::stopping();
+    info!(signal, "stopping; containers keep their values");
+    End::Stop
+}
+
+/// Waits for SIGUSR2, and for a program to execute.
+async fn wait_for_replacement(mut replace: Signal, early: &EarlySignals, program: &Path) {
+    if !early.replace.load(Ordering::Relaxed) {
+        replace.recv().await;
+    }
+    while let Err(error) = rustix::fs::access(program, Access::EXEC_OK) {
+        warn!(
+            program = %program.display(),
+            %error,
+            "cannot execute the program: expected an executable file; the plugin continues"
+        );
+        replace.recv().await;
+    }
+    info!(program = %program.display(), "executing the new program; containers keep their values");
+}
+
+/// Notifies `reload` at each SIGHUP.
+async fn notify_reloads(mut hangup: Signal, reload: &Notify) -> Infallible {
+    while hangup.recv().await.is_some() {
+        reload.notify_one();
+    }
+    std::future::pending().await
+}
+
+/// Logs a signal without a meaning. Other programs reload on such a signal, so the message names
+/// the signal that reloads.
+async fn log_signal(name: &'static str, mut signal: Signal) {
+    while signal.recv().await.is_some() {
+        info!(signal = name, "the signal has no effect; SIGHUP reloads the configuration");
+    }
+}
