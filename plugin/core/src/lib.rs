@@ -8,8 +8,8 @@
 //!
 //! - [`units`]: amounts of memory and CPU, with the formats of Kubernetes and the kernel.
 //! - [`pod`]: pods, containers, and the cgroups that the kubelet and the runtime give them.
-//! - [`requests`]: which source of a memory request to trust.
 //! - [`policy`]: desired values, effective protection, pod limits, limit decreases, rescue.
+//! - [`requests`]: which source of a memory request to trust.
 //! - [`incident`]: everything that can happen and is worth reporting.
 
 pub mod incident;

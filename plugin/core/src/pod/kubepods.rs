@@ -1,6 +1,6 @@
 //! Names of the cgroups above the pods: of all pods, and of the QoS classes.
 
-use super::CgroupPath;
+use super::path::CgroupPath;
 
 /// Returns whether the kubelet gives this name to the cgroup of all pods.
 pub fn is_kubepods(name: &str) -> bool {

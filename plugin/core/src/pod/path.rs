@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::units::excerpt;
+
 /// Name of the inner cgroup that crun creates in the scope of a container for the processes. crun
 /// gives both cgroups the same values: as systemd properties of the scope and as files of the inner
 /// cgroup.
@@ -25,7 +27,8 @@ impl TryFrom<String> for CgroupPath {
 /// Error: the text is not a valid path of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "cgroup path {0:?}: expected SLICE.slice:PREFIX:NAME, or a path beneath the cgroup root without . or .."
+    "cgroup path {0:?}: expected SLICE.slice:PREFIX:NAME, or a path beneath the cgroup root \
+     without . or .."
 )]
 pub struct InvalidPath(String);
 
@@ -42,7 +45,7 @@ impl CgroupPath {
     ///
     /// Source: runc `libcontainer/cgroups/systemd/common.go` (`ExpandSlice`, `getUnitName`).
     pub fn parse(cgroups_path: &str) -> Result<Self, InvalidPath> {
-        let invalid = || InvalidPath(crate::units::excerpt(cgroups_path));
+        let invalid = || InvalidPath(excerpt(cgroups_path));
         let path = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
             [slice, prefix, name] if slice.ends_with(".slice") && !slice.contains('/') => {
                 let unit = if name.ends_with(".slice") {
@@ -83,7 +86,7 @@ impl CgroupPath {
         if cgroup_parent.contains('/') || !cgroup_parent.ends_with(".slice") {
             return Self::parse(cgroup_parent);
         }
-        let invalid = || InvalidPath(crate::units::excerpt(cgroup_parent));
+        let invalid = || InvalidPath(excerpt(cgroup_parent));
         Self::parse(&expand_slice(cgroup_parent).ok_or_else(invalid)?)
     }
 
@@ -152,7 +155,8 @@ mod tests {
     #[test]
     fn both_forms_of_a_cgroup_path_are_read() {
         let scope = "kubepods-burstable-pod1_2.slice:cri-containerd:abc";
-        let expected = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope";
+        let expected = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/\
+                        cri-containerd-abc.scope";
         assert_eq!(parsed(scope).as_deref(), Some(expected));
         assert_eq!(
             parsed("system.slice:crio:abc").as_deref(),

@@ -287,14 +287,25 @@ mod tests {
     proptest! {
         #[test]
         fn nobody_gets_less_than_before_or_more_than_the_ceiling(
-            limit in 1..4000u64, ceiling in 1..4000u64, free in 0..4000u64, factor in 1.0..10.0f64, minimum in 1..500u64,
+            limit in 1..4000u64,
+            ceiling in 1..4000u64,
+            free in 0..4000u64,
+            factor in 1.0..10.0f64,
+            minimum in 1..500u64,
         ) {
             let rescue = OomRescue {
-                factor, minimum: mib(minimum), ceiling: Ceiling::Limit(mib(ceiling)), ..OomRescue::default()
+                factor,
+                minimum: mib(minimum),
+                ceiling: Ceiling::Limit(mib(ceiling)),
+                ..OomRescue::default()
             };
             match killed().judge(&rescue, mib(limit), None, mib(free), PageSize::KIB4, NOW) {
                 Verdict::Raise(raised) => {
-                    prop_assert!(raised > mib(limit) && raised <= mib(ceiling) && raised <= mib(limit + free));
+                    prop_assert!(
+                        raised > mib(limit)
+                            && raised <= mib(ceiling)
+                            && raised <= mib(limit + free)
+                    );
                 }
                 Verdict::AtCeiling(most) => prop_assert!(most <= mib(limit)),
                 Verdict::NotYet => prop_assert!(false),

@@ -15,17 +15,11 @@
 
 use std::collections::HashMap;
 
-use crate::policy::{ReservationPolicy, ThrottlingFactor};
-use crate::requests::Notice;
+pub use super::keys::DOMAIN;
+use super::keys::{MEMORY_REQUEST, OOM_RESCUE, RESERVATION, THROTTLING_FACTOR};
+use super::notice::Notice;
+use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
 use crate::units::{Bytes, excerpt};
-
-/// Domain at the end of each key's prefix.
-pub const DOMAIN: &str = "plimsoll.nri.io";
-
-const MEMORY_REQUEST: &str = "memory-request.plimsoll.nri.io";
-const THROTTLING_FACTOR: &str = "throttling-factor.plimsoll.nri.io";
-const RESERVATION: &str = "reservation.plimsoll.nri.io";
-const OOM_RESCUE: &str = "oom-rescue.plimsoll.nri.io";
 
 /// Number of unknown keys that are reported by name. Further keys are only counted.
 const UNKNOWN_NAMED: usize = 5;
@@ -120,6 +114,35 @@ fn most_specific<T>(
     None
 }
 
+/// Returns the policy for one container: the node's policy with the pod's overrides.
+///
+/// Pod authors are not trusted, because protection takes memory from all other pods on the node. So
+/// an override may ask for less protection than the node's policy, but not for more. From weak to
+/// strong the policies are `None`, `TieredReservation` and `HardReservation`.
+///
+/// Throttling affects only the container itself, so an override may set any factor on a node with
+/// throttling. On a node without throttling the override has no effect.
+pub fn overridden(node: &Policy, overrides: &Overrides) -> (Policy, Vec<Notice>) {
+    let mut notices = Vec::new();
+    let reservation = match overrides.reservation {
+        Some(asked) if asked > node.reservation => {
+            notices.push(Notice::ReservationAboveNode { asked, allowed: node.reservation });
+            node.reservation
+        }
+        Some(asked) => asked,
+        None => node.reservation,
+    };
+    let throttling = match overrides.throttling {
+        Some(Some(_)) if node.throttling.is_none() => {
+            notices.push(Notice::ThrottlingOff);
+            None
+        }
+        Some(asked) => asked,
+        None => node.throttling,
+    };
+    (Policy { throttling, reservation, ..*node }, notices)
+}
+
 /// Reports unknown annotations in this plugin's domain, such as a misspelt `memory-requests`. Names
 /// only a few and counts the rest. Reads all annotations, so call it once per pod.
 pub fn unknown(annotations: &HashMap<String, String>) -> Vec<Notice> {
@@ -152,8 +175,9 @@ fn is_unknown(key: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn annotations<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
         pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
@@ -205,11 +229,12 @@ mod tests {
         assert_eq!(
             notices,
             [
-                "annotation memory-request.plimsoll.nri.io/container.web: expected a quantity such as 128Mi, 1.5Gi, \
-                 500M or 1e9, found 'lots'; it is ignored",
-                "annotation throttling-factor.plimsoll.nri.io: expected a number above 0 and at most 1, or none, found \
-                 '1.5'; it is ignored",
-                "annotation reservation.plimsoll.nri.io/pod: expected none, tiered or hard, found 'Hard'; it is ignored",
+                "annotation memory-request.plimsoll.nri.io/container.web: expected a quantity \
+                 such as 128Mi, 1.5Gi, 500M or 1e9, found 'lots'; it is ignored",
+                "annotation throttling-factor.plimsoll.nri.io: expected a number above 0 and at \
+                 most 1, or none, found '1.5'; it is ignored",
+                "annotation reservation.plimsoll.nri.io/pod: expected none, tiered or hard, found \
+                 'Hard'; it is ignored",
             ]
         );
     }
@@ -274,5 +299,41 @@ mod tests {
                 prop_assert!(!notice.to_string().contains('\n'));
             }
         }
+    }
+
+    #[test]
+    fn an_override_may_weaken_the_nodes_policy_and_not_strengthen_it() {
+        use ReservationPolicy::{HardReservation, None as Nothing, TieredReservation};
+        for (node, asked, expected, refused) in [
+            (HardReservation, Nothing, Nothing, false),
+            (HardReservation, TieredReservation, TieredReservation, false),
+            (HardReservation, HardReservation, HardReservation, false),
+            (TieredReservation, HardReservation, TieredReservation, true),
+            (TieredReservation, Nothing, Nothing, false),
+            (Nothing, TieredReservation, Nothing, true),
+        ] {
+            let node = Policy { reservation: node, ..Policy::default() };
+            let overrides = Overrides { reservation: Some(asked), ..Overrides::default() };
+            let (policy, notices) = overridden(&node, &overrides);
+            assert_eq!((policy.reservation, !notices.is_empty()), (expected, refused));
+        }
+    }
+
+    #[test]
+    fn an_override_sets_or_removes_throttling() {
+        let half = ThrottlingFactor::new(0.5);
+        for (asked, expected) in
+            [(None, Some(ThrottlingFactor::DEFAULT)), (Some(half), half), (Some(None), None)]
+        {
+            let overrides = Overrides { throttling: asked, ..Overrides::default() };
+            assert_eq!(
+                overridden(&Policy::default(), &overrides),
+                (Policy { throttling: expected, ..Policy::default() }, vec![])
+            );
+        }
+        // An override does not enable throttling on a node without throttling.
+        let overrides = Overrides { throttling: Some(half), ..Overrides::default() };
+        let off = Policy { throttling: None, ..Policy::default() };
+        assert_eq!(overridden(&off, &overrides), (off, vec![Notice::ThrottlingOff]));
     }
 }

@@ -101,10 +101,12 @@ mod tests {
     proptest! {
         #[test]
         fn the_bounds_hold_the_request_that_the_kubelet_started_from(
-            mem_total in 1u64 << 20..1 << 44, share in 0.0f64..=1.0,
+            mem_total in 1u64 << 20..1 << 44,
+            share in 0.0f64..=1.0,
         ) {
             let truth = (mem_total as f64 * share) as u64;
-            let found = request(kubelet(truth, mem_total), Bytes::new(mem_total), Limit::Max).unwrap();
+            let found =
+                request(kubelet(truth, mem_total), Bytes::new(mem_total), Limit::Max).unwrap();
             prop_assert!(found.bytes.get() <= truth && truth <= found.at_most.get());
             prop_assert!(found.error_bound().get() <= 3 * mem_total / 1000 + 1);
         }

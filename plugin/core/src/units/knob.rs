@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::units::{Bytes, Limit};
+use super::bytes::Bytes;
+use super::limit::Limit;
 
 /// File with the CPU limit of a cgroup.
 pub const CPU_MAX: &str = "cpu.max";

@@ -1,0 +1,81 @@
+//! Position of a pod in the cgroup tree.
+
+use super::path::CgroupPath;
+use super::qos::QosClass;
+
+/// Position of a pod in the cgroup tree: its cgroup and the ancestors up to kubepods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodPlace {
+    cgroup: CgroupPath,
+    class: QosClass,
+    class_cgroup: Option<CgroupPath>,
+    kubepods: CgroupPath,
+}
+
+impl PodPlace {
+    /// Creates the place of a pod of `class` with this cgroup. Guaranteed pods lie directly in
+    /// kubepods, other pods in their class's cgroup. Returns `None` if the path has too few parts.
+    pub fn new(cgroup: CgroupPath, class: QosClass) -> Option<Self> {
+        let parent = cgroup.parent()?;
+        let (class_cgroup, kubepods) = match class {
+            QosClass::Guaranteed => (None, parent),
+            QosClass::Burstable | QosClass::BestEffort => {
+                let kubepods = parent.parent()?;
+                (Some(parent), kubepods)
+            }
+        };
+        Some(Self { cgroup, class, class_cgroup, kubepods })
+    }
+
+    /// Returns the pod's cgroup.
+    pub fn cgroup(&self) -> &CgroupPath {
+        &self.cgroup
+    }
+
+    /// Returns the pod's class.
+    pub const fn class(&self) -> QosClass {
+        self.class
+    }
+
+    /// Returns the cgroup of the pod's class. Guaranteed pods have none.
+    pub fn class_cgroup(&self) -> Option<&CgroupPath> {
+        self.class_cgroup.as_ref()
+    }
+
+    /// Returns the cgroup of all pods.
+    pub fn kubepods(&self) -> &CgroupPath {
+        &self.kubepods
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(path: &str) -> CgroupPath {
+        CgroupPath::parse(path).unwrap()
+    }
+
+    fn place(cgroup: &str, class: QosClass) -> PodPlace {
+        PodPlace::new(path(cgroup), class).unwrap()
+    }
+
+    #[test]
+    fn a_pod_lies_in_its_class_and_that_in_kubepods() {
+        let pod = place("kubepods.slice/kubepods-burstable.slice/pod.slice", QosClass::Burstable);
+        assert_eq!(pod.class_cgroup(), Some(&path("kubepods.slice/kubepods-burstable.slice")));
+        assert_eq!(pod.kubepods(), &path("kubepods.slice"));
+        let pod = place("custom/kubepods/pod1", QosClass::Guaranteed);
+        assert_eq!(pod.class_cgroup(), None);
+        assert_eq!((pod.kubepods(), pod.class()), (&path("custom/kubepods"), QosClass::Guaranteed));
+        assert_eq!(pod.cgroup(), &path("custom/kubepods/pod1"));
+        for (cgroup, class) in [
+            ("pod1", QosClass::Guaranteed),
+            ("pod1", QosClass::Burstable),
+            ("burstable/pod1", QosClass::Burstable),
+            ("besteffort/pod1", QosClass::BestEffort),
+        ] {
+            assert_eq!(PodPlace::new(path(cgroup), class), None, "{cgroup}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Name of a pod's cgroup, which contains the pod's identifier and class.
+
+use std::borrow::Borrow;
+use std::fmt;
+
+use super::qos::QosClass;
+
+/// Unique identifier of a pod as the kubelet writes it: a UUID, or the hash of a static pod's file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodUid(String);
+
+impl PodUid {
+    /// Creates an identifier from unchecked text. The plugin only compares identifiers and never
+    /// builds a path from one.
+    pub fn new(uid: impl Into<String>) -> Self {
+        Self(uid.into())
+    }
+
+    /// Returns the identifier as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for PodUid {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Class and identifier of a pod, which the kubelet encodes in the name of the pod's cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// The pod's class, which decides under which parent cgroup the kubelet puts the pod.
+    pub class: QosClass,
+    /// The pod's identifier.
+    pub uid: PodUid,
+}
+
+impl PodCgroup {
+    /// Parses the cgroup parent that the runtime reports for a pod (`pod.linux.cgroup_parent` in
+    /// NRI).
+    ///
+    /// The names of both kubelet cgroup drivers are accepted, below any `--cgroup-root`:
+    ///
+    /// - systemd: `kubepods-burstable-pod<uid with _ for ->.slice`, alone or at the end of a path;
+    /// - cgroupfs: `/kubepods/burstable/pod<uid>`.
+    ///
+    /// Names of Guaranteed pods contain no class, and their cgroups lie directly below `kubepods`.
+    /// Returns `None` if no kubelet made this parent. Sources: Kubernetes
+    /// `pkg/kubelet/cm/cgroup_manager_linux.go` and `pod_container_manager_linux.go`.
+    pub fn parse(cgroup_parent: &str) -> Option<Self> {
+        let path = cgroup_parent.trim_end_matches('/');
+        let name = path.rsplit('/').next()?;
+        if let Some(stem) = name.strip_suffix(".slice") {
+            // In slice names "-" means nesting, so the kubelet writes "_" for each "-" of the
+            // identifier.
+            let uid = stem.rsplit('-').next()?.strip_prefix("pod")?;
+            return Self::below(stem.rsplit('-').skip(1), uid.replace('_', "-"));
+        }
+        Self::below(path.rsplit('/').skip(1), name.strip_prefix("pod")?.to_owned())
+    }
+
+    /// Builds the result from the pod's identifier and its `ancestors`. `ancestors` are the names
+    /// above the pod, nearest first.
+    fn below<'a>(mut ancestors: impl Iterator<Item = &'a str>, uid: String) -> Option<Self> {
+        let class = match ancestors.next()? {
+            "kubepods" => QosClass::Guaranteed,
+            nearest => {
+                let class = match nearest {
+                    "burstable" => QosClass::Burstable,
+                    "besteffort" => QosClass::BestEffort,
+                    _ => return None,
+                };
+                if ancestors.next()? != "kubepods" {
+                    return None;
+                }
+                class
+            }
+        };
+        (!uid.is_empty()).then(|| Self { class, uid: PodUid::new(uid) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parsed(parent: &str) -> Option<(QosClass, String)> {
+        PodCgroup::parse(parent).map(|pod| (pod.class, pod.uid.to_string()))
+    }
+
+    #[test]
+    fn the_class_is_read_from_the_kubelets_cgroup_names() {
+        const UID: &str = "0f3c2d6e-1a2b-4c5d-8e9f-001122334455";
+        const ESCAPED: &str = "0f3c2d6e_1a2b_4c5d_8e9f_001122334455";
+        for (parent, class) in [
+            (format!("kubepods-burstable-pod{ESCAPED}.slice"), QosClass::Burstable),
+            (format!("kubepods-besteffort-pod{ESCAPED}.slice"), QosClass::BestEffort),
+            (format!("kubepods-pod{ESCAPED}.slice"), QosClass::Guaranteed),
+            (
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice"
+                ),
+                QosClass::Burstable,
+            ),
+            (format!("/kubepods.slice/kubepods-pod{ESCAPED}.slice/"), QosClass::Guaranteed),
+            (
+                format!(
+                    "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort-\
+                     pod{ESCAPED}.slice"
+                ),
+                QosClass::BestEffort,
+            ),
+            (format!("kubelet-kubepods-pod{ESCAPED}.slice"), QosClass::Guaranteed),
+            (format!("/kubepods/burstable/pod{UID}"), QosClass::Burstable),
+            (format!("/kubepods/besteffort/pod{UID}"), QosClass::BestEffort),
+            (format!("/kubepods/pod{UID}"), QosClass::Guaranteed),
+            (format!("kubepods/pod{UID}"), QosClass::Guaranteed),
+            (format!("/custom/root/kubepods/burstable/pod{UID}/"), QosClass::Burstable),
+        ] {
+            assert_eq!(parsed(&parent), Some((class, UID.to_owned())), "{parent}");
+        }
+    }
+
+    #[test]
+    fn a_static_pods_hash_is_an_identifier_too() {
+        assert_eq!(
+            parsed("kubepods-burstable-pod09ad8fb0e5d34b4a6e1f3a2b1c0d9e8f.slice"),
+            Some((QosClass::Burstable, "09ad8fb0e5d34b4a6e1f3a2b1c0d9e8f".to_owned()))
+        );
+    }
+
+    #[test]
+    fn without_a_kubelet_parent_there_is_no_class() {
+        for parent in [
+            "",
+            "/",
+            "///",
+            "system.slice",
+            "/system.slice/foo.service",
+            "kubepods.slice",
+            "kubepods-burstable.slice",
+            "/kubepods/burstable",
+            "/kubepods/burstable/pod",
+            "kubepods-pod.slice",
+            "kubepods-unknown-pod1.slice",
+            "burstable-pod1.slice",
+            "/burstable/pod1",
+            "/pod1",
+            "pod1.slice",
+            "/machine/pod1",
+            "/kubepods/burstable/extra/pod1",
+            "kubepods-burstable-pod1.scope",
+            "podman-pod1.slice",
+        ] {
+            assert_eq!(parsed(parent), None, "{parent}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_kubelet_parent_or_not(text in ".{0,60}") {
+            let _ = PodCgroup::parse(&text);
+        }
+
+        #[test]
+        fn anything_like_a_kubelet_parent_is_one_or_not(text in "(/|kubepods|burstable|besteffort|\
+            -|pod|[.]slice|_|x){0,12}") {
+            if let Some(pod) = PodCgroup::parse(&text) {
+                prop_assert!(!pod.uid.as_str().is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Desired values of a container's memory files, each with its reason.
+
+use super::protection::Protection;
+use super::reason::Reason;
+use crate::units::{Bytes, Limit};
+
+/// Desired values of a container's memory files.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Desired {
+    /// `memory.min`: memory below this is never reclaimed. The value is not rounded; the kernel
+    /// rounds it down to pages.
+    pub min: Decision,
+    /// `memory.low`: memory below this is reclaimed only when no unprotected memory is left. The
+    /// value is not rounded.
+    pub low: Decision,
+    /// `memory.high`: above this the container is throttled and reclaimed. The value is in whole
+    /// pages.
+    pub high: Decision,
+    /// Protection that the ancestor cgroups need for the container: the exact request without
+    /// headroom. `None` means unknown.
+    pub claim: Option<Protection>,
+}
+
+impl Desired {
+    /// Returns the desired value of `memory.min`. `None` means keep the current value.
+    pub fn min_value(&self) -> Option<Limit> {
+        value(self.min.setting, Limit::Bytes(Bytes::ZERO))
+    }
+
+    /// Returns the desired value of `memory.low`. `None` means keep the current value.
+    pub fn low_value(&self) -> Option<Limit> {
+        value(self.low.setting, Limit::Bytes(Bytes::ZERO))
+    }
+
+    /// Returns the desired value of `memory.high`. `None` means keep the current value.
+    pub fn high_value(&self) -> Option<Limit> {
+        value(self.high.setting, Limit::Max)
+    }
+}
+
+/// Action for one cgroup v2 file, with its reason.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decision {
+    /// The action.
+    pub setting: Setting,
+    /// The reason, which prints as a sentence with the numbers.
+    pub reason: Reason,
+}
+
+impl Decision {
+    pub(super) const fn set(bytes: Bytes, reason: Reason) -> Self {
+        Self { setting: Setting::Set(Limit::Bytes(bytes)), reason }
+    }
+
+    pub(super) const fn default(reason: Reason) -> Self {
+        Self { setting: Setting::Default, reason }
+    }
+
+    pub(super) const fn leave_alone(reason: Reason) -> Self {
+        Self { setting: Setting::LeaveAlone, reason }
+    }
+}
+
+/// Action for one cgroup v2 file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// Set the file to this value.
+    Set(Limit),
+    /// Use the kernel's default: 0 for `memory.min` and `memory.low`, `max` for `memory.high`. For
+    /// a new container the plugin sends nothing. A file with another value must be reset.
+    Default,
+    /// The desired value is not known. Keep the current value.
+    LeaveAlone,
+}
+
+pub(super) fn value(setting: Setting, default: Limit) -> Option<Limit> {
+    match setting {
+        Setting::Set(value) => Some(value),
+        Setting::Default => Some(default),
+        Setting::LeaveAlone => None,
+    }
+}

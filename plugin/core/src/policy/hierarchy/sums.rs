@@ -1,0 +1,79 @@
+//! Exact sums of protection, and the shares of groups of pods in the budget.
+
+use crate::pod::QosClass;
+use crate::policy::protection::Protection;
+use crate::units::Bytes;
+
+/// Exact sum of protections. A node has too few containers and pods for an overflow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sum {
+    pub(super) min: u128,
+    pub(super) low: u128,
+}
+
+impl Sum {
+    /// Replaces one addend.
+    pub(super) fn replace(&mut self, last: Protection, new: Protection) {
+        self.replace_min(last.min, new.min);
+        self.low = self.low + u128::from(new.low.get()) - u128::from(last.low.get());
+    }
+
+    pub(super) fn replace_min(&mut self, last: Bytes, new: Bytes) {
+        self.min = self.min + u128::from(new.get()) - u128::from(last.get());
+    }
+
+    /// Returns the sum, where each part is at most [`Bytes::MAX`].
+    pub(super) fn protection(&self) -> Protection {
+        Protection { min: saturated(self.min), low: saturated(self.low) }
+    }
+}
+
+pub(super) fn saturated(bytes: u128) -> Bytes {
+    u64::try_from(bytes).map_or(Bytes::MAX, Bytes::new)
+}
+
+pub(super) fn total(protection: Protection) -> u128 {
+    u128::from(protection.min.get()) + u128::from(protection.low.get())
+}
+
+/// Part of a group's total claim that the group gets.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Share {
+    pub(super) asked: u128,
+    pub(super) granted: u128,
+}
+
+impl Share {
+    pub(super) fn is_short(self) -> bool {
+        self.granted < self.asked
+    }
+
+    /// Returns whether both shares give the same protection to every possible claim.
+    pub(super) fn is_same_for_all(self, other: Self) -> bool {
+        self == other || !self.is_short() && !other.is_short()
+    }
+
+    /// Returns the part for a pod with this claim. Both factors are below 2^63, so the product
+    /// cannot overflow.
+    pub(super) fn part(self, asked: Protection) -> Protection {
+        if !self.is_short() {
+            return asked;
+        }
+        let part = |bytes: Bytes| saturated(u128::from(bytes.get()) * self.granted / self.asked);
+        Protection { min: part(asked.min), low: part(asked.low) }
+    }
+}
+
+pub(super) struct Shares {
+    pub(super) guaranteed: Share,
+    pub(super) others: Share,
+}
+
+impl Shares {
+    pub(super) fn of(&self, class: QosClass) -> Share {
+        match class {
+            QosClass::Guaranteed => self.guaranteed,
+            QosClass::Burstable | QosClass::BestEffort => self.others,
+        }
+    }
+}

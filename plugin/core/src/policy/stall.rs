@@ -1,0 +1,114 @@
+//! Release of a container that `memory.high` stalls.
+
+use crate::units::{Bytes, Limit};
+
+/// Memory state of a container that `memory.high` may throttle too much.
+#[derive(Clone, Copy, Debug)]
+pub struct Throttled {
+    /// Memory usage.
+    pub usage: Bytes,
+    /// Desired `memory.high`.
+    pub line: Bytes,
+    /// Observed `memory.high`.
+    pub high: Limit,
+    /// The container's limit, or a substitute where it has none.
+    pub max: Bytes,
+    /// Percentage of the last ten seconds in which all tasks waited for memory (`memory.pressure`,
+    /// full).
+    pub stalled: f64,
+}
+
+impl Throttled {
+    /// Returns whether the usage is near or above `memory.high` and the container is stalled for at
+    /// least [`STALLED`] percent of the time.
+    pub fn is_pinned(&self) -> bool {
+        let near = |high: Bytes| self.usage >= high.saturating_sub(Bytes::new(high.get() / NEAR));
+        self.stalled >= STALLED && self.high.bytes().is_some_and(near)
+    }
+
+    /// Returns whether the usage is far enough below the desired `memory.high` to restore that
+    /// value.
+    pub fn is_well_below(&self) -> bool {
+        self.usage < self.line.saturating_sub(Bytes::new(self.line.get() / WELL_BELOW))
+    }
+
+    /// Returns the next `memory.high` and the size of the step, or `None` if `memory.high` is `max`
+    /// already.
+    ///
+    /// A step is a quarter of the way from the desired `memory.high` to the limit, at least 4 MiB.
+    /// Also returns `None` if the step exceeds `free`, the memory that the node can spare. The last
+    /// step removes `memory.high`.
+    pub fn release(&self, free: Bytes) -> Option<(Limit, Bytes)> {
+        let high = self.high.bytes()?;
+        let step =
+            Bytes::new(self.max.saturating_sub(self.line).get().div_ceil(STEPS)).max(LEAST_STEP);
+        if step > free {
+            return None;
+        }
+        let next = high.saturating_add(step);
+        Some((if next >= self.max { Limit::Max } else { Limit::Bytes(next) }, step))
+    }
+}
+
+/// Divisor of `memory.high`: usage at most 1/32 below `memory.high` counts as throttled.
+const NEAR: u64 = 32;
+
+/// Stalled time from which a container counts as stalled, in percent of ten seconds.
+pub const STALLED: f64 = 10.0;
+
+/// Divisor of the desired `memory.high`: usage must be more than 1/10 below it before the plugin
+/// restores it.
+const WELL_BELOW: u64 = 10;
+
+/// Number of steps from the desired `memory.high` to the limit.
+const STEPS: u64 = 4;
+
+/// Minimum size of a step.
+const LEAST_STEP: Bytes = Bytes::new(4 << 20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mib(mib: u64) -> Bytes {
+        Bytes::new(mib << 20)
+    }
+
+    fn throttled(usage: u64, high: u64, stalled: f64) -> Throttled {
+        Throttled {
+            usage: mib(usage),
+            line: mib(100),
+            high: mib(high).into(),
+            max: mib(200),
+            stalled,
+        }
+    }
+
+    #[test]
+    fn who_stands_at_the_line_and_does_nothing_else_is_pinned() {
+        assert!(throttled(98, 100, 90.0).is_pinned());
+        assert!(throttled(101, 100, 10.0).is_pinned());
+        assert!(!throttled(98, 100, 9.9).is_pinned(), "it is merely slowed down");
+        assert!(!throttled(90, 100, 90.0).is_pinned(), "it waits for something else");
+        assert!(!Throttled { high: Limit::Max, ..throttled(98, 100, 90.0) }.is_pinned());
+    }
+
+    #[test]
+    fn a_container_is_released_in_steps_as_far_as_the_node_has_memory() {
+        let mut container = throttled(100, 100, 90.0);
+        for expected in [mib(125).into(), mib(150).into(), mib(175).into(), Limit::Max] {
+            assert_eq!(container.release(mib(25)), Some((expected, mib(25))));
+            container.high = expected;
+        }
+        assert_eq!(container.release(mib(1000)), None);
+        assert_eq!(throttled(100, 100, 90.0).release(mib(24)), None);
+        let narrow = Throttled { max: mib(101), ..throttled(100, 100, 90.0) };
+        assert_eq!(narrow.release(mib(4)), Some((Limit::Max, mib(4))));
+    }
+
+    #[test]
+    fn the_line_is_put_back_only_where_it_would_not_throttle_again_at_once() {
+        assert!(!throttled(90, 150, 0.0).is_well_below());
+        assert!(throttled(89, 150, 0.0).is_well_below());
+    }
+}

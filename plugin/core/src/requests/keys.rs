@@ -1,0 +1,9 @@
+//! Keys of the pod annotations that the plugin reads.
+
+/// Domain at the end of each key's prefix.
+pub const DOMAIN: &str = "plimsoll.nri.io";
+
+pub(super) const MEMORY_REQUEST: &str = "memory-request.plimsoll.nri.io";
+pub(super) const THROTTLING_FACTOR: &str = "throttling-factor.plimsoll.nri.io";
+pub(super) const RESERVATION: &str = "reservation.plimsoll.nri.io";
+pub(super) const OOM_RESCUE: &str = "oom-rescue.plimsoll.nri.io";

@@ -1,0 +1,133 @@
+//! Notices about requests and annotations, for the operator or the pod's owner.
+
+use std::fmt;
+
+use super::keys::DOMAIN;
+use crate::pod::{Provenance, Request};
+use crate::policy::ReservationPolicy;
+use crate::units::Bytes;
+
+/// Notice for the operator or the pod's owner about a problem that does not stop the plugin.
+/// `Display` writes one sentence for the log; the caller adds the names of pod and container.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// An annotation has an invalid value and is ignored.
+    InvalidAnnotation {
+        /// The annotation's key.
+        key: String,
+        /// The expected and the found value.
+        error: String,
+    },
+    /// An annotation in this plugin's domain is unknown and has no effect.
+    UnknownAnnotation {
+        /// The annotation's key, shortened.
+        key: String,
+    },
+    /// There are more unknown annotations, which are not listed.
+    MoreUnknownAnnotations {
+        /// Their number.
+        count: usize,
+    },
+    /// The annotated memory request is not used, because a better source has the request.
+    AnnotationOutranked {
+        /// The better source.
+        by: Provenance,
+    },
+    /// The annotated memory request is not used, because the kubelet's checkpoint cannot be read.
+    AnnotationUnconfirmed,
+    /// The annotated memory request exceeds the bound from `oom_score_adj`, and the bound is used.
+    AnnotationAboveOomScore {
+        /// The annotated request.
+        requested: Bytes,
+        /// The bound from `oom_score_adj`.
+        at_most: Bytes,
+    },
+    /// The annotated memory request exceeds node allocatable, and node allocatable is used.
+    AnnotationAboveAllocatable {
+        /// The annotated request.
+        requested: Bytes,
+        /// Node allocatable.
+        allocatable: Bytes,
+    },
+    /// The annotated reservation is stronger than the node's policy, and the node's policy is used.
+    ReservationAboveNode {
+        /// The annotated policy.
+        asked: ReservationPolicy,
+        /// The node's policy.
+        allowed: ReservationPolicy,
+    },
+    /// The annotation asks for throttling on a node without throttling.
+    ThrottlingOff,
+    /// The request exceeds the limit, and the limit is used.
+    RequestAboveLimit {
+        /// The request.
+        request: Request,
+        /// The limit.
+        limit: Bytes,
+    },
+    /// A value in the unified map is not a number of bytes and is ignored.
+    InvalidUnified {
+        /// The key.
+        key: &'static str,
+        /// The expected and the found value.
+        error: String,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidAnnotation { key, error } => {
+                write!(f, "annotation {key}: {error}; it is ignored")
+            }
+            Self::UnknownAnnotation { key } => write!(
+                f,
+                "annotation {key} is not known and has no effect; expected memory-request, \
+                 throttling-factor or reservation before .{domain}, then nothing, /pod or \
+                 /container.<name>",
+                domain = DOMAIN
+            ),
+            Self::MoreUnknownAnnotations { count } => {
+                write!(f, "{count} more annotations of {} are not known", DOMAIN)
+            }
+            Self::AnnotationOutranked { by } => {
+                write!(
+                    f,
+                    "annotation memory-request is ignored, as the request is known better ({by})"
+                )
+            }
+            Self::AnnotationUnconfirmed => f.write_str(
+                "annotation memory-request is ignored while the kubelet's checkpoint cannot be \
+                 read: it may have the request, which outranks the annotation",
+            ),
+            Self::AnnotationAboveOomScore { requested, at_most } => write!(
+                f,
+                "annotation memory-request {} exceeds what the kubelet's oom_score_adj allows, \
+                 {}, which is used",
+                requested.quantity(),
+                at_most.quantity()
+            ),
+            Self::AnnotationAboveAllocatable { requested, allocatable } => write!(
+                f,
+                "annotation memory-request {} exceeds node allocatable {}, which is used",
+                requested.quantity(),
+                allocatable.quantity()
+            ),
+            Self::ReservationAboveNode { asked, allowed } => write!(
+                f,
+                "annotation reservation asks for {asked}, but this node allows at most {allowed}, \
+                 which is used"
+            ),
+            Self::ThrottlingOff => f.write_str(
+                "annotation throttling-factor has no effect, because memoryThrottlingFactor is \
+                 null on this node",
+            ),
+            Self::RequestAboveLimit { request, limit } => {
+                write!(f, "request {request} exceeds the limit {}, which is used", limit.quantity())
+            }
+            Self::InvalidUnified { key, error } => {
+                write!(f, "unified {key}: {error}; it is ignored")
+            }
+        }
+    }
+}

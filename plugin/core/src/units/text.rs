@@ -1,0 +1,40 @@
+//! Safe printing of text that users, pods or other programs wrote.
+
+/// Escapes a foreign name to one line without control characters. Keeps up to 253 characters, the
+/// longest name in Kubernetes.
+pub fn printable(name: &str) -> String {
+    name.chars().take(253).flat_map(char::escape_debug).collect()
+}
+
+/// Shortens foreign text to one line without control characters, for messages.
+pub fn excerpt(text: &str) -> String {
+    harmless(text, 64, &[])
+}
+
+/// Escapes characters of foreign text that a terminal would interpret, and keeps at most `most`
+/// characters. The characters in `kept` are not escaped.
+pub fn harmless(text: &str, most: usize, kept: &[char]) -> String {
+    let mut shown = String::with_capacity(text.len().min(most));
+    for character in text.chars().take(most) {
+        if kept.contains(&character) {
+            shown.push(character);
+        } else {
+            shown.extend(character.escape_debug());
+        }
+    }
+    if text.chars().nth(most).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpts_of_foreign_text_stay_short_and_on_one_line() {
+        assert_eq!(excerpt("a\nb"), "a\\nb");
+        assert_eq!(excerpt(&"x".repeat(1000)).chars().count(), 65);
+    }
+}
