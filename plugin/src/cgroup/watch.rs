@@ -14,7 +14,7 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watch
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::Knob;
 
-use super::CgroupRoot;
+use super::root::CgroupRoot;
 
 /// Change to a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]

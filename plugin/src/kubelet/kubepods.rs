@@ -254,7 +254,8 @@ mod tests {
         let systemd = "kubelet.slice/kubelet-kubepods.slice";
         let (_tree, root) = tree(&[
             &format!(
-                "{systemd}/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{escaped}.slice/cri-containerd-1.scope"
+                "{systemd}/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-\
+                 pod{escaped}.slice/cri-containerd-1.scope"
             ),
             &format!("{systemd}/kubelet-kubepods-pod{escaped}.slice/crio-2.scope"),
             &format!("{systemd}/other/3"),

@@ -13,7 +13,11 @@ use tokio::sync::Semaphore;
 use zbus::message::Type;
 use zbus::{Connection, Guid, Message, Variant, connection::Builder};
 
-use super::{BUS, CARRIED, Cgroup, CgroupRoot, DROP_INS, INFINITY, NAME, Systemd, remove_drop_ins};
+use super::client::{BUS, Systemd};
+use super::drop_ins::{DROP_INS, remove_drop_ins};
+use super::properties::{CARRIED, INFINITY};
+use super::unit::NAME;
+use crate::cgroup::{Cgroup, CgroupRoot};
 
 pub(crate) const POD: &str = "kubepods.slice/kubepods-pod1_2.slice";
 pub(crate) const UNIT: &str = "kubepods-pod1_2.slice";
@@ -160,43 +164,61 @@ async fn answer(
         }
         Mood::Error(name) => return connection.reply_error(&header, name, &"so it is").await.ok(),
     }
-    let body = message.body();
-    if member == "GetAll" {
-        if header.path()?.as_str() != "/org/freedesktop/systemd1/unit/kubepods_2dpod1_5f2_2eslice" {
-            return connection
-                .reply_error(&header, "org.freedesktop.systemd1.NoSuchUnit", &"")
-                .await
-                .ok();
+    match member.as_str() {
+        "GetAll" => all_properties(connection, message, fake).await,
+        "Reload" => {
+            fake.lock().unwrap().reloads += 1;
+            connection.reply(&header, &()).await.ok()
         }
-        assert_eq!(body.deserialize::<&str>().unwrap(), "org.freedesktop.systemd1.Slice");
-        let (numbers, control_group) = {
-            let fake = fake.lock().unwrap();
-            (fake.properties.clone(), fake.control_group)
-        };
-        let mut properties: HashMap<&str, Variant<'_>> =
-            numbers.iter().map(|(name, value)| (name.as_str(), Variant::U64(*value))).collect();
-        properties.insert("ControlGroup", Variant::from(control_group));
-        return connection.reply(&header, &properties).await.ok();
+        "Ping" => connection.reply(&header, &()).await.ok(),
+        "SetUnitProperties" => set_properties(connection, message, fake, cgroups).await,
+        other => panic!("{other}"),
     }
-    if member == "Reload" {
-        fake.lock().unwrap().reloads += 1;
-        return connection.reply(&header, &()).await.ok();
+}
+
+/// Answers GetAll with the properties of the unit.
+async fn all_properties(
+    connection: &Connection,
+    message: &Message,
+    fake: &Mutex<Fake>,
+) -> Option<()> {
+    let header = message.header();
+    if header.path()?.as_str() != "/org/freedesktop/systemd1/unit/kubepods_2dpod1_5f2_2eslice" {
+        let error = "org.freedesktop.systemd1.NoSuchUnit";
+        return connection.reply_error(&header, error, &"").await.ok();
     }
-    if member == "Ping" {
-        return connection.reply(&header, &()).await.ok();
-    }
-    assert_eq!(member, "SetUnitProperties");
+    let body = message.body();
+    assert_eq!(body.deserialize::<&str>().unwrap(), "org.freedesktop.systemd1.Slice");
+    let (numbers, control_group) = {
+        let fake = fake.lock().unwrap();
+        (fake.properties.clone(), fake.control_group)
+    };
+    let mut properties: HashMap<&str, Variant<'_>> =
+        numbers.iter().map(|(name, value)| (name.as_str(), Variant::U64(*value))).collect();
+    properties.insert("ControlGroup", Variant::from(control_group));
+    connection.reply(&header, &properties).await.ok()
+}
+
+/// Answers SetUnitProperties and then writes the files.
+async fn set_properties(
+    connection: &Connection,
+    message: &Message,
+    fake: &Mutex<Fake>,
+    cgroups: &Path,
+) -> Option<()> {
+    let header = message.header();
+    let body = message.body();
     let (unit, runtime, settings): (String, bool, Vec<(String, Variant<'_>)>) =
         body.deserialize().unwrap();
     let number =
         |value| if let Variant::U64(number) = value { number } else { panic!("{value:?}") };
     let settings: Vec<_> =
         settings.into_iter().map(|(name, value)| (name, number(value))).collect();
-    let writes = {
+    let (writes, mood) = {
         let mut fake = fake.lock().unwrap();
         fake.properties.extend(settings.clone());
         fake.set.push((unit, runtime, settings.clone()));
-        fake.writes.clone()
+        (fake.writes.clone(), fake.mood)
     };
     connection.reply(&header, &()).await.ok()?;
     if mood == Mood::Late {

@@ -1,0 +1,115 @@
+//! Event counters, memory pressure and presence of processes of a cgroup.
+
+use std::time::Duration;
+
+use super::directory::Cgroup;
+use super::error::CgroupError;
+
+/// File with event counters of a cgroup and its descendants. The kernel wakes watchers of this file
+/// when a counter changes.
+pub const EVENTS: &str = "memory.events";
+
+const LOCAL_EVENTS: &str = "memory.events.local";
+
+/// File with the time that the processes of a cgroup waited for memory.
+const PRESSURE: &str = "memory.pressure";
+
+/// Event counters since the creation of a cgroup. [`Cgroup::events`] includes the descendants,
+/// [`Cgroup::local_events`] does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// Number of times that processes were throttled at `memory.high`.
+    pub high: u64,
+    /// Number of times that usage reached a limit and the kernel could reclaim nothing.
+    pub oom: u64,
+    /// Number of OOM-killed processes, whether for a cgroup limit or for lack of memory on the
+    /// node.
+    pub oom_kill: u64,
+    /// Number of times that the kernel killed all processes of a cgroup with `memory.oom.group`
+    /// together. Always 0 before kernel 5.17.
+    pub oom_group_kill: u64,
+}
+
+/// Time during which all processes of a cgroup waited for memory at once (`full`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// Share of the last ten seconds, in percent.
+    pub percent: f64,
+    /// Total time since the creation of the cgroup.
+    pub total: Duration,
+}
+
+impl Cgroup {
+    /// Reads `memory.events`, the event counters of the cgroup and its descendants.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] if the cgroup was removed.
+    pub fn events(&self) -> Result<Events, CgroupError> {
+        self.read_events(EVENTS)
+    }
+
+    /// Reads `memory.events.local`, the event counters of this cgroup alone. `oom` counts how often
+    /// usage reached the cgroup's own `memory.max` and the kernel had to kill. `oom` counts neither
+    /// the limits of descendants nor a lack of memory on the node.
+    ///
+    /// Source: Documentation/admin-guide/cgroup-v2.rst.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] if the cgroup was removed.
+    pub fn local_events(&self) -> Result<Events, CgroupError> {
+        self.read_events(LOCAL_EVENTS)
+    }
+
+    fn read_events(&self, file: &'static str) -> Result<Events, CgroupError> {
+        let events = self.read_text(file, 1 << 10)?;
+        let count = |name: &str| {
+            events.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+        };
+        let expected =
+            |name: &str| self.malformed(file, format!("expected a line '{name}' with a number"));
+        Ok(Events {
+            high: count("high").ok_or_else(|| expected("high"))?,
+            oom: count("oom").ok_or_else(|| expected("oom"))?,
+            oom_kill: count("oom_kill").ok_or_else(|| expected("oom_kill"))?,
+            // Missing before kernel 5.17.
+            oom_group_kill: count("oom_group_kill").unwrap_or_default(),
+        })
+    }
+
+    /// Returns whether the cgroup or a descendant contains processes.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] or [`CgroupError::Io`].
+    pub fn has_processes(&self) -> Result<bool, CgroupError> {
+        match self.read_text("cgroup.events", 512) {
+            Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
+            // Every kernel with cgroup v2 has this file. If it is missing, assume that there are
+            // processes.
+            Err(CgroupError::Unsupported { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads from `memory.pressure` how long all processes of the cgroup waited for memory
+    /// (`full`).
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Unsupported`] if the kernel does not record pressure (boot option `psi=1`);
+    /// [`CgroupError::Gone`].
+    pub fn pressure(&self) -> Result<Pressure, CgroupError> {
+        let pressure = self.read_text(PRESSURE, 512)?;
+        let parse = || {
+            let full = pressure.lines().find_map(|line| line.strip_prefix("full avg10="))?;
+            let percent = full.split(' ').next()?.parse().ok()?;
+            let total =
+                full.split(' ').find_map(|part| part.strip_prefix("total="))?.parse().ok()?;
+            Some(Pressure { percent, total: Duration::from_micros(total) })
+        };
+        parse()
+            .ok_or_else(|| self.malformed(PRESSURE, "expected a line 'full avg10=' with numbers"))
+    }
+}

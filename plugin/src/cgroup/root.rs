@@ -1,0 +1,157 @@
+//! Root of a cgroup v2 hierarchy.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use plimsoll_core::pod::{CgroupPath, SUBGROUP};
+use plimsoll_core::policy::hierarchy::Observed;
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+
+use super::beneath::{CONTROLLERS, DIRECTORY, children, open_beneath};
+use super::directory::Cgroup;
+use super::error::{CgroupError, RootError};
+
+/// Root of a cgroup v2 hierarchy.
+#[derive(Debug)]
+pub struct CgroupRoot {
+    directory: OwnedFd,
+    path: PathBuf,
+}
+
+impl CgroupRoot {
+    /// Opens the root directory, usually `/sys/fs/cgroup`.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the directory cannot be opened or is not the root of a cgroup v2 hierarchy.
+    pub fn open(path: &Path) -> Result<Self, RootError> {
+        let failed = |error: io::Error| RootError { path: path.to_owned(), error };
+        let directory = rustix::fs::open(path, DIRECTORY, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        // Only cgroup v2 has this file.
+        rustix::fs::statat(&directory, CONTROLLERS, AtFlags::empty()).map_err(|error| {
+            failed(io::Error::new(io::Error::from(error).kind(), "it has no cgroup.controllers"))
+        })?;
+        Ok(Self { directory, path: path.to_owned() })
+    }
+
+    /// Returns the path of the root directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the root of the node's file system, in which this root directory is
+    /// `/sys/fs/cgroup`.
+    pub fn host(&self) -> &Path {
+        self.path.ancestors().nth(3).unwrap_or(Path::new("/"))
+    }
+
+    /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option the
+    /// kernel passes protection that no child of a cgroup claims on to all its children.
+    pub fn recursive_protection(&self) -> bool {
+        let mounts =
+            std::fs::read_to_string(self.host().join("proc/self/mounts")).unwrap_or_default();
+        let is_cgroup2 = |line: &&str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
+        let mut cgroup2 = mounts.lines().filter(is_cgroup2);
+        cgroup2.any(|line| {
+            let options = line.split_ascii_whitespace().nth(3).unwrap_or_default();
+            options.split(',').any(|option| option == "memory_recursiveprot")
+        })
+    }
+
+    /// Lists the cgroups directly below the root.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the root directory cannot be listed.
+    pub fn children(&self) -> Result<Vec<CgroupPath>, CgroupError> {
+        children(&self.directory, CgroupPath::top).map_err(|error| CgroupError::Io {
+            path: CgroupPath::root(),
+            operation: "list it".to_owned(),
+            error: error.into(),
+        })
+    }
+
+    /// Opens a cgroup.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Gone`] if no cgroup has this path.
+    pub fn cgroup(&self, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
+        match open_beneath(&self.directory, path.as_str(), DIRECTORY) {
+            Ok(directory) => {
+                // Ignore errors of the inner cgroup: the cgroup itself exists.
+                let inner = path
+                    .subgroup()
+                    .and_then(|_| open_beneath(&directory, SUBGROUP, DIRECTORY).ok());
+                Ok(Cgroup { directory, inner, path: path.clone() })
+            }
+            Err(Errno::NOENT | Errno::NODEV) => Err(CgroupError::Gone(path.clone())),
+            Err(error) => Err(CgroupError::Io {
+                path: path.clone(),
+                operation: "open it".to_owned(),
+                error: error.into(),
+            }),
+        }
+    }
+
+    /// Adds the given cgroups and all their ancestors to `observed`. Skips cgroups that cannot be
+    /// read.
+    pub fn observe_all(
+        &self,
+        cgroups: impl Iterator<Item = CgroupPath>,
+        observed: &mut BTreeMap<CgroupPath, Observed>,
+    ) {
+        for mut cgroup in cgroups {
+            while !observed.contains_key(&cgroup) {
+                if let Ok(found) = self.cgroup(&cgroup).and_then(|open| open.observe()) {
+                    observed.insert(cgroup.clone(), found);
+                }
+                match cgroup.parent() {
+                    Some(parent) => cgroup = parent,
+                    None => break,
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use plimsoll_core::units::Knob;
+
+    use super::super::testing::Tree;
+    use super::*;
+
+    #[test]
+    fn a_symbolic_link_does_not_lead_out() {
+        let tree = Tree::new();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("memory.min"), "7\n").unwrap();
+        std::os::unix::fs::symlink(outside.path(), tree.0.path().join("link")).unwrap();
+        assert!(matches!(tree.cgroup("link"), Err(CgroupError::Io { .. })));
+        tree.make("a", &[]);
+        std::os::unix::fs::symlink(
+            outside.path().join("memory.min"),
+            tree.0.path().join("a/memory.min"),
+        )
+        .unwrap();
+        assert!(tree.cgroup("a").unwrap().read(Knob::Min).is_err());
+    }
+
+    #[test]
+    fn a_hierarchy_of_version_1_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = CgroupRoot::open(directory.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("cgroup.controllers")
+                && error.contains("expected a cgroup v2 hierarchy"),
+            "{error}"
+        );
+    }
+}

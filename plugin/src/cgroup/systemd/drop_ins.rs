@@ -1,0 +1,179 @@
+//! Drop-in files of units, in which systemd keeps properties.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use plimsoll_core::pod::{CgroupPath, PodCgroup};
+use rustix::fs::{AtFlags, Dir, FileType, Mode};
+use rustix::io::Errno;
+
+use crate::cgroup::beneath::{DIRECTORY, open_beneath};
+use crate::cgroup::error::CgroupError;
+use crate::cgroup::root::CgroupRoot;
+
+pub(super) const DROP_INS: &str = "run/systemd/system.control";
+
+/// Drop-in files of all properties that [`Systemd::set`](super::Systemd::set) may set.
+pub(super) const OURS: [&str; 10] = [
+    "50-MemoryMin.conf",
+    "50-MemoryLow.conf",
+    "50-MemoryHigh.conf",
+    "50-MemoryMax.conf",
+    "50-MemorySwapMax.conf",
+    "50-MemoryZSwapMax.conf",
+    "50-CPUWeight.conf",
+    "50-CPUQuota.conf",
+    "50-CPUQuotaPeriodSec.conf",
+    "50-TasksMax.conf",
+];
+
+/// Drop-in files of the two protection properties.
+const OF_PROTECTION: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
+
+/// Lists the cgroups of pods that may have drop-ins from [`Systemd::set`](super::Systemd::set).
+///
+/// These drop-ins outlive a unit that systemd created implicitly. An example is a slice that exists
+/// only because the scope of a container named it. The kubelet and other programs create units over
+/// D-Bus. The drop-ins of such a unit are in another directory, and systemd removes them.
+///
+/// # Errors
+///
+/// Fails if the directory cannot be listed. A missing directory is no error.
+pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
+    let Some(directory) = drop_in_directory(host)? else { return Ok(Vec::new()) };
+    let mut cgroups = Vec::new();
+    for entry in Dir::read_from(&directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(unit) = name.strip_suffix(".d")
+            && PodCgroup::parse(unit).is_some()
+            && let Ok(cgroup) = CgroupPath::of_parent(unit)
+        {
+            cgroups.push(cgroup);
+        }
+    }
+    Ok(cgroups)
+}
+
+/// Removes the drop-ins that [`Systemd::set`](super::Systemd::set) left for a cgroup, if this
+/// cgroup is gone. Returns whether there were any.
+///
+/// Some of the drop-ins may belong to the kubelet. No program needs the drop-ins of a unit that is
+/// gone, but a later unit with the same name would inherit them. Other files in the directory
+/// remain. Symbolic links are neither followed nor removed.
+///
+/// # Errors
+///
+/// Fails if the drop-ins cannot be removed. Missing drop-ins are no error.
+pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> io::Result<bool> {
+    if !matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_))) {
+        return Ok(false);
+    }
+    remove_files(host, cgroup, &OURS)
+}
+
+/// Removes the protection drop-ins that [`Systemd::set`](super::Systemd::set) left for a cgroup
+/// that still exists. Returns whether there were any.
+///
+/// These drop-ins override an administrator's drop-ins in `/etc`, including later ones. systemd
+/// notices the removal at the next [`Systemd::reload`](super::Systemd::reload).
+///
+/// # Errors
+///
+/// Fails if the drop-ins cannot be removed. Missing drop-ins are no error.
+pub fn remove_protection(host: &Path, cgroup: &CgroupPath) -> io::Result<bool> {
+    remove_files(host, cgroup, &OF_PROTECTION)
+}
+
+fn remove_files(host: &Path, cgroup: &CgroupPath, files: &[&str]) -> io::Result<bool> {
+    let Some(parent) = drop_in_directory(host)? else { return Ok(false) };
+    let name = format!("{}.d", cgroup.name());
+    let directory = match open_beneath(&parent, &name, DIRECTORY) {
+        Err(Errno::NOENT) => return Ok(false),
+        directory => directory?,
+    };
+    let mut removed = false;
+    for &file in files {
+        match rustix::fs::statat(&directory, file, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                rustix::fs::unlinkat(&directory, file, AtFlags::empty())?;
+                removed = true;
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOTEMPTY | Errno::NOENT) => Ok(removed),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn drop_in_directory(host: &Path) -> io::Result<Option<OwnedFd>> {
+    let host = rustix::fs::open(host, DIRECTORY, Mode::empty())?;
+    match open_beneath(&host, DROP_INS, DIRECTORY) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::super::fake::{Host, POD, UNIT};
+    use super::*;
+
+    #[test]
+    fn drop_ins_of_ours_are_removed_when_the_cgroup_is_gone() {
+        let host = Host::new();
+        assert_eq!(drop_ins(host.directory.path()).unwrap(), []);
+        assert!(!host.remove_drop_ins().unwrap());
+        let (min, low) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, OURS[1]));
+        for file in &OURS[2..] {
+            host.drop_in(UNIT, file);
+        }
+        for other in
+            ["kubepods.slice", "system.slice", "kubepods-burstable.slice", "kubepods-podx.scope"]
+        {
+            host.drop_in(other, OURS[0]);
+        }
+        assert_eq!(drop_ins(host.directory.path()).unwrap(), [CgroupPath::parse(POD).unwrap()]);
+        assert!(!host.remove_drop_ins().unwrap());
+        assert!(min.exists() && low.exists());
+        fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
+        assert!(host.remove_drop_ins().unwrap());
+        assert!(!min.parent().unwrap().exists());
+        assert!(!host.remove_drop_ins().unwrap());
+        assert_eq!(fs::read_dir(host.directory.path().join(DROP_INS)).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn drop_ins_of_pods_below_a_cgroup_root_are_known() {
+        let host = Host::new();
+        let unit = "kubelet-kubepods-besteffort-pod1_2.slice";
+        host.drop_in(unit, OURS[0]);
+        assert_eq!(
+            drop_ins(host.directory.path()).unwrap(),
+            [CgroupPath::of_parent(unit).unwrap()]
+        );
+    }
+
+    #[test]
+    fn drop_ins_of_others_and_symbolic_links_are_left() {
+        let host = Host::new();
+        fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join(OURS[0]), "").unwrap();
+        let (min, other) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, "50-IOWeight.conf"));
+        symlink(outside.path().join(OURS[0]), min.with_file_name(OURS[1])).unwrap();
+        assert!(host.remove_drop_ins().unwrap());
+        assert!(!min.exists() && other.exists() && min.with_file_name(OURS[1]).is_symlink());
+        fs::remove_dir_all(min.parent().unwrap()).unwrap();
+        symlink(outside.path(), min.parent().unwrap()).unwrap();
+        assert!(host.remove_drop_ins().is_err());
+        assert!(outside.path().join(OURS[0]).exists());
+    }
+}

@@ -1,0 +1,78 @@
+//! Errors of checkpoint files.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Maximum size of a file that is read, in bytes. 500 pods need about 1 MiB, or a few MiB with
+/// whole pod specifications (v2).
+pub const LARGEST_FILE: u64 = 64 << 20;
+
+/// Error: a checkpoint could not be used as a whole or in part.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// The file could not be opened or read.
+    #[error("kubelet checkpoint {path}: {error}; its records are not used")]
+    Io {
+        /// Path of the file.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+    /// The file is no regular file, for example a symbolic link or a pipe.
+    #[error("kubelet checkpoint {path}: expected a regular file; its records are not used")]
+    NotAFile {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// The file is larger than [`LARGEST_FILE`].
+    #[error(
+        "kubelet checkpoint {path}: {size} bytes, expected at most {LARGEST_FILE}; its records \
+         are not used"
+    )]
+    TooLarge {
+        /// Path of the file.
+        path: PathBuf,
+        /// Size of the file in bytes.
+        size: u64,
+    },
+    /// The file has no known form.
+    #[error("kubelet checkpoint {path}: {error}; its records are not used")]
+    Form {
+        /// Path of the file.
+        path: PathBuf,
+        /// Description of the problem.
+        error: FormError,
+    },
+    /// Some records of the file are unreadable. The other records are used.
+    #[error(
+        "kubelet checkpoint {path}: {count} records have no readable memory quantity, the first \
+         being {first}"
+    )]
+    Records {
+        /// Path of the file.
+        path: PathBuf,
+        /// Number of unreadable records.
+        count: usize,
+        /// Place of the first unreadable record, and its problem.
+        first: String,
+    },
+}
+
+/// Error: the bytes are not a checkpoint of a known form.
+#[derive(Debug, Error)]
+pub enum FormError {
+    /// The envelope is not JSON, or not an envelope as the kubelet writes it.
+    #[error("expected JSON with a string 'data', as the kubelet writes it: {0}")]
+    Envelope(serde_json::Error),
+    /// The data in the envelope is not JSON, or not data as the kubelet writes it.
+    #[error("expected JSON with 'entries' in 'data', as the kubelet writes it: {0}")]
+    Data(serde_json::Error),
+    /// The kubelet is newer than this plugin and no longer writes the entries.
+    #[error(
+        "version '{0}' holds no 'entries', the only form read here; this kubelet needs a newer \
+         plimsoll"
+    )]
+    Newer(String),
+}

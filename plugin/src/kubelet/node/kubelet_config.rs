@@ -1,0 +1,236 @@
+//! Memory settings in the kubelet's configuration file.
+
+use std::collections::BTreeMap;
+
+use plimsoll_core::units::{Bytes, excerpt};
+use serde::Deserialize;
+
+use super::memory_qos::{Conflict, MemoryQos};
+
+/// Default of the kubelet's hard eviction threshold for memory: 100Mi.
+pub(super) const DEFAULT_EVICTION: Bytes = Bytes::new(100 << 20);
+
+/// Memory that the kubelet's configuration keeps from pods, and the state of MemoryQoS.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KubeletReservations {
+    /// `systemReserved.memory`.
+    pub system: Bytes,
+    /// `kubeReserved.memory`.
+    pub kube: Bytes,
+    /// `evictionHard["memory.available"]`.
+    pub eviction: Threshold,
+    /// Whether `enforceNodeAllocatable` contains `pods`, as it does by default.
+    pub enforced_for_pods: bool,
+    /// State of the kubelet's own MemoryQoS.
+    pub memory_qos: MemoryQos,
+}
+
+impl KubeletReservations {
+    /// Parses a `KubeletConfiguration` in YAML or JSON. Only fields about memory are read.
+    ///
+    /// # Errors
+    ///
+    /// Returns a sentence if the text is not YAML or if one of these fields is malformed.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+        let raw: Option<RawConfig> =
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+                format!(
+                    "expected a KubeletConfiguration: {}",
+                    error.to_string().lines().next().unwrap_or_default()
+                )
+            })?;
+        let raw = raw.unwrap_or_default();
+        let eviction = raw.eviction()?;
+        Ok(Self {
+            system: reserved("systemReserved", raw.system_reserved.as_ref())?,
+            kube: reserved("kubeReserved", raw.kube_reserved.as_ref())?,
+            eviction,
+            enforced_for_pods: raw
+                .enforce_node_allocatable
+                .as_ref()
+                .is_none_or(|list| list.iter().any(|target| target == "pods")),
+            memory_qos: raw.memory_qos(),
+        })
+    }
+}
+
+/// Eviction threshold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Threshold {
+    /// Amount of memory.
+    Bytes(Bytes),
+    /// Share of the total memory as a 32-bit fraction of 1, the type that the kubelet uses.
+    Share(f32),
+}
+
+impl Threshold {
+    /// Returns the amount for a node with `total` memory, computed as in the kubelet
+    /// (`GetThresholdQuantity`).
+    pub fn of(self, total: Bytes) -> Bytes {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Share(share) => Bytes::new((total.get() as f64 * f64::from(share)) as u64),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some(number) = text.strip_suffix('%') else {
+            return Bytes::from_quantity(text).map(Self::Bytes).map_err(|error| error.to_string());
+        };
+        match number.parse::<f32>() {
+            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Self::Share(percent / 100.0)),
+            _ => Err(format!("expected a percentage from 0% to 100%, found '{}'", excerpt(text))),
+        }
+    }
+}
+
+/// Fields of a `KubeletConfiguration` that concern memory.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawConfig {
+    system_reserved: Option<BTreeMap<String, Option<String>>>,
+    kube_reserved: Option<BTreeMap<String, Option<String>>>,
+    eviction_hard: Option<BTreeMap<String, Option<String>>>,
+    merge_default_eviction_settings: Option<bool>,
+    enforce_node_allocatable: Option<Vec<String>>,
+    feature_gates: Option<BTreeMap<String, Option<bool>>>,
+    memory_reservation_policy: Option<String>,
+    memory_throttling_factor: Option<f64>,
+}
+
+impl RawConfig {
+    /// Returns the hard eviction threshold for memory.
+    fn eviction(&self) -> Result<Threshold, String> {
+        let Some(list) = &self.eviction_hard else {
+            return Ok(Threshold::Bytes(DEFAULT_EVICTION));
+        };
+        // Without memory.available in the map there is no threshold, unless the defaults are
+        // merged in.
+        match list.get("memory.available").and_then(Option::as_deref) {
+            Some(text) => Threshold::parse(text)
+                .map_err(|error| format!("evictionHard[\"memory.available\"]: {error}")),
+            None if self.merge_default_eviction_settings == Some(true) => {
+                Ok(Threshold::Bytes(DEFAULT_EVICTION))
+            }
+            None => Ok(Threshold::Bytes(Bytes::ZERO)),
+        }
+    }
+
+    /// Returns the state of MemoryQoS.
+    fn memory_qos(&self) -> MemoryQos {
+        let gate = |name: &str| self.feature_gates.as_ref()?.get(name).copied().flatten();
+        let is_configured =
+            self.memory_reservation_policy.is_some() || self.memory_throttling_factor.is_some();
+        // The gate is alpha and off by default before 1.37. Since 1.37 it is beta and on by
+        // default.
+        match (gate("MemoryQoS"), gate("AllAlpha"), gate("AllBeta")) {
+            (Some(false), ..) => MemoryQos::Off,
+            (Some(true), ..) | (None, Some(true), None | Some(true)) => {
+                let is_none = self.memory_reservation_policy.as_deref() == Some("None");
+                MemoryQos::On(if is_none { Conflict::MemoryQosNone } else { Conflict::MemoryQos })
+            }
+            (None, None | Some(false), Some(false)) => MemoryQos::Off,
+            _ if is_configured => MemoryQos::On(Conflict::MemoryQosSign),
+            _ => MemoryQos::ByVersion,
+        }
+    }
+}
+
+/// Returns the memory in a list of reserved resources. `field` names the list in errors.
+fn reserved(field: &str, list: Option<&BTreeMap<String, Option<String>>>) -> Result<Bytes, String> {
+    match list.and_then(|list| list.get("memory")?.as_deref()) {
+        Some(text) => {
+            Bytes::from_quantity(text).map_err(|error| format!("{field}.memory: {error}"))
+        }
+        None => Ok(Bytes::ZERO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn mib(amount: u64) -> Bytes {
+        Bytes::new(amount * MIB)
+    }
+
+    #[test]
+    fn an_absent_gate_is_off_only_where_every_version_has_it_so() {
+        let of = |config: &str| KubeletReservations::parse(config).unwrap().memory_qos;
+        let gates = |gates: &str| of(&format!("featureGates: {{{gates}}}"));
+        assert_eq!(gates("MemoryQoS: false"), MemoryQos::Off);
+        assert_eq!(gates("MemoryQoS: false, AllAlpha: true, AllBeta: true"), MemoryQos::Off);
+        assert_eq!(gates("AllBeta: false"), MemoryQos::Off);
+        assert_eq!(gates("AllBeta: false, AllAlpha: false"), MemoryQos::Off);
+        for config in ["", "featureGates: {}", "featureGates: null", "featureGates: {Other: true}"]
+        {
+            assert_eq!(of(config), MemoryQos::ByVersion, "{config}");
+        }
+        assert_eq!(gates("AllAlpha: false"), MemoryQos::ByVersion);
+        assert_eq!(gates("AllBeta: true"), MemoryQos::ByVersion);
+        assert_eq!(
+            gates("AllAlpha: true, AllBeta: false"),
+            MemoryQos::ByVersion,
+            "on only before 1.37"
+        );
+        assert_eq!(gates("AllAlpha: true"), MemoryQos::On(Conflict::MemoryQos));
+        assert_eq!(gates("MemoryQoS: true"), MemoryQos::On(Conflict::MemoryQos));
+        let none = "memoryReservationPolicy: None\n";
+        assert_eq!(
+            of(&format!("{none}featureGates: {{MemoryQoS: true}}")),
+            MemoryQos::On(Conflict::MemoryQosNone)
+        );
+        assert_eq!(of(&format!("{none}featureGates: {{MemoryQoS: false}}")), MemoryQos::Off);
+        for sign in
+            [none, "memoryReservationPolicy: TieredReservation", "memoryThrottlingFactor: 0.9"]
+        {
+            assert_eq!(of(sign), MemoryQos::On(Conflict::MemoryQosSign), "{sign}");
+        }
+    }
+
+    #[test]
+    fn eviction_thresholds_have_the_kubelets_defaults_and_percentages() {
+        for (config, total, expected) in [
+            ("", 8192, mib(100)),
+            ("evictionHard: null", 8192, mib(100)),
+            ("evictionHard: {}", 8192, Bytes::ZERO),
+            ("evictionHard: {nodefs.available: 10%}", 8192, Bytes::ZERO),
+            (
+                "evictionHard: {nodefs.available: 10%}\nmergeDefaultEvictionSettings: true",
+                8192,
+                mib(100),
+            ),
+            ("evictionHard: {memory.available: 1Gi}", 8192, mib(1024)),
+            ("evictionHard: {memory.available: '0'}", 8192, Bytes::ZERO),
+            ("evictionHard: {memory.available: 25%}", 8192, mib(2048)),
+            // 0.05 as a 32-bit fraction is slightly more than 0.05.
+            ("evictionHard: {memory.available: '5%'}", 8192, Bytes::new(429_496_736)),
+        ] {
+            let reservations = KubeletReservations::parse(config).unwrap();
+            assert_eq!(reservations.eviction.of(mib(total)), expected, "{config}");
+        }
+        assert!(KubeletReservations::parse("evictionHard: {memory.available: 101%}").is_err());
+        assert!(KubeletReservations::parse("evictionHard: {memory.available: x%}").is_err());
+    }
+
+    #[test]
+    fn the_kubelets_configuration_may_be_json_and_may_hold_numbers() {
+        let reservations = KubeletReservations::parse(
+            r#"{"systemReserved": {"memory": 1048576}, "kubeReserved": null, "port": 10250}"#,
+        );
+        assert_eq!(reservations.map(|reservations| reservations.system), Ok(mib(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_kubelet_configuration_or_an_error(text in "(systemReserved|kubeReserved|\
+            evictionHard|memory|memory.available|: |[{}%\\[\\],-]|[0-9]{1,22}|Mi|\n|.){0,20}") {
+            let _ = KubeletReservations::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! Memory of the node, from all sources together.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::guard::GuardRecord;
+use plimsoll_core::units::{Bytes, Limit, PageSize};
+use thiserror::Error;
+
+use super::allocatable::{AllocatableSource, choose};
+use super::file::read;
+use super::kubelet_config::KubeletReservations;
+use super::meminfo::MemInfo;
+use super::memory_qos::{Conflict, MemoryQos, Unsettled};
+use super::paths::{CGROUPS, KUBELET_CONFIG, KUBELET_CONFIGS, MEMINFO};
+use crate::cgroup::{CgroupError, CgroupRoot, RootError};
+use crate::kubelet::kubepods::{self, Found};
+
+/// Memory of the node, with the sources of this information.
+#[derive(Debug)]
+pub struct NodeMemory {
+    /// Total memory (MemTotal), from which the kubelet computes `oom_score_adj`. `None` only if
+    /// /proc/meminfo is unreadable.
+    pub mem_total: Option<Bytes>,
+    /// Total memory without hugepages.
+    pub usable: Option<Bytes>,
+    /// Memory available to all pods together; `None` if unknown.
+    pub allocatable: Option<Bytes>,
+    /// Source of `allocatable`.
+    pub source: AllocatableSource,
+    /// Files and places that could not be read and are ignored.
+    pub problems: Vec<NodeError>,
+    /// Signs in the kubelet's configuration that the kubelet sets the same files, with the
+    /// solution.
+    pub conflicts: Vec<Conflict>,
+    /// Reason why it is unknown whether the kubelet sets the same files.
+    pub unsettled: Option<Unsettled>,
+    /// Whether the kubelet's configuration was read and understood.
+    pub has_kubelet_config: bool,
+}
+
+/// Problem with a file that could have determined node allocatable.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The file could not be read.
+    #[error("{path}: {error}; it is done without")]
+    Io {
+        /// Path of the file.
+        path: String,
+        /// The cause.
+        error: io::Error,
+    },
+    /// The file has unexpected content.
+    #[error("{path}: {expected}; it is done without")]
+    Form {
+        /// Path of the file.
+        path: String,
+        /// The expected and the observed content.
+        expected: String,
+    },
+    /// The root of the cgroup hierarchy could not be opened.
+    #[error("cannot look for kubepods: {0}; it is done without")]
+    Root(#[from] RootError),
+    /// A place that may contain kubepods could not be searched.
+    #[error("cannot look for kubepods: {0}; it is done without")]
+    Search(#[from] CgroupError),
+}
+
+/// Formats one sentence for the log.
+impl fmt::Display for NodeMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.allocatable {
+            Some(bytes) => write!(
+                f,
+                "node allocatable is {bytes} bytes ({}), from {}",
+                bytes.approx(),
+                self.source
+            )?,
+            None => write!(f, "node allocatable is unknown, from {}", self.source)?,
+        }
+        match self.mem_total {
+            Some(total) => write!(f, "; all memory is {total} bytes ({})", total.approx()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl NodeMemory {
+    /// Reads the node whose file system is at `root`, usually `/`. Never fails: unreadable files
+    /// are ignored and listed in `problems`. A missing file is a problem only if no other source
+    /// can replace it. `guard` is the stored record of the guard.
+    pub fn discover(root: &Path, page: PageSize, guard: io::Result<Option<GuardRecord>>) -> Self {
+        let mut files = Files { root, problems: Vec::new() };
+        let meminfo = files.read(MEMINFO);
+        let config = files.read(KUBELET_CONFIG);
+        let (kubepods, unsearched) = find_kubepods(root);
+        let kubepods = kubepods.into_iter().find_map(|cgroup| {
+            let path = format!("{CGROUPS}{cgroup}/memory.max");
+            let text = files.read(&path)?;
+            Some((cgroup, path, text))
+        });
+        let record = guard.unwrap_or_else(|error| {
+            files.problems.push(NodeError::Io { path: format!("/{}", GuardRecord::PATH), error });
+            None
+        });
+        files.problems.extend(unsearched);
+
+        let meminfo = match meminfo {
+            Some(text) => MemInfo::parse(&text),
+            None => Err("expected it to exist".to_owned()),
+        };
+        let meminfo = files.parsed(MEMINFO, meminfo);
+        let has_config = config.is_some();
+        let config =
+            config.and_then(|text| files.parsed(KUBELET_CONFIG, KubeletReservations::parse(&text)));
+        let kubepods = kubepods.and_then(|(cgroup, path, text)| {
+            let limit = files.parsed(&path, text.trim_end().parse::<Limit>())?;
+            // A value that the plugin itself has set says nothing about the kubelet.
+            let record = record.filter(|record| record.cgroup == cgroup);
+            Some(record.map_or(limit, |record| record.without(limit)))
+        });
+        let (allocatable, source) = choose(meminfo, config.as_ref(), kubepods, page);
+        let memory_qos = config.as_ref().map(|config| config.memory_qos);
+        let (conflict, unsettled) = settle(root, memory_qos, has_config);
+        Self {
+            mem_total: meminfo.map(|meminfo| meminfo.total),
+            usable: meminfo.map(MemInfo::usable),
+            allocatable,
+            source,
+            problems: files.problems,
+            conflicts: conflict.into_iter().collect(),
+            unsettled,
+            has_kubelet_config: config.is_some(),
+        }
+    }
+}
+
+/// Reader of the node's files. Problems are collected.
+struct Files<'a> {
+    /// Root of the node's file system.
+    root: &'a Path,
+    problems: Vec<NodeError>,
+}
+
+impl Files<'_> {
+    /// Reads a file. Returns `None` if the file does not exist or cannot be read.
+    fn read(&mut self, path: &str) -> Option<String> {
+        read(self.root, path).unwrap_or_else(|error| {
+            self.problems.push(NodeError::Io { path: format!("/{path}"), error });
+            None
+        })
+    }
+
+    /// Returns the parsed content of a file. An error becomes a problem.
+    fn parsed<T>(&mut self, path: &str, parsed: Result<T, impl ToString>) -> Option<T> {
+        parsed
+            .map_err(|error| {
+                let expected = error.to_string();
+                self.problems.push(NodeError::Form { path: format!("/{path}"), expected });
+            })
+            .ok()
+    }
+}
+
+/// Determines whether the kubelet's own MemoryQoS is on. `has_config` tells whether the kubelet's
+/// configuration could be read; without `memory_qos` it could not be understood.
+fn settle(
+    root: &Path,
+    memory_qos: Option<MemoryQos>,
+    has_config: bool,
+) -> (Option<Conflict>, Option<Unsettled>) {
+    match memory_qos {
+        Some(MemoryQos::Off) => (None, None),
+        Some(MemoryQos::On(conflict)) => (Some(conflict), None),
+        Some(MemoryQos::ByVersion) => (None, Some(Unsettled::DefaultOfVersion)),
+        None if has_config || read(root, KUBELET_CONFIG).is_err() => {
+            (None, Some(Unsettled::Unreadable))
+        }
+        None => {
+            let elsewhere = KUBELET_CONFIGS.into_iter().filter(|path| root.join(path).exists());
+            (None, Some(Unsettled::NoConfig(elsewhere.collect())))
+        }
+    }
+}
+
+/// Finds the cgroups of all pods on the node whose file system is at `root`. Also returns the
+/// places that could not be searched.
+fn find_kubepods(root: &Path) -> (Vec<CgroupPath>, Vec<NodeError>) {
+    match CgroupRoot::open(&root.join(CGROUPS)) {
+        Ok(root) => {
+            let Found { found, problems } = kubepods::find(&root);
+            (found, problems.into_iter().map(NodeError::from).collect())
+        }
+        Err(error) if error.is_absent() => (Vec::new(), Vec::new()),
+        Err(error) => (Vec::new(), vec![error.into()]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustix::fs::Mode;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const KUBEPODS_MAX: [&str; 2] =
+        ["sys/fs/cgroup/kubepods.slice/memory.max", "sys/fs/cgroup/kubepods/memory.max"];
+
+    const MIB: u64 = 1 << 20;
+
+    fn mib(amount: u64) -> Bytes {
+        Bytes::new(amount * MIB)
+    }
+
+    /// Creates a file system with these files and reads the node in it.
+    fn node(files: &[(&str, &str)]) -> (TempDir, NodeMemory) {
+        let root = TempDir::new().unwrap();
+        for (path, text) in [("sys/fs/cgroup/cgroup.controllers", "memory\n")].iter().chain(files) {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
+        let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
+        (root, memory)
+    }
+
+    const MEMINFO_8G: &str = "MemTotal:        8388608 kB\nMemFree: 1 kB\n\
+         HugePages_Total:       0\nHugepagesize:       2048 kB\n\
+         Hugetlb:               0 kB\n";
+
+    const CONFIG: &str = "\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+systemReserved: {cpu: 100m, memory: 300M}
+kubeReserved:
+  memory: 200Mi
+evictionHard:
+  memory.available: 500Mi
+  nodefs.available: 10%
+";
+
+    /// 8Gi minus 300M and 200Mi.
+    const BEFORE_EVICTION: u64 = (8 << 30) - 300_000_000 - (200 << 20);
+
+    #[test]
+    fn what_is_no_file_is_done_without() {
+        let (root, _) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG)]);
+        let config = root.path().join(KUBELET_CONFIG);
+        std::fs::remove_file(&config).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &config,
+            rustix::fs::FileType::Fifo,
+            Mode::from(0o600),
+            0,
+        )
+        .unwrap();
+        let memory = NodeMemory::discover(root.path(), crate::cgroup::page_size(), Ok(None));
+        assert_eq!(memory.source, AllocatableSource::AllMemory);
+        assert_eq!(
+            memory.problems[0].to_string(),
+            "/var/lib/kubelet/config.yaml: expected a regular file; it is done without"
+        );
+    }
+
+    #[test]
+    fn what_the_plugin_itself_has_set_says_nothing_of_the_kubelet() {
+        let record =
+            r#"{"cgroup": "kubepods", "inode": 7, "before": "max", "lines": [4294967296]}"#;
+        let files = [(MEMINFO, MEMINFO_8G), ("run/plimsoll/guard", record)];
+        let (_root, guarded) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4294967296\n")]);
+        let (_root, before) = node(&[files[0], (KUBEPODS_MAX[1], "max\n")]);
+        assert_eq!((guarded.allocatable, guarded.source), (before.allocatable, before.source));
+        // A lower limit comes from the kubelet.
+        let (_root, lower) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4290772992\n")]);
+        assert_eq!(lower.allocatable, Some(Bytes::new(4_290_772_992 - (100 << 20))));
+    }
+
+    #[test]
+    fn the_kubelets_configuration_gives_the_exact_number() {
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG)]);
+        assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))));
+        assert_eq!(
+            (memory.source, memory.mem_total),
+            (AllocatableSource::KubeletConfig, Some(mib(8192)))
+        );
+        assert!(memory.problems.is_empty());
+        assert_eq!(
+            memory.to_string(),
+            "node allocatable is 7555931392 bytes (7Gi), from the kubelet's configuration; all \
+             memory is 8589934592 bytes (8Gi)"
+        );
+    }
+
+    #[test]
+    fn kubepods_confirms_the_configuration_though_rounded_to_pages() {
+        for path in KUBEPODS_MAX {
+            let max = format!("{}\n", Bytes::new(BEFORE_EVICTION).floor_to(PageSize::KIB4));
+            let (_root, memory) =
+                node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, CONFIG), (path, &max)]);
+            assert_eq!(memory.allocatable, Some(Bytes::new(BEFORE_EVICTION - (500 << 20))));
+            assert_eq!(memory.source, AllocatableSource::KubeletConfigConfirmed);
+        }
+    }
+
+    #[test]
+    fn what_is_in_force_outranks_a_configuration_that_does_not_explain_it() {
+        let (_root, memory) = node(&[
+            (MEMINFO, MEMINFO_8G),
+            (KUBELET_CONFIG, CONFIG),
+            (KUBEPODS_MAX[0], "4294967296\n"),
+        ]);
+        assert_eq!(memory.allocatable, Some(mib(4096 - 500)));
+        assert_eq!(memory.source, AllocatableSource::KubepodsOverConfig);
+    }
+
+    #[test]
+    fn kubepods_counts_below_a_cgroup_root() {
+        let path = "sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice/memory.max";
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (path, "4294967296\n")]);
+        assert_eq!(
+            (memory.allocatable, memory.source),
+            (Some(mib(3996)), AllocatableSource::Kubepods)
+        );
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_searched_is_a_problem() {
+        let (root, memory) = node(&[(MEMINFO, MEMINFO_8G)]);
+        assert!(memory.problems.is_empty(), "{:?}", memory.problems);
+        let cgroups = root.path().join(CGROUPS);
+        fs::remove_dir_all(&cgroups).unwrap();
+        fs::write(&cgroups, "").unwrap();
+        let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
+        let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
+        let problem = memory.problems[0].to_string();
+        assert!(problem.starts_with("cannot look for kubepods: cgroup root "), "{problem}");
+    }
+
+    #[test]
+    fn a_configuration_that_was_not_read_settles_nothing() {
+        let unsettled =
+            |files: &[(&str, &str)]| node(files).1.unsettled.map(|unsettled| unsettled.to_string());
+        let nowhere = unsettled(&[]).unwrap();
+        assert!(
+            nowhere
+                .contains("no configuration of the kubelet at /var/lib/kubelet/config.yaml; see"),
+            "{nowhere}"
+        );
+        let elsewhere = unsettled(&[
+            ("etc/kubernetes/kubelet.yaml", ""),
+            ("var/lib/k0s/kubelet/config.yaml", ""),
+        ]);
+        let elsewhere = elsewhere.unwrap();
+        assert!(
+            elsewhere.contains(
+                "but /etc/kubernetes/kubelet.yaml and /var/lib/k0s/kubelet/config.yaml (not read"
+            ),
+            "{elsewhere}"
+        );
+        let broken = unsettled(&[(KUBELET_CONFIG, "featureGates: 7")]);
+        assert!(
+            broken.is_some_and(
+                |broken| broken.starts_with("cannot read /var/lib/kubelet/config.yaml")
+            )
+        );
+        let unset = unsettled(&[(KUBELET_CONFIG, "")]);
+        assert!(unset.is_some_and(|unset| unset.contains("on by default from Kubernetes 1.37 on")));
+        assert_eq!(unsettled(&[(KUBELET_CONFIG, "featureGates: {MemoryQoS: false}")]), None);
+    }
+
+    #[test]
+    fn without_enforcement_for_pods_kubepods_says_nothing() {
+        let config = format!("{CONFIG}enforceNodeAllocatable: [none]\n");
+        for max in ["8589934592\n", "max\n", "4294967296\n"] {
+            let (_root, memory) =
+                node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, &config), (KUBEPODS_MAX[0], max)]);
+            assert_eq!(memory.source, AllocatableSource::KubeletConfig, "{max}");
+            assert_eq!(
+                memory.allocatable,
+                Some(Bytes::new(BEFORE_EVICTION - (500 << 20))),
+                "{max}"
+            );
+        }
+    }
+
+    #[test]
+    fn kubepods_alone_has_only_the_default_eviction_threshold_left_to_subtract() {
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "4294967296\n")]);
+        assert_eq!(
+            (memory.allocatable, memory.source),
+            (Some(mib(3996)), AllocatableSource::Kubepods)
+        );
+        let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "max\n")]);
+        assert_eq!(
+            (memory.allocatable, memory.source),
+            (Some(mib(8092)), AllocatableSource::Kubepods)
+        );
+    }
+
+    #[test]
+    fn without_a_kubelet_all_memory_but_hugepages_is_allocatable() {
+        let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
+        let (_root, memory) = node(&[(MEMINFO, &meminfo)]);
+        assert_eq!(
+            (memory.allocatable, memory.source),
+            (Some(mib(7168)), AllocatableSource::AllMemory)
+        );
+        assert!(memory.problems.is_empty());
+    }
+
+    #[test]
+    fn hugepages_are_not_allocatable_either_way_kubepods_counts_them() {
+        let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
+        for before in [BEFORE_EVICTION, BEFORE_EVICTION - (1 << 30)] {
+            let max = Bytes::new(before).floor_to(PageSize::KIB4).to_string();
+            let (_root, memory) =
+                node(&[(MEMINFO, &meminfo), (KUBELET_CONFIG, CONFIG), (KUBEPODS_MAX[0], &max)]);
+            assert_eq!(
+                memory.allocatable,
+                Some(Bytes::new(BEFORE_EVICTION - (1 << 30) - (500 << 20))),
+                "{before}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_readable_is_unknown() {
+        let (_root, memory) = node(&[]);
+        assert_eq!((memory.allocatable, memory.mem_total), (None, None));
+        assert_eq!(memory.source, AllocatableSource::Nowhere);
+        assert_eq!(
+            memory.problems[0].to_string(),
+            "/proc/meminfo: expected it to exist; it is done without"
+        );
+    }
+
+    #[test]
+    fn malformed_files_are_named_and_done_without() {
+        let (_root, memory) = node(&[
+            (MEMINFO, MEMINFO_8G),
+            (KUBELET_CONFIG, "systemReserved: {memory: lots}"),
+            (KUBEPODS_MAX[0], "soon"),
+        ]);
+        assert_eq!(memory.source, AllocatableSource::AllMemory);
+        let problems: Vec<_> = memory.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            problems,
+            [
+                "/var/lib/kubelet/config.yaml: systemReserved.memory: expected a quantity such as \
+                 128Mi, 1.5Gi, 500M or 1e9, found 'lots'; it is done without",
+                "/sys/fs/cgroup/kubepods.slice/memory.max: expected a whole number of bytes or \
+                 'max', found 'soon'; it is done without",
+            ]
+        );
+        let (_root, memory) =
+            node(&[(MEMINFO, "MemTotal: many kB"), (KUBEPODS_MAX[0], "4294967296")]);
+        assert_eq!((memory.allocatable, memory.mem_total), (Some(mib(3996)), None));
+    }
+
+    #[test]
+    fn a_directory_in_place_of_a_file_is_a_problem_and_no_panic() {
+        let (root, _) = node(&[(MEMINFO, MEMINFO_8G)]);
+        fs::create_dir_all(root.path().join(KUBELET_CONFIG)).unwrap();
+        let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
+        let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
+        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
+        assert_eq!(memory.source, AllocatableSource::AllMemory);
+        assert_eq!(memory.problems.len(), 1);
+    }
+
+    #[test]
+    fn reservations_beyond_all_memory_leave_nothing() {
+        let (_root, memory) =
+            node(&[(MEMINFO, MEMINFO_8G), (KUBELET_CONFIG, "systemReserved: {memory: 7Ei}")]);
+        assert_eq!(memory.allocatable, Some(Bytes::ZERO));
+    }
+}

@@ -1,0 +1,87 @@
+//! State of the kubelet's own MemoryQoS, which sets the same files as this plugin.
+
+use thiserror::Error;
+
+use super::paths::KUBELET_CONFIG;
+
+/// State of the kubelet's own MemoryQoS according to its configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryQos {
+    /// MemoryQoS is off.
+    Off,
+    /// MemoryQoS is on.
+    On(Conflict),
+    /// The state depends on the version: MemoryQoS is on only since Kubernetes 1.37, or only
+    /// before.
+    ByVersion,
+}
+
+/// Conflict with the kubelet, which sets the same files as this plugin. `Display` names the files
+/// and the solution.
+///
+/// Source: `pkg/kubelet/cm/qos_container_manager_linux.go` and `helpers_linux.go` of Kubernetes
+/// 1.36 and 1.37.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Conflict {
+    /// The feature gate `MemoryQoS` is on, and its policy is not `None`.
+    #[error(
+        "has its own MemoryQoS on (featureGates), which sets memory.min, memory.low and \
+         memory.high of the same cgroups by its own rules, and those of kubepods and the classes \
+         every minute; set featureGates.MemoryQoS to false and restart it"
+    )]
+    MemoryQos,
+    /// The feature gate `MemoryQoS` is on, and its policy is `None`.
+    #[error(
+        "has its own MemoryQoS on with memoryReservationPolicy None: when it starts (Kubernetes \
+         1.36.0: every minute) it sets memory.min of kubepods and memory.low of the classes to 0, \
+         without which nothing below is protected; set featureGates.MemoryQoS to false and \
+         restart it"
+    )]
+    MemoryQosNone,
+    /// The feature gate is not set, but fields are set that have an effect only with it.
+    #[error(
+        "is configured with memoryReservationPolicy or memoryThrottlingFactor, a sign that its \
+         own MemoryQoS is on, which sets memory.min, memory.low and memory.high of the same \
+         cgroups by its own rules; set featureGates.MemoryQoS to false, take both fields out and \
+         restart it"
+    )]
+    MemoryQosSign,
+}
+
+/// Reason why it is unknown whether the kubelet's own MemoryQoS is on. `Display` includes the
+/// solution.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unsettled {
+    /// The feature gate is not set, and its default depends on the kubelet's version.
+    #[error(
+        "/{KUBELET_CONFIG} does not set featureGates.MemoryQoS, which is on by default from \
+         Kubernetes 1.37 on: the kubelet then sets memory.min of kubepods and memory.low of the \
+         classes to 0 when it starts; set featureGates.MemoryQoS to false there and restart the \
+         kubelet, whatever its version is"
+    )]
+    DefaultOfVersion,
+    /// The kubelet's configuration is not at the expected path. The list has the other known paths
+    /// that exist.
+    #[error(
+        "found no configuration of the kubelet at /{KUBELET_CONFIG}{}; see which file and flags \
+         the kubelet is started with (--config), and that featureGates.MemoryQoS is false there",
+        elsewhere(.0)
+    )]
+    NoConfig(Vec<&'static str>),
+    /// The kubelet's configuration could not be read or understood.
+    #[error(
+        "cannot read /{KUBELET_CONFIG}; see that it is right and that featureGates.MemoryQoS is \
+         false there"
+    )]
+    Unreadable,
+}
+
+fn elsewhere(paths: &[&str]) -> String {
+    match paths {
+        [] => String::new(),
+        paths => format!(
+            ", but /{} (not read, as flags and drop-ins may override it)",
+            paths.join(" and /")
+        ),
+    }
+}
