@@ -215,7 +215,7 @@ mod plimsoll {
             assert!(kubelets.starts_with("kubelet Warning: "), "{kubelets}");
             let ours = event(cluster, "stress", "CutRejected", "refused");
             let note = format!(
-                "plimsoll Warning: container app: refused to lower the memory limit from 300Mi to {tight}Mi"
+                "plimsoll Warning: container app: rejected a memory limit decrease from 300Mi to {tight}Mi"
             );
             assert!(ours.starts_with(&note), "{ours}");
             let described = cluster.kubectl(&["describe", "pod", "stress"]).unwrap();

@@ -98,7 +98,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
     assert!(row.contains("default/satisfied/app") && row.contains("150Mi"), "{status}");
     let story = node.run(&format!("plimsoll status {}", pod.spec.name))?.stdout;
     assert!(
-        story.contains("CutRejected: refused to lower the memory limit from 150Mi to 100Mi"),
+        story.contains("CutRejected: rejected a memory limit decrease from 150Mi to 100Mi"),
         "{story}"
     );
 
@@ -172,7 +172,12 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
     );
     // Once the usage is below memory.high again, the plugin restores the previous memory.high.
     let free = format!("workload call {} free", pod.container("app")?.control);
-    placement::wait_for_journal(node, "plimsoll", "which is put back", &free)?;
+    placement::wait_for_journal(
+        node,
+        "plimsoll",
+        "restored memory.high of a released container",
+        &free,
+    )?;
     cgroup::settle(
         node,
         "",
@@ -282,7 +287,7 @@ fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driv
     );
     assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     let free = format!("workload call {} free", container.control);
-    placement::wait_for_journal(node, "plimsoll", "the deferred limit is in force", &free)?;
+    placement::wait_for_journal(node, "plimsoll", "applied the deferred limit decrease", &free)?;
     let expected =
         [("memory.max", 100 * MIB), ("memory.high", stories::memory_high(64 * MIB, 100 * MIB))];
     let expected = expected.map(|(name, value)| Expected::new(&container.cgroup, name, value));
@@ -347,7 +352,7 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
     }
     assert_eq!(stored_limit(node, &container.id)?, 110 * MIB);
     // The plugin does not raise the limit above the ceiling.
-    placement::wait_for_journal(node, "plimsoll", "may not get more memory", &twice)?;
+    placement::wait_for_journal(node, "plimsoll", "may not be raised further", &twice)?;
     cgroup::settle(node, "", &limits(110), HOLD, PATIENCE)?;
     assert_eq!(container.call(node, "ping")?, "ok");
     placement::configure(node, &config())

@@ -818,9 +818,7 @@ mod tests {
         }
         let note = event["note"].as_str().unwrap();
         assert!(
-            note.starts_with(
-                "container app: refused to lower the memory limit from 250Mi to 100Mi"
-            ),
+            note.starts_with("container app: rejected a memory limit decrease from 250Mi to 100Mi"),
             "{note}"
         );
         let line =

@@ -236,8 +236,7 @@ async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other
         ("reportingInstance", host.trim_end()),
         (
             "note",
-            "container app: refused to lower the memory limit from 250Mi to 100Mi, which would kill: 128Mi in use, of \
-             which 10Mi can be reclaimed",
+            "container app: rejected a memory limit decrease from 250Mi to 100Mi, which would OOM-kill: 128Mi in use, 10Mi reclaimable",
         ),
     ] {
         assert_eq!(event[field], expected, "{field}");
@@ -308,7 +307,7 @@ async fn events_of_observe_mode_are_marked() {
     let note = event.note.unwrap();
     assert!(
         note.contains(
-            "observe mode, not done: refused to lower the memory limit from 250Mi to 100Mi"
+            "observe mode, not done: rejected a memory limit decrease from 250Mi to 100Mi"
         ),
         "{note}"
     );

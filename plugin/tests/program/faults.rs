@@ -319,7 +319,7 @@ async fn passing_fault(
     daemon.signal(Signal::TERM);
     let mut warnings = Vec::new();
     while let Some(line) = daemon.messages.recv().await {
-        assert!(!line.contains("somebody else"), "{error}: {line}");
+        assert!(!line.contains("another program"), "{error}: {line}");
         // Ignore warnings about an empty file: the plugin may have read the file before `keep`
         // restored it.
         warnings

@@ -214,7 +214,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
             counts(&node, "b", kills).await;
         }
     }
-    let line = daemon.says("raising the limit of a container that is killed again and again").await;
+    let line = daemon.says("raised the limit of a container that is OOM-killed repeatedly").await;
     for part in [
         "desired=209715200",
         "observed=104857600",
@@ -247,10 +247,10 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     for (kills, expected, said) in [
         (4, 200, ""),
         (5, 200, ""),
-        (6, 250, "raising the limit"),
+        (6, 250, "raised the limit of a container"),
         (7, 250, ""),
         (8, 250, ""),
-        (9, 250, "may not get more memory"),
+        (9, 250, "may not be raised further"),
     ] {
         dies_unseen(&daemon, &runtime, &pod, 2 * kills, kills);
         if said.is_empty() {
@@ -341,7 +341,7 @@ async fn a_kill_counts_also_if_the_end_of_the_container_is_told_of_before_it_is_
         daemon.signal(rustix::process::Signal::CONT);
     });
     tokio::join!(end, goes_on);
-    let line = daemon.says("raising the limit").await;
+    let line = daemon.says("raised the limit of a container").await;
     assert!(line.contains("pod=\"default/b\"") && line.contains("desired=209715200"), "{line}");
     assert_eq!(
         again(&runtime, &mut pod, 100 * MIB).await.map(|memory| memory.limit.value),
@@ -360,7 +360,7 @@ async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
     for (pod, expected, said) in [
         (off, None, "the kernel killed processes of the container"),
         (own, None, "its pod has limits of its own, which stay"),
-        (less, Some(120 * MIB), "raising the limit"),
+        (less, Some(120 * MIB), "raised the limit of a container"),
     ] {
         let mut pod = pod;
         run(&runtime, &pod, 100 * MIB).await;
@@ -391,7 +391,7 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     let mut pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
     dies_unseen(&daemon, &runtime, &pod, 1, 1);
-    daemon.says("raising the limit").await;
+    daemon.says("raised the limit of a container").await;
     let memory = again(&runtime, &mut pod, 100 * MIB).await.unwrap();
     // The raise is a tenth of the free 500 MiB. The container's own request also counts while the
     // container is down.
@@ -399,7 +399,7 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     // Memory of one raise is not available for the next one, so 450 MiB are free.
     let mut other = other;
     dies_unseen(&daemon, &runtime, &other, 1, 1);
-    daemon.says("raising the limit").await;
+    daemon.says("raised the limit of a container").await;
     let memory = again(&runtime, &mut other, 600 * MIB).await.unwrap();
     assert_eq!(memory.limit.value, 645 * MIB);
 }
@@ -468,7 +468,7 @@ async fn who_is_killed_for_the_nodes_sake_does_not_get_more_for_it() {
     // A kill by the container's own limit counts.
     count_by(&runtime, &container(&pod), 1, 4, 0);
     count_by(&runtime, &pod.cgroup(), 1, 4, 0);
-    daemon.says("raising the limit").await;
+    daemon.says("raised the limit of a container").await;
 }
 
 #[tokio::test]
@@ -477,7 +477,7 @@ async fn what_the_user_asks_for_meanwhile_counts() {
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
     count_up(&runtime, &pod, 3, 0);
-    daemon.says("raising the limit").await;
+    daemon.says("raised the limit of a container").await;
     // The plugin asks the runtime for the raised limit only after one second without events
     // (`QUIET` in `agent/reconcile.rs`). The user asks for another limit before that.
     runtime.update(&pod, memory_limit(220 * MIB)).await;
@@ -508,7 +508,7 @@ async fn observing_drops_limits_that_wait_for_the_runtime() {
     run(&runtime, &pod, 100 * MIB).await;
     let switched = async {
         count_up(&runtime, &pod, 3, 0);
-        daemon.says("raising the limit").await;
+        daemon.says("raised the limit of a container").await;
         node.replace("plimsoll.yaml", &format!("mode: observe\n{RESCUE}"));
         daemon.says("mode is observe").await;
     };

@@ -48,7 +48,7 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
         fields.iter().map(|field| object[field].clone()).collect()
     };
     runtime.set_file(&pod.cgroup(), "memory.min", "0");
-    let repaired = daemon.says("repaired what somebody else changed").await;
+    let repaired = daemon.says("repaired a file that another program had changed").await;
     assert_eq!(
         of(&repaired, &["level", "cgroup", "knob", "desired", "observed", "outcome"]),
         [
@@ -62,7 +62,7 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
         "{repaired}"
     );
     refuse(&runtime, &pod, 100 * MIB).await;
-    let refused = daemon.says("refused to lower the limit").await;
+    let refused = daemon.says("rejected a limit decrease").await;
     assert_eq!(
         of(&refused, &["level", "pod", "container", "knob", "desired", "observed", "outcome"]),
         [
@@ -153,9 +153,9 @@ async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
         let pod = run(&node, &runtime).await;
         entry(&journal, "outcome=unchanged").await;
         runtime.set_file(&pod.cgroup(), "memory.min", "0");
-        let repaired = entry(&journal, "repaired what somebody else changed").await;
+        let repaired = entry(&journal, "repaired a file that another program had changed").await;
         refuse(&runtime, &pod, 100 * MIB).await;
-        let refused = entry(&journal, "refused to lower the limit").await;
+        let refused = entry(&journal, "rejected a limit decrease").await;
         for (field, value) in [
             ("PRIORITY", "4"),
             ("SYSLOG_IDENTIFIER", "plimsoll"),

@@ -335,7 +335,7 @@ async fn status_shows_what_would_be() {
     runtime.uses(&pod, 99 * MIB, 0);
     let refused: LinuxResources = memory_limit(50 * MIB);
     assert_eq!(update(refused).await.unwrap().update, []);
-    let line = daemon.says("observe mode, not done: refused to lower the limit").await;
+    let line = daemon.says("observe mode, not done: rejected a limit decrease").await;
     assert!(line.contains("outcome=planned") && line.contains("usage=103809024"), "{line}");
     // The kubelet has not raised the pod's limit.
     runtime.set_file(&pod.cgroup(), "memory.max", &(100 * MIB).to_string());
@@ -498,7 +498,7 @@ async fn a_rescue_is_only_reported_while_observing() {
         start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
     let pod = run_counted(&mut daemon, &runtime).await;
     kills(&runtime, &pod, 2);
-    let line = daemon.says("observe mode, not done: raising the limit").await;
+    let line = daemon.says("observe mode, not done: raised the limit of a container").await;
     assert!(line.contains("desired=209715200") && line.contains("kills=2"), "{line}");
     runtime.asks_for_no_limit(Duration::from_secs(2)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), "max");
@@ -631,7 +631,7 @@ async fn a_pods_own_decrease_is_only_reported_while_observing() {
     fs::write(pods.join("memory.current"), format!("{}\n", 128 * MIB)).unwrap();
     let (overhead, limit) = (memory_limit(0), memory_limit(100 * MIB));
     runtime.connection.update_pod_sandbox(pod.sandbox.clone(), overhead, limit).await.unwrap();
-    let line = daemon.says("observe mode, not done: refused to lower the limit").await;
+    let line = daemon.says("observe mode, not done: rejected a limit decrease").await;
     assert!(line.contains("desired=104857600") && line.contains("observed=262144000"), "{line}");
     assert_eq!(status_json(&node).await["node"]["wouldRefuse"], 1);
     assert_eq!(
@@ -662,7 +662,7 @@ async fn a_throttled_container_is_left_without_a_deadline() {
     assert!(tokio::time::timeout(Duration::from_secs(4), runtime.updates.recv()).await.is_err());
     // With a deadline of 1 s the plugin releases the container.
     node.replace("plimsoll.yaml", &config("1s"));
-    daemon.says("released a container that stood at memory.high").await;
+    daemon.says("released a container that was stalled at memory.high").await;
 }
 
 #[tokio::test]
@@ -851,7 +851,7 @@ async fn kills_while_the_guard_waits_apply_no_brake() {
     let mut daemon = node.start();
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
-    daemon.says("pods use more than nodeGuard leaves them").await;
+    daemon.says("deferred the limit of nodeGuard").await;
     let pod = run_with_a_kill(&mut daemon, &runtime).await;
     kills_by_limit_of_all(&runtime, &pod, 4);
     node_kills_are_counted(&node, 4).await;

@@ -151,7 +151,7 @@ async fn what_somebody_else_writes_is_repaired_at_every_level() {
     for cgroup in [KUBEPODS, BURSTABLE, &pod.cgroup()] {
         runtime.set_file(cgroup, "memory.min", "0");
         runtime.holds(cgroup, "memory.min", 100 * MIB).await;
-        let line = daemon.says("repaired what somebody else changed").await;
+        let line = daemon.says("repaired a file that another program had changed").await;
         assert!(
             line.contains(&format!("cgroup=/{cgroup} ")) && line.contains("observed=0"),
             "{line}"
@@ -207,7 +207,7 @@ async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
         "desired=104857600",
         "observed=4096",
         "repairs=5",
-        "The kubelet's own MemoryQoS may be the other writer",
+        "The kubelet's own MemoryQoS may be the other program",
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
@@ -1125,7 +1125,7 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     // The node has 8 GiB of memory.
     let config = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n";
     node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 5Gi\n"));
-    let line = daemon.says("keeps memory from pods").await;
+    let line = daemon.says("set the memory limit of all pods together").await;
     assert!(line.contains("observed=max") && line.contains("desired=3221225472"), "{line}");
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     runtime.holds("system.slice", "memory.min", 3840 * MIB).await;
@@ -1224,7 +1224,7 @@ async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
         }
     };
     let line = tokio::select! {
-        line = daemon.says("does not stay what it was set to") => line,
+        line = daemon.says("another program keeps changing this file") => line,
         never = fight => never,
     };
     assert!(line.contains("knob=\"memory.max\"") && line.contains("repairs=5"), "{line}");
@@ -1275,7 +1275,7 @@ async fn a_line_that_is_raised_needs_no_room() {
     daemon.says("the line is set once they use less").await;
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (3192 * MIB).to_string());
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\n");
-    daemon.says("no memory is kept from pods any more").await;
+    daemon.says("restored the memory limit that all pods together have").await;
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), "max");
 }
 
@@ -1311,7 +1311,7 @@ async fn another_kubepods_gets_the_line_and_the_former_one_what_it_had() {
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
     runtime.holds(KUBEPODS, "memory.max", 2048 * MIB).await;
     runtime.holds("kubepods.slice", "memory.max", "max").await;
-    daemon.says("keeps memory from pods").await;
+    daemon.says("set the memory limit of all pods together").await;
 }
 
 #[tokio::test]

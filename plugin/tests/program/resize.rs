@@ -315,7 +315,7 @@ async fn what_an_update_does_not_mention_stays() {
     runtime.updated(&pod).await;
     daemon.signal(rustix::process::Signal::TERM);
     while let Some(line) = daemon.messages.recv().await {
-        assert!(!line.contains("has resized the container, and has not"), "{line}");
+        assert!(!line.contains("the runtime reported a successful resize"), "{line}");
     }
 }
 
@@ -374,7 +374,7 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
         let refusal = ask(0, 118 * MIB - 1).await.unwrap_err().to_string();
         assert!(refusal.contains("memory limit of the pod not lowered"), "{refusal}");
     }
-    let line = daemon.says("refused to lower the limit").await;
+    let line = daemon.says("rejected a limit decrease").await;
     let parts = [
         "desired=123727872",
         "observed=262144000",
@@ -420,7 +420,7 @@ async fn a_cut_that_would_kill_is_refused_with_a_constant_text_and_changes_nothi
     let before = files(&runtime.cgroup(&pod));
     let first = cut(&runtime, &pod, 100 * MIB).await.unwrap_err();
     assert!(first.contains("would be killed"), "{first}");
-    let line = daemon.says("refused to lower the limit").await;
+    let line = daemon.says("rejected a limit decrease").await;
     for part in [
         "desired=104857600",
         "observed=262144000",
@@ -577,7 +577,7 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
         ("cpu.weight", "\"1024 shares\""),
         ("memory.swap.max", "0"),
     ] {
-        let line = daemon.says("says that it has resized the container, and has not").await;
+        let line = daemon.says("the runtime reported a successful resize").await;
         assert!(line.contains(knob) && line.contains(&format!("desired={desired} ")), "{line}");
     }
     // The plugin asks the runtime for the `memory.high` that belongs to the limit in force. The
@@ -658,7 +658,7 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     });
     assert!(tokio::time::timeout(Duration::from_secs(12), runtime.updates.recv()).await.is_err());
     node.write("host/proc/meminfo", &meminfo(4_000_000));
-    let line = daemon.says("released a container that stood at memory.high").await;
+    let line = daemon.says("released a container that was stalled at memory.high").await;
     for part in [
         "container=\"app\"",
         "memory.high",
@@ -675,7 +675,7 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     counting.abort();
     pressure("0.00");
     runtime.uses(&pod, 100 * MIB, 0);
-    daemon.says("which is put back").await;
+    daemon.says("restored memory.high of a released container").await;
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked["id-b"]["memory.high"], (280 * MIB).to_string());
 }
@@ -691,7 +691,7 @@ async fn more_than_the_node_has_is_set_as_asked_and_said_once() {
     daemon.signal(rustix::process::Signal::TERM);
     let mut said = Vec::new();
     while let Some(line) = daemon.messages.recv().await {
-        said.extend(line.contains("more than the node has").then_some(line));
+        said.extend(line.contains("limit is above node allocatable").then_some(line));
     }
     let [line] = &said[..] else { panic!("{said:?}") };
     assert!(line.contains("limit=5Gi") && line.contains("allocatable=4Gi"), "{line}");
@@ -948,7 +948,7 @@ async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked["id-b"]["memory.high"].parse().unwrap();
     assert!(high < 100 * MIB, "{high}");
-    let line = daemon.says("the deferred limit is in force").await;
+    let line = daemon.says("applied the deferred limit decrease").await;
     assert!(line.contains("observed=104857600"), "{line}");
 }
 
@@ -1069,7 +1069,10 @@ async fn has_not_fought(mut daemon: Daemon) {
     daemon.signal(rustix::process::Signal::TERM);
     while let Some(line) = daemon.messages.recv().await {
         let is_of_fight = line.contains("outcome=contended") || line.contains("has set this");
-        assert!(!is_of_fight && !line.contains("repaired what somebody else changed"), "{line}");
+        assert!(
+            !is_of_fight && !line.contains("repaired a file that another program had changed"),
+            "{line}"
+        );
     }
 }
 

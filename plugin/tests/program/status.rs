@@ -110,7 +110,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         assert!(refused.contains("would be killed"), "{refused}");
     }
     runtime.set_file(&pod.cgroup(), "memory.min", "0");
-    daemon.says("repaired what somebody else changed").await;
+    daemon.says("repaired a file that another program had changed").await;
 
     let (text, _) = status(&node, &[]).await;
     assert_eq!(rows(&text)[1][..2], ["refused", "default/b/app"], "trouble first: {text}");
@@ -128,9 +128,9 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
             "pod kubepods/burstable/podb",
             "class kubepods/burstable",
             "kubepods kubepods",
-            "CutRejected: refused to lower the memory limit from 250Mi to 100Mi, which would kill: 150Mi in use, of which 20Mi",
+            "CutRejected: rejected a memory limit decrease from 250Mi to 100Mi, which would OOM-kill: 150Mi in use, 20Mi reclaimable",
             "3 times since",
-            "Repaired: memory.min was set to 0 by somebody else",
+            "Repaired: another program set memory.min to 0",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -268,7 +268,8 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
     runtime.stop(&pod).await;
     let (text, _) = status(&node, &[]).await;
-    let down = "down: default/b/app: killed for want of memory, by its own limit or its pod's (250Mi): 1 times";
+    let down =
+        "down: default/b/app: OOM-killed by the limit of the container or its pod (250Mi): 1 times";
     assert!(text.contains(down) && rows(&text).len() == 1, "{text}");
     let (text, code) = status(&node, &["b"]).await;
     assert!(code == 0 && text.contains("default/b/app: down at the moment"), "{text}");
@@ -355,7 +356,7 @@ async fn hostile_names_and_annotations_do_no_harm() {
         );
         lines.push(line);
     }
-    for said in ["expected a number above 0", "refused to lower the limit"] {
+    for said in ["expected a number above 0", "rejected a limit decrease"] {
         assert!(lines.iter().any(|line| line.contains(said)), "{said}: {lines:#?}");
     }
 }
@@ -369,7 +370,7 @@ async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
     daemon.says("the line is set once they use less").await;
     let (text, _) = status(&node, &[]).await;
     assert!(text.contains("all pods together may use 3Gi (nodeGuard); kubepods has max"), "{text}");
-    let said = "kubepods: pods use 3.9Gi together, of which 0 can be reclaimed: that is more than the 3Gi that nodeGuard leaves";
+    let said = "kubepods: deferred the nodeGuard limit of 3Gi, which would OOM-kill pods: 3.9Gi in use, 0 reclaimable";
     assert!(text.contains(said), "{text}");
     let all = status_json(&node).await;
     assert_eq!(

@@ -1,0 +1,204 @@
+//! Everything that can happen and is worth reporting, with its numbers.
+
+use std::time::Duration;
+
+use super::subject::Subject;
+use crate::pod::kubepods;
+use crate::policy::resize::Usage;
+use crate::units::{Bytes, CpuMax, Knob, Limit};
+
+/// A memory limit that is lower than the usage of a container, of a pod or of all pods.
+#[derive(Clone, Copy, Debug)]
+pub struct LowerLimit {
+    /// Limit that was requested.
+    pub limit: Limit,
+    /// Limit in force.
+    pub in_force: Limit,
+    /// Usage of the container, of the pod or of all pods.
+    pub usage: Usage,
+}
+
+/// An incident to report.
+#[derive(Clone, Debug)]
+pub enum Incident {
+    /// The plugin refused a limit decrease that would OOM-kill.
+    CutRejected(LowerLimit),
+    /// The plugin deferred a limit decrease that would OOM-kill now.
+    CutDeferred(LowerLimit),
+    /// The plugin gave up a deferred limit that waited too long, or stopped acting meanwhile.
+    CutGivenUp(LowerLimit),
+    /// A deferred limit is in force.
+    CutApplied {
+        /// The limit that was deferred.
+        desired: Bytes,
+        /// The limit in force.
+        observed: Limit,
+    },
+    /// The runtime reported an update as done, but the kernel has another value.
+    NotResized {
+        /// Name of the file.
+        knob: &'static str,
+        /// Value that the file should have.
+        desired: String,
+        /// Value that the file has.
+        observed: String,
+    },
+    /// A pod's limit was lower than what its containers may use, and was raised.
+    PodRaised {
+        /// Name of the file.
+        knob: &'static str,
+        /// Value that the file has now.
+        desired: String,
+        /// Value that the file had before.
+        observed: String,
+    },
+    /// The plugin repaired a file that another program had changed.
+    Repaired {
+        /// The file.
+        knob: Knob,
+        /// Value that the file should have.
+        desired: Limit,
+        /// Value that the plugin found.
+        observed: Limit,
+    },
+    /// Another program keeps changing a file, so the plugin leaves the file alone.
+    Contended {
+        /// The file.
+        knob: Knob,
+        /// Value that the file should have.
+        desired: Limit,
+        /// Value that the file has.
+        observed: Limit,
+        /// Number of repairs.
+        repairs: u32,
+    },
+    /// Another program keeps lowering the `cpu.max` of a pod, so the plugin leaves the file alone.
+    CpuContended {
+        /// Value that the file should have.
+        desired: CpuMax,
+        /// Value that the file has.
+        observed: CpuMax,
+        /// Number of times that the plugin raised the value.
+        repairs: u32,
+    },
+    /// Like `Contended`, for a cgroup above the pods whose file the kubelet may also set.
+    /// [`Incident::of_subject`] makes this variant from `Contended`.
+    ContendedWithKubelet {
+        /// The file.
+        knob: Knob,
+        /// Value that the file should have.
+        desired: Limit,
+        /// Value that the file has.
+        observed: Limit,
+        /// Number of repairs.
+        repairs: u32,
+    },
+    /// The kernel OOM-killed processes of a container.
+    Killed {
+        /// Limit of the container.
+        limit: Option<Limit>,
+        /// True for a kill by the limit of the container or its pod. False for a kill by a limit
+        /// above, or for a node without free memory.
+        by_own_limit: bool,
+        /// Number of kills within `window`.
+        kills: usize,
+        /// Time within which kills count.
+        window: Duration,
+    },
+    /// The plugin raised the limit of a container that is OOM-killed repeatedly.
+    Rescued {
+        /// Limit that the user asked for.
+        asked: Bytes,
+        /// Limit before the raise.
+        observed: Bytes,
+        /// Limit after the raise.
+        desired: Bytes,
+        /// Number of kills within `window`.
+        kills: usize,
+        /// Time within which kills count.
+        window: Duration,
+    },
+    /// A container is OOM-killed repeatedly, but its limit may not be raised further.
+    AtCeiling {
+        /// Limit of the container.
+        observed: Bytes,
+        /// Highest limit that the container may have.
+        ceiling: Bytes,
+        /// Node allocatable that no container has requested.
+        free: Bytes,
+        /// Number of kills within `window`.
+        kills: usize,
+        /// Time within which kills count.
+        window: Duration,
+    },
+    /// A container's limit is above node allocatable.
+    BeyondNode {
+        /// Limit of the container.
+        limit: Bytes,
+        /// Node allocatable: memory for all pods together.
+        allocatable: Bytes,
+    },
+    /// A container's limit is too many times its request.
+    Overcommitted {
+        /// Request of the container, or the upper bound if the request is not exact.
+        request: Bytes,
+        /// Limit of the container.
+        limit: Bytes,
+        /// Highest ratio of limit to request without a warning.
+        most: f64,
+    },
+    /// The plugin set the limit of all pods together (`nodeGuard`).
+    Guarded {
+        /// Limit after the change.
+        desired: Bytes,
+        /// Limit before the change.
+        observed: Limit,
+    },
+    /// All pods together use more than `nodeGuard` would leave them, so the limit waits.
+    GuardWaits(LowerLimit),
+    /// The plugin restored the limit that all pods together have without `nodeGuard`.
+    Unguarded {
+        /// Limit that was written.
+        desired: Limit,
+        /// Limit that was read back.
+        observed: Limit,
+    },
+    /// A container was throttled at `memory.high`, so the plugin raised its `memory.high`.
+    Released(Line),
+    /// A container that was released has its original `memory.high` again.
+    PutBack(Line),
+}
+
+/// Change of a container's `memory.high`.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// `memory.high` after the change.
+    pub desired: Limit,
+    /// `memory.high` before the change.
+    pub observed: Limit,
+    /// Usage of the container.
+    pub usage: Bytes,
+    /// Share of the last ten seconds that all of the container waited for memory, in percent.
+    pub stalled: f64,
+}
+
+impl Incident {
+    /// Returns the incident with what its subject adds. `Contended` above the pods becomes
+    /// `ContendedWithKubelet`.
+    pub fn of_subject(&self, subject: &Subject) -> Self {
+        match (self, &subject.cgroup) {
+            (
+                &Self::Contended {
+                    knob: knob @ (Knob::Min | Knob::Low | Knob::Max),
+                    desired,
+                    observed,
+                    repairs,
+                },
+                Some(cgroup),
+            ) if subject.container.is_none() && kubepods::is_above_pods(cgroup) => {
+                Self::ContendedWithKubelet { knob, desired, observed, repairs }
+            }
+            _ => self.clone(),
+        }
+    }
+}
