@@ -1,7 +1,8 @@
 //! Root of a cgroup v2 hierarchy.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,9 @@ use rustix::io::Errno;
 use super::beneath::{CONTROLLERS, DIRECTORY, children, open_beneath};
 use super::directory::Cgroup;
 use super::error::{CgroupError, RootError};
+
+/// Maximum number of bytes that are read of the list of mounts.
+const MOUNTS: u64 = 4 << 20;
 
 /// Root of a cgroup v2 hierarchy.
 #[derive(Debug)]
@@ -52,14 +56,18 @@ impl CgroupRoot {
     /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option the
     /// kernel passes protection that no child of a cgroup claims on to all its children.
     pub fn recursive_protection(&self) -> bool {
-        let mounts =
-            std::fs::read_to_string(self.host().join("proc/self/mounts")).unwrap_or_default();
-        let is_cgroup2 = |line: &&str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
-        let mut cgroup2 = mounts.lines().filter(is_cgroup2);
-        cgroup2.any(|line| {
-            let options = line.split_ascii_whitespace().nth(3).unwrap_or_default();
-            options.split(',').any(|option| option == "memory_recursiveprot")
-        })
+        let Ok(mounts) = File::open(self.host().join("proc/self/mounts")) else { return false };
+        // The kernel lists the mount of the hierarchy near the start, long before the mounts of
+        // containers.
+        let lines = BufReader::new(mounts.take(MOUNTS)).split(b'\n').map_while(Result::ok);
+        let fields = lines.map(|line| {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let mut fields = line.split_ascii_whitespace().skip(2).map(str::to_owned);
+            (fields.next().unwrap_or_default(), fields.next().unwrap_or_default())
+        });
+        fields
+            .filter(|(kind, _)| kind == "cgroup2")
+            .any(|(_, options)| options.split(',').any(|option| option == "memory_recursiveprot"))
     }
 
     /// Lists the cgroups directly below the root.
@@ -142,6 +150,28 @@ mod tests {
         )
         .unwrap();
         assert!(tree.cgroup("a").unwrap().read(Knob::Min).is_err());
+    }
+
+    #[test]
+    fn the_list_of_mounts_is_read_up_to_a_bound() {
+        let host = tempfile::tempdir().unwrap();
+        let cgroups = host.path().join("sys/fs/cgroup");
+        fs::create_dir_all(&cgroups).unwrap();
+        fs::write(cgroups.join("cgroup.controllers"), "").unwrap();
+        fs::create_dir_all(host.path().join("proc/self")).unwrap();
+        let root = CgroupRoot::open(&cgroups).unwrap();
+        let mounts = |text: &str| fs::write(host.path().join("proc/self/mounts"), text).unwrap();
+        assert!(!root.recursive_protection(), "no list");
+        mounts("cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n");
+        assert!(!root.recursive_protection());
+        let mount = "cgroup2 /sys/fs/cgroup cgroup2 rw,memory_recursiveprot 0 0\n";
+        mounts(&format!("proc /proc proc rw 0 0\n{mount}"));
+        assert!(root.recursive_protection());
+        let long = "overlay / overlay rw 0 0\n".repeat(MOUNTS as usize / 24);
+        mounts(&format!("{mount}{long}"));
+        assert!(root.recursive_protection());
+        mounts(&format!("{long}{mount}"));
+        assert!(!root.recursive_protection(), "beyond the bound");
     }
 
     #[test]

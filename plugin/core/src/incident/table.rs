@@ -56,9 +56,10 @@ macro_rules! incidents {
 
 /// Text of [`Incident::ContendedWithKubelet`] for the limit of all pods.
 const CONTENDED_LIMIT_OF_PODS: &str = "another program keeps changing this file, so the plugin \
-    leaves it alone. The kubelet may be the other program: with enforceNodeAllocatable it sets the \
-    limit of all pods. Reserve the memory in the kubelet's configuration instead (systemReserved \
-    or kubeReserved), and restart the kubelet";
+                                       leaves it alone. The kubelet may be the other program: \
+                                       with enforceNodeAllocatable it sets the limit of all pods. \
+                                       Reserve the memory in the kubelet's configuration instead \
+                                       (systemReserved or kubeReserved), and restart the kubelet";
 
 const RESIZE: Option<&str> = Some("Resize");
 const RESCUE: Option<&str> = Some("Rescue");
@@ -96,9 +97,10 @@ incidents! {
          runtime's messages above, or find the other program, and let only one of both set the \
          file";
     ContendedWithKubelet: Contended, WARNING, NO_EVENT,
-        "another program keeps changing this file, so the plugin leaves it alone. The kubelet may \
-         be the other program: its own MemoryQoS is on by default since Kubernetes 1.37. Set \
-         featureGates.MemoryQoS to false in the kubelet's configuration and restart the kubelet";
+        "another program keeps changing this file, so the plugin leaves it alone. The kubelet's \
+         own MemoryQoS may be the other program: MemoryQoS is on by default since Kubernetes \
+         1.37. Set featureGates.MemoryQoS to false in the kubelet's configuration and restart the \
+         kubelet";
     Killed: Killed, WARNING, NO_EVENT,
         "the kernel OOM-killed processes of the container";
     Rescued: Rescued, WARNING, RESCUE,

@@ -53,7 +53,11 @@ impl CgroupPath {
                 } else {
                     format!("{prefix}-{name}.scope")
                 };
-                format!("{}/{unit}", expand_slice(slice).ok_or_else(invalid)?)
+                match expand_slice(slice).ok_or_else(invalid)? {
+                    // systemd's root slice is the root of the hierarchy.
+                    root if root.is_empty() => unit,
+                    slice => format!("{slice}/{unit}"),
+                }
             }
             _ => cgroups_path.trim_matches('/').to_owned(),
         };
@@ -128,7 +132,7 @@ fn is_part(name: &str) -> bool {
 }
 
 /// Expands the name of a slice to its path. `a-b.slice` lies in `a.slice`, so its path is
-/// `a.slice/a-b.slice`.
+/// `a.slice/a-b.slice`. The path of the root slice `-.slice` is empty.
 fn expand_slice(slice: &str) -> Option<String> {
     let stem = slice.strip_suffix(".slice")?;
     if stem == "-" {
@@ -167,6 +171,15 @@ mod tests {
             Some("/kubepods/burstable/pod1/abc")
         );
         assert_eq!(parsed("kubepods/pod1/abc/").as_deref(), Some("/kubepods/pod1/abc"));
+    }
+
+    #[test]
+    fn the_root_slice_is_the_root() {
+        assert_eq!(parsed("-.slice:crio:abc").as_deref(), Some("/crio-abc.scope"));
+        assert_eq!(parsed("-.slice::kubepods.slice").as_deref(), Some("/kubepods.slice"));
+        for bad in ["-.slice:x:../../y", "-.slice::a//b.slice"] {
+            assert_eq!(parsed(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@
 use std::collections::HashMap;
 
 pub use super::keys::DOMAIN;
-use super::keys::{MEMORY_REQUEST, OOM_RESCUE, RESERVATION, THROTTLING_FACTOR};
+use super::keys::{KEYS, MEMORY_REQUEST, OOM_RESCUE, RESERVATION, THROTTLING_FACTOR};
 use super::notice::Notice;
 use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
 use crate::units::{Bytes, excerpt};
@@ -165,7 +165,7 @@ fn is_unknown(key: &str) -> bool {
         None => (key, None),
     };
     let ours = what.strip_suffix(DOMAIN).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    let known = [MEMORY_REQUEST, THROTTLING_FACTOR, RESERVATION, OOM_RESCUE].contains(&what)
+    let known = KEYS.contains(&what)
         && match target {
             None | Some("pod") => true,
             Some(target) => target.strip_prefix("container.").is_some_and(|name| !name.is_empty()),

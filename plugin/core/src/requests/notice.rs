@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::keys::DOMAIN;
+use super::keys::{DOMAIN, KEYS};
 use crate::pod::{Provenance, Request};
 use crate::policy::ReservationPolicy;
 use crate::units::Bytes;
@@ -82,18 +82,18 @@ impl fmt::Display for Notice {
             }
             Self::UnknownAnnotation { key } => write!(
                 f,
-                "annotation {key} is not known and has no effect; expected memory-request, \
-                 throttling-factor or reservation before .{domain}, then nothing, /pod or \
-                 /container.<name>",
-                domain = DOMAIN
+                "annotation {key} is unknown and has no effect; expected {}, each alone or \
+                 followed by /pod or /container.<name>",
+                KEYS.join(", ")
             ),
             Self::MoreUnknownAnnotations { count } => {
-                write!(f, "{count} more annotations of {} are not known", DOMAIN)
+                write!(f, "{count} more annotations of {DOMAIN} are unknown and have no effect")
             }
             Self::AnnotationOutranked { by } => {
                 write!(
                     f,
-                    "annotation memory-request is ignored, as the request is known better ({by})"
+                    "annotation memory-request is ignored, because a better source has the \
+                     request ({by})"
                 )
             }
             Self::AnnotationUnconfirmed => f.write_str(
@@ -128,6 +128,19 @@ impl fmt::Display for Notice {
             Self::InvalidUnified { key, error } => {
                 write!(f, "unified {key}: {error}; it is ignored")
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_names_every_annotation() {
+        let hint = Notice::UnknownAnnotation { key: "x".to_owned() }.to_string();
+        for key in ["memory-request", "throttling-factor", "reservation", "oom-rescue"] {
+            assert!(hint.contains(&format!("{key}.{DOMAIN}")), "{key}: {hint}");
         }
     }
 }

@@ -89,15 +89,12 @@ impl Systemd {
     /// Fails if systemd denies the call, is unreachable or does not answer within a minute.
     pub async fn reload(&self) -> Result<(), SystemdError> {
         let bus = self.bus(None).await?;
-        let manager = Unit { name: "(all)", interface: "org.freedesktop.systemd1.Manager" };
-        let call = bus.call_method(
-            Some(NAME),
-            "/org/freedesktop/systemd1",
-            Some(manager.interface),
-            "Reload",
-            &(),
-        );
-        manager.answer_within(RELOAD, "Reload", call).await.map(|_| ())
+        let result = reload(&bus).await;
+        if matches!(result, Err(SystemdError::Lost { .. })) {
+            // systemd was re-executed, or dbus was restarted. Two reloads do no harm.
+            return reload(&*self.bus(Some(&bus)).await?).await;
+        }
+        result
     }
 
     /// Returns the connection. Connects again if the connection is closed or is `lost`.
@@ -132,6 +129,19 @@ impl State {
         }
         self.bus = None;
     }
+}
+
+/// Makes systemd read all unit files again.
+async fn reload(bus: &Connection) -> Result<(), SystemdError> {
+    let manager = Unit { name: "(all)", interface: "org.freedesktop.systemd1.Manager" };
+    let call = bus.call_method(
+        Some(NAME),
+        "/org/freedesktop/systemd1",
+        Some(manager.interface),
+        "Reload",
+        &(),
+    );
+    manager.answer_within(RELOAD, "Reload", call).await.map(|_| ())
 }
 
 async fn connect(host: &Path) -> Result<Connection, SystemdError> {
@@ -316,6 +326,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reload_reconnects_after_a_lost_connection() {
+        let host = Host::new().with_bus();
+        let systemd = host.systemd();
+        systemd.reload().await.unwrap();
+        host.fake().mood = Mood::HangsUp;
+        systemd.reload().await.unwrap();
+        assert_eq!(host.fake().reloads, 2);
+        assert_eq!(host.fake().connections, 2);
+    }
+
+    #[tokio::test]
     async fn several_cgroups_share_a_connection() {
         let host = Host::new().with_bus();
         let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
@@ -334,7 +355,10 @@ mod tests {
         let cgroup = host.cgroup(POD, &[]);
         let error =
             host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap_err().to_string();
-        assert!(error.contains(BUS) && error.contains("is the host's /run there"), "{error}");
+        assert!(
+            error.contains(BUS) && error.contains("check that the host's /run is mounted"),
+            "{error}"
+        );
         let host = host.with_bus();
         for name in ["AccessDenied", "InteractiveAuthorizationRequired"] {
             let name = format!("org.freedesktop.DBus.Error.{name}");

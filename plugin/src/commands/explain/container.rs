@@ -136,7 +136,7 @@ spec:
         assert_eq!(
             container.notes,
             [
-                "annotation memory-request is ignored, as the request is known better (pod-spec)",
+                "annotation memory-request is ignored, because a better source has the request (pod-spec)",
                 "throttling factor 0.5 by annotation",
                 "reservation policy TieredReservation by annotation",
             ]
