@@ -36,7 +36,7 @@ impl Cgroup {
     pub fn inode(&self) -> Result<u64, CgroupError> {
         rustix::fs::fstat(&self.directory)
             .map(|stat| stat.st_ino)
-            .map_err(|error| self.failed("look at it", error))
+            .map_err(|error| self.failed("read its metadata", error))
     }
 
     /// Lists the child cgroups.

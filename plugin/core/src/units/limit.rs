@@ -130,7 +130,10 @@ pub struct LimitError(String);
 
 /// Error: the runtime sent a memory limit below -1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("memory limit {0} is negative; expected bytes, or 0 or -1 for none: taken as no limit")]
+#[error(
+    "memory limit {0} is negative; expected bytes, or 0 or -1 for no limit; the plugin applies no \
+     limit"
+)]
 pub struct NegativeLimit(pub i64);
 
 #[cfg(test)]

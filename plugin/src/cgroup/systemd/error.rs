@@ -8,8 +8,8 @@ use std::time::Duration;
 pub enum SystemdError {
     /// The plugin cannot connect to systemd.
     #[error(
-        "cannot reach systemd at {}: {error}; expected a bus: is the host's /run there, is dbus \
-         up?",
+        "cannot connect to systemd at {}: {error}; check that the host's /run is mounted and that \
+         dbus runs",
         socket.display()
     )]
     Connect {
@@ -20,7 +20,8 @@ pub enum SystemdError {
     },
     /// systemd did not answer a call in time.
     #[error(
-        "unit {unit}: systemd did not answer {call} within {} s; see whether systemctl does",
+        "unit {unit}: systemd did not answer {call} within {} s; check whether systemctl gets \
+         answers",
         limit.as_secs()
     )]
     Timeout {
@@ -32,7 +33,10 @@ pub enum SystemdError {
         limit: Duration,
     },
     /// The connection broke, or systemd left the bus.
-    #[error("unit {unit}: lost systemd in {call}: {error}; expected it back soon")]
+    #[error(
+        "unit {unit}: the connection to systemd closed during {call}: {error}; the plugin tries \
+         again"
+    )]
     Lost {
         /// Name of the unit.
         unit: String,
@@ -42,10 +46,7 @@ pub enum SystemdError {
         error: zbus::Error,
     },
     /// systemd denied the call.
-    #[error(
-        "unit {unit}: systemd denied {call}: {error}; expected to be root on the host: check who \
-         runs this"
-    )]
+    #[error("unit {unit}: systemd denied {call}: {error}; run the plugin as root of the host")]
     Denied {
         /// Name of the unit.
         unit: String,
@@ -55,7 +56,10 @@ pub enum SystemdError {
         error: zbus::Error,
     },
     /// systemd answered with another error or with an unexpected reply.
-    #[error("unit {unit}: {call} failed: {error}; expected systemd 242 or later: see its journal")]
+    #[error(
+        "unit {unit}: {call} failed: {error}; see the journal of systemd, which must be 242 or \
+         later"
+    )]
     Failed {
         /// Name of the unit.
         unit: String,
@@ -65,7 +69,10 @@ pub enum SystemdError {
         error: zbus::Error,
     },
     /// The client backs off after a recent failure.
-    #[error("systemd is left alone for another {} s, since: {cause}", pause.as_secs())]
+    #[error(
+        "the plugin backs off for another {} s, because systemd failed: {cause}",
+        pause.as_secs()
+    )]
     Paused {
         /// Remaining time of the back-off.
         pause: Duration,

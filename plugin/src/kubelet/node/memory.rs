@@ -45,7 +45,7 @@ pub struct NodeMemory {
 #[derive(Debug, Error)]
 pub enum NodeError {
     /// The file could not be read.
-    #[error("{path}: {error}; it is done without")]
+    #[error("{path}: {error}; the plugin ignores it")]
     Io {
         /// Path of the file.
         path: String,
@@ -53,7 +53,7 @@ pub enum NodeError {
         error: io::Error,
     },
     /// The file has unexpected content.
-    #[error("{path}: {expected}; it is done without")]
+    #[error("{path}: {expected}; the plugin ignores it")]
     Form {
         /// Path of the file.
         path: String,
@@ -61,10 +61,10 @@ pub enum NodeError {
         expected: String,
     },
     /// The root of the cgroup hierarchy could not be opened.
-    #[error("cannot look for kubepods: {0}; it is done without")]
+    #[error("cannot look for kubepods: {0}; the plugin ignores it")]
     Root(#[from] RootError),
     /// A place that may contain kubepods could not be searched.
-    #[error("cannot look for kubepods: {0}; it is done without")]
+    #[error("cannot look for kubepods: {0}; the plugin ignores it")]
     Search(#[from] CgroupError),
 }
 
@@ -234,14 +234,16 @@ mod tests {
          HugePages_Total:       0\nHugepagesize:       2048 kB\n\
          Hugetlb:               0 kB\n";
 
-    const CONFIG: &str = "\
-apiVersion: kubelet.config.k8s.io/v1beta1
-kind: KubeletConfiguration
-systemReserved: {cpu: 100m, memory: 300M}
+    const CONFIG: &str = "apiVersion: kubelet.config.k8s.io/v1beta1
+kind: \
+                          KubeletConfiguration
+systemReserved: {cpu: 100m, memory: \
+                          300M}
 kubeReserved:
   memory: 200Mi
 evictionHard:
-  memory.available: 500Mi
+  memory.available: \
+                          500Mi
   nodefs.available: 10%
 ";
 
@@ -265,7 +267,7 @@ evictionHard:
         assert_eq!(memory.source, AllocatableSource::AllMemory);
         assert_eq!(
             memory.problems[0].to_string(),
-            "/var/lib/kubelet/config.yaml: expected a regular file; it is done without"
+            "/var/lib/kubelet/config.yaml: expected a regular file; the plugin ignores it"
         );
     }
 
@@ -438,7 +440,7 @@ evictionHard:
         assert_eq!(memory.source, AllocatableSource::Nowhere);
         assert_eq!(
             memory.problems[0].to_string(),
-            "/proc/meminfo: expected it to exist; it is done without"
+            "/proc/meminfo: expected it to exist; the plugin ignores it"
         );
     }
 
@@ -455,9 +457,9 @@ evictionHard:
             problems,
             [
                 "/var/lib/kubelet/config.yaml: systemReserved.memory: expected a quantity such as \
-                 128Mi, 1.5Gi, 500M or 1e9, found 'lots'; it is done without",
+                 128Mi, 1.5Gi, 500M or 1e9, found 'lots'; the plugin ignores it",
                 "/sys/fs/cgroup/kubepods.slice/memory.max: expected a whole number of bytes or \
-                 'max', found 'soon'; it is done without",
+                 'max', found 'soon'; the plugin ignores it",
             ]
         );
         let (_root, memory) =

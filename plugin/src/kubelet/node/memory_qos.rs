@@ -42,7 +42,7 @@ pub enum Conflict {
     #[error(
         "is configured with memoryReservationPolicy or memoryThrottlingFactor, a sign that its \
          own MemoryQoS is on, which sets memory.min, memory.low and memory.high of the same \
-         cgroups by its own rules; set featureGates.MemoryQoS to false, take both fields out and \
+         cgroups by its own rules; set featureGates.MemoryQoS to false, remove both fields and \
          restart it"
     )]
     MemoryQosSign,
