@@ -154,14 +154,14 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
     // The kernel counts in the container first. Its write to the pod's `memory.events` triggers the
     // plugin's inotify watch.
     count_up(&runtime, &side, 1, 0);
-    let line = daemon.says("the kernel killed processes of the container").await;
+    let line = daemon.says("the kernel OOM-killed processes of the container").await;
     for part in ["container=\"side\"", "pod=\"default/b\"", "kills=1", "limit=104857600", "podb"] {
         assert!(line.contains(part), "{part}: {line}");
     }
     // The runtime removes the cgroup before the plugin reads it, so only the pod's counts are left.
     // With `memory.oom.group`, all processes of the container together are one kill.
     dies_unseen(&daemon, &runtime, &pod, 4, 1);
-    let line = daemon.says("the kernel killed processes of the container").await;
+    let line = daemon.says("the kernel OOM-killed processes of the container").await;
     assert!(line.contains("container=\"app\"") && line.contains("kills=1"), "{line}");
 
     // While no plugin runs, the kubelet creates the container again and the kernel kills it again.
@@ -175,7 +175,7 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
     let mut daemon = node.start_with(&["--config", node.path("plimsoll.yaml").to_str().unwrap()]);
     let runtime = node.accept().await;
     runtime.synchronize(&[&pod, &side]).await;
-    let line = daemon.says("the kernel killed processes of the container").await;
+    let line = daemon.says("the kernel OOM-killed processes of the container").await;
     assert!(line.contains("container=\"app\"") && line.contains("kills=2"), "{line}");
     // Without `oomRescue` the plugin only reports kills and raises no limit.
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (100 * MIB).to_string());
@@ -195,7 +195,7 @@ async fn what_was_counted_before_the_plugin_first_came_is_nobodys_news() {
     runtime.synchronize(&[&pod]).await;
     until("written down", || node.path("host/run/plimsoll/kills").exists()).await;
     count_up(&runtime, &pod, 71, 0);
-    let line = daemon.says("the kernel killed processes of the container").await;
+    let line = daemon.says("the kernel OOM-killed processes of the container").await;
     assert!(line.contains("kills=1"), "{line}");
 }
 
@@ -358,7 +358,7 @@ async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
     let own = Pod::new("burstable", "own", 100 * MIB);
     node.checkpoint_with_pod_limit("own", "100Mi", "100Mi", "150Mi");
     for (pod, expected, said) in [
-        (off, None, "the kernel killed processes of the container"),
+        (off, None, "the kernel OOM-killed processes of the container"),
         (own, None, "its pod has limits of its own, which stay"),
         (less, Some(120 * MIB), "raised the limit of a container"),
     ] {
@@ -462,7 +462,7 @@ async fn who_is_killed_for_the_nodes_sake_does_not_get_more_for_it() {
     run(&runtime, &pod, 100 * MIB).await;
     count_by(&runtime, &container(&pod), 0, 3, 0);
     count_by(&runtime, &pod.cgroup(), 0, 3, 0);
-    let line = daemon.says("the kernel killed processes of the container").await;
+    let line = daemon.says("the kernel OOM-killed processes of the container").await;
     assert!(line.contains("by=\"the node or kubepods") && line.contains("kills=0"), "{line}");
     assert!(history(&node, "b").is_null());
     // A kill by the container's own limit counts.

@@ -1193,7 +1193,7 @@ async fn nobody_is_killed_for_what_is_kept_from_pods() {
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 4000 * MIB, 500 * MIB);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
-    let line = daemon.says("the line is set once they use less").await;
+    let line = daemon.says("the plugin sets the limit when pods use less").await;
     assert!(line.contains("usage=4194304000") && line.contains("reclaimable=524288000"), "{line}");
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), "max");
     assert_eq!(
@@ -1272,7 +1272,7 @@ async fn a_line_that_is_raised_needs_no_room() {
     runtime.holds(KUBEPODS, "memory.max", 3192 * MIB).await;
     // A lower guard limit waits, and the old one stays in force.
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
-    daemon.says("the line is set once they use less").await;
+    daemon.says("the plugin sets the limit when pods use less").await;
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (3192 * MIB).to_string());
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\n");
     daemon.says("restored the memory limit that all pods together have").await;

@@ -925,7 +925,7 @@ async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
     let (_node, mut daemon, mut runtime, pod) = deferring("10m").await;
     let before = files(&runtime.cgroup(&pod));
     assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
-    let line = daemon.says("deferred a lower limit").await;
+    let line = daemon.says("deferred a limit decrease").await;
     for part in [
         "desired=104857600",
         "observed=262144000",
@@ -1004,7 +1004,7 @@ async fn a_cut_that_is_deferred_too_long_is_given_up_and_another_update_takes_it
 async fn observing_gives_up_a_deferred_limit_and_says_so_once() {
     let (node, mut daemon, mut runtime, pod) = deferring("10m").await;
     assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
-    daemon.says("deferred a lower limit").await;
+    daemon.says("deferred a limit decrease").await;
     runtime.updated(&pod).await;
     node.replace(
         "plimsoll.yaml",
@@ -1161,5 +1161,5 @@ async fn only_replaced_defaults_may_be_passed_over() {
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     let deferred = parts(100 * MIB, &[("memory.high", "max")]).await;
     assert_eq!(deferred, [(false, Some(250 * MIB), keys(&["memory.swap.max"])), (true, None, all)]);
-    daemon.says("deferred a lower limit").await;
+    daemon.says("deferred a limit decrease").await;
 }

@@ -262,7 +262,7 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
     for cgroup in [format!("{}/{}", pod.cgroup(), pod.container.id), pod.cgroup()] {
         runtime.set_file(&cgroup, "memory.events", events);
     }
-    daemon.says("the kernel killed processes of the container").await;
+    daemon.says("the kernel OOM-killed processes of the container").await;
     let (text, _) = status(&node, &[]).await;
     assert_eq!(rows(&text)[1][0], "killed", "{text}");
     fs::remove_dir_all(runtime.cgroup(&pod)).unwrap();
@@ -367,7 +367,7 @@ async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
     let pod = run(&node, &runtime, "b").await;
     runtime.uses(&pod, 4000 * MIB, 0);
     runtime.set_file("kubepods", "memory.stat", "anon 4194304000\n");
-    daemon.says("the line is set once they use less").await;
+    daemon.says("the plugin sets the limit when pods use less").await;
     let (text, _) = status(&node, &[]).await;
     assert!(text.contains("all pods together may use 3Gi (nodeGuard); kubepods has max"), "{text}");
     let said = "kubepods: deferred the nodeGuard limit of 3Gi, which would OOM-kill pods: 3.9Gi in use, 0 reclaimable";
