@@ -24,7 +24,7 @@ struct Crate {
 const CRATES: [Crate; 3] = [
     Crate {
         sources: "plugin/core/src",
-        order: &["units", "outcome", "pod", "requests", "policy", "incident"],
+        order: &["units", "outcome", "pod", "policy", "requests", "incident"],
     },
     Crate {
         sources: "plugin/src",

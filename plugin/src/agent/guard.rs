@@ -316,7 +316,7 @@ impl Guard {
     fn put_back_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
         let put_back = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
-            if is_held_by(&record, &cgroup)? {
+            if is_held_by(record, &cgroup)? {
                 cgroup.write(Knob::Max, record.before)?;
                 self.levels.make_limits_last(&record.cgroup);
             }

@@ -246,7 +246,7 @@ mod tests {
             subscriber::set_default(logged.with_max_level(tracing::Level::DEBUG).finish());
 
         let (service, tasks) =
-            Node::open(host.path(), config).ok().expect("a node").into_service(Box::new(|_| {}));
+            Node::open(host.path(), config).expect("a node").into_service(Box::new(|_| {}));
         let stub = Stub::external(Identity::new("90", "plimsoll").expect("an identity"), service);
         let (reconciler, reader) = tasks.reconciler(stub.runtime());
         let (supervisor, _ends) = Supervisor::new();

@@ -207,6 +207,20 @@ mod tests {
         (Arc::new(records), directory)
     }
 
+    /// Holds the files closed until the returned value is dropped.
+    fn hold(records: &Arc<Records>) -> blocking::Sender<()> {
+        let ((release, released), (tell, is_held)) = (blocking::channel(), blocking::channel());
+        let records = records.clone();
+        thread::spawn(move || {
+            let _held = records.hold();
+            tell.send(()).unwrap();
+            // The sender never sends, so this waits for its end.
+            let _: Result<(), _> = released.recv();
+        });
+        is_held.recv().unwrap();
+        release
+    }
+
     fn write(directory: &tempfile::TempDir) {
         let entries = format!(
             r#"{{"entries":{{"{UID}":{{"ContainerResources":{{"app":{{"requests":{{"memory":"64Mi"}}}}}}}}}}}}"#
@@ -236,11 +250,11 @@ mod tests {
         let (records, directory) = records();
         write(&directory);
         let uid = PodUid::new(UID);
-        let held = records.hold();
+        let release = hold(&records);
         let budget = Duration::from_millis(1);
         let found = records.lookup(&uid, "app", Moment::Create, budget).await;
         assert_eq!(request(found), Err(Inconclusive));
-        drop(held);
+        drop(release);
         let budget = Duration::from_secs(60);
         let found = records.lookup(&uid, "app", Moment::Create, budget).await;
         assert_eq!(request(found), Ok(Some(64)));

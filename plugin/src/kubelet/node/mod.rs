@@ -22,7 +22,6 @@ mod memory_qos;
 mod paths;
 
 pub use self::allocatable::AllocatableSource;
-pub(crate) use self::file::read_bytes;
 pub use self::kubelet_config::{KubeletReservations, Threshold};
 pub use self::meminfo::MemInfo;
 pub use self::memory::{NodeError, NodeMemory};
