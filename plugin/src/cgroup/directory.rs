@@ -16,7 +16,7 @@ const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 #[derive(Debug)]
 pub struct Cgroup {
     pub(super) directory: OwnedFd,
-    /// Directory of the inner cgroup [`SUBGROUP`], if there is one.
+    /// Directory of the inner cgroup [`SUBGROUP`](plimsoll_core::pod::SUBGROUP), if there is one.
     pub(super) inner: Option<OwnedFd>,
     pub(super) path: CgroupPath,
 }

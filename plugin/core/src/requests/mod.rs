@@ -1,6 +1,7 @@
 //! Sources of a container's memory request.
 //!
-//! No runtime delivers the request. [`resolve`] takes the first source that answers, in this order:
+//! No runtime delivers the request. [`resolve()`] takes the first source that answers, in this
+//! order:
 //!
 //! 1. **The kubelet's checkpoint** (`checkpoint` in the plugin). Only the checkpoint has the
 //!    exact request after a resize. Only the checkpoint has the request in a pod with pod-level

@@ -43,7 +43,7 @@
 //!
 //! # Effective protection in the kernel
 //!
-//! [`effective`] follows `effective_protection` in the kernel's `mm/page_counter.c` (formerly in
+//! [`effective()`] follows `effective_protection` in the kernel's `mm/page_counter.c` (formerly in
 //! `mm/memcontrol.c`) for one cgroup and one file. [`effective_tree`] applies the rule to a whole
 //! tree. [`Standing`] classifies the effect of the written values. The kernel counts in pages, so
 //! its values may differ by less than one page for each level.
