@@ -235,7 +235,9 @@ impl Graph {
                     "self" => source.module.clone(),
                     _ => {
                         let above = path.iter().take_while(|name| *name == "super").count();
-                        source.module[..source.module.len() - above].to_vec()
+                        // A macro's path counts from the place of its use.
+                        let Some(depth) = source.module.len().checked_sub(above) else { continue };
+                        source.module[..depth].to_vec()
                     }
                 };
                 let rest = path

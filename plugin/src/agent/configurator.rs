@@ -1,5 +1,5 @@
-//! Applies configurations, the brake and the marker of `plimsoll restore`. All functions read files,
-//! so they may block.
+//! Applies configurations, the brake and the marker of `plimsoll restore`. All functions read
+//! files, so they may block.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,7 +92,8 @@ impl Configurator {
     pub fn apply_brake(&self, record: &brake::Record) {
         let _turn = lock(&self.turn);
         if let Err(error) = record.store(&self.host) {
-            error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is started again acts again");
+            error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is \
+                            started again acts again");
             *lock(&self.unstored) = Some(record.clone());
         }
         let before = self.state.containers.settings();
@@ -110,11 +111,12 @@ impl Configurator {
         match &settings.brake {
             Some(brake) => error!(
                 brake,
-                "the brake is applied: nothing is set, raised or refused any more; find out why there was so much, then call \
-                 'plimsoll reset-brake'"
+                "the brake is applied: nothing is set, raised or refused any more; find out why \
+                 there was so much, then call 'plimsoll reset-brake'"
             ),
             None => warn!(
-                "mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what would be"
+                "mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what \
+                 would be"
             ),
         }
         for limit in raised::staying(&self.state.root, &self.state.levels.raised_limits()) {
@@ -125,7 +127,8 @@ impl Configurator {
     fn tell_whether_it_stands_aside(&self, settings: &Settings) {
         if settings.stand_aside {
             warn!(
-                "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore --undo'"
+                "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore \
+                 --undo'"
             );
         } else {
             info!("'plimsoll restore' was undone");
@@ -185,7 +188,8 @@ impl Configurator {
         {
             let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
             warn!(
-                "nodeGuard would leave pods nothing: expected less than all memory, {all}, found {}; no memory is kept from pods",
+                "nodeGuard would leave pods nothing: expected less than all memory, {all}, found \
+                 {}; no memory is kept from pods",
                 kept.quantity()
             );
         }

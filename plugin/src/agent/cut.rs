@@ -52,8 +52,13 @@ pub enum Attempted {
     NotMade {
         /// Limit in force.
         in_force: Limit,
-        /// Memory usage; `None` while another attempt or another update is under way.
-        usage: Option<Usage>,
+        /// Memory usage.
+        usage: Usage,
+    },
+    /// Another attempt or another update is under way. Nothing was measured.
+    Busy {
+        /// Limit in force.
+        in_force: Limit,
     },
 }
 
@@ -96,12 +101,12 @@ impl Cuts {
         let Ok(held) = Values::read(&cgroup) else { return Ok(Attempted::NoCut) };
         // The client retries, perhaps before the kernel has finished the last attempt.
         let Some(attempt) = Attempt::begin(&self.under_way, &container.id) else {
-            return Ok(Attempted::NotMade { in_force, usage: None });
+            return Ok(Attempted::Busy { in_force });
         };
         let before =
             self.containers.get(&container.id).map_or(Update::Over, |container| container.update);
         if update == Update::OURS && before != Update::Over {
-            return Ok(Attempted::NotMade { in_force, usage: None });
+            return Ok(Attempted::Busy { in_force });
         }
         self.containers.remember(container, held);
         // Record the original memory.high so that the temporary value is not mistaken for it.
@@ -127,7 +132,7 @@ impl Cuts {
         };
         Ok(match room {
             Room::Made => Attempted::Made,
-            Room::NotMade(usage) => Attempted::NotMade { in_force, usage: Some(usage) },
+            Room::NotMade(usage) => Attempted::NotMade { in_force, usage },
         })
     }
 
@@ -195,7 +200,7 @@ impl Cuts {
         }
         let most = self.most_in_pod(id, limit);
         let Some(attempt) = Attempt::begin(&self.under_way, id) else {
-            return Ok(Attempted::NotMade { in_force, usage: None });
+            return Ok(Attempted::Busy { in_force });
         };
         let (tell, told) = oneshot::channel();
         // Use a separate thread, as `make_room` below does.
@@ -209,7 +214,7 @@ impl Cuts {
         let usage = self.root.cgroup(pod)?.usage_in_parts()?;
         Ok(match resize::fits(most, &usage) {
             Cut::Fits => Attempted::Made,
-            Cut::Reclaim | Cut::Kills => Attempted::NotMade { in_force, usage: Some(usage) },
+            Cut::Reclaim | Cut::Kills => Attempted::NotMade { in_force, usage },
         })
     }
 }

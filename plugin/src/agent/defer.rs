@@ -78,7 +78,8 @@ impl Deferrals {
                 Ok(settled) => settled,
                 Err(CgroupError::Gone(_)) => true,
                 Err(error) => {
-                    debug!(pod = container.pod, container = container.name, %error, "cannot try the deferred limit");
+                    debug!(pod = container.pod, container = container.name, %error, "cannot try \
+                        the deferred limit");
                     false
                 }
             },
@@ -134,7 +135,7 @@ impl Deferrals {
                     // The receiver lives as long as the program.
                     let _ = self.work.send(Work::limit(container, limit));
                 }
-                Attempted::NotMade { .. } => {
+                Attempted::NotMade { .. } | Attempted::Busy { .. } => {
                     _ = self.work.send(Work::Container(container.id.clone()))
                 }
                 Attempted::NoCut => {}

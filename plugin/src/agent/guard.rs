@@ -96,6 +96,14 @@ pub struct Guard {
     reports: Arc<Reports>,
 }
 
+/// The cgroup of all pods, with the limit that it holds.
+struct Kubepods {
+    path: CgroupPath,
+    cgroup: Cgroup,
+    inode: u64,
+    observed: Limit,
+}
+
 /// State of the task.
 #[derive(Debug, Default)]
 struct State {
@@ -164,7 +172,8 @@ impl Guard {
                 Err(error) => {
                     if !std::mem::replace(&mut state.is_failing, true) {
                         let seconds = EVERY.as_secs();
-                        warn!(%error, "cannot keep memory from pods; it is tried again every {seconds} s. Said once");
+                        warn!(%error, "cannot keep memory from pods; it is tried again every \
+                                       {seconds} s. Said once");
                     }
                     EVERY
                 }
@@ -197,8 +206,8 @@ impl Guard {
         if is_missing && !std::mem::replace(&mut state.is_half, is_missing) {
             warn!(
                 cgroup = %system,
-                "{NO_SYSTEM_SLICE}: pods are held below their limit, but nothing protects the memory of the system. {NAME_THE_SYSTEM}. \
-                 Said once"
+                "{NO_SYSTEM_SLICE}: pods are held below their limit, but nothing protects the \
+                 memory of the system. {NAME_THE_SYSTEM}. Said once"
             );
         }
         state.is_half = is_missing;
@@ -226,10 +235,8 @@ impl Guard {
             self.put_back_former(record)?;
             self.forget(state);
         }
-        let line = self.line();
         let observed = cgroup.read(Knob::Max)?;
-        let subject = Subject::from(&path);
-        match guard_step(line, observed, state.record.as_ref()) {
+        match guard_step(self.line(), observed, state.record.as_ref()) {
             GuardStep::Nothing => state.waits = None,
             GuardStep::Forget => {
                 state.waits = None;
@@ -241,75 +248,108 @@ impl Guard {
                 let observed = cgroup.read(Knob::Max)?;
                 self.levels.make_limits_last(&path);
                 self.forget(state);
-                self.reports.tell(&subject, &Incident::Unguarded { desired: before, observed });
+                let unguarded = Incident::Unguarded { desired: before, observed };
+                self.reports.tell(&Subject::from(&path), &unguarded);
             }
             GuardStep::Set { line, before } => {
-                let now = Instant::now();
-                if let Some((waits, due)) = state.waits
-                    && waits == line
-                    && now < due
-                {
-                    return Ok(due - now);
-                }
-                let was_set = !state.is_unsure
-                    && state.record.as_ref().is_some_and(|record| record.lines == [line]);
-                if was_set && state.waits.is_none() {
-                    if !self.containers.settings().config.repair {
-                        return Ok(EVERY);
-                    }
-                    match state.contention.judge(path.clone(), line, written, now) {
-                        Verdict::Repair => {}
-                        Verdict::Wait(wait) => return Ok(wait),
-                        Verdict::Leave => return Ok(EVERY),
-                        Verdict::GiveUp => {
-                            let (repairs, desired) = (state.contention.repairs(&path), line.into());
-                            let what =
-                                Incident::Contended { knob: Knob::Max, desired, observed, repairs };
-                            self.reports.tell(&subject, &what);
-                            return Ok(EVERY);
-                        }
-                    }
-                }
-                let lines = [observed.bytes().filter(|_| observed != before), Some(line)];
-                let lines = lines.into_iter().flatten().collect();
-                let record = GuardRecord { cgroup: path.clone(), inode, before, lines };
-                let attempt = self.set(cgroup, line, observed, record.clone()).await;
-                if matches!(attempt, Ok(Attempt::Overwritten) | Err(_)) {
-                    // The record's file may exist now. A later pass must remove the record or
-                    // restore `memory.max`.
-                    (state.record, state.is_unsure) = (Some(record.clone()), true);
-                }
-                match attempt? {
-                    Attempt::Changed | Attempt::Overwritten => return Ok(AT_ONCE),
-                    Attempt::NoRoom(usage) => {
-                        let due = Instant::now() + SOON;
-                        if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line)
-                        {
-                            let waits =
-                                LowerLimit { limit: line.into(), in_force: observed, usage };
-                            self.reports.tell(&subject, &Incident::GuardWaits(waits));
-                        }
-                        return Ok(SOON);
-                    }
-                    Attempt::Set => {}
-                }
-                state.waits = None;
-                let record = GuardRecord { lines: vec![line], ..record };
-                self.complain(guard_record::store(&record, &self.host));
-                (state.record, state.is_unsure) = (Some(record), false);
-                self.levels.make_limits_last(&path);
-                let desired = Limit::Bytes(line);
-                self.reports.tell(
-                    &subject,
-                    &if was_set {
-                        Incident::Repaired { knob: Knob::Max, desired, observed }
-                    } else {
-                        Incident::Guarded { desired: line, observed }
-                    },
-                );
+                let kubepods = Kubepods { path, cgroup, inode, observed };
+                return self.set_limit(state, kubepods, line, before, written).await;
             }
         }
         Ok(EVERY)
+    }
+
+    /// Sets the guard limit if that is due. `before` is the value without the guard. Returns the
+    /// delay before the next look.
+    async fn set_limit(
+        &self,
+        state: &mut State,
+        kubepods: Kubepods,
+        line: Bytes,
+        before: Limit,
+        written: bool,
+    ) -> Result<Duration, CgroupError> {
+        let was_set =
+            !state.is_unsure && state.record.as_ref().is_some_and(|record| record.lines == [line]);
+        if let Some(wait) = self.wait_before_set(state, &kubepods, line, was_set, written) {
+            return Ok(wait);
+        }
+        let Kubepods { path, cgroup, inode, observed } = kubepods;
+        let lines = [observed.bytes().filter(|_| observed != before), Some(line)];
+        let lines = lines.into_iter().flatten().collect();
+        let record = GuardRecord { cgroup: path.clone(), inode, before, lines };
+        let attempt = self.set(cgroup, line, observed, record.clone()).await;
+        if matches!(attempt, Ok(Attempt::Overwritten) | Err(_)) {
+            // The record's file may exist now. A later pass must remove the record or restore
+            // `memory.max`.
+            (state.record, state.is_unsure) = (Some(record.clone()), true);
+        }
+        let subject = Subject::from(&path);
+        match attempt? {
+            Attempt::Changed | Attempt::Overwritten => return Ok(AT_ONCE),
+            Attempt::NoRoom(usage) => {
+                let due = Instant::now() + SOON;
+                if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line) {
+                    let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
+                    self.reports.tell(&subject, &Incident::GuardWaits(waits));
+                }
+                return Ok(SOON);
+            }
+            Attempt::Set => {}
+        }
+        state.waits = None;
+        let record = GuardRecord { lines: vec![line], ..record };
+        self.complain(guard_record::store(&record, &self.host));
+        (state.record, state.is_unsure) = (Some(record), false);
+        self.levels.make_limits_last(&path);
+        let incident = if was_set {
+            Incident::Repaired { knob: Knob::Max, desired: line.into(), observed }
+        } else {
+            Incident::Guarded { desired: line, observed }
+        };
+        self.reports.tell(&subject, &incident);
+        Ok(EVERY)
+    }
+
+    /// Returns the time to wait if the guard limit must not be set now: it waits for less usage, or
+    /// another program has changed it and repairs back off.
+    fn wait_before_set(
+        &self,
+        state: &mut State,
+        kubepods: &Kubepods,
+        line: Bytes,
+        was_set: bool,
+        written: bool,
+    ) -> Option<Duration> {
+        let Kubepods { path, observed, .. } = kubepods;
+        let now = Instant::now();
+        if let Some((waits, due)) = state.waits
+            && waits == line
+            && now < due
+        {
+            return Some(due - now);
+        }
+        if !was_set || state.waits.is_some() {
+            return None;
+        }
+        if !self.containers.settings().config.repair {
+            return Some(EVERY);
+        }
+        match state.contention.judge(path.clone(), line, written, now) {
+            Verdict::Repair => None,
+            Verdict::Wait(wait) => Some(wait),
+            Verdict::Leave => Some(EVERY),
+            Verdict::GiveUp => {
+                let incident = Incident::Contended {
+                    knob: Knob::Max,
+                    desired: line.into(),
+                    observed: *observed,
+                    repairs: state.contention.repairs(path),
+                };
+                self.reports.tell(&Subject::from(path), &incident);
+                Some(EVERY)
+            }
+        }
     }
 
     /// Restores the former kubepods if it still exists, because another cgroup is kubepods now.
@@ -378,8 +418,8 @@ impl Guard {
         if let Err(error) = result {
             let file = guard_record::file(&self.host);
             warn!(
-                "cannot write {}: {error}; 'plimsoll restore' will not know what kubepods memory.max was before. Make room \
-                 there, or make it writable",
+                "cannot write {}: {error}; 'plimsoll restore' will not know what kubepods \
+                 memory.max was before. Make room there, or make it writable",
                 file.display()
             );
         }

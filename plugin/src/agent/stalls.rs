@@ -150,7 +150,8 @@ impl Stalls {
                         && !std::mem::replace(&mut self.is_blind, true)
                     {
                         warn!(
-                            "the kernel does not tell of memory.pressure, so nobody is released from memory.high; boot with psi=1"
+                            "the kernel does not tell of memory.pressure, so nobody is released \
+                             from memory.high; boot with psi=1"
                         );
                     }
                     self.watched.insert(container.id.clone(), state);

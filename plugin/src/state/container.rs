@@ -35,6 +35,9 @@ pub struct Container {
     pub asked: Limit,
     /// Identifier of the update that set the limit; 0 for the create request.
     pub revision: u64,
+    /// Number that changes with each event and decision that may change the desired values. Set by
+    /// [`crate::state::containers::Containers`].
+    pub generation: u64,
     /// CPU limit from the create request or the last update.
     pub cpu: CpuMax,
     /// CPU shares from the create request or the last update. They divide CPU time among competing
@@ -137,6 +140,14 @@ impl Container {
         let is_gone =
             |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
         !(self.started && self.has_had_processes && self.cgroup.as_ref().is_some_and(is_gone))
+    }
+
+    /// Keeps what only the plugin knows of the container when the runtime reports it again.
+    pub fn keep_after_reconnect(&mut self, before: &Self) {
+        self.high_before = before.high_before;
+        self.has_had_processes |= before.has_had_processes;
+        // With another limit, the container may no longer need a raised memory.high.
+        self.released = before.released.filter(|_| self.asked == before.asked);
     }
 
     /// Returns the limits that the container should have.

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub struct Containers {
     /// The kubelet's records.
     pub records: Records,
     originals: Arc<Mutex<Originals>>,
+    /// Number of generations so far.
+    generations: AtomicU64,
     /// Whether a failure to record original values was already reported.
     has_complained: AtomicBool,
     traffic: Arc<Mutex<Traffic>>,
@@ -82,6 +84,7 @@ impl Containers {
             settings_changed: watch::Sender::new(()),
             records,
             originals,
+            generations: AtomicU64::new(1),
             has_complained: AtomicBool::default(),
             traffic: Arc::default(),
         }
@@ -121,7 +124,7 @@ impl Containers {
 
     /// Adds a container or replaces its state.
     pub fn insert(&self, container: Container) -> Arc<Container> {
-        let container = Arc::new(container);
+        let container = Arc::new(Container { generation: self.next_generation(), ..container });
         lock(&self.known).insert(container.clone());
         container
     }
@@ -138,13 +141,19 @@ impl Containers {
         let mut last_limits = std::mem::take(&mut guard.last_limits);
         last_limits.retain(|sandbox, _| sandboxes.contains(sandbox));
         let mut known = Index { last_limits, ..Index::default() };
-        containers.into_iter().for_each(|container| known.insert(Arc::new(container)));
+        for mut container in containers {
+            if let Some(before) = guard.by_id.get(&container.id) {
+                container.keep_after_reconnect(before);
+            }
+            container.generation = self.next_generation();
+            known.insert(Arc::new(container));
+        }
         *guard = known;
     }
 
     /// Records that a container was started.
     pub fn started(&self, id: &str) {
-        self.change(id, |container| container.started = true);
+        self.decide_anew(id, |container| container.started = true);
     }
 
     /// Records that there are processes in a container's cgroup.
@@ -154,14 +163,14 @@ impl Containers {
 
     /// Sets the phase of a container's update.
     pub fn set_update(&self, id: &str, update: Update) {
-        self.change(id, |container| container.update = update);
+        self.decide_anew(id, |container| container.update = update);
     }
 
     /// Sets the phase of a container's update to `to` if it is `from`. Returns whether it was
     /// `from`.
     pub fn swap_update(&self, id: &str, from: Update, to: Update) -> bool {
         let mut is_swapped = false;
-        self.change(id, |container| {
+        self.decide_anew(id, |container| {
             is_swapped = container.update == from;
             if is_swapped {
                 container.update = to;
@@ -175,10 +184,25 @@ impl Containers {
         self.change(id, |container| container.swap_max = swap_max);
     }
 
+    /// Returns whether no event and no decision has changed the container since this state.
+    pub fn is_current(&self, container: &Container) -> bool {
+        self.get(&container.id).is_some_and(|now| now.generation == container.generation)
+    }
+
+    /// Forgets the original `memory.high`, because `memory.high` has its desired value again. Does
+    /// nothing if there was another event meanwhile.
+    pub fn forget_high_before(&self, container: &Container) {
+        self.change(&container.id, |now| {
+            if now.generation == container.generation {
+                now.high_before = None;
+            }
+        });
+    }
+
     /// Records the original `memory.high` before a limit decrease lowers it. `None` means that
     /// `memory.high` has its desired value again.
     pub fn set_high_before(&self, id: &str, high: Option<Limit>) {
-        self.change(id, |container| container.high_before = high);
+        self.decide_anew(id, |container| container.high_before = high);
     }
 
     /// Records the limits read back from a container's cgroup and ends its update. `None` means
@@ -193,6 +217,21 @@ impl Containers {
         });
     }
 
+    /// Changes a container in a way that may change its desired values.
+    fn decide_anew(&self, id: &str, change: impl FnOnce(&mut Container)) {
+        self.change(id, |container| {
+            let before = container.clone();
+            change(container);
+            if *container != before {
+                container.generation = self.next_generation();
+            }
+        });
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn change(&self, id: &str, change: impl FnOnce(&mut Container)) {
         if let Some(known) = lock(&self.known).by_id.get_mut(id) {
             let mut changed = (**known).clone();
@@ -205,7 +244,7 @@ impl Containers {
 
     /// Records the raised `memory.high` of a released container. `None` ends the release.
     pub fn release(&self, id: &str, released: Option<Limit>) {
-        self.change(id, |container| container.released = released);
+        self.decide_anew(id, |container| container.released = released);
     }
 
     /// Forgets a container.
@@ -246,7 +285,8 @@ impl Containers {
                 pod = container.pod,
                 container = container.name,
                 %error,
-                "cannot write down what containers held before; 'plimsoll restore' will not know it after a restart. Said once"
+                "cannot write down what containers held before; 'plimsoll restore' will not know \
+                 it after a restart. Said once"
             );
         }
     }

@@ -1,6 +1,6 @@
 //! Counts of OOM kills, as the plugin stores them under `/run`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Events;
 use crate::state::container::Container;
 use crate::state::originals;
+
+/// Time in seconds within which a kill follows a reached limit.
+const KILL_FOLLOWS: u64 = 10;
 
 /// Name of the file with the counts.
 pub(crate) const FILE: &str = "kills";
@@ -39,6 +42,9 @@ pub(crate) struct Pod {
     /// its start.
     #[serde(skip)]
     pub(crate) is_seen: bool,
+    /// Count of reached limits that was last seen, and the time when it was first seen.
+    #[serde(skip)]
+    pub(crate) reached_at: Option<(u64, u64)>,
     #[serde(skip)]
     pub(crate) unexplained: Counts,
     #[serde(skip)]
@@ -53,6 +59,57 @@ impl Pod {
         self.accounted = self.accounted.plus(counts.since(running.counted));
         running.counted = counts;
         Some(Killed { id, name: running.name.clone(), times, container: running.container.clone() })
+    }
+
+    /// Attributes the kills of the pod's `memory.events` that no container's file explains. `gone`
+    /// are the containers whose cgroups are gone.
+    pub(crate) fn attribute_rest(&mut self, events: Counts, gone: &[String]) -> Rest {
+        let rest = events.since(self.accounted);
+        if rest.kills() == 0 {
+            return Rest::None;
+        }
+        let names: BTreeSet<_> =
+            gone.iter().filter_map(|id| Some(&self.running.get(id)?.name)).collect();
+        let last = gone.last().and_then(|id| Some((id, self.running.get(id)?)));
+        match (names.len(), last) {
+            (1, Some((id, last))) => {
+                // A part of the kill may have been counted before the container's cgroup was gone.
+                let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
+                let (name, container) = (last.name.clone(), last.container.clone());
+                self.accounted = events;
+                Rest::Of(Killed { id: id.clone(), name, times, container })
+            }
+            // The container's file may show the kill a little later.
+            (0, _) if self.unexplained != rest => {
+                self.unexplained = rest;
+                Rest::Later
+            }
+            _ => {
+                let names: Vec<_> = names.into_iter().map(String::as_str).collect();
+                let might_be = names.join(" or ");
+                self.accounted = events;
+                Rest::Unknown { processes: rest.processes, might_be }
+            }
+        }
+    }
+
+    /// Returns whether the limit of the pod or of a container caused a kill. `reached` is the pod's
+    /// count of reached limits, and `now` is in seconds.
+    ///
+    /// The kernel counts a reached limit before the kill. But it may also end without a kill. So a
+    /// reached limit explains only kills within [`KILL_FOLLOWS`].
+    pub(crate) fn was_limit_reached(&mut self, reached: u64, killed: &[Killed], now: u64) -> bool {
+        let since = match self.reached_at {
+            Some((count, since)) if count == reached => since,
+            _ => now,
+        };
+        let is_fresh = now.saturating_sub(since) <= KILL_FOLLOWS;
+        let was_reached = reached > self.limits_reached && is_fresh;
+        self.reached_at = Some((reached, since));
+        if !killed.is_empty() || !is_fresh {
+            self.limits_reached = reached;
+        }
+        was_reached
     }
 }
 
@@ -112,6 +169,24 @@ impl Counts {
     }
 }
 
+/// Kills of a pod that no container's file explains.
+#[derive(Debug)]
+pub(crate) enum Rest {
+    /// There are none.
+    None,
+    /// They are of the one container whose cgroup is gone.
+    Of(Killed),
+    /// A container's file may show them a little later.
+    Later,
+    /// Their container is unknown.
+    Unknown {
+        /// Number of killed processes.
+        processes: u64,
+        /// Names of the containers that it might be.
+        might_be: String,
+    },
+}
+
 /// Kills of one container.
 #[derive(Debug)]
 pub(crate) struct Killed {
@@ -138,4 +213,90 @@ pub fn rescued_on(host: &Path) -> io::Result<Vec<(CgroupPath, String, Rescued)>>
         histories.filter_map(move |(name, history)| Some((path.clone(), name, history.rescued()?)))
     });
     Ok(rescued.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(processes: u64, groups: u64) -> Counts {
+        Counts { processes, groups }
+    }
+
+    /// A pod with these running containers: ID and name.
+    fn pod(running: &[(&str, &str)]) -> Pod {
+        let running = running.iter().map(|(id, name)| {
+            let cgroup = CgroupPath::parse(&format!("kubepods/poda/{id}")).unwrap();
+            let counted = Counts::default();
+            let running = Running { name: (*name).to_owned(), cgroup, counted, container: None };
+            ((*id).to_owned(), running)
+        });
+        Pod { running: running.collect(), ..Pod::default() }
+    }
+
+    fn gone(ids: &[&str]) -> Vec<String> {
+        ids.iter().map(|id| (*id).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_group_of_processes_is_one_kill() {
+        assert_eq!(counts(5, 0).kills(), 5);
+        assert_eq!(counts(5, 1).kills(), 1);
+        let mut pod = pod(&[("1", "app")]);
+        let killed = pod.account("1".to_owned(), counts(2, 0)).unwrap();
+        assert_eq!((killed.name.as_str(), killed.times), ("app", 2));
+        // The kernel counts the processes before the group.
+        assert_eq!(pod.account("1".to_owned(), counts(4, 1)).unwrap().times, 0);
+        assert!(pod.account("2".to_owned(), counts(1, 0)).is_none(), "an unknown container");
+    }
+
+    #[test]
+    fn unexplained_kills_belong_to_the_container_that_is_gone() {
+        let mut pod = pod(&[("1", "app"), ("2", "other")]);
+        let Rest::Of(killed) = pod.attribute_rest(counts(1, 0), &gone(&["1"])) else {
+            panic!("one container is gone");
+        };
+        assert_eq!((killed.name.as_str(), killed.times), ("app", 1));
+        assert!(matches!(pod.attribute_rest(counts(1, 0), &gone(&["1"])), Rest::None));
+    }
+
+    #[test]
+    fn kills_of_one_of_two_are_of_an_unknown_container() {
+        let mut pod = pod(&[("1", "app"), ("2", "other")]);
+        let Rest::Unknown { processes, might_be } =
+            pod.attribute_rest(counts(3, 1), &gone(&["1", "2"]))
+        else {
+            panic!("two containers are gone");
+        };
+        assert_eq!((processes, might_be.as_str()), (3, "app or other"));
+    }
+
+    #[test]
+    fn a_kill_without_a_container_waits_for_one_look() {
+        let mut pod = pod(&[("1", "app")]);
+        assert!(matches!(pod.attribute_rest(counts(1, 0), &[]), Rest::Later));
+        assert!(matches!(pod.attribute_rest(counts(1, 0), &[]), Rest::Unknown { .. }));
+    }
+
+    #[test]
+    fn a_limit_counts_as_reached_once_per_kill() {
+        let mut pod = pod(&[("1", "app")]);
+        assert!(pod.was_limit_reached(1, &[], 100), "the kill may follow");
+        let killed = [pod.account("1".to_owned(), counts(1, 0)).unwrap()];
+        assert!(pod.was_limit_reached(1, &killed, 101));
+        assert!(!pod.was_limit_reached(1, &killed, 102), "the next kill has another cause");
+    }
+
+    #[test]
+    fn a_limit_reached_without_a_kill_explains_no_later_kill() {
+        for is_looked_at_between in [false, true] {
+            let mut pod = pod(&[("1", "app")]);
+            assert!(pod.was_limit_reached(1, &[], 100));
+            if is_looked_at_between {
+                assert!(!pod.was_limit_reached(1, &[], 150));
+            }
+            let killed = [pod.account("1".to_owned(), counts(1, 0)).unwrap()];
+            assert!(!pod.was_limit_reached(1, &killed, 200));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use plimsoll_core::policy::pod_limit::{Member, PodLimitRecord, RecordedLimit};
 use plimsoll_core::policy::resize::Limits;
 use plimsoll_core::units::{Bytes, Limit, MilliCpu};
 
-use crate::kubelet::checkpoint::{PodLevel, Recorded, RecordedLimits};
+use crate::kubelet::checkpoint::{PodLevel, PodRecord, Recorded, RecordedLimits};
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 
@@ -44,59 +44,71 @@ impl Containers {
             let pod = found.and_then(|found| found.pod).or_else(|| pod.clone());
             pod.and_then(|pod| pod.limits(&other.name))
         };
-        let (mut memory, mut cpu) = (Vec::new(), Vec::new());
-        let mut add = |member: &Container, former: Option<Limits>| {
-            let Limits { memory: limit, cpu: rate } = member.limits();
-            let (limit, asked) = (bytes(limit), bytes(member.asked));
-            let recorded = recorded_limits(member);
-            let of = |amount: fn(RecordedLimits) -> Option<u64>| match recorded.map(amount) {
-                None => RecordedLimit::NoRecord,
-                Some(None) => RecordedLimit::NoLimit,
-                Some(Some(limit)) => RecordedLimit::Limit(limit),
-            };
-            memory.push(Member {
-                limit,
-                asked,
-                former: former
-                    .and_then(|former| bytes(former.memory))
-                    .filter(|former| Some(*former) != asked),
-                recorded: of(|limits| limits.memory.map(Bytes::get)),
-            });
-            cpu.push(Member {
-                limit: rate,
-                asked: rate,
-                former: former.and_then(|former| former.cpu).filter(|former| Some(*former) != rate),
-                recorded: of(|limits| limits.cpu.map(MilliCpu::rate)),
-            });
-        };
-        add(container, former);
-        others.iter().for_each(|other| add(other, None));
+        let others = others.iter().map(|other| (other.as_ref(), None));
+        let (memory, cpu) = std::iter::once((container, former))
+            .chain(others)
+            .map(|(member, former)| members(member, former, recorded_limits(member)))
+            .unzip();
         let [of_memory, of_cpu] = match (&pod, recorded) {
             (_, Err(_)) => [PodLimitRecord::Unreadable; 2],
             (None, Ok(_)) => [PodLimitRecord::Absent; 2],
             (Some(pod), Ok(_)) => {
-                let is_complete = self.knows_names(&container.sandbox, pod.names());
-                let all = |is_limited: fn(RecordedLimits) -> bool| {
-                    pod.names().all(|name| pod.limits(name).is_some_and(is_limited))
-                };
-                let (memory_limited, cpu_limited) =
-                    (all(|limits| limits.memory.is_some()), all(|limits| limits.cpu.is_some()));
-                let record =
-                    |own, all_limited| PodLimitRecord::Present { own, is_complete, all_limited };
-                match pod.pod_level() {
-                    PodLevel::Unreadable => [PodLimitRecord::Unreadable; 2],
-                    PodLevel::Unrecorded => {
-                        [record(None, memory_limited), record(None, cpu_limited)]
-                    }
-                    PodLevel::Limits(RecordedLimits { memory, cpu }) => {
-                        let (memory, cpu) = (memory.map(Bytes::get), cpu.map(MilliCpu::rate));
-                        [record(Some(memory), memory_limited), record(Some(cpu), cpu_limited)]
-                    }
-                }
+                pod_limit_records(pod, self.knows_names(&container.sandbox, pod.names()))
             }
         };
         PodView { memory: (of_memory, memory), cpu: (of_cpu, cpu) }
     }
+}
+
+/// Returns the memory limits and the CPU limits of a container.
+fn members(
+    container: &Container,
+    former: Option<Limits>,
+    recorded: Option<RecordedLimits>,
+) -> (Member, Member) {
+    let Limits { memory, cpu: rate } = container.limits();
+    let asked = bytes(container.asked);
+    let of = |amount: fn(RecordedLimits) -> Option<u64>| match recorded.map(amount) {
+        None => RecordedLimit::NoRecord,
+        Some(None) => RecordedLimit::NoLimit,
+        Some(Some(limit)) => RecordedLimit::Limit(limit),
+    };
+    let former_memory = former.and_then(|former| bytes(former.memory));
+    let memory = Member {
+        limit: bytes(memory),
+        asked,
+        former: former_memory.filter(|former| Some(*former) != asked),
+        recorded: of(|limits| limits.memory.map(Bytes::get)),
+    };
+    let former_rate = former.and_then(|former| former.cpu);
+    let cpu = Member {
+        limit: rate,
+        asked: rate,
+        former: former_rate.filter(|former| Some(*former) != rate),
+        recorded: of(|limits| limits.cpu.map(MilliCpu::rate)),
+    };
+    (memory, cpu)
+}
+
+/// Returns the kubelet's record of a pod for memory and for CPU. `is_complete` says whether the
+/// runtime has reported every container in the record.
+fn pod_limit_records(pod: &PodRecord, is_complete: bool) -> [PodLimitRecord; 2] {
+    let all = |is_limited: fn(RecordedLimits) -> bool| {
+        pod.names().all(|name| pod.limits(name).is_some_and(is_limited))
+    };
+    let all_limited = [all(|limits| limits.memory.is_some()), all(|limits| limits.cpu.is_some())];
+    let own = match pod.pod_level() {
+        PodLevel::Unreadable => return [PodLimitRecord::Unreadable; 2],
+        PodLevel::Unrecorded => [None, None],
+        PodLevel::Limits(RecordedLimits { memory, cpu }) => {
+            [Some(memory.map(Bytes::get)), Some(cpu.map(MilliCpu::rate))]
+        }
+    };
+    [0, 1].map(|index| PodLimitRecord::Present {
+        own: own[index],
+        is_complete,
+        all_limited: all_limited[index],
+    })
 }
 
 fn bytes(limit: Limit) -> Option<u64> {

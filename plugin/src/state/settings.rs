@@ -1,4 +1,5 @@
-//! Settings of the node: the configuration in force, the node's memory, and whether the plugin acts.
+//! Settings of the node: the configuration in force, the node's memory, and whether the plugin
+//! acts.
 
 use std::io;
 use std::path::Path;
@@ -17,8 +18,10 @@ use crate::state::{brake, guard_record};
 pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
 
 /// Advice for [`NO_SYSTEM_SLICE`].
-pub const NAME_THE_SYSTEM: &str = "Name the cgroups of the runtime and the kubelet as systemReservedCgroup and kubeReservedCgroup in the \
-                                   configuration, with the amounts systemReserved and kubeReserved";
+pub const NAME_THE_SYSTEM: &str = "Name the cgroups of the runtime and the kubelet as \
+                                   systemReservedCgroup and kubeReservedCgroup in the \
+                                   configuration, with the amounts systemReserved and \
+                                   kubeReserved";
 
 /// Marker file, relative to the root of the node's file system. While it exists the plugin manages
 /// nothing. `plimsoll restore` creates it.
@@ -141,7 +144,8 @@ impl Settings {
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
         let stand_aside = is_restored(host).unwrap_or_else(|error| {
-            warn!(%error, "cannot find out whether 'plimsoll restore' was called, by /{STAND_ASIDE}: in doubt nothing is set");
+            warn!(%error, "cannot find out whether 'plimsoll restore' was called, by \
+                           /{STAND_ASIDE}: in doubt nothing is set");
             true
         });
         let brake = match brake::Record::load(host) {

@@ -15,6 +15,7 @@ use crate::report::Report;
 use crate::report::metrics::{By, OfKill};
 use crate::state::brake::Cause;
 use crate::state::container::Container;
+use crate::state::kill_counts::Rest;
 use crate::state::kill_counts::{Counts, Killed, Pod};
 
 /// Returns the counts of the pod's containers, and the IDs of the containers that have no cgroup
@@ -70,41 +71,16 @@ impl Watcher {
         let was_seen = std::mem::replace(&mut pod.is_seen, true);
         let mut killed: Vec<_> =
             counts.into_iter().filter_map(|(id, counts)| pod.account(id, counts)).collect();
-        let rest = Counts::from(events).since(pod.accounted);
-        if rest.kills() > 0 {
-            let names: BTreeSet<_> =
-                gone.iter().filter_map(|id| Some(&pod.running.get(id)?.name)).collect();
-            match (names.len(), gone.last().and_then(|id| Some((id, pod.running.get(id)?)))) {
-                (1, Some((id, last))) => {
-                    // A part of the kill may have been counted before the container's cgroup was
-                    // gone.
-                    let times =
-                        last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
-                    let container = last.container.clone();
-                    killed.push(Killed {
-                        id: id.clone(),
-                        name: last.name.clone(),
-                        times,
-                        container,
-                    });
-                    pod.accounted = events.into();
-                }
-                (0, _) if pod.unexplained != rest => {
-                    pod.unexplained = rest;
-                    self.again.insert(path.clone());
-                }
-                _ => {
-                    let might_be =
-                        names.into_iter().map(String::as_str).collect::<Vec<_>>().join(" or ");
-                    warn!(
-                        cgroup = %path,
-                        processes = rest.processes,
-                        might_be,
-                        "the kernel killed processes of the pod for want of memory; whose they were cannot be told"
-                    );
-                    pod.accounted = events.into();
-                }
-            }
+        match pod.attribute_rest(events.into(), &gone) {
+            Rest::None => {}
+            Rest::Of(last) => killed.push(last),
+            Rest::Later => _ = self.again.insert(path.clone()),
+            Rest::Unknown { processes, might_be } => warn!(
+                cgroup = %path,
+                processes,
+                might_be,
+                "the kernel OOM-killed processes of the pod; their container is unknown"
+            ),
         }
         gone.iter().chain(ended).for_each(|id| _ = pod.running.remove(id));
         if pod.running.is_empty() {
@@ -112,22 +88,10 @@ impl Watcher {
             self.again.insert(path.clone());
         }
         killed.retain(|killed| killed.times > 0);
-        let is_by_its_limit = events.oom > pod.limits_reached;
-        let mut forgotten = Vec::new();
-        if !killed.is_empty() {
-            pod.limits_reached = events.oom;
-            let now = now();
-            for Killed { id, name, times, .. } in killed.iter().filter(|_| is_by_its_limit) {
-                let history = pod.histories.entry(name.clone()).or_default();
-                if let Some(container) = self.containers.get(id)
-                    && history.asks_for(container.asked, self.containers.settings().node.page_size)
-                {
-                    forgotten.push(name.clone());
-                }
-                history.killed(*times, now);
-            }
-        }
+        let is_by_its_limit = pod.was_limit_reached(events.oom, &killed, now());
         let has_changed = (pod.accounted, pod.limits_reached) != before;
+        let forgotten =
+            if is_by_its_limit { self.add_to_histories(path, &killed) } else { Vec::new() };
         forgotten.iter().for_each(|name| self.publish(path, name));
         if has_changed {
             // Store the counts before the reports.
@@ -142,6 +106,25 @@ impl Watcher {
             self.killed(path, &killed, is_by_its_limit);
         }
         true
+    }
+
+    /// Adds kills to the histories of the containers. Returns the names of the containers whose
+    /// histories began anew, because the user asks for another limit.
+    fn add_to_histories(&mut self, path: &CgroupPath, killed: &[Killed]) -> Vec<String> {
+        let page = self.containers.settings().node.page_size;
+        let now = now();
+        let Some(pod) = self.counted.pods.get_mut(path) else { return Vec::new() };
+        let mut forgotten = Vec::new();
+        for Killed { id, name, times, .. } in killed {
+            let history = pod.histories.entry(name.clone()).or_default();
+            if let Some(container) = self.containers.get(id)
+                && history.asks_for(container.asked, page)
+            {
+                forgotten.push(name.clone());
+            }
+            history.killed(*times, now);
+        }
+        forgotten
     }
 
     /// Reports a container's kills, and raises its limit if a raise is due.

@@ -156,7 +156,8 @@ impl Watcher {
             Ok(counted) => (counted, false),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    warn!(file = %path.display(), %error, "cannot read the kills that were counted before; counting anew");
+                    warn!(file = %path.display(), %error, "cannot read the kills that were \
+                                                           counted before; counting anew");
                 }
                 (Counted::default(), true)
             }
@@ -191,7 +192,10 @@ impl Watcher {
     /// checkpoint may be large.
     pub async fn run(mut self) {
         let mut wakes = Wakes::new()
-            .inspect_err(|error| warn!(%error, "cannot watch for kills; they are found only every {EVERY:?}"))
+            .inspect_err(|error| {
+                warn!(%error, "cannot watch for kills; they are found only every \
+                                                {EVERY:?}")
+            })
             .ok();
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -269,7 +273,8 @@ impl Watcher {
         if let Some(wakes) = wakes
             && let Err(error) = wakes.add(&self.root, path)
         {
-            warn!(cgroup = %path, %error, "cannot watch for kills, which are found only every {EVERY:?}");
+            warn!(cgroup = %path, %error, "cannot watch for kills, which are found only every \
+                                           {EVERY:?}");
         }
         let total = self.totals.entry(place.kubepods().clone()).or_default();
         total.reached = total.reached.or_else(|| times_reached(&self.root, place.kubepods()));
@@ -343,7 +348,8 @@ impl Watcher {
         if let Err(error) = &result
             && !self.is_failing
         {
-            warn!(file = %self.path.display(), %error, "cannot write down kills; after a restart they are not known any more");
+            warn!(file = %self.path.display(), %error, "cannot write down kills; after a restart \
+                                                        they are not known any more");
         }
         self.is_failing = result.is_err();
     }

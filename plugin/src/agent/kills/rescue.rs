@@ -112,30 +112,22 @@ impl Watcher {
             return None;
         }
         let verdict = history.judge(rescue, asked, own_ceiling, free, page, now);
-        let raised = match verdict {
+        let window = rescue.window;
+        let (raised, incident) = match verdict {
             Verdict::NotYet => return None,
-            Verdict::Raise(raised) => {
+            Verdict::Raise(desired) => {
                 self.publish(path, &container.name);
                 self.told(path, &container.name).raised = Some(now);
-                let window = rescue.window;
-                let what =
-                    Incident::Rescued { asked, observed: limit, desired: raised, kills, window };
-                self.reports.tell(&container.into(), &what);
-                Some(raised)
+                let raise = Incident::Rescued { asked, observed: limit, desired, kills, window };
+                (Some(desired), raise)
             }
-            Verdict::AtCeiling(most) => {
-                let what = Incident::AtCeiling {
-                    observed: limit,
-                    ceiling: most,
-                    free,
-                    kills,
-                    window: rescue.window,
-                };
-                self.reports.tell(&container.into(), &what);
+            Verdict::AtCeiling(ceiling) => {
                 self.told(path, &container.name).ceiling = Some(now);
-                None
+                let observed = limit;
+                (None, Incident::AtCeiling { observed, ceiling, free, kills, window })
             }
         };
+        self.reports.tell(&container.into(), &incident);
         self.write_down();
         raised
     }

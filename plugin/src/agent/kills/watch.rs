@@ -72,7 +72,8 @@ pub(super) async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
         match some.next().await {
             Ok(pod) => return pod,
             Err(error) => {
-                warn!(%error, "cannot watch for kills any longer; they are found only every {EVERY:?}")
+                warn!(%error, "cannot watch for kills any longer; they are found only every \
+                               {EVERY:?}")
             }
         }
         *wakes = None;

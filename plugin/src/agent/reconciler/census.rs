@@ -69,7 +69,8 @@ impl Reconciler {
             Some(true) => return,
             Some(false) => _ = self.strangers.insert(cgroup.clone(), true),
         }
-        warn!(%cgroup, "the runtime has not told of what is in this cgroup; asking it for everything anew");
+        warn!(%cgroup, "the runtime has not told of what is in this cgroup; asking it for \
+                        everything anew");
         self.runtime.reconnect();
     }
 
@@ -81,8 +82,9 @@ impl Reconciler {
         if is_named && self.is_gone(&cgroup) && self.missing_reserved.insert(cgroup.clone()) {
             warn!(
                 %cgroup,
-                "systemReservedCgroup or kubeReservedCgroup names a cgroup that is not there: nothing protects what it should hold. Name the \
-                 cgroup in which the services are. Said once"
+                "systemReservedCgroup or kubeReservedCgroup names a cgroup that is not there: \
+                 nothing protects what it should hold. Name the cgroup in which the services are. \
+                 Said once"
             );
         }
     }

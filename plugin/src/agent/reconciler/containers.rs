@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use plimsoll_core::incident::Incident;
 use plimsoll_core::outcome::Outcome;
+use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::contention::{REPAIRS, Verdict};
 use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
 use tracing::{debug, info, warn};
@@ -27,81 +28,36 @@ fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
 }
 
 fn unreadable(container: &Container, error: &CgroupError) {
+    let Container { pod, name, .. } = container;
     let outcome = Outcome::from(error);
     if outcome == Outcome::Gone {
-        debug!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");
+        debug!(pod, container = name, %error, %outcome, "cannot read the container's cgroup");
     } else {
-        warn!(pod = container.pod, container = container.name, %error, %outcome, "cannot look at the container");
+        warn!(pod, container = name, %error, %outcome, "cannot read the container's cgroup");
     }
 }
 
 impl Reconciler {
+    /// Compares containers with the kernel and repairs them. The flags say whether inotify has
+    /// reported a write to the container's files.
     pub(super) async fn look_at(&mut self, batch: &[(String, bool)]) {
-        // A container that is being updated is checked after the update.
-        let known =
-            batch.iter().filter_map(|(id, touched)| Some((self.containers.get(id)?, *touched)));
-        let known: Vec<_> = known
-            .filter(|(container, _)| {
-                !matches!(container.update, Update::UnderWay(_)) && !self.is_waiting(&container.id)
-            })
-            .collect();
-        let (containers, root) = (self.containers.clone(), self.root.clone());
-        let enforces = containers.settings().enforces();
-        let looked: Vec<_> = known
-            .into_iter()
-            .map(|(container, touched)| {
-                let result = compare(&containers, &root, &container);
-                (container, touched, result)
-            })
-            .collect();
+        let enforces = self.containers.settings().enforces();
         let mut pending = Vec::new();
-        for (container, touched, result) in looked {
-            match self.containers.get(&container.id) {
-                Some(now) if Arc::ptr_eq(&now, &container) => {}
+        for (id, touched) in batch {
+            let Some(container) = self.containers.get(id) else { continue };
+            // A container that is being updated is checked after the update.
+            if matches!(container.update, Update::UnderWay(_)) || self.is_waiting(id) {
+                continue;
+            }
+            let result = compare(&self.containers, &self.root, &container);
+            if !self.containers.is_current(&container) {
                 // A newer event has changed the container, so this comparison is outdated.
-                Some(_) => {
-                    self.again(Duration::ZERO, Work::Container(container.id.clone()));
-                    continue;
-                }
-                None => continue,
+                self.again(Duration::ZERO, Work::Container(id.clone()));
+                continue;
             }
             match result {
                 Ok(compared) => {
-                    self.watch_container(&container);
-                    let is_in_force = compared.in_force.is_some();
-                    if let Some(in_force) = compared.in_force {
-                        if container.started {
-                            self.containers.set_has_had_processes(&container.id);
-                        }
-                        self.limits_read_back(&container, in_force);
-                    }
-                    if compared.writes.is_empty() {
-                        if compared.decided.is_let_go() {
-                            pending.extend(self.let_go(&container, &compared, enforces));
-                        }
-                        if let Some(place) = &container.place {
-                            self.levels.claim(place, &container.id, compared.claim);
-                        }
-                        self.settled(&container, &compared.decided, is_in_force);
-                    } else {
-                        let swap_max = compared.swap_max;
-                        let Some((writes, is_foreign)) = self.repair(&container, compared, touched)
-                        else {
-                            continue;
-                        };
-                        // A repair after the runtime's own write is not counted, but it is also a
-                        // first attempt.
-                        let attempt = self.contention.repairs(&container.id).max(1);
-                        self.progress(&container.id).is_waiting = true;
-                        pending.push(Pending {
-                            container,
-                            writes,
-                            attempt,
-                            swap_max,
-                            enforces,
-                            is_foreign,
-                        });
-                    }
+                    pending.extend(self.compared(&container, compared, *touched, enforces));
                 }
                 Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
                     self.ended(&container);
@@ -114,6 +70,50 @@ impl Reconciler {
             let batch = pending.drain(..BATCH.min(pending.len())).collect();
             // The receiver lives as long as this task.
             let _ = self.updater.send(batch);
+        }
+    }
+
+    /// Handles a container that was compared with the kernel. Returns a request for the runtime if
+    /// one is due.
+    fn compared(
+        &mut self,
+        container: &Arc<Container>,
+        compared: Compared,
+        touched: bool,
+        enforces: bool,
+    ) -> Option<Pending> {
+        self.watch_container(container);
+        let is_in_force = compared.in_force.is_some();
+        if let Some(in_force) = compared.in_force {
+            if container.started {
+                self.containers.set_has_had_processes(&container.id);
+            }
+            self.limits_read_back(container, in_force);
+        }
+        if compared.writes.is_empty() {
+            let pending = if compared.decided.is_let_go() {
+                self.let_go(container, &compared, enforces)
+            } else {
+                None
+            };
+            self.claim(container, compared.claim);
+            self.settled(container, &compared.decided, is_in_force);
+            return pending;
+        }
+        let swap_max = compared.swap_max;
+        let (writes, is_foreign) = self.repair(container, compared, touched)?;
+        // A repair after the runtime's own write is not counted, but it is also a first attempt.
+        let attempt = self.contention.repairs(&container.id).max(1);
+        self.progress(&container.id).is_waiting = true;
+        let container = container.clone();
+        Some(Pending { container, writes, attempt, swap_max, enforces, is_foreign })
+    }
+
+    /// Sets a container's claim unless a newer event has its own.
+    fn claim(&self, container: &Container, claim: Protection) {
+        if let Some(place) = &container.place {
+            let is_current = || self.containers.is_current(container);
+            self.levels.claim_if(place, &container.id, claim, is_current);
         }
     }
 
@@ -193,8 +193,8 @@ impl Reconciler {
     pub(super) fn without_cgroup(&self, container: &Container) {
         let record = self.containers.record(container);
         let decided = self.containers.decide(container, &record);
-        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
-            self.levels.claim(place, &container.id, claim);
+        if let Some(claim) = decided.desired.claim {
+            self.claim(container, claim);
         }
     }
 
@@ -234,7 +234,9 @@ impl Reconciler {
             Verdict::Repair => {
                 if let Some(place) = &container.place {
                     // The current values count until the container has the new ones.
-                    self.levels.claim_at_least(place, &container.id, claim.max(held.protection()));
+                    let claim = claim.max(held.protection());
+                    let is_current = || self.containers.is_current(container);
+                    self.levels.claim_at_least_if(place, &container.id, claim, is_current);
                 }
                 if decided.is_let_go() {
                     // Send all values, because the runtime may have stored other ones.
@@ -276,8 +278,7 @@ impl Reconciler {
             for Write { knob, desired, observed } in writes {
                 // An event has changed the container since the decision, or it has ended. Another
                 // check follows the event.
-                let now = containers.get(&decided_for.id);
-                if !now.is_some_and(|now| Arc::ptr_eq(&now, &decided_for)) {
+                if !containers.is_current(&decided_for) {
                     return;
                 }
                 match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
@@ -326,9 +327,7 @@ impl Reconciler {
     }
 
     pub(super) fn settled(&mut self, container: &Container, decided: &Decided, is_in_force: bool) {
-        if container.high_before.is_some() {
-            self.containers.set_high_before(&container.id, None);
-        }
+        self.containers.forget_high_before(container);
         let progress = self.progress(&container.id);
         progress.verified = Some(decided.values());
         let is_unverified = std::mem::take(&mut progress.is_unverified);
@@ -340,16 +339,18 @@ impl Reconciler {
         };
         let values = KNOBS.map(|knob| decided.value(knob).map(|value| value.to_string()));
         let [min, low, high] = values.map(|value| value.unwrap_or_else(|| "unknown".to_owned()));
+        let Container { pod, name, .. } = container;
         if outcome == Outcome::Applied {
-            info!(pod = container.pod, container = container.name, min, low, high, %outcome, "verified");
+            info!(pod, container = name, min, low, high, %outcome, "verified");
         } else {
-            debug!(pod = container.pod, container = container.name, min, low, high, %outcome, "verified");
+            debug!(pod, container = name, min, low, high, %outcome, "verified");
         }
     }
 
     /// Handles a container whose cgroup is gone. The runtime may report the end later, or never.
     pub(super) fn ended(&mut self, container: &Container) {
-        debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the container has ended");
+        debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the \
+            container has ended");
         self.levels.release(&container.id);
         self.contention.forget(&container.id);
         self.progress.remove(&container.id);

@@ -151,7 +151,8 @@ impl Reconciler {
     ) -> Self {
         let watch = Watch::new()
             .inspect_err(|error| {
-                warn!(%error, "cannot watch cgroups; what others change is found only every {TICK:?}");
+                warn!(%error, "cannot watch cgroups; what others change is found only every \
+                               {TICK:?}");
             })
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
@@ -190,8 +191,8 @@ impl Reconciler {
         }
     }
 
-    /// Runs until all senders of work are gone, or the task that sends batches has failed. Runs in a
-    /// thread that may block: there may be many files, and the kubelet's checkpoint may be large.
+    /// Runs until all senders of work are gone, or the task that sends batches has failed. Runs in
+    /// a thread that may block: there may be many files, and the kubelet's checkpoint may be large.
     pub async fn run(mut self) {
         loop {
             let mut due = Due::default();
@@ -293,6 +294,31 @@ impl Reconciler {
         self.again.entry(Instant::now() + delay).or_default().push(work);
     }
 
+    /// Raises the limits of all pods where due, and writes all levels. `synchronized` is the number
+    /// of synchronizations before the containers were compared.
+    fn settle_levels(&mut self, synchronized: u64) {
+        let policy = self.containers.settings().policy();
+        // A program may have set a pod's limit while the plugin did not watch. The kubelet 1.27 to
+        // 1.36 may have forgotten to set it.
+        for containers in self.by_pod().into_values() {
+            if let Some((container, pod)) = self.view_pod(containers) {
+                let raise = self.levels.raise_limits(&container, &pod, false);
+                self.reports.report_all(raise.incidents);
+            }
+        }
+        let is_known = |id: &str| self.containers.get(id).is_some();
+        self.levels.settle(is_known, &policy, synchronized);
+        for cgroup in self.levels.cgroups() {
+            self.watch_cgroup(&cgroup);
+        }
+        // Remove drop-ins of pods that ended while the plugin did not watch.
+        match systemd::drop_ins(self.root.host()) {
+            Ok(left) => left.iter().for_each(|cgroup| self.remove_drop_ins(cgroup)),
+            Err(error) => debug!(%error, "cannot look for drop-ins of pods that are gone"),
+        }
+        give_memory_back();
+    }
+
     async fn look(&mut self, mut due: Due) {
         for path in std::mem::take(&mut due.removed) {
             self.removed(&path);
@@ -311,27 +337,7 @@ impl Reconciler {
             self.look_at(batch).await;
         }
         if due.all {
-            let policy = self.containers.settings().policy();
-            // A program may have set a pod's limit while the plugin did not watch. The kubelet 1.27
-            // to 1.36 may have forgotten to set it.
-            for containers in self.by_pod().into_values() {
-                if let Some((container, pod)) = self.view_pod(containers) {
-                    let raise = self.levels.raise_limits(&container, &pod, false);
-                    self.reports.report_all(raise.incidents);
-                }
-                // Let events run between two pods.
-                tokio::task::yield_now().await;
-            }
-            self.levels.settle(&self.containers.ids().into_iter().collect(), &policy, synchronized);
-            for cgroup in self.levels.cgroups() {
-                self.watch_cgroup(&cgroup);
-            }
-            // Remove drop-ins of pods that ended while the plugin did not watch.
-            match systemd::drop_ins(self.root.host()) {
-                Ok(left) => left.iter().for_each(|cgroup| self.remove_drop_ins(cgroup)),
-                Err(error) => debug!(%error, "cannot look for drop-ins of pods that are gone"),
-            }
-            give_memory_back();
+            self.settle_levels(synchronized);
         }
         if due.share {
             self.share_is_due = false;
@@ -391,7 +397,7 @@ impl Reconciler {
 
     fn forget_who_is_gone(&mut self) {
         let known: HashSet<_> = self.containers.ids().into_iter().collect();
-        self.levels.prune(&known);
+        self.levels.prune(|id| self.containers.get(id).is_some());
         self.progress.retain(|id, _| known.contains(id));
         let uids: HashSet<_> =
             self.containers.all().iter().map(|container| container.uid.clone()).collect();

@@ -129,12 +129,14 @@ impl Updater {
         if pending.enforces && !self.containers.settings().enforces() {
             return false;
         }
-        // A limit is void if a newer update came after the decision.
-        let has_same_revision = || {
+        // A limit is void if a newer update of the user came after the decision. Other values are
+        // void after any event, and the container is checked again then.
+        if pending.writes.iter().any(|write| write.knob == Knob::Max) {
             let now = self.containers.get(&pending.container.id);
             now.is_some_and(|now| now.revision == pending.container.revision)
-        };
-        pending.writes.iter().all(|write| write.knob != Knob::Max) || has_same_revision()
+        } else {
+            self.containers.is_current(&pending.container)
+        }
     }
 }
 

@@ -39,7 +39,8 @@ impl Reconciler {
             Some(Change::Overflow) => self.everything(due),
             None => {
                 warn!(
-                    "cannot watch cgroups any longer; what others change is found only every {TICK:?}"
+                    "cannot watch cgroups any longer; what others change is found only every \
+                     {TICK:?}"
                 );
                 self.watch = None;
             }
@@ -103,7 +104,8 @@ impl Reconciler {
     pub(super) fn watch_cgroup(&mut self, cgroup: &CgroupPath) {
         let Some(watch) = &mut self.watch else { return };
         if let Err(error) = watch.add(&self.root, cgroup) {
-            debug!(%cgroup, %error, "cannot watch the cgroup; what others change in it is found only every {TICK:?}");
+            debug!(%cgroup, %error, "cannot watch the cgroup; what others change in it is found \
+                                     only every {TICK:?}");
         }
     }
 

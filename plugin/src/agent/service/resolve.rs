@@ -11,7 +11,7 @@ use plimsoll_core::units::Limit;
 use tracing::{debug, warn};
 
 use super::translate::translate;
-use super::{CUT_BUDGET, Service, WOULD_KILL};
+use super::{CUT_BUDGET, Service};
 use crate::agent::configurator::Configurator;
 use crate::agent::cut::Attempted;
 use crate::agent::reconciler::Work;
@@ -19,6 +19,15 @@ use crate::config::Shrink;
 use crate::kubelet::checkpoint::Recorded;
 use crate::lock;
 use crate::state::container::{Container, Decided};
+
+/// Reason for the refusal of a limit decrease. The text is constant, because the kubelet makes an
+/// Event of each new text and retries every 10 to 15 s.
+const WOULD_KILL: &str = "memory limit not lowered: the container uses more than that and would be killed; it has to \
+     free memory first, or the limit to be higher (plimsoll's log has the numbers)";
+
+/// Reason for the refusal of a limit decrease during another one, also constant.
+const BUSY: &str = "memory limit not lowered: the kernel still reclaims memory for an earlier limit decrease; try \
+     again";
 
 impl Service {
     /// Returns the kubelet's records of a container and its pod. The result is inconclusive if they
@@ -128,28 +137,33 @@ impl Service {
             }
             return Ok(None);
         }
-        let budget = *lock(&self.budget) * CUT_BUDGET;
-        let (in_force, usage) = match self.cuts.make_room(container, container.update, budget).await
-        {
-            Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
-            Ok(Attempted::NotMade { in_force, usage }) => (in_force, usage),
-            Err(error) => {
-                // The plugin does not refuse a limit that it cannot prepare for.
-                debug!(pod = container.pod, container = container.name, %error, "cannot make room for a lower limit");
-                return Ok(None);
-            }
-        };
         let is_deferred = settings.config.shrink == Shrink::Defer;
-        if let Some(usage) = usage {
-            let cut = LowerLimit { limit: container.limit, in_force, usage };
-            let what =
-                if is_deferred { Incident::CutDeferred(cut) } else { Incident::CutRejected(cut) };
-            self.reports.tell(&container.into(), &what);
-            // The reconcile task has skipped the container during the attempt.
-            self.enqueue(Work::Container(container.id.clone()));
-        }
+        let budget = *lock(&self.budget) * CUT_BUDGET;
+        let (in_force, refusal) =
+            match self.cuts.make_room(container, container.update, budget).await {
+                Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
+                Ok(Attempted::Busy { in_force }) => (in_force, BUSY),
+                Ok(Attempted::NotMade { in_force, usage }) => {
+                    let decrease = LowerLimit { limit: container.limit, in_force, usage };
+                    let incident = if is_deferred {
+                        Incident::CutDeferred(decrease)
+                    } else {
+                        Incident::CutRejected(decrease)
+                    };
+                    self.reports.tell(&container.into(), &incident);
+                    // The reconcile task has skipped the container during the attempt.
+                    self.enqueue(Work::Container(container.id.clone()));
+                    (in_force, WOULD_KILL)
+                }
+                Err(error) => {
+                    // The plugin does not refuse a limit that it cannot prepare for.
+                    let Container { pod, name, .. } = container;
+                    debug!(pod, container = name, %error, "cannot prepare a limit decrease");
+                    return Ok(None);
+                }
+            };
         if !is_deferred {
-            return Err(Refusal::new(WOULD_KILL));
+            return Err(Refusal::new(refusal));
         }
         if let Limit::Bytes(limit) = container.limit {
             self.state.deferred.put(&container.id, limit, settings.config.shrink_deadline);

@@ -102,6 +102,7 @@ pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: Page
         limit: Limit::Max,
         asked: Limit::Max,
         revision: 0,
+        generation: 0,
         cpu: CpuMax::NONE,
         cpu_shares: shares(resources, CpuShares::default()),
         swap_max: None,

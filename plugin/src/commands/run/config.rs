@@ -35,39 +35,7 @@ pub(super) async fn watch_config(
     let mut is_asked_for = false;
     let mut seen = None;
     loop {
-        let now = files.iter().find_map(|file| match read_file(file, config::LARGEST) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            result => Some((file, result)),
-        });
-        match now {
-            None if seen.is_some() => {
-                warn!(
-                    "the configuration file was removed; the previous configuration stays in force"
-                );
-                seen = None;
-            }
-            None if is_asked_for => {
-                warn!("found no file {names}; the previous configuration stays in force")
-            }
-            None => {}
-            Some((file, Err(error))) => {
-                error!(
-                    "cannot read {}: {error}; the previous configuration stays in force",
-                    file.display()
-                );
-            }
-            Some((file, Ok(text))) if is_asked_for || seen.as_ref() != Some(&text) => {
-                apply_config(
-                    &file.display().to_string(),
-                    &text,
-                    configurator,
-                    containers,
-                    is_asked_for,
-                );
-                seen = Some(text);
-            }
-            Some(_) => {}
-        }
+        read_and_apply(files, &names, &mut seen, is_asked_for, configurator, containers);
         let changed = async {
             let Some(watched) = &mut changes else { return std::future::pending().await };
             watched.next().await
@@ -85,6 +53,42 @@ pub(super) async fn watch_config(
                 true
             }
         };
+    }
+}
+
+/// Reads the first existing file, and applies its text if the text differs from `seen`.
+/// `is_asked_for` states that the user requested the reload.
+fn read_and_apply(
+    files: &[PathBuf],
+    names: &str,
+    seen: &mut Option<Vec<u8>>,
+    is_asked_for: bool,
+    configurator: &Configurator,
+    containers: &Containers,
+) {
+    let now = files.iter().find_map(|file| match read_file(file, config::LARGEST) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        result => Some((file, result)),
+    });
+    match now {
+        None if seen.is_some() => {
+            warn!("the configuration file was removed; the previous configuration stays in force");
+            *seen = None;
+        }
+        None if is_asked_for => {
+            warn!("found no file {names}; the previous configuration stays in force");
+        }
+        None => {}
+        Some((file, Err(error))) => {
+            let file = file.display();
+            error!("cannot read {file}: {error}; the previous configuration stays in force");
+        }
+        Some((file, Ok(text))) if is_asked_for || seen.as_ref() != Some(&text) => {
+            let file = file.display().to_string();
+            apply_config(&file, &text, configurator, containers, is_asked_for);
+            *seen = Some(text);
+        }
+        Some(_) => {}
     }
 }
 

@@ -161,7 +161,8 @@ impl Levels {
                 Ok(()) => {
                     self.let_go(state, cgroup);
                     state.failing.remove(&(cgroup.clone(), Some(*knob)));
-                    debug!(%cgroup, knob = knob.file_name(), desired = %to, observed = %from, "written");
+                    let knob = knob.file_name();
+                    debug!(%cgroup, knob, desired = %to, observed = %from, "written");
                 }
                 Err(error) => {
                     state.in_force.remove(cgroup);
@@ -220,8 +221,9 @@ impl Levels {
                 observed = change.map(|change| tracing::field::display(change.from)),
                 %error,
                 outcome = %Outcome::from(error),
-                "what lies in this cgroup may not be protected; it is tried again soon, and then with every event. If that \
-                 does not help, see whether cgroupfs is mounted read-write here, and the plugin runs as root. Said once"
+                "what lies in this cgroup may not be protected; it is tried again soon, and then \
+                 with every event. If that does not help, see whether cgroupfs is mounted \
+                 read-write here, and the plugin runs as root. Said once"
             );
         }
     }
@@ -230,7 +232,8 @@ impl Levels {
         if let Err(error) = &result
             && !state.originals_failing
         {
-            warn!(%error, "cannot write down what cgroups held before; 'plimsoll restore' will not know it after a restart");
+            warn!(%error, "cannot write down what cgroups held before; 'plimsoll restore' will \
+                           not know it after a restart");
         }
         state.originals_failing = result.is_err();
     }

@@ -204,8 +204,8 @@ impl Levels {
             && budget < allocatable
         {
             warn!(
-                "systemReserved, kubeReserved and nodeGuard leave {} of all memory, which is less than node allocatable, {}; that much \
-                 at most is protected for pods",
+                "systemReserved, kubeReserved and nodeGuard leave {} of all memory, which is less \
+                 than node allocatable, {}; that much at most is protected for pods",
                 budget.quantity(),
                 allocatable.quantity()
             );
@@ -263,20 +263,42 @@ impl Levels {
         self.apply_levels(&mut state, levels, None);
     }
 
-    /// Sets a container's claim.
-    pub fn claim(&self, place: &PodPlace, id: &str, claim: Protection) {
+    /// Sets a container's claim if `is_current` holds. A newer event for the container has its own
+    /// claim, which `is_current` protects: it is called while no other claim can be made.
+    pub fn claim_if(
+        &self,
+        place: &PodPlace,
+        id: &str,
+        claim: Protection,
+        is_current: impl FnOnce() -> bool,
+    ) {
         let mut state = lock(&self.state);
-        let levels = state.tree.claim(place, id, claim);
-        self.apply_levels(&mut state, levels, Some(place.cgroup()));
+        if is_current() {
+            let levels = state.tree.claim(place, id, claim);
+            self.apply_levels(&mut state, levels, Some(place.cgroup()));
+        }
     }
 
     /// Raises a container's claim to `claim`. A larger current claim counts until the container's
     /// new values are verified.
     pub fn claim_at_least(&self, place: &PodPlace, id: &str, claim: Protection) {
+        self.claim_at_least_if(place, id, claim, || true);
+    }
+
+    /// Raises a container's claim as [`Self::claim_at_least`] does, if `is_current` holds.
+    pub fn claim_at_least_if(
+        &self,
+        place: &PodPlace,
+        id: &str,
+        claim: Protection,
+        is_current: impl FnOnce() -> bool,
+    ) {
         let mut state = lock(&self.state);
-        let now = state.tree.claim_of(id).unwrap_or_default();
-        let levels = state.tree.claim(place, id, claim.max(now));
-        self.apply_levels(&mut state, levels, Some(place.cgroup()));
+        if is_current() {
+            let now = state.tree.claim_of(id).unwrap_or_default();
+            let levels = state.tree.claim(place, id, claim.max(now));
+            self.apply_levels(&mut state, levels, Some(place.cgroup()));
+        }
     }
 
     /// Returns whether the container has not started yet, or has not ended yet.

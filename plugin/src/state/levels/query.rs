@@ -112,12 +112,13 @@ impl Levels {
         lock(&self.state).sandboxes.contains_key(id)
     }
 
-    /// Returns the cgroup of all pods, if there is one. This is the cgroup of the known pods, or else
-    /// the one that the kubelet made.
+    /// Returns the cgroup of all pods, if there is one. This is the cgroup of the known pods, or
+    /// else the one that the kubelet made.
     ///
     /// # Errors
     ///
-    /// When a cgroup cannot be opened. Also when none was found and a directory could not be searched.
+    /// When a cgroup cannot be opened. Also when none was found and a directory could not be
+    /// searched.
     pub fn open_kubepods(&self) -> Result<Option<(CgroupPath, Cgroup)>, CgroupError> {
         let open = |path: CgroupPath| match self.root.cgroup(&path) {
             Ok(cgroup) => Some(Ok((path, cgroup))),

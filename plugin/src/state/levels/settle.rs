@@ -20,22 +20,18 @@ impl Levels {
     /// Writes the desired values of all levels. Restores the original values of cgroups that the
     /// plugin has changed earlier and no longer manages.
     ///
-    /// The caller has examined all containers. Claims of containers outside `containers` are
+    /// The caller has examined all containers. Claims of containers that are not known are
     /// dropped. `synchronized` is the result of [`Levels::synchronized`] before the caller
     /// examined the containers. Without a synchronization or after a newer one, not all containers
     /// are known. The call then does nothing.
-    pub fn settle(&self, containers: &HashSet<String>, policy: &Policy, synchronized: u64) {
+    pub fn settle(&self, is_known: impl Fn(&str) -> bool, policy: &Policy, synchronized: u64) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         if synchronized == 0 || state.synchronized != synchronized {
             return;
         }
-        let gone: Vec<_> = state
-            .tree
-            .containers()
-            .filter(|id| !containers.contains(*id))
-            .map(str::to_owned)
-            .collect();
+        let gone: Vec<_> =
+            state.tree.containers().filter(|id| !is_known(id)).map(str::to_owned).collect();
         for id in gone {
             state.tree.release(&id);
         }
@@ -65,8 +61,8 @@ impl Levels {
         self.report_shortfalls(state);
     }
 
-    /// Forgets containers that are not in `containers`, and cgroups that no longer exist.
-    pub fn prune(&self, containers: &HashSet<String>) {
+    /// Forgets containers that are not known, and cgroups that no longer exist.
+    pub fn prune(&self, is_known: impl Fn(&str) -> bool) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         if state.synchronized == 0 {
@@ -84,7 +80,7 @@ impl Levels {
         failing.retain(|(cgroup, _), _| is_ours(cgroup));
         let root = &self.root;
         let kept = lock(&self.originals).retain(|target| match target {
-            Target::Container(id) => containers.contains(id),
+            Target::Container(id) => is_known(id),
             // Keep the original values if it is unknown whether the cgroup exists.
             Target::Cgroup(path, inode) => {
                 match root.cgroup(path).and_then(|cgroup| cgroup.inode()) {
@@ -121,7 +117,8 @@ impl Levels {
                 gets_min = shortfall.gets.min.quantity(),
                 asked_low = shortfall.asked.low.quantity(),
                 gets_low = shortfall.gets.low.quantity(),
-                "pods ask for more protection than node allocatable; this one gets less than it asks for"
+                "pods ask for more protection than node allocatable; this one gets less than it \
+                 asks for"
             );
         }
         if new.len() > NAMED {

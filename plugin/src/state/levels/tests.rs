@@ -42,11 +42,8 @@ impl Arranged {
     }
 
     fn claim(&self, min: u64) {
-        self.levels.claim(
-            &self.place,
-            "app",
-            Protection { min: Bytes::new(min), low: Bytes::ZERO },
-        );
+        let claim = Protection { min: Bytes::new(min), low: Bytes::ZERO };
+        self.levels.claim_if(&self.place, "app", claim, || true);
     }
 
     fn write(&self, min: u64) {

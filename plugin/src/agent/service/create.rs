@@ -1,0 +1,102 @@
+//! The answer to CreateContainer.
+
+use std::collections::HashMap;
+
+use nri::Creation;
+use nri::api::{self, ContainerAdjustment, LinuxContainerAdjustment, LinuxResources, PodSandbox};
+use plimsoll_core::policy::Setting;
+use plimsoll_core::requests::annotation;
+use plimsoll_core::units::{Knob, Limit, excerpt, printable};
+use tracing::{info, warn};
+
+use super::Service;
+use super::translate::{is_claimed, translate};
+use crate::agent::reconciler::memory_limit;
+use crate::state::container::{Container, Decided, KNOBS};
+use crate::state::originals::Values;
+
+impl Service {
+    /// Decides the values of a container that is being created.
+    pub(super) async fn create(&self, pod: PodSandbox, created: api::Container) -> Creation {
+        for notice in annotation::unknown(&pod.annotations) {
+            warn!(pod = printable(&pod.name), "{notice}");
+        }
+        if created.linux.is_none() {
+            warn!(
+                pod = printable(&pod.name),
+                container = printable(&created.name),
+                "the container has no linux section, so the plugin leaves the container as it is"
+            );
+            return Creation::default();
+        }
+        self.meet_sandbox(&pod);
+        self.forget_older(&pod.id, &created);
+        let asked = created.linux.get_or_default().resources.get_or_default().memory.clone();
+        // The container has not started, whatever state the runtime reports.
+        let mut container =
+            Container { started: false, ..translate(&pod, &created, self.page_size()) };
+        let rescued = self.state.rescues.limit_for(&container);
+        container.limit = rescued.unwrap_or(container.limit);
+        let (container, decided) = self.resolve(container).await;
+        let unified: HashMap<_, _> = values_at_creation(&container, &decided)
+            .map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()))
+            .collect();
+        info!(
+            pod = container.pod,
+            container = container.name,
+            class = %decided.class,
+            request = decided.request.map(tracing::field::display),
+            limit = %container.limit,
+            ?unified,
+            "create"
+        );
+        let mut adjust = ContainerAdjustment::new();
+        let memory = rescued.map(|limit| memory_limit(limit, asked.as_ref()));
+        if !unified.is_empty() || memory.is_some() {
+            self.state.containers.remember(&container, Values::of_unified(&container.unified));
+            let resources = LinuxResources { unified, memory: memory.into(), ..Default::default() };
+            let linux = LinuxContainerAdjustment {
+                resources: Some(resources).into(),
+                ..Default::default()
+            };
+            adjust.linux = Some(linux).into();
+        }
+        Creation { adjust, update: Vec::new() }
+    }
+}
+
+/// Returns the values that the runtime should set at the creation. The kernel's defaults need not
+/// be set.
+///
+/// A key that is set already is left, whatever its value. A runtime refuses to create a container
+/// if two plugins set the same key. It records the keys of plugins but not the keys of its client,
+/// so the client's values could be replaced. But containerd 2.2 and later shows both in one map,
+/// and a plugin cannot see which program set a key. (containerd/nri, pkg/adaptation/result.go:
+/// adjustResources claims each key of a reply and copies it into the request for the next plugin.)
+/// The plugin sets its value once the container runs. This write does not count as a repair.
+fn values_at_creation(
+    container: &Container,
+    decided: &Decided,
+) -> impl Iterator<Item = (Knob, Limit)> {
+    KNOBS.into_iter().filter_map(|knob| {
+        let value = decided.value(knob)?;
+        match container.unified.get(knob.file_name()) {
+            Some(claimed) if claimed.parse() == Ok(value) => None,
+            // The kubelet sends the defaults with every container.
+            Some(_) if !is_claimed(&container.unified, knob) => None,
+            Some(claimed) => {
+                warn!(
+                    pod = container.pod,
+                    container = container.name,
+                    knob = knob.file_name(),
+                    desired = %value,
+                    observed = excerpt(claimed),
+                    "the runtime's client or another plugin has set this value; the plugin \
+                     changes it once the container runs"
+                );
+                None
+            }
+            None => (decided.setting(knob) != Setting::Default).then_some((knob, value)),
+        }
+    })
+}

@@ -1,0 +1,77 @@
+//! The answer to UpdatePodSandbox: whether the kubelet may set the pod's own limit.
+
+use nri::Refusal;
+use nri::api::{LinuxResources, PodSandbox};
+use plimsoll_core::incident::{Incident, LowerLimit, Subject};
+use plimsoll_core::pod::PodUid;
+use plimsoll_core::units::{Bytes, Limit, printable};
+use tracing::debug;
+
+use super::translate::sandbox;
+use super::{CUT_BUDGET, Service};
+use crate::agent::cut::Attempted;
+use crate::config::Shrink;
+use crate::lock;
+
+/// Reason for the refusal of a pod's limit decrease. The text is constant, because the kubelet
+/// makes an Event of each new text and retries every 10 to 15 s.
+const WOULD_KILL_IN_POD: &str = "memory limit of the pod not lowered: it uses more than that and would have processes killed; \
+     it has to free memory first, or the limit to be higher (plimsoll's log has the numbers)";
+
+/// Reason for the refusal of a pod's limit decrease during another one, also constant.
+const BUSY_IN_POD: &str = "memory limit of the pod not lowered: the kernel still reclaims memory for an earlier limit \
+     decrease; try again";
+
+impl Service {
+    /// Decides whether the kubelet may set the pod's own limit.
+    pub(super) async fn update_pod(
+        &self,
+        pod: &PodSandbox,
+        overhead: &LinuxResources,
+        resources: &LinuxResources,
+    ) -> Result<(), Refusal> {
+        let of_memory = |resources: &LinuxResources| {
+            resources.memory.get_or_default().limit.get_or_default().value
+        };
+        // The update is about CPU alone, or without a limit.
+        let (Ok(limit @ 1..), Some(sandbox)) = (u64::try_from(of_memory(resources)), sandbox(pod))
+        else {
+            return Ok(());
+        };
+        let settings = self.state.containers.settings();
+        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
+            return Ok(());
+        }
+        let overhead = u64::try_from(of_memory(overhead)).unwrap_or(0);
+        let limit = self.page_size().round_down(Bytes::new(limit.saturating_add(overhead)));
+        let cgroup = sandbox.place.cgroup();
+        let subject = || Subject {
+            pod: Some(format!("{}/{}", printable(&pod.namespace), printable(&pod.name))),
+            uid: Some(PodUid::new(pod.uid.clone())),
+            container: None,
+            cgroup: Some(cgroup.clone()),
+        };
+        if settings.observes() {
+            if let Some(cut) = self.cuts.judge_pod(&sandbox.id, cgroup, limit) {
+                self.reports.tell_planned(&subject(), &Incident::CutRejected(cut));
+            }
+            return Ok(());
+        }
+        let budget = *lock(&self.budget) * CUT_BUDGET;
+        match self.cuts.make_room_in_pod(&sandbox.id, cgroup, limit, budget).await {
+            Ok(Attempted::NoCut | Attempted::Made) => Ok(()),
+            Ok(Attempted::Busy { .. }) => Err(Refusal::new(BUSY_IN_POD)),
+            Ok(Attempted::NotMade { in_force, usage }) => {
+                let decrease = LowerLimit { limit: Limit::Bytes(limit), in_force, usage };
+                self.reports.tell(&subject(), &Incident::CutRejected(decrease));
+                Err(Refusal::new(WOULD_KILL_IN_POD))
+            }
+            Err(error) => {
+                // The plugin does not refuse a limit that it cannot prepare for.
+                let pod = printable(&pod.name);
+                debug!(pod, %error, "cannot prepare a limit decrease of a pod");
+                Ok(())
+            }
+        }
+    }
+}

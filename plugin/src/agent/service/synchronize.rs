@@ -1,0 +1,53 @@
+//! The answer to Synchronize: adopts the pods and containers that the runtime has.
+
+use std::collections::{HashMap, HashSet};
+
+use nri::api::{self, PodSandbox};
+use tracing::warn;
+
+use super::Service;
+use super::translate::{has_ended, newest, sandbox};
+use crate::agent::reconciler::Work;
+use crate::state::container::Container;
+
+impl Service {
+    /// Replaces all sandboxes and containers by those that the runtime has. Updates in the reply
+    /// would keep the runtime locked until the last container is updated, so the reconcile task
+    /// updates them.
+    pub(super) async fn adopt(&self, pods: Vec<PodSandbox>, containers: Vec<api::Container>) {
+        let alive = newest(containers.into_iter().filter(|container| !has_ended(container)));
+        // Runtimes also report sandboxes that have ended and were not removed yet. A live sandbox
+        // of CRI-O has no process, and so the named cgroup does not exist. Therefore a sandbox with
+        // a live container also counts as live.
+        let live: HashSet<&str> =
+            alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
+        let ended = self.ended_sandboxes(&pods, &live).await;
+        let is_over = |pod: &PodSandbox| ended.contains(&pod.id);
+        self.state
+            .levels
+            .synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
+        let pods: HashMap<&str, &PodSandbox> =
+            pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
+        let sandboxes = pods.keys().map(|id| (*id).to_owned()).collect();
+        let known = alive.into_iter().filter_map(|container| {
+            let Some(pod) = pods.get(container.pod_sandbox_id.as_str()) else {
+                warn!(
+                    container = container.id,
+                    pod = container.pod_sandbox_id,
+                    "the runtime told of no such pod"
+                );
+                return None;
+            };
+            Some(self.found(pod, &container))
+        });
+        let known = known.map(|container| Container {
+            asked: self.state.rescues.asked(&container),
+            ..container
+        });
+        self.state.containers.replace(known, &sandboxes);
+        let running = self.state.containers.all().into_iter().filter(|container| container.started);
+        self.kills.synchronize(running.collect());
+        self.enqueue(Work::All);
+        self.state.synchronized.send_replace(true);
+    }
+}
