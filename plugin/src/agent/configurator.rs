@@ -9,7 +9,7 @@ use plimsoll_core::units::Bytes;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use crate::agent::node::Agent;
+use crate::agent::handles::Agent;
 use crate::agent::reconciler::Work;
 use crate::config::{Config, NodeAllocatable};
 use crate::kubelet::node::NodeMemory;

@@ -333,3 +333,104 @@ fn put_back(cgroup: &Cgroup, high: Limit) {
         let _ = cgroup.write(Knob::High, high);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::testing::{POD, TestNode};
+
+    const BUDGET: Duration = Duration::from_secs(20);
+
+    /// Prepares a container for a limit in MiB.
+    async fn prepare(node: &TestNode, id: &str, limit: u64, update: Update) -> Attempted {
+        let cuts = Cuts::new(node.root.clone(), node.containers.clone());
+        prepare_with(&cuts, node, id, limit, update).await
+    }
+
+    async fn prepare_with(
+        cuts: &Cuts,
+        node: &TestNode,
+        id: &str,
+        limit: u64,
+        update: Update,
+    ) -> Attempted {
+        let known = node.containers.get(id).unwrap();
+        let limit = Limit::Bytes(Bytes::new(limit << 20));
+        let lowered = Container { limit, ..(*known).clone() };
+        cuts.make_room(&lowered, update, BUDGET).await.unwrap()
+    }
+
+    fn high(node: &TestNode) -> String {
+        node.get(&format!("{POD}/1"), "memory.high")
+    }
+
+    #[tokio::test]
+    async fn a_decrease_that_fits_throttles_growth_first() {
+        let node = TestNode::new("");
+        node.run("1", 200, 50);
+        let attempted = prepare(&node, "1", 100, Update::UnderWay(3)).await;
+        assert!(matches!(attempted, Attempted::Made), "{attempted:?}");
+        assert_eq!(high(&node), (50 << 20).to_string());
+        let now = node.containers.get("1").unwrap();
+        assert_eq!((now.update, now.high_before), (Update::UnderWay(3), Some(Limit::Max)));
+    }
+
+    #[tokio::test]
+    async fn a_decrease_that_would_kill_changes_nothing() {
+        let node = TestNode::new("");
+        node.run("1", 200, 150);
+        let attempted = prepare(&node, "1", 100, Update::UnderWay(3)).await;
+        let Attempted::NotMade { in_force, usage } = attempted else { panic!("{attempted:?}") };
+        assert_eq!(in_force, Limit::Bytes(Bytes::new(200 << 20)));
+        assert_eq!(usage.current, Bytes::new(150 << 20));
+        assert_eq!(high(&node), "max");
+        assert_eq!(node.containers.get("1").unwrap().update, Update::Over);
+    }
+
+    #[tokio::test]
+    async fn an_increase_needs_no_preparation() {
+        let node = TestNode::new("");
+        node.run("1", 200, 150);
+        let attempted = prepare(&node, "1", 300, Update::UnderWay(3)).await;
+        assert!(matches!(attempted, Attempted::NoCut), "{attempted:?}");
+    }
+
+    #[tokio::test]
+    async fn a_decrease_during_another_one_is_busy() {
+        let node = TestNode::new("");
+        node.run("1", 200, 50);
+        let cuts = Cuts::new(node.root.clone(), node.containers.clone());
+        let other = Attempt::begin(&cuts.under_way, "1").unwrap();
+        let attempted = prepare_with(&cuts, &node, "1", 100, Update::UnderWay(3)).await;
+        assert!(matches!(attempted, Attempted::Busy { .. }), "{attempted:?}");
+        drop(other);
+        let attempted = prepare_with(&cuts, &node, "1", 100, Update::UnderWay(3)).await;
+        assert!(matches!(attempted, Attempted::Made), "{attempted:?}");
+    }
+
+    #[tokio::test]
+    async fn an_own_decrease_waits_for_the_users_update() {
+        let node = TestNode::new("");
+        node.run("1", 200, 50);
+        node.containers.set_update("1", Update::UnderWay(3));
+        let attempted = prepare(&node, "1", 100, Update::OURS).await;
+        assert!(matches!(attempted, Attempted::Busy { .. }), "{attempted:?}");
+        assert_eq!(high(&node), "max");
+        assert_eq!(node.containers.get("1").unwrap().update, Update::UnderWay(3));
+    }
+
+    #[test]
+    fn a_check_alone_changes_nothing() {
+        let node = TestNode::new("");
+        let known = node.run("1", 200, 150);
+        let cuts = Cuts::new(node.root.clone(), node.containers.clone());
+        let lowered = |limit: u64| Container {
+            limit: Limit::Bytes(Bytes::new(limit << 20)),
+            ..(*known).clone()
+        };
+        assert!(cuts.judge(&lowered(100)).is_some());
+        assert!(cuts.judge(&lowered(190)).is_none());
+        assert!(cuts.judge(&lowered(300)).is_none());
+        assert_eq!(high(&node), "max");
+    }
+}

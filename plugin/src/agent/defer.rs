@@ -144,3 +144,64 @@ impl Deferrals {
         Ok(false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::testing::{POD, TestNode};
+
+    /// Tries a deferred limit of 100 MiB for a container with 200 MiB. Returns whether the limit is
+    /// settled, and the work for the reconcile task.
+    async fn try_limit(node: &TestNode, since: Instant) -> (bool, Option<Work>) {
+        let (work, mut todo) = mpsc::unbounded_channel();
+        let (root, containers) = (node.root.clone(), node.containers.clone());
+        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
+        let task = Deferrals::new(root, containers, cuts, Arc::default(), work, Arc::default());
+        let limit = Bytes::new(100 << 20);
+        let deferral = Deferral { limit, since, patience: Duration::from_secs(60), asked: None };
+        let container = node.containers.get("1").unwrap();
+        let settled = task.try_once(&container, deferral).await.unwrap();
+        (settled, todo.try_recv().ok())
+    }
+
+    #[tokio::test]
+    async fn a_limit_that_fits_is_requested_once_prepared() {
+        let node = TestNode::new("");
+        let container = node.run("1", 200, 50);
+        let (settled, work) = try_limit(&node, Instant::now()).await;
+        assert!(!settled, "the limit is not in force yet");
+        assert_eq!(work, Some(Work::limit(&container, Bytes::new(100 << 20))));
+        assert_eq!(node.get(&format!("{POD}/1"), "memory.high"), (50 << 20).to_string());
+    }
+
+    #[tokio::test]
+    async fn a_limit_out_of_reach_leaves_the_container_alone() {
+        let node = TestNode::new("");
+        node.run("1", 200, 150);
+        assert_eq!(try_limit(&node, Instant::now()).await, (false, None));
+        assert_eq!(node.get(&format!("{POD}/1"), "memory.high"), "max");
+    }
+
+    #[tokio::test]
+    async fn a_limit_in_force_is_settled() {
+        let node = TestNode::new("");
+        node.run("1", 100, 50);
+        assert_eq!(try_limit(&node, Instant::now()).await, (true, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_given_up_after_its_patience() {
+        let node = TestNode::new("");
+        node.run("1", 200, 150);
+        let since = Instant::now();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(try_limit(&node, since).await, (true, None));
+    }
+
+    #[tokio::test]
+    async fn observe_mode_gives_the_limit_up() {
+        let node = TestNode::new("mode: observe");
+        node.run("1", 200, 50);
+        assert_eq!(try_limit(&node, Instant::now()).await, (true, None));
+    }
+}

@@ -4,6 +4,7 @@ pub mod configurator;
 pub mod cut;
 pub mod defer;
 pub mod guard;
+pub mod handles;
 pub mod kills;
 pub(crate) mod memory;
 pub mod node;

@@ -11,6 +11,7 @@ use crate::agent::configurator::OnConfig;
 use crate::agent::cut::Cuts;
 use crate::agent::defer::Deferrals;
 use crate::agent::guard::Guard;
+use crate::agent::handles::Agent;
 use crate::agent::kills::{Kills, Watcher};
 use crate::agent::notify::{Ping, keep_informed};
 use crate::agent::reconciler::{Reconciler, Work};
@@ -40,21 +41,6 @@ pub struct Node {
     reader: RecordReader,
     todo: mpsc::UnboundedReceiver<Work>,
     pings: (mpsc::UnboundedSender<Ping>, mpsc::UnboundedReceiver<Ping>),
-}
-
-/// What the event handlers have beside the shared state.
-#[derive(Clone, Debug)]
-pub struct Agent {
-    /// State that the event handlers share with the other tasks.
-    pub state: SharedState,
-    /// Preparation of limit decreases.
-    pub cuts: Arc<Cuts>,
-    /// Sender of changes to the task that watches for OOM kills.
-    pub kills: Arc<Kills>,
-    /// Reports to users.
-    pub reports: Arc<Reports>,
-    /// Work for the reconcile task.
-    pub work: mpsc::UnboundedSender<Work>,
 }
 
 /// The plugin's background tasks, which run beside the event handlers.

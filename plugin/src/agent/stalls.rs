@@ -144,7 +144,16 @@ impl Stalls {
             };
             let throttled = match self.throttled(&container) {
                 Ok(Some(throttled)) => throttled,
-                Ok(None) | Err(CgroupError::Gone(_)) => continue,
+                Ok(None) => {
+                    // The policy has no memory.high any more that the release could exceed.
+                    if container.released.is_some()
+                        && self.containers.release_if_current(&container, None)
+                    {
+                        self.check(&container);
+                    }
+                    continue;
+                }
+                Err(CgroupError::Gone(_)) => continue,
                 Err(error) => {
                     if let CgroupError::Unsupported { file: "memory.pressure", .. } = error
                         && !std::mem::replace(&mut self.is_blind, true)
@@ -230,9 +239,101 @@ impl Stalls {
         let line = Line { desired, observed, usage, stalled };
         let what =
             if released.is_some() { Incident::Released(line) } else { Incident::PutBack(line) };
-        self.reports.tell(&container.into(), &what);
-        self.containers.release(&container.id, released);
+        // An update of the user may have come meanwhile.
+        if self.containers.release_if_current(container, released) {
+            self.reports.tell(&container.into(), &what);
+            self.check(container);
+        }
+    }
+
+    /// Requests that the reconcile task writes the container's new `memory.high`.
+    fn check(&self, container: &Container) {
         // The receiver lives as long as the program.
         let _ = self.work.send(Work::Container(container.id.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::testing::{POD, TestNode, container};
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    /// A container that stalls at the policy's `memory.high`.
+    struct Stalled {
+        node: TestNode,
+        stalls: Stalls,
+        todo: mpsc::UnboundedReceiver<Work>,
+        line: Limit,
+    }
+
+    impl Stalled {
+        fn new() -> Self {
+            let node = TestNode::new("");
+            node.run("1", 400, 0);
+            // The kubelet gives this value to a container that requests about 100 MiB of 8 GiB.
+            let container =
+                Container { started: true, oom_score_adj: Some(987), ..container("1", 400) };
+            let container = node.containers.insert(container);
+            let record = node.containers.record(&container);
+            let line = node.containers.decide(&container, &record).value(Knob::High).unwrap();
+            let cgroup = format!("{POD}/1");
+            for file in ["memory.high", "memory.current"] {
+                node.set(&cgroup, file, line);
+            }
+            node.set(&cgroup, "memory.pressure", "full avg10=99.00 avg60=0.00 avg300=0.00 total=1");
+            let (work, todo) = mpsc::unbounded_channel();
+            let (containers, root) = (node.containers.clone(), node.root.clone());
+            let stalls = Stalls::new(containers, root, Arc::default(), work);
+            Self { node, stalls, todo, line }
+        }
+
+        fn look(&mut self) {
+            let held_back = HashSet::from([CgroupPath::parse(POD).unwrap()]);
+            self.stalls.look(&held_back, DEADLINE);
+        }
+
+        fn released(&self) -> Option<Limit> {
+            self.node.containers.get("1").unwrap().released
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stalled_container_is_released_after_the_deadline() {
+        let mut stalled = Stalled::new();
+        stalled.look();
+        tokio::time::advance(DEADLINE - Duration::from_secs(1)).await;
+        stalled.look();
+        assert_eq!(stalled.released(), None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        stalled.look();
+        assert!(stalled.released() > Some(stalled.line), "{:?}", stalled.released());
+        assert_eq!(stalled.todo.try_recv(), Ok(Work::Container("1".to_owned())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_container_that_moves_again_is_not_released() {
+        let mut stalled = Stalled::new();
+        stalled.look();
+        let pressure =
+            |percent: &str| format!("full avg10={percent} avg60=0.00 avg300=0.00 total=1");
+        stalled.node.set(&format!("{POD}/1"), "memory.pressure", pressure("0.00"));
+        stalled.look();
+        stalled.node.set(&format!("{POD}/1"), "memory.pressure", pressure("99.00"));
+        tokio::time::advance(DEADLINE).await;
+        stalled.look();
+        assert_eq!(stalled.released(), None, "the deadline begins again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_never_overwrites_a_newer_update() {
+        let mut stalled = Stalled::new();
+        let before = stalled.node.containers.get("1").unwrap();
+        let throttled = stalled.stalls.throttled(&before).unwrap().unwrap();
+        stalled.node.containers.set_update("1", crate::state::container::Update::UnderWay(1));
+        stalled.stalls.set(&before, &throttled, Some(Limit::Max));
+        assert_eq!(stalled.released(), None);
+        assert!(stalled.todo.try_recv().is_err());
     }
 }

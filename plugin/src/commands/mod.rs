@@ -19,7 +19,3 @@ mod restore;
 mod run;
 mod status;
 mod wrap;
-
-pub(crate) use self::failure::Failure;
-use self::input::{load_config, read_file};
-use self::output::print;

@@ -247,6 +247,19 @@ impl Containers {
         self.decide_anew(id, |container| container.released = released);
     }
 
+    /// Records the raised `memory.high` as [`Self::release`] does, unless there was another event
+    /// since `container`. Returns whether the value was recorded.
+    pub fn release_if_current(&self, container: &Container, released: Option<Limit>) -> bool {
+        let mut is_current = false;
+        self.decide_anew(&container.id, |now| {
+            is_current = now.generation == container.generation;
+            if is_current {
+                now.released = released;
+            }
+        });
+        is_current
+    }
+
     /// Forgets a container.
     pub fn remove(&self, id: &str) {
         lock(&self.known).remove(id);
@@ -383,5 +396,88 @@ impl Containers {
             released: container.released,
             high_before: container.high_before,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::testing::{TestNode, container};
+
+    fn limit(mib: u64) -> Limit {
+        Limit::Bytes(Bytes::new(mib << 20))
+    }
+
+    fn sandboxes() -> HashSet<String> {
+        HashSet::from(["sandbox".to_owned()])
+    }
+
+    #[test]
+    fn only_events_and_decisions_outdate_a_state() {
+        let TestNode { containers, .. } = &TestNode::new("");
+        let state = containers.insert(container("1", 100));
+        containers.set_has_had_processes("1");
+        containers.set_swap_max("1", Some(Bytes::ZERO));
+        containers.forget_high_before(&state);
+        assert!(containers.is_current(&state));
+        containers.release("1", Some(limit(90)));
+        assert!(!containers.is_current(&state));
+        let state = containers.get("1").unwrap();
+        containers.set_update("1", Update::Made);
+        assert!(!containers.is_current(&state));
+    }
+
+    #[test]
+    fn an_outdated_check_forgets_no_original_high() {
+        let TestNode { containers, .. } = &TestNode::new("");
+        let before = containers.insert(container("1", 100));
+        containers.set_high_before("1", Some(Limit::Max));
+        containers.forget_high_before(&before);
+        assert_eq!(containers.get("1").unwrap().high_before, Some(Limit::Max));
+        let now = containers.get("1").unwrap();
+        containers.forget_high_before(&now);
+        assert_eq!(containers.get("1").unwrap().high_before, None);
+    }
+
+    #[test]
+    fn a_reconnection_keeps_what_the_runtime_cannot_know() {
+        for (asked, kept) in [(100, Some(limit(90))), (120, None)] {
+            let TestNode { containers, .. } = &TestNode::new("");
+            containers.insert(container("1", 100));
+            containers.set_high_before("1", Some(Limit::Max));
+            containers.set_has_had_processes("1");
+            containers.release("1", Some(limit(90)));
+            containers.replace([container("1", asked)], &sandboxes());
+            let now = containers.get("1").unwrap();
+            assert_eq!((now.high_before, now.has_had_processes), (Some(Limit::Max), true));
+            assert_eq!(now.released, kept, "the user asks for {asked} MiB");
+        }
+    }
+
+    #[test]
+    fn last_limits_go_with_their_sandbox() {
+        let TestNode { containers, .. } = &TestNode::new("");
+        containers.insert(container("1", 100));
+        containers.remove("1");
+        containers.replace([], &sandboxes());
+        assert!(containers.last_limits("sandbox", "name-1").is_some());
+        assert!(containers.knows_names("sandbox", ["name-1"].into_iter()));
+        containers.replace([], &HashSet::new());
+        assert_eq!(containers.last_limits("sandbox", "name-1"), None);
+    }
+
+    #[test]
+    fn limits_in_force_are_adopted_after_the_update_only() {
+        let TestNode { containers, .. } = &TestNode::new("");
+        containers.insert(container("1", 100));
+        containers.set_update("1", Update::Made);
+        let made = containers.get("1").unwrap();
+        containers.set_update("1", Update::UnderWay(7));
+        containers.read_back(&made, Some(limit(50)), None);
+        assert_eq!(containers.get("1").unwrap().limit, limit(100));
+        containers.set_update("1", Update::Made);
+        containers.read_back(&made, Some(limit(50)), None);
+        let now = containers.get("1").unwrap();
+        assert_eq!((now.limit, now.update), (limit(50), Update::Over));
     }
 }

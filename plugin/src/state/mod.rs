@@ -14,4 +14,6 @@ pub mod records;
 pub mod rescues;
 pub mod settings;
 pub mod shared;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod traffic;

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nri::api::{Event, LinuxCPU, LinuxResources, OptionalInt64, OptionalUInt64};
 use nri::runtime::Options;
 use plimsoll_core::policy::contention::REPAIRS;
+use tokio::time::{sleep, timeout};
 
 use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit};
 
@@ -1162,4 +1165,58 @@ async fn only_replaced_defaults_may_be_passed_over() {
     let deferred = parts(100 * MIB, &[("memory.high", "max")]).await;
     assert_eq!(deferred, [(false, Some(250 * MIB), keys(&["memory.swap.max"])), (true, None, all)]);
     daemon.says("deferred a limit decrease").await;
+}
+
+/// A lease on a file: while it is held, any open of the file for writing waits in the kernel.
+struct Lease(std::fs::File);
+
+impl Lease {
+    /// Takes the lease. The kernel sends SIGIO to this process when a writer waits.
+    fn on(path: &Path) -> Self {
+        let ignored = signal_hook::flag::register(signal_hook::consts::SIGIO, Arc::default());
+        ignored.unwrap();
+        let file = std::fs::File::open(path).unwrap();
+        assert_eq!(Self::control(&file, libc::F_SETLEASE, libc::F_RDLCK), 0, "{}", path.display());
+        Self(file)
+    }
+
+    /// Waits until a writer waits for the file.
+    async fn is_wanted(&self) {
+        let waits = async {
+            // The kernel answers with the kind of lease that would not disturb the writer.
+            while Self::control(&self.0, libc::F_GETLEASE, 0) != libc::F_UNLCK {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), waits).await.expect("a writer opens the file");
+    }
+
+    fn control(file: &std::fs::File, command: i32, argument: i32) -> i32 {
+        // SAFETY: both commands take an integer and touch no memory of this process.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::fcntl(file.as_raw_fd(), command, argument)
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_create_is_answered_while_a_write_of_memory_high_hangs() {
+    let (_node, _daemon, runtime) = start().await;
+    let pod = Pod::new("burstable", "a", 256 * MIB);
+    runtime.run(&pod).await;
+    runtime.uses(&pod, 60 * MIB, 0);
+    let lease = Lease::on(&runtime.cgroup(&pod).join("memory.high"));
+    let (sandbox, container) = (pod.sandbox.clone(), pod.container.clone());
+    let lowered = runtime.connection.update_container(sandbox, container, memory_limit(128 * MIB));
+    let created = async {
+        lease.is_wanted().await;
+        let other = Pod::new("burstable", "b", 256 * MIB);
+        let created = timeout(Duration::from_secs(30), runtime.create(&other)).await;
+        created.expect("CreateContainer is answered while the write hangs");
+        drop(lease);
+    };
+    let (lowered, ()) = tokio::join!(lowered, created);
+    // The write ended too late for this update.
+    assert!(lowered.is_err());
 }

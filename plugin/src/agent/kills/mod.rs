@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::warn;
 
-use self::watch::{Wakes, next};
+use self::watch::{EVERY, Wakes, next};
 use crate::agent::memory::give_memory_back;
 use crate::agent::reconciler::Work;
 use crate::cgroup::CgroupRoot;
@@ -41,9 +41,6 @@ use crate::state::kill_counts::{Counted, Counts, FILE, Pod, Running, Told};
 use crate::state::levels::Levels;
 use crate::state::originals;
 use crate::state::rescues::Rescues;
-
-/// Interval of the check for kills that inotify has not reported.
-const EVERY: Duration = Duration::from_secs(10);
 
 /// Minimum time between two checks. A container that is throttled at `memory.high` triggers inotify
 /// as often as a container that is killed.

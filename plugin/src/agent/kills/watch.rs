@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
 use plimsoll_core::pod::CgroupPath;
 use tracing::warn;
 
-use super::EVERY;
 use crate::cgroup::{CgroupRoot, EVENTS};
+
+/// Interval of the check for kills that inotify has not reported.
+pub(super) const EVERY: Duration = Duration::from_secs(10);
 
 /// The inotify watches of the pods' `memory.events`.
 pub(super) struct Wakes {

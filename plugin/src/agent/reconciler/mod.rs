@@ -32,12 +32,11 @@ use tracing::{debug, error, warn};
 
 pub use self::compare::{Compared, InForce, Write, compare};
 use self::updater::{Done, Pending, Updater};
-use self::watching::changed;
 pub use self::wire::{memory_limit, update};
 pub use self::work::Work;
 use crate::agent::memory::give_memory_back;
 use crate::agent::notify::Ping;
-use crate::cgroup::watch::Watch;
+use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{CgroupError, CgroupRoot, systemd};
 use crate::report::Reports;
 use crate::state::container::{Container, Update};
@@ -412,5 +411,14 @@ impl Reconciler {
             |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
         self.strangers.retain(|cgroup, _| !is_gone(cgroup));
         self.standings.retain(|cgroup, _| !is_gone(cgroup));
+    }
+}
+
+/// Returns the next change of a watched cgroup; `None` if inotify fails. Waits forever without a
+/// watch.
+async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
+    match watch {
+        Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),
+        None => std::future::pending().await,
     }
 }

@@ -11,15 +11,6 @@ use crate::cgroup::systemd;
 use crate::cgroup::watch::{Change, Watch};
 use crate::state::container::Container;
 
-/// Returns the next change of a watched cgroup; `None` if inotify fails. Waits forever without a
-/// watch.
-pub(super) async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
-    match watch {
-        Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),
-        None => std::future::pending().await,
-    }
-}
-
 impl Reconciler {
     pub(super) fn notice(&mut self, change: Option<Change>, due: &mut Due) {
         match change {

@@ -27,8 +27,8 @@ use tracing::{debug, warn};
 
 use crate::agent::configurator::{Configurator, OnConfig};
 use crate::agent::cut::Cuts;
+use crate::agent::handles::Agent;
 use crate::agent::kills::Kills;
-use crate::agent::node::Agent;
 use crate::agent::reconciler::Work;
 use crate::config::Config;
 use crate::report::Reports;
@@ -314,5 +314,45 @@ impl Plugin for Service {
         let _event = self.event("RemoveContainer");
         self.forget(&container.id);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nri::{Identity, Stub, api};
+
+    use super::*;
+    use crate::agent::node::Node;
+    use crate::agent::supervise::Supervisor;
+    use crate::state::testing::hold_records;
+
+    const CHECKPOINT: &str = "var/lib/kubelet/actuated_pods_state";
+
+    #[tokio::test]
+    async fn a_create_is_answered_while_the_kubelets_files_hang() {
+        let host = tempfile::tempdir().unwrap();
+        for file in ["sys/fs/cgroup/cgroup.controllers", CHECKPOINT] {
+            let file = host.path().join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "memory").unwrap();
+        }
+        let node = Node::open(host.path(), Config::default()).unwrap();
+        let containers = node.containers().clone();
+        let (service, tasks) = node.into_service(Box::new(|_| {}));
+        let stub = Stub::external(Identity::new("90", "plimsoll").unwrap(), service);
+        let (_reconciler, reader) = tasks.reconciler(stub.runtime());
+        let (supervisor, _ends) = Supervisor::new();
+        supervisor.spawn_thread("records", || reader.run()).unwrap();
+
+        let _held = hold_records(&containers);
+        let mut pod = PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
+        pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
+        let mut container =
+            api::Container { id: "1".into(), pod_sandbox_id: "s".into(), ..Default::default() };
+        container.linux.mut_or_insert_default().cgroups_path = "/kubepods/burstable/podb/1".into();
+        let created = stub.plugin().create_container(pod, container);
+        let created = timeout(Duration::from_secs(60), created).await;
+        assert!(created.expect("the files are held closed").is_ok());
+        assert!(containers.get("1").is_some());
     }
 }

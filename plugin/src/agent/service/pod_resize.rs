@@ -15,12 +15,15 @@ use crate::lock;
 
 /// Reason for the refusal of a pod's limit decrease. The text is constant, because the kubelet
 /// makes an Event of each new text and retries every 10 to 15 s.
-const WOULD_KILL_IN_POD: &str = "memory limit of the pod not lowered: it uses more than that and would have processes killed; \
-     it has to free memory first, or the limit to be higher (plimsoll's log has the numbers)";
+const WOULD_KILL_IN_POD: &str = "\
+memory limit of the pod not lowered: it uses more than that and would have processes \
+killed; it has to free memory first, or the limit to be higher (plimsoll's log has the \
+numbers)";
 
 /// Reason for the refusal of a pod's limit decrease during another one, also constant.
-const BUSY_IN_POD: &str = "memory limit of the pod not lowered: the kernel still reclaims memory for an earlier limit \
-     decrease; try again";
+const BUSY_IN_POD: &str = "\
+memory limit of the pod not lowered: the kernel still reclaims memory for an earlier limit \
+decrease; try again";
 
 impl Service {
     /// Decides whether the kubelet may set the pod's own limit.

@@ -22,12 +22,14 @@ use crate::state::container::{Container, Decided};
 
 /// Reason for the refusal of a limit decrease. The text is constant, because the kubelet makes an
 /// Event of each new text and retries every 10 to 15 s.
-const WOULD_KILL: &str = "memory limit not lowered: the container uses more than that and would be killed; it has to \
-     free memory first, or the limit to be higher (plimsoll's log has the numbers)";
+const WOULD_KILL: &str = "\
+memory limit not lowered: the container uses more than that and would be killed; it has to \
+free memory first, or the limit to be higher (plimsoll's log has the numbers)";
 
 /// Reason for the refusal of a limit decrease during another one, also constant.
-const BUSY: &str = "memory limit not lowered: the kernel still reclaims memory for an earlier limit decrease; try \
-     again";
+const BUSY: &str = "\
+memory limit not lowered: the kernel still reclaims memory for an earlier limit decrease; \
+try again";
 
 impl Service {
     /// Returns the kubelet's records of a container and its pod. The result is inconclusive if they

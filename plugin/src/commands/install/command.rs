@@ -16,7 +16,8 @@ use clap::{Args, ValueEnum};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::commands::{Failure, print};
+use crate::commands::failure::Failure;
+use crate::commands::output::print;
 
 /// Checks of `plimsoll doctor` that must not fail before an installation. Installing can correct a
 /// failure of the other checks.

@@ -11,12 +11,13 @@ use plimsoll_core::policy::guard::GuardRecord;
 use plimsoll_core::units::Knob;
 
 use crate::cgroup::CgroupRoot;
+use crate::commands::failure::Failure;
+use crate::commands::output::print;
 use crate::commands::restore::arguments::{ResetBrake, Restore};
 use crate::commands::restore::instance::{RunningPlugin, wait_for_plugin};
 use crate::commands::restore::report::describe_unfinished;
 use crate::commands::restore::survey::Survey;
 use crate::commands::restore::wait::RestoreWait;
-use crate::commands::{Failure, print};
 use crate::state::originals::{DIRECTORY, Originals};
 use crate::state::settings::STAND_ASIDE;
 use crate::state::{brake, guard_record, raised};

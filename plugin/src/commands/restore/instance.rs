@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::agent::node::Node;
 use crate::agent::supervise::{Supervisor, TaskEnds};
-use crate::commands::Failure;
+use crate::commands::failure::Failure;
 use crate::config::Config;
 use crate::report::serve;
 use crate::state::containers::Containers;

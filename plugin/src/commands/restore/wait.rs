@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::cgroup::CgroupRoot;
 use crate::cgroup::watch::Watch;
-use crate::commands::Failure;
+use crate::commands::failure::Failure;
 use crate::commands::restore::drop_ins::remove_drop_ins;
 use crate::commands::restore::instance::{ANSWER_LIMIT, OwnInstance};
 use crate::commands::restore::survey::{ChangedCgroup, Survey};

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::agent::configurator::Configurator;
-use crate::commands::read_file;
+use crate::commands::input::read_file;
 use crate::commands::run::file_watch::FileWatch;
 use crate::config::{self, Config};
 use crate::state::containers::Containers;

@@ -9,12 +9,13 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use plimsoll_core::units::excerpt;
 
+use crate::commands::failure::Failure;
+use crate::commands::output::print;
 use crate::commands::status::node::not_ready_reasons;
 use crate::commands::status::overview::overview;
 use crate::commands::status::pod::describe_pods;
 use crate::commands::status::screen::Screen;
 use crate::commands::status::selection::Selection;
-use crate::commands::{Failure, print};
 use crate::report::serve;
 
 /// Interval between two requests of `--watch`.

@@ -1,0 +1,26 @@
+//! What the event handlers have beside the shared state: handles of the background tasks.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::agent::cut::Cuts;
+use crate::agent::kills::Kills;
+use crate::agent::reconciler::Work;
+use crate::report::Reports;
+use crate::state::shared::SharedState;
+
+/// What the event handlers have beside the shared state.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// State that the event handlers share with the other tasks.
+    pub state: SharedState,
+    /// Preparation of limit decreases.
+    pub cuts: Arc<Cuts>,
+    /// Sender of changes to the task that watches for OOM kills.
+    pub kills: Arc<Kills>,
+    /// Reports to users.
+    pub reports: Arc<Reports>,
+    /// Work for the reconcile task.
+    pub work: mpsc::UnboundedSender<Work>,
+}

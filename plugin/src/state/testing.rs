@@ -1,0 +1,139 @@
+//! A node in a temporary directory for unit tests.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+
+use plimsoll_core::pod::{CgroupPath, PodUid, QosClass};
+use plimsoll_core::policy::hierarchy::PodPlace;
+use plimsoll_core::requests::annotation::Overrides;
+use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Limit};
+
+use crate::cgroup::CgroupRoot;
+use crate::config::Config;
+use crate::kubelet::checkpoint::{Checkpoints, Moment};
+use crate::state::container::{Container, Update};
+use crate::state::containers::Containers;
+use crate::state::originals::Originals;
+use crate::state::records::Records;
+use crate::state::settings::Settings;
+
+/// Cgroup of the pod of all containers.
+pub(crate) const POD: &str = "kubepods/burstable/poda";
+
+/// Memory of the node: 8 GiB, of which half are available.
+const MEMINFO: &str = "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\nHugePages_Total: 0\n\
+                       Hugepagesize: 2048 kB\nHugetlb: 0 kB\n";
+
+/// A node in a temporary directory.
+pub(crate) struct TestNode {
+    pub(crate) host: tempfile::TempDir,
+    pub(crate) root: Arc<CgroupRoot>,
+    pub(crate) containers: Arc<Containers>,
+}
+
+impl TestNode {
+    /// Creates a node with this configuration. The kubelet has no records.
+    pub(crate) fn new(config: &str) -> Self {
+        let host = tempfile::tempdir().unwrap();
+        let cgroups = host.path().join("sys/fs/cgroup");
+        fs::create_dir_all(&cgroups).unwrap();
+        fs::write(cgroups.join("cgroup.controllers"), "memory\n").unwrap();
+        fs::create_dir_all(host.path().join("proc")).unwrap();
+        fs::write(host.path().join("proc/meminfo"), MEMINFO).unwrap();
+        let root = Arc::new(CgroupRoot::open(&cgroups).unwrap());
+        let config = Config::parse(config.as_bytes(), "test").unwrap();
+        let (settings, _) = Settings::discover(config, host.path());
+        let checkpoints = Checkpoints::new(host.path().join("var/lib/kubelet"));
+        // Nobody reads the files, so every record is inconclusive at once.
+        let (records, _) = Records::new(checkpoints);
+        let originals = Arc::new(Mutex::new(Originals::none(host.path())));
+        let containers = Arc::new(Containers::new(settings, records, originals));
+        Self { host, root, containers }
+    }
+
+    /// Writes a file of the node.
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        let path = self.host.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// Writes a file of a cgroup.
+    pub(crate) fn set(&self, cgroup: &str, file: &str, value: impl ToString) {
+        let path = Path::new("sys/fs/cgroup").join(cgroup).join(file);
+        self.write(path.to_str().unwrap(), &value.to_string());
+    }
+
+    /// Returns the text of a file of a cgroup.
+    pub(crate) fn get(&self, cgroup: &str, file: &str) -> String {
+        let path = self.host.path().join("sys/fs/cgroup").join(cgroup).join(file);
+        fs::read_to_string(path).unwrap().trim().to_owned()
+    }
+
+    /// Adds a running container with this memory limit and usage, in MiB. All memory is anonymous,
+    /// and there is no swap.
+    pub(crate) fn run(&self, id: &str, limit: u64, usage: u64) -> Arc<Container> {
+        let cgroup = format!("{POD}/{id}");
+        for (file, value) in [("memory.min", "0"), ("memory.low", "0"), ("memory.high", "max")] {
+            self.set(&cgroup, file, value);
+        }
+        self.set(&cgroup, "memory.max", limit << 20);
+        self.set_usage(id, usage, 0);
+        self.containers.insert(Container { started: true, ..container(id, limit) })
+    }
+
+    /// Sets the usage of a container in MiB, and the part of it that is page cache.
+    pub(crate) fn set_usage(&self, id: &str, usage: u64, cache: u64) {
+        let cgroup = format!("{POD}/{id}");
+        self.set(&cgroup, "memory.current", usage << 20);
+        self.set(&cgroup, "memory.stat", format!("inactive_file {}\n", cache << 20));
+    }
+}
+
+/// Returns a container of one pod, with a limit in MiB.
+pub(crate) fn container(id: &str, limit: u64) -> Container {
+    let limit = Limit::Bytes(Bytes::new(limit << 20));
+    Container {
+        id: id.to_owned(),
+        name: format!("name-{id}"),
+        pod: "default/a".to_owned(),
+        uid: PodUid::new("a"),
+        sandbox: "sandbox".to_owned(),
+        limit,
+        asked: limit,
+        revision: 0,
+        generation: 0,
+        cpu: CpuMax::NONE,
+        cpu_shares: CpuShares::default(),
+        swap_max: None,
+        unified: HashMap::new(),
+        overrides: Overrides::default(),
+        oom_score_adj: None,
+        moment: Moment::Create,
+        started: false,
+        has_had_processes: false,
+        update: Update::Over,
+        released: None,
+        cgroup: Some(CgroupPath::parse(&format!("{POD}/{id}")).unwrap()),
+        place: PodPlace::new(CgroupPath::parse(POD).unwrap(), QosClass::Burstable),
+        high_before: None,
+    }
+}
+
+/// Holds the kubelet's files closed until the returned value is dropped, as a file system does that
+/// does not answer.
+pub(crate) fn hold_records(containers: &Arc<Containers>) -> mpsc::Sender<()> {
+    let ((release, released), (tell, is_held)) = (mpsc::channel(), mpsc::channel());
+    let containers = containers.clone();
+    thread::spawn(move || {
+        let _held = containers.records.hold();
+        tell.send(()).unwrap();
+        // The sender never sends, so this waits for its end.
+        let _: Result<(), _> = released.recv();
+    });
+    is_held.recv().unwrap();
+    release
+}
