@@ -1,0 +1,91 @@
+//! Credentials of the API server, and the connection with them.
+
+use std::path::{Path, PathBuf};
+use std::{env, fmt};
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+/// Source of the API server credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Kubeconfig file that the configuration names. The plugin never uses `~/.kube/config`,
+    /// because that file may belong to an administrator.
+    Kubeconfig(PathBuf),
+    /// Service account of the pod that the plugin runs in.
+    InCluster,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kubeconfig(path) => path.display().fmt(f),
+            Self::InCluster => f.write_str("the pod's service account"),
+        }
+    }
+}
+
+impl Source {
+    pub(super) fn find(kubeconfig: Option<&Path>) -> Option<Self> {
+        match kubeconfig {
+            Some(path) => Some(Self::Kubeconfig(path.to_owned())),
+            None => env::var_os("KUBERNETES_SERVICE_HOST").map(|_| Self::InCluster),
+        }
+    }
+
+    pub(super) async fn connect(self) -> Result<Client, BoxError> {
+        let mut config = match self {
+            Self::Kubeconfig(path) => {
+                let kubeconfig = Kubeconfig::read_from(path)?;
+                let clusters =
+                    kubeconfig.clusters.iter().filter_map(|cluster| cluster.cluster.as_ref());
+                let has_proxy = clusters.into_iter().any(|cluster| cluster.proxy_url.is_some());
+                let mut config =
+                    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                        .await?;
+                // Use only a proxy from the kubeconfig. A proxy from the environment (HTTPS_PROXY)
+                // is not meant for the API server of the node's own cluster.
+                config.proxy_url = config.proxy_url.filter(|_| has_proxy);
+                config
+            }
+            Self::InCluster => {
+                let mut config = Config::incluster()?;
+                config.proxy_url = None;
+                config
+            }
+        };
+        // `Publisher::write` decides on retries.
+        config.default_retry = false;
+        // `Client::try_from` runs the token program of the kubeconfig and blocks until the program
+        // ends. Use the blocking pool, whose single thread runs one program at a time. A token
+        // program that hangs must not stop the timeout that reports the failure.
+        Ok(tokio::task::spawn_blocking(move || Client::try_from(config)).await??)
+    }
+}
+
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_for_a_token_that_hangs_keeps_nobody_from_saying_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kubeconfig");
+        let kubeconfig = "{clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+            contexts: [{name: c, context: {cluster: c, user: u}}], current-context: c, \
+            users: [{name: u, user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: sleep, args: ['1'], \
+            interactiveMode: Never}}}]}";
+        std::fs::write(&path, kubeconfig).unwrap();
+        let connecting = Source::Kubeconfig(path).connect();
+        assert!(
+            timeout(Duration::from_millis(100), connecting).await.is_err(),
+            "time passes while it runs"
+        );
+    }
+}

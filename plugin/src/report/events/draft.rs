@@ -1,0 +1,316 @@
+//! Data for an Event, taken from an incident.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use plimsoll_core::incident::{Identity, Incident, IncidentKind, Subject};
+use tokio::time::Instant;
+
+use crate::report::events::names::{is_label, is_part, note, stable_hash};
+use crate::report::mode::Deed;
+
+/// Reporting controller in Events. The API server requires a qualified name.
+const CONTROLLER: &str = "plimsoll";
+
+/// Returns the Event's action for an incident that concerns the pod's owner. `None` is for
+/// incidents that concern only the node, which are in the plugin's log.
+///
+/// The Event's reason is the [`IncidentKind`], in observe mode with the prefix `Observed`. The
+/// Event's type is Warning if the incident requires action.
+pub const fn action(kind: IncidentKind) -> Option<&'static str> {
+    match kind {
+        IncidentKind::CutRejected
+        | IncidentKind::CutDeferred
+        | IncidentKind::CutGivenUp
+        | IncidentKind::CutApplied
+        | IncidentKind::NotResized
+        | IncidentKind::PodRaised => Some("Resize"),
+        IncidentKind::Rescued | IncidentKind::AtCeiling => Some("Rescue"),
+        IncidentKind::BeyondNode | IncidentKind::Overcommitted => Some("Admit"),
+        IncidentKind::Released | IncidentKind::PutBack => Some("Throttle"),
+        // The kubelet itself reports kills.
+        IncidentKind::Killed
+        | IncidentKind::Repaired
+        | IncidentKind::Contended
+        | IncidentKind::Guarded
+        | IncidentKind::GuardWaits
+        | IncidentKind::Unguarded => None,
+    }
+}
+
+/// An incident with the data that its Event needs. Long names cannot make it large, because
+/// [`Told::of`] rejects them.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub(super) namespace: String,
+    pub(super) pod: String,
+    pub(super) uid: String,
+    /// Name of the container; `None` if the incident concerns the pod itself.
+    pub(super) container: Option<String>,
+    pub(super) identity: Identity,
+    pub(super) deed: Deed,
+    pub(super) action: &'static str,
+    pub(super) is_warning: bool,
+    /// Desired value. The note of an Event never changes, so another desired value needs another
+    /// Event.
+    pub(super) desired: Option<String>,
+    pub(super) note: String,
+    pub(super) at: Timestamp,
+    pub(super) since: Instant,
+}
+
+impl Told {
+    /// Returns the data for an Event. `None` if the incident does not concern the pod's owner. Also
+    /// `None` if Kubernetes allows no pod with these names, since no object for the Event can
+    /// exist.
+    pub(super) fn of(subject: &Subject, what: &Incident, deed: Deed) -> Option<Self> {
+        let action = action(what.kind())?;
+        let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
+        let (uid, container) = (subject.uid.as_ref()?.as_str(), &subject.container);
+        let is_possible = is_label(namespace)
+            && container.as_deref().is_none_or(is_label)
+            && pod.len() <= 253
+            && pod.split('.').all(is_part)
+            // The UID of a static pod is a digest, which is a label like any UUID.
+            && is_label(uid);
+        is_possible.then(|| Self {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            uid: uid.to_owned(),
+            container: container.clone(),
+            identity: what.identity(),
+            deed,
+            action,
+            is_warning: what.is_warning(),
+            desired: match what.kind() {
+                // `memory.high` changes in several steps, which are one Event.
+                IncidentKind::Released | IncidentKind::PutBack => None,
+                _ => what.fields().desired.or(what.fields().limit),
+            },
+            note: note(&match container {
+                Some(container) => format!("container {container}: {}{what}", deed.prefix()),
+                None => format!("pod: {}{what}", deed.prefix()),
+            }),
+            at: Timestamp::now(),
+            since: Instant::now(),
+        })
+    }
+
+    pub(super) fn kind(&self) -> IncidentKind {
+        self.identity.kind()
+    }
+
+    /// Returns whether both incidents belong to the same Event. A pod has one `Overcommitted` Event
+    /// for all its containers.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let is_once = self.kind() == IncidentKind::Overcommitted;
+        self.uid == other.uid
+            && self.identity == other.identity
+            && self.deed == other.deed
+            && (is_once || (self.container == other.container && self.desired == other.desired))
+    }
+
+    /// Returns the kind, with a prefix if observe mode left the action undone.
+    pub(super) fn reason(&self) -> String {
+        match self.deed {
+            Deed::Done => self.kind().to_string(),
+            Deed::Planned => format!("Observed{}", self.kind()),
+        }
+    }
+
+    pub(super) fn event(&self, instance: &str) -> Event {
+        Event {
+            metadata: ObjectMeta {
+                namespace: Some(self.namespace.clone()),
+                name: Some(self.name()),
+                ..ObjectMeta::default()
+            },
+            // For a static pod, this is the UID of the manifest file. The kubelet's own Events have
+            // the same UID. kubectl finds Events by this UID.
+            regarding: Some(ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                namespace: Some(self.namespace.clone()),
+                name: Some(self.pod.clone()),
+                uid: Some(self.uid.clone()),
+                field_path: self
+                    .container
+                    .as_ref()
+                    .map(|name| format!("spec.containers{{{name}}}")),
+                ..ObjectReference::default()
+            }),
+            event_time: Some(MicroTime(self.at)),
+            type_: Some(if self.is_warning { "Warning" } else { "Normal" }.to_owned()),
+            reason: Some(self.reason()),
+            action: Some(self.action.to_owned()),
+            note: Some(self.note.clone()),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            reporting_instance: Some(instance.to_owned()),
+            ..Event::default()
+        }
+    }
+
+    /// Returns the Event's name from pod and time, as client-go does.
+    ///
+    /// A restarted plugin reports `Overcommitted` and `BeyondNode` again. Their names contain a
+    /// hash instead of the time, so the API server detects the duplicate.
+    pub(super) fn name(&self) -> String {
+        let suffix = match self.kind() {
+            IncidentKind::Overcommitted | IncidentKind::BeyondNode => {
+                let identity = format!("{}/{}/{}", self.uid, self.kind(), self.note);
+                format!(".{:016x}", stable_hash(identity.as_bytes()))
+            }
+            _ => format!(".{:x}", self.at.as_nanosecond()),
+        };
+        let pod: String = self.pod.chars().take(253 - suffix.len()).collect();
+        format!("{}{suffix}", pod.trim_end_matches(['.', '-']))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_core::incident::Line;
+    use plimsoll_core::units::{Bytes, Knob, Limit};
+    use serde_json::json;
+
+    use super::*;
+    use crate::report::events::fixtures::{MIB, overcommitted, rejected, subject, told};
+
+    #[test]
+    fn what_a_pods_owner_can_do_something_about_is_an_event_and_the_nodes_own_affairs_are_not() {
+        for (kinds, expected) in [
+            (
+                &[
+                    IncidentKind::CutRejected,
+                    IncidentKind::CutDeferred,
+                    IncidentKind::CutGivenUp,
+                    IncidentKind::CutApplied,
+                ][..],
+                Some("Resize"),
+            ),
+            (&[IncidentKind::NotResized, IncidentKind::PodRaised], Some("Resize")),
+            (&[IncidentKind::Rescued, IncidentKind::AtCeiling], Some("Rescue")),
+            (&[IncidentKind::BeyondNode, IncidentKind::Overcommitted], Some("Admit")),
+            (&[IncidentKind::Released, IncidentKind::PutBack], Some("Throttle")),
+            (
+                &[
+                    IncidentKind::Killed,
+                    IncidentKind::Repaired,
+                    IncidentKind::Contended,
+                    IncidentKind::Guarded,
+                    IncidentKind::GuardWaits,
+                    IncidentKind::Unguarded,
+                ],
+                None,
+            ),
+        ] {
+            for kind in kinds {
+                assert_eq!(action(*kind), expected, "{kind}");
+            }
+        }
+        let (desired, observed) = (Limit::Max, Limit::Max);
+        let repaired = Incident::Repaired { knob: Knob::High, desired, observed };
+        assert!(Told::of(&subject("default/web", "u", "app"), &repaired, Deed::Done).is_none());
+        // An incident without a pod has no object for an Event.
+        assert!(Told::of(&Subject::default(), &rejected(1), Deed::Done).is_none());
+    }
+
+    #[test]
+    fn an_event_has_what_the_api_server_wants_and_regards_the_container() {
+        let event =
+            serde_json::to_value(told("0a-1", "app", &rejected(100)).event("node-1")).unwrap();
+        assert_eq!(
+            event["regarding"],
+            json!({
+                "apiVersion": "v1", "kind": "Pod", "namespace": "default", "name": "web", "uid": "0a-1",
+                "fieldPath": "spec.containers{app}",
+            })
+        );
+        for (field, expected) in [
+            ("type", "Warning"),
+            ("reason", "CutRejected"),
+            ("action", "Resize"),
+            ("reportingController", "plimsoll"),
+            ("reportingInstance", "node-1"),
+        ] {
+            assert_eq!(event[field], expected, "{field}");
+        }
+        let note = event["note"].as_str().unwrap();
+        assert!(
+            note.starts_with("container app: rejected a memory limit decrease from 250Mi to 100Mi"),
+            "{note}"
+        );
+        let line =
+            Line { desired: Limit::Max, observed: Limit::Max, usage: Bytes::ZERO, stalled: 20.0 };
+        let event = told("0a-1", "app", &Incident::Released(line)).event("node-1");
+        assert_eq!(event.type_.as_deref(), Some("Normal"));
+    }
+
+    #[test]
+    fn names_that_no_pod_of_kubernetes_can_have_make_no_event() {
+        let huge = "x".repeat(1 << 20);
+        let what = rejected(100);
+        for pod in
+            ["a\nb", "\u{1b}[31mred", "../../pods", "A", "", "-a", "a-", "a..b", "a/b", "ü", &huge]
+        {
+            assert!(
+                Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done)
+                    .is_none(),
+                "{:.20}",
+                pod
+            );
+            assert!(
+                Told::of(&subject(&format!("{pod}/web"), "u", "app"), &what, Deed::Done).is_none(),
+                "{:.20}",
+                pod
+            );
+            assert!(
+                Told::of(&subject("default/web", pod, "app"), &what, Deed::Done).is_none(),
+                "{:.20}",
+                pod
+            );
+            assert!(
+                Told::of(&subject("default/web", "u", pod), &what, Deed::Done).is_none(),
+                "{:.20}",
+                pod
+            );
+        }
+        // The longest and most unusual names that Kubernetes allows.
+        for pod in ["a".repeat(253), format!("{}.b", "a".repeat(120)), "0.a-b.9".to_owned()] {
+            let told = Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done)
+                .unwrap();
+            let name = told.name();
+            assert!(name.len() <= 253 && name.split('.').all(is_part), "{name}");
+        }
+        let dashes = format!("a{}b", "-".repeat(251));
+        let name = Told::of(&subject(&format!("default/{dashes}"), "u", "app"), &what, Deed::Done)
+            .unwrap()
+            .name();
+        assert!(name.split('.').all(is_part), "{name}");
+    }
+
+    #[test]
+    fn what_a_plugin_that_starts_anew_tells_again_has_the_same_name() {
+        let name = |what: &Incident| told("u", "app", what).name();
+        assert_eq!(name(&overcommitted()), name(&overcommitted()));
+        let beyond = |mib: u64| Incident::BeyondNode {
+            limit: Bytes::new(mib * MIB),
+            allocatable: Bytes::new(MIB),
+        };
+        assert_eq!(name(&beyond(2)), name(&beyond(2)));
+        assert_ne!(name(&beyond(2)), name(&beyond(3)));
+        assert_ne!(name(&rejected(1)), name(&rejected(1)), "each is another one");
+    }
+
+    #[test]
+    fn another_value_is_another_event_as_its_text_stays() {
+        let raised = |mib: u64| Incident::PodRaised {
+            knob: "memory.max",
+            desired: (mib * MIB).to_string(),
+            observed: MIB.to_string(),
+        };
+        let told = |mib| told("u", "app", &raised(mib));
+        assert!(told(2).is_like(&told(2)) && !told(2).is_like(&told(3)));
+    }
+}

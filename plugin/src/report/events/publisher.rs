@@ -1,0 +1,350 @@
+//! Sender of the Events, with retries.
+
+use std::env;
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use k8s_openapi::api::events::v1::{Event, EventSeries};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::report::events::credentials::{BoxError, Source};
+use crate::report::events::draft::Told;
+use crate::report::events::failure::{Failure, excerpt, in_full};
+use crate::report::events::history::{History, TooMuch, Write};
+
+/// Maximum age of an incident that is still sent.
+pub const STALE: Duration = Duration::from_secs(300);
+
+/// Maximum time for one attempt to reach the API server.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Shortest and longest delay between two attempts to reach the API server.
+const BACKOFF: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+
+/// Sender of the Events.
+pub(super) struct Publisher {
+    connect: Box<dyn Fn() -> BoxFuture<'static, Result<Client, BoxError>> + Send>,
+    instance: String,
+    /// Connection to the API server. Dropped before every delayed retry, because the credentials
+    /// may have changed.
+    client: Option<Client>,
+    history: History,
+    is_lost: bool,
+    /// The API server has accepted an Event since the connection last failed. A 403 is then
+    /// permanent, for example a quota or a namespace outside of the role.
+    is_proven: bool,
+    /// Delays between attempts since the last success.
+    waits: ExponentialBackoff,
+    dropped: Counter,
+}
+
+fn waits() -> ExponentialBackoff {
+    let [least, most] = BACKOFF;
+    let waits = ExponentialBuilder::default()
+        .with_min_delay(least)
+        .with_max_delay(most)
+        .without_max_times();
+    waits.with_jitter().build()
+}
+
+impl Publisher {
+    pub(super) fn new(source: Source, dropped: Counter) -> Self {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let node = env::var("NODE_NAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(host);
+        let instance = node.chars().take(128).collect();
+        let connect = Box::new(move || source.clone().connect().boxed());
+        Self {
+            connect,
+            instance,
+            client: None,
+            history: History::new(Instant::now()),
+            is_lost: false,
+            is_proven: false,
+            waits: waits(),
+            dropped,
+        }
+    }
+
+    /// Sends incidents until the queue is closed and empty.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Told>) {
+        while let Some(told) = queue.recv().await {
+            // A stale incident must not use up the rate limit of new incidents.
+            if told.since.elapsed() >= STALE {
+                self.dropped.inc();
+                continue;
+            }
+            let written = match self.history.judge(&told, Instant::now()) {
+                Ok(None) => continue,
+                Ok(Some(write)) => self.write(&told, write, &queue).await,
+                Err(TooMuch) => false,
+            };
+            if !written {
+                self.dropped.inc();
+            }
+        }
+    }
+
+    /// Writes to the API server, with retries. Returns whether the write succeeded.
+    async fn write(&mut self, told: &Told, mut write: Write, queue: &mpsc::Receiver<Told>) -> bool {
+        // A closed queue means that the credentials have changed or are gone, so stop retrying.
+        while told.since.elapsed() < STALE && !queue.is_closed() {
+            let failure = match timeout(PATIENCE, self.attempt(told, &write)).await {
+                Ok(Ok(())) => {
+                    if std::mem::take(&mut self.is_lost) {
+                        info!("Kubernetes Events reach the API server again");
+                    }
+                    self.is_proven = true;
+                    self.waits = waits();
+                    return true;
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::Later(format!(
+                    "no answer within {PATIENCE:?}, of the API server or of the program that gives \
+                     a token"
+                )),
+            };
+            let failure = match failure {
+                Failure::Forbidden(why) if self.is_proven => Failure::Refused(why),
+                Failure::Forbidden(why) => Failure::Later(why),
+                failure => failure,
+            };
+            match failure {
+                Failure::Gone if write != Write::Create => {
+                    self.history.forget(told);
+                    match self.history.judge(told, Instant::now()) {
+                        Ok(Some(anew)) => write = anew,
+                        _ => return false,
+                    }
+                }
+                Failure::Gone => break,
+                Failure::Refused(why) => {
+                    let (pod, reason) = (format!("{}/{}", told.namespace, told.pod), told.kind());
+                    debug!(pod, %reason, "the API server refused an Event: {}", excerpt(&why));
+                    break;
+                }
+                Failure::Later(why) | Failure::Forbidden(why) => {
+                    self.client = None;
+                    self.is_proven = false;
+                    if !std::mem::replace(&mut self.is_lost, true) {
+                        warn!(
+                            "cannot write Kubernetes Events; trying again while there are new \
+                             ones: {}",
+                            excerpt(&why)
+                        );
+                    }
+                    let most = BACKOFF[1];
+                    sleep(self.waits.next().map_or(most, |wait| wait.min(most))).await;
+                }
+            }
+        }
+        self.history.forget(told);
+        false
+    }
+
+    async fn attempt(&mut self, told: &Told, write: &Write) -> Result<(), Failure> {
+        let client = match &self.client {
+            Some(client) => client,
+            None => {
+                let made = (self.connect)()
+                    .await
+                    .map_err(|error| Failure::Later(in_full(error.as_ref())))?;
+                self.client.insert(made)
+            }
+        };
+        let events = Api::<Event>::namespaced(client.clone(), &told.namespace);
+        let result = match write {
+            Write::Create => {
+                events.create(&PostParams::default(), &told.event(&self.instance)).await
+            }
+            Write::Count { name, count } => {
+                let series = EventSeries { count: *count, last_observed_time: MicroTime(told.at) };
+                let patch = serde_json::json!({ "series": series });
+                events.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            // The Event exists already: the answer to an earlier attempt was lost.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use http_body_util::{BodyExt as _, Full};
+    use hyper::body::Bytes as Body;
+    use hyper::{Method, Response};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::report::events::QUEUE;
+    use crate::report::events::fixtures::{rejected, told};
+
+    /// Requests to the API server: method, path and body.
+    type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
+
+    /// Returns a publisher whose API server answers with these status codes in order; 0 is no
+    /// answer. Also returns the requests and the number of connections.
+    fn publisher(codes: &'static [u16]) -> (Publisher, Requests, Arc<AtomicUsize>) {
+        let (requests, connections) = (Requests::default(), Arc::<AtomicUsize>::default());
+        let mut publisher = Publisher::new(Source::InCluster, Counter::default());
+        let (asked, connected) = (requests.clone(), connections.clone());
+        publisher.connect = Box::new(move || {
+            connected.fetch_add(1, Ordering::Relaxed);
+            let asked = asked.clone();
+            let service = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {
+                let asked = asked.clone();
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes();
+                    let body: Value = serde_json::from_slice(&body).unwrap();
+                    let number = asked.lock().unwrap().len();
+                    asked.lock().unwrap().push((
+                        parts.method,
+                        parts.uri.path().to_owned(),
+                        body.clone(),
+                    ));
+                    let code = codes[number];
+                    if code == 0 {
+                        std::future::pending::<()>().await;
+                    }
+                    let cause = json!({ "causes": [{ "reason": "NamespaceTerminating" }] });
+                    let status = |code: u16| json!({ "kind": "Status", "code": code, "message": "no\u{1b}[2J" });
+                    let (code, answer) = match code {
+                        200 => (200, json!({ "metadata": {} , "eventTime": null })),
+                        // 403 in a namespace that is being deleted.
+                        1403 => (
+                            403,
+                            json!({ "kind": "Status", "code": 403, "message": "ends", "details": cause }),
+                        ),
+                        code => (code, status(code)),
+                    };
+                    let answer = Full::new(Body::from(answer.to_string()));
+                    Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap())
+                }
+            });
+            let client = Client::new(service, "default");
+            async move { Ok(client) }.boxed()
+        });
+        (publisher, requests, connections)
+    }
+
+    async fn publish(publisher: Publisher, times: usize) -> u64 {
+        let dropped = publisher.dropped.clone();
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let running = tokio::spawn(publisher.run(queue));
+        for _ in 0..times {
+            sender.send(told("u", "app", &rejected(100))).await.unwrap();
+        }
+        while sender.capacity() < QUEUE {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // Allow all the time for retries of the last incident.
+        sleep(2 * STALE).await;
+        drop(sender);
+        running.await.unwrap();
+        dropped.get()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_again_is_a_patch_of_the_count() {
+        let (publisher, requests, connections) = publisher(&[200, 200, 200]);
+        assert_eq!(publish(publisher, 3).await, 0);
+        let requests = requests.lock().unwrap();
+        let [(create, path, event), (patch, of, second), (_, _, third)] = &requests[..] else {
+            panic!("{requests:?}")
+        };
+        assert_eq!(
+            (create, &**path),
+            (&Method::POST, "/apis/events.k8s.io/v1/namespaces/default/events")
+        );
+        let name = event["metadata"]["name"].as_str().unwrap();
+        assert_eq!((patch, of), (&Method::PATCH, &format!("{path}/{name}")));
+        assert_eq!((&second["series"]["count"], &third["series"]["count"]), (&json!(2), &json!(3)));
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_fails_is_tried_again_with_credentials_read_anew() {
+        let (publisher, requests, connections) = publisher(&[503, 0, 401, 403, 429, 409]);
+        // The final 409 means that an earlier attempt created the Event but its answer was lost.
+        assert_eq!(publish(publisher, 1).await, 0);
+        let requests = requests.lock().unwrap();
+        assert_eq!((requests.len(), connections.load(Ordering::Relaxed)), (6, 6));
+        assert!(
+            requests.iter().all(|(_, _, event)| *event == requests[0].2),
+            "the same Event each time"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_server_refuses_is_not_tried_again() {
+        for code in [&[1403, 200][..], &[422, 200], &[404, 200], &[413, 200]] {
+            let (publisher, requests, _) = publisher(code);
+            assert_eq!(publish(publisher, 2).await, 1, "{code:?}");
+            let requests = requests.lock().unwrap();
+            let methods: Vec<_> = requests.iter().map(|(method, ..)| method).collect();
+            assert_eq!(methods, [Method::POST, Method::POST], "{code:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_server_forbids_that_has_taken_others_keeps_nobody_waiting() {
+        let (publisher, requests, connections) = publisher(&[200, 403, 200]);
+        assert_eq!(publish(publisher, 3).await, 1);
+        let methods: Vec<_> =
+            requests.lock().unwrap().iter().map(|(method, ..)| method.clone()).collect();
+        assert_eq!(methods, [Method::POST, Method::PATCH, Method::POST]);
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_tried_less_and_less_often_however_much_waits() {
+        let (publisher, requests, _) = publisher(&[500; 200]);
+        let dropped = publisher.dropped.clone();
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let running = tokio::spawn(publisher.run(queue));
+        for number in 0..9 {
+            sender.send(told(&format!("u{number}"), "app", &rejected(100))).await.unwrap();
+        }
+        sleep(2 * STALE).await;
+        let attempts = requests.lock().unwrap().len();
+        assert!((6..20).contains(&attempts), "{attempts} attempts within {STALE:?}");
+        assert_eq!(dropped.get(), 9);
+        drop(sender);
+        running.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_that_was_removed_meanwhile_is_made_anew() {
+        let (publisher, requests, _) = publisher(&[200, 404, 200]);
+        assert_eq!(publish(publisher, 2).await, 0);
+        let methods: Vec<_> =
+            requests.lock().unwrap().iter().map(|(method, ..)| method.clone()).collect();
+        assert_eq!(methods, [Method::POST, Method::PATCH, Method::POST]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_become_old_is_thrown_away_and_nothing_is_tried_at_rest() {
+        let (publisher, requests, _) = publisher(&[500; 100]);
+        let start = Instant::now();
+        assert_eq!(publish(publisher, 1).await, 1);
+        assert!(start.elapsed() >= STALE);
+        let attempts = requests.lock().unwrap().len();
+        assert!((6..20).contains(&attempts), "{attempts} attempts within {STALE:?}");
+    }
+}

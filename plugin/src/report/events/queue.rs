@@ -1,0 +1,130 @@
+//! Entry point for incidents: the queue to the thread that sends Events.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::{io, thread};
+
+use plimsoll_core::incident::{Incident, Subject};
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::lock;
+use crate::report::events::credentials::Source;
+use crate::report::events::draft::Told;
+use crate::report::events::publisher::Publisher;
+use crate::report::mode::Deed;
+
+/// Maximum number of incidents that wait to be sent.
+pub const QUEUE: usize = 256;
+
+/// Entry point for Kubernetes Events: the credentials and the queue to the sending thread.
+#[derive(Debug, Default)]
+pub struct Events(Mutex<Way>);
+
+#[derive(Debug, Default)]
+struct Way {
+    is_known: bool,
+    source: Option<Source>,
+    queue: Option<mpsc::Sender<Told>>,
+}
+
+impl Events {
+    /// Applies the credentials: the kubeconfig file, or else the service account of the plugin's
+    /// pod. Without either, the plugin writes no Events. A change of credentials drops the queued
+    /// incidents.
+    pub fn configure(&self, kubeconfig: Option<&Path>, dropped: &Counter) {
+        self.follow(Source::find(kubeconfig), dropped);
+    }
+
+    fn follow(&self, source: Option<Source>, dropped: &Counter) {
+        let mut way = lock(&self.0);
+        if way.is_known && way.source == source {
+            return;
+        }
+        *way = Way { is_known: true, source: source.clone(), queue: None };
+        let Some(source) = source else {
+            info!("no kubeconfig is configured: there are no Kubernetes Events");
+            return;
+        };
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let credentials = source.to_string();
+        match start(source, queue, dropped.clone()) {
+            Ok(()) => {
+                way.queue = Some(sender);
+                info!("Kubernetes Events are written with the credentials of {credentials}");
+            }
+            Err(error) => warn!(%error, "cannot start a thread: there are no Kubernetes Events"),
+        }
+    }
+
+    /// Queues an incident that concerns a pod's owner. Never blocks.
+    pub(crate) fn put(&self, subject: &Subject, what: &Incident, deed: Deed, dropped: &Counter) {
+        let way = lock(&self.0);
+        let Some(queue) = &way.queue else { return };
+        if let Some(told) = Told::of(subject, what, deed)
+            && queue.try_send(told).is_err()
+        {
+            dropped.inc();
+        }
+    }
+}
+
+fn start(source: Source, queue: mpsc::Receiver<Told>, dropped: Counter) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()?;
+    let publisher = Publisher::new(source, dropped);
+    thread::Builder::new()
+        .name("events".to_owned())
+        .spawn(move || runtime.block_on(publisher.run(queue)))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::events::fixtures::{rejected, subject};
+
+    #[test]
+    fn what_does_not_fit_into_the_queue_is_dropped_and_counted() {
+        let (sender, mut queue) = mpsc::channel(QUEUE);
+        let events = Events(Mutex::new(Way { is_known: true, source: None, queue: Some(sender) }));
+        let dropped = Counter::default();
+        for _ in 0..QUEUE + 7 {
+            events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
+        }
+        assert_eq!(dropped.get(), 7);
+        assert_eq!(std::iter::from_fn(|| queue.try_recv().ok()).count(), QUEUE);
+    }
+
+    #[test]
+    fn without_credentials_nothing_is_kept() {
+        let (events, dropped) = (Events::default(), Counter::default());
+        events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
+        events.follow(None, &dropped);
+        events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
+        assert_eq!(dropped.get(), 0);
+        assert!(lock(&events.0).queue.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_same_credentials_are_gone_on_with_and_others_take_their_place() {
+        let (events, dropped) = (Events::default(), Counter::default());
+        let queue = || lock(&events.0).queue.clone().unwrap();
+        let source = |path: &str| Some(Source::Kubeconfig(path.into()));
+        events.follow(source("/none/a"), &dropped);
+        let first = queue();
+        events.follow(source("/none/a"), &dropped);
+        assert!(queue().same_channel(&first));
+        events.follow(source("/none/b"), &dropped);
+        assert!(!queue().same_channel(&first));
+        let second = queue().downgrade();
+        events.follow(None, &dropped);
+        assert!(
+            lock(&events.0).queue.is_none() && second.upgrade().is_none(),
+            "nobody puts anything into it"
+        );
+    }
+}

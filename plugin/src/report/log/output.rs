@@ -1,0 +1,98 @@
+//! Choice of the destination: standard error, the journal or syslog.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use clap::ValueEnum;
+use libsystemd::logging::{self, SD_JOURNAL_SOCK_PATH};
+use syslog_tracing::{Facility, Syslog};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::config::LogLevel;
+use crate::report::log::journal::{Journal, NAME};
+use crate::report::log::queue::Queued;
+
+/// Targets that log every step of a request to the API server. Their messages below `info` are
+/// suppressed at every log level.
+const QUIET: [&str; 4] = ["hyper", "kube", "rustls", "tower"];
+
+/// The form of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line for people, with fields as KEY=VALUE; to the journal with fields of its own, where
+    /// standard error leads there
+    Text,
+    /// One JSON object a line, on standard error
+    Json,
+}
+
+/// Handle that changes the log level.
+pub(crate) struct Level(reload::Handle<LevelFilter, Registry>);
+
+impl Level {
+    /// Sets the log level.
+    pub(crate) fn set(&self, wanted: LogLevel) {
+        let filter = match wanted {
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+            LogLevel::Trace => LevelFilter::TRACE,
+        };
+        // Fails only if the subscriber is gone. Then nothing is logged in any case.
+        let _ = self.0.reload(filter);
+    }
+}
+
+/// Starts logging to standard error. Text goes to the journal if standard error leads there or
+/// nowhere. A runtime that launches the plugin gives it /dev/null as standard error. If standard
+/// error leads nowhere and there is no journal, text goes to syslog.
+///
+/// Also returns whether text that `main` writes to standard error reaches the reader of the log.
+pub(crate) fn start(format: LogFormat) -> (Level, bool) {
+    let (filter, level) = reload::Layer::new(LevelFilter::INFO);
+    let text = || tracing_subscriber::fmt::layer().with_target(false);
+    let nowhere = leads_nowhere(io::stderr());
+    let to_journal = logging::connected_to_journal() || nowhere;
+    // The last message of a process goes to standard error instead of the journal's own protocol.
+    // journald may no longer find the unit of a process that has ended.
+    let is_read = format == LogFormat::Text && !nowhere;
+    let output = if format == LogFormat::Json {
+        text().json().flatten_event(true).with_writer(Queued(io::stderr)).boxed()
+    } else if to_journal && Path::new(SD_JOURNAL_SOCK_PATH).exists() {
+        Journal.boxed()
+    } else if nowhere
+        && let Some(syslog) = Syslog::new(NAME, syslog_tracing::Options::LOG_PID, Facility::Daemon)
+    {
+        text().with_writer(Queued(syslog)).with_ansi(false).with_level(false).without_time().boxed()
+    } else {
+        let text = text().with_writer(Queued(io::stderr));
+        // The reader of a pipe adds the time and expects no colours.
+        if rustix::termios::isatty(io::stderr()) {
+            text.with_ansi(true).boxed()
+        } else {
+            text.with_ansi(false).without_time().boxed()
+        }
+    };
+    let quiet = filter_fn(|about| {
+        let is_quiet = QUIET.iter().any(|target| about.target().starts_with(target));
+        !is_quiet || *about.level() <= tracing::Level::INFO
+    });
+    tracing_subscriber::registry().with(output.with_filter(filter.and(quiet))).init();
+    (Level(level), is_read)
+}
+
+/// Returns whether the stream is closed or /dev/null. Runtimes give /dev/null to the plugins that
+/// they launch.
+fn leads_nowhere(stream: impl AsFd) -> bool {
+    let null = rustix::fs::stat("/dev/null").map(|null| null.st_rdev);
+    match rustix::fs::fstat(stream) {
+        Ok(stat) => null == Ok(stat.st_rdev),
+        Err(_) => true,
+    }
+}

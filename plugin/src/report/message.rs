@@ -1,0 +1,49 @@
+//! Log message of an incident.
+
+use plimsoll_core::incident::{Incident, Subject};
+use plimsoll_core::outcome::Outcome;
+use tracing::{info, warn};
+
+use crate::report::mode::Deed;
+
+/// Writes one log message.
+pub(super) fn say(subject: &Subject, what: &Incident, deed: Deed) {
+    let fields = what.fields();
+    // The pod and the container name identify a container, so only a kill also shows the cgroup.
+    let cgroup = subject
+        .cgroup
+        .as_ref()
+        .filter(|_| subject.container.is_none() || matches!(what, Incident::Killed { .. }));
+    let outcome = if deed == Deed::Planned { Some(Outcome::Planned) } else { fields.outcome };
+    macro_rules! say {
+        ($say:ident) => {
+            $say!(
+                pod = subject.pod,
+                container = subject.container,
+                cgroup = cgroup.map(tracing::field::display),
+                knob = fields.knob,
+                desired = fields.desired.as_deref().map(tracing::field::display),
+                observed = fields.observed.as_deref().map(tracing::field::display),
+                asked = fields.asked.map(tracing::field::display),
+                usage = fields.usage.map(tracing::field::display),
+                reclaimable = fields.reclaimable.map(tracing::field::display),
+                request = fields.request.as_deref().map(tracing::field::display),
+                most = fields.most,
+                limit = fields.limit.as_deref().map(tracing::field::display),
+                allocatable = fields.allocatable.as_deref().map(tracing::field::display),
+                stalled = fields.stalled,
+                repairs = fields.repairs,
+                by = fields.by,
+                ceiling = fields.ceiling.map(tracing::field::display),
+                free = fields.free.map(tracing::field::display),
+                kills = fields.kills,
+                window = fields.window.map(tracing::field::debug),
+                outcome = outcome.map(tracing::field::display),
+                "{}{}",
+                deed.prefix(),
+                what.text()
+            )
+        };
+    }
+    if what.is_warning() { say!(warn) } else { say!(info) }
+}

@@ -1,0 +1,206 @@
+//! Counters of what the plugin did.
+
+use std::time::Duration;
+
+use plimsoll_core::incident::IncidentKind;
+use plimsoll_core::outcome::Outcome;
+use plimsoll_core::units::Knob;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::report::metrics::labels::{
+    By, File, Level, OfEvent, OfKill, OfKind, OfLevel, OfOutcome, OutcomeLabel,
+};
+use crate::report::metrics::table::{self, Row, bytes, plain, seconds};
+
+/// Upper bounds of the latency buckets in seconds. The bound 0.2 is a tenth of the runtime's
+/// default timeout.
+const LATENCIES: [f64; 12] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.2, 1.0, 2.0];
+
+/// All counters of the plugin.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Resizes by outcome.
+    pub resizes: Family<OfOutcome, Counter>,
+    /// Sum of the differences between the limits in force and the lower limits that were refused.
+    pub rejected_bytes: Counter,
+    /// Deferred limits that the plugin gave up.
+    pub deferrals_given_up: Counter,
+    /// Pod limits that were raised to what the pod's containers may use.
+    pub pod_limits_raised: Counter,
+    /// Files that another program had changed and that the plugin repaired.
+    pub repairs: Family<OfLevel, Counter>,
+    /// Files that the plugin left to another writer.
+    pub contended: Family<OfLevel, Counter>,
+    /// OOM kills of containers.
+    pub oom_kills: Family<OfKill, Counter>,
+    /// OOM rescues by outcome: limits that were raised, and raises that the ceiling prevented.
+    pub rescues: Family<OfOutcome, Counter>,
+    /// Releases of containers that were throttled at `memory.high`.
+    pub stalls_released: Counter,
+    /// Time to answer NRI events.
+    pub events: Events,
+    /// Connections to a runtime.
+    pub connections: Counter,
+    /// Kubernetes Events that were not written.
+    pub events_dropped: Counter,
+    /// Actions that observe mode left undone.
+    pub planned: Family<OfKind, Counter>,
+}
+
+/// Latency histogram for each NRI event.
+#[derive(Clone, Debug)]
+pub struct Events(Family<OfEvent, Histogram, fn() -> Histogram>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(LATENCIES)))
+    }
+}
+
+impl Metrics {
+    /// Records the time that the answer to an NRI event took.
+    pub fn answered(&self, event: &'static str, took: Duration) {
+        self.events.0.get_or_create(&OfEvent { event }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a resize.
+    pub fn resized(&self, outcome: Outcome) {
+        self.resizes.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) }).inc();
+    }
+
+    /// Counts an action that observe mode left undone.
+    pub fn planned(&self, kind: IncidentKind) {
+        self.planned.get_or_create(&OfKind { kind: kind.to_string() }).inc();
+    }
+
+    /// Counts an OOM rescue.
+    pub fn rescued(&self, outcome: Outcome) {
+        self.rescues.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) }).inc();
+    }
+
+    /// Registers every counter under its name.
+    pub fn register(&self, registry: &mut Registry) {
+        self.start_at_zero();
+        table::register(registry, self.rows_of_limits());
+        table::register(registry, self.rows_of_protection());
+        table::register(registry, self.rows_of_the_plugin());
+    }
+
+    /// Creates series whose labels are known. An increase is invisible in a series that appears
+    /// with its first event.
+    fn start_at_zero(&self) {
+        for outcome in [Outcome::Applied, Outcome::Rejected, Outcome::Deferred, Outcome::Failed] {
+            let _ = self.resizes.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) });
+        }
+        for outcome in [Outcome::Applied, Outcome::Rejected] {
+            let _ = self.rescues.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) });
+        }
+        for by in [By::limit, By::node] {
+            let _ = self.oom_kills.get_or_create(&OfKill { by });
+        }
+        let levels = [
+            (Level::Container, &[Knob::Min, Knob::Low, Knob::High][..]),
+            (Level::Ancestor, &[Knob::Min, Knob::Low, Knob::Max]),
+        ];
+        for (level, knobs) in levels {
+            for knob in knobs {
+                let labels = OfLevel { level, knob: (*knob).into() };
+                let _ = self.repairs.get_or_create(&labels);
+                let _ = self.contended.get_or_create(&labels);
+            }
+        }
+        let _ =
+            self.contended.get_or_create(&OfLevel { level: Level::Ancestor, knob: File::CPU_MAX });
+        for kind in [IncidentKind::CutRejected, IncidentKind::PodRaised, IncidentKind::Rescued] {
+            let _ = self.planned.get_or_create(&OfKind { kind: kind.to_string() });
+        }
+    }
+
+    /// Returns the counters of changed limits.
+    fn rows_of_limits(&self) -> [Row; 4] {
+        [
+            plain("resizes", "Resizes of containers, by what became of them", self.resizes.clone()),
+            bytes(
+                "resize_rejected",
+                "How much lower than those in force the limits were that would have killed and \
+                 were refused",
+                self.rejected_bytes.clone(),
+            ),
+            plain(
+                "resizes_given_up",
+                "Deferred memory limits that were given up",
+                self.deferrals_given_up.clone(),
+            ),
+            plain(
+                "pod_limits_raised",
+                "Limits of pods that were raised to what their containers may use",
+                self.pod_limits_raised.clone(),
+            ),
+        ]
+    }
+
+    /// Returns the counters of repairs, kills and releases.
+    fn rows_of_protection(&self) -> [Row; 5] {
+        [
+            plain(
+                "repairs",
+                "Files that somebody else had changed and that were repaired",
+                self.repairs.clone(),
+            ),
+            plain(
+                "contended",
+                "Files that somebody else keeps changing and that were left to them",
+                self.contended.clone(),
+            ),
+            plain(
+                "oom_kills",
+                "How often containers were killed for want of memory, by whose limit it was: that \
+                 of container or pod, or the node's",
+                self.oom_kills.clone(),
+            ),
+            plain(
+                "oom_rescues",
+                "Limits that were raised, or would have been but for their ceiling, of containers \
+                 killed again and again",
+                self.rescues.clone(),
+            ),
+            plain(
+                "stalls_released",
+                "Releases of containers that stood at memory.high",
+                self.stalls_released.clone(),
+            ),
+        ]
+    }
+
+    /// Returns the counters of the plugin's own work.
+    fn rows_of_the_plugin(&self) -> [Row; 4] {
+        [
+            seconds(
+                "nri_request_duration",
+                "How long the runtime's events took to be answered",
+                self.events.0.clone(),
+            ),
+            plain(
+                "nri_connections",
+                "How often a runtime was connected to",
+                self.connections.clone(),
+            ),
+            plain(
+                "events_dropped",
+                "Kubernetes Events that were not written: too many at once, refused, or too old \
+                 when the API server was back",
+                self.events_dropped.clone(),
+            ),
+            plain(
+                "observed_actions",
+                "What the plugin would have done and did not, as it only observes, by the kind of \
+                 report",
+                self.planned.clone(),
+            ),
+        ]
+    }
+}

@@ -1,0 +1,139 @@
+//! Gauges of the protection by level of the cgroups.
+
+use std::collections::BTreeMap;
+
+use plimsoll_core::policy::Protection;
+use plimsoll_core::units::{Bytes, Knob, Limit};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::config::Mode;
+use crate::report::metrics::labels::{File, Level};
+use crate::report::metrics::table::{self, bytes, count, number, plain, to_i64};
+use crate::report::status::{self, CgroupStatus, Status, Values};
+
+/// Levels above the containers, and the level of the reserved cgroups beside the pods.
+const LEVELS: [status::Level; 4] =
+    [status::Level::Kubepods, status::Level::Class, status::Level::Pod, status::Level::Reserved];
+
+/// Labels of the protection of a level.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfProtection {
+    level: &'static str,
+    knob: File,
+    value: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCgroup {
+    level: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDifference {
+    level: Level,
+}
+
+/// Registers the protection by level and the number of files that differ from their desired values.
+pub(super) fn register_levels(status: &Status, registry: &mut Registry) {
+    let rows = [
+        bytes(
+            "protection",
+            "What memory.min and memory.low of all cgroups of a level add up to: as it should be, \
+             as it was read, and as far as it is effective by the kernel's rule",
+            protection(status),
+        ),
+        plain(
+            "unread_cgroups",
+            "Cgroups that could not be read, or are not there: what they hold is unknown, and \
+             they count in no sum and as no difference",
+            unread(status),
+        ),
+        plain(
+            "unknown_facts",
+            "What of the node could not be read and decides about values, such as the kubelet's \
+             records; plimsoll status names it",
+            count(status.node.problems.len()),
+        ),
+        plain("differing_files", "Files that are not as they should be", differences(status)),
+    ];
+    table::register(registry, rows);
+}
+
+/// Returns the sums of the protection by level, file and kind of value.
+fn protection(status: &Status) -> Family<OfProtection, Gauge> {
+    let mut sums: BTreeMap<(&'static str, Knob, &'static str), Bytes> = BTreeMap::new();
+    let mut add = |level, value, of: Protection| {
+        for (knob, bytes) in [(Knob::Min, of.min), (Knob::Low, of.low)] {
+            let sum = sums.entry((level, knob, value)).or_default();
+            *sum = sum.saturating_add(bytes);
+        }
+    };
+    for cgroup in &status.cgroups {
+        let level = cgroup.level.word();
+        add(level, "desired", cgroup.desired);
+        add(level, "observed", cgroup.observed.unwrap_or_default());
+        add(level, "effective", cgroup.effective.unwrap_or_default());
+    }
+    let amount = |limit: Option<Limit>| {
+        limit.map_or(Bytes::ZERO, |limit| limit.bytes().unwrap_or(Bytes::MAX))
+    };
+    for container in &status.containers {
+        let of = |values: Values| Protection { min: amount(values.min), low: amount(values.low) };
+        add("container", "desired", of(container.desired));
+        add("container", "observed", of(container.observed.unwrap_or_default()));
+        add("container", "effective", container.effective.unwrap_or_default());
+    }
+    let protection = Family::<OfProtection, Gauge>::default();
+    for ((level, knob, value), sum) in sums {
+        protection
+            .get_or_create(&OfProtection { level, knob: knob.into(), value })
+            .set(number(sum));
+    }
+    protection
+}
+
+/// Returns the numbers of cgroups that could not be read, by level.
+fn unread(status: &Status) -> Family<OfCgroup, Gauge> {
+    let unread = Family::<OfCgroup, Gauge>::default();
+    for level in LEVELS {
+        let _ = unread.get_or_create(&OfCgroup { level: level.word() });
+    }
+    for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.observed.is_none()) {
+        unread.get_or_create(&OfCgroup { level: cgroup.level.word() }).inc();
+    }
+    let containers =
+        status.containers.iter().filter(|container| container.observed.is_none()).count();
+    unread.get_or_create(&OfCgroup { level: "container" }).set(to_i64(containers));
+    unread
+}
+
+/// Returns the numbers of files that differ from their desired values. In observe mode no file is
+/// expected to have its desired value, so both numbers are 0.
+fn differences(status: &Status) -> Family<OfDifference, Gauge> {
+    let (mut of_containers, mut of_ancestors) = (0, 0);
+    if status.node.mode == Mode::Enforce {
+        of_ancestors = status.cgroups.iter().map(differing_files).sum();
+        let containers = status
+            .containers
+            .iter()
+            .filter_map(|container| Some(container.desired.differs_from(container.observed?)));
+        of_containers = containers.sum();
+    }
+    let differences = Family::<OfDifference, Gauge>::default();
+    for (level, count) in [(Level::Container, of_containers), (Level::Ancestor, of_ancestors)] {
+        differences.get_or_create(&OfDifference { level }).set(to_i64(count));
+    }
+    differences
+}
+
+fn differing_files(cgroup: &CgroupStatus) -> usize {
+    // The plugin leaves a file alone if its desired value is 0. An unread cgroup does not count.
+    let observed = cgroup.observed.unwrap_or(cgroup.desired);
+    let pairs = [(cgroup.desired.min, observed.min), (cgroup.desired.low, observed.low)];
+    let differs =
+        |(desired, observed): &&(Bytes, Bytes)| *desired > Bytes::ZERO && desired != observed;
+    pairs.iter().filter(differs).count()
+}

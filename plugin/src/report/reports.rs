@@ -1,0 +1,141 @@
+//! Destination of all incidents.
+//!
+//! Code that detects an incident calls [`Reports::tell`] with an [`Incident`]. This file alone
+//! chooses where the incident appears.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use plimsoll_core::incident::{Incident, Occurrence, Subject};
+use plimsoll_core::outcome::Outcome;
+use plimsoll_core::pod::{CgroupPath, PodUid};
+use plimsoll_core::units::Limit;
+
+use crate::config::Config;
+use crate::report::events::Events;
+use crate::report::message::say;
+use crate::report::metrics::{File, Level, Metrics, OfLevel};
+use crate::report::mode::Deed;
+use crate::report::recent::{Recent, Report};
+use crate::state::brake::{Cause, Tally};
+
+/// Destination of all incidents.
+#[derive(Debug, Default)]
+pub struct Reports {
+    /// Counters.
+    pub metrics: Metrics,
+    /// Counts for the automatic brake.
+    pub brake: Arc<Tally>,
+    events: Events,
+    recent: Recent,
+}
+
+impl Reports {
+    /// Reports an incident.
+    pub fn tell(&self, subject: &Subject, what: &Incident) {
+        let what = &what.of_subject(subject);
+        say(subject, what, Deed::Done);
+        self.count(subject, what);
+        self.recent.remember(subject, what, Deed::Done);
+        self.events.put(subject, what, Deed::Done, &self.metrics.events_dropped);
+    }
+
+    /// Reports an action that observe mode left undone. The metrics count planned actions
+    /// separately, and every output marks them.
+    pub fn tell_planned(&self, subject: &Subject, what: &Incident) {
+        say(subject, what, Deed::Planned);
+        self.metrics.planned(what.kind());
+        self.recent.remember(subject, what, Deed::Planned);
+        self.events.put(subject, what, Deed::Planned, &self.metrics.events_dropped);
+    }
+
+    /// Reports incidents that code has returned which held a lock.
+    pub fn report_all(&self, occurrences: impl IntoIterator<Item = Occurrence>) {
+        for Occurrence { subject, incident, is_planned } in occurrences {
+            if is_planned {
+                self.tell_planned(&subject, &incident);
+            } else {
+                self.tell(&subject, &incident);
+            }
+        }
+    }
+
+    /// Applies another configuration.
+    pub fn configure(&self, config: &Config) {
+        self.brake.configure(config.brake);
+        self.events.configure(config.kubeconfig.as_deref(), &self.metrics.events_dropped);
+    }
+
+    fn count(&self, subject: &Subject, what: &Incident) {
+        let metrics = &self.metrics;
+        let level = if subject.container.is_some() { Level::Container } else { Level::Ancestor };
+        match what {
+            Incident::CutRejected(cut) => {
+                metrics.resized(Outcome::Rejected);
+                if let (Limit::Bytes(limit), Limit::Bytes(in_force)) = (cut.limit, cut.in_force) {
+                    metrics.rejected_bytes.inc_by(in_force.saturating_sub(limit).get());
+                }
+            }
+            Incident::CutDeferred(_) => metrics.resized(Outcome::Deferred),
+            Incident::CutGivenUp(_) => _ = metrics.deferrals_given_up.inc(),
+            Incident::CutApplied { .. } => metrics.resized(Outcome::Applied),
+            Incident::PodRaised { .. } => _ = metrics.pod_limits_raised.inc(),
+            Incident::Repaired { knob, .. } => {
+                self.brake.count(Cause::Repairs, Instant::now());
+                _ = metrics.repairs.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc()
+            }
+            Incident::Contended { knob, .. } | Incident::ContendedWithKubelet { knob, .. } => {
+                self.brake.count(Cause::Conflicts, Instant::now());
+                _ = metrics.contended.get_or_create(&OfLevel { level, knob: (*knob).into() }).inc();
+            }
+            Incident::CpuContended { .. } => {
+                self.brake.count(Cause::Conflicts, Instant::now());
+                _ = metrics.contended.get_or_create(&OfLevel { level, knob: File::CPU_MAX }).inc();
+            }
+            Incident::Rescued { .. } => metrics.rescued(Outcome::Applied),
+            Incident::AtCeiling { .. } => metrics.rescued(Outcome::Rejected),
+            Incident::Released(_) => _ = metrics.stalls_released.inc(),
+            // Other code counts two of these: an update once for all its files, and every single
+            // kill.
+            Incident::NotResized { .. }
+            | Incident::Killed { .. }
+            | Incident::BeyondNode { .. }
+            | Incident::Overcommitted { .. }
+            | Incident::Guarded { .. }
+            | Incident::GuardWaits(_)
+            | Incident::Unguarded { .. }
+            | Incident::PutBack(_) => {}
+        }
+    }
+
+    /// Returns the reports of a container, whose id may have changed. Latest first.
+    pub fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
+        self.recent.of_container(uid, name)
+    }
+
+    /// Returns the reports of a cgroup above the containers. Latest first.
+    pub fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
+        self.recent.of_cgroup(cgroup)
+    }
+
+    /// Returns how often the matching incidents occurred recently.
+    pub fn count_lately(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
+        self.recent.count_lately(is_it)
+    }
+
+    /// Returns the recent reports of containers that are not in `known`, because they are down.
+    pub fn of_others(&self, known: &HashSet<(PodUid, String)>) -> Vec<(Subject, Vec<Report>)> {
+        self.recent.of_others(known)
+    }
+
+    /// Forgets the reports of pods and cgroups that no longer exist. Recent reports of containers
+    /// stay.
+    pub fn retain(
+        &self,
+        is_there: impl Fn(&PodUid) -> bool,
+        is_level: impl Fn(&CgroupPath) -> bool,
+    ) {
+        self.recent.retain(is_there, is_level);
+    }
+}

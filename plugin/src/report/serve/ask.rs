@@ -1,0 +1,78 @@
+//! Client that requests the status from the plugin.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper::header::{HOST, HeaderValue};
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use plimsoll_core::units::excerpt;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::report::serve::socket::socket;
+use crate::report::status::{Status, VERSION};
+
+/// Maximum time to wait for the plugin's answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Error when the plugin's status could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot ask the plugin by {} (does it run, and is this user root? see plimsoll doctor)",
+    socket.display()
+)]
+pub struct Unanswered {
+    socket: PathBuf,
+    source: Silence,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Silence {
+    #[error(transparent)]
+    Connection(#[from] io::Error),
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    #[error("{0}: {1}")]
+    Refused(StatusCode, String),
+    #[error("expected what this version of plimsoll says")]
+    Form(#[from] serde_json::Error),
+    #[error("the plugin is of version {0}, which this one does not understand")]
+    Version(String),
+    #[error("no answer within {PATIENCE:?}")]
+    Late,
+}
+
+/// Requests the status from the plugin on the node whose file system is at `host`.
+///
+/// # Errors
+///
+/// When the plugin does not answer, or answers in a form that this version does not understand.
+pub async fn ask(host: &Path) -> Result<Status, Unanswered> {
+    let socket = socket(host);
+    let asked = async {
+        let stream = UnixStream::connect(&socket).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = Uri::from_static("/status");
+        request.headers_mut().insert(HOST, HeaderValue::from_static("plimsoll"));
+        let response = sender.send_request(request).await?;
+        let code = response.status();
+        let text = response.into_body().collect().await?.to_bytes();
+        if code != StatusCode::OK {
+            return Err(Silence::Refused(code, excerpt(&String::from_utf8_lossy(&text))));
+        }
+        let status: Status = serde_json::from_slice(&text)?;
+        if status.version != VERSION {
+            return Err(Silence::Version(excerpt(&status.plimsoll)));
+        }
+        Ok(status)
+    };
+    let result = timeout(PATIENCE, asked).await.unwrap_or(Err(Silence::Late));
+    result.map_err(|source| Unanswered { socket: socket.clone(), source })
+}

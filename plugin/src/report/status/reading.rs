@@ -1,0 +1,69 @@
+//! Values read from the cgroup of a container.
+
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::hierarchy::Observed;
+use plimsoll_core::units::{Bytes, Knob, Limit};
+
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
+use crate::report::status::format::Values;
+use crate::state::container::Container;
+
+/// Reason why a container that has not started was not read.
+const NOT_STARTED: &str = "it has not started yet";
+
+/// Values read from a container's cgroup.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Read {
+    pub(super) values: Values,
+    pub(super) usage: Bytes,
+    pub(super) working_set: Option<Bytes>,
+    pub(super) stalled: Option<(f64, f64)>,
+    pub(super) oom_kills: Option<u64>,
+}
+
+impl Read {
+    fn of(cgroup: &Cgroup) -> Result<Self, CgroupError> {
+        let [min, low, high, max] =
+            [Knob::Min, Knob::Low, Knob::High, Knob::Max].map(|knob| cgroup.read(knob));
+        let values = Values { min: Some(min?), low: Some(low?), high: high.ok(), max: Some(max?) };
+        let usage = cgroup.usage()?;
+        Ok(Self {
+            values,
+            usage,
+            working_set: cgroup.inactive_file().ok().map(|inactive| usage.saturating_sub(inactive)),
+            stalled: cgroup
+                .pressure()
+                .ok()
+                .map(|pressure| (pressure.percent, pressure.total.as_secs_f64())),
+            oom_kills: cgroup.events().ok().map(|events| events.oom_kill),
+        })
+    }
+
+    pub(super) fn observed(&self) -> Observed {
+        let zero = Limit::Bytes(Bytes::ZERO);
+        let setting =
+            Protection::of_files(self.values.min.unwrap_or(zero), self.values.low.unwrap_or(zero));
+        Observed { setting, usage: self.usage }
+    }
+}
+
+/// Reads the cgroup of a container. The error is the reason for the reader of the status.
+pub(super) fn read(root: &CgroupRoot, container: &Container) -> Result<Read, String> {
+    let Some(path) = &container.cgroup else { return Err(NOT_STARTED.to_owned()) };
+    root.cgroup(path).and_then(|cgroup| Read::of(&cgroup)).map_err(|error| match error {
+        CgroupError::Gone(_) if !container.started => NOT_STARTED.to_owned(),
+        error => unread(&error),
+    })
+}
+
+/// Returns why a cgroup could not be read, with advice.
+pub(super) fn unread(error: &CgroupError) -> String {
+    match error {
+        CgroupError::Gone(_) => {
+            format!("{error}: it is just being made or removed, or there is none on this node")
+        }
+        _ => format!(
+            "{error}; let the plugin read the node's cgroups as root, and see 'plimsoll doctor'"
+        ),
+    }
+}

@@ -1,0 +1,235 @@
+//! Decision about the state of a container, the word that sums up its other fields.
+
+use plimsoll_core::incident::{Incident, IncidentKind};
+use plimsoll_core::policy::hierarchy::Standing;
+use plimsoll_core::policy::resize::Throttled;
+use plimsoll_core::units::{Bytes, Limit};
+
+use crate::report::recent::Report;
+use crate::report::status::format::{State, Values};
+
+/// State of a container's limit that other modules know.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wait {
+    /// A limit decrease is deferred.
+    pub(super) is_deferred: bool,
+    /// The plugin raised the limit as an OOM rescue.
+    pub(super) is_rescued: bool,
+}
+
+/// Facts that decide the state of a container.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'r> {
+    pub(super) is_read: bool,
+    pub(super) is_changing: bool,
+    /// Observe mode: the plugin sets nothing, so a difference is no drift.
+    pub(super) only_observes: bool,
+    pub(super) usage: Option<Bytes>,
+    pub(super) desired: Values,
+    pub(super) observed: Values,
+    /// The limit is higher than the limit that the user asked for.
+    pub(super) is_beyond_asked: bool,
+    pub(super) wait: Wait,
+    pub(super) throttled: Option<Throttled>,
+    pub(super) is_over: bool,
+    pub(super) standing: Option<Standing>,
+    /// Latest first.
+    pub(super) reports: &'r [Report],
+}
+
+impl Facts<'_> {
+    /// Returns whether observe mode is on and the container uses more than its planned
+    /// `memory.high`.
+    pub(super) fn would_throttle(&self) -> bool {
+        self.only_observes
+            && self
+                .usage
+                .zip(self.desired.high)
+                .is_some_and(|(usage, high)| Limit::Bytes(usage) > high)
+    }
+
+    pub(super) fn state(&self) -> State {
+        let was = |kind: IncidentKind| {
+            self.reports.iter().any(|report| report.is_late() && report.kind == kind)
+        };
+        if was(IncidentKind::Killed) {
+            return State::Killed;
+        }
+        if !self.is_read {
+            return State::Unread;
+        }
+        if self.wait.is_deferred {
+            return State::Deferred;
+        }
+        // A refusal counts only while the limit in force is still the same as then.
+        let is_refused = self.reports.iter().filter(|report| report.is_late()).any(|report| {
+            match &report.what {
+                Some(Incident::CutRejected(cut)) => {
+                    !report.planned && Some(cut.in_force) == self.observed.max
+                }
+                _ => false,
+            }
+        });
+        if is_refused || (self.is_beyond_asked && !self.wait.is_rescued) {
+            return State::Refused;
+        }
+        if self.desired.differs_from(self.observed) > 0 && !self.is_changing && !self.only_observes
+        {
+            // A conflict is reported only once, so its report counts even if it is old.
+            let is_contended =
+                self.reports.iter().any(|report| report.kind == IncidentKind::Contended);
+            return if is_contended { State::Contended } else { State::Drifted };
+        }
+        if self.throttled.is_some_and(|throttled| throttled.is_pinned()) {
+            return State::Throttled;
+        }
+        if self.would_throttle() {
+            return State::WouldThrottle;
+        }
+        if self.is_beyond_asked {
+            return State::Rescued;
+        }
+        match self.standing {
+            _ if self.is_over => State::OverRequest,
+            Some(Standing::Inert | Standing::Partly) => State::Inert,
+            Some(Standing::Protected) => State::Protected,
+            Some(Standing::Unclaimed) => State::Unprotected,
+            // An ancestor cgroup could not be read.
+            None => State::Unread,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_core::incident::LowerLimit;
+    use plimsoll_core::policy::resize::Usage;
+    use plimsoll_core::units::Knob;
+
+    use super::*;
+    use crate::report::{LATELY, now};
+
+    fn report(what: Incident, ago: u64) -> Report {
+        let last = now() - ago;
+        let (kind, message) = (what.kind(), what.to_string());
+        Report {
+            kind,
+            message,
+            planned: false,
+            what: Some(what),
+            first: last,
+            last,
+            count: 1,
+            lately: Default::default(),
+        }
+    }
+
+    fn mib(amount: u64) -> Limit {
+        Limit::Bytes(Bytes::new(amount << 20))
+    }
+
+    const DEFERRED: Wait = Wait { is_deferred: true, is_rescued: false };
+    const RESCUED: Wait = Wait { is_deferred: false, is_rescued: true };
+
+    /// A container with a limit of 250 MiB whose files all have their desired values.
+    fn fine() -> Facts<'static> {
+        let values = Values {
+            min: Some(mib(64)),
+            low: Some(mib(0)),
+            high: Some(mib(200)),
+            max: Some(mib(250)),
+        };
+        Facts {
+            is_read: true,
+            is_changing: false,
+            only_observes: false,
+            usage: Some(Bytes::new(100 << 20)),
+            desired: values,
+            observed: values,
+            is_beyond_asked: false,
+            wait: Wait { is_deferred: false, is_rescued: false },
+            throttled: None,
+            is_over: false,
+            standing: Some(Standing::Protected),
+            reports: &[],
+        }
+    }
+
+    #[test]
+    fn the_worst_that_is_known_is_the_state() {
+        let cut = LowerLimit { limit: mib(100), in_force: mib(250), usage: Usage::default() };
+        let killed = Incident::Killed {
+            limit: None,
+            by_own_limit: true,
+            kills: 1,
+            window: std::time::Duration::ZERO,
+        };
+        let (desired, observed) = (mib(64), mib(0));
+        let contended = Incident::Contended { knob: Knob::Min, desired, observed, repairs: 5 };
+        let raised = Values { max: Some(mib(300)), ..fine().desired };
+        let written = Values { min: Some(mib(0)), ..fine().observed };
+        let rescued = Facts {
+            desired: raised,
+            observed: raised,
+            is_beyond_asked: true,
+            wait: RESCUED,
+            ..fine()
+        };
+        let throttled = Some(Throttled {
+            usage: Bytes::new(200 << 20),
+            line: Bytes::new(200 << 20),
+            high: mib(200),
+            max: Bytes::MAX,
+            stalled: 80.0,
+        });
+        for (state, facts, reports) in [
+            (State::Protected, fine(), vec![]),
+            (State::Unprotected, Facts { standing: Some(Standing::Unclaimed), ..fine() }, vec![]),
+            (State::Inert, Facts { standing: Some(Standing::Partly), ..fine() }, vec![]),
+            (State::Unread, Facts { standing: None, ..fine() }, vec![]),
+            (
+                State::OverRequest,
+                Facts { is_over: true, standing: Some(Standing::Inert), ..fine() },
+                vec![],
+            ),
+            (State::Rescued, Facts { is_over: true, ..rescued }, vec![]),
+            (State::Throttled, Facts { throttled, ..rescued }, vec![]),
+            (State::Drifted, Facts { throttled, observed: written, ..fine() }, vec![]),
+            // In observe mode a difference is no drift.
+            (State::Protected, Facts { only_observes: true, observed: written, ..fine() }, vec![]),
+            (
+                State::WouldThrottle,
+                Facts { only_observes: true, usage: Some(Bytes::new(201 << 20)), ..fine() },
+                vec![],
+            ),
+            (State::Protected, Facts { usage: Some(Bytes::new(201 << 20)), ..fine() }, vec![]),
+            (State::Protected, Facts { observed: written, is_changing: true, ..fine() }, vec![]),
+            (
+                State::Contended,
+                Facts { observed: written, ..fine() },
+                vec![report(contended, LATELY + 100)],
+            ),
+            (State::Refused, fine(), vec![report(Incident::CutRejected(cut), LATELY - 5)]),
+            (State::Protected, fine(), vec![report(Incident::CutRejected(cut), LATELY + 5)]),
+            // The limit has changed since the refusal.
+            (State::Rescued, rescued, vec![report(Incident::CutRejected(cut), 0)]),
+            // The limit is above the user's limit without a rescue, because the plugin gave up a
+            // deferred limit.
+            (
+                State::Refused,
+                Facts { is_beyond_asked: true, ..fine() },
+                vec![report(Incident::CutGivenUp(cut), LATELY + 5)],
+            ),
+            (State::Deferred, Facts { is_beyond_asked: true, wait: DEFERRED, ..fine() }, vec![]),
+            (
+                State::Unread,
+                Facts { is_read: false, ..fine() },
+                vec![report(Incident::CutRejected(cut), 0)],
+            ),
+            (State::Killed, Facts { is_read: false, ..fine() }, vec![report(killed, LATELY - 5)]),
+        ] {
+            let facts = Facts { reports: &reports, ..facts };
+            assert_eq!(facts.state(), state, "{facts:#?}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Values read from the cgroups above the containers, and the protection that takes effect.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use plimsoll_core::pod::CgroupPath;
+use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::hierarchy::{self, Level, Observed, Standing};
+use plimsoll_core::units::{Knob, Limit, PageSize};
+
+use crate::cgroup::{CgroupError, CgroupRoot};
+use crate::report::recent::Report;
+use crate::report::status::format::CgroupStatus;
+use crate::report::status::parallel::in_parallel;
+use crate::report::status::reading::{Read, unread};
+use crate::state::container::Container;
+use crate::state::levels::LevelKind;
+
+/// Values of the cgroups above the containers, and of the containers.
+pub(super) struct CgroupTree {
+    /// Values of all cgroups that were read.
+    observed: BTreeMap<CgroupPath, Observed>,
+    /// `memory.max` of the cgroups above the containers.
+    limits: HashMap<CgroupPath, Limit>,
+    /// Reasons why cgroups above the containers could not be read.
+    problems: HashMap<CgroupPath, String>,
+    /// Protection that takes effect.
+    effective: BTreeMap<CgroupPath, Protection>,
+}
+
+impl CgroupTree {
+    /// Reads the cgroups above the containers. `read` are the values of the containers.
+    pub(super) fn read(
+        root: &CgroupRoot,
+        levels: &[(Level, LevelKind)],
+        known: &[Arc<Container>],
+        read: &[Result<Read, String>],
+    ) -> Self {
+        let above = above(levels, known);
+        let limited_or_not = in_parallel(&above, |path| -> Result<_, CgroupError> {
+            let cgroup = root.cgroup(path)?;
+            Ok((cgroup.observe()?, cgroup.read(Knob::Max).ok()))
+        });
+        let (mut limits, mut problems) = (HashMap::new(), HashMap::new());
+        let mut observed = BTreeMap::new();
+        for (path, read) in above.into_iter().zip(limited_or_not) {
+            match read {
+                Ok((values, max)) => {
+                    limits.extend(max.map(|max| (path.clone(), max)));
+                    observed.insert(path, values);
+                }
+                Err(error) => _ = problems.insert(path, unread(&error)),
+            }
+        }
+        observed.extend(known.iter().zip(read).filter_map(|(container, read)| {
+            Some((container.cgroup.clone()?, read.as_ref().ok()?.observed()))
+        }));
+        let effective = hierarchy::effective_tree(None, &observed, root.recursive_protection());
+        Self { observed, limits, problems, effective }
+    }
+
+    /// Returns the protection of a cgroup that takes effect.
+    pub(super) fn effective(&self, cgroup: &CgroupPath) -> Option<Protection> {
+        self.effective.get(cgroup).copied()
+    }
+
+    /// Returns the status of a cgroup above the containers.
+    pub(super) fn status(
+        &self,
+        level: Level,
+        kind: LevelKind,
+        page: PageSize,
+        reports: Vec<Report>,
+    ) -> CgroupStatus {
+        let seen = self.observed.get(&level.cgroup);
+        let effective = self.effective(&level.cgroup);
+        let standing = seen
+            .zip(effective)
+            .map(|(seen, effective)| Standing::of(seen.setting, seen.usage, effective));
+        CgroupStatus {
+            level: kind,
+            desired: Protection {
+                min: level.protection.min.floor_to(page),
+                low: level.protection.low.floor_to(page),
+            },
+            observed: seen.map(|seen| seen.setting),
+            problem: self.problems.get(&level.cgroup).cloned(),
+            effective,
+            standing,
+            usage: seen.map(|seen| seen.usage),
+            max: self.limits.get(&level.cgroup).copied(),
+            reports,
+            cgroup: level.cgroup,
+        }
+    }
+}
+
+/// Returns all cgroups above the containers, and the levels with all cgroups above them.
+fn above(levels: &[(Level, LevelKind)], known: &[Arc<Container>]) -> Vec<CgroupPath> {
+    let mut above = BTreeSet::new();
+    let paths = levels.iter().map(|(level, _)| Some(level.cgroup.clone()));
+    for path in paths.chain(known.iter().map(|container| container.cgroup.as_ref()?.parent())) {
+        let mut path = path;
+        while let Some(cgroup) = path {
+            path = cgroup.parent();
+            if !above.insert(cgroup) {
+                break;
+            }
+        }
+    }
+    above.into_iter().collect()
+}
