@@ -4,20 +4,20 @@ use plimsoll_core::incident::{Incident, Subject};
 use plimsoll_core::outcome::Outcome;
 use tracing::{info, warn};
 
-use crate::report::mode::Deed;
+use crate::report::mode::ReportMode;
 
 /// Writes one log message.
-pub(super) fn say(subject: &Subject, what: &Incident, deed: Deed) {
+pub(super) fn log_incident(subject: &Subject, what: &Incident, mode: ReportMode) {
     let fields = what.fields();
     // The pod and the container name identify a container, so only a kill also shows the cgroup.
     let cgroup = subject
         .cgroup
         .as_ref()
         .filter(|_| subject.container.is_none() || matches!(what, Incident::Killed { .. }));
-    let outcome = if deed == Deed::Planned { Some(Outcome::Planned) } else { fields.outcome };
-    macro_rules! say {
-        ($say:ident) => {
-            $say!(
+    let outcome = if mode == ReportMode::Planned { Some(Outcome::Planned) } else { fields.outcome };
+    macro_rules! log_with {
+        ($log:ident) => {
+            $log!(
                 pod = subject.pod,
                 container = subject.container,
                 cgroup = cgroup.map(tracing::field::display),
@@ -40,10 +40,10 @@ pub(super) fn say(subject: &Subject, what: &Incident, deed: Deed) {
                 window = fields.window.map(tracing::field::debug),
                 outcome = outcome.map(tracing::field::display),
                 "{}{}",
-                deed.prefix(),
+                mode.prefix(),
                 what.text()
             )
         };
     }
-    if what.is_warning() { say!(warn) } else { say!(info) }
+    if what.is_warning() { log_with!(warn) } else { log_with!(info) }
 }

@@ -14,5 +14,5 @@ mod reports;
 pub mod serve;
 pub mod status;
 
-pub use recent::{LATELY, Report, now};
+pub use recent::{RECENT, Report, now};
 pub use reports::Reports;

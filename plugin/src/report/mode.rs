@@ -2,7 +2,7 @@
 
 /// Whether an action was done, or only planned in observe mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Deed {
+pub(crate) enum ReportMode {
     /// The action was done, or the incident is a plain fact.
     #[default]
     Done,
@@ -10,7 +10,7 @@ pub(crate) enum Deed {
     Planned,
 }
 
-impl Deed {
+impl ReportMode {
     /// Returns the message prefix of a planned action.
     pub(super) const fn prefix(self) -> &'static str {
         match self {

@@ -9,17 +9,17 @@ use plimsoll_core::pod::{CgroupPath, PodUid};
 use serde::{Deserialize, Serialize};
 
 use crate::lock;
-use crate::report::mode::Deed;
+use crate::report::mode::ReportMode;
 
 /// Maximum number of different incidents that are remembered for one container or cgroup.
-const REMEMBERED: usize = 16;
+const MOST_REPORTS: usize = 16;
 
 /// Time in seconds during which a report is recent.
-pub const LATELY: u64 = 600;
+pub const RECENT: u64 = 600;
 
 /// Maximum number of times that are remembered for one incident. The kubelet retries a resize every
 /// 10 to 15 seconds.
-const TIMES: usize = 128;
+const MOST_TIMES: usize = 128;
 
 /// An incident that was reported, possibly several times.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,13 +43,13 @@ pub struct Report {
     pub count: u64,
     /// Recent times of the incident; only for this program.
     #[serde(skip)]
-    pub(super) lately: Times,
+    pub(super) times: RecentTimes,
 }
 
 impl Report {
-    /// Returns whether the latest incident is recent: at most [`LATELY`] seconds old.
+    /// Returns whether the latest incident is recent: at most [`RECENT`] seconds old.
     pub fn is_late(&self) -> bool {
-        self.is_within(LATELY)
+        self.is_within(RECENT)
     }
 
     /// Returns whether the latest incident is at most `seconds` old.
@@ -58,31 +58,31 @@ impl Report {
     }
 }
 
-/// Times of an incident within the last [`LATELY`] seconds, at most [`TIMES`].
+/// Recent times of an incident within the last [`RECENT`] seconds, at most [`MOST_TIMES`].
 #[derive(Clone, Debug, Default)]
-pub(super) struct Times(VecDeque<u64>);
+pub(super) struct RecentTimes(VecDeque<u64>);
 
-impl Times {
+impl RecentTimes {
     fn add(&mut self, now: u64) {
-        let surplus = (self.0.len() + 1).saturating_sub(TIMES);
+        let surplus = (self.0.len() + 1).saturating_sub(MOST_TIMES);
         self.0.drain(..surplus);
-        self.0.retain(|at| now.saturating_sub(*at) <= LATELY);
+        self.0.retain(|at| now.saturating_sub(*at) <= RECENT);
         self.0.push_back(now);
     }
 
     fn count(&self, now: u64) -> u64 {
-        self.0.iter().filter(|at| now.saturating_sub(**at) <= LATELY).count() as u64
+        self.0.iter().filter(|at| now.saturating_sub(**at) <= RECENT).count() as u64
     }
 }
 
 /// Owner of reports: a pod's UID with a container's name, or a cgroup's path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Whose {
+enum ReportOwner {
     Container(PodUid, String),
     Cgroup(CgroupPath),
 }
 
-impl Whose {
+impl ReportOwner {
     fn of(subject: &Subject) -> Option<Self> {
         match (&subject.uid, &subject.container, &subject.cgroup) {
             (Some(uid), Some(name), _) => Some(Self::Container(uid.clone(), name.clone())),
@@ -94,7 +94,7 @@ impl Whose {
 
 /// Reports of one container or cgroup.
 #[derive(Debug, Default)]
-struct Told {
+struct RecentReports {
     /// Namespace and name of the pod.
     pod: Option<String>,
     /// Latest first.
@@ -103,16 +103,16 @@ struct Told {
 
 /// Recent reports of all containers and cgroups.
 #[derive(Debug, Default)]
-pub(super) struct Recent(Mutex<HashMap<Whose, Told>>);
+pub(super) struct ReportsByOwner(Mutex<HashMap<ReportOwner, RecentReports>>);
 
-impl Recent {
-    pub(super) fn remember(&self, subject: &Subject, what: &Incident, deed: Deed) {
-        let Some(whose) = Whose::of(subject) else { return };
+impl ReportsByOwner {
+    pub(super) fn remember(&self, subject: &Subject, what: &Incident, mode: ReportMode) {
+        let Some(owner) = ReportOwner::of(subject) else { return };
         let now = now();
-        let (kind, message) = (what.kind(), format!("{}{what}", deed.prefix()));
-        let planned = deed == Deed::Planned;
-        let mut recent = lock(&self.0);
-        let Told { pod, reports } = recent.entry(whose).or_default();
+        let (kind, message) = (what.kind(), format!("{}{what}", mode.prefix()));
+        let planned = mode == ReportMode::Planned;
+        let mut by_owner = lock(&self.0);
+        let RecentReports { pod, reports } = by_owner.entry(owner).or_default();
         if subject.pod.is_some() {
             pod.clone_from(&subject.pod);
         }
@@ -120,38 +120,38 @@ impl Recent {
             let is_it = |before: &Incident| what.identity() == before.identity();
             report.planned == planned && report.what.as_ref().is_some_and(is_it)
         });
-        let (what, count, lately) = (Some(what.clone()), 1, Times::default());
+        let (what, count, times) = (Some(what.clone()), 1, RecentTimes::default());
         let mut report = match before.and_then(|at| reports.remove(at)) {
             Some(before) => Report { what, message, last: now, count: before.count + 1, ..before },
-            None => Report { what, kind, message, planned, first: now, last: now, count, lately },
+            None => Report { what, kind, message, planned, first: now, last: now, count, times },
         };
-        report.lately.add(now);
-        reports.truncate(REMEMBERED - 1);
+        report.times.add(now);
+        reports.truncate(MOST_REPORTS - 1);
         reports.push_front(report);
     }
 
     /// Returns the reports of a container, whose id may have changed. Latest first.
     pub(super) fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
-        self.of(&Whose::Container(uid.clone(), name.to_owned()))
+        self.of(&ReportOwner::Container(uid.clone(), name.to_owned()))
     }
 
     /// Returns the reports of a cgroup above the containers. Latest first.
     pub(super) fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
-        self.of(&Whose::Cgroup(cgroup.clone()))
+        self.of(&ReportOwner::Cgroup(cgroup.clone()))
     }
 
     /// Returns how often the matching incidents occurred recently.
-    pub(super) fn count_lately(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
-        let recent = lock(&self.0);
-        let reports = recent.values().flat_map(|told| &told.reports);
+    pub(super) fn count_recent(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
+        let by_owner = lock(&self.0);
+        let reports = by_owner.values().flat_map(|of_owner| &of_owner.reports);
         let now = now();
-        reports.filter(|report| is_it(report)).map(|report| report.lately.count(now)).sum()
+        reports.filter(|report| is_it(report)).map(|report| report.times.count(now)).sum()
     }
 
-    fn of(&self, whose: &Whose) -> Vec<Report> {
+    fn of(&self, owner: &ReportOwner) -> Vec<Report> {
         lock(&self.0)
-            .get(whose)
-            .map(|told| told.reports.iter().cloned().collect())
+            .get(owner)
+            .map(|of_owner| of_owner.reports.iter().cloned().collect())
             .unwrap_or_default()
     }
 
@@ -160,14 +160,14 @@ impl Recent {
         &self,
         known: &HashSet<(PodUid, String)>,
     ) -> Vec<(Subject, Vec<Report>)> {
-        let recent = lock(&self.0);
-        let others = recent.iter().filter_map(|(whose, told)| match whose {
-            Whose::Container(uid, name) if !known.contains(&(uid.clone(), name.clone())) => {
-                let late: Vec<_> =
-                    told.reports.iter().filter(|report| report.is_late()).cloned().collect();
+        let by_owner = lock(&self.0);
+        let others = by_owner.iter().filter_map(|(owner, of_owner)| match owner {
+            ReportOwner::Container(uid, name) if !known.contains(&(uid.clone(), name.clone())) => {
+                let recent: Vec<_> =
+                    of_owner.reports.iter().filter(|report| report.is_late()).cloned().collect();
                 let (uid, container) = (Some(uid.clone()), Some(name.clone()));
-                (!late.is_empty()).then(|| {
-                    (Subject { pod: told.pod.clone(), uid, container, cgroup: None }, late)
+                (!recent.is_empty()).then(|| {
+                    (Subject { pod: of_owner.pod.clone(), uid, container, cgroup: None }, recent)
                 })
             }
             _ => None,
@@ -182,10 +182,12 @@ impl Recent {
         is_there: impl Fn(&PodUid) -> bool,
         is_level: impl Fn(&CgroupPath) -> bool,
     ) {
-        lock(&self.0).retain(|whose, told| match whose {
+        lock(&self.0).retain(|owner, of_owner| match owner {
             // The container may only be down at the moment.
-            Whose::Container(uid, _) => is_there(uid) || told.reports.iter().any(Report::is_late),
-            Whose::Cgroup(cgroup) => is_level(cgroup),
+            ReportOwner::Container(uid, _) => {
+                is_there(uid) || of_owner.reports.iter().any(Report::is_late)
+            }
+            ReportOwner::Cgroup(cgroup) => is_level(cgroup),
         });
     }
 }
@@ -201,16 +203,16 @@ mod tests {
 
     #[test]
     fn only_recent_times_are_counted() {
-        let mut times = Times::default();
+        let mut times = RecentTimes::default();
         for at in [1000, 1300, 1900] {
             times.add(at);
         }
-        assert_eq!(times.count(1900), 2, "the first is more than {LATELY} s ago");
+        assert_eq!(times.count(1900), 2, "the first is more than {RECENT} s ago");
         assert_eq!(times.count(1901), 1);
-        assert_eq!(times.count(1900 + LATELY + 1), 0);
-        for _ in 0..3 * TIMES {
+        assert_eq!(times.count(1900 + RECENT + 1), 0);
+        for _ in 0..3 * MOST_TIMES {
             times.add(2000);
         }
-        assert_eq!(times.count(2000), TIMES as u64);
+        assert_eq!(times.count(2000), MOST_TIMES as u64);
     }
 }

@@ -14,10 +14,10 @@ use plimsoll_core::units::Limit;
 
 use crate::config::Config;
 use crate::report::events::Events;
-use crate::report::message::say;
+use crate::report::message::log_incident;
 use crate::report::metrics::{File, Level, Metrics, OfLevel};
-use crate::report::mode::Deed;
-use crate::report::recent::{Recent, Report};
+use crate::report::mode::ReportMode;
+use crate::report::recent::{Report, ReportsByOwner};
 use crate::state::brake::{Cause, Tally};
 
 /// Destination of all incidents.
@@ -28,26 +28,26 @@ pub struct Reports {
     /// Counts for the automatic brake.
     pub brake: Arc<Tally>,
     events: Events,
-    recent: Recent,
+    recent: ReportsByOwner,
 }
 
 impl Reports {
     /// Reports an incident.
     pub fn tell(&self, subject: &Subject, what: &Incident) {
         let what = &what.of_subject(subject);
-        say(subject, what, Deed::Done);
+        log_incident(subject, what, ReportMode::Done);
         self.count(subject, what);
-        self.recent.remember(subject, what, Deed::Done);
-        self.events.put(subject, what, Deed::Done, &self.metrics.events_dropped);
+        self.recent.remember(subject, what, ReportMode::Done);
+        self.events.enqueue(subject, what, ReportMode::Done, &self.metrics.events_dropped);
     }
 
     /// Reports an action that observe mode left undone. The metrics count planned actions
     /// separately, and every output marks them.
     pub fn tell_planned(&self, subject: &Subject, what: &Incident) {
-        say(subject, what, Deed::Planned);
+        log_incident(subject, what, ReportMode::Planned);
         self.metrics.planned(what.kind());
-        self.recent.remember(subject, what, Deed::Planned);
-        self.events.put(subject, what, Deed::Planned, &self.metrics.events_dropped);
+        self.recent.remember(subject, what, ReportMode::Planned);
+        self.events.enqueue(subject, what, ReportMode::Planned, &self.metrics.events_dropped);
     }
 
     /// Reports incidents that code has returned which held a lock.
@@ -120,8 +120,8 @@ impl Reports {
     }
 
     /// Returns how often the matching incidents occurred recently.
-    pub fn count_lately(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
-        self.recent.count_lately(is_it)
+    pub fn count_recent(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
+        self.recent.count_recent(is_it)
     }
 
     /// Returns the recent reports of containers that are not in `known`, because they are down.

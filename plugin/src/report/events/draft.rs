@@ -7,8 +7,8 @@ use k8s_openapi::jiff::Timestamp;
 use plimsoll_core::incident::{Identity, Incident, IncidentKind, Subject};
 use tokio::time::Instant;
 
-use crate::report::events::names::{is_label, is_part, note, stable_hash};
-use crate::report::mode::Deed;
+use crate::report::events::names::{is_label, is_name_part, note, stable_hash};
+use crate::report::mode::ReportMode;
 
 /// Reporting controller in Events. The API server requires a qualified name.
 const CONTROLLER: &str = "plimsoll";
@@ -40,16 +40,16 @@ pub const fn action(kind: IncidentKind) -> Option<&'static str> {
 }
 
 /// An incident with the data that its Event needs. Long names cannot make it large, because
-/// [`Told::of`] rejects them.
+/// [`EventDraft::of`] rejects them.
 #[derive(Clone, Debug)]
-pub(super) struct Told {
+pub(super) struct EventDraft {
     pub(super) namespace: String,
     pub(super) pod: String,
     pub(super) uid: String,
     /// Name of the container; `None` if the incident concerns the pod itself.
     pub(super) container: Option<String>,
     pub(super) identity: Identity,
-    pub(super) deed: Deed,
+    pub(super) mode: ReportMode,
     pub(super) action: &'static str,
     pub(super) is_warning: bool,
     /// Desired value. The note of an Event never changes, so another desired value needs another
@@ -60,18 +60,18 @@ pub(super) struct Told {
     pub(super) since: Instant,
 }
 
-impl Told {
+impl EventDraft {
     /// Returns the data for an Event. `None` if the incident does not concern the pod's owner. Also
     /// `None` if Kubernetes allows no pod with these names, since no object for the Event can
     /// exist.
-    pub(super) fn of(subject: &Subject, what: &Incident, deed: Deed) -> Option<Self> {
+    pub(super) fn of(subject: &Subject, what: &Incident, mode: ReportMode) -> Option<Self> {
         let action = action(what.kind())?;
         let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
         let (uid, container) = (subject.uid.as_ref()?.as_str(), &subject.container);
         let is_possible = is_label(namespace)
             && container.as_deref().is_none_or(is_label)
             && pod.len() <= 253
-            && pod.split('.').all(is_part)
+            && pod.split('.').all(is_name_part)
             // The UID of a static pod is a digest, which is a label like any UUID.
             && is_label(uid);
         is_possible.then(|| Self {
@@ -80,7 +80,7 @@ impl Told {
             uid: uid.to_owned(),
             container: container.clone(),
             identity: what.identity(),
-            deed,
+            mode,
             action,
             is_warning: what.is_warning(),
             desired: match what.kind() {
@@ -89,8 +89,8 @@ impl Told {
                 _ => what.fields().desired.or(what.fields().limit),
             },
             note: note(&match container {
-                Some(container) => format!("container {container}: {}{what}", deed.prefix()),
-                None => format!("pod: {}{what}", deed.prefix()),
+                Some(container) => format!("container {container}: {}{what}", mode.prefix()),
+                None => format!("pod: {}{what}", mode.prefix()),
             }),
             at: Timestamp::now(),
             since: Instant::now(),
@@ -107,15 +107,15 @@ impl Told {
         let is_once = self.kind() == IncidentKind::Overcommitted;
         self.uid == other.uid
             && self.identity == other.identity
-            && self.deed == other.deed
+            && self.mode == other.mode
             && (is_once || (self.container == other.container && self.desired == other.desired))
     }
 
     /// Returns the kind, with a prefix if observe mode left the action undone.
     pub(super) fn reason(&self) -> String {
-        match self.deed {
-            Deed::Done => self.kind().to_string(),
-            Deed::Planned => format!("Observed{}", self.kind()),
+        match self.mode {
+            ReportMode::Done => self.kind().to_string(),
+            ReportMode::Planned => format!("Observed{}", self.kind()),
         }
     }
 
@@ -175,7 +175,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::report::events::fixtures::{MIB, overcommitted, rejected, subject, told};
+    use crate::report::events::fixtures::{MIB, draft, overcommitted, rejected, subject};
 
     #[test]
     fn what_a_pods_owner_can_do_something_about_is_an_event_and_the_nodes_own_affairs_are_not() {
@@ -211,15 +211,18 @@ mod tests {
         }
         let (desired, observed) = (Limit::Max, Limit::Max);
         let repaired = Incident::Repaired { knob: Knob::High, desired, observed };
-        assert!(Told::of(&subject("default/web", "u", "app"), &repaired, Deed::Done).is_none());
+        assert!(
+            EventDraft::of(&subject("default/web", "u", "app"), &repaired, ReportMode::Done)
+                .is_none()
+        );
         // An incident without a pod has no object for an Event.
-        assert!(Told::of(&Subject::default(), &rejected(1), Deed::Done).is_none());
+        assert!(EventDraft::of(&Subject::default(), &rejected(1), ReportMode::Done).is_none());
     }
 
     #[test]
     fn an_event_has_what_the_api_server_wants_and_regards_the_container() {
         let event =
-            serde_json::to_value(told("0a-1", "app", &rejected(100)).event("node-1")).unwrap();
+            serde_json::to_value(draft("0a-1", "app", &rejected(100)).event("node-1")).unwrap();
         assert_eq!(
             event["regarding"],
             json!({
@@ -243,7 +246,7 @@ mod tests {
         );
         let line =
             Line { desired: Limit::Max, observed: Limit::Max, usage: Bytes::ZERO, stalled: 20.0 };
-        let event = told("0a-1", "app", &Incident::Released(line)).event("node-1");
+        let event = draft("0a-1", "app", &Incident::Released(line)).event("node-1");
         assert_eq!(event.type_.as_deref(), Some("Normal"));
     }
 
@@ -255,44 +258,63 @@ mod tests {
             ["a\nb", "\u{1b}[31mred", "../../pods", "A", "", "-a", "a-", "a..b", "a/b", "ü", &huge]
         {
             assert!(
-                Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done)
+                EventDraft::of(
+                    &subject(&format!("default/{pod}"), "u", "app"),
+                    &what,
+                    ReportMode::Done
+                )
+                .is_none(),
+                "{:.20}",
+                pod
+            );
+            assert!(
+                EventDraft::of(
+                    &subject(&format!("{pod}/web"), "u", "app"),
+                    &what,
+                    ReportMode::Done
+                )
+                .is_none(),
+                "{:.20}",
+                pod
+            );
+            assert!(
+                EventDraft::of(&subject("default/web", pod, "app"), &what, ReportMode::Done)
                     .is_none(),
                 "{:.20}",
                 pod
             );
             assert!(
-                Told::of(&subject(&format!("{pod}/web"), "u", "app"), &what, Deed::Done).is_none(),
-                "{:.20}",
-                pod
-            );
-            assert!(
-                Told::of(&subject("default/web", pod, "app"), &what, Deed::Done).is_none(),
-                "{:.20}",
-                pod
-            );
-            assert!(
-                Told::of(&subject("default/web", "u", pod), &what, Deed::Done).is_none(),
+                EventDraft::of(&subject("default/web", "u", pod), &what, ReportMode::Done)
+                    .is_none(),
                 "{:.20}",
                 pod
             );
         }
         // The longest and most unusual names that Kubernetes allows.
         for pod in ["a".repeat(253), format!("{}.b", "a".repeat(120)), "0.a-b.9".to_owned()] {
-            let told = Told::of(&subject(&format!("default/{pod}"), "u", "app"), &what, Deed::Done)
-                .unwrap();
-            let name = told.name();
-            assert!(name.len() <= 253 && name.split('.').all(is_part), "{name}");
+            let draft = EventDraft::of(
+                &subject(&format!("default/{pod}"), "u", "app"),
+                &what,
+                ReportMode::Done,
+            )
+            .unwrap();
+            let name = draft.name();
+            assert!(name.len() <= 253 && name.split('.').all(is_name_part), "{name}");
         }
         let dashes = format!("a{}b", "-".repeat(251));
-        let name = Told::of(&subject(&format!("default/{dashes}"), "u", "app"), &what, Deed::Done)
-            .unwrap()
-            .name();
-        assert!(name.split('.').all(is_part), "{name}");
+        let name = EventDraft::of(
+            &subject(&format!("default/{dashes}"), "u", "app"),
+            &what,
+            ReportMode::Done,
+        )
+        .unwrap()
+        .name();
+        assert!(name.split('.').all(is_name_part), "{name}");
     }
 
     #[test]
     fn what_a_plugin_that_starts_anew_tells_again_has_the_same_name() {
-        let name = |what: &Incident| told("u", "app", what).name();
+        let name = |what: &Incident| draft("u", "app", what).name();
         assert_eq!(name(&overcommitted()), name(&overcommitted()));
         let beyond = |mib: u64| Incident::BeyondNode {
             limit: Bytes::new(mib * MIB),
@@ -310,7 +332,7 @@ mod tests {
             desired: (mib * MIB).to_string(),
             observed: MIB.to_string(),
         };
-        let told = |mib| told("u", "app", &raised(mib));
-        assert!(told(2).is_like(&told(2)) && !told(2).is_like(&told(3)));
+        let draft = |mib| draft("u", "app", &raised(mib));
+        assert!(draft(2).is_like(&draft(2)) && !draft(2).is_like(&draft(3)));
     }
 }

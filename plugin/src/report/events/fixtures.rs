@@ -5,8 +5,8 @@ use plimsoll_core::pod::PodUid;
 use plimsoll_core::policy::resize::Usage;
 use plimsoll_core::units::Bytes;
 
-use crate::report::events::draft::Told;
-use crate::report::mode::Deed;
+use crate::report::events::draft::EventDraft;
+use crate::report::mode::ReportMode;
 
 pub(super) const MIB: u64 = 1 << 20;
 
@@ -28,6 +28,6 @@ pub(super) fn overcommitted() -> Incident {
     Incident::Overcommitted { request: Bytes::new(MIB), limit: Bytes::new(10 * MIB), most: 4.0 }
 }
 
-pub(super) fn told(uid: &str, container: &str, what: &Incident) -> Told {
-    Told::of(&subject("default/web", uid, container), what, Deed::Done).unwrap()
+pub(super) fn draft(uid: &str, container: &str, what: &Incident) -> EventDraft {
+    EventDraft::of(&subject("default/web", uid, container), what, ReportMode::Done).unwrap()
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use plimsoll_core::incident::IncidentKind;
 use tokio::time::Instant;
 
-use crate::report::events::draft::Told;
-use crate::report::events::rates::Limits;
-use crate::report::recent::LATELY;
+use crate::report::events::draft::EventDraft;
+use crate::report::events::rates::RateLimits;
+use crate::report::recent::RECENT;
 
 /// Maximum number of sent Events that are remembered to count repeated incidents.
 const REMEMBERED: usize = 1024;
@@ -16,7 +16,7 @@ const REMEMBERED: usize = 1024;
 /// An Event that was sent.
 #[derive(Debug)]
 struct Sent {
-    told: Told,
+    draft: EventDraft,
     /// Name of the Event.
     name: String,
     /// Time of the last incident.
@@ -39,49 +39,54 @@ pub(super) enum Write {
 /// Events that were sent, and the remaining rate limits.
 #[derive(Debug)]
 pub(super) struct History {
-    limits: Limits,
+    limits: RateLimits,
     /// Oldest first.
     sent: VecDeque<Sent>,
 }
 
 impl History {
     pub(super) fn new(now: Instant) -> Self {
-        Self { limits: Limits::new(now), sent: VecDeque::new() }
+        Self { limits: RateLimits::new(now), sent: VecDeque::new() }
     }
 
     /// Decides what to write for an incident; `None` is nothing.
     ///
     /// # Errors
     ///
-    /// [`TooMuch`] if a new Event would exceed the rate of the pod or the node. A repeated incident
+    /// [`RateExceeded`] if a new Event would exceed the rate of the pod or the node. A repeated incident
     /// is always counted, and the next write of its Event contains the count.
-    pub(super) fn judge(&mut self, told: &Told, now: Instant) -> Result<Option<Write>, TooMuch> {
-        let is_late =
-            |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(LATELY);
-        self.sent.retain(|sent| is_late(sent) || sent.told.kind() == IncidentKind::Overcommitted);
+    pub(super) fn decide(
+        &mut self,
+        draft: &EventDraft,
+        now: Instant,
+    ) -> Result<Option<Write>, RateExceeded> {
+        let is_recent =
+            |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(RECENT);
+        self.sent
+            .retain(|sent| is_recent(sent) || sent.draft.kind() == IncidentKind::Overcommitted);
         match self
             .sent
             .iter()
-            .position(|sent| sent.told.is_like(told))
+            .position(|sent| sent.draft.is_like(draft))
             .and_then(|at| self.sent.remove(at))
         {
-            Some(sent) if told.kind() == IncidentKind::Overcommitted => {
+            Some(sent) if draft.kind() == IncidentKind::Overcommitted => {
                 self.sent.push_back(sent);
                 Ok(None)
             }
             Some(before) => {
                 let (count, name) = (before.count.saturating_add(1), before.name.clone());
                 self.sent.push_back(Sent { last: now, count, ..before });
-                Ok(self.limits.allow(&told.uid, now).then_some(Write::Count { name, count }))
+                Ok(self.limits.allow(&draft.uid, now).then_some(Write::Count { name, count }))
             }
-            None if !self.limits.allow(&told.uid, now) => Err(TooMuch),
+            None if !self.limits.allow(&draft.uid, now) => Err(RateExceeded),
             None => {
                 if self.sent.len() == REMEMBERED {
                     self.sent.pop_front();
                 }
                 self.sent.push_back(Sent {
-                    told: told.clone(),
-                    name: told.name(),
+                    draft: draft.clone(),
+                    name: draft.name(),
                     last: now,
                     count: 1,
                 });
@@ -90,40 +95,40 @@ impl History {
         }
     }
 
-    pub(super) fn forget(&mut self, told: &Told) {
-        self.sent.retain(|sent| !sent.told.is_like(told));
+    pub(super) fn forget(&mut self, draft: &EventDraft) {
+        self.sent.retain(|sent| !sent.draft.is_like(draft));
     }
 }
 
 /// The rate limit of the pod or the node is exceeded.
 #[derive(Debug, PartialEq)]
-pub(super) struct TooMuch;
+pub(super) struct RateExceeded;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::events::fixtures::{overcommitted, rejected, told};
+    use crate::report::events::fixtures::{draft, overcommitted, rejected};
 
     #[tokio::test(start_paused = true)]
     async fn the_same_thing_of_the_same_container_is_one_event() {
         let mut history = History::new(Instant::now());
-        let mut judge = |told: &Told, after: u64| {
-            history.judge(told, Instant::now() + Duration::from_secs(after))
+        let mut decide = |draft: &EventDraft, after: u64| {
+            history.decide(draft, Instant::now() + Duration::from_secs(after))
         };
-        let first = told("u", "app", &rejected(100));
-        assert_eq!(judge(&first, 0), Ok(Some(Write::Create)));
+        let first = draft("u", "app", &rejected(100));
+        assert_eq!(decide(&first, 0), Ok(Some(Write::Create)));
         let counted = |count| Ok(Some(Write::Count { name: first.name(), count }));
-        assert_eq!(judge(&told("u", "app", &rejected(100)), 1), counted(2));
-        assert_eq!(judge(&told("u", "app", &rejected(100)), 599), counted(3));
+        assert_eq!(decide(&draft("u", "app", &rejected(100)), 1), counted(2));
+        assert_eq!(decide(&draft("u", "app", &rejected(100)), 599), counted(3));
         for other in [("u", "app", 90), ("u", "side", 100), ("v", "app", 100)] {
             assert_eq!(
-                judge(&told(other.0, other.1, &rejected(other.2)), 600),
+                decide(&draft(other.0, other.1, &rejected(other.2)), 600),
                 Ok(Some(Write::Create)),
                 "{other:?}"
             );
         }
         assert_eq!(
-            judge(&told("u", "app", &rejected(100)), 599 + LATELY + 1),
+            decide(&draft("u", "app", &rejected(100)), 599 + RECENT + 1),
             Ok(Some(Write::Create)),
             "long after"
         );
@@ -132,32 +137,34 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn overcommitment_is_told_once_of_a_pod() {
         let mut history = History::new(Instant::now());
-        let mut judge = |uid, container, after| {
-            history.judge(
-                &told(uid, container, &overcommitted()),
+        let mut decide = |uid, container, after| {
+            history.decide(
+                &draft(uid, container, &overcommitted()),
                 Instant::now() + Duration::from_secs(after),
             )
         };
-        assert_eq!(judge("u", "app", 0), Ok(Some(Write::Create)));
-        assert_eq!(judge("u", "app", 1), Ok(None));
-        assert_eq!(judge("u", "side", 100_000), Ok(None));
-        assert_eq!(judge("v", "app", 100_000), Ok(Some(Write::Create)));
+        assert_eq!(decide("u", "app", 0), Ok(Some(Write::Create)));
+        assert_eq!(decide("u", "app", 1), Ok(None));
+        assert_eq!(decide("u", "side", 100_000), Ok(None));
+        assert_eq!(decide("v", "app", 100_000), Ok(Some(Write::Create)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_more_than_so_much_is_written_of_a_pod_and_on_the_node() {
         let (mut history, start) = (History::new(Instant::now()), Instant::now());
-        let different = |number: u64| told("u", "app", &rejected(number));
+        let different = |number: u64| draft("u", "app", &rejected(number));
         let written = |history: &mut History, now| {
             (1..=100)
-                .filter(|number| history.judge(&different(*number), now) == Ok(Some(Write::Create)))
+                .filter(|number| {
+                    history.decide(&different(*number), now) == Ok(Some(Write::Create))
+                })
                 .count()
         };
         assert_eq!(written(&mut history, start), 10);
-        assert_eq!(history.judge(&different(1), start), Ok(None), "it is counted");
-        assert_eq!(history.judge(&different(99), start), Err(TooMuch));
+        assert_eq!(history.decide(&different(1), start), Ok(None), "it is counted");
+        assert_eq!(history.decide(&different(99), start), Err(RateExceeded));
         let later = start + Duration::from_secs(125);
-        let counted = history.judge(&different(1), later);
+        let counted = history.decide(&different(1), later);
         assert!(matches!(counted, Ok(Some(Write::Count { count: 3, .. }))), "{counted:?}");
         assert_eq!(
             written(&mut history, later),
@@ -167,12 +174,12 @@ mod tests {
         // The rate limit of the node.
         let mut history = History::new(start);
         let pods = (0..200).filter(|pod| {
-            history.judge(&told(&format!("u{pod}"), "app", &rejected(1)), start).is_ok()
+            history.decide(&draft(&format!("u{pod}"), "app", &rejected(1)), start).is_ok()
         });
         assert_eq!(pods.count(), 50);
         assert_eq!(history.sent.len(), 50);
         history
-            .judge(&told("other", "app", &rejected(1)), start + Duration::from_secs(601))
+            .decide(&draft("other", "app", &rejected(1)), start + Duration::from_secs(601))
             .unwrap();
         assert_eq!(
             (history.sent.len(), history.limits.pods.len()),

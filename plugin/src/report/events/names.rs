@@ -14,7 +14,7 @@ pub(super) fn stable_hash(bytes: &[u8]) -> u64 {
 }
 
 /// Returns whether the text is a valid part of a name (RFC 1123) of at most 253 bytes.
-pub(super) fn is_part(text: &str) -> bool {
+pub(super) fn is_name_part(text: &str) -> bool {
     let is_end = |byte: Option<&u8>| {
         byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
     };
@@ -26,7 +26,7 @@ pub(super) fn is_part(text: &str) -> bool {
 }
 
 pub(super) fn is_label(text: &str) -> bool {
-    text.len() <= 63 && is_part(text)
+    text.len() <= 63 && is_name_part(text)
 }
 
 /// Returns the text on one line without terminal control characters, shortened to [`NOTE`].

@@ -16,9 +16,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::report::events::credentials::{BoxError, Source};
-use crate::report::events::draft::Told;
+use crate::report::events::draft::EventDraft;
 use crate::report::events::failure::{Failure, excerpt, in_full};
-use crate::report::events::history::{History, TooMuch, Write};
+use crate::report::events::history::{History, RateExceeded, Write};
 
 /// Maximum age of an incident that is still sent.
 pub const STALE: Duration = Duration::from_secs(300);
@@ -42,17 +42,17 @@ pub(super) struct Publisher {
     /// permanent, for example a quota or a namespace outside of the role.
     is_proven: bool,
     /// Delays between attempts since the last success.
-    waits: ExponentialBackoff,
+    backoff: ExponentialBackoff,
     dropped: Counter,
 }
 
-fn waits() -> ExponentialBackoff {
+fn backoff() -> ExponentialBackoff {
     let [least, most] = BACKOFF;
-    let waits = ExponentialBuilder::default()
+    let backoff = ExponentialBuilder::default()
         .with_min_delay(least)
         .with_max_delay(most)
         .without_max_times();
-    waits.with_jitter().build()
+    backoff.with_jitter().build()
 }
 
 impl Publisher {
@@ -68,23 +68,23 @@ impl Publisher {
             history: History::new(Instant::now()),
             is_lost: false,
             is_proven: false,
-            waits: waits(),
+            backoff: backoff(),
             dropped,
         }
     }
 
     /// Sends incidents until the queue is closed and empty.
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Told>) {
-        while let Some(told) = queue.recv().await {
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<EventDraft>) {
+        while let Some(draft) = queue.recv().await {
             // A stale incident must not use up the rate limit of new incidents.
-            if told.since.elapsed() >= STALE {
+            if draft.since.elapsed() >= STALE {
                 self.dropped.inc();
                 continue;
             }
-            let written = match self.history.judge(&told, Instant::now()) {
+            let written = match self.history.decide(&draft, Instant::now()) {
                 Ok(None) => continue,
-                Ok(Some(write)) => self.write(&told, write, &queue).await,
-                Err(TooMuch) => false,
+                Ok(Some(write)) => self.write(&draft, write, &queue).await,
+                Err(RateExceeded) => false,
             };
             if !written {
                 self.dropped.inc();
@@ -93,16 +93,21 @@ impl Publisher {
     }
 
     /// Writes to the API server, with retries. Returns whether the write succeeded.
-    async fn write(&mut self, told: &Told, mut write: Write, queue: &mpsc::Receiver<Told>) -> bool {
+    async fn write(
+        &mut self,
+        draft: &EventDraft,
+        mut write: Write,
+        queue: &mpsc::Receiver<EventDraft>,
+    ) -> bool {
         // A closed queue means that the credentials have changed or are gone, so stop retrying.
-        while told.since.elapsed() < STALE && !queue.is_closed() {
-            let failure = match timeout(PATIENCE, self.attempt(told, &write)).await {
+        while draft.since.elapsed() < STALE && !queue.is_closed() {
+            let failure = match timeout(PATIENCE, self.attempt(draft, &write)).await {
                 Ok(Ok(())) => {
                     if std::mem::take(&mut self.is_lost) {
                         info!("Kubernetes Events reach the API server again");
                     }
                     self.is_proven = true;
-                    self.waits = waits();
+                    self.backoff = backoff();
                     return true;
                 }
                 Ok(Err(failure)) => failure,
@@ -118,15 +123,16 @@ impl Publisher {
             };
             match failure {
                 Failure::Gone if write != Write::Create => {
-                    self.history.forget(told);
-                    match self.history.judge(told, Instant::now()) {
-                        Ok(Some(anew)) => write = anew,
+                    self.history.forget(draft);
+                    match self.history.decide(draft, Instant::now()) {
+                        Ok(Some(again)) => write = again,
                         _ => return false,
                     }
                 }
                 Failure::Gone => break,
                 Failure::Refused(why) => {
-                    let (pod, reason) = (format!("{}/{}", told.namespace, told.pod), told.kind());
+                    let (pod, reason) =
+                        (format!("{}/{}", draft.namespace, draft.pod), draft.kind());
                     debug!(pod, %reason, "the API server refused an Event: {}", excerpt(&why));
                     break;
                 }
@@ -141,15 +147,15 @@ impl Publisher {
                         );
                     }
                     let most = BACKOFF[1];
-                    sleep(self.waits.next().map_or(most, |wait| wait.min(most))).await;
+                    sleep(self.backoff.next().map_or(most, |wait| wait.min(most))).await;
                 }
             }
         }
-        self.history.forget(told);
+        self.history.forget(draft);
         false
     }
 
-    async fn attempt(&mut self, told: &Told, write: &Write) -> Result<(), Failure> {
+    async fn attempt(&mut self, draft: &EventDraft, write: &Write) -> Result<(), Failure> {
         let client = match &self.client {
             Some(client) => client,
             None => {
@@ -159,13 +165,13 @@ impl Publisher {
                 self.client.insert(made)
             }
         };
-        let events = Api::<Event>::namespaced(client.clone(), &told.namespace);
+        let events = Api::<Event>::namespaced(client.clone(), &draft.namespace);
         let result = match write {
             Write::Create => {
-                events.create(&PostParams::default(), &told.event(&self.instance)).await
+                events.create(&PostParams::default(), &draft.event(&self.instance)).await
             }
             Write::Count { name, count } => {
-                let series = EventSeries { count: *count, last_observed_time: MicroTime(told.at) };
+                let series = EventSeries { count: *count, last_observed_time: MicroTime(draft.at) };
                 let patch = serde_json::json!({ "series": series });
                 events.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
             }
@@ -192,7 +198,7 @@ mod tests {
 
     use super::*;
     use crate::report::events::QUEUE;
-    use crate::report::events::fixtures::{rejected, told};
+    use crate::report::events::fixtures::{draft, rejected};
 
     /// Requests to the API server: method, path and body.
     type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
@@ -248,7 +254,7 @@ mod tests {
         let (sender, queue) = mpsc::channel(QUEUE);
         let running = tokio::spawn(publisher.run(queue));
         for _ in 0..times {
-            sender.send(told("u", "app", &rejected(100))).await.unwrap();
+            sender.send(draft("u", "app", &rejected(100))).await.unwrap();
         }
         while sender.capacity() < QUEUE {
             sleep(Duration::from_millis(1)).await;
@@ -319,7 +325,7 @@ mod tests {
         let (sender, queue) = mpsc::channel(QUEUE);
         let running = tokio::spawn(publisher.run(queue));
         for number in 0..9 {
-            sender.send(told(&format!("u{number}"), "app", &rejected(100))).await.unwrap();
+            sender.send(draft(&format!("u{number}"), "app", &rejected(100))).await.unwrap();
         }
         sleep(2 * STALE).await;
         let attempts = requests.lock().unwrap().len();

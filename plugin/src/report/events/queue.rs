@@ -11,22 +11,22 @@ use tracing::{info, warn};
 
 use crate::lock;
 use crate::report::events::credentials::Source;
-use crate::report::events::draft::Told;
+use crate::report::events::draft::EventDraft;
 use crate::report::events::publisher::Publisher;
-use crate::report::mode::Deed;
+use crate::report::mode::ReportMode;
 
 /// Maximum number of incidents that wait to be sent.
 pub const QUEUE: usize = 256;
 
 /// Entry point for Kubernetes Events: the credentials and the queue to the sending thread.
 #[derive(Debug, Default)]
-pub struct Events(Mutex<Way>);
+pub struct Events(Mutex<EventQueue>);
 
 #[derive(Debug, Default)]
-struct Way {
+struct EventQueue {
     is_known: bool,
     source: Option<Source>,
-    queue: Option<mpsc::Sender<Told>>,
+    queue: Option<mpsc::Sender<EventDraft>>,
 }
 
 impl Events {
@@ -34,15 +34,15 @@ impl Events {
     /// pod. Without either, the plugin writes no Events. A change of credentials drops the queued
     /// incidents.
     pub fn configure(&self, kubeconfig: Option<&Path>, dropped: &Counter) {
-        self.follow(Source::find(kubeconfig), dropped);
+        self.use_source(Source::find(kubeconfig), dropped);
     }
 
-    fn follow(&self, source: Option<Source>, dropped: &Counter) {
-        let mut way = lock(&self.0);
-        if way.is_known && way.source == source {
+    fn use_source(&self, source: Option<Source>, dropped: &Counter) {
+        let mut state = lock(&self.0);
+        if state.is_known && state.source == source {
             return;
         }
-        *way = Way { is_known: true, source: source.clone(), queue: None };
+        *state = EventQueue { is_known: true, source: source.clone(), queue: None };
         let Some(source) = source else {
             info!("no kubeconfig is configured: there are no Kubernetes Events");
             return;
@@ -51,7 +51,7 @@ impl Events {
         let credentials = source.to_string();
         match start(source, queue, dropped.clone()) {
             Ok(()) => {
-                way.queue = Some(sender);
+                state.queue = Some(sender);
                 info!("Kubernetes Events are written with the credentials of {credentials}");
             }
             Err(error) => warn!(%error, "cannot start a thread: there are no Kubernetes Events"),
@@ -59,18 +59,24 @@ impl Events {
     }
 
     /// Queues an incident that concerns a pod's owner. Never blocks.
-    pub(crate) fn put(&self, subject: &Subject, what: &Incident, deed: Deed, dropped: &Counter) {
-        let way = lock(&self.0);
-        let Some(queue) = &way.queue else { return };
-        if let Some(told) = Told::of(subject, what, deed)
-            && queue.try_send(told).is_err()
+    pub(crate) fn enqueue(
+        &self,
+        subject: &Subject,
+        what: &Incident,
+        mode: ReportMode,
+        dropped: &Counter,
+    ) {
+        let state = lock(&self.0);
+        let Some(queue) = &state.queue else { return };
+        if let Some(draft) = EventDraft::of(subject, what, mode)
+            && queue.try_send(draft).is_err()
         {
             dropped.inc();
         }
     }
 }
 
-fn start(source: Source, queue: mpsc::Receiver<Told>, dropped: Counter) -> io::Result<()> {
+fn start(source: Source, queue: mpsc::Receiver<EventDraft>, dropped: Counter) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(1)
@@ -90,10 +96,16 @@ mod tests {
     #[test]
     fn what_does_not_fit_into_the_queue_is_dropped_and_counted() {
         let (sender, mut queue) = mpsc::channel(QUEUE);
-        let events = Events(Mutex::new(Way { is_known: true, source: None, queue: Some(sender) }));
+        let events =
+            Events(Mutex::new(EventQueue { is_known: true, source: None, queue: Some(sender) }));
         let dropped = Counter::default();
         for _ in 0..QUEUE + 7 {
-            events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
+            events.enqueue(
+                &subject("default/web", "u", "app"),
+                &rejected(100),
+                ReportMode::Done,
+                &dropped,
+            );
         }
         assert_eq!(dropped.get(), 7);
         assert_eq!(std::iter::from_fn(|| queue.try_recv().ok()).count(), QUEUE);
@@ -102,9 +114,19 @@ mod tests {
     #[test]
     fn without_credentials_nothing_is_kept() {
         let (events, dropped) = (Events::default(), Counter::default());
-        events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
-        events.follow(None, &dropped);
-        events.put(&subject("default/web", "u", "app"), &rejected(100), Deed::Done, &dropped);
+        events.enqueue(
+            &subject("default/web", "u", "app"),
+            &rejected(100),
+            ReportMode::Done,
+            &dropped,
+        );
+        events.use_source(None, &dropped);
+        events.enqueue(
+            &subject("default/web", "u", "app"),
+            &rejected(100),
+            ReportMode::Done,
+            &dropped,
+        );
         assert_eq!(dropped.get(), 0);
         assert!(lock(&events.0).queue.is_none());
     }
@@ -114,14 +136,14 @@ mod tests {
         let (events, dropped) = (Events::default(), Counter::default());
         let queue = || lock(&events.0).queue.clone().unwrap();
         let source = |path: &str| Some(Source::Kubeconfig(path.into()));
-        events.follow(source("/none/a"), &dropped);
+        events.use_source(source("/none/a"), &dropped);
         let first = queue();
-        events.follow(source("/none/a"), &dropped);
+        events.use_source(source("/none/a"), &dropped);
         assert!(queue().same_channel(&first));
-        events.follow(source("/none/b"), &dropped);
+        events.use_source(source("/none/b"), &dropped);
         assert!(!queue().same_channel(&first));
         let second = queue().downgrade();
-        events.follow(None, &dropped);
+        events.use_source(None, &dropped);
         assert!(
             lock(&events.0).queue.is_none() && second.upgrade().is_none(),
             "nobody puts anything into it"

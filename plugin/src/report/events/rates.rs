@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Rate limits per pod and for the node: a burst, then one write per interval.
-const OF_A_POD: Rate = Rate { burst: 10.0, every: Duration::from_secs(60) };
-const OF_THE_NODE: Rate = Rate { burst: 50.0, every: Duration::from_secs(1) };
+const POD_RATE: Rate = Rate { burst: 10.0, every: Duration::from_secs(60) };
+const NODE_RATE: Rate = Rate { burst: 50.0, every: Duration::from_secs(1) };
 
 /// Rate limit: a burst, then one write per interval.
 #[derive(Clone, Copy, Debug)]
@@ -36,24 +36,24 @@ impl Bucket {
 
 /// Remaining writes of the node and of each pod.
 #[derive(Debug)]
-pub(super) struct Limits {
+pub(super) struct RateLimits {
     pub(super) node: Bucket,
     /// Buckets by pod UID. Full buckets are left out.
     pub(super) pods: HashMap<String, Bucket>,
 }
 
-impl Limits {
+impl RateLimits {
     pub(super) fn new(now: Instant) -> Self {
-        Self { node: Bucket::full(OF_THE_NODE, now), pods: HashMap::new() }
+        Self { node: Bucket::full(NODE_RATE, now), pods: HashMap::new() }
     }
 
     pub(super) fn allow(&mut self, uid: &str, now: Instant) -> bool {
         self.pods.retain(|_, pod| {
-            pod.refill(OF_A_POD, now);
-            pod.tokens < OF_A_POD.burst
+            pod.refill(POD_RATE, now);
+            pod.tokens < POD_RATE.burst
         });
-        self.node.refill(OF_THE_NODE, now);
-        let pod = self.pods.entry(uid.to_owned()).or_insert(Bucket::full(OF_A_POD, now));
+        self.node.refill(NODE_RATE, now);
+        let pod = self.pods.entry(uid.to_owned()).or_insert(Bucket::full(POD_RATE, now));
         let is_allowed = pod.tokens >= 1.0 && self.node.tokens >= 1.0;
         if is_allowed {
             pod.tokens -= 1.0;

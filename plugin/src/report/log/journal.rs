@@ -30,11 +30,11 @@ impl<S: Subscriber> Layer<S> for Journal {
             tracing::Level::INFO => Priority::Info,
             _ => Priority::Debug,
         };
-        let mut line = Line::default();
-        event.record(&mut line);
+        let mut message = JournalMessage::default();
+        event.record(&mut message);
         let name = ("SYSLOG_IDENTIFIER".to_owned(), NAME.to_string_lossy().into_owned());
-        let fields: Vec<_> = line.fields.into_iter().chain([name]).collect();
-        let text = line.message + &line.text;
+        let fields: Vec<_> = message.fields.into_iter().chain([name]).collect();
+        let text = message.message + &message.text;
         queue(move || {
             if logging::journal_send(priority, &text, fields.into_iter()).is_err() {
                 // The journal may be restarting. If standard error leads to the journal, this write
@@ -47,14 +47,14 @@ impl<S: Subscriber> Layer<S> for Journal {
 
 /// Message and fields of a log event.
 #[derive(Default)]
-struct Line {
+struct JournalMessage {
     message: String,
     /// Fields as the message text shows them.
     text: String,
     fields: Vec<(String, String)>,
 }
 
-impl Line {
+impl JournalMessage {
     fn add(&mut self, field: &Field, value: String, shown: &str) {
         // The journal hides a whole message that contains control characters, so escape them.
         let shown = shown.chars().fold(String::new(), |mut shown, character| {
@@ -74,7 +74,7 @@ impl Line {
     }
 }
 
-impl Visit for Line {
+impl Visit for JournalMessage {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.add(field, value.to_owned(), &format!("{value:?}"));
     }

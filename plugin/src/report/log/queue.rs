@@ -18,10 +18,10 @@ const WAITING: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Writes one message.
-type Write = Box<dyn FnOnce() + Send>;
+type WriteMessage = Box<dyn FnOnce() + Send>;
 
 /// Queue of messages for the thread that writes them.
-static QUEUE: OnceLock<SyncSender<Write>> = OnceLock::new();
+static QUEUE: OnceLock<SyncSender<WriteMessage>> = OnceLock::new();
 
 /// Number of messages lost to a full queue since the last warning.
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -33,7 +33,7 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 /// message that finds the queue full is lost and counted.
 pub(super) fn queue(write: impl FnOnce() + Send + 'static) {
     let queue = QUEUE.get_or_init(|| {
-        let (queue, messages) = mpsc::sync_channel::<Write>(WAITING);
+        let (queue, messages) = mpsc::sync_channel::<WriteMessage>(WAITING);
         let write_all = move || {
             for write in messages {
                 write();

@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::report::metrics;
 use crate::report::reports::Reports;
-use crate::report::serve::places::Room;
+use crate::report::serve::places::Places;
 use crate::report::status::Status;
 use crate::state::shared::SharedState;
 use crate::{in_own_thread, lock};
@@ -42,7 +42,7 @@ pub struct Server {
 
 /// Paths that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Offer {
+pub(super) enum ServedPaths {
     Everything,
     Metrics,
 }
@@ -53,14 +53,14 @@ impl Server {
         Self { state, reports, turn: Arc::new(Semaphore::new(1)), latest: Arc::default() }
     }
 
-    pub(super) async fn serve<S>(&self, stream: S, offer: Offer, room: &Arc<Room>)
+    pub(super) async fn serve<S>(&self, stream: S, paths: ServedPaths, places: &Arc<Places>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(place) = room.place().await else { return };
-        let (server, room) = (self.clone(), room.clone());
+        let Some(place) = places.place().await else { return };
+        let (server, places) = (self.clone(), places.clone());
         tokio::spawn(async move {
-            let service = service_fn(|request| server.answer(request, offer));
+            let service = service_fn(|request| server.answer(request, paths));
             let mut builder = http1::Builder::new();
             builder.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(ASKING);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -68,7 +68,7 @@ impl Server {
                 served = connection => if let Err(error) = served {
                     debug!(%error, "a connection for status or metrics failed");
                 },
-                () = room.over() => debug!("a connection for status or metrics took too long"),
+                () = places.must_leave() => debug!("a connection for status or metrics took too long"),
             }
             drop(place);
         });
@@ -76,16 +76,16 @@ impl Server {
 
     /// Returns the requested text. If the client disconnects early, the next reader still waits
     /// until this read ends.
-    async fn read(&self, is_status: bool, offer: Offer) -> Result<String, String> {
+    async fn read(&self, is_status: bool, paths: ServedPaths) -> Result<String, String> {
         let turn = self.turn.clone().acquire_owned().await.map_err(|error| error.to_string())?;
         let fresh = lock(&self.latest)
             .clone()
-            .filter(|(since, _)| offer == Offer::Metrics && since.elapsed() < FRESH);
+            .filter(|(since, _)| paths == ServedPaths::Metrics && since.elapsed() < FRESH);
         if let Some((_, text)) = fresh {
             return Ok(text);
         }
         let server = self.clone();
-        let (tell, told) = oneshot::channel();
+        let (answer, answered) = oneshot::channel();
         // Use a separate thread, because NRI events may need the few threads of the blocking pool.
         in_own_thread("status", move || {
             let Server { state, reports, .. } = &server;
@@ -97,35 +97,37 @@ impl Server {
                 metrics::encode(&reports.metrics, &status, of_containers)
                     .map_err(|error| error.to_string())
             };
-            if let (Ok(text), Offer::Metrics) = (&text, offer) {
+            if let (Ok(text), ServedPaths::Metrics) = (&text, paths) {
                 *lock(&server.latest) = Some((Instant::now(), text.clone()));
             }
             drop(turn);
             // Fails if the client has disconnected.
-            let _ = tell.send(text);
+            let _ = answer.send(text);
         });
-        told.await.map_err(|_| "reading failed; see the log".to_owned())?
+        answered.await.map_err(|_| "reading failed; see the log".to_owned())?
     }
 
     async fn answer(
         &self,
         request: Request<Incoming>,
-        offer: Offer,
+        paths: ServedPaths,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         if request.method() != Method::GET {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
             response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
             return Ok(response);
         }
-        let is_status = match (request.uri().path(), offer) {
+        let is_status = match (request.uri().path(), paths) {
             ("/metrics", _) => false,
-            ("/status", Offer::Everything) => true,
-            (_, Offer::Everything) => {
+            ("/status", ServedPaths::Everything) => true,
+            (_, ServedPaths::Everything) => {
                 return Ok(plain(StatusCode::NOT_FOUND, "there are /status and /metrics\n"));
             }
-            (_, Offer::Metrics) => return Ok(plain(StatusCode::NOT_FOUND, "there is /metrics\n")),
+            (_, ServedPaths::Metrics) => {
+                return Ok(plain(StatusCode::NOT_FOUND, "there is /metrics\n"));
+            }
         };
-        let text = self.read(is_status, offer).await;
+        let text = self.read(is_status, paths).await;
         let content_type = if is_status { "application/json" } else { OPEN_METRICS };
         Ok(match text {
             Ok(text) => response(StatusCode::OK, content_type, text),

@@ -25,13 +25,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
     "cannot ask the plugin by {} (does it run, and is this user root? see plimsoll doctor)",
     socket.display()
 )]
-pub struct Unanswered {
+pub struct StatusRequestError {
     socket: PathBuf,
-    source: Silence,
+    source: RequestError,
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Silence {
+enum RequestError {
     #[error(transparent)]
     Connection(#[from] io::Error),
     #[error(transparent)]
@@ -51,7 +51,7 @@ enum Silence {
 /// # Errors
 ///
 /// When the plugin does not answer, or answers in a form that this version does not understand.
-pub async fn ask(host: &Path) -> Result<Status, Unanswered> {
+pub async fn ask(host: &Path) -> Result<Status, StatusRequestError> {
     let socket = socket(host);
     let asked = async {
         let stream = UnixStream::connect(&socket).await?;
@@ -65,14 +65,14 @@ pub async fn ask(host: &Path) -> Result<Status, Unanswered> {
         let code = response.status();
         let text = response.into_body().collect().await?.to_bytes();
         if code != StatusCode::OK {
-            return Err(Silence::Refused(code, excerpt(&String::from_utf8_lossy(&text))));
+            return Err(RequestError::Refused(code, excerpt(&String::from_utf8_lossy(&text))));
         }
         let status: Status = serde_json::from_slice(&text)?;
         if status.version != VERSION {
-            return Err(Silence::Version(excerpt(&status.plimsoll)));
+            return Err(RequestError::Version(excerpt(&status.plimsoll)));
         }
         Ok(status)
     };
-    let result = timeout(PATIENCE, asked).await.unwrap_or(Err(Silence::Late));
-    result.map_err(|source| Unanswered { socket: socket.clone(), source })
+    let result = timeout(PATIENCE, asked).await.unwrap_or(Err(RequestError::Late));
+    result.map_err(|source| StatusRequestError { socket: socket.clone(), source })
 }

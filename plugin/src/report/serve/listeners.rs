@@ -9,18 +9,18 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::report::serve::answer::{Offer, Server};
-use crate::report::serve::places::Room;
+use crate::report::serve::answer::{ServedPaths, Server};
+use crate::report::serve::places::Places;
 use crate::report::serve::socket::{listen, socket};
 
 /// Delay before the plugin tries to listen again.
-const AGAIN: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Serves over the plugin's socket on the node whose file system is at `host`. Never returns.
     pub async fn run(self, host: PathBuf) {
         let path = socket(&host);
-        let room = Room::new();
+        let places = Places::new();
         let mut is_failing = false;
         loop {
             match listen(&path).await {
@@ -28,7 +28,9 @@ impl Server {
                     is_failing = false;
                     loop {
                         match listener.accept().await {
-                            Ok((stream, _)) => self.serve(stream, Offer::Everything, &room).await,
+                            Ok((stream, _)) => {
+                                self.serve(stream, ServedPaths::Everything, &places).await
+                            }
                             Err(error) => {
                                 warn!(
                                     socket = %path.display(),
@@ -45,20 +47,20 @@ impl Server {
                     warn!(
                         socket = %path.display(),
                         %error,
-                        "'plimsoll status' cannot reach this; trying again every {AGAIN:?}"
+                        "'plimsoll status' cannot reach this; trying again every {RETRY:?}"
                     );
                 }
                 Err(_) => {}
             }
-            sleep(AGAIN).await;
+            sleep(RETRY).await;
         }
     }
 
     /// Serves metrics over TCP at the configured address. `changed` signals a new configuration.
     /// Never returns.
     pub async fn run_metrics(self, changed: Arc<Notify>) {
-        let room = Room::new();
-        let mut told = None;
+        let places = Places::new();
+        let mut failed_address = None;
         loop {
             let address = self.state.containers.settings().config.metrics_address;
             let is_other = || self.state.containers.settings().config.metrics_address != address;
@@ -69,36 +71,38 @@ impl Server {
             match TcpListener::bind(address).await {
                 Ok(listener) => {
                     info!(%address, "serving metrics");
-                    told = None;
+                    failed_address = None;
                     while !is_other() {
                         let accepted = tokio::select! {
                             accepted = listener.accept() => accepted,
                             () = changed.notified() => continue,
                         };
                         match accepted {
-                            Ok((stream, _)) => self.serve(stream, Offer::Metrics, &room).await,
+                            Ok((stream, _)) => {
+                                self.serve(stream, ServedPaths::Metrics, &places).await
+                            }
                             Err(error) => {
                                 warn!(
                                     %address,
                                     %error,
                                     "cannot accept connections for metrics; trying again in \
-                                     {AGAIN:?}"
+                                     {RETRY:?}"
                                 );
-                                sleep(AGAIN).await;
+                                sleep(RETRY).await;
                             }
                         }
                     }
                 }
                 Err(error) => {
-                    if told.replace(address) != Some(address) {
+                    if failed_address.replace(address) != Some(address) {
                         warn!(
                             %address,
                             %error,
-                            "cannot serve metrics; trying again every {AGAIN:?}"
+                            "cannot serve metrics; trying again every {RETRY:?}"
                         );
                     }
                     tokio::select! {
-                        () = sleep(AGAIN) => {}
+                        () = sleep(RETRY) => {}
                         () = changed.notified() => {}
                     }
                 }

@@ -12,5 +12,5 @@ mod places;
 mod socket;
 
 pub use answer::Server;
-pub use ask::{Unanswered, ask};
+pub use ask::{StatusRequestError, ask};
 pub use socket::socket;

@@ -18,13 +18,13 @@ const SHARE: Duration = Duration::from_secs(1);
 
 /// Limited places for the clients of one listener.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Places {
     places: Arc<Semaphore>,
     /// Notifies one client that another client waits for its place.
     is_full: Notify,
 }
 
-impl Room {
+impl Places {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { places: Arc::new(Semaphore::new(AT_A_TIME)), is_full: Notify::new() })
     }
@@ -45,7 +45,7 @@ impl Room {
 
     /// Waits until the client must leave: after [`PATIENCE`], or after [`SHARE`] if another client
     /// waits.
-    pub(super) async fn over(&self) {
+    pub(super) async fn must_leave(&self) {
         let asked_to_go = async {
             sleep(SHARE).await;
             self.is_full.notified().await;

@@ -8,11 +8,11 @@ use plimsoll_core::policy::hierarchy::Level;
 
 use crate::report::recent::Report;
 use crate::report::reports::Reports;
-use crate::report::status::container::{Known, namespace_and_name};
+use crate::report::status::container::{KnownContainer, namespace_and_name};
 use crate::report::status::format::{ContainerStatus, DownStatus, NodeStatus, Status, VERSION};
 use crate::report::status::parallel::in_parallel;
 use crate::report::status::reading;
-use crate::report::status::state::Wait;
+use crate::report::status::state::LimitChange;
 use crate::report::status::tree::CgroupTree;
 use crate::state::container::{Container, Decided};
 use crate::state::levels::LevelKind;
@@ -36,13 +36,13 @@ impl Status {
         let levels = levels(state, &settings, &known, &plans);
         let tree = CgroupTree::read(root, &levels, &known, &read);
         let rows = known.iter().zip(&read).zip(plans).map(|((container, read), decided)| {
-            let known = Known {
+            let known = KnownContainer {
                 container,
                 decided,
                 read: read.as_ref(),
                 effective: container.cgroup.as_ref().and_then(|cgroup| tree.effective(cgroup)),
                 reports: reports.of_container(&container.uid, &container.name),
-                wait: Wait {
+                change: LimitChange {
                     is_deferred: state.deferred.is_waiting(&container.id),
                     is_rescued: state.rescues.is_rescued(container),
                 },

@@ -7,24 +7,24 @@ use plimsoll_core::units::{Bytes, Knob, Limit};
 
 use crate::report::recent::Report;
 use crate::report::status::format::{ContainerStatus, Reasons, RequestStatus, Values};
-use crate::report::status::reading::Read;
-use crate::report::status::state::{Facts, Wait};
+use crate::report::status::reading::ContainerReading;
+use crate::report::status::state::{LimitChange, StateInputs};
 use crate::state::container::{Container, Decided, Update};
 use crate::state::settings::Settings;
 
 /// Facts about one container, from which its status follows.
-pub(super) struct Known<'k> {
+pub(super) struct KnownContainer<'k> {
     pub(super) container: &'k Container,
     pub(super) decided: Decided,
-    pub(super) read: Result<&'k Read, &'k String>,
+    pub(super) read: Result<&'k ContainerReading, &'k String>,
     /// Part of the usage that is protected by the kernel's rule.
     pub(super) effective: Option<Protection>,
     /// Latest first.
     pub(super) reports: Vec<Report>,
-    pub(super) wait: Wait,
+    pub(super) change: LimitChange,
 }
 
-impl Known<'_> {
+impl KnownContainer<'_> {
     /// Returns the status of the container.
     pub(super) fn status(self, settings: &Settings) -> ContainerStatus {
         let Self { container, decided, read, effective, .. } = &self;
@@ -69,11 +69,11 @@ impl Known<'_> {
     }
 
     /// Returns the facts that decide the state.
-    fn facts(&self, settings: &Settings) -> Facts<'_> {
-        let Self { container, effective, wait, reports, .. } = self;
+    fn facts(&self, settings: &Settings) -> StateInputs<'_> {
+        let Self { container, effective, change, reports, .. } = self;
         let read = self.read.ok();
         let over_request = self.over_request();
-        Facts {
+        StateInputs {
             is_read: read.is_some(),
             is_changing: matches!(container.update, Update::UnderWay(_)),
             only_observes: settings.observes(),
@@ -81,7 +81,7 @@ impl Known<'_> {
             desired: self.desired(settings),
             observed: read.map(|read| read.values).unwrap_or_default(),
             is_beyond_asked: container.limit > container.asked,
-            wait: *wait,
+            change: *change,
             throttled: read.and_then(|read| {
                 let (stalled, _) = read.stalled?;
                 let high = read.values.high?;

@@ -57,7 +57,7 @@ impl NodeStatus {
             brake: settings.brake.clone(),
             planned_guard,
             would_throttle: rows.iter().filter(|row| row.would_throttle).count(),
-            would_refuse: reports.count_lately(|report| {
+            would_refuse: reports.count_recent(|report| {
                 report.planned
                     && matches!(report.kind, IncidentKind::CutRejected | IncidentKind::CutDeferred)
             }),

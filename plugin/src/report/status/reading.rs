@@ -13,7 +13,7 @@ const NOT_STARTED: &str = "it has not started yet";
 
 /// Values read from a container's cgroup.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Read {
+pub(super) struct ContainerReading {
     pub(super) values: Values,
     pub(super) usage: Bytes,
     pub(super) working_set: Option<Bytes>,
@@ -21,7 +21,7 @@ pub(super) struct Read {
     pub(super) oom_kills: Option<u64>,
 }
 
-impl Read {
+impl ContainerReading {
     fn of(cgroup: &Cgroup) -> Result<Self, CgroupError> {
         let [min, low, high, max] =
             [Knob::Min, Knob::Low, Knob::High, Knob::Max].map(|knob| cgroup.read(knob));
@@ -48,12 +48,14 @@ impl Read {
 }
 
 /// Reads the cgroup of a container. The error is the reason for the reader of the status.
-pub(super) fn read(root: &CgroupRoot, container: &Container) -> Result<Read, String> {
+pub(super) fn read(root: &CgroupRoot, container: &Container) -> Result<ContainerReading, String> {
     let Some(path) = &container.cgroup else { return Err(NOT_STARTED.to_owned()) };
-    root.cgroup(path).and_then(|cgroup| Read::of(&cgroup)).map_err(|error| match error {
-        CgroupError::Gone(_) if !container.started => NOT_STARTED.to_owned(),
-        error => unread(&error),
-    })
+    root.cgroup(path).and_then(|cgroup| ContainerReading::of(&cgroup)).map_err(
+        |error| match error {
+            CgroupError::Gone(_) if !container.started => NOT_STARTED.to_owned(),
+            error => unread(&error),
+        },
+    )
 }
 
 /// Returns why a cgroup could not be read, with advice.

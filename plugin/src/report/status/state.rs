@@ -10,7 +10,7 @@ use crate::report::status::format::{State, Values};
 
 /// State of a container's limit that other modules know.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wait {
+pub(super) struct LimitChange {
     /// A limit decrease is deferred.
     pub(super) is_deferred: bool,
     /// The plugin raised the limit as an OOM rescue.
@@ -19,7 +19,7 @@ pub(super) struct Wait {
 
 /// Facts that decide the state of a container.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Facts<'r> {
+pub(super) struct StateInputs<'r> {
     pub(super) is_read: bool,
     pub(super) is_changing: bool,
     /// Observe mode: the plugin sets nothing, so a difference is no drift.
@@ -29,7 +29,7 @@ pub(super) struct Facts<'r> {
     pub(super) observed: Values,
     /// The limit is higher than the limit that the user asked for.
     pub(super) is_beyond_asked: bool,
-    pub(super) wait: Wait,
+    pub(super) change: LimitChange,
     pub(super) throttled: Option<Throttled>,
     pub(super) is_over: bool,
     pub(super) standing: Option<Standing>,
@@ -37,7 +37,7 @@ pub(super) struct Facts<'r> {
     pub(super) reports: &'r [Report],
 }
 
-impl Facts<'_> {
+impl StateInputs<'_> {
     /// Returns whether observe mode is on and the container uses more than its planned
     /// `memory.high`.
     pub(super) fn would_throttle(&self) -> bool {
@@ -58,7 +58,7 @@ impl Facts<'_> {
         if !self.is_read {
             return State::Unread;
         }
-        if self.wait.is_deferred {
+        if self.change.is_deferred {
             return State::Deferred;
         }
         // A refusal counts only while the limit in force is still the same as then.
@@ -70,7 +70,7 @@ impl Facts<'_> {
                 _ => false,
             }
         });
-        if is_refused || (self.is_beyond_asked && !self.wait.is_rescued) {
+        if is_refused || (self.is_beyond_asked && !self.change.is_rescued) {
             return State::Refused;
         }
         if self.desired.differs_from(self.observed) > 0 && !self.is_changing && !self.only_observes
@@ -107,7 +107,7 @@ mod tests {
     use plimsoll_core::units::Knob;
 
     use super::*;
-    use crate::report::{LATELY, now};
+    use crate::report::{RECENT, now};
 
     fn report(what: Incident, ago: u64) -> Report {
         let last = now() - ago;
@@ -120,7 +120,7 @@ mod tests {
             first: last,
             last,
             count: 1,
-            lately: Default::default(),
+            times: Default::default(),
         }
     }
 
@@ -128,18 +128,18 @@ mod tests {
         Limit::Bytes(Bytes::new(amount << 20))
     }
 
-    const DEFERRED: Wait = Wait { is_deferred: true, is_rescued: false };
-    const RESCUED: Wait = Wait { is_deferred: false, is_rescued: true };
+    const DEFERRED: LimitChange = LimitChange { is_deferred: true, is_rescued: false };
+    const RESCUED: LimitChange = LimitChange { is_deferred: false, is_rescued: true };
 
     /// A container with a limit of 250 MiB whose files all have their desired values.
-    fn fine() -> Facts<'static> {
+    fn fine() -> StateInputs<'static> {
         let values = Values {
             min: Some(mib(64)),
             low: Some(mib(0)),
             high: Some(mib(200)),
             max: Some(mib(250)),
         };
-        Facts {
+        StateInputs {
             is_read: true,
             is_changing: false,
             only_observes: false,
@@ -147,7 +147,7 @@ mod tests {
             desired: values,
             observed: values,
             is_beyond_asked: false,
-            wait: Wait { is_deferred: false, is_rescued: false },
+            change: LimitChange { is_deferred: false, is_rescued: false },
             throttled: None,
             is_over: false,
             standing: Some(Standing::Protected),
@@ -168,11 +168,11 @@ mod tests {
         let contended = Incident::Contended { knob: Knob::Min, desired, observed, repairs: 5 };
         let raised = Values { max: Some(mib(300)), ..fine().desired };
         let written = Values { min: Some(mib(0)), ..fine().observed };
-        let rescued = Facts {
+        let rescued = StateInputs {
             desired: raised,
             observed: raised,
             is_beyond_asked: true,
-            wait: RESCUED,
+            change: RESCUED,
             ..fine()
         };
         let throttled = Some(Throttled {
@@ -184,51 +184,75 @@ mod tests {
         });
         for (state, facts, reports) in [
             (State::Protected, fine(), vec![]),
-            (State::Unprotected, Facts { standing: Some(Standing::Unclaimed), ..fine() }, vec![]),
-            (State::Inert, Facts { standing: Some(Standing::Partly), ..fine() }, vec![]),
-            (State::Unread, Facts { standing: None, ..fine() }, vec![]),
+            (
+                State::Unprotected,
+                StateInputs { standing: Some(Standing::Unclaimed), ..fine() },
+                vec![],
+            ),
+            (State::Inert, StateInputs { standing: Some(Standing::Partly), ..fine() }, vec![]),
+            (State::Unread, StateInputs { standing: None, ..fine() }, vec![]),
             (
                 State::OverRequest,
-                Facts { is_over: true, standing: Some(Standing::Inert), ..fine() },
+                StateInputs { is_over: true, standing: Some(Standing::Inert), ..fine() },
                 vec![],
             ),
-            (State::Rescued, Facts { is_over: true, ..rescued }, vec![]),
-            (State::Throttled, Facts { throttled, ..rescued }, vec![]),
-            (State::Drifted, Facts { throttled, observed: written, ..fine() }, vec![]),
+            (State::Rescued, StateInputs { is_over: true, ..rescued }, vec![]),
+            (State::Throttled, StateInputs { throttled, ..rescued }, vec![]),
+            (State::Drifted, StateInputs { throttled, observed: written, ..fine() }, vec![]),
             // In observe mode a difference is no drift.
-            (State::Protected, Facts { only_observes: true, observed: written, ..fine() }, vec![]),
+            (
+                State::Protected,
+                StateInputs { only_observes: true, observed: written, ..fine() },
+                vec![],
+            ),
             (
                 State::WouldThrottle,
-                Facts { only_observes: true, usage: Some(Bytes::new(201 << 20)), ..fine() },
+                StateInputs { only_observes: true, usage: Some(Bytes::new(201 << 20)), ..fine() },
                 vec![],
             ),
-            (State::Protected, Facts { usage: Some(Bytes::new(201 << 20)), ..fine() }, vec![]),
-            (State::Protected, Facts { observed: written, is_changing: true, ..fine() }, vec![]),
+            (
+                State::Protected,
+                StateInputs { usage: Some(Bytes::new(201 << 20)), ..fine() },
+                vec![],
+            ),
+            (
+                State::Protected,
+                StateInputs { observed: written, is_changing: true, ..fine() },
+                vec![],
+            ),
             (
                 State::Contended,
-                Facts { observed: written, ..fine() },
-                vec![report(contended, LATELY + 100)],
+                StateInputs { observed: written, ..fine() },
+                vec![report(contended, RECENT + 100)],
             ),
-            (State::Refused, fine(), vec![report(Incident::CutRejected(cut), LATELY - 5)]),
-            (State::Protected, fine(), vec![report(Incident::CutRejected(cut), LATELY + 5)]),
+            (State::Refused, fine(), vec![report(Incident::CutRejected(cut), RECENT - 5)]),
+            (State::Protected, fine(), vec![report(Incident::CutRejected(cut), RECENT + 5)]),
             // The limit has changed since the refusal.
             (State::Rescued, rescued, vec![report(Incident::CutRejected(cut), 0)]),
             // The limit is above the user's limit without a rescue, because the plugin gave up a
             // deferred limit.
             (
                 State::Refused,
-                Facts { is_beyond_asked: true, ..fine() },
-                vec![report(Incident::CutGivenUp(cut), LATELY + 5)],
+                StateInputs { is_beyond_asked: true, ..fine() },
+                vec![report(Incident::CutGivenUp(cut), RECENT + 5)],
             ),
-            (State::Deferred, Facts { is_beyond_asked: true, wait: DEFERRED, ..fine() }, vec![]),
+            (
+                State::Deferred,
+                StateInputs { is_beyond_asked: true, change: DEFERRED, ..fine() },
+                vec![],
+            ),
             (
                 State::Unread,
-                Facts { is_read: false, ..fine() },
+                StateInputs { is_read: false, ..fine() },
                 vec![report(Incident::CutRejected(cut), 0)],
             ),
-            (State::Killed, Facts { is_read: false, ..fine() }, vec![report(killed, LATELY - 5)]),
+            (
+                State::Killed,
+                StateInputs { is_read: false, ..fine() },
+                vec![report(killed, RECENT - 5)],
+            ),
         ] {
-            let facts = Facts { reports: &reports, ..facts };
+            let facts = StateInputs { reports: &reports, ..facts };
             assert_eq!(facts.state(), state, "{facts:#?}");
         }
     }

@@ -12,7 +12,7 @@ use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::recent::Report;
 use crate::report::status::format::CgroupStatus;
 use crate::report::status::parallel::in_parallel;
-use crate::report::status::reading::{Read, unread};
+use crate::report::status::reading::{ContainerReading, unread};
 use crate::state::container::Container;
 use crate::state::levels::LevelKind;
 
@@ -34,7 +34,7 @@ impl CgroupTree {
         root: &CgroupRoot,
         levels: &[(Level, LevelKind)],
         known: &[Arc<Container>],
-        read: &[Result<Read, String>],
+        read: &[Result<ContainerReading, String>],
     ) -> Self {
         let above = above(levels, known);
         let limited_or_not = in_parallel(&above, |path| -> Result<_, CgroupError> {
