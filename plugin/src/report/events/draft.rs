@@ -97,6 +97,19 @@ impl EventDraft {
         })
     }
 
+    /// Returns whether the plugin writes the Event only once for all containers of a pod.
+    pub(super) fn is_once(&self) -> bool {
+        self.kind() == IncidentKind::Overcommitted
+    }
+
+    /// Returns whether the Event's name is the same each time the incident is reported.
+    ///
+    /// A restarted plugin reports `Overcommitted` and `BeyondNode` again, and the API server must
+    /// detect the duplicate.
+    pub(super) fn has_stable_name(&self) -> bool {
+        matches!(self.kind(), IncidentKind::Overcommitted | IncidentKind::BeyondNode)
+    }
+
     pub(super) fn kind(&self) -> IncidentKind {
         self.identity.kind()
     }
@@ -104,11 +117,11 @@ impl EventDraft {
     /// Returns whether both incidents belong to the same Event. A pod has one `Overcommitted` Event
     /// for all its containers.
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        let is_once = self.kind() == IncidentKind::Overcommitted;
         self.uid == other.uid
             && self.identity == other.identity
             && self.mode == other.mode
-            && (is_once || (self.container == other.container && self.desired == other.desired))
+            && (self.is_once()
+                || (self.container == other.container && self.desired == other.desired))
     }
 
     /// Returns the kind, with a prefix if observe mode left the action undone.
@@ -151,17 +164,14 @@ impl EventDraft {
         }
     }
 
-    /// Returns the Event's name from pod and time, as client-go does.
-    ///
-    /// A restarted plugin reports `Overcommitted` and `BeyondNode` again. Their names contain a
-    /// hash instead of the time, so the API server detects the duplicate.
+    /// Returns the Event's name from pod and time, as client-go does. A stable name contains a hash
+    /// instead of the time.
     pub(super) fn name(&self) -> String {
-        let suffix = match self.kind() {
-            IncidentKind::Overcommitted | IncidentKind::BeyondNode => {
-                let identity = format!("{}/{}/{}", self.uid, self.kind(), self.note);
-                format!(".{:016x}", stable_hash(identity.as_bytes()))
-            }
-            _ => format!(".{:x}", self.at.as_nanosecond()),
+        let suffix = if self.has_stable_name() {
+            let identity = format!("{}/{}/{}", self.uid, self.kind(), self.note);
+            format!(".{:016x}", stable_hash(identity.as_bytes()))
+        } else {
+            format!(".{:x}", self.at.as_nanosecond())
         };
         let pod: String = self.pod.chars().take(253 - suffix.len()).collect();
         format!("{}{suffix}", pod.trim_end_matches(['.', '-']))

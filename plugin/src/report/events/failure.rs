@@ -10,6 +10,8 @@ pub(super) enum Failure {
     Refused(String),
     /// The Event to count no longer exists.
     Gone,
+    /// Another write changed the Event at the same time, so the same write may succeed again.
+    Conflict,
     /// A later attempt may succeed.
     Later(String),
     /// 403. A later attempt may succeed if the API server has not loaded its accounts yet.
@@ -23,6 +25,7 @@ impl From<kube::Error> for Failure {
         let causes = details.map(|details| details.causes).unwrap_or_default();
         match code {
             404 => Self::Gone,
+            409 => Self::Conflict,
             403 if causes.iter().any(|cause| cause.reason == "NamespaceTerminating") => {
                 Self::Refused(message)
             }

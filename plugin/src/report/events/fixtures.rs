@@ -31,3 +31,7 @@ pub(super) fn overcommitted() -> Incident {
 pub(super) fn draft(uid: &str, container: &str, what: &Incident) -> EventDraft {
     EventDraft::of(&subject("default/web", uid, container), what, ReportMode::Done).unwrap()
 }
+
+pub(super) fn beyond_node() -> Incident {
+    Incident::BeyondNode { limit: Bytes::new(2 * MIB), allocatable: Bytes::new(MIB) }
+}

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use plimsoll_core::incident::IncidentKind;
 use tokio::time::Instant;
 
 use crate::report::events::draft::EventDraft;
@@ -62,15 +61,15 @@ impl History {
     ) -> Result<Option<Write>, RateExceeded> {
         let is_recent =
             |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(RECENT);
-        self.sent
-            .retain(|sent| is_recent(sent) || sent.draft.kind() == IncidentKind::Overcommitted);
+        // A second Event with the same name is impossible, so an old one is counted.
+        self.sent.retain(|sent| is_recent(sent) || sent.draft.has_stable_name());
         match self
             .sent
             .iter()
             .position(|sent| sent.draft.is_like(draft))
             .and_then(|at| self.sent.remove(at))
         {
-            Some(sent) if draft.kind() == IncidentKind::Overcommitted => {
+            Some(sent) if draft.is_once() => {
                 self.sent.push_back(sent);
                 Ok(None)
             }
@@ -95,6 +94,13 @@ impl History {
         }
     }
 
+    /// Sets the number of incidents of an Event that existed already.
+    pub(super) fn set_count(&mut self, draft: &EventDraft, count: i32) {
+        for sent in self.sent.iter_mut().filter(|sent| sent.draft.is_like(draft)) {
+            sent.count = count;
+        }
+    }
+
     pub(super) fn forget(&mut self, draft: &EventDraft) {
         self.sent.retain(|sent| !sent.draft.is_like(draft));
     }
@@ -107,7 +113,7 @@ pub(super) struct RateExceeded;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::events::fixtures::{draft, overcommitted, rejected};
+    use crate::report::events::fixtures::{beyond_node, draft, overcommitted, rejected};
 
     #[tokio::test(start_paused = true)]
     async fn the_same_thing_of_the_same_container_is_one_event() {
@@ -185,6 +191,19 @@ mod tests {
             (history.sent.len(), history.limits.pods.len()),
             (1, 1),
             "nothing is kept of those long gone"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_event_with_stable_name_is_counted() {
+        let mut history = History::new(Instant::now());
+        let beyond = draft("u", "app", &beyond_node());
+        assert_eq!(history.decide(&beyond, Instant::now()), Ok(Some(Write::Create)));
+        let long_after = Instant::now() + Duration::from_secs(RECENT + 1);
+        assert_eq!(
+            history.decide(&draft("u", "app", &beyond_node()), long_after),
+            Ok(Some(Write::Count { name: beyond.name(), count: 2 })),
+            "the API server refuses a second Event with the name"
         );
     }
 }

@@ -130,6 +130,7 @@ impl Publisher {
                     }
                 }
                 Failure::Gone => break,
+                Failure::Conflict => self.wait().await,
                 Failure::Refused(why) => {
                     let (pod, reason) =
                         (format!("{}/{}", draft.namespace, draft.pod), draft.kind());
@@ -146,8 +147,7 @@ impl Publisher {
                             excerpt(&why)
                         );
                     }
-                    let most = BACKOFF[1];
-                    sleep(self.backoff.next().map_or(most, |wait| wait.min(most))).await;
+                    self.wait().await;
                 }
             }
         }
@@ -166,22 +166,49 @@ impl Publisher {
             }
         };
         let events = Api::<Event>::namespaced(client.clone(), &draft.namespace);
-        let result = match write {
+        match write {
             Write::Create => {
-                events.create(&PostParams::default(), &draft.event(&self.instance)).await
+                let event = draft.event(&self.instance);
+                match events.create(&PostParams::default(), &event).await {
+                    // An earlier attempt created the Event, but its answer was lost.
+                    Err(kube::Error::Api(status)) if status.code == 409 => {
+                        if draft.has_stable_name() && !draft.is_once() {
+                            let count = existing_count(&events, &draft.name()).await?;
+                            self.history.set_count(draft, count);
+                        }
+                    }
+                    result => _ = result?,
+                }
             }
             Write::Count { name, count } => {
                 let series = EventSeries { count: *count, last_observed_time: MicroTime(draft.at) };
                 let patch = serde_json::json!({ "series": series });
-                events.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
+                // The patch names no version, so the API server applies each attempt to the newest
+                // Event.
+                events.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
             }
-        };
-        match result {
-            Ok(_) => Ok(()),
-            // The Event exists already: the answer to an earlier attempt was lost.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            Err(error) => Err(error.into()),
         }
+        Ok(())
+    }
+
+    /// Waits before the next attempt, longer after each failure.
+    async fn wait(&mut self) {
+        let most = BACKOFF[1];
+        sleep(self.backoff.next().map_or(most, |wait| wait.min(most))).await;
+    }
+}
+
+/// Returns the number of incidents of an existing Event.
+///
+/// The plugin's role allows `create` and `patch`, but not `get`. A patch that changes nothing
+/// returns the Event.
+async fn existing_count(events: &Api<Event>, name: &str) -> Result<i32, Failure> {
+    let unchanged = Patch::Merge(serde_json::json!({}));
+    match events.patch(name, &PatchParams::default(), &unchanged).await {
+        Ok(event) => Ok(event.series.map_or(1, |series| series.count)),
+        // The Event was removed after the attempt to create it.
+        Err(kube::Error::Api(status)) if status.code == 404 => Err(Failure::Conflict),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -194,11 +221,12 @@ mod tests {
     use http_body_util::{BodyExt as _, Full};
     use hyper::body::Bytes as Body;
     use hyper::{Method, Response};
+    use plimsoll_core::incident::Incident;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::report::events::QUEUE;
-    use crate::report::events::fixtures::{draft, rejected};
+    use crate::report::events::fixtures::{beyond_node, draft, rejected};
 
     /// Requests to the API server: method, path and body.
     type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
@@ -232,6 +260,11 @@ mod tests {
                     let status = |code: u16| json!({ "kind": "Status", "code": code, "message": "no\u{1b}[2J" });
                     let (code, answer) = match code {
                         200 => (200, json!({ "metadata": {} , "eventTime": null })),
+                        // An Event of five incidents.
+                        1200 => {
+                            let series = json!({ "count": 5, "lastObservedTime": "2026-01-01T00:00:00.000000Z" });
+                            (200, json!({ "metadata": {}, "eventTime": null, "series": series }))
+                        }
                         // 403 in a namespace that is being deleted.
                         1403 => (
                             403,
@@ -250,11 +283,15 @@ mod tests {
     }
 
     async fn publish(publisher: Publisher, times: usize) -> u64 {
+        publish_all(publisher, &rejected(100), times).await
+    }
+
+    async fn publish_all(publisher: Publisher, incident: &Incident, times: usize) -> u64 {
         let dropped = publisher.dropped.clone();
         let (sender, queue) = mpsc::channel(QUEUE);
         let running = tokio::spawn(publisher.run(queue));
         for _ in 0..times {
-            sender.send(draft("u", "app", &rejected(100))).await.unwrap();
+            sender.send(draft("u", "app", incident)).await.unwrap();
         }
         while sender.capacity() < QUEUE {
             sleep(Duration::from_millis(1)).await;
@@ -352,5 +389,28 @@ mod tests {
         assert!(start.elapsed() >= STALE);
         let attempts = requests.lock().unwrap().len();
         assert!((6..20).contains(&attempts), "{attempts} attempts within {STALE:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn conflicting_patch_of_count_is_tried_again() {
+        let (publisher, requests, connections) = publisher(&[200, 409, 200]);
+        assert_eq!(publish(publisher, 2).await, 0);
+        let requests = requests.lock().unwrap();
+        let [_, (first, _, refused), (second, _, accepted)] = &requests[..] else {
+            panic!("{requests:?}")
+        };
+        assert_eq!((first, second), (&Method::PATCH, &Method::PATCH));
+        assert_eq!((refused, &accepted["series"]["count"]), (accepted, &json!(2)));
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn existing_event_keeps_its_count() {
+        // The Event exists already with five incidents, as after a restart of the plugin.
+        let (publisher, requests, _) = publisher(&[409, 1200, 200]);
+        assert_eq!(publish_all(publisher, &beyond_node(), 2).await, 0);
+        let requests = requests.lock().unwrap();
+        let [_, (_, _, read), (_, _, counted)] = &requests[..] else { panic!("{requests:?}") };
+        assert_eq!((read, &counted["series"]["count"]), (&json!({}), &json!(6)));
     }
 }
