@@ -1,12 +1,13 @@
 //! Queue of messages for the thread that writes them.
 
+use std::cell::Cell;
 use std::io;
 use std::mem;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{Metadata, warn};
 use tracing_subscriber::fmt::MakeWriter;
@@ -17,56 +18,108 @@ const WAITING: usize = 4096;
 /// Maximum time that the program waits for its messages to be written before it ends.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Interval at which `flush` tries to add its entry to a full queue.
+const FLUSH_RETRY: Duration = Duration::from_millis(5);
+
 /// Writes one message.
 type WriteMessage = Box<dyn FnOnce() + Send>;
 
+thread_local! {
+    /// Whether this thread is the one that writes messages.
+    static IS_WRITER: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Queue of messages for the thread that writes them.
-static QUEUE: OnceLock<SyncSender<WriteMessage>> = OnceLock::new();
-
-/// Number of messages lost to a full queue since the last warning.
-static LOST: AtomicU64 = AtomicU64::new(0);
-
-/// Queues `write` for the thread that writes messages.
 ///
 /// A write blocks while the journal or the reader of standard error does not read. The runtime
-/// waits for the plugin's answers, so the thread that answers never writes a message itself. A
-/// message that finds the queue full is lost and counted.
-pub(super) fn queue(write: impl FnOnce() + Send + 'static) {
-    let queue = QUEUE.get_or_init(|| {
-        let (queue, messages) = mpsc::sync_channel::<WriteMessage>(WAITING);
+/// waits for the plugin's answers, so the thread that answers never writes a message itself.
+struct MessageQueue {
+    sender: SyncSender<WriteMessage>,
+    /// Number of messages lost to a full queue since the last warning.
+    lost: Arc<AtomicU64>,
+}
+
+impl MessageQueue {
+    /// Creates a queue of at most `capacity` messages and starts its thread. `warn_of_loss` writes
+    /// a message about lost messages.
+    fn start(capacity: usize, warn_of_loss: impl Fn(u64) + Send + 'static) -> Self {
+        let (sender, messages) = mpsc::sync_channel::<WriteMessage>(capacity);
+        let lost = Arc::<AtomicU64>::default();
+        let lost_messages = lost.clone();
         let write_all = move || {
+            IS_WRITER.set(true);
             for write in messages {
                 write();
-                let lost = LOST.swap(0, Ordering::Relaxed);
+                let lost = lost_messages.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    warn!(lost, "messages were lost, because they were not read fast enough");
+                    warn_of_loss(lost);
                 }
             }
         };
         // If the thread cannot start, the receiver is dropped and each caller writes its message
         // itself.
         let _ = thread::Builder::new().name("messages".to_owned()).spawn(write_all);
-        queue
-    });
-    match queue.try_send(Box::new(write)) {
-        Ok(()) => {}
-        Err(TrySendError::Full(_)) => {
-            LOST.fetch_add(1, Ordering::Relaxed);
-        }
-        Err(TrySendError::Disconnected(write)) => write(),
+        Self { sender, lost }
     }
+
+    /// Adds a message. A message that finds the queue full is lost and counted.
+    fn add(&self, write: WriteMessage) {
+        // The writer's own warning would find the queue full.
+        if IS_WRITER.get() {
+            return write();
+        }
+        match self.sender.try_send(write) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(TrySendError::Disconnected(write)) => write(),
+        }
+    }
+
+    /// Waits until the messages of the queue are written, for at most `patience`. Returns whether
+    /// they are.
+    fn flush(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let (done, written) = mpsc::channel();
+        let mut entry: WriteMessage = Box::new(move || {
+            // Fails if `flush` has already timed out.
+            let _ = done.send(());
+        });
+        loop {
+            match self.sender.try_send(entry) {
+                Ok(()) => break,
+                Err(TrySendError::Full(returned)) if Instant::now() < deadline => {
+                    entry = returned;
+                    thread::sleep(FLUSH_RETRY);
+                }
+                // The reader of the messages does not read, so the other messages are lost as well.
+                Err(TrySendError::Full(_)) => return false,
+                // There is no queue: each caller has written its message itself.
+                Err(TrySendError::Disconnected(_)) => return true,
+            }
+        }
+        written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
+    }
+}
+
+/// Queue of the process.
+static QUEUE: OnceLock<MessageQueue> = OnceLock::new();
+
+/// Queues `write` for the thread that writes messages.
+pub(super) fn queue(write: impl FnOnce() + Send + 'static) {
+    let queue = QUEUE.get_or_init(|| {
+        MessageQueue::start(WAITING, |lost| {
+            warn!(lost, "messages were lost, because they were not read fast enough");
+        })
+    });
+    queue.add(Box::new(write));
 }
 
 /// Waits until the queued messages are written, for at most [`PATIENCE`].
 pub(crate) fn flush() {
-    if QUEUE.get().is_some() {
-        let (done, written) = mpsc::channel();
-        queue(move || {
-            // Fails if `flush` has already timed out.
-            let _ = done.send(());
-        });
-        // On an error the messages are not being read, so do not wait any longer.
-        let _ = written.recv_timeout(PATIENCE);
+    if let Some(queue) = QUEUE.get() {
+        let _ = queue.flush(PATIENCE);
     }
 }
 
@@ -113,5 +166,74 @@ impl<W: io::Write + Send> Drop for Message<W> {
             // There is no place to report a write error to.
             queue(move || drop(writer.write_all(&text)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Returns a queue for two messages whose thread is busy until the returned sender is dropped.
+    fn busy_queue() -> (MessageQueue, mpsc::Sender<()>, Arc<Mutex<Vec<String>>>) {
+        let written = Arc::<Mutex<Vec<String>>>::default();
+        let of_losses = written.clone();
+        let queue = MessageQueue::start(2, move |lost| {
+            of_losses.lock().unwrap().push(format!("lost {lost}"));
+        });
+        let (busy, wait) = mpsc::channel::<()>();
+        let (started, is_started) = mpsc::channel();
+        queue.add(Box::new(move || {
+            started.send(()).unwrap();
+            let _ = wait.recv();
+        }));
+        is_started.recv().unwrap();
+        (queue, busy, written)
+    }
+
+    fn add(queue: &MessageQueue, written: &Arc<Mutex<Vec<String>>>, text: &str) {
+        let (written, text) = (written.clone(), text.to_owned());
+        queue.add(Box::new(move || written.lock().unwrap().push(text)));
+    }
+
+    #[test]
+    fn flush_waits_for_full_queue() {
+        let (queue, busy, written) = busy_queue();
+        for text in ["first", "second", "third"] {
+            add(&queue, &written, text);
+        }
+        let slow_reader = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(busy);
+        });
+        assert!(queue.flush(Duration::from_secs(10)));
+        assert_eq!(*written.lock().unwrap(), ["lost 1", "first", "second"]);
+        slow_reader.join().unwrap();
+    }
+
+    #[test]
+    fn flush_ends_without_a_reader() {
+        let (queue, busy, written) = busy_queue();
+        for text in ["first", "second"] {
+            add(&queue, &written, text);
+        }
+        assert!(!queue.flush(Duration::from_millis(20)));
+        assert!(written.lock().unwrap().is_empty());
+        drop(busy);
+    }
+
+    #[test]
+    fn writer_writes_its_own_message_at_once() {
+        let queue = Arc::new(MessageQueue::start(1, |_| {}));
+        let (done, written) = mpsc::channel();
+        let of_writer = queue.clone();
+        queue.add(Box::new(move || {
+            // The queue is full, and only this thread empties it.
+            let _ = of_writer.sender.try_send(Box::new(|| {}));
+            of_writer.add(Box::new(move || done.send(()).unwrap()));
+        }));
+        assert_eq!(written.recv_timeout(Duration::from_secs(10)), Ok(()));
+        assert_eq!(queue.lost.load(Ordering::Relaxed), 0);
     }
 }
