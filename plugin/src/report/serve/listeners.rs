@@ -1,5 +1,7 @@
 //! Listeners on the plugin's socket and on the address for metrics.
 
+use std::fmt::Display;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,32 +18,18 @@ use crate::report::serve::socket::{listen, socket};
 /// Delay before the plugin tries to listen again.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// Delay before the plugin accepts connections again.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+
 impl Server {
     /// Serves over the plugin's socket on the node whose file system is at `host`. Never returns.
     pub async fn run(self, host: PathBuf) {
         let path = socket(&host);
         let places = Places::new();
         let mut is_failing = false;
-        loop {
+        let listener = loop {
             match listen(&path).await {
-                Ok(listener) => {
-                    is_failing = false;
-                    loop {
-                        match listener.accept().await {
-                            Ok((stream, _)) => {
-                                self.serve(stream, ServedPaths::Everything, &places).await
-                            }
-                            Err(error) => {
-                                warn!(
-                                    socket = %path.display(),
-                                    %error,
-                                    "cannot accept connections"
-                                );
-                                break;
-                            }
-                        }
-                    }
-                }
+                Ok(listener) => break listener,
                 Err(error) if !is_failing => {
                     is_failing = true;
                     warn!(
@@ -53,6 +41,10 @@ impl Server {
                 Err(_) => {}
             }
             sleep(RETRY).await;
+        };
+        loop {
+            let (stream, _) = accept(|| listener.accept(), &path.display()).await;
+            self.serve(stream, ServedPaths::Everything, &places).await;
         }
     }
 
@@ -73,24 +65,11 @@ impl Server {
                     info!(%address, "serving metrics");
                     failed_address = None;
                     while !is_other() {
-                        let accepted = tokio::select! {
-                            accepted = listener.accept() => accepted,
+                        let (stream, _) = tokio::select! {
+                            accepted = accept(|| listener.accept(), &address) => accepted,
                             () = changed.notified() => continue,
                         };
-                        match accepted {
-                            Ok((stream, _)) => {
-                                self.serve(stream, ServedPaths::Metrics, &places).await
-                            }
-                            Err(error) => {
-                                warn!(
-                                    %address,
-                                    %error,
-                                    "cannot accept connections for metrics; trying again in \
-                                     {RETRY:?}"
-                                );
-                                sleep(RETRY).await;
-                            }
-                        }
+                        self.serve(stream, ServedPaths::Metrics, &places).await;
                     }
                 }
                 Err(error) => {
@@ -108,5 +87,50 @@ impl Server {
                 }
             }
         }
+    }
+}
+
+/// Accepts the next connection of a listener, which serves at `address`.
+///
+/// An error of `accept` concerns a connection or the process, for example too many open files. The
+/// listener stays valid, so keep the listener and accept again after [`ACCEPT_RETRY`].
+async fn accept<C, F>(accept: impl Fn() -> F, address: &impl Display) -> C
+where
+    F: Future<Output = io::Result<C>>,
+{
+    let mut is_failing = false;
+    loop {
+        match accept().await {
+            Ok(connection) => return connection,
+            Err(error) if !is_failing => {
+                is_failing = true;
+                warn!(
+                    %address,
+                    %error,
+                    "cannot accept connections; trying again every {ACCEPT_RETRY:?}"
+                );
+            }
+            Err(_) => {}
+        }
+        sleep(ACCEPT_RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn too_many_files_keep_the_listener() {
+        let too_many = || io::Error::from(rustix::io::Errno::MFILE);
+        let results = RefCell::new(vec![Ok("client"), Err(too_many()), Err(too_many())]);
+        let start = Instant::now();
+        let next = async || results.borrow_mut().pop().unwrap();
+        assert_eq!(accept(next, &"address").await, "client");
+        assert_eq!(start.elapsed(), 2 * ACCEPT_RETRY, "the plugin waits after each failure");
     }
 }
