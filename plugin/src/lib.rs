@@ -39,6 +39,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn in_own_thread(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
         tracing::warn!(%error, "cannot start the thread {name:?}: allow the plugin's service or \
-                                pod more of them (TasksMax, pids.max)");
+                                pod more threads (TasksMax, pids.max)");
     }
 }

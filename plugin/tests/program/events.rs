@@ -64,11 +64,11 @@ impl Cluster {
     /// Starts the plugin as [`Self::plugin`] does, with this configuration.
     async fn plugin_with(&self, config: &str) -> (Node, Daemon, Runtime) {
         let (node, mut daemon, runtime) = start(config).await;
-        daemon.says("there are no Kubernetes Events").await;
+        daemon.says("the plugin writes no Kubernetes Events").await;
         node.write("kubeconfig", &self.server.kubeconfig(&self.token));
         let kubeconfig = node.path("kubeconfig");
         node.replace("plimsoll.yaml", &format!("{config}kubeconfig: {}\n", kubeconfig.display()));
-        daemon.says("Kubernetes Events are written with the credentials of").await;
+        daemon.says("the plugin writes Kubernetes Events with the credentials of").await;
         (node, daemon, runtime)
     }
 

@@ -243,7 +243,7 @@ async fn only_root_may_ask_and_who_asks_slowly_keeps_nobody_from_anything() {
     while daemon.messages.recv().await.is_some() {}
     let (text, code) = status(&node, &[]).await;
     assert_eq!(code, 1, "{text}");
-    assert!(text.contains("plimsoll.sock") && text.contains("does it run"), "{text}");
+    assert!(text.contains("plimsoll.sock") && text.contains("run the plugin"), "{text}");
 }
 
 #[tokio::test]
@@ -432,7 +432,10 @@ async fn observe_mode_shows_why_a_guard_would_not_be_in_force() {
 
     runtime.set_file("kubepods", "memory.current", &(4 * 1024 * MIB).to_string());
     let text = shown().await;
-    assert!(text.contains("nodeGuard would wait: pods use 4Gi, and it leaves them 3Gi"), "{text}");
+    assert!(
+        text.contains("nodeGuard would wait: pods use 4Gi, and their limit would be 3Gi"),
+        "{text}"
+    );
     assert_eq!(runtime.file("kubepods", "memory.max"), "max");
 }
 

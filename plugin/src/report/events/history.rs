@@ -52,8 +52,8 @@ impl History {
     ///
     /// # Errors
     ///
-    /// [`RateExceeded`] if a new Event would exceed the rate of the pod or the node. A repeated incident
-    /// is always counted, and the next write of its Event contains the count.
+    /// [`RateExceeded`] if a new Event would exceed the rate of the pod or the node. A repeated
+    /// incident is always counted, and the next write of its Event contains the count.
     pub(super) fn decide(
         &mut self,
         draft: &EventDraft,

@@ -112,8 +112,7 @@ impl Publisher {
                 }
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::Later(format!(
-                    "no answer within {PATIENCE:?}, of the API server or of the program that gives \
-                     a token"
+                    "the API server or the token program did not answer within {PATIENCE:?}"
                 )),
             };
             let failure = match failure {
@@ -142,8 +141,8 @@ impl Publisher {
                     self.is_proven = false;
                     if !std::mem::replace(&mut self.is_lost, true) {
                         warn!(
-                            "cannot write Kubernetes Events; trying again while there are new \
-                             ones: {}",
+                            "cannot write Kubernetes Events; the plugin tries again while Events \
+                             wait: {}",
                             excerpt(&why)
                         );
                     }
@@ -262,7 +261,8 @@ mod tests {
                         200 => (200, json!({ "metadata": {} , "eventTime": null })),
                         // An Event of five incidents.
                         1200 => {
-                            let series = json!({ "count": 5, "lastObservedTime": "2026-01-01T00:00:00.000000Z" });
+                            let last = "2026-01-01T00:00:00.000000Z";
+                            let series = json!({ "count": 5, "lastObservedTime": last });
                             (200, json!({ "metadata": {}, "eventTime": null, "series": series }))
                         }
                         // 403 in a namespace that is being deleted.

@@ -44,7 +44,7 @@ impl Events {
         }
         *state = EventQueue { is_known: true, source: source.clone(), queue: None };
         let Some(source) = source else {
-            info!("no kubeconfig is configured: there are no Kubernetes Events");
+            info!("no kubeconfig is configured, so the plugin writes no Kubernetes Events");
             return;
         };
         let (sender, queue) = mpsc::channel(QUEUE);
@@ -52,9 +52,10 @@ impl Events {
         match start(source, queue, dropped.clone()) {
             Ok(()) => {
                 state.queue = Some(sender);
-                info!("Kubernetes Events are written with the credentials of {credentials}");
+                info!("the plugin writes Kubernetes Events with the credentials of {credentials}");
             }
-            Err(error) => warn!(%error, "cannot start a thread: there are no Kubernetes Events"),
+            Err(error) => warn!(%error, "cannot start the thread that writes Kubernetes Events; \
+                                         allow the plugin more threads"),
         }
     }
 

@@ -24,10 +24,9 @@ const QUIET: [&str; 4] = ["hyper", "kube", "rustls", "tower"];
 /// The form of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// A line for people, with fields as KEY=VALUE; to the journal with fields of its own, where
-    /// standard error leads there
+    /// Text with fields as KEY=VALUE; also with journal fields if standard error is the journal
     Text,
-    /// One JSON object a line, on standard error
+    /// One JSON object per line on standard error
     Json,
 }
 

@@ -110,7 +110,7 @@ static QUEUE: OnceLock<MessageQueue> = OnceLock::new();
 pub(super) fn queue(write: impl FnOnce() + Send + 'static) {
     let queue = QUEUE.get_or_init(|| {
         MessageQueue::start(WAITING, |lost| {
-            warn!(lost, "messages were lost, because they were not read fast enough");
+            warn!(lost, "messages were lost, because the reader of the log was too slow");
         })
     });
     queue.add(Box::new(write));

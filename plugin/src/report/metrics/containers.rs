@@ -47,13 +47,13 @@ pub(super) fn register_containers(status: &Status, registry: &mut Registry) {
     let counters = [
         plain(
             "container_oom_events",
-            "Processes of the container that were killed for want of memory",
+            "Processes of the container that the kernel OOM-killed",
             kills,
         ),
         seconds(
             "container_pressure_memory_stalled",
-            "How long all of the container has waited for memory, as it does when memory.high \
-             throttles it",
+            "Time that all of the container waited for memory, for example because memory.high \
+             throttled it",
             stalled,
         ),
     ];
@@ -84,37 +84,48 @@ type Amount = fn(&ContainerStatus) -> Option<Bytes>;
 
 /// Amounts of memory of each container: name, help text and amount.
 const AMOUNTS: [(&str, &str, Amount); 11] = [
-    ("container_memory_usage", "What the container uses (memory.current)", |container| {
+    ("container_memory_usage", "Memory usage of the container (memory.current)", |container| {
         container.usage
     }),
     (
         "container_memory_working_set",
-        "The same without page cache that was not used lately",
+        "Memory usage of the container without inactive page cache",
         |container| container.working_set,
     ),
-    ("container_spec_memory_limit", "Its memory.max, if that is a number", |container| {
-        container.observed?.max?.bytes()
+    (
+        "container_spec_memory_limit",
+        "memory.max of the container, if it is a number",
+        |container| container.observed?.max?.bytes(),
+    ),
+    (
+        "container_memory_request",
+        "Memory request of the container, or the lower bound of an \
+                                  inexact request",
+        |container| Some(container.request.as_ref()?.bytes),
+    ),
+    ("container_memory_min", "memory.min of the container", |container| {
+        container.observed?.min?.bytes()
     }),
-    ("container_memory_request", "Its memory request, or the least that it can be", |container| {
-        Some(container.request.as_ref()?.bytes)
+    ("container_memory_low", "memory.low of the container", |container| {
+        container.observed?.low?.bytes()
     }),
-    ("container_memory_min", "Its memory.min", |container| container.observed?.min?.bytes()),
-    ("container_memory_low", "Its memory.low", |container| container.observed?.low?.bytes()),
-    ("container_memory_high", "Its memory.high, if that is a number", |container| {
+    ("container_memory_high", "memory.high of the container, if it is a number", |container| {
         container.observed?.high?.bytes()
     }),
-    ("container_memory_min_desired", "What its memory.min should be", |container| {
+    ("container_memory_min_desired", "Desired memory.min of the container", |container| {
         container.desired.min?.bytes()
     }),
-    ("container_memory_low_desired", "What its memory.low should be", |container| {
+    ("container_memory_low_desired", "Desired memory.low of the container", |container| {
         container.desired.low?.bytes()
     }),
     (
         "container_memory_high_desired",
-        "What its memory.high should be, if that is a number",
+        "Desired memory.high of the container, if it is a number",
         |container| container.desired.high?.bytes(),
     ),
-    ("container_over_request", "How much more than its request it uses", |container| {
-        Some(container.over_request)
-    }),
+    (
+        "container_over_request",
+        "Working set of the container above its memory request",
+        |container| Some(container.over_request),
+    ),
 ];

@@ -123,21 +123,21 @@ impl Metrics {
     /// Returns the counters of changed limits.
     fn rows_of_limits(&self) -> [Row; 4] {
         [
-            plain("resizes", "Resizes of containers, by what became of them", self.resizes.clone()),
+            plain("resizes", "Resizes of containers, by outcome", self.resizes.clone()),
             bytes(
                 "resize_rejected",
-                "How much lower than those in force the limits were that would have killed and \
-                 were refused",
+                "Sum of the differences between the limits in force and the lower limits that \
+                 the plugin rejected",
                 self.rejected_bytes.clone(),
             ),
             plain(
                 "resizes_given_up",
-                "Deferred memory limits that were given up",
+                "Deferred limit decreases that the plugin gave up",
                 self.deferrals_given_up.clone(),
             ),
             plain(
                 "pod_limits_raised",
-                "Limits of pods that were raised to what their containers may use",
+                "Pod limits that the plugin raised to what the pod's containers may use",
                 self.pod_limits_raised.clone(),
             ),
         ]
@@ -148,29 +148,29 @@ impl Metrics {
         [
             plain(
                 "repairs",
-                "Files that somebody else had changed and that were repaired",
+                "Cgroup files that another program changed and the plugin repaired",
                 self.repairs.clone(),
             ),
             plain(
                 "contended",
-                "Files that somebody else keeps changing and that were left to them",
+                "Cgroup files that the plugin left to another program, which keeps changing them",
                 self.contended.clone(),
             ),
             plain(
                 "oom_kills",
-                "How often containers were killed for want of memory, by whose limit it was: that \
-                 of container or pod, or the node's",
+                "OOM kills of containers, by the limit that caused the kill: of the container or \
+                 its pod, or of the node",
                 self.oom_kills.clone(),
             ),
             plain(
                 "oom_rescues",
-                "Limits that were raised, or would have been but for their ceiling, of containers \
-                 killed again and again",
+                "OOM rescues of containers: limits that the plugin raised, and raises that the \
+                 ceiling prevented",
                 self.rescues.clone(),
             ),
             plain(
                 "stalls_released",
-                "Releases of containers that stood at memory.high",
+                "Releases of containers that were throttled at memory.high",
                 self.stalls_released.clone(),
             ),
         ]
@@ -181,24 +181,23 @@ impl Metrics {
         [
             seconds(
                 "nri_request_duration",
-                "How long the runtime's events took to be answered",
+                "Time that the plugin took to answer events of the runtime",
                 self.events.0.clone(),
             ),
             plain(
                 "nri_connections",
-                "How often a runtime was connected to",
+                "Connections of the plugin to a runtime",
                 self.connections.clone(),
             ),
             plain(
                 "events_dropped",
-                "Kubernetes Events that were not written: too many at once, refused, or too old \
-                 when the API server was back",
+                "Kubernetes Events that the plugin did not write, because they were too many, \
+                 refused or too old",
                 self.events_dropped.clone(),
             ),
             plain(
                 "observed_actions",
-                "What the plugin would have done and did not, as it only observes, by the kind of \
-                 report",
+                "Actions that observe mode left undone, by kind of incident",
                 self.planned.clone(),
             ),
         ]

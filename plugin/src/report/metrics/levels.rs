@@ -41,23 +41,28 @@ pub(super) fn register_levels(status: &Status, registry: &mut Registry) {
     let rows = [
         bytes(
             "protection",
-            "What memory.min and memory.low of all cgroups of a level add up to: as it should be, \
-             as it was read, and as far as it is effective by the kernel's rule",
+            "Sums of memory.min and memory.low of all cgroups of a level: desired, observed, and \
+             effective by the kernel's rule",
             protection(status),
         ),
         plain(
             "unread_cgroups",
-            "Cgroups that could not be read, or are not there: what they hold is unknown, and \
-             they count in no sum and as no difference",
+            "Cgroups that are missing or could not be read; sums of observed values and numbers \
+             of differing files leave them out",
             unread(status),
         ),
         plain(
             "unknown_facts",
-            "What of the node could not be read and decides about values, such as the kubelet's \
-             records; plimsoll status names it",
+            "Facts about the node that the plugin could not read, such as the kubelet's records; \
+             plimsoll status names them",
             count(status.node.problems.len()),
         ),
-        plain("differing_files", "Files that are not as they should be", differences(status)),
+        plain(
+            "differing_files",
+            "Cgroup files whose observed values differ from the desired \
+                                  values",
+            differences(status),
+        ),
     ];
     table::register(registry, rows);
 }

@@ -38,26 +38,26 @@ fn memory(node: &NodeStatus) -> Vec<Row> {
     let ratio = |part: Bytes, whole: Bytes| real(part.get() as f64 / whole.get() as f64);
     let mut rows = Vec::new();
     if let Some(allocatable) = node.allocatable {
-        let help = "What pods may use altogether";
+        let help = "Node allocatable: memory for all pods together";
         rows.push(bytes("node_allocatable", help, gauge(allocatable)));
         if allocatable > Bytes::ZERO {
             rows.extend([
                 plain(
                     "limits_to_allocatable_ratio",
-                    "The sum of all containers' memory limits, by node allocatable; containers \
-                     without one do not count",
+                    "Sum of all containers' memory limits divided by node allocatable; \
+                     containers without a limit do not count",
                     ratio(node.limits, allocatable),
                 ),
                 plain(
                     "requests_to_allocatable_ratio",
-                    "The sum of all containers' memory requests, by node allocatable",
+                    "Sum of all containers' memory requests divided by node allocatable",
                     ratio(node.requests, allocatable),
                 ),
             ]);
         }
     }
     if let Some(line) = node.guard {
-        rows.push(bytes("guard", "What nodeGuard leaves all pods together", gauge(line)));
+        rows.push(bytes("guard", "Limit of all pods together that nodeGuard sets", gauge(line)));
     }
     if let Some(max) = node.pods_max {
         let max = max.bytes().map_or(f64::INFINITY, |max| max.get() as f64);
@@ -66,7 +66,7 @@ fn memory(node: &NodeStatus) -> Vec<Row> {
     if node.requests > Bytes::ZERO {
         rows.push(plain(
             "usage_to_requests_ratio",
-            "What all containers use, by the sum of their memory requests",
+            "Memory usage of all containers divided by the sum of their memory requests",
             ratio(node.usage, node.requests),
         ));
     }
@@ -78,30 +78,30 @@ fn modes(node: &NodeStatus) -> Vec<Row> {
     let mut rows = vec![
         plain(
             "synchronized",
-            "1 while the container runtime is connected and has told of its pods and containers",
+            "1 while the container runtime is connected and has sent its pods and containers",
             one_if(node.synchronized),
         ),
         plain(
             "stands_aside",
-            "1 after 'plimsoll restore', when nothing is set",
+            "1 after 'plimsoll restore', while the plugin sets nothing",
             one_if(node.stands_aside),
         ),
         plain(
             "observe_mode",
-            "1 while nothing is set, as the plugin only observes",
+            "1 while the plugin is in observe mode and sets nothing",
             one_if(node.mode == Mode::Observe),
         ),
         plain(
             "brake_applied",
-            "1 while the plugin only observes because it did too much, until an operator resets \
-             the brake",
+            "1 while the brake keeps the plugin in observe mode, until an operator resets the \
+             brake",
             one_if(node.brake.is_some()),
         ),
     ];
     rows.extend(node.planned_guard.map(|line| {
         bytes(
             "planned_guard",
-            "What nodeGuard would leave all pods together if the plugin did not only observe",
+            "Limit of all pods together that nodeGuard would set outside of observe mode",
             gauge(line),
         )
     }));
@@ -113,8 +113,7 @@ fn sums(status: &Status) -> [Row; 1] {
     let over = status.containers.iter().map(|container| container.over_request);
     [bytes(
         "over_request",
-        "How much more than their requests containers use, without page cache that was not used \
-         lately",
+        "Sum of the containers' working sets above their memory requests",
         gauge(over.fold(Bytes::ZERO, Bytes::saturating_add)),
     )]
 }
@@ -126,7 +125,7 @@ type Property = fn(&ContainerStatus) -> bool;
 const PROPERTIES: [(&str, &str, Property); 5] = [
     (
         "over_request_containers",
-        "Containers that use more memory than they requested",
+        "Containers whose working set is above their memory request",
         |container| container.over_request > Bytes::ZERO,
     ),
     (
@@ -139,14 +138,13 @@ const PROPERTIES: [(&str, &str, Property); 5] = [
     }),
     (
         "would_throttle_containers",
-        "Containers that use more than the memory.high that they would have if the plugin did not \
-         only observe",
+        "Containers that use more than their planned memory.high in observe mode",
         |container| container.would_throttle,
     ),
     (
         "inert_containers",
-        "Containers of whose protection a part or all is without effect, since a cgroup above has \
-         less",
+        "Containers whose protection has no effect or only a part of it, because a cgroup above \
+         has less",
         |container| matches!(container.standing, Some(Standing::Inert | Standing::Partly)),
     ),
 ];
@@ -192,10 +190,10 @@ fn containers_by(status: &Status) -> [Row; 2] {
         provenances.get_or_create(&OfProvenance { provenance }).inc();
     }
     [
-        plain("containers", "Containers, by what plimsoll status says of them", states),
+        plain("containers", "Containers, by their state in plimsoll status", states),
         plain(
             "container_requests",
-            "Containers, by where their memory requests were learnt",
+            "Containers, by the source of their memory requests",
             provenances,
         ),
     ]

@@ -68,7 +68,9 @@ impl Server {
                 served = connection => if let Err(error) = served {
                     debug!(%error, "a connection for status or metrics failed");
                 },
-                () = places.must_leave() => debug!("a connection for status or metrics took too long"),
+                () = places.must_leave() => {
+                    debug!("a connection for status or metrics took too long");
+                }
             }
             drop(place);
         });
@@ -104,7 +106,7 @@ impl Server {
             // Fails if the client has disconnected.
             let _ = answer.send(text);
         });
-        answered.await.map_err(|_| "reading failed; see the log".to_owned())?
+        answered.await.map_err(|_| "cannot read the status; see the plugin's log".to_owned())?
     }
 
     async fn answer(
@@ -113,7 +115,11 @@ impl Server {
         paths: ServedPaths,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         if request.method() != Method::GET {
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
+            let mut response = plain(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "the plugin answers only \
+                                                                      GET\n",
+            );
             response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
             return Ok(response);
         }
@@ -121,10 +127,10 @@ impl Server {
             ("/metrics", _) => false,
             ("/status", ServedPaths::Everything) => true,
             (_, ServedPaths::Everything) => {
-                return Ok(plain(StatusCode::NOT_FOUND, "there are /status and /metrics\n"));
+                return Ok(plain(StatusCode::NOT_FOUND, "expected the path /status or /metrics\n"));
             }
             (_, ServedPaths::Metrics) => {
-                return Ok(plain(StatusCode::NOT_FOUND, "there is /metrics\n"));
+                return Ok(plain(StatusCode::NOT_FOUND, "expected the path /metrics\n"));
             }
         };
         let text = self.read(is_status, paths).await;

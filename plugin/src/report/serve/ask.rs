@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Error when the plugin's status could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot ask the plugin by {} (does it run, and is this user root? see plimsoll doctor)",
+    "cannot read the status from {}; run the plugin and use root (see 'plimsoll doctor')",
     socket.display()
 )]
 pub struct StatusRequestError {
@@ -38,11 +38,11 @@ enum RequestError {
     Http(#[from] hyper::Error),
     #[error("{0}: {1}")]
     Refused(StatusCode, String),
-    #[error("expected what this version of plimsoll says")]
+    #[error("the plugin's answer is not a status of this version; use the plugin's version")]
     Form(#[from] serde_json::Error),
-    #[error("the plugin is of version {0}, which this one does not understand")]
+    #[error("the plugin has version {0}, whose status this version cannot read; use that version")]
     Version(String),
-    #[error("no answer within {PATIENCE:?}")]
+    #[error("the plugin did not answer within {PATIENCE:?}")]
     Late,
 }
 

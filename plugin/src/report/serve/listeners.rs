@@ -35,7 +35,7 @@ impl Server {
                     warn!(
                         socket = %path.display(),
                         %error,
-                        "'plimsoll status' cannot reach this; trying again every {RETRY:?}"
+                        "cannot listen for 'plimsoll status'; trying again every {RETRY:?}"
                     );
                 }
                 Err(_) => {}
@@ -77,7 +77,7 @@ impl Server {
                         warn!(
                             %address,
                             %error,
-                            "cannot serve metrics; trying again every {RETRY:?}"
+                            "cannot listen for metrics; trying again every {RETRY:?}"
                         );
                     }
                     tokio::select! {

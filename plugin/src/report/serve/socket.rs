@@ -28,7 +28,7 @@ pub(super) async fn listen(path: &Path) -> io::Result<UnixListener> {
         Ok(_) => {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
-                "another instance is there, which answers",
+                "another instance of the plugin answers on the socket; stop one of the instances",
             ));
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,

@@ -81,19 +81,23 @@ fn node_problems(
     let records = containers.records.problems().into_iter();
     let mut problems: Vec<_> = records
         .map(|problem| {
-            format!("{problem}. See the kubelet's log: it writes the file anew with each pod")
+            format!(
+                "{problem}. See the kubelet's log: the kubelet writes the file again with \
+                 each pod"
+            )
         })
         .collect();
     if settings.node.allocatable.is_none() {
         problems.push(
-            "node allocatable is unknown, and with it memory.high of containers without a limit: \
-             set nodeAllocatable, or see 'plimsoll doctor' for why it cannot be found"
+            "node allocatable is unknown, so containers without a limit have no memory.high: set \
+             nodeAllocatable, or see 'plimsoll doctor' for the reason"
                 .to_owned(),
         );
     }
     if let Err(error) = meminfo {
         problems.push(format!(
-            "/proc/meminfo: {error}; give --host where the node's file system is, with its /proc"
+            "cannot read /proc/meminfo: {error}; set --host to the node's file system with its \
+             /proc"
         ));
     }
     problems
@@ -105,11 +109,11 @@ fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
         Ok(usage) => (usage > line).then(|| {
             let (usage, line) = (usage.approx(), line.approx());
             format!(
-                "nodeGuard would wait: pods use {usage}, and it leaves them {line}; it would \
-                 reclaim what it can, and kill nobody"
+                "nodeGuard would wait: pods use {usage}, and their limit would be {line}; \
+                 nodeGuard would reclaim memory, and kill no container"
             )
         }),
-        Err(error) => Some(format!("nodeGuard: cannot read what pods use: {error}")),
+        Err(error) => Some(format!("nodeGuard: cannot read the usage of kubepods: {error}")),
     }
 }
 
@@ -124,6 +128,6 @@ fn half_a_guard(settings: &Settings, root: &CgroupRoot) -> Option<String> {
             let protects = if settings.observes() { "would protect" } else { "protects" };
             Some(format!("{}: nothing {protects} the system", NO_SYSTEM_SLICE))
         }
-        Err(error) => Some(format!("nodeGuard: cannot look for system.slice: {error}")),
+        Err(error) => Some(format!("nodeGuard: cannot open system.slice: {error}")),
     }
 }

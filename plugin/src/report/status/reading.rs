@@ -9,7 +9,7 @@ use crate::report::status::format::Values;
 use crate::state::container::Container;
 
 /// Reason why a container that has not started was not read.
-const NOT_STARTED: &str = "it has not started yet";
+const NOT_STARTED: &str = "the container has not started";
 
 /// Values read from a container's cgroup.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,10 +62,13 @@ pub(super) fn read(root: &CgroupRoot, container: &Container) -> Result<Container
 pub(super) fn unread(error: &CgroupError) -> String {
     match error {
         CgroupError::Gone(_) => {
-            format!("{error}: it is just being made or removed, or there is none on this node")
+            format!(
+                "{error}: the runtime is creating or removing the cgroup, or this node has \
+                     no such cgroup"
+            )
         }
         _ => format!(
-            "{error}; let the plugin read the node's cgroups as root, and see 'plimsoll doctor'"
+            "{error}; run the plugin as root with the node's cgroups, and see 'plimsoll doctor'"
         ),
     }
 }
