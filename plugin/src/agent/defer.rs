@@ -102,7 +102,7 @@ impl Deferrals {
         let page = self.containers.settings().node.page_size;
         let in_force = cgroup.read(Knob::Max)?;
         if in_force <= Limit::Bytes(limit).floor_to(page) {
-            self.reports.tell(
+            self.reports.report(
                 &container.into(),
                 &Incident::CutApplied { desired: limit, observed: in_force },
             );
@@ -115,7 +115,7 @@ impl Deferrals {
         let usage = cgroup.usage_in_parts()?;
         // A plugin that no longer enforces drops the limit and reports this.
         if now.duration_since(since) >= patience || !self.containers.settings().enforces() {
-            self.reports.tell(
+            self.reports.report(
                 &container.into(),
                 &Incident::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }),
             );

@@ -249,7 +249,7 @@ impl Guard {
                 self.levels.make_limits_last(&path);
                 self.forget(state);
                 let unguarded = Incident::Unguarded { desired: before, observed };
-                self.reports.tell(&Subject::from(&path), &unguarded);
+                self.reports.report(&Subject::from(&path), &unguarded);
             }
             GuardStep::Set { line, before } => {
                 let kubepods = Kubepods { path, cgroup, inode, observed };
@@ -291,7 +291,7 @@ impl Guard {
                 let due = Instant::now() + SOON;
                 if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line) {
                     let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
-                    self.reports.tell(&subject, &Incident::GuardWaits(waits));
+                    self.reports.report(&subject, &Incident::GuardWaits(waits));
                 }
                 return Ok(SOON);
             }
@@ -307,7 +307,7 @@ impl Guard {
         } else {
             Incident::Guarded { desired: line, observed }
         };
-        self.reports.tell(&subject, &incident);
+        self.reports.report(&subject, &incident);
         Ok(EVERY)
     }
 
@@ -346,7 +346,7 @@ impl Guard {
                     observed: *observed,
                     repairs: state.contention.repairs(path),
                 };
-                self.reports.tell(&Subject::from(path), &incident);
+                self.reports.report(&Subject::from(path), &incident);
                 Some(EVERY)
             }
         }

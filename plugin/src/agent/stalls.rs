@@ -241,7 +241,7 @@ impl Stalls {
             if released.is_some() { Incident::Released(line) } else { Incident::PutBack(line) };
         // An update of the user may have come meanwhile.
         if self.containers.release_if_current(container, released) {
-            self.reports.tell(&container.into(), &what);
+            self.reports.report(&container.into(), &what);
             self.check(container);
         }
     }

@@ -1,7 +1,7 @@
 //! Reports of incidents in the log, the metrics, `plimsoll status` and Kubernetes Events. Users can
 //! also request the current status ([`status`]), which [`serve`] provides.
 //!
-//! Code that detects an incident calls [`Reports::tell`] with an
+//! Code that detects an incident calls [`Reports::report`] with an
 //! [`Incident`](plimsoll_core::incident::Incident).
 
 pub mod events;

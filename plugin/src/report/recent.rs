@@ -48,7 +48,7 @@ pub struct Report {
 
 impl Report {
     /// Returns whether the latest incident is recent: at most [`RECENT`] seconds old.
-    pub fn is_late(&self) -> bool {
+    pub fn is_recent(&self) -> bool {
         self.is_within(RECENT)
     }
 
@@ -164,7 +164,7 @@ impl ReportsByOwner {
         let others = by_owner.iter().filter_map(|(owner, of_owner)| match owner {
             ReportOwner::Container(uid, name) if !known.contains(&(uid.clone(), name.clone())) => {
                 let recent: Vec<_> =
-                    of_owner.reports.iter().filter(|report| report.is_late()).cloned().collect();
+                    of_owner.reports.iter().filter(|report| report.is_recent()).cloned().collect();
                 let (uid, container) = (Some(uid.clone()), Some(name.clone()));
                 (!recent.is_empty()).then(|| {
                     (Subject { pod: of_owner.pod.clone(), uid, container, cgroup: None }, recent)
@@ -185,7 +185,7 @@ impl ReportsByOwner {
         lock(&self.0).retain(|owner, of_owner| match owner {
             // The container may only be down at the moment.
             ReportOwner::Container(uid, _) => {
-                is_there(uid) || of_owner.reports.iter().any(Report::is_late)
+                is_there(uid) || of_owner.reports.iter().any(Report::is_recent)
             }
             ReportOwner::Cgroup(cgroup) => is_level(cgroup),
         });

@@ -1,6 +1,6 @@
 //! Destination of all incidents.
 //!
-//! Code that detects an incident calls [`Reports::tell`] with an [`Incident`]. This file alone
+//! Code that detects an incident calls [`Reports::report`] with an [`Incident`]. This file alone
 //! chooses where the incident appears.
 
 use std::collections::HashSet;
@@ -33,7 +33,7 @@ pub struct Reports {
 
 impl Reports {
     /// Reports an incident.
-    pub fn tell(&self, subject: &Subject, what: &Incident) {
+    pub fn report(&self, subject: &Subject, what: &Incident) {
         let what = &what.of_subject(subject);
         log_incident(subject, what, ReportMode::Done);
         self.count(subject, what);
@@ -43,7 +43,7 @@ impl Reports {
 
     /// Reports an action that observe mode left undone. The metrics count planned actions
     /// separately, and every output marks them.
-    pub fn tell_planned(&self, subject: &Subject, what: &Incident) {
+    pub fn report_planned(&self, subject: &Subject, what: &Incident) {
         log_incident(subject, what, ReportMode::Planned);
         self.metrics.planned(what.kind());
         self.recent.remember(subject, what, ReportMode::Planned);
@@ -54,9 +54,9 @@ impl Reports {
     pub fn report_all(&self, occurrences: impl IntoIterator<Item = Occurrence>) {
         for Occurrence { subject, incident, is_planned } in occurrences {
             if is_planned {
-                self.tell_planned(&subject, &incident);
+                self.report_planned(&subject, &incident);
             } else {
-                self.tell(&subject, &incident);
+                self.report(&subject, &incident);
             }
         }
     }

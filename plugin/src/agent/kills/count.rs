@@ -166,7 +166,7 @@ impl Watcher {
                 kills,
                 window: rescue.window,
             };
-            self.reports.tell(&Subject { cgroup: Some(path.clone()), ..subject }, &what);
+            self.reports.report(&Subject { cgroup: Some(path.clone()), ..subject }, &what);
         }
         if let Some(container) = container {
             self.consider(path, &container);

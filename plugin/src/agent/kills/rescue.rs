@@ -66,7 +66,7 @@ impl Watcher {
                 }
             };
         self.told(path, &container.name).planned = Some(now);
-        self.reports.tell_planned(&container.into(), &what);
+        self.reports.report_planned(&container.into(), &what);
     }
 
     /// Returns a raised limit if a raise is due.
@@ -127,7 +127,7 @@ impl Watcher {
                 (None, Incident::AtCeiling { observed, ceiling, free, kills, window })
             }
         };
-        self.reports.tell(&container.into(), &incident);
+        self.reports.report(&container.into(), &incident);
         self.write_down();
         raised
     }

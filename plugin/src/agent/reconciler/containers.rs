@@ -153,7 +153,7 @@ impl Reconciler {
                 }
                 is_made = false;
                 self.reports
-                    .tell(&container.into(), &Incident::NotResized { knob, desired, observed });
+                    .report(&container.into(), &Incident::NotResized { knob, desired, observed });
             }
             // A deferred limit decrease is counted as deferred.
             let outcome = if is_made { Outcome::Applied } else { Outcome::Failed };
@@ -254,7 +254,7 @@ impl Reconciler {
                 self.progress(&container.id).is_unverified = false;
                 for Write { knob, observed, desired } in writes {
                     let what = Incident::Contended { knob, desired, observed, repairs: REPAIRS };
-                    self.reports.tell(&container.as_ref().into(), &what);
+                    self.reports.report(&container.as_ref().into(), &what);
                 }
             }
             Verdict::Leave => {}
@@ -284,7 +284,7 @@ impl Reconciler {
                 match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
                     Ok(()) if is_foreign => {
                         let repaired = Incident::Repaired { knob, desired, observed };
-                        reports.tell(&decided_for.as_ref().into(), &repaired);
+                        reports.report(&decided_for.as_ref().into(), &repaired);
                     }
                     Ok(()) => {
                         let knob = knob.file_name();
@@ -316,7 +316,7 @@ impl Reconciler {
             progress.is_unverified |= !is_dropped;
             if pending.is_foreign && !is_dropped && !fates.rejected.contains(&container.id) {
                 for &Write { knob, desired, observed } in pending.changes() {
-                    self.reports.tell(
+                    self.reports.report(
                         &container.as_ref().into(),
                         &Incident::Repaired { knob, desired, observed },
                     );

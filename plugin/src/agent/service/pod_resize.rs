@@ -56,7 +56,7 @@ impl Service {
         };
         if settings.observes() {
             if let Some(cut) = self.cuts.judge_pod(&sandbox.id, cgroup, limit) {
-                self.reports.tell_planned(&subject(), &Incident::CutRejected(cut));
+                self.reports.report_planned(&subject(), &Incident::CutRejected(cut));
             }
             return Ok(());
         }
@@ -66,7 +66,7 @@ impl Service {
             Ok(Attempted::Busy { .. }) => Err(Refusal::new(BUSY_IN_POD)),
             Ok(Attempted::NotMade { in_force, usage }) => {
                 let decrease = LowerLimit { limit: Limit::Bytes(limit), in_force, usage };
-                self.reports.tell(&subject(), &Incident::CutRejected(decrease));
+                self.reports.report(&subject(), &Incident::CutRejected(decrease));
                 Err(Refusal::new(WOULD_KILL_IN_POD))
             }
             Err(error) => {

@@ -83,7 +83,7 @@ impl Service {
             (container.limit, self.state.containers.settings().node.allocatable)
             && limit > allocatable
         {
-            self.reports.tell(&container.into(), &Incident::BeyondNode { limit, allocatable });
+            self.reports.report(&container.into(), &Incident::BeyondNode { limit, allocatable });
         }
     }
 
@@ -96,7 +96,7 @@ impl Service {
         ) && resize::is_overcommitted(limit, request.at_most, most)
         {
             let what = Incident::Overcommitted { request: request.at_most, limit, most };
-            self.reports.tell(&container.into(), &what);
+            self.reports.report(&container.into(), &what);
         }
     }
 
@@ -135,7 +135,7 @@ impl Service {
                 } else {
                     Incident::CutRejected(cut)
                 };
-                self.reports.tell_planned(&container.into(), &what);
+                self.reports.report_planned(&container.into(), &what);
             }
             return Ok(None);
         }
@@ -152,7 +152,7 @@ impl Service {
                     } else {
                         Incident::CutRejected(decrease)
                     };
-                    self.reports.tell(&container.into(), &incident);
+                    self.reports.report(&container.into(), &incident);
                     // The reconcile task has skipped the container during the attempt.
                     self.enqueue(Work::Container(container.id.clone()));
                     (in_force, WOULD_KILL)

@@ -39,7 +39,7 @@ pub(super) fn overview(status: &Status, screen: &Screen) -> String {
     write_node(&mut text, node, screen);
     // Reports about the cgroups of pods are shown only with the pod (`describe_pods`).
     for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.level != Level::Pod) {
-        if let Some(report) = cgroup.reports.iter().find(|report| report.is_late()) {
+        if let Some(report) = cgroup.reports.iter().find(|report| report.is_recent()) {
             let line = format!("{}: {}", excerpt(cgroup.cgroup.as_str()), report.message);
             let _ = writeln!(text, "{}", screen.cut(&line));
         }

@@ -50,7 +50,7 @@ impl StateInputs<'_> {
 
     pub(super) fn state(&self) -> State {
         let was = |kind: IncidentKind| {
-            self.reports.iter().any(|report| report.is_late() && report.kind == kind)
+            self.reports.iter().any(|report| report.is_recent() && report.kind == kind)
         };
         if was(IncidentKind::Killed) {
             return State::Killed;
@@ -62,7 +62,7 @@ impl StateInputs<'_> {
             return State::Deferred;
         }
         // A refusal counts only while the limit in force is still the same as then.
-        let is_refused = self.reports.iter().filter(|report| report.is_late()).any(|report| {
+        let is_refused = self.reports.iter().filter(|report| report.is_recent()).any(|report| {
             match &report.what {
                 Some(Incident::CutRejected(cut)) => {
                     !report.planned && Some(cut.in_force) == self.observed.max
