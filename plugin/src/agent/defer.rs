@@ -147,6 +147,8 @@ impl Deferrals {
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_core::units::Bytes;
+
     use super::*;
     use crate::state::testing::{POD, TestNode};
 

@@ -12,7 +12,7 @@ use crate::agent::cut::Cuts;
 use crate::agent::defer::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::handles::Agent;
-use crate::agent::kills::{Kills, Watcher};
+use crate::agent::kills::Watcher;
 use crate::agent::notify::{Ping, keep_informed};
 use crate::agent::reconciler::{Reconciler, Work};
 use crate::agent::service::Service;

@@ -958,7 +958,7 @@ async fn a_loop_that_hangs_does_not_feed_the_watchdog() {
     let status = Command::new("mkfifo").arg(node.path("new")).status().unwrap();
     assert!(status.success());
     fs::rename(node.path("new"), &file).unwrap();
-    fs::write(node.path("plimsoll.yaml"), "throttlingFactor: 0.5").unwrap();
+    fs::write(node.path("plimsoll.yaml"), "memoryThrottlingFactor: 0.5").unwrap();
     let writer = timeout(Duration::from_secs(60), async {
         loop {
             let flags = OFlags::WRONLY | OFlags::NONBLOCK;

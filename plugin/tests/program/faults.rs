@@ -184,9 +184,9 @@ fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
 /// of originals instead gets a part of a line, because such a write may be partial.
 fn finish_last_write(node: &Node) {
     let log = fs::read_to_string(node.path("strace")).unwrap();
-    // write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
+    // 71 write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
     let mut writes: Vec<_> =
-        log.lines().filter_map(|line| line.strip_prefix("write(")?.split_once('<')).collect();
+        log.lines().filter_map(|line| line.split_once("write(")?.1.split_once('<')).collect();
     let (file, _) = writes.pop().unwrap().1.split_once('>').unwrap();
     let held =
         writes.into_iter().rev().find_map(|(_, write)| write.strip_prefix(file)?.split('"').nth(1));

@@ -1217,6 +1217,5 @@ async fn a_create_is_answered_while_a_write_of_memory_high_hangs() {
         drop(lease);
     };
     let (lowered, ()) = tokio::join!(lowered, created);
-    // The write ended too late for this update.
-    assert!(lowered.is_err());
+    lowered.unwrap();
 }

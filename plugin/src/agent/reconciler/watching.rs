@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 use super::work::Work;
 use super::{Due, PATIENCE, Reconciler, TICK};
 use crate::cgroup::systemd;
-use crate::cgroup::watch::{Change, Watch};
+use crate::cgroup::watch::Change;
 use crate::state::container::Container;
 
 impl Reconciler {

@@ -120,8 +120,8 @@ fn apply_config(
              configuration before stays in force"
         ),
         Ok(config) => {
-            info!(file, "configuration changed");
             configurator.reconfigure(config);
+            info!(file, "configuration changed");
         }
         Err(errors) => error!("{errors}\nthe previous configuration stays in force"),
     }
