@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use plimsoll_core::incident::LowerLimit;
 use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::resize::{self, Cut, Usage};
+use plimsoll_core::policy::resize::{self, DecreaseCheck, Usage};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::oneshot;
 
@@ -124,7 +124,9 @@ impl Cuts {
             Err(error) => {
                 let usage = self.root.cgroup(path).and_then(|cgroup| cgroup.usage_in_parts());
                 match usage {
-                    Ok(usage) if resize::cut(limit, &usage) != Cut::Fits => Room::NotMade(usage),
+                    Ok(usage) if resize::check_decrease(limit, &usage) != DecreaseCheck::Fits => {
+                        Room::NotMade(usage)
+                    }
                     _ => return Err(error),
                 }
             }
@@ -144,7 +146,7 @@ impl Cuts {
         let in_force =
             cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > container.limit)?;
         let usage = cgroup.usage_in_parts().ok()?;
-        let kills = resize::cut(limit, &usage) == Cut::Kills;
+        let kills = resize::check_decrease(limit, &usage) == DecreaseCheck::Kills;
         kills.then_some(LowerLimit { limit: container.limit, in_force, usage })
     }
 
@@ -155,7 +157,7 @@ impl Cuts {
         let in_force =
             cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > Limit::Bytes(limit))?;
         let usage = cgroup.usage_in_parts().ok()?;
-        let kills = resize::fits(self.most_in_pod(id, limit), &usage) == Cut::Kills;
+        let kills = resize::fits(self.most_in_pod(id, limit), &usage) == DecreaseCheck::Kills;
         kills.then_some(LowerLimit { limit: limit.into(), in_force, usage })
     }
 
@@ -213,8 +215,8 @@ impl Cuts {
         let _ = tokio::time::timeout(budget + LAST_LOOK, told).await;
         let usage = self.root.cgroup(pod)?.usage_in_parts()?;
         Ok(match resize::fits(most, &usage) {
-            Cut::Fits => Attempted::Made,
-            Cut::Reclaim | Cut::Kills => Attempted::NotMade { in_force, usage },
+            DecreaseCheck::Fits => Attempted::Made,
+            DecreaseCheck::Reclaim | DecreaseCheck::Kills => Attempted::NotMade { in_force, usage },
         })
     }
 }
@@ -309,10 +311,10 @@ fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usa
     loop {
         let usage = cgroup.usage_in_parts()?;
         match resize::fits(most, &usage) {
-            Cut::Kills => return Ok(Some(usage)),
-            Cut::Fits => return Ok(None),
-            Cut::Reclaim if Instant::now() >= deadline => return Ok(Some(usage)),
-            Cut::Reclaim => {}
+            DecreaseCheck::Kills => return Ok(Some(usage)),
+            DecreaseCheck::Fits => return Ok(None),
+            DecreaseCheck::Reclaim if Instant::now() >= deadline => return Ok(Some(usage)),
+            DecreaseCheck::Reclaim => {}
         }
         let wanted = usage.current.saturating_sub(most).min(STEP);
         match cgroup.reclaim(wanted) {

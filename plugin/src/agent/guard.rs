@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use plimsoll_core::incident::{Incident, LowerLimit, Subject};
 use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::contention::{Contention, Verdict};
-use plimsoll_core::policy::resize::{self, Cut, Usage};
+use plimsoll_core::policy::contention::{Contention, RepairDecision};
+use plimsoll_core::policy::resize::{self, DecreaseCheck, Usage};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -336,10 +336,10 @@ impl Guard {
             return Some(EVERY);
         }
         match state.contention.judge(path.clone(), line, written, now) {
-            Verdict::Repair => None,
-            Verdict::Wait(wait) => Some(wait),
-            Verdict::Leave => Some(EVERY),
-            Verdict::GiveUp => {
+            RepairDecision::Repair => None,
+            RepairDecision::Wait(wait) => Some(wait),
+            RepairDecision::Leave => Some(EVERY),
+            RepairDecision::GiveUp => {
                 let incident = Incident::Contended {
                     knob: Knob::Max,
                     desired: line.into(),
@@ -444,10 +444,10 @@ fn make_room(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError>
     let deadline = Instant::now() + PATIENCE;
     loop {
         let usage = cgroup.usage_in_parts()?;
-        match resize::cut(line, &usage) {
-            Cut::Fits => return Ok(None),
-            Cut::Reclaim if Instant::now() < deadline => {}
-            Cut::Reclaim | Cut::Kills => return Ok(Some(usage)),
+        match resize::check_decrease(line, &usage) {
+            DecreaseCheck::Fits => return Ok(None),
+            DecreaseCheck::Reclaim if Instant::now() < deadline => {}
+            DecreaseCheck::Reclaim | DecreaseCheck::Kills => return Ok(Some(usage)),
         }
         let surplus = usage.current.saturating_sub(line.saturating_sub(resize::margin(line)));
         match cgroup.reclaim(surplus.min(STEP)) {

@@ -9,10 +9,10 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plimsoll_core::incident::{Incident, Line};
+use plimsoll_core::incident::{HighChange, Incident};
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::hierarchy::PodPlace;
-use plimsoll_core::policy::resize::Throttled;
+use plimsoll_core::policy::resize::ThrottleState;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -194,7 +194,7 @@ impl Stalls {
     }
 
     /// Returns the container's stall data; `None` if no `memory.high` can throttle the container.
-    fn throttled(&self, container: &Container) -> Result<Option<Throttled>, CgroupError> {
+    fn throttled(&self, container: &Container) -> Result<Option<ThrottleState>, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(None) };
         let cgroup = self.root.cgroup(path)?;
         let high = cgroup.read(Knob::High)?;
@@ -208,7 +208,7 @@ impl Stalls {
         let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
         let max = max.unwrap_or(Bytes::MAX);
-        Ok(Some(Throttled {
+        Ok(Some(ThrottleState {
             usage: cgroup.usage()?,
             line,
             high,
@@ -233,10 +233,10 @@ impl Stalls {
         }
     }
 
-    fn set(&self, container: &Container, throttled: &Throttled, released: Option<Limit>) {
-        let &Throttled { line, high: observed, usage, stalled, .. } = throttled;
+    fn set(&self, container: &Container, throttled: &ThrottleState, released: Option<Limit>) {
+        let &ThrottleState { line, high: observed, usage, stalled, .. } = throttled;
         let desired = released.unwrap_or(line.into());
-        let line = Line { desired, observed, usage, stalled };
+        let line = HighChange { desired, observed, usage, stalled };
         let what =
             if released.is_some() { Incident::Released(line) } else { Incident::PutBack(line) };
         // An update of the user may have come meanwhile.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::cgroup::CgroupRoot;
-use crate::cgroup::systemd::{Lasting, Systemd, SystemdError};
+use crate::cgroup::systemd::{Persistence, Systemd, SystemdError};
 use crate::state::levels::{Last, Levels};
 
 /// Maximum number of concurrent calls to systemd.
@@ -88,7 +88,7 @@ impl Queue {
 }
 
 /// Result of a call of systemd for a cgroup.
-type Called = (CgroupPath, Last, Result<Lasting, SystemdError>);
+type Called = (CgroupPath, Last, Result<Persistence, SystemdError>);
 
 async fn call(
     levels: &Levels,
@@ -100,7 +100,7 @@ async fn call(
     let last = levels.begin_call(&cgroup, last);
     let result = match root.cgroup(&cgroup) {
         Ok(open) => systemd.set(&open, last.protection, last.raise.is_some()).await,
-        Err(_) => Ok(Lasting::NoUnit),
+        Err(_) => Ok(Persistence::NoUnit),
     };
     levels.end_call(&cgroup, last, &result);
     (cgroup, last, result)
@@ -109,7 +109,7 @@ async fn call(
 /// Logs a result. Returns the time to wait before the next try of a failed call.
 fn handle(
     cgroup: &CgroupPath,
-    result: &Result<Lasting, SystemdError>,
+    result: &Result<Persistence, SystemdError>,
     failing: &mut HashSet<CgroupPath>,
 ) -> Option<Duration> {
     match result {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use plimsoll_core::pod::{CgroupPath, SUBGROUP};
-use plimsoll_core::policy::hierarchy::Observed;
+use plimsoll_core::policy::hierarchy::ObservedCgroup;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
@@ -111,7 +111,7 @@ impl CgroupRoot {
     pub fn observe_all(
         &self,
         cgroups: impl Iterator<Item = CgroupPath>,
-        observed: &mut BTreeMap<CgroupPath, Observed>,
+        observed: &mut BTreeMap<CgroupPath, ObservedCgroup>,
     ) {
         for mut cgroup in cgroups {
             while !observed.contains_key(&cgroup) {

@@ -1,7 +1,7 @@
 //! Memory usage of a cgroup.
 
 use plimsoll_core::policy::Protection;
-use plimsoll_core::policy::hierarchy::Observed;
+use plimsoll_core::policy::hierarchy::ObservedCgroup;
 use plimsoll_core::policy::resize::Usage;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 
@@ -78,8 +78,8 @@ impl Cgroup {
     /// # Errors
     ///
     /// [`CgroupError::Gone`] if the cgroup was removed.
-    pub fn observe(&self) -> Result<Observed, CgroupError> {
+    pub fn observe(&self) -> Result<ObservedCgroup, CgroupError> {
         let setting = Protection::of_files(self.read(Knob::Min)?, self.read(Knob::Low)?);
-        Ok(Observed { setting, usage: self.usage()? })
+        Ok(ObservedCgroup { setting, usage: self.usage()? })
     }
 }

@@ -32,14 +32,14 @@ const ID: usize = 64;
 
 /// Result of a search: the cgroups found, and the places that could not be searched.
 #[derive(Debug)]
-pub struct Found<T> {
+pub struct CgroupSearch<T> {
     /// Cgroups found.
     pub found: Vec<T>,
     /// Places that could not be searched. If there are any, more cgroups may exist than were found.
     pub problems: Vec<CgroupError>,
 }
 
-impl<T> Default for Found<T> {
+impl<T> Default for CgroupSearch<T> {
     fn default() -> Self {
         Self { found: Vec::new(), problems: Vec::new() }
     }
@@ -56,8 +56,8 @@ fn is_leaf(name: &str) -> bool {
 /// Finds the cgroups of all pods. Usually there is exactly one. There are several if the kubelet
 /// was restarted with another cgroup driver since the node booted. Cgroups of the systemd driver
 /// come first.
-pub fn find(root: &CgroupRoot) -> Found<CgroupPath> {
-    let mut answer = Found::default();
+pub fn find(root: &CgroupRoot) -> CgroupSearch<CgroupPath> {
+    let mut answer = CgroupSearch::default();
     let mut listed = 0;
     let mut level = match root.children() {
         Ok(children) => children,
@@ -92,12 +92,15 @@ pub fn find(root: &CgroupRoot) -> Found<CgroupPath> {
 
 /// Finds the cgroups of pods: in the cgroups of all pods that [`find`] finds, and in the `known`
 /// ones.
-pub fn pods(root: &CgroupRoot, known: impl IntoIterator<Item = CgroupPath>) -> Found<CgroupPath> {
-    let Found { found: mut kubepods, problems } = find(root);
+pub fn pods(
+    root: &CgroupRoot,
+    known: impl IntoIterator<Item = CgroupPath>,
+) -> CgroupSearch<CgroupPath> {
+    let CgroupSearch { found: mut kubepods, problems } = find(root);
     kubepods.extend(known);
     kubepods.sort();
     kubepods.dedup();
-    let mut answer = Found { found: Vec::new(), problems };
+    let mut answer = CgroupSearch { found: Vec::new(), problems };
     for kubepods in kubepods {
         for child in answer.children(root, &kubepods) {
             if PodCgroup::parse(child.as_str()).is_some() {
@@ -115,9 +118,9 @@ pub fn pods(root: &CgroupRoot, known: impl IntoIterator<Item = CgroupPath>) -> F
 pub fn containers(
     root: &CgroupRoot,
     known: impl IntoIterator<Item = CgroupPath>,
-) -> Found<(String, CgroupPath)> {
-    let Found { found: pods, problems } = pods(root, known);
-    let mut answer = Found { found: Vec::new(), problems };
+) -> CgroupSearch<(String, CgroupPath)> {
+    let CgroupSearch { found: pods, problems } = pods(root, known);
+    let mut answer = CgroupSearch { found: Vec::new(), problems };
     for pod in pods {
         let containers = answer.children(root, &pod).into_iter();
         answer.found.extend(containers.map(|cgroup| (id_in(cgroup.name()).to_owned(), cgroup)));
@@ -125,7 +128,7 @@ pub fn containers(
     answer
 }
 
-impl<T> Found<T> {
+impl<T> CgroupSearch<T> {
     /// Lists the children of a cgroup. A cgroup that is gone has none.
     fn children(&mut self, root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
         match root.cgroup(cgroup).and_then(|cgroup| cgroup.children()) {
@@ -185,7 +188,7 @@ mod tests {
         ] {
             let (_tree, root) =
                 tree(&[kubepods, "system.slice/ssh.service", "user.slice", "init.scope"]);
-            let Found { found, problems } = find(&root);
+            let CgroupSearch { found, problems } = find(&root);
             assert_eq!(paths(&found), [kubepods]);
             assert!(problems.is_empty(), "{kubepods}: {problems:?}");
         }
@@ -200,7 +203,7 @@ mod tests {
         let odd = ["system.slice/mykubepods", "kubepods.service", "kubepods-burstable.slice"];
         let (_tree, root) =
             tree(&[&[in_a_container.as_str(), &in_a_scope, deep], &odd[..]].concat());
-        let Found { found, problems } = find(&root);
+        let CgroupSearch { found, problems } = find(&root);
         assert_eq!(paths(&found), [""; 0]);
         assert!(problems.is_empty(), "{problems:?}");
     }
@@ -239,7 +242,7 @@ mod tests {
         // there.
         assert_eq!(paths(&find(&root).found), ["z/kubepods"]);
         let (_tree, root) = tree(&many[..=MOST]);
-        let Found { found, problems } = find(&root);
+        let CgroupSearch { found, problems } = find(&root);
         assert!(found.is_empty());
         assert!(
             problems.len() == 1 && problems[0].to_string().contains("4096 cgroups"),

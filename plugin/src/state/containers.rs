@@ -12,12 +12,12 @@ use std::time::Duration;
 use plimsoll_core::pod::Resources;
 use plimsoll_core::policy::resize::Limits;
 use plimsoll_core::policy::{self, Policy};
-use plimsoll_core::requests::{self, Known};
+use plimsoll_core::requests::{self, RequestFacts};
 use plimsoll_core::units::{Bytes, CpuMax, Limit};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::kubelet::checkpoint::Recorded;
+use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;
 use crate::state::container::{Container, Decided, Update};
 use crate::state::originals::{Originals, Target, Values};
@@ -345,13 +345,13 @@ impl Containers {
     }
 
     /// Returns the kubelet's records of a container and its pod. The caller may block.
-    pub fn record(&self, container: &Container) -> Recorded {
+    pub fn record(&self, container: &Container) -> RecordSearch {
         self.records.wait(&container.uid, &container.name, container.moment)
     }
 
     /// Returns the desired state of a container, given the kubelet's record of it. While the plugin
     /// does not act, the original values are desired.
-    pub fn decide(&self, container: &Container, recorded: &Recorded) -> Decided {
+    pub fn decide(&self, container: &Container, recorded: &RecordSearch) -> Decided {
         let planned = self.plan(container, recorded);
         let settings = self.settings();
         if settings.enforces() {
@@ -364,9 +364,9 @@ impl Containers {
 
     /// Returns the desired state of a container by the node's policy, whether the plugin acts or
     /// not.
-    pub fn plan(&self, container: &Container, recorded: &Recorded) -> Decided {
+    pub fn plan(&self, container: &Container, recorded: &RecordSearch) -> Decided {
         let settings = self.settings();
-        let resolution = requests::resolve(&Known {
+        let resolution = requests::resolve(&RequestFacts {
             class: container.class(),
             limit: container.limit,
             unified: &container.unified,

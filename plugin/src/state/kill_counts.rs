@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::rescue::{History, Rescued};
+use plimsoll_core::policy::rescue::{History, Rescue};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Events;
@@ -202,7 +202,7 @@ pub(crate) struct Killed {
 /// # Errors
 ///
 /// When the file exists and cannot be read.
-pub fn rescued_on(host: &Path) -> io::Result<Vec<(CgroupPath, String, Rescued)>> {
+pub fn rescued_on(host: &Path) -> io::Result<Vec<(CgroupPath, String, Rescue)>> {
     let text = match fs::read(host.join(originals::DIRECTORY).join(FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text?,

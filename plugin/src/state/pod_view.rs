@@ -6,7 +6,7 @@ use plimsoll_core::policy::pod_limit::{Member, PodLimitRecord, RecordedLimit};
 use plimsoll_core::policy::resize::Limits;
 use plimsoll_core::units::{Bytes, Limit, MilliCpu};
 
-use crate::kubelet::checkpoint::{PodLevel, PodRecord, Recorded, RecordedLimits};
+use crate::kubelet::checkpoint::{PodLevel, PodRecord, RecordSearch, RecordedLimits};
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 
@@ -30,7 +30,7 @@ impl Containers {
         container: &Container,
         former: Option<Limits>,
         others: &[Arc<Container>],
-        recorded: &Recorded,
+        recorded: &RecordSearch,
     ) -> PodView {
         let pod = recorded.as_ref().ok().and_then(|found| found.pod.clone());
         // The kubelet records an update of a container only after the update is done. So each

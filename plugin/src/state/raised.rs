@@ -1,7 +1,7 @@
 //! Limits that the plugin raised. They stay raised when the plugin stops acting, because a limit
 //! decrease could kill.
 
-use plimsoll_core::policy::rescue::Rescued;
+use plimsoll_core::policy::rescue::Rescue;
 use plimsoll_core::units::{CPU_MAX, Knob, printable};
 
 use crate::cgroup::{CgroupError, CgroupRoot};
@@ -46,7 +46,7 @@ pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
     let rescued = rescued
         .into_iter()
         .filter(|(pod, ..)| !matches!(root.cgroup(pod), Err(CgroupError::Gone(_))));
-    let rescued = rescued.map(|(pod, name, Rescued { asked, limit })| {
+    let rescued = rescued.map(|(pod, name, Rescue { asked, limit })| {
         let (pod, name) = (printable(&pod.to_string()), printable(&name));
         format!("container {name} in {pod} memory.max: {limit}, raised from {asked} by oomRescue")
     });

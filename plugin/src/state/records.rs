@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::kubelet::checkpoint::{Checkpoints, Moment, Recorded};
+use crate::kubelet::checkpoint::{Checkpoints, Moment, RecordSearch};
 use crate::lock;
 
 /// Time that a task which may block waits for a record. Afterwards no task waits until a read ends.
@@ -54,8 +54,8 @@ struct Request {
 /// Receiver of a result: a future, or a thread that waits.
 #[derive(Debug)]
 enum Reply {
-    Async(oneshot::Sender<Recorded>),
-    Blocking(blocking::SyncSender<Recorded>),
+    Async(oneshot::Sender<RecordSearch>),
+    Blocking(blocking::SyncSender<RecordSearch>),
 }
 
 impl Records {
@@ -71,7 +71,7 @@ impl Records {
     }
 
     /// Returns the records of a container and its pod if no file has to be read.
-    pub fn fresh(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<Recorded> {
+    pub fn fresh(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<RecordSearch> {
         // The reader may hold the lock while it reads a large file.
         self.shared.checkpoints.try_lock().ok()?.lookup_unchanged(uid, container, moment)
     }
@@ -84,7 +84,7 @@ impl Records {
         container: &str,
         moment: Moment,
         budget: Duration,
-    ) -> Recorded {
+    ) -> RecordSearch {
         if let Some(record) = self.fresh(uid, container, moment) {
             return record;
         }
@@ -106,7 +106,7 @@ impl Records {
     }
 
     /// Looks up the records as [`Self::lookup`] does, for a task that may block.
-    pub fn wait(&self, uid: &PodUid, container: &str, moment: Moment) -> Recorded {
+    pub fn wait(&self, uid: &PodUid, container: &str, moment: Moment) -> RecordSearch {
         if let Some(record) = self.fresh(uid, container, moment) {
             return record;
         }
@@ -229,7 +229,7 @@ mod tests {
         std::fs::write(directory.path().join("actuated_pods_state"), file).unwrap();
     }
 
-    fn request(recorded: Recorded) -> Result<Option<u64>, Inconclusive> {
+    fn request(recorded: RecordSearch) -> Result<Option<u64>, Inconclusive> {
         Ok(recorded?.record.and_then(|record| record.request).map(|request| request.get() >> 20))
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::rescue::Rescued;
+use plimsoll_core::policy::rescue::Rescue;
 use plimsoll_core::units::{Bytes, Limit};
 
 use crate::lock;
@@ -16,14 +16,14 @@ use crate::state::containers::Containers;
 #[derive(Debug)]
 pub struct Rescues {
     containers: Arc<Containers>,
-    rescued: Mutex<HashMap<(CgroupPath, String), Rescued>>,
+    rescued: Mutex<HashMap<(CgroupPath, String), Rescue>>,
 }
 
 impl Rescues {
     /// Creates the set of stored rescues.
     pub fn new(
         containers: Arc<Containers>,
-        rescued: impl IntoIterator<Item = ((CgroupPath, String), Rescued)>,
+        rescued: impl IntoIterator<Item = ((CgroupPath, String), Rescue)>,
     ) -> Self {
         Self { containers, rescued: Mutex::new(rescued.into_iter().collect()) }
     }
@@ -57,19 +57,19 @@ impl Rescues {
     }
 
     /// Returns the container's rescue if the user still asks for the limit that was raised.
-    fn rescue_of_request(&self, container: &Container) -> Option<Rescued> {
+    fn rescue_of_request(&self, container: &Container) -> Option<Rescue> {
         let page = self.containers.settings().node.page_size;
         self.rescued(container)
             .filter(|rescued| container.asked.is_same(rescued.asked.into(), page))
     }
 
-    fn rescued(&self, container: &Container) -> Option<Rescued> {
+    fn rescued(&self, container: &Container) -> Option<Rescue> {
         let pod = container.place.as_ref()?.cgroup().clone();
         lock(&self.rescued).get(&(pod, container.name.clone())).copied()
     }
 
     /// Stores the rescue of a container; `None` ends it.
-    pub fn set(&self, pod: &CgroupPath, name: &str, rescued: Option<Rescued>) {
+    pub fn set(&self, pod: &CgroupPath, name: &str, rescued: Option<Rescue>) {
         let key = (pod.clone(), name.to_owned());
         match rescued {
             Some(rescued) => lock(&self.rescued).insert(key, rescued),

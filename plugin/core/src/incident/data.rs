@@ -164,14 +164,14 @@ pub enum Incident {
         observed: Limit,
     },
     /// A container was throttled at `memory.high`, so the plugin raised its `memory.high`.
-    Released(Line),
+    Released(HighChange),
     /// A container that was released has its original `memory.high` again.
-    PutBack(Line),
+    PutBack(HighChange),
 }
 
 /// Change of a container's `memory.high`.
 #[derive(Clone, Copy, Debug)]
-pub struct Line {
+pub struct HighChange {
     /// `memory.high` after the change.
     pub desired: Limit,
     /// `memory.high` before the change.

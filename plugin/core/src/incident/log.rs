@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::data::{Incident, Line, LowerLimit};
+use super::data::{HighChange, Incident, LowerLimit};
 use crate::outcome::Outcome;
 use crate::units::Bytes;
 
@@ -59,7 +59,7 @@ impl Fields {
     }
 
     /// Returns the fields of a change of `memory.high`.
-    fn of_high(change: &Line) -> Self {
+    fn of_high(change: &HighChange) -> Self {
         Self {
             desired: Some(change.desired.to_string()),
             observed: Some(change.observed.to_string()),

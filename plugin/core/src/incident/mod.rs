@@ -14,7 +14,7 @@ mod occurrence;
 mod subject;
 mod table;
 
-pub use self::data::{Incident, Line, LowerLimit};
+pub use self::data::{HighChange, Incident, LowerLimit};
 pub use self::identity::Identity;
 pub use self::kind::IncidentKind;
 pub use self::log::Fields;

@@ -10,5 +10,5 @@ mod request;
 pub use self::path::{CgroupPath, InvalidPath, SUBGROUP};
 pub use self::place::PodPlace;
 pub use self::pod_cgroup::{PodCgroup, PodUid};
-pub use self::qos::{QosClass, Stated};
+pub use self::qos::{QosClass, SpecResources};
 pub use self::request::{CheckpointFile, Provenance, Request, Resources};

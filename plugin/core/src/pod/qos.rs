@@ -26,7 +26,7 @@ impl QosClass {
     /// count, ephemeral containers do not. Zero counts as not set.
     ///
     /// The caller must first default missing requests to the limits, as the API server does.
-    pub fn from_resources<'a>(containers: impl IntoIterator<Item = &'a Stated>) -> Self {
+    pub fn from_resources<'a>(containers: impl IntoIterator<Item = &'a SpecResources>) -> Self {
         let mut any = false;
         let mut every_limit_given = true;
         let (mut cpu_requests, mut cpu_limits) = (0u128, 0u128);
@@ -71,7 +71,7 @@ impl fmt::Display for QosClass {
 /// Requests and limits as stated in a pod's specification. They belong to one container, or to the
 /// pod where it has pod-level resources. `None` means not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stated {
+pub struct SpecResources {
     /// CPU request.
     pub cpu_request: Option<MilliCpu>,
     /// CPU limit.
@@ -82,7 +82,7 @@ pub struct Stated {
     pub memory_limit: Option<Bytes>,
 }
 
-impl Stated {
+impl SpecResources {
     /// Sets missing requests to the limits, as the API server does when it stores a pod.
     #[must_use]
     pub fn with_defaults(self) -> Self {
@@ -98,9 +98,9 @@ impl Stated {
 mod tests {
     use super::*;
 
-    fn stated(cpu: (u64, u64), memory: (u64, u64)) -> Stated {
+    fn stated(cpu: (u64, u64), memory: (u64, u64)) -> SpecResources {
         let some = |amount: u64| (amount != 0).then_some(amount);
-        Stated {
+        SpecResources {
             cpu_request: some(cpu.0)
                 .map(|milli| MilliCpu::from_quantity(&format!("{milli}m")).unwrap()),
             cpu_limit: some(cpu.1)
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn the_class_follows_from_requests_and_limits() {
         let guaranteed = stated((100, 100), (64, 64));
-        let nothing = Stated::default();
+        let nothing = SpecResources::default();
         for (containers, class) in [
             (vec![], QosClass::BestEffort),
             (vec![nothing], QosClass::BestEffort),

@@ -20,7 +20,7 @@ const QUIET: Duration = Duration::from_secs(600);
 
 /// Decision on a value that differs from the desired one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RepairDecision {
     /// Repair the value now.
     Repair,
     /// The value was repaired recently. Check again after this time.
@@ -75,10 +75,10 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
 
     /// Decides what to do about a value that differs from `desired`. `touched` means that a write
     /// since the last check is known.
-    pub fn judge(&mut self, key: K, desired: V, touched: bool, now: Instant) -> Verdict {
+    pub fn judge(&mut self, key: K, desired: V, touched: bool, now: Instant) -> RepairDecision {
         // The repair is also due after `GiveUp`: only the runtime wrote, once per client request.
         if self.expected.remove(&key).is_some() {
-            return Verdict::Repair;
+            return RepairDecision::Repair;
         }
         let fresh = |desired| History { desired, repairs: 0, given_up: false, last: now };
         let history = match self.histories.entry(key) {
@@ -95,7 +95,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
             if touched {
                 history.last = now;
             }
-            return Verdict::Leave;
+            return RepairDecision::Leave;
         }
         // The first two repairs are immediate. An operation that was already under way may have
         // overwritten the first one.
@@ -105,15 +105,15 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         };
         let since = now.duration_since(history.last);
         if history.repairs > 0 && since < earliest {
-            return Verdict::Wait(earliest - since);
+            return RepairDecision::Wait(earliest - since);
         }
         history.last = now;
         if history.repairs == REPAIRS {
             history.given_up = true;
-            return Verdict::GiveUp;
+            return RepairDecision::GiveUp;
         }
         history.repairs += 1;
-        Verdict::Repair
+        RepairDecision::Repair
     }
 
     /// Returns whether the plugin has given up on a value and leaves it.
@@ -157,14 +157,14 @@ mod tests {
         every: Duration,
         contention: &mut Contention<&str, u32>,
         mut now: Instant,
-    ) -> (Vec<Verdict>, Instant) {
+    ) -> (Vec<RepairDecision>, Instant) {
         let mut verdicts = Vec::new();
         loop {
             let verdict = contention.judge("a", 1, true, now);
             verdicts.push(verdict);
             now += match verdict {
-                Verdict::Wait(wait) => wait,
-                Verdict::Leave => return (verdicts, now),
+                RepairDecision::Wait(wait) => wait,
+                RepairDecision::Leave => return (verdicts, now),
                 _ => every,
             };
             assert!(verdicts.len() < 100);
@@ -176,8 +176,8 @@ mod tests {
         for every in [Duration::ZERO, SECOND / 3, 60 * SECOND] {
             let (verdicts, _) = fight(every, &mut Contention::default(), Instant::now());
             let count = |wanted| verdicts.iter().filter(|verdict| **verdict == wanted).count();
-            assert_eq!(count(Verdict::Repair), REPAIRS as usize, "{every:?}");
-            assert_eq!(count(Verdict::GiveUp), 1, "{every:?}");
+            assert_eq!(count(RepairDecision::Repair), REPAIRS as usize, "{every:?}");
+            assert_eq!(count(RepairDecision::GiveUp), 1, "{every:?}");
         }
     }
 
@@ -188,7 +188,7 @@ mod tests {
         let waits: Vec<u128> = verdicts
             .iter()
             .filter_map(|verdict| {
-                if let Verdict::Wait(wait) = verdict { Some(wait.as_millis()) } else { None }
+                if let RepairDecision::Wait(wait) = verdict { Some(wait.as_millis()) } else { None }
             })
             .collect();
         assert_eq!(waits, [400, 800, 1600, 3200]);
@@ -200,19 +200,19 @@ mod tests {
         let (_, mut now) = fight(SECOND, &mut contention, Instant::now());
         for _ in 0..100 {
             now += 60 * SECOND;
-            assert_eq!(contention.judge("a", 1, true, now), Verdict::Leave);
+            assert_eq!(contention.judge("a", 1, true, now), RepairDecision::Leave);
         }
         // A check without a new write since the last one.
-        assert_eq!(contention.judge("a", 1, false, now + QUIET / 2), Verdict::Leave);
-        assert_eq!(contention.judge("a", 1, false, now + QUIET), Verdict::Repair);
+        assert_eq!(contention.judge("a", 1, false, now + QUIET / 2), RepairDecision::Leave);
+        assert_eq!(contention.judge("a", 1, false, now + QUIET), RepairDecision::Repair);
     }
 
     #[test]
     fn a_new_value_and_another_key_have_no_history() {
         let mut contention = Contention::default();
         let (_, now) = fight(SECOND, &mut contention, Instant::now());
-        assert_eq!(contention.judge("b", 1, true, now), Verdict::Repair);
-        assert_eq!(contention.judge("a", 2, true, now), Verdict::Repair);
+        assert_eq!(contention.judge("b", 1, true, now), RepairDecision::Repair);
+        assert_eq!(contention.judge("a", 2, true, now), RepairDecision::Repair);
     }
 
     #[test]
@@ -234,7 +234,7 @@ mod tests {
             contention.expect("a", now);
             assert!(contention.is_expected(&"a"));
             // The repair is immediate and is not counted.
-            assert_eq!(contention.judge("a", 1, true, now), Verdict::Repair);
+            assert_eq!(contention.judge("a", 1, true, now), RepairDecision::Repair);
             assert_eq!(contention.repairs(&"a"), 0);
             assert!(!contention.is_expected(&"a"));
             now += SECOND / 100;
@@ -242,7 +242,7 @@ mod tests {
         // Each announced write excuses only one repair.
         let (verdicts, _) = fight(Duration::ZERO, &mut contention, now);
         assert_eq!(
-            verdicts.iter().filter(|verdict| **verdict == Verdict::Repair).count(),
+            verdicts.iter().filter(|verdict| **verdict == RepairDecision::Repair).count(),
             REPAIRS as usize
         );
     }
@@ -253,7 +253,7 @@ mod tests {
         let now = Instant::now();
         contention.expect("a", now);
         contention.settle(&"a");
-        assert_eq!(contention.judge("a", 1, true, now), Verdict::Repair);
+        assert_eq!(contention.judge("a", 1, true, now), RepairDecision::Repair);
         assert_eq!(contention.repairs(&"a"), 1);
     }
 
@@ -262,7 +262,7 @@ mod tests {
         let mut contention = Contention::default();
         let (_, now) = fight(SECOND, &mut contention, Instant::now());
         contention.expect("a", now);
-        assert_eq!(contention.judge("a", 1, true, now), Verdict::Repair);
-        assert_eq!(contention.judge("a", 1, true, now + SECOND), Verdict::Leave);
+        assert_eq!(contention.judge("a", 1, true, now), RepairDecision::Repair);
+        assert_eq!(contention.judge("a", 1, true, now + SECOND), RepairDecision::Leave);
     }
 }

@@ -84,12 +84,12 @@ pub struct History {
     /// The times of the kills, in seconds since boot.
     kills: Vec<u64>,
     /// The raised limit.
-    rescued: Option<Rescued>,
+    rescued: Option<Rescue>,
 }
 
 /// A raised limit of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rescued {
+pub struct Rescue {
     /// The limit that the user asks for.
     pub asked: Bytes,
     /// The raised limit, which the container gets instead.
@@ -98,7 +98,7 @@ pub struct Rescued {
 
 /// Decision on a container that was OOM-killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RescueDecision {
     /// Wait for more kills.
     NotYet,
     /// Raise the limit to this value. The kill count restarts at 0.
@@ -122,7 +122,7 @@ impl History {
     }
 
     /// Returns the raised limit.
-    pub fn rescued(&self) -> Option<Rescued> {
+    pub fn rescued(&self) -> Option<Rescue> {
         self.rescued
     }
 
@@ -148,9 +148,9 @@ impl History {
         free: Bytes,
         page: PageSize,
         now: u64,
-    ) -> Verdict {
+    ) -> RescueDecision {
         if self.kills(rescue.window, now) < rescue.kills as usize {
-            return Verdict::NotYet;
+            return RescueDecision::NotYet;
         }
         self.kills.clear();
         let limit = self.rescued.map_or(asked, |rescued| rescued.limit);
@@ -158,13 +158,13 @@ impl History {
             own_ceiling.unwrap_or(Bytes::MAX).min(rescue.ceiling.most(asked, free)).floor_to(page);
         let next_page = limit.saturating_add(Bytes::new(page.get())).floor_to(page);
         if most < next_page {
-            return Verdict::AtCeiling(most);
+            return RescueDecision::AtCeiling(most);
         }
         let by_factor = Bytes::new((limit.get() as f64 * rescue.factor) as u64);
         let wanted = by_factor.max(limit.saturating_add(rescue.minimum));
         let raised = wanted.min(most).floor_to(page).max(next_page);
-        self.rescued = Some(Rescued { asked, limit: raised });
-        Verdict::Raise(raised)
+        self.rescued = Some(Rescue { asked, limit: raised });
+        RescueDecision::Raise(raised)
     }
 }
 
@@ -190,7 +190,7 @@ mod tests {
         history
     }
 
-    fn judge(history: &mut History, ceiling: Ceiling, asked: Bytes) -> Verdict {
+    fn judge(history: &mut History, ceiling: Ceiling, asked: Bytes) -> RescueDecision {
         history.judge(&rescue(ceiling), asked, None, mib(1000), PageSize::KIB4, NOW)
     }
 
@@ -200,15 +200,18 @@ mod tests {
         history.killed(1, NOW - 601);
         history.killed(2, NOW - 600);
         assert_eq!(history.kills(Duration::from_secs(600), NOW), 2);
-        assert_eq!(judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)), Verdict::NotYet);
+        assert_eq!(
+            judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)),
+            RescueDecision::NotYet
+        );
         history.killed(1, NOW);
         assert_eq!(
             judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)),
-            Verdict::Raise(mib(200))
+            RescueDecision::Raise(mib(200))
         );
         assert_eq!(
             judge(&mut history, Ceiling::Limit(mib(2000)), mib(100)),
-            Verdict::NotYet,
+            RescueDecision::NotYet,
             "counted anew"
         );
     }
@@ -216,29 +219,32 @@ mod tests {
     #[test]
     fn a_limit_is_raised_by_the_factor_or_the_minimum_whichever_is_more_up_to_the_ceiling() {
         let limit = Ceiling::Limit(mib(2000));
-        assert_eq!(judge(&mut killed(), limit, mib(100)), Verdict::Raise(mib(200)));
-        assert_eq!(judge(&mut killed(), limit, mib(1000)), Verdict::Raise(mib(1200)));
+        assert_eq!(judge(&mut killed(), limit, mib(100)), RescueDecision::Raise(mib(200)));
+        assert_eq!(judge(&mut killed(), limit, mib(1000)), RescueDecision::Raise(mib(1200)));
         assert_eq!(
             judge(&mut killed(), Ceiling::Limit(mib(150)), mib(100)),
-            Verdict::Raise(mib(150))
+            RescueDecision::Raise(mib(150))
         );
         assert_eq!(
             judge(&mut killed(), Ceiling::Limit(mib(100)), mib(100)),
-            Verdict::AtCeiling(mib(100))
+            RescueDecision::AtCeiling(mib(100))
         );
         // The increase is 5 % of 1000 MiB.
-        assert_eq!(judge(&mut killed(), Ceiling::Share(5), mib(100)), Verdict::Raise(mib(150)));
+        assert_eq!(
+            judge(&mut killed(), Ceiling::Share(5), mib(100)),
+            RescueDecision::Raise(mib(150))
+        );
         // The node's free memory bounds the limit, whatever the ceiling is.
         assert_eq!(
             judge(&mut killed(), Ceiling::Limit(mib(5000)), mib(3950)),
-            Verdict::Raise(mib(4740))
+            RescueDecision::Raise(mib(4740))
         );
         assert_eq!(
             judge(&mut killed(), Ceiling::Limit(mib(50_000)), mib(6000)),
-            Verdict::Raise(mib(7000))
+            RescueDecision::Raise(mib(7000))
         );
         let none = killed().judge(&rescue(limit), mib(100), None, Bytes::ZERO, PageSize::KIB4, NOW);
-        assert_eq!(none, Verdict::AtCeiling(mib(100)));
+        assert_eq!(none, RescueDecision::AtCeiling(mib(100)));
         let own = killed().judge(
             &rescue(limit),
             mib(100),
@@ -247,7 +253,7 @@ mod tests {
             PageSize::KIB4,
             NOW,
         );
-        assert_eq!(own, Verdict::Raise(mib(120)));
+        assert_eq!(own, RescueDecision::Raise(mib(120)));
     }
 
     #[test]
@@ -255,16 +261,18 @@ mod tests {
         let mut history = killed();
         let small =
             OomRescue { minimum: mib(30), ceiling: Ceiling::Share(5), ..OomRescue::default() };
-        for expected in
-            [Verdict::Raise(mib(130)), Verdict::Raise(mib(150)), Verdict::AtCeiling(mib(150))]
-        {
+        for expected in [
+            RescueDecision::Raise(mib(130)),
+            RescueDecision::Raise(mib(150)),
+            RescueDecision::AtCeiling(mib(150)),
+        ] {
             assert_eq!(
                 history.judge(&small, mib(100), None, mib(1000), PageSize::KIB4, NOW),
                 expected
             );
             history.killed(3, NOW);
         }
-        assert_eq!(history.rescued(), Some(Rescued { asked: mib(100), limit: mib(150) }));
+        assert_eq!(history.rescued(), Some(Rescue { asked: mib(100), limit: mib(150) }));
     }
 
     #[test]
@@ -300,15 +308,15 @@ mod tests {
                 ..OomRescue::default()
             };
             match killed().judge(&rescue, mib(limit), None, mib(free), PageSize::KIB4, NOW) {
-                Verdict::Raise(raised) => {
+                RescueDecision::Raise(raised) => {
                     prop_assert!(
                         raised > mib(limit)
                             && raised <= mib(ceiling)
                             && raised <= mib(limit + free)
                     );
                 }
-                Verdict::AtCeiling(most) => prop_assert!(most <= mib(limit)),
-                Verdict::NotYet => prop_assert!(false),
+                RescueDecision::AtCeiling(most) => prop_assert!(most <= mib(limit)),
+                RescueDecision::NotYet => prop_assert!(false),
             }
         }
     }

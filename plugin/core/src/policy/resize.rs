@@ -3,7 +3,7 @@
 //!
 //! The functions are pure: they use no files and no clock.
 
-pub use super::stall::{STALLED, Throttled};
+pub use super::stall::{STALLED, ThrottleState};
 use crate::units::{Bytes, Limit};
 
 /// Minimum free memory below a new limit. It covers the pause process below the pod's own limit. It
@@ -61,7 +61,7 @@ impl Usage {
 
 /// Result of the check whether usage fits below a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub enum DecreaseCheck {
     /// The usage fits already.
     Fits,
     /// The usage fits if the kernel reclaims enough.
@@ -82,18 +82,18 @@ pub fn margin(limit: Bytes) -> Bytes {
 }
 
 /// Checks a limit decrease to `limit`, with the margin for growth during the decrease.
-pub fn cut(limit: Bytes, usage: &Usage) -> Cut {
+pub fn check_decrease(limit: Bytes, usage: &Usage) -> DecreaseCheck {
     fits(limit.saturating_sub(margin(limit)), usage)
 }
 
 /// Checks whether the usage is at most `most`, without a margin.
-pub fn fits(most: Bytes, usage: &Usage) -> Cut {
+pub fn fits(most: Bytes, usage: &Usage) -> DecreaseCheck {
     if usage.current <= most {
-        Cut::Fits
+        DecreaseCheck::Fits
     } else if usage.current.saturating_sub(usage.reclaimable()) <= most {
-        Cut::Reclaim
+        DecreaseCheck::Reclaim
     } else {
-        Cut::Kills
+        DecreaseCheck::Kills
     }
 }
 
@@ -113,21 +113,21 @@ mod tests {
     #[test]
     fn a_cut_passes_is_made_room_for_or_would_kill() {
         for (limit, current, cache, expected) in [
-            (100, 96, 0, Cut::Fits),
-            (100, 97, 0, Cut::Kills),
-            (100, 97, 1, Cut::Reclaim),
-            (100, 128, 31, Cut::Kills),
-            (100, 128, 32, Cut::Reclaim),
+            (100, 96, 0, DecreaseCheck::Fits),
+            (100, 97, 0, DecreaseCheck::Kills),
+            (100, 97, 1, DecreaseCheck::Reclaim),
+            (100, 128, 31, DecreaseCheck::Kills),
+            (100, 128, 32, DecreaseCheck::Reclaim),
             // The margin is 4 % for large limits and 2 MiB for small ones.
-            (1000, 960, 0, Cut::Fits),
-            (1000, 961, 0, Cut::Kills),
-            (20, 18, 0, Cut::Fits),
-            (20, 19, 0, Cut::Kills),
-            (1, 0, 0, Cut::Fits),
-            (1, 1, 0, Cut::Kills),
+            (1000, 960, 0, DecreaseCheck::Fits),
+            (1000, 961, 0, DecreaseCheck::Kills),
+            (20, 18, 0, DecreaseCheck::Fits),
+            (20, 19, 0, DecreaseCheck::Kills),
+            (1, 0, 0, DecreaseCheck::Fits),
+            (1, 1, 0, DecreaseCheck::Kills),
         ] {
             assert_eq!(
-                cut(mib(limit), &usage(current, cache)),
+                check_decrease(mib(limit), &usage(current, cache)),
                 expected,
                 "{limit} {current} {cache}"
             );
@@ -138,8 +138,8 @@ mod tests {
     fn memory_counts_as_reclaimable_as_far_as_there_is_swap() {
         let usage = Usage { swappable: mib(60), swap_left: mib(20), ..usage(100, 10) };
         assert_eq!(usage.reclaimable(), mib(30));
-        assert_eq!(cut(mib(73), &usage), Cut::Reclaim);
-        assert_eq!(cut(mib(72), &usage), Cut::Kills);
+        assert_eq!(check_decrease(mib(73), &usage), DecreaseCheck::Reclaim);
+        assert_eq!(check_decrease(mib(72), &usage), DecreaseCheck::Kills);
     }
 
     proptest! {
@@ -150,8 +150,8 @@ mod tests {
             current in 0..1000u64,
         ) {
             let usage = usage(current, 0);
-            if cut(mib(limit), &usage) == Cut::Fits {
-                prop_assert_eq!(cut(mib(limit + more), &usage), Cut::Fits);
+            if check_decrease(mib(limit), &usage) == DecreaseCheck::Fits {
+                prop_assert_eq!(check_decrease(mib(limit + more), &usage), DecreaseCheck::Fits);
             }
         }
     }

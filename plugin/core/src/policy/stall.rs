@@ -4,7 +4,7 @@ use crate::units::{Bytes, Limit};
 
 /// Memory state of a container that `memory.high` may throttle too much.
 #[derive(Clone, Copy, Debug)]
-pub struct Throttled {
+pub struct ThrottleState {
     /// Memory usage.
     pub usage: Bytes,
     /// Desired `memory.high`.
@@ -18,7 +18,7 @@ pub struct Throttled {
     pub stalled: f64,
 }
 
-impl Throttled {
+impl ThrottleState {
     /// Returns whether the usage is near or above `memory.high` and the container is stalled for at
     /// least [`STALLED`] percent of the time.
     pub fn is_pinned(&self) -> bool {
@@ -74,8 +74,8 @@ mod tests {
         Bytes::new(mib << 20)
     }
 
-    fn throttled(usage: u64, high: u64, stalled: f64) -> Throttled {
-        Throttled {
+    fn throttled(usage: u64, high: u64, stalled: f64) -> ThrottleState {
+        ThrottleState {
             usage: mib(usage),
             line: mib(100),
             high: mib(high).into(),
@@ -90,7 +90,7 @@ mod tests {
         assert!(throttled(101, 100, 10.0).is_pinned());
         assert!(!throttled(98, 100, 9.9).is_pinned(), "it is merely slowed down");
         assert!(!throttled(90, 100, 90.0).is_pinned(), "it waits for something else");
-        assert!(!Throttled { high: Limit::Max, ..throttled(98, 100, 90.0) }.is_pinned());
+        assert!(!ThrottleState { high: Limit::Max, ..throttled(98, 100, 90.0) }.is_pinned());
     }
 
     #[test]
@@ -102,7 +102,7 @@ mod tests {
         }
         assert_eq!(container.release(mib(1000)), None);
         assert_eq!(throttled(100, 100, 90.0).release(mib(24)), None);
-        let narrow = Throttled { max: mib(101), ..throttled(100, 100, 90.0) };
+        let narrow = ThrottleState { max: mib(101), ..throttled(100, 100, 90.0) };
         assert_eq!(narrow.release(mib(4)), Some((Limit::Max, mib(4))));
     }
 

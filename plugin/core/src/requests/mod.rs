@@ -33,4 +33,4 @@ mod resolve;
 pub use self::annotation::overridden;
 pub use self::notice::Notice;
 pub use self::record::{Inconclusive, Record};
-pub use self::resolve::{Known, Resolution, resolve};
+pub use self::resolve::{RequestFacts, Resolution, resolve};

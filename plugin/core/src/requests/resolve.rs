@@ -11,7 +11,7 @@ use crate::units::{Bytes, Limit};
 
 /// Known facts about a container, as input for finding its request.
 #[derive(Clone, Debug)]
-pub struct Known<'a> {
+pub struct RequestFacts<'a> {
     /// The pod's class from the kubelet. `None` if no kubelet made the pod's cgroup.
     pub class: Option<QosClass>,
     /// The container's memory limit. For an update without a limit (0 in NRI), the limit still in
@@ -53,7 +53,7 @@ pub struct Resolution {
 ///
 /// A limit without a request does not make a container Guaranteed here. Only the API server
 /// defaults the request to the limit, and such a pod did not pass through it.
-pub fn resolve(known: &Known<'_>) -> Resolution {
+pub fn resolve(known: &RequestFacts<'_>) -> Resolution {
     let mut notices = Vec::new();
     let request = find(known, &mut notices);
 
@@ -78,7 +78,7 @@ pub fn resolve(known: &Known<'_>) -> Resolution {
     Resolution { class, request, notices }
 }
 
-fn find(known: &Known<'_>, notices: &mut Vec<Notice>) -> Option<Request> {
+fn find(known: &RequestFacts<'_>, notices: &mut Vec<Notice>) -> Option<Request> {
     if let Ok(Some(record)) = known.record {
         if known.overrides.memory_request.is_some() {
             notices.push(Notice::AnnotationOutranked { by: Provenance::Checkpoint(record.file) });
@@ -119,7 +119,11 @@ fn find(known: &Known<'_>, notices: &mut Vec<Notice>) -> Option<Request> {
 /// The kubelet may compute `oom_score_adj` from more than the container's request, so it bounds an
 /// annotation only from above. An annotation below the inverted range is used but counts as
 /// inexact, because the true request may be larger.
-fn from_annotation(known: &Known<'_>, requested: Bytes, notices: &mut Vec<Notice>) -> Request {
+fn from_annotation(
+    known: &RequestFacts<'_>,
+    requested: Bytes,
+    notices: &mut Vec<Notice>,
+) -> Request {
     let mut bytes = requested;
     // Without a class from a kubelet, the formula behind `oom_score_adj` is unknown.
     let scored = match (known.class, known.oom_score_adj, known.mem_total) {
@@ -174,7 +178,7 @@ mod tests {
         Bytes::new(amount * MIB)
     }
 
-    /// Owns the values that [`Known`] borrows.
+    /// Owns the values that [`RequestFacts`] borrows.
     struct Case {
         class: Option<QosClass>,
         limit: Limit,
@@ -211,7 +215,7 @@ mod tests {
         }
 
         fn resolve(&self) -> Resolution {
-            resolve(&Known {
+            resolve(&RequestFacts {
                 class: self.class,
                 limit: self.limit,
                 unified: &self.unified,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use plimsoll_core::incident::Incident;
 use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::rescue::{History, Rescued, Verdict};
+use plimsoll_core::policy::rescue::{History, Rescue, RescueDecision};
 use plimsoll_core::units::{Bytes, Limit};
 use tracing::debug;
 
@@ -57,11 +57,11 @@ impl Watcher {
         // Judge a copy of the history, so that the decision is not stored.
         let what =
             match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
-                Verdict::NotYet => return,
-                Verdict::Raise(desired) => {
+                RescueDecision::NotYet => return,
+                RescueDecision::Raise(desired) => {
                     Incident::Rescued { asked, observed: asked, desired, kills, window }
                 }
-                Verdict::AtCeiling(ceiling) => {
+                RescueDecision::AtCeiling(ceiling) => {
                     Incident::AtCeiling { observed: asked, ceiling, free, kills, window }
                 }
             };
@@ -86,7 +86,7 @@ impl Watcher {
         let kills = pod.histories.get(&container.name)?.kills(rescue.window, now);
         let told = pod.told.get(&container.name).copied().unwrap_or_default();
         let rescued = pod.histories.get(&container.name).and_then(History::rescued);
-        if let Some(Rescued { limit, .. }) = rescued
+        if let Some(Rescue { limit, .. }) = rescued
             && container.started
             && container.limit.is_same(asked.into(), settings.node.page_size)
             && told.raised.is_none_or(|raised| now.saturating_sub(raised) >= RAISE_AGAIN)
@@ -114,14 +114,14 @@ impl Watcher {
         let verdict = history.judge(rescue, asked, own_ceiling, free, page, now);
         let window = rescue.window;
         let (raised, incident) = match verdict {
-            Verdict::NotYet => return None,
-            Verdict::Raise(desired) => {
+            RescueDecision::NotYet => return None,
+            RescueDecision::Raise(desired) => {
                 self.publish(path, &container.name);
                 self.told(path, &container.name).raised = Some(now);
                 let raise = Incident::Rescued { asked, observed: limit, desired, kills, window };
                 (Some(desired), raise)
             }
-            Verdict::AtCeiling(ceiling) => {
+            RescueDecision::AtCeiling(ceiling) => {
                 self.told(path, &container.name).ceiling = Some(now);
                 let observed = limit;
                 (None, Incident::AtCeiling { observed, ceiling, free, kills, window })

@@ -7,7 +7,7 @@ use tracing::warn;
 use super::work::Work;
 use super::{PATIENCE, Reconciler};
 use crate::cgroup::{CgroupError, CgroupRoot};
-use crate::kubelet::kubepods::{self, Found, id_in};
+use crate::kubelet::kubepods::{self, CgroupSearch, id_in};
 
 /// Returns the cgroups in a cgroup; none if it cannot be read.
 fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
@@ -19,7 +19,8 @@ impl Reconciler {
     /// to report such a container, or its cgroup may be about to go. Therefore it is inspected
     /// after a delay.
     pub(super) fn take_census(&mut self) {
-        let Found { found, problems } = kubepods::containers(&self.root, self.levels.kubepods());
+        let CgroupSearch { found, problems } =
+            kubepods::containers(&self.root, self.levels.kubepods());
         for (_, cgroup) in found {
             if !self.is_known(&cgroup) {
                 self.again(PATIENCE, Work::Stranger(cgroup));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use plimsoll_core::incident::Incident;
 use plimsoll_core::outcome::Outcome;
 use plimsoll_core::policy::Protection;
-use plimsoll_core::policy::contention::{REPAIRS, Verdict};
+use plimsoll_core::policy::contention::{REPAIRS, RepairDecision};
 use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
 use tracing::{debug, info, warn};
 
@@ -227,11 +227,11 @@ impl Reconciler {
         ) {
             // The runtime and systemd hold the values already. Only the files were changed, so
             // write only the files.
-            Verdict::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
+            RepairDecision::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
                 self.write_files(container, writes, is_foreign);
                 return None;
             }
-            Verdict::Repair => {
+            RepairDecision::Repair => {
                 if let Some(place) = &container.place {
                     // The current values count until the container has the new ones.
                     let claim = claim.max(held.protection());
@@ -249,15 +249,15 @@ impl Reconciler {
                 self.containers.remember(container, held);
                 return Some((writes, is_foreign));
             }
-            Verdict::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
-            Verdict::GiveUp => {
+            RepairDecision::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
+            RepairDecision::GiveUp => {
                 self.progress(&container.id).is_unverified = false;
                 for Write { knob, observed, desired } in writes {
                     let what = Incident::Contended { knob, desired, observed, repairs: REPAIRS };
                     self.reports.report(&container.as_ref().into(), &what);
                 }
             }
-            Verdict::Leave => {}
+            RepairDecision::Leave => {}
         }
         None
     }

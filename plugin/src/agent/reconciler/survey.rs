@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use plimsoll_core::policy::hierarchy::{self, Observed, Standing};
+use plimsoll_core::policy::hierarchy::{self, ObservedCgroup, Standing};
 use tracing::{debug, warn};
 
 use super::Reconciler;
@@ -24,7 +24,7 @@ impl Reconciler {
         let recursive = self.root.recursive_protection();
         let effective = hierarchy::effective_tree(None, &observed, recursive);
         for (cgroup, protection) in effective {
-            let Some(Observed { setting, usage }) = observed.get(&cgroup) else { continue };
+            let Some(ObservedCgroup { setting, usage }) = observed.get(&cgroup) else { continue };
             let standing = Standing::of(*setting, *usage, protection);
             let before = self.standings.insert(cgroup.clone(), standing);
             let of = names.get(&cgroup);

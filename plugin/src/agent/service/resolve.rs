@@ -16,7 +16,7 @@ use crate::agent::configurator::Configurator;
 use crate::agent::cut::Attempted;
 use crate::agent::reconciler::Work;
 use crate::config::Shrink;
-use crate::kubelet::checkpoint::Recorded;
+use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;
 use crate::state::container::{Container, Decided};
 
@@ -34,7 +34,7 @@ try again";
 impl Service {
     /// Returns the kubelet's records of a container and its pod. The result is inconclusive if they
     /// cannot be read in time. The reconcile task reads them again after the start or update.
-    pub(super) async fn record(&self, container: &Container) -> Recorded {
+    pub(super) async fn record(&self, container: &Container) -> RecordSearch {
         let budget = *lock(&self.budget);
         let records = &self.state.containers.records;
         records.lookup(&container.uid, &container.name, container.moment, budget).await
@@ -107,7 +107,7 @@ impl Service {
         &self,
         container: &Container,
         former: Option<Limits>,
-        recorded: &Recorded,
+        recorded: &RecordSearch,
     ) {
         let mut others = self.state.containers.in_sandbox(&container.sandbox);
         others.retain(|other| other.name != container.name && self.state.levels.is_alive(other));

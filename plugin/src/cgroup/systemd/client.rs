@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use zbus::{Connection, connection::Builder};
 
 use super::error::SystemdError;
-use super::unit::{LIMIT, Lasting, NAME, Unit};
+use super::unit::{LIMIT, NAME, Persistence, Unit};
 use crate::cgroup::directory::Cgroup;
 
 pub(super) const BUS: &str = "run/dbus/system_bus_socket";
@@ -61,8 +61,8 @@ impl Systemd {
         cgroup: &Cgroup,
         protection: Protection,
         limits: bool,
-    ) -> Result<Lasting, SystemdError> {
-        let Some(unit) = Unit::of(&cgroup.path) else { return Ok(Lasting::NoUnit) };
+    ) -> Result<Persistence, SystemdError> {
+        let Some(unit) = Unit::of(&cgroup.path) else { return Ok(Persistence::NoUnit) };
         let bus = self.bus(None).await?;
         let mut result = unit.set(&bus, cgroup, protection, limits).await;
         if matches!(result, Err(SystemdError::Lost { .. })) {
@@ -186,7 +186,7 @@ mod tests {
             .set(&host.cgroup(POD, &[]), protection(4096, 8192), false)
             .await
             .unwrap();
-        assert_eq!(set, Lasting::Set);
+        assert_eq!(set, Persistence::Set);
         let expected =
             (UNIT.to_owned(), true, settings(&[("MemoryMin", 4096), ("MemoryLow", 8192)]));
         assert_eq!(host.fake().set, [expected]);
@@ -201,16 +201,16 @@ mod tests {
         let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
         assert_eq!(
             systemd.set(&cgroup, protection(0, 0), false).await.unwrap(),
-            Lasting::Unchanged
+            Persistence::Unchanged
         );
         host.fake().properties.insert("MemoryLow".to_owned(), 8192);
         assert_eq!(
             systemd.set(&cgroup, protection(0, 8192), false).await.unwrap(),
-            Lasting::Unchanged
+            Persistence::Unchanged
         );
         assert_eq!(
             systemd.set(&cgroup, protection(4096, 8192), false).await.unwrap(),
-            Lasting::Set
+            Persistence::Set
         );
         assert_eq!(host.fake().set.len(), 1);
         assert_eq!(host.fake().connections, 1);
@@ -248,14 +248,17 @@ mod tests {
         let host = Host::new().with_bus();
         let systemd = host.systemd();
         let plain = host.cgroup("kubepods/pod1", &[]);
-        assert_eq!(systemd.set(&plain, protection(0, 1), false).await.unwrap(), Lasting::NoUnit);
+        assert_eq!(
+            systemd.set(&plain, protection(0, 1), false).await.unwrap(),
+            Persistence::NoUnit
+        );
         assert_eq!(host.fake().connections, 0);
         let pod = host.cgroup(POD, &[]);
         for control_group in ["", "/elsewhere.slice/kubepods-pod1_2.slice", "/kubepods.slice"] {
             host.fake().control_group = control_group;
             assert_eq!(
                 systemd.set(&pod, protection(0, 1), false).await.unwrap(),
-                Lasting::NoUnit,
+                Persistence::NoUnit,
                 "{control_group}"
             );
         }
@@ -265,7 +268,7 @@ mod tests {
             host.fake().mood = Mood::Error(error);
             assert_eq!(
                 systemd.set(&pod, protection(0, 1), false).await.unwrap(),
-                Lasting::NoUnit,
+                Persistence::NoUnit,
                 "{error}"
             );
         }
@@ -280,7 +283,7 @@ mod tests {
         host.cgroup(POD, &[]);
         assert_eq!(
             host.systemd().set(&cgroup, protection(0, 1), false).await.unwrap(),
-            Lasting::NoUnit
+            Persistence::NoUnit
         );
         assert_eq!(host.fake().set, []);
     }
@@ -309,7 +312,7 @@ mod tests {
         }
         host.fake().mood = Mood::Well;
         advance(Duration::from_secs(8)).await;
-        assert_eq!(systemd.set(&cgroup, protection(0, 2), false).await.unwrap(), Lasting::Set);
+        assert_eq!(systemd.set(&cgroup, protection(0, 2), false).await.unwrap(), Persistence::Set);
     }
 
     #[tokio::test]
@@ -320,7 +323,7 @@ mod tests {
         for connections in [2, 3] {
             host.fake().mood = Mood::HangsUp;
             let set = systemd.set(&cgroup, protection(0, connections as u64), false).await;
-            assert_eq!(set.unwrap(), Lasting::Set);
+            assert_eq!(set.unwrap(), Persistence::Set);
             assert_eq!(host.fake().connections, connections);
         }
     }
@@ -344,7 +347,7 @@ mod tests {
             (1..=8).map(|low| systemd.set(&cgroup, protection(0, low), false)),
         )
         .await;
-        assert!(all.iter().all(|set| matches!(set, Ok(Lasting::Set))), "{all:?}");
+        assert!(all.iter().all(|set| matches!(set, Ok(Persistence::Set))), "{all:?}");
         assert_eq!(host.fake().set.len(), 8);
         assert_eq!(host.fake().connections, 1);
     }

@@ -33,4 +33,4 @@ mod unit;
 pub use self::client::Systemd;
 pub use self::drop_ins::{drop_ins, remove_drop_ins, remove_protection};
 pub use self::error::SystemdError;
-pub use self::unit::Lasting;
+pub use self::unit::Persistence;

@@ -21,7 +21,7 @@ pub(super) const NAME: &str = "org.freedesktop.systemd1";
 
 /// Persistence of a cgroup's protection, as returned by [`Systemd::set`](super::Systemd::set).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lasting {
+pub enum Persistence {
     /// No unit owns exactly this cgroup, or the cgroup is gone. Only the file holds the protection.
     NoUnit,
     /// The unit that owns the cgroup already had these properties.
@@ -58,29 +58,29 @@ impl Unit<'_> {
         cgroup: &Cgroup,
         protection: Protection,
         limits: bool,
-    ) -> Result<Lasting, SystemdError> {
+    ) -> Result<Persistence, SystemdError> {
         let Some(numbers) = self.properties(bus, cgroup).await? else {
-            return Ok(Lasting::NoUnit);
+            return Ok(Persistence::NoUnit);
         };
         let wanted = [("MemoryMin", protection.min.get()), ("MemoryLow", protection.low.get())];
         let is_set = wanted.iter().all(|(name, value)| numbers.get(*name) == Some(value));
         if is_set && !limits {
-            return Ok(Lasting::Unchanged);
+            return Ok(Persistence::Unchanged);
         }
         // Read the files after the properties. systemd writes the files before it reads the next
         // message, so each file is at least as new as its property. In the other order, a value
         // that another program (the kubelet) sets meanwhile would be reverted.
         let carried = carried(&numbers, |file| read(cgroup, file));
         if is_set && !carried.iter().any(|(property, _)| LIMITS.contains(property)) {
-            return Ok(Lasting::Unchanged);
+            return Ok(Persistence::Unchanged);
         }
         let mut settings = wanted.to_vec();
         settings.extend(carried);
         if cgroup.is_removed() {
-            return Ok(Lasting::NoUnit);
+            return Ok(Persistence::NoUnit);
         }
         self.set_properties(bus, settings).await?;
-        Ok(Lasting::Set)
+        Ok(Persistence::Set)
     }
 
     /// Returns the properties of the unit that are numbers, or `None` if no unit owns exactly this

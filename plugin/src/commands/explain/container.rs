@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use plimsoll_core::pod::{Provenance, QosClass, Request, Resources, Stated};
+use plimsoll_core::pod::{Provenance, QosClass, Request, Resources, SpecResources};
 use plimsoll_core::policy::{Policy, desired};
 use plimsoll_core::requests::annotation::Overrides;
 use plimsoll_core::requests::{Notice, overridden};
@@ -16,7 +16,7 @@ use crate::commands::explain::model::{
 pub(super) fn explain_container(
     kind: ContainerKind,
     name: &str,
-    typed: Stated,
+    typed: SpecResources,
     class: QosClass,
     annotations: &HashMap<String, String>,
     basis: &Basis,

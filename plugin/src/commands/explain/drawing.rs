@@ -51,7 +51,7 @@ impl ContainerExplanation {
 mod tests {
     use std::collections::HashMap;
 
-    use plimsoll_core::pod::{QosClass, Stated};
+    use plimsoll_core::pod::{QosClass, SpecResources};
     use plimsoll_core::policy::{Policy, ReservationPolicy};
 
     use super::*;
@@ -64,10 +64,10 @@ mod tests {
         let drawing = |request: u64, limit: Option<u64>, policy: ReservationPolicy| {
             let basis =
                 Basis { policy: Policy { reservation: policy, ..Policy::default() }, ..basis() };
-            let stated = Stated {
+            let stated = SpecResources {
                 memory_request: Some(Bytes::new(request << 20)),
                 memory_limit: limit.map(|limit| Bytes::new(limit << 20)),
-                ..Stated::default()
+                ..SpecResources::default()
             };
             let class = QosClass::Burstable;
             explain_container(ContainerKind::Container, "a", stated, class, &HashMap::new(), &basis)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use plimsoll_core::pod::{QosClass, Stated};
+use plimsoll_core::pod::{QosClass, SpecResources};
 use plimsoll_core::policy::{Decision, Node, Policy, Setting};
 use plimsoll_core::units::{Bytes, Limit};
 use serde::Serialize;
@@ -76,7 +76,7 @@ pub struct PodExplanation {
     pub containers: Vec<ContainerExplanation>,
     /// Requests and limits of the whole pod as the manifest states them, without defaults.
     #[serde(skip)]
-    pub(crate) typed: Stated,
+    pub(crate) typed: SpecResources,
     /// Subset of the notes that report annotations without effect.
     #[serde(skip)]
     pub(crate) without_effect: Vec<String>,
@@ -113,7 +113,7 @@ pub struct ContainerExplanation {
     pub(crate) pointer: String,
     /// Requests and limits of the container as the manifest states them, without defaults.
     #[serde(skip)]
-    pub(crate) typed: Stated,
+    pub(crate) typed: SpecResources,
     /// Subset of the notes that report annotations without effect.
     #[serde(skip)]
     pub(crate) without_effect: Vec<String>,

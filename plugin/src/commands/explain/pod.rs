@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
-use plimsoll_core::pod::{QosClass, Stated};
+use plimsoll_core::pod::{QosClass, SpecResources};
 use plimsoll_core::requests::annotation;
 use plimsoll_core::units::excerpt;
 use serde::Deserialize as _;
@@ -34,7 +34,8 @@ pub(crate) fn explain_template(
     };
     let containers = containers(spec);
     let (typed, as_typed) = read_resources(spec, &containers)?;
-    let defaulted: Vec<Stated> = as_typed.iter().map(|stated| stated.with_defaults()).collect();
+    let defaulted: Vec<SpecResources> =
+        as_typed.iter().map(|stated| stated.with_defaults()).collect();
 
     let annotations: HashMap<String, String> =
         pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
@@ -42,7 +43,7 @@ pub(crate) fn explain_template(
         annotation::unknown(&annotations).iter().map(ToString::to_string).collect();
     without_effect.extend(unknown_containers(&annotations, &containers));
     let mut notes = without_effect.clone();
-    let class = if typed == Stated::default() {
+    let class = if typed == SpecResources::default() {
         QosClass::from_resources(&defaulted)
     } else {
         notes.push("the resources of the pod itself decide its QoS class".to_owned());
@@ -100,7 +101,7 @@ fn containers(spec: &PodSpec) -> Vec<PlacedContainer<'_>> {
 fn read_resources(
     spec: &PodSpec,
     containers: &[PlacedContainer<'_>],
-) -> Result<(Stated, Vec<Stated>), Vec<Mistake>> {
+) -> Result<(SpecResources, Vec<SpecResources>), Vec<Mistake>> {
     let mut mistakes = Vec::new();
     if spec.containers.is_empty() {
         mistakes.push(of_pod(
@@ -120,7 +121,7 @@ fn read_resources(
         }));
         stated
     };
-    let as_typed: Vec<Stated> = containers
+    let as_typed: Vec<SpecResources> = containers
         .iter()
         .map(|(kind, container, pointer)| {
             stated(container.resources.as_ref(), pointer, Some((*kind, &container.name)))

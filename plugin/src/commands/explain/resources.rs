@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use plimsoll_core::pod::Stated;
+use plimsoll_core::pod::SpecResources;
 use plimsoll_core::units::{Bytes, MilliCpu, QuantityError};
 
 /// Parses requests and limits. Adds the field and the error of each invalid quantity to `problems`.
 pub(super) fn stated(
     resources: Option<&ResourceRequirements>,
     problems: &mut Vec<(&'static str, QuantityError)>,
-) -> Stated {
+) -> SpecResources {
     fn read<T>(
         list: Option<&BTreeMap<String, Quantity>>,
         field: &'static str,
@@ -23,7 +23,7 @@ pub(super) fn stated(
     }
     let (requests, limits) = resources
         .map_or((None, None), |resources| (resources.requests.as_ref(), resources.limits.as_ref()));
-    Stated {
+    SpecResources {
         cpu_request: read(requests, "resources.requests.cpu", MilliCpu::from_quantity, problems),
         cpu_limit: read(limits, "resources.limits.cpu", MilliCpu::from_quantity, problems),
         memory_request: read(requests, "resources.requests.memory", Bytes::from_quantity, problems),

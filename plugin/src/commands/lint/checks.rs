@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use plimsoll_core::pod::Stated;
+use plimsoll_core::pod::SpecResources;
 use plimsoll_core::units::Bytes;
 
 use crate::commands::explain::{ContainerExplanation, PodExplanation};
@@ -55,7 +55,7 @@ impl Report {
         &mut self,
         file: &File,
         object: &str,
-        of_pod: Stated,
+        of_pod: SpecResources,
         container: &ContainerExplanation,
         at: impl Fn(&str) -> Place,
     ) {
@@ -100,7 +100,7 @@ impl Report {
         &mut self,
         file: &File,
         subject: &Subject,
-        typed: Stated,
+        typed: SpecResources,
         field: impl Fn(&str) -> Place,
     ) {
         let Some((request, limit)) = typed.memory_request.zip(typed.memory_limit) else {

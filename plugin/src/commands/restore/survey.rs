@@ -7,7 +7,7 @@ use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::units::{excerpt, printable};
 
 use crate::cgroup::{CgroupError, CgroupRoot};
-use crate::kubelet::kubepods::{self, Found};
+use crate::kubelet::kubepods::{self, CgroupSearch};
 use crate::state::container::KNOBS;
 use crate::state::originals::{DIRECTORY, Originals, Target, Values};
 
@@ -52,7 +52,8 @@ impl Survey {
             }
             Target::Container(_) => None,
         });
-        let Found { found, problems } = kubepods::containers(root, known.collect::<BTreeSet<_>>());
+        let CgroupSearch { found, problems } =
+            kubepods::containers(root, known.collect::<BTreeSet<_>>());
         let mut survey = Self {
             unsearched: problems.iter().map(ToString::to_string).collect(),
             ..Self::default()

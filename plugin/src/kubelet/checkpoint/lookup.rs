@@ -12,7 +12,7 @@ use super::record::PodRecord;
 
 /// The kubelet's records of a container and its pod, as far as they exist.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub struct ContainerRecords {
     /// Record of the container.
     pub record: Option<Record>,
     /// Record of the pod. It may exist without a record of the container, because ephemeral
@@ -21,7 +21,7 @@ pub struct Found {
 }
 
 /// Result of a search for the kubelet's records.
-pub type Recorded = Result<Found, Inconclusive>;
+pub type RecordSearch = Result<ContainerRecords, Inconclusive>;
 
 /// Point in time for which the record is needed. It decides which file is correct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Moment {
 #[derive(Debug)]
 pub struct Lookup {
     /// Records from the first readable file that has one of the container.
-    pub found: Recorded,
+    pub found: RecordSearch,
     /// Files that this look-up found unreadable. Each version of a file is reported once, so the
     /// caller can log every problem.
     pub problems: Vec<CheckpointError>,
@@ -100,7 +100,7 @@ impl Checkpoints {
         uid: &PodUid,
         container: &str,
         moment: Moment,
-    ) -> Option<Recorded> {
+    ) -> Option<RecordSearch> {
         let mut search = Search::new(uid, container);
         for file in moment.files() {
             let cached = &self.cached[Self::slot(file)];
@@ -136,7 +136,7 @@ impl Checkpoints {
 struct Search<'a> {
     uid: &'a PodUid,
     container: &'a str,
-    found: Found,
+    found: ContainerRecords,
     /// Whether a file that may contain the record could not be read.
     is_inconclusive: bool,
     /// Whether a file was read.
@@ -145,7 +145,13 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(uid: &'a PodUid, container: &'a str) -> Self {
-        Self { uid, container, found: Found::default(), is_inconclusive: false, is_read: false }
+        Self {
+            uid,
+            container,
+            found: ContainerRecords::default(),
+            is_inconclusive: false,
+            is_read: false,
+        }
     }
 
     /// Searches a file. Returns whether no other file has to be searched.
@@ -164,7 +170,7 @@ impl<'a> Search<'a> {
         match pod.containers.iter().find(|(name, _)| **name == *self.container) {
             Some((_, Some(entry))) => {
                 let record = Record { file, request: entry.request, limit: entry.limit };
-                self.found = Found { record: Some(record), pod: Some(pod.clone()) };
+                self.found = ContainerRecords { record: Some(record), pod: Some(pod.clone()) };
                 return true;
             }
             Some((_, None)) => self.is_inconclusive = true,
@@ -174,7 +180,7 @@ impl<'a> Search<'a> {
         false
     }
 
-    fn found(self) -> Recorded {
+    fn found(self) -> RecordSearch {
         if self.found.record.is_none() && self.is_inconclusive {
             Err(Inconclusive)
         } else {
@@ -336,7 +342,7 @@ mod tests {
             let found = node.checkpoints.lookup(&PodUid::new("uid-1"), "web", Moment::Create).found;
             let unchanged =
                 node.checkpoints.lookup_unchanged(&PodUid::new("uid-1"), "web", Moment::Create);
-            let is_found = |found: Found| found.record.is_some();
+            let is_found = |found: ContainerRecords| found.record.is_some();
             if let Some(unchanged) = unchanged {
                 assert_eq!(unchanged.map(is_found), found.clone().map(is_found));
             }

@@ -29,7 +29,7 @@ mod testing;
 
 pub use self::error::{CheckpointError, FormError, LARGEST_FILE};
 pub use self::form::{Records, parse};
-pub use self::lookup::{Checkpoints, Found, Lookup, Moment, Recorded};
+pub use self::lookup::{Checkpoints, ContainerRecords, Lookup, Moment, RecordSearch};
 pub use self::record::{PodLevel, PodRecord, RecordedLimits};
 
 /// Default of the kubelet's root directory (`--root-dir`).

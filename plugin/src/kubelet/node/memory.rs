@@ -13,10 +13,10 @@ use super::allocatable::{AllocatableSource, choose};
 use super::file::read;
 use super::kubelet_config::KubeletReservations;
 use super::meminfo::MemInfo;
-use super::memory_qos::{Conflict, MemoryQos, Unsettled};
+use super::memory_qos::{Conflict, MemoryQos, UnknownMemoryQos};
 use super::paths::{CGROUPS, KUBELET_CONFIG, KUBELET_CONFIGS, MEMINFO};
 use crate::cgroup::{CgroupError, CgroupRoot, RootError};
-use crate::kubelet::kubepods::{self, Found};
+use crate::kubelet::kubepods::{self, CgroupSearch};
 
 /// Memory of the node, with the sources of this information.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct NodeMemory {
     /// solution.
     pub conflicts: Vec<Conflict>,
     /// Reason why it is unknown whether the kubelet sets the same files.
-    pub unsettled: Option<Unsettled>,
+    pub unsettled: Option<UnknownMemoryQos>,
     /// Whether the kubelet's configuration was read and understood.
     pub has_kubelet_config: bool,
 }
@@ -170,17 +170,17 @@ fn settle(
     root: &Path,
     memory_qos: Option<MemoryQos>,
     has_config: bool,
-) -> (Option<Conflict>, Option<Unsettled>) {
+) -> (Option<Conflict>, Option<UnknownMemoryQos>) {
     match memory_qos {
         Some(MemoryQos::Off) => (None, None),
         Some(MemoryQos::On(conflict)) => (Some(conflict), None),
-        Some(MemoryQos::ByVersion) => (None, Some(Unsettled::DefaultOfVersion)),
+        Some(MemoryQos::ByVersion) => (None, Some(UnknownMemoryQos::DefaultOfVersion)),
         None if has_config || read(root, KUBELET_CONFIG).is_err() => {
-            (None, Some(Unsettled::Unreadable))
+            (None, Some(UnknownMemoryQos::Unreadable))
         }
         None => {
             let elsewhere = KUBELET_CONFIGS.into_iter().filter(|path| root.join(path).exists());
-            (None, Some(Unsettled::NoConfig(elsewhere.collect())))
+            (None, Some(UnknownMemoryQos::NoConfig(elsewhere.collect())))
         }
     }
 }
@@ -190,7 +190,7 @@ fn settle(
 fn find_kubepods(root: &Path) -> (Vec<CgroupPath>, Vec<NodeError>) {
     match CgroupRoot::open(&root.join(CGROUPS)) {
         Ok(root) => {
-            let Found { found, problems } = kubepods::find(&root);
+            let CgroupSearch { found, problems } = kubepods::find(&root);
             (found, problems.into_iter().map(NodeError::from).collect())
         }
         Err(error) if error.is_absent() => (Vec::new(), Vec::new()),

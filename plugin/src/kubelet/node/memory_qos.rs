@@ -51,7 +51,7 @@ pub enum Conflict {
 /// Reason why it is unknown whether the kubelet's own MemoryQoS is on. `Display` includes the
 /// solution.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Unsettled {
+pub enum UnknownMemoryQos {
     /// The feature gate is not set, and its default depends on the kubelet's version.
     #[error(
         "/{KUBELET_CONFIG} does not set featureGates.MemoryQoS, which is on by default from \

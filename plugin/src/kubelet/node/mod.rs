@@ -25,4 +25,4 @@ pub use self::allocatable::AllocatableSource;
 pub use self::kubelet_config::{KubeletReservations, Threshold};
 pub use self::meminfo::MemInfo;
 pub use self::memory::{NodeError, NodeMemory};
-pub use self::memory_qos::{Conflict, MemoryQos, Unsettled};
+pub use self::memory_qos::{Conflict, MemoryQos, UnknownMemoryQos};

@@ -18,25 +18,8 @@ const CONTROLLER: &str = "plimsoll";
 ///
 /// The Event's reason is the [`IncidentKind`], in observe mode with the prefix `Observed`. The
 /// Event's type is Warning if the incident requires action.
-pub const fn action(kind: IncidentKind) -> Option<&'static str> {
-    match kind {
-        IncidentKind::CutRejected
-        | IncidentKind::CutDeferred
-        | IncidentKind::CutGivenUp
-        | IncidentKind::CutApplied
-        | IncidentKind::NotResized
-        | IncidentKind::PodRaised => Some("Resize"),
-        IncidentKind::Rescued | IncidentKind::AtCeiling => Some("Rescue"),
-        IncidentKind::BeyondNode | IncidentKind::Overcommitted => Some("Admit"),
-        IncidentKind::Released | IncidentKind::PutBack => Some("Throttle"),
-        // The kubelet itself reports kills.
-        IncidentKind::Killed
-        | IncidentKind::Repaired
-        | IncidentKind::Contended
-        | IncidentKind::Guarded
-        | IncidentKind::GuardWaits
-        | IncidentKind::Unguarded => None,
-    }
+pub fn action(kind: IncidentKind) -> Option<&'static str> {
+    kind.event_action()
 }
 
 /// An incident with the data that its Event needs. Long names cannot make it large, because
@@ -180,7 +163,7 @@ impl EventDraft {
 
 #[cfg(test)]
 mod tests {
-    use plimsoll_core::incident::Line;
+    use plimsoll_core::incident::HighChange;
     use plimsoll_core::units::{Bytes, Knob, Limit};
     use serde_json::json;
 
@@ -254,8 +237,12 @@ mod tests {
             note.starts_with("container app: rejected a memory limit decrease from 250Mi to 100Mi"),
             "{note}"
         );
-        let line =
-            Line { desired: Limit::Max, observed: Limit::Max, usage: Bytes::ZERO, stalled: 20.0 };
+        let line = HighChange {
+            desired: Limit::Max,
+            observed: Limit::Max,
+            usage: Bytes::ZERO,
+            stalled: 20.0,
+        };
         let event = draft("0a-1", "app", &Incident::Released(line)).event("node-1");
         assert_eq!(event.type_.as_deref(), Some("Normal"));
     }

@@ -1,8 +1,8 @@
 //! Status of a container, computed from what the plugin knows and what it read.
 
 use plimsoll_core::policy::Protection;
-use plimsoll_core::policy::hierarchy::{Observed, Standing};
-use plimsoll_core::policy::resize::{self, Throttled};
+use plimsoll_core::policy::hierarchy::{ObservedCgroup, Standing};
+use plimsoll_core::policy::resize::{self, ThrottleState};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 
 use crate::report::recent::Report;
@@ -85,7 +85,7 @@ impl KnownContainer<'_> {
             throttled: read.and_then(|read| {
                 let (stalled, _) = read.stalled?;
                 let high = read.values.high?;
-                Some(Throttled {
+                Some(ThrottleState {
                     usage: read.usage,
                     line: high.bytes()?,
                     high,
@@ -95,7 +95,7 @@ impl KnownContainer<'_> {
             }),
             is_over: over_request > Bytes::ZERO && self.at_most() > Some(Bytes::ZERO),
             standing: read.zip(*effective).map(|(read, effective)| {
-                let Observed { setting, usage } = read.observed();
+                let ObservedCgroup { setting, usage } = read.observed();
                 Standing::of(setting, usage, effective)
             }),
             reports,

@@ -1,7 +1,7 @@
 //! Values read from the cgroup of a container.
 
 use plimsoll_core::policy::Protection;
-use plimsoll_core::policy::hierarchy::Observed;
+use plimsoll_core::policy::hierarchy::ObservedCgroup;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
@@ -39,11 +39,11 @@ impl ContainerReading {
         })
     }
 
-    pub(super) fn observed(&self) -> Observed {
+    pub(super) fn observed(&self) -> ObservedCgroup {
         let zero = Limit::Bytes(Bytes::ZERO);
         let setting =
             Protection::of_files(self.values.min.unwrap_or(zero), self.values.low.unwrap_or(zero));
-        Observed { setting, usage: self.usage }
+        ObservedCgroup { setting, usage: self.usage }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use plimsoll_core::incident::{Incident, IncidentKind};
 use plimsoll_core::policy::hierarchy::Standing;
-use plimsoll_core::policy::resize::Throttled;
+use plimsoll_core::policy::resize::ThrottleState;
 use plimsoll_core::units::{Bytes, Limit};
 
 use crate::report::recent::Report;
@@ -30,7 +30,7 @@ pub(super) struct StateInputs<'r> {
     /// The limit is higher than the limit that the user asked for.
     pub(super) is_beyond_asked: bool,
     pub(super) change: LimitChange,
-    pub(super) throttled: Option<Throttled>,
+    pub(super) throttled: Option<ThrottleState>,
     pub(super) is_over: bool,
     pub(super) standing: Option<Standing>,
     /// Latest first.
@@ -175,7 +175,7 @@ mod tests {
             change: RESCUED,
             ..fine()
         };
-        let throttled = Some(Throttled {
+        let throttled = Some(ThrottleState {
             usage: Bytes::new(200 << 20),
             line: Bytes::new(200 << 20),
             high: mib(200),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::Protection;
-use plimsoll_core::policy::hierarchy::{self, Level, Observed, Standing};
+use plimsoll_core::policy::hierarchy::{self, Level, ObservedCgroup, Standing};
 use plimsoll_core::units::{Knob, Limit, PageSize};
 
 use crate::cgroup::{CgroupError, CgroupRoot};
@@ -19,7 +19,7 @@ use crate::state::levels::LevelKind;
 /// Values of the cgroups above the containers, and of the containers.
 pub(super) struct CgroupTree {
     /// Values of all cgroups that were read.
-    observed: BTreeMap<CgroupPath, Observed>,
+    observed: BTreeMap<CgroupPath, ObservedCgroup>,
     /// `memory.max` of the cgroups above the containers.
     limits: HashMap<CgroupPath, Limit>,
     /// Reasons why cgroups above the containers could not be read.

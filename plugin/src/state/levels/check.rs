@@ -5,7 +5,7 @@ use std::time::Duration;
 use plimsoll_core::incident::{Incident, Occurrence};
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::Protection;
-use plimsoll_core::policy::contention::Verdict;
+use plimsoll_core::policy::contention::RepairDecision;
 use plimsoll_core::units::{Knob, Limit};
 use tokio::time::Instant;
 use tracing::debug;
@@ -139,10 +139,10 @@ fn decide(
         return FileDecision::Leave;
     }
     match state.contention.judge(key, (), is_touched, Instant::now().into_std()) {
-        Verdict::Repair => FileDecision::Repair,
-        Verdict::Wait(wait) => FileDecision::Wait(wait),
-        Verdict::GiveUp => FileDecision::GiveUp,
-        Verdict::Leave => FileDecision::Leave,
+        RepairDecision::Repair => FileDecision::Repair,
+        RepairDecision::Wait(wait) => FileDecision::Wait(wait),
+        RepairDecision::GiveUp => FileDecision::GiveUp,
+        RepairDecision::Leave => FileDecision::Leave,
     }
 }
 

@@ -7,7 +7,7 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::resize::Raise;
 
 use super::{InForce, Levels, State};
-use crate::cgroup::systemd::{Lasting, SystemdError};
+use crate::cgroup::systemd::{Persistence, SystemdError};
 use crate::lock;
 
 /// Maximum number of unconfirmed values per cgroup that the plugin remembers. systemd may still
@@ -38,13 +38,13 @@ impl Levels {
         &self,
         cgroup: &CgroupPath,
         last: Last,
-        result: &Result<Lasting, SystemdError>,
+        result: &Result<Persistence, SystemdError>,
     ) {
         let mut state = lock(&self.state);
         match result {
-            Ok(set @ (Lasting::Set | Lasting::Unchanged)) => {
+            Ok(set @ (Persistence::Set | Persistence::Unchanged)) => {
                 state.told.insert(cgroup.clone(), vec![last.protection]);
-                if *set == Lasting::Set {
+                if *set == Persistence::Set {
                     // systemd has written this value to the files, where a newer value may be
                     // desired now.
                     state.in_force.remove(cgroup);
@@ -76,7 +76,7 @@ impl Levels {
                 }
             }
             // Values in the files do not come from systemd.
-            Ok(Lasting::NoUnit) => _ = state.told.remove(cgroup),
+            Ok(Persistence::NoUnit) => _ = state.told.remove(cgroup),
         }
     }
 

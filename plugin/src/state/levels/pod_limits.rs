@@ -9,7 +9,7 @@ use std::time::Duration;
 use plimsoll_core::incident::{Incident, Occurrence};
 use plimsoll_core::outcome::Outcome;
 use plimsoll_core::pod::{CgroupPath, QosClass};
-use plimsoll_core::policy::contention::Verdict;
+use plimsoll_core::policy::contention::RepairDecision;
 use plimsoll_core::policy::pod_limit::{Evidence, Origin, Unit};
 use plimsoll_core::policy::resize::Raise;
 use plimsoll_core::units::{Bytes, CPU_MAX, CpuMax, Knob, Limit};
@@ -239,17 +239,17 @@ impl Levels {
             return Ok(());
         }
         match state.limits.judge(file.clone(), desired, is_lowered, now) {
-            Verdict::Repair => {
+            RepairDecision::Repair => {
                 self.brake.count(Cause::Repairs, now);
                 Ok(())
             }
-            Verdict::Wait(wait) => Err(Some(wait)),
-            Verdict::GiveUp => {
+            RepairDecision::Wait(wait) => Err(Some(wait)),
+            RepairDecision::GiveUp => {
                 let incident = contended(state.limits.repairs(&file));
                 incidents.push(Occurrence::new(pod, incident));
                 Err(None)
             }
-            Verdict::Leave => Err(None),
+            RepairDecision::Leave => Err(None),
         }
     }
 

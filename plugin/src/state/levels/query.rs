@@ -9,7 +9,7 @@ use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
 use super::sandbox::Sandbox;
 use super::{LevelKind, Levels, State, is_ours};
 use crate::cgroup::{Cgroup, CgroupError};
-use crate::kubelet::kubepods::{Found, find};
+use crate::kubelet::kubepods::{CgroupSearch, find};
 use crate::lock;
 use crate::state::settings::Settings;
 
@@ -128,7 +128,7 @@ impl Levels {
         if let Some(known) = self.kubepods().and_then(open) {
             return known.map(Some);
         }
-        let Found { found, problems } = find(&self.root);
+        let CgroupSearch { found, problems } = find(&self.root);
         match found.into_iter().find_map(open) {
             Some(found) => found.map(Some),
             None => problems.into_iter().next().map_or(Ok(None), Err),

@@ -64,7 +64,7 @@ pub fn effective(step: &Step) -> Bytes {
 
 /// Values read from one cgroup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
+pub struct ObservedCgroup {
     /// The values of its files.
     pub setting: Protection,
     /// Its usage (`memory.current`).
@@ -80,11 +80,11 @@ pub struct Observed {
 /// cgroup without usage has no protection, because the kernel skips it.
 pub fn effective_tree(
     root: Option<&CgroupPath>,
-    observed: &BTreeMap<CgroupPath, Observed>,
+    observed: &BTreeMap<CgroupPath, ObservedCgroup>,
     recursive: bool,
 ) -> BTreeMap<CgroupPath, Protection> {
     let mut claimed: HashMap<CgroupPath, Sum> = HashMap::new();
-    for (cgroup, Observed { setting, usage }) in observed {
+    for (cgroup, ObservedCgroup { setting, usage }) in observed {
         if let Some(parent) = cgroup.parent() {
             let protected =
                 Protection { min: setting.min.min(*usage), low: setting.low.min(*usage) };
@@ -94,7 +94,7 @@ pub fn effective_tree(
     // The kernel's own values, from which the children's values follow. Paths are sorted, so a
     // parent comes before its children.
     let mut found: BTreeMap<CgroupPath, Protection> = BTreeMap::new();
-    for (cgroup, &Observed { setting, usage }) in observed {
+    for (cgroup, &ObservedCgroup { setting, usage }) in observed {
         let parent = cgroup.parent();
         let protection = if parent.as_ref() == root {
             setting
@@ -141,11 +141,11 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// Builds observed values from rows of path, `memory.min`, `memory.low` and usage, in MiB.
-    fn observed(rows: &[(&str, u64, u64, u64)]) -> BTreeMap<CgroupPath, Observed> {
+    fn observed(rows: &[(&str, u64, u64, u64)]) -> BTreeMap<CgroupPath, ObservedCgroup> {
         let row = |&(cgroup, min, low, usage): &(&str, u64, u64, u64)| {
             (
                 path(cgroup),
-                Observed {
+                ObservedCgroup {
                     setting: protection(min * MIB, low * MIB),
                     usage: Bytes::new(usage * MIB),
                 },
@@ -270,7 +270,7 @@ mod tests {
 
     /// Generates a tree with consistent usages: each cgroup uses what its children use, plus an
     /// amount of its own.
-    fn consistent() -> impl Strategy<Value = BTreeMap<CgroupPath, Observed>> {
+    fn consistent() -> impl Strategy<Value = BTreeMap<CgroupPath, ObservedCgroup>> {
         let amount = || prop_oneof![2 => 0..200u64, 1 => Just(0), 1 => 0..1u64 << 58];
         let row = || (amount(), amount(), amount());
         prop::collection::vec(
@@ -281,7 +281,7 @@ mod tests {
             let mut rows = BTreeMap::new();
             let mut put = |cgroup: &str, (min, low, own): (u64, u64, u64), below: u64| {
                 let usage = Bytes::new(own + below);
-                rows.insert(path(cgroup), Observed { setting: protection(min, low), usage });
+                rows.insert(path(cgroup), ObservedCgroup { setting: protection(min, low), usage });
                 own + below
             };
             for (t, (top, middles)) in tops.into_iter().enumerate() {
@@ -308,7 +308,7 @@ mod tests {
             prop_assert_eq!(found.len(), observed.len());
             let mut below: BTreeMap<CgroupPath, Sum> = BTreeMap::new();
             for (cgroup, effective) in &found {
-                let Observed { setting, usage } = observed[cgroup];
+                let ObservedCgroup { setting, usage } = observed[cgroup];
                 prop_assert!(effective.min <= usage && effective.low <= usage);
                 if !recursive {
                     prop_assert!(effective.min <= setting.min && effective.low <= setting.low);
@@ -333,7 +333,7 @@ mod tests {
             }
             for (cgroup, effective) in effective_tree(None, &observed, false) {
                 prop_assert_eq!(effective, Protection::default());
-                let Observed { setting, usage } = observed[&cgroup];
+                let ObservedCgroup { setting, usage } = observed[&cgroup];
                 let claims = setting != Protection::default();
                 if claims && usage > Bytes::ZERO {
                     prop_assert_eq!(Standing::of(setting, usage, effective), Standing::Inert);
@@ -349,7 +349,7 @@ mod tests {
             ),
         ) {
             let mut tree = Tree::new(None);
-            let mut observed: BTreeMap<CgroupPath, Observed> = BTreeMap::new();
+            let mut observed: BTreeMap<CgroupPath, ObservedCgroup> = BTreeMap::new();
             let mut containers = Vec::new();
             for (at, (pod, (min, low), usage)) in claims.into_iter().enumerate() {
                 let (place, setting, usage) =
@@ -362,7 +362,7 @@ mod tests {
                     level.usage = level.usage.saturating_add(usage);
                     above = cgroup.parent();
                 }
-                observed.insert(cgroup.clone(), Observed { setting, usage });
+                observed.insert(cgroup.clone(), ObservedCgroup { setting, usage });
                 containers.push(cgroup);
             }
             for Level { cgroup, protection } in tree.levels() {
@@ -370,7 +370,7 @@ mod tests {
             }
             let found = effective_tree(None, &observed, false);
             for container in containers {
-                let Observed { setting, usage } = observed[&container];
+                let ObservedCgroup { setting, usage } = observed[&container];
                 let due = Protection { min: setting.min.min(usage), low: setting.low.min(usage) };
                 prop_assert_eq!(found[&container], due);
             }
@@ -394,10 +394,10 @@ mod tests {
             let paths = ["a", "a/b", "a/c", "a/b/d", "a/b/e", "f/g"];
             let rows = paths.into_iter().zip(&amounts);
             let observed = rows
-                .map(|(at, &(setting, usage))| (path(at), Observed { setting, usage }))
+                .map(|(at, &(setting, usage))| (path(at), ObservedCgroup { setting, usage }))
                 .collect();
             for (cgroup, effective) in effective_tree(None, &observed, recursive) {
-                let Observed { setting, usage } = observed[&cgroup];
+                let ObservedCgroup { setting, usage } = observed[&cgroup];
                 prop_assert!(effective.min <= usage && effective.low <= usage);
                 Standing::of(setting, usage, effective);
             }

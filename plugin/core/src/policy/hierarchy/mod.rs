@@ -55,7 +55,7 @@ mod sums;
 mod testing;
 mod tree;
 
-pub use self::effective::{Observed, Step, effective, effective_tree};
+pub use self::effective::{ObservedCgroup, Step, effective, effective_tree};
 pub use self::standing::Standing;
 pub use self::tree::{Level, Shortfall, Tree};
 pub use crate::pod::PodPlace;

@@ -8,7 +8,7 @@ use plimsoll_core::pod::kubepods::classes;
 
 use crate::cgroup::CgroupRoot;
 use crate::host::files::{Text, Unreadable, is_there, list, names, read};
-use crate::kubelet::kubepods::{self, Found};
+use crate::kubelet::kubepods::{self, CgroupSearch};
 
 /// Mount point of the cgroup hierarchy, relative to the root of the node.
 pub(crate) const CGROUPS: &str = "sys/fs/cgroup";
@@ -62,7 +62,7 @@ impl CgroupFacts {
         let file = |path: &str| read(&host.join(path));
         let root = host.join(CGROUPS);
         let opened = CgroupRoot::open(&root);
-        let Found { found: kubepods, problems } =
+        let CgroupSearch { found: kubepods, problems } =
             opened.as_ref().map(kubepods::find).unwrap_or_default();
         let mut unsearched: Vec<_> = problems.iter().map(ToString::to_string).collect();
         unsearched.extend(

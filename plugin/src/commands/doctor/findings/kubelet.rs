@@ -8,7 +8,7 @@ use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::facts::kubelet::KUBELET;
 use crate::commands::doctor::finding::{Finding, MOST_NAMES};
 use crate::host::kubelet_process::{GateFlag, KubeletProcess};
-use crate::kubelet::node::{Conflict, KubeletReservations, Unsettled};
+use crate::kubelet::node::{Conflict, KubeletReservations, UnknownMemoryQos};
 
 /// Name of the check of the kubelet's own MemoryQoS.
 const MEMORY_QOS: &str = "kubelet-memory-qos";
@@ -31,9 +31,9 @@ impl NodeFacts {
     }
 
     /// Returns the finding if the configuration does not show whether MemoryQoS is on.
-    fn unsettled_memory_qos(&self, unsettled: &Unsettled) -> Finding {
+    fn unsettled_memory_qos(&self, unsettled: &UnknownMemoryQos) -> Finding {
         let (found, advice) = match unsettled {
-            Unsettled::DefaultOfVersion => (
+            UnknownMemoryQos::DefaultOfVersion => (
                 format!(
                     "/{KUBELET}/config.yaml does not set featureGates.MemoryQoS, which is on by \
                      default since Kubernetes 1.37: the kubelet then sets memory.min of kubepods \
@@ -41,7 +41,7 @@ impl NodeFacts {
                 ),
                 "set featureGates.MemoryQoS to false in that file and restart the kubelet",
             ),
-            Unsettled::NoConfig(elsewhere) => {
+            UnknownMemoryQos::NoConfig(elsewhere) => {
                 let elsewhere = match &elsewhere[..] {
                     [] => String::new(),
                     paths => format!(
@@ -57,7 +57,7 @@ impl NodeFacts {
                      --config names, and in the kubelet's flags",
                 )
             }
-            Unsettled::Unreadable => (
+            UnknownMemoryQos::Unreadable => (
                 format!("cannot read /{KUBELET}/config.yaml"),
                 "correct the file and set featureGates.MemoryQoS to false",
             ),
