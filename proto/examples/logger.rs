@@ -76,7 +76,10 @@ impl Plugin for Logger {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt::init();
-    let stub = match Launched::from_env()? {
+    // SAFETY: nothing else in this process owns the descriptors that the runtime passes.
+    #[allow(unsafe_code)]
+    let launched = unsafe { Launched::from_env() }?;
+    let stub = match launched {
         Some(launched) => Stub::launched(launched, Logger),
         None => Stub::external(Identity::new("10", "logger")?, Logger),
     };

@@ -85,22 +85,30 @@ impl Launched {
     /// Reads the environment that a runtime gives to a plugin. Returns `None` if no runtime
     /// launched this process.
     ///
-    /// Call this function once, before the process opens other files: it takes ownership of the
-    /// descriptor in `NRI_PLUGIN_SOCKET`. A [`Successor`] has no such descriptor.
+    /// A [`Successor`] has no connection.
     ///
     /// # Errors
     ///
     /// When `NRI_PLUGIN_SOCKET` is set, but is not the number of an open file descriptor above 2.
-    pub fn from_env() -> Result<Option<Self>, LaunchError> {
+    ///
+    /// # Safety
+    ///
+    /// The function takes ownership of the file descriptors that the environment names. So no other
+    /// code of the process may own them. Call the function once, at the start of `main`, and set
+    /// neither variable in this process.
+    #[allow(unsafe_code)]
+    pub unsafe fn from_env() -> Result<Option<Self>, LaunchError> {
         let connection = match std::env::var_os(SOCKET) {
-            Some(socket) => Some(adopt(SOCKET, socket)?),
+            // SAFETY: the caller guarantees that no other code owns the descriptor.
+            Some(socket) => Some(unsafe { adopt(SOCKET, socket) }?),
             None if std::env::var_os(RUNTIME).is_some() => None,
             None => return Ok(None),
         };
         let text = |variable| std::env::var(variable).unwrap_or_default();
         let identity = Identity::given_by_runtime(text(INDEX), text(NAME));
         let (runtime, detached) = match std::env::var_os(RUNTIME) {
-            Some(pidfd) => (adopt(RUNTIME, pidfd).ok(), true),
+            // SAFETY: the caller guarantees that no other code owns the descriptor.
+            Some(pidfd) => (unsafe { adopt(RUNTIME, pidfd) }.ok(), true),
             None => (watch_parent(), false),
         };
         Ok(Some(Self { connection, identity, runtime, detached }))
@@ -183,15 +191,18 @@ fn watch_parent() -> Option<OwnedFd> {
 
 /// Takes ownership of the open file descriptor whose number is the value of an environment
 /// variable.
-fn adopt(variable: &'static str, value: OsString) -> Result<OwnedFd, LaunchError> {
+///
+/// # Safety
+///
+/// No other code of the process may own the descriptor.
+#[allow(unsafe_code)]
+unsafe fn adopt(variable: &'static str, value: OsString) -> Result<OwnedFd, LaunchError> {
     let number = value.to_str().and_then(|text| text.parse::<RawFd>().ok()).filter(|fd| *fd > 2);
     let Some(number) = number else {
         return Err(LaunchError::Descriptor { variable, value });
     };
-    // SAFETY: the environment states that the parent process opened this descriptor for this
-    // process. If the descriptor is open, nothing else in this process uses its number. If it is
-    // not open, the checks below fail and `forget` prevents closing it.
-    #[allow(unsafe_code)]
+    // SAFETY: the caller guarantees that no other code owns the descriptor. If it is not open, the
+    // checks below fail and `forget` prevents closing it.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     if fcntl_getfl(&fd).is_ok_and(|flags| !flags.contains(OFlags::PATH)) && fcntl_getfd(&fd).is_ok()
     {

@@ -33,7 +33,8 @@
 //!
 //! #[tokio::main(flavor = "current_thread")]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let stub = match Launched::from_env()? {
+//!     // SAFETY: nothing else in this process owns the descriptors that the runtime passes.
+//!     let stub = match unsafe { Launched::from_env() }? {
 //!         Some(launched) => Stub::launched(launched, PodName),
 //!         None => Stub::external(Identity::new("10", "podname")?, PodName),
 //!     };

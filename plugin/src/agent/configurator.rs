@@ -67,7 +67,7 @@ impl Configurator {
 
     /// Applies another configuration to all containers.
     pub fn reconfigure(&self, config: Config) {
-        self.apply_config(config);
+        self.apply_config(Some(config));
         self.enqueue(Work::All);
     }
 
@@ -164,9 +164,13 @@ impl Configurator {
         self.state.containers.set_settings(settings);
     }
 
-    /// Applies another configuration. The caller has all containers reconciled afterwards.
-    pub fn apply_config(&self, config: Config) {
+    /// Applies another configuration, or the one in force again with `None`. The caller has all
+    /// containers reconciled afterwards.
+    pub fn apply_config(&self, config: Option<Config>) {
         let _turn = lock(&self.turn);
+        // The configuration in force may have changed while this waited for its turn.
+        let in_force = || self.state.containers.settings().config.clone();
+        let config = config.unwrap_or_else(in_force);
         let (settings, memory) = self.discover(config);
         let config = &settings.config;
         for problem in &memory.problems {
@@ -199,8 +203,10 @@ impl Configurator {
         if let Some(unsettled) = &memory.unsettled {
             info!(%unsettled, "it is unknown whether the kubelet's own MemoryQoS is on");
         }
-        (self.on_config)(config);
+        // What listens reads the new settings.
+        let config = config.clone();
         self.set(settings);
+        (self.on_config)(&config);
     }
 
     /// Determines node allocatable again. It stands in for the limit of a container without a

@@ -155,14 +155,7 @@ impl Stalls {
                 }
                 Err(CgroupError::Gone(_)) => continue,
                 Err(error) => {
-                    if let CgroupError::Unsupported { file: "memory.pressure", .. } = error
-                        && !std::mem::replace(&mut self.is_blind, true)
-                    {
-                        warn!(
-                            "the kernel does not tell of memory.pressure, so nobody is released \
-                             from memory.high; boot with psi=1"
-                        );
-                    }
+                    self.say_if_blind(&error);
                     self.watched.insert(container.id.clone(), state);
                     continue;
                 }
@@ -190,6 +183,18 @@ impl Stalls {
             if state.is_released || state.pinned_since.is_some() {
                 self.watched.insert(container.id.clone(), state);
             }
+        }
+    }
+
+    /// Warns once if the kernel has no `memory.pressure`.
+    fn say_if_blind(&mut self, error: &CgroupError) {
+        if let CgroupError::Unsupported { file: "memory.pressure", .. } = error
+            && !std::mem::replace(&mut self.is_blind, true)
+        {
+            warn!(
+                "the kernel does not tell of memory.pressure, so nobody is released from \
+                 memory.high; boot with psi=1"
+            );
         }
     }
 

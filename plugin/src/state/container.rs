@@ -89,6 +89,9 @@ pub enum Update {
     UnderWay(u64),
     /// The runtime reports that it has applied the update.
     Made,
+    /// The runtime has not reported the update as applied in time, or a request of the plugin has
+    /// ended. The limits in force then count.
+    Unconfirmed,
 }
 
 impl Update {

@@ -778,7 +778,7 @@ async fn restore_fails_where_the_plugin_does_not_answer() {
     let (code, said) = restore(&node, &[]).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("a running plugin may set values again"), "{said}");
-    assert!(said.contains("no answer within 10s") && said.contains("restart it"), "{said}");
+    assert!(said.contains("did not answer within 10s") && said.contains("restart it"), "{said}");
     for claim in ["nothing had to be changed", "sets no values until"] {
         assert!(!said.contains(claim), "{said}");
     }

@@ -1219,3 +1219,32 @@ async fn a_create_is_answered_while_a_write_of_memory_high_hangs() {
     let (lowered, ()) = tokio::join!(lowered, created);
     lowered.unwrap();
 }
+
+#[tokio::test]
+async fn a_runtime_that_is_never_quiet_delays_no_file_forever() {
+    let (_node, _daemon, runtime) = start().await;
+    let pod = Pod::new("burstable", "a", 256 * MIB);
+    runtime.make_cgroup(&pod);
+    runtime.run_unseen(&pod);
+    runtime.synchronize(&[&pod]).await;
+    let other = Pod::new("besteffort", "o", 0);
+    // The plugin asks the runtime for nothing within a second after an event.
+    let events = async {
+        loop {
+            runtime.pod_event(Event::RUN_POD_SANDBOX, &other).await;
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let written = async {
+        while runtime.read(&pod, "memory.high") == "max" {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let written = timeout(Duration::from_secs(60), async {
+        tokio::select! {
+            () = events => {}
+            () = written => {}
+        }
+    });
+    written.await.expect("memory.high is written");
+}

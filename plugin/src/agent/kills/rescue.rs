@@ -95,10 +95,10 @@ impl Watcher {
             self.told(path, &container.name).raised = Some(now);
             return Some(limit);
         }
-        if kills < rescue.kills as usize || !is_due(told.ceiling, now) {
-            return None;
-        }
-        if self.is_bounded_by_its_pod(container) {
+        if kills < rescue.kills as usize
+            || !is_due(told.ceiling, now)
+            || self.is_bounded_by_its_pod(container)
+        {
             return None;
         }
         let free = self.free(container);

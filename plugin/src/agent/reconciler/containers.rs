@@ -125,7 +125,9 @@ impl Reconciler {
         let InForce { memory, cpu, weight, swap_max } = in_force;
         let is_memory = memory.is_same(container.limit, page);
         let is_cpu = cpu.is(container.cpu);
-        if is_memory && is_cpu && container.update == Update::Over {
+        // Without an update, another program has changed the limit. The limit of the runtime stays
+        // the desired one, and the pod's limit follows it.
+        if container.update == Update::Over {
             return;
         }
         if container.update == Update::Made {
@@ -210,21 +212,14 @@ impl Reconciler {
         let desired = decided.values();
         let is_stored = self.progress(&container.id).verified.as_ref() == Some(&desired);
         if is_stored && !self.containers.settings().config.repair {
-            debug!(
-                pod = container.pod,
-                container = container.name,
-                "left as another program set it"
-            );
+            let Container { pod, name, .. } = container.as_ref();
+            debug!(pod, container = name, "left as another program set it");
             return None;
         }
         // The runtime's writes for its client are not foreign.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
-        match self.contention.judge(
-            container.id.clone(),
-            desired,
-            touched,
-            std::time::Instant::now(),
-        ) {
+        let now = std::time::Instant::now();
+        match self.contention.judge(container.id.clone(), desired, touched, now) {
             // The runtime and systemd hold the values already. Only the files were changed, so
             // write only the files.
             RepairDecision::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
@@ -311,16 +306,21 @@ impl Reconciler {
                 self.contention.forget(&container.id);
                 continue;
             };
-            let is_dropped = fates.dropped.contains(&container.id);
-            progress.is_released &= !is_dropped;
-            progress.is_unverified |= !is_dropped;
-            if pending.is_foreign && !is_dropped && !fates.rejected.contains(&container.id) {
+            let was_sent = fates.was_sent(&container.id);
+            progress.is_released &= !fates.dropped.contains(&container.id);
+            progress.is_unverified |= was_sent;
+            if pending.is_foreign && was_sent {
                 for &Write { knob, desired, observed } in pending.changes() {
-                    self.reports.report(
-                        &container.as_ref().into(),
-                        &Incident::Repaired { knob, desired, observed },
-                    );
+                    let repaired = Incident::Repaired { knob, desired, observed };
+                    self.reports.report(&container.as_ref().into(), &repaired);
                 }
+            }
+            if pending.writes.iter().any(|write| write.knob == Knob::Max) {
+                self.containers.swap_update(&container.id, Update::Over, Update::Unconfirmed);
+            } else if fates.busy.contains(&container.id) {
+                let writes = pending.changes().copied().collect();
+                self.write_files(container, writes, pending.is_foreign);
+                continue;
             }
             due.containers.entry(container.id.clone()).or_default();
         }
@@ -388,5 +388,40 @@ impl Reconciler {
             is_foreign: false,
         };
         let _ = self.updater.send(vec![pending]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nri::{Identity, Stub};
+    use plimsoll_core::units::{Bytes, CpuMax};
+
+    use super::*;
+    use crate::agent::node::Node;
+    use crate::config::Config;
+    use crate::state::testing::{TestNode, container};
+
+    fn limit(mib: u64) -> Limit {
+        Limit::Bytes(Bytes::new(mib << 20))
+    }
+
+    #[tokio::test]
+    async fn a_foreign_limit_is_not_the_users_limit() {
+        let host = TestNode::new("").host;
+        let node = Node::open(host.path(), Config::default()).unwrap();
+        let containers = node.containers().clone();
+        let (service, tasks) = node.into_service(Box::new(|_| {}));
+        let stub = Stub::external(Identity::new("90", "plimsoll").unwrap(), service);
+        let (mut reconciler, _reader) = tasks.reconciler(stub.runtime());
+        containers.insert(Container { started: true, ..container("1", 100) });
+        let in_force =
+            InForce { memory: limit(200), cpu: CpuMax::NONE, weight: None, swap_max: None };
+        reconciler.limits_read_back(&containers.get("1").unwrap(), in_force);
+        assert_eq!(containers.get("1").unwrap().limit, limit(100));
+        // After an update whose result is unknown, the kernel's limit counts.
+        containers.set_update("1", Update::Unconfirmed);
+        reconciler.limits_read_back(&containers.get("1").unwrap(), in_force);
+        let now = containers.get("1").unwrap();
+        assert_eq!((now.limit, now.update), (limit(200), Update::Over));
     }
 }

@@ -256,7 +256,7 @@ impl Reconciler {
             Work::Updated(id, number) => {
                 // The runtime does not report a failed update, which may have written some of the
                 // files.
-                if self.containers.swap_update(&id, Update::UnderWay(number), Update::Over) {
+                if self.containers.swap_update(&id, Update::UnderWay(number), Update::Unconfirmed) {
                     self.contention.expect(id.clone(), std::time::Instant::now());
                 }
                 due.containers.entry(id).or_default();

@@ -10,7 +10,7 @@ use plimsoll_core::outcome::Outcome;
 use plimsoll_core::units::{Bytes, Knob};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::compare::Write;
 use super::wire::update;
@@ -45,6 +45,7 @@ impl Updater {
             match self.send(&first, true).await {
                 Ok(dropped) => fates.dropped.extend(dropped),
                 Err(Unsent::NotConnected) => return None,
+                Err(Unsent::Busy) => first.iter().for_each(|pending| fates.was_busy(pending)),
                 // The runtime does not say which container failed.
                 Err(Unsent::Failed(_)) => single.extend(first),
             }
@@ -54,13 +55,14 @@ impl Updater {
             match self.send(&[pending], false).await {
                 Ok(dropped) => fates.dropped.extend(dropped),
                 Err(Unsent::NotConnected) => return None,
+                Err(Unsent::Busy) => fates.was_busy(pending),
                 Err(Unsent::Failed(error)) => {
                     rejected(&pending.container, &error);
                     fates.rejected.insert(pending.container.id.clone());
                 }
             }
         }
-        let sent = batch.iter().filter(|pending| !fates.dropped.contains(&pending.container.id));
+        let sent = batch.iter().filter(|pending| fates.was_sent(&pending.container.id));
         for pending in sent {
             let Pending { container, attempt, .. } = pending;
             for Write { knob, observed, desired } in pending.changes() {
@@ -98,6 +100,9 @@ impl Updater {
                 return Err(Unsent::Failed(format!(
                     "it was not quiet for {QUIET:?} within {CUT_PATIENCE:?}; trying again later"
                 )));
+            }
+            if since.elapsed() >= VALUES_PATIENCE {
+                return Err(Unsent::Busy);
             }
             tokio::time::sleep(wait).await;
         }
@@ -140,9 +145,30 @@ impl Updater {
     }
 }
 
+impl Fates {
+    /// Returns whether the runtime has accepted the request for a container.
+    pub(super) fn was_sent(&self, id: &str) -> bool {
+        !self.dropped.contains(id) && !self.rejected.contains(id)
+    }
+
+    /// Records that the runtime was not quiet in time for a request.
+    fn was_busy(&mut self, pending: &Pending) {
+        let Container { id, pod, name, .. } = pending.container.as_ref();
+        debug!(
+            pod,
+            container = name,
+            "the runtime was not quiet for {QUIET:?} within {VALUES_PATIENCE:?}; not asking it"
+        );
+        self.rejected.insert(id.clone());
+        self.busy.insert(id.clone());
+    }
+}
+
 /// Reason why an update was not made.
 pub(super) enum Unsent {
     NotConnected,
+    /// The runtime was not quiet within [`VALUES_PATIENCE`].
+    Busy,
     Failed(String),
 }
 
@@ -187,6 +213,8 @@ pub(super) struct Fates {
     pub(super) dropped: HashSet<String>,
     /// The request failed: the runtime refused it, did not answer, or was not quiet in time.
     pub(super) rejected: HashSet<String>,
+    /// The request was not sent, because the runtime was not quiet in time.
+    pub(super) busy: HashSet<String>,
 }
 
 /// Time that a runtime may take for one request.
@@ -197,6 +225,9 @@ pub(super) const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// plugins it takes them in the other order. If such a request arrives while one event is being
 /// answered and another one waits, the runtime deadlocks (containerd/containerd#13733).
 pub(super) const QUIET: Duration = Duration::from_secs(1);
+
+/// Time that a request waits for a quiet runtime. Afterwards the plugin writes the files itself.
+const VALUES_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Time that a limit decrease waits for a quiet runtime.
 pub(super) const CUT_PATIENCE: Duration = Duration::from_secs(5);
@@ -209,4 +240,43 @@ pub(super) fn rejected(container: &Container, error: &str) {
         outcome = %Outcome::Rejected,
         "the runtime did not update the container"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_core::units::Limit;
+
+    use super::*;
+    use crate::state::testing::{TestNode, container};
+
+    fn pending(container: &Arc<Container>, knob: Knob) -> Pending {
+        let write = Write { knob, observed: Limit::Max, desired: Limit::Bytes(Bytes::ZERO) };
+        Pending {
+            container: container.clone(),
+            writes: vec![write],
+            attempt: 1,
+            swap_max: None,
+            enforces: true,
+            is_foreign: false,
+        }
+    }
+
+    #[test]
+    fn requests_are_outdated_by_newer_events() {
+        let TestNode { containers, .. } = TestNode::new("");
+        let state = containers.insert(container("1", 100));
+        let [values, limit] = [Knob::High, Knob::Max].map(|knob| pending(&state, knob));
+        let (_, updates) = mpsc::unbounded_channel();
+        let (done, _) = mpsc::unbounded_channel();
+        let runtime = nri::Runtime::default();
+        let updater = Updater { containers: containers.clone(), runtime, updates, done };
+        assert!(updater.is_current(&values) && updater.is_current(&limit));
+        // A release does not concern the limit that the user asks for.
+        containers.release("1", Some(Limit::Max));
+        assert!(!updater.is_current(&values) && updater.is_current(&limit));
+        containers.insert(Container { revision: 1, ..container("1", 100) });
+        assert!(!updater.is_current(&values) && !updater.is_current(&limit));
+        containers.remove("1");
+        assert!(!updater.is_current(&values) && !updater.is_current(&limit));
+    }
 }

@@ -176,10 +176,10 @@ impl Plugin for Service {
         // the file for newer text. Any other plugin has read the file itself.
         let config = match &configuration.drop_in {
             Some(text) if !self.configured.swap(true, Ordering::Relaxed) => {
-                Config::parse(text.as_bytes(), "configuration from the runtime")
-                    .map_err(|errors| Refusal::new(errors.to_string()))?
+                let config = Config::parse(text.as_bytes(), "configuration from the runtime");
+                Some(config.map_err(|errors| Refusal::new(errors.to_string()))?)
             }
-            _ => self.state.containers.settings().config.clone(),
+            _ => None,
         };
         let budget = configuration.request_timeout / BUDGET * CUT_BUDGET;
         let work = self.work.clone();

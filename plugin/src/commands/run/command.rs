@@ -46,7 +46,11 @@ impl Run {
         let program = std::env::current_exe()
             .context("cannot find the program's file")
             .map_err(Failure::Runtime)?;
-        let result = match Launched::from_env() {
+        // SAFETY: no code has taken the descriptors that the runtime passes, because the command
+        // has just begun.
+        #[allow(unsafe_code)]
+        let launched = unsafe { Launched::from_env() };
+        let result = match launched {
             Ok(None) => self.plugin(None, early, level, &program),
             // A runtime that drops the plugin kills the process that it launched, and never
             // launches the plugin again. So run the plugin in a second process.
