@@ -28,7 +28,7 @@ use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::contention::{Contention, RepairDecision};
 use plimsoll_core::policy::resize::{self, DecreaseCheck, Usage};
 use plimsoll_core::units::{Bytes, Knob, Limit};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -132,10 +132,11 @@ impl Guard {
 
     /// Runs forever, once the runtime has configured the plugin. Before that, the desired limit is
     /// unknown and another instance of the plugin may keep one.
-    pub async fn run_when_configured(self) {
-        let mut settings = self.containers.settings_changed();
+    ///
+    /// `configured` is a receiver of changes of the settings from before the runtime connects.
+    pub async fn run_when_configured(self, mut configured: watch::Receiver<()>) {
         // `self.containers` owns the sender, so the channel cannot close.
-        let _ = settings.changed().await;
+        let _ = configured.changed().await;
         self.run().await;
     }
 

@@ -161,7 +161,7 @@ impl Tasks {
             work.clone(),
             deferred,
         );
-        supervisor.spawn("deferrals", deferrals.run());
+        supervisor.spawn_thread("deferrals", || deferrals.run())?;
         let stalls = Stalls::new(containers.clone(), root.clone(), reports.clone(), work);
         supervisor.spawn_thread("records", || reader.run())?;
         supervisor.spawn_thread("throttling", || stalls.run())?;

@@ -111,9 +111,8 @@ impl Watcher {
         if !container.limit.is_same(limit.into(), page) {
             return None;
         }
-        let verdict = history.judge(rescue, asked, own_ceiling, free, page, now);
         let window = rescue.window;
-        let (raised, incident) = match verdict {
+        let (raised, incident) = match history.judge(rescue, asked, own_ceiling, free, page, now) {
             RescueDecision::NotYet => return None,
             RescueDecision::Raise(desired) => {
                 self.publish(path, &container.name);

@@ -177,8 +177,10 @@ impl Run {
         let server = tasks.server();
         supervisor.spawn("status", server.clone().run(self.host.clone()));
         supervisor.spawn("metrics", server.run_metrics(metrics_changed));
-        supervisor.spawn("guard", tasks.guard().run_when_configured());
-        let started = tasks.start(stub.runtime(), &supervisor);
+        let (guard, first_settings) = (tasks.guard(), containers.settings_changed());
+        let started = supervisor
+            .spawn_thread("guard", || guard.run_when_configured(first_settings))
+            .and_then(|()| tasks.start(stub.runtime(), &supervisor));
         started.context("cannot start a thread").map_err(Failure::Runtime)?;
         let configurator = stub.plugin().configurator();
         let reloads = reload.clone();
