@@ -11,7 +11,7 @@
 //! 3. [`plimsoll_core::requests::resolve`] chooses the best source for the request.
 //! 4. [`plimsoll_core::policy::desired`] computes the desired values of `memory.min`, `memory.low`
 //!    and `memory.high`.
-//! 5. [`agent::service`] returns the desired values to the runtime. [`agent::reconcile`] writes
+//! 5. [`agent::service`] returns the desired values to the runtime. [`agent::reconciler`] writes
 //!    them to the cgroups of running containers and reads them back.
 
 pub mod agent;

@@ -65,9 +65,10 @@ impl Configurator {
         let _ = self.work.send(work);
     }
 
-    /// Applies another configuration to all containers.
-    pub fn reconfigure(&self, config: Config) {
+    /// Applies another configuration, which comes from `file`, to all containers.
+    pub fn reconfigure(&self, config: Config, file: &str) {
         self.apply_config(Some(config));
+        info!(file, "configuration changed");
         self.enqueue(Work::All);
     }
 

@@ -400,8 +400,7 @@ impl Reconciler {
         self.progress.retain(|id, _| known.contains(id));
         let uids: HashSet<_> =
             self.containers.all().iter().map(|container| container.uid.clone()).collect();
-        // `Levels` may hold its lock while it reports. Get its cgroups before `retain` takes the
-        // reports' lock, or both could deadlock.
+        // Take one lock at a time: get the cgroups before `retain` takes the reports' lock.
         let cgroups: HashSet<_> = self.levels.cgroups().into_iter().collect();
         self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
         self.contention.forget_quiet(std::time::Instant::now());

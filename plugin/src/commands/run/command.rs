@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use nri::{Identity, Launched, Stub, Successor};
@@ -23,6 +24,9 @@ use crate::commands::run::signals::{EarlySignals, End, Signals, ignore_signals};
 use crate::config::{Config, DROP_INS};
 use crate::report::Reports;
 use crate::report::log::{self, Level};
+
+/// Interval of the check of the marker file and the brake's record, if they cannot be watched.
+const MARKER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The settings of this process that do not come from the configuration file.
 struct ProcessSettings {
@@ -189,8 +193,11 @@ impl Run {
             configured.notified().await;
             let config = watch_config(&files, &configurator, &containers, &reloads);
             let restored = async {
-                if let Err(error) = watch_restored(&self.host, &configurator).await {
-                    warn!("'plimsoll restore' takes effect only with a restart: {error:#}");
+                let Err(error) = watch_restored(&self.host, &configurator).await else { return };
+                warn!("'plimsoll restore' takes effect after some seconds only: {error:#}");
+                loop {
+                    tokio::time::sleep(MARKER_INTERVAL).await;
+                    configurator.look_whether_to_stand_aside();
                 }
             };
             let brake = keep_brake(&configurator, reports);

@@ -120,8 +120,7 @@ fn apply_config(
              configuration before stays in force"
         ),
         Ok(config) => {
-            configurator.reconfigure(config);
-            info!(file, "configuration changed");
+            configurator.reconfigure(config, file);
         }
         Err(errors) => error!("{errors}\nthe previous configuration stays in force"),
     }

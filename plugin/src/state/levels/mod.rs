@@ -3,7 +3,7 @@
 //! [`Tree`] computes the desired value of each level. This module writes the values to the cgroup
 //! files. A write takes microseconds, so every ancestor cgroup holds its new value before the
 //! plugin answers the event. If systemd owns the cgroup, systemd also gets the value
-//! ([`Levels::make_last`]).
+//! ([`Levels::next_lasting`]).
 //!
 //! The plugin raises parents before their children, and lowers them after their children. No child
 //! loses protection in between.
