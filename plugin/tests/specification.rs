@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use walkdir::WalkDir;
 
 fn repository() -> PathBuf {
@@ -20,40 +20,64 @@ struct Document {
     headings: BTreeSet<String>,
     /// Text and destination of each link.
     links: Vec<(String, String)>,
-    /// The first bold words of each list item, and the links of the item.
-    items: Vec<(String, Vec<(String, String)>)>,
+    items: Vec<Item>,
+}
+
+/// A list item of a document.
+#[derive(Default)]
+struct Item {
+    /// The heading of the second level above the item. Empty before the first one.
+    section: String,
+    /// The first bold words of the item.
+    name: String,
+    /// Text and destination of each link of the item, without the links of nested items.
+    links: Vec<(String, String)>,
+    /// Whether the item is inside another item.
+    is_nested: bool,
 }
 
 impl Document {
     fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(path).unwrap();
+        Self::parse(&fs::read_to_string(path).unwrap())
+    }
+
+    fn parse(text: &str) -> Self {
         let mut document = Self::default();
         // Text and destination of the open link, and the words of the latest heading or bold text.
-        let (mut link, mut words, mut is_in_item) = (None, String::new(), false);
-        for event in Parser::new_ext(&text, Options::ENABLE_TABLES) {
+        let (mut link, mut words) = (None, String::new());
+        // The current section, and the indices of the open items, outermost first.
+        let (mut section, mut open) = (String::new(), Vec::<usize>::new());
+        for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
             match event {
                 Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
                     link = Some((String::new(), dest_url.into_string()));
                 }
                 Event::End(TagEnd::Link | TagEnd::Image) => {
                     let link = link.take().expect("it was opened");
-                    if let Some((_, links)) = document.items.last_mut().filter(|_| is_in_item) {
-                        links.push(link.clone());
+                    if let Some(&item) = open.last() {
+                        document.items[item].links.push(link.clone());
                     }
                     document.links.push(link);
                 }
                 Event::Start(Tag::Heading { .. } | Tag::Strong) => words.clear(),
-                Event::End(TagEnd::Heading(_)) => drop(document.headings.insert(anchor(&words))),
-                Event::Start(Tag::Item) => {
-                    document.items.push(Default::default());
-                    is_in_item = true;
+                Event::End(TagEnd::Heading(level)) => {
+                    document.headings.insert(anchor(&words));
+                    if level == HeadingLevel::H2 {
+                        section.clone_from(&words);
+                    }
                 }
-                Event::End(TagEnd::Item) => is_in_item = false,
+                Event::Start(Tag::Item) => {
+                    let is_nested = !open.is_empty();
+                    open.push(document.items.len());
+                    let section = section.clone();
+                    document.items.push(Item { section, is_nested, ..Item::default() });
+                }
+                Event::End(TagEnd::Item) => drop(open.pop()),
                 Event::End(TagEnd::Strong) => {
-                    if let Some((name, _)) =
-                        document.items.last_mut().filter(|(name, _)| is_in_item && name.is_empty())
+                    if let Some(&item) = open.last()
+                        && document.items[item].name.is_empty()
                     {
-                        name.clone_from(&words);
+                        document.items[item].name.clone_from(&words);
                     }
                 }
                 Event::Text(text) | Event::Code(text) => {
@@ -106,28 +130,96 @@ fn tests(source: &str) -> BTreeSet<&str> {
     names
 }
 
+/// Returns the promises of a specification: the list items in sections, except in "Not promised".
+fn promises(specification: Document) -> Vec<Item> {
+    let is_promise = |item: &Item| !item.section.is_empty() && item.section != "Not promised";
+    specification.items.into_iter().filter(is_promise).collect()
+}
+
+/// Returns the letter and the number at the beginning of a promise's name, such as `V12`.
+fn number(name: &str) -> Option<(char, u32)> {
+    let word = name.split_whitespace().next()?;
+    let letter = word.chars().next().filter(char::is_ascii_uppercase)?;
+    Some((letter, word[1..].parse().ok()?))
+}
+
+/// Returns the faults in the numbers of promises.
+///
+/// Each section has a letter of its own. Its promises are numbered from 1 without gaps.
+fn number_faults(promises: &[Item]) -> Vec<String> {
+    let mut faults = Vec::new();
+    // The section and the latest number of each letter.
+    let mut latest: BTreeMap<char, (&str, u32)> = BTreeMap::new();
+    // The letter of each section.
+    let mut letters: BTreeMap<&str, char> = BTreeMap::new();
+    for Item { section, name, is_nested, .. } in promises {
+        if *is_nested {
+            faults.push(format!("{section}: {name:?} is in a nested list"));
+        }
+        let Some((letter, found)) = number(name) else {
+            faults.push(format!("{section}: {name:?} has no number"));
+            continue;
+        };
+        if *letters.entry(section.as_str()).or_insert(letter) != letter {
+            faults.push(format!("{section}: {name:?} has the letter of another section"));
+        }
+        let (owner, before) = latest.entry(letter).or_insert((section.as_str(), 0));
+        if *owner != section.as_str() {
+            faults.push(format!("{section}: {name:?} has the letter of {owner}"));
+        }
+        let expected = *before + 1;
+        if found != expected {
+            faults.push(format!("{section}: {name:?}: expected {letter}{expected}"));
+        }
+        *before = found.max(*before);
+    }
+    faults
+}
+
+#[test]
+fn numbers_of_promises_ascend_without_gaps() {
+    let promises = promises(Document::read(&repository().join("SPECIFICATION.md")));
+    assert!(promises.len() > 50, "only {} promises are found", promises.len());
+    assert_eq!(number_faults(&promises), [] as [String; 0]);
+}
+
+#[test]
+fn faulty_numbers_of_promises_are_found() {
+    let faults = |text: &str| number_faults(&promises(Document::parse(text))).len();
+    let values = "## Values\n\n- **V1 First.** One.\n- **V2 `Second`.** Two.\n";
+    assert_eq!(faults(&format!("- no promise\n\n{values}\n## Not promised\n\n- Times.\n")), 0);
+    for (item, fault) in [
+        ("- Without a name.\n", "no number"),
+        ("- **Third.** Three.\n", "no number"),
+        ("- **V2 Third.** Three.\n", "repeated"),
+        ("- **V1 Third.** Three.\n", "descending"),
+        ("- **V4 Third.** Three.\n", "a gap"),
+        ("  - **V3 Third.** Three.\n", "nested"),
+        ("\n## Other\n\n- **V3 Third.** Three.\n", "the letter of another section"),
+    ] {
+        assert_eq!(faults(&format!("{values}{item}")), 1, "{fault}: {item}");
+    }
+}
+
 #[test]
 fn every_promise_names_the_tests_that_hold_it() {
-    let promises: Vec<_> = Document::read(&repository().join("SPECIFICATION.md"))
-        .items
-        .into_iter()
-        .filter(|(name, _)| !name.is_empty())
-        .collect();
-    assert!(promises.len() > 50, "only {} promises are found", promises.len());
     let mut sources: BTreeMap<String, String> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for (promise, links) in promises {
-        assert!(seen.insert(promise.clone()), "{promise} is there twice");
-        let mut held = false;
+    for Item { section, name, links, .. } in
+        promises(Document::read(&repository().join("SPECIFICATION.md")))
+    {
+        let title = name.split_once(' ').map_or(name.as_str(), |(_, title)| title).to_owned();
+        assert!(seen.insert((section, title)), "{name} is there twice");
+        let mut held = name.trim_end_matches('.').ends_with("(withdrawn)");
         for (test, path) in links.into_iter().filter(|(_, path)| path.ends_with(".rs")) {
             let source = sources.entry(path.clone()).or_insert_with_key(|path| {
                 fs::read_to_string(repository().join(path))
-                    .unwrap_or_else(|error| panic!("{promise}: {path}: {error}"))
+                    .unwrap_or_else(|error| panic!("{name}: {path}: {error}"))
             });
-            assert!(tests(source).contains(test.as_str()), "{promise}: {path} has no test {test}");
+            assert!(tests(source).contains(test.as_str()), "{name}: {path} has no test {test}");
             held = true;
         }
-        assert!(held, "{promise} names no test");
+        assert!(held, "{name} names no test");
     }
 }
 
