@@ -12,12 +12,12 @@ mod beneath;
 mod directory;
 mod error;
 mod events;
-mod knobs;
 mod root;
 pub mod systemd;
 #[cfg(test)]
 mod testing;
 mod usage;
+mod values;
 pub mod watch;
 
 use plimsoll_core::units::PageSize;
@@ -25,8 +25,8 @@ use plimsoll_core::units::PageSize;
 pub use self::directory::Cgroup;
 pub use self::error::{CgroupError, RootError};
 pub use self::events::{EVENTS, Events, Pressure};
-pub use self::knobs::{CPU_WEIGHT, SWAP_MAX};
 pub use self::root::CgroupRoot;
+pub use self::values::{CPU_WEIGHT, SWAP_MAX};
 
 /// Returns the page size of the running kernel.
 pub fn page_size() -> PageSize {

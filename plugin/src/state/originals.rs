@@ -110,7 +110,7 @@ impl Values {
     }
 }
 
-/// Limit of a pod that was raised and stays raised.
+/// A pod's limit that the plugin raised. The limit stays raised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RaisedLimit {
     /// Cgroup of the pod.

@@ -144,7 +144,7 @@ pub enum Incident {
         request: Bytes,
         /// Limit of the container.
         limit: Bytes,
-        /// Highest ratio of limit to request without a warning.
+        /// Highest ratio of limit to request that causes no warning.
         most: f64,
     },
     /// The plugin set the limit of all pods together (`nodeGuard`).

@@ -26,7 +26,7 @@ pub struct Fields {
     pub request: Option<String>,
     /// Memory limit.
     pub limit: Option<String>,
-    /// Highest ratio of limit to request without a warning.
+    /// Highest ratio of limit to request that causes no warning.
     pub most: Option<f64>,
     /// Node allocatable.
     pub allocatable: Option<String>,

@@ -49,7 +49,8 @@ pub enum Notice {
         /// Node allocatable.
         allocatable: Bytes,
     },
-    /// The annotated reservation is stronger than the node's policy, and the node's policy is used.
+    /// The annotation asks for a stronger reservation than the node's policy, so the node's policy
+    /// applies.
     ReservationAboveNode {
         /// The annotated policy.
         asked: ReservationPolicy,

@@ -26,9 +26,9 @@ const LOWEST: i64 = 3;
 /// The value for a Burstable container with a request of 0 or nearly 0.
 const HIGHEST: i64 = 999;
 
-/// Inverts `oom_score_adj` for a node with `mem_total` bytes. The result covers every request up to
-/// `mem_total` for which the kubelet's formula gives this value. The bounds are at most the limit,
-/// because no request may exceed it.
+/// Computes the memory request from `oom_score_adj`, for a node with `mem_total` bytes of memory.
+/// The result covers every request up to `mem_total` for which the kubelet's formula gives this
+/// value. The bounds are at most the limit, because no request may exceed it.
 ///
 /// Returns `None` if the kubelet never gives this value to Burstable containers.
 pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Request> {

@@ -1,4 +1,4 @@
-//! Files of a cgroup that the plugin writes.
+//! List of the cgroup files for which the plugin decides values. A new file begins here.
 
 use std::fmt;
 

@@ -167,7 +167,7 @@ impl Fates {
 /// Reason why an update was not made.
 pub(super) enum Unsent {
     NotConnected,
-    /// The runtime was not quiet within [`VALUES_PATIENCE`].
+    /// The runtime kept sending events for [`VALUES_PATIENCE`].
     Busy,
     Failed(String),
 }

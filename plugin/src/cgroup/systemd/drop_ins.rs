@@ -125,6 +125,7 @@ mod tests {
 
     use super::super::fake::{Host, POD, UNIT};
     use super::*;
+    use crate::cgroup::systemd::properties::CARRIED;
 
     #[test]
     fn drop_ins_of_ours_are_removed_when_the_cgroup_is_gone() {
@@ -148,6 +149,14 @@ mod tests {
         assert!(!min.parent().unwrap().exists());
         assert!(!host.remove_drop_ins().unwrap());
         assert_eq!(fs::read_dir(host.directory.path().join(DROP_INS)).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn the_files_of_all_carried_properties_are_removed() {
+        for (_, property) in CARRIED {
+            let file = format!("50-{property}.conf");
+            assert!(OURS.contains(&file.as_str()), "{file} would stay for the next unit");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Unit of systemd: its properties, and calls about it on the bus.
+//! A systemd unit: its properties, and the D-Bus calls that act on the unit.
 
 use std::collections::HashMap;
 use std::future::Future;

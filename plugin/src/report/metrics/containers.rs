@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::report::metrics::table::{self, bytes, number, plain, seconds};
+use crate::report::metrics::rows::{self, bytes, number, plain, seconds};
 use crate::report::status::{ContainerStatus, Status};
 
 /// Labels of a container, named as in cAdvisor.
@@ -33,7 +33,7 @@ pub(super) fn register_containers(status: &Status, registry: &mut Registry) {
         }
         bytes(name, help, series)
     });
-    table::register(registry, amounts);
+    rows::register(registry, amounts);
     let kills = Family::<OfContainer, Counter>::default();
     let stalled = Family::<OfContainer, Counter<f64, AtomicU64>>::default();
     for (labels, container) in &containers {
@@ -57,7 +57,7 @@ pub(super) fn register_containers(status: &Status, registry: &mut Registry) {
             stalled,
         ),
     ];
-    table::register(registry, counters);
+    rows::register(registry, counters);
 }
 
 /// Returns the containers that were read, with their labels.

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use crate::report::metrics::labels::{
     By, File, Level, OfEvent, OfKill, OfKind, OfLevel, OfOutcome, OutcomeLabel,
 };
-use crate::report::metrics::table::{self, Row, bytes, plain, seconds};
+use crate::report::metrics::rows::{self, Row, bytes, plain, seconds};
 
 /// Upper bounds of the latency buckets in seconds. The bound 0.2 is a tenth of the runtime's
 /// default timeout.
@@ -85,9 +85,9 @@ impl Metrics {
     /// Registers every counter under its name.
     pub fn register(&self, registry: &mut Registry) {
         self.start_at_zero();
-        table::register(registry, self.rows_of_limits());
-        table::register(registry, self.rows_of_protection());
-        table::register(registry, self.rows_of_the_plugin());
+        rows::register(registry, self.rows_of_limits());
+        rows::register(registry, self.rows_of_protection());
+        rows::register(registry, self.rows_of_the_plugin());
     }
 
     /// Creates series whose labels are known. An increase is invisible in a series that appears

@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 
 use crate::config::Mode;
 use crate::report::metrics::labels::{File, Level};
-use crate::report::metrics::table::{self, bytes, count, number, plain, to_i64};
+use crate::report::metrics::rows::{self, bytes, count, number, plain, to_i64};
 use crate::report::status::{self, CgroupStatus, Status, Values};
 
 /// Levels above the containers, and the level of the reserved cgroups beside the pods.
@@ -64,7 +64,7 @@ pub(super) fn register_levels(status: &Status, registry: &mut Registry) {
             differences(status),
         ),
     ];
-    table::register(registry, rows);
+    rows::register(registry, rows);
 }
 
 /// Returns the sums of the protection by level, file and kind of value.

@@ -10,7 +10,7 @@ mod encode;
 mod labels;
 mod levels;
 mod node;
-mod table;
+mod rows;
 
 pub use counters::{Events, Metrics};
 pub use encode::encode;

@@ -8,7 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::config::Mode;
-use crate::report::metrics::table::{self, Row, bytes, count, gauge, one_if, plain, real, to_i64};
+use crate::report::metrics::rows::{self, Row, bytes, count, gauge, one_if, plain, real, to_i64};
 use crate::report::status::{ContainerStatus, NodeStatus, State, Status};
 
 /// Provenance label of a request that is unknown.
@@ -26,11 +26,11 @@ struct OfProvenance {
 
 /// Registers the gauges of the node and of all containers together.
 pub(super) fn register_node(status: &Status, registry: &mut Registry) {
-    table::register(registry, memory(&status.node));
-    table::register(registry, modes(&status.node));
-    table::register(registry, sums(status));
-    table::register(registry, containers_with_a_property(status));
-    table::register(registry, containers_by(status));
+    rows::register(registry, memory(&status.node));
+    rows::register(registry, modes(&status.node));
+    rows::register(registry, sums(status));
+    rows::register(registry, containers_with_a_property(status));
+    rows::register(registry, containers_by(status));
 }
 
 /// Returns the gauges of the node's memory.

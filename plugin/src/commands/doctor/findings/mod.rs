@@ -5,7 +5,7 @@ mod capacity;
 mod cgroups;
 mod configuration;
 mod installation;
-mod kernel;
+mod kernel_release;
 mod kubelet;
 mod nri;
 mod runtime;

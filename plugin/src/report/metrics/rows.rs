@@ -1,4 +1,5 @@
-//! Tables of metrics with names and help texts, and the values of gauges.
+//! Rows that describe metrics: name, help text and value. The metrics themselves are in the other
+//! files of this folder.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
