@@ -191,6 +191,8 @@ fn prepare(node: &Node, driver: Driver) -> Result<(Kubelet<'_>, Pod)> {
             placement::restart_script(node)
         ))?;
     }
+    // Other cases on this node may have left the directories of launched plugins.
+    node.run("rmdir /opt/nri/plugins /opt/nri 2>/dev/null || true")?;
     node.write_file(DOWNLOAD, fs::read(placement::build()?)?, 0o755)?;
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod = kubelet
