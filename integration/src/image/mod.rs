@@ -1,4 +1,4 @@
-//! What a node boots from: a disk, a kernel and an initial RAM file system from Debian packages.
+//! Boot files of a node: a disk, a kernel and an initial RAM file system from Debian packages.
 
 mod base;
 mod disk;

@@ -204,7 +204,7 @@ impl Configurator {
         if let Some(unsettled) = &memory.unsettled {
             info!(%unsettled, "it is unknown whether the kubelet's own MemoryQoS is on");
         }
-        // What listens reads the new settings.
+        // Subscribers read the new settings.
         let config = config.clone();
         self.set(settings);
         (self.on_config)(&config);

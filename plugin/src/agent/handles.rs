@@ -1,4 +1,4 @@
-//! What the event handlers have beside the shared state: handles of the background tasks.
+//! Handles of the background tasks, for the event handlers.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::agent::reconciler::Work;
 use crate::report::Reports;
 use crate::state::shared::SharedState;
 
-/// What the event handlers have beside the shared state.
+/// Handles of the background tasks, for the event handlers.
 #[derive(Clone, Debug)]
 pub struct Agent {
     /// State that the event handlers share with the other tasks.

@@ -1,4 +1,4 @@
-//! What the event handlers, the background tasks and the reports all know.
+//! Shared state of the event handlers, the background tasks and the reports.
 
 use std::sync::Arc;
 

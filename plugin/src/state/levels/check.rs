@@ -18,7 +18,7 @@ use crate::lock;
 /// Result of [`Levels::check`].
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// What the caller does next.
+    /// Next step of the caller.
     pub next: CheckNext,
     /// Incidents to report.
     pub incidents: Vec<Occurrence>,
