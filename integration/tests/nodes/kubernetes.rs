@@ -213,7 +213,7 @@ mod plimsoll {
             until_refused(cluster, "stress", "plimsoll");
             let kubelets = event(cluster, "stress", "ResizeError", "plimsoll");
             assert!(kubelets.starts_with("kubelet Warning: "), "{kubelets}");
-            let ours = event(cluster, "stress", "CutRejected", "refused");
+            let ours = event(cluster, "stress", "CutRejected", "rejected");
             let note = format!(
                 "plimsoll Warning: container app: rejected a memory limit decrease from 300Mi to {tight}Mi"
             );
@@ -399,7 +399,7 @@ mod more {
                 let pod = shared(cluster);
                 resize_shared(cluster, "115Mi");
                 until_refused(cluster, "shared", "memory limit of the pod not lowered");
-                let ours = event(cluster, "shared", "CutRejected", "refused");
+                let ours = event(cluster, "shared", "CutRejected", "rejected");
                 assert!(ours.starts_with("plimsoll Warning: "), "{ours}");
                 settle(cluster, &[(&pod, "memory.max", 200 * MIB)]);
                 assert!(call(cluster, "shared", &format!("alloc {}", 5 * MIB)).starts_with("ok"));
