@@ -60,8 +60,8 @@ struct Queue {
 impl Queue {
     /// Adds a value, which replaces an older one.
     fn add(&mut self, cgroup: CgroupPath, last: Last) {
-        let older = self.waiting.get(&cgroup).and_then(|older| older.raise);
-        self.waiting.insert(cgroup, Last { raise: last.raise.or(older), ..last });
+        let last = last.replacing(self.waiting.get(&cgroup).copied());
+        self.waiting.insert(cgroup, last);
     }
 
     /// Removes a value whose cgroup has no call in flight, and marks the cgroup.
@@ -81,7 +81,7 @@ impl Queue {
         for (cgroup, last) in self.retries.pop_first().into_iter().flat_map(|(_, due)| due) {
             self.waiting
                 .entry(cgroup)
-                .and_modify(|newer| newer.raise = newer.raise.or(last.raise))
+                .and_modify(|newer| *newer = newer.replacing(Some(last)))
                 .or_insert(last);
         }
     }

@@ -23,12 +23,21 @@ pub struct Last {
     pub raise: Option<Raise>,
 }
 
+impl Last {
+    /// Returns the values that replace `older`: this protection, and the raise of `older` if this
+    /// value has none. systemd has not got that raise yet.
+    #[must_use]
+    pub fn replacing(self, older: Option<Self>) -> Self {
+        Self { raise: self.raise.or(older.and_then(|older| older.raise)), ..self }
+    }
+}
+
 impl Levels {
     /// Returns the newest value for a cgroup that systemd is about to get, and remembers that
     /// systemd may write this value to the files.
     pub fn begin_call(&self, cgroup: &CgroupPath, last: Last) -> Last {
         let newer = lock(&self.lasting).remove(cgroup);
-        let last = newer.map_or(last, |newer| Last { raise: newer.raise.or(last.raise), ..newer });
+        let last = newer.map_or(last, |newer| newer.replacing(Some(last)));
         lock(&self.state).told.entry(cgroup.clone()).or_default().push(last.protection);
         last
     }
@@ -110,8 +119,35 @@ impl Levels {
         }
         let protection = Protection::of_files(min, low);
         let mut lasting = lock(&self.lasting);
-        let last = lasting.entry(cgroup.clone()).or_insert(Last { protection, raise });
-        *last = Last { protection, raise: raise.or(last.raise) };
+        let last = Last { protection, raise }.replacing(lasting.get(cgroup).copied());
+        lasting.insert(cgroup.clone(), last);
         self.lasting_changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_core::units::Bytes;
+
+    use super::*;
+
+    fn last(min: u64, raise: Option<Raise>) -> Last {
+        Last { protection: Protection { min: Bytes::new(min), low: Bytes::ZERO }, raise }
+    }
+
+    #[test]
+    fn newer_values_keep_an_older_raise() {
+        let raise = |memory| Some(Raise { memory: Some(Bytes::new(memory)), ..Raise::NONE });
+        for (newer, older, expected) in [
+            (None, None, None),
+            (None, Some(last(1, None)), None),
+            (None, Some(last(1, raise(3))), raise(3)),
+            (raise(4), Some(last(1, raise(3))), raise(4)),
+            (raise(4), None, raise(4)),
+        ] {
+            let merged = last(2, newer).replacing(older);
+            assert_eq!(merged.protection.min, Bytes::new(2), "{older:?}");
+            assert_eq!(merged.raise, expected, "{older:?}");
+        }
     }
 }
