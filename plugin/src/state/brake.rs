@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 pub use crate::config::Bounds;
 use crate::lock;
+use crate::state::atomic_file;
 use crate::state::originals::DIRECTORY;
 
 /// Name of the record's file in the plugin's directory.
@@ -89,17 +90,13 @@ impl Record {
         }
     }
 
-    /// Writes the record to a new file, then renames the file.
+    /// Stores the record.
     ///
     /// # Errors
     ///
     /// Fails if the file cannot be written.
     pub fn store(&self, host: &Path) -> io::Result<()> {
-        let file = Self::file(host);
-        fs::create_dir_all(host.join(DIRECTORY))?;
-        let new = file.with_extension("new");
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(new, file)
+        atomic_file::replace(&Self::file(host), &serde_json::to_vec(self)?)
     }
 
     /// Removes the record. Returns whether there was one.

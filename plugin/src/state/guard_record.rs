@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use plimsoll_core::policy::guard::GuardRecord;
 
+use crate::state::atomic_file;
+
 /// Returns the path of the record on the node whose file system is at `host`.
 pub fn file(host: &Path) -> PathBuf {
     host.join(GuardRecord::PATH)
@@ -36,13 +38,7 @@ pub fn read(host: &Path) -> io::Result<Option<GuardRecord>> {
 ///
 /// When the file cannot be written.
 pub fn store(record: &GuardRecord, host: &Path) -> io::Result<()> {
-    let file = file(host);
-    if let Some(directory) = file.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let new = file.with_extension("new");
-    fs::write(&new, serde_json::to_vec(record)?)?;
-    fs::rename(new, file)
+    atomic_file::replace(&file(host), &serde_json::to_vec(record)?)
 }
 
 /// Removes the record, if there is one.

@@ -1,5 +1,6 @@
 //! State of the plugin, partly kept in files that survive a restart.
 
+pub mod atomic_file;
 pub mod brake;
 pub mod container;
 pub mod containers;

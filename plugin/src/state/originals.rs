@@ -34,6 +34,7 @@ use plimsoll_core::units::{Knob, Limit};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::state::atomic_file;
 
 /// Directory of the plugin's state, relative to the root of the node's file system.
 pub const DIRECTORY: &str = "run/plimsoll";
@@ -433,9 +434,6 @@ impl Originals {
 
     /// Writes the file anew from memory.
     fn rewrite(&mut self) -> io::Result<()> {
-        if let Some(directory) = self.path.parent() {
-            fs::create_dir_all(directory)?;
-        }
         let mut text = Vec::new();
         for line in &self.unreadable {
             text.extend_from_slice(line);
@@ -451,9 +449,7 @@ impl Originals {
         for limit in &self.raised {
             text.extend(json(&Line::of_raised(limit))?);
         }
-        let new = self.path.with_extension("new");
-        fs::write(&new, text)?;
-        fs::rename(&new, &self.path)?;
+        atomic_file::replace(&self.path, &text)?;
         self.file = None;
         self.lines = self.needed();
         Ok(())

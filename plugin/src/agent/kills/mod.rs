@@ -35,6 +35,7 @@ use crate::agent::memory::give_memory_back;
 use crate::agent::reconciler::Work;
 use crate::cgroup::CgroupRoot;
 use crate::report::Reports;
+use crate::state::atomic_file;
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 use crate::state::kill_counts::{Counted, Counts, FILE, Pod, Running, Told};
@@ -333,15 +334,8 @@ impl Watcher {
     }
 
     fn write_down(&mut self) {
-        let save = || {
-            if let Some(directory) = self.path.parent() {
-                fs::create_dir_all(directory)?;
-            }
-            let new = self.path.with_extension("new");
-            fs::write(&new, serde_json::to_vec(&self.counted)?)?;
-            fs::rename(&new, &self.path)
-        };
-        let result: io::Result<()> = save();
+        let text = serde_json::to_vec(&self.counted).map_err(io::Error::from);
+        let result = text.and_then(|text| atomic_file::replace(&self.path, &text));
         if let Err(error) = &result
             && !self.is_failing
         {

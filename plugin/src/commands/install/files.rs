@@ -93,6 +93,9 @@ const STAGING: &str = ".plimsoll-new";
 
 /// Replaces a file atomically: readers see either the old or the new content. A process that runs
 /// the old file continues.
+///
+/// `state::atomic_file` is for files below `/run`. These files lie on a disk and have a mode, and
+/// runtimes read or launch the files beside them.
 pub(super) fn replace_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let replaced = stage_file(path, content, mode).and_then(|new| fs::rename(new, path));
     remove_staging(path.with_file_name(STAGING));
