@@ -18,7 +18,7 @@ use plimsoll_core::policy::resize::{self, DecreaseCheck, Usage};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::oneshot;
 
-use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot, Reclaimed};
 use crate::state::container::{Container, Update};
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
@@ -308,24 +308,11 @@ fn try_to(
 /// Reclaims memory until the usage is at most `most`. Returns the usage if it stays above `most`.
 /// Returns `None` on success, and also if the kernel has no `memory.reclaim`.
 fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usage>, CgroupError> {
-    loop {
-        let usage = cgroup.usage_in_parts()?;
-        match resize::fits(most, &usage) {
-            DecreaseCheck::Kills => return Ok(Some(usage)),
-            DecreaseCheck::Fits => return Ok(None),
-            DecreaseCheck::Reclaim if Instant::now() >= deadline => return Ok(Some(usage)),
-            DecreaseCheck::Reclaim => {}
-        }
-        let wanted = usage.current.saturating_sub(most).min(STEP);
-        match cgroup.reclaim(wanted) {
-            // The kernel may reclaim only a part. Continue if the usage has fallen.
-            Ok(is_all) if is_all || cgroup.usage()? < usage.current => {}
-            Ok(_) => return Ok(Some(usage)),
-            // Lowering memory.high also makes the kernel reclaim memory.
-            Err(CgroupError::Unsupported { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        }
-    }
+    Ok(match cgroup.reclaim_to(most, STEP, deadline)? {
+        // Lowering memory.high also makes the kernel reclaim memory.
+        Reclaimed::Fits | Reclaimed::Unsupported(_) => None,
+        Reclaimed::Above(usage) => Some(usage),
+    })
 }
 
 /// Restores `memory.high`.

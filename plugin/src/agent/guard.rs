@@ -26,14 +26,14 @@ use std::time::{Duration, Instant};
 use plimsoll_core::incident::{Incident, LowerLimit, Subject};
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::contention::{Contention, RepairDecision};
-use plimsoll_core::policy::resize::{self, DecreaseCheck, Usage};
+use plimsoll_core::policy::resize::{self, Usage};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::cgroup::watch::{Change, Watch};
-use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
+use crate::cgroup::{Cgroup, CgroupError, CgroupRoot, Reclaimed};
 use crate::report::Reports;
 use crate::state::containers::Containers;
 use crate::state::guard_record;
@@ -442,19 +442,10 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
 
 /// Reclaims memory until `line` can be set without an OOM kill. Returns the usage if this fails.
 fn make_room(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let usage = cgroup.usage_in_parts()?;
-        match resize::check_decrease(line, &usage) {
-            DecreaseCheck::Fits => return Ok(None),
-            DecreaseCheck::Reclaim if Instant::now() < deadline => {}
-            DecreaseCheck::Reclaim | DecreaseCheck::Kills => return Ok(Some(usage)),
-        }
-        let surplus = usage.current.saturating_sub(line.saturating_sub(resize::margin(line)));
-        match cgroup.reclaim(surplus.min(STEP)) {
-            Ok(is_all) if is_all || cgroup.usage()? < usage.current => {}
-            Ok(_) | Err(CgroupError::Unsupported { .. }) => return Ok(Some(usage)),
-            Err(error) => return Err(error),
-        }
-    }
+    let most = line.saturating_sub(resize::margin(line));
+    Ok(match cgroup.reclaim_to(most, STEP, Instant::now() + PATIENCE)? {
+        Reclaimed::Fits => None,
+        // The guard does not lower memory.high, so nothing else makes the kernel reclaim.
+        Reclaimed::Above(usage) | Reclaimed::Unsupported(usage) => Some(usage),
+    })
 }

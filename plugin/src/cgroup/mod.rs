@@ -12,6 +12,7 @@ mod beneath;
 mod directory;
 mod error;
 mod events;
+mod reclaim;
 mod root;
 pub mod systemd;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use plimsoll_core::units::PageSize;
 pub use self::directory::Cgroup;
 pub use self::error::{CgroupError, RootError};
 pub use self::events::{EVENTS, Events, Pressure};
+pub use self::reclaim::Reclaimed;
 pub use self::root::CgroupRoot;
 pub use self::values::{CPU_WEIGHT, SWAP_MAX};
 
