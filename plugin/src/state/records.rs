@@ -144,8 +144,17 @@ impl Records {
 
     /// Holds the files closed until the returned value is dropped, as a stuck file system does.
     #[cfg(test)]
-    pub fn hold(&self) -> std::sync::MutexGuard<'_, Checkpoints> {
-        lock(&self.shared.checkpoints)
+    pub(crate) fn hold(&self) -> blocking::Sender<()> {
+        let ((release, released), (tell, is_held)) = (blocking::channel(), blocking::channel());
+        let shared = self.shared.clone();
+        std::thread::spawn(move || {
+            let _held = lock(&shared.checkpoints);
+            tell.send(()).unwrap();
+            // The sender never sends, so this waits for its end.
+            let _: Result<(), _> = released.recv();
+        });
+        is_held.recv().unwrap();
+        release
     }
 }
 
@@ -207,20 +216,6 @@ mod tests {
         (Arc::new(records), directory)
     }
 
-    /// Holds the files closed until the returned value is dropped.
-    fn hold(records: &Arc<Records>) -> blocking::Sender<()> {
-        let ((release, released), (tell, is_held)) = (blocking::channel(), blocking::channel());
-        let records = records.clone();
-        thread::spawn(move || {
-            let _held = records.hold();
-            tell.send(()).unwrap();
-            // The sender never sends, so this waits for its end.
-            let _: Result<(), _> = released.recv();
-        });
-        is_held.recv().unwrap();
-        release
-    }
-
     fn write(directory: &tempfile::TempDir) {
         let entries = format!(
             r#"{{"entries":{{"{UID}":{{"ContainerResources":{{"app":{{"requests":{{"memory":"64Mi"}}}}}}}}}}}}"#
@@ -250,7 +245,7 @@ mod tests {
         let (records, directory) = records();
         write(&directory);
         let uid = PodUid::new(UID);
-        let release = hold(&records);
+        let release = records.hold();
         let budget = Duration::from_millis(1);
         let found = records.lookup(&uid, "app", Moment::Create, budget).await;
         assert_eq!(request(found), Err(Inconclusive));

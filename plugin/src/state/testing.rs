@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex};
 
 use plimsoll_core::pod::{CgroupPath, PodUid, QosClass};
 use plimsoll_core::policy::hierarchy::PodPlace;
@@ -121,19 +120,4 @@ pub(crate) fn container(id: &str, limit: u64) -> Container {
         place: PodPlace::new(CgroupPath::parse(POD).unwrap(), QosClass::Burstable),
         high_before: None,
     }
-}
-
-/// Holds the kubelet's files closed until the returned value is dropped, as a file system does that
-/// does not answer.
-pub(crate) fn hold_records(containers: &Arc<Containers>) -> mpsc::Sender<()> {
-    let ((release, released), (tell, is_held)) = (mpsc::channel(), mpsc::channel());
-    let containers = containers.clone();
-    thread::spawn(move || {
-        let _held = containers.records.hold();
-        tell.send(()).unwrap();
-        // The sender never sends, so this waits for its end.
-        let _: Result<(), _> = released.recv();
-    });
-    is_held.recv().unwrap();
-    release
 }

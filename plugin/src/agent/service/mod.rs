@@ -324,7 +324,6 @@ mod tests {
     use super::*;
     use crate::agent::node::Node;
     use crate::agent::supervise::Supervisor;
-    use crate::state::testing::hold_records;
 
     const CHECKPOINT: &str = "var/lib/kubelet/actuated_pods_state";
 
@@ -344,7 +343,7 @@ mod tests {
         let (supervisor, _ends) = Supervisor::new();
         supervisor.spawn_thread("records", || reader.run()).unwrap();
 
-        let _held = hold_records(&containers);
+        let _held = containers.records.hold();
         let mut pod = PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
         pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
         let mut container =
