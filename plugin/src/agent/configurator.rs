@@ -29,13 +29,12 @@ pub struct Configurator {
     work: mpsc::UnboundedSender<Work>,
     host: PathBuf,
     on_config: OnConfig,
-    /// Serializes changes of the settings. The holder may read files, so the event loop never takes
+    /// The brake's record, as long as its file could not be written. The lock also serializes
+    /// changes of the settings. The holder may read and write files, so the event loop never takes
     /// this lock.
-    turn: Mutex<()>,
+    unstored: Mutex<Option<brake::Record>>,
     /// Whether a thread determines node allocatable now.
     is_refreshing: AtomicBool,
-    /// The brake's record, as long as its file could not be written.
-    unstored: Mutex<Option<brake::Record>>,
 }
 
 impl std::fmt::Debug for Configurator {
@@ -54,9 +53,8 @@ impl Configurator {
             work: agent.work.clone(),
             host,
             on_config,
-            turn: Mutex::default(),
-            is_refreshing: AtomicBool::new(false),
             unstored: Mutex::default(),
+            is_refreshing: AtomicBool::new(false),
         }
     }
 
@@ -75,9 +73,9 @@ impl Configurator {
     /// Checks again whether `plimsoll restore` was called or the brake was reset, and reconciles
     /// all containers after a change.
     pub fn look_whether_to_stand_aside(&self) {
-        let _turn = lock(&self.turn);
+        let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
-        let (settings, _) = self.discover(before.config.clone());
+        let (settings, _) = self.discover(before.config.clone(), &mut unstored);
         if settings.stand_aside != before.stand_aside {
             self.tell_whether_it_stands_aside(&settings);
         } else if settings.brake != before.brake {
@@ -91,14 +89,14 @@ impl Configurator {
 
     /// Applies the brake: the plugin behaves as in observe mode until an operator resets the brake.
     pub fn apply_brake(&self, record: &brake::Record) {
-        let _turn = lock(&self.turn);
+        let mut unstored = lock(&self.unstored);
         if let Err(error) = record.store(&self.host) {
             error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is \
                             started again acts again");
-            *lock(&self.unstored) = Some(record.clone());
+            *unstored = Some(record.clone());
         }
         let before = self.state.containers.settings();
-        let (settings, _) = self.discover(before.config.clone());
+        let (settings, _) = self.discover(before.config.clone(), &mut unstored);
         self.say_mode(&settings);
         self.set(settings);
         self.enqueue(Work::All);
@@ -138,9 +136,12 @@ impl Configurator {
 
     /// Returns the settings for a configuration. If the brake's record could not be stored, the
     /// brake stays applied. The plugin then tries again to store the record.
-    fn discover(&self, config: Config) -> (Settings, NodeMemory) {
+    fn discover(
+        &self,
+        config: Config,
+        unstored: &mut Option<brake::Record>,
+    ) -> (Settings, NodeMemory) {
         let (mut settings, memory) = Settings::discover(config, &self.host);
-        let mut unstored = lock(&self.unstored);
         match unstored.as_ref() {
             Some(record) if settings.brake.is_none() => {
                 settings.brake = Some(record.to_string());
@@ -168,11 +169,11 @@ impl Configurator {
     /// Applies another configuration, or the one in force again with `None`. The caller has all
     /// containers reconciled afterwards.
     pub fn apply_config(&self, config: Option<Config>) {
-        let _turn = lock(&self.turn);
+        let mut unstored = lock(&self.unstored);
         // The configuration in force may have changed while this waited for its turn.
         let in_force = || self.state.containers.settings().config.clone();
         let config = config.unwrap_or_else(in_force);
-        let (settings, memory) = self.discover(config);
+        let (settings, memory) = self.discover(config, &mut unstored);
         let config = &settings.config;
         for problem in &memory.problems {
             warn!(%problem, "node memory");
@@ -220,9 +221,9 @@ impl Configurator {
         {
             return;
         }
-        let _turn = lock(&self.turn);
+        let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
-        let (settings, memory) = self.discover(before.config.clone());
+        let (settings, memory) = self.discover(before.config.clone(), &mut unstored);
         if settings.node != before.node {
             info!("{memory}");
             self.set(settings);
