@@ -33,7 +33,7 @@ pub struct Configurator {
     /// changes of the settings. The holder may read and write files, so the event loop never takes
     /// this lock.
     unstored: Mutex<Option<brake::Record>>,
-    /// Whether a thread determines node allocatable now.
+    /// Whether a [`NodeRefresh`] exists.
     is_refreshing: AtomicBool,
 }
 
@@ -211,16 +211,20 @@ impl Configurator {
         (self.on_config)(&config);
     }
 
-    /// Determines node allocatable again. It stands in for the limit of a container without a
-    /// limit. A runtime starts its plugins before the kubelet. The kubelet determines node
-    /// allocatable later and may change it.
-    pub fn refresh_node(&self) {
-        let before = self.state.containers.settings();
-        if before.config.node_allocatable != NodeAllocatable::Auto
-            || self.is_refreshing.swap(true, Ordering::Relaxed)
-        {
-            return;
-        }
+    /// Begins to determine node allocatable again. It stands in for the limit of a container
+    /// without a limit. A runtime starts its plugins before the kubelet. The kubelet determines
+    /// node allocatable later and may change it.
+    ///
+    /// Returns `None` if the configuration fixes node allocatable, or a refresh is under way. Then
+    /// the caller needs no thread.
+    pub fn begin_refresh(self: &Arc<Self>) -> Option<NodeRefresh> {
+        let settings = self.state.containers.settings();
+        let is_needed = settings.config.node_allocatable == NodeAllocatable::Auto
+            && !self.is_refreshing.swap(true, Ordering::Relaxed);
+        is_needed.then(|| NodeRefresh { configurator: self.clone() })
+    }
+
+    fn refresh_node(&self) {
         let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
         let (settings, memory) = self.discover(before.config.clone(), &mut unstored);
@@ -229,6 +233,25 @@ impl Configurator {
             self.set(settings);
             self.enqueue(Work::All);
         }
-        self.is_refreshing.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A refresh of node allocatable that is under way. No other refresh begins until this value is
+/// dropped, even if its thread cannot start.
+#[derive(Debug)]
+pub struct NodeRefresh {
+    configurator: Arc<Configurator>,
+}
+
+impl NodeRefresh {
+    /// Reads the kubelet's files, and applies a changed node allocatable.
+    pub fn run(self) {
+        self.configurator.refresh_node();
+    }
+}
+
+impl Drop for NodeRefresh {
+    fn drop(&mut self) {
+        self.configurator.is_refreshing.store(false, Ordering::Relaxed);
     }
 }

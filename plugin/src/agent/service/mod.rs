@@ -322,19 +322,37 @@ mod tests {
     use nri::{Identity, Stub, api};
 
     use super::*;
+    use crate::OWN_THREADS;
     use crate::agent::node::Node;
     use crate::agent::supervise::Supervisor;
 
     const CHECKPOINT: &str = "var/lib/kubelet/actuated_pods_state";
 
-    #[tokio::test]
-    async fn a_create_is_answered_while_the_kubelets_files_hang() {
+    /// Returns a directory that looks like a node with cgroups and a checkpoint.
+    fn host() -> tempfile::TempDir {
         let host = tempfile::tempdir().unwrap();
         for file in ["sys/fs/cgroup/cgroup.controllers", CHECKPOINT] {
             let file = host.path().join(file);
             std::fs::create_dir_all(file.parent().unwrap()).unwrap();
             std::fs::write(file, "memory").unwrap();
         }
+        host
+    }
+
+    /// Returns the create event of a container without a limit.
+    fn unlimited(id: &str) -> (PodSandbox, api::Container) {
+        let mut pod = PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
+        pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
+        let mut container =
+            api::Container { id: id.into(), pod_sandbox_id: "s".into(), ..Default::default() };
+        container.linux.mut_or_insert_default().cgroups_path =
+            format!("/kubepods/burstable/podb/{id}");
+        (pod, container)
+    }
+
+    #[tokio::test]
+    async fn a_create_is_answered_while_the_kubelets_files_hang() {
+        let host = host();
         let node = Node::open(host.path(), Config::default()).unwrap();
         let containers = node.containers().clone();
         let (service, tasks) = node.into_service(Box::new(|_| {}));
@@ -344,14 +362,31 @@ mod tests {
         supervisor.spawn_thread("records", || reader.run()).unwrap();
 
         let _held = containers.records.hold();
-        let mut pod = PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
-        pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();
-        let mut container =
-            api::Container { id: "1".into(), pod_sandbox_id: "s".into(), ..Default::default() };
-        container.linux.mut_or_insert_default().cgroups_path = "/kubepods/burstable/podb/1".into();
+        let (pod, container) = unlimited("1");
         let created = stub.plugin().create_container(pod, container);
         let created = timeout(Duration::from_secs(60), created).await;
         assert!(created.expect("the files are held closed").is_ok());
         assert!(containers.get("1").is_some());
+    }
+
+    #[tokio::test]
+    async fn threads_start_only_for_needed_refreshes() {
+        for (config, expected) in [("nodeAllocatable: 4Gi", 0), ("nodeAllocatable: auto", 1)] {
+            let host = host();
+            let config = Config::parse(config.as_bytes(), "test").unwrap();
+            let node = Node::open(host.path(), config).unwrap();
+            let (service, _) = node.into_service(Box::new(|_| {}));
+            let create = async |id| {
+                let before = OWN_THREADS.get();
+                let (pod, container) = unlimited(id);
+                assert!(service.create_container(pod, container).await.is_ok());
+                OWN_THREADS.get() - before
+            };
+            let under_way = service.configurator.begin_refresh();
+            assert_eq!(under_way.is_some(), expected == 1);
+            assert_eq!(create("1").await, 0, "a refresh is under way or useless");
+            drop(under_way);
+            assert_eq!(create("2").await, expected);
+        }
     }
 }

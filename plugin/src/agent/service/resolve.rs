@@ -12,7 +12,6 @@ use tracing::{debug, warn};
 
 use super::translate::translate;
 use super::{CUT_BUDGET, Service};
-use crate::agent::configurator::Configurator;
 use crate::agent::cut::Attempted;
 use crate::agent::reconciler::Work;
 use crate::config::Shrink;
@@ -53,9 +52,11 @@ impl Service {
 
     /// Stores a container and decides its values.
     pub(super) async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
-        if container.limit == Limit::Max {
+        if container.limit == Limit::Max
+            && let Some(refresh) = self.configurator.begin_refresh()
+        {
             let budget = *lock(&self.budget);
-            self.off_the_loop(budget, Configurator::refresh_node).await;
+            self.off_the_loop(budget, |_| refresh.run()).await;
         }
         let record = self.record(&container).await;
         let former = self.state.containers.last_limits(&container.sandbox, &container.name);
