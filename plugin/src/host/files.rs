@@ -48,7 +48,13 @@ pub(crate) fn read(path: &Path) -> Text {
 /// Reads a regular file of at most [`LARGEST`] bytes. Returns `None` if there is no such file or
 /// directory.
 pub(crate) fn read_bytes(path: &Path) -> FileResult<Vec<u8>> {
-    match read_regular(path, LARGEST) {
+    read_at_most(path, LARGEST)
+}
+
+/// Reads a regular file of at most `most` bytes. Returns `None` if there is no such file or
+/// directory.
+pub(crate) fn read_at_most(path: &Path, most: usize) -> FileResult<Vec<u8>> {
+    match read_regular(path, most) {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
         result => Ok(result?),
     }
@@ -145,4 +151,22 @@ pub(crate) fn matches(host: &Path, pattern: &str) -> Option<Vec<String>> {
     let inside =
         |path: &PathBuf| Some(format!("/{}", path.strip_prefix(host).ok()?.to_string_lossy()));
     Some(paths.iter().filter_map(inside).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_within_the_bound_are_read() {
+        let host = tempfile::tempdir().unwrap();
+        let file = host.path().join("file");
+        fs::write(&file, "text").unwrap();
+        let read = |path: &Path, most| read_at_most(path, most).map_err(|error| error.why);
+        assert_eq!(read(&file, 4), Ok(Some(b"text".to_vec())));
+        assert_eq!(read(&file, 3), Err("expected at most 3 bytes".to_owned()));
+        assert_eq!(read(&host.path().join("missing"), 4), Ok(None));
+        assert_eq!(read(&file.join("below"), 4), Ok(None), "a file has no files below it");
+        assert_eq!(read(host.path(), 4), Err("expected a regular file".to_owned()));
+    }
 }

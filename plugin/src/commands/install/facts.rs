@@ -1,8 +1,6 @@
 //! The state of a node that an installation depends on.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use plimsoll_core::units::excerpt;
@@ -15,7 +13,7 @@ use crate::commands::install::paths::{
 use crate::commands::install::plan::Refusal;
 use crate::commands::install::process::{PluginProcess, plugin_process};
 use crate::config::DROP_INS;
-use crate::host::files::{below, names};
+use crate::host::files::{below, names, read_at_most};
 use crate::host::nri_plugins::{NriPlugin, PLUGINS};
 use crate::host::runtime::detect::Runtime;
 use crate::host::runtime::kind::RuntimeKind;
@@ -25,6 +23,9 @@ use crate::host::units::{PACKAGE_UNIT_DIRECTORIES, start_command};
 use crate::host::version::Version;
 use crate::state::originals;
 use crate::state::settings::is_restored;
+
+/// Maximum size of a file that a plan may replace, in bytes. The largest file is the program.
+const LARGEST_PROGRAM: usize = 1 << 30;
 
 /// The state of a node that the plans depend on.
 #[derive(Debug)]
@@ -313,13 +314,6 @@ fn read_regular(host: &Path, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
             "{path}: expected a regular file or no file, found another type: remove it{advice}"
         )));
     }
-    match fs::read(inside) {
-        Ok(content) => Ok(Some(content)),
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(Refusal(format!("cannot read {}: {error}", excerpt(path)))),
-    }
+    read_at_most(&inside, LARGEST_PROGRAM)
+        .map_err(|error| Refusal(format!("cannot read {}: {}", excerpt(path), error.why)))
 }

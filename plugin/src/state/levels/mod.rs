@@ -272,11 +272,7 @@ impl Levels {
         claim: Protection,
         is_current: impl FnOnce() -> bool,
     ) {
-        let mut state = lock(&self.state);
-        if is_current() {
-            let levels = state.tree.claim(place, id, claim);
-            self.apply_levels(&mut state, levels, Some(place.cgroup()));
-        }
+        self.change_claim(place, id, |_| is_current().then_some(claim));
     }
 
     /// Raises a container's claim to `claim`. A larger current claim counts until the container's
@@ -293,10 +289,21 @@ impl Levels {
         claim: Protection,
         is_current: impl FnOnce() -> bool,
     ) {
+        self.change_claim(place, id, |now| is_current().then(|| claim.max(now)));
+    }
+
+    /// Sets a container's claim to what `change` returns for the current claim. `None` changes
+    /// nothing. No other claim can be made while `change` runs.
+    fn change_claim(
+        &self,
+        place: &PodPlace,
+        id: &str,
+        change: impl FnOnce(Protection) -> Option<Protection>,
+    ) {
         let mut state = lock(&self.state);
-        if is_current() {
-            let now = state.tree.claim_of(id).unwrap_or_default();
-            let levels = state.tree.claim(place, id, claim.max(now));
+        let now = state.tree.claim_of(id).unwrap_or_default();
+        if let Some(claim) = change(now) {
+            let levels = state.tree.claim(place, id, claim);
             self.apply_levels(&mut state, levels, Some(place.cgroup()));
         }
     }

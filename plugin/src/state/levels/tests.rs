@@ -91,6 +91,24 @@ fn bytes(bytes: u64) -> Limit {
 }
 
 #[tokio::test]
+async fn claims_change_only_under_their_condition() {
+    let arranged = Arranged::new();
+    let claim = |min| Protection { min: Bytes::new(min), low: Bytes::ZERO };
+    let Arranged { levels, place, .. } = &arranged;
+    levels.claim_if(place, "app", claim(8192), || false);
+    levels.claim_at_least_if(place, "app", claim(8192), || false);
+    assert_eq!(arranged.min(), bytes(0));
+    levels.claim_at_least_if(place, "app", claim(8192), || true);
+    assert_eq!(arranged.min(), bytes(8192));
+    levels.claim_at_least(place, "app", claim(4096));
+    assert_eq!(arranged.min(), bytes(8192), "a larger claim stays");
+    levels.claim_at_least(place, "app", claim(16384));
+    assert_eq!(arranged.min(), bytes(16384));
+    levels.claim_if(place, "app", claim(4096), || true);
+    assert_eq!(arranged.min(), bytes(4096));
+}
+
+#[tokio::test]
 async fn systemd_is_never_told_what_somebody_else_wrote() {
     let arranged = Arranged::new();
     // The time between two repairs decides whether the plugin repairs, so stop the clock.
