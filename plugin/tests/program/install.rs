@@ -12,7 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use plimsoll::commands::install::{
-    Action, Executor, InstallFacts, InstallMode, PathState, Plan, PlanFailure, SystemExecutor,
+    Action, Executor, InstallFacts, InstallMode, PathState, Plan, PlanFailure, RuntimeProduct,
+    SystemExecutor,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -80,6 +81,14 @@ impl Node {
         node.put("etc/containerd/config.toml", config);
         node.restart_runtime();
         node
+    }
+
+    fn product(&self) -> RuntimeProduct {
+        match self.runtime {
+            "containerd" => RuntimeProduct::Containerd,
+            "crio" => RuntimeProduct::Crio,
+            other => panic!("unknown runtime {other}"),
+        }
     }
 
     fn host(&self) -> &Path {
@@ -161,7 +170,7 @@ impl Node {
         if self.process().is_some_and(|program| program.starts_with(LAUNCHED)) {
             self.set_process(None);
         }
-        if self.executor.execute(&Action::CheckNri(self.runtime, None)).is_err() {
+        if self.executor.execute(&Action::CheckNri(self.product(), None)).is_err() {
             return;
         }
         let config =

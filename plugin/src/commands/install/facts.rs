@@ -7,8 +7,8 @@ use plimsoll_core::units::excerpt;
 
 use crate::commands::install::nri_off::WhyOff;
 use crate::commands::install::paths::{
-    CONTAINERD_CONFIG, CONTAINERD_DROP_IN, CONTAINERD_DROP_IN_NAME, CONTAINERD_SWITCH, CRIO_SWITCH,
-    ENABLED, IMPORTED_SWITCH, NAME, PROGRAM, SERVICE, UNIT, UNIT_DROP_INS,
+    CONTAINERD_DROP_IN_NAME, ENABLED, IMPORTED_SWITCH, NAME, PROGRAM, SERVICE, UNIT, UNIT_DROP_INS,
+    switch_files,
 };
 use crate::commands::install::plan::Refusal;
 use crate::commands::install::process::{PluginProcess, plugin_process};
@@ -16,7 +16,7 @@ use crate::config::DROP_INS;
 use crate::host::files::{below, names, read_at_most};
 use crate::host::nri_plugins::{NriPlugin, PLUGINS};
 use crate::host::runtime::detect::Runtime;
-use crate::host::runtime::kind::RuntimeKind;
+use crate::host::runtime::kind::{RuntimeKind, RuntimeProduct};
 use crate::host::runtime::nri_settings::NriSettings;
 use crate::host::socket::Socket;
 use crate::host::units::{PACKAGE_UNIT_DIRECTORIES, start_command};
@@ -138,9 +138,9 @@ impl InstallFacts {
 
     /// Reads the files that a plan may write or remove, and looks for the state directory.
     fn read_files(&mut self, host: &Path) -> Result<(), Refusal> {
-        let mut paths =
-            vec![PROGRAM.to_owned(), UNIT.to_owned(), CRIO_SWITCH.to_owned(), self.lock.clone()];
-        paths.extend([CONTAINERD_CONFIG, CONTAINERD_SWITCH, CONTAINERD_DROP_IN].map(str::to_owned));
+        let mut paths = vec![PROGRAM.to_owned(), UNIT.to_owned(), self.lock.clone()];
+        let switches = RuntimeProduct::ALL.into_iter().flat_map(switch_files);
+        paths.extend(switches.map(|path| (*path).to_owned()));
         paths.extend(self.imported_switch());
         paths.extend(self.launched.clone());
         paths.push(self.launched_program());

@@ -38,3 +38,5 @@ pub use executor::{Executor, PathState};
 pub use facts::InstallFacts;
 pub use plan::{Action, InstallMode, Plan, PlanStep, Refusal};
 pub use system::SystemExecutor;
+
+pub use crate::host::runtime::kind::RuntimeProduct;

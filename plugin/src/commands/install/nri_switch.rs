@@ -8,8 +8,9 @@ use crate::commands::install::paths::{
     CONTAINERD_CONFIG, CONTAINERD_DROP_IN, CONTAINERD_SWITCH, CRIO_SWITCH,
 };
 use crate::commands::install::plan::{Action, Plan, Refusal};
-use crate::host::runtime::containerd::containerd_config;
-use crate::host::runtime::kind::CONTAINERD;
+use crate::host::runtime::containerd::{self, containerd_config};
+use crate::host::runtime::crio;
+use crate::host::runtime::kind::RuntimeProduct;
 
 impl InstallFacts {
     /// Adds the steps that switch NRI on and check it, if NRI is off. Returns whether systemd has
@@ -18,7 +19,7 @@ impl InstallFacts {
         let Some(why) = &self.why_off else { return Ok(false) };
         let reload = self.switch_on(plan, why)?;
         plan.add(
-            Action::CheckNri(self.service(), self.version),
+            Action::CheckNri(self.kind.product, self.version),
             "a file that the runtime reads later may switch NRI off",
         );
         Ok(reload)
@@ -40,18 +41,14 @@ impl InstallFacts {
             )));
         }
         let header = "# Written by 'plimsoll install', removed by 'plimsoll uninstall'.\n";
-        if self.kind.name != CONTAINERD.name {
-            let text = format!("{header}[crio.nri]\nenable_nri = true\n");
-            plan.add(self.write(CRIO_SWITCH, text.as_bytes(), 0o644), format!("NRI is {why}"));
-            return Ok(false);
+        match self.kind.product {
+            RuntimeProduct::Containerd => self.switch_on_containerd(plan, why, header),
+            RuntimeProduct::Crio => {
+                let text = format!("{header}{}", crio::switch_on()).into_bytes();
+                plan.add(self.write(CRIO_SWITCH, &text, 0o644), format!("NRI is {why}"));
+                Ok(false)
+            }
         }
-        if why.is_disabled_plugin() {
-            return Err(Refusal(format!(
-                "NRI is {why}, and no other file can undo this: remove the entry, and call the \
-                 command again"
-            )));
-        }
-        self.switch_on_containerd(plan, why, header)
     }
 
     /// Adds the files that switch NRI on in containerd. Returns whether systemd has to reload its
@@ -62,6 +59,12 @@ impl InstallFacts {
         why: &WhyOff,
         header: &str,
     ) -> Result<bool, Refusal> {
+        if why.is_disabled_plugin() {
+            return Err(Refusal(format!(
+                "NRI is {why}, and no other file can undo this: remove the entry, and call the \
+                 command again"
+            )));
+        }
         let settings = &self.settings;
         // The file format version. Without any configuration file, the new files choose version 2.
         // A file that names no version has version 1.
@@ -77,18 +80,7 @@ impl InstallFacts {
                 excerpt(&settings.main)
             )));
         }
-        // In containerd 1.7 this section replaces the earlier ones, so repeat the operator's other
-        // keys.
-        let mut section = settings.section.clone();
-        section.insert(CONTAINERD.switch.0.to_owned(), toml::Value::Boolean(false));
-        let plugins = toml::Table::from_iter([(
-            "io.containerd.nri.v1.nri".to_owned(),
-            toml::Value::Table(section),
-        )]);
-        let table = toml::Table::from_iter([
-            ("version".to_owned(), toml::Value::Integer(form)),
-            ("plugins".to_owned(), toml::Value::Table(plugins)),
-        ]);
+        let table = containerd::switch_on(form, &settings.section);
         let text = format!("{header}{table}").into_bytes();
         if let Some(path) = self.imported_switch() {
             plan.add(

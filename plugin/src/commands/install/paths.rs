@@ -1,5 +1,7 @@
 //! The files that an installation writes or removes, and their shipped contents.
 
+use crate::host::runtime::kind::RuntimeProduct;
+
 /// The plugin's shipped configuration file.
 pub(super) const CONFIG_TEXT: &[u8] = include_bytes!("../../../../deploy/90-plimsoll.conf");
 
@@ -24,6 +26,15 @@ pub(super) const CONTAINERD_SWITCH: &str = "/etc/containerd/plimsoll/nri.toml";
 pub(super) const CONTAINERD_DROP_IN_NAME: &str = "zz-plimsoll.conf";
 pub(super) const CONTAINERD_DROP_IN: &str =
     "/etc/systemd/system/containerd.service.d/zz-plimsoll.conf";
+
+/// Returns the files that switch NRI on in the runtime, except those in a directory that the
+/// runtime's configuration imports.
+pub(super) const fn switch_files(product: RuntimeProduct) -> &'static [&'static str] {
+    match product {
+        RuntimeProduct::Containerd => &[CONTAINERD_DROP_IN, CONTAINERD_CONFIG, CONTAINERD_SWITCH],
+        RuntimeProduct::Crio => &[CRIO_SWITCH],
+    }
+}
 
 /// Directories that may exist only for the plugin. An inner directory comes before its parent.
 pub(super) const DIRECTORIES: [&str; 8] = [

@@ -5,6 +5,7 @@ use std::fmt;
 use plimsoll_core::units::excerpt;
 
 use crate::commands::explain::wrap;
+use crate::host::runtime::kind::RuntimeProduct;
 use crate::host::version::Version;
 
 /// The way the plugin is started.
@@ -48,9 +49,8 @@ pub enum Action {
     /// Send SIGUSR2 to the plugin's process, so that the process executes the program that is now
     /// installed.
     Replace(String),
-    /// Check that the runtime's configuration files have NRI on. The runtime is given by its unit,
-    /// and by its version if known.
-    CheckNri(&'static str, Option<Version>),
+    /// Check that the runtime's configuration files have NRI on, for this version if known.
+    CheckNri(RuntimeProduct, Option<Version>),
     /// Wait until the runtime listens at NRI's socket.
     AwaitRuntime,
     /// Wait until a process of this program holds the plugin's lock.

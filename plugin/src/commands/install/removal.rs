@@ -2,10 +2,10 @@
 
 use crate::commands::install::facts::InstallFacts;
 use crate::commands::install::paths::{
-    CONFIG_TEXT, CONTAINERD_CONFIG, CONTAINERD_DROP_IN, CONTAINERD_SWITCH, CRIO_SWITCH,
-    DIRECTORIES, PROGRAM, UNIT, UNIT_DROP_INS,
+    CONFIG_TEXT, CONTAINERD_DROP_IN, DIRECTORIES, PROGRAM, UNIT, UNIT_DROP_INS, switch_files,
 };
 use crate::commands::install::plan::{Action, Plan, Refusal, systemctl};
+use crate::host::runtime::kind::RuntimeProduct;
 use crate::state::originals;
 use crate::state::settings::STAND_ASIDE;
 
@@ -110,11 +110,9 @@ impl InstallFacts {
             };
             self.remove(plan, &path, why);
         }
-        let containerd = [CONTAINERD_DROP_IN, CONTAINERD_CONFIG, CONTAINERD_SWITCH]
-            .into_iter()
-            .map(str::to_owned);
-        let switches: Vec<_> =
-            containerd.chain([CRIO_SWITCH.to_owned()]).chain(self.imported_switch()).collect();
+        let switches = RuntimeProduct::ALL.into_iter().flat_map(switch_files);
+        let switches = switches.map(|path| (*path).to_owned());
+        let switches: Vec<_> = switches.chain(self.imported_switch()).collect();
         for path in &switches {
             self.remove(plan, path, "it switches NRI on");
         }

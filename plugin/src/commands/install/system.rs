@@ -22,7 +22,7 @@ use crate::commands::install::process::{PluginProcess, plugin_process};
 use crate::commands::restore::LONGEST_WAIT;
 use crate::host::files::below;
 use crate::host::plugin_lock::holder;
-use crate::host::runtime::kind::{CONTAINERD, CRIO};
+use crate::host::runtime::kind::RuntimeProduct;
 use crate::host::socket::Socket;
 use crate::host::version::Version;
 use crate::report::serve;
@@ -193,9 +193,8 @@ impl SystemExecutor {
         self.wait("the plugin to report this at /run/plimsoll/plimsoll.sock", || ask().map(drop))
     }
 
-    fn check_nri(&self, unit: &str, version: Option<Version>) -> Result<(), String> {
-        let kind = if unit == CRIO.program { &CRIO } else { &CONTAINERD };
-        match kind.settings(&self.host, version).is_off {
+    fn check_nri(&self, product: RuntimeProduct, version: Option<Version>) -> Result<(), String> {
+        match product.kind().settings(&self.host, version).is_off {
             Some((true, switch)) => Err(switch.to_string()),
             Some((false, _)) => Ok(()),
             None => {
@@ -225,7 +224,7 @@ impl Executor for SystemExecutor {
             Action::Terminate(_) if holder(&self.host, &self.socket) == Some(None) => {}
             Action::Terminate(program) => self.signal(program, Signal::TERM)?,
             Action::Replace(program) => self.signal(program, Signal::USR2)?,
-            Action::CheckNri(unit, version) => self.check_nri(unit, *version)?,
+            Action::CheckNri(product, version) => self.check_nri(*product, *version)?,
             Action::AwaitRuntime => {
                 let listens = || (Socket::connect(&self.socket) == Socket::Listens).then_some(());
                 self.wait("the runtime to listen at NRI's socket", listens)?;
@@ -290,7 +289,7 @@ mod tests {
         );
         put("etc/containerd/conf.d/zz-plimsoll.toml", &format!("{section}disable = false\n"));
         let executor = SystemExecutor::new(host.path(), &host.path().join("run/nri/nri.sock"));
-        let is_on = |version| executor.check_nri("containerd", Some(version));
+        let is_on = |version| executor.check_nri(RuntimeProduct::Containerd, Some(version));
         assert_eq!([is_on(Version(1, 7, 24)), is_on(Version(2, 0, 0))], [Ok(()), Ok(())]);
         put("etc/containerd/late.toml", &format!("{section}plugin_path = '/p'\n"));
         assert_eq!(is_on(Version(2, 0, 0)), Ok(()));

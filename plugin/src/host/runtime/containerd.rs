@@ -50,6 +50,20 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
     Ok((config, others.join(" ")))
 }
 
+/// Returns a configuration file in file format `form` that switches NRI on. `section` is the NRI
+/// section of the other files. containerd 1.7 knows only the last section, so the file repeats the
+/// other keys.
+pub(crate) fn switch_on(form: i64, section: &toml::Table) -> toml::Table {
+    let (key, off) = CONTAINERD.switch;
+    let mut section = section.clone();
+    section.insert(key.to_owned(), toml::Value::Boolean(!off));
+    let plugins = toml::Table::from_iter([(NRI_PLUGIN.to_owned(), toml::Value::Table(section))]);
+    toml::Table::from_iter([
+        ("version".to_owned(), toml::Value::Integer(form)),
+        ("plugins".to_owned(), toml::Value::Table(plugins)),
+    ])
+}
+
 impl NriSettings {
     /// Returns containerd's settings from its main configuration file and all imports, in the order
     /// of the imports. An unknown version counts as 2.0 or newer.

@@ -6,6 +6,12 @@ use crate::host::files::{below, matches};
 use crate::host::runtime::kind::CRIO;
 use crate::host::runtime::nri_settings::{MOST_FILES, NriSettings};
 
+/// Returns a drop-in that switches NRI on.
+pub(crate) fn switch_on() -> String {
+    let (key, off) = CRIO.switch;
+    format!("[crio.nri]\n{key} = {}\n", !off)
+}
+
 impl NriSettings {
     /// Returns CRI-O's settings from `crio.conf` and all files below `crio.conf.d`, in the order of
     /// their paths. Later files override earlier ones.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::host::files::read;
-use crate::host::runtime::kind::{CONTAINERD, CRIO, RuntimeKind, RuntimeProduct};
+use crate::host::runtime::kind::{RuntimeKind, RuntimeProduct};
 use crate::host::runtime::nri_settings::{NriSettings, NriSwitch};
 use crate::host::runtime::program::said_version;
 use crate::host::socket::Socket;
@@ -33,10 +33,11 @@ impl Runtime {
     /// Returns all known runtimes, whether present or not. Runs a runtime's program only if `host`
     /// is the root of this machine.
     pub(crate) fn all(host: &Path) -> Vec<Self> {
-        let runtimes = [&CONTAINERD, &CRIO].into_iter().map(|kind| {
+        let runtimes = RuntimeProduct::ALL.into_iter().map(|product| {
+            let kind = product.kind();
             let socket = Socket::connect(&host.join(kind.socket));
             // CRI-O writes its version to this file at each start.
-            let written = match kind.product {
+            let written = match product {
                 RuntimeProduct::Crio => read(&host.join("run/crio/version")),
                 RuntimeProduct::Containerd => Ok(None),
             };

@@ -4,9 +4,24 @@ use crate::host::version::Version;
 
 /// Product that a runtime is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RuntimeProduct {
+pub enum RuntimeProduct {
+    /// containerd.
     Containerd,
+    /// CRI-O.
     Crio,
+}
+
+impl RuntimeProduct {
+    /// All products.
+    pub(crate) const ALL: [Self; 2] = [Self::Containerd, Self::Crio];
+
+    /// Returns the properties of the product.
+    pub(crate) fn kind(self) -> &'static RuntimeKind {
+        match self {
+            Self::Containerd => &CONTAINERD,
+            Self::Crio => &CRIO,
+        }
+    }
 }
 
 /// Properties that differ between containerd and CRI-O.

@@ -78,7 +78,7 @@ fn nri_version(Runtime { kind, version, .. }: &Runtime) -> Option<Finding> {
                 "upgrade containerd, whose NRI is older than 0.6.1",
             ))
         }
-        _ => None,
+        (RuntimeProduct::Containerd, Some(_)) | (RuntimeProduct::Crio, _) => None,
     }
 }
 
