@@ -66,21 +66,16 @@ impl InstallFacts {
             )));
         }
         let settings = &self.settings;
-        // The file format version. Without any configuration file, the new files choose version 2.
-        // A file that names no version has version 1.
-        let form = match (settings.form, settings.files) {
-            (Some(form), _) => form,
-            (None, 0) => 2,
-            (None, _) => 1,
-        };
-        if form < 2 {
+        let form = settings.form;
+        if !containerd::has_switch(self.version, form) {
             return Err(Refusal(format!(
                 "NRI is {why}, and {} has no 'version = 2' or newer: convert the file with \
-                 'containerd config migrate', and call the command again",
+                 'containerd config migrate' of containerd 2.0 or newer, and call the command \
+                 again",
                 excerpt(&settings.main)
             )));
         }
-        let table = containerd::switch_on(form, &settings.section);
+        let table = containerd::switch_on(form, settings.plugin, &settings.section);
         let text = format!("{header}{table}").into_bytes();
         if let Some(path) = self.imported_switch() {
             plan.add(
@@ -137,5 +132,70 @@ impl InstallFacts {
         };
         let text = format!("{header}{config}").into_bytes();
         plan.add(self.write(CONTAINERD_CONFIG, &text, 0o644), why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::commands::install::{Executor as _, SystemExecutor};
+    use crate::host::runtime::nri_settings::NriSettings;
+    use crate::host::version::Version;
+
+    const OFF: &str = "[plugins.nri]\ndisable = true\nplugin_path = '/p'\n";
+
+    /// Installs the files that switch NRI on in containerd of this version with this configuration.
+    /// Then checks them as the installation does. Returns the file with NRI's section.
+    fn switch_on(version: Option<Version>, config: &str) -> Result<toml::Table, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let host = directory.path();
+        fs::create_dir_all(host.join("run/systemd/system")).unwrap();
+        for (path, text) in [
+            ("etc/containerd/config.toml", config),
+            ("usr/lib/systemd/system/containerd.service", "[Service]\nExecStart=/c\n"),
+            ("run/containerd/.keep", ""),
+        ] {
+            fs::create_dir_all(host.join(path).parent().unwrap()).unwrap();
+            fs::write(host.join(path), text).unwrap();
+        }
+        let _cri = UnixListener::bind(host.join("run/containerd/containerd.sock")).unwrap();
+        let socket = host.join("run/nri/nri.sock");
+        // The version of containerd is unknown in a temporary directory.
+        let mut facts = InstallFacts::collect(host, &socket, Vec::new()).unwrap();
+        facts.version = version;
+        facts.settings = NriSettings::of_containerd(host, version);
+        facts.why_off = Some(WhyOff::Unserved { runtime: "containerd".to_owned() });
+        let mut plan = Plan::default();
+        facts.switch_on_if_off(&mut plan).map_err(|refusal| refusal.to_string())?;
+        let mut executor = SystemExecutor::new(host, &socket);
+        for step in &plan.steps {
+            executor.execute(&step.action)?;
+        }
+        let switches = [CONTAINERD_SWITCH, "/etc/containerd/conf.d/zz-plimsoll.toml"];
+        let mut texts = switches.iter().filter_map(|path| fs::read(host.join(&path[1..])).ok());
+        Ok(toml::from_slice(&texts.next().unwrap()).unwrap())
+    }
+
+    #[test]
+    fn format_1_is_kept_before_containerd_2() {
+        for imports in ["", "imports = ['conf.d/*.toml']\n"] {
+            let config = format!("{imports}{OFF}");
+            let switch = switch_on(Some(Version(1, 7, 24)), &config).unwrap();
+            let expected = format!("version = 1\n{}", OFF.replace("true", "false"));
+            assert_eq!(switch, expected.parse().unwrap(), "{imports}");
+        }
+    }
+
+    #[test]
+    fn format_1_is_refused_since_containerd_2() {
+        for version in [None, Some(Version(2, 0, 0))] {
+            let refusal = switch_on(version, OFF).unwrap_err();
+            assert!(refusal.contains("containerd config migrate"), "{refusal}");
+        }
+        let config = format!("version = 2\n{}", OFF.replace("nri", "'io.containerd.nri.v1.nri'"));
+        assert!(switch_on(Some(Version(2, 0, 0)), &config).is_ok());
     }
 }

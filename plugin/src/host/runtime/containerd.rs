@@ -14,8 +14,15 @@ use crate::host::version::Version;
 /// Default path of containerd's configuration file.
 const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 
+/// Version of the file format for new files, which containerd 1.7 and newer read.
+const NEW_FORMAT: i64 = 2;
+
 /// Name of the NRI plugin in containerd's configuration.
 const NRI_PLUGIN: &str = "io.containerd.nri.v1.nri";
+/// Name of the NRI plugin in file format 1.
+const SHORT_NRI_PLUGIN: &str = "nri";
+/// First version of containerd that converts each file to the newest format.
+const CONVERTS_FROM: Version = Version(2, 0, 0);
 /// Names of the CRI plugin in `disabled_plugins`, in file formats 1, 2 and 3.
 const CRI_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
 
@@ -50,14 +57,36 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
     Ok((config, others.join(" ")))
 }
 
-/// Returns a configuration file in file format `form` that switches NRI on. `section` is the NRI
-/// section of the other files. containerd 1.7 knows only the last section, so the file repeats the
-/// other keys.
-pub(crate) fn switch_on(form: i64, section: &toml::Table) -> toml::Table {
+/// Returns whether this version takes the NRI section of one file whole, and looks plugins up by
+/// the names of one file format. An unknown version counts as 2.0 or newer.
+fn is_before_2(version: Option<Version>) -> bool {
+    version.is_some_and(|version| version < CONVERTS_FROM)
+}
+
+/// Returns the name of the NRI plugin in containerd's configuration files of file format `form`.
+///
+/// containerd 1.7 looks plugins up by their short names in format 1, and by their full names in
+/// format 2 (`Decode` and `V1DisabledFilter` of `services/server/config`). containerd 2.0 and newer
+/// convert format 1, but convert `nri` to a name that no plugin has (`v1Migrate` of
+/// `cmd/containerd/server/config`). They keep full names.
+pub(crate) fn nri_plugin(version: Option<Version>, form: i64) -> &'static str {
+    if is_before_2(version) && form < 2 { SHORT_NRI_PLUGIN } else { NRI_PLUGIN }
+}
+
+/// Returns whether a file in file format `form` can switch NRI on. In format 1 this needs a known
+/// version before 2.0.
+pub(crate) fn has_switch(version: Option<Version>, form: i64) -> bool {
+    form >= 2 || is_before_2(version)
+}
+
+/// Returns a configuration file in file format `form` that switches NRI on. `plugin` is the name of
+/// the NRI plugin, and `section` is the NRI section of the other files. containerd 1.7 knows only
+/// the last section, so the file repeats the other keys.
+pub(crate) fn switch_on(form: i64, plugin: &str, section: &toml::Table) -> toml::Table {
     let (key, off) = CONTAINERD.switch;
     let mut section = section.clone();
     section.insert(key.to_owned(), toml::Value::Boolean(!off));
-    let plugins = toml::Table::from_iter([(NRI_PLUGIN.to_owned(), toml::Value::Table(section))]);
+    let plugins = toml::Table::from_iter([(plugin.to_owned(), toml::Value::Table(section))]);
     toml::Table::from_iter([
         ("version".to_owned(), toml::Value::Integer(form)),
         ("plugins".to_owned(), toml::Value::Table(plugins)),
@@ -84,36 +113,49 @@ impl NriSettings {
                 return settings;
             }
         }
-        let replaces = version.is_some_and(|version| version < Version(2, 0, 0));
+        let files = settings.load_with_imports(host);
+        settings.form = file_format(&files, &settings.main, version);
+        let plugin = nri_plugin(version, settings.form);
+        settings.plugin = plugin;
         let mut disabled = None;
-        let mut pending = vec![settings.main.clone()];
-        let mut loaded = HashSet::new();
-        while let Some(path) = (!pending.is_empty()).then(|| pending.remove(0)) {
-            if loaded.len() == MOST_FILES || !loaded.insert(path.clone()) {
-                continue;
-            }
-            let Some(table) = settings.load(host, &path) else { continue };
-            let section = table.get("plugins").and_then(|plugins| plugins.get(NRI_PLUGIN));
-            if replaces && section.is_some() {
+        for (path, table) in &files {
+            let section = table.get("plugins").and_then(|plugins| plugins.get(plugin));
+            if is_before_2(version) && section.is_some() {
                 settings.forget_section();
             }
-            settings.take(section, &path, &CONTAINERD);
-            for plugin in texts(&table, "disabled_plugins") {
-                settings.is_without_cri |= CRI_PLUGINS.contains(&plugin);
-                if plugin == NRI_PLUGIN {
-                    disabled.get_or_insert(NriSwitch::DisabledPlugins { path: path.clone() });
+            settings.take(section, path, &CONTAINERD);
+            for name in texts(table, "disabled_plugins") {
+                settings.is_without_cri |= CRI_PLUGINS.contains(&name);
+                if name == plugin {
+                    let switch = NriSwitch::DisabledPlugins { path: path.clone(), plugin };
+                    disabled.get_or_insert(switch);
                 }
             }
-            if path == settings.main {
-                settings.form = table.get("version").and_then(toml::Value::as_integer);
-                settings.imports = texts(&table, "imports").map(str::to_owned).collect();
-            }
-            pending.extend(settings.find_imports(host, &path, &table));
         }
         if let Some(switch) = disabled {
             settings.is_off = Some((true, switch));
         }
         settings
+    }
+
+    /// Reads the main file and all files that it imports, in the order in which containerd merges
+    /// them.
+    fn load_with_imports(&mut self, host: &Path) -> Vec<(String, toml::Table)> {
+        let mut files = Vec::new();
+        let mut pending = vec![self.main.clone()];
+        let mut loaded = HashSet::new();
+        while let Some(path) = (!pending.is_empty()).then(|| pending.remove(0)) {
+            if loaded.len() == MOST_FILES || !loaded.insert(path.clone()) {
+                continue;
+            }
+            let Some(table) = self.load(host, &path) else { continue };
+            if path == self.main {
+                self.imports = texts(&table, "imports").map(str::to_owned).collect();
+            }
+            pending.extend(self.find_imports(host, &path, &table));
+            files.push((path, table));
+        }
+        files
     }
 
     /// Returns the files that the file at `path` imports, and records invalid entries.
@@ -130,6 +172,25 @@ impl NriSettings {
         }
         files
     }
+}
+
+/// Returns the file format that containerd uses. Without any file, this is the format of new files.
+///
+/// Before 2.0 the last file that names a version decides for all files. Since 2.0 each file has its
+/// own format, and the main file bounds the formats of its imports.
+fn file_format(files: &[(String, toml::Table)], main: &str, version: Option<Version>) -> i64 {
+    if files.is_empty() {
+        return NEW_FORMAT;
+    }
+    let named = |(_, table): &(String, toml::Table)| {
+        table.get("version").and_then(toml::Value::as_integer).filter(|form| *form != 0)
+    };
+    let form = match is_before_2(version) {
+        true => files.iter().rev().find_map(named),
+        false => files.iter().find(|(path, _)| path == main).and_then(named),
+    };
+    // A file that names no version has version 1.
+    form.unwrap_or(1)
 }
 
 /// Path of containerd's main configuration file.
@@ -235,7 +296,7 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let section = "[plugins.'io.containerd.nri.v1.nri']\n";
         let main = format!(
-            "imports = ['b.toml']\n{section}disable = false\nplugin_path = '/p'\n\
+            "version = 2\nimports = ['b.toml']\n{section}disable = false\nplugin_path = '/p'\n\
              disable_connections = true\n"
         );
         put(host.path(), "etc/containerd/config.toml", &main);
@@ -256,7 +317,7 @@ mod tests {
     fn disabled_plugins_of_any_file_count() {
         let section = "[plugins.'io.containerd.nri.v1.nri']\ndisable = false\n";
         let disabled = "disabled_plugins = ['io.containerd.nri.v1.nri']\n";
-        let imports = "imports = ['b.toml']\n";
+        let imports = "version = 2\nimports = ['b.toml']\n";
         let main = "/etc/containerd/config.toml";
         for (first, second, path) in [
             (format!("{imports}{disabled}"), section.to_owned(), main),
@@ -267,12 +328,70 @@ mod tests {
             let host = tempfile::tempdir().unwrap();
             put(host.path(), "etc/containerd/config.toml", &first);
             put(host.path(), "etc/containerd/b.toml", &second);
-            let expected = NriSwitch::DisabledPlugins { path: path.to_owned() };
+            let expected = NriSwitch::DisabledPlugins { path: path.to_owned(), plugin: NRI_PLUGIN };
             for version in [Version(1, 7, 24), Version(2, 0, 0)] {
                 let settings = NriSettings::of_containerd(host.path(), Some(version));
                 assert_eq!(settings.is_off, Some((true, expected.clone())), "{first}{second}");
             }
         }
+    }
+
+    #[test]
+    fn short_names_count_in_format_1_before_2_0() {
+        let old = Some(Version(1, 7, 24));
+        let new = Some(Version(2, 0, 0));
+        let [short, full] =
+            ["nri", NRI_PLUGIN].map(|plugin| format!("[plugins.\"{plugin}\"]\ndisable = false\n"));
+        let import = "imports = ['b.toml']\n";
+        for (version, main, imported, form, is_on) in [
+            (old, short.clone(), "", 1, true),
+            (old, format!("version = 1\n{short}"), "", 1, true),
+            (old, full.clone(), "", 1, false),
+            (old, format!("version = 2\n{full}"), "", 2, true),
+            (old, format!("version = 2\n{short}"), "", 2, false),
+            // Before 2.0 the last version counts for all files.
+            (old, format!("version = 2\n{import}{short}"), "version = 1", 1, true),
+            (old, format!("version = 2\n{import}{full}"), "version = 1", 1, false),
+            (old, format!("{import}{full}"), "version = 2", 2, true),
+            (old, format!("version = 2\n{import}{full}"), "version = 0", 2, true),
+            // Since 2.0 only full names reach NRI.
+            (new, short.clone(), "", 1, false),
+            (new, full.clone(), "", 1, true),
+            (new, format!("version = 3\n{full}"), "", 3, true),
+            (new, format!("version = 3\n{import}{full}"), "version = 2", 3, true),
+            (None, short.clone(), "", 1, false),
+            (None, full.clone(), "", 1, true),
+        ] {
+            let host = tempfile::tempdir().unwrap();
+            put(host.path(), "etc/containerd/config.toml", &main);
+            put(host.path(), "etc/containerd/b.toml", imported);
+            let settings = NriSettings::of_containerd(host.path(), version);
+            let found = settings.is_off.as_ref().is_some_and(|(is_off, _)| !is_off);
+            assert_eq!((settings.form, found), (form, is_on), "{version:?} {main} {imported}");
+        }
+    }
+
+    #[test]
+    fn disabled_plugins_have_short_names_in_format_1() {
+        for (version, name, is_disabled) in [
+            (Version(1, 7, 24), "nri", true),
+            (Version(1, 7, 24), NRI_PLUGIN, false),
+            (Version(2, 0, 0), "nri", false),
+            (Version(2, 0, 0), NRI_PLUGIN, true),
+        ] {
+            let host = tempfile::tempdir().unwrap();
+            let main = format!("disabled_plugins = ['{name}']\n");
+            put(host.path(), "etc/containerd/config.toml", &main);
+            let settings = NriSettings::of_containerd(host.path(), Some(version));
+            assert_eq!(settings.is_off.is_some(), is_disabled, "{version} {name}");
+        }
+    }
+
+    #[test]
+    fn new_files_have_format_2() {
+        let host = tempfile::tempdir().unwrap();
+        let settings = NriSettings::of_containerd(host.path(), Some(Version(1, 7, 24)));
+        assert_eq!((settings.form, settings.plugin), (2, NRI_PLUGIN));
     }
 
     #[test]

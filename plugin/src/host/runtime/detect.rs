@@ -62,7 +62,7 @@ impl Runtime {
             }
             _ => return None,
         };
-        Some(NriOff { kind, cause })
+        Some(NriOff { kind, plugin: settings.plugin, cause })
     }
 }
 
@@ -70,6 +70,8 @@ impl Runtime {
 #[derive(Clone, Debug)]
 pub(crate) struct NriOff {
     pub(crate) kind: &'static RuntimeKind,
+    /// Name of the NRI plugin in containerd's files. Empty for CRI-O.
+    pub(crate) plugin: &'static str,
     pub(crate) cause: OffCause,
 }
 

@@ -19,6 +19,8 @@ pub(crate) enum NriSwitch {
     DisabledPlugins {
         /// The containerd file.
         path: String,
+        /// Name of NRI in the file.
+        plugin: &'static str,
     },
     /// The switch in the NRI section of a file.
     Section {
@@ -34,8 +36,8 @@ pub(crate) enum NriSwitch {
 impl fmt::Display for NriSwitch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::DisabledPlugins { path } => {
-                write!(f, "disabled_plugins of {} names io.containerd.nri.v1.nri", excerpt(path))
+            Self::DisabledPlugins { path, plugin } => {
+                write!(f, "disabled_plugins of {} names {plugin}", excerpt(path))
             }
             Self::Section { path, key, value } => {
                 write!(f, "{} has {key} = {value}", excerpt(path))
@@ -76,8 +78,10 @@ pub(crate) struct NriSettings {
     pub(crate) section: toml::Table,
     /// Path of containerd's main configuration file, which imports all others. Empty for CRI-O.
     pub(crate) main: String,
-    /// Value of `version` in the main file: the version of the file format.
-    pub(crate) form: Option<i64>,
+    /// Version of containerd's file format. 0 for CRI-O.
+    pub(crate) form: i64,
+    /// Name of the NRI plugin in containerd's files. Empty for CRI-O.
+    pub(crate) plugin: &'static str,
     /// Entries of `imports` in the main file.
     pub(crate) imports: Vec<String>,
 }
@@ -104,7 +108,7 @@ impl NriSettings {
     /// Discards the NRI section of all files read so far. Keeps the facts that are not part of the
     /// section.
     pub(super) fn forget_section(&mut self) {
-        let Self { is_without_cri, files, problems, unread, main, form, imports, .. } =
+        let Self { is_without_cri, files, problems, unread, main, form, plugin, imports, .. } =
             std::mem::take(self);
         *self = Self {
             is_without_cri,
@@ -113,6 +117,7 @@ impl NriSettings {
             unread,
             main,
             form,
+            plugin,
             imports,
             ..Self::default()
         };

@@ -168,18 +168,17 @@ fn describe_off(off: &NriOff) -> String {
 }
 
 /// Returns the advice for a runtime with NRI off.
-fn how_to_switch_on(NriOff { kind, cause }: &NriOff) -> String {
+fn how_to_switch_on(NriOff { kind, plugin, cause }: &NriOff) -> String {
     let name = kind.name;
     match (cause, kind.product) {
         (OffCause::Unsupported(_), _) => format!("upgrade {name} to {} or newer", kind.on_from),
-        (OffCause::Switch(NriSwitch::DisabledPlugins { path }), _) => format!(
-            "remove io.containerd.nri.v1.nri from disabled_plugins in {} and restart {name}",
-            excerpt(path)
+        (OffCause::Switch(NriSwitch::DisabledPlugins { path, plugin }), _) => {
+            format!("remove {plugin} from disabled_plugins in {} and restart {name}", excerpt(path))
+        }
+        (_, RuntimeProduct::Containerd) => format!(
+            "run 'plimsoll install', or set disable = false under [plugins.\"{plugin}\"] in \
+             /etc/containerd/config.toml and restart containerd; begin a new file with version = 2"
         ),
-        (_, RuntimeProduct::Containerd) => "run 'plimsoll install', or set disable = false under \
-             [plugins.\"io.containerd.nri.v1.nri\"] in /etc/containerd/config.toml and restart \
-             containerd"
-            .to_owned(),
         (_, RuntimeProduct::Crio) => {
             "run 'plimsoll install', or set enable_nri = true under [crio.nri] in a file in \
              /etc/crio/crio.conf.d and restart crio"
@@ -239,6 +238,7 @@ mod tests {
     use crate::commands::doctor::finding::Mark;
     use crate::commands::doctor::fixture::*;
     use crate::host::files::LARGEST;
+    use crate::host::runtime::nri_settings::NriSettings;
     use crate::host::socket::Socket;
     use crate::host::version::Version;
 
@@ -297,6 +297,31 @@ mod tests {
             "99.conf has enable_nri = false",
             "enable_nri = true",
         );
+    }
+
+    #[test]
+    fn advice_names_the_section_of_the_file_format() {
+        let old = Some(Version(1, 7, 24));
+        for (version, config, plugin) in [
+            (old, "[plugins.nri]\ndisable = true\n", "nri"),
+            (old, "[plugins.'io.containerd.nri.v1.nri']\ndisable = false\n", "nri"),
+            (old, "version = 2\n", "io.containerd.nri.v1.nri"),
+            (
+                Some(Version(2, 1, 0)),
+                "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
+                "io.containerd.nri.v1.nri",
+            ),
+        ] {
+            let mut node = Node::good();
+            node.close(NRI_SOCKET);
+            node.write(CONTAINERD_CONFIG, config);
+            let mut facts = node.facts();
+            let host = node.path("");
+            facts.runtimes[0].version = version;
+            facts.runtimes[0].settings = NriSettings::of_containerd(&host, version);
+            let advice = format!("disable = false under [plugins.\"{plugin}\"]");
+            expect(&troubles(&facts), "nri", Mark::Failed, "off in containerd", &advice);
+        }
     }
 
     #[test]
