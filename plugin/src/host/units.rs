@@ -49,6 +49,13 @@ impl fmt::Display for UnitError {
     }
 }
 
+/// Returns the advice for the plugin's unit that is masked by the file at `path`.
+pub(crate) fn how_to_unmask(path: &str) -> String {
+    // Without `--runtime`, systemctl ignores /run.
+    let option = if path.starts_with("run/") { "--runtime " } else { "" };
+    format!("run 'systemctl unmask {option}plimsoll', or remove /{}", excerpt(path))
+}
+
 impl UnitError {
     fn unreadable(path: &str, error: impl Into<Unreadable>) -> Self {
         Self::Unreadable { path: path.to_owned(), error: error.into() }
@@ -66,10 +73,7 @@ pub(crate) fn start_command(
     unit: &str,
     but: &str,
 ) -> Result<Option<String>, UnitError> {
-    let Some(path) = find_unit(host, unit)? else { return Ok(None) };
-    if is_masked(host, &path) {
-        return Err(UnitError::Masked { path });
-    }
+    let Some(path) = unit_file(host, unit)? else { return Ok(None) };
     let mut command = None;
     for path in std::iter::once(path).chain(find_drop_ins(host, unit, but)?) {
         let file = follow_link(host, &host.join(&path));
@@ -84,7 +88,19 @@ pub(crate) fn start_command(
     Ok(command)
 }
 
-/// Returns the unit file that systemd uses, relative to `host`.
+/// Returns the unit file that systemd uses, relative to `host`. Returns `None` without a unit.
+///
+/// # Errors
+///
+/// If the unit is masked, or a file is unreadable.
+pub(crate) fn unit_file(host: &Path, unit: &str) -> Result<Option<String>, UnitError> {
+    match find_unit(host, unit)? {
+        Some(path) if is_masked(host, &path) => Err(UnitError::Masked { path }),
+        path => Ok(path),
+    }
+}
+
+/// Returns the unit file that counts, which may be masked, relative to `host`.
 fn find_unit(host: &Path, unit: &str) -> Result<Option<String>, UnitError> {
     for directory in UNIT_DIRECTORIES {
         let path = format!("{directory}/{unit}");

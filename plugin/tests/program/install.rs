@@ -855,6 +855,34 @@ fn what_came_with_a_package_is_used_and_stays() {
 }
 
 #[test]
+fn a_masked_unit_of_the_package_is_refused() {
+    let package = "usr/lib/systemd/system/plimsoll.service";
+    let unit = "[Service]\nExecStart=/usr/bin/plimsoll run\n";
+    for (mask, advice) in [
+        ("run/systemd/system/plimsoll.service", "systemctl unmask --runtime plimsoll"),
+        // An empty unit file masks the unit, too.
+        (UNIT, "systemctl unmask plimsoll"),
+    ] {
+        let node = Node::new(ON);
+        node.put(package, unit);
+        node.put(mask, "");
+        let refusal = node.facts("new").plan_installation(InstallMode::External).unwrap_err();
+        let refusal = refusal.to_string();
+        assert!(refusal.starts_with(&format!("/{mask} masks plimsoll.service")), "{refusal}");
+        assert!(refusal.contains(advice), "{refusal}");
+        // The runtime launches the plugin without the unit.
+        assert!(node.facts("new").plan_installation(InstallMode::Launched).is_ok());
+        fs::remove_file(node.host().join(mask)).unwrap();
+        assert!(node.facts("new").plan_installation(InstallMode::External).is_ok());
+    }
+    // The unit that install writes overrides a mask in /run.
+    let mut node = Node::new(ON);
+    node.put("run/systemd/system/plimsoll.service", "");
+    node.install("new", InstallMode::External);
+    assert_eq!(node.process().as_deref(), Some(PROGRAM));
+}
+
+#[test]
 fn the_link_that_a_removed_package_leaves_is_in_nobodys_way() {
     let enabled = "etc/systemd/system/multi-user.target.wants/plimsoll.service";
     let left = || {

@@ -19,7 +19,9 @@ use crate::host::runtime::detect::Runtime;
 use crate::host::runtime::kind::{RuntimeKind, RuntimeProduct};
 use crate::host::runtime::nri_settings::NriSettings;
 use crate::host::socket::Socket;
-use crate::host::units::{PACKAGE_UNIT_DIRECTORIES, start_command};
+use crate::host::units::{
+    PACKAGE_UNIT_DIRECTORIES, UnitError, how_to_unmask, start_command, unit_file,
+};
 use crate::host::version::Version;
 use crate::state::originals;
 use crate::state::settings::is_restored;
@@ -49,6 +51,8 @@ pub struct InstallFacts {
     pub(super) launched: Vec<String>,
     /// Whether a package has installed the unit.
     pub(super) is_packaged: bool,
+    /// Path of the file that masks the unit, relative to the root of the node.
+    pub(super) mask: Option<String>,
     pub(super) is_enabled: bool,
     /// Whether `plimsoll restore` was called.
     pub(super) stands_aside: bool,
@@ -107,6 +111,10 @@ impl InstallFacts {
             is_packaged: PACKAGE_UNIT_DIRECTORIES
                 .iter()
                 .any(|unit| host.join(unit).join("plimsoll.service").exists()),
+            mask: match unit_file(host, "plimsoll.service") {
+                Err(UnitError::Masked { path }) => Some(path),
+                Ok(_) | Err(UnitError::Unreadable { .. }) => None,
+            },
             is_enabled: host.join(&ENABLED[1..]).symlink_metadata().is_ok(),
             stands_aside: is_restored(host).unwrap_or(true),
             is_launched: is_launched && process.as_ref().is_some_and(|process| !process.is_service),
@@ -244,6 +252,20 @@ impl InstallFacts {
                     excerpt(program)
                 )))
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses if systemd cannot start the unit of a package, because the unit is masked. The unit
+    /// that this module writes to /etc overrides a mask in /run.
+    pub(super) fn check_unit(&self) -> Result<(), Refusal> {
+        match &self.mask {
+            Some(path) if self.uses_package() => Err(Refusal(format!(
+                "/{} masks plimsoll.service: expected the unit of the package; {}, and call the \
+                 command again",
+                excerpt(path),
+                how_to_unmask(path)
+            ))),
             _ => Ok(()),
         }
     }

@@ -24,6 +24,7 @@ impl InstallFacts {
         self.check_process()?;
         if mode == InstallMode::External {
             self.check_connections("use --mode launched, or change this setting")?;
+            self.check_unit()?;
         }
         self.write_program(&mut plan);
         self.write_configuration(&mut plan, mode);

@@ -10,7 +10,7 @@ use crate::host::nri_plugins::{NriPlugin, PLUGINS};
 use crate::host::plugin_lock::holder;
 use crate::host::runtime::detect::Runtime;
 use crate::host::runtime::nri_settings::NriSettings;
-use crate::host::units::UNIT_DIRECTORIES;
+use crate::host::units::{UnitError, unit_file};
 use crate::report::serve;
 use crate::state::brake;
 use crate::state::settings::STAND_ASIDE;
@@ -26,7 +26,8 @@ pub(crate) struct PluginFacts {
     /// Directories of plugins and of plugin configurations that could not be listed, with the
     /// error.
     pub(crate) unlisted: Vec<String>,
-    pub(crate) unit: Option<String>,
+    /// Unit file of the plugin's service. A masked unit is an error.
+    pub(crate) unit: Result<Option<String>, UnitError>,
     /// Process that runs the plugin: `Some(None)` if there is none, `None` if unknown.
     pub(crate) process: Option<Option<String>>,
     /// Mode that the running plugin reports, or why there is no report. `None` without a plugin
@@ -65,10 +66,7 @@ impl PluginFacts {
             other_configurations
                 .extend(listed(&directory).into_iter().filter(|name| !ours.contains(name)));
         }
-        let unit =
-            UNIT_DIRECTORIES.into_iter().map(|directory| format!("{directory}/plimsoll.service"));
-        let unit =
-            unit.into_iter().find(|path| host.join(path).exists()).map(|path| format!("/{path}"));
+        let unit = unit_file(host, "plimsoll.service").map(|path| Some(format!("/{}", path?)));
         Self {
             drop_ins,
             programs,

@@ -6,6 +6,7 @@ use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::finding::{Finding, MOST_NAMES};
 use crate::host::nri_plugins::{NriPlugin, PLUGINS};
 use crate::host::socket::Socket;
+use crate::host::units::{UnitError, how_to_unmask};
 
 /// Parts of the names of plugins that also set memory values of containers.
 const RIVALS: [&str; 3] = ["memory-qos", "koordlet", "koordinator"];
@@ -27,7 +28,7 @@ impl NodeFacts {
         let launched =
             ours.iter().filter(|program| program.is_executable && program.index.is_some());
         let mut ways: Vec<_> = launched.map(|program| excerpt(&program.path)).collect();
-        ways.extend(self.plugin.unit.clone());
+        ways.extend(self.plugin.unit.as_ref().ok().cloned().flatten());
         if ways.len() > 1 {
             let found = format!("expected one installation, found {}", ways.join(" and "));
             let advice = "remove all but one, because only one plugin can run";
@@ -60,19 +61,15 @@ impl NodeFacts {
                 let found = self.plugin.unlisted.join("; ");
                 Finding::unknown(INSTALLATION, found, self.how_to_read())
             }
-            (None, Some(None) | None) if !has_finding => Finding::warning(
-                INSTALLATION,
-                format!("expected {PLUGINS}/90-plimsoll or plimsoll.service, found neither"),
-                "run 'plimsoll install'",
-            ),
+            (None, Some(None) | None) if !has_finding => self.not_installed(),
             (Some(way), Some(None)) if self.nri == Socket::Listens => Finding::warning(
                 INSTALLATION,
                 format!("{way} is installed, but the plugin does not run"),
                 match self.plugin.unit {
-                    Some(_) => {
+                    Ok(Some(_)) => {
                         "run 'systemctl enable --now plimsoll' and read 'journalctl -u plimsoll'"
                     }
-                    None => {
+                    Ok(None) | Err(_) => {
                         "restart the container runtime, which launches the plugin, and read \
                          'journalctl -t plimsoll'"
                     }
@@ -88,6 +85,26 @@ impl NodeFacts {
             ),
             _ => return None,
         })
+    }
+
+    /// Returns the finding for a node without an installation.
+    fn not_installed(&self) -> Finding {
+        let expected = format!("expected {PLUGINS}/90-plimsoll or plimsoll.service");
+        match &self.plugin.unit {
+            Ok(_) => Finding::warning(
+                INSTALLATION,
+                format!("{expected}, found neither"),
+                "run 'plimsoll install'",
+            ),
+            Err(error @ UnitError::Masked { path }) => Finding::warning(
+                INSTALLATION,
+                format!("{expected}; {error}, so systemd cannot start the plugin"),
+                format!("{}, and run 'plimsoll install'", how_to_unmask(path)),
+            ),
+            Err(error @ UnitError::Unreadable { .. }) => {
+                Finding::unknown(INSTALLATION, error.to_string(), self.how_to_read())
+            }
+        }
     }
 
     pub(super) fn other_plugins(&self) -> Finding {
@@ -143,7 +160,7 @@ impl NodeFacts {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use crate::commands::doctor::finding::Mark;
     use crate::commands::doctor::fixture::*;
@@ -151,7 +168,7 @@ mod tests {
     #[test]
     fn the_plugin_is_there_once_and_runs() {
         let node = Node::good();
-        node.write("etc/systemd/system/plimsoll.service", "");
+        node.write("etc/systemd/system/plimsoll.service", "[Service]\n");
         let found = "found /opt/nri/plugins/90-plimsoll and /etc/systemd/system/plimsoll.service";
         expect(&node.troubles(), "installation", Mark::Warning, found, "remove all but one");
         node.remove(BINARY);
@@ -194,6 +211,33 @@ mod tests {
             "installation",
             "another program started the plugin, which runs as process 4321",
         );
+    }
+
+    #[test]
+    fn a_masked_unit_is_no_installation() {
+        for (path, advice) in [
+            ("etc/systemd/system/plimsoll.service", "systemctl unmask plimsoll"),
+            ("run/systemd/system/plimsoll.service", "systemctl unmask --runtime plimsoll"),
+        ] {
+            let node = Node::good();
+            // The mask hides the unit of the package.
+            node.write("usr/lib/systemd/system/plimsoll.service", "[Service]\n");
+            fs::create_dir_all(node.path(path).parent().unwrap()).unwrap();
+            symlink("/dev/null", node.path(path)).unwrap();
+            assert_eq!(node.troubles(), [], "the runtime launches the plugin");
+            node.remove(BINARY);
+            node.remove("run/nri/plimsoll.lock");
+            let found = format!("/{path} is masked");
+            expect(&node.troubles(), "installation", Mark::Warning, &found, advice);
+            fs::remove_file(node.path(path)).unwrap();
+            expect(
+                &node.troubles(),
+                "installation",
+                Mark::Warning,
+                "/usr/lib/systemd/system/plimsoll.service is installed",
+                "systemctl enable --now plimsoll",
+            );
+        }
     }
 
     #[test]
