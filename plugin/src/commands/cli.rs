@@ -84,7 +84,8 @@ pub fn main() -> ExitCode {
         Ok(code) => return code,
         Err(failure) => failure.into_parts(),
     };
-    // The alternate form prints the error and its causes on one line.
+    // Only `run` starts a logger. It logs its failure itself, unless the log cannot take the last
+    // message of the process. The alternate form prints the error and its causes on one line.
     eprintln!("{error:#}");
     ExitCode::from(code)
 }

@@ -93,6 +93,18 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
     assert_eq!(daemon.ends().await.code(), Some(2));
 }
 
+#[tokio::test]
+async fn a_fatal_error_has_the_format_of_the_log() {
+    let node = Node::new();
+    node.replace("plimsoll.yaml", "logLevel: loud\n");
+    let config = node.path("plimsoll.yaml");
+    let mut daemon = node.start_with(&["--config", config.to_str().unwrap()]);
+    let line = daemon.says("logLevel").await;
+    assert!(line.starts_with("ERROR "), "{line}");
+    assert_eq!(daemon.messages.recv().await, None, "it is said once");
+    assert_eq!(daemon.ends().await.code(), Some(2));
+}
+
 /// Shell command that discards standard error. A runtime starts plugins like this.
 const NOWHERE: &str = "exec 2>/dev/null";
 
@@ -186,10 +198,10 @@ async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
 
 #[tokio::test]
 async fn who_does_not_read_messages_holds_up_neither_answers_nor_the_end() {
-    for standard_error in [NOWHERE, TO_FULL_PIPE] {
+    for standard_error in [NOWHERE, TO_FULL_PIPE, TO_JOURNAL] {
         let node = Node::new();
         node.replace("plimsoll.yaml", CONFIG);
-        let (daemon, journal) = start_with_journal(&node, standard_error);
+        let (mut daemon, journal) = start_with_journal(&node, standard_error);
         let runtime = node.accept().await;
         runtime.synchronize(&[]).await;
         let pod = run(&node, &runtime).await;
@@ -206,6 +218,10 @@ async fn who_does_not_read_messages_holds_up_neither_answers_nor_the_end() {
             entry(&journal, last.leak()).await;
         }
         daemon.signal(Signal::TERM);
+        if standard_error == TO_JOURNAL {
+            // The journal's socket is full, but standard error is read.
+            daemon.says("log messages were not written within 1s").await;
+        }
         assert!(daemon.ends().await.success(), "{standard_error}");
     }
 }

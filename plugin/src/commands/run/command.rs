@@ -44,7 +44,7 @@ impl Run {
         let early = EarlySignals::record()
             .context("cannot install signal handlers")
             .map_err(Failure::Runtime)?;
-        let (level, is_read) = log::start(self.log_format);
+        let (level, log_takes_last) = log::start(self.log_format);
         // Read the path now: once the file is replaced, the kernel appends ` (deleted)` to the
         // path.
         let program = std::env::current_exe()
@@ -70,9 +70,9 @@ impl Run {
             }
         };
         let result = match result {
-            // `main` prints errors to standard error as text, which does not reach the log here. So
-            // log the error.
-            Err(failure) if !is_read => {
+            // Log the error, so that its line has the format of the log. Otherwise `main` prints
+            // the error to standard error, which leads to the journal.
+            Err(failure) if log_takes_last => {
                 let (error, code) = failure.into_parts();
                 error!("{error:#}");
                 Ok(ExitCode::from(code))

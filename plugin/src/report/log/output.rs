@@ -52,18 +52,21 @@ impl Level {
 /// nowhere. A runtime that launches the plugin gives it /dev/null as standard error. If standard
 /// error leads nowhere and there is no journal, text goes to syslog.
 ///
-/// Also returns whether text that `main` writes to standard error reaches the reader of the log.
+/// Also returns whether the log takes the last message of the process. Otherwise `main` writes the
+/// message to standard error.
 pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     let (filter, level) = reload::Layer::new(LevelFilter::INFO);
     let text = || tracing_subscriber::fmt::layer().with_target(false);
     let nowhere = leads_nowhere(io::stderr());
     let to_journal = logging::connected_to_journal() || nowhere;
-    // The last message of a process goes to standard error instead of the journal's own protocol.
-    // journald may no longer find the unit of a process that has ended.
-    let is_read = format == LogFormat::Text && !nowhere;
+    let mut takes_last = true;
     let output = if format == LogFormat::Json {
         text().json().flatten_event(true).with_writer(Queued(io::stderr)).boxed()
     } else if to_journal && Path::new(SD_JOURNAL_SOCK_PATH).exists() {
+        // The last message of a process goes to standard error instead of the journal's own
+        // protocol. journald may no longer find the unit of a process that has ended, but knows the
+        // unit of the stream.
+        takes_last = nowhere;
         Journal.boxed()
     } else if nowhere
         && let Some(syslog) = Syslog::new(NAME, syslog_tracing::Options::LOG_PID, Facility::Daemon)
@@ -83,7 +86,7 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
         !is_quiet || *about.level() <= tracing::Level::INFO
     });
     tracing_subscriber::registry().with(output.with_filter(filter.and(quiet))).init();
-    (Level(level), is_read)
+    (Level(level), takes_last)
 }
 
 /// Returns whether the stream is closed or /dev/null. Runtimes give /dev/null to the plugins that

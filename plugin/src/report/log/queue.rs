@@ -18,6 +18,9 @@ const WAITING: usize = 4096;
 /// Maximum time that the program waits for its messages to be written before it ends.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Maximum time that the program waits for standard error to take its last message.
+const STDERR_PATIENCE: Duration = Duration::from_millis(100);
+
 /// Interval at which `flush` tries to add its entry to a full queue.
 const FLUSH_RETRY: Duration = Duration::from_millis(5);
 
@@ -116,10 +119,39 @@ pub(super) fn queue(write: impl FnOnce() + Send + 'static) {
     queue.add(Box::new(write));
 }
 
-/// Waits until the queued messages are written, for at most [`PATIENCE`].
+/// Waits until the queued messages are written, for at most [`PATIENCE`]. Then says on standard
+/// error if they are not.
 pub(crate) fn flush() {
-    if let Some(queue) = QUEUE.get() {
-        let _ = queue.flush(PATIENCE);
+    if let Some(queue) = QUEUE.get()
+        && let Some(loss) = flush_or_describe(queue, PATIENCE)
+    {
+        write_to_stderr(loss);
+    }
+}
+
+/// Waits until the messages of the queue are written, for at most `patience`. Returns a message if
+/// they are not.
+fn flush_or_describe(queue: &MessageQueue, patience: Duration) -> Option<String> {
+    (!queue.flush(patience)).then(|| {
+        format!(
+            "plimsoll: the last log messages were not written within {patience:?}: the reader of \
+             the log, such as journald, does not read\n"
+        )
+    })
+}
+
+/// Writes text to standard error, or gives up after [`STDERR_PATIENCE`].
+///
+/// Standard error may be the very pipe that no process reads. So another thread writes, without the
+/// lock of [`io::stderr`], which the thread that writes messages may hold.
+fn write_to_stderr(text: String) {
+    let (done, written) = mpsc::channel();
+    let write = move || {
+        let _ = rustix::io::write(io::stderr(), text.as_bytes());
+        let _ = done.send(());
+    };
+    if thread::Builder::new().name("last message".to_owned()).spawn(write).is_ok() {
+        let _ = written.recv_timeout(STDERR_PATIENCE);
     }
 }
 
@@ -218,9 +250,11 @@ mod tests {
         for text in ["first", "second"] {
             add(&queue, &written, text);
         }
-        assert!(!queue.flush(Duration::from_millis(20)));
+        let loss = flush_or_describe(&queue, Duration::from_millis(20)).unwrap();
+        assert!(loss.contains("not written within 20ms") && loss.ends_with('\n'), "{loss}");
         assert!(written.lock().unwrap().is_empty());
         drop(busy);
+        assert_eq!(flush_or_describe(&queue, Duration::from_secs(60)), None);
     }
 
     #[test]
