@@ -19,9 +19,10 @@ use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::oneshot;
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot, Reclaimed};
-use crate::state::container::{Container, Update};
+use crate::state::container::Container;
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
+use crate::state::update_phase::{Party, UpdatePhase};
 use crate::{in_own_thread, lock};
 
 /// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
@@ -76,9 +77,10 @@ impl Cuts {
         Self { root, containers, under_way: Arc::default() }
     }
 
-    /// Prepares a container for its new limit, within about `budget`. After success, the
-    /// container's update state is `update`. In this state the plugin does not repair
-    /// `memory.high`. The caller must ensure that the container's values are checked again.
+    /// Prepares a container for its new limit, within about `budget`. `by` is the party that wants
+    /// the limit. The user's update must be announced. Until the update or the plugin's request
+    /// ends, the plugin does not repair `memory.high`. The caller must ensure that the container's
+    /// values are checked again.
     ///
     /// # Errors
     ///
@@ -86,7 +88,7 @@ impl Cuts {
     pub async fn make_room(
         &self,
         container: &Container,
-        update: Update,
+        by: Party,
         budget: Duration,
     ) -> Result<Attempted, CgroupError> {
         let (Limit::Bytes(limit), Some(path)) = (container.limit, &container.cgroup) else {
@@ -103,20 +105,15 @@ impl Cuts {
         let Some(attempt) = Attempt::begin(&self.under_way, &container.id) else {
             return Ok(Attempted::Busy { in_force });
         };
-        let before =
-            self.containers.get(&container.id).map_or(Update::Over, |container| container.update);
-        if update == Update::OURS && before != Update::Over {
-            return Ok(Attempted::Busy { in_force });
-        }
         self.containers.remember(container, held);
         // Record the original memory.high so that the temporary value is not mistaken for it.
-        let high = container.high_before.or(held.high).unwrap_or(Limit::Max);
-        self.containers.swap_update(&container.id, before, update);
-        self.containers.set_high_before(&container.id, Some(high));
+        let high = held.high.unwrap_or(Limit::Max);
+        let Some(high) = self.containers.begin_decrease(container, by, high) else {
+            return Ok(Attempted::Busy { in_force });
+        };
         let room = make_room(cgroup, limit, high, Instant::now() + budget, attempt).await;
-        if !matches!(room, Ok(Room::Made)) {
-            // A newer update that has begun meanwhile keeps its state.
-            self.containers.swap_update(&container.id, update, before);
+        if by == Party::Plugin && !matches!(room, Ok(Room::Made)) {
+            self.containers.on_phase(&container.id, UpdatePhase::cancel_decrease);
         }
         let room = match room {
             // If the attempt failed, the usage decides: setting the limit could still cause an OOM
@@ -327,13 +324,14 @@ fn put_back(cgroup: &Cgroup, high: Limit) {
 mod tests {
     use super::*;
     use crate::state::testing::{POD, TestNode};
+    use crate::state::update_phase::UpdateId;
 
     const BUDGET: Duration = Duration::from_secs(20);
 
     /// Prepares a container for a limit in MiB.
-    async fn prepare(node: &TestNode, id: &str, limit: u64, update: Update) -> Attempted {
+    async fn prepare(node: &TestNode, id: &str, limit: u64, by: Party) -> Attempted {
         let cuts = Cuts::new(node.root.clone(), node.containers.clone());
-        prepare_with(&cuts, node, id, limit, update).await
+        prepare_with(&cuts, node, id, limit, by).await
     }
 
     async fn prepare_with(
@@ -341,12 +339,12 @@ mod tests {
         node: &TestNode,
         id: &str,
         limit: u64,
-        update: Update,
+        by: Party,
     ) -> Attempted {
         let known = node.containers.get(id).unwrap();
         let limit = Limit::Bytes(Bytes::new(limit << 20));
         let lowered = Container { limit, ..(*known).clone() };
-        cuts.make_room(&lowered, update, BUDGET).await.unwrap()
+        cuts.make_room(&lowered, by, BUDGET).await.unwrap()
     }
 
     fn high(node: &TestNode) -> String {
@@ -357,30 +355,29 @@ mod tests {
     async fn a_decrease_that_fits_throttles_growth_first() {
         let node = TestNode::new("");
         node.run("1", 200, 50);
-        let attempted = prepare(&node, "1", 100, Update::UnderWay(3)).await;
+        let attempted = prepare(&node, "1", 100, Party::User).await;
         assert!(matches!(attempted, Attempted::Made), "{attempted:?}");
         assert_eq!(high(&node), (50 << 20).to_string());
         let now = node.containers.get("1").unwrap();
-        assert_eq!((now.update, now.high_before), (Update::UnderWay(3), Some(Limit::Max)));
+        assert_eq!(now.phase.original_high(), Some(Limit::Max));
     }
 
     #[tokio::test]
     async fn a_decrease_that_would_kill_changes_nothing() {
         let node = TestNode::new("");
         node.run("1", 200, 150);
-        let attempted = prepare(&node, "1", 100, Update::UnderWay(3)).await;
+        let attempted = prepare(&node, "1", 100, Party::User).await;
         let Attempted::NotMade { in_force, usage } = attempted else { panic!("{attempted:?}") };
         assert_eq!(in_force, Limit::Bytes(Bytes::new(200 << 20)));
         assert_eq!(usage.current, Bytes::new(150 << 20));
         assert_eq!(high(&node), "max");
-        assert_eq!(node.containers.get("1").unwrap().update, Update::Over);
     }
 
     #[tokio::test]
     async fn an_increase_needs_no_preparation() {
         let node = TestNode::new("");
         node.run("1", 200, 150);
-        let attempted = prepare(&node, "1", 300, Update::UnderWay(3)).await;
+        let attempted = prepare(&node, "1", 300, Party::User).await;
         assert!(matches!(attempted, Attempted::NoCut), "{attempted:?}");
     }
 
@@ -390,10 +387,10 @@ mod tests {
         node.run("1", 200, 50);
         let cuts = Cuts::new(node.root.clone(), node.containers.clone());
         let other = Attempt::begin(&cuts.under_way, "1").unwrap();
-        let attempted = prepare_with(&cuts, &node, "1", 100, Update::UnderWay(3)).await;
+        let attempted = prepare_with(&cuts, &node, "1", 100, Party::User).await;
         assert!(matches!(attempted, Attempted::Busy { .. }), "{attempted:?}");
         drop(other);
-        let attempted = prepare_with(&cuts, &node, "1", 100, Update::UnderWay(3)).await;
+        let attempted = prepare_with(&cuts, &node, "1", 100, Party::User).await;
         assert!(matches!(attempted, Attempted::Made), "{attempted:?}");
     }
 
@@ -401,11 +398,11 @@ mod tests {
     async fn an_own_decrease_waits_for_the_users_update() {
         let node = TestNode::new("");
         node.run("1", 200, 50);
-        node.containers.set_update("1", Update::UnderWay(3));
-        let attempted = prepare(&node, "1", 100, Update::OURS).await;
+        node.containers.on_phase("1", |phase| phase.announce(UpdateId::new(3)));
+        let attempted = prepare(&node, "1", 100, Party::Plugin).await;
         assert!(matches!(attempted, Attempted::Busy { .. }), "{attempted:?}");
         assert_eq!(high(&node), "max");
-        assert_eq!(node.containers.get("1").unwrap().update, Update::UnderWay(3));
+        assert_eq!(node.containers.get("1").unwrap().phase.original_high(), None);
     }
 
     #[test]

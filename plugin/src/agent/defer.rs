@@ -19,9 +19,10 @@ use crate::agent::cut::{Attempted, Cuts};
 use crate::agent::reconciler::Work;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::Reports;
-use crate::state::container::{Container, Update};
+use crate::state::container::Container;
 use crate::state::containers::Containers;
 use crate::state::deferred::{Deferral, DeferredLimits};
+use crate::state::update_phase::Party;
 
 /// Pause between two passes over the deferred limits.
 const EVERY: Duration = Duration::from_secs(1);
@@ -98,7 +99,7 @@ impl Deferrals {
     ) -> Result<bool, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(true) };
         let cgroup = self.root.cgroup(path)?;
-        let Deferral { limit, since, patience, asked } = deferral;
+        let Deferral { limit, since, patience } = deferral;
         let page = self.containers.settings().node.page_size;
         let in_force = cgroup.read(Knob::Max)?;
         if in_force <= Limit::Bytes(limit).floor_to(page) {
@@ -109,7 +110,8 @@ impl Deferrals {
             return Ok(true);
         }
         let now = Instant::now();
-        if asked.is_some_and(|asked| now.duration_since(asked) < PATIENCE) {
+        let requested = container.phase.limit_requested();
+        if requested.is_some_and(|requested| now.duration_since(requested) < PATIENCE) {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
@@ -131,12 +133,9 @@ impl Deferrals {
         };
         if is_of_use {
             let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
-            match self.cuts.make_room(&lowered, Update::OURS, BUDGET).await? {
-                Attempted::Made => {
-                    self.deferred.set_asked(&container.id, now);
-                    // The receiver lives as long as the program.
-                    let _ = self.work.send(Work::limit(container, limit));
-                }
+            match self.cuts.make_room(&lowered, Party::Plugin, BUDGET).await? {
+                // The receiver lives as long as the program.
+                Attempted::Made => _ = self.work.send(Work::prepared_limit(container, limit)),
                 Attempted::NotMade { .. } | Attempted::Busy { .. } => {
                     _ = self.work.send(Work::Container(container.id.clone()))
                 }
@@ -162,7 +161,7 @@ mod tests {
         let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
         let task = Deferrals::new(root, containers, cuts, Arc::default(), work, Arc::default());
         let limit = Bytes::new(100 << 20);
-        let deferral = Deferral { limit, since, patience: Duration::from_secs(60), asked: None };
+        let deferral = Deferral { limit, since, patience: Duration::from_secs(60) };
         let container = node.containers.get("1").unwrap();
         let settled = task.try_once(&container, deferral).await.unwrap();
         (settled, todo.try_recv().ok())
@@ -174,7 +173,7 @@ mod tests {
         let container = node.run("1", 200, 50);
         let (settled, work) = try_limit(&node, Instant::now()).await;
         assert!(!settled, "the limit is not in force yet");
-        assert_eq!(work, Some(Work::limit(&container, Bytes::new(100 << 20))));
+        assert_eq!(work, Some(Work::prepared_limit(&container, Bytes::new(100 << 20))));
         assert_eq!(node.get(&format!("{POD}/1"), "memory.high"), (50 << 20).to_string());
     }
 

@@ -135,8 +135,7 @@ impl Tasks {
     /// Returns the reconcile task, and the reader of the kubelet's records that it needs.
     pub fn reconciler(self, runtime: nri::Runtime) -> (Reconciler, RecordReader) {
         let Node { agent, todo, reader, pings, .. } = self.0;
-        let SharedState { containers, levels, root, .. } = agent.state;
-        (Reconciler::new(containers, levels, root, agent.reports, runtime, todo, pings.1), reader)
+        (Reconciler::new(agent.state, agent.reports, runtime, todo, pings.1), reader)
     }
 
     /// Starts the tasks. Tasks that read many files or large ones have threads of their own, so
@@ -148,11 +147,12 @@ impl Tasks {
     pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
         let Node { host, agent, watcher, reader, todo, pings } = self.0;
         let Agent { state, cuts, reports, work, .. } = agent;
-        let SharedState { containers, levels, root, deferred, synchronized, .. } = state;
-        let systemd = keep_values(levels.clone(), root.clone(), Systemd::new(&host));
+        let SharedState { containers, levels, root, deferred, synchronized, .. } = state.clone();
+        let systemd = keep_values(levels, root.clone(), Systemd::new(&host));
         supervisor.spawn("systemd", systemd);
         let notify = keep_informed(synchronized.subscribe(), pings.0);
         supervisor.spawn("notify", notify);
+        let (root, containers) = (&root, &containers);
         let deferrals = Deferrals::new(
             root.clone(),
             containers.clone(),
@@ -167,7 +167,7 @@ impl Tasks {
         supervisor.spawn_thread("throttling", || stalls.run())?;
         supervisor.spawn_thread("kills", || watcher.run())?;
         supervisor.spawn_thread("reconciler", move || {
-            Reconciler::new(containers, levels, root, reports, runtime, todo, pings.1).run()
+            Reconciler::new(state, reports, runtime, todo, pings.1).run()
         })
     }
 }

@@ -22,8 +22,9 @@ use crate::agent::reconciler::Work;
 use crate::cgroup::{CgroupError, CgroupRoot, Events};
 use crate::kubelet::node::MemInfo;
 use crate::report::Reports;
-use crate::state::container::Container;
+use crate::state::container::{Container, Decided};
 use crate::state::containers::Containers;
+use crate::state::update_phase::UpdatePhase;
 
 /// Interval of the check for throttled containers.
 const EVERY: Duration = Duration::from_secs(5);
@@ -136,7 +137,7 @@ impl Stalls {
             let is_held_back =
                 container.place.as_ref().is_some_and(|place| held_back.contains(place.cgroup()));
             let mut state = match watched.remove(&container.id) {
-                Some(state) if state.is_released == container.released.is_some() => state,
+                Some(state) if state.is_released == container.phase.released().is_some() => state,
                 // An update has ended the release, so watch the container as a new one.
                 Some(_) => Watched::default(),
                 None if is_held_back => Watched::default(),
@@ -146,8 +147,11 @@ impl Stalls {
                 Ok(Some(throttled)) => throttled,
                 Ok(None) => {
                     // The policy has no memory.high any more that the release could exceed.
-                    if container.released.is_some()
-                        && self.containers.release_if_current(&container, None)
+                    if container.phase.released().is_some()
+                        && self
+                            .containers
+                            .on_current_phase(&container, UpdatePhase::end_release)
+                            .is_some()
                     {
                         self.check(&container);
                     }
@@ -203,13 +207,13 @@ impl Stalls {
         let Some(path) = &container.cgroup else { return Ok(None) };
         let cgroup = self.root.cgroup(path)?;
         let high = cgroup.read(Knob::High)?;
-        if high == Limit::Max && container.released.is_none() {
+        if high == Limit::Max && container.phase.released().is_none() {
             return Ok(None);
         }
         // The plugin raises only a memory.high that its policy has set.
         let record = self.containers.record(container);
-        let decided =
-            self.containers.decide(&Container { released: None, ..container.clone() }, &record);
+        let decided = self.containers.decide(container, &record);
+        let decided = Decided { high: decided.high.without_release(), ..decided };
         let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
         let max = max.unwrap_or(Bytes::MAX);
@@ -233,7 +237,7 @@ impl Stalls {
 
     fn put_all_back(&mut self) {
         for (id, _) in self.watched.drain().filter(|(_, watched)| watched.is_released) {
-            self.containers.release(&id, None);
+            self.containers.on_phase(&id, UpdatePhase::end_release);
             let _ = self.work.send(Work::Container(id));
         }
     }
@@ -245,7 +249,11 @@ impl Stalls {
         let what =
             if released.is_some() { Incident::Released(line) } else { Incident::PutBack(line) };
         // An update of the user may have come meanwhile.
-        if self.containers.release_if_current(container, released) {
+        let set = |phase: &mut UpdatePhase| match released {
+            Some(high) => phase.release(high),
+            None => phase.end_release(),
+        };
+        if self.containers.on_current_phase(container, set).is_some() {
             self.reports.report(&container.into(), &what);
             self.check(container);
         }
@@ -262,6 +270,7 @@ impl Stalls {
 mod tests {
     use super::*;
     use crate::state::testing::{POD, TestNode, container};
+    use crate::state::update_phase::UpdateId;
 
     const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -300,7 +309,7 @@ mod tests {
         }
 
         fn released(&self) -> Option<Limit> {
-            self.node.containers.get("1").unwrap().released
+            self.node.containers.get("1").unwrap().phase.released()
         }
     }
 
@@ -336,7 +345,8 @@ mod tests {
         let mut stalled = Stalled::new();
         let before = stalled.node.containers.get("1").unwrap();
         let throttled = stalled.stalls.throttled(&before).unwrap().unwrap();
-        stalled.node.containers.set_update("1", crate::state::container::Update::UnderWay(1));
+        let announce = |phase: &mut UpdatePhase| phase.announce(UpdateId::new(1));
+        stalled.node.containers.on_phase("1", announce);
         stalled.stalls.set(&before, &throttled, Some(Limit::Max));
         assert_eq!(stalled.released(), None);
         assert!(stalled.todo.try_recv().is_err());

@@ -6,7 +6,7 @@ use plimsoll_core::incident::Subject;
 use plimsoll_core::pod::{CgroupPath, PodUid, QosClass, Request};
 use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::policy::resize::Limits;
-use plimsoll_core::policy::{Decision, Desired, Reason, Setting};
+use plimsoll_core::policy::{Decision, Desired, KNOBS, Reason, Setting};
 use plimsoll_core::requests::Notice;
 use plimsoll_core::requests::annotation::Overrides;
 use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit};
@@ -14,6 +14,7 @@ use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit};
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::kubelet::checkpoint::Moment;
 use crate::state::originals::Values;
+use crate::state::update_phase::{HighOverride, StoredValues, UpdatePhase, stored_values};
 
 /// Container as reported by the runtime.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,11 +34,9 @@ pub struct Container {
     pub limit: Limit,
     /// Memory limit that the user asks for.
     pub asked: Limit,
-    /// Identifier of the update that set the limit; 0 for the create request.
-    pub revision: u64,
-    /// Number that changes with each event and decision that may change the desired values. Set by
-    /// [`crate::state::containers::Containers`].
-    pub generation: u64,
+    /// State of its updates. Only [`crate::state::containers::Containers`] changes the state of a
+    /// known container.
+    pub phase: UpdatePhase,
     /// CPU limit from the create request or the last update.
     pub cpu: CpuMax,
     /// CPU shares from the create request or the last update. They divide CPU time among competing
@@ -64,39 +63,10 @@ pub struct Container {
     /// With Kata and gVisor this field stays false. All processes of a pod are then in the cgroup
     /// of its sandbox, and only the runtime reports the end of a container.
     pub has_had_processes: bool,
-    /// Phase of its last update.
-    pub update: Update,
-    /// Raised `memory.high` while the container is released from the policy's `memory.high`
-    /// (`throttleDeadline`).
-    pub released: Option<Limit>,
     /// Its cgroup. `None` if the runtime reported no path or an invalid path.
     pub cgroup: Option<CgroupPath>,
     /// Place of its pod in the hierarchy. `None` if the pod's cgroup was not created by a kubelet.
     pub place: Option<PodPlace>,
-    /// Original `memory.high` during a limit decrease, until the plugin has read back the desired
-    /// value. It is the desired value itself where the policy leaves `memory.high` alone.
-    pub high_before: Option<Limit>,
-}
-
-/// Phase of a container's last update.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Update {
-    /// No update is pending. Either there was none, or its result was read back, or it did not take
-    /// place.
-    Over,
-    /// The runtime is about to apply the update with this number. The files may hold a mix of old
-    /// and new values.
-    UnderWay(u64),
-    /// The runtime reports that it has applied the update.
-    Made,
-    /// The runtime has not reported the update as applied in time, or a request of the plugin has
-    /// ended. The limits in force then count.
-    Unconfirmed,
-}
-
-impl Update {
-    /// Update that this plugin is about to request from the runtime.
-    pub const OURS: Self = Self::UnderWay(u64::MAX);
 }
 
 /// Desired state of a container.
@@ -112,12 +82,8 @@ pub struct Decided {
     pub notices: Vec<Notice>,
     /// Original values of the files. `None` if this plugin never changed them.
     pub before: Option<Values>,
-    /// Raised `memory.high` while the container is released from the policy's `memory.high`
-    /// (`throttleDeadline`).
-    pub released: Option<Limit>,
-    /// Original `memory.high` during a limit decrease, until the plugin has read back the desired
-    /// value. It is the desired value itself where the policy leaves `memory.high` alone.
-    pub high_before: Option<Limit>,
+    /// Temporary values of `memory.high` that replace the value of the policy.
+    pub high: HighOverride,
 }
 
 impl From<&Container> for Subject {
@@ -147,10 +113,8 @@ impl Container {
 
     /// Keeps what only the plugin knows of the container when the runtime reports it again.
     pub fn keep_after_reconnect(&mut self, before: &Self) {
-        self.high_before = before.high_before;
+        self.phase = UpdatePhase::reconnect(&before.phase, self.asked == before.asked);
         self.has_had_processes |= before.has_had_processes;
-        // With another limit, the container may no longer need a raised memory.high.
-        self.released = before.released.filter(|_| self.asked == before.asked);
     }
 
     /// Returns the limits that the container should have.
@@ -179,7 +143,7 @@ impl Decided {
         };
         match decision.reason {
             Reason::NothingReserved | Reason::NoThrottling => self.before?.get(knob).or(value),
-            _ if knob == Knob::High => value.max(self.released).or(self.high_before),
+            _ if knob == Knob::High => self.high.desired(value),
             _ => value,
         }
     }
@@ -187,6 +151,11 @@ impl Decided {
     /// Returns the desired values of the files, without the files that are to be left alone.
     pub fn values(&self) -> Vec<(Knob, Limit)> {
         KNOBS.into_iter().filter_map(|knob| Some((knob, self.value(knob)?))).collect()
+    }
+
+    /// Returns the desired values in the form that an [`UpdatePhase`] stores.
+    pub fn stored_values(&self) -> StoredValues {
+        stored_values(&self.values())
     }
 
     /// Returns whether the container is unmanaged: the policy has no value for it, but this plugin
@@ -209,6 +178,3 @@ impl Decided {
         }
     }
 }
-
-/// Files that this plugin sets by its policy.
-pub const KNOBS: [Knob; 3] = [Knob::Min, Knob::Low, Knob::High];

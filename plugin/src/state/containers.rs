@@ -19,11 +19,12 @@ use tracing::warn;
 
 use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;
-use crate::state::container::{Container, Decided, Update};
+use crate::state::container::{Container, Decided};
 use crate::state::originals::{Originals, Target, Values};
 use crate::state::records::Records;
 use crate::state::settings::Settings;
 use crate::state::traffic::{Event, Traffic};
+use crate::state::update_phase::{Party, UpdateId, UpdatePhase};
 
 /// All containers, with the data that their desired values depend on.
 #[derive(Debug)]
@@ -34,8 +35,10 @@ pub struct Containers {
     /// The kubelet's records.
     pub records: Records,
     originals: Arc<Mutex<Originals>>,
-    /// Number of generations so far.
-    generations: AtomicU64,
+    /// Number of containers that were inserted so far.
+    insertions: AtomicU64,
+    /// Number of updates so far.
+    updates: AtomicU64,
     /// Whether a failure to record original values was already reported.
     has_complained: AtomicBool,
     traffic: Arc<Mutex<Traffic>>,
@@ -84,7 +87,8 @@ impl Containers {
             settings_changed: watch::Sender::new(()),
             records,
             originals,
-            generations: AtomicU64::new(1),
+            insertions: AtomicU64::new(1),
+            updates: AtomicU64::new(0),
             has_complained: AtomicBool::default(),
             traffic: Arc::default(),
         }
@@ -124,9 +128,25 @@ impl Containers {
 
     /// Adds a container or replaces its state.
     pub fn insert(&self, container: Container) -> Arc<Container> {
-        let container = Arc::new(Container { generation: self.next_generation(), ..container });
+        let container = Arc::new(self.numbered(container));
         lock(&self.known).insert(container.clone());
         container
+    }
+
+    /// Adds a container that was created without this plugin, or before the plugin was restarted.
+    pub fn insert_found(&self, container: Container) -> Arc<Container> {
+        self.insert(self.restarted(container))
+    }
+
+    fn numbered(&self, mut container: Container) -> Container {
+        container.phase.insert(self.insertions.fetch_add(1, Ordering::Relaxed));
+        container
+    }
+
+    /// Returns the container with the `memory.high` that was recorded before a limit decrease.
+    fn restarted(&self, container: Container) -> Container {
+        let high = lock(&self.originals).high_during_decrease(&container.id);
+        Container { phase: UpdatePhase::restart(high), ..container }
     }
 
     /// Replaces all containers. `sandboxes` are the IDs of the sandboxes that the runtime has.
@@ -135,6 +155,8 @@ impl Containers {
         containers: impl IntoIterator<Item = Container>,
         sandboxes: &HashSet<String>,
     ) {
+        let containers: Vec<_> =
+            containers.into_iter().map(|container| self.restarted(container)).collect();
         let mut guard = lock(&self.known);
         // Keep the last limits, because the runtime does not report a container that is just being
         // restarted. A sandbox may have gone while the runtime was not connected.
@@ -145,15 +167,17 @@ impl Containers {
             if let Some(before) = guard.by_id.get(&container.id) {
                 container.keep_after_reconnect(before);
             }
-            container.generation = self.next_generation();
-            known.insert(Arc::new(container));
+            known.insert(Arc::new(self.numbered(container)));
         }
         *guard = known;
     }
 
     /// Records that a container was started.
     pub fn started(&self, id: &str) {
-        self.decide_anew(id, |container| container.started = true);
+        self.change(id, |container| {
+            container.started = true;
+            container.phase.outdate();
+        });
     }
 
     /// Records that there are processes in a container's cgroup.
@@ -161,22 +185,78 @@ impl Containers {
         self.change(id, |container| container.has_had_processes = true);
     }
 
-    /// Sets the phase of a container's update.
-    pub fn set_update(&self, id: &str, update: Update) {
-        self.decide_anew(id, |container| container.update = update);
+    /// Returns the identifier of the next update.
+    pub fn next_update(&self) -> UpdateId {
+        UpdateId::new(self.updates.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Sets the phase of a container's update to `to` if it is `from`. Returns whether it was
-    /// `from`.
-    pub fn swap_update(&self, id: &str, from: Update, to: Update) -> bool {
-        let mut is_swapped = false;
-        self.decide_anew(id, |container| {
-            is_swapped = container.update == from;
-            if is_swapped {
-                container.update = to;
-            }
-        });
-        is_swapped
+    /// Applies an event to the phase of a container's updates. Returns the result of the event;
+    /// `None` for an unknown container.
+    pub fn on_phase<R>(&self, id: &str, event: impl FnOnce(&mut UpdatePhase) -> R) -> Option<R> {
+        self.change(id, |container| event(&mut container.phase))
+    }
+
+    /// Applies an event to the phase of a container's updates if no other event has changed the
+    /// container since `container`.
+    pub fn on_current_phase<R>(
+        &self,
+        container: &Container,
+        event: impl FnOnce(&mut UpdatePhase) -> R,
+    ) -> Option<R> {
+        let event =
+            |phase: &mut UpdatePhase| phase.is_current(&container.phase).then(|| event(phase));
+        self.on_phase(&container.id, event).flatten()
+    }
+
+    /// Records the accepted update with this identifier. `revise` sets the container's new limits.
+    /// Returns the container, and the limits that it or its predecessor should have had. Returns
+    /// `None` if the container was removed meanwhile.
+    pub fn accept(
+        &self,
+        id: &str,
+        update: UpdateId,
+        sets_limit: bool,
+        revise: impl FnOnce(&mut Container),
+    ) -> Option<Arc<Container>> {
+        self.change(id, |container| {
+            revise(container);
+            container.phase.accept(update, sets_limit);
+        })?;
+        let mut known = lock(&self.known);
+        let container = known.by_id.get(id)?.clone();
+        known.insert(container.clone());
+        Some(container)
+    }
+
+    /// Records `memory.high` before a limit decrease lowers it, so that the next process of the
+    /// plugin can restore it. `high` is the value in force. Returns the value to restore, which is
+    /// older if an earlier decrease has lowered the file. Returns `None` if the decrease must wait.
+    pub fn begin_decrease(&self, container: &Container, by: Party, high: Limit) -> Option<Limit> {
+        let begin = |phase: &mut UpdatePhase| {
+            let is_begun = phase.begin_decrease(by, high);
+            phase.original_high().filter(|_| is_begun)
+        };
+        let original = self.on_phase(&container.id, begin).flatten()?;
+        let result = lock(&self.originals).begin_decrease(&container.id, original);
+        self.complain(container, result);
+        Some(original)
+    }
+
+    /// Records that the container's files hold the desired values. Returns whether the plugin had
+    /// written some of them. Does nothing if there was another event meanwhile.
+    pub fn settle(&self, container: &Container, decided: &Decided) -> bool {
+        let values = decided.stored_values();
+        let settled = self.on_current_phase(container, |phase| phase.settle(values));
+        if settled.is_some() && container.phase.original_high().is_some() {
+            let result = lock(&self.originals).end_decrease(&container.id);
+            self.complain(container, result);
+        }
+        settled.unwrap_or(false)
+    }
+
+    /// Returns whether no event and no decision has changed the container since this state.
+    pub fn is_current(&self, container: &Container) -> bool {
+        self.get(&container.id).is_some_and(|now| now.phase.is_current(&container.phase))
     }
 
     /// Sets the swap limit that a container should keep after its update.
@@ -184,80 +264,21 @@ impl Containers {
         self.change(id, |container| container.swap_max = swap_max);
     }
 
-    /// Returns whether no event and no decision has changed the container since this state.
-    pub fn is_current(&self, container: &Container) -> bool {
-        self.get(&container.id).is_some_and(|now| now.generation == container.generation)
-    }
-
-    /// Forgets the original `memory.high`, because `memory.high` has its desired value again. Does
-    /// nothing if there was another event meanwhile.
-    pub fn forget_high_before(&self, container: &Container) {
-        self.change(&container.id, |now| {
-            if now.generation == container.generation {
-                now.high_before = None;
-            }
-        });
-    }
-
-    /// Records the original `memory.high` before a limit decrease lowers it. `None` means that
-    /// `memory.high` has its desired value again.
-    pub fn set_high_before(&self, id: &str, high: Option<Limit>) {
-        self.decide_anew(id, |container| container.high_before = high);
-    }
-
     /// Records the limits read back from a container's cgroup and ends its update. `None` means
-    /// that a limit is as expected. Does nothing if there was another event meanwhile.
+    /// that the limit stays. Does nothing if there was another event meanwhile.
     pub fn read_back(&self, container: &Container, memory: Option<Limit>, cpu: Option<CpuMax>) {
         self.change(&container.id, |now| {
-            if now.update == container.update && !matches!(now.update, Update::UnderWay(_)) {
-                now.update = Update::Over;
+            if now.phase.is_current(&container.phase) {
+                now.phase.limits_read_back(memory.is_some());
                 now.limit = memory.unwrap_or(now.limit);
                 now.cpu = cpu.unwrap_or(now.cpu);
             }
         });
     }
 
-    /// Changes a container in a way that may change its desired values.
-    fn decide_anew(&self, id: &str, change: impl FnOnce(&mut Container)) {
-        self.change(id, |container| {
-            let before = container.clone();
-            change(container);
-            if *container != before {
-                container.generation = self.next_generation();
-            }
-        });
-    }
-
-    fn next_generation(&self) -> u64 {
-        self.generations.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn change(&self, id: &str, change: impl FnOnce(&mut Container)) {
-        if let Some(known) = lock(&self.known).by_id.get_mut(id) {
-            let mut changed = (**known).clone();
-            change(&mut changed);
-            if changed != **known {
-                *known = Arc::new(changed);
-            }
-        }
-    }
-
-    /// Records the raised `memory.high` of a released container. `None` ends the release.
-    pub fn release(&self, id: &str, released: Option<Limit>) {
-        self.decide_anew(id, |container| container.released = released);
-    }
-
-    /// Records the raised `memory.high` as [`Self::release`] does, unless there was another event
-    /// since `container`. Returns whether the value was recorded.
-    pub fn release_if_current(&self, container: &Container, released: Option<Limit>) -> bool {
-        let mut is_current = false;
-        self.decide_anew(&container.id, |now| {
-            is_current = now.generation == container.generation;
-            if is_current {
-                now.released = released;
-            }
-        });
-        is_current
+    fn change<R>(&self, id: &str, change: impl FnOnce(&mut Container) -> R) -> Option<R> {
+        let mut known = lock(&self.known);
+        known.by_id.get_mut(id).map(|container| change(Arc::make_mut(container)))
     }
 
     /// Forgets a container.
@@ -393,8 +414,7 @@ impl Containers {
             desired: policy::desired(&resources, resolution.class, &settings.node, &policy),
             notices,
             before: self.before(&container.id),
-            released: container.released,
-            high_before: container.high_before,
+            high: container.phase.high(),
         }
     }
 }
@@ -403,6 +423,7 @@ impl Containers {
 mod tests {
     use super::*;
     use crate::state::testing::{TestNode, container};
+    use crate::state::update_phase::UpdateResult;
 
     fn limit(mib: u64) -> Limit {
         Limit::Bytes(Bytes::new(mib << 20))
@@ -418,12 +439,11 @@ mod tests {
         let state = containers.insert(container("1", 100));
         containers.set_has_had_processes("1");
         containers.set_swap_max("1", Some(Bytes::ZERO));
-        containers.forget_high_before(&state);
         assert!(containers.is_current(&state));
-        containers.release("1", Some(limit(90)));
+        containers.on_phase("1", |phase| phase.release(limit(90)));
         assert!(!containers.is_current(&state));
         let state = containers.get("1").unwrap();
-        containers.set_update("1", Update::Made);
+        containers.on_phase("1", UpdatePhase::applied);
         assert!(!containers.is_current(&state));
     }
 
@@ -431,27 +451,59 @@ mod tests {
     fn an_outdated_check_forgets_no_original_high() {
         let TestNode { containers, .. } = &TestNode::new("");
         let before = containers.insert(container("1", 100));
-        containers.set_high_before("1", Some(Limit::Max));
-        containers.forget_high_before(&before);
-        assert_eq!(containers.get("1").unwrap().high_before, Some(Limit::Max));
+        let decided = containers.decide(&before, &containers.record(&before));
+        assert_eq!(containers.begin_decrease(&before, Party::User, limit(90)), Some(limit(90)));
+        // The file now holds the lowered value.
+        assert_eq!(containers.begin_decrease(&before, Party::User, limit(50)), Some(limit(90)));
+        containers.settle(&before, &decided);
+        let original = || containers.get("1").unwrap().phase.original_high();
+        assert_eq!(original(), Some(limit(90)));
+        containers.settle(&containers.get("1").unwrap(), &decided);
+        assert_eq!(original(), None);
+    }
+
+    #[test]
+    fn a_restart_during_a_decrease_keeps_the_original_high() {
+        let node = TestNode::new("");
+        let before = node.containers.insert(container("1", 100));
+        node.containers.begin_decrease(&before, Party::User, limit(90));
+        let restarted = || {
+            let containers = node.restart();
+            containers.replace([container("1", 100)], &sandboxes());
+            let original = containers.get("1").unwrap().phase.original_high();
+            (containers, original)
+        };
+        let (containers, original) = restarted();
+        assert_eq!(original, Some(limit(90)));
         let now = containers.get("1").unwrap();
-        containers.forget_high_before(&now);
-        assert_eq!(containers.get("1").unwrap().high_before, None);
+        containers.settle(&now, &containers.decide(&now, &containers.record(&now)));
+        assert_eq!(restarted().1, None, "the decrease has ended");
     }
 
     #[test]
     fn a_reconnection_keeps_what_the_runtime_cannot_know() {
         for (asked, kept) in [(100, Some(limit(90))), (120, None)] {
             let TestNode { containers, .. } = &TestNode::new("");
-            containers.insert(container("1", 100));
-            containers.set_high_before("1", Some(Limit::Max));
+            let before = containers.insert(container("1", 100));
+            containers.begin_decrease(&before, Party::User, Limit::Max);
             containers.set_has_had_processes("1");
-            containers.release("1", Some(limit(90)));
+            containers.on_phase("1", |phase| phase.release(limit(90)));
             containers.replace([container("1", asked)], &sandboxes());
             let now = containers.get("1").unwrap();
-            assert_eq!((now.high_before, now.has_had_processes), (Some(Limit::Max), true));
-            assert_eq!(now.released, kept, "the user asks for {asked} MiB");
+            let held = (now.phase.original_high(), now.has_had_processes);
+            assert_eq!(held, (Some(Limit::Max), true));
+            assert_eq!(now.phase.released(), kept, "the user asks for {asked} MiB");
         }
+    }
+
+    #[test]
+    fn an_update_of_a_removed_container_adds_no_container() {
+        let TestNode { containers, .. } = &TestNode::new("");
+        let container = containers.insert(container("1", 100));
+        containers.remove("1");
+        let update = containers.next_update();
+        assert!(containers.accept(&container.id, update, true, |_| {}).is_none());
+        assert!(containers.get("1").is_none());
     }
 
     #[test]
@@ -470,14 +522,15 @@ mod tests {
     fn limits_in_force_are_adopted_after_the_update_only() {
         let TestNode { containers, .. } = &TestNode::new("");
         containers.insert(container("1", 100));
-        containers.set_update("1", Update::Made);
+        containers.on_phase("1", UpdatePhase::applied);
         let made = containers.get("1").unwrap();
-        containers.set_update("1", Update::UnderWay(7));
+        let update = containers.next_update();
+        containers.on_phase("1", |phase| phase.announce(update));
         containers.read_back(&made, Some(limit(50)), None);
         assert_eq!(containers.get("1").unwrap().limit, limit(100));
-        containers.set_update("1", Update::Made);
-        containers.read_back(&made, Some(limit(50)), None);
+        containers.on_phase("1", UpdatePhase::applied);
+        containers.read_back(&containers.get("1").unwrap(), Some(limit(50)), None);
         let now = containers.get("1").unwrap();
-        assert_eq!((now.limit, now.update), (limit(50), Update::Over));
+        assert_eq!((now.limit, now.phase.result()), (limit(50), Some(UpdateResult::ReadBack)));
     }
 }

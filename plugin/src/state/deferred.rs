@@ -27,14 +27,12 @@ pub struct Deferral {
     pub since: Instant,
     /// Time after which the limit is given up.
     pub patience: Duration,
-    /// Time of the last request to the runtime.
-    pub asked: Option<Instant>,
 }
 
 impl DeferredLimits {
     /// Defers a container's limit for at most `patience`.
     pub fn put(&self, id: &str, limit: Bytes, patience: Duration) {
-        let new = Deferral { limit, since: Instant::now(), patience, asked: None };
+        let new = Deferral { limit, since: Instant::now(), patience };
         let mut waiting = lock(&self.waiting);
         // A repeated request for the same limit does not restart the wait.
         let same = waiting.get(id).filter(|before| before.limit == limit).copied();
@@ -72,13 +70,6 @@ impl DeferredLimits {
             .is_some_and(|now| now.limit == deferral.limit && now.since == deferral.since);
         if is_same {
             waiting.remove(id);
-        }
-    }
-
-    /// Records the time of a request to the runtime.
-    pub fn set_asked(&self, id: &str, now: Instant) {
-        if let Some(deferral) = lock(&self.waiting).get_mut(id) {
-            deferral.asked = Some(now);
         }
     }
 }

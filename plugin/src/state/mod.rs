@@ -13,8 +13,10 @@ pub mod pod_view;
 pub mod raised;
 pub mod records;
 pub mod rescues;
+pub mod resolved;
 pub mod settings;
 pub mod shared;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod traffic;
+pub mod update_phase;

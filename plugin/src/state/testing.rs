@@ -13,11 +13,12 @@ use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Limit};
 use crate::cgroup::CgroupRoot;
 use crate::config::Config;
 use crate::kubelet::checkpoint::{Checkpoints, Moment};
-use crate::state::container::{Container, Update};
+use crate::state::container::Container;
 use crate::state::containers::Containers;
 use crate::state::originals::Originals;
 use crate::state::records::Records;
 use crate::state::settings::Settings;
+use crate::state::update_phase::UpdatePhase;
 
 /// Cgroup of the pod of all containers.
 pub(crate) const POD: &str = "kubepods/burstable/poda";
@@ -43,14 +44,13 @@ impl TestNode {
         fs::create_dir_all(host.path().join("proc")).unwrap();
         fs::write(host.path().join("proc/meminfo"), MEMINFO).unwrap();
         let root = Arc::new(CgroupRoot::open(&cgroups).unwrap());
-        let config = Config::parse(config.as_bytes(), "test").unwrap();
-        let (settings, _) = Settings::discover(config, host.path());
-        let checkpoints = Checkpoints::new(host.path().join("var/lib/kubelet"));
-        // Nobody reads the files, so every record is inconclusive at once.
-        let (records, _) = Records::new(checkpoints);
-        let originals = Arc::new(Mutex::new(Originals::none(host.path())));
-        let containers = Arc::new(Containers::new(settings, records, originals));
+        let containers = containers(host.path(), config);
         Self { host, root, containers }
+    }
+
+    /// Returns the containers of a plugin that was restarted on this node. It knows no container.
+    pub(crate) fn restart(&self) -> Arc<Containers> {
+        containers(self.host.path(), "")
     }
 
     /// Writes a file of the node.
@@ -92,6 +92,17 @@ impl TestNode {
     }
 }
 
+/// Returns the state of a plugin that starts on the node whose file system is at `host`.
+fn containers(host: &Path, config: &str) -> Arc<Containers> {
+    let config = Config::parse(config.as_bytes(), "test").unwrap();
+    let (settings, _) = Settings::discover(config, host);
+    let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
+    // Nobody reads the files, so every record is inconclusive at once.
+    let (records, _) = Records::new(checkpoints);
+    let originals = Arc::new(Mutex::new(Originals::load(host).unwrap()));
+    Arc::new(Containers::new(settings, records, originals))
+}
+
 /// Returns a container of one pod, with a limit in MiB.
 pub(crate) fn container(id: &str, limit: u64) -> Container {
     let limit = Limit::Bytes(Bytes::new(limit << 20));
@@ -103,8 +114,7 @@ pub(crate) fn container(id: &str, limit: u64) -> Container {
         sandbox: "sandbox".to_owned(),
         limit,
         asked: limit,
-        revision: 0,
-        generation: 0,
+        phase: UpdatePhase::default(),
         cpu: CpuMax::NONE,
         cpu_shares: CpuShares::default(),
         swap_max: None,
@@ -114,10 +124,7 @@ pub(crate) fn container(id: &str, limit: u64) -> Container {
         moment: Moment::Create,
         started: false,
         has_had_processes: false,
-        update: Update::Over,
-        released: None,
         cgroup: Some(CgroupPath::parse(&format!("{POD}/{id}")).unwrap()),
         place: PodPlace::new(CgroupPath::parse(POD).unwrap(), QosClass::Burstable),
-        high_before: None,
     }
 }

@@ -2,7 +2,10 @@
 
 use super::protection::Protection;
 use super::reason::Reason;
-use crate::units::{Bytes, Limit};
+use crate::units::{Bytes, Knob, Limit};
+
+/// Files that the policy sets for containers.
+pub const KNOBS: [Knob; 3] = [Knob::Min, Knob::Low, Knob::High];
 
 /// Desired values of a container's memory files.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -19,7 +19,7 @@ pub mod resize;
 pub mod stall;
 
 pub use self::container::{desired, overhead};
-pub use self::decision::{Decision, Desired, Setting};
+pub use self::decision::{Decision, Desired, KNOBS, Setting};
 pub use self::node_policy::{FactorError, Node, Policy, ReservationPolicy, ThrottlingFactor};
 pub use self::protection::Protection;
 pub use self::reason::{Ceiling, Formula, Reason};

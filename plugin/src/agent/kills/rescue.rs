@@ -29,7 +29,7 @@ impl Watcher {
         let raise = self.levels.raise_limits(&raised, &pod, false);
         self.reports.report_all(raise.incidents);
         // The receiver lives as long as the program.
-        let _ = self.work.send(Work::limit(container, limit));
+        let _ = self.work.send(Work::higher_limit(container, limit));
     }
 
     /// Reports the raise that observe mode leaves undone.

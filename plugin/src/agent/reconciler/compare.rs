@@ -1,12 +1,13 @@
 //! Compares a container with the kernel.
 
-use plimsoll_core::policy::Protection;
+use plimsoll_core::policy::{KNOBS, Protection};
 use plimsoll_core::units::{Bytes, CpuMax, Knob, Limit};
 
 use crate::cgroup::{CgroupError, CgroupRoot};
-use crate::state::container::{Container, Decided, KNOBS, Update};
+use crate::state::container::{Container, Decided};
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
+use crate::state::update_phase::UpdateResult;
 
 /// A file of a container that does not hold its desired value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +99,8 @@ pub fn compare(
     // Without the CPU controller there is no CPU limit.
     let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
     // The weight is compared only with an update.
-    let weight = if container.update == Update::Made { cgroup.cpu_weight().ok() } else { None };
+    let is_applied = container.phase.result() == Some(UpdateResult::Applied);
+    let weight = if is_applied { cgroup.cpu_weight().ok() } else { None };
     let in_force = InForce { memory: in_force, cpu, weight, swap_max };
     Ok(Compared { decided, writes, claim, held, swap_max, in_force: Some(in_force) })
 }

@@ -5,26 +5,24 @@ use std::time::Duration;
 
 use plimsoll_core::incident::Incident;
 use plimsoll_core::outcome::Outcome;
-use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::contention::{REPAIRS, RepairDecision};
+use plimsoll_core::policy::{KNOBS, Protection};
 use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
 use tracing::{debug, info, warn};
 
 use super::compare::{Compared, InForce, Write, compare};
-use super::updater::{Done, Pending};
+use super::updater::{Done, Pending, QUIET};
 use super::work::Work;
-use super::{BATCH, BUSY, Due, REPAIRED, Reconciler};
+use super::{BATCH, BUSY, Due, REPAIRED, Reconciler, STORE_AGAIN};
 use crate::cgroup::{CPU_WEIGHT, CgroupError, SWAP_MAX};
 use crate::in_own_thread;
-use crate::state::container::{Container, Decided, KNOBS, Update};
+use crate::state::container::{Container, Decided};
+use crate::state::update_phase::{LimitMeaning, LimitRequest, UpdatePhase, UpdateResult};
 
 /// Returns writes of all desired values of a container, whatever its files hold.
-fn all_writes(decided: &Decided) -> impl Iterator<Item = Write> {
-    decided.values().into_iter().map(|(knob, value)| Write {
-        knob,
-        observed: value,
-        desired: value,
-    })
+fn all_writes(decided: &Decided) -> Vec<Write> {
+    let write = |(knob, value)| Write { knob, observed: value, desired: value };
+    decided.values().into_iter().map(write).collect()
 }
 
 fn unreadable(container: &Container, error: &CgroupError) {
@@ -46,7 +44,7 @@ impl Reconciler {
         for (id, touched) in batch {
             let Some(container) = self.containers.get(id) else { continue };
             // A container that is being updated is checked after the update.
-            if matches!(container.update, Update::UnderWay(_)) || self.is_waiting(id) {
+            if !container.phase.may_check() {
                 continue;
             }
             let result = compare(&self.containers, &self.root, &container);
@@ -90,23 +88,31 @@ impl Reconciler {
             }
             self.limits_read_back(container, in_force);
         }
+        // The container may have adopted the limit in force.
+        let now = self.containers.get(&container.id)?;
+        if !now.phase.is_current(&container.phase) {
+            self.again(Duration::ZERO, Work::Container(container.id.clone()));
+            return None;
+        }
+        let container = &now;
         if compared.writes.is_empty() {
-            let pending = if compared.decided.is_let_go() {
-                self.let_go(container, &compared, enforces)
-            } else {
-                None
-            };
+            if compared.decided.is_let_go() {
+                return self.unmanage(container, &compared, enforces, is_in_force);
+            }
+            let high = compared.decided.value(Knob::High);
+            if container.phase.is_in_files_only(high) && may_request(container, &compared) {
+                if self.containers.until_quiet(QUIET).is_zero() {
+                    let writes = all_writes(&compared.decided);
+                    return self.request_values(container, &compared, writes, enforces, false);
+                }
+                self.containers.on_phase(&container.id, UpdatePhase::write_files_only);
+                self.again(STORE_AGAIN, Work::Container(container.id.clone()));
+            }
             self.claim(container, compared.claim);
             self.settled(container, &compared.decided, is_in_force);
-            return pending;
+            return None;
         }
-        let swap_max = compared.swap_max;
-        let (writes, is_foreign) = self.repair(container, compared, touched)?;
-        // A repair after the runtime's own write is not counted, but it is also a first attempt.
-        let attempt = self.contention.repairs(&container.id).max(1);
-        self.progress(&container.id).is_waiting = true;
-        let container = container.clone();
-        Some(Pending { container, writes, attempt, swap_max, enforces, is_foreign })
+        self.repair(container, compared, touched, enforces)
     }
 
     /// Sets a container's claim unless a newer event has its own.
@@ -125,22 +131,26 @@ impl Reconciler {
         let InForce { memory, cpu, weight, swap_max } = in_force;
         let is_memory = memory.is_same(container.limit, page);
         let is_cpu = cpu.is(container.cpu);
-        // Without an update, another program has changed the limit. The limit of the runtime stays
-        // the desired one, and the pod's limit follows it.
-        if container.update == Update::Over {
+        let (meaning, result) = (container.phase.limit_meaning(), container.phase.result());
+        if meaning == LimitMeaning::Foreign && result != Some(UpdateResult::Applied) {
             return;
         }
-        if container.update == Update::Made {
-            // The runtime has stored new values with the update.
-            self.progress(&container.id).verified = None;
+        if result == Some(UpdateResult::Applied) {
             let is_weight = weight.is_none_or(|weight| container.cpu_shares.is(weight));
             let is_swap = container.swap_max.is_none_or(|wanted| swap_max == Some(wanted));
             let mut is_made = true;
             let text = |swap_max: Option<Bytes>| {
                 swap_max.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string())
             };
+            // The plugin itself has requested another limit meanwhile.
+            let is_own = meaning != LimitMeaning::Result;
             for (knob, desired, observed, is_so) in [
-                (Knob::Max.file_name(), container.limit.to_string(), memory.to_string(), is_memory),
+                (
+                    Knob::Max.file_name(),
+                    container.limit.to_string(),
+                    memory.to_string(),
+                    is_memory || is_own,
+                ),
                 (CPU_MAX, container.cpu.to_string(), cpu.to_string(), is_cpu),
                 (
                     CPU_WEIGHT,
@@ -163,31 +173,82 @@ impl Reconciler {
                 self.reports.metrics.resized(outcome);
             }
         }
+        let is_adopted = !is_memory && meaning != LimitMeaning::Overtaken;
+        if !is_memory && !is_adopted {
+            self.request_again(container, memory);
+        }
         self.containers.read_back(
             container,
-            (!is_memory).then_some(memory),
+            is_adopted.then_some(memory),
             (!is_cpu).then_some(cpu),
         );
     }
 
-    /// Handles a container that is unmanaged and restored. Updates the runtime's stored values
-    /// once, then forgets the container.
-    pub(super) fn let_go(
+    /// Requests the user's limit again. The runtime has handled an older request of the plugin
+    /// after the user's update.
+    fn request_again(&mut self, container: &Container, in_force: Limit) {
+        match container.limit {
+            Limit::Bytes(limit) if container.limit > in_force => {
+                self.again(Duration::ZERO, Work::higher_limit(container, limit));
+            }
+            Limit::Bytes(limit) => {
+                let patience = self.containers.settings().config.shrink_deadline;
+                self.deferred.put(&container.id, limit, patience);
+            }
+            // The plugin requests no limit of this kind, so no request has followed the update.
+            Limit::Max => {}
+        }
+    }
+
+    /// Handles a container that is unmanaged and has its original values. Sends these values to the
+    /// runtime once, then forgets the container.
+    fn unmanage(
         &mut self,
         container: &Arc<Container>,
         compared: &Compared,
         enforces: bool,
+        is_in_force: bool,
     ) -> Option<Pending> {
-        let progress = self.progress(&container.id);
-        if std::mem::take(&mut progress.is_released) {
+        let was_sent = self.containers.on_phase(&container.id, UpdatePhase::end_unmanaging);
+        let pending = if was_sent == Some(true) {
             self.containers.restored(container);
-            return None;
+            None
+        } else {
+            self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
+            let writes = all_writes(&compared.decided);
+            self.request_values(container, compared, writes, enforces, false)
+        };
+        self.claim(container, compared.claim);
+        if pending.is_none() {
+            self.settled(container, &compared.decided, is_in_force);
         }
-        progress.is_released = true;
-        progress.is_waiting = true;
-        let writes = all_writes(&compared.decided).collect();
-        let (container, swap_max) = (container.clone(), compared.swap_max);
-        Some(Pending { container, writes, attempt: 1, swap_max, enforces, is_foreign: false })
+        pending
+    }
+
+    /// Returns a request for these values of a container.
+    fn request_values(
+        &mut self,
+        container: &Arc<Container>,
+        compared: &Compared,
+        mut writes: Vec<Write>,
+        enforces: bool,
+        is_foreign: bool,
+    ) -> Option<Pending> {
+        let begun = self.containers.on_phase(&container.id, UpdatePhase::begin_values_request)?;
+        if begun && let Some(InForce { memory, .. }) = compared.in_force {
+            writes.push(Write { knob: Knob::Max, observed: memory, desired: memory });
+        }
+        // A repair after the runtime's own write is not counted, but it is also a first attempt.
+        let attempt = self.contention.repairs(&container.id).max(1);
+        Some(Pending {
+            container: self.containers.get(&container.id)?,
+            writes,
+            is_limit_request: false,
+            attempt,
+            swap_max: compared.swap_max,
+            enforces,
+            is_foreign,
+        })
     }
 
     /// Sets the claim of a container without a cgroup. The container gets its values at its start,
@@ -200,17 +261,16 @@ impl Reconciler {
         }
     }
 
-    /// Returns the writes for the runtime if they are due now, and whether another program has
-    /// changed the values.
-    pub(super) fn repair(
+    /// Repairs the files of a container that do not hold their desired values. Returns a request
+    /// for the runtime if one is due.
+    fn repair(
         &mut self,
         container: &Arc<Container>,
         compared: Compared,
         touched: bool,
-    ) -> Option<(Vec<Write>, bool)> {
-        let Compared { decided, mut writes, claim, held, .. } = compared;
-        let desired = decided.values();
-        let is_stored = self.progress(&container.id).verified.as_ref() == Some(&desired);
+        enforces: bool,
+    ) -> Option<Pending> {
+        let is_stored = container.phase.has_stored(&compared.decided.stored_values());
         if is_stored && !self.containers.settings().config.repair {
             let Container { pod, name, .. } = container.as_ref();
             debug!(pod, container = name, "left as another program set it");
@@ -218,36 +278,28 @@ impl Reconciler {
         }
         // The runtime's writes for its client are not foreign.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
+        let desired = compared.decided.values();
         let now = std::time::Instant::now();
         match self.contention.judge(container.id.clone(), desired, touched, now) {
             // The runtime and systemd hold the values already. Only the files were changed, so
             // write only the files.
             RepairDecision::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
-                self.write_files(container, writes, is_foreign);
-                return None;
+                self.write_files(container, compared.writes, is_foreign);
             }
             RepairDecision::Repair => {
                 if let Some(place) = &container.place {
                     // The current values count until the container has the new ones.
-                    let claim = claim.max(held.protection());
+                    let claim = compared.claim.max(compared.held.protection());
                     let is_current = || self.containers.is_current(container);
                     self.levels.claim_at_least_if(place, &container.id, claim, is_current);
                 }
-                if decided.is_let_go() {
-                    // Send all values, because the runtime may have stored other ones.
-                    self.progress(&container.id).is_released = true;
-                    // The runtime may have to be quiet first. The container must not stay throttled
-                    // at its memory.high meanwhile.
-                    self.write_files(container, writes, false);
-                    writes = all_writes(&decided).collect();
-                }
-                self.containers.remember(container, held);
-                return Some((writes, is_foreign));
+                self.containers.remember(container, compared.held);
+                return self.repair_in_runtime(container, compared, enforces, is_foreign);
             }
             RepairDecision::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
             RepairDecision::GiveUp => {
-                self.progress(&container.id).is_unverified = false;
-                for Write { knob, observed, desired } in writes {
+                self.containers.on_phase(&container.id, UpdatePhase::give_up_values);
+                for Write { knob, observed, desired } in compared.writes {
                     let what = Incident::Contended { knob, desired, observed, repairs: REPAIRS };
                     self.reports.report(&container.as_ref().into(), &what);
                 }
@@ -255,6 +307,34 @@ impl Reconciler {
             RepairDecision::Leave => {}
         }
         None
+    }
+
+    /// Repairs a container through the runtime, or directly if the runtime would lower the limit.
+    fn repair_in_runtime(
+        &mut self,
+        container: &Arc<Container>,
+        mut compared: Compared,
+        enforces: bool,
+        is_foreign: bool,
+    ) -> Option<Pending> {
+        if !may_request(container, &compared) {
+            self.containers.on_phase(&container.id, UpdatePhase::write_files_only);
+            self.write_files(container, compared.writes, is_foreign);
+            return None;
+        }
+        let writes = std::mem::take(&mut compared.writes);
+        if compared.decided.is_let_go() {
+            self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
+            let all = all_writes(&compared.decided);
+            let pending = self.request_values(container, &compared, all, enforces, false);
+            // The runtime may have to be quiet first. The container must not stay throttled at its
+            // memory.high meanwhile.
+            if let Some(pending) = &pending {
+                self.write_files(&pending.container, writes, false);
+            }
+            return pending;
+        }
+        self.request_values(container, &compared, writes, enforces, is_foreign)
     }
 
     /// Writes a container's files without the runtime, in a thread. Lowering memory.high takes as
@@ -289,7 +369,7 @@ impl Reconciler {
                 }
             }
         });
-        self.progress(&container.id).is_unverified = true;
+        self.containers.on_phase(&container.id, UpdatePhase::write);
         self.again(REPAIRED, Work::Container(container.id.clone()));
     }
 
@@ -298,26 +378,26 @@ impl Reconciler {
     pub(super) fn written(&mut self, done: Done, due: &mut Due) {
         for pending in &done.batch {
             let container = &pending.container;
-            let progress = self.progress(&container.id);
-            progress.is_waiting = false;
+            let id = &container.id;
+            let was_sent = done.fates.as_ref().is_some_and(|fates| fates.was_sent(id));
+            self.containers.on_phase(id, |phase| phase.answered(was_sent));
             let Some(fates) = &done.fates else {
-                progress.is_released = false;
+                self.containers.on_phase(id, UpdatePhase::end_unmanaging);
                 // The next synchronization checks all containers.
-                self.contention.forget(&container.id);
+                self.contention.forget(id);
                 continue;
             };
-            let was_sent = fates.was_sent(&container.id);
-            progress.is_released &= !fates.dropped.contains(&container.id);
-            progress.is_unverified |= was_sent;
+            if fates.dropped.contains(id) {
+                self.containers.on_phase(id, UpdatePhase::end_unmanaging);
+            }
             if pending.is_foreign && was_sent {
                 for &Write { knob, desired, observed } in pending.changes() {
                     let repaired = Incident::Repaired { knob, desired, observed };
                     self.reports.report(&container.as_ref().into(), &repaired);
                 }
             }
-            if pending.writes.iter().any(|write| write.knob == Knob::Max) {
-                self.containers.swap_update(&container.id, Update::Over, Update::Unconfirmed);
-            } else if fates.busy.contains(&container.id) {
+            if !pending.is_limit_request && fates.busy.contains(id) {
+                self.containers.on_phase(id, UpdatePhase::write_files_only);
                 let writes = pending.changes().copied().collect();
                 self.write_files(container, writes, pending.is_foreign);
                 continue;
@@ -327,10 +407,7 @@ impl Reconciler {
     }
 
     pub(super) fn settled(&mut self, container: &Container, decided: &Decided, is_in_force: bool) {
-        self.containers.forget_high_before(container);
-        let progress = self.progress(&container.id);
-        progress.verified = Some(decided.values());
-        let is_unverified = std::mem::take(&mut progress.is_unverified);
+        let is_unverified = self.containers.settle(container, decided);
         self.contention.settle(&container.id);
         let outcome = match is_unverified {
             _ if !is_in_force => Outcome::Unresolved,
@@ -353,42 +430,53 @@ impl Reconciler {
             container has ended");
         self.levels.release(&container.id);
         self.contention.forget(&container.id);
-        self.progress.remove(&container.id);
+        self.containers.on_phase(&container.id, UpdatePhase::lose_cgroup);
         if let Some(cgroup) = &container.cgroup {
             self.unwatch(cgroup);
         }
     }
 
-    /// Asks the runtime for another limit of a running container.
-    pub(super) fn ask_for_limit(&mut self, id: String, limit: Bytes, revision: u64) {
-        let known = self.containers.get(&id).filter(|container| container.revision == revision);
-        let Some(container) = known else { return };
-        let is_changing =
-            matches!(container.update, Update::UnderWay(_)) && container.update != Update::OURS;
-        if is_changing || self.is_waiting(&id) {
-            return self.again(BUSY, Work::Limit { id, limit, revision });
+    /// Requests another limit of a running container from the runtime.
+    pub(super) fn request_limit(&mut self, work: Work, due: &mut Due) {
+        let Work::Limit { id, limit, origin, is_prepared } = &work else { return };
+        let now = tokio::time::Instant::now();
+        let begin = |phase: &mut UpdatePhase| phase.begin_limit_request(*origin, *is_prepared, now);
+        match self.containers.on_phase(id, begin) {
+            Some(LimitRequest::Send) => {}
+            Some(LimitRequest::Wait) => return self.again(BUSY, work),
+            Some(LimitRequest::Drop) => {
+                // A prepared decrease may have lowered memory.high.
+                due.containers.entry(id.clone()).or_default();
+                return;
+            }
+            None => return,
         }
-        self.containers.swap_update(&id, Update::OURS, Update::Over);
-        let swap_max = container
-            .cgroup
-            .as_ref()
-            .and_then(|cgroup| self.root.cgroup(cgroup).ok()?.swap_max().ok());
-        let write =
-            Write { knob: Knob::Max, observed: container.limit, desired: Limit::Bytes(limit) };
-        self.progress(&id).is_waiting = true;
-        // Send the request alone, so that the runtime gives the reason of a failure.
-        let swap_max = swap_max.and_then(Limit::bytes);
-        // Only a plugin that enforces asks for limits.
+        let Some(container) = self.containers.get(id) else { return };
+        let cgroup = container.cgroup.as_ref().and_then(|cgroup| self.root.cgroup(cgroup).ok());
+        let in_force = cgroup.as_ref().and_then(|cgroup| cgroup.read(Knob::Max).ok());
+        let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
+        let observed = in_force.unwrap_or(container.limit);
+        let write = Write { knob: Knob::Max, observed, desired: Limit::Bytes(*limit) };
+        // Only a plugin that enforces requests limits. A second attempt is sent alone, so that the
+        // runtime gives the reason of a failure.
         let pending = Pending {
             container,
             writes: vec![write],
+            is_limit_request: true,
             attempt: 2,
             swap_max,
             enforces: true,
             is_foreign: false,
         };
+        // The receiver lives as long as this task.
         let _ = self.updater.send(vec![pending]);
     }
+}
+
+/// Returns whether a request to the runtime is safe. The runtime writes its own limit with each
+/// update. A limit below the one in force could cause an OOM kill.
+fn may_request(container: &Container, compared: &Compared) -> bool {
+    compared.in_force.is_none_or(|in_force| in_force.memory <= container.limit)
 }
 
 #[cfg(test)]
@@ -419,9 +507,10 @@ mod tests {
         reconciler.limits_read_back(&containers.get("1").unwrap(), in_force);
         assert_eq!(containers.get("1").unwrap().limit, limit(100));
         // After an update whose result is unknown, the kernel's limit counts.
-        containers.set_update("1", Update::Unconfirmed);
+        // The plugin knows no update that the runtime could report as applied.
+        containers.on_phase("1", UpdatePhase::applied);
         reconciler.limits_read_back(&containers.get("1").unwrap(), in_force);
         let now = containers.get("1").unwrap();
-        assert_eq!((now.limit, now.update), (limit(200), Update::Over));
+        assert_eq!((now.limit, now.phase.result()), (limit(200), Some(UpdateResult::ReadBack)));
     }
 }

@@ -39,10 +39,12 @@ use crate::agent::notify::Ping;
 use crate::cgroup::watch::{Change, Watch};
 use crate::cgroup::{CgroupError, CgroupRoot, systemd};
 use crate::report::Reports;
-use crate::state::container::{Container, Update};
+use crate::state::container::Container;
 use crate::state::containers::Containers;
+use crate::state::deferred::DeferredLimits;
 use crate::state::levels::{CheckNext, Levels};
 use crate::state::pod_view::PodView;
+use crate::state::shared::SharedState;
 
 /// Maximum number of containers in one request to the runtime. The runtime takes some tenths of a
 /// second for each container, and holds its lock meanwhile.
@@ -67,6 +69,9 @@ pub(super) const TICK: Duration = Duration::from_secs(600);
 /// late if it was made during the synchronization.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Delay before the next look whether a busy runtime can store the values that only the files hold.
+pub(super) const STORE_AGAIN: Duration = Duration::from_secs(60);
+
 /// Delay before the check of a repaired file, if inotify reports no change before.
 pub(super) const REPAIRED: Duration = Duration::from_millis(500);
 
@@ -80,6 +85,7 @@ pub struct Reconciler {
     levels: Arc<Levels>,
     root: Arc<CgroupRoot>,
     reports: Arc<Reports>,
+    deferred: Arc<DeferredLimits>,
     runtime: nri::Runtime,
     work: mpsc::UnboundedReceiver<Work>,
     /// Questions whether the loop runs, for the watchdog.
@@ -92,8 +98,6 @@ pub struct Reconciler {
     /// Time of the next check of everything.
     tick: Instant,
     contention: Contention<String, Vec<(Knob, Limit)>>,
-    /// Progress by container ID.
-    progress: HashMap<String, Progress>,
     /// Batches for the runtime, which handles one after the other.
     updater: mpsc::UnboundedSender<Vec<Pending>>,
     /// The task that sends the batches.
@@ -112,19 +116,6 @@ pub struct Reconciler {
     standings: HashMap<CgroupPath, Standing>,
 }
 
-/// Progress of a container.
-#[derive(Debug, Default)]
-struct Progress {
-    /// Whether the runtime has not answered a request for an update yet.
-    is_waiting: bool,
-    /// Whether the values were written and not read back yet.
-    is_unverified: bool,
-    /// Whether the container is unmanaged and the runtime got its original values.
-    is_released: bool,
-    /// Desired values at the last check that found no drift.
-    verified: Option<Vec<(Knob, Limit)>>,
-}
-
 /// Checks that are due.
 #[derive(Debug, Default)]
 struct Due {
@@ -140,14 +131,13 @@ struct Due {
 impl Reconciler {
     /// Creates the task, which takes its work from `work`.
     pub fn new(
-        containers: Arc<Containers>,
-        levels: Arc<Levels>,
-        root: Arc<CgroupRoot>,
+        state: SharedState,
         reports: Arc<Reports>,
         runtime: nri::Runtime,
         work: mpsc::UnboundedReceiver<Work>,
         pings: mpsc::UnboundedReceiver<Ping>,
     ) -> Self {
+        let SharedState { containers, levels, root, deferred, .. } = state;
         let watch = Watch::new()
             .inspect_err(|error| {
                 warn!(%error, "cannot watch cgroups; what others change is found only every \
@@ -173,6 +163,7 @@ impl Reconciler {
             levels,
             root,
             reports,
+            deferred,
             runtime,
             work,
             pings,
@@ -181,7 +172,6 @@ impl Reconciler {
             again: BTreeMap::new(),
             tick: Instant::now() + TICK,
             contention: Contention::default(),
-            progress: HashMap::new(),
             strangers: HashMap::new(),
             share_is_due: false,
             is_census_incomplete: false,
@@ -252,16 +242,17 @@ impl Reconciler {
                 self.contention.expect(id.clone(), std::time::Instant::now());
                 due.containers.entry(id).or_default();
             }
-            Work::Later(id, number) => self.again(LATER, Work::Updated(id, number)),
-            Work::Updated(id, number) => {
+            Work::Later(id, update) => self.again(LATER, Work::Updated(id, update)),
+            Work::Updated(id, update) => {
                 // The runtime does not report a failed update, which may have written some of the
                 // files.
-                if self.containers.swap_update(&id, Update::UnderWay(number), Update::Unconfirmed) {
+                let has_given_up = self.containers.on_phase(&id, |phase| phase.give_up(update));
+                if has_given_up == Some(true) {
                     self.contention.expect(id.clone(), std::time::Instant::now());
                 }
                 due.containers.entry(id).or_default();
             }
-            Work::Limit { id, limit, revision } => self.ask_for_limit(id, limit, revision),
+            work @ Work::Limit { .. } => self.request_limit(work, due),
             Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
             Work::Touched(path, knob) => due.cgroups.entry(path).or_default().push(knob),
             Work::Stranger(path) => self.meet(path),
@@ -279,14 +270,6 @@ impl Reconciler {
         for cgroup in self.levels.cgroups() {
             due.cgroups.entry(cgroup).or_default();
         }
-    }
-
-    fn progress(&mut self, id: &str) -> &mut Progress {
-        self.progress.entry(id.to_owned()).or_default()
-    }
-
-    fn is_waiting(&self, id: &str) -> bool {
-        self.progress.get(id).is_some_and(|progress| progress.is_waiting)
     }
 
     fn again(&mut self, delay: Duration, work: Work) {
@@ -395,9 +378,7 @@ impl Reconciler {
     }
 
     fn forget_who_is_gone(&mut self) {
-        let known: HashSet<_> = self.containers.ids().into_iter().collect();
         self.levels.prune(|id| self.containers.get(id).is_some());
-        self.progress.retain(|id, _| known.contains(id));
         let uids: HashSet<_> =
             self.containers.all().iter().map(|container| container.uid.clone()).collect();
         // Take one lock at a time: get the cgroups before `retain` takes the reports' lock.

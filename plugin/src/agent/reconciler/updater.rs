@@ -136,9 +136,11 @@ impl Updater {
         }
         // A limit is void if a newer update of the user came after the decision. Other values are
         // void after any event, and the container is checked again then.
-        if pending.writes.iter().any(|write| write.knob == Knob::Max) {
+        if pending.is_limit_request {
             let now = self.containers.get(&pending.container.id);
-            now.is_some_and(|now| now.revision == pending.container.revision)
+            now.is_some_and(|now| {
+                now.phase.limit_origin() == pending.container.phase.limit_origin()
+            })
         } else {
             self.containers.is_current(&pending.container)
         }
@@ -189,6 +191,8 @@ impl Pending {
 pub(super) struct Pending {
     pub(super) container: Arc<Container>,
     pub(super) writes: Vec<Write>,
+    /// Whether the plugin requests another limit. Otherwise it requests the values of the policy.
+    pub(super) is_limit_request: bool,
     pub(super) attempt: u32,
     /// Swap limit, if there is one.
     pub(super) swap_max: Option<Bytes>,
@@ -254,6 +258,7 @@ mod tests {
         Pending {
             container: container.clone(),
             writes: vec![write],
+            is_limit_request: knob == Knob::Max,
             attempt: 1,
             swap_max: None,
             enforces: true,
@@ -272,9 +277,12 @@ mod tests {
         let updater = Updater { containers: containers.clone(), runtime, updates, done };
         assert!(updater.is_current(&values) && updater.is_current(&limit));
         // A release does not concern the limit that the user asks for.
-        containers.release("1", Some(Limit::Max));
+        containers.on_phase("1", |phase| phase.release(Limit::Max));
         assert!(!updater.is_current(&values) && updater.is_current(&limit));
-        containers.insert(Container { revision: 1, ..container("1", 100) });
+        let update = containers.next_update();
+        containers.accept("1", update, false, |_| {});
+        assert!(updater.is_current(&limit), "the update sets no limit");
+        containers.accept("1", update, true, |_| {});
         assert!(!updater.is_current(&values) && !updater.is_current(&limit));
         containers.remove("1");
         assert!(!updater.is_current(&values) && !updater.is_current(&limit));

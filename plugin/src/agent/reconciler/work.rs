@@ -4,6 +4,7 @@ use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::{Bytes, Knob};
 
 use crate::state::container::Container;
+use crate::state::update_phase::{LimitOrigin, UpdateId};
 
 /// Work for the reconcile task.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,19 +14,20 @@ pub enum Work {
     /// Check a container whose files the runtime has just written for its client, at a start or by
     /// an update.
     Written(String),
-    /// Check later whether the container's update with this number has taken effect.
-    Later(String, u64),
-    /// Check a container whose update with this number should have taken effect by now.
-    Updated(String, u64),
+    /// Check later whether this update of the container has taken effect.
+    Later(String, UpdateId),
+    /// Check a container whose update should have taken effect by now.
+    Updated(String, UpdateId),
     /// Ask the runtime for another limit of a container.
     Limit {
         /// ID of the container.
         id: String,
         /// The new limit, which does not kill the container.
         limit: Bytes,
-        /// Revision of the container at the time of the decision. After a newer revision the
-        /// request is void.
-        revision: u64,
+        /// Origin of the container's limit at the time of the decision.
+        origin: LimitOrigin,
+        /// Whether the limit is a prepared decrease.
+        is_prepared: bool,
     },
     /// Check a cgroup above the containers.
     Cgroup(CgroupPath),
@@ -41,9 +43,17 @@ pub enum Work {
 }
 
 impl Work {
-    /// Requests another limit for a container. The request is void once the user asks for another
+    /// Requests a higher limit for a container. The request is void once the user requests another
     /// limit.
-    pub fn limit(container: &Container, limit: Bytes) -> Self {
-        Self::Limit { id: container.id.clone(), limit, revision: container.revision }
+    pub fn higher_limit(container: &Container, limit: Bytes) -> Self {
+        let (id, origin) = (container.id.clone(), container.phase.limit_origin());
+        Self::Limit { id, limit, origin, is_prepared: false }
+    }
+
+    /// Requests a lower limit for a container that is prepared for it. The request is void once the
+    /// runtime announces another update.
+    pub fn prepared_limit(container: &Container, limit: Bytes) -> Self {
+        let (id, origin) = (container.id.clone(), container.phase.limit_origin());
+        Self::Limit { id, limit, origin, is_prepared: true }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nri::Creation;
 use nri::api::{self, ContainerAdjustment, LinuxContainerAdjustment, LinuxResources, PodSandbox};
-use plimsoll_core::policy::Setting;
+use plimsoll_core::policy::{KNOBS, Setting};
 use plimsoll_core::requests::annotation;
 use plimsoll_core::units::{Knob, Limit, excerpt, printable};
 use tracing::{info, warn};
@@ -12,8 +12,10 @@ use tracing::{info, warn};
 use super::Service;
 use super::translate::{is_claimed, translate};
 use crate::agent::reconciler::memory_limit;
-use crate::state::container::{Container, Decided, KNOBS};
+use crate::state::container::{Container, Decided};
+use crate::state::containers::Containers;
 use crate::state::originals::Values;
+use crate::state::resolved::Resolved;
 
 impl Service {
     /// Decides the values of a container that is being created.
@@ -37,7 +39,11 @@ impl Service {
             Container { started: false, ..translate(&pod, &created, self.page_size()) };
         let rescued = self.state.rescues.limit_for(&container);
         container.limit = rescued.unwrap_or(container.limit);
-        let (container, decided) = self.resolve(container).await;
+        let store = |containers: &Containers| Some(containers.insert(container.clone()));
+        let Some(Resolved { container, decided, .. }) = self.resolve(&container, store).await
+        else {
+            return Creation::default();
+        };
         let unified: HashMap<_, _> = values_at_creation(&container, &decided)
             .map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()))
             .collect();

@@ -14,7 +14,7 @@ mod translate;
 mod update;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,9 +32,10 @@ use crate::agent::kills::Kills;
 use crate::agent::reconciler::Work;
 use crate::config::Config;
 use crate::report::Reports;
-use crate::state::container::{Container, Update};
+use crate::state::container::Container;
 use crate::state::shared::SharedState;
 use crate::state::traffic::Event;
+use crate::state::update_phase::UpdatePhase;
 use crate::{in_own_thread, lock};
 
 /// Divisor of the runtime's request timeout: an event is answered within this part.
@@ -52,8 +53,6 @@ pub struct Service {
     budget: Mutex<Duration>,
     /// Whether the plugin has applied the runtime's configuration text.
     configured: AtomicBool,
-    /// Number of updates so far.
-    updates: AtomicU64,
     cuts: Arc<Cuts>,
     kills: Arc<Kills>,
     reports: Arc<Reports>,
@@ -79,7 +78,6 @@ impl Service {
             configurator,
             budget: Mutex::new(Duration::from_millis(200)),
             configured: AtomicBool::new(false),
-            updates: AtomicU64::new(0),
             cuts,
             kills,
             reports,
@@ -260,7 +258,8 @@ impl Plugin for Service {
         if self.state.containers.get(&container.id).is_none() && container.linux.is_some() {
             self.meet_sandbox(&pod);
             self.forget_older(&pod.id, &container);
-            self.resolve(Container { started: false, ..self.found(&pod, &container) }).await;
+            let found = Container { started: false, ..self.found(&pod, &container) };
+            self.resolve(&found, |containers| Some(containers.insert_found(found.clone()))).await;
         }
         self.state.containers.started(&container.id);
         if let Some(container) = self.state.containers.get(&container.id) {
@@ -290,7 +289,7 @@ impl Plugin for Service {
         container: api::Container,
     ) -> Result<(), Refusal> {
         let _event = self.event("PostUpdateContainer");
-        self.state.containers.set_update(&container.id, Update::Made);
+        self.state.containers.on_phase(&container.id, UpdatePhase::applied);
         self.enqueue(Work::Written(container.id));
         Ok(())
     }

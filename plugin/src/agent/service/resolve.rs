@@ -5,19 +5,20 @@ use std::sync::Arc;
 use nri::Refusal;
 use nri::api::{self, PodSandbox};
 use plimsoll_core::incident::{Incident, LowerLimit};
-use plimsoll_core::pod::Request;
-use plimsoll_core::policy::resize::{self, Limits};
 use plimsoll_core::units::Limit;
 use tracing::{debug, warn};
 
 use super::translate::translate;
 use super::{CUT_BUDGET, Service};
 use crate::agent::cut::Attempted;
-use crate::agent::reconciler::Work;
 use crate::config::Shrink;
 use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;
-use crate::state::container::{Container, Decided};
+use crate::state::container::Container;
+use crate::state::containers::Containers;
+use crate::state::resolved::Resolved;
+use crate::state::shared::SharedState;
+use crate::state::update_phase::Party;
 
 /// Reason for the refusal of a limit decrease. The text is constant, because the kubelet makes an
 /// Event of each new text and retries every 10 to 15 s.
@@ -50,71 +51,35 @@ impl Service {
         found
     }
 
-    /// Stores a container and decides its values.
-    pub(super) async fn resolve(&self, container: Container) -> (Arc<Container>, Decided) {
+    /// Decides everything that follows from an event about a container, writes the cgroups above
+    /// and reports the incidents.
+    ///
+    /// `store` stores the container once the kubelet's record of it was read. It returns `None` if
+    /// the container was removed meanwhile.
+    pub(super) async fn resolve(
+        &self,
+        container: &Container,
+        store: impl FnOnce(&Containers) -> Option<Arc<Container>>,
+    ) -> Option<Resolved> {
         if container.limit == Limit::Max
             && let Some(refresh) = self.configurator.begin_refresh()
         {
             let budget = *lock(&self.budget);
             self.off_the_loop(budget, |_| refresh.run()).await;
         }
-        let record = self.record(&container).await;
-        let former = self.state.containers.last_limits(&container.sandbox, &container.name);
-        let container = self.state.containers.insert(container);
-        let decided = self.state.containers.decide(&container, &record);
-        for notice in &decided.notices {
-            warn!(pod = container.pod, container = container.name, "{notice}");
+        let record = self.record(container).await;
+        let SharedState { containers, levels, .. } = &self.state;
+        let former = containers.last_limits(&container.sandbox, &container.name);
+        let container = store(containers)?;
+        let is_alive = |other: &Container| levels.is_alive(other);
+        let resolved = containers.resolve(container, former, &record, is_alive);
+        let Container { pod, name, .. } = resolved.container.as_ref();
+        for notice in &resolved.decided.notices {
+            warn!(pod, container = name, "{notice}");
         }
-        if former != Some(container.limits()) {
-            self.say_if_beyond_the_node(&container);
-            self.say_if_overcommitted(&container, decided.request.as_ref());
-        }
-        self.raise_pod(&container, former, &record);
-        // Reserve the larger of the old and new claim until the new values are verified.
-        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
-            self.state.levels.claim_at_least(place, &container.id, claim);
-        }
-        (container, decided)
-    }
-
-    /// Warns about a limit above node allocatable, but the limit is applied. Excessive requests
-    /// appear as shortfalls of protection.
-    pub(super) fn say_if_beyond_the_node(&self, container: &Container) {
-        if let (Limit::Bytes(limit), Some(allocatable)) =
-            (container.limit, self.state.containers.settings().node.allocatable)
-            && limit > allocatable
-        {
-            self.reports.report(&container.into(), &Incident::BeyondNode { limit, allocatable });
-        }
-    }
-
-    /// Warns about a limit that is too many times the request, but the limit is applied.
-    pub(super) fn say_if_overcommitted(&self, container: &Container, request: Option<&Request>) {
-        if let (Limit::Bytes(limit), Some(request), Some(most)) = (
-            container.limit,
-            request,
-            self.state.containers.settings().config.max_limit_request_ratio,
-        ) && resize::is_overcommitted(limit, request.at_most, most)
-        {
-            let what = Incident::Overcommitted { request: request.at_most, limit, most };
-            self.reports.report(&container.into(), &what);
-        }
-    }
-
-    /// Raises the pod's limits, because a lower pod limit would make the container's limits
-    /// useless. `former` are the last limits of this container, or of its predecessor with the same
-    /// name.
-    pub(super) fn raise_pod(
-        &self,
-        container: &Container,
-        former: Option<Limits>,
-        recorded: &RecordSearch,
-    ) {
-        let mut others = self.state.containers.in_sandbox(&container.sandbox);
-        others.retain(|other| other.name != container.name && self.state.levels.is_alive(other));
-        let pod = self.state.containers.view_pod(container, former, &others, recorded);
-        let raise = self.state.levels.raise_limits(container, &pod, false);
-        self.reports.report_all(raise.incidents);
+        let incidents = levels.apply(&resolved);
+        self.reports.report_all(resolved.incidents.iter().cloned().chain(incidents));
+        Some(resolved)
     }
 
     /// Prepares the container for a limit decrease. Returns the limit that stays for now if the
@@ -142,29 +107,26 @@ impl Service {
         }
         let is_deferred = settings.config.shrink == Shrink::Defer;
         let budget = *lock(&self.budget) * CUT_BUDGET;
-        let (in_force, refusal) =
-            match self.cuts.make_room(container, container.update, budget).await {
-                Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
-                Ok(Attempted::Busy { in_force }) => (in_force, BUSY),
-                Ok(Attempted::NotMade { in_force, usage }) => {
-                    let decrease = LowerLimit { limit: container.limit, in_force, usage };
-                    let incident = if is_deferred {
-                        Incident::CutDeferred(decrease)
-                    } else {
-                        Incident::CutRejected(decrease)
-                    };
-                    self.reports.report(&container.into(), &incident);
-                    // The reconcile task has skipped the container during the attempt.
-                    self.enqueue(Work::Container(container.id.clone()));
-                    (in_force, WOULD_KILL)
-                }
-                Err(error) => {
-                    // The plugin does not refuse a limit that it cannot prepare for.
-                    let Container { pod, name, .. } = container;
-                    debug!(pod, container = name, %error, "cannot prepare a limit decrease");
-                    return Ok(None);
-                }
-            };
+        let (in_force, refusal) = match self.cuts.make_room(container, Party::User, budget).await {
+            Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
+            Ok(Attempted::Busy { in_force }) => (in_force, BUSY),
+            Ok(Attempted::NotMade { in_force, usage }) => {
+                let decrease = LowerLimit { limit: container.limit, in_force, usage };
+                let incident = if is_deferred {
+                    Incident::CutDeferred(decrease)
+                } else {
+                    Incident::CutRejected(decrease)
+                };
+                self.reports.report(&container.into(), &incident);
+                (in_force, WOULD_KILL)
+            }
+            Err(error) => {
+                // The plugin does not refuse a limit that it cannot prepare for.
+                let Container { pod, name, .. } = container;
+                debug!(pod, container = name, %error, "cannot prepare a limit decrease");
+                return Ok(None);
+            }
+        };
         if !is_deferred {
             return Err(Refusal::new(refusal));
         }

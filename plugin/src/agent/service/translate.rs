@@ -11,8 +11,9 @@ use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit, PageSize, prin
 use tracing::warn;
 
 use crate::kubelet::checkpoint::Moment;
-use crate::state::container::{Container, Update};
+use crate::state::container::Container;
 use crate::state::levels::Sandbox;
+use crate::state::update_phase::UpdatePhase;
 
 /// Returns the sandbox of a pod of the kubelet; `None` for any other pod.
 pub(super) fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
@@ -101,8 +102,7 @@ pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: Page
         sandbox: pod.id.clone(),
         limit: Limit::Max,
         asked: Limit::Max,
-        revision: 0,
-        generation: 0,
+        phase: UpdatePhase::default(),
         cpu: CpuMax::NONE,
         cpu_shares: shares(resources, CpuShares::default()),
         swap_max: None,
@@ -110,9 +110,6 @@ pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: Page
         overrides,
         oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
         moment: Moment::Create,
-        update: Update::Over,
-        released: None,
-        high_before: None,
         has_had_processes: false,
         started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
         cgroup: None,

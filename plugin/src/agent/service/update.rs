@@ -1,11 +1,10 @@
 //! The answer to UpdateContainer.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use nri::Refusal;
 use nri::api::{self, ContainerUpdate, LinuxResources, PodSandbox};
-use plimsoll_core::policy::Setting;
+use plimsoll_core::policy::{KNOBS, Setting};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tracing::info;
 
@@ -14,8 +13,11 @@ use super::translate::{cpu, has_ended, is_claimed, limit, shares};
 use crate::agent::reconciler::{Work, memory_limit, update};
 use crate::cgroup::{Cgroup, SWAP_MAX};
 use crate::kubelet::checkpoint::Moment;
-use crate::state::container::{Container, Decided, KNOBS, Update};
+use crate::state::container::{Container, Decided};
+use crate::state::containers::Containers;
 use crate::state::originals::Values;
+use crate::state::resolved::Resolved;
+use crate::state::update_phase::UpdatePhase;
 
 impl Service {
     /// Decides the values of a container that is being updated.
@@ -30,32 +32,43 @@ impl Service {
         resources: LinuxResources,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
         let Some(known) = self.known_or_found(&pod, &reported) else { return Ok(Vec::new()) };
-        let number = self.updates.fetch_add(1, Ordering::Relaxed);
-        let mut updated = with_resources(&known, &resources, number);
+        let update = self.state.containers.next_update();
+        self.state.containers.on_phase(&known.id, |phase| phase.announce(update));
         // The runtime does not report a failed update. Then the kernel holds values that do not
         // match the limit. This answer may also end early.
-        self.enqueue(Work::Later(updated.id.clone(), number));
-        let asks_for_limit = asked_limit(&resources) != 0;
+        self.enqueue(Work::Later(known.id.clone(), update));
+        let sets_limit = asked_limit(&resources) != 0;
+        let mut updated = with_resources(&known, &resources);
         let mut instead = None;
-        if asks_for_limit {
-            (updated.limit, updated.revision) =
-                (limit(asked_limit(&resources), self.page_size(), &updated), number + 1);
+        if sets_limit {
+            updated.limit = limit(asked_limit(&resources), self.page_size(), &updated);
             updated.asked = updated.limit;
             instead = self.state.rescues.limit_for(&updated);
             updated.limit = instead.unwrap_or(updated.limit);
-            // The plugin stores nothing of a limit decrease that it refuses.
-            match self.make_room(&updated).await? {
-                Some(in_force) => {
+            match self.make_room(&updated).await {
+                Ok(Some(in_force)) => {
                     instead = Some(in_force);
                     updated.limit = in_force;
                 }
-                None => self.state.deferred.forget(&updated.id),
+                Ok(None) => self.state.deferred.forget(&updated.id),
+                Err(refusal) => {
+                    let refuse = |phase: &mut UpdatePhase| phase.refuse(update);
+                    self.state.containers.on_phase(&known.id, refuse);
+                    // The reconcile task has skipped the container during the attempt.
+                    self.enqueue(Work::Container(known.id.clone()));
+                    return Err(refusal);
+                }
             }
-            updated.high_before =
-                self.state.containers.get(&updated.id).and_then(|known| known.high_before);
         }
-        let (container, decided) = self.resolve(updated).await;
-        if asks_for_limit && container.started {
+        let store = |containers: &Containers| {
+            containers.accept(&known.id, update, sets_limit, |now| {
+                revise(now, &updated, sets_limit);
+            })
+        };
+        let Some(Resolved { container, decided, .. }) = self.resolve(&updated, store).await else {
+            return Ok(Vec::new());
+        };
+        if sets_limit && container.started {
             self.kills.runs(&container);
         }
         Ok(self.updates_in_reply(&container, &decided, &resources, instead))
@@ -75,7 +88,7 @@ impl Service {
             return None;
         }
         // A limit decrease keeps the original memory.high in the known container.
-        Some(self.state.containers.insert(self.found(pod, reported)))
+        Some(self.state.containers.insert_found(self.found(pod, reported)))
     }
 
     /// Returns the updates for the reply. `instead` is the limit that the container gets instead of
@@ -119,13 +132,22 @@ fn asked_limit(resources: &LinuxResources) -> i64 {
     resources.memory.limit.as_ref().map_or(0, |limit| limit.value)
 }
 
-/// Returns the container with the update, whose number is `number`, except for the memory limit.
-fn with_resources(known: &Container, resources: &LinuxResources, number: u64) -> Container {
+/// Gives a container what the user's update changes.
+fn revise(container: &mut Container, updated: &Container, sets_limit: bool) {
+    if sets_limit {
+        (container.limit, container.asked) = (updated.limit, updated.asked);
+    }
+    container.moment = updated.moment;
+    container.cpu = updated.cpu;
+    container.cpu_shares = updated.cpu_shares;
+    container.swap_max = updated.swap_max;
+    container.unified.clone_from(&updated.unified);
+}
+
+/// Returns the container with the update, except for the memory limit.
+fn with_resources(known: &Container, resources: &LinuxResources) -> Container {
     let mut updated = known.clone();
     updated.moment = Moment::Update;
-    updated.update = Update::UnderWay(number);
-    // With its new limits, the container may no longer need a raised memory.high.
-    updated.released = None;
     updated.cpu = cpu(resources, updated.cpu);
     updated.cpu_shares = shares(resources, updated.cpu_shares);
     updated.swap_max = None;

@@ -7,9 +7,9 @@ use plimsoll_core::units::excerpt;
 use crate::cgroup::CgroupRoot;
 use crate::commands::restore::survey::{ChangedCgroup, Survey};
 use crate::commands::restore::wait::RESTORE_LIMIT;
-use crate::state::container::KNOBS;
 use crate::state::originals::Values;
 use crate::state::settings::STAND_ASIDE;
+use plimsoll_core::policy::KNOBS;
 
 /// The most missing targets that the report names.
 const MOST_NAMED: usize = 20;

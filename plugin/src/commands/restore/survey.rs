@@ -8,8 +8,8 @@ use plimsoll_core::units::{excerpt, printable};
 
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{self, CgroupSearch};
-use crate::state::container::KNOBS;
 use crate::state::originals::{DIRECTORY, Originals, Target, Values};
+use plimsoll_core::policy::KNOBS;
 
 /// A cgroup that the plugin has changed.
 pub(super) struct ChangedCgroup {

@@ -9,7 +9,7 @@ use crate::report::recent::Report;
 use crate::report::status::format::{ContainerStatus, Reasons, RequestStatus, Values};
 use crate::report::status::reading::ContainerReading;
 use crate::report::status::state::{LimitChange, StateInputs};
-use crate::state::container::{Container, Decided, Update};
+use crate::state::container::{Container, Decided};
 use crate::state::settings::Settings;
 
 /// Facts about one container, from which its status follows.
@@ -75,7 +75,7 @@ impl KnownContainer<'_> {
         let over_request = self.over_request();
         StateInputs {
             is_read: read.is_some(),
-            is_changing: matches!(container.update, Update::UnderWay(_)),
+            is_changing: container.phase.is_changing(),
             only_observes: settings.observes(),
             usage: read.map(|read| read.usage),
             desired: self.desired(settings),

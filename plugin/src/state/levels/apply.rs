@@ -53,11 +53,11 @@ impl Levels {
         } else if state.tree.is_short() || !state.short.is_empty() {
             self.shares_changed.notify_one();
         }
-        self.apply(state, cgroups);
+        self.apply_cgroups(state, cgroups);
     }
 
     /// Writes the desired values of `cgroups`, which the caller passes with parents first.
-    pub(super) fn apply(&self, state: &mut State, cgroups: Vec<CgroupPath>) {
+    pub(super) fn apply_cgroups(&self, state: &mut State, cgroups: Vec<CgroupPath>) {
         let mut changes = Vec::new();
         for cgroup in cgroups {
             let observed = match state.in_force.get(&cgroup) {

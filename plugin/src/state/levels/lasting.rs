@@ -57,7 +57,7 @@ impl Levels {
                     // systemd has written this value to the files, where a newer value may be
                     // desired now.
                     state.in_force.remove(cgroup);
-                    self.apply(&mut state, vec![cgroup.clone()]);
+                    self.apply_cgroups(&mut state, vec![cgroup.clone()]);
                 }
                 // systemd may have written older limits before it got these, so raise the limits
                 // again. The first raise has been reported already.

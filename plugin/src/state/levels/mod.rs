@@ -221,7 +221,7 @@ impl Levels {
         let mut levels: Vec<_> =
             former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
         levels.extend(state.tree.set_budget(budget).into_iter().map(|level| level.cgroup));
-        self.apply(&mut state, levels);
+        self.apply_cgroups(&mut state, levels);
     }
 
     /// Adds the sandbox of a pod.
@@ -259,7 +259,7 @@ impl Levels {
         }
         let levels = state.tree.remove_pod(place.cgroup());
         // The pod's cgroup lies below the changed levels, so it must be lowered first.
-        self.apply(&mut state, vec![place.cgroup().clone()]);
+        self.apply_cgroups(&mut state, vec![place.cgroup().clone()]);
         self.apply_levels(&mut state, levels, None);
     }
 

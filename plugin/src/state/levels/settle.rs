@@ -57,7 +57,7 @@ impl Levels {
             cgroups.collect::<Vec<_>>()
         };
         cgroups.extend(changed_once);
-        self.apply(state, cgroups);
+        self.apply_cgroups(state, cgroups);
         self.report_shortfalls(state);
     }
 
@@ -96,7 +96,7 @@ impl Levels {
     /// newly get less than they ask for, or get all of it again.
     pub async fn share(&self) {
         for cgroups in self.cgroups().chunks(AT_ONCE) {
-            self.apply(&mut lock(&self.state), cgroups.to_vec());
+            self.apply_cgroups(&mut lock(&self.state), cgroups.to_vec());
             // Event handlers may take the lock between two batches.
             tokio::task::yield_now().await;
         }

@@ -7,8 +7,13 @@
 //! ```json
 //! {"cgroup":"kubepods.slice","inode":4242,"memory.min":"0","memory.low":"0"}
 //! {"container":"3f0c…","memory.high":"50331648"}
+//! {"container":"3f0c…","during_decrease":"50331648"}
 //! {"cgroup":"kubepods/pod1","inode":4243,"raised":"memory.max","from":"1048576","to":"2097152"}
 //! ```
+//!
+//! A line with `during_decrease` has the `memory.high` from before a limit decrease lowered it. If
+//! the plugin is killed during the decrease, the next process restores this value. A line with
+//! `"decrease_over":true` cancels the line.
 //!
 //! A line with `raised` is about a raised limit of a pod. The plugin never restores this limit,
 //! because a limit decrease could kill. The line serves only to report the limit.
@@ -23,17 +28,19 @@
 //! A line torn by a crash is skipped, because its change was not made yet. Any other unreadable
 //! line is counted and kept. A target without a line was never changed.
 
+mod line;
+mod record;
+
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::Protection;
-use plimsoll_core::units::{Knob, Limit};
-use serde::{Deserialize, Serialize};
+use plimsoll_core::units::Limit;
 
-use crate::cgroup::{Cgroup, CgroupError};
+use self::line::{Line, json};
+pub use self::record::{RaisedLimit, Target, Values};
 use crate::state::atomic_file;
 
 /// Directory of the plugin's state, relative to the root of the node's file system.
@@ -45,179 +52,14 @@ const FILE: &str = "originals";
 /// Number of lines that the file may have beyond twice the needed lines, before it is rewritten.
 const SLACK: usize = 1000;
 
-/// Container or cgroup whose values the plugin changes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// Container, by its ID. An ID is never used again.
-    Container(String),
-    /// Cgroup, by its path and inode. The inode distinguishes it from another cgroup with the same
-    /// path.
-    Cgroup(CgroupPath, u64),
-}
-
-/// Original values. `None` is the kernel's default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Values {
-    /// `memory.min`.
-    pub min: Option<Limit>,
-    /// `memory.low`.
-    pub low: Option<Limit>,
-    /// `memory.high`.
-    pub high: Option<Limit>,
-}
-
-impl Values {
-    /// Returns the values that a `unified` map of OCI asks for. Values that cannot be parsed and
-    /// the kernel's defaults are left out.
-    pub fn of_unified(unified: &HashMap<String, String>) -> Self {
-        let value = |knob: Knob| {
-            let value = unified.get(knob.file_name())?.parse().ok()?;
-            (value != knob.default_value()).then_some(value)
-        };
-        Self { min: value(Knob::Min), low: value(Knob::Low), high: value(Knob::High) }
-    }
-
-    /// Reads the values from the files of a cgroup.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the files cannot be read.
-    pub fn read(cgroup: &Cgroup) -> Result<Self, CgroupError> {
-        let read = |knob| cgroup.read(knob).map(Some);
-        Ok(Self { min: read(Knob::Min)?, low: read(Knob::Low)?, high: read(Knob::High)? })
-    }
-
-    /// Returns a `unified` map of OCI that asks for these values.
-    pub fn to_unified(self) -> HashMap<String, String> {
-        let value = |knob: Knob| Some((knob.file_name().to_owned(), self.get(knob)?.to_string()));
-        Knob::ALL.into_iter().filter_map(value).collect()
-    }
-
-    /// Returns the protection of these values. A value of `max` counts as 0, because it cannot be
-    /// summed.
-    pub fn protection(&self) -> Protection {
-        let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
-        Protection { min: bytes(self.min), low: bytes(self.low) }
-    }
-
-    /// Returns the value of a file. `memory.max` is not recorded here, so its result is `None`.
-    pub fn get(&self, knob: Knob) -> Option<Limit> {
-        match knob {
-            Knob::Min => self.min,
-            Knob::Low => self.low,
-            Knob::High => self.high,
-            Knob::Max => None,
-        }
-    }
-}
-
-/// A pod's limit that the plugin raised. The limit stays raised.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RaisedLimit {
-    /// Cgroup of the pod.
-    pub cgroup: CgroupPath,
-    /// Inode of the cgroup, which distinguishes it from another cgroup with the same path.
-    pub inode: u64,
-    /// Name of the file.
-    pub file: String,
-    /// Value before the first raise.
-    pub from: String,
-    /// Value after the last raise.
-    pub to: String,
-}
-
-/// Line of the file.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    container: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cgroup: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    inode: Option<u64>,
-    #[serde(rename = "memory.min", skip_serializing_if = "Option::is_none")]
-    min: Option<String>,
-    #[serde(rename = "memory.low", skip_serializing_if = "Option::is_none")]
-    low: Option<String>,
-    #[serde(rename = "memory.high", skip_serializing_if = "Option::is_none")]
-    high: Option<String>,
-    /// Whether the target has its original values again.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    restored: bool,
-    /// Name of the file of a raised limit. `from` and `to` are the old and the new value.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    raised: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    to: Option<String>,
-}
-
-impl Line {
-    fn new(target: &Target, values: &Values) -> Self {
-        let (container, cgroup, inode) = match target {
-            Target::Container(id) => (Some(id.clone()), None, None),
-            Target::Cgroup(path, inode) => (None, Some(path.as_str().to_owned()), Some(*inode)),
-        };
-        let [min, low, high] =
-            [values.min, values.low, values.high].map(|value| value.map(|value| value.to_string()));
-        Self {
-            container,
-            cgroup,
-            inode,
-            min,
-            low,
-            high,
-            restored: false,
-            raised: None,
-            from: None,
-            to: None,
-        }
-    }
-
-    fn of_restored(target: &Target) -> Self {
-        Self { restored: true, ..Self::new(target, &Values::default()) }
-    }
-
-    fn of_raised(limit: &RaisedLimit) -> Self {
-        let RaisedLimit { cgroup, inode, file, from, to } = limit.clone();
-        let line = Self::new(&Target::Cgroup(cgroup, inode), &Values::default());
-        Self { raised: Some(file), from: Some(from), to: Some(to), ..line }
-    }
-
-    fn read_raised(self) -> Option<RaisedLimit> {
-        let cgroup = CgroupPath::parse(&self.cgroup?).ok()?;
-        Some(RaisedLimit {
-            cgroup,
-            inode: self.inode?,
-            file: self.raised?,
-            from: self.from?,
-            to: self.to?,
-        })
-    }
-
-    fn read(self) -> Option<(Target, Values)> {
-        let target = match (self.container, self.cgroup, self.inode) {
-            (Some(id), None, None) => Target::Container(id),
-            (None, Some(path), Some(inode)) => {
-                Target::Cgroup(CgroupPath::parse(&path).ok()?, inode)
-            }
-            _ => return None,
-        };
-        let value = |text: Option<String>| text.map(|text| text.parse()).transpose().ok();
-        Some((
-            target,
-            Values { min: value(self.min)?, low: value(self.low)?, high: value(self.high)? },
-        ))
-    }
-}
-
 /// All recorded values, with the file that holds them.
 #[derive(Debug)]
 pub struct Originals {
     path: PathBuf,
     known: HashMap<Target, Values>,
     raised: Vec<RaisedLimit>,
+    /// `memory.high` before a limit decrease lowered it, by container ID.
+    decreasing: HashMap<String, Limit>,
     /// Cgroups above containers that have their original values again, with these values.
     former: HashMap<Target, Values>,
     /// Unreadable lines. They may be about a target that was changed.
@@ -262,6 +104,9 @@ impl Originals {
         if line.raised.is_some() {
             return line.read_raised().map(|limit| self.note_raised(limit)).is_some();
         }
+        if line.during_decrease.is_some() || line.decrease_over {
+            return self.note_decrease(line).is_some();
+        }
         let restored = line.restored;
         match line.read() {
             Some((target, _)) if restored => _ = self.leave(&target),
@@ -305,6 +150,7 @@ impl Originals {
             path: host.join(DIRECTORY).join(FILE),
             known: HashMap::new(),
             raised: Vec::new(),
+            decreasing: HashMap::new(),
             former: HashMap::new(),
             unreadable: Vec::new(),
             file: None,
@@ -338,6 +184,46 @@ impl Originals {
             Some(one) => one.to = limit.to,
             None => self.raised.push(limit),
         }
+    }
+
+    fn note_decrease(&mut self, line: Line) -> Option<()> {
+        let id = line.container?;
+        match line.during_decrease {
+            Some(high) => _ = self.decreasing.insert(id, high.parse().ok()?),
+            None => _ = self.decreasing.remove(&id),
+        }
+        Some(())
+    }
+
+    /// Returns the `memory.high` of a container before a limit decrease lowered it. Returns `None`
+    /// without a decrease.
+    pub fn high_during_decrease(&self, id: &str) -> Option<Limit> {
+        self.decreasing.get(id).copied()
+    }
+
+    /// Records the `memory.high` of a container before a limit decrease lowers it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file cannot be written. The value is then recorded only in memory.
+    pub fn begin_decrease(&mut self, id: &str, high: Limit) -> io::Result<()> {
+        if self.decreasing.get(id) == Some(&high) {
+            return Ok(());
+        }
+        self.decreasing.insert(id.to_owned(), high);
+        self.append(&json(&Line::of_decrease(id, high))?)
+    }
+
+    /// Records that `memory.high` has its desired value again after a limit decrease.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file cannot be written. The value is then forgotten only in memory.
+    pub fn end_decrease(&mut self, id: &str) -> io::Result<()> {
+        if self.decreasing.remove(id).is_none() {
+            return Ok(());
+        }
+        self.append(&json(&Line::of_ended_decrease(id))?)
     }
 
     /// Returns the original values of a target. Returns `None` if it was never changed.
@@ -419,6 +305,7 @@ impl Originals {
         self.known.retain(|target, _| keep(target));
         self.raised.retain(|limit| keep(&Target::Cgroup(limit.cgroup.clone(), limit.inode)));
         self.former.retain(|target, _| keep(target));
+        self.decreasing.retain(|id, _| keep(&Target::Container(id.clone())));
         if !self.is_behind && self.lines <= 2 * self.needed() + SLACK {
             return Ok(());
         }
@@ -429,7 +316,8 @@ impl Originals {
 
     /// Returns the number of lines that a new file has.
     fn needed(&self) -> usize {
-        self.known.len() + 2 * self.former.len() + self.raised.len() + self.unreadable.len()
+        let cgroups = 2 * self.former.len() + self.raised.len();
+        self.known.len() + cgroups + self.decreasing.len() + self.unreadable.len()
     }
 
     /// Writes the file anew from memory.
@@ -449,17 +337,14 @@ impl Originals {
         for limit in &self.raised {
             text.extend(json(&Line::of_raised(limit))?);
         }
+        for (id, high) in &self.decreasing {
+            text.extend(json(&Line::of_decrease(id, *high))?);
+        }
         atomic_file::replace(&self.path, &text)?;
         self.file = None;
         self.lines = self.needed();
         Ok(())
     }
-}
-
-fn json(line: &Line) -> io::Result<Vec<u8>> {
-    let mut text = serde_json::to_vec(line)?;
-    text.push(b'\n');
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -1,0 +1,98 @@
+//! A container with everything that follows from an event: its desired values, what the cgroups
+//! above it need, and the incidents to report.
+
+use std::sync::Arc;
+
+use plimsoll_core::incident::{Incident, Occurrence};
+use plimsoll_core::policy::resize::{self, Limits};
+use plimsoll_core::units::Limit;
+
+use crate::kubelet::checkpoint::RecordSearch;
+use crate::state::container::{Container, Decided};
+use crate::state::containers::Containers;
+use crate::state::levels::Levels;
+use crate::state::pod_view::PodView;
+
+/// A container with everything that follows from an event. [`Levels::apply`] writes the cgroups
+/// above it. The runtime or the reconcile task writes its own values.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The container.
+    pub container: Arc<Container>,
+    /// Its desired state. The claim of the desired values is the protection that the cgroups above
+    /// must provide.
+    pub decided: Decided,
+    /// Evidence about the limits of its pod.
+    pub pod: PodView,
+    /// Incidents that follow from the container's limits.
+    pub incidents: Vec<Occurrence>,
+}
+
+impl Containers {
+    /// Decides everything that follows from an event about a container.
+    ///
+    /// `former` is the last limits of this container, or of its predecessor with the same name.
+    /// `record` is the kubelet's record. `is_alive` says whether another container of the pod has
+    /// not ended.
+    pub fn resolve(
+        &self,
+        container: Arc<Container>,
+        former: Option<Limits>,
+        record: &RecordSearch,
+        is_alive: impl Fn(&Container) -> bool,
+    ) -> Resolved {
+        let decided = self.decide(&container, record);
+        let mut others = self.in_sandbox(&container.sandbox);
+        others.retain(|other| other.name != container.name && is_alive(other));
+        let pod = self.view_pod(&container, former, &others, record);
+        let is_changed = former != Some(container.limits());
+        let incidents = if is_changed {
+            [self.beyond_node(&container), self.overcommitted(&container, &decided)]
+                .into_iter()
+                .flatten()
+                .map(|incident| Occurrence::new(container.as_ref(), incident))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        Resolved { container, decided, pod, incidents }
+    }
+
+    /// Returns the incident of a limit above node allocatable. The plugin applies the limit.
+    /// Excessive requests appear as shortfalls of protection.
+    fn beyond_node(&self, container: &Container) -> Option<Incident> {
+        let limit = container.limit.bytes()?;
+        let allocatable = self.settings().node.allocatable?;
+        (limit > allocatable).then_some(Incident::BeyondNode { limit, allocatable })
+    }
+
+    /// Returns the incident of a limit that is too many times the request. The plugin applies the
+    /// limit.
+    fn overcommitted(&self, container: &Container, decided: &Decided) -> Option<Incident> {
+        let Limit::Bytes(limit) = container.limit else { return None };
+        let request = decided.request?.at_most;
+        let most = self.settings().config.max_limit_request_ratio?;
+        resize::is_overcommitted(limit, request, most).then_some(Incident::Overcommitted {
+            request,
+            limit,
+            most,
+        })
+    }
+}
+
+impl Levels {
+    /// Writes what a container needs to the cgroups above it, before the runtime writes the
+    /// container's values. Returns the incidents, which the caller reports.
+    ///
+    /// The pod's limits are raised first, because a lower pod limit would make the container's
+    /// limits useless. Then the cgroups above reserve the larger of the old and new claim until the
+    /// new values are verified.
+    pub fn apply(&self, resolved: &Resolved) -> Vec<Occurrence> {
+        let Resolved { container, decided, pod, .. } = resolved;
+        let raise = self.raise_limits(container, pod, false);
+        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
+            self.claim_at_least(place, &container.id, claim);
+        }
+        raise.incidents
+    }
+}
