@@ -10,7 +10,7 @@
 //! - [`pod`]: pods, containers, and the cgroups that the kubelet and the runtime give them.
 //! - [`policy`]: desired values, effective protection, pod limits, limit decreases, rescue.
 //! - [`requests`]: which source of a memory request to trust.
-//! - [`incident`]: everything that can happen and is worth reporting.
+//! - [`incident`]: incidents that the plugin reports.
 
 pub mod incident;
 pub mod outcome;

@@ -149,7 +149,7 @@ Throttling factor 0.9, reservation policy HardReservation, pages of 4096 bytes.
 Pod web: Burstable
   container app: request 128Mi, limit 1Gi
     memory.min   134217728 (128Mi)
-                 it is the request, 128Mi (pod-spec)
+                 the value is the request, 128Mi (pod-spec)
     memory.low   0 (default)
                  HardReservation protects by memory.min instead
     memory.high  979787776 (934.4Mi)

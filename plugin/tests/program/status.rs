@@ -124,7 +124,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         assert_eq!(code, 0);
         for part in [
             "default/b/app: refused (Burstable, id-b)",
-            "memory.min         64Mi  it is the request",
+            "memory.min         64Mi  the value is the request",
             "pod kubepods/burstable/podb",
             "class kubepods/burstable",
             "kubepods kubepods",

@@ -14,9 +14,9 @@ use crate::units::{Bytes, Limit, PageSize};
 ///   memory is protected. `memory.high` is set only above the upper bound, so that requested memory
 ///   is never throttled.
 /// - If the request is unknown, values that depend on the request stay as they are.
-/// - Node allocatable replaces a missing limit, also for a Burstable container without any request.
-///   kubernetes/kubernetes has done so since its fix for BestEffort pods; before, the kubelet set
-///   nothing.
+/// - Node allocatable replaces a missing limit, even for a Burstable container without any request.
+///   Kubernetes does the same since its fix for BestEffort pods. Before the fix, the kubelet set no
+///   `memory.high` for such a container.
 /// - `memory.min` stays [`Policy::headroom`] below the limit. This is the only deliberate
 ///   difference from Kubernetes.
 ///
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(wanted.claim, Some(Protection { min: mib(1), low: Bytes::ZERO }));
         assert_eq!(
             wanted.min.reason.to_string(),
-            "the request 2Mi (pod-spec) exceeds the limit, so it is the limit, 1Mi"
+            "the request 2Mi (pod-spec) exceeds the limit, so the value is the limit, 1Mi"
         );
         assert_eq!(wanted.high.setting, Setting::Default);
     }

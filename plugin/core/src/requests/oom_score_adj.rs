@@ -1,11 +1,11 @@
 //! Estimate of the memory request from `oom_score_adj`.
 //!
 //! The kubelet gives a Burstable container `1000 - 1000 * request / MemTotal` in whole numbers,
-//! from 3 to 999 (`pkg/kubelet/qos/policy.go`). -997 and 1000 mean other classes and contain no
-//! amount.
+//! from 3 to 999 (`pkg/kubelet/qos/policy.go`). The values -997 and 1000 belong to other classes
+//! and contain no amount.
 //!
-//! The result is an estimate. Newer kubelets start from more than the container's own request. Each
-//! of these cases lowers the value and so raises the estimate above the request:
+//! The result is an estimate. Newer kubelets compute the value from more than the container's own
+//! request. Each of these cases lowers the value and so raises the estimate above the request:
 //!
 //! - A sidecar gets the lowest value of the pod's ordinary containers if that is lower (1.29 and
 //!   later).
@@ -14,16 +14,16 @@
 //! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) the value is up to nine lower on a node
 //!   with 1 TiB.
 //!
-//! So the estimate bounds the request from above, but not from below. The runtime delivers nothing
-//! that identifies these containers. The container's limit bounds the error, and kubelets from 1.33
-//! have checkpoints.
+//! So the estimate bounds the request from above, but not from below. The runtime does not show
+//! which containers these cases affect. The container's limit bounds the error. Kubelets from 1.33
+//! have checkpoints, so the plugin needs no estimate.
 
 use crate::pod::{Provenance, Request};
 use crate::units::{Bytes, Limit};
 
 /// The value for a Burstable container that requests nearly all memory or more.
 const LOWEST: i64 = 3;
-/// The value for a Burstable container with a request of 0 or nearly 0.
+/// The value for a Burstable container with a request of at most a thousandth of the node's memory.
 const HIGHEST: i64 = 999;
 
 /// Computes the memory request from `oom_score_adj`, for a node with `mem_total` bytes of memory.
@@ -35,7 +35,7 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     if !(LOWEST..=HIGHEST).contains(&oom_score_adj) {
         return None;
     }
-    // floor(1000 * request / total) lies between these two values, inclusive.
+    // The value of floor(1000 * request / total) lies between `first` and `last`, inclusive.
     let (first, last) = match 1000 - oom_score_adj as u64 {
         1 => (0, 1),
         997 => (997, u64::MAX),

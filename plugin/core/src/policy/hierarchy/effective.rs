@@ -91,8 +91,8 @@ pub fn effective_tree(
             claimed.entry(parent).or_default().replace(Protection::default(), protected);
         }
     }
-    // The kernel's own values, from which the children's values follow. Paths are sorted, so a
-    // parent comes before its children.
+    // Start with the children of `root`, whose files protect with their full values. Paths are
+    // sorted, so a parent comes before its children.
     let mut found: BTreeMap<CgroupPath, Protection> = BTreeMap::new();
     for (cgroup, &ObservedCgroup { setting, usage }) in observed {
         let parent = cgroup.parent();
