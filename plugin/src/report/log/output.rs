@@ -43,14 +43,15 @@ impl Level {
             LogLevel::Debug => LevelFilter::DEBUG,
             LogLevel::Trace => LevelFilter::TRACE,
         };
-        // Fails only if the subscriber is gone. Then nothing is logged in any case.
+        // The call fails only if the subscriber is gone. Without a subscriber, no message is logged
+        // anyway.
         let _ = self.0.reload(filter);
     }
 }
 
-/// Starts logging to standard error. Text goes to the journal if standard error leads there or
-/// nowhere. A runtime that launches the plugin gives it /dev/null as standard error. If standard
-/// error leads nowhere and there is no journal, text goes to syslog.
+/// Starts logging to standard error. Text goes to the journal if standard error leads to the
+/// journal, to /dev/null, or nowhere. A runtime that launches the plugin gives it /dev/null as
+/// standard error. If there is no journal either, text goes to syslog.
 ///
 /// Also returns whether text that `main` writes to standard error reaches the reader of the log.
 pub(crate) fn start(format: LogFormat) -> (Level, bool) {
@@ -58,7 +59,7 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     let text = || tracing_subscriber::fmt::layer().with_target(false);
     let nowhere = leads_nowhere(io::stderr());
     let to_journal = logging::connected_to_journal() || nowhere;
-    // The last message of a process goes to standard error instead of the journal's own protocol.
+    // Write the last message of a process to standard error instead of the journal's own protocol.
     // journald may no longer find the unit of a process that has ended.
     let is_read = format == LogFormat::Text && !nowhere;
     let output = if format == LogFormat::Json {
