@@ -12,8 +12,8 @@ use crate::host::runtime::containerd::containerd_config;
 use crate::host::runtime::kind::CONTAINERD;
 
 impl InstallFacts {
-    /// Adds the steps that switch NRI on and check it, if NRI is off. Returns whether systemd has
-    /// to reload its files.
+    /// Adds the steps that switch NRI on and check NRI, if NRI is off. Returns whether systemd has
+    /// to read its unit files again.
     pub(super) fn switch_on_if_off(&self, plan: &mut Plan) -> Result<bool, Refusal> {
         let Some(why) = &self.why_off else { return Ok(false) };
         let reload = self.switch_on(plan, why)?;
@@ -24,7 +24,7 @@ impl InstallFacts {
         Ok(reload)
     }
 
-    /// Adds the files that switch NRI on. Returns whether systemd has to reload its files.
+    /// Adds the files that switch NRI on. Returns whether systemd has to read its unit files again.
     fn switch_on(&self, plan: &mut Plan, why: &WhyOff) -> Result<bool, Refusal> {
         let settings = &self.settings;
         if why.is_unsupported() {
@@ -54,8 +54,8 @@ impl InstallFacts {
         self.switch_on_containerd(plan, why, header)
     }
 
-    /// Adds the files that switch NRI on in containerd. Returns whether systemd has to reload its
-    /// files.
+    /// Adds the files that switch NRI on in containerd. Returns whether systemd has to read its
+    /// unit files again.
     fn switch_on_containerd(
         &self,
         plan: &mut Plan,
@@ -63,8 +63,8 @@ impl InstallFacts {
         header: &str,
     ) -> Result<bool, Refusal> {
         let settings = &self.settings;
-        // The file format version. Without any configuration file, the new files choose version 2.
-        // A file that names no version has version 1.
+        // The file format version. Without any configuration file, the new files use version 2. A
+        // file without a version has version 1.
         let form = match (settings.form, settings.files) {
             (Some(form), _) => form,
             (None, 0) => 2,
@@ -77,8 +77,8 @@ impl InstallFacts {
                 excerpt(&settings.main)
             )));
         }
-        // In containerd 1.7 this section replaces the earlier ones, so repeat the operator's other
-        // keys.
+        // In containerd 1.7 this section replaces the NRI sections of earlier files, so copy the
+        // operator's other keys into it.
         let mut section = settings.section.clone();
         section.insert(CONTAINERD.switch.0.to_owned(), toml::Value::Boolean(false));
         let plugins = toml::Table::from_iter([(
@@ -118,7 +118,7 @@ impl InstallFacts {
     }
 
     /// Adds the second configuration of containerd. The second configuration imports the operator's
-    /// file `operators`, and then the file that switches NRI on. `form` is the file format version.
+    /// file and then the file that switches NRI on. `form` is the file format version.
     fn add_second_configuration(&self, plan: &mut Plan, form: i64, operators: &str, header: &str) {
         // containerd fails if an imported file does not exist, but a pattern may match no file yet.
         // Only an import that contains `*` is a pattern, so `.tom[*l]` stands for `.toml`.
