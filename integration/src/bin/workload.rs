@@ -16,7 +16,8 @@
 //! - `free`: frees all memory.
 //! - `read PATH`: reads a file into page cache.
 //! - `write PATH BYTES`: writes a file, which makes dirty page cache.
-//! - `child BYTES`: runs a child process that allocates. The answer says how the child ended.
+//! - `child BYTES`: runs a child process that allocates. The answer contains the child's exit
+//!   status.
 //! - `grow BYTES MILLISECONDS`: allocates in the background until `free`, with this pause after
 //!   each MiB.
 //! - `exit CODE`: exits with this status.

@@ -20,8 +20,8 @@
 /// - The first group has tests whose outcome has differed between runtimes or drivers. Its nodes
 ///   are containerd 1.7 with cgroupfs and CRI-O with systemd. These two nodes differ most in
 ///   kernel, NRI, OCI runtime and driver.
-/// - `every: { .. }` has tests of what each runtime must do. There is one node for each runtime,
-///   with one cgroup driver.
+/// - `every: { .. }` has tests for the required behavior of each runtime. There is one node for
+///   each runtime, with one cgroup driver.
 /// - `once: { .. }` has tests for one node: CRI-O with systemd.
 ///
 /// With the feature `every-combination` all tests run on all nodes.

@@ -13,10 +13,10 @@
 //! 4. Lower the limit of the pod's cgroup, for a limit decrease.
 //! 5. Write the checkpoint of the actuated resources.
 //!
-//! A test can switch off or replace each part that it must do without.
+//! A test can switch off or replace each part.
 //!
-//! [`Kubelet::update_qos_classes`] writes the values that the kubelet writes every minute by
-//! itself.
+//! [`Kubelet::update_qos_classes`] writes the values that the kubelet writes every minute. The
+//! double does not write them by itself.
 
 mod batch;
 mod cgroups;

@@ -65,8 +65,8 @@ impl Kubelet<'_> {
 
     /// Resizes the memory of one container in place, in the kubelet's order.
     ///
-    /// If the runtime's update fails, its error is returned and the later steps do not run. The
-    /// kubelet does the same.
+    /// If the runtime's update fails, this function returns the error and omits the later steps, as
+    /// the kubelet does.
     pub fn resize(
         &mut self,
         pod: &mut Pod,
