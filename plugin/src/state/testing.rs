@@ -47,7 +47,7 @@ impl TestNode {
         let config = Config::parse(config.as_bytes(), "test").unwrap();
         let (settings, _) = Settings::discover(config, host.path());
         let checkpoints = Checkpoints::new(host.path().join("var/lib/kubelet"));
-        // Nobody reads the files, so every record is inconclusive at once.
+        // No reader runs, so every record is inconclusive at once.
         let (records, _) = Records::new(checkpoints);
         let originals = Arc::new(Mutex::new(Originals::none(host.path())));
         let containers = Arc::new(Containers::new(settings, records, originals));
@@ -123,15 +123,15 @@ pub(crate) fn container(id: &str, limit: u64) -> Container {
     }
 }
 
-/// Holds the kubelet's files closed until the returned value is dropped, as a file system does that
-/// does not answer.
+/// Locks the kubelet's files until the returned value is dropped, like a file system that does not
+/// answer.
 pub(crate) fn hold_records(containers: &Arc<Containers>) -> mpsc::Sender<()> {
     let ((release, released), (tell, is_held)) = (mpsc::channel(), mpsc::channel());
     let containers = containers.clone();
     thread::spawn(move || {
         let _held = containers.records.hold();
         tell.send(()).unwrap();
-        // The sender never sends, so this waits for its end.
+        // The sender sends nothing, so this call waits until the sender is dropped.
         let _: Result<(), _> = released.recv();
     });
     is_held.recv().unwrap();

@@ -453,8 +453,8 @@ fn every_command_has_a_manual_page_with_every_option() {
             help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
         for option in options {
             let option = option.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-            // The manual page writes each dash with a backslash. Otherwise the dash could become
-            // another character.
+            // The manual page writes each dash with a backslash. Without the backslash, the dash
+            // could become another character.
             assert!(page.contains(&option.replace('-', r"\-")), "{command} {option}: {page}");
         }
     }
