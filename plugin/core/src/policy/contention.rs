@@ -2,7 +2,7 @@
 //! increasing delays and then gives up.
 //!
 //! The runtime also writes values for its client (the kubelet), which does not know the plugin's
-//! desired values. Such a write is no conflict. The caller announces the write with
+//! desired values. A write for the client is no conflict. The caller announces the write with
 //! [`Contention::expect`], and the next repair is not counted.
 //!
 //! The module reads no clock: the caller passes the time.
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Number of repairs of a value before the plugin gives up.
 pub const REPAIRS: u32 = 5;
 
-/// Time without changes after which the plugin forgets a value's history. It must exceed one
+/// Time without changes after which the plugin forgets a value's history. The time must exceed one
 /// minute, because the kubelet writes every minute.
 const QUIET: Duration = Duration::from_secs(600);
 

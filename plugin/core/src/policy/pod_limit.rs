@@ -11,8 +11,8 @@
 //!   container's limit. A container's recorded limit is above the pod's limit in force and above
 //!   the pod's limit at creation.
 //! - **The amounts are equal.** The kubelet recorded a limit for each container, and the runtime
-//!   has reported all recorded containers. Their limits add up to the pod's current limit, or to
-//!   its limit at creation (`pod_resources`).
+//!   has reported all recorded containers. The containers' limits add up to the pod's current
+//!   limit, or to its limit at creation (`pod_resources`).
 //! - **The amounts are equal around a change.** The kubelet has no records at all, but a
 //!   container's limit has changed or was raised. The limits before or after the change add up to
 //!   the pod's limit.
@@ -36,7 +36,7 @@
 /// Origin of a pod's limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// Neither origin is proven.
+    /// The origin of the limit is not proven.
     #[default]
     Unknown,
     /// The limit is the sum of the limits of the pod's containers.

@@ -6,8 +6,9 @@
 pub use super::stall::{STALLED, ThrottleState};
 use crate::units::{Bytes, Limit};
 
-/// Minimum free memory below a new limit. Below a pod's limit, it covers the pause process. It also
-/// covers memory that the container allocates between the last check and the runtime's write.
+/// Minimum free memory below a new limit. Below a pod's limit, it covers the pause process. The
+/// margin also covers memory that the container allocates between the last check and the runtime's
+/// write.
 const LEAST_MARGIN: Bytes = Bytes::new(2 << 20);
 
 /// Divisor for the free part of a limit: 1/25, or 4 %. The kernel's throttling at `memory.high`

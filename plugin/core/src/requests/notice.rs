@@ -25,7 +25,7 @@ pub enum Notice {
     },
     /// There are more unknown annotations, which the plugin does not list.
     MoreUnknownAnnotations {
-        /// Their number.
+        /// Number of unknown annotations that are not listed.
         count: usize,
     },
     /// The plugin ignores the annotated memory request, because a better source has the request.

@@ -53,8 +53,8 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     Some(limit.bytes().map_or(request, |limit| request.capped(limit)))
 }
 
-/// Returns the largest request that a container with this value may have. This is the upper bound
-/// of [`request`] plus a thousandth of `mem_total`, because the kubelet may have read another
+/// Returns the largest request that a container with this value may have. The result is the upper
+/// bound of [`request`] plus a thousandth of `mem_total`, because the kubelet may have read another
 /// MemTotal when it started. Returns `None` in the same cases as [`request`].
 pub fn at_most(oom_score_adj: i64, mem_total: Bytes) -> Option<Bytes> {
     let request = request(oom_score_adj, mem_total, Limit::Max)?;

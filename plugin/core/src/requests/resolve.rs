@@ -49,7 +49,7 @@ pub struct Resolution {
 ///
 /// Without a class from a kubelet, the class follows from the memory request and limit. If they are
 /// equal, the class is Guaranteed. If there is neither, the class is BestEffort and the request is
-/// 0. Otherwise the class is Burstable.
+/// 0. In all other cases the class is Burstable.
 ///
 /// A limit without a request does not make a container Guaranteed here. The API server sets a
 /// missing request to the limit, so a pod without a request did not come from the API server.

@@ -36,8 +36,8 @@ impl CpuMax {
         }
     }
 
-    /// Returns the CPU time per second in microseconds, rounded up. One million is one CPU. `None`
-    /// means no limit.
+    /// Returns the CPU time per second in microseconds, rounded up. A rate of one million is one
+    /// CPU. `None` means no limit.
     pub fn rate(self) -> Option<u64> {
         let rate = (u128::from(self.quota?) * 1_000_000).div_ceil(u128::from(self.period.max(1)));
         Some(u64::try_from(rate).unwrap_or(u64::MAX))

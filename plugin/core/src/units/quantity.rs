@@ -68,9 +68,9 @@ const LONGEST_QUANTITY: usize = 128;
 /// 2^63-1.
 ///
 /// The result is exact for every input. The crate `kube_quantity` (0.9) reads `1.5Gi` as 1 GiB and
-/// `1500m` as 0, and refuses `7Ei` and `1E`. Its floating-point computation loses the last digits
-/// of amounts beyond 2^53. This function refuses a suffix without a number (`Ki`), which Kubernetes
-/// reads as 0.
+/// `1500m` as 0, and refuses `7Ei` and `1E`. The floating-point computation of `kube_quantity`
+/// loses the last digits of amounts beyond 2^53. This function refuses a suffix without a number
+/// (`Ki`), which Kubernetes reads as 0.
 ///
 /// Grammar: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
 pub(super) fn parse_quantity(text: &str, scale: i64) -> Result<u64, QuantityError> {
