@@ -3,8 +3,8 @@
 //! A [`Cgroup`] holds an open directory. After a cgroup is removed, a new cgroup may have the same
 //! path. The open directory never refers to the new cgroup. Every directory and file is opened
 //! beneath one root ([`CgroupRoot`]). The plugin writes only the files of
-//! [`Knob`](plimsoll_core::units::Knob), `cpu.max` and `memory.reclaim`. It reads only files that
-//! this module or a submodule names.
+//! [`Knob`](plimsoll_core::units::Knob), `cpu.max` and `memory.reclaim`. The plugin reads only
+//! files that this module or a submodule names.
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 

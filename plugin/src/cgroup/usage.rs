@@ -51,8 +51,8 @@ impl Cgroup {
         };
         Ok(Usage {
             current: self.usage()?,
-            // These fields are the LRU lists, from which the kernel can evict. Shared memory is on
-            // the lists of anonymous memory.
+            // The fields for page cache are the LRU lists, from which the kernel can evict. Shared
+            // memory is on the lists of anonymous memory.
             cache: sum(&["inactive_file", "active_file", "slab_reclaimable"]),
             swappable: sum(&["inactive_anon", "active_anon"]),
             swap_left,

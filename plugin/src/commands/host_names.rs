@@ -1,7 +1,7 @@
 //! Host name lookups of a statically linked program.
 
 /// Restricts host name lookups to /etc/hosts and DNS. For other sources in /etc/nsswitch.conf,
-/// glibc loads modules of the node into a static program. These modules load the node's C library,
+/// glibc loads modules of the node into a static program. The modules load the node's C library,
 /// which differs from the C library that the program was built with.
 pub(super) fn look_names_up_alone() {
     use std::ffi::{c_char, c_int};

@@ -12,8 +12,8 @@ pub enum Mode {
     /// The plugin sets values, and refuses limit decreases that would OOM-kill.
     #[default]
     Enforce,
-    /// The plugin only reports what it would do. It does not write, refuse, raise or adjust
-    /// anything.
+    /// The plugin only reports what it would do. The plugin does not write, refuse, raise or adjust
+    /// any value.
     Observe,
 }
 

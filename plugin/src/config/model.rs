@@ -21,8 +21,8 @@ pub struct Config {
     pub policy: Policy,
     /// Source of node allocatable.
     pub node_allocatable: NodeAllocatable,
-    /// Cgroups beside the pods that `memory.min` protects. They contain the system, or the kubelet
-    /// and the container runtime.
+    /// Cgroups beside the pods that `memory.min` protects. The cgroups contain the system, or the
+    /// kubelet and the container runtime.
     pub reserved: Vec<Reserved>,
     /// Memory that the plugin keeps from all pods together, by `memory.max` of kubepods. At least
     /// the sum of `reserved`. `None` keeps no memory from pods.

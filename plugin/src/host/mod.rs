@@ -1,4 +1,4 @@
-//! Facts about the node that do not depend on the plugin. These are the container runtimes with
+//! Facts about the node that do not depend on the plugin. The facts are the container runtimes with
 //! their configuration, systemd units, sockets, NRI plugins and the kubelet's process.
 //!
 //! This folder reads files, connects to sockets and runs a runtime's program to get its version.

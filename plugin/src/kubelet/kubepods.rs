@@ -46,17 +46,17 @@ impl<T> Default for CgroupSearch<T> {
     }
 }
 
-/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet. Such a
-/// cgroup holds the processes of a container or of a session.
+/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet. Such cgroups
+/// hold the processes of a container or of a session.
 fn is_leaf(name: &str) -> bool {
     let is_id =
         name.len() >= ID && name.bytes().rev().take(ID).all(|byte| byte.is_ascii_hexdigit());
     is_id || name.ends_with(".scope")
 }
 
-/// Finds the cgroups of all pods. Usually there is exactly one. Several exist if the kubelet was
-/// restarted with another cgroup driver since the node booted. Cgroups of the systemd driver come
-/// first.
+/// Finds the cgroups of all pods. A node usually has exactly one cgroup of all pods. Several exist
+/// if the kubelet was restarted with another cgroup driver since the node booted. Cgroups of the
+/// systemd driver come first.
 pub fn find(root: &CgroupRoot) -> CgroupSearch<CgroupPath> {
     let mut answer = CgroupSearch::default();
     let mut listed = 0;

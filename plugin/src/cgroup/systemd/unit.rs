@@ -92,7 +92,7 @@ impl Unit<'_> {
     ) -> Result<Option<HashMap<String, u64>>, SystemdError> {
         let path = format!("/org/freedesktop/systemd1/unit/{}", bus_label(self.name));
         let call = "Properties.GetAll";
-        // systemd loads a unit that is not loaded yet. Such a unit has no cgroup.
+        // systemd loads a unit that is not loaded yet. A unit that was not loaded has no cgroup.
         let get = bus.call_method(
             Some(NAME),
             path.as_str(),

@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn restore_reports_before_it_is_killed() {
-        // One answer of the plugin takes up to 10 s, and one reload of systemd up to 60 s.
+        // An answer of the plugin takes up to 10 s, and a reload of systemd up to 60 s.
         let answers_and_reload = Duration::from_secs(3 * 10 + 60);
         assert!(RESTORE_LIMIT > LONGEST_WAIT + answers_and_reload);
     }

@@ -21,8 +21,8 @@ pub(super) async fn remove_drop_ins(
     survey: &Survey,
     kubepods: Option<&CgroupPath>,
 ) {
-    // Remove systemd's runtime drop-ins. Otherwise systemd would set the plugin's values again,
-    // and the drop-ins would override the administrator's configuration.
+    // Remove systemd's runtime drop-ins. With its drop-ins, systemd would set the plugin's values
+    // again, and the drop-ins would override the administrator's configuration.
     let systemd = Systemd::new(host);
     let remove = |path: &CgroupPath| {
         systemd::remove_protection(host, path).unwrap_or_else(|error| {
@@ -60,8 +60,8 @@ pub(super) async fn remove_drop_ins(
     }
 }
 
-/// Returns the cgroups that were restored earlier, with their originals. These cgroups may still
-/// have drop-ins, as after a switch to observe mode.
+/// Returns the cgroups that were restored earlier, with their originals. A restored cgroup may
+/// still have drop-ins, as after a switch to observe mode.
 ///
 /// Omits a cgroup that holds other values than its originals, because another program has set the
 /// values and the drop-ins.

@@ -31,8 +31,8 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 pub(super) enum RunningPlugin {
     /// No process listens at the plugin's socket.
     Absent,
-    /// The plugin answers. It has noticed the marker file, or it reads the marker file before it
-    /// sets values.
+    /// The plugin answers. The plugin has noticed the marker file, or reads the marker file before
+    /// it sets values.
     Answers,
     /// The plugin may still set values, for this reason.
     Unknown(String),

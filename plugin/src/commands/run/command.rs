@@ -188,7 +188,7 @@ impl Run {
         started.context("cannot start a thread").map_err(Failure::Runtime)?;
         let configurator = stub.plugin().configurator();
         let reloads = reload.clone();
-        // These tasks read files, so they have a thread of their own.
+        // The tasks that watch files also read files, so they have a thread of their own.
         let watch_files = move || async move {
             configured.notified().await;
             let config = watch_config(&files, &configurator, &containers, &reloads);

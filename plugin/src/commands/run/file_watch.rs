@@ -155,7 +155,7 @@ impl FileWatch {
     }
 }
 
-/// Returns the device and inode of a directory. `None` if they cannot be read.
+/// Returns the device and inode of a directory. `None` if the metadata cannot be read.
 fn identify(directory: &Path) -> Option<(u64, u64)> {
     let metadata = fs::metadata(directory).ok()?;
     Some((metadata.dev(), metadata.ino()))

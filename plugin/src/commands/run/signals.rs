@@ -59,7 +59,7 @@ impl EarlySignals {
 }
 
 /// Ignores the signals while this process executes another program. The new program inherits
-/// ignored signals, but no handlers. It ignores the signals until it handles them.
+/// ignored signals, but no handlers. The new program ignores the signals until it handles them.
 pub(super) fn ignore_signals() {
     for number in HARMLESS {
         // SAFETY: SIG_IGN is a valid disposition for these signals, and this process handles none

@@ -4,8 +4,8 @@
 //! The parser and the printer of configurations use the table. The help of `plimsoll check`, the
 //! output of `plimsoll config default`, the schema of the Helm chart and docs/configuration.md are
 //! made from the table. Tests compare them with the table. To add a field, add it to
-//! [`Config`](crate::config::Config) and to the table. Then run the tests with
-//! `PLIMSOLL_REGENERATE=1`.
+//! [`Config`](crate::config::Config) and to the table. After a change of the table, run the tests
+//! with `PLIMSOLL_REGENERATE=1`.
 
 mod access;
 mod check;

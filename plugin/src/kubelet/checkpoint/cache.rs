@@ -136,8 +136,8 @@ impl Version {
     }
 }
 
-/// Opens a regular file. Neither follows a symbolic link nor blocks on a pipe. Returns `None` for a
-/// file that is not a regular file.
+/// Opens a regular file. The function follows no symbolic link and does not block on a pipe.
+/// Returns `None` for a file that is not a regular file.
 fn open(path: &Path) -> io::Result<(Option<File>, Version)> {
     let metadata = path.symlink_metadata()?;
     if !metadata.is_file() {

@@ -23,7 +23,7 @@ pub struct ContainerRecords {
 /// Result of a search for the kubelet's records.
 pub type RecordSearch = Result<ContainerRecords, Inconclusive>;
 
-/// Reason for the look-up. It decides which file has the correct record.
+/// Reason for the look-up. The reason decides which file has the correct record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     /// The runtime creates the container, or the plugin found it running. The record must show the
@@ -94,8 +94,8 @@ impl Checkpoints {
         Lookup { found: search.found(), problems }
     }
 
-    /// Does the same as [`lookup`](Self::lookup) if no file has changed. Otherwise returns `None`.
-    /// Reads only the metadata of the files, usually of one file.
+    /// Does the same as [`lookup`](Self::lookup) if no file has changed. Returns `None` if a file
+    /// has changed. Reads only the metadata of the files, usually of one file.
     pub fn lookup_unchanged(
         &self,
         uid: &PodUid,

@@ -9,7 +9,7 @@
 //!
 //! The same incident of the same container within [`RECENT`](crate::report::RECENT) is one Event,
 //! whose series counts the repetitions. The thread retries an unreachable API server with growing
-//! delays. It stops when every incident is older than [`STALE`].
+//! delays. The thread stops its retries when every incident is older than [`STALE`].
 
 mod credentials;
 mod draft;

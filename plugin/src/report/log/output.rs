@@ -17,8 +17,8 @@ use crate::config::LogLevel;
 use crate::report::log::journal::{Journal, NAME};
 use crate::report::log::queue::Queued;
 
-/// Targets that log every step of a request to the API server. Their messages below `info` are
-/// suppressed at every log level.
+/// Targets that log every step of a request to the API server. The plugin suppresses messages of
+/// these targets below `info` at every log level.
 const QUIET: [&str; 4] = ["hyper", "kube", "rustls", "tower"];
 
 /// The form of messages.

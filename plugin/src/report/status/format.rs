@@ -64,8 +64,8 @@ pub struct NodeStatus {
     /// Limit of all pods together (`nodeGuard`). `null` without such a limit, or if kubepods is
     /// missing or unreadable.
     pub guard: Option<Bytes>,
-    /// Reason why the node guard is not fully in force. In observe mode, the reason why it would
-    /// not be. `null` if the guard has no problem or is not configured.
+    /// Reason why the node guard is not fully in force. In observe mode, the reason why the guard
+    /// would not be in force. `null` if the guard has no problem or is not configured.
     #[serde(default)]
     pub guard_problem: Option<String>,
     /// Facts about the node that the plugin could not read, each with the reason and advice.
