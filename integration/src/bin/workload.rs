@@ -8,7 +8,7 @@
 //! - `workload call DIR COMMAND...`: sends one command from outside and prints the answer. The exit
 //!   status is 0 if the answer starts with `ok`.
 //!
-//! These are the commands:
+//! The program understands these commands:
 //!
 //! - `ping`: only answers.
 //! - `alloc BYTES`: allocates anonymous memory and touches it.

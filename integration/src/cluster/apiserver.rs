@@ -15,7 +15,8 @@ use crate::tools::run_directory::RunDir;
 /// The user name and bearer token of the cluster administrator (group `system:masters`).
 pub const ADMINISTRATOR: &str = "administrator";
 
-/// The bearer token of the kubelet on the node [`NODE`]. Its user is `system:node:node`.
+/// The bearer token of the kubelet on the node [`NODE`]. The token belongs to the user
+/// `system:node:node`.
 pub const KUBELET: &str = "kubelet";
 
 /// The node's name. No other node can join, because the kubelet's token is valid for this node

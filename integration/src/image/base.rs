@@ -54,8 +54,8 @@ fn cri() -> OwnProgram {
 
 /// Returns the directory with the files that the nodes of one distribution share.
 ///
-/// These are the kernel, the initial RAM file system, the ssh key and `root`. The directory `root`
-/// has all files of the node except the runtime's own.
+/// The directory contains the kernel, the initial RAM file system, the ssh key and `root`. The
+/// directory `root` has all files of the node except the runtime's own.
 pub(super) fn base(distro: Distro) -> Result<PathBuf> {
     let program = workload()?;
     let files = node_files();

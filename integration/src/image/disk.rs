@@ -16,7 +16,7 @@ use crate::tools::ext4;
 /// The size of the disk. The disk is sparse.
 const SIZE: &str = "4G";
 
-/// The files that a node boots from. They never change after they are built.
+/// The files that a node boots from. The files never change after they are built.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The directory with the kernel, the initial RAM file system and the ssh key.

@@ -33,7 +33,7 @@ pub struct Kubelet<'n> {
     pub checkpoints: bool,
     /// Whether the kernel kills all processes of a container together.
     ///
-    /// This is the kubelet's default on cgroup v2 (memory.oom.group).
+    /// The kubelet enables this group kill by default on cgroup v2 (memory.oom.group).
     pub group_kill: bool,
     memory_qos: bool,
     pub(super) capacity: u64,

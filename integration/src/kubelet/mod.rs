@@ -1,5 +1,5 @@
-//! A double of the kubelet. It changes the node in the same ways and in the same order as the
-//! kubelet.
+//! A double of the kubelet. The double changes the node in the same ways and in the same order as
+//! the kubelet.
 //!
 //! To run a pod, the double makes the pod's cgroup, writes the checkpoint of the allocated
 //! resources and runs the sandbox. For each container it then writes the checkpoint of the actuated

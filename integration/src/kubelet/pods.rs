@@ -126,7 +126,7 @@ impl Kubelet<'_> {
     /// Adds commands to the script that start a container in the sandbox `$pod`.
     ///
     /// The commands write the checkpoint of the actuated resources, create the container and start
-    /// it. They then wait for the workload and print the container's ID.
+    /// it. The commands then wait for the workload and print the container's ID.
     fn start_container(
         &mut self,
         script: &mut String,

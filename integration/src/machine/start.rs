@@ -29,7 +29,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Boots a node with additional equipment. Such a node has no snapshot.
+    /// Boots a node with additional equipment. An equipped node has no snapshot.
     pub fn boot(runtime: Runtime, equipment: &Equipment) -> Result<Node> {
         let image = Image::obtain(runtime)?;
         retry(&format!("booting the {runtime} node"), |_| {

@@ -6,8 +6,8 @@ use crate::machine::Node;
 
 /// A regular expression for the runtime's log line after a synchronisation with the plugin.
 ///
-/// The line is part of the list of plugins that the runtime calls from now on. It is the same for
-/// launched and external plugins and for every version from NRI 0.6.
+/// The line is part of the list of plugins that the runtime calls from now on. The line is the same
+/// for launched and external plugins and for every version from NRI 0.6.
 const SYNCHRONISED: &str = "#[0-9]+: .*90-plimsoll";
 
 /// Runs a script on the node and waits for the new synchronisation that the script must cause.

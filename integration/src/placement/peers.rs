@@ -1,6 +1,6 @@
 //! Programs of other projects on a node.
 //!
-//! These are NRI plugins that run beside Plimsoll, and the tests of NRI that CRI-O has.
+//! The programs are NRI plugins that run beside Plimsoll, and CRI-O's own tests of NRI.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -33,7 +33,7 @@ const SOURCE: &str =
 const SOURCE_DIGEST: &str =
     "SHA256:b35a8f297a5cf3ce9c87514de76123804893e17b2378b413fbbe9d428c40be8d";
 
-/// CRI-O's own tests of NRI. They need only the socket of CRI-O.
+/// CRI-O's own tests of NRI. The tests need only the socket of CRI-O.
 const NRI_TEST: Programs = Programs {
     name: "nri-test",
     tags: &[

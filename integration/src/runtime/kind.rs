@@ -83,8 +83,8 @@ impl Runtime {
 
     /// Returns whether the runtime may forget earlier updates when it restarts.
     ///
-    /// Such a runtime keeps updates only in memory. A restart does not change the values in the
-    /// cgroups.
+    /// A forgetful runtime keeps updates only in memory. A restart does not change the values in
+    /// the cgroups.
     pub fn may_forget_updates(self) -> bool {
         self == Runtime::Crio136
     }
@@ -115,8 +115,8 @@ impl Runtime {
             )
         };
         match self {
-            // Newer versions need `--local`. By default they import in the daemon, and the daemon
-            // does not find the archive's image names.
+            // Newer versions need `--local`. By default, newer versions import in the daemon, and
+            // the daemon does not find the archive's image names.
             Runtime::Containerd17 => format!("{IMPORT} {archive} >/dev/null"),
             Runtime::Containerd21 | Runtime::Containerd24 => {
                 format!("{IMPORT} --local {archive} >/dev/null")

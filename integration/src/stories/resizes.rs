@@ -104,8 +104,9 @@ pub fn grow_during_decrease(
     let container = pod.container("app")?;
     let answer = alloc(node, pod, 60 * MIB)?;
     ensure!(answer.starts_with("ok"), "the workload must allocate memory, but answered {answer:?}");
-    // An allocation of the workload may also cause an OOM kill under the new limit. Such a kill
-    // does not count, because the workload and not the write of the limit invoked the OOM killer.
+    // An allocation of the workload may also cause an OOM kill under the new limit. A kill by an
+    // allocation does not count, because the workload and not the write of the limit invoked the
+    // OOM killer.
     let Container { control, id, .. } = container;
     let output = node.try_run(&format!(
         "dmesg --clear

@@ -11,7 +11,7 @@
 //! - Trees of files that the build copies or compiles ([`Key::add_tree`]).
 //! - Other entries that the build uses: their keys, not their content ([`Key::add_key`]).
 //! - Steps that are not data: the text of the source files with these steps ([`Key::add_source`]).
-//!   Such a file contains no code for other entries.
+//!   A source file with steps contains no code for other entries.
 //!
 //! | entry | file | inputs |
 //! |---|---|---|

@@ -30,7 +30,8 @@ pub struct Programs {
     pub version_variable: Option<&'static str>,
     /// The packages of the programs, relative to the module.
     pub packages: &'static [&'static str],
-    /// The packages whose tests are built into programs. Their names end with `.test`.
+    /// The packages whose tests are built into programs. The names of these programs end with
+    /// `.test`.
     pub tests: &'static [&'static str],
 }
 

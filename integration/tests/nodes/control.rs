@@ -1,5 +1,5 @@
-//! The control group: tests on nodes without the plugin. They prove that the results of the other
-//! tests come from the plugin.
+//! The control group: tests on nodes without the plugin. The control group proves that the results
+//! of the other tests come from the plugin.
 
 use std::time::Duration;
 

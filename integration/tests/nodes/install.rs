@@ -45,8 +45,9 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// Returns the operator's configuration file of the runtime, the command that switches NRI off in
-/// this file, and the drop-in file that switches NRI on again. Returns `None` if NRI stays on.
+/// Returns the operator's configuration file of the runtime, and the command that switches NRI off
+/// in this file. Also returns the drop-in file that switches NRI on again. Returns `None` if NRI
+/// stays on.
 fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'static str)> {
     match runtime {
         // containerd 1.7 has NRI off by default, so removing the setting is enough.
@@ -222,8 +223,8 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     let (mut kubelet, pod) = prepare(node, driver)?;
     let (before, values_before) = (traces(node)?, values(node, &pod)?);
     // A runtime leaves its socket behind when NRI is switched off, so `prepare` has removed the
-    // socket. `uninstall` may also leave a socket behind. Such a socket is harmless and does not
-    // come from the plugin, so `traces` does not list it.
+    // socket. `uninstall` may also leave a socket behind. A leftover socket is harmless and does
+    // not come from the plugin, so `traces` does not list it.
     let switched_off = switched_off(node.runtime());
     let is_on = node.try_run("test -S /run/nri/nri.sock")?.status.success();
     assert_eq!(is_on, switched_off.is_none(), "whether NRI is enabled");

@@ -1,4 +1,4 @@
-//! Tests of the scenarios in docs/kubernetes.md with the output of kubectl. They use a real
+//! Tests of the scenarios in docs/kubernetes.md with the output of kubectl. The tests use a real
 //! kubelet, a real API server and the published DaemonSet. Scenarios that end differently without
 //! Plimsoll also run without Plimsoll.
 
@@ -127,7 +127,8 @@ fn settle(cluster: &Cluster, expected: &[(&str, &'static str, u64)]) {
 /// because 1/25 of a limit must stay free.
 fn fill(cluster: &Cluster, pod: &str) -> u64 {
     assert!(call(cluster, "stress", &format!("alloc {}", 150 * MIB)).starts_with("ok"));
-    // Reclaim memory first. Otherwise Plimsoll could reclaim enough to accept the limit.
+    // Reclaim memory first. Without this reclaim, Plimsoll could later reclaim enough memory to
+    // accept the limit.
     let root = cgroup::ROOT;
     let script =
         format!("echo 64M > {root}/{pod}/memory.reclaim || true; cat {root}/{pod}/memory.current");

@@ -322,8 +322,8 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
     let status = || -> Result<serde_json::Value> {
         Ok(serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?)
     };
-    // In observe mode the plugin first restores the values that it wrote before. It restores the
-    // container's files, the ancestor cgroups and the values in the runtime's store.
+    // In observe mode the plugin first restores the values that it wrote before. The plugin
+    // restores the container's files, the ancestor cgroups and the values in the runtime's store.
     let mut kubelet = Kubelet::start(node, driver)?;
     let spec = |name: &str| PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB));
     let before = kubelet.run_pod(spec("before"))?;
