@@ -77,7 +77,7 @@ pub enum LaunchError {
     Descriptor {
         /// The variable.
         variable: &'static str,
-        /// Its value.
+        /// The value of the variable.
         value: OsString,
     },
 }

@@ -11,14 +11,15 @@
 //!
 //! # Received frames
 //!
-//! A frame may have up to [`MAX_FRAME`] bytes. It may hold a part of a ttrpc message or several
-//! messages. A longer frame ends the trunk with [`Closed::Oversize`]. A frame for a connection that
-//! does not exist ends the trunk with [`Closed::UnknownConnection`].
+//! A frame may have up to [`MAX_FRAME`] bytes. A frame may hold a part of a ttrpc message or
+//! several messages. A longer frame ends the trunk with [`Closed::Oversize`]. A frame for a
+//! connection that does not exist ends the trunk with [`Closed::UnknownConnection`].
 //!
 //! # Sent frames
 //!
 //! The Go side reads a frame with a single read into its current buffer. The Go side fails if a
-//! frame is larger than this buffer. It also holds at most 256 unread frames per connection.
+//! frame is larger than this buffer. The Go side also holds at most 256 unread frames per
+//! connection.
 //!
 //! Therefore this side sends a ttrpc message of at most 4096 bytes as one frame, because the Go
 //! side's read buffer has 4096 bytes. For a longer message, this side sends one frame for the
@@ -55,7 +56,8 @@ pub const MAX_FRAME: usize = (16 << 20) + TTRPC_HEADER;
 const GO_READ_BUFFER: usize = 4096;
 
 /// Maximum number of received frames that wait for the reader of a logical connection. While the
-/// queue is full, the multiplexer does not read the trunk. This bounds the memory.
+/// queue is full, the multiplexer does not read the trunk. The bound of the queue also bounds the
+/// memory.
 const READ_QUEUE: usize = 4;
 
 /// Maximum number of ttrpc messages that wait to be written to the trunk.

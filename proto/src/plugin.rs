@@ -95,7 +95,8 @@ pub trait Plugin: Send + Sync + 'static {
     /// version does not support.
     fn events(&self) -> EventMask;
 
-    /// Configures the plugin after its registration. This is the first call on every connection.
+    /// Configures the plugin after its registration. The configuration is the first call on every
+    /// connection.
     ///
     /// # Errors
     ///
@@ -113,8 +114,9 @@ pub trait Plugin: Send + Sync + 'static {
     /// Gets all existing pods and containers. Called after every connection or reconnection, before
     /// any event.
     ///
-    /// The reply updates containers. The crate lets the runtime ignore failed updates. Otherwise a
-    /// failed update would make the runtime drop the plugin, or not start.
+    /// The reply updates containers. The crate lets the runtime ignore failed updates. If the
+    /// runtime did not ignore it, a failed update would make the runtime drop the plugin, or not
+    /// start.
     ///
     /// # Errors
     ///
@@ -202,7 +204,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(Creation::default()) }
     }
 
-    /// Called after the runtime has created a container. Its cgroup may not exist yet.
+    /// Called after the runtime has created a container. The container's cgroup may not exist yet.
     fn post_create_container(
         &self,
         pod: PodSandbox,
@@ -212,7 +214,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Called before the runtime starts a container. Its cgroup exists.
+    /// Called before the runtime starts a container. The container's cgroup exists.
     fn start_container(
         &self,
         pod: PodSandbox,

@@ -159,7 +159,7 @@ pub struct Connection {
     options: Options,
     client: PluginClient,
     mux: Mux,
-    /// The server, which runs until it is dropped. The mutex is never locked. It only makes
+    /// The server, which runs until it is dropped. The mutex is never locked. The mutex only makes
     /// `Connection` `Sync`.
     _server: std::sync::Mutex<Server>,
 }

@@ -107,8 +107,9 @@ async fn run<T>(
 
 /// Returns the reply to an event. If the handler panics or takes too long, the reply is empty.
 ///
-/// Without a reply, the runtime would block until its deadline. It would then drop the plugin and
-/// kill the process that it launched. A late runtime may even treat the missing reply as a refusal.
+/// Without a reply, the runtime would block until its deadline. The runtime would then drop the
+/// plugin and kill the process that it launched. A late runtime may even treat the missing reply as
+/// a refusal.
 async fn answer<T: Default>(
     event: &'static str,
     context: &TtrpcContext,

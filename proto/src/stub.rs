@@ -80,7 +80,7 @@ pub enum UpdateError {
     /// event and would wait for itself.
     #[error("containers cannot be updated from within an event, leave it to a task")]
     InEvent,
-    /// The runtime reported a failure. It may have applied some of the updates.
+    /// The runtime reported a failure. The runtime may have applied some of the updates.
     #[error("the runtime failed to update containers: {0}")]
     Runtime(String),
 }
@@ -379,8 +379,8 @@ impl<P: Plugin> Stub<P> {
 
     async fn serve(&self, mut launched: Option<UnixStream>) -> Result<(), Error> {
         let mut delays = delays(Duration::from_secs(15));
-        // Delays while no process listens at the socket. They are shorter, because these attempts
-        // cost the runtime nothing.
+        // Delays while no process listens at the socket. The delays are shorter, because these
+        // attempts cost the runtime nothing.
         let mut knocks = self::delays(Duration::from_secs(1));
         let mut replacement = None;
         let mut told = false;
@@ -552,8 +552,8 @@ impl<P: Plugin> Stub<P> {
     }
 
     /// Connects to the socket of a runtime that does not synchronise plugins that it launched. NRI
-    /// before 0.7 synchronises only external plugins. It listens at the socket only after all
-    /// launched plugins are started.
+    /// before 0.7 synchronises only external plugins. Such a runtime listens at the socket only
+    /// after all launched plugins are started.
     async fn replacement_for_unsynchronized(&self) -> UnixStream {
         for delay in delays(Duration::from_secs(1)) {
             match UnixStream::connect(&self.socket).await {
