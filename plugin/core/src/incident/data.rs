@@ -25,8 +25,8 @@ pub enum Incident {
     CutRejected(LowerLimit),
     /// The plugin deferred a limit decrease that would OOM-kill now.
     CutDeferred(LowerLimit),
-    /// The plugin gave up a deferred limit. The limit had waited too long, or an operator had
-    /// stopped the plugin's actions.
+    /// The plugin gave up a deferred limit. The limit had waited too long, or the plugin had
+    /// stopped setting values.
     CutGivenUp(LowerLimit),
     /// A deferred limit is in force.
     CutApplied {

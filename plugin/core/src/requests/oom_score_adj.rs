@@ -23,7 +23,7 @@ use crate::units::{Bytes, Limit};
 
 /// The value for a Burstable container that requests nearly all memory or more.
 const LOWEST: i64 = 3;
-/// The value for a Burstable container with a request of at most a thousandth of the node's memory.
+/// The value for a Burstable container with a request of 0 or nearly 0.
 const HIGHEST: i64 = 999;
 
 /// Computes the memory request from `oom_score_adj`, for a node with `mem_total` bytes of memory.
