@@ -8,9 +8,9 @@
 //!
 //! | folder | content |
 //! |---|---|
-//! | [`tools`] | the cache, Go builds, child processes: helpers that know nothing of nodes |
+//! | [`tools`] | the cache, Go builds, child processes: helpers that do not depend on nodes |
 //! | [`runtime`] | container runtimes: versions, differences and programs; cgroup drivers |
-//! | [`image`] | what a node boots from: packages, kernel, disk and container images |
+//! | [`image`] | boot files of a node: packages, kernel, disk and container images |
 //! | [`machine`] | a node: QEMU, its hardware, its snapshot and the shell |
 //! | [`probe`] | clients for a node: memory files of cgroups, and crictl |
 //! | [`kubelet`] | the double of the kubelet: pods, cgroups, checkpoints and resizes |

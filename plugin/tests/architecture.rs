@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-/// A crate whose layout is tested.
+/// A crate whose layout the tests check.
 struct Crate {
     /// Folder of the sources, relative to the repository.
     sources: &'static str,
@@ -204,7 +204,7 @@ fn paths_in_code(code: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for start in ["crate::", "super::", "self::"] {
         for (at, _) in code.match_indices(start) {
-            // `$crate` in a macro stands for the place of its use.
+            // `$crate` in a macro means the crate in which the macro is used.
             let before = code[..at].chars().next_back();
             if before.is_some_and(|before| before.is_alphanumeric() || "_:$".contains(before)) {
                 continue;
@@ -217,7 +217,7 @@ fn paths_in_code(code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Files of a crate, and for each file the files that it imports with the line of the import.
+/// Files of a crate. Each file has its imports, with the line of each import.
 struct Graph {
     files: BTreeMap<Vec<String>, String>,
     edges: BTreeMap<Vec<String>, BTreeMap<Vec<String>, usize>>,
@@ -258,7 +258,7 @@ impl Graph {
         Self { files, edges }
     }
 
-    /// Returns the files of a cycle, if there is one.
+    /// Returns the files of an import cycle, if the imports have a cycle.
     fn cycle(&self) -> Option<Vec<&str>> {
         let mut done = BTreeSet::new();
         self.files.keys().find_map(|start| self.cycle_from(start, &mut Vec::new(), &mut done))
@@ -361,7 +361,7 @@ fn long_functions(source: &Source) -> Vec<(usize, usize)> {
     let starts = source.lines.iter().enumerate().filter(|(_, (_, line))| is_function(line));
     let long = starts.filter_map(|(at, (number, line))| {
         let rest = || source.lines[at..].iter().map(|(_, line)| line.as_str());
-        // A declaration ends with a semicolon before any body.
+        // The declaration of a function without a body ends with a semicolon.
         let end_of_signature = rest().find(|line| line.ends_with(['{', '}', ';']))?;
         if !end_of_signature.ends_with('{') {
             return None;

@@ -26,7 +26,7 @@ struct Document {
 /// A list item of a document.
 #[derive(Default)]
 struct Item {
-    /// The heading of the second level above the item. Empty before the first one.
+    /// The heading of the second level above the item. Empty for an item above the first heading.
     section: String,
     /// The first bold words of the item.
     name: String,
@@ -53,7 +53,7 @@ impl Document {
                     link = Some((String::new(), dest_url.into_string()));
                 }
                 Event::End(TagEnd::Link | TagEnd::Image) => {
-                    let link = link.take().expect("it was opened");
+                    let link = link.take().expect("a link was opened");
                     if let Some(&item) = open.last() {
                         document.items[item].links.push(link.clone());
                     }
@@ -145,7 +145,7 @@ fn number(name: &str) -> Option<(char, u32)> {
 
 /// Returns the faults in the numbers of promises.
 ///
-/// Each section has a letter of its own. Its promises are numbered from 1 without gaps.
+/// Each section has its own letter. The promises of a section are numbered from 1 without gaps.
 fn number_faults(promises: &[Item]) -> Vec<String> {
     let mut faults = Vec::new();
     // The section and the latest number of each letter.
@@ -209,7 +209,7 @@ fn every_promise_names_the_tests_that_hold_it() {
         promises(Document::read(&repository().join("SPECIFICATION.md")))
     {
         let title = name.split_once(' ').map_or(name.as_str(), |(_, title)| title).to_owned();
-        assert!(seen.insert((section, title)), "{name} is there twice");
+        assert!(seen.insert((section, title)), "SPECIFICATION.md has {name} twice");
         let mut held = name.trim_end_matches('.').ends_with("(withdrawn)");
         for (test, path) in links.into_iter().filter(|(_, path)| path.ends_with(".rs")) {
             let source = sources.entry(path.clone()).or_insert_with_key(|path| {

@@ -32,7 +32,7 @@ pub struct Launched {
     /// `None` in a program started by [`Successor::exec`], which makes its own connection.
     pub(crate) connection: Option<OwnedFd>,
     pub(crate) identity: Identity,
-    /// A pidfd of the runtime's process; `None` if the process cannot be watched. The pidfd becomes
+    /// A pidfd of the runtime's process. `None` if the process cannot be watched. The pidfd becomes
     /// readable when the runtime ends.
     pub(crate) runtime: Option<OwnedFd>,
     detached: bool,
@@ -47,12 +47,13 @@ pub struct Successor {
 }
 
 impl Successor {
-    /// Replaces the program of this process by `command`. Returns only when that fails.
+    /// Replaces the program of this process by `command`. Returns only after a failure.
     ///
-    /// The new program learns from [`Launched::from_env`] that a runtime launched it. It connects
-    /// to the runtime's socket like an external plugin, but still ends when the runtime ends.
+    /// [`Launched::from_env`] shows the new program that a runtime launched it. The new program
+    /// connects to the runtime's socket like an external plugin, but still ends when the runtime
+    /// ends.
     ///
-    /// Nothing else of this process continues, so call this function last.
+    /// The current program does not continue, so call this function last.
     pub fn exec(self, command: &mut Command) -> io::Error {
         // -1 means that the runtime cannot be watched, as in `detach`.
         let mut pidfd = -1;
@@ -76,7 +77,7 @@ pub enum LaunchError {
     Descriptor {
         /// The variable.
         variable: &'static str,
-        /// Its value.
+        /// The value of the variable.
         value: OsString,
     },
 }
@@ -89,7 +90,8 @@ impl Launched {
     ///
     /// # Errors
     ///
-    /// When `NRI_PLUGIN_SOCKET` is set, but is not the number of an open file descriptor above 2.
+    /// Fails if `NRI_PLUGIN_SOCKET` is set, but is not the number of an open file descriptor above
+    /// 2.
     ///
     /// # Safety
     ///
@@ -119,8 +121,8 @@ impl Launched {
         &self.identity
     }
 
-    /// Returns whether the plugin has the connection from the runtime, over which the runtime sends
-    /// the configuration. A [`Successor`] does not have it.
+    /// Returns whether the plugin has the connection over which the runtime sends the
+    /// configuration. A [`Successor`] does not have this connection.
     pub fn is_connected(&self) -> bool {
         self.connection.is_some()
     }
@@ -129,19 +131,19 @@ impl Launched {
     ///
     /// # Errors
     ///
-    /// When a file descriptor cannot be duplicated.
+    /// Fails if a file descriptor cannot be duplicated.
     pub fn successor(&self) -> io::Result<Successor> {
         let runtime = self.runtime.as_ref().map(OwnedFd::try_clone).transpose()?;
         Ok(Successor { identity: self.identity.clone(), runtime })
     }
 
     /// Continues the plugin in a second process, so that the plugin survives when the runtime drops
-    /// it.
+    /// the plugin.
     ///
-    /// Since NRI 0.7, a runtime that drops a plugin also kills the process that it launched. The
-    /// runtime never launches the plugin again. A single late reply is enough to be dropped. So the
-    /// plugin runs in a second process. The runtime knows only the first process, which waits for
-    /// the second one.
+    /// Since NRI 0.7, a runtime that drops a plugin also kills the launched process. The runtime
+    /// never launches the plugin again. One late reply is enough for the runtime to drop the
+    /// plugin. So the plugin runs in a second process. The runtime knows only the first process,
+    /// which waits for the second process.
     ///
     /// Returns `Ok` in the second process, or if no second process can be started. Returns `Err` in
     /// the first process once the second process has ended. The error is the status of the second
@@ -159,8 +161,7 @@ impl Launched {
                 fcntl_setfd(connection, FdFlags::empty())?;
                 command.env(SOCKET, connection.as_raw_fd().to_string());
             }
-            // -1 is not a valid descriptor. The variable itself shows the second process that it is
-            // the second one.
+            // -1 is not a valid descriptor. The presence of this variable marks the second process.
             let mut pidfd = -1;
             if let Some(runtime) = &self.runtime {
                 fcntl_setfd(runtime, FdFlags::empty())?;
@@ -169,14 +170,14 @@ impl Launched {
             command.env(RUNTIME, pidfd.to_string()).spawn()
         };
         let Ok(mut child) = spawn() else {
-            // Continue in the first process, which the runtime may kill. If the plugin did not
-            // answer, NRI 0.6.1 would not start.
+            // Continue in the first process, which the runtime may kill. Without an answer from the
+            // plugin, NRI 0.6.1 would not start.
             return Ok(self);
         };
         // If this process kept the connection open, the runtime would not notice the end of the
         // second process.
         drop(self.connection);
-        // `wait` does not fail for a child that has not been waited for.
+        // `wait` fails only if the child was waited for already.
         Err(child.wait().unwrap_or_default())
     }
 }
@@ -201,8 +202,8 @@ unsafe fn adopt(variable: &'static str, value: OsString) -> Result<OwnedFd, Laun
     let Some(number) = number else {
         return Err(LaunchError::Descriptor { variable, value });
     };
-    // SAFETY: the caller guarantees that no other code owns the descriptor. If it is not open, the
-    // checks below fail and `forget` prevents closing it.
+    // SAFETY: the caller guarantees that no other code owns the descriptor. If the descriptor is
+    // not open, the checks below fail, and `forget` prevents closing it.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     if fcntl_getfl(&fd).is_ok_and(|flags| !flags.contains(OFlags::PATH)) && fcntl_getfd(&fd).is_ok()
     {

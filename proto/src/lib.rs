@@ -52,8 +52,8 @@
 //!
 //! # Versions
 //!
-//! The crate works with runtimes that have NRI 0.6.1 to 0.12. These are containerd 1.7.16 and
-//! newer, and CRI-O 1.31 and newer. The crate hides their differences:
+//! The crate works with runtimes that have NRI 0.6.1 to 0.12. Such runtimes are containerd 1.7.16
+//! and newer, and CRI-O 1.31 and newer. The crate hides their differences:
 //!
 //! - The crate subscribes only to events that the runtime knows. For an unknown event, NRI would
 //!   fail the registration.

@@ -11,19 +11,19 @@
 //!
 //! # Received frames
 //!
-//! A frame may have up to [`MAX_FRAME`] bytes. It may hold a part of a ttrpc message or several
-//! messages. A longer frame ends the trunk with [`Closed::Oversize`]. A frame for a connection that
-//! does not exist ends the trunk with [`Closed::UnknownConnection`].
+//! A frame may have up to [`MAX_FRAME`] bytes. A frame may hold a part of a ttrpc message or
+//! several messages. A longer frame ends the trunk with [`Closed::Oversize`]. A frame for a
+//! connection that does not exist ends the trunk with [`Closed::UnknownConnection`].
 //!
 //! # Sent frames
 //!
-//! The Go side reads a frame with a single read into its current buffer. A frame that is larger
-//! than this buffer makes the Go side fail. The Go side also holds at most 256 unread frames per
+//! The Go side reads a frame with a single read into its current buffer. The Go side fails if a
+//! frame is larger than this buffer. The Go side also holds at most 256 unread frames per
 //! connection.
 //!
-//! Therefore a ttrpc message of at most 4096 bytes is sent as one frame, because the Go side's read
-//! buffer has 4096 bytes. A longer message is sent as one frame for its 10-byte header and one
-//! frame for its payload.
+//! Therefore this side sends a ttrpc message of at most 4096 bytes as one frame, because the Go
+//! side's read buffer has 4096 bytes. For a longer message, this side sends one frame for the
+//! 10-byte header and one frame for the payload.
 //!
 //! Source: containerd/nri `pkg/net/multiplex/mux.go`, containerd/ttrpc `channel.go`.
 
@@ -55,11 +55,12 @@ pub const MAX_FRAME: usize = (16 << 20) + TTRPC_HEADER;
 /// size.
 const GO_READ_BUFFER: usize = 4096;
 
-/// The most received frames that wait for the reader of a logical connection. While the queue is
-/// full, the trunk is not read. This bounds memory.
+/// Maximum number of received frames that wait for the reader of a logical connection. While the
+/// queue is full, the multiplexer does not read the trunk. The bound of the queue also bounds the
+/// memory.
 const READ_QUEUE: usize = 4;
 
-/// The most ttrpc messages that wait to be written to the trunk.
+/// Maximum number of ttrpc messages that wait to be written to the trunk.
 const WRITE_QUEUE: usize = 16;
 
 /// A logical connection.
@@ -75,13 +76,13 @@ pub enum ConnId {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Closed {
-    /// This side closed it.
+    /// This side closed the trunk.
     #[error("closed by this side")]
     Local,
-    /// The other side closed it, between two frames.
+    /// The other side closed the trunk between two frames.
     #[error("closed by the other side")]
     Peer,
-    /// The other side closed it within a frame.
+    /// The other side closed the trunk within a frame.
     #[error("closed by the other side in the middle of a frame")]
     Truncated,
     /// The other side sent a frame that is longer than any NRI version sends.
@@ -137,7 +138,8 @@ impl Mux {
     ///
     /// # Panics
     ///
-    /// When called outside a tokio runtime, because the function spawns tasks that move the frames.
+    /// When called outside a tokio runtime, because the function spawns the tasks that transfer the
+    /// frames.
     pub fn new<T>(trunk: T) -> (Self, Conn, Conn)
     where
         T: AsyncRead + AsyncWrite + Send + 'static,

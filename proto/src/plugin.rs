@@ -14,11 +14,13 @@ use crate::version::NriVersion;
 /// The reason why a plugin refuses a request.
 ///
 /// A refusal fails the operation that the event announces: the creation, start or update of a
-/// container, or the start of a pod. The client of the runtime gets the text, with containerd as
-/// `NRI container update failed: …`. Plugins after this one do not get the event.
+/// container, or the start of a pod. The client of the runtime gets the text. With containerd, the
+/// text begins with `NRI container update failed: …`. The runtime does not send the event to later
+/// plugins.
 ///
-/// Runtimes only log the refusal of an operation that is done already, or that ends a container or
-/// pod. A plugin should not refuse because of its own problems.
+/// Some events report an operation that is already done, or the end of a container or pod. Runtimes
+/// only log the refusal of such an event. A plugin should not refuse an event because of its own
+/// problems.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(String);
 
@@ -50,11 +52,11 @@ pub struct Configuration {
     pub runtime_name: String,
     /// Version of the runtime, as the runtime reports it.
     pub runtime_version: String,
-    /// Version of NRI in the runtime, reported by the runtime or inferred from its version. `None`
-    /// if unknown.
+    /// Version of NRI in the runtime. Either the runtime reports it, or the crate infers it from
+    /// the runtime's version. `None` if unknown.
     pub nri_version: Option<NriVersion>,
-    /// Time that the runtime waits for a reply before it drops the plugin. NRI's default of 2 s if
-    /// the runtime does not send a value.
+    /// Time that the runtime waits for a reply before it drops the plugin. If the runtime sends no
+    /// value, this is NRI's default of 2 s.
     pub request_timeout: Duration,
 }
 
@@ -67,8 +69,7 @@ pub struct Creation {
     pub update: Vec<ContainerUpdate>,
 }
 
-/// A plugin, with one method per event. A plugin implements the methods of the events that it
-/// subscribes to.
+/// A plugin, with one method per event. A plugin implements the methods of its subscribed events.
 ///
 /// An event reaches the same method in all versions of NRI. NRI before 0.12 wraps most events in a
 /// StateChange, and newer versions have an RPC for each event.
@@ -78,10 +79,10 @@ pub struct Creation {
 /// The runtime waits for each reply (2 s by default) and then drops the plugin. During the wait the
 /// runtime holds a lock that every other pod and container event needs.
 ///
-/// So a method is cancelled at an await after nine tenths of this time, or when the connection is
-/// lost. The runtime then gets an empty reply. A method should reply from memory and leave longer
-/// work to a task. A method cannot call [`Runtime::update_containers`], because the runtime would
-/// wait for itself.
+/// So the crate cancels a method at an await after nine tenths of this time, or when the connection
+/// is lost. The runtime then gets an empty reply. A method should reply from memory and start a
+/// task for longer work. A method cannot call [`Runtime::update_containers`], because the runtime
+/// would wait for itself.
 ///
 /// # Order
 ///
@@ -90,17 +91,18 @@ pub struct Creation {
 ///
 /// [`Runtime::update_containers`]: crate::Runtime::update_containers
 pub trait Plugin: Send + Sync + 'static {
-    /// Returns the events that the plugin subscribes to. The crate leaves out events that the
-    /// runtime's version does not know.
+    /// Returns the events to which the plugin subscribes. The crate omits events that the runtime's
+    /// version does not support.
     fn events(&self) -> EventMask;
 
-    /// Configures the plugin after its registration. This is the first call on every connection.
+    /// Configures the plugin after its registration. The configuration is the first call on every
+    /// connection.
     ///
     /// # Errors
     ///
     /// A refusal ends [`Stub::run`](crate::Stub::run) with
-    /// [`Error::Configure`](crate::Error::Configure). The runtime does not learn of the refusal,
-    /// because NRI 0.6.1 does not start if a plugin that it launched fails here.
+    /// [`Error::Configure`](crate::Error::Configure). The crate does not report the refusal to the
+    /// runtime. NRI 0.6.1 does not start if a launched plugin fails in this call.
     fn configure(
         &self,
         configuration: Configuration,
@@ -112,8 +114,9 @@ pub trait Plugin: Send + Sync + 'static {
     /// Gets all existing pods and containers. Called after every connection or reconnection, before
     /// any event.
     ///
-    /// The reply updates containers. The runtime ignores updates that fail: otherwise a failed
-    /// update would make the runtime drop the plugin, or not start.
+    /// The reply updates containers. The crate lets the runtime ignore failed updates. If the
+    /// runtime did not ignore it, a failed update would make the runtime drop the plugin, or not
+    /// start.
     ///
     /// # Errors
     ///
@@ -133,9 +136,8 @@ pub trait Plugin: Send + Sync + 'static {
     }
 
     /// Called after the end of every connection over which the runtime has configured the plugin,
-    /// before the next attempt to connect. Not called when the future of
-    /// [`Stub::run`](crate::Stub::run) is dropped, or when the runtime that launched the plugin
-    /// ends.
+    /// before the next attempt to connect. There are two exceptions without a call. The future of
+    /// [`Stub::run`](crate::Stub::run) is dropped, or the runtime that launched the plugin ends.
     fn disconnected(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
@@ -202,7 +204,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(Creation::default()) }
     }
 
-    /// Called after the runtime has created a container. Its cgroup may not exist yet.
+    /// Called after the runtime has created a container. The container's cgroup may not exist yet.
     fn post_create_container(
         &self,
         pod: PodSandbox,
@@ -212,7 +214,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Called before the runtime starts a container. Its cgroup exists.
+    /// Called before the runtime starts a container. The container's cgroup exists.
     fn start_container(
         &self,
         pod: PodSandbox,

@@ -1,6 +1,6 @@
 //! The runtime's side of the protocol, which drives a plugin in tests and benchmarks.
 //!
-//! As far as a plugin can observe, the module behaves like containerd and CRI-O:
+//! A plugin cannot distinguish this module from containerd and CRI-O in these respects:
 //!
 //! - It sends only events that the plugin has subscribed to.
 //! - It drops the plugin when a deadline passes.
@@ -43,8 +43,8 @@ use crate::mux::{Closed, Mux};
 use crate::stub::Identity;
 use crate::version::NriVersion;
 
-/// Most bytes of pods and containers in one part of a synchronisation. A ttrpc message holds at
-/// most 4 MiB.
+/// Maximum number of bytes of pods and containers in one part of a synchronisation. A ttrpc message
+/// holds at most 4 MiB.
 const SYNCHRONIZE_PART: u64 = 3 << 20;
 
 /// The properties of the simulated runtime.
@@ -91,12 +91,12 @@ pub enum RequestError {
     /// The connection is closed.
     #[error("connection to the plugin: {0}")]
     Closed(String),
-    /// The plugin broke the protocol in a way for which runtimes drop a plugin.
+    /// The plugin violated the protocol, so that a runtime would drop the plugin.
     #[error("{0}")]
     Misbehaved(String),
 }
 
-/// A plugin's request to update containers. The plugin waits until the request is answered.
+/// A plugin's request to update containers. The plugin waits for the answer.
 #[derive(Debug)]
 pub struct UpdateRequest {
     /// The requested updates.
@@ -159,7 +159,7 @@ pub struct Connection {
     options: Options,
     client: PluginClient,
     mux: Mux,
-    /// The server, which runs until it is dropped. The mutex is never locked and only makes
+    /// The server, which runs until it is dropped. The mutex is never locked. The mutex only makes
     /// `Connection` `Sync`.
     _server: std::sync::Mutex<Server>,
 }
@@ -191,8 +191,8 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the plugin does not register in time, or registers with an invalid identity. When
-    /// Configure fails or the plugin subscribes to unknown events.
+    /// Fails if the plugin does not register in time, or registers with an invalid identity. Also
+    /// fails if Configure fails, or if the plugin subscribes to unknown events.
     pub async fn accept<T>(
         trunk: T,
         options: Options,
@@ -286,7 +286,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When one part fails, or the plugin does not support parts.
+    /// Fails if one part fails, or if the plugin does not support parts.
     pub async fn synchronize(
         &self,
         pods: Vec<PodSandbox>,
@@ -431,8 +431,8 @@ impl Connection {
         request!(self, VALIDATE_CONTAINER_ADJUSTMENT, validate_container_adjustment, request)
     }
 
-    /// Sends an event that has no reply. Before 0.12 the event is sent as a StateChange, and since
-    /// 0.12 as its own RPC.
+    /// Sends an event that has no reply. Before 0.12 the event is a StateChange. Since 0.12 each
+    /// event has its own RPC.
     ///
     /// # Errors
     ///
@@ -535,7 +535,7 @@ impl Connection {
         let deadline = self.options.request_timeout;
         let context = ttrpc::context::with_duration(deadline);
         let reply = tokio::select! {
-            // Prefer a reply that has arrived, even if the connection was closed afterwards.
+            // Prefer a received reply, even if the connection was closed afterwards.
             biased;
             reply = timeout(deadline, request(self.client.clone(), context)) => reply,
             reason = self.mux.closed() => return Err(RequestError::Closed(reason.to_string())),

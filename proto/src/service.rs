@@ -86,13 +86,13 @@ enum Failure {
 }
 
 /// Runs a plugin's handler, for at most [`PATIENCE`] percent of the runtime's deadline. Pass an
-/// async block around the call, so that a panic before the first await is caught as well.
+/// async block around the call, so that this function also catches a panic before the first await.
 async fn run<T>(
     context: &TtrpcContext,
     handler: impl Future<Output = Result<T, Refusal>>,
 ) -> Result<T, Failure> {
     let guarded = AssertUnwindSafe(IN_EVENT.scope((), handler)).catch_unwind();
-    // The runtime may send its deadline, but does not have to.
+    // The runtime may omit its deadline.
     let deadline = match u64::try_from(context.timeout_nano) {
         Ok(nanos) if nanos > 0 => Duration::from_nanos(nanos) * PATIENCE / 100,
         _ => Duration::MAX,
@@ -107,9 +107,9 @@ async fn run<T>(
 
 /// Returns the reply to an event. If the handler panics or takes too long, the reply is empty.
 ///
-/// Without a reply, the runtime would block until its deadline. It would then drop the plugin and
-/// kill a process that it launched. A runtime that is late itself may even treat the missing reply
-/// as a refusal.
+/// Without a reply, the runtime would block until its deadline. The runtime would then drop the
+/// plugin and kill the process that it launched. A late runtime may even treat the missing reply as
+/// a refusal.
 async fn answer<T: Default>(
     event: &'static str,
     context: &TtrpcContext,
@@ -119,15 +119,11 @@ async fn answer<T: Default>(
         Ok(reply) => Ok(reply),
         Err(Failure::Refused(refusal)) => Err(status(refusal)),
         Err(Failure::Panicked) => {
-            error!(event, "the plugin panicked; the event is answered as if it had nothing to say");
+            error!(event, "the plugin panicked; the runtime gets an empty reply");
             Ok(T::default())
         }
         Err(Failure::TooSlow(deadline)) => {
-            error!(
-                event,
-                ?deadline,
-                "the plugin took too long; the event is answered as if it had nothing to say"
-            );
+            error!(event, ?deadline, "the plugin took too long; the runtime gets an empty reply");
             Ok(T::default())
         }
     }
@@ -164,8 +160,7 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         );
         let known = nri_version.unwrap_or(NriVersion(0, 0, 0)).events();
         if self.launched {
-            // The runtime sends the drop-in only over the first connection, so keep the first
-            // value.
+            // Only the first connection carries the drop-in, so keep the first value.
             let _ = self.drop_in.set(request.config);
         }
         let configuration = Configuration {
@@ -195,8 +190,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
             }
         };
         if events.is_empty() {
-            // After an error, NRI 0.6.1 would not start at all. A value of 0 would subscribe to all
-            // events. So subscribe to the cheapest event.
+            // After an error, NRI 0.6.1 would not start. A value of 0 would subscribe to all
+            // events. So subscribe to the event that costs least.
             events = EventMask::REMOVE_POD_SANDBOX;
         }
         debug!(%events, "subscribing");
@@ -220,8 +215,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
             std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
         debug!(pods = pods.len(), containers = containers.len(), "synchronizing");
 
-        // If the runtime's deadline passes, this future is dropped. Then `unfinished` reports the
-        // failure.
+        // If the runtime's deadline passes, the server drops this future. Then `unfinished` reports
+        // the failure.
         let mut unfinished = Unfinished { progress: &self.progress, outcome: None };
         let result = run(context, async { self.plugin.synchronize(pods, containers).await }).await;
         let result = result.map_err(|failure| match failure {
@@ -463,7 +458,7 @@ impl<P: Plugin> wire::Plugin for Service<P> {
                 })
                 .await?
             }
-            // Every version sends the other known events as their own RPCs. An unknown event is
+            // In every version, the other known events have their own RPCs. An unknown event is
             // newer than this crate.
             other => debug!(event = ?other, "ignoring a state change"),
         }

@@ -33,8 +33,8 @@ use crate::version::NriVersion;
 /// The default socket at which runtimes listen for plugins.
 pub const DEFAULT_SOCKET: &str = "/var/run/nri/nri.sock";
 
-/// NRI's default time that a runtime waits for a registration. The stub waits equally long for the
-/// reply to its registration and for Configure.
+/// NRI's default time that a runtime waits for a registration. The stub waits for the same time for
+/// the reply to its registration and for Configure.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time limit for the first synchronisation. Before NRI 0.12, a runtime that cannot list its pods
@@ -42,11 +42,11 @@ const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5);
 const SYNCHRONIZE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time that a launched plugin waits for the lock of another instance before it declines the
-/// connection. The runtime does nothing else until the plugin replies.
+/// connection. The runtime is blocked until the plugin replies.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Time that a connection must last before the reconnect delay starts again at its minimum.
-/// Otherwise a plugin that the runtime drops for being slow would block the node again at once.
+/// Time that a connection must last before the reconnect delay returns to its minimum. Without this
+/// time, a plugin that the runtime drops for slow replies would block the node again at once.
 const LASTING: Duration = Duration::from_secs(60);
 
 /// The reason why a plugin cannot run.
@@ -76,11 +76,11 @@ pub enum UpdateError {
     /// The plugin has no connection to a runtime.
     #[error("not connected to a runtime")]
     NotConnected,
-    /// The plugin called the function in an event handler. The runtime holds its lock then and
-    /// would wait for itself.
+    /// The plugin called the function in an event handler. The runtime holds its lock during the
+    /// event and would wait for itself.
     #[error("containers cannot be updated from within an event, leave it to a task")]
     InEvent,
-    /// The runtime reported a failure. It may have applied some of the updates.
+    /// The runtime reported a failure. The runtime may have applied some of the updates.
     #[error("the runtime failed to update containers: {0}")]
     Runtime(String),
 }
@@ -105,12 +105,12 @@ pub enum InvalidIdentity {
 }
 
 impl Identity {
-    /// Returns an identity. `index` has two digits, by which runtimes order plugins. `name` has the
+    /// Returns an identity. Runtimes order plugins by `index`, which has two digits. `name` has the
     /// form `[a-zA-Z0-9_.+-]+`.
     ///
     /// # Errors
     ///
-    /// When the index or the name has another form.
+    /// Fails if the index or the name has another form.
     pub fn new(index: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidIdentity> {
         let (index, name) = (index.into(), name.into());
         if index.len() != 2 || !index.bytes().all(|b| b.is_ascii_digit()) {
@@ -125,8 +125,8 @@ impl Identity {
 }
 
 impl Identity {
-    /// Returns the identity that a runtime gave to a plugin that it launched. The identity is not
-    /// checked, because the runtime requires exactly this one.
+    /// Returns the identity that a runtime gave to a launched plugin. Does not check the identity,
+    /// because the runtime requires exactly this identity.
     pub(crate) fn given_by_runtime(index: String, name: String) -> Self {
         Self { index, name }
     }
@@ -169,7 +169,7 @@ impl fmt::Debug for RuntimeClient {
 impl Runtime {
     /// Updates running containers. Returns the updates that the runtime reports as failed.
     ///
-    /// Success does not prove that the runtime applied all other updates: containerd does not
+    /// Success does not prove that the runtime applied all other updates. containerd does not
     /// report the failure of an update with `ignore_failure`. If an update without `ignore_failure`
     /// fails, containerd fails the whole request and does not try the remaining updates. Read the
     /// values from the kernel to verify them.
@@ -180,8 +180,8 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// When the plugin has no connection, or an event handler calls the function. When the runtime
-    /// fails. After a failure of the runtime, the caller cannot know which updates were applied.
+    /// Fails if the plugin has no connection, if an event handler calls the function, or if the
+    /// runtime fails. After a failure of the runtime, the applied updates are unknown.
     pub async fn update_containers(
         &self,
         update: Vec<ContainerUpdate>,
@@ -199,9 +199,9 @@ impl Runtime {
         }
     }
 
-    /// Closes the connection and makes a new one, over which the runtime synchronises all pods and
-    /// containers. Use this function in a plugin that has missed an event. Without a connection the
-    /// function does nothing, because the stub is connecting already.
+    /// Closes the connection and makes a new connection, over which the runtime synchronises all
+    /// pods and containers. A plugin that has missed an event needs this function. Without a
+    /// connection the function does nothing, because the stub is connecting already.
     pub fn reconnect(&self) {
         self.renewal.notify_waiters();
     }
@@ -217,8 +217,8 @@ impl Runtime {
 
 impl Launched {
     /// Registers a plugin that cannot run, and closes the connection. Call this function before the
-    /// plugin exits. If a launched plugin ends without a registration, NRI before 0.7 and
-    /// containerd with it do not start.
+    /// plugin exits. If a launched plugin ends without a registration, a runtime with NRI before
+    /// 0.7 does not start.
     pub async fn decline(self) {
         let identity = self.identity.clone();
         if let Some(Ok(connection)) = self.connection.map(connection) {
@@ -279,8 +279,8 @@ enum End {
     },
     /// The stub could not connect.
     Unreachable(io::Error),
-    /// A connection replaces this one, because the runtime synchronises the plugin only over the
-    /// new one.
+    /// A new connection replaces this connection, because the runtime synchronises the plugin only
+    /// over the new connection.
     Replaced(UnixStream),
 }
 
@@ -329,16 +329,16 @@ impl<P: Plugin> Stub<P> {
     ///
     /// Two instances of a plugin on a node would fail every creation of a container, because both
     /// set the same values. So an instance locks the file `NAME.lock` beside the runtime's socket.
-    /// While another instance holds the lock, this one waits without a time limit. The index is not
-    /// part of the file name, so instances with different indexes also exclude each other.
+    /// While another instance holds the lock, this instance waits without a time limit. The index
+    /// is not part of the file name, so instances with different indexes also exclude each other.
     ///
     /// Returns `Ok` only for a launched plugin, when the runtime that launched it has ended. The
     /// next runtime launches its own instance.
     ///
     /// # Errors
     ///
-    /// When the plugin refuses its configuration, or the lock file or the connection from the
-    /// runtime cannot be used.
+    /// Fails if the plugin refuses its configuration. Also fails if the lock file or the connection
+    /// from the runtime cannot be used.
     pub async fn run(mut self) -> Result<(), Error> {
         let Some(launched) = self.launched.take() else {
             let _lock = self.lock_instance()?.wait().await?;
@@ -379,8 +379,8 @@ impl<P: Plugin> Stub<P> {
 
     async fn serve(&self, mut launched: Option<UnixStream>) -> Result<(), Error> {
         let mut delays = delays(Duration::from_secs(15));
-        // Delays while no process listens at the socket. They are shorter, because such attempts
-        // cost the runtime nothing.
+        // Delays while no process listens at the socket. The delays are shorter, because these
+        // attempts cost the runtime nothing.
         let mut knocks = self::delays(Duration::from_secs(1));
         let mut replacement = None;
         let mut told = false;
@@ -456,7 +456,7 @@ impl<P: Plugin> Stub<P> {
             Ok(()) => tokio::select! {
                 biased;
                 reason = mux.closed() => closed(reason.to_string()),
-                () = self.runtime.renewal.notified() => closed("the plugin wants to be told of everything anew".to_owned()),
+                () = self.runtime.renewal.notified() => closed("the plugin requested a new synchronization".to_owned()),
                 end = self.converse(&mux, &client, watched, launched, replacement) => end,
             },
         };
@@ -499,8 +499,8 @@ impl<P: Plugin> Stub<P> {
         if let Err(error) = client.register_plugin(context, &register).await {
             return closed(format!("cannot register as {}: {error}", self.identity));
         }
-        // An error means that the senders are dropped. They belong to the service, which the server
-        // keeps until the connection ends.
+        // An error means that the senders are dropped. The service owns the senders, and the server
+        // keeps the service until the connection ends.
         let gone = |_| closed("the service ended".to_owned());
         let configured = progress.wait_for(|p| *p != Progress::Connected);
         let configured = match timeout(REGISTRATION_TIMEOUT, configured).await {
@@ -515,7 +515,7 @@ impl<P: Plugin> Stub<P> {
         let version = match configured {
             Progress::Refused(refusal) => {
                 // Wait until the reply to Configure is sent, which is the plugin's first message.
-                // Without this reply NRI 0.6.1 does not start.
+                // Without this reply, NRI 0.6.1 does not start.
                 mux.plugin_messages_sent(1).await;
                 return End::Refused(refusal);
             }
@@ -552,8 +552,8 @@ impl<P: Plugin> Stub<P> {
     }
 
     /// Connects to the socket of a runtime that does not synchronise plugins that it launched. NRI
-    /// before 0.7 synchronises only external plugins. It listens at the socket only after all
-    /// launched plugins are started.
+    /// before 0.7 synchronises only external plugins. Such a runtime listens at the socket only
+    /// after all launched plugins are started.
     async fn replacement_for_unsynchronized(&self) -> UnixStream {
         for delay in delays(Duration::from_secs(1)) {
             match UnixStream::connect(&self.socket).await {

@@ -38,7 +38,7 @@ impl NriVersion {
 
     /// Infers the version of NRI in a runtime that does not report it, as before NRI 0.12. Returns
     /// `None` for an unknown runtime and for an invalid version. Also returns `None` for a version
-    /// before the first entry of the table.
+    /// below the first entry of the table.
     ///
     /// A runtime newer than the table gets the NRI version of the newest entry. This version may
     /// lack only features that NRI has added since. Source: the go.mod files of containerd and

@@ -1,4 +1,5 @@
-//! A second NRI plugin for the tests. It sets one unified cgroup value of every new container.
+//! A second NRI plugin for the tests. The plugin sets one unified cgroup value of every new
+//! container.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

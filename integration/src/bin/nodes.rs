@@ -1,4 +1,4 @@
-//! Prepares everything for the node tests that takes long on a new machine.
+//! Prepares the parts of the node tests that take long on a new machine.
 //!
 //! `hack/check` starts this program while the compiler works.
 
@@ -9,8 +9,8 @@ use integration::tools::progress::progress;
 use integration::{cluster, placement};
 
 fn main() -> anyhow::Result<()> {
-    // Prepare one part after the other, because each build uses all processors. The parts that most
-    // tests need come first, so that these tests need not wait for the rest.
+    // Prepare one part after the other, because each build uses all processors. Prepare the parts
+    // that most tests need first, so that these tests can start early.
     let node = |runtime| {
         Node::prepare(runtime)?;
         progress(&format!("the {runtime} node can be started"));

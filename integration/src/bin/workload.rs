@@ -8,7 +8,7 @@
 //! - `workload call DIR COMMAND...`: sends one command from outside and prints the answer. The exit
 //!   status is 0 if the answer starts with `ok`.
 //!
-//! These are the commands:
+//! The program understands these commands:
 //!
 //! - `ping`: only answers.
 //! - `alloc BYTES`: allocates anonymous memory and touches it.
@@ -16,7 +16,8 @@
 //! - `free`: frees all memory.
 //! - `read PATH`: reads a file into page cache.
 //! - `write PATH BYTES`: writes a file, which makes dirty page cache.
-//! - `child BYTES`: runs a child process that allocates. The answer says how the child ended.
+//! - `child BYTES`: runs a child process that allocates. The answer contains the child's exit
+//!   status.
 //! - `grow BYTES MILLISECONDS`: allocates in the background until `free`, with this pause after
 //!   each MiB.
 //! - `exit CODE`: exits with this status.

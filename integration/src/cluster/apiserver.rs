@@ -15,7 +15,8 @@ use crate::tools::run_directory::RunDir;
 /// The user name and bearer token of the cluster administrator (group `system:masters`).
 pub const ADMINISTRATOR: &str = "administrator";
 
-/// The bearer token of the kubelet on the node [`NODE`]. Its user is `system:node:node`.
+/// The bearer token of the kubelet on the node [`NODE`]. The token belongs to the user
+/// `system:node:node`.
 pub const KUBELET: &str = "kubelet";
 
 /// The node's name. No other node can join, because the kubelet's token is valid for this node
@@ -24,7 +25,8 @@ pub const NODE: &str = "node";
 
 /// The address and port of the service `kubernetes`: the first address of the service range.
 ///
-/// No kube-proxy is needed if the node's virtual machine forwards this address to the server.
+/// The node's virtual machine forwards this address to the server, so the cluster needs no
+/// kube-proxy.
 pub const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 2, 97), 443);
 
 /// An API server with its etcd. Dropping this value kills both processes.
@@ -41,8 +43,8 @@ impl ApiServer {
     ///
     /// The server is ready when it answers at `/readyz`, which may be after this function returns.
     pub fn start() -> Result<Self> {
-        // The admission plugin would reject pods, because no controller creates their service
-        // accounts here.
+        // No controller creates the service accounts of pods here, so this admission plugin would
+        // reject pods.
         Self::start_with(&["--disable-admission-plugins=ServiceAccount", "--allow-privileged=true"])
     }
 
@@ -77,8 +79,8 @@ impl ApiServer {
             "kube-apiserver".to_owned(),
             format!("--etcd-servers={etcd}"),
             "--bind-address=127.0.0.1".to_owned(),
-            // No client uses this documentation address (RFC 5737). The server needs an advertised
-            // address, which must not be an address of this machine.
+            // No client uses this documentation address (RFC 5737). The server requires an
+            // advertised address outside this machine.
             "--advertise-address=192.0.2.1".to_owned(),
             format!("--secure-port={port}"),
             format!("--cert-dir={}", path("certificates").display()),

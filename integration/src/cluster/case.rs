@@ -18,12 +18,12 @@ use crate::tools::progress::progress;
 impl Cluster {
     /// Runs a test case on the cluster that the tests of one program share.
     ///
-    /// The cluster has no pods and the installation `plimsoll` when the case starts. The first test
-    /// starts the cluster, and one test uses it at a time. The cluster ends when no other test
+    /// When the case starts, the cluster has no pods and the installation `plimsoll`. The first
+    /// test starts the cluster, and one test uses it at a time. The cluster ends when no other test
     /// waits for it, because a kubelet without pods still uses half a processor.
     ///
-    /// If the virtual machine dies, the case runs once more on a new cluster. Such a death is a
-    /// fault of the emulator.
+    /// If the virtual machine dies, the case runs once more on a new cluster. The death of a
+    /// virtual machine is a fault of the emulator.
     pub fn with(plimsoll: &Plimsoll, case: impl Fn(&Cluster)) {
         static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
         support::begin().expect("the file of passed cases cannot be created");

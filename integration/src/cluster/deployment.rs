@@ -60,8 +60,8 @@ impl Cluster {
         fs::write(directory.join("kustomization.yaml"), format!("resources: [base]\n{components}"))
             .context("writing a kustomization")?;
         let cursor = placement::cursor(&self.node)?;
-        // Until the deployment succeeds, the installation is unknown. After a failure the next test
-        // then removes it.
+        // Until the deployment succeeds, the installation is unknown. After a failure, the next
+        // test therefore removes the installation.
         self.deployed = None;
         self.kubectl(&["apply", "-k", &directory.display().to_string()])?;
         let rollout = [
@@ -108,8 +108,8 @@ impl Cluster {
             "--namespace=kube-system",
             "--timeout=300s",
         ])?;
-        // `plimsoll restore` left a marker file there that keeps every later plugin from setting
-        // values.
+        // `plimsoll restore` has left a marker file in this directory. The file prevents every
+        // later plugin from setting values.
         self.node.run("rm -rf /run/plimsoll")?;
         self.deployed = Some(Plimsoll::Absent);
         Ok(())
@@ -121,7 +121,7 @@ impl Cluster {
 
     fn import_image(&self) -> Result<()> {
         let package = self.server.path("package");
-        // The file times in the package do not matter here.
+        // The test does not need the file times in the package.
         placement::package(&package, 0)?;
         let files =
             fs::read_dir(&package).with_context(|| format!("listing {}", package.display()))?;

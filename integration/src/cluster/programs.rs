@@ -42,7 +42,8 @@ pub(super) fn program() -> Result<PathBuf> {
         .iter()
         .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
         .collect();
-    // Without optimisation, which takes longer than all the work of the programs in the tests.
+    // Build without optimisation. An optimised build would take longer than the programs run in the
+    // tests.
     let flags = vec!["-gcflags=all=-N -l".to_owned(), format!("-ldflags=-s -w{variables}")];
     OwnProgram { name: NAME, flags }.obtain()
 }

@@ -24,7 +24,7 @@ const NETWORK: &str = r#"{
   "plugins": [{ "type": "ptp", "ipam": { "type": "host-local", "subnet": "10.88.0.0/16" } }]
 }"#;
 
-/// The kubelet's configuration: the defaults without feature gates, as most users have it.
+/// The kubelet's configuration: the defaults without feature gates, as on most nodes.
 ///
 /// Two waits are shorter to save time. A container in a crash loop waits 10 s and then at most 20 s
 /// before each restart. The kubelet retries failed operations every 10 s instead of every minute.
@@ -59,7 +59,7 @@ pub enum Plimsoll {
     Absent,
     /// The published manifests with this configuration.
     Deployed(&'static str),
-    /// The same with the component `enable-nri`, on a node where NRI was disabled before.
+    /// Like `Deployed`, with the component `enable-nri`, on a node where NRI was disabled before.
     EnablingNri(&'static str),
 }
 

@@ -18,12 +18,13 @@ use crate::tools::progress::progress;
 /// Runs a test case on a node with this runtime, cgroup driver and plugin installation, without
 /// pods.
 ///
-/// Two kinds of failure do not count as a test result. The virtual machine can die, which is the
-/// emulator's fault. containerd can hang in the bug that containerd/nri#301 fixes. In both
-/// situations the reason is printed and the case runs once more on a new node.
+/// Two kinds of failure do not count as a test result. The virtual machine can die because of the
+/// emulator. containerd can hang in the bug that containerd/nri#301 fixes. In both situations this
+/// function prints the reason and runs the case once more on a new node.
 ///
-/// Every other failure panics and discards the node, so that the next case gets a fresh one. A case
-/// that changes the plugin's configuration or placement must undo the change before the case ends.
+/// Every other failure panics and discards the node, so that the next case gets a fresh node. A
+/// case that changes the plugin's configuration or placement must undo the change before the case
+/// ends.
 pub fn on_node(
     runtime: Runtime,
     driver: Driver,

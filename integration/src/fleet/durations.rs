@@ -42,7 +42,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the outcome of a run that passed, or that failed while its node died or lived.
+    /// Returns the outcome of a run: whether it passed, and if not, whether its node died.
     pub fn new(has_passed: bool, has_node_died: bool, is_last_run: bool) -> Outcome {
         match (has_passed, has_node_died && !is_last_run) {
             (true, _) => Outcome::Passed,

@@ -5,23 +5,23 @@
 /// The name of a test contains its combination: `containerd_2_1::systemd::launched::a_sentence`.
 ///
 /// The macro takes the names of functions `fn(&Node, Driver) -> Result<()>` in the calling module.
-/// It has three forms:
+/// The macro has three forms:
 ///
 /// - `node_tests!(control: { a_sentence, .. })` runs each test without the plugin.
 /// - `node_tests!(plugin: { .. })` runs each test twice: with a launched and with an external
 ///   plugin.
-/// - `node_tests!(external: { .. })` runs each test with an external plugin only. It is for tests
-///   whose outcome does not depend on the placement.
+/// - `node_tests!(external: { .. })` runs each test with an external plugin only. This form is for
+///   tests whose outcome does not depend on the placement.
 ///
 /// The forms `plugin` and `external` also need `fn config() -> String` in the calling module.
 ///
 /// The group of a test determines its nodes:
 ///
-/// - The first group has tests whose outcome has differed between runtimes or drivers. Its nodes
-///   are containerd 1.7 with cgroupfs and CRI-O with systemd. These two nodes differ most in
-///   kernel, NRI, OCI runtime and driver.
-/// - `every: { .. }` has tests of what each runtime must do. There is one node for each runtime,
-///   with one cgroup driver.
+/// - The first group has tests whose outcome has differed between runtimes or drivers. The nodes of
+///   this group are containerd 1.7 with cgroupfs and CRI-O with systemd. These two nodes differ
+///   most in kernel, NRI, OCI runtime and driver.
+/// - `every: { .. }` has tests for the required behavior of each runtime. There is one node for
+///   each runtime, with one cgroup driver.
 /// - `once: { .. }` has tests for one node: CRI-O with systemd.
 ///
 /// With the feature `every-combination` all tests run on all nodes.

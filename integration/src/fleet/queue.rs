@@ -44,7 +44,8 @@ impl Member {
     }
 }
 
-/// The preparation that a node needs for a case, the cheapest first. `Runtime` needs a new node.
+/// The preparation that a node needs for a case, in the order of rising cost. `Runtime` needs a new
+/// node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Misfit {
     Nothing,
@@ -99,9 +100,9 @@ impl Fleet {
 
     /// Returns whether the case of this thread is the next one to run.
     ///
-    /// A case for the cluster comes first, because these cases form the longest sequence that
-    /// cannot run in parallel. Otherwise the case whose best idle node needs the least preparation
-    /// is next.
+    /// A case for the cluster comes first, because the cluster's cases cannot run in parallel and
+    /// together take longest. After these cases, the next case is the case whose best idle node
+    /// needs the least preparation.
     fn is_next(&self, case: ThreadId) -> bool {
         let may_run = self.waiting.iter().filter_map(|(thread, wanted)| match wanted {
             Wanted::Cluster if self.is_cluster_in_use => None,

@@ -1,8 +1,8 @@
 //! Records the cases that passed on each node and makes the table in SUPPORT.md from these records.
 //!
 //! Each test program with node tests writes a file in the target directory, with a line for each
-//! passed case. Each run of the program replaces its file, so the files together are the last
-//! results.
+//! passed case. A new run of the program replaces the file of the earlier run, so the files contain
+//! the latest results.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
@@ -104,8 +104,7 @@ pub fn passed(
 }
 
 fn ask(node: &Node, driver: Driver) -> Result<Facts> {
-    // Each handler has its own OCI runtime. On the nodes a handler has the name of its cgroup
-    // driver.
+    // Each handler has its own OCI runtime, and the name of a handler is its cgroup driver.
     let script = format!(
         r#". /etc/os-release; echo "$PRETTY_NAME"; uname -r
            systemctl --version | awk 'NR == 1 {{ print $2 }}'
@@ -289,8 +288,8 @@ mod tests {
 
     /// Compares only runtimes with their minor versions and drivers.
     ///
-    /// Debian changes, so the exact versions in the table are those of the day when it was written.
-    /// The cases in the table are those that had run by then.
+    /// Debian changes, so the exact versions in the table come from the day of the last update. The
+    /// cases in the table also come from this day.
     #[test]
     fn the_table_claims_no_runtime_and_driver_that_tests_do_not_run_on() {
         let document = fs::read_to_string(DOCUMENT).unwrap();

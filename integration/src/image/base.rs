@@ -54,8 +54,8 @@ fn cri() -> OwnProgram {
 
 /// Returns the directory with the files that the nodes of one distribution share.
 ///
-/// These are the kernel, the initial RAM file system, the ssh key and `root`. The directory `root`
-/// has all files of the node except the runtime's own.
+/// The directory contains the kernel, the initial RAM file system, the ssh key and `root`. The
+/// directory `root` has all files of the node except the runtime's own.
 pub(super) fn base(distro: Distro) -> Result<PathBuf> {
     let program = workload()?;
     let files = node_files();
@@ -77,7 +77,7 @@ pub(super) fn base(distro: Distro) -> Result<PathBuf> {
 
 fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path) -> Result<()> {
     let root = dir.join("root");
-    // Do both at the same time: building the clients mostly computes, and the bootstrap mostly
+    // Do both at the same time. The build of the clients mostly computes, and the bootstrap mostly
     // downloads and unpacks.
     let (crictl, cri) = thread::scope(|scope| {
         let clients =
@@ -92,7 +92,7 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
 
     copy_tree(common, &root)?;
     wire_units(&root)?;
-    // The package generated a host key while it was installed. ssh-keygen below needs a free path.
+    // The package generated a host key during its installation. ssh-keygen below needs a free path.
     let host_key = root.join("etc/ssh/ssh_host_ed25519_key");
     if host_key.exists() {
         fs::remove_file(&host_key).context("removing the package's host key")?;
@@ -126,7 +126,7 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
 
 /// Disables all units of the packages and enables only the units that the node needs.
 ///
-/// Every further unit would cost emulated processor time.
+/// Every additional unit would cost emulated processor time.
 fn wire_units(root: &Path) -> Result<()> {
     let units = root.join("etc/systemd/system");
     for dir in [&root.join("usr/lib/systemd/system"), &units] {

@@ -16,7 +16,7 @@ use crate::tools::ext4;
 /// The size of the disk. The disk is sparse.
 const SIZE: &str = "4G";
 
-/// The files that a node boots from. They never change after they are built.
+/// The files that a node boots from. The files never change after they are built.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The directory with the kernel, the initial RAM file system and the ssh key.
@@ -26,10 +26,11 @@ pub struct Image {
 }
 
 impl Image {
-    /// Returns the image of a node with `runtime`. It is built first if it is not in the cache.
+    /// Returns the image of a node with `runtime`. Builds the image first if it is not in the
+    /// cache.
     ///
-    /// Nodes of one distribution share a root directory. For each runtime only the runtime's files
-    /// are added to the root and packed into a disk.
+    /// Nodes of one distribution share a root directory. For each runtime, this function adds only
+    /// the runtime's files to the root and packs the root into a disk.
     pub fn obtain(runtime: Runtime) -> Result<Image> {
         let base = base(runtime.distro())?;
         let files = node_files().join(runtime.name());

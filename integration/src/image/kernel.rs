@@ -41,7 +41,7 @@ pub(super) fn modules(root: &Path) -> Result<PathBuf> {
 /// QEMU starts an ELF kernel directly (PVH), so no emulated processor has to decompress the kernel.
 pub(super) fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
     let image = fs::read(bzimage).with_context(|| format!("reading {}", bzimage.display()))?;
-    // The offsets are those of the header of the x86 boot protocol.
+    // The offsets are defined in the header of the x86 boot protocol.
     let word = |at: usize| -> Result<usize> {
         let bytes = image.get(at..at + 4).context("the kernel image ends inside its header")?;
         Ok(u32::from_le_bytes(bytes.try_into().context("reading the kernel's header")?) as usize)

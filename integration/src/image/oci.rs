@@ -100,8 +100,8 @@ fn append_image<W: Write>(tar: &mut tar::Builder<W>, image: &ContainerImage<'_>)
             "Entrypoint": entrypoint,
             "Cmd": command,
             "Env": ["PATH=/bin"],
-            // The program is process 1 of its PID namespace and does not handle SIGTERM. The
-            // kernel discards such a signal.
+            // The program is process 1 of its PID namespace and does not handle SIGTERM. The kernel
+            // discards SIGTERM for such a process.
             "StopSignal": "SIGKILL",
         },
         "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
@@ -115,7 +115,8 @@ fn append_image<W: Write>(tar: &mut tar::Builder<W>, image: &ContainerImage<'_>)
     append_blob(tar, &config)?;
     append_blob(tar, &manifest)?;
     let mut entry = descriptor(MANIFEST, &manifest);
-    // containerd reads its own annotation. Other programs read the one of the OCI specification.
+    // containerd reads its own annotation. Other programs read the annotation of the OCI
+    // specification.
     entry["annotations"] =
         json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
     Ok(entry)

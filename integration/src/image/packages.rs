@@ -60,7 +60,7 @@ fn packages(distro: Distro) -> Vec<&'static str> {
     }
 }
 
-/// The directories below /usr/share that nothing on the node reads.
+/// The directories below /usr/share that no program on the node reads.
 pub(super) const UNREAD: &[&str] =
     &["doc", "man", "locale", "info", "i18n", "zoneinfo", "bash-completion", "lintian"];
 
@@ -69,8 +69,8 @@ pub(super) fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> 
     let hook = hook.to_str().context("the path of integration/node is not UTF-8")?;
     ensure!(!hook.contains('\''), "the path of integration/node must not contain a quote: {hook}");
     let suite = distro.suite();
-    // Mirrors fail now and then, especially for a testing suite that changes. Retrying costs
-    // little.
+    // Downloads from mirrors fail now and then, especially for a testing suite that changes. A
+    // retry costs little.
     const TRIES: u32 = 3;
     for attempt in 1..=TRIES {
         progress(&format!("installing Debian {suite} from {mirror}"));

@@ -28,12 +28,12 @@ pub(super) const BATCH_LIMIT: Duration = Duration::from_secs(600);
 pub struct Kubelet<'n> {
     pub(super) node: &'n Node,
     pub(super) driver: Driver,
-    /// Whether checkpoints are written. If a test switches this off later, the old files become
-    /// stale.
+    /// Whether the double writes checkpoints. If a test switches checkpoints off later, the old
+    /// files become stale.
     pub checkpoints: bool,
     /// Whether the kernel kills all processes of a container together.
     ///
-    /// This is the kubelet's default on cgroup v2 (memory.oom.group).
+    /// The kubelet enables this group kill by default on cgroup v2 (memory.oom.group).
     pub group_kill: bool,
     memory_qos: bool,
     pub(super) capacity: u64,
@@ -58,7 +58,7 @@ impl<'n> Kubelet<'n> {
              sed -i 's/^cgroupDriver: .*/cgroupDriver: {driver}/' {STATE}/config.yaml\n\
              awk '/^MemTotal:/ {{print $2 * 1024}}' /proc/meminfo\n"
         );
-        // The node computes the limit, because this process learns the capacity only from the
+        // The node computes the limit, because the test program reads the capacity only in the
         // script's output.
         let _ = writeln!(
             script,
@@ -151,7 +151,7 @@ impl<'n> Kubelet<'n> {
     /// With MemoryQoS it also sets the protection of all pods and of the burstable class to 0.
     ///
     /// With the systemd driver the script first sets unit properties, as runc's library does.
-    /// systemd then also writes all other values that it knows of the unit.
+    /// systemd then also writes all other values of the unit's properties.
     pub fn qos_update(&self) -> String {
         let root = cgroup::ROOT;
         let top = self.top_cgroup();

@@ -1,5 +1,5 @@
-//! A double of the kubelet. It changes the node in the same ways and in the same order as the
-//! kubelet.
+//! A double of the kubelet. The double changes the node in the same ways and in the same order as
+//! the kubelet.
 //!
 //! To run a pod, the double makes the pod's cgroup, writes the checkpoint of the allocated
 //! resources and runs the sandbox. For each container it then writes the checkpoint of the actuated
@@ -13,10 +13,10 @@
 //! 4. Lower the limit of the pod's cgroup, for a limit decrease.
 //! 5. Write the checkpoint of the actuated resources.
 //!
-//! A test can switch off or replace each part that it must do without.
+//! A test can switch off or replace each part.
 //!
-//! [`Kubelet::update_qos_classes`] writes the values that the kubelet writes every minute by
-//! itself.
+//! [`Kubelet::update_qos_classes`] writes the values that the kubelet writes every minute. The
+//! double does not write them by itself.
 
 mod batch;
 mod cgroups;

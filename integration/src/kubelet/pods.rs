@@ -65,8 +65,8 @@ impl Kubelet<'_> {
 
     /// Resizes the memory of one container in place, in the kubelet's order.
     ///
-    /// If the runtime's update fails, its error is returned and the later steps do not run. The
-    /// kubelet does the same.
+    /// If the runtime's update fails, this function returns the error and omits the later steps, as
+    /// the kubelet does.
     pub fn resize(
         &mut self,
         pod: &mut Pod,
@@ -126,7 +126,7 @@ impl Kubelet<'_> {
     /// Adds commands to the script that start a container in the sandbox `$pod`.
     ///
     /// The commands write the checkpoint of the actuated resources, create the container and start
-    /// it. They then wait for the workload and print the container's ID.
+    /// it. The commands then wait for the workload and print the container's ID.
     fn start_container(
         &mut self,
         script: &mut String,

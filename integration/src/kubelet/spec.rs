@@ -81,7 +81,7 @@ impl ContainerSpec {
 
     /// Returns the memory request.
     ///
-    /// If only the limit is set, the API server and this function set the request to the limit.
+    /// If the container has only a limit, this function returns the limit, as the API server does.
     pub fn effective_request(&self) -> Option<u64> {
         self.memory_request.or(self.memory_limit)
     }
@@ -141,8 +141,8 @@ impl PodSpec {
         self
     }
 
-    /// Sets the memory overhead. It is added to the pod's request, and to the limit if there is
-    /// one.
+    /// Sets the memory overhead. The overhead is added to the pod's request. If the pod has a
+    /// limit, the overhead is also added to the limit.
     pub fn overhead(mut self, bytes: u64) -> Self {
         self.overhead = bytes;
         self
@@ -183,7 +183,7 @@ impl PodSpec {
 
 /// Returns a number of bytes as a quantity in canonical form.
 ///
-/// The quantity has the largest binary unit that leaves a whole number.
+/// The quantity has the largest binary unit that divides the amount.
 pub fn quantity(bytes: u64) -> String {
     for (unit, size) in [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)] {
         if bytes > 0 && bytes.is_multiple_of(size) {

@@ -13,8 +13,8 @@ const PROCESSORS: &str = "1";
 ///
 /// - `norandmaps`: QEMU 7.2 translates a program again for each address to which the program is
 ///   mapped. With random addresses a fork with an exec takes three times as long.
-/// - `damon_stat.enabled=N`: DAMON otherwise samples all memory all the time. This took a fifth of
-///   the processor of a node with a kubelet.
+/// - `damon_stat.enabled=N`: without this argument, DAMON samples all memory all the time. On a
+///   node with a kubelet, DAMON used a fifth of the processor.
 const KERNEL_ARGUMENTS: &str = "rw console=ttyS0 quiet loglevel=4 panic=-1 oops=panic \
     net.ifnames=0 mitigations=off norandmaps random.trust_cpu=on damon_stat.enabled=N \
     no_timer_check nowatchdog audit=0 apparmor=0 systemd.show_status=0 systemd.ssh_auto=no";
@@ -43,10 +43,10 @@ pub(super) fn arguments(attachments: &Attachments<'_>) -> Vec<String> {
     let monitor = format!("unix:{}", monitor.display());
     let options: [&[&str]; 15] = [
         &["-accel", "tcg,thread=multi,tb-size=256"],
-        // - cx16: with it, Linux 6.12 double-faults under QEMU 7.2.
+        // - cx16: with this feature, Linux 6.12 double-faults under QEMU 7.2.
         // - la57: five-level page tables cost emulated time.
-        // - erms, fsrm: with them, the kernel clears and copies memory with instructions that
-        //   QEMU emulates byte by byte.
+        // - erms, fsrm: with these features, the kernel clears and copies memory with instructions
+        //   that QEMU emulates byte by byte.
         &["-cpu", "max,la57=off,cx16=off,erms=off,fsrm=off"],
         &["-machine", "q35,usb=off,smbus=off,sata=off"],
         &["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],

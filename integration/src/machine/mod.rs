@@ -4,7 +4,7 @@
 //! cache. Later starts load the snapshot.
 //!
 //! A guest that dies during a boot is booted again, a limited number of times. Emulated
-//! multiprocessing has rare faults, which are no test result. If a guest dies later, every call
+//! multiprocessing has rare faults, which are no test results. If a guest dies later, every call
 //! reports its death; see [`Node::fate`].
 
 mod hardware;

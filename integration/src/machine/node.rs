@@ -99,7 +99,7 @@ impl Node {
 
     /// Runs a script like [`Node::run`], but returns the output with any exit status.
     ///
-    /// It is an error if the script cannot be run or does not end within four minutes.
+    /// Fails if the script cannot be run or does not end within four minutes.
     pub fn try_run(&self, script: &str) -> Result<Output> {
         self.try_run_within(COMMAND_LIMIT, script, Vec::new())
     }

@@ -32,7 +32,7 @@ const READY_MARK: &str = "NODE-READY";
 pub(super) struct Machine {
     child: Arc<Mutex<Child>>,
     pub(super) process_id: u32,
-    /// A description of QEMU's end, set when QEMU has ended.
+    /// A description of how QEMU ended. `None` while QEMU runs.
     fate: Arc<Mutex<Option<String>>>,
     /// A channel that is disconnected when QEMU has ended.
     ended: Mutex<Receiver<()>>,
@@ -51,7 +51,8 @@ impl Machine {
         start: &Start<'_>,
         lifetime: Lifetime,
     ) -> Result<Machine> {
-        // If another process takes the port first, QEMU ends at once and the start is tried again.
+        // If another process takes the port first, QEMU ends at once, and `retry` starts another
+        // machine.
         let [port] = free_ports()?;
         let forwarding = match start {
             Start::Equipped(equipment) => equipment.forwarding(),
@@ -115,8 +116,8 @@ impl Machine {
     }
 
     pub(super) fn wait_for_end(&self, limit: Duration) {
-        // Nothing is ever sent. The call returns when the sender is dropped or after the time
-        // limit.
+        // No code sends over this channel. The call returns when the sender is dropped or after the
+        // time limit.
         let _ = lock(&self.ended).recv_timeout(limit);
     }
 
@@ -151,7 +152,7 @@ fn program(lifetime: Lifetime) -> Command {
     }
 }
 
-/// A started QEMU process and what the thread that started it reports.
+/// A started QEMU process, with the channels from the thread that started it.
 struct Process {
     child: Arc<Mutex<Child>>,
     fate: Arc<Mutex<Option<String>>>,

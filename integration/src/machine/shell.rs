@@ -56,9 +56,9 @@ impl Shell {
             key: image.ssh_key(),
         };
         let log = machine.dir.path.join("ssh.log");
-        // -f: ssh returns when the connection is established and continues in the background while
-        // the machine runs. Its output must not be pipes of this process, because they would never
-        // close.
+        // -f: ssh returns when the connection is established, and continues in the background while
+        // the machine runs. Do not pass pipes of this process as its output, because they would
+        // never close.
         let status = Command::new("timeout")
             .args(["--kill-after=5", "120"])
             .args(["ssh", "-f", "-N", "-M"])
@@ -139,7 +139,7 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        // Ignore an error: there is no connection any more if the machine has already ended.
+        // If the machine has already ended, the connection no longer exists. Ignore the error.
         let _ = Command::new("ssh")
             .args(["-O", "exit"])
             .args(self.options())

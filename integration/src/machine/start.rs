@@ -13,7 +13,8 @@ use crate::runtime::Runtime;
 use crate::tools::progress::progress;
 
 impl Node {
-    /// Starts a node from the snapshot in the cache. The snapshot is made first if there is none.
+    /// Starts a node from the snapshot in the cache. Makes the snapshot first if the cache has
+    /// none.
     pub fn start(runtime: Runtime) -> Result<Node> {
         Node::start_in(runtime, Lifetime::Process)
     }
@@ -28,7 +29,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Boots a node with additional equipment. Such a node has no snapshot.
+    /// Boots a node with additional equipment. An equipped node has no snapshot.
     pub fn boot(runtime: Runtime, equipment: &Equipment) -> Result<Node> {
         let image = Image::obtain(runtime)?;
         retry(&format!("booting the {runtime} node"), |_| {
@@ -46,7 +47,8 @@ impl Node {
         let snapshot = snapshot(runtime, &image)?;
         retry(&format!("starting the {runtime} node"), |attempt| {
             let started = Instant::now();
-            // Only the first attempt loads the snapshot, because the snapshot itself may be broken.
+            // Load the snapshot only in the first attempt, because the snapshot itself may be
+            // broken.
             let start = if attempt == 1 { Start::Load(&snapshot) } else { Start::Boot };
             let node = Node::launch(runtime, &image, start, lifetime)?;
             progress(&format!(

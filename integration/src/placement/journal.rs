@@ -6,8 +6,8 @@ use crate::machine::Node;
 
 /// A regular expression for the runtime's log line after a synchronisation with the plugin.
 ///
-/// The line is part of the list of plugins that the runtime calls from now on. It is the same for
-/// launched and external plugins and for every version from NRI 0.6.
+/// The line is part of the list of plugins that the runtime calls from now on. The line is the same
+/// for launched and external plugins and for every version from NRI 0.6.
 const SYNCHRONISED: &str = "#[0-9]+: .*90-plimsoll";
 
 /// Runs a script on the node and waits for the new synchronisation that the script must cause.
@@ -15,9 +15,9 @@ pub fn until_synchronised(node: &Node, script: &str) -> Result<()> {
     wait_for_journal(node, node.runtime().unit(), SYNCHRONISED, script)
 }
 
-/// Returns the external plugin's messages without the first `skip` ones.
+/// Returns the external plugin's messages without the first `skip` messages.
 ///
-/// A node's journal continues from case to case, so a case skips the messages of earlier cases.
+/// The journal of a node contains the messages of earlier cases, so a case skips them.
 pub fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
     let output = node.run("journalctl --unit plimsoll --output cat")?.stdout;
     Ok(output.lines().skip(skip).map(str::to_owned).collect())

@@ -1,6 +1,6 @@
 //! Programs of other projects on a node.
 //!
-//! These are NRI plugins that run beside Plimsoll, and the tests of NRI that CRI-O has.
+//! The programs are NRI plugins that run beside Plimsoll, and CRI-O's own tests of NRI.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -33,7 +33,7 @@ const SOURCE: &str =
 const SOURCE_DIGEST: &str =
     "SHA256:b35a8f297a5cf3ce9c87514de76123804893e17b2378b413fbbe9d428c40be8d";
 
-/// CRI-O's own tests of NRI. They need nothing of CRI-O except its socket.
+/// CRI-O's own tests of NRI. The tests need only the socket of CRI-O.
 const NRI_TEST: Programs = Programs {
     name: "nri-test",
     tags: &[
@@ -53,7 +53,7 @@ pub fn prepare() -> Result<()> {
     NRI_TEST.obtain().map(|_| ())
 }
 
-/// Copies the plugins to a node. They are built first if they are not in the cache.
+/// Copies the plugins to a node. Builds them first if they are not in the cache.
 pub fn put_plugins(node: &Node) -> Result<()> {
     let built = plugins()?;
     PLUGINS.iter().try_for_each(|name| put(node, built.join(name)))

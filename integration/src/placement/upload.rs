@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::machine::Node;
 
-/// Returns the path of a program on the node. A program that the node lacks is copied first.
+/// Returns the path of a program on the node. Copies the program first if the node does not have
+/// it.
 pub(super) fn upload(node: &Node, local: &Path) -> Result<String> {
     let binary = fs::read(local).with_context(|| format!("reading {}", local.display()))?;
     let digest: String =

@@ -32,7 +32,8 @@ pub struct Memory {
 /// Reads the values of several cgroups (paths below [`ROOT`]) with one command.
 ///
 /// crun puts a container's processes into the cgroup `container` within the container's scope. For
-/// such a container the protection is the scope's. Each limit is the lower one of both cgroups.
+/// such a container, the protection comes from the scope, and each limit is the lower limit of both
+/// cgroups.
 pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     let mut script = String::new();
     for cgroup in cgroups {
@@ -150,18 +151,18 @@ impl Expected {
 pub struct Settled {
     /// The time of the last wrong value, by the node's clock. Zero if no value was ever wrong.
     pub after: Duration,
-    /// The number of times that a shell on the node had checked all files by then.
+    /// The number of completed checks of all files until this time, by a shell on the node.
     ///
-    /// The shell pauses for 5 ms between checks. A busy host slows the checks down together with
+    /// The shell pauses for 5 ms between checks. A busy host slows down the checks together with
     /// the node, so this number depends less on the host's load than the time.
     pub looks: u64,
 }
 
 /// Runs a script on the node and waits until all files have their expected values.
 ///
-/// The files must then keep these values for the time `hold`. Returns how long after the script's
-/// end a file was wrong for the last time. If files are still wrong after `limit`, the error names
-/// them.
+/// The files must then keep these values for the time `hold`. Returns the time from the script's
+/// end to the last wrong value. If files are still wrong after `limit`, the error names these
+/// files.
 pub fn settle(
     node: &Node,
     script: &str,

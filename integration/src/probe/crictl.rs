@@ -12,7 +12,7 @@ pub fn inspect(node: &Node, container: &str) -> Result<Value> {
     json(node, &format!("crictl inspect {container}"))
 }
 
-/// Returns the output of `crictl inspectp`, which is the same for a pod sandbox.
+/// Returns the output of `crictl inspectp`, the same information for a pod sandbox.
 pub fn inspect_pod(node: &Node, sandbox: &str) -> Result<Value> {
     json(node, &format!("crictl inspectp {sandbox}"))
 }
@@ -41,8 +41,8 @@ pub fn exec(node: &Node, container: &str, command: &str) -> Result<Output> {
 
 /// Runs `crictl stop` without a grace period and then `crictl rm`.
 ///
-/// Both commands can fail for a moment while the container ends. This function then retries them up
-/// to seven times, as the kubelet retries them.
+/// `crictl stop` and `crictl rm` can fail for a moment while the container ends. This function
+/// retries them up to seven times, as the kubelet does.
 pub fn remove(node: &Node, container: &str) -> Result<()> {
     let script = format!(
         "for again in 1 1 1 1 1 1 1 0; do

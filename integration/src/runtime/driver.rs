@@ -7,9 +7,9 @@ use std::fmt;
 /// The runtime handler that uses the driver has the driver's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Driver {
-    /// systemd makes them, on request over D-Bus.
+    /// systemd creates the cgroups, on request over D-Bus.
     Systemd,
-    /// The kubelet and the runtime make them directly.
+    /// The kubelet and the runtime create the cgroups directly.
     Cgroupfs,
 }
 

@@ -56,7 +56,7 @@ impl Runtime {
 
     /// Returns the path and content of the file that sets the cgroup driver.
     ///
-    /// This is for a runtime that has one driver at a time.
+    /// Only for a runtime that has one driver at a time.
     pub(crate) fn driver_configuration(self, driver: Driver) -> (&'static str, String) {
         let content = format!(
             "[crio.runtime]\ncgroup_manager = \"{driver}\"\ndefault_runtime = \"{driver}\"\n"
@@ -76,14 +76,15 @@ impl Runtime {
 
     /// Returns whether the runtime itself refuses a limit below the container's usage.
     ///
-    /// The runtime does not notice usage that reaches the limit while the runtime sets the limit.
+    /// The runtime does not notice a growth of the usage while it sets the limit.
     pub fn refuses_limit_decreases(self) -> bool {
         self == Runtime::Crio136
     }
 
     /// Returns whether the runtime may forget earlier updates when it restarts.
     ///
-    /// Such a runtime keeps updates only in memory. The values in the cgroups do not change.
+    /// A forgetful runtime keeps updates only in memory. A restart does not change the values in
+    /// the cgroups.
     pub fn may_forget_updates(self) -> bool {
         self == Runtime::Crio136
     }
@@ -114,8 +115,8 @@ impl Runtime {
             )
         };
         match self {
-            // Newer versions need `--local`. They import in the daemon by default, and the daemon
-            // does not find the archive's image names by itself.
+            // Newer versions need `--local`. By default, newer versions import in the daemon, and
+            // the daemon does not find the archive's image names.
             Runtime::Containerd17 => format!("{IMPORT} {archive} >/dev/null"),
             Runtime::Containerd21 | Runtime::Containerd24 => {
                 format!("{IMPORT} --local {archive} >/dev/null")

@@ -16,7 +16,7 @@ pub(crate) const CRIO: Programs = Programs {
     name: "crio",
     module: "github.com/cri-o/cri-o",
     version: "v1.36.3",
-    // These tags exclude or replace everything that needs C libraries.
+    // The build tags exclude or replace all code that needs C libraries.
     tags: &[
         "containers_image_openpgp",
         "containers_image_ostree_stub",

@@ -33,8 +33,8 @@ pub(crate) fn add_programs(runtime: Runtime, key: &mut Key) {
 pub(crate) fn install(runtime: Runtime, root: &Path) -> Result<()> {
     match runtime {
         Runtime::Containerd17 | Runtime::Containerd21 => Ok(()),
-        // Not /opt/containerd: every containerd looks for shims there first. Debian's containerd
-        // would start a shim from there that does not work with it.
+        // Do not use /opt/containerd, because every containerd first looks for shims in this
+        // directory. Debian's containerd would start an incompatible shim.
         Runtime::Containerd24 => copy_programs(CONTAINERD, &root.join("opt/containerd-2.4/bin")),
         Runtime::Crio136 => {
             let destination = root.join("usr/local/bin");

@@ -11,7 +11,7 @@ use crate::stories::resizes::read_fate;
 
 /// The pods of [`balloon`]: name, request, limit and final usage, the latter three in MiB.
 ///
-/// The first two pods stay within their requests. The others use more than three times their
+/// The first two pods stay within their requests. The other pods use more than three times their
 /// requests but less than their memory.high. Together the pods use more memory than the node has.
 const BALLOONS: [(&str, u64, u64, u64); 5] = [
     ("a", 160, 400, 150),
@@ -33,10 +33,11 @@ pub struct Balloon {
     pub node_kills: usize,
     /// The OOM kills because of a limit. Each entry is the cgroup with the limit.
     pub limit_kills: Vec<String>,
-    /// The page cache of system.slice that was reclaimed and read again, in pages
+    /// Number of pages of system.slice's page cache that the kernel reclaimed and then read again
     /// (workingset_refault_file).
     pub refaults: u64,
-    /// The latency of calls to the runtime, which were made one after another meanwhile.
+    /// The latency of calls to the runtime. A service made the calls one after another while the
+    /// pods allocated memory.
     pub runtime: Latency,
     /// The latency of a service in system.slice that reads its working set repeatedly.
     pub service: Latency,
@@ -55,9 +56,9 @@ pub struct Latency {
 
 /// Runs the pods `a` to `e`, which all allocate at the same time until the node has no free memory.
 ///
-/// The limits of these pods are far above their requests. If fewer than `enough` pages of page
-/// cache of system.slice are reclaimed and read again, more pods follow one after the other. Each
-/// of them takes all memory that it can get. There are at most `MORE` of them.
+/// The limits of these pods are far above their requests. If the kernel reclaims fewer than
+/// `enough` pages of system.slice's page cache, this function starts at most `MORE` additional
+/// pods. Each additional pod takes all memory that it can get.
 pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Balloon> {
     let specs = BALLOONS.map(|(name, request, limit, _)| {
         PodSpec::new(name)
@@ -100,8 +101,8 @@ pub fn balloon(kubelet: &mut Kubelet<'_>, node: &Node, enough: u64) -> Result<Ba
 
 /// Starts the services whose latency is measured.
 fn start_probes(node: &Node) -> Result<()> {
-    // The probes run in system.slice, as the runtime and the kubelet do. Commands from the ssh
-    // shell run in another slice.
+    // The probes run in system.slice, like the runtime and the kubelet. Commands from the ssh shell
+    // run in another slice.
     let probe = |name: &str, command: &str| {
         format!(
             "rm -f /run/{name}
@@ -125,7 +126,7 @@ fn start_probes(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Stops the services and reads what happened.
+/// Stops the services and returns the outcome.
 fn outcome(node: &Node, pods: &[Pod], refaults: u64) -> Result<Balloon> {
     let output = node.run(
         "systemctl stop probe-runtime probe-service
@@ -158,7 +159,8 @@ fn outcome(node: &Node, pods: &[Pod], refaults: u64) -> Result<Balloon> {
     })
 }
 
-/// Runs a script and returns how many pages of system.slice were reclaimed and read again so far.
+/// Runs a script and returns the number of pages of system.slice that the kernel has reclaimed and
+/// read again.
 ///
 /// The function first waits until the probe service has read its whole working set once more from
 /// the beginning.
@@ -169,7 +171,8 @@ fn refaults(node: &Node, script: &str) -> Result<u64> {
          awk '$1 == \"workingset_refault_file\" {{ print $2 }}' {}/system.slice/memory.stat",
         cgroup::ROOT
     );
-    // A long time limit, because a busy host reads the working set slowly while memory is short.
+    // Use a long time limit, because a busy host reads the working set slowly while memory is
+    // short.
     let output = node
         .try_run_within(Duration::from_secs(900), &script, Vec::new())
         .context("allocating memory in all pods")?;

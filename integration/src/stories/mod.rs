@@ -1,6 +1,6 @@
 //! Sequences of steps that several tests need.
 //!
-//! Most of them are problems that users of in-place resize have had. The steps are the same for
+//! Most sequences reproduce problems of users with in-place resizes. The steps are the same for
 //! nodes with the plugin and without the plugin.
 
 mod balloon;

@@ -1,8 +1,8 @@
 //! Memory pressure that shows whether the kernel protects page cache.
 //!
-//! The protection that counts depends on the cgroup where reclaim starts. If reclaim starts at the
+//! The effective protection depends on the cgroup where reclaim starts. If reclaim starts at the
 //! limit of all pods, the protection of the class, the pod and the container counts. The protection
-//! of the cgroup of all pods does not count. On a full node the protection of all these cgroups
+//! of the cgroup of all pods does not count. On a full node, the protection of all these cgroups
 //! counts.
 
 use std::path::Path;
@@ -21,7 +21,8 @@ pub const CACHE: u64 = 80 * MIB;
 const ALL_PODS: u64 = 300 * MIB;
 /// The first allocation of the hog.
 ///
-/// Together with one cache it fits into the limit of all pods, but not with both caches.
+/// This allocation fits into the limit of all pods together with one cache, but not with both
+/// caches.
 const HOG: u64 = 195 * MIB;
 /// The size of each further allocation of the hog.
 const STEP: u64 = 8 * MIB;
@@ -31,7 +32,8 @@ const LIMIT: u64 = 160 * MIB;
 
 /// Two burstable containers with page cache and a best-effort hog, each in a pod of its own.
 ///
-/// One container requests enough memory to protect its cache. The other one requests only 1 MiB.
+/// One container requests enough memory to protect its cache. The other container requests only 1
+/// MiB.
 pub struct Contest<'n> {
     node: &'n Node,
     /// The pod with the protected container `app`.
@@ -53,7 +55,8 @@ pub struct Left {
 impl Left {
     /// Returns whether the kernel reclaimed only the other container's cache.
     ///
-    /// The protected container must have more than 95 % of its cache and the other less than half.
+    /// The protected container must have more than 95 % of its cache, and the other container less
+    /// than half.
     pub fn is_protected(&self) -> bool {
         self.protected > CACHE / 100 * 95 && self.other < CACHE / 2
     }
@@ -79,10 +82,11 @@ impl<'n> Contest<'n> {
         Ok(Contest { node, protected, other, hog })
     }
 
-    /// Fills both caches and then lets the hog allocate more than the limit of all pods leaves.
+    /// Fills both caches and then lets the hog allocate memory until the limit of all pods is
+    /// exceeded.
     ///
-    /// The hog continues step by step until `is_wanted` accepts the remaining caches or they are
-    /// nearly empty. Returns the remaining caches.
+    /// The hog continues step by step until `is_wanted` accepts the remaining caches, or the caches
+    /// are nearly empty. Returns the remaining caches.
     pub fn below_the_limit_of_all_pods(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.fill()?;
         let hog = self.hog.container("app")?;
@@ -174,10 +178,10 @@ pub fn small_container() -> ContainerSpec {
 ///
 /// Returns the workload's answer: the number of bytes that it read, or `gone`.
 ///
-/// The pod's limit must be hit before the container's equal limit. The kernel charges whole folios,
-/// so the rest of the pod must use more memory than one folio. The sandbox of the test uses almost
-/// no memory. So a file in memory charges 1 MiB to the sandbox, as much as a monitor process. A
-/// small read-ahead keeps the folios small.
+/// The usage must reach the pod's limit before the container's equal limit. The kernel charges
+/// whole folios, so the other memory of the pod must be larger than one folio. The sandbox of the
+/// test uses almost no memory. So a file in memory charges 1 MiB to the sandbox, as much as a
+/// monitor process. A small read-ahead keeps the folios small.
 pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Result<String> {
     let monitor =
         format!("echo $$ > {}/{}/cgroup.procs", cgroup::ROOT, kubelet.sandbox_cgroup(pod));

@@ -11,12 +11,10 @@ use crate::probe::cgroup::{MAX, ROOT};
 const SCRIPT: &str = "/run/recorder.sh";
 const SAMPLES: &str = "/run/recorder.samples";
 
-/// The script. Its arguments are the pod's cgroup and the name of the sandbox's cgroup within the
-/// pod.
-///
-/// The script starts no processes, because they would cost more than reading the files. The pipe
-/// never has data, so a `read` with a timeout is a pause. The container may end and restart
-/// meanwhile.
+/// The script. The arguments of the script are the pod's cgroup and the name of the sandbox's
+/// cgroup within the pod. The script starts no processes, because a process would cost more time
+/// than the reads. The pipe never has data, so a `read` with a timeout is a pause. The container
+/// may end and restart meanwhile. meanwhile.
 const RECORDER: &str = r#"
 cd "$1"
 exec {pause}<> <(:)
@@ -47,7 +45,7 @@ pub struct Sample {
     pub at: u64,
     /// The pod's oom_kill count so far.
     ///
-    /// If the kernel kills all processes of a container at once, it counts one process twice.
+    /// If the kernel kills all processes of a container at once, it counts one of them twice.
     pub kills: u64,
     /// The pod's memory.max. [`MAX`] stands for no limit.
     pub pod_max: u64,

@@ -27,9 +27,9 @@ pub fn memory(node: &Node, pod: &Pod) -> Result<[Memory; 2]> {
 
 /// Runs a container that is OOM-killed, because it needs more memory than its limit.
 ///
-/// While the container is down, its limit is raised. The new container starts in the pod's cgroup,
-/// whose limit stays as it is. The kubelet of Kubernetes 1.27 to 1.36 does the same
-/// (kubernetes#138760).
+/// While the container is down, the user raises its limit. The new container starts in the pod's
+/// cgroup, whose limit does not change. The kubelet of Kubernetes 1.27 to 1.36 behaves in the same
+/// way (kubernetes#138760).
 ///
 /// Returns the pod and the workload's answer to the same allocation in the new container.
 pub fn run_oom_killed(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<(Pod, String)> {
@@ -94,7 +94,7 @@ pub fn read_fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
 
 /// Decreases the limit of a container from 250 to 100 MiB while its usage grows from 60 to 130 MiB.
 ///
-/// The pace must be slow enough that the runtime writes the limit during the growth. Returns
+/// The growth must be slow enough that the runtime writes the limit during the growth. Returns
 /// whether the update succeeded and how often the write of the limit invoked the OOM killer.
 pub fn grow_during_decrease(
     node: &Node,
@@ -104,8 +104,9 @@ pub fn grow_during_decrease(
     let container = pod.container("app")?;
     let answer = alloc(node, pod, 60 * MIB)?;
     ensure!(answer.starts_with("ok"), "the workload must allocate memory, but answered {answer:?}");
-    // OOM kills that an allocation of the workload causes under the new limit do not count. In such
-    // a case the workload invokes the OOM killer, and not the program that writes the limit.
+    // An allocation of the workload may also cause an OOM kill under the new limit. A kill by an
+    // allocation does not count, because the workload and not the write of the limit invoked the
+    // OOM killer.
     let Container { control, id, .. } = container;
     let output = node.try_run(&format!(
         "dmesg --clear

@@ -10,8 +10,8 @@
 //!   ([`Key::add`]). The build and the key read the same constant or call the same function.
 //! - Trees of files that the build copies or compiles ([`Key::add_tree`]).
 //! - Other entries that the build uses: their keys, not their content ([`Key::add_key`]).
-//! - Steps that are not data: the text of the source files that have these steps
-//!   ([`Key::add_source`]). Such a file has no code that other entries use.
+//! - Steps that are not data: the text of the source files with these steps ([`Key::add_source`]).
+//!   A source file with steps contains no code for other entries.
 //!
 //! | entry | file | inputs |
 //! |---|---|---|
@@ -23,8 +23,8 @@
 //! | `kubernetes-disk` | `cluster/programs.rs` | programs, options of the file system |
 //! | `nri-plugins` | `placement/peers.rs` | digest of the source, arguments |
 //!
-//! No key has the versions of the Debian packages or of Go. To build an entry with newer ones,
-//! delete its directory.
+//! No key contains the versions of the Debian packages or of Go. To use newer versions in an entry,
+//! delete the entry's directory.
 
 use std::env;
 use std::fs::{self, File};
@@ -166,8 +166,8 @@ fn remove_unused(cache: &Path, name: &str) -> Result<()> {
 
 /// Returns whether a file name consists of `name`, a hyphen and a suffix without hyphens.
 ///
-/// A name can begin with another name, such as `kubernetes-disk` with `kubernetes`. Neither a key
-/// nor the suffix of a work directory has a hyphen.
+/// A name can begin with another name, such as `kubernetes-disk` with `kubernetes`. A key has no
+/// hyphen, and neither has the suffix of a work directory.
 fn has_name(file_name: &str, name: &str) -> bool {
     let suffix = file_name.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
     suffix.is_some_and(|suffix| !suffix.contains('-'))

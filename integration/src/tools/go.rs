@@ -26,21 +26,23 @@ pub struct Programs {
     pub tags: &'static [&'static str],
     /// The Go variable to set to the version without the `v`.
     ///
-    /// `None` if the program finds out its version by itself.
+    /// `None` if the program determines its version itself.
     pub version_variable: Option<&'static str>,
     /// The packages of the programs, relative to the module.
     pub packages: &'static [&'static str],
-    /// The packages whose tests are built into programs. Their names end with `.test`.
+    /// The packages whose tests are built into programs. The names of these programs end with
+    /// `.test`.
     pub tests: &'static [&'static str],
 }
 
 impl Programs {
-    /// Returns the directory with the programs. They are built first if they are not in the cache.
+    /// Returns the directory with the programs. Builds the programs first if they are not in the
+    /// cache.
     pub fn obtain(&self) -> Result<PathBuf> {
         cache::entry(self.name, &self.key(), |dir| {
-            // In its own directory, Go uses the dependencies that the module has locked. Go also
-            // requests only this version from the proxy. `go install MODULE@VERSION` would request
-            // the list of all versions, which some proxies lack.
+            // Run Go in the module's own directory, so that Go uses the dependencies that the
+            // module has locked. Go then requests only this version from the proxy. `go install
+            // MODULE@VERSION` would request the list of all versions, which some proxies lack.
             let source = self.source()?;
             self.builds().iter().try_for_each(|build| build.run(&source, &dir.join("")))
         })
@@ -98,7 +100,7 @@ pub(crate) struct OwnProgram {
 }
 
 impl OwnProgram {
-    /// Returns the path of the program. It is built first if it is not in the cache.
+    /// Returns the path of the program. Builds the program first if it is not in the cache.
     pub(crate) fn obtain(&self) -> Result<PathBuf> {
         let dir = cache::entry(self.name, &self.key()?, |dir| {
             self.build().run(&own_source(self.name), &dir.join(self.name))

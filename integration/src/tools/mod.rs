@@ -1,4 +1,4 @@
-//! Helpers that know nothing of nodes: the cache, Go builds, child processes.
+//! Helpers that do not depend on nodes: the cache, Go builds, child processes.
 
 pub mod cache;
 pub(crate) mod command;

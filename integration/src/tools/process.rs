@@ -54,7 +54,7 @@ fn wait_for_exec(child: &mut Child) -> Result<()> {
         if let Some(status) = status {
             bail!("the process ended at its start ({status})");
         }
-        // The link of a process that has just ended cannot be read.
+        // If a process has just ended, this link cannot be read.
         if let Ok(path) = fs::read_link(&executable)
             && path.file_name().is_some_and(|name| name != LAUNCHER)
         {

@@ -1,4 +1,5 @@
-//! Directories for the files of a running machine or server. They end with the processes.
+//! Directories for the files of a running machine or server. The directories are removed when the
+//! processes end.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -31,8 +32,8 @@ impl RunDir {
             .prefix("node-")
             .tempdir()
             .context("creating a directory for sockets")?;
-        // The directory gets its final name only after its lock is held. Otherwise the sweep of
-        // another process could remove it as abandoned.
+        // Rename the directory to its final name only after its lock is held. Without this order,
+        // another process could remove the directory as abandoned.
         let work = tempfile::Builder::new().prefix(".new-").tempdir_in(&parent);
         let work = work.with_context(|| format!("creating a directory in {}", parent.display()))?;
         let lock = File::create_new(work.path().join("lock")).context("creating a run lock")?;
@@ -56,7 +57,7 @@ impl Drop for RunDir {
     }
 }
 
-/// Removes the directories of processes that ended without removing them.
+/// Removes the directories of ended processes that did not remove them.
 ///
 /// The locks of such directories are free.
 fn sweep(parent: &Path) -> Result<()> {

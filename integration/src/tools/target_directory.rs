@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 /// Returns the directory `name` for files of test programs and makes it if necessary.
 ///
-/// It is beside the directory `deps` in the target directory of `program`.
+/// The directory lies beside `deps` in the target directory of `program`.
 pub(crate) fn directory(program: &Path, name: &str) -> Result<PathBuf> {
     // `program` is, for example, target/debug/deps/plugin-0123456789abcdef or target/debug/support.
     let profile = program.ancestors().find(|path| path.join("deps").is_dir());

@@ -55,12 +55,12 @@ conformance!(crio_1_36, Crio136, Systemd);
 ///
 /// # Errors
 ///
-/// When the plugin is not connected now.
+/// Fails if the plugin is not connected now.
 fn connections(node: &Node) -> Result<String> {
     let script = format!(
         "{EXTERNAL_BINARY} status --ready >/dev/null
          process=$(systemctl show --property InvocationID --value plimsoll)
-         # It says so right after it has become ready.
+         # The plugin logs this line right after it has become ready.
          timeout 60 bash -c \"until journalctl _SYSTEMD_INVOCATION_ID=$process --output cat |
              grep -c 'connected to the runtime and synchronized'; do sleep 0.2; done\" | tail -n 1
          echo $process"
@@ -151,7 +151,8 @@ fn tests_of_nri(node: &Node, driver: Driver) -> Result<()> {
         "no test may fail ({}):\n{said}",
         output.status
     );
-    // Two tests need two processors and two tests need two NUMA nodes. The node has one of each.
+    // Two tests need two processors and two tests need two NUMA nodes. The test node has one
+    // processor and one NUMA node.
     let skipped: Vec<_> = said.lines().filter(|line| line.starts_with("--- SKIP: ")).collect();
     let wants_more = |line: &&str| line.contains("TestCpuset") || line.contains("TestMemset");
     ensure!(

@@ -1,5 +1,5 @@
-//! The control group: tests on nodes without the plugin. They prove that the results of the other
-//! tests come from the plugin.
+//! The control group: tests on nodes without the plugin. The control group proves that the results
+//! of the other tests come from the plugin.
 
 use std::time::Duration;
 
@@ -160,7 +160,7 @@ fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Resu
     };
     let idle = charged("anon")?;
     assert_eq!(container.call(node, &format!("alloc {}", 20 * MIB))?, format!("ok {}", 20 * MIB));
-    // memory.stat lags by up to 2 s in the worst case, but a read of the file flushes large
+    // memory.stat may be up to 2 s old in the worst case, but a read of the file flushes large
     // changes.
     assert!(charged("anon")? >= idle + 19 * MIB);
     container.call(node, "free")?;
@@ -267,7 +267,7 @@ fn many_pods_are_made_and_removed_at_once(node: &Node, driver: Driver) -> Result
     let limits: Vec<u64> = cgroup::memory(node, &paths)?.iter().map(|memory| memory.max).collect();
     assert_eq!(limits, [32 * MIB, MAX, 32 * MIB, 40 * MIB]);
 
-    // A container that ends before its pod, like an init container.
+    // A container ends before its pod, like an init container.
     kubelet.run_container(&mut pods[1], &ContainerSpec::new("init").limit(16 * MIB))?;
     let init = pods[1].container("init")?.cgroup.clone();
     assert_eq!(cgroup::memory(node, &[&init])?[0].max, 16 * MIB);
@@ -302,8 +302,8 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     kubelet.remove_pod(&pod)?;
 
     // The container must grow while the runtime writes the limit. The right pace depends on the
-    // machine. If the runtime refused the limit decrease, the container had grown too early. If the
-    // limit decrease did not kill, the container had not grown enough.
+    // machine. If the runtime refused the limit decrease, the container had grown too fast. If the
+    // limit decrease caused no kill, the container had grown too slowly.
     let (mut pace, mut tried) = (8.0, Vec::new());
     while tried.len() < 20 {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);

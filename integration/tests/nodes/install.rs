@@ -12,8 +12,8 @@ use integration::placement;
 use integration::probe::cgroup::{self, Expected, Memory};
 use integration::runtime::{Driver, Runtime};
 
-// The cgroup driver does not matter, so each runtime has one driver here. `install` has less to do
-// if NRI is already on, so those cases need the feature `every-combination`.
+// The cgroup driver does not matter, so each runtime has one driver in these cases. `install` has
+// less to do if NRI is already on, so such cases need the feature `every-combination`.
 mod containerd_1_7 {
     integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [
         it_is_installed_and_removed_without_a_trace;
@@ -45,8 +45,9 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// Returns the operator's configuration file of the runtime, the command that switches NRI off in
-/// this file, and the drop-in file that switches NRI on again. Returns `None` if NRI stays on.
+/// Returns the operator's configuration file of the runtime, and the command that switches NRI off
+/// in this file. Also returns the drop-in file that switches NRI on again. Returns `None` if NRI
+/// stays on.
 fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'static str)> {
     match runtime {
         // containerd 1.7 has NRI off by default, so removing the setting is enough.
@@ -66,7 +67,7 @@ fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'stati
     }
 }
 
-/// Lists everything that an installation may leave behind.
+/// Lists all files and units that an installation may leave behind.
 fn traces(node: &Node) -> Result<String> {
     let listed = node.run(&format!(
         "{{ find /etc /opt /usr/local /run/plimsoll /run/systemd/system -printf '%p %y %s %l\\n' 2>/dev/null || true; }} | sort
@@ -95,8 +96,8 @@ fn install(node: &Node, arguments: &str) -> Result<Output> {
     node.run(&format!("{DOWNLOAD} install --yes {arguments}"))
 }
 
-/// Makes another version of the program: appends a byte, which has no effect at the end of an
-/// executable.
+/// Creates another version of the program by appending a byte. A byte at the end of an executable
+/// has no effect.
 fn another_version(node: &Node) -> Result<()> {
     node.run(&format!(
         "cp {DOWNLOAD} {DOWNLOAD}.new; echo >>{DOWNLOAD}.new; mv {DOWNLOAD}.new {DOWNLOAD}"
@@ -222,8 +223,8 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     let (mut kubelet, pod) = prepare(node, driver)?;
     let (before, values_before) = (traces(node)?, values(node, &pod)?);
     // A runtime leaves its socket behind when NRI is switched off, so `prepare` has removed the
-    // socket. A socket that `uninstall` leaves is harmless and does not come from the plugin.
-    // `traces` therefore does not list the socket.
+    // socket. `uninstall` may also leave a socket behind. A leftover socket is harmless and does
+    // not come from the plugin, so `traces` does not list it.
     let switched_off = switched_off(node.runtime());
     let is_on = node.try_run("test -S /run/nri/nri.sock")?.status.success();
     assert_eq!(is_on, switched_off.is_none(), "whether NRI is enabled");
@@ -255,7 +256,7 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
 
     let installed = install(node, "")?;
     println!("{}", installed.stdout);
-    // No kubelet runs here, so `install` cannot check what the kubelet does.
+    // No kubelet runs on this node, so `install` cannot check the kubelet.
     let verdict = "Plimsoll can work on this node, but some checks are unknown: 0 failed";
     assert!(installed.stdout.contains(verdict), "{}", installed.stdout);
     protected(node, &pod)?;

@@ -1,6 +1,6 @@
-//! Tests of the scenarios in docs/kubernetes.md, as kubectl shows them. They use a real kubelet, a
-//! real API server and the published DaemonSet. Scenarios that end differently without Plimsoll
-//! also run without it.
+//! Tests of the scenarios in docs/kubernetes.md with the output of kubectl. The tests use a real
+//! kubelet, a real API server and the published DaemonSet. Scenarios that end differently without
+//! Plimsoll also run without Plimsoll.
 
 #![allow(clippy::unwrap_used)]
 
@@ -127,7 +127,8 @@ fn settle(cluster: &Cluster, expected: &[(&str, &'static str, u64)]) {
 /// because 1/25 of a limit must stay free.
 fn fill(cluster: &Cluster, pod: &str) -> u64 {
     assert!(call(cluster, "stress", &format!("alloc {}", 150 * MIB)).starts_with("ok"));
-    // Reclaim memory first. Otherwise Plimsoll could reclaim enough to accept the limit.
+    // Reclaim memory first. Without this reclaim, Plimsoll could later reclaim enough memory to
+    // accept the limit.
     let root = cgroup::ROOT;
     let script =
         format!("echo 64M > {root}/{pod}/memory.reclaim || true; cat {root}/{pod}/memory.current");
@@ -272,7 +273,7 @@ mod more {
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Field with the pod's own memory limit in force, for all its containers together.
+    /// Field with the pod-level memory limit in force, for all containers of the pod together.
     const POD_LIMIT: &str = ".status.resources.limits.memory";
 
     fn resize_shared(cluster: &Cluster, limit: &str) {
@@ -294,7 +295,7 @@ mod more {
     mod alone {
         use super::*;
 
-        /// If only the pod's own limit changes, the kubelet does not check the usage at all.
+        /// If the user changes only the pod-level limit, the kubelet does not check the usage.
         #[test]
         fn a_cut_of_a_pods_own_limit_below_what_is_used_kills_at_once() {
             Cluster::with(&Plimsoll::Absent, |cluster| {
@@ -356,7 +357,7 @@ mod more {
                         (container, "memory.high", memory_high(32 * MIB, 200 * MIB)),
                     ],
                 );
-                // From then on the container is not killed again.
+                // From then on, the kernel does not kill the container again.
                 assert_eq!(cgroups(cluster, "hungry"), [pod, container.to_owned()]);
                 assert_eq!(restarts(cluster, "hungry"), before);
             });

@@ -1,4 +1,5 @@
-//! All tests that run on nodes. They are in one test program, so that the cases share nodes.
+//! All tests that run on nodes. All node tests are in one test program, so that the cases share
+//! nodes.
 
 mod conformance;
 mod control;

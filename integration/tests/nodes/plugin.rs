@@ -1,5 +1,5 @@
-//! Tests of the plugin's main job on real nodes: the values that follow from requests and limits,
-//! as the kernel and crictl show them.
+//! Tests of the plugin's main job on real nodes: the kernel and crictl must show the values for the
+//! requests and limits.
 //!
 //! The control group in `control.rs` shows the values of a container without the plugin.
 
@@ -55,7 +55,8 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// Finds out whether systemd or the runtime has started the plugin, because a case does not know.
+/// Returns whether systemd or the runtime has started the plugin, because a test case does not get
+/// this information.
 fn mode(node: &Node) -> Result<Mode> {
     let external = node.try_run("systemctl --quiet is-active plimsoll")?.status.success();
     Ok(if external { Mode::External } else { Mode::Launched })
@@ -170,7 +171,7 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
         .unified("memory.high", 44 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("sent").container(sent))?;
     // If the runtime does not show plugins the unified map of a create request, the plugin uses the
-    // next best source. If the runtime shows the map, the plugin changes the map's values once the
+    // next best source. If the runtime shows the map, the plugin replaces the map's values once the
     // container runs.
     let request = if node.runtime().shows_unified() { 40 * MIB } else { lowest };
     let cgroup = &pod.container("app")?.cgroup;
@@ -206,8 +207,8 @@ fn annotations_override_the_configuration_and_bad_ones_do_not(
 /// Waits until the container has these values.
 ///
 /// The runtime may pause for long between its request to the plugin and its own write. The plugin
-/// then assumes that the runtime does not write, and sets the values itself. In this case the
-/// values are right only a moment after the runtime's write.
+/// then assumes that the runtime does not write, and sets the values itself. The runtime's late
+/// write then sets other values for a moment.
 fn holds(node: &Node, pod: &Pod, values: [(&'static str, u64); 3]) -> Result<()> {
     let cgroup = &pod.container("app")?.cgroup;
     let expected = values.map(|(file, value)| Expected::new(cgroup, file, value));
@@ -299,8 +300,9 @@ fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driv
         assert_eq!(values(node, &pod)?, expected, "{restart}");
     }
     // The plugin's processes from before the restart have ended. In external mode the plugin has
-    // one process, which connects over the socket. In launched mode the plugin has two processes:
-    // the runtime knows one of them, and the other survives when the runtime drops the plugin.
+    // one process, which connects over the socket. In launched mode the plugin has two processes.
+    // The runtime launched the first process, and the second process survives when the runtime
+    // closes the connection.
     let processes = node
         .run("for exe in /proc/[0-9]*/exe; do readlink $exe; done | grep -c plimsoll || true")?
         .stdout;
@@ -320,8 +322,8 @@ fn observe_mode_changes_nothing_and_shows_all(node: &Node, driver: Driver) -> Re
     let status = || -> Result<serde_json::Value> {
         Ok(serde_json::from_str(&node.run(&format!("{program} status --json"))?.stdout)?)
     };
-    // In observe mode the plugin first restores the values that it wrote before. It restores the
-    // container's files, the ancestor cgroups and the values in the runtime's store.
+    // In observe mode the plugin first restores the values that it wrote before. The plugin
+    // restores the container's files, the ancestor cgroups and the values in the runtime's store.
     let mut kubelet = Kubelet::start(node, driver)?;
     let spec = |name: &str| PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB));
     let before = kubelet.run_pod(spec("before"))?;

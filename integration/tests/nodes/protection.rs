@@ -46,11 +46,11 @@ const TIERED: &str = "memoryReservationPolicy: TieredReservation\n";
 /// Distance between memory.min of a container and its limit, in bytes: the default of
 /// `memoryMinHeadroom`.
 const HEADROOM: u64 = 2 * MIB;
-/// Promised maximum time until values are right after a foreign write or an event. The runtime's
-/// own time for the event does not count.
+/// Promised maximum time until values are right after a foreign write or an event. The time that
+/// the runtime needs for the event does not count.
 const SOON: Duration = Duration::from_secs(1);
-/// Number of looks that a shell on the node completes in [`SOON`] if the machine is otherwise idle:
-/// see [`Settled`].
+/// Number of checks that a shell on the node completes in [`SOON`] if the machine is otherwise
+/// idle: see [`Settled`].
 const SOON_LOOKS: u64 = 60;
 /// Time for which values must stay right.
 const HOLD: Duration = Duration::from_millis(400);
@@ -133,7 +133,7 @@ fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Resul
 ///
 /// # Errors
 ///
-/// When that takes longer than [`SOON`] and more than [`SOON_LOOKS`] looks.
+/// Fails if the time exceeds [`SOON`] and the number of checks exceeds [`SOON_LOOKS`].
 fn settled(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<()> {
     let settled = settle(node, what, script, expected)?;
     ensure!(
@@ -143,8 +143,8 @@ fn settled(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Resu
     Ok(())
 }
 
-/// Like [`settled`], but for actions that have no promised time. In these actions the runtime must
-/// act for each container, or the plugin must start.
+/// Does the same as [`settled`], but for actions without a promised time. In these actions the
+/// runtime must act for each container, or the plugin must start.
 fn reached(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Result<()> {
     settle(node, what, script, expected).map(|_| ())
 }
@@ -189,8 +189,7 @@ fn every_ancestor_carries_the_sum_of_what_lives_below_it(
     ])?;
     check(&kubelet, "pods of every class", Policy::Hard, &pods)?;
 
-    // The request of a container counts only while the container runs, and no longer after its
-    // exit.
+    // The request of a container counts only while the container runs.
     let mut for_a_while = pods[1].clone();
     let init = ContainerSpec::new("init").request(24 * MIB);
     kubelet.run_container(&mut for_a_while, &init)?;
@@ -257,8 +256,8 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
         allocatable > 300 * MIB && allocatable < 256 * MIB + first + second,
         "allocatable is {allocatable}"
     );
-    // The guaranteed pod is protected in full. The file of each container holds the container's
-    // full request.
+    // The plugin protects the whole request of the Guaranteed pod. The file of each container holds
+    // the container's whole request.
     let exact = [
         Expected::new(&pods[0].cgroup, "memory.min", 256 * MIB),
         Expected::new(&pods[0].container("app")?.cgroup, "memory.min", 256 * MIB - HEADROOM),
@@ -270,8 +269,8 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
     let levels =
         cgroup::memory(node, &[kubelet.top_cgroup(), &class, &pods[1].cgroup, &pods[2].cgroup])?;
     let [top, class, of_first, of_second] = levels[..] else { unreachable!("four were asked for") };
-    // The plugin may round each value down by a page. Both burstable pods share the rest 2 to 1,
-    // like their requests.
+    // The plugin may round each value down by a page. Both Burstable pods share the remaining
+    // memory 2 to 1, like their requests.
     let near = |value: u64, wanted: u64| value <= wanted && wanted - value <= 4 * 4096;
     let rest = allocatable - 256 * MIB;
     assert!(near(top.min, allocatable), "{top:?} of {allocatable}");
@@ -414,8 +413,7 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
         assert!(repaired, "a message must report the repair of {cgroup}: {said:#?}");
     }
 
-    // The plugin reports a kubelet that has its own MemoryQoS on, because that kubelet writes every
-    // minute.
+    // A kubelet with its own MemoryQoS writes every minute, so the plugin reports such a kubelet.
     kubelet.enable_memory_qos()?;
     placement::wait_for_journal(node, "plimsoll", "MemoryQoS", "systemctl restart plimsoll")?;
     settled(node, &format!("{driver}: the kubelet's MemoryQoS"), &kubelet.qos_update(), &files)
@@ -617,8 +615,8 @@ fn many_pods_come_and_go_and_every_sum_is_exact(node: &Node, driver: Driver) -> 
         &expected(&kubelet, Policy::Hard, &pods),
     )?;
     assert_eq!(leftovers(node)?, "");
-    // Remove eight pods at a time. A runtime that stops many pods at once is late with each of
-    // them.
+    // Remove eight pods at a time. If a runtime stops many pods at once, the stop of each pod takes
+    // longer.
     pods.chunks(8).try_for_each(|some| kubelet.remove_pods(some))?;
     settled(node, &format!("{driver}: all gone"), "", &expected(&kubelet, Policy::Hard, []))?;
     assert_eq!(leftovers(node)?, "");
@@ -649,7 +647,7 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     let pods = two_pods(&mut kubelet)?;
     let ours = expected(&kubelet, Policy::Hard, &pods);
     settled(node, &format!("{driver}: two pods"), "", &ours)?;
-    // Without protection and throttling, as in the control group.
+    // The kernel's defaults, as in the control group.
     let mut default = ours.clone();
     for pod in &pods {
         default.push(Expected::new(&pod.container("app")?.cgroup, "memory.high", MAX));
@@ -665,7 +663,7 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
             let files = ["container/cgroup.procs", "cgroup.procs", "cpu.max", "cpu.weight"];
             files.map(|name| format!(" {}", file(group, name)))
         });
-        // The processes are in one of both cgroups.
+        // The processes are in one of the two cgroups.
         let files = node.run(&format!("grep -s . {} || true", files.collect::<String>()))?.stdout;
         Ok((limits.collect::<Vec<_>>(), files))
     };
@@ -695,15 +693,14 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
         0,
         "a second restore must change nothing"
     );
-    // After a restart the plugin still sets nothing, and an update of a container sets no value
-    // again.
+    // After a restart, the plugin still sets nothing. An update of a container also sets no value.
     placement::restart_plugin(node)?;
     let update =
         format!("crictl update --memory {} {} >/dev/null", 96 * MIB, pods[1].container("app")?.id);
     settled(node, &format!("{driver}: the plugin stands aside"), &update, &default)?;
     reached(node, &format!("{driver}: restore undone"), "plimsoll restore --undo", &ours)?;
 
-    // Restore without the plugin, after the file of the program was replaced.
+    // Restore without a running plugin, after a new program has replaced the program file.
     let replace = format!(
         "cp {EXTERNAL_BINARY} {EXTERNAL_BINARY}.new; mv {EXTERNAL_BINARY}.new {EXTERNAL_BINARY}"
     );
@@ -759,8 +756,8 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(
     );
     assert!(["a", "b"].iter().all(|within| balloon.alive.contains(within)), "{balloon:?}");
     assert_eq!((balloon.runtime.failures, balloon.service.failures), (0, 0), "{balloon:?}");
-    // Measured: 2 and 9 pages with nodeGuard, 24,000 and more without. Times are not checked,
-    // because they depend on the load of this machine.
+    // Measured: 2 and 9 pages with nodeGuard, 24,000 and more without. The test does not check
+    // times, because they depend on the load of this machine.
     assert!(
         balloon.refaults < 2048,
         "the kernel must not reclaim the system's page cache: {balloon:?}"

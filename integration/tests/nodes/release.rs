@@ -34,7 +34,7 @@ mod crio_1_36 {
     ]);
 }
 
-/// Time stamp of the packed files, in seconds since 1970. No file was really built at that time.
+/// Time stamp of the packed files, in seconds since 1970. No real build has this time.
 const EPOCH: u64 = 1_700_000_000;
 
 /// Maximum size of the image archive in bytes, so that a node pulls the image quickly.
@@ -129,7 +129,7 @@ fn the_program_needs_no_library_and_names_nobody_s_directories() {
     for directory in [root.to_str().unwrap(), &format!("{home}/.cargo")] {
         assert!(!has(directory), "the program must not contain {directory}");
     }
-    // The program does contain source paths, so the checks above would have found a directory.
+    // The program contains source paths, so a directory would have been found by the checks above.
     assert!(has("plugin/src/"));
 }
 
@@ -248,7 +248,7 @@ fn the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_n
     reaches(node, cgroup, 40 * MIB, high)?;
     assert_eq!(node.run("systemctl is-enabled plimsoll")?.stdout, "enabled\n");
 
-    // An update starts a new process, which reconnects once. The values stay.
+    // An update starts a new process, which reconnects once. The values in the cgroups stay.
     let process =
         || Ok::<_, anyhow::Error>(node.run("systemctl show --property MainPID plimsoll")?.stdout);
     let first = process()?;
@@ -280,7 +280,7 @@ fn the_debian_package_keeps_out_of_the_way_of_another_installation(
     let output = node.run(&format!("install -D /bin/true {other}; dpkg --install {PACKAGE}"))?;
     assert!(output.stderr.contains(other), "{}", output.stderr);
     node.run("! systemctl is-active plimsoll && ! systemctl is-enabled plimsoll")?;
-    // Purging the package does not restore the values that the other installation has set.
+    // The purge of the package does not restore the values that the other installation has set.
     node.run(&format!("dpkg --purge plimsoll; ! test -e /run/plimsoll/restored; rm {other}"))?;
     Ok(())
 }

@@ -59,8 +59,8 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
         assert_eq!((of_pod.max, of_container.max), (limit, limit));
         assert_eq!(of_container.swap_max, 0, "the kubelet's swap limit must not change");
     }
-    // Change only the request. memory.min and memory.high of the container change, and memory.min
-    // of the pod.
+    // Change only the request. The plugin changes memory.min and memory.high of the container, and
+    // memory.min of the pod.
     for request in [96 * MIB, 64 * MIB] {
         kubelet.resize(&mut pod, "app", Some(request), Some(150 * MIB))?;
         let cgroup = &pod.container("app")?.cgroup;
@@ -242,7 +242,7 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(
         Ok(cgroup::memory(node, &cgroups)?.iter().map(|memory| memory.max / MIB).collect())
     };
     // A slow node does not write back the whole page cache while the runtime waits. Repeat the
-    // updates then, like the kubelet.
+    // updates in this case, as the kubelet does.
     let mut answers = told(&cut_all)?;
     for _ in 0..20 {
         if answers != "0 1 1" {
@@ -401,7 +401,7 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
             (limits[index], is_stored[index]) = ((20 + random.below(40)) * MIB, true);
             let _ = writeln!(script, "cri update {} {}", ids[index], limits[index]);
         }
-        // In every other part, kill the plugin in the middle of the updates, so that systemd
+        // In every second part, kill the plugin in the middle of the updates, so that systemd
         // restarts it. In the other parts, restart the runtime after the updates.
         if part % 2 == 0 {
             let middle = script.len() / 2;
@@ -458,8 +458,8 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
         assert!(memory.max == cgroup::MAX || memory.max >= 100 * MIB, "{memory:?}");
         assert_eq!(stories::read_fate(node, &pod)?, (true, 0));
     }
-    // A removed container, a container that never existed, and one that has ended but that the
-    // runtime still knows.
+    // Update three containers: a removed container, a container that never existed, and an ended
+    // container that the runtime still has.
     kubelet.remove_container(&mut pod, "app")?;
     for id in [id.as_str(), "0123456789abcdef"] {
         ensure!(

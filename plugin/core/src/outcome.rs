@@ -9,7 +9,7 @@ pub enum Outcome {
     Applied,
     /// The values were already as desired.
     Unchanged,
-    /// The desired values are not known.
+    /// The plugin does not know the desired values.
     Unresolved,
     /// The container or cgroup no longer exists.
     Gone,
@@ -19,11 +19,11 @@ pub enum Outcome {
     Contended,
     /// The plugin or the runtime refused the change.
     Rejected,
-    /// The change is postponed.
+    /// The plugin postponed the change.
     Deferred,
-    /// The plugin only observes. Otherwise it would make or refuse the change.
+    /// The plugin only planned the change or the refusal, because it is in observe mode.
     Planned,
-    /// A value could not be read or written, or an in-place resize did not take effect.
+    /// The plugin could not read or write a value, or an in-place resize did not take effect.
     Failed,
 }
 

@@ -1,4 +1,4 @@
-//! Applies configurations, the brake and the marker of `plimsoll restore`. All functions read
+//! Applies configurations, the brake and the marker file of `plimsoll restore`. All functions read
 //! files, so they may block.
 
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::state::settings::Settings;
 use crate::state::shared::SharedState;
 use crate::state::{brake, raised};
 
-/// Function that is called with each configuration that comes into force.
+/// Function that the plugin calls with each new configuration.
 pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
 
 /// Applies settings to the plugin's state.
@@ -44,8 +44,8 @@ impl std::fmt::Debug for Configurator {
 }
 
 impl Configurator {
-    /// Creates the value for the node whose file system is at `host`, usually `/`. The plugin calls
-    /// `on_config` with each configuration that comes into force.
+    /// Creates the configurator for the node whose file system is at `host`, usually `/`. The
+    /// plugin calls `on_config` with each new configuration.
     pub fn new(agent: &Agent, host: PathBuf, on_config: OnConfig) -> Self {
         Self {
             state: agent.state.clone(),
@@ -63,15 +63,15 @@ impl Configurator {
         let _ = self.work.send(work);
     }
 
-    /// Applies another configuration, which comes from `file`, to all containers.
+    /// Applies another configuration from `file`, to all containers.
     pub fn reconfigure(&self, config: Config, file: &str) {
         self.apply_config(Some(config));
         info!(file, "configuration changed");
         self.enqueue(Work::All);
     }
 
-    /// Checks again whether `plimsoll restore` was called or the brake was reset, and reconciles
-    /// all containers after a change.
+    /// Checks whether `plimsoll restore` was called or the brake was reset. After a change,
+    /// reconciles all containers.
     pub fn look_whether_to_stand_aside(&self) {
         let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
@@ -91,8 +91,8 @@ impl Configurator {
     pub fn apply_brake(&self, record: &brake::Record) {
         let mut unstored = lock(&self.unstored);
         if let Err(error) = record.store(&self.host) {
-            error!(%error, "cannot keep the brake's record below /run/plimsoll: a plugin that is \
-                            started again acts again");
+            error!(%error, "cannot store the brake's record below /run/plimsoll; a restarted \
+                             plugin sets values again");
             *unstored = Some(record.clone());
         }
         let before = self.state.containers.settings();
@@ -102,7 +102,7 @@ impl Configurator {
         self.enqueue(Work::All);
     }
 
-    /// Logs that the plugin only observes, and which raised limits stay.
+    /// Logs that the plugin is in observe mode, and which raised limits stay.
     fn say_mode(&self, settings: &Settings) {
         if !settings.observes() {
             return;
@@ -110,23 +110,23 @@ impl Configurator {
         match &settings.brake {
             Some(brake) => error!(
                 brake,
-                "the brake is applied: nothing is set, raised or refused any more; find out why \
-                 there was so much, then call 'plimsoll reset-brake'"
+                "the brake is applied: the plugin sets, raises and refuses nothing; find the \
+                 cause, then run 'plimsoll reset-brake'"
             ),
             None => warn!(
-                "mode is observe: nothing is set, raised or refused; 'plimsoll status' shows what \
-                 would be"
+                "mode is observe: the plugin sets, raises and refuses nothing; 'plimsoll status' \
+                 shows the planned values"
             ),
         }
         for limit in raised::staying(&self.state.root, &self.state.levels.raised_limits()) {
-            warn!(limit, "stays, as lowering it could kill");
+            warn!(limit, "the raised limit stays, because lowering it could kill");
         }
     }
 
     fn tell_whether_it_stands_aside(&self, settings: &Settings) {
         if settings.stand_aside {
             warn!(
-                "'plimsoll restore' was called: nothing is set any more, until 'plimsoll restore \
+                "'plimsoll restore' was called: the plugin sets nothing until 'plimsoll restore \
                  --undo'"
             );
         } else {
@@ -149,8 +149,8 @@ impl Configurator {
                     *unstored = None;
                 }
             }
-            // From now on the file decides whether the brake is applied. An operator can remove the
-            // file.
+            // From now on, the file decides whether the brake is applied, so that an operator can
+            // remove the file.
             _ => *unstored = None,
         }
         (settings, memory)
@@ -158,7 +158,7 @@ impl Configurator {
 
     fn set(&self, settings: Settings) {
         if self.state.containers.settings().brake.is_some() && settings.brake.is_none() {
-            // Without this the brake could never be applied again.
+            // Reset the counts. Without this call, the brake could never be applied again.
             self.reports.brake.clear();
             info!("the brake was reset");
         }
@@ -166,11 +166,11 @@ impl Configurator {
         self.state.containers.set_settings(settings);
     }
 
-    /// Applies another configuration, or the one in force again with `None`. The caller has all
-    /// containers reconciled afterwards.
+    /// Applies another configuration. With `None`, applies the configuration in force once more.
+    /// The caller then reconciles all containers.
     pub fn apply_config(&self, config: Option<Config>) {
         let mut unstored = lock(&self.unstored);
-        // The configuration in force may have changed while this waited for its turn.
+        // The configuration in force may have changed while this function waited for the lock.
         let in_force = || self.state.containers.settings().config.clone();
         let config = config.unwrap_or_else(in_force);
         let (settings, memory) = self.discover(config, &mut unstored);
@@ -194,8 +194,8 @@ impl Configurator {
         {
             let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
             warn!(
-                "nodeGuard would leave pods nothing: expected less than all memory, {all}, found \
-                 {}; no memory is kept from pods",
+                "nodeGuard would leave pods no memory: expected less than all memory, {all}, \
+                 found {}; the plugin ignores nodeGuard",
                 kept.quantity()
             );
         }
@@ -205,15 +205,15 @@ impl Configurator {
         if let Some(unsettled) = &memory.unsettled {
             info!(%unsettled, "it is unknown whether the kubelet's own MemoryQoS is on");
         }
-        // Subscribers read the new settings.
+        // Subscribers of the settings now receive the new settings.
         let config = config.clone();
         self.set(settings);
         (self.on_config)(&config);
     }
 
-    /// Begins to determine node allocatable again. It stands in for the limit of a container
-    /// without a limit. A runtime starts its plugins before the kubelet. The kubelet determines
-    /// node allocatable later and may change it.
+    /// Begins to determine node allocatable again. Node allocatable replaces the limit of a
+    /// container without a limit. A runtime starts its plugins before the kubelet runs. The kubelet
+    /// determines node allocatable later and may change it.
     ///
     /// Returns `None` if the configuration fixes node allocatable, or a refresh is under way. Then
     /// the caller needs no thread.

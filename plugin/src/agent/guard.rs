@@ -1,19 +1,20 @@
-//! The node guard (`nodeGuard`), which keeps memory for the rest of the node. The guard sets one
-//! limit for all pods together: `memory.max` of kubepods.
+//! The node guard (`nodeGuard`), which keeps memory for the programs outside the pods. The guard
+//! sets one limit for all pods together: `memory.max` of kubepods.
 //!
-//! The limits of pods may add up to many times the node's memory. When pods use that much, the
-//! kernel reclaims memory on the whole node and at last OOM-kills there. The victim may be the
-//! runtime or sshd, and all programs stall until then. With the guard limit, the kernel reclaims
-//! from pods and OOM-kills among pods. It chooses by `oom_score_adj`, which reflects the usage
-//! beyond the requests. The other half of the guard is `memory.min` of the system's cgroups
-//! ([`crate::config::Config::reserved`]), which protects their page cache.
+//! The limits of pods may add up to many times the node's memory. When pods use all memory, the
+//! kernel first reclaims memory on the whole node and then OOM-kills. The victim may be the runtime
+//! or sshd, and all programs stall until then. With the guard limit, the kernel reclaims memory
+//! only from pods and OOM-kills only in pods. The kernel chooses a victim by `oom_score_adj`, which
+//! reflects the usage beyond the requests. The second part of the guard is `memory.min` of the
+//! system's cgroups ([`crate::config::Config::reserved`]), which protects their page cache.
 //!
 //! The guard does not use `memory.high`. On Linux 7.2, throttled pods exceeded `memory.high` and
 //! the kernel OOM-killed on the whole node.
 //!
 //! The kubelet sets the same file to the memory that it leaves for pods (`enforceNodeAllocatable`,
-//! in the kubelet's `pkg/kubelet/cm/node_container_manager_linux.go`). The lower limit applies. The
-//! plugin keeps the value without the guard in a file ([`GuardRecord`]) and restores it later.
+//! in the kubelet's `pkg/kubelet/cm/node_container_manager_linux.go`). The lower of both limits
+//! applies. A file ([`GuardRecord`]) stores the value without the guard, and the plugin restores
+//! this value later.
 //!
 //! Setting the guard limit kills no process. If pods use more, the plugin reclaims memory and sets
 //! the limit only once the usage fits.
@@ -43,10 +44,10 @@ pub use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
 /// Interval of the check of kubepods in addition to inotify. The kernel may have lost an inotify
-/// event, or another cgroup may be kubepods now.
+/// event, or kubepods may be another cgroup now.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Interval of the attempts to set a limit that waits.
+/// Interval of the attempts to set a waiting limit.
 const SOON: Duration = Duration::from_secs(5);
 
 /// Delay before the check of a file that has just changed.
@@ -65,8 +66,8 @@ fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError
     Ok(cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?))
 }
 
-/// Returns whether `memory.max` of kubepods holds a limit of the guard. A limit that waits does not
-/// count.
+/// Returns whether `memory.max` of kubepods holds a limit of the guard. Returns false for a waiting
+/// limit.
 pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
     let Ok(Some((path, cgroup))) = levels.open_kubepods() else { return false };
     guard_record::load(root.host()).is_some_and(|record| {
@@ -76,11 +77,11 @@ pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
 
 /// Result of an attempt to set the guard limit.
 enum Attempt {
-    /// The limit was set and read back.
+    /// The plugin has set the limit and read it back.
     Set,
     /// Pods use more than the limit, and the kernel could not reclaim enough.
     NoRoom(Usage),
-    /// The file has changed, or another limit is desired now. The plugin wrote nothing.
+    /// The file has changed, or the desired limit has changed. The plugin wrote nothing.
     Changed,
     /// The plugin wrote the limit, but another program has written another value since.
     Overwritten,
@@ -108,13 +109,13 @@ struct Kubepods {
 #[derive(Debug, Default)]
 struct State {
     record: Option<GuardRecord>,
-    /// Whether the record contains a limit that was not read back.
+    /// Whether the record contains a limit that the plugin has not read back.
     is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
-    /// Limit that was reported as waiting, and the time of the next attempt.
+    /// Waiting limit that the plugin has reported, and the time of the next attempt.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
-    /// Whether the log has said that there is no cgroup of the system to protect.
+    /// Whether the log has reported that the node has no cgroup of the system to protect.
     is_half: bool,
 }
 
@@ -131,7 +132,7 @@ impl Guard {
     }
 
     /// Runs forever, once the runtime has configured the plugin. Before that, the desired limit is
-    /// unknown and another instance of the plugin may keep one.
+    /// unknown, and another instance of the plugin may use a guard limit.
     ///
     /// `configured` is a receiver of changes of the settings from before the runtime connects.
     pub async fn run_when_configured(self, mut configured: watch::Receiver<()>) {
@@ -151,8 +152,8 @@ impl Guard {
             if self.line().is_none() && state.record.is_none() {
                 watched = None;
                 let changed = settings.changed();
-                // `plimsoll restore` was called, but the settings do not show it. The user may undo
-                // it before they do.
+                // The marker file of `plimsoll restore` exists, but the settings do not contain it
+                // yet. The user may remove it before the settings change.
                 if self.containers.settings().guard_line().is_some() {
                     let _ = timeout(EVERY, changed).await;
                 } else {
@@ -162,7 +163,7 @@ impl Guard {
             }
             self.look_for_the_system(&mut state);
             // Watch the cgroup before the check, so that no write is missed in between. Add the
-            // watch on each pass, because another cgroup may be kubepods now.
+            // watch on each pass, because kubepods may be another cgroup now.
             watched = self.watch(watched);
             let again = match self.look(&mut state, written).await {
                 Ok(again) => {
@@ -173,8 +174,8 @@ impl Guard {
                 Err(error) => {
                     if !std::mem::replace(&mut state.is_failing, true) {
                         let seconds = EVERY.as_secs();
-                        warn!(%error, "cannot keep memory from pods; it is tried again every \
-                                       {seconds} s. Said once");
+                        warn!(%error, "cannot set the limit of all pods together (nodeGuard); \
+                                       the plugin tries again every {seconds} s. Logged once");
                     }
                     EVERY
                 }
@@ -187,8 +188,8 @@ impl Guard {
         }
     }
 
-    /// Returns the desired guard limit. Returns `None` also after a call of `plimsoll restore`,
-    /// which itself restores the file.
+    /// Returns the desired guard limit. Returns `None` after `plimsoll restore`, which restores the
+    /// file itself.
     fn line(&self) -> Option<Bytes> {
         self.containers
             .settings()
@@ -196,8 +197,8 @@ impl Guard {
             .filter(|_| matches!(is_restored(&self.host), Ok(false)))
     }
 
-    /// Warns once if half of the guard is missing: the system's cgroup, whose memory should be
-    /// protected.
+    /// Warns once if the node has no cgroup of the system to protect, so that half of the guard is
+    /// missing.
     fn look_for_the_system(&self, state: &mut State) {
         let settings = self.containers.settings();
         let system = CgroupPath::system_slice();
@@ -207,8 +208,8 @@ impl Guard {
         if is_missing && !std::mem::replace(&mut state.is_half, is_missing) {
             warn!(
                 cgroup = %system,
-                "{NO_SYSTEM_SLICE}: pods are held below their limit, but nothing protects the \
-                 memory of the system. {NAME_THE_SYSTEM}. Said once"
+                "{NO_SYSTEM_SLICE}: the limit of all pods together is in force, but nothing \
+                 protects the memory of the system. {NAME_THE_SYSTEM}. Logged once"
             );
         }
         state.is_half = is_missing;
@@ -222,10 +223,10 @@ impl Guard {
             }
             Ok(watch)
         });
-        watch.inspect_err(|error| debug!(%error, "kubepods is looked at now and then only")).ok()
+        watch.inspect_err(|error| debug!(%error, "cannot watch kubepods")).ok()
     }
 
-    /// Does the next action. `written` says that inotify has reported a write to the file. Returns
+    /// Does the next action. `written` is true if inotify has reported a write to the file. Returns
     /// the delay before the next call.
     async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
         let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(EVERY) };
@@ -260,8 +261,8 @@ impl Guard {
         Ok(EVERY)
     }
 
-    /// Sets the guard limit if that is due. `before` is the value without the guard. Returns the
-    /// delay before the next look.
+    /// Sets the guard limit if a change is due. `before` is the value without the guard. Returns
+    /// the delay before the next call of `look`.
     async fn set_limit(
         &self,
         state: &mut State,
@@ -281,8 +282,8 @@ impl Guard {
         let record = GuardRecord { cgroup: path.clone(), inode, before, lines };
         let attempt = self.set(cgroup, line, observed, record.clone()).await;
         if matches!(attempt, Ok(Attempt::Overwritten) | Err(_)) {
-            // The record's file may exist now. A later pass must remove the record or restore
-            // `memory.max`.
+            // The record's file may exist now. A later pass must either remove the record or
+            // restore `memory.max`.
             (state.record, state.is_unsure) = (Some(record.clone()), true);
         }
         let subject = Subject::from(&path);
@@ -312,8 +313,8 @@ impl Guard {
         Ok(EVERY)
     }
 
-    /// Returns the time to wait if the guard limit must not be set now: it waits for less usage, or
-    /// another program has changed it and repairs back off.
+    /// Returns the time to wait if the plugin must not set the guard limit now. Either the limit
+    /// waits for less usage, or repairs back off because another program has changed the file.
     fn wait_before_set(
         &self,
         state: &mut State,
@@ -353,7 +354,8 @@ impl Guard {
         }
     }
 
-    /// Restores the former kubepods if it still exists, because another cgroup is kubepods now.
+    /// Restores `memory.max` of the former kubepods if this cgroup still exists, because kubepods
+    /// is another cgroup now.
     fn put_back_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
         let put_back = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
@@ -379,8 +381,8 @@ impl Guard {
     ) -> Result<Attempt, CgroupError> {
         let (tell, told) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
-        // Use a separate thread: there are few threads for blocking work, and the kernel may take
-        // long.
+        // Use a separate thread. There are few threads for blocking work, and the kernel may need a
+        // long time.
         let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
                 if observed > Limit::Bytes(line)
@@ -391,7 +393,8 @@ impl Guard {
                 if guard.line() != Some(line) || cgroup.read(Knob::Max)? != observed {
                     return Ok(Attempt::Changed);
                 }
-                // Store the record before the write, so that the write can be undone after a crash.
+                // Store the record before the write, so that a restarted plugin can undo the write
+                // after a crash.
                 guard.complain(guard_record::store(&record, &guard.host));
                 cgroup.write(Knob::Max, line.into())?;
                 let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
@@ -419,8 +422,8 @@ impl Guard {
         if let Err(error) = result {
             let file = guard_record::file(&self.host);
             warn!(
-                "cannot write {}: {error}; 'plimsoll restore' will not know what kubepods \
-                 memory.max was before. Make room there, or make it writable",
+                "cannot write {}: {error}; 'plimsoll restore' will not know the original \
+                 memory.max of kubepods. Free space on the file system, or make it writable",
                 file.display()
             );
         }
@@ -433,14 +436,15 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
     match watched.next().await {
         Ok(change) => matches!(change, Change::Written(_, Knob::Max)),
         Err(error) => {
-            debug!(%error, "kubepods is looked at now and then only");
+            debug!(%error, "cannot watch kubepods");
             *watch = None;
             false
         }
     }
 }
 
-/// Reclaims memory until `line` can be set without an OOM kill. Returns the usage if this fails.
+/// Reclaims memory until the plugin can set `line` without an OOM kill. Returns the usage if the
+/// reclaim fails.
 fn make_room(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
     let most = line.saturating_sub(resize::margin(line));
     Ok(match cgroup.reclaim_to(most, STEP, Instant::now() + PATIENCE)? {

@@ -1,4 +1,4 @@
-//! Opens the plugin's state on one node, and starts the tasks that run beside the event handlers.
+//! Opens the plugin's state on one node, and starts the background tasks.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// When the cgroup hierarchy cannot be opened.
+    /// Fails if the cgroup hierarchy cannot be opened.
     pub fn open(host: &Path, config: Config) -> Result<Self, RootError> {
         let root = Arc::new(CgroupRoot::open(&host.join("sys/fs/cgroup"))?);
         let (settings, _) = Settings::discover(config, host);
@@ -100,7 +100,7 @@ impl Node {
     }
 }
 
-/// Returns the stored original values. Values that cannot be read are named in the log.
+/// Returns the stored original values. The log names the values that cannot be read.
 fn load_originals(host: &Path) -> Originals {
     let originals = Originals::load(host).unwrap_or_else(|error| {
         warn!(
@@ -138,12 +138,12 @@ impl Tasks {
         (Reconciler::new(agent.state, agent.reports, runtime, todo, pings.1), reader)
     }
 
-    /// Starts the tasks. Tasks that read many files or large ones have threads of their own, so
-    /// that they never delay the answer to an event.
+    /// Starts the tasks. A task that reads many or large files has a thread of its own, so that it
+    /// never delays the answer to an event.
     ///
     /// # Errors
     ///
-    /// When a thread cannot be started.
+    /// Fails if the kernel starts no more threads.
     pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
         let Node { host, agent, watcher, reader, todo, pings } = self.0;
         let Agent { state, cuts, reports, work, .. } = agent;

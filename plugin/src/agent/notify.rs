@@ -11,15 +11,14 @@ use tracing::debug;
 const WAITS: &str = "waiting for the container runtime";
 const SYNCHRONIZED: &str = "connected to the container runtime and synchronized";
 
-/// Question to the reconcile task whether its loop runs.
+/// Ping to the reconcile task. An answer shows that the task's loop runs.
 pub(crate) type Ping = oneshot::Sender<()>;
 
-/// Sends systemd the plugin's status and the pings for the watchdog. After the synchronization with
-/// the runtime, it also reports the plugin as ready. Never returns. Sends nothing if systemd does
-/// not listen.
+/// Sends the plugin's status and the watchdog pings to systemd. Reports the plugin as ready after
+/// the synchronization with the runtime. Never returns. Sends nothing if systemd does not listen.
 ///
-/// A ping shows that both loops run: this one, which answers the runtime, and the one of the
-/// reconcile task, which must answer `reconciler` before each ping.
+/// A ping shows that two loops run: this loop, which answers the runtime, and the loop of the
+/// reconcile task. The reconcile task must answer `reconciler` before each ping.
 pub(crate) async fn keep_informed(
     mut synchronized: watch::Receiver<bool>,
     reconciler: mpsc::UnboundedSender<Ping>,
@@ -35,7 +34,7 @@ pub(crate) async fn keep_informed(
         state = tokio::select! {
             _ = pings.tick(), if asked.is_none() => {
                 let (ping, answer) = oneshot::channel();
-                // The end of the reconcile task ends the process.
+                // If the reconcile task ends, the process ends too.
                 let _ = reconciler.send(ping);
                 asked = Some(answer);
                 Vec::new()
@@ -53,7 +52,7 @@ pub(crate) async fn keep_informed(
     std::future::pending().await
 }
 
-/// Waits for the answer to a ping; forever without one.
+/// Waits for the answer to a ping. Waits forever without a ping.
 async fn answered(asked: &mut Option<oneshot::Receiver<()>>) -> Result<(), RecvError> {
     match asked {
         Some(answer) => answer.await,
@@ -69,7 +68,7 @@ pub(crate) fn stopping() {
 fn state(synchronized: bool) -> Vec<NotifyState> {
     match synchronized {
         false => vec![NotifyState::Status(WAITS.to_owned())],
-        // A repeated READY=1 is harmless.
+        // systemd accepts a repeated READY=1.
         true => vec![NotifyState::Ready, NotifyState::Status(SYNCHRONIZED.to_owned())],
     }
 }
@@ -80,7 +79,7 @@ fn tell(state: &[NotifyState]) -> bool {
         return true;
     }
     daemon::notify(false, state).unwrap_or_else(|error| {
-        debug!(%error, "cannot tell systemd how this goes");
+        debug!(%error, "cannot send a notification to systemd");
         true
     })
 }

@@ -1,4 +1,4 @@
-//! Supervision of the background tasks. No task may end before the process does: if one ends, the
+//! Supervision of the background tasks. A task must run as long as the process. If a task ends, the
 //! process ends with an error. Containers keep their values, and systemd or the kubelet starts the
 //! plugin again.
 
@@ -11,7 +11,7 @@ use std::thread;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 
-/// Starts tasks and notices their ends.
+/// Starts tasks and reports their ends.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     ends: mpsc::UnboundedSender<TaskEnd>,
@@ -48,7 +48,7 @@ impl fmt::Display for EndCause {
         match self {
             Self::Returned => f.write_str("it returned"),
             Self::Panicked(message) => write!(f, "it panicked: {message}"),
-            Self::NoEventLoop(error) => write!(f, "it has no event loop: {error}"),
+            Self::NoEventLoop(error) => write!(f, "the thread has no event loop: {error}"),
         }
     }
 }
@@ -76,7 +76,8 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// When the kernel starts no more threads (`TasksMax` of the service, `pids.max` of the pod).
+    /// Fails if the kernel starts no more threads (`TasksMax` of the service, `pids.max` of the
+    /// pod).
     pub fn spawn_thread<F: Future<Output = ()>>(
         &self,
         task: &'static str,
@@ -88,7 +89,7 @@ impl Supervisor {
             let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let cause = match event_loop {
                 Ok(event_loop) => {
-                    // Nothing of the task is used after a panic.
+                    // After a panic, no code uses the task's data.
                     let run = AssertUnwindSafe(|| {
                         event_loop.block_on(async { until_stopped(make()).await })
                     });
@@ -120,7 +121,8 @@ impl Supervisor {
         async move {
             tokio::select! {
                 () = future => {}
-                // The sender may be gone with the supervisor. The task goes on then.
+                // The supervisor may have been dropped, and its sender with it. The task continues
+                // in this case.
                 Ok(_) = stop.wait_for(|is_stopped| *is_stopped) => {}
             }
         }
@@ -137,7 +139,7 @@ impl TaskEnds {
     pub async fn first(&mut self) -> TaskEnd {
         match self.0.recv().await {
             Some(end) => end,
-            // No task can be started any more, and none has ended.
+            // No code can start a task any more, and no task has ended.
             None => std::future::pending().await,
         }
     }

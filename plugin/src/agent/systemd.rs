@@ -1,8 +1,9 @@
-//! Makes systemd keep the values of the cgroups that it owns. This is a separate task, because
-//! systemd may answer slowly.
+//! Makes systemd store the values of the cgroups that it owns. A separate task sends the values,
+//! because systemd may answer slowly.
 //!
 //! The files hold the values already, so a slow answer loses no protection. If systemd is
-//! unreachable, only the files hold the values. The plugin then repairs them when it sees a change.
+//! unreachable, only the files hold the values. The plugin then repairs a file when it notices a
+//! change.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub async fn keep_values(levels: Arc<Levels>, root: Arc<CgroupRoot>, systemd: Sy
     }
 }
 
-/// Values that systemd has not got yet.
+/// Values that systemd has not received yet.
 #[derive(Default)]
 struct Queue {
     waiting: BTreeMap<CgroupPath, Last>,
@@ -76,7 +77,7 @@ impl Queue {
         self.retries.first_key_value().map(|(at, _)| *at)
     }
 
-    /// Adds the values whose next try is due, unless there are newer ones.
+    /// Adds the values whose next try is due, unless a newer value exists.
     fn add_retries(&mut self) {
         for (cgroup, last) in self.retries.pop_first().into_iter().flat_map(|(_, due)| due) {
             self.waiting
@@ -87,7 +88,7 @@ impl Queue {
     }
 }
 
-/// Result of a call of systemd for a cgroup.
+/// Result of a call to systemd about a cgroup.
 type Called = (CgroupPath, Last, Result<Persistence, SystemdError>);
 
 async fn call(
@@ -116,7 +117,7 @@ fn handle(
         Ok(lasting) => {
             debug!(%cgroup, ?lasting, "systemd");
             if failing.remove(cgroup) && failing.is_empty() {
-                info!("systemd keeps the values of its cgroups again");
+                info!("systemd stores the values of its cgroups again");
             }
             None
         }
@@ -125,8 +126,8 @@ fn handle(
                 warn!(
                     %cgroup,
                     %error,
-                    "systemd does not keep the values of its cgroups; they are written to the \
-                     files alone, and repaired when they change. Said once"
+                    "systemd does not store the values of its cgroups; the plugin writes only \
+                     the files, and repairs them after a change. Logged once"
                 );
             }
             failing.insert(cgroup.clone());
@@ -135,7 +136,7 @@ fn handle(
     }
 }
 
-/// Waits until this time; forever without one.
+/// Waits until this time. Waits forever without a time.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
@@ -143,7 +144,7 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// Returns the delay before the next try of a failed call; `None` if a retry is useless.
+/// Returns the delay before the next try of a failed call. Returns `None` if a retry is useless.
 fn again(error: &SystemdError) -> Option<Duration> {
     match error {
         SystemdError::Paused { pause, .. } => Some(*pause),

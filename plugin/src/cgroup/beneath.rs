@@ -20,8 +20,8 @@ pub(super) fn open_beneath(
     openat2(directory, path, flags, Mode::empty(), resolve)
 }
 
-/// Lists the subdirectories of `directory` as cgroups. `path` converts a name to a cgroup path, and
-/// names without a path are skipped.
+/// Lists the subdirectories of `directory` as cgroups. `path` converts a name to a cgroup path.
+/// Skips names without a path.
 pub(super) fn children(
     directory: &OwnedFd,
     path: impl Fn(&str) -> Option<CgroupPath>,

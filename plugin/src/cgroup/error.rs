@@ -66,7 +66,7 @@ pub struct RootError {
 }
 
 impl RootError {
-    /// Returns whether there is no cgroup v2 hierarchy at all. A hierarchy that exists but cannot
+    /// Returns whether there is no cgroup v2 hierarchy. A hierarchy that exists but cannot
     /// be opened is not absent.
     pub fn is_absent(&self) -> bool {
         self.error.kind() == io::ErrorKind::NotFound

@@ -25,8 +25,8 @@ pub struct Events {
     /// Number of OOM-killed processes, whether for a cgroup limit or for lack of memory on the
     /// node.
     pub oom_kill: u64,
-    /// Number of times that the kernel killed all processes of a cgroup with `memory.oom.group`
-    /// together. Always 0 before kernel 5.17.
+    /// Number of times that the kernel killed all processes of a cgroup together, because of
+    /// `memory.oom.group`. Always 0 before kernel 5.17.
     pub oom_group_kill: u64,
 }
 
@@ -86,8 +86,8 @@ impl Cgroup {
     pub fn has_processes(&self) -> Result<bool, CgroupError> {
         match self.read_text("cgroup.events", 512) {
             Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
-            // Every kernel with cgroup v2 has this file. If it is missing, assume that there are
-            // processes.
+            // Every kernel with cgroup v2 has this file. If the file is missing, assume that there
+            // are processes.
             Err(CgroupError::Unsupported { .. }) => Ok(true),
             Err(error) => Err(error),
         }

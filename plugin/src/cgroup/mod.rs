@@ -1,10 +1,10 @@
 //! Access to cgroupfs. No other code writes to cgroup files.
 //!
-//! A [`Cgroup`] holds an open directory. After a cgroup is removed, a new cgroup may take its path.
-//! The open directory never refers to the new cgroup. Every directory and file is opened beneath
-//! one root ([`CgroupRoot`]). Only the files of [`Knob`](plimsoll_core::units::Knob), `cpu.max` and
-//! `memory.reclaim` are written. Other files are read only if this module or a submodule names
-//! them.
+//! A [`Cgroup`] holds an open directory. After a cgroup is removed, a new cgroup may have the same
+//! path. The open directory never refers to the new cgroup. Every directory and file is opened
+//! beneath one root ([`CgroupRoot`]). The plugin writes only the files of
+//! [`Knob`](plimsoll_core::units::Knob), `cpu.max` and `memory.reclaim`. The plugin reads only
+//! files that this module or a submodule names.
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 

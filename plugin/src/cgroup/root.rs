@@ -15,7 +15,7 @@ use super::beneath::{CONTROLLERS, DIRECTORY, children, open_beneath};
 use super::directory::Cgroup;
 use super::error::{CgroupError, RootError};
 
-/// Maximum number of bytes that are read of the list of mounts.
+/// Maximum number of bytes to read from the list of mounts.
 const MOUNTS: u64 = 4 << 20;
 
 /// Root of a cgroup v2 hierarchy.
@@ -37,7 +37,10 @@ impl CgroupRoot {
             .map_err(|error| failed(error.into()))?;
         // Only cgroup v2 has this file.
         rustix::fs::statat(&directory, CONTROLLERS, AtFlags::empty()).map_err(|error| {
-            failed(io::Error::new(io::Error::from(error).kind(), "it has no cgroup.controllers"))
+            failed(io::Error::new(
+                io::Error::from(error).kind(),
+                "the directory has no cgroup.controllers",
+            ))
         })?;
         Ok(Self { directory, path: path.to_owned() })
     }
@@ -53,8 +56,8 @@ impl CgroupRoot {
         self.path.ancestors().nth(3).unwrap_or(Path::new("/"))
     }
 
-    /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option the
-    /// kernel passes protection that no child of a cgroup claims on to all its children.
+    /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option, the
+    /// kernel distributes a cgroup's unclaimed protection among all children.
     pub fn recursive_protection(&self) -> bool {
         let Ok(mounts) = File::open(self.host().join("proc/self/mounts")) else { return false };
         // The kernel lists the mount of the hierarchy near the start, long before the mounts of
@@ -171,7 +174,7 @@ mod tests {
         mounts(&format!("{mount}{long}"));
         assert!(root.recursive_protection());
         mounts(&format!("{long}{mount}"));
-        assert!(!root.recursive_protection(), "beyond the bound");
+        assert!(!root.recursive_protection(), "the mount lies beyond the read bytes");
     }
 
     #[test]

@@ -45,21 +45,22 @@ impl Cgroup {
         // Without swap accounting or without swap, the kernel cannot swap anything out.
         let swap_left = match (self.swap_max(), self.read_amount(SWAP_USAGE)) {
             (Ok(Limit::Bytes(max)), Ok(Limit::Bytes(used))) => max.saturating_sub(used),
-            // Without a swap limit the free swap of the node would count. It is unknown here.
+            // Without a swap limit, the node's free swap would count, but this function does not
+            // know it.
             _ => Bytes::ZERO,
         };
         Ok(Usage {
             current: self.usage()?,
-            // These fields are the LRU lists, from which the kernel can evict. Shared memory is on
-            // the lists of anonymous memory.
+            // The fields for page cache are the LRU lists, from which the kernel can evict. Shared
+            // memory is on the lists of anonymous memory.
             cache: sum(&["inactive_file", "active_file", "slab_reclaimable"]),
             swappable: sum(&["inactive_anon", "active_anon"]),
             swap_left,
         })
     }
 
-    /// Reads how much page cache was not used recently. The kubelet calls the rest of the usage the
-    /// working set.
+    /// Reads the amount of page cache that was not used recently. The kubelet subtracts this amount
+    /// from the usage to compute the working set.
     ///
     /// # Errors
     ///

@@ -23,9 +23,9 @@ impl Cgroup {
     /// Reads the value of a file.
     ///
     /// If crun created the container, the processes are in the inner cgroup and both cgroups count.
-    /// For a limit, the lower value of both is returned. For protection, the value of the scope is
-    /// returned: the inner cgroup inherits all of this protection with `memory_recursiveprot`.
-    /// systemd mounts the hierarchy with this option since kernel 5.7.
+    /// For a limit, this function returns the lower value of both. For protection, it returns the
+    /// value of the scope. With `memory_recursiveprot`, the inner cgroup inherits all of this
+    /// protection. systemd mounts the hierarchy with this option since kernel 5.7.
     ///
     /// # Errors
     ///
@@ -38,7 +38,7 @@ impl Cgroup {
     }
 
     /// Writes a file. The kernel rounds the value down to whole pages. If crun created the
-    /// container, both cgroups are written.
+    /// container, this function writes to both cgroups.
     ///
     /// # Errors
     ///
@@ -115,14 +115,15 @@ impl Cgroup {
     }
 
     /// Reclaims memory with `memory.reclaim`, which never kills. Returns whether the kernel
-    /// reclaimed the whole amount; otherwise the kernel reclaimed as much as it could.
+    /// reclaimed the whole amount. If not, the kernel reclaimed as much as it could.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Unsupported`] before kernel 5.19; [`CgroupError::Gone`].
     pub fn reclaim(&self, amount: Bytes) -> Result<bool, CgroupError> {
-        // Reclaim in the inner cgroup if there is one, because all memory is there. A reclaim in
-        // the scope would spare what memory.min of the inner cgroup protects.
+        // Reclaim in the inner cgroup if crun created one, because it contains all memory. A
+        // reclaim in the scope would not touch the memory that memory.min of the inner cgroup
+        // protects.
         let reclaimed = match &self.inner {
             Some(inner) => self.write_in(inner, RECLAIM, &amount.to_string()),
             None => self.write_text(RECLAIM, &amount.to_string()),
@@ -208,7 +209,7 @@ mod tests {
         assert_eq!(cgroup.read(Knob::High).unwrap(), bytes(4096));
         tree.make("a/crio-1.scope", &[("memory.min", "8192\n")]);
         tree.make("a/crio-1.scope/container", &[("memory.min", "0\n")]);
-        assert_eq!(cgroup.read(Knob::Min).unwrap(), bytes(8192), "it has that, too");
+        assert_eq!(cgroup.read(Knob::Min).unwrap(), bytes(8192), "the scope has the same value");
         cgroup.write(Knob::High, Limit::Max).unwrap();
         for path in ["a/crio-1.scope", "a/crio-1.scope/container"] {
             assert_eq!(
@@ -220,10 +221,14 @@ mod tests {
         tree.make("a/crio-1.scope/container", &[("memory.reclaim", "")]);
         assert!(
             cgroup.reclaim(Bytes::new(4096)).unwrap(),
-            "not where the inner one's memory.min counts"
+            "the reclaim must start in the inner cgroup"
         );
         tree.make("a/crio-1.scope/container", &[("memory.swap.max", "0\n")]);
-        assert_eq!(cgroup.swap_max().unwrap(), bytes(0), "crun gives the scope more");
+        assert_eq!(
+            cgroup.swap_max().unwrap(),
+            bytes(0),
+            "crun gives the scope a higher swap limit"
+        );
         fs::remove_dir_all(tree.0.path().join("a/crio-1.scope/container")).unwrap();
         assert_eq!(cgroup.read(Knob::High).unwrap(), Limit::Max);
         cgroup.write(Knob::High, bytes(8192)).unwrap();

@@ -1,8 +1,8 @@
 //! Detects changes that other programs make to cgroups, with inotify.
 //!
 //! The kernel reports a write to a file when the writer closes the file. The kernel also reports
-//! each child cgroup that is created or removed in a watched cgroup. For changes by the kernel
-//! itself (`memory.events`) it sends another kind of event. Such events are not requested here.
+//! each child cgroup that is created or removed in a watched cgroup. Changes by the kernel itself
+//! (`memory.events`) cause another kind of event, which this watch does not request.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -19,7 +19,7 @@ use super::root::CgroupRoot;
 /// Change to a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A program wrote a file of the cgroup. It may be this plugin.
+    /// A program wrote a file of the cgroup. The program may be this plugin.
     Written(CgroupPath, Knob),
     /// The cgroup was created.
     Made(CgroupPath),
@@ -34,8 +34,8 @@ pub struct Watch {
     watches: Watches,
     events: EventStream<Vec<u8>>,
     paths: HashMap<WatchDescriptor, CgroupPath>,
-    /// Watch and inode of each cgroup. The inode is needed because another cgroup may have taken
-    /// the path, and not every kernel reports the removal.
+    /// Watch and inode of each cgroup. Another cgroup may have the same path later, and not every
+    /// kernel reports the removal of the first one. The inode shows the difference.
     descriptors: HashMap<CgroupPath, (WatchDescriptor, u64)>,
 }
 
@@ -59,8 +59,7 @@ impl Watch {
         Ok(Self { watches, events, paths: HashMap::new(), descriptors: HashMap::new() })
     }
 
-    /// Watches a cgroup. Repeated calls have no effect. A cgroup that is gone is not watched, which
-    /// is no error.
+    /// Watches a cgroup. A repeated call has no effect. Does nothing for a cgroup that is gone.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! Host name lookups of a statically linked program.
 
 /// Restricts host name lookups to /etc/hosts and DNS. For other sources in /etc/nsswitch.conf,
-/// glibc loads modules of the node into a static program. These modules load the node's C library,
+/// glibc loads modules of the node into a static program. The modules load the node's C library,
 /// which differs from the C library that the program was built with.
 pub(super) fn look_names_up_alone() {
     use std::ffi::{c_char, c_int};
@@ -15,5 +15,5 @@ pub(super) fn look_names_up_alone() {
     // yet.
     #[allow(unsafe_code)]
     let status = unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
-    debug_assert_eq!(status, 0, "this is a database, and these are its services");
+    debug_assert_eq!(status, 0, "glibc has a database 'hosts' with these services");
 }

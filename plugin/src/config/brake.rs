@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-/// Bounds of the brake (`brake` in the configuration): the highest counts within [`Bounds::window`]
-/// with which the plugin still writes.
+/// Bounds of the brake (`brake` in the configuration). If a count within [`Bounds::window`] exceeds
+/// its bound, the plugin stops writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Number of repairs, at least 1.
     pub repairs: u32,
-    /// Number of values left to another writer, at least 1.
+    /// Number of values that the plugin left as another program set them, at least 1.
     pub conflicts: u32,
     /// Number of kills by limits that the plugin has set, at least 1.
     pub kills: u32,

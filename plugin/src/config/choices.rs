@@ -5,15 +5,15 @@ use std::fmt;
 use plimsoll_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Mode of the plugin: whether it acts.
+/// Mode of the plugin: whether the plugin sets values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// The plugin sets values, and refuses limit decreases that would OOM-kill.
     #[default]
     Enforce,
-    /// The plugin only reports what it would do. It does not write, refuse, raise or adjust
-    /// anything.
+    /// The plugin only reports what it would do. The plugin does not write, refuse, raise or adjust
+    /// any value.
     Observe,
 }
 
@@ -31,13 +31,15 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Reaction to a memory limit below the container's usage that immediate reclaim cannot reach.
+/// Reaction to a memory limit below a container's usage, if immediate reclaim cannot lower the
+/// usage enough.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shrink {
     /// The resize fails with an error.
     #[default]
     Reject,
-    /// The rest of the update is made. The plugin sets the limit once the container uses less.
+    /// The plugin applies the other parts of the update. The plugin sets the limit once the
+    /// container uses less.
     Defer,
     /// The plugin does not intervene. The runtime sets the limit, and the kernel may OOM-kill.
     Allow,
@@ -60,14 +62,14 @@ impl fmt::Display for Shrink {
 /// Source of node allocatable memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NodeAllocatable {
-    /// Found on the node itself: [`crate::kubelet::node::NodeMemory::discover`].
+    /// The plugin reads the amount from the node: [`crate::kubelet::node::NodeMemory::discover`].
     #[default]
     Auto,
     /// A fixed amount, more than 0.
     Fixed(Bytes),
 }
 
-/// Lowest severity that is logged. Each level includes the levels before it.
+/// Lowest severity that the plugin logs. Each level includes the levels before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     /// Failures.
@@ -79,7 +81,7 @@ pub enum LogLevel {
     Info,
     /// Every decision.
     Debug,
-    /// Every message exchanged.
+    /// Every message that the plugin sends or receives.
     Trace,
 }
 

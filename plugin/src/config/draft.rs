@@ -1,12 +1,11 @@
-//! Configuration while its fields are read.
+//! Configuration under construction, while the parser reads its fields.
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::Bytes;
 
 use crate::config::model::Config;
 
-/// Configuration while its fields are read. A field that is missing or has a mistake keeps its
-/// default.
+/// Configuration under construction. A field that is missing or has a mistake keeps its default.
 #[derive(Default)]
 pub(super) struct Draft {
     pub(super) config: Config,

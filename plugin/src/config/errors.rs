@@ -28,7 +28,7 @@ impl fmt::Display for ConfigErrors {
 pub struct FieldError {
     /// Line number, from 1.
     pub line: u64,
-    /// Field of the mistake; `None` outside of a field.
+    /// Field with the mistake. `None` for a mistake outside of any field.
     pub field: Option<String>,
     /// Form that was expected.
     pub expected: String,

@@ -1,8 +1,10 @@
-//! Configuration file in YAML. Fields that `KubeletConfiguration` also has use its names.
+//! Configuration file in YAML. If `KubeletConfiguration` has the same field, the field has the same
+//! name.
 //!
 //! [`FIELDS`] defines all fields. `plimsoll config default` prints them with their documentation.
 //! Every field is optional, and an empty file is valid. If the file becomes empty while the plugin
-//! runs, the configuration in force stays. [`Config::parse`] reports every mistake at once.
+//! runs, the plugin keeps the configuration in force. [`Config::parse`] reports every mistake at
+//! once.
 
 pub(crate) mod any_value;
 mod brake;

@@ -12,7 +12,7 @@ use crate::config::brake::Bounds;
 use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
 use crate::config::reserved::Reserved;
 
-/// A valid configuration. A file with mistakes never yields one.
+/// A valid configuration. A file with mistakes never becomes a `Config`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Whether the plugin writes values, or only reports them.
@@ -21,38 +21,40 @@ pub struct Config {
     pub policy: Policy,
     /// Source of node allocatable.
     pub node_allocatable: NodeAllocatable,
-    /// Cgroups beside the pods that `memory.min` protects: those of the system and of Kubernetes
-    /// itself.
+    /// Cgroups beside the pods that `memory.min` protects. The cgroups contain the system, or the
+    /// kubelet and the container runtime.
     pub reserved: Vec<Reserved>,
-    /// Memory kept from all pods together, by `memory.max` of kubepods. At least the sum of
-    /// `reserved`; `None` keeps nothing.
+    /// Memory that the plugin keeps from all pods together, by `memory.max` of kubepods. At least
+    /// the sum of `reserved`. `None` keeps no memory from pods.
     pub node_guard: Option<Bytes>,
     /// Maximum time that a container is throttled at `memory.high` while the node has memory to
-    /// spare. `None` is no maximum.
+    /// spare. `None` means no maximum.
     pub throttle_deadline: Option<Duration>,
     /// Reaction to a memory limit that would OOM-kill.
     pub shrink: Shrink,
-    /// Maximum time that a deferred limit is retried.
+    /// Maximum time that the plugin retries a deferred limit.
     pub shrink_deadline: Duration,
-    /// Rules for raising the limit of a container that is OOM-killed repeatedly; `None` never
-    /// raises it.
+    /// Rules for raising the limit of a container that is OOM-killed repeatedly. `None` means that
+    /// the plugin never raises the limit.
     pub oom_rescue: Option<OomRescue>,
-    /// Whether a pod's limits are raised to the sum of its containers' limits.
+    /// Whether the plugin raises a pod's limits to the sum of its containers' limits.
     pub raise_pod_limits: bool,
     /// Whether the plugin repairs a value that another program changed.
     pub repair: bool,
-    /// Bounds above which the plugin stops writing by itself; `None` is never.
+    /// Bounds above which the plugin stops writing by itself. `None` means that the plugin never
+    /// stops.
     pub brake: Option<Bounds>,
-    /// Highest ratio of limit to request without a warning to the pod's owner; `None` never warns.
+    /// Highest ratio of limit to request without a warning to the pod's owner. `None` means that
+    /// the plugin never warns.
     pub max_limit_request_ratio: Option<f64>,
-    /// TCP address that serves metrics; `None` is none.
+    /// TCP address that serves metrics. `None` means no address.
     pub metrics_address: Option<SocketAddr>,
     /// Whether each container has metrics.
     pub container_metrics: bool,
     /// Absolute path of the file with the credentials for Kubernetes Events. `None` uses the
     /// service account of the plugin's pod. Outside of a pod, `None` disables Events.
     pub kubeconfig: Option<PathBuf>,
-    /// Lowest severity that is logged.
+    /// Lowest severity that the plugin logs.
     pub log_level: LogLevel,
 }
 

@@ -63,7 +63,7 @@ impl Config {
 pub(super) struct RawConfig(pub(super) Vec<(Spanned<String>, Spanned<RawValue>)>);
 
 impl RawConfig {
-    /// Reads the fields up to the first YAML error, and returns that error.
+    /// Reads the fields up to the first YAML error. Returns the error too.
     fn read(text: &str) -> (Self, Option<FieldError>) {
         let mut raw = Self::default();
         let result = serde_saphyr::with_deserializer_from_str_with_options(
@@ -86,7 +86,7 @@ impl RawConfig {
 
 fn options() -> Options {
     serde_saphyr::options! {
-        // Repeated fields arrive one by one, so that `validate` reports them with all other
+        // Accept repeated fields one by one, so that `validate` reports them with all other
         // mistakes.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         merge_keys: MergeKeyPolicy::AsOrdinary,

@@ -13,7 +13,7 @@ use plimsoll_core::units::Bytes;
 use crate::config::brake::Bounds;
 use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
 
-/// Value of a field whose type and range are checked. `Display` writes YAML.
+/// Value of a field after the check of its type and range. `Display` writes YAML.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Null,
@@ -28,7 +28,7 @@ pub(super) enum Value {
     Word(String),
     /// Text that may contain any character.
     Text(String),
-    /// A mapping. The values of its fields follow on their own.
+    /// A mapping. The values of its fields follow as separate values.
     Mapping,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// Setting that a field sets.
+/// Type of a setting in [`Config`](crate::config::Config) that a field sets.
 pub(super) trait Setting: Sized {
     /// Converts a checked value. Returns `None` if the value has another type.
     fn from_value(value: Value) -> Option<Self>;
@@ -166,8 +166,8 @@ impl Setting for Ceiling {
     }
 }
 
-/// Implements [`Setting`] for types that a mapping describes. The fields of the mapping then
-/// replace the defaults.
+/// Implements [`Setting`] for types that a mapping describes. The fields of the mapping replace the
+/// defaults afterwards.
 macro_rules! mapping_settings {
     ($($setting:ty,)+) => {$(
         impl Setting for $setting {

@@ -13,7 +13,7 @@ use crate::config::parse::RawConfig;
 use crate::config::reserved::{Owner, Reserved};
 
 impl RawConfig {
-    /// Converts the fields into a configuration. Fields with mistakes are reported and keep their
+    /// Converts the fields into a configuration. Reports fields with mistakes, which keep their
     /// defaults.
     pub(super) fn validate(self) -> (Config, Vec<FieldError>) {
         let mut draft = Draft::default();
@@ -77,7 +77,8 @@ impl Errors {
         self.errors.push(FieldError { line, field: Some(excerpt(field)), expected, found });
     }
 
-    /// Returns the protection of a cgroup. Reports a path without its amount, and the reverse.
+    /// Returns the protection of a cgroup. Reports a path without its amount, and an amount without
+    /// its path.
     fn check_reserved(
         &mut self,
         draft: DraftReserved,
@@ -91,7 +92,7 @@ impl Errors {
             (None, Some(_)) => (memory_field.name, cgroup_field.name),
             (None, None) => return None,
         };
-        // If the other field exists but is invalid, its own mistake is already reported.
+        // If the other field exists but is invalid, another mistake already reports the field.
         if let (Some(line), None) = (self.line(field), self.line(other)) {
             let (expected, found) = (format!("{other} beside it"), "none".to_owned());
             self.add(line, field, Mistake { expected, found });
@@ -99,7 +100,7 @@ impl Errors {
         None
     }
 
-    /// Reports a guard that keeps less memory than the protected cgroups need.
+    /// Reports a `nodeGuard` that keeps less memory from pods than the reserved cgroups need.
     fn check_guard(&mut self, config: &Config) {
         let reserved = config.reserved_in_all();
         if let (Some(kept), Some(line)) = (config.node_guard, self.line(GUARD.name))
@@ -115,7 +116,7 @@ impl Errors {
         }
     }
 
-    /// Reports an OOM rescue that raises nothing, and one that may not raise the limits of pods.
+    /// Reports an OOM rescue that raises nothing, and an OOM rescue without `raisePodLimits`.
     fn check_rescue(&mut self, config: &Config) {
         let Some(rescue) = &config.oom_rescue else { return };
         if let Some(line) = self.line(RESCUE.name)
@@ -172,7 +173,7 @@ mod tests {
             "f.yaml:1: systemReservedCgroup: expected systemReserved beside it, found none\n\
              f.yaml:2: kubeReserved: expected kubeReservedCgroup beside it, found none"
         );
-        // An invalid amount is reported once, not also as a missing field.
+        // An invalid amount is reported once. The field does not count as missing.
         let error =
             parse("systemReservedCgroup: /system.slice\nsystemReserved: {memory: 0}").unwrap_err();
         assert_eq!(error.lines().count(), 1, "{error}");

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 /// Maximum size of a file, in bytes. The kubelet's checkpoints have their own maximum.
 pub(crate) const LARGEST: usize = 1 << 20;
 
-/// Maximum number of directory entries that are read.
+/// Maximum number of directory entries to read.
 pub(crate) const MOST_ENTRIES: usize = 4096;
 
 /// Content of a file: `None` if the file does not exist, an error if the file is unreadable.
@@ -45,8 +45,7 @@ pub(crate) fn read(path: &Path) -> Text {
     Ok(read_bytes(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Reads a regular file of at most [`LARGEST`] bytes. Returns `None` if there is no such file or
-/// directory.
+/// Reads a regular file of at most [`LARGEST`] bytes. Returns `None` if the file does not exist.
 pub(crate) fn read_bytes(path: &Path) -> FileResult<Vec<u8>> {
     read_at_most(path, LARGEST)
 }
@@ -60,7 +59,7 @@ pub(crate) fn read_at_most(path: &Path, most: usize) -> FileResult<Vec<u8>> {
     }
 }
 
-/// Reads a regular file of at most `most` bytes. Returns `None` if there is no such file.
+/// Reads a regular file of at most `most` bytes. Returns `None` if the file does not exist.
 pub(crate) fn read_regular(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
     // A pipe in place of the file must not block this function.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -126,8 +125,8 @@ pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
     host.join(inside)
 }
 
-/// Returns the file that a symbolic link names, as the node sees the link: an absolute target is
-/// below `host`. Follows links only in the last part of the path.
+/// Returns the file to which a symbolic link leads. An absolute target is relative to `host`, as it
+/// is on the node. Follows links only in the last part of the path.
 pub(crate) fn follow_link(host: &Path, path: &Path) -> PathBuf {
     let mut path = path.to_owned();
     // The kernel gives up after 40 links, too. The caller then gets an error from the kernel.

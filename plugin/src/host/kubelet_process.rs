@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::host::files::{Unreadable, below, list, read};
 
-/// Maximum number of entries of `/proc` that are read.
+/// Maximum number of entries of `/proc` to read.
 const MOST_PROCESSES: usize = 1 << 16;
 
 /// Running kubelet process.

@@ -1,7 +1,7 @@
-//! NodeFacts about the node that do not depend on the plugin: container runtimes with their
-//! configuration, systemd units, sockets, NRI plugins and the kubelet's process.
+//! Facts about the node that do not depend on the plugin. The facts are the container runtimes with
+//! their configuration, systemd units, sockets, NRI plugins and the kubelet's process.
 //!
-//! This folder reads files, connects to sockets and asks a runtime's program for its version.
+//! This folder reads files, connects to sockets and runs a runtime's program to get its version.
 //! [`crate::commands::doctor`] judges the facts, and [`crate::commands::install`] changes the node.
 
 pub(crate) mod files;

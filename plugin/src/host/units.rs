@@ -63,11 +63,12 @@ impl UnitError {
 }
 
 /// Returns the command with which systemd starts a unit, from `ExecStart` in the unit file and its
-/// drop-ins. Ignores drop-ins with the file name `but`. Returns `None` without a unit or a command.
+/// drop-ins. Ignores drop-ins with the file name `but`. Returns `None` if the unit or its command
+/// does not exist.
 ///
 /// # Errors
 ///
-/// If the unit is masked, or a file or directory is unreadable.
+/// Fails if the unit is masked, or if a file or directory is unreadable.
 pub(crate) fn start_command(
     host: &Path,
     unit: &str,
@@ -123,8 +124,8 @@ fn find_drop_ins(
     unit: &str,
     but: &str,
 ) -> Result<impl Iterator<Item = String>, UnitError> {
-    // systemd applies drop-ins in the order of their file names, whatever their directory is. If
-    // several directories have a file of the same name, only the file in the first directory
+    // systemd applies drop-ins in the order of their file names, independent of their directories.
+    // If several directories have a file of the same name, only the file in the first directory
     // counts.
     let mut drop_ins = BTreeMap::new();
     for directory in UNIT_DIRECTORIES.map(|directory| format!("{directory}/{unit}.d")) {
@@ -135,7 +136,8 @@ fn find_drop_ins(
             drop_ins.entry(file).or_insert(path);
         }
     }
-    // A masked drop-in has no settings and hides files of the same name.
+    // A masked drop-in has no settings, and systemd ignores files of the same name in later
+    // directories.
     drop_ins.retain(|_, path| !is_masked(host, path));
     Ok(drop_ins.into_values())
 }

@@ -1,4 +1,4 @@
-//! Finds the cgroups of the kubelet's pods. No other module searches the hierarchy for them.
+//! Finds the cgroups of the kubelet's pods. No other module searches the hierarchy for pods.
 //!
 //! The kubelet puts the cgroup of all pods below its `--cgroup-root`. The names depend on its
 //! cgroup driver:
@@ -8,9 +8,9 @@
 //!   `/kubelet.slice/kubelet-kubepods.slice`.
 //!
 //! The search goes down the hierarchy level by level and ends at the first level with such a name.
-//! A deeper match belongs to another node, because a Kubernetes node may run in a container of this
-//! node. A directory that cannot be listed is an error in the answer, because it may contain pods.
-//! An empty answer is reliable only without errors.
+//! A Kubernetes node may run in a container of this node. So a deeper match belongs to another
+//! node. The search reports a directory that it cannot list as an error, because the directory may
+//! contain pods. An empty result is reliable only without errors.
 //!
 //! Source: `pkg/kubelet/cm/cgroup_manager_linux.go` of Kubernetes (`NewCgroupName`, `ToSystemd`).
 
@@ -24,18 +24,19 @@ use crate::cgroup::{CgroupError, CgroupRoot};
 /// Maximum depth of the search, in components of a path.
 const DEEPEST: usize = 5;
 
-/// Maximum number of cgroups that are listed in one search.
+/// Maximum number of cgroups that one search lists.
 const MOST: usize = 4096;
 
 /// Length of a container's ID, which consists of hexadecimal digits.
 const ID: usize = 64;
 
-/// Result of a search: the cgroups found, and the places that could not be searched.
+/// Result of a search: the cgroups found, and the places that the search could not read.
 #[derive(Debug)]
 pub struct CgroupSearch<T> {
     /// Cgroups found.
     pub found: Vec<T>,
-    /// Places that could not be searched. If there are any, more cgroups may exist than were found.
+    /// Places that the search could not read. With such places, more cgroups may exist than the
+    /// search found.
     pub problems: Vec<CgroupError>,
 }
 
@@ -45,17 +46,17 @@ impl<T> Default for CgroupSearch<T> {
     }
 }
 
-/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet, because it
-/// holds the processes of a container or session.
+/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet. Such cgroups
+/// hold the processes of a container or of a session.
 fn is_leaf(name: &str) -> bool {
     let is_id =
         name.len() >= ID && name.bytes().rev().take(ID).all(|byte| byte.is_ascii_hexdigit());
     is_id || name.ends_with(".scope")
 }
 
-/// Finds the cgroups of all pods. Usually there is exactly one. There are several if the kubelet
-/// was restarted with another cgroup driver since the node booted. Cgroups of the systemd driver
-/// come first.
+/// Finds the cgroups of all pods. A node usually has exactly one cgroup of all pods. Several exist
+/// if the kubelet was restarted with another cgroup driver since the node booted. Cgroups of the
+/// systemd driver come first.
 pub fn find(root: &CgroupRoot) -> CgroupSearch<CgroupPath> {
     let mut answer = CgroupSearch::default();
     let mut listed = 0;
@@ -90,8 +91,8 @@ pub fn find(root: &CgroupRoot) -> CgroupSearch<CgroupPath> {
     answer
 }
 
-/// Finds the cgroups of pods: in the cgroups of all pods that [`find`] finds, and in the `known`
-/// ones.
+/// Finds the cgroups of pods. Searches the cgroups of all pods that [`find`] finds, and the `known`
+/// cgroups of all pods.
 pub fn pods(
     root: &CgroupRoot,
     known: impl IntoIterator<Item = CgroupPath>,
@@ -129,7 +130,7 @@ pub fn containers(
 }
 
 impl<T> CgroupSearch<T> {
-    /// Lists the children of a cgroup. A cgroup that is gone has none.
+    /// Lists the children of a cgroup. Returns no children for a cgroup that is gone.
     fn children(&mut self, root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
         match root.cgroup(cgroup).and_then(|cgroup| cgroup.children()) {
             Ok(children) => children,
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_listed_is_an_error() {
-        // Replace the directory by a symbolic link, which even root cannot open here.
+        // Replace the directory by a symbolic link, because not even root can open a link here.
         let (tree, root) = tree(&["kubepods.slice/kubepods-burstable.slice"]);
         let elsewhere = tempfile::tempdir().unwrap();
         let class = tree.path().join("kubepods.slice/kubepods-burstable.slice");

@@ -1,5 +1,5 @@
 //! Information from this node's kubelet: its configuration, its records and the cgroups of its
-//! pods. Read only.
+//! pods. This folder only reads.
 
 pub mod checkpoint;
 pub mod kubepods;

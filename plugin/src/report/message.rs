@@ -9,7 +9,8 @@ use crate::report::mode::ReportMode;
 /// Writes one log message.
 pub(super) fn log_incident(subject: &Subject, what: &Incident, mode: ReportMode) {
     let fields = what.fields();
-    // The pod and the container name identify a container, so only a kill also shows the cgroup.
+    // The pod and container names identify a container, so only the message about a kill has the
+    // cgroup.
     let cgroup = subject
         .cgroup
         .as_ref()

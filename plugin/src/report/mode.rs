@@ -1,12 +1,12 @@
-//! Whether an action was done, or only planned in observe mode.
+//! Whether the plugin took an action, or only planned it in observe mode.
 
-/// Whether an action was done, or only planned in observe mode.
+/// Whether the plugin took an action, or only planned it in observe mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ReportMode {
-    /// The action was done, or the incident is a plain fact.
+    /// The plugin took the action, or the incident has no action.
     #[default]
     Done,
-    /// Observe mode: the action was not done.
+    /// Observe mode: the plugin did not take the action.
     Planned,
 }
 

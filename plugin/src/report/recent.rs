@@ -11,28 +11,28 @@ use serde::{Deserialize, Serialize};
 use crate::lock;
 use crate::report::mode::ReportMode;
 
-/// Maximum number of different incidents that are remembered for one container or cgroup.
+/// Maximum number of different incidents that the plugin remembers for one container or cgroup.
 const MOST_REPORTS: usize = 16;
 
 /// Time in seconds during which a report is recent.
 pub const RECENT: u64 = 600;
 
-/// Maximum number of times that are remembered for one incident. The kubelet retries a resize every
-/// 10 to 15 seconds.
+/// Maximum number of times that the plugin remembers for one incident. The kubelet retries a resize
+/// every 10 to 15 seconds.
 const MOST_TIMES: usize = 128;
 
 /// An incident that was reported, possibly several times.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// The latest incident; only for this program.
+    /// The latest incident, which only the plugin itself uses.
     #[serde(skip)]
     pub what: Option<Incident>,
-    /// IncidentKind of the incident.
+    /// Kind of the incident.
     pub kind: IncidentKind,
     /// Message for people.
     pub message: String,
-    /// Observe mode: the action was planned but not done.
+    /// Observe mode: the plugin planned the action but did not take it.
     #[serde(default)]
     pub planned: bool,
     /// Time of the first incident, in seconds since 1970.
@@ -41,7 +41,7 @@ pub struct Report {
     pub last: u64,
     /// Number of incidents since the first one.
     pub count: u64,
-    /// Recent times of the incident; only for this program.
+    /// Recent times of the incident, which only the plugin itself uses.
     #[serde(skip)]
     pub(super) times: RecentTimes,
 }
@@ -130,7 +130,8 @@ impl ReportsByOwner {
         reports.push_front(report);
     }
 
-    /// Returns the reports of a container, whose id may have changed. Latest first.
+    /// Returns the reports of a container, latest first. A restarted container has a new id, so its
+    /// UID and name find the reports.
     pub(super) fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.of(&ReportOwner::Container(uid.clone(), name.to_owned()))
     }
@@ -155,7 +156,7 @@ impl ReportsByOwner {
             .unwrap_or_default()
     }
 
-    /// Returns the recent reports of containers that are not in `known`, because they are down.
+    /// Returns the recent reports of containers that are down, because `known` does not have them.
     pub(super) fn of_others(
         &self,
         known: &HashSet<(PodUid, String)>,
@@ -175,15 +176,15 @@ impl ReportsByOwner {
         others.collect()
     }
 
-    /// Forgets the reports of pods and cgroups that no longer exist. Recent reports of containers
-    /// stay.
+    /// Forgets the reports of pods and cgroups that no longer exist. Keeps recent reports of
+    /// containers.
     pub(super) fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,
         is_level: impl Fn(&CgroupPath) -> bool,
     ) {
         lock(&self.0).retain(|owner, of_owner| match owner {
-            // The container may only be down at the moment.
+            // The container may be down only for a moment.
             ReportOwner::Container(uid, _) => {
                 is_there(uid) || of_owner.reports.iter().any(Report::is_recent)
             }

@@ -41,8 +41,8 @@ impl Reports {
         self.events.enqueue(subject, what, ReportMode::Done, &self.metrics.events_dropped);
     }
 
-    /// Reports an action that observe mode left undone. The metrics count planned actions
-    /// separately, and every output marks them.
+    /// Reports an action that the plugin only planned in observe mode. The metrics count planned
+    /// actions separately, and every output marks them.
     pub fn report_planned(&self, subject: &Subject, what: &Incident) {
         log_incident(subject, what, ReportMode::Planned);
         self.metrics.planned(what.kind());
@@ -50,7 +50,7 @@ impl Reports {
         self.events.enqueue(subject, what, ReportMode::Planned, &self.metrics.events_dropped);
     }
 
-    /// Reports incidents that code has returned which held a lock.
+    /// Reports the incidents that code returned after it released its lock.
     pub fn report_all(&self, occurrences: impl IntoIterator<Item = Occurrence>) {
         for Occurrence { subject, incident, is_planned } in occurrences {
             if is_planned {
@@ -96,8 +96,8 @@ impl Reports {
             Incident::Rescued { .. } => metrics.rescued(Outcome::Applied),
             Incident::AtCeiling { .. } => metrics.rescued(Outcome::Rejected),
             Incident::Released(_) => _ = metrics.stalls_released.inc(),
-            // Other code counts two of these: an update once for all its files, and every single
-            // kill.
+            // Other code counts these two incidents: it counts an update once for all its files,
+            // and every single kill.
             Incident::NotResized { .. }
             | Incident::Killed { .. }
             | Incident::BeyondNode { .. }
@@ -109,7 +109,8 @@ impl Reports {
         }
     }
 
-    /// Returns the reports of a container, whose id may have changed. Latest first.
+    /// Returns the reports of a container, latest first. A restarted container has a new id, so its
+    /// UID and name find the reports.
     pub fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.recent.of_container(uid, name)
     }
@@ -124,13 +125,13 @@ impl Reports {
         self.recent.count_recent(is_it)
     }
 
-    /// Returns the recent reports of containers that are not in `known`, because they are down.
+    /// Returns the recent reports of containers that are down, because `known` does not have them.
     pub fn of_others(&self, known: &HashSet<(PodUid, String)>) -> Vec<(Subject, Vec<Report>)> {
         self.recent.of_others(known)
     }
 
-    /// Forgets the reports of pods and cgroups that no longer exist. Recent reports of containers
-    /// stay.
+    /// Forgets the reports of pods and cgroups that no longer exist. Keeps recent reports of
+    /// containers.
     pub fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,

@@ -1,4 +1,4 @@
-//! Automatic brake: stops all writes of the plugin when the plugin intervenes too often.
+//! Automatic brake: stops all writes of the plugin after too many interventions.
 //!
 //! [`Tally`] counts repairs, conflicts and kills by limits that the plugin has set. When one count
 //! exceeds its bound ([`Bounds`]), the plugin behaves as with `mode: observe`. The brake stays
@@ -29,7 +29,7 @@ pub const FILE: &str = "brake";
 pub enum Cause {
     /// The plugin restored a value that another program had changed.
     Repairs,
-    /// The plugin left a value to another writer.
+    /// The plugin left a value as another program set it.
     Conflicts,
     /// The kernel killed a process because of a limit that the plugin has set.
     Kills,
@@ -75,12 +75,12 @@ impl Record {
         host.join(DIRECTORY).join(FILE)
     }
 
-    /// Loads the record on the node whose file system is at `host`. Returns `None` if there is no
-    /// record.
+    /// Loads the record on the node whose file system is at `host`. Returns `None` if no record
+    /// exists.
     ///
     /// # Errors
     ///
-    /// Fails if there is a record that cannot be read. The caller must then treat the brake as
+    /// Fails if a record exists but cannot be read. The caller must then treat the brake as
     /// applied.
     pub fn load(host: &Path) -> io::Result<Option<Self>> {
         match fs::read(Self::file(host)) {
@@ -99,11 +99,11 @@ impl Record {
         atomic_file::replace(&Self::file(host), &serde_json::to_vec(self)?)
     }
 
-    /// Removes the record. Returns whether there was one.
+    /// Removes the record. Returns whether a record existed.
     ///
     /// # Errors
     ///
-    /// Fails if there is a record that cannot be removed.
+    /// Fails if a record exists but cannot be removed.
     pub fn remove(host: &Path) -> io::Result<bool> {
         match fs::remove_file(Self::file(host)) {
             Ok(()) => Ok(true),
@@ -124,7 +124,7 @@ impl std::fmt::Display for Record {
 /// Counts of the events within the last [`Bounds::window`].
 #[derive(Debug, Default)]
 pub struct Tally {
-    // Held only briefly: no code waits while it holds this lock.
+    // Held only briefly. Code that holds this lock never waits.
     counts: Mutex<Counts>,
     exceeded: Notify,
 }
@@ -139,12 +139,12 @@ struct Counts {
 }
 
 impl Tally {
-    /// Sets the bounds. With `None`, no event is counted.
+    /// Sets the bounds. With `None`, the tally counts no event.
     pub fn configure(&self, bounds: Option<Bounds>) {
         lock(&self.counts).bounds = bounds;
     }
 
-    /// Resets all counts, as after a reset of the brake.
+    /// Resets all counts. An operator's reset of the brake needs this call.
     pub fn clear(&self) {
         let mut counts = lock(&self.counts);
         *counts = Counts { bounds: counts.bounds, ..Counts::default() };
@@ -161,7 +161,7 @@ impl Tally {
         while times.front().is_some_and(|first| now.duration_since(*first) > bounds.window) {
             times.pop_front();
         }
-        // More entries are never needed, however long the window is.
+        // The comparison with the bound needs no more entries, even in a long window.
         while times.len() > bound as usize + 1 {
             times.pop_front();
         }
@@ -171,8 +171,8 @@ impl Tally {
         }
     }
 
-    /// Waits until a bound is exceeded, then returns the record. Counting stops until
-    /// [`Self::clear`].
+    /// Waits until a count exceeds its bound, then returns the record. The tally counts nothing
+    /// until [`Self::clear`].
     pub async fn exceeded(&self, at: impl Fn() -> u64) -> Record {
         loop {
             let exceeded = {

@@ -1,4 +1,5 @@
-//! File with the guard's record. A later program uses the record to undo the guard's change.
+//! File with the guard's record. A restarted plugin or `plimsoll restore` uses the record to undo
+//! the guard's change.
 
 use std::fs;
 use std::io;
@@ -13,17 +14,18 @@ pub fn file(host: &Path) -> PathBuf {
     host.join(GuardRecord::PATH)
 }
 
-/// Returns the record on the node whose file system is at `host`. Returns `None` if there is no
-/// record, or if it cannot be read.
+/// Returns the record on the node whose file system is at `host`. Returns `None` if no record
+/// exists or the record is unreadable.
 pub fn load(host: &Path) -> Option<GuardRecord> {
     read(host).ok().flatten()
 }
 
-/// Returns the record on the node whose file system is at `host`; `None` if there is no record.
+/// Returns the record on the node whose file system is at `host`. Returns `None` if no record
+/// exists.
 ///
 /// # Errors
 ///
-/// When the record cannot be read.
+/// Fails if the record exists but cannot be read.
 pub fn read(host: &Path) -> io::Result<Option<GuardRecord>> {
     match fs::read(file(host)) {
         Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
@@ -36,16 +38,16 @@ pub fn read(host: &Path) -> io::Result<Option<GuardRecord>> {
 ///
 /// # Errors
 ///
-/// When the file cannot be written.
+/// Fails if the file cannot be written.
 pub fn store(record: &GuardRecord, host: &Path) -> io::Result<()> {
     atomic_file::replace(&file(host), &serde_json::to_vec(record)?)
 }
 
-/// Removes the record, if there is one.
+/// Removes the record if it exists.
 ///
 /// # Errors
 ///
-/// When the file cannot be removed.
+/// Fails if the file exists but cannot be removed.
 pub fn remove(host: &Path) -> io::Result<()> {
     match fs::remove_file(file(host)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

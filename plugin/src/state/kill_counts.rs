@@ -1,4 +1,4 @@
-//! Counts of OOM kills, as the plugin stores them under `/run`.
+//! Counts of OOM kills, which the plugin stores under `/run`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -14,13 +14,13 @@ use crate::cgroup::Events;
 use crate::state::container::Container;
 use crate::state::originals;
 
-/// Time in seconds within which a kill follows a reached limit.
+/// Maximum time in seconds between a reached limit and the kill that it causes.
 const KILL_FOLLOWS: u64 = 10;
 
 /// Name of the file with the counts.
 pub(crate) const FILE: &str = "kills";
 
-/// The counts, as they are stored.
+/// The stored counts.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Counted {
     pub(crate) pods: BTreeMap<CgroupPath, Pod>,
@@ -29,20 +29,22 @@ pub(crate) struct Counted {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Pod {
     pub(crate) inode: u64,
-    /// Counts of the pod's `memory.events` that are attributed to a container, or reported without
-    /// one.
+    /// Counts of the pod's `memory.events` that the plugin has attributed to a container, or
+    /// reported without a container.
     pub(crate) accounted: Counts,
-    /// Number of times that the pod or a container had reached its limit, as of the last kill.
+    /// Number of times that the pod or a container had reached its limit, at the time of the last
+    /// kill.
     pub(crate) limits_reached: u64,
     /// Running containers of the pod, by ID.
     pub(crate) running: BTreeMap<String, Running>,
     /// Histories of the pod's containers, by name.
     pub(crate) histories: BTreeMap<String, History>,
     /// Whether this process has checked the pod before. The first check may find kills from before
-    /// its start.
+    /// the start of this process.
     #[serde(skip)]
     pub(crate) is_seen: bool,
-    /// Count of reached limits that was last seen, and the time when it was first seen.
+    /// Last observed count of reached limits, and the time when the plugin first observed this
+    /// count.
     #[serde(skip)]
     pub(crate) reached_at: Option<(u64, u64)>,
     #[serde(skip)]
@@ -52,7 +54,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Stores the counts of a container's file as accounted for. Returns the new kills.
+    /// Marks the counts of a container's file as accounted for. Returns the new kills.
     pub(crate) fn account(&mut self, id: String, counts: Counts) -> Option<Killed> {
         let running = self.running.get_mut(&id)?;
         let times = counts.kills().saturating_sub(running.counted.kills());
@@ -61,7 +63,7 @@ impl Pod {
         Some(Killed { id, name: running.name.clone(), times, container: running.container.clone() })
     }
 
-    /// Attributes the kills of the pod's `memory.events` that no container's file explains. `gone`
+    /// Attributes the kills in the pod's `memory.events` that no container's file explains. `gone`
     /// are the containers whose cgroups are gone.
     pub(crate) fn attribute_rest(&mut self, events: Counts, gone: &[String]) -> Rest {
         let rest = events.since(self.accounted);
@@ -73,7 +75,8 @@ impl Pod {
         let last = gone.last().and_then(|id| Some((id, self.running.get(id)?)));
         match (names.len(), last) {
             (1, Some((id, last))) => {
-                // A part of the kill may have been counted before the container's cgroup was gone.
+                // The plugin may have counted a part of the kill before the container's cgroup was
+                // gone.
                 let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
                 let (name, container) = (last.name.clone(), last.container.clone());
                 self.accounted = events;
@@ -96,8 +99,8 @@ impl Pod {
     /// Returns whether the limit of the pod or of a container caused a kill. `reached` is the pod's
     /// count of reached limits, and `now` is in seconds.
     ///
-    /// The kernel counts a reached limit before the kill. But it may also end without a kill. So a
-    /// reached limit explains only kills within [`KILL_FOLLOWS`].
+    /// The kernel counts a reached limit before the kill, but a reached limit may also have no
+    /// kill. So a reached limit explains only kills within [`KILL_FOLLOWS`].
     pub(crate) fn was_limit_reached(&mut self, reached: u64, killed: &[Killed], now: u64) -> bool {
         let since = match self.reached_at {
             Some((count, since)) if count == reached => since,
@@ -118,11 +121,11 @@ impl Pod {
 pub(crate) struct Told {
     /// Report of kills.
     pub(crate) kills: Option<u64>,
-    /// Report that the limit cannot be raised further.
+    /// Report that the plugin may not raise the limit further.
     pub(crate) ceiling: Option<u64>,
     /// Request to the runtime for a raised limit.
     pub(crate) raised: Option<u64>,
-    /// Report of a raise that observe mode left undone.
+    /// Report of a raise that the plugin only planned in observe mode.
     pub(crate) planned: Option<u64>,
 }
 
@@ -131,7 +134,8 @@ pub(crate) struct Running {
     pub(crate) name: String,
     pub(crate) cgroup: CgroupPath,
     pub(crate) counted: Counts,
-    /// The container as of its last event. The runtime may report its end before the task sees its
+    /// The container at its last event. The runtime may report the container's end before the kill
+    /// task reads the last kill.
     /// last kill.
     #[serde(skip)]
     pub(crate) container: Option<Arc<Container>>,
@@ -162,8 +166,8 @@ impl Counts {
         }
     }
 
-    /// Returns the number of kills. With `memory.oom.group`, all processes of a container together
-    /// are one kill. The kernel may count the processes before the group.
+    /// Returns the number of kills. With `memory.oom.group`, a kill of all processes of a container
+    /// counts as one kill. The kernel may count the processes before the group.
     pub(crate) fn kills(self) -> u64 {
         if self.groups > 0 { self.groups } else { self.processes }
     }
@@ -172,17 +176,17 @@ impl Counts {
 /// Kills of a pod that no container's file explains.
 #[derive(Debug)]
 pub(crate) enum Rest {
-    /// There are none.
+    /// All kills are explained.
     None,
-    /// They are of the one container whose cgroup is gone.
+    /// The kills belong to the one container whose cgroup is gone.
     Of(Killed),
-    /// A container's file may show them a little later.
+    /// A container's file may show the kills a little later.
     Later,
-    /// Their container is unknown.
+    /// The container of the kills is unknown.
     Unknown {
         /// Number of killed processes.
         processes: u64,
-        /// Names of the containers that it might be.
+        /// Names of the possible containers.
         might_be: String,
     },
 }
@@ -201,7 +205,7 @@ pub(crate) struct Killed {
 ///
 /// # Errors
 ///
-/// When the file exists and cannot be read.
+/// Fails if the file exists but cannot be read.
 pub fn rescued_on(host: &Path) -> io::Result<Vec<(CgroupPath, String, Rescue)>> {
     let text = match fs::read(host.join(originals::DIRECTORY).join(FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -247,7 +251,7 @@ mod tests {
         assert_eq!((killed.name.as_str(), killed.times), ("app", 2));
         // The kernel counts the processes before the group.
         assert_eq!(pod.account("1".to_owned(), counts(4, 1)).unwrap().times, 0);
-        assert!(pod.account("2".to_owned(), counts(1, 0)).is_none(), "an unknown container");
+        assert!(pod.account("2".to_owned(), counts(1, 0)).is_none(), "the container is unknown");
     }
 
     #[test]
@@ -281,7 +285,7 @@ mod tests {
     #[test]
     fn a_limit_counts_as_reached_once_per_kill() {
         let mut pod = pod(&[("1", "app")]);
-        assert!(pod.was_limit_reached(1, &[], 100), "the kill may follow");
+        assert!(pod.was_limit_reached(1, &[], 100), "the reached limit explains the kill");
         let killed = [pod.account("1".to_owned(), counts(1, 0)).unwrap()];
         assert!(pod.was_limit_reached(1, &killed, 101));
         assert!(!pod.was_limit_reached(1, &killed, 102), "the next kill has another cause");

@@ -10,8 +10,8 @@ use crate::kubelet::checkpoint::{PodLevel, PodRecord, RecordSearch, RecordedLimi
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 
-/// Evidence about a pod's limits from outside its cgroup: the kubelet's record and the containers
-/// that have not ended.
+/// Evidence about a pod's limits from outside its cgroup. The evidence consists of the kubelet's
+/// record and the containers that have not ended.
 #[derive(Clone, Debug)]
 pub struct PodView {
     /// Memory, in bytes.
@@ -33,8 +33,8 @@ impl Containers {
         recorded: &RecordSearch,
     ) -> PodView {
         let pod = recorded.as_ref().ok().and_then(|found| found.pod.clone());
-        // The kubelet records an update of a container only after the update is done. So each
-        // container needs the record for its own last operation.
+        // The kubelet writes its actuated record of a container only after an update is done. So
+        // look up each container's record for its own last operation.
         let recorded_limits = |other: &Container| {
             let found = if other.moment == container.moment {
                 None
@@ -90,7 +90,7 @@ fn members(
     (memory, cpu)
 }
 
-/// Returns the kubelet's record of a pod for memory and for CPU. `is_complete` says whether the
+/// Returns the kubelet's record of a pod for memory and for CPU. `is_complete` is true if the
 /// runtime has reported every container in the record.
 fn pod_limit_records(pod: &PodRecord, is_complete: bool) -> [PodLimitRecord; 2] {
     let all = |is_limited: fn(RecordedLimits) -> bool| {

@@ -1,5 +1,5 @@
-//! Limits that the plugin raised. They stay raised when the plugin stops acting, because a limit
-//! decrease could kill.
+//! Limits that the plugin raised. The limits stay raised when the plugin stops setting values,
+//! because a limit decrease could kill.
 
 use plimsoll_core::policy::rescue::Rescue;
 use plimsoll_core::units::{CPU_MAX, Knob, printable};
@@ -8,8 +8,8 @@ use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::state::kill_counts;
 use crate::state::originals::RaisedLimit;
 
-/// Returns one line of text for each of these limits. `raised` lists the raised limits of pods, of
-/// which only those still in force are returned. The raised limits of containers come from the
+/// Returns one line of text for each raised limit. `raised` lists the raised limits of pods. The
+/// result omits those that are no longer in force. The raised limits of containers come from the
 /// record of oomRescue, without pods that are gone.
 pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
     let is_so = |limit: &&RaisedLimit| {
@@ -23,7 +23,7 @@ pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
             } else {
                 open.read(Knob::Max).map(|value| value.to_string())
             };
-            // List the limit if its value is unknown.
+            // Also list the limit if its current value is unknown.
             held.map_or(true, |held| held == limit.to)
         })
     };

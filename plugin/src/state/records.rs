@@ -15,7 +15,8 @@ use tracing::warn;
 use crate::kubelet::checkpoint::{Checkpoints, Moment, RecordSearch};
 use crate::lock;
 
-/// Time that a task which may block waits for a record. Afterwards no task waits until a read ends.
+/// Time that a task which may block waits for a record. After one timeout, no task waits until a
+/// read ends.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Access to the kubelet's records.
@@ -34,11 +35,12 @@ pub struct RecordReader {
 
 #[derive(Debug)]
 struct Shared {
-    /// The cached files. The reader holds the lock while it reads them, so others only try it.
+    /// The cached files. The reader holds the lock while it reads them, so other code only uses
+    /// `try_lock`.
     checkpoints: Mutex<Checkpoints>,
-    /// Problems of the files as of the last look-up. No I/O happens while the lock is held.
+    /// Problems of the files at the last look-up. Code that holds this lock does no I/O.
     problems: Mutex<Vec<String>>,
-    /// Whether a task has waited in vain and no read has ended since then.
+    /// Whether a task has waited without a result, and no read has ended since.
     is_stuck: AtomicBool,
 }
 
@@ -51,7 +53,7 @@ struct Request {
     reply: Reply,
 }
 
-/// Receiver of a result: a future, or a thread that waits.
+/// Receiver of a result: a future, or a waiting thread.
 #[derive(Debug)]
 enum Reply {
     Async(oneshot::Sender<RecordSearch>),
@@ -59,7 +61,7 @@ enum Reply {
 }
 
 impl Records {
-    /// Creates the access to these files. The files are read once [`RecordReader::run`] runs.
+    /// Creates the access to these files. Only [`RecordReader::run`] reads the files.
     pub fn new(checkpoints: Checkpoints) -> (Self, RecordReader) {
         let (send, requests) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
@@ -70,7 +72,7 @@ impl Records {
         (Self { shared: shared.clone(), requests: send }, RecordReader { shared, requests })
     }
 
-    /// Returns the records of a container and its pod if no file has to be read.
+    /// Returns the records of a container and its pod if the cache is up to date.
     pub fn fresh(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<RecordSearch> {
         // The reader may hold the lock while it reads a large file.
         self.shared.checkpoints.try_lock().ok()?.lookup_unchanged(uid, container, moment)
@@ -97,8 +99,8 @@ impl Records {
                 warn!(
                     uid = uid.as_str(),
                     container,
-                    "the kubelet's checkpoint was not read within {budget:?}; the plugin goes on \
-                     without it and reads it again later"
+                    "the kubelet's checkpoint was not read within {budget:?}; the plugin \
+                     continues without the checkpoint and reads it later"
                 );
                 Err(Inconclusive)
             }
@@ -121,9 +123,9 @@ impl Records {
             Err(RecvTimeoutError::Timeout) => {
                 if !self.shared.is_stuck.swap(true, Ordering::Relaxed) {
                     warn!(
-                        "the kubelet's checkpoint was not read within {PATIENCE:?}; until it can \
-                         be read, the plugin goes on without it. See whether the file system of \
-                         the kubelet's directory answers"
+                        "the kubelet's checkpoint was not read within {PATIENCE:?}; the plugin \
+                         continues without the checkpoint until it can read it. Check whether the \
+                         file system of the kubelet's directory answers"
                     );
                 }
                 Err(Inconclusive)
@@ -138,11 +140,12 @@ impl Records {
 
     fn request(&self, uid: &PodUid, container: &str, moment: Moment, reply: Reply) {
         let (uid, container) = (uid.clone(), container.to_owned());
-        // Without the reader, the reply's sender is dropped and the result is inconclusive.
+        // If the reader has ended, the reply's sender is dropped and the result is inconclusive.
         let _ = self.requests.send(Request { uid, container, moment, reply });
     }
 
-    /// Holds the files closed until the returned value is dropped, as a stuck file system does.
+    /// Locks the files until the returned value is dropped, like a file system that does not
+    /// answer.
     #[cfg(test)]
     pub(crate) fn hold(&self) -> blocking::Sender<()> {
         let ((release, released), (tell, is_held)) = (blocking::channel(), blocking::channel());
@@ -188,7 +191,7 @@ impl RecordReader {
 }
 
 impl Reply {
-    /// Returns whether it is known that nobody waits for the reply any more.
+    /// Returns whether the receiver is known to wait no more.
     fn is_closed(&self) -> bool {
         match self {
             Self::Async(reply) => reply.is_closed(),

@@ -11,8 +11,8 @@ use crate::lock;
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 
-/// Raised limits, by pod and container name. The lock protects only the map, and no I/O happens
-/// while it is held.
+/// Raised limits, by pod and container name. The lock protects only the map. Code that holds the
+/// lock does no I/O.
 #[derive(Debug)]
 pub struct Rescues {
     containers: Arc<Containers>,
@@ -40,23 +40,24 @@ impl Rescues {
             .then_some(rescued.limit.into())
     }
 
-    /// Whether the container has the raised limit of a rescue. Observe mode does not matter: the
-    /// limit stays raised there.
+    /// Whether the container has the raised limit of a rescue. The result does not depend on
+    /// observe mode, because a raised limit stays in force there.
     pub fn is_rescued(&self, container: &Container) -> bool {
         let page = self.containers.settings().node.page_size;
         self.rescue_of_request(container)
             .is_some_and(|rescued| container.limit.is_same(rescued.limit.into(), page))
     }
 
-    /// Returns the limit that the container's user asks for. The container's known limit comes from
-    /// the runtime, which may have stored a raised limit.
+    /// Returns the limit that the container's user asks for. The limit that the runtime reports may
+    /// be a raised limit that the runtime has stored.
     pub fn asked(&self, container: &Container) -> Limit {
         let rescued =
             self.rescued(container).filter(|rescued| container.limit == rescued.limit.into());
         rescued.map_or(container.limit, |rescued| rescued.asked.into())
     }
 
-    /// Returns the container's rescue if the user still asks for the limit that was raised.
+    /// Returns the container's rescue if the user still asks for the same limit as at the time of
+    /// the rescue.
     fn rescue_of_request(&self, container: &Container) -> Option<Rescue> {
         let page = self.containers.settings().node.page_size;
         self.rescued(container)
@@ -68,7 +69,7 @@ impl Rescues {
         lock(&self.rescued).get(&(pod, container.name.clone())).copied()
     }
 
-    /// Stores the rescue of a container; `None` ends it.
+    /// Stores the rescue of a container. `None` ends the rescue.
     pub fn set(&self, pod: &CgroupPath, name: &str, rescued: Option<Rescue>) {
         let key = (pod.clone(), name.to_owned());
         match rescued {
@@ -82,8 +83,8 @@ impl Rescues {
         lock(&self.rescued).retain(|(of, _), _| of != pod);
     }
 
-    /// Returns how much memory the raised limits of the other containers have in addition to what
-    /// their users ask for.
+    /// Returns the sum of the increases of all other containers: their raised limits minus the
+    /// limits that their users ask for.
     pub fn raised_by_others(&self, container: &Container) -> Bytes {
         let own =
             container.place.as_ref().map(|place| (place.cgroup().clone(), container.name.clone()));

@@ -1,5 +1,5 @@
-//! Settings of the node: the configuration in force, the node's memory, and whether the plugin
-//! acts.
+//! Settings of the node: the configuration in force, the node's memory, and whether the plugin sets
+//! values.
 
 use std::io;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::kubelet::node::NodeMemory;
 use crate::state::originals::DIRECTORY;
 use crate::state::{brake, guard_record};
 
-/// Warning that half of the guard is missing: there is no cgroup of the system to protect.
+/// Warning that the guard protects no memory of the system, because system.slice does not exist.
 pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
 
 /// Advice for [`NO_SYSTEM_SLICE`].
@@ -31,10 +31,10 @@ pub const STAND_ASIDE: &str = "run/plimsoll/restored";
 ///
 /// # Errors
 ///
-/// Fails if the operating system cannot look for the file.
+/// Fails if the plugin cannot find out whether the file exists.
 pub fn is_restored(host: &Path) -> io::Result<bool> {
     match host.join(STAND_ASIDE).try_exists() {
-        // A parent of the marker file is no directory, so there is no marker file.
+        // A parent of the marker file is no directory, so the marker file does not exist.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
         result => result,
     }
@@ -51,19 +51,19 @@ pub struct Settings {
     pub mem_total: Option<Bytes>,
     /// Total memory without hugepages.
     pub usable: Option<Bytes>,
-    /// Whether `plimsoll restore` was called, so that the plugin manages nothing.
+    /// Whether an operator has called `plimsoll restore`, so that the plugin manages nothing.
     pub stand_aside: bool,
-    /// Reason why the brake was applied; `None` if it is not applied.
+    /// Reason why the brake was applied. `None` if the brake is not applied.
     pub brake: Option<String>,
 }
 
 impl Settings {
-    /// Returns whether the plugin acts: it sets values, raises limits and refuses limit decreases.
+    /// Returns whether the plugin sets values, raises limits and refuses limit decreases.
     pub fn enforces(&self) -> bool {
         !self.stand_aside && self.mode() == Mode::Enforce
     }
 
-    /// Returns whether the plugin only reports what it would do.
+    /// Returns whether the plugin only reports its planned actions.
     pub fn observes(&self) -> bool {
         !self.stand_aside && self.mode() == Mode::Observe
     }
@@ -73,26 +73,27 @@ impl Settings {
         if self.brake.is_some() { Mode::Observe } else { self.config.mode }
     }
 
-    /// Returns the policy for writing files. While the plugin does not act, this policy has no
-    /// value for any file.
+    /// Returns the policy for writing files. In observe mode and after `plimsoll restore`, this
+    /// policy has no value for any file.
     pub fn policy(&self) -> Policy {
         if self.enforces() { self.config.policy } else { Policy::OFF }
     }
 
-    /// Returns the cgroups besides the pods that the plugin protects.
+    /// Returns the cgroups beside the pods that the plugin protects.
     pub fn reserved(&self) -> Vec<Reserved> {
         if self.enforces() { self.planned_reserved() } else { Vec::new() }
     }
 
-    /// Returns the cgroups besides the pods that the plugin would protect if it acted.
+    /// Returns the cgroups beside the pods that the plugin would protect in enforce mode.
     pub fn planned_reserved(&self) -> Vec<Reserved> {
         if self.stand_aside {
             return Vec::new();
         }
         match self.config.node_guard {
-            // A quarter is left for the kernel and for processes outside system.slice, such as
-            // sessions. If all of it were protected for services, the kernel could not reclaim
-            // their page cache in it. A node ran out of memory this way.
+            // A quarter of the memory stays unprotected for the kernel and for processes outside
+            // system.slice, such as sessions. If all of it were protected for services, the kernel
+            // could not reclaim the services' page cache. A test node ran out of memory without
+            // this quarter.
             Some(kept)
                 if self.config.reserved.is_empty() && self.planned_guard_line().is_some() =>
             {
@@ -104,21 +105,21 @@ impl Settings {
     }
 
     /// Returns the limit of all pods together in whole pages (`nodeGuard`). Returns `None` if there
-    /// is no such limit or the limit would leave nothing for pods. Also returns `None` while the
-    /// plugin does not act.
+    /// is no such limit, or if the limit would leave no memory for pods. Also returns `None` while
+    /// the plugin sets no values.
     pub fn guard_line(&self) -> Option<Bytes> {
         self.planned_guard_line().filter(|_| self.enforces())
     }
 
-    /// Returns the configured limit of all pods together, whether the plugin acts or not.
+    /// Returns the configured limit of all pods together, even while the plugin sets no values.
     pub fn planned_guard_line(&self) -> Option<Bytes> {
         let kept = self.config.node_guard.filter(|_| !self.stand_aside)?;
         let line = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
         (line > Bytes::ZERO).then_some(line)
     }
 
-    /// Returns the memory that may be promised to pods: total memory without hugepages and without
-    /// the memory kept from pods.
+    /// Returns the memory that the plugin may promise to pods: total memory without hugepages and
+    /// without the memory kept from pods.
     pub fn left_for_pods(&self) -> Option<Bytes> {
         if self.stand_aside {
             return self.usable;
@@ -128,14 +129,14 @@ impl Settings {
     }
 
     /// Returns the upper bound of the protection of all pods together. `None` means that the bound
-    /// is unknown and not applied.
+    /// is unknown, so the plugin applies no bound.
     pub fn budget(&self) -> Option<Bytes> {
         let allocatable = self.node.allocatable?;
         Some(self.left_for_pods().map_or(allocatable, |left| allocatable.min(left)))
     }
 
     /// Determines the settings of the node whose file system is at `host`. Also returns the facts
-    /// about its memory, for the log.
+    /// about the node's memory, for the log.
     pub fn discover(config: Config, host: &Path) -> (Self, NodeMemory) {
         let page_size = crate::cgroup::page_size();
         let memory = NodeMemory::discover(host, page_size, guard_record::read(host));
@@ -144,13 +145,13 @@ impl Settings {
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
         let stand_aside = is_restored(host).unwrap_or_else(|error| {
-            warn!(%error, "cannot find out whether 'plimsoll restore' was called, by \
-                           /{STAND_ASIDE}: in doubt nothing is set");
+            warn!(%error, "cannot find out whether 'plimsoll restore' was called \
+                           (/{STAND_ASIDE}); the plugin sets nothing");
             true
         });
         let brake = match brake::Record::load(host) {
             Ok(record) => record.map(|record| record.to_string()),
-            // If the record is unreadable, write nothing.
+            // If the record is unreadable, set no values.
             Err(error) => {
                 Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE))
             }

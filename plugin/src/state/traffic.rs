@@ -1,21 +1,21 @@
-//! The runtime's events that are being answered now. The plugin asks the runtime for nothing
-//! meanwhile.
+//! The runtime's events that the plugin is answering now. The plugin sends no request to the
+//! runtime meanwhile.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::lock;
 
-/// The runtime's events, as far as this plugin receives them.
+/// The runtime's events that this plugin receives.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    /// Number of events that are being answered.
+    /// Number of events that the plugin has not answered yet.
     pub under_way: usize,
     /// Time of the last answer.
     pub last: Option<Instant>,
 }
 
-/// Event that is being answered, until this value is dropped.
+/// Event that the plugin is answering. Dropping this value ends the answer.
 #[derive(Debug)]
 pub struct Event(pub Arc<Mutex<Traffic>>);
 

@@ -149,7 +149,7 @@ Throttling factor 0.9, reservation policy HardReservation, pages of 4096 bytes.
 Pod web: Burstable
   container app: request 128Mi, limit 1Gi
     memory.min   134217728 (128Mi)
-                 it is the request, 128Mi (pod-spec)
+                 the value is the request, 128Mi (pod-spec)
     memory.low   0 (default)
                  HardReservation protects by memory.min instead
     memory.high  979787776 (934.4Mi)
@@ -453,8 +453,8 @@ fn every_command_has_a_manual_page_with_every_option() {
             help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
         for option in options {
             let option = option.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-            // The manual page writes each dash with a backslash. Otherwise the dash could become
-            // another character.
+            // The manual page writes each dash with a backslash. Without the backslash, the dash
+            // could become another character.
             assert!(page.contains(&option.replace('-', r"\-")), "{command} {option}: {page}");
         }
     }

@@ -1,5 +1,5 @@
-//! Tests of the files that repeat the table of the configuration's fields: the default
-//! configuration, the schema of the Helm chart, and the reference in docs/configuration.md.
+//! Tests of the files that repeat the table of the configuration's fields. The files are the
+//! default configuration, the schema of the Helm chart, and docs/configuration.md.
 //!
 //! `PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test program configuration::` writes them.
 
@@ -28,7 +28,8 @@ fn check(file: &str, generate: impl FnOnce(&str) -> String) {
     );
 }
 
-/// Replaces the text between the first `start` and the first `end` after it. Both stay.
+/// Replaces the text between the first `start` and the first `end` after it. The texts `start` and
+/// `end` stay.
 fn replaced(text: &str, start: &str, end: &str, new: &str) -> String {
     let (before, rest) = text.split_once(start).expect(start);
     let (_, after) = rest.split_once(end).expect(end);

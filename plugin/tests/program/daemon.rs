@@ -1,5 +1,5 @@
-//! Tests of the program with the runtime's side of the protocol, on a temporary tree that stands
-//! for the node.
+//! Tests of the program with the runtime's side of the protocol, on a temporary directory tree in
+//! place of a node.
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,8 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixDatagram;
 use tokio::time::{sleep, timeout};
 
-/// Kills `daemon`, which stands for the runtime that launched the plugin. Checks that the plugin
-/// ends and does not connect again.
+/// Kills `daemon`, which plays the runtime that launched the plugin. Checks that the plugin ends
+/// and does not reconnect.
 async fn ends_with_its_runtime(node: &Node, daemon: &mut Daemon, runtime: &harness::Runtime) {
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
@@ -43,8 +43,8 @@ async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_va
     let updates = runtime.serve_update(&[&pod]).await;
     assert_eq!(updates[&pod.container.id]["memory.min"], (32 * MIB).to_string());
     runtime.holds(&pod.cgroup(), "memory.min", 32 * MIB).await;
-    // No other source has this request, so the plugin takes it from the unified map of the
-    // runtime's client.
+    // Only the unified map of the runtime's client contains this request, so the plugin uses the
+    // map.
     let mut pod = Pod::new("burstable", "told", 64 * MIB);
     pod.linux().resources.as_mut().unwrap().unified = unified(&[("memory.min", 48 * MIB)]);
     runtime.make_cgroup(&pod);
@@ -174,10 +174,10 @@ async fn an_update_follows_the_new_limit_and_the_new_request() {
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
 
-    // Only the limit changes.
+    // The update changes only the limit.
     let expected = unified(&[("memory.min", 100 * MIB), ("memory.high", 280 * MIB)]);
     assert_eq!(runtime.update(&pod, memory_limit(300 * MIB)).await, expected);
-    // Only the request changes. The update itself contains no memory values.
+    // The update changes only the request, so it contains no memory values.
     node.checkpoint("allocated_pods_state", &[("b", "app", 200 * MIB)]);
     let expected = unified(&[("memory.min", 200 * MIB), ("memory.high", 290 * MIB)]);
     assert_eq!(runtime.update(&pod, LinuxResources::default()).await, expected);
@@ -196,12 +196,12 @@ async fn keys_that_are_no_longer_wanted_are_put_back_to_their_default() {
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
-    // The request equals the limit, so there is nothing to throttle.
+    // The request equals the limit, so there is no range to throttle.
     let updated = runtime.update(&pod, memory_limit(100 * MIB)).await;
     let mut expected = unified(&[("memory.min", 100 * MIB)]);
     expected.insert("memory.high".into(), "max".into());
     assert_eq!(updated, expected);
-    // There is no request, so there is nothing to protect.
+    // The request is 0, so the plugin protects no memory.
     node.checkpoint("allocated_pods_state", &[("b", "app", 0)]);
     let updated = runtime.update(&pod, memory_limit(100 * MIB)).await;
     assert_eq!(updated["memory.min"], "0");
@@ -240,8 +240,8 @@ async fn the_kernels_limit_counts_when_an_update_did_not_come_about() {
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
-    // The runtime announces the update to the plugin, and then fails for another reason. No event
-    // reports such a failure.
+    // The runtime announces the update to the plugin, and then fails for a reason outside the
+    // plugin. No event reports this failure.
     let updated = runtime.update(&pod, memory_limit(300 * MIB)).await;
     assert_eq!(updated["memory.high"], (280 * MIB).to_string());
     let line = daemon.says("outcome=unchanged").await;
@@ -433,7 +433,7 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
 
     let good = fs::read_to_string(node.path("host/var/lib/kubelet/actuated_pods_state")).unwrap();
     node.replace("host/var/lib/kubelet/actuated_pods_state", &good[..good.len() / 2]);
-    assert_eq!(runtime.create(&pod).await, from_score, "there may be a record");
+    assert_eq!(runtime.create(&pod).await, from_score, "the kubelet may have a record");
     daemon.says("actuated_pods_state").await;
     daemon
         .says("annotation memory-request is ignored while the kubelet's checkpoint cannot be read")
@@ -446,8 +446,8 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     let huge = good.replacen('{', &format!(r#"{{"padding":"{}","#, "x".repeat(10 << 20)), 1);
     node.replace("host/var/lib/kubelet/actuated_pods_state", &huge);
     // Either the plugin reads the file in time, or it creates the container without the values that
-    // need the file. It then sets those values after the start. The pod author's annotation does
-    // not count, because the checkpoint has a record.
+    // need the file. In the second case it sets these values after the start. The pod author's
+    // annotation does not count, because the checkpoint has a record.
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
@@ -460,7 +460,8 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     assert_eq!(runtime.read(&pod, "memory.min"), from_checkpoint["memory.min"]);
     assert_eq!(runtime.read(&pod, "memory.high"), from_checkpoint["memory.high"]);
 
-    // The file has a newer version without readable data, then is too large, then is a directory.
+    // The file first has a newer version without readable data. The next version of the file is too
+    // large, and then a directory replaces the file.
     let path = node.path("host/var/lib/kubelet/actuated_pods_state");
     node.replace(
         "host/var/lib/kubelet/actuated_pods_state",
@@ -496,7 +497,7 @@ async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
     runtime.apply(&greedy, &created);
     runtime.started(&greedy).await;
     daemon.says("outcome=unchanged").await;
-    // While a checkpoint cannot be read, the plugin ignores the annotation in every check.
+    // While the plugin cannot read a checkpoint, it ignores the annotation in every check.
     node.write("host/var/lib/kubelet/actuated_pods_state", "torn");
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n");
     let asked = runtime.serve_update(&[&greedy]).await;
@@ -533,7 +534,7 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
     drop(file);
 
-    // The file is overwritten in place and has two mistakes. The previous configuration stays in
+    // The test overwrites the file in place with two mistakes. The previous configuration stays in
     // force.
     node.write("plimsoll.yaml", "memoryThrottlingFactor: 2\nmemoryReservationPolcy: None\n");
     let first = daemon.says("plimsoll.yaml:1: memoryThrottlingFactor").await;
@@ -783,7 +784,7 @@ async fn a_launched_plugin_with_a_broken_configuration_registers_and_exits_with_
     let node = Node::new();
     let (daemon, trunk) = node.launch();
     let config = "memoryThrottlingFactor: [\n".to_owned();
-    // If the plugin failed, NRI 0.6.1 would not start.
+    // If the plugin failed in this case, NRI 0.6.1 would not start.
     let runtime = node
         .serve(trunk, Options { config, nri_version: NriVersion(0, 6, 1), ..Options::default() })
         .await;
@@ -796,7 +797,7 @@ async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_u
     let node = Node::new();
     fs::remove_file(node.path("host/sys/fs/cgroup/cgroup.controllers")).unwrap();
     let (mut daemon, trunk) = node.launch();
-    // If a plugin exits without an answer, NRI 0.6.1 does not start. Then containerd does not start
+    // If a plugin exits without an answer, NRI 0.6.1 does not start. containerd then does not start
     // either.
     let runtime =
         node.serve(trunk, Options { nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;
@@ -805,8 +806,8 @@ async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_u
     assert_eq!(daemon.ends().await.code(), Some(1));
 }
 
-/// Returns the process that the runtime launched. It only waits for the second process, which runs
-/// the plugin.
+/// Returns the process that the runtime launched. This process only waits for the second process,
+/// which runs the plugin.
 fn launched_process(of: &Daemon) -> rustix::process::Pid {
     let children =
         fs::read_to_string(format!("/proc/{0}/task/{0}/children", of.child.id())).unwrap();
@@ -820,7 +821,7 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
     let config = "nodeAllocatable: 4Gi\nmemoryThrottlingFactor: 0.5\n".to_owned();
     let runtime = node.serve(trunk, Options { config, ..Options::default() }).await;
     runtime.synchronize(&[]).await;
-    // A runtime does this when a reply comes too late.
+    // A runtime closes the connection like this when a reply comes too late.
     runtime.connection.close();
     rustix::process::kill_process(launched_process(&daemon), rustix::process::Signal::KILL)
         .unwrap();
@@ -829,7 +830,7 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
     let pod = Pod::new("besteffort", "e", 0);
     runtime.make_cgroup(&pod);
     runtime.synchronize(&[&pod]).await;
-    // The plugin keeps the configuration that it was launched with.
+    // The plugin keeps the configuration from its launch.
     let mut runtime = runtime;
     assert_eq!(
         runtime.serve_update(&[&pod]).await["id-e"],
@@ -905,8 +906,7 @@ fn service(node: &Node) -> (Daemon, UnixDatagram) {
     (Daemon::spawn(command), manager)
 }
 
-/// Waits until the service manager has received `text`. Returns all that it has received until
-/// then.
+/// Waits until the service manager has received `text`. Returns all text received until then.
 async fn told(manager: &UnixDatagram, text: &str) -> String {
     let mut said = String::new();
     while !said.contains(text) {
@@ -951,9 +951,9 @@ async fn a_loop_that_hangs_does_not_feed_the_watchdog() {
     let pod = Pod::new("burstable", "a", 256 << 20);
     runtime.run(&pod).await;
     told(&manager, "WATCHDOG=1").await;
-    // The reconcile task reads the limits of each container. Its read of a FIFO blocks until a
-    // writer writes or closes it. Opening the FIFO like this succeeds only while the plugin has it
-    // open for reading.
+    // The reconcile task reads the limits of each container. The task's read of a FIFO blocks until
+    // a writer writes or closes the FIFO. The test can open the FIFO without blocking only while
+    // the plugin has it open for reading.
     let file = runtime.cgroup(&pod).join("memory.max");
     let status = Command::new("mkfifo").arg(node.path("new")).status().unwrap();
     assert!(status.success());
@@ -995,7 +995,7 @@ async fn a_launched_plugin_is_replaced_by_a_new_version_with_one_reconnection() 
     let runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     daemon.says("synchronized").await;
-    // The process stays the same, so the launched process still waits for it.
+    // The process ID does not change, so the launched process still waits for this process.
     assert!(started());
     let line = fs::read_to_string(format!("/proc/{}/cmdline", plugin.as_raw_nonzero())).unwrap();
     assert!(line.contains("\0run\0"), "{line}");
@@ -1015,7 +1015,7 @@ async fn further_replacements_at_the_start_end_nothing() {
     let plugin = Pid::from_raw(children.trim().parse().unwrap()).unwrap();
     // Many of these signals arrive while the process executes the program.
     for _ in 0..300 {
-        kill_process(plugin, Signal::USR2).expect("it still runs");
+        kill_process(plugin, Signal::USR2).expect("the plugin still runs");
         sleep(Duration::from_millis(1)).await;
     }
     sleep(Duration::from_millis(500)).await;

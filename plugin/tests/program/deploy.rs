@@ -91,8 +91,8 @@ fn series(exposition: &str) -> Vec<Series> {
     parsed.collect()
 }
 
-/// Returns the labels of an expression's result. Every selector in the expression must match a
-/// series in `known`.
+/// Returns the labels of an expression's result. Checks that every selector in the expression
+/// matches a series in `known`.
 fn labels_of(expr: &Expr, known: &[Series]) -> BTreeSet<String> {
     match expr {
         Expr::VectorSelector(selector) => {
@@ -107,7 +107,10 @@ fn labels_of(expr: &Expr, known: &[Series]) -> BTreeSet<String> {
             match &aggregate.modifier {
                 Some(LabelModifier::Include(by)) => {
                     let by: BTreeSet<_> = by.labels.iter().cloned().collect();
-                    assert!(by.is_subset(&inner), "{expr}: by {by:?}, and there are {inner:?}");
+                    assert!(
+                        by.is_subset(&inner),
+                        "{expr}: {by:?} must be a subset of the labels {inner:?}"
+                    );
                     by
                 }
                 Some(LabelModifier::Exclude(_)) => panic!("{expr}: write what is kept"),
@@ -119,7 +122,10 @@ fn labels_of(expr: &Expr, known: &[Series]) -> BTreeSet<String> {
             let right = labels_of(&binary.rhs, known);
             let left = labels_of(&binary.lhs, known);
             let is_number = matches!(*binary.rhs, Expr::NumberLiteral(_));
-            assert!(is_number || left == right, "{expr}: {left:?} do not go with {right:?}");
+            assert!(
+                is_number || left == right,
+                "{expr}: the labels {left:?} and {right:?} must be equal"
+            );
             left
         }
         Expr::Call(call) => {
@@ -132,13 +138,16 @@ fn labels_of(expr: &Expr, known: &[Series]) -> BTreeSet<String> {
 }
 
 fn selected(name: &str, matchers: &Matchers, known: &[Series]) -> BTreeSet<String> {
-    assert!(matchers.or_matchers.is_empty(), "{name}: write two selectors");
+    assert!(matchers.or_matchers.is_empty(), "{name}: use two selectors instead of 'or'");
     let (of_scrapes, ours): (Vec<_>, Vec<_>) =
         matchers.matchers.iter().partition(|matcher| OF_SCRAPES.contains(&matcher.name.as_str()));
     let mut labels: BTreeSet<_> = OF_SCRAPES.map(str::to_owned).into();
     // Prometheus itself creates this series.
     if name == "up" {
-        assert!(!of_scrapes.is_empty() && ours.is_empty(), "up of which job?");
+        assert!(
+            !of_scrapes.is_empty() && ours.is_empty(),
+            "the selector of 'up' must name the job"
+        );
         return labels;
     }
     let matching = |(other, labels): &&Series| {
@@ -148,7 +157,7 @@ fn selected(name: &str, matchers: &Matchers, known: &[Series]) -> BTreeSet<Strin
                 .all(|matcher| labels.get(&matcher.name).is_some_and(|is| matcher.is_match(is)))
     };
     let found: Vec<_> = known.iter().filter(matching).collect();
-    assert!(!found.is_empty(), "there is no series {name} with {ours:?}");
+    assert!(!found.is_empty(), "the plugin has no series {name} with {ours:?}");
     labels.extend(found.iter().flat_map(|(_, labels)| labels.keys().cloned()));
     labels
 }
@@ -264,7 +273,10 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
     let mut taken = BTreeSet::new();
     for panel in list(&dashboard["panels"]) {
         let title = text(&panel["title"]);
-        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is another's, too");
+        assert!(
+            ids.insert(panel["id"].as_u64().unwrap()),
+            "{title}: another panel has the same id"
+        );
         let [x, y, w, h] =
             ["x", "y", "w", "h"].map(|field| panel["gridPos"][field].as_u64().unwrap());
         for place in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
@@ -285,7 +297,10 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
                 text(&target["expr"]).replace("$__rate_interval", "5m").replace("$instance", ".*");
             let labels = labels_of(&parse(&expr), &known);
             for template in templates(text(&target["legendFormat"])) {
-                assert!(labels.contains(template), "{title}: {template}, and there are {labels:?}");
+                assert!(
+                    labels.contains(template),
+                    "{title}: the result has no label {template}, only {labels:?}"
+                );
             }
             let names = expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             shown.extend(names.filter(|name| name.starts_with("plimsoll_")).map(str::to_owned));
@@ -298,7 +313,7 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
     for rule in list(&yaml("alerts.yaml")["groups"]).flat_map(|group| list(&group["rules"])) {
         let names = text(&rule["expr"]).split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         for name in names.filter(|name| name.starts_with("plimsoll_") && !silent.contains(name)) {
-            assert!(shown.contains(name), "{name} has an alert and no panel");
+            assert!(shown.contains(name), "{name} has an alert but no panel");
         }
     }
 }

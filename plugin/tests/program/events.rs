@@ -35,7 +35,8 @@ impl Cluster {
         let server = ApiServer::start().unwrap();
         let ready = async {
             loop {
-                // The server makes its certificate while it starts, so there may be no client yet.
+                // The server creates its certificate while it starts, so the client may fail at
+                // first.
                 if let Some(client) = client(&server, ADMINISTRATOR).await
                     && is_ready(&client).await
                 {
@@ -109,7 +110,7 @@ impl Cluster {
         };
         let Ok(event) = timeout(PATIENCE, looks).await else {
             panic!(
-                "no {reason} of {} told {count} times, but {:#?}",
+                "expected an Event {reason} of {} with the count {count}, found {:#?}",
                 pod.sandbox.name,
                 self.events().await
             );
@@ -193,8 +194,8 @@ async fn run(runtime: &Runtime, pod: &Pod) {
     runtime.uses(pod, 128 * MIB, 10 * MIB);
 }
 
-/// Asks for a limit that is too low. The plugin must refuse it at once, whether or not the API
-/// server is reachable.
+/// Requests a limit that is too low. The plugin must refuse the limit at once, even if the API
+/// server is unreachable.
 async fn refused(runtime: &Runtime, pod: &Pod) {
     let cut = runtime.connection.update_container(
         pod.sandbox.clone(),
@@ -242,7 +243,7 @@ async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other
         assert_eq!(event[field], expected, "{field}");
     }
 
-    // A container creation also causes these kinds of Events.
+    // The creation of a container also causes these kinds of Events.
     let greedy = cluster.pod("greedy", 8192 * MIB).await;
     node.checkpoint("actuated_pods_state", &[(&greedy.sandbox.uid, "app", 64 * MIB)]);
     run(&runtime, &greedy).await;
@@ -340,7 +341,9 @@ async fn an_api_server_that_is_gone_keeps_nobody_waiting_and_hears_what_happens_
     daemon.says("cannot write Kubernetes Events").await;
     runtime.outlives_plugin = true;
     daemon.signal(rustix::process::Signal::TERM);
-    assert!(timeout(Duration::from_secs(5), daemon.ends()).await.expect("it ends").success());
+    assert!(
+        timeout(Duration::from_secs(5), daemon.ends()).await.expect("the plugin ends").success()
+    );
 }
 
 #[tokio::test]
@@ -370,8 +373,8 @@ async fn names_and_annotations_that_are_meant_to_do_harm_do_none() {
     refused(&runtime, &longest).await;
     let event = cluster.event(&longest, "CutRejected", 1).await;
     assert_eq!(event.metadata.name.unwrap().len(), 253);
-    // Among the hostile pods, at most the one with the overlong name has Events. Their pod name is
-    // shortened to 253 characters.
+    // Among the hostile pods, only the pod with the overlong name may have Events. The name of this
+    // pod is shortened to 253 characters.
     for event in cluster.events().await {
         let regarding = event.regarding.unwrap();
         let (name, note) = (regarding.name.unwrap(), event.note.unwrap());

@@ -1,5 +1,6 @@
-//! Tests with faults that do not occur in a temporary tree by itself. strace kills the plugin at
-//! its writes and makes system calls fail. Cgroups come and go while the plugin walks them.
+//! Tests with faults that a temporary directory tree does not cause by itself. strace kills the
+//! plugin at its writes and makes system calls fail. Cgroups appear and disappear while the plugin
+//! reads the hierarchy.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -22,8 +23,8 @@ const KNOBS: [&str; 2] = ["memory.min", "memory.low"];
 /// A pod and its memory request in bytes.
 type Asking = (Pod, i64);
 
-/// Returns a node whose policy needs both files of kubepods. Another program has already set
-/// memory.low of kubepods.
+/// Returns a node whose policy needs both files of kubepods. Another program has set memory.low of
+/// kubepods before the plugin starts.
 fn node() -> (Node, PathBuf) {
     let node = Node::new();
     let config = "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmaxLimitRequestRatio: null\n";
@@ -36,7 +37,7 @@ fn node() -> (Node, PathBuf) {
     (node, root)
 }
 
-/// Returns the content of a file before the plugin starts.
+/// Returns the content that a file has before the plugin starts.
 fn before(file: &Path) -> String {
     if file.ends_with("cgroup/kubepods/memory.low") {
         (7 * MIB).to_string()
@@ -54,8 +55,9 @@ fn held(file: &Path) -> String {
 fn start_with_fault(node: &Node, files: &[PathBuf], fault: &str) -> Daemon {
     let (call, _) = fault.split_once(':').unwrap();
     let mut command = Command::new("strace");
-    // With -D the child is the plugin instead of strace. With -f strace traces all threads: events
-    // and the reconcile task have one each. strace counts the calls of each thread by itself.
+    // With -D the child process is the plugin instead of strace. With -f strace traces all threads,
+    // because events and the reconcile task have a thread each. strace counts the calls of each
+    // thread separately.
     command.args([
         "-D",
         "-f",
@@ -104,7 +106,7 @@ async fn run_pods(node: &Node, runtime: &Runtime, alive: &mut Vec<Asking>) {
 }
 
 /// Raises the values of every level, and lowers them again. `alive` holds the pods that exist at
-/// any time.
+/// the time.
 async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Asking>) {
     run_pods(node, runtime, alive).await;
     for (index, request) in [(0, 150), (1, 20)] {
@@ -143,7 +145,8 @@ fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
     files.filter(|(file, sum)| held(file) != sum.to_string()).map(|(file, _)| file).collect()
 }
 
-/// Waits until every level holds the right values. Meanwhile it executes the plugin's requests.
+/// Waits until every level holds the right values. The function executes the plugin's requests
+/// meanwhile.
 async fn until_right(runtime: &mut Runtime, alive: &[Asking]) {
     let root = runtime.root.clone();
     let looks = async {
@@ -160,8 +163,8 @@ async fn until_right(runtime: &mut Runtime, alive: &[Asking]) {
     );
 }
 
-/// Checks that no cgroup protects less memory than its children together. Returns the cgroup's own
-/// memory.min and memory.low.
+/// Checks that no cgroup protects less memory than its children together. Returns memory.min and
+/// memory.low of the cgroup.
 fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
     let children = fs::read_dir(cgroup)
         .unwrap()
@@ -180,8 +183,8 @@ fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
 }
 
 /// Completes the plugin's last write, which the kill interrupted. In cgroupfs a file keeps its
-/// value if a write does not complete, but the plugin has truncated the regular file here. The file
-/// of originals instead gets a part of a line, because such a write may be partial.
+/// value if a write does not complete. The plugin has truncated the regular file of this test
+/// instead. The file of originals gets only a part of a line, because such a write may be partial.
 fn finish_last_write(node: &Node) {
     let log = fs::read_to_string(node.path("strace")).unwrap();
     // 71 write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
@@ -235,7 +238,7 @@ async fn is_killed_at_write(nth: usize) -> bool {
     until_right(&mut runtime, &alive).await;
     assert_nothing_is_lost(&root.join(KUBEPODS));
 
-    // From now on only the file of originals holds the original values.
+    // From now on, only the file of originals holds the original values.
     daemon.kill().await;
     let mut restore = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     restore.arg("restore").args(node.arguments().into_iter().skip(1));
@@ -314,7 +317,7 @@ async fn passing_fault(
     run_pods(&node, &runtime, &mut alive).await;
     let mut unset = wrong(&root, &alive);
     unset.retain(|unset| unset.parent() != file.parent());
-    assert!(unset.is_empty(), "{error} is no reason not to set {unset:?}");
+    assert!(unset.is_empty(), "the plugin must set {unset:?} in spite of {error}");
     until_right(&mut runtime, &alive).await;
     daemon.signal(Signal::TERM);
     let mut warnings = Vec::new();
@@ -343,7 +346,7 @@ async fn a_file_that_cannot_be_used_for_a_while_is_named_once_and_has_its_value_
         let warnings = passing_fault(level, knob, call, error, 5).await;
         let [line] = &warnings[..] else { panic!("{error}: {warnings:#?}") };
         let cgroup = format!("cgroup=/{level} ");
-        for part in [&cgroup, knob, text, "outcome=failed", "see whether"] {
+        for part in [&cgroup, knob, text, "outcome=failed", "Check that"] {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert!(call == "read" || line.contains("desired=104857600"), "{line}");
@@ -422,6 +425,9 @@ async fn with_a_full_disk_pods_get_their_values_and_it_is_said_what_will_not_be_
     assert_eq!(wrong(&root, &alive), [] as [PathBuf; 0]);
     daemon.signal(Signal::TERM);
     while let Some(line) = daemon.messages.recv().await {
-        assert!(!line.contains("cannot write down what containers"), "each is said once: {line}");
+        assert!(
+            !line.contains("cannot write down what containers"),
+            "the plugin must log each failure once: {line}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Tests of `plimsoll install` and `plimsoll uninstall` on a temporary tree that stands for the
+//! Tests of `plimsoll install` and `plimsoll uninstall` on a temporary directory tree in place of a
 //! node. A test double replaces the node's systemd and processes.
 
 use std::collections::BTreeMap;
@@ -163,7 +163,7 @@ impl Node {
     }
 
     /// Simulates a restart of the runtime. The runtime listens if NRI is on and plugins may
-    /// connect. It launches the program in its plugin directory.
+    /// connect. The runtime also launches the program in its plugin directory.
     fn restart_runtime(&mut self) {
         self.nri = None;
         let _ = fs::remove_file(self.socket());
@@ -202,13 +202,13 @@ impl Node {
                 let units = [UNIT, "usr/lib/systemd/system/plimsoll.service"];
                 assert!(
                     units.iter().any(|unit| self.host().join(unit).exists()),
-                    "systemd does not know it"
+                    "systemd must have the unit file"
                 );
                 let _ = fs::remove_file(enabled);
                 self.set_process(None);
             }
             ["start" | "restart", "plimsoll"] => {
-                assert!(self.host().join(UNIT).exists(), "systemd does not know it");
+                assert!(self.host().join(UNIT).exists(), "systemd must have the unit file");
                 self.set_process(Some(PROGRAM));
             }
             ["stop", "plimsoll"] => self.set_process(None),
@@ -235,8 +235,8 @@ impl Node {
             };
             (entry.into_path(), text)
         });
-        // A file that was put back is a new file with the old content. The kernel still reports the
-        // running program as deleted.
+        // An undo creates a new file with the old content. The kernel still reports the running
+        // program as deleted.
         let process = self.process().map(|program| program.replace(" (deleted)", ""));
         (files.collect(), process, self.nri.is_some())
     }
@@ -265,11 +265,11 @@ impl Executor for Node {
             }
             Action::Replace(program) => {
                 assert!(self.nri.is_some(), "it connects");
-                // A broken program ends at its start.
+                // A broken program ends right after its start.
                 let is_broken = self.text(&program[1..]) == "broken";
                 self.set_process(Some(program).filter(|_| !is_broken).map(String::as_str));
             }
-            // While original values are stored, `plimsoll restore` needs the runtime's socket or a
+            // If original values are stored, `plimsoll restore` needs the runtime's socket or a
             // running plugin.
             Action::Restore if !self.restores => return Err("injected".to_owned()),
             Action::Restore => {
@@ -347,8 +347,8 @@ fn a_configuration_that_comes_later_counts_too() {
     node.install("new", InstallMode::External);
     assert!(node.nri.is_some());
     let config: toml::Table = node.text("etc/containerd/plimsoll/config.toml").parse().unwrap();
-    // Go's filepath.Glob accepts this pattern. Without a `*`, containerd would take it as a file
-    // name.
+    // Go's filepath.Glob accepts this pattern. Without a `*`, containerd would read the text as a
+    // file name.
     let expected = "version = 2\nimports = ['/etc/containerd/config.tom[*l]', '/etc/containerd/plimsoll/nri.toml']";
     assert_eq!(config, expected.parse().unwrap());
     assert!(!node.plan("new", InstallMode::Launched).to_string().contains("/plugins-of-mine/"));
@@ -356,7 +356,11 @@ fn a_configuration_that_comes_later_counts_too() {
     node.put("etc/containerd/config.toml", &format!("{OFF}plugin_path = '/plugins-of-mine'\n"));
     let plan = node.plan("new", InstallMode::Launched).to_string();
     assert!(plan.contains("write /plugins-of-mine/90-plimsoll"), "{plan}");
-    assert_eq!(node.plan("new", InstallMode::External).steps, [], "the switch counts more");
+    assert_eq!(
+        node.plan("new", InstallMode::External).steps,
+        [],
+        "the file that switches NRI on has priority"
+    );
 }
 
 #[test]
@@ -388,8 +392,8 @@ fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
     for path in [&PROGRAM[1..], CONFIG, UNIT] {
         assert!(!node.host().join(path).exists(), "{path}");
     }
-    assert_eq!(node.facts("").plan_nri().unwrap().steps, [], "it is on");
-    // The configuration has NRI on, but the runtime was not restarted since.
+    assert_eq!(node.facts("").plan_nri().unwrap().steps, [], "NRI is on");
+    // The configuration has NRI on, but the runtime has not restarted since the change.
     node.nri = None;
     let plan = node.facts("").plan_nri().unwrap();
     let actions: Vec<_> = plan.steps.iter().map(|step| step.action.to_string()).collect();
@@ -536,7 +540,7 @@ fn of_programs_that_the_runtime_would_launch_one_is_left() {
         assert_eq!(node.plan("new", InstallMode::Launched).steps, []);
         each_step_may_fail(prepare, |node| node.plan("new", InstallMode::Launched));
     }
-    // The plan replaces the program that runs, and removes the other one.
+    // The plan replaces the running program, and removes the other program.
     let node = Node::new(ON);
     for name in ["90-plimsoll", "95-plimsoll"] {
         node.put(&format!("opt/nri/plugins/{name}"), "by hand");
@@ -579,8 +583,8 @@ fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Pla
         for is_done in [false, true] {
             let mut node = prepare();
             let plan = plan_of(&node);
-            // Only a command can fail after it took effect. An action on files puts its own changes
-            // back when it fails.
+            // Only a command can fail after it took effect. A failed action on files undoes its own
+            // changes.
             if is_done && !matches!(plan.steps[at].action, Action::Systemctl(_)) {
                 continue;
             }
@@ -592,7 +596,7 @@ fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Pla
             assert_eq!(failed, format!("cannot {step}: injected; all earlier steps were undone"));
             assert_eq!(node.state(), before, "{step}, done: {is_done}: {:?}", node.calls);
             let again = plan_of(&node).steps;
-            assert_eq!(again, plan.steps, "it may be tried again");
+            assert_eq!(again, plan.steps, "a second attempt has the same plan");
         }
     }
     steps
@@ -739,7 +743,7 @@ fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
     let plan = node.plan("new", InstallMode::External);
     let last = plan.steps.len() - 1;
     assert!(matches!(plan.steps[last].action, Action::Systemctl(_)));
-    // The last step fails, and so does the restore in its undo.
+    // The last step fails, and the restore in its undo also fails.
     node.fails = Some((last, true));
     node.restores = false;
     let failed = node.execute(&plan).unwrap_err().to_string();
@@ -790,7 +794,7 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
     node.set_process(Some("/home/me/plimsoll"));
     let own = node.facts("new").plan_installation(InstallMode::External).unwrap_err().to_string();
     assert!(own.contains("process 7") && own.contains("/home/me/plimsoll"), "{own}");
-    // The program of a DaemonSet may have the path of an installed program, and holds the node's
+    // A DaemonSet's program may have the same path as an installed program, and it holds the node's
     // lock.
     let pod = "0::/kubepods.slice/kubepods-poda.slice/cri-containerd-b.scope\n";
     for program in ["/usr/bin/plimsoll", PROGRAM] {
@@ -1130,8 +1134,8 @@ fn without_a_word_of_consent_nothing_is_changed() {
 #[test]
 fn an_undo_goes_on_after_its_terminal_is_gone() {
     let node = able();
-    // Every call prints to standard error first, and counts only if it can print. The first restart
-    // of the runtime hangs until the user interrupts.
+    // Every call first prints to standard error, and counts only if it can print. The first restart
+    // of the runtime hangs until the user interrupts the program.
     let script = "#!/bin/sh\necho note >&2 || exit 1\necho \"$*\" >>$0.called\n\
                   test \"$*\" != 'restart containerd' || test -e $0.again || \
                   { touch $0.again; exec sleep 60; }\n";

@@ -1,5 +1,5 @@
-//! Tests of OOM kills: the plugin reports and counts them. If `oomRescue` is configured, it raises
-//! the limit of a container that is killed too often.
+//! Tests of OOM kills: the plugin reports and counts them. With `oomRescue`, the plugin raises the
+//! limit of a container that is OOM-killed repeatedly.
 
 use std::fs;
 
@@ -15,8 +15,8 @@ fn count(runtime: &Runtime, cgroup: &str, processes: u64, groups: u64) {
     count_by(runtime, cgroup, processes, processes, groups);
 }
 
-/// Sets the kill counts as [`count`] does. `limits` is the number of times that a limit was reached
-/// (`oom`).
+/// Sets the kill counts as [`count`] does. `limits` is the number of times that usage reached a
+/// limit (`oom`).
 fn count_by(runtime: &Runtime, cgroup: &str, limits: u64, processes: u64, groups: u64) {
     let text = format!(
         "low 0\nhigh 0\nmax 7\noom {limits:04}\noom_kill {processes:04}\noom_group_kill {groups:04}"
@@ -151,20 +151,21 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
     count(&runtime, &container(&side), 0, 0);
     runtime.run(&side).await;
 
-    // The kernel counts in the container first. Its write to the pod's `memory.events` triggers the
-    // plugin's inotify watch.
+    // The kernel counts in the container first. The later change of the pod's `memory.events`
+    // triggers the plugin's inotify watch.
     count_up(&runtime, &side, 1, 0);
     let line = daemon.says("the kernel OOM-killed processes of the container").await;
     for part in ["container=\"side\"", "pod=\"default/b\"", "kills=1", "limit=104857600", "podb"] {
         assert!(line.contains(part), "{part}: {line}");
     }
-    // The runtime removes the cgroup before the plugin reads it, so only the pod's counts are left.
-    // With `memory.oom.group`, all processes of the container together are one kill.
+    // The runtime removes the cgroup before the plugin reads it, so only the pod's counts remain.
+    // With `memory.oom.group`, a kill of all processes of the container counts as one kill.
     dies_unseen(&daemon, &runtime, &pod, 4, 1);
     let line = daemon.says("the kernel OOM-killed processes of the container").await;
     assert!(line.contains("container=\"app\"") && line.contains("kills=1"), "{line}");
 
-    // While no plugin runs, the kubelet creates the container again and the kernel kills it again.
+    // While no plugin runs, the kubelet creates the container once more, and the kernel kills the
+    // container once more.
     daemon.kill().await;
     pod.container.id.push('x');
     let path = format!("/{}", container(&pod));
@@ -224,7 +225,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
-    // The plugin raises the combined limit of memory and swap as well.
+    // The plugin also raises the combined limit of memory and swap.
     assert_eq!(
         again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits),
         Some((200 * MIB, 200 * MIB))
@@ -232,7 +233,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
     assert_eq!(
         runtime.file(&pod.cgroup(), "memory.max"),
         (200 * MIB).to_string(),
-        "the pod's cgroup first"
+        "the plugin raises the pod's limit first"
     );
     // The limit stays raised over restarts of the container and of the plugin.
     assert_eq!(
@@ -282,12 +283,11 @@ async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
     assert_eq!(limit, 200 * MIB);
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
     daemon.says("raised the pod's limit").await;
-    // After the plugin has read back the limit, it asks for the `memory.high` that belongs to the
-    // limit.
+    // After the plugin has read back the limit, it requests the `memory.high` for this limit.
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked["id-b"]["memory.high"].parse().unwrap();
     assert!((170 * MIB..=180 * MIB).contains(&high), "{high}");
-    // If the kubelet sends the user's unchanged limit again, the raised limit stays.
+    // The kubelet sends the user's unchanged limit once more. The raised limit stays.
     let (sandbox, updated) = (pod.sandbox.clone(), pod.container.clone());
     let reply = runtime
         .connection
@@ -324,7 +324,7 @@ async fn observing_shows_a_raised_limit_as_rescued() {
     pod.linux().resources = Some(memory_limit(200 * MIB)).into();
     runtime.synchronize(&[&pod]).await;
     runtime.serve_update(&[&pod]).await;
-    daemon.says("stays, as lowering it could kill").await;
+    daemon.says("the raised limit stays, because lowering it could kill").await;
     assert_eq!(status_json(&node).await["containers"][0]["state"], "rescued");
 }
 
@@ -359,7 +359,7 @@ async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
     node.checkpoint_with_pod_limit("own", "100Mi", "100Mi", "150Mi");
     for (pod, expected, said) in [
         (off, None, "the kernel OOM-killed processes of the container"),
-        (own, None, "its pod has limits of its own, which stay"),
+        (own, None, "the pod has pod-level limits, which stay"),
         (less, Some(120 * MIB), "raised the limit of a container"),
     ] {
         let mut pod = pod;
@@ -396,7 +396,7 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     // The raise is a tenth of the free 500 MiB. The container's own request also counts while the
     // container is down.
     assert_eq!(memory.limit.value, 150 * MIB);
-    // Memory of one raise is not available for the next one, so 450 MiB are free.
+    // Memory of one raise is not available for the next raise, so 450 MiB are free.
     let mut other = other;
     dies_unseen(&daemon, &runtime, &other, 1, 1);
     daemon.says("raised the limit of a container").await;
@@ -409,15 +409,15 @@ async fn a_kill_that_is_seen_half_counts_once() {
     let (node, daemon, runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
-    // The kernel counts one process, then the group. At last the kernel counts the other processes.
-    // Each count appears in the container before the pod.
+    // The kernel first counts one process, then the group, and then the other processes. The kernel
+    // increases each count in the container before it increases the count in the pod.
     for (processes, groups) in [(1, 0), (1, 1), (5, 1)] {
         count_up(&runtime, &pod, processes, groups);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         counts(&node, "b", 1).await;
     }
-    // The plugin sees a part of the next kill in the container's file. It sees the whole kill in
-    // the pod's file after the container's cgroup is gone.
+    // The plugin sees a part of the next kill in the container's file. The plugin sees the whole
+    // kill in the pod's file after the container's cgroup is gone.
     count_up(&runtime, &pod, 6, 1);
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     dies_unseen(&daemon, &runtime, &pod, 9, 2);
@@ -431,21 +431,21 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     run(&runtime, &pod, 100 * MIB).await;
     count_up(&runtime, &pod, 1, 0);
     counts(&node, "b", 1).await;
-    // The pod's `memory.events` cannot be read. A kill that only the container's file shows
-    // meanwhile must count once the pod's file can be read again.
+    // The plugin cannot read the pod's `memory.events`. Only the container's file shows a kill
+    // meanwhile. This kill must count once the plugin can read the pod's file.
     let events = runtime.cgroup(&pod).parent().unwrap().join("memory.events");
     let away = events.with_extension("away");
     fs::rename(&events, &away).unwrap();
     fs::create_dir(&events).unwrap();
     count(&runtime, &container(&pod), 2, 0);
     fs::write(&away, "to be woken up by").unwrap();
-    daemon.says("cannot tell whether anybody was killed").await;
+    daemon.says("cannot read the kills of a pod").await;
     fs::remove_dir(&events).unwrap();
     fs::rename(&away, &events).unwrap();
     count(&runtime, &pod.cgroup(), 2, 0);
     counts(&node, "b", 2).await;
-    // The pod's file is removed and made again before the next container starts. A later kill must
-    // still count.
+    // The test replaces the pod's file before the next container starts. A later kill must still
+    // count.
     fs::remove_file(&events).unwrap();
     count(&runtime, &pod.cgroup(), 2, 0);
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
@@ -478,8 +478,8 @@ async fn what_the_user_asks_for_meanwhile_counts() {
     run(&runtime, &pod, 100 * MIB).await;
     count_up(&runtime, &pod, 3, 0);
     daemon.says("raised the limit of a container").await;
-    // The plugin asks the runtime for the raised limit only after one second without events
-    // (`QUIET` in `agent/reconcile.rs`). The user asks for another limit before that.
+    // The plugin requests the raised limit only after one second without events (`QUIET` in
+    // `agent/reconcile.rs`). The user asks for another limit before this second has passed.
     runtime.update(&pod, memory_limit(220 * MIB)).await;
     fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 220 * MIB)).unwrap();
     runtime.updated(&pod).await;
@@ -512,7 +512,7 @@ async fn observing_drops_limits_that_wait_for_the_runtime() {
         node.replace("plimsoll.yaml", &format!("mode: observe\n{RESCUE}"));
         daemon.says("mode is observe").await;
     };
-    // These events delay the plugin's request for the limit, because the plugin waits until the
+    // Pod events delay the plugin's request for the limit, because the plugin waits until the
     // runtime is quiet.
     let restless = async {
         loop {
@@ -521,7 +521,7 @@ async fn observing_drops_limits_that_wait_for_the_runtime() {
         }
     };
     tokio::select! {
-        () = restless => unreachable!("it never ends"),
+        () = restless => unreachable!("this future never ends"),
         () = switched => {}
     }
     runtime.asks_for_no_limit(std::time::Duration::from_secs(4)).await;

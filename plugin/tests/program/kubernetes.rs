@@ -2,7 +2,7 @@
 //! API server validates the objects.
 //!
 //! The usual validators (kubeconform, kubeval) take their schemas from repositories that no package
-//! registry has. An API server has the schemas itself. With strict validation it also refuses
+//! registry has. An API server contains the schemas itself. With strict validation it also refuses
 //! unknown fields.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,7 @@ const HELM: Programs = programs("helm", "helm.sh/helm/v4", "v4.3.1", &["./cmd/he
 const KUSTOMIZE: Programs =
     programs("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.8.2", &["."]);
 
-/// The Prometheus operator. No program of it is built: the tests read only the custom resource
+/// The Prometheus operator. The tests build no program of it, and read only the custom resource
 /// definitions in its module.
 const OPERATOR: Programs = programs(
     "prometheus-operator",
@@ -272,7 +272,7 @@ async fn an_api_server_that_is_strict_takes_every_object() {
             }
         }
     }
-    // The API server refuses each of these mistakes, so acceptance means something.
+    // The API server refuses each of these mistakes, so a successful validation is meaningful.
     for (kind, field, value) in [
         (
             "DaemonSet",
@@ -329,8 +329,9 @@ fn the_chart_hands_every_field_of_the_configuration_over() {
     });
     let objects = chart(&[&format!("config={whole}")]);
     assert_eq!(config(&objects), Config::parse(whole.to_string().as_bytes(), "").unwrap());
-    // No value is a default except raisePodLimits, which oomRescue requires. So the chart cannot
-    // lose another field unnoticed. The chart refuses kubeconfig, because a pod has no use for it.
+    // Every value except raisePodLimits differs from its default, so the chart cannot lose a field
+    // unnoticed. oomRescue requires raisePodLimits. The chart refuses kubeconfig, because a pod has
+    // no use for this field.
     let complaint = Config::parse(b"unknown: 1", "").unwrap_err().to_string();
     let (_, list) = complaint.split_once("expected one of ").unwrap();
     let (list, _) = list.split_once(", found").unwrap();
@@ -543,8 +544,8 @@ fn the_chart_is_as_helm_wants_it() {
 }
 
 /// Updates the volume of a ConfigMap as the kubelet does. The kubelet writes the files into a new
-/// directory. Then it makes `..data` point to this directory by renaming a symbolic link. Source:
-/// `pkg/volume/util/atomic_writer.go` of Kubernetes.
+/// directory. Then the kubelet makes `..data` point to this directory by renaming a symbolic link.
+/// Source: `pkg/volume/util/atomic_writer.go` of Kubernetes.
 fn bring(volume: &Path, generation: &str, config: &str) {
     let directory = volume.join(generation);
     fs::create_dir_all(&directory).unwrap();

@@ -89,7 +89,7 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
     let line = daemon.says("memoryThrottlingFactor").await;
     assert_eq!(of(&line, &["level"]), [json!("ERROR")]);
     assert!(line.contains("logLevel"), "{line}");
-    assert!(daemon.messages.recv().await.is_none(), "it is said once");
+    assert!(daemon.messages.recv().await.is_none(), "the program must log the error once");
     assert_eq!(daemon.ends().await.code(), Some(2));
 }
 
@@ -108,8 +108,8 @@ async fn a_fatal_error_has_the_format_of_the_log() {
 /// Shell command that discards standard error. A runtime starts plugins like this.
 const NOWHERE: &str = "exec 2>/dev/null";
 
-/// Shell command that declares standard error to be a stream to the journal. systemd starts
-/// services like this.
+/// Shell command that makes standard error look like a stream to the journal. systemd starts
+/// services with such a stream.
 const TO_JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
 
 /// Shell command that connects standard error to a pipe that no process reads.
@@ -142,7 +142,7 @@ async fn entry(journal: &UnixDatagram, text: &'static str) -> BTreeMap<String, S
         let mut bytes = vec![0; 1 << 20];
         let length = journal
             .recv(&mut bytes)
-            .unwrap_or_else(|error| panic!("nobody said {text:?}: {error}"));
+            .unwrap_or_else(|error| panic!("no journal entry contains {text:?}: {error}"));
         let entry = String::from_utf8(bytes[..length].to_vec()).unwrap();
         let fields = entry.lines().map(|line| line.split_once('=').expect(text));
         let fields: BTreeMap<_, _> =
@@ -191,7 +191,11 @@ async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
             ["6", &format!("/{}", pod.cgroup()), "memory.min"]
         );
         daemon.signal(Signal::TERM);
-        assert_eq!(daemon.messages.recv().await, None, "it is said once: {standard_error}");
+        assert_eq!(
+            daemon.messages.recv().await,
+            None,
+            "the program must log the message once: {standard_error}"
+        );
         assert!(daemon.ends().await.success());
     }
 }
@@ -233,8 +237,8 @@ async fn what_ends_it_reaches_the_journal_also_if_it_ends_before_that_looks_whos
         node.replace("plimsoll.yaml", "logLevel: loud\n");
         node
     };
-    // The journal knows the unit of this stream from its start, so standard error gets the last
-    // message.
+    // The journal knows the unit of this stream from the start of the stream, so the program writes
+    // its last message to standard error.
     let node = mistaken();
     let (mut daemon, _journal) = start_with_journal(&node, TO_JOURNAL);
     daemon.says("logLevel").await;

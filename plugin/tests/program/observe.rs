@@ -1,5 +1,5 @@
-//! Tests of `mode: observe`, of the configuration's switches and of the brake: the plugin leaves
-//! actions undone and reports them.
+//! Tests of `mode: observe`, of the configuration's switches and of the brake. In these states the
+//! plugin only reports its planned actions.
 
 use std::collections::HashMap;
 use std::fs;
@@ -65,13 +65,13 @@ struct Adjusted {
     asked: usize,
     /// The metrics in [`ACTIONS`] that are above 0.
     actions: Vec<&'static str>,
-    /// The final values of the files that other programs wrote.
+    /// The final values of the files that the test wrote as another program.
     files: Vec<String>,
 }
 
 impl Adjusted {
-    /// Returns the result of a plugin that does nothing: the files hold the values of the other
-    /// programs.
+    /// Returns the expected changes of a plugin that does nothing. The files then hold the values
+    /// of the other programs.
     fn nothing() -> Self {
         Self {
             files: vec!["4096".to_owned(), "8192".to_owned(), "max".to_owned()],
@@ -184,7 +184,7 @@ fn foreign(pod: &Pod) -> [(String, &'static str, &'static str); 3] {
     ]
 }
 
-/// Creates and throttles a container, and asks for a limit decrease and a limit increase. Then
+/// Creates and throttles a container, and requests a limit decrease and a limit increase. Then
 /// changes the container's cgroups as other programs do, and counts kills. Returns the plugin's
 /// changes.
 async fn everything(
@@ -456,7 +456,8 @@ async fn switching_to_observe_restores_first() {
     // The plugin restores the container's files at once, without waiting for a quiet runtime.
     runtime.holds(&container, "memory.high", "max").await;
     runtime.holds(&container, "memory.min", 0).await;
-    // The runtime gets the restored values as well, because it would set its stored values again.
+    // The runtime also gets the restored values, because it would otherwise set its stored values
+    // again.
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked[&pod.container.id]["memory.min"], "0");
     assert_eq!(asked[&pod.container.id]["memory.high"], "max");
@@ -487,7 +488,7 @@ async fn switching_to_observe_names_limits_that_stay_raised() {
     runtime.update(&pod, memory_limit(200 * MIB)).await;
     daemon.says("raised the pod's limit").await;
     node.replace("plimsoll.yaml", OBSERVE);
-    let line = daemon.says("stays, as lowering it could kill").await;
+    let line = daemon.says("the raised limit stays, because lowering it could kill").await;
     let raised = format!("{} memory.max: {}, raised from {}", pod.cgroup(), 200 * MIB, 100 * MIB);
     assert!(line.contains(&raised), "{line}");
 }
@@ -527,8 +528,8 @@ async fn what_was_left_without_repair_stays_left() {
     daemon.says("verified").await;
     runtime.set_file(&pod.cgroup(), "memory.min", "8192");
     daemon.says("left as another program set it").await;
-    // Another program writes again. Each new configuration makes the plugin check everything, and
-    // the second request shows that the first check has ended.
+    // Another program writes once more. Each new configuration makes the plugin check everything.
+    // The second request shows that the first check has ended.
     runtime.set_file(&pod.cgroup(), "memory.min", "12288");
     for factor in [0.5, 0.6] {
         node.replace("plimsoll.yaml", &format!("{config}memoryThrottlingFactor: {factor}\n"));
@@ -540,8 +541,8 @@ async fn what_was_left_without_repair_stays_left() {
 const ONE_REPAIR: &str =
     "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nbrake: {repairs: 1}\n";
 
-/// Changes two files of a pod as another program does. With `repairs: 1`, the two repairs apply the
-/// brake.
+/// Changes two files of a pod as another program does. With `repairs: 1`, the two repairs trigger
+/// the brake.
 async fn two_repairs(daemon: &mut Daemon, runtime: &Runtime, pod: &Pod) {
     for knob in ["memory.min", "memory.low"] {
         runtime.set_file(&pod.cgroup(), knob, "4096");
@@ -573,7 +574,7 @@ async fn too_many_repairs_apply_the_brake() {
     );
     assert!(node.metrics().await.contains("plimsoll_brake_applied 1"));
 
-    // The brake stays applied for the next process.
+    // The next process of the plugin keeps the brake applied.
     drop((daemon, runtime));
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -637,7 +638,7 @@ async fn a_pods_own_decrease_is_only_reported_while_observing() {
     assert_eq!(
         runtime.file(&pod.cgroup(), "memory.current"),
         (128 * MIB).to_string(),
-        "nothing was reclaimed"
+        "the plugin must reclaim nothing"
     );
 }
 
@@ -682,8 +683,8 @@ async fn repairs_through_the_runtime_apply_the_brake() {
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
     let container = cgroup(&pod);
-    // The plugin writes the first repair to the file itself. It asks the runtime for the second
-    // repair.
+    // The plugin writes the first repair to the file itself. For the second repair, it sends a
+    // request to the runtime.
     runtime.set_file(&container, "memory.min", "4096");
     runtime.holds(&container, "memory.min", 64 * MIB).await;
     daemon.says("repaired").await;
@@ -705,14 +706,14 @@ async fn the_brake_stays_applied_without_its_record() {
     let obstacle = node.path("host/run/plimsoll/brake.new");
     fs::create_dir_all(&obstacle).unwrap();
     two_repairs(&mut daemon, &runtime, &pod).await;
-    daemon.says("cannot keep the brake's record").await;
+    daemon.says("cannot store the brake's record").await;
     daemon.says("the brake is applied").await;
     runtime.serve_update(&[&pod]).await;
     node.replace("plimsoll.yaml", &format!("{ONE_REPAIR}maxLimitRequestRatio: 5\n"));
     daemon.says("configuration changed").await;
     assert_eq!(status_json(&node).await["node"]["brake"], "2 repairs within 10m");
     assert!(!node.path("host/run/plimsoll/brake").exists());
-    // The plugin stores the record as soon as possible, so that an operator can reset the brake.
+    // The plugin stores the record as soon as it can, so that an operator can reset the brake.
     fs::remove_dir(&obstacle).unwrap();
     node.replace("plimsoll.yaml", ONE_REPAIR);
     daemon.says("configuration changed").await;
@@ -732,7 +733,7 @@ async fn a_brake_that_was_reset_is_applied_again() {
     two_repairs(&mut daemon, &runtime, &pod).await;
     daemon.says("the brake is applied").await;
     runtime.serve_update(&[&pod]).await;
-    // Wait for the verified values, because the plugin may send another request before that.
+    // Wait until the plugin has verified the values, because it may send another request before.
     daemon.says("verified").await;
     // The operator resets the brake while `plimsoll restore` is in force. The plugin is stopped, so
     // that it sees both removed files as one change.
@@ -746,8 +747,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
     });
     daemon.says("'plimsoll restore' was undone").await;
     runtime.serve_update(&[&pod]).await;
-    // Wait for the verified values. Before that, the plugin may take another program's value for
-    // the original, which it does not repair.
+    // Wait until the plugin has verified the values. Before, the plugin may record another
+    // program's value as the original, and then it repairs nothing.
     daemon.says("verified").await;
     runtime.holds(&pod.cgroup(), "memory.min", 64 * MIB).await;
     two_repairs(&mut daemon, &runtime, &pod).await;
@@ -771,7 +772,7 @@ async fn too_many_conflicts_apply_the_brake() {
         }
     };
     let line = tokio::select! {
-        () = fight => unreachable!("it never ends"),
+        () = fight => unreachable!("this future never ends"),
         line = daemon.says("the brake is applied") => line,
     };
     assert!(line.contains("2 conflicts with other writers within 10m"), "{line}");
@@ -866,7 +867,7 @@ async fn observing_reports_no_rescue_above_a_pods_own_limit() {
     node.checkpoint_with_pod_limit("b", "64Mi", "100Mi", "150Mi");
     let pod = run_counted(&mut daemon, &runtime).await;
     kills(&runtime, &pod, 2);
-    daemon.says("its pod has limits of its own, which stay").await;
+    daemon.says("the pod has pod-level limits, which stay").await;
     assert!(!is_counted(
         &node.metrics().await,
         "plimsoll_observed_actions_total{kind=\"Rescued\"}"

@@ -34,8 +34,8 @@ fn burstable(node: &Node, uid: &str, request: i64) -> Pod {
     Pod::new("burstable", uid, 2 * request)
 }
 
-/// The test reads the files as soon as the plugin has answered, without waiting. So the plugin must
-/// write them before it answers.
+/// The test reads the files as soon as the plugin has answered. So the plugin must write the files
+/// before it answers.
 #[tokio::test]
 async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_it_has_ended() {
     let (node, _daemon, runtime) = start().await;
@@ -62,7 +62,11 @@ async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_
     for (cgroup, name) in
         [(KUBEPODS, "memory.high"), (BURSTABLE, "memory.high"), (KUBEPODS, "memory.max")]
     {
-        assert_eq!(runtime.file(cgroup, name), "max", "never set above containers");
+        assert_eq!(
+            runtime.file(cgroup, name),
+            "max",
+            "the plugin must not set memory.high above containers"
+        );
     }
 }
 
@@ -99,7 +103,7 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
         node.checkpoint("allocated_pods_state", &[("b", "app", request * MIB)]);
         let updated = runtime.update(&pod, harness::memory_limit(300 * MIB)).await;
         assert_eq!(updated["memory.min"], (request * MIB).to_string());
-        // The container does not have its new value yet, so the larger of both values counts.
+        // The container does not have its new value yet, so the larger claim counts.
         for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
             assert_eq!(
                 runtime.file(cgroup, "memory.min"),
@@ -110,8 +114,8 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
         runtime.apply(&pod, &updated);
         runtime.set_file(&format!("{}/id-b", pod.cgroup()), "memory.max", &(300 * MIB).to_string());
         runtime.updated(&pod).await;
-        // Wait for the check of this update. Otherwise the plugin might already read the next
-        // request from the checkpoint.
+        // Wait until the plugin has checked this update. Without this wait, the plugin might
+        // already read the next request from the checkpoint.
         daemon.says("outcome=unchanged").await;
         for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
             runtime.holds(cgroup, "memory.min", request * MIB).await;
@@ -122,7 +126,7 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
 #[tokio::test]
 async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
     let (_node, mut daemon, runtime) = start().await;
-    // The pods ask for 6 GiB, and node allocatable is 4 GiB.
+    // The pods claim 6 GiB, and node allocatable is 4 GiB.
     let pods = ["a", "b", "c"].map(|uid| Pod::new("guaranteed", uid, 2048 * MIB));
     for pod in &pods {
         runtime.make_cgroup(pod);
@@ -135,12 +139,16 @@ async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
             runtime.file(&pod.cgroup(), "memory.min"),
             (4096 * MIB / 3 / 4096 * 4096).to_string()
         );
-        assert_eq!(runtime.read(pod, "memory.min"), (2048 * MIB).to_string(), "the kernel divides");
+        assert_eq!(
+            runtime.read(pod, "memory.min"),
+            (2048 * MIB).to_string(),
+            "the kernel distributes the pod's protection among its containers"
+        );
     }
-    assert!(daemon.says("gets less than it asks for").await.contains("asked_min=\"2Gi\""));
+    assert!(daemon.says("gets less than its claim").await.contains("asked_min=\"2Gi\""));
     runtime.end(&pods[2]).await;
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), (4096 * MIB).to_string());
-    daemon.says("gets all that it asks for again").await;
+    daemon.says("gets its full claim again").await;
 }
 
 #[tokio::test]
@@ -158,7 +166,7 @@ async fn what_somebody_else_writes_is_repaired_at_every_level() {
         );
     }
     let container = format!("{}/id-b", pod.cgroup());
-    // The runtime has stored this value already, so the plugin repairs only the file.
+    // The runtime has already stored this value, so the plugin repairs only the file.
     runtime.set_file(&container, "memory.high", "max");
     runtime.holds(&container, "memory.high", 190 * MIB).await;
     daemon.says("outcome=applied").await;
@@ -220,7 +228,7 @@ async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
     assert_eq!(
         runtime.file(KUBEPODS, "memory.min"),
         (300 * MIB).to_string(),
-        "a new value is written once"
+        "the plugin must write a new value once"
     );
 }
 
@@ -233,7 +241,7 @@ async fn a_container_that_ends_unannounced_is_no_longer_counted() {
     for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
         runtime.holds(cgroup, "memory.min", 0).await;
     }
-    // An update of the ended container adds no claim.
+    // An update of an ended container adds no claim.
     let mut ended = pod.clone();
     ended.container.state = nri::api::ContainerState::CONTAINER_STOPPED.into();
     runtime.stop(&ended).await;
@@ -255,8 +263,8 @@ fn next(pod: &Pod, id: &str) -> Pod {
     next
 }
 
-/// containerd makes the task before it calls plugins. If this step of a start fails, containerd
-/// sends no event.
+/// containerd creates the task before it calls plugins. If the creation of the task fails,
+/// containerd sends no event.
 #[tokio::test]
 async fn a_failed_start_does_not_count() {
     let (node, _daemon, runtime) = start().await;
@@ -299,7 +307,8 @@ async fn a_failed_start_does_not_count() {
 #[tokio::test]
 async fn a_pod_claims_no_more_than_its_own_limit() {
     let (node, _daemon, runtime) = start().await;
-    // The kubelet gives both containers the limit of their Guaranteed pod. There is no record.
+    // The kubelet gives both containers the limit of their Guaranteed pod. The kubelet has no
+    // record.
     let pod = Pod::new("guaranteed", "g", 200 * MIB)
         .created_with(harness::memory_limit(200 * MIB))
         .overhead(8 * MIB);
@@ -313,7 +322,7 @@ async fn a_pod_claims_no_more_than_its_own_limit() {
     for cgroup in [&pod.cgroup(), KUBEPODS] {
         runtime.holds(cgroup, "memory.min", 208 * MIB).await;
     }
-    // The runtime reports both containers again, and then one of them ends.
+    // The runtime reports both containers once more, and then one of them ends.
     drop(runtime);
     let runtime = node.accept().await;
     runtime.synchronize(&[&pod, &side]).await;
@@ -374,7 +383,7 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
     let line = daemon.says("outcome=").await;
     assert!(
         line.contains("default/gvisor") && line.contains("outcome=unresolved"),
-        "nothing was read back: {line}"
+        "the plugin must not report a read value: {line}"
     );
     // Update the container, then let the runtime report everything again. The plugin then checks
     // everything.
@@ -387,17 +396,17 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
     runtime.holds(KUBEPODS, "memory.min", 410 * MIB).await;
     assert_eq!(runtime.file(&kata.cgroup(), "memory.min"), (110 * MIB).to_string());
     assert_eq!(runtime.file(&gvisor.cgroup(), "memory.min"), (300 * MIB).to_string());
-    // The plugin asks the runtime for nothing and repairs nothing. The 12 s exceed the delay before
-    // the first inspection of an unknown cgroup, 10 s (`PATIENCE` in `agent/reconcile.rs`).
+    // The plugin sends no request to the runtime and repairs nothing. The 12 s exceed the delay
+    // before the first inspection of an unknown cgroup, 10 s (`PATIENCE` in `agent/reconcile.rs`).
     let asked = tokio::time::timeout(Duration::from_secs(12), async {
         tokio::select! {
-            _ = runtime.updates.recv() => "for an update",
-            _ = node.trunk() => "for everything anew",
+            _ = runtime.updates.recv() => "an update",
+            _ = node.trunk() => "a new synchronization",
         }
     });
     assert_eq!(asked.await.ok(), None);
     // The removal of gVisor's empty cgroup does not mean that the container has ended. Only the
-    // runtime reports the ends.
+    // runtime reports the end of a container.
     fs::remove_dir_all(runtime.cgroup(&gvisor)).unwrap();
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\n");
     daemon.says("configuration changed").await;
@@ -407,7 +416,7 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
     runtime.holds(KUBEPODS, "memory.min", 10 * MIB).await;
 }
 
-/// CRI-O reports a cgroup path for a sandbox, but makes no cgroup there.
+/// CRI-O reports a cgroup path for a sandbox, but creates no cgroup at this path.
 #[tokio::test]
 async fn a_pod_lives_as_long_as_its_container_whatever_became_of_its_sandbox() {
     let (node, _daemon, runtime) = start().await;
@@ -490,7 +499,7 @@ async fn what_is_written_and_protects_nothing_is_reported() {
     assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
     let line = daemon.says("what is written does not protect").await;
     assert!(line.contains("container=\"app\"") && line.contains("effective_min=\"0\""), "{line}");
-    // Once the cgroup above has enough protection, the values protect. The plugin then logs this at
+    // Once the cgroup above has enough protection, the values take effect. The plugin then logs at
     // debug level instead of a warning.
     runtime.set_file("outer", "memory.min", &(300 * MIB).to_string());
     node.replace("plimsoll.yaml", &format!("{config}logLevel: debug\n"));
@@ -510,8 +519,8 @@ async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
     let expected = [300, 100, 100, 200];
     daemon.kill().await;
     drop(runtime);
-    // If a pod ended while no plugin ran, the cgroups above still hold its protection. If a pod
-    // started meanwhile, they hold none for it.
+    // Another pod may have ended while no plugin ran, so the cgroups above still hold its
+    // protection. A new pod may have started, so the cgroups above hold no protection for it.
     for half_done in 0..1 << levels.len() {
         let mut daemon = node.start();
         let runtime = node.accept().await;
@@ -643,7 +652,7 @@ async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again()
     assert_eq!(code, Some(0));
     assert!(said.contains("nothing had to be changed"), "{said}");
 
-    // After `restore`, the plugin sets no values for new pods either.
+    // After `restore`, the plugin also sets no values for new pods.
     let other = Pod::new("guaranteed", "g", 200 * MIB);
     runtime.make_cgroup(&other);
     assert_eq!(runtime.create(&other).await, HashMap::new());
@@ -698,7 +707,7 @@ async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
     assert_eq!(runtime.read(&foreign, "memory.min"), (50 * MIB).to_string());
     drop(runtime);
 
-    // A plugin that starts afterwards sets nothing until `restore --undo`.
+    // A plugin that starts later sets nothing until `restore --undo`.
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&[&pod]).await;
@@ -732,7 +741,8 @@ async fn restore_takes_back_what_a_plugin_changes_until_it_knows_of_it() {
     daemon.kill().await;
     drop(runtime);
 
-    // This plugin has recorded no original value yet when it gets the first status request.
+    // The plugin of this test has recorded no original value yet when it gets the first status
+    // request.
     let originals = node.path("host/run/plimsoll/originals");
     let remembered = fs::read(&originals).unwrap();
     fs::remove_file(&originals).unwrap();
@@ -772,7 +782,7 @@ fn below(mut pod: Pod, root: &str) -> Pod {
 async fn restore_fails_where_the_plugin_does_not_answer() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
-    // The kernel accepts the connection, but this plugin hangs.
+    // The kernel accepts the connection, but the plugin hangs.
     let socket = node.path("host/run/plimsoll/plimsoll.sock");
     let hangs = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let (code, said) = restore(&node, &[]).await;
@@ -782,7 +792,7 @@ async fn restore_fails_where_the_plugin_does_not_answer() {
     for claim in ["nothing had to be changed", "sets no values until"] {
         assert!(!said.contains(claim), "{said}");
     }
-    // The process has ended, and has left its socket.
+    // The plugin's process has ended and left its socket behind.
     drop(hangs);
     assert!(socket.exists());
     let (code, said) = restore(&node, &[]).await;
@@ -792,8 +802,8 @@ async fn restore_fails_where_the_plugin_does_not_answer() {
 #[tokio::test]
 async fn restore_finds_containers_below_a_cgroup_root() {
     let (node, mut daemon, runtime) = start().await;
-    // Remove the kubepods that `start` has made at the top. It would look like a leftover of
-    // another cgroup driver, and the pods are below `/kubelet`.
+    // Remove the kubepods that `start` has created at the top. The pods are below `/kubelet`, so
+    // this kubepods would look like a leftover of another cgroup driver.
     fs::remove_dir_all(runtime.path(KUBEPODS)).unwrap();
     let pod = below(burstable(&node, "b", 100 * MIB), "kubelet");
     run(&runtime, &mut daemon, &pod).await;
@@ -861,8 +871,8 @@ async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     let inside = burstable(&node, "c", 100 * MIB);
     run(&runtime, &mut daemon, &inside).await;
     daemon.kill().await;
-    // One container's cgroup is outside kubepods. This happens if the runtime uses another cgroup
-    // driver than the kubelet.
+    // One container's cgroup is outside kubepods. A cgroup lies there if the runtime uses another
+    // cgroup driver than the kubelet.
     let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()]
         .map(|path| runtime.path(&path));
     fs::rename(&from, &to).unwrap();
@@ -969,7 +979,7 @@ async fn restore_removes_drop_ins_left_by_observe_mode() {
     let [ours, others] = ["system.slice", "other.slice"].map(drop_in);
     node.replace("plimsoll.yaml", &format!("mode: observe\n{enforce}"));
     runtime.holds("system.slice", "memory.min", 0).await;
-    // The plugin writes this once it no longer manages the cgroup.
+    // The plugin writes this line when it no longer manages the cgroup.
     let is_left = || {
         let originals = fs::read_to_string(node.path("host/run/plimsoll/originals")).unwrap();
         originals
@@ -989,7 +999,7 @@ async fn restore_removes_drop_ins_left_by_observe_mode() {
 async fn an_unreadable_mark_of_restore_sets_nothing() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
-    // Even root cannot resolve this symbolic link, which points to itself.
+    // Even root cannot resolve this symbolic link, because it points to itself.
     std::os::unix::fs::symlink("restored", node.path("host/run/plimsoll/restored")).unwrap();
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -1051,9 +1061,9 @@ async fn files_that_cannot_be_used_are_named_once_and_nobody_is_refused() {
         runtime.make_cgroup(pod);
         runtime.run(pod).await;
     }
-    let line = daemon.says("what lies in this cgroup may not be protected").await;
+    let line = daemon.says("cannot set the protection of a cgroup").await;
     assert!(line.contains("cgroup=/kubepods ") && line.contains("outcome=unsupported"), "{line}");
-    let line = daemon.says("what lies in this cgroup may not be protected").await;
+    let line = daemon.says("cannot set the protection of a cgroup").await;
     assert!(
         line.contains("cgroup=/kubepods/burstable ") && line.contains("outcome=failed"),
         "{line}"
@@ -1148,8 +1158,8 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     runtime.holds("system.slice", "memory.min", 0).await;
     nothing_is_kept_from_pods(&node).await;
 
-    // A limit below the guard limit is the kubelet's. The plugin leaves it, with or without the
-    // guard.
+    // The kubelet has set a limit below the guard limit. The plugin leaves this limit, with or
+    // without the guard.
     node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 5Gi\n"));
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     runtime.set_file(KUBEPODS, "memory.max", &(2000 * MIB).to_string());
@@ -1199,7 +1209,7 @@ async fn nobody_is_killed_for_what_is_kept_from_pods() {
     assert_eq!(
         fs::read_to_string(node.path("host/run/plimsoll/guard")).ok(),
         None,
-        "nothing is to be taken back"
+        "the plugin must keep no record"
     );
     // The plugin reclaims memory, but not more than needed.
     pods_use(&runtime, 4000 * MIB, 1500 * MIB);
@@ -1216,7 +1226,8 @@ async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
     pods_use(&runtime, 100 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
     // The loop has no fixed number of rounds, because the plugin does not count every write as a
-    // conflict. A write that it finds when it reads back its own value does not count.
+    // conflict. The plugin may find another program's write when it reads back its own value. A
+    // write that the plugin finds this way does not count.
     let fight = async {
         loop {
             runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
@@ -1270,7 +1281,7 @@ async fn a_line_that_is_raised_needs_no_room() {
     pods_use(&runtime, 3072 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5000Mi\n");
     runtime.holds(KUBEPODS, "memory.max", 3192 * MIB).await;
-    // A lower guard limit waits, and the old one stays in force.
+    // A lower guard limit waits, and the old guard limit stays in force.
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
     daemon.says("the plugin sets the limit when pods use less").await;
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (3192 * MIB).to_string());
@@ -1322,8 +1333,8 @@ async fn node_guard_without_system_slice_is_said() {
     let line = daemon.says("nodeGuard found no cgroup system.slice").await;
     assert!(line.contains("WARN") && line.contains("systemReservedCgroup"), "{line}");
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
-    // Later checks do not repeat the warning. The plugin warns again only after the cgroup has
-    // existed and is gone.
+    // Later checks do not repeat the warning. The plugin warns again only if the cgroup appears and
+    // then disappears.
     runtime.make_cgroup_at("system.slice");
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
     runtime.holds(KUBEPODS, "memory.max", 2048 * MIB).await;

@@ -1,4 +1,4 @@
-//! Tests of in-place resizes: the limits must reach the cgroups of containers and pods.
+//! Tests of in-place resizes: the new limits must reach the cgroups of containers and pods.
 
 use std::collections::HashMap;
 use std::fs;
@@ -51,8 +51,8 @@ async fn a_limit_that_was_raised_while_the_container_was_down_reaches_its_pod_be
     runtime.set_file(&hungry.cgroup(), "memory.max", &(100 * MIB).to_string());
     runtime.set_file(&hungry.cgroup(), "cpu.max", "10000 100000\n");
     runtime.run(&hungry).await;
-    // The container is killed. The kubelet creates its successor with another ID and a higher
-    // limit, but does not raise the limit of the pod's cgroup.
+    // The kernel kills the container. The kubelet creates its successor with another ID and a
+    // higher limit, but does not raise the limit of the pod's cgroup.
     fs::remove_dir_all(runtime.cgroup(&hungry)).unwrap();
     let mut again = beside(&hungry, "again", 0);
     again.container.name = hungry.container.name.clone();
@@ -127,7 +127,7 @@ async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_
     runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
     runtime.set_file(&known.cgroup(), "memory.max", &(150 * MIB).to_string());
     runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
-    // The kubelet has no record of this pod, so its low limit may be intended.
+    // The kubelet has no record of this pod, so the user may have intended its low limit.
     assert_eq!(runtime.file(&unknown.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
@@ -193,7 +193,7 @@ fn record_limits(node: &Node, cpu: &str) {
     node.checkpoint_of_pod("b", &app, &serde_json::json!({ "limits": {} }));
 }
 
-/// Runs pod `b`, whose limits of 200 MiB and a tenth of a CPU are those of its container.
+/// Runs pod `b`, whose limits of 200 MiB and a tenth of a CPU equal the limits of its container.
 async fn run_with_cpu_limit(node: &Node, runtime: &Runtime) -> Pod {
     let mut pod = Pod::new("burstable", "b", 200 * MIB);
     *pod.linux().resources.as_mut().unwrap() = cpu(memory_limit(200 * MIB), 10_000);
@@ -250,7 +250,11 @@ async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
         runtime.set_file(&pod.cgroup(), "cpu.max", lower);
         loop {
             runtime.update(&pod, same.clone()).await;
-            assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), lower, "raised once more");
+            assert_eq!(
+                runtime.file(&pod.cgroup(), "cpu.max"),
+                lower,
+                "the plugin must raise cpu.max once more"
+            );
             if let Ok(line) =
                 tokio::time::timeout(Duration::from_millis(50), daemon.says("outcome=contended"))
                     .await
@@ -264,7 +268,7 @@ async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
         line.contains("knob=\"cpu.max\"") && line.contains(&format!("observed=\"{lower}\"")),
         "{line}"
     );
-    // Another limit is a new request of the user, so the plugin raises the pod's limit.
+    // The user's request for another limit is new, so the plugin raises the pod's limit.
     runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");
 }
@@ -386,8 +390,8 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
         "outcome=rejected",
     ];
     assert!(parts.iter().all(|part| line.contains(part)) && !line.contains("container="), "{line}");
-    // The plugin accepts a limit that is not lower, and an update without a memory limit. The pod's
-    // limit includes the overhead.
+    // The plugin accepts an unchanged or higher limit, and an update without a memory limit. The
+    // pod's limit includes the overhead.
     for (overhead, limit) in [(0, 250 * MIB), (0, 0), (10 * MIB, 240 * MIB)] {
         ask(overhead, limit).await.unwrap();
     }
@@ -401,7 +405,7 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
     assert_eq!(
         runtime.file(&pod.cgroup(), "memory.max"),
         (250 * MIB).to_string(),
-        "it is the kubelet's to set"
+        "only the kubelet may lower the pod's limit"
     );
     // The sum of the containers' limits exceeds the pod's limit, so a 4 % margin is required.
     let side = beside(&pod, "side", 100 * MIB);
@@ -409,7 +413,7 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
     runtime.run(&side).await;
     ask(0, 122 * MIB).await.unwrap_err();
     ask(0, 123 * MIB).await.unwrap();
-    // After the second container has ended, no margin is needed. The plugin sees the end even if
+    // After the second container has ended, no margin is needed. The plugin notices the end even if
     // the runtime does not report it.
     fs::remove_dir_all(runtime.cgroup(&side)).unwrap();
     ask(0, 118 * MIB).await.unwrap();
@@ -439,13 +443,13 @@ async fn a_cut_that_would_kill_is_refused_with_a_constant_text_and_changes_nothi
     assert_eq!(
         runtime.file("kubepods/burstable", "memory.min"),
         "0",
-        "a request is not known of it"
+        "the container's request is unknown"
     );
     // After the container has freed memory, the plugin accepts the same limit.
     runtime.uses(&pod, 60 * MIB, 0);
     let unified = cut(&runtime, &pod, 100 * MIB).await.unwrap();
     assert!(unified.contains_key("memory.high"), "{unified:?}");
-    // The plugin accepts a limit that is not lower, whatever the usage is.
+    // The plugin accepts an unchanged or higher limit at any usage.
     runtime.uses(&pod, 249 * MIB, 0);
     for limit in [250 * MIB, 300 * MIB, 0, -1] {
         cut(&runtime, &pod, limit).await.unwrap();
@@ -524,7 +528,11 @@ async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
         .unwrap();
     let start = Instant::now();
     assert!(cut(&runtime, &pod, 60 * MIB).await.unwrap_err().contains("would be killed"));
-    assert!(start.elapsed() < Duration::from_secs(2), "half of the timeout: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "the refusal must come within half of the timeout: {:?}",
+        start.elapsed()
+    );
     // A second attempt fails at once, because the plugin makes one attempt at a time.
     assert!(cut(&runtime, &pod, 60 * MIB).await.is_err());
     // The reclaim ends, and the usage fits below the limit. But the plugin has already refused the
@@ -566,7 +574,7 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
     runtime.uses(&pod, 20 * MIB, 0);
     fs::write(runtime.cgroup(&pod).join("cpu.weight"), "50\n").unwrap();
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
-    // The runtime reports the update as made, but has not set the limits.
+    // The runtime reports a successful update, but has not set the limits.
     let mut resources = cpu(memory_limit(100 * MIB), 20_000);
     resources.cpu.as_mut().unwrap().shares =
         Some(OptionalUInt64 { value: 1024, ..Default::default() }).into();
@@ -583,12 +591,12 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
         let line = daemon.says("the runtime reported a successful resize").await;
         assert!(line.contains(knob) && line.contains(&format!("desired={desired} ")), "{line}");
     }
-    // The plugin asks the runtime for the `memory.high` that belongs to the limit in force. The
-    // runtime stores the value.
+    // The plugin requests the `memory.high` for the limit in force from the runtime. The runtime
+    // stores the value.
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked[&pod.container.id]["memory.high"].parse().unwrap();
     assert!(high > 200 * MIB, "{high}");
-    // A later CPU update must not be refused, although the usage now exceeds the failed memory
+    // The plugin must accept a later CPU update, although the usage now exceeds the failed memory
     // limit.
     runtime.uses(&pod, 200 * MIB, 0);
     runtime.update(&pod, cpu(memory_limit(0), 30_000)).await;
@@ -782,7 +790,8 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
     }
 }
 
-/// A pod-level limit of one resource says nothing about the pod's limits of other resources.
+/// A pod-level limit of one resource does not show the origin of the pod's limits of other
+/// resources.
 #[tokio::test]
 async fn a_pods_own_processor_or_hugepages_limit_blocks_no_memory() {
     let (node, _daemon, runtime) = start().await;
@@ -877,7 +886,7 @@ async fn a_pod_that_may_have_its_own_limit_is_left_and_said_once() {
     runtime.make_cgroup(&side);
     runtime.run(&side).await;
     let line = daemon
-        .says("the pod's limit is tighter than what its containers may use, and is left")
+        .says("the pod's limit is lower than the sum of its containers' limits, but stays")
         .await;
     assert!(
         line.contains("memory=157286400") && line.contains("memory_needed=209715200"),
@@ -887,7 +896,7 @@ async fn a_pod_that_may_have_its_own_limit_is_left_and_said_once() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
     daemon.signal(rustix::process::Signal::TERM);
     while let Some(line) = daemon.messages.recv().await {
-        assert!(!line.contains("and is left"), "{line}");
+        assert!(!line.contains("but stays"), "{line}");
     }
 }
 
@@ -944,10 +953,14 @@ async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
     let request = runtime.updates.recv().await.unwrap();
     let resources = request.update[0].linux.resources.get_or_default();
     assert_eq!(resources.memory.limit.value, 100 * MIB);
-    assert_eq!(runtime.read(&pod, "memory.high"), (60 * MIB).to_string(), "the gap is closed");
+    assert_eq!(
+        runtime.read(&pod, "memory.high"),
+        (60 * MIB).to_string(),
+        "memory.high must equal the usage"
+    );
     fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 100 * MIB)).unwrap();
     request.succeed(Vec::new());
-    // The plugin then asks for the `memory.high` that belongs to the limit.
+    // The plugin then requests the `memory.high` for the new limit.
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked["id-b"]["memory.high"].parse().unwrap();
     assert!(high < 100 * MIB, "{high}");
@@ -980,7 +993,7 @@ async fn a_deferred_cut_holds_nobody_back_for_long_while_the_runtime_is_never_qu
             .await;
     };
     tokio::select! {
-        () = restless => unreachable!("it never ends"),
+        () = restless => unreachable!("this future never ends"),
         () = held_and_let_go => {}
     }
 }
@@ -1050,7 +1063,7 @@ async fn runs_with(
     let created = runtime.create(&pod).await;
     assert!(
         created.keys().all(|key| !sent.contains_key(key)),
-        "another plugin may have set it: {created:?}"
+        "another plugin may have set the same key: {created:?}"
     );
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, sent);
@@ -1096,17 +1109,20 @@ async fn resizes_with_default_claims_keep_every_value() {
             daemon.says("outcome=unchanged").await;
             assert_eq!(files(&runtime.cgroup(&pod)), wanted(), "{defaults:?}");
         }
-        assert!(runtime.updates.try_recv().is_err(), "what the runtime stores is right");
+        assert!(
+            runtime.updates.try_recv().is_err(),
+            "the runtime has stored the right values already"
+        );
         has_not_fought(daemon).await;
     }
 }
 
-/// The runtime does not apply the plugin's reply. This happens if another plugin has set the same
-/// keys, because NRI then skips the reply's values. It also happens if the runtime ignores the
-/// reply.
+/// The runtime does not apply the plugin's reply. NRI skips the reply's values if another plugin
+/// has set the same keys. A runtime may also ignore the reply.
 #[tokio::test]
 async fn updates_that_undo_values_are_no_fight() {
-    // The reply replaces only defaults. The plugin overrides any other value after the update.
+    // The reply replaces only the kernel's defaults. The plugin overrides any other value after the
+    // update.
     for (sent, is_replaced) in
         [(texts(DEFAULTS[0]), true), (texts(&[("memory.high", "4096")]), false)]
     {
@@ -1148,7 +1164,7 @@ async fn only_replaced_defaults_may_be_passed_over() {
         reply.update.iter().map(part).collect::<Vec<_>>()
     };
     let keys = |keys: &[&str]| keys.iter().map(|&key| key.to_owned()).collect::<Vec<_>>();
-    // The reply replaces no default, so the runtime must not ignore a failure.
+    // The reply replaces no default, so the plugin must not allow the runtime to ignore a failure.
     let all = keys(&["memory.high", "memory.min"]);
     assert_eq!(parts(300 * MIB, &[]).await, [(false, None, all.clone())]);
     assert_eq!(
@@ -1156,18 +1172,19 @@ async fn only_replaced_defaults_may_be_passed_over() {
         [(false, None, keys(&["memory.min"]))]
     );
     assert_eq!(parts(300 * MIB, &[("memory.low", "0")]).await, [(false, None, all.clone())]);
-    // The reply replaces a default and has no other required part, so the runtime may ignore a
-    // failure.
+    // The reply replaces a default and has no other required part, so the plugin allows the runtime
+    // to ignore a failure.
     assert_eq!(parts(300 * MIB, &[("memory.high", "max")]).await, [(true, None, all.clone())]);
-    // The swap limit and the limit in force of a deferred decrease are required. They are in a
-    // separate update whose failure the runtime must not ignore.
+    // The swap limit and the limit in force of a deferred decrease are required. Both values are in
+    // a separate update. The plugin must not allow the runtime to ignore its failure.
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     let deferred = parts(100 * MIB, &[("memory.high", "max")]).await;
     assert_eq!(deferred, [(false, Some(250 * MIB), keys(&["memory.swap.max"])), (true, None, all)]);
     daemon.says("deferred a limit decrease").await;
 }
 
-/// A lease on a file: while it is held, any open of the file for writing waits in the kernel.
+/// A lease on a file. While the test holds the lease, any open of the file for writing waits in the
+/// kernel.
 struct Lease(std::fs::File);
 
 impl Lease {
@@ -1183,7 +1200,7 @@ impl Lease {
     /// Waits until a writer waits for the file.
     async fn is_wanted(&self) {
         let waits = async {
-            // The kernel answers with the kind of lease that would not disturb the writer.
+            // The kernel answers with the kind of lease that would not block the writer.
             while Self::control(&self.0, libc::F_GETLEASE, 0) != libc::F_UNLCK {
                 sleep(Duration::from_millis(10)).await;
             }
@@ -1228,7 +1245,7 @@ async fn a_runtime_that_is_never_quiet_delays_no_file_forever() {
     runtime.run_unseen(&pod);
     runtime.synchronize(&[&pod]).await;
     let other = Pod::new("besteffort", "o", 0);
-    // The plugin asks the runtime for nothing within a second after an event.
+    // The plugin sends no request to the runtime within a second after an event.
     let events = async {
         loop {
             runtime.pod_event(Event::RUN_POD_SANDBOX, &other).await;

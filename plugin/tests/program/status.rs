@@ -124,7 +124,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         assert_eq!(code, 0);
         for part in [
             "default/b/app: refused (Burstable, id-b)",
-            "memory.min         64Mi  it is the request",
+            "memory.min         64Mi  the value is the request",
             "pod kubepods/burstable/podb",
             "class kubepods/burstable",
             "kubepods kubepods",
@@ -170,7 +170,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
         assert!(text.lines().any(|other| other == line), "{line}\n{text}");
     }
     assert!(!text.contains("default") && !text.contains("\"app\""), "no names: {text}");
-    // After another update the refusal no longer determines the state.
+    // After another update, the refusal no longer determines the state.
     runtime.uses(&pod, 50 * MIB, 20 * MIB);
     runtime
         .connection
@@ -232,7 +232,7 @@ async fn only_root_may_ask_and_who_asks_slowly_keeps_nobody_from_anything() {
     let (text, code) = status(&node, &[]).await;
     assert_eq!(code, 0, "{text}");
     drop(stuck);
-    // The socket that the old process leaves behind does not hinder the new one.
+    // The old process leaves its socket behind. The socket does not hinder the new process.
     drop((daemon, runtime));
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -274,7 +274,7 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
     let (text, code) = status(&node, &["b"]).await;
     assert!(code == 0 && text.contains("default/b/app: down at the moment"), "{text}");
     assert!(node.metrics().await.contains("plimsoll_oom_kills_total{by=\"limit\"} 1\n"));
-    // Status does not show a container whose pod is gone.
+    // Status shows no container whose pod is gone.
     runtime.pod_event(nri::api::Event::STOP_POD_SANDBOX, &pod).await;
     let (text, _) = status(&node, &[]).await;
     assert!(!text.contains("down:"), "{text}");
@@ -396,7 +396,7 @@ async fn a_guard_that_is_not_in_force_is_not_shown() {
         !metrics.contains("plimsoll_guard_bytes") && !metrics.contains("plimsoll_kubepods_max"),
         "{metrics}"
     );
-    // The cgroup that the guard should protect beside the pods does not exist.
+    // The cgroup that the guard should protect does not exist.
     assert!(metrics.contains("plimsoll_unread_cgroups{level=\"reserved\"} 1\n"), "{metrics}");
 
     runtime.make_cgroup_at("kubepods");

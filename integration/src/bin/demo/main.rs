@@ -1,7 +1,7 @@
 //! A demonstration of the plugin's main job on a real node, without and with the plugin.
 //!
 //! The demo runs pods of each QoS class and shows the memory values that the kernel holds for them.
-//! Then it shows the outcomes of in-place resizes that caused problems for users.
+//! Then the demo shows the outcomes of in-place resizes that caused problems for users.
 
 mod resizes;
 mod values;
@@ -28,8 +28,8 @@ const CONFIG: &str = "memoryThrottlingFactor: 0.9\n\
 
 /// Shows the memory values and the outcomes of resizes on two nodes: without and with the plugin
 ///
-/// The values are those that the kernel holds for pods of each class. The demo compares the values
-/// with the formula of Kubernetes and marks each one as right (=) or WRONG.
+/// The demo shows the values that the kernel holds for pods of each class. The demo compares each
+/// value with the formula of Kubernetes and marks the value as right (=) or WRONG.
 #[derive(Parser)]
 struct Arguments {
     /// Keep the node with the plugin and its pods, and print the command that opens a shell on it

@@ -94,7 +94,7 @@ pub(crate) fn run(
     }
     kubelet.checkpoints = true;
     if pods.iter().any(|(case, _)| expected(kubelet, case).is_some()) {
-        // The plugin writes the sums right after the values of the containers. A timeout is ignored
+        // The plugin writes the sums right after the values of the containers. Ignore a timeout
         // here, because the table then shows the wrong sums.
         let sums = sums(kubelet, &pods).map(|(name, sum)| Expected::new(name, "memory.min", sum));
         let _ = cgroup::settle(node, "", &sums, Duration::ZERO, Duration::from_secs(10));
@@ -247,7 +247,7 @@ fn request(kubelet: &Kubelet<'_>, case: &Case) -> u64 {
     let container = &case.pod.containers[0];
     match case.source {
         // oom_score_adj gives the request to a thousandth of the node's memory. The plugin may
-        // reserve only the lowest request that fits.
+        // protect only the lowest possible request.
         Source::OomScoreAdj => {
             let thousandths = 1000 - kubelet.oom_score_adj(Qos::Burstable, container);
             (thousandths.unsigned_abs() * kubelet.capacity()).div_ceil(1000)

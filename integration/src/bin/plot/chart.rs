@@ -23,7 +23,7 @@ pub(crate) struct Note {
     at: u64,
     /// The height of the first line of text on the memory axis, in MiB.
     level: u64,
-    /// Whether the text ends at the moment instead of beginning there.
+    /// Whether the text ends at the moment. If false, the text begins at the moment.
     before: bool,
     text: String,
 }
@@ -38,7 +38,7 @@ impl Note {
     }
 }
 
-/// Returns step lines through values that each last until the next value.
+/// Returns step lines through values. Each value lasts until the next value.
 ///
 /// A missing value ends a line.
 fn steps(values: impl Iterator<Item = (f64, Option<f64>)>) -> Vec<Vec<(f64, f64)>> {

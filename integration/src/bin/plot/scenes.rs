@@ -1,4 +1,4 @@
-//! Records the events that the charts show, and checks that they are the expected ones.
+//! Records the events for the charts, and checks that the expected events happened.
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::kubelet::{ContainerSpec, Kubelet, MIB, Pod, PodSpec};
@@ -13,7 +13,7 @@ use crate::chart::{Note, Panel};
 /// The limits in MiB of the container in the OOM loop: the first one and the raised ones.
 const LOOP_LIMITS: [u64; 3] = [60, 90, 120];
 
-/// The memory in MiB that this container needs.
+/// The memory in MiB that the container in the OOM loop needs.
 const LOOP_NEEDS: u64 = 104;
 
 /// The size of one allocation in MiB.
@@ -39,7 +39,7 @@ fn grow(node: &Node, pod: &Pod, mib: u64) -> Result<bool> {
     }
 }
 
-/// Waits, so that the picture shows a time without events.
+/// Waits, so that the picture has a time without events.
 fn wait(node: &Node, seconds: f64) -> Result<()> {
     node.run(&format!("sleep {seconds}")).map(|_| ())
 }

@@ -1,4 +1,4 @@
-//! Everything that can happen and is worth reporting, with its numbers.
+//! Incidents that the plugin reports, with their numbers.
 
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ pub enum Incident {
     CutRejected(LowerLimit),
     /// The plugin deferred a limit decrease that would OOM-kill now.
     CutDeferred(LowerLimit),
-    /// The plugin gave up a deferred limit that waited too long, or stopped acting meanwhile.
+    /// The plugin gave up a deferred limit. The limit had waited too long, or the plugin had
+    /// stopped setting values.
     CutGivenUp(LowerLimit),
     /// A deferred limit is in force.
     CutApplied {
@@ -43,7 +44,7 @@ pub enum Incident {
         /// Value that the file has.
         observed: String,
     },
-    /// A pod's limit was lower than what its containers may use, and was raised.
+    /// The plugin raised a pod's limit, which was lower than the sum of its containers' limits.
     PodRaised {
         /// Name of the file.
         knob: &'static str,
@@ -81,7 +82,7 @@ pub enum Incident {
         /// Number of times that the plugin raised the value.
         repairs: u32,
     },
-    /// Like `Contended`, for a cgroup above the pods whose file the kubelet may also set.
+    /// `Contended` for a cgroup above the pods, where the other program may be the kubelet.
     /// [`Incident::of_subject`] makes this variant from `Contended`.
     ContendedWithKubelet {
         /// The file.
@@ -124,7 +125,7 @@ pub enum Incident {
         observed: Bytes,
         /// Highest limit that the container may have.
         ceiling: Bytes,
-        /// Node allocatable that no container has requested.
+        /// Part of node allocatable that no container has requested.
         free: Bytes,
         /// Number of kills within `window`.
         kills: usize,
@@ -154,7 +155,7 @@ pub enum Incident {
         /// Limit before the change.
         observed: Limit,
     },
-    /// All pods together use more than `nodeGuard` would leave them, so the limit waits.
+    /// The limit of `nodeGuard` waits, because all pods together use more memory than this limit.
     GuardWaits(LowerLimit),
     /// The plugin restored the limit that all pods together have without `nodeGuard`.
     Unguarded {
@@ -165,7 +166,7 @@ pub enum Incident {
     },
     /// A container was throttled at `memory.high`, so the plugin raised its `memory.high`.
     Released(HighChange),
-    /// A container that was released has its original `memory.high` again.
+    /// The plugin restored the original `memory.high` of a released container.
     PutBack(HighChange),
 }
 
@@ -178,12 +179,13 @@ pub struct HighChange {
     pub observed: Limit,
     /// Usage of the container.
     pub usage: Bytes,
-    /// Share of the last ten seconds that all of the container waited for memory, in percent.
+    /// Share of the last ten seconds in which all tasks of the container waited for memory, in
+    /// percent.
     pub stalled: f64,
 }
 
 impl Incident {
-    /// Returns the incident with what its subject adds. `Contended` above the pods becomes
+    /// Returns the variant of the incident for this subject. Above the pods, `Contended` becomes
     /// `ContendedWithKubelet`.
     pub fn of_subject(&self, subject: &Subject) -> Self {
         match (self, &subject.cgroup) {

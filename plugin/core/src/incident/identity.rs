@@ -1,10 +1,11 @@
-//! Identity of an incident, by which a repetition is recognized.
+//! Identity of an incident, which stays the same when the incident repeats.
 
 use super::data::Incident;
 use super::kind::IncidentKind;
 use crate::units::{CPU_MAX, Knob, Limit};
 
-/// Identity of an incident: kind, requested limit and file. Other numbers do not count.
+/// Identity of an incident: kind, requested limit and file. Incidents that differ only in other
+/// numbers have the same identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     kind: IncidentKind,
@@ -20,7 +21,7 @@ impl Identity {
 }
 
 impl Incident {
-    /// Returns what identifies the incident when it repeats with other numbers.
+    /// Returns the identity, which stays the same when the incident repeats with other numbers.
     pub const fn identity(&self) -> Identity {
         let requested = match self {
             Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => {

@@ -34,7 +34,7 @@ pub struct Fields {
     pub stalled: Option<f64>,
     /// Number of repairs.
     pub repairs: Option<u32>,
-    /// Whose limit caused an OOM kill.
+    /// Owner of the limit that caused an OOM kill.
     pub by: Option<&'static str>,
     /// Highest limit that the container may have.
     pub ceiling: Option<Bytes>,
@@ -44,12 +44,12 @@ pub struct Fields {
     pub kills: Option<usize>,
     /// Time within which OOM kills count.
     pub window: Option<Duration>,
-    /// Result of the attempt.
+    /// Result of the plugin's attempt to change a value.
     pub outcome: Option<Outcome>,
 }
 
 impl Fields {
-    /// Returns the fields of a lower limit.
+    /// Returns the fields of a limit decrease and its outcome.
     fn of_limit(cut: &LowerLimit, outcome: Outcome) -> Self {
         Self {
             usage: Some(cut.usage.current),

@@ -1,4 +1,4 @@
-//! The message of an incident for people.
+//! Message about an incident for people.
 
 use std::fmt;
 
@@ -66,7 +66,7 @@ fn quantity(limit: &Limit) -> String {
     limit.bytes().map_or_else(|| "max".to_owned(), Bytes::quantity)
 }
 
-/// Writes the message about a limit decrease that would OOM-kill. `verb` tells what the plugin did.
+/// Writes the message about a limit decrease that would OOM-kill. `verb` is the plugin's action.
 fn decrease(f: &mut fmt::Formatter<'_>, verb: &str, cut: &LowerLimit) -> fmt::Result {
     write!(
         f,

@@ -1,4 +1,4 @@
-//! Incidents: everything that can happen and is worth reporting, as data.
+//! Incidents that the plugin reports, as data.
 //!
 //! The code that detects an incident creates an [`Incident`]. The plugin's `report` folder chooses
 //! where the incident appears: in the log, the metrics, the status and Kubernetes Events.

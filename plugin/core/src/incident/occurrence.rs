@@ -1,17 +1,17 @@
-//! An incident with its subject, as code that holds a lock returns it.
+//! Incident with its subject, as a return value of code that holds a lock.
 
 use super::data::Incident;
 use super::subject::Subject;
 
-/// An incident with its subject. Code that holds a lock returns occurrences, and its caller reports
-/// them once the lock is released.
+/// Incident with its subject. Code that holds a lock returns occurrences. The caller releases the
+/// lock and then reports the occurrences.
 #[derive(Clone, Debug)]
 pub struct Occurrence {
     /// Pod, container or cgroup that the incident concerns.
     pub subject: Subject,
     /// The incident.
     pub incident: Incident,
-    /// Whether the action was only planned, because the plugin is in observe mode.
+    /// Whether the plugin only planned the action, because it is in observe mode.
     pub is_planned: bool,
 }
 
@@ -21,7 +21,8 @@ impl Occurrence {
         Self { subject: subject.into(), incident, is_planned: false }
     }
 
-    /// Creates an occurrence of an action that observe mode leaves undone.
+    /// Creates an occurrence of an action that the plugin only planned, because it is in observe
+    /// mode.
     pub fn planned(subject: impl Into<Subject>, incident: Incident) -> Self {
         Self { subject: subject.into(), incident, is_planned: true }
     }

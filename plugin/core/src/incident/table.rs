@@ -112,7 +112,7 @@ incidents! {
          what the container needs";
     BeyondNode: BeyondNode, WARNING, ADMIT,
         "the container's limit is above node allocatable: the plugin applies the limit, but the \
-         node may run out of memory before";
+         node may run out of memory before the container reaches the limit";
     Overcommitted: Overcommitted, WARNING, ADMIT,
         "the container's limit is many times its request: the kernel may reclaim memory above the \
          request, or the node may have none left. Raise the request to what the container needs";

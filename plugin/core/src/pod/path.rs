@@ -81,7 +81,8 @@ impl CgroupPath {
     }
 
     /// Parses the cgroup parent of a pod (`pod.linux.cgroup_parent` in NRI). With the systemd
-    /// driver, the text is the name or the path of a slice. Otherwise the text is a path.
+    /// driver, the text is the name or the path of a slice. With the cgroupfs driver, the text is a
+    /// path.
     ///
     /// # Errors
     ///

@@ -53,7 +53,7 @@ impl PodCgroup {
     /// - cgroupfs: `/kubepods/burstable/pod<uid>`.
     ///
     /// Names of Guaranteed pods contain no class, and their cgroups lie directly below `kubepods`.
-    /// Returns `None` if no kubelet made this parent. Sources: Kubernetes
+    /// Returns `None` if the kubelet did not create this cgroup. Sources: Kubernetes
     /// `pkg/kubelet/cm/cgroup_manager_linux.go` and `pod_container_manager_linux.go`.
     pub fn parse(cgroup_parent: &str) -> Option<Self> {
         let path = cgroup_parent.trim_end_matches('/');

@@ -68,8 +68,8 @@ impl fmt::Display for QosClass {
     }
 }
 
-/// Requests and limits as stated in a pod's specification. They belong to one container, or to the
-/// pod where it has pod-level resources. `None` means not set.
+/// Requests and limits as stated in a pod's specification. The resources belong to one container,
+/// or are the pod-level resources of a pod. `None` means not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpecResources {
     /// CPU request.

@@ -7,8 +7,8 @@ use crate::units::{Bytes, Limit};
 /// Memory request of a container, with its source and its error bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The request in bytes. If the request is not exact, this is its lower bound. So no container
-    /// is protected beyond its request.
+    /// The request in bytes. For a request that is not exact, this is the lower bound, so the
+    /// plugin never protects more than the request.
     pub bytes: Bytes,
     /// The upper bound of the request. Equals `bytes` if the request is exact.
     pub at_most: Bytes,
@@ -58,8 +58,8 @@ pub enum Provenance {
     /// The QoS class alone: a Guaranteed container requests its limit, a BestEffort container 0.
     /// Exact.
     QosClass,
-    /// The container's `oom_score_adj`, inverted. The bounds lie a thousandth of the node's memory
-    /// apart, and up to three thousandths for the values 3 and 999.
+    /// Bounds computed from the container's `oom_score_adj`. The bounds differ by a thousandth of
+    /// the node's memory, or by up to three thousandths for the values 3 and 999.
     OomScoreAdj,
     /// The pod's own specification, which only `plimsoll explain` reads. Exact.
     PodSpec,

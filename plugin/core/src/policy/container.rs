@@ -14,10 +14,10 @@ use crate::units::{Bytes, Limit, PageSize};
 ///   memory is protected. `memory.high` is set only above the upper bound, so that requested memory
 ///   is never throttled.
 /// - If the request is unknown, values that depend on the request stay as they are.
-/// - Node allocatable replaces a missing limit, also for a Burstable container without any request.
-///   kubernetes/kubernetes has done so since its fix for BestEffort pods; before, the kubelet set
-///   nothing.
-/// - `memory.min` stays [`Policy::headroom`] below the limit. This is the only deliberate
+/// - Node allocatable replaces a missing limit, even for a Burstable container without any request.
+///   Kubernetes does the same since its fix for BestEffort pods. Before the fix, the kubelet set no
+///   `memory.high` for such a container.
+/// - `memory.min` stays [`Policy::headroom`] below the limit. The headroom is the only deliberate
 ///   difference from Kubernetes.
 ///
 /// The headroom prevents OOM kills. A pod's `memory.max` is the sum of its containers' limits. If a
@@ -26,7 +26,8 @@ use crate::units::{Bytes, Limit, PageSize};
 /// container died with 4 KiB of headroom and survived with 1 MiB.
 ///
 /// The headroom covers the other memory charged to the pod, such as the sandbox's pause process.
-/// The other memory does not grow with the limit, so the headroom is an amount, not a fraction.
+/// Memory outside the container does not grow with the limit, so the headroom is an amount and not
+/// a fraction.
 pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Policy) -> Desired {
     let exact = reservation(resources);
     let claim = value(exact.setting, Limit::Bytes(Bytes::ZERO)).and_then(Limit::bytes);
@@ -376,7 +377,7 @@ mod tests {
         assert_eq!(wanted.claim, Some(Protection { min: mib(1), low: Bytes::ZERO }));
         assert_eq!(
             wanted.min.reason.to_string(),
-            "the request 2Mi (pod-spec) exceeds the limit, so it is the limit, 1Mi"
+            "the request 2Mi (pod-spec) exceeds the limit, so the value is the limit, 1Mi"
         );
         assert_eq!(wanted.high.setting, Setting::Default);
     }

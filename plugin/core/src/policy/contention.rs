@@ -1,9 +1,9 @@
 //! Back-off for repairs of values that another program changes. The plugin repairs a few times with
 //! increasing delays and then gives up.
 //!
-//! The runtime's writes for its client (the kubelet) are not conflicts, because the client does not
-//! know the plugin's desired value. [`Contention::expect`] announces one of these writes, and its
-//! repair is not counted.
+//! The runtime also writes values for its client (the kubelet), which does not know the plugin's
+//! desired values. A write for the client is no conflict. The caller announces the write with
+//! [`Contention::expect`], and the next repair is not counted.
 //!
 //! The module reads no clock: the caller passes the time.
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Number of repairs of a value before the plugin gives up.
 pub const REPAIRS: u32 = 5;
 
-/// Time without changes after which the plugin forgets a value's history. It must exceed one
+/// Time without changes after which the plugin forgets a value's history. The time must exceed one
 /// minute, because the kubelet writes every minute.
 const QUIET: Duration = Duration::from_secs(600);
 
@@ -35,8 +35,8 @@ pub enum RepairDecision {
 #[derive(Debug)]
 pub struct Contention<K, V> {
     histories: HashMap<K, History<V>>,
-    /// Times of the runtime's writes for its client, for values not yet judged or found as desired
-    /// since.
+    /// Times of the runtime's writes for its client. An entry stays until `judge` or `settle`
+    /// handles its value.
     expected: HashMap<K, Instant>,
 }
 
@@ -62,8 +62,8 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.expected.insert(key, now);
     }
 
-    /// Returns whether the runtime wrote a value for its client, and the value was neither judged
-    /// nor found as desired since.
+    /// Returns whether the caller announced a write of the runtime with [`Contention::expect`], and
+    /// neither `judge` nor `settle` has handled the value since.
     pub fn is_expected(&self, key: &K) -> bool {
         self.expected.contains_key(key)
     }
@@ -73,10 +73,11 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.expected.remove(key);
     }
 
-    /// Decides what to do about a value that differs from `desired`. `touched` means that a write
-    /// since the last check is known.
+    /// Decides what to do about a value that differs from `desired`. `touched` is true if a program
+    /// is known to have written since the last check.
     pub fn judge(&mut self, key: K, desired: V, touched: bool, now: Instant) -> RepairDecision {
-        // The repair is also due after `GiveUp`: only the runtime wrote, once per client request.
+        // Repair even after `GiveUp`. The runtime writes only once per request of its client, so
+        // the repair starts no fight.
         if self.expected.remove(&key).is_some() {
             return RepairDecision::Repair;
         }
@@ -131,7 +132,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.histories.get(key).map_or(0, |history| history.repairs)
     }
 
-    /// Forgets a value, so that it is next judged without history.
+    /// Removes the history of a value.
     pub fn forget(&mut self, key: &K) {
         self.histories.remove(key);
         self.expected.remove(key);
@@ -151,8 +152,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Simulates a program that writes again `every` so often after each repair. Returns the
-    /// decisions until the value is left.
+    /// Simulates a program that writes its value at the interval `every` after each repair. Returns
+    /// the decisions until the plugin leaves the value.
     fn fight(
         every: Duration,
         contention: &mut Contention<&str, u32>,
@@ -202,7 +203,7 @@ mod tests {
             now += 60 * SECOND;
             assert_eq!(contention.judge("a", 1, true, now), RepairDecision::Leave);
         }
-        // A check without a new write since the last one.
+        // No program has written since the last check.
         assert_eq!(contention.judge("a", 1, false, now + QUIET / 2), RepairDecision::Leave);
         assert_eq!(contention.judge("a", 1, false, now + QUIET), RepairDecision::Repair);
     }

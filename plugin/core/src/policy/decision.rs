@@ -69,10 +69,10 @@ impl Decision {
 pub enum Setting {
     /// Set the file to this value.
     Set(Limit),
-    /// Use the kernel's default: 0 for `memory.min` and `memory.low`, `max` for `memory.high`. For
-    /// a new container the plugin sends nothing. A file with another value must be reset.
+    /// Use the kernel's default: 0 for `memory.min` and `memory.low`, `max` for `memory.high`. The
+    /// plugin sends no value for a new container, and resets a file that has another value.
     Default,
-    /// The desired value is not known. Keep the current value.
+    /// Keep the current value, because the plugin does not know the desired value.
     LeaveAlone,
 }
 

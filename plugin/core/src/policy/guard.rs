@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::pod::CgroupPath;
 use crate::units::{Bytes, Limit};
 
-/// The guard's change to kubepods, stored in a file so that a later program can undo it.
+/// The guard's change to kubepods, stored in a file so that a restarted plugin or `plimsoll
+/// restore` can undo the change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardRecord {
     /// Cgroup that the guard has changed.
@@ -28,7 +29,8 @@ impl GuardRecord {
         self.lines.iter().any(|line| observed == Limit::Bytes(*line))
     }
 
-    /// Returns the limit that kubepods would have without the guard, if it holds `observed` now.
+    /// Returns the limit that kubepods would have without the guard. `observed` is its current
+    /// limit.
     pub fn without(&self, observed: Limit) -> Limit {
         if self.is_ours(observed) { self.before } else { observed }
     }
@@ -107,7 +109,7 @@ mod tests {
         assert_eq!(
             guard_step(Some(bytes(900)), limit(900), None),
             GuardStep::Nothing,
-            "it is the kubelet's own"
+            "the kubelet itself set this limit"
         );
         assert_eq!(guard_step(None, limit(800), None), GuardStep::Nothing);
     }

@@ -108,11 +108,11 @@ impl FromStr for ThrottlingFactor {
 #[error("expected a number above 0 and at most 1, found '{0}'")]
 pub struct FactorError(String);
 
-/// Properties of the node that the decision depends on.
+/// Properties of the node on which the decision depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Memory that all pods together may use (node allocatable). The decision uses it where a
-    /// container has no limit. `None` means unknown.
+    /// Memory that all pods together may use (node allocatable). Replaces the limit of a container
+    /// without a limit. `None` means unknown.
     pub allocatable: Option<Bytes>,
     /// The page size.
     pub page_size: PageSize,

@@ -1,29 +1,32 @@
-//! Origin of a pod's limit: the sum of its containers' limits, or a limit of the pod's own
+//! Origin of a pod's limit: the sum of its containers' limits, or a pod-level limit
 //! (`spec.resources`).
 //!
 //! The plugin raises a pod's limit to its containers' current need only if the limit is a sum. A
-//! limit of the pod's own is deliberately narrower, and Kubernetes 1.34 and 1.35 record it nowhere.
-//! So a limit counts as a sum only if one of these facts proves it:
+//! pod-level limit is deliberately lower, and Kubernetes 1.34 and 1.35 record it nowhere. So a
+//! limit counts as a sum only if one of these facts proves it:
 //!
-//! - **The kubelet's record** contains the pod's own resources, without a limit of this kind.
+//! - **The kubelet's record** contains pod-level resources, but no pod-level limit for this
+//!   resource.
 //! - **No pod-level limit can be this low.** The API server rejects a pod-level limit below a
 //!   container's limit. A container's recorded limit is above the pod's limit in force and above
 //!   the pod's limit at creation.
 //! - **The amounts are equal.** The kubelet recorded a limit for each container, and the runtime
-//!   has reported all recorded containers. Their limits add up to the pod's current limit, or to
-//!   its limit at creation (`pod_resources`).
+//!   has reported all recorded containers. The containers' limits add up to the pod's current
+//!   limit, or to its limit at creation (`pod_resources`).
 //! - **The amounts are equal around a change.** The kubelet has no records at all, but a
 //!   container's limit has changed or was raised. The limits before or after the change add up to
 //!   the pod's limit.
-//! - **It was proven before** for the same sandbox.
+//! - **The plugin proved it earlier** for the same sandbox.
 //!
-//! A limit is the pod's own if the record says so. A container whose record has no limit also
-//! proves this if its limit equals the pod's. The kubelet gives the pod's limit to a container
-//! without a limit. The result remains after that container ends. Without any records, the
-//! unchanged limit from the pod's creation is also the pod's own if its unchanged containers may
-//! together use more.
+//! A limit is pod-level if the record has a pod-level limit. Without a pod-level record, a
+//! container with no recorded limit proves a pod-level limit if its limit in force equals the pod's
+//! limit. The kubelet gives the pod-level limit to a container without a limit. The result remains
+//! after the container ends. Without any records, the plugin compares the containers' limits with
+//! the pod's limit from its creation. If neither has changed, and the sum of the containers' limits
+//! is larger, the pod's limit is pod-level.
 //!
-//! If the record has no pod-level resources, a recorded container without a limit excludes a sum.
+//! If the record has no pod-level resources, a recorded container without a limit proves that the
+//! pod's limit is no sum.
 //!
 //! Memory and CPU time are judged separately. Ephemeral containers are in no record and have no
 //! limit, so they do not count. Sources, Kubernetes 1.34 to 1.37: `pkg/kubelet/kuberuntime`
@@ -33,12 +36,12 @@
 /// Origin of a pod's limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// Neither origin is proven.
+    /// The origin of the limit is not proven.
     #[default]
     Unknown,
     /// The limit is the sum of the limits of the pod's containers.
     Sum,
-    /// The limit is the pod's own. The amount excludes the overhead.
+    /// The limit is pod-level. The amount excludes the overhead.
     Own(u64),
 }
 
@@ -48,9 +51,9 @@ pub enum Origin {
 pub struct Member {
     /// The desired limit. `None` means no limit.
     pub limit: Option<u64>,
-    /// The limit that the user asks for.
+    /// The limit that the user asks for now.
     pub asked: Option<u64>,
-    /// The limit that the user asked for before, if it differs.
+    /// The limit that the user asked for earlier, if it differs from `asked`.
     pub former: Option<u64>,
     /// The kubelet's record of the container's limit.
     pub recorded: RecordedLimit,
@@ -72,17 +75,17 @@ pub enum RecordedLimit {
 pub enum PodLimitRecord {
     /// The kubelet has no record of the pod.
     Absent,
-    /// The records cannot be read, so it is not known whether one exists.
+    /// The plugin cannot read the records, so the kubelet may or may not have a record.
     Unreadable,
     /// The kubelet has a record of the pod.
     Present {
-        /// The pod's own limit. `None` means that the record has no pod-level resources.
-        /// `Some(None)` means that the pod-level resources have no limit of this kind.
+        /// The pod-level limit. `None` means that the record has no pod-level resources.
+        /// `Some(None)` means that the pod-level resources have no limit for this resource.
         own: Option<Option<u64>>,
         /// Whether the runtime has reported every container in the record.
         is_complete: bool,
-        /// Whether every container in the record has a limit, including ended containers. Otherwise
-        /// the kubelet sets no sum as the pod's limit.
+        /// Whether every container in the record has a limit, including ended containers. If one
+        /// has no limit, the kubelet does not set the sum as the pod's limit.
         all_limited: bool,
     },
 }
@@ -99,7 +102,8 @@ pub struct Evidence<'a> {
     /// The limit that the runtime's client (the kubelet) set when it created the pod, without
     /// overhead.
     pub at_creation: Option<u64>,
-    /// The pod's overhead, which its cgroup has in addition to the containers' limits.
+    /// The pod's overhead, which the limit of the pod's cgroup contains in addition to the
+    /// containers' limits.
     pub overhead: u64,
     /// The unit of the amounts.
     pub unit: Unit,
@@ -149,7 +153,7 @@ impl Evidence<'_> {
             self.members.iter().filter(|member| member.recorded == RecordedLimit::NoLimit);
         let mut inherited = unlimited.filter_map(|member| member.asked).peekable();
         if inherited.peek().is_some() {
-            // A different limit may come from another program than the kubelet, so it proves
+            // A program other than the kubelet may have set a different limit, so this limit proves
             // nothing.
             return inherited
                 .find(|limit| self.is_pods(*limit))
@@ -158,7 +162,7 @@ impl Evidence<'_> {
         if let Origin::Own(own) = before
             && self.is_pods(own)
         {
-            // The container that proved this may have ended.
+            // The container that proved the origin may have ended.
             return before;
         }
         if !all_limited {
@@ -195,7 +199,7 @@ impl Evidence<'_> {
         let asked = sum(limited.map(|member| member.asked)).unwrap_or(0);
         match (self.in_force, self.at_creation) {
             // The pod still has its limit from creation, and its unchanged containers' limits
-            // exceed that limit. So the limit never was their sum.
+            // exceed this limit. So the limit never was the sum of the containers' limits.
             (Some(in_force), Some(own))
                 if self.unit.is_same(in_force, own.saturating_add(self.overhead))
                     && asked > own
@@ -211,8 +215,8 @@ impl Evidence<'_> {
     }
 
     /// Returns whether the sum of these containers' limits is the pod's limit now or at creation.
-    /// The current, the former and the raised limits are tried. A match with raised limits also
-    /// proves a sum, because the plugin raises only sums.
+    /// Tries the current, the former and the raised limits. A match with raised limits also proves
+    /// a sum, because the plugin raises only sums.
     fn adds_up<'m>(
         &self,
         members: impl Iterator<Item = &'m Member> + Clone,
@@ -225,7 +229,7 @@ impl Evidence<'_> {
         [now, former, raised].into_iter().flatten().any(|sum| self.is_pods(sum))
     }
 
-    /// Returns whether this is the pod's limit now or at creation.
+    /// Returns whether `limit` is the pod's limit now or at creation.
     fn is_pods(&self, limit: u64) -> bool {
         self.in_force.is_some_and(|in_force| {
             self.unit.is_same(in_force, limit.saturating_add(self.overhead))
@@ -241,7 +245,7 @@ impl Evidence<'_> {
     }
 }
 
-/// Returns the sum, or `None` if an addend is missing or there are none.
+/// Returns the sum. Returns `None` if an addend is missing or there are no addends.
 fn sum(limits: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     let mut limits = limits.peekable();
     limits.peek()?;
@@ -300,7 +304,11 @@ mod tests {
         assert_eq!(origin(record(None), &[own(100), own(100)], 150), Origin::Sum);
         let members = [own(100)];
         let changed = evidence(record(Some(200)), &members, 100);
-        assert_eq!(changed.origin(Origin::Sum), Origin::Own(200), "it was given one since");
+        assert_eq!(
+            changed.origin(Origin::Sum),
+            Origin::Own(200),
+            "the pod has a new pod-level limit"
+        );
     }
 
     #[test]
@@ -311,7 +319,7 @@ mod tests {
             assert_eq!(origin(UNRECORDED, members, 200), Origin::Own(200), "{members:?}");
             assert_eq!(origin(INCOMPLETE, members, 200), Origin::Own(200), "{members:?}");
         }
-        // Another program set a different amount, which proves nothing.
+        // Another program set a different amount, so the amount proves nothing.
         assert_eq!(origin(UNRECORDED, &[own(50), inherits(100)], 200), Origin::Unknown);
         assert_eq!(
             evidence(UNRECORDED, &[inherits(100)], 200).origin(Origin::Sum),
@@ -330,7 +338,7 @@ mod tests {
         assert_eq!(
             evidence(record, &members, 200).origin(Origin::Unknown),
             Origin::Unknown,
-            "it is in the record"
+            "the record has the pod-level limit"
         );
         assert_eq!(evidence(record, &[own(300)], 200).origin(Origin::Unknown), Origin::Unknown);
         assert_eq!(evidence(UNRECORDED, &members, 200).origin(Origin::Own(200)), Origin::Own(200));
@@ -356,7 +364,7 @@ mod tests {
         assert_eq!(origin(UNRECORDED, &changed, 150), Origin::Sum);
     }
 
-    /// The pod's own limit of 100 equals the limit of its first container.
+    /// The pod-level limit of 100 equals the limit of the pod's first container.
     #[test]
     fn containers_that_are_yet_to_come_prove_nothing() {
         assert_eq!(origin(INCOMPLETE, &[own(100)], 100), Origin::Unknown);
@@ -367,7 +375,7 @@ mod tests {
     fn no_pod_level_limit_is_below_a_containers() {
         assert_eq!(origin(INCOMPLETE, &[own(200), own(50)], 150), Origin::Sum);
         assert_eq!(origin(INCOMPLETE, &[own(200)], 0), Origin::Unknown);
-        // Another program lowered the pod's own limit.
+        // Another program lowered the pod-level limit.
         let members = [own(150), own(150)];
         let narrowed = Evidence { at_creation: Some(200), ..evidence(INCOMPLETE, &members, 100) };
         assert_eq!(narrowed.origin(Origin::Unknown), Origin::Unknown);
@@ -386,7 +394,7 @@ mod tests {
         assert_eq!(
             origin(PodLimitRecord::Absent, &[unrecorded(100)], 100),
             Origin::Unknown,
-            "another one may come"
+            "the runtime may report another container"
         );
         let rescued = Member { limit: Some(200), ..unrecorded(100) };
         for in_force in [100, 200] {
@@ -405,7 +413,8 @@ mod tests {
         let at_creation =
             Evidence { at_creation: Some(200), ..evidence(PodLimitRecord::Absent, &members, 200) };
         assert_eq!(at_creation.origin(Origin::Unknown), Origin::Own(200));
-        // The kubelet resized the pod since, and not every runtime reports this.
+        // The kubelet has resized the pod since its creation, and not every runtime reports a pod
+        // resize.
         let resized = Evidence { in_force: Some(400), ..at_creation };
         assert_eq!(resized.origin(Origin::Unknown), Origin::Unknown);
         assert_eq!(at_creation.origin(Origin::Sum), Origin::Sum);

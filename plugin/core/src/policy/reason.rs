@@ -41,7 +41,7 @@ pub enum Reason {
     NoThrottling,
     /// Guaranteed containers are not throttled.
     GuaranteedNotThrottled,
-    /// Request and limit are equal, so there is no range to throttle in.
+    /// Request and limit are equal, so there is no range in which the kernel could throttle.
     RequestEqualsLimit(Bytes),
     /// The container has no limit, and node allocatable is not known.
     AllocatableUnknown,
@@ -82,11 +82,11 @@ impl fmt::Display for Reason {
             Self::NothingReserved => {
                 f.write_str("the reservation policy is None, so nothing is protected")
             }
-            Self::IsRequest(request) => write!(f, "it is the request, {request}"),
+            Self::IsRequest(request) => write!(f, "the value is the request, {request}"),
             Self::CappedAtLimit { request, limit } => {
                 write!(
                     f,
-                    "the request {request} exceeds the limit, so it is the limit, {}",
+                    "the request {request} exceeds the limit, so the value is the limit, {}",
                     limit.quantity()
                 )
             }
@@ -101,7 +101,7 @@ impl fmt::Display for Reason {
                 write!(f, "the request is {request}, so there is nothing to protect")
             }
             Self::RequestUnknown => {
-                f.write_str("the request is not known, so the value is left as it is")
+                f.write_str("the request is not known, so the plugin keeps the current value")
             }
             Self::OtherTier(QosClass::Guaranteed) => f.write_str(
                 "TieredReservation protects Guaranteed containers by memory.min instead",
@@ -124,8 +124,8 @@ impl fmt::Display for Reason {
                 )
             }
             Self::AllocatableUnknown => f.write_str(
-                "there is no limit and node allocatable is not known, so the value is left as it \
-                 is",
+                "there is no limit and node allocatable is not known, so the plugin keeps the \
+                 current value",
             ),
             Self::Formula(formula) => formula.fmt(f),
             Self::NotAboveRequest(formula) => {

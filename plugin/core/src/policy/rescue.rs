@@ -1,5 +1,5 @@
-//! OOM rescue: decides whether a repeatedly OOM-killed container gets a higher limit, and which
-//! one.
+//! OOM rescue: decides whether a container that is OOM-killed repeatedly gets a higher limit, and
+//! computes the limit.
 //!
 //! The module reads no clock: the caller passes the time in seconds since boot.
 
@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Limit, PageSize};
 
-/// Maximum number of remembered kills per container. Equals the largest configurable number.
+/// Maximum number of remembered kills per container. Equals the highest value that the
+/// configuration allows for `kills`.
 const REMEMBERED: usize = 1000;
 
 /// Rules for raising the limits of containers (`oomRescue`).
@@ -76,7 +77,8 @@ impl Ceiling {
     }
 }
 
-/// History of a container across restarts. It lasts as long as the user asks for the same limit.
+/// History of a container, which survives restarts of the container. A change of the limit that the
+/// user asks for clears the history.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// The limit that the user asks for. `None` means unknown or no limit.
@@ -92,7 +94,7 @@ pub struct History {
 pub struct Rescue {
     /// The limit that the user asks for.
     pub asked: Bytes,
-    /// The raised limit, which the container gets instead.
+    /// The raised limit, which the container gets instead of `asked`.
     pub limit: Bytes,
 }
 
@@ -234,7 +236,7 @@ mod tests {
             judge(&mut killed(), Ceiling::Share(5), mib(100)),
             RescueDecision::Raise(mib(150))
         );
-        // The node's free memory bounds the limit, whatever the ceiling is.
+        // The node's free memory bounds the limit even below the ceiling.
         assert_eq!(
             judge(&mut killed(), Ceiling::Limit(mib(5000)), mib(3950)),
             RescueDecision::Raise(mib(4740))

@@ -6,14 +6,15 @@
 pub use super::stall::{STALLED, ThrottleState};
 use crate::units::{Bytes, Limit};
 
-/// Minimum free memory below a new limit. It covers the pause process below the pod's own limit. It
-/// also covers memory charged between the last check and the runtime's write, while `memory.high`
-/// throttles the container.
+/// Minimum free memory below a new limit. Below a pod's limit, it covers the pause process. The
+/// margin also covers memory that the container allocates between the last check and the runtime's
+/// write.
 const LEAST_MARGIN: Bytes = Bytes::new(2 << 20);
 
-/// Divisor for the free part of a limit: 1/25, or 4 %. Throttling by `memory.high` grows with the
-/// relative excess: none at 1 %, a tenth of a second for every 64 pages at 4 %. Source:
-/// `calculate_high_delay` in the kernel's `mm/memcontrol.c`.
+/// Divisor for the free part of a limit: 1/25, or 4 %. The kernel's throttling at `memory.high`
+/// grows with the relative excess. An excess of 1 % causes no delay. An excess of 4 % causes a
+/// tenth of a second for every 64 pages. Source: `calculate_high_delay` in the kernel's
+/// `mm/memcontrol.c`.
 const MARGIN_PART: u64 = 25;
 
 /// Memory and CPU limits of a container or a pod.
@@ -25,7 +26,7 @@ pub struct Limits {
     pub cpu: Option<u64>,
 }
 
-/// Higher limits for a pod. `None` means that the limit is not raised.
+/// Higher limits for a pod. `None` means that the plugin does not raise the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raise {
     /// New `memory.max` in bytes.
@@ -70,8 +71,8 @@ pub enum DecreaseCheck {
     Kills,
 }
 
-/// Returns whether a limit exceeds `most` times a request. A request of 0 promises nothing, so the
-/// result is false.
+/// Returns whether a limit exceeds `most` times a request. Returns false for a request of 0,
+/// because such a request promises no memory.
 pub fn is_overcommitted(limit: Bytes, request: Bytes, most: f64) -> bool {
     request > Bytes::ZERO && limit.get() as f64 > request.get() as f64 * most
 }

@@ -1,4 +1,4 @@
-//! Release of a container that `memory.high` stalls.
+//! Release of a container that is stalled at `memory.high`.
 
 use crate::units::{Bytes, Limit};
 
@@ -11,7 +11,7 @@ pub struct ThrottleState {
     pub line: Bytes,
     /// Observed `memory.high`.
     pub high: Limit,
-    /// The container's limit, or a substitute where it has none.
+    /// The container's limit. For a container without a limit, the caller passes a substitute.
     pub max: Bytes,
     /// Percentage of the last ten seconds in which all tasks waited for memory (`memory.pressure`,
     /// full).
@@ -26,14 +26,14 @@ impl ThrottleState {
         self.stalled >= STALLED && self.high.bytes().is_some_and(near)
     }
 
-    /// Returns whether the usage is far enough below the desired `memory.high` to restore that
-    /// value.
+    /// Returns whether the usage is far enough below the desired `memory.high`, so that the plugin
+    /// may restore the desired value.
     pub fn is_well_below(&self) -> bool {
         self.usage < self.line.saturating_sub(Bytes::new(self.line.get() / WELL_BELOW))
     }
 
-    /// Returns the next `memory.high` and the size of the step, or `None` if `memory.high` is `max`
-    /// already.
+    /// Returns the next `memory.high` and the size of the step. Returns `None` if `memory.high` is
+    /// already `max`.
     ///
     /// A step is a quarter of the way from the desired `memory.high` to the limit, at least 4 MiB.
     /// Also returns `None` if the step exceeds `free`, the memory that the node can spare. The last
@@ -53,7 +53,7 @@ impl ThrottleState {
 /// Divisor of `memory.high`: usage at most 1/32 below `memory.high` counts as throttled.
 const NEAR: u64 = 32;
 
-/// Stalled time from which a container counts as stalled, in percent of ten seconds.
+/// Share of the last ten seconds from which a container counts as stalled, in percent.
 pub const STALLED: f64 = 10.0;
 
 /// Divisor of the desired `memory.high`: usage must be more than 1/10 below it before the plugin
@@ -88,8 +88,8 @@ mod tests {
     fn who_stands_at_the_line_and_does_nothing_else_is_pinned() {
         assert!(throttled(98, 100, 90.0).is_pinned());
         assert!(throttled(101, 100, 10.0).is_pinned());
-        assert!(!throttled(98, 100, 9.9).is_pinned(), "it is merely slowed down");
-        assert!(!throttled(90, 100, 90.0).is_pinned(), "it waits for something else");
+        assert!(!throttled(98, 100, 9.9).is_pinned(), "the stall is below the threshold");
+        assert!(!throttled(90, 100, 90.0).is_pinned(), "the usage is not near memory.high");
         assert!(!ThrottleState { high: Limit::Max, ..throttled(98, 100, 90.0) }.is_pinned());
     }
 

@@ -3,8 +3,8 @@
 //! The key has the form of other NRI plugins: `<what>.plimsoll.nri.io/container.<name>` for one
 //! container. `<what>.plimsoll.nri.io/pod` or plain `<what>.plimsoll.nri.io` applies to all
 //! containers of a pod. The most specific valid annotation counts. The plugin reports an invalid
-//! annotation and then uses the next less specific one. So the pod's author gets the pod-wide
-//! value, and not silently the node's.
+//! annotation and then uses the next less specific one. So after a mistake in one container's
+//! annotation, the pod-wide value still applies.
 //!
 //! | what | value |
 //! |---|---|
@@ -21,7 +21,7 @@ use super::notice::Notice;
 use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
 use crate::units::{Bytes, excerpt};
 
-/// Number of unknown keys that are reported by name. Further keys are only counted.
+/// Number of unknown keys that the plugin reports by name. The plugin only counts further keys.
 const UNKNOWN_NAMED: usize = 5;
 
 /// Values of the annotations for one container. `None` means that there is no annotation.
@@ -116,9 +116,9 @@ fn most_specific<T>(
 
 /// Returns the policy for one container: the node's policy with the pod's overrides.
 ///
-/// Pod authors are not trusted, because protection takes memory from all other pods on the node. So
-/// an override may ask for less protection than the node's policy, but not for more. From weak to
-/// strong the policies are `None`, `TieredReservation` and `HardReservation`.
+/// The plugin does not trust pod authors, because protection takes memory from all other pods on
+/// the node. So an override may ask for less protection than the node's policy, but not for more.
+/// From weak to strong the policies are `None`, `TieredReservation` and `HardReservation`.
 ///
 /// Throttling affects only the container itself, so an override may set any factor on a node with
 /// throttling. On a node without throttling the override has no effect.

@@ -11,7 +11,7 @@ use crate::units::Bytes;
 /// `Display` writes one sentence for the log; the caller adds the names of pod and container.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// An annotation has an invalid value and is ignored.
+    /// An annotation has an invalid value, so the plugin ignores the annotation.
     InvalidAnnotation {
         /// The annotation's key.
         key: String,
@@ -23,26 +23,28 @@ pub enum Notice {
         /// The annotation's key, shortened.
         key: String,
     },
-    /// There are more unknown annotations, which are not listed.
+    /// There are more unknown annotations, which the plugin does not list.
     MoreUnknownAnnotations {
-        /// Their number.
+        /// Number of unknown annotations that are not listed.
         count: usize,
     },
-    /// The annotated memory request is not used, because a better source has the request.
+    /// The plugin ignores the annotated memory request, because a better source has the request.
     AnnotationOutranked {
         /// The better source.
         by: Provenance,
     },
-    /// The annotated memory request is not used, because the kubelet's checkpoint cannot be read.
+    /// The plugin ignores the annotated memory request, because it cannot read the kubelet's
+    /// checkpoint.
     AnnotationUnconfirmed,
-    /// The annotated memory request exceeds the bound from `oom_score_adj`, and the bound is used.
+    /// The annotated memory request exceeds the bound from `oom_score_adj`, so the plugin uses the
+    /// bound.
     AnnotationAboveOomScore {
         /// The annotated request.
         requested: Bytes,
         /// The bound from `oom_score_adj`.
         at_most: Bytes,
     },
-    /// The annotated memory request exceeds node allocatable, and node allocatable is used.
+    /// The annotated memory request exceeds node allocatable, so the plugin uses node allocatable.
     AnnotationAboveAllocatable {
         /// The annotated request.
         requested: Bytes,
@@ -59,14 +61,14 @@ pub enum Notice {
     },
     /// The annotation asks for throttling on a node without throttling.
     ThrottlingOff,
-    /// The request exceeds the limit, and the limit is used.
+    /// The request exceeds the limit, so the plugin uses the limit as the request.
     RequestAboveLimit {
         /// The request.
         request: Request,
         /// The limit.
         limit: Bytes,
     },
-    /// A value in the unified map is not a number of bytes and is ignored.
+    /// A value in the unified map is not a number of bytes, so the plugin ignores the value.
     InvalidUnified {
         /// The key.
         key: &'static str,

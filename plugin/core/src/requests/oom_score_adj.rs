@@ -1,11 +1,11 @@
 //! Estimate of the memory request from `oom_score_adj`.
 //!
 //! The kubelet gives a Burstable container `1000 - 1000 * request / MemTotal` in whole numbers,
-//! from 3 to 999 (`pkg/kubelet/qos/policy.go`). -997 and 1000 mean other classes and contain no
-//! amount.
+//! from 3 to 999 (`pkg/kubelet/qos/policy.go`). The values -997 and 1000 belong to other classes
+//! and contain no amount.
 //!
-//! The result is an estimate. Newer kubelets start from more than the container's own request. Each
-//! of these cases lowers the value and so raises the estimate above the request:
+//! The result is an estimate. Newer kubelets compute the value from more than the container's own
+//! request. Each of these cases lowers the value and so raises the estimate above the request:
 //!
 //! - A sidecar gets the lowest value of the pod's ordinary containers if that is lower (1.29 and
 //!   later).
@@ -14,9 +14,9 @@
 //! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) the value is up to nine lower on a node
 //!   with 1 TiB.
 //!
-//! So the estimate bounds the request from above, but not from below. The runtime delivers nothing
-//! that identifies these containers. The container's limit bounds the error, and kubelets from 1.33
-//! have checkpoints.
+//! So the estimate bounds the request from above, but not from below. The runtime does not show
+//! which containers these cases affect. The container's limit bounds the error. Kubelets from 1.33
+//! have checkpoints, so the plugin needs no estimate.
 
 use crate::pod::{Provenance, Request};
 use crate::units::{Bytes, Limit};
@@ -35,7 +35,7 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     if !(LOWEST..=HIGHEST).contains(&oom_score_adj) {
         return None;
     }
-    // floor(1000 * request / total) lies between these two values, inclusive.
+    // The value of floor(1000 * request / total) lies between `first` and `last`, inclusive.
     let (first, last) = match 1000 - oom_score_adj as u64 {
         1 => (0, 1),
         997 => (997, u64::MAX),
@@ -53,8 +53,8 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     Some(limit.bytes().map_or(request, |limit| request.capped(limit)))
 }
 
-/// Returns the largest request that a container with this value may have. This is the upper bound
-/// of [`request`] plus a thousandth of `mem_total`, because the kubelet may have read another
+/// Returns the largest request that a container with this value may have. The result is the upper
+/// bound of [`request`] plus a thousandth of `mem_total`, because the kubelet may have read another
 /// MemTotal when it started. Returns `None` in the same cases as [`request`].
 pub fn at_most(oom_score_adj: i64, mem_total: Bytes) -> Option<Bytes> {
     let request = request(oom_score_adj, mem_total, Limit::Max)?;

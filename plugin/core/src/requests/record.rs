@@ -22,6 +22,7 @@ impl Record {
     }
 }
 
-/// Error: it is unknown whether the kubelet has a record. A file cannot be read, or not in time.
+/// Error: the plugin could not read a checkpoint file, or not in time. So the kubelet may or may
+/// not have a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inconclusive;

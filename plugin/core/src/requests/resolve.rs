@@ -12,9 +12,9 @@ use crate::units::{Bytes, Limit};
 /// Known facts about a container, as input for finding its request.
 #[derive(Clone, Debug)]
 pub struct RequestFacts<'a> {
-    /// The pod's class from the kubelet. `None` if no kubelet made the pod's cgroup.
+    /// The pod's class from the kubelet. `None` if the kubelet did not create the pod's cgroup.
     pub class: Option<QosClass>,
-    /// The container's memory limit. For an update without a limit (0 in NRI), the limit still in
+    /// The container's memory limit. For an update without a limit (0 in NRI), this is the limit in
     /// force.
     pub limit: Limit,
     /// The unified map that the CRI client sent with the container, without this plugin's
@@ -22,13 +22,13 @@ pub struct RequestFacts<'a> {
     pub unified: &'a HashMap<String, String>,
     /// The pod's overrides for this container.
     pub overrides: &'a Overrides,
-    /// The container's `oom_score_adj` from its creation. Updates do not carry a value, but a
-    /// kubelet that can resize also keeps checkpoints.
+    /// The container's `oom_score_adj` from its creation. An update has no value. A kubelet with
+    /// in-place resize does not need the value, because it keeps checkpoints.
     pub oom_score_adj: Option<i64>,
     /// The node's memory (MemTotal), from which the kubelet computes `oom_score_adj`.
     pub mem_total: Option<Bytes>,
-    /// Node allocatable, the upper bound of an annotated request. The container's limit is no such
-    /// bound, because the scheduler does not account for limits.
+    /// Node allocatable, the upper bound of an annotated request. The container's limit cannot be
+    /// the bound, because the scheduler does not account for limits.
     pub allocatable: Option<Bytes>,
     /// The kubelet's record, if there is one.
     pub record: Result<Option<&'a Record>, Inconclusive>,
@@ -49,10 +49,10 @@ pub struct Resolution {
 ///
 /// Without a class from a kubelet, the class follows from the memory request and limit. If they are
 /// equal, the class is Guaranteed. If there is neither, the class is BestEffort and the request is
-/// 0. Otherwise the class is Burstable.
+/// 0. In all other cases the class is Burstable.
 ///
-/// A limit without a request does not make a container Guaranteed here. Only the API server
-/// defaults the request to the limit, and such a pod did not pass through it.
+/// A limit without a request does not make a container Guaranteed here. The API server sets a
+/// missing request to the limit, so a pod without a request did not come from the API server.
 pub fn resolve(known: &RequestFacts<'_>) -> Resolution {
     let mut notices = Vec::new();
     let request = find(known, &mut notices);
@@ -116,9 +116,9 @@ fn find(known: &RequestFacts<'_>, notices: &mut Vec<Notice>) -> Option<Request> 
 
 /// Returns the annotated request, bounded by other known facts.
 ///
-/// The kubelet may compute `oom_score_adj` from more than the container's request, so it bounds an
-/// annotation only from above. An annotation below the inverted range is used but counts as
-/// inexact, because the true request may be larger.
+/// The kubelet may compute `oom_score_adj` from more than the container's request. So
+/// `oom_score_adj` bounds an annotation only from above. An annotation below the estimated range is
+/// used but counts as inexact, because the true request may be larger.
 fn from_annotation(
     known: &RequestFacts<'_>,
     requested: Bytes,
@@ -152,8 +152,8 @@ fn from_annotation(
     Request { bytes, at_most, provenance: Provenance::Annotation }
 }
 
-/// Returns the request in the kubelet's own `memory.min` or `memory.low`. A zero proves nothing,
-/// because newer kubelets send it to clear values of an older configuration.
+/// Returns the request from `memory.min` or `memory.low` of the kubelet's MemoryQoS. A zero proves
+/// nothing, because newer kubelets send zero to clear values of an older configuration.
 fn from_unified(unified: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Option<Bytes> {
     ["memory.min", "memory.low"].into_iter().find_map(|key| {
         match unified.get(key)?.parse::<Bytes>() {
@@ -178,7 +178,7 @@ mod tests {
         Bytes::new(amount * MIB)
     }
 
-    /// Owns the values that [`RequestFacts`] borrows.
+    /// Values that [`RequestFacts`] borrows.
     struct Case {
         class: Option<QosClass>,
         limit: Limit,
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(
             case.request(),
             Some((mib(40), Provenance::OomScoreAdj)),
-            "there may be a record"
+            "the kubelet may have a record"
         );
         assert_eq!(case.resolve().notices, [Notice::AnnotationUnconfirmed]);
         case.is_inconclusive = false;
@@ -299,7 +299,11 @@ mod tests {
         case.record = Some(record(None, None));
         assert_eq!(case.request().map(|found| found.0), Some(Bytes::ZERO));
         case.record = Some(record(None, Some(64)));
-        assert_eq!(case.request().map(|found| found.0), Some(mib(64)), "defaulted to the limit");
+        assert_eq!(
+            case.request().map(|found| found.0),
+            Some(mib(64)),
+            "the request defaults to the limit"
+        );
         case.record = Some(record(Some(0), Some(64)));
         assert_eq!(case.request().map(|found| found.0), Some(Bytes::ZERO), "an explicit 0 is 0");
     }
@@ -349,7 +353,7 @@ mod tests {
         );
     }
 
-    /// 960 means a request of 40 to 41 MiB of 1000 MiB.
+    /// 960 means a request of 40 to 41 MiB on a node with 1000 MiB.
     #[test]
     fn an_annotation_is_bounded_by_the_oom_score() {
         let mut case = Case::no_source(Some(QosClass::Burstable), Limit::Max);

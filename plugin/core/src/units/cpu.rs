@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::quantity::{QuantityError, parse_quantity};
 use super::text::excerpt;
 
-/// Value of `cpu.max`: the CPU time that may be used in each period.
+/// Value of `cpu.max`: the CPU time that a cgroup may use in each period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuMax {
     /// Quota in microseconds. `None` means no limit, the kernel's `max`.
@@ -36,8 +36,8 @@ impl CpuMax {
         }
     }
 
-    /// Returns the CPU time per second in microseconds, rounded up. One million is one CPU. `None`
-    /// means no limit.
+    /// Returns the CPU time per second in microseconds, rounded up. A rate of one million is one
+    /// CPU. `None` means no limit.
     pub fn rate(self) -> Option<u64> {
         let rate = (u128::from(self.quota?) * 1_000_000).div_ceil(u128::from(self.period.max(1)));
         Some(u64::try_from(rate).unwrap_or(u64::MAX))
@@ -96,8 +96,8 @@ impl CpuShares {
     /// Returns whether a runtime may convert these shares to this `weight` of `cpu.weight`.
     ///
     /// Until 2025 runtimes converted linearly. runc 1.4, crun 1.23 and newer versions use a curve
-    /// that maps the default shares to the default weight. If the shares are not set, every weight
-    /// is accepted.
+    /// that maps the default shares to the default weight. If the shares are not set, this function
+    /// accepts every weight.
     ///
     /// Source: opencontainers/cgroups `utils.go`, `ConvertCPUSharesToCgroupV2Value`, before and
     /// since version 0.0.3.

@@ -1,4 +1,4 @@
-//! List of the cgroup files for which the plugin decides values. A new file begins here.
+//! Cgroup files for which the plugin decides values.
 
 use std::fmt;
 

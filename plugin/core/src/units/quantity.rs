@@ -11,9 +11,8 @@ impl Bytes {
     ///
     /// # Errors
     ///
-    /// Returns an error with the text if it is not a quantity, is negative, or exceeds 2^63-1
-    /// bytes. Kubernetes silently caps a larger amount, but an operator who typed it should see an
-    /// error.
+    /// Fails with the text if the text is not a quantity, is negative, or exceeds 2^63-1 bytes.
+    /// Kubernetes silently caps a larger amount, but this function reports the mistake.
     pub fn from_quantity(text: &str) -> Result<Self, QuantityError> {
         parse_quantity(text, 0).map(Self::new)
     }
@@ -68,8 +67,8 @@ const LONGEST_QUANTITY: usize = 128;
 /// Parses a quantity and returns it times 10^`scale`, rounded up to a whole number of at most
 /// 2^63-1.
 ///
-/// The result is exact for every input. The crate `kube_quantity` (0.9) is not: it reads `1.5Gi` as
-/// 1 GiB and `1500m` as 0, and refuses `7Ei` and `1E`. It also computes in floating point, which
+/// The result is exact for every input. The crate `kube_quantity` (0.9) reads `1.5Gi` as 1 GiB and
+/// `1500m` as 0, and refuses `7Ei` and `1E`. The floating-point computation of `kube_quantity`
 /// loses the last digits of amounts beyond 2^53. This function refuses a suffix without a number
 /// (`Ki`), which Kubernetes reads as 0.
 ///
@@ -117,9 +116,9 @@ impl Decimal {
     /// the number is certainly too large for a quantity.
     fn split(digits: Vec<u8>, point: i64) -> Option<Self> {
         if point <= 0 {
-            // The value is below one, and any remainder rounds up to one. Beyond a certain number
-            // of leading zeros the exact number no longer matters: a binary suffix multiplies by
-            // less than 10^19.
+            // The value is below one, and any remainder rounds up to one. A binary suffix
+            // multiplies by less than 10^19. So a large number of leading zeros has the same result
+            // as a smaller number.
             let zeros = point.unsigned_abs().min(LONGEST_QUANTITY as u64) as usize;
             let fraction = [vec![0; zeros], digits].concat();
             Some(Self { integer: Vec::new(), fraction })

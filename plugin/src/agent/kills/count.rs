@@ -18,8 +18,8 @@ use crate::state::container::Container;
 use crate::state::kill_counts::Rest;
 use crate::state::kill_counts::{Counts, Killed, Pod};
 
-/// Returns the counts of the pod's containers, and the IDs of the containers that have no cgroup
-/// any more.
+/// Returns the counts of the pod's containers, and the IDs of the containers whose cgroups are
+/// gone.
 fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<String>) {
     let (mut counts, mut gone) = (Vec::new(), Vec::new());
     for (id, running) in &pod.running {
@@ -27,7 +27,7 @@ fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, V
             Ok(events) => counts.push((id.clone(), events.into())),
             Err(CgroupError::Gone(_)) => gone.push(id.clone()),
             Err(error) => {
-                debug!(cgroup = %running.cgroup, %error, "cannot tell whether it was killed")
+                debug!(cgroup = %running.cgroup, %error, "cannot read the kills of a container")
             }
         }
     }
@@ -35,8 +35,8 @@ fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, V
 }
 
 impl Watcher {
-    /// Returns the pods to check without a report from inotify: all pods, after a new kill below a
-    /// kubepods.
+    /// Returns the pods to check without an inotify event. After a new kill below a kubepods, these
+    /// are all pods.
     pub(super) fn suspects(&mut self) -> Vec<CgroupPath> {
         let mut has_more = false;
         for (top, total) in &mut self.totals {
@@ -64,7 +64,7 @@ impl Watcher {
             Ok(events) => events,
             Err(CgroupError::Gone(_)) => return false,
             Err(error) => {
-                debug!(cgroup = %path, %error, "cannot tell whether anybody was killed");
+                debug!(cgroup = %path, %error, "cannot read the kills of a pod");
                 return true;
             }
         };
@@ -79,12 +79,12 @@ impl Watcher {
                 cgroup = %path,
                 processes,
                 might_be,
-                "the kernel OOM-killed processes of the pod; their container is unknown"
+                "the kernel OOM-killed processes of the pod, in an unknown container"
             ),
         }
         gone.iter().chain(ended).for_each(|id| _ = pod.running.remove(id));
         if pod.running.is_empty() {
-            // The pod may be about to go.
+            // The runtime may be about to remove the pod.
             self.again.insert(path.clone());
         }
         killed.retain(|killed| killed.times > 0);
@@ -99,7 +99,7 @@ impl Watcher {
         }
         for killed in killed {
             let by_ours = self.kills_by_our_limits(path, &killed, is_by_its_limit);
-            // The brake counts only kills during this process.
+            // The brake counts only kills that happened while this process ran.
             if was_seen {
                 (0..by_ours).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
             }
@@ -109,7 +109,7 @@ impl Watcher {
     }
 
     /// Adds kills to the histories of the containers. Returns the names of the containers whose
-    /// histories began anew, because the user asks for another limit.
+    /// histories restarted, because the user asks for another limit.
     fn add_to_histories(&mut self, path: &CgroupPath, killed: &[Killed]) -> Vec<String> {
         let page = self.containers.settings().node.page_size;
         let now = now();
@@ -135,8 +135,8 @@ impl Watcher {
         let now = now();
         let kills =
             pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
-        // The runtime may have created a new container of this name, or reported the end of this
-        // one.
+        // The runtime may have created a new container with this name, or reported the end of this
+        // container.
         let is_it = |container: &Arc<Container>| {
             container.name == killed.name
                 && container.place.as_ref().is_some_and(|place| place.cgroup() == path)
@@ -173,8 +173,8 @@ impl Watcher {
         }
     }
 
-    /// Returns how many of these kills were caused by a limit that the plugin has set. This is the
-    /// limit of all pods, or a deferred limit decrease that was applied shortly before.
+    /// Returns the number of these kills that limits of the plugin caused. A limit of the plugin is
+    /// the limit of all pods, or a deferred limit shortly after the plugin set it.
     pub(super) fn kills_by_our_limits(
         &mut self,
         path: &CgroupPath,
@@ -196,8 +196,8 @@ impl Watcher {
         }
     }
 
-    /// Returns how often the limit of all pods was reached since the last call. A memory shortage
-    /// of the whole node does not count, though the kernel then also kills in pods.
+    /// Returns how often usage reached the limit of all pods since the last call. Ignores a memory
+    /// shortage of the whole node, although the kernel then also kills in pods.
     pub(super) fn limit_of_all_reached(&mut self) -> u64 {
         let root = &self.root;
         let since = |(kubepods, total): (&CgroupPath, &mut Total)| {

@@ -1,16 +1,16 @@
-//! OOM kills of containers. The plugin notices each kill at once. It counts the kills of a
-//! container over all its IDs, and over restarts of the plugin. If the configuration asks for it
-//! (`oomRescue`), the plugin raises the limit of a container that is killed too often.
+//! OOM kills of containers. The plugin notices each kill at once. The plugin counts the kills of a
+//! container by name, across new IDs and restarts of the plugin. With `oomRescue`, the plugin
+//! raises the limit of a container that is OOM-killed repeatedly.
 //!
 //! A pod's `memory.events` counts the kills of its containers and outlives them. Each change
-//! triggers inotify. The containers' own files show which container was killed. These files exist
-//! only until the runtime has cleaned up after a process that ended. So the plugin reads them when
-//! inotify reports a change, and before it forgets a container. The kernel counts first in the
-//! container, then in its ancestor cgroups. With `memory.oom.group`, it counts the killed processes
-//! one by one. The plugin may therefore see only a part of a kill.
+//! triggers inotify. The containers' own files show which container was killed. The runtime removes
+//! these files after the end of the container. So the plugin reads them when inotify reports a
+//! change, and before it forgets a container. The kernel first counts in the container, then in its
+//! ancestor cgroups. With `memory.oom.group`, it counts the killed processes one by one. The plugin
+//! may therefore read only a part of a kill's counts.
 //!
-//! One task does all of this. Event handlers find its results in memory. The task stores the counts
-//! under `/run`, which lives as long as the cgroups.
+//! One task counts kills and raises limits. Event handlers read its results from memory. The task
+//! stores the counts under `/run`, so a reboot removes both the counts and the cgroups.
 
 mod count;
 mod rescue;
@@ -47,11 +47,11 @@ use crate::state::rescues::Rescues;
 /// as often as a container that is killed.
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// Time after which the plugin asks the runtime again for a limit that is not set, in seconds.
+/// Time after which the plugin repeats its request to the runtime to set a limit, in seconds.
 const RAISE_AGAIN: u64 = 30;
 
-/// Time after a deferred limit decrease in which the decrease counts as the cause of a kill, in
-/// seconds.
+/// Time in seconds after the plugin set a deferred limit, in which the deferred limit counts as the
+/// cause of a kill.
 const AFTER_A_CUT: u64 = 60;
 
 /// Minimum time between two reports about a container, in seconds.
@@ -63,7 +63,7 @@ pub struct Kills {
     changes: mpsc::UnboundedSender<Change>,
 }
 
-/// A change that the task must know of.
+/// A change that the event handlers report to the task.
 #[derive(Debug)]
 enum Change {
     /// The container was started, or its user has asked for a limit.
@@ -111,7 +111,8 @@ pub struct Watcher {
     changed: mpsc::UnboundedReceiver<Change>,
     path: PathBuf,
     counted: Counted,
-    /// Whether there were no stored counts at the start. Kills in the cgroup files may then be old.
+    /// Whether no stored counts existed at the start. The kills in the cgroup files may then be
+    /// old.
     is_first: bool,
     is_failing: bool,
     /// Accounted counts of each kubepods.
@@ -125,11 +126,12 @@ pub struct Watcher {
 struct Total {
     /// Kills below the cgroup.
     kills: Counts,
-    /// Number of times that the cgroup's own limit was reached; `None` until the first read.
+    /// Number of times that usage reached the cgroup's own limit. `None` until the first read.
     reached: Option<u64>,
 }
 
-/// Returns how often the cgroup's own limit was reached; `None` if this cannot be read.
+/// Returns how often usage reached the cgroup's own limit. Returns `None` if the file cannot be
+/// read.
 fn times_reached(root: &CgroupRoot, cgroup: &CgroupPath) -> Option<u64> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.local_events()).map(|events| events.oom).ok()
 }
@@ -154,8 +156,8 @@ impl Watcher {
             Ok(counted) => (counted, false),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    warn!(file = %path.display(), %error, "cannot read the kills that were \
-                                                           counted before; counting anew");
+                    warn!(file = %path.display(), %error, "cannot read the stored counts of \
+                                                           kills; the counts restart at 0");
                 }
                 (Counted::default(), true)
             }
@@ -186,13 +188,13 @@ impl Watcher {
         (kills, rescues, watcher)
     }
 
-    /// Runs forever, in a thread that may block: there may be many files, and the kubelet's
+    /// Runs forever, in a thread that may block. The task may read many files, and the kubelet's
     /// checkpoint may be large.
     pub async fn run(mut self) {
         let mut wakes = Wakes::new()
             .inspect_err(|error| {
-                warn!(%error, "cannot watch for kills; they are found only every \
-                                                {EVERY:?}")
+                warn!(%error, "cannot watch for kills; the plugin finds kills only every \
+                               {EVERY:?}")
             })
             .ok();
         let mut ticks = interval(EVERY);
@@ -212,7 +214,7 @@ impl Watcher {
             }
             if is_tick {
                 woken.extend(std::mem::take(&mut self.again));
-                // This usually reads one file.
+                // This call usually reads one file.
                 woken.extend(self.suspects());
                 if woken.is_empty() && changes.is_empty() {
                     continue;
@@ -262,7 +264,7 @@ impl Watcher {
         }
     }
 
-    /// Handles a container that runs, and whose user may just have asked for a limit.
+    /// Handles a container that was started, or whose user has asked for a limit.
     fn runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
         let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
         let path = place.cgroup();
@@ -271,8 +273,8 @@ impl Watcher {
         if let Some(wakes) = wakes
             && let Err(error) = wakes.add(&self.root, path)
         {
-            warn!(cgroup = %path, %error, "cannot watch for kills, which are found only every \
-                                           {EVERY:?}");
+            warn!(cgroup = %path, %error, "cannot watch for kills of a pod; the plugin finds \
+                                           kills only every {EVERY:?}");
         }
         let total = self.totals.entry(place.kubepods().clone()).or_default();
         total.reached = total.reached.or_else(|| times_reached(&self.root, place.kubepods()));
@@ -310,7 +312,8 @@ impl Watcher {
             self.write_down();
         }
         due.entry(path.clone()).or_default();
-        // The container's predecessor may have been forgotten before the task saw its last kill.
+        // The task may not have read the last kill of an earlier container with this name before it
+        // forgot the earlier container.
         self.consider(path, container);
     }
 
@@ -339,8 +342,8 @@ impl Watcher {
         if let Err(error) = &result
             && !self.is_failing
         {
-            warn!(file = %self.path.display(), %error, "cannot write down kills; after a restart \
-                                                        they are not known any more");
+            warn!(file = %self.path.display(), %error, "cannot store the counts of kills; after \
+                                                        a restart the plugin does not know them");
         }
         self.is_failing = result.is_err();
     }

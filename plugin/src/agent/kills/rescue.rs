@@ -1,4 +1,4 @@
-//! Raises the limit of a container that is killed too often.
+//! Raises the limit of a container that is OOM-killed repeatedly.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::state::container::Container;
 use crate::state::rescues::is_rescue_wanted;
 
 impl Watcher {
-    /// Raises a container's limit if a raise is due. The pod's limit is raised first. Later
-    /// containers of the same name also get the raised limit.
+    /// Raises a container's limit if a raise is due. Raises the pod's limit first. Later containers
+    /// of the same name also get the raised limit.
     pub(super) fn consider(&mut self, path: &CgroupPath, container: &Arc<Container>) {
         if self.containers.settings().observes() {
             return self.plan(path, container, now());
@@ -32,7 +32,7 @@ impl Watcher {
         let _ = self.work.send(Work::higher_limit(container, limit));
     }
 
-    /// Reports the raise that observe mode leaves undone.
+    /// Reports the raise that the plugin only plans in observe mode.
     pub(super) fn plan(&mut self, path: &CgroupPath, container: &Container, now: u64) {
         let settings = self.containers.settings();
         let (Some(rescue), Some(asked)) =
@@ -54,7 +54,7 @@ impl Watcher {
         }
         let free = self.free(container);
         let page = settings.node.page_size;
-        // Judge a copy of the history, so that the decision is not stored.
+        // Judge a copy of the history, so that the plugin does not store the decision.
         let what =
             match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
                 RescueDecision::NotYet => return,
@@ -106,8 +106,8 @@ impl Watcher {
         let history = self.counted.pods.get_mut(path)?.histories.get_mut(&container.name)?;
         let limit = history.rescued().map_or(asked, |rescued| rescued.limit);
         let page = settings.node.page_size;
-        // The last raised limit is not in force yet, or the limit that the user asks for is
-        // deferred.
+        // The last raised limit is not in force yet, or the plugin has deferred the limit that the
+        // user asks for.
         if !container.limit.is_same(limit.into(), page) {
             return None;
         }
@@ -138,15 +138,15 @@ impl Watcher {
             debug!(
                 pod = container.pod,
                 container = container.name,
-                "its pod has limits of its own, which stay"
+                "the pod has pod-level limits, which stay"
             );
         }
         is_bounded
     }
 
-    /// Returns the part of node allocatable that is neither requested nor taken by other raised
-    /// limits. The requests include the one of this container. Returns zero if node allocatable is
-    /// unknown.
+    /// Returns the part of node allocatable that no container requests and no other raised limit
+    /// uses. The requests include the request of this container. Returns zero if node allocatable
+    /// is unknown.
     pub(super) fn free(&self, container: &Container) -> Bytes {
         let Some(allocatable) = self.containers.settings().node.allocatable else {
             return Bytes::ZERO;

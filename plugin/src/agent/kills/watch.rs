@@ -58,7 +58,7 @@ impl Wakes {
     pub(super) async fn next(&mut self) -> io::Result<CgroupPath> {
         loop {
             let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
-            // inotify also reports that a pod is gone.
+            // inotify also reports the removal of a pod's cgroup.
             if let Some(pod) = self.pods.get(&event.wd).cloned() {
                 if event.mask.contains(EventMask::IGNORED) {
                     self.pods.remove(&event.wd);

@@ -20,8 +20,8 @@ pub(super) const BUS: &str = "run/dbus/system_bus_socket";
 /// Timeout of a reload, in which systemd reads all unit files again.
 const RELOAD: Duration = Duration::from_secs(60);
 
-/// Client of the host's systemd. It connects when a connection is first needed, and again after a
-/// connection is lost.
+/// Client of the host's systemd. The client connects when a call first needs a connection, and
+/// reconnects after the connection is lost.
 #[derive(Debug)]
 pub struct Systemd {
     host: PathBuf,
@@ -48,14 +48,14 @@ impl Systemd {
     /// this cgroup. With `limits`, also makes the current `memory.max` and `cpu.max` persistent.
     /// The files should already hold all values, because systemd takes time to write them.
     ///
-    /// Several cgroups may be set concurrently. Each call asks systemd again which cgroup the unit
-    /// owns, so the answer cannot be stale when a path is reused. This check needs no extra call.
+    /// Several cgroups may be set concurrently. Each call asks systemd which cgroup the unit owns
+    /// now, so a reused path causes no mistake. This check needs no extra call.
     ///
     /// # Errors
     ///
-    /// Fails if systemd denies the call, is unreachable or does not answer in time. After the last
-    /// two errors the client backs off. The back-off doubles with each consecutive failure, from 1
-    /// second to 64 seconds.
+    /// Fails if systemd denies the call, is unreachable or does not answer in time. If systemd is
+    /// unreachable or does not answer, the client backs off. The back-off doubles with each
+    /// consecutive failure, from 1 second to 64 seconds.
     pub async fn set(
         &self,
         cgroup: &Cgroup,
@@ -66,8 +66,8 @@ impl Systemd {
         let bus = self.bus(None).await?;
         let mut result = unit.set(&bus, cgroup, protection, limits).await;
         if matches!(result, Err(SystemdError::Lost { .. })) {
-            // systemd was re-executed, or dbus was restarted. Setting the same values twice does no
-            // harm.
+            // systemd was re-executed, or dbus was restarted. A second write of the same values
+            // does no harm.
             result = unit.set(&*self.bus(Some(&bus)).await?, cgroup, protection, limits).await;
         }
         let mut state = self.state.lock().await;
@@ -196,8 +196,7 @@ mod tests {
     async fn what_the_unit_has_already_is_not_set_again() {
         let host = Host::new().with_bus();
         let systemd = host.systemd();
-        // Files that differ from their properties do not matter while the protection is already
-        // set.
+        // Files may differ from their properties while the unit has its protection already.
         let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
         assert_eq!(
             systemd.set(&cgroup, protection(0, 0), false).await.unwrap(),
@@ -234,7 +233,7 @@ mod tests {
         );
         let written =
             [("memory.swap.max", "0\n"), ("cpu.weight", "77\n"), ("cpu.max", "50500 100000\n")];
-        // The same value as in the property, rounded down to whole pages.
+        // The file has the value of the property, rounded down to whole pages.
         host.fake().properties.insert("MemoryMax".to_owned(), 1_000_000);
         let cgroup =
             host.cgroup(POD, &[written.as_slice(), &[("memory.max", "999424\n")]].concat());
@@ -383,7 +382,7 @@ mod tests {
         };
         assert!(!remove(POD));
         let (min, weight) = (host.drop_in(UNIT, OURS[0]), host.drop_in(UNIT, "50-CPUWeight.conf"));
-        assert!(remove(POD), "though the cgroup is there");
+        assert!(remove(POD), "systemd's drop-ins are removed although the cgroup exists");
         assert!(!min.exists() && weight.exists());
         assert!(!remove(POD));
         let system = host.drop_in("system.slice", OURS[1]);

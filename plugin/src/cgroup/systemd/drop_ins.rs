@@ -33,9 +33,9 @@ const OF_PROTECTION: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
 
 /// Lists the cgroups of pods that may have drop-ins from [`Systemd::set`](super::Systemd::set).
 ///
-/// These drop-ins outlive a unit that systemd created implicitly. An example is a slice that exists
-/// only because the scope of a container named it. The kubelet and other programs create units over
-/// D-Bus. The drop-ins of such a unit are in another directory, and systemd removes them.
+/// The drop-ins of the plugin outlive a unit that systemd created implicitly, such as a slice that
+/// exists only because a container's scope names it. The kubelet and other programs create units
+/// over D-Bus. systemd itself removes the drop-ins of such a unit, which are in another directory.
 ///
 /// # Errors
 ///
@@ -56,11 +56,11 @@ pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
 }
 
 /// Removes the drop-ins that [`Systemd::set`](super::Systemd::set) left for a cgroup, if this
-/// cgroup is gone. Returns whether there were any.
+/// cgroup is gone. Returns whether any drop-ins existed.
 ///
 /// Some of the drop-ins may belong to the kubelet. No program needs the drop-ins of a unit that is
-/// gone, but a later unit with the same name would inherit them. Other files in the directory
-/// remain. Symbolic links are neither followed nor removed.
+/// gone, but a later unit with the same name would inherit them. Keeps other files in the
+/// directory. The function does not follow or remove symbolic links.
 ///
 /// # Errors
 ///
@@ -73,10 +73,10 @@ pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> i
 }
 
 /// Removes the protection drop-ins that [`Systemd::set`](super::Systemd::set) left for a cgroup
-/// that still exists. Returns whether there were any.
+/// that still exists. Returns whether any drop-ins existed.
 ///
-/// These drop-ins override an administrator's drop-ins in `/etc`, including later ones. systemd
-/// notices the removal at the next [`Systemd::reload`](super::Systemd::reload).
+/// The drop-ins of the plugin override an administrator's drop-ins in `/etc`, including later ones.
+/// systemd notices the removal at the next [`Systemd::reload`](super::Systemd::reload).
 ///
 /// # Errors
 ///

@@ -1,23 +1,25 @@
 //! Makes the protection of a cgroup persistent where systemd owns the cgroup.
 //!
 //! systemd overwrites the files of a unit's cgroup when it applies the unit's properties. systemd
-//! does so on daemon-reload and daemon-reexec, and whenever a program sets any property of the
-//! unit. Only properties persist. The plugin sets them with `SetUnitProperties(runtime=true)`.
+//! applies them on daemon-reload and daemon-reexec, and whenever a program sets any property of the
+//! unit. A file value without a property is then lost. So the plugin sets the properties with
+//! `SetUnitProperties(runtime=true)`.
 //!
-//! When one property is set, systemd rewrites nearly every file of the unit's memory, cpu and pids
-//! controllers. The new values come from systemd's own state (observed with systemd 257 and 262).
-//! Another program may have written such a file without setting the property. The plugin then sets
-//! the property to the value in the file, so that only the protection changes.
+//! When a program sets one property, systemd rewrites nearly every file of the unit's memory, cpu
+//! and pids controllers. systemd takes the new values from its own state (observed with systemd 257
+//! and 262). Another program may have written such a file without setting the property. The plugin
+//! then sets the property to the value in the file, so that only the protection changes.
 //!
 //! The plugin does not carry over `memory.oom.group`, `memory.zswap.writeback`, `cpuset.*` and
-//! `io.weight`. Either they have no property, or no program sets them for a slice.
+//! `io.weight`. Either systemd has no property for the file, or no program sets the file for a
+//! slice.
 //!
-//! The plugin connects to the system bus. systemd's private socket is no alternative: zbus accepts
-//! no message from there, because the sender has no unique name. systemd also sends every signal to
-//! every client there.
+//! The plugin connects to the system bus. systemd's private socket is no alternative. zbus rejects
+//! messages from the private socket, because their sender has no unique name. systemd also sends
+//! every signal to every client of the private socket.
 //!
-//! The plugin subscribes to no signal. The signal `Reloading` would announce that files lose their
-//! values, but properties keep theirs.
+//! The plugin subscribes to no signal. The signal `Reloading` would announce a loss of file values,
+//! but systemd restores the values from the properties.
 //!
 //! Source: systemd's org.freedesktop.systemd1(5), systemd.resource-control(5), and
 //! `src/core/cgroup.c`.

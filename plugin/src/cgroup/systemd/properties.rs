@@ -39,8 +39,8 @@ pub(super) fn carried(
             && let Some(&value) = properties.get(property)
             && in_force != in_file(file, value)
         {
-            // systemd rejects 0 for these properties. It accepts 1 byte, which is less than a page
-            // and becomes 0 in the file.
+            // systemd rejects 0 for these properties but accepts 1 byte. The kernel rounds 1 byte
+            // down to 0 pages in the file.
             let least = u64::from(matches!(property, "MemoryHigh" | "MemoryMax"));
             carried.push((property, in_force.max(least)));
         }

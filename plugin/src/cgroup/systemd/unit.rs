@@ -68,8 +68,8 @@ impl Unit<'_> {
             return Ok(Persistence::Unchanged);
         }
         // Read the files after the properties. systemd writes the files before it reads the next
-        // message, so each file is at least as new as its property. In the other order, a value
-        // that another program (the kubelet) sets meanwhile would be reverted.
+        // message, so each file is at least as new as its property. In the other order, the plugin
+        // would revert a value that the kubelet sets meanwhile.
         let carried = carried(&numbers, |file| read(cgroup, file));
         if is_set && !carried.iter().any(|(property, _)| LIMITS.contains(property)) {
             return Ok(Persistence::Unchanged);
@@ -92,7 +92,7 @@ impl Unit<'_> {
     ) -> Result<Option<HashMap<String, u64>>, SystemdError> {
         let path = format!("/org/freedesktop/systemd1/unit/{}", bus_label(self.name));
         let call = "Properties.GetAll";
-        // systemd loads a unit that it does not know. Such a unit has no cgroup.
+        // systemd loads a unit that is not loaded yet. A unit that was not loaded has no cgroup.
         let get = bus.call_method(
             Some(NAME),
             path.as_str(),
@@ -139,8 +139,8 @@ impl Unit<'_> {
             &body,
         );
         self.answer("SetUnitProperties", set).await?;
-        // systemd answers before it writes the files, but writes them before it reads the next
-        // message. After the answer to this ping the files are written.
+        // systemd answers before it writes the files, but it writes them before it reads the next
+        // message. So systemd has written the files when it answers this ping.
         let ping = bus.call_method(
             Some(NAME),
             "/org/freedesktop/systemd1",
@@ -195,8 +195,8 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// Returns whether an error of `GetAll` means that there is no such unit, or that no unit can have
-/// this name.
+/// Returns whether an error of `GetAll` means that systemd has no such unit, or that no unit can
+/// have this name.
 fn is_unknown(error: &zbus::Error) -> bool {
     use fdo::Error::{InvalidArgs, UnknownInterface, UnknownObject};
     match error {

@@ -123,8 +123,8 @@ impl Node {
 
     pub(super) fn facts(&self) -> NodeFacts {
         let mut facts = NodeFacts::collect(self.root.path(), &self.path(NRI_SOCKET));
-        // Doctor runs no program of another file system, so containerd's version is unknown
-        // here.
+        // Doctor runs no program below another root directory, so the version of containerd is
+        // unknown in tests.
         facts.runtimes[0].version.get_or_insert(Version(2, 1, 0));
         facts
     }

@@ -1,4 +1,4 @@
-//! Checks whether a node can run the plugin, and what to change if not (`plimsoll doctor`).
+//! Checks whether a node can run the plugin, and advises the operator (`plimsoll doctor`).
 //!
 //! [`NodeFacts::collect`] gathers facts, and [`NodeFacts::judge`] turns the facts into findings.
 //! Findings name paths as they are on the node, without the prefix of `--host`.

@@ -12,7 +12,7 @@ use crate::commands::explain::model::{
     Basis, ContainerExplanation, ContainerKind, KnobExplanation,
 };
 
-/// Explains one container. `typed` is what the manifest states, without defaults.
+/// Explains one container. `typed` has the amounts in the manifest, without defaults.
 pub(super) fn explain_container(
     kind: ContainerKind,
     name: &str,
@@ -74,7 +74,7 @@ fn without_effect(notices: &[Notice]) -> Vec<String> {
         .collect()
 }
 
-/// Returns the notices as text, and a note for each setting that an annotation decides.
+/// Returns the notices as text, and a note for each setting that comes from an annotation.
 fn notes(
     notices: &[Notice],
     overrides: &Overrides,

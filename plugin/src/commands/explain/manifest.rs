@@ -8,12 +8,12 @@ use crate::commands::explain::pod::explain_template;
 
 /// Explains every pod in a manifest: YAML with one or more documents, or JSON. Each item of a list
 /// is explained like a document. An object with a pod template counts as a pod (Deployments, Jobs,
-/// CronJobs and so on). Other objects are skipped and named in the result.
+/// CronJobs and so on). The result names the other objects as skipped.
 ///
 /// # Errors
 ///
-/// If the manifest is too large or cannot be parsed. If the manifest contains no pod. If a pod has
-/// mistakes: then the error lists the mistakes of all pods.
+/// Fails if the manifest is too large, cannot be parsed, or contains no pod. Also fails if a pod
+/// has mistakes. The error then lists the mistakes of all pods.
 pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainError> {
     if manifest.len() > LARGEST {
         return Err(ExplainError::TooLarge(manifest.len()));

@@ -1,4 +1,4 @@
-//! Explanations as data, and the mistakes for which there is none.
+//! Explanations as data, and the mistakes that prevent an explanation.
 
 use std::fmt;
 

@@ -75,7 +75,7 @@ fn of_pod(pointer: &str, problem: String) -> Mistake {
 
 /// Converts a template into a pod.
 fn read_pod(template: &Value) -> Result<Pod, Mistake> {
-    // Tracking the path of a mistake is slow, so only the second attempt tracks the path.
+    // serde_path_to_error is slow, so use it only after a first attempt has failed.
     Pod::deserialize(template).or_else(|_| serde_path_to_error::deserialize(template)).map_err(
         |error: serde_path_to_error::Error<serde_json::Error>| {
             of_pod(&json_pointer(error.path()), format!("expected a pod: {}", error.inner()))
@@ -140,7 +140,7 @@ fn json_pointer(path: &serde_path_to_error::Path) -> String {
     })
 }
 
-/// Returns a message for each annotation for a container that the pod does not have.
+/// Returns a message for each annotation that names a container which the pod does not have.
 fn unknown_containers(
     annotations: &HashMap<String, String>,
     containers: &[PlacedContainer<'_>],

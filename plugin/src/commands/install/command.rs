@@ -19,8 +19,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::commands::failure::Failure;
 use crate::commands::output::print;
 
-/// Checks of `plimsoll doctor` that must not fail before an installation. Installing can correct a
-/// failure of the other checks.
+/// Checks of `plimsoll doctor` that must not fail before an installation. The installation itself
+/// can correct a failure of the other checks.
 const NEEDED: [&str; 5] = ["cgroup-v2", "memory-controller", "kernel", "runtime", "configuration"];
 
 /// The program that starts the plugin.

@@ -1,16 +1,16 @@
-//! Executes a plan.
+//! Execution of a plan.
 
 use crate::commands::install::executor::{Executor, INTERRUPTED, PathState};
 use crate::commands::install::plan::{Plan, PlanStep};
 use crate::commands::install::undo::undo_steps;
 
-/// The failure of a plan and the result of its undo.
+/// Failure of a plan, with the result of the undo.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step}: {why}; {}", describe_undo(left))]
 pub struct PlanFailure {
     step: String,
     why: String,
-    /// Messages about actions that could not be undone.
+    /// Messages about actions that the undo could not reverse.
     left: Vec<String>,
 }
 
@@ -23,12 +23,12 @@ fn describe_undo(left: &[String]) -> String {
 }
 
 impl Plan {
-    /// Executes the plan and calls `tell` before each step. Undoes all steps when a step fails or
-    /// the user interrupts.
+    /// Executes the plan and calls `tell` before each step. Undoes all executed steps when a step
+    /// fails or the user interrupts the program.
     ///
     /// # Errors
     ///
-    /// When a step fails or the user interrupts the program.
+    /// Fails when a step fails or the user interrupts the program.
     pub fn execute(
         &self,
         executor: &mut impl Executor,
@@ -48,7 +48,7 @@ impl Plan {
             match executor.execute(&step.action) {
                 Ok(before) => done.push((step, before)),
                 Err(why) => {
-                    // A failed command may have taken effect in part, so undo this step as well.
+                    // A failed command may have taken effect in part, so undo the failed step too.
                     done.push((step, Vec::new()));
                     let left = undo_steps(done, executor);
                     return Err(PlanFailure { step: step.action.to_string(), why, left });

@@ -7,20 +7,19 @@ use crate::commands::install::plan::Action;
 /// Executes the actions of a plan. The implementation for a node is
 /// [`SystemExecutor`](crate::commands::install::SystemExecutor). Tests have other implementations.
 pub trait Executor {
-    /// Executes an action. Returns how to put back the files that the action has changed, in the
+    /// Executes an action. Returns the earlier states of the files that the action changed, in the
     /// order of the changes.
     ///
     /// # Errors
     ///
-    /// When the action fails, with a message for the user. A failed action puts back the files that
-    /// it has changed.
+    /// Fails with a message for the user. A failed action restores the files that it has changed.
     fn execute(&mut self, action: &Action) -> Result<Vec<PathState>, String>;
 
-    /// Puts one file, link or directory back.
+    /// Restores one file, link or directory.
     ///
     /// # Errors
     ///
-    /// When it cannot be put back, with a message for the user.
+    /// Fails with a message for the user.
     fn restore_path(&mut self, what: PathState) -> Result<(), String>;
 
     /// Returns whether the user has interrupted the program.
@@ -28,7 +27,7 @@ pub trait Executor {
         false
     }
 
-    /// Begins the undo. The user cannot interrupt it.
+    /// Begins the undo. The user cannot interrupt the undo.
     fn begin_undo(&mut self) {}
 }
 
@@ -47,5 +46,5 @@ pub enum PathState {
     Directory(PathBuf),
 }
 
-/// The failure reported after the user has interrupted the program.
+/// The failure that is reported after the user has interrupted the program.
 pub(super) const INTERRUPTED: &str = "interrupted";

@@ -1,4 +1,4 @@
-//! The state of a node that an installation depends on.
+//! The state of a node on which an installation depends.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,7 +29,7 @@ use crate::state::settings::is_restored;
 /// Maximum size of a file that a plan may replace, in bytes. The largest file is the program.
 const LARGEST_PROGRAM: usize = 1 << 30;
 
-/// The state of a node that the plans depend on.
+/// The state of a node on which the plans depend.
 #[derive(Debug)]
 pub struct InstallFacts {
     /// The runtime of the node.
@@ -38,9 +38,9 @@ pub struct InstallFacts {
     pub(super) runtime: String,
     pub(super) version: Option<Version>,
     pub(super) settings: NriSettings,
-    /// The reason why NRI is off; `None` where NRI is on.
+    /// The reason why NRI is off. `None` if NRI is on.
     pub(super) why_off: Option<WhyOff>,
-    /// Whether a process listens at NRI's socket.
+    /// Whether a process listens at the NRI socket.
     pub(super) is_served: bool,
     /// The command by which systemd starts containerd, without this module's drop-in.
     pub(super) command: Option<String>,
@@ -54,7 +54,7 @@ pub struct InstallFacts {
     /// Path of the file that masks the unit, relative to the root of the node.
     pub(super) mask: Option<String>,
     pub(super) is_enabled: bool,
-    /// Whether `plimsoll restore` was called.
+    /// Whether an operator has called `plimsoll restore`.
     pub(super) stands_aside: bool,
     pub(super) process: Option<PluginProcess>,
     /// Whether the runtime has launched the process from its plugin directory.
@@ -76,8 +76,8 @@ impl InstallFacts {
     ///
     /// # Errors
     ///
-    /// When systemd does not run or not exactly one runtime runs. When a file cannot be read or
-    /// replaced.
+    /// Fails if systemd does not run, if not exactly one runtime runs, or if a file cannot be read
+    /// or replaced.
     pub fn collect(host: &Path, socket: &Path, program: Vec<u8>) -> Result<Self, Refusal> {
         if !host.join("run/systemd/system").is_dir() {
             return Err(Refusal(
@@ -130,10 +130,10 @@ impl InstallFacts {
         Ok(facts)
     }
 
-    /// Returns the reason why NRI is off. `None` where NRI is on.
+    /// Returns the reason why NRI is off, or `None` if NRI is on.
     fn find_why_off(&mut self, runtime: &mut Runtime) -> Option<WhyOff> {
-        // The configuration files count more than the socket: the runtime may serve the socket
-        // by an older configuration.
+        // The configuration files count more than the socket. The runtime may still serve the
+        // socket because of an older configuration.
         let takes_connections = self.takes_connections();
         runtime.settings = std::mem::take(&mut self.settings);
         let is_configured = runtime.settings.is_off.is_some() || !takes_connections;
@@ -178,7 +178,7 @@ impl InstallFacts {
     }
 
     /// The path of the program that the runtime launches: the existing program, or else the default
-    /// name.
+    /// path.
     pub(super) fn launched_program(&self) -> String {
         let directory =
             self.settings.plugin_path.as_deref().unwrap_or(PLUGINS).trim_end_matches('/');
@@ -229,9 +229,9 @@ impl InstallFacts {
         self.settings.socket_path.as_deref().filter(|path| !is_default(path))
     }
 
-    /// Returns whether a launched plugin can execute a new program in the same process. The new
-    /// program connects to the default socket and reads the default configuration directory, so the
-    /// runtime must use both.
+    /// Returns whether the process of a launched plugin can execute a new program. The new program
+    /// connects to the default socket and reads the default configuration directory, so the runtime
+    /// must use both.
     pub(super) fn may_be_replaced(&self) -> bool {
         let is_default = |path: &str| path.trim_end_matches('/') == DROP_INS;
         self.takes_connections() && self.settings.config_path.as_deref().is_none_or(is_default)
@@ -241,8 +241,8 @@ impl InstallFacts {
         self.process.as_ref().is_some_and(|process| process.is_service)
     }
 
-    /// Refuses if the running plugin is neither the service nor launched by the runtime, such as a
-    /// plugin of a DaemonSet.
+    /// Returns an error if the running plugin is neither the service nor launched by the runtime.
+    /// An example is a plugin of a DaemonSet.
     pub(super) fn check_process(&self) -> Result<(), Refusal> {
         match &self.process {
             Some(PluginProcess { id, program, .. }) if !self.is_external() && !self.is_launched => {
@@ -256,7 +256,7 @@ impl InstallFacts {
         }
     }
 
-    /// Refuses if systemd cannot start the unit of a package, because the unit is masked. The unit
+    /// Returns an error if systemd cannot start the unit of a package, because the unit is masked. The unit
     /// that this module writes to /etc overrides a mask in /run.
     pub(super) fn check_unit(&self) -> Result<(), Refusal> {
         match &self.mask {
@@ -270,7 +270,7 @@ impl InstallFacts {
         }
     }
 
-    /// Refuses if plugins cannot connect to the runtime, even with NRI on.
+    /// Returns an error if plugins cannot connect to the runtime, even with NRI on.
     pub(super) fn check_connections(&self, advice: &str) -> Result<(), Refusal> {
         if self.settings.takes_no_connections {
             return Err(Refusal(format!(
@@ -288,8 +288,9 @@ impl InstallFacts {
         }
     }
 
-    /// Returns whether a package provides the program and the service, and therefore upgrades them.
-    /// Returns false if this module's unit overrides the package's unit.
+    /// Returns whether a package has installed the program and the service. The package manager
+    /// then upgrades them. Returns false if a unit of `plimsoll install` overrides the package's
+    /// unit.
     pub(super) fn uses_package(&self) -> bool {
         let unit =
             self.files.get(UNIT).map(|unit| String::from_utf8_lossy(unit)).unwrap_or_default();
@@ -305,8 +306,8 @@ fn find_runtime(host: &Path) -> Result<Runtime, Refusal> {
     if runtimes.len() > 1 && runtimes.iter().any(|runtime| runtime.socket == Socket::Listens) {
         runtimes.retain(|runtime| runtime.socket == Socket::Listens);
     }
-    // Where containerd and CRI-O both run, skip a containerd whose CRI plugin is disabled:
-    // another program such as Docker uses it.
+    // If containerd and CRI-O both run, skip a containerd whose CRI plugin is disabled. Another
+    // program such as Docker uses this containerd.
     if runtimes.len() > 1 {
         runtimes.retain(|runtime| !runtime.settings.is_without_cri);
     }
@@ -323,7 +324,7 @@ fn find_runtime(host: &Path) -> Result<Runtime, Refusal> {
 /// Reads a regular file of the node. `None` if the file does not exist.
 fn read_regular(host: &Path, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
     let inside = below(host, path);
-    // The plan can write and put back only regular files. A masked unit is a symbolic link to
+    // The plan can write and restore only regular files. A masked unit is a symbolic link to
     // /dev/null.
     if inside.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
         let advice = if path == UNIT {

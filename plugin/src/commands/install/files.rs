@@ -1,4 +1,4 @@
-//! Reads and replaces files so that a change can be undone.
+//! Reads and replaces files in a way that can be undone.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::commands::install::executor::PathState;
 
-/// Reads the state of a path before a change, so that the change can be undone.
+/// Reads the state of a path before a change, so that an undo can restore it.
 pub(super) fn read_path_state(path: &Path) -> io::Result<PathState> {
     if let Ok(target) = fs::read_link(path) {
         return Ok(PathState::Link(path.to_owned(), target));
@@ -25,7 +25,7 @@ pub(super) fn read_path_state(path: &Path) -> io::Result<PathState> {
     }
 }
 
-/// Puts one file, link or directory back.
+/// Restores one file, link or directory.
 pub(super) fn restore_path_state(state: &PathState) -> Result<(), String> {
     let (path, result) = match state {
         PathState::File(path, content, mode) => (path, replace_file(path, content, *mode)),
@@ -47,8 +47,8 @@ pub(super) fn restore_path_state(state: &PathState) -> Result<(), String> {
     }
 }
 
-/// Puts everything back that a failed action has changed, given in the order of the changes.
-/// Returns a message with the failure of the action and all failures of the undo.
+/// Restores all paths that a failed action has changed. The caller passes them in the order of the
+/// changes. Returns a message with the failure of the action and all failures of the undo.
 pub(super) fn undo_changes(before: Vec<PathState>, failure: String) -> String {
     let failures: Vec<_> =
         before.iter().rev().filter_map(|state| restore_path_state(state).err()).collect();
@@ -67,7 +67,7 @@ pub(super) fn remove_file(path: &Path) -> Result<Vec<PathState>, String> {
     }
 }
 
-/// Removes a directory if it is empty. Returns its earlier state, or nothing if it stays.
+/// Removes a directory if it is empty. Returns its earlier state, or nothing if it is not empty.
 pub(super) fn remove_empty(path: PathBuf) -> Vec<PathState> {
     remove_staging(path.join(STAGING));
     match fs::remove_dir(&path) {
@@ -87,8 +87,8 @@ pub(super) fn remove_all(path: &Path) -> Result<(), String> {
 /// Name of the directory, beside a file, in which the new content of the file is written.
 ///
 /// A runtime launches every executable file in its plugin directory, and fails for a name without
-/// an index. But a runtime skips directories, so an interrupted write leaves nothing that it
-/// launches. Source: containerd/nri `pkg/adaptation/adaptation.go`.
+/// an index. A runtime skips directories, so it does not launch the rest of an interrupted write.
+/// Source: containerd/nri `pkg/adaptation/adaptation.go`.
 const STAGING: &str = ".plimsoll-new";
 
 /// Replaces a file atomically: readers see either the old or the new content. A process that runs
@@ -115,7 +115,7 @@ fn stage_file(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     Ok(new)
 }
 
-/// Removes the content that an interrupted write has left.
+/// Removes the directory of an interrupted write.
 fn remove_staging(directory: PathBuf) {
     let _ = fs::remove_dir_all(directory);
 }
@@ -129,20 +129,21 @@ mod tests {
         let plugins = tempfile::tempdir().expect("a directory");
         let program = plugins.path().join("90-plimsoll");
         // The process is killed before it renames the new file.
-        stage_file(&program, b"new", 0o755).expect("it is written");
+        stage_file(&program, b"new", 0o755).expect("the file is written");
         let launched = |entry: &fs::DirEntry| {
-            let metadata = entry.metadata().expect("it is there");
+            let metadata = entry.metadata().expect("the path exists");
             !metadata.is_dir() && metadata.permissions().mode() & 0o111 != 0
         };
         let entries = fs::read_dir(plugins.path()).expect("a directory").flatten();
         assert_eq!(entries.filter(launched).count(), 0);
-        // The next write succeeds, and a removal of the directory removes what was left.
-        replace_file(&program, b"newer", 0o755).expect("it is replaced");
+        // The next write succeeds, and a removal of the directory removes the rest of the
+        // interrupted write.
+        replace_file(&program, b"newer", 0o755).expect("the file is replaced");
         let names: Vec<_> = fs::read_dir(plugins.path()).expect("a directory").flatten().collect();
         assert_eq!(names.iter().filter(|entry| launched(entry)).count(), 1);
         assert_eq!(names.len(), 1);
-        fs::remove_file(&program).expect("it is removed");
-        stage_file(&program, b"new", 0o755).expect("it is written");
+        fs::remove_file(&program).expect("the file is removed");
+        stage_file(&program, b"new", 0o755).expect("the file is written");
         assert_eq!(remove_empty(plugins.path().to_owned()).len(), 1);
     }
 
@@ -161,7 +162,7 @@ mod tests {
             assert_eq!(restore_path_state(&state), Ok(()));
         }
         let there = PathState::Directory(root.path().to_owned());
-        assert_eq!(restore_path_state(&there), Ok(()), "it is there already");
+        assert_eq!(restore_path_state(&there), Ok(()), "the directory exists already");
     }
 
     #[test]
@@ -169,7 +170,7 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let [first, second] = ["a", "b"].map(|name| root.path().join(name));
         for directory in [&first, &second] {
-            fs::create_dir(directory).expect("it is made");
+            fs::create_dir(directory).expect("the directory is made");
         }
         let states = [&first, &second].map(|path| PathState::NoFile(path.clone()));
         let failure = undo_changes(states.into(), "no space left".to_owned());

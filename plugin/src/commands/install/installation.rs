@@ -17,8 +17,8 @@ impl InstallFacts {
     ///
     /// # Errors
     ///
-    /// When the running plugin was not installed by this module, or the runtime does not allow the
-    /// installation.
+    /// Fails if `plimsoll install` did not install the running plugin, or if the runtime does not
+    /// allow the installation.
     pub fn plan_installation(&self, mode: InstallMode) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
         self.check_process()?;
@@ -48,7 +48,7 @@ impl InstallFacts {
         Ok(plan)
     }
 
-    /// Returns whether the node has another program than the one to install, or none.
+    /// Returns whether the node has no program, or another program than this one.
     fn is_new(&self, path: &str) -> bool {
         self.files.get(path) != Some(&self.program)
     }
@@ -93,7 +93,7 @@ impl InstallFacts {
     }
 
     /// Adds the steps that write the systemd unit and remove launched programs. Returns whether
-    /// systemd has to reload its files.
+    /// systemd has to read its unit files again.
     fn write_unit(&self, plan: &mut Plan) -> bool {
         let mut reload = false;
         if !self.uses_package() && self.files.get(UNIT).map(Vec::as_slice) != Some(UNIT_TEXT) {
@@ -114,7 +114,7 @@ impl InstallFacts {
     }
 
     /// Adds the steps that remove the service and write the program that the runtime launches.
-    /// Returns whether systemd has to reload its files.
+    /// Returns whether systemd has to read its unit files again.
     fn write_launched_program(&self, plan: &mut Plan) -> bool {
         let launched = self.launched_program();
         let mut reload = false;
@@ -135,11 +135,11 @@ impl InstallFacts {
         reload
     }
 
-    /// Adds the steps that start or restart the service. `replaced` states that earlier steps write
+    /// Adds the steps that start or restart the service. `replaced` is true if earlier steps write
     /// a new program or unit.
     fn start_service(&self, plan: &mut Plan, replaced: bool) {
         if let Some(process) = self.process.as_ref().filter(|_| self.is_launched) {
-            // A runtime launches a plugin only at its own start, so an undo restarts the runtime.
+            // A runtime launches plugins only when it starts, so an undo restarts the runtime.
             let step = plan.add(
                 Action::Terminate(process.file().to_owned()),
                 "the service replaces it; containers keep their values",
@@ -164,8 +164,8 @@ impl InstallFacts {
         }
     }
 
-    /// Adds the steps after which the runtime has launched the program, or the running plugin has
-    /// executed it. `replaced` states that earlier steps write a new program.
+    /// Adds the steps that make the runtime launch the program, or make the running plugin execute
+    /// it. `replaced` is true if earlier steps write a new program.
     fn launch_program(&self, plan: &mut Plan, replaced: bool) {
         let launched = self.launched_program();
         let has_new_program =
@@ -188,8 +188,8 @@ impl InstallFacts {
             plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
         } else if has_new_program {
             let step = plan.add(Action::Replace(launched.clone()), RECONNECTION);
-            // Restart the runtime if the new program has ended at its start, so that no process is
-            // left to replace.
+            // A new program may end right after its start, so that no process can execute the old
+            // program. In this case restart the runtime.
             let restart = systemctl(&["restart", self.service()]);
             step.afterwards = vec![Action::Replace(launched.clone()), restart];
             plan.add(Action::AwaitPlugin(launched), "the same process runs the new version");
@@ -202,7 +202,7 @@ impl InstallFacts {
     ///
     /// # Errors
     ///
-    /// When plugins cannot connect to the runtime, or NRI cannot be switched on.
+    /// Fails if plugins cannot connect to the runtime, or if NRI cannot be switched on.
     pub fn plan_nri(&self) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
         self.check_connections("change this setting, or let the runtime launch the plugin")?;

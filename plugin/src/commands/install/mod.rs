@@ -7,9 +7,9 @@
 //!
 //! - For CRI-O, a drop-in in its configuration directory.
 //! - For a containerd whose configuration imports a directory, a file in that directory.
-//! - For another containerd, a second configuration and a systemd drop-in that starts containerd
-//!   with it. The second configuration imports the operator's configuration and then the file that
-//!   switches NRI on.
+//! - For another containerd, a second configuration. A systemd drop-in starts containerd with this
+//!   second configuration. The second configuration imports the operator's configuration and then
+//!   the file that switches NRI on.
 //!
 //! An imported file overrides the file that imports it, and a later import overrides an earlier
 //! one. containerd 1.7 replaces the whole section of a plugin, but containerd 2.0 and newer merge

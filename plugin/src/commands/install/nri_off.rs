@@ -10,7 +10,7 @@ use crate::host::runtime::nri_settings::NriSwitch;
 pub(super) enum WhyOff {
     /// The version or the configuration of the runtime.
     Runtime(NriOff),
-    /// No process listens at NRI's socket, and no file has NRI on.
+    /// No process listens at the NRI socket, and no file switches NRI on.
     Unserved {
         /// Name and version of the runtime.
         runtime: String,
@@ -23,7 +23,8 @@ impl WhyOff {
         matches!(self, Self::Runtime(NriOff { cause: OffCause::Unsupported(_), .. }))
     }
 
-    /// Returns whether containerd's `disabled_plugins` names NRI. Another file cannot undo this.
+    /// Returns whether containerd's `disabled_plugins` names NRI. Another file cannot override such
+    /// an entry.
     pub(super) fn is_disabled_plugin(&self) -> bool {
         let Self::Runtime(NriOff { cause: OffCause::Switch(switch), .. }) = self else {
             return false;

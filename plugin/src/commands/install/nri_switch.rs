@@ -13,8 +13,8 @@ use crate::host::runtime::crio;
 use crate::host::runtime::kind::RuntimeProduct;
 
 impl InstallFacts {
-    /// Adds the steps that switch NRI on and check it, if NRI is off. Returns whether systemd has
-    /// to reload its files.
+    /// Adds the steps that switch NRI on and check NRI, if NRI is off. Returns whether systemd has
+    /// to read its unit files again.
     pub(super) fn switch_on_if_off(&self, plan: &mut Plan) -> Result<bool, Refusal> {
         let Some(why) = &self.why_off else { return Ok(false) };
         let reload = self.switch_on(plan, why)?;
@@ -25,7 +25,7 @@ impl InstallFacts {
         Ok(reload)
     }
 
-    /// Adds the files that switch NRI on. Returns whether systemd has to reload its files.
+    /// Adds the files that switch NRI on. Returns whether systemd has to read its unit files again.
     fn switch_on(&self, plan: &mut Plan, why: &WhyOff) -> Result<bool, Refusal> {
         let settings = &self.settings;
         if why.is_unsupported() {
@@ -51,8 +51,8 @@ impl InstallFacts {
         }
     }
 
-    /// Adds the files that switch NRI on in containerd. Returns whether systemd has to reload its
-    /// files.
+    /// Adds the files that switch NRI on in containerd. Returns whether systemd has to read its
+    /// unit files again.
     fn switch_on_containerd(
         &self,
         plan: &mut Plan,
@@ -105,7 +105,7 @@ impl InstallFacts {
     }
 
     /// Adds the second configuration of containerd. The second configuration imports the operator's
-    /// file `operators`, and then the file that switches NRI on. `form` is the file format version.
+    /// file and then the file that switches NRI on. `form` is the file format version.
     fn add_second_configuration(&self, plan: &mut Plan, form: i64, operators: &str, header: &str) {
         // containerd fails if an imported file does not exist, but a pattern may match no file yet.
         // Only an import that contains `*` is a pattern, so `.tom[*l]` stands for `.toml`.

@@ -8,7 +8,7 @@ use crate::commands::explain::wrap;
 use crate::host::runtime::kind::RuntimeProduct;
 use crate::host::version::Version;
 
-/// The way the plugin is started.
+/// The program that starts the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstallMode {
     /// systemd, as a service that connects to the runtime.
@@ -49,7 +49,8 @@ pub enum Action {
     /// Send SIGUSR2 to the plugin's process, so that the process executes the program that is now
     /// installed.
     Replace(String),
-    /// Check that the runtime's configuration files have NRI on, for this version if known.
+    /// Check that the runtime's configuration files switch NRI on. Holds the runtime, and its
+    /// version if known.
     CheckNri(RuntimeProduct, Option<Version>),
     /// Wait until the runtime listens at NRI's socket.
     AwaitRuntime,
@@ -94,7 +95,7 @@ pub struct PlanStep {
     /// The actions that undo the step, in this order. Files are not listed, because
     /// [`Executor::execute`](crate::commands::install::Executor::execute) returns their states.
     pub(super) undo: Vec<Action>,
-    /// Alternatives to execute once all steps are undone. The first one that succeeds ends the
+    /// Alternative actions after the undo of all steps. The first action that succeeds ends the
     /// list.
     pub(super) afterwards: Vec<Action>,
 }
@@ -102,9 +103,9 @@ pub struct PlanStep {
 /// The steps of an installation or removal, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The steps; empty if nothing is to be done.
+    /// The steps. Empty if nothing has to be done.
     pub steps: Vec<PlanStep>,
-    /// Notes for the user: each names something that stays unchanged, with the reason.
+    /// Notes for the user. Each note names something that stays unchanged, with the reason.
     pub notes: Vec<String>,
 }
 
@@ -123,8 +124,8 @@ impl Plan {
         self.add(systemctl(words), why)
     }
 
-    /// Adds a `systemctl daemon-reload` for changed files of systemd. An undo changes the files
-    /// again, so it reloads them too.
+    /// Adds a `systemctl daemon-reload` after changes of unit files. The undo of this step is
+    /// another reload, because the undo changes the files back.
     pub(super) fn reload(&mut self) {
         let step = self.systemctl(&["daemon-reload"], "systemd must read the changed files");
         step.afterwards = vec![systemctl(&["daemon-reload"])];

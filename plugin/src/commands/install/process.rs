@@ -11,10 +11,10 @@ use crate::host::plugin_lock::holder;
 #[derive(Clone, Debug)]
 pub(super) struct PluginProcess {
     pub(super) id: i32,
-    /// Path of its program file. The kernel appends ` (deleted)` once the file was replaced or
-    /// removed.
+    /// Path of the process's program file. If the file was replaced or removed, the kernel appends
+    /// ` (deleted)`.
     pub(super) program: String,
-    /// Whether systemd runs the process as the service. The path cannot show this, because the
+    /// Whether systemd runs the process as the service. The path does not show this, because the
     /// program of a DaemonSet may have the same path.
     pub(super) is_service: bool,
 }

@@ -14,7 +14,7 @@ impl InstallFacts {
     ///
     /// # Errors
     ///
-    /// When the running plugin is neither the service nor launched by the runtime.
+    /// Fails if the running plugin is neither the service nor launched by the runtime.
     pub fn plan_removal(&self) -> Result<Plan, Refusal> {
         let state = format!("/{}", originals::DIRECTORY);
         self.check_process()?;
@@ -44,7 +44,7 @@ impl InstallFacts {
         for path in imported.chain(DIRECTORIES) {
             plan.add(Action::RemoveEmpty(path.to_owned()), "no other program has files there");
         }
-        // The state comes last, because an undo cannot put it back.
+        // The removal of the state is the last step, because an undo cannot restore the state.
         plan.add(Action::RemoveAll(state), "the plugin's state, with the original values");
         Ok(plan)
     }

@@ -50,8 +50,8 @@ impl InstallFacts {
         plan.add(Action::AwaitRuntime, CONNECT);
     }
 
-    /// Returns the actions that undo a start of the plugin. If the plugin had no process and no
-    /// state before, they also restore all values and remove the state.
+    /// Returns the actions that undo a start of the plugin. If the plugin had neither a process nor
+    /// a state before, the actions also restore all values and remove the state.
     pub(super) fn undo_start(&self, end: Action) -> Vec<Action> {
         let state = format!("/{}", originals::DIRECTORY);
         if self.process.is_some() || self.files.contains_key(&state) {

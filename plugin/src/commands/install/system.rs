@@ -31,18 +31,18 @@ use crate::report::serve;
 /// busy node.
 const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 
-/// Time that `plimsoll restore` may need beyond its own deadlines: for answers of the plugin, up to
-/// 10 s each, and for systemd, which may need a minute to reload its files.
+/// Time that `plimsoll restore` may need beyond its own deadlines. The plugin may need 10 s for
+/// each answer. systemd may need a minute to read its unit files again.
 const RESTORE_MARGIN: Duration = Duration::from_secs(120);
 
 /// Time limit for `plimsoll restore`. The command reports what it could not restore, so it must end
 /// by itself before this limit.
 const RESTORE_LIMIT: Duration = LONGEST_WAIT.saturating_add(RESTORE_MARGIN);
 
-/// Time limit for the messages of a command after its end.
+/// Time limit for reading the messages of a command that has ended.
 const MESSAGES_LIMIT: Duration = Duration::from_secs(1);
 
-/// Time limit for the effect of an action, such as a socket that listens.
+/// Time limit for the effect of an action, for example until a socket listens.
 const EFFECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Poll interval while waiting.
@@ -102,12 +102,12 @@ impl SystemExecutor {
     /// Runs a command and waits for its end, for at most `limit`. The command inherits this
     /// process's output.
     fn run(&self, command: &mut Command, limit: Duration) -> Result<(), String> {
-        // Keep the SIGINT of Ctrl-C from the command: this process either kills the command or lets
-        // an undo finish.
+        // Ctrl-C sends SIGINT to the process group. Run the command in its own group, because this
+        // process either kills the command or lets an undo finish.
         command.stdin(Stdio::null()).process_group(0);
         if self.is_undoing {
             // The terminal may be gone after SIGHUP, and a command that cannot print would fail. So
-            // this process reads the messages of the command, and prints them if it can.
+            // this process reads the command's messages, and prints them if possible.
             command.stdout(Stdio::null()).stderr(Stdio::piped());
         }
         let mut child = command.spawn().map_err(|error| error.to_string())?;
@@ -258,7 +258,7 @@ impl Executor for SystemExecutor {
     }
 }
 
-/// Prints the messages of a command from another thread, and ignores failures to print. Returns
+/// Prints the messages of a command in another thread, and ignores failures to print. Returns
 /// `None` if the kernel allows no further thread.
 fn forward_messages(mut messages: ChildStderr) -> Option<JoinHandle<()>> {
     let forward = move || {
@@ -279,8 +279,9 @@ mod tests {
         let host = tempfile::tempdir().expect("a directory");
         let put = |path: &str, text: &str| {
             let path = host.path().join(path);
-            fs::create_dir_all(path.parent().expect("it is in one")).expect("it is made");
-            fs::write(path, text).expect("it is written");
+            fs::create_dir_all(path.parent().expect("the path has a parent"))
+                .expect("the directory is made");
+            fs::write(path, text).expect("the file is written");
         };
         let section = "[plugins.'io.containerd.nri.v1.nri']\n";
         put(
@@ -298,7 +299,7 @@ mod tests {
 
     #[test]
     fn restore_reports_before_it_is_killed() {
-        // One answer of the plugin takes up to 10 s, and one reload of systemd up to 60 s.
+        // An answer of the plugin takes up to 10 s, and a reload of systemd up to 60 s.
         let answers_and_reload = Duration::from_secs(3 * 10 + 60);
         assert!(RESTORE_LIMIT > LONGEST_WAIT + answers_and_reload);
     }

@@ -3,7 +3,7 @@
 use crate::commands::install::executor::{Executor, PathState};
 use crate::commands::install::plan::{Action, PlanStep};
 
-/// Undoes all steps. Returns messages about actions that could not be undone.
+/// Undoes all steps. Returns messages about the actions that it could not undo.
 pub(super) fn undo_steps(
     done: Vec<(&PlanStep, Vec<PathState>)>,
     executor: &mut impl Executor,
@@ -17,8 +17,8 @@ pub(super) fn undo_steps(
         }
         let mut has_failed = false;
         for undo in &step.undo {
-            // Keep the state after a failure: it lists the values that are still to be restored,
-            // and a plugin that still runs needs it.
+            // Keep the state after a failure. The state lists the values that are not restored yet,
+            // and a running plugin needs it.
             let result = match undo {
                 Action::Remove(_) | Action::RemoveAll(_) if has_failed => {
                     Err("kept, because the plugin still needs it".to_owned())
@@ -32,7 +32,7 @@ pub(super) fn undo_steps(
         }
         afterwards.push(&step.afterwards);
     }
-    // In the order of the steps.
+    // Execute the alternatives in the order of the steps.
     for actions in afterwards.into_iter().rev() {
         let mut failed = Vec::new();
         for action in actions {

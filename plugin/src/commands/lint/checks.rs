@@ -22,7 +22,7 @@ impl Report {
         let PodExplanation { object, qos_class, containers, typed: of_pod, without_effect, .. } =
             pod;
         let subject = Subject { object: object.clone(), container: None };
-        // A message about an annotation of the whole pod occurs once per container, so report equal
+        // Each container repeats a message about an annotation of the whole pod, so report equal
         // messages once.
         let of_containers = containers.iter().flat_map(|container| &container.without_effect);
         let messages: BTreeSet<&String> = without_effect.iter().chain(of_containers).collect();

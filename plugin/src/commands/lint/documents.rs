@@ -1,4 +1,4 @@
-//! Documents of a file: where each starts, and their values.
+//! Documents of a file: their values, and the line where each document starts.
 
 use serde_saphyr::Budget;
 

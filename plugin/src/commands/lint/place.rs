@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 /// Names of a file. Serialized, a file is its name for readers.
 #[derive(Clone, Debug)]
 pub(super) struct File {
-    /// Path for readers, with all characters escaped that a terminal would act on.
+    /// Path for readers. Characters that would control a terminal are escaped.
     pub(super) shown: String,
     /// Path as a URI, relative if the path is relative.
     pub(super) uri: String,

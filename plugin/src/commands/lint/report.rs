@@ -1,4 +1,4 @@
-//! Report: the findings about a number of files, and how documents get into it.
+//! Report: the findings about several files, and the code that adds documents to the report.
 
 use std::io;
 use std::path::Path;

@@ -5,15 +5,15 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-/// How much a finding matters.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Good to know.
+    /// The finding needs no correction.
     Note,
-    /// Works, but perhaps not as it was meant.
+    /// Kubernetes accepts the value, but the author probably meant another value.
     Warning,
-    /// Cannot be read, or Kubernetes would refuse it.
+    /// The file cannot be read, or Kubernetes would refuse the object.
     Error,
 }
 

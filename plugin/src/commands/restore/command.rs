@@ -66,7 +66,7 @@ impl Restore {
             .context("cannot start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
         let plugin = runtime.block_on(wait_for_plugin(&self.host));
-        // The plugin may have changed more values until it noticed the marker file.
+        // The running plugin may have changed more values before it noticed the marker file.
         let originals = load_originals(&self.host)?;
         let mut survey = Survey::new(&root, &originals);
         survey.problems.extend(problem);
@@ -96,8 +96,8 @@ impl Restore {
     }
 }
 
-/// Returns the result of the command. `left` is the number of cgroups and containers that are not
-/// restored.
+/// Returns the result of the command. `left` is the number of cgroups and containers that the
+/// command has not restored.
 fn conclude(left: usize, survey: &Survey) -> Result<ExitCode, Failure> {
     let why: Vec<_> = (left > 0)
         .then(|| describe_unfinished(left))

@@ -12,7 +12,7 @@ use crate::cgroup::systemd::{self, Systemd};
 use crate::commands::restore::survey::Survey;
 use crate::state::originals::{Originals, Values};
 
-/// Removes the drop-ins of all changed cgroups, and has systemd set the originals. `kubepods` is
+/// Removes the drop-ins of all changed cgroups, and makes systemd set the originals. `kubepods` is
 /// the cgroup that the node guard has limited.
 pub(super) async fn remove_drop_ins(
     host: &Path,
@@ -21,8 +21,8 @@ pub(super) async fn remove_drop_ins(
     survey: &Survey,
     kubepods: Option<&CgroupPath>,
 ) {
-    // Remove systemd's runtime drop-ins. Otherwise systemd would set the plugin's values again,
-    // and the drop-ins would override the administrator's configuration.
+    // Remove systemd's runtime drop-ins. With its drop-ins, systemd would set the plugin's values
+    // again, and the drop-ins would override the administrator's configuration.
     let systemd = Systemd::new(host);
     let remove = |path: &CgroupPath| {
         systemd::remove_protection(host, path).unwrap_or_else(|error| {
@@ -32,7 +32,7 @@ pub(super) async fn remove_drop_ins(
     };
     let changed = survey.changed.iter().filter(|changed| changed.container.is_none());
     let changed: Vec<_> = changed.map(|changed| (&changed.cgroup, changed.original)).collect();
-    // Count instead of `any`, which would stop at the first removal.
+    // Count the removals, because `any` would stop at the first removal.
     let is_removed = changed.iter().filter(|(path, _)| remove(path)).count() > 0;
     let former: Vec<_> = find_former(root, originals).filter(|(path, _)| remove(path)).collect();
     if (is_removed || !former.is_empty())
@@ -40,8 +40,8 @@ pub(super) async fn remove_drop_ins(
     {
         note(format_args!("{error}; call 'systemctl daemon-reload'"));
     }
-    // Set the property where the reload did not restore the original. Another program may have
-    // set the original at runtime, in the same drop-in file.
+    // Set the property where the reload did not restore the original. Another program may have set
+    // the original at runtime, in the same drop-in file.
     for (path, original) in changed.into_iter().chain(former) {
         let [min, low] =
             [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
@@ -60,16 +60,16 @@ pub(super) async fn remove_drop_ins(
     }
 }
 
-/// Returns the cgroups that were restored earlier, with their originals. These cgroups may still
-/// have drop-ins, as after a switch to observe mode.
+/// Returns the cgroups that were restored earlier, with their originals. A restored cgroup may
+/// still have drop-ins, as after a switch to observe mode.
 ///
-/// If a cgroup holds other values than its originals, another program has set the values and the
-/// drop-ins. Such a cgroup is left out.
+/// Omits a cgroup that holds other values than its originals, because another program has set the
+/// values and the drop-ins.
 fn find_former<'a>(
     root: &'a CgroupRoot,
     originals: &'a Originals,
 ) -> impl Iterator<Item = (&'a CgroupPath, Values)> {
-    // `Values::protection` would not do, because it counts `max` as 0.
+    // Do not use `Values::protection`, because it counts `max` as 0.
     let protection =
         |values: &Values| [values.min, values.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
     let former = originals.former().filter(move |(path, inode, original)| {
@@ -98,20 +98,21 @@ mod tests {
         let host = tempfile::tempdir().expect("a directory");
         let root = host.path().join("sys/fs/cgroup");
         let cgroup = root.join("system.slice");
-        fs::create_dir_all(&cgroup).expect("it is made");
-        fs::create_dir_all(host.path().join("run/plimsoll")).expect("it is made");
-        fs::write(root.join("cgroup.controllers"), "memory").expect("it is written");
+        fs::create_dir_all(&cgroup).expect("the directory is made");
+        fs::create_dir_all(host.path().join("run/plimsoll")).expect("the directory is made");
+        fs::write(root.join("cgroup.controllers"), "memory").expect("the file is written");
         let set = |min: &str| {
             for (file, value) in [("min", min), ("low", "0"), ("high", "max")] {
-                fs::write(cgroup.join(format!("memory.{file}")), value).expect("it is written");
+                fs::write(cgroup.join(format!("memory.{file}")), value)
+                    .expect("the file is written");
             }
         };
-        let inode = fs::metadata(&cgroup).expect("it is there").ino();
+        let inode = fs::metadata(&cgroup).expect("the path exists").ino();
         let line =
             |rest: &str| format!("{{\"cgroup\":\"/system.slice\",\"inode\":{inode},{rest}}}\n");
         let lines = line("\"memory.min\":\"0\",\"memory.low\":\"0\"") + &line("\"restored\":true");
-        fs::write(host.path().join("run/plimsoll/originals"), lines).expect("it is written");
-        let originals = Originals::load(host.path()).expect("it is read");
+        fs::write(host.path().join("run/plimsoll/originals"), lines).expect("the file is written");
+        let originals = Originals::load(host.path()).expect("the originals are read");
         let root = CgroupRoot::open(&root).expect("a hierarchy");
         set("0");
         assert_eq!(find_former(&root, &originals).count(), 1);

@@ -1,4 +1,4 @@
-//! The instances of the plugin: the running one, and one that this command runs.
+//! The instances of the plugin: the running instance, and the instance that this command runs.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,20 +26,20 @@ use crate::state::settings::STAND_ASIDE;
 /// containers whose cgroups are outside the kubelet's cgroups.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// The plugin that runs on the node, as far as this command knows.
+/// The plugin that runs on the node, according to this command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RunningPlugin {
     /// No process listens at the plugin's socket.
     Absent,
-    /// The plugin answers. It has noticed the marker file, or it reads the marker file before it
-    /// sets values.
+    /// The plugin answers. The plugin has noticed the marker file, or reads the marker file before
+    /// it sets values.
     Answers,
     /// The plugin may still set values, for this reason.
     Unknown(String),
 }
 
-/// Waits until a running plugin has noticed the marker file, for at most [`ANSWER_LIMIT`]. A plugin
-/// that does not answer one request is unknown.
+/// Waits for at most [`ANSWER_LIMIT`] until a running plugin has noticed the marker file. Returns
+/// `Unknown` if the plugin does not answer one request.
 pub(super) async fn wait_for_plugin(host: &Path) -> RunningPlugin {
     let deadline = Instant::now() + ANSWER_LIMIT;
     loop {
@@ -54,8 +54,7 @@ pub(super) async fn wait_for_plugin(host: &Path) -> RunningPlugin {
             return RunningPlugin::Answers;
         }
         if Instant::now() >= deadline {
-            // A plugin that the runtime has not synchronized reads the marker file when it
-            // connects.
+            // A plugin that is not connected to the runtime reads the marker file when it connects.
             return match status.node.synchronized {
                 true => RunningPlugin::Unknown(format!(
                     "it has not noticed /{STAND_ASIDE} within {} s",
@@ -76,8 +75,8 @@ async fn is_absent(host: &Path) -> bool {
     })
 }
 
-/// The instance of the plugin that this command runs. While another instance runs, this one waits
-/// for the lock, and the other instance restores the values.
+/// The instance of the plugin that this command runs. While another instance runs, this instance
+/// waits for the lock, and the other instance restores the values.
 pub(super) struct OwnInstance {
     containers: Arc<Containers>,
     synchronized: watch::Receiver<bool>,
@@ -106,14 +105,14 @@ impl OwnInstance {
         Ok(Self { containers, synchronized, tasks, supervisor, ends })
     }
 
-    /// Returns whether the runtime has synchronized this instance.
+    /// Returns whether the runtime has sent its pods and containers to this instance.
     pub(super) fn is_synchronized(&self) -> bool {
         *self.synchronized.borrow()
     }
 
     /// Returns all containers of the runtime by id, with their cgroups where known. The list comes
-    /// from this instance of the plugin or from the running instance. `None` if the runtime has
-    /// synchronized neither instance.
+    /// from this instance of the plugin or from the running instance. Returns `None` if neither
+    /// instance is connected to the runtime.
     pub(super) async fn list_containers(
         &self,
         host: &Path,

@@ -1,10 +1,10 @@
 //! The command `plimsoll restore`: restores the values that cgroups held before the plugin changed
 //! them.
 //!
-//! The command creates a marker file. While the file exists, every instance of the plugin desires
-//! no values. Reconciling therefore restores the originals. Where no instance runs, the command
-//! runs an instance itself until everything is restored. The rest of this module only observes and
-//! reports the result.
+//! The command creates a marker file. While the file exists, every instance of the plugin has no
+//! desired values, so reconciling restores the originals. If no instance runs, the command runs an
+//! instance itself until all values are restored. The other files of this module only observe and
+//! report the result.
 
 pub(super) mod arguments;
 mod command;

@@ -1,4 +1,4 @@
-//! The report of what was restored, and what was not.
+//! The report of the restored values, and of the values that are not restored.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ use plimsoll_core::policy::KNOBS;
 /// The most missing targets that the report names.
 const MOST_NAMED: usize = 20;
 
-/// Describes the number of cgroups and containers that are not restored in time.
+/// Describes the number of cgroups and containers that were not restored in time.
 pub(super) fn describe_unfinished(left: usize) -> String {
     format!(
         "{left} cgroups or containers were not restored within {} s: expected the container \
@@ -24,8 +24,8 @@ pub(super) fn describe_unfinished(left: usize) -> String {
 }
 
 impl Survey {
-    /// Returns the reason why the command cannot report success although all found targets are
-    /// restored. `None` if the command can report success.
+    /// Returns the reason why the command must not report success, although all found targets are
+    /// restored. Returns `None` if the command may report success.
     pub(super) fn describe_unresolved(&self) -> Option<String> {
         // Only the runtime knows whether a container has ended, because its cgroup may be outside
         // the kubelet's cgroups.
@@ -49,8 +49,8 @@ impl Survey {
         })
     }
 
-    /// Returns the reason why a running plugin may still set values, and what to do. `None` if no
-    /// plugin can.
+    /// Returns the reason why a running plugin may still set values, and what to do. Returns `None`
+    /// if no plugin may set values.
     pub(super) fn describe_unknown_plugin(&self) -> Option<String> {
         self.unknown_plugin.as_ref().map(|why| {
             format!(

@@ -19,7 +19,7 @@ pub(super) struct ChangedCgroup {
     pub(super) container: Option<String>,
     /// The values to restore.
     pub(super) original: Values,
-    /// The values that the cgroup held before the restore.
+    /// The values that the cgroup held before the command restored them.
     pub(super) before: Values,
 }
 
@@ -32,19 +32,20 @@ pub(super) struct Survey {
     /// Targets that no longer exist: removed cgroups, and containers that the runtime does not
     /// list.
     pub(super) ended: Vec<String>,
-    /// Errors about cgroups that could not be searched. Missing containers may be there.
+    /// Errors about cgroups that the command could not search. The missing containers may be in
+    /// these cgroups.
     pub(super) unsearched: Vec<String>,
-    /// Errors about existing targets that could not be read.
+    /// Errors about existing targets that the command could not read.
     pub(super) problems: Vec<String>,
-    /// The reason why a running plugin may still set values. `None` if no plugin can.
+    /// The reason why a running plugin may still set values. `None` if no plugin may set values.
     pub(super) unknown_plugin: Option<String>,
 }
 
 impl Survey {
     /// Searches for all cgroups and containers that the plugin has changed.
     pub(super) fn new(root: &CgroupRoot, originals: &Originals) -> Self {
-        // The paths of changed pods show the cgroup of all pods, even where the search does not
-        // find it.
+        // The paths of changed pods lead to the cgroup of all pods, even if the search does not
+        // find this cgroup.
         let known = originals.targets().filter_map(|target| match target {
             Target::Cgroup(path, _) => {
                 let pod = PodCgroup::parse(path.as_str())?;
@@ -85,7 +86,7 @@ impl Survey {
         survey
     }
 
-    /// Takes the values before the restore from an earlier search.
+    /// Copies the values before the restore from an earlier survey.
     pub(super) fn copy_values_before(&mut self, earlier: Survey) {
         for changed in &mut self.changed {
             if let Some(former) =
@@ -135,8 +136,8 @@ impl Survey {
         }
     }
 
-    /// Resolves the missing containers by the runtime's complete list. A missing container is
-    /// either on the list or has ended.
+    /// Classifies the missing containers with the runtime's complete list. A missing container
+    /// either has ended or is on the list.
     pub(super) fn resolve_missing(
         &mut self,
         root: &CgroupRoot,
@@ -159,8 +160,8 @@ impl Survey {
 }
 
 impl ChangedCgroup {
-    /// Returns whether this is a container whose stored values in the runtime are not updated yet.
-    /// Until then [`Originals`] keeps its entry.
+    /// Returns whether this is a container whose stored values in the runtime are still the
+    /// plugin's. [`Originals`] has an entry for such a container.
     pub(super) fn is_awaiting_runtime(&self, originals: &Originals, root: &CgroupRoot) -> bool {
         let Some(id) = &self.container else { return false };
         originals.get(&Target::Container(id.clone())).is_some()
@@ -177,7 +178,7 @@ impl ChangedCgroup {
         let page = crate::cgroup::page_size();
         KNOBS.into_iter().all(|knob| {
             let default = Some(knob.default_value());
-            // The plugin does not set memory.high of ancestor cgroups, so any value is accepted.
+            // The plugin does not set memory.high of ancestor cgroups, so accept any value.
             (self.container.is_none() && self.original.get(knob).is_none())
                 || match (held.get(knob), self.original.get(knob).or(default)) {
                     (Some(held), Some(original)) => held.is_same(original, page),

@@ -46,7 +46,7 @@ impl RestoreWait<'_> {
         let instance = OwnInstance::start(self.host, self.socket)?;
         let mut watch = self.watch(survey)?;
         let deadline = Instant::now() + RESTORE_LIMIT;
-        // After a complete search, a missing container has ended or its cgroup is outside the
+        // After a complete search, a missing container has ended, or its cgroup is outside the
         // kubelet's cgroups.
         let answer_deadline = Instant::now()
             + if survey.unsearched.is_empty() { ANSWER_LIMIT } else { RESTORE_LIMIT };
@@ -73,7 +73,7 @@ impl RestoreWait<'_> {
         Ok(unfinished)
     }
 
-    /// Watches all cgroups that change.
+    /// Watches the files of all changed cgroups.
     fn watch(&self, survey: &Survey) -> Result<Watch, Failure> {
         let mut watch = Watch::new().context("cannot start inotify").map_err(Failure::Runtime)?;
         let cgroups = survey.changed.iter().map(|changed| &changed.cgroup).chain(self.kubepods);
@@ -86,8 +86,9 @@ impl RestoreWait<'_> {
         Ok(watch)
     }
 
-    /// Counts what does not hold its originals yet, and what does but was not updated in the
-    /// runtime: a container's files are restored before the runtime's stored values.
+    /// Returns two counts. The first count has the cgroups that do not hold their originals yet.
+    /// The second count has the restored containers whose stored values in the runtime are not
+    /// updated yet.
     fn count(&self, changed: &[ChangedCgroup]) -> (usize, usize) {
         let known = Originals::load(self.host).ok();
         let is_stored = |changed: &ChangedCgroup| {

@@ -45,8 +45,8 @@ impl Run {
             .context("cannot install signal handlers")
             .map_err(Failure::Runtime)?;
         let (level, log_takes_last) = log::start(self.log_format);
-        // Read the path now: once the file is replaced, the kernel appends ` (deleted)` to the
-        // path.
+        // Read the path now. After a replacement of the file, the kernel appends ` (deleted)` to
+        // the path.
         let program = std::env::current_exe()
             .context("cannot find the program's file")
             .map_err(Failure::Runtime)?;
@@ -56,8 +56,8 @@ impl Run {
         let launched = unsafe { Launched::from_env() };
         let result = match launched {
             Ok(None) => self.plugin(None, early, level, &program),
-            // A runtime that drops the plugin kills the process that it launched, and never
-            // launches the plugin again. So run the plugin in a second process.
+            // A runtime that closes the connection to a launched plugin kills the launched process,
+            // and never launches the plugin again. So run the plugin in a second process.
             Ok(Some(launched)) => match launched.detach() {
                 Ok(launched) => self.plugin(Some(launched), early, level, &program),
                 Err(status) => {
@@ -188,7 +188,7 @@ impl Run {
         started.context("cannot start a thread").map_err(Failure::Runtime)?;
         let configurator = stub.plugin().configurator();
         let reloads = reload.clone();
-        // These tasks read files, so they have a thread of their own.
+        // The tasks that watch files also read files, so they have a thread of their own.
         let watch_files = move || async move {
             configured.notified().await;
             let config = watch_config(&files, &configurator, &containers, &reloads);
@@ -201,7 +201,7 @@ impl Run {
                 }
             };
             let brake = keep_brake(&configurator, reports);
-            // `config` never ends, so `join` does not return either.
+            // The task `config` never ends, so `join` never returns.
             let _: (Infallible, (), ()) = tokio::join!(config, restored, brake);
         };
         let started = supervisor.spawn_thread("configuration", watch_files);
@@ -218,7 +218,7 @@ impl Run {
     }
 }
 
-/// Returns the callback for every configuration that comes into force.
+/// Returns the callback that runs for every new configuration.
 fn on_config(
     level: Level,
     reports: Arc<Reports>,
@@ -238,8 +238,8 @@ fn on_config(
 fn execute_new_program(program: &Path, successor: Option<Successor>) -> Failure {
     let mut command = Command::new(program);
     match std::env::args_os().len() {
-        // Without arguments, the new program runs the plugin only if NRI_PLUGIN_SOCKET is set. A
-        // successor does not have this variable.
+        // Without arguments, a new program runs the plugin only if NRI_PLUGIN_SOCKET is set. This
+        // variable is not set in the new program, so pass the argument.
         0 | 1 => command.arg("run"),
         _ => command.args(std::env::args_os().skip(1)),
     };

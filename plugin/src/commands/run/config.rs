@@ -57,7 +57,7 @@ pub(super) async fn watch_config(
 }
 
 /// Reads the first existing file, and applies its text if the text differs from `seen`.
-/// `is_asked_for` states that the user requested the reload.
+/// `is_asked_for` is true if the user requested the reload.
 fn read_and_apply(
     files: &[PathBuf],
     names: &str,
@@ -97,8 +97,8 @@ fn unwatched(files: &str, error: &anyhow::Error) {
 }
 
 /// Applies the text of a configuration file, if the text is valid and differs from the
-/// configuration in force. `is_asked_for` states that the user requested the reload, so an
-/// unchanged configuration is logged.
+/// configuration in force. `is_asked_for` is true if the user requested the reload. In this case
+/// the log also reports an unchanged configuration.
 fn apply_config(
     file: &str,
     text: &[u8],
@@ -113,8 +113,8 @@ fn apply_config(
                 info!(file, "the configuration is in force already");
             }
         }
-        // A program that rewrites the file may have truncated it first. At the start an empty file
-        // means the defaults, which are in force already.
+        // A program may have truncated the file before it writes the new text. At the start an
+        // empty file means the defaults, which are in force already.
         Ok(_) if is_empty(text) => warn!(
             "{file} is empty: expected at least one field, or {{}} for the defaults; the \
              configuration before stays in force"
@@ -163,7 +163,7 @@ mod tests {
         });
         wait_while_empty(&file);
         assert_eq!(fs::read_to_string(&file).expect("read"), "logLevel: debug\n");
-        written.join().expect("it ends");
+        written.join().expect("the thread ends");
         // A file that stays empty means the defaults. A comment shows that a file is complete.
         fs::write(&file, "").expect("written");
         wait_while_empty(&file);

@@ -15,11 +15,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// Time without a change in the configuration directory before the plugin reads the file.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// The longest wait for [`QUIET`]. Other files in the directory may change all the time.
+/// The longest wait for a time of [`QUIET`] without changes. Other files in the directory may
+/// change all the time.
 const MOST: Duration = Duration::from_secs(2);
 
-/// Interval at which the plugin looks whether the path leads to another directory. inotify does not
-/// report that a directory above was renamed, or that a symbolic link has another target.
+/// Interval at which the plugin checks whether the path leads to another directory. inotify does
+/// not report the renaming of a parent directory or a new target of a symbolic link.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A watch for changes in the configuration directory, which need not exist yet.
@@ -141,7 +142,7 @@ impl FileWatch {
         let is_over = EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF;
         if is_lost || event.mask.intersects(is_over) {
             if event.mask.contains(EventMask::MOVE_SELF) {
-                // The watch would follow the directory to its new path, where its changes do not
+                // The watch would follow the directory to its new path, where changes do not
                 // matter.
                 let _ = self.events.watches().remove(watched.descriptor.clone());
             }
@@ -154,7 +155,7 @@ impl FileWatch {
     }
 }
 
-/// Returns the device and inode of a directory. `None` if they cannot be read.
+/// Returns the device and inode of a directory. `None` if the metadata cannot be read.
 fn identify(directory: &Path) -> Option<(u64, u64)> {
     let metadata = fs::metadata(directory).ok()?;
     Some((metadata.dev(), metadata.ino()))
@@ -199,7 +200,7 @@ mod tests {
         assert!(is_reported(&mut changes).await);
         fs::write(directory.join("b.conf"), "{}").expect("written");
         assert!(is_reported(&mut changes).await);
-        // A directory tree that was created elsewhere and then moved here.
+        // A directory tree that was created at another path and then moved to this path.
         fs::remove_dir_all(root.path().join("nri")).expect("removed");
         assert!(is_reported(&mut changes).await);
         fs::create_dir_all(root.path().join("new/conf.d")).expect("made");

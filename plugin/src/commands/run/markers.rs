@@ -39,8 +39,8 @@ pub(super) async fn watch_restored(host: &Path, configurator: &Configurator) -> 
     loop {
         let change =
             changes.next().await.context("inotify ended")?.context("cannot read from inotify")?;
-        // The directory's other files are the plugin's own and change often. An event without a
-        // name may report lost events.
+        // The plugin writes the directory's other files itself and often, so ignore their events.
+        // An event without a name may report lost events.
         let marks = [Path::new(STAND_ASIDE).file_name(), Some(OsStr::new(brake::FILE))];
         if change.name.is_none_or(|name| marks.contains(&Some(name.as_os_str()))) {
             configurator.look_whether_to_stand_aside();

@@ -11,7 +11,7 @@
 //!
 //! Other daemons reload or reopen their logs on some of these signals, but the default action of
 //! most of these signals ends a process. In the plugin only SIGTERM and SIGINT end the process,
-//! from the first line of `run` on. The other signals are harmless also while the process executes
+//! from the first line of `run` on. The other signals also do no harm while the process executes
 //! another program.
 
 use std::convert::Infallible;
@@ -45,8 +45,9 @@ pub(super) struct EarlySignals {
 }
 
 impl EarlySignals {
-    /// Keeps the signals from ending the process, until [`Signals`] handles them. The first process
-    /// of a launched plugin only waits for the second one, so it ignores them until its end.
+    /// Prevents the signals from ending the process, until [`Signals`] handles them. The first
+    /// process of a launched plugin only waits for the second process, so it ignores the signals
+    /// until its end.
     pub(super) fn record() -> io::Result<Self> {
         let replace = Arc::<AtomicBool>::default();
         for number in HARMLESS {
@@ -57,8 +58,8 @@ impl EarlySignals {
     }
 }
 
-/// Ignores the signals while this process executes another program. The new program inherits that
-/// a signal is ignored until it handles the signal, but it does not inherit handlers.
+/// Ignores the signals while this process executes another program. The new program inherits
+/// ignored signals, but no handlers. The new program ignores the signals until it handles them.
 pub(super) fn ignore_signals() {
     for number in HARMLESS {
         // SAFETY: SIG_IGN is a valid disposition for these signals, and this process handles none
@@ -76,7 +77,7 @@ pub(super) struct Signals {
     terminate: Signal,
     replace: Signal,
     reload: Signal,
-    /// Signals without a meaning, with their names.
+    /// Signals without an effect, with their names.
     others: [(&'static str, Signal); 4],
     early: EarlySignals,
 }
@@ -123,7 +124,7 @@ fn stop(signal: &str) -> End {
     End::Stop
 }
 
-/// Waits for SIGUSR2, and for a program to execute.
+/// Waits for SIGUSR2, and for an executable program file.
 async fn wait_for_replacement(mut replace: Signal, early: &EarlySignals, program: &Path) {
     if !early.replace.load(Ordering::Relaxed) {
         replace.recv().await;
@@ -147,8 +148,8 @@ async fn notify_reloads(mut hangup: Signal, reload: &Notify) -> Infallible {
     std::future::pending().await
 }
 
-/// Logs a signal without a meaning. Other programs reload on such a signal, so the message names
-/// the signal that reloads.
+/// Logs a signal without an effect. Other programs reload on such a signal, so the message names
+/// the signal that reloads the plugin.
 async fn log_signal(name: &'static str, mut signal: Signal) {
     while signal.recv().await.is_some() {
         info!(signal = name, "the signal has no effect; SIGHUP reloads the configuration");

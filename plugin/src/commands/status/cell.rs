@@ -55,8 +55,8 @@ pub(super) fn request(row: &ContainerStatus) -> String {
     }
 }
 
-/// Makes a message that may contain another program's text safe to print. The limit of 2000
-/// characters keeps its end, which says what to do.
+/// Makes a message that may contain another program's text safe to print. Messages end with the
+/// advice, so the limit of 2000 characters is large enough to keep it.
 pub(super) fn printable_message(text: &str) -> String {
     harmless(text, 2000, &['\'', '"'])
 }

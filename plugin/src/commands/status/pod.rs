@@ -1,4 +1,4 @@
-//! Everything known about one pod.
+//! Details of one pod.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::commands::status::load::load;
 use crate::report::Report;
 use crate::report::status::{CgroupStatus, ContainerStatus, DownStatus, Status};
 
-/// Returns everything known about the containers of a pod, or of several pods with the same name.
+/// Returns the details of the containers of a pod, or of several pods with the same name.
 pub(super) fn describe_pods(status: &Status, now: u64) -> String {
     let mut text = String::new();
     let mut ancestors: Vec<&CgroupPath> = Vec::new();
@@ -47,7 +47,7 @@ pub(super) fn describe_pods(status: &Status, now: u64) -> String {
     text
 }
 
-/// Appends everything known about a container.
+/// Appends the details of a container.
 fn write_container(text: &mut String, row: &ContainerStatus, status: &Status, now: u64) {
     let _ = writeln!(
         text,

@@ -31,7 +31,7 @@ impl Screen {
     /// Shortens a line to the terminal's width. Lines with styles stay whole.
     pub(super) fn cut(&self, line: &str) -> String {
         if line.contains('\x1b') {
-            // Only table rows have styles, and the table fits the terminal already.
+            // Only table rows have styles, and the table already fits the terminal.
             return line.to_owned();
         }
         line.chars().take(self.columns).collect()

@@ -17,7 +17,7 @@ pub(in crate::config) struct Mistake {
     pub(in crate::config) found: String,
 }
 
-/// Values to store: that of the field, and for a mapping then those of its fields.
+/// Values to store: the value of the field. For a mapping, the values of its fields follow.
 pub(in crate::config) type Values = Vec<(&'static Field, Value)>;
 
 impl Field {

@@ -6,18 +6,18 @@ use crate::config::setting::Value;
 
 /// Field of the configuration.
 pub struct Field {
-    /// Name in the mapping that has the field.
+    /// Name of the field in its mapping.
     pub name: &'static str,
     /// Documentation: one to three sentences in plain English.
     pub doc: &'static str,
     /// Type, with the allowed values or the allowed range.
     pub kind: Kind,
-    /// Effect of `null`; `None` if the field does not accept `null`.
+    /// Effect of `null`. `None` if the field does not accept `null`.
     pub null: Option<&'static str>,
-    /// Unit of the value; empty if the value has none.
+    /// Unit of the value. Empty if the value has no unit.
     pub unit: &'static str,
-    /// Default as YAML; `None` if the field is not set by default. For a field of `oomRescue`, the
-    /// default once `oomRescue` is a mapping.
+    /// Default as YAML. `None` if the field is not set by default. A field of `oomRescue` has this
+    /// default once the configuration sets `oomRescue` to a mapping.
     pub default: Option<&'static str>,
     /// Examples as YAML, at least one.
     pub examples: &'static [&'static str],
@@ -69,7 +69,7 @@ pub enum Kind {
     Mapping {
         /// Fields of the mapping.
         fields: &'static [&'static Field],
-        /// Whether the mapping must have all fields. Otherwise a missing field has its default.
+        /// Whether the mapping must have all fields. If false, a missing field has its default.
         is_complete: bool,
     },
 }
@@ -86,14 +86,14 @@ pub struct Choice {
 pub struct Range {
     /// Lower bound.
     pub least: f64,
-    /// Whether the lower bound itself is outside of the range.
+    /// Whether the range excludes the lower bound itself.
     pub is_above_least: bool,
     /// Highest number.
     pub most: f64,
 }
 
 impl Range {
-    /// Returns whether the number is in the range. NaN is not.
+    /// Returns whether the number is in the range. Returns false for NaN.
     pub fn contains(&self, number: f64) -> bool {
         (self.least..=self.most).contains(&number) && !(self.is_above_least && number <= self.least)
     }

@@ -3,9 +3,9 @@
 //!
 //! The parser and the printer of configurations use the table. The help of `plimsoll check`, the
 //! output of `plimsoll config default`, the schema of the Helm chart and docs/configuration.md are
-//! made from the table, and tests compare them with it. To add a field, add it to
-//! [`Config`](crate::config::Config) and to the table, then run the tests with
-//! `PLIMSOLL_REGENERATE=1`.
+//! made from the table. Tests compare them with the table. To add a field, add it to
+//! [`Config`](crate::config::Config) and to the table. After a change of the table, run the tests
+//! with `PLIMSOLL_REGENERATE=1`.
 
 mod access;
 mod check;
@@ -57,7 +57,7 @@ mod tests {
     use crate::config::model::Config;
     use crate::config::testing::parse;
 
-    /// Returns all fields, each with the field of the mapping that has it.
+    /// Returns all fields, each with the mapping that contains it.
     fn all() -> impl Iterator<Item = (Option<&'static Field>, &'static Field)> {
         FIELDS.iter().flat_map(|field| {
             let inner = field.fields().iter().map(|inner| (Some(*field), *inner));
@@ -65,7 +65,8 @@ mod tests {
         })
     }
 
-    /// Parses a configuration with one field, and with the field that this field needs.
+    /// Parses a configuration with one field, and with the second field that the first field
+    /// requires.
     fn parse_field(outer: Option<&Field>, field: &Field, value: &str) -> Result<Config, String> {
         let text = match outer {
             Some(outer) => format!("{}: {{{}: {value}}}", outer.name, field.name),

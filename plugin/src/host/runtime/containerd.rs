@@ -26,12 +26,13 @@ const CONVERTS_FROM: Version = Version(2, 0, 0);
 /// Names of the CRI plugin in `disabled_plugins`, in file formats 1, 2 and 3.
 const CRI_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
 
-/// Returns the configuration file that a command starts containerd with. The second value is the
+/// Returns the configuration file in a command that starts containerd. The second value is the
 /// command without the configuration flag.
 ///
 /// # Errors
 ///
-/// If the command contains quotes or one of `$%\`. Only systemd knows the resulting words.
+/// Fails if the command contains quotes or one of `$%\`, because only systemd can split such a
+/// command into words.
 pub(crate) fn containerd_config(command: &str) -> Result<(String, String), String> {
     if let Some(character) = command.chars().find(|character| "$%\"'\\".contains(*character)) {
         return Err(format!(
@@ -196,15 +197,15 @@ fn file_format(files: &[(String, toml::Table)], main: &str, version: Option<Vers
 /// Path of containerd's main configuration file.
 enum ConfigPath {
     Known(String),
-    /// The default path, because the start command cannot be interpreted. The text says why.
+    /// The default path, because the start command does not show the path. The text is the reason.
     Assumed(String, String),
 }
 
-/// Returns the path of the configuration file that `containerd.service` starts containerd with.
+/// Returns the path of the configuration file with which `containerd.service` starts containerd.
 ///
 /// # Errors
 ///
-/// If the unit is masked or unreadable, so that the start command is unknown.
+/// Fails if the unit is masked or unreadable, so that the start command is unknown.
 fn find_config(host: &Path) -> Result<ConfigPath, String> {
     let command = start_command(host, "containerd.service", "").map_err(|error| {
         format!("cannot tell which configuration containerd.service uses: {error}")

@@ -50,7 +50,7 @@ impl Runtime {
         runtimes.collect()
     }
 
-    /// Returns why NRI is off, or `None` if nothing shows that NRI is off.
+    /// Returns why NRI is off. Returns `None` if NRI is on or its state is unknown.
     pub(crate) fn why_off(&self) -> Option<NriOff> {
         let Self { kind, version, settings, .. } = self;
         let cause = match (&settings.is_off, version) {
@@ -75,7 +75,7 @@ pub(crate) struct NriOff {
     pub(crate) cause: OffCause,
 }
 
-/// Cause why NRI is off.
+/// Cause for which NRI is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OffCause {
     /// This version of the runtime has no NRI.

@@ -2,7 +2,7 @@
 
 use crate::host::version::Version;
 
-/// Product that a runtime is.
+/// Product of a container runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuntimeProduct {
     /// containerd.

@@ -15,7 +15,8 @@ pub(crate) const MOST_FILES: usize = 64;
 /// Setting that switches NRI on or off. `Display` names the setting and its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NriSwitch {
-    /// `disabled_plugins` of a containerd file names NRI. Another file cannot undo this.
+    /// `disabled_plugins` of a containerd file names NRI. Another file cannot override such an
+    /// entry.
     DisabledPlugins {
         /// The containerd file.
         path: String,
@@ -52,7 +53,7 @@ pub(crate) struct NriSettings {
     /// Whether NRI is switched off, and the setting that decides. `None` if no file has such a
     /// setting.
     pub(crate) is_off: Option<(bool, NriSwitch)>,
-    /// Directory of the plugins that the runtime launches. `None` selects the default, as in the
+    /// Directory of the plugins that the runtime launches. `None` means the default, also in the
     /// next four fields.
     pub(crate) plugin_path: Option<String>,
     /// Directory of the plugins' configuration files.
@@ -71,10 +72,10 @@ pub(crate) struct NriSettings {
     pub(crate) files: usize,
     /// Files and settings with an unexpected form.
     pub(crate) problems: Vec<String>,
-    /// Files that could not be read, with the error. Includes an `ExecStart` that does not show
+    /// Files that doctor could not read, with the error. Includes an `ExecStart` that does not show
     /// which configuration file containerd uses.
     pub(crate) unread: Vec<String>,
-    /// NRI section that results from all files.
+    /// NRI section that results from the merge of all files.
     pub(crate) section: toml::Table,
     /// Path of containerd's main configuration file, which imports all others. Empty for CRI-O.
     pub(crate) main: String,
@@ -105,8 +106,7 @@ impl NriSettings {
             .ok()
     }
 
-    /// Discards the NRI section of all files read so far. Keeps the facts that are not part of the
-    /// section.
+    /// Discards the NRI section of all files read so far. Keeps the facts from other sections.
     pub(super) fn forget_section(&mut self) {
         let Self { is_without_cri, files, problems, unread, main, form, plugin, imports, .. } =
             std::mem::take(self);

@@ -1,4 +1,4 @@
-//! NriPlugin of a runtime: its paths, and the version that it prints.
+//! Program of a runtime: its paths, and the version that it prints.
 
 use std::io::Read;
 use std::path::Path;
@@ -16,9 +16,9 @@ use crate::host::version::Version;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl RuntimeKind {
-    /// Returns the paths where the runtime's program may be. The path in systemd's `ExecStart`
-    /// comes first. The bare name is next, for a search in `PATH`. The last path is in
-    /// `/usr/local/bin`, which `PATH` may lack.
+    /// Returns the possible paths of the runtime's program. The path in systemd's `ExecStart` comes
+    /// first. The bare name is next, for a search in `PATH`. The last path is in `/usr/local/bin`,
+    /// which `PATH` may lack.
     pub(super) fn programs(&self, host: &Path) -> Vec<String> {
         let command = start_command(host, &format!("{}.service", self.program), "");
         let command = command.ok().flatten().unwrap_or_default();
@@ -26,7 +26,8 @@ impl RuntimeKind {
             .split_ascii_whitespace()
             .next()
             .map(|word| word.trim_start_matches(['@', '-', ':', '+', '!']));
-        // Do not run a program with another name: with `--version` such a script could do anything.
+        // Do not run a program with another name, because a script may not know the option
+        // `--version`.
         let started = started
             .filter(|path| path.starts_with('/') && path.ends_with(&format!("/{}", self.program)));
         let others = [self.program.to_owned(), format!("/usr/local/bin/{}", self.program)];
@@ -52,8 +53,8 @@ pub(super) fn said_version(program: &str) -> Option<Version> {
         }
     };
     let mut output = child.stdout.take().filter(|_| succeeded)?;
-    // A child of the program may keep the pipe open, so a read to the end could block. The data in
-    // the pipe at this time suffices.
+    // A child of the program may keep the pipe open, so a read to the end could block. Read only
+    // the data that is in the pipe now.
     rustix::fs::fcntl_setfl(&output, OFlags::NONBLOCK).ok()?;
     let mut text = [0; 4096];
     let length = output.read(&mut text).ok()?;

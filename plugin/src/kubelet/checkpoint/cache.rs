@@ -13,8 +13,8 @@ use super::form::{Records, parse};
 /// Cached content of one file.
 #[derive(Debug, Default)]
 pub(super) struct Cached {
-    /// Version of the file that `records` came from. `None` if the file is missing or must be read
-    /// again.
+    /// Version of the file from which `records` were read. `None` if the file is missing or must be
+    /// read again.
     pub(super) version: Option<Version>,
     pub(super) records: Records,
     /// Reason why some or all of the file's records are unknown.
@@ -56,7 +56,7 @@ impl Cached {
         }
         let mut bytes = Vec::with_capacity(version.size as usize);
         if let Err(error) = file.take(LARGEST_FILE).read_to_end(&mut bytes) {
-            // The same version may be readable next time.
+            // The next attempt may be able to read the same version.
             return self.failed(path, error, problems);
         }
         match parse(bytes) {
@@ -113,8 +113,8 @@ pub(super) struct Problem {
     is_of_all: bool,
 }
 
-/// Version of a file, to detect changes. The kubelet replaces its checkpoints by rename, so the
-/// inode alone already differs from the previous version.
+/// Version of a file, to detect changes. The kubelet replaces a checkpoint with a new file, so a
+/// new version usually has another inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version {
     device: u64,
@@ -136,15 +136,15 @@ impl Version {
     }
 }
 
-/// Opens a regular file. Neither follows a symbolic link nor blocks on a pipe. Returns `None`
-/// instead of any file that is not a regular file.
+/// Opens a regular file. The function follows no symbolic link and does not block on a pipe.
+/// Returns `None` for a file that is not a regular file.
 fn open(path: &Path) -> io::Result<(Option<File>, Version)> {
     let metadata = path.symlink_metadata()?;
     if !metadata.is_file() {
         return Ok((None, Version::of(&metadata)));
     }
-    // Another file may have replaced the regular file since the first check. Hence the flags and
-    // the second check.
+    // Another file may have replaced the regular file since the first check. So use these flags,
+    // and check again.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
     let metadata = file.metadata()?;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Maximum size of a file that is read, in bytes. 500 pods need about 1 MiB, or a few MiB with
-/// whole pod specifications (v2).
+/// Maximum size of a checkpoint file in bytes. The records of 500 pods need about 1 MiB, or a few
+/// MiB with whole pod specifications (v2).
 pub const LARGEST_FILE: u64 = 64 << 20;
 
-/// Error: a checkpoint could not be used as a whole or in part.
+/// Error: the plugin cannot use a checkpoint, or a part of it.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
     /// The file could not be opened or read.
@@ -45,7 +45,7 @@ pub enum CheckpointError {
         /// Description of the problem.
         error: FormError,
     },
-    /// Some records of the file are unreadable. The other records are used.
+    /// Some records of the file are unreadable. The plugin uses the other records.
     #[error(
         "kubelet checkpoint {path}: {count} records have no readable memory quantity, the first \
          being {first}"
@@ -60,16 +60,16 @@ pub enum CheckpointError {
     },
 }
 
-/// Error: the bytes are not a checkpoint of a known form.
+/// Error: the bytes are no checkpoint in a known form.
 #[derive(Debug, Error)]
 pub enum FormError {
-    /// The envelope is not JSON, or not an envelope as the kubelet writes it.
+    /// The envelope is not JSON, or differs from the envelopes that the kubelet writes.
     #[error("expected JSON with a string 'data', as the kubelet writes it: {0}")]
     Envelope(serde_json::Error),
-    /// The data in the envelope is not JSON, or not data as the kubelet writes it.
+    /// The data in the envelope is not JSON, or differs from the data that the kubelet writes.
     #[error("expected JSON with 'entries' in 'data', as the kubelet writes it: {0}")]
     Data(serde_json::Error),
-    /// The kubelet is newer than this plugin and no longer writes the entries.
+    /// The kubelet is newer than this plugin and no longer writes `entries`.
     #[error(
         "version '{0}' holds no 'entries', the only form read here; this kubelet needs a newer \
          plimsoll"

@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::error::FormError;
 use super::record::{Entry, PodLevel, PodRecord, RecordedLimits};
 
-/// Memory request, memory limit and CPU limit of every container in a checkpoint. The limits of
-/// pods are included.
+/// Memory request, memory limit and CPU limit of every container in a checkpoint. Includes the
+/// pod-level limits.
 #[derive(Debug, Default)]
 pub struct Records {
     pub(super) pods: HashMap<PodUid, Arc<PodRecord>>,
@@ -37,8 +37,8 @@ impl Records {
         self.len() == 0
     }
 
-    /// Converts `raw` to an entry. An invalid memory quantity makes the record unreadable: it is
-    /// reported and never counts as 0.
+    /// Converts `raw` to an entry. An invalid memory quantity makes the record unreadable, and the
+    /// function reports it. The invalid quantity never counts as 0.
     fn read(&mut self, raw: RawResources, whose: impl FnOnce() -> String) -> Option<Entry> {
         let memory = |list: Option<&RawList>| {
             quantity(list.and_then(|list| list.memory.as_ref()), Bytes::from_quantity)
@@ -62,13 +62,13 @@ impl Records {
 
 /// Parses a checkpoint file.
 ///
-/// The function frees the bytes of the file before it parses the JSON in them. So it does not hold
-/// much more memory than the size of the file for long.
+/// Frees the bytes of the file before it parses the JSON in them. So the peak of memory usage is
+/// not much above the size of the file.
 ///
 /// # Errors
 ///
 /// Fails if the bytes have none of the forms in the [module documentation](super). Unknown fields
-/// are skipped.
+/// are no error.
 pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -90,8 +90,8 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     let data: Data = serde_json::from_str(&envelope.data).map_err(FormError::Data)?;
     drop(envelope.data);
 
-    // Without any pods there are neither entries nor a list. A list alone is the next version of
-    // the format.
+    // Without any pods, the kubelet writes neither entries nor a list. A file with only a list has
+    // a newer version of the format.
     let known_version = envelope.version.as_deref().is_none_or(|version| version == "v2");
     if data.entries.is_none()
         && data.allocation_entries.is_none()
@@ -126,7 +126,8 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
 /// Resources of containers, by name. Go writes an empty map or list as `null`.
 type RawContainers = Pairs<Option<RawResources>>;
 
-/// JSON object as a list of its pairs. Many small maps would cost more than all other parsing.
+/// JSON object as a list of its pairs. Many small maps would need more time than the remaining
+/// parsing.
 struct Pairs<V>(Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
@@ -195,8 +196,8 @@ struct RawResources {
 
 #[derive(Default, Deserialize)]
 struct RawList {
-    /// Quantity, which the kubelet writes as a string. It is kept raw, so that an invalid quantity
-    /// does not make the whole file unreadable.
+    /// Quantity, which the kubelet writes as a string. The raw value stays here, so that an invalid
+    /// quantity does not make the whole file unreadable.
     memory: Option<Value>,
     cpu: Option<Value>,
 }
@@ -275,7 +276,7 @@ mod tests {
         assert_eq!(
             pod.limits("odd"),
             Some(limits(1, "")),
-            "a processor limit that is none is none"
+            "an invalid CPU limit counts as no CPU limit"
         );
         assert_eq!(pod.limits("debugger"), None);
         assert_eq!(pod.names().count(), 3);

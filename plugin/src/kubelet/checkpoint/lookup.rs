@@ -15,29 +15,29 @@ use super::record::PodRecord;
 pub struct ContainerRecords {
     /// Record of the container.
     pub record: Option<Record>,
-    /// Record of the pod. It may exist without a record of the container, because ephemeral
-    /// containers are never recorded.
+    /// Record of the pod. The pod may have a record although the container has none, because the
+    /// kubelet never records ephemeral containers.
     pub pod: Option<Arc<PodRecord>>,
 }
 
 /// Result of a search for the kubelet's records.
 pub type RecordSearch = Result<ContainerRecords, Inconclusive>;
 
-/// Point in time for which the record is needed. It decides which file is correct.
+/// Reason for the look-up. The reason decides which file has the correct record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// A container is being created or was found running. The record must show what the kubelet
-    /// last acted on.
+    /// The runtime creates the container, or the plugin found it running. The record must show the
+    /// resources that the kubelet last applied.
     Create,
-    /// A container is being updated. The record must show what the kubelet is about to act on. The
-    /// kubelet wrote this record when it accepted the resize.
+    /// The runtime updates the container. The record must show the resources that the kubelet
+    /// applies now. The kubelet wrote this record when it accepted the resize.
     Update,
 }
 
 impl Moment {
-    /// Returns the files to search, best first. The later files matter on 1.32, and where a kubelet
-    /// omits a container from the best file. For example, 1.33 omits init containers from the
-    /// actuated file.
+    /// Returns the files to search, best first. Kubernetes 1.32 has only the last file. A newer
+    /// kubelet may omit a container from the best file. For example, 1.33 omits init containers
+    /// from the actuated file.
     const fn files(self) -> [CheckpointFile; 3] {
         match self {
             Self::Create => {
@@ -53,17 +53,18 @@ impl Moment {
 /// Result of a look-up.
 #[derive(Debug)]
 pub struct Lookup {
-    /// Records from the first readable file that has one of the container.
+    /// Records from the first readable file that has a record of the container.
     pub found: RecordSearch,
-    /// Files that this look-up found unreadable. Each version of a file is reported once, so the
+    /// Files that this look-up could not read. A version of a file appears here only once, so the
     /// caller can log every problem.
     pub problems: Vec<CheckpointError>,
 }
 
-/// Cache of the kubelet's checkpoints in one directory. A file is read again only when it changes.
+/// Cache of the kubelet's checkpoints in one directory. The cache reads a file again only when the
+/// file changes.
 ///
 /// Look-ups block on the file system, so call them from a thread that may block. Most look-ups need
-/// one to three `stat` calls. To read and parse a changed file takes about 10 ms per MiB.
+/// one to three `stat` calls. Reading and parsing a changed file takes about 10 ms per MiB.
 #[derive(Debug)]
 pub struct Checkpoints {
     dir: PathBuf,
@@ -78,8 +79,8 @@ impl Checkpoints {
         Self { dir: dir.into(), cached: Default::default() }
     }
 
-    /// Finds the record of a container. Missing files are no problem, because older kubelets have
-    /// none.
+    /// Finds the record of a container. A missing file is no problem, because older kubelets have
+    /// fewer files.
     pub fn lookup(&mut self, uid: &PodUid, container: &str, moment: Moment) -> Lookup {
         let mut problems = Vec::new();
         let mut search = Search::new(uid, container);
@@ -93,8 +94,8 @@ impl Checkpoints {
         Lookup { found: search.found(), problems }
     }
 
-    /// Does the same as [`lookup`](Self::lookup) if no file has to be read. Otherwise returns
-    /// `None`. Reads only the metadata of the searched files, usually of one.
+    /// Does the same as [`lookup`](Self::lookup) if no file has changed. Returns `None` if a file
+    /// has changed. Reads only the metadata of the files, usually of one file.
     pub fn lookup_unchanged(
         &self,
         uid: &PodUid,
@@ -137,9 +138,9 @@ struct Search<'a> {
     uid: &'a PodUid,
     container: &'a str,
     found: ContainerRecords,
-    /// Whether a file that may contain the record could not be read.
+    /// Whether the search could not read a file that may contain the record.
     is_inconclusive: bool,
-    /// Whether a file was read.
+    /// Whether the search has read a file.
     is_read: bool,
 }
 
@@ -154,11 +155,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Searches a file. Returns whether no other file has to be searched.
+    /// Searches a file. Returns true if the search needs no other file.
     fn is_over(&mut self, file: CheckpointFile, cached: &Cached) -> bool {
         if cached.is_unreadable() {
-            // A kubelet that writes the newer files leaves the file of 1.32 unchanged, so that file
-            // does not matter then.
+            // A newer kubelet leaves the file of 1.32 unchanged, so this file does not matter if a
+            // newer file exists.
             self.is_inconclusive |= file != CheckpointFile::StatusManager || !self.is_read;
             return false;
         }
@@ -361,7 +362,8 @@ mod tests {
             (Some(&good[..20]), Some(&*other), None, Err(Inconclusive)),
             (Some(&*other), Some(&good[..20]), None, Err(Inconclusive)),
             (Some(&*other), None, None, Ok(false)),
-            // A file left by an older kubelet does not matter to the pods of a newer kubelet.
+            // An older kubelet left this file, which does not matter to the pods of a newer
+            // kubelet.
             (Some(&*other), None, Some("garbage"), Ok(false)),
             (None, None, Some("garbage"), Err(Inconclusive)),
         ] {

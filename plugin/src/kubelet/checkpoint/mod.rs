@@ -2,22 +2,23 @@
 //!
 //! The files are in the kubelet's root directory and contain JSON. The code is in
 //! `pkg/kubelet/allocation/state` in Kubernetes 1.33 and later, and in `pkg/kubelet/status/state`
-//! in 1.32. A file is an envelope with a checksum and a string that is JSON again. All known forms
-//! are read:
+//! in 1.32. A file is an envelope with a checksum and a string. The string is JSON again. The
+//! plugin reads all known forms:
 //!
 //! - `{"data": "{\"entries\": {uid: pod}}", "checksum": n}`, where `pod` is
 //!   `{\"ContainerResources\": {name: resources}, ...}`;
-//! - the same with `"version": "v2"` and a base64 `podList` beside the entries, which is skipped;
+//! - the same with `"version": "v2"` and a base64 `podList` beside the entries, which the plugin
+//!   skips;
 //! - `{"data": "{\"allocationEntries\": {uid: {name: resources}}}", "checksum": n}` of 1.32.
 //!
-//! The checksum is not verified. It protects the kubelet against its own bugs, and a truncated file
-//! is no valid JSON anyway.
+//! The plugin does not verify the checksum. The checksum protects the kubelet against its own bugs,
+//! and a truncated file is no valid JSON anyway.
 //!
-//! **An unreadable file does not mean "no record"**: unless another file has the record, the answer
-//! is [`Inconclusive`](plimsoll_core::requests::Inconclusive). An earlier version of the file is
-//! not used, even if it was readable. The older content would still be correct for most containers.
-//! It would be wrong for exactly those containers whose change made the kubelet write the file. The
-//! plugin's other sources of the request are less exact, but correct.
+//! **An unreadable file does not mean "no record".** Unless another file has the record, the result
+//! is [`Inconclusive`](plimsoll_core::requests::Inconclusive). The plugin does not use an earlier
+//! version of the file, even if it was readable. The earlier version would still be correct for
+//! most containers. But it would be wrong for the containers whose change made the kubelet write
+//! the file. The plugin's other sources of the request are less exact, but correct.
 
 mod cache;
 mod error;

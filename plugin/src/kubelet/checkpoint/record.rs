@@ -5,14 +5,14 @@ use plimsoll_core::units::{Bytes, MilliCpu};
 /// The kubelet's record of one pod.
 #[derive(Debug)]
 pub struct PodRecord {
-    /// Containers by name; `None` is an unreadable record. A pod has few containers, so a list is
+    /// Containers by name. `None` is an unreadable record. A pod has few containers, so a list is
     /// smaller than a map and as fast.
     pub(super) containers: Box<[(Box<str>, Option<Entry>)]>,
     pub(super) pod_level: PodLevel,
 }
 
 impl PodRecord {
-    /// Returns the record of the pod's own limits.
+    /// Returns the record of the pod-level limits.
     pub fn pod_level(&self) -> PodLevel {
         self.pod_level
     }
@@ -39,16 +39,17 @@ pub struct RecordedLimits {
     pub cpu: Option<MilliCpu>,
 }
 
-/// Record of a pod's own resources (`spec.resources`, Kubernetes 1.34).
+/// Record of pod-level resources (`spec.resources`, Kubernetes 1.34).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PodLevel {
-    /// The record has no resources of the pod's own, which proves nothing. Only a kubelet with the
-    /// gate InPlacePodLevelResourcesVerticalScaling (on by default since 1.36) records them.
+    /// The record has no pod-level resources. The pod may still have pod-level resources. The
+    /// kubelet records them only with the gate InPlacePodLevelResourcesVerticalScaling (on by
+    /// default since 1.36).
     #[default]
     Unrecorded,
-    /// The pod has these limits of its own and no others.
+    /// The pod has these pod-level limits and no others.
     Limits(RecordedLimits),
-    /// The record of the pod's own resources is unreadable.
+    /// The record of the pod-level resources is unreadable.
     Unreadable,
 }
 

@@ -14,14 +14,15 @@ pub enum AllocatableSource {
     KubeletConfig,
     /// The kubelet's configuration, confirmed by `memory.max` of kubepods.
     KubeletConfigConfirmed,
-    /// `memory.max` of kubepods minus the eviction threshold. The kubelet's configuration does not
-    /// explain this value.
+    /// `memory.max` of kubepods minus the eviction threshold, because the kubelet's configuration
+    /// does not explain `memory.max` of kubepods.
     KubepodsOverConfig,
-    /// `memory.max` of kubepods minus the eviction threshold. There is no readable configuration.
+    /// `memory.max` of kubepods minus the eviction threshold, because no kubelet configuration is
+    /// readable.
     Kubepods,
-    /// Total memory without hugepages, because there is no sign of a kubelet.
+    /// Total memory without hugepages, because the node shows no sign of a kubelet.
     AllMemory,
-    /// No source, because nothing could be read.
+    /// No source, because the plugin could read no source.
     Nowhere,
 }
 
@@ -60,7 +61,7 @@ pub(super) fn choose(
         };
     };
     let usable = meminfo.usable();
-    // If node allocatable is not enforced for pods, the kubelet sets memory.max of kubepods to all
+    // A kubelet that does not enforce node allocatable for pods sets memory.max of kubepods to all
     // memory.
     let enforced = enforced.filter(|&max| max < usable.floor_to(page));
     match (config, enforced) {

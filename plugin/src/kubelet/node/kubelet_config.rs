@@ -10,7 +10,7 @@ use super::memory_qos::{Conflict, MemoryQos};
 /// Default of the kubelet's hard eviction threshold for memory: 100Mi.
 pub(super) const DEFAULT_EVICTION: Bytes = Bytes::new(100 << 20);
 
-/// Memory that the kubelet's configuration keeps from pods, and the state of MemoryQoS.
+/// Memory that the kubelet reserves according to its configuration, and the state of MemoryQoS.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KubeletReservations {
     /// `systemReserved.memory`.
@@ -26,11 +26,11 @@ pub struct KubeletReservations {
 }
 
 impl KubeletReservations {
-    /// Parses a `KubeletConfiguration` in YAML or JSON. Only fields about memory are read.
+    /// Parses a `KubeletConfiguration` in YAML or JSON. Reads only fields about memory.
     ///
     /// # Errors
     ///
-    /// Returns a sentence if the text is not YAML or if one of these fields is malformed.
+    /// Fails with a sentence if the text is not YAML or if one of these fields is malformed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
         let raw: Option<RawConfig> =
@@ -105,8 +105,8 @@ impl RawConfig {
         let Some(list) = &self.eviction_hard else {
             return Ok(Threshold::Bytes(DEFAULT_EVICTION));
         };
-        // Without memory.available in the map there is no threshold, unless the defaults are
-        // merged in.
+        // The list replaces the default list, so without memory.available there is no threshold.
+        // With mergeDefaultEvictionSettings the kubelet adds the defaults.
         match list.get("memory.available").and_then(Option::as_deref) {
             Some(text) => Threshold::parse(text)
                 .map_err(|error| format!("evictionHard[\"memory.available\"]: {error}")),
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(
             gates("AllAlpha: true, AllBeta: false"),
             MemoryQos::ByVersion,
-            "on only before 1.37"
+            "AllAlpha switches MemoryQoS on only before 1.37"
         );
         assert_eq!(gates("AllAlpha: true"), MemoryQos::On(Conflict::MemoryQos));
         assert_eq!(gates("MemoryQoS: true"), MemoryQos::On(Conflict::MemoryQos));

@@ -10,7 +10,7 @@ pub struct MemInfo {
     /// Memory set aside as hugepages of any size (`Hugetlb`). Kernels before 4.19 report only
     /// hugepages of the default size.
     pub hugepages: Bytes,
-    /// `MemAvailable`: memory that could be used without swapping. 0 if the line is missing.
+    /// `MemAvailable`: memory that programs could use without swapping. 0 if the line is missing.
     pub available: Bytes,
 }
 
@@ -24,7 +24,7 @@ impl MemInfo {
     ///
     /// # Errors
     ///
-    /// Returns a sentence if there is no readable `MemTotal`. Other lines may be missing or
+    /// Fails with a sentence if there is no readable `MemTotal`. Other lines may be missing or
     /// malformed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let field = |name: &str| {

@@ -30,14 +30,14 @@ pub struct NodeMemory {
     pub allocatable: Option<Bytes>,
     /// Source of `allocatable`.
     pub source: AllocatableSource,
-    /// Files and places that could not be read and are ignored.
+    /// Files and places that the plugin could not read and ignores.
     pub problems: Vec<NodeError>,
     /// Signs in the kubelet's configuration that the kubelet sets the same files, with the
     /// solution.
     pub conflicts: Vec<Conflict>,
-    /// Reason why it is unknown whether the kubelet sets the same files.
+    /// Reason why the plugin does not know whether the kubelet sets the same files.
     pub unsettled: Option<UnknownMemoryQos>,
-    /// Whether the kubelet's configuration was read and understood.
+    /// Whether the plugin could read and parse the kubelet's configuration.
     pub has_kubelet_config: bool,
 }
 
@@ -60,15 +60,15 @@ pub enum NodeError {
         /// The expected and the observed content.
         expected: String,
     },
-    /// The root of the cgroup hierarchy could not be opened.
+    /// The plugin could not open the root of the cgroup hierarchy.
     #[error("cannot look for kubepods: {0}; the plugin ignores it")]
     Root(#[from] RootError),
-    /// A place that may contain kubepods could not be searched.
+    /// The plugin could not search a place that may contain kubepods.
     #[error("cannot look for kubepods: {0}; the plugin ignores it")]
     Search(#[from] CgroupError),
 }
 
-/// Formats one sentence for the log.
+/// Formats the sentence for the log.
 impl fmt::Display for NodeMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.allocatable {
@@ -88,9 +88,9 @@ impl fmt::Display for NodeMemory {
 }
 
 impl NodeMemory {
-    /// Reads the node whose file system is at `root`, usually `/`. Never fails: unreadable files
-    /// are ignored and listed in `problems`. A missing file is a problem only if no other source
-    /// can replace it. `guard` is the stored record of the guard.
+    /// Reads the node whose file system is at `root`, usually `/`. Never fails, but lists
+    /// unreadable files in `problems`. A missing file is a problem only if no other source can
+    /// replace the file. `guard` is the stored record of the guard.
     pub fn discover(root: &Path, page: PageSize, guard: io::Result<Option<GuardRecord>>) -> Self {
         let mut files = Files { root, problems: Vec::new() };
         let meminfo = files.read(MEMINFO);
@@ -117,7 +117,7 @@ impl NodeMemory {
             config.and_then(|text| files.parsed(KUBELET_CONFIG, KubeletReservations::parse(&text)));
         let kubepods = kubepods.and_then(|(cgroup, path, text)| {
             let limit = files.parsed(&path, text.trim_end().parse::<Limit>())?;
-            // A value that the plugin itself has set says nothing about the kubelet.
+            // A value that the plugin itself has set contains no information about the kubelet.
             let record = record.filter(|record| record.cgroup == cgroup);
             Some(record.map_or(limit, |record| record.without(limit)))
         });
@@ -137,7 +137,7 @@ impl NodeMemory {
     }
 }
 
-/// Reader of the node's files. Problems are collected.
+/// Reader of the node's files, which collects problems.
 struct Files<'a> {
     /// Root of the node's file system.
     root: &'a Path,
@@ -153,7 +153,7 @@ impl Files<'_> {
         })
     }
 
-    /// Returns the parsed content of a file. An error becomes a problem.
+    /// Returns the parsed content of a file. An error is added to the problems.
     fn parsed<T>(&mut self, path: &str, parsed: Result<T, impl ToString>) -> Option<T> {
         parsed
             .map_err(|error| {
@@ -164,8 +164,9 @@ impl Files<'_> {
     }
 }
 
-/// Determines whether the kubelet's own MemoryQoS is on. `has_config` tells whether the kubelet's
-/// configuration could be read; without `memory_qos` it could not be understood.
+/// Determines whether the kubelet's own MemoryQoS is on. `has_config` is true if the plugin could
+/// read the kubelet's configuration. `memory_qos` is `None` if the plugin could not parse the
+/// configuration.
 fn settle(
     root: &Path,
     memory_qos: Option<MemoryQos>,
@@ -186,7 +187,7 @@ fn settle(
 }
 
 /// Finds the cgroups of all pods on the node whose file system is at `root`. Also returns the
-/// places that could not be searched.
+/// places that the search could not read.
 fn find_kubepods(root: &Path) -> (Vec<CgroupPath>, Vec<NodeError>) {
     match CgroupRoot::open(&root.join(CGROUPS)) {
         Ok(root) => {
@@ -279,7 +280,7 @@ evictionHard:
         let (_root, guarded) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4294967296\n")]);
         let (_root, before) = node(&[files[0], (KUBEPODS_MAX[1], "max\n")]);
         assert_eq!((guarded.allocatable, guarded.source), (before.allocatable, before.source));
-        // A lower limit comes from the kubelet.
+        // The kubelet has set a lower limit.
         let (_root, lower) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4290772992\n")]);
         assert_eq!(lower.allocatable, Some(Bytes::new(4_290_772_992 - (100 << 20))));
     }

@@ -11,8 +11,8 @@ pub enum MemoryQos {
     Off,
     /// MemoryQoS is on.
     On(Conflict),
-    /// The state depends on the version: MemoryQoS is on only since Kubernetes 1.37, or only
-    /// before.
+    /// The state depends on the kubelet's version. MemoryQoS is on only since Kubernetes 1.37, or
+    /// only before 1.37.
     ByVersion,
 }
 
@@ -34,11 +34,12 @@ pub enum Conflict {
     #[error(
         "has its own MemoryQoS on with memoryReservationPolicy None: when it starts (Kubernetes \
          1.36.0: every minute) it sets memory.min of kubepods and memory.low of the classes to 0, \
-         without which nothing below is protected; set featureGates.MemoryQoS to false and \
+         so no cgroup below them is protected; set featureGates.MemoryQoS to false and \
          restart it"
     )]
     MemoryQosNone,
-    /// The feature gate is not set, but fields are set that have an effect only with it.
+    /// The feature gate is not set, but the configuration has fields that have an effect only with
+    /// the feature gate.
     #[error(
         "is configured with memoryReservationPolicy or memoryThrottlingFactor, a sign that its \
          own MemoryQoS is on, which sets memory.min, memory.low and memory.high of the same \
@@ -48,8 +49,8 @@ pub enum Conflict {
     MemoryQosSign,
 }
 
-/// Reason why it is unknown whether the kubelet's own MemoryQoS is on. `Display` includes the
-/// solution.
+/// Reason why the plugin does not know whether the kubelet's own MemoryQoS is on. `Display`
+/// includes the solution.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UnknownMemoryQos {
     /// The feature gate is not set, and its default depends on the kubelet's version.
@@ -60,15 +61,15 @@ pub enum UnknownMemoryQos {
          kubelet, whatever its version is"
     )]
     DefaultOfVersion,
-    /// The kubelet's configuration is not at the expected path. The list has the other known paths
-    /// that exist.
+    /// The kubelet's configuration is not at the expected path. Holds the other known paths that
+    /// exist.
     #[error(
         "found no configuration of the kubelet at /{KUBELET_CONFIG}{}; see which file and flags \
          the kubelet is started with (--config), and that featureGates.MemoryQoS is false there",
         elsewhere(.0)
     )]
     NoConfig(Vec<&'static str>),
-    /// The kubelet's configuration could not be read or understood.
+    /// The plugin could not read or parse the kubelet's configuration.
     #[error(
         "cannot read /{KUBELET_CONFIG}; see that it is right and that featureGates.MemoryQoS is \
          false there"

@@ -5,13 +5,13 @@
 //! The kubelet does not store the result where a plugin could read it, but leaves two traces:
 //!
 //! - its configuration file, which may be incomplete because flags and drop-in files override it;
-//! - `memory.max` of the `kubepods` cgroup, rounded down to pages. The eviction threshold is not
-//!   subtracted from this value. If node allocatable is not enforced for pods, the value is all
-//!   memory.
+//! - `memory.max` of the `kubepods` cgroup, rounded down to pages. This value includes the eviction
+//!   threshold. A kubelet that does not enforce node allocatable for pods sets all memory.
 //!
-//! If the configuration explains the value of the cgroup, the exact number from the configuration
-//! is used. If they disagree, the cgroup shows what is in force. If both are missing, this is no
-//! Kubernetes node. Pods may then use all memory except hugepages.
+//! If the configuration explains the value of the cgroup, the plugin uses the exact number from the
+//! configuration. If they disagree, the plugin uses the cgroup, because the cgroup has the limit in
+//! force. If both are missing, the node is no Kubernetes node, and pods may use all memory except
+//! hugepages.
 
 mod allocatable;
 mod file;

@@ -44,7 +44,7 @@ impl Source {
                     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                         .await?;
                 // Use only a proxy from the kubeconfig. A proxy from the environment (HTTPS_PROXY)
-                // is not meant for the API server of the node's own cluster.
+                // usually does not lead to the API server of the node's own cluster.
                 config.proxy_url = config.proxy_url.filter(|_| has_proxy);
                 config
             }
@@ -85,7 +85,7 @@ mod tests {
         let connecting = Source::Kubeconfig(path).connect();
         assert!(
             timeout(Duration::from_millis(100), connecting).await.is_err(),
-            "time passes while it runs"
+            "time passes while the token program runs"
         );
     }
 }

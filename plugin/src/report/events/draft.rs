@@ -13,8 +13,8 @@ use crate::report::mode::ReportMode;
 /// Reporting controller in Events. The API server requires a qualified name.
 const CONTROLLER: &str = "plimsoll";
 
-/// Returns the Event's action for an incident that concerns the pod's owner. `None` is for
-/// incidents that concern only the node, which are in the plugin's log.
+/// Returns the Event's action for an incident that concerns the pod's owner. Returns `None` for an
+/// incident that concerns only the node. The plugin's log contains such an incident.
 ///
 /// The Event's reason is the [`IncidentKind`], in observe mode with the prefix `Observed`. The
 /// Event's type is Warning if the incident requires action.
@@ -35,8 +35,7 @@ pub(super) struct EventDraft {
     pub(super) mode: ReportMode,
     pub(super) action: &'static str,
     pub(super) is_warning: bool,
-    /// Desired value. The note of an Event never changes, so another desired value needs another
-    /// Event.
+    /// Desired value. The note of an Event never changes, so a new desired value needs a new Event.
     pub(super) desired: Option<String>,
     pub(super) note: String,
     pub(super) at: Timestamp,
@@ -44,9 +43,9 @@ pub(super) struct EventDraft {
 }
 
 impl EventDraft {
-    /// Returns the data for an Event. `None` if the incident does not concern the pod's owner. Also
-    /// `None` if Kubernetes allows no pod with these names, since no object for the Event can
-    /// exist.
+    /// Returns the data for an Event. Returns `None` if the incident does not concern the pod's
+    /// owner. Also returns `None` if Kubernetes allows no pod with these names, because then no pod
+    /// can have the Event.
     pub(super) fn of(subject: &Subject, what: &Incident, mode: ReportMode) -> Option<Self> {
         let action = action(what.kind())?;
         let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
@@ -67,7 +66,8 @@ impl EventDraft {
             action,
             is_warning: what.is_warning(),
             desired: match what.kind() {
-                // `memory.high` changes in several steps, which are one Event.
+                // The plugin changes `memory.high` in several steps but writes one Event for all of
+                // them.
                 IncidentKind::Released | IncidentKind::PutBack => None,
                 _ => what.fields().desired.or(what.fields().limit),
             },
@@ -97,7 +97,7 @@ impl EventDraft {
         self.identity.kind()
     }
 
-    /// Returns whether both incidents belong to the same Event. A pod has one `Overcommitted` Event
+    /// Returns whether the same Event reports both incidents. A pod has one `Overcommitted` Event
     /// for all its containers.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         self.uid == other.uid
@@ -107,7 +107,8 @@ impl EventDraft {
                 || (self.container == other.container && self.desired == other.desired))
     }
 
-    /// Returns the kind, with a prefix if observe mode left the action undone.
+    /// Returns the incident's kind, with a prefix if the plugin only planned the action in observe
+    /// mode.
     pub(super) fn reason(&self) -> String {
         match self.mode {
             ReportMode::Done => self.kind().to_string(),
@@ -319,7 +320,7 @@ mod tests {
         };
         assert_eq!(name(&beyond(2)), name(&beyond(2)));
         assert_ne!(name(&beyond(2)), name(&beyond(3)));
-        assert_ne!(name(&rejected(1)), name(&rejected(1)), "each is another one");
+        assert_ne!(name(&rejected(1)), name(&rejected(1)), "each Event has its own name");
     }
 
     #[test]

@@ -8,9 +8,9 @@ use plimsoll_core::units::harmless;
 pub(super) enum Failure {
     /// The API server refuses this Event, but may accept other Events.
     Refused(String),
-    /// The Event to count no longer exists.
+    /// The existing Event no longer exists, so the plugin cannot increase its count.
     Gone,
-    /// Another write changed the Event at the same time, so the same write may succeed again.
+    /// Another client changed the Event at the same time, so the same write may succeed again.
     Conflict,
     /// A later attempt may succeed.
     Later(String),

@@ -9,7 +9,8 @@ use crate::report::events::draft::EventDraft;
 use crate::report::events::rates::RateLimits;
 use crate::report::recent::RECENT;
 
-/// Maximum number of sent Events that are remembered to count repeated incidents.
+/// Maximum number of sent Events that the plugin remembers, so that it can count repeated
+/// incidents.
 const REMEMBERED: usize = 1024;
 
 /// An Event that was sent.
@@ -48,12 +49,12 @@ impl History {
         Self { limits: RateLimits::new(now), sent: VecDeque::new() }
     }
 
-    /// Decides what to write for an incident; `None` is nothing.
+    /// Decides what to write for an incident. `None` means that nothing is written.
     ///
     /// # Errors
     ///
     /// [`RateExceeded`] if a new Event would exceed the rate of the pod or the node. A repeated
-    /// incident is always counted, and the next write of its Event contains the count.
+    /// incident always increases the count, and the next write of its Event contains the count.
     pub(super) fn decide(
         &mut self,
         draft: &EventDraft,
@@ -61,7 +62,8 @@ impl History {
     ) -> Result<Option<Write>, RateExceeded> {
         let is_recent =
             |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(RECENT);
-        // A second Event with the same name is impossible, so an old one is counted.
+        // The API server refuses a second Event with the same name, so keep an old Event whose name
+        // is stable.
         self.sent.retain(|sent| is_recent(sent) || sent.draft.has_stable_name());
         match self
             .sent
@@ -94,7 +96,7 @@ impl History {
         }
     }
 
-    /// Sets the number of incidents of an Event that existed already.
+    /// Sets the number of incidents of an Event that already exists.
     pub(super) fn set_count(&mut self, draft: &EventDraft, count: i32) {
         for sent in self.sent.iter_mut().filter(|sent| sent.draft.is_like(draft)) {
             sent.count = count;
@@ -167,7 +169,11 @@ mod tests {
                 .count()
         };
         assert_eq!(written(&mut history, start), 10);
-        assert_eq!(history.decide(&different(1), start), Ok(None), "it is counted");
+        assert_eq!(
+            history.decide(&different(1), start),
+            Ok(None),
+            "the repeated incident is counted"
+        );
         assert_eq!(history.decide(&different(99), start), Err(RateExceeded));
         let later = start + Duration::from_secs(125);
         let counted = history.decide(&different(1), later);
@@ -175,7 +181,7 @@ mod tests {
         assert_eq!(
             written(&mut history, later),
             0,
-            "they were counted again, and the one left was used for that"
+            "the last permit of the rate limit was used to write the new count"
         );
         // The rate limit of the node.
         let mut history = History::new(start);
@@ -190,7 +196,7 @@ mod tests {
         assert_eq!(
             (history.sent.len(), history.limits.pods.len()),
             (1, 1),
-            "nothing is kept of those long gone"
+            "old Events are forgotten"
         );
     }
 

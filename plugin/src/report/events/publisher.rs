@@ -20,7 +20,7 @@ use crate::report::events::draft::EventDraft;
 use crate::report::events::failure::{Failure, excerpt, in_full};
 use crate::report::events::history::{History, RateExceeded, Write};
 
-/// Maximum age of an incident that is still sent.
+/// Maximum age of an incident. The plugin does not send an older incident.
 pub const STALE: Duration = Duration::from_secs(300);
 
 /// Maximum time for one attempt to reach the API server.
@@ -38,8 +38,8 @@ pub(super) struct Publisher {
     client: Option<Client>,
     history: History,
     is_lost: bool,
-    /// The API server has accepted an Event since the connection last failed. A 403 is then
-    /// permanent, for example a quota or a namespace outside of the role.
+    /// Whether the API server has accepted an Event since the connection last failed. In this case
+    /// a 403 is permanent, for example because of a quota or a namespace outside of the role.
     is_proven: bool,
     /// Delays between attempts since the last success.
     backoff: ExponentialBackoff,
@@ -169,7 +169,7 @@ impl Publisher {
             Write::Create => {
                 let event = draft.event(&self.instance);
                 match events.create(&PostParams::default(), &event).await {
-                    // An earlier attempt created the Event, but its answer was lost.
+                    // An earlier attempt created the Event, but the API server's answer was lost.
                     Err(kube::Error::Api(status)) if status.code == 409 => {
                         if draft.has_stable_name() && !draft.is_once() {
                             let count = existing_count(&events, &draft.name()).await?;
@@ -230,8 +230,8 @@ mod tests {
     /// Requests to the API server: method, path and body.
     type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
 
-    /// Returns a publisher whose API server answers with these status codes in order; 0 is no
-    /// answer. Also returns the requests and the number of connections.
+    /// Returns a publisher whose API server answers with these status codes in order. The code 0
+    /// means no answer. Also returns the requests and the number of connections.
     fn publisher(codes: &'static [u16]) -> (Publisher, Requests, Arc<AtomicUsize>) {
         let (requests, connections) = (Requests::default(), Arc::<AtomicUsize>::default());
         let mut publisher = Publisher::new(Source::InCluster, Counter::default());

@@ -147,7 +147,7 @@ mod tests {
         events.use_source(None, &dropped);
         assert!(
             lock(&events.0).queue.is_none() && second.upgrade().is_none(),
-            "nobody puts anything into it"
+            "no thread adds an entry to the queue"
         );
     }
 }

@@ -38,7 +38,7 @@ impl Bucket {
 #[derive(Debug)]
 pub(super) struct RateLimits {
     pub(super) node: Bucket,
-    /// Buckets by pod UID. Full buckets are left out.
+    /// Buckets by pod UID. A full bucket has no entry.
     pub(super) pods: HashMap<String, Bucket>,
 }
 

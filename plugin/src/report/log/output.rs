@@ -17,8 +17,8 @@ use crate::config::LogLevel;
 use crate::report::log::journal::{Journal, NAME};
 use crate::report::log::queue::Queued;
 
-/// Targets that log every step of a request to the API server. Their messages below `info` are
-/// suppressed at every log level.
+/// Targets that log every step of a request to the API server. The plugin suppresses messages of
+/// these targets below `info` at every log level.
 const QUIET: [&str; 4] = ["hyper", "kube", "rustls", "tower"];
 
 /// The form of messages.
@@ -43,14 +43,15 @@ impl Level {
             LogLevel::Debug => LevelFilter::DEBUG,
             LogLevel::Trace => LevelFilter::TRACE,
         };
-        // Fails only if the subscriber is gone. Then nothing is logged in any case.
+        // The call fails only if the subscriber is gone. Without a subscriber, no message is logged
+        // anyway.
         let _ = self.0.reload(filter);
     }
 }
 
-/// Starts logging to standard error. Text goes to the journal if standard error leads there or
-/// nowhere. A runtime that launches the plugin gives it /dev/null as standard error. If standard
-/// error leads nowhere and there is no journal, text goes to syslog.
+/// Starts logging to standard error. Text goes to the journal if standard error leads to the
+/// journal, to /dev/null, or nowhere. A runtime that launches the plugin gives it /dev/null as
+/// standard error. If there is no journal either, text goes to syslog.
 ///
 /// Also returns whether the log takes the last message of the process. Otherwise `main` writes the
 /// message to standard error.

@@ -35,7 +35,8 @@ thread_local! {
 /// Queue of messages for the thread that writes them.
 ///
 /// A write blocks while the journal or the reader of standard error does not read. The runtime
-/// waits for the plugin's answers, so the thread that answers never writes a message itself.
+/// waits for the plugin's answers, so a thread that answers the runtime never writes a message
+/// itself.
 struct MessageQueue {
     sender: SyncSender<WriteMessage>,
     /// Number of messages lost to a full queue since the last warning.
@@ -65,9 +66,9 @@ impl MessageQueue {
         Self { sender, lost }
     }
 
-    /// Adds a message. A message that finds the queue full is lost and counted.
+    /// Adds a message. If the queue is full, the message is lost and counted.
     fn add(&self, write: WriteMessage) {
-        // The writer's own warning would find the queue full.
+        // This thread empties the queue, so its own warning would find the queue full.
         if IS_WRITER.get() {
             return write();
         }
@@ -80,8 +81,8 @@ impl MessageQueue {
         }
     }
 
-    /// Waits until the messages of the queue are written, for at most `patience`. Returns whether
-    /// they are.
+    /// Waits for at most `patience` until the thread has written all queued messages. Returns
+    /// whether the thread has written them.
     fn flush(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let (done, written) = mpsc::channel();
@@ -96,7 +97,7 @@ impl MessageQueue {
                     entry = returned;
                     thread::sleep(FLUSH_RETRY);
                 }
-                // The reader of the messages does not read, so the other messages are lost as well.
+                // The reader of the log does not read, so the queued messages are lost too.
                 Err(TrySendError::Full(_)) => return false,
                 // There is no queue: each caller has written its message itself.
                 Err(TrySendError::Disconnected(_)) => return true,
@@ -174,7 +175,7 @@ where
     }
 }
 
-/// A message under construction. Dropping it adds it to the queue.
+/// A message under construction. When the message is dropped, it enters the queue.
 pub(super) struct Message<W: io::Write + Send + 'static> {
     text: Vec<u8>,
     /// `Some` until the message is dropped.
@@ -195,7 +196,7 @@ impl<W: io::Write + Send> Drop for Message<W> {
     fn drop(&mut self) {
         if let Some(mut writer) = self.writer.take() {
             let text = mem::take(&mut self.text);
-            // There is no place to report a write error to.
+            // There is no place where a write error could be reported.
             queue(move || drop(writer.write_all(&text)));
         }
     }

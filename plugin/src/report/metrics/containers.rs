@@ -52,18 +52,18 @@ pub(super) fn register_containers(status: &Status, registry: &mut Registry) {
         ),
         seconds(
             "container_pressure_memory_stalled",
-            "Time that all of the container waited for memory, for example because memory.high \
-             throttled it",
+            "Time that all tasks of the container waited for memory, for example because \
+             memory.high throttled it",
             stalled,
         ),
     ];
     rows::register(registry, counters);
 }
 
-/// Returns the containers that were read, with their labels.
+/// Returns the containers whose cgroups the plugin could read, with their labels.
 fn labelled(status: &Status) -> Vec<(OfContainer, &ContainerStatus)> {
     let mut seen = HashSet::new();
-    // Two containers can have the same name for a moment while one ends and the next one starts.
+    // Two containers have the same name for a moment while one ends and the next one starts.
     let containers = status.containers.iter().filter(|container| {
         let name = (&container.namespace, &container.pod, &container.container);
         container.observed.is_some() && seen.insert(name)

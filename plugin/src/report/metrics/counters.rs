@@ -1,4 +1,4 @@
-//! Counters of what the plugin did.
+//! Counters of the plugin's actions.
 
 use std::time::Duration;
 
@@ -25,15 +25,15 @@ const LATENCIES: [f64; 12] =
 pub struct Metrics {
     /// Resizes by outcome.
     pub resizes: Family<OfOutcome, Counter>,
-    /// Sum of the differences between the limits in force and the lower limits that were refused.
+    /// Sum over all rejected limit decreases: the limit in force minus the requested limit.
     pub rejected_bytes: Counter,
     /// Deferred limits that the plugin gave up.
     pub deferrals_given_up: Counter,
-    /// Pod limits that were raised to what the pod's containers may use.
+    /// Pod limits that the plugin raised to the sum of the containers' limits.
     pub pod_limits_raised: Counter,
     /// Files that another program had changed and that the plugin repaired.
     pub repairs: Family<OfLevel, Counter>,
-    /// Files that the plugin left to another writer.
+    /// Files that the plugin left as another program set them.
     pub contended: Family<OfLevel, Counter>,
     /// OOM kills of containers.
     pub oom_kills: Family<OfKill, Counter>,
@@ -45,9 +45,9 @@ pub struct Metrics {
     pub events: Events,
     /// Connections to a runtime.
     pub connections: Counter,
-    /// Kubernetes Events that were not written.
+    /// Kubernetes Events that the plugin did not write.
     pub events_dropped: Counter,
-    /// Actions that observe mode left undone.
+    /// Actions that the plugin only planned in observe mode.
     pub planned: Family<OfKind, Counter>,
 }
 
@@ -72,7 +72,7 @@ impl Metrics {
         self.resizes.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) }).inc();
     }
 
-    /// Counts an action that observe mode left undone.
+    /// Counts an action that the plugin only planned in observe mode.
     pub fn planned(&self, kind: IncidentKind) {
         self.planned.get_or_create(&OfKind { kind: kind.to_string() }).inc();
     }
@@ -90,8 +90,8 @@ impl Metrics {
         rows::register(registry, self.rows_of_the_plugin());
     }
 
-    /// Creates series whose labels are known. An increase is invisible in a series that appears
-    /// with its first event.
+    /// Creates the series whose labels are known in advance. A monitoring system sees no increase
+    /// when a series first appears with the value 1.
     fn start_at_zero(&self) {
         for outcome in [Outcome::Applied, Outcome::Rejected, Outcome::Deferred, Outcome::Failed] {
             let _ = self.resizes.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) });

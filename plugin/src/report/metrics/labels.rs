@@ -6,10 +6,10 @@ use plimsoll_core::outcome::Outcome;
 use plimsoll_core::units::{CPU_MAX, Knob};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
-/// Labels of an action that observe mode left undone.
+/// Labels of an action that the plugin only planned in observe mode.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfKind {
-    /// IncidentKind of the incident.
+    /// Kind of the incident.
     pub kind: String,
 }
 
@@ -29,7 +29,7 @@ pub struct OfKill {
 
 /// Limit that caused an OOM kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, reason = "as it is written")]
+#[allow(non_camel_case_types, reason = "the names are the label values")]
 pub enum By {
     /// Limit of the container or of its pod.
     limit,

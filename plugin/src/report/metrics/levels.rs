@@ -115,8 +115,8 @@ fn unread(status: &Status) -> Family<OfCgroup, Gauge> {
     unread
 }
 
-/// Returns the numbers of files that differ from their desired values. In observe mode no file is
-/// expected to have its desired value, so both numbers are 0.
+/// Returns the numbers of files that differ from their desired values. In observe mode the plugin
+/// does not expect desired values in the files, so all numbers are 0.
 fn differences(status: &Status) -> Family<OfDifference, Gauge> {
     let (mut of_containers, mut of_ancestors) = (0, 0);
     if status.node.mode == Mode::Enforce {
@@ -135,7 +135,8 @@ fn differences(status: &Status) -> Family<OfDifference, Gauge> {
 }
 
 fn differing_files(cgroup: &CgroupStatus) -> usize {
-    // The plugin leaves a file alone if its desired value is 0. An unread cgroup does not count.
+    // A desired value of 0 means that the plugin does not manage the file. An unread cgroup does
+    // not count.
     let observed = cgroup.observed.unwrap_or(cgroup.desired);
     let pairs = [(cgroup.desired.min, observed.min), (cgroup.desired.low, observed.low)];
     let differs =

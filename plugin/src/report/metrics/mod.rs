@@ -1,8 +1,8 @@
 //! Counters and gauges in the OpenMetrics format.
 //!
-//! No series names a pod or a container by default. 10,000 containers have as many series as one.
-//! With `containerMetrics` there are series for each container. A series that cAdvisor also has
-//! uses cAdvisor's name and labels after the prefix `plimsoll_`.
+//! No series names a pod or a container by default, so 10,000 containers have as many series as
+//! one. With `containerMetrics` there are series for each container. If cAdvisor has the same
+//! series, this series has cAdvisor's name and labels after the prefix `plimsoll_`.
 
 mod containers;
 mod counters;

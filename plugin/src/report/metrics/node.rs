@@ -73,7 +73,7 @@ fn memory(node: &NodeStatus) -> Vec<Row> {
     rows
 }
 
-/// Returns the gauges of whether the plugin acts.
+/// Returns the gauges that show whether the plugin sets values.
 fn modes(node: &NodeStatus) -> Vec<Row> {
     let mut rows = vec![
         plain(
@@ -155,7 +155,7 @@ fn containers_with_a_property(status: &Status) -> Vec<Row> {
         count(status.containers.iter().filter(|container| is_counted(container)).count())
     };
     let rows = PROPERTIES.iter().map(|(name, help, has)| plain(name, help, number(has)));
-    // Without node allocatable this count is unknown, so leave out the metric.
+    // The count is unknown without node allocatable, so omit the metric.
     let beyond_node = status.node.allocatable.map(|allocatable| {
         plain(
             "beyond_node_containers",
@@ -182,7 +182,7 @@ fn containers_by(status: &Status) -> [Row; 2] {
         states.get_or_create(&OfState { state }).set(to_i64(count));
     }
     let provenances = Family::<OfProvenance, Gauge>::default();
-    // Export this series even at 0, because it is worth an alert.
+    // Export this series even at 0, because an alert may depend on it.
     let _ = provenances.get_or_create(&OfProvenance { provenance: UNKNOWN.to_owned() });
     for container in &status.containers {
         let provenance =

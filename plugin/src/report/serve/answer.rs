@@ -25,7 +25,7 @@ use crate::{in_own_thread, lock};
 /// Maximum time for a client to send the header of its request.
 const ASKING: Duration = Duration::from_secs(1);
 
-/// Maximum age of metrics that are served over TCP, where any client can send requests.
+/// Maximum age of the metrics that the plugin serves over TCP, where any client can send requests.
 const FRESH: Duration = Duration::from_secs(1);
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -35,7 +35,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Server {
     pub(super) state: SharedState,
     reports: Arc<Reports>,
-    /// Permit to read the node's state, for one reader at a time.
+    /// Permit to read the node's state. Only one reader has the permit at a time.
     turn: Arc<Semaphore>,
     latest: Arc<Mutex<Option<(Instant, String)>>>,
 }
@@ -76,8 +76,8 @@ impl Server {
         });
     }
 
-    /// Returns the requested text. If the client disconnects early, the next reader still waits
-    /// until this read ends.
+    /// Returns the requested text. If the client disconnects early, the read continues, and the
+    /// next reader waits for its end.
     async fn read(&self, is_status: bool, paths: ServedPaths) -> Result<String, String> {
         let turn = self.turn.clone().acquire_owned().await.map_err(|error| error.to_string())?;
         let fresh = lock(&self.latest)

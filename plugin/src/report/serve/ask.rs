@@ -50,7 +50,7 @@ enum RequestError {
 ///
 /// # Errors
 ///
-/// When the plugin does not answer, or answers in a form that this version does not understand.
+/// Fails if the plugin does not answer, or answers in a form that this version does not understand.
 pub async fn ask(host: &Path) -> Result<Status, StatusRequestError> {
     let socket = socket(host);
     let asked = async {

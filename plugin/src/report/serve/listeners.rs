@@ -90,7 +90,7 @@ impl Server {
     }
 }
 
-/// Accepts the next connection of a listener, which serves at `address`.
+/// Accepts the next connection of a listener that serves at `address`.
 ///
 /// An error of `accept` concerns a connection or the process, for example too many open files. The
 /// listener stays valid, so keep the listener and accept again after [`ACCEPT_RETRY`].

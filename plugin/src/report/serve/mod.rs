@@ -1,5 +1,5 @@
 //! Serves `/status` (JSON) and `/metrics` (OpenMetrics) over a unix socket that only root can use.
-//! If `metricsAddress` is configured, `/metrics` is also served over TCP.
+//! If `metricsAddress` is configured, the plugin also serves `/metrics` over TCP.
 //!
 //! A slow or busy client delays only other clients of the same listener. Each listener serves few
 //! clients at a time, and each client only for a limited time. A separate thread reads the node's

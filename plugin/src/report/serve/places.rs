@@ -29,8 +29,8 @@ impl Places {
         Arc::new(Self { places: Arc::new(Semaphore::new(AT_A_TIME)), is_full: Notify::new() })
     }
 
-    /// Waits for a place. If all are taken, requests the place of a client that has had it for
-    /// [`SHARE`].
+    /// Waits for a place. If all places are taken, asks a client that has had its place for
+    /// [`SHARE`] to leave.
     pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Some(place);
@@ -38,7 +38,7 @@ impl Places {
         self.is_full.notify_one();
         // The semaphore is never closed.
         let place = self.places.clone().acquire_owned().await.ok();
-        // Withdraw the notification if a client left before it received the notification.
+        // Withdraw the request if a client left before it received the request.
         let _ = self.is_full.notified().now_or_never();
         place
     }

@@ -67,7 +67,8 @@ impl Status {
     }
 }
 
-/// Returns the levels with their desired protection. Observe mode: with their planned protection.
+/// Returns the levels with their desired protection, or in observe mode with their planned
+/// protection.
 fn levels(
     state: &SharedState,
     settings: &Settings,

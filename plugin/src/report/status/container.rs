@@ -1,4 +1,4 @@
-//! Status of a container, computed from what the plugin knows and what it read.
+//! Status of a container, computed from the plugin's state and the values in the cgroup files.
 
 use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::{ObservedCgroup, Standing};
@@ -17,7 +17,7 @@ pub(super) struct KnownContainer<'k> {
     pub(super) container: &'k Container,
     pub(super) decided: Decided,
     pub(super) read: Result<&'k ContainerReading, &'k String>,
-    /// Part of the usage that is protected by the kernel's rule.
+    /// Part of the usage that is effectively protected by the kernel's rule.
     pub(super) effective: Option<Protection>,
     /// Latest first.
     pub(super) reports: Vec<Report>,

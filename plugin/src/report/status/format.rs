@@ -25,7 +25,7 @@ pub struct Status {
     pub plimsoll: String,
     /// Status of the node as a whole.
     pub node: NodeStatus,
-    /// Cgroups above the containers, parents before children. Also the protected cgroups beside the
+    /// Cgroups above the containers, parents before children, and the protected cgroups beside the
     /// pods.
     pub cgroups: Vec<CgroupStatus>,
     /// Containers, with the worst state first.
@@ -64,11 +64,11 @@ pub struct NodeStatus {
     /// Limit of all pods together (`nodeGuard`). `null` without such a limit, or if kubepods is
     /// missing or unreadable.
     pub guard: Option<Bytes>,
-    /// Reason why the node guard is not fully in force, or would not be in observe mode. `null` if
-    /// the guard has no problem or is not configured.
+    /// Reason why the node guard is not fully in force. In observe mode, the reason why the guard
+    /// would not be in force. `null` if the guard has no problem or is not configured.
     #[serde(default)]
     pub guard_problem: Option<String>,
-    /// Facts about the node that could not be read, each with the reason and advice.
+    /// Facts about the node that the plugin could not read, each with the reason and advice.
     #[serde(default)]
     pub problems: Vec<String>,
     /// `memory.max` of kubepods; `null` if kubepods is missing or unreadable.
@@ -80,7 +80,7 @@ pub struct NodeStatus {
     /// Whether the plugin acts, or only reports what it would do.
     #[serde(default)]
     pub mode: Mode,
-    /// Reason why the brake switched the plugin to observe mode; `null` unless the brake was
+    /// Reason why the brake switched the plugin to observe mode. `null` if the brake is not
     /// applied.
     #[serde(default)]
     pub brake: Option<String>,
@@ -90,8 +90,8 @@ pub struct NodeStatus {
     /// Observe mode: number of containers that use more than their planned `memory.high`.
     #[serde(default)]
     pub would_throttle: usize,
-    /// Observe mode: number of limit decreases of the last ten minutes that would have been refused
-    /// or deferred.
+    /// Observe mode: number of limit decreases of the last ten minutes that the plugin would have
+    /// refused or deferred.
     #[serde(default)]
     pub would_refuse: u64,
     /// Sum of all known container requests.
@@ -119,7 +119,7 @@ pub struct CgroupStatus {
     /// Reason why the observed values are unknown, with advice.
     #[serde(default)]
     pub problem: Option<String>,
-    /// Part of the usage that is protected by the kernel's rule.
+    /// Part of the usage that is effectively protected by the kernel's rule.
     pub effective: Option<Protection>,
     /// Whether the observed protection has an effect.
     pub standing: Option<Standing>,
@@ -175,18 +175,20 @@ pub struct ContainerStatus {
     /// Reason why the observed values are unknown, with advice.
     #[serde(default)]
     pub problem: Option<String>,
-    /// Part of the usage that is protected by the kernel's rule.
+    /// Part of the usage that is effectively protected by the kernel's rule.
     pub effective: Option<Protection>,
     /// Whether the observed protection has an effect.
     pub standing: Option<Standing>,
-    /// Time in seconds since the start that all of the container waited for memory
+    /// Total time in seconds in which all tasks of the container waited for memory
     /// (`memory.pressure`, full).
     pub stalled_seconds: Option<f64>,
-    /// Share of the last ten seconds that all of the container waited for memory, in percent.
+    /// Share of the last ten seconds in which all tasks of the container waited for memory, in
+    /// percent.
     pub stalled_percent: Option<f64>,
     /// Number of the container's processes that the kernel has OOM-killed.
     pub oom_kills: Option<u64>,
-    /// Reports of the container, whose id may have changed. Latest first.
+    /// Reports of the container, latest first. Includes reports of the same container under an
+    /// earlier id.
     pub reports: Vec<Report>,
 }
 
@@ -244,9 +246,9 @@ pub struct Reasons {
 pub enum State {
     /// The kernel OOM-killed processes of the container within the last ten minutes.
     Killed,
-    /// A limit decrease was refused or given up, because the container uses more.
+    /// The plugin refused or gave up a limit decrease, because the container uses more.
     Refused,
-    /// A limit decrease waits until the container uses less.
+    /// The plugin waits with a limit decrease until the container uses less.
     Deferred,
     /// Another program keeps changing the container's files.
     Contended,

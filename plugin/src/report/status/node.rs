@@ -103,7 +103,7 @@ fn node_problems(
     problems
 }
 
-/// Observe mode: returns a message if pods use more than the guard would leave them.
+/// Returns a message for observe mode if the pods use more memory than the limit of the guard.
 fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
     match kubepods.usage() {
         Ok(usage) => (usage > line).then(|| {
@@ -117,7 +117,7 @@ fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
     }
 }
 
-/// Returns a message if the guard protects nothing of the system, because there is no system.slice.
+/// Returns a message if the guard cannot protect the system, because there is no system.slice.
 fn half_a_guard(settings: &Settings, root: &CgroupRoot) -> Option<String> {
     if !settings.config.reserved.is_empty() {
         return None;

@@ -7,7 +7,7 @@ const MOST_THREADS: usize = 4;
 const FEW: usize = 50;
 
 /// Applies `of` to each item in parallel and returns the results in order. A few threads suffice,
-/// because most of the work is the kernel's.
+/// because the kernel does most of the work.
 pub(super) fn in_parallel<T: Sync, R: Send>(items: &[T], of: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     let of = &of;

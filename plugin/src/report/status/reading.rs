@@ -47,7 +47,7 @@ impl ContainerReading {
     }
 }
 
-/// Reads the cgroup of a container. The error is the reason for the reader of the status.
+/// Reads the cgroup of a container. The error is the reason that `plimsoll status` shows.
 pub(super) fn read(root: &CgroupRoot, container: &Container) -> Result<ContainerReading, String> {
     let Some(path) = &container.cgroup else { return Err(NOT_STARTED.to_owned()) };
     root.cgroup(path).and_then(|cgroup| ContainerReading::of(&cgroup)).map_err(
@@ -58,7 +58,7 @@ pub(super) fn read(root: &CgroupRoot, container: &Container) -> Result<Container
     )
 }
 
-/// Returns why a cgroup could not be read, with advice.
+/// Returns the reason why the plugin could not read a cgroup, with advice.
 pub(super) fn unread(error: &CgroupError) -> String {
     match error {
         CgroupError::Gone(_) => {

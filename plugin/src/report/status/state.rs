@@ -1,4 +1,4 @@
-//! Decision about the state of a container, the word that sums up its other fields.
+//! Decision about the state of a container. The state is one word that sums up the other fields.
 
 use plimsoll_core::incident::{Incident, IncidentKind};
 use plimsoll_core::policy::hierarchy::Standing;
@@ -8,7 +8,7 @@ use plimsoll_core::units::{Bytes, Limit};
 use crate::report::recent::Report;
 use crate::report::status::format::{State, Values};
 
-/// State of a container's limit that other modules know.
+/// State of a container's limit, from the other modules.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LimitChange {
     /// A limit decrease is deferred.
@@ -22,7 +22,7 @@ pub(super) struct LimitChange {
 pub(super) struct StateInputs<'r> {
     pub(super) is_read: bool,
     pub(super) is_changing: bool,
-    /// Observe mode: the plugin sets nothing, so a difference is no drift.
+    /// Observe mode: the plugin sets nothing, so a different value is no drift.
     pub(super) only_observes: bool,
     pub(super) usage: Option<Bytes>,
     pub(super) desired: Values,
@@ -61,7 +61,7 @@ impl StateInputs<'_> {
         if self.change.is_deferred {
             return State::Deferred;
         }
-        // A refusal counts only while the limit in force is still the same as then.
+        // A refusal counts only while the limit in force has not changed since the refusal.
         let is_refused = self.reports.iter().filter(|report| report.is_recent()).any(|report| {
             match &report.what {
                 Some(Incident::CutRejected(cut)) => {
@@ -199,7 +199,7 @@ mod tests {
             (State::Rescued, StateInputs { is_over: true, ..rescued }, vec![]),
             (State::Throttled, StateInputs { throttled, ..rescued }, vec![]),
             (State::Drifted, StateInputs { throttled, observed: written, ..fine() }, vec![]),
-            // In observe mode a difference is no drift.
+            // In observe mode a different value is no drift.
             (
                 State::Protected,
                 StateInputs { only_observes: true, observed: written, ..fine() },

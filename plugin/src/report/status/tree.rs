@@ -1,4 +1,4 @@
-//! Values read from the cgroups above the containers, and the protection that takes effect.
+//! Values read from the cgroups above the containers, and the effective protection.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::state::levels::LevelKind;
 
 /// Values of the cgroups above the containers, and of the containers.
 pub(super) struct CgroupTree {
-    /// Values of all cgroups that were read.
+    /// Values of all cgroups that the plugin could read.
     observed: BTreeMap<CgroupPath, ObservedCgroup>,
     /// `memory.max` of the cgroups above the containers.
     limits: HashMap<CgroupPath, Limit>,
-    /// Reasons why cgroups above the containers could not be read.
+    /// Reasons why the plugin could not read cgroups above the containers.
     problems: HashMap<CgroupPath, String>,
-    /// Protection that takes effect.
+    /// Effective protection.
     effective: BTreeMap<CgroupPath, Protection>,
 }
 
@@ -59,7 +59,7 @@ impl CgroupTree {
         Self { observed, limits, problems, effective }
     }
 
-    /// Returns the protection of a cgroup that takes effect.
+    /// Returns the effective protection of a cgroup.
     pub(super) fn effective(&self, cgroup: &CgroupPath) -> Option<Protection> {
         self.effective.get(cgroup).copied()
     }

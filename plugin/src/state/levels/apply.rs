@@ -29,12 +29,12 @@ impl Change {
 }
 
 /// Maximum number of cgroups that the plugin writes before it answers an event. If all pods
-/// together ask for more than the budget, each new or removed pod changes the shares of all others.
-/// The reconcile task writes those shares later.
+/// together claim more than the budget, each new or removed pod changes the shares of all other
+/// pods. The reconcile task writes those shares later.
 pub(super) const AT_ONCE: usize = 8;
 
-/// Maximum number of quick retries for a file that fails. They happen within seconds. Afterwards
-/// the plugin retries with the next event.
+/// Maximum number of quick retries after a failure to write a file. The retries happen within
+/// seconds. Afterwards the plugin retries with the next event.
 const TRIES: u32 = 10;
 
 impl Levels {
@@ -192,8 +192,8 @@ impl Levels {
         Ok(())
     }
 
-    /// Handles a cgroup that cannot be read or written: logs the first failure, and requests a
-    /// quick retry.
+    /// Handles a cgroup that the plugin cannot read or write. Logs the first failure, and requests
+    /// a quick retry.
     pub(super) fn failed(
         &self,
         state: &mut State,
@@ -202,7 +202,7 @@ impl Levels {
         error: &CgroupError,
     ) {
         if let CgroupError::Gone(_) = error {
-            // The runtime may create a pod's cgroup with the first container. It may remove the
+            // The runtime may create a pod's cgroup with the first container, and may remove the
             // cgroup before it reports the end of the pod.
             debug!(%cgroup, "no such cgroup");
             return;
@@ -221,9 +221,9 @@ impl Levels {
                 observed = change.map(|change| tracing::field::display(change.from)),
                 %error,
                 outcome = %Outcome::from(error),
-                "what lies in this cgroup may not be protected; it is tried again soon, and then \
-                 with every event. If that does not help, see whether cgroupfs is mounted \
-                 read-write here, and the plugin runs as root. Said once"
+                "cannot set the protection of a cgroup; the plugin tries again soon, and then \
+                 with every event. Check that cgroupfs is mounted read-write and that the plugin \
+                 runs as root. Logged once"
             );
         }
     }
@@ -232,8 +232,8 @@ impl Levels {
         if let Err(error) = &result
             && !state.originals_failing
         {
-            warn!(%error, "cannot write down what cgroups held before; 'plimsoll restore' will \
-                           not know it after a restart");
+            warn!(%error, "cannot store the original values of cgroups; after a restart, \
+                           'plimsoll restore' cannot restore them");
         }
         state.originals_failing = result.is_err();
     }

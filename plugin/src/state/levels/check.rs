@@ -27,7 +27,7 @@ pub struct Checked {
 /// Next action after a check of a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckNext {
-    /// The cgroup has its desired values, or the plugin leaves them as they are.
+    /// The cgroup has its desired values, or the plugin leaves other values in place.
     Settled,
     /// The cgroup must be checked again after this time.
     Again(Duration),
@@ -37,11 +37,11 @@ pub enum CheckNext {
 
 /// Decision about a file that does not hold its desired value.
 enum FileDecision {
-    /// Write the file. The change is not a repair of another program's write.
+    /// Write the file. This write is not a repair of another program's change.
     Write,
     /// Write the file, and report the repair.
     Repair,
-    /// Leave the file for this time.
+    /// Leave the file for now. Check it again after this time.
     Wait(Duration),
     /// Leave the file, and report that another program keeps changing it.
     GiveUp,
@@ -106,8 +106,8 @@ impl Levels {
     }
 }
 
-/// Decides what to do about a file. `believed` are the values that the cgroup's files held
-/// according to the plugin, and `inode` is the cgroup's inode now.
+/// Decides what to do about a file. `believed` are the values that the files held at the plugin's
+/// last access. `inode` is the current inode of the cgroup.
 fn decide(
     state: &mut State,
     change: &Change,
@@ -118,8 +118,8 @@ fn decide(
     let Change { cgroup, knob, from, to } = change;
     let key = (cgroup.clone(), *knob);
     if state.failing.contains_key(&(cgroup.clone(), Some(*knob))) {
-        // inotify also reports the plugin's own failed write. Such a report must not cause another
-        // retry.
+        // inotify also reports the plugin's own failed write. A report of the plugin's own write
+        // must not cause another retry.
         return if is_touched { FileDecision::Leave } else { FileDecision::Write };
     }
     let is_late = |told: &Protection| {
@@ -146,7 +146,8 @@ fn decide(
     }
 }
 
-/// Returns the incident that the plugin leaves a file to the program that keeps changing it.
+/// Returns the incident about a file that another program keeps changing, so that the plugin leaves
+/// the file.
 fn contended(state: &State, change: &Change) -> Occurrence {
     let &Change { ref cgroup, knob, from: observed, to: desired } = change;
     let repairs = state.contention.repairs(&(cgroup.clone(), knob));

@@ -1,4 +1,4 @@
-//! Values that systemd should keep for the cgroups that it owns.
+//! Values that systemd should store for the cgroups that it owns.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ use crate::cgroup::systemd::{Persistence, SystemdError};
 use crate::lock;
 
 /// Maximum number of unconfirmed values per cgroup that the plugin remembers. systemd may still
-/// write these values to the files.
+/// write an unconfirmed value to the files.
 const LATE: usize = 4;
 
-/// Values that systemd should keep for one cgroup.
+/// Values that systemd should store for one cgroup.
 #[derive(Clone, Copy, Debug)]
 pub struct Last {
     /// Protection of the cgroup.
     pub protection: Protection,
-    /// Raised limits. If this is `Some`, systemd should also keep the limits that the files hold.
+    /// Raised limits. With `Some`, systemd should also store the limits that the files hold.
     pub raise: Option<Raise>,
 }
 
@@ -33,8 +33,8 @@ impl Last {
 }
 
 impl Levels {
-    /// Returns the newest value for a cgroup that systemd is about to get, and remembers that
-    /// systemd may write this value to the files.
+    /// Returns the newest value to send to systemd for a cgroup. Remembers that systemd may write
+    /// this value to the files.
     pub fn begin_call(&self, cgroup: &CgroupPath, last: Last) -> Last {
         let newer = lock(&self.lasting).remove(cgroup);
         let last = newer.map_or(last, |newer| newer.replacing(Some(last)));
@@ -54,13 +54,13 @@ impl Levels {
             Ok(set @ (Persistence::Set | Persistence::Unchanged)) => {
                 state.told.insert(cgroup.clone(), vec![last.protection]);
                 if *set == Persistence::Set {
-                    // systemd has written this value to the files, where a newer value may be
-                    // desired now.
+                    // systemd has written this value to the files, but the desired value may be
+                    // newer.
                     state.in_force.remove(cgroup);
                     self.apply_cgroups(&mut state, vec![cgroup.clone()]);
                 }
-                // systemd may have written older limits before it got these, so raise the limits
-                // again. The first raise has been reported already.
+                // systemd may have written older limits before it received these limits, so raise
+                // the limits again. The plugin has already reported the first raise.
                 if let Some(raise) = last.raise {
                     let _ = self.raise(&mut state, cgroup, raise);
                 }
@@ -72,8 +72,8 @@ impl Levels {
                     told.drain(..surplus);
                 }
             }
-            // systemd did not accept this value. It may still write earlier ones that it did not
-            // confirm.
+            // systemd did not accept this value. systemd may still write earlier values that it did
+            // not confirm.
             Err(_) => {
                 if let Some(told) = state.told.get_mut(cgroup) {
                     if let Some(at) = told.iter().rposition(|told| *told == last.protection) {
@@ -89,7 +89,7 @@ impl Levels {
         }
     }
 
-    /// Waits for values that systemd should keep.
+    /// Waits for values to send to systemd.
     pub async fn next_lasting(&self) -> BTreeMap<CgroupPath, Last> {
         loop {
             let changed = self.lasting_changed.notified();
@@ -101,8 +101,8 @@ impl Levels {
         }
     }
 
-    /// Queues the desired values of a cgroup for systemd, if a systemd unit may own the cgroup. The
-    /// values in the files do not count, because the plugin may be about to repair a file.
+    /// Queues the desired values of a cgroup for systemd, if a systemd unit may own the cgroup.
+    /// Ignores the values in the files, because the plugin may be about to repair them.
     pub(super) fn tell_systemd(
         &self,
         state: &State,

@@ -8,8 +8,8 @@
 //! The plugin raises parents before their children, and lowers them after their children. No child
 //! loses protection in between.
 //!
-//! [`Originals`] records the values of a cgroup before its first change. The plugin restores these
-//! values when it no longer protects anything in the cgroup.
+//! [`Originals`] records the values of a cgroup before the plugin first changes them. The plugin
+//! restores the original values when the cgroup needs no more protection.
 
 mod apply;
 mod check;
@@ -70,51 +70,50 @@ struct State {
     /// Sandboxes of the pods, by sandbox ID.
     sandboxes: HashMap<String, Sandbox>,
     reserved: Vec<Reserved>,
-    /// Values that the files are known to hold.
+    /// Last values of the files that the plugin has read or written.
     in_force: HashMap<CgroupPath, InForce>,
     /// Whether the plugin must not lower any value, because the tree does not contain all
     /// containers yet.
     hold: bool,
     /// Whether the plugin leaves changes by other programs in place (`repair: false`).
     leaves_changes: bool,
-    /// Files that the plugin leaves as another program set them, with the cgroup's inode and the
-    /// desired value. The plugin leaves a file until the desired value changes.
+    /// Files that the plugin leaves as another program set them, with the inode and the desired
+    /// value. The plugin leaves a file until its desired value changes.
     left: HashMap<(CgroupPath, Knob), (u64, Limit)>,
     raising: Raising,
-    /// Limits of pods that the plugin leaves as another program set them, with the pod cgroup's
-    /// inode and the desired limit. The limit is in bytes for memory, and in microseconds per
-    /// second for CPU.
+    /// Limits of pods that the plugin leaves as another program set them, with the inode and the
+    /// desired limit. The limit is in bytes for memory, and in microseconds per second for CPU.
     left_limits: HashMap<(CgroupPath, &'static str), (u64, u64)>,
     /// Repair history of each file. A new desired value does not start a new history, because each
     /// new pod changes the desired value.
     contention: Contention<(CgroupPath, Knob), ()>,
-    /// Repair history of each limit of a pod. A new desired limit starts a new history, because it
-    /// comes from a new request of the user.
+    /// Repair history of each limit of a pod. A new desired limit starts a new history, because the
+    /// new limit comes from a new request of the user.
     limits: Contention<(CgroupPath, &'static str), u64>,
     /// Number of synchronizations with the runtime.
     synchronized: u64,
-    /// Values that the plugin has sent to systemd: the last confirmed one and the unconfirmed ones.
-    /// The files may get these values later, when a newer value is desired.
+    /// Values that the plugin has sent to systemd: the last confirmed value and the unconfirmed
+    /// values. systemd may write these values to the files later, when another value is desired.
     told: HashMap<CgroupPath, Vec<Protection>>,
     /// Origins of the pods' limits, by sandbox ID.
     origins: HashMap<String, Origins>,
-    /// Number of failures to write a file, or to read a cgroup (`None`). Only the first failure is
-    /// logged.
+    /// Number of failures to write a file, or to read a cgroup (`None`). The plugin logs only the
+    /// first failure.
     failing: HashMap<(CgroupPath, Option<Knob>), u32>,
-    /// Pods that the log has named because they get less than they ask for.
+    /// Pods with less protection than their claim that the log has already named.
     short: HashSet<CgroupPath>,
     originals_failing: bool,
 }
 
-/// Handling of pod limits that are lower than what the containers may use.
+/// Handling of pod limits below the sum of the containers' limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Raising {
-    /// The plugin raises them.
+    /// The plugin raises the limits.
     #[default]
     Done,
-    /// Observe mode: the plugin only reports that it would raise them.
+    /// Observe mode: the plugin only reports that it would raise the limits.
     Planned,
-    /// The plugin leaves them unchanged.
+    /// The plugin leaves the limits unchanged.
     Off,
 }
 
@@ -129,8 +128,8 @@ impl Raising {
 }
 
 impl State {
-    /// Returns whether the plugin leaves the file to another program, and `desired` is unchanged
-    /// since then.
+    /// Returns whether the plugin leaves the file to another program, and `desired` has not changed
+    /// since.
     fn is_left(&self, file: &(CgroupPath, Knob), inode: u64, desired: Limit) -> bool {
         self.left.get(file) == Some(&(inode, desired))
     }
@@ -148,7 +147,7 @@ fn is_ours(tree: &Tree, reserved: &[Reserved], cgroup: &CgroupPath) -> bool {
     tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
 }
 
-/// Values that the files of a cgroup hold.
+/// Values in the files of a cgroup.
 #[derive(Clone, Copy, Debug)]
 struct InForce {
     inode: u64,
@@ -195,7 +194,7 @@ impl Levels {
     }
 
     /// Applies new settings: the budget for the protection of all pods, and the reserved cgroups.
-    /// The budget excludes memory that is reserved for these cgroups, so no memory is promised
+    /// The budget excludes the memory of the reserved cgroups, so the plugin promises no memory
     /// twice.
     pub fn set_node(&self, settings: &Settings) {
         let allocatable = settings.node.allocatable;
@@ -229,7 +228,8 @@ impl Levels {
         let mut state = lock(&self.state);
         let levels = state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
         let pod = sandbox.place.cgroup().clone();
-        // The pod may be new. Its cgroups may then also be new, so their known values do not count.
+        // A new pod may have new cgroups, so forget the values of earlier cgroups with the same
+        // paths.
         for level in &levels {
             state.in_force.remove(&level.cgroup);
         }
@@ -237,8 +237,8 @@ impl Levels {
         self.apply_levels(&mut state, levels, Some(&pod));
     }
 
-    /// Replaces all sandboxes by those that the runtime reported. The plugin lowers no value until
-    /// [`Levels::settle`], because it does not know all containers yet.
+    /// Replaces all sandboxes by the sandboxes that the runtime reported. The plugin lowers no
+    /// value until [`Levels::settle`], because it does not know all containers yet.
     pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
         let mut state = lock(&self.state);
         state.synchronized += 1;
@@ -258,13 +258,14 @@ impl Levels {
             return;
         }
         let levels = state.tree.remove_pod(place.cgroup());
-        // The pod's cgroup lies below the changed levels, so it must be lowered first.
+        // The pod's cgroup lies below the changed levels, so lower its values first.
         self.apply_cgroups(&mut state, vec![place.cgroup().clone()]);
         self.apply_levels(&mut state, levels, None);
     }
 
-    /// Sets a container's claim if `is_current` holds. A newer event for the container has its own
-    /// claim, which `is_current` protects: it is called while no other claim can be made.
+    /// Sets a container's claim if `is_current` returns true. `is_current` runs while no other
+    /// thread can set a claim. So the claim of a newer event for the container is never
+    /// overwritten.
     pub fn claim_if(
         &self,
         place: &PodPlace,

@@ -1,7 +1,7 @@
-//! Raises the limits of pods that are lower than what the containers may use.
+//! Raises pod limits that are lower than the sum of the containers' limits.
 //!
-//! A pod limit is raised only if its origin is known to be the sum of its containers' limits. The
-//! plugin never lowers a pod limit, because this is the kubelet's task.
+//! The plugin raises a pod limit only if the limit is known to be the sum of its containers'
+//! limits. The plugin never lowers a pod limit, because only the kubelet does so.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -30,12 +30,12 @@ use crate::state::pod_view::PodView;
 pub struct LimitRaise {
     /// Incidents to report.
     pub incidents: Vec<Occurrence>,
-    /// Time to wait if the next raise is not due yet.
+    /// Time until the next raise, if the raise is not due yet.
     pub again: Option<Duration>,
 }
 
-/// A raised limit: file name, value before the raise and value read back. In observe mode the last
-/// one is the desired value.
+/// A raised limit: file name, value before the raise and value after the raise. In observe mode the
+/// last value is the desired value.
 type RaisedFile = (&'static str, String, String);
 
 /// A file with a pod's limit.
@@ -48,7 +48,7 @@ struct PodEvidence<'v> {
 }
 
 impl PodEvidence<'_> {
-    /// Returns whether a limit of unknown origin is lower than what the containers may use.
+    /// Returns whether a limit of unknown origin is lower than the sum of the containers' limits.
     fn has_low_limit_of_unknown_origin(&self, origins: &Origins) -> bool {
         let is_low = |evidence: &Evidence<'_>, origin| {
             origin == Origin::Unknown
@@ -60,7 +60,7 @@ impl PodEvidence<'_> {
         is_low(&self.memory, origins.memory) || is_low(&self.cpu, origins.cpu)
     }
 
-    /// Returns the limits that the pod needs, where the limit in force is a sum.
+    /// Returns the limits that the pod needs. Includes only limits that are a sum.
     fn needed(&self, origins: &Origins) -> Raise {
         let needed =
             |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
@@ -72,9 +72,9 @@ impl PodEvidence<'_> {
 }
 
 impl Levels {
-    /// Raises the limits of a pod before one of its containers gets its own limits. The new limits
-    /// are the sum of what the containers may then use. `is_touched` says that inotify has reported
-    /// a write of another program to `memory.max`. Repeated raises then back off.
+    /// Raises the limits of a pod before one of its containers gets its own limits. The new pod
+    /// limits are the sum of the containers' limits. `is_touched` is true if inotify has reported
+    /// another program's write to `memory.max`. Repeated raises then back off.
     pub fn raise_limits(
         &self,
         container: &Container,
@@ -97,8 +97,8 @@ impl Levels {
         };
         let evidence = self.pod_evidence(state, container, pod, memory_in_force, cpu_in_force);
         let origins = update_origins(state, container, &evidence);
-        // A Guaranteed pod requests as much as its limit. Its limit therefore caps the claim, even
-        // if the origin of the limit is unknown.
+        // A Guaranteed pod requests as much as its limit. So its limit bounds the claim, even if
+        // the origin of the limit is unknown.
         let is_all_requested =
             place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
         let overhead = Bytes::new(evidence.memory.overhead);
@@ -107,7 +107,8 @@ impl Levels {
         self.apply_levels(state, levels, Some(path));
         let mut raise = evidence.needed(&origins);
         if state.raising == Raising::Done {
-            // Memory and CPU are independent: a contended limit of one does not stop the other.
+            // Memory and CPU are independent: a conflict about one limit does not prevent a raise
+            // of the other.
             let in_force = memory_in_force;
             self.may_raise_memory(state, path, in_force, &mut raise, is_touched, &mut result);
             self.may_raise_cpu(state, path, cpu_in_force, &mut raise, &mut result);
@@ -153,7 +154,7 @@ impl Levels {
         PodEvidence { memory, cpu }
     }
 
-    /// Removes the raise of `memory.max` if it is not due now.
+    /// Drops the raise of `memory.max` if the raise is not due now.
     fn may_raise_memory(
         &self,
         state: &mut State,
@@ -186,7 +187,7 @@ impl Levels {
         }
     }
 
-    /// Removes the raise of `cpu.max` if it is not due now.
+    /// Drops the raise of `cpu.max` if the raise is not due now.
     fn may_raise_cpu(
         &self,
         state: &mut State,
@@ -212,9 +213,9 @@ impl Levels {
         }
     }
 
-    /// Decides whether a pod's limit may be raised to `desired`. If another program has lowered the
-    /// limit, repeated raises back off and then stop. Returns the time to wait in `Err` if a later
-    /// try is useful.
+    /// Decides whether the plugin may raise a pod's limit to `desired`. If another program has
+    /// lowered the limit, repeated raises back off and then stop. Returns `Err` with the waiting
+    /// time if a later attempt is useful.
     fn may_raise(
         &self,
         state: &mut State,
@@ -253,8 +254,8 @@ impl Levels {
         }
     }
 
-    /// Returns whether the plugin has raised the file to a value for which `is_it` is true. If the
-    /// file holds less now, another program has lowered it.
+    /// Returns whether the plugin has raised the file to a value for which `is_it` returns true. If
+    /// the file holds a lower value now, another program has lowered the limit.
     fn was_raised<V: FromStr>(&self, file: &LimitFile, is_it: impl Fn(V) -> bool) -> bool {
         let (pod, file) = file;
         let Ok(inode) = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()) else {
@@ -268,8 +269,8 @@ impl Levels {
         })
     }
 
-    /// Returns the limits in force: memory, and CPU time in microseconds per second. `None` is no
-    /// limit.
+    /// Returns the limits in force: memory in bytes, and CPU time in microseconds per second.
+    /// `None` means no limit.
     fn limits(&self, cgroup: &CgroupPath) -> Result<(Option<Bytes>, Option<u64>), CgroupError> {
         let cgroup = self.root.cgroup(cgroup)?;
         let cpu = match cgroup.cpu_max() {
@@ -280,7 +281,7 @@ impl Levels {
         Ok((cgroup.read(Knob::Max)?.bytes(), cpu))
     }
 
-    /// Returns whether the pod of this sandbox is known to have its own memory limit.
+    /// Returns whether the pod of this sandbox is known to have a pod-level memory limit.
     pub fn has_own_memory_limit(&self, sandbox: &str) -> bool {
         lock(&self.state)
             .origins
@@ -288,7 +289,8 @@ impl Levels {
             .is_some_and(|origins| matches!(origins.memory, Origin::Own(_)))
     }
 
-    /// Raises a pod's limits. Returns the raised files, even if another file could not be written.
+    /// Raises a pod's limits. Returns the raised files, even if the plugin could not write another
+    /// file.
     pub(super) fn raise(
         &self,
         state: &mut State,
@@ -367,7 +369,7 @@ impl Levels {
         lock(&self.originals).raised_limits().to_vec()
     }
 
-    /// Makes systemd keep the limits that the cgroup's files hold, if systemd owns the cgroup.
+    /// Makes systemd store the limits in the cgroup's files, if systemd owns the cgroup.
     pub fn make_limits_last(&self, cgroup: &CgroupPath) {
         let state = lock(&self.state);
         if let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open)) {
@@ -376,8 +378,8 @@ impl Levels {
     }
 }
 
-/// Updates the origins of a pod's limits. Logs once per pod that a low limit of unknown origin
-/// stays.
+/// Updates the origins of a pod's limits. Logs once per pod that the plugin leaves a low limit of
+/// unknown origin.
 fn update_origins(state: &mut State, container: &Container, evidence: &PodEvidence<'_>) -> Origins {
     let PodEvidence { memory, cpu } = evidence;
     let before = state.origins.get(&container.sandbox).copied().unwrap_or_default();
@@ -385,7 +387,7 @@ fn update_origins(state: &mut State, container: &Container, evidence: &PodEviden
         Origins { memory: memory.origin(before.memory), cpu: cpu.origin(before.cpu), ..before };
     if !before.is_said && evidence.has_low_limit_of_unknown_origin(&origins) {
         origins.is_said = true;
-        // This is no warning, because a low pod limit is usually intended.
+        // This message is no warning, because the user usually intends a low pod limit.
         info!(
             pod = container.pod,
             container = container.name,
@@ -394,9 +396,9 @@ fn update_origins(state: &mut State, container: &Container, evidence: &PodEviden
             memory_needed = memory.needed(),
             cpu = cpu.in_force,
             cpu_needed = cpu.needed(),
-            "the pod's limit is tighter than what its containers may use, and is left: neither \
-             the kubelet's record, nor what the runtime tells of the pod, nor its history proves \
-             that it is the sum of their limits. Said once"
+            "the pod's limit is lower than the sum of its containers' limits, but stays: neither \
+             the kubelet's record nor the runtime's data nor the history proves that the pod's \
+             limit is a sum. Logged once"
         );
     }
     if state.sandboxes.contains_key(&container.sandbox) {
@@ -412,6 +414,7 @@ fn cannot_raise(container: &Container, cgroup: &CgroupPath, error: &CgroupError)
         %cgroup,
         %error,
         outcome = %Outcome::from(error),
-        "cannot raise the pod's limits, which may be tighter than what its containers may use"
+        "cannot raise the pod's limits, which may be lower than the sum of its containers' \
+         limits"
     );
 }

@@ -48,8 +48,8 @@ impl Levels {
     }
 
     /// Returns the values that the cgroups would have in enforce mode, in the order of
-    /// [`Self::levels`]. `claims` are the claims of all containers, each with its pod's place and
-    /// the container ID.
+    /// [`Self::levels`]. `claims` are the claims of all containers. Each claim has the pod's place
+    /// and the container ID.
     pub fn planned_levels<'c>(
         &self,
         settings: &Settings,
@@ -75,7 +75,7 @@ impl Levels {
         self.levels_of(&planned)
     }
 
-    /// Returns the cgroup of all pods, if a pod was seen.
+    /// Returns the cgroup of all pods, if the runtime has reported a pod.
     pub fn kubepods(&self) -> Option<CgroupPath> {
         lock(&self.state).tree.kubepods().cloned()
     }
@@ -91,7 +91,7 @@ impl Levels {
         lock(&self.state).reserved.iter().map(|reserved| reserved.cgroup.clone()).collect()
     }
 
-    /// Returns whether the cgroup is a reserved one, named in the configuration or chosen by
+    /// Returns whether the cgroup is a reserved cgroup, named in the configuration or chosen by
     /// `nodeGuard`.
     pub fn is_reserved(&self, cgroup: &CgroupPath) -> bool {
         lock(&self.state).reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
@@ -112,13 +112,13 @@ impl Levels {
         lock(&self.state).sandboxes.contains_key(id)
     }
 
-    /// Returns the cgroup of all pods, if there is one. This is the cgroup of the known pods, or
-    /// else the one that the kubelet made.
+    /// Returns the cgroup of all pods, if it exists. Without known pods, searches for the cgroup
+    /// that the kubelet created.
     ///
     /// # Errors
     ///
-    /// When a cgroup cannot be opened. Also when none was found and a directory could not be
-    /// searched.
+    /// Fails if a cgroup cannot be opened. Also fails if the search found no cgroup and could not
+    /// read a directory.
     pub fn open_kubepods(&self) -> Result<Option<(CgroupPath, Cgroup)>, CgroupError> {
         let open = |path: CgroupPath| match self.root.cgroup(&path) {
             Ok(cgroup) => Some(Ok((path, cgroup))),

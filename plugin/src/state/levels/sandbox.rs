@@ -7,18 +7,18 @@ use plimsoll_core::requests;
 use plimsoll_core::requests::annotation::Overrides;
 use plimsoll_core::units::Bytes;
 
-/// Origins of a pod's limits, as far as evidence has proven them.
+/// Proven origins of a pod's limits.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Origins {
     pub(super) memory: Origin,
     pub(super) cpu: Origin,
-    /// Whether the log has explained why the pod's low limits stay.
+    /// Whether the log has explained why the plugin leaves the pod's low limits.
     pub(super) is_said: bool,
 }
 
 impl Origins {
-    /// Returns the most that the pod may claim: its own memory limit plus its overhead. Returns
-    /// `None` if the pod is not known to have its own limit.
+    /// Returns the maximum claim of the pod: its pod-level memory limit plus its overhead. Returns
+    /// `None` if the pod is not known to have a pod-level limit.
     pub(super) fn cap(&self, overhead: Bytes) -> Option<Bytes> {
         match self.memory {
             Origin::Own(own) => Some(Bytes::new(own).saturating_add(overhead)),
@@ -27,7 +27,7 @@ impl Origins {
     }
 }
 
-/// The sandbox of a pod, kept as long as the runtime has the sandbox.
+/// Sandbox of a pod. The plugin keeps it as long as the runtime has the sandbox.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     /// ID of the sandbox in the runtime.

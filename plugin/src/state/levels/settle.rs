@@ -1,4 +1,5 @@
-//! Writes all levels once every container is known, forgets what is gone, and reports shortfalls.
+//! Writes all levels once the plugin knows every container, forgets removed cgroups, and reports
+//! shortfalls.
 
 use std::collections::HashSet;
 
@@ -20,10 +21,10 @@ impl Levels {
     /// Writes the desired values of all levels. Restores the original values of cgroups that the
     /// plugin has changed earlier and no longer manages.
     ///
-    /// The caller has examined all containers. Claims of containers that are not known are
-    /// dropped. `synchronized` is the result of [`Levels::synchronized`] before the caller
-    /// examined the containers. Without a synchronization or after a newer one, not all containers
-    /// are known. The call then does nothing.
+    /// The caller has examined all containers. Removes the claims of unknown containers.
+    /// `synchronized` is the result of [`Levels::synchronized`] before the examination. Does
+    /// nothing without a synchronization or after a newer synchronization, because the caller then
+    /// does not know all containers.
     pub fn settle(&self, is_known: impl Fn(&str) -> bool, policy: &Policy, synchronized: u64) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -61,7 +62,7 @@ impl Levels {
         self.report_shortfalls(state);
     }
 
-    /// Forgets containers that are not known, and cgroups that no longer exist.
+    /// Forgets unknown containers, and cgroups that no longer exist.
     pub fn prune(&self, is_known: impl Fn(&str) -> bool) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -81,7 +82,7 @@ impl Levels {
         let root = &self.root;
         let kept = lock(&self.originals).retain(|target| match target {
             Target::Container(id) => is_known(id),
-            // Keep the original values if it is unknown whether the cgroup exists.
+            // Keep the original values if the plugin cannot find out whether the cgroup exists.
             Target::Cgroup(path, inode) => {
                 match root.cgroup(path).and_then(|cgroup| cgroup.inode()) {
                     Ok(now) => now == *inode,
@@ -92,8 +93,8 @@ impl Levels {
         self.complain(state, kept);
     }
 
-    /// Writes the desired values of all managed cgroups in batches. Then reports the pods that
-    /// newly get less than they ask for, or get all of it again.
+    /// Writes the desired values of all managed cgroups in batches. Then reports the pods whose
+    /// protection has fallen below their claims, and the pods that have their full claims again.
     pub async fn share(&self) {
         for cgroups in self.cgroups().chunks(AT_ONCE) {
             self.apply_cgroups(&mut lock(&self.state), cgroups.to_vec());
@@ -117,16 +118,16 @@ impl Levels {
                 gets_min = shortfall.gets.min.quantity(),
                 asked_low = shortfall.asked.low.quantity(),
                 gets_low = shortfall.gets.low.quantity(),
-                "pods ask for more protection than node allocatable; this one gets less than it \
-                 asks for"
+                "pods claim more protection than node allocatable, so this pod gets less than \
+                 its claim"
             );
         }
         if new.len() > NAMED {
-            warn!("and {} more pods get less protection than they ask for", new.len() - NAMED);
+            warn!("{} more pods get less protection than their claims", new.len() - NAMED);
         }
         let short: HashSet<_> = old.into_iter().chain(new).map(|shortfall| shortfall.pod).collect();
         for pod in state.short.difference(&short).take(NAMED) {
-            info!(cgroup = %pod, "the pod gets all that it asks for again, or is gone");
+            info!(cgroup = %pod, "the pod gets its full claim again, or is gone");
         }
         state.short = short;
     }

@@ -75,7 +75,7 @@ impl Arranged {
         let looked = tokio::time::timeout(Duration::from_secs(30), looks).await;
         assert!(
             looked.is_ok(),
-            "{what}: memory.min is {}, systemd was told {:?}",
+            "{what}: memory.min is {}, systemd received {:?}",
             self.min(),
             self.told()
         );

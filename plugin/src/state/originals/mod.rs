@@ -1,8 +1,8 @@
-//! Original values of files before the plugin changed them, kept in a file that survives a crash of
-//! the plugin.
+//! Original values of files before the plugin changed them. A file stores the values, so that they
+//! survive a crash of the plugin.
 //!
-//! The file has one line of JSON for each container or cgroup, appended before its first change.
-//! The file is below `/run`, which lives as long as the cgroups do:
+//! The file has one line of JSON for each container or cgroup. The plugin appends the line before
+//! its first change. The file is below `/run`, so a reboot removes both the file and the cgroups:
 //!
 //! ```json
 //! {"cgroup":"kubepods.slice","inode":4242,"memory.min":"0","memory.low":"0"}
@@ -16,17 +16,18 @@
 //! `"decrease_over":true` cancels the line.
 //!
 //! A line with `raised` is about a raised limit of a pod. The plugin never restores this limit,
-//! because a limit decrease could kill. The line serves only to report the limit.
+//! because a limit decrease could kill. The line only serves reports.
 //!
-//! A line with `"restored":true` cancels the earlier lines of its target. Cgroups above containers
-//! stay recorded, because systemd may keep drop-ins for them. Only `plimsoll restore` removes these
-//! drop-ins.
+//! A line with `"restored":true` cancels the earlier lines of its target. The file still keeps the
+//! originals of cgroups above containers, because systemd may have drop-ins for them. Only
+//! `plimsoll restore` removes these drop-ins.
 //!
-//! A line written before a container exists has only the values that the runtime's client asked
-//! for. Each missing value was the kernel's default.
+//! A line from before the creation of a container has only the values that the runtime's client
+//! asked for. Each missing value was the kernel's default.
 //!
-//! A line torn by a crash is skipped, because its change was not made yet. Any other unreadable
-//! line is counted and kept. A target without a line was never changed.
+//! A crash can leave an incomplete line. The plugin ignores the incomplete line, because it had not
+//! made the change yet. The plugin counts and keeps any other unreadable line. A target without a
+//! line was never changed.
 
 mod line;
 mod record;
@@ -49,7 +50,7 @@ pub const DIRECTORY: &str = "run/plimsoll";
 /// Name of the file in [`DIRECTORY`].
 const FILE: &str = "originals";
 
-/// Number of lines that the file may have beyond twice the needed lines, before it is rewritten.
+/// Number of lines beyond twice the needed lines, after which the plugin rewrites the file.
 const SLACK: usize = 1000;
 
 /// All recorded values, with the file that holds them.
@@ -62,21 +63,21 @@ pub struct Originals {
     decreasing: HashMap<String, Limit>,
     /// Cgroups above containers that have their original values again, with these values.
     former: HashMap<Target, Values>,
-    /// Unreadable lines. They may be about a target that was changed.
+    /// Unreadable lines. A line may be about a target that the plugin has changed.
     unreadable: Vec<Vec<u8>>,
     file: Option<File>,
     lines: usize,
-    /// Whether a line could not be written, so that the file must be written anew.
+    /// Whether the plugin failed to write a line, so that it must rewrite the file.
     is_behind: bool,
 }
 
 impl Originals {
-    /// Loads the values recorded on the node whose file system is at `host`. Writes no file until
-    /// there is something to record.
+    /// Loads the recorded values on the node whose file system is at `host`. Does not create the
+    /// file. The first record creates it.
     ///
     /// # Errors
     ///
-    /// Fails if there is a file that cannot be read.
+    /// Fails if the file exists but cannot be read.
     pub fn load(host: &Path) -> io::Result<Self> {
         let mut originals = Self::none(host);
         let file = match File::open(&originals.path) {
@@ -89,7 +90,7 @@ impl Originals {
             let text = line?;
             let is_read = match serde_json::from_slice::<Line>(&text) {
                 Ok(line) => originals.note(line),
-                // The line is empty, or its end is missing.
+                // The line is empty or incomplete.
                 Err(error) => error.is_eof(),
             };
             if !is_read {
@@ -120,7 +121,7 @@ impl Originals {
         true
     }
 
-    /// Marks a target as no longer changed. Returns whether it was changed.
+    /// Marks a target as not changed. Returns whether it was changed before.
     fn leave(&mut self, target: &Target) -> bool {
         let Some(values) = self.known.remove(target) else { return false };
         if matches!(target, Target::Cgroup(..)) {
@@ -130,7 +131,7 @@ impl Originals {
     }
 
     /// Returns the cgroups above containers that have their original values again: path, inode and
-    /// these values. systemd may still have drop-ins for these cgroups.
+    /// original values. systemd may still have drop-ins for these cgroups.
     pub fn former(&self) -> impl Iterator<Item = (&CgroupPath, u64, Values)> {
         self.former.iter().filter_map(|(target, values)| match target {
             Target::Cgroup(path, inode) => Some((path, *inode, *values)),
@@ -138,8 +139,8 @@ impl Originals {
         })
     }
 
-    /// Returns the number of unreadable lines, without those torn by a crash. Their targets are
-    /// unknown.
+    /// Returns the number of unreadable lines, without the incomplete lines of a crash. The targets
+    /// of unreadable lines are unknown.
     pub fn unreadable(&self) -> usize {
         self.unreadable.len()
     }
@@ -169,7 +170,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. The limit is then recorded only in memory.
+    /// Fails if the file cannot be written. Only the memory then has the record.
     pub fn remember_raised(&mut self, limit: RaisedLimit) -> io::Result<()> {
         let line = json(&Line::of_raised(&limit))?;
         self.note_raised(limit);
@@ -241,7 +242,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. The values are then recorded only in memory.
+    /// Fails if the file cannot be written. Only the memory then has the values.
     pub fn remember(&mut self, target: Target, values: Values) -> io::Result<()> {
         if self.known.contains_key(&target) {
             return Ok(());
@@ -257,7 +258,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. The target is then forgotten only in memory.
+    /// Fails if the file cannot be written. Only the memory then has the record.
     pub fn restored(&mut self, target: &Target) -> io::Result<()> {
         if !self.leave(target) {
             return Ok(());
@@ -267,12 +268,13 @@ impl Originals {
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         self.lines += 1;
-        // Memory has what earlier lines should have said, and this line too.
+        // Memory has the records of all lines that could not be written, and the record of this
+        // line.
         let result = if self.is_behind { self.rewrite() } else { self.write(line) };
         self.is_behind = result.is_err();
         if result.is_err() {
-            // The file may now end with part of the line, or lie on a file system that was mounted
-            // over. So it is opened again for the next line.
+            // The file may now end with an incomplete line, or lie on a file system that another
+            // mount hides. So open the file again for the next line.
             self.file = None;
         }
         result
@@ -286,7 +288,7 @@ impl Originals {
                     fs::create_dir_all(directory)?;
                 }
                 let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
-                // The previous line may be torn.
+                // The previous line may be incomplete, so begin a new line.
                 file.write_all(b"\n")?;
                 self.file.insert(file)
             }
@@ -294,12 +296,12 @@ impl Originals {
         file.write_all(line)
     }
 
-    /// Forgets the targets for which `keep` returns false. Rewrites the file when most of its lines
-    /// are about forgotten targets, or when a line could not be written before.
+    /// Forgets the targets for which `keep` returns false. Rewrites the file if most of its lines
+    /// are about forgotten targets. Also rewrites the file if an earlier line could not be written.
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. The file then stays as it is, and the next call tries
+    /// Fails if the file cannot be written. The file then stays unchanged, and the next call tries
     /// again.
     pub fn retain(&mut self, mut keep: impl FnMut(&Target) -> bool) -> io::Result<()> {
         self.known.retain(|target, _| keep(target));
@@ -314,13 +316,13 @@ impl Originals {
         result
     }
 
-    /// Returns the number of lines that a new file has.
+    /// Returns the number of lines that a rewritten file has.
     fn needed(&self) -> usize {
         let cgroups = 2 * self.former.len() + self.raised.len();
         self.known.len() + cgroups + self.decreasing.len() + self.unreadable.len()
     }
 
-    /// Writes the file anew from memory.
+    /// Rewrites the file from memory.
     fn rewrite(&mut self) -> io::Result<()> {
         let mut text = Vec::new();
         for line in &self.unreadable {
@@ -378,7 +380,7 @@ mod tests {
         let originals = Originals::load(host.path()).unwrap();
         assert_eq!(originals.get(&container("a")).unwrap().high, Some(Limit::Max));
         assert_eq!(originals.get(&cgroup("kubepods", 7)), Some(min(4096)));
-        assert_eq!(originals.get(&cgroup("kubepods", 8)), None, "another cgroup of that path");
+        assert_eq!(originals.get(&cgroup("kubepods", 8)), None, "another cgroup has the same path");
         assert_eq!(originals.targets().count(), 2);
     }
 
@@ -430,14 +432,14 @@ mod tests {
         originals.retain(|target| *target == slice).unwrap();
         assert!(
             is_former(&Originals::load(host.path()).unwrap()),
-            "also once the file was rewritten"
+            "the rewritten file has the values too"
         );
         originals.remember(slice.clone(), min(2)).unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
         assert_eq!((originals.former().count(), originals.get(&slice)), (0, Some(min(2))));
         originals.restored(&slice).unwrap();
         originals.retain(|_| false).unwrap();
-        assert_eq!(originals.former().count(), 0, "it is gone");
+        assert_eq!(originals.former().count(), 0, "the cgroup is gone");
     }
 
     #[test]
@@ -450,7 +452,7 @@ mod tests {
         text.extend(b"{\"container\":\"b\",\"memory.mi");
         fs::write(&path, &text).unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
-        assert_eq!(originals.unreadable(), 0, "its change was not made yet");
+        assert_eq!(originals.unreadable(), 0, "the plugin had not made the change yet");
         originals.remember(container("c"), min(3)).unwrap();
         let originals = Originals::load(host.path()).unwrap();
         assert_eq!(originals.unreadable(), 0);
@@ -480,7 +482,7 @@ mod tests {
         assert_eq!(
             read.get(&cgroup("kubepods/pod1", 7)),
             Some(min(4096)),
-            "another line of it counts for itself"
+            "another line of the same target counts separately"
         );
         read.retain(|target| *target == cgroup("kubepods/pod1", 8)).unwrap();
         assert_eq!(read.raised_limits(), [limit(8, "5", "6")]);
@@ -504,7 +506,11 @@ mod tests {
         fs::write(host.path().join(DIRECTORY).join(FILE), lines.join("\n")).unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
         assert_eq!(originals.targets().collect::<Vec<_>>(), [&container("good")]);
-        assert_eq!(originals.unreadable(), lines.len() - 2, "all but the empty and the good one");
+        assert_eq!(
+            originals.unreadable(),
+            lines.len() - 2,
+            "every line except the empty and the valid one is unreadable"
+        );
         for id in 0..3 * SLACK {
             originals.remember(container(&id.to_string()), min(1)).unwrap();
         }
@@ -546,7 +552,7 @@ mod tests {
             let host = tempfile::tempdir().unwrap();
             let directory = host.path().join(DIRECTORY);
             std::fs::create_dir_all(directory.parent().unwrap()).unwrap();
-            std::fs::write(&directory, "in the way").unwrap();
+            std::fs::write(&directory, "a file in place of the directory").unwrap();
             let mut originals = Originals::none(host.path());
             let [first, second] = ["a", "b"].map(|id| Target::Container(id.to_owned()));
             assert!(originals.remember(first.clone(), Values::default()).is_err());

@@ -19,7 +19,7 @@ pub struct Runtime {
     pub updates: mpsc::UnboundedReceiver<UpdateRequest>,
     pub root: PathBuf,
     /// Whether the plugin may end during a call. A failed call then waits for 60 s before it
-    /// panics, so that the test can end first.
+    /// panics, so that the test ends first.
     pub outlives_plugin: bool,
 }
 
@@ -80,8 +80,8 @@ impl Runtime {
         self.root.join(pod.container.linux.cgroups_path.trim_start_matches('/'))
     }
 
-    /// Makes the container's cgroup with its memory limit, and missing ancestor cgroups. The other
-    /// values are the kernel's defaults.
+    /// Creates the container's cgroup with its memory limit, and missing ancestor cgroups. All
+    /// other values are the kernel's defaults.
     pub fn make_cgroup(&self, pod: &Pod) {
         let cgroup = self.cgroup(pod);
         for above in cgroup.ancestors().skip(1).take_while(|above| **above != *self.root) {

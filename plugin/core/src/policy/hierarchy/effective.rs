@@ -27,17 +27,17 @@ pub struct Step {
 
 /// Computes the effective protection of a cgroup by one file, as the kernel does.
 ///
-/// The rule does not apply to direct children of the cgroup where reclaim starts. Their files
-/// protect with their full values.
+/// The rule does not apply to direct children of the cgroup where reclaim starts. The files of
+/// these children protect with their full values.
 ///
 /// - A child's protected usage is the lesser of its usage and its setting. If the parent's
-///   effective protection covers the protected usage of all children, each child gets its own.
-///   Otherwise the children share the parent's protection in proportion to their protected usage.
+///   effective protection covers the protected usage of all children, each child gets its own. If
+///   not, the children share the parent's protection in proportion to their protected usage.
 /// - With `memory_recursiveprot`, the children also share the parent's unclaimed protection. The
 ///   shares are in proportion to the usage beyond each child's claim.
 ///
-/// The result can exceed the usage only if the parent's protection exceeds the parent's usage. Then
-/// the whole usage is protected.
+/// The result can exceed the usage only if the parent's protection exceeds the parent's usage. In
+/// this case the whole usage is protected.
 pub fn effective(step: &Step) -> Bytes {
     let [usage, parent_usage, setting, parent_effective, siblings_protected] = [
         step.usage,
@@ -91,8 +91,8 @@ pub fn effective_tree(
             claimed.entry(parent).or_default().replace(Protection::default(), protected);
         }
     }
-    // The kernel's own values, from which the children's values follow. Paths are sorted, so a
-    // parent comes before its children.
+    // Start with the children of `root`, whose files protect with their full values. Paths are
+    // sorted, so a parent comes before its children.
     let mut found: BTreeMap<CgroupPath, Protection> = BTreeMap::new();
     for (cgroup, &ObservedCgroup { setting, usage }) in observed {
         let parent = cgroup.parent();

@@ -11,7 +11,7 @@
 //! [`Tree`] keeps the claims. `memory.min` and `memory.low` have separate sums:
 //!
 //! - A pod gets the sum of its containers' claims plus its overhead (from the RuntimeClass). A
-//!   limit of the pod's own bounds this sum, because the kubelet gives that whole limit to each
+//!   pod-level limit bounds this sum, because the kubelet gives the whole pod-level limit to each
 //!   container without a limit.
 //! - The cgroup of a class (Burstable, BestEffort) gets the sum of its pods.
 //! - kubepods gets the sum of `memory.min` **and** `memory.low` below it as its `memory.min`. This
@@ -25,17 +25,17 @@
 //!
 //! - Guaranteed pods come first. If they alone claim more than the budget, each gets a share in
 //!   proportion to its claim. Other pods then get nothing.
-//! - Burstable and BestEffort pods share the rest. If they claim more than the rest, each gets a
+//! - Burstable and BestEffort pods share the remaining budget. If they claim more, each gets a
 //!   share in proportion to its claim.
 //! - A pod's shares of `memory.min` and `memory.low` are each rounded down to a byte. The ancestors
 //!   add up the pods' shares, so that the sums are exact at every level.
 //!
 //! Without a budget, [`Bytes::MAX`](crate::units::Bytes::MAX) is the budget.
 //!
-//! A container's own files keep its full claim, even where its pod gets less. The kernel bounds the
-//! children's protection by their parent's effective protection. The kernel distributes this
-//! protection by how much of its claim each child uses at the time, which is better than any fixed
-//! distribution.
+//! The files of a container keep its full claim, even if its pod gets less. The kernel bounds the
+//! children's protection by their parent's effective protection. The kernel distributes the
+//! parent's protection by the part of its claim that each child uses at the time. A fixed
+//! distribution by the plugin would be worse.
 //!
 //! Sources: KEP-2570 of Kubernetes ("Support Memory QoS with cgroups v2", as of 1.36) for the sums.
 //! The kernel's `Documentation/admin-guide/cgroup-v2.rst` defines `memory.min`, `memory.low` and

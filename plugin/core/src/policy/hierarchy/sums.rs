@@ -53,8 +53,8 @@ impl Share {
         self == other || !self.is_short() && !other.is_short()
     }
 
-    /// Returns the part for a pod with this claim. Both factors are below 2^63, so the product
-    /// cannot overflow.
+    /// Returns the part for a pod with this claim. The claim and the granted amount are below 2^63,
+    /// so their product cannot overflow.
     pub(super) fn part(self, asked: Protection) -> Protection {
         if !self.is_short() {
             return asked;

@@ -40,7 +40,7 @@ pub struct Shortfall {
 pub struct Tree {
     budget: Option<Bytes>,
     pods: HashMap<CgroupPath, Pod>,
-    /// Sums for kubepods and the cgroups of classes, which are their desired values.
+    /// Desired values of kubepods and of the cgroups of classes, as sums.
     above: HashMap<CgroupPath, Sum>,
     /// The pod of each container.
     containers: HashMap<String, CgroupPath>,
@@ -133,7 +133,8 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Sets the upper bound of a pod's claim. `None` removes the bound. An unknown pod is ignored.
+    /// Sets the upper bound of a pod's claim. `None` removes the bound. Does nothing for an unknown
+    /// pod.
     pub fn set_cap(&mut self, pod: &CgroupPath, cap: Option<Bytes>) -> Vec<Level> {
         let Some(place) =
             self.pods.get(pod).filter(|pod| pod.cap != cap).map(|pod| pod.place.clone())
@@ -145,8 +146,8 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Removes a pod with its containers. The tree keeps the levels above. An unknown pod is
-    /// ignored.
+    /// Removes a pod with its containers. The tree keeps the levels above. Does nothing for an
+    /// unknown pod.
     pub fn remove_pod(&mut self, pod: &CgroupPath) -> Vec<Level> {
         let mut change = self.begin();
         if let Some(pod) = self.withdraw(pod, &mut change) {
@@ -220,7 +221,8 @@ impl Tree {
     fn finish(&mut self, mut change: Change) -> Vec<Level> {
         let shares = self.shares();
         let is_other = |class| !shares.of(class).is_same_for_all(change.shares.of(class));
-        // Only over-commitment makes a visit of every pod necessary.
+        // The share of a class changes only if all claims exceed the budget before or after the
+        // call.
         if is_other(QosClass::Guaranteed) || is_other(QosClass::Burstable) {
             let places = self.pods.values().map(|pod| &pod.place);
             change.pods = places
@@ -296,7 +298,8 @@ impl Tree {
         kubepods.replace_min(last.low, new.low);
     }
 
-    /// Records the desired value of a level before the call, once per call.
+    /// Records the desired value that a level had before the call. Later calls for the same level
+    /// change nothing.
     fn note(&self, cgroup: &CgroupPath, change: &mut Change) {
         if !change.before.contains_key(cgroup) {
             change.before.insert(cgroup.clone(), self.desired(cgroup));

@@ -1,4 +1,4 @@
-//! NodeFacts about the cgroup hierarchy.
+//! Facts about the cgroup hierarchy.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::kubelet::kubepods::{self, CgroupSearch};
 /// Mount point of the cgroup hierarchy, relative to the root of the node.
 pub(crate) const CGROUPS: &str = "sys/fs/cgroup";
 
-/// RuntimeKind of cgroup hierarchy that is mounted.
+/// Kind of the mounted cgroup hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hierarchy {
     V2,
@@ -37,11 +37,11 @@ pub(crate) struct CgroupLevel {
 pub(crate) struct SampleCgroup {
     pub(crate) path: String,
     pub(crate) missing: Vec<&'static str>,
-    /// Files whose existence could not be determined, with the error.
+    /// Files of which doctor could not determine whether they exist, with the error.
     pub(crate) unread: Vec<String>,
 }
 
-/// NodeFacts about the cgroup hierarchy.
+/// Facts about the cgroup hierarchy.
 #[derive(Debug)]
 pub(crate) struct CgroupFacts {
     pub(crate) hierarchy: Result<Hierarchy, Unreadable>,
@@ -148,8 +148,8 @@ impl CgroupLevel {
     }
 }
 
-/// Returns whether cgroup2 is mounted with `memory_recursiveprot`. `opened` is the cgroup root, if
-/// it could be opened.
+/// Returns whether cgroup2 is mounted with `memory_recursiveprot`. `opened` is the cgroup root if
+/// doctor could open it.
 fn find_recursive_protection(host: &Path, opened: Option<&CgroupRoot>) -> Result<bool, Unreadable> {
     let mounts = read(&host.join("proc/self/mounts"))?;
     let is_cgroup2 = |line: &str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");

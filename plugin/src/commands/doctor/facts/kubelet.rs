@@ -1,4 +1,4 @@
-//! NodeFacts about the kubelet.
+//! Facts about the kubelet.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::state::guard_record;
 /// The kubelet's directory, relative to the root of the node.
 pub(crate) const KUBELET: &str = "var/lib/kubelet";
 
-/// NodeFacts about the kubelet.
+/// Facts about the kubelet.
 #[derive(Debug)]
 pub(crate) struct KubeletFacts {
     pub(crate) memory: NodeMemory,
@@ -43,7 +43,8 @@ impl KubeletFacts {
     }
 }
 
-/// Reads all checkpoint files. Returns their problems with paths as they are on the node.
+/// Reads all checkpoint files. Returns their problems with the paths that the files have on the
+/// node.
 fn find_checkpoint_problems(host: &Path) -> Vec<String> {
     // A lookup without a matching pod reads all checkpoint files.
     let uid = PodUid::new("");

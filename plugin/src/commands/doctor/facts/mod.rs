@@ -1,6 +1,6 @@
-//! NodeFacts about a node, collected without a judgement.
+//! Facts about a node, collected without a judgement.
 //!
-//! An unreadable file is a fact too. The size of each read is bounded, and nothing is changed.
+//! An unreadable file is a fact too. The size of each read is bounded, and doctor changes nothing.
 
 pub(crate) mod cgroups;
 pub(crate) mod kubelet;
@@ -31,8 +31,8 @@ pub struct NodeFacts {
 
 impl NodeFacts {
     /// Collects facts about the node whose file system is at `host`, usually `/`. Also connects to
-    /// the runtime's NRI socket. Writes nothing, but the runtime logs a plugin that did not
-    /// register.
+    /// the runtime's NRI socket, so the runtime logs a plugin that did not register. Writes no
+    /// file.
     pub fn collect(host: &Path, socket: &Path) -> Self {
         let runtimes = Runtime::all(host);
         Self {

@@ -1,4 +1,4 @@
-//! NodeFacts about the installed plugin, other NRI plugins and their configuration files.
+//! Facts about the installed plugin, other NRI plugins and their configuration files.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::report::serve;
 use crate::state::brake;
 use crate::state::settings::STAND_ASIDE;
 
-/// NodeFacts about the installed plugin and about other NRI plugins.
+/// Facts about the installed plugin and about other NRI plugins.
 #[derive(Debug)]
 pub(crate) struct PluginFacts {
     /// Existing configuration files of the plugin, the one with the highest precedence first.
@@ -23,15 +23,15 @@ pub(crate) struct PluginFacts {
     pub(crate) programs: Vec<NriPlugin>,
     /// Names of the other files in the directories of plugin configurations.
     pub(crate) other_configurations: Vec<String>,
-    /// Directories of plugins and of plugin configurations that could not be listed, with the
+    /// Directories of plugins and of plugin configurations that doctor could not list, with the
     /// error.
     pub(crate) unlisted: Vec<String>,
     /// Unit file of the plugin's service. A masked unit is an error.
     pub(crate) unit: Result<Option<String>, UnitError>,
-    /// Process that runs the plugin: `Some(None)` if there is none, `None` if unknown.
+    /// Process that runs the plugin. `Some(None)` means no process, `None` means unknown.
     pub(crate) process: Option<Option<String>>,
-    /// Mode that the running plugin reports, or why there is no report. `None` without a plugin
-    /// socket.
+    /// Mode that the running plugin reports, or the reason why it reports no mode. `None` without a
+    /// plugin socket.
     pub(crate) reported_mode: Option<Result<Mode, String>>,
     pub(crate) is_restored: Result<bool, Unreadable>,
     pub(crate) brake: Result<Option<brake::Record>, String>,
@@ -87,7 +87,8 @@ impl PluginFacts {
     }
 }
 
-/// Returns the directories that the runtimes use: the configured ones, then the default.
+/// Returns the directories that the runtimes use: first the configured directories, then the
+/// default.
 fn directories(
     runtimes: &[Runtime],
     default: &str,

@@ -1,4 +1,4 @@
-//! NodeFacts about the kernel and about services of the operating system.
+//! Facts about the kernel and about services of the operating system.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ pub(crate) const BUS: &str = "run/dbus/system_bus_socket";
 /// First kernel with `memory.reclaim`.
 pub(crate) const RECLAIM_KERNEL: Version = Version(5, 19, 0);
 
-/// NodeFacts about the kernel, systemd, swap and inotify.
+/// Facts about the kernel, systemd, swap and inotify.
 #[derive(Debug)]
 pub(crate) struct SystemFacts {
     pub(crate) release: Text,

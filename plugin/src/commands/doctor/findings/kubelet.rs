@@ -30,7 +30,7 @@ impl NodeFacts {
         Finding::all(MEMORY_QOS, otherwise, conflicts.chain(unknown).collect())
     }
 
-    /// Returns the finding if the configuration does not show whether MemoryQoS is on.
+    /// Returns the finding if the configuration does not show the state of MemoryQoS.
     fn unsettled_memory_qos(&self, unsettled: &UnknownMemoryQos) -> Finding {
         let (found, advice) = match unsettled {
             UnknownMemoryQos::DefaultOfVersion => (

@@ -25,8 +25,8 @@ const NRI: &str = "nri";
 const TIMEOUTS: &str = "nri-timeouts";
 
 impl NodeFacts {
-    /// Returns the runtimes that are present. Runtimes whose socket listens or denies access count.
-    /// Without such a socket, runtimes with configuration files count.
+    /// Returns the runtimes that are present: runtimes whose socket listens or denies access. If no
+    /// socket does, returns the runtimes with configuration files.
     pub(super) fn present(&self) -> Vec<&Runtime> {
         let by = |is: fn(&Runtime) -> bool| {
             self.runtimes.iter().filter(|runtime| is(runtime)).collect::<Vec<_>>()
@@ -50,8 +50,8 @@ impl NodeFacts {
         })
     }
 
-    /// Returns one finding for each runtime with NRI off. If NRI is on in one of two runtimes, that
-    /// runtime serves the plugin, so there is no finding.
+    /// Returns one finding for each runtime with NRI off. Returns no finding if another runtime has
+    /// NRI on, because the other runtime serves the plugin.
     fn switched_off(&self, present: &[&Runtime]) -> Vec<Finding> {
         let off: Vec<_> = present.iter().filter_map(|runtime| runtime.why_off()).collect();
         if off.len() < present.len() {
@@ -121,7 +121,7 @@ impl NodeFacts {
             let request = settings.request_timeout.unwrap_or(REQUEST_TIMEOUT);
             let found = request_timeout(name, request);
             if !settings.unread.is_empty() {
-                let found = format!("{found}, unless an unread file says otherwise");
+                let found = format!("{found}, unless an unread file sets another time");
                 let advice = format!("check that {} is 2s or more", keys.request_timeout);
                 findings.push(Finding::unknown(TIMEOUTS, found, advice));
                 continue;
@@ -147,7 +147,8 @@ impl NodeFacts {
     }
 }
 
-/// Describes the time that a runtime waits for an answer, and the parts that the plugin uses.
+/// Describes the time that a runtime waits for an answer, and the shares of this time that the
+/// plugin uses.
 fn request_timeout(name: &str, timeout: Duration) -> String {
     let event = timeout / BUDGET;
     let shown = humantime::format_duration;
@@ -385,7 +386,7 @@ mod tests {
             &troubles.split_off(1),
             "nri-timeouts",
             Mark::Unknown,
-            "unless an unread file says otherwise",
+            "unless an unread file sets another time",
             "plugin_request_timeout",
         );
         expect(&troubles, "nri", Mark::Unknown, "at most 1048576 bytes", "has NRI on");

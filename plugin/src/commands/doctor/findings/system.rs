@@ -8,10 +8,10 @@ use crate::commands::doctor::finding::{Finding, MOST_NAMES};
 use crate::host::files::Text;
 use crate::host::socket::Socket;
 
-/// Number of inotify instances below which programs on the node may soon fail to get one.
+/// Number of inotify instances below which programs on the node may soon get no instance.
 const FEW_INSTANCES: u64 = 32;
 
-/// Number of inotify watches below which programs on the node may soon fail to get one.
+/// Number of inotify watches below which programs on the node may soon get no watch.
 const FEW_WATCHES: u64 = 4096;
 
 /// Name of the check of the inotify limits.
@@ -21,8 +21,8 @@ impl NodeFacts {
     pub(super) fn d_bus(&self) -> Finding {
         const CHECK: &str = "d-bus";
         match &self.system.has_systemd {
-            // A pod may have the D-Bus socket without /run/systemd/system. A socket that listens
-            // therefore also shows that systemd is the init process.
+            // A pod may have the D-Bus socket without /run/systemd/system. So a listening D-Bus
+            // socket also shows that systemd is the init process.
             Ok(is_init) if *is_init || matches!(self.system.bus, Socket::Listens) => {}
             Ok(_) => {
                 let found = "systemd is not the init process, so the plugin needs no D-Bus";
