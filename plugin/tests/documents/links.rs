@@ -5,11 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
-use walkdir::WalkDir;
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
-}
+use crate::repository;
 
 /// The headings and links of a document.
 #[derive(Default)]
@@ -61,16 +58,10 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn every_link_in_the_documents_leads_somewhere() {
-    let is_source = |name: &str| name != "target" && !name.starts_with('.');
-    let files = WalkDir::new(repository()).into_iter().filter_entry(|entry| {
-        entry.depth() == 0 || entry.file_name().to_str().is_some_and(is_source)
-    });
-    let documents: BTreeMap<PathBuf, Document> = files
-        .map(|entry| entry.unwrap().into_path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+    let documents: BTreeMap<PathBuf, Document> = repository::documents()
+        .into_iter()
         .map(|path| (path.clone(), Document::read(&path)))
         .collect();
-    assert!(documents.len() > 5, "only {} documents are found", documents.len());
     for (path, document) in &documents {
         for (text, to) in document.links.iter().filter(|(_, to)| !to.contains("://")) {
             let (file, heading) = to

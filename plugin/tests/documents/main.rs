@@ -2,4 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod blocks;
+mod commands;
+mod configurations;
+mod elsewhere;
 mod links;
+mod repository;
+mod sandbox;
