@@ -1,5 +1,6 @@
 //! Helpers that know nothing of nodes: the cache, Go builds, child processes.
 
+pub mod blocks;
 pub mod cache;
 pub(crate) mod command;
 pub(crate) mod debian;
