@@ -7,5 +7,6 @@ mod commands;
 mod configurations;
 mod elsewhere;
 mod links;
+mod outputs;
 mod repository;
 mod sandbox;
