@@ -11,6 +11,7 @@ use integration::machine::Node;
 use integration::placement;
 use integration::probe::cgroup::{self, Expected};
 use integration::runtime::{Driver, Runtime};
+use integration::tools::blocks::OUTPUTS;
 use integration::tools::progress::progress;
 
 use crate::session::{Step, record as session};
@@ -27,6 +28,21 @@ const METRICS: &str = "127.0.0.1:9477";
 
 /// The plugin's credentials for Events on the node.
 const KUBECONFIG: &str = "/etc/plimsoll/kubeconfig";
+
+/// A part of each output. An output without this part does not show what the documents say.
+const PARTS: [(&str, &str); OUTPUTS.len()] = [
+    ("doctor", ": 0 failed, 0 warnings"),
+    ("events", "CutRejected"),
+    ("install", ": 0 failed, 0 warnings"),
+    ("install-plan", "write /usr/local/bin/plimsoll"),
+    ("log", r#""outcome":"applied""#),
+    ("metrics", r#"plimsoll_resizes_total{outcome="rejected"} 1"#),
+    ("refused", "memory limit not lowered"),
+    ("status", "refused  default/shop/web"),
+    ("status-observe", "would-throttle  default/shop/web"),
+    ("status-pod", "CutRejected"),
+    ("values", "memory.min:67108864"),
+];
 
 /// The number of lines of the installation's plan in README.md.
 const END_OF_EXCERPT: usize = 8;
@@ -57,6 +73,13 @@ pub(crate) fn record() -> Result<Outputs> {
     observe(&node, &mut kubelet, pod, &mut outputs).context("observe mode")?;
     let pod = enforce(&node, &mut kubelet, &mut outputs).context("enforce mode")?;
     log(&node, &kubelet, &pod, &mut outputs).context("the log")?;
+    for (name, expected) in PARTS {
+        let output = outputs.get(name).map_or("", String::as_str);
+        ensure!(
+            output.contains(expected),
+            "expected {expected:?} in the output {name}, found:\n{output}"
+        );
+    }
     Ok(outputs)
 }
 
