@@ -1,4 +1,4 @@
-//! Tests of the statements in the repository's documents against the repository.
+//! Tests of the specification: numbers of promises, and the tests that hold them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,20 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
-use walkdir::WalkDir;
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// The parts of a document that the tests check.
-#[derive(Default)]
-struct Document {
-    /// Headings, in the form that links use.
-    headings: BTreeSet<String>,
-    /// Text and destination of each link.
-    links: Vec<(String, String)>,
-    items: Vec<Item>,
+fn specification() -> String {
+    fs::read_to_string(repository().join("SPECIFICATION.md")).unwrap()
 }
 
 /// A list item of a document.
@@ -36,69 +29,50 @@ struct Item {
     is_nested: bool,
 }
 
-impl Document {
-    fn read(path: &Path) -> Self {
-        Self::parse(&fs::read_to_string(path).unwrap())
-    }
-
-    fn parse(text: &str) -> Self {
-        let mut document = Self::default();
-        // Text and destination of the open link, and the words of the latest heading or bold text.
-        let (mut link, mut words) = (None, String::new());
-        // The current section, and the indices of the open items, outermost first.
-        let (mut section, mut open) = (String::new(), Vec::<usize>::new());
-        for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
-            match event {
-                Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
-                    link = Some((String::new(), dest_url.into_string()));
-                }
-                Event::End(TagEnd::Link | TagEnd::Image) => {
-                    let link = link.take().expect("a link was opened");
-                    if let Some(&item) = open.last() {
-                        document.items[item].links.push(link.clone());
-                    }
-                    document.links.push(link);
-                }
-                Event::Start(Tag::Heading { .. } | Tag::Strong) => words.clear(),
-                Event::End(TagEnd::Heading(level)) => {
-                    document.headings.insert(anchor(&words));
-                    if level == HeadingLevel::H2 {
-                        section.clone_from(&words);
-                    }
-                }
-                Event::Start(Tag::Item) => {
-                    let is_nested = !open.is_empty();
-                    open.push(document.items.len());
-                    let section = section.clone();
-                    document.items.push(Item { section, is_nested, ..Item::default() });
-                }
-                Event::End(TagEnd::Item) => drop(open.pop()),
-                Event::End(TagEnd::Strong) => {
-                    if let Some(&item) = open.last()
-                        && document.items[item].name.is_empty()
-                    {
-                        document.items[item].name.clone_from(&words);
-                    }
-                }
-                Event::Text(text) | Event::Code(text) => {
-                    words.push_str(&text);
-                    if let Some((of_link, _)) = &mut link {
-                        of_link.push_str(&text);
-                    }
-                }
-                _ => {}
+/// Returns the list items of a document.
+fn items(text: &str) -> Vec<Item> {
+    let mut items = Vec::<Item>::new();
+    // Text and destination of the open link, and the words of the latest heading or bold text.
+    let (mut link, mut words) = (None, String::new());
+    // The current section, and the indices of the open items, outermost first.
+    let (mut section, mut open) = (String::new(), Vec::<usize>::new());
+    for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
+        match event {
+            Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
+                link = Some((String::new(), dest_url.into_string()));
             }
+            Event::End(TagEnd::Link | TagEnd::Image) => {
+                let link = link.take().expect("a link was opened");
+                if let Some(&item) = open.last() {
+                    items[item].links.push(link);
+                }
+            }
+            Event::Start(Tag::Heading { .. } | Tag::Strong) => words.clear(),
+            Event::End(TagEnd::Heading(HeadingLevel::H2)) => section.clone_from(&words),
+            Event::Start(Tag::Item) => {
+                let is_nested = !open.is_empty();
+                open.push(items.len());
+                let section = section.clone();
+                items.push(Item { section, is_nested, ..Item::default() });
+            }
+            Event::End(TagEnd::Item) => drop(open.pop()),
+            Event::End(TagEnd::Strong) => {
+                if let Some(&item) = open.last()
+                    && items[item].name.is_empty()
+                {
+                    items[item].name.clone_from(&words);
+                }
+            }
+            Event::Text(text) | Event::Code(text) => {
+                words.push_str(&text);
+                if let Some((of_link, _)) = &mut link {
+                    of_link.push_str(&text);
+                }
+            }
+            _ => {}
         }
-        document
     }
-}
-
-/// Returns the name of a heading in links, in the form of GitHub.
-fn anchor(heading: &str) -> String {
-    let kept = heading.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
-    kept.flat_map(char::to_lowercase)
-        .map(|letter| if letter == ' ' { '-' } else { letter })
-        .collect()
+    items
 }
 
 /// Returns the names of the tests in a Rust file: functions with a test attribute, and names in
@@ -131,9 +105,9 @@ fn tests(source: &str) -> BTreeSet<&str> {
 }
 
 /// Returns the promises of a specification: the list items in sections, except in "Not promised".
-fn promises(specification: Document) -> Vec<Item> {
+fn promises(specification: &str) -> Vec<Item> {
     let is_promise = |item: &Item| !item.section.is_empty() && item.section != "Not promised";
-    specification.items.into_iter().filter(is_promise).collect()
+    items(specification).into_iter().filter(is_promise).collect()
 }
 
 /// Returns the letter and the number at the beginning of a promise's name, such as `V12`.
@@ -178,14 +152,14 @@ fn number_faults(promises: &[Item]) -> Vec<String> {
 
 #[test]
 fn numbers_of_promises_ascend_without_gaps() {
-    let promises = promises(Document::read(&repository().join("SPECIFICATION.md")));
+    let promises = promises(&specification());
     assert!(promises.len() > 50, "only {} promises are found", promises.len());
     assert_eq!(number_faults(&promises), [] as [String; 0]);
 }
 
 #[test]
 fn faulty_numbers_of_promises_are_found() {
-    let faults = |text: &str| number_faults(&promises(Document::parse(text))).len();
+    let faults = |text: &str| number_faults(&promises(text)).len();
     let values = "## Values\n\n- **V1 First.** One.\n- **V2 `Second`.** Two.\n";
     assert_eq!(faults(&format!("- no promise\n\n{values}\n## Not promised\n\n- Times.\n")), 0);
     for (item, fault) in [
@@ -205,9 +179,7 @@ fn faulty_numbers_of_promises_are_found() {
 fn every_promise_names_the_tests_that_hold_it() {
     let mut sources: BTreeMap<String, String> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for Item { section, name, links, .. } in
-        promises(Document::read(&repository().join("SPECIFICATION.md")))
-    {
+    for Item { section, name, links, .. } in promises(&specification()) {
         let title = name.split_once(' ').map_or(name.as_str(), |(_, title)| title).to_owned();
         assert!(seen.insert((section, title)), "SPECIFICATION.md has {name} twice");
         let mut held = name.trim_end_matches('.').ends_with("(withdrawn)");
@@ -220,33 +192,5 @@ fn every_promise_names_the_tests_that_hold_it() {
             held = true;
         }
         assert!(held, "{name} names no test");
-    }
-}
-
-#[test]
-fn every_link_in_the_documents_leads_somewhere() {
-    let is_source = |name: &str| name != "target" && !name.starts_with('.');
-    let files = WalkDir::new(repository()).into_iter().filter_entry(|entry| {
-        entry.depth() == 0 || entry.file_name().to_str().is_some_and(is_source)
-    });
-    let documents: BTreeMap<PathBuf, Document> = files
-        .map(|entry| entry.unwrap().into_path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
-        .map(|path| (path.clone(), Document::read(&path)))
-        .collect();
-    assert!(documents.len() > 5, "only {} documents are found", documents.len());
-    for (path, document) in &documents {
-        for (text, to) in document.links.iter().filter(|(_, to)| !to.contains("://")) {
-            let (file, heading) = to
-                .split_once('#')
-                .map_or((to.as_str(), None), |(file, heading)| (file, Some(heading)));
-            let file = if file.is_empty() { path.clone() } else { path.with_file_name(file) };
-            let file = file
-                .canonicalize()
-                .unwrap_or_else(|error| panic!("{}: {text}: {to}: {error}", path.display()));
-            let is_there =
-                heading.is_none_or(|heading| documents[&file].headings.contains(heading));
-            assert!(is_there, "{}: {text}: {to}: no such heading", path.display());
-        }
     }
 }

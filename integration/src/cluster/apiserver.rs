@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cluster::programs::program;
+use crate::machine::Node;
 use crate::tools::command::run;
 use crate::tools::process::{Running, free_ports, spawn};
 use crate::tools::run_directory::RunDir;
@@ -130,6 +131,19 @@ impl ApiServer {
     /// Returns the server's port on this machine's loopback address.
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Makes the server reachable from a node that has no cluster, and writes a kubeconfig there.
+    ///
+    /// The kubeconfig has this token. `path` is the absolute path of the kubeconfig on the node.
+    pub fn connect(&self, node: &Node, token: &str, path: &str) -> Result<()> {
+        node.forward(self.port)?;
+        let certificate =
+            fs::read(self.certificate()).context("reading the server's certificate")?;
+        let place = format!("{path}.crt");
+        node.write_file(&place, certificate, 0o644)?;
+        let kubeconfig = kubeconfig((Ipv4Addr::LOCALHOST, self.port), Path::new(&place), token);
+        node.write_file(path, kubeconfig, 0o600)
     }
 
     /// Returns a kubeconfig with this token for use on this machine.

@@ -148,6 +148,12 @@ impl Node {
         Ok(self.run(&format!("cat {path}"))?.stdout)
     }
 
+    /// Forwards connections to a port of the node's loopback address to the same port on this
+    /// machine, until the node ends.
+    pub fn forward(&self, port: u16) -> Result<()> {
+        self.shell.forward(port)
+    }
+
     /// Returns the command that opens a shell on the node.
     pub fn ssh_command(&self) -> String {
         format!(

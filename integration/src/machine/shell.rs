@@ -98,6 +98,25 @@ impl Shell {
         options
     }
 
+    /// Forwards connections to a port of the node's loopback address to the same port here.
+    pub(super) fn forward(&self, port: u16) -> Result<()> {
+        let forwarding = format!("{port}:127.0.0.1:{port}");
+        let output = Command::new("ssh")
+            .args(["-O", "forward", "-R", &forwarding])
+            .args(self.options())
+            .stdin(Stdio::null())
+            .output()
+            .context("starting ssh: is openssh-client installed?")?;
+        if !output.status.success() {
+            bail!(
+                "ssh could not forward port {port} of the node ({}): {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim_end()
+            );
+        }
+        Ok(())
+    }
+
     pub(super) fn run(&self, limit: Duration, script: &str, input: Vec<u8>) -> Result<Output> {
         let started = Instant::now();
         let mut child = Command::new("timeout")

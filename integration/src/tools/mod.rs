@@ -1,5 +1,6 @@
 //! Helpers that do not depend on nodes: the cache, Go builds, child processes.
 
+pub mod blocks;
 pub mod cache;
 pub(crate) mod command;
 pub(crate) mod debian;

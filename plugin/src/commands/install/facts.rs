@@ -256,8 +256,8 @@ impl InstallFacts {
         }
     }
 
-    /// Returns an error if systemd cannot start the unit of a package, because the unit is masked. The unit
-    /// that this module writes to /etc overrides a mask in /run.
+    /// Returns an error if systemd cannot start the unit of a package, because the unit is masked.
+    /// The unit that this module writes to /etc overrides a mask in /run.
     pub(super) fn check_unit(&self) -> Result<(), Refusal> {
         match &self.mask {
             Some(path) if self.uses_package() => Err(Refusal(format!(

@@ -1,0 +1,75 @@
+//! Runs commands on a node as a user types them, and records their output.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, bail};
+use integration::machine::Node;
+
+use crate::stable::stable;
+
+/// Commands that a node lacks. The user of the node is root, so sudo has nothing to do.
+const FUNCTIONS: &str = "sudo() { \"$@\"; }\nwget() { busybox wget \"$@\"; }\ncd /root\n";
+
+/// The end of a question. A document shows the answer behind it, as a terminal does.
+const QUESTION: &str = "[y/N] ";
+
+/// A command as a document shows it. The command must succeed.
+pub(crate) struct Step<'s> {
+    command: &'s str,
+    input: &'s str,
+}
+
+impl<'s> Step<'s> {
+    /// Returns a command without typed text.
+    pub(crate) fn new(command: &'s str) -> Self {
+        Self { command, input: "" }
+    }
+
+    /// Sets the text that the user types.
+    pub(crate) fn input(mut self, input: &'s str) -> Self {
+        self.input = input;
+        self
+    }
+}
+
+/// Runs commands on the node and returns them with their output.
+///
+/// `names` has pairs of a value and its name in documents, such as a container's ID and
+/// `CONTAINER`. A command contains the names. They are replaced by the values on the node.
+pub(crate) fn record(node: &Node, names: &[(&str, &str)], steps: &[Step<'_>]) -> Result<String> {
+    let mut session = String::new();
+    for Step { command, input } in steps {
+        let mut script = (*command).to_owned();
+        for (value, name) in names {
+            script = script.replace(name, value);
+        }
+        if !input.is_empty() {
+            // A program asks a question only if its standard input is a terminal.
+            let command = script.trim_start_matches("sudo ");
+            script = format!(
+                "status=0; printf '{input}' | systemd-run --pty --quiet --wait --collect \\
+                     --working-directory /root sh -c '{command} >/run/typed 2>&1' || status=$?
+                 cat /run/typed; (exit $status)"
+            );
+        }
+        // A user's shell ignores the exit codes of earlier commands of a pipe.
+        let script = format!("set +euo pipefail\n{FUNCTIONS}{{\n{script}\n}} 2>&1");
+        let output = node.try_run(&script)?;
+        if !output.status.success() {
+            bail!(
+                "expected exit code 0 from {command:?}, found {}:\n{}",
+                output.status,
+                output.stdout
+            );
+        }
+        let _ = write!(
+            session,
+            "$ {command}\n{}",
+            output.stdout.replace(QUESTION, &format!("{QUESTION}{input}"))
+        );
+        if !session.ends_with('\n') {
+            session.push('\n');
+        }
+    }
+    stable(&session, names)
+}
