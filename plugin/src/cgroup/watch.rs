@@ -59,20 +59,22 @@ impl Watch {
         Ok(Self { watches, events, paths: HashMap::new(), descriptors: HashMap::new() })
     }
 
-    /// Watches a cgroup. A repeated call has no effect. Does nothing for a cgroup that is gone.
+    /// Watches a cgroup. Returns whether the watch is new. The caller then reads the cgroup's
+    /// files, because another program may have written them before. Does nothing for a cgroup that
+    /// is gone.
     ///
     /// # Errors
     ///
     /// Fails if the kernel allows no more watches (`fs.inotify.max_user_watches`).
-    pub fn add(&mut self, root: &CgroupRoot, path: &CgroupPath) -> io::Result<()> {
+    pub fn add(&mut self, root: &CgroupRoot, path: &CgroupPath) -> io::Result<bool> {
         let directory = root.path().join(path.as_str());
         let inode = match std::fs::metadata(&directory) {
             Ok(metadata) => metadata.ino(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         };
         match self.descriptors.get(path) {
-            Some((_, watched)) if *watched == inode => return Ok(()),
+            Some((_, watched)) if *watched == inode => return Ok(false),
             Some(_) => self.remove(path),
             None => {}
         }
@@ -82,9 +84,9 @@ impl Watch {
             Ok(descriptor) => {
                 self.paths.insert(descriptor.clone(), path.clone());
                 self.descriptors.insert(path.clone(), (descriptor, inode));
-                Ok(())
+                Ok(true)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -153,9 +155,9 @@ mod tests {
         let root = CgroupRoot::open(tree.path()).unwrap();
         let path = |path| CgroupPath::parse(path).unwrap();
         let mut watch = Watch::new().unwrap();
-        watch.add(&root, &path("a")).unwrap();
-        watch.add(&root, &path("a")).unwrap();
-        watch.add(&root, &path("gone")).unwrap();
+        assert!(watch.add(&root, &path("a")).unwrap());
+        assert!(!watch.add(&root, &path("a")).unwrap());
+        assert!(!watch.add(&root, &path("gone")).unwrap());
 
         fs::write(tree.path().join("a/memory.min"), "1").unwrap();
         assert_eq!(next(&mut watch).await, Change::Written(path("a"), Knob::Min));

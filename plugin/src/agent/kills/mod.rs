@@ -268,14 +268,15 @@ impl Watcher {
     fn runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
         let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
         let path = place.cgroup();
-        let Ok(open) = self.root.cgroup(path) else { return };
-        let (Ok(inode), Ok(events)) = (open.inode(), open.events()) else { return };
+        // Watch first: the kernel may kill a process after the plugin has read the counts.
         if let Some(wakes) = wakes
             && let Err(error) = wakes.add(&self.root, path)
         {
             warn!(cgroup = %path, %error, "cannot watch for kills of a pod; the plugin finds \
                                            kills only every {EVERY:?}");
         }
+        let Ok(open) = self.root.cgroup(path) else { return };
+        let (Ok(inode), Ok(events)) = (open.inode(), open.events()) else { return };
         let total = self.totals.entry(place.kubepods().clone()).or_default();
         total.reached = total.reached.or_else(|| times_reached(&self.root, place.kubepods()));
         let is_first = self.is_first;

@@ -47,6 +47,8 @@ impl Reconciler {
             if !container.phase.may_check() {
                 continue;
             }
+            // Watch first: another program may write the files after the comparison.
+            self.watch_container(&container);
             let result = compare(&self.containers, &self.root, &container);
             if !self.containers.is_current(&container) {
                 // A newer event has changed the container, so this comparison is outdated.
@@ -60,7 +62,13 @@ impl Reconciler {
                 Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
                     self.ended(&container);
                 }
-                Err(CgroupError::Gone(_)) => self.without_cgroup(&container),
+                Err(CgroupError::Gone(_)) => {
+                    if let Some(cgroup) = &container.cgroup {
+                        // There was nothing to watch yet.
+                        self.unwatch(cgroup);
+                    }
+                    self.without_cgroup(&container);
+                }
                 Err(error) => unreadable(&container, &error),
             }
         }
@@ -80,7 +88,6 @@ impl Reconciler {
         touched: bool,
         enforces: bool,
     ) -> Option<Pending> {
-        self.watch_container(container);
         let is_in_force = compared.in_force.is_some();
         if let Some(in_force) = compared.in_force {
             if container.started {

@@ -94,9 +94,18 @@ impl Reconciler {
 
     pub(super) fn watch_cgroup(&mut self, cgroup: &CgroupPath) {
         let Some(watch) = &mut self.watch else { return };
-        if let Err(error) = watch.add(&self.root, cgroup) {
-            debug!(%cgroup, %error, "cannot watch the cgroup; what others change in it is found \
-                                     only every {TICK:?}");
+        match watch.add(&self.root, cgroup) {
+            // Another program may have written the files before the watch.
+            Ok(true) if self.levels.contains(cgroup) => {
+                self.again(Duration::ZERO, Work::Cgroup(cgroup.clone()));
+            }
+            Ok(_) => {}
+            Err(error) => debug!(
+                %cgroup,
+                %error,
+                "cannot watch the cgroup; the plugin finds changes by other programs only every \
+                 {TICK:?}"
+            ),
         }
     }
 
