@@ -25,11 +25,44 @@ impl Levels {
     /// `synchronized` is the result of [`Levels::synchronized`] before the examination. Does
     /// nothing without a synchronization or after a newer synchronization, because the caller then
     /// does not know all containers.
+    ///
+    /// Event handlers can take the lock between two batches of cgroups.
     pub fn settle(&self, is_known: impl Fn(&str) -> bool, policy: &Policy, synchronized: u64) {
+        let Some(cgroups) = self.begin_settling(is_known, policy, synchronized) else { return };
+        let current = || {
+            let state = lock(&self.state);
+            (state.synchronized == synchronized).then_some(state)
+        };
+        // Raise all values first, parents first.
+        for batch in cgroups.chunks(AT_ONCE) {
+            let Some(mut state) = current() else { return };
+            self.apply_cgroups(&mut state, batch.to_vec());
+        }
+        let Some(mut state) = current() else { return };
+        state.hold = false;
+        drop(state);
+        // Then lower values, children first.
+        for batch in cgroups.rchunks(AT_ONCE) {
+            let Some(mut state) = current() else { return };
+            self.apply_cgroups(&mut state, batch.to_vec());
+        }
+        if let Some(mut state) = current() {
+            self.report_shortfalls(&mut state);
+        }
+    }
+
+    /// Brings the tree up to date. Returns the cgroups to write. From then on, the plugin lowers no
+    /// value until [`Levels::settle`] has raised all values.
+    fn begin_settling(
+        &self,
+        is_known: impl Fn(&str) -> bool,
+        policy: &Policy,
+        synchronized: u64,
+    ) -> Option<Vec<CgroupPath>> {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         if synchronized == 0 || state.synchronized != synchronized {
-            return;
+            return None;
         }
         let gone: Vec<_> =
             state.tree.containers().filter(|id| !is_known(id)).map(str::to_owned).collect();
@@ -44,7 +77,7 @@ impl Levels {
         for pod in pods {
             state.tree.remove_pod(&pod);
         }
-        state.hold = false;
+        state.hold = true;
         // Other programs may have changed the files, so read them again.
         state.in_force.clear();
         let mut cgroups = state.cgroups();
@@ -58,8 +91,7 @@ impl Levels {
             cgroups.collect::<Vec<_>>()
         };
         cgroups.extend(changed_once);
-        self.apply_cgroups(state, cgroups);
-        self.report_shortfalls(state);
+        Some(cgroups)
     }
 
     /// Forgets unknown containers, and cgroups that no longer exist.
