@@ -498,6 +498,53 @@ async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be
 }
 
 #[tokio::test]
+async fn a_plugin_killed_during_a_decrease_restores_memory_high() {
+    let (node, mut daemon, runtime) = start().await;
+    // No source names the container's request, so the plugin leaves memory.high alone.
+    node.write("host/var/lib/kubelet/actuated_pods_state", "torn");
+    let mut pod = Pod::new("burstable", "b", 250 * MIB);
+    pod.linux().oom_score_adj = None.into();
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    assert_eq!(runtime.read(&pod, "memory.high"), "max");
+    fs::write(runtime.cgroup(&pod).join("memory.high"), (240 * MIB).to_string()).unwrap();
+    runtime.uses(&pod, 50 * MIB, 0);
+    cut(&runtime, &pod, 100 * MIB).await.unwrap();
+    assert_eq!(runtime.read(&pod, "memory.high"), (50 * MIB).to_string());
+    daemon.signal(rustix::process::Signal::KILL);
+    runtime.connection.closed().await;
+
+    let mut daemon = node.start();
+    let mut runtime = node.accept().await;
+    runtime.synchronize(&[&pod]).await;
+    let requested = runtime.serve_update(&[&pod]).await;
+    assert_eq!(requested[&pod.container.id]["memory.high"], (240 * MIB).to_string());
+    daemon.says("outcome=applied").await;
+    assert_eq!(runtime.read(&pod, "memory.high"), (240 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn a_raised_foreign_limit_is_never_lowered_by_a_repair() {
+    let (_node, mut daemon, mut runtime) = start().await;
+    let mut pod = Pod::new("guaranteed", "g", 250 * MIB);
+    pod.linux().oom_score_adj.as_mut().unwrap().value = -997;
+    runtime.make_cgroup(&pod);
+    runtime.run(&pod).await;
+    daemon.says("outcome=unchanged").await;
+    // Another program raises the limit. The runtime would write its own limit with each request.
+    let cgroup = runtime.cgroup(&pod);
+    fs::write(cgroup.join("memory.max"), (400 * MIB).to_string()).unwrap();
+    runtime.uses(&pod, 300 * MIB, 0);
+    for high in [200, 210, 220] {
+        fs::write(cgroup.join("memory.high"), (high * MIB).to_string()).unwrap();
+        let pod_cgroup = format!("{}/{}", pod.cgroup(), pod.container.id);
+        runtime.holds(&pod_cgroup, "memory.high", "max").await;
+    }
+    assert!(runtime.updates.try_recv().is_err(), "the plugin must not ask the runtime");
+}
+
+#[tokio::test]
 async fn each_refusal_counts_however_soon_the_next_one_comes() {
     let (node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
