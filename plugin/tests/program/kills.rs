@@ -54,6 +54,16 @@ async fn counts(node: &Node, uid: &str, kills: u64) {
     .await;
 }
 
+/// Waits until the plugin has read these counts of the only container.
+async fn has_read(node: &Node, processes: u64, groups: u64) {
+    let counted = format!(r#""counted":{{"processes":{processes},"groups":{groups}}}"#);
+    until(&counted, || {
+        let text = fs::read_to_string(node.path("host/run/plimsoll/kills"));
+        text.is_ok_and(|text| text.contains(&counted))
+    })
+    .await;
+}
+
 async fn forgotten(node: &Node, uid: &str) {
     until("forgotten", || history(node, uid)["rescued"].is_null()).await;
 }
@@ -413,13 +423,13 @@ async fn a_kill_that_is_seen_half_counts_once() {
     // increases each count in the container before it increases the count in the pod.
     for (processes, groups) in [(1, 0), (1, 1), (5, 1)] {
         count_up(&runtime, &pod, processes, groups);
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        has_read(&node, processes, groups).await;
         counts(&node, "b", 1).await;
     }
     // The plugin sees a part of the next kill in the container's file. The plugin sees the whole
     // kill in the pod's file after the container's cgroup is gone.
     count_up(&runtime, &pod, 6, 1);
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    has_read(&node, 6, 1).await;
     dies_unseen(&daemon, &runtime, &pod, 9, 2);
     counts(&node, "b", 2).await;
 }

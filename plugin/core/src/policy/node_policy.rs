@@ -133,6 +133,8 @@ mod tests {
 
     #[test]
     fn policies_are_ordered_by_strength() {
-        assert!(ReservationPolicy::ALL.is_sorted());
+        use ReservationPolicy::{HardReservation, None, TieredReservation};
+        assert!(None < TieredReservation && TieredReservation < HardReservation);
+        assert_eq!(ReservationPolicy::ALL, [None, TieredReservation, HardReservation]);
     }
 }
