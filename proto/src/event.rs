@@ -1,152 +1,102 @@
 //! The set of events that a plugin subscribes to.
 
 use std::fmt;
-use std::ops::{BitAnd, BitOr};
+
+use bitflags::bitflags;
 
 use crate::api::Event;
 
-const NAMES: [(EventMask, &str); 14] = [
-    (EventMask::RUN_POD_SANDBOX, "RunPodSandbox"),
-    (EventMask::STOP_POD_SANDBOX, "StopPodSandbox"),
-    (EventMask::REMOVE_POD_SANDBOX, "RemovePodSandbox"),
-    (EventMask::CREATE_CONTAINER, "CreateContainer"),
-    (EventMask::POST_CREATE_CONTAINER, "PostCreateContainer"),
-    (EventMask::START_CONTAINER, "StartContainer"),
-    (EventMask::POST_START_CONTAINER, "PostStartContainer"),
-    (EventMask::UPDATE_CONTAINER, "UpdateContainer"),
-    (EventMask::POST_UPDATE_CONTAINER, "PostUpdateContainer"),
-    (EventMask::STOP_CONTAINER, "StopContainer"),
-    (EventMask::REMOVE_CONTAINER, "RemoveContainer"),
-    (EventMask::UPDATE_POD_SANDBOX, "UpdatePodSandbox"),
-    (EventMask::POST_UPDATE_POD_SANDBOX, "PostUpdatePodSandbox"),
-    (EventMask::VALIDATE_CONTAINER_ADJUSTMENT, "ValidateContainerAdjustment"),
-];
+bitflags! {
+    /// A set of events.
+    ///
+    /// In a message, bit N - 1 stands for [`Event`] number N. A plugin cannot send an empty set,
+    /// because runtimes interpret 0 as all events.
+    ///
+    /// ```
+    /// use nri::EventMask;
+    ///
+    /// let wanted = EventMask::CREATE_CONTAINER | EventMask::REMOVE_CONTAINER;
+    /// assert_eq!(wanted.bits(), 0b100_0000_1000);
+    /// assert_eq!(wanted.to_string(), "CreateContainer,RemoveContainer");
+    /// ```
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+    pub struct EventMask: i32 {
+        /// The runtime has started a pod sandbox.
+        const RUN_POD_SANDBOX = bit(Event::RUN_POD_SANDBOX);
+        /// The runtime has stopped a pod sandbox.
+        const STOP_POD_SANDBOX = bit(Event::STOP_POD_SANDBOX);
+        /// The runtime has removed a pod sandbox.
+        const REMOVE_POD_SANDBOX = bit(Event::REMOVE_POD_SANDBOX);
+        /// The runtime is about to create a container.
+        const CREATE_CONTAINER = bit(Event::CREATE_CONTAINER);
+        /// The runtime has created a container.
+        const POST_CREATE_CONTAINER = bit(Event::POST_CREATE_CONTAINER);
+        /// The runtime is about to start a container.
+        const START_CONTAINER = bit(Event::START_CONTAINER);
+        /// The runtime has started a container.
+        const POST_START_CONTAINER = bit(Event::POST_START_CONTAINER);
+        /// The runtime is about to change the resources of a container.
+        const UPDATE_CONTAINER = bit(Event::UPDATE_CONTAINER);
+        /// The runtime has changed the resources of a container.
+        const POST_UPDATE_CONTAINER = bit(Event::POST_UPDATE_CONTAINER);
+        /// The runtime has stopped a container or is about to stop it.
+        const STOP_CONTAINER = bit(Event::STOP_CONTAINER);
+        /// The runtime has removed a container.
+        const REMOVE_CONTAINER = bit(Event::REMOVE_CONTAINER);
+        /// The runtime is about to change the resources of a pod. Needs NRI 0.9.1 or newer.
+        const UPDATE_POD_SANDBOX = bit(Event::UPDATE_POD_SANDBOX);
+        /// The runtime has changed the resources of a pod. Needs NRI 0.9.1 or newer.
+        const POST_UPDATE_POD_SANDBOX = bit(Event::POST_UPDATE_POD_SANDBOX);
+        /// The runtime asks plugins to validate the combined adjustments of all plugins. Needs NRI 0.10
+        /// or newer.
+        const VALIDATE_CONTAINER_ADJUSTMENT = bit(Event::VALIDATE_CONTAINER_ADJUSTMENT);
+        // A runtime may know newer events.
+        const _ = !0;
+    }
+}
 
-/// A set of events.
-///
-/// In a message, bit N - 1 stands for [`Event`] number N. A plugin cannot send an empty set,
-/// because runtimes interpret 0 as all events.
-///
-/// ```
-/// use nri::EventMask;
-///
-/// let wanted = EventMask::CREATE_CONTAINER | EventMask::REMOVE_CONTAINER;
-/// assert_eq!(wanted.bits(), 0b100_0000_1000);
-/// assert_eq!(wanted.to_string(), "CreateContainer,RemoveContainer");
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub struct EventMask(i32);
+const fn bit(event: Event) -> i32 {
+    1 << (event as i32 - 1)
+}
+
+/// Returns the name of an event in the protocol, for example `CreateContainer` for the flag
+/// `CREATE_CONTAINER`.
+fn protocol_name(flag: &str) -> impl Iterator<Item = char> {
+    flag.split('_').flat_map(|word| {
+        word.char_indices().map(|(at, char)| if at == 0 { char } else { char.to_ascii_lowercase() })
+    })
+}
 
 impl EventMask {
-    /// The empty set.
-    pub const NONE: Self = Self(0);
-    /// The runtime has started a pod sandbox.
-    pub const RUN_POD_SANDBOX: Self = Self::of(Event::RUN_POD_SANDBOX);
-    /// The runtime has stopped a pod sandbox.
-    pub const STOP_POD_SANDBOX: Self = Self::of(Event::STOP_POD_SANDBOX);
-    /// The runtime has removed a pod sandbox.
-    pub const REMOVE_POD_SANDBOX: Self = Self::of(Event::REMOVE_POD_SANDBOX);
-    /// The runtime is about to create a container.
-    pub const CREATE_CONTAINER: Self = Self::of(Event::CREATE_CONTAINER);
-    /// The runtime has created a container.
-    pub const POST_CREATE_CONTAINER: Self = Self::of(Event::POST_CREATE_CONTAINER);
-    /// The runtime is about to start a container.
-    pub const START_CONTAINER: Self = Self::of(Event::START_CONTAINER);
-    /// The runtime has started a container.
-    pub const POST_START_CONTAINER: Self = Self::of(Event::POST_START_CONTAINER);
-    /// The runtime is about to change the resources of a container.
-    pub const UPDATE_CONTAINER: Self = Self::of(Event::UPDATE_CONTAINER);
-    /// The runtime has changed the resources of a container.
-    pub const POST_UPDATE_CONTAINER: Self = Self::of(Event::POST_UPDATE_CONTAINER);
-    /// The runtime has stopped a container or is about to stop it.
-    pub const STOP_CONTAINER: Self = Self::of(Event::STOP_CONTAINER);
-    /// The runtime has removed a container.
-    pub const REMOVE_CONTAINER: Self = Self::of(Event::REMOVE_CONTAINER);
-    /// The runtime is about to change the resources of a pod. Needs NRI 0.9.1 or newer.
-    pub const UPDATE_POD_SANDBOX: Self = Self::of(Event::UPDATE_POD_SANDBOX);
-    /// The runtime has changed the resources of a pod. Needs NRI 0.9.1 or newer.
-    pub const POST_UPDATE_POD_SANDBOX: Self = Self::of(Event::POST_UPDATE_POD_SANDBOX);
-    /// The runtime asks plugins to validate the combined adjustments of all plugins. Needs NRI 0.10
-    /// or newer.
-    pub const VALIDATE_CONTAINER_ADJUSTMENT: Self = Self::of(Event::VALIDATE_CONTAINER_ADJUSTMENT);
-
-    const fn of(event: Event) -> Self {
-        Self(1 << (event as i32 - 1))
-    }
-
     /// Returns the set of the first `count` events, by number.
     pub(crate) const fn first(count: u32) -> Self {
-        Self(((1_u32 << count) - 1) as i32)
-    }
-
-    /// Returns the set as an integer, as in `ConfigureResponse.events`.
-    pub const fn bits(self) -> i32 {
-        self.0
-    }
-
-    /// Returns the set with these bits. Unknown bits are kept.
-    pub const fn from_bits(bits: i32) -> Self {
-        Self(bits)
-    }
-
-    /// Returns whether this set contains every event of `other`.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Returns whether this set is empty.
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Returns the events of this set that are not in `other`.
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-}
-
-impl BitOr for EventMask {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitAnd for EventMask {
-    type Output = Self;
-
-    fn bitand(self, other: Self) -> Self {
-        Self(self.0 & other.0)
+        Self::from_bits_retain(((1_u32 << count) - 1) as i32)
     }
 }
 
 impl From<Event> for EventMask {
     fn from(event: Event) -> Self {
         match event {
-            Event::UNKNOWN | Event::LAST => Self::NONE,
-            event => Self::of(event),
+            Event::UNKNOWN | Event::LAST => Self::empty(),
+            event => Self::from_bits_retain(bit(event)),
         }
     }
 }
 
 impl fmt::Display for EventMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rest = *self;
+        if self.is_empty() {
+            return f.write_str("none");
+        }
+        let mut names = self.iter_names();
         let mut separator = "";
-        for (event, name) in NAMES {
-            if self.contains(event) {
-                write!(f, "{separator}{name}")?;
-                separator = ",";
-                rest = rest.without(event);
-            }
+        for (name, _) in names.by_ref() {
+            f.write_str(separator)?;
+            protocol_name(name).try_for_each(|char| fmt::Write::write_char(f, char))?;
+            separator = ",";
         }
-        if !rest.is_empty() {
-            write!(f, "{separator}{:#x}", rest.0)?;
-        } else if self.is_empty() {
-            f.write_str("none")?;
-        }
-        Ok(())
+        let unknown = names.remaining();
+        if unknown.is_empty() { Ok(()) } else { write!(f, "{separator}{:#x}", unknown.bits()) }
     }
 }
 
@@ -164,8 +114,8 @@ mod tests {
 
     #[test]
     fn an_unknown_bit_is_printed_as_a_number() {
-        assert_eq!(EventMask::from_bits(1 << 20 | 1).to_string(), "RunPodSandbox,0x100000");
-        assert_eq!(EventMask::NONE.to_string(), "none");
+        assert_eq!(EventMask::from_bits_retain(1 << 20 | 1).to_string(), "RunPodSandbox,0x100000");
+        assert_eq!(EventMask::empty().to_string(), "none");
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl Connection {
             .map_err(|error| RequestError::Misbehaved(error.to_string()))?;
         let mut connection = Self {
             identity,
-            events: EventMask::NONE,
+            events: EventMask::empty(),
             options,
             client,
             mux,
@@ -247,14 +247,14 @@ impl Connection {
             .call(|client, context| async move { client.configure(context, &configure).await })
             .await?;
         let known = connection.options.nri_version.events();
-        connection.events = match EventMask::from_bits(response.events) {
-            EventMask::NONE => known,
+        connection.events = match EventMask::from_bits_retain(response.events) {
+            events if events.is_empty() => known,
             events if known.contains(events) => events,
             events => {
                 connection.close();
                 return Err(RequestError::Misbehaved(format!(
                     "subscribed to unknown events {}",
-                    events.without(known)
+                    events.difference(known)
                 )));
             }
         };

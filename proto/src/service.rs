@@ -186,7 +186,7 @@ impl<P: Plugin> wire::Plugin for Service<P> {
                         Refusal::new(format!("the plugin was not configured within {after:?}"))
                     }
                 };
-                (EventMask::NONE, Progress::Refused(refusal))
+                (EventMask::empty(), Progress::Refused(refusal))
             }
         };
         if events.is_empty() {

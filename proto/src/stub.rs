@@ -245,7 +245,7 @@ async fn decline(
     struct Absent;
     impl Plugin for Absent {
         fn events(&self) -> crate::EventMask {
-            crate::EventMask::NONE
+            crate::EventMask::empty()
         }
         async fn configure(&self, _: crate::Configuration) -> Result<(), Refusal> {
             Err(Refusal::new("declined"))

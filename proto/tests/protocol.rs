@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-const EVERYTHING: EventMask = EventMask::from_bits(0x3fff);
+const EVERYTHING: EventMask = EventMask::from_bits_retain(0x3fff);
 
 const V0_6: NriVersion = NriVersion(0, 6, 1);
 const V0_12: NriVersion = NriVersion(0, 12, 0);
