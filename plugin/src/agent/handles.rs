@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::agent::cut::Cuts;
+use crate::agent::decrease::Cuts;
 use crate::agent::kills::Kills;
 use crate::agent::reconciler::Work;
 use crate::report::Reports;

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::agent::configurator::{Configurator, OnConfig};
-use crate::agent::cut::Cuts;
+use crate::agent::decrease::Cuts;
 use crate::agent::handles::Agent;
 use crate::agent::kills::Kills;
 use crate::agent::reconciler::Work;

@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::translate::sandbox;
 use super::{CUT_BUDGET, Service};
-use crate::agent::cut::Attempted;
+use crate::agent::decrease::Attempted;
 use crate::config::Shrink;
 use crate::lock;
 

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 
 use super::translate::translate;
 use super::{CUT_BUDGET, Service};
-use crate::agent::cut::Attempted;
+use crate::agent::decrease::Attempted;
 use crate::config::Shrink;
 use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use crate::agent::cut::{Attempted, Cuts};
+use crate::agent::decrease::{Attempted, Cuts};
 use crate::agent::reconciler::Work;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::Reports;
