@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use crate::agent::decrease::{Attempted, Cuts};
+use crate::agent::decrease::{DecreaseResult, LimitDecreases};
 use crate::agent::reconciler::Work;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::Reports;
@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Deferrals {
     root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
-    cuts: Arc<Cuts>,
+    decreases: Arc<LimitDecreases>,
     reports: Arc<Reports>,
     work: mpsc::UnboundedSender<Work>,
     deferred: Arc<DeferredLimits>,
@@ -49,12 +49,12 @@ impl Deferrals {
     pub fn new(
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
-        cuts: Arc<Cuts>,
+        decreases: Arc<LimitDecreases>,
         reports: Arc<Reports>,
         work: mpsc::UnboundedSender<Work>,
         deferred: Arc<DeferredLimits>,
     ) -> Self {
-        Self { root, containers, cuts, reports, work, deferred }
+        Self { root, containers, decreases, reports, work, deferred }
     }
 
     /// Runs forever.
@@ -133,13 +133,15 @@ impl Deferrals {
         };
         if is_of_use {
             let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
-            match self.cuts.make_room(&lowered, Party::Plugin, BUDGET).await? {
+            match self.decreases.prepare(&lowered, Party::Plugin, BUDGET).await? {
                 // The receiver lives as long as the program.
-                Attempted::Made => _ = self.work.send(Work::prepared_limit(container, limit)),
-                Attempted::NotMade { .. } | Attempted::Busy { .. } => {
+                DecreaseResult::Prepared => {
+                    _ = self.work.send(Work::prepared_limit(container, limit))
+                }
+                DecreaseResult::WouldKill { .. } | DecreaseResult::Busy { .. } => {
                     _ = self.work.send(Work::Container(container.id.clone()))
                 }
-                Attempted::NoCut => {}
+                DecreaseResult::NoDecrease => {}
             }
         }
         Ok(false)
@@ -158,8 +160,9 @@ mod tests {
     async fn try_limit(node: &TestNode, since: Instant) -> (bool, Option<Work>) {
         let (work, mut todo) = mpsc::unbounded_channel();
         let (root, containers) = (node.root.clone(), node.containers.clone());
-        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
-        let task = Deferrals::new(root, containers, cuts, Arc::default(), work, Arc::default());
+        let decreases = Arc::new(LimitDecreases::new(root.clone(), containers.clone()));
+        let task =
+            Deferrals::new(root, containers, decreases, Arc::default(), work, Arc::default());
         let limit = Bytes::new(100 << 20);
         let deferral = Deferral { limit, since, patience: Duration::from_secs(60) };
         let container = node.containers.get("1").unwrap();

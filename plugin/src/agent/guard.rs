@@ -45,21 +45,21 @@ use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
 /// Interval of the check of kubepods in addition to inotify. The kernel may have lost an inotify
 /// event, or kubepods may be another cgroup now.
-const EVERY: Duration = Duration::from_secs(10);
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Interval of the attempts to set a waiting limit.
-const SOON: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Delay before the check of a file that has just changed.
-const AT_ONCE: Duration = Duration::from_millis(50);
+const RECHECK_DELAY: Duration = Duration::from_millis(50);
 
 /// Time for one attempt to reclaim memory. Pods may allocate memory as fast as the kernel reclaims
 /// it.
-const PATIENCE: Duration = Duration::from_secs(10);
+const RECLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
 /// written back dirty pages.
-const STEP: Bytes = Bytes::new(64 << 20);
+const RECLAIM_STEP: Bytes = Bytes::new(64 << 20);
 
 /// Returns whether `cgroup` is the recorded kubepods and holds a limit of the guard.
 fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError> {
@@ -76,11 +76,11 @@ pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
 }
 
 /// Result of an attempt to set the guard limit.
-enum Attempt {
+enum SetResult {
     /// The plugin has set the limit and read it back.
     Set,
     /// Pods use more than the limit, and the kernel could not reclaim enough.
-    NoRoom(Usage),
+    UsageAbove(Usage),
     /// The file has changed, or the desired limit has changed. The plugin wrote nothing.
     Changed,
     /// The plugin wrote the limit, but another program has written another value since.
@@ -155,7 +155,7 @@ impl Guard {
                 // The marker file of `plimsoll restore` exists, but the settings do not contain it
                 // yet. The user may remove it before the settings change.
                 if self.containers.settings().guard_line().is_some() {
-                    let _ = timeout(EVERY, changed).await;
+                    let _ = timeout(CHECK_INTERVAL, changed).await;
                 } else {
                     let _ = changed.await;
                 }
@@ -170,14 +170,14 @@ impl Guard {
                     state.is_failing = false;
                     again
                 }
-                Err(CgroupError::Gone(_)) => EVERY,
+                Err(CgroupError::Gone(_)) => CHECK_INTERVAL,
                 Err(error) => {
                     if !std::mem::replace(&mut state.is_failing, true) {
-                        let seconds = EVERY.as_secs();
+                        let seconds = CHECK_INTERVAL.as_secs();
                         warn!(%error, "cannot set the limit of all pods together (nodeGuard); \
                                        the plugin tries again every {seconds} s. Logged once");
                     }
-                    EVERY
+                    CHECK_INTERVAL
                 }
             };
             written = tokio::select! {
@@ -229,12 +229,12 @@ impl Guard {
     /// Does the next action. `written` is true if inotify has reported a write to the file. Returns
     /// the delay before the next call.
     async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
-        let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(EVERY) };
+        let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(CHECK_INTERVAL) };
         let inode = cgroup.inode()?;
         if let Some(record) = &state.record
             && (record.cgroup != path || record.inode != inode)
         {
-            self.put_back_former(record)?;
+            self.restore_former(record)?;
             self.forget(state);
         }
         let observed = cgroup.read(Knob::Max)?;
@@ -258,7 +258,7 @@ impl Guard {
                 return self.set_limit(state, kubepods, line, before, written).await;
             }
         }
-        Ok(EVERY)
+        Ok(CHECK_INTERVAL)
     }
 
     /// Sets the guard limit if a change is due. `before` is the value without the guard. Returns
@@ -281,23 +281,23 @@ impl Guard {
         let lines = lines.into_iter().flatten().collect();
         let record = GuardRecord { cgroup: path.clone(), inode, before, lines };
         let attempt = self.set(cgroup, line, observed, record.clone()).await;
-        if matches!(attempt, Ok(Attempt::Overwritten) | Err(_)) {
+        if matches!(attempt, Ok(SetResult::Overwritten) | Err(_)) {
             // The record's file may exist now. A later pass must either remove the record or
             // restore `memory.max`.
             (state.record, state.is_unsure) = (Some(record.clone()), true);
         }
         let subject = Subject::from(&path);
         match attempt? {
-            Attempt::Changed | Attempt::Overwritten => return Ok(AT_ONCE),
-            Attempt::NoRoom(usage) => {
-                let due = Instant::now() + SOON;
+            SetResult::Changed | SetResult::Overwritten => return Ok(RECHECK_DELAY),
+            SetResult::UsageAbove(usage) => {
+                let due = Instant::now() + RETRY_INTERVAL;
                 if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line) {
                     let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
                     self.reports.report(&subject, &Incident::GuardWaits(waits));
                 }
-                return Ok(SOON);
+                return Ok(RETRY_INTERVAL);
             }
-            Attempt::Set => {}
+            SetResult::Set => {}
         }
         state.waits = None;
         let record = GuardRecord { lines: vec![line], ..record };
@@ -310,7 +310,7 @@ impl Guard {
             Incident::Guarded { desired: line, observed }
         };
         self.reports.report(&subject, &incident);
-        Ok(EVERY)
+        Ok(CHECK_INTERVAL)
     }
 
     /// Returns the time to wait if the plugin must not set the guard limit now. Either the limit
@@ -335,12 +335,12 @@ impl Guard {
             return None;
         }
         if !self.containers.settings().config.repair {
-            return Some(EVERY);
+            return Some(CHECK_INTERVAL);
         }
         match state.contention.judge(path.clone(), line, written, now) {
             RepairDecision::Repair => None,
             RepairDecision::Wait(wait) => Some(wait),
-            RepairDecision::Leave => Some(EVERY),
+            RepairDecision::Leave => Some(CHECK_INTERVAL),
             RepairDecision::GiveUp => {
                 let incident = Incident::Contended {
                     knob: Knob::Max,
@@ -349,15 +349,15 @@ impl Guard {
                     repairs: state.contention.repairs(path),
                 };
                 self.reports.report(&Subject::from(path), &incident);
-                Some(EVERY)
+                Some(CHECK_INTERVAL)
             }
         }
     }
 
     /// Restores `memory.max` of the former kubepods if this cgroup still exists, because kubepods
     /// is another cgroup now.
-    fn put_back_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
-        let put_back = || {
+    fn restore_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
+        let restore = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
             if is_held_by(record, &cgroup)? {
                 cgroup.write(Knob::Max, record.before)?;
@@ -365,7 +365,7 @@ impl Guard {
             }
             Ok(())
         };
-        match put_back() {
+        match restore() {
             Err(CgroupError::Gone(_)) => Ok(()),
             result => result,
         }
@@ -378,7 +378,7 @@ impl Guard {
         line: Bytes,
         observed: Limit,
         record: GuardRecord,
-    ) -> Result<Attempt, CgroupError> {
+    ) -> Result<SetResult, CgroupError> {
         let (tell, told) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
         // Use a separate thread. There are few threads for blocking work, and the kernel may need a
@@ -386,19 +386,19 @@ impl Guard {
         let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
                 if observed > Limit::Bytes(line)
-                    && let Some(usage) = make_room(&cgroup, line)?
+                    && let Some(usage) = reclaim_below(&cgroup, line)?
                 {
-                    return Ok(Attempt::NoRoom(usage));
+                    return Ok(SetResult::UsageAbove(usage));
                 }
                 if guard.line() != Some(line) || cgroup.read(Knob::Max)? != observed {
-                    return Ok(Attempt::Changed);
+                    return Ok(SetResult::Changed);
                 }
                 // Store the record before the write, so that a restarted plugin can undo the write
                 // after a crash.
                 guard.complain(guard_record::store(&record, &guard.host));
                 cgroup.write(Knob::Max, line.into())?;
                 let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
-                Ok(if is_set { Attempt::Set } else { Attempt::Overwritten })
+                Ok(if is_set { SetResult::Set } else { SetResult::Overwritten })
             };
             // The receiver is gone when the program ends.
             let _ = tell.send(set());
@@ -445,9 +445,9 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
 
 /// Reclaims memory until the plugin can set `line` without an OOM kill. Returns the usage if the
 /// reclaim fails.
-fn make_room(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
+fn reclaim_below(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
     let most = line.saturating_sub(resize::margin(line));
-    Ok(match cgroup.reclaim_to(most, STEP, Instant::now() + PATIENCE)? {
+    Ok(match cgroup.reclaim_to(most, RECLAIM_STEP, Instant::now() + RECLAIM_TIMEOUT)? {
         Reclaimed::Fits => None,
         // The guard does not lower memory.high, so nothing else makes the kernel reclaim.
         Reclaimed::Above(usage) | Reclaimed::Unsupported(usage) => Some(usage),

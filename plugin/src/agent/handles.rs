@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::agent::decrease::Cuts;
+use crate::agent::decrease::LimitDecreases;
 use crate::agent::kills::Kills;
 use crate::agent::reconciler::Work;
 use crate::report::Reports;
@@ -16,7 +16,7 @@ pub struct Agent {
     /// State that the event handlers share with the other tasks.
     pub state: SharedState,
     /// Preparation of limit decreases.
-    pub cuts: Arc<Cuts>,
+    pub decreases: Arc<LimitDecreases>,
     /// Sender of changes to the task that watches for OOM kills.
     pub kills: Arc<Kills>,
     /// Reports to users.

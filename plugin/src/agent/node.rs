@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use crate::agent::configurator::OnConfig;
-use crate::agent::decrease::Cuts;
+use crate::agent::decrease::LimitDecreases;
 use crate::agent::deferrals::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::handles::Agent;
@@ -66,7 +66,7 @@ impl Node {
         let (records, reader) = Records::new(Checkpoints::new(host.join("var/lib/kubelet")));
         let containers = Arc::new(Containers::new(settings, records, originals));
         let (work, todo) = mpsc::unbounded_channel();
-        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
+        let decreases = Arc::new(LimitDecreases::new(root.clone(), containers.clone()));
         let (kills, rescues, watcher) = Watcher::load(
             host,
             root.clone(),
@@ -78,7 +78,7 @@ impl Node {
         let deferred = Arc::<DeferredLimits>::default();
         let synchronized = watch::Sender::default();
         let state = SharedState { containers, levels, root, deferred, rescues, synchronized };
-        let agent = Agent { state, cuts, kills, reports, work };
+        let agent = Agent { state, decreases, kills, reports, work };
         let pings = mpsc::unbounded_channel();
         Ok(Self { host: host.to_owned(), agent, watcher, reader, todo, pings })
     }
@@ -146,7 +146,7 @@ impl Tasks {
     /// Fails if the kernel starts no more threads.
     pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
         let Node { host, agent, watcher, reader, todo, pings } = self.0;
-        let Agent { state, cuts, reports, work, .. } = agent;
+        let Agent { state, decreases, reports, work, .. } = agent;
         let SharedState { containers, levels, root, deferred, synchronized, .. } = state.clone();
         let systemd = keep_values(levels, root.clone(), Systemd::new(&host));
         supervisor.spawn("systemd", systemd);
@@ -156,7 +156,7 @@ impl Tasks {
         let deferrals = Deferrals::new(
             root.clone(),
             containers.clone(),
-            cuts,
+            decreases,
             reports.clone(),
             work.clone(),
             deferred,

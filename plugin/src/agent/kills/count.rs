@@ -8,7 +8,7 @@ use plimsoll_core::incident::{Incident, IncidentKind, Subject};
 use plimsoll_core::pod::{CgroupPath, PodCgroup};
 use tracing::{debug, warn};
 
-use super::{AFTER_A_CUT, Total, Watcher, is_due, now, times_reached};
+use super::{DECREASE_KILL_WINDOW, Total, Watcher, is_due, now, times_reached};
 use crate::agent::guard;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::Report;
@@ -187,7 +187,7 @@ impl Watcher {
         }
         let Some(pod) = PodCgroup::parse(path.as_str()) else { return 0 };
         let is_ours = |report: &Report| {
-            report.kind == IncidentKind::CutApplied && report.is_within(AFTER_A_CUT)
+            report.kind == IncidentKind::CutApplied && report.is_within(DECREASE_KILL_WINDOW)
         };
         if self.reports.of_container(&pod.uid, &killed.name).iter().any(is_ours) {
             killed.times

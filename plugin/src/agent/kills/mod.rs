@@ -52,7 +52,7 @@ const RAISE_AGAIN: u64 = 30;
 
 /// Time in seconds after the plugin set a deferred limit, in which the deferred limit counts as the
 /// cause of a kill.
-const AFTER_A_CUT: u64 = 60;
+const DECREASE_KILL_WINDOW: u64 = 60;
 
 /// Minimum time between two reports about a container, in seconds.
 const TELL_EVERY: u64 = 10;

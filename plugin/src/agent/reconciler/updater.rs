@@ -88,7 +88,7 @@ impl Updater {
         ignore_failure: bool,
     ) -> Result<Vec<String>, Unsent> {
         let lowers = |write: &Write| write.knob == Knob::Max && write.desired < write.observed;
-        let is_cut = pending.iter().flat_map(|pending| &pending.writes).any(lowers);
+        let is_decrease = pending.iter().flat_map(|pending| &pending.writes).any(lowers);
         let since = Instant::now();
         loop {
             let wait = self.containers.until_quiet(QUIET);
@@ -96,12 +96,12 @@ impl Updater {
                 break;
             }
             // Meanwhile memory.high keeps the container from growing.
-            if is_cut && since.elapsed() >= CUT_PATIENCE {
+            if is_decrease && since.elapsed() >= DECREASE_TIMEOUT {
                 return Err(Unsent::Failed(format!(
-                    "it was not quiet for {QUIET:?} within {CUT_PATIENCE:?}; trying again later"
+                    "it was not quiet for {QUIET:?} within {DECREASE_TIMEOUT:?}; trying again later"
                 )));
             }
-            if since.elapsed() >= VALUES_PATIENCE {
+            if since.elapsed() >= VALUES_TIMEOUT {
                 return Err(Unsent::Busy);
             }
             tokio::time::sleep(wait).await;
@@ -159,7 +159,7 @@ impl Fates {
         debug!(
             pod,
             container = name,
-            "the runtime was not quiet for {QUIET:?} within {VALUES_PATIENCE:?}; not asking it"
+            "the runtime was not quiet for {QUIET:?} within {VALUES_TIMEOUT:?}; not asking it"
         );
         self.rejected.insert(id.clone());
         self.busy.insert(id.clone());
@@ -169,7 +169,7 @@ impl Fates {
 /// Reason why an update was not made.
 pub(super) enum Unsent {
     NotConnected,
-    /// The runtime kept sending events for [`VALUES_PATIENCE`].
+    /// The runtime kept sending events for [`VALUES_TIMEOUT`].
     Busy,
     Failed(String),
 }
@@ -231,10 +231,10 @@ pub(super) const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const QUIET: Duration = Duration::from_secs(1);
 
 /// Time that a request waits for a quiet runtime. Afterwards the plugin writes the files itself.
-const VALUES_PATIENCE: Duration = Duration::from_secs(10);
+const VALUES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that a limit decrease waits for a quiet runtime.
-pub(super) const CUT_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const DECREASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn rejected(container: &Container, error: &str) {
     warn!(

@@ -2,7 +2,7 @@
 //!
 //! The plugin answers events from memory. It reads the kubelet's checkpoint again if the checkpoint
 //! has changed, for at most a tenth of the runtime's request timeout. Reclaiming memory for a limit
-//! decrease may take longer (`CUT_BUDGET`). Invalid data about pods and containers fails no event:
+//! decrease may take longer (`DECREASE_BUDGET`). Invalid data about pods and containers fails no event:
 //! the plugin reports the data and ignores it.
 
 mod create;
@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::agent::configurator::{Configurator, OnConfig};
-use crate::agent::decrease::Cuts;
+use crate::agent::decrease::LimitDecreases;
 use crate::agent::handles::Agent;
 use crate::agent::kills::Kills;
 use crate::agent::reconciler::Work;
@@ -43,7 +43,7 @@ pub(crate) const BUDGET: u32 = 10;
 
 /// Factor by which an event may take longer if it reclaims memory for a limit decrease. Together
 /// with the rest of the event, this is up to half of the timeout.
-pub(crate) const CUT_BUDGET: u32 = 3;
+pub(crate) const DECREASE_BUDGET: u32 = 3;
 
 /// The NRI plugin.
 pub struct Service {
@@ -53,7 +53,7 @@ pub struct Service {
     budget: Mutex<Duration>,
     /// Whether the plugin has applied the runtime's configuration text.
     configured: AtomicBool,
-    cuts: Arc<Cuts>,
+    decreases: Arc<LimitDecreases>,
     kills: Arc<Kills>,
     reports: Arc<Reports>,
 }
@@ -71,14 +71,14 @@ impl Service {
     /// `on_config` with each configuration that comes into force.
     pub fn new(agent: Agent, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
         let configurator = Arc::new(Configurator::new(&agent, host.into(), on_config));
-        let Agent { state, cuts, kills, reports, work } = agent;
+        let Agent { state, decreases, kills, reports, work } = agent;
         Self {
             state,
             work,
             configurator,
             budget: Mutex::new(Duration::from_millis(200)),
             configured: AtomicBool::new(false),
-            cuts,
+            decreases,
             kills,
             reports,
         }
@@ -179,7 +179,7 @@ impl Plugin for Service {
             }
             _ => None,
         };
-        let budget = configuration.request_timeout / BUDGET * CUT_BUDGET;
+        let budget = configuration.request_timeout / BUDGET * DECREASE_BUDGET;
         let work = self.work.clone();
         let apply = move |configurator: &Configurator| {
             configurator.apply_config(config);

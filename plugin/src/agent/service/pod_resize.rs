@@ -8,8 +8,8 @@ use plimsoll_core::units::{Bytes, Limit, printable};
 use tracing::debug;
 
 use super::translate::sandbox;
-use super::{CUT_BUDGET, Service};
-use crate::agent::decrease::Attempted;
+use super::{DECREASE_BUDGET, Service};
+use crate::agent::decrease::DecreaseResult;
 use crate::config::Shrink;
 use crate::lock;
 
@@ -55,16 +55,16 @@ impl Service {
             cgroup: Some(cgroup.clone()),
         };
         if settings.observes() {
-            if let Some(cut) = self.cuts.judge_pod(&sandbox.id, cgroup, limit) {
-                self.reports.report_planned(&subject(), &Incident::CutRejected(cut));
+            if let Some(decrease) = self.decreases.check_pod(&sandbox.id, cgroup, limit) {
+                self.reports.report_planned(&subject(), &Incident::CutRejected(decrease));
             }
             return Ok(());
         }
-        let budget = *lock(&self.budget) * CUT_BUDGET;
-        match self.cuts.make_room_in_pod(&sandbox.id, cgroup, limit, budget).await {
-            Ok(Attempted::NoCut | Attempted::Made) => Ok(()),
-            Ok(Attempted::Busy { .. }) => Err(Refusal::new(BUSY_IN_POD)),
-            Ok(Attempted::NotMade { in_force, usage }) => {
+        let budget = *lock(&self.budget) * DECREASE_BUDGET;
+        match self.decreases.prepare_pod(&sandbox.id, cgroup, limit, budget).await {
+            Ok(DecreaseResult::NoDecrease | DecreaseResult::Prepared) => Ok(()),
+            Ok(DecreaseResult::Busy { .. }) => Err(Refusal::new(BUSY_IN_POD)),
+            Ok(DecreaseResult::WouldKill { in_force, usage }) => {
                 let decrease = LowerLimit { limit: Limit::Bytes(limit), in_force, usage };
                 self.reports.report(&subject(), &Incident::CutRejected(decrease));
                 Err(Refusal::new(WOULD_KILL_IN_POD))

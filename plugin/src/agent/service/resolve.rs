@@ -9,8 +9,8 @@ use plimsoll_core::units::Limit;
 use tracing::{debug, warn};
 
 use super::translate::translate;
-use super::{CUT_BUDGET, Service};
-use crate::agent::decrease::Attempted;
+use super::{DECREASE_BUDGET, Service};
+use crate::agent::decrease::DecreaseResult;
 use crate::config::Shrink;
 use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;
@@ -88,29 +88,33 @@ impl Service {
     /// # Errors
     ///
     /// When the decrease would kill the container and must be refused.
-    pub(super) async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
+    pub(super) async fn prepare_decrease(
+        &self,
+        container: &Container,
+    ) -> Result<Option<Limit>, Refusal> {
         let settings = self.state.containers.settings();
         if settings.stand_aside || settings.config.shrink == Shrink::Allow {
             return Ok(None);
         }
         if settings.observes() {
-            if let Some(cut) = self.cuts.judge(container) {
+            if let Some(decrease) = self.decreases.check(container) {
                 let is_deferred = settings.config.shrink == Shrink::Defer;
                 let what = if is_deferred {
-                    Incident::CutDeferred(cut)
+                    Incident::CutDeferred(decrease)
                 } else {
-                    Incident::CutRejected(cut)
+                    Incident::CutRejected(decrease)
                 };
                 self.reports.report_planned(&container.into(), &what);
             }
             return Ok(None);
         }
         let is_deferred = settings.config.shrink == Shrink::Defer;
-        let budget = *lock(&self.budget) * CUT_BUDGET;
-        let (in_force, refusal) = match self.cuts.make_room(container, Party::User, budget).await {
-            Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
-            Ok(Attempted::Busy { in_force }) => (in_force, BUSY),
-            Ok(Attempted::NotMade { in_force, usage }) => {
+        let budget = *lock(&self.budget) * DECREASE_BUDGET;
+        let (in_force, refusal) = match self.decreases.prepare(container, Party::User, budget).await
+        {
+            Ok(DecreaseResult::NoDecrease | DecreaseResult::Prepared) => return Ok(None),
+            Ok(DecreaseResult::Busy { in_force }) => (in_force, BUSY),
+            Ok(DecreaseResult::WouldKill { in_force, usage }) => {
                 let decrease = LowerLimit { limit: container.limit, in_force, usage };
                 let incident = if is_deferred {
                     Incident::CutDeferred(decrease)

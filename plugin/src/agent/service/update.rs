@@ -45,7 +45,7 @@ impl Service {
             updated.asked = updated.limit;
             instead = self.state.rescues.limit_for(&updated);
             updated.limit = instead.unwrap_or(updated.limit);
-            match self.make_room(&updated).await {
+            match self.prepare_decrease(&updated).await {
                 Ok(Some(in_force)) => {
                     instead = Some(in_force);
                     updated.limit = in_force;
