@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::agent::handles::Agent;
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::config::{Config, NodeAllocatable};
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
@@ -26,7 +26,7 @@ pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
 pub struct Configurator {
     state: SharedState,
     reports: Arc<Reports>,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     host: PathBuf,
     on_config: OnConfig,
     /// The brake's record, as long as its file could not be written. The lock also serializes
@@ -58,7 +58,7 @@ impl Configurator {
         }
     }
 
-    fn enqueue(&self, work: Work) {
+    fn enqueue(&self, work: WorkItem) {
         // The receiver lives as long as the program.
         let _ = self.work.send(work);
     }
@@ -67,7 +67,7 @@ impl Configurator {
     pub fn reconfigure(&self, config: Config, file: &str) {
         self.apply_config(Some(config));
         info!(file, "configuration changed");
-        self.enqueue(Work::All);
+        self.enqueue(WorkItem::All);
     }
 
     /// Checks whether `plimsoll restore` was called or the brake was reset. After a change,
@@ -84,7 +84,7 @@ impl Configurator {
             return;
         }
         self.set(settings);
-        self.enqueue(Work::All);
+        self.enqueue(WorkItem::All);
     }
 
     /// Applies the brake: the plugin behaves as in observe mode until an operator resets the brake.
@@ -99,7 +99,7 @@ impl Configurator {
         let (settings, _) = self.discover(before.config.clone(), &mut unstored);
         self.say_mode(&settings);
         self.set(settings);
-        self.enqueue(Work::All);
+        self.enqueue(WorkItem::All);
     }
 
     /// Logs that the plugin is in observe mode, and which raised limits stay.
@@ -231,7 +231,7 @@ impl Configurator {
         if settings.node != before.node {
             info!("{memory}");
             self.set(settings);
-            self.enqueue(Work::All);
+            self.enqueue(WorkItem::All);
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use crate::agent::decrease::{DecreaseResult, LimitDecreases};
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::Reports;
 use crate::state::container::Container;
@@ -40,7 +40,7 @@ pub struct Deferrals {
     containers: Arc<Containers>,
     decreases: Arc<LimitDecreases>,
     reports: Arc<Reports>,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     deferred: Arc<DeferredLimits>,
 }
 
@@ -51,7 +51,7 @@ impl Deferrals {
         containers: Arc<Containers>,
         decreases: Arc<LimitDecreases>,
         reports: Arc<Reports>,
-        work: mpsc::UnboundedSender<Work>,
+        work: mpsc::UnboundedSender<WorkItem>,
         deferred: Arc<DeferredLimits>,
     ) -> Self {
         Self { root, containers, decreases, reports, work, deferred }
@@ -136,10 +136,10 @@ impl Deferrals {
             match self.decreases.prepare(&lowered, Party::Plugin, BUDGET).await? {
                 // The receiver lives as long as the program.
                 DecreaseResult::Prepared => {
-                    _ = self.work.send(Work::prepared_limit(container, limit))
+                    _ = self.work.send(WorkItem::prepared_limit(container, limit))
                 }
                 DecreaseResult::WouldKill { .. } | DecreaseResult::Busy { .. } => {
-                    _ = self.work.send(Work::Container(container.id.clone()))
+                    _ = self.work.send(WorkItem::Container(container.id.clone()))
                 }
                 DecreaseResult::NoDecrease => {}
             }
@@ -157,7 +157,7 @@ mod tests {
 
     /// Tries a deferred limit of 100 MiB for a container with 200 MiB. Returns whether the limit is
     /// settled, and the work for the reconcile task.
-    async fn try_limit(node: &TestNode, since: Instant) -> (bool, Option<Work>) {
+    async fn try_limit(node: &TestNode, since: Instant) -> (bool, Option<WorkItem>) {
         let (work, mut todo) = mpsc::unbounded_channel();
         let (root, containers) = (node.root.clone(), node.containers.clone());
         let decreases = Arc::new(LimitDecreases::new(root.clone(), containers.clone()));
@@ -176,7 +176,7 @@ mod tests {
         let container = node.run("1", 200, 50);
         let (settled, work) = try_limit(&node, Instant::now()).await;
         assert!(!settled, "the limit is not in force yet");
-        assert_eq!(work, Some(Work::prepared_limit(&container, Bytes::new(100 << 20))));
+        assert_eq!(work, Some(WorkItem::prepared_limit(&container, Bytes::new(100 << 20))));
         assert_eq!(node.get(&format!("{POD}/1"), "memory.high"), (50 << 20).to_string());
     }
 

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::agent::decrease::LimitDecreases;
 use crate::agent::kills::Kills;
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::report::Reports;
 use crate::state::shared::SharedState;
 
@@ -22,5 +22,5 @@ pub struct Agent {
     /// Reports to users.
     pub reports: Arc<Reports>,
     /// Work for the reconcile task.
-    pub work: mpsc::UnboundedSender<Work>,
+    pub work: mpsc::UnboundedSender<WorkItem>,
 }

@@ -14,7 +14,7 @@ use crate::agent::guard::Guard;
 use crate::agent::handles::Agent;
 use crate::agent::kills::Watcher;
 use crate::agent::notify::{Ping, keep_informed};
-use crate::agent::reconciler::{Reconciler, Work};
+use crate::agent::reconciler::{Reconciler, WorkItem};
 use crate::agent::service::Service;
 use crate::agent::supervise::Supervisor;
 use crate::agent::systemd::keep_values;
@@ -39,7 +39,7 @@ pub struct Node {
     agent: Agent,
     watcher: Watcher,
     reader: RecordReader,
-    todo: mpsc::UnboundedReceiver<Work>,
+    todo: mpsc::UnboundedReceiver<WorkItem>,
     pings: (mpsc::UnboundedSender<Ping>, mpsc::UnboundedReceiver<Ping>),
 }
 

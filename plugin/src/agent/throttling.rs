@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::cgroup::{CgroupError, CgroupRoot, Events};
 use crate::kubelet::node::MemInfo;
 use crate::report::Reports;
@@ -45,7 +45,7 @@ pub struct Stalls {
     containers: Arc<Containers>,
     root: Arc<CgroupRoot>,
     reports: Arc<Reports>,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     /// Last `high` counts from the `memory.events` of kubepods and pods.
     events: HashMap<CgroupPath, u64>,
     watched: HashMap<String, Watched>,
@@ -68,7 +68,7 @@ impl Stalls {
         containers: Arc<Containers>,
         root: Arc<CgroupRoot>,
         reports: Arc<Reports>,
-        work: mpsc::UnboundedSender<Work>,
+        work: mpsc::UnboundedSender<WorkItem>,
     ) -> Self {
         Self {
             containers,
@@ -238,7 +238,7 @@ impl Stalls {
     fn put_all_back(&mut self) {
         for (id, _) in self.watched.drain().filter(|(_, watched)| watched.is_released) {
             self.containers.on_phase(&id, UpdatePhase::end_release);
-            let _ = self.work.send(Work::Container(id));
+            let _ = self.work.send(WorkItem::Container(id));
         }
     }
 
@@ -262,7 +262,7 @@ impl Stalls {
     /// Requests that the reconcile task writes the container's new `memory.high`.
     fn check(&self, container: &Container) {
         // The receiver lives as long as the program.
-        let _ = self.work.send(Work::Container(container.id.clone()));
+        let _ = self.work.send(WorkItem::Container(container.id.clone()));
     }
 }
 
@@ -278,7 +278,7 @@ mod tests {
     struct Stalled {
         node: TestNode,
         stalls: Stalls,
-        todo: mpsc::UnboundedReceiver<Work>,
+        todo: mpsc::UnboundedReceiver<WorkItem>,
         line: Limit,
     }
 
@@ -323,7 +323,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         stalled.look();
         assert!(stalled.released() > Some(stalled.line), "{:?}", stalled.released());
-        assert_eq!(stalled.todo.try_recv(), Ok(Work::Container("1".to_owned())));
+        assert_eq!(stalled.todo.try_recv(), Ok(WorkItem::Container("1".to_owned())));
     }
 
     #[tokio::test(start_paused = true)]

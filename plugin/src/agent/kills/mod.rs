@@ -32,7 +32,7 @@ use tracing::warn;
 
 use self::watch::{EVERY, Wakes, next};
 use crate::agent::memory::give_memory_back;
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::cgroup::CgroupRoot;
 use crate::report::Reports;
 use crate::state::atomic_file;
@@ -107,7 +107,7 @@ pub struct Watcher {
     levels: Arc<Levels>,
     rescues: Arc<Rescues>,
     reports: Arc<Reports>,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     changed: mpsc::UnboundedReceiver<Change>,
     path: PathBuf,
     counted: Counted,
@@ -148,7 +148,7 @@ impl Watcher {
         containers: Arc<Containers>,
         levels: Arc<Levels>,
         reports: Arc<Reports>,
-        work: mpsc::UnboundedSender<Work>,
+        work: mpsc::UnboundedSender<WorkItem>,
     ) -> (Arc<Kills>, Arc<Rescues>, Self) {
         let path = host.join(originals::DIRECTORY).join(FILE);
         let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Counted>(&text)?));

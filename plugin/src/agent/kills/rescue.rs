@@ -9,7 +9,7 @@ use plimsoll_core::units::{Bytes, Limit};
 use tracing::debug;
 
 use super::{RAISE_AGAIN, Watcher, is_due, now};
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::state::container::Container;
 use crate::state::rescues::is_rescue_wanted;
 
@@ -29,7 +29,7 @@ impl Watcher {
         let raise = self.levels.raise_limits(&raised, &pod, false);
         self.reports.report_all(raise.incidents);
         // The receiver lives as long as the program.
-        let _ = self.work.send(Work::higher_limit(container, limit));
+        let _ = self.work.send(WorkItem::higher_limit(container, limit));
     }
 
     /// Reports the raise that the plugin only plans in observe mode.

@@ -12,8 +12,10 @@ use tracing::{debug, info, warn};
 
 use super::compare::{Compared, InForce, Write, compare};
 use super::updater::{Done, Pending, QUIET};
-use super::work::Work;
-use super::{BATCH, BUSY, Due, REPAIRED, Reconciler, STORE_AGAIN};
+use super::work::WorkItem;
+use super::{
+    BATCH, DueChecks, LIMIT_RETRY_DELAY, REPAIR_CHECK_DELAY, Reconciler, STORE_RETRY_DELAY,
+};
 use crate::cgroup::{CPU_WEIGHT, CgroupError, SWAP_MAX};
 use crate::in_own_thread;
 use crate::state::container::{Container, Decided};
@@ -38,7 +40,7 @@ fn unreadable(container: &Container, error: &CgroupError) {
 impl Reconciler {
     /// Compares containers with the kernel and repairs them. The flags say whether inotify has
     /// reported a write to the container's files.
-    pub(super) async fn look_at(&mut self, batch: &[(String, bool)]) {
+    pub(super) async fn check_containers(&mut self, batch: &[(String, bool)]) {
         let enforces = self.containers.settings().enforces();
         let mut pending = Vec::new();
         for (id, touched) in batch {
@@ -52,7 +54,7 @@ impl Reconciler {
             let result = compare(&self.containers, &self.root, &container);
             if !self.containers.is_current(&container) {
                 // A newer event has changed the container, so this comparison is outdated.
-                self.again(Duration::ZERO, Work::Container(id.clone()));
+                self.schedule(Duration::ZERO, WorkItem::Container(id.clone()));
                 continue;
             }
             match result {
@@ -98,7 +100,7 @@ impl Reconciler {
         // The container may have adopted the limit in force.
         let now = self.containers.get(&container.id)?;
         if !now.phase.is_current(&container.phase) {
-            self.again(Duration::ZERO, Work::Container(container.id.clone()));
+            self.schedule(Duration::ZERO, WorkItem::Container(container.id.clone()));
             return None;
         }
         let container = &now;
@@ -113,7 +115,7 @@ impl Reconciler {
                     return self.request_values(container, &compared, writes, enforces, false);
                 }
                 self.containers.on_phase(&container.id, UpdatePhase::write_files_only);
-                self.again(STORE_AGAIN, Work::Container(container.id.clone()));
+                self.schedule(STORE_RETRY_DELAY, WorkItem::Container(container.id.clone()));
             }
             self.claim(container, compared.claim);
             self.settled(container, &compared.decided, is_in_force);
@@ -196,7 +198,7 @@ impl Reconciler {
     fn request_again(&mut self, container: &Container, in_force: Limit) {
         match container.limit {
             Limit::Bytes(limit) if container.limit > in_force => {
-                self.again(Duration::ZERO, Work::higher_limit(container, limit));
+                self.schedule(Duration::ZERO, WorkItem::higher_limit(container, limit));
             }
             Limit::Bytes(limit) => {
                 let patience = self.containers.settings().config.shrink_deadline;
@@ -303,7 +305,9 @@ impl Reconciler {
                 self.containers.remember(container, compared.held);
                 return self.repair_in_runtime(container, compared, enforces, is_foreign);
             }
-            RepairDecision::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
+            RepairDecision::Wait(wait) => {
+                self.schedule(wait, WorkItem::Container(container.id.clone()))
+            }
             RepairDecision::GiveUp => {
                 self.containers.on_phase(&container.id, UpdatePhase::give_up_values);
                 for Write { knob, observed, desired } in compared.writes {
@@ -377,12 +381,12 @@ impl Reconciler {
             }
         });
         self.containers.on_phase(&container.id, UpdatePhase::write);
-        self.again(REPAIRED, Work::Container(container.id.clone()));
+        self.schedule(REPAIR_CHECK_DELAY, WorkItem::Container(container.id.clone()));
     }
 
     /// Handles a batch that the runtime has done or tried to do, by scheduling checks of its
     /// containers.
-    pub(super) fn written(&mut self, done: Done, due: &mut Due) {
+    pub(super) fn written(&mut self, done: Done, due: &mut DueChecks) {
         for pending in &done.batch {
             let container = &pending.container;
             let id = &container.id;
@@ -444,13 +448,13 @@ impl Reconciler {
     }
 
     /// Requests another limit of a running container from the runtime.
-    pub(super) fn request_limit(&mut self, work: Work, due: &mut Due) {
-        let Work::Limit { id, limit, origin, is_prepared } = &work else { return };
+    pub(super) fn request_limit(&mut self, work: WorkItem, due: &mut DueChecks) {
+        let WorkItem::Limit { id, limit, origin, is_prepared } = &work else { return };
         let now = tokio::time::Instant::now();
         let begin = |phase: &mut UpdatePhase| phase.begin_limit_request(*origin, *is_prepared, now);
         match self.containers.on_phase(id, begin) {
             Some(LimitRequest::Send) => {}
-            Some(LimitRequest::Wait) => return self.again(BUSY, work),
+            Some(LimitRequest::Wait) => return self.schedule(LIMIT_RETRY_DELAY, work),
             Some(LimitRequest::Drop) => {
                 // A prepared decrease may have lowered memory.high.
                 due.containers.entry(id.clone()).or_default();

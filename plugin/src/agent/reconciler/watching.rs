@@ -5,14 +5,14 @@ use std::time::Duration;
 use plimsoll_core::pod::CgroupPath;
 use tracing::{debug, warn};
 
-use super::work::Work;
-use super::{Due, PATIENCE, Reconciler, TICK};
+use super::work::WorkItem;
+use super::{CHECK_INTERVAL, DueChecks, Reconciler, UNKNOWN_CGROUP_DELAY};
 use crate::cgroup::systemd;
 use crate::cgroup::watch::Change;
 use crate::state::container::Container;
 
 impl Reconciler {
-    pub(super) fn notice(&mut self, change: Option<Change>, due: &mut Due) {
+    pub(super) fn on_change(&mut self, change: Option<Change>, due: &mut DueChecks) {
         match change {
             Some(Change::Written(path, knob)) => {
                 if let Some(id) = self.by_cgroup.get(&path) {
@@ -26,12 +26,14 @@ impl Reconciler {
             Some(Change::Made(path)) if self.levels.contains(&path) => {
                 _ = due.cgroups.entry(path).or_default()
             }
-            Some(Change::Made(path)) => self.again(PATIENCE, Work::Stranger(path)),
-            Some(Change::Overflow) => self.everything(due),
+            Some(Change::Made(path)) => {
+                self.schedule(UNKNOWN_CGROUP_DELAY, WorkItem::UnknownCgroup(path))
+            }
+            Some(Change::Overflow) => self.check_everything(due),
             None => {
                 warn!(
                     "cannot watch cgroups any longer; what others change is found only every \
-                     {TICK:?}"
+                     {CHECK_INTERVAL:?}"
                 );
                 self.watch = None;
             }
@@ -42,7 +44,7 @@ impl Reconciler {
         self.remove_drop_ins(cgroup);
         let id = self.by_cgroup.get(cgroup).cloned();
         self.unwatch(cgroup);
-        self.strangers.remove(cgroup);
+        self.unknown_cgroups.remove(cgroup);
         self.standings.remove(cgroup);
         // Another cgroup with the same path may exist now.
         match id.and_then(|id| self.containers.get(&id)) {
@@ -53,9 +55,11 @@ impl Reconciler {
             {
                 self.ended(&container);
             }
-            Some(container) => self.again(Duration::ZERO, Work::Container(container.id.clone())),
+            Some(container) => {
+                self.schedule(Duration::ZERO, WorkItem::Container(container.id.clone()))
+            }
             None if self.levels.contains(cgroup) => {
-                self.again(Duration::ZERO, Work::Cgroup(cgroup.clone()))
+                self.schedule(Duration::ZERO, WorkItem::Cgroup(cgroup.clone()))
             }
             None => {}
         }
@@ -97,14 +101,14 @@ impl Reconciler {
         match watch.add(&self.root, cgroup) {
             // Another program may have written the files before the watch.
             Ok(true) if self.levels.contains(cgroup) => {
-                self.again(Duration::ZERO, Work::Cgroup(cgroup.clone()));
+                self.schedule(Duration::ZERO, WorkItem::Cgroup(cgroup.clone()));
             }
             Ok(_) => {}
             Err(error) => debug!(
                 %cgroup,
                 %error,
                 "cannot watch the cgroup; the plugin finds changes by other programs only every \
-                 {TICK:?}"
+                 {CHECK_INTERVAL:?}"
             ),
         }
     }

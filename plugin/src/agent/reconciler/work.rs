@@ -8,16 +8,16 @@ use crate::state::update_phase::{LimitOrigin, UpdateId};
 
 /// Work for the reconcile task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Work {
+pub enum WorkItem {
     /// Check a container.
     Container(String),
     /// Check a container whose files the runtime has just written for its client, at a start or by
     /// an update.
-    Written(String),
+    RuntimeWrote(String),
     /// Check later whether this update of the container has taken effect.
-    Later(String, UpdateId),
+    CheckUpdateLater(String, UpdateId),
     /// Check a container whose update should have taken effect by now.
-    Updated(String, UpdateId),
+    CheckUpdate(String, UpdateId),
     /// Ask the runtime for another limit of a container.
     Limit {
         /// ID of the container.
@@ -32,17 +32,17 @@ pub enum Work {
     /// Check a cgroup above the containers.
     Cgroup(CgroupPath),
     /// Check a file of a cgroup above the containers that another program wrote some time ago.
-    Touched(CgroupPath, Knob),
+    CheckFile(CgroupPath, Knob),
     /// Inspect a cgroup that the runtime may not have reported, or a reserved cgroup that may be
     /// missing.
-    Stranger(CgroupPath),
+    UnknownCgroup(CgroupPath),
     /// Write the shares of pods that ask for more than the budget.
     Share,
     /// Check every container and every cgroup above.
     All,
 }
 
-impl Work {
+impl WorkItem {
     /// Requests a higher limit for a container. The request is void once the user requests another
     /// limit.
     pub fn higher_limit(container: &Container, limit: Bytes) -> Self {

@@ -29,7 +29,7 @@ use crate::agent::configurator::{Configurator, OnConfig};
 use crate::agent::decrease::LimitDecreases;
 use crate::agent::handles::Agent;
 use crate::agent::kills::Kills;
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::config::Config;
 use crate::report::Reports;
 use crate::state::container::Container;
@@ -48,7 +48,7 @@ pub(crate) const DECREASE_BUDGET: u32 = 3;
 /// The NRI plugin.
 pub struct Service {
     state: SharedState,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     configurator: Arc<Configurator>,
     budget: Mutex<Duration>,
     /// Whether the plugin has applied the runtime's configuration text.
@@ -118,7 +118,7 @@ impl Service {
         }
     }
 
-    fn enqueue(&self, work: Work) {
+    fn enqueue(&self, work: WorkItem) {
         // The receiver lives as long as the program.
         let _ = self.work.send(work);
     }
@@ -184,7 +184,7 @@ impl Plugin for Service {
         let apply = move |configurator: &Configurator| {
             configurator.apply_config(config);
             // The synchronization may have come before. The receiver lives as long as the program.
-            let _ = work.send(Work::All);
+            let _ = work.send(WorkItem::All);
         };
         self.off_the_loop(budget, apply).await;
         Ok(())
@@ -269,7 +269,7 @@ impl Plugin for Service {
             }
             self.kills.runs(&container);
         }
-        self.enqueue(Work::Written(container.id));
+        self.enqueue(WorkItem::RuntimeWrote(container.id));
         Ok(())
     }
 
@@ -290,7 +290,7 @@ impl Plugin for Service {
     ) -> Result<(), Refusal> {
         let _event = self.event("PostUpdateContainer");
         self.state.containers.on_phase(&container.id, UpdatePhase::applied);
-        self.enqueue(Work::Written(container.id));
+        self.enqueue(WorkItem::RuntimeWrote(container.id));
         Ok(())
     }
 

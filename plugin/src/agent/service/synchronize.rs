@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::Service;
 use super::translate::{has_ended, newest, sandbox};
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::state::container::Container;
 
 impl Service {
@@ -47,7 +47,7 @@ impl Service {
         self.state.containers.replace(known, &sandboxes);
         let running = self.state.containers.all().into_iter().filter(|container| container.started);
         self.kills.synchronize(running.collect());
-        self.enqueue(Work::All);
+        self.enqueue(WorkItem::All);
         self.state.synchronized.send_replace(true);
     }
 }

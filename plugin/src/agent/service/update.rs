@@ -10,7 +10,7 @@ use tracing::info;
 
 use super::Service;
 use super::translate::{cpu, has_ended, is_claimed, limit, shares};
-use crate::agent::reconciler::{Work, memory_limit, update};
+use crate::agent::reconciler::{WorkItem, memory_limit, update};
 use crate::cgroup::{Cgroup, SWAP_MAX};
 use crate::kubelet::checkpoint::Moment;
 use crate::state::container::{Container, Decided};
@@ -36,7 +36,7 @@ impl Service {
         self.state.containers.on_phase(&known.id, |phase| phase.announce(update));
         // The runtime does not report a failed update. Then the kernel holds values that do not
         // match the limit. This answer may also end early.
-        self.enqueue(Work::Later(known.id.clone(), update));
+        self.enqueue(WorkItem::CheckUpdateLater(known.id.clone(), update));
         let sets_limit = asked_limit(&resources) != 0;
         let mut updated = with_resources(&known, &resources);
         let mut instead = None;
@@ -55,7 +55,7 @@ impl Service {
                     let refuse = |phase: &mut UpdatePhase| phase.refuse(update);
                     self.state.containers.on_phase(&known.id, refuse);
                     // The reconcile task has skipped the container during the attempt.
-                    self.enqueue(Work::Container(known.id.clone()));
+                    self.enqueue(WorkItem::Container(known.id.clone()));
                     return Err(refusal);
                 }
             }
