@@ -20,9 +20,9 @@ pub struct Write {
     pub desired: Limit,
 }
 
-/// A container, compared with the kernel.
+/// Comparison of a container with the kernel.
 #[derive(Debug)]
-pub struct Compared {
+pub struct Comparison {
     /// Desired values.
     pub decided: Decided,
     /// Files that differ.
@@ -35,12 +35,12 @@ pub struct Compared {
     pub swap_max: Option<Bytes>,
     /// Limits that the container's files hold. `None` without a cgroup, or if the container's
     /// processes are not in the cgroup.
-    pub in_force: Option<InForce>,
+    pub in_force: Option<LimitsInForce>,
 }
 
 /// Observed values of the files that hold the user's limits.
 #[derive(Clone, Copy, Debug)]
-pub struct InForce {
+pub struct LimitsInForce {
     /// `memory.max`.
     pub memory: Limit,
     /// `cpu.max`.
@@ -60,14 +60,14 @@ pub fn compare(
     containers: &Containers,
     root: &CgroupRoot,
     container: &Container,
-) -> Result<Compared, CgroupError> {
+) -> Result<Comparison, CgroupError> {
     let page = containers.settings().node.page_size;
     let record = containers.record(container);
     let without_cgroup = || {
         let decided = containers.decide(container, &record);
         let claim = decided.desired.claim.unwrap_or_default();
         let (writes, held) = (Vec::new(), Values::default());
-        Compared { decided, writes, claim, held, swap_max: None, in_force: None }
+        Comparison { decided, writes, claim, held, swap_max: None, in_force: None }
     };
     let Some(path) = &container.cgroup else { return Ok(without_cgroup()) };
     let cgroup = root.cgroup(path)?;
@@ -101,6 +101,6 @@ pub fn compare(
     // The weight is compared only with an update.
     let is_applied = container.phase.result() == Some(UpdateResult::Applied);
     let weight = if is_applied { cgroup.cpu_weight().ok() } else { None };
-    let in_force = InForce { memory: in_force, cpu, weight, swap_max };
-    Ok(Compared { decided, writes, claim, held, swap_max, in_force: Some(in_force) })
+    let in_force = LimitsInForce { memory: in_force, cpu, weight, swap_max };
+    Ok(Comparison { decided, writes, claim, held, swap_max, in_force: Some(in_force) })
 }

@@ -10,8 +10,8 @@ use plimsoll_core::policy::{KNOBS, Protection};
 use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
 use tracing::{debug, info, warn};
 
-use super::compare::{Compared, InForce, Write, compare};
-use super::updater::{Done, Pending, QUIET};
+use super::compare::{Comparison, LimitsInForce, Write, compare};
+use super::updater::{FinishedBatch, PendingUpdate, QUIET};
 use super::work::WorkItem;
 use super::{
     BATCH, DueChecks, LIMIT_RETRY_DELAY, REPAIR_CHECK_DELAY, Reconciler, STORE_RETRY_DELAY,
@@ -27,7 +27,7 @@ fn all_writes(decided: &Decided) -> Vec<Write> {
     decided.values().into_iter().map(write).collect()
 }
 
-fn unreadable(container: &Container, error: &CgroupError) {
+fn log_unreadable(container: &Container, error: &CgroupError) {
     let Container { pod, name, .. } = container;
     let outcome = Outcome::from(error);
     if outcome == Outcome::Gone {
@@ -58,20 +58,21 @@ impl Reconciler {
                 continue;
             }
             match result {
-                Ok(compared) => {
-                    pending.extend(self.compared(&container, compared, *touched, enforces));
+                Ok(comparison) => {
+                    pending
+                        .extend(self.handle_comparison(&container, comparison, *touched, enforces));
                 }
                 Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
-                    self.ended(&container);
+                    self.on_ended(&container);
                 }
                 Err(CgroupError::Gone(_)) => {
                     if let Some(cgroup) = &container.cgroup {
                         // There was nothing to watch yet.
                         self.unwatch(cgroup);
                     }
-                    self.without_cgroup(&container);
+                    self.claim_without_cgroup(&container);
                 }
-                Err(error) => unreadable(&container, &error),
+                Err(error) => log_unreadable(&container, &error),
             }
         }
         while !pending.is_empty() {
@@ -83,15 +84,15 @@ impl Reconciler {
 
     /// Handles a container that was compared with the kernel. Returns a request for the runtime if
     /// one is due.
-    fn compared(
+    fn handle_comparison(
         &mut self,
         container: &Arc<Container>,
-        compared: Compared,
+        comparison: Comparison,
         touched: bool,
         enforces: bool,
-    ) -> Option<Pending> {
-        let is_in_force = compared.in_force.is_some();
-        if let Some(in_force) = compared.in_force {
+    ) -> Option<PendingUpdate> {
+        let is_in_force = comparison.in_force.is_some();
+        if let Some(in_force) = comparison.in_force {
             if container.started {
                 self.containers.set_has_had_processes(&container.id);
             }
@@ -104,28 +105,28 @@ impl Reconciler {
             return None;
         }
         let container = &now;
-        if compared.writes.is_empty() {
-            if compared.decided.is_let_go() {
-                return self.unmanage(container, &compared, enforces, is_in_force);
+        if comparison.writes.is_empty() {
+            if comparison.decided.is_let_go() {
+                return self.unmanage(container, &comparison, enforces, is_in_force);
             }
-            let high = compared.decided.value(Knob::High);
-            if container.phase.is_in_files_only(high) && may_request(container, &compared) {
+            let high = comparison.decided.value(Knob::High);
+            if container.phase.is_in_files_only(high) && may_request(container, &comparison) {
                 if self.containers.until_quiet(QUIET).is_zero() {
-                    let writes = all_writes(&compared.decided);
-                    return self.request_values(container, &compared, writes, enforces, false);
+                    let writes = all_writes(&comparison.decided);
+                    return self.request_values(container, &comparison, writes, enforces, false);
                 }
                 self.containers.on_phase(&container.id, UpdatePhase::write_files_only);
                 self.schedule(STORE_RETRY_DELAY, WorkItem::Container(container.id.clone()));
             }
-            self.claim(container, compared.claim);
-            self.settled(container, &compared.decided, is_in_force);
+            self.set_claim(container, comparison.claim);
+            self.settle(container, &comparison.decided, is_in_force);
             return None;
         }
-        self.repair(container, compared, touched, enforces)
+        self.repair(container, comparison, touched, enforces)
     }
 
     /// Sets a container's claim unless a newer event has its own.
-    fn claim(&self, container: &Container, claim: Protection) {
+    fn set_claim(&self, container: &Container, claim: Protection) {
         if let Some(place) = &container.place {
             let is_current = || self.containers.is_current(container);
             self.levels.claim_if(place, &container.id, claim, is_current);
@@ -135,9 +136,9 @@ impl Reconciler {
     /// Checks whether an update that the runtime reported as made has taken effect. After a failed
     /// or unconfirmed update, the plugin adopts the limits in force. It does not ask for the update
     /// again, because a late limit decrease may kill.
-    pub(super) fn limits_read_back(&mut self, container: &Container, in_force: InForce) {
+    pub(super) fn limits_read_back(&mut self, container: &Container, in_force: LimitsInForce) {
         let page = self.containers.settings().node.page_size;
-        let InForce { memory, cpu, weight, swap_max } = in_force;
+        let LimitsInForce { memory, cpu, weight, swap_max } = in_force;
         let is_memory = memory.is_same(container.limit, page);
         let is_cpu = cpu.is(container.cpu);
         let (meaning, result) = (container.phase.limit_meaning(), container.phase.result());
@@ -214,22 +215,22 @@ impl Reconciler {
     fn unmanage(
         &mut self,
         container: &Arc<Container>,
-        compared: &Compared,
+        comparison: &Comparison,
         enforces: bool,
         is_in_force: bool,
-    ) -> Option<Pending> {
+    ) -> Option<PendingUpdate> {
         let was_sent = self.containers.on_phase(&container.id, UpdatePhase::end_unmanaging);
         let pending = if was_sent == Some(true) {
             self.containers.restored(container);
             None
         } else {
             self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
-            let writes = all_writes(&compared.decided);
-            self.request_values(container, compared, writes, enforces, false)
+            let writes = all_writes(&comparison.decided);
+            self.request_values(container, comparison, writes, enforces, false)
         };
-        self.claim(container, compared.claim);
+        self.set_claim(container, comparison.claim);
         if pending.is_none() {
-            self.settled(container, &compared.decided, is_in_force);
+            self.settle(container, &comparison.decided, is_in_force);
         }
         pending
     }
@@ -238,23 +239,23 @@ impl Reconciler {
     fn request_values(
         &mut self,
         container: &Arc<Container>,
-        compared: &Compared,
+        comparison: &Comparison,
         mut writes: Vec<Write>,
         enforces: bool,
         is_foreign: bool,
-    ) -> Option<Pending> {
+    ) -> Option<PendingUpdate> {
         let begun = self.containers.on_phase(&container.id, UpdatePhase::begin_values_request)?;
-        if begun && let Some(InForce { memory, .. }) = compared.in_force {
+        if begun && let Some(LimitsInForce { memory, .. }) = comparison.in_force {
             writes.push(Write { knob: Knob::Max, observed: memory, desired: memory });
         }
         // A repair after the runtime's own write is not counted, but it is also a first attempt.
         let attempt = self.contention.repairs(&container.id).max(1);
-        Some(Pending {
+        Some(PendingUpdate {
             container: self.containers.get(&container.id)?,
             writes,
             is_limit_request: false,
             attempt,
-            swap_max: compared.swap_max,
+            swap_max: comparison.swap_max,
             enforces,
             is_foreign,
         })
@@ -262,11 +263,11 @@ impl Reconciler {
 
     /// Sets the claim of a container without a cgroup. The container gets its values at its start,
     /// or its processes are elsewhere (Kata).
-    pub(super) fn without_cgroup(&self, container: &Container) {
+    pub(super) fn claim_without_cgroup(&self, container: &Container) {
         let record = self.containers.record(container);
         let decided = self.containers.decide(container, &record);
         if let Some(claim) = decided.desired.claim {
-            self.claim(container, claim);
+            self.set_claim(container, claim);
         }
     }
 
@@ -275,11 +276,11 @@ impl Reconciler {
     fn repair(
         &mut self,
         container: &Arc<Container>,
-        compared: Compared,
+        comparison: Comparison,
         touched: bool,
         enforces: bool,
-    ) -> Option<Pending> {
-        let is_stored = container.phase.has_stored(&compared.decided.stored_values());
+    ) -> Option<PendingUpdate> {
+        let is_stored = container.phase.has_stored(&comparison.decided.stored_values());
         if is_stored && !self.containers.settings().config.repair {
             let Container { pod, name, .. } = container.as_ref();
             debug!(pod, container = name, "left as another program set it");
@@ -287,30 +288,30 @@ impl Reconciler {
         }
         // The runtime's writes for its client are not foreign.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
-        let desired = compared.decided.values();
+        let desired = comparison.decided.values();
         let now = std::time::Instant::now();
         match self.contention.judge(container.id.clone(), desired, touched, now) {
             // The runtime and systemd hold the values already. Only the files were changed, so
             // write only the files.
             RepairDecision::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
-                self.write_files(container, compared.writes, is_foreign);
+                self.write_files(container, comparison.writes, is_foreign);
             }
             RepairDecision::Repair => {
                 if let Some(place) = &container.place {
                     // The current values count until the container has the new ones.
-                    let claim = compared.claim.max(compared.held.protection());
+                    let claim = comparison.claim.max(comparison.held.protection());
                     let is_current = || self.containers.is_current(container);
                     self.levels.claim_at_least_if(place, &container.id, claim, is_current);
                 }
-                self.containers.remember(container, compared.held);
-                return self.repair_in_runtime(container, compared, enforces, is_foreign);
+                self.containers.remember(container, comparison.held);
+                return self.repair_in_runtime(container, comparison, enforces, is_foreign);
             }
             RepairDecision::Wait(wait) => {
                 self.schedule(wait, WorkItem::Container(container.id.clone()))
             }
             RepairDecision::GiveUp => {
                 self.containers.on_phase(&container.id, UpdatePhase::give_up_values);
-                for Write { knob, observed, desired } in compared.writes {
+                for Write { knob, observed, desired } in comparison.writes {
                     let what = Incident::Contended { knob, desired, observed, repairs: REPAIRS };
                     self.reports.report(&container.as_ref().into(), &what);
                 }
@@ -324,20 +325,20 @@ impl Reconciler {
     fn repair_in_runtime(
         &mut self,
         container: &Arc<Container>,
-        mut compared: Compared,
+        mut comparison: Comparison,
         enforces: bool,
         is_foreign: bool,
-    ) -> Option<Pending> {
-        if !may_request(container, &compared) {
+    ) -> Option<PendingUpdate> {
+        if !may_request(container, &comparison) {
             self.containers.on_phase(&container.id, UpdatePhase::write_files_only);
-            self.write_files(container, compared.writes, is_foreign);
+            self.write_files(container, comparison.writes, is_foreign);
             return None;
         }
-        let writes = std::mem::take(&mut compared.writes);
-        if compared.decided.is_let_go() {
+        let writes = std::mem::take(&mut comparison.writes);
+        if comparison.decided.is_let_go() {
             self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
-            let all = all_writes(&compared.decided);
-            let pending = self.request_values(container, &compared, all, enforces, false);
+            let all = all_writes(&comparison.decided);
+            let pending = self.request_values(container, &comparison, all, enforces, false);
             // The runtime may have to be quiet first. The container must not stay throttled at its
             // memory.high meanwhile.
             if let Some(pending) = &pending {
@@ -345,7 +346,7 @@ impl Reconciler {
             }
             return pending;
         }
-        self.request_values(container, &compared, writes, enforces, is_foreign)
+        self.request_values(container, &comparison, writes, enforces, is_foreign)
     }
 
     /// Writes a container's files without the runtime, in a thread. Lowering memory.high takes as
@@ -386,19 +387,19 @@ impl Reconciler {
 
     /// Handles a batch that the runtime has done or tried to do, by scheduling checks of its
     /// containers.
-    pub(super) fn written(&mut self, done: Done, due: &mut DueChecks) {
+    pub(super) fn on_finished_batch(&mut self, done: FinishedBatch, due: &mut DueChecks) {
         for pending in &done.batch {
             let container = &pending.container;
             let id = &container.id;
-            let was_sent = done.fates.as_ref().is_some_and(|fates| fates.was_sent(id));
+            let was_sent = done.result.as_ref().is_some_and(|result| result.was_sent(id));
             self.containers.on_phase(id, |phase| phase.answered(was_sent));
-            let Some(fates) = &done.fates else {
+            let Some(result) = &done.result else {
                 self.containers.on_phase(id, UpdatePhase::end_unmanaging);
                 // The next synchronization checks all containers.
                 self.contention.forget(id);
                 continue;
             };
-            if fates.dropped.contains(id) {
+            if result.dropped.contains(id) {
                 self.containers.on_phase(id, UpdatePhase::end_unmanaging);
             }
             if pending.is_foreign && was_sent {
@@ -407,7 +408,7 @@ impl Reconciler {
                     self.reports.report(&container.as_ref().into(), &repaired);
                 }
             }
-            if !pending.is_limit_request && fates.busy.contains(id) {
+            if !pending.is_limit_request && result.busy.contains(id) {
                 self.containers.on_phase(id, UpdatePhase::write_files_only);
                 let writes = pending.changes().copied().collect();
                 self.write_files(container, writes, pending.is_foreign);
@@ -417,7 +418,7 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn settled(&mut self, container: &Container, decided: &Decided, is_in_force: bool) {
+    pub(super) fn settle(&mut self, container: &Container, decided: &Decided, is_in_force: bool) {
         let is_unverified = self.containers.settle(container, decided);
         self.contention.settle(&container.id);
         let outcome = match is_unverified {
@@ -436,7 +437,7 @@ impl Reconciler {
     }
 
     /// Handles a container whose cgroup is gone. The runtime may report the end later, or never.
-    pub(super) fn ended(&mut self, container: &Container) {
+    pub(super) fn on_ended(&mut self, container: &Container) {
         debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the \
             container has ended");
         self.levels.release(&container.id);
@@ -470,7 +471,7 @@ impl Reconciler {
         let write = Write { knob: Knob::Max, observed, desired: Limit::Bytes(*limit) };
         // Only a plugin that enforces requests limits. A second attempt is sent alone, so that the
         // runtime gives the reason of a failure.
-        let pending = Pending {
+        let pending = PendingUpdate {
             container,
             writes: vec![write],
             is_limit_request: true,
@@ -486,8 +487,8 @@ impl Reconciler {
 
 /// Returns whether a request to the runtime is safe. The runtime writes its own limit with each
 /// update. A limit below the one in force could cause an OOM kill.
-fn may_request(container: &Container, compared: &Compared) -> bool {
-    compared.in_force.is_none_or(|in_force| in_force.memory <= container.limit)
+fn may_request(container: &Container, comparison: &Comparison) -> bool {
+    comparison.in_force.is_none_or(|in_force| in_force.memory <= container.limit)
 }
 
 #[cfg(test)]
@@ -514,7 +515,7 @@ mod tests {
         let (mut reconciler, _reader) = tasks.reconciler(stub.runtime());
         containers.insert(Container { started: true, ..container("1", 100) });
         let in_force =
-            InForce { memory: limit(200), cpu: CpuMax::NONE, weight: None, swap_max: None };
+            LimitsInForce { memory: limit(200), cpu: CpuMax::NONE, weight: None, swap_max: None };
         reconciler.limits_read_back(&containers.get("1").unwrap(), in_force);
         assert_eq!(containers.get("1").unwrap().limit, limit(100));
         // After an update whose result is unknown, the kernel's limit counts.

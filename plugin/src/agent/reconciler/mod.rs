@@ -30,8 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, warn};
 
-pub use self::compare::{Compared, InForce, Write, compare};
-use self::updater::{Done, Pending, Updater};
+pub use self::compare::{Comparison, LimitsInForce, Write, compare};
+use self::updater::{FinishedBatch, PendingUpdate, Updater};
 pub use self::wire::{memory_limit, update};
 pub use self::work::WorkItem;
 use crate::agent::memory::give_memory_back;
@@ -99,11 +99,11 @@ pub struct Reconciler {
     tick: Instant,
     contention: Contention<String, Vec<(Knob, Limit)>>,
     /// Batches for the runtime, which handles one after the other.
-    updater: mpsc::UnboundedSender<Vec<Pending>>,
+    updater: mpsc::UnboundedSender<Vec<PendingUpdate>>,
     /// The task that sends the batches.
     updater_task: JoinHandle<()>,
     /// Batches that are done.
-    done: mpsc::UnboundedReceiver<Done>,
+    done: mpsc::UnboundedReceiver<FinishedBatch>,
     /// Cgroups that the runtime has not reported. The value says whether the plugin has asked the
     /// runtime.
     unknown_cgroups: HashMap<CgroupPath, bool>,
@@ -197,7 +197,7 @@ impl Reconciler {
                     // The task that asks may have ended.
                     let _ = ping.send(());
                 }
-                Some(done) = self.done.recv() => self.written(done, &mut due),
+                Some(done) = self.done.recv() => self.on_finished_batch(done, &mut due),
                 () = self.levels.shares_changed(), if !self.share_is_due => {
                     self.share_is_due = true;
                     self.schedule(SHARE_DELAY, WorkItem::Share);
@@ -307,7 +307,7 @@ impl Reconciler {
 
     async fn check(&mut self, mut due: DueChecks) {
         for path in std::mem::take(&mut due.removed) {
-            self.removed(&path);
+            self.on_removed(&path);
         }
         if due.all {
             // Forget all repair histories: the other writer may be gone, and another runtime may be

@@ -40,7 +40,7 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn removed(&mut self, cgroup: &CgroupPath) {
+    pub(super) fn on_removed(&mut self, cgroup: &CgroupPath) {
         self.remove_drop_ins(cgroup);
         let id = self.by_cgroup.get(cgroup).cloned();
         self.unwatch(cgroup);
@@ -53,7 +53,7 @@ impl Reconciler {
                     && (!container.started || container.has_had_processes)
                     && self.root.cgroup(cgroup).is_err() =>
             {
-                self.ended(&container);
+                self.on_ended(&container);
             }
             Some(container) => {
                 self.schedule(Duration::ZERO, WorkItem::Container(container.id.clone()))
