@@ -22,7 +22,7 @@ use crate::agent::reconciler::WorkItem;
 use crate::cgroup::{CgroupError, CgroupRoot, Events};
 use crate::kubelet::node::MemInfo;
 use crate::report::Reports;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::containers::Containers;
 use crate::state::update_phase::UpdatePhase;
 
@@ -212,9 +212,12 @@ impl Stalls {
         }
         // The plugin raises only a memory.high that its policy has set.
         let record = self.containers.record(container);
-        let decided = self.containers.decide(container, &record);
-        let decided = Decided { high: decided.high.without_release(), ..decided };
-        let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
+        let desired_state = self.containers.decide(container, &record);
+        let desired_state =
+            DesiredState { high: desired_state.high.without_release(), ..desired_state };
+        let Some(line) = desired_state.value(Knob::High).and_then(Limit::bytes) else {
+            return Ok(None);
+        };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
         let max = max.unwrap_or(Bytes::MAX);
         Ok(Some(ThrottleState {

@@ -71,7 +71,7 @@ pub struct Container {
 
 /// Desired state of a container.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Decided {
+pub struct DesiredState {
     /// QoS class of the pod.
     pub class: QosClass,
     /// Memory request; `None` if unknown.
@@ -129,7 +129,7 @@ impl Container {
     }
 }
 
-impl Decided {
+impl DesiredState {
     /// Returns the desired value of a file. Returns `None` if the file is to be left alone.
     ///
     /// If the policy has no value for a file, the original value is desired. If this plugin never
@@ -160,7 +160,7 @@ impl Decided {
 
     /// Returns whether the container is unmanaged: the policy has no value for it, but this plugin
     /// has changed it before.
-    pub fn is_let_go(&self) -> bool {
+    pub fn is_unmanaged(&self) -> bool {
         let Desired { min, low, high, .. } = &self.desired;
         let has_no_say = |decision: &Decision| {
             matches!(decision.reason, Reason::NothingReserved | Reason::NoThrottling)

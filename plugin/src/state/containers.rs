@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::originals::{Originals, Target, Values};
 use crate::state::records::Records;
 use crate::state::settings::Settings;
@@ -244,8 +244,8 @@ impl Containers {
 
     /// Records that the container's files hold the desired values. Returns whether the plugin had
     /// written some of them. Does nothing if there was another event meanwhile.
-    pub fn settle(&self, container: &Container, decided: &Decided) -> bool {
-        let values = decided.stored_values();
+    pub fn settle(&self, container: &Container, desired_state: &DesiredState) -> bool {
+        let values = desired_state.stored_values();
         let settled = self.on_current_phase(container, |phase| phase.settle(values));
         if settled.is_some() && container.phase.original_high().is_some() {
             let result = lock(&self.originals).end_decrease(&container.id);
@@ -372,7 +372,7 @@ impl Containers {
 
     /// Returns the desired state of a container, given the kubelet's record of it. While the plugin
     /// does not act, the original values are desired.
-    pub fn decide(&self, container: &Container, recorded: &RecordSearch) -> Decided {
+    pub fn decide(&self, container: &Container, recorded: &RecordSearch) -> DesiredState {
         let planned = self.plan(container, recorded);
         let settings = self.settings();
         if settings.enforces() {
@@ -380,12 +380,12 @@ impl Containers {
         }
         let resources = Resources { request: planned.request, limit: container.limit };
         let desired = policy::desired(&resources, planned.class, &settings.node, &Policy::OFF);
-        Decided { desired, ..planned }
+        DesiredState { desired, ..planned }
     }
 
     /// Returns the desired state of a container by the node's policy, whether the plugin acts or
     /// not.
-    pub fn plan(&self, container: &Container, recorded: &RecordSearch) -> Decided {
+    pub fn plan(&self, container: &Container, recorded: &RecordSearch) -> DesiredState {
         let settings = self.settings();
         let resolution = requests::resolve(&RequestFacts {
             class: container.class(),
@@ -408,7 +408,7 @@ impl Containers {
         let resources = Resources { request: resolution.request, limit: container.limit };
         let mut notices = resolution.notices;
         notices.extend(overruled);
-        Decided {
+        DesiredState {
             class: resolution.class,
             request: resolution.request,
             desired: policy::desired(&resources, resolution.class, &settings.node, &policy),
@@ -451,14 +451,14 @@ mod tests {
     fn an_outdated_check_forgets_no_original_high() {
         let TestNode { containers, .. } = &TestNode::new("");
         let before = containers.insert(container("1", 100));
-        let decided = containers.decide(&before, &containers.record(&before));
+        let desired_state = containers.decide(&before, &containers.record(&before));
         assert_eq!(containers.begin_decrease(&before, Party::User, limit(90)), Some(limit(90)));
         // The file now holds the lowered value.
         assert_eq!(containers.begin_decrease(&before, Party::User, limit(50)), Some(limit(90)));
-        containers.settle(&before, &decided);
+        containers.settle(&before, &desired_state);
         let original = || containers.get("1").unwrap().phase.original_high();
         assert_eq!(original(), Some(limit(90)));
-        containers.settle(&containers.get("1").unwrap(), &decided);
+        containers.settle(&containers.get("1").unwrap(), &desired_state);
         assert_eq!(original(), None);
     }
 

@@ -4,7 +4,7 @@ use plimsoll_core::policy::{KNOBS, Protection};
 use plimsoll_core::units::{Bytes, CpuMax, Knob, Limit};
 
 use crate::cgroup::{CgroupError, CgroupRoot};
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
 use crate::state::update_phase::UpdateResult;
@@ -24,7 +24,7 @@ pub struct Write {
 #[derive(Debug)]
 pub struct Comparison {
     /// Desired values.
-    pub decided: Decided,
+    pub desired_state: DesiredState,
     /// Files that differ.
     pub writes: Vec<Write>,
     /// Protection that the cgroups above must provide for the container.
@@ -64,10 +64,10 @@ pub fn compare(
     let page = containers.settings().node.page_size;
     let record = containers.record(container);
     let without_cgroup = || {
-        let decided = containers.decide(container, &record);
-        let claim = decided.desired.claim.unwrap_or_default();
+        let desired_state = containers.decide(container, &record);
+        let claim = desired_state.desired.claim.unwrap_or_default();
         let (writes, held) = (Vec::new(), Values::default());
-        Comparison { decided, writes, claim, held, swap_max: None, in_force: None }
+        Comparison { desired_state, writes, claim, held, swap_max: None, in_force: None }
     };
     let Some(path) = &container.cgroup else { return Ok(without_cgroup()) };
     let cgroup = root.cgroup(path)?;
@@ -76,7 +76,7 @@ pub fn compare(
         return Ok(without_cgroup());
     }
     let in_force = cgroup.read(Knob::Max)?;
-    let decided = if in_force.is_same(container.limit, page) {
+    let desired_state = if in_force.is_same(container.limit, page) {
         containers.decide(container, &record)
     } else {
         // An announced update has failed, or an update was not announced. The kernel's value
@@ -86,14 +86,14 @@ pub fn compare(
     let mut writes = Vec::new();
     let held = Values::read(&cgroup)?;
     for knob in KNOBS {
-        if let (Some(observed), Some(desired)) = (held.get(knob), decided.value(knob))
+        if let (Some(observed), Some(desired)) = (held.get(knob), desired_state.value(knob))
             && !observed.is_same(desired, page)
         {
             writes.push(Write { knob, observed, desired });
         }
     }
     // Values that the policy leaves alone also protect.
-    let claim = decided.desired.claim.unwrap_or(held.protection());
+    let claim = desired_state.desired.claim.unwrap_or(held.protection());
     // Without swap accounting there is no swap limit to lose.
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
     // Without the CPU controller there is no CPU limit.
@@ -102,5 +102,5 @@ pub fn compare(
     let is_applied = container.phase.result() == Some(UpdateResult::Applied);
     let weight = if is_applied { cgroup.cpu_weight().ok() } else { None };
     let in_force = LimitsInForce { memory: in_force, cpu, weight, swap_max };
-    Ok(Comparison { decided, writes, claim, held, swap_max, in_force: Some(in_force) })
+    Ok(Comparison { desired_state, writes, claim, held, swap_max, in_force: Some(in_force) })
 }

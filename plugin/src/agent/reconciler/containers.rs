@@ -18,13 +18,13 @@ use super::{
 };
 use crate::cgroup::{CPU_WEIGHT, CgroupError, SWAP_MAX};
 use crate::in_own_thread;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::update_phase::{LimitMeaning, LimitRequest, UpdatePhase, UpdateResult};
 
 /// Returns writes of all desired values of a container, whatever its files hold.
-fn all_writes(decided: &Decided) -> Vec<Write> {
+fn all_writes(desired_state: &DesiredState) -> Vec<Write> {
     let write = |(knob, value)| Write { knob, observed: value, desired: value };
-    decided.values().into_iter().map(write).collect()
+    desired_state.values().into_iter().map(write).collect()
 }
 
 fn log_unreadable(container: &Container, error: &CgroupError) {
@@ -106,20 +106,20 @@ impl Reconciler {
         }
         let container = &now;
         if comparison.writes.is_empty() {
-            if comparison.decided.is_let_go() {
+            if comparison.desired_state.is_unmanaged() {
                 return self.unmanage(container, &comparison, enforces, is_in_force);
             }
-            let high = comparison.decided.value(Knob::High);
+            let high = comparison.desired_state.value(Knob::High);
             if container.phase.is_in_files_only(high) && may_request(container, &comparison) {
                 if self.containers.until_quiet(QUIET).is_zero() {
-                    let writes = all_writes(&comparison.decided);
+                    let writes = all_writes(&comparison.desired_state);
                     return self.request_values(container, &comparison, writes, enforces, false);
                 }
                 self.containers.on_phase(&container.id, UpdatePhase::write_files_only);
                 self.schedule(STORE_RETRY_DELAY, WorkItem::Container(container.id.clone()));
             }
             self.set_claim(container, comparison.claim);
-            self.settle(container, &comparison.decided, is_in_force);
+            self.settle(container, &comparison.desired_state, is_in_force);
             return None;
         }
         self.repair(container, comparison, touched, enforces)
@@ -225,12 +225,12 @@ impl Reconciler {
             None
         } else {
             self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
-            let writes = all_writes(&comparison.decided);
+            let writes = all_writes(&comparison.desired_state);
             self.request_values(container, comparison, writes, enforces, false)
         };
         self.set_claim(container, comparison.claim);
         if pending.is_none() {
-            self.settle(container, &comparison.decided, is_in_force);
+            self.settle(container, &comparison.desired_state, is_in_force);
         }
         pending
     }
@@ -265,8 +265,8 @@ impl Reconciler {
     /// or its processes are elsewhere (Kata).
     pub(super) fn claim_without_cgroup(&self, container: &Container) {
         let record = self.containers.record(container);
-        let decided = self.containers.decide(container, &record);
-        if let Some(claim) = decided.desired.claim {
+        let desired_state = self.containers.decide(container, &record);
+        if let Some(claim) = desired_state.desired.claim {
             self.set_claim(container, claim);
         }
     }
@@ -280,7 +280,7 @@ impl Reconciler {
         touched: bool,
         enforces: bool,
     ) -> Option<PendingUpdate> {
-        let is_stored = container.phase.has_stored(&comparison.decided.stored_values());
+        let is_stored = container.phase.has_stored(&comparison.desired_state.stored_values());
         if is_stored && !self.containers.settings().config.repair {
             let Container { pod, name, .. } = container.as_ref();
             debug!(pod, container = name, "left as another program set it");
@@ -288,7 +288,7 @@ impl Reconciler {
         }
         // The runtime's writes for its client are not foreign.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
-        let desired = comparison.decided.values();
+        let desired = comparison.desired_state.values();
         let now = std::time::Instant::now();
         match self.contention.judge(container.id.clone(), desired, touched, now) {
             // The runtime and systemd hold the values already. Only the files were changed, so
@@ -335,9 +335,9 @@ impl Reconciler {
             return None;
         }
         let writes = std::mem::take(&mut comparison.writes);
-        if comparison.decided.is_let_go() {
+        if comparison.desired_state.is_unmanaged() {
             self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
-            let all = all_writes(&comparison.decided);
+            let all = all_writes(&comparison.desired_state);
             let pending = self.request_values(container, &comparison, all, enforces, false);
             // The runtime may have to be quiet first. The container must not stay throttled at its
             // memory.high meanwhile.
@@ -418,15 +418,20 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn settle(&mut self, container: &Container, decided: &Decided, is_in_force: bool) {
-        let is_unverified = self.containers.settle(container, decided);
+    pub(super) fn settle(
+        &mut self,
+        container: &Container,
+        desired_state: &DesiredState,
+        is_in_force: bool,
+    ) {
+        let is_unverified = self.containers.settle(container, desired_state);
         self.contention.settle(&container.id);
         let outcome = match is_unverified {
             _ if !is_in_force => Outcome::Unresolved,
             false => Outcome::Unchanged,
             true => Outcome::Applied,
         };
-        let values = KNOBS.map(|knob| decided.value(knob).map(|value| value.to_string()));
+        let values = KNOBS.map(|knob| desired_state.value(knob).map(|value| value.to_string()));
         let [min, low, high] = values.map(|value| value.unwrap_or_else(|| "unknown".to_owned()));
         let Container { pod, name, .. } = container;
         if outcome == Outcome::Applied {

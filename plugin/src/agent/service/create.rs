@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Service;
 use super::translate::{is_claimed, translate};
 use crate::agent::reconciler::memory_limit;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
 use crate::state::resolved::Resolved;
@@ -40,18 +40,18 @@ impl Service {
         let rescued = self.state.rescues.limit_for(&container);
         container.limit = rescued.unwrap_or(container.limit);
         let store = |containers: &Containers| Some(containers.insert(container.clone()));
-        let Some(Resolved { container, decided, .. }) = self.resolve(&container, store).await
+        let Some(Resolved { container, desired_state, .. }) = self.resolve(&container, store).await
         else {
             return Creation::default();
         };
-        let unified: HashMap<_, _> = values_at_creation(&container, &decided)
+        let unified: HashMap<_, _> = values_at_creation(&container, &desired_state)
             .map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()))
             .collect();
         info!(
             pod = container.pod,
             container = container.name,
-            class = %decided.class,
-            request = decided.request.map(tracing::field::display),
+            class = %desired_state.class,
+            request = desired_state.request.map(tracing::field::display),
             limit = %container.limit,
             ?unified,
             "create"
@@ -82,10 +82,10 @@ impl Service {
 /// The plugin sets its value once the container runs. This write does not count as a repair.
 fn values_at_creation(
     container: &Container,
-    decided: &Decided,
+    desired_state: &DesiredState,
 ) -> impl Iterator<Item = (Knob, Limit)> {
     KNOBS.into_iter().filter_map(|knob| {
-        let value = decided.value(knob)?;
+        let value = desired_state.value(knob)?;
         match container.unified.get(knob.file_name()) {
             Some(claimed) if claimed.parse() == Ok(value) => None,
             // The kubelet sends the defaults with every container.
@@ -102,7 +102,7 @@ fn values_at_creation(
                 );
                 None
             }
-            None => (decided.setting(knob) != Setting::Default).then_some((knob, value)),
+            None => (desired_state.setting(knob) != Setting::Default).then_some((knob, value)),
         }
     })
 }

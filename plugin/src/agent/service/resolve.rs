@@ -74,7 +74,7 @@ impl Service {
         let is_alive = |other: &Container| levels.is_alive(other);
         let resolved = containers.resolve(container, former, &record, is_alive);
         let Container { pod, name, .. } = resolved.container.as_ref();
-        for notice in &resolved.decided.notices {
+        for notice in &resolved.desired_state.notices {
             warn!(pod, container = name, "{notice}");
         }
         let incidents = levels.apply(&resolved);

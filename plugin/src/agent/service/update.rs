@@ -13,7 +13,7 @@ use super::translate::{cpu, has_ended, is_claimed, limit, shares};
 use crate::agent::reconciler::{WorkItem, memory_limit, update};
 use crate::cgroup::{Cgroup, SWAP_MAX};
 use crate::kubelet::checkpoint::Moment;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
 use crate::state::resolved::Resolved;
@@ -65,13 +65,14 @@ impl Service {
                 revise(now, &updated, sets_limit);
             })
         };
-        let Some(Resolved { container, decided, .. }) = self.resolve(&updated, store).await else {
+        let Some(Resolved { container, desired_state, .. }) = self.resolve(&updated, store).await
+        else {
             return Ok(Vec::new());
         };
         if sets_limit && container.started {
             self.kills.runs(&container);
         }
-        Ok(self.updates_in_reply(&container, &decided, &resources, instead))
+        Ok(self.updates_in_reply(&container, &desired_state, &resources, instead))
     }
 
     /// Returns the known container, or the container as the runtime reports it. Returns `None` if
@@ -96,17 +97,17 @@ impl Service {
     fn updates_in_reply(
         &self,
         container: &Container,
-        decided: &Decided,
+        desired_state: &DesiredState,
         resources: &LinuxResources,
         instead: Option<Limit>,
     ) -> Vec<ContainerUpdate> {
         let cgroup = container.cgroup.as_ref().and_then(|path| self.state.root.cgroup(path).ok());
-        let values = values_in_reply(decided, resources, cgroup.as_ref());
+        let values = values_in_reply(desired_state, resources, cgroup.as_ref());
         info!(
             pod = container.pod,
             container = container.name,
-            class = %decided.class,
-            request = decided.request.map(tracing::field::display),
+            class = %desired_state.class,
+            request = desired_state.request.map(tracing::field::display),
             limit = %container.limit,
             ?values,
             "update"
@@ -114,7 +115,7 @@ impl Service {
         if values.is_empty() && instead.is_none() {
             return Vec::new();
         }
-        if decided.before.is_none() {
+        if desired_state.before.is_none() {
             let unknown = || Values::of_unified(&container.unified);
             let before = cgroup.as_ref().and_then(|cgroup| Values::read(cgroup).ok());
             self.state.containers.remember(container, before.unwrap_or_else(unknown));
@@ -161,14 +162,14 @@ fn with_resources(known: &Container, resources: &LinuxResources) -> Container {
 /// every update. So the reply contains all desired values. It contains a default only if the kernel
 /// holds another value.
 fn values_in_reply(
-    decided: &Decided,
+    desired_state: &DesiredState,
     resources: &LinuxResources,
     cgroup: Option<&Cgroup>,
 ) -> Vec<(Knob, Limit)> {
     let claimed = &resources.unified;
     KNOBS
         .into_iter()
-        .filter_map(|knob| Some((knob, decided.value(knob)?)))
+        .filter_map(|knob| Some((knob, desired_state.value(knob)?)))
         // Leave the client's values, as at creation. The reconcile task checks them after the
         // update.
         .filter(|(knob, _)| !is_claimed(claimed, *knob))
@@ -178,7 +179,7 @@ fn values_in_reply(
                 return *value != knob.default_value();
             }
             let in_force = || cgroup.and_then(|cgroup| cgroup.read(*knob).ok());
-            decided.setting(*knob) != Setting::Default || in_force() != Some(*value)
+            desired_state.setting(*knob) != Setting::Default || in_force() != Some(*value)
         })
         .collect()
 }

@@ -80,7 +80,7 @@ impl Levels {
     }
 
     /// Stops managing a cgroup that has no desired value and holds its original values.
-    pub(super) fn let_go(&self, state: &mut State, cgroup: &CgroupPath) {
+    pub(super) fn unmanage(&self, state: &mut State, cgroup: &CgroupPath) {
         let Some(in_force) = state.in_force.get(cgroup).copied() else { return };
         if self.wanted(state, cgroup) != [Bytes::ZERO; 2] {
             return;
@@ -159,7 +159,7 @@ impl Levels {
             let Change { cgroup, knob, from, to } = &change;
             match self.write_one(state, &change) {
                 Ok(()) => {
-                    self.let_go(state, cgroup);
+                    self.unmanage(state, cgroup);
                     state.failing.remove(&(cgroup.clone(), Some(*knob)));
                     let knob = knob.file_name();
                     debug!(%cgroup, knob, desired = %to, observed = %from, "written");
