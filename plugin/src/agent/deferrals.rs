@@ -25,13 +25,13 @@ use crate::state::deferred::{Deferral, DeferredLimits};
 use crate::state::update_phase::Party;
 
 /// Pause between two passes over the deferred limits.
-const EVERY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time for one attempt to prepare a container's limit decrease.
-const BUDGET: Duration = Duration::from_millis(300);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Time after which the plugin asks the runtime again for a limit that is not set.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The task that retries deferred limit decreases.
 #[derive(Debug)]
@@ -66,13 +66,13 @@ impl Deferrals {
                 continue;
             }
             for (id, deferral) in waiting {
-                self.attend(&id, deferral).await;
+                self.retry(&id, deferral).await;
             }
-            sleep(EVERY).await;
+            sleep(RETRY_INTERVAL).await;
         }
     }
 
-    async fn attend(&self, id: &str, deferral: Deferral) {
+    async fn retry(&self, id: &str, deferral: Deferral) {
         let container = self.containers.get(id);
         let settled = match &container {
             Some(container) => match self.try_once(container, deferral).await {
@@ -111,7 +111,7 @@ impl Deferrals {
         }
         let now = Instant::now();
         let requested = container.phase.limit_requested();
-        if requested.is_some_and(|requested| now.duration_since(requested) < PATIENCE) {
+        if requested.is_some_and(|requested| now.duration_since(requested) < REQUEST_TIMEOUT) {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
@@ -133,7 +133,7 @@ impl Deferrals {
         };
         if is_of_use {
             let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
-            match self.decreases.prepare(&lowered, Party::Plugin, BUDGET).await? {
+            match self.decreases.prepare(&lowered, Party::Plugin, ATTEMPT_TIMEOUT).await? {
                 // The receiver lives as long as the program.
                 DecreaseResult::Prepared => {
                     _ = self.work.send(WorkItem::prepared_limit(container, limit))

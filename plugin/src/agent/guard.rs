@@ -33,7 +33,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::cgroup::watch::{Change, Watch};
+use crate::cgroup::watch::{CgroupChange, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot, Reclaimed};
 use crate::report::Reports;
 use crate::state::containers::Containers;
@@ -434,7 +434,7 @@ impl Guard {
 async fn max_written(watch: &mut Option<Watch>) -> bool {
     let Some(watched) = watch else { return std::future::pending().await };
     match watched.next().await {
-        Ok(change) => matches!(change, Change::Written(_, Knob::Max)),
+        Ok(change) => matches!(change, CgroupChange::Written(_, Knob::Max)),
         Err(error) => {
             debug!(%error, "cannot watch kubepods");
             *watch = None;

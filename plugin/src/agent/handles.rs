@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::agent::decrease::LimitDecreases;
-use crate::agent::kills::Kills;
+use crate::agent::kills::KillNotifier;
 use crate::agent::reconciler::WorkItem;
 use crate::report::Reports;
 use crate::state::shared::SharedState;
@@ -18,7 +18,7 @@ pub struct Agent {
     /// Preparation of limit decreases.
     pub decreases: Arc<LimitDecreases>,
     /// Sender of changes to the task that watches for OOM kills.
-    pub kills: Arc<Kills>,
+    pub kills: Arc<KillNotifier>,
     /// Reports to users.
     pub reports: Arc<Reports>,
     /// Work for the reconcile task.

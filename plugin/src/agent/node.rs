@@ -18,7 +18,7 @@ use crate::agent::reconciler::{Reconciler, WorkItem};
 use crate::agent::service::Service;
 use crate::agent::supervise::Supervisor;
 use crate::agent::systemd::keep_values;
-use crate::agent::throttling::Stalls;
+use crate::agent::throttling::ThrottleRelease;
 use crate::cgroup::systemd::Systemd;
 use crate::cgroup::{CgroupRoot, RootError};
 use crate::config::Config;
@@ -162,9 +162,10 @@ impl Tasks {
             deferred,
         );
         supervisor.spawn_thread("deferrals", || deferrals.run())?;
-        let stalls = Stalls::new(containers.clone(), root.clone(), reports.clone(), work);
+        let throttle_release =
+            ThrottleRelease::new(containers.clone(), root.clone(), reports.clone(), work);
         supervisor.spawn_thread("records", || reader.run())?;
-        supervisor.spawn_thread("throttling", || stalls.run())?;
+        supervisor.spawn_thread("throttling", || throttle_release.run())?;
         supervisor.spawn_thread("kills", || watcher.run())?;
         supervisor.spawn_thread("reconciler", move || {
             Reconciler::new(state, reports, runtime, todo, pings.1).run()

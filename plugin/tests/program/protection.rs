@@ -397,7 +397,8 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
     assert_eq!(runtime.file(&kata.cgroup(), "memory.min"), (110 * MIB).to_string());
     assert_eq!(runtime.file(&gvisor.cgroup(), "memory.min"), (300 * MIB).to_string());
     // The plugin sends no request to the runtime and repairs nothing. The 12 s exceed the delay
-    // before the first inspection of an unknown cgroup, 10 s (`PATIENCE` in `agent/reconcile.rs`).
+    // before the first inspection of an unknown cgroup. The delay is 10 s (`UNKNOWN_CGROUP_DELAY`
+    // in `agent/reconciler/mod.rs`).
     let asked = tokio::time::timeout(Duration::from_secs(12), async {
         tokio::select! {
             _ = runtime.updates.recv() => "an update",

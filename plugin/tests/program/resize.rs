@@ -491,8 +491,8 @@ async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be
     runtime.uses(&pod, 20 * MIB, 0);
     cut(&runtime, &pod, 60 * MIB).await.unwrap();
     assert_eq!(runtime.read(&pod, "memory.high"), (20 * MIB).to_string());
-    // The runtime neither sets the limit nor reports a result. After 15 s (`LATER` in
-    // `agent/reconcile.rs`) the plugin restores `memory.high`.
+    // The runtime neither sets the limit nor reports a result. After 15 s
+    // (`UPDATE_CHECK_DELAY` in `agent/reconciler/mod.rs`) the plugin restores `memory.high`.
     daemon.says("outcome=applied").await;
     runtime.holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", "max").await;
 }
@@ -612,8 +612,8 @@ async fn a_cut_under_way_is_not_disturbed_by_an_update_before_it() {
     runtime.apply(&pod, &asked);
     runtime.updated(&pod).await;
     // The plugin's check of the first update must not restore `memory.high` during the second
-    // update. This check is due 15 s after the first update (`LATER` in `agent/reconcile.rs`),
-    // after the end of this test.
+    // update. This check is due 15 s after the first update (`UPDATE_CHECK_DELAY` in
+    // `agent/reconciler/mod.rs`), after the end of this test.
     tokio::time::sleep(Duration::from_secs(3)).await;
     cut(&runtime, &pod, 60 * MIB).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;

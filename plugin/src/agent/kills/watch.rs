@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::cgroup::{CgroupRoot, EVENTS};
 
 /// Interval of the check for kills that inotify has not reported.
-pub(super) const EVERY: Duration = Duration::from_secs(10);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The inotify watches of the pods' `memory.events`.
 pub(super) struct Wakes {
@@ -76,7 +76,7 @@ pub(super) async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
             Ok(pod) => return pod,
             Err(error) => {
                 warn!(%error, "cannot watch for kills any longer; they are found only every \
-                               {EVERY:?}")
+                               {CHECK_INTERVAL:?}")
             }
         }
         *wakes = None;

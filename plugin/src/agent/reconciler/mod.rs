@@ -36,7 +36,7 @@ pub use self::wire::{memory_limit, update};
 pub use self::work::WorkItem;
 use crate::agent::memory::give_memory_back;
 use crate::agent::notify::Ping;
-use crate::cgroup::watch::{Change, Watch};
+use crate::cgroup::watch::{CgroupChange, Watch};
 use crate::cgroup::{CgroupError, CgroupRoot, systemd};
 use crate::report::Reports;
 use crate::state::container::Container;
@@ -400,7 +400,7 @@ impl Reconciler {
 
 /// Returns the next change of a watched cgroup; `None` if inotify fails. Waits forever without a
 /// watch.
-async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
+async fn changed(watch: &mut Option<Watch>) -> Option<CgroupChange> {
     match watch {
         Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),
         None => std::future::pending().await,

@@ -8,28 +8,28 @@ use tracing::{debug, warn};
 use super::work::WorkItem;
 use super::{CHECK_INTERVAL, DueChecks, Reconciler, UNKNOWN_CGROUP_DELAY};
 use crate::cgroup::systemd;
-use crate::cgroup::watch::Change;
+use crate::cgroup::watch::CgroupChange;
 use crate::state::container::Container;
 
 impl Reconciler {
-    pub(super) fn on_change(&mut self, change: Option<Change>, due: &mut DueChecks) {
+    pub(super) fn on_change(&mut self, change: Option<CgroupChange>, due: &mut DueChecks) {
         match change {
-            Some(Change::Written(path, knob)) => {
+            Some(CgroupChange::Written(path, knob)) => {
                 if let Some(id) = self.by_cgroup.get(&path) {
                     due.containers.insert(id.clone(), true);
                 } else if self.levels.contains(&path) {
                     due.cgroups.entry(path).or_default().push(knob);
                 }
             }
-            Some(Change::Removed(path)) => due.removed.push(path),
+            Some(CgroupChange::Removed(path)) => due.removed.push(path),
             // The runtime usually reports the cgroup as well.
-            Some(Change::Made(path)) if self.levels.contains(&path) => {
+            Some(CgroupChange::Made(path)) if self.levels.contains(&path) => {
                 _ = due.cgroups.entry(path).or_default()
             }
-            Some(Change::Made(path)) => {
+            Some(CgroupChange::Made(path)) => {
                 self.schedule(UNKNOWN_CGROUP_DELAY, WorkItem::UnknownCgroup(path))
             }
-            Some(Change::Overflow) => self.check_everything(due),
+            Some(CgroupChange::Overflow) => self.check_everything(due),
             None => {
                 warn!(
                     "cannot watch cgroups any longer; what others change is found only every \

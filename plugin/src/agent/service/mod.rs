@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 use crate::agent::configurator::{Configurator, OnConfig};
 use crate::agent::decrease::LimitDecreases;
 use crate::agent::handles::Agent;
-use crate::agent::kills::Kills;
+use crate::agent::kills::KillNotifier;
 use crate::agent::reconciler::WorkItem;
 use crate::config::Config;
 use crate::report::Reports;
@@ -54,7 +54,7 @@ pub struct Service {
     /// Whether the plugin has applied the runtime's configuration text.
     configured: AtomicBool,
     decreases: Arc<LimitDecreases>,
-    kills: Arc<Kills>,
+    kills: Arc<KillNotifier>,
     reports: Arc<Reports>,
 }
 

@@ -317,7 +317,7 @@ impl Levels {
                 let remembered = lock(&self.originals).remember_raised(limit);
                 self.complain(state, remembered);
             }
-            self.tell_systemd(state, pod, &in_force, Some(raise));
+            self.queue_for_systemd(state, pod, &in_force, Some(raise));
         }
         (raised, result)
     }
@@ -373,7 +373,7 @@ impl Levels {
     pub fn make_limits_last(&self, cgroup: &CgroupPath) {
         let state = lock(&self.state);
         if let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open)) {
-            self.tell_systemd(&state, cgroup, &in_force, Some(Raise::NONE));
+            self.queue_for_systemd(&state, cgroup, &in_force, Some(Raise::NONE));
         }
     }
 }
