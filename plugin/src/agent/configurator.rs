@@ -72,14 +72,14 @@ impl Configurator {
 
     /// Checks whether `plimsoll restore` was called or the brake was reset. After a change,
     /// reconciles all containers.
-    pub fn look_whether_to_stand_aside(&self) {
+    pub fn check_markers(&self) {
         let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
         let (settings, _) = self.discover(before.config.clone(), &mut unstored);
         if settings.stand_aside != before.stand_aside {
-            self.tell_whether_it_stands_aside(&settings);
+            self.log_restore_state(&settings);
         } else if settings.brake != before.brake {
-            self.say_mode(&settings);
+            self.log_mode(&settings);
         } else {
             return;
         }
@@ -97,13 +97,13 @@ impl Configurator {
         }
         let before = self.state.containers.settings();
         let (settings, _) = self.discover(before.config.clone(), &mut unstored);
-        self.say_mode(&settings);
+        self.log_mode(&settings);
         self.set(settings);
         self.enqueue(WorkItem::All);
     }
 
     /// Logs that the plugin is in observe mode, and which raised limits stay.
-    fn say_mode(&self, settings: &Settings) {
+    fn log_mode(&self, settings: &Settings) {
         if !settings.observes() {
             return;
         }
@@ -123,7 +123,7 @@ impl Configurator {
         }
     }
 
-    fn tell_whether_it_stands_aside(&self, settings: &Settings) {
+    fn log_restore_state(&self, settings: &Settings) {
         if settings.stand_aside {
             warn!(
                 "'plimsoll restore' was called: the plugin sets nothing until 'plimsoll restore \
@@ -185,9 +185,9 @@ impl Configurator {
             }
         }
         if settings.stand_aside {
-            self.tell_whether_it_stands_aside(&settings);
+            self.log_restore_state(&settings);
         } else {
-            self.say_mode(&settings);
+            self.log_mode(&settings);
         }
         if let (Some(kept), None, false) =
             (config.node_guard, settings.planned_guard_line(), settings.stand_aside)

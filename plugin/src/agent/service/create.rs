@@ -31,7 +31,7 @@ impl Service {
             );
             return Creation::default();
         }
-        self.meet_sandbox(&pod);
+        self.add_sandbox(&pod);
         self.forget_older(&pod.id, &created);
         let asked = created.linux.get_or_default().resources.get_or_default().memory.clone();
         // The container has not started, whatever state the runtime reports.

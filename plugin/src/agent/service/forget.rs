@@ -42,7 +42,7 @@ impl Service {
         told.await.unwrap_or_default()
     }
 
-    pub(super) fn meet_sandbox(&self, pod: &PodSandbox) {
+    pub(super) fn add_sandbox(&self, pod: &PodSandbox) {
         if let Some(sandbox) = sandbox(pod)
             && !self.state.levels.is_sandbox(&sandbox.id)
         {

@@ -97,7 +97,7 @@ impl Service {
 
     /// Runs `work` in a thread, and waits for its end for at most `budget`. Later work takes effect
     /// all the same.
-    async fn off_the_loop(
+    async fn in_settings_thread(
         &self,
         budget: Duration,
         work: impl FnOnce(&Configurator) + Send + 'static,
@@ -186,7 +186,7 @@ impl Plugin for Service {
             // The synchronization may have come before. The receiver lives as long as the program.
             let _ = work.send(WorkItem::All);
         };
-        self.off_the_loop(budget, apply).await;
+        self.in_settings_thread(budget, apply).await;
         Ok(())
     }
 
@@ -208,7 +208,7 @@ impl Plugin for Service {
 
     async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
         let _event = self.event("RunPodSandbox");
-        self.meet_sandbox(&pod);
+        self.add_sandbox(&pod);
         Ok(())
     }
 
@@ -256,7 +256,7 @@ impl Plugin for Service {
         // plugins that were registered before. A synchronization of CRI-O contains only containers
         // whose creation is complete.
         if self.state.containers.get(&container.id).is_none() && container.linux.is_some() {
-            self.meet_sandbox(&pod);
+            self.add_sandbox(&pod);
             self.forget_older(&pod.id, &container);
             let found = Container { started: false, ..self.found(&pod, &container) };
             self.resolve(&found, |containers| Some(containers.insert_found(found.clone()))).await;

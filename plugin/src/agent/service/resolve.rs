@@ -27,7 +27,7 @@ memory limit not lowered: the container uses more than that and would be killed;
 free memory first, or the limit to be higher (plimsoll's log has the numbers)";
 
 /// Reason for the refusal of a limit decrease during another one, also constant.
-const BUSY: &str = "\
+const DECREASE_BUSY: &str = "\
 memory limit not lowered: the kernel still reclaims memory for an earlier limit decrease; \
 try again";
 
@@ -65,7 +65,7 @@ impl Service {
             && let Some(refresh) = self.configurator.begin_refresh()
         {
             let budget = *lock(&self.budget);
-            self.off_the_loop(budget, |_| refresh.run()).await;
+            self.in_settings_thread(budget, |_| refresh.run()).await;
         }
         let record = self.record(container).await;
         let SharedState { containers, levels, .. } = &self.state;
@@ -113,7 +113,7 @@ impl Service {
         let (in_force, refusal) = match self.decreases.prepare(container, Party::User, budget).await
         {
             Ok(DecreaseResult::NoDecrease | DecreaseResult::Prepared) => return Ok(None),
-            Ok(DecreaseResult::Busy { in_force }) => (in_force, BUSY),
+            Ok(DecreaseResult::Busy { in_force }) => (in_force, DECREASE_BUSY),
             Ok(DecreaseResult::WouldKill { in_force, usage }) => {
                 let decrease = LowerLimit { limit: container.limit, in_force, usage };
                 let incident = if is_deferred {

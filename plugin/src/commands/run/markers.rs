@@ -35,7 +35,7 @@ pub(super) async fn watch_restored(host: &Path, configurator: &Configurator) -> 
         inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
     watched.with_context(|| format!("cannot watch {}", directory.display()))?;
     let mut changes = inotify.into_event_stream([0; 4096]).context("cannot read from inotify")?;
-    configurator.look_whether_to_stand_aside();
+    configurator.check_markers();
     loop {
         let change =
             changes.next().await.context("inotify ended")?.context("cannot read from inotify")?;
@@ -43,7 +43,7 @@ pub(super) async fn watch_restored(host: &Path, configurator: &Configurator) -> 
         // An event without a name may report lost events.
         let marks = [Path::new(STAND_ASIDE).file_name(), Some(OsStr::new(brake::FILE))];
         if change.name.is_none_or(|name| marks.contains(&Some(name.as_os_str()))) {
-            configurator.look_whether_to_stand_aside();
+            configurator.check_markers();
         }
     }
 }
