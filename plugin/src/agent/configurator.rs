@@ -76,7 +76,7 @@ impl Configurator {
         let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
         let (settings, _) = self.discover(before.config.clone(), &mut unstored);
-        if settings.stand_aside != before.stand_aside {
+        if settings.is_restored != before.is_restored {
             self.log_restore_state(&settings);
         } else if settings.brake != before.brake {
             self.log_mode(&settings);
@@ -124,7 +124,7 @@ impl Configurator {
     }
 
     fn log_restore_state(&self, settings: &Settings) {
-        if settings.stand_aside {
+        if settings.is_restored {
             warn!(
                 "'plimsoll restore' was called: the plugin sets nothing until 'plimsoll restore \
                  --undo'"
@@ -184,13 +184,13 @@ impl Configurator {
                 info!("node allocatable is {bytes} bytes, as configured")
             }
         }
-        if settings.stand_aside {
+        if settings.is_restored {
             self.log_restore_state(&settings);
         } else {
             self.log_mode(&settings);
         }
         if let (Some(kept), None, false) =
-            (config.node_guard, settings.planned_guard_line(), settings.stand_aside)
+            (config.node_guard, settings.planned_guard_line(), settings.is_restored)
         {
             let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
             warn!(

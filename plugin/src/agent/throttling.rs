@@ -149,15 +149,7 @@ impl ThrottleRelease {
             let throttled = match self.throttle_state(&container) {
                 Ok(Some(throttled)) => throttled,
                 Ok(None) => {
-                    // The policy has no memory.high any more that the release could exceed.
-                    if container.phase.released().is_some()
-                        && self
-                            .containers
-                            .on_current_phase(&container, UpdatePhase::end_release)
-                            .is_some()
-                    {
-                        self.queue_check(&container);
-                    }
+                    self.end_release(&container);
                     continue;
                 }
                 Err(CgroupError::Gone(_)) => continue,
@@ -190,6 +182,15 @@ impl ThrottleRelease {
             if state.is_released || state.pinned_since.is_some() {
                 self.watched.insert(container.id.clone(), state);
             }
+        }
+    }
+
+    /// Ends the release of a container whose policy has no `memory.high` any more.
+    fn end_release(&self, container: &Container) {
+        if container.phase.released().is_some()
+            && self.containers.on_current_phase(container, UpdatePhase::end_release).is_some()
+        {
+            self.queue_check(container);
         }
     }
 

@@ -400,7 +400,7 @@ impl Containers {
                 .map(|found| found.record.as_ref())
                 .map_err(|inconclusive| *inconclusive),
         });
-        let (policy, overruled) = if settings.stand_aside {
+        let (policy, overruled) = if settings.is_restored {
             (Policy::OFF, Vec::new())
         } else {
             requests::overridden(&settings.config.policy, &container.overrides)

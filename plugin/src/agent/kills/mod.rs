@@ -48,7 +48,7 @@ use crate::state::rescues::Rescues;
 const CHECK_PAUSE: Duration = Duration::from_millis(40);
 
 /// Time after which the plugin repeats its request to the runtime to set a limit, in seconds.
-const RAISE_RETRY_INTERVAL: u64 = 30;
+const RAISE_RETRY: u64 = 30;
 
 /// Time in seconds after the plugin set a deferred limit, in which the deferred limit counts as the
 /// cause of a kill.

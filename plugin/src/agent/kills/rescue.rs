@@ -8,7 +8,7 @@ use plimsoll_core::policy::rescue::{History, Rescue, RescueDecision};
 use plimsoll_core::units::{Bytes, Limit};
 use tracing::debug;
 
-use super::{RAISE_RETRY_INTERVAL, Watcher, is_due, now};
+use super::{RAISE_RETRY, Watcher, is_due, now};
 use crate::agent::reconciler::WorkItem;
 use crate::state::container::Container;
 use crate::state::rescues::is_rescue_wanted;
@@ -92,9 +92,7 @@ impl Watcher {
         if let Some(Rescue { limit, .. }) = rescued
             && container.started
             && container.limit.is_same(asked.into(), settings.node.page_size)
-            && reported
-                .raised
-                .is_none_or(|raised| now.saturating_sub(raised) >= RAISE_RETRY_INTERVAL)
+            && reported.raised.is_none_or(|raised| now.saturating_sub(raised) >= RAISE_RETRY)
         {
             // The runtime has not set the requested limit.
             self.last_reported(path, &container.name).raised = Some(now);

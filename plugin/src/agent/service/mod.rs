@@ -2,8 +2,8 @@
 //!
 //! The plugin answers events from memory. It reads the kubelet's checkpoint again if the checkpoint
 //! has changed, for at most a tenth of the runtime's request timeout. Reclaiming memory for a limit
-//! decrease may take longer (`DECREASE_BUDGET`). Invalid data about pods and containers fails no event:
-//! the plugin reports the data and ignores it.
+//! decrease may take longer (`DECREASE_BUDGET`). Invalid data about pods and containers fails no
+//! event: the plugin reports the data and ignores it.
 
 mod create;
 mod forget;

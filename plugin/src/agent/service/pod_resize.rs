@@ -42,7 +42,7 @@ impl Service {
             return Ok(());
         };
         let settings = self.state.containers.settings();
-        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
+        if settings.is_restored || settings.config.shrink == Shrink::Allow {
             return Ok(());
         }
         let overhead = u64::try_from(of_memory(overhead)).unwrap_or(0);

@@ -93,7 +93,7 @@ impl Service {
         container: &Container,
     ) -> Result<Option<Limit>, Refusal> {
         let settings = self.state.containers.settings();
-        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
+        if settings.is_restored || settings.config.shrink == Shrink::Allow {
             return Ok(None);
         }
         if settings.observes() {

@@ -120,8 +120,8 @@ pub(super) fn queue(write: impl FnOnce() + Send + 'static) {
     queue.add(Box::new(write));
 }
 
-/// Waits until the queued messages are written, for at most [`FLUSH_TIMEOUT`]. Then says on standard
-/// error if they are not.
+/// Waits until the queued messages are written, for at most [`FLUSH_TIMEOUT`]. Reports lost
+/// messages on standard error.
 pub(crate) fn flush() {
     if let Some(queue) = QUEUE.get()
         && let Some(loss) = flush_or_describe(queue, FLUSH_TIMEOUT)

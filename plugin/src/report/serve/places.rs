@@ -43,8 +43,8 @@ impl Places {
         place
     }
 
-    /// Waits until the client must leave: after [`CONNECTION_TIMEOUT`], or after [`SHARE`] if another client
-    /// waits.
+    /// Waits until the client must leave. This is after [`CONNECTION_TIMEOUT`], or after [`SHARE`]
+    /// if another client waits.
     pub(super) async fn must_leave(&self) {
         let asked_to_go = async {
             sleep(SHARE).await;

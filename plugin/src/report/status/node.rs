@@ -63,7 +63,7 @@ impl NodeStatus {
             }),
             pods_max: pods_max.ok(),
             synchronized: *synchronized.borrow(),
-            stands_aside: settings.stand_aside,
+            stands_aside: settings.is_restored,
             requests: sum(&|row| row.request.as_ref().map(|request| request.bytes)),
             limits: sum(&|row| row.desired.max.and_then(Limit::bytes)),
             unlimited: rows.iter().filter(|row| row.desired.max == Some(Limit::Max)).count(),

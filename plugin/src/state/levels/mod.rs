@@ -119,7 +119,7 @@ enum Raising {
 
 impl Raising {
     fn of(settings: &Settings) -> Self {
-        match settings.config.raise_pod_limits && !settings.stand_aside {
+        match settings.config.raise_pod_limits && !settings.is_restored {
             false => Self::Off,
             true if settings.enforces() => Self::Done,
             true => Self::Planned,
