@@ -99,7 +99,7 @@ impl Deferrals {
     ) -> Result<bool, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(true) };
         let cgroup = self.root.cgroup(path)?;
-        let Deferral { limit, since, patience } = deferral;
+        let Deferral { limit, since, timeout } = deferral;
         let page = self.containers.settings().node.page_size;
         let in_force = cgroup.read(Knob::Max)?;
         if in_force <= Limit::Bytes(limit).floor_to(page) {
@@ -116,7 +116,7 @@ impl Deferrals {
         }
         let usage = cgroup.usage_in_parts()?;
         // A plugin that no longer enforces drops the limit and reports this.
-        if now.duration_since(since) >= patience || !self.containers.settings().enforces() {
+        if now.duration_since(since) >= timeout || !self.containers.settings().enforces() {
             self.reports.report(
                 &container.into(),
                 &Incident::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }),
@@ -164,7 +164,7 @@ mod tests {
         let task =
             Deferrals::new(root, containers, decreases, Arc::default(), work, Arc::default());
         let limit = Bytes::new(100 << 20);
-        let deferral = Deferral { limit, since, patience: Duration::from_secs(60) };
+        let deferral = Deferral { limit, since, timeout: Duration::from_secs(60) };
         let container = node.containers.get("1").unwrap();
         let settled = task.try_once(&container, deferral).await.unwrap();
         (settled, todo.try_recv().ok())
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_is_given_up_after_its_patience() {
+    async fn a_limit_is_given_up_after_its_timeout() {
         let node = TestNode::new("");
         node.run("1", 200, 150);
         let since = Instant::now();

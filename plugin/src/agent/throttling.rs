@@ -165,11 +165,11 @@ impl ThrottleRelease {
             state.pinned_since = since(state.pinned_since, throttled.is_pinned());
             state.well_below_since =
                 since(state.well_below_since, state.is_released && throttled.is_well_below());
-            let patience = if state.is_released { STEP_DELAY } else { deadline };
-            let is_over = |since: Option<Instant>, patience| {
-                since.is_some_and(|since| now.duration_since(since) >= patience)
+            let delay = if state.is_released { STEP_DELAY } else { deadline };
+            let is_over = |since: Option<Instant>, delay| {
+                since.is_some_and(|since| now.duration_since(since) >= delay)
             };
-            if is_over(state.pinned_since, patience)
+            if is_over(state.pinned_since, delay)
                 && let Some((high, step)) = throttled.release(spare)
             {
                 spare = spare.saturating_sub(step);

@@ -202,8 +202,8 @@ impl Reconciler {
                 self.schedule(Duration::ZERO, WorkItem::higher_limit(container, limit));
             }
             Limit::Bytes(limit) => {
-                let patience = self.containers.settings().config.shrink_deadline;
-                self.deferred.put(&container.id, limit, patience);
+                let timeout = self.containers.settings().config.shrink_deadline;
+                self.deferred.put(&container.id, limit, timeout);
             }
             // The plugin requests no limit of this kind, so no request has followed the update.
             Limit::Max => {}
