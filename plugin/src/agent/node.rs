@@ -113,7 +113,7 @@ fn load_originals(host: &Path) -> Originals {
         warn!(
             lines = originals.unreadable(),
             "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not restore \
-             their cgroups, and fail"
+             their cgroups, and will fail"
         );
     }
     originals

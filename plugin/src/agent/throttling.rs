@@ -200,7 +200,7 @@ impl ThrottleRelease {
             && !std::mem::replace(&mut self.is_blind, true)
         {
             warn!(
-                "the kernel does not tell of memory.pressure, so nobody is released from \
+                "the kernel has no memory.pressure, so the plugin releases no container from \
                  memory.high; boot with psi=1"
             );
         }

@@ -319,8 +319,8 @@ impl Containers {
                 pod = container.pod,
                 container = container.name,
                 %error,
-                "cannot write down what containers held before; 'plimsoll restore' will not know \
-                 it after a restart. Said once"
+                "cannot store the original values of containers; 'plimsoll restore' will not \
+                 know them after a restart. Logged once"
             );
         }
     }

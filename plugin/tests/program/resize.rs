@@ -176,7 +176,7 @@ async fn without_repair_a_pods_lower_limit_stays() {
     let (node, mut daemon, mut runtime, pod) = raised(config).await;
     let lower = (150 * MIB).to_string();
     runtime.set_file(&pod.cgroup(), "memory.max", &lower);
-    daemon.says("left as another program set it").await;
+    daemon.says("so the plugin leaves the changed value").await;
     // Each new configuration makes the plugin check everything. The second request shows that the
     // first check has ended.
     for headroom in ["8Mi", "16Mi"] {
@@ -216,7 +216,7 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     daemon.says("verified").await;
     let lower = (150 * MIB).to_string();
     runtime.set_file(&pod.cgroup(), "memory.max", &lower);
-    daemon.says("left as another program set it").await;
+    daemon.says("so the plugin leaves the changed value").await;
     record_limits(&node, "300m");
     runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");

@@ -75,7 +75,7 @@ pub(super) async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
         match some.next().await {
             Ok(pod) => return pod,
             Err(error) => {
-                warn!(%error, "cannot watch for kills any longer; they are found only every \
+                warn!(%error, "cannot watch for kills any longer; the plugin finds kills only every \
                                {CHECK_INTERVAL:?}")
             }
         }

@@ -29,7 +29,10 @@ impl Reconciler {
         let is_incomplete = !problems.is_empty();
         if is_incomplete && !self.is_search_incomplete {
             let error = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            warn!(error, "cannot look for containers that the runtime did not tell of. Said once");
+            warn!(
+                error,
+                "cannot search for containers that the runtime has not reported. Logged once"
+            );
         }
         self.is_search_incomplete = is_incomplete;
         for cgroup in self.levels.reserved() {
@@ -70,8 +73,11 @@ impl Reconciler {
             Some(true) => return,
             Some(false) => _ = self.unknown_cgroups.insert(cgroup.clone(), true),
         }
-        warn!(%cgroup, "the runtime has not told of what is in this cgroup; asking it for \
-                        everything anew");
+        warn!(
+            %cgroup,
+            "the runtime has not reported the container in this cgroup; the plugin reconnects \
+             to the runtime"
+        );
         self.runtime.reconnect();
     }
 
@@ -83,9 +89,9 @@ impl Reconciler {
         if is_named && self.is_gone(&cgroup) && self.missing_reserved.insert(cgroup.clone()) {
             warn!(
                 %cgroup,
-                "systemReservedCgroup or kubeReservedCgroup names a cgroup that is not there: \
-                 nothing protects what it should hold. Name the cgroup in which the services are. \
-                 Said once"
+                "systemReservedCgroup or kubeReservedCgroup names a cgroup that does not exist, \
+                 so the plugin cannot protect its services; name the cgroup that contains the \
+                 services. Logged once"
             );
         }
     }

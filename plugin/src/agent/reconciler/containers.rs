@@ -283,7 +283,11 @@ impl Reconciler {
         let is_stored = container.phase.has_stored(&comparison.desired_state.stored_values());
         if is_stored && !self.containers.settings().config.repair {
             let Container { pod, name, .. } = container.as_ref();
-            debug!(pod, container = name, "left as another program set it");
+            debug!(
+                pod,
+                container = name,
+                "repair is false, so the plugin leaves the changed value"
+            );
             return None;
         }
         // The runtime's writes for its client are not foreign.

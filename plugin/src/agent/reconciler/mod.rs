@@ -140,8 +140,8 @@ impl Reconciler {
         let SharedState { containers, levels, root, deferred, .. } = state;
         let watch = Watch::new()
             .inspect_err(|error| {
-                warn!(%error, "cannot watch cgroups; what others change is found only every \
-                               {CHECK_INTERVAL:?}");
+                warn!(%error, "cannot watch cgroups; the plugin finds changes by other programs \
+                               only every {CHECK_INTERVAL:?}");
             })
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
@@ -300,7 +300,7 @@ impl Reconciler {
         // Remove drop-ins of pods that ended while the plugin did not watch.
         match systemd::drop_ins(self.root.host()) {
             Ok(left) => left.iter().for_each(|cgroup| self.remove_drop_ins(cgroup)),
-            Err(error) => debug!(%error, "cannot look for drop-ins of pods that are gone"),
+            Err(error) => debug!(%error, "cannot search for drop-ins of pods that are gone"),
         }
         give_memory_back();
     }

@@ -44,10 +44,10 @@ impl Reconciler {
                     effective_min = protection.min.quantity(),
                     effective_low = protection.low.quantity(),
                     %standing,
-                    "what is written does not protect: a cgroup above has less"
+                    "the protection of the cgroup has no effect: a cgroup above provides less"
                 );
             } else if before.is_some_and(|before| before != standing) {
-                debug!(pod, container, %cgroup, %standing, "standing");
+                debug!(pod, container, %cgroup, %standing, "the effect of the protection has changed");
             }
         }
     }

@@ -98,7 +98,8 @@ impl Updater {
             // Meanwhile memory.high keeps the container from growing.
             if is_decrease && since.elapsed() >= DECREASE_TIMEOUT {
                 return Err(SendError::Failed(format!(
-                    "it was not quiet for {QUIET:?} within {DECREASE_TIMEOUT:?}; trying again later"
+                    "the runtime was not quiet for {QUIET:?} within {DECREASE_TIMEOUT:?}; the plugin \
+                     tries again later"
                 )));
             }
             if since.elapsed() >= VALUES_TIMEOUT {
@@ -159,7 +160,8 @@ impl BatchResult {
         debug!(
             pod,
             container = name,
-            "the runtime was not quiet for {QUIET:?} within {VALUES_TIMEOUT:?}; not asking it"
+            "the runtime was not quiet for {QUIET:?} within {VALUES_TIMEOUT:?}; the plugin does \
+             not send the request"
         );
         self.rejected.insert(id.clone());
         self.busy.insert(id.clone());

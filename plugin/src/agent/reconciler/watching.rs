@@ -32,8 +32,8 @@ impl Reconciler {
             Some(CgroupChange::Overflow) => self.check_everything(due),
             None => {
                 warn!(
-                    "cannot watch cgroups any longer; what others change is found only every \
-                     {CHECK_INTERVAL:?}"
+                    "cannot watch cgroups any longer; the plugin finds changes by other programs \
+                     only every {CHECK_INTERVAL:?}"
                 );
                 self.watch = None;
             }

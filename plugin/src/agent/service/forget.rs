@@ -66,7 +66,7 @@ impl Service {
                 pod = older.pod,
                 container = older.name,
                 id = older.id,
-                "another one has taken its place"
+                "a newer container has replaced this container"
             );
             self.forget(&older.id);
         }

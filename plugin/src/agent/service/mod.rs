@@ -111,9 +111,8 @@ impl Service {
         });
         if timeout(budget, told).await.is_err() {
             warn!(
-                "the node's settings were not read within {budget:?}; the plugin goes on with the \
-                 former ones until they are. See whether the file system of the kubelet's \
-                 directory answers"
+                "the plugin has not read the node's settings within {budget:?}, and uses the \
+                 former settings until then; check the file system of the kubelet's directory"
             );
         }
     }

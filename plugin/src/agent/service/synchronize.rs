@@ -34,7 +34,7 @@ impl Service {
                 warn!(
                     container = container.id,
                     pod = container.pod_sandbox_id,
-                    "the runtime told of no such pod"
+                    "the runtime has not reported the pod of this container"
                 );
                 return None;
             };

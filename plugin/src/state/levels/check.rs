@@ -133,8 +133,8 @@ fn decide(
     let is_foreign =
         believed.is_some_and(|before| before.inode == inode && before.get(*knob) == *to);
     if state.leaves_changes && is_foreign {
-        debug!(%cgroup, knob = knob.file_name(), observed = %from, "left as another program set \
-            it");
+        debug!(%cgroup, knob = knob.file_name(), observed = %from, "repair is false, so the \
+            plugin leaves the changed value");
         state.left.insert(key, (inode, *to));
         return FileDecision::Leave;
     }

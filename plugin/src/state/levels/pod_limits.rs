@@ -229,7 +229,12 @@ impl Levels {
         if state.leaves_changes {
             let inode = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()).unwrap_or_default();
             if is_lowered {
-                debug!(cgroup = %pod, knob = file.1, desired, "left as another program set it");
+                debug!(
+                    cgroup = %pod,
+                    knob = file.1,
+                    desired,
+                    "repair is false, so the plugin leaves the changed value"
+                );
                 state.left_limits.insert(file.clone(), (inode, desired));
             }
             let is_left = state.left_limits.get(&file) == Some(&(inode, desired));
