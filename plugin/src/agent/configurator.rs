@@ -29,7 +29,7 @@ pub struct Configurator {
     work: mpsc::UnboundedSender<WorkItem>,
     host: PathBuf,
     on_config: OnConfig,
-    /// The brake's record, as long as its file could not be written. The lock also serializes
+    /// The brake's record, if the plugin could not write its file yet. The lock also serializes
     /// changes of the settings. The holder may read and write files, so the event loop never takes
     /// this lock.
     unstored: Mutex<Option<brake::Record>>,

@@ -5,8 +5,8 @@
 //! plugin's last check and the runtime's write. Finally the plugin checks the usage.
 //!
 //! None of these steps OOM-kills a process, whatever the result. Setting `memory.max` below the
-//! usage does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"). Neither runc nor
-//! containerd checks the usage before.
+//! usage does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"). runc and containerd
+//! do not check the usage before.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,7 @@ use crate::{in_own_thread, lock};
 /// written back dirty pages.
 const RECLAIM_STEP: Bytes = Bytes::new(16 << 20);
 
-/// Time after the deadline in which the plugin still waits for an attempt.
+/// Time after the deadline for which the plugin still waits for the result of an attempt.
 const LAST_CHECK_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Result of the preparation of a cgroup for a lower limit.
@@ -94,7 +94,7 @@ impl LimitDecreases {
         let (Limit::Bytes(limit), Some(path)) = (container.limit, &container.cgroup) else {
             return Ok(DecreaseResult::NoDecrease);
         };
-        // A container that is not running has no process to lose.
+        // A container without a cgroup has no process that a lower limit could kill.
         let Ok(cgroup) = self.root.cgroup(path) else { return Ok(DecreaseResult::NoDecrease) };
         let in_force = match cgroup.read(Knob::Max) {
             Ok(in_force) if in_force > container.limit => in_force,
@@ -202,15 +202,15 @@ impl LimitDecreases {
         let Some(attempt) = Attempt::begin(&self.under_way, id) else {
             return Ok(DecreaseResult::Busy { in_force });
         };
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         // Use a separate thread, as `prepare_cgroup` below does.
         in_own_thread("pod-decrease", move || {
             // The receiver may have stopped waiting. The attempt travels with the result, so that
             // it has ended when the next attempt can begin.
-            let _ = tell.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
+            let _ = sender.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
         });
         // Whatever the result of the reclaim, the usage decides.
-        let _ = tokio::time::timeout(budget + LAST_CHECK_TIMEOUT, told).await;
+        let _ = tokio::time::timeout(budget + LAST_CHECK_TIMEOUT, receiver).await;
         let usage = self.root.cgroup(pod)?.usage_in_parts()?;
         Ok(match resize::fits(most, &usage) {
             DecreaseCheck::Fits => DecreaseResult::Prepared,
@@ -254,7 +254,7 @@ async fn prepare_cgroup(
     attempt: Attempt,
 ) -> Result<Preparation, CgroupError> {
     let cgroup = Arc::new(cgroup);
-    let (tell, mut told) = oneshot::channel();
+    let (sender, mut receiver) = oneshot::channel();
     let working = cgroup.clone();
     // Use a separate thread: there are few threads for blocking work, and the kernel may take long.
     in_own_thread("decrease", move || {
@@ -264,16 +264,16 @@ async fn prepare_cgroup(
         }
         // The attempt travels with the result, so that it has ended when the next attempt can
         // begin.
-        if let Err((Ok(Preparation::Done), _attempt)) = tell.send((preparation, attempt)) {
+        if let Err((Ok(Preparation::Done), _attempt)) = sender.send((preparation, attempt)) {
             // The receiver has stopped waiting, so the runtime will not set the limit.
             restore_high(&working, high);
         }
     });
     // Wait a little beyond the deadline, for the last check of the usage.
     let patience = deadline.saturating_duration_since(Instant::now()) + LAST_CHECK_TIMEOUT;
-    let in_time = tokio::time::timeout(patience, &mut told).await;
-    told.close();
-    match in_time.map_or_else(|_| told.try_recv().ok(), Result::ok) {
+    let in_time = tokio::time::timeout(patience, &mut receiver).await;
+    receiver.close();
+    match in_time.map_or_else(|_| receiver.try_recv().ok(), Result::ok) {
         Some((preparation, _attempt)) => preparation,
         None => Ok(Preparation::WouldKill(cgroup.usage_in_parts()?)),
     }

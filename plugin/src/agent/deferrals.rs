@@ -1,9 +1,9 @@
 //! Deferred limit decreases, which the plugin retries in the background (`shrink: defer`).
 //!
-//! The plugin does nothing to a container while the limit is out of reach, or while the container
-//! already stalls on memory. Otherwise each pass reclaims memory for up to three tenths of a
-//! second. There is about one pass per second. Once the usage fits, the plugin asks the runtime to
-//! set the limit. The limit counts as applied when it was read back.
+//! The plugin makes about one pass per second. In each pass it reclaims memory of each container
+//! for up to three tenths of a second. The plugin skips a container whose limit is out of reach,
+//! and a container that already stalls on memory. Once the usage fits, the plugin requests the
+//! limit from the runtime. The limit counts as applied once the plugin has read it back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for one attempt to prepare a container's limit decrease.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Time after which the plugin asks the runtime again for a limit that is not set.
+/// Time after which the plugin repeats a request for a limit that the runtime has not set.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The task that retries deferred limit decreases.
@@ -91,7 +91,7 @@ impl Deferrals {
         }
     }
 
-    /// Tries the limit once. Returns whether the limit is settled.
+    /// Tries once to apply a deferred limit. Returns whether the limit needs no further try.
     async fn try_once(
         &self,
         container: &Container,
@@ -115,7 +115,7 @@ impl Deferrals {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        // A plugin that no longer enforces drops the limit and reports this.
+        // Outside enforce mode, the plugin gives up the limit and reports this.
         if now.duration_since(since) >= timeout || !self.containers.settings().enforces() {
             self.reports.report(
                 &container.into(),

@@ -115,7 +115,7 @@ struct State {
     /// Waiting limit that the plugin has reported, and the time of the next attempt.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
-    /// Whether the log has reported that the node has no cgroup of the system to protect.
+    /// Whether the log has reported that the node has no system.slice to protect.
     is_half: bool,
 }
 
@@ -161,11 +161,11 @@ impl Guard {
                 }
                 continue;
             }
-            self.look_for_the_system(&mut state);
+            self.warn_if_system_is_missing(&mut state);
             // Watch the cgroup before the check, so that no write is missed in between. Add the
             // watch on each pass, because kubepods may be another cgroup now.
             watched = self.watch(watched);
-            let again = match self.look(&mut state, written).await {
+            let again = match self.step(&mut state, written).await {
                 Ok(again) => {
                     state.is_failing = false;
                     again
@@ -197,9 +197,9 @@ impl Guard {
             .filter(|_| matches!(is_restored(&self.host), Ok(false)))
     }
 
-    /// Warns once if the node has no cgroup of the system to protect, so that half of the guard is
-    /// missing.
-    fn look_for_the_system(&self, state: &mut State) {
+    /// Warns once if the node has no system.slice, because the guard then protects no memory of the
+    /// system.
+    fn warn_if_system_is_missing(&self, state: &mut State) {
         let settings = self.containers.settings();
         let system = CgroupPath::system_slice();
         let is_wanted = settings.config.reserved.is_empty() && settings.guard_line().is_some();
@@ -226,9 +226,9 @@ impl Guard {
         watch.inspect_err(|error| debug!(%error, "cannot watch kubepods")).ok()
     }
 
-    /// Does the next action. `written` is true if inotify has reported a write to the file. Returns
-    /// the delay before the next call.
-    async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
+    /// Takes the next step. `written` is true if inotify has reported a write to `memory.max`.
+    /// Returns the delay before the next call.
+    async fn step(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
         let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(CHECK_INTERVAL) };
         let inode = cgroup.inode()?;
         if let Some(record) = &state.record
@@ -262,7 +262,7 @@ impl Guard {
     }
 
     /// Sets the guard limit if a change is due. `before` is the value without the guard. Returns
-    /// the delay before the next call of `look`.
+    /// the delay before the next step.
     async fn set_limit(
         &self,
         state: &mut State,
@@ -301,7 +301,7 @@ impl Guard {
         }
         state.waits = None;
         let record = GuardRecord { lines: vec![line], ..record };
-        self.complain(guard_record::store(&record, &self.host));
+        self.log_failure(guard_record::store(&record, &self.host));
         (state.record, state.is_unsure) = (Some(record), false);
         self.levels.make_limits_last(&path);
         let incident = if was_set {
@@ -354,8 +354,8 @@ impl Guard {
         }
     }
 
-    /// Restores `memory.max` of the former kubepods if this cgroup still exists, because kubepods
-    /// is another cgroup now.
+    /// Restores `memory.max` of the former kubepods if its cgroup still exists. The node has
+    /// another kubepods now.
     fn restore_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
         let restore = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
@@ -379,7 +379,7 @@ impl Guard {
         observed: Limit,
         record: GuardRecord,
     ) -> Result<SetResult, CgroupError> {
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
         // Use a separate thread. There are few threads for blocking work, and the kernel may need a
         // long time.
@@ -395,13 +395,13 @@ impl Guard {
                 }
                 // Store the record before the write, so that a restarted plugin can undo the write
                 // after a crash.
-                guard.complain(guard_record::store(&record, &guard.host));
+                guard.log_failure(guard_record::store(&record, &guard.host));
                 cgroup.write(Knob::Max, line.into())?;
                 let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
                 Ok(if is_set { SetResult::Set } else { SetResult::Overwritten })
             };
             // The receiver is gone when the program ends.
-            let _ = tell.send(set());
+            let _ = sender.send(set());
         });
         let failed = |error| CgroupError::Io {
             path: path.clone(),
@@ -409,16 +409,16 @@ impl Guard {
             error,
         };
         thread.map_err(failed)?;
-        told.await.map_err(|_| failed(io::Error::other("the thread has ended")))?
+        receiver.await.map_err(|_| failed(io::Error::other("the thread has ended")))?
     }
 
     fn forget(&self, state: &mut State) {
         if state.record.take().is_some() {
-            self.complain(guard_record::remove(&self.host));
+            self.log_failure(guard_record::remove(&self.host));
         }
     }
 
-    fn complain(&self, result: io::Result<()>) {
+    fn log_failure(&self, result: io::Result<()>) {
         if let Err(error) = result {
             let file = guard_record::file(&self.host);
             warn!(

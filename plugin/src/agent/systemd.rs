@@ -89,7 +89,7 @@ impl Queue {
 }
 
 /// Result of a call to systemd about a cgroup.
-type Called = (CgroupPath, PersistentValues, Result<Persistence, SystemdError>);
+type CallResult = (CgroupPath, PersistentValues, Result<Persistence, SystemdError>);
 
 async fn call(
     levels: &Levels,
@@ -97,7 +97,7 @@ async fn call(
     systemd: &Systemd,
     cgroup: CgroupPath,
     values: PersistentValues,
-) -> Called {
+) -> CallResult {
     let values = levels.begin_call(&cgroup, values);
     let result = match root.cgroup(&cgroup) {
         Ok(open) => systemd.set(&open, values.protection, values.raise.is_some()).await,
@@ -131,7 +131,7 @@ fn handle(
                 );
             }
             failing.insert(cgroup.clone());
-            again(error)
+            retry_delay(error)
         }
     }
 }
@@ -145,7 +145,7 @@ async fn until(at: Option<Instant>) {
 }
 
 /// Returns the delay before the next try of a failed call. Returns `None` if a retry is useless.
-fn again(error: &SystemdError) -> Option<Duration> {
+fn retry_delay(error: &SystemdError) -> Option<Duration> {
     match error {
         SystemdError::Paused { pause, .. } => Some(*pause),
         SystemdError::Connect { .. } | SystemdError::Timeout { .. } | SystemdError::Lost { .. } => {

@@ -39,7 +39,7 @@ const RESTORE_FACTOR: u32 = 2;
 /// Divisor for the memory that must stay available: one twentieth of all memory.
 const SPARE_DIVISOR: u64 = 20;
 
-/// The task that releases containers.
+/// The task that raises `memory.high` of stalled containers (`throttleDeadline`).
 #[derive(Debug)]
 pub struct ThrottleRelease {
     containers: Arc<Containers>,
@@ -49,7 +49,7 @@ pub struct ThrottleRelease {
     /// Last `high` counts from the `memory.events` of kubepods and pods.
     events: HashMap<CgroupPath, u64>,
     watched: HashMap<String, Watched>,
-    /// Whether the log has said that the kernel has no `memory.pressure`.
+    /// Whether the log has reported that the kernel has no `memory.pressure`.
     is_blind: bool,
 }
 
@@ -260,7 +260,7 @@ impl ThrottleRelease {
         let line = HighChange { desired, observed, usage, stalled };
         let what =
             if released.is_some() { Incident::Released(line) } else { Incident::PutBack(line) };
-        // An update of the user may have come meanwhile.
+        // The user may have updated the container meanwhile.
         let set = |phase: &mut UpdatePhase| match released {
             Some(high) => phase.release(high),
             None => phase.end_release(),

@@ -39,8 +39,8 @@ pub struct Containers {
     insertions: AtomicU64,
     /// Number of updates so far.
     updates: AtomicU64,
-    /// Whether a failure to record original values was already reported.
-    has_complained: AtomicBool,
+    /// Whether the log has reported a failure to store original values.
+    has_logged_failure: AtomicBool,
     traffic: Arc<Mutex<Traffic>>,
 }
 
@@ -89,7 +89,7 @@ impl Containers {
             originals,
             insertions: AtomicU64::new(1),
             updates: AtomicU64::new(0),
-            has_complained: AtomicBool::default(),
+            has_logged_failure: AtomicBool::default(),
             traffic: Arc::default(),
         }
     }
@@ -238,7 +238,7 @@ impl Containers {
         };
         let original = self.on_phase(&container.id, begin).flatten()?;
         let result = lock(&self.originals).begin_decrease(&container.id, original);
-        self.complain(container, result);
+        self.log_failure(container, result);
         Some(original)
     }
 
@@ -249,7 +249,7 @@ impl Containers {
         let settled = self.on_current_phase(container, |phase| phase.settle(values));
         if settled.is_some() && container.phase.original_high().is_some() {
             let result = lock(&self.originals).end_decrease(&container.id);
-            self.complain(container, result);
+            self.log_failure(container, result);
         }
         settled.unwrap_or(false)
     }
@@ -302,18 +302,18 @@ impl Containers {
     pub fn remember(&self, container: &Container, before: Values) {
         let result =
             lock(&self.originals).remember(Target::Container(container.id.clone()), before);
-        self.complain(container, result);
+        self.log_failure(container, result);
     }
 
     /// Records that a container has its original values again and is unmanaged.
     pub fn restored(&self, container: &Container) {
         let result = lock(&self.originals).restored(&Target::Container(container.id.clone()));
-        self.complain(container, result);
+        self.log_failure(container, result);
     }
 
-    fn complain(&self, container: &Container, result: io::Result<()>) {
+    fn log_failure(&self, container: &Container, result: io::Result<()>) {
         if let Err(error) = result
-            && !self.has_complained.swap(true, Ordering::Relaxed)
+            && !self.has_logged_failure.swap(true, Ordering::Relaxed)
         {
             warn!(
                 pod = container.pod,
@@ -348,7 +348,7 @@ impl Containers {
         lock(&self.known).last_limits.get(sandbox)?.get(name).copied()
     }
 
-    /// Returns whether each of these names is the name of a container that this sandbox has or had.
+    /// Returns whether the sandbox has or had a container with each of these names.
     pub fn knows_names<'n>(&self, sandbox: &str, mut names: impl Iterator<Item = &'n str>) -> bool {
         let known = lock(&self.known);
         let last_limits = known.last_limits.get(sandbox);
@@ -370,8 +370,8 @@ impl Containers {
         self.records.wait(&container.uid, &container.name, container.moment)
     }
 
-    /// Returns the desired state of a container, given the kubelet's record of it. While the plugin
-    /// does not act, the original values are desired.
+    /// Returns the desired state of a container, given the kubelet's record of it. Outside enforce
+    /// mode, the original values are desired.
     pub fn decide(&self, container: &Container, recorded: &RecordSearch) -> DesiredState {
         let planned = self.plan(container, recorded);
         let settings = self.settings();
@@ -383,8 +383,8 @@ impl Containers {
         DesiredState { desired, ..planned }
     }
 
-    /// Returns the desired state of a container by the node's policy, whether the plugin acts or
-    /// not.
+    /// Returns the desired state that a container has or would have in enforce mode, by the node's
+    /// policy.
     pub fn plan(&self, container: &Container, recorded: &RecordSearch) -> DesiredState {
         let settings = self.settings();
         let resolution = requests::resolve(&RequestFacts {

@@ -1,5 +1,5 @@
-//! A container with everything that follows from an event: its desired values, what the cgroups
-//! above it need, and the incidents to report.
+//! Result of an event for one container: its desired state, evidence about the limits of its pod,
+//! and the incidents to report.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::state::containers::Containers;
 use crate::state::levels::Levels;
 use crate::state::pod_view::PodView;
 
-/// A container with everything that follows from an event. [`Levels::apply`] writes the cgroups
+/// Result of an event for one container. [`Levels::apply`] writes the cgroups
 /// above it. The runtime or the reconcile task writes its own values.
 #[derive(Debug)]
 pub struct Resolved {
@@ -29,7 +29,7 @@ pub struct Resolved {
 }
 
 impl Containers {
-    /// Decides everything that follows from an event about a container.
+    /// Computes the result of an event for a container.
     ///
     /// `former` is the last limits of this container, or of its predecessor with the same name.
     /// `record` is the kubelet's record. `is_alive` says whether another container of the pod has
@@ -85,8 +85,8 @@ impl Containers {
 }
 
 impl Levels {
-    /// Writes what a container needs to the cgroups above it, before the runtime writes the
-    /// container's values. Returns the incidents, which the caller reports.
+    /// Writes the values that a container needs to the cgroups above it. The runtime writes the
+    /// container's own values later. Returns the incidents, which the caller reports.
     ///
     /// The pod's limits are raised first, because a lower pod limit would make the container's
     /// limits useless. Then the cgroups above reserve the larger of the old and new claim until the

@@ -31,7 +31,7 @@ pub const RESTORE_MARKER: &str = "run/plimsoll/restored";
 ///
 /// # Errors
 ///
-/// Fails if the plugin cannot find out whether the file exists.
+/// Fails if the plugin cannot determine whether the file exists.
 pub fn is_restored(host: &Path) -> io::Result<bool> {
     match host.join(RESTORE_MARKER).try_exists() {
         // A parent of the marker file is no directory, so the marker file does not exist.
@@ -151,7 +151,7 @@ impl Settings {
         });
         let brake = match brake::Record::load(host) {
             Ok(record) => record.map(|record| record.to_string()),
-            // If the record is unreadable, set no values.
+            // Set no values if the record is unreadable.
             Err(error) => {
                 Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE))
             }

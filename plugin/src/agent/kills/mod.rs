@@ -2,12 +2,12 @@
 //! container by name, across new IDs and restarts of the plugin. With `oomRescue`, the plugin
 //! raises the limit of a container that is OOM-killed repeatedly.
 //!
-//! A pod's `memory.events` counts the kills of its containers and outlives them. Each change
-//! triggers inotify. The containers' own files show which container was killed. The runtime removes
-//! these files after the end of the container. So the plugin reads them when inotify reports a
-//! change, and before it forgets a container. The kernel first counts in the container, then in its
-//! ancestor cgroups. With `memory.oom.group`, it counts the killed processes one by one. The plugin
-//! may therefore read only a part of a kill's counts.
+//! A pod's `memory.events` counts the kills of the pod's containers, and outlives the containers.
+//! inotify reports each change of the file. The containers' own files show which container was
+//! killed. The runtime removes these files after the end of the container. So the plugin reads them
+//! when inotify reports a change, and before it forgets a container. The kernel first counts in the
+//! container, then in its ancestor cgroups. With `memory.oom.group`, the kernel counts the killed
+//! processes one by one. The plugin may therefore read only a part of a kill's counts.
 //!
 //! One task counts kills and raises limits. Event handlers read its results from memory. The task
 //! stores the counts under `/run`, so a reboot removes both the counts and the cgroups.
@@ -50,8 +50,8 @@ const CHECK_PAUSE: Duration = Duration::from_millis(40);
 /// Time after which the plugin repeats its request to the runtime to set a limit, in seconds.
 const RAISE_RETRY: u64 = 30;
 
-/// Time in seconds after the plugin set a deferred limit, in which the deferred limit counts as the
-/// cause of a kill.
+/// Time in seconds after the plugin has set a deferred limit. A kill within this time counts as a
+/// kill by the deferred limit.
 const DECREASE_KILL_WINDOW: u64 = 60;
 
 /// Minimum time between two reports about a container, in seconds.
@@ -317,8 +317,8 @@ impl Watcher {
             self.store();
         }
         due.entry(path.clone()).or_default();
-        // The task may not have read the last kill of an earlier container with this name before it
-        // forgot the earlier container.
+        // The last kill of an earlier container with this name may have made a raise due. The task
+        // may have read this kill only after it forgot the earlier container.
         self.raise_if_due(path, container);
     }
 

@@ -57,7 +57,7 @@ impl Watcher {
         }
         let free = self.free(container);
         let page = settings.node.page_size;
-        // Judge a copy of the history, so that the plugin does not store the decision.
+        // Decide with a copy of the history, so that the plugin does not store the decision.
         let what =
             match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
                 RescueDecision::NotYet => return,

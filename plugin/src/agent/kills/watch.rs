@@ -75,8 +75,8 @@ pub(super) async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
         match some.next().await {
             Ok(pod) => return pod,
             Err(error) => {
-                warn!(%error, "cannot watch for kills any longer; the plugin finds kills only every \
-                               {CHECK_INTERVAL:?}")
+                warn!(%error, "cannot watch for kills any longer; the plugin finds kills only \
+                               every {CHECK_INTERVAL:?}")
             }
         }
         *wakes = None;

@@ -1,4 +1,5 @@
-//! Searches the tree for containers and reserved cgroups that the plugin does not know.
+//! Searches the cgroup tree for containers that the runtime has not reported, and for missing
+//! reserved cgroups.
 
 use plimsoll_core::pod::{CgroupPath, PodCgroup};
 use plimsoll_core::units::Bytes;
@@ -15,9 +16,8 @@ fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
 }
 
 impl Reconciler {
-    /// Searches the tree for containers that the runtime has not reported. The runtime may be about
-    /// to report such a container, or its cgroup may be about to go. Therefore it is inspected
-    /// after a delay.
+    /// Searches the cgroup tree for containers that the runtime has not reported. Inspects each one
+    /// after a delay, because the runtime may report the container or remove its cgroup soon.
     pub(super) fn find_unknown_cgroups(&mut self) {
         let CgroupSearch { found, problems } =
             kubepods::containers(&self.root, self.levels.kubepods());
@@ -37,7 +37,7 @@ impl Reconciler {
         self.is_search_incomplete = is_incomplete;
         for cgroup in self.levels.reserved() {
             if !self.missing_reserved.contains(&cgroup) && self.is_gone(&cgroup) {
-                // The kubelet may make the cgroup soon, because it starts after the runtime.
+                // The kubelet may create the cgroup soon, because it starts after the runtime.
                 self.schedule(UNKNOWN_CGROUP_DELAY, WorkItem::UnknownCgroup(cgroup));
             }
         }
@@ -46,14 +46,15 @@ impl Reconciler {
         self.missing_reserved = missing;
     }
 
-    /// Inspects a cgroup. If the runtime has not reported its content, the plugin requests a new
-    /// synchronization. It does so once per cgroup.
+    /// Inspects a cgroup. If the runtime has not reported the container in it, the plugin
+    /// reconnects to the runtime, which then reports all containers. The plugin reconnects only
+    /// once per cgroup.
     pub(super) fn inspect_unknown_cgroup(&mut self, cgroup: CgroupPath) {
         if self.levels.is_reserved(&cgroup) {
             return self.warn_missing_reserved(cgroup);
         }
         if PodCgroup::parse(cgroup.as_str()).is_some() {
-            // The cgroup of a pod, which was not watched until now.
+            // The plugin has not watched the cgroup of this pod until now.
             for child in children(&self.root, &cgroup) {
                 self.inspect_unknown_cgroup(child);
             }
@@ -63,7 +64,8 @@ impl Reconciler {
         if !of_pod || self.is_known(&cgroup) || !self.is_in_use(&cgroup) {
             return;
         }
-        // The cgroup may be about to go, and the runtime may have reported its end already.
+        // The runtime may have reported the end of the container, and may be about to remove the
+        // cgroup.
         match self.unknown_cgroups.get(&cgroup) {
             None => {
                 self.unknown_cgroups.insert(cgroup.clone(), false);
@@ -81,8 +83,8 @@ impl Reconciler {
         self.runtime.reconnect();
     }
 
-    /// Warns once that a reserved cgroup does not exist, so that nothing protects the services in
-    /// question.
+    /// Warns once that a reserved cgroup does not exist, so that the plugin cannot protect its
+    /// services.
     pub(super) fn warn_missing_reserved(&mut self, cgroup: CgroupPath) {
         // The guard itself warns about the cgroup that it chose.
         let is_named = !self.containers.settings().config.reserved.is_empty();

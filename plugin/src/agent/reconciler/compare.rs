@@ -45,7 +45,8 @@ pub struct LimitsInForce {
     pub memory: Limit,
     /// `cpu.max`.
     pub cpu: CpuMax,
-    /// `cpu.weight`; `None` unless an update was just made, and without the CPU controller.
+    /// `cpu.weight`. `None` without the CPU controller, or if the runtime has not just applied an
+    /// update.
     pub weight: Option<u64>,
     /// `memory.swap.max`, if it is limited.
     pub swap_max: Option<Bytes>,
@@ -79,8 +80,8 @@ pub fn compare(
     let desired_state = if in_force.is_same(container.limit, page) {
         containers.decide(container, &record)
     } else {
-        // An announced update has failed, or an update was not announced. The kernel's value
-        // counts.
+        // The announced update has failed, or the runtime has applied an update without announcing
+        // it. Use the limit that the kernel enforces.
         containers.decide(&Container { limit: in_force, ..container.clone() }, &record)
     };
     let mut writes = Vec::new();
@@ -92,13 +93,13 @@ pub fn compare(
             writes.push(Write { knob, observed, desired });
         }
     }
-    // Values that the policy leaves alone also protect.
+    // A file that the policy leaves alone also protects the container.
     let claim = desired_state.desired.claim.unwrap_or(held.protection());
     // Without swap accounting there is no swap limit to lose.
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
     // Without the CPU controller there is no CPU limit.
     let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
-    // The weight is compared only with an update.
+    // The plugin compares the weight only after an update.
     let is_applied = container.phase.result() == Some(UpdateResult::Applied);
     let weight = if is_applied { cgroup.cpu_weight().ok() } else { None };
     let in_force = LimitsInForce { memory: in_force, cpu, weight, swap_max };

@@ -67,7 +67,7 @@ impl Reconciler {
                 }
                 Err(CgroupError::Gone(_)) => {
                     if let Some(cgroup) = &container.cgroup {
-                        // There was nothing to watch yet.
+                        // The cgroup does not exist yet, so there is nothing to watch.
                         self.unwatch(cgroup);
                     }
                     self.claim_without_cgroup(&container);
@@ -125,7 +125,7 @@ impl Reconciler {
         self.repair(container, comparison, touched, enforces)
     }
 
-    /// Sets a container's claim unless a newer event has its own.
+    /// Sets a container's claim unless a newer event has changed the container.
     fn set_claim(&self, container: &Container, claim: Protection) {
         if let Some(place) = &container.place {
             let is_current = || self.containers.is_current(container);
@@ -133,9 +133,9 @@ impl Reconciler {
         }
     }
 
-    /// Checks whether an update that the runtime reported as made has taken effect. After a failed
-    /// or unconfirmed update, the plugin adopts the limits in force. It does not ask for the update
-    /// again, because a late limit decrease may kill.
+    /// Checks whether an update that the runtime reported as applied has taken effect. After a
+    /// failed or unconfirmed update, the plugin adopts the limits in force. The plugin does not
+    /// request the update again, because a late limit decrease may cause an OOM kill.
     pub(super) fn limits_read_back(&mut self, container: &Container, in_force: LimitsInForce) {
         let page = self.containers.settings().node.page_size;
         let LimitsInForce { memory, cpu, weight, swap_max } = in_force;
@@ -177,7 +177,7 @@ impl Reconciler {
                 self.reports
                     .report(&container.into(), &Incident::NotResized { knob, desired, observed });
             }
-            // A deferred limit decrease is counted as deferred.
+            // The metrics count a deferred limit decrease as deferred, not as applied.
             let outcome = if is_made { Outcome::Applied } else { Outcome::Failed };
             if !is_made || container.limit <= container.asked {
                 self.reports.metrics.resized(outcome);
@@ -205,13 +205,14 @@ impl Reconciler {
                 let timeout = self.containers.settings().config.shrink_deadline;
                 self.deferred.put(&container.id, limit, timeout);
             }
-            // The plugin requests no limit of this kind, so no request has followed the update.
+            // The plugin never requests an unlimited memory.max, so no request has followed the
+            // update.
             Limit::Max => {}
         }
     }
 
-    /// Handles a container that is unmanaged and has its original values. Sends these values to the
-    /// runtime once, then forgets the container.
+    /// Handles an unmanaged container whose files hold their original values. Sends these values to
+    /// the runtime once, then forgets the original values.
     fn unmanage(
         &mut self,
         container: &Arc<Container>,
@@ -248,7 +249,8 @@ impl Reconciler {
         if begun && let Some(LimitsInForce { memory, .. }) = comparison.in_force {
             writes.push(Write { knob: Knob::Max, observed: memory, desired: memory });
         }
-        // A repair after the runtime's own write is not counted, but it is also a first attempt.
+        // The history does not count a repair after the runtime's own write. This repair is attempt
+        // 1.
         let attempt = self.contention.repairs(&container.id).max(1);
         Some(PendingUpdate {
             container: self.containers.get(&container.id)?,
@@ -290,19 +292,20 @@ impl Reconciler {
             );
             return None;
         }
-        // The runtime's writes for its client are not foreign.
+        // A write of the runtime for its client is no change by another program.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
         let desired = comparison.desired_state.values();
         let now = std::time::Instant::now();
         match self.contention.judge(container.id.clone(), desired, touched, now) {
-            // The runtime and systemd hold the values already. Only the files were changed, so
-            // write only the files.
+            // The runtime and systemd already store the desired values. Another program changed
+            // only the files, so write only the files.
             RepairDecision::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
                 self.write_files(container, comparison.writes, is_foreign);
             }
             RepairDecision::Repair => {
                 if let Some(place) = &container.place {
-                    // The current values count until the container has the new ones.
+                    // Reserve the larger of the current and the new claim until the container has
+                    // the new values.
                     let claim = comparison.claim.max(comparison.held.protection());
                     let is_current = || self.containers.is_current(container);
                     self.levels.claim_at_least_if(place, &container.id, claim, is_current);
@@ -325,7 +328,8 @@ impl Reconciler {
         None
     }
 
-    /// Repairs a container through the runtime, or directly if the runtime would lower the limit.
+    /// Repairs a container through the runtime. Writes the files directly if the runtime would
+    /// lower the memory limit.
     fn repair_in_runtime(
         &mut self,
         container: &Arc<Container>,
@@ -343,8 +347,8 @@ impl Reconciler {
             self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
             let all = all_writes(&comparison.desired_state);
             let pending = self.request_values(container, &comparison, all, enforces, false);
-            // The runtime may have to be quiet first. The container must not stay throttled at its
-            // memory.high meanwhile.
+            // The request may have to wait for a quiet runtime. Write the files now, so that
+            // memory.high does not throttle the container meanwhile.
             if let Some(pending) = &pending {
                 self.write_files(&pending.container, writes, false);
             }
@@ -364,11 +368,11 @@ impl Reconciler {
         let Some(path) = container.cgroup.clone() else { return };
         let (root, reports) = (self.root.clone(), self.reports.clone());
         let (containers, decided_for) = (self.containers.clone(), container.clone());
-        // The watch on the files shows the result.
+        // inotify reports the written files, and the next check reads the result.
         in_own_thread("write", move || {
             for Write { knob, desired, observed } in writes {
-                // An event has changed the container since the decision, or it has ended. Another
-                // check follows the event.
+                // An event has changed or ended the container since the decision. Another check
+                // follows the event.
                 if !containers.is_current(&decided_for) {
                     return;
                 }
@@ -389,8 +393,7 @@ impl Reconciler {
         self.schedule(REPAIR_CHECK_DELAY, WorkItem::Container(container.id.clone()));
     }
 
-    /// Handles a batch that the runtime has done or tried to do, by scheduling checks of its
-    /// containers.
+    /// Handles the result of a batch, and schedules checks of the containers in the batch.
     pub(super) fn on_finished_batch(&mut self, done: FinishedBatch, due: &mut DueChecks) {
         for pending in &done.batch {
             let container = &pending.container;
@@ -478,8 +481,8 @@ impl Reconciler {
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
         let observed = in_force.unwrap_or(container.limit);
         let write = Write { knob: Knob::Max, observed, desired: Limit::Bytes(*limit) };
-        // Only a plugin that enforces requests limits. A second attempt is sent alone, so that the
-        // runtime gives the reason of a failure.
+        // The plugin requests limits only in enforce mode. The updater sends attempt 2 alone, so
+        // that the runtime gives the reason of a failure.
         let pending = PendingUpdate {
             container,
             writes: vec![write],

@@ -5,7 +5,7 @@
 //! it waits for an event's answer. The task checks a container after each start and update. Through
 //! inotify, it checks every cgroup that another program writes to or removes. It checks everything
 //! periodically and after each synchronization or change of the configuration. A value counts as
-//! applied when it was read back.
+//! applied once the plugin has read it back.
 
 mod census;
 mod compare;
@@ -50,32 +50,34 @@ use crate::state::shared::SharedState;
 /// second for each container, and holds its lock meanwhile.
 pub(super) const BATCH: usize = 8;
 
-/// Delay before the check of a container whose update the runtime has announced. The runtime does
-/// not report a failed update, so the plugin cannot wait forever. But a busy runtime may take long.
-/// Until the runtime has set a lower limit, memory.high must stay lowered so that new allocations
-/// cause no OOM kill. A request of the plugin during the client's update may also make both stall
-/// (containerd/nri#301, and the same in CRI-O).
+/// Delay before the check of an update that the runtime has announced. The runtime does not report
+/// a failed update, so the plugin must check at some time. A busy runtime may need several seconds
+/// for an update. Until the runtime has set a lower limit, memory.high must stay lowered, so that
+/// new allocations cause no OOM kill. A request of the plugin during the user's update may also
+/// block both (containerd/nri#301, and the same in CRI-O).
 pub(super) const UPDATE_CHECK_DELAY: Duration = Duration::from_secs(15);
 
-/// Delay before the next request for a limit while the container is being updated.
+/// Delay before the plugin retries a limit request for a container that is being updated.
 pub(super) const LIMIT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Interval of the check of everything. It finds changes to a file that a program keeps open, and
-/// changes whose inotify event was lost.
+/// Interval of the check of everything. This check finds changes through a file that a program
+/// keeps open, and changes whose inotify event was lost.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Delay before the inspection of a cgroup that the runtime has not reported. A container's cgroup
-/// goes a little after the runtime reports the end. The runtime may report a container a little
-/// late if it was made during the synchronization.
+/// Delay before the inspection of a cgroup that the runtime has not reported. The runtime reports
+/// the end of a container shortly before it removes the cgroup. The runtime may report a container
+/// late if it created the container during the synchronization.
 pub(super) const UNKNOWN_CGROUP_DELAY: Duration = Duration::from_secs(10);
 
-/// Delay before the next look whether a busy runtime can store the values that only the files hold.
+/// Delay before the plugin checks again whether a busy runtime can store the values. Only the files
+/// hold them until then.
 pub(super) const STORE_RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// Delay before the check of a repaired file, if inotify reports no change before.
 pub(super) const REPAIR_CHECK_DELAY: Duration = Duration::from_millis(500);
 
-/// Time in which changes of the pods' shares are collected, because each change affects all pods.
+/// Time for which the plugin collects changes of the pods' shares, because each change affects all
+/// pods.
 pub(super) const SHARE_DELAY: Duration = Duration::from_millis(500);
 
 /// The reconcile task.
@@ -88,7 +90,7 @@ pub struct Reconciler {
     deferred: Arc<DeferredLimits>,
     runtime: nri::Runtime,
     work: mpsc::UnboundedReceiver<WorkItem>,
-    /// Questions whether the loop runs, for the watchdog.
+    /// Pings for the watchdog. An answer shows that this loop runs.
     pings: mpsc::UnboundedReceiver<Ping>,
     watch: Option<Watch>,
     /// Containers by their watched cgroups.
@@ -104,13 +106,13 @@ pub struct Reconciler {
     updater_task: JoinHandle<()>,
     /// Batches that are done.
     done: mpsc::UnboundedReceiver<FinishedBatch>,
-    /// Cgroups that the runtime has not reported. The value says whether the plugin has asked the
-    /// runtime.
+    /// Cgroups that the runtime has not reported. The value says whether the plugin has reconnected
+    /// to the runtime because of the cgroup.
     unknown_cgroups: HashMap<CgroupPath, bool>,
     share_is_due: bool,
-    /// Whether the last search for such cgroups could not read some directories.
+    /// Whether the last search for unknown cgroups could not read some directories.
     is_search_incomplete: bool,
-    /// Reserved cgroups that do not exist, as the log has said.
+    /// Reserved cgroups that do not exist and whose absence the log has reported.
     missing_reserved: HashSet<CgroupPath>,
     /// Last state of each cgroup: whether its protection is effective.
     standings: HashMap<CgroupPath, Standing>,
@@ -145,13 +147,13 @@ impl Reconciler {
             })
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
-        let (tell, done) = mpsc::unbounded_channel();
+        let (finished, done) = mpsc::unbounded_channel();
         let updater_task = tokio::spawn(
             Updater {
                 containers: containers.clone(),
                 runtime: runtime.clone(),
                 updates,
-                done: tell,
+                done: finished,
             }
             .run(),
         );
@@ -194,7 +196,7 @@ impl Reconciler {
                 },
                 change = changed(&mut self.watch) => self.on_change(change, &mut due),
                 Some(ping) = self.pings.recv() => {
-                    // The task that asks may have ended.
+                    // The task that sent the ping may have ended.
                     let _ = ping.send(());
                 }
                 Some(done) = self.done.recv() => self.on_finished_batch(done, &mut due),
@@ -208,7 +210,8 @@ impl Reconciler {
                     return;
                 }
             }
-            // Collect everything that has arrived meanwhile, so that each item is checked once.
+            // Collect all work that has arrived meanwhile, so that each container is checked only
+            // once.
             while let Ok(work) = self.work.try_recv() {
                 self.add(work, &mut due);
             }
@@ -284,8 +287,8 @@ impl Reconciler {
     /// of synchronizations before the containers were compared.
     fn settle_levels(&mut self, synchronized: u64) {
         let policy = self.containers.settings().policy();
-        // A program may have set a pod's limit while the plugin did not watch. The kubelet 1.27 to
-        // 1.36 may have forgotten to set it.
+        // Another program may have set a pod's limit while the plugin did not watch the cgroup. The
+        // kubelet 1.27 to 1.36 may have failed to set the limit.
         for containers in self.by_pod().into_values() {
             if let Some((container, pod)) = self.view_pod(containers) {
                 let raise = self.levels.raise_limits(&container, &pod, false);
@@ -310,8 +313,8 @@ impl Reconciler {
             self.on_removed(&path);
         }
         if due.all {
-            // Forget all repair histories: the other writer may be gone, and another runtime may be
-            // connected.
+            // Forget all repair histories, because the other program may have stopped and another
+            // runtime may be connected.
             self.contention = Contention::default();
             for id in self.containers.ids() {
                 due.containers.entry(id).or_default();
@@ -331,8 +334,8 @@ impl Reconciler {
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
-            // The kubelet adds up the limits that users ask for. The sum is too low where the
-            // plugin raised limits.
+            // The kubelet sets the sum of the limits that users ask for. The sum is too low if the
+            // plugin raised one of the limits.
             if touched.contains(&Knob::Max)
                 && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
             {

@@ -80,7 +80,7 @@ impl Updater {
         Some(result)
     }
 
-    /// Sends the requests that are still wanted, once the runtime is quiet. Returns the IDs of the
+    /// Sends the requests that are still valid, once the runtime is quiet. Returns the IDs of the
     /// containers whose requests were dropped.
     pub(super) async fn send(
         &self,
@@ -95,11 +95,11 @@ impl Updater {
             if wait.is_zero() {
                 break;
             }
-            // Meanwhile memory.high keeps the container from growing.
+            // While the request waits, memory.high throttles the growth of the container.
             if is_decrease && since.elapsed() >= DECREASE_TIMEOUT {
                 return Err(SendError::Failed(format!(
-                    "the runtime was not quiet for {QUIET:?} within {DECREASE_TIMEOUT:?}; the plugin \
-                     tries again later"
+                    "the runtime was not quiet for {QUIET:?} within {DECREASE_TIMEOUT:?}; the \
+                     plugin tries again later"
                 )));
             }
             if since.elapsed() >= VALUES_TIMEOUT {
@@ -129,14 +129,14 @@ impl Updater {
         }
     }
 
-    /// Returns whether a request that has waited is still wanted. The plugin may only observe now,
-    /// or the container may have another limit.
+    /// Returns whether a request that has waited is still valid. Meanwhile the plugin may have
+    /// changed to observe mode, or the container may have another limit.
     pub(super) fn is_current(&self, pending: &PendingUpdate) -> bool {
         if pending.enforces && !self.containers.settings().enforces() {
             return false;
         }
-        // A limit is void if a newer update of the user came after the decision. Other values are
-        // void after any event, and the container is checked again then.
+        // A limit request is void after a newer update of the user. A request for other values is
+        // void after any event, because the event causes another check.
         if pending.is_limit_request {
             let now = self.containers.get(&pending.container.id);
             now.is_some_and(|now| {
@@ -226,10 +226,10 @@ pub(super) struct BatchResult {
 /// Time that a runtime may take for one request.
 pub(super) const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Time without events after which the plugin may ask the runtime to update containers. Without
-/// containerd/nri#301, the runtime takes its two locks in one order for events. For requests from
-/// plugins it takes them in the other order. If such a request arrives while one event is being
-/// answered and another one waits, the runtime deadlocks (containerd/containerd#13733).
+/// Time without events after which the plugin may ask the runtime to update containers. A runtime
+/// without the fix containerd/nri#301 takes its two locks in one order for events, and in the
+/// opposite order for requests of plugins. The runtime deadlocks if a request arrives while a
+/// plugin answers one event and another event waits (containerd/containerd#13733).
 pub(super) const QUIET: Duration = Duration::from_secs(1);
 
 /// Time that a request waits for a quiet runtime. Afterwards the plugin writes the files itself.

@@ -99,7 +99,7 @@ impl Reconciler {
     pub(super) fn watch_cgroup(&mut self, cgroup: &CgroupPath) {
         let Some(watch) = &mut self.watch else { return };
         match watch.add(&self.root, cgroup) {
-            // Another program may have written the files before the watch.
+            // Another program may have written the files before the watch began.
             Ok(true) if self.levels.contains(cgroup) => {
                 self.schedule(Duration::ZERO, WorkItem::Cgroup(cgroup.clone()));
             }

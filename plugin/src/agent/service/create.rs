@@ -71,15 +71,15 @@ impl Service {
     }
 }
 
-/// Returns the values that the runtime should set at the creation. The kernel's defaults need not
-/// be set.
+/// Returns the values that the runtime should set at the creation. Leaves out the kernel's
+/// defaults, and keys that already have a value.
 ///
-/// A key that is set already is left, whatever its value. A runtime refuses to create a container
-/// if two plugins set the same key. It records the keys of plugins but not the keys of its client,
-/// so the client's values could be replaced. But containerd 2.2 and later shows both in one map,
-/// and a plugin cannot see which program set a key. (containerd/nri, pkg/adaptation/result.go:
-/// adjustResources claims each key of a reply and copies it into the request for the next plugin.)
-/// The plugin sets its value once the container runs. This write does not count as a repair.
+/// A runtime refuses to create a container if two plugins set the same key. The runtime records
+/// which keys plugins set, but not which keys its client set, so a plugin may replace the client's
+/// values. containerd 2.2 and later shows all keys in one map, so this plugin cannot see which
+/// program set a key. (containerd/nri, pkg/adaptation/result.go: adjustResources claims each key of
+/// a reply and copies it into the request for the next plugin.) The plugin sets its value once the
+/// container runs. This write does not count as a repair.
 fn values_at_creation(
     container: &Container,
     desired_state: &DesiredState,

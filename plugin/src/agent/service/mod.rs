@@ -90,26 +90,27 @@ impl Service {
         self.state.synchronized.subscribe()
     }
 
-    /// Returns what applies configurations, the brake and the marker of `plimsoll restore`.
+    /// Returns the object that applies configurations, the brake and the marker file of `plimsoll
+    /// restore`.
     pub fn configurator(&self) -> Arc<Configurator> {
         self.configurator.clone()
     }
 
-    /// Runs `work` in a thread, and waits for its end for at most `budget`. Later work takes effect
-    /// all the same.
+    /// Runs `work` in a thread, and waits for its end for at most `budget`. Work that ends later
+    /// still takes effect.
     async fn in_settings_thread(
         &self,
         budget: Duration,
         work: impl FnOnce(&Configurator) + Send + 'static,
     ) {
         let configurator = self.configurator.clone();
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         in_own_thread("settings", move || {
             work(&configurator);
             // The receiver may have stopped waiting.
-            let _ = tell.send(());
+            let _ = sender.send(());
         });
-        if timeout(budget, told).await.is_err() {
+        if timeout(budget, receiver).await.is_err() {
             warn!(
                 "the plugin has not read the node's settings within {budget:?}, and uses the \
                  former settings until then; check the file system of the kubelet's directory"
@@ -182,7 +183,7 @@ impl Plugin for Service {
         let work = self.work.clone();
         let apply = move |configurator: &Configurator| {
             configurator.apply_config(config);
-            // The synchronization may have come before. The receiver lives as long as the program.
+            // The synchronization may have ended before. The receiver lives as long as the program.
             let _ = work.send(WorkItem::All);
         };
         self.in_settings_thread(budget, apply).await;
@@ -251,9 +252,9 @@ impl Plugin for Service {
         container: api::Container,
     ) -> Result<(), Refusal> {
         let _event = self.event("StartContainer");
-        // The runtime was creating the container while this plugin registered. CRI-O asks only the
-        // plugins that were registered before. A synchronization of CRI-O contains only containers
-        // whose creation is complete.
+        // The runtime was creating the container while this plugin registered. CRI-O sends a
+        // creation only to plugins that registered before the creation. A synchronization of CRI-O
+        // contains only containers whose creation is complete.
         if self.state.containers.get(&container.id).is_none() && container.linux.is_some() {
             self.add_sandbox(&pod);
             self.forget_older(&pod.id, &container);
@@ -262,7 +263,7 @@ impl Plugin for Service {
         }
         self.state.containers.started(&container.id);
         if let Some(container) = self.state.containers.get(&container.id) {
-            // The runtime has made the container's first process, which waits for this answer.
+            // The runtime has created the container's first process, which waits for this answer.
             if container.cgroup.as_ref().is_some_and(|path| self.has_processes(path)) {
                 self.state.containers.set_has_had_processes(&container.id);
             }

@@ -36,7 +36,7 @@ impl Service {
         let of_memory = |resources: &LinuxResources| {
             resources.memory.get_or_default().limit.get_or_default().value
         };
-        // The update is about CPU alone, or without a limit.
+        // The update changes only CPU, or sets no memory limit.
         let (Ok(limit @ 1..), Some(sandbox)) = (u64::try_from(of_memory(resources)), sandbox(pod))
         else {
             return Ok(());
@@ -70,7 +70,7 @@ impl Service {
                 Err(Refusal::new(WOULD_KILL_IN_POD))
             }
             Err(error) => {
-                // The plugin does not refuse a limit that it cannot prepare for.
+                // The kubelet may set the limit if the plugin cannot prepare the decrease.
                 let pod = printable(&pod.name);
                 debug!(pod, %error, "cannot prepare a limit decrease of a pod");
                 Ok(())

@@ -51,8 +51,8 @@ impl Service {
         found
     }
 
-    /// Decides everything that follows from an event about a container, writes the cgroups above
-    /// and reports the incidents.
+    /// Computes the desired state of a container after an event. Writes the cgroups above the
+    /// container, and reports the incidents.
     ///
     /// `store` stores the container once the kubelet's record of it was read. It returns `None` if
     /// the container was removed meanwhile.
@@ -82,8 +82,8 @@ impl Service {
         Some(resolved)
     }
 
-    /// Prepares the container for a limit decrease. Returns the limit that stays for now if the
-    /// decrease is deferred.
+    /// Prepares the container for a limit decrease. Returns the limit in force if the plugin defers
+    /// the decrease.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl Service {
                 (in_force, WOULD_KILL)
             }
             Err(error) => {
-                // The plugin does not refuse a limit that it cannot prepare for.
+                // The runtime may set the limit if the plugin cannot prepare the decrease.
                 let Container { pod, name, .. } = container;
                 debug!(pod, container = name, %error, "cannot prepare a limit decrease");
                 return Ok(None);

@@ -11,9 +11,9 @@ use crate::agent::reconciler::WorkItem;
 use crate::state::container::Container;
 
 impl Service {
-    /// Replaces all sandboxes and containers by those that the runtime has. Updates in the reply
-    /// would keep the runtime locked until the last container is updated, so the reconcile task
-    /// updates them.
+    /// Replaces all sandboxes and containers by those that the runtime has. The reply contains no
+    /// updates, because they would keep the runtime locked until the last container is updated. The
+    /// reconcile task updates the containers later.
     pub(super) async fn adopt(&self, pods: Vec<PodSandbox>, containers: Vec<api::Container>) {
         let alive = newest(containers.into_iter().filter(|container| !has_ended(container)));
         // Runtimes also report sandboxes that have ended and were not removed yet. A live sandbox

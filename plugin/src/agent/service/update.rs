@@ -34,8 +34,8 @@ impl Service {
         let Some(known) = self.known_or_found(&pod, &reported) else { return Ok(Vec::new()) };
         let update = self.state.containers.next_update();
         self.state.containers.on_phase(&known.id, |phase| phase.announce(update));
-        // The runtime does not report a failed update. Then the kernel holds values that do not
-        // match the limit. This answer may also end early.
+        // The runtime does not report a failed update, which leaves values in the files that do not
+        // match the limit. The runtime may also cancel this answer. Therefore schedule a check.
         self.enqueue(WorkItem::CheckUpdateLater(known.id.clone(), update));
         let sets_limit = asked_limit(&resources) != 0;
         let mut updated = with_resources(&known, &resources);
@@ -88,7 +88,7 @@ impl Service {
         if has_ended(reported) || self.others_of_its_name(&pod.id, reported).next().is_some() {
             return None;
         }
-        // A limit decrease keeps the original memory.high in the known container.
+        // Insert the container, because a limit decrease stores the original memory.high in it.
         Some(self.state.containers.insert_found(self.found(pod, reported)))
     }
 
@@ -133,7 +133,7 @@ fn asked_limit(resources: &LinuxResources) -> i64 {
     resources.memory.limit.as_ref().map_or(0, |limit| limit.value)
 }
 
-/// Gives a container what the user's update changes.
+/// Copies the changes of the user's update to a container.
 fn revise(container: &mut Container, updated: &Container, sets_limit: bool) {
     if sets_limit {
         (container.limit, container.asked) = (updated.limit, updated.asked);
@@ -159,8 +159,8 @@ fn with_resources(known: &Container, resources: &LinuxResources) -> Container {
 }
 
 /// Returns the values for the reply. The runtime keeps earlier values and sets them again with
-/// every update. So the reply contains all desired values. It contains a default only if the kernel
-/// holds another value.
+/// every update. So the reply contains all desired values. The reply contains a default only if the
+/// kernel holds another value.
 fn values_in_reply(
     desired_state: &DesiredState,
     resources: &LinuxResources,
@@ -188,9 +188,9 @@ fn values_in_reply(
 ///
 /// The kubelet sends the kernel's defaults with every update. The reply replaces them, so that the
 /// runtime stores the plugin's values. If another plugin has set one of these keys, the runtime
-/// refuses the update. If the failure may be ignored, the runtime skips only this part and the
-/// plugin writes the values afterwards. (containerd/nri, pkg/adaptation/result.go: updateResources
-/// works on a copy, which counts only if no key is claimed twice.)
+/// refuses the update. With `ignore_failure`, the runtime skips only this part, and the plugin
+/// writes the values afterwards. (containerd/nri, pkg/adaptation/result.go: updateResources works
+/// on a copy, which counts only if no key is claimed twice.)
 fn reply(
     container: &Container,
     resources: &LinuxResources,

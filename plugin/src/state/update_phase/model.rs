@@ -11,7 +11,7 @@ use super::{
     stored_values,
 };
 
-/// Event of the model. An event that makes no sense at its time has no effect.
+/// Event of the model. An event that is impossible at its time has no effect.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
     /// The user requests another limit, or another CPU limit alone.
@@ -171,7 +171,7 @@ struct LimitWork {
     is_prepared: bool,
 }
 
-/// The world around one container.
+/// State of the plugin, the runtime, the kernel and systemd for one container.
 #[derive(Debug)]
 pub(super) struct World {
     /// Whether the policy has a value for `memory.high`.
@@ -520,8 +520,8 @@ impl World {
         self.own = Some(OwnRequest { decided, kind: RequestKind::Values, limit, high, state });
     }
 
-    /// If the connection is lost while the runtime has an update and a request, no one knows which
-    /// limit it handles last.
+    /// Marks the expected limit as unknown if the runtime has both an update and a request when the
+    /// connection is lost. The model cannot know which one the runtime handles last.
     fn forget_ambiguous(&mut self) {
         // The runtime handles a request that it has got before it accepts the next connection.
         self.handle_request();
@@ -534,7 +534,7 @@ impl World {
     }
 
     fn lose_connection(&mut self) {
-        // The runtime goes on without the plugin.
+        // The runtime applies the update without waiting for the plugin.
         if let Some(Handler { limit, .. }) = self.handler.take() {
             self.announced = Some(RuntimeUpdate { limit, high: None });
         }
@@ -544,7 +544,7 @@ impl World {
 
     fn kill(&mut self) {
         self.forget_ambiguous();
-        // The next process takes equal files for a sign that the runtime has the values.
+        // The next process assumes that the runtime has the values if the files hold them.
         self.is_store_unknown |= self.phase.is_in_files_only(self.desired_high(self.kernel.max));
         self.phase = UpdatePhase::restart(self.recorded_original);
         self.limit = self.stored.max;
@@ -553,7 +553,7 @@ impl World {
         self.own = None;
     }
 
-    /// Lets everything that is under way end well.
+    /// Completes all pending events successfully.
     pub(super) fn settle(&mut self) {
         for _ in 0..40 {
             let before = (self.kernel, self.stored, self.phase);
@@ -583,7 +583,7 @@ impl World {
         self.expected.filter(|_| !self.is_ambiguous)
     }
 
-    /// Returns whether something is under way.
+    /// Returns whether an update, a request or a write is pending.
     pub(super) fn is_busy(&self) -> bool {
         self.handler.is_some()
             || self.announced.is_some()
