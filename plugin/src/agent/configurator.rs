@@ -190,7 +190,7 @@ impl Configurator {
             self.log_mode(&settings);
         }
         if let (Some(kept), None, false) =
-            (config.node_guard, settings.planned_guard_line(), settings.is_restored)
+            (config.node_guard, settings.planned_guard_limit(), settings.is_restored)
         {
             let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
             warn!(

@@ -149,12 +149,12 @@ impl Guard {
         let mut watched = None;
         loop {
             settings.mark_unchanged();
-            if self.line().is_none() && state.record.is_none() {
+            if self.desired_limit().is_none() && state.record.is_none() {
                 watched = None;
                 let changed = settings.changed();
                 // The marker file of `plimsoll restore` exists, but the settings do not contain it
                 // yet. The user may remove it before the settings change.
-                if self.containers.settings().guard_line().is_some() {
+                if self.containers.settings().guard_limit().is_some() {
                     let _ = timeout(CHECK_INTERVAL, changed).await;
                 } else {
                     let _ = changed.await;
@@ -190,10 +190,10 @@ impl Guard {
 
     /// Returns the desired guard limit. Returns `None` after `plimsoll restore`, which restores the
     /// file itself.
-    fn line(&self) -> Option<Bytes> {
+    fn desired_limit(&self) -> Option<Bytes> {
         self.containers
             .settings()
-            .guard_line()
+            .guard_limit()
             .filter(|_| matches!(is_restored(&self.host), Ok(false)))
     }
 
@@ -202,7 +202,7 @@ impl Guard {
     fn warn_if_system_is_missing(&self, state: &mut State) {
         let settings = self.containers.settings();
         let system = CgroupPath::system_slice();
-        let is_wanted = settings.config.reserved.is_empty() && settings.guard_line().is_some();
+        let is_wanted = settings.config.reserved.is_empty() && settings.guard_limit().is_some();
         let is_missing =
             is_wanted && matches!(self.root.cgroup(&system), Err(CgroupError::Gone(_)));
         if is_missing && !std::mem::replace(&mut state.is_half, is_missing) {
@@ -238,7 +238,7 @@ impl Guard {
             self.forget(state);
         }
         let observed = cgroup.read(Knob::Max)?;
-        match guard_step(self.line(), observed, state.record.as_ref()) {
+        match guard_step(self.desired_limit(), observed, state.record.as_ref()) {
             GuardStep::Nothing => state.waits = None,
             GuardStep::Forget => {
                 state.waits = None;
@@ -253,9 +253,9 @@ impl Guard {
                 let unguarded = Incident::Unguarded { desired: before, observed };
                 self.reports.report(&Subject::from(&path), &unguarded);
             }
-            GuardStep::Set { line, before } => {
+            GuardStep::Set { limit, before } => {
                 let kubepods = Kubepods { path, cgroup, inode, observed };
-                return self.set_limit(state, kubepods, line, before, written).await;
+                return self.set_limit(state, kubepods, limit, before, written).await;
             }
         }
         Ok(CHECK_INTERVAL)
@@ -267,20 +267,20 @@ impl Guard {
         &self,
         state: &mut State,
         kubepods: Kubepods,
-        line: Bytes,
+        limit: Bytes,
         before: Limit,
         written: bool,
     ) -> Result<Duration, CgroupError> {
-        let was_set =
-            !state.is_unsure && state.record.as_ref().is_some_and(|record| record.lines == [line]);
-        if let Some(wait) = self.wait_before_set(state, &kubepods, line, was_set, written) {
+        let was_set = !state.is_unsure
+            && state.record.as_ref().is_some_and(|record| record.limits == [limit]);
+        if let Some(wait) = self.wait_before_set(state, &kubepods, limit, was_set, written) {
             return Ok(wait);
         }
         let Kubepods { path, cgroup, inode, observed } = kubepods;
-        let lines = [observed.bytes().filter(|_| observed != before), Some(line)];
-        let lines = lines.into_iter().flatten().collect();
-        let record = GuardRecord { cgroup: path.clone(), inode, before, lines };
-        let attempt = self.set(cgroup, line, observed, record.clone()).await;
+        let limits = [observed.bytes().filter(|_| observed != before), Some(limit)];
+        let limits = limits.into_iter().flatten().collect();
+        let record = GuardRecord { cgroup: path.clone(), inode, before, limits };
+        let attempt = self.set(cgroup, limit, observed, record.clone()).await;
         if matches!(attempt, Ok(SetResult::Overwritten) | Err(_)) {
             // The record's file may exist now. A later pass must either remove the record or
             // restore `memory.max`.
@@ -291,8 +291,8 @@ impl Guard {
             SetResult::Changed | SetResult::Overwritten => return Ok(RECHECK_DELAY),
             SetResult::UsageAbove(usage) => {
                 let due = Instant::now() + RETRY_INTERVAL;
-                if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line) {
-                    let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
+                if state.waits.replace((limit, due)).is_none_or(|(former, _)| former != limit) {
+                    let waits = LowerLimit { limit: limit.into(), in_force: observed, usage };
                     self.reports.report(&subject, &Incident::GuardWaits(waits));
                 }
                 return Ok(RETRY_INTERVAL);
@@ -300,14 +300,14 @@ impl Guard {
             SetResult::Set => {}
         }
         state.waits = None;
-        let record = GuardRecord { lines: vec![line], ..record };
+        let record = GuardRecord { limits: vec![limit], ..record };
         self.log_failure(guard_record::store(&record, &self.host));
         (state.record, state.is_unsure) = (Some(record), false);
         self.levels.make_limits_last(&path);
         let incident = if was_set {
-            Incident::Repaired { knob: Knob::Max, desired: line.into(), observed }
+            Incident::Repaired { knob: Knob::Max, desired: limit.into(), observed }
         } else {
-            Incident::Guarded { desired: line, observed }
+            Incident::Guarded { desired: limit, observed }
         };
         self.reports.report(&subject, &incident);
         Ok(CHECK_INTERVAL)
@@ -319,14 +319,14 @@ impl Guard {
         &self,
         state: &mut State,
         kubepods: &Kubepods,
-        line: Bytes,
+        limit: Bytes,
         was_set: bool,
         written: bool,
     ) -> Option<Duration> {
         let Kubepods { path, observed, .. } = kubepods;
         let now = Instant::now();
         if let Some((waits, due)) = state.waits
-            && waits == line
+            && waits == limit
             && now < due
         {
             return Some(due - now);
@@ -337,14 +337,14 @@ impl Guard {
         if !self.containers.settings().config.repair {
             return Some(CHECK_INTERVAL);
         }
-        match state.contention.judge(path.clone(), line, written, now) {
+        match state.contention.judge(path.clone(), limit, written, now) {
             RepairDecision::Repair => None,
             RepairDecision::Wait(wait) => Some(wait),
             RepairDecision::Leave => Some(CHECK_INTERVAL),
             RepairDecision::GiveUp => {
                 let incident = Incident::Contended {
                     knob: Knob::Max,
-                    desired: line.into(),
+                    desired: limit.into(),
                     observed: *observed,
                     repairs: state.contention.repairs(path),
                 };
@@ -371,11 +371,11 @@ impl Guard {
         }
     }
 
-    /// Reclaims memory below `line`. Then sets `line` if the file still holds `observed`.
+    /// Reclaims memory below `limit`. Then sets `limit` if the file still holds `observed`.
     async fn set(
         &self,
         cgroup: Cgroup,
-        line: Bytes,
+        limit: Bytes,
         observed: Limit,
         record: GuardRecord,
     ) -> Result<SetResult, CgroupError> {
@@ -385,19 +385,19 @@ impl Guard {
         // long time.
         let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
-                if observed > Limit::Bytes(line)
-                    && let Some(usage) = reclaim_below(&cgroup, line)?
+                if observed > Limit::Bytes(limit)
+                    && let Some(usage) = reclaim_below(&cgroup, limit)?
                 {
                     return Ok(SetResult::UsageAbove(usage));
                 }
-                if guard.line() != Some(line) || cgroup.read(Knob::Max)? != observed {
+                if guard.desired_limit() != Some(limit) || cgroup.read(Knob::Max)? != observed {
                     return Ok(SetResult::Changed);
                 }
                 // Store the record before the write, so that a restarted plugin can undo the write
                 // after a crash.
                 guard.log_failure(guard_record::store(&record, &guard.host));
-                cgroup.write(Knob::Max, line.into())?;
-                let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
+                cgroup.write(Knob::Max, limit.into())?;
+                let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(limit);
                 Ok(if is_set { SetResult::Set } else { SetResult::Overwritten })
             };
             // The receiver is gone when the program ends.
@@ -443,10 +443,10 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
     }
 }
 
-/// Reclaims memory until the plugin can set `line` without an OOM kill. Returns the usage if the
+/// Reclaims memory until the plugin can set `limit` without an OOM kill. Returns the usage if the
 /// reclaim fails.
-fn reclaim_below(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
-    let most = line.saturating_sub(resize::margin(line));
+fn reclaim_below(cgroup: &Cgroup, limit: Bytes) -> Result<Option<Usage>, CgroupError> {
+    let most = limit.saturating_sub(resize::margin(limit));
     Ok(match cgroup.reclaim_to(most, RECLAIM_STEP, Instant::now() + RECLAIM_TIMEOUT)? {
         Reclaimed::Fits => None,
         // The guard does not lower memory.high, so nothing else makes the kernel reclaim.

@@ -219,14 +219,14 @@ impl ThrottleRelease {
         let desired_state = self.containers.decide(container, &record);
         let desired_state =
             DesiredState { high: desired_state.high.without_release(), ..desired_state };
-        let Some(line) = desired_state.value(Knob::High).and_then(Limit::bytes) else {
+        let Some(policy_high) = desired_state.value(Knob::High).and_then(Limit::bytes) else {
             return Ok(None);
         };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
         let max = max.unwrap_or(Bytes::MAX);
         Ok(Some(ThrottleState {
             usage: cgroup.usage()?,
-            line,
+            policy_high,
             high,
             max,
             stalled: cgroup.pressure()?.percent,
@@ -255,11 +255,11 @@ impl ThrottleRelease {
         throttled: &ThrottleState,
         released: Option<Limit>,
     ) {
-        let &ThrottleState { line, high: observed, usage, stalled, .. } = throttled;
-        let desired = released.unwrap_or(line.into());
-        let line = HighChange { desired, observed, usage, stalled };
+        let &ThrottleState { policy_high, high: observed, usage, stalled, .. } = throttled;
+        let desired = released.unwrap_or(policy_high.into());
+        let change = HighChange { desired, observed, usage, stalled };
         let what =
-            if released.is_some() { Incident::Released(line) } else { Incident::PutBack(line) };
+            if released.is_some() { Incident::Released(change) } else { Incident::PutBack(change) };
         // The user may have updated the container meanwhile.
         let set = |phase: &mut UpdatePhase| match released {
             Some(high) => phase.release(high),
@@ -291,7 +291,7 @@ mod tests {
         node: TestNode,
         throttle_release: ThrottleRelease,
         todo: mpsc::UnboundedReceiver<WorkItem>,
-        line: Limit,
+        policy_high: Limit,
     }
 
     impl Stalled {
@@ -303,16 +303,17 @@ mod tests {
                 Container { started: true, oom_score_adj: Some(987), ..container("1", 400) };
             let container = node.containers.insert(container);
             let record = node.containers.record(&container);
-            let line = node.containers.decide(&container, &record).value(Knob::High).unwrap();
+            let policy_high =
+                node.containers.decide(&container, &record).value(Knob::High).unwrap();
             let cgroup = format!("{POD}/1");
             for file in ["memory.high", "memory.current"] {
-                node.set(&cgroup, file, line);
+                node.set(&cgroup, file, policy_high);
             }
             node.set(&cgroup, "memory.pressure", "full avg10=99.00 avg60=0.00 avg300=0.00 total=1");
             let (work, todo) = mpsc::unbounded_channel();
             let (containers, root) = (node.containers.clone(), node.root.clone());
             let throttle_release = ThrottleRelease::new(containers, root, Arc::default(), work);
-            Self { node, throttle_release, todo, line }
+            Self { node, throttle_release, todo, policy_high }
         }
 
         fn check_pods(&mut self) {
@@ -334,7 +335,7 @@ mod tests {
         assert_eq!(stalled.released(), None);
         tokio::time::advance(Duration::from_secs(1)).await;
         stalled.check_pods();
-        assert!(stalled.released() > Some(stalled.line), "{:?}", stalled.released());
+        assert!(stalled.released() > Some(stalled.policy_high), "{:?}", stalled.released());
         assert_eq!(stalled.todo.try_recv(), Ok(WorkItem::Container("1".to_owned())));
     }
 

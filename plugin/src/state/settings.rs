@@ -95,7 +95,7 @@ impl Settings {
             // could not reclaim the services' page cache. A test node ran out of memory without
             // this quarter.
             Some(kept)
-                if self.config.reserved.is_empty() && self.planned_guard_line().is_some() =>
+                if self.config.reserved.is_empty() && self.planned_guard_limit().is_some() =>
             {
                 let memory = Bytes::new(kept.get() / 4 * 3);
                 vec![Reserved { owner: Owner::System, cgroup: CgroupPath::system_slice(), memory }]
@@ -107,15 +107,15 @@ impl Settings {
     /// Returns the limit of all pods together in whole pages (`nodeGuard`). Returns `None` if there
     /// is no such limit, or if the limit would leave no memory for pods. Also returns `None` while
     /// the plugin sets no values.
-    pub fn guard_line(&self) -> Option<Bytes> {
-        self.planned_guard_line().filter(|_| self.enforces())
+    pub fn guard_limit(&self) -> Option<Bytes> {
+        self.planned_guard_limit().filter(|_| self.enforces())
     }
 
     /// Returns the configured limit of all pods together, even while the plugin sets no values.
-    pub fn planned_guard_line(&self) -> Option<Bytes> {
+    pub fn planned_guard_limit(&self) -> Option<Bytes> {
         let kept = self.config.node_guard.filter(|_| !self.is_restored)?;
-        let line = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
-        (line > Bytes::ZERO).then_some(line)
+        let limit = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
+        (limit > Bytes::ZERO).then_some(limit)
     }
 
     /// Returns the memory that the plugin may promise to pods: total memory without hugepages and
@@ -125,7 +125,7 @@ impl Settings {
             return self.usable;
         }
         let left = self.usable?.saturating_sub(self.config.reserved_in_all());
-        Some(self.planned_guard_line().map_or(left, |line| left.min(line)))
+        Some(self.planned_guard_limit().map_or(left, |limit| left.min(limit)))
     }
 
     /// Returns the upper bound of the protection of all pods together. `None` means that the bound

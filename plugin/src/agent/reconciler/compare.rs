@@ -105,3 +105,9 @@ pub fn compare(
     let in_force = LimitsInForce { memory: in_force, cpu, weight, swap_max };
     Ok(Comparison { desired_state, writes, claim, held, swap_max, in_force: Some(in_force) })
 }
+
+/// Returns writes of all desired values of a container, even of values that its files hold already.
+pub(super) fn all_writes(desired_state: &DesiredState) -> Vec<Write> {
+    let write = |(knob, value)| Write { knob, observed: value, desired: value };
+    desired_state.values().into_iter().map(write).collect()
+}

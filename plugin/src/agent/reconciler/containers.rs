@@ -10,7 +10,7 @@ use plimsoll_core::policy::{KNOBS, Protection};
 use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
 use tracing::{debug, info, warn};
 
-use super::compare::{Comparison, LimitsInForce, Write, compare};
+use super::compare::{Comparison, LimitsInForce, Write, all_writes, compare};
 use super::updater::{FinishedBatch, PendingUpdate, QUIET};
 use super::work::WorkItem;
 use super::{
@@ -20,12 +20,6 @@ use crate::cgroup::{CPU_WEIGHT, CgroupError, SWAP_MAX};
 use crate::in_own_thread;
 use crate::state::container::{Container, DesiredState};
 use crate::state::update_phase::{LimitMeaning, LimitRequest, UpdatePhase, UpdateResult};
-
-/// Returns writes of all desired values of a container, whatever its files hold.
-fn all_writes(desired_state: &DesiredState) -> Vec<Write> {
-    let write = |(knob, value)| Write { knob, observed: value, desired: value };
-    desired_state.values().into_iter().map(write).collect()
-}
 
 fn log_unreadable(container: &Container, error: &CgroupError) {
     let Container { pod, name, .. } = container;

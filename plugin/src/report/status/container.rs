@@ -87,7 +87,7 @@ impl KnownContainer<'_> {
                 let high = read.values.high?;
                 Some(ThrottleState {
                     usage: read.usage,
-                    line: high.bytes()?,
+                    policy_high: high.bytes()?,
                     high,
                     max: Bytes::MAX,
                     stalled,

@@ -32,8 +32,8 @@ impl NodeStatus {
             Ok(None) => Err("there is no kubepods cgroup".to_owned()),
             Err(error) => Err(error.to_string()),
         };
-        let line = settings.guard_line();
-        let planned_guard = settings.planned_guard_line().filter(|_| settings.observes());
+        let line = settings.guard_limit();
+        let planned_guard = settings.planned_guard_limit().filter(|_| settings.observes());
         let guard_problem = if line.or(planned_guard).is_none() {
             None
         } else if let Err(why) = &pods_max {
