@@ -987,7 +987,7 @@ async fn a_deferred_cut_holds_nobody_back_for_long_while_the_runtime_is_never_qu
         runtime
             .holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", 60 * MIB)
             .await;
-        daemon.says("it was not quiet").await;
+        daemon.says("was not quiet for").await;
         runtime
             .holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", &before[2])
             .await;
